@@ -5,11 +5,13 @@ from __future__ import annotations
 from core.analysis.lengths import Lengths
 from core.config.document import ConfigDocument
 from core.errors import UserError
+from core.memory.plan import RECLAIMABLE
 from core.models.find import find_model
 from core.runs.forecast import Estimate, forecast_here
 from core.runs.pace import PaceBook
 from core.text import one_line
 from core.units import format_count, format_duration
+from tui.datasets.summary import counted
 from tui.widgets.charts.plan_bar import PlanView
 
 
@@ -41,14 +43,17 @@ def plan_document(
     if base is None or (base.is_dir() and not (base / "config.json").is_file()):
         return None
     found = forecast_here(config, lengths, count, PaceBook(()) if paces is None else paces)
+    batch = found.plan.micro_batch
     return PlanView(
-        [(part.name, part.bytes) for part in found.plan.parts if part.bytes],
+        [(part.name, part.bytes) for part in found.plan.parts if part.bytes and part.name not in RECLAIMABLE],
         found.plan.needed_bytes,
         found.plan.limit_bytes,
         found.plan.fits,
         [advice.text for advice in found.advice],
         _time(found.estimate),
-        "" if found.rows is not None else f"for rows of {format_count(config.train.max_length)} tokens",
+        f"{counted(batch.rows, 'row')} of {format_count(batch.length)} tokens at once"
+        if found.rows is not None
+        else f"for rows of {format_count(config.train.max_length)} tokens",
     )
 
 

@@ -24,26 +24,21 @@ class PlanView:
 
     Args:
         parts: Name and bytes of each part.
-        needed: Bytes that must be resident at the peak; the parts may be more, as the system can reclaim some.
+        total: Bytes in all; what the system takes back when memory is short is not in it.
         limit: Bytes that are free; None where that is not known.
         fits: Whether it fits; None where that is not known.
         advice: Changes that would make it fit, or notes; the best first.
         time: Estimated time and energy, with the run they are based on; empty where unknown.
-        rows: The rows that it holds for, where theirs are not known; empty where it is for the rows of the data.
+        rows: The rows that it is for; empty where that is not said.
     """
 
     parts: Sequence[tuple[str, int]]
-    needed: int
+    total: int
     limit: int | None = None
     fits: bool | None = None
     advice: Sequence[str] = ()
     time: str = ""
     rows: str = ""
-
-    @property
-    def total(self) -> int:
-        """Bytes of all parts, or what is needed where no parts are known."""
-        return sum(size for _, size in self.parts) or self.needed
 
 
 #: A planner of a configuration, called in a thread; None where there is no plan for it.
@@ -143,8 +138,7 @@ def _legend(plan: PlanView, width: int) -> Content:
 def _verdict(plan: PlanView, width: int) -> Content:
     free = f" of {format_bytes(plan.limit)} free" if plan.limit is not None else ""
     word, style = {True: ("✓ fits", "$ok"), False: ("✗ does not fit", "$limit bold"), None: ("", "")}[plan.fits]
-    verdict = Content.assemble(
-        (fit(f"{format_bytes(plan.needed)}{free}", width - 16).rstrip(), "bold"), "  ", (word, style)
-    )
-    rows = f" {plan.rows}" if plan.rows else ""
-    return verdict + Content.styled(rows, "$muted") if verdict.cell_length + cell_len(rows) <= width else verdict
+    amount = fit(f"{format_bytes(plan.total)}{free}", width - 16).rstrip()
+    rows = f", {plan.rows}" if plan.rows else ""
+    rows = rows if cell_len(amount + rows) + 2 + cell_len(word) <= width else ""
+    return Content.assemble((amount, "bold"), (rows, "$muted"), "  ", (word, style))
