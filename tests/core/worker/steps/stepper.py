@@ -78,7 +78,8 @@ class Stepper:
             update=SimpleNamespace(in_backward=whole),
         )
         nothing: Any = None
-        self.recipe = FinetuneRecipe(nothing, nothing, nothing, cast(Any, parts))
+        recorder: Any = SimpleNamespace(progress=lambda *_: None)
+        self.recipe = FinetuneRecipe(nothing, recorder, nothing, cast(Any, parts))
 
     def run(self, window: Sequence[int], *, where: str) -> Gradients:
         """The gradients of a window, cut finer until it fits."""
