@@ -307,16 +307,18 @@ class LocaltuneApp(App[str]):
         await self.main.load_panes()
         self._warm_sandbox()
         self.runs.offer_to_chat()
-        self._open_config()
-        if self._data_path is not None and (pane := self.desktop.panes.data) is not None:
-            pane.show(entry_path(str(self._data_path), Path.cwd()), ask=True)
+        # Before the configuration: that is read in a thread, and what was open elsewhere comes with it.
+        data = entry_path(str(self._data_path), Path.cwd()) if self._data_path is not None else None
+        if data is not None and (pane := self.desktop.panes.data) is not None:
+            pane.show(data, ask=True)
+        self._open_config(data)
         self.bridge.look_around()
         if self._complaints:
             text = "\n".join(self._complaints)
             self.desktop.tell(text, "Left out of your settings", severity="warning", seconds=12)
 
-    def _open_config(self) -> None:
-        """Open the configuration that the app begins with."""
+    def _open_config(self, data: Path | None) -> None:
+        """Open the configuration that the app begins with, below the data that the user has named."""
         if self._config_path is not None:
             self.returning.begin_with_file(self._config_path)
             self.bridge.load_config(self._config_path)
@@ -325,7 +327,7 @@ class LocaltuneApp(App[str]):
         elif self._demo or not self._settings.remember:
             self.bridge.load_config(None)
         else:
-            self.returning.begin()
+            self.returning.begin(data)
 
     @work(thread=True, group="sandbox")
     def _warm_sandbox(self) -> None:

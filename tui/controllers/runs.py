@@ -306,6 +306,7 @@ class Runs:
         if was_live != view.is_live:
             self.offer_to_chat()
             if not view.is_live:
+                self._desktop.drop_question(view.run.id)
                 self._announce_end(view)
                 if (form := self._desktop.panes.config) is not None:
                     form.run_ended()

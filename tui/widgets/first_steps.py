@@ -13,13 +13,14 @@ from textual.message import Message
 
 from core.errors import UserError
 from core.runs.names import slug_of
+from core.runs.state import END_STATES
 from core.text import one_line
-from core.units import format_bytes, format_count, format_duration
+from core.units import format_ago, format_bytes, format_count
 from tui.datasets.here import FoundFile, Here
 from tui.keys import Key, KeyTable
 from tui.shell import shell_of
 from tui.widgets.start_here import error_content
-from tui.widgets.text_block import TextBlock
+from tui.widgets.text_block import HangingBlock
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Way:
     text: str
 
 
-class FirstSteps(TextBlock):
+class FirstSteps(HangingBlock):
     """The text of an empty pane: the ways to begin, and the files among which a cursor moves.
 
     The keys of the ways work while the pane has the focus, whichever pane they belong to.
@@ -148,9 +149,10 @@ def ways_to_begin(keys: KeyTable, here: Here, now: float, *, sample: str, sample
 def _tell_runs(here: Here, now: float) -> str:
     # Its time is told in words.
     subject = one_line(slug_of(here.last_run), 60)
-    ago = format_duration(now - here.last_ended) if 0 < here.last_ended <= now else ""
-    when = f" {ago} ago" if ago else ""
-    return f"my {here.runs} run{'' if here.runs == 1 else 's'} · last: {subject}, {one_line(here.last_state, 20)}{when}"
+    state = one_line(here.last_state, 20)
+    has_ended = here.last_state in END_STATES and 0 < here.last_ended <= now
+    ended = f"{subject}, {state}" + (f" {format_ago(now - here.last_ended)}" if has_ended else "")
+    return f"my run: {ended}" if here.runs == 1 else f"my {format_count(here.runs)} runs · last: {ended}"
 
 
 def steps_content(

@@ -98,7 +98,7 @@ def state_head(view: RunView, now: float, *, is_short: bool = False) -> Content:
 
 
 def progress(view: RunView, width: int, glyphs: GlyphSet, now: float, *, answer_awaited: bool = False) -> Content:
-    """Progress: ``● training 34/120 ▕████▁▁▁▁▏  28 %  ETA 1m 12s``, or the phase before the steps.
+    """Progress: ``● training 34/120 ▕████▁▁▁▁▏  28%  ETA 1m 12s``, or the phase before the steps.
 
     Args:
         view: The run.
@@ -116,7 +116,7 @@ def progress(view: RunView, width: int, glyphs: GlyphSet, now: float, *, answer_
         count = f" {count}"
     share = (step + _share_of_step(view)) / total if total else 0.0
     head = head + Content(count)
-    tail = f" {min(share, 1.0):4.0%}".replace("%", " %") if total else ""
+    tail = f" {min(share, 1.0):4.0%}" if total else ""
     # What is told last is left out first: the bar keeps some columns.
     for text in _tail(view, now, answer_awaited=answer_awaited):
         if head.cell_length + len(tail) + len(text) + (SHORTEST_BAR + 4 if total else 0) <= width:

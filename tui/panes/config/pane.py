@@ -25,7 +25,7 @@ from tui.messages import ConfigEdited, ConfigLoaded, ConfigSaved, FormRequested
 from tui.panes.base import Pane
 from tui.panes.config.base_model import NamedBase
 from tui.panes.config.comparing import show_difference
-from tui.panes.config.editor import ConfigEditor, Opened
+from tui.panes.config.editor import ConfigEditor, Opened, path_shown
 from tui.panes.config.facts import FactsFinder
 from tui.panes.config.files import FileQuestions
 from tui.panes.config.form import ConfigForm
@@ -604,7 +604,8 @@ class ConfigPane(Pane):
         wrong = len(self.problems)
         rest = f", with {counted(wrong, 'problem')} in it" if wrong else ""
         paths = f"; {', '.join(moved)} written as seen from there" if moved else ""
-        self.say(f"✓ saved to {self.document.path}{paths}{rest}")
+        place = path_shown(self.document.path) if self.document.path is not None else ""
+        self.say(f"✓ saved to {place}{paths}{rest}")
         self.post_message(ConfigSaved(self.document))
         return True
 

@@ -14,7 +14,7 @@ from textual.containers import Container
 from textual.content import Content
 from textual.widgets import DirectoryTree, OptionList
 
-from core.analysis.job import AnalysisJob
+from core.analysis.job import AnalysisJob, AnalysisLostError
 from core.analysis.lengths import Lengths
 from core.analysis.result import Progress
 from core.config.document import ConfigDocument
@@ -63,12 +63,12 @@ class DataPane(Pane):
 
     DEFAULT_CSS = """
     DataPane {
-        & > #data-status { height: auto; max-height: 2; color: $muted; }
+        & > #data-status { height: auto; max-height: 3; color: $muted; }
     }
     """
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("data")]
     HELP = (
-        "Rows as a run would read them. ✗ is not used, ! is used and should be looked at; tok and learned count the "
+        "Rows as a run would read them. ✗ is not used, ! is used and worth a look; tok and learned count the "
         "tokens of a row and those that are learned, of a pair those of its longer answer. As tokens, what is learned "
         "is bold and underlined, special tokens are reversed, and ✂ marks where the greatest length ends the row."
     )
@@ -172,7 +172,8 @@ class DataPane(Pane):
             return None
         count = view.count if session.indexed >= 1 else None
         if (problem := view.failure or view.unknown or view.analysis_error) is not None:
-            return SeenRows(count, None, f"✗ {problem}", is_over=True)
+            refusal = "" if isinstance(problem, AnalysisLostError) else self._explain_problem(problem)
+            return SeenRows(count, None, f"✗ {problem}", is_over=True, refusal=refusal)
         if view.analysis is not None:
             return SeenRows(count, view.analysis, is_over=True)
         return SeenRows(count, None, describe_progress(session.indexed, session.progress))
