@@ -132,7 +132,8 @@ def exact_number(value: float) -> str:
 
 def format_count(count: float) -> str:
     """A count with its thousands separated: ``1,000,000``; a space would let a line break inside of the number."""
-    return f"{count:,.0f}"
+    # A whole number as it is: it may be larger than any float.
+    return f"{count:,}" if isinstance(count, int) else f"{count:,.0f}"
 
 
 def short_count(count: int | None) -> str:

@@ -91,6 +91,7 @@ def completion_script(shell: str) -> str:
 
 def arguments_of(parser: argparse.ArgumentParser, command: str = "") -> Iterator[tuple[str, argparse.Action]]:
     """The arguments that take a value, each with its command; the app's own with an empty one."""
+    # argparse does not tell of its arguments in public; shtab reads them so as well.
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for name, below in action.choices.items():

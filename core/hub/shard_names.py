@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import PurePath
 
+from core.path_kind import ROW_SUFFIXES
+
 #: Most files read of one dataset; each is kept open.
 MOST_SHARDS = 512
 #: Aliases of splits, and the names used here.
@@ -12,7 +14,7 @@ SPLIT_NAMES = {"valid": "validation", "val": "validation", "dev": "validation", 
 
 _SPLIT = re.compile(r"(?:^|[-_./])(train|test|validation|valid|val|dev|eval)(?=[-_./0-9]|$)", re.IGNORECASE)
 _PACKED = (".gz", ".gzip", ".zst", ".zstd")
-_DATA = frozenset({".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet", ".arrow", ".feather"})
+_DATA = frozenset(ROW_SUFFIXES).difference(_PACKED)
 # Files next to data files that hold no rows.
 _ABOUT = {"dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json", "readme.txt", "license.txt"}
 

@@ -19,6 +19,7 @@ from core.config.schema import Config
 from core.errors import UserError
 from core.helper import describe_end, finding_core, start_detached
 from core.redact import is_secret_name
+from core.runs.after_end import start_again
 from core.runs.lock import LOCK_VARIABLE, try_lock
 from core.runs.process import hostname, is_same_process
 from core.runs.state import RunState, in_words
@@ -126,7 +127,7 @@ def refuse_continuation(run: Run, state: RunState) -> None:
     if not complete_checkpoints(run):
         raise UserError(
             f"Run {run.id} has no complete checkpoint to go on from.",
-            f"Start it afresh with 'localtune-tui train {run.config_path}'.",
+            f"To have one, {start_again(run)}.",
         )
 
 

@@ -1,6 +1,6 @@
 """Details of runs for their list: figures that take a look at every file, and an account of one run.
 
-Other than the rows of :mod:`core.runs.catalog` they are read for the runs in view only.
+Unlike the rows of :mod:`core.runs.catalog` they are read for the runs in view only.
 """
 
 from __future__ import annotations

@@ -113,5 +113,7 @@ def _count(value: object) -> int | None:
 
 
 def _number(value: object) -> float | None:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return float(value) if is_number and math.isfinite(float(value)) and float(value) > 0 else None  # type: ignore[arg-type]
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    # Compared as it is: a whole number may be larger than any float.
+    return float(value) if 0 < value < _MOST else None

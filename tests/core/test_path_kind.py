@@ -8,8 +8,9 @@ from typing import Literal
 
 import pytest
 
+from core.config.schema import Config
 from core.errors import UserError
-from core.path_kind import path_kind, refuse_kind
+from core.path_kind import _CONFIG_LINE, path_kind, refuse_kind
 
 FILES = {
     "faq.csv": (b"question,answer\n", "data"),
@@ -83,3 +84,10 @@ def test_what_may_be_meant_passes(tmp_path: Path, name: str, wanted: Literal["da
     if name in FILES:
         (tmp_path / name).write_bytes(FILES[name][0])
     refuse_kind(tmp_path / name, wanted)
+
+
+def test_every_section_of_a_configuration_is_known() -> None:
+    for section in Config.model_fields:
+        assert _CONFIG_LINE.fullmatch(f"[{section}]".encode()), section
+        assert _CONFIG_LINE.fullmatch(f"{section}.option = 1".encode()), section
+    assert not _CONFIG_LINE.fullmatch(b"[other]")

@@ -10,6 +10,7 @@ from core import units
 from core.units import (
     exact_number,
     format_bytes,
+    format_count,
     format_duration,
     format_number,
     format_rate,
@@ -201,3 +202,10 @@ def test_any_number_is_shown_in_a_few_characters(value: float, digits: int) -> N
 )
 def test_what_is_beyond_all_measure(shown: str | None, expected: str | None) -> None:
     assert shown == expected
+
+
+def test_a_count_of_any_size_is_written() -> None:
+    assert format_count(1_234_567) == "1,234,567"
+    assert format_count(1234.6) == "1,235"
+    assert format_count((1 << 60) + 1) == "1,152,921,504,606,846,977"
+    assert len(format_count(10**400)) == 534

@@ -217,7 +217,7 @@ async def test_the_app_attaches_to_the_live_run_and_says_so_once(home: Path) -> 
         await wait_for(pilot, lambda: "Attached to" in screen_text(app))
         assert [note.message for note in app._notifications] == [f"Attached to {script.run.id}, which is training."]
         text = screen_text(app)
-        for expected in ("64/120", "eval 0.480 @60", "18.2/24.0 GB", "71 °C", "318 tok/s"):
+        for expected in ("64/120", "0.480 @60", "18.2/24.0 GB", "71 °C", "318 tok/s"):
             assert expected in text
 
 

@@ -33,8 +33,9 @@ def test_an_update_is_written_under_the_conditions_that_the_image_of_the_termina
 
 def test_updates_have_the_pieces_that_are_read() -> None:
     strip = Strip([Segment("ab")])
-    layout = LayoutUpdate([strip], Region(0, 0, 2, 1))
-    assert (layout.strips, layout.region) == ([strip], Region(0, 0, 2, 1))
+    layout = LayoutUpdate([[strip]], Region(0, 0, 2, 1))
+    assert [list(row) for row in layout.strips] == [[strip]]
+    assert layout.region == Region(0, 0, 2, 1)
     assert strip._segments == [Segment("ab")]
     assert list(inspect.signature(ChopsUpdate.__init__).parameters) == ["self", "chops", "spans", "chop_ends"]
     chops = ChopsUpdate([{0: strip}], [(0, 0, 2)], [[2]])

@@ -242,6 +242,9 @@ class Runs:
         self._desktop.tell(f"Deleted {run.id}.")
         if (pane := self._desktop.panes.runs) is not None:
             pane.forget(run)
+        if (chat := self._desktop.panes.chat) is not None and chat.target == run:
+            self._drafts.look()
+            chat.set_target(None)
         if self._state.view is not None and self._state.view.run == run:
             self._bridge.stop_following()
             self._state.view = None

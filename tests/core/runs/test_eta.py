@@ -297,3 +297,11 @@ def test_no_path_of_a_machine_is_recorded() -> None:
             data = path.read_bytes()
             text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
             assert "/work/" not in text
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400), True, "4", float("nan"), float("inf"), 0, None])
+def test_a_schedule_of_impossible_values_has_nothing_planned(value: object) -> None:
+    names = ("data.eval_share", "eval.every_steps", "eval.every_epochs", "checkpoint.every_steps", "eval.samples")
+    schedule = Schedule.of(dict.fromkeys(names, value))
+    assert schedule.evaluations_by(100, 10) == 0
+    assert schedule.checkpoints_by(100, 100) == 10

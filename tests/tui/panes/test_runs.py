@@ -83,6 +83,13 @@ async def test_a_run_is_deleted_after_a_yes_only(home: Path) -> None:
         await wait_for(pilot, lambda: "5 Runs · 1" in screen_text(app))
         # The app shows the one that is left.
         await wait_for(pilot, lambda: app.state.view is not None and app.state.view.run == first.run)
+        await wait_for(pilot, lambda: pane_of(app, "chat").target == first.run)
+        # Of a run that is gone nothing can be asked.
+        await pilot.press("D")
+        await wait_for(pilot, lambda: asks(app, "delete it"))
+        await pilot.press("y")
+        await wait_for(pilot, lambda: app.state.view is None)
+        assert pane_of(app, "chat").target is None
 
 
 async def test_a_live_run_is_not_deleted(home: Path) -> None:

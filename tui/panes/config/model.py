@@ -26,6 +26,8 @@ from tui.widgets.forms.option_field import format_value
 
 #: The option with the base model.
 BASE = "model.base"
+#: Greatest plausible number.
+_GREATEST = 1e15
 #: Options whose values are paths of data files.
 DATA_PATHS = ("data.train", "data.eval")
 
@@ -204,7 +206,9 @@ class ConfigModel:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    # Compared as it is: a whole number may be larger than any float.
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and -_GREATEST < value < _GREATEST
 
 
 def is_there(path: Path) -> bool:

@@ -33,11 +33,8 @@ _WIDTH, _FRAME = 92, 6
 #: Seconds between two looks at an analysis that another part of the app does.
 LOOK_SECONDS = 0.25
 
-
 #: Looks for the rows of a run where the app has them already; None where it does not, and the card analyzes them.
 Look = Callable[[Start], SeenRows | None]
-
-
 #: Finds out what a run will take, in a thread.
 Planner = Callable[[Start, Analysis | None, int | None], StartPlan]
 

@@ -12,13 +12,11 @@ from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.widgets import DirectoryTree
 
+from core.path_kind import ROW_SUFFIXES, YAML_SUFFIXES
 from core.text import one_line
 
 #: Suffixes of the files that can be opened as data.
-DATA_SUFFIXES = (
-    *(".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet", ".arrow", ".feather", ".gz", ".zst"),
-    *(".yml", ".yaml"),
-)
+DATA_SUFFIXES = (*ROW_SUFFIXES, *YAML_SUFFIXES)
 
 
 class DataTree(DirectoryTree):
