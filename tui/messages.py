@@ -34,18 +34,19 @@ class DatasetChosen(Message):
 
 
 @dataclass
-class RowsMeasured(Message):
-    """Every row of a file has been looked at, with the tokens of the configuration in the app."""
-
-    path: Path
-    lengths: Lengths
-
-
-@dataclass
 class DataRequested(Message):
     """Request: show the rows of a file in the Data pane."""
 
     path: Path
+
+
+@dataclass
+class LengthsMeasured(Message):
+    """The lengths of the rows of the file in the Data pane, as a run of the configuration would read them."""
+
+    path: Path
+    lengths: Lengths | None
+    """None where they are not known any more."""
 
 
 @dataclass

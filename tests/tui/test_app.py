@@ -18,7 +18,6 @@ from core.runs.store import Run
 from tests.tui.harness import asks, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
-from tui.keys import KeyTable
 from tui.main_screen import PaneSlot
 from tui.messages import (
     ActionFailed,
@@ -31,7 +30,7 @@ from tui.messages import (
 )
 from tui.panes import TILED
 from tui.screens.choice import ChoiceDialog
-from tui.screens.help import HelpScreen, key_lines
+from tui.screens.help import HelpScreen
 from tui.screens.start.card import StartCard
 from tui.widgets.charts.line_chart import LineChart
 from tui.widgets.too_small import TooSmall
@@ -478,15 +477,6 @@ async def test_help_explains_the_pane_and_scrolls() -> None:
         await wait_for(pilot, lambda: "keymap.toml" in screen_text(app))
         await pilot.press("escape")
         await wait_for(pilot, lambda: not isinstance(app.screen, HelpScreen))
-
-
-@pytest.mark.parametrize("width", [40, 77])
-def test_help_that_is_too_long_for_a_line_goes_on_in_its_column(width: int) -> None:
-    lines = [line.plain for line in key_lines(KeyTable().scope("train"), width)]
-    column = lines[0].index("Pause the run")
-    assert all(len(line) <= width for line in lines)
-    assert len(lines) > len(KeyTable().scope("train"))
-    assert all(line[column - 3 : column] == "   " and line[column] != " " for line in lines)
 
 
 async def test_the_palette_reaches_actions_of_other_panes(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

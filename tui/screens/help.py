@@ -13,10 +13,7 @@ from core.paths import config_dir, shown_path
 from core.text import one_line
 from tui.keys import Key, KeyTable, display_key
 from tui.screens.overlay import Overlay
-from tui.widgets.text_block import TextBlock
-
-#: Columns of the screen, and those that its frame and the scrollbar take.
-_WIDTH, _FRAME = 84, 7
+from tui.widgets.text_block import HangingBlock
 
 NOTES = (
     "Hold shift to select text with the mouse.",
@@ -58,15 +55,7 @@ class HelpScreen(Overlay[None]):
         with VerticalScroll() as box:
             box.border_title = Content(f"Help · {self._title}")
             box.border_subtitle = Content("j k scroll  esc close")
-            yield TextBlock(self._content())
-
-    def on_resize(self) -> None:
-        """Break the lines for the new width."""
-        self.query_one(TextBlock).show(self._content())
-
-    def _content(self) -> Content:
-        width = min(_WIDTH, round(0.96 * self.app.size.width)) - _FRAME
-        return help_content(self._title, self._about, self._keys, self._scope, width)
+            yield HangingBlock(help_content(self._title, self._about, self._keys, self._scope))
 
     def action_scroll(self, where: str) -> None:
         """Scroll by a line, or to an end."""
@@ -79,25 +68,22 @@ class HelpScreen(Overlay[None]):
         }[where](animate=False)
 
 
-def help_content(title: str, about: str, keys: KeyTable, scope: str, width: int) -> Content:
-    """All of the help, as text, with keys in lines of a width."""
+def help_content(title: str, about: str, keys: KeyTable, scope: str) -> Content:
+    """All of the help, as text."""
     parts: list[Content] = [Content(about)] if about else []
     own = keys.scope(scope)
     if own:
-        parts += [Content(""), Content.styled(title, "$primary bold"), *key_lines(own, width)]
-    parts += [Content(""), Content.styled("Everywhere", "$primary bold"), *key_lines(keys.scope("app"), width)]
+        parts += [Content(""), Content.styled(title, "$primary bold"), *key_lines(own)]
+    parts += [Content(""), Content.styled("Everywhere", "$primary bold"), *key_lines(keys.scope("app"))]
     parts += [Content(""), Content.styled("Good to know", "$primary bold"), *(Content(note) for note in NOTES)]
     parts.append(Content(f"Your own keys: {one_line(shown_path(config_dir() / 'keymap.toml'), 200)}"))
     return Content("\n").join(parts[1:] if not about else parts)
 
 
-def key_lines(keys: list[Key], width: int) -> list[Content]:
-    """The help of the keys, in a column beside them."""
+def key_lines(keys: list[Key]) -> list[Content]:
+    """The help of the keys, a line each."""
     shown = [(" ".join(display_key(part.strip()) for part in key.keys.split(",")), key) for key in keys]
-    column = max(len(text) for text, _ in shown)
-    lines: list[Content] = []
-    for text, key in shown:
-        told = Content(key.help or key.description).wrap(max(width - column - 5, 20))
-        lines.append(Content.assemble((f"  {text.ljust(column)}", "bold"), "   ", told[0]))
-        lines += [Content(" " * (column + 5)) + line for line in told[1:]]
-    return lines
+    width = max(len(text) for text, _ in shown)
+    return [
+        Content.assemble((f"  {text.ljust(width)}", "bold"), f"   {key.help or key.description}") for text, key in shown
+    ]

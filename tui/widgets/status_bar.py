@@ -146,7 +146,7 @@ def _device_segments(devices: Sequence[Device]) -> list[Segment]:
         brief = Content.assemble(f"{device.temperature_c:.0f} °C ", (word, f"${WORD_COLORS[word]}"))
         found.append(Segment(Content.assemble((f"{name} ", "$muted"), brief), 3, brief, right=True))
     elif device.utilization is not None:
-        found.append(Segment(Content.assemble((f"{name} ", "$muted"), f"{_steady(device):3.0f} %"), 7, right=True))
+        found.append(Segment(Content.assemble((f"{name} ", "$muted"), f"{_steady(device):3.0f}%"), 7, right=True))
     if device.memory_used is not None and device.memory_total:
         text = f"{device.memory_used / 1e9:.1f}/{device.memory_total / 1e9:.0f} GB"
         pressed = memory_word(device)

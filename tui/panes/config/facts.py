@@ -40,7 +40,7 @@ class FactsFinder:
         """Row counts of data files, as far as they are known."""
         self._paces: PaceBook | None = None
         self._planned_rows: int | None = None
-        self._measured: tuple[str, NamedBase, Lengths] | None = None
+        self._measured: dict[str, Lengths] = {}
         self._planned_lengths: Lengths | None = None
 
     @cached_property
@@ -56,12 +56,12 @@ class FactsFinder:
         known = bool(files) and not document.get("data.weights") and all(path in self.rows for path in files)
         total = sum(self.rows[path] for path in files) if known else None
         self._planned_rows = None if total is None else total - model.held_out(total)
-        self._planned_lengths = None
-        if self._measured is not None and len(files) == 1 and not document.get("data.weights"):
-            path, base, lengths = self._measured
-            if follow_links(files[0]) == path and base == model.named_base:
-                self._planned_lengths = lengths
+        self._planned_lengths = self._measured.get(follow_links(files[0])) if known and len(files) == 1 else None
         return replace(self.facts, rows=self._planned_rows)
+
+    def take_lengths(self, path: Path, lengths: Lengths | None) -> None:
+        """Take the lengths of the rows of a file, as a run would read them; None where they are unknown again."""
+        self._measured = {follow_links(path): lengths} if lengths is not None else {}
 
     async def find_card(self) -> None:
         """Look the card up, by asking the driver."""
@@ -111,12 +111,8 @@ class FactsFinder:
         with suppress(UserError):
             self.rows[path] = await asyncio.to_thread(_count_rows, path)
 
-    def measured(self, path: Path, base: NamedBase, lengths: Lengths) -> None:
-        """Remember the lengths of the rows of a file, in tokens of a base model."""
-        self._measured = (follow_links(path), base, lengths)
-
     def plan(self, document: ConfigDocument) -> PlanView | None:
-        """The memory plan of a configuration, with the rows last asked for by :meth:`facts_for`; call it in a thread.
+        """The memory plan of a configuration, for the rows last asked for by :meth:`facts_for`; call it in a thread.
 
         Raises:
             UserError: If the memory of its model cannot be estimated.

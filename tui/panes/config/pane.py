@@ -25,7 +25,7 @@ from tui.messages import ConfigEdited, ConfigLoaded, ConfigSaved, FormRequested
 from tui.panes.base import Pane
 from tui.panes.config.base_model import NamedBase
 from tui.panes.config.comparing import show_difference
-from tui.panes.config.editor import ConfigEditor, Opened
+from tui.panes.config.editor import ConfigEditor, Opened, path_shown
 from tui.panes.config.facts import FactsFinder
 from tui.panes.config.files import FileQuestions
 from tui.panes.config.form import ConfigForm
@@ -95,11 +95,7 @@ class ConfigPane(Pane):
         others = "basic options" if self.filter.shows_expert else "all options"
         names = ("edit", "search", "expert", "presets", "undo", "save")
         keys = [self.keys[f"config.{name}"] for name in names]
-        hints = [(key.display, others if key.id == "config.expert" else key.description) for key in keys]
-        if self.filter.is_narrowed:
-            # Otherwise nothing tells that there are more.
-            hints.insert(0, (self.keys["config.back"].display, "show the rest"))
-        self.show_hints(hints)
+        self.show_hints([(key.display, others if key.id == "config.expert" else key.description) for key in keys])
 
     # Display.
 
@@ -415,10 +411,11 @@ class ConfigPane(Pane):
         self.look_around(anew=True)
         self._read_paces()
 
-    def measured(self, path: Path, lengths: Lengths) -> None:
-        """Plan with the lengths of the rows of a file, if that is the one that is trained on."""
-        self.known.measured(path, self.model.named_base, lengths)
-        self.refresh_fields()
+    def take_lengths(self, path: Path, lengths: Lengths | None) -> None:
+        """Plan for the rows of a file as they are, where they are those of the configuration."""
+        self.known.take_lengths(path, lengths)
+        self.known.facts_for(self.model)
+        self.refresh_plan()
 
     def refresh_plan(self) -> None:
         """Plan the configuration as it is now."""
@@ -469,7 +466,6 @@ class ConfigPane(Pane):
     def action_toggle_changed(self) -> None:
         """Show only the options that differ from the preset, the defaults or the last run, or all again."""
         self.filter.toggle_changed()
-        self.refresh_hints()
         if not self.filter.shows_changed:
             self.say("")
         elif count := len(self.form.shown):
@@ -486,13 +482,11 @@ class ConfigPane(Pane):
         answer = await self.ask_bar.ask("find", self.filter.term, placeholder=hint, changed=self.filter.search)
         if answer is None and not self.ask_bar.is_asking:
             self.action_back()
-        self.refresh_hints()
 
     def action_back(self) -> None:
         """Show all rows again after a search."""
         if self.filter.is_narrowed:
             self.filter.widen()
-            self.refresh_hints()
         self.say("")
 
     def action_next_problem(self) -> None:
@@ -610,7 +604,8 @@ class ConfigPane(Pane):
         wrong = len(self.problems)
         rest = f", with {counted(wrong, 'problem')} in it" if wrong else ""
         paths = f"; {', '.join(moved)} written as seen from there" if moved else ""
-        self.say(f"✓ saved to {self.document.path}{paths}{rest}")
+        place = path_shown(self.document.path) if self.document.path is not None else ""
+        self.say(f"✓ saved to {place}{paths}{rest}")
         self.post_message(ConfigSaved(self.document))
         return True
 

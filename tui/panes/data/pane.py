@@ -15,6 +15,7 @@ from textual.content import Content
 from textual.widgets import DirectoryTree, OptionList
 
 from core.analysis.job import AnalysisJob, AnalysisLostError
+from core.analysis.lengths import Lengths
 from core.analysis.result import Progress
 from core.config.document import ConfigDocument
 from core.data.formats.mapping import UnknownColumnsError
@@ -30,7 +31,7 @@ from tui.datasets.summary import counted, describe_filter, describe_progress, su
 from tui.datasets.tasks import open_dataset, paced
 from tui.datasets.view import DatasetView
 from tui.keys import bindings
-from tui.messages import DatasetChosen, FormRequested, RowsMeasured
+from tui.messages import DatasetChosen, FormRequested, LengthsMeasured
 from tui.panes.base import Pane
 from tui.panes.data.filters import after_analysis, longest_row, next_kind, next_problem
 from tui.panes.data.finder import Finder
@@ -67,7 +68,7 @@ class DataPane(Pane):
     """
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("data")]
     HELP = (
-        "Rows as a run would read them. ✗ is not used, ! is used and should be looked at; tok and learned count the "
+        "Rows as a run would read them. ✗ is not used, ! is used and worth a look; tok and learned count the "
         "tokens of a row and those that are learned, of a pair those of its longer answer. As tokens, what is learned "
         "is bold and underlined, special tokens are reversed, and ✂ marks where the greatest length ends the row."
     )
@@ -87,6 +88,7 @@ class DataPane(Pane):
         self._status = ""
         self._status_row = 0
         self._return = Return()
+        self._told_lengths: tuple[Path, Lengths | None] | None = None
 
     def compose(self) -> ComposeResult:
         """Status, list and row; the report, the tree and the empty state replace them when needed."""
@@ -370,8 +372,6 @@ class DataPane(Pane):
 
         if not await self.session.analyze(job, report):
             return
-        if (view := self.view) is not None and view.analysis is not None and view.analysis.lengths is not None:
-            self.post_message(RowsMeasured(view.path, view.analysis.lengths))
         if (move := after_analysis(self.session)).relists:
             self._list(move.filter)
             self._say(move.said or "")
@@ -386,7 +386,12 @@ class DataPane(Pane):
             self._refresh_report()
 
     def _refresh_known(self) -> None:
-        """Update the parts that depend on all rows."""
+        """Update the parts that depend on all rows, and tell their lengths."""
+        if (view := self.view) is not None:
+            lengths = view.analysis.lengths if view.analysis is not None else None
+            if (view.path, lengths) != self._told_lengths:
+                self._told_lengths = view.path, lengths
+                self.post_message(LengthsMeasured(view.path, lengths))
         self.body.rows.invalidate()
         self._refresh_status()
         self._refresh_report()

@@ -245,7 +245,8 @@ class StartCard(Overlay[Answer]):
         shell = shell_of(self)
         lines = card_lines(self.start, self.found, shell.keys, width, shell.clock())
         if self._waits_to_start and not self.found.rows.refusal:
-            lines[-1] = Content.styled("◌ starts as soon as the preset is chosen; esc takes it back", "$near")
+            back = shell.keys["start.back"].display
+            lines[-1] = Content.styled(f"◌ starts as soon as the preset is chosen; {back} takes it back", "$near")
         return Content("\n").join(lines)
 
     # Actions.

@@ -11,9 +11,9 @@ from textual.content import Content
 from core.analysis.division import HELD_OUT
 from core.analysis.result import Analysis
 from core.analysis.split import held_out_count
+from core.config.derived import step_count
 from core.config.schema import Config
 from core.hub_uri import is_hub_entry
-from core.runs.forecast import step_count
 from core.text import one_line
 from core.units import exact_number, format_bytes, format_count, format_duration, format_moment
 from tui.datasets.marks import OF_THE_WHOLE
