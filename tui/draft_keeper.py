@@ -250,7 +250,8 @@ class DraftKeeper:
         pane.take_up(dialogue, unsent)
         self._dialogue = dialogue
         self._chat.take_up(draft)
-        return draft.when if not draft.is_released else ""
+        # A text that was only typed stands in the prompt, and is no conversation.
+        return draft.when if dialogue.exchanges and not draft.is_released else ""
 
 
 @dataclass(frozen=True)

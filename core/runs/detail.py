@@ -121,7 +121,9 @@ def read_detail(run: Run, before: Run | None) -> RunDetail:
     """The account of a run, compared with another one."""
     history, state, values = read_history(run), run.state(), run.values()
     reason = history.end_reason(state)
-    hint = history.end.hint if history.end is not None and state.is_over else ""
+    # Of a run that has done all it should, it is the command that talks to it.
+    is_wanted = state.is_over and state.state != "finished"
+    hint = history.end.hint if history.end is not None and is_wanted else ""
     ends = [history.evals[0], history.evals[-1]] if history.evals else []
     matches = [event.exact_match for event in ends if event.exact_match is not None]
     return RunDetail(

@@ -80,6 +80,10 @@ def result_of(run: Run, state: RunState, history: RunHistory) -> RunResult:
     """The result of an ended run. Reads the sizes of the files of its result, and nothing else."""
     end, step = history.end, max(history.step, state.step)
     before, after = _compared(history.evals, end)
+    measures = _measures(history, before, after)
+    if after is not None and before is None and state.state == "finished":
+        # Evaluated only once, this alone tells what it has gained.
+        measures += _training_loss(history.loss)
     path = result_path(run, end)
     size = None if path is None else _size(path)
     return RunResult(
@@ -90,7 +94,7 @@ def result_of(run: Run, state: RunState, history: RunHistory) -> RunResult:
         energy_wh=history.energy_wh,
         reason=history.end_reason(state),
         hint=end.hint if end is not None else "",
-        measures=_measures(history, before, after),
+        measures=measures,
         before="before" if before is None or before.step == 0 else f"step {before.step}",
         after="after" if after is None or (after.step == step and state.state == "finished") else f"step {after.step}",
         path=path if size is not None else None,

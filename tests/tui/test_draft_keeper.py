@@ -70,6 +70,21 @@ async def test_a_conversation_comes_back_with_what_was_half_written(home: Path) 
         assert not list_drafts("chat")
 
 
+async def test_a_prompt_that_was_only_typed_comes_back_without_a_word(home: Path) -> None:
+    ScriptedRun(home).end("finished")
+    app = LocaltuneApp()
+    async with app.run_test(size=(100, 30)) as pilot:
+        pane = await chatting(pilot)
+        pane.take_up(Dialogue(), "and why")
+        app.leaving.leave()
+    leave_behind()
+    app = LocaltuneApp()
+    async with app.run_test(size=(100, 30)) as pilot:
+        pane = await chatting(pilot)
+        await wait_for(pilot, lambda: pane.prompt.text == "and why")
+        assert "is back in the Chat pane" not in " ".join(note.message for note in app._notifications)
+
+
 async def test_a_conversation_of_another_run_stays_away(home: Path) -> None:
     ScriptedRun(home, "20261124-100000-first").end("finished")
     app = LocaltuneApp()

@@ -145,7 +145,7 @@ async def test_a_hostile_template_is_a_sentence_in_the_pane(
     monkeypatch.setattr(pool, "SECONDS", 2)
     (directory / "own.jinja").write_text(template)
     app = LocaltuneApp(configuration(directory, tiny_model_dir, "rows.jsonl", 'template.file = "own.jinja"'))
-    async with app.run_test(size=(120, 40)) as pilot:
+    async with app.run_test(size=(119, 40)) as pilot:
         await wait_for(
             pilot, lambda: pane_of(app, "data") is not None and pane_of(app, "data").view is not None, PATIENCE
         )

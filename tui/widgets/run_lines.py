@@ -229,8 +229,7 @@ def _headline(view: RunView) -> str:
 
 
 def _next_keys(view: RunView, keys: KeyTable) -> Sequence[tuple[str, str]]:
-    if view.state.state == "paused":
-        return [(keys["train.pause"].display, "resume"), (keys["train.stop"].display, "stop")]
+    # Those of a paused run are in the border.
     if view.state.state == "stalled":
         return [(keys["train.stop"].display, "stop it or kill its process")]
     return []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -118,6 +119,8 @@ def test_the_account_of_a_run(run: Run, private_home: Path) -> None:
     assert account.evals == (4.0, 1.5)
     assert account.exact_matches == (0.0, 0.35)
     assert account.reason == "stopped on request after step 3. Go on with it."
+    run.state_path.write_text(json.dumps({**json.loads(run.state_path.read_text()), "state": "finished"}))
+    assert "Go on with it" not in read_detail(run, other).reason
     assert account.data == "train.jsonl"
     assert account.loss.values == [4.0, 2.0, 4.0 / 3]
     changes = {change.name: (change.before, change.after) for change in account.changes}

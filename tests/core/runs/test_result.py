@@ -96,6 +96,16 @@ def test_a_single_evaluation_has_nothing_before_it(tmp_path: Path) -> None:
     assert found.after == "step 1"
 
 
+def test_of_a_single_evaluation_the_training_loss_tells_the_gain(tmp_path: Path) -> None:
+    steps = [step(number, loss=5.0 if number == 1 else 1.0) for number in range(1, 31)]
+    found = result(fold(*steps, evaluation(30, 0.5, 0.1)), tmp_path, "finished")
+    assert [(measure.name, measure.before) for measure in found.measures] == [
+        ("exact match", None),
+        ("eval loss", None),
+        ("training loss", 5.0),
+    ]
+
+
 def test_rewards_are_compared_where_there_is_no_perplexity(tmp_path: Path) -> None:
     def preference(number: int, accuracy: float, margin: float) -> EvalEvent:
         return EvalEvent(

@@ -334,4 +334,4 @@ async def test_rows_of_no_known_format_start_nothing(tmp_path: Path, started: St
         await pilot.press("p")
         await wait_for(pilot, lambda: not has_card(app))
         assert app.main.current == "data"
-        assert "C says which column" in screen_text(app)
+        assert "says which column is the question" in screen_text(app)
