@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from contextlib import suppress
 from pathlib import Path
 
 from core import paths
 from core.atomic import write_atomic
 from core.errors import UserError
+from core.small_files import read_small
 
 #: The most paths that are remembered.
 KEPT = 30
@@ -23,15 +25,13 @@ def recent_path() -> Path:
 def recent_configs() -> list[Path]:
     """The recently opened configurations, the last one first; deleted files are left out."""
     try:
-        path = recent_path()
-        if path.stat().st_size > _LARGEST_FILE:
-            return []
-        names = json.loads(path.read_bytes())
+        names = json.loads(read_small(recent_path(), _LARGEST_FILE))
     except (OSError, ValueError, RecursionError):
         return []
     texts = [name for name in names if isinstance(name, str) and "\0" not in name] if isinstance(names, list) else []
     found = [Path(text) for text in dict.fromkeys(texts)][:KEPT]
-    return [path for path in found if path.is_absolute() and path.is_file()]
+    # Not the method of Path, which raises on names that no file can have.
+    return [path for path in found if path.is_absolute() and os.path.isfile(path)]
 
 
 def remember_config(path: Path) -> None:

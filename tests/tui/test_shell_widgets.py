@@ -11,9 +11,11 @@ from textual.app import App, ComposeResult
 from textual.content import Content
 from textual.widget import Widget
 
+from core.config.document import ConfigDocument
 from core.hardware.snapshot import Device
 from core.runs.catalog import RunRow
 from core.runs.history import LogLine, read_history
+from core.runs.names import slug_of
 from core.runs.state import RunState
 from core.runs.store import Run
 from tests.tui.harness import screen_lines, screen_text, wait_for
@@ -159,6 +161,20 @@ def test_the_header_keeps_state_and_heat_at_every_size(home: Path, width: int) -
     assert line.cell_length <= width
     for part in ("64/120", "ETA", "71 °C ok", "18.2/24 GB", "ws1"):
         assert part in line.plain
+
+
+@pytest.mark.parametrize("width", [80, 120, 200])
+def test_the_name_that_configuration_and_run_share_is_said_once(home: Path, width: int) -> None:
+    script = ScriptedRun(home)
+    script.train_to(64)
+    name = slug_of(script.run.id)
+    document = ConfigDocument()
+    document.set("data.train", f"/data/{name}.csv")
+    state = AppState(view=view_of(script), host="ws1", document=document)
+    line = fit(header_segments(state, 1e9, loss=False), width).plain
+    assert (f"{name} •not saved" in line) == (width > 80)
+    assert line.replace(script.run.id, "").count(name) == (1 if width > 80 else 0)
+    assert "64/120" in line
 
 
 def test_device_names_are_short() -> None:

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from textual.content import Content
 
 from core.runs.activity import doing, eta_words, pending_words, progress_words, step_progress
-from core.runs.eta import Eta, Schedule, visit_seconds_left
+from core.runs.eta import Eta, evaluation_seconds_left
+from core.runs.schedule import Schedule
 from core.runs.sentences import phase_name
 from core.runs.series import Series
 from core.text import one_line
@@ -147,7 +148,7 @@ def _tail(view: RunView, now: float, *, answer_awaited: bool) -> list[str]:
     if view.is_live and phase is not None and phase.name not in ("training", "importing"):
         done = f" {phase.done}/{phase.total}" if phase.done is not None and phase.total else ""
         found = [f"   {phase_name(phase.name)}{done} {format_duration(history.phase_elapsed(now))}"]
-        left = visit_seconds_left(history.timings, view.schedule or Schedule(), now)
+        left = evaluation_seconds_left(history.timings, view.schedule or Schedule(), now)
         if left is not None and left >= 1:
             found.append(f", {eta_words(Eta(0.0, left, 0.0))} left")
         return found + _eta_texts(view, now)

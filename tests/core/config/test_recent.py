@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 
 import pytest
@@ -43,4 +45,22 @@ def test_where_it_cannot_be_written_nothing_happens(tmp_path: Path, monkeypatch:
     (tmp_path / "file").touch()
     monkeypatch.setenv("LOCALTUNE_HOME", str(tmp_path / "file" / "home"))
     remember_config(tmp_path / "file")
+    assert recent_configs() == []
+
+
+@pytest.mark.parametrize("name", [f"/{'x' * 5000}", "/\ud800.toml", "/dev/null", "/"])
+def test_a_name_that_no_configuration_can_have_is_left_out(name: str, tmp_path: Path) -> None:
+    (tmp_path / "a.toml").touch()
+    recent_path().parent.mkdir(parents=True)
+    recent_path().write_text(json.dumps([name, str(tmp_path / "a.toml")]))
+    assert recent_configs() == [tmp_path / "a.toml"]
+
+
+def test_a_list_that_is_no_file_is_an_empty_one() -> None:
+    recent_path().parent.mkdir(parents=True)
+    # Reading a named pipe would wait for ever.
+    os.mkfifo(recent_path())
+    assert recent_configs() == []
+    recent_path().unlink()
+    recent_path().symlink_to("/dev/zero")
     assert recent_configs() == []

@@ -11,6 +11,7 @@ from textual import events, on, work
 from textual.app import ComposeResult, SuspendNotSupported
 from textual.binding import BindingType
 
+from core.analysis.lengths import Lengths
 from core.config.document import ConfigDocument
 from core.errors import UserError
 from core.presets.switch import apply_switch
@@ -409,6 +410,12 @@ class ConfigPane(Pane):
         """Look up the last run and the paces of runs anew, after a run has ended."""
         self.look_around(anew=True)
         self._read_paces()
+
+    def take_lengths(self, path: Path, lengths: Lengths | None) -> None:
+        """Plan for the rows of a file as they are, where they are those of the configuration."""
+        self.known.take_lengths(path, lengths)
+        self.known.facts_for(self.model)
+        self.refresh_plan()
 
     def refresh_plan(self) -> None:
         """Plan the configuration as it is now."""
