@@ -239,8 +239,8 @@ def _warning_lines(start: Start, found: Found, width: int) -> list[Content]:
     """The warnings: a line each, more for the first ones as far as there is room; the last line counts the rest."""
     if found.rows.refusal:
         told = Content.styled(f"✗ Nothing starts: {one_line(found.rows.refusal, 600)}", "$limit")
-        lines = told.wrap(width)[:WARNING_LINES]
-        return [*lines, *[Content("")] * (WARNING_LINES - len(lines))]
+        refused = clip(told, width, WARNING_LINES).wrap(width)
+        return [*refused, *[Content("")] * (WARNING_LINES - len(refused))]
     texts = [*found.rows.doubts, *start.notes, *found.warnings]
     if found.plan is not None and found.plan.advice:
         texts.insert(0, found.plan.advice)
