@@ -77,7 +77,7 @@ def test_started_in_the_app_a_run_outlives_it_and_is_stopped_from_the_next(
     with Terminal.app(str(config), environment=environment, size=size) as terminal:
         terminal.wait_for_text("mine.toml")
         terminal.press("3")
-        terminal.wait_for_text("start with the configuration")
+        terminal.wait_for_text("start a run of the configuration")
         terminal.press("r")
         terminal.wait_for(lambda: shown_step(terminal) >= 3, PATIENCE)
         (run,) = list_runs()

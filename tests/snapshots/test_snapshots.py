@@ -13,6 +13,7 @@ from tests.snapshots.conftest import MOMENT, Compare, settle, until
 from tests.tui.harness import pane_of, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
+from tui.screens.start.summary import StartPlan
 
 SIZES = {"80x24": (80, 24), "200x50": (200, 50)}
 #: Keys that leave only the Train pane on the screen.
@@ -36,6 +37,13 @@ def test_train(snap_compare: Compare, app: LocaltuneApp, private_home: Path, siz
     script_run(private_home).train_to(64)
     app.theme = theme
     assert snap_compare(app, terminal_size=SIZES[size], run_before=until("64/120", *ZOOM[size]))
+
+
+@pytest.mark.parametrize("size", ["120x30", "160x45", "200x50"])
+def test_live_panes(snap_compare: Compare, app: LocaltuneApp, private_home: Path, size: str) -> None:
+    script_run(private_home).train_to(64)
+    width, height = map(int, size.split("x"))
+    assert snap_compare(app, terminal_size=(width, height), run_before=until("64/120", "0" if width < 160 else "4"))
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -114,6 +122,29 @@ def test_control(snap_compare: Compare, app: LocaltuneApp, private_home: Path, k
 
 def test_too_small(snap_compare: Compare, app: LocaltuneApp) -> None:
     assert snap_compare(app, terminal_size=(50, 15), run_before=until("too small"))
+
+
+@pytest.mark.parametrize("size", ["80x24", "120x30"])
+def test_start_card(
+    snap_compare: Compare, app: LocaltuneApp, tiny_model_dir: Path, tmp_path: Path, monkeypatch: Any, size: str
+) -> None:
+    plan = StartPlan(135_000_000, 1_500_000_000, 22_900_000_000, True, "", 90, 61.0)
+    monkeypatch.setattr("tui.screens.start.finding.find_plan", lambda *_: plan)
+    rows = "".join(f"What is {number} plus {number}?,{2 * number}\n" for number in range(200))
+    (tmp_path / "faq.csv").write_text("question,answer\n" + rows)
+    base = tmp_path / "SmolLM2-135M-Instruct"
+    base.symlink_to(tiny_model_dir)
+    text = f'model.base = "{base}"\n[data]\ntrain = "faq.csv"\neval_share = 0.1\n[train]\nbatch_size = 2\n'
+    (tmp_path / "faq.toml").write_text(text)
+    app._config_path = tmp_path / "faq.toml"
+    width, height = map(int, size.split("x"))
+
+    async def run(pilot: Pilot[Any]) -> None:
+        await until("No run yet.", "3")(pilot)
+        await wait_for(pilot, lambda: pane_of(app, "data").view is not None and pane_of(app, "data").view.analysis)
+        await until("✓ fits", "r")(pilot)
+
+    assert snap_compare(app, terminal_size=(width, height), run_before=run)
 
 
 @pytest.fixture

@@ -463,7 +463,7 @@ async def test_no_match_reads_differently_from_no_runs(home: Path) -> None:
         ScriptedRun(home).end("finished")
         await wait_for(pilot, lambda: "✓ finished" in screen_text(app))
         await pilot.press("slash", *"zzz")
-        await wait_for(pilot, lambda: "None of the 1 runs matches." in screen_text(app))
+        await wait_for(pilot, lambda: "No run matches." in screen_text(app))
 
 
 async def test_help_explains_the_pane_and_scrolls() -> None:

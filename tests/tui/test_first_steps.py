@@ -70,7 +70,7 @@ async def test_with_data_the_empty_pane_offers_the_start(directory: Path, home: 
     async with app.run_test(size=(100, 30)) as pilot:
         await wait_for(pilot, lambda: app.state.document is not None)
         await pilot.press("3")
-        await wait_for(pilot, lambda: "r   start with the configuration" in screen_text(app))
+        await wait_for(pilot, lambda: "r   start a run of the configuration" in screen_text(app))
         assert "▸ faq.csv" not in screen_text(app)
 
 

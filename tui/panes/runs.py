@@ -103,10 +103,10 @@ class RunsPane(Pane):
         empty.display = not kept
         keys = self.keys
         if not rows:
-            start = (keys["app.start"].display, "start with the configuration")
-            empty.say("No runs yet.", [start, (keys["app.train"].display, "show the pane where a run appears")])
+            start = (keys["app.start"].display, "start a run of the configuration")
+            empty.say("No runs yet.", [start, (keys["app.train"].display, "see how to come to one")])
         elif not kept:
-            empty.say(f"None of the {len(rows)} runs matches.", [("esc", "clear the filter")])
+            empty.say("No run matches.", [("esc", "clear the filter")])
         live = sum(
             1 for row in rows if row.state in ("queued", "starting", "training", "paused", "stopping", "stalled")
         )

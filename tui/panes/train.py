@@ -130,7 +130,7 @@ class TrainPane(Pane, can_focus=True):
         ways = ways_to_begin(keys, here, self.shell.clock(), sample="train.sample", sample_text=sample)
         if document is not None and document.get("data.train"):
             # No files to choose: the data has been chosen.
-            ways = [Way(keys["app.start"], "start with the configuration"), *ways[1:]]
+            ways = [Way(keys["app.start"], "start a run of the configuration"), *ways[2:]]
             self._empty.explain("No run yet.", ways, has_files=False)
         else:
             self._empty.explain("No run yet. What should the model learn from?", ways)

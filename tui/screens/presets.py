@@ -26,7 +26,7 @@ from tui.screens.overlay import Overlay
 from tui.widgets.forms.option_field import format_value
 from tui.widgets.lists.choice_list import ChoiceList
 from tui.widgets.strips import fit
-from tui.widgets.text_block import TextBlock
+from tui.widgets.text_block import HangingBlock
 
 #: Minimum columns for the changes to the right of the list instead of below it.
 BESIDE_WIDTH = 120
@@ -55,7 +55,7 @@ class PresetScreen(Overlay[Switch | None]):
     PresetScreen {
         align: center middle; background: $background 60%;
         & > Container {
-            width: 150; max-width: 98%; height: 96%; max-height: 44; padding: 0 1; background: $surface;
+            width: 150; max-width: 98%; height: 94%; max-height: 44; padding: 0 1; background: $surface;
             border: round $border-focus; border-title-style: bold; border-subtitle-color: $muted;
         }
         & ChoiceList { height: 1fr; }
@@ -98,7 +98,7 @@ class PresetScreen(Overlay[Switch | None]):
             box.border_title = "Presets"
             yield ChoiceList()
             with VerticalScroll():
-                yield TextBlock(Content(" "))
+                yield HangingBlock(Content(" "))
 
     def on_mount(self) -> None:
         """Start at the preset in force, or at the suggested one."""
@@ -186,7 +186,7 @@ class PresetScreen(Overlay[Switch | None]):
             return
         switch = self.switch_of(name)
         title = name if switch is None or name != _AUTO else f"auto: {switch.preset.name}"
-        self.query_one(TextBlock).show(describe_switch(switch, title, self._reason if name == _AUTO else ""))
+        self.query_one(HangingBlock).show(describe_switch(switch, title, self._reason if name == _AUTO else ""))
         self._scroll.scroll_home(animate=False)
 
     @property

@@ -66,7 +66,8 @@ def check_base(base: NamedBase, key: str) -> BaseFinding:
     try:
         check(base.name, base.method, base.directory)
     except UserError as error:
-        return BaseFinding(base, str(error))
+        # Named as in the configuration, which is nearer to the eye than its directory.
+        return BaseFinding(base, str(error).replace(str(base.directory.absolute() / base.name), base.name))
     except (OSError, ValueError):
         # A lookup that fails leaves the fact unknown; the run reports what it needs.
         pass

@@ -12,6 +12,7 @@ from core.analysis.split import held_out_count
 from core.config.document import ConfigDocument, parse_value
 from core.config.facts import Facts
 from core.config.schema import Option, options
+from core.config.unused import used_by
 from core.errors import UserError
 from core.hub.store import is_fetched
 from core.hub_uri import is_hub_entry
@@ -171,7 +172,9 @@ class ConfigModel:
             rows: Rows of the training files, as far as they have been counted.
         """
         model = Path(str(self.effective("model.base"))).name or str(self.effective("model.base"))
-        method = f"{self.effective('method.name')} rank {format_value(self.effective('method.rank'))}"
+        method = str(self.effective("method.name"))
+        if not used_by("method.rank", self.effective):
+            method += f" rank {format_value(self.effective('method.rank'))}"
         files = self.train_paths()
         batch = self.effective("train.batch_size")
         parts = [model, method]

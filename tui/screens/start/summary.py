@@ -20,6 +20,7 @@ from tui.datasets.marks import OF_THE_WHOLE
 from tui.datasets.summary import counted, describe_dropped
 from tui.keys import KeyTable
 from tui.widgets.strips import fit
+from tui.widgets.text_block import clip
 
 #: Columns of the labels.
 LABEL_WIDTH = 9
@@ -235,19 +236,32 @@ def card_lines(start: Start, found: Found, keys: KeyTable, width: int, now: floa
 
 
 def _warning_lines(start: Start, found: Found, width: int) -> list[Content]:
-    """The warnings, one line each; the last line counts those without room."""
+    """The warnings: a line each, more for the first ones as far as there is room; the last line counts the rest."""
     if found.rows.refusal:
         told = Content.styled(f"✗ Nothing starts: {one_line(found.rows.refusal, 600)}", "$limit")
-        lines = told.wrap(width)[:WARNING_LINES]
-        return [*lines, *[Content("")] * (WARNING_LINES - len(lines))]
+        refused = clip(told, width, WARNING_LINES).wrap(width)
+        return [*refused, *[Content("")] * (WARNING_LINES - len(refused))]
     texts = [*found.rows.doubts, *start.notes, *found.warnings]
     if found.plan is not None and found.plan.advice:
         texts.insert(0, found.plan.advice)
-    lines = [Content.styled(f"! {one_line(text)}", "$near").truncate(width, ellipsis=True) for text in texts]
-    if len(lines) > WARNING_LINES:
-        more = len(lines) - WARNING_LINES + 1
-        lines = [*lines[: WARNING_LINES - 1], Content.styled(f"! {counted(more, 'warning')} more", "$near")]
+    more = len(texts) - WARNING_LINES + 1 if len(texts) > WARNING_LINES else 0
+    if more:
+        texts = texts[: WARNING_LINES - 1]
+    lines: list[Content] = []
+    spare = WARNING_LINES - len(texts) - bool(more)
+    for text in texts:
+        new = [Content.styled(line, "$near") for line in _warning(one_line(text), width, spare + 1)]
+        spare -= len(new) - 1
+        lines += new
+    if more:
+        lines.append(Content.styled(f"! {counted(more, 'more warning')}", "$near"))
     return [*lines, *[Content("")] * (WARNING_LINES - len(lines))]
+
+
+def _warning(text: str, width: int, most: int) -> list[str]:
+    """A warning in at most so many lines, the further ones below its text."""
+    lines = clip(Content(text), max(width - 2, 2), most).wrap(max(width - 2, 2))
+    return [("! " if not place else "  ") + line.plain.rstrip() for place, line in enumerate(lines)]
 
 
 def _data(start: Start, rows: StartRows, names_only: bool) -> str:

@@ -86,9 +86,24 @@ def test_nothing_moves_as_facts_come_in() -> None:
     counts = {len(card_lines(start(), found, KEYS, 76, NOW)) for found in (Found(), warned)}
     assert len(counts) == 1
     shown = lines(start(), warned)[""].splitlines()
-    assert shown == ["! less", "! one", "! 3 warnings more"]
+    assert shown == ["! less", "! one", "! 3 more warnings"]
     assert len(shown) == WARNING_LINES
     assert lines(start(), warned)["memory"].endswith("✗ does not fit")
+
+
+def test_a_long_warning_takes_the_lines_that_are_free() -> None:
+    long = "train.max_length is 2048, and the model was made for rows of 512 tokens at most. Set it to 512."
+
+    def shown(*warnings: str) -> list[str]:
+        found = Found(StartRows(), StartPlan(), warnings)
+        return [line.plain for line in card_lines(start(), found, KEYS, 76, NOW)[-WARNING_LINES:]]
+
+    alone = shown(long)
+    assert [line[:2] for line in alone] == ["! ", "  ", ""]
+    assert " ".join(line[2:] for line in alone).strip() == long
+    among = shown("one", long, "three")
+    assert [line[:5] for line in among] == ["! one", "! tra", "! thr"]
+    assert among[1].endswith("…")
 
 
 def test_without_held_out_rows_it_says_so() -> None:
