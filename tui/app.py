@@ -27,7 +27,7 @@ from textual.screen import Screen
 
 from core.commands.common import EXIT_ERROR
 from core.errors import UserError
-from core.paths import config_dir
+from core.paths import config_dir, working_directory
 from core.text import one_line
 from themes.loader import DEFAULT, load_builtin, load_user, variable_defaults
 from tui import messages
@@ -307,7 +307,7 @@ class LocaltuneApp(App[str]):
         self.runs.offer_to_chat()
         self._open_config()
         if self._data_path is not None and (pane := self.desktop.panes.data) is not None:
-            pane.show(entry_path(str(self._data_path), Path.cwd()), ask=True)
+            pane.show(entry_path(str(self._data_path), working_directory()), ask=True)
         self.bridge.look_around()
         if self._complaints:
             text = "\n".join(self._complaints)
