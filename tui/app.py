@@ -197,6 +197,8 @@ class LocaltuneApp(App[str]):
 
     def _display(self, screen: Screen[object], renderable: RenderableType | None) -> None:
         """Write an update of the screen: the cells that differ from what the terminal shows, and nothing if none do."""
+        # Textual has no other place between an update and its bytes. What it would not write must not be taken for
+        # written: these are its conditions, and it writes the cursor's place with every update.
         driver, update = self._driver, cast(object, renderable)
         is_written = self._running and not self._closed and not self._batch_count and not self.is_headless
         if is_written and isinstance(driver, TerminalDriver) and isinstance(update, CompositorUpdate):
@@ -305,16 +307,18 @@ class LocaltuneApp(App[str]):
         await self.main.load_panes()
         self._warm_sandbox()
         self.runs.offer_to_chat()
-        self._open_config()
-        if self._data_path is not None and (pane := self.desktop.panes.data) is not None:
-            pane.show(entry_path(str(self._data_path), working_directory()), ask=True)
+        # Before the configuration: that is read in a thread, and what was open elsewhere comes with it.
+        data = entry_path(str(self._data_path), working_directory()) if self._data_path is not None else None
+        if data is not None and (pane := self.desktop.panes.data) is not None:
+            pane.show(data, ask=True)
+        self._open_config(data)
         self.bridge.look_around()
         if self._complaints:
             text = "\n".join(self._complaints)
             self.desktop.tell(text, "Left out of your settings", severity="warning", seconds=12)
 
-    def _open_config(self) -> None:
-        """Open the configuration that the app begins with."""
+    def _open_config(self, data: Path | None) -> None:
+        """Open the configuration that the app begins with, below the data that the user has named."""
         if self._config_path is not None:
             self.returning.begin_with_file(self._config_path)
             self.bridge.load_config(self._config_path)
@@ -323,7 +327,7 @@ class LocaltuneApp(App[str]):
         elif self._demo or not self._settings.remember:
             self.bridge.load_config(None)
         else:
-            self.returning.begin()
+            self.returning.begin(data)
 
     @work(thread=True, group="sandbox")
     def _warm_sandbox(self) -> None:
@@ -379,6 +383,11 @@ class LocaltuneApp(App[str]):
     @on(messages.DataRequested)
     def _data_requested(self, message: messages.DataRequested) -> None:
         self.configuration.open_data(message.path)
+
+    @on(messages.LengthsMeasured)
+    def _lengths_measured(self, message: messages.LengthsMeasured) -> None:
+        if (form := self.desktop.panes.config) is not None:
+            form.take_lengths(message.path, message.lengths)
 
     @on(messages.SurroundingsSeen)
     def _surroundings_seen(self, message: messages.SurroundingsSeen) -> None:
@@ -490,11 +499,7 @@ class LocaltuneApp(App[str]):
     @on(messages.StartRequested)
     def action_start(self) -> None:
         """Start a run of the configuration; where an ended run has the focus, start that one again."""
-        view = self.state.view
-        if self.main.current == "train" and view is not None and not view.is_live:
-            self.runs.start_again(view.run)
-        else:
-            self.runs.start()
+        self.runs.start_in(self.main.current)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Keys with priority run no action while a text is being entered, or a screen covers the panes.
@@ -532,10 +537,7 @@ class LocaltuneApp(App[str]):
         if way is None:
             self.desktop.tell("Where two panes are in sight, this puts them over each other or beside each other.")
             return
-        try:
-            save_setting(config_dir() / "settings.toml", "panes", way)
-        except (OSError, UserError) as error:
-            self.desktop.warn("The layout is not remembered", str(error))
+        self._remember("panes", way, "layout")
 
     def action_help_quit(self) -> None:
         """Explain ctrl+c: it ends other programs, and here it must not end anything by accident."""
@@ -583,21 +585,14 @@ class LocaltuneApp(App[str]):
 
     def action_command_palette(self) -> None:
         """Find a command by its words, and run it."""
-        from tui.palette import find_commands, list_commands, picks_of
-        from tui.screens.pick import Pick, PickScreen
-
-        if self.desktop.is_covered:
-            return
-        commands = list_commands(self.keys, self.main.current, self.can_run)
+        from tui.palette import palette_screen
 
         def chosen(identity: str | None) -> None:
             if identity:
                 self.call_later(self.run_key, self.keys[identity])
 
-        def find(typed: str) -> list[Pick]:
-            return picks_of(find_commands(commands, typed))
-
-        self.push_screen(PickScreen("Commands", picks_of(commands), find=find), chosen)
+        if not self.desktop.is_covered:
+            self.push_screen(palette_screen(self.keys, self.main.current, self.can_run), chosen)
 
     def search_themes(self) -> None:
         """Choose a theme, with a preview of the highlighted one."""
@@ -605,14 +600,14 @@ class LocaltuneApp(App[str]):
 
         def chosen(name: str | None) -> None:
             if name:
-                self._remember_theme(name)
+                self._remember("theme", name, "theme")
 
         # The app's own first: the others do not know its colors.
         names = sorted(self.available_themes, key=lambda name: (not name.startswith("localtune-"), name))
         self.push_screen(ThemePicker(names, self.theme), chosen)
 
-    def _remember_theme(self, name: str) -> None:
+    def _remember(self, setting: str, value: str, what: str) -> None:
         try:
-            save_setting(config_dir() / "settings.toml", "theme", name)
+            save_setting(config_dir() / "settings.toml", setting, value)
         except (OSError, UserError) as error:
-            self.desktop.warn("The theme is not remembered", str(error))
+            self.desktop.warn(f"The {what} is not remembered", str(error))

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from core.chat.dialogue import Dialogue
 from core.drafts import Draft, config_subject, find_draft, list_drafts, remove_draft, write_draft
 from core.errors import UserError
-from core.hub_uri import short_name
 
 if TYPE_CHECKING:
     from core.config.document import ConfigDocument
@@ -140,9 +139,9 @@ class DraftKeeper:
         draft = self._config.written
         if draft is None or not draft.is_of_new_config or self._document is None:
             return ""
-        train = self._document.get("data.train")
-        first = train[0] if isinstance(train, list) and train else train
-        return short_name(first) if isinstance(first, str) and first else "no data yet"
+        from core.runs.again import run_name
+
+        return run_name(self._document) or "no data yet"
 
     @property
     def is_config_kept(self) -> bool:

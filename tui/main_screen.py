@@ -112,7 +112,8 @@ class Workspace(Container):
             return
         self._panes.shown, self._panes.way = shown, way
         for slot in self.query_children(PaneSlot):
-            # Setting the display would ask for a layout and a paint for each slot, one after the other.
+            # Setting the display would ask for a layout and a paint for each slot, one after the other; this is what
+            # it does besides, so that the order of the focus and the layout are found anew.
             slot.styles.set_rule("display", "block" if slot.spec.id in shown else "none")
             slot._nodes.updated()
         self._clear_arrangement_cache()

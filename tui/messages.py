@@ -11,6 +11,7 @@ from textual.events import Key
 from textual.message import Message
 
 if TYPE_CHECKING:
+    from core.analysis.lengths import Lengths
     from core.config.document import ConfigDocument
     from core.errors import UserError
     from core.hardware.snapshot import Device
@@ -37,6 +38,15 @@ class DataRequested(Message):
     """Request: show the rows of a file in the Data pane."""
 
     path: Path
+
+
+@dataclass
+class LengthsMeasured(Message):
+    """The lengths of the rows of the file in the Data pane, as a run of the configuration would read them."""
+
+    path: Path
+    lengths: Lengths | None
+    """None where they are not known any more."""
 
 
 @dataclass

@@ -11,7 +11,7 @@ import tomli
 
 from tui.keys import Key, KeyTable
 from tui.panes import PANES
-from tui.screens.pick import Pick
+from tui.screens.pick import Pick, PickScreen
 
 #: Other words of the commands, by id.
 WORDS: dict[str, tuple[str, ...]] = {
@@ -82,6 +82,16 @@ def find_commands(commands: Sequence[Command], typed: str) -> list[Command]:
     ranked = [(command.rank(terms), command) for command in commands]
     matching = [(rank, command) for rank, command in ranked if rank is not None]
     return [command for _, command in sorted(matching, key=lambda pair: pair[0])]
+
+
+def palette_screen(keys: KeyTable, pane: str, can_run: Callable[[Key], bool]) -> PickScreen:
+    """The screen to choose a command in, with the arguments of :func:`list_commands`; returns the id of its key."""
+    commands = list_commands(keys, pane, can_run)
+
+    def find(typed: str) -> list[Pick]:
+        return picks_of(find_commands(commands, typed))
+
+    return PickScreen("Commands", picks_of(commands), find=find)
 
 
 def picks_of(commands: Sequence[Command]) -> list[Pick]:

@@ -14,6 +14,7 @@ from core.runs.again import read_run
 from core.runs.outcome import Outcome, ended_since, read_outcome
 from core.runs.store import Run, find_run, list_runs
 from core.text import one_line
+from tui.data_paths import entry_path, entry_text, follow_links
 from tui.panes.config.editor import Opened
 from tui.panes.config.kept import kept_drafts, open_draft, open_run
 from tui.panes.config.model import is_there
@@ -35,17 +36,20 @@ class Reopened:
     """The end of the run that was watched, or of the newest one, if that has come since."""
 
 
-def reopen(session: Session | None) -> Reopened:
+def reopen(session: Session | None, data: Path | None = None) -> Reopened:
     """What was open: a file, a configuration that was never saved, or else the configuration of the newest run.
 
     Args:
         session: The last session; None where none is known.
+        data: The data that the user has named, instead of what was open; None where none was named.
     """
     before = session or Session(time=0.0)
     missing: list[str] = []
     opened = _last_config(before, missing) or _crashed() or _of_a_run(before) or Opened(ConfigDocument(), "")
     found = Reopened(opened, option=before.option)
-    if before.data is not None:
+    if data is not None and not (before.data is not None and _is_at(before.data, data)):
+        found = replace(found, place=DataPlace(entry_text(data) if is_hub_entry(data) else str(data.absolute())))
+    elif before.data is not None:
         if _is_there(before.data):
             found = replace(found, place=before.data)
         else:
@@ -140,6 +144,11 @@ def _is_there(place: DataPlace) -> bool:
         return is_there(Path(place.path))
     except (OSError, ValueError):
         return False
+
+
+def _is_at(place: DataPlace, path: Path) -> bool:
+    """Whether a place is in a file."""
+    return follow_links(entry_path(place.path, Path.cwd())) == follow_links(path)
 
 
 def _name(path: str) -> str:

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from core.config.document import ConfigDocument
     from core.hardware.snapshot import Device
     from core.runs.again import Origin
-    from core.runs.eta import Eta, Schedule
+    from core.runs.eta import Eta
     from core.runs.history import RunHistory
+    from core.runs.schedule import Schedule
     from core.runs.state import RunState
     from core.runs.store import Run
 
@@ -88,7 +89,8 @@ class RunView:
 
     def eta(self, now: float) -> Eta | None:
         """The time left at a Unix time; None while it is unknown."""
-        from core.runs.eta import Schedule, estimate
+        from core.runs.eta import estimate
+        from core.runs.schedule import Schedule
 
         history = self.history
         schedule = (self.schedule or Schedule()).changed(history.settings)

@@ -291,6 +291,7 @@ def _pieces(update: LayoutUpdate | ChopsUpdate) -> Iterator[tuple[int, int, Sequ
         for y, strips in enumerate(update.strips, update.region.y):
             x = update.region.x
             for strip in strips:
+                # Not by iteration, which takes longer, and this is done for every cell that is painted.
                 yield y, x, strip._segments
                 x += strip.cell_length
         return

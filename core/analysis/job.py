@@ -17,6 +17,10 @@ class AnalysisCancelledError(Exception):
     """The analysis was closed before it was done."""
 
 
+class AnalysisLostError(UserError):
+    """The process of the analysis ended without a result; nothing is known about the rows."""
+
+
 class AnalysisJob:
     """One analysis in progress. ``run`` blocks, so call it from a thread; ``close`` ends it from any other.
 
@@ -38,6 +42,7 @@ class AnalysisJob:
 
         Raises:
             AnalysisCancelledError: If it is closed meanwhile.
+            AnalysisLostError: If its process ends without a result.
             UserError: If a file cannot be read, its format is not known or the model has no tokenizer.
         """
         with self._lock:
@@ -51,7 +56,7 @@ class AnalysisJob:
             return found
         if was_closed:
             raise AnalysisCancelledError
-        raise UserError(
+        raise AnalysisLostError(
             f"The analysis has no result: its process {describe_end(helper.end())}.",
             "Do it again; if memory is short, close something or look at a part of the rows.",
         )

@@ -15,9 +15,10 @@ from core.commands.common import EXIT_INTERRUPTED, PROGRAM, note
 from core.errors import UserError
 from core.launch import launcher
 from core.runs.client import ControlClient
-from core.runs.eta import Eta, Schedule, estimate
+from core.runs.eta import Eta, estimate
 from core.runs.events import Event, MemoryEvent
 from core.runs.history import LogLine, RunHistory
+from core.runs.schedule import Schedule
 from core.runs.state import RunState
 from core.runs.store import Run
 from core.runs.tail import EventTail

@@ -12,7 +12,7 @@ from core.commands.follow import Followed
 from core.runs import sentences
 from core.runs.activity import eta_words, pending_words, progress_words, step_progress
 from core.runs.answers import verdict
-from core.runs.eta import visit_seconds_left
+from core.runs.eta import evaluation_seconds_left
 from core.runs.events import Event, SampleEvent, StepEvent
 from core.runs.history import LogLine, Phase
 from core.text import one_line
@@ -151,7 +151,7 @@ def present(followed: Followed) -> str:
     if phase is None:
         return f"{front}{state.state}"
     words = _phase_words(phase, history.phase_elapsed(now))
-    left = visit_seconds_left(history.timings, followed.schedule, now)
+    left = evaluation_seconds_left(history.timings, followed.schedule, now)
     if left is not None and left >= 1:
         words += f", {format_duration(left)} left"
     return f"{front}{words}{eta if last is not None else ''}"

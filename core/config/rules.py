@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from core.config.choices import COMPARED, LEARNED
-from core.config.derived import updates_in_backward
+from core.config.derived import step_count, updates_in_backward
 from core.config.facts import Facts
 from core.config.schema import WEIGHT_METHODS, Config
 from core.config.targets import expression_problem
@@ -75,15 +75,6 @@ def check_rules(config: Config, facts: Facts | None = None) -> list[Remark]:
         for sentence, hint in rule.check(config, known)
     ]
     return sorted(found, key=lambda remark: remark.level != "error")
-
-
-def total_steps(config: Config, facts: Facts) -> int | None:
-    """Optimizer steps of the run; None while the number of rows is unknown."""
-    if config.train.max_steps is not None:
-        return config.train.max_steps
-    if facts.rows is None:
-        return None
-    return math.ceil(config.train.epochs * math.ceil(facts.rows / config.train.batch_size))
 
 
 def _rule(level: Level, *options: str) -> Callable[[Callable[[Config, Facts], Findings]], None]:
@@ -568,7 +559,7 @@ def _epochs_or_steps(config: Config, _: Facts) -> Findings:
 @_rule("warning", "train.warmup", "train.max_steps")
 def _warmup_is_short(config: Config, facts: Facts) -> Findings:
     """train.warmup ends well before the run does."""
-    warmup, steps = config.train.warmup, total_steps(config, facts)
+    warmup, steps = config.train.warmup, step_count(config, facts.rows)
     if 0.5 < warmup < 1:
         yield f"train.warmup is {warmup:.0%} of the run.", "0.03 to 0.1 is usual."
     elif warmup >= 1 and steps is not None and int(warmup) >= steps:
@@ -602,7 +593,7 @@ def _batch_in_rows(config: Config, facts: Facts) -> Findings:
 @_rule("warning", "eval.every_steps", "train.max_steps")
 def _eval_in_run(config: Config, facts: Facts) -> Findings:
     """eval.every_steps is below the number of steps."""
-    every, steps = config.eval.every_steps, total_steps(config, facts)
+    every, steps = config.eval.every_steps, step_count(config, facts.rows)
     if every is not None and steps is not None and every >= steps and _has_eval(config):
         yield f"eval.every_steps is {every}, and the run has {steps}: it is measured at the end only.", "Lower it."
 
@@ -613,7 +604,7 @@ def _eval_in_run(config: Config, facts: Facts) -> Findings:
 @_rule("warning", "checkpoint.every_steps", "train.max_steps")
 def _checkpoint_in_run(config: Config, facts: Facts) -> Findings:
     """checkpoint.every_steps is below the number of steps."""
-    every, steps = config.checkpoint.every_steps, total_steps(config, facts)
+    every, steps = config.checkpoint.every_steps, step_count(config, facts.rows)
     if every is not None and steps is not None and every > steps:
         yield (
             f"checkpoint.every_steps is {every}, and the run has {steps}: a run that is cut off begins anew.",

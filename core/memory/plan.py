@@ -41,6 +41,10 @@ class Part:
     what: str
 
 
+#: Parts that the system can take back when memory is short: files that are mapped.
+RECLAIMABLE = frozenset({"weights_file"})
+
+
 @dataclass(frozen=True)
 class Plan:
     """Memory plan of a run.

@@ -17,7 +17,7 @@ from core.errors import UserError
 from core.memory.batching import TOKEN_BUDGETS, WHOLE, chunk_positions, padded_length, tokens_of_rows
 from core.memory.overhead import around_cpu, around_gpu, process
 from core.memory.phases import MicroBatch, Pass, Phase
-from core.memory.plan import Machine, Part, Plan
+from core.memory.plan import RECLAIMABLE, Machine, Part, Plan
 from core.memory.rows import Rows
 from core.memory.sizes import (
     OFFLOAD_SMALLEST,
@@ -355,7 +355,7 @@ class _Planner:
 
 
 def _needed(parts: list[Part]) -> int:
-    return sum(part.bytes for part in parts if part.name != "weights_file")
+    return sum(part.bytes for part in parts if part.name not in RECLAIMABLE)
 
 
 def arithmetic(config: Config, machine: Machine) -> Arithmetic:

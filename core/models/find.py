@@ -22,7 +22,7 @@ from core.text import one_line
 #: Model that needs no hub; it is prepared on first use.
 STARTER_NAME = "smollm2-135m-instruct"
 #: Prefix of the directories of models in the Hugging Face cache.
-CACHED_PREFIX = "models--"
+_CACHED_PREFIX = "models--"
 #: Most directories listed to find a name like a mistyped one.
 _MOST_NAMES = 2000
 #: Similarity from which a name is suggested, and the one for hub ids, of which there are many alike.
@@ -184,10 +184,15 @@ def prepared_models() -> Iterator[tuple[str, Path]]:
             yield str(HubEntry("model", repository, revision)), directory
 
 
+def cached_directory(entry: HubEntry) -> Path:
+    """The directory of a model in the local Hugging Face cache, whether it is there or not."""
+    return hub_cache_dir() / f"{_CACHED_PREFIX}{entry.directory_name}"
+
+
 def cached_models() -> Iterator[str]:
     """Hub ids of the models in the local Hugging Face cache, whole or not."""
-    for directory in _directories(hub_cache_dir(), CACHED_PREFIX):
-        name = directory.name.removeprefix(CACHED_PREFIX).replace("--", "/", 1)
+    for directory in _directories(hub_cache_dir(), _CACHED_PREFIX):
+        name = directory.name.removeprefix(_CACHED_PREFIX).replace("--", "/", 1)
         if is_hub_id(name):
             yield name
 
@@ -244,7 +249,7 @@ def find_in_hub_cache(entry: HubEntry) -> Path | None:
     """The snapshot of a hub model in the local Hugging Face cache: of the revision that the entry names, else of its
     default branch. Never uses the network.
     """
-    directory = hub_cache_dir() / f"{CACHED_PREFIX}{entry.directory_name}"
+    directory = cached_directory(entry)
     commits = [entry.revision] if _is_hash(entry.revision) else []
     with contextlib.suppress(OSError, UnicodeDecodeError):
         reference = directory / "refs" / (entry.revision or DEFAULT_REVISION)

@@ -20,10 +20,10 @@ from core.hub_uri import HubEntry, is_hub_id
 from core.models.files import PICKLES, TOKENIZERS
 from core.models.find import (
     STARTER_NAME,
+    cached_directory,
     cached_models,
     find_fetched_model,
     find_in_hub_cache,
-    hub_cache_dir,
     model_entry,
     prepared_models,
 )
@@ -173,7 +173,7 @@ def _cached(scan: Scan) -> Iterator[FoundModel]:
 
 def _revisions(scan: Scan, repository: str) -> list[str]:
     """Branches, tags and commits of a model in the cache."""
-    place = hub_cache_dir() / f"models--{HubEntry('model', repository).directory_name}"
+    place = cached_directory(HubEntry("model", repository))
     found = []
     for part in ("refs", "snapshots"):
         with contextlib.suppress(OSError):

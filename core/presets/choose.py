@@ -89,7 +89,7 @@ def choose_preset(
     limit = chosen.values["train.max_length"]
     if lengths:
         over = _overlong(lengths, chosen)
-        longer = f"{over:.0%} of the rows looked at are longer" if over else "no row looked at is longer"
+        longer = f"{over:.0%} of the rows sampled are longer" if over else "no row sampled is longer"
         reasons.append(f"{longer} than {limit} tokens")
     positions = facts.model.positions if facts.model is not None else None
     cut = positions if positions is not None and positions < limit else None

@@ -12,19 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core.runs.events import EvalEvent
-from core.runs.history import read_history
+from core.runs.history import last_evaluation, read_history
 from core.runs.removal import directory_size
-from core.runs.sentences import ALL_DONE
 from core.runs.series import Series
 from core.runs.store import Run
-from core.runs.tail import last_events
 from core.runs.working_time import working_seconds
 from core.text import one_line
 from core.units import exact_number
 
-#: Most bytes at the end of the event record that are searched for an evaluation.
-_EVAL_LIMIT = 4 << 20
 #: Times as long as it took to read a run it is left alone then.
 _REST = 30.0
 
@@ -113,8 +108,7 @@ def rest_after(begun: float) -> float:
 
 def read_figures(run: Run) -> RunFigures:
     """The figures of a run; reads its whole event record once."""
-    last = next(iter(last_events(run.events_path, EvalEvent.type, _EVAL_LIMIT)), None)
-    evaluated = last if isinstance(last, EvalEvent) else None
+    evaluated = last_evaluation(run)
     return RunFigures(
         size=directory_size(run.path),
         working_seconds=working_seconds(run.events_path),
@@ -126,8 +120,7 @@ def read_figures(run: Run) -> RunFigures:
 def read_detail(run: Run, before: Run | None) -> RunDetail:
     """The account of a run, compared with another one."""
     history, state, values = read_history(run), run.state(), run.values()
-    reason = state.reason or (history.end.reason if history.end is not None else "")
-    reason = "" if reason == ALL_DONE else reason
+    reason = history.end_reason(state)
     hint = history.end.hint if history.end is not None and state.is_over else ""
     ends = [history.evals[0], history.evals[-1]] if history.evals else []
     matches = [event.exact_match for event in ends if event.exact_match is not None]

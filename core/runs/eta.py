@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
-from core.runs.timings import PARTS, Timings, Visit
+from core.runs.schedule import Schedule
+from core.runs.timings import PARTS, EvaluationTiming, Timings
 
 #: Steps, and the share of a run's, after which its pace is known.
 KNOWN_STEPS, KNOWN_SHARE = 5, 0.1
-#: Checkpoints in a run where checkpoint.every_steps says nothing.
-DEFAULT_CHECKPOINTS = 10
 #: Seconds of a checkpoint before one was measured: adapters of a small model.
 CHECKPOINT_SECONDS = 0.3
 #: Saving the result takes about this share of a checkpoint, which has the optimizer's states as well.
@@ -22,75 +19,6 @@ FORWARD_SHARE = 1 / 3
 #: Answers are decoded so many rows at a time, and a decoding step, which reads all weights, takes as long as measuring
 #: so many tokens. The longest answer, which the others wait for, is longer than the mean one by a factor and a margin.
 BATCH_ROWS, DECODED_TOKENS, LONGER, MARGIN_TOKENS = 32, 64, 1.25, 16
-_ROUNDING = 1e-9
-_MOST = 1e15
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Evaluations and checkpoints of a run, by its configuration."""
-
-    measures: bool = False
-    """Whether rows are held out."""
-    answers: bool = False
-    """Whether they are answered as well (``eval.exact_match``)."""
-    samples: int = 0
-    """Sample answers at each evaluation besides."""
-    prompts: bool = False
-    """Whether these are to prompts of their own (``eval.prompts``), of whose answers nothing is known."""
-    eval_steps: int | None = None
-    eval_epochs: float | None = None
-    checkpoint_steps: int | None = None
-
-    @classmethod
-    def of(cls, values: Mapping[str, Any]) -> Schedule:
-        """The schedule of a configuration.
-
-        Args:
-            values: ``section.key`` to value, unchecked, as in ``run.toml``; what is not there has its default.
-        """
-        share = _number(values.get("data.eval_share"))
-        measures = bool(values.get("data.eval")) or bool(share)
-        answers = measures and values.get("eval.exact_match") is True
-        samples = _count(values.get("eval.samples", 3)) or 0
-        prompts = bool(values.get("eval.prompts"))
-        return cls(
-            measures=measures,
-            answers=answers,
-            prompts=prompts,
-            samples=max(samples, 1) if prompts else samples if measures and not answers else 0,
-            eval_steps=_count(values.get("eval.every_steps")),
-            eval_epochs=_number(values.get("eval.every_epochs")),
-            checkpoint_steps=_count(values.get("checkpoint.every_steps")),
-        )
-
-    def changed(self, settings: Mapping[str, Any]) -> Schedule:
-        """The schedule with what was set while the run was on."""
-        found = self
-        if "eval.every_steps" in settings:
-            found = replace(found, eval_steps=_count(settings["eval.every_steps"]), eval_epochs=None)
-        if "checkpoint.every_steps" in settings:
-            found = replace(found, checkpoint_steps=_count(settings["checkpoint.every_steps"]))
-        return found
-
-    @property
-    def evaluates(self) -> bool:
-        """Whether there are evaluations at all."""
-        return self.measures or self.samples > 0
-
-    def evaluations_by(self, step: int, steps_per_epoch: float | None) -> int:
-        """How many evaluations are due by a step, that step included; the one before the first is left out."""
-        if not self.evaluates:
-            return 0
-        if self.eval_steps is not None:
-            return step // self.eval_steps
-        if self.eval_epochs is None or not steps_per_epoch:
-            return 0
-        return int(min(step / (self.eval_epochs * steps_per_epoch), _MOST) + _ROUNDING)
-
-    def checkpoints_by(self, step: int, total: int) -> int:
-        """How many checkpoints are due by a step, that step included."""
-        return step // (self.checkpoint_steps or max(math.ceil(total / DEFAULT_CHECKPOINTS), 1))
 
 
 @dataclass(frozen=True)
@@ -133,15 +61,15 @@ def estimate(timings: Timings, schedule: Schedule, total_steps: int, now: float)
     each = _evaluation_seconds(timings, schedule)
     measured = timings.checkpoint_seconds
     checkpoint = CHECKPOINT_SECONDS if measured is None else measured
-    visit = timings.evaluation
+    current = timings.evaluation
     evaluations = _evaluations_left(timings, schedule, total_steps)
     checkpoints = _checkpoints_left(timings, schedule, total_steps)
     steps, evaluation = left * pace, evaluations * each
     saving = checkpoints * checkpoint + RESULT_SHARE * checkpoint
-    is_evaluation_next = visit is None and _is_evaluation_due(timings, schedule, total_steps)
+    is_evaluation_next = current is None and _is_evaluation_due(timings, schedule, total_steps)
     # What is under way has its elapsed time taken off, and is never less than done.
-    if visit is not None:
-        evaluation += _rest_of(visit, timings, each, now)
+    if current is not None:
+        evaluation += _rest_of(current, timings, each, now)
     elif timings.phase == "saving" or (not left and not is_evaluation_next):
         saving -= min(elapsed, saving if not evaluations else checkpoint)
     elif is_evaluation_next:
@@ -153,14 +81,14 @@ def estimate(timings: Timings, schedule: Schedule, total_steps: int, now: float)
     return Eta(steps, evaluation, saving, not known or is_unmeasured)
 
 
-def visit_seconds_left(timings: Timings, schedule: Schedule, now: float) -> float | None:
+def evaluation_seconds_left(timings: Timings, schedule: Schedule, now: float) -> float | None:
     """Seconds left of the evaluation under way; None where there is none, or it is too early to say."""
-    visit = timings.evaluation
-    if visit is None:
+    current = timings.evaluation
+    if current is None:
         return None
-    if timings.evaluation_seconds is None and not (visit.done and visit.total):
+    if timings.evaluation_seconds is None and not (current.done and current.total):
         return None
-    return _rest_of(visit, timings, _evaluation_seconds(timings, schedule), now)
+    return _rest_of(current, timings, _evaluation_seconds(timings, schedule), now)
 
 
 def _is_evaluation_due(timings: Timings, schedule: Schedule, total: int) -> bool:
@@ -218,26 +146,17 @@ def _evaluation_seconds(timings: Timings, schedule: Schedule) -> float:
     return loss + passes * decoding * DECODED_TOKENS * rate
 
 
-def _rest_of(visit: Visit, timings: Timings, each: float, now: float) -> float:
+def _rest_of(current: EvaluationTiming, timings: Timings, each: float, now: float) -> float:
     """Seconds left of an evaluation: as the last one took, else by how much is done of the part under way."""
-    elapsed = max(now - visit.began - visit.paused, 0.0)
+    elapsed = max(now - current.began - current.paused, 0.0)
     before = {} if timings.is_only_base_measured else timings.part_seconds
-    in_part = max(now - (visit.part_began or visit.began), 0.0)
-    if visit.part and before.get(visit.part):
-        later = sum(before.get(part, 0.0) for part in PARTS[PARTS.index(visit.part) + 1 :])
-        return later + max(before[visit.part] - in_part, 0.0)
+    in_part = max(now - (current.part_began or current.began), 0.0)
+    if current.part and before.get(current.part):
+        later = sum(before.get(part, 0.0) for part in PARTS[PARTS.index(current.part) + 1 :])
+        return later + max(before[current.part] - in_part, 0.0)
     if timings.evaluation_seconds is not None:
         return max(each - elapsed, 0.0)
-    if visit.done and visit.total:
-        at = max(visit.at - (visit.part_began or visit.began), 0.0)
-        return max(at * visit.total / visit.done - in_part, 0.0)
+    if current.done and current.total:
+        at = max(current.at - (current.part_began or current.began), 0.0)
+        return max(at * current.total / current.done - in_part, 0.0)
     return max(each - elapsed, 0.0)
-
-
-def _count(value: object) -> int | None:
-    return value if type(value) is int and 0 < value < 1 << 62 else None
-
-
-def _number(value: object) -> float | None:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return float(value) if is_number and math.isfinite(float(value)) and float(value) > 0 else None  # type: ignore[arg-type]

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from core import paths
+from core.analysis.lengths import Lengths
 from core.analysis.split import held_out_count
-from core.config.derived import sequences_per_row
+from core.config.derived import sequences_per_row, step_count
 from core.config.schema import WEIGHT_METHODS, Config
 from core.errors import UserError
 from core.memory.advice import Advice, advise
 from core.memory.plan import Machine, Plan
 from core.memory.planner import make_plan
-from core.memory.rows import Rows
+from core.memory.rows import Rows, rows_of_lengths
 from core.models.architecture.architecture import Architecture
 from core.models.architecture.load import locate_model
 from core.models.architecture.sandboxed import load_architecture
@@ -52,6 +52,8 @@ class Forecast:
     plan: Plan
     advice: tuple[Advice, ...]
     estimate: Estimate | None
+    rows: Rows | None = None
+    """Lengths of the rows that it was made for; None for rows of ``train.max_length``."""
 
 
 def forecast(
@@ -83,7 +85,32 @@ def forecast(
         plan,
         advise(architecture, config, machine, rows, plan),
         None if pace is None else estimate(config, rows, pace, count),
+        rows,
     )
+
+
+def forecast_here(config: Config, lengths: Lengths | None, count: int | None, paces: PaceBook) -> Forecast:
+    """Forecast a configuration's run on this machine; asks the driver and reads headers, so call it from a thread.
+
+    Args:
+        config: Configuration of the run.
+        lengths: Lengths of its rows, as an analysis has measured them; None if unknown.
+        count: Number of rows trained on; None if unknown.
+        paces: Earlier runs.
+
+    Raises:
+        UserError: As :func:`forecast`.
+    """
+    rows = rows_of_lengths(lengths) if lengths is not None else None
+    return forecast(config, machine_for(config), rows, paces, count)
+
+
+def machine_for(config: Config) -> Machine:
+    """This machine, or one with a GPU of unknown memory for a configuration that needs a GPU and finds none."""
+    try:
+        return this_machine(config)
+    except UserError:
+        return Machine("cuda")
 
 
 def estimate(config: Config, rows: Rows | None, pace: Pace, count: int | None = None) -> Estimate | None:
@@ -111,19 +138,6 @@ def estimate(config: Config, rows: Rows | None, pace: Pace, count: int | None = 
     tokens = steps * min(train.batch_size, kept.count) * kept.tokens / kept.count
     energy = pace.watt_hours_per_token
     return Estimate(tokens / pace.tokens_per_second, steps, None if energy is None else energy * tokens, pace.run)
-
-
-def step_count(config: Config, rows: int | None) -> int | None:
-    """Number of optimizer steps of a run; None if it depends on the rows and their number is unknown.
-
-    Args:
-        config: Configuration of the run.
-        rows: Number of rows trained on; None if unknown.
-    """
-    train = config.train
-    if train.max_steps is not None:
-        return train.max_steps
-    return math.ceil(train.epochs * math.ceil(rows / train.batch_size)) if rows else None
 
 
 def rough_seconds(config: Config, plan: Plan, steps: int, row_tokens: float) -> float:

@@ -32,9 +32,11 @@ from core.runs.events import (
     StoppedEvent,
 )
 from core.runs.series import Series
+from core.runs.state import RunState
 from core.runs.store import Run
 from core.runs.tail import EventTail, last_events
 from core.runs.timings import Timings
+from core.runs.working_time import WorkingTime
 
 T = TypeVar("T")
 
@@ -51,7 +53,7 @@ NAMES = 32
 #: Newest steps that can be rolled back one by one.
 REWOUND_STEPS = 1 << 15
 _LONGEST_SECONDS = 3e9
-_TAIL_LIMIT = 16 << 20
+_TAIL_LIMIT, _EVAL_LIMIT = 16 << 20, 4 << 20
 #: Phases that recur within one start.
 _RECURRING = frozenset({"training", "evaluating", "saving"})
 
@@ -176,8 +178,7 @@ class RunHistory:
         self._first_samples = 0
         self._sampled_in_start = False
         self._energy_before = 0.0
-        self._is_paused = False
-        self._idle_seconds = 0.0
+        self._working_time = WorkingTime()
         self._handlers: dict[type[Event], Callable[[Any], None]] = {
             PhaseEvent: self._apply_phase,
             DataEvent: self._apply_data,
@@ -221,11 +222,14 @@ class RunHistory:
         return self._totals.paused[-1] if self._totals.paused else 0.0
 
     @property
-    def worked_seconds(self) -> float:
-        """Seconds of work over all starts, from the first import to the end: without pauses, and without the time
-        between a stop and its continuation.
-        """
-        return max(sum(self.phase_seconds.values()) - self._idle_seconds, self.step_seconds)
+    def working_seconds(self) -> float:
+        """Seconds of work over all starts; see :mod:`core.runs.working_time`."""
+        return self._working_time.seconds
+
+    def end_reason(self, state: RunState) -> str:
+        """Why the run has ended, by its state or else by its last event; empty where all steps were done."""
+        reason = state.reason or (self.end.reason if self.end is not None else "")
+        return "" if reason == sentences.ALL_DONE else reason
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -246,13 +250,13 @@ class RunHistory:
     def apply(self, event: Event) -> None:
         """Apply one event."""
         self.timings.apply(event)
+        self._working_time.apply(event)
         starting = isinstance(event, PhaseEvent) and self._is_new_start(event)
         if self.phase is not None and self.updated is not None and not starting:
             # The time between a killed worker and its successor belongs to no phase.
             passed = _sound(event.t - self.updated)
             self.phase.seconds += passed
             self.phase_seconds[self.phase.name] = self.phase_seconds.get(self.phase.name, 0.0) + passed
-            self._idle_seconds += passed if self._is_paused else 0.0
         if starting:
             self._begin_start(event.t)
         if not math.isnan(event.t):
@@ -272,7 +276,7 @@ class RunHistory:
         self._is_first_of_start = True
         self._sampled_in_start = False
         # A worker counts its own energy.
-        self._energy_before, self._is_paused = self.energy_wh or 0.0, False
+        self._energy_before = self.energy_wh or 0.0
         if self.starts > 1:
             self._write(moment, "info", f"continued after step {self.step}" if self.step else "started again")
 
@@ -375,8 +379,6 @@ class RunHistory:
 
     def _apply_governor(self, event: GovernorEvent) -> None:
         self.governor = event
-        if event.action in ("pause", "resume"):
-            self._is_paused = event.action == "pause"
         line = sentences.governor(event)
         _append(self.marks, Mark(self.step, "governor", line))
         self._write(event.t, "warning" if event.action != "resume" else "info", line)
@@ -391,8 +393,6 @@ class RunHistory:
     def _apply_control(self, event: ControlEvent) -> None:
         if event.command == "set" and not event.result.startswith("refused"):
             self.settings |= {name: value for name, value in changes.recall(event.result).items() if name in CHANGEABLE}
-        if event.command in ("pause", "resume") and not event.result.startswith("refused"):
-            self._is_paused = event.command == "pause"
         self._write(event.t, "info", sentences.control(event))
 
     def _apply_end(self, event: FinishedEvent) -> None:
@@ -435,6 +435,17 @@ def read_history(run: Run) -> RunHistory:
             history.apply(event)
     history.skipped = tail.skipped
     return history
+
+
+def last_evaluation(run: Run) -> EvalEvent | None:
+    """The last evaluation that a run has reported, searched from the end of its file; None if there is none.
+
+    At most the last 4 MB are searched.
+    """
+    for event in last_events(run.events_path, EvalEvent.type, _EVAL_LIMIT):
+        if isinstance(event, EvalEvent):
+            return event
+    return None
 
 
 def last_step(run: Run) -> StepEvent | None:

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from core.runs.events import EvalEvent
-from core.runs.history import last_step
+from core.runs.history import last_evaluation, last_step
 from core.runs.names import brief_id
 from core.runs.state import RunState
 from core.runs.store import Run
-from core.runs.tail import last_events
 from core.text import one_line
 from core.units import format_ago, format_fixed, format_number
 
-#: Most bytes searched for the last evaluation, from the end of the events.
-_SEARCHED = 4 << 20
 #: States whose reason says more than their numbers.
 _FAILED = ("failed", "lost")
 
@@ -65,8 +61,7 @@ def read_outcome(run: Run) -> Outcome | None:
     if not state.is_over or not state.updated:
         return None
     step = last_step(run)
-    evals = last_events(run.events_path, EvalEvent.type, _SEARCHED)
-    measured = next((event for event in evals if isinstance(event, EvalEvent)), None)
+    measured = last_evaluation(run)
     return Outcome(
         run,
         state,

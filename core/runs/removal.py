@@ -84,7 +84,7 @@ def remove_run(run: Run) -> None:
             raise
     except OSError as error:
         raise UserError(
-            f"{run.id} cannot be deleted: {error.strerror}.", f"Mend the permissions of {run.path.parent}."
+            f"{run.id} cannot be deleted: {error.strerror}.", f"Fix the permissions of {run.path.parent}."
         ) from error
     finally:
         os.close(lock)

@@ -11,7 +11,7 @@ from typing import Literal
 
 from core.runs.events import EvalEvent, FinishedEvent
 from core.runs.history import RunHistory
-from core.runs.sentences import ALL_DONE, BEST_CHOSEN
+from core.runs.sentences import BEST_CHOSEN
 from core.runs.series import Series
 from core.runs.state import RunState
 from core.runs.store import Run
@@ -79,7 +79,6 @@ class RunResult:
 def result_of(run: Run, state: RunState, history: RunHistory) -> RunResult:
     """The result of an ended run. Reads the sizes of the files of its result, and nothing else."""
     end, step = history.end, max(history.step, state.step)
-    reason = state.reason or (end.reason if end is not None else "")
     before, after = _compared(history.evals, end)
     path = result_path(run, end)
     size = None if path is None else _size(path)
@@ -87,9 +86,9 @@ def result_of(run: Run, state: RunState, history: RunHistory) -> RunResult:
         state=state.state,
         step=step,
         total_steps=state.total_steps,
-        seconds=history.worked_seconds,
+        seconds=history.working_seconds,
         energy_wh=history.energy_wh,
-        reason="" if reason == ALL_DONE else reason,
+        reason=history.end_reason(state),
         hint=end.hint if end is not None else "",
         measures=_measures(history, before, after),
         before="before" if before is None or before.step == 0 else f"step {before.step}",

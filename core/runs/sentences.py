@@ -55,7 +55,7 @@ _DONE = {
 _ASKED = {"set": "change", "generate": "question", "skip_evaluation": "skipping the evaluation"}
 #: The worker's report of a generated answer: its source, tokens, and end.
 _GENERATED = re.compile(r"([\w.-]+): (\d+) tokens, (\w+)")
-_FINISHES = {"stop": "", "length": ", cut at the longest answer allowed", "cancelled": ", broken off by the asker"}
+_FINISHES = {"stop": "", "length": ", cut at the longest answer allowed", "cancelled": ", stopped by the asker"}
 
 
 def clock(moment: float) -> str:

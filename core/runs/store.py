@@ -25,6 +25,7 @@ from core.config.schema import WEIGHT_METHODS, Config
 from core.errors import UserError
 from core.redact import redact
 from core.runs.events import FinishedEvent, HardwareEvent
+from core.runs.names import slug_of
 from core.runs.oom import memory_death
 from core.runs.process import hostname
 from core.runs.sockets import SOCKET_PATH_LIMIT, runtime_dir, socket_name
@@ -63,11 +64,6 @@ class Run:
         except (ValueError, OverflowError, OSError):
             return None
         return moment
-
-    @property
-    def slug(self) -> str:
-        """Words at the end of its id; the whole id of a directory that was renamed."""
-        return self.id if self.created is None else self.id[len("YYYYMMDD-HHMMSS-") :]
 
     @property
     def config_path(self) -> Path:
@@ -271,7 +267,7 @@ def _guess(name: str, runs: Sequence[Run]) -> str:
     """The run that a mistyped name most likely meant, as a hint: by its whole id, or by the words at its end."""
     found = nearest(name, [run.id for run in runs])
     if found is None:
-        by_slug = {run.slug: run.id for run in reversed(runs)}
+        by_slug = {slug_of(run.id): run.id for run in reversed(runs)}
         found = by_slug.get(nearest(name, by_slug) or "")
     return f"Did you mean {found}?" if found is not None else "'localtune-tui runs' lists them."
 

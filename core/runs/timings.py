@@ -49,7 +49,7 @@ class StepTiming:
 
 
 @dataclass
-class Visit:
+class EvaluationTiming:
     """One evaluation: the loss on held-out rows, answers to them, and sample answers."""
 
     step: int
@@ -103,7 +103,7 @@ class Timings:
         self.steps_done = 0
         """Steps whose timing is known, over all starts."""
         self.steps_per_epoch: float | None = None
-        self.evaluation: Visit | None = None
+        self.evaluation: EvaluationTiming | None = None
         """The evaluation under way."""
         self.evaluated_step: int | None = None
         """Step of the newest evaluation that is over, whatever it gave."""
@@ -237,19 +237,19 @@ class Timings:
         if event.name == "training" and event.done is not None:
             self.step = event.done  # one that goes on may begin before the last step that was reported
         if is_evaluating:
-            self.evaluation = Visit(self.step, event.t)
+            self.evaluation = EvaluationTiming(self.step, event.t)
             self.evaluation.progress(event)
 
     def _close_evaluation(self, moment: float) -> None:
-        visit, self.evaluation = self.evaluation, None
-        if visit is None:
+        current, self.evaluation = self.evaluation, None
+        if current is None:
             return
-        self.evaluated_step = visit.step
-        seconds = visit.close(moment)
+        self.evaluated_step = current.step
+        seconds = current.close(moment)
         # One that was cut short says nothing of the next one.
-        if visit.measured or (visit.part == "samples" and visit.done == visit.total):
-            self._evaluations.append((seconds, visit.seconds))
-            self._measured_step = visit.step
+        if current.measured or (current.part == "samples" and current.done == current.total):
+            self._evaluations.append((seconds, current.seconds))
+            self._measured_step = current.step
 
     def _apply_step(self, event: StepEvent) -> None:
         seconds = _sound(event.seconds)

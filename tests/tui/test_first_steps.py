@@ -93,7 +93,7 @@ async def test_earlier_runs_are_named(directory: Path, home: Path) -> None:
     async with app.run_test(size=(100, 30)) as pilot:
         await wait_for(pilot, lambda: app.state.view is not None and pane_of(app, "data") is not None)
         await pilot.press("1")
-        await wait_for(pilot, lambda: "5   my 1 run · last: tickets, finished" in screen_text(app))
+        await wait_for(pilot, lambda: "5   my run: tickets, finished" in screen_text(app))
 
 
 def test_hostile_names_stay_in_their_line() -> None:

@@ -18,8 +18,8 @@ from core.hardware.snapshot import Device
 from core.runs import events
 from core.runs.answers import questions_of
 from core.runs.catalog import RunRow
-from core.runs.elsewhere import python_code
 from core.runs.history import RunHistory
+from core.runs.loading_code import python_code
 from core.runs.result import result_of
 from core.runs.state import RunState
 from core.runs.store import Run

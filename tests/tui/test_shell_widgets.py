@@ -11,9 +11,11 @@ from textual.app import App, ComposeResult
 from textual.content import Content
 from textual.widget import Widget
 
+from core.config.document import ConfigDocument
 from core.hardware.snapshot import Device
 from core.runs.catalog import RunRow
 from core.runs.history import LogLine, read_history
+from core.runs.names import slug_of
 from core.runs.state import RunState
 from core.runs.store import Run
 from tests.tui.harness import screen_lines, screen_text, wait_for
@@ -81,12 +83,12 @@ def test_a_device_fits_and_missing_values_are_dashes(width: int) -> None:
         for line in device_lines(device, width, BRAILLE):
             assert line.cell_length <= width, line.plain
     assert "VRAM –" in device_lines(bare, width, BRAILLE)[0].plain
-    assert "0 %" not in device_lines(bare, 106, BRAILLE)[1].plain
+    assert "0%" not in device_lines(bare, 106, BRAILLE)[1].plain
 
 
 def test_a_wide_device_has_everything_with_units() -> None:
     text = "\n".join(line.plain for line in device_lines(GPU, 110, BRAILLE))
-    for part in ("71 °C", "ok, limit 83", "18.2/24.0 GB", "312 W / 450 W", "98 %", "54 %", "2,520 MHz", "nothing"):
+    for part in ("71 °C", "ok, limit 83", "18.2/24.0 GB", "312 W / 450 W", "98%", "54%", "2,520 MHz", "nothing"):
         assert part in text
 
 
@@ -159,6 +161,20 @@ def test_the_header_keeps_state_and_heat_at_every_size(home: Path, width: int) -
     assert line.cell_length <= width
     for part in ("64/120", "ETA", "71 °C ok", "18.2/24 GB", "ws1"):
         assert part in line.plain
+
+
+@pytest.mark.parametrize("width", [80, 120, 200])
+def test_the_name_that_configuration_and_run_share_is_said_once(home: Path, width: int) -> None:
+    script = ScriptedRun(home)
+    script.train_to(64)
+    name = slug_of(script.run.id)
+    document = ConfigDocument()
+    document.set("data.train", f"/data/{name}.csv")
+    state = AppState(view=view_of(script), host="ws1", document=document)
+    line = fit(header_segments(state, 1e9, loss=False), width).plain
+    assert (f"{name} •not saved" in line) == (width > 80)
+    assert line.replace(script.run.id, "").count(name) == (1 if width > 80 else 0)
+    assert "64/120" in line
 
 
 def test_device_names_are_short() -> None:
@@ -275,4 +291,4 @@ def test_a_cpu_is_not_blamed_for_having_no_fan() -> None:
         index=0, kind="cpu", name="CPU", utilization=70.0, clock=2600.0, memory_used=10**9, memory_total=10**10
     )
     second = device_lines(cpu, 106, BRAILLE)[1].plain
-    assert second.split() == ["util", "70", "%", "2,600", "MHz"]
+    assert second.split() == ["util", "70%", "2,600", "MHz"]

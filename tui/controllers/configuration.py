@@ -188,8 +188,12 @@ class Configuration:
             return
         name = one_line(message.path.name, 60)
         if message.use == "train":
-            start = self._keys["app.start"].display
-            self.set_options({"data.train": message.path}, f"{name} is used for training; {start} starts.")
+            pane = self._desktop.panes.data
+            rows = pane.seen(message.path) if pane is not None else None
+            next_step = f"{self._keys['app.start'].display} starts."
+            if rows is not None and rows.refusal:
+                next_step = "before a run can read it, mend what the Data pane says."
+            self.set_options({"data.train": message.path}, f"{name} is used for training; {next_step}")
         else:
             values = {"data.eval": message.path}
             # Only one of both can say what is held out.

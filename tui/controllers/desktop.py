@@ -83,6 +83,13 @@ class Desktop:
         while self.is_covered:
             self._app.pop_screen()
 
+    def drop_question(self, run: str) -> None:
+        """Close the question about a live run that has ended, if that is on the screen."""
+        from tui.screens.choice import ChoiceDialog
+
+        if isinstance(self.top, ChoiceDialog) and self.top.live_run == run:
+            self.top.dismiss("")
+
     def fail(self, title: str, error: UserError) -> None:
         """Show a dialog for a request of the user that failed."""
         from tui.screens.dialogs import error_dialog

@@ -65,11 +65,11 @@ class Returning:
 
     # The beginning.
 
-    def begin(self) -> None:
-        """Show again what was open, or else the newest run's configuration."""
+    def begin(self, data: Path | None = None) -> None:
+        """Show again what was open, or else the newest run's configuration; with the data that the user has named."""
         from tui.reopening import reopen
 
-        self._show(lambda: reopen(self.last))
+        self._show(lambda: reopen(self.last, data))
 
     def begin_with_run(self, name: str) -> None:
         """Begin with the configuration of the run that the user has named."""

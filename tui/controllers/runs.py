@@ -74,6 +74,14 @@ class Runs:
 
     # Requests of the panes.
 
+    def start_in(self, pane: str) -> None:
+        """Offer a run of the configuration; where the focus is on an ended run, of that one's again."""
+        view = self._state.view
+        if pane == "train" and view is not None and not view.is_live:
+            self.start_again(view.run)
+        else:
+            self.start()
+
     def start(self) -> None:
         """Check the configuration, and offer a run of it."""
         document = self._state.document
@@ -264,7 +272,7 @@ class Runs:
     def attached(self, message: RunAttached) -> None:
         """Show a run that has been read from its beginning."""
         from core.runs.catalog import read_model
-        from core.runs.eta import Schedule
+        from core.runs.schedule import Schedule
 
         before = self._state.view
         leftover = message.found and message.state.is_over
@@ -295,6 +303,7 @@ class Runs:
         if was_live != view.is_live:
             self.offer_to_chat()
             if not view.is_live:
+                self._desktop.drop_question(view.run.id)
                 self._announce_end(view)
                 if (form := self._desktop.panes.config) is not None:
                     form.run_ended()

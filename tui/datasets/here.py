@@ -14,6 +14,8 @@ _LIKELY = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".json")
 #: Files offered, the newest first, and entries of the directory looked at for them.
 MOST_FILES = 6
 _MOST_ENTRIES = 2000
+#: JSON files without data after which no more of them are opened: a directory may have thousands of settings.
+_MOST_REFUSED = 20
 #: Files up to this size are read for the number of their rows.
 _COUNTED_BYTES = 16 << 20
 
@@ -78,12 +80,17 @@ def find_files(directory: Path) -> tuple[FoundFile, ...]:
                 if entry.is_file() and status.st_size:
                     candidates.append((status.st_mtime, status.st_size, Path(entry.path)))
     found: list[FoundFile] = []
+    refused = 0
     for _, size, path in sorted(candidates, key=lambda item: (-item[0], item[2])):
         if len(found) >= MOST_FILES:
             break
+        if _is_json(path) and refused >= _MOST_REFUSED:
+            continue
         # A file that cannot be read, or holds something else, is no data to offer.
-        with suppress(UserError, OSError, ValueError, RecursionError, MemoryError):
+        try:
             found.append(FoundFile(path, size, _count(path, size)))
+        except (UserError, OSError, ValueError, RecursionError, MemoryError):
+            refused += _is_json(path)
     return tuple(found)
 
 
@@ -97,10 +104,14 @@ def _count(path: Path, size: int) -> int | None:
     from core.data.formats.detect import SAMPLE, detect
 
     with open_rows(path) as file:
-        if path.suffix.lower() == ".json":
+        if _is_json(path):
             # Most such files are settings; a table or lines of objects are data whatever their columns.
             detect(file.rows(0, SAMPLE), path.name)
         if size > _COUNTED_BYTES:
             return None
         file.index()
         return file.count_known
+
+
+def _is_json(path: Path) -> bool:
+    return path.suffix.lower() == ".json"

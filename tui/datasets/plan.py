@@ -236,7 +236,7 @@ def find_base(base: str, directory: Path) -> Path:
     missing = missing_model(base, directory)
     hint = missing.hint
     if base == STARTER_NAME:
-        hint = "Press 3, then d: the sample run prepares it; or run 'localtune-tui demo'."
+        hint = "The sample run in the Train pane prepares it, as 'localtune-tui demo' does."
     elif not is_model_here(base, directory):
-        hint = f"Press 2, then M, to choose one or to download it. {hint}"
+        hint = f"Choose or download one at model.base in the Config pane. {hint}"
     raise UserError(f"There are no tokens to show. {missing.message}", hint)

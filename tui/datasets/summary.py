@@ -108,7 +108,7 @@ def _analyzed(analysis: Analysis, count: int, keys: KeyTable, most: int) -> _Par
         parts.append(("no problems", ""))
     if (lengths := analysis.lengths) is not None:
         parts += [(f"longest {format_count(lengths.max)}", ""), (f"p95 {format_count(lengths.p95)}", "")]
-        parts.append((f"learned {lengths.supervised_share * 100:.0f} %", ""))
+        parts.append((f"learned {lengths.supervised_share:.0%}", ""))
     elif analysis.stop_learned is None:
         parts.append((f"tokens not counted ({keys['data.tokens'].display} says why)", ""))
     return parts

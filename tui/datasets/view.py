@@ -18,6 +18,7 @@ from core.data.formats.detect import SAMPLE, Detection
 from core.errors import UserError
 from core.template.preview import PAIR
 from core.text import one_line
+from core.units import format_count
 from tui.datasets.marks import RowMarks
 from tui.datasets.plan import Reading
 from tui.datasets.rows import RowCells, Turn
@@ -332,7 +333,7 @@ def _spoken(message: Message) -> Iterator[Turn]:
 
 def _describe_tokens(example: Example) -> str:
     learned = sum(label != IGNORED_LABEL for label in example.labels or ())
-    return f"{len(example.ids or ())} tokens, {learned} of them learned"
+    return f"{format_count(len(example.ids or ()))} tokens, {format_count(learned)} of them learned"
 
 
 def _dump(data: object) -> str:

@@ -395,7 +395,7 @@ class TrainPane(Pane, can_focus=True):
         view, result = self._view, self._result
         if view is None or result is None or result.path is None:
             return
-        from core.runs.elsewhere import python_code
+        from core.runs.loading_code import python_code
         from tui.screens.dialogs import COPY_CODE, COPY_PATH, elsewhere_dialog
 
         path, code = os.fspath(result.path), python_code(result.path, is_model=result.is_model)

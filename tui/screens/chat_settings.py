@@ -61,10 +61,10 @@ class ChatSettings(Overlay[tuple[str, GenerationSettings]]):
             "temperature": (
                 "temperature",
                 exact_number(settings.temperature),
-                "randomness, 0 to 5; 0 takes the likeliest token",
+                "randomness, 0 to 5; 0 is none",
             ),
-            "top_p": ("top p", exact_number(settings.top_p), "share of likely tokens to choose from, up to 1"),
-            "max_new_tokens": ("longest answer", str(settings.max_new_tokens), "tokens, up to 32768"),
+            "top_p": ("top p", exact_number(settings.top_p), "share of likely tokens, up to 1"),
+            "max_new_tokens": ("longest answer", str(settings.max_new_tokens), "tokens, up to 32,768"),
         }
         self._labels = {name: (label, hint) for name, (label, _, hint) in values.items()}
         self._lines = {name: SafeInput(value, id=f"line-{name}") for name, (_, value, _) in values.items()}

@@ -36,6 +36,7 @@ class ChoiceDialog(Overlay[str]):
         choices: The answers; ``enter`` gives the first one.
         alarm: Whether something has gone wrong.
         is_harmless: Whether keys typed before the question was on the screen may answer it; else they are dropped.
+        run: The id of the live run that the question is about, and moot without; empty for none.
     """
 
     DEFAULT_CSS = """
@@ -56,11 +57,13 @@ class ChoiceDialog(Overlay[str]):
         *,
         alarm: bool = False,
         is_harmless: bool = False,
+        run: str = "",
     ) -> None:
         super().__init__(classes="-alarm" if alarm else "")
         self._title = one_line(title, 60)
         self._text = text if isinstance(text, Content) else Content(sanitize(text))
         self.choices = tuple(choices)
+        self.live_run = run
         self._is_read = is_harmless
         self._keys = AnswerKeys()
 

@@ -122,7 +122,7 @@ def stop_dialog(view: RunView) -> ChoiceDialog:
             Choice("n", "", "keep training"),
         ]
     text = Content.assemble((one_line(view.run.id, 60), "bold"), f"{told}\n", _unsaved(view))
-    return ChoiceDialog("Stop the run", text, choices)
+    return ChoiceDialog("Stop the run", text, choices, run=view.run.id)
 
 
 def stop_now_dialog(view: RunView) -> ChoiceDialog:
@@ -133,6 +133,7 @@ def stop_now_dialog(view: RunView) -> ChoiceDialog:
         text,
         [Choice("n", "", "keep training"), Choice("y", YES, "stop it", "these steps are lost")],
         alarm=True,
+        run=view.run.id,
     )
 
 

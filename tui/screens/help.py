@@ -13,7 +13,7 @@ from core.paths import config_dir, shown_path
 from core.text import one_line
 from tui.keys import Key, KeyTable, display_key
 from tui.screens.overlay import Overlay
-from tui.widgets.text_block import TextBlock
+from tui.widgets.text_block import HangingBlock
 
 NOTES = (
     "Hold shift to select text with the mouse.",
@@ -55,7 +55,7 @@ class HelpScreen(Overlay[None]):
         with VerticalScroll() as box:
             box.border_title = Content(f"Help · {self._title}")
             box.border_subtitle = Content("j k scroll  esc close")
-            yield TextBlock(help_content(self._title, self._about, self._keys, self._scope))
+            yield HangingBlock(help_content(self._title, self._about, self._keys, self._scope))
 
     def action_scroll(self, where: str) -> None:
         """Scroll by a line, or to an end."""

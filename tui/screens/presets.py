@@ -30,7 +30,7 @@ from tui.widgets.text_block import TextBlock
 
 #: Minimum columns for the changes to the right of the list instead of below it.
 BESIDE_WIDTH = 120
-_NAME_WIDTH = 24
+_NAME_WIDTH = 26
 _COUNT_WIDTH = 11
 _OPTION_WIDTH = 29
 _VALUE_WIDTH = 14

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from textual.content import Content
 
-from tui.widgets.text_block import TextBlock
+from tui.widgets.text_block import HangingBlock
 
 
-class EmptyState(TextBlock):
+class EmptyState(HangingBlock):
     """An empty state: a sentence, and below it keys with their actions.
 
     Args:

@@ -12,13 +12,15 @@ from textual.content import Content
 from textual.message import Message
 
 from core.errors import UserError
+from core.runs.names import slug_of
+from core.runs.state import END_STATES
 from core.text import one_line
-from core.units import format_bytes, format_count, format_duration
+from core.units import format_ago, format_bytes, format_count
 from tui.datasets.here import FoundFile, Here
 from tui.keys import Key, KeyTable
 from tui.shell import shell_of
 from tui.widgets.start_here import error_content
-from tui.widgets.text_block import TextBlock
+from tui.widgets.text_block import HangingBlock
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Way:
     text: str
 
 
-class FirstSteps(TextBlock):
+class FirstSteps(HangingBlock):
     """The text of an empty pane: the ways to begin, and the files among which a cursor moves.
 
     The keys of the ways work while the pane has the focus, whichever pane they belong to.
@@ -116,7 +118,8 @@ class FirstSteps(TextBlock):
 
     def _refresh(self) -> None:
         files = self.here.files if self._has_files else ()
-        content = steps_content(self._headline, self._ways, files, self._cursor)
+        opens = shell_of(self).keys["data.read"].display if files else ""
+        content = steps_content(self._headline, self._ways, files, self._cursor, opens)
         if self._error is not None:
             content = Content("\n\n").join([error_content(self._error), content])
         self.show(content)
@@ -144,16 +147,26 @@ def ways_to_begin(keys: KeyTable, here: Here, now: float, *, sample: str, sample
 
 
 def _tell_runs(here: Here, now: float) -> str:
-    name = one_line(here.last_run, 60)
     # Its time is told in words.
-    subject = name[16:] if name[:8].isdecimal() and name[8:9] == "-" and name[15:16] == "-" else name
-    ago = format_duration(now - here.last_ended) if 0 < here.last_ended <= now else ""
-    when = f" {ago} ago" if ago else ""
-    return f"my {here.runs} run{'' if here.runs == 1 else 's'} · last: {subject}, {one_line(here.last_state, 20)}{when}"
+    subject = one_line(slug_of(here.last_run), 60)
+    state = one_line(here.last_state, 20)
+    has_ended = here.last_state in END_STATES and 0 < here.last_ended <= now
+    ended = f"{subject}, {state}" + (f" {format_ago(now - here.last_ended)}" if has_ended else "")
+    return f"my run: {ended}" if here.runs == 1 else f"my {format_count(here.runs)} runs · last: {ended}"
 
 
-def steps_content(headline: str, ways: Sequence[Way], files: Sequence[FoundFile], cursor: int) -> Content:
-    """The headline, then a line for each way; below the first one the files."""
+def steps_content(
+    headline: str, ways: Sequence[Way], files: Sequence[FoundFile], cursor: int, opens: str = ""
+) -> Content:
+    """The headline, then a line for each way; below the first one the files.
+
+    Args:
+        headline: The sentence about what is missing, or a question.
+        ways: The ways to begin.
+        files: The files.
+        cursor: The place of the one under the cursor.
+        opens: The key that opens it, as displayed.
+    """
     lines = [Content(headline)]
     width = max((cell_len(way.key.display) for way in ways), default=0)
     for place, way in enumerate(ways):
@@ -161,11 +174,11 @@ def steps_content(headline: str, ways: Sequence[Way], files: Sequence[FoundFile]
             lines.append(Content(""))
         lines.append(Content.assemble((way.key.display.ljust(width), "$primary bold"), "   ", way.text))
         if not place and files:
-            lines += _file_lines(files, cursor, width + 3)
+            lines += _file_lines(files, cursor, width + 3, opens)
     return Content("\n").join(lines)
 
 
-def _file_lines(files: Sequence[FoundFile], cursor: int, indent: int) -> list[Content]:
+def _file_lines(files: Sequence[FoundFile], cursor: int, indent: int, opens: str) -> list[Content]:
     names = [one_line(file.path.name, 40) for file in files]
     width = max(map(cell_len, names))
     lines = []
@@ -173,7 +186,7 @@ def _file_lines(files: Sequence[FoundFile], cursor: int, indent: int) -> list[Co
         pointer = "▸ " if place == cursor else "  "
         rows = "" if file.rows is None else f"{format_count(file.rows)} row{'' if file.rows == 1 else 's'}"
         size = rows or format_bytes(file.bytes)
-        hint = "   enter opens it" if place == cursor else ""
+        hint = f"   {opens} opens it" if place == cursor else ""
         pad = " " * (width - cell_len(name))
         lines.append(
             Content.assemble(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from rich.cells import cell_len
 from textual.content import Content
 
 from core.text import one_line
-from core.units import exact_number, format_bytes, format_duration, format_number
+from core.units import exact_number, format_bytes, format_duration, format_fixed, format_number
 from tui.glyphs import GlyphSet
 from tui.state import STATE_GLYPHS
 from tui.widgets.charts.plot_geometry import DotGrid, Scale, draw_line
@@ -50,13 +52,13 @@ def account_rows(
     curve = curve_lines(detail.loss, CURVE_WIDTH, height - 1, glyphs)
     text_width = width - CURVE_WIDTH - 3 if curve else width
     # The list above has the rest.
-    facts = "   ".join(f"{name} {value}" for name, value in _facts(row, detail, None) if name not in ("lr", "batch"))
+    facts = [f"{name} {value}" for name, value in _facts(row, detail, None) if name not in ("lr", "batch")]
     head, progress = _head(row, text_width), _progress(row, figures)
     is_short = head.cell_length + 2 + len(progress) <= text_width
     lines = [
         *([Content.assemble(head, "  ", progress)] if is_short else [head, *_wrapped(progress, text_width)]),
         *_wrapped(detail.reason, text_width, "$muted")[:2],
-        *_wrapped(facts, text_width)[:2],
+        *_in_lines(facts, text_width)[:2],
     ]
     lines = [line for line in lines if line.plain.strip()]
     if detail.before is not None:
@@ -109,7 +111,7 @@ def _facts(row: RunRow, detail: RunDetail, figures: RunFigures | None) -> list[t
 
     facts = [
         ("eval loss", change(detail.evals)),
-        ("exact", change(detail.exact_matches)),
+        ("exact", " → ".join(dict.fromkeys(format_fixed(value, 2) for value in detail.exact_matches))),
         ("model", row.model),
         ("data", detail.data),
         ("lr", exact_number(row.learning_rate) if row.learning_rate is not None else ""),
@@ -132,6 +134,17 @@ def _pair(name: str, value: str, width: int) -> Content:
 
 def _more(count: int) -> Content:
     return Content.styled(f"and {count} more", "$muted")
+
+
+def _in_lines(facts: Sequence[str], width: int) -> list[Content]:
+    """Facts in as few lines as they take, none of them broken."""
+    lines: list[str] = []
+    for fact in facts:
+        if lines and cell_len(lines[-1]) + 3 + cell_len(fact) <= width:
+            lines[-1] += f"   {fact}"
+        else:
+            lines.append(one_line(fact, max(width, 1)))
+    return [Content(line) for line in lines]
 
 
 def _wrapped(text: str, width: int, style: str = "") -> list[Content]:

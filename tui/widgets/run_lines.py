@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from textual.content import Content
 
 from core.runs.activity import doing, eta_words, pending_words, progress_words, step_progress
-from core.runs.eta import Eta, Schedule, visit_seconds_left
+from core.runs.eta import Eta, evaluation_seconds_left
+from core.runs.schedule import Schedule
 from core.runs.sentences import phase_name
 from core.runs.series import Series
 from core.text import one_line
@@ -97,7 +98,7 @@ def state_head(view: RunView, now: float, *, is_short: bool = False) -> Content:
 
 
 def progress(view: RunView, width: int, glyphs: GlyphSet, now: float, *, answer_awaited: bool = False) -> Content:
-    """Progress: ``● training 34/120 ▕████▁▁▁▁▏  28 %  ETA 1m 12s``, or the phase before the steps.
+    """Progress: ``● training 34/120 ▕████▁▁▁▁▏  28%  ETA 1m 12s``, or the phase before the steps.
 
     Args:
         view: The run.
@@ -115,7 +116,7 @@ def progress(view: RunView, width: int, glyphs: GlyphSet, now: float, *, answer_
         count = f" {count}"
     share = (step + _share_of_step(view)) / total if total else 0.0
     head = head + Content(count)
-    tail = f" {min(share, 1.0):4.0%}".replace("%", " %") if total else ""
+    tail = f" {min(share, 1.0):4.0%}" if total else ""
     # What is told last is left out first: the bar keeps some columns.
     for text in _tail(view, now, answer_awaited=answer_awaited):
         if head.cell_length + len(tail) + len(text) + (SHORTEST_BAR + 4 if total else 0) <= width:
@@ -147,7 +148,7 @@ def _tail(view: RunView, now: float, *, answer_awaited: bool) -> list[str]:
     if view.is_live and phase is not None and phase.name not in ("training", "importing"):
         done = f" {phase.done}/{phase.total}" if phase.done is not None and phase.total else ""
         found = [f"   {phase_name(phase.name)}{done} {format_duration(history.phase_elapsed(now))}"]
-        left = visit_seconds_left(history.timings, view.schedule or Schedule(), now)
+        left = evaluation_seconds_left(history.timings, view.schedule or Schedule(), now)
         if left is not None and left >= 1:
             found.append(f", {eta_words(Eta(0.0, left, 0.0))} left")
         return found + _eta_texts(view, now)

@@ -62,17 +62,20 @@ def _length(segments: Sequence[Segment], gap: int) -> int:
 def header_segments(state: AppState, now: float, *, loss: bool) -> list[Segment]:
     """Segments of the header for the app's state at a Unix time; ``loss`` where no pane shows it."""
     segments = [_PROGRAM]
+    view = state.view
+    is_same = False
     if state.file_name:
         edited = Content.styled(" •edited", "$near") if state.is_dirty else Content("")
         segments.append(Segment(Content(one_line(state.file_name, 40)) + edited, 9))
     elif (state.is_dirty or not state.is_of_config) and (name := state.config_name):
         unsaved = Content.styled(" •not saved", "$near") if state.is_dirty else Content("")
-        segments.append(Segment(Content(one_line(name, 40)) + unsaved, 9))
-    view = state.view
+        # Where it is the name of the run too, it is said once: of the two it is the run's that gives way.
+        is_same = view is not None and slug_of(view.run.id) == name
+        segments.append(Segment(Content(one_line(name, 40)) + unsaved, 8 if is_same else 9))
     if view is not None and not view.is_live and not state.is_of_config:
         segments += _other_run(view, now)
     elif view is not None:
-        segments += _run_segments(view, now, loss=loss, answer_awaited=state.answer_awaited)
+        segments += _run_segments(view, now, loss=loss, answer_awaited=state.answer_awaited, is_named=is_same)
     devices = view.history.devices if view is not None and view.is_live and view.history.devices else state.devices
     segments += _device_segments(devices)
     segments.append(Segment(Content.styled(one_line(state.host, 30), "$muted"), 6, right=True))
@@ -87,12 +90,22 @@ def _other_run(view: RunView, now: float) -> list[Segment]:
     return [Segment(Content.styled(f"{which}: {brief_id(view.run.id)} {ended}", "$muted"), 2, brief)]
 
 
-def _run_segments(view: RunView, now: float, *, loss: bool, answer_awaited: bool) -> list[Segment]:
-    """Segments of the run: its name, model, and state with the time left."""
+def _run_segments(
+    view: RunView, now: float, *, loss: bool, answer_awaited: bool, is_named: bool = False
+) -> list[Segment]:
+    """Segments of the run: its name, model, and state with the time left.
+
+    Args:
+        view: The run.
+        now: The present, in Unix seconds.
+        loss: Whether to add the loss.
+        answer_awaited: Whether a question to the model holds it up.
+        is_named: Whether the segment before has its brief name already.
+    """
     # The run's own name is next to its state: a live run may be another configuration's.
     identity = one_line(view.run.id, 60)
-    brief_name = Content(slug_of(identity))
-    segments = [Segment(Content.assemble(("run ", "$muted"), identity), 8, brief_name)]
+    whole = Content.assemble(("run ", "$muted"), identity)
+    segments = [Segment(whole, 9) if is_named else Segment(whole, 8, Content(slug_of(identity)))]
     if view.model:
         segments.append(Segment(Content.styled(view.model, "$muted"), 10))
     name, total, activity = view.state.state, view.state.total_steps, view.activity
@@ -133,7 +146,7 @@ def _device_segments(devices: Sequence[Device]) -> list[Segment]:
         brief = Content.assemble(f"{device.temperature_c:.0f} °C ", (word, f"${WORD_COLORS[word]}"))
         found.append(Segment(Content.assemble((f"{name} ", "$muted"), brief), 3, brief, right=True))
     elif device.utilization is not None:
-        found.append(Segment(Content.assemble((f"{name} ", "$muted"), f"{_steady(device):3.0f} %"), 7, right=True))
+        found.append(Segment(Content.assemble((f"{name} ", "$muted"), f"{_steady(device):3.0f}%"), 7, right=True))
     if device.memory_used is not None and device.memory_total:
         text = f"{device.memory_used / 1e9:.1f}/{device.memory_total / 1e9:.0f} GB"
         pressed = memory_word(device)

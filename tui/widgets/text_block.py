@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
+from rich.cells import cell_len
 from textual.content import Content
+from textual.geometry import Size
 from textual.visual import VisualType
 from textual.widget import Widget
 from textual.widgets import Static
@@ -34,6 +38,69 @@ class TextBlock(Widget):
 
     def render(self) -> Content:
         return self._content
+
+
+class HangingBlock(TextBlock):
+    """A block of keys and facts with their texts; what wraps stays in the column of its text."""
+
+    def get_content_height(self, container: Size, viewport: Size, width: int) -> int:  # noqa: ARG002 - Textual calls it
+        """The height with all lines wrapped."""
+        return hang(self._content, width).plain.count("\n") + 1
+
+    def render(self) -> Content:
+        return hang(self._content, self.size.width)
+
+
+#: A key or the name of a fact, with the gap after it.
+_HEAD = re.compile(r" *\S+(?: \S+)* {2,}(?=\S)")
+#: Columns that the text must have left beside its key, else it wraps below it.
+_LEAST_TEXT = 16
+
+
+def hang(content: Content, width: int) -> Content:
+    """Wrap lines that begin with a key or a name; further lines of one begin where its text does.
+
+    Args:
+        content: Lines, the text of each set off by two spaces or more.
+        width: Cells of a line.
+    """
+    if width < 1:
+        return content
+    lines: list[Content] = []
+    for line in content.split("\n", allow_blank=True):
+        head = _HEAD.match(line.plain)
+        indent = cell_len(head[0]) if head else 0
+        if line.cell_length <= width or not head or width - indent < _LEAST_TEXT:
+            lines += line.wrap(width) or [line]
+            continue
+        first, *rest = line[head.end() :].wrap(width - indent)
+        lines.append(line[: head.end()] + first)
+        lines += [Content(" " * indent) + part for part in rest]
+    return Content("\n").join(lines)
+
+
+class ClippedBlock(TextBlock):
+    """A block with a height of its own: what has no room in it ends in an ellipsis, and nothing is laid out anew."""
+
+    def show(self, content: Content) -> None:
+        """Show another content."""
+        if not content.is_same(self._content):
+            self._content, self.display = content, True
+            self.refresh()
+
+    def render(self) -> Content:
+        return clip(self._content, self.size.width, self.size.height)
+
+
+def clip(content: Content, width: int, height: int) -> Content:
+    """Wrap a text, and cut it after a number of lines, with an ellipsis where something is missing."""
+    if width < 2 or height < 1:
+        return content
+    lines = content.wrap(width)
+    if len(lines) <= height:
+        return content
+    last = lines[height - 1].rstrip().truncate(width - 1)
+    return Content("\n").join([*lines[: height - 1], last + "…"])
 
 
 class TextLine(Static):

@@ -28,8 +28,8 @@ _OPTIONAL: frozenset[ColumnRole] = frozenset({"context", "system", "history", "t
 #: Column names in the format that reads the mapped row.
 _CANONICAL: dict[ColumnRole, str] = {"user": "prompt", "assistant": "completion"}
 
-#: Columns among which a similar name is looked for.
-_LOOKED_AT = 64
+#: Columns among which a similar name is looked for, and characters of a name: those of rows may have any length.
+_LOOKED_AT, _NAME_LENGTH = 64, 40
 
 
 class UnknownColumnsError(UserError):
@@ -58,7 +58,7 @@ class ColumnMap:
         named = set(self.columns)
         hint = 'Write, for example, data.columns = {user = "question", assistant = "answer"}.'
         if unknown := sorted(named - set(ROLES)):
-            meant = nearest_column(unknown[0], tuple(ROLES))
+            meant = nearest_column(unknown[0], ROLES)
             raise UserError(
                 f"data.columns has no part {one_line(unknown[0], 40)}.",
                 f"Did you mean {meant}?" if meant else f"The parts are {', '.join(ROLES)}.",
@@ -115,7 +115,7 @@ class ColumnMap:
             RowError: ``wrong_keys`` if a column is missing.
         """
         if absent := self.missing(data):
-            near = nearest_column(absent[0], tuple(itertools.islice(map(str, data), _LOOKED_AT)))
+            near = nearest_column(absent[0], data)
             guess = f" Did you mean {one_line(near, 40)}?" if near else ""
             raise RowError(
                 "wrong_keys", f"The row has no column '{one_line(absent[0], 40)}', which data.columns names.{guess}"
@@ -170,7 +170,7 @@ def missing_columns(columns: ColumnMap, rows: Iterable[Mapping[str, Any]], sourc
     if first is None:
         return None
     column, present = first
-    near = nearest_column(column, tuple(present[:_LOOKED_AT]))
+    near = nearest_column(column, present)
     shown = ", ".join(one_line(name, 40) for name in present[:12]) + (", …" if len(present) > 12 else "")
     return UnknownColumnsError(
         f"{source} has no column '{one_line(column, 40)}', which data.columns names; it has {shown or 'none'}.",
@@ -178,10 +178,15 @@ def missing_columns(columns: ColumnMap, rows: Iterable[Mapping[str, Any]], sourc
     )
 
 
+def nearest_column(name: str, columns: Iterable[str]) -> str | None:
+    """The column with the most similar name, in capitals or not; None if none is similar."""
+    shown = tuple(str(column)[:_NAME_LENGTH] for column in itertools.islice(columns, _LOOKED_AT))
+    return _nearest(name[:_NAME_LENGTH], shown)
+
+
 @functools.lru_cache(maxsize=256)
-def nearest_column(name: str, columns: tuple[str, ...]) -> str | None:
-    """The column with the most similar name, in capitals or not; None if none is similar. Cached, as rows lack the same
-    one."""
-    by_fold = {column[:40].casefold(): column for column in columns}
-    near = difflib.get_close_matches(name[:40].casefold(), by_fold, n=1, cutoff=0.6)
+def _nearest(name: str, columns: tuple[str, ...]) -> str | None:
+    """The same, cached, as row after row lacks the same column."""
+    by_fold = {column.casefold(): column for column in columns}
+    near = difflib.get_close_matches(name.casefold(), by_fold, n=1, cutoff=0.6)
     return by_fold[near[0]] if near else None

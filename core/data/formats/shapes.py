@@ -46,6 +46,8 @@ _PAIRS = (
 _CONTEXT_KEYS = ("input", "context")
 _OUTPUT_KEYS = ("output", "response")
 _LABEL_KEYS = ("label", "kto_tag")
+#: Characters of a name that are looked at: those of rows may have any length.
+_NAME_LENGTH = 40
 _KNOWN_COLUMNS = (
     *("messages", "conversations", "instruction", "input", "context", "output", "response"),
     *("prompt", "completion", "question", "answer", "text", "system", "history"),
@@ -156,7 +158,7 @@ def _wrong_keys(data: Mapping[str, Any], wanted: Format) -> RowError:
 def misspelled_column(columns: Sequence[str]) -> tuple[str, str] | None:
     """A column whose name is almost that of a known one that is missing, and that name; None if there is none."""
     for name in columns:
-        known = _nearest_column(name)
+        known = _nearest_column(name[:_NAME_LENGTH])
         if known is not None and known not in columns:
             return name, known
     return None
@@ -166,7 +168,7 @@ def misspelled_column(columns: Sequence[str]) -> tuple[str, str] | None:
 def _nearest_column(name: str) -> str | None:
     if name in _KNOWN_COLUMNS:
         return None
-    found = difflib.get_close_matches(name.strip().lower()[:40], _KNOWN_COLUMNS, n=1, cutoff=0.75)
+    found = difflib.get_close_matches(name.strip().lower(), _KNOWN_COLUMNS, n=1, cutoff=0.75)
     return found[0] if found else None
 
 

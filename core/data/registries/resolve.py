@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from core.data.formats.mapping import ColumnMap
 from core.data.registries.axolotl import read_axolotl
 from core.data.registries.llama_factory import read_llama_factory
-from core.data.registries.source import YAML_SUFFIXES, DataSource, hub_source, load_registry
+from core.data.registries.source import DataSource, hub_source, load_registry
 from core.errors import UserError
 from core.hub_uri import is_hub_entry, parse_dataset
-from core.path_kind import refuse_kind
+from core.path_kind import YAML_SUFFIXES, refuse_kind
 from core.text import one_line
 
 if TYPE_CHECKING:

@@ -18,6 +18,7 @@ from core.data.formats.mapping import ColumnMap
 from core.errors import UserError
 from core.hub.store import find_fetched
 from core.hub_uri import HubEntry
+from core.path_kind import YAML_SUFFIXES
 from core.sandbox.pool import sandboxed
 from core.small_files import read_small
 from core.text import one_line
@@ -25,8 +26,6 @@ from core.yaml.sandboxed import read_yaml
 
 #: Largest registry file read, in bytes.
 REGISTRY_LIMIT = 4 << 20
-
-YAML_SUFFIXES = (".yml", ".yaml")
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 import sample_data
+from core.config.derived import step_count
 from core.config.document import ConfigDocument
 from core.config.facts import Facts, read_shape
-from core.config.rules import RULES, check_rules, total_steps
+from core.config.rules import RULES, check_rules
 from core.config.schema import Config, find_option
 from core.errors import UserError
 from core.memory.disk import disk_need
@@ -248,9 +249,9 @@ def test_the_sample_breaks_no_rule() -> None:
 
 
 def test_steps_are_counted_as_the_worker_does() -> None:
-    assert total_steps(config(), Facts()) is None
-    assert total_steps(config(train__epochs=1.5), Facts(rows=17)) == 5
-    assert total_steps(config(train__max_steps=7), Facts(rows=17)) == 7
+    assert step_count(config(), None) is None
+    assert step_count(config(train__epochs=1.5), 17) == 5
+    assert step_count(config(train__max_steps=7), 17) == 7
 
 
 def test_a_document_raises_errors_with_their_place(tmp_path: Path) -> None:

@@ -11,7 +11,17 @@ import pytest
 from core.runs import detail
 from core.runs.catalog import RunCatalog
 from core.runs.detail import FigureReader, RunFigures, read_detail, read_figures
-from core.runs.events import EvalEvent, Event, PhaseEvent, StepEvent, StoppedEvent, encode_event
+from core.runs.events import (
+    ControlEvent,
+    EvalEvent,
+    Event,
+    NoticeEvent,
+    PhaseEvent,
+    StepEvent,
+    StoppedEvent,
+    encode_event,
+)
+from core.runs.history import read_history
 from core.runs.state import RunState
 from core.runs.store import Run, create_run
 from core.runs.working_time import working_seconds
@@ -129,3 +139,24 @@ def test_a_list_of_runs_is_there_before_all_facts_are(run: Run, private_home: Pa
     # What is known stays known without any time for it.
     assert [row.model for row in catalog.rows(0.0)] == [row.model for row in rows]
     assert catalog.is_whole
+
+
+def test_the_working_time_of_a_record_is_that_of_its_history(run: Run) -> None:
+    more: Sequence[Event] = (
+        phase(100_000.0, "importing"),
+        phase(100_005.0, "training"),
+        # A pause that no step follows, and one that nobody asked for.
+        step(100_010.0, 4, paused=2.0),
+        ControlEvent(t=100_012.0, command="pause", sender="socket", result="ok"),
+        ControlEvent(t=100_030.0, command="resume", sender="socket", result="refused: no"),
+        StoppedEvent(t=100_040.0, reason="", step=4, hint=""),
+        NoticeEvent(t=100_900.0, level="info", code="late", message="a word after the end", hint=""),
+    )
+    with run.events_path.open("a", encoding="utf-8") as file:
+        file.write("".join(map(encode_event, more)))
+    assert working_seconds(run.events_path) == pytest.approx(33.0 + 12.0 - 2.0)
+    assert read_history(run).working_seconds == pytest.approx(33.0 + 12.0 - 2.0)
+    # As another program may have written it.
+    loose = run.events_path.read_text(encoding="utf-8").replace('{"t": ', '{"t":').replace('": ', '":')
+    run.events_path.write_text(loose, encoding="utf-8")
+    assert working_seconds(run.events_path) == pytest.approx(43.0)

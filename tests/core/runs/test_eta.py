@@ -14,8 +14,9 @@ import tomli
 
 from core.runs import events
 from core.runs.activity import eta_words, pending_words, progress_words, step_progress
-from core.runs.eta import Eta, Schedule, estimate, visit_seconds_left
+from core.runs.eta import Eta, estimate, evaluation_seconds_left
 from core.runs.events import Event, FinishedEvent, PhaseEvent, StepEvent, StoppedEvent, decode_event
+from core.runs.schedule import Schedule
 from core.runs.state import RunState, StepProgress
 from core.runs.timings import RECENT_STEPS, Timings
 
@@ -221,10 +222,10 @@ def test_before_anything_is_known_it_is_a_guess() -> None:
 
 def test_an_evaluation_says_how_long_it_still_takes() -> None:
     timings = fold(PhaseEvent(t=0.0, name="evaluating", total=80))
-    assert visit_seconds_left(timings, Schedule(measures=True), 1.0) is None
+    assert evaluation_seconds_left(timings, Schedule(measures=True), 1.0) is None
     timings.apply(PhaseEvent(t=20.0, name="evaluating", detail="loss", done=20, total=80))
-    assert visit_seconds_left(timings, Schedule(measures=True), 20.0) == pytest.approx(60.0)
-    assert visit_seconds_left(timings, Schedule(measures=True), 30.0) == pytest.approx(50.0)
+    assert evaluation_seconds_left(timings, Schedule(measures=True), 20.0) == pytest.approx(60.0)
+    assert evaluation_seconds_left(timings, Schedule(measures=True), 30.0) == pytest.approx(50.0)
     timings.apply(events.ControlEvent(t=31.0, command="skip_evaluation", sender="socket", result="ok"))
     timings.apply(PhaseEvent(t=31.0, name="training", done=0))
     assert timings.evaluation_seconds is None, "one that was skipped says nothing of the next"

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from core.hardware.snapshot import Device
 from core.runs import events
-from core.runs.eta import Schedule, estimate
+from core.runs.eta import estimate
 from core.runs.events import Event, StepEvent, encode_event
 from core.runs.history import RunHistory, last_step, read_history
+from core.runs.schedule import Schedule
 from core.runs.sentences import clock
 from core.runs.store import Run
 from tests.core.runs.event_strategies import EVENTS
@@ -304,5 +305,5 @@ def test_work_is_counted_without_pauses_and_without_the_time_between_two_starts(
         events.GovernorEvent(t=5112, action="resume", cause="temperature"),
         events.FinishedEvent(t=5113, reason="", step=2),
     )
-    assert history.worked_seconds == 12 + 12 + 1
+    assert history.working_seconds == 12 + 12 + 1
     assert history.energy_wh == 2.5

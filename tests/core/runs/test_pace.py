@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from core.config.derived import step_count
 from core.config.schema import Config
 from core.memory.plan import Machine
 from core.memory.planner import make_plan
@@ -15,7 +16,7 @@ from core.memory.rows import rows_of_tokens
 from core.models.architecture.families import read_architecture
 from core.runs import pace as pace_module
 from core.runs.events import Event, HardwareEvent, StepEvent, encode_event
-from core.runs.forecast import estimate, rough_seconds, step_count
+from core.runs.forecast import estimate, rough_seconds
 from core.runs.history import RunHistory, read_history
 from core.runs.pace import Pace, PaceBook
 from core.runs.store import Run, create_run, list_runs

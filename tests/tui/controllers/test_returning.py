@@ -441,3 +441,27 @@ async def test_an_early_internal_error_forgets_what_was_shown_again(here: Path) 
         app.returning.forget_if_suspect()
         app.returning.look()
     assert read_session() is None
+
+
+async def test_data_that_is_named_is_shown_and_not_what_was_open(here: Path) -> None:
+    rows_file(here)
+    (here / "other.csv").write_text("question,answer\na,b\nc,d\n")
+    write_session(Session(data=DataPlace(str(here / "other.csv"), 1), pane="config"))
+    async with opened(LocaltuneApp(data=Path("faq.jsonl"))) as pilot:
+        app = pilot.app
+        assert isinstance(app, LocaltuneApp)
+        await wait_for(pilot, lambda: app.returning._is_complete)
+        data = pane_of(app, "data")
+        await wait_for(pilot, lambda: data.view is not None and data.opener.opening is None)
+        assert data.view is not None
+        assert data.view.path.name == "faq.jsonl"
+        assert app.main.current == "data"
+
+
+async def test_data_that_is_named_and_was_open_comes_back_to_its_row(here: Path) -> None:
+    path = rows_file(here)
+    write_session(Session(data=DataPlace(str(path), 7), pane="config"))
+    async with opened(LocaltuneApp(data=Path("faq.jsonl"))) as pilot:
+        app = pilot.app
+        assert isinstance(app, LocaltuneApp)
+        await wait_for(pilot, lambda: pane_of(app, "data").index == 7)

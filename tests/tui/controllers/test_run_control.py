@@ -306,7 +306,7 @@ async def test_settings_show_what_holds_and_the_log_tells_changes_in_words(home:
     told = "train.learning_rate = 5e-05, eval.every_steps = 50, checkpoint.every_steps = None"
     script.write(events.ControlEvent(command="set", sender="socket", result=told))
     script.write(events.ControlEvent(command="set", sender="socket", result="refused: No such value."))
-    async with LocaltuneApp().run_test(size=(120, 34)) as pilot:
+    async with LocaltuneApp().run_test(size=(220, 34)) as pilot:
         app = await attached(pilot)
         await wait_for(pilot, lambda: "change on request refused: No such value." in screen_text(app))
         line = "changed on request: learning rate 5e-5, evaluation every 50 steps, ten checkpoints in a run"
@@ -327,3 +327,14 @@ async def test_a_value_typed_behind_the_key_is_the_value(home: Path, monkeypatch
         await wait_for(pilot, lambda: commands.with_args == [("set", changes)])
         await wait_for(pilot, lambda: not isinstance(app.screen, RunSettings))
         assert app.main.current == "train"
+
+
+async def test_the_question_about_a_stop_goes_with_the_run(home: Path) -> None:
+    script = ScriptedRun(home)
+    script.train_to(64)
+    async with LocaltuneApp().run_test(size=(80, 24)) as pilot:
+        app = await attached(pilot)
+        await asked_to_stop(pilot)
+        script.end("failed", "the card is gone")
+        await wait_for(pilot, lambda: not isinstance(app.screen, ChoiceDialog))
+        await wait_for(pilot, lambda: "failed" in words(app))

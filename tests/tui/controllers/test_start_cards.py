@@ -313,3 +313,25 @@ async def test_a_start_waits_for_the_preset_that_is_being_chosen(
             assert (started[0].train.learning_rate, started[0].data.eval_share) == (5e-4, 0.1)
     finally:
         may_go_on.set()
+
+
+async def test_rows_of_no_known_format_start_nothing(tmp_path: Path, started: Started) -> None:
+    (tmp_path / "odd.csv").write_text("Frage;Antwort\na;b\nc;d\n")
+    path = tmp_path / "mine.toml"
+    path.write_text('[data]\ntrain = "odd.csv"\n')
+    app = LocaltuneApp(path)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await ready(pilot, app)
+        data = pane_of(app, "data")
+        await wait_for(pilot, lambda: data.view is not None and data.view.unknown is not None)
+        await pilot.press("r")
+        await wait_for(pilot, lambda: "Nothing starts: odd.csv has rows of no known format" in screen_text(app))
+        await pilot.press("enter")
+        await pilot.pause()
+        assert has_card(app)
+        assert "enter start" not in screen_text(app)
+        assert not started
+        await pilot.press("p")
+        await wait_for(pilot, lambda: not has_card(app))
+        assert app.main.current == "data"
+        assert "C says which column" in screen_text(app)

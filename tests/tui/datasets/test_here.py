@@ -49,3 +49,22 @@ def test_the_last_run_is_named(tmp_path: Path, private_home: Path) -> None:
     found = look_around(tmp_path)
     assert (found.runs, found.last_run, found.last_state) == (2, "20261124-090000-second", "finished")
     assert found.last_ended > 0
+
+
+def test_of_many_settings_only_some_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_text("question,answer\na,b\n")
+    os.utime(rows, (1, 1))
+    for number in range(60):
+        (tmp_path / f"{number}.json").write_text('{"compilerOptions": {"strict": true}}')
+    opened: list[Path] = []
+    count = here._count
+
+    def counted(path: Path, size: int) -> int | None:
+        opened.append(path)
+        return count(path, size)
+
+    monkeypatch.setattr(here, "_count", counted)
+    (found,) = find_files(tmp_path)
+    assert found.path == rows
+    assert len(opened) == 21

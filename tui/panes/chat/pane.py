@@ -20,6 +20,7 @@ from core.chat.dialogue import Dialogue, Exchange, Reply, format_stats, speaker_
 from core.errors import UserError
 from core.runs.store import has_weights
 from core.text import one_line, sanitize
+from tui.datasets.summary import counted
 from tui.keys import bindings, display_key
 from tui.messages import AnswerAwaited
 from tui.panes.base import Pane
@@ -553,7 +554,9 @@ class ChatPane(Pane):
         text = sanitize(reply.text).strip()
         self.app.copy_to_clipboard(text)
         tmux = "; tmux passes it on with set-clipboard on" if os.environ.get("TMUX") else ""
-        self._say(f"✓ answer of {reply.label} ({len(text)} characters) sent to your terminal's clipboard{tmux}")
+        self._say(
+            f"✓ answer of {reply.label} ({counted(len(text), 'character')}) sent to your terminal's clipboard{tmux}"
+        )
 
     def action_save(self) -> None:
         """Save the conversation as a Markdown file."""

@@ -131,8 +131,9 @@ class ConfigEditor:
         Raises:
             UserError: If it cannot be written; the configuration is unchanged then.
         """
-        is_copy = self._suggested is not None
-        moved = rebase(self.document, self.model.base, path.parent, shorten=is_copy) if path is not None else []
+        # Absolute paths of a configuration without a file are mostly the app's own: with one they can move together.
+        is_first = self._suggested is not None or self.document.path is None
+        moved = rebase(self.document, self.model.base, path.parent, shorten=is_first) if path is not None else []
         try:
             self.document.save(path, overwrite=overwrite)
         except UserError:

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING
 from core.config.facts import Facts, find_missing_trackers, read_shape
 from core.errors import UserError
 from core.memory.disk import disk_need
+from tui.data_paths import follow_links
 from tui.panes.config.base_model import BaseFinding, NamedBase, check_base, find_missing
 from tui.panes.config.model import ConfigModel
 
 if TYPE_CHECKING:
+    from core.analysis.lengths import Lengths
     from core.config.document import ConfigDocument
     from core.hardware.card import Card
     from core.models.architecture.architecture import Architecture
@@ -38,6 +40,8 @@ class FactsFinder:
         """Row counts of data files, as far as they are known."""
         self._paces: PaceBook | None = None
         self._planned_rows: int | None = None
+        self._measured: dict[str, Lengths] = {}
+        self._planned_lengths: Lengths | None = None
 
     @cached_property
     def models(self) -> ModelCatalog:
@@ -52,7 +56,12 @@ class FactsFinder:
         known = bool(files) and not document.get("data.weights") and all(path in self.rows for path in files)
         total = sum(self.rows[path] for path in files) if known else None
         self._planned_rows = None if total is None else total - model.held_out(total)
+        self._planned_lengths = self._measured.get(follow_links(files[0])) if known and len(files) == 1 else None
         return replace(self.facts, rows=self._planned_rows)
+
+    def take_lengths(self, path: Path, lengths: Lengths | None) -> None:
+        """Take the lengths of the rows of a file, as a run would read them; None where they are unknown again."""
+        self._measured = {follow_links(path): lengths} if lengths is not None else {}
 
     async def find_card(self) -> None:
         """Look the card up, by asking the driver."""
@@ -103,14 +112,14 @@ class FactsFinder:
             self.rows[path] = await asyncio.to_thread(_count_rows, path)
 
     def plan(self, document: ConfigDocument) -> PlanView | None:
-        """The memory plan of a configuration, with the rows last asked for by :meth:`facts_for`; call it in a thread.
+        """The memory plan of a configuration, for the rows last asked for by :meth:`facts_for`; call it in a thread.
 
         Raises:
             UserError: If the memory of its model cannot be estimated.
         """
         from tui.panes.config.plan import plan_document
 
-        return plan_document(document, self._paces, self._planned_rows)
+        return plan_document(document, self._paces, self._planned_rows, self._planned_lengths)
 
 
 # Slow imports are made in the threads too.

@@ -8,6 +8,7 @@ from textual.containers import Container, Vertical
 from textual.content import Content
 
 from core.config.compare import differences, holding_values
+from core.config.unused import used_by
 from core.text import one_line
 from tui.panes.config.editor import ConfigEditor
 from tui.panes.config.facts import FactsFinder
@@ -18,7 +19,7 @@ from tui.shell import shell_of
 from tui.widgets.forms.option_field import OptionField
 from tui.widgets.forms.option_form import OptionForm
 from tui.widgets.forms.option_help import OptionHelp
-from tui.widgets.text_block import TextLine
+from tui.widgets.text_block import ClippedBlock, TextLine
 
 
 class ConfigForm(Vertical):
@@ -57,7 +58,7 @@ class ConfigForm(Vertical):
         self._summary = TextLine(id="config-summary")
         self._strangers = TextLine(id="config-strangers")
         self._manual = OptionHelp(id="config-manual")
-        self._line = TextLine(id="config-help")
+        self._line = ClippedBlock(id="config-help")
         self._note = ""
         self._note_field: OptionField | None = None
 
@@ -96,6 +97,7 @@ class ConfigForm(Vertical):
             field.warning = found.warnings.get(name, "")
             field.baseline = model.baseline(field.option, preset)
             field.notes = difference_notes(field, preset, others)
+            field.used_by = used_by(name, model.effective)
         known = {field.option.name for field in self.options.fields}
         strangers = [sentence for name, sentence in found.problems.items() if name not in known]
         self._strangers.display = bool(strangers)
@@ -128,13 +130,11 @@ class ConfigForm(Vertical):
             self._manual.explain(field.option, facts, hints)
         if self._note:
             style = "$limit" if self._note.startswith("✗") else "$foreground"
-            self._line.update(Content.styled(self._note, style), layout=False)
+            self._line.show(Content.styled(self._note, style))
         elif field is None:
-            self._line.update(Content(one_line(self.filter.reason_for_none(keys["config.back"].display))), layout=False)
+            self._line.show(Content(one_line(self.filter.reason_for_none(keys["config.back"].display))))
         else:
-            self._line.update(
-                Content(explain(field.option, keys["config.form"].display, keys["config.edit"].display)), layout=False
-            )
+            self._line.show(Content(explain(field.option, keys["config.form"].display, keys["config.edit"].display)))
 
     @on(OptionForm.Moved)
     def _moved(self, message: OptionForm.Moved) -> None:

@@ -106,9 +106,11 @@ def explain(option: Option, form_key: str = "", edit_key: str = "") -> str:
         edit_key: The key that lists the base models.
     """
     default = format_value(option.default) or UNSET_TEXTS.get(option.name, "none")
-    accepts = describe_type(option) + (f" ({option.unit})" if option.unit else "")
+    is_free = option.type == "text" and not option.unit
+    accepts = "" if is_free else describe_type(option) + (f" ({option.unit})" if option.unit else "") + "; "
     about = "needed" if option.required else f"default {default}"
+    values = f"{accepts}{about}"
     form = f" ({form_key} shows it with the rows)" if form_key and option.name in FORMS else ""
     if edit_key and option.name == BASE:
-        form = f" ({edit_key} lists those on this machine)"
-    return one_line(f"{option.name}{form}: {option.help} {accepts[0].upper()}{accepts[1:]}; {about}.")
+        form = f" ({edit_key} lists those here)"
+    return one_line(f"{option.name}{form}: {option.help} {values[0].upper()}{values[1:]}.")

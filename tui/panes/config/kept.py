@@ -7,9 +7,8 @@ from pathlib import Path
 from core.config.document import ConfigDocument
 from core.drafts import Draft, list_drafts
 from core.errors import UserError
-from core.hub_uri import short_name
 from core.paths import shown_path, working_directory
-from core.runs.again import Origin, begin_from, read_run
+from core.runs.again import Origin, begin_from, read_run, run_name
 from core.runs.names import brief_id
 from core.runs.store import Run
 from core.text import one_line
@@ -25,14 +24,12 @@ def describe(draft: Draft) -> tuple[str, str]:
     """A name for a draft, by its data, and when and where it was left."""
     try:
         document = ConfigDocument(_text(draft))
-        train, model = document.get("data.train"), document.get("model.base")
+        name, model = run_name(document), document.get("model.base")
     except UserError:
-        train, model = None, None
-    first = train[0] if isinstance(train, list) and train else train
-    name = short_name(first) if isinstance(first, str) and first else "no data"
+        name, model = "", None
     parts = [f"not saved, {draft.when}", shown_path(Path(draft.subject))]
     parts += [Path(model).name] if isinstance(model, str) else []
-    return one_line(name, 60), one_line("  ".join(parts), 200)
+    return one_line(name or "no data", 60), one_line("  ".join(parts), 200)
 
 
 def open_draft(draft: Draft) -> Opened:

@@ -11,6 +11,7 @@ from textual import events, on, work
 from textual.app import ComposeResult, SuspendNotSupported
 from textual.binding import BindingType
 
+from core.analysis.lengths import Lengths
 from core.config.document import ConfigDocument
 from core.errors import UserError
 from core.presets.switch import apply_switch
@@ -24,7 +25,7 @@ from tui.messages import ConfigEdited, ConfigLoaded, ConfigSaved, FormRequested
 from tui.panes.base import Pane
 from tui.panes.config.base_model import NamedBase
 from tui.panes.config.comparing import show_difference
-from tui.panes.config.editor import ConfigEditor, Opened
+from tui.panes.config.editor import ConfigEditor, Opened, path_shown
 from tui.panes.config.facts import FactsFinder
 from tui.panes.config.files import FileQuestions
 from tui.panes.config.form import ConfigForm
@@ -410,6 +411,12 @@ class ConfigPane(Pane):
         self.look_around(anew=True)
         self._read_paces()
 
+    def take_lengths(self, path: Path, lengths: Lengths | None) -> None:
+        """Plan for the rows of a file as they are, where they are those of the configuration."""
+        self.known.take_lengths(path, lengths)
+        self.known.facts_for(self.model)
+        self.refresh_plan()
+
     def refresh_plan(self) -> None:
         """Plan the configuration as it is now."""
         # A copy of the document: this one may be edited while it is planned.
@@ -597,7 +604,8 @@ class ConfigPane(Pane):
         wrong = len(self.problems)
         rest = f", with {counted(wrong, 'problem')} in it" if wrong else ""
         paths = f"; {', '.join(moved)} written as seen from there" if moved else ""
-        self.say(f"✓ saved to {self.document.path}{paths}{rest}")
+        place = path_shown(self.document.path) if self.document.path is not None else ""
+        self.say(f"✓ saved to {place}{paths}{rest}")
         self.post_message(ConfigSaved(self.document))
         return True
 

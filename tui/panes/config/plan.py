@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+from core.analysis.lengths import Lengths
 from core.config.document import ConfigDocument
 from core.errors import UserError
-from core.memory.plan import Machine
+from core.memory.plan import RECLAIMABLE
 from core.models.find import find_model
-from core.runs.forecast import Estimate, forecast, this_machine
+from core.runs.forecast import Estimate, forecast_here
 from core.runs.pace import PaceBook
 from core.text import one_line
-from core.units import format_duration
+from core.units import format_count, format_duration
+from tui.datasets.summary import counted
 from tui.widgets.charts.plan_bar import PlanView
 
 
-def plan_document(document: ConfigDocument, paces: PaceBook | None = None, count: int | None = None) -> PlanView | None:
+def plan_document(
+    document: ConfigDocument,
+    paces: PaceBook | None = None,
+    count: int | None = None,
+    lengths: Lengths | None = None,
+) -> PlanView | None:
     """Plan a configuration; asks the driver and reads headers, so call it from a thread.
 
     Args:
         document: The configuration.
         paces: Earlier runs, for the time estimate; None for no estimate.
         count: The number of rows, where it is known.
+        lengths: Their lengths, where an analysis has measured them.
 
     Returns:
         None while it has problems, which the form shows, or its model is not on this machine or declares no shape.
@@ -34,19 +42,18 @@ def plan_document(document: ConfigDocument, paces: PaceBook | None = None, count
     base = find_model(config.model.base)
     if base is None or (base.is_dir() and not (base / "config.json").is_file()):
         return None
-    try:
-        machine = this_machine(config)
-    except UserError:
-        # It needs a GPU that is not here: its memory can be estimated, free memory cannot be measured.
-        machine = Machine("cuda")
-    found = forecast(config, machine, None, PaceBook(()) if paces is None else paces, count)
+    found = forecast_here(config, lengths, count, PaceBook(()) if paces is None else paces)
+    batch = found.plan.micro_batch
     return PlanView(
-        [(part.name, part.bytes) for part in found.plan.parts if part.bytes],
-        found.plan.total_bytes,
+        [(part.name, part.bytes) for part in found.plan.parts if part.bytes and part.name not in RECLAIMABLE],
+        found.plan.needed_bytes,
         found.plan.limit_bytes,
         found.plan.fits,
         [advice.text for advice in found.advice],
         _time(found.estimate),
+        f"{counted(batch.rows, 'row')} of {format_count(batch.length)} tokens at once"
+        if found.rows is not None
+        else f"for rows of {format_count(config.train.max_length)} tokens",
     )
 
 

@@ -22,7 +22,8 @@ def next_kind(session: DatasetSession, step: int) -> Move:
 def next_problem(session: DatasetSession, index: int, step: int) -> Move:
     """The next row with a problem, or the one before; with a filter, the next of its rows."""
     view = session.view
-    if view is None:
+    if view is None or view.unknown is not None:
+        # Of a format that is not known the line above the rows says what helps.
         return Move()
     if session.filter is not None:
         rows = session.filter.indices

@@ -14,7 +14,8 @@ from textual.containers import Container
 from textual.content import Content
 from textual.widgets import DirectoryTree, OptionList
 
-from core.analysis.job import AnalysisJob
+from core.analysis.job import AnalysisJob, AnalysisLostError
+from core.analysis.lengths import Lengths
 from core.analysis.result import Progress
 from core.config.document import ConfigDocument
 from core.data.formats.mapping import UnknownColumnsError
@@ -31,7 +32,7 @@ from tui.datasets.summary import counted, describe_filter, describe_progress, su
 from tui.datasets.tasks import open_dataset, paced
 from tui.datasets.view import DatasetView
 from tui.keys import bindings
-from tui.messages import DatasetChosen, FormRequested
+from tui.messages import DatasetChosen, FormRequested, LengthsMeasured
 from tui.panes.base import Pane
 from tui.panes.data.filters import after_analysis, longest_row, next_kind, next_problem
 from tui.panes.data.finder import Finder
@@ -63,12 +64,12 @@ class DataPane(Pane):
 
     DEFAULT_CSS = """
     DataPane {
-        & > #data-status { height: auto; max-height: 2; color: $muted; }
+        & > #data-status { height: auto; max-height: 3; color: $muted; }
     }
     """
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("data")]
     HELP = (
-        "Rows as a run would read them. ✗ is not used, ! is used and should be looked at; tok and learned count the "
+        "Rows as a run would read them. ✗ is not used, ! is used and worth a look; tok and learned count the "
         "tokens of a row and those that are learned, of a pair those of its longer answer. As tokens, what is learned "
         "is bold and underlined, special tokens are reversed, and ✂ marks where the greatest length ends the row."
     )
@@ -88,6 +89,7 @@ class DataPane(Pane):
         self._status = ""
         self._status_row = 0
         self._return = Return()
+        self._told_lengths: tuple[Path, Lengths | None] | None = None
 
     def compose(self) -> ComposeResult:
         """Status, list and row; the report, the tree and the empty state replace them when needed."""
@@ -171,7 +173,8 @@ class DataPane(Pane):
             return None
         count = view.count if session.indexed >= 1 else None
         if (problem := view.failure or view.unknown or view.analysis_error) is not None:
-            return SeenRows(count, None, f"✗ {problem}", is_over=True)
+            refusal = "" if isinstance(problem, AnalysisLostError) else self._explain_problem(problem)
+            return SeenRows(count, None, f"✗ {problem}", is_over=True, refusal=refusal)
         if view.analysis is not None:
             return SeenRows(count, view.analysis, is_over=True)
         return SeenRows(count, None, describe_progress(session.indexed, session.progress))
@@ -384,7 +387,12 @@ class DataPane(Pane):
             self._refresh_report()
 
     def _refresh_known(self) -> None:
-        """Update the parts that depend on all rows."""
+        """Update the parts that depend on all rows, and tell their lengths."""
+        if (view := self.view) is not None:
+            lengths = view.analysis.lengths if view.analysis is not None else None
+            if (view.path, lengths) != self._told_lengths:
+                self._told_lengths = view.path, lengths
+                self.post_message(LengthsMeasured(view.path, lengths))
         self.body.rows.invalidate()
         self._refresh_status()
         self._refresh_report()

@@ -31,7 +31,7 @@ from core.models.find import find_model, most_like
 from core.models.inspection import ModelFacts
 from core.models.places import FoundModel, UnreadPlace, fetchable, typed_model
 from core.paths import working_directory
-from core.runs.forecast import this_machine
+from core.runs.forecast import machine_for
 from core.runs.model_catalog import ModelCatalog
 from core.text import one_line
 from tui.screens.fetch import FetchDialog
@@ -166,10 +166,13 @@ class ModelScreen(Overlay[str | Path | None]):
                     batch, begun = [], time.monotonic()
         except UserError as error:
             batch.append(UnreadPlace(Path(), str(error)))
+        except OSError as error:
+            # As where the working directory has been removed.
+            batch.append(UnreadPlace(Path(), f"The models on this machine cannot be listed: {error.strerror}."))
         self.post_message(_Found(batch))
         self.post_message(_Searched())
         config = valid_part(self._document)
-        machine = _machine(config)
+        machine = machine_for(config)
         # The present one first: the cursor is on it.
         for model in sorted(found, key=lambda model: model.base != self._present):
             if worker.is_cancelled:
@@ -179,7 +182,7 @@ class ModelScreen(Overlay[str | Path | None]):
     @work(thread=True, exclusive=True, group="models-typed")
     def _read_typed(self, model: FoundModel) -> None:
         config = valid_part(self._document)
-        self.post_message(self._read(model, config, _machine(config)))
+        self.post_message(self._read(model, config, machine_for(config)))
 
     def _read(self, model: FoundModel, config: Config, machine: Machine) -> _Read:
         facts = self._catalog.read(model)
@@ -442,11 +445,3 @@ def _note(text: str) -> _Entry:
 
 def _is_path(text: str) -> bool:
     return os.sep in text or text.startswith(("~", "."))
-
-
-def _machine(config: Config) -> Machine:
-    try:
-        return this_machine(config)
-    except UserError:
-        # It needs a GPU that is not here: its memory can be estimated, free memory cannot be measured.
-        return Machine("cuda")

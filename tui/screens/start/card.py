@@ -14,7 +14,7 @@ from textual.binding import BindingType
 from textual.containers import Vertical
 from textual.content import Content
 
-from core.analysis.job import AnalysisCancelledError, AnalysisJob
+from core.analysis.job import AnalysisCancelledError, AnalysisJob, AnalysisLostError
 from core.analysis.result import Analysis, Progress
 from core.errors import UserError
 from core.text import one_line
@@ -131,7 +131,7 @@ class StartCard(Overlay[Answer]):
         if changed and self.is_mounted:
             self._find()
         self._show()
-        if is_settled and self._waits_to_start:
+        if is_settled and self._waits_to_start and not self.found.rows.refusal:
             self.dismiss("start")
 
     # Facts.
@@ -150,6 +150,8 @@ class StartCard(Overlay[Answer]):
     def _known_rows(self, seen: SeenRows | None) -> StartRows:
         if seen is None:
             return StartRows()
+        if seen.refusal:
+            return StartRows(refusal=seen.refusal)
         if seen.analysis is not None:
             return StartRows.analyzed(seen.analysis)
         return StartRows.counted(seen.count, self.start.config, seen.progress)
@@ -178,14 +180,21 @@ class StartCard(Overlay[Answer]):
             analysis = await asyncio.to_thread(job.run, report)
         except AnalysisCancelledError:
             return
+        except AnalysisLostError as error:
+            # The rows may well be sound.
+            self._failed(job, StartRows(progress=f"✗ {error}"))
+            return
         except UserError as error:
-            if job is self._job:
-                self.found = replace(self.found, rows=StartRows(progress=f"✗ {error}"))
-                self._show()
+            self._failed(job, StartRows(refusal=str(error)))
             return
         if job is self._job:
             self.found = replace(self.found, rows=StartRows.analyzed(analysis))
             self._work_out(analysis)
+            self._show()
+
+    def _failed(self, job: AnalysisJob, rows: StartRows) -> None:
+        if job is self._job:
+            self.found = replace(self.found, rows=rows)
             self._show()
 
     def _progressed(self, job: AnalysisJob, progress: Progress) -> None:
@@ -235,14 +244,17 @@ class StartCard(Overlay[Answer]):
     def _content(self, width: int) -> Content:
         shell = shell_of(self)
         lines = card_lines(self.start, self.found, shell.keys, width, shell.clock())
-        if self._waits_to_start:
-            lines[-1] = Content.styled("◌ starts as soon as the preset is chosen; esc takes it back", "$near")
+        if self._waits_to_start and not self.found.rows.refusal:
+            back = shell.keys["start.back"].display
+            lines[-1] = Content.styled(f"◌ starts as soon as the preset is chosen; {back} takes it back", "$near")
         return Content("\n").join(lines)
 
     # Actions.
 
     def action_begin(self) -> None:
-        """Start the run, once its configuration is complete."""
+        """Start the run, once its configuration is complete; the card says why one without rows does not start."""
+        if self.found.rows.refusal:
+            return
         if self._is_settled:
             self.dismiss("start")
         else:

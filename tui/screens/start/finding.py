@@ -15,7 +15,6 @@ from tui.screens.start.summary import Continuation, StartPlan
 if TYPE_CHECKING:
     from core.analysis.job import AnalysisJob
     from core.analysis.result import Analysis
-    from core.memory.rows import Rows
     from core.runs.pace import PaceBook
 
 
@@ -28,27 +27,18 @@ def find_plan(config: Config, analysis: Analysis | None, used: int | None, paces
         used: The number of rows trained on; None where unknown.
         paces: Earlier runs.
     """
-    from core.memory.plan import Machine
-    from core.memory.rows import rows_of_lengths
+    from core.config.derived import step_count
     from core.models.find import STARTER_NAME, find_model
-    from core.runs.forecast import forecast, rough_seconds, step_count, this_machine
+    from core.runs.forecast import forecast_here, rough_seconds
 
     if find_model(config.model.base) is None:
         first = "not known: the model is made ready first" if config.model.base == STARTER_NAME else ""
         return StartPlan(problem=first or "not known: the model is not on this machine")
-    rows: Rows | None = None
-    if analysis is not None and analysis.lengths is not None:
-        rows = rows_of_lengths(analysis.lengths)
     try:
-        machine = this_machine(config)
-    except UserError:
-        # It needs a GPU that is not here: its memory can be estimated, free memory cannot be measured.
-        machine = Machine("cuda")
-    try:
-        found = forecast(config, machine, rows, paces, used)
+        found = forecast_here(config, analysis.lengths if analysis is not None else None, used, paces)
     except UserError as error:
         return StartPlan(problem=error.message)
-    plan, guess, steps = found.plan, found.estimate, step_count(config, used)
+    plan, guess, rows, steps = found.plan, found.estimate, found.rows, step_count(config, used)
     seconds = guess.seconds if guess is not None else None
     if seconds is None and steps is not None and rows is not None and rows.tokens:
         seconds = rough_seconds(config, plan, steps, rows.tokens / max(rows.count, 1))

@@ -11,9 +11,9 @@ from textual.content import Content
 from core.analysis.division import HELD_OUT
 from core.analysis.result import Analysis
 from core.analysis.split import held_out_count
+from core.config.derived import step_count
 from core.config.schema import Config
 from core.hub_uri import is_hub_entry
-from core.runs.forecast import step_count
 from core.text import one_line
 from core.units import exact_number, format_bytes, format_count, format_duration, format_moment
 from tui.datasets.marks import OF_THE_WHOLE
@@ -39,6 +39,7 @@ class StartRows:
         doubts: Problems of the data as a whole, as sentences.
         is_exact: Whether every row has been looked at.
         progress: The progress of that, or the reason why it is not possible.
+        refusal: The reason why a run could not read the rows either; empty for none.
     """
 
     used: int | None = None
@@ -48,6 +49,7 @@ class StartRows:
     doubts: tuple[str, ...] = ()
     is_exact: bool = False
     progress: str = ""
+    refusal: str = ""
 
     @classmethod
     def counted(cls, count: int | None, config: Config, progress: str = "") -> StartRows:
@@ -84,12 +86,14 @@ class SeenRows:
         analysis: The analysis of all of them; None while it goes on, or where it has failed.
         progress: Its progress, or the reason why there is none.
         is_over: Whether nothing more will come.
+        refusal: The reason why a run could not read the rows either; empty for none.
     """
 
     count: int | None
     analysis: Analysis | None
     progress: str = ""
     is_over: bool = False
+    refusal: str = ""
 
 
 @dataclass(frozen=True)
@@ -232,6 +236,10 @@ def card_lines(start: Start, found: Found, keys: KeyTable, width: int, now: floa
 
 def _warning_lines(start: Start, found: Found, width: int) -> list[Content]:
     """The warnings, one line each; the last line counts those without room."""
+    if found.rows.refusal:
+        told = Content.styled(f"✗ Nothing starts: {one_line(found.rows.refusal, 600)}", "$limit")
+        lines = told.wrap(width)[:WARNING_LINES]
+        return [*lines, *[Content("")] * (WARNING_LINES - len(lines))]
     texts = [*found.rows.doubts, *start.notes, *found.warnings]
     if found.plan is not None and found.plan.advice:
         texts.insert(0, found.plan.advice)
@@ -248,7 +256,7 @@ def _data(start: Start, rows: StartRows, names_only: bool) -> str:
     if names_only:
         return shown
     if rows.used is None:
-        return f"{shown} · …"
+        return shown if rows.refusal else f"{shown} · …"
     about = "" if rows.is_exact else "~"
     held_out = (
         f" + {format_count(rows.held_out)} held out" if rows.held_out else " · none held out, so nothing is measured"
@@ -257,6 +265,8 @@ def _data(start: Start, rows: StartRows, names_only: bool) -> str:
 
 
 def _dropped(start: Start, rows: StartRows, keys: KeyTable, room: int) -> Content:
+    if rows.refusal:
+        return Content.styled("✗ no row can be read", "$limit")
     if not rows.is_exact:
         return Content.styled(one_line(rows.progress) or "looking at every row …", "$muted")
     shows = f" · {keys['start.rows'].display} shows them" if start.has_form and len(start.train) == 1 else ""
@@ -355,9 +365,9 @@ def _rest(goes_on: Continuation, plan: StartPlan | None, now: float) -> Content:
 
 def hint_keys(start: Start, rows: StartRows) -> Sequence[str]:
     """The ids of the keys that make sense on a card, the most important first."""
-    found = ["start.start"]
+    found = [] if rows.refusal else ["start.start"]
     if start.has_form:
         found += ["start.presets", "start.options"]
-        if len(start.train) == 1 and (rows.dropped or rows.look):
+        if len(start.train) == 1 and (rows.dropped or rows.look or rows.refusal):
             found.append("start.rows")
     return [*found, "start.back"]

@@ -75,8 +75,8 @@ def device_lines(device: Device, width: int, glyphs: GlyphSet, *, several: bool 
     title = Content.styled(name.ljust(6), "bold")
     pieces = [
         ("", _power(device)),
-        ("util ", _percent(device.utilization).rjust(5)),
-        ("fan ", _percent(device.fan).rjust(5)),
+        ("util ", _percent(device.utilization).rjust(4)),
+        ("fan ", _percent(device.fan).rjust(4)),
         ("", "–" if device.clock is None else f"{format_count(device.clock)} MHz"),
     ]
     second = [
@@ -134,4 +134,4 @@ def _power(device: Device, *, short: bool = False) -> str:
 
 
 def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:.0f} %"
+    return "–" if value is None else f"{value:.0f}%"

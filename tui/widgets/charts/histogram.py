@@ -41,11 +41,10 @@ def draw_histogram(buckets: Sequence[Bucket], width: int, height: int) -> list[s
 
 
 def _ticks(buckets: Sequence[Bucket], bar: int) -> str:
-    """Axis labels: the lower end of every few bars, under the bar."""
+    """Axis labels: the lower end of every so many bars, under the bar."""
+    texts = [format_count(bucket.low) for bucket in buckets]
+    apart = -(-(max(map(len, texts)) + 2) // bar)
     line = ""
-    for place, bucket in enumerate(buckets):
-        text = str(bucket.low)
-        start = place * bar
-        if start >= len(line) + (2 if line else 0):
-            line = line.ljust(start) + text
+    for place in range(0, len(texts), apart):
+        line = line.ljust(place * bar) + texts[place]
     return line

@@ -24,11 +24,12 @@ class PlanView:
 
     Args:
         parts: Name and bytes of each part.
-        total: Bytes in all.
+        total: Bytes in all; what the system takes back when memory is short is not in it.
         limit: Bytes that are free; None where that is not known.
         fits: Whether it fits; None where that is not known.
         advice: Changes that would make it fit, or notes; the best first.
         time: Estimated time and energy, with the run they are based on; empty where unknown.
+        rows: The rows that it is for; empty where that is not said.
     """
 
     parts: Sequence[tuple[str, int]]
@@ -37,6 +38,7 @@ class PlanView:
     fits: bool | None = None
     advice: Sequence[str] = ()
     time: str = ""
+    rows: str = ""
 
 
 #: A planner of a configuration, called in a thread; None where there is no plan for it.
@@ -136,6 +138,7 @@ def _legend(plan: PlanView, width: int) -> Content:
 def _verdict(plan: PlanView, width: int) -> Content:
     free = f" of {format_bytes(plan.limit)} free" if plan.limit is not None else ""
     word, style = {True: ("✓ fits", "$ok"), False: ("✗ does not fit", "$limit bold"), None: ("", "")}[plan.fits]
-    return Content.assemble(
-        (fit(f"{format_bytes(plan.total)}{free}", width - 16).rstrip(), "bold"), "  ", (word, style)
-    )
+    amount = fit(f"{format_bytes(plan.total)}{free}", width - 16).rstrip()
+    rows = f", {plan.rows}" if plan.rows else ""
+    rows = rows if cell_len(amount + rows) + 2 + cell_len(word) <= width else ""
+    return Content.assemble((amount, "bold"), (rows, "$muted"), "  ", (word, style))

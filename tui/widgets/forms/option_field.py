@@ -79,6 +79,8 @@ class OptionField(Widget):
     """A warning of a likely mistake, in a sentence or two; empty where all is well."""
     notes: reactive[tuple[str, ...]] = reactive((), layout=True)
     """Differences of the value from others: ``• was 32 in preset``, ``≠ last run 1e-4``."""
+    used_by: reactive[tuple[str, ...]] = reactive(())
+    """The methods or objectives that the option is for, where the one in force does not use it."""
     baseline: reactive[Any] = reactive(None)
     """The unedited value: that of the preset, else the default."""
     is_cursor = reactive(False, toggle_class="-cursor")
@@ -241,9 +243,9 @@ class OptionField(Widget):
         parts: list[tuple[str, str]] = [
             (pointer, "$primary bold" if self.lights_up else "$muted"),
             (f"{mark} ", mark_style),
-            (fit(self.option.key, self._key_width), "bold" if self.is_cursor and self.lights_up else ""),
+            (fit(self.option.key, self._key_width), self._key_style),
             (self._value_text(), self._value_style),
-            (" " + fit(notes if has_notes else self.option.help, rest), "$accent" if has_notes else "$muted")
+            (" " + fit(notes if has_notes else self._help, rest), "$accent" if has_notes else "$muted")
             if rest >= _LEAST_HELP or has_notes
             else ("", ""),
         ]
@@ -253,9 +255,21 @@ class OptionField(Widget):
         return Content("\n").join(lines)
 
     @property
+    def _help(self) -> str:
+        return f"Only for {' and '.join(self.used_by)}. {self.option.help}" if self.used_by else self.option.help
+
+    @property
+    def _key_style(self) -> str:
+        if self.is_cursor and self.lights_up:
+            return "bold"
+        return "$muted" if self.used_by and not self.is_changed else ""
+
+    @property
     def _value_style(self) -> str:
         if self.problem:
             return "$limit"
+        if self.used_by and not self.is_changed:
+            return "$muted"
         return "bold $foreground" if self.is_changed else "$muted" if self.value is None else "$foreground"
 
     def _value_text(self) -> str:

@@ -11,7 +11,7 @@ from textual.content import Content
 from textual.message import Message
 
 from core.text import one_line
-from tui.widgets.text_block import TextBlock
+from tui.widgets.text_block import HangingBlock
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,7 +44,7 @@ class OptionHelp(VerticalScroll, can_focus=True, inherit_bindings=False):
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)
-        self._text = TextBlock(Content(" "))
+        self._text = HangingBlock(Content(" "))
 
     def compose(self) -> ComposeResult:
         yield self._text

@@ -227,7 +227,7 @@ async def test_tokens_that_cannot_be_shown_say_where_to_choose_a_model(tmp_path:
 
     with pytest.raises(UserError) as caught:
         find_base("org/none", tmp_path)
-    assert "Press 2, then M, to choose one or to download it." in caught.value.hint
+    assert "Choose or download one at model.base in the Config pane." in caught.value.hint
     (tmp_path / "a.gguf").write_bytes(b"GGUF")
     with pytest.raises(UserError) as caught:
         find_base("a.gguf", tmp_path)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from core.analysis.lengths import measure_lengths
+from core.analysis.result import Analysis
 from core.config.document import ConfigDocument
 from core.errors import UserError
 from core.runs import pace
@@ -14,9 +16,13 @@ from core.runs.pace import PaceBook
 from core.runs.store import Run, list_runs
 from tests.core.runs.test_pace import record, step
 from tests.tui.config_panes import opened, type_value
-from tests.tui.harness import PaneApp, screen_lines, screen_text, wait_for
+from tests.tui.harness import PaneApp, pane_of, screen_lines, screen_text, wait_for
+from tui.app import LocaltuneApp
+from tui.panes.config.facts import FactsFinder
+from tui.panes.config.model import ConfigModel
 from tui.panes.config.pane import ConfigPane
 from tui.panes.config.plan import plan_document
+from tui.screens.start.finding import find_plan
 from tui.widgets.charts.plan_bar import PlanBar, PlanView, draw_plan
 
 LLAMA = """{
@@ -43,7 +49,46 @@ def test_the_parts_make_up_the_total(tmp_path: Path) -> None:
     assert sum(size for _, size in view.parts) == view.total
     assert view.total > 5 << 30
     assert view.limit is not None
-    assert view.fits == (view.total <= view.limit) or view.fits
+    assert view.fits == (view.total <= view.limit)
+
+
+def test_the_bar_and_the_start_card_say_the_same_of_rows_of_known_lengths(tmp_path: Path, private_home: Path) -> None:
+    made = document(tmp_path, str(model(tmp_path)), 'hardware.device = "cpu"\ntrain.max_length = 2048\n')
+    measured = measure_lengths([100] * 60, range(60), 6000, 3000)
+    analysis = Analysis((), 60, 60, {}, (), lengths=measured)
+    unknown, known = plan_document(made), plan_document(made, None, 60, measured)
+    assert unknown is not None
+    assert known is not None
+    assert "for rows of 2,048 tokens" in draw_plan(unknown, 100).plain
+    assert "tokens at once" in draw_plan(known, 100).plain
+    assert known.total < unknown.total
+    assert find_plan(made.validate(), analysis, 60, PaceBook(())).needed == known.total
+    assert find_plan(made.validate(), None, 60, PaceBook(())).needed == unknown.total
+
+
+def test_the_lengths_of_the_data_pane_count_for_the_file_that_is_trained_on(tmp_path: Path, private_home: Path) -> None:
+    made = document(tmp_path, str(model(tmp_path)), 'hardware.device = "cpu"\n')
+    finder, rows, measured = FactsFinder(), tmp_path / "rows.jsonl", measure_lengths([100] * 60, range(60), 6000, 3000)
+    finder.rows[rows] = 60
+    said = []
+    for path, lengths in ((rows, measured), (tmp_path / "other.jsonl", measured), (rows, None)):
+        finder.take_lengths(path, lengths)
+        finder.facts_for(ConfigModel(made))
+        view = finder.plan(made)
+        assert view is not None
+        said.append("at once" in view.rows)
+    assert said == [True, False, False]
+
+
+async def test_the_data_pane_tells_what_it_knows_of_lengths(home: Path) -> None:
+    app = LocaltuneApp()
+    async with app.run_test(size=(120, 40)) as pilot:
+        await wait_for(pilot, lambda: app.state.document is not None)
+        taken: list[Path] = []
+        pane_of(app, "config").known.take_lengths = lambda path, _: taken.append(path)
+        pane_of(app, "data").action_open_sample()
+        await wait_for(pilot, lambda: bool(taken))
+        assert taken[-1] == pane_of(app, "data").view.path
 
 
 def test_a_gpu_that_is_not_here_is_planned_without_a_limit(tmp_path: Path) -> None:

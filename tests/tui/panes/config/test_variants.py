@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from core.config.document import ConfigDocument
 from core.config.recent import recent_configs, remember_config
 from core.runs.store import create_run
 from tests.tui.config_panes import RecordingPane, flat, opened, type_value, write_config
@@ -36,6 +37,20 @@ async def test_save_as_goes_on_in_the_other_file_and_paths_mean_the_same(tmp_pat
         assert pane.problems == {}
         assert "b.toml · " in screen_lines(pilot.app)[0]
         assert recent_configs()[:1] == [tmp_path / "sub" / "b.toml"]
+
+
+async def test_the_first_file_of_a_configuration_names_data_beside_it_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"text": "one"}\n')
+    pane = ConfigPane()
+    async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
+        await opened(pilot, pane)
+        pane.load(ConfigDocument(f"[data]\ntrain = '{tmp_path / 'rows.jsonl'}'\neval = '/elsewhere/rows.jsonl'\n"))
+        await pilot.press("S", "ctrl+u")
+        await paste(pilot, str(tmp_path / "mine.toml"))
+        await pilot.press("enter")
+        await wait_for(pilot, lambda: (tmp_path / "mine.toml").is_file())
+        assert pane.document.get("data.train") == "rows.jsonl"
+        assert pane.document.get("data.eval") == "/elsewhere/rows.jsonl"
 
 
 async def test_a_save_that_fails_leaves_the_paths_alone(tmp_path: Path) -> None:

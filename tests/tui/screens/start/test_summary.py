@@ -145,3 +145,14 @@ def test_hostile_names_stay_in_their_line(width: int) -> None:
         assert not FORBIDDEN & set(line.plain)
         assert "\n" not in line.plain
         assert line.cell_length <= max(width, 29)
+
+
+def test_rows_that_no_run_can_read_start_nothing_and_the_card_says_why() -> None:
+    rows = StartRows(refusal="odd.csv has rows of no known format: its columns are Frage, Antwort. C says which one.")
+    shown = card_lines(start(), Found(rows, warnings=("another",)), KEYS, 60, NOW)
+    text = " ".join(line.plain for line in shown)
+    assert "Nothing starts: odd.csv has rows of no known format" in text
+    assert "C says which one." in text
+    assert len(shown) == len(card_lines(start(), Found(), KEYS, 60, NOW))
+    assert "start.start" not in hint_keys(start(), rows)
+    assert "start.rows" in hint_keys(start(), rows)

@@ -1,4 +1,4 @@
-"""Use of a run's result outside the app: Python code to paste."""
+"""Loading code: Python code that loads the result of a run outside the app."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from core.runs.elsewhere import python_code
+from core.runs.loading_code import python_code
 
 
 def strings(code: str) -> set[str]:

@@ -1,0 +1,36 @@
+"""Options that only some values of another option use: the rank of adapters, say, where all weights are trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from core.config.schema import WEIGHT_METHODS
+
+_METHOD, _OBJECTIVE = "method.name", "train.objective"
+_ADAPTERS = ("qlora", "lora")
+#: Options that others do not use: the option that decides, and its values that use them.
+_USERS: dict[str, tuple[str, tuple[str, ...]]] = {
+    **{f"method.trainable_{key}": (_METHOD, ("freeze",)) for key in ("layers", "end")},
+    **{
+        f"method.{key}": (_METHOD, _ADAPTERS)
+        for key in ("rank", "alpha", "dropout", "target_modules", "init", "dora", "rslora", "loraplus_ratio")
+    },
+    "memory.optimizer_in_backward": (_METHOD, tuple(sorted(WEIGHT_METHODS))),
+    "memory.keep_dequantized": (_METHOD, ("qlora",)),
+    "method.neftune_alpha": (_OBJECTIVE, ("sft",)),
+    "train.beta": (_OBJECTIVE, ("dpo", "orpo", "kto")),
+    "train.dpo_loss": (_OBJECTIVE, ("dpo",)),
+    "train.desirable_weight": (_OBJECTIVE, ("kto",)),
+    "train.undesirable_weight": (_OBJECTIVE, ("kto",)),
+}
+
+
+def used_by(name: str, value_of: Callable[[str], object]) -> tuple[str, ...]:
+    """The values of ``method.name`` or ``train.objective`` that an option is for; none where it is for the present one.
+
+    Args:
+        name: The option.
+        value_of: The value of an option that holds, its default included.
+    """
+    decides, users = _USERS.get(name, ("", ()))
+    return users if users and value_of(decides) not in users else ()

@@ -1,0 +1,60 @@
+"""The parts of Textual that are used and are not public: another version of it must be looked at where this fails."""
+
+from __future__ import annotations
+
+import inspect
+import re
+
+from rich.console import Console
+from rich.segment import Segment
+from textual._callback import invoke
+from textual._compositor import ChopsUpdate, LayoutUpdate
+from textual.actions import parse
+from textual.app import App
+from textual.css._style_properties import StringEnumProperty
+from textual.geometry import Region
+from textual.strip import SGR_STYLES, Strip
+from textual.widget import Widget
+
+from tui.terminal_image import _ATTRIBUTES
+
+
+def test_an_update_is_written_under_the_conditions_that_the_image_of_the_terminal_follows() -> None:
+    source = inspect.getsource(App._display)
+    assert list(inspect.signature(App._display).parameters) == ["self", "screen", "renderable"]
+    for condition in ("if self._batch_count:", "self._running", "not self._closed", "not self.is_headless"):
+        assert condition in source
+    assert set(re.findall(r"self\.(\w+)", source.split("_begin_update")[0])) == {
+        *("_batch_count", "_running", "_closed", "is_headless", "_driver", "console"),
+    }
+    assert "self._previous_cursor_position = cursor_position" in source
+    assert "renderable.render_segments(console)" in source
+
+
+def test_updates_have_the_pieces_that_are_read() -> None:
+    strip = Strip([Segment("ab")])
+    layout = LayoutUpdate([strip], Region(0, 0, 2, 1))
+    assert (layout.strips, layout.region) == ([strip], Region(0, 0, 2, 1))
+    assert strip._segments == [Segment("ab")]
+    assert list(inspect.signature(ChopsUpdate.__init__).parameters) == ["self", "chops", "spans", "chop_ends"]
+    chops = ChopsUpdate([{0: strip}], [(0, 0, 2)], [[2]])
+    assert (chops.chops, chops.spans, chops.chop_ends) == ([{0: strip}], [(0, 0, 2)], [[2]])
+
+
+def test_styles_have_the_codes_that_pens_are_made_of() -> None:
+    assert len(_ATTRIBUTES) == len(SGR_STYLES) == 13
+    assert hasattr(Console(force_terminal=True), "_color_system")
+
+
+def test_panes_are_placed_as_textual_places_widgets() -> None:
+    assert callable(Widget._clear_arrangement_cache)
+    # What the display of a widget brings about besides a layout and a paint.
+    source = inspect.getsource(StringEnumProperty.__set__) + inspect.getsource(StringEnumProperty._before_refresh)
+    assert "_nodes.updated()" in source
+    assert callable(type(Widget()._nodes).updated)
+
+
+async def test_actions_are_read_and_called_as_keys_do_it() -> None:
+    assert parse("app.show_pane('data')") == ("app", "show_pane", ("data",))
+    assert await invoke(lambda: 1) == 1
+    assert hasattr(App(), "_notifications")
