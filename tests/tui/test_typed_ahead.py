@@ -149,7 +149,7 @@ def test_a_text_goes_on_in_the_next_read() -> None:
 
 
 def test_what_was_dropped_long_ago_takes_no_later_keys_with_it() -> None:
-    ahead = TypedAhead(KeyTable(), list)
+    ahead = TypedAhead(KeyTable(), lambda: None)
     place = Place(scope="data")
     keys = [key(character) for character in "clear; ls"]
     ahead.expect(keys, goes_on=False)
@@ -166,7 +166,7 @@ def test_what_was_dropped_long_ago_takes_no_later_keys_with_it() -> None:
     [("config", "open /etc/passwd\n", "op"), ("data", "sudo reboot\n", "s"), ("train", "pcb", "pc")],
 )
 def test_of_a_text_that_comes_key_by_key_little_is_handled(scope: str, text: str, expected: str) -> None:
-    ahead = TypedAhead(KeyTable(), list)
+    ahead = TypedAhead(KeyTable(), lambda: None)
     place, handled = Place(scope=scope), ""
     for number, character in enumerate(text):
         each = key(character)
