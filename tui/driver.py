@@ -29,8 +29,8 @@ _READ = 4096
 _AHEAD = 1024
 #: Seconds for the app to catch up; it may be busy, and a widget gone.
 _PATIENCE = 10.0
-#: Seconds between two keys within which nobody presses several; programs that type take 12 ms a key and more.
-_BURST = 0.03
+#: Seconds between two keys within which nobody presses both.
+_BURST = 0.01
 #: The same behind several keys at once: another program, or a slow line, may deliver the rest of a text a little later.
 _BURST_GOES_ON = 0.1
 #: Keys of a burst up to which each is handled before the next is told, and seconds for all of that; more are text.
