@@ -19,6 +19,7 @@ from typing import Any
 
 from core import paths
 from core.atomic import write_atomic
+from core.paths import working_directory
 from core.runs.process import is_same_process, own_identity
 from core.small_files import read_small
 
@@ -71,7 +72,7 @@ class Draft:
 
 def config_subject(path: Path | None) -> str:
     """The subject of a configuration's draft: its file, or, with a slash at the end, the directory of a new one."""
-    return str(path.absolute()) if path is not None else f"{Path.cwd()}/"
+    return str(working_directory() / path) if path is not None else f"{working_directory()}/"
 
 
 def write_draft(draft: Draft, *, release: bool = False) -> None:

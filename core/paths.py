@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -9,6 +10,9 @@ from core.errors import UserError
 
 DIRECTORY_MODE = 0o700
 FILE_MODE = 0o600
+
+#: The working directory when it was last there.
+_known_directories: list[str] = []
 
 
 def home() -> Path:
@@ -70,6 +74,13 @@ def _expanded(path: str) -> Path:
         raise UserError(
             f"The home directory that {path} lies in cannot be determined.", "Set LOCALTUNE_HOME."
         ) from error
+
+
+def working_directory() -> Path:
+    """The working directory; once it has been deleted, what it was when it was last asked for, or else the root."""
+    with contextlib.suppress(OSError):
+        _known_directories[:] = [os.getcwd()]
+    return Path(_known_directories[0] if _known_directories else "/")
 
 
 def user_path(path: str | Path) -> Path:

@@ -44,6 +44,8 @@ def _open_app(args: argparse.Namespace, opened: Opening) -> int:
             f"TERM as it is (xterm-256color, for one), or use the commands that '{PROGRAM} --help' lists."
         )
         return EXIT_USAGE
+    # A directory that has been deleted is told of now, as by any command, and not by whichever part needs it first.
+    os.getcwd()
     # Before anything imports the library: it would tokenize a screenful of rows on every core, competing with a run for
     # them, and warn on the terminal, over the screen, once a process is started after that.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

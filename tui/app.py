@@ -27,7 +27,7 @@ from textual.screen import Screen
 
 from core.commands.common import EXIT_ERROR
 from core.errors import UserError
-from core.paths import config_dir
+from core.paths import config_dir, working_directory
 from core.text import one_line
 from themes.loader import DEFAULT, load_builtin, load_user, variable_defaults
 from tui import messages
@@ -308,7 +308,7 @@ class LocaltuneApp(App[str]):
         self._warm_sandbox()
         self.runs.offer_to_chat()
         # Before the configuration: that is read in a thread, and what was open elsewhere comes with it.
-        data = entry_path(str(self._data_path), Path.cwd()) if self._data_path is not None else None
+        data = entry_path(str(self._data_path), working_directory()) if self._data_path is not None else None
         if data is not None and (pane := self.desktop.panes.data) is not None:
             pane.show(data, ask=True)
         self._open_config(data)

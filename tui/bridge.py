@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from textual.app import App
 
 from core.errors import UserError
+from core.paths import working_directory
 from tui.messages import (
     ActionFailed,
     ConfigLoaded,
@@ -110,7 +111,7 @@ class Bridge:
         def work() -> None:
             from tui.datasets.here import look_around
 
-            self._post(SurroundingsSeen(look_around(Path.cwd())))
+            self._post(SurroundingsSeen(look_around(working_directory())))
 
         self._run(work, "here")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core.hub_uri import absolute, is_hub_entry
+from core.paths import working_directory
 
 if TYPE_CHECKING:
     from core.config.document import ConfigDocument
@@ -20,7 +21,7 @@ def data_paths(document: ConfigDocument, use: str) -> list[Path]:
         use: ``train`` or ``eval``.
     """
     value = document.get(f"data.{use}")
-    base = document.path.parent if document.path is not None else Path.cwd()
+    base = document.path.parent if document.path is not None else working_directory()
     texts = value if isinstance(value, list) else [value]
     found = [entry_path(text, base) for text in texts if isinstance(text, str) and text.strip()]
     return [path if is_hub_entry(path) else Path(follow_links(path)) for path in found]
@@ -46,7 +47,7 @@ def entry_path(text: str, base: Path) -> Path:
 
 def entry_text(path: Path) -> str:
     """The inverse of :func:`entry_path`: a path made absolute, or an entry of a hub with both of its slashes."""
-    return absolute(str(path), Path.cwd())
+    return absolute(str(path), working_directory())
 
 
 def path_text(document: ConfigDocument, path: Path) -> str:
@@ -56,9 +57,9 @@ def path_text(document: ConfigDocument, path: Path) -> str:
     """
     if is_hub_entry(path):
         return entry_text(path)
-    whole = path.absolute()
+    whole = working_directory() / path
     if document.path is not None:
-        base = document.path.absolute().parent
+        base = (working_directory() / document.path).parent
         if whole.is_relative_to(base):
             return str(whole.relative_to(base))
     return str(whole)

@@ -32,22 +32,27 @@ class _Slot:
 
     kind: str
     written: Draft | None = field(default=None)
+    is_behind: bool = False
+    """Whether the last change could not be written."""
 
     def keep(self, subject: str, data: Mapping[str, Any]) -> None:
         """Write the draft, where it differs from its file."""
         before = self.written
         if before is not None and (before.subject, before.data) == (subject, data):
+            self.is_behind = False
             return
         # One that was released and is now gone on with, as after an undo, is not kept twice.
         before = before or next((one for one in self._left(subject) if one.data == data), None)
         draft = Draft(self.kind, subject, data) if before is None else Draft(self.kind, subject, data, id=before.id)
         # Work goes on where it cannot be kept: a disk may be full, and the next look tries again.
+        self.is_behind = True
         with suppress(OSError, UserError):
             write_draft(draft)
-            self.written = draft
+            self.written, self.is_behind = draft, False
 
     def drop(self) -> None:
         """Remove the draft: there is nothing to keep any more."""
+        self.is_behind = False
         if self.written is not None:
             remove_draft(self.written.id)
             self.written = None
@@ -137,6 +142,12 @@ class DraftKeeper:
         from core.runs.again import run_name
 
         return run_name(self._document) or "no data yet"
+
+    @property
+    def is_config_kept(self) -> bool:
+        """Whether no edit of the configuration is missing in its draft; False where that cannot be written."""
+        self.look()
+        return not self._config.is_behind
 
     @property
     def config_id(self) -> str:

@@ -10,6 +10,7 @@ from core.config.document import ConfigDocument
 from core.drafts import config_subject, find_draft
 from core.errors import UserError
 from core.hub_uri import is_hub_entry
+from core.paths import working_directory
 from core.runs.again import read_run
 from core.runs.outcome import Outcome, ended_since, read_outcome
 from core.runs.store import Run, find_run, list_runs
@@ -148,7 +149,7 @@ def _is_there(place: DataPlace) -> bool:
 
 def _is_at(place: DataPlace, path: Path) -> bool:
     """Whether a place is in a file."""
-    return follow_links(entry_path(place.path, Path.cwd())) == follow_links(path)
+    return follow_links(entry_path(place.path, working_directory())) == follow_links(path)
 
 
 def _name(path: str) -> str:

@@ -7,6 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 from core.errors import UserError
+from core.paths import working_directory
 
 
 def save_text(kind: str, suffix: str, text: str) -> Path:
@@ -39,6 +40,6 @@ def save_text(kind: str, suffix: str, text: str) -> Path:
 
 def _directories() -> list[Path]:
     try:
-        return [Path.cwd(), Path.home()]
+        return [working_directory(), Path.home()]
     except OSError:  # the working directory has been deleted
         return [Path.home()]

@@ -86,7 +86,10 @@ class TypedAhead:
     def admits(self, key: events.Key, place: Place) -> bool:
         """Whether a key is to be handled; where not, all that is left of its burst is dropped with it."""
         if not self._ahead or self._ahead[0] is not key:
-            # Pressed by itself.
+            # Pressed by itself: what was dropped before has ended, and those that follow at once may continue this one.
+            self._walk, self._drops = Walk(), False
+            if not place.takes_text:
+                self._take(self._walk, place, key, ())
             return True
         self._ahead.popleft()
         if self._drops:

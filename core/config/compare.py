@@ -14,6 +14,7 @@ from core.config.explain import shown
 from core.config.schema import Option, options
 from core.hub.store import pinned
 from core.hub_uri import absolute
+from core.paths import working_directory
 
 #: Options that name files; a relative path is relative to the configuration.
 _FILES = ("data.train", "data.eval", "template.file", "eval.prompts")
@@ -33,7 +34,7 @@ class DiffLine:
 
 def holding_values(document: ConfigDocument) -> dict[str, Any]:
     """The effective values, ``section.key`` to value: the file's, else the defaults; paths as a run resolves them."""
-    base = document.path.parent.absolute() if document.path is not None else Path.cwd()
+    base = working_directory() / document.path.parent if document.path is not None else working_directory()
     found = {}
     for option in options():
         value = document.get(option.name)

@@ -25,6 +25,7 @@ from core.errors import UserError
 from core.hub.store import pinned
 from core.hub_uri import absolute
 from core.path_kind import refuse_kind
+from core.paths import working_directory
 from core.redact import secret_variable
 from core.secrets import find_secret
 from core.text import is_unicode, one_line
@@ -281,7 +282,7 @@ class ConfigDocument:
     @property
     def _base(self) -> Path:
         """The directory that relative paths start from."""
-        return self.path.parent.absolute() if self.path else Path.cwd()
+        return working_directory() / self.path.parent if self.path else working_directory()
 
     def _resolve_paths(self, config: Config) -> Config:
         base = self._base

@@ -10,6 +10,7 @@ from pathlib import Path
 from core import paths
 from core.atomic import write_atomic
 from core.errors import UserError
+from core.paths import working_directory
 from core.small_files import read_small
 
 #: The most paths that are remembered.
@@ -36,7 +37,7 @@ def recent_configs() -> list[Path]:
 
 def remember_config(path: Path) -> None:
     """Put a configuration first in the list; if the list cannot be written, it stays as it is."""
-    whole = path.absolute()
+    whole = working_directory() / path
     names = [whole, *(other for other in recent_configs() if other != whole)][:KEPT]
     text = json.dumps([str(name) for name in names], indent=0) + "\n"
     # A file name that is not valid text cannot be stored.

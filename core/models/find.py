@@ -15,7 +15,7 @@ from core import paths
 from core.errors import UserError
 from core.hub_uri import DEFAULT_REVISION, HubEntry, is_hub_entry, is_hub_id, parse_entry
 from core.models.files import read_record
-from core.paths import user_path
+from core.paths import user_path, working_directory
 from core.small_files import read_small
 from core.text import one_line
 
@@ -56,7 +56,7 @@ def find_model(name: str, relative_to: Path | None = None) -> Path | None:
 
 def model_path(name: str, relative_to: Path | None = None) -> Path:
     """A name as an absolute path."""
-    return (relative_to or Path.cwd()).absolute() / user_path(name)
+    return (relative_to or working_directory()).absolute() / user_path(name)
 
 
 def model_entry(name: str) -> HubEntry | None:

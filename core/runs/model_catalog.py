@@ -14,7 +14,7 @@ from core.errors import UserError
 from core.models.inspection import STARTER_FACTS, ModelFacts
 from core.models.places import FoundModel, UnreadPlace, find_models
 from core.models.sandboxed import inspect_model
-from core.paths import user_path
+from core.paths import user_path, working_directory
 from core.runs.store import list_runs
 
 #: Most runs whose models are looked at, newest first.
@@ -58,7 +58,7 @@ class ModelCatalog:
 
 def search_places(directory: Path) -> list[Path]:
     """Directories to search: the working one, the configuration's, the user's models, and those of earlier models."""
-    found = [Path.cwd(), directory.absolute(), user_path(_OWN), *(base.parent for base in used_bases())]
+    found = [working_directory(), directory.absolute(), user_path(_OWN), *(base.parent for base in used_bases())]
     return list(dict.fromkeys(found))
 
 

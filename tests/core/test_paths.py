@@ -94,3 +94,14 @@ def test_a_home_of_the_user_that_is_no_place_is_a_sentence(user_home: str, monke
             place()
     monkeypatch.setenv("LOCALTUNE_HOME", "/elsewhere")
     assert paths.home() == Path("/elsewhere")
+
+
+def test_a_deleted_working_directory_keeps_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    assert paths.working_directory() == here
+    here.rmdir()
+    assert paths.working_directory() == here
+    monkeypatch.chdir(tmp_path)
+    assert paths.working_directory() == tmp_path

@@ -50,7 +50,7 @@ def test_killed_it_comes_back_to_row_edits_and_pane(home: Path, tmp_path: Path) 
     with app(home, tmp_path) as terminal:
         terminal.wait_for_text("row 3")
         terminal.wait_for_text("rows •not saved")
-        assert "1 Data · rows.jsonl" in terminal.text
+        terminal.wait_for_text("1 Data · rows.jsonl")
         terminal.press("q")
         assert terminal.wait_for_end() == 0
         assert b"The configuration (rows) is kept, without a file." in terminal.output
@@ -70,3 +70,42 @@ def test_two_apps_at_once_leave_one_whole_session(home: Path, tmp_path: Path) ->
             terminal.press("q")
             assert terminal.wait_for_end() == 0
     assert json.loads((home / "session.json").read_text())["pane"] == "runs"
+
+
+def test_where_its_directory_is_deleted_it_goes_on_and_keeps_what_is_unsaved(home: Path, tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    write_config(tmp_path)
+    with app(home, here) as terminal:
+        terminal.wait_for_text("5 Runs")
+        here.rmdir()
+        for number, title in (("1", "1 Data"), ("2", "2 Config"), ("3", "3 Train")):
+            terminal.press(number)
+            terminal.wait_for_text(f"─ {title}")
+        terminal.press("1")
+        terminal.wait_for_text("─ 1 Data")
+        terminal.press("o")
+        terminal.wait_for_text("enter accepts")
+        terminal.press(f"{tmp_path}/rows.jsonl")
+        terminal.wait_for_text("rows.jsonl")
+        terminal.press("\r")
+        terminal.wait_for_text("· 3 rows")
+        terminal.press("t")
+        terminal.wait_for_text("rows •not saved")
+        terminal.press("q")
+        assert terminal.wait_for_end() == 0
+    assert os.listdir(home / "drafts")
+
+
+def test_in_a_directory_that_was_deleted_it_says_so(home: Path, tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    script = f"""
+import os, runpy
+os.chdir({str(here)!r})
+os.rmdir({str(here)!r})
+runpy.run_module("tui", run_name="__main__")
+"""
+    with Terminal([sys.executable, "-c", script], (100, 30), environment(home)) as terminal:
+        assert terminal.wait_for_end() == 1
+        assert "The current directory has been deleted." in terminal.text

@@ -148,6 +148,34 @@ def test_a_text_goes_on_in_the_next_read() -> None:
     assert told == ["lost"]
 
 
+def test_what_was_dropped_long_ago_takes_no_later_keys_with_it() -> None:
+    ahead = TypedAhead(KeyTable(), lambda: None)
+    place = Place(scope="data")
+    keys = [key(character) for character in "clear; ls"]
+    ahead.expect(keys, goes_on=False)
+    assert not any(ahead.admits(each, place) for each in keys)
+    # Much later, two keys are pressed as one.
+    assert ahead.admits(key("j"), place)
+    second = key("m")
+    ahead.expect([second], goes_on=True)
+    assert ahead.admits(second, place)
+
+
+@pytest.mark.parametrize(
+    ("scope", "text", "expected"),
+    [("config", "open /etc/passwd\n", "op"), ("data", "sudo reboot\n", "s"), ("train", "pcb", "pc")],
+)
+def test_of_a_text_that_comes_key_by_key_little_is_handled(scope: str, text: str, expected: str) -> None:
+    ahead = TypedAhead(KeyTable(), lambda: None)
+    place, handled = Place(scope=scope), ""
+    for number, character in enumerate(text):
+        each = key(character)
+        if number:
+            ahead.expect([each], goes_on=True)
+        handled += character if ahead.admits(each, place) else ""
+    assert handled == expected
+
+
 def test_single_letters_that_come_at_once_stop_at_the_first_that_means_nothing() -> None:
     ahead = TypedAhead(KeyTable(), lambda: None)
     handled = []

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from core.config.choices import Objective
 from core.errors import UserError
 from core.hub_uri import is_hub_entry
+from core.paths import working_directory
 from core.text import one_line
 from tui.controllers.beginnings import Beginnings
 from tui.controllers.desktop import Desktop
@@ -287,7 +288,7 @@ def _written(document: ConfigDocument, before: Any, value: Any) -> Any:
     if not isinstance(value, Path):
         return value
     if isinstance(before, str):
-        base = document.path.parent if document.path is not None else Path.cwd()
+        base = document.path.parent if document.path is not None else working_directory()
         if os.path.normpath(base / os.path.expanduser(before)) == os.path.normpath(value.absolute()):
             return before
     return path_text(document, value)

@@ -100,8 +100,8 @@ class Leaving:
             return
         if (form := self._desktop.panes.config) is not None:
             form.commit_open()
-        # A configuration that was never saved is kept without a question.
-        has_edits = self._state.is_dirty and bool(self._state.file_name)
+        # A configuration that was never saved is kept without a question, unless its draft cannot be written.
+        has_edits = self._state.is_dirty and (bool(self._state.file_name) or not self._drafts.is_config_kept)
         # A repeated request while the question is on the screen means the least drastic answer.
         if has_edits and top is not self._run_question:
             self._edits_question = unsaved_dialog(self._state.file_name, view)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from core.paths import working_directory
 from core.text import one_line
 from tui.controllers.configuration import Configuration
 from tui.controllers.desktop import Desktop
@@ -80,7 +81,7 @@ class Returning:
         """Begin with a configuration that the user has named; the cursors are where they were if it was open last."""
         from tui.reopening import place_of
 
-        if self.last is not None and self.last.config == str(path.absolute()):
+        if self.last is not None and self.last.config == str(working_directory() / path):
             self._awaited = place_of(self.last)
 
     def loaded(self) -> None:
@@ -143,7 +144,7 @@ class Returning:
         path = state.document.path if state.document is not None else None
         place = panes.data.place if panes.data is not None else None
         return Session(
-            config=str(path.absolute()) if path is not None else "",
+            config=str(working_directory() / path) if path is not None else "",
             draft=self._drafts.config_id if path is None else "",
             origin=str(state.origin.run.path) if state.origin is not None else "",
             option=panes.config.option if panes.config is not None else "",

@@ -22,7 +22,7 @@ from core.data.registries.source import DataSource
 from core.errors import UserError
 from core.hub_uri import absolute
 from core.models.find import STARTER_NAME, find_model, is_model_here, missing_model
-from core.paths import user_path
+from core.paths import user_path, working_directory
 from core.template.builtin import template_source
 from core.template.settings import MaskSettings, mask_settings
 from tui.data_paths import entry_text, follow_links
@@ -156,7 +156,7 @@ class DataPlan:
 
 def plan_data(document: ConfigDocument) -> DataPlan:
     """The plan of a configuration, which may be invalid or empty."""
-    directory = document.path.parent.absolute() if document.path is not None else Path.cwd()
+    directory = working_directory() / document.path.parent if document.path is not None else working_directory()
     config = _valid_part(document)
     request = request_for(config, model=None)
     columns = document.get("data.columns")

@@ -112,6 +112,24 @@ async def test_a_configuration_without_a_file_is_kept_without_a_question(
     assert len(list_drafts("config")) == 1
 
 
+async def test_a_configuration_that_cannot_be_kept_is_asked_about(home: Path, tmp_path: Path) -> None:
+    (home / "drafts").write_text("a file where a directory belongs")
+    app = LocaltuneApp()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await wait_for(pilot, lambda: app.state.document is not None)
+        app.configuration.set_options({"train.epochs": 7.0})
+        await wait_for(pilot, lambda: app.state.is_dirty)
+        await asked(pilot)
+        assert "has edits that are not saved" in screen_text(app)
+        await pilot.press("escape")
+        await wait_for(pilot, lambda: len(app.screen_stack) == 1)
+        # As soon as there is room for it, it is kept without a question.
+        (home / "drafts").unlink()
+        await pilot.press("q")
+        await wait_for(pilot, lambda: not app.is_running)
+    assert len(list_drafts("config")) == 1
+
+
 async def test_a_later_save_does_not_leave_after_a_leave_was_given_up(home: Path, tmp_path: Path) -> None:
     path = write_config(tmp_path)
     app = LocaltuneApp(config_path=path)

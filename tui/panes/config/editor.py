@@ -10,6 +10,7 @@ from core.config.document import ConfigDocument
 from core.config.recent import remember_config
 from core.errors import UserError
 from core.hub_uri import is_hub_entry
+from core.paths import working_directory
 from core.presets.library import Preset
 from core.presets.switch import preset_in
 from core.runs.again import Origin
@@ -111,7 +112,7 @@ class ConfigEditor:
         """A copy that has no file yet; ``hint`` is shown with it."""
         path = self.document.path
         document = ConfigDocument(self.document.dumps())
-        rebase(document, self.model.base, Path.cwd())
+        rebase(document, self.model.base, working_directory())
         name = path.name if path is not None else "what is here"
         suggested = free_name(path) if path is not None else None
         label = f"a copy of {name}"
@@ -161,7 +162,8 @@ def rebase(document: ConfigDocument, old: Path, new: Path, *, shorten: bool = Fa
     Returns:
         The options that were changed.
     """
-    before, after = old.absolute(), new.absolute()
+    here = working_directory()
+    before, after = here / old, here / new
     changed: list[str] = []
     if not shorten and os.path.normpath(before) == os.path.normpath(after):
         return changed
@@ -197,5 +199,5 @@ def free_name(path: Path) -> Path:
 
 def path_shown(path: Path) -> str:
     """A path for display: from the working directory, if it is below it."""
-    whole = path.absolute()
-    return str(whole.relative_to(Path.cwd())) if whole.is_relative_to(Path.cwd()) else str(whole)
+    whole = working_directory() / path
+    return str(whole.relative_to(working_directory())) if whole.is_relative_to(working_directory()) else str(whole)

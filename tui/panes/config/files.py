@@ -8,7 +8,7 @@ from core.config.document import ConfigDocument
 from core.config.recent import recent_configs
 from core.drafts import remove_draft
 from core.errors import UserError
-from core.paths import shown_path, user_path
+from core.paths import shown_path, user_path, working_directory
 from core.text import one_line
 from tui.panes.config.editor import ConfigEditor, Opened
 from tui.panes.config.kept import describe, kept_drafts, open_draft
@@ -131,7 +131,7 @@ class FileQuestions:
     def _known(self) -> list[Path]:
         """The last opened files, without the present one."""
         present = self._editor.document.path
-        here = present.absolute() if present is not None else None
+        here = working_directory() / present if present is not None else None
         return [path for path in recent_configs() if path != here]
 
 

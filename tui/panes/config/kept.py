@@ -7,7 +7,7 @@ from pathlib import Path
 from core.config.document import ConfigDocument
 from core.drafts import Draft, list_drafts
 from core.errors import UserError
-from core.paths import shown_path
+from core.paths import shown_path, working_directory
 from core.runs.again import Origin, begin_from, read_run, run_name
 from core.runs.names import brief_id
 from core.runs.store import Run
@@ -39,7 +39,7 @@ def open_draft(draft: Draft) -> Opened:
         UserError: If it is no configuration.
     """
     document = ConfigDocument(_text(draft))
-    rebase(document, Path(draft.subject), Path.cwd())
+    rebase(document, Path(draft.subject), working_directory())
     run, unread = draft.data.get("run"), draft.data.get("unread")
     found = read_run(run) if isinstance(run, str) else None
     return Opened(

@@ -16,6 +16,7 @@ from core.config.unused import used_by
 from core.errors import UserError
 from core.hub.store import is_fetched
 from core.hub_uri import is_hub_entry
+from core.paths import working_directory
 from core.presets.library import Preset
 from core.runs.again import Origin, run_name
 from core.text import one_line
@@ -59,7 +60,7 @@ class ConfigModel:
     @property
     def base(self) -> Path:
         """The base directory of relative paths in it."""
-        return self.document.path.parent if self.document.path is not None else Path.cwd()
+        return self.document.path.parent if self.document.path is not None else working_directory()
 
     @property
     def saved_text(self) -> str:

@@ -10,6 +10,7 @@ from core.errors import UserError
 from core.hub.store import NotFetchedError
 from core.hub_uri import is_hub_entry
 from core.path_kind import path_kind
+from core.paths import working_directory
 from core.text import one_line
 from tui.data_paths import data_paths, entry_text, follow_links
 from tui.keys import KeyTable
@@ -87,7 +88,7 @@ class Opener:
     def directory(self) -> Path:
         """The directory to browse for files: the one of the shown file, else the working directory."""
         path = self._shown
-        return Path.cwd() if path is None or is_hub_entry(path) else path.parent
+        return working_directory() if path is None or is_hub_entry(path) else path.parent
 
     @property
     def _shown(self) -> Path | None:

@@ -21,6 +21,7 @@ from core.config.document import ConfigDocument
 from core.data.formats.mapping import UnknownColumnsError
 from core.errors import UserError
 from core.hub.store import NotFetchedError
+from core.paths import working_directory
 from core.text import one_line
 from core.units import format_count
 from tui.data_paths import entry_path, entry_text, follow_links
@@ -146,7 +147,7 @@ class DataPane(Pane):
 
     def return_to(self, place: DataPlace) -> None:
         """Show a file as it was left: its row, the filter, and the form of the row; each as soon as it can be."""
-        path = entry_path(place.path, Path.cwd())
+        path = entry_path(place.path, working_directory())
         if self.opener.is_at(path):
             self._return.begin(place)
             self._go_back()

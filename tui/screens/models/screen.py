@@ -30,6 +30,7 @@ from core.models.architectures import refuse_quantization
 from core.models.find import find_model, most_like
 from core.models.inspection import ModelFacts
 from core.models.places import FoundModel, UnreadPlace, fetchable, typed_model
+from core.paths import working_directory
 from core.runs.forecast import machine_for
 from core.runs.model_catalog import ModelCatalog
 from core.text import one_line
@@ -110,7 +111,8 @@ class ModelScreen(Overlay[str | Path | None]):
     def __init__(self, catalog: ModelCatalog, document: ConfigDocument) -> None:
         super().__init__()
         self._catalog, self._document = catalog, document
-        self._directory = (document.path.parent if document.path is not None else Path.cwd()).absolute()
+        here = working_directory()
+        self._directory = here / document.path.parent if document.path is not None else here
         written = document.get("model.base")
         self._present = written if isinstance(written, str) else ModelSection().base
         self._rows: dict[str, ModelRow] = {}

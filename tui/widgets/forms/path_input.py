@@ -12,7 +12,7 @@ from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.suggester import Suggester
 
-from core.paths import user_path
+from core.paths import user_path, working_directory
 from core.text import sanitize
 from tui.data_paths import entry_path
 from tui.widgets.forms.safe_input import SafeInput
@@ -96,7 +96,7 @@ class PathInput(SafeInput):
         classes: str | None = None,
     ) -> None:
         super().__init__(value, placeholder=placeholder, id=id, classes=classes)
-        self.base = base or Path.cwd()
+        self.base = base or working_directory()
         self.suffixes = suffixes
         self.suggester = PathSuggester(self.base, suffixes)
 
