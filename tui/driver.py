@@ -32,7 +32,7 @@ _PATIENCE = 10.0
 #: Seconds between two keys within which nobody presses both.
 _BURST = 0.01
 #: The same behind several keys at once: another program, or a slow line, may deliver the rest of a text a little later.
-_BURST_GOES_ON = 0.1
+BURST_GOES_ON = 0.1
 #: Keys of a burst up to which each is handled before the next is told, and seconds for all of that; more are text.
 _PACED, _PACE_PATIENCE = 64, 1.0
 
@@ -106,7 +106,7 @@ class TerminalDriver(LinuxDriver):
     def _tell_keys(self, keys: Sequence[Key]) -> None:
         """Post keys: several at once are announced first, and each finds what the one before has led to."""
         now = time.monotonic()
-        goes_on = now - self._key_time < (_BURST_GOES_ON if self._was_burst else _BURST)
+        goes_on = now - self._key_time < (BURST_GOES_ON if self._was_burst else _BURST)
         self._key_time, self._was_burst = now, len(keys) > 1 or goes_on
         if len(keys) > 1 or goes_on:
             self._tell([KeysAhead(keys, goes_on)])

@@ -63,7 +63,7 @@ def test_in_the_c_locale_all_is_ascii(home: Path) -> None:
         terminal.wait_for_text("step")
         terminal.wait_for_text("5 Runs")
         terminal.press("1")
-        terminal.wait_for_text("o open")
+        terminal.wait_for_text("d sample data")
         terminal.press("d")
         terminal.wait_for_text("400 rows")
         terminal.press("2")

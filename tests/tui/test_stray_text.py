@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from tests.tui.scripted_run import ScriptedRun
 from tests.tui.terminal import Terminal
 from tests.tui.test_app import ready, record_commands
 from tui.app import LocaltuneApp
+from tui.driver import BURST_GOES_ON
 from tui.widgets.forms.prompt_input import PromptInput
 
 MISTYPED = "clear; localtune-tui trian\r"
@@ -58,7 +60,10 @@ def test_a_command_line_typed_into_a_pane_does_nothing(
     assert not terminal.has_ended()
     assert not (workplace / "edited").exists()
     assert len(list((home / "runs").iterdir())) == 1
-    # The next key is one again, and no question is open that would take it.
+    # A key that comes later is one again, and no question is open that would take it; keys that come at once are still
+    # the end of the text.
+    over = time.monotonic() + 2 * BURST_GOES_ON
+    terminal.wait_for(lambda: time.monotonic() > over)
     terminal.press("?")
     terminal.wait_for_text(f"Help · {TITLES[number].partition(' ')[2]}")
 

@@ -38,6 +38,8 @@ class Scale:
             low, high, value = math.log(self.low), math.log(self.high), math.log(value)
         else:
             low, high = self.low, self.high
+            if math.isinf(high - low):
+                low, high, value = low / 2, high / 2, value / 2
         # Ends that are equal as floats are one.
         return min(max((min(value, high) - low) / (high - low), 0.0), 1.0) if high - low > 0 else 0.0
 

@@ -219,3 +219,8 @@ def test_a_nan_leaves_a_gap_in_the_line() -> None:
     assert all(filled[:5])
     assert not any(filled[6:14])
     assert all(filled[15:])
+
+
+def test_ends_further_apart_than_a_float_reaches_make_an_axis() -> None:
+    scale = Scale(-1e308, 1e308)
+    assert [scale.dot(value, 21) for value in (-1e308, 0.0, 1e308)] == [0, 10, 20]
