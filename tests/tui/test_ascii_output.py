@@ -65,7 +65,7 @@ def test_in_the_c_locale_all_is_ascii(home: Path) -> None:
         terminal.press("1")
         terminal.wait_for_text("d sample data")
         terminal.press("d")
-        terminal.wait_for_text("400 rows")
+        terminal.wait_for_text("400 used")
         terminal.press("2")
         terminal.wait_for_text("learning_rate")
         terminal.press("4")
