@@ -12,7 +12,7 @@ from core.config.unused import used_by
 from core.text import one_line
 from tui.panes.config.editor import ConfigEditor
 from tui.panes.config.facts import FactsFinder
-from tui.panes.config.help import PATH_OPTIONS, UNSET_TEXTS, difference_notes, explain, help_facts
+from tui.panes.config.help import PATH_OPTIONS, difference_notes, explain, help_facts, unset_text
 from tui.panes.config.model import Findings
 from tui.panes.config.option_filter import OptionFilter
 from tui.shell import shell_of
@@ -78,7 +78,6 @@ class ConfigForm(Vertical):
         model, fields = self._editor.model, []
         for option in model.options:
             field = OptionField(option, base=model.base, suffixes=PATH_OPTIONS.get(option.name))
-            field.unset_text = UNSET_TEXTS.get(option.name, "")
             fields.append(field)
         await self.options.build(fields)
 
@@ -92,6 +91,7 @@ class ConfigForm(Vertical):
         for field in self.options.fields:
             name = field.option.name
             field.base = model.base
+            field.unset_text = unset_text(name, document)
             field.value = document.get(name)
             field.problem = found.problems.get(name, "")
             field.warning = found.warnings.get(name, "")

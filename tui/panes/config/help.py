@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from core.config.document import describe_type
+from core.config.document import ConfigDocument, describe_type
 from core.config.rules import RULES
 from core.config.schema import Option
 from core.presets.library import Preset
 from core.text import one_line
+from core.units import exact_number
 from tui.panes.config.model import BASE, DATA_PATHS
 from tui.widgets.forms.option_field import OptionField, format_value
 from tui.widgets.lists.data_tree import DATA_SUFFIXES
@@ -41,6 +42,14 @@ UNSET_TEXTS = {
     "checkpoint.every_steps": "ten times",
     "chat.system": "none",
 }
+
+
+def unset_text(name: str, document: ConfigDocument) -> str:
+    """The text of an option that is not set, where its default is none; empty for no text of its own."""
+    epochs = document.get("eval.every_epochs")
+    if name == "eval.every_steps" and isinstance(epochs, (int, float)):
+        return f"every {exact_number(epochs)} epochs"
+    return UNSET_TEXTS.get(name, "")
 
 
 #: Maximum characters of another value next to an option.

@@ -81,6 +81,8 @@ class OptionField(Widget):
     """Differences of the value from others: ``• was 32 in preset``, ``≠ last run 1e-4``."""
     used_by: reactive[tuple[str, ...]] = reactive(())
     """The methods or objectives that the option is for, where the one in force does not use it."""
+    unset_text = reactive("")
+    """The text of a default that is none: what happens then."""
     baseline: reactive[Any] = reactive(None)
     """The unedited value: that of the preset, else the default."""
     is_cursor = reactive(False, toggle_class="-cursor")
@@ -120,7 +122,6 @@ class OptionField(Widget):
         self.option = option
         self.base = base
         self.suffixes = suffixes
-        self.unset_text = ""
         self._before: Any = None
         self._text = ""
         self.set_reactive(OptionField.baseline, option.default)
