@@ -44,6 +44,7 @@ from tui.controllers.start_cards import StartCards
 from tui.data_paths import entry_path
 from tui.draft_keeper import LOOK_SECONDS, DraftKeeper
 from tui.driver import TerminalDriver
+from tui.garbage import spare_the_screen
 from tui.glyphs import GLYPH_SETS
 from tui.keys import Key, KeyTable, bindings, load_keymap
 from tui.main_screen import MainScreen
@@ -60,6 +61,8 @@ from tui.widgets.lists.run_list import RunList
 
 #: Thread limit: some threads follow a run or sample the devices for as long as the app runs.
 _THREADS = 32
+#: Seconds after which all panes have their widgets.
+_SETTLED_SECONDS = 3.0
 
 
 class LeavingExecutor(ThreadPoolExecutor):
@@ -305,6 +308,8 @@ class LocaltuneApp(App[str]):
         last = self.returning.last
         self.runs.begin(self._run_name, sample=self._demo, landing=landing, session=last if not self._is_told else None)
         await self.main.load_panes()
+        if not self.is_headless:
+            self.set_timer(_SETTLED_SECONDS, spare_the_screen)
         self._warm_sandbox()
         self.runs.offer_to_chat()
         # Before the configuration: that is read in a thread, and what was open elsewhere comes with it.
