@@ -79,6 +79,8 @@ def test_started_in_the_app_a_run_outlives_it_and_is_stopped_from_the_next(
         terminal.press("3")
         terminal.wait_for_text("start a run of the configuration")
         terminal.press("r")
+        terminal.wait_for_text("enter start")
+        terminal.press("\r")
         terminal.wait_for(lambda: shown_step(terminal) >= 3, PATIENCE)
         (run,) = list_runs()
         terminal.signal(signal.SIGKILL)

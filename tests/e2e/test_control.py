@@ -193,7 +193,7 @@ def test_the_learning_rate_can_be_set_and_the_change_outlives_a_stop(workers: Wo
     assert found is not None
     assert (found.step, damaged) == (end.step, [])
     assert end.adapter == str(found.adapter_path.relative_to(run.path))
-    with pytest.raises(UserError, match="is stopped; only a live run takes commands"):
+    with pytest.raises(UserError, match="was stopped; only a live run takes commands"):
         client.request("ping")
 
     workers.resume(run)

@@ -11,6 +11,7 @@ import pytest
 
 from tests.tui.harness import screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
+from tests.tui.test_app import ready
 from tui.app import LocaltuneApp
 from tui.keys import KeyTable
 from tui.panes import PANES
@@ -212,6 +213,6 @@ async def test_figures_of_a_stalled_run_say_how_old_they_are(private_home: Path)
 async def test_nothing_blinks_or_moves_by_itself(private_home: Path) -> None:
     app = LocaltuneApp()
     async with app.run_test(size=(120, 34)) as pilot:
-        await wait_for(pilot, lambda: app.desktop.panes.find("chat") is not None)
+        await ready(pilot)
         assert app.animation_level == "none"
         assert not [widget for widget in app.main.query("*") if getattr(widget, "cursor_blink", False)]

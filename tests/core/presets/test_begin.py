@@ -69,6 +69,6 @@ def test_the_beginning_of_a_new_configuration(tmp_path: Path, monkeypatch: pytes
     found = config(tmp_path, texts(60))
     beginning = begin_with(found, None)
     assert beginning.choice.preset.name == "cpu-small"
-    assert "no row looked at is longer than 512 tokens" in beginning.choice.why
+    assert "no row sampled is longer than 512 tokens" in beginning.choice.why
     assert beginning.held_out == hold_out(60)
     assert looked_at == [found]

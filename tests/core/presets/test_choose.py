@@ -85,7 +85,7 @@ def test_whatever_is_known_there_is_a_preset_or_a_sentence(aim: Aim) -> None:
 def test_why_is_said() -> None:
     choice = choose_preset(facts(8.03, 23.99), lengths=[100] * 10, card_name="the RTX 4090")
     assert choice.why == (
-        "24gb-7b, as the model has 8.03 billion parameters, the RTX 4090 has 24 GB and no row looked at is longer than "
+        "24gb-7b, as the model has 8.03 billion parameters, the RTX 4090 has 24 GB and no row sampled is longer than "
         "4096 tokens."
     )
     assert "there is none for best-quality there" in choose_preset(facts(0.1, None), "best-quality").why
@@ -95,10 +95,10 @@ def test_why_is_said() -> None:
 def test_long_rows_have_a_preset_for_long_rows_chosen() -> None:
     long, short = [6000] * 2 + [100] * 8, [6000] + [100] * 99
     assert choose_preset(facts(8, 24), lengths=long).preset.name == "24gb-7b-long-context"
-    assert "no row looked at is longer than 16384" in choose_preset(facts(8, 24), lengths=long).why
+    assert "no row sampled is longer than 16384" in choose_preset(facts(8, 24), lengths=long).why
     choice = choose_preset(facts(8, 24), lengths=short)
     assert choice.preset.name == "24gb-7b"
-    assert "1% of the rows looked at are longer than 4096 tokens" in choice.why
+    assert "1% of the rows sampled are longer than 4096 tokens" in choice.why
     # What was asked for stands.
     assert choose_preset(facts(8, 24), "best-quality", lengths=long).preset.name == "24gb-7b-best-quality"
     assert choose_preset(facts(8, 8), lengths=long).preset.name == "8gb-7b"

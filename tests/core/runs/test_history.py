@@ -99,7 +99,7 @@ def test_the_log_says_what_a_person_would() -> None:
         "A row is odd. Look at it.",
         "paused on request",
         "stopped by SIGTERM",
-        "answered a question as step-30: 106 tokens, broken off by the asker",
+        "answered a question as step-30: 106 tokens, stopped by the asker",
         "answered a question as base: 1 token",
         "checkpoint on request refused: No step is done yet.",
         "changed on request: learning rate 5e-5, evaluation every step",

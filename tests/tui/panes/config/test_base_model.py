@@ -180,7 +180,7 @@ async def test_the_list_is_told_of_in_the_help_line(tmp_path: Path) -> None:
     async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
         await opened(pilot, pane, write_config(tmp_path))
         await go_to(pilot, pane, "model.base")
-        await wait_for(pilot, lambda: "model.base (enter lists those on this machine)" in screen_text(pilot.app))
+        await wait_for(pilot, lambda: "model.base (enter lists those here)" in screen_text(pilot.app))
 
 
 # The whole app.
