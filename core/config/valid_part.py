@@ -23,7 +23,7 @@ def valid_part(document: ConfigDocument) -> Config:
         try:
             return probe.validate()
         except UserError:
-            pass
+            pass  # its problems are taken out below, and it is tried again
         try:
             for name in probe.problems():
                 probe.set(name, _NO_DATA if name == "data.train" else None)

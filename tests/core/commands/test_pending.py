@@ -1,4 +1,4 @@
-"""What ``watch``, ``runs`` and the line of progress say of a run within a long step."""
+"""Pending requests and progress within a step, as ``watch``, ``runs`` and the line of progress tell them."""
 
 from __future__ import annotations
 

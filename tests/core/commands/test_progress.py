@@ -1,4 +1,4 @@
-"""What is said of a step."""
+"""The line of progress: the words for a step, an evaluation and an end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run came to, whatever its record says."""
+"""The summary of a run at its end, whatever its record holds."""
 
 from __future__ import annotations
 

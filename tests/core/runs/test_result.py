@@ -1,4 +1,4 @@
-"""What a run has brought, what it took, and what is kept."""
+"""The result of a run: its gain, its time and energy, and the files that are kept."""
 
 from __future__ import annotations
 
