@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from textual import events, on
 from textual.app import ComposeResult
-from textual.binding import Binding, BindingType
+from textual.binding import BindingType
 from textual.containers import Horizontal, VerticalScroll
 from textual.content import Content
 from textual.widgets.input import Selection
@@ -15,7 +15,7 @@ from core.chat.request import GenerationSettings
 from core.errors import UserError
 from core.text import one_line
 from core.units import exact_number
-from tui.screens.overlay import Overlay
+from tui.screens.overlay import INPUT_BINDINGS, Overlay, key_line
 from tui.widgets.forms.safe_input import SafeInput
 from tui.widgets.text_block import TextBlock
 
@@ -45,12 +45,7 @@ class ChatSettings(Overlay[tuple[str, GenerationSettings]]):
         & #keys { margin-top: 1; }
     }
     """
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "dismiss(None)", "leave", show=False),
-        # At once: keys typed after them are the text of the next line.
-        Binding("tab,down", "app.focus_next", show=False, priority=True),
-        Binding("shift+tab,up", "app.focus_previous", show=False, priority=True),
-    ]
+    BINDINGS: ClassVar[list[BindingType]] = [*INPUT_BINDINGS]
     AUTO_FOCUS = "SafeInput"
     TAKES_TEXT = True
 
@@ -84,10 +79,7 @@ class ChatSettings(Overlay[tuple[str, GenerationSettings]]):
                     if hint:
                         yield TextBlock(Content.styled(hint, "$muted"), classes="hint")
             yield TextBlock(id="answer")
-            yield TextBlock(
-                Content("   ").join(Content.assemble((key, "$primary bold"), f" {what}") for key, what in _KEYS),
-                id="keys",
-            )
+            yield TextBlock(key_line(_KEYS), id="keys")
 
     def on_key(self, event: events.Key) -> None:
         """Keys typed before the first input had the focus are its text all the same."""

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from typing import ClassVar
 
 from textual.await_complete import AwaitComplete
+from textual.binding import Binding
+from textual.content import Content
 from textual.screen import ModalScreen, ScreenResultType
+
+#: Bindings of a dialog with several inputs.
+INPUT_BINDINGS = (
+    Binding("escape", "dismiss(None)", "leave", show=False),
+    # At once: keys typed after them are the text of the next line.
+    Binding("tab,down", "app.focus_next", show=False, priority=True),
+    Binding("shift+tab,up", "app.focus_previous", show=False, priority=True),
+)
+
+
+def key_line(keys: Sequence[tuple[str, str]]) -> Content:
+    """A line of keys, each with what it does."""
+    return Content("   ").join(Content.assemble((key, "$primary bold"), f" {what}") for key, what in keys)
 
 
 class Overlay(ModalScreen[ScreenResultType]):

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from pydantic import ValidationError
 from textual import events, on
 from textual.app import ComposeResult
-from textual.binding import Binding, BindingType
+from textual.binding import BindingType
 from textual.containers import Horizontal, VerticalScroll
 from textual.content import Content
 from textual.widgets.input import Selection
@@ -20,7 +20,7 @@ from core.config.schema import Config
 from core.errors import UserError
 from core.text import one_line, sanitize
 from core.units import exact_number, format_number
-from tui.screens.overlay import Overlay
+from tui.screens.overlay import INPUT_BINDINGS, Overlay, key_line
 from tui.state import RunView
 from tui.widgets.forms.option_field import format_value
 from tui.widgets.forms.safe_input import SafeInput
@@ -59,12 +59,7 @@ class RunSettings(Overlay[None]):
         & #keys { margin-top: 1; }
     }
     """
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "dismiss(None)", "leave", show=False),
-        # At once: keys typed after them are the text of the next line.
-        Binding("tab,down", "app.focus_next", show=False, priority=True),
-        Binding("shift+tab,up", "app.focus_previous", show=False, priority=True),
-    ]
+    BINDINGS: ClassVar[list[BindingType]] = [*INPUT_BINDINGS]
     AUTO_FOCUS = "SafeInput"
     TAKES_TEXT = True
 
@@ -95,10 +90,7 @@ class RunSettings(Overlay[None]):
                     yield TextBlock(Content.styled(self._hint(name), "$muted"), classes="hint")
                 yield TextBlock(id=f"remark-{line.id}", classes="remark")
             yield TextBlock(id="answer")
-            yield TextBlock(
-                Content("   ").join(Content.assemble((key, "$primary bold"), f" {what}") for key, what in _KEYS),
-                id="keys",
-            )
+            yield TextBlock(key_line(_KEYS), id="keys")
 
     def _about(self) -> Content:
         text = "What is changed holds from the next step on; checkpoints keep it."
