@@ -81,12 +81,18 @@ def estimate(timings: Timings, schedule: Schedule, total_steps: int, now: float)
     return Eta(steps, evaluation, saving, not known or is_unmeasured)
 
 
+#: Share of an evaluation from which its pace says how long it still takes.
+_TELLING_SHARE = 0.1
+
+
 def evaluation_seconds_left(timings: Timings, schedule: Schedule, now: float) -> float | None:
     """Seconds left of the evaluation under way; None where there is none, or it is too early to say."""
     current = timings.evaluation
     if current is None:
         return None
-    if timings.evaluation_seconds is None and not (current.done and current.total):
+    # The first answers take longest: they are made in batches, of which the first says nothing yet.
+    has_begun = bool(current.done and current.total) and current.done >= _TELLING_SHARE * current.total
+    if timings.evaluation_seconds is None and not has_begun:
         return None
     return _rest_of(current, timings, _evaluation_seconds(timings, schedule), now)
 

@@ -223,6 +223,8 @@ def test_before_anything_is_known_it_is_a_guess() -> None:
 def test_an_evaluation_says_how_long_it_still_takes() -> None:
     timings = fold(PhaseEvent(t=0.0, name="evaluating", total=80))
     assert evaluation_seconds_left(timings, Schedule(measures=True), 1.0) is None
+    timings.apply(PhaseEvent(t=9.0, name="evaluating", detail="loss", done=1, total=80))
+    assert evaluation_seconds_left(timings, Schedule(measures=True), 9.0) is None, "a batch is under way"
     timings.apply(PhaseEvent(t=20.0, name="evaluating", detail="loss", done=20, total=80))
     assert evaluation_seconds_left(timings, Schedule(measures=True), 20.0) == pytest.approx(60.0)
     assert evaluation_seconds_left(timings, Schedule(measures=True), 30.0) == pytest.approx(50.0)
