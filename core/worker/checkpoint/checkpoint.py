@@ -313,7 +313,8 @@ def newest_valid(checkpoints: Path) -> tuple[Checkpoint | None, list[str]]:
 
 
 def restore(checkpoint: Checkpoint, *, model: Any, optimizer: Any) -> None:
-    """Put what was trained, optimizer and random state back, bit for bit.
+    """Put what was trained, optimizer and random state back, bit for bit. Whether what is computed from there is the
+    same as well is a matter of :mod:`core.worker.process.determinism`.
 
     Raises:
         UserError: If it does not fit the model.

@@ -23,8 +23,6 @@ _DEFAULTS = {
     # Growing segments keep fragmentation from ending a run that fits; read at the first CUDA call under either name.
     "PYTORCH_ALLOC_CONF": "expandable_segments:True",
     "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
-    # Deterministic matrix products on CUDA need this before the first one.
-    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     # Progress is told by events; bars would fill the log.
     "TQDM_DISABLE": "1",
