@@ -29,11 +29,12 @@ def test_the_private_variables_are_set_whatever_the_user_has() -> None:
 
 
 ALLOCATOR = (
-    "import json, os, torch; from core.worker.process import environment; "
+    "import json, os, torch; from core.hardware.allocator import describe_allocator; "
+    "from core.worker.process import environment; "
     "environment.is_wsl = lambda: {wsl}; environment.prepare(); "
     # As at the first CUDA call: the allocator's own reading of the environment, and what it makes of it.
     "print(json.dumps([torch._C._accelerator_getAllocatorSettings(), os.environ.get('CUDA_DEVICE_ORDER'), "
-    "environment.describe_allocator(os.environ, wsl={wsl})]))"
+    "describe_allocator(os.environ, wsl={wsl})]))"
 )
 NEW, OLD = "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"
 
