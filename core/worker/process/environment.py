@@ -7,6 +7,11 @@ import os
 import sys
 import warnings
 
+from core.hardware.allocator import allocator_defaults
+from core.hardware.obstacle import find_obstacle, look
+from core.hardware.visible import ORDER, VISIBLE, find_gpu
+from core.hardware.wsl import is_wsl
+
 #: Offline and silent: no hub look-ups, no telemetry, no tracker that phones home.
 _PRIVATE = {
     "HF_HUB_OFFLINE": "1",
@@ -20,9 +25,8 @@ _PRIVATE = {
 _DEFAULTS = {
     # The rows are tokenized before any fork could be a problem, and the library's warning about it is noise.
     "TOKENIZERS_PARALLELISM": "false",
-    # Growing segments keep fragmentation from ending a run that fits; read at the first CUDA call under either name.
-    "PYTORCH_ALLOC_CONF": "expandable_segments:True",
-    "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+    # Cards are numbered as nvidia-smi and NVML number them, so that the plan and the run speak of the same one.
+    ORDER: "PCI_BUS_ID",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     # Progress is told by events; bars would fill the log.
     "TQDM_DISABLE": "1",
@@ -38,6 +42,7 @@ def prepare() -> None:
     """Set the variables; the private ones always, the others where the user has not."""
     os.environ.update(_PRIVATE)
     defaults = _DEFAULTS | (_OVERSUBSCRIBED if is_oversubscribed() else {})
+    defaults |= allocator_defaults(os.environ, wsl=is_wsl())
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     # With the package "kernels", importing bitsandbytes fetches native code from a hub. Here it counts as not
@@ -46,6 +51,24 @@ def prepare() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     # Notes of libraries to one another; in a user's log they read like something to act on.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|torch|peft)\b")
+
+
+def choose_gpu(gpu: str | None) -> None:
+    """Leave CUDA one card, before anything asks it for its cards.
+
+    Args:
+        gpu: ``hardware.gpu``; None leaves the environment as it is.
+
+    Raises:
+        UserError: If there is no such card, or it is hidden.
+    """
+    if gpu is None:
+        return
+    sight = look()
+    if (obstacle := find_obstacle(sight, None, gpu=gpu)) is not None:
+        raise obstacle
+    if (chosen := find_gpu(sight.cards, gpu)) is not None:
+        os.environ[VISIBLE] = chosen.uuid or str(chosen.index)
 
 
 def is_oversubscribed() -> bool:
