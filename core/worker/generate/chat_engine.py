@@ -37,6 +37,7 @@ from core.worker.process import environment
 
 if TYPE_CHECKING:
     from core.worker.model.model import LoadedModel
+    from core.worker.process.openmp import SpinControl
 
 COMMANDS = ("load", "generate", "cancel", "ping")
 
@@ -56,6 +57,7 @@ class ChatEngine:
         self._queue: queue.Queue[Request] = queue.Queue()
         self._cancelled: dict[str, threading.Event] = {}
         self._loaded: LoadedModel | None = None
+        self._spin_control: SpinControl | None = None
         self._names: dict[str, str] = {}
         self._template: str | None = None
 
@@ -121,6 +123,11 @@ class ChatEngine:
         from core.worker.model.model import load_model
         from core.worker.model.starter import resolve_base
         from core.worker.model.support import check_base
+        from core.worker.process.openmp import SpinControl
+
+        if self._spin_control is None:
+            self._spin_control = SpinControl()
+            self._spin_control.start()
 
         # The former model goes first: two may not fit.
         self._loaded = None
