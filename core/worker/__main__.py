@@ -65,6 +65,9 @@ def _work(run: Run, recorder: Recorder, controls: Controls, *, resume: bool) -> 
         server = ControlServer(run.socket_path, controls, lambda: _status(recorder))
         recorder.update(socket=str(server.path))
         recorder.phase("importing")
+        config = run.config()
+        if config.hardware.device != "cpu":
+            environment.choose_gpu(config.hardware.gpu)
         from core.worker.libraries import import_libraries
 
         import_libraries()
@@ -72,7 +75,7 @@ def _work(run: Run, recorder: Recorder, controls: Controls, *, resume: bool) -> 
         from core.worker.train import train
 
         SpinControl().start()
-        outcome = train(run.config(), recorder, controls, resume=resume)
+        outcome = train(config, recorder, controls, resume=resume)
         state, reason = "finished", outcome.reason
         final: FinishedEvent = FinishedEvent(
             reason=reason,

@@ -29,6 +29,7 @@ from core.text import one_line
 from core.worker.model.activation_offload import ActivationOffload
 from core.worker.model.adapters import load_adapter
 from core.worker.model.completeness import TAKE_BOTH, check_loaded, tell, unconverted
+from core.worker.model.device import choose_device
 from core.worker.model.nf4 import quantize_quickly
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -51,22 +52,6 @@ class LoadedModel:
     def pad_id(self) -> int:
         """The token that rows are padded with."""
         return self.tokenizer.pad_token_id or 0
-
-
-def choose_device(wanted: str) -> torch.device:
-    """The device for ``auto``, ``cuda`` or ``cpu``.
-
-    Raises:
-        UserError: If CUDA was asked for and there is none.
-    """
-    if wanted == "cpu":
-        return torch.device("cpu")
-    if torch.cuda.is_available():
-        return torch.device("cuda", torch.cuda.current_device())
-    if wanted == "cuda":
-        reason = "this torch is a CPU build" if torch.version.cuda is None else "no usable GPU or driver was found"
-        raise UserError(f"hardware.device is cuda, but {reason}.", "Run 'localtune-tui doctor', or set it to auto.")
-    return torch.device("cpu")
 
 
 def choose_dtype(precision: str, device: torch.device, method: str = "lora") -> torch.dtype:

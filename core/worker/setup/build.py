@@ -30,8 +30,6 @@ from core.worker.model.adapters import adapted_layers, attach_adapters, paramete
 from core.worker.model.full_weights import choose_weights, trained_tensors
 from core.worker.model.model import (
     LoadedModel,
-    choose_device,
-    choose_dtype,
     load_model,
     make_accelerator,
     trainable_parameters,
@@ -47,6 +45,7 @@ from core.worker.progress.best import BestStep
 from core.worker.progress.finite import FiniteCheck
 from core.worker.progress.intervals import Intervals
 from core.worker.progress.state import TrainState
+from core.worker.setup.device import settle_device
 from core.worker.setup.fast_paths import choose_packing, compile_layers, fuse_layers, wants_packing
 from core.worker.setup.memory_decision import MemoryDecision, MemoryMeter, decide_memory
 from core.worker.setup.preparation import Prepared, prepare
@@ -95,7 +94,7 @@ def build(config: Config, recorder: Recorder, controls: Controls, found: Checkpo
         UserError: If the run cannot be done.
     """
     # What the device cannot do is said before minutes are spent on the rows.
-    choose_dtype(config.train.precision, choose_device(config.hardware.device), config.method.name)
+    settle_device(config, recorder)
     prepared = prepare(config, recorder, controls.check_stop, recorder.run.created)
     dataset, held_out = prepared.dataset, prepared.held_out
     questions = choose_questions(config, held_out)

@@ -11,6 +11,7 @@ from core.config.derived import sequences_per_row
 from core.config.schema import Config
 from core.errors import UserError
 from core.hardware import cpu
+from core.hardware.wsl import NO_PINNED_MEMORY, is_wsl
 from core.memory.overhead import CUDA_RUNTIME
 from core.memory.plan import DeviceKind, Machine, Plan
 from core.memory.planner import make_plan
@@ -20,6 +21,7 @@ from core.units import format_bytes
 from core.worker.data.batches import supervised_count
 from core.worker.data.dataset import Dataset
 from core.worker.fused.install import Fused
+from core.worker.model.device import allowed_bytes
 from core.worker.process.recorder import Recorder
 from core.worker.progress.state import TrainState
 
@@ -183,6 +185,11 @@ def decide_offload(
     if here is None or there is None or here.fits or not there.offload:
         return False, ""
     needed, free = format_bytes(here.needed_bytes), format_bytes(limit)
+    if is_wsl():
+        return (
+            False,
+            f"Layers' inputs stay on the GPU, where the run would take {needed} of {free}: {NO_PINNED_MEMORY}.",
+        )
     if not there.host_fits:
         pinned, room = format_bytes(there.host_bytes), format_bytes(there.host_free_bytes)
         return False, (
@@ -229,6 +236,7 @@ def _limit(device: torch.device) -> int:
     """Memory for the whole run: what is free, and what the run has taken already, as the plan counts both."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        return int(free) + torch.cuda.memory_reserved(device) + CUDA_RUNTIME
+        unused, allowed = int(free) + torch.cuda.memory_reserved(device), allowed_bytes(device)
+        return (unused if allowed is None else min(unused, allowed)) + CUDA_RUNTIME
     used, total = cpu.memory()
     return total - used + (cpu.process_rss(os.getpid()) or 0)
