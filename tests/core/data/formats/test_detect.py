@@ -440,7 +440,7 @@ def test_a_wanted_format_is_taken_or_refused() -> None:
         ),
         ({"prompt": [{"type": "tool_call", "value": "{}"}], "completion": "a"}, "prompt_completion", "bad_content"),
         ({"chosen_messages": [USER, ASSISTANT]}, "preference", "wrong_keys"),
-        ({"chosen_messages": [USER, ASSISTANT], "rejected_messages": []}, "preference", "empty_answer"),
+        ({"chosen_messages": [USER, ASSISTANT], "rejected_messages": []}, "preference", "no_messages"),
         ({"prompt": "q"}, "prompt_completion", "wrong_keys"),
         ({"prompt": "q", "completion": ""}, "prompt_completion", "empty_answer"),
         ({"prompt": "q", "completion": True}, "prompt_completion", "bad_content"),
