@@ -78,9 +78,7 @@ def check(option: Option, error: UserError, path: Path) -> None:
     assert 0 < len(error.message) < 700
     assert not set(error.message) & set("\x1b\x07\x00\u202e"), error.message
     named = any(f"{other.section}.{other.key}" in error.message for other in EVERY)
-    assert named or option.section in error.message or f"{path}, line " in error.message, error.message
-    if f"{option.name} must be" in error.message:
-        assert error.message.count(option.name) >= 1
+    assert named or option.section in error.message or error.message.startswith(str(path)), error.message
 
 
 @pytest.mark.parametrize("option", EVERY, ids=lambda option: option.name)
@@ -100,7 +98,9 @@ def test_an_absurd_value_is_taken_or_refused_in_a_sentence_that_names_the_key(op
     for way, values in refused.items():
         # These are nothing to any option: no TOML at all, and a list in a list.
         assert {"1]\ny = [2", "[[]]"} <= {*values} or way == "set", (way, values)
-        assert len(values) > len(ABSURD) / 4, (way, len(values))
+        # Behind an option of --set that is a text, everything is one.
+        is_any_text = way == "set" and option.type in ("text", "paths", "list")
+        assert is_any_text or len(values) > len(ABSURD) / 4, (way, len(values))
 
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
