@@ -31,6 +31,7 @@ from core.worker.model.adapters import load_adapter
 from core.worker.model.completeness import TAKE_BOTH, check_loaded, tell, unconverted
 from core.worker.model.device import choose_device
 from core.worker.model.nf4 import quantize_quickly
+from core.worker.oom.retry import is_out_of_memory, shortage_reason
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -98,10 +99,10 @@ def _loading_explained(base: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (UserError, MemoryError, torch.OutOfMemoryError):
+    except UserError:
         raise
     except BaseException as error:
-        if not isinstance(error, Exception) and not is_panic(error):
+        if is_out_of_memory(error) or (not isinstance(error, Exception) and not is_panic(error)):
             raise
         if failed := unconverted(error):
             raise UserError(
@@ -164,9 +165,11 @@ def load_model(
                 trust_remote_code=False,
                 use_safetensors=True,
             )
-    except torch.OutOfMemoryError as error:
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
         raise UserError(
-            f"{base.name} does not fit on {target}: {str(error).splitlines()[0]}",
+            f"{base.name} does not fit on {target}: {shortage_reason(error)}",
             "Close what else holds its memory, or choose a smaller model or method.name = qlora.",
         ) from error
     check_loaded(base, model, loading, read_description(base / "config.json") or {}, read_weights(base))

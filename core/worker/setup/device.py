@@ -20,8 +20,11 @@ from core.worker.model.model import choose_dtype
 from core.worker.process.recorder import Recorder
 
 
-def settle_device(config: Config, recorder: Recorder) -> None:
+def settle_device(config: Config, recorder: Recorder) -> torch.device:
     """Choose the device, give notice of it, and read the meters of that one.
+
+    Returns:
+        The device.
 
     Raises:
         UserError: If there is a card that torch cannot use, or the device cannot do what was asked.
@@ -36,7 +39,7 @@ def settle_device(config: Config, recorder: Recorder) -> None:
         level = "warning" if reason and reason == find_card_not_given(sight) else "info"
         recorder.notice(level, "device", sentence)
         recorder.watch(CPU_ONLY)
-        return
+        return device
     card = read_card(device, sight)
     recorder.notice("info", "device", describe_device(build, dtype, card, threads=torch.get_num_threads()))
     if differs := differs_from_plan(card, sight):
@@ -44,3 +47,4 @@ def settle_device(config: Config, recorder: Recorder) -> None:
     if card.uuid:
         recorder.watch(card.uuid)
     keep_to_memory(device, wsl=sight.wsl)
+    return device
