@@ -185,11 +185,9 @@ class Sampler:
         scaled = logits.float() / self._settings.temperature
         likeliest = _Likeliest.of(scaled, min(LIKELIEST, len(scaled)))
         _check_finite(likeliest.logits[0].item())
-        token = likeliest.draw(drawn, self._settings.top_p)
-        if token is None:
-            token = _Likeliest.of(scaled, len(scaled)).draw(drawn, self._settings.top_p)
-        assert token is not None, "All tokens hold all of the mass."
-        return token
+        if not likeliest.decide(drawn, self._settings.top_p):
+            likeliest = _Likeliest.of(scaled, len(scaled))
+        return likeliest.draw(drawn, self._settings.top_p)
 
 
 @dataclass(frozen=True)
@@ -212,27 +210,37 @@ class _Likeliest:
         host = torch.cat(parts).cpu()
         return cls(host[:count], host[count:-1], host[-1].item(), count == len(logits))
 
-    def draw(self, drawn: float, top_p: float) -> int | None:
+    def decide(self, drawn: float, top_p: float) -> bool:
+        """Whether the token at a place is known without the others.
+
+        Args:
+            drawn: As in :meth:`draw`.
+            top_p: The same.
+        """
+        if self.everything or self._nucleus(top_p) < len(self.tokens):
+            return True
+        return top_p >= 1 and drawn < self._shares.sum().item()
+
+    def draw(self, drawn: float, top_p: float) -> int:
         """The token at a place of the distribution that ``top_p`` cuts.
 
         Args:
             drawn: Place, from 0 to below 1.
             top_p: A token counts while the ones before it have not filled this share.
-
-        Returns:
-            None where it is not among these tokens, or cannot be known without the others.
         """
-        shares = (self.logits - self.log_mass).exp()
-        upto = shares.cumsum(-1)
-        count = int((upto - shares < top_p).sum())
-        if self.everything or count < len(shares):
-            place = drawn * upto[count - 1].item()
-        elif top_p >= 1 and drawn < upto[-1].item():
-            place = drawn
-        else:
-            return None
-        index = min(int(torch.searchsorted(upto, place, right=True)), count - 1)
-        return int(self.tokens[index])
+        upto, count = self._shares.cumsum(-1), self._nucleus(top_p)
+        whole = self.everything or count < len(self.tokens)
+        place = drawn * upto[count - 1].item() if whole else drawn
+        return int(self.tokens[min(int(torch.searchsorted(upto, place, right=True)), count - 1)])
+
+    @property
+    def _shares(self) -> torch.Tensor:
+        return (self.logits - self.log_mass).exp()
+
+    def _nucleus(self, top_p: float) -> int:
+        """Tokens of these that count."""
+        shares = self._shares
+        return int((shares.cumsum(-1) - shares < top_p).sum())
 
 
 def _check_finite(logit: float) -> None:
