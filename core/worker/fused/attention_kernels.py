@@ -1,8 +1,8 @@
 """Attention kernels: which of torch's serve a device and a shape, and their calls for sequences of variable length.
 
-On a GPU a dense mask is dear: with one, torch leaves flash attention, looks at every pair of tokens, and keys are repeated
-for every query head. Variable-length attention needs none for packed rows, shared beginnings and sliding windows;
-the lower-right causal bias none for shared beginnings.
+On a GPU a dense mask is dear: with one, torch leaves flash attention, looks at every pair of tokens, and keys are
+repeated for every query head. Variable-length attention needs none for packed rows, shared beginnings and sliding
+windows; the lower-right causal bias none for shared beginnings.
 """
 
 from __future__ import annotations

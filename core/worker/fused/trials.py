@@ -8,6 +8,8 @@ import bitsandbytes as bnb
 import torch
 
 from core.worker.fused import rotary
+from core.worker.fused.attention import capability_of, trial_inputs, try_kernel
+from core.worker.fused.attention_kernels import Kernel, kernels_for
 from core.worker.fused.frozen_weight import FrozenWeight
 from core.worker.fused.lora import LoraLinear
 from core.worker.fused.rms_norm import RmsNormFunction
@@ -154,5 +156,20 @@ def frozen_linear(
     return moved
 
 
+# Attention.
+
+
+def _attention(device: torch.device, dtype: torch.dtype) -> Iterator[Trial]:
+    for window in (False, True):
+        for kernel in kernels_for(capability_of(device), dtype, HEAD, HEAD, window=window):
+            if kernel is not Kernel.MASKED:
+                yield try_kernel(kernel, trial_inputs(device, dtype, HEADS, HEADS // 2, HEAD, HEAD), window=window)
+
+
 #: The kinds of fast paths, each with its trials for a device and a dtype.
-SOURCES: tuple[Callable[[torch.device, torch.dtype], Iterator[Trial]], ...] = (_norms, _rotations, _adapters)
+SOURCES: tuple[Callable[[torch.device, torch.dtype], Iterator[Trial]], ...] = (
+    _norms,
+    _rotations,
+    _adapters,
+    _attention,
+)
