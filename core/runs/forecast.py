@@ -14,6 +14,7 @@ from core.config.derived import sequences_per_row, step_count
 from core.config.schema import WEIGHT_METHODS, Config
 from core.errors import UserError
 from core.memory.advice import Advice, advise
+from core.memory.calibration import read_calibration
 from core.memory.plan import Machine, Plan
 from core.memory.planner import make_plan
 from core.memory.rows import Rows, rows_of_lengths
@@ -165,24 +166,34 @@ def this_machine(config: Config, gpu_memory: int | None = None) -> Machine:
     Raises:
         UserError: If the requested GPU does not exist.
     """
-    from core.hardware.cpu import has_bf16
+    from core.hardware.cpu import cpu_name, has_bf16
     from core.hardware.cpu import memory as cpu_memory
     from core.hardware.sampler import snapshot
+    from core.hardware.wsl import is_wsl
 
-    machine = Machine("cpu", disk_free_bytes=_disk_free(), bf16=has_bf16())
+    machine = Machine("cpu", disk_free_bytes=_disk_free(), bf16=has_bf16(), expandable=not is_wsl())
     if gpu_memory is not None:
         return replace(machine, kind="cuda", limit_bytes=gpu_memory)
     wanted = config.hardware.device
     gpus = [] if wanted == "cpu" else [device for device in snapshot(timeout=5.0) if device.kind == "cuda"]
     if gpus:
         host_used, host_total = cpu_memory()
-        return replace(machine, kind="cuda", limit_bytes=gpus[0].available, host_bytes=host_total - host_used)
+        card = gpus[0]
+        return replace(
+            machine,
+            kind="cuda",
+            limit_bytes=card.available,
+            host_bytes=host_total - host_used,
+            device=card.name,
+            calibration=read_calibration(card.name),
+        )
     if wanted == "cuda":
         raise UserError(
             "hardware.device is cuda, and no GPU is found here.", "Say how much memory it has with --gpu-memory 24GB."
         )
     used_bytes, total_bytes = cpu_memory()
-    return replace(machine, limit_bytes=total_bytes - used_bytes)
+    name = cpu_name()
+    return replace(machine, limit_bytes=total_bytes - used_bytes, device=name, calibration=read_calibration(name))
 
 
 def _disk_free() -> int | None:
