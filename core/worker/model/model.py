@@ -216,21 +216,34 @@ def decoder_layers(model: Any) -> list[Any]:
     return list(max(lists, key=len, default=[]))
 
 
-def set_gradient_checkpointing(model: Any, enabled: bool, offload: ActivationOffload | None = None) -> None:
+def set_gradient_checkpointing(
+    model: Any, enabled: bool, offload: ActivationOffload | None = None, *, kept_layers: int = 0
+) -> int:
     """Recompute activations in backward, or keep them.
 
     Args:
         model: A ``transformers`` model, or a ``PeftModel`` around one.
         enabled: Whether they are recomputed.
         offload: Where what that starts from goes meanwhile; None: it stays on the device.
+        kept_layers: Number of layers, the last ones, that keep them nevertheless.
+
+    Returns:
+        The number of layers that do: none where the model's code has no switch for a single layer.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    if enabled:
-        base.activation_checkpointing_enable({"use_reentrant": False})
-        if offload is not None:
-            offload.install(base)
-    else:
+    if not enabled:
         base.activation_checkpointing_disable()
+        return 0
+    base.activation_checkpointing_enable({"use_reentrant": False})
+    if offload is not None:
+        offload.install(base)
+    layers = decoder_layers(base)
+    kept = layers[len(layers) - kept_layers :] if 0 < kept_layers < len(layers) else []
+    if not all(getattr(layer, "gradient_checkpointing", False) for layer in kept):
+        return 0
+    for layer in kept:
+        layer.gradient_checkpointing = False
+    return len(kept)
 
 
 @contextlib.contextmanager

@@ -157,12 +157,13 @@ def build(config: Config, recorder: Recorder, controls: Controls, found: Checkpo
     order = DataOrder(dataset.lengths, train.batch_size, train.seed)
     state = TrainState(
         total_steps=train.max_steps or math.ceil(train.epochs * order.steps_per_epoch),
-        token_budget=token_budget,
+        token_budget=memory.token_budget,
         best=BestStep(config.eval.patience, config.eval.min_delta),
         finite=FiniteCheck(recorder.warn, dataset.places),
         scaler=accelerator.scaler,
         reference_budget=reference.token_budget if reference is not None else None,
         checkpointing=memory.checkpointing,
+        kept_layers=memory.kept_layers,
         offloading=memory.offload,
         liger=choice.liger,
         deterministic=deterministic,
