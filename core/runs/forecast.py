@@ -175,10 +175,8 @@ def this_machine(config: Config, gpu_memory: int | None = None) -> Machine:
     wanted = config.hardware.device
     gpus = [] if wanted == "cpu" else [device for device in snapshot(timeout=5.0) if device.kind == "cuda"]
     if gpus:
-        used, total = gpus[0].memory_used, gpus[0].memory_total
         host_used, host_total = cpu_memory()
-        limit = None if used is None or total is None else total - used
-        return replace(machine, kind="cuda", limit_bytes=limit, host_bytes=host_total - host_used)
+        return replace(machine, kind="cuda", limit_bytes=gpus[0].available, host_bytes=host_total - host_used)
     if wanted == "cuda":
         raise UserError(
             "hardware.device is cuda, and no GPU is found here.", "Say how much memory it has with --gpu-memory 24GB."

@@ -94,10 +94,8 @@ def describe_device(device: Device, capability: tuple[int, int] | None, processe
     if hot:
         hint = "Check its fans, dust and power cables: it trains slower than it could."
         found.append(Finding(f"{name} clock", "warn", f"held back right now by {', '.join(hot)}", hint))
-    if device.memory_used is not None and device.memory_total:
-        found.append(
-            _memory(f"{name} memory", device.memory_total - device.memory_used, device.memory_total, processes)
-        )
+    if device.available is not None and device.memory_total:
+        found.append(_memory(f"{name} memory", device.available, device.memory_total, processes))
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -21,6 +22,18 @@ T = TypeVar("T")
 TRIES = 3
 #: The longest part of an error's first line that is repeated.
 REASON_LENGTH = 200
+#: Sentences of libraries that say so besides torch's own class: those of the driver, the handles and workspaces of
+#: NVIDIA's libraries, which are outside torch's allocator, Triton, and the host's mappings. A handle that cannot be
+#: created tells of no reason; where memory is not it, the tries run out and the sentence is shown.
+_SHORTAGE = re.compile(
+    r"CUDA (driver )?error: out of memory"
+    r"|Triton Error \[CUDA\]: out of memory"
+    r"|CU[A-Z]+_STATUS_ALLOC_FAILED"
+    r"|CU[A-Z]+_STATUS_(NOT_INITIALIZED|INTERNAL_ERROR)\b.*\bcu[a-zA-Z]+Create"
+    r"|Cannot allocate memory",
+)
+#: From numpy, for the null pointer that bitsandbytes gets in place of managed memory.
+_NO_MANAGED_MEMORY = "NULL pointer access"
 
 
 class MemoryShortageError(UserError):
@@ -55,9 +68,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     """
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, Exception) and (
-        should_reduce_batch_size(error)
-        or (isinstance(error, RuntimeError) and "CUDA error: out of memory" in str(error))
+    if isinstance(error, ValueError):
+        return str(error) == _NO_MANAGED_MEMORY
+    return isinstance(error, RuntimeError) and (
+        should_reduce_batch_size(error) or _SHORTAGE.search(str(error)) is not None
     )
 
 
