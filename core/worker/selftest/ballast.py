@@ -27,7 +27,7 @@ SLACK = 4 << 20
 #: Sizes of ballast tensors, from the largest: halved until the smallest does not fit.
 _LARGEST, _SMALLEST = 1 << 30, 256 << 10
 #: Passes with gradients, counted from 1, in which memory runs out: the first alone is left, since a rehearsal of it is.
-FORWARD_PASS, BACKWARD_PASS = 2, 5
+FORWARD_PASS, BACKWARD_PASS = 2, 4
 #: Decoder layer, counted from 0 in the order of the pass, before which or behind which it runs out.
 _LAYER = 1
 

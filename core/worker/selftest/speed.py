@@ -20,6 +20,8 @@ from core.worker.selftest.worker_run import WorkerRun, shape_config
 _WARM_UP = 2
 #: Products and copies that a rate is measured with; the best is taken, since other work only takes time away.
 _TRIES = 7
+#: Bytes of a copy.
+_COPIED = 512 << 20
 
 
 @dataclass(frozen=True)
@@ -74,9 +76,12 @@ def measure(bench: Bench) -> Rates:
     out = torch.empty_like(left)
     wait = torch.cuda.synchronize if device.type == "cuda" else _nothing
     product = best_seconds(lambda: torch.mm(left, right, out=out), wait)
-    copy = best_seconds(lambda: out.copy_(left), wait)
+    # Larger than any cache.
+    source = torch.ones(_COPIED, device=device, dtype=torch.uint8)
+    target = torch.empty_like(source)
+    copy = best_seconds(lambda: target.copy_(source), wait)
     names = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
-    return Rates(2.0 * edge**3 / product, 2.0 * left.numel() * left.element_size() / copy, names[dtype])
+    return Rates(2.0 * edge**3 / product, 2.0 * _COPIED / copy, names[dtype])
 
 
 def best_seconds(work: Callable[[], Any], wait: Callable[[], Any]) -> float:
