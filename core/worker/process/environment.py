@@ -26,8 +26,6 @@ _DEFAULTS = {
     "TOKENIZERS_PARALLELISM": "false",
     # Cards are numbered as nvidia-smi and NVML number them, so that the plan and the run speak of the same one.
     ORDER: "PCI_BUS_ID",
-    # Deterministic matrix products on CUDA need this before the first one.
-    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     # Progress is told by events; bars would fill the log.
     "TQDM_DISABLE": "1",

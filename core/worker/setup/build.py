@@ -41,6 +41,7 @@ from core.worker.optim.optim import make_optimizer
 from core.worker.optim.schedule import LearningRate
 from core.worker.optim.update import AdapterUpdate, Update, WeightUpdate
 from core.worker.process.control import Controls
+from core.worker.process.determinism import BIT_FOR_BIT, TO_ROUNDING, apply_determinism, choose_determinism
 from core.worker.process.malloc import keep_freed_memory
 from core.worker.process.recorder import Recorder
 from core.worker.progress.best import BestStep
@@ -95,7 +96,12 @@ def build(config: Config, recorder: Recorder, controls: Controls, found: Checkpo
         UserError: If the run cannot be done.
     """
     # What the device cannot do is said before minutes are spent on the rows.
-    choose_dtype(config.train.precision, choose_device(config.hardware.device), config.method.name)
+    chosen = choose_device(config.hardware.device)
+    choose_dtype(config.train.precision, chosen, config.method.name)
+    deterministic = choose_determinism(config.train.deterministic, chosen.type)
+    apply_determinism(deterministic, chosen.type)
+    if deterministic == "fast":
+        recorder.notice("info", "determinism", TO_ROUNDING, BIT_FOR_BIT)
     prepared = prepare(config, recorder, controls.check_stop, recorder.run.created)
     dataset, held_out = prepared.dataset, prepared.held_out
     questions = choose_questions(config, held_out)
@@ -141,6 +147,7 @@ def build(config: Config, recorder: Recorder, controls: Controls, found: Checkpo
         checkpointing=memory.checkpointing,
         offloading=memory.offload,
         liger=choice.liger,
+        deterministic=deterministic,
     )
     retry = Retry(lambda: f"step {state.step + 1}", recorder.warn)
     update = _make_update(config, loaded, accelerator, retry, in_backward=in_backward)
