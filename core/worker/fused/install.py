@@ -13,6 +13,7 @@ import torch
 from peft import PeftModel
 
 from core.worker.fused import attention, rotary
+from core.worker.fused.gated_networks import fuse_gated
 from core.worker.fused.lora import FusedLora, can_fuse
 from core.worker.fused.mode import is_fused
 from core.worker.fused.rms_norm import RmsNormFunction
@@ -32,6 +33,8 @@ class Fused:
     rotary: bool
     attention: bool
     """Whether packing is possible; see :mod:`core.worker.data.packing`."""
+    gated: int = 0
+    """Feed-forward networks whose wide tensors are made again in backward."""
 
     def keep_weights(self, dtype: torch.dtype) -> None:
         """Dequantize every 4-bit matrix once and keep the copies.
@@ -66,17 +69,16 @@ def fuse(model: Any, adapter: str, *, attention_alone: bool = False) -> Fused:
     causal = model.get_base_model() if isinstance(model, PeftModel) else model
     if attention_alone:
         return Fused((), 0, False, _fuse_attention(causal))
-    layers = []
+    layers: dict[Any, FusedLora] = {}
     norms: Counter[type] = Counter()
     for module in causal.modules():
         if can_fuse(module, adapter):
-            fused = FusedLora(module, adapter)
-            module.forward = fused
-            layers.append(fused)
+            module.forward = layers[module] = FusedLora(module, adapter)
         elif _is_rms_norm(module):
             module.forward = types.MethodType(_normalize, module)
             norms[type(module)] += 1
-    return Fused(tuple(layers), norms.total(), _fuse_rotary(causal), _fuse_attention(causal))
+    gated = fuse_gated(causal, layers)
+    return Fused(tuple(layers.values()), norms.total(), _fuse_rotary(causal), _fuse_attention(causal), gated)
 
 
 # Norms.
