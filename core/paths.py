@@ -55,6 +55,11 @@ def calibration_dir() -> Path:
     return home() / "calibration"
 
 
+def selftest_dir() -> Path:
+    """The last report of the self-test, and its runs while it is on."""
+    return home() / "selftest"
+
+
 def crashes_dir() -> Path:
     """Crash reports of the app, a file each."""
     return home() / "crashes"
