@@ -178,13 +178,14 @@ def this_machine(config: Config, gpu_memory: int | None = None) -> Machine:
     Raises:
         UserError: If the requested GPU does not exist, or torch cannot use it.
     """
-    from core.hardware.cpu import cpu_name, has_bf16
+    from core.hardware.cpu import cpu_name
     from core.hardware.cpu import memory as cpu_memory
+    from core.hardware.cpu_bf16 import prefers_bf16
     from core.hardware.sampler import snapshot
     from core.hardware.torch_check import obstacle_here
     from core.hardware.wsl import is_wsl
 
-    machine = Machine("cpu", disk_free_bytes=_disk_free(), bf16=has_bf16(), expandable=not is_wsl())
+    machine = Machine("cpu", disk_free_bytes=_disk_free(), bf16=prefers_bf16(), expandable=not is_wsl())
     if gpu_memory is not None:
         return replace(machine, kind="cuda", limit_bytes=gpu_memory)
     wanted, gpu = config.hardware.device, config.hardware.gpu
