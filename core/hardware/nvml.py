@@ -136,6 +136,12 @@ class Nvml:
         millijoules = self._ask(self._nvml.nvmlDeviceGetTotalEnergyConsumption, handle)
         return None if millijoules is None else millijoules / 1000
 
+    def power_range(self, index: int) -> tuple[float, float] | None:
+        """The least and the greatest power limit that a GPU can be set to, in watts; None where it has none to set."""
+        handle, _ = self._handle(index)
+        found = None if handle is None else self._ask(self._nvml.nvmlDeviceGetPowerManagementLimitConstraints, handle)
+        return None if found is None else (found[0] / 1000, found[1] / 1000)
+
     def processes(self, index: int) -> list[GpuProcess]:
         """The processes that use memory of a GPU, most first."""
         handle, _ = self._handle(index)

@@ -15,6 +15,7 @@ from core.config.derived import sequences_per_row, step_count
 from core.config.schema import WEIGHT_METHODS, Config
 from core.errors import UserError
 from core.memory.advice import Advice, advise
+from core.memory.calibration import read_calibration
 from core.memory.plan import Machine, Plan
 from core.memory.planner import make_plan
 from core.memory.rows import Rows, rows_of_lengths
@@ -177,13 +178,14 @@ def this_machine(config: Config, gpu_memory: int | None = None) -> Machine:
     Raises:
         UserError: If the requested GPU does not exist, or torch cannot use it.
     """
-    from core.hardware.cpu import has_bf16
+    from core.hardware.cpu import cpu_name
     from core.hardware.cpu import memory as cpu_memory
+    from core.hardware.cpu_bf16 import prefers_bf16
     from core.hardware.sampler import snapshot
     from core.hardware.torch_check import obstacle_here
     from core.hardware.wsl import is_wsl
 
-    machine = Machine("cpu", disk_free_bytes=_disk_free(), bf16=has_bf16())
+    machine = Machine("cpu", disk_free_bytes=_disk_free(), bf16=prefers_bf16(), expandable=not is_wsl())
     if gpu_memory is not None:
         return replace(machine, kind="cuda", limit_bytes=gpu_memory)
     wanted, gpu = config.hardware.device, config.hardware.gpu
@@ -193,16 +195,24 @@ def this_machine(config: Config, gpu_memory: int | None = None) -> Machine:
     if gpus:
         named = [device for device in gpus if gpu is not None and _is_called(device, gpu)]
         host_used, host_total = cpu_memory()
+        card = (named or gpus)[0]
         # Under WSL 2 activations are moved to the host only where that is asked for.
         no_host = config.memory.activation_offload == "auto" and is_wsl()
-        host = 0 if no_host else host_total - host_used
-        return replace(machine, kind="cuda", limit_bytes=(named or gpus)[0].available, host_bytes=host)
+        return replace(
+            machine,
+            kind="cuda",
+            limit_bytes=card.available,
+            host_bytes=0 if no_host else host_total - host_used,
+            device=card.name,
+            calibration=read_calibration(card.name),
+        )
     if wanted == "cuda":
         raise UserError(
             "hardware.device is cuda, and no GPU is found here.", "Say how much memory it has with --gpu-memory 24GB."
         )
     used_bytes, total_bytes = cpu_memory()
-    return replace(machine, limit_bytes=total_bytes - used_bytes)
+    name = cpu_name()
+    return replace(machine, limit_bytes=total_bytes - used_bytes, device=name, calibration=read_calibration(name))
 
 
 def _is_called(device: Device, gpu: str) -> bool:

@@ -202,7 +202,7 @@ class FinetuneRecipe:
         self.controls.check_stop()
         self.recorder.phase("rehearsing")
         # A resumed run goes on as it was, whatever would be decided now.
-        if state.step == 0 and self.config.memory.gradient_checkpointing == "auto":
+        if state.step == 0 and (self.config.memory.gradient_checkpointing == "auto" or parts.memory.cut):
             self.recorder.notice("info", "checkpointing", parts.memory.checkpointing_reason)
         if state.step == 0 and parts.memory.offload_reason:
             self.recorder.notice("info", "activation_offload", parts.memory.offload_reason)

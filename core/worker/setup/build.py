@@ -6,10 +6,12 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
+import torch
 from accelerate import Accelerator
 
 from core.config.derived import FP32_STATES, updates_in_backward
 from core.config.schema import WEIGHT_METHODS, Config
+from core.hardware.wsl import is_wsl
 from core.memory.batching import TOKEN_BUDGETS
 from core.models.fingerprint import BaseFingerprint
 from core.worker.checkpoint.checkpoint import Checkpoint
@@ -37,6 +39,7 @@ from core.worker.model.model import (
 from core.worker.oom.handles import create_handles
 from core.worker.oom.retry import Retry, shortage_explained
 from core.worker.optim.optim import make_optimizer
+from core.worker.optim.paged import PagedBuffers, unpaged_where_needed
 from core.worker.optim.schedule import LearningRate
 from core.worker.optim.update import AdapterUpdate, Update, WeightUpdate
 from core.worker.process.control import Controls
@@ -128,7 +131,8 @@ def build(config: Config, recorder: Recorder, controls: Controls, found: Checkpo
     with shortage_explained("in fusing the layers", f"Set train.fused_layers = false. {SMALLER}"):
         fused = fuse_layers(config, loaded)
     token_budget = first_budget(device, whole=in_backward)
-    memory = decide_memory(config, device, dataset, token_budget)
+    used = _with_usable_optimizer(config, device, recorder, wsl=is_wsl())
+    memory = decide_memory(used, device, dataset, token_budget)
     if memory.dequantized:
         keep_weights(fused, loaded.dtype, recorder.warn)
     accelerator = make_accelerator(loaded)
@@ -153,18 +157,19 @@ def build(config: Config, recorder: Recorder, controls: Controls, found: Checkpo
     order = DataOrder(dataset.lengths, train.batch_size, train.seed)
     state = TrainState(
         total_steps=train.max_steps or math.ceil(train.epochs * order.steps_per_epoch),
-        token_budget=token_budget,
+        token_budget=memory.token_budget,
         best=BestStep(config.eval.patience, config.eval.min_delta),
         finite=FiniteCheck(recorder.warn, dataset.places),
         scaler=accelerator.scaler,
         reference_budget=reference.token_budget if reference is not None else None,
         checkpointing=memory.checkpointing,
+        kept_layers=memory.kept_layers,
         offloading=memory.offload,
         liger=choice.liger,
         deterministic=deterministic,
     )
     retry = Retry(lambda: f"step {state.step + 1}", recorder.warn)
-    update = _make_update(config, loaded, accelerator, retry, in_backward=in_backward)
+    update = _make_update(used, loaded, accelerator, retry, in_backward=in_backward)
     noise = EmbeddingNoise(loaded.model, config.method.neftune_alpha)
     offload = available_offload(config.memory.activation_offload, device)
     checkpointing = GradientCheckpointing(loaded.model, state, offload)
@@ -221,7 +226,7 @@ def build(config: Config, recorder: Recorder, controls: Controls, found: Checkpo
         evaluator=evaluator,
         samples=samples,
         memory=memory,
-        meter=MemoryMeter(config, device, dataset, state, fused, recorder),
+        meter=MemoryMeter(used, device, dataset, state, fused, recorder),
         checkpointer=checkpointer,
         rollback=rollback,
         control_point=control_point,
@@ -304,6 +309,17 @@ def _make_evaluator(
     )
 
 
+def _with_usable_optimizer(config: Config, device: torch.device, recorder: Recorder, *, wsl: bool) -> Config:
+    """The configuration with the optimizer that the machine can use, which is told where it is another."""
+    wanted = config.train.optimizer
+    optimizer = unpaged_where_needed(wanted, wsl=wsl and device.type == "cuda")
+    if optimizer == wanted:
+        return config
+    message = f"The optimizer is {optimizer}: WSL2 cannot page the states of {wanted}, which stay on the card."
+    recorder.warn("unpaged", message, "It computes the same.")
+    return config.model_copy(update={"train": config.train.model_copy(update={"optimizer": optimizer})})
+
+
 def _make_update(
     config: Config, loaded: LoadedModel, accelerator: Accelerator, retry: Retry, *, in_backward: bool
 ) -> Update:
@@ -313,9 +329,10 @@ def _make_update(
         parameters = trainable_parameters(loaded.model)
         groups = parameter_groups(loaded.model, config.method.loraplus_ratio)
         return AdapterUpdate(accelerator, make_optimizer(groups, train), parameters, train.max_grad_norm, retry)
+    buffers = PagedBuffers()
     return WeightUpdate(
         trained_tensors(loaded.model),
-        lambda parameters: make_optimizer(parameters, train, weight_decay=0.0),
+        lambda parameters: make_optimizer(parameters, train, weight_decay=0.0, buffers=buffers),
         states_in_fp32=train.optimizer in FP32_STATES,
         weight_decay=train.weight_decay,
         max_grad_norm=train.max_grad_norm,

@@ -122,7 +122,20 @@ def choose_packing(
             "Set train.packing = false; rows of like length go together anyway, so that little is padded.",
         )
     share = share and not check.draws and reason is None
-    return Packing(share, pack, common_beginning(rows) if share else 0)
+    # A CPU's price is in what has been measured there.
+    pair = _pair_price(loaded) if share and check.masked and loaded.device.type != "cpu" else 0.0
+    return Packing(share, pack, common_beginning(rows) if share else 0, pair)
+
+
+def _pair_price(loaded: LoadedModel) -> float:
+    """Price of a pair of tokens in causal attention, in tokens that go through the layers: by the multiplications."""
+    settings = loaded.model.config.get_text_config()
+    head = getattr(settings, "head_dim", None) or settings.hidden_size // settings.num_attention_heads
+    layers = decoder_layers(loaded.model)
+    products = [module for layer in layers for module in layer.modules() if hasattr(module, "in_features")]
+    # An adapter's layer has the features of the one inside it.
+    weights = sum(int(m.in_features) * int(m.out_features) for m in products if not hasattr(m, "base_layer"))
+    return 2.0 * float(settings.num_attention_heads * head) * len(layers) / max(weights, 1)
 
 
 def _missing_attention(loaded: LoadedModel) -> str:
