@@ -5,9 +5,10 @@ when its input is closed, whatever it is doing. Commands:
 
 ``load``
     ``base``, ``adapter`` (a directory or null), ``weights`` (a file of trained weights or null), ``method``,
-    ``precision``, ``device``, ``gpu`` (as ``hardware.gpu``, or null), ``template`` (a Jinja file or null), ``source_name`` (what answers of the adapter, or of
-    trained weights, are called), ``base_sha256`` (of the base that they were trained on, or null). Sends
-    ``{"id", "progress", "done", "total"}`` before its answer; a progress that ends with a full stop is a warning.
+    ``precision``, ``device``, ``gpu`` (as ``hardware.gpu``, or null), ``template`` (a Jinja file or null),
+    ``source_name`` (what answers of the adapter, or of trained weights, are called), ``base_sha256`` (of the base that
+    they were trained on, or null). Sends ``{"id", "progress", "done", "total"}`` before its answer; a progress that ends with a
+    full stop is a warning.
 ``generate``
     :class:`core.chat.request.ChatRequest`. Sends ``{"id", "token"}`` before its answer.
 ``cancel``
