@@ -71,8 +71,10 @@ def _work(run: Run, recorder: Recorder, controls: Controls, *, resume: bool) -> 
         from core.worker.libraries import import_libraries
 
         import_libraries()
+        from core.worker.process.openmp import SpinControl
         from core.worker.train import train
 
+        SpinControl().start()
         outcome = train(config, recorder, controls, resume=resume)
         state, reason = "finished", outcome.reason
         final: FinishedEvent = FinishedEvent(

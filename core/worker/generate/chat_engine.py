@@ -7,8 +7,8 @@ when its input is closed, whatever it is doing. Commands:
     ``base``, ``adapter`` (a directory or null), ``weights`` (a file of trained weights or null), ``method``,
     ``precision``, ``device``, ``gpu`` (as ``hardware.gpu``, or null), ``template`` (a Jinja file or null),
     ``source_name`` (what answers of the adapter, or of trained weights, are called), ``base_sha256`` (of the base that
-    they were trained on, or null). Sends ``{"id", "progress", "done", "total"}`` before its answer; a progress that ends with a
-    full stop is a warning.
+    they were trained on, or null). Sends ``{"id", "progress", "done", "total"}`` before its answer; a progress that
+    ends with a full stop is a warning.
 ``generate``
     :class:`core.chat.request.ChatRequest`. Sends ``{"id", "token"}`` before its answer.
 ``cancel``
@@ -38,6 +38,7 @@ from core.worker.process import environment
 
 if TYPE_CHECKING:
     from core.worker.model.model import LoadedModel
+    from core.worker.process.openmp import SpinControl
 
 COMMANDS = ("load", "generate", "cancel", "ping")
 
@@ -57,6 +58,7 @@ class ChatEngine:
         self._queue: queue.Queue[Request] = queue.Queue()
         self._cancelled: dict[str, threading.Event] = {}
         self._loaded: LoadedModel | None = None
+        self._spin_control: SpinControl | None = None
         self._names: dict[str, str] = {}
         self._template: str | None = None
 
@@ -124,6 +126,11 @@ class ChatEngine:
         from core.worker.model.model import load_model
         from core.worker.model.starter import resolve_base
         from core.worker.model.support import check_base
+        from core.worker.process.openmp import SpinControl
+
+        if self._spin_control is None:
+            self._spin_control = SpinControl()
+            self._spin_control.start()
 
         # The former model goes first: two may not fit.
         self._loaded = None

@@ -33,19 +33,12 @@ _DEFAULTS = {
     # Progress is told by events; bars would fill the log.
     "TQDM_DISABLE": "1",
 }
-#: Where other processes keep the cores busy, OpenMP's spinning makes every small matrix product wait for a scheduler
-#: tick; on a quiet machine sleeping instead costs 10 to 20 %.
-_OVERSUBSCRIBED = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
-#: Load per core, over the last minute, from which the machine counts as oversubscribed.
-OVERSUBSCRIBED_LOAD = 0.75
 
 
 def prepare() -> None:
     """Set the variables; the private ones always, the others where the user has not."""
     os.environ.update(_PRIVATE)
-    defaults = _DEFAULTS | (_OVERSUBSCRIBED if is_oversubscribed() else {})
-    defaults |= allocator_defaults(os.environ, wsl=is_wsl())
-    for name, value in defaults.items():
+    for name, value in (_DEFAULTS | allocator_defaults(os.environ, wsl=is_wsl())).items():
         os.environ.setdefault(name, value)
     # With the package "kernels", importing bitsandbytes fetches native code from a hub. Here it counts as not
     # installed, and bitsandbytes' advice to install it is not passed on.
@@ -71,8 +64,3 @@ def choose_gpu(gpu: str | None) -> None:
         raise obstacle
     if (chosen := find_gpu(sight.cards, gpu)) is not None:
         os.environ[VISIBLE] = chosen.uuid or str(chosen.index)
-
-
-def is_oversubscribed() -> bool:
-    """Whether other processes keep this machine's cores busy already."""
-    return os.getloadavg()[0] / (os.cpu_count() or 1) >= OVERSUBSCRIBED_LOAD

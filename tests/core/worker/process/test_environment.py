@@ -4,10 +4,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-from core.worker.process import environment
-
 
 def run_python(code: str, **variables: str) -> str:
     result = subprocess.run(
@@ -88,16 +84,3 @@ def test_no_native_code_is_fetched_for_bitsandbytes(tmp_path: Path) -> None:
         OMP_NUM_THREADS="1",
     )
     assert not (tmp_path / "asked").exists()
-
-
-@pytest.mark.parametrize(("load", "passive"), [(0.0, False), (1e3, True)])
-def test_openmp_sleeps_only_where_the_machine_is_oversubscribed(
-    load: float, passive: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "getloadavg", lambda: (load, load, load))
-    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setitem(sys.modules, "kernels", sys.modules.get("kernels"))
-    environment.prepare()
-    assert (os.environ.get("OMP_WAIT_POLICY") == "passive") is passive
-    assert (os.environ.get("GOMP_SPINCOUNT") == "0") is passive
