@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 
 def run_python(code: str, **variables: str) -> str:
     result = subprocess.run(
