@@ -2,8 +2,9 @@
 
 Where weights are updated inside backward, such a step cannot be run again. The run goes back within its process to its
 newest checkpoint, or without one to the untouched base, and does the steps from there again with activations
-recomputed. Rows, order, schedule and random state are those of that moment, so that what comes out is, bit for bit,
-what a run gives that had activations recomputed from there on.
+recomputed. Rows, order, schedule and random state are those of that moment, so that what comes out is what a run gives
+that had activations recomputed from there on: bit for bit where the run is deterministic, which on a GPU is with
+``train.deterministic = strict``, else to rounding.
 """
 
 from __future__ import annotations

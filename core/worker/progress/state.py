@@ -8,6 +8,7 @@ from typing import Any
 
 from torch.amp.grad_scaler import GradScaler
 
+from core.worker.process.determinism import Determinism
 from core.worker.progress.best import BestStep
 from core.worker.progress.finite import FiniteCheck
 
@@ -30,6 +31,8 @@ class TrainState:
     """With that, the number of layers, the last ones, whose activations are kept nevertheless."""
     offloading: bool = False
     """Whether what recomputing starts from is kept in host memory meanwhile."""
+    deterministic: Determinism = "strict"
+    """Whether a run that goes on is equal bit for bit, or to rounding."""
     liger: str | None = None
     """The version of Liger's package, where its kernel sums the loss."""
     step: int = 0
@@ -67,12 +70,14 @@ class TrainState:
             "overrides": self.overrides,
             "selection": self.best.facts(),
             "health": self.finite.facts(),
+            "deterministic": self.deterministic,
             "kept_layers": self.kept_layers,
         }
 
     def restore(self, manifest: Mapping[str, Any]) -> None:
         """Go back to where a checkpoint was written. What was set while running (``overrides``) stays in force, and
-        what a run settles before its first step (``liger``, ``reference_budget``) is settled.
+        what a run settles before its first step (``liger``, ``reference_budget``, ``deterministic``) is
+        settled.
 
         Args:
             manifest: The checkpoint's: its ``step``, and :meth:`facts`.

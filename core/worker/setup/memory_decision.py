@@ -12,6 +12,7 @@ from core.config.derived import sequences_per_row
 from core.config.schema import Config
 from core.errors import UserError
 from core.hardware import cpu
+from core.hardware.wsl import NO_PINNED_MEMORY, is_wsl
 from core.memory.calibration import read_calibration
 from core.memory.overhead import gpu_runtime
 from core.memory.plan import Machine, Plan
@@ -22,6 +23,7 @@ from core.units import format_bytes
 from core.worker.data.batches import supervised_count
 from core.worker.data.dataset import Dataset
 from core.worker.fused.install import Fused
+from core.worker.model.device import allowed_bytes
 from core.worker.process.recorder import Recorder
 from core.worker.progress.state import TrainState
 
@@ -185,6 +187,11 @@ def decide_offload(
     if here is None or there is None or here.fits or not there.offload:
         return False, ""
     needed, free = format_bytes(here.needed_bytes), format_bytes(machine.limit_bytes)
+    if is_wsl():
+        return (
+            False,
+            f"Layers' inputs stay on the GPU, where the run would take {needed} of {free}: {NO_PINNED_MEMORY}.",
+        )
     if not there.host_fits:
         pinned, room = format_bytes(there.host_bytes), format_bytes(there.host_free_bytes)
         return False, (
@@ -241,6 +248,7 @@ def _machine(device: torch.device) -> Machine:
         calibration=read_calibration(name),
         capability=torch.cuda.get_device_capability(device) if torch.cuda.is_available() else None,
         expandable=has_expandable_segments(os.environ),
+        pins=not is_wsl(),
     )
 
 
@@ -264,6 +272,7 @@ def _limit(device: torch.device) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         runtime = gpu_runtime(read_calibration(torch.cuda.get_device_name(device)))
-        return int(free) + torch.cuda.memory_reserved(device) + runtime
+        unused, allowed = int(free) + torch.cuda.memory_reserved(device), allowed_bytes(device)
+        return (unused if allowed is None else min(unused, allowed)) + runtime
     used, total = cpu.memory()
     return total - used + (cpu.process_rss(os.getpid()) or 0)
