@@ -196,15 +196,14 @@ def this_machine(config: Config, gpu_memory: int | None = None) -> Machine:
         named = [device for device in gpus if gpu is not None and _is_called(device, gpu)]
         host_used, host_total = cpu_memory()
         card = (named or gpus)[0]
-        # Under WSL 2 activations are moved to the host only where that is asked for.
-        no_host = config.memory.activation_offload == "auto" and is_wsl()
         return replace(
             machine,
             kind="cuda",
             limit_bytes=card.available,
-            host_bytes=0 if no_host else host_total - host_used,
+            host_bytes=host_total - host_used,
             device=card.name,
             calibration=read_calibration(card.name),
+            pins=not is_wsl(),
         )
     if wanted == "cuda":
         raise UserError(
