@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator
 import bitsandbytes as bnb
 import torch
 
-from core.worker.fused.cases import HEAD, adapter_trial, gated_trial, network_trial, norm_trial, rotary_trial
+from core.worker.fused.attention import capability_of, trial_inputs, try_kernel
+from core.worker.fused.attention_kernels import Kernel, kernels_for
+from core.worker.fused.cases import HEAD, HEADS, adapter_trial, gated_trial, network_trial, norm_trial, rotary_trial
 from core.worker.fused.gated import ACTIVATIONS, Gating
 from core.worker.fused.kernels import gating_of, kernel_trials
 from core.worker.fused.rms_norm import RmsNormFunction
@@ -44,5 +46,12 @@ def _linear(device: torch.device, dtype: torch.dtype) -> Iterator[Trial]:
         yield network_trial(f"gated feed-forward{ending}", kind, gating, device, dtype)
 
 
+def _attention(device: torch.device, dtype: torch.dtype) -> Iterator[Trial]:
+    for window in (False, True):
+        for kernel in kernels_for(capability_of(device), dtype, HEAD, HEAD, window=window):
+            if kernel is not Kernel.MASKED:
+                yield try_kernel(kernel, trial_inputs(device, dtype, HEADS, HEADS // 2, HEAD, HEAD), window=window)
+
+
 #: The kinds of fast paths.
-SOURCES: tuple[Source, ...] = (_elementwise, kernel_trials, _linear)
+SOURCES: tuple[Source, ...] = (_elementwise, kernel_trials, _linear, _attention)

@@ -278,7 +278,8 @@ class SupervisedLoss:
         if not (share or pack):
             return None
         ids, learned = input_ids.to("cpu").numpy(), supervised.to("cpu").numpy()
-        return choose_layout(ids, learned, input_ids.device, most_shared=most_shared if share else 0, pack=pack)
+        shared = most_shared if share else 0
+        return choose_layout(ids, learned, input_ids.device, most_shared=shared, pack=pack, pair=self.packing.pair)
 
     def hidden_laid_out(self, laid: LaidOut) -> torch.Tensor:
         """Hidden states as :meth:`hidden` returns them, of a batch that is packed.

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
+from core.hardware.wsl import is_wsl
 from core.memory.sizes import OFFLOAD_SMALLEST
 
 
@@ -96,5 +97,9 @@ def _unpack(packed: tuple[torch.Tensor, torch.device]) -> torch.Tensor:
 
 
 def available_offload(choice: str, device: torch.device) -> ActivationOffload | None:
-    """The way to move activations off a device; None where ``memory.activation_offload`` or the device has none."""
-    return ActivationOffload() if device.type == "cuda" and choice != "off" else None
+    """The way to move activations off a device; None where ``memory.activation_offload`` or the device has none.
+
+    Under WSL 2 memory that cannot be paged is short, so that it must be asked for.
+    """
+    wanted = choice == "on" or (choice == "auto" and not is_wsl())
+    return ActivationOffload() if device.type == "cuda" and wanted else None

@@ -17,7 +17,9 @@ import torch
 from accelerate import Accelerator
 
 from core.worker.oom.retry import Retry
+from core.worker.optim.blockwise import allocates, forget_state, is_blockwise, step_parameter
 from core.worker.optim.optim import set_learning_rate
+from core.worker.optim.paged import load_states, settle
 from core.worker.optim.retryable_step import HINT, WHAT, RetryableStep, keep_state
 from core.worker.optim.rounding import add_slices
 
@@ -83,6 +85,7 @@ class AdapterUpdate:
     ) -> None:
         self._accelerator = accelerator
         self._retry = retry
+        self._states = optimizer
         # On the optimizer itself, as the gradient scaler calls it there.
         optimizer.step = RetryableStep(optimizer, retry)
         self._optimizer = accelerator.prepare_optimizer(optimizer)
@@ -120,12 +123,13 @@ class AdapterUpdate:
 
     def state_dict(self) -> dict[str, Any]:
         """The optimizer's states."""
+        settle(self._states)
         state: dict[str, Any] = self._optimizer.state_dict()
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put the optimizer's states back."""
-        self._optimizer.load_state_dict(state)
+        load_states(self._states, state)
 
 
 class WeightUpdate:
@@ -224,6 +228,9 @@ class WeightUpdate:
 
     def state_dict(self) -> dict[str, Any]:
         """States of every tensor's optimizer, by name."""
+        for stepper in self._steppers.values():
+            settle(stepper.optimizer)
+            break  # there is one device, and one kind of optimizer
         return {name: stepper.optimizer.state_dict() for name, stepper in self._steppers.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -307,9 +314,10 @@ class _TensorStepper:
         def run() -> torch.Tensor:
             state = self.optimizer.state.get(self._stand_in)
             if state:
-                kept.append(keep_state(state, smaller_than=self.parameter.numel()))
+                in_place = not allocates(self.optimizer, self.parameter.device)
+                kept.append(keep_state(state, plain_only=in_place, smaller_than=self.parameter.numel()))
             else:
-                kept.append(lambda: self.optimizer.state.pop(self._stand_in, None))
+                kept.append(lambda: forget_state(self.optimizer, self._stand_in))
             return self._run(learning_rate, scale)
 
         def undo() -> None:
@@ -328,29 +336,13 @@ class _TensorStepper:
     def end_rehearsal(self) -> None:
         """Forget the states that only the rehearsal has made."""
         if self._fresh:
+            forget_state(self.optimizer, self._stand_in)
             self._renew()
 
     def load(self, state: dict[str, Any]) -> None:
         """Put an optimizer's state back, in place of the one there is; paged states become paged again."""
         self._fresh = not state["state"]
-        before = self.optimizer.state.get(self._stand_in, {})
-        if not getattr(self.optimizer, "is_paged", False):
-            self.optimizer.load_state_dict(state)
-            return
-        self.optimizer.load_state_dict(state, move_to_device=False)
-        for values in self.optimizer.state.values():
-            for name, value in values.items():
-                if not isinstance(value, torch.Tensor):
-                    continue
-                if name.startswith("state"):
-                    # Paged memory is never given back, so what is there is written over.
-                    buffer = before.get(name)
-                    if buffer is None or buffer.dtype != value.dtype:
-                        shape = torch.empty(self.parameter.shape, dtype=self._dtype, device=self.parameter.device)
-                        buffer = self.optimizer.get_state_buffer(shape, dtype=value.dtype)
-                    values[name] = buffer.copy_(value)
-                else:
-                    values[name] = value.to(self.parameter.device)
+        load_states(self.optimizer, state, lambda _: self.parameter)
 
     @torch.no_grad()
     def _run(self, learning_rate: float, scale: float) -> torch.Tensor:
@@ -361,7 +353,10 @@ class _TensorStepper:
         self._stand_in.grad = gradient.to(self._dtype) if scale == 1.0 else gradient.to(self._dtype) * scale
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        self.optimizer.step()
+        if is_blockwise(self.optimizer):
+            step_parameter(self.optimizer, self.optimizer.param_groups[0], self._stand_in)
+        else:
+            self.optimizer.step()
         update = self._stand_in.data
         self._stand_in.grad = None
         self._stand_in.data = self._nothing()
