@@ -23,6 +23,9 @@ from core.worker.fused.attention import Group, Layout
 
 #: A beginning that saves fewer tokens than this share of the batch is not worth its own part of each attention.
 WORTHWHILE = 0.05
+#: Price of a pair of tokens behind a dense mask, in pairs of causal attention: the mask is read beside it, and kernels
+#: that take one are slower. Pairs that the mask hides are computed as well, and count. An estimate.
+MASKED_PAIR = 2.0
 
 #: Members of each group, and the length of their prefix.
 Grouping = list[tuple[list[int], int]]
@@ -40,6 +43,9 @@ class Packing:
     """Whether rows lie one behind another without padding."""
     common: int = 0
     """Tokens that all rows of the data begin with alike, before any is learned from; 0 where none are shared."""
+    pair: float = 0.0
+    """Price of a pair of tokens in attention, in tokens that go through the layers, where the device needs dense masks
+    for shared beginnings; 0 elsewhere: what sharing saves is then all that counts."""
 
 
 #: Padded batches.
@@ -60,7 +66,13 @@ class LaidOut:
 
 
 def choose_layout(
-    input_ids: IntRows, supervised: BoolRows, device: torch.device, *, most_shared: int | None = None, pack: bool
+    input_ids: IntRows,
+    supervised: BoolRows,
+    device: torch.device,
+    *,
+    most_shared: int | None = None,
+    pack: bool,
+    pair: float = 0.0,
 ) -> LaidOut | None:
     """Lay out a padded batch in the way that leaves the fewest tokens.
 
@@ -70,6 +82,7 @@ def choose_layout(
         device: Where the sequence is to be.
         most_shared: The most tokens of what rows begin with alike that are computed once; None for no limit.
         pack: Leave out all padding; otherwise rows behind one prefix have one width.
+        pair: As in :class:`Packing`.
 
     Returns:
         None where the padded batch is as good.
@@ -81,8 +94,11 @@ def choose_layout(
     groups = _best_grouping(input_ids, lengths, free)
     if pack:
         groups = [single for members, prefix in groups for single in _split(members, prefix, lengths)]
-    elif _tokens(groups, lengths) > (1 - WORTHWHILE) * input_ids.size:
-        return None
+    else:
+        rows, width = input_ids.shape
+        padded = input_ids.size + pair * rows * width**2 / 2
+        if _tokens(groups, lengths) + pair * _pairs(groups, lengths) > (1 - WORTHWHILE) * padded:
+            return None
     return lay_out(input_ids, supervised, device, groups)
 
 
@@ -139,6 +155,16 @@ def _common(input_ids: IntRows, members: Sequence[int], free: Sequence[int]) -> 
 
 def _tokens(groups: Grouping, lengths: Sequence[int]) -> int:
     return sum(prefix + len(members) * _width(members, prefix, lengths) for members, prefix in groups)
+
+
+def _pairs(groups: Grouping, lengths: Sequence[int]) -> float:
+    """Pairs of tokens that attention computes, those behind a dense mask at their price."""
+    total = 0.0
+    for members, prefix in groups:
+        width = _width(members, prefix, lengths)
+        own = MASKED_PAIR * width * (prefix + width) if prefix else width**2 / 2
+        total += prefix**2 / 2 + len(members) * own
+    return total
 
 
 def _width(members: Sequence[int], prefix: int, lengths: Sequence[int]) -> int:

@@ -308,8 +308,15 @@ class SupervisedLoss:
             return None
         if host is None:
             host = HostBatch(input_ids.to("cpu").numpy(), supervised.to("cpu").numpy())
-        ids, learned = host.input_ids, host.supervised
-        return choose_layout(ids, learned, input_ids.device, most_shared=most_shared if share else 0, pack=pack)
+        shared = most_shared if share else 0
+        return choose_layout(
+            host.input_ids,
+            host.supervised,
+            input_ids.device,
+            most_shared=shared,
+            pack=pack,
+            pair=self.packing.pair,
+        )
 
     def hidden_laid_out(self, laid: LaidOut) -> torch.Tensor:
         """Hidden states as :meth:`hidden` returns them, of a batch that is packed.

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
+from core.hardware.wsl import is_wsl
 from core.memory.sizes import OFFLOAD_SMALLEST
 from core.worker.model.activation_mover import ActivationMover, CudaLanes, Moved
 
@@ -107,5 +108,9 @@ class ActivationOffload:
 
 
 def available_offload(choice: str, device: torch.device) -> ActivationOffload | None:
-    """The way to move activations off a device; None where ``memory.activation_offload`` or the device has none."""
-    return ActivationOffload(mover=ActivationMover(CudaLanes())) if device.type == "cuda" and choice != "off" else None
+    """The way to move activations off a device; None where ``memory.activation_offload`` or the device has none.
+
+    Under WSL 2 memory that cannot be paged is short, so that it must be asked for.
+    """
+    wanted = choice == "on" or (choice == "auto" and not is_wsl())
+    return ActivationOffload(mover=ActivationMover(CudaLanes())) if device.type == "cuda" and wanted else None

@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import triton  # type: ignore[import-untyped]
-import triton.language as tl  # type: ignore[import-untyped]
+import triton
+import triton.language as tl
 
 #: Elements of a program's quarter: a call of the random generator gives four numbers.
 _QUARTER = 512
@@ -56,7 +56,7 @@ def clear_unless(wanted: torch.Tensor, values: torch.Tensor) -> None:
     _clear_unless[(triton.cdiv(values.numel(), _BLOCK),)](values, wanted, values.numel(), block=_BLOCK)
 
 
-@triton.jit(do_not_specialize=["seed", "keep"])  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["seed", "keep"])
 def _add_update(
     weights: Any,
     update: Any,
@@ -79,7 +79,7 @@ def _add_update(
     _add_quarter(weights, update, wanted, at + 3 * quarter, total, keep, fourth, guarded, rounded)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _add_quarter(
     weights: Any,
     update: Any,
@@ -104,7 +104,7 @@ def _add_quarter(
     tl.store(weights + at, exact.to(weights.dtype.element_ty), mask=inside)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _clear_unless(values: Any, wanted: Any, total: Any, block: tl.constexpr) -> None:
     at = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     total = total * (1 - tl.load(wanted))

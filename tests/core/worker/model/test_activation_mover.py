@@ -42,9 +42,12 @@ class Network:
         for _ in range(layers):
             tensor = self.mover.back(moved.pop())
             block = tensor.numpy()
-            self.device.main.do(lambda block=block: self.seen.append(float(block.min())))
+            self.device.main.do(partial(self._see, block))
             # Given back when the layer's work has been given to the device, which is long before it is done.
             del tensor, block
+
+    def _see(self, block: Any) -> None:
+        self.seen.append(float(block.min()))
 
     def _made(self, work: Any) -> torch.Tensor:
         tensor = self.device.new(SHAPE)

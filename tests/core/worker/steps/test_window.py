@@ -131,7 +131,9 @@ def test_one_row_that_does_not_fit_brings_checkpointing_and_then_a_clear_end(tin
     with pytest.raises(UserError, match=r"single row of \d+ tokens") as caught:
         setup.windows.run(WINDOW, where="step 3")
     assert setup.windows.state.checkpointing
-    assert setup.notices[-1] == "memory_checkpointing"
+    assert setup.windows.state.kept_layers == 0
+    # The activations of half of its layers, and then of none, are kept.
+    assert setup.notices[-2:] == ["memory_checkpointing"] * 2
     assert "train.max_length" in caught.value.hint
 
 

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from core.worker.fused.trial import Way, compare
+from core.worker.fused.trials import trials
+
+CPU = torch.device("cpu")
+
+
+def inputs() -> list[torch.Tensor]:
+    return [torch.linspace(-2, 2, 12).reshape(3, 4).requires_grad_(), torch.ones(4)]
+
+
+def plain(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return x.square() * y
+
+
+def other_gradient(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return (x.square() * y).detach() + 0 * x
+
+
+def one_value_off(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    out = x.square() * y
+    return out + torch.eye(3, 4) * 0.01
+
+
+def not_finite(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return x.square() * y + math.nan
+
+
+def raises(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    raise RuntimeError("PassManager::run failed\nat line 3")
+
+
+def narrower(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return (x.square() * y).to(torch.bfloat16)
+
+
+def test_the_same_passes_and_changes_nothing() -> None:
+    given = inputs()
+    before = [tensor.detach().clone() for tensor in given]
+    state = torch.get_rng_state()
+
+    def fast(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        torch.rand(3)
+        return x * x * y.mul_(1)
+
+    trial = compare("square", fast, plain, given)
+    assert (trial.name, trial.dtype, trial.reason, trial.passed) == ("square", torch.float32, None, True)
+    assert trial.worst <= trial.allowed == 1e-5
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(a, b) for a, b in zip(given, before, strict=True))
+    assert given[0].grad is None
+
+
+@pytest.mark.parametrize("fast", [other_gradient, one_value_off, not_finite, raises, narrower])
+def test_anything_else_fails_with_a_reason(fast: Way) -> None:
+    state = torch.get_rng_state()
+    trial = compare("square", fast, plain, inputs())
+    assert not trial.passed
+    assert trial.reason is not None
+    assert "\n" not in trial.reason
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_an_exception_is_named() -> None:
+    assert compare("square", raises, plain, inputs()).reason == "RuntimeError: PassManager::run failed"
+
+
+def test_both_draw_the_same_random_numbers() -> None:
+    def dropped(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.dropout(x * y, 0.5)
+
+    assert compare("dropout", dropped, dropped, inputs()).worst == 0
+
+
+def test_an_allowance_of_its_own_counts() -> None:
+    assert compare("square", one_value_off, plain, inputs(), allowed=0.5).passed
+
+
+def test_inputs_keep_their_strides() -> None:
+    seen: list[tuple[int, ...]] = []
+
+    def way(x: torch.Tensor) -> torch.Tensor:
+        seen.append(x.stride())
+        return x * 2
+
+    assert compare("double", way, way, [torch.ones(2, 3, 4).transpose(1, 2)]).passed
+    assert seen == [(12, 1, 4)] * 2
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_every_fast_path_passes_here(dtype: torch.dtype) -> None:
+    made = list(trials(CPU, dtype))
+    assert [trial.reason for trial in made] == [None] * len(made)
+    assert len({trial.name for trial in made}) == len(made)
+    assert {trial.dtype for trial in made} == {dtype}
+
+
+def test_a_trial_is_independent_of_autocast_and_of_gradients_being_off() -> None:
+    asked: list[Callable[[], bool]] = [torch.is_grad_enabled, lambda: torch.is_autocast_enabled("cpu")]
+    seen: list[bool] = []
+
+    def way(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        seen.extend(ask() for ask in asked)
+        return plain(x, y)
+
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        compare("square", way, plain, inputs())
+    assert seen == [True, False]
