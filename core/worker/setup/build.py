@@ -40,6 +40,7 @@ from core.worker.oom.handles import create_handles
 from core.worker.oom.retry import Retry, shortage_explained
 from core.worker.optim.optim import make_optimizer
 from core.worker.optim.paged import PagedBuffers, unpaged_where_needed
+from core.worker.optim.rounding_trial import choose_kernels
 from core.worker.optim.schedule import LearningRate
 from core.worker.optim.update import AdapterUpdate, Update, WeightUpdate
 from core.worker.process.control import Controls
@@ -338,4 +339,5 @@ def _make_update(
         max_grad_norm=train.max_grad_norm,
         in_backward=in_backward,
         retry=retry,
+        kernels=choose_kernels(loaded.device),
     )
