@@ -95,8 +95,7 @@ class Plan:
         device: The kind of device.
         offload: Whether activation offloading is on: checkpointed layer inputs are in host memory.
         host_bytes: Most pinned host memory for it.
-        states_host_bytes: Most host memory of the optimizer's states on a GPU machine: of paged ones all, of others
-            the largest while a checkpoint is written.
+        states_host_bytes: Most host memory of a paged optimizer's states.
         host_free_bytes: Free host memory.
         notes: Remarks on the figures, as sentences.
         targets: Last name components of the layers that get adapters, and the number of layers of each.
@@ -155,7 +154,7 @@ class Plan:
 
     @property
     def host_fits(self) -> bool | None:
-        """Whether offloaded activations and the optimizer's states fit into host memory; None if unknown."""
+        """Whether offloaded activations and paged optimizer states fit into host memory; None if unknown."""
         if self.host_free_bytes is None:
             return None
         return self.host_bytes + self.states_host_bytes <= self.host_free_bytes

@@ -286,7 +286,7 @@ class _Planner:
         # Paged optimizer states move to host memory when anything else needs the GPU.
         paged = states if self.cuda and self.config.train.optimizer.startswith("paged_") else 0
         needed = max(_needed(parts) - paged, _needed(loading))
-        on_host = states_host_bytes(kind, tensors) if self.cuda else 0
+        on_host = states_host_bytes(kind, tensors) if paged else 0
         if paged > PAGED_NOTE:
             self.notes.append(
                 f"{format_bytes(paged)} of optimizer states are paged: they move to the machine's memory where the "
