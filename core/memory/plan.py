@@ -29,6 +29,7 @@ class Machine:
         calibration: Constants measured on it; None to assume them.
         capability: Compute capability of a GPU; None if unknown.
         expandable: Whether the segments of a GPU's allocator are expandable, which keeps fragmentation low.
+        pages: Whether a GPU's driver can page optimizer states; that of WSL 2 cannot.
     """
 
     kind: DeviceKind
@@ -40,6 +41,7 @@ class Machine:
     calibration: Calibration | None = None
     capability: tuple[int, int] | None = None
     expandable: bool = True
+    pages: bool = True
 
 
 @dataclass(frozen=True)

@@ -184,7 +184,7 @@ def this_machine(config: Config, gpu_memory: int | None = None) -> Machine:
     from core.hardware.torch_check import obstacle_here
     from core.hardware.wsl import is_wsl
 
-    machine = Machine("cpu", disk_free_bytes=_disk_free(), bf16=has_bf16(), expandable=not is_wsl())
+    machine = Machine("cpu", disk_free_bytes=_disk_free(), bf16=has_bf16(), expandable=not is_wsl(), pages=not is_wsl())
     if gpu_memory is not None:
         return replace(machine, kind="cuda", limit_bytes=gpu_memory)
     wanted, gpu = config.hardware.device, config.hardware.gpu

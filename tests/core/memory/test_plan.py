@@ -371,6 +371,21 @@ def test_where_the_card_or_the_dtype_has_no_flash_attention_what_other_kernels_k
     assert kept((8, 9), "fp32", fused=False) > 2 * kept((8, 9), fused=False)
 
 
+def test_where_nothing_can_be_paged_the_states_count_on_the_card() -> None:
+    """As under WSL 2, where the unpaged form of the optimizer is used."""
+    architecture, full = read_architecture(published.LLAMA_3_8B, "m"), {"name": "full"}
+    plans = [
+        make_plan(architecture, config_of(method=full, train={"optimizer": kind, "batch_size": 1}), machine)
+        for kind, machine in (
+            ("paged_adamw_8bit", Machine("cuda", pages=False)),
+            ("adamw_8bit", Machine("cuda")),
+            ("paged_adamw_8bit", Machine("cuda")),
+        )
+    ]
+    assert plans[0].needed_bytes == plans[1].needed_bytes > plans[2].needed_bytes
+    assert plans[0].paged_bytes == 0 < plans[2].paged_bytes
+
+
 def test_paged_states_are_checked_against_the_machines_memory() -> None:
     """A checkpoint takes the largest of them once more."""
     architecture = read_architecture(published.LLAMA_3_8B, "m")
