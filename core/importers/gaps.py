@@ -213,10 +213,6 @@ class Gap(Enum):
         "train.objective=reward* train.*ftx* train.*simpo* train.*reward* train.*reference* "
         "train.dpo_loss=simpo train.dpo_loss=bco* train.dpo_loss=robust train.dpo_*weight*",
     )
-    DETERMINISM = (
-        "Whether a card computes alike twice is the engine's own.",
-        "train.*determinis*",
-    )
 
     # The data.
 

@@ -24,6 +24,7 @@ from core.memory.batching import (
     tokens_of_rows,
 )
 from core.memory.choice import choose_way
+from core.memory.host import states_host_bytes
 from core.memory.overhead import around_cpu, around_gpu, process
 from core.memory.phases import MicroBatch, Pass, Phase
 from core.memory.plan import RECLAIMABLE, Machine, Part, Plan, Way
@@ -104,7 +105,10 @@ def make_plan(
             token_budgets(first, longest),
             _kept_layers(config, architecture.depth),
             lambda way: plan(way, keeps),
-            offload=offload is None and config.memory.activation_offload == "auto" and machine.kind == "cuda",
+            offload=machine.kind == "cuda"
+            and machine.pins
+            and offload is None
+            and config.memory.activation_offload == "auto",
         )
     # If memory had to be freed already, there is none for copies.
     freed = found.checkpointing or found.token_budget < first
@@ -282,8 +286,7 @@ class _Planner:
         # Paged optimizer states move to host memory when anything else needs the GPU.
         paged = states if self._pages else 0
         needed = max(_needed(parts) - paged, _needed(loading))
-        largest = max((optimizer_bytes(kind, rows * columns, columns) for rows, columns, _ in tensors), default=0)
-        on_host = paged + largest if paged else 0
+        on_host = states_host_bytes(kind, tensors) if self.cuda else 0
         if paged > PAGED_NOTE:
             self.notes.append(
                 f"{format_bytes(paged)} of optimizer states are paged: they move to the machine's memory where the "
@@ -317,7 +320,7 @@ class _Planner:
             device=self.machine.kind,
             offload=self.offload,
             host_bytes=pinned,
-            paged_bytes=on_host,
+            states_host_bytes=on_host,
             host_free_bytes=self.machine.host_bytes,
             notes=tuple(self.notes + self._caveats()),
             targets=tuple(self._targets().items()),

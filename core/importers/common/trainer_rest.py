@@ -47,7 +47,6 @@ TRAINER_REST: dict[str, Missing] = missing(
         ),
         Gap.MEMORY: ("auto_find_batch_size torch_empty_cache_steps"),
         Gap.KERNELS: ("liger_kernel_config use_cache use_ipex tf32 half_precision_backend fp16_opt_level fp16_backend"),
-        Gap.DETERMINISM: "full_determinism",
         Gap.ACTIVATIONS: "gradient_checkpointing_kwargs activation_checkpointing_kwargs",
         Gap.DEVICE: "use_mps_device device_map",
         Gap.DEVELOPERS: "debug ray_scope",

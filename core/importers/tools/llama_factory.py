@@ -311,6 +311,11 @@ _OFFERED: dict[str, Rule] = {
     "max_grad_norm": Copy("train.max_grad_norm", "number", absent=1.0, why="Not given: 1."),
     **dict.fromkeys(("pure_bf16", "bf16", "fp16"), Joint(_precision, ("train.precision",))),
     "seed": Copy("train.seed", "integer", absent=42, why="Not given: 42."),
+    "full_determinism": Choice(
+        "train.deterministic",
+        same={True: "strict", "true": "strict", False: None, "false": None},
+        otherwise=("auto", "It may be true or false: exact on a CPU, to rounding on a GPU."),
+    ),
     **dict.fromkeys(
         (
             *("disable_gradient_checkpointing", "use_unsloth_gc"),

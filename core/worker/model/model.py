@@ -22,13 +22,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from core.config.schema import WEIGHT_METHODS
 from core.errors import UserError, is_panic
-from core.hardware.cpu import has_bf16
 from core.models.description import read_description
 from core.models.tensors import read_weights
 from core.text import one_line
 from core.worker.model.activation_offload import ActivationOffload
 from core.worker.model.adapters import load_adapter
 from core.worker.model.completeness import TAKE_BOTH, check_loaded, tell, unconverted
+from core.worker.model.cpu_bf16 import prefers_bf16
 from core.worker.model.device import choose_device
 from core.worker.model.nf4 import quantize_quickly
 from core.worker.oom.retry import is_out_of_memory, shortage_reason
@@ -58,8 +58,8 @@ class LoadedModel:
 def choose_dtype(precision: str, device: torch.device, method: str = "lora") -> torch.dtype:
     """The arithmetic for ``auto``, ``bf16``, ``fp16`` or ``fp32``: what the device does well.
 
-    ``auto`` takes bf16 where it is native (NVIDIA from compute capability 8.0, CPUs with AVX512-BF16 or AMX), else fp16
-    on a GPU and fp32 on a CPU. Weights that are trained themselves are never fp16, which is too narrow for them.
+    ``auto`` takes bf16 where it is fast (NVIDIA from compute capability 8.0, CPUs as measured), else fp16 on a GPU and
+    fp32 on a CPU. Weights that are trained themselves are never fp16, which is too narrow for them.
 
     Raises:
         UserError: If the device cannot do what was asked.
@@ -78,7 +78,7 @@ def choose_dtype(precision: str, device: torch.device, method: str = "lora") -> 
         raise UserError("train.precision is fp16, which trains badly on a CPU.", "Set it to auto, bf16 or fp32.")
     if precision != "auto":
         return DTYPES[precision]
-    return torch.bfloat16 if has_bf16() else torch.float32
+    return torch.bfloat16 if prefers_bf16() else torch.float32
 
 
 def load_tokenizer(base: Path) -> Any:

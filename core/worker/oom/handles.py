@@ -19,4 +19,4 @@ def create_handles(device: torch.device) -> None:
 def multiply_both_ways(device: torch.device) -> None:
     """A small product, forward and backward."""
     square = torch.ones(16, 16, device=device, requires_grad=True)
-    (square @ square).sum().backward()
+    (square @ square).sum().backward()  # type: ignore[no-untyped-call]

@@ -106,14 +106,11 @@ def shortage_explained(what: str, hint: str) -> Iterator[None]:
     """
     try:
         yield
-        return
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        reason = shortage_reason(error)
         log(f"out of memory: {error}")
-    release()
-    raise MemoryShortageError(f"Memory ran out {what}: {reason}", hint)
+        raise MemoryShortageError(f"Memory ran out {what}: {shortage_reason(error)}", hint) from error
 
 
 def shortage_reason(error: Exception) -> str:

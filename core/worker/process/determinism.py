@@ -63,7 +63,7 @@ def apply_determinism(kind: Determinism, device: str) -> None:
         return
     torch.use_deterministic_algorithms(True)
     # Else every new tensor is filled with NaN, which would cost more than the kernels do.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
 

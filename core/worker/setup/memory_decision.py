@@ -12,6 +12,7 @@ from core.config.derived import sequences_per_row
 from core.config.schema import Config
 from core.errors import UserError
 from core.hardware import cpu
+from core.hardware.cpu_bf16 import prefers_bf16
 from core.hardware.wsl import NO_PINNED_MEMORY, is_wsl
 from core.memory.calibration import read_calibration
 from core.memory.overhead import gpu_runtime
@@ -234,7 +235,7 @@ def _plan(
 
 def _machine(device: torch.device) -> Machine:
     """This machine for the plan, without its free memory."""
-    bf16 = cpu.has_bf16()
+    bf16 = prefers_bf16()
     if device.type != "cuda":
         name = cpu.cpu_name()
         return Machine("cpu", bf16=bf16, device=name, calibration=read_calibration(name))
@@ -248,6 +249,7 @@ def _machine(device: torch.device) -> Machine:
         calibration=read_calibration(name),
         capability=torch.cuda.get_device_capability(device) if torch.cuda.is_available() else None,
         expandable=has_expandable_segments(os.environ),
+        pins=not is_wsl(),
     )
 
 

@@ -34,13 +34,14 @@ NOBODY_SAYS = {
     "eval.prompts": "none reads prompts from a file",
     "eval.max_rows": "all of them measure all rows",
     "eval.every_epochs": "they count in steps; an epoch is written as its steps",
+    "hardware.gpu": "they leave it to CUDA_VISIBLE_DEVICES",
     "chat.system": "none has a system prompt for its chat alone",
 }
 #: The same for one tool: it has no such key, or takes it for all.
 ONE_DOES_NOT_SAY: dict[str, set[str]] = {
     "axolotl": {
         *("eval.baseline", "eval.exact_match", "method.trainable_layers", "method.trainable_end"),
-        *("hardware.device", "chat.top_p"),
+        *("hardware.device", "chat.top_p", "train.deterministic"),
     },
     "llama-factory": {"eval.samples", "data.format", "template.file"},
     "unsloth": {
@@ -49,7 +50,7 @@ ONE_DOES_NOT_SAY: dict[str, set[str]] = {
         *("train.objective", "train.beta", "train.dpo_loss", "train.desirable_weight", "train.undesirable_weight"),
         *("train.max_grad_norm", "train.precision", "train.compile", "memory.liger", "eval.baseline"),
         *("eval.exact_match", "eval.samples", "eval.patience", "checkpoint.keep", "checkpoint.final"),
-        *("hardware.device", "chat.max_new_tokens"),
+        *("hardware.device", "chat.max_new_tokens", "train.deterministic"),
     },
 }
 #: Values of a choice that a table of names does not reach, and why.
@@ -58,6 +59,7 @@ NO_SUCH_VALUE: dict[tuple[str, str], set[str]] = {
     ("axolotl", "template.name"): {"mistral", "zephyr", "vicuna"},
     ("unsloth", "data.format"): {"prompt_completion", "segments", "tokens", "preference", "kto"},
     ("llama-factory", "method.init"): {"loftq"},
+    ("llama-factory", "train.deterministic"): {"fast"},
 }
 
 
@@ -101,7 +103,7 @@ def test_a_gap_can_be_ended_and_is_of_use(gap: Gap) -> None:
 @pytest.mark.parametrize(
     ("gap", "name"),
     [
-        (Gap.DETERMINISM, "train.deterministic"),
+        (Gap.COMPILER, "train.compile_mode"),
         (Gap.OPTIMIZER, "train.optimizer=muon"),
         (Gap.SCHEDULE_SETTINGS, "train.min_learning_rate"),
         (Gap.LOSS_LIMIT, "train.loss_limit"),

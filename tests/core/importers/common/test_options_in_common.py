@@ -211,6 +211,8 @@ def test_what_is_sampled_differently_is_told(tmp_path: Path) -> None:
         ("llama-factory", "do_sample: false\ntemperature: 0.7\n", "chat.temperature", 0.0),
         ("llama-factory", "do_sample: true\ntemperature: 0.7\n", "chat.temperature", 0.7),
         ("llama-factory", "do_sample: true\n", "chat.temperature", 0.95),
+        ("llama-factory", "full_determinism: true\n", "train.deterministic", "strict"),
+        ("llama-factory", "full_determinism: false\n", "train.deterministic", None),
         ("llama-factory", "adafactor: true\noptim: adamw_torch\n", "train.optimizer", "adafactor"),
         ("llama-factory", "adafactor: false\noptim: adamw_8bit\n", "train.optimizer", "adamw_8bit"),
         ("llama-factory", "gradient_checkpointing: true\n", "memory.gradient_checkpointing", "on"),

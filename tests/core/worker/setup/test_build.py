@@ -116,7 +116,8 @@ def test_a_model_that_does_not_fit_is_a_sentence(
 
 
 def test_copies_of_weights_that_do_not_fit_are_dropped(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    keep, kept = FrozenWeight.keep, []
+    keep = FrozenWeight.keep
+    kept: list[FrozenWeight] = []
 
     def until_it_is_full(weight: FrozenWeight, dtype: torch.dtype) -> None:
         if len(kept) == 3:
