@@ -30,6 +30,7 @@ class Machine:
         capability: Compute capability of a GPU; None if unknown.
         expandable: Whether the segments of a GPU's allocator are expandable, which keeps fragmentation low.
         pins: Whether pinned host memory may be used without being asked for.
+        pages: Whether a GPU's driver can page optimizer states; that of WSL 2 cannot.
     """
 
     kind: DeviceKind
@@ -42,6 +43,7 @@ class Machine:
     capability: tuple[int, int] | None = None
     expandable: bool = True
     pins: bool = True
+    pages: bool = True
 
 
 @dataclass(frozen=True)

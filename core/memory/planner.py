@@ -284,7 +284,7 @@ class _Planner:
         parts = [*static, *moving, *self._surroundings([*static, *moving], phases)]
         loading = self._loading(weights)
         # Paged optimizer states move to host memory when anything else needs the GPU.
-        paged = states if self.cuda and self.config.train.optimizer.startswith("paged_") else 0
+        paged = states if self._pages else 0
         needed = max(_needed(parts) - paged, _needed(loading))
         on_host = states_host_bytes(kind, tensors) if paged else 0
         if paged > PAGED_NOTE:
@@ -393,7 +393,7 @@ class _Planner:
         if self.checkpointing and self.kept_layers:
             what = f"what the last {self.kept_layers} layers keep for backward, and the inputs of the others"
         if self.offload:
-            what = "the input of the layer at work, the others in the machine's memory"
+            what = "the inputs of two layers, the others in the machine's memory"
         positions = min(chunk_positions(self.model.vocabulary), batch.supervised)
         loss = f"logits of {positions} positions and their gradients"
         return [
@@ -405,13 +405,17 @@ class _Planner:
             Part("update", int(phase.update), "an update of a large tensor, before it is rounded into the weights"),
         ]
 
+    @property
+    def _pages(self) -> bool:
+        """Whether optimizer states are paged."""
+        return self.cuda and self.machine.pages and self.config.train.optimizer.startswith("paged_")
+
     def _surroundings(self, tensors: list[Part], phases: dict[str, Phase]) -> list[Part]:
         if not self.cuda:
             kept = self.how.quantized or is_mapped(self.model, self.how)
             return around_cpu(self.model, phases, 0 if kept else self._file_bytes(), self.machine)
         # Paged optimizer states are not in the caching allocator.
-        paged = self.config.train.optimizer.startswith("paged_")
-        return around_gpu((part for part in tensors if not (paged and part.name == "optimizer")), self.machine)
+        return around_gpu((part for part in tensors if not (self._pages and part.name == "optimizer")), self.machine)
 
     def _loading(self, weights: list[Part]) -> list[Part]:
         """Loading: while weights are converted, their source file is memory-mapped at the same time."""

@@ -185,7 +185,8 @@ def this_machine(config: Config, gpu_memory: int | None = None) -> Machine:
     from core.hardware.torch_check import obstacle_here
     from core.hardware.wsl import is_wsl
 
-    machine = Machine("cpu", disk_free_bytes=_disk_free(), bf16=prefers_bf16(), expandable=not is_wsl())
+    wsl = is_wsl()
+    machine = Machine("cpu", disk_free_bytes=_disk_free(), bf16=prefers_bf16(), expandable=not wsl, pages=not wsl)
     if gpu_memory is not None:
         return replace(machine, kind="cuda", limit_bytes=gpu_memory)
     wanted, gpu = config.hardware.device, config.hardware.gpu
@@ -203,7 +204,7 @@ def this_machine(config: Config, gpu_memory: int | None = None) -> Machine:
             host_bytes=host_total - host_used,
             device=card.name,
             calibration=read_calibration(card.name),
-            pins=not is_wsl(),
+            pins=not wsl,
         )
     if wanted == "cuda":
         raise UserError(

@@ -158,7 +158,7 @@ def test_what_recomputing_starts_from_is_moved_off_a_gpu_by_need() -> None:
     assert (here.offload, here.host_bytes) == (False, 0)
     assert (there.offload, there.checkpointing) == (True, True)
     assert here.by_name()["activations"] == 32 * size
-    assert there.by_name()["activations"] == size
+    assert there.by_name()["activations"] == 2 * size, "that of the layer at work, and the one that is fetched ahead"
     assert there.host_bytes == 2 * 32 * size
     assert any("of the machine's memory" in note for note in there.notes)
 
@@ -369,6 +369,20 @@ def test_where_the_card_or_the_dtype_has_no_flash_attention_what_other_kernels_k
     scores = 32 * 32 * 2048 * 2048 * 4
     assert kept((7, 5), fused=False) - kept((8, 6), fused=False) > 0.9 * scores
     assert kept((8, 9), "fp32", fused=False) > 2 * kept((8, 9), fused=False)
+
+
+def test_where_nothing_can_be_paged_the_states_count_on_the_card() -> None:
+    """As under WSL 2, where the unpaged form of the optimizer is used."""
+    architecture, full = read_architecture(published.LLAMA_3_8B, "m"), {"name": "full"}
+    plans = [
+        make_plan(architecture, config_of(method=full, train={"optimizer": kind, "batch_size": 1}), machine)
+        for kind, machine in (
+            ("paged_adamw_8bit", Machine("cuda", pages=False)),
+            ("adamw_8bit", Machine("cuda")),
+            ("paged_adamw_8bit", Machine("cuda")),
+        )
+    ]
+    assert plans[0].needed_bytes == plans[1].needed_bytes > plans[2].needed_bytes
 
 
 def test_paged_states_are_checked_against_the_machines_memory() -> None:
