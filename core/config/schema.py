@@ -284,6 +284,9 @@ class HardwareSection(Section):
     """Where it runs."""
 
     device: Literal["auto", "cuda", "cpu"] = _option("auto", "Device; auto takes the first GPU, else the CPU.")
+    gpu: Text | None = _option(
+        None, "Card by its number in nvidia-smi or its UUID, as text; absent: the first one that is visible."
+    )
 
 
 class TrackingSection(Section):

@@ -7,6 +7,9 @@ from pathlib import Path
 #: The sentence on expandable segments there.
 NO_EXPANDABLE_SEGMENTS = "expandable segments are off under WSL 2, where the driver fails with them"
 
+#: The sentence on pinned memory there.
+NO_PINNED_MEMORY = "pinned memory is short under WSL 2, and memory.activation_offload = on takes it all the same"
+
 
 def is_wsl(root: Path = Path("/")) -> bool:
     """Whether this is a kernel of WSL, version 1 or 2."""

@@ -165,7 +165,7 @@ def save_tensors(state: Any, path: Path) -> None:
     """
     with path.open("wb") as file:
         writer = _Writer(file)
-        torch.save(state, writer)
+        torch.save(state, writer)  # type: ignore[arg-type]
         if writer.error is not None:
             raise writer.error
 

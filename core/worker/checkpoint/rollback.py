@@ -76,7 +76,7 @@ class Rollback:
             UserError: If weights cannot be put back.
         """
         state, recorder = self.state, self.recorder
-        if state.checkpointing:
+        if state.checkpointing and not state.kept_layers:
             raise error
         torn = state.step + 1
         self.update.drop()

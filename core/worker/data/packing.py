@@ -17,11 +17,15 @@ import numpy as np
 import torch
 
 from core.memory.batching import padded_length
+from core.worker.data.batches import upload
 from core.worker.data.encode import TokenizedRow
 from core.worker.fused.attention import Group, Layout
 
 #: A beginning that saves fewer tokens than this share of the batch is not worth its own part of each attention.
 WORTHWHILE = 0.05
+#: Price of a pair of tokens behind a dense mask, in pairs of causal attention: the mask is read beside it, and kernels
+#: that take one are slower. Pairs that the mask hides are computed as well, and count. An estimate.
+MASKED_PAIR = 2.0
 
 #: Members of each group, and the length of their prefix.
 Grouping = list[tuple[list[int], int]]
@@ -39,6 +43,9 @@ class Packing:
     """Whether rows lie one behind another without padding."""
     common: int = 0
     """Tokens that all rows of the data begin with alike, before any is learned from; 0 where none are shared."""
+    pair: float = 0.0
+    """Price of a pair of tokens in attention, in tokens that go through the layers, where the device needs dense masks
+    for shared beginnings; 0 elsewhere: what sharing saves is then all that counts."""
 
 
 #: Padded batches.
@@ -59,7 +66,13 @@ class LaidOut:
 
 
 def choose_layout(
-    input_ids: IntRows, supervised: BoolRows, device: torch.device, *, most_shared: int | None = None, pack: bool
+    input_ids: IntRows,
+    supervised: BoolRows,
+    device: torch.device,
+    *,
+    most_shared: int | None = None,
+    pack: bool,
+    pair: float = 0.0,
 ) -> LaidOut | None:
     """Lay out a padded batch in the way that leaves the fewest tokens.
 
@@ -69,6 +82,7 @@ def choose_layout(
         device: Where the sequence is to be.
         most_shared: The most tokens of what rows begin with alike that are computed once; None for no limit.
         pack: Leave out all padding; otherwise rows behind one prefix have one width.
+        pair: As in :class:`Packing`.
 
     Returns:
         None where the padded batch is as good.
@@ -80,8 +94,11 @@ def choose_layout(
     groups = _best_grouping(input_ids, lengths, free)
     if pack:
         groups = [single for members, prefix in groups for single in _split(members, prefix, lengths)]
-    elif _tokens(groups, lengths) > (1 - WORTHWHILE) * input_ids.size:
-        return None
+    else:
+        rows, width = input_ids.shape
+        padded = input_ids.size + pair * rows * width**2 / 2
+        if _tokens(groups, lengths) + pair * _pairs(groups, lengths) > (1 - WORTHWHILE) * padded:
+            return None
     return lay_out(input_ids, supervised, device, groups)
 
 
@@ -140,6 +157,16 @@ def _tokens(groups: Grouping, lengths: Sequence[int]) -> int:
     return sum(prefix + len(members) * _width(members, prefix, lengths) for members, prefix in groups)
 
 
+def _pairs(groups: Grouping, lengths: Sequence[int]) -> float:
+    """Pairs of tokens that attention computes, those behind a dense mask at their price."""
+    total = 0.0
+    for members, prefix in groups:
+        width = _width(members, prefix, lengths)
+        own = MASKED_PAIR * width * (prefix + width) if prefix else width**2 / 2
+        total += prefix**2 / 2 + len(members) * own
+    return total
+
+
 def _width(members: Sequence[int], prefix: int, lengths: Sequence[int]) -> int:
     return padded_length(max(lengths[row] for row in members) - prefix)
 
@@ -188,8 +215,8 @@ def lay_out(input_ids: IntRows, supervised: BoolRows, device: torch.device, grou
     # Of what is predicted, the places before it: none predicts a first token.
     before = [np.flatnonzero(supervised[row, 1:]) - starts[row][1] + starts[row][0] for row in range(len(input_ids))]
     return LaidOut(
-        torch.from_numpy(np.concatenate(ids)).to(device)[None],
-        torch.from_numpy(np.concatenate(positions)).to(device)[None],
+        upload(np.concatenate(ids), device)[None],
+        upload(np.concatenate(positions), device)[None],
         Layout(tuple(made)),
-        torch.from_numpy(np.concatenate(before)).to(device),
+        upload(np.concatenate(before), device),
     )

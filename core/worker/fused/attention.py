@@ -4,6 +4,9 @@ It is registered with transformers under :data:`NAME`, next to its own implement
 :class:`Layout` it is torch's SDPA, as transformers calls it. With one, the sequence is cut into its groups, and each
 group's rows attend to the group's prefix and to themselves, never to another row.
 
+On a GPU no dense mask is made where a kernel of :mod:`core.worker.fused.attention_kernels` says the same. Which one is
+tried on the device for every shape of heads; a sliding window reaches the layers as a :class:`Window` for it.
+
 Short rows on a CPU go through :class:`ShortAttention`: torch's kernel for the CPU cuts them into pieces so small that
 its backward takes three times as long.
 """
@@ -12,19 +15,30 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from torch.autograd.function import once_differentiable
+from torch.autograd.graph import saved_tensors_hooks
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from core.memory.batching import SHORT_ROW
+from core.worker.fused.attention_kernels import (
+    Kernel,
+    Sequences,
+    attend_lower_right,
+    attend_sequences,
+    flash_serves,
+    kernels_for,
+    repeated,
+)
 from core.worker.fused.mode import is_fused
+from core.worker.fused.trial import Trial, compare
 
 #: The implementation's name for ``set_attn_implementation``.
 NAME = "localtune"
@@ -59,6 +73,8 @@ class Layout:
     groups: tuple[Group, ...]
     attended: set[int] = field(default_factory=set, init=False, repr=False, compare=False)
     """The attention layers that have used the layout, by identity."""
+    kernels: set[Kernel] = field(default_factory=set, init=False, repr=False, compare=False)
+    """The kernels that have."""
     _masks: dict[tuple[Any, ...], torch.Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def mask(self, query: torch.Tensor, keys: int) -> torch.Tensor:
@@ -69,10 +85,68 @@ class Layout:
             self._masks[wanted] = _later(*wanted)
         return self._masks[wanted]
 
+    @functools.cached_property
+    def sequences(self) -> Sequences:
+        """Prefixes and rows as sequences of their own; a row's keys are those of its prefix and its own."""
+        queries: list[int] = []
+        keys: list[int] = []
+        for group in self.groups:
+            if group.prefix:
+                queries.append(group.prefix)
+                keys.append(group.prefix)
+            queries += [group.width] * group.rows
+            keys += [group.prefix + group.width] * group.rows
+        return Sequences(tuple(queries), tuple(keys))
+
     @property
     def longest(self) -> int:
         """Tokens of the longest row with its prefix."""
         return max(group.prefix + group.width for group in self.groups)
+
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    """A causal mask with a sliding window, which a kernel needs not see spelled out."""
+
+    size: int
+    """Tokens that a query sees, itself included."""
+    _made: dict[tuple[Any, ...], torch.Tensor] = field(default_factory=dict, init=False, repr=False)
+    _sequences: dict[tuple[int, int], Sequences] = field(default_factory=dict, init=False, repr=False)
+
+    def mask(self, query: torch.Tensor) -> torch.Tensor:
+        """The mask itself, true where a query sees a key, ``(length, length)``; once for all layers of a batch."""
+        wanted = (query.shape[2], query.device)
+        if wanted not in self._made:
+            with torch.inference_mode(False):
+                full = torch.ones(query.shape[2], query.shape[2], dtype=torch.bool, device=query.device)
+                self._made[wanted] = full.tril_().triu_(1 - self.size)
+        return self._made[wanted]
+
+    def sequences(self, query: torch.Tensor) -> Sequences:
+        """Rows of a batch as sequences."""
+        rows, length = query.shape[0], query.shape[2]
+        if (rows, length) not in self._sequences:
+            self._sequences[rows, length] = Sequences((length,) * rows, (length,) * rows)
+        return self._sequences[rows, length]
+
+
+#: Kinds of devices whose kernels know sliding windows; a family that looks into its masks takes itself out.
+_windowed = {"cuda"}
+
+
+def spell_windows_out(device: torch.device) -> bool:
+    """Make dense masks for sliding windows from now on.
+
+    Args:
+        device: The device of the model.
+
+    Returns:
+        Whether that is a change.
+    """
+    if device.type not in _windowed:
+        return False
+    _windowed.discard(device.type)
+    return True
 
 
 _layout_on: list[Layout] = []
@@ -92,14 +166,35 @@ def masks_left_out(layout: Layout) -> Iterator[None]:
         _layout_on.pop()
 
 
-def _mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
+def _mask(*args: Any, **kwargs: Any) -> torch.Tensor | Window | None:
+    size = kwargs.get("local_size")
+    window = _window(size, kwargs)
     if not _layout_on:
+        if window is not None and _is_first_pass(kwargs):
+            return window
         made: torch.Tensor | None = sdpa_mask(*args, **kwargs)
         return made
-    window = kwargs.get("local_size")
-    if window is not None and _layout_on[-1].longest > window:
-        raise LayoutError(f"rows of {_layout_on[-1].longest} tokens pass the attention window of {window}")
-    return None
+    if window is None and size is not None and _layout_on[-1].longest > size:
+        raise LayoutError(f"rows of {_layout_on[-1].longest} tokens pass the attention window of {size}")
+    return window
+
+
+def _window(size: int | None, kwargs: dict[str, Any]) -> Window | None:
+    """The mask as a window, where the device's kernels may know one and it is a sliding one: chunks have a size too."""
+    config = kwargs.get("config")
+    slides = size is not None and getattr(config, "sliding_window", None) == size
+    if size is None or not slides or getattr(config, "attention_chunk_size", None) == size:
+        return None
+    return Window(size) if torch.device(kwargs.get("device", "cpu")).type in _windowed else None
+
+
+def _is_first_pass(kwargs: dict[str, Any]) -> bool:
+    """Whether rows are whole and unpadded, and the mask is causal but for its window."""
+    offsets = [kwargs.get(name, 0) for name in ("q_offset", "kv_offset")]
+    if not all(isinstance(offset, int) and offset == 0 for offset in offsets):
+        return False
+    whole = kwargs["q_length"] == kwargs["kv_length"] and kwargs.get("attention_mask") is None
+    return whole and bool(kwargs.get("allow_is_causal_skip", True))
 
 
 def _attention(
@@ -107,27 +202,59 @@ def _attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    attention_mask: torch.Tensor | Window | None,
     dropout: float = 0.0,
     scaling: float | None = None,
     layout: Layout | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     if layout is None:
-        if _is_plain(module, query, key, attention_mask, dropout, kwargs) and _is_short(query, key.shape[2]):
-            return _attend_short(query, key, value, scaling).transpose(1, 2).contiguous(), None
-        found: tuple[torch.Tensor, None] = sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-        )
-        return found
-    if attention_mask is not None or not _is_plain(module, query, key, None, dropout, kwargs):
+        return _attend_padded(module, query, key, value, attention_mask, dropout, scaling, kwargs), None
+    window = attention_mask if isinstance(attention_mask, Window) else None
+    mask = None if window is not None else attention_mask
+    if mask is not None or not _is_plain(module, query, key, None, dropout, kwargs):
         more = " or has dropout" if dropout else ""
         raise LayoutError(f"its attention is not plainly causal{more}")
-    window = kwargs.get("sliding_window")
-    if window is not None and layout.longest > window:
-        raise LayoutError(f"rows of {layout.longest} tokens pass the attention window of {window}")
+    size = kwargs.get("sliding_window") if window is None else window.size
+    windowed = size is not None and layout.longest > size
+    kernel = choose_kernel(query, key, value, window=windowed)
+    if windowed and (window is None or kernel is not Kernel.VARLEN):
+        raise LayoutError(f"rows of {layout.longest} tokens pass the attention window of {size}")
     layout.attended.add(id(module))
-    return _attend_groups(query, key, value, layout, scaling), None
+    layout.kernels.add(kernel)
+    return _attend_groups(query, key, value, layout, scaling, kernel, size if windowed else None), None
+
+
+def _attend_padded(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | Window | None,
+    dropout: float,
+    scaling: float | None,
+    kwargs: dict[str, Any],
+) -> torch.Tensor:
+    """Attention of a padded batch: ``(rows, tokens, heads, head)``."""
+    if isinstance(mask, Window):
+        window, mask = mask, None
+        if query.shape[2] > window.size:
+            plain = _is_plain(module, query, key, None, dropout, kwargs)
+            if plain and choose_kernel(query, key, value, window=True) is Kernel.VARLEN:
+                return _attend_window(query, key, value, window, scaling)
+            mask = window.mask(query)
+    if _is_plain(module, query, key, mask, dropout, kwargs):
+        if _is_short(query, key.shape[2]):
+            return _attend_short(query, key, value, scaling).transpose(1, 2).contiguous()
+        if _repeats_keys(query, key, value):
+            query, key, value = _cast(query, key, value)
+            key, value = (repeated(tensor, query.shape[1]) for tensor in (key, value))
+            out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
+            return out.transpose(1, 2).contiguous()
+    found: tuple[torch.Tensor, None] = sdpa_attention_forward(
+        module, query, key, value, mask, dropout=dropout, scaling=scaling, **kwargs
+    )
+    return found[0]
 
 
 def _is_plain(
@@ -144,8 +271,124 @@ def _is_short(query: torch.Tensor, keys: int) -> bool:
     return query.device.type == "cpu" and 1 < keys <= SHORT_ROW and learning and is_fused()
 
 
+# The choice of a kernel.
+
+
+def capability_of(device: torch.device) -> tuple[int, int] | None:
+    """Compute capability of an NVIDIA card; None for other devices."""
+    if device.type != "cuda" or torch.version.cuda is None:
+        return None
+    return torch.cuda.get_device_capability(device)
+
+
+def choose_kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, window: bool) -> Kernel:
+    """The kernel for packed rows or a sliding window: the fastest that gives the same as a dense mask on the device.
+
+    Args:
+        query: ``(rows, heads, tokens, head)``.
+        key: ``(rows, key heads, tokens, head)``.
+        value: The same.
+        window: Whether rows are longer than a sliding window.
+    """
+    if query.device.type == "cpu":
+        return Kernel.MASKED
+    heads, head = query.shape[1], query.shape[3]
+    dtype = _arithmetic(query)
+    return _proven_kernel(query.device, dtype, heads, key.shape[1], head, value.shape[3], window)
+
+
+@functools.lru_cache(maxsize=64)
+def _proven_kernel(
+    device: torch.device, dtype: torch.dtype, heads: int, key_heads: int, head: int, value_head: int, window: bool
+) -> Kernel:
+    for kernel in kernels_for(capability_of(device), dtype, head, value_head, window=window):
+        if kernel is Kernel.MASKED:
+            break
+        inputs = trial_inputs(device, dtype, heads, key_heads, head, value_head)
+        # Hooks of activation checkpointing, inside of which this may be, would take what the trial saves for theirs.
+        with saved_tensors_hooks(_as_it_is, _as_it_is):
+            if try_kernel(kernel, inputs, window=window).passed:
+                return kernel
+    return Kernel.MASKED
+
+
+#: The trial's rows: a shared beginning, two rows of one length, and one by itself, longer than the trial's window.
+TRIAL_LAYOUT = ((5, 2, 11), (0, 2, 7), (0, 1, 19))
+TRIAL_WINDOW = 6
+
+
+def trial_inputs(
+    device: torch.device, dtype: torch.dtype, heads: int, key_heads: int, head: int, value_head: int
+) -> list[torch.Tensor]:
+    """Queries, keys and values of the trial's rows, heads and tokens transposed as they come from the projections.
+
+    Args:
+        device: Their device.
+        dtype: Their dtype.
+        heads: Of the queries.
+        key_heads: Of the keys and values.
+        head: Features of a head of queries and keys.
+        value_head: The same of the values.
+    """
+    tokens = sum(Group(*group).tokens for group in TRIAL_LAYOUT)
+    generator = torch.Generator().manual_seed(0)
+    sizes = ((heads, head), (key_heads, head), (key_heads, value_head))
+    made = [torch.randn(1, tokens, count, size, generator=generator) for count, size in sizes]
+    return [tensor.to(device, dtype).transpose(1, 2).requires_grad_() for tensor in made]
+
+
+def try_kernel(kernel: Kernel, inputs: Sequence[torch.Tensor], *, window: bool) -> Trial:
+    """Compare a kernel with a dense mask, forward and backward.
+
+    Args:
+        kernel: The kernel.
+        inputs: Result of :func:`trial_inputs`.
+        window: Whether to try a sliding window.
+    """
+    layout = Layout(tuple(Group(*group) for group in TRIAL_LAYOUT))
+    size = TRIAL_WINDOW if window else None
+
+    def by(way: Kernel) -> Callable[..., torch.Tensor]:
+        return lambda query, key, value: _attend_groups(query, key, value, layout, None, way, size)
+
+    name = f"{kernel.value} of windows" if window else kernel.value
+    return compare(name, by(kernel), by(Kernel.MASKED), inputs)
+
+
+def _as_it_is(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
+
+
+def _repeats_keys(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
+    """Whether grouped heads would lead SDPA to its math kernel, which keeps all scores: the one before knows none."""
+    capability = capability_of(query.device)
+    if capability is None or query.shape[1] == key.shape[1]:
+        return False
+    return not flash_serves(capability, _arithmetic(query), query.shape[3], value.shape[3])
+
+
+def _arithmetic(query: torch.Tensor) -> torch.dtype:
+    kind = query.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
+
+
+def _cast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Tensors in the dtype of the arithmetic: autocast does not know all kernels."""
+    dtype = _arithmetic(tensors[0])
+    return tuple(tensor.to(dtype) for tensor in tensors)
+
+
+# Packed rows.
+
+
 def _attend_groups(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, scaling: float | None
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    layout: Layout,
+    scaling: float | None,
+    kernel: Kernel = Kernel.MASKED,
+    window: int | None = None,
 ) -> torch.Tensor:
     """Attention over one flat sequence.
 
@@ -155,10 +398,18 @@ def _attend_groups(
         value: The same.
         layout: The layout of the rows.
         scaling: The factor of the scores; None for one over the root of the head's size.
+        kernel: The kernel.
+        window: Tokens that a query sees, itself included; None for all before it.
 
     Returns:
         ``(1, tokens, heads, head)``.
     """
+    if kernel is not Kernel.MASKED:
+        query, key, value = _cast(query, key, value)
+    if kernel is Kernel.VARLEN:
+        rows = query[0].transpose(0, 1)
+        keys, values = (_with_prefixes(tensor[0].transpose(0, 1), layout) for tensor in (key, value))
+        return attend_sequences(rows, keys, values, layout.sequences, window=window, scale=scaling)[None]
     parts: list[torch.Tensor] = []
     at = 0
     for group in layout.groups:
@@ -166,7 +417,7 @@ def _attend_groups(
         end = at + group.tokens
         if group.prefix:
             ends = slice(at, before)
-            out = _attend(query[:, :, ends], key[:, :, ends], value[:, :, ends], scaling, layout)
+            out = _attend(query[:, :, ends], key[:, :, ends], value[:, :, ends], scaling, layout, kernel, window)
             parts.append(out.transpose(1, 2).flatten(0, 1))
         own = [_rows(tensor, before, end, group) for tensor in (query, key, value)]
         if group.prefix:
@@ -174,7 +425,8 @@ def _attend_groups(
                 torch.cat([tensor[:, :, at:before].expand(group.rows, -1, -1, -1), rows], dim=2)
                 for tensor, rows in zip((key, value), own[1:], strict=True)
             ]
-        parts.append(_attend(own[0], own[1], own[2], scaling, layout).transpose(1, 2).flatten(0, 1))
+        out = _attend(own[0], own[1], own[2], scaling, layout, kernel, window)
+        parts.append(out.transpose(1, 2).flatten(0, 1))
         at = end
     return torch.cat(parts)[None]
 
@@ -185,6 +437,33 @@ def _rows(tensor: torch.Tensor, begin: int, end: int, group: Group) -> torch.Ten
     return tensor[0, :, begin:end].reshape(heads, group.rows, group.width, size).transpose(0, 1)
 
 
+def _with_prefixes(tensor: torch.Tensor, layout: Layout) -> torch.Tensor:
+    """Keys or values, ``(tokens, heads, head)``, each row's behind those of its prefix."""
+    if not any(group.prefix for group in layout.groups):
+        return tensor
+    parts: list[torch.Tensor] = []
+    at = 0
+    for group in layout.groups:
+        before, end = at + group.prefix, at + group.tokens
+        own, shared = tensor[before:end], tensor[at:before]
+        if group.prefix:
+            # Repeated by expansion, not by an index, whose gradient would be summed in no certain order.
+            both = [shared.expand(group.rows, *shared.shape), own.unflatten(0, (group.rows, group.width))]
+            own = torch.cat(both, dim=1).flatten(0, 1)
+        parts += [shared, own]
+        at = end
+    return torch.cat(parts)
+
+
+def _attend_window(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: Window, scaling: float | None
+) -> torch.Tensor:
+    """Attention of a padded batch with a sliding window, without a mask: ``(rows, tokens, heads, head)``."""
+    flat = [tensor.transpose(1, 2).flatten(0, 1) for tensor in _cast(query, key, value)]
+    out = attend_sequences(*flat, window.sequences(query), window=window.size, scale=scaling)
+    return out.unflatten(0, (query.shape[0], query.shape[2]))
+
+
 def _attend_short(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None) -> torch.Tensor:
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     out: torch.Tensor = ShortAttention.apply(query, key, value, scale)  # type: ignore[no-untyped-call]
@@ -192,18 +471,30 @@ def _attend_short(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, s
 
 
 def _attend(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, layout: Layout
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float | None,
+    layout: Layout,
+    kernel: Kernel,
+    window: int | None,
 ) -> torch.Tensor:
     """Causal attention whose last query sees all keys: ``(rows, heads, queries, head)``."""
     queries, keys = query.shape[2], key.shape[2]
-    if _is_short(query, keys):
+    windowed = window is not None and keys > window
+    if _is_short(query, keys) and not windowed:
         return _attend_short(query, key, value, scaling)
+    if kernel is not Kernel.MASKED:
+        if kernel is Kernel.EFFICIENT:
+            key, value = (repeated(tensor, query.shape[1]) for tensor in (key, value))
+        return attend_lower_right(query, key, value, scale=scaling)
     grouped = query.shape[1] != key.shape[1]
-    if queries == keys:
+    if queries == keys and not windowed:
         return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=grouped)
-    if grouped:
-        key, value = (tensor.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for tensor in (key, value))
+    key, value = (repeated(tensor, query.shape[1]) for tensor in (key, value))
     mask = layout.mask(query, keys)
+    if window is not None and windowed:
+        mask = mask + mask.new_full(mask.shape, float("-inf")).tril_(keys - queries - window)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
 
 

@@ -11,6 +11,7 @@ import bitsandbytes as bnb
 import torch
 
 from core.worker.fused.gated import ACTIVATIONS, Activation, GatedFeedForward, Gating
+from core.worker.fused.kernels import gating_of
 from core.worker.fused.lora import FusedLora
 
 #: Names of the projections and of the activation function in the modeling files of transformers.
@@ -29,12 +30,13 @@ class Form:
     activation: Activation
 
 
-def fuse_gated(causal: Any, layers: Mapping[Any, FusedLora]) -> int:
+def fuse_gated(causal: Any, layers: Mapping[Any, FusedLora], dtype: torch.dtype) -> int:
     """Replace the forward of the frozen gated networks of a model; returns how many.
 
     Args:
         causal: The model, its adapters fused.
         layers: The fused form of its linear layers, by layer.
+        dtype: The dtype of the arithmetic.
     """
     forms: dict[tuple[type, ...], Form | None] = {}
     count = 0
@@ -51,8 +53,9 @@ def fuse_gated(causal: Any, layers: Mapping[Any, FusedLora]) -> int:
         if form is not None:
             down = getattr(module, DOWN)
             usual = types.MethodType(type(module).forward, module)
+            gating = gating_of(form.activation, next(down.parameters()).device, dtype)
             project = _projecting(module, form.projections)
-            module.forward = GatedFeedForward(project, down, layers.get(down), usual, Gating(form.activation))
+            module.forward = GatedFeedForward(project, down, layers.get(down), usual, gating)
             count += 1
     return count
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +18,8 @@ from core.errors import UserError
 PREFILL_TOKENS = 512
 #: Fewer shared tokens than this are not worth a pass of their own.
 SHORTEST_SHARED_PREFIX = 16
+#: Tokens that a draw looks at first; of a language model's distribution, these hold nearly all.
+LIKELIEST = 512
 
 
 class KeyValues:
@@ -144,33 +148,107 @@ def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
 
 
 class Sampler:
-    """Chooses tokens; its random numbers are its own, so that those of training stay as they are."""
+    """Chooses tokens; its random numbers are its own, so that those of training stay as they are.
 
-    def __init__(self, settings: GenerationSettings) -> None:
+    Logits stay on their device: of a draw, the :data:`LIKELIEST` tokens and the mass of all of them come to the host
+    in one transfer, of the likeliest token alone a single value. The distribution is exact. Where these tokens do not
+    hold what is drawn, as with a flat distribution, all of them are sorted, on the device too.
+
+    Args:
+        settings: Temperature and ``top_p``.
+        seed: Of the draws; None for another one each time. One draw a token, from a generator on the host: the same
+            seed gives the same tokens on every device, so far as its logits are the same.
+    """
+
+    def __init__(self, settings: GenerationSettings, seed: int | None = None) -> None:
         self._settings = settings
         self._generator = torch.Generator()
-        self._generator.seed()
+        if seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed(seed)
 
     def choose(self, logits: torch.Tensor) -> int:
         """The next token.
 
+        Args:
+            logits: ``(vocabulary,)``.
+
         Raises:
             UserError: If the logits are no numbers.
         """
-        best = int(logits.argmax())
-        if not bool(torch.isfinite(logits[best])):
-            raise UserError(
-                "The model computes values that are no numbers (NaN or infinite).",
-                "Its weights are damaged, or the training has diverged: go back to an earlier checkpoint.",
-            )
         if self._settings.temperature == 0:
-            return best
-        probabilities = torch.softmax(logits.float().cpu() / self._settings.temperature, dim=-1)
-        ordered, order = probabilities.sort(descending=True)
-        # A token counts while the ones before it have not filled the share.
-        outside = ordered.cumsum(-1) - ordered >= self._settings.top_p
-        ordered = ordered.masked_fill(outside, 0.0)
-        return int(order[torch.multinomial(ordered, 1, generator=self._generator)])
+            value, token = torch.stack([part.double() for part in logits.max(-1)]).tolist()
+            _check_finite(value)
+            return int(token)
+        drawn = torch.rand((), generator=self._generator, dtype=torch.float64).item()
+        scaled = logits.float() / self._settings.temperature
+        likeliest = _Likeliest.of(scaled, min(LIKELIEST, len(scaled)))
+        _check_finite(likeliest.logits[0].item())
+        if not likeliest.decide(drawn, self._settings.top_p):
+            likeliest = _Likeliest.of(scaled, len(scaled))
+        return likeliest.draw(drawn, self._settings.top_p)
+
+
+@dataclass(frozen=True)
+class _Likeliest:
+    """The likeliest tokens of a distribution, on the host in fp64, the likeliest first."""
+
+    logits: torch.Tensor
+    tokens: torch.Tensor
+    log_mass: float
+    """Logarithm of the sum over the exponentials of all logits, these and the others."""
+    everything: bool
+    """Whether there are no others."""
+
+    @classmethod
+    def of(cls, logits: torch.Tensor, count: int) -> _Likeliest:
+        """The likeliest of ``(vocabulary,)`` logits; fp64 holds tokens and fp32 values exactly, so that one transfer
+        does."""
+        values, tokens = logits.topk(count)
+        parts = [values.double(), tokens.double(), logits.logsumexp(-1, keepdim=True).double()]
+        host = torch.cat(parts).cpu()
+        return cls(host[:count], host[count:-1], host[-1].item(), count == len(logits))
+
+    def decide(self, drawn: float, top_p: float) -> bool:
+        """Whether the token at a place is known without the others.
+
+        Args:
+            drawn: As in :meth:`draw`.
+            top_p: The same.
+        """
+        if self.everything or self._nucleus(top_p) < len(self.tokens):
+            return True
+        return top_p >= 1 and drawn < self._shares.sum().item()
+
+    def draw(self, drawn: float, top_p: float) -> int:
+        """The token at a place of the distribution that ``top_p`` cuts.
+
+        Args:
+            drawn: Place, from 0 to below 1.
+            top_p: A token counts while the ones before it have not filled this share.
+        """
+        upto, count = self._shares.cumsum(-1), self._nucleus(top_p)
+        whole = self.everything or count < len(self.tokens)
+        place = drawn * upto[count - 1].item() if whole else drawn
+        return int(self.tokens[min(int(torch.searchsorted(upto, place, right=True)), count - 1)])
+
+    @property
+    def _shares(self) -> torch.Tensor:
+        return (self.logits - self.log_mass).exp()
+
+    def _nucleus(self, top_p: float) -> int:
+        """Tokens of these that count."""
+        shares = self._shares
+        return int((shares.cumsum(-1) - shares < top_p).sum())
+
+
+def _check_finite(logit: float) -> None:
+    if not math.isfinite(logit):
+        raise UserError(
+            "The model computes values that are no numbers (NaN or infinite).",
+            "Its weights are damaged, or the training has diverged: go back to an earlier checkpoint.",
+        )
 
 
 class TextStream:

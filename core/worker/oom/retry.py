@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -86,10 +87,35 @@ def attempt(work: Callable[[], T]) -> Attempt[T]:
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        reason = one_line((str(error).splitlines() or [type(error).__name__])[0], REASON_LENGTH)
+        reason = shortage_reason(error)
         log(f"out of memory: {error}")
     release()
     return Attempt(None, reason)
+
+
+@contextlib.contextmanager
+def shortage_explained(what: str, hint: str) -> Iterator[None]:
+    """Turn running out of memory into a sentence, where the work inside cannot be begun again.
+
+    Args:
+        what: For the message: ``in attaching the adapters``.
+        hint: What would help.
+
+    Raises:
+        MemoryShortageError: In place of what says so; every other error is passed on.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        log(f"out of memory: {error}")
+        raise MemoryShortageError(f"Memory ran out {what}: {shortage_reason(error)}", hint) from error
+
+
+def shortage_reason(error: Exception) -> str:
+    """The first line of an error, short enough for a message."""
+    return one_line((str(error).splitlines() or [type(error).__name__])[0], REASON_LENGTH)
 
 
 def release() -> None:

@@ -41,8 +41,19 @@ def choose_determinism(wanted: str, device: str) -> Determinism:
     return "strict" if device == "cpu" or wanted == "strict" else "fast"
 
 
+def fix_workspace(wanted: str) -> None:
+    """Give matrix products the fixed workspace that deterministic ones need; to be called before the first on a GPU,
+    and so before the device is known.
+
+    Args:
+        wanted: As ``train.deterministic``.
+    """
+    if wanted == "strict" and os.environ.get(_WORKSPACE) not in _WORKSPACES:
+        os.environ[_WORKSPACE] = _WORKSPACES[0]
+
+
 def apply_determinism(kind: Determinism, device: str) -> None:
-    """Have torch use deterministic kernels where that is asked for; to be called before the first matrix product.
+    """Have torch use deterministic kernels where that is asked for, beside :func:`fix_workspace`.
 
     Args:
         kind: What :func:`choose_determinism` chose.
@@ -50,11 +61,9 @@ def apply_determinism(kind: Determinism, device: str) -> None:
     """
     if kind == "fast" or device == "cpu":
         return
-    if os.environ.get(_WORKSPACE) not in _WORKSPACES:
-        os.environ[_WORKSPACE] = _WORKSPACES[0]
     torch.use_deterministic_algorithms(True)
     # Else every new tensor is filled with NaN, which would cost more than the kernels do.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
 

@@ -6,10 +6,11 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Mapping
 
-from core.hardware.visible import ORDER
-from core.hardware.wsl import NO_EXPANDABLE_SEGMENTS, is_wsl
+from core.hardware.allocator import allocator_defaults
+from core.hardware.obstacle import find_obstacle, look
+from core.hardware.visible import ORDER, VISIBLE, find_gpu
+from core.hardware.wsl import is_wsl
 
 #: Offline and silent: no hub look-ups, no telemetry, no tracker that phones home.
 _PRIVATE = {
@@ -30,22 +31,12 @@ _DEFAULTS = {
     # Progress is told by events; bars would fill the log.
     "TQDM_DISABLE": "1",
 }
-#: The allocator's variables: the present name and the former one, of which torch releases prefer one or the other.
-ALLOCATOR_NAMES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
-_EXPANDABLE, _FIXED = "expandable_segments:True", "expandable_segments:False"
-#: Where other processes keep the cores busy, OpenMP's spinning makes every small matrix product wait for a scheduler
-#: tick; on a quiet machine sleeping instead costs 10 to 20 %.
-_OVERSUBSCRIBED = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
-#: Load per core, over the last minute, from which the machine counts as oversubscribed.
-OVERSUBSCRIBED_LOAD = 0.75
 
 
 def prepare() -> None:
     """Set the variables; the private ones always, the others where the user has not."""
     os.environ.update(_PRIVATE)
-    defaults = _DEFAULTS | (_OVERSUBSCRIBED if is_oversubscribed() else {})
-    defaults |= allocator_defaults(os.environ, wsl=is_wsl())
-    for name, value in defaults.items():
+    for name, value in (_DEFAULTS | allocator_defaults(os.environ, wsl=is_wsl())).items():
         os.environ.setdefault(name, value)
     # With the package "kernels", importing bitsandbytes fetches native code from a hub. Here it counts as not
     # installed, and bitsandbytes' advice to install it is not passed on.
@@ -55,37 +46,19 @@ def prepare() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|torch|peft)\b")
 
 
-def allocator_defaults(variables: Mapping[str, str], *, wsl: bool) -> dict[str, str]:
-    """Variables of the CUDA allocator, which reads them at its first call; none where the user has set either name,
-    since the other one could overrule it.
-
-    Growing segments keep fragmentation from ending a run that fits. Under WSL 2 the driver's calls for them fail at the
-    first allocation.
+def choose_gpu(gpu: str | None) -> None:
+    """Leave CUDA one card, before anything asks it for its cards.
 
     Args:
-        variables: The environment.
-        wsl: Whether this is Linux under Windows.
+        gpu: ``hardware.gpu``; None leaves the environment as it is.
+
+    Raises:
+        UserError: If there is no such card, or it is hidden.
     """
-    if any(name in variables for name in ALLOCATOR_NAMES):
-        return {}
-    return dict.fromkeys(ALLOCATOR_NAMES, _FIXED if wsl else _EXPANDABLE)
-
-
-def describe_allocator(variables: Mapping[str, str], *, wsl: bool) -> str:
-    """The allocator's segments in half a sentence, once :func:`prepare` has set them.
-
-    Args:
-        variables: The environment.
-        wsl: Whether this is Linux under Windows.
-    """
-    said = {name: variables[name] for name in ALLOCATOR_NAMES if name in variables}
-    if said == dict.fromkeys(ALLOCATOR_NAMES, _EXPANDABLE):
-        return "expandable segments"
-    if wsl and said == dict.fromkeys(ALLOCATOR_NAMES, _FIXED):
-        return NO_EXPANDABLE_SEGMENTS
-    return f"the allocator as you set it ({', '.join(f'{name}={value}' for name, value in said.items())})"
-
-
-def is_oversubscribed() -> bool:
-    """Whether other processes keep this machine's cores busy already."""
-    return os.getloadavg()[0] / (os.cpu_count() or 1) >= OVERSUBSCRIBED_LOAD
+    if gpu is None:
+        return
+    sight = look()
+    if (obstacle := find_obstacle(sight, None, gpu=gpu)) is not None:
+        raise obstacle
+    if (chosen := find_gpu(sight.cards, gpu)) is not None:
+        os.environ[VISIBLE] = chosen.uuid or str(chosen.index)

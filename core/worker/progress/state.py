@@ -27,6 +27,8 @@ class TrainState:
     """The most tokens of a batch that the reference log-probabilities were computed with, where that is done once."""
     checkpointing: bool = False
     """Whether activations are recomputed in backward."""
+    kept_layers: int = 0
+    """With that, the number of layers, the last ones, whose activations are kept nevertheless."""
     offloading: bool = False
     """Whether what recomputing starts from is kept in host memory meanwhile."""
     deterministic: Determinism = "strict"
@@ -69,6 +71,7 @@ class TrainState:
             "selection": self.best.facts(),
             "health": self.finite.facts(),
             "deterministic": self.deterministic,
+            "kept_layers": self.kept_layers,
         }
 
     def restore(self, manifest: Mapping[str, Any]) -> None:
@@ -84,7 +87,8 @@ class TrainState:
         self.step = self.saved = int(manifest["step"])
         self.token_budget = int(manifest["token_budget"])
         self.checkpointing = bool(manifest["gradient_checkpointing"])
-        # Checkpoints of earlier versions do not say where activations were kept.
+        # Checkpoints of earlier versions do not say where activations were kept, and of which layers.
+        self.kept_layers = int(manifest.get("kept_layers", 0))
         self.offloading = bool(manifest.get("activation_offload", False))
         self.best.restore(manifest["selection"], self.step)
         self.finite.restore(manifest["health"])

@@ -9,6 +9,7 @@ from typing import Any
 
 from core.hardware import cpu
 from core.hardware.card import Card, find_card
+from core.hardware.cpu_bf16 import prefers_bf16
 from core.hardware.nvml import Nvml, NvmlUnavailableError
 from core.hardware.snapshot import Device
 from core.units import format_bytes
@@ -172,7 +173,7 @@ def cpu_facts(torch_version: str) -> dict[str, Any]:
         "name": cpu.cpu_name(),
         "memory_bytes": cpu.memory()[1],
         "threads": len(os.sched_getaffinity(0)),
-        "dtype": "bf16" if cpu.has_bf16() else "fp32",
+        "dtype": "bf16" if prefers_bf16() else "fp32",
         "torch": torch_version,
     }
 

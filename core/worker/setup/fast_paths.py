@@ -15,6 +15,7 @@ from core.worker.data.packing import Packing, common_beginning
 from core.worker.fused.install import Fused, fuse
 from core.worker.model.adapters import TRAINED
 from core.worker.model.model import LoadedModel, decoder_layers
+from core.worker.oom.retry import attempt, release
 from core.worker.setup.self_check import SelfCheck
 
 
@@ -29,6 +30,22 @@ def fuse_layers(config: Config, loaded: LoadedModel) -> Fused:
     if not config.train.fused_layers:
         return Fused((), 0, False, False)
     return fuse(loaded.model, TRAINED, attention_alone=config.train.compile)
+
+
+def keep_weights(fused: Fused, dtype: torch.dtype, notice: Callable[[str, str, str], None]) -> None:
+    """Dequantize 4-bit weights once and keep the copies; where they do not fit, all are dropped again.
+
+    Args:
+        fused: The fused parts of the model.
+        dtype: Of the arithmetic.
+        notice: Told so: ``notice(code, message, hint)``.
+    """
+    tried = attempt(lambda: fused.keep_weights(dtype))
+    if tried.failed:
+        fused.drop_weights()
+        release()
+        message = f"4-bit weights are dequantized each time they are used, as all at once do not fit: {tried.reason}"
+        notice("memory_weights", message, "The numbers are the same; it takes a little more time.")
 
 
 def compile_layers(loaded: LoadedModel, notice: Callable[[str, str, str], None], *, backend: str = "inductor") -> None:
@@ -105,7 +122,20 @@ def choose_packing(
             "Set train.packing = false; rows of like length go together anyway, so that little is padded.",
         )
     share = share and not check.draws and reason is None
-    return Packing(share, pack, common_beginning(rows) if share else 0)
+    # A CPU's price is in what has been measured there.
+    pair = _pair_price(loaded) if share and check.masked and loaded.device.type != "cpu" else 0.0
+    return Packing(share, pack, common_beginning(rows) if share else 0, pair)
+
+
+def _pair_price(loaded: LoadedModel) -> float:
+    """Price of a pair of tokens in causal attention, in tokens that go through the layers: by the multiplications."""
+    settings = loaded.model.config.get_text_config()
+    head = getattr(settings, "head_dim", None) or settings.hidden_size // settings.num_attention_heads
+    layers = decoder_layers(loaded.model)
+    products = [module for layer in layers for module in layer.modules() if hasattr(module, "in_features")]
+    # An adapter's layer has the features of the one inside it.
+    weights = sum(int(m.in_features) * int(m.out_features) for m in products if not hasattr(m, "base_layer"))
+    return 2.0 * float(settings.num_attention_heads * head) * len(layers) / max(weights, 1)
 
 
 def _missing_attention(loaded: LoadedModel) -> str:

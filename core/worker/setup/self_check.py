@@ -16,7 +16,8 @@ from core.errors import UserError
 from core.worker.data.batches import collate
 from core.worker.data.encode import TokenizedRow
 from core.worker.data.packing import LaidOut, lay_out
-from core.worker.fused.attention import LayoutError
+from core.worker.fused.attention import LayoutError, spell_windows_out
+from core.worker.fused.attention_kernels import Kernel
 from core.worker.loss.loss import SupervisedLoss
 from core.worker.model.model import LoadedModel, decoder_layers, evaluation_mode
 from core.worker.oom.retry import MemoryShortageError, attempt, is_out_of_memory
@@ -45,6 +46,8 @@ class SelfCheck:
     """Why packing would leak between rows; None if it does not, or was not tested."""
     draws: bool = False
     """Whether the model has random draws of its own in training; told where rows were laid out."""
+    masked: bool = False
+    """Whether the device needs dense masks for shared beginnings; told where rows were laid out."""
 
 
 def check_model(
@@ -71,7 +74,17 @@ def check_model(
         MemoryShortageError: If not even that fits.
     """
     made = _rows(rows)
-    whole = attempt(lambda: _try_rows(loaded, loss, made, autocast, laid_out=laid_out))
+
+    def try_rows() -> SelfCheck:
+        try:
+            return _try_rows(loaded, loss, made, autocast, laid_out=laid_out)
+        except Exception as error:
+            # A family that looks into its masks wants them as tensors.
+            if is_out_of_memory(error) or not spell_windows_out(loaded.device):
+                raise
+        return _try_rows(loaded, loss, made, autocast, laid_out=laid_out)
+
+    whole = attempt(try_rows)
     if whole.result is not None:
         return whole.result
     least = attempt(lambda: _try_head(loaded, loss, made[0], autocast))
@@ -113,7 +126,7 @@ def _try_rows(
     if laid_out and mixed is None and _may_draw(loaded.model):
         with autocast():
             mixed, draws = _in_training(loaded, loss, laid)
-    return SelfCheck(difference, mixed, draws)
+    return SelfCheck(difference, mixed, draws, Kernel.MASKED in laid.layout.kernels)
 
 
 def _mixed(loaded: LoadedModel, loss: SupervisedLoss, laid: LaidOut, wanted: torch.Tensor) -> str | None:

@@ -153,3 +153,12 @@ def test_a_first_token_is_predicted_by_nothing() -> None:
     laid = choose_layout(ids, supervised, CPU, pack=True)
     assert laid is not None
     assert laid.input_ids[0, laid.predicting_positions].tolist() == [1, 2, 3, 5]
+
+
+@pytest.mark.parametrize(("prefix", "own", "shares"), [(200, 1848, False), (200, 200, True), (1024, 1024, True)])
+def test_the_price_of_masks_is_counted_before_sharing(prefix: int, own: int, shares: bool) -> None:
+    """By the shape of an 8B model; without masks all three are shared."""
+    rows = [([*range(prefix), *([row + 5000] * own)], prefix + 1) for row in range(4)]
+    pair = 2 * 4096 / 218e6
+    assert choose_layout(*padded(rows), CPU, pack=False) is not None
+    assert (choose_layout(*padded(rows), CPU, pack=False, pair=pair) is not None) == shares

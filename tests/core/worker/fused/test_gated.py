@@ -234,7 +234,7 @@ def test_activation_functions_are_recognized_by_what_they_do(activation: str, fo
 def test_a_network_that_does_anything_else_is_left_alone(kind: type[LlamaMLP]) -> None:
     network = network_of(kind).requires_grad_(False)
     assert recognize(network) is None
-    assert fuse_gated(network, {}) == 0
+    assert fuse_gated(network, {}, torch.float32) == 0
     assert "forward" not in vars(network)
 
 
@@ -257,10 +257,10 @@ def patched(network: Any) -> None:
 @pytest.mark.parametrize("change", [hooked, hooked_within, trained, patched])
 def test_a_network_that_others_have_a_hand_in_is_left_alone(change: Callable[[Any], None]) -> None:
     network = network_of(LlamaMLP).requires_grad_(False)
-    assert fuse_gated(network, {}) == 1
+    assert fuse_gated(network, {}, torch.float32) == 1
     del network.forward
     change(network)
-    assert fuse_gated(network, {}) == 0
+    assert fuse_gated(network, {}, torch.float32) == 0
     assert not isinstance(vars(network).get("forward"), GatedFeedForward)
 
 

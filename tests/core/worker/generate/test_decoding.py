@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from core.chat.request import GenerationSettings
 from core.errors import UserError
-from core.worker.generate.decoding import Sampler, TextStream, common_prefix
+from core.worker.generate.decoding import LIKELIEST, Sampler, TextStream, common_prefix
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -71,6 +71,59 @@ def test_top_p_keeps_the_smallest_set_that_holds_the_share() -> None:
     sampler = Sampler(GenerationSettings(temperature=1.0, top_p=0.7))
     assert {sampler.choose(logits) for _ in range(300)} == {1, 2}
     assert {Sampler(GenerationSettings(temperature=1.0, top_p=1e-6)).choose(logits) for _ in range(20)} == {1}
+
+
+def by_sorting_all(logits: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
+    """The distribution by its definition: ``(vocabulary,)``."""
+    shares = torch.softmax(logits.double() / temperature, dim=-1)
+    ordered, order = shares.sort(descending=True)
+    ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= top_p, 0.0)
+    return torch.zeros_like(shares).scatter(0, order, ordered / ordered.sum())
+
+
+@pytest.mark.parametrize("top_p", [0.3, 0.9, 1.0])
+@pytest.mark.parametrize("spread", [0.01, 1.0, 6.0])
+def test_the_distribution_is_that_of_sorting_all_tokens(
+    top_p: float, spread: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one that is nearly flat too, of which the likeliest tokens hold little."""
+    logits = spread * torch.randn(3000, generator=torch.Generator().manual_seed(1))
+    wanted = by_sorting_all(logits, 0.8, top_p)
+    sampler = Sampler(GenerationSettings(temperature=0.8, top_p=top_p))
+    places = iter((torch.arange(2000, dtype=torch.float64) + 0.5) / 2000)
+    monkeypatch.setattr(torch, "rand", lambda *_args, **_kwargs: next(places))
+    drawn = Counter(sampler.choose(logits) for _ in range(2000))
+    found = torch.zeros_like(wanted)
+    for token, count in drawn.items():
+        found[token] = count / 2000
+    assert set(drawn) <= set(wanted.nonzero().flatten().tolist())
+    assert float((found - wanted).abs().max()) <= 1 / 2000 + 1e-9
+
+
+def test_a_seed_gives_the_same_tokens() -> None:
+    logits = torch.randn(2000, generator=torch.Generator().manual_seed(2))
+    settings = GenerationSettings(temperature=1.0, top_p=0.95)
+    first, second, other = (Sampler(settings, seed) for seed in (7, 7, 8))
+    tokens = [first.choose(logits) for _ in range(50)]
+    assert tokens == [second.choose(logits) for _ in range(50)]
+    assert tokens != [other.choose(logits) for _ in range(50)]
+
+
+def test_only_the_likeliest_logits_come_to_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    moved: list[int] = []
+    usual = torch.Tensor.cpu
+
+    def counted(tensor: torch.Tensor) -> torch.Tensor:
+        moved.append(tensor.numel())
+        return usual(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "cpu", counted)
+    logits = 4 * torch.randn(50_000, generator=torch.Generator().manual_seed(3))
+    for _ in range(20):
+        Sampler(GenerationSettings(temperature=0.7, top_p=0.9)).choose(logits)
+    assert moved == [2 * LIKELIEST + 1] * 20
+    Sampler(GenerationSettings()).choose(logits)
+    assert len(moved) == 20
 
 
 def test_drawing_leaves_the_random_state_of_training_alone() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from core.worker.oom.retry import attempt, is_out_of_memory
+from core.worker.oom.retry import MemoryShortageError, attempt, is_out_of_memory, shortage_explained
 
 
 @pytest.mark.parametrize(
@@ -68,6 +68,17 @@ def test_an_attempt_that_failed_holds_nothing_alive() -> None:
         gc.enable()
     assert tried.reason == "CUDA out of memory."
     assert alive[0]() is None
+
+
+def test_work_that_cannot_be_begun_again_ends_with_a_sentence() -> None:
+    with pytest.raises(MemoryShortageError) as caught, shortage_explained("in attaching", "Lower method.rank."):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nmore")
+    assert (caught.value.message, caught.value.hint) == (
+        "Memory ran out in attaching: CUDA out of memory.",
+        "Lower method.rank.",
+    )
+    with pytest.raises(RuntimeError, match="shape mismatch"), shortage_explained("in attaching", ""):
+        raise RuntimeError("shape mismatch")
 
 
 def test_other_errors_are_passed_on() -> None:

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from core.worker.process import environment
-
 
 def run_python(code: str, **variables: str) -> str:
     result = subprocess.run(
@@ -29,11 +27,12 @@ def test_the_private_variables_are_set_whatever_the_user_has() -> None:
 
 
 ALLOCATOR = (
-    "import json, os, torch; from core.worker.process import environment; "
+    "import json, os, torch; from core.hardware.allocator import describe_allocator; "
+    "from core.worker.process import environment; "
     "environment.is_wsl = lambda: {wsl}; environment.prepare(); "
     # As at the first CUDA call: the allocator's own reading of the environment, and what it makes of it.
     "print(json.dumps([torch._C._accelerator_getAllocatorSettings(), os.environ.get('CUDA_DEVICE_ORDER'), "
-    "environment.describe_allocator(os.environ, wsl={wsl})]))"
+    "describe_allocator(os.environ, wsl={wsl})]))"
 )
 NEW, OLD = "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"
 
@@ -87,16 +86,3 @@ def test_no_native_code_is_fetched_for_bitsandbytes(tmp_path: Path) -> None:
         OMP_NUM_THREADS="1",
     )
     assert not (tmp_path / "asked").exists()
-
-
-@pytest.mark.parametrize(("load", "passive"), [(0.0, False), (1e3, True)])
-def test_openmp_sleeps_only_where_the_machine_is_oversubscribed(
-    load: float, passive: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "getloadavg", lambda: (load, load, load))
-    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setitem(sys.modules, "kernels", sys.modules.get("kernels"))
-    environment.prepare()
-    assert (os.environ.get("OMP_WAIT_POLICY") == "passive") is passive
-    assert (os.environ.get("GOMP_SPINCOUNT") == "0") is passive

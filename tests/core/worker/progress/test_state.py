@@ -22,6 +22,7 @@ def test_a_checkpoint_keeps_the_keys_that_earlier_versions_wrote() -> None:
         "health",
         # Later versions add theirs behind.
         "deterministic",
+        "kept_layers",
     ]
 
 

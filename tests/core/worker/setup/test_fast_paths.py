@@ -21,6 +21,7 @@ from core.config.schema import Config
 from core.errors import UserError
 from core.worker.data.batches import collate
 from core.worker.data.encode import TokenizedRow
+from core.worker.fused import attention
 from core.worker.fused.install import Fused
 from core.worker.fused.lora import LoraLinear
 from core.worker.loss.loss import SupervisedLoss
@@ -28,7 +29,7 @@ from core.worker.loss.reference import AdapterOffReference
 from core.worker.model.adapters import attach_adapters
 from core.worker.model.model import LoadedModel, decoder_layers, load_model, trainable_parameters
 from core.worker.setup.fast_paths import choose_packing, compile_layers, fuse_layers, wants_packing
-from core.worker.setup.self_check import check_model
+from core.worker.setup.self_check import SelfCheck, check_model
 from tests.core.worker.steps.stepper import Stepper
 
 SYSTEM = np.arange(30, 50)
@@ -228,6 +229,44 @@ def test_packing_is_refused_where_rows_run_into_one_another_by_less_than_roundin
     assert not arrange(convolved).packing.share
     with pytest.raises(UserError, match="1 of its 2 layers have attention that can be told where rows end"):
         arrange(convolved, packing=True)
+
+
+@pytest.mark.parametrize(("masked", "kind"), [(True, "cuda"), (False, "cuda"), (True, "cpu")])
+def test_attention_has_a_price_where_a_card_needs_masks(tiny_model_dir: Path, masked: bool, kind: str) -> None:
+    setup = Setup(tiny_model_dir, config())
+    check = SelfCheck(0.0, None, masked=masked)
+    loaded = LoadedModel(setup.loaded.model, None, torch.device(kind), torch.float32)
+    found = choose_packing(config(), loaded, rows(), setup.fused, check)
+    assert found.share
+    if not (masked and kind == "cuda"):
+        assert found.pair == 0
+        return
+    settings = setup.loaded.model.config
+    size, keys = settings.hidden_size, settings.num_key_value_heads * settings.head_dim
+    queries = settings.num_attention_heads * settings.head_dim
+    weights = 2 * size * (queries + keys) + 3 * size * settings.intermediate_size
+    # The adapters of a tiny model add much.
+    assert 0.4 * 2 * queries / weights < found.pair < 2 * queries / weights
+
+
+def test_a_family_that_looks_into_its_masks_gets_them_spelled_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.models.mistral import modeling_mistral
+
+    usual = modeling_mistral.MistralAttention.forward
+
+    def looking(self: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        mask = kwargs.get("attention_mask")
+        if mask is not None:
+            kwargs["attention_mask"] = mask[:, :, :, : hidden_states.shape[1]]
+        return usual(self, hidden_states, *args, **kwargs)
+
+    monkeypatch.setattr(modeling_mistral.MistralAttention, "forward", looking)
+    monkeypatch.setattr(attention, "_windowed", {"cpu"})
+    loss = arrange(MistralConfig(**SMALL, **LLAMA, sliding_window=26))
+    assert attention._windowed == set()
+    batch = collate(rows(), 0, torch.device("cpu"))
+    with torch.no_grad():
+        torch.testing.assert_close(loss(*batch), SupervisedLoss(loss._causal)(*batch))
 
 
 def test_packing_is_refused_where_the_attention_cannot_be_told() -> None:

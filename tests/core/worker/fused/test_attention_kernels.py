@@ -1,0 +1,413 @@
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, MistralConfig, Phi3Config
+
+from core.worker.fused import attention, attention_kernels
+from core.worker.fused.attention import (
+    Group,
+    Layout,
+    LayoutError,
+    Window,
+    choose_kernel,
+    masks_left_out,
+    trial_inputs,
+    try_kernel,
+)
+from core.worker.fused.attention_kernels import (
+    Kernel,
+    Sequences,
+    attend_lower_right,
+    flash_serves,
+    kernels_for,
+    varlen_arguments,
+)
+from tests.core.worker.fused.varlen import varlen_attn
+
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+VARLEN, FLASH, EFFICIENT, MASKED = Kernel.VARLEN, Kernel.FLASH, Kernel.EFFICIENT, Kernel.MASKED
+HEADS, KEY_HEADS, SIZE = 4, 2, 8
+CPU = torch.device("cpu")
+attend: Any = attention._attention
+attend_groups: Any = attention._attend_groups
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "head", "value_head", "wanted"),
+    [
+        (None, BF16, 128, 128, (MASKED,)),  # a CPU
+        ((7, 5), FP16, 128, 128, (EFFICIENT, MASKED)),  # Turing: flash needs sm80
+        ((7, 0), FP16, 64, 64, (EFFICIENT, MASKED)),
+        ((8, 0), BF16, 128, 128, (VARLEN, FLASH, EFFICIENT, MASKED)),
+        ((8, 6), BF16, 128, 128, (VARLEN, FLASH, EFFICIENT, MASKED)),  # RTX 3090
+        ((8, 9), FP16, 128, 128, (VARLEN, FLASH, EFFICIENT, MASKED)),  # RTX 4090
+        ((8, 9), BF16, 256, 256, (VARLEN, FLASH, EFFICIENT, MASKED)),  # Gemma
+        ((8, 9), BF16, 200, 200, (EFFICIENT, MASKED)),  # not to be trained on these cards
+        ((12, 0), BF16, 208, 208, (EFFICIENT, MASKED)),
+        ((9, 0), BF16, 200, 200, (VARLEN, FLASH, EFFICIENT, MASKED)),
+        ((8, 9), FP32, 128, 128, (EFFICIENT, MASKED)),  # flash knows no fp32
+        ((8, 9), BF16, 512, 512, (EFFICIENT, MASKED)),
+        ((8, 9), BF16, 192, 128, (EFFICIENT, MASKED)),  # DeepSeek's values
+        ((8, 9), BF16, 100, 100, (FLASH, EFFICIENT, MASKED)),  # padded to a multiple of eight by torch there alone
+    ],
+)
+def test_kernels_worth_trying(
+    capability: tuple[int, int] | None, dtype: torch.dtype, head: int, value_head: int, wanted: tuple[Kernel, ...]
+) -> None:
+    assert kernels_for(capability, dtype, head, value_head) == wanted
+    windowed = kernels_for(capability, dtype, head, value_head, window=True)
+    assert windowed == tuple(kernel for kernel in wanted if kernel in (VARLEN, MASKED))
+    without = kernels_for(capability, dtype, head, value_head, varlen=False)
+    assert without == tuple(kernel for kernel in wanted if kernel is not VARLEN)
+    if capability is not None:
+        assert flash_serves(capability, dtype, head, value_head) == (FLASH in wanted)
+
+
+#: Parameters of torch's ``varlen_attn`` after the tensors and lengths, as it has grown.
+FIRST = ("is_causal", "return_aux")
+SECOND = ("return_aux", "scale", "window_size")
+THIRD = (*SECOND, "enable_gqa", "seqused_k", "block_table", "num_splits")
+
+
+@pytest.mark.parametrize(
+    ("known", "grouped", "window", "scale", "wanted"),
+    [
+        (FIRST, False, None, None, {"is_causal": True}),
+        (FIRST, False, None, 64**-0.5, {"is_causal": True}),
+        (FIRST, False, None, 0.5, None),
+        (FIRST, False, 10, None, None),
+        (SECOND, True, None, 0.5, {"window_size": (-1, 0), "scale": 0.5}),
+        (SECOND, False, 10, None, {"window_size": (9, 0), "scale": None}),
+        (THIRD, True, 10, None, {"window_size": (9, 0), "scale": None, "enable_gqa": True}),
+        ((), False, None, None, None),
+    ],
+)
+def test_arguments_of_the_versions_of_torch(
+    known: tuple[str, ...], grouped: bool, window: int | None, scale: float | None, wanted: dict[str, object] | None
+) -> None:
+    assert varlen_arguments(known, grouped=grouped, window=window, scale=scale, head=64) == wanted
+
+
+def test_this_torchs_variable_length_attention_knows_all_of_it() -> None:
+    found = attention_kernels.find_varlen()
+    assert found is not None
+    known = inspect.signature(found).parameters
+    assert varlen_arguments(known, grouped=True, window=4, scale=0.1, head=64) is not None
+
+
+def test_a_layout_as_sequences() -> None:
+    layout = Layout((Group(5, 2, 3), Group(0, 1, 9)))
+    assert layout.sequences == Sequences((5, 3, 3, 9), (5, 8, 8, 9))
+    queries, keys = layout.sequences.sums(CPU)
+    assert queries.tolist() == [0, 5, 8, 11, 20]
+    assert keys.tolist() == [0, 5, 13, 21, 30]
+    assert layout.sequences.sums(CPU)[0] is queries, "one transfer for all layers"
+
+
+class Module:
+    num_key_value_groups = HEADS // KEY_HEADS
+    is_causal = True
+
+
+@pytest.fixture
+def varlen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """A CPU with variable-length attention; the windows that it was called with."""
+    windows: list[tuple[int, int]] = []
+
+    def told(*args: Any, **kwargs: Any) -> torch.Tensor:
+        windows.append(kwargs["window_size"])
+        return varlen_attn(*args, **kwargs)
+
+    told.__signature__ = inspect.signature(varlen_attn)  # type: ignore[attr-defined]
+    monkeypatch.setattr(attention_kernels, "find_varlen", lambda: told)
+    monkeypatch.setattr(attention, "choose_kernel", lambda *_args, **_kwargs: VARLEN)
+    monkeypatch.setattr(attention, "_windowed", {"cpu"})
+    return windows
+
+
+LAYOUTS = [
+    Layout((Group(5, 3, 6), Group(0, 2, 4), Group(0, 1, 9))),
+    Layout((Group(0, 3, 8),)),
+    Layout((Group(7, 2, 1),)),
+]
+
+
+def inputs_of(layout: Layout, dtype: torch.dtype = FP32) -> list[torch.Tensor]:
+    tokens = sum(group.tokens for group in layout.groups)
+    generator = torch.Generator().manual_seed(4)
+    return [
+        torch.randn(1, tokens, heads, SIZE, generator=generator).to(dtype).transpose(1, 2).requires_grad_()
+        for heads in (HEADS, KEY_HEADS, KEY_HEADS)
+    ]
+
+
+def outcome(out: torch.Tensor, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(9))
+    return [out.detach(), *torch.autograd.grad((out.float() * weight).sum(), inputs)]
+
+
+def assert_same(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> None:
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_variable_lengths_give_what_masks_give(layout: Layout, varlen: list[tuple[int, int]]) -> None:
+    inputs = inputs_of(layout)
+    wanted = outcome(attend_groups(*inputs, layout, 0.3, MASKED), inputs)
+    assert_same(outcome(attend(Module(), *inputs, None, layout=layout, scaling=0.3)[0], inputs), wanted)
+    assert varlen == [(-1, 0)], "one call for all groups"
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("size", [1, 3, 7, 10])
+def test_windows_of_packed_rows_give_what_masks_give(
+    layout: Layout, size: int, varlen: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = inputs_of(layout)
+    monkeypatch.setattr(attention, "SHORT_ROW", 0)
+    wanted = outcome(attend_groups(*inputs, layout, None, MASKED, size), inputs)
+    assert_same(outcome(attend(Module(), *inputs, Window(size), layout=layout)[0], inputs), wanted)
+    assert varlen == [(size - 1, 0) if size < layout.longest else (-1, 0)]
+
+
+@pytest.mark.parametrize("kernel", [VARLEN, MASKED])
+@pytest.mark.parametrize("size", [1, 4, 11, 12])
+def test_windows_of_padded_rows_give_what_masks_give(
+    size: int, kernel: Kernel, varlen: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "choose_kernel", lambda *_args, **_kwargs: kernel)
+    generator = torch.Generator().manual_seed(4)
+    inputs = [
+        torch.randn(3, 12, heads, SIZE, generator=generator).transpose(1, 2).requires_grad_()
+        for heads in (HEADS, KEY_HEADS, KEY_HEADS)
+    ]
+    dense = torch.ones(12, 12, dtype=torch.bool).tril().triu(1 - size)
+    wanted = outcome(attend(Module(), *inputs, dense)[0], inputs)
+    assert_same(outcome(attend(Module(), *inputs, Window(size))[0], inputs), wanted)
+    assert varlen == ([(size - 1, 0)] if size < 12 and kernel is VARLEN else [])
+
+
+@pytest.mark.parametrize("kernel", [FLASH, EFFICIENT])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_lower_right_bias_gives_what_masks_give(
+    layout: Layout, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "SHORT_ROW", 0)
+    inputs = inputs_of(layout)
+    wanted = outcome(attend_groups(*inputs, layout, 0.3, MASKED), inputs)
+    assert_same(outcome(attend_groups(*inputs, layout, 0.3, kernel), inputs), wanted)
+
+
+def test_under_autocast_kernels_get_its_dtype(varlen: list[tuple[int, int]]) -> None:
+    """Norms that are trained in fp32 give queries in fp32, beside values in 16 bit."""
+    layout = LAYOUTS[0]
+    query, key, value = inputs_of(layout)
+    with torch.autocast("cpu", dtype=BF16):
+        out, _ = attend(Module(), query, key, value.bfloat16(), None, layout=layout)
+    assert out.dtype is BF16
+    assert varlen
+
+
+def test_a_layer_that_has_a_window_but_no_mask_for_it_is_refused(varlen: list[tuple[int, int]]) -> None:
+    with pytest.raises(LayoutError, match="11 tokens pass the attention window of 10"):
+        attend(Module(), *inputs_of(LAYOUTS[0]), None, layout=LAYOUTS[0], sliding_window=10)
+    assert varlen == []
+
+
+# The trial.
+
+
+def draws(dtype: torch.dtype = FP32) -> list[torch.Tensor]:
+    return trial_inputs(CPU, dtype, HEADS, KEY_HEADS, SIZE, SIZE)
+
+
+@pytest.fixture
+def long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The function for short rows on a CPU out of the way."""
+    monkeypatch.setattr(attention, "SHORT_ROW", 0)
+
+
+@pytest.mark.parametrize("dtype", [FP32, BF16, FP16])
+@pytest.mark.usefixtures("long", "varlen")
+def test_kernels_that_give_the_same_pass_the_trial(dtype: torch.dtype) -> None:
+    assert try_kernel(FLASH, draws(dtype), window=False).passed
+    assert try_kernel(EFFICIENT, draws(dtype), window=False).passed
+    assert try_kernel(VARLEN, draws(dtype), window=False).passed
+    assert try_kernel(VARLEN, draws(dtype), window=True).passed
+
+
+def off_by_one(*args: Any, **kwargs: Any) -> torch.Tensor:
+    left, right = kwargs.pop("window_size")
+    return varlen_attn(*args, window_size=(left + 1 if left >= 0 else 3, right), **kwargs)
+
+
+def upper_left(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    """A kernel whose first query belongs to the first key."""
+    queries, keys, _, _ = args
+    mixed = keys.clone()
+    mixed[1:] = queries[1:] + (keys[-1] - queries[-1])
+    return varlen_attn(query, key, value, queries, mixed, args[2], int(mixed.diff().max()), **kwargs)
+
+
+def refusing(*_args: Any, **_kwargs: Any) -> torch.Tensor:
+    raise RuntimeError("FlashAttention only supports Ampere GPUs or newer.")
+
+
+@pytest.mark.parametrize("wrong", [off_by_one, upper_left, refusing])
+@pytest.mark.parametrize("window", [False, True])
+@pytest.mark.usefixtures("long")
+def test_kernels_that_do_not_are_not_taken(
+    wrong: Callable[..., torch.Tensor], window: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = inspect.signature(varlen_attn)
+
+    @functools.wraps(wrong)
+    def told(*args: Any, **kwargs: Any) -> torch.Tensor:
+        return wrong(*args, **kwargs)
+
+    told.__signature__ = known  # type: ignore[attr-defined]
+    monkeypatch.setattr(attention_kernels, "find_varlen", lambda: told)
+    assert not try_kernel(VARLEN, draws(), window=window).passed
+
+
+def proven(window: bool) -> Kernel:
+    attention._proven_kernel.cache_clear()
+    return attention._proven_kernel(CPU, FP32, HEADS, KEY_HEADS, SIZE, SIZE, window)
+
+
+@pytest.mark.usefixtures("long")
+def test_the_first_kernel_that_passes_is_taken(monkeypatch: pytest.MonkeyPatch, varlen: list[tuple[int, int]]) -> None:
+    """On a card of a capability that is asserted, with the arithmetic of this machine."""
+    monkeypatch.setattr(attention, "capability_of", lambda _device: (8, 9))
+    monkeypatch.setattr(attention, "kernels_for", lambda *_args, **_kwargs: (VARLEN, FLASH, EFFICIENT, MASKED))
+    assert proven(window=False) is VARLEN
+    monkeypatch.setattr(attention_kernels, "find_varlen", lambda: None)
+    assert proven(window=False) is FLASH
+    monkeypatch.setattr(attention, "kernels_for", lambda *_args, **_kwargs: (VARLEN, MASKED))
+    assert proven(window=True) is MASKED
+    attention._proven_kernel.cache_clear()
+    assert varlen
+
+
+def test_a_trial_within_recomputation_leaves_it_alone(
+    monkeypatch: pytest.MonkeyPatch, varlen: list[tuple[int, int]]
+) -> None:
+    """The first row longer than a window may come within a layer whose activations are recomputed."""
+    monkeypatch.setattr(attention, "kernels_for", lambda *_args, **_kwargs: (VARLEN, MASKED))
+    layout = LAYOUTS[0]
+    inputs = inputs_of(layout)
+    wanted = outcome(attend(Module(), *inputs, Window(3), layout=layout)[0], inputs)
+    monkeypatch.setattr(
+        attention,
+        "choose_kernel",
+        lambda *_args, window: attention._proven_kernel(CPU, FP32, HEADS, KEY_HEADS, SIZE, SIZE, window),
+    )
+    attention._proven_kernel.cache_clear()
+    out = torch.utils.checkpoint.checkpoint(
+        lambda *tensors: attend(Module(), *tensors, Window(3), layout=layout)[0], *inputs, use_reentrant=False
+    )
+    assert_same(outcome(out, inputs), wanted)
+    assert attention._proven_kernel.cache_info().misses == 1
+    attention._proven_kernel.cache_clear()
+
+
+def test_a_cpu_keeps_its_way() -> None:
+    inputs = inputs_of(LAYOUTS[0])
+    assert choose_kernel(inputs[0], inputs[1], inputs[2], window=False) is MASKED
+    assert attention.capability_of(CPU) is None
+
+
+# Where grouped heads would lead to the math kernel.
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "repeats"),
+    [((7, 5), FP16, True), ((8, 9), FP32, True), ((8, 9), FP16, False), (None, FP32, False)],
+)
+def test_keys_are_repeated_where_flash_does_not_serve(
+    capability: tuple[int, int] | None, dtype: torch.dtype, repeats: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "capability_of", lambda _device: capability)
+    monkeypatch.setattr(attention, "SHORT_ROW", 0)
+    inputs = [tensor.detach().to(dtype).requires_grad_() for tensor in inputs_of(Layout((Group(0, 1, 12),)))]
+    asked: list[bool] = []
+    usual = torch.nn.functional.scaled_dot_product_attention
+
+    def told(*args: Any, **kwargs: Any) -> torch.Tensor:
+        asked.append(bool(kwargs.get("enable_gqa")))
+        return usual(*args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", told)
+    out, _ = attend(Module(), *inputs, None)
+    assert asked == [not repeats]
+    monkeypatch.undo()
+    wanted, _ = attend(Module(), *inputs, None)
+    torch.testing.assert_close(out, wanted, atol=2e-3, rtol=2e-3)
+    assert attention._repeats_keys(inputs[0], inputs[0], inputs[0]) is False
+
+
+# Whole models.
+
+SMALL = {"vocab_size": 260, "hidden_size": 32, "num_hidden_layers": 2, "pad_token_id": 0, "intermediate_size": 48}
+GROUPED = {"num_attention_heads": 4, "num_key_value_heads": 2}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        MistralConfig(**SMALL, **GROUPED, sliding_window=6),
+        Phi3Config(**SMALL, **GROUPED, sliding_window=6),
+        Gemma3TextConfig(
+            **SMALL, **GROUPED, head_dim=8, sliding_window=6, layer_types=["sliding_attention", "full_attention"]
+        ),
+        LlamaConfig(**SMALL, **GROUPED),
+    ],
+)
+def test_models_with_windows_make_no_mask_and_give_the_same(
+    config: Any, varlen: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    ids = torch.randint(5, 250, (3, 20), generator=torch.Generator().manual_seed(1))
+    wanted = model(input_ids=ids, use_cache=False).logits
+    attention.register()
+    model.set_attn_implementation(attention.NAME)
+    windows = config.model_type != "llama"
+    monkeypatch.setattr(torch.Tensor, "tril_", lambda *_: pytest.fail("a dense mask"))
+    found = model(input_ids=ids, use_cache=False).logits
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+    assert varlen == ([(5, 0)] * (1 if config.model_type == "gemma3_text" else 2) if windows else [])
+    # Of packed rows, the same.
+    layout = Layout((Group(0, 3, 20),))
+    places = torch.arange(20).repeat(3)[None]
+    with masks_left_out(layout):
+        packed = model(input_ids=ids.reshape(1, -1), position_ids=places, use_cache=False, layout=layout).logits
+    torch.testing.assert_close(packed.reshape(wanted.shape), wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_generation_and_padding_masks_keep_their_masks(varlen: list[tuple[int, int]]) -> None:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(MistralConfig(**SMALL, **GROUPED, sliding_window=6)).eval()
+    ids = torch.randint(5, 250, (2, 15), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(ids)
+    mask[1, :4] = 0
+    arguments = {"max_new_tokens": 5, "do_sample": False, "attention_mask": mask}
+    wanted = model.generate(ids, **arguments)
+    attention.register()
+    model.set_attn_implementation(attention.NAME)
+    assert torch.equal(model.generate(ids, **arguments), wanted)
+    assert varlen == []
+
+
+def test_the_bias_of_square_groups_is_plain_causality() -> None:
+    inputs = inputs_of(Layout((Group(0, 1, 5),)))
+    found = attend_lower_right(inputs[0], inputs[1], inputs[2], scale=None)
+    wanted = torch.nn.functional.scaled_dot_product_attention(*inputs, is_causal=True, enable_gqa=True)
+    torch.testing.assert_close(found, wanted, atol=0, rtol=0)
