@@ -10,7 +10,6 @@ from typing import Any
 from core.hardware import cpu
 from core.hardware.card import Card, find_card
 from core.hardware.cpu_bf16 import prefers_bf16
-from core.hardware.cpu_bf16 import prefers_bf16
 from core.hardware.nvml import Nvml, NvmlUnavailableError
 from core.hardware.snapshot import Device
 from core.units import format_bytes
