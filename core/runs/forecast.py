@@ -183,7 +183,7 @@ def this_machine(config: Config, gpu_memory: int | None = None) -> Machine:
     from core.hardware.cpu_bf16 import prefers_bf16
     from core.hardware.sampler import snapshot
     from core.hardware.torch_check import obstacle_here
-    from core.hardware.wsl import is_wsl
+    from core.hardware.wsl import MEMORY_SHARE, is_wsl
 
     wsl = is_wsl()
     machine = Machine("cpu", disk_free_bytes=_disk_free(), bf16=prefers_bf16(), expandable=not wsl, pages=not wsl)
@@ -197,10 +197,11 @@ def this_machine(config: Config, gpu_memory: int | None = None) -> Machine:
         named = [device for device in gpus if gpu is not None and _is_called(device, gpu)]
         host_used, host_total = cpu_memory()
         card = (named or gpus)[0]
+        free = card.available
         return replace(
             machine,
             kind="cuda",
-            limit_bytes=card.available,
+            limit_bytes=int(MEMORY_SHARE * free) if wsl and free is not None else free,
             host_bytes=host_total - host_used,
             device=card.name,
             calibration=read_calibration(card.name),
