@@ -8,7 +8,7 @@ import bitsandbytes as bnb
 import torch
 
 from core.worker.fused import rotary
-from core.worker.fused.attention import capability_of, trial_inputs, try_kernel
+from core.worker.fused.attention import capability_of, trial_inputs, try_kernel, try_opaque
 from core.worker.fused.attention_kernels import Kernel, kernels_for
 from core.worker.fused.frozen_weight import FrozenWeight
 from core.worker.fused.lora import LoraLinear
@@ -164,6 +164,7 @@ def _attention(device: torch.device, dtype: torch.dtype) -> Iterator[Trial]:
         for kernel in kernels_for(capability_of(device), dtype, HEAD, HEAD, window=window):
             if kernel is not Kernel.MASKED:
                 yield try_kernel(kernel, trial_inputs(device, dtype, HEADS, HEADS // 2, HEAD, HEAD), window=window)
+    yield try_opaque(device, dtype)
 
 
 #: The kinds of fast paths, each with its trials for a device and a dtype.

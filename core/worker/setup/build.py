@@ -47,7 +47,8 @@ from core.worker.progress.best import BestStep
 from core.worker.progress.finite import FiniteCheck
 from core.worker.progress.intervals import Intervals
 from core.worker.progress.state import TrainState
-from core.worker.setup.fast_paths import choose_packing, compile_layers, fuse_layers, wants_packing
+from core.worker.setup.compilation import Compilation, compile_layers, try_compilation
+from core.worker.setup.fast_paths import choose_packing, fuse_layers, wants_packing
 from core.worker.setup.memory_decision import MemoryDecision, MemoryMeter, decide_memory
 from core.worker.setup.preparation import Prepared, prepare
 from core.worker.setup.self_check import check_head, check_model
@@ -79,6 +80,8 @@ class Parts:
     checkpointer: Checkpointer
     rollback: Rollback
     control_point: ControlPoint
+    compilation: Compilation | None
+    """None where layers run as they are."""
 
 
 def build(config: Config, recorder: Recorder, controls: Controls, found: Checkpoint | None) -> Parts:
@@ -107,12 +110,13 @@ def build(config: Config, recorder: Recorder, controls: Controls, found: Checkpo
     base_fingerprint = BaseFingerprint(prepared.base)
     loaded = _load_model(config, prepared, recorder, controls, fresh=found is None)
     device = loaded.device
-    fused = fuse_layers(config, loaded)
+    accelerator = make_accelerator(loaded)
+    compiled = train.compile and _try_compilation(config, loaded, accelerator, recorder, controls)
+    fused = fuse_layers(config, loaded, compiled=compiled)
     token_budget = first_budget(device, whole=in_backward)
     memory = decide_memory(config, device, dataset, token_budget)
     if memory.dequantized:
         fused.keep_weights(loaded.dtype)
-    accelerator = make_accelerator(loaded)
     loss, choice = _make_loss(config, loaded, dataset, fused, accelerator, found)
     report = recorder.reporter("loading_model", controls.check_stop)
     budget = found.manifest.get("reference_budget") if found is not None else None
@@ -163,8 +167,7 @@ def build(config: Config, recorder: Recorder, controls: Controls, found: Checkpo
     )
     if device.type == "cpu":
         keep_freed_memory()
-    if train.compile:
-        compile_layers(loaded, recorder.warn)
+    compilation = compile_layers(loaded, recorder.warn) if compiled else None
     template, autocast = prepared.template, accelerator.autocast
     fingerprints = Fingerprints(prepared.data_fingerprint, prepared.held_out_fingerprint, base_fingerprint)
     checkpointer = Checkpointer(config, loaded, update, state, checkpointing, fingerprints, template, recorder)
@@ -204,6 +207,7 @@ def build(config: Config, recorder: Recorder, controls: Controls, found: Checkpo
         checkpointer=checkpointer,
         rollback=rollback,
         control_point=control_point,
+        compilation=compilation,
     )
 
 
@@ -236,6 +240,16 @@ def _load_model(
         names = ", ".join(f"{name} {count}" for name, count in found.items())
         recorder.notice("info", "adapters", f"{sum(found.values())} layers have adapters: {names}.")
     return dataclasses.replace(loaded, model=model)
+
+
+def _try_compilation(
+    config: Config, loaded: LoadedModel, accelerator: Accelerator, recorder: Recorder, controls: Controls
+) -> bool:
+    """Whether the model's layers can be compiled; the attention of training is in them when that is tried."""
+    fuse_layers(config, loaded, compiled=True)
+    controls.check_stop()
+    recorder.phase("loading_model", "compiling a layer")
+    return try_compilation(loaded, accelerator.autocast, recorder.warn)
 
 
 def _make_loss(
