@@ -156,6 +156,8 @@ class FinetuneRecipe:
         )
         state.paused_seconds = 0.0
         self.recorder.end_step(state.step)
+        if parts.compilation is not None:
+            parts.compilation.report(state.step, self.recorder.notice)
 
     def loop(self, *, rehearses: bool) -> None:
         """Optimizer steps to the end, evaluations and checkpoints where they are due, and a control point after each.
