@@ -210,7 +210,7 @@ def as_json(found: Forecast) -> dict[str, Any]:
         "reason": plan.reason,
         "activation_offload": plan.offload,
         "host_bytes": plan.host_bytes,
-        "paged_bytes": plan.paged_bytes,
+        "states_host_bytes": plan.states_host_bytes,
         "host_free_bytes": plan.host_free_bytes,
         "micro_batch": {
             "rows": plan.micro_batch.rows,

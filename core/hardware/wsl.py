@@ -10,6 +10,9 @@ NO_EXPANDABLE_SEGMENTS = "expandable segments are off under WSL 2, where the dri
 #: The sentence on pinned memory there.
 NO_PINNED_MEMORY = "pinned memory is short under WSL 2, and memory.activation_offload = on takes it all the same"
 
+#: Share of a card's free memory that a run may take there, where more is silently taken from the host's.
+MEMORY_SHARE = 0.95
+
 
 def is_wsl(root: Path = Path("/")) -> bool:
     """Whether this is a kernel of WSL, version 1 or 2."""

@@ -29,6 +29,8 @@ class Machine:
         calibration: Constants measured on it; None to assume them.
         capability: Compute capability of a GPU; None if unknown.
         expandable: Whether the segments of a GPU's allocator are expandable, which keeps fragmentation low.
+        pins: Whether pinned host memory may be used without being asked for.
+        pages: Whether a GPU's driver can page optimizer states; that of WSL 2 cannot.
     """
 
     kind: DeviceKind
@@ -40,6 +42,8 @@ class Machine:
     calibration: Calibration | None = None
     capability: tuple[int, int] | None = None
     expandable: bool = True
+    pins: bool = True
+    pages: bool = True
 
 
 @dataclass(frozen=True)
@@ -93,8 +97,7 @@ class Plan:
         device: The kind of device.
         offload: Whether activation offloading is on: checkpointed layer inputs are in host memory.
         host_bytes: Most pinned host memory for it.
-        paged_bytes: Most host memory of a paged optimizer: its states, and the largest of them once more while a
-            checkpoint is written or read.
+        states_host_bytes: Most host memory of a paged optimizer's states.
         host_free_bytes: Free host memory.
         notes: Remarks on the figures, as sentences.
         targets: Last name components of the layers that get adapters, and the number of layers of each.
@@ -119,7 +122,7 @@ class Plan:
     device: DeviceKind
     offload: bool = False
     host_bytes: int = 0
-    paged_bytes: int = 0
+    states_host_bytes: int = 0
     host_free_bytes: int | None = None
     notes: tuple[str, ...] = field(default=())
     targets: tuple[tuple[str, int], ...] = field(default=())
@@ -156,7 +159,7 @@ class Plan:
         """Whether offloaded activations and paged optimizer states fit into host memory; None if unknown."""
         if self.host_free_bytes is None:
             return None
-        return self.host_bytes + self.paged_bytes <= self.host_free_bytes
+        return self.host_bytes + self.states_host_bytes <= self.host_free_bytes
 
     @property
     def disk_fits(self) -> bool | None:

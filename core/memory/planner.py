@@ -24,6 +24,7 @@ from core.memory.batching import (
     tokens_of_rows,
 )
 from core.memory.choice import choose_way
+from core.memory.host import states_host_bytes
 from core.memory.overhead import around_cpu, around_gpu, process
 from core.memory.phases import MicroBatch, Pass, Phase
 from core.memory.plan import RECLAIMABLE, Machine, Part, Plan, Way
@@ -104,7 +105,10 @@ def make_plan(
             token_budgets(first, longest),
             _kept_layers(config, architecture.depth),
             lambda way: plan(way, keeps),
-            offload=offload is None and config.memory.activation_offload == "auto" and machine.kind == "cuda",
+            offload=machine.kind == "cuda"
+            and machine.pins
+            and offload is None
+            and config.memory.activation_offload == "auto",
         )
     # If memory had to be freed already, there is none for copies.
     freed = found.checkpointing or found.token_budget < first
@@ -280,10 +284,9 @@ class _Planner:
         parts = [*static, *moving, *self._surroundings([*static, *moving], phases)]
         loading = self._loading(weights)
         # Paged optimizer states move to host memory when anything else needs the GPU.
-        paged = states if self.cuda and self.config.train.optimizer.startswith("paged_") else 0
+        paged = states if self._pages else 0
         needed = max(_needed(parts) - paged, _needed(loading))
-        largest = max((optimizer_bytes(kind, rows * columns, columns) for rows, columns, _ in tensors), default=0)
-        on_host = paged + largest if paged else 0
+        on_host = states_host_bytes(kind, tensors) if paged else 0
         if paged > PAGED_NOTE:
             self.notes.append(
                 f"{format_bytes(paged)} of optimizer states are paged: they move to the machine's memory where the "
@@ -317,7 +320,7 @@ class _Planner:
             device=self.machine.kind,
             offload=self.offload,
             host_bytes=pinned,
-            paged_bytes=on_host,
+            states_host_bytes=on_host,
             host_free_bytes=self.machine.host_bytes,
             notes=tuple(self.notes + self._caveats()),
             targets=tuple(self._targets().items()),
@@ -390,7 +393,7 @@ class _Planner:
         if self.checkpointing and self.kept_layers:
             what = f"what the last {self.kept_layers} layers keep for backward, and the inputs of the others"
         if self.offload:
-            what = "the input of the layer at work, the others in the machine's memory"
+            what = "the inputs of two layers, the others in the machine's memory"
         positions = min(chunk_positions(self.model.vocabulary), batch.supervised)
         loss = f"logits of {positions} positions and their gradients"
         return [
@@ -402,13 +405,17 @@ class _Planner:
             Part("update", int(phase.update), "an update of a large tensor, before it is rounded into the weights"),
         ]
 
+    @property
+    def _pages(self) -> bool:
+        """Whether optimizer states are paged."""
+        return self.cuda and self.machine.pages and self.config.train.optimizer.startswith("paged_")
+
     def _surroundings(self, tensors: list[Part], phases: dict[str, Phase]) -> list[Part]:
         if not self.cuda:
             kept = self.how.quantized or is_mapped(self.model, self.how)
             return around_cpu(self.model, phases, 0 if kept else self._file_bytes(), self.machine)
         # Paged optimizer states are not in the caching allocator.
-        paged = self.config.train.optimizer.startswith("paged_")
-        return around_gpu((part for part in tensors if not (paged and part.name == "optimizer")), self.machine)
+        return around_gpu((part for part in tensors if not (self._pages and part.name == "optimizer")), self.machine)
 
     def _loading(self, weights: list[Part]) -> list[Part]:
         """Loading: while weights are converted, their source file is memory-mapped at the same time."""

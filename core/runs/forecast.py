@@ -183,9 +183,10 @@ def this_machine(config: Config, gpu_memory: int | None = None) -> Machine:
     from core.hardware.cpu_bf16 import prefers_bf16
     from core.hardware.sampler import snapshot
     from core.hardware.torch_check import obstacle_here
-    from core.hardware.wsl import is_wsl
+    from core.hardware.wsl import MEMORY_SHARE, is_wsl
 
-    machine = Machine("cpu", disk_free_bytes=_disk_free(), bf16=prefers_bf16(), expandable=not is_wsl())
+    wsl = is_wsl()
+    machine = Machine("cpu", disk_free_bytes=_disk_free(), bf16=prefers_bf16(), expandable=not wsl, pages=not wsl)
     if gpu_memory is not None:
         return replace(machine, kind="cuda", limit_bytes=gpu_memory)
     wanted, gpu = config.hardware.device, config.hardware.gpu
@@ -196,15 +197,15 @@ def this_machine(config: Config, gpu_memory: int | None = None) -> Machine:
         named = [device for device in gpus if gpu is not None and _is_called(device, gpu)]
         host_used, host_total = cpu_memory()
         card = (named or gpus)[0]
-        # Under WSL 2 activations are moved to the host only where that is asked for.
-        no_host = config.memory.activation_offload == "auto" and is_wsl()
+        free = card.available
         return replace(
             machine,
             kind="cuda",
-            limit_bytes=card.available,
-            host_bytes=0 if no_host else host_total - host_used,
+            limit_bytes=int(MEMORY_SHARE * free) if wsl and free is not None else free,
+            host_bytes=host_total - host_used,
             device=card.name,
             calibration=read_calibration(card.name),
+            pins=not wsl,
         )
     if wanted == "cuda":
         raise UserError(

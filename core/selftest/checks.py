@@ -18,7 +18,7 @@ class Subject:
         name: Its name in the report.
         title: The same in a word or two.
         proves: What it proves, as a clause.
-        deadline: Seconds after which it is ended and has failed.
+        deadline: Seconds after which it is ended and has failed: far beyond what it takes on a slow machine.
         needs_model: Whether it trains the starter model.
     """
 
@@ -31,13 +31,13 @@ class Subject:
 
 #: In the order in which they are made: the device first, since the others are told of by its name.
 SUBJECTS: tuple[Subject, ...] = (
-    Subject("driver", "driver", "the driver's readings are of the card that torch computes on", 90, needs_model=False),
-    Subject("fast_paths", "fast paths", "each fast path computes what the plain path computes", 180, needs_model=False),
-    Subject("training", "training", "twenty steps learn as they did where the shipped losses were recorded", 240),
-    Subject("memory", "memory", "a run takes the memory that was predicted", 300),
-    Subject("resume", "resume", "a run that is interrupted and resumed ends as one that was not", 300),
-    Subject("out_of_memory", "out of memory", "a run survives running out of memory, forward and backward", 180),
-    Subject("speed", "speed", "how fast it trains, by what the device could do", 180),
+    Subject("driver", "driver", "the driver's readings are of the card that torch computes on", 120, needs_model=False),
+    Subject("fast_paths", "fast paths", "each fast path computes what the plain path computes", 300, needs_model=False),
+    Subject("training", "training", "twenty steps learn as they did where the shipped losses were recorded", 600),
+    Subject("memory", "memory", "a run takes the memory that was predicted", 600),
+    Subject("resume", "resume", "a run that is interrupted and resumed ends as one that was not", 600),
+    Subject("out_of_memory", "out of memory", "a run survives running out of memory, forward and backward", 600),
+    Subject("speed", "speed", "how fast it trains, by what the device could do", 600),
 )
 
 

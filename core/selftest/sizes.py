@@ -40,6 +40,7 @@ class Sizes:
         curve_steps: Steps that are compared with the shipped losses.
         shapes: Shapes that memory is measured with.
         resume_steps: Steps of the run that is interrupted.
+        shortage: Shape of the batches of a run that is short of memory; several rows, so that it can give way.
         speed: Shape of the batches whose speed is measured.
         speed_steps: Steps measured; those before are warm-up.
         matrix: Edge of the matrices whose product gives the matrix rate.
@@ -50,6 +51,7 @@ class Sizes:
     curve_steps: int = 20
     shapes: tuple[Shape, ...] = CPU_SHAPES
     resume_steps: int = 8
+    shortage: Shape = Shape(4, 256)
     speed: Shape = Shape(8, 128)
     speed_steps: int = 4
     matrix: int = 1536
@@ -60,7 +62,14 @@ class Sizes:
         """The sizes for a kind of device, ``cpu`` or ``cuda``."""
         if kind != "cuda":
             return cls()
-        return cls(shapes=CUDA_SHAPES, resume_steps=16, speed=Shape(8, 512), speed_steps=20, matrix=8192)
+        return cls(
+            shapes=CUDA_SHAPES,
+            resume_steps=16,
+            shortage=Shape(8, 512),
+            speed=Shape(8, 512),
+            speed_steps=20,
+            matrix=8192,
+        )
 
     def smallest(self) -> Sizes:
         """The same with as little work as each check makes sense with."""
@@ -77,4 +86,5 @@ class Sizes:
     def from_dict(cls, data: dict[str, Any]) -> Sizes:
         """From what :meth:`to_dict` gave, once it has been JSON."""
         shapes = tuple(Shape(**shape) for shape in data["shapes"])
-        return cls(**{**data, "shapes": shapes, "speed": Shape(**data["speed"])})
+        one = {name: Shape(**data[name]) for name in ("shortage", "speed")}
+        return cls(**{**data, **one, "shapes": shapes})

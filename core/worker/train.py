@@ -20,7 +20,7 @@ from core.runs.events import StepEvent
 from core.runs.sentences import ALL_DONE, BEST_CHOSEN
 from core.worker.checkpoint.checkpointer import find_checkpoint
 from core.worker.control_point import EvaluationSkipped
-from core.worker.data.batches import MicroBatch, collate, supervised_count
+from core.worker.data.batches import make_micro_batch, supervised_count
 from core.worker.loss.objectives import Rewards
 from core.worker.oom.retry import MemoryShortageError, TornUpdateError
 from core.worker.process.control import Controls, StopRequested
@@ -106,7 +106,8 @@ class FinetuneRecipe:
         for done, rows in enumerate(micro_batches):
             if len(micro_batches) > 1:
                 self.recorder.progress("micro_batches", done, len(micro_batches))
-            batch = MicroBatch(rows, *collate(objective.sequences(rows), parts.loaded.pad_id, device), most_shared)
+            # Made while the device still computes the gradients of the one before.
+            batch = make_micro_batch(rows, objective.sequences(rows), parts.loaded.pad_id, device, most_shared)
             with parts.noise.on(rows, [data.rows[row].longest for row in rows]), parts.accelerator.autocast():
                 # The outputs have no name: they are gone before backward.
                 loss = objective.loss(batch, objective.forward(batch))
@@ -155,6 +156,8 @@ class FinetuneRecipe:
         )
         state.paused_seconds = 0.0
         self.recorder.end_step(state.step)
+        if parts.compilation is not None:
+            parts.compilation.report(state.step, self.recorder.notice)
 
     def loop(self, *, rehearses: bool) -> None:
         """Optimizer steps to the end, evaluations and checkpoints where they are due, and a control point after each.

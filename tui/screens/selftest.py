@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Container
+from collections.abc import Container
 from dataclasses import dataclass
 
 from textual import events, on, work
@@ -17,7 +17,7 @@ from core.selftest.checks import SUBJECTS, Check, Result, Subject
 from core.selftest.job import Progress, SelfTest, SelfTestCancelledError
 from core.selftest.report import LABELS, Report, device_line, write_report
 from core.text import one_line
-from tui.screens.overlay import Overlay, key_line
+from tui.screens.overlay import Overlay
 from tui.widgets.text_block import TextBlock
 
 #: Styles of the results.
@@ -26,6 +26,10 @@ _ABOUT = (
     "Proves on this device that training is right: seven checks, about three minutes on a card and five on two cores. "
     "Nothing leaves this machine. While it is on, no run should be."
 )
+
+
+#: Columns of a check's title.
+_TITLE = 15
 
 
 @dataclass
@@ -49,24 +53,19 @@ class Ended(Message):
 
 
 class SelfTestScreen(Overlay[None]):
-    """The self-test: a question, then progress, then the table.
-
-    Args:
-        make: Makes the job.
-    """
+    """The self-test: a question, then progress, then the table."""
 
     DEFAULT_CSS = """
     SelfTestScreen { align: center middle; background: $background 60%; }
     SelfTestScreen > VerticalScroll {
         width: 112; max-width: 98%; height: auto; max-height: 94%; padding: 1 2;
-        border: round $border-focus; border-title-style: bold; background: $surface; scrollbar-size-vertical: 1;
+        border: round $border-focus; border-title-style: bold; border-subtitle-color: $muted;
+        background: $surface; scrollbar-size-vertical: 1;
     }
-    SelfTestScreen #selftest-keys { margin-top: 1; }
     """
 
-    def __init__(self, make: Callable[[], SelfTest] = SelfTest) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._make = make
         self._job: SelfTest | None = None
         self._progress = Progress()
         self._ended: Ended | None = None
@@ -77,11 +76,10 @@ class SelfTestScreen(Overlay[None]):
         return {"enter", "escape", "q", "j", "k", "down", "up", "pageup", "pagedown"}
 
     def compose(self) -> ComposeResult:
-        """A text, and the keys that answer it."""
+        """A text, which scrolls; the keys are in the border, where they are always seen."""
         with VerticalScroll() as box:
             box.border_title = Content("Self-test")
-            yield TextBlock(id="selftest-text")
-            yield TextBlock(id="selftest-keys")
+            yield TextBlock()
 
     def on_mount(self) -> None:
         """Say what it takes, before anything is done."""
@@ -119,7 +117,7 @@ class SelfTestScreen(Overlay[None]):
         event.stop()
 
     def _begin(self) -> None:
-        self._job = self._make()
+        self._job = SelfTest()
         self._show()
         self._run(self._job)
 
@@ -151,22 +149,19 @@ class SelfTestScreen(Overlay[None]):
 
     def _show(self) -> None:
         room = min(112, self.app.size.width * 98 // 100) - 7
-        self.query_one("#selftest-text", TextBlock).show(self._text(room))
-        if self._ended is not None:
-            keys = [("j k", "scroll"), ("esc", "close")]
-        elif self._job is not None:
-            keys = [("esc", "cancel")]
-        else:
-            keys = [("enter", "begin"), ("esc", "leave")]
-        self.query_one("#selftest-keys", TextBlock).show(key_line(keys))
+        self.query_one(TextBlock).show(self._text(room))
+        keys = "j k scroll  esc close"
+        if self._ended is None:
+            keys = "enter begin  esc leave" if self._job is None else "esc cancel"
+        self.query_one(VerticalScroll).border_subtitle = Content(keys)
 
     def _text(self, room: int) -> Content:
         if self._job is None:
             lines = [Content(_ABOUT), Content("")]
             for item in SUBJECTS:
-                first, *rest = textwrap.wrap(item.proves, max(room - 14, 20))
-                lines.append(Content.assemble((f"{item.title:<14}", "bold"), first))
-                lines += [Content(" " * 14 + line) for line in rest]
+                first, *rest = textwrap.wrap(item.proves, max(room - _TITLE, 20))
+                lines.append(Content.assemble((f"{item.title:<{_TITLE}}", "bold"), first))
+                lines += [Content(" " * _TITLE + line) for line in rest]
             return Content("\n").join(lines)
         if self._ended is not None and self._ended.report is None:
             return Content.assemble(("The self-test was not made. ", "bold"), one_line(self._ended.reason, 600))
@@ -176,7 +171,11 @@ class SelfTestScreen(Overlay[None]):
             lines[0] = Content(device_line(self._ended.report.device))
         for item in SUBJECTS:
             check = checks.get(item.name)
-            lines.append(self._waiting(item) if check is None else _done(check, item, room))
+            if check is None:
+                lines.append(self._waiting(item))
+            else:
+                # Until the end a line each, so that the box stays where it is.
+                lines.append(_done(check, item, room, whole=self._ended is not None))
         if self._ended is not None and self._ended.report is not None:
             lines += [Content(""), Content.styled(self._ended.report.summary(), "bold")]
             place = one_line(self._ended.place, 300)
@@ -190,16 +189,20 @@ class SelfTestScreen(Overlay[None]):
             return Content.styled(f"      {item.title}", "$muted")
         counted = f" {progress.done} of {progress.total}" if progress.done is not None and progress.total else ""
         return Content.assemble(
-            ("now   ", "$primary bold"), (f"{item.title:<14}", "bold"), " " * 8, f"{progress.activity}{counted}"
+            ("now   ", "$primary bold"), (f"{item.title:<{_TITLE}}", "bold"), " " * 8, f"{progress.activity}{counted}"
         )
 
 
-def _done(check: Check, item: Subject, room: int) -> Content:
-    """The lines of a check that is done: its result, seconds and detail, which wraps in its column."""
+def _done(check: Check, item: Subject, room: int, *, whole: bool) -> Content:
+    """The lines of a check that is done: its result, seconds and detail, which wraps in its column or is cut."""
     head = Content.assemble(
         (f"{LABELS[check.result]:<4}  ", _STYLES[check.result]),
-        (f"{item.title:<14}", "bold"),
+        (f"{item.title:<{_TITLE}}", "bold"),
         (f"{check.seconds:>4.0f} s  ", "$muted"),
     )
-    first, *rest = textwrap.wrap(check.detail, max(room - len(head), 20), break_on_hyphens=False) or [""]
+    width = max(room - len(head), 20)
+    if not whole:
+        cut = check.detail if len(check.detail) <= width else check.detail[: width - 1] + "…"
+        return head + cut
+    first, *rest = textwrap.wrap(check.detail, width, break_on_hyphens=False) or [""]
     return Content("\n").join([head + first, *(Content(" " * len(head) + line) for line in rest)])

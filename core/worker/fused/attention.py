@@ -7,8 +7,10 @@ group's rows attend to the group's prefix and to themselves, never to another ro
 On a GPU no dense mask is made where a kernel of :mod:`core.worker.fused.attention_kernels` says the same. Which one is
 tried on the device for every shape of heads; a sliding window reaches the layers as a :class:`Window` for it.
 
-Short rows on a CPU go through :class:`ShortAttention`: torch's kernel for the CPU cuts them into pieces so small that
-its backward takes three times as long.
+Short rows on a CPU go through :mod:`core.worker.fused.short_attention`.
+
+In layers that are compiled, packed rows and windows are one operation that the compiler does not look into: it would
+make a program of its own for every pattern of groups.
 """
 
 from __future__ import annotations
@@ -21,7 +23,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
-from torch.autograd.function import once_differentiable
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -37,7 +38,8 @@ from core.worker.fused.attention_kernels import (
     kernels_for,
     repeated,
 )
-from core.worker.fused.mode import is_fused
+from core.worker.fused.mode import comparable, is_fused
+from core.worker.fused.short_attention import attend_short, later
 from core.worker.fused.trial import Trial, compare
 
 #: The implementation's name for ``set_attn_implementation``.
@@ -75,14 +77,21 @@ class Layout:
     """The attention layers that have used the layout, by identity."""
     kernels: set[Kernel] = field(default_factory=set, init=False, repr=False, compare=False)
     """The kernels that have."""
+    table: torch.Tensor = field(init=False, repr=False, compare=False)
+    """The groups for compiled layers, ``(groups and one more, 3)``, int64 on the host: with a tensor of at least two
+    rows, other groups need no other program."""
     _masks: dict[tuple[Any, ...], torch.Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
+    def __post_init__(self) -> None:
+        rows = [(group.prefix, group.rows, group.width) for group in self.groups]
+        object.__setattr__(self, "table", torch.tensor([*rows, (0, 0, 0)]))
+
     def mask(self, query: torch.Tensor, keys: int) -> torch.Tensor:
-        """The mask of :func:`_later` for queries ``(rows, heads, queries, head)``, made once for all layers of a batch.
+        """The mask of :func:`later` for queries ``(rows, heads, queries, head)``, made once for all layers of a batch.
         A long one takes much memory, so it is dropped with the batch."""
         wanted = (query.shape[2], keys, query.device, query.dtype)
         if wanted not in self._masks:
-            self._masks[wanted] = _later(*wanted)
+            self._masks[wanted] = later(*wanted)
         return self._masks[wanted]
 
     @functools.cached_property
@@ -216,13 +225,42 @@ def _attention(
         more = " or has dropout" if dropout else ""
         raise LayoutError(f"its attention is not plainly causal{more}")
     size = kwargs.get("sliding_window") if window is None else window.size
+    if torch.compiler.is_compiling():
+        return _opaque(query, key, value, layout.table, size, scaling, told=window is not None), None
+    return _attend_packed(query, key, value, layout, size, scaling, told=window is not None, module=module), None
+
+
+def _attend_packed(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    layout: Layout,
+    size: int | None,
+    scaling: float | None,
+    *,
+    told: bool,
+    module: Any = None,
+) -> torch.Tensor:
+    """Attention of packed rows by the device's kernel: ``(1, tokens, heads, head)``.
+
+    Args:
+        query: ``(1, heads, tokens, head)``.
+        key: ``(1, key heads, tokens, head)``.
+        value: The same.
+        layout: The layout of the rows.
+        size: Tokens that a query sees, itself included; None for all before it.
+        scaling: The factor of the scores; None for one over the root of the head's size.
+        told: Whether the model made a mask for the window, and not the layer alone.
+        module: The layer, which is noted.
+    """
     windowed = size is not None and layout.longest > size
     kernel = choose_kernel(query, key, value, window=windowed)
-    if windowed and (window is None or kernel is not Kernel.VARLEN):
+    if windowed and (not told or kernel is not Kernel.VARLEN):
         raise LayoutError(f"rows of {layout.longest} tokens pass the attention window of {size}")
-    layout.attended.add(id(module))
+    if module is not None:
+        layout.attended.add(id(module))
     layout.kernels.add(kernel)
-    return _attend_groups(query, key, value, layout, scaling, kernel, size if windowed else None), None
+    return _attend_groups(query, key, value, layout, scaling, kernel, size if windowed else None)
 
 
 def _attend_padded(
@@ -240,12 +278,14 @@ def _attend_padded(
         window, mask = mask, None
         if query.shape[2] > window.size:
             plain = _is_plain(module, query, key, None, dropout, kwargs)
+            if plain and torch.compiler.is_compiling():
+                return _opaque(query, key, value, None, window.size, scaling, told=True)
             if plain and choose_kernel(query, key, value, window=True) is Kernel.VARLEN:
                 return _attend_window(query, key, value, window, scaling)
             mask = window.mask(query)
     if _is_plain(module, query, key, mask, dropout, kwargs):
         if _is_short(query, key.shape[2]):
-            return _attend_short(query, key, value, scaling).transpose(1, 2).contiguous()
+            return attend_short(query, key, value, scaling).transpose(1, 2).contiguous()
         if _repeats_keys(query, key, value):
             query, key, value = _cast(query, key, value)
             key, value = (repeated(tensor, query.shape[1]) for tensor in (key, value))
@@ -271,14 +311,167 @@ def _is_short(query: torch.Tensor, keys: int) -> bool:
     return query.device.type == "cpu" and 1 < keys <= SHORT_ROW and learning and is_fused()
 
 
+# Compiled layers.
+
+
+def _opaque(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    table: torch.Tensor | None,
+    size: int | None,
+    scaling: float | None,
+    *,
+    told: bool,
+) -> torch.Tensor:
+    """Attention of packed rows, or of a padded batch with a window, as one operation."""
+    query, key, value = _cast(query, key, value)
+    out: torch.Tensor = torch.ops.localtune.attention(query, key, value, table, size, scaling, told)
+    return out
+
+
+@torch.library.custom_op("localtune::attention", mutates_args=())
+def _opaque_forward(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    table: torch.Tensor | None,
+    size: int | None,
+    scaling: float | None,
+    told: bool,
+) -> torch.Tensor:
+    # Gradients are off here, and are not in the pass that this is a part of.
+    with comparable():
+        return _attend_by_table(query, key, value, table, size, scaling, told).contiguous()
+
+
+@_opaque_forward.register_fake
+def _opaque_shape(query: torch.Tensor, _key: torch.Tensor, value: torch.Tensor, *_others: object) -> torch.Tensor:
+    rows, heads, tokens, _ = query.shape
+    return query.new_empty(rows, tokens, heads, value.shape[3])
+
+
+@torch.library.custom_op("localtune::attention_backward", mutates_args=())
+def _opaque_backward(
+    gradient: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    table: torch.Tensor | None,
+    size: int | None,
+    scaling: float | None,
+    told: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    with _recorded():
+        inputs = [tensor.detach().requires_grad_() for tensor in (query, key, value)]
+        out = _attend_by_table(inputs[0], inputs[1], inputs[2], table, size, scaling, told)
+        found = torch.autograd.grad(out, inputs, gradient)
+    # Operations may not give out views of one another.
+    to_query, to_key, to_value = (part.clone(memory_format=torch.contiguous_format) for part in found)
+    return to_query, to_key, to_value
+
+
+@contextlib.contextmanager
+def _recorded() -> Iterator[None]:
+    """A context in which autograd records within an operation, below which torch leaves it out."""
+    include, exclude = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
+    for name in ("AutogradFunctionality", "AutogradOther", "AutogradCPU", "AutogradCUDA", "ADInplaceOrView"):
+        if hasattr(torch._C.DispatchKey, name):
+            exclude = exclude.remove(getattr(torch._C.DispatchKey, name))
+    with torch._C._ForceDispatchKeyGuard(include, exclude), torch.enable_grad():
+        yield
+
+
+@_opaque_backward.register_fake
+def _opaque_gradients(
+    gradient: torch.Tensor,  # noqa: ARG001 - torch's signature
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *_others: object,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    to_query, to_key, to_value = (tensor.new_empty(tensor.shape) for tensor in (query, key, value))
+    return to_query, to_key, to_value
+
+
+def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:  # noqa: ARG001
+    query, key, value, table, *ctx.others = inputs
+    ctx.save_for_backward(query, key, value, table)
+
+
+def _gradients(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    # The attention is computed again: what its kernel keeps is not this operation's to hand over.
+    found = torch.ops.localtune.attention_backward(gradient, *ctx.saved_tensors, *ctx.others)
+    return *found, None, None, None, None
+
+
+_opaque_forward.register_autograd(_gradients, setup_context=_keep_for_backward)
+
+
+def _attend_by_table(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    table: torch.Tensor | None,
+    size: int | None,
+    scaling: float | None,
+    told: bool,
+) -> torch.Tensor:
+    with torch.autocast(query.device.type, enabled=False):
+        if table is not None:
+            layout = _layout_of(tuple(map(tuple, table.tolist())))
+            return _attend_packed(query, key, value, layout, size, scaling, told=told)
+        window = _window_of(size or 0)
+        if choose_kernel(query, key, value, window=True) is Kernel.VARLEN:
+            return _attend_window(query, key, value, window, scaling)
+        key, value = (repeated(tensor, query.shape[1]) for tensor in (key, value))
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=window.mask(query), scale=scaling)
+        return out.transpose(1, 2)
+
+
+def try_opaque(device: torch.device, dtype: torch.dtype) -> Trial:
+    """Compare attention as compiled layers call it with attention as others do, forward and backward.
+
+    Args:
+        device: The device.
+        dtype: The dtype of the arithmetic.
+    """
+    layout = Layout(tuple(Group(*group) for group in TRIAL_LAYOUT))
+
+    def plain(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        return _attend_packed(query, key, value, layout, None, None, told=False)
+
+    def opaque(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        return _opaque(query, key, value, layout.table, None, None, told=False)
+
+    return compare("attention of compiled layers", opaque, plain, trial_inputs(device, dtype, 4, 2, 64, 64))
+
+
+@functools.lru_cache(maxsize=1)
+def _layout_of(table: tuple[tuple[int, ...], ...]) -> Layout:
+    """One for all layers of a batch, so that what it makes is made once."""
+    return Layout(tuple(Group(*row) for row in table[:-1]))
+
+
+@functools.lru_cache(maxsize=1)
+def _window_of(size: int) -> Window:
+    return Window(size)
+
+
 # The choice of a kernel.
+
+
+#: Compute capability by the kind of device, once known: compiled layers cannot ask for it.
+_capabilities: dict[str, tuple[int, int] | None] = {"cpu": None}
 
 
 def capability_of(device: torch.device) -> tuple[int, int] | None:
     """Compute capability of an NVIDIA card; None for other devices."""
-    if device.type != "cuda" or torch.version.cuda is None:
-        return None
-    return torch.cuda.get_device_capability(device)
+    kind = device.type
+    if kind not in _capabilities:
+        known = kind == "cuda" and torch.version.cuda is not None
+        _capabilities[kind] = torch.cuda.get_device_capability(device) if known else None
+    return _capabilities[kind]
 
 
 def choose_kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, window: bool) -> Kernel:
@@ -464,12 +657,6 @@ def _attend_window(
     return out.unflatten(0, (query.shape[0], query.shape[2]))
 
 
-def _attend_short(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None) -> torch.Tensor:
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    out: torch.Tensor = ShortAttention.apply(query, key, value, scale)  # type: ignore[no-untyped-call]
-    return out
-
-
 def _attend(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -483,7 +670,7 @@ def _attend(
     queries, keys = query.shape[2], key.shape[2]
     windowed = window is not None and keys > window
     if _is_short(query, keys) and not windowed:
-        return _attend_short(query, key, value, scaling)
+        return attend_short(query, key, value, scaling)
     if kernel is not Kernel.MASKED:
         if kernel is Kernel.EFFICIENT:
             key, value = (repeated(tensor, query.shape[1]) for tensor in (key, value))
@@ -498,79 +685,9 @@ def _attend(
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
 
 
-def _later(queries: int, keys: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    """The causal mask, minus infinity where a key comes after a query, else 0: ``(queries, keys)``."""
-    with torch.inference_mode(False):
-        full = torch.full((queries, keys), float("-inf"), device=device, dtype=dtype)
-        return full.triu(keys - queries + 1)
-
-
-@functools.lru_cache(maxsize=64)
-def _later_of_short(queries: int, keys: int) -> torch.Tensor:
-    return _later(queries, keys, torch.device("cpu"), torch.float32)
-
-
-class ShortAttention(torch.autograd.Function):
-    """Causal attention of short rows on a CPU: whole products, the probabilities kept for backward.
-
-    Scores and their gradients are fp32; probabilities meet the values in the values' dtype.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
-        """Compute the attention.
-
-        Args:
-            ctx: The autograd context.
-            query: ``(rows, heads, queries, head)``.
-            key: ``(rows, key heads, keys, head)``; the last query belongs to the last key.
-            value: ``(rows, key heads, keys, value)``.
-            scale: The factor of the scores.
-
-        Returns:
-            ``(rows, heads, queries, value)``.
-        """
-        folded, keys, values = _folded(query, key), key.flatten(0, 1), value.flatten(0, 1)
-        queries, length = query.shape[2], key.shape[2]
-        mask = _later_of_short(queries, length).repeat(folded.shape[1] // queries, 1)
-        # Autocast would compute the scores in 16 bit.
-        with torch.autocast(query.device.type, enabled=False):
-            scores = torch.baddbmm(mask, folded.float(), keys.float().transpose(1, 2), alpha=scale)
-            shares = torch.softmax(scores, dim=-1).to(value.dtype)
-            out = torch.bmm(shares, values)
-        ctx.save_for_backward(query, key, value, shares)
-        ctx.scale = scale
-        return _unfolded(out, query)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """Gradients of queries, keys and values."""
-        query, key, value, shares = ctx.saved_tensors
-        folded, keys, values = _folded(query, key), key.flatten(0, 1), value.flatten(0, 1)
-        # As in forward, in case backward is called within autocast.
-        with torch.autocast(query.device.type, enabled=False):
-            gradient = _folded(outputs[0], key)
-            to_value = torch.bmm(shares.transpose(1, 2), gradient)
-            to_shares = torch.bmm(gradient.float(), values.float().transpose(1, 2))
-            to_scores = torch._softmax_backward_data(to_shares, shares.float(), -1, torch.float32)
-            to_scores = to_scores.mul_(ctx.scale).to(query.dtype)
-            to_query = _unfolded(torch.bmm(to_scores, keys), query)
-            to_key = torch.bmm(to_scores.transpose(1, 2), folded)
-        return to_query, to_key.view(key.shape), to_value.view(value.shape), None
-
-
-def _folded(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-    """Queries of all heads that share a key head, concatenated: ``(rows * key heads, share * queries, head)``."""
-    return query.reshape(query.shape[0] * key.shape[1], -1, query.shape[-1])
-
-
-def _unfolded(folded: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
-    """The inverse of :func:`_folded`: the rows and heads of the queries; values may have a size of their own."""
-    return folded.view(*query.shape[:-1], folded.shape[-1])
-
-
 def register() -> None:
     """Register the implementation with transformers; safe to call again."""
+    if torch.cuda.is_available():
+        capability_of(torch.device("cuda", torch.cuda.current_device()))
     AttentionInterface.register(NAME, _attention)
     AttentionMaskInterface.register(NAME, _mask)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import bitsandbytes as bnb
 import torch
 
-from core.worker.fused.attention import capability_of, trial_inputs, try_kernel
+from core.worker.fused.attention import capability_of, trial_inputs, try_kernel, try_opaque
 from core.worker.fused.attention_kernels import Kernel, kernels_for
 from core.worker.fused.cases import HEAD, HEADS, adapter_trial, gated_trial, network_trial, norm_trial, rotary_trial
 from core.worker.fused.gated import ACTIVATIONS, Gating
@@ -51,6 +51,7 @@ def _attention(device: torch.device, dtype: torch.dtype) -> Iterator[Trial]:
         for kernel in kernels_for(capability_of(device), dtype, HEAD, HEAD, window=window):
             if kernel is not Kernel.MASKED:
                 yield try_kernel(kernel, trial_inputs(device, dtype, HEADS, HEADS // 2, HEAD, HEAD), window=window)
+    yield try_opaque(device, dtype)
 
 
 #: The kinds of fast paths.

@@ -21,11 +21,10 @@ from core.hardware.obstacle import (
     look,
 )
 from core.hardware.visible import hides_all
+from core.hardware.wsl import MEMORY_SHARE
 from core.units import format_bytes
 from core.worker.process.cuda import cuda_error
 
-#: Share of a card's free memory that a run may take under WSL 2, where more is silently taken from the host's.
-_WSL_SHARE = 0.95
 _NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
 
@@ -157,7 +156,7 @@ def memory_share(free: int, total: int, *, wsl: bool) -> float | None:
     """
     if not wsl or total <= 0:
         return None
-    return max(min(_WSL_SHARE * free / total, 1.0), 0.0)
+    return max(min(MEMORY_SHARE * free / total, 1.0), 0.0)
 
 
 def keep_to_memory(device: torch.device, *, wsl: bool) -> None:

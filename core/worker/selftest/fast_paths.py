@@ -18,7 +18,7 @@ _TOLD = 3
 
 def check(bench: Bench) -> Outcome:
     """Try every fast path on the device that a run would take."""
-    from core.worker.model.model import choose_device
+    from core.worker.model.device import choose_device
 
     device = choose_device(bench.sizes.device)
     made: list[Trial] = []

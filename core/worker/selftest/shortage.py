@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from core.runs.events import NoticeEvent
-from core.selftest.sizes import Shape
 from core.units import format_bytes
 from core.worker.selftest.bench import RECORD, Bench, Outcome
 from core.worker.selftest.worker_run import WorkerRun, shape_config
@@ -25,8 +24,7 @@ ALLOWED = 0.02
 
 def check(bench: Bench) -> Outcome:
     """Train undisturbed and with two shortages, and compare the losses."""
-    shape = Shape(4, max(bench.sizes.speed.length, 256))
-    config = shape_config(bench, shape, _STEPS)
+    config = shape_config(bench, bench.sizes.shortage, _STEPS)
     quiet = WorkerRun(bench, "undisturbed", config)
     quiet.train()
     short = WorkerRun(bench, "short of memory", config, module="core.worker.selftest.wrapped", before=("starved",))

@@ -44,7 +44,9 @@ def check(bench: Bench) -> Outcome:
     rates = measure(bench)
     name = str(bench.device.get("name") or "")
     if (known := read_calibration(name)) is not None:
-        keep(replace(known, matrix_rate=rates.matrix, memory_rate=rates.memory))
+        # The plan's estimates are of 16-bit products.
+        matrix = known.matrix_rate if rates.dtype == "fp32" else rates.matrix
+        keep(replace(known, matrix_rate=matrix, memory_rate=rates.memory))
     work = operations_per_token(load_architecture(locate_model(bench.sizes.model)))
     share = speed * work / rates.matrix
     return Outcome(
@@ -67,7 +69,8 @@ def measure(bench: Bench) -> Rates:
     environment.prepare()
     import torch
 
-    from core.worker.model.model import choose_device, choose_dtype
+    from core.worker.model.device import choose_device
+    from core.worker.model.model import choose_dtype
 
     device = choose_device(bench.sizes.device)
     dtype = choose_dtype("auto", device)

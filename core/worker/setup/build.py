@@ -40,6 +40,7 @@ from core.worker.oom.handles import create_handles
 from core.worker.oom.retry import Retry, shortage_explained
 from core.worker.optim.optim import make_optimizer
 from core.worker.optim.paged import PagedBuffers, unpaged_where_needed
+from core.worker.optim.rounding_trial import choose_kernels
 from core.worker.optim.schedule import LearningRate
 from core.worker.optim.update import AdapterUpdate, Update, WeightUpdate
 from core.worker.process.control import Controls
@@ -56,8 +57,9 @@ from core.worker.progress.best import BestStep
 from core.worker.progress.finite import FiniteCheck
 from core.worker.progress.intervals import Intervals
 from core.worker.progress.state import TrainState
+from core.worker.setup.compilation import Compilation, compile_layers, try_compilation
 from core.worker.setup.device import settle_device
-from core.worker.setup.fast_paths import choose_packing, compile_layers, fuse_layers, keep_weights, wants_packing
+from core.worker.setup.fast_paths import choose_packing, fuse_layers, keep_weights, wants_packing
 from core.worker.setup.memory_decision import MemoryDecision, MemoryMeter, decide_memory
 from core.worker.setup.preparation import Prepared, prepare
 from core.worker.setup.self_check import check_head, check_model
@@ -92,6 +94,8 @@ class Parts:
     checkpointer: Checkpointer
     rollback: Rollback
     control_point: ControlPoint
+    compilation: Compilation | None
+    """None where layers run as they are."""
 
 
 def build(config: Config, recorder: Recorder, controls: Controls, found: Checkpoint | None) -> Parts:
@@ -128,14 +132,15 @@ def build(config: Config, recorder: Recorder, controls: Controls, found: Checkpo
     Retry(lambda: "the start", recorder.warn).run(
         lambda: create_handles(device), lambda: None, "in creating the handles of matrix products", SMALLER
     )
+    accelerator = make_accelerator(loaded)
     with shortage_explained("in fusing the layers", f"Set train.fused_layers = false. {SMALLER}"):
-        fused = fuse_layers(config, loaded)
+        compiled = train.compile and _try_compilation(config, loaded, accelerator, recorder, controls)
+        fused = fuse_layers(config, loaded, compiled=compiled)
     token_budget = first_budget(device, whole=in_backward)
     used = _with_usable_optimizer(config, device, recorder, wsl=is_wsl())
     memory = decide_memory(used, device, dataset, token_budget)
     if memory.dequantized:
         keep_weights(fused, loaded.dtype, recorder.warn)
-    accelerator = make_accelerator(loaded)
     with shortage_explained("in the check of the model", SMALLER):
         loss, choice = _make_loss(config, loaded, dataset, fused, accelerator, found)
     report = recorder.reporter("loading_model", controls.check_stop)
@@ -189,8 +194,7 @@ def build(config: Config, recorder: Recorder, controls: Controls, found: Checkpo
     )
     if device.type == "cpu":
         keep_freed_memory()
-    if train.compile:
-        compile_layers(loaded, recorder.warn)
+    compilation = compile_layers(loaded, recorder.warn) if compiled else None
     template, autocast = prepared.template, accelerator.autocast
     fingerprints = Fingerprints(prepared.data_fingerprint, prepared.held_out_fingerprint, base_fingerprint)
     checkpointer = Checkpointer(config, loaded, update, state, checkpointing, fingerprints, template, recorder)
@@ -230,6 +234,7 @@ def build(config: Config, recorder: Recorder, controls: Controls, found: Checkpo
         checkpointer=checkpointer,
         rollback=rollback,
         control_point=control_point,
+        compilation=compilation,
     )
 
 
@@ -265,6 +270,16 @@ def _load_model(
         names = ", ".join(f"{name} {count}" for name, count in found.items())
         recorder.notice("info", "adapters", f"{sum(found.values())} layers have adapters: {names}.")
     return dataclasses.replace(loaded, model=model)
+
+
+def _try_compilation(
+    config: Config, loaded: LoadedModel, accelerator: Accelerator, recorder: Recorder, controls: Controls
+) -> bool:
+    """Whether the model's layers can be compiled; the attention of training is in them when that is tried."""
+    fuse_layers(config, loaded, compiled=True)
+    controls.check_stop()
+    recorder.phase("loading_model", "compiling a layer")
+    return try_compilation(loaded, accelerator.autocast, recorder.warn)
 
 
 def _make_loss(
@@ -338,4 +353,5 @@ def _make_update(
         max_grad_norm=train.max_grad_norm,
         in_backward=in_backward,
         retry=retry,
+        kernels=choose_kernels(loaded.device),
     )

@@ -1,8 +1,7 @@
-"""Fast paths of a run: fused layers, compiled layers and packed rows, decided before its first step."""
+"""Fast paths of a run: fused layers and packed rows, decided before its first step."""
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Sequence
 
 import torch
@@ -19,17 +18,18 @@ from core.worker.oom.retry import attempt, release
 from core.worker.setup.self_check import SelfCheck
 
 
-def fuse_layers(config: Config, loaded: LoadedModel) -> Fused:
+def fuse_layers(config: Config, loaded: LoadedModel, *, compiled: bool = False) -> Fused:
     """Put the fused parts into a model that is about to be trained. Where its layers are to be compiled, that is only
     the attention: the compiler fuses the rest by itself.
 
     Args:
         config: Of the run.
         loaded: The model, adapters attached.
+        compiled: Whether its layers are to be compiled.
     """
     if not config.train.fused_layers:
         return Fused((), 0, False, False)
-    return fuse(loaded.model, TRAINED, attention_alone=config.train.compile)
+    return fuse(loaded.model, TRAINED, attention_alone=compiled)
 
 
 def keep_weights(fused: Fused, dtype: torch.dtype, notice: Callable[[str, str, str], None]) -> None:
@@ -46,39 +46,6 @@ def keep_weights(fused: Fused, dtype: torch.dtype, notice: Callable[[str, str, s
         release()
         message = f"4-bit weights are dequantized each time they are used, as all at once do not fit: {tried.reason}"
         notice("memory_weights", message, "The numbers are the same; it takes a little more time.")
-
-
-def compile_layers(loaded: LoadedModel, notice: Callable[[str, str, str], None], *, backend: str = "inductor") -> None:
-    """Have torch compile the layers of a model when they are first run; one code for all of them and for every length.
-
-    Args:
-        loaded: The model, adapters attached.
-        notice: Told where there is no compiler: ``notice(code, message, hint)``.
-        backend: Torch's compiler.
-    """
-    reason = _missing_compiler(loaded.device)
-    if reason is not None:
-        notice("not_compiled", f"The layers are not compiled: {reason}.", "Training goes on, slower.")
-        return
-    import torch._dynamo
-
-    # What cannot be compiled is run as it is.
-    torch._dynamo.config.suppress_errors = True
-    for layer in decoder_layers(loaded.model):
-        layer.compile(dynamic=True, backend=backend)
-
-
-def _missing_compiler(device: torch.device) -> str | None:
-    if device.type == "cuda":
-        return None if importlib.util.find_spec("triton") else "the package triton is not installed"
-    from torch._inductor.cpp_builder import get_cpp_compiler
-    from torch._inductor.exc import InvalidCxxCompiler
-
-    try:
-        get_cpp_compiler()
-    except InvalidCxxCompiler:
-        return "there is no C++ compiler on this machine"
-    return None
 
 
 def wants_packing(config: Config, fused: Fused) -> bool:

@@ -249,6 +249,7 @@ def _machine(device: torch.device) -> Machine:
         calibration=read_calibration(name),
         capability=torch.cuda.get_device_capability(device) if torch.cuda.is_available() else None,
         expandable=has_expandable_segments(os.environ),
+        pins=not is_wsl(),
     )
 
 

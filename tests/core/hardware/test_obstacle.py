@@ -96,7 +96,7 @@ def test_without_a_card_there_is_no_obstacle(sight: Sight, build: Build, variabl
 def test_a_card_that_is_asked_for_is_there_and_visible(gpu: str, variables: dict[str, str], words: str) -> None:
     found = find_obstacle(SIGHT, CUDA, gpu=gpu, environment=variables)
     assert words in str(found)
-    assert (found is None) is not words
+    assert (found is None) is (not words)
     assert "no NVIDIA card here" in str(find_obstacle(NO_LIBRARY, CUDA, gpu=gpu, environment=variables))
 
 

@@ -14,11 +14,11 @@ GB = 10**9
 @pytest.mark.parametrize(
     ("needed", "free", "runs", "words"),
     [
-        (16 * GB, 3 * GB, ["20261124-143601-x"], "20261124-143601-x trains on the same card, where 3 GB are"),
+        (16 * GB, 3 * GB, ["the-run"], "Run the-run trains on the same card, where 3.0 GB are"),
         (2 * GB, 3 * GB, ["x"], ""),
         (16 * GB, 3 * GB, [], ""),
     ],
-)  # fmt: skip
+)
 def test_a_model_beside_a_run_is_warned_of_where_it_does_not_fit(
     needed: int, free: int, runs: list[str], words: str
 ) -> None:

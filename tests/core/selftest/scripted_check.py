@@ -13,7 +13,7 @@ from core.helper import tie_to_parent
 
 def main(name: str) -> None:
     request = json.loads(sys.stdin.readline())
-    plan = json.loads(request["sizes"]["model"])
+    plan = json.loads(os.environ.get("SCRIPTED_PLAN") or request["sizes"]["model"])
     what = plan.get(name, "pass")
     say({"progress": {"activity": "working", "done": 1, "total": 2}})
     sys.stdout.write("not a message\n[1]\n")

@@ -243,6 +243,17 @@ def test_kernels_that_give_the_same_pass_the_trial(dtype: torch.dtype) -> None:
     assert try_kernel(VARLEN, draws(dtype), window=True).passed
 
 
+@pytest.mark.parametrize("dtype", [FP32, BF16])
+@pytest.mark.parametrize("row", [0, 256])
+def test_attention_as_one_operation_gives_the_same(
+    row: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "SHORT_ROW", row)
+    trial = attention.try_opaque(CPU, dtype)
+    assert trial.passed, trial.reason
+    assert trial.worst == 0
+
+
 def off_by_one(*args: Any, **kwargs: Any) -> torch.Tensor:
     left, right = kwargs.pop("window_size")
     return varlen_attn(*args, window_size=(left + 1 if left >= 0 else 3, right), **kwargs)

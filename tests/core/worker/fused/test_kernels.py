@@ -81,7 +81,7 @@ def usable(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     cached: tuple[Callable[..., Any], ...] = (kernels._norm_trial, kernels._gated_trial, kernels._rotary_trials)
     for function in cached:
         function.cache_clear()  # type: ignore[attr-defined]
-    monkeypatch.setattr(kernels, "_usable", lambda device, dtype: True)
+    monkeypatch.setattr(kernels, "_usable", lambda *_: True)
     yield monkeypatch
     for function in cached:
         function.cache_clear()  # type: ignore[attr-defined]
@@ -105,12 +105,12 @@ def test_a_damaged_triton_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not kernels._is_installed()
 
 
-def test_triton_is_not_imported_on_a_cpu() -> None:
+def test_the_kernels_are_not_imported_on_a_cpu() -> None:
+    """Nor does anything go wrong where there is no Triton."""
     code = (
-        "import sys, torch; from core.worker.fused.trials import trials; list(trials(torch.device('cpu'), torch.float32));"
-        "assert 'triton' not in sys.modules, 'imported'; assert 'core.worker.fused.triton' not in sys.modules"
+        "import sys; sys.modules['triton'] = None; import torch; from core.worker.fused.trials import trials;"
+        "assert all(trial.passed for trial in trials(torch.device('cpu'), torch.float32));"
+        "assert 'core.worker.fused.triton' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    if "AssertionError: imported" in done.stderr:
-        pytest.skip("another package imports triton")
     assert done.returncode == 0, done.stderr

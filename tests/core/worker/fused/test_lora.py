@@ -165,7 +165,7 @@ def test_what_is_compared_never_goes_through_another_kernel(
         raise AssertionError("the layer's own forward")
 
     monkeypatch.setattr(fused, "_usual", refused)
-    monkeypatch.setattr(lora, "has_faster_kernel", lambda *arguments, **options: True)
+    monkeypatch.setattr(lora, "has_faster_kernel", lambda *_, **__: True)
     x = torch.randn(1, tokens, 64)
     on = fused(x.clone().requires_grad_())
     with switched_off(model), torch.no_grad(), comparable():

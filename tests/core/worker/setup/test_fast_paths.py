@@ -27,8 +27,8 @@ from core.worker.fused.lora import LoraLinear
 from core.worker.loss.loss import SupervisedLoss
 from core.worker.loss.reference import AdapterOffReference
 from core.worker.model.adapters import attach_adapters
-from core.worker.model.model import LoadedModel, decoder_layers, load_model, trainable_parameters
-from core.worker.setup.fast_paths import choose_packing, compile_layers, fuse_layers, wants_packing
+from core.worker.model.model import LoadedModel, load_model, trainable_parameters
+from core.worker.setup.fast_paths import choose_packing, fuse_layers, wants_packing
 from core.worker.setup.self_check import SelfCheck, check_model
 from tests.core.worker.steps.stepper import Stepper
 
@@ -64,7 +64,7 @@ class Setup:
         for parameter in trainable_parameters(model):
             torch.nn.init.normal_(parameter, std=0.05)
         self.loaded = LoadedModel(model, loaded.tokenizer, loaded.device, loaded.dtype)
-        self.fused = fuse_layers(wanted, self.loaded)
+        self.fused = fuse_layers(wanted, self.loaded, compiled=wanted.train.compile)
         self.loss = settle(wanted, self.loaded, self.fused)
 
     def gradient(self, chosen: list[TokenizedRow]) -> torch.Tensor:
@@ -290,35 +290,3 @@ def test_nothing_is_fused_that_is_not_wanted(tiny_model_dir: Path) -> None:
     setup = Setup(tiny_model_dir, config(train={"fused_layers": False}))
     assert setup.fused == Fused((), 0, False, False)
     assert not setup.loss.packing.share
-
-
-def told(into: list[str]) -> Any:
-    return lambda code, message, _hint: into.append(f"{code}: {message}")
-
-
-def test_compiled_layers_learn_the_same(tiny_model_dir: Path) -> None:
-    plain = Setup(tiny_model_dir, config(train={"fused_layers": False, "share_prefix": False}))
-    compiled = Setup(tiny_model_dir, config(train={"compile": True}))
-    notices: list[str] = []
-    # Traced and differentiated as for the real compiler, without the minute that this takes.
-    compile_layers(compiled.loaded, told(notices), backend="aot_eager")
-    assert notices == []
-    assert compiled.loss.packing.share
-    for chosen in (rows()[:2], rows()):
-        wanted = torch.stack([plain.gradient([row]) for row in chosen]).sum(dim=0)
-        torch.testing.assert_close(compiled.gradient(chosen), wanted, atol=1e-5, rtol=1e-3)
-
-
-def test_without_a_compiler_the_layers_stay_as_they_are(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from torch._inductor import cpp_builder
-    from torch._inductor.exc import InvalidCxxCompiler
-
-    def none_found() -> str:
-        raise InvalidCxxCompiler
-
-    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", none_found)
-    setup = Setup(tiny_model_dir, config(train={"compile": True}))
-    notices: list[str] = []
-    compile_layers(setup.loaded, told(notices))
-    assert notices == ["not_compiled: The layers are not compiled: there is no C++ compiler on this machine."]
-    assert all(layer._compiled_call_impl is None for layer in decoder_layers(setup.loaded.model))

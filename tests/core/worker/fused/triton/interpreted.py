@@ -1,8 +1,8 @@
-"""Kernels under Triton's interpreter, which runs the same code on the CPU; on a GPU a trial decides."""
+"""Kernels under Triton's interpreter, which runs the same code on the CPU; on a GPU a trial decides.
+
+Collected by the process of :mod:`test_interpreted` only."""
 
 from __future__ import annotations
-
-from types import ModuleType
 
 import pytest
 import torch
@@ -10,17 +10,19 @@ import torch
 from core.worker.fused.cases import apply, gated_trial, norm_trial, plain_gated, plain_rms_norm, rotary_trial
 from core.worker.fused.gated import ACTIVATIONS, Activation, Gating
 from core.worker.fused.trial import compare
+from core.worker.fused.triton.gated import KernelGating
+from core.worker.fused.triton.rms_norm import RmsNormKernel
+from core.worker.fused.triton.rotary import RotaryKernel
 
 CPU = torch.device("cpu")
 #: The interpreter cuts values off to bf16 where a device rounds them, so that each may be a bit further off.
 DTYPES = [(torch.float32, 1e-6), (torch.float16, 2**-10), (torch.bfloat16, 2**-6)]
-Kernels = dict[str, ModuleType]
 
 
-@pytest.mark.parametrize("width", [1, 65, 128, 1000])
+@pytest.mark.parametrize("width", [3, 65, 128, 1000])
 @pytest.mark.parametrize(("dtype", "allowed"), DTYPES, ids=str)
-def test_norm(interpreted: Kernels, dtype: torch.dtype, allowed: float, width: int) -> None:
-    trial = norm_trial("norm", interpreted["rms_norm"].RmsNormKernel, CPU, dtype, width)
+def test_norm(dtype: torch.dtype, allowed: float, width: int) -> None:
+    trial = norm_trial("norm", RmsNormKernel, CPU, dtype, width)
     assert trial.reason is None
     assert trial.worst <= allowed
 
@@ -33,15 +35,14 @@ def strided(x: torch.Tensor, how: str) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("how", ["transposed", "a part"])
-def test_norm_of_other_layouts(interpreted: Kernels, how: str) -> None:
+def test_norm_of_other_layouts(how: str) -> None:
     torch.manual_seed(0)
     x, weight = strided(torch.randn(2, 5, 48), how).requires_grad_(), torch.randn(48)
-    kernel = interpreted["rms_norm"].RmsNormKernel
-    trial = compare("norm", lambda x, weight: apply(kernel, x, weight, 1e-5), plain_rms_norm, (x, weight))
+    trial = compare("norm", lambda x, weight: apply(RmsNormKernel, x, weight, 1e-5), plain_rms_norm, (x, weight))
     assert trial.passed
 
 
-def test_norm_keeps_its_input_and_a_number_for_each_row(interpreted: Kernels) -> None:
+def test_norm_keeps_its_input_and_a_number_for_each_row() -> None:
     kept: list[tuple[int, ...]] = []
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -49,26 +50,26 @@ def test_norm_keeps_its_input_and_a_number_for_each_row(interpreted: Kernels) ->
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        apply(interpreted["rms_norm"].RmsNormKernel, torch.randn(2, 5, 48, requires_grad=True), torch.ones(48), 1e-5)
+        apply(RmsNormKernel, torch.randn(2, 5, 48, requires_grad=True), torch.ones(48), 1e-5)
     assert sorted(kept) == [(2, 5, 48), (10,), (48,)]
 
 
-def test_norm_of_too_long_rows_is_refused(interpreted: Kernels) -> None:
+def test_norm_of_too_long_rows_is_refused() -> None:
     with pytest.raises(ValueError, match="40000"):
-        apply(interpreted["rms_norm"].RmsNormKernel, torch.randn(1, 40000), torch.ones(40000), 1e-5)
+        apply(RmsNormKernel, torch.randn(1, 40000), torch.ones(40000), 1e-5)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda activation: activation.name)
 @pytest.mark.parametrize(("dtype", "allowed"), DTYPES, ids=str)
-def test_gated(interpreted: Kernels, activation: Activation, dtype: torch.dtype, allowed: float) -> None:
-    trial = gated_trial("gated", interpreted["gated"].KernelGating(activation), CPU, dtype)
+def test_gated(activation: Activation, dtype: torch.dtype, allowed: float) -> None:
+    trial = gated_trial("gated", KernelGating(activation), CPU, dtype)
     assert trial.reason is None
     assert trial.worst <= allowed
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda activation: activation.name)
-def test_gated_of_large_values_and_other_layouts(interpreted: Kernels, activation: Activation) -> None:
-    gating: Gating = interpreted["gated"].KernelGating(activation)
+def test_gated_of_large_values_and_other_layouts(activation: Activation) -> None:
+    gating: Gating = KernelGating(activation)
     gate = torch.linspace(-200, 200, 2 * 1100).reshape(1, 1100, 2).transpose(1, 2)
     up = torch.ones(1, 2, 1100)
     torch.testing.assert_close(gating.product(gate, up), plain_gated(activation, gate, up))
@@ -76,8 +77,8 @@ def test_gated_of_large_values_and_other_layouts(interpreted: Kernels, activatio
         torch.testing.assert_close(made, plain)
 
 
-def test_gated_overwrites_the_outer_gradient_if_asked_for_the_product(interpreted: Kernels) -> None:
-    gating: Gating = interpreted["gated"].KernelGating(ACTIVATIONS[0])
+def test_gated_overwrites_the_outer_gradient_if_asked_for_the_product() -> None:
+    gating: Gating = KernelGating(ACTIVATIONS[0])
     gate, up, outer = torch.randn(3, 7), torch.randn(3, 7), torch.randn(3, 7)
     before = outer.clone()
     gating.gradients(outer, gate, up)
@@ -89,26 +90,23 @@ def test_gated_overwrites_the_outer_gradient_if_asked_for_the_product(interprete
 @pytest.mark.parametrize(("head", "turned"), [(80, 80), (10, 6), (128, 128), (2, 2)])
 @pytest.mark.parametrize("angles", [None, torch.float32], ids=str)
 @pytest.mark.parametrize(("dtype", "allowed"), DTYPES, ids=str)
-def test_rotary(
-    interpreted: Kernels, dtype: torch.dtype, allowed: float, angles: torch.dtype | None, head: int, turned: int
-) -> None:
-    kernel = interpreted["rotary"].RotaryKernel
-    trial = rotary_trial("rotary", kernel, CPU, dtype, head=head, turned=turned, angles=angles)
+def test_rotary(dtype: torch.dtype, allowed: float, angles: torch.dtype | None, head: int, turned: int) -> None:
+    trial = rotary_trial("rotary", RotaryKernel, CPU, dtype, head=head, turned=turned, angles=angles)
     assert trial.reason is None
     # Torch rounds the parts of a sum, the kernel the sum.
     assert trial.worst <= 2 * allowed
 
 
-def test_rotary_leaves_the_layout_as_it_is(interpreted: Kernels) -> None:
+def test_rotary_leaves_the_layout_as_it_is() -> None:
     x = torch.randn(2, 5, 3, 8).transpose(1, 2)
-    out = apply(interpreted["rotary"].RotaryKernel, x, torch.ones(1, 1, 5, 8), torch.zeros(1, 1, 5, 8))
+    out = apply(RotaryKernel, x, torch.ones(1, 1, 5, 8), torch.zeros(1, 1, 5, 8))
     assert torch.equal(out, x)
     assert out.stride() == x.stride()
 
 
-def test_rotary_has_angles_for_each_row(interpreted: Kernels) -> None:
+def test_rotary_has_angles_for_each_row() -> None:
     angle = torch.randn(2, 1, 5, 4).repeat(1, 1, 1, 2)
     x = torch.randn(2, 40, 5, 8)
-    out = apply(interpreted["rotary"].RotaryKernel, x, angle.cos(), angle.sin())
+    out = apply(RotaryKernel, x, angle.cos(), angle.sin())
     half = torch.cat([-x[..., 4:], x[..., :4]], dim=-1)
     torch.testing.assert_close(out, x * angle.cos() + half * angle.sin())

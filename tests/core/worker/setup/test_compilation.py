@@ -1,0 +1,354 @@
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch._dynamo.exc import BackendCompilerFailed
+from torch._dynamo.utils import counters
+from transformers import MistralConfig
+
+from core.worker.data.batches import collate
+from core.worker.fused import attention, attention_kernels
+from core.worker.fused.attention_kernels import Kernel
+from core.worker.generate.generate import generate_batch
+from core.worker.model.activation_offload import ActivationOffload
+from core.worker.model.model import LoadedModel, decoder_layers, set_gradient_checkpointing
+from core.worker.setup import compilation
+from core.worker.setup.compilation import (
+    Compilation,
+    Counts,
+    Toolchain,
+    compile_layers,
+    missing,
+    this_toolchain,
+    told,
+    try_compilation,
+)
+from tests.core.worker.fused.varlen import varlen_attn
+from tests.core.worker.setup.test_fast_paths import LLAMA, SMALL, Setup, arrange, config, rows
+
+CPU = torch.device("cpu")
+#: Traced and differentiated as for the real compiler, without the minute that this takes.
+BACKEND = "aot_eager"
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    """No programs of other tests, and torch's own limit of them."""
+    torch._dynamo.reset()
+    counters.clear()
+    with torch._dynamo.config.patch(recompile_limit=8):
+        yield
+    torch._dynamo.reset()
+
+
+def noted(into: list[str]) -> Any:
+    return lambda code, message, _hint: into.append(f"{code}: {message}")
+
+
+class Compiled(Setup):
+    def __init__(self, directory: Path, **train: Any) -> None:
+        super().__init__(directory, config(train={"compile": True, **train}))
+        self.notices: list[str] = []
+        self.compilation = compile_layers(self.loaded, noted(self.notices), backend=BACKEND)
+        self.began = Counts.read()
+
+    @property
+    def graphs(self) -> int:
+        """Programs since."""
+        return Counts.read().graphs - self.began.graphs
+
+
+def plain(directory: Path) -> Setup:
+    return Setup(directory, config(train={"fused_layers": False, "share_prefix": False}))
+
+
+def assert_learns(compiled: Compiled, usual: Setup, batches: list[Any]) -> None:
+    for chosen in batches:
+        wanted = torch.stack([usual.gradient([row]) for row in chosen]).sum(dim=0)
+        torch.testing.assert_close(compiled.gradient(chosen), wanted, atol=1e-5, rtol=1e-3)
+
+
+def assert_whole(compiled: Compiled, most: int) -> None:
+    """Few programs, none interrupted, no limit reached."""
+    counts = Counts.read()
+    assert compiled.notices == []
+    assert counts.breaks == ()
+    assert not counts.limited
+    assert 0 < compiled.graphs <= most
+
+
+def batches() -> list[Any]:
+    """Of many shapes: rows alone, in pairs, and all together."""
+    return [rows()[:2], rows(), rows()[1:4], rows(9), rows(12)[3:], rows(7)[2:]]
+
+
+@pytest.mark.parametrize(
+    ("train", "most"),
+    [
+        ({"share_prefix": False}, 2),
+        ({}, 4),  # shared where it is worth it, padded where it is not
+        ({"packing": True}, 2),
+        ({"packing": True, "share_prefix": False}, 2),
+    ],
+)
+def test_compiled_layers_learn_the_same_by_few_programs(tiny_model_dir: Path, train: dict[str, Any], most: int) -> None:
+    compiled = Compiled(tiny_model_dir, **train)
+    assert_learns(compiled, plain(tiny_model_dir), batches())
+    # The first layer's input needs no gradient, those of the others do.
+    assert_whole(compiled, most)
+
+
+@pytest.mark.parametrize("offload", [False, True])
+@pytest.mark.parametrize("train", [{"share_prefix": False}, {"packing": True}])
+def test_recomputation_and_offloading_stay_outside(tiny_model_dir: Path, train: dict[str, Any], offload: bool) -> None:
+    compiled = Compiled(tiny_model_dir, **train)
+    stored: list[int] = []
+
+    def store(tensor: torch.Tensor) -> torch.Tensor:
+        stored.append(tensor.numel())
+        return tensor.clone()
+
+    away = ActivationOffload(wanted=lambda tensor: tensor.requires_grad, store=store)
+    set_gradient_checkpointing(compiled.loaded.model, True, away if offload else None)
+    compiled.loaded.model.train()
+    assert_learns(compiled, plain(tiny_model_dir), batches()[:3])
+    assert bool(stored) == offload
+    assert_whole(compiled, 2)
+    before = compiled.graphs
+    set_gradient_checkpointing(compiled.loaded.model, False)
+    assert_learns(compiled, plain(tiny_model_dir), batches()[:3])
+    assert compiled.graphs == before, "kept or recomputed, the programs are the same"
+
+
+def test_evaluation_and_answers_take_no_programs(tiny_model_dir: Path) -> None:
+    compiled = Compiled(tiny_model_dir)
+    with torch.no_grad():
+        for chosen in batches():
+            compiled.loss(*collate(chosen, 0, CPU))
+    asked = [[{"role": "user", "content": text}] for text in ("Hi", "What is that?")]
+    generate_batch(compiled.loaded.model, compiled.loaded.tokenizer, asked, 4, lambda *_: None)
+    assert compiled.graphs == 0
+    assert_learns(compiled, plain(tiny_model_dir), batches()[:2])
+    assert_whole(compiled, 2)
+
+
+def test_windows_are_no_break(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device with variable-length attention, rows longer than the window."""
+    monkeypatch.setattr(attention, "_windowed", {"cpu"})
+    monkeypatch.setattr(attention, "choose_kernel", lambda *_args, **_kwargs: Kernel.VARLEN)
+    monkeypatch.setattr(attention_kernels, "find_varlen", lambda: varlen_attn)
+
+    def gradients(compile_them: bool, **train: Any) -> list[torch.Tensor]:
+        loss = arrange(MistralConfig(**SMALL, **LLAMA, sliding_window=26), **train)
+        if compile_them:
+            loaded = LoadedModel(loss._causal, None, CPU, torch.float32)
+            compile_layers(loaded, lambda *_: pytest.fail("not compiled"), backend=BACKEND)
+        found = []
+        for chosen in (rows()[:2], rows(), rows(9)):
+            parameters = list(loss._causal.model.layers.parameters())
+            total = loss(*collate(chosen, 0, CPU))
+            found.append(torch.cat([part.flatten() for part in torch.autograd.grad(total, parameters)]))
+        return found
+
+    for train in ({"share_prefix": False}, {}, {"packing": True}):
+        before = Counts.read()
+        for ours, theirs in zip(gradients(True, **train), gradients(False, **train), strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-3)
+        after = Counts.read()
+        assert after.breaks == ()
+        assert 0 < after.graphs - before.graphs <= 4
+
+
+# Failures.
+
+
+def test_a_layer_is_tried_before(tiny_model_dir: Path) -> None:
+    setup = Setup(tiny_model_dir, config(train={"compile": True}))
+    notices: list[str] = []
+    modes = [module.training for module in setup.loaded.model.modules()]
+    assert try_compilation(setup.loaded, contextlib.nullcontext, noted(notices), backend=BACKEND)
+    assert notices == []
+    assert Counts.read().graphs > 0
+    assert modes == [module.training for module in setup.loaded.model.modules()]
+    assert all(parameter.grad is None for parameter in setup.loaded.model.parameters())
+
+
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A backend that fails on every graph."""
+
+    def failing(*_: Any) -> Any:
+        raise RuntimeError("Python.h: No such file or directory")
+
+    usual = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda inner, **_options: usual(inner, dynamic=True, backend=failing))
+    return "broken"
+
+
+def test_where_the_trial_fails_it_is_told(tiny_model_dir: Path, broken: str) -> None:
+    setup = Setup(tiny_model_dir, config(train={"compile": True}))
+    notices: list[str] = []
+    assert not try_compilation(setup.loaded, contextlib.nullcontext, noted(notices), backend=broken)
+    assert notices == [
+        "not_compiled: The layers are fused instead of compiled: a trial of one of them failed "
+        "(RuntimeError: Python.h: No such file or directory)."
+    ]
+
+
+def test_where_compilation_fails_on_the_way_layers_run_as_they_are(tiny_model_dir: Path, broken: str) -> None:
+    setup = Setup(tiny_model_dir, config(train={"compile": True}))
+    notices: list[str] = []
+    made = compile_layers(setup.loaded, noted(notices), backend=broken)
+    wanted = plain(tiny_model_dir).gradient(rows()[:1])
+    torch.testing.assert_close(setup.gradient(rows()[:1]), wanted, atol=1e-5, rtol=1e-3)
+    assert len(notices) == 1, "once, not for every layer"
+    assert notices[0].startswith("compilation_ended: The layers run as they are from now on")
+    reports: list[str] = []
+    made.report(99, lambda *parts: reports.append(parts[0]))
+    assert reports == []
+
+
+def test_memory_that_runs_out_in_compiling_is_no_failure_of_the_compiler(
+    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = Compiled(tiny_model_dir)
+
+    def full(*_args: Any, **_kwargs: Any) -> Any:
+        raise BackendCompilerFailed(lambda: None, torch.OutOfMemoryError("CUDA out of memory."))
+
+    forward: Any = decoder_layers(compiled.loaded.model)[0].forward
+    monkeypatch.setattr(forward, "_compiled", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        compiled.gradient(rows())
+    assert compiled.notices == []
+    assert compiled.compilation.health.failure is None
+
+
+def test_errors_are_not_suppressed_in_the_whole_process(tiny_model_dir: Path) -> None:
+    before = torch._dynamo.config.suppress_errors
+    Compiled(tiny_model_dir)
+    assert torch._dynamo.config.suppress_errors == before
+
+
+def test_the_limit_of_programs_is_raised_and_never_lowered() -> None:
+    compilation._raise_limits()
+    assert torch._dynamo.config.recompile_limit == compilation.RECOMPILE_LIMIT
+    torch._dynamo.config.recompile_limit = 200
+    compilation._raise_limits()
+    assert torch._dynamo.config.recompile_limit == 200
+
+
+# The report.
+
+
+def test_what_was_compiled_is_told_once(tiny_model_dir: Path) -> None:
+    compiled = Compiled(tiny_model_dir, share_prefix=False)
+    compiled.gradient(rows())
+    reports: list[tuple[str, str, str]] = []
+
+    def tell(level: str, code: str, message: str, _hint: str) -> None:
+        reports.append((level, code, message))
+
+    compiled.compilation.report(compilation.REPORT_STEP - 1, tell)
+    assert reports == []
+    for _ in range(2):
+        compiled.compilation.report(compilation.REPORT_STEP, tell)
+    layers = len(decoder_layers(compiled.loaded.model))
+    assert reports == [
+        (
+            "info",
+            "compiled",
+            f"The {layers} layers are compiled: 2 programs for all of them and all lengths, none of them interrupted.",
+        )
+    ]
+
+
+def test_breaks_and_limits_are_told() -> None:
+    assert told(32, 1, [], limited=False)[1].startswith("The 32 layers are compiled: 1 program for all")
+    level, message, hint = told(32, 4, ["Call of a skipped function\nmore"], limited=False)
+    assert (level, hint) == ("info", "What lies between runs as it is.")
+    assert message.endswith("interrupted once (Call of a skipped function).")
+    level, message, _ = told(32, 64, ["a", "b"], limited=True)
+    assert level == "warning"
+    assert message.endswith("torch has stopped making more: other batches run as they are.")
+
+
+def test_a_limit_that_is_reached_is_seen() -> None:
+    def double(x: torch.Tensor, by: int) -> torch.Tensor:
+        return x * by
+
+    with torch._dynamo.config.patch(recompile_limit=1):
+        fast = torch.compile(double, backend="eager", dynamic=False)
+        for by in range(4):
+            fast(torch.ones(2), by)
+    assert Counts.read().limited
+    assert isinstance(Compilation(1, compilation.Health(lambda *_: None), Counts.read()), Compilation)
+
+
+# The toolchain.
+
+UBUNTU = {"ID": "ubuntu", "ID_LIKE": "debian"}
+FEDORA = {"ID": "rocky", "ID_LIKE": "rhel centos fedora"}
+SUSE = {"ID": "opensuse-leap", "ID_LIKE": "suse opensuse"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "triton", "compiler", "headers", "system", "wanted"),
+    [
+        ("cuda", True, True, True, UBUNTU, None),
+        ("cpu", False, True, False, UBUNTU, None),
+        ("cpu", False, False, False, UBUNTU, ("there is no C++ compiler", "sudo apt install g++")),
+        ("cuda", False, True, True, UBUNTU, ("triton is not installed", "pip install triton")),
+        ("cuda", True, False, True, UBUNTU, ("no C compiler", "sudo apt install gcc")),
+        ("cuda", True, False, True, {"ID": "arch"}, ("no C compiler", "sudo pacman -S gcc")),
+        ("cuda", True, True, False, UBUNTU, ("Python.h", "sudo apt install python3.12-dev")),
+        ("cuda", True, True, False, FEDORA, ("Python.h", "sudo dnf install python3.12-devel")),
+        ("cuda", True, True, False, SUSE, ("Python.h", "sudo zypper install python312-devel")),
+        ("cuda", True, False, True, {}, ("no C compiler", "Install gcc or clang with the system's package manager.")),
+    ],
+)
+def test_what_the_compiler_needs(
+    kind: str, triton: bool, compiler: bool, headers: bool, system: dict[str, str], wanted: tuple[str, str] | None
+) -> None:
+    found = missing(Toolchain(kind, triton, compiler, headers, "3.12", system))
+    if wanted is None or found is None:
+        assert found == wanted
+        return
+    assert wanted[0] in found[0]
+    assert found[1].endswith(wanted[1])
+
+
+def test_a_c_compiler_is_looked_for_as_triton_does(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    assert not this_toolchain(torch.device("cuda")).compiler
+    compiler = tmp_path / "clang"
+    compiler.write_text("#!/bin/sh\n")
+    compiler.chmod(0o755)
+    assert this_toolchain(torch.device("cuda")).compiler
+    monkeypatch.setenv("CC", str(tmp_path / "none"))
+    assert not this_toolchain(torch.device("cuda")).compiler
+    assert os.environ["CC"]
+
+
+def test_without_a_compiler_the_layers_stay_as_they_are(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor import cpp_builder
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    def none_found() -> str:
+        raise InvalidCxxCompiler
+
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", none_found)
+    setup = Setup(tiny_model_dir, config(train={"compile": True}))
+    notices: list[str] = []
+    assert not try_compilation(setup.loaded, contextlib.nullcontext, noted(notices))
+    assert notices == [
+        "not_compiled: The layers are fused instead of compiled: there is no C++ compiler on this machine."
+    ]
+    assert Counts.read().graphs == 0
