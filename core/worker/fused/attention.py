@@ -641,7 +641,7 @@ def _with_prefixes(tensor: torch.Tensor, layout: Layout) -> torch.Tensor:
         own, shared = tensor[before:end], tensor[at:before]
         if group.prefix:
             # Repeated by expansion, not by an index, whose gradient would be summed in no certain order.
-            both = [shared.expand(group.rows, *shared.shape), own.unflatten(0, (group.rows, group.width))]
+            both = [shared.expand(group.rows, *shared.shape), own.reshape(group.rows, group.width, *own.shape[1:])]
             own = torch.cat(both, dim=1).flatten(0, 1)
         parts += [shared, own]
         at = end
@@ -652,9 +652,9 @@ def _attend_window(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: Window, scaling: float | None
 ) -> torch.Tensor:
     """Attention of a padded batch with a sliding window, without a mask: ``(rows, tokens, heads, head)``."""
-    flat = [tensor.transpose(1, 2).flatten(0, 1) for tensor in _cast(query, key, value)]
-    out = attend_sequences(*flat, window.sequences(query), window=window.size, scale=scaling)
-    return out.unflatten(0, (query.shape[0], query.shape[2]))
+    rows, keys, values = (tensor.transpose(1, 2).flatten(0, 1) for tensor in _cast(query, key, value))
+    out = attend_sequences(rows, keys, values, window.sequences(query), window=window.size, scale=scaling)
+    return out.view(query.shape[0], query.shape[2], *out.shape[1:])
 
 
 def _attend(
