@@ -20,11 +20,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(PIP_AR
 # Empty files that are as old as what has been installed.
 APP := $(VENV)/.installed-app
 TESTS := $(VENV)/.installed-tests
+# The oldest PyTorch that pyproject.toml allows, and where the tests run with it.
+FLOOR := $(shell sed -n 's/^ *"torch>=\([0-9.]*\).*/\1/p' pyproject.toml)
+FLOOR_VENV := .venv-floor
 
-.PHONY: help demo check test format clean
+.PHONY: help demo check test suite test-floor format clean
 
 help: ## Show this list
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /  make \1|/' | column -t -s '|'
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
 
 demo: $(APP) ## Train the starter model on sample tickets and talk to it; HEADLESS=1: without the app
 	@echo "Preparing the starter model"
@@ -47,16 +50,22 @@ check: $(TESTS) ## Check style, types and layers, and run the unit tests without
 
 test: $(TESTS) ## Check style, types and layers, and run all tests
 	$(STATIC)
+	@$(MAKE) --no-print-directory suite
+
+suite: $(TESTS)
 	@echo "Preparing the starter model for the tests"
 	@LOCALTUNE_HOME="$$LOCALTUNE_TEST_CACHE" $(BIN)/python -m core.worker.model.starter >/dev/null
 	$(PYTEST)
+
+test-floor: ## Run all tests with the oldest PyTorch that is allowed, in an environment of its own
+	@$(MAKE) --no-print-directory VENV=$(FLOOR_VENV) PIP_ARGS="$(PIP_ARGS) torch==$(FLOOR).*" suite
 
 format: $(TESTS) ## Put the code into its standard form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean: ## Remove .venv and everything that was built here; models and runs stay
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(FLOOR_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:

@@ -50,6 +50,16 @@ def drafts_dir() -> Path:
     return home() / "drafts"
 
 
+def calibration_dir() -> Path:
+    """The memory plan's constants as measured on this machine's devices, a file each."""
+    return home() / "calibration"
+
+
+def selftest_dir() -> Path:
+    """The last report of the self-test, and its runs while it is on."""
+    return home() / "selftest"
+
+
 def crashes_dir() -> Path:
     """Crash reports of the app, a file each."""
     return home() / "crashes"

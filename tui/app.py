@@ -570,6 +570,13 @@ class LocaltuneApp(App[str]):
         pane = self.desktop.panes.find(spec.id)
         self.push_screen(HelpScreen(spec.title, pane.HELP if pane is not None else "", self.keys, spec.id))
 
+    def action_self_test(self) -> None:
+        """Open the self-test, which begins when it is told to."""
+        from tui.screens.selftest import SelfTestScreen
+
+        if not self.desktop.is_covered:
+            self.push_screen(SelfTestScreen())
+
     def can_run(self, key: Key) -> bool:
         """Whether a key's action makes sense now; the palette leaves out the others."""
         if key.scope == "app":

@@ -53,7 +53,7 @@ KINDS: dict[str, Kind] = {
     "bad_tool_call": _drop("broken tool call", "Write each call with a name and its arguments."),
     "empty_answer": _drop("empty answer", "Fill in the answers, or remove these rows."),
     "no_answer": _drop("no answer", "Answer the last turn, or remove these rows."),
-    "bad_label": _drop("labels that do not fit", "Give one label for each token: the token, or -100."),
+    "bad_label": _drop("labels that do not fit", "Label each token by itself or -100, weigh each message 0 or 1."),
     "bad_tokens": _drop("tokens that the model does not know", "Tokenize the rows with this model's tokenizer."),
     "overlong": _drop("longer than train.max_length", 'Raise train.max_length, or set data.overlong = "truncate".'),
     "nothing_supervised": _drop("nothing to learn", "See that an answer of the row is learned and not cut off."),

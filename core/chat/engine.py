@@ -49,6 +49,8 @@ class ModelSpec:
     """``qlora`` loads the base in 4 bit."""
     precision: str = "auto"
     device: str = "auto"
+    gpu: str | None = None
+    """As ``hardware.gpu``."""
     template: str | None = None
     """A chat template that replaces the model's own: a Jinja file, or the name of one of ours."""
     source_name: str = "adapter"

@@ -262,6 +262,7 @@ def _ended_session(run: Run) -> ChatSession:
         method=config.method.name,
         precision=config.train.precision,
         device=config.hardware.device,
+        gpu=config.hardware.gpu,
         template=_find_template(run, config),
         source_name=source_name,
         base_sha256=_find_base_hash(run) if base == config.model.base else None,

@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "schema": ("schema", "the configuration as JSON Schema for editors, or as the reference page"),
     "completion": ("completion", "print a script that lets bash, zsh or fish complete the command line"),
     "doctor": ("doctor", "what this machine can do, and what would go wrong on it"),
+    "selftest": ("selftest", "prove on this device that training is right: fast paths, memory, resume, speed"),
 }
 
 

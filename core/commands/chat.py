@@ -213,7 +213,12 @@ def _prepare(session: ChatSession) -> None:
     live = sys.stderr.isatty()
 
     def show(detail: str, done: int | None, total: int | None) -> None:
-        if live:
+        if detail.endswith("."):
+            # A sentence is a warning, and stays.
+            if live:
+                sys.stderr.write(CLEAR_LINE)
+            note(f"warning: {detail}")
+        elif live:
             share = f" {done / total:.0%}" if done is not None and total else ""
             sys.stderr.write(f"{CLEAR_LINE}{one_line(detail, 60)}{share}")
             sys.stderr.flush()

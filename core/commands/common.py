@@ -181,9 +181,14 @@ def exit_code(state: str) -> int:
     return EXIT_CODES.get(state, EXIT_LOST)
 
 
-def add_config(parser: argparse.ArgumentParser) -> None:
-    """Declare the configuration file and ``--set``."""
-    parser.add_argument("config", metavar="CONFIG", help="configuration file (TOML)")
+def add_config(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
+    """Declare the configuration file and ``--set``.
+
+    Args:
+        parser: Parser of the command.
+        optional: Whether the file may be left out.
+    """
+    parser.add_argument("config", metavar="CONFIG", nargs="?" if optional else None, help="configuration file (TOML)")
     parser.add_argument(
         "--set",
         metavar="SECTION.KEY=VALUE",

@@ -71,7 +71,7 @@ def choose(name: str, config: Config, aim: Aim = "balanced") -> Choice:
     if name != AUTO:
         preset = find_preset(name)
         return Choice(preset, None, f"{preset.name}: {preset.about}")
-    card = find_card() if config.hardware.device != "cpu" else None
+    card = find_card(gpu=config.hardware.gpu) if config.hardware.device != "cpu" else None
     return suitable_preset(config.model.base, card, config, aim=aim)
 
 
@@ -80,7 +80,8 @@ def gather_facts(config: Config) -> Facts:
 
     The card is queried only where the configuration depends on it, as a driver may take its time.
     """
-    card = find_card() if config.train.precision == "bf16" and config.hardware.device != "cpu" else None
+    asks = config.train.precision == "bf16" and config.hardware.device != "cpu"
+    card = find_card(gpu=config.hardware.gpu) if asks else None
     try:
         free = shutil.disk_usage(paths.existing_parent(paths.runs_dir())).free
     except OSError:

@@ -39,6 +39,7 @@ def run(args: argparse.Namespace) -> int:
 def examine(*, quick: bool = False) -> list[Finding]:
     """All findings, the basics first and what depends on them later."""
     from core.commands.checks import gpu, security, software, system, terminal
+    from core.hardware.drivers import installed_build
 
     driver = gpu.check_gpu()
     return [
@@ -54,6 +55,7 @@ def examine(*, quick: bool = False) -> list[Finding]:
         *system.check_wsl(),
         *terminal.check_terminal(),
         *driver.findings,
+        *gpu.check_cuda(driver, installed_build()),
         *([] if quick else software.check_torch(driver)),
     ]
 

@@ -82,6 +82,10 @@ EXAMPLES: Mapping[str, Sequence[tuple[str, str]]] = {
         ("schema --markdown", "the reference page"),
     ),
     "doctor": (("doctor", ""), ("doctor --quick --json", "without importing torch")),
+    "selftest": (
+        ("selftest", "three minutes on a card, five on two cores"),
+        ("selftest --report selftest.txt --json", "with a report to attach to a bug report"),
+    ),
     "completion": (
         ("completion bash", ""),
         ("completion zsh", ""),

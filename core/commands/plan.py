@@ -1,4 +1,4 @@
-"""``plan CONFIG``: the memory that a run would need, part by part, and whether it fits."""
+"""``plan CONFIG`` and ``plan --model MODEL``: the memory that a run would need, part by part, and whether it fits."""
 
 from __future__ import annotations
 
@@ -21,13 +21,24 @@ if TYPE_CHECKING:
 BAR_WIDTH = 60
 #: The letter of each part in the bar.
 LETTERS = "ABCDEFGHIJKLMNOP"
+#: Methods that ``--method`` takes.
+METHODS = ("qlora", "lora", "full", "freeze")
+#: Tokens of a row with ``--model`` by default, and the fewest and most, as for ``train.max_length``.
+DEFAULT_LENGTH, SHORTEST, LONGEST = 2048, 8, 1 << 20
 #: Data above this size is analyzed only on request.
 QUICK_DATA_BYTES = 64 << 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    add_config(parser)
+    add_config(parser, optional=True)
+    parser.add_argument(
+        "--model",
+        metavar="MODEL",
+        help="plan for this model without a configuration: a directory with a config.json, …",
+    )
+    parser.add_argument("--method", choices=METHODS, help="with --model: what is trained (qlora)")
+    parser.add_argument("--length", metavar="TOKENS", help="with --model: tokens of every row (2048)")
     parser.add_argument("--gpu-memory", metavar="SIZE", help="plan for a GPU with so much free memory: 24GB, 22.5GiB")
     parser.add_argument(
         "--lengths",
@@ -40,25 +51,65 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Plan; the exit code is 0 whether it fits or not."""
-    from core.config.document import load_config
     from core.memory.planner import make_plan
     from core.models.architecture.load import locate_model
     from core.models.architecture.sandboxed import load_architecture
     from core.runs.forecast import forecast, this_machine
 
-    config = load_config(Path(args.config), args.set)
+    config, has_rows = _config(args)
     machine = this_machine(config, _size(args.gpu_memory))
     # Errors of the model or the options are reported before the rows are measured, which may take a while.
     base = locate_model(config.model.base)
     _warn(base, config)
     make_plan(load_architecture(base), config, machine)
-    found = forecast(config, machine, _rows(config, args.lengths))
+    found = forecast(config, machine, _rows(config, args.lengths) if has_rows else None)
     if args.json:
         emit(as_json(found))
         return 0
     for line in render(found):
         say(line)
     return 0
+
+
+def _config(args: argparse.Namespace) -> tuple[Config, bool]:
+    """The configuration to plan for, and whether it has rows."""
+    from core.config.document import ConfigDocument
+
+    if args.model is None:
+        if args.config is None:
+            raise UserError("There is nothing to plan for.", "Name a configuration, or a model with --model DIR.")
+        for flag, value in (("--method", args.method), ("--length", args.length)):
+            if value is not None:
+                option = {"--method": "method.name", "--length": "train.max_length"}[flag]
+                raise UserError(
+                    f"{flag} goes with --model.", f"With a configuration, --set {option}={value} does that."
+                )
+        document = ConfigDocument.load(Path(args.config))
+    elif args.config is not None:
+        raise UserError("Both a configuration and --model are given.", "Name one, or use --set model.base=….")
+    else:
+        document = ConfigDocument()
+        document.set("model.base", args.model)
+        document.set("method.name", args.method or "qlora")
+        document.set("train.max_length", _length(args.length))
+    document.apply(args.set)
+    has_rows = document.get("data.train") is not None
+    if not has_rows:
+        # The option is required, and a plan can do without it.
+        document.set("data.train", "rows.jsonl")
+        if args.lengths == "always":
+            raise UserError(
+                "--lengths always needs rows, and data.train is not set.", "Set it, or leave --lengths out."
+            )
+    return document.validate(), has_rows
+
+
+def _length(text: str | None) -> int:
+    if text is None:
+        return DEFAULT_LENGTH
+    if not text.isdecimal() or not SHORTEST <= int(text) <= LONGEST:
+        raise UserError(f"--length {text} is no number of tokens from {SHORTEST} to {LONGEST:,}.", "Write it as 2048.")
+    return int(text)
 
 
 def _warn(base: Path, config: Config) -> None:
@@ -134,6 +185,8 @@ def _is_large(config: Config) -> bool:
 
 def as_json(found: Forecast) -> dict[str, Any]:
     """The result as described in ``docs/commands.md``."""
+    from core.memory.batching import WHOLE
+
     plan = found.plan
     guess = found.estimate
     return {
@@ -151,8 +204,13 @@ def as_json(found: Forecast) -> dict[str, Any]:
         "explanations": {part.name: part.what for part in plan.parts},
         "peak": plan.phase,
         "gradient_checkpointing": plan.checkpointing,
+        "kept_layers": plan.kept_layers,
+        "layers": plan.layers,
+        "token_budget": plan.token_budget if plan.token_budget < WHOLE else None,
+        "reason": plan.reason,
         "activation_offload": plan.offload,
         "host_bytes": plan.host_bytes,
+        "states_host_bytes": plan.states_host_bytes,
         "host_free_bytes": plan.host_free_bytes,
         "micro_batch": {
             "rows": plan.micro_batch.rows,
@@ -197,7 +255,12 @@ def render(found: Forecast) -> list[str]:
     plan = found.plan
     device = "GPU" if plan.device == "cuda" else "CPU"
     moved = " and offloaded" if plan.offload else ""
-    recomputed = f", activations recomputed{moved}" if plan.checkpointing else ""
+    which = (
+        f"activations of {plan.layers - plan.kept_layers} of {plan.layers} layers"
+        if plan.kept_layers
+        else "activations"
+    )
+    recomputed = f", {which} recomputed{moved}" if plan.checkpointing else ""
     batch = plan.micro_batch
     lines = [
         f"{'model':<12} {one_line(str(found.base), 200)}",
@@ -215,7 +278,7 @@ def render(found: Forecast) -> list[str]:
     lines += [f"{'time':<12} {_time(found.estimate)}"] if found.estimate is not None else []
     for place, advice in enumerate(found.advice):
         lines.append(f"{'advice' if not place else '':<12} {advice.text}")
-    for place, sentence in enumerate(plan.notes):
+    for place, sentence in enumerate([*([plan.reason] if plan.reason else []), *plan.notes]):
         lines.append(f"{'note' if not place else '':<12} {one_line(sentence)}")
     return lines
 

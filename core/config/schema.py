@@ -201,6 +201,10 @@ class TrainSection(Section):
     compile: bool = _option(
         False, "Have torch compile the model's layers: minutes at the start for less time in each step."
     )
+    deterministic: Literal["auto", "strict", "fast"] = _option(
+        "auto",
+        "Resume bit for bit (strict) or to rounding (fast, faster on a GPU); auto: strict on a CPU, fast on a GPU.",
+    )
     seed: int = _option(42, "Seed of data order, initialization and dropout.", ge=0, le=2**31 - 1)
 
 
@@ -280,6 +284,9 @@ class HardwareSection(Section):
     """Where it runs."""
 
     device: Literal["auto", "cuda", "cpu"] = _option("auto", "Device; auto takes the first GPU, else the CPU.")
+    gpu: Text | None = _option(
+        None, "Card by its number in nvidia-smi or its UUID, as text; absent: the first one that is visible."
+    )
 
 
 class TrackingSection(Section):

@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import queue
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from core.hardware.nvml import Nvml, NvmlUnavailableError
+from core.hardware.visible import Identity, Visible, find_gpu, visible_cards
+
+T = TypeVar("T")
 
 #: Seconds allowed for the driver's answers.
 _DRIVER_SECONDS = 5.0
@@ -18,11 +22,17 @@ BF16_CAPABILITY = (8, 0)
 
 @dataclass(frozen=True)
 class Card:
-    """A GPU: its name, its memory in bytes, and its compute capability; None where the driver does not report it."""
+    """A GPU: its name, its memory in bytes, and its compute capability; None where the driver does not report it.
+
+    ``index`` and ``uuid`` are those of NVML.
+    """
 
     name: str
     memory_total: int | None
     capability: tuple[int, int] | None
+    index: int = 0
+    uuid: str = ""
+    memory_free: int | None = None
 
     @property
     def has_bf16(self) -> bool | None:
@@ -30,44 +40,64 @@ class Card:
         return None if self.capability is None else self.capability >= BF16_CAPABILITY
 
 
-def find_card(timeout: float = _DRIVER_SECONDS, environment: Mapping[str, str] = os.environ) -> Card | None:
+def find_card(
+    timeout: float = _DRIVER_SECONDS, environment: Mapping[str, str] = os.environ, gpu: str | None = None
+) -> Card | None:
     """The card that ``hardware.device = "auto"`` takes; None where there is none, or the driver does not answer.
 
     Args:
         timeout: Seconds allowed for the driver's answers.
         environment: Environment variables, for ``CUDA_VISIBLE_DEVICES``.
+        gpu: ``hardware.gpu``; None: the first that CUDA sees.
     """
-    index = _first_visible(environment.get("CUDA_VISIBLE_DEVICES"))
-    if index is None:
-        return None
-    answers: queue.Queue[Card | None] = queue.Queue()
-    # A daemon thread: a call into a wedged driver never returns and cannot be interrupted.
-    threading.Thread(target=lambda: answers.put(_ask(index)), name="driver", daemon=True).start()
+    return ask_driver(lambda: _ask(environment, gpu), timeout)
+
+
+def ask_driver(ask: Callable[[], T], timeout: float = _DRIVER_SECONDS) -> T | None:
+    """The answer of the driver; None where it takes longer.
+
+    In a daemon thread: a call into a wedged driver never returns and cannot be interrupted.
+    """
+    answers: queue.Queue[T] = queue.Queue()
+    threading.Thread(target=lambda: answers.put(ask()), name="driver", daemon=True).start()
     try:
         return answers.get(timeout=timeout)
     except queue.Empty:
         return None
 
 
-def _first_visible(value: str | None) -> int | None:
-    """The first device of ``CUDA_VISIBLE_DEVICES``; a UUID counts as the first card."""
-    if value is None:
-        return 0
-    first = value.partition(",")[0].strip()
-    if first.startswith(("GPU-", "MIG-")):
-        return 0
-    return int(first) if first.isdecimal() else None
+def choose(cards: Sequence[Identity], environment: Mapping[str, str], gpu: str | None) -> Visible | None:
+    """The device that a run computes on.
+
+    Args:
+        cards: All cards, in NVML's order.
+        environment: Environment variables.
+        gpu: ``hardware.gpu``; None: the first that CUDA sees.
+
+    Returns:
+        None where CUDA sees none, or not that one.
+    """
+    visible = visible_cards(cards, environment)
+    if gpu is None:
+        return visible[0] if visible else None
+    wanted = find_gpu(cards, gpu)
+    # An instance of a visible card may not be the one that CUDA would take, and can be asked for.
+    return wanted if wanted is not None and any(device.index == wanted.index for device in visible) else None
 
 
-def _ask(index: int) -> Card | None:
+def _ask(environment: Mapping[str, str], gpu: str | None) -> Card | None:
     try:
         nvml = Nvml()
     except NvmlUnavailableError:
         return None
     try:
-        devices = nvml.devices()
-        if index >= len(devices) or devices[index].problem:
+        chosen = choose(nvml.identities(), environment, gpu)
+        if chosen is None:
             return None
-        return Card(devices[index].name, devices[index].memory_total, nvml.compute_capability(index))
+        device = nvml.device(chosen)
+        if device.problem:
+            return None
+        capability = nvml.compute_capability(chosen.index)
+        return Card(device.name, device.memory_total, capability, chosen.index, chosen.uuid, device.available)
     finally:
         nvml.close()

@@ -6,11 +6,12 @@ value None and keeps the others. Reading needs no permissions beyond those to us
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from core.hardware.snapshot import Device
+from core.hardware.visible import Identity, Visible
 from core.text import one_line
 
 T = TypeVar("T")
@@ -94,6 +95,7 @@ class Nvml:
             raise NvmlUnavailableError(reason, hint, absent=code == 12) from error
         self._limits: dict[int, float] = {}
         self._names: dict[int, str] = {}
+        self._identities: dict[int, Identity] = {}
 
     def close(self) -> None:
         """Shut the library down."""
@@ -118,6 +120,14 @@ class Nvml:
         """All GPUs in their current state; one that cannot be read has the reason in ``problem``."""
         return [self._device(index) for index in range(self.count())]
 
+    def identities(self) -> list[Identity]:
+        """All GPUs by index and UUID."""
+        return [self._identity(index) for index in range(self.count())]
+
+    def device(self, visible: Visible) -> Device:
+        """The current state of one GPU; its memory is that of the MIG instance where it is one."""
+        return self._device(visible.index, visible.uuid if visible.is_instance else "")
+
     def energy_joules(self, index: int) -> float | None:
         """Energy that a GPU has used since the driver was loaded; None without a counter."""
         handle, _ = self._handle(index)
@@ -125,6 +135,12 @@ class Nvml:
             return None
         millijoules = self._ask(self._nvml.nvmlDeviceGetTotalEnergyConsumption, handle)
         return None if millijoules is None else millijoules / 1000
+
+    def power_range(self, index: int) -> tuple[float, float] | None:
+        """The least and the greatest power limit that a GPU can be set to, in watts; None where it has none to set."""
+        handle, _ = self._handle(index)
+        found = None if handle is None else self._ask(self._nvml.nvmlDeviceGetPowerManagementLimitConstraints, handle)
+        return None if found is None else (found[0] / 1000, found[1] / 1000)
 
     def processes(self, index: int) -> list[GpuProcess]:
         """The processes that use memory of a GPU, most first."""
@@ -146,7 +162,33 @@ class Nvml:
         found = None if handle is None else self._ask(self._nvml.nvmlDeviceGetCudaComputeCapability, handle)
         return None if found is None else (int(found[0]), int(found[1]))
 
-    def _device(self, index: int) -> Device:
+    def _identity(self, index: int) -> Identity:
+        nvml, ask = self._nvml, self._ask
+        handle, _ = self._handle(index)
+        if handle is None or not (uuid := self._uuid(handle)):
+            # A card that is lost keeps its name.
+            return self._identities.get(index, Identity(index))
+        cores = ask(nvml.nvmlDeviceGetNumGpuCores, handle) or 0
+        clock = ask(nvml.nvmlDeviceGetMaxClockInfo, handle, nvml.NVML_CLOCK_SM) or 0
+        self._identities[index] = Identity(index, uuid, tuple(self._instances(handle)), cores * clock)
+        return self._identities[index]
+
+    def _instances(self, handle: Any) -> Iterator[str]:
+        """The UUIDs of a GPU's MIG instances; none where it is not divided."""
+        nvml, ask = self._nvml, self._ask
+        mode = ask(nvml.nvmlDeviceGetMigMode, handle)
+        if not mode or mode[0] != nvml.NVML_DEVICE_MIG_ENABLE:
+            return
+        for place in range(ask(nvml.nvmlDeviceGetMaxMigDeviceCount, handle) or 0):
+            # Places may be empty.
+            instance = ask(nvml.nvmlDeviceGetMigDeviceHandleByIndex, handle, place)
+            if instance is not None and (uuid := self._uuid(instance)):
+                yield uuid
+
+    def _uuid(self, handle: Any) -> str:
+        return one_line(self._ask(self._nvml.nvmlDeviceGetUUID, handle) or "", 120)
+
+    def _device(self, index: int, instance: str = "") -> Device:
         handle, error = self._handle(index)
         if handle is None:
             return Device(index=index, kind="cuda", name=self._names.get(index, f"GPU {index}"), problem=error)
@@ -161,8 +203,9 @@ class Nvml:
         name = self._names.get(index, f"GPU {index}")
         if problem:
             return Device(index=index, kind="cuda", name=name, problem=problem)
-        memory = ask(nvml.nvmlDeviceGetMemoryInfo, handle, nvml.nvmlMemory_v2) or ask(
-            nvml.nvmlDeviceGetMemoryInfo, handle
+        holder = (ask(nvml.nvmlDeviceGetHandleByUUID, instance) if instance else None) or handle
+        memory = ask(nvml.nvmlDeviceGetMemoryInfo, holder, nvml.nvmlMemory_v2) or ask(
+            nvml.nvmlDeviceGetMemoryInfo, holder
         )
         temperature = self._temperature(handle)
         utilization = ask(nvml.nvmlDeviceGetUtilizationRates, handle)
@@ -174,6 +217,9 @@ class Nvml:
             temperature_limit_c=self._limit(index, handle, temperature),
             memory_used=int(memory.used) if memory else None,
             memory_total=int(memory.total) if memory else None,
+            # Not the total without the used: the driver keeps some for itself, and with version 2 counts it in neither.
+            memory_free=int(memory.free) if memory else None,
+            uuid=instance or self._uuid(handle),
             utilization=float(utilization.gpu) if utilization else None,
             power_w=_scaled(ask(nvml.nvmlDeviceGetPowerUsage, handle), 1000),
             power_limit_w=_scaled(ask(nvml.nvmlDeviceGetEnforcedPowerLimit, handle), 1000),

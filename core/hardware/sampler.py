@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from dataclasses import dataclass
@@ -11,7 +12,10 @@ import psutil
 from core.hardware.cpu import Cpu
 from core.hardware.nvml import Nvml, NvmlUnavailableError
 from core.hardware.snapshot import Device
+from core.hardware.visible import visible_cards
 
+#: In the place of a UUID: no GPU is read.
+CPU_ONLY = "cpu"
 #: Seconds that :func:`snapshot` waits for a fresh reading before it returns the last one.
 SNAPSHOT_SECONDS = 0.5
 #: Longest time between two readings over which power is assumed constant, in seconds.
@@ -28,13 +32,15 @@ class Reading:
 
 
 class DeviceReader:
-    """A reader of the GPUs, else the CPU. It may hang, so it belongs in a background thread.
+    """A reader of the GPUs that CUDA sees, in its order, else of the CPU. It may hang, so it belongs in a background
+    thread.
 
-    ``reason`` explains why there are no GPUs.
+    ``reason`` explains why there are no GPUs; ``only`` is the UUID of the one GPU to read, or ``cpu`` for none.
     """
 
     def __init__(self) -> None:
         self.reason = ""
+        self.only: str | None = None
         self._cpu = Cpu()
         self._nvml: Nvml | None = None
         try:
@@ -45,7 +51,11 @@ class DeviceReader:
     def read(self) -> Reading:
         """One reading."""
         moment = time.monotonic()
-        devices = self._nvml.devices() if self._nvml else []
+        devices: list[Device] = []
+        if self._nvml is not None and self.only != CPU_ONLY:
+            visible = visible_cards(self._nvml.identities(), os.environ)
+            chosen = [device for device in visible if self.only in (None, device.uuid)]
+            devices = [self._nvml.device(device) for device in chosen or visible]
         joules: dict[int, float] = {}
         for device in devices:
             if self._nvml and (counted := self._nvml.energy_joules(device.index)) is not None:
@@ -97,6 +107,7 @@ class Sampler:
         self._reading: Reading | None = None
         self._meter = EnergyMeter()
         self._reason = ""
+        self._only: str | None = None
         self._wanted = threading.Event()
         self._closed = threading.Event()
         self._fresh = threading.Condition()
@@ -111,6 +122,10 @@ class Sampler:
     def reason(self) -> str:
         """The reason why there are no GPUs; empty when there are, or when it is not known yet."""
         return self._reason
+
+    def watch(self, only: str) -> None:
+        """Read one device from now on: a GPU by its UUID, or ``cpu``."""
+        self._only = only
 
     def latest(self) -> list[Device]:
         """The devices as last read; empty before the first reading. Never waits."""
@@ -141,6 +156,7 @@ class Sampler:
         while not self._closed.is_set():
             self._wanted.clear()
             try:
+                reader.only = self._only
                 reading = reader.read()
             except (OSError, ValueError, RuntimeError, psutil.Error) as error:
                 # A sensor that fails now may answer next time; meanwhile age() shows how old the last reading is.

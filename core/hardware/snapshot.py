@@ -36,6 +36,17 @@ class Device:
     """Reasons for throttling, in words: ``power cap``, ``thermal slowdown``."""
     problem: str = ""
     """The reason why the device cannot be read, as one sentence; empty while it can."""
+    memory_free: int | None = None
+    """Memory that can be allocated: what is neither used nor kept by the driver for itself."""
+    uuid: str = ""
+    """The UUID of the GPU, or of the MIG instance that is computed on; empty where there is none."""
+
+    @property
+    def available(self) -> int | None:
+        """Free memory; None where the device does not report it."""
+        if self.memory_free is not None or self.memory_used is None or self.memory_total is None:
+            return self.memory_free
+        return self.memory_total - self.memory_used
 
     def to_dict(self) -> dict[str, Any]:
         """The device as in a ``hardware`` event."""
@@ -55,13 +66,15 @@ class Device:
             raise TypeError("a device needs an index, a kind and a name")
         if index not in range(_MOST_DEVICES):
             raise TypeError("no machine has so many devices")
-        reasons, problem = data.get("throttle_reasons"), data.get("problem")
+        reasons, problem, uuid = data.get("throttle_reasons"), data.get("problem"), data.get("uuid")
         return cls(
             index=index,
             kind=kind,
             name=name,
             throttle_reasons=[item for item in reasons if isinstance(item, str)] if isinstance(reasons, list) else [],
             problem=problem if isinstance(problem, str) else "",
+            uuid=uuid if isinstance(uuid, str) else "",
+            memory_free=_bytes(data.get("memory_free")),
             memory_used=_bytes(data.get("memory_used")),
             memory_total=_bytes(data.get("memory_total")),
             temperature_c=_number(data.get("temperature_c")),

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from core.importers.gaps import Gap
+
 Kind = Literal["integer", "number", "boolean", "text", "texts"]
 
 #: Values that turn a key off.
@@ -65,12 +67,17 @@ class Missing:
     """A key that is not supported here.
 
     Args:
-        instead: The consequence.
+        gap: The reason.
         off: The values for which our behavior is the same anyway.
     """
 
-    instead: str
+    gap: Gap
     off: tuple[Any, ...] = OFF
+
+    @property
+    def instead(self) -> str:
+        """The consequence, in a sentence."""
+        return self.gap.sentence
 
 
 def is_one_of(value: Any, values: Iterable[Any]) -> bool:

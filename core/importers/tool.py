@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from core.importers.gaps import Gap
 from core.importers.rules import OFF, Choice, Copy, Missing, is_one_of
 from core.importers.translation import Translation
 
@@ -87,17 +88,15 @@ def _leave(work: Translation, key: str, rule: Missing | Joint) -> None:
         work.drop(key, rule.instead)
 
 
-def missing(groups: Mapping[str, str], off: Mapping[str, tuple[Any, ...]] | None = None) -> dict[str, Missing]:
+def missing(groups: Mapping[Gap, str], off: Mapping[str, tuple[Any, ...]] | None = None) -> dict[str, Missing]:
     """Rules for keys that are not supported.
 
     Args:
-        groups: The consequence, to the names of the keys separated by blanks.
+        groups: The reason, to the names of the keys separated by blanks.
         off: For single keys, the values for which our behavior is the same anyway.
     """
     special = off or {}
-    return table(
-        *({key: Missing(instead, special.get(key, OFF))} for instead, keys in groups.items() for key in keys.split())
-    )
+    return table(*({key: Missing(gap, special.get(key, OFF))} for gap, keys in groups.items() for key in keys.split()))
 
 
 def table(*parts: Mapping[str, _R]) -> dict[str, _R]:

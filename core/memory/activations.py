@@ -8,6 +8,7 @@ replace them. Tests compare the figures with torch's actual allocations.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Literal
 
 from core.memory.attention import attention_step, keeps_output
@@ -234,6 +235,9 @@ class LayerSteps:
     def _feed_forward(self, network: list[Linear], residual: float) -> Iterator[Step]:
         layer, a, width = self._layer, self._how.bytes, self._layer.width
         held = residual + self._unkept_input(network[:-1])
+        if layer.gate and self._is_gated_again(network):
+            yield from self._gated_feed_forward(network, residual)
+            return
         if layer.gate == "separate":
             gate, up, down, *more = network
             yield from self._linear(gate, held=residual, shared=False)
@@ -255,6 +259,41 @@ class LayerSteps:
             backward = (3 if copies > 1 else 2) * a * width
             yield Step("activation", kept=copies * a * width, beside=held + a * width, beside_backward=backward)
         yield from self._linear(second, held=held, shared=False, alone=True)
+
+    def _is_gated_again(self, network: list[Linear]) -> bool:
+        """Whether the worker's function makes the gated product again in backward."""
+        forms = {self._form(linear) for linear in network}
+        return self._how.fused_layers and forms <= {"fused", "frozen"}
+
+    def _gated_feed_forward(self, network: list[Linear], residual: float) -> Iterator[Step]:
+        """A gated network of which the projections alone are kept."""
+        layer, a, width = self._layer, self._how.bytes, self._layer.width
+        count = 2 if layer.gate == "separate" else 1
+        projections, down, more = network[:count], network[count], network[count + 1 :]
+        held = residual + self._unkept_input(projections)
+        shared = False
+        for place, linear in enumerate(projections):
+            alone = count == 1 and not layer.parallel
+            yield from self._linear(linear, held=residual + place * a * width, shared=shared, alone=alone)
+            shared = shared or self._keeps_input(linear)
+        # The activated gate and the product; in backward the product, its gradient and that of a projection, and where
+        # one layer makes both, its gradient.
+        joined = 0 if count == 2 else 2
+        yield Step("gate", kept=2 * a * width, beside=held + 2 * a * width, beside_backward=(3 + joined) * a * width)
+        yield from self._gated_down(down, held)
+        for linear in more:
+            yield from self._linear(linear, held=held, shared=shared)
+
+    def _gated_down(self, down: Linear, held: float) -> Iterator[Step]:
+        """The down projection; with an adapter it keeps the dropout of its input, a byte for each feature."""
+        a, width = self._how.bytes, down.inputs
+        for step in self._linear(down, held=held, shared=True, alone=True):
+            if self._form(down) == "frozen":
+                yield step
+                continue
+            dropped = self._adapters.dropout
+            kept = a * self._adapters.rank + (width if dropped else 0)
+            yield replace(step, kept=kept, beside=step.beside + a * width * (2 if dropped else 1))
 
     def _mix(self, experts: Experts, residual: float) -> Iterator[Step]:
         a, tokens = self._how.bytes, experts.active

@@ -134,8 +134,9 @@ class _Adviser:
 
     def make_faster(self) -> list[Advice]:
         plan = self._plan
-        if not plan.checkpointing or self._config.memory.gradient_checkpointing == "off":
-            return []
+        by_need = self._config.memory.gradient_checkpointing == "auto" and not plan.offload
+        if not plan.checkpointing or by_need or self._config.memory.gradient_checkpointing == "off":
+            return []  # by need the fastest way that fits was chosen
         room = (1 - ROOM) * (plan.limit_bytes or 0)
         # Offloading on demand is not used if there is room.
         asked = self._config.memory.activation_offload == "on"
@@ -144,7 +145,9 @@ class _Adviser:
         back = stay, "Nothing is moved to the machine's memory and back."
         for changes, gain in (kept, back):
             advice = self._try(changes, gain) if changes else None
-            if advice is not None and advice.fits and advice.total_bytes <= room:
+            # What is chosen by need leaves a margin by itself.
+            chosen = changes is stay and self._config.memory.gradient_checkpointing == "auto"
+            if advice is not None and advice.fits and (chosen or advice.total_bytes <= room):
                 return [advice]
         return []
 

@@ -6,6 +6,9 @@ from core.memory.batching import SHORT_ROW
 from core.memory.steps import FP32, Arithmetic, Step
 from core.models.architecture.architecture import Attention
 
+#: Most features of a head for flash attention.
+FLASH_HEAD = 256
+
 
 def keeps_output(attention: Attention, how: Arithmetic, row: int) -> bool:
     """Whether the output is kept for attention itself: torch's kernels that do not materialize scores keep it.
@@ -47,10 +50,15 @@ def attention_step(attention: Attention, how: Arithmetic, row: int, held: float)
             beside_scores=beside_scores,
         )
     kept += a * queries + FP32 * attention.heads
-    if _is_masked(attention, row):
-        # With a mask, keys and values are repeated for every query head.
-        kept += 2 * a * (queries - keys) if attention.heads != attention.kv_heads else 0
-    return Step("attention", kept=kept, beside=beside)
+    grouped = attention.heads != attention.kv_heads
+    if grouped and (_is_masked(attention, row) or (how.cuda and not _is_flash(attention, how))):
+        # With a mask, and by a kernel that knows no grouped heads, keys and values are repeated for every query head.
+        kept += 2 * a * (queries - keys)
+    if not how.cuda:
+        return Step("attention", kept=kept, beside=beside)
+    # Flash attention sums up the gradient of the queries in fp32, and those of keys and values for every query head.
+    scratch = FP32 * queries + (2 * a * queries if grouped else 0)
+    return Step("attention", kept=kept, beside=beside, beside_backward=scratch + a * (queries + 2 * keys))
 
 
 def scores_of_sdpa(attention: Attention, how: Arithmetic, row: int) -> int:
@@ -81,10 +89,18 @@ def _is_short(attention: Attention, how: Arithmetic, row: int) -> bool:
 
 
 def _makes_scores(attention: Attention, how: Arithmetic) -> bool:
-    """Whether SDPA materializes scores, in fp32: the CPU has no kernel with dropout, or for values narrower
-    than keys.
+    """Whether SDPA materializes scores, in fp32: the CPU has no kernel with dropout, or for values narrower than keys,
+    and a GPU none for grouped heads where flash attention does not serve. The worker's function repeats keys there.
     """
-    return bool(attention.dropout or attention.uneven) and not how.cuda
+    if how.cuda:
+        grouped = attention.heads != attention.kv_heads
+        return grouped and not how.fused_attention and not _is_flash(attention, how)
+    return bool(attention.dropout or attention.uneven)
+
+
+def _is_flash(attention: Attention, how: Arithmetic) -> bool:
+    """Whether flash attention serves on a GPU."""
+    return how.flash and attention.head_dim <= FLASH_HEAD and not attention.uneven
 
 
 def _short(attention: Attention, how: Arithmetic, row: int, kept: float, held: float) -> Step:

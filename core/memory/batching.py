@@ -9,6 +9,9 @@ from collections.abc import Iterable, Sequence
 
 #: Initial token budget of a micro-batch, padding included. On a CPU a larger one is not faster.
 TOKEN_BUDGETS = {"cpu": 2048, "cuda": 8192}
+#: Smallest token budget that is chosen before anything runs, as a share of the initial one: matrix products of fewer
+#: tokens are too thin to be fast.
+SMALLEST_SHARE = 4
 #: Token budget that no window reaches: all rows of a step at once.
 WHOLE = 1 << 40
 #: Row lengths are padded to a multiple of this, for few distinct shapes.
@@ -45,6 +48,44 @@ def chunk_positions(vocabulary: int) -> int:
 def length_runs(lengths: Iterable[int]) -> list[tuple[int, int]]:
     """Number of rows of each padded length, longest first."""
     return sorted(Counter(map(padded_length, lengths)).items(), reverse=True)
+
+
+def token_budgets(first: int, longest: int) -> list[int]:
+    """Token budgets to choose from: the first one and its halves, none below the longest row, whose micro-batch cannot
+    be cut.
+
+    Args:
+        first: Initial token budget; :data:`WHOLE` is the only one where a step is one pass.
+        longest: Tokens of the longest row, padding and all of its sequences included.
+    """
+    if first >= WHOLE:
+        return [first]
+    found = [first]
+    while found[-1] > max(longest, first // SMALLEST_SHARE):
+        found.append(max(found[-1] // 2, longest))
+    return found
+
+
+def micro_batches(widths: Sequence[int], token_budget: int, max_rows: int | None = None) -> list[tuple[int, int]]:
+    """Micro-batches that rows of a step are cut into.
+
+    Args:
+        widths: Padded length of each row, longest first.
+        token_budget: Most tokens of a micro-batch, padding included; a single longer row still forms one.
+        max_rows: Most rows of a micro-batch.
+
+    Returns:
+        Rows and padded length of each.
+    """
+    found: list[tuple[int, int]] = []
+    for width in widths:
+        if found:
+            rows, longest = found[-1]
+            if (rows + 1) * longest <= token_budget and (max_rows is None or rows < max_rows):
+                found[-1] = rows + 1, longest
+                continue
+        found.append((1, width))
+    return found
 
 
 def largest_shape(

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from core.memory.calibration import Calibration
 from core.memory.phases import Phase
-from core.memory.plan import Part
+from core.memory.plan import Machine, Part
 from core.models.architecture.architecture import Architecture
 
 #: CUDA context, libraries and their workspaces; an assumption, not measured here.
 CUDA_RUNTIME = 600 << 20
 #: Fragmentation of the caching allocator, as a share of the memory in use; an assumption for expandable segments.
 CUDA_FRAGMENTATION = 0.04
+#: The same without expandable segments, which WSL 2 does not support; an assumption.
+CUDA_FRAGMENTATION_FIXED = 0.09
 #: Resident memory of the worker's interpreter and libraries before a model is loaded: CPython 3.11, torch 2.13 for
 #: the CPU, transformers 5.24, peft 0.21, bitsandbytes 0.50; measured by bench/memory.py.
 CPU_RUNTIME = 420 << 20
@@ -33,39 +36,55 @@ CPU_CONVERTED = 0.5
 TOKENIZER_TOKEN, TOKENIZER_FILE = 1000, 19
 
 
-def around_gpu(tensors: Iterable[Part]) -> list[Part]:
+def gpu_runtime(calibration: Calibration | None) -> int:
+    """Memory of CUDA context and libraries, as measured or else assumed."""
+    return CUDA_RUNTIME if calibration is None else calibration.runtime_bytes
+
+
+def around_gpu(tensors: Iterable[Part], machine: Machine) -> list[Part]:
     """Overhead on a GPU.
 
     Args:
         tensors: Memory allocated at the peak.
+        machine: The machine, with what was measured on it.
     """
-    used = sum(part.bytes for part in tensors)
+    used, calibration = sum(part.bytes for part in tensors), machine.calibration
+    assumed = CUDA_FRAGMENTATION if machine.expandable else CUDA_FRAGMENTATION_FIXED
+    share, source = assumed, "assumed" if machine.expandable else "assumed, as segments do not expand"
+    if calibration is not None:
+        share, source = calibration.fragmentation, calibration.source
+    runtime_source = "assumed" if calibration is None else calibration.source
     return [
-        Part("fragmentation", int(CUDA_FRAGMENTATION * used), "held by the allocator and not used; assumed"),
-        Part("runtime", CUDA_RUNTIME, "CUDA context and libraries; assumed"),
+        Part("fragmentation", int(share * used), f"held by the allocator and not used; {source}"),
+        Part("runtime", gpu_runtime(calibration), f"CUDA context and libraries; {runtime_source}"),
     ]
 
 
-def around_cpu(model: Architecture, phases: Mapping[str, Phase], converted: int) -> list[Part]:
+def around_cpu(model: Architecture, phases: Mapping[str, Phase], converted: int, machine: Machine) -> list[Part]:
     """Overhead on a CPU, whose process counts as a whole.
 
     Args:
         model: Base model, for its tokenizer.
         phases: Transient memory of each phase.
         converted: Size of the weight file if its weights are converted at load and not quantized.
+        machine: The machine, with what was measured on it.
     """
     most = max(phase.total for phase in phases.values())
     gaps = max(phase.gaps for phase in phases.values())
     scattered = CPU_SCATTERED * max(phase.update for phase in phases.values())
     unused = CPU_SLACK + CPU_FRAGMENTATION * most + gaps + scattered + CPU_CONVERTED * converted
-    return [Part("fragmentation", int(unused), "held by malloc and not used"), *process(model)]
+    return [Part("fragmentation", int(unused), "held by malloc and not used"), *process(model, machine)]
 
 
-def process(model: Architecture) -> list[Part]:
+def process(model: Architecture, machine: Machine) -> list[Part]:
     """Memory of a CPU process without any tensors."""
+    calibration = machine.calibration
+    runtime, what = CPU_RUNTIME, "the interpreter and its libraries"
+    if calibration is not None:
+        runtime, what = calibration.runtime_bytes, f"{what}; {calibration.source}"
     return [
         Part("tokenizer", _tokenizer_bytes(model), "the tokenizer's vocabulary and merges"),
-        Part("runtime", CPU_RUNTIME, "the interpreter and its libraries"),
+        Part("runtime", runtime, what),
     ]
 
 

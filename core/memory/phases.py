@@ -66,7 +66,7 @@ class Pass:
         arithmetic: Dtypes and kernels.
         adapters: Trained parameters of each kind of layer.
         batch: The micro-batch.
-        checkpointing: Whether gradient checkpointing is on.
+        kept_layers: Number of layers, the last ones, whose activations are kept; those of the others are recomputed.
         offload: Whether checkpointed layer inputs are offloaded to host memory.
         gradient_from: First to need a gradient: ``embeddings``, ``first layer``, or the first layer whose own weights
             are ``trained``.
@@ -79,7 +79,7 @@ class Pass:
         adapters: Sequence[Adapters],
         batch: MicroBatch,
         *,
-        checkpointing: bool,
+        kept_layers: int,
         offload: bool = False,
         gradient_from: str = "first layer",
     ) -> None:
@@ -88,7 +88,7 @@ class Pass:
         self._how = arithmetic
         self._adapters = adapters
         self._batch = batch
-        self._checkpointing = checkpointing
+        self._kept_layers = kept_layers
         self._offload = offload
 
     def phases(self) -> dict[str, Phase]:
@@ -103,43 +103,52 @@ class Pass:
         logits, gaps = self._logits(), self._gaps()
         loss = hidden + norm + 2 * a * model.hidden * self._batch.supervised
         masks = self._masks()
-        kept, adapters = sum(memory.kept for memory in memories), sum(memory.adapters for memory in memories)
-        if self._checkpointing:
-            here = min(model.depth, OFFLOAD_IN_FLIGHT) if self._offload else model.depth
-            inputs = here * hidden + masks
-            casts = sum(memory.casts for memory in memories)
+        again = model.depth - self._kept_layers
+        kept_layers = memories[again:]
+        here = min(again, OFFLOAD_IN_FLIGHT) if self._offload else again
+        inputs = here * hidden + masks
+        # Of recomputed layers only the casts of the adapters' weights stay.
+        casts = sum(memory.casts for memory in memories[:again])
+        kept = sum(memory.kept for memory in kept_layers)
+        adapters = sum(memory.adapters for memory in kept_layers)
+        backward_phases = []
+        if kept_layers:
+            layer = max(last.forward + 2 * hidden, last.backward + hidden) - last.adapters
+            backward_phases.append(Phase(inputs + kept - last.kept, adapters, layer, 0, 0))
+        if again:
             # The incoming gradient of a layer; a norm at the end of a layer with four norms has made its own in fp32.
             gradient = hidden + (tokens * FP32 * model.hidden if last_layer.norms == 4 else 0)
-            worst = max(memories, key=lambda memory: max(memory.again + gradient, memory.backward))
+            worst = max(memories[:again], key=lambda memory: max(memory.again + gradient, memory.backward))
             layer = max(worst.again + gradient, worst.backward) - worst.adapters
-            return {
-                "loss": Phase(inputs, casts, 0, max(loss, backward - logits), logits, gaps),
-                "backward": Phase(inputs, worst.adapters, layer, 0, 0),
-            }
-        layer = max(last.forward + 2 * hidden, last.backward + hidden) - last.adapters
+            # The kept layers have run backward by then.
+            backward_phases.append(Phase(inputs, worst.adapters, layer, 0, 0))
         return {
-            "loss": Phase(kept + masks, adapters, 0, max(loss, backward - logits), logits, gaps),
-            "backward": Phase(kept - last.kept + masks, adapters, layer, 0, 0),
+            "loss": Phase(inputs + kept, casts + adapters, 0, max(loss, backward - logits), logits, gaps),
+            "backward": max(backward_phases, key=lambda phase: phase.total),
         }
 
     def _layers(self) -> list[LayerMemory]:
         """Memory of every layer, in order."""
         found: list[LayerMemory] = []
         reached = self._gradient_from == "embeddings"
+        again = self._model.depth - self._kept_layers
         for layer, adapters in zip(self._model.layers, self._adapters, strict=True):
             passed = LayerSteps(layer, self._model.hidden, self._how, adapters, self._batch.length)
             # Recomputation starts from the layers' inputs, which are counted separately.
-            there_already = self._how.bytes * self._model.hidden if self._checkpointing and passed.keeps_input else 0.0
+            input_bytes = self._how.bytes * self._model.hidden if passed.keeps_input else 0.0
             steps = passed.steps()
-            for first in [True] + [False] * (layer.count > 1):
-                memory = layer_memory(
-                    steps,
-                    self._batch.tokens,
-                    self._batch.length,
-                    with_gradient=reached,
-                    there_already=there_already,
-                )
-                found += [memory] * (1 if first else layer.count - 1)
+            known: dict[tuple[bool, bool], LayerMemory] = {}
+            for _ in range(layer.count):
+                case = reached, len(found) < again
+                if case not in known:
+                    known[case] = layer_memory(
+                        steps,
+                        self._batch.tokens,
+                        self._batch.length,
+                        with_gradient=reached,
+                        there_already=input_bytes if case[1] else 0.0,
+                    )
+                found.append(known[case])
                 reached = reached or adapters.weights or self._gradient_from != "trained"
         return found
 

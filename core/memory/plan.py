@@ -8,7 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from core.memory.calibration import Calibration
 from core.memory.phases import MicroBatch
+from core.memory.step_time import StepTime
 
 DeviceKind = Literal["cpu", "cuda"]
 
@@ -23,6 +25,12 @@ class Machine:
         disk_free_bytes: Free bytes of the disk that holds the runs; None if unknown.
         bf16: Whether the CPU has native bf16 instructions.
         host_bytes: Free host memory of a GPU machine; None if unknown.
+        device: Name of the device; empty if unknown.
+        calibration: Constants measured on it; None to assume them.
+        capability: Compute capability of a GPU; None if unknown.
+        expandable: Whether the segments of a GPU's allocator are expandable, which keeps fragmentation low.
+        pins: Whether pinned host memory may be used without being asked for.
+        pages: Whether a GPU's driver can page optimizer states; that of WSL 2 cannot.
     """
 
     kind: DeviceKind
@@ -30,6 +38,12 @@ class Machine:
     disk_free_bytes: int | None = None
     bf16: bool = True
     host_bytes: int | None = None
+    device: str = ""
+    calibration: Calibration | None = None
+    capability: tuple[int, int] | None = None
+    expandable: bool = True
+    pins: bool = True
+    pages: bool = True
 
 
 @dataclass(frozen=True)
@@ -43,6 +57,21 @@ class Part:
 
 #: Parts that the system can take back when memory is short: files that are mapped.
 RECLAIMABLE = frozenset({"weights_file"})
+
+
+@dataclass(frozen=True)
+class Way:
+    """Way of fitting a run into memory.
+
+    Args:
+        token_budget: Token budget of a micro-batch.
+        kept_layers: Number of layers, the last ones, whose activations are kept; those of the others are recomputed.
+        offload: Whether the inputs of recomputed layers are offloaded to host memory.
+    """
+
+    token_budget: int
+    kept_layers: int
+    offload: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,14 +89,20 @@ class Plan:
         checkpoint_bytes: Size of one checkpoint.
         disk_bytes: All checkpoints that exist at once, and the final adapter.
         disk_free_bytes: Free disk space.
-        checkpointing: Whether gradient checkpointing is on.
+        token_budget: Token budget of a micro-batch.
+        layers: Number of decoder layers.
+        kept_layers: Number of layers, the last ones, whose activations are kept for backward; those of the others are
+            recomputed.
+        step: Estimated time of an optimizer step.
         device: The kind of device.
         offload: Whether activation offloading is on: checkpointed layer inputs are in host memory.
         host_bytes: Most pinned host memory for it.
+        states_host_bytes: Most host memory of a paged optimizer's states.
         host_free_bytes: Free host memory.
         notes: Remarks on the figures, as sentences.
         targets: Last name components of the layers that get adapters, and the number of layers of each.
         dequantized: Whether 16-bit copies of 4-bit weights are kept.
+        reason: Why activations are kept or recomputed, as a sentence; empty where it was decided before.
     """
 
     parts: tuple[Part, ...]
@@ -80,14 +115,29 @@ class Plan:
     checkpoint_bytes: int
     disk_bytes: int
     disk_free_bytes: int | None
-    checkpointing: bool
+    token_budget: int
+    layers: int
+    kept_layers: int
+    step: StepTime
     device: DeviceKind
     offload: bool = False
     host_bytes: int = 0
+    states_host_bytes: int = 0
     host_free_bytes: int | None = None
     notes: tuple[str, ...] = field(default=())
     targets: tuple[tuple[str, int], ...] = field(default=())
     dequantized: bool = False
+    reason: str = ""
+
+    @property
+    def checkpointing(self) -> bool:
+        """Whether gradient checkpointing is on, for some layers at least."""
+        return self.kept_layers < self.layers
+
+    @property
+    def way(self) -> Way:
+        """The way that was planned."""
+        return Way(self.token_budget, self.kept_layers, self.offload)
 
     @property
     def total_bytes(self) -> int:
@@ -106,8 +156,10 @@ class Plan:
 
     @property
     def host_fits(self) -> bool | None:
-        """Whether offloaded activations fit into host memory; None if unknown."""
-        return None if self.host_free_bytes is None else self.host_bytes <= self.host_free_bytes
+        """Whether offloaded activations and paged optimizer states fit into host memory; None if unknown."""
+        if self.host_free_bytes is None:
+            return None
+        return self.host_bytes + self.states_host_bytes <= self.host_free_bytes
 
     @property
     def disk_fits(self) -> bool | None:

@@ -8,16 +8,26 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 
 from core.config.derived import sequences_per_row, updates_in_backward
 from core.config.schema import WEIGHT_METHODS, Config
 from core.errors import UserError
-from core.memory.batching import TOKEN_BUDGETS, WHOLE, chunk_positions, padded_length, tokens_of_rows
+from core.memory.activations import LayerSteps
+from core.memory.batching import (
+    TOKEN_BUDGETS,
+    WHOLE,
+    chunk_positions,
+    micro_batches,
+    padded_length,
+    token_budgets,
+    tokens_of_rows,
+)
+from core.memory.choice import choose_way
+from core.memory.host import states_host_bytes
 from core.memory.overhead import around_cpu, around_gpu, process
 from core.memory.phases import MicroBatch, Pass, Phase
-from core.memory.plan import RECLAIMABLE, Machine, Part, Plan
+from core.memory.plan import RECLAIMABLE, Machine, Part, Plan, Way
 from core.memory.rows import Rows
 from core.memory.sizes import (
     OFFLOAD_SMALLEST,
@@ -28,6 +38,7 @@ from core.memory.sizes import (
     split_by_targets,
 )
 from core.memory.static import adapter_parts, copied_weights, is_mapped, own_weight_parts, weight_parts
+from core.memory.step_time import LayerWork, StepTime, attention_work, head_work, rates_of, step_time
 from core.memory.steps import FP32, Adapters, Arithmetic
 from core.memory.weights import Tensors, split_layers, trained_tensors, with_updates
 from core.models.architecture.architecture import Architecture
@@ -39,6 +50,8 @@ CHECKPOINT_EXTRA = 64 << 10
 ADAPTER_EXTRA = 16 << 20
 #: Paged optimizer states beyond this get a remark about host memory.
 PAGED_NOTE = 1 << 30
+#: First compute capability of flash attention.
+FLASH_CAPABILITY = (8, 0)
 #: Dequantized 16-bit copies of 4-bit weights are kept if the run with them takes at most this share of free memory.
 COPIES_SHARE = 0.5
 
@@ -51,6 +64,7 @@ def make_plan(
     *,
     token_budget: int | None = None,
     checkpointing: bool | None = None,
+    kept_layers: int = 0,
     dequantized: bool | None = None,
     offload: bool | None = None,
 ) -> Plan:
@@ -61,56 +75,87 @@ def make_plan(
         config: Configuration of the run.
         machine: Machine of the run.
         rows: Lengths of the training rows; None to assume the greatest length, with all tokens in the loss.
-        token_budget: Token budget of a micro-batch, if the worker has decided it.
+        token_budget: Token budget of a micro-batch; None for the initial one.
         checkpointing: Whether gradient checkpointing is on, if the worker has decided it.
+        kept_layers: Number of layers, the last ones, whose activations are kept with it.
         dequantized: Whether dequantized copies of 4-bit weights are kept, if the worker has decided it.
         offload: Whether checkpointed layer inputs are offloaded to host memory, if the worker has decided it.
 
-    If undecided and ``memory.gradient_checkpointing`` is auto, gradient checkpointing is on if the run would not fit
-    without it, as in the worker; with an unknown limit, on a GPU. Likewise the checkpointed layer inputs are offloaded
-    from a GPU if the run would not fit otherwise, and host memory has room for them.
+    If undecided, the token budget, or a part of it, and the number of layers with gradient checkpointing are those of
+    the shortest estimated step that fits, within what ``memory.gradient_checkpointing`` allows; with an unknown limit
+    gradient checkpointing is on on a GPU. If nothing fits, checkpointed layer inputs are offloaded from a GPU, where
+    host memory has room for them.
 
     Raises:
         UserError: If no layer of the model is trained, or its positions are fewer than the rows' tokens.
     """
     keeps = config.memory.keep_dequantized == "on" if dequantized is None else dequantized
 
-    def plan(recomputed: bool | None, moved: bool, keeps: bool) -> Plan:
-        return _Planner(architecture, config, machine, rows, token_budget, recomputed, moved, keeps).plan()
+    def plan(way: Way, keeps: bool) -> Plan:
+        return _Planner(architecture, config, machine, rows, way, keeps).plan()
 
-    found = _by_need(config, machine, checkpointing, offload, lambda recomputed, moved: plan(recomputed, moved, keeps))
+    first = WHOLE if updates_in_backward(config) else token_budget or TOKEN_BUDGETS[machine.kind]
+    moved = (machine.kind == "cuda" and config.memory.activation_offload == "on") if offload is None else offload
+    if checkpointing is not None or moved or machine.limit_bytes is None:
+        recomputed = _is_on(config, machine) or moved if checkpointing is None else checkpointing
+        found = plan(Way(first, kept_layers if recomputed else architecture.depth, moved), keeps)
+    else:
+        longest = training_rows(architecture, config, rows).runs[0][0] * sequences_per_row(config.train.objective)
+        found = choose_way(
+            token_budgets(first, longest),
+            _kept_layers(config, architecture.depth),
+            lambda way: plan(way, keeps),
+            offload=machine.kind == "cuda"
+            and machine.pins
+            and offload is None
+            and config.memory.activation_offload == "auto",
+        )
     # If memory had to be freed already, there is none for copies.
-    tight = found.checkpointing and config.memory.gradient_checkpointing != "on"
+    freed = found.checkpointing or found.token_budget < first
+    tight = freed and config.memory.gradient_checkpointing != "on"
     wanted = dequantized is None and config.memory.keep_dequantized == "auto"
     if wanted and not tight and machine.limit_bytes is not None:
-        with_copies = plan(found.checkpointing, found.offload, True)
+        with_copies = replace(plan(found.way, True), reason=found.reason)
         if with_copies.needed_bytes <= machine.limit_bytes * COPIES_SHARE:
             return with_copies
     return found
 
 
-def _by_need(
-    config: Config,
-    machine: Machine,
-    checkpointing: bool | None,
-    offload: bool | None,
-    plan: Callable[[bool | None, bool], Plan],
-) -> Plan:
-    """The plan with everything undecided chosen as the run needs it."""
-    memory, known = config.memory, machine.limit_bytes is not None
-    moved = (machine.kind == "cuda" and memory.activation_offload == "on") if offload is None else offload
-    if checkpointing is None and memory.gradient_checkpointing == "auto" and known and not moved:
-        kept = plan(False, False)
-        if kept.fits:
-            return kept
-        checkpointing = True
-    found = plan(checkpointing, moved)
-    by_need = offload is None and memory.activation_offload == "auto" and machine.kind == "cuda"
-    if by_need and known and found.checkpointing and not found.fits:
-        elsewhere = plan(True, True)
-        if elsewhere.offload and elsewhere.host_fits is not False:
-            return elsewhere
-    return found
+def _is_on(config: Config, machine: Machine) -> bool:
+    """Whether gradient checkpointing is on where the free memory is unknown."""
+    # Free GPU memory is nearly always known; if not, the smaller need is the safer one to report.
+    wanted = config.memory.gradient_checkpointing
+    return wanted == "on" or (wanted == "auto" and machine.kind == "cuda")
+
+
+def _kept_layers(config: Config, depth: int) -> tuple[int, int]:
+    """Fewest and most layers whose activations may be kept, by ``memory.gradient_checkpointing``."""
+    wanted = config.memory.gradient_checkpointing
+    return depth if wanted == "off" else 0, 0 if wanted == "on" else depth
+
+
+def training_rows(architecture: Architecture, config: Config, rows: Rows | None) -> Rows:
+    """Rows that are trained on.
+
+    Args:
+        architecture: The base model.
+        config: Configuration of the run.
+        rows: Lengths of all rows; None to assume a step's rows of the greatest length, with all tokens in the loss.
+
+    Raises:
+        UserError: If none is left.
+    """
+    train = config.train
+    if rows is None:
+        length = min(train.max_length, architecture.positions or train.max_length)
+        return Rows([(padded_length(length), train.batch_size)])
+    kept = rows.limited(train.max_length, config.data.overlong)
+    if kept is None:
+        raise UserError(
+            f"No row has {train.max_length} tokens or fewer, so none would be trained on.",
+            "Raise train.max_length.",
+        )
+    return kept
 
 
 class _Planner:
@@ -120,25 +165,19 @@ class _Planner:
         config: Config,
         machine: Machine,
         rows: Rows | None,
-        token_budget: int | None,
-        checkpointing: bool | None,
-        offload: bool,
+        way: Way,
         dequantized: bool,
     ) -> None:
         split = list(split_by_targets(architecture.layers, architecture.prefix, config.method.target_modules))
         self.model = replace(architecture, layers=tuple(layer for layer, _ in split))
         self.config = config
         self.machine = machine
-        self.rows = rows
+        self.assumed = rows is None
+        self.rows = training_rows(architecture, config, rows)
         self.cuda = machine.kind == "cuda"
-        # Free GPU memory is nearly always known; if not, the smaller need is the safer one to report.
-        self.checkpointing = (
-            checkpointing
-            if checkpointing is not None
-            else config.memory.gradient_checkpointing == "on"
-            or (config.memory.gradient_checkpointing == "auto" and self.cuda)
-        )
-        self.budget = token_budget or TOKEN_BUDGETS[machine.kind]
+        self.kept_layers = way.kept_layers
+        self.checkpointing = way.kept_layers < architecture.depth
+        self.budget = way.token_budget
         how = arithmetic(config, machine)
         self.dequantized = dequantized and how.quantized and how.fused_layers
         self.how = replace(how, dequantized=self.dequantized)
@@ -146,7 +185,7 @@ class _Planner:
         self.batch = self._micro_batch()
         # The input of a layer.
         self.hidden = self.how.bytes * self.model.hidden * self.batch.tokens
-        self.offload = offload and self.checkpointing and self.hidden >= OFFLOAD_SMALLEST
+        self.offload = way.offload and self.checkpointing and self.hidden >= OFFLOAD_SMALLEST
         method = config.method
         self.weights = method.name in WEIGHT_METHODS
         self.in_backward = updates_in_backward(config)
@@ -169,21 +208,13 @@ class _Planner:
     # Sizes
 
     def _micro_batch(self) -> MicroBatch:
-        train, model = self.config.train, self.model
-        kept = self.rows.limited(train.max_length, self.config.data.overlong) if self.rows is not None else None
-        if self.rows is None:
+        train, model, kept = self.config.train, self.model, self.rows
+        if self.assumed:
             length = min(train.max_length, model.positions or train.max_length)
-            kept = Rows([(padded_length(length), train.batch_size)])
             self.notes.append(f"Every row is taken to have {length} tokens, all of them learned.")
-        if kept is None:
-            raise UserError(
-                f"No row has {train.max_length} tokens or fewer, so none would be trained on.",
-                "Raise train.max_length.",
-            )
-        # Inside backward a step is one micro-batch.
-        budget = WHOLE if updates_in_backward(self.config) else self.budget
         sequences = sequences_per_row(train.objective)
-        before, rows, width = kept.largest_shape(train.batch_size, max(1, budget // sequences), train.micro_batch_size)
+        budget = max(1, self.budget // sequences)
+        before, rows, width = kept.largest_shape(train.batch_size, budget, train.micro_batch_size)
         if model.learned_positions and model.positions is not None and width > padded_length(model.positions):
             raise UserError(
                 f"The model knows {model.positions} positions, and rows have up to {width} tokens.",
@@ -242,7 +273,7 @@ class _Planner:
             self.how,
             self.adapters,
             self.batch,
-            checkpointing=self.checkpointing,
+            kept_layers=self.kept_layers,
             offload=self.offload,
             gradient_from={"full": "embeddings", "freeze": "trained"}.get(self.config.method.name, "first layer"),
         ).phases()
@@ -253,12 +284,13 @@ class _Planner:
         parts = [*static, *moving, *self._surroundings([*static, *moving], phases)]
         loading = self._loading(weights)
         # Paged optimizer states move to host memory when anything else needs the GPU.
-        paged = states if self.cuda and self.config.train.optimizer.startswith("paged_") else 0
+        paged = states if self._pages else 0
         needed = max(_needed(parts) - paged, _needed(loading))
+        on_host = states_host_bytes(kind, tensors) if paged else 0
         if paged > PAGED_NOTE:
             self.notes.append(
                 f"{format_bytes(paged)} of optimizer states are paged: they move to the machine's memory where the "
-                "card's does not suffice."
+                f"card's does not suffice{self._shortage(on_host)}."
             )
         if sum(part.bytes for part in loading) > sum(part.bytes for part in parts):
             name, parts = "loading", loading
@@ -281,21 +313,68 @@ class _Planner:
             checkpoint_bytes=checkpoint,
             disk_bytes=disk,
             disk_free_bytes=self.machine.disk_free_bytes,
-            checkpointing=self.checkpointing,
+            token_budget=self.budget,
+            layers=self.model.depth,
+            kept_layers=self.kept_layers,
+            step=self._step_time(learned),
             device=self.machine.kind,
             offload=self.offload,
             host_bytes=pinned,
+            states_host_bytes=on_host,
             host_free_bytes=self.machine.host_bytes,
             notes=tuple(self.notes + self._caveats()),
             targets=tuple(self._targets().items()),
             dequantized=self.dequantized,
         )
 
+    def _step_time(self, trained: int) -> StepTime:
+        """Estimated time of a typical optimizer step."""
+        train, machine = self.config.train, self.machine
+        sequences = sequences_per_row(train.objective)
+        window = self.rows.typical_window(train.batch_size)
+        cut = micro_batches(window, max(1, self.budget // sequences), train.micro_batch_size)
+        return step_time(
+            self._work(),
+            [(rows * sequences, width) for rows, width in cut],
+            rates_of(machine.device, machine.calibration, cuda=self.cuda, wide=not self.how.autocast),
+            kept_layers=self.kept_layers,
+            head=head_work(self.model.vocabulary, self.model.hidden, self.rows.supervised),
+            trained=trained,
+        )
+
+    def _work(self) -> list[LayerWork]:
+        """Work of every layer, in order."""
+        found: list[LayerWork] = []
+        for layer, adapters in zip(self.model.layers, self.adapters, strict=True):
+            steps = LayerSteps(layer, self.model.hidden, self.how, adapters, self.batch.length).steps()
+            experts = layer.experts
+            active = 3 * experts.hidden * experts.width * experts.active if experts is not None else 0
+            inner = sum(linear.weights for linear in layer.linears)
+            learned = sum(
+                adapters.rank * (linear.inputs + linear.outputs)
+                for linear in layer.linears
+                if linear.name in adapters.targets
+            )
+            work = LayerWork(
+                weights=inner + active + learned,
+                frozen=0 if adapters.weights else inner + active,
+                dequantized=inner if self.how.quantized and not self.how.dequantized else 0,
+                attention=attention_work(layer.attention.queries),
+                moved=sum(step.kept for step in steps),
+                layers=1,
+            )
+            found += [work] * layer.count
+        return found
+
     def _tell_pinned(self, pinned: int) -> None:
-        free = self.machine.host_bytes
         if pinned:
-            short = f", where {format_bytes(free)} are free" if free is not None and pinned > free else ""
+            short = self._shortage(pinned)
             self.notes.append(f"The layers' inputs take up to {format_bytes(pinned)} of the machine's memory{short}.")
+
+    def _shortage(self, wanted: int) -> str:
+        """A clause for host memory that does not suffice."""
+        free = self.machine.host_bytes
+        return f", where {format_bytes(free)} are free" if free is not None and wanted > free else ""
 
     def _trained(self, trainable: int, learned: int, states: int) -> list[Part]:
         kind = self.config.train.optimizer
@@ -311,8 +390,10 @@ class _Planner:
     def _moving(self, phase: Phase) -> list[Part]:
         batch = self.batch
         what = "the layers' inputs, kept for recomputing" if self.checkpointing else "what the layers keep for backward"
+        if self.checkpointing and self.kept_layers:
+            what = f"what the last {self.kept_layers} layers keep for backward, and the inputs of the others"
         if self.offload:
-            what = "the input of the layer at work, the others in the machine's memory"
+            what = "the inputs of two layers, the others in the machine's memory"
         positions = min(chunk_positions(self.model.vocabulary), batch.supervised)
         loss = f"logits of {positions} positions and their gradients"
         return [
@@ -324,20 +405,24 @@ class _Planner:
             Part("update", int(phase.update), "an update of a large tensor, before it is rounded into the weights"),
         ]
 
+    @property
+    def _pages(self) -> bool:
+        """Whether optimizer states are paged."""
+        return self.cuda and self.machine.pages and self.config.train.optimizer.startswith("paged_")
+
     def _surroundings(self, tensors: list[Part], phases: dict[str, Phase]) -> list[Part]:
         if not self.cuda:
             kept = self.how.quantized or is_mapped(self.model, self.how)
-            return around_cpu(self.model, phases, 0 if kept else self._file_bytes())
+            return around_cpu(self.model, phases, 0 if kept else self._file_bytes(), self.machine)
         # Paged optimizer states are not in the caching allocator.
-        paged = self.config.train.optimizer.startswith("paged_")
-        return around_gpu(part for part in tensors if not (paged and part.name == "optimizer"))
+        return around_gpu((part for part in tensors if not (self._pages and part.name == "optimizer")), self.machine)
 
     def _loading(self, weights: list[Part]) -> list[Part]:
         """Loading: while weights are converted, their source file is memory-mapped at the same time."""
         if self.cuda or is_mapped(self.model, self.how):
             return []
         file = Part("weights_file", self._file_bytes(), "the weight file, mapped while it is converted")
-        return [*weights, file, *process(self.model)]
+        return [*weights, file, *process(self.model, self.machine)]
 
     def _file_bytes(self) -> int:
         checkpoint = self.model.checkpoint
@@ -372,4 +457,6 @@ def arithmetic(config: Config, machine: Machine) -> Arithmetic:
         # The compiler fuses layers by itself, but for attention.
         fused_layers=config.train.fused_layers and not config.train.compile,
         short_attention=config.train.fused_layers and not cuda,
+        fused_attention=config.train.fused_layers,
+        flash=not wide and (machine.capability is None or machine.capability >= FLASH_CAPABILITY),
     )

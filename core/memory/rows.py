@@ -51,6 +51,21 @@ class Rows:
                 return before, rows, width
         return best
 
+    def typical_window(self, batch_size: int) -> list[int]:
+        """Padded lengths of the rows of a typical optimizer step, longest first: evenly spaced among all rows.
+
+        Args:
+            batch_size: Rows in an optimizer step.
+        """
+        count = min(batch_size, self.count)
+        found: list[int] = []
+        passed = 0
+        for width, rows in self.runs:
+            passed += rows
+            while len(found) < count and (len(found) + 0.5) * self.count / count <= passed:
+                found.append(width)
+        return found
+
     def limited(self, max_length: int, overlong: Overlong) -> Rows | None:
         """Rows after truncating or dropping the overlong ones; None if none are left.
 

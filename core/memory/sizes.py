@@ -17,8 +17,8 @@ NF4_BLOCK, NF4_OUTER_BLOCK = 64, 256
 NF4_TABLES = (16 + 256 + 1) * FP32
 #: Smallest layer input that is offloaded; moving a smaller one would gain nothing.
 OFFLOAD_SMALLEST = 1 << 20
-#: Layer inputs on the device at once with activation offloading: that of the running layer.
-OFFLOAD_IN_FLIGHT = 1
+#: Layer inputs on the device at once with activation offloading: that of the running layer, and in backward the next.
+OFFLOAD_IN_FLIGHT = 2
 #: Tensors with fewer elements have 32-bit optimizer states; blocks that share a scale in 8-bit states.
 SMALLEST_8BIT, BLOCK_8BIT = 4096, 256
 

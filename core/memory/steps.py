@@ -20,6 +20,8 @@ class Arithmetic:
         cuda: Whether it runs on a GPU, whose kernels keep other tensors than the CPU's in a few places.
         fused_layers: Whether adapters and norms use the worker's own functions where supported.
         short_attention: Whether attention of short rows does.
+        fused_attention: Whether attention goes through the worker's function, whatever the rows.
+        flash: Whether a GPU's flash attention knows the dtype and the card.
         dequantized: Whether linear layers of these functions keep their weights dequantized.
     """
 
@@ -31,6 +33,8 @@ class Arithmetic:
     fused_layers: bool = False
     short_attention: bool = False
     dequantized: bool = False
+    fused_attention: bool = False
+    flash: bool = True
 
 
 @dataclass(frozen=True)

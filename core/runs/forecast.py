@@ -6,6 +6,7 @@ import os
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from core import paths
 from core.analysis.lengths import Lengths
@@ -14,6 +15,7 @@ from core.config.derived import sequences_per_row, step_count
 from core.config.schema import WEIGHT_METHODS, Config
 from core.errors import UserError
 from core.memory.advice import Advice, advise
+from core.memory.calibration import read_calibration
 from core.memory.plan import Machine, Plan
 from core.memory.planner import make_plan
 from core.memory.rows import Rows, rows_of_lengths
@@ -21,6 +23,9 @@ from core.models.architecture.architecture import Architecture
 from core.models.architecture.load import locate_model
 from core.models.architecture.sandboxed import load_architecture
 from core.runs.pace import Pace, PaceBook
+
+if TYPE_CHECKING:
+    from core.hardware.snapshot import Device
 
 #: Floating-point operations a second that training reaches on a card and on a core, for a guess without a measurement.
 _CARD_RATE, _CORE_RATE = 3e13, 5e10
@@ -99,10 +104,18 @@ def forecast_here(config: Config, lengths: Lengths | None, count: int | None, pa
         paces: Earlier runs.
 
     Raises:
-        UserError: As :func:`forecast`.
+        UserError: As :func:`forecast`, and where there is a card that torch cannot use, as the run would say.
     """
+    from core.hardware.obstacle import CardUnusableError
+
     rows = rows_of_lengths(lengths) if lengths is not None else None
-    return forecast(config, machine_for(config), rows, paces, count)
+    try:
+        machine = this_machine(config)
+    except CardUnusableError:
+        raise
+    except UserError:
+        machine = Machine("cuda")
+    return forecast(config, machine, rows, paces, count)
 
 
 def machine_for(config: Config) -> Machine:
@@ -163,28 +176,49 @@ def this_machine(config: Config, gpu_memory: int | None = None) -> Machine:
         gpu_memory: Free bytes of a hypothetical GPU to plan for instead.
 
     Raises:
-        UserError: If the requested GPU does not exist.
+        UserError: If the requested GPU does not exist, or torch cannot use it.
     """
-    from core.hardware.cpu import has_bf16
+    from core.hardware.cpu import cpu_name
     from core.hardware.cpu import memory as cpu_memory
+    from core.hardware.cpu_bf16 import prefers_bf16
     from core.hardware.sampler import snapshot
+    from core.hardware.torch_check import obstacle_here
+    from core.hardware.wsl import MEMORY_SHARE, is_wsl
 
-    machine = Machine("cpu", disk_free_bytes=_disk_free(), bf16=has_bf16())
+    wsl = is_wsl()
+    machine = Machine("cpu", disk_free_bytes=_disk_free(), bf16=prefers_bf16(), expandable=not wsl, pages=not wsl)
     if gpu_memory is not None:
         return replace(machine, kind="cuda", limit_bytes=gpu_memory)
-    wanted = config.hardware.device
+    wanted, gpu = config.hardware.device, config.hardware.gpu
+    if wanted != "cpu" and (obstacle := obstacle_here(gpu)) is not None:
+        raise obstacle
     gpus = [] if wanted == "cpu" else [device for device in snapshot(timeout=5.0) if device.kind == "cuda"]
     if gpus:
-        used, total = gpus[0].memory_used, gpus[0].memory_total
+        named = [device for device in gpus if gpu is not None and _is_called(device, gpu)]
         host_used, host_total = cpu_memory()
-        limit = None if used is None or total is None else total - used
-        return replace(machine, kind="cuda", limit_bytes=limit, host_bytes=host_total - host_used)
+        card = (named or gpus)[0]
+        free = card.available
+        return replace(
+            machine,
+            kind="cuda",
+            limit_bytes=int(MEMORY_SHARE * free) if wsl and free is not None else free,
+            host_bytes=host_total - host_used,
+            device=card.name,
+            calibration=read_calibration(card.name),
+            pins=not wsl,
+        )
     if wanted == "cuda":
         raise UserError(
             "hardware.device is cuda, and no GPU is found here.", "Say how much memory it has with --gpu-memory 24GB."
         )
     used_bytes, total_bytes = cpu_memory()
-    return replace(machine, limit_bytes=total_bytes - used_bytes)
+    name = cpu_name()
+    return replace(machine, limit_bytes=total_bytes - used_bytes, device=name, calibration=read_calibration(name))
+
+
+def _is_called(device: Device, gpu: str) -> bool:
+    """Whether ``hardware.gpu`` means a device."""
+    return device.index == int(gpu) if gpu.isdecimal() else device.uuid.lower().startswith(gpu.lower())
 
 
 def _disk_free() -> int | None:

@@ -65,12 +65,17 @@ def _work(run: Run, recorder: Recorder, controls: Controls, *, resume: bool) -> 
         server = ControlServer(run.socket_path, controls, lambda: _status(recorder))
         recorder.update(socket=str(server.path))
         recorder.phase("importing")
+        config = run.config()
+        if config.hardware.device != "cpu":
+            environment.choose_gpu(config.hardware.gpu)
         from core.worker.libraries import import_libraries
 
         import_libraries()
+        from core.worker.process.openmp import SpinControl
         from core.worker.train import train
 
-        outcome = train(run.config(), recorder, controls, resume=resume)
+        SpinControl().start()
+        outcome = train(config, recorder, controls, resume=resume)
         state, reason = "finished", outcome.reason
         final: FinishedEvent = FinishedEvent(
             reason=reason,

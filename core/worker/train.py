@@ -20,10 +20,11 @@ from core.runs.events import StepEvent
 from core.runs.sentences import ALL_DONE, BEST_CHOSEN
 from core.worker.checkpoint.checkpointer import find_checkpoint
 from core.worker.control_point import EvaluationSkipped
-from core.worker.data.batches import MicroBatch, collate, supervised_count
+from core.worker.data.batches import make_micro_batch, supervised_count
 from core.worker.loss.objectives import Rewards
 from core.worker.oom.retry import MemoryShortageError, TornUpdateError
 from core.worker.process.control import Controls, StopRequested
+from core.worker.process.determinism import nondeterminism_explained
 from core.worker.process.recorder import Recorder
 from core.worker.setup.build import Parts, build
 
@@ -65,17 +66,18 @@ def train(config: Config, recorder: Recorder, controls: Controls, *, resume: boo
         UserError: If it cannot go on.
     """
     found = find_checkpoint(config, recorder) if resume else None
-    parts = build(config, recorder, controls, found)
-    if found is not None:
-        parts.checkpointer.resume(found)
-    recipe = FinetuneRecipe(config, recorder, controls, parts)
-    rehearses = recipe.rehearse()
-    try:
-        recipe.loop(rehearses=rehearses)
-    except StopRequested as request:
-        recipe.stop(save=not request.now)
-        raise
-    return recipe.finish()
+    with nondeterminism_explained():
+        parts = build(config, recorder, controls, found)
+        if found is not None:
+            parts.checkpointer.resume(found)
+        recipe = FinetuneRecipe(config, recorder, controls, parts)
+        rehearses = recipe.rehearse()
+        try:
+            recipe.loop(rehearses=rehearses)
+        except StopRequested as request:
+            recipe.stop(save=not request.now)
+            raise
+        return recipe.finish()
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,8 @@ class FinetuneRecipe:
         for done, rows in enumerate(micro_batches):
             if len(micro_batches) > 1:
                 self.recorder.progress("micro_batches", done, len(micro_batches))
-            batch = MicroBatch(rows, *collate(objective.sequences(rows), parts.loaded.pad_id, device), most_shared)
+            # Made while the device still computes the gradients of the one before.
+            batch = make_micro_batch(rows, objective.sequences(rows), parts.loaded.pad_id, device, most_shared)
             with parts.noise.on(rows, [data.rows[row].longest for row in rows]), parts.accelerator.autocast():
                 # The outputs have no name: they are gone before backward.
                 loss = objective.loss(batch, objective.forward(batch))
@@ -202,7 +205,7 @@ class FinetuneRecipe:
         self.controls.check_stop()
         self.recorder.phase("rehearsing")
         # A resumed run goes on as it was, whatever would be decided now.
-        if state.step == 0 and self.config.memory.gradient_checkpointing == "auto":
+        if state.step == 0 and (self.config.memory.gradient_checkpointing == "auto" or parts.memory.cut):
             self.recorder.notice("info", "checkpointing", parts.memory.checkpointing_reason)
         if state.step == 0 and parts.memory.offload_reason:
             self.recorder.notice("info", "activation_offload", parts.memory.offload_reason)

@@ -46,6 +46,8 @@ from core.runs import events, protocol
 from core.runs.lock import LOCK_VARIABLE
 from core.runs.state import ACTIVE_STATES, END_STATES, EXIT_CODES, INFERRED_STATES, RunState
 from core.runs.store import Run, create_run
+from core.selftest.checks import Check
+from core.selftest.report import Report
 from core.tracking.position import Position
 from core.worker.checkpoint.checkpoint import FORMAT_VERSION, MANIFEST, STATE_FILES, WEIGHTS, checkpoint_name
 from core.worker.checkpoint.checkpointer import FIXED_SECTIONS, config_hash
@@ -306,6 +308,7 @@ def json_fields(run: Run) -> dict[str, JSON]:
         "data": keys_of(rows | dict.fromkeys(("dropped", "turns", "scripts", "lengths"), "")),
         "plan": keys_of(plan | dict.fromkeys(("targets", "parts", "explanations", "advice", "notes"), "")),
         "doctor": keys_of(json.loads(printed("doctor", "--quick"))),
+        "selftest": keys_of(Report.of({}, [Check("driver", "pass", "", 0.0)]).to_dict() | {"device": ""}),
         "init --list": keys_of([preset | {"values": ""} for preset in listed]),
         "init": keys_of(json.loads(printed("init", "--data", data, "--model", "tiny-llama", "--out", "-"))),
         "import": keys_of(json.loads(printed("import", str(other)))),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from textual.app import App
 from textual.pilot import Pilot
 from textual.widgets import Input, TextArea
 
@@ -20,6 +21,8 @@ MOMENT = 1795530960.0
 Compare = Callable[..., bool]
 #: Number of turns without change before a snapshot is taken.
 STILL = 3
+#: Groups of the app's workers that run as long as it does, or as long as a question is open.
+LASTING = {"sample", "follow", "list", "figures", "default"}
 
 
 @pytest.fixture(autouse=True)
@@ -76,14 +79,23 @@ def until(text: str, *keys: str) -> Callable[[Pilot[Any]], Awaitable[None]]:
 
 
 async def settle(pilot: Pilot[Any]) -> None:
-    """Wait until layout, focus and painting are done: the picture stays the same from turn to turn."""
+    """Wait until nothing is being worked out, and layout, focus and painting are done: the picture stays the same from
+    turn to turn."""
     seen: list[object] = []
 
     def is_still() -> bool:
         screen = pilot.app.screen
+        if is_working(pilot.app):
+            seen.clear()
+            return False
         strips = screen._compositor.render_strips()
         now = (pilot.app.focused, [[(segment.text, segment.style) for segment in strip] for strip in strips])
         seen.append(now)
         return not screen._layout_required and len(seen) >= STILL and all(then == now for then in seen[-STILL:])
 
     await wait_for(pilot, is_still, seconds=60.0)
+
+
+def is_working(app: App[Any]) -> bool:
+    """Whether something is being worked out that will be drawn: a plan, the recognition of a file."""
+    return any(not worker.is_finished and worker.group not in LASTING for worker in app.workers)

@@ -30,7 +30,7 @@ def plan(_: ConfigDocument) -> PlanView:
 @pytest.fixture
 def config(tmp_path: Path, private_home: Path, app: LocaltuneApp, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A configuration with a preset in force, changes, a warning, and a run before it."""
-    monkeypatch.setattr("core.hardware.card.find_card", lambda: Card("RTX 4090", 24 << 30, (8, 9)))
+    monkeypatch.setattr("core.hardware.card.find_card", lambda **_: Card("RTX 4090", 24 << 30, (8, 9)))
     rows = '{"prompt": "ask", "completion": "a reply"}\n'
     (tmp_path / "rows.jsonl").write_text(rows * 400)
     path = tmp_path / "tickets.toml"

@@ -55,6 +55,13 @@ def test_panes_are_placed_as_textual_places_widgets() -> None:
     assert callable(type(Widget()._nodes).updated)
 
 
+def test_heights_are_kept_by_the_number_of_layout_updates() -> None:
+    source = inspect.getsource(Widget._get_box_model)
+    assert "self._layout_updates," in source
+    assert "self._box_model_cache[cache_key] = model" in source
+    assert "if layout and not self._layout_required:" in inspect.getsource(Widget.refresh)
+
+
 async def test_actions_are_read_and_called_as_keys_do_it() -> None:
     assert parse("app.show_pane('data')") == ("app", "show_pane", ("data",))
     assert await invoke(lambda: 1) == 1

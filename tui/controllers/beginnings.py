@@ -170,4 +170,4 @@ def _find(document: ConfigDocument) -> Beginning:
     from core.presets.begin import begin
 
     config = document.validate()
-    return begin(config, find_card() if config.hardware.device != "cpu" else None)
+    return begin(config, find_card(gpu=config.hardware.gpu) if config.hardware.device != "cpu" else None)

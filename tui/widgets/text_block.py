@@ -11,6 +11,8 @@ from textual.visual import VisualType
 from textual.widget import Widget
 from textual.widgets import Static
 
+from tui.widgets.relayout import relayout
+
 
 class TextBlock(Widget):
     """A block that shows a :class:`Content`, never markup; hidden while it is empty."""
@@ -34,7 +36,10 @@ class TextBlock(Widget):
         before, self._content = self._content, content
         self.display = bool(content.plain)
         wraps = max(len(line) for line in (before.plain + "\n" + content.plain).split("\n")) >= max(self.size.width, 1)
-        self.refresh(layout=wraps or before.plain.count("\n") != content.plain.count("\n") or not before.plain)
+        if wraps or before.plain.count("\n") != content.plain.count("\n") or not before.plain:
+            relayout(self)
+        else:
+            self.refresh()
 
     def render(self) -> Content:
         return self._content

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 from dataclasses import dataclass
@@ -10,9 +11,13 @@ from pathlib import Path
 import psutil
 
 from core.commands.checks.finding import Finding
-from core.hardware.card import BF16_CAPABILITY
+from core.hardware.allocator import allocator_defaults, describe_allocator
+from core.hardware.card import BF16_CAPABILITY, choose
+from core.hardware.drivers import Build, describe_table, driver_sentence, driver_suffices, install_command
 from core.hardware.nvml import GpuProcess, Nvml, NvmlUnavailableError
+from core.hardware.obstacle import parse_cuda
 from core.hardware.snapshot import Device
+from core.hardware.wsl import is_wsl
 from core.text import one_line
 from core.units import format_bytes
 
@@ -20,6 +25,8 @@ from core.units import format_bytes
 DRIVER_SECONDS = 15.0
 #: Share of a card's memory below which the free memory is worth a warning.
 _ENOUGH_FREE = 0.85
+#: Which CUDA needs which driver, in a line.
+TABLE = describe_table()
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,10 @@ class DriverReport:
     findings: list[Finding]
     cards: int = 0
     cuda: tuple[int, int] | None = None
+    version: str = ""
+    """The driver's version; empty where unknown."""
+    capability: tuple[int, int] | None = None
+    """The compute capability of the card that a run takes."""
 
 
 def check_gpu(timeout: float = DRIVER_SECONDS) -> DriverReport:
@@ -62,21 +73,55 @@ def _ask_driver() -> DriverReport:
             sees_none = Finding("gpu", "fail", f"The NVIDIA driver sees no GPU ({versions}).", "Try 'nvidia-smi'.")
             return DriverReport([sees_none])
         found = [Finding("driver", "ok", versions)]
+        wsl = is_wsl()
         for device in devices:
-            found += describe_device(device, nvml.compute_capability(device.index), nvml.processes(device.index))
+            capability, processes = nvml.compute_capability(device.index), nvml.processes(device.index)
+            found += describe_device(device, capability, processes, wsl=wsl)
         usable = sum(not device.problem for device in devices)
-        return DriverReport(found, usable, _version(nvml.cuda_version))
+        first = choose(nvml.identities(), os.environ, None)
+        if first is not None and len(devices) > 1:
+            what = f"runs take GPU {first.index}, {devices[first.index].name}"
+            found.append(Finding("first gpu", "ok", what, "hardware.gpu names another one."))
+        variables = {**allocator_defaults(os.environ, wsl=wsl), **os.environ}
+        found.append(Finding("allocator", "ok", describe_allocator(variables, wsl=wsl)))
+        capability = nvml.compute_capability(first.index) if first is not None else None
+        return DriverReport(found, usable, parse_cuda(nvml.cuda_version), nvml.driver_version or "", capability)
     finally:
         nvml.close()
 
 
-def _version(text: str | None) -> tuple[int, int] | None:
-    major, _, minor = (text or "").partition(".")
-    return (int(major), int(minor)) if major.isdecimal() and minor.isdecimal() else None
+def check_cuda(driver: DriverReport, build: Build | None) -> list[Finding]:
+    """Check the driver against the CUDA that the installed torch was built for, by the table of drivers; no finding
+    without a card.
+
+    Args:
+        driver: The driver's report.
+        build: The installed torch; None where it is unknown.
+    """
+    if not driver.cards or driver.cuda is None or build is None or build.hip:
+        return []
+    command = install_command(driver.cuda, driver.capability)
+    if build.cuda is None:
+        what = f"torch {build.version} is built for the CPU only; driver {driver.version} needs a build with CUDA"
+        return [Finding("cuda", "fail", what, f"Run: {command}" if command else f"Update the driver: {TABLE}.")]
+    what = f"{driver_sentence(driver.version, driver.cuda, build)} ({TABLE})"
+    if driver_suffices(build, driver.cuda):
+        return [Finding("cuda", "ok", what)]
+    instead = f", or run: {command}" if command else "; no torch that this program uses was built for this one."
+    return [Finding("cuda", "fail", what, f"Update the NVIDIA driver{instead}")]
 
 
-def describe_device(device: Device, capability: tuple[int, int] | None, processes: list[GpuProcess]) -> list[Finding]:
-    """The findings about one card."""
+def describe_device(
+    device: Device, capability: tuple[int, int] | None, processes: list[GpuProcess], *, wsl: bool = False
+) -> list[Finding]:
+    """The findings about one card.
+
+    Args:
+        device: The card.
+        capability: Its compute capability.
+        processes: The processes that use its memory.
+        wsl: Whether this is Linux under Windows, which lists none of Windows' processes.
+    """
     name = f"gpu {device.index}"
     if device.problem:
         return [Finding(name, "fail", f"{device.name}: {device.problem}.", "Reboot before you train on it.")]
@@ -94,18 +139,19 @@ def describe_device(device: Device, capability: tuple[int, int] | None, processe
     if hot:
         hint = "Check its fans, dust and power cables: it trains slower than it could."
         found.append(Finding(f"{name} clock", "warn", f"held back right now by {', '.join(hot)}", hint))
-    if device.memory_used is not None and device.memory_total:
-        found.append(
-            _memory(f"{name} memory", device.memory_total - device.memory_used, device.memory_total, processes)
-        )
+    if device.available is not None and device.memory_total:
+        found.append(_memory(f"{name} memory", device.available, device.memory_total, processes, wsl=wsl))
     return found
 
 
-def _memory(name: str, free: int, total: int, processes: list[GpuProcess]) -> Finding:
+def _memory(name: str, free: int, total: int, processes: list[GpuProcess], *, wsl: bool) -> Finding:
     what = f"{format_bytes(free)} of {format_bytes(total)} free"
     if free >= _ENOUGH_FREE * total:
         return Finding(name, "ok", what)
     holders = [describe_process(item) for item in processes]
+    if not holders and wsl:
+        hint = "Windows does not tell which of its programs hold it: close games, browsers and the like there."
+        return Finding(name, "warn", what, hint)
     if not holders:
         hint = "No process admits to it: one that has died badly may still hold it; a reboot frees it."
         return Finding(name, "warn", what, hint)

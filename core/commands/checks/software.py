@@ -15,6 +15,7 @@ import core
 from core import liger
 from core.commands.checks.finding import Finding
 from core.commands.checks.gpu import DriverReport
+from core.hardware.drivers import OLDEST_DRIVERS, install_command
 from core.launch.launcher import worker_environment
 from core.text import one_line
 from core.units import format_bytes
@@ -119,6 +120,9 @@ def _torch(facts: dict[str, Any], driver: DriverReport | None) -> Finding:
     if facts.get("hip_build"):
         build = f"ROCm {facts['hip_build']}"
     what = f"torch {facts.get('torch')} ({build})"
+    if facts.get("hip_build"):
+        hint = "Set hardware.device = cpu to train on the CPU, or use a machine with an NVIDIA card."
+        return Finding("torch", "warn", f"{what}: only NVIDIA cards are supported", hint)
     devices = facts.get("devices") or []
     if (unused := _unused_card(facts, devices, driver)) is not None:
         reason, hint = unused
@@ -160,15 +164,16 @@ def _unused_card(
         return f"CUDA_VISIBLE_DEVICES is '{value}', which hides it.", "Unset it to train on the card."
     build = str(facts.get("cuda_build") or "")
     if not build:
-        return (
-            "it was built without CUDA.",
-            "Install the CUDA build of torch: pytorch.org/get-started/locally names the command.",
-        )
+        command = install_command(driver.cuda, driver.capability) if driver.cuda else ""
+        elsewhere = "Install the CUDA build of torch: pytorch.org/get-started/locally names the command."
+        return "it was built without CUDA.", f"Run: {command}" if command else elsewhere
     major = build.partition(".")[0]
     if driver.cuda is not None and major.isdecimal() and int(major) > driver.cuda[0]:
+        command = install_command(driver.cuda, driver.capability)
         return (
             f"it was built for CUDA {build}, and the driver serves CUDA {driver.cuda[0]}.{driver.cuda[1]} at most.",
-            f"Update the NVIDIA driver, or install a torch that was built for CUDA {driver.cuda[0]}.",
+            f"Update the NVIDIA driver to {OLDEST_DRIVERS.get(int(major), 'the newest')} or newer"
+            f"{f', or run: {command}' if command else '.'}",
         )
     return f"{reason or 'no reason is given'}.", "Look at the driver with 'nvidia-smi', and reboot."
 

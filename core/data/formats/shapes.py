@@ -46,12 +46,13 @@ _PAIRS = (
 _CONTEXT_KEYS = ("input", "context")
 _OUTPUT_KEYS = ("output", "response")
 _LABEL_KEYS = ("label", "kto_tag")
+_CHOSEN_KEYS, _REJECTED_KEYS = ("chosen", "chosen_messages"), ("rejected", "rejected_messages")
 #: Characters of a name that are looked at: those of rows may have any length.
 _NAME_LENGTH = 40
 _KNOWN_COLUMNS = (
     *("messages", "conversations", "instruction", "input", "context", "output", "response"),
     *("prompt", "completion", "question", "answer", "text", "system", "history"),
-    *("chosen", "rejected", "label", "input_ids"),
+    *("chosen", "rejected", "chosen_messages", "rejected_messages", "label", "input_ids"),
 )
 _ASKED_KEYS = ("prompt", "question", "query", "instruction", "input")
 
@@ -79,7 +80,7 @@ def find_parts(data: Mapping[str, Any], wanted: Format) -> dict[str, str]:
     if "user" in known:
         known["history"] = ("history",)
     if wanted == "preference":
-        known |= {"chosen": ("chosen",), "rejected": ("rejected",)}
+        known |= {"chosen": _CHOSEN_KEYS, "rejected": _REJECTED_KEYS}
     elif wanted == "kto":
         known["label"] = _LABEL_KEYS
     return {part: key for part, keys in known.items() if (key := next((key for key in keys if key in data), None))}
@@ -126,7 +127,7 @@ def _fits_segments(data: Mapping[str, Any]) -> bool:
 
 
 def _fits_preference(data: Mapping[str, Any]) -> bool:
-    return all(isinstance(data.get(key), (str, list, dict)) for key in ("chosen", "rejected"))
+    return all(isinstance(_first(data, keys), (str, list, dict)) for keys in (_CHOSEN_KEYS, _REJECTED_KEYS))
 
 
 def _fits_kto(data: Mapping[str, Any]) -> bool:
@@ -256,8 +257,8 @@ def _read_tokens(data: Mapping[str, Any]) -> Example:
 def _read_preference(data: Mapping[str, Any]) -> Example:
     if not _fits_preference(data):
         raise _wrong_keys(data, "preference")
-    chosen = _side(data["chosen"], "assistant", "The chosen answer", 1)
-    rejected = _side(data["rejected"], "assistant", "The rejected answer", 1)
+    chosen = _side(_first(data, _CHOSEN_KEYS), "assistant", "The chosen answer", 1)
+    rejected = _side(_first(data, _REJECTED_KEYS), "assistant", "The rejected answer", 1)
     if find_turns(data) is not None:
         asked = _turns_of(data, "sharegpt")
     elif "instruction" in data:

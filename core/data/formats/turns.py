@@ -100,6 +100,7 @@ def _read_message(turn: Any, number: int, keys: tuple[str, str]) -> Message:
     if not isinstance(turn, dict):
         raise RowError("wrong_keys", f"{where} is no object with {role_key} and {content_key}.")
     calls = turn.get("tool_calls") or ([turn["function_call"]] if turn.get("function_call") else [])
+    calls = calls if isinstance(calls, list) else [calls]
     if role_key not in turn or (content_key not in turn and not calls):
         missing = content_key if role_key in turn else role_key
         raise RowError("wrong_keys", f"{where} has no {missing}.")
@@ -107,7 +108,10 @@ def _read_message(turn: Any, number: int, keys: tuple[str, str]) -> Message:
     if not isinstance(spoken, str):
         raise RowError("bad_role", f"{where} has a {role_key} that is no text.")
     role = ROLE_NAMES.get(spoken.strip().lower(), spoken)
-    content, thoughts = _split_parts(turn.get(content_key), where)
+    content, thoughts, called = _split_parts(turn.get(content_key), where)
+    if called and role != "assistant":
+        raise RowError("bad_tool_call", f"{where} calls a tool, and is not the assistant's.")
+    calls = [*calls, *called]
     if role == CALL_ROLE:
         # The content is the call, or a list of calls.
         calls, content, role = parsed(content), "", "assistant"
@@ -116,7 +120,7 @@ def _read_message(turn: Any, number: int, keys: tuple[str, str]) -> Message:
     return Message(
         role,
         content,
-        train=_train_flag(turn),
+        train=_train_flag(turn, role, where),
         reasoning=reasoning if role == "assistant" else "",
         tool_calls=_read_calls(calls, where) if calls else (),
         name=name if isinstance(name, str) else "",
@@ -124,11 +128,26 @@ def _read_message(turn: Any, number: int, keys: tuple[str, str]) -> Message:
     )
 
 
-def _train_flag(turn: Mapping[str, Any]) -> bool | None:
-    """Whether the dataset says that a message is trained on: ``train`` or ``training``, or OpenAI's ``weight``."""
+def _train_flag(turn: Mapping[str, Any], role: str, where: str) -> bool | None:
+    """Whether the dataset says that a message is trained on.
+
+    By ``train`` or ``training``, by LLaMA-Factory's ``loss_weight``, which counts for the assistant's turns only, or by
+    OpenAI's ``weight``.
+
+    Raises:
+        RowError: ``bad_label`` for a ``loss_weight`` other than 0 and 1.
+    """
     for key in ("train", "training"):
         if isinstance(turn.get(key), bool):
             return bool(turn[key])
+    if role == "assistant" and (weight := turn.get("loss_weight")) is not None:
+        if not isinstance(weight, (int, float)) or weight not in (0, 1):
+            raise RowError(
+                "bad_label",
+                f"{where} has the loss_weight {one_line(str(weight), 40)}, and a message is learned (1) or not (0), as "
+                "a whole.",
+            )
+        return bool(weight)
     weight = turn.get("weight")
     return bool(weight) if isinstance(weight, (int, float)) and weight in (0, 1) else None
 
@@ -139,25 +158,35 @@ def read_content(value: Any, where: str) -> str:
     Raises:
         RowError: ``bad_content``.
     """
-    return _split_parts(value, where)[0]
+    text, _, calls = _split_parts(value, where)
+    if calls:
+        raise RowError("bad_content", f"{where} holds a call of a tool, not a text.")
+    return text
 
 
-def _split_parts(value: Any, where: str) -> tuple[str, str]:
-    """The text of a content, and the text of its reasoning parts."""
+def _split_parts(value: Any, where: str) -> tuple[str, str, list[Any]]:
+    """The text of a content, the text of its reasoning parts, and its calls of tools.
+
+    The text of a part is under ``text`` in OpenAI's spelling and under ``value`` in LLaMA-Factory's.
+    """
     if isinstance(value, str):
-        return value, ""
+        return value, "", []
     if value is None:
-        return "", ""
+        return "", "", []
     if not isinstance(value, list):
         raise RowError("bad_content", f"{where} is {_noun(value)}, not a text.")
     spoken: list[str] = []
     thought: list[str] = []
+    calls: list[Any] = []
     for number, part in enumerate(value, 1):
         kind = part.get("type", "text") if isinstance(part, dict) else "text"
         if isinstance(part, dict) and kind in ("thinking", "reasoning"):
-            text, into = part.get("thinking", part.get("text")), thought
+            text, into = part.get("thinking", part.get("text", part.get("value"))), thought
+        elif isinstance(part, dict) and kind == "tool_call":
+            calls.append(parsed(part.get("value")))
+            continue
         elif isinstance(part, dict) and kind in ("text", "input_text", "output_text"):
-            text, into = part.get("text"), spoken
+            text, into = part.get("text", part.get("value")), spoken
         else:
             text, into = part, spoken
         if not isinstance(text, str):
@@ -166,7 +195,7 @@ def _split_parts(value: Any, where: str) -> tuple[str, str]:
                 "bad_content", f"Part {number} of {where[0].lower()}{where[1:]} is {noun}; only text is read."
             )
         into.append(text)
-    return "".join(spoken), "".join(thought)
+    return "".join(spoken), "".join(thought), calls
 
 
 def _noun(value: Any) -> str:

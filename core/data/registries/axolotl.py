@@ -13,7 +13,7 @@ from core.data.formats.mapping import ColumnMap
 from core.data.registries.axolotl_chat import FIXED, read_chat
 from core.data.registries.axolotl_types import read_table, read_type, type_keys
 from core.data.registries.named_files import note_outside
-from core.data.registries.source import DataSource, hub_source, load_registry, refuse_unknown_keys
+from core.data.registries.source import DataSource, hub_source, refuse_unknown_keys
 from core.errors import UserError
 from core.hub_uri import HubEntry, is_hub_entry, is_hub_id, make_entry, parse_dataset
 from core.paths import user_path
@@ -39,19 +39,19 @@ _FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
 _LOADERS = ("json", "csv", "parquet", "arrow", "text")
 
 
-def read_axolotl(path: Path, entry: str) -> list[DataSource]:
+def read_axolotl(path: Path, entry: str, config: Any) -> list[DataSource]:
     """Read the entries of ``datasets``.
 
     Args:
         path: The YAML file; paths in it are relative to its directory.
         entry: Number of the entry, from 1, or its path; empty for all.
+        config: The content of the file.
 
     Raises:
         UserError: If there is no such entry, it uses an unsupported option, or it names a file that it must not (see
             :func:`~core.data.registries.named_files.note_outside`).
     """
     shown = one_line(str(path))
-    config = load_registry(path)
     entries = config.get("datasets") if isinstance(config, dict) else None
     if not isinstance(entries, list) or not entries:
         raise UserError(f"{shown} has no list of datasets.", "Name an Axolotl configuration, or a data file.")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from core.data.formats.mapping import ColumnMap
 from core.data.registries.axolotl import read_axolotl
 from core.data.registries.llama_factory import read_llama_factory
+from core.data.registries.llama_factory_v1 import is_dataset_list, read_dataset_list
 from core.data.registries.source import DataSource, hub_source, load_registry
 from core.errors import UserError
 from core.hub_uri import is_hub_entry, parse_dataset
@@ -31,8 +32,9 @@ def resolve_source(
     Args:
         reference: A data file; a directory of them, optionally with ``#split``; ``hf://datasets/owner/name``, a dataset
             of a hub that has been fetched (the network is never asked); ``dataset_info.json#name``, an entry of
-            LLaMA-Factory's registry; ``config.yml`` or ``config.yml#2``, the datasets of an Axolotl configuration, all
-            or one of them counted from 1.
+            LLaMA-Factory's registry; ``datasets.yaml`` or ``datasets.yaml#name``, one of its second generation, all or
+            one of them by name; ``config.yml`` or ``config.yml#2``, the datasets of an Axolotl configuration, all or
+            one of them counted from 1.
         wanted: The format of files and directories, or ``auto``; registry entries state their own.
         columns: Their columns, by role.
 
@@ -47,12 +49,12 @@ def resolve_source(
     path = Path(reference)
     # Not the methods of Path, which raise without permission: opening the file reports that in a sentence.
     if os.path.isfile(path) and path.suffix.lower() in YAML_SUFFIXES:
-        return read_axolotl(path, "")
+        return _read_yaml(path, "")
     file, mark, entry = reference.rpartition("#")
     if mark and not os.path.exists(path) and os.path.isfile(file):
         registry = Path(file)
         if registry.suffix.lower() in YAML_SUFFIXES:
-            return read_axolotl(registry, entry)
+            return _read_yaml(registry, entry)
         if registry.suffix.lower() == ".json":
             return [read_llama_factory(registry, entry)]
         raise UserError(
@@ -143,6 +145,12 @@ def refuse_two_evals(share: float, has_files: bool) -> None:
     """
     if share and has_files:
         raise UserError("data.eval and data.eval_share both say what is held out.", "Remove one of the two.")
+
+
+def _read_yaml(path: Path, entry: str) -> list[DataSource]:
+    """Datasets of a YAML file: a list of LLaMA-Factory's second generation, or an Axolotl configuration."""
+    values = load_registry(path)
+    return read_dataset_list(path, values, entry) if is_dataset_list(values) else read_axolotl(path, entry, values)
 
 
 def _names(path: Path) -> Iterator[str]:

@@ -76,6 +76,14 @@ def llama_factory_activations(work: Translation) -> None:
             work.drop(key, "disable_gradient_checkpointing leaves nothing to recompute.")
         else:
             _move(work, key)
+    for asked in ("gradient_checkpointing", "activation_checkpointing"):
+        if not work.boolean(asked):
+            if work.has(asked):
+                work.carry(asked, None, reason="It is disable_gradient_checkpointing that turns it off.")
+        elif is_one_of(disabled, (True, "true")):
+            work.drop(asked, "disable_gradient_checkpointing is given too, and counts.")
+        else:
+            work.carry(asked, "memory.gradient_checkpointing", "on")
     work.choose("disable_gradient_checkpointing", _LLAMA_FACTORY)
 
 

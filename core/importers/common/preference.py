@@ -81,8 +81,9 @@ def _leave_out(work: Translation, objective: Objective, whole: str) -> None:
         return
     if work.boolean(whole):
         work.drop(whole, "Answers are compared, without what was asked.")
-    if work.has("neftune_noise_alpha"):
-        work.drop("neftune_noise_alpha", "Noise would be a part of the comparison: none.")
+    for key in ("neftune_noise_alpha", "noisy_embedding_alpha"):
+        if work.has(key):
+            work.drop(key, "Noise would be a part of the comparison: none.")
 
 
 def _loss(work: Translation, key: str, kind: str) -> None:

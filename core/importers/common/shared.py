@@ -242,6 +242,10 @@ def cut_length(work: Translation, key: str, default: int) -> None:
         work.note_change(key, "train.max_length, data.overlong", cut)
 
 
+#: The consequence for keys of measuring where no rows are held out.
+NOTHING_HELD_OUT = "Nothing is held out, so there is nothing to measure."
+
+
 def is_measured(work: Translation) -> bool:
     """Whether there are rows for evaluation."""
     return bool({"data.eval", *HELD_OUT_OPTIONS} & work.settings.keys())

@@ -165,6 +165,8 @@ def save_strategy(work: Translation, instead: str) -> None:
             work.drop("save_steps", "It counts only with save_strategy: steps.")
     elif is_one_of(value, ("no", False)):
         work.drop(key, "A run can always go on: ten checkpoints, or as save_steps says.")
+    elif is_one_of(value, ("best",)):
+        work.carry(key, None, reason="The best checkpoint is kept in any case, beside the newest ones.")
     else:
         work.drop(key, f"It may be no, steps or epoch: {instead}")
 

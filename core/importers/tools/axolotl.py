@@ -7,7 +7,10 @@ from typing import Any
 
 from core.config.schema import MethodSection
 from core.importers.common.activations import ACTIVATION_OPTIONS, axolotl_activations
+from core.importers.common.answers import SAMPLE_OPTIONS, axolotl_samples
+from core.importers.common.compiling import COMPILE_KEYS, COMPILE_OPTIONS, COMPILE_SETTINGS, axolotl_compiling
 from core.importers.common.kernels import LIGER, axolotl_plugins
+from core.importers.common.packing import PACKED_ROWS, PACKING_OPTIONS, axolotl_packing
 from core.importers.common.preference import PREFERENCE_OPTIONS, axolotl_rl
 from core.importers.common.shared import (
     BATCH_OPTIONS,
@@ -17,6 +20,7 @@ from core.importers.common.shared import (
     METHOD_OPTIONS,
     NEFTUNE,
     NO_FP16_WEIGHTS,
+    NOTHING_HELD_OUT,
     OPTIMIZERS,
     SCHEDULE_OPTIONS,
     SCHEDULERS,
@@ -33,6 +37,7 @@ from core.importers.common.shared import (
     trains_weights,
 )
 from core.importers.common.steps import every, per_epoch, save_strategy
+from core.importers.common.stopping import BEST_KEYS, STOPPING_OPTIONS, axolotl_stopping
 from core.importers.common.tracking import TRACKING_OPTIONS, axolotl_trackers
 from core.importers.rules import Choice, Copy, is_one_of
 from core.importers.tool import Joint, Rule, Tool, table
@@ -43,7 +48,6 @@ from core.importers.translation import Translation
 _TITLE = "Axolotl"
 
 
-_NOTHING = "Nothing is held out, so there is nothing to measure."
 _AT_END = "it is measured at the end. Set eval.every_steps."
 _TEN = "ten checkpoints in a run. Set checkpoint.every_steps."
 
@@ -87,14 +91,14 @@ def _evaluation(work: Translation) -> None:
     if has_rows:
         every(work, "eval_steps", "eval.every_steps", _AT_END, _epochs(work))
     elif work.has("eval_steps"):
-        work.drop("eval_steps", _NOTHING)
+        work.drop("eval_steps", NOTHING_HELD_OUT)
 
 
 def _leave(work: Translation, key: str, has_rows: bool, *, is_off: bool) -> None:
     if is_off:
         work.carry(key, None, reason="At the end it is measured anyway." if has_rows else "As it is here.")
     else:
-        work.drop(key, f"It may be no, steps or epoch: {_AT_END}" if has_rows else _NOTHING)
+        work.drop(key, f"It may be no, steps or epoch: {_AT_END}" if has_rows else NOTHING_HELD_OUT)
 
 
 def _method(work: Translation) -> None:
@@ -180,6 +184,14 @@ def _beginning(work: Translation) -> None:
         work.choose(key, _BEGINNINGS)
 
 
+def _noise(work: Translation) -> None:
+    """NEFTune: its old key counts where the new one is not given; Axolotl refuses both."""
+    old, new = "noisy_embedding_alpha", "neftune_noise_alpha"
+    if work.has(old) and work.has(new):
+        work.refuse(old, f"is the old name of {new}, which is given too", "Remove it.")
+    work.copy(old, NEFTUNE)
+
+
 def _batch(work: Translation) -> None:
     micro, times, total = (
         work.integer(key) for key in ("micro_batch_size", "gradient_accumulation_steps", "batch_size")
@@ -194,7 +206,7 @@ def _batch(work: Translation) -> None:
     if any(work.has(key) for key in ("deepspeed", "fsdp", "fsdp_config", "dp_shard_size", "use_ray")):
         devices = " On several, multiply by their number."
     if work.values.get("sample_packing") is True:
-        devices += " Packed rows held several each: raise it for as many in a step."
+        devices += PACKED_ROWS
     joined_batch(work, "micro_batch_size", "gradient_accumulation_steps", (1, 1), devices)
 
 
@@ -284,6 +296,7 @@ _OFFERED: dict[str, Rule] = {
     "peft_init_lora_weights": Joint(_beginning, ("method.init",)),
     "loraplus_lr_ratio": LORAPLUS,
     "neftune_noise_alpha": NEFTUNE,
+    "noisy_embedding_alpha": Joint(_noise, (NEFTUNE.option,)),
     "sequence_len": Copy("train.max_length", "integer", absent=512, why=f"Not given: {_TITLE} takes 512."),
     "excess_length_strategy": Choice(
         "data.overlong",
@@ -300,6 +313,14 @@ _OFFERED: dict[str, Rule] = {
         ("evals_per_epoch", "eval_steps", "eval_strategy", "evaluation_strategy"),
         Joint(_evaluation, ("eval.every_steps",)),
     ),
+    **dict.fromkeys(("early_stopping_patience", *BEST_KEYS), Joint(axolotl_stopping, STOPPING_OPTIONS)),
+    **dict.fromkeys(
+        ("generate_samples", "num_generation_samples", "eval_table_size"), Joint(axolotl_samples, SAMPLE_OPTIONS)
+    ),
+    **dict.fromkeys(
+        ("sample_packing", "eval_sample_packing", "batch_flattening"), Joint(axolotl_packing, PACKING_OPTIONS)
+    ),
+    **dict.fromkeys((*COMPILE_KEYS, COMPILE_SETTINGS), Joint(axolotl_compiling, COMPILE_OPTIONS)),
     "learning_rate": Copy("train.learning_rate", "number"),
     **dict.fromkeys(("lr_scheduler", "warmup_ratio", "warmup_steps"), Joint(_schedule, SCHEDULE_OPTIONS)),
     "optimizer": OPTIMIZERS,
@@ -321,6 +342,8 @@ _OFFERED: dict[str, Rule] = {
         ),
         Joint(axolotl_trackers, TRACKING_OPTIONS),
     ),
+    "gradio_temperature": Copy("chat.temperature", "number"),
+    "gradio_max_new_tokens": Copy("chat.max_new_tokens", "integer"),
 }
 
 

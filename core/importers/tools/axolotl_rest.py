@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from core.importers.gaps import Gap
 from core.importers.rules import OFF, Missing
 from core.importers.tool import missing
 
@@ -19,7 +20,7 @@ _KERNELS = (
     "experts_implementation expert_backend nonexpert_quantization moe_grouped_backend moe_dequant_chunk_size "
     "moe_bnb_fast use_scattermoe use_sonicmoe use_dsv4_kernels use_glm_dsa_kernels dsv4_fp8_nonexpert_mode "
     "dsv4_fp8_lora_kernel dsv4_shared_mlp_lora_kernel dsv4_bf16_all dsv4_fp4_grouped_mode gemma4_fp8_nonexpert "
-    "gemma4_nf4_nonexpert torch_compile torch_compile_backend torch_compile_mode torch_compile_options tf32 "
+    "gemma4_nf4_nonexpert tf32 "
     "llama4_linearized_experts unsloth_cross_entropy_loss unsloth_lora_mlp unsloth_lora_qkv unsloth_lora_o "
     "unsloth_rms_norm unsloth_rope dense_mixer"
 )
@@ -36,69 +37,65 @@ _LOGS = (
 #: Every other key that Axolotl reads.
 NOT_OFFERED: dict[str, Missing] = missing(
     {
-        "The model's own configuration and tokenizer are read.": (
+        Gap.MODEL_CONFIG: (
             "base_model_config model_type type_of_model cls_model_config tokenizer_config tokenizer_type "
             "tokenizer_use_fast tokenizer_legacy tokenizer_use_mistral_common tokenizer_save_jinja_files "
             "processor_type processor_kwargs model_config overrides_of_model_config model_kwargs "
             "overrides_of_model_kwargs rope_scaling is_falcon_derived_model is_llama_derived_model "
             "is_mistral_derived_model is_qwen_derived_model"
         ),
-        "The model is read as it lies in its directory or in the hub's cache.": (
-            "base_model_ignore_patterns low_cpu_mem_usage experimental_skip_move_to_device torch_dtype"
-        ),
-        "Code that comes with a model is not run.": "trust_remote_code trainer_cls",
-        "The vocabulary stays as it is, and so do its special tokens.": (
+        Gap.LOADING: ("base_model_ignore_patterns low_cpu_mem_usage experimental_skip_move_to_device torch_dtype"),
+        Gap.REMOTE_CODE: "trust_remote_code trainer_cls",
+        Gap.VOCABULARY: (
             "special_tokens tokens added_tokens_overrides resize_token_embeddings_to_32x mean_resizing_embeddings "
             "shrink_embeddings embeddings_skip_upcast fix_untrained_tokens"
         ),
-        "Where an answer ends is found from the chat template.": "eot_tokens",
-        "Training starts from the base model, with new adapters.": "lora_model_dir reinit_weights",
-        "Beside what is trained, embeddings and other modules stay as they are.": (
+        Gap.ANSWER_END: "eot_tokens",
+        Gap.FROM_ADAPTER: "lora_model_dir reinit_weights",
+        Gap.OTHER_MODULES: (
             "lora_modules_to_save unfrozen_parameters peft_trainable_token_indices peft_ensure_weight_tying "
             "freeze_mm_modules full_finetune spectrum_top_fraction spectrum_model_name lisa_n_layers "
             "lisa_step_interval lisa_layers_attribute"
         ),
-        "Adapters are LoRA on whole layers, alike everywhere.": (
+        Gap.UNEVEN_ADAPTERS: (
             "lora_target_parameters lora_exclude_modules lora_rank_pattern lora_alpha_pattern lora_fan_in_fan_out "
             "lora_bias peft_layers_to_transform peft_layers_pattern peft_layer_replication "
             "peft_autocast_adapter_dtype peft relora relora_steps relora_warmup_steps relora_anneal_steps "
             "relora_prune_ratio relora_prune_method relora_cpu_offload lora_on_cpu qlora_sharded_model_loading mora"
         ),
-        "Embeddings have no adapters.": "loraplus_lr_embedding",
-        "Quantization is NF4 with double quantization, of the linear layers.": (
+        Gap.EMBEDDING_ADAPTERS: "loraplus_lr_embedding",
+        Gap.QUANTIZATION: (
             "bnb_config_kwargs model_quantization_config model_quantization_config_kwargs quantize_moe_experts "
             "gptq_groupsize gptq_model_v1 gptq_disable_exllama use_onebitllms qat quantization llmcompressor "
             "nvfp4_merge_aware nvfp4_merge_aware_start_step fp8 fp8_enable_fsdp_float8_all_gather fp32_norms "
             "fp32_norm_classes"
         ),
-        "A trained adapter stays an adapter; nothing is merged.": "merge_lora merge_method",
-        "Attention is the engine's own.": _ATTENTION,
-        "Kernels are the engine's own; the loss is computed in pieces anyway.": _KERNELS,
-        "Rows are not packed: batches are made of rows of like length.": (
-            "sample_packing eval_sample_packing sample_packing_group_size sample_packing_bin_size "
+        Gap.EXPORT: "merge_lora merge_method",
+        Gap.ATTENTION: _ATTENTION,
+        Gap.KERNELS: _KERNELS,
+        Gap.PACKING_SIZES: (
+            "sample_packing_group_size sample_packing_bin_size "
             "sample_packing_sequentially sample_packing_mp_start_method sample_packing_eff_est "
-            "sample_packing_seq_len_multiplier max_packed_sequence_len multipack_real_batches batch_flattening "
+            "sample_packing_seq_len_multiplier max_packed_sequence_len multipack_real_batches "
             "pretrain_multipack_buffer_size pretrain_multipack_attn pretraining_sample_concatenation "
-            "streaming_multipack_buffer_size curriculum_sampling total_num_tokens total_supervised_tokens"
+            "streaming_multipack_buffer_size total_num_tokens total_supervised_tokens"
         ),
-        "Batches are padded to their longest row.": "pad_to_sequence_len pad_to_multiple_of",
-        "Rows are batched by length, in an order that train.seed decides.": (
-            "group_by_length shuffle_merged_datasets shuffle_before_merging_datasets"
-        ),
-        "No row is dropped for being short, or for its prompt; train.max_length holds for all.": (
+        Gap.PADDING: "pad_to_sequence_len pad_to_multiple_of",
+        Gap.ORDER: ("group_by_length shuffle_merged_datasets shuffle_before_merging_datasets curriculum_sampling"),
+        Gap.ROW_LIMITS: (
             "min_sample_len max_prompt_len eval_sequence_len use_pose pose_split_on_token_ids pose_max_context_len "
             "pose_num_chunks"
         ),
-        "Equal rows are reported by localtune-tui data, not removed.": "dataset_exact_deduplication",
-        "Rows are read from their files before the first step.": (
+        Gap.DUPLICATES: "dataset_exact_deduplication",
+        Gap.READING: (
             "dataset_prepared_path dataset_shard_num dataset_shard_idx skip_prepare_dataset "
             "num_dataset_shards_to_save dataset_processes dataset_num_proc dataset_keep_in_memory "
             "dataloader_pin_memory dataloader_num_workers dataloader_prefetch_factor dataloader_drop_last "
             "remove_unused_columns is_preprocess preprocess_iterable streaming"
         ),
-        "A row has the system prompt that it has itself.": "default_system_message",
-        "The chat template is rendered without arguments.": "chat_template_kwargs",
-        "Preferences are learned by dpo, orpo and kto as their papers say, without additions; rewards are not.": (
+        Gap.SYSTEM_PROMPT: "default_system_message",
+        Gap.TEMPLATE_ARGUMENTS: "chat_template_kwargs",
+        Gap.PREFERENCES: (
             "dpo_loss_weights dpo_label_smoothing dpo_use_weighting dpo_use_liger_kernel dpo_padding_free "
             "dpo_use_logits_to_keep dpo_generate_during_eval dpo_norm_loss rpo_alpha precompute_ref_log_probs "
             "simpo_gamma cpo_alpha reward_model process_reward_model center_rewards_coefficient num_labels trl vllm "
@@ -106,30 +103,27 @@ NOT_OFFERED: dict[str, Missing] = missing(
             "nemo_gym_head_port nemo_gym_server_timeout nemo_gym_verify_timeout nemo_gym_run_timeout "
             "nemo_gym_datasets nemo_gym_auto_start nemo_gym_model_name nemo_gym_multi_turn nemo_gym_max_turns"
         ),
-        "The loss is the usual one: the mean over the tokens that are learned.": (
+        Gap.LOSS: (
             "use_eaft eaft_alpha eaft_k kd_trainer kd_ce_alpha kd_alpha kd_temperature kd_beta kd_normalize_topk "
             "kd_online_server_base_url kd_online_topk kd_online_server kd_online_timeout kd_temperature_min diffusion "
             "grokfast_alpha grokfast_lamb"
         ),
-        "The optimizer has its usual betas and epsilon, for all parameters alike.": (
+        Gap.OPTIMIZER_SETTINGS: (
             "adam_beta1 adam_beta2 adam_beta3 adam_epsilon adam_eps adam_epsilon2 optim_args optim_target_modules "
             "torchdistx_path embedding_lr embedding_lr_scale lr_groups dion_lr dion_momentum dion_rank_fraction "
             "dion_rank_multiple_of qgalore_rank qgalore_update_proj_gap qgalore_scale qgalore_proj_type "
             "qgalore_proj_quant qgalore_proj_bits qgalore_proj_group_size qgalore_cos_threshold qgalore_gamma_proj "
             "qgalore_queue_size"
         ),
-        "The schedule has no arguments of its own: a straight warm-up, then down to 0.": (
+        Gap.SCHEDULE_SETTINGS: (
             "lr_scheduler_kwargs lr_quadratic_warmup cosine_min_lr_ratio cosine_constant_lr_ratio lr_div_factor "
             "jagged_restart_steps jagged_restart_warmup_steps jagged_restart_anneal_steps"
         ),
-        "An old name of neftune_noise_alpha: set method.neftune_alpha.": "noisy_embedding_alpha",
-        "memory.gradient_checkpointing says whether activations are computed again.": (
-            "gradient_checkpointing_kwargs selective_checkpointing layer_offloading"
-        ),
-        "Memory is found out before the first step, and a step that does not fit is cut smaller.": (
+        Gap.ACTIVATIONS: ("gradient_checkpointing_kwargs selective_checkpointing layer_offloading"),
+        Gap.MEMORY: (
             "auto_find_batch_size gpu_memory_limit max_memory gc_steps torch_empty_cache_steps gc_collect_steps"
         ),
-        "One device is used.": (
+        Gap.DEVICES: (
             "deepspeed deepcompile fsdp fsdp_config fsdp_version fsdp_final_state_dict_type device device_map "
             "world_size local_rank ddp ddp_timeout ddp_bucket_cap_mb ddp_broadcast_buffers ddp_find_unused_parameters "
             "dp_shard_size dp_replicate_size sequence_parallel_degree context_parallel_size heads_k_stride "
@@ -137,40 +131,28 @@ NOT_OFFERED: dict[str, Missing] = missing(
             "expert_parallel_num_nvl_bytes expert_parallel_num_rdma_bytes expert_parallel_token_capacity "
             "expert_parallel_fallback_on_unsupported use_ray ray_run_name ray_num_workers resources_per_worker"
         ),
-        "Measuring is done by the loss on held-out rows, in batches that fit.": (
+        Gap.MEASURING: (
             "eval_batch_size do_causal_lm_eval eval_causal_lm_metrics do_bench_eval bench_dataset bench_split "
-            "eval_table_size eval_max_new_tokens lm_eval_tasks lm_eval_batch_size lm_eval_post_train lm_eval_model"
+            "lm_eval_tasks lm_eval_batch_size lm_eval_post_train lm_eval_model"
         ),
-        "A run does not stop before its end.": (
-            "early_stopping_patience loss_watchdog_threshold loss_watchdog_patience"
+        Gap.LOSS_LIMIT: "loss_watchdog_threshold loss_watchdog_patience",
+        Gap.WHOLE_CHECKPOINTS: "save_only_model save_safetensors",
+        Gap.ON_DEMAND: "save_first_step dynamic_checkpoint",
+        Gap.RESUMING: ("resume_from_checkpoint auto_resume_from_checkpoints"),
+        Gap.SAMPLE_SETTINGS: (
+            "generation_max_new_tokens generation_temperature generation_top_p generation_top_k "
+            "generation_prompt_ratio generation_do_sample eval_max_new_tokens"
         ),
-        "The newest checkpoints are kept; the best is not chosen.": (
-            "load_best_model_at_end metric_for_best_model greater_is_better"
-        ),
-        "Checkpoints are whole, so that a run can go on.": "save_only_model save_safetensors",
-        "localtune-tui checkpoint makes a live run save.": "save_first_step dynamic_checkpoint",
-        "A run goes on with localtune-tui continue; this one begins anew.": (
-            "resume_from_checkpoint auto_resume_from_checkpoints"
-        ),
-        "Talk to the model in the chat, while it trains as well.": (
-            "generate_samples num_generation_samples generation_max_new_tokens generation_temperature "
-            "generation_top_p generation_top_k generation_prompt_ratio generation_do_sample gradio_title gradio_share "
-            "gradio_server_name gradio_server_port gradio_max_new_tokens gradio_temperature"
-        ),
-        "A run has a directory of its own; localtune-tui runs names it.": "output_dir axolotl_config_path",
-        "Every step is written to the run's events.": (
-            "logging_steps include_tokens_per_second include_tkps profiler_steps profiler_steps_start"
-        ),
-        "Only wandb, tensorboard and trackio are fed: a run writes its own log.": _LOGS,
-        "Set WANDB_ENTITY in the environment.": "wandb_entity",
-        "Trackers are told figures under the run's own id; weights stay here.": (
-            "wandb_run_id wandb_watch wandb_log_model"
-        ),
-        "trackio writes to the run directory; nothing is sent to a hub.": "trackio_space_id",
-        "Nothing is sent to a hub.": "hub_model_id hub_strategy hub_revision push_dataset_to_hub",
-        "Tokens of hubs are read from the environment, never from a file.": "hf_use_auth_token hub_token",
-        "Only text is read.": "image_size image_resize_algorithm role_boundaries",
-        "It is ignored here too.": "strict debug",
+        Gap.CHAT_ENGINE: "gradio_title gradio_share gradio_server_name gradio_server_port",
+        Gap.OUTPUT: "output_dir axolotl_config_path",
+        Gap.LOGGING: ("logging_steps include_tokens_per_second include_tkps profiler_steps profiler_steps_start"),
+        Gap.TRACKERS: _LOGS,
+        Gap.ENTITY: "wandb_entity",
+        Gap.TRACKED: ("wandb_run_id wandb_watch wandb_log_model trackio_space_id"),
+        Gap.HUB: "hub_model_id hub_strategy hub_revision push_dataset_to_hub",
+        Gap.TOKENS: "hf_use_auth_token hub_token",
+        Gap.TEXT_ONLY: "image_size image_resize_algorithm role_boundaries",
+        Gap.DEVELOPERS: "strict debug",
     },
     off={
         "model_type": ("AutoModelForCausalLM", ""),
@@ -194,6 +176,7 @@ NOT_OFFERED: dict[str, Missing] = missing(
         "experimental_skip_move_to_device": (True, False),
         "tiled_mlp_use_original_mlp": (True, False),
         "quantize_moe_experts": OFF,
+        "auto_find_batch_size": (True, *OFF),
         "strict": (True, False),
         "debug": (True, False, ""),
         **dict.fromkeys(

@@ -9,7 +9,10 @@ from typing import Any
 
 from core.config.schema import WEIGHT_METHODS
 from core.importers.common.activations import ACTIVATION_OPTIONS, llama_factory_activations
+from core.importers.common.answers import ANSWER_OPTIONS, llama_factory_answers, llama_factory_chat
+from core.importers.common.compiling import COMPILE_KEYS, COMPILE_OPTIONS, OLD_BACKEND, trainer_compiling
 from core.importers.common.kernels import LIGER
+from core.importers.common.packing import PACKED_ROWS, PACKING_OPTIONS, llama_factory_packing
 from core.importers.common.preference import PREFERENCE_OPTIONS, llama_factory_stage
 from core.importers.common.shared import (
     BATCH_OPTIONS,
@@ -18,6 +21,7 @@ from core.importers.common.shared import (
     LORAPLUS,
     NEFTUNE,
     NO_FP16_WEIGHTS,
+    NOTHING_HELD_OUT,
     OPTIMIZERS,
     SCHEDULE_OPTIONS,
     SCHEDULERS,
@@ -32,6 +36,7 @@ from core.importers.common.shared import (
     trains_weights,
 )
 from core.importers.common.steps import every, per_epoch, save_strategy
+from core.importers.common.stopping import BEST_KEYS, STOPPING_OPTIONS, llama_factory_stopping
 from core.importers.common.tracking import TRACKING_OPTIONS, trainer_trackers
 from core.importers.redact import shown
 from core.importers.rules import Choice, Copy, is_one_of
@@ -42,7 +47,6 @@ from core.importers.translation import Translation
 
 _TITLE = "LLaMA-Factory"
 _QUANTIZED = ("quantization_bit", "quantization_method")
-_NOTHING = "Nothing is held out, so there is nothing to measure."
 _AT_END = "it is measured at the end. Set eval.every_steps."
 _TEN = "ten checkpoints in a run. Set checkpoint.every_steps."
 
@@ -62,7 +66,7 @@ def _evaluation(work: Translation) -> None:
         if has_rows:
             work.carry("eval_on_start", "eval.baseline", True)
         else:
-            work.drop("eval_on_start", _NOTHING)
+            work.drop("eval_on_start", NOTHING_HELD_OUT)
     elif work.has("eval_on_start"):
         work.carry("eval_on_start", None, reason="As it is here.")
     strategy = "no"
@@ -70,7 +74,7 @@ def _evaluation(work: Translation) -> None:
         found = work.values[key]
         strategy = "no" if found is False else str(found).strip().lower()
         if not has_rows and strategy != "no":
-            work.drop(key, _NOTHING)
+            work.drop(key, NOTHING_HELD_OUT)
         elif strategy == "epoch":
             per_epoch(work, key, "eval.every_steps", 1, _AT_END)
         elif strategy in ("no", "steps"):
@@ -83,7 +87,7 @@ def _evaluation(work: Translation) -> None:
             if isinstance(steps, int) and not isinstance(steps, bool) and steps > 0:
                 work.change("eval_steps", "eval.every_steps", steps, f"Not given: {_TITLE} takes logging_steps.")
     elif not has_rows:
-        work.drop("eval_steps", _NOTHING)
+        work.drop("eval_steps", NOTHING_HELD_OUT)
     elif strategy == "steps":
         every(work, "eval_steps", "eval.every_steps", _AT_END, work.number("num_train_epochs") or 3.0)
     else:
@@ -174,6 +178,10 @@ def _batch(work: Translation) -> None:
     keys = ("deepspeed", "fsdp", "ray_num_workers", "tensor_model_parallel_size")
     several = any(not is_one_of(work.values.get(key, ""), (False, "", 0, 1)) for key in keys)
     devices = " On several, multiply by their number." if several else ""
+    if (work.boolean("packing") or work.boolean("neat_packing")) and is_one_of(
+        work.values.get("stage", "sft"), ("sft",)
+    ):
+        devices += PACKED_ROWS
     joined_batch(work, "per_device_train_batch_size", "gradient_accumulation_steps", (8, 1), devices)
 
 
@@ -181,6 +189,16 @@ def _schedule(work: Translation) -> None:
     choice = dataclasses.replace(SCHEDULERS, absent="linear", why=f"Not given: {_TITLE} takes linear.")
     absent = (0.0, f"Not given: {_TITLE} warms up nothing.")
     schedule(work, "lr_scheduler_type", "warmup_ratio", "warmup_steps", choice, absent)
+
+
+def _adafactor(work: Translation) -> None:
+    """Adafactor: an old key of its own, which counts before ``optim``."""
+    if work.boolean("adafactor"):
+        work.carry("adafactor", OPTIMIZERS.option, "adafactor")
+        if work.has("optim"):
+            work.drop("optim", "adafactor is given too, and counts.")
+    elif work.has("adafactor"):
+        work.carry("adafactor", None, reason="As it is here.")
 
 
 def _saves(work: Translation) -> None:
@@ -282,20 +300,35 @@ _OFFERED: dict[str, Rule] = {
         ("eval_strategy", "evaluation_strategy", "eval_steps", "eval_on_start"),
         Joint(_evaluation, ("eval.every_steps", "eval.baseline")),
     ),
+    **dict.fromkeys(("early_stopping_steps", *BEST_KEYS), Joint(llama_factory_stopping, STOPPING_OPTIONS)),
+    "predict_with_generate": Joint(llama_factory_answers, ANSWER_OPTIONS),
+    **dict.fromkeys(("packing", "neat_packing"), Joint(llama_factory_packing, PACKING_OPTIONS)),
+    **dict.fromkeys((*COMPILE_KEYS, OLD_BACKEND), Joint(trainer_compiling, COMPILE_OPTIONS)),
     **dict.fromkeys(("lr_scheduler_type", "warmup_ratio", "warmup_steps"), Joint(_schedule, SCHEDULE_OPTIONS)),
     "optim": OPTIMIZERS,
+    "adafactor": Joint(_adafactor, (OPTIMIZERS.option,)),
     "weight_decay": Copy("train.weight_decay", "number", absent=0.0, why="Not given: no decay."),
     "max_grad_norm": Copy("train.max_grad_norm", "number", absent=1.0, why="Not given: 1."),
     **dict.fromkeys(("pure_bf16", "bf16", "fp16"), Joint(_precision, ("train.precision",))),
     "seed": Copy("train.seed", "integer", absent=42, why="Not given: 42."),
+    "full_determinism": Choice(
+        "train.deterministic",
+        same={True: "strict", "true": "strict", False: None, "false": None},
+        otherwise=("auto", "It may be true or false: exact on a CPU, to rounding on a GPU."),
+    ),
     **dict.fromkeys(
-        ("disable_gradient_checkpointing", "use_unsloth_gc"), Joint(llama_factory_activations, ACTIVATION_OPTIONS)
+        (
+            *("disable_gradient_checkpointing", "use_unsloth_gc"),
+            *("gradient_checkpointing", "activation_checkpointing"),
+        ),
+        Joint(llama_factory_activations, ACTIVATION_OPTIONS),
     ),
     **dict.fromkeys(("enable_liger_kernel", "use_liger_kernel"), LIGER),
     **dict.fromkeys(("save_steps", "save_strategy"), Joint(_saves, ("checkpoint.every_steps",))),
     "save_total_limit": Copy("checkpoint.keep", "integer", unset=(0,)),
     **dict.fromkeys(("use_cpu", "no_cuda"), Joint(_device, ("hardware.device",))),
     **dict.fromkeys(("report_to", "run_name", "project"), Joint(trainer_trackers, TRACKING_OPTIONS)),
+    "do_sample": Joint(llama_factory_chat, ("chat.temperature",)),
     "temperature": Copy("chat.temperature", "number"),
     "top_p": Copy("chat.top_p", "number"),
     "max_new_tokens": Copy("chat.max_new_tokens", "integer"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from core.importers.common.trainer_rest import TRAINER_REST
+from core.importers.gaps import Gap
 from core.importers.rules import OFF, Missing
 from core.importers.tool import missing, table
 
@@ -21,90 +22,74 @@ NOT_OFFERED: dict[str, Missing] = table(
     TRAINER_REST,
     missing(
         {
-            "Preferences are learned by dpo, orpo and kto as their papers say, without additions; rewards are not.": (
+            Gap.PREFERENCES: (
                 "pref_ftx pref_bco_weight dpo_label_smoothing simpo_gamma ppo_buffer_size ppo_epochs ppo_score_norm "
                 "ppo_target ppo_whiten_rewards ref_model ref_model_adapters ref_model_quantization_bit reward_model "
                 "reward_model_adapters reward_model_quantization_bit reward_model_type ld_alpha"
             ),
-            "Training starts from the base model, with new adapters.": (
-                "adapter_name_or_path adapter_folder create_new_adapter"
-            ),
-            "Beside what is trained, embeddings and other modules stay as they are.": (
+            Gap.FROM_ADAPTER: ("adapter_name_or_path adapter_folder create_new_adapter"),
+            Gap.OTHER_MODULES: (
                 "additional_target freeze_extra_modules "
                 "use_llama_pro freeze_vision_tower freeze_multi_modal_projector freeze_language_model"
             ),
-            "Adapters are LoRA on a base that is trained already.": (
+            Gap.OTHER_ADAPTERS: (
                 "module_dropout oft_rank oft_block_size oft_target shift_attn mixture_of_depths train_from_scratch"
             ),
-            "The decomposition is exact for small layers, else of 4 iterations.": "pissa_iter",
-            "What is saved fits the original base in any case.": "pissa_convert",
-            "Embeddings have no adapters.": "loraplus_lr_embedding",
-            "This optimizer is not offered: train.optimizer.": (
-                f"use_galore {_GALORE} use_apollo {_APOLLO} use_badam {_BADAM} use_adam_mini use_muon"
-            ),
-            "The loss is the usual one: the mean over the tokens that are learned.": (
+            Gap.PISSA_ITERATIONS: "pissa_iter",
+            Gap.PISSA_CONVERSION: "pissa_convert",
+            Gap.EMBEDDING_ADAPTERS: "loraplus_lr_embedding",
+            Gap.OPTIMIZER: (f"use_galore {_GALORE} use_apollo {_APOLLO} use_badam {_BADAM} use_adam_mini use_muon"),
+            Gap.LOSS: (
                 "use_dft_loss use_asft_loss asft_alpha use_eaft_loss eaft_alpha moe_aux_loss_coef "
                 "ignore_pad_token_for_loss"
             ),
-            "Quantization is NF4 with double quantization.": (
-                "quantization_type double_quantization quantization_device_map"
-            ),
-            "The vocabulary stays as it is.": (
+            Gap.QUANTIZATION: ("quantization_type double_quantization quantization_device_map"),
+            Gap.VOCABULARY: (
                 "resize_vocab add_tokens add_special_tokens new_special_tokens_config "
                 "init_special_tokens use_fast_tokenizer"
             ),
-            "Rows that write special tokens are dropped.": "split_special_tokens",
-            "Code that comes with a model is not run.": "trust_remote_code",
-            "The model is read as it lies in its directory or in the hub's cache.": (
+            Gap.SPLIT_TOKENS: "split_special_tokens",
+            Gap.REMOTE_CODE: "trust_remote_code",
+            Gap.LOADING: (
                 "cache_dir low_cpu_mem_usage offload_folder rope_scaling compute_dtype model_max_length block_diag_attn"
             ),
-            "Attention and kernels are the engine's own.": (
+            Gap.KERNELS: (
                 "flash_attn use_unsloth use_v1_kernels use_kv_cache "
                 "upcast_layernorm upcast_lmhead_output use_reentrant_gc fp8 fp8_backend "
                 "fp8_enable_fsdp_float8_all_gather"
             ),
-            "Rows are not packed: batches are made of rows of like length.": "packing neat_packing",
-            "Rows are used in an order that train.seed decides.": "disable_shuffling",
-            "Rows are read from their files before the first step.": (
+            Gap.ORDER: "disable_shuffling",
+            Gap.READING: (
                 "streaming buffer_size overwrite_cache preprocessing_batch_size preprocessing_num_workers "
                 "tokenized_path data_shared_file_system"
             ),
-            "A row has the system prompt that it has itself.": "default_system",
-            "Tools and thoughts are written as the chat template does.": (
-                "tool_format enable_thinking preserve_thinking"
-            ),
-            "Measuring is done by the loss on held-out rows, together.": (
-                "eval_on_each_dataset eval_num_beams compute_accuracy"
-            ),
-            "A run does not stop before its end.": "early_stopping_steps",
-            "The curve is in the app, and in the run's events.": (
+            Gap.SYSTEM_PROMPT: "default_system",
+            Gap.TEMPLATE_ARGUMENTS: ("tool_format enable_thinking preserve_thinking"),
+            Gap.MEASURING: ("eval_on_each_dataset eval_num_beams compute_accuracy"),
+            Gap.PROFILING: (
                 "plot_loss include_effective_tokens_per_second print_param_status enable_torch_profiler "
                 "profiler_output_dir profiler_wait_steps profiler_warmup_steps profiler_active_steps profiler_repeat "
                 "profiler_record_shapes profiler_profile_memory profiler_with_stack profile_modules"
             ),
-            "Nothing leaves the machine: a run writes its own log.": (
+            Gap.TRACKERS: (
                 "use_swanlab swanlab_project swanlab_workspace swanlab_run_name swanlab_mode swanlab_api_key "
                 "swanlab_logdir swanlab_lark_webhook_url swanlab_lark_secret"
             ),
-            "Tokens of hubs are read from the environment, never from a file.": (
-                "hf_hub_token ms_hub_token om_hub_token"
-            ),
-            "Only text is read.": (
+            Gap.TOKENS: ("hf_hub_token ms_hub_token om_hub_token"),
+            Gap.TEXT_ONLY: (
                 "media_dir image_max_pixels image_min_pixels image_do_pan_and_scan crop_to_patches video_max_pixels "
                 "video_min_pixels video_fps video_maxlen use_audio_in_video audio_sampling_rate"
             ),
-            "A trained adapter stays an adapter; nothing is exported.": (
+            Gap.EXPORT: (
                 "export_dir export_size export_device export_quantization_bit export_quantization_dataset "
                 "export_quantization_nsamples export_quantization_maxlen export_legacy_format export_hub_model_id"
             ),
-            "The chat runs on the engine of the training.": (
+            Gap.CHAT_ENGINE: (
                 "infer_backend infer_dtype vllm_maxlen vllm_gpu_util vllm_enforce_eager vllm_max_lora_rank "
                 "vllm_config sglang_maxlen sglang_mem_fraction sglang_tp_size sglang_config sglang_lora_backend"
             ),
-            "Sampling in the chat knows temperature and top_p.": (
-                "do_sample top_k num_beams max_length repetition_penalty length_penalty skip_special_tokens"
-            ),
-            "One device is used, in a process of its own.": (
+            Gap.CHAT_SAMPLING: ("top_k num_beams max_length repetition_penalty length_penalty skip_special_tokens"),
+            Gap.DEVICES: (
                 "ray_num_workers ray_init_kwargs master_addr master_port use_mca use_megatron_bridge "
                 "megatron_bridge_args use_hyper_parallel hyper_parallel_args hyper_parallel_cp_size use_kt kt_config "
                 "kt_cpu_activation kt_weight_path kt_non_expert_weight_path kt_expert_checkpoint_path "
@@ -117,7 +102,7 @@ NOT_OFFERED: dict[str, Missing] = table(
                 "overlap_param_gather overlap_grad_reduce use_packed_sequences mixed_precision "
                 "megatron_pretrained_checkpoint export_hf_on_finish extra_config"
             ),
-            "Benchmarks are not run.": "task task_dir batch_size lang n_shot save_dir download_mode",
+            Gap.BENCHMARKS: "task task_dir batch_size lang n_shot save_dir download_mode",
         },
         off={
             "quantization_type": ("nf4",),

@@ -8,6 +8,7 @@ from typing import Any
 
 from core.importers.common.activations import ACTIVATION_OPTIONS, unsloth_activations
 from core.importers.common.data_files import PLACEHOLDER, put_sources, write_dataset, write_file
+from core.importers.common.packing import PACKING_OPTIONS, unsloth_packing
 from core.importers.common.shared import (
     BATCH_OPTIONS,
     EPOCH_OPTIONS,
@@ -28,6 +29,7 @@ from core.importers.common.shared import (
 )
 from core.importers.common.steps import every
 from core.importers.common.tracking import TRACKING_OPTIONS, unsloth_trackers
+from core.importers.gaps import Gap
 from core.importers.rules import Choice, Copy
 from core.importers.tool import Joint, Rule, Tool, missing, table
 from core.importers.translation import Translation
@@ -124,6 +126,22 @@ def _supervise(work: Translation) -> None:
         )
 
 
+def _evaluation(work: Translation) -> None:
+    """Evaluation: the file holds nothing out, so that the interval counts once rows are held out here."""
+    key, steps = "training.eval_steps", work.number("training.eval_steps")
+    if steps is None:
+        return
+    if steps >= 1:
+        reason = (
+            "It counts once rows are held out: Unsloth's command measures nothing; give data.eval or data.eval_share."
+        )
+        work.change(key, "eval.every_steps", int(steps), reason)
+    elif steps > 0:
+        work.drop(key, "A share of a number of steps, of which nothing is measured: give data.eval or data.eval_share.")
+    else:
+        work.carry(key, None, reason="As it is here.")
+
+
 def _saves(work: Translation) -> None:
     every(work, "training.save_steps", "checkpoint.every_steps", "ten checkpoints in a run.")
 
@@ -149,6 +167,8 @@ _OFFERED: dict[str, Rule] = {
     "training.warmup_ratio": Joint(_schedule, SCHEDULE_OPTIONS),
     "training.warmup_steps": Joint(_schedule, SCHEDULE_OPTIONS),
     "training.save_steps": Joint(_saves, ("checkpoint.every_steps",)),
+    "training.eval_steps": Joint(_evaluation, ("eval.every_steps",)),
+    "training.packing": Joint(unsloth_packing, PACKING_OPTIONS),
     "training.weight_decay": Copy("train.weight_decay", "number", absent=0.01, why="Not given: Unsloth takes 0.01."),
     "training.random_seed": Copy("train.seed", "integer", absent=3407, why="Not given: Unsloth takes 3407."),
     "training.optim": dataclasses.replace(
@@ -175,19 +195,14 @@ _OFFERED: dict[str, Rule] = {
 
 _NOT_OFFERED = missing(
     {
-        "A run has a directory of its own; localtune-tui runs names it.": "training.output_dir",
-        "Rows are not packed: batches are made of rows of like length.": "training.packing",
-        "Unsloth's command measures nothing; give data.eval or data.eval_share.": "training.eval_steps",
-        "Only text models are trained.": "lora.vision_all_linear lora.finetune_vision_layers audio_input audio_type",
-        "All layers that lora.target_modules names get adapters.": (
-            "lora.finetune_language_layers lora.finetune_attention_modules lora.finetune_mlp_modules"
-        ),
-        "Keys are read from the environment (WANDB_API_KEY), never from a file.": "logging.wandb_token",
-        "Trackers write to the run directory.": "logging.tensorboard_dir",
-        "Every step is written to the run's events, and told to trackers.": "logging.log_frequency",
-        "Tokens of hubs are read from the environment, never from a file.": "logging.hf_token",
-        "Sampling in the chat knows temperature and top_p.": "inference.top_k inference.min_p",
-        "Code that comes with a model is not run.": "inference.trust_remote_code training.trust_remote_code",
+        Gap.OUTPUT: "training.output_dir",
+        Gap.TEXT_ONLY: "lora.vision_all_linear lora.finetune_vision_layers audio_input audio_type",
+        Gap.LAYER_KINDS: ("lora.finetune_language_layers lora.finetune_attention_modules lora.finetune_mlp_modules"),
+        Gap.TOKENS: "logging.wandb_token logging.hf_token",
+        Gap.TRACKED: "logging.tensorboard_dir",
+        Gap.LOGGING: "logging.log_frequency",
+        Gap.CHAT_SAMPLING: "inference.top_k inference.min_p",
+        Gap.REMOTE_CODE: "inference.trust_remote_code training.trust_remote_code",
     },
     off={
         "logging.tensorboard_dir": ("runs", ""),

@@ -7,19 +7,18 @@ the directory is renamed and its parent fsynced. What has no valid manifest is n
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import shutil
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from peft import PeftModel
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 
 from core.directories import whole_directory
 from core.errors import UserError
@@ -96,9 +95,7 @@ def save_adapter(model: Any, directory: Path) -> None:
     """
     directory.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
     state, config = adapter_state(model)
-    (directory / "adapter_model.safetensors").write_bytes(
-        save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, metadata={"format": "pt"})
-    )
+    write_tensors(directory / "adapter_model.safetensors", state)
     config.inference_mode = True
     config.save_pretrained(str(directory))
 
@@ -160,10 +157,48 @@ def save_checkpoint(
 
 
 def save_tensors(state: Any, path: Path) -> None:
-    """``torch.save`` through a Python file, so that a full disk is an OSError."""
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    path.write_bytes(buffer.getbuffer())
+    """``torch.save`` through a Python file, tensor by tensor: no second copy of the states is made, and a full disk is
+    an OSError.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    with path.open("wb") as file:
+        writer = _Writer(file)
+        torch.save(state, writer)  # type: ignore[arg-type]
+        if writer.error is not None:
+            raise writer.error
+
+
+class _Writer:
+    """Passes what ``torch.save`` writes on to a file, and keeps the first error, which the C++ that calls it would turn
+    into one of its own, or pass over."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        """Write; after an error nothing more, without a word."""
+        if self.error is None:
+            try:
+                return self._file.write(data)
+            except OSError as error:
+                self.error = error
+        return len(data)
+
+    def flush(self) -> None:
+        """No flushing: whoever closes the file does."""
+
+
+def load_tensors(path: Path, *, mapped: bool = False) -> Any:
+    """Read what :func:`save_tensors` wrote: tensors on the CPU, and plain values.
+
+    Args:
+        path: The file.
+        mapped: Leave the tensors in the file until they are read, for whoever copies them elsewhere one by one.
+    """
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
 
 
 def size_estimate(model: Any, optimizer: str = "adamw") -> int:
@@ -278,7 +313,8 @@ def newest_valid(checkpoints: Path) -> tuple[Checkpoint | None, list[str]]:
 
 
 def restore(checkpoint: Checkpoint, *, model: Any, optimizer: Any) -> None:
-    """Put what was trained, optimizer and random state back, bit for bit.
+    """Put what was trained, optimizer and random state back, bit for bit. Whether what is computed from there is the
+    same as well is a matter of :mod:`core.worker.process.determinism`.
 
     Raises:
         UserError: If it does not fit the model.
@@ -287,8 +323,10 @@ def restore(checkpoint: Checkpoint, *, model: Any, optimizer: Any) -> None:
         _restore_adapter(checkpoint, model)
     else:
         read_tensors(checkpoint.weights_path, trained_tensors(model))
-    optimizer.load_state_dict(torch.load(checkpoint.path / "optimizer.pt", map_location="cpu", weights_only=True))
-    restore_rng(torch.load(checkpoint.path / "rng.pt", map_location="cpu", weights_only=True))
+    # On a CPU the tensors that were read become the states, and would keep a file alive that is deleted in time.
+    elsewhere = next(model.parameters()).device.type != "cpu"
+    optimizer.load_state_dict(load_tensors(checkpoint.path / "optimizer.pt", mapped=elsewhere))
+    restore_rng(load_tensors(checkpoint.path / "rng.pt"))
 
 
 def _restore_adapter(checkpoint: Checkpoint, model: Any) -> None:

@@ -186,7 +186,12 @@ class Checkpointer:
         ):
             if not is_as_before:
                 raise UserError(f"{what} has changed since {found.path.name}.", "Put it back, or start a new run.")
-        self.restore(found)
+        Retry(lambda: found.path.name, self.recorder.warn).run(
+            lambda: self.restore(found),
+            lambda: None,
+            "in restoring it",
+            "Close what else holds memory, and continue the run; the checkpoint is untouched.",
+        )
         kept = {name: value for name, value in manifest["overrides"].items() if name in CHANGEABLE}
         self.state.overrides = kept
         if kept:

@@ -2,8 +2,9 @@
 
 Where weights are updated inside backward, such a step cannot be run again. The run goes back within its process to its
 newest checkpoint, or without one to the untouched base, and does the steps from there again with activations
-recomputed. Rows, order, schedule and random state are those of that moment, so that what comes out is, bit for bit,
-what a run gives that had activations recomputed from there on.
+recomputed. Rows, order, schedule and random state are those of that moment, so that what comes out is what a run gives
+that had activations recomputed from there on: bit for bit where the run is deterministic, which on a GPU is with
+``train.deterministic = strict``, else to rounding.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ class Rollback:
             UserError: If weights cannot be put back.
         """
         state, recorder = self.state, self.recorder
-        if state.checkpointing:
+        if state.checkpointing and not state.kept_layers:
             raise error
         torn = state.step + 1
         self.update.drop()

@@ -10,8 +10,10 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from core.memory.batching import largest_shape, length_runs, padded_length
@@ -63,6 +65,32 @@ class DataOrder:
 
 
 @dataclass(frozen=True)
+class HostBatch:
+    """A padded batch in the memory of the host, where what is supervised can be asked without a wait for the device."""
+
+    input_ids: npt.NDArray[np.int64]
+    """``(sequences, length)``."""
+    supervised: npt.NDArray[np.bool_]
+    """``(sequences, length)``."""
+
+    def targets(self) -> npt.NDArray[np.int64]:
+        """The supervised tokens, row by row; a row's first is none of them, as nothing predicts it."""
+        found: npt.NDArray[np.int64] = self.input_ids[:, 1:][self.supervised[:, 1:]]
+        return found
+
+    def predicting(self) -> npt.NDArray[np.int64]:
+        """The positions whose hidden states predict them, with the rows in one sequence."""
+        rows, columns = np.nonzero(self.supervised[:, 1:])
+        found: npt.NDArray[np.int64] = rows * self.input_ids.shape[1] + columns
+        return found
+
+    def counts(self) -> list[int]:
+        """How many there are in each row."""
+        found: list[int] = self.supervised[:, 1:].sum(axis=1).tolist()
+        return found
+
+
+@dataclass(frozen=True)
 class MicroBatch:
     """Rows that go through the model at once, padded."""
 
@@ -75,6 +103,8 @@ class MicroBatch:
     most_shared: int | None = None
     """The most tokens of a common beginning that are computed once; None for no limit. See
     :mod:`core.worker.data.packing`."""
+    host: HostBatch | None = None
+    """The same on the host, where the device is another."""
 
 
 def split_window(
@@ -127,13 +157,46 @@ def collate(rows: Sequence[TokenizedRow], pad_id: int, device: torch.device) -> 
     Returns:
         ``input_ids`` ``(rows, length)`` int64 and ``supervised`` ``(rows, length)`` bool, on the device.
     """
+    padded = pad(rows, pad_id)
+    return upload(padded.input_ids, device), upload(padded.supervised, device)
+
+
+def make_micro_batch(
+    rows: Sequence[int],
+    sequences: Sequence[TokenizedRow],
+    pad_id: int,
+    device: torch.device,
+    most_shared: int | None = None,
+) -> MicroBatch:
+    """Pad the sequences of some rows into a micro-batch; a device gets it while it still computes the one before.
+
+    Args:
+        rows: Indices of the rows.
+        sequences: Their sequences.
+        pad_id: The token of padding.
+        device: Where it goes.
+        most_shared: See :class:`MicroBatch`.
+    """
+    host = pad(sequences, pad_id)
+    ids, supervised = upload(host.input_ids, device), upload(host.supervised, device)
+    return MicroBatch(rows, ids, supervised, most_shared, None if device.type == "cpu" else host)
+
+
+def pad(rows: Sequence[TokenizedRow], pad_id: int) -> HostBatch:
+    """Pad rows on the right into one batch."""
     width = padded_length(max(len(row) for row in rows))
     input_ids = np.full((len(rows), width), pad_id, dtype=np.int64)
     supervised = np.zeros((len(rows), width), dtype=np.bool_)
     for place, row in enumerate(rows):
         input_ids[place, : len(row)] = row.input_ids
         supervised[place, : len(row)] = row.supervised
-    return torch.from_numpy(input_ids).to(device), torch.from_numpy(supervised).to(device)
+    return HostBatch(input_ids, supervised)
+
+
+def upload(array: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
+    """An array on a device; a GPU copies it from pinned memory when it comes to it, and the host goes on."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def supervised_count(row: TokenizedRow) -> int:

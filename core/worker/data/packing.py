@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from core.memory.batching import padded_length
+from core.worker.data.batches import upload
 from core.worker.data.encode import TokenizedRow
 from core.worker.fused.attention import Group, Layout
 
@@ -214,8 +215,8 @@ def lay_out(input_ids: IntRows, supervised: BoolRows, device: torch.device, grou
     # Of what is predicted, the places before it: none predicts a first token.
     before = [np.flatnonzero(supervised[row, 1:]) - starts[row][1] + starts[row][0] for row in range(len(input_ids))]
     return LaidOut(
-        torch.from_numpy(np.concatenate(ids)).to(device)[None],
-        torch.from_numpy(np.concatenate(positions)).to(device)[None],
+        upload(np.concatenate(ids), device)[None],
+        upload(np.concatenate(positions), device)[None],
         Layout(tuple(made)),
-        torch.from_numpy(np.concatenate(before)).to(device),
+        upload(np.concatenate(before), device),
     )

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from core.runs.events import EvalEvent, SampleEvent
-from core.worker.data.batches import MicroBatch, collate, supervised_count
+from core.worker.data.batches import make_micro_batch, supervised_count
 from core.worker.data.dataset import Dataset
 from core.worker.evaluate.answers import Expected
 from core.worker.evaluate.samples import ANSWER_MARGIN_TOKENS, samples_of
@@ -152,7 +152,7 @@ class Evaluator:
         return total / weight
 
     def _summed_loss(self, rows: list[int]) -> float:
-        batch = MicroBatch(rows, *collate(self._objective.sequences(rows), self._loaded.pad_id, self._loaded.device))
+        batch = make_micro_batch(rows, self._objective.sequences(rows), self._loaded.pad_id, self._loaded.device)
         with self._autocast():
             return float(self._objective.loss(batch, self._objective.forward(batch)))
 

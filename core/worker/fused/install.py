@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
-import types
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +13,8 @@ import torch
 from peft import PeftModel
 
 from core.worker.fused import attention, rotary
+from core.worker.fused.gated_networks import fuse_gated
+from core.worker.fused.kernels import norm_function, rotary_function
 from core.worker.fused.lora import FusedLora, can_fuse
 from core.worker.fused.mode import is_fused
 from core.worker.fused.rms_norm import RmsNormFunction
@@ -32,6 +34,8 @@ class Fused:
     rotary: bool
     attention: bool
     """Whether packing is possible; see :mod:`core.worker.data.packing`."""
+    gated: int = 0
+    """Feed-forward networks whose wide tensors are made again in backward."""
 
     def keep_weights(self, dtype: torch.dtype) -> None:
         """Dequantize every 4-bit matrix once and keep the copies.
@@ -66,17 +70,16 @@ def fuse(model: Any, adapter: str, *, attention_alone: bool = False) -> Fused:
     causal = model.get_base_model() if isinstance(model, PeftModel) else model
     if attention_alone:
         return Fused((), 0, False, _fuse_attention(causal))
-    layers = []
+    layers: dict[Any, FusedLora] = {}
     norms: Counter[type] = Counter()
     for module in causal.modules():
         if can_fuse(module, adapter):
-            fused = FusedLora(module, adapter)
-            module.forward = fused
-            layers.append(fused)
+            module.forward = layers[module] = FusedLora(module, adapter)
         elif _is_rms_norm(module):
-            module.forward = types.MethodType(_normalize, module)
+            module.forward = functools.partial(_normalize, module, _norm_of(module.weight))
             norms[type(module)] += 1
-    return Fused(tuple(layers), norms.total(), _fuse_rotary(causal), _fuse_attention(causal))
+    gated = fuse_gated(causal, layers, causal.get_input_embeddings().weight.dtype)
+    return Fused(tuple(layers.values()), norms.total(), _fuse_rotary(causal), _fuse_attention(causal), gated)
 
 
 # Norms.
@@ -108,13 +111,15 @@ def _is_rms_norm(module: Any) -> bool:
     return wanted.dtype == found.dtype and torch.allclose(found, wanted, rtol=TOLERANCE[weight.dtype], atol=1e-6)
 
 
-def _normalize(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
-    if hidden_states.dtype != self.weight.dtype or not is_fused():
-        usual: torch.Tensor = type(self).forward(self, hidden_states)
+def _norm_of(weight: torch.Tensor) -> type[torch.autograd.Function]:
+    return norm_function(weight.device, weight.dtype, len(weight))
+
+
+def _normalize(module: Any, function: type[torch.autograd.Function], hidden_states: torch.Tensor) -> torch.Tensor:
+    if hidden_states.dtype != module.weight.dtype or not is_fused():
+        usual: torch.Tensor = type(module).forward(module, hidden_states)
         return usual
-    normal: torch.Tensor = RmsNormFunction.apply(  # type: ignore[no-untyped-call]
-        hidden_states, self.weight, _epsilon(self)
-    )
+    normal: torch.Tensor = function.apply(hidden_states, module.weight, _epsilon(module))  # type: ignore[no-untyped-call]
     return normal
 
 
@@ -124,7 +129,8 @@ def _normalize(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
 def _fuse_rotary(causal: Any) -> bool:
     """Replace the function in the model's module; it is one for all models of the family in this process, and computes
     same for each of them."""
-    file = sys.modules[type(causal).__module__]
+    file, weights = sys.modules[type(causal).__module__], causal.get_input_embeddings().weight
+    rotary.choose(weights.device, weights.dtype, rotary_function(weights.device, weights.dtype))
     usual = getattr(file, "apply_rotary_pos_emb", None)
     if usual is None:
         return False

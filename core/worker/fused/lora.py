@@ -8,6 +8,7 @@ Source: LoRA, arXiv 2106.09685; QLoRA, arXiv 2305.14314.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import bitsandbytes as bnb
@@ -16,6 +17,59 @@ from peft.tuners.lora import LoraLayer
 from torch.autograd.function import once_differentiable
 
 from core.worker.fused.frozen_weight import FrozenWeight
+from core.worker.fused.mode import is_fused
+
+#: Rows up to which bitsandbytes multiplies by a 4-bit matrix without dequantizing all of it, on CUDA: its own choice
+#: reaches from 64 to 128 for most matrices of 7B models, and for others it dequantizes as the fused layer would.
+SMALL_PRODUCT = 64
+
+
+def product_with_adapter(
+    flat: torch.Tensor,
+    seen: torch.Tensor,
+    down: torch.Tensor,
+    up: torch.Tensor,
+    scale: float,
+    weight: FrozenWeight,
+    dtype: torch.dtype,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A layer's output, and the adapter's intermediate ``x A'``, which backward needs.
+
+    Args:
+        flat: ``x``, ``(rows, inputs)``, in ``dtype`` like the next.
+        seen: The adapter's input.
+        down: ``A``, ``(rank, inputs)``.
+        up: ``B``, ``(outputs, rank)``.
+        scale: ``s``.
+        weight: ``W`` and ``b``.
+        dtype: The dtype of the arithmetic.
+    """
+    out = torch.nn.functional.linear(flat, weight.matrix(dtype), weight.bias(dtype))
+    low = seen @ down.to(dtype).T
+    return out.addmm_(low, (up * scale).to(dtype).T), low
+
+
+def adapter_gradients(
+    gradient: torch.Tensor,
+    through: torch.Tensor,
+    seen: torch.Tensor,
+    low: torch.Tensor,
+    down: torch.Tensor,
+    up: torch.Tensor,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients of ``A`` and ``B``, in their dtypes.
+
+    Args:
+        gradient: That of the output, ``(rows, outputs)``.
+        through: That of the adapter's intermediate, ``(rows, rank)``.
+        seen: As for :func:`product_with_adapter`.
+        low: The adapter's intermediate.
+        down: ``A``.
+        up: ``B``.
+        scale: ``s``.
+    """
+    return (through.T @ seen).to(down.dtype), (gradient.T @ low).to(up.dtype).mul_(scale)
 
 
 class LoraLinear(torch.autograd.Function):
@@ -46,9 +100,7 @@ class LoraLinear(torch.autograd.Function):
         """
         flat = x.reshape(-1, x.shape[-1]).to(dtype)
         seen = flat if dropped is None else dropped.reshape(flat.shape).to(dtype)
-        out = torch.nn.functional.linear(flat, weight.matrix(dtype), weight.bias(dtype))
-        low = seen @ down.to(dtype).T
-        out.addmm_(low, (up * scale).to(dtype).T)
+        out, low = product_with_adapter(flat, seen, down, up, scale, weight, dtype)
         ctx.save_for_backward(seen, low, down, up)
         ctx.scale, ctx.weight, ctx.dtype, ctx.shape, ctx.separate = scale, weight, dtype, x.shape, dropped is not None
         ctx.input_dtype = x.dtype
@@ -70,9 +122,46 @@ class LoraLinear(torch.autograd.Function):
             to_x = to_x.reshape(ctx.shape).to(ctx.input_dtype)
         if ctx.separate and ctx.needs_input_grad[1]:
             to_dropped = (through @ down.to(dtype)).reshape(ctx.shape).to(ctx.input_dtype)
-        to_down = (through.T @ seen).to(down.dtype)
-        to_up = (gradient.T @ low).to(up.dtype).mul_(ctx.scale)
+        to_down, to_up = adapter_gradients(gradient, through, seen, low, down, up, ctx.scale)
         return to_x, to_dropped, to_down, to_up, None, None, None
+
+
+class FrozenLinear(torch.autograd.Function):
+    """A frozen linear layer alone, rounded as :class:`LoraLinear` rounds it; its matrix is made again for backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: FrozenWeight, dtype: torch.dtype) -> torch.Tensor:
+        """The layer's output.
+
+        Args:
+            ctx: The autograd context.
+            x: ``(..., inputs)``.
+            weight: The layer's matrix and bias.
+            dtype: The dtype of the arithmetic, and of the output.
+        """
+        flat = x.reshape(-1, x.shape[-1]).to(dtype)
+        ctx.weight, ctx.dtype, ctx.input_dtype = weight, dtype, x.dtype
+        out = torch.nn.functional.linear(flat, weight.matrix(dtype), weight.bias(dtype))
+        return out.reshape(*x.shape[:-1], out.shape[-1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """The gradient of ``x``."""
+        return (outputs[0].to(ctx.dtype) @ ctx.weight.matrix(ctx.dtype)).to(ctx.input_dtype), None, None
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """The trained matrices of a layer."""
+
+    down: torch.Tensor
+    """``A``, ``(rank, inputs)``."""
+    up: torch.Tensor
+    """``B``, ``(outputs, rank)``."""
+    scale: float
+    dropout: float
+    """Share of the inputs that is dropped in the current pass."""
 
 
 class FusedLora:
@@ -90,30 +179,69 @@ class FusedLora:
         self.weight = FrozenWeight(layer.get_base_layer())
 
     def __call__(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """The layer's output; where adapters are off or merged, or a single token is asked for without a gradient, by
-        the layer's own forward, which has kernels of its own for that."""
-        layer = self._layer
-        kind = x.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-        single = x.numel() == x.shape[-1] and not torch.is_grad_enabled() and not self.weight.is_kept
-        if args or kwargs or single or layer.merged or layer.active_adapters != [self._adapter]:
+        """The layer's output; where adapters are merged, or :func:`has_faster_kernel` says so, by the layer's own
+        forward."""
+        layer, weight = self._layer, self.weight
+        rows = x.numel() // max(x.shape[-1], 1)
+        faster = has_faster_kernel(rows, x.device.type, quantized=weight.is_quantized, kept=weight.is_kept)
+        if args or kwargs or layer.merged or (faster and not is_fused()):
             return self._as_usual(x, *args, **kwargs)
         if layer.disable_adapters:
-            if not self.weight.is_kept or torch.is_grad_enabled():
+            if not weight.is_kept and not is_fused():
                 return self._as_usual(x)
-            return torch.nn.functional.linear(x.to(dtype), self.weight.matrix(dtype), self.weight.bias(dtype))
-        dropout = layer.lora_dropout[self._adapter]
-        drops = isinstance(dropout, torch.nn.Dropout) and dropout.p > 0 and layer.training
-        dropped = dropout(x) if drops else None
-        down, up = layer.lora_A[self._adapter].weight, layer.lora_B[self._adapter].weight
+            alone: torch.Tensor = FrozenLinear.apply(x, weight, arithmetic_of(x))  # type: ignore[no-untyped-call]
+            return alone
+        adapter = self.applied()
+        if adapter is None:
+            return self._as_usual(x)
+        dropped = torch.nn.functional.dropout(x, adapter.dropout) if adapter.dropout else None
         result: torch.Tensor = LoraLinear.apply(  # type: ignore[no-untyped-call]
-            x, dropped, down, up, float(layer.scaling[self._adapter]), self.weight, dtype
+            x, dropped, adapter.down, adapter.up, adapter.scale, weight, arithmetic_of(x)
         )
         return result
+
+    def applied(self) -> Adapter | None:
+        """The adapter that is applied in the current pass; None if it is off, merged, or another is on as well."""
+        layer, name = self._layer, self._adapter
+        if layer.disable_adapters or layer.merged or layer.active_adapters != [name]:
+            return None
+        dropout = layer.lora_dropout[name]
+        drops = isinstance(dropout, torch.nn.Dropout) and layer.training
+        return Adapter(
+            layer.lora_A[name].weight,
+            layer.lora_B[name].weight,
+            float(layer.scaling[name]),
+            dropout.p if drops else 0.0,
+        )
 
     def _as_usual(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         output: torch.Tensor = self._usual(x, *args, **kwargs)
         return output
+
+
+def arithmetic_of(x: torch.Tensor) -> torch.dtype:
+    """The dtype of products with a tensor: that of autocast, where it is on.
+
+    Args:
+        x: The tensor.
+    """
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def has_faster_kernel(rows: int, device: str, *, quantized: bool, kept: bool) -> bool:
+    """Whether a layer's own forward multiplies so few rows faster: a single one, and, on CUDA, as many as bitsandbytes
+    has a kernel for that reads the matrix in 4 bits.
+
+    Args:
+        rows: Rows of the input.
+        device: Type of the device.
+        quantized: Whether the matrix is stored in 4 bits.
+        kept: Whether a dequantized copy of it is kept.
+    """
+    if kept:
+        return False
+    return rows <= (SMALL_PRODUCT if device == "cuda" and quantized else 1)
 
 
 def can_fuse(layer: Any, adapter: str) -> bool:

@@ -63,4 +63,21 @@ def apply_rotary_pos_emb(
         unsqueeze_dim: The position at which ``cos`` and ``sin`` get the dimension of the heads.
     """
     cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
-    return RotaryFunction.apply(q, cos, sin), RotaryFunction.apply(k, cos, sin)  # type: ignore[no-untyped-call]
+    function = _chosen.get((q.device, q.dtype), RotaryFunction) if unsqueeze_dim == 1 else RotaryFunction
+    return function.apply(q, cos, sin), function.apply(k, cos, sin)  # type: ignore[no-untyped-call]
+
+
+#: Other functions that compute the same, by device and dtype of the features. They belong to the process, as the
+#: function above does: a model's file has one for all its models.
+_chosen: dict[tuple[torch.device, torch.dtype], type[torch.autograd.Function]] = {}
+
+
+def choose(device: torch.device, dtype: torch.dtype, function: type[torch.autograd.Function]) -> None:
+    """Have features of a device and dtype rotated by another function that computes the same.
+
+    Args:
+        device: The device.
+        dtype: The dtype.
+        function: An autograd function with the arguments of :class:`RotaryFunction`.
+    """
+    _chosen[device, dtype] = function

@@ -5,9 +5,10 @@ when its input is closed, whatever it is doing. Commands:
 
 ``load``
     ``base``, ``adapter`` (a directory or null), ``weights`` (a file of trained weights or null), ``method``,
-    ``precision``, ``device``, ``template`` (a Jinja file or null), ``source_name`` (what answers of the adapter, or of
-    trained weights, are called), ``base_sha256`` (of the base that they were trained on, or null). Sends
-    ``{"id", "progress", "done", "total"}`` before its answer.
+    ``precision``, ``device``, ``gpu`` (as ``hardware.gpu``, or null), ``template`` (a Jinja file or null),
+    ``source_name`` (what answers of the adapter, or of trained weights, are called), ``base_sha256`` (of the base that
+    they were trained on, or null). Sends ``{"id", "progress", "done", "total"}`` before its answer; a progress that
+    ends with a full stop is a warning.
 ``generate``
     :class:`core.chat.request.ChatRequest`. Sends ``{"id", "token"}`` before its answer.
 ``cancel``
@@ -37,6 +38,7 @@ from core.worker.process import environment
 
 if TYPE_CHECKING:
     from core.worker.model.model import LoadedModel
+    from core.worker.process.openmp import SpinControl
 
 COMMANDS = ("load", "generate", "cancel", "ping")
 
@@ -56,6 +58,7 @@ class ChatEngine:
         self._queue: queue.Queue[Request] = queue.Queue()
         self._cancelled: dict[str, threading.Event] = {}
         self._loaded: LoadedModel | None = None
+        self._spin_control: SpinControl | None = None
         self._names: dict[str, str] = {}
         self._template: str | None = None
 
@@ -113,6 +116,8 @@ class ChatEngine:
         def report(detail: str, done: int | None = None, total: int | None = None) -> None:
             self._send({"id": request.id, "progress": detail, "done": done, "total": total})
 
+        if args.get("device") != "cpu":
+            environment.choose_gpu(args.get("gpu"))
         report("importing the libraries")
         from core.models.adapters import check_adapter
         from core.models.fingerprint import BaseFingerprint
@@ -121,6 +126,11 @@ class ChatEngine:
         from core.worker.model.model import load_model
         from core.worker.model.starter import resolve_base
         from core.worker.model.support import check_base
+        from core.worker.process.openmp import SpinControl
+
+        if self._spin_control is None:
+            self._spin_control = SpinControl()
+            self._spin_control.start()
 
         # The former model goes first: two may not fit.
         self._loaded = None
@@ -136,6 +146,8 @@ class ChatEngine:
         named = template in NAMED_TEMPLATES
         self._template = template_source(None if named else template, template if named else None)
         report("loading the model")
+        if warning := _warn_of_runs(base, method, str(args.get("device", "auto"))):
+            report(warning)
         loaded = load_model(
             base,
             method=method,
@@ -203,6 +215,24 @@ class ChatEngine:
                 self._answers.flush()
         except OSError:
             os._exit(0)  # nobody listens any more
+
+
+def _warn_of_runs(base: Path, method: str, device: str) -> str:
+    """A warning where a run trains on the card and the model does not fit beside it; empty elsewhere."""
+    import torch
+
+    from core.models.tensors import weight_files
+    from core.runs.beside import crowding, model_bytes, runs_on_card
+    from core.worker.model.device import choose_device
+
+    chosen = choose_device(device)
+    if chosen.type != "cuda":
+        return ""
+    size = sum(path.stat().st_size for path in weight_files(base))
+    free, _ = torch.cuda.mem_get_info(chosen)
+    needed = model_bytes(size, method)
+    uuid = getattr(torch.cuda.get_device_properties(chosen), "uuid", "")
+    return crowding(needed, free, runs_on_card(f"GPU-{uuid}")) if needed > free else ""
 
 
 def _allow_fast_kernels(model: Any) -> None:

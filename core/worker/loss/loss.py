@@ -12,6 +12,7 @@ from peft import PeftModel
 from torch.autograd.function import once_differentiable
 
 from core.memory.batching import chunk_positions
+from core.worker.data.batches import HostBatch, upload
 from core.worker.data.packing import UNPACKED, LaidOut, Packing, choose_layout
 from core.worker.fused.attention import LayoutError, masks_left_out
 from core.worker.fused.mode import comparable
@@ -202,16 +203,24 @@ class SupervisedLoss:
         """
         return self.summed(self.hidden(input_ids, supervised), input_ids, supervised)
 
-    def summed(self, hidden: torch.Tensor, input_ids: torch.Tensor, supervised: torch.Tensor) -> torch.Tensor:
+    def summed(
+        self,
+        hidden: torch.Tensor,
+        input_ids: torch.Tensor,
+        supervised: torch.Tensor,
+        *,
+        host: HostBatch | None = None,
+    ) -> torch.Tensor:
         """Summed cross-entropy of a batch.
 
         Args:
             hidden: Its :meth:`hidden` states.
             input_ids: As in a call.
             supervised: As in a call.
+            host: As in :meth:`hidden`.
         """
         chunk = chunk_positions(self.head.vocabulary)
-        return self._sum_losses(self.head, hidden, _learned(input_ids, supervised), chunk)
+        return self._sum_losses(self.head, hidden, _learned(input_ids, supervised, host), chunk)
 
     def log_probabilities(self, input_ids: torch.Tensor, supervised: torch.Tensor) -> torch.Tensor:
         """The log-probability of what is supervised in each row, as the sum over its tokens.
@@ -230,18 +239,28 @@ class SupervisedLoss:
         return self.row_log_probabilities(hidden, input_ids, supervised)
 
     def row_log_probabilities(
-        self, hidden: torch.Tensor, input_ids: torch.Tensor, supervised: torch.Tensor
+        self,
+        hidden: torch.Tensor,
+        input_ids: torch.Tensor,
+        supervised: torch.Tensor,
+        *,
+        host: HostBatch | None = None,
     ) -> torch.Tensor:
         """Log-probabilities of rows, as :meth:`log_probabilities`, from their :meth:`hidden` states."""
         chunk = chunk_positions(self.head.vocabulary)
-        losses = chunked_token_losses(self.head, hidden, _learned(input_ids, supervised), chunk)
+        losses = chunked_token_losses(self.head, hidden, _learned(input_ids, supervised, host), chunk)
         # Not index_add, whose order on a GPU, and so whose last bits, differ from run to run.
-        counts = supervised[:, 1:].sum(dim=1).tolist()
+        counts = supervised[:, 1:].sum(dim=1).tolist() if host is None else host.counts()
         rows = losses.split(counts)  # type: ignore[no-untyped-call]
         return torch.stack([-row.sum() for row in rows])
 
     def hidden(
-        self, input_ids: torch.Tensor, supervised: torch.Tensor, *, most_shared: int | None = None
+        self,
+        input_ids: torch.Tensor,
+        supervised: torch.Tensor,
+        *,
+        most_shared: int | None = None,
+        host: HostBatch | None = None,
     ) -> torch.Tensor:
         """Forward pass to the hidden states that predict the supervised tokens of a batch, row by row.
 
@@ -249,16 +268,20 @@ class SupervisedLoss:
             input_ids: As in a call.
             supervised: As in a call.
             most_shared: The most tokens of a common beginning that are computed once; None for no limit.
+            host: The batch on the host, so that nothing has to be fetched back from the device; the result is the same.
 
         Returns:
             ``(supervised, hidden)``.
         """
-        laid = self._lay_out(input_ids, supervised, most_shared)
+        laid = self._lay_out(input_ids, supervised, most_shared, host)
         # Raised by the first layer that asks for more; the padded batch has it.
         with contextlib.suppress(LayoutError):
             if laid is not None:
                 return self.hidden_laid_out(laid)
         states = self._decoder(input_ids=input_ids, use_cache=False).last_hidden_state
+        if host is not None:
+            found: torch.Tensor = states.flatten(0, 1).index_select(0, upload(host.predicting(), states.device))
+            return found
         predicting: torch.Tensor = states[:, :-1][supervised[:, 1:]]
         return predicting
 
@@ -273,13 +296,27 @@ class SupervisedLoss:
         laid = self._lay_out(input_ids, supervised, most_shared)
         return (input_ids if laid is None else laid.input_ids).numel()
 
-    def _lay_out(self, input_ids: torch.Tensor, supervised: torch.Tensor, most_shared: int | None) -> LaidOut | None:
+    def _lay_out(
+        self,
+        input_ids: torch.Tensor,
+        supervised: torch.Tensor,
+        most_shared: int | None,
+        host: HostBatch | None = None,
+    ) -> LaidOut | None:
         share, pack = self.packing.share, self.packing.pack
         if not (share or pack):
             return None
-        ids, learned = input_ids.to("cpu").numpy(), supervised.to("cpu").numpy()
+        if host is None:
+            host = HostBatch(input_ids.to("cpu").numpy(), supervised.to("cpu").numpy())
         shared = most_shared if share else 0
-        return choose_layout(ids, learned, input_ids.device, most_shared=shared, pack=pack, pair=self.packing.pair)
+        return choose_layout(
+            host.input_ids,
+            host.supervised,
+            input_ids.device,
+            most_shared=shared,
+            pack=pack,
+            pair=self.packing.pair,
+        )
 
     def hidden_laid_out(self, laid: LaidOut) -> torch.Tensor:
         """Hidden states as :meth:`hidden` returns them, of a batch that is packed.
@@ -318,6 +355,6 @@ class SupervisedLoss:
         return float((ours.float() - theirs.float()).abs().max()), states[0]
 
 
-def _learned(input_ids: torch.Tensor, supervised: torch.Tensor) -> torch.Tensor:
+def _learned(input_ids: torch.Tensor, supervised: torch.Tensor, host: HostBatch | None = None) -> torch.Tensor:
     """The supervised tokens of a batch, row by row: ``(supervised,)``, int64."""
-    return input_ids[:, 1:][supervised[:, 1:]]
+    return input_ids[:, 1:][supervised[:, 1:]] if host is None else upload(host.targets(), input_ids.device)

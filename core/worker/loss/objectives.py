@@ -101,11 +101,12 @@ class SupervisedObjective:
 
     def forward(self, batch: MicroBatch) -> Outputs:
         """Hidden states alone."""
-        return Outputs(self._loss.hidden(batch.input_ids, batch.supervised, most_shared=batch.most_shared))
+        hidden = self._loss.hidden(batch.input_ids, batch.supervised, most_shared=batch.most_shared, host=batch.host)
+        return Outputs(hidden)
 
     def loss(self, batch: MicroBatch, outputs: Outputs) -> torch.Tensor:
         """Summed over the supervised tokens."""
-        return self._loss.summed(outputs.hidden, batch.input_ids, batch.supervised)
+        return self._loss.summed(outputs.hidden, batch.input_ids, batch.supervised, host=batch.host)
 
     def rewards(self) -> Rewards:
         """No rewards."""
@@ -206,7 +207,7 @@ class OrpoObjective(_Pairs):
 
     def loss(self, batch: MicroBatch, outputs: Outputs) -> torch.Tensor:
         """Summed over the pairs; the first term so that the window's weight makes it a mean over tokens."""
-        sums = self._loss.row_log_probabilities(outputs.hidden, batch.input_ids, batch.supervised)
+        sums = self._loss.row_log_probabilities(outputs.hidden, batch.input_ids, batch.supervised, host=batch.host)
         chosen, rejected = (sums / batch.supervised[:, 1:].sum(dim=1)).chunk(2)
         self._note(chosen, rejected)
         likelihood = -sums[: len(batch.rows)].sum() * self._pairs_per_token
@@ -324,13 +325,14 @@ def _forward(
     """
     before = 0.0 if reference is None else reference(sequences, batch.input_ids, batch.supervised)
     with comparable():
-        hidden = loss.hidden(batch.input_ids, batch.supervised, most_shared=batch.most_shared)
+        hidden = loss.hidden(batch.input_ids, batch.supervised, most_shared=batch.most_shared, host=batch.host)
     return Outputs(hidden, before)
 
 
 def _log_ratios(loss: SupervisedLoss, batch: MicroBatch, outputs: Outputs) -> torch.Tensor:
     """Log-probabilities of the sequences of a batch, less those of the reference, ``(sequences,)``."""
-    return loss.row_log_probabilities(outputs.hidden, batch.input_ids, batch.supervised) - outputs.reference
+    sums = loss.row_log_probabilities(outputs.hidden, batch.input_ids, batch.supervised, host=batch.host)
+    return sums - outputs.reference
 
 
 def _exchanged(row: TokenizedRow, other: TokenizedRow, max_length: int) -> TokenizedRow:

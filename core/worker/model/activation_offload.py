@@ -4,20 +4,21 @@ With activations recomputed, each layer's input is what stays of the forward pas
 Torch's non-reentrant checkpoint keeps it as a saved tensor, so that a pair of saved-tensor hooks around the call of a
 layer gets hold of it, and of nothing that the layer, the last norm or the loss saves.
 
-The copies run on the stream that computes: they are in order with what makes and what needs the tensor, and torch's
-allocators for the device and for pinned memory know when a block may be used again.
+On a GPU :mod:`core.worker.model.activation_mover` makes the copies, beside what is computed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
+from core.hardware.wsl import is_wsl
 from core.memory.sizes import OFFLOAD_SMALLEST
+from core.worker.model.activation_mover import ActivationMover, CudaLanes, Moved
 
 
 def is_large_activation(tensor: torch.Tensor) -> bool:
@@ -35,10 +36,9 @@ def is_activation(tensor: torch.Tensor) -> bool:
     return tensor.is_floating_point() and tensor.requires_grad and not isinstance(own, torch.nn.Parameter)
 
 
-def to_pinned(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy in pinned memory, strides and all; it is there when the stream has come to it."""
-    copy = torch.empty_like(tensor, device="cpu", pin_memory=True)
-    return copy.copy_(tensor, non_blocking=True)
+def cpu_copy(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy in memory of the host."""
+    return tensor.to("cpu", copy=True)
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,13 @@ class ActivationOffload:
 
     Args:
         wanted: Which of the tensors that a layer is called with are moved.
-        store: Makes the copy that is kept; without gradient.
+        store: Makes the copy that is kept, without gradient, where nothing moves it.
+        mover: Moves it beside what is computed; None for ``store``.
     """
 
     wanted: Callable[[torch.Tensor], bool] = is_large_activation
-    store: Callable[[torch.Tensor], torch.Tensor] = to_pinned
+    store: Callable[[torch.Tensor], torch.Tensor] = cpu_copy
+    mover: ActivationMover | None = field(default=None, compare=False)
 
     def around(self, checkpoint: Callable[..., Any]) -> Callable[..., Any]:
         """A checkpoint function whose saved inputs are moved.
@@ -62,8 +64,12 @@ class ActivationOffload:
         """
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            with saved_tensors_hooks(self._pack, _unpack):
-                return checkpoint(*args, **kwargs)
+            try:
+                with saved_tensors_hooks(self._pack, self._unpack):
+                    return checkpoint(*args, **kwargs)
+            finally:
+                if self.mover is not None:
+                    self.mover.settle()
 
         return call
 
@@ -83,18 +89,28 @@ class ActivationOffload:
         for layer in layers:
             layer._gradient_checkpointing_func = self.around(layer._gradient_checkpointing_func)
 
-    def _pack(self, tensor: torch.Tensor) -> tuple[torch.Tensor, torch.device]:
+    def _pack(self, tensor: torch.Tensor) -> Moved | tuple[torch.Tensor, torch.device]:
         # Without the graph that made it, which would hold itself alive.
         plain = tensor.detach()
+        if not self.wanted(tensor):
+            return plain, tensor.device
         with torch.no_grad():
-            return (self.store(plain) if self.wanted(tensor) else plain), tensor.device
+            return (self.store(plain), tensor.device) if self.mover is None else self.mover.away(plain)
 
-
-def _unpack(packed: tuple[torch.Tensor, torch.device]) -> torch.Tensor:
-    kept, device = packed
-    return kept.to(device, non_blocking=True)
+    def _unpack(self, packed: Moved | tuple[torch.Tensor, torch.device]) -> torch.Tensor:
+        if isinstance(packed, tuple):
+            kept, device = packed
+            return kept.to(device)
+        if self.mover is None:
+            raise ValueError("It was moved by another.")
+        with torch.no_grad():
+            return self.mover.back(packed)
 
 
 def available_offload(choice: str, device: torch.device) -> ActivationOffload | None:
-    """The way to move activations off a device; None where ``memory.activation_offload`` or the device has none."""
-    return ActivationOffload() if device.type == "cuda" and choice != "off" else None
+    """The way to move activations off a device; None where ``memory.activation_offload`` or the device has none.
+
+    Under WSL 2 memory that cannot be paged is short, so that it must be asked for.
+    """
+    wanted = choice == "on" or (choice == "auto" and not is_wsl())
+    return ActivationOffload(mover=ActivationMover(CudaLanes())) if device.type == "cuda" and wanted else None

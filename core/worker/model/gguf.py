@@ -1,4 +1,8 @@
-"""GGUF files turned into directories that transformers trains from: read once, dequantized, kept as safetensors."""
+"""GGUF files turned into directories that transformers trains from: read once, dequantized, kept as safetensors.
+
+The 16-bit model, up to four times as large as the file, is in memory a tensor at a time: what is dequantized goes to a
+file in the new directory, and from there to the safetensors.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +20,12 @@ from core import paths
 from core.atomic import write_atomic
 from core.directories import Progress, disk_error, require_space, whole_directory
 from core.errors import UserError, is_panic
+from core.hardware import cpu
 from core.models.architecture.gguf_header import GgufHeader
 from core.models.files import RECORD_NAME, read_record
 from core.models.gguf import check_gguf
 from core.text import one_line
+from core.units import format_bytes
 from core.worker.model.completeness import check_loaded, check_size, tell
 
 GGUF_MAGIC = b"GGUF"
@@ -28,6 +34,11 @@ CHECKED = "checked"
 #: Bytes that a dequantized weight takes on disk: bfloat16, which is what models are published in. The rounding is far
 #: below the error that the GGUF's own quantization has left, and the files are half of what float32 would take.
 BYTES_PER_WEIGHT = 2
+#: Bytes in memory for each number of the tensor that is dequantized: 32 bits as read and as put into its place, then
+#: 16; experts of one kind that lie in one tensor are copied once more, beside those of another.
+BYTES_AT_WORK, BYTES_AT_WORK_STACKED = 10, 16
+#: The largest safetensors file; some versions of its writer hold one in memory.
+SHARD = "4GB"
 #: Tensors that hold no weights: factors of the rotary embedding, which transformers takes from elsewhere.
 _COMPUTED = re.compile(r"(^|\.)rope_(freqs|factors_long|factors_short)\.weight$")
 _AGAIN = "Take the file again from where the model is from."
@@ -78,7 +89,9 @@ def convert_gguf(
     try:
         with whole_directory(target) as directory:
             needed = sum(tensor.elements for tensor in header.tensors.values()) * BYTES_PER_WEIGHT
-            require_space(directory, needed, "the converted model")
+            # Once as it is read, and once as safetensors.
+            require_space(directory, 2 * needed, "the converted model")
+            _require_memory(gguf, header)
             with _alone(gguf, directory) as source:
                 model, tokenizer = _read(source, gguf, header, progress)
                 if adjust is not None:
@@ -135,35 +148,79 @@ def _reading_explained(shown: Path) -> Iterator[None]:
         yield
     except UserError:
         raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise _unreadable(shown, error) from error
     except MemoryError as error:
         raise UserError(f"There is not enough memory to convert {shown}.", "Close other programs.") from error
     except BaseException as error:
         if not isinstance(error, Exception) and not is_panic(error):
             raise
+        raise _unreadable(shown, error) from error
+
+
+def _unreadable(shown: Path, error: BaseException) -> UserError:
+    return UserError(
+        f"transformers cannot read {shown}: {one_line(str(error), 300).rstrip('.') or type(error).__name__}.",
+        "Its architecture may not be supported: give a directory with safetensors weights instead.",
+    )
+
+
+def _require_memory(gguf: Path, header: GgufHeader) -> None:
+    """Refuse a file whose largest tensor cannot be dequantized in the memory that is free.
+
+    Raises:
+        UserError: If so.
+    """
+    needed = max(
+        tensor.elements * (BYTES_AT_WORK_STACKED if "_exps." in name else BYTES_AT_WORK)
+        for name, tensor in header.tensors.items()
+    )
+    used, total = cpu.memory()
+    if needed > total - used:
         raise UserError(
-            f"transformers cannot read {shown}: {one_line(str(error), 300).rstrip('.') or type(error).__name__}.",
-            "Its architecture may not be supported: give a directory with safetensors weights instead.",
-        ) from error
+            f"Converting {gguf} takes {format_bytes(needed)} of memory for its largest tensor, and "
+            f"{format_bytes(total - used)} are free.",
+            "Close other programs, or give a directory with safetensors weights.",
+        )
 
 
 def _read(source: Path, shown: Path, header: GgufHeader, progress: Progress) -> tuple[Any, Any]:
     """The dequantized model and its tokenizer."""
     progress("importing transformers", None, None)
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers import AutoTokenizer
+    from transformers.integrations.gguf.utils import is_gguf_arch_supported
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     directory = str(source.parent)
     with _reading_explained(shown):
         progress("comparing the weights with the architecture", None, None)
-        config = _describe(source, shown, header)
+        model = _describe(source, shown, header)
         progress("reading the tokenizer", None, None)
         tokenizer = AutoTokenizer.from_pretrained(directory, gguf_file=source.name, local_files_only=True)
         progress("dequantizing the weights", None, None)
-        model, loading = AutoModelForCausalLM.from_pretrained(
-            directory,
-            config=config,
+        architecture = str(header.metadata["general.architecture"])
+        load = _load_by_mapping if is_gguf_arch_supported(architecture) else _load_by_processor
+        model, loading = load(source, model, architecture)
+        check_loaded(shown, model, loading, {}, {}, _AGAIN)
+    return model, tokenizer
+
+
+def _load_by_mapping(source: Path, described: Any, _architecture: str) -> tuple[Any, Any]:
+    """The model by the loader of transformers that reads tensors when they are asked for, and what it tells of them."""
+    import torch
+    from transformers import GgufConfig
+
+    from core.worker.model.spill import Spill, parameters_spilled
+
+    spill = Spill(source.with_name("weights"))
+    # Several threads would read far ahead of what is put into the model.
+    with parameters_spilled(spill), _variable("HF_DEACTIVATE_ASYNC_LOAD", "1"):
+        loaded: tuple[Any, Any] = type(described).from_pretrained(
+            str(source.parent),
+            config=described.config,
             gguf_file=source.name,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
@@ -171,12 +228,65 @@ def _read(source: Path, shown: Path, header: GgufHeader, progress: Progress) -> 
             dtype=torch.bfloat16,
             local_files_only=True,
         )
-        check_loaded(shown, model, loading, {}, {}, _AGAIN)
-    return model, tokenizer
+    return loaded
+
+
+def _load_by_processor(source: Path, described: Any, architecture: str) -> tuple[Any, Any]:
+    """The model by what transformers does with each tensor of older architectures, and what its loader tells of them.
+    Its own reader of these holds all tensors before it makes the model.
+    """
+    import numpy as np
+    import torch
+    from gguf import GGUFReader, dequantize
+    from transformers.modeling_gguf_pytorch_utils import (
+        TENSOR_PROCESSORS,
+        TensorProcessor,
+        get_gguf_hf_weights_map,
+        load_gguf_checkpoint,
+    )
+
+    from core.worker.model.spill import Spill, SpilledTensors
+
+    tensors = SpilledTensors(Spill(source.with_name("weights")), torch.bfloat16)
+    parsed: dict[str, Any] = load_gguf_checkpoint(str(source), return_tensors=False) | {"tensors": tensors}
+    processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=parsed["config"])
+    names: dict[str, str] = get_gguf_hf_weights_map(described, processor)
+    for tensor in GGUFReader(str(source)).tensors:
+        result = processor.process(
+            weights=dequantize(tensor.data, tensor.tensor_type),
+            name=tensor.name,
+            tensor_key_mapping=names,
+            parsed_parameters=parsed,
+        )
+        if result.name in names:
+            tensors[names[result.name]] = torch.from_numpy(np.require(result.weights, requirements=["C", "W"]))
+    loaded: tuple[Any, Any] = type(described).from_pretrained(
+        None,
+        config=described.config,
+        state_dict=dict(tensors),
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+        dtype=torch.bfloat16,
+    )
+    return loaded
+
+
+@contextlib.contextmanager
+def _variable(name: str, value: str) -> Iterator[None]:
+    """An environment variable inside; as before after."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def _describe(source: Path, shown: Path, header: GgufHeader) -> Any:
-    """The configuration of the model in a file whose weights are those of its architecture, as the header tells.
+    """The model in a file, without its weights, which are those of its architecture as the header tells.
 
     Raises:
         UserError: If they are not; they are named.
@@ -192,7 +302,7 @@ def _describe(source: Path, shown: Path, header: GgufHeader) -> Any:
     architecture = str(header.metadata["general.architecture"])
     if not is_gguf_arch_supported(architecture):
         _check_names(model, architecture, shown, header)
-    return config
+    return model
 
 
 def _check_names(model: Any, architecture: str, shown: Path, header: GgufHeader) -> None:
@@ -246,7 +356,7 @@ def _save(model: Any, tokenizer: Any, directory: Path) -> None:
         bos_token_id=tokenizer.bos_token_id, eos_token_id=end, pad_token_id=tokenizer.pad_token_id
     )
     try:
-        model.save_pretrained(directory)
+        model.save_pretrained(directory, max_shard_size=SHARD)
         tokenizer.save_pretrained(directory)
     except SafetensorError as error:
         # The writer reports the operating system's error in words only.

@@ -22,14 +22,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from core.config.schema import WEIGHT_METHODS
 from core.errors import UserError, is_panic
-from core.hardware.cpu import has_bf16
 from core.models.description import read_description
 from core.models.tensors import read_weights
 from core.text import one_line
 from core.worker.model.activation_offload import ActivationOffload
 from core.worker.model.adapters import load_adapter
 from core.worker.model.completeness import TAKE_BOTH, check_loaded, tell, unconverted
+from core.worker.model.cpu_bf16 import prefers_bf16
+from core.worker.model.device import choose_device
 from core.worker.model.nf4 import quantize_quickly
+from core.worker.oom.retry import is_out_of_memory, shortage_reason
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -53,27 +55,11 @@ class LoadedModel:
         return self.tokenizer.pad_token_id or 0
 
 
-def choose_device(wanted: str) -> torch.device:
-    """The device for ``auto``, ``cuda`` or ``cpu``.
-
-    Raises:
-        UserError: If CUDA was asked for and there is none.
-    """
-    if wanted == "cpu":
-        return torch.device("cpu")
-    if torch.cuda.is_available():
-        return torch.device("cuda", torch.cuda.current_device())
-    if wanted == "cuda":
-        reason = "this torch is a CPU build" if torch.version.cuda is None else "no usable GPU or driver was found"
-        raise UserError(f"hardware.device is cuda, but {reason}.", "Run 'localtune-tui doctor', or set it to auto.")
-    return torch.device("cpu")
-
-
 def choose_dtype(precision: str, device: torch.device, method: str = "lora") -> torch.dtype:
     """The arithmetic for ``auto``, ``bf16``, ``fp16`` or ``fp32``: what the device does well.
 
-    ``auto`` takes bf16 where it is native (NVIDIA from compute capability 8.0, CPUs with AVX512-BF16 or AMX), else fp16
-    on a GPU and fp32 on a CPU. Weights that are trained themselves are never fp16, which is too narrow for them.
+    ``auto`` takes bf16 where it is fast (NVIDIA from compute capability 8.0, CPUs as measured), else fp16 on a GPU and
+    fp32 on a CPU. Weights that are trained themselves are never fp16, which is too narrow for them.
 
     Raises:
         UserError: If the device cannot do what was asked.
@@ -92,7 +78,7 @@ def choose_dtype(precision: str, device: torch.device, method: str = "lora") -> 
         raise UserError("train.precision is fp16, which trains badly on a CPU.", "Set it to auto, bf16 or fp32.")
     if precision != "auto":
         return DTYPES[precision]
-    return torch.bfloat16 if has_bf16() else torch.float32
+    return torch.bfloat16 if prefers_bf16() else torch.float32
 
 
 def load_tokenizer(base: Path) -> Any:
@@ -113,10 +99,10 @@ def _loading_explained(base: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (UserError, MemoryError, torch.OutOfMemoryError):
+    except UserError:
         raise
     except BaseException as error:
-        if not isinstance(error, Exception) and not is_panic(error):
+        if is_out_of_memory(error) or (not isinstance(error, Exception) and not is_panic(error)):
             raise
         if failed := unconverted(error):
             raise UserError(
@@ -179,9 +165,11 @@ def load_model(
                 trust_remote_code=False,
                 use_safetensors=True,
             )
-    except torch.OutOfMemoryError as error:
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
         raise UserError(
-            f"{base.name} does not fit on {target}: {str(error).splitlines()[0]}",
+            f"{base.name} does not fit on {target}: {shortage_reason(error)}",
             "Close what else holds its memory, or choose a smaller model or method.name = qlora.",
         ) from error
     check_loaded(base, model, loading, read_description(base / "config.json") or {}, read_weights(base))
@@ -228,21 +216,34 @@ def decoder_layers(model: Any) -> list[Any]:
     return list(max(lists, key=len, default=[]))
 
 
-def set_gradient_checkpointing(model: Any, enabled: bool, offload: ActivationOffload | None = None) -> None:
+def set_gradient_checkpointing(
+    model: Any, enabled: bool, offload: ActivationOffload | None = None, *, kept_layers: int = 0
+) -> int:
     """Recompute activations in backward, or keep them.
 
     Args:
         model: A ``transformers`` model, or a ``PeftModel`` around one.
         enabled: Whether they are recomputed.
         offload: Where what that starts from goes meanwhile; None: it stays on the device.
+        kept_layers: Number of layers, the last ones, that keep them nevertheless.
+
+    Returns:
+        The number of layers that do: none where the model's code has no switch for a single layer.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    if enabled:
-        base.activation_checkpointing_enable({"use_reentrant": False})
-        if offload is not None:
-            offload.install(base)
-    else:
+    if not enabled:
         base.activation_checkpointing_disable()
+        return 0
+    base.activation_checkpointing_enable({"use_reentrant": False})
+    if offload is not None:
+        offload.install(base)
+    layers = decoder_layers(base)
+    kept = layers[len(layers) - kept_layers :] if 0 < kept_layers < len(layers) else []
+    if not all(getattr(layer, "gradient_checkpointing", False) for layer in kept):
+        return 0
+    for layer in kept:
+        layer.gradient_checkpointing = False
+    return len(kept)
 
 
 @contextlib.contextmanager

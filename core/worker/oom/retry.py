@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -21,6 +23,18 @@ T = TypeVar("T")
 TRIES = 3
 #: The longest part of an error's first line that is repeated.
 REASON_LENGTH = 200
+#: Sentences of libraries that say so besides torch's own class: those of the driver, the handles and workspaces of
+#: NVIDIA's libraries, which are outside torch's allocator, Triton, and the host's mappings. A handle that cannot be
+#: created tells of no reason; where memory is not it, the tries run out and the sentence is shown.
+_SHORTAGE = re.compile(
+    r"CUDA (driver )?error: out of memory"
+    r"|Triton Error \[CUDA\]: out of memory"
+    r"|CU[A-Z]+_STATUS_ALLOC_FAILED"
+    r"|CU[A-Z]+_STATUS_(NOT_INITIALIZED|INTERNAL_ERROR)\b.*\bcu[a-zA-Z]+Create"
+    r"|Cannot allocate memory",
+)
+#: From numpy, for the null pointer that bitsandbytes gets in place of managed memory.
+_NO_MANAGED_MEMORY = "NULL pointer access"
 
 
 class MemoryShortageError(UserError):
@@ -55,9 +69,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     """
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, Exception) and (
-        should_reduce_batch_size(error)
-        or (isinstance(error, RuntimeError) and "CUDA error: out of memory" in str(error))
+    if isinstance(error, ValueError):
+        return str(error) == _NO_MANAGED_MEMORY
+    return isinstance(error, RuntimeError) and (
+        should_reduce_batch_size(error) or _SHORTAGE.search(str(error)) is not None
     )
 
 
@@ -72,10 +87,35 @@ def attempt(work: Callable[[], T]) -> Attempt[T]:
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        reason = one_line((str(error).splitlines() or [type(error).__name__])[0], REASON_LENGTH)
+        reason = shortage_reason(error)
         log(f"out of memory: {error}")
     release()
     return Attempt(None, reason)
+
+
+@contextlib.contextmanager
+def shortage_explained(what: str, hint: str) -> Iterator[None]:
+    """Turn running out of memory into a sentence, where the work inside cannot be begun again.
+
+    Args:
+        what: For the message: ``in attaching the adapters``.
+        hint: What would help.
+
+    Raises:
+        MemoryShortageError: In place of what says so; every other error is passed on.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        log(f"out of memory: {error}")
+        raise MemoryShortageError(f"Memory ran out {what}: {shortage_reason(error)}", hint) from error
+
+
+def shortage_reason(error: Exception) -> str:
+    """The first line of an error, short enough for a message."""
+    return one_line((str(error).splitlines() or [type(error).__name__])[0], REASON_LENGTH)
 
 
 def release() -> None:

@@ -9,6 +9,7 @@ import torch
 from transformers.optimization import Adafactor
 
 from core.config.schema import TrainSection
+from core.worker.optim.paged import PagedBuffers
 
 
 def make_optimizer(
@@ -16,6 +17,7 @@ def make_optimizer(
     train: TrainSection,
     *,
     weight_decay: float | None = None,
+    buffers: PagedBuffers | None = None,
 ) -> Any:
     """The optimizer of ``train.optimizer`` over parameters, or over groups of them.
 
@@ -30,6 +32,7 @@ def make_optimizer(
         parameters: What is trained.
         train: Which optimizer, and its rates.
         weight_decay: Instead of ``train.weight_decay``.
+        buffers: Of paged optimizers: where they get their states; shared by those that follow one another.
     """
     decay = train.weight_decay if weight_decay is None else weight_decay
     options: dict[str, Any] = {"lr": train.learning_rate, "weight_decay": decay}
@@ -41,7 +44,9 @@ def make_optimizer(
         return bnb.optim.Lion8bit(parameters, **options)
     if train.optimizer == "adafactor":
         return Adafactor(parameters, scale_parameter=False, relative_step=False, warmup_init=False, **options)
-    return bnb.optim.PagedAdamW8bit(parameters, **options)
+    optimizer = bnb.optim.PagedAdamW8bit(parameters, **options)
+    optimizer.get_state_buffer = buffers or PagedBuffers()
+    return optimizer
 
 
 def set_learning_rate(optimizer: Any, rate: float) -> None:

@@ -6,24 +6,33 @@ one to the next by themselves. What a part changes is kept before it, put back w
 again; parts that are done stay done.
 
 What is exact: weights and states after a step that failed and was done again are, bit for bit, those of one that did
-not fail. Of fused AdamW the counters alone are kept, as nothing else can have changed when memory runs out: keeping its
-weights and moments would take three times the adapters' size for every step.
+not fail. Where an update takes no memory, only counters can have changed when it runs out, and they alone are kept: of
+fused AdamW, whose weights and moments would be three times the adapters' size for every step, and of bitsandbytes'
+optimizers on a card. Paged states are never kept, as a copy would bring their pages to the host.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 
 from core.worker.oom.retry import Retry
+from core.worker.optim.blockwise import allocates, forget_state, is_blockwise, step_parameter
+from core.worker.optim.paged import is_paged
 
 WHAT = "in the optimizer's step"
 HINT = (
     "The newest checkpoint is whole: free memory, or set train.optimizer = adamw_8bit or lower method.rank, and start "
     "again."
 )
+
+#: Puts something back as it was.
+PutBack = Callable[[], None]
+#: A part of a step: the work, and what keeps before it what the work may change.
+_Part = tuple[Callable[[], None], Callable[[], PutBack]]
 
 
 class RetryableStep:
@@ -32,13 +41,14 @@ class RetryableStep:
     Args:
         optimizer: Any torch optimizer whose update of a parameter depends on that parameter, its gradient and state.
         retry: Does parts again.
+        in_place: Whether an update of bitsandbytes' takes no memory; None to tell by the device of the parameter.
     """
 
-    def __init__(self, optimizer: Any, retry: Retry) -> None:
+    def __init__(self, optimizer: Any, retry: Retry, *, in_place: bool | None = None) -> None:
         self._optimizer = optimizer
         self._retry = retry
+        self._in_place = in_place
         self._step = optimizer.step
-        self._fused = isinstance(optimizer, torch.optim.AdamW)
 
     def __call__(self, _closure: None = None) -> None:
         """One step; there is no closure.
@@ -46,26 +56,35 @@ class RetryableStep:
         Raises:
             MemoryShortageError: If a part does not fit; those before it are done.
         """
-        for group, parameters in self._parts():
-            kept: list[_Kept] = []
+        for part in self._parts():
+            kept: list[PutBack] = []
 
-            def work(group: Any = group, parameters: Any = parameters, kept: list[_Kept] = kept) -> None:
-                kept.append(_Kept(self._optimizer, parameters, counters_only=self._fused))
-                self._step_part(group, parameters)
+            def work(part: _Part = part, kept: list[PutBack] = kept) -> None:
+                do, keep = part
+                kept.append(keep())
+                do()
 
-            def undo(kept: list[_Kept] = kept) -> None:
+            def undo(kept: list[PutBack] = kept) -> None:
                 while kept:
-                    kept.pop().put_back()
+                    kept.pop()()
 
             self._retry.run(work, undo, WHAT, HINT)
 
-    def _parts(self) -> Iterator[tuple[dict[str, Any], list[torch.nn.Parameter]]]:
-        for group in list(self._optimizer.param_groups):
-            trained = [parameter for parameter in group["params"] if parameter.grad is not None]
-            if not self._fused:
-                yield from ((group, [parameter]) for parameter in trained)
-            elif trained:
-                yield group, trained
+    def _parts(self) -> Iterator[_Part]:
+        optimizer = self._optimizer
+        for index, group in enumerate(list(optimizer.param_groups)):
+            trained = [(at, parameter) for at, parameter in enumerate(group["params"]) if parameter.grad is not None]
+            if isinstance(optimizer, torch.optim.AdamW):
+                parameters = [parameter for _, parameter in trained]
+                if parameters:
+                    yield partial(self._step_part, group, parameters), partial(keep_counters, optimizer, parameters)
+                continue
+            for at, parameter in trained:
+                if not is_blockwise(optimizer):
+                    work = partial(self._step_part, group, [parameter])
+                else:
+                    work = partial(step_parameter, optimizer, group, parameter, (index, at))
+                yield work, partial(self._keep, parameter)
 
     def _step_part(self, group: dict[str, Any], parameters: list[torch.nn.Parameter]) -> None:
         groups = self._optimizer.param_groups
@@ -75,50 +94,39 @@ class RetryableStep:
         finally:
             self._optimizer.param_groups = groups
 
+    def _keep(self, parameter: torch.nn.Parameter) -> PutBack:
+        optimizer = self._optimizer
+        in_place = not allocates(optimizer, parameter.device) if self._in_place is None else self._in_place
+        state = optimizer.state.get(parameter)
+        put_states = keep_state(state, plain_only=in_place) if state else partial(forget_state, optimizer, parameter)
+        if in_place:
+            return put_states
+        value = parameter.detach().clone()
 
-class _Kept:
-    """Weights and states that a part of a step may change, as they were before."""
-
-    def __init__(self, optimizer: Any, parameters: list[torch.nn.Parameter], *, counters_only: bool) -> None:
-        self._states = optimizer.state
-        self._parameters = parameters
-        self._values = [] if counters_only else [parameter.detach().clone() for parameter in parameters]
-        self._before = [
-            None
-            if not self._states.get(parameter)
-            else keep_state(self._states[parameter], counters_only=counters_only)
-            for parameter in parameters
-        ]
-
-    @torch.no_grad()
-    def put_back(self) -> None:
-        for parameter, value in zip(self._parameters, self._values, strict=False):
+        @torch.no_grad()
+        def put_back() -> None:
             parameter.copy_(value)
-        for parameter, before in zip(self._parameters, self._before, strict=True):
-            if before is None:
-                self._states.pop(parameter, None)
-            else:
-                before()
+            put_states()
+
+        return put_back
 
 
-def keep_state(
-    state: dict[str, Any], *, counters_only: bool = False, smaller_than: int | None = None
-) -> Callable[[], None]:
-    """Keep a parameter's optimizer state.
+def keep_state(state: dict[str, Any], *, plain_only: bool = False, smaller_than: int | None = None) -> PutBack:
+    """Keep a parameter's optimizer state; paged tensors are left out.
 
     Args:
         state: Names to tensors and plain values.
-        counters_only: Keep tensors of one element and plain values only.
+        plain_only: Keep plain values only.
         smaller_than: Keep tensors of fewer elements, and plain values, only.
 
     Returns:
         What puts it back, in place.
     """
-    limit = 2 if counters_only else smaller_than
+    limit = 0 if plain_only else smaller_than
     tensors = {
         name: (value, value.clone())
         for name, value in state.items()
-        if isinstance(value, torch.Tensor) and (limit is None or value.numel() < limit)
+        if isinstance(value, torch.Tensor) and not is_paged(value) and (limit is None or value.numel() < limit)
     }
     plain = {name: value for name, value in state.items() if not isinstance(value, torch.Tensor)}
     names = set(state)
@@ -130,5 +138,31 @@ def keep_state(
         state.update(plain)
         for name, (tensor, value) in tensors.items():
             state[name] = tensor.copy_(value)
+
+    return put_back
+
+
+def keep_counters(optimizer: torch.optim.AdamW, parameters: list[torch.nn.Parameter]) -> PutBack:
+    """Keep the counters of parameters that fused AdamW updates in one call.
+
+    It counts up all those of a device and dtype by one call, before the update that may fail. So one of them tells
+    whether that has happened, even where the numbers differ, as those of experts do that are not always asked.
+    """
+    states = optimizer.state
+    fresh = [parameter for parameter in parameters if not states.get(parameter)]
+    counters: dict[tuple[torch.device, torch.dtype], list[torch.Tensor]] = {}
+    for parameter in parameters:
+        if states.get(parameter):
+            counters.setdefault((parameter.device, parameter.dtype), []).append(states[parameter]["step"])
+    before = {kind: counted[0].clone() for kind, counted in counters.items()}
+
+    @torch.no_grad()
+    def put_back() -> None:
+        for parameter in fresh:
+            states.pop(parameter, None)
+        for kind, counted in counters.items():
+            added = float(counted[0] - before[kind])
+            if added:
+                torch._foreach_sub_(counted, added)
 
     return put_back

@@ -3,6 +3,8 @@
 bf16 has 8 significant bits, so an update below 1/256 of a weight would always be rounded away. Rounding up or down by
 chance, with the probability of the distance, keeps the update in expectation (Gupta et al., 2015, arXiv 1502.02551;
 for bf16 training Zamirai et al., 2020, arXiv 2010.06192).
+
+This is the plain way, of the CPU above all; :mod:`core.worker.optim.rounding_kernels` does it in one pass.
 """
 
 from __future__ import annotations
@@ -49,7 +51,10 @@ def add_slices(weights: torch.Tensor, update: torch.Tensor, *, keep: float = 1.0
     for start in range(begin, flat.numel(), SLICE):
         part = flat[start : start + SLICE]
         # In bf16 a slice is written by the last call alone; in fp32 in place, which takes no memory that could lack.
-        exact = part.float().mul_(keep).add_(change[start : start + SLICE])
+        exact = part.float()
+        if keep != 1.0:
+            exact.mul_(keep)
+        exact.add_(change[start : start + SLICE])
         part.copy_(round_stochastically(exact) if weights.dtype == torch.bfloat16 else exact)
         yield start + part.numel()
 
@@ -66,6 +71,7 @@ def round_stochastically(exact: torch.Tensor) -> torch.Tensor:
     bits = exact.view(torch.int32)
     # For both signs a larger magnitude has larger bits, so that the carry of the noise rounds away from zero.
     noise = torch.empty_like(bits).random_(0, 1 << _LOST_BITS)
-    noise.masked_fill_(~torch.isfinite(exact), 0)
+    # What is infinite has no bits that it could carry from; what is no number may.
+    noise.masked_fill_(exact.isnan(), 0)
     bits.add_(noise).bitwise_and_(-(1 << _LOST_BITS))
     return exact

@@ -17,9 +17,12 @@ import torch
 from accelerate import Accelerator
 
 from core.worker.oom.retry import Retry
+from core.worker.optim.blockwise import allocates, forget_state, is_blockwise, step_parameter
 from core.worker.optim.optim import set_learning_rate
+from core.worker.optim.paged import load_states, settle
 from core.worker.optim.retryable_step import HINT, WHAT, RetryableStep, keep_state
 from core.worker.optim.rounding import add_slices
+from core.worker.optim.rounding_trial import Kernels
 
 #: Makes an optimizer, without weight decay, over the given parameters.
 OptimizerMaker = Callable[[list[torch.nn.Parameter]], Any]
@@ -83,6 +86,7 @@ class AdapterUpdate:
     ) -> None:
         self._accelerator = accelerator
         self._retry = retry
+        self._states = optimizer
         # On the optimizer itself, as the gradient scaler calls it there.
         optimizer.step = RetryableStep(optimizer, retry)
         self._optimizer = accelerator.prepare_optimizer(optimizer)
@@ -120,12 +124,13 @@ class AdapterUpdate:
 
     def state_dict(self) -> dict[str, Any]:
         """The optimizer's states."""
+        settle(self._states)
         state: dict[str, Any] = self._optimizer.state_dict()
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put the optimizer's states back."""
-        self._optimizer.load_state_dict(state)
+        load_states(self._states, state)
 
 
 class WeightUpdate:
@@ -141,6 +146,8 @@ class WeightUpdate:
             done, and nothing is clipped.
         in_backward: When to update.
         retry: Does again what has run out of memory.
+        kernels: Add updates on a GPU, and leave out those of gradients that are not finite without the host waiting
+            for each; None for the plain way.
     """
 
     def __init__(
@@ -153,18 +160,20 @@ class WeightUpdate:
         max_grad_norm: float,
         in_backward: bool,
         retry: Retry | None = None,
+        kernels: Kernels | None = None,
     ) -> None:
         retry = retry or Retry()
         self._retry = retry
         self.in_backward = in_backward
         self._limit = max_grad_norm or math.inf
         self._learning_rate = 0.0
-        self._square_sum = 0.0
+        self._norms: list[torch.Tensor] = []
         self._scale = 1.0
         self._done = 0
         self._rehearsing = False
+        self._kernels = kernels
         self._steppers = {
-            name: _TensorStepper(parameter, make_optimizer, states_in_fp32, weight_decay, retry)
+            name: _TensorStepper(parameter, make_optimizer, states_in_fp32, weight_decay, retry, kernels)
             for name, parameter in parameters.items()
         }
         if in_backward:
@@ -180,20 +189,21 @@ class WeightUpdate:
     def begin(self, learning_rate: float) -> None:
         """Set the learning rate, and forget the former window."""
         self._learning_rate = learning_rate
-        self._square_sum = 0.0
+        self._norms = []
         self._done = 0
 
     def clip(self) -> float:
         """The norm of all gradients, those of an update inside backward included. They are scaled where the step reads
         them, tensor by tensor in the optimizer's dtype, as a second set of them would not fit."""
         if not self.in_backward:
-            self._square_sum = self._retry.run(
-                lambda: sum(_square(stepper.parameter.grad) for stepper in self._steppers.values()),
+            gradients = [stepper.parameter.grad for stepper in self._steppers.values()]
+            self._norms = self._retry.run(
+                lambda: [_norm(gradient) for gradient in gradients if gradient is not None],
                 lambda: None,
                 "in taking the norm of the gradients",
                 HINT,
             )
-        norm = math.sqrt(self._square_sum)
+        norm = math.sqrt(_square_sum(self._norms))
         self._scale = min(1.0, self._limit / (norm + 1e-6))
         return norm
 
@@ -224,6 +234,9 @@ class WeightUpdate:
 
     def state_dict(self) -> dict[str, Any]:
         """States of every tensor's optimizer, by name."""
+        for stepper in self._steppers.values():
+            settle(stepper.optimizer)
+            break  # there is one device, and one kind of optimizer
         return {name: stepper.optimizer.state_dict() for name, stepper in self._steppers.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -236,9 +249,15 @@ class WeightUpdate:
             if self._rehearsing:
                 stepper.rehearse()
             else:
-                square = _square(parameter.grad)
-                self._square_sum += square
-                if math.isfinite(square):
+                gradient = parameter.grad
+                if gradient is None:
+                    raise ValueError("The tensor has no gradient.")
+                norm = _norm(gradient)
+                self._norms.append(norm)
+                if self._kernels is not None:
+                    self._done += 1
+                    stepper.step(self._learning_rate, finite=norm.isfinite())
+                elif math.isfinite(float(norm)):
                     self._done += 1
                     stepper.step(self._learning_rate)
             parameter.grad = None
@@ -246,11 +265,16 @@ class WeightUpdate:
         return update
 
 
-def _square(gradient: torch.Tensor | None) -> float:
-    """The square of a gradient's norm, summed in fp32."""
-    if gradient is None:
-        return 0.0
-    return float(torch.linalg.vector_norm(gradient, dtype=torch.float32)) ** 2
+def _norm(gradient: torch.Tensor) -> torch.Tensor:
+    """A gradient's norm, summed in fp32; on the device."""
+    norm: torch.Tensor = torch.linalg.vector_norm(gradient.detach(), dtype=torch.float32)
+    return norm
+
+
+def _square_sum(norms: list[torch.Tensor]) -> float:
+    """The sum of the squares of norms, which are read at once."""
+    values: list[float] = torch.stack(norms).tolist() if norms else []
+    return sum(value**2 for value in values)
 
 
 class _TensorStepper:
@@ -272,9 +296,11 @@ class _TensorStepper:
         fp32: bool,
         weight_decay: float,
         retry: Retry,
+        kernels: Kernels | None,
     ) -> None:
         self.parameter = parameter
         self._retry = retry
+        self._kernels = kernels
         self._dtype = torch.float32 if fp32 else parameter.dtype
         self._make = make_optimizer
         self._decay = weight_decay if parameter.dim() > 1 else 0.0
@@ -288,29 +314,42 @@ class _TensorStepper:
     def _nothing(self) -> torch.Tensor:
         return torch.empty(0, dtype=self._dtype, device=self.parameter.device)
 
-    def step(self, learning_rate: float, scale: float = 1.0) -> None:
-        """Update the tensor by its gradient, times ``scale``."""
+    def step(self, learning_rate: float, scale: float = 1.0, finite: torch.Tensor | None = None) -> None:
+        """Update the tensor by its gradient, times ``scale``.
+
+        Args:
+            learning_rate: The rate.
+            scale: Of the gradient.
+            finite: On the device, whether the gradient is finite; if not, the tensor stays as it is. None: it is.
+        """
         self._fresh = False
-        update = self._run_to_the_end(learning_rate, scale)
-        keep, done = 1.0 - learning_rate * self._decay, 0
+        wanted = None if finite is None else finite.to(torch.int32)
+        update = self._run_to_the_end(learning_rate, scale, wanted)
+        keep, done, kernels, weights = 1.0 - learning_rate * self._decay, 0, self._kernels, self.parameter.data
+        # Drawn where the checkpoint has the generator's state, and without asking the device.
+        seed = 0 if kernels is None else int(torch.randint(1 << 31, ()))
 
         def add() -> None:
             nonlocal done
-            for end in add_slices(self.parameter.data, update, keep=keep, begin=done):
+            if kernels is not None:
+                kernels.add_update(weights, update, keep=keep, seed=seed, wanted=wanted)
+                return
+            for end in add_slices(weights, update, keep=keep, begin=done):
                 done = end
 
         self._retry.run(add, lambda: None, WHAT, HINT)
 
-    def _run_to_the_end(self, learning_rate: float, scale: float) -> torch.Tensor:
+    def _run_to_the_end(self, learning_rate: float, scale: float, wanted: torch.Tensor | None) -> torch.Tensor:
         kept: list[Callable[[], None]] = []
 
         def run() -> torch.Tensor:
             state = self.optimizer.state.get(self._stand_in)
             if state:
-                kept.append(keep_state(state, smaller_than=self.parameter.numel()))
+                in_place = not allocates(self.optimizer, self.parameter.device)
+                kept.append(keep_state(state, plain_only=in_place, smaller_than=self.parameter.numel()))
             else:
-                kept.append(lambda: self.optimizer.state.pop(self._stand_in, None))
-            return self._run(learning_rate, scale)
+                kept.append(lambda: forget_state(self.optimizer, self._stand_in))
+            return self._run(learning_rate, scale, wanted)
 
         def undo() -> None:
             self._stand_in.grad = None
@@ -328,32 +367,16 @@ class _TensorStepper:
     def end_rehearsal(self) -> None:
         """Forget the states that only the rehearsal has made."""
         if self._fresh:
+            forget_state(self.optimizer, self._stand_in)
             self._renew()
 
     def load(self, state: dict[str, Any]) -> None:
         """Put an optimizer's state back, in place of the one there is; paged states become paged again."""
         self._fresh = not state["state"]
-        before = self.optimizer.state.get(self._stand_in, {})
-        if not getattr(self.optimizer, "is_paged", False):
-            self.optimizer.load_state_dict(state)
-            return
-        self.optimizer.load_state_dict(state, move_to_device=False)
-        for values in self.optimizer.state.values():
-            for name, value in values.items():
-                if not isinstance(value, torch.Tensor):
-                    continue
-                if name.startswith("state"):
-                    # Paged memory is never given back, so what is there is written over.
-                    buffer = before.get(name)
-                    if buffer is None or buffer.dtype != value.dtype:
-                        shape = torch.empty(self.parameter.shape, dtype=self._dtype, device=self.parameter.device)
-                        buffer = self.optimizer.get_state_buffer(shape, dtype=value.dtype)
-                    values[name] = buffer.copy_(value)
-                else:
-                    values[name] = value.to(self.parameter.device)
+        load_states(self.optimizer, state, lambda _: self.parameter)
 
     @torch.no_grad()
-    def _run(self, learning_rate: float, scale: float) -> torch.Tensor:
+    def _run(self, learning_rate: float, scale: float, wanted: torch.Tensor | None = None) -> torch.Tensor:
         gradient = self.parameter.grad
         if gradient is None:
             raise ValueError("The tensor has no gradient.")
@@ -361,8 +384,23 @@ class _TensorStepper:
         self._stand_in.grad = gradient.to(self._dtype) if scale == 1.0 else gradient.to(self._dtype) * scale
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        self.optimizer.step()
+        if wanted is not None:
+            self._leave_out_unless(wanted, self._stand_in.grad)
+        if is_blockwise(self.optimizer):
+            step_parameter(self.optimizer, self.optimizer.param_groups[0], self._stand_in)
+        else:
+            self.optimizer.step()
         update = self._stand_in.data
         self._stand_in.grad = None
         self._stand_in.data = self._nothing()
         return update
+
+    def _leave_out_unless(self, wanted: torch.Tensor, gradient: torch.Tensor) -> None:
+        """Keep a gradient that is not finite from the states. Fused AdamW leaves them as they are, as for the gradient
+        scaler of fp16; for the others it becomes zero, so that their moments decay by a step."""
+        if isinstance(self.optimizer, torch.optim.AdamW):
+            self.optimizer.found_inf = (1 - wanted).float()  # type: ignore[attr-defined]
+        elif self._kernels is not None and gradient.is_contiguous():
+            self._kernels.clear_unless(wanted, gradient)
+        else:
+            gradient.masked_fill_(wanted == 0, 0.0)

@@ -7,6 +7,11 @@ import os
 import sys
 import warnings
 
+from core.hardware.allocator import allocator_defaults
+from core.hardware.obstacle import find_obstacle, look
+from core.hardware.visible import ORDER, VISIBLE, find_gpu
+from core.hardware.wsl import is_wsl
+
 #: Offline and silent: no hub look-ups, no telemetry, no tracker that phones home.
 _PRIVATE = {
     "HF_HUB_OFFLINE": "1",
@@ -20,27 +25,18 @@ _PRIVATE = {
 _DEFAULTS = {
     # The rows are tokenized before any fork could be a problem, and the library's warning about it is noise.
     "TOKENIZERS_PARALLELISM": "false",
-    # Growing segments keep fragmentation from ending a run that fits; read at the first CUDA call under either name.
-    "PYTORCH_ALLOC_CONF": "expandable_segments:True",
-    "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
-    # Deterministic matrix products on CUDA need this before the first one.
-    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+    # Cards are numbered as nvidia-smi and NVML number them, so that the plan and the run speak of the same one.
+    ORDER: "PCI_BUS_ID",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     # Progress is told by events; bars would fill the log.
     "TQDM_DISABLE": "1",
 }
-#: Where other processes keep the cores busy, OpenMP's spinning makes every small matrix product wait for a scheduler
-#: tick; on a quiet machine sleeping instead costs 10 to 20 %.
-_OVERSUBSCRIBED = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
-#: Load per core, over the last minute, from which the machine counts as oversubscribed.
-OVERSUBSCRIBED_LOAD = 0.75
 
 
 def prepare() -> None:
     """Set the variables; the private ones always, the others where the user has not."""
     os.environ.update(_PRIVATE)
-    defaults = _DEFAULTS | (_OVERSUBSCRIBED if is_oversubscribed() else {})
-    for name, value in defaults.items():
+    for name, value in (_DEFAULTS | allocator_defaults(os.environ, wsl=is_wsl())).items():
         os.environ.setdefault(name, value)
     # With the package "kernels", importing bitsandbytes fetches native code from a hub. Here it counts as not
     # installed, and bitsandbytes' advice to install it is not passed on.
@@ -50,6 +46,19 @@ def prepare() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|torch|peft)\b")
 
 
-def is_oversubscribed() -> bool:
-    """Whether other processes keep this machine's cores busy already."""
-    return os.getloadavg()[0] / (os.cpu_count() or 1) >= OVERSUBSCRIBED_LOAD
+def choose_gpu(gpu: str | None) -> None:
+    """Leave CUDA one card, before anything asks it for its cards.
+
+    Args:
+        gpu: ``hardware.gpu``; None leaves the environment as it is.
+
+    Raises:
+        UserError: If there is no such card, or it is hidden.
+    """
+    if gpu is None:
+        return
+    sight = look()
+    if (obstacle := find_obstacle(sight, None, gpu=gpu)) is not None:
+        raise obstacle
+    if (chosen := find_gpu(sight.cards, gpu)) is not None:
+        os.environ[VISIBLE] = chosen.uuid or str(chosen.index)

@@ -172,6 +172,10 @@ class Recorder:
         """Give notice of something that went wrong and does not end the run."""
         self.notice("warning", code, message, hint)
 
+    def watch(self, device: str) -> None:
+        """Read the meters of the run's own device from now on: of the GPU with a UUID, or of the ``cpu``."""
+        self._sampler.watch(device)
+
     def memory(self, device: str, **values: Any) -> None:
         """Record the device's memory, and the peak of this process's resident memory."""
         if device != "cpu":

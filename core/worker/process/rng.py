@@ -1,4 +1,8 @@
-"""Random generators: the state of all that training draws from, kept and put back."""
+"""Random generators: the state of all that training draws from, kept and put back.
+
+Of the GPUs only the current one counts, which is the one that is trained on: a run may go on where more or fewer cards
+are visible than before.
+"""
 
 from __future__ import annotations
 
@@ -24,17 +28,19 @@ def rng_state() -> dict[str, Any]:
         ],
         "python": [version, list(internal), gauss_next],
     }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
+    # Asked of a GPU that is in use alone, as a run on the CPU would take memory of it otherwise.
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        state["cuda"] = [torch.cuda.get_rng_state()]
     return state
 
 
 def restore_rng(state: dict[str, Any]) -> None:
-    """Put :func:`rng_state` back."""
+    """Put :func:`rng_state` back, where it was made with as many cards or not."""
     torch.set_rng_state(state["torch"])
     kind, keys, position, has_gauss, gauss = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
     version, internal, gauss_next = state["python"]
     random.setstate((version, tuple(internal), gauss_next))
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if state.get("cuda") and torch.cuda.is_available():
+        # Earlier versions kept one for each visible card, and trained on the first.
+        torch.cuda.set_rng_state(state["cuda"][0])

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch.amp.grad_scaler import GradScaler
 
+from core.worker.process.determinism import Determinism
 from core.worker.progress.best import BestStep
 from core.worker.progress.finite import FiniteCheck
 
@@ -26,8 +27,12 @@ class TrainState:
     """The most tokens of a batch that the reference log-probabilities were computed with, where that is done once."""
     checkpointing: bool = False
     """Whether activations are recomputed in backward."""
+    kept_layers: int = 0
+    """With that, the number of layers, the last ones, whose activations are kept nevertheless."""
     offloading: bool = False
     """Whether what recomputing starts from is kept in host memory meanwhile."""
+    deterministic: Determinism = "strict"
+    """Whether a run that goes on is equal bit for bit, or to rounding."""
     liger: str | None = None
     """The version of Liger's package, where its kernel sums the loss."""
     step: int = 0
@@ -65,11 +70,14 @@ class TrainState:
             "overrides": self.overrides,
             "selection": self.best.facts(),
             "health": self.finite.facts(),
+            "deterministic": self.deterministic,
+            "kept_layers": self.kept_layers,
         }
 
     def restore(self, manifest: Mapping[str, Any]) -> None:
         """Go back to where a checkpoint was written. What was set while running (``overrides``) stays in force, and
-        what a run settles before its first step (``liger``, ``reference_budget``) is settled.
+        what a run settles before its first step (``liger``, ``reference_budget``, ``deterministic``) is
+        settled.
 
         Args:
             manifest: The checkpoint's: its ``step``, and :meth:`facts`.
@@ -79,7 +87,8 @@ class TrainState:
         self.step = self.saved = int(manifest["step"])
         self.token_budget = int(manifest["token_budget"])
         self.checkpointing = bool(manifest["gradient_checkpointing"])
-        # Checkpoints of earlier versions do not say where activations were kept.
+        # Checkpoints of earlier versions do not say where activations were kept, and of which layers.
+        self.kept_layers = int(manifest.get("kept_layers", 0))
         self.offloading = bool(manifest.get("activation_offload", False))
         self.best.restore(manifest["selection"], self.step)
         self.finite.restore(manifest["health"])

@@ -6,10 +6,12 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
+import torch
 from accelerate import Accelerator
 
 from core.config.derived import FP32_STATES, updates_in_backward
 from core.config.schema import WEIGHT_METHODS, Config
+from core.hardware.wsl import is_wsl
 from core.memory.batching import TOKEN_BUDGETS
 from core.models.fingerprint import BaseFingerprint
 from core.worker.checkpoint.checkpoint import Checkpoint
@@ -30,17 +32,25 @@ from core.worker.model.adapters import adapted_layers, attach_adapters, paramete
 from core.worker.model.full_weights import choose_weights, trained_tensors
 from core.worker.model.model import (
     LoadedModel,
-    choose_device,
-    choose_dtype,
     load_model,
     make_accelerator,
     trainable_parameters,
 )
-from core.worker.oom.retry import Retry
+from core.worker.oom.handles import create_handles
+from core.worker.oom.retry import Retry, shortage_explained
 from core.worker.optim.optim import make_optimizer
+from core.worker.optim.paged import PagedBuffers, unpaged_where_needed
+from core.worker.optim.rounding_trial import choose_kernels
 from core.worker.optim.schedule import LearningRate
 from core.worker.optim.update import AdapterUpdate, Update, WeightUpdate
 from core.worker.process.control import Controls
+from core.worker.process.determinism import (
+    BIT_FOR_BIT,
+    TO_ROUNDING,
+    apply_determinism,
+    choose_determinism,
+    fix_workspace,
+)
 from core.worker.process.malloc import keep_freed_memory
 from core.worker.process.recorder import Recorder
 from core.worker.progress.best import BestStep
@@ -48,13 +58,17 @@ from core.worker.progress.finite import FiniteCheck
 from core.worker.progress.intervals import Intervals
 from core.worker.progress.state import TrainState
 from core.worker.setup.compilation import Compilation, compile_layers, try_compilation
-from core.worker.setup.fast_paths import choose_packing, fuse_layers, wants_packing
+from core.worker.setup.device import settle_device
+from core.worker.setup.fast_paths import choose_packing, fuse_layers, keep_weights, wants_packing
 from core.worker.setup.memory_decision import MemoryDecision, MemoryMeter, decide_memory
 from core.worker.setup.preparation import Prepared, prepare
 from core.worker.setup.self_check import check_head, check_model
 from core.worker.steps.gradient_checkpointing import GradientCheckpointing
 from core.worker.steps.neftune import EmbeddingNoise
 from core.worker.steps.window import MicroBatches, first_budget
+
+#: Advice where memory runs out before there is a step that could be cut smaller.
+SMALLER = "Close what else holds memory, or choose a smaller model or method.name = qlora."
 
 
 @dataclass(frozen=True)
@@ -98,7 +112,12 @@ def build(config: Config, recorder: Recorder, controls: Controls, found: Checkpo
         UserError: If the run cannot be done.
     """
     # What the device cannot do is said before minutes are spent on the rows.
-    choose_dtype(config.train.precision, choose_device(config.hardware.device), config.method.name)
+    fix_workspace(config.train.deterministic)
+    device = settle_device(config, recorder)
+    deterministic = choose_determinism(config.train.deterministic, device.type)
+    apply_determinism(deterministic, device.type)
+    if deterministic == "fast":
+        recorder.notice("info", "determinism", TO_ROUNDING, BIT_FOR_BIT)
     prepared = prepare(config, recorder, controls.check_stop, recorder.run.created)
     dataset, held_out = prepared.dataset, prepared.held_out
     questions = choose_questions(config, held_out)
@@ -110,14 +129,20 @@ def build(config: Config, recorder: Recorder, controls: Controls, found: Checkpo
     base_fingerprint = BaseFingerprint(prepared.base)
     loaded = _load_model(config, prepared, recorder, controls, fresh=found is None)
     device = loaded.device
+    Retry(lambda: "the start", recorder.warn).run(
+        lambda: create_handles(device), lambda: None, "in creating the handles of matrix products", SMALLER
+    )
     accelerator = make_accelerator(loaded)
-    compiled = train.compile and _try_compilation(config, loaded, accelerator, recorder, controls)
-    fused = fuse_layers(config, loaded, compiled=compiled)
+    with shortage_explained("in fusing the layers", f"Set train.fused_layers = false. {SMALLER}"):
+        compiled = train.compile and _try_compilation(config, loaded, accelerator, recorder, controls)
+        fused = fuse_layers(config, loaded, compiled=compiled)
     token_budget = first_budget(device, whole=in_backward)
-    memory = decide_memory(config, device, dataset, token_budget)
+    used = _with_usable_optimizer(config, device, recorder, wsl=is_wsl())
+    memory = decide_memory(used, device, dataset, token_budget)
     if memory.dequantized:
-        fused.keep_weights(loaded.dtype)
-    loss, choice = _make_loss(config, loaded, dataset, fused, accelerator, found)
+        keep_weights(fused, loaded.dtype, recorder.warn)
+    with shortage_explained("in the check of the model", SMALLER):
+        loss, choice = _make_loss(config, loaded, dataset, fused, accelerator, found)
     report = recorder.reporter("loading_model", controls.check_stop)
     budget = found.manifest.get("reference_budget") if found is not None else None
     reference = PrecomputedReference(int(budget or TOKEN_BUDGETS[device.type]), recorder.warn) if own_weights else None
@@ -137,17 +162,19 @@ def build(config: Config, recorder: Recorder, controls: Controls, found: Checkpo
     order = DataOrder(dataset.lengths, train.batch_size, train.seed)
     state = TrainState(
         total_steps=train.max_steps or math.ceil(train.epochs * order.steps_per_epoch),
-        token_budget=token_budget,
+        token_budget=memory.token_budget,
         best=BestStep(config.eval.patience, config.eval.min_delta),
         finite=FiniteCheck(recorder.warn, dataset.places),
         scaler=accelerator.scaler,
         reference_budget=reference.token_budget if reference is not None else None,
         checkpointing=memory.checkpointing,
+        kept_layers=memory.kept_layers,
         offloading=memory.offload,
         liger=choice.liger,
+        deterministic=deterministic,
     )
     retry = Retry(lambda: f"step {state.step + 1}", recorder.warn)
-    update = _make_update(config, loaded, accelerator, retry, in_backward=in_backward)
+    update = _make_update(used, loaded, accelerator, retry, in_backward=in_backward)
     noise = EmbeddingNoise(loaded.model, config.method.neftune_alpha)
     offload = available_offload(config.memory.activation_offload, device)
     checkpointing = GradientCheckpointing(loaded.model, state, offload)
@@ -203,7 +230,7 @@ def build(config: Config, recorder: Recorder, controls: Controls, found: Checkpo
         evaluator=evaluator,
         samples=samples,
         memory=memory,
-        meter=MemoryMeter(config, device, dataset, state, fused, recorder),
+        meter=MemoryMeter(used, device, dataset, state, fused, recorder),
         checkpointer=checkpointer,
         rollback=rollback,
         control_point=control_point,
@@ -224,17 +251,20 @@ def _load_model(
         tokenizer=prepared.tokenizer,
     )
     if config.method.name in WEIGHT_METHODS:
-        choose_weights(loaded.model, config.method, seed=config.train.seed)
+        with shortage_explained("in choosing the weights that are trained", SMALLER):
+            choose_weights(loaded.model, config.method, seed=config.train.seed)
         return loaded
     report = recorder.reporter("loading_model", controls.check_stop)
-    model = attach_adapters(
-        loaded.model,
-        config.method,
-        seed=config.train.seed,
-        base=prepared.base,
-        fresh=fresh,
-        progress=lambda done, total: report("beginning of the adapters", done, total),
-    )
+    plainer = "" if config.method.init == "default" else "Set method.init = default, which computes nothing. "
+    with shortage_explained("in attaching the adapters", f"{plainer}Lower method.rank. {SMALLER}"):
+        model = attach_adapters(
+            loaded.model,
+            config.method,
+            seed=config.train.seed,
+            base=prepared.base,
+            fresh=fresh,
+            progress=lambda done, total: report("beginning of the adapters", done, total),
+        )
     if config.method.target_modules != "all-linear":
         found = adapted_layers(model)
         names = ", ".join(f"{name} {count}" for name, count in found.items())
@@ -294,6 +324,17 @@ def _make_evaluator(
     )
 
 
+def _with_usable_optimizer(config: Config, device: torch.device, recorder: Recorder, *, wsl: bool) -> Config:
+    """The configuration with the optimizer that the machine can use, which is told where it is another."""
+    wanted = config.train.optimizer
+    optimizer = unpaged_where_needed(wanted, wsl=wsl and device.type == "cuda")
+    if optimizer == wanted:
+        return config
+    message = f"The optimizer is {optimizer}: WSL2 cannot page the states of {wanted}, which stay on the card."
+    recorder.warn("unpaged", message, "It computes the same.")
+    return config.model_copy(update={"train": config.train.model_copy(update={"optimizer": optimizer})})
+
+
 def _make_update(
     config: Config, loaded: LoadedModel, accelerator: Accelerator, retry: Retry, *, in_backward: bool
 ) -> Update:
@@ -303,12 +344,14 @@ def _make_update(
         parameters = trainable_parameters(loaded.model)
         groups = parameter_groups(loaded.model, config.method.loraplus_ratio)
         return AdapterUpdate(accelerator, make_optimizer(groups, train), parameters, train.max_grad_norm, retry)
+    buffers = PagedBuffers()
     return WeightUpdate(
         trained_tensors(loaded.model),
-        lambda parameters: make_optimizer(parameters, train, weight_decay=0.0),
+        lambda parameters: make_optimizer(parameters, train, weight_decay=0.0, buffers=buffers),
         states_in_fp32=train.optimizer in FP32_STATES,
         weight_decay=train.weight_decay,
         max_grad_norm=train.max_grad_norm,
         in_backward=in_backward,
         retry=retry,
+        kernels=choose_kernels(loaded.device),
     )

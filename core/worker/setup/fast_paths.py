@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import torch
 from peft import PeftModel
 
 from core.config.schema import Config
@@ -13,6 +14,7 @@ from core.worker.data.packing import Packing, common_beginning
 from core.worker.fused.install import Fused, fuse
 from core.worker.model.adapters import TRAINED
 from core.worker.model.model import LoadedModel, decoder_layers
+from core.worker.oom.retry import attempt, release
 from core.worker.setup.self_check import SelfCheck
 
 
@@ -28,6 +30,22 @@ def fuse_layers(config: Config, loaded: LoadedModel, *, compiled: bool = False) 
     if not config.train.fused_layers:
         return Fused((), 0, False, False)
     return fuse(loaded.model, TRAINED, attention_alone=compiled)
+
+
+def keep_weights(fused: Fused, dtype: torch.dtype, notice: Callable[[str, str, str], None]) -> None:
+    """Dequantize 4-bit weights once and keep the copies; where they do not fit, all are dropped again.
+
+    Args:
+        fused: The fused parts of the model.
+        dtype: Of the arithmetic.
+        notice: Told so: ``notice(code, message, hint)``.
+    """
+    tried = attempt(lambda: fused.keep_weights(dtype))
+    if tried.failed:
+        fused.drop_weights()
+        release()
+        message = f"4-bit weights are dequantized each time they are used, as all at once do not fit: {tried.reason}"
+        notice("memory_weights", message, "The numbers are the same; it takes a little more time.")
 
 
 def wants_packing(config: Config, fused: Fused) -> bool:

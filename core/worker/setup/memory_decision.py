@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -11,8 +12,11 @@ from core.config.derived import sequences_per_row
 from core.config.schema import Config
 from core.errors import UserError
 from core.hardware import cpu
-from core.memory.overhead import CUDA_RUNTIME
-from core.memory.plan import DeviceKind, Machine, Plan
+from core.hardware.cpu_bf16 import prefers_bf16
+from core.hardware.wsl import NO_PINNED_MEMORY, is_wsl
+from core.memory.calibration import read_calibration
+from core.memory.overhead import gpu_runtime
+from core.memory.plan import Machine, Plan
 from core.memory.planner import make_plan
 from core.memory.rows import rows_of_tokens
 from core.models.architecture.load import load_architecture, locate_model
@@ -20,6 +24,7 @@ from core.units import format_bytes
 from core.worker.data.batches import supervised_count
 from core.worker.data.dataset import Dataset
 from core.worker.fused.install import Fused
+from core.worker.model.device import allowed_bytes
 from core.worker.process.recorder import Recorder
 from core.worker.progress.state import TrainState
 
@@ -28,8 +33,12 @@ from core.worker.progress.state import TrainState
 class MemoryDecision:
     """Memory decisions of a run at its beginning."""
 
+    token_budget: int
+    """The most tokens of a micro-batch, padding included."""
     checkpointing: bool
     """Whether activations are recomputed in backward."""
+    kept_layers: int
+    """With that, the number of layers, the last ones, whose activations are kept nevertheless."""
     checkpointing_reason: str
     offload: bool
     """Whether what that starts from is kept in the machine's memory."""
@@ -37,6 +46,8 @@ class MemoryDecision:
     """Empty where there is nothing to say."""
     dequantized: bool
     """Whether 16-bit copies of 4-bit weights are kept."""
+    cut: bool = False
+    """Whether micro-batches are smaller than they would be with more memory."""
 
 
 def decide_memory(config: Config, device: torch.device, dataset: Dataset, token_budget: int) -> MemoryDecision:
@@ -47,13 +58,31 @@ def decide_memory(config: Config, device: torch.device, dataset: Dataset, token_
         config: Of the run.
         device: Where it runs.
         dataset: What is trained on.
-        token_budget: Tokens of a micro-batch.
+        token_budget: The most tokens of a micro-batch, if there is room.
     """
-    recomputing, why = decide_checkpointing(config, device, dataset, token_budget)
-    offload, why_offload = decide_offload(config, device, dataset, token_budget, recomputing)
-    machine = Machine(_kind(device.type), limit_bytes=_limit(device), bf16=cpu.has_bf16())
-    plan = _plan(config, machine, dataset, token_budget, checkpointing=recomputing, offload=offload)
-    return MemoryDecision(recomputing, why, offload, why_offload, plan is not None and plan.dequantized)
+    wanted, plan = config.memory.gradient_checkpointing, _plan(config, _with_limit(device), dataset, token_budget)
+    if plan is None:
+        recomputing, kept, budget, cut = wanted == "on", 0, token_budget, False
+    else:
+        recomputing, kept, budget = plan.checkpointing, plan.kept_layers, plan.token_budget
+        cut = budget < token_budget
+    why = _reason(config, device, plan, cut=cut)
+    offload, why_offload = decide_offload(config, device, dataset, budget, recomputing and not kept)
+    dequantized = plan is not None and plan.dequantized
+    return MemoryDecision(budget, recomputing, kept if recomputing else 0, why, offload, why_offload, dequantized, cut)
+
+
+def _reason(config: Config, device: torch.device, plan: Plan | None, *, cut: bool) -> str:
+    """Why activations are kept or recomputed, in a sentence."""
+    wanted = config.memory.gradient_checkpointing
+    if wanted == "auto" and config.memory.activation_offload == "on" and device.type == "cuda":
+        return "Activations are recomputed, as memory.activation_offload = on moves what that starts from."
+    if wanted == "auto" and plan is None:
+        return "Activations are kept unless memory runs out: the memory of this model cannot be planned."
+    if plan is not None and (wanted == "auto" or cut):
+        return plan.reason
+    what = "recomputed" if wanted == "on" else "kept unless memory runs out"
+    return f"Activations are {what}: memory.gradient_checkpointing = {wanted}."
 
 
 @dataclass(frozen=True)
@@ -120,40 +149,17 @@ def predict_memory(
     Returns:
         Part to bytes; None for a model whose memory cannot be told, which is no reason not to train it.
     """
-    machine = Machine(_kind(device), bf16=cpu.has_bf16())
     plan = _plan(
         config,
-        machine,
+        _machine(torch.device(device)),
         dataset,
         state.token_budget,
         checkpointing=state.checkpointing,
+        kept_layers=state.kept_layers,
         offload=state.offloading,
         dequantized=dequantized,
     )
     return None if plan is None else plan.by_name()
-
-
-def decide_checkpointing(config: Config, device: torch.device, dataset: Dataset, token_budget: int) -> tuple[bool, str]:
-    """Whether activations are recomputed in backward from the beginning, and why, in a sentence.
-
-    ``auto`` follows the plan, with the memory that is free for the run now that its model is loaded.
-    """
-    wanted = config.memory.gradient_checkpointing
-    if wanted == "auto" and config.memory.activation_offload == "on" and device.type == "cuda":
-        return True, "Activations are recomputed, as memory.activation_offload = on moves what that starts from."
-    if wanted != "auto":
-        what = "recomputed" if wanted == "on" else "kept unless memory runs out"
-        return wanted == "on", f"Activations are {what}: memory.gradient_checkpointing = {wanted}."
-    limit = _limit(device)
-    machine = Machine(_kind(device.type), limit_bytes=limit, bf16=cpu.has_bf16())
-    kept = config.memory.keep_dequantized == "on"
-    plan = _plan(config, machine, dataset, token_budget, checkpointing=False, offload=False, dequantized=kept)
-    if plan is None:
-        return False, "Activations are kept unless memory runs out: the memory of this model cannot be planned."
-    needed, free = format_bytes(plan.needed_bytes), format_bytes(limit)
-    if plan.fits:
-        return False, f"Activations are kept: the run would take {needed} of {free}."
-    return True, f"Activations are recomputed: with all of them kept the run would take {needed}, and {free} are free."
 
 
 def decide_offload(
@@ -176,13 +182,17 @@ def decide_offload(
     if wanted != "auto" or not recomputing:
         asked = wanted == "on" and recomputing
         return asked, "Layers' inputs are moved off the GPU: memory.activation_offload = on." if asked else ""
-    limit, (used, total) = _limit(device), cpu.memory()
-    machine = Machine("cuda", limit_bytes=limit, bf16=cpu.has_bf16(), host_bytes=total - used)
+    machine = _with_limit(device)
     here = _plan(config, machine, dataset, token_budget, checkpointing=True, offload=False)
     there = _plan(config, machine, dataset, token_budget, checkpointing=True, offload=True)
     if here is None or there is None or here.fits or not there.offload:
         return False, ""
-    needed, free = format_bytes(here.needed_bytes), format_bytes(limit)
+    needed, free = format_bytes(here.needed_bytes), format_bytes(machine.limit_bytes)
+    if is_wsl():
+        return (
+            False,
+            f"Layers' inputs stay on the GPU, where the run would take {needed} of {free}: {NO_PINNED_MEMORY}.",
+        )
     if not there.host_fits:
         pinned, room = format_bytes(there.host_bytes), format_bytes(there.host_free_bytes)
         return False, (
@@ -198,8 +208,9 @@ def _plan(
     dataset: Dataset,
     token_budget: int,
     *,
-    checkpointing: bool,
-    offload: bool,
+    checkpointing: bool | None = None,
+    kept_layers: int = 0,
+    offload: bool | None = None,
     dequantized: bool | None = None,
 ) -> Plan | None:
     """The plan of a run; None where it cannot be made."""
@@ -214,6 +225,7 @@ def _plan(
             ),
             token_budget=token_budget,
             checkpointing=checkpointing,
+            kept_layers=kept_layers,
             offload=offload,
             dequantized=dequantized,
         )
@@ -221,14 +233,47 @@ def _plan(
         return None
 
 
-def _kind(device: str) -> DeviceKind:
-    return "cuda" if device == "cuda" else "cpu"
+def _machine(device: torch.device) -> Machine:
+    """This machine for the plan, without its free memory."""
+    bf16 = prefers_bf16()
+    if device.type != "cuda":
+        name = cpu.cpu_name()
+        return Machine("cpu", bf16=bf16, device=name, calibration=read_calibration(name))
+    used, total = cpu.memory()
+    name = torch.cuda.get_device_name(device) if torch.cuda.is_available() else ""
+    return Machine(
+        "cuda",
+        bf16=bf16,
+        host_bytes=total - used,
+        device=name,
+        calibration=read_calibration(name),
+        capability=torch.cuda.get_device_capability(device) if torch.cuda.is_available() else None,
+        expandable=has_expandable_segments(os.environ),
+        pins=not is_wsl(),
+    )
+
+
+def _with_limit(device: torch.device) -> Machine:
+    """This machine with the memory that is free for the whole run."""
+    return replace(_machine(device), limit_bytes=_limit(device))
+
+
+def has_expandable_segments(environment: Mapping[str, str]) -> bool:
+    """Whether torch's allocator for GPUs is asked for expandable segments, by either of the names of its settings.
+
+    Args:
+        environment: Environment variables.
+    """
+    found = (environment.get(name, "") for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"))
+    return any("expandable_segments:true" in settings.lower() for settings in found)
 
 
 def _limit(device: torch.device) -> int:
     """Memory for the whole run: what is free, and what the run has taken already, as the plan counts both."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        return int(free) + torch.cuda.memory_reserved(device) + CUDA_RUNTIME
+        runtime = gpu_runtime(read_calibration(torch.cuda.get_device_name(device)))
+        unused, allowed = int(free) + torch.cuda.memory_reserved(device), allowed_bytes(device)
+        return (unused if allowed is None else min(unused, allowed)) + runtime
     used, total = cpu.memory()
     return total - used + (cpu.process_rss(os.getpid()) or 0)

@@ -67,8 +67,8 @@ class MicroBatches:
     """Gradient accumulation: an optimizer step's rows, its window, cut into micro-batches by a token budget.
 
     When memory runs out anywhere in a window, its gradients are dropped, the random state is put back, something is
-    given up for good (copies of weights, half the budget, activations) and the window is run again: never a smaller
-    step, never a changed order.
+    given up for good (copies of weights, half the budget, activations of half the layers, of all) and the window is run
+    again: never a smaller step, never a changed order.
 
     Args:
         loaded: The model, adapters attached.
@@ -197,11 +197,12 @@ class MicroBatches:
             rows = max(map(len, self._split(largest)))
             message = f"Memory ran out at {where}: micro-batches of {len(largest)} rows are cut to {rows}."
             self.notice("memory_cut", message, "The optimizer step keeps its rows; nothing is lost.")
-        elif not self.state.checkpointing:
-            self.checkpointing.enable()
+        elif not self.state.checkpointing or self.state.kept_layers:
+            self.checkpointing.enable(kept_layers=self.checkpointing.fewer_kept_layers())
             what = "the whole step" if self.whole else "one row"
-            message = f"Memory ran out at {where} with {what}: activations are recomputed from now on."
-            self.notice("memory_checkpointing", message, "This takes about a quarter more time.")
+            which = f"but those of the last {self.state.kept_layers} layers " if self.state.kept_layers else ""
+            message = f"Memory ran out at {where} with {what}: activations {which}are recomputed from now on."
+            self.notice("memory_checkpointing", message, "This takes up to a quarter more time.")
         elif self.checkpointing.offload is not None and not self.state.offloading:
             self.checkpointing.enable(offload=True)
             message = f"Memory ran out at {where}: the inputs of layers are kept in the machine's memory from now on."

@@ -16,6 +16,7 @@ import pytest
 from core.commands import doctor
 from core.commands.checks import gpu, security, software, system, terminal
 from core.commands.checks.finding import Finding
+from core.hardware.drivers import Build
 from core.hardware.nvml import GpuProcess
 from core.hardware.snapshot import Device
 from core.runs import sockets
@@ -126,7 +127,10 @@ def statuses(findings: list[Finding]) -> dict[str, str]:
         ({"architectures": ["sm_75", "sm_90"]}, {"torch": "fail", "quantization": "ok"}),
         ({"architectures": ["sm_80", "sm_86"]}, {"torch": "ok", "quantization": "ok"}),
         ({"architectures": ["sm_75", "compute_80"]}, {"torch": "ok", "quantization": "ok"}),
-        ({"architectures": ["gfx1100"], "cuda_build": None, "hip_build": "7.1"}, {"torch": "ok", "quantization": "ok"}),
+        (
+            {"architectures": ["gfx1100"], "cuda_build": None, "hip_build": "7.1"},
+            {"torch": "warn", "quantization": "ok"},
+        ),
         ({"cuda_error": "no kernel image is available"}, {"torch": "fail", "quantization": "ok"}),
     ],
 )
@@ -479,3 +483,28 @@ def test_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, free: int, status
     tmp_path.chmod(0o755)
     if status == "ok":
         assert system.check_home().hint == f"chmod 700 {tmp_path}"
+
+
+@pytest.mark.parametrize(
+    ("build", "cuda", "status", "words"),
+    [
+        (Build("2.15.0", "13.2"), (13, 0), "ok", "runs from driver 580.65.06 on"),
+        (Build("2.11.0", "12.8"), (12, 2), "ok", "CUDA 12 from driver 525.60.13"),
+        (Build("2.15.0", "13.2"), (12, 4), "fail", "driver 550.54.14 runs CUDA up to 12.4"),
+        (Build("2.13.0+cpu"), (13, 0), "fail", "built for the CPU only"),
+    ],
+)
+def test_the_driver_is_compared_with_torch(build: Build, cuda: tuple[int, int], status: str, words: str) -> None:
+    (finding,) = gpu.check_cuda(gpu.DriverReport([], 1, cuda, "550.54.14", (8, 9)), build)
+    assert finding.status == status
+    assert words in finding.what
+    assert ("pip" in finding.hint) is (status == "fail")
+    assert gpu.check_cuda(gpu.DriverReport([]), build) == gpu.check_cuda(gpu.DriverReport([], 1, cuda), None) == []
+
+
+def test_under_windows_no_process_is_blamed() -> None:
+    device = Device(index=0, kind="cuda", name="RTX", memory_free=5 * 10**9, memory_total=24 * 10**9)
+    here = gpu.describe_device(device, (8, 9), [])[-1]
+    there = gpu.describe_device(device, (8, 9), [], wsl=True)[-1]
+    assert "a reboot frees it" in here.hint
+    assert "Windows does not tell" in there.hint

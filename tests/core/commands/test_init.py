@@ -31,7 +31,7 @@ def work(cli: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     shutil.copy(sample_data.path("tickets_train.jsonl"), directory / "rows.jsonl")
     shutil.copy(sample_data.path("tickets_eval.jsonl"), directory / "held-out.jsonl")
     monkeypatch.chdir(directory)
-    monkeypatch.setattr(configuration, "find_card", lambda: Card("RTX 4090", 25_757_220_864, (8, 9)))
+    monkeypatch.setattr(configuration, "find_card", lambda **_: Card("RTX 4090", 25_757_220_864, (8, 9)))
     return directory
 
 

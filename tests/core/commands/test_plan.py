@@ -68,10 +68,10 @@ def test_what_a_run_would_refuse_about_the_model_is_said(cli: CommandLine, base:
 
 def test_what_does_not_fit_is_said_with_what_would_and_exits_with_0(cli: CommandLine, base: Path) -> None:
     config = config_file(cli, base)
-    tight = cli("plan", config, "--gpu-memory", "10GB", "--json").json
+    tight = cli("plan", config, "--gpu-memory", "7.9GB", "--json").json
     assert (tight["fits"], tight["activation_offload"], tight["host_free_bytes"]) == (True, True, None)
-    assert tight["host_bytes"] == 2 * 32 * 4 * 2048 * 4096 * 2
-    result = cli("plan", config, "--gpu-memory", "9GB", "--json")
+    assert tight["host_bytes"] == 2 * 32 * 2048 * 4096 * 2
+    result = cli("plan", config, "--gpu-memory", "7.5GB", "--json")
     assert result.code == 0
     plan = result.json
     assert plan["fits"] is False
@@ -79,17 +79,17 @@ def test_what_does_not_fit_is_said_with_what_would_and_exits_with_0(cli: Command
     assert first["fits"] is True
     changes = [f"{name}={value}" for name, value in first["changes"].items()]
     flags = [word for change in changes for word in ("--set", change)]
-    applied = cli("plan", config, "--gpu-memory", "9GB", "--json", *flags).json
+    applied = cli("plan", config, "--gpu-memory", "7.5GB", "--json", *flags).json
     assert applied["fits"] is True
     assert applied["total_bytes"] == first["total_bytes"]
 
 
 def test_for_people_every_part_has_a_line_and_a_letter(cli: CommandLine, base: Path) -> None:
-    result = cli("plan", config_file(cli, base), "--gpu-memory", "9GB")
+    result = cli("plan", config_file(cli, base), "--gpu-memory", "7.5GB")
     assert result.code == 0
     lines = result.out.splitlines()
     assert any(line.startswith("A linear weights") and "NF4" in line for line in lines)
-    assert any("does not fit in 9.0 GB" in line for line in lines)
+    assert any("does not fit in 7.5 GB" in line for line in lines)
     stacked = next(line for line in lines if line.startswith("["))
     assert "A" in stacked
     assert "|" in stacked
@@ -172,6 +172,92 @@ def test_missing_data_does_not_keep_a_plan_from_being_made(cli: CommandLine, bas
     result = cli("plan", config_file(cli, base), "--gpu-memory", "24GB", "--set", "data.train=nowhere.jsonl", "--json")
     assert result.code == 0, result.err
     assert result.json["total_bytes"] > 5e9
+
+
+def test_a_configuration_without_data_is_planned_with_rows_of_the_greatest_length(
+    cli: CommandLine, base: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "no-data.toml"
+    path.write_text(f"[model]\nbase = {json.dumps(str(base))}\n[train]\nmax_length = 1024\n")
+    result = cli("plan", str(path), "--gpu-memory", "24GB", "--json")
+    assert result.code == 0, result.err
+    assert result.json["micro_batch"]["length"] == 1024
+    assert any("1024 tokens" in note for note in result.json["notes"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "length", "trainable"),
+    [
+        ((), 2048, 41_943_040),
+        (("--method", "lora", "--length", "512"), 512, 41_943_040),
+        (("--method", "qlora", "--set", "method.rank=8", "--set", "train.batch_size=1"), 2048, 20_971_520),
+        (("--method", "full", "--length", "100"), 104, 8_030_261_248),
+    ],
+)
+def test_a_model_is_planned_without_a_configuration(
+    cli: CommandLine, base: Path, flags: tuple[str, ...], length: int, trainable: int
+) -> None:
+    result = cli("plan", "--model", str(base), *flags, "--gpu-memory", "24GB", "--json")
+    assert result.code == 0, result.err
+    plan = result.json
+    assert (plan["trainable"], plan["micro_batch"]["length"]) == (trainable, length)
+    assert plan["limit_bytes"] == 24_000_000_000
+    assert not list(cli.home.rglob("*.toml"))
+
+
+@pytest.mark.parametrize(
+    ("model", "memory", "budget", "kept", "layers"),
+    [
+        (published.LLAMA_3_8B, "80GB", 8192, 32, 32),
+        (published.LLAMA_3_8B, "24GB", 4096, 32, 32),
+        (published.LLAMA_2_13B, "48GB", 4096, 40, 40),
+        (published.LLAMA_2_13B, "24GB", 2048, 40, 40),
+        (published.LLAMA_2_13B, "20GB", 2048, 32, 40),
+        (published.LLAMA_2_13B, "16GB", 2048, 18, 40),
+        (published.LLAMA_3_8B, "12GB", 2048, 15, 32),
+        (published.LLAMA_3_8B, "8.5GB", 2048, 0, 32),
+    ],
+)
+def test_the_table_of_8b_and_13b_shapes(
+    cli: CommandLine, tmp_path: Path, model: dict[str, Any], memory: str, budget: int, kept: int, layers: int
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(model))
+    plan = cli("plan", "--model", str(tmp_path), "--gpu-memory", memory, "--json").json
+    assert (plan["token_budget"], plan["layers"]) == (budget, layers)
+    assert plan["kept_layers"] == pytest.approx(kept, abs=3)
+    assert plan["gradient_checkpointing"] is (plan["kept_layers"] < layers)
+    assert plan["fits"]
+    assert plan["reason"].startswith("Activations ")
+    shown = cli("plan", "--model", str(tmp_path), "--gpu-memory", memory).out
+    assert plan["reason"] in shown
+    if 0 < plan["kept_layers"] < layers:
+        assert f"activations of {layers - plan['kept_layers']} of {layers} layers recomputed" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ((), "There is nothing to plan for. Name a configuration, or a model with --model DIR."),
+        (("x.toml", "--model", "m"), "Both a configuration and --model are given."),
+        (("x.toml", "--method", "lora"), "--method goes with --model."),
+        (("x.toml", "--length", "5"), "--length goes with --model."),
+        (("--model", "/nowhere/at/all"), "is not on this machine"),
+        (("--model", "BASE", "--length", "many"), "--length many is no number of tokens"),
+        (("--model", "BASE", "--length", "0"), "--length 0 is no number of tokens"),
+        (("--model", "BASE", "--length", "9999999"), "is no number of tokens from 8 to 1,048,576."),
+        (("--model", "BASE", "--lengths", "always"), "data.train is not set"),
+        (("--model", "BASE", "--set", "method.rnak=4"), "Did you mean method.rank?"),
+        (("--model", "BASE", "--gpu-memory", "much"), "--gpu-memory much is no size."),
+    ],
+)
+def test_bad_input_without_a_configuration_is_one_clear_line(
+    cli: CommandLine, base: Path, words: tuple[str, ...], told: str
+) -> None:
+    result = cli("plan", *(str(base) if word == "BASE" else word for word in words))
+    assert result.code == 1
+    assert told in result.err
+    assert len(result.err.strip().splitlines()) == 1
+    assert not result.out
 
 
 @pytest.mark.parametrize("limit", [None, 2_000_000_000, 11_000_000_000, 500_000_000_000])

@@ -62,35 +62,45 @@ ABSURD = [
 
 
 def refusal(path: Path, *assignments: str) -> UserError | None:
-    """Why a configuration is refused; None where it is taken, and then it can be written for a run."""
+    """Why a configuration is refused; None where it is taken, and then a run reads what was written for it."""
     try:
-        dump_config(load_config(path, assignments))
+        config = load_config(path, assignments)
     except UserError as error:
         return error
+    written = path.with_name("run.toml")
+    written.write_text(dump_config(config), encoding="utf-8")
+    assert repr(load_config(written)) == repr(config)
     return None
 
 
-def check(option: Option, error: UserError | None, *, named: bool) -> None:
-    """One sentence that names the option, and is short."""
-    if error is None:
-        return
-    assert len(error.message) < 700
-    if named:
-        assert option.section in error.message, error.message
-        assert option.key in error.message, error.message
+def check(option: Option, error: UserError, path: Path) -> None:
+    """One short sentence that names the option, an option beside it that a rule is about, or the place in the file."""
+    assert 0 < len(error.message) < 700
+    assert not set(error.message) & set("\x1b\x07\x00\u202e"), error.message
+    named = any(f"{other.section}.{other.key}" in error.message for other in EVERY)
+    assert named or option.section in error.message or error.message.startswith(str(path)), error.message
 
 
 @pytest.mark.parametrize("option", EVERY, ids=lambda option: option.name)
 def test_an_absurd_value_is_taken_or_refused_in_a_sentence_that_names_the_key(option: Option, tmp_path: Path) -> None:
     path = tmp_path / "x.toml"
+    refused: dict[str, list[str]] = {"file": [], "set": []}
     for value in ABSURD:
         lines = {"data.train": '"rows.jsonl"', option.name: value}
         path.write_text("\n".join(f"{name} = {said}" for name, said in lines.items()) + "\n")
-        error = refusal(path)
-        # What is no TOML is told by its place, and a rule may name the option beside it.
-        check(option, error, named=error is not None and f"{option.name} must be" in error.message)
+        told = [("file", refusal(path))]
         path.write_text('data.train = "rows.jsonl"\n')
-        check(option, refusal(path, f"{option.name}={value}"), named=False)
+        told.append(("set", refusal(path, f"{option.name}={value}")))
+        for way, error in told:
+            if error is not None:
+                check(option, error, path)
+                refused[way].append(value)
+    for way, values in refused.items():
+        # These are nothing to any option: no TOML at all, and a list in a list.
+        assert {"1]\ny = [2", "[[]]"} <= {*values} or way == "set", (way, values)
+        # Behind an option of --set that is a text, everything is one.
+        is_any_text = way == "set" and option.type in ("text", "paths", "list")
+        assert is_any_text or len(values) > len(ABSURD) / 4, (way, len(values))
 
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -98,7 +108,9 @@ def test_an_absurd_value_is_taken_or_refused_in_a_sentence_that_names_the_key(op
 def test_any_text_behind_an_option_is_taken_or_refused(tmp_path: Path, option: Option, value: str) -> None:
     path = tmp_path / "x.toml"
     path.write_text('data.train = "rows.jsonl"\n')
-    refusal(path, f"{option.name}={value}")
+    error = refusal(path, f"{option.name}={value}")
+    if error is not None:
+        check(option, error, path)
 
 
 @pytest.mark.parametrize(

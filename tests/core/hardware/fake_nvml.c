@@ -1,7 +1,9 @@
-/* A libnvidia-ml.so.1 with two cards, so that the real Python bindings can be tested without one.
+/* A libnvidia-ml.so.1 with two cards, or eight, so that the real Python bindings can be tested without one.
  *
  * FAKE_NVML: "" (all is well), "mismatch" (error 18), "unloaded" (9), "none" (no cards), "lost" (the second card has fallen
- * off the bus), "hang" (a reading never returns), "old" (no event reasons, no v2 memory, no temperature structure).
+ * off the bus), "hang" (a reading never returns), "old" (no event reasons, no v2 memory, no temperature structure, no
+ * UUIDs), "eight" (eight cards, of which the third is the fastest and the sixth is divided into two MIG instances),
+ * "12.4" (a driver for CUDA 12.4 at most).
  * Card 0 is like Ada: its slowdown is a distance. Card 1 reports little, like a virtual one.
  */
 #include <stdlib.h>
@@ -12,7 +14,9 @@
 enum { OK = 0, UNSUPPORTED = 3, SMALL = 7, NOT_LOADED = 9, ARGUMENT = 2, FUNCTION = 13, LOST = 15, MISMATCH = 18 };
 
 typedef struct { int index; } card;
-static card cards[2] = {{0}, {1}};
+static card cards[8] = {{0}, {1}, {2}, {3}, {4}, {5}, {6}, {7}};
+/* Of the sixth card. */
+static card instances[2] = {{5}, {5}};
 static unsigned long long energy = 1000000;
 
 static int mode(const char *name)
@@ -22,6 +26,8 @@ static int mode(const char *name)
 }
 
 static int gone(card *device) { return mode("lost") && device->index == 1; }
+
+static unsigned number(void) { return mode("none") ? 0 : mode("eight") ? 8 : 2; }
 
 #define NEED(device) do { if (gone(device)) return LOST; } while (0)
 #define ONLY_FIRST(device) do { NEED(device); if (device->index) return UNSUPPORTED; } while (0)
@@ -33,20 +39,63 @@ int nvmlInitWithFlags(unsigned flags)
 }
 int nvmlShutdown(void) { return OK; }
 const char *nvmlErrorString(int code) { (void)code; return "a fake error"; }
-int nvmlSystemGetDriverVersion(char *text, unsigned length) { snprintf(text, length, "580.95.05"); return OK; }
-int nvmlSystemGetCudaDriverVersion(int *version) { *version = 13000; return OK; }
-int nvmlDeviceGetCount_v2(unsigned *count) { *count = mode("none") ? 0 : 2; return OK; }
+int nvmlSystemGetDriverVersion(char *text, unsigned length) { snprintf(text, length, mode("12.4") ? "550.54.14" : "580.95.05"); return OK; }
+int nvmlSystemGetCudaDriverVersion(int *version) { *version = mode("12.4") ? 12040 : 13000; return OK; }
+int nvmlDeviceGetCount_v2(unsigned *count) { *count = number(); return OK; }
 int nvmlDeviceGetHandleByIndex_v2(unsigned index, card **device)
 {
-    if (index > 1) return ARGUMENT;
+    if (index >= number()) return ARGUMENT;
     if (gone(&cards[index])) return LOST;
     *device = &cards[index];
+    return OK;
+}
+static int is_instance(card *device) { return device >= instances && device < instances + 2; }
+static void uuid_of(card *device, char *text, unsigned length)
+{
+    const char *rest = "1111-2222-3333-444455556666";
+    if (is_instance(device)) snprintf(text, length, "MIG-%08x-%s", (unsigned)(0xa0 + (device - instances)), rest);
+    else snprintf(text, length, "GPU-%08x-%s", 0x10 + device->index, rest);
+}
+int nvmlDeviceGetUUID(card *device, char *text, unsigned length)
+{
+    NEED(device);
+    if (mode("old")) return UNSUPPORTED;
+    uuid_of(device, text, length);
+    return OK;
+}
+int nvmlDeviceGetHandleByUUID(const char *uuid, card **device)
+{
+    char text[96];
+    for (int i = 0; i < 10; i++) {
+        card *tried = i < 8 ? &cards[i] : &instances[i - 8];
+        uuid_of(tried, text, sizeof text);
+        if (!strcmp(text, uuid)) { *device = tried; return OK; }
+    }
+    return ARGUMENT;
+}
+int nvmlDeviceGetNumGpuCores(card *device, unsigned *value) { NEED(device); *value = device->index == 2 ? 16384 : 10496; return OK; }
+int nvmlDeviceGetMaxClockInfo(card *device, unsigned kind, unsigned *value) { (void)kind; NEED(device); *value = 2000; return OK; }
+int nvmlDeviceGetMigMode(card *device, unsigned *current, unsigned *pending)
+{
+    NEED(device);
+    if (!mode("eight")) return UNSUPPORTED;
+    *current = *pending = device->index == 5;
+    return OK;
+}
+int nvmlDeviceGetMaxMigDeviceCount(card *device, unsigned *count) { NEED(device); *count = 7; return OK; }
+int nvmlDeviceGetMigDeviceHandleByIndex(card *device, unsigned index, card **instance)
+{
+    NEED(device);
+    /* The first place is empty. */
+    if (index < 1 || index > 2) return 6; /* not found */
+    *instance = &instances[index - 1];
     return OK;
 }
 int nvmlDeviceGetName(card *device, char *text, unsigned length)
 {
     NEED(device);
-    snprintf(text, length, device->index ? "GRID \033[31mV100" : "NVIDIA GeForce RTX 4090");
+    if (mode("eight")) snprintf(text, length, "NVIDIA card %d", device->index);
+    else snprintf(text, length, device->index ? "GRID \033[31mV100" : "NVIDIA GeForce RTX 4090");
     return OK;
 }
 typedef struct { unsigned long long total, free, used; } memory1;
@@ -63,6 +112,11 @@ int nvmlDeviceGetMemoryInfo_v2(card *device, memory2 *memory)
     NEED(device);
     if (mode("old")) return FUNCTION;
     if (memory->version != 0x02000028) return ARGUMENT;
+    if (is_instance(device)) {
+        memory->total = 5000000000ULL; memory->reserved = 100000000ULL; memory->used = 400000000ULL;
+        memory->free = 4500000000ULL;
+        return OK;
+    }
     memory->total = 24000000000ULL; memory->reserved = 500000000ULL;
     memory->used = 5500000000ULL; memory->free = 18000000000ULL;
     return OK;

@@ -21,7 +21,8 @@ ADA = ["NVIDIA GeForce RTX 4090", 24_000_000_000, [8, 9], True]
     [
         ({}, ADA),
         ({"CUDA_VISIBLE_DEVICES": "0,1"}, ADA),
-        ({"CUDA_VISIBLE_DEVICES": "GPU-1234"}, ADA),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-00000010"}, ADA),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-1234"}, None),
         ({"CUDA_VISIBLE_DEVICES": ""}, None),
         ({"CUDA_VISIBLE_DEVICES": "-1"}, None),
         ({"CUDA_VISIBLE_DEVICES": "7"}, None),

@@ -41,6 +41,9 @@ def test_a_card_that_reports_everything(ask_driver: Ask) -> None:
         "clock": 2520.0,
         "throttle_reasons": ["power cap", "thermal slowdown"],
         "problem": "",
+        # Half a gigabyte of the rest is the driver's.
+        "memory_free": 18_000_000_000,
+        "uuid": "GPU-00000010-1111-2222-3333-444455556666",
     }
 
 
@@ -63,6 +66,7 @@ def test_a_lost_card_says_so_and_the_other_goes_on(ask_driver: Ask) -> None:
 def test_an_old_driver_is_read_by_its_old_calls(ask_driver: Ask) -> None:
     first = ask_driver(DEVICES, "old")[0]
     assert (first["temperature_c"], first["memory_used"]) == (70.0, 6_000_000_000)
+    assert (first["memory_free"], first["uuid"]) == (18_000_000_000, "")
     assert first["throttle_reasons"] == ["hardware thermal slowdown"]
 
 

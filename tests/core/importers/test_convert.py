@@ -16,6 +16,7 @@ from core.config.document import ConfigDocument
 from core.config.schema import find_option
 from core.errors import UserError
 from core.importers.convert import TOOLS, import_config
+from core.importers.gaps import Gap
 from core.importers.rules import Choice, Copy, Missing, is_one_of
 from core.importers.tool import Rule, Tool, missing
 from tests.core.data.sample_files import write
@@ -53,9 +54,9 @@ def test_the_options_that_a_table_names_exist(tool: Tool) -> None:
 
 
 def test_a_key_has_one_rule() -> None:
-    assert set(missing({"One.": "a b", "Two.": "c"})) == {"a", "b", "c"}
+    assert set(missing({Gap.HUB: "a b", Gap.ORDER: "c"})) == {"a", "b", "c"}
     with pytest.raises(ValueError, match="two rules for a"):
-        missing({"One.": "a b", "Two.": "a"})
+        missing({Gap.HUB: "a b", Gap.ORDER: "a"})
 
 
 @pytest.mark.parametrize("kind", TOOLS)

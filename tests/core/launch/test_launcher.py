@@ -115,9 +115,16 @@ def test_a_worker_outlives_the_process_that_started_it(run: Run) -> None:
     state = launcher.wait_until(run, is_training, 30)
     assert state.pid is not None
     try:
-        assert psutil.pid_exists(state.pid)
+        # Another may have its number by now; this is the one, at work, and nobody's child that is still here.
+        assert start_identity(state.pid) == state.pid_started
+        worker = psutil.Process(state.pid)
+        assert worker.status() != psutil.STATUS_ZOMBIE
+        assert worker.ppid() != os.getpid()
+        assert os.getsid(state.pid) == state.pid != os.getsid(0)
+        beat = run.state_path.stat().st_mtime_ns
         assert launcher.terminate(run)
         wait_for(lambda: run.state().state == "stopped")
+        assert run.state_path.stat().st_mtime_ns > beat, "it was the worker that wrote its end"
     finally:
         if psutil.pid_exists(state.pid) and start_identity(state.pid) == state.pid_started:
             os.kill(state.pid, signal.SIGKILL)
@@ -127,13 +134,10 @@ def test_an_ended_worker_is_no_zombie_after_reaping(run: Run) -> None:
     pid = launcher.launch(run)
     launcher.wait_until(run, is_training, 30)
     os.kill(pid, signal.SIGTERM)
-    wait_for(lambda: run.state().state == "stopped")
-
-    def gone() -> bool:
-        launcher.reap()
-        return not psutil.pid_exists(pid)
-
-    wait_for(gone)
+    wait_for(lambda: psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    assert run.state().state == "stopped"
+    launcher.reap()
+    assert not psutil.pid_exists(pid)
 
 
 def test_a_worker_that_dies_at_once_is_reported_with_the_end_of_its_log(

@@ -51,7 +51,7 @@ def test_what_is_advised_fits_when_it_is_done(name: str, limit: int, method: str
 @pytest.mark.parametrize("name", published.PARAMETERS)
 def test_of_every_family_a_run_that_is_a_little_too_large_is_made_to_fit(name: str) -> None:
     architecture = read_architecture(published.PARAMETERS[name][0], name)
-    config = config_of(train={"max_length": 1024, "batch_size": 4}, memory={"gradient_checkpointing": "off"})
+    config = config_of(train={"max_length": 1024, "batch_size": 1}, memory={"gradient_checkpointing": "off"})
     plan = make_plan(architecture, config, Machine("cuda"))
     machine = Machine("cuda", round(0.95 * plan.needed_bytes))
     tight = make_plan(architecture, config, machine)

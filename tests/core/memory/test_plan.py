@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from core.config.schema import Config
 from core.errors import UserError
+from core.memory.calibration import Calibration
 from core.memory.plan import Machine, Plan
 from core.memory.planner import make_plan
 from core.memory.rows import Rows
@@ -90,9 +91,10 @@ def test_the_loss_is_the_logits_of_a_chunk(model: dict[str, Any], positions: int
     ("method", "measured_gib"), [({"name": "qlora", "rank": 8}, 7.4), ({"name": "lora", "rank": 8}, 16.2)]
 )
 def test_torchtunes_peaks_on_a_4090_are_met_from_above(method: dict[str, Any], measured_gib: float) -> None:
-    """Llama-3.1-8B, 2 rows of 2048 tokens. Its adapters are bf16: so it takes less."""
+    """Llama-3.1-8B, 2 rows of 2048 tokens. Its adapters are bf16, so it takes less; its feed-forward networks keep
+    two wide tensors more, so it takes more."""
     plan = plan_of(published.LLAMA_3_8B, Rows([(2048, 2)]), train={"batch_size": 2}, method=method)
-    assert 1.0 <= without_surroundings(plan) / GIB / measured_gib <= 1.1
+    assert 0.99 <= without_surroundings(plan) / GIB / measured_gib <= 1.1
 
 
 @pytest.mark.parametrize(
@@ -121,24 +123,30 @@ def test_what_the_qlora_paper_fits_on_a_card_fits(
 
 
 def test_checkpointing_is_on_by_itself_where_it_would_not_fit_without() -> None:
+    """Of one row, whose micro-batch cannot be smaller; of as few layers as need be."""
+    one: dict[str, Any] = {"train": {"batch_size": 1}}
     for kind in ("cpu", "cuda"):
         recomputed, kept = (
-            plan_of(published.SMOLLM2_135M, kind=kind, memory={"gradient_checkpointing": choice})
+            plan_of(published.SMOLLM2_135M, kind=kind, memory={"gradient_checkpointing": choice}, **one)
             for choice in ("on", "off")
         )
         assert recomputed.needed_bytes < kept.needed_bytes
-        roomy = plan_of(published.SMOLLM2_135M, kind=kind, limit=kept.needed_bytes)
-        tight = plan_of(published.SMOLLM2_135M, kind=kind, limit=kept.needed_bytes - 1)
+        roomy = plan_of(published.SMOLLM2_135M, kind=kind, limit=kept.needed_bytes, **one)
+        tight = plan_of(published.SMOLLM2_135M, kind=kind, limit=kept.needed_bytes - 1, **one)
+        narrow = plan_of(published.SMOLLM2_135M, kind=kind, limit=recomputed.needed_bytes, **one)
         hopeless = plan_of(
             published.SMOLLM2_135M,
             kind=kind,
             limit=recomputed.needed_bytes - 1,
             memory={"activation_offload": "off"},
+            **one,
         )
         assert (roomy.checkpointing, roomy.fits) == (False, True)
         assert (tight.checkpointing, tight.fits) == (True, True)
+        assert (narrow.checkpointing, narrow.fits) == (True, True)
         assert (hopeless.checkpointing, hopeless.fits) == (True, False)
-        assert tight.parts == recomputed.parts
+        assert 0 == narrow.kept_layers < tight.kept_layers < 30
+        assert narrow.parts == recomputed.parts
 
 
 def test_what_recomputing_starts_from_is_moved_off_a_gpu_by_need() -> None:
@@ -150,7 +158,7 @@ def test_what_recomputing_starts_from_is_moved_off_a_gpu_by_need() -> None:
     assert (here.offload, here.host_bytes) == (False, 0)
     assert (there.offload, there.checkpointing) == (True, True)
     assert here.by_name()["activations"] == 32 * size
-    assert there.by_name()["activations"] == size
+    assert there.by_name()["activations"] == 2 * size, "that of the layer at work, and the one that is fetched ahead"
     assert there.host_bytes == 2 * 32 * size
     assert any("of the machine's memory" in note for note in there.notes)
 
@@ -342,3 +350,72 @@ def test_copies_of_weights_are_kept_where_there_is_plenty_of_memory() -> None:
     assert not kept(limit=1 << 40, memory={"keep_dequantized": "off"}).dequantized
     for options in ({"method": {"dora": True}}, {"train": {"compile": True}}, {"train": {"fused_layers": False}}):
         assert "dequantized" not in kept(limit=1 << 40, **options).by_name()
+
+
+def test_where_the_card_or_the_dtype_has_no_flash_attention_what_other_kernels_keep_counts() -> None:
+    """Keys and values for every query head, or by torch's own attention all scores."""
+    architecture, rows = read_architecture(published.LLAMA_3_8B, "m"), Rows([(2048, 1)])
+
+    def kept(capability: tuple[int, int] | None, precision: str = "fp16", fused: bool = True) -> int:
+        config = config_of(
+            train={"batch_size": 1, "precision": precision, "fused_layers": fused},
+            memory={"gradient_checkpointing": "off"},
+        )
+        return make_plan(architecture, config, Machine("cuda", capability=capability), rows).by_name()["activations"]
+
+    assert kept(None) == kept((8, 6)) == kept((8, 9))
+    repeated = 32 * 2048 * 2 * 2 * (4096 - 1024)
+    assert kept((7, 5)) - kept((8, 6)) == pytest.approx(repeated, rel=0.05)
+    scores = 32 * 32 * 2048 * 2048 * 4
+    assert kept((7, 5), fused=False) - kept((8, 6), fused=False) > 0.9 * scores
+    assert kept((8, 9), "fp32", fused=False) > 2 * kept((8, 9), fused=False)
+
+
+def test_where_nothing_can_be_paged_the_states_count_on_the_card() -> None:
+    """As under WSL 2, where the unpaged form of the optimizer is used."""
+    architecture, full = read_architecture(published.LLAMA_3_8B, "m"), {"name": "full"}
+    plans = [
+        make_plan(architecture, config_of(method=full, train={"optimizer": kind, "batch_size": 1}), machine)
+        for kind, machine in (
+            ("paged_adamw_8bit", Machine("cuda", pages=False)),
+            ("adamw_8bit", Machine("cuda")),
+            ("paged_adamw_8bit", Machine("cuda")),
+        )
+    ]
+    assert plans[0].needed_bytes == plans[1].needed_bytes > plans[2].needed_bytes
+
+
+def test_paged_states_are_checked_against_the_machines_memory() -> None:
+    architecture = read_architecture(published.LLAMA_3_8B, "m")
+    config = config_of(method={"name": "full"}, train={"optimizer": "paged_adamw_8bit", "batch_size": 1})
+    plan = make_plan(architecture, config, Machine("cuda", 24 * GIB, host_bytes=64 * GIB))
+    assert plan.states_host_bytes == pytest.approx(2 * 8.03e9, rel=0.05)
+    assert plan.host_fits
+    assert any("paged" in note for note in plan.notes)
+    short = make_plan(architecture, config, Machine("cuda", 24 * GIB, host_bytes=8 * GIB))
+    assert short.host_fits is False
+    assert any("paged" in note and note.endswith("where 8.6 GB are free.") for note in short.notes)
+    plain = config_of(train={"optimizer": "adamw_8bit"})
+    assert make_plan(architecture, plain, Machine("cuda", 24 * GIB)).states_host_bytes == 0
+
+
+def test_what_was_measured_on_the_device_replaces_what_is_assumed() -> None:
+    architecture, config = read_architecture(published.LLAMA_3_8B, "m"), config_of()
+    measured = Calibration("NVIDIA GeForce RTX 4090", 400 << 20, 0.02, "2.13.0", "2026-01-31")
+
+    def parts(**machine: Any) -> dict[str, tuple[int, str]]:
+        plan = make_plan(architecture, config, Machine(**machine))
+        return {part.name: (part.bytes, part.what) for part in plan.parts}
+
+    assumed, calibrated = parts(kind="cuda"), parts(kind="cuda", calibration=measured)
+    assert assumed["runtime"][1].endswith("assumed")
+    assert assumed["fragmentation"][1].endswith("assumed")
+    assert calibrated["runtime"] == (400 << 20, f"CUDA context and libraries; {measured.source}")
+    assert calibrated["fragmentation"][0] == pytest.approx(assumed["fragmentation"][0] / 2, rel=1e-6)
+    assert measured.source in calibrated["fragmentation"][1]
+    fixed = parts(kind="cuda", expandable=False)
+    assert 2 < fixed["fragmentation"][0] / assumed["fragmentation"][0] < 2.5
+    assert "do not expand" in fixed["fragmentation"][1]
+    on_cpu = parts(kind="cpu", calibration=measured)
+    assert on_cpu["runtime"][0] == 400 << 20
+    assert measured.source in on_cpu["runtime"][1]

@@ -54,4 +54,8 @@ def test_what_asks_for_the_code_of_others_is_refused_with_its_key(
 
 @pytest.mark.parametrize("content", ACCEPTED)
 def test_what_only_looks_like_it_is_accepted(content: dict[str, Any]) -> None:
-    refuse_foreign(json.loads(json.dumps(content)), Path("config.json"))
+    description: dict[str, Any] = json.loads(json.dumps(content))
+    refuse_foreign(description, Path("config.json"))
+    assert description == content, "it is looked at, not changed"
+    with pytest.raises(UserError, match=r"inner\.auto_map"):
+        refuse_foreign({**description, "inner": {**description, "auto_map": CODE}}, Path("config.json"))

@@ -31,6 +31,7 @@ STEADY = (
     "adapters",
     "answers-at-the-ends",
     "continued",
+    "evaluation-before-steps",
     "evaluations-and-samples",
     "fast-steps",
     "full",
@@ -81,15 +82,23 @@ class Moment:
         return abs(self.eta.seconds - self.left) <= max(SHARE_OF_LEFT * self.left, SHARE_OF_WHOLE * self.whole)
 
 
+def values_of(name: str) -> dict[str, Any]:
+    """The configuration of a recorded run."""
+    return flat(tomli.loads((RECORDED / name / "run.toml").read_text(encoding="utf-8")))
+
+
+def recorded(name: str) -> Iterator[Event]:
+    """The events of a recorded run."""
+    lines = gzip.decompress((RECORDED / name / "events.jsonl.gz").read_bytes()).splitlines()
+    return (event for line in lines if (event := decode_event(line)) is not None)
+
+
 def moments(name: str) -> Iterator[Moment]:
     """What is said of a recorded run at each of its events and each second, from a tenth of its steps on.
 
     The time between a stop and the first step after it belongs to nobody: nobody knows when a run is continued.
     """
-    directory = RECORDED / name
-    values = flat(tomli.loads((directory / "run.toml").read_text(encoding="utf-8")))
-    told = [decode_event(line) for line in gzip.decompress((directory / "events.jsonl.gz").read_bytes()).splitlines()]
-    items = [event for event in told if event is not None]
+    values, items = values_of(name), list(recorded(name))
     total = max(event.step for event in items if isinstance(event, StepEvent))
     gaps = list(away(items))
     begin = next(event.t for event in items if is_at_work(event))
@@ -126,7 +135,7 @@ def flat(tables: dict[str, Any]) -> dict[str, Any]:
 def test_from_a_tenth_of_a_recorded_run_on_the_time_left_is_right(name: str) -> None:
     told = list(moments(name))
     wrong = [moment for moment in told if not moment.is_right]
-    assert len(told) > 50
+    assert len(told) > 40
     assert not wrong, [(moment.step, moment.eta, round(moment.left, 1)) for moment in wrong[:5]]
 
 
@@ -140,6 +149,27 @@ def test_the_time_left_follows_the_pace_and_is_right_again_when_others_have_gone
     recovered = [moment for moment in told if moment.step >= 26 + RECENT_STEPS]
     assert len(recovered) > 10
     assert all(moment.is_right for moment in recovered)
+
+
+def test_an_evaluation_before_the_first_step_is_no_part_of_the_steps() -> None:
+    """Ten steps of under a second each, after 20 seconds of measuring: from the first on, no step counts for more."""
+    items = list(recorded("evaluation-before-steps"))
+    schedule = Schedule.of(values_of("evaluation-before-steps"))
+    timings, told = Timings(), []
+    for event in items:
+        timings.apply(event)
+        eta = estimate(timings, schedule, 10, event.t)
+        if timings.step == 0:
+            assert eta is None, "nothing is known of the steps while the untouched model is measured"
+        elif isinstance(event, StepEvent):
+            assert eta is not None
+            told.append((event.step, eta.steps, eta.evaluation))
+    measured = next(event.seconds for event in items if isinstance(event, events.EvalEvent))
+    slowest = max(event.seconds for event in items if isinstance(event, StepEvent))
+    assert measured > 20 * slowest
+    assert [step for step, _, _ in told] == list(range(1, 11))
+    assert all(steps <= (10 - step) * 1.2 * slowest for step, steps, _ in told)
+    assert all(evaluation < measured for *_, evaluation in told), "one is left, of a model that stops sooner"
 
 
 def test_all_recorded_runs_are_looked_at() -> None:

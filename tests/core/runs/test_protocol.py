@@ -32,13 +32,24 @@ def test_what_is_sent_arrives(identity: str, command: str, args: dict[str, objec
     assert protocol.decode_request(line) == request
 
 
-@given(st.binary(max_size=100))
+PING = protocol.encode_request(Request("7", "ping", {}))
+
+
+@given(st.binary(max_size=100) | st.binary(max_size=8).map(lambda noise: PING.strip() + noise))
 def test_bytes_are_a_message_or_an_error(line: bytes) -> None:
-    for decode in (protocol.decode_message, protocol.decode_request):
-        try:
-            decode(line)
-        except ProtocolError:
-            continue
+    try:
+        message = protocol.decode_message(line)
+    except ProtocolError:
+        with pytest.raises(ProtocolError):
+            protocol.decode_request(line)
+        return
+    assert message == json.loads(line), "a message is all of its line"
+    try:
+        request = protocol.decode_request(line)
+    except ProtocolError:
+        assert not line.startswith(PING.strip())
+        return
+    assert protocol.decode_request(protocol.encode_request(request)) == request
 
 
 @given(st.dictionaries(st.sampled_from(["id", "command", "args"]), JSON))
@@ -46,9 +57,13 @@ def test_an_object_of_any_shape_is_a_request_or_an_error(message: dict[str, obje
     try:
         request = protocol.decode_request(json.dumps(message).encode())
     except ProtocolError:
+        sound = isinstance(message.get("id"), str) and isinstance(message.get("command"), str)
+        # All that is asked of a sound one is that its names are short, its numbers finite and its values shallow.
+        assert not sound or max(len(str(message["id"])), len(str(message["command"]))) > 100 or message.get("args")
         return
     assert isinstance(request.id, str)
-    assert isinstance(request.args, dict)
+    assert request.command == message["command"]
+    assert request.args == message.get("args", {})
 
 
 @pytest.mark.parametrize(

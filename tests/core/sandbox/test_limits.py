@@ -30,6 +30,11 @@ def spin() -> None:
             continue
 
 
+def wait_and_spin() -> None:
+    time.sleep(0.4)
+    spin()
+
+
 def spin_after_a_limit() -> None:
     with cpu_limit(30):
         pass
@@ -71,8 +76,9 @@ def test_a_limit_within_a_limit_leaves_the_rest_of_the_other() -> None:
 
 
 def test_waiting_costs_no_processor_time() -> None:
-    with cpu_limit(0.2, kills=False):
-        time.sleep(0.4)
+    with pytest.raises(TimeLimitError) as caught, cpu_limit(0.2, kills=False):
+        wait_and_spin()
+    assert "spin" in [entry.name for entry in caught.traceback], "only work came to its end"
 
 
 def test_the_kernel_ends_what_never_comes_back_to_python() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from textual.app import App, ComposeResult
 from textual.content import Content
 
-from tui.widgets.text_block import clip, hang
+from tests.tui.harness import wait_for
+from tui.widgets.text_block import TextBlock, clip, hang
 
 
 def test_what_wraps_stays_in_the_column_of_its_text() -> None:
@@ -28,3 +30,20 @@ def test_what_has_no_room_ends_in_an_ellipsis() -> None:
     text = "one two three four five six"
     assert clip(Content(text), 14, 2).plain == text
     assert clip(Content(text), 10, 2).plain == "one two\nthree fou…"
+
+
+class BlockApp(App[None]):
+    """An app of one block."""
+
+    def compose(self) -> ComposeResult:
+        yield TextBlock(Content("one"))
+
+
+async def test_a_block_that_changes_again_after_a_layout_has_the_height_of_the_last_change() -> None:
+    async with BlockApp().run_test() as pilot:
+        block = pilot.app.query_one(TextBlock)
+        await wait_for(pilot, lambda: block.size.height == 1)
+        block.show(Content("one\ntwo"))
+        pilot.app.screen._refresh_layout()
+        block.show(Content("one\ntwo\nthree"))
+        await wait_for(pilot, lambda: block.size.height == 3)

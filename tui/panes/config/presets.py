@@ -31,7 +31,8 @@ def suitable(document: ConfigDocument) -> Choice:
     from core.hardware.card import find_card
     from core.presets.begin import suitable_preset
 
-    card = find_card() if document.get("hardware.device") != "cpu" else None
+    gpu = document.get("hardware.gpu")
+    card = find_card(gpu=gpu if isinstance(gpu, str) else None) if document.get("hardware.device") != "cpu" else None
     base = document.get("model.base")
     directory = document.path.parent if document.path is not None else None
     rows = None

@@ -12,6 +12,7 @@ from textual.widget import Widget
 
 from core.text import one_line
 from core.units import format_bytes
+from tui.widgets.relayout import relayout
 from tui.widgets.strips import fit
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class PlanBar(Widget):
         if plan != self.plan:
             self.plan = plan
             self.display = plan is not None
-            self.refresh(layout=True)
+            relayout(self)
 
     def render(self) -> Content:
         """Bar, parts, verdict and advice, a line each."""

@@ -20,6 +20,7 @@ from core.text import one_line
 from core.units import exact_number
 from tui.widgets.forms.path_input import PathInput
 from tui.widgets.forms.safe_input import SafeInput
+from tui.widgets.relayout import relayout
 from tui.widgets.strips import fit
 
 if TYPE_CHECKING:
@@ -174,7 +175,7 @@ class OptionField(Widget):
     def close(self) -> None:
         """Close the input."""
         self.remove_children()
-        self.refresh(layout=True)
+        relayout(self)
 
     def commit(self, *, refocus: bool) -> None:
         """Close the input, if it is open, and post its text."""

@@ -13,6 +13,9 @@ from core.errors import UserError
 
 USER = {"role": "user", "content": "q"}
 ASSISTANT = {"role": "assistant", "content": "a"}
+# Parts of LLaMA-Factory's second generation.
+IMAGE = {"type": "image_url", "value": "1.jpg"}
+CALL = {"type": "tool_call", "value": '{"name": "look", "arguments": {"city": "Ulm"}}'}
 
 
 def rows(*data: dict[str, Any] | None) -> list[Row]:
@@ -128,6 +131,100 @@ def test_openai_messages_with_tools_thoughts_and_weights() -> None:
     assert (called.content, called.reasoning, said.content, said.reasoning) == ("", "hm", "It rains.", "so")
     assert (answered.role, answered.name, answered.tool_call_id) == ("tool", "look", "c1")
     assert [tool["function"]["name"] for tool in example.tools] == ["look", "bare"]
+
+
+def part(text: str, kind: str = "text") -> dict[str, str]:
+    """A part of a content in LLaMA-Factory's spelling."""
+    return {"type": kind, "value": text}
+
+
+def turn(role: str, *parts: dict[str, str], weight: float | None = None) -> dict[str, Any]:
+    """A message in LLaMA-Factory's spelling; without a weight the key is left out."""
+    message: dict[str, Any] = {"role": role, "content": list(parts)}
+    return message if weight is None else {**message, "loss_weight": weight}
+
+
+def test_messages_of_llama_factorys_second_generation() -> None:
+    data = {
+        "messages": [
+            turn("system", part("be short"), weight=0.0),
+            turn("user", part("weather?"), weight=0.0),
+            turn("assistant", part("hm", "reasoning"), CALL, CALL, weight=0.0),
+            turn("tool", part("ra"), part("in"), weight=1.0),
+            turn("assistant", part("so", "reasoning"), part("It rains."), weight=1.0),
+            turn("user", part("sure?"), weight=0.5),
+            turn("assistant", part("Yes.")),
+        ],
+        "tools": '[{"name": "look", "parameters": {}}]',
+        "extra_info": "kto_labels",
+    }
+    assert detect(rows(data)).format == "messages"
+    example = to_example(data, "messages")
+    assert spoken(example) == [
+        *(("system", "be short"), ("user", "weather?"), ("assistant", ""), ("tool", "rain")),
+        *(("assistant", "It rains."), ("user", "sure?"), ("assistant", "Yes.")),
+    ]
+    # Only answers are learned there; a weight of another message counts for nothing, and 1 is that of none.
+    assert [message.train for message in example.messages] == [None, None, False, None, True, None, None]
+    assert [message.reasoning for message in example.messages] == ["", "", "hm", "", "so", "", ""]
+    called = {"type": "function", "function": {"name": "look", "arguments": {"city": "Ulm"}}}
+    assert example.messages[2].tool_calls == (called, called)
+    assert [tool["function"]["name"] for tool in example.tools] == ["look"]
+
+
+def test_pairs_of_llama_factorys_second_generation() -> None:
+    asked = [turn("system", part("s"), weight=0.0), turn("user", part("q"), weight=0.0)]
+    data = {
+        "chosen_messages": [*asked, turn("assistant", part("good"), weight=1.0)],
+        "rejected_messages": [*asked, turn("assistant", part("bad"), weight=1.0)],
+        "tools": '[{"name": "look"}]',
+    }
+    detection = detect(rows(data))
+    assert detection.format == "preference"
+    example = detection.example(rows(data)[0])
+    assert spoken(example) == [("system", "s"), ("user", "q")]
+    assert [(side[-1].content, side[-1].train) for side in (example.chosen, example.rejected)] == [
+        ("good", True),
+        ("bad", True),
+    ]
+    assert len(example.tools) == 1
+    refuse_untrainable(detection, "f.jsonl", "dpo")
+
+
+def test_a_fraction_of_a_message_is_not_learned() -> None:
+    data = {"messages": [turn("user", part("q")), turn("assistant", part("a"), weight=0.25)]}
+    with pytest.raises(RowError) as caught:
+        to_example(data, "messages")
+    assert caught.value.message == (
+        "Message 2 has the loss_weight 0.25, and a message is learned (1) or not (0), as a whole."
+    )
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.lists(st.text(max_size=5), min_size=1, max_size=3),
+            st.lists(st.text(max_size=5), min_size=1, max_size=3),
+            st.sampled_from([None, 0, 1, 0.0, 1.0]),
+        ),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_parts_are_joined_and_weights_are_flags(turns: list[tuple[list[str], list[str], float | None]]) -> None:
+    data: dict[str, Any] = {"messages": []}
+    for asked, answered, weight in turns:
+        data["messages"] += [turn("user", *map(part, asked)), turn("assistant", *map(part, answered), weight=weight)]
+    if not all("".join(answered).strip() for _, answered, _ in turns):
+        with pytest.raises(RowError, match="is empty"):
+            to_example(data, "messages")
+        return
+    example = to_example(data, "messages")
+    said = example.messages[1::2]
+    assert [message.content for message in said] == ["".join(answered) for _, answered, _ in turns]
+    assert [message.content for message in example.messages[::2]] == ["".join(asked) for asked, _, _ in turns]
+    assert [message.train for message in said] == [None if weight is None else weight == 1 for *_, weight in turns]
 
 
 @pytest.mark.parametrize(
@@ -329,6 +426,21 @@ def test_a_wanted_format_is_taken_or_refused() -> None:
         ({"instruction": "do", "output": " "}, "alpaca", "empty_answer"),
         ({"instruction": "do", "output": "a", "history": "x"}, "alpaca", "wrong_keys"),
         ({"instruction": "do", "output": "a", "history": [["q"]]}, "alpaca", "wrong_keys"),
+        *(
+            ({"messages": [USER, {**ASSISTANT, "loss_weight": weight}]}, "messages", "bad_label")
+            for weight in (0.5, 2, -1, 1e-9, float("nan"), "1", [1])
+        ),
+        ({"messages": [USER, {"role": "assistant", "content": [{"type": "text"}]}]}, "messages", "bad_content"),
+        ({"messages": [{"role": "user", "content": [IMAGE]}, ASSISTANT]}, "messages", "bad_content"),
+        ({"messages": [{"role": "user", "content": [CALL]}, ASSISTANT]}, "messages", "bad_tool_call"),
+        (
+            {"messages": [USER, {"role": "assistant", "content": [{"type": "tool_call", "value": "look"}]}]},
+            "messages",
+            "bad_tool_call",
+        ),
+        ({"prompt": [{"type": "tool_call", "value": "{}"}], "completion": "a"}, "prompt_completion", "bad_content"),
+        ({"chosen_messages": [USER, ASSISTANT]}, "preference", "wrong_keys"),
+        ({"chosen_messages": [USER, ASSISTANT], "rejected_messages": []}, "preference", "no_messages"),
         ({"prompt": "q"}, "prompt_completion", "wrong_keys"),
         ({"prompt": "q", "completion": ""}, "prompt_completion", "empty_answer"),
         ({"prompt": "q", "completion": True}, "prompt_completion", "bad_content"),
@@ -352,10 +464,11 @@ def test_an_unreadable_row_keeps_its_own_error() -> None:
 _KEYS = st.sampled_from(
     [
         *("messages", "conversations", "role", "content", "from", "value", "type", "tool_calls", "system", "history"),
+        *("chosen_messages", "rejected_messages", "loss_weight"),
         *("instruction", "input", "output", "prompt", "completion", "question", "answer", "text"),
     ]
 )
-_WORDS = st.sampled_from(["user", "assistant", "system", "human", "gpt", "text", ""])
+_WORDS = st.sampled_from(["user", "assistant", "system", "human", "gpt", "text", "tool_call", "reasoning", ""])
 _JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | _WORDS | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(_KEYS | st.text(max_size=6), inner, max_size=4),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
 import shutil
 import stat
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -332,6 +334,74 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(training: Training, tiny_dis
     with pytest.raises(OSError, match="No space left"):
         training.save(tiny_disk / "checkpoints", 1)
     assert list((tiny_disk / "checkpoints").iterdir()) == []
+
+
+def test_an_optimizer_on_a_full_disk_is_an_oserror() -> None:
+    with pytest.raises(OSError, match="No space left"):
+        checkpoints.save_tensors({"state": torch.ones(100_000)}, Path("/dev/full"))
+
+
+def test_states_are_in_the_file_as_torch_writes_them(training: Training, tmp_path: Path) -> None:
+    states, in_memory = training.optimizer.state_dict(), io.BytesIO()
+    checkpoints.save_tensors(states, tmp_path / "optimizer.pt")
+    torch.save(states, in_memory)
+    assert (tmp_path / "optimizer.pt").read_bytes() == in_memory.getvalue()
+
+
+_SAVE_AND_LOAD = """
+import sys
+from pathlib import Path
+import torch
+from core.worker.checkpoint.checkpoint import load_tensors, save_tensors
+
+def kilobytes(name):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+
+def begin():
+    Path("/proc/self/clear_refs").write_text("5")
+    return kilobytes("VmHWM")
+
+path, states = Path(sys.argv[1]), {number: torch.rand(1 << 21) for number in range(16)}
+save_tensors({}, path)
+before = begin()
+save_tensors(states, path)
+print(kilobytes("VmHWM") - before)
+before, same = kilobytes("RssAnon"), True
+found = load_tensors(path, mapped=True)
+for number, tensor in found.items():
+    same = same and torch.equal(tensor, states[number])
+print(kilobytes("RssAnon") - before if same else "other states")
+"""
+
+
+def test_states_are_not_copied_whole_to_be_written_or_to_be_read(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _SAVE_AND_LOAD, str(tmp_path / "optimizer.pt")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[4])
+    saving, loading = (int(line) for line in done.stdout.split())
+    assert saving < 40 << 10, "of 128 MiB"
+    assert loading < 40 << 10, "but for what lies in the file"
+
+
+@pytest.mark.parametrize("options", [{}, {"optimizer": "adamw_8bit", "rank": 80}])
+def test_states_that_stay_in_the_file_are_the_same(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    original = Training(tiny_model_dir, **options)
+    original.step()
+    written = original.save(tmp_path, 1)
+    expected = original.step()
+    load, mapped = checkpoints.load_tensors, []
+
+    def as_on_a_gpu(path: Path, **_: bool) -> Any:
+        mapped.append(path.name)
+        return load(path, mapped=True)
+
+    monkeypatch.setattr(checkpoints, "load_tensors", as_on_a_gpu)
+    other = Training(tiny_model_dir, seed=9, **options)
+    checkpoints.restore(checkpoints.verify_checkpoint(written.path), model=other.model, optimizer=other.optimizer)
+    assert other.step() == expected
+    assert mapped == ["optimizer.pt", "rng.pt"]
 
 
 def test_the_estimate_of_a_checkpoint_covers_its_tensors(training: Training, saved: Path) -> None:

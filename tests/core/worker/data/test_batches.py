@@ -9,6 +9,7 @@ from core.worker.data.batches import (
     collate,
     fingerprint,
     largest_micro_batch,
+    make_micro_batch,
     split_window,
     supervised_count,
 )
@@ -93,3 +94,18 @@ def test_the_fingerprint_sees_tokens_masks_and_order() -> None:
     assert fingerprint(rows) == fingerprint([make_row(4, 2), make_row(6, 2)])
     assert fingerprint(rows) != fingerprint(rows[::-1])
     assert fingerprint(rows) != fingerprint([make_row(4, 3), make_row(6, 2)])
+
+
+def test_a_micro_batch_of_the_cpu_has_no_second_copy_and_that_of_a_device_knows_what_is_supervised() -> None:
+    rows = [make_row(3, 1), make_row(9, 4)]
+    here = make_micro_batch([0, 1], rows, 0, torch.device("cpu"))
+    assert here.host is None
+    there = make_micro_batch([0, 1], rows, 0, torch.device("meta"), 5)
+    host = there.host
+    assert host is not None
+    assert there.most_shared == 5
+    assert there.input_ids.shape == here.input_ids.shape
+    wanted = here.input_ids[:, 1:][here.supervised[:, 1:]]
+    assert host.targets().tolist() == wanted.tolist()
+    assert here.input_ids.flatten()[host.predicting() + 1].tolist() == wanted.tolist()
+    assert host.counts() == here.supervised[:, 1:].sum(dim=1).tolist()

@@ -13,6 +13,7 @@ import torch
 
 from core.config.schema import MethodSection
 from core.data.conversation import Example, Message
+from core.worker.data.batches import HostBatch
 from core.worker.data.dataset import Dataset
 from core.worker.data.encode import Encoder
 from core.worker.evaluate import evaluate
@@ -177,15 +178,17 @@ class LimitedLoss:
         self.loss, self.rows, self.fail_at, self.calls = SupervisedLoss(model), rows, fail_at, 0
         self.sizes: list[int] = []
 
-    def summed(self, *outputs: torch.Tensor) -> torch.Tensor:
-        return self.loss.summed(*outputs)
+    def summed(self, *outputs: torch.Tensor, host: HostBatch | None) -> torch.Tensor:
+        return self.loss.summed(*outputs, host=host)
 
-    def hidden(self, input_ids: torch.Tensor, supervised: torch.Tensor, *, most_shared: int | None) -> torch.Tensor:
+    def hidden(
+        self, input_ids: torch.Tensor, supervised: torch.Tensor, *, most_shared: int | None, host: HostBatch | None
+    ) -> torch.Tensor:
         self.calls += 1
         if len(input_ids) > self.rows or self.calls in self.fail_at:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         self.sizes.append(len(input_ids))
-        return self.loss.hidden(input_ids, supervised, most_shared=most_shared)
+        return self.loss.hidden(input_ids, supervised, most_shared=most_shared, host=host)
 
 
 def limited(bench: Bench, rows: int, fail_at: set[int]) -> tuple[Evaluator, LimitedLoss, list[str]]:

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from core.config.schema import MethodSection
-from core.worker.fused.lora import FusedLora, can_fuse
+from core.worker.fused import lora
+from core.worker.fused.lora import FusedLora, can_fuse, has_faster_kernel
+from core.worker.fused.mode import comparable
 from core.worker.model.adapters import TRAINED, attach_adapters, switched_off
 from core.worker.model.model import load_model
 
@@ -124,3 +126,48 @@ def test_dropped_copies_are_made_anew_from_four_bits(tiny_model_dir: Path) -> No
     assert not weight.is_kept
     for matrix in (kept, weight.matrix(torch.bfloat16)):
         torch.testing.assert_close(matrix, before, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("rows", "device", "quantized", "kept", "faster"),
+    [
+        (1, "cpu", True, False, True),
+        (1, "cpu", False, False, True),
+        (1, "cpu", True, True, False),
+        (2, "cpu", True, False, False),
+        (1, "cuda", True, False, True),
+        (8, "cuda", True, False, True),
+        (64, "cuda", True, False, True),
+        (65, "cuda", True, False, False),
+        (8, "cuda", True, True, False),
+        (8, "cuda", False, False, False),
+        (1, "cuda", False, False, True),
+    ],
+)
+def test_few_rows_are_multiplied_by_the_layers_own_kernel(
+    rows: int, device: str, quantized: bool, kept: bool, faster: bool
+) -> None:
+    assert has_faster_kernel(rows, device, quantized=quantized, kept=kept) is faster
+
+
+@pytest.mark.parametrize("tokens", [1, 3])
+@pytest.mark.parametrize("method", ["qlora", "lora"])
+def test_what_is_compared_never_goes_through_another_kernel(
+    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, method: str, tokens: int
+) -> None:
+    """Adapters that have no effect yet, on and off: to the bit the same."""
+    model = adapted(tiny_model_dir, method=method)
+    layer = first_layer(model)
+    layer.lora_B[TRAINED].weight.data.zero_()
+    fused = FusedLora(layer, TRAINED)
+
+    def refused(*arguments: Any, **options: Any) -> Any:
+        raise AssertionError("the layer's own forward")
+
+    monkeypatch.setattr(fused, "_usual", refused)
+    monkeypatch.setattr(lora, "has_faster_kernel", lambda *_, **__: True)
+    x = torch.randn(1, tokens, 64)
+    on = fused(x.clone().requires_grad_())
+    with switched_off(model), torch.no_grad(), comparable():
+        off = fused(x)
+    assert torch.equal(on.detach(), off)

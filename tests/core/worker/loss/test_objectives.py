@@ -10,7 +10,7 @@ from datasets import Dataset
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 from trl.experimental.orpo import ORPOTrainer
 
-from core.worker.data.batches import collate
+from core.worker.data.batches import HostBatch, MicroBatch, collate, pad
 from core.worker.data.encode import TokenizedRow
 from core.worker.loss.loss import SupervisedLoss
 from core.worker.loss.objectives import make_objective
@@ -138,18 +138,40 @@ def test_loss_rewards_and_gradients_do_not_depend_on_the_cut(tiny_model_dir: Pat
         torch.testing.assert_close(bench.gradient(), wanted, atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.parametrize("train", [{"objective": "sft"}, OBJECTIVES[1], *OBJECTIVES[3:]])
+def test_what_the_host_knows_of_a_batch_is_not_asked_of_the_device(
+    tiny_model_dir: Path, train: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, where it would be a wait: loss and gradients are the same."""
+    wanted = Bench(tiny_model_dir, **train)
+    found = Bench(tiny_model_dir, **train)
+    loss = wanted.windows.run(WINDOW, where="step 1").loss
+
+    def hosted(rows: Any, sequences: Any, pad_id: int, device: Any, most_shared: int | None) -> MicroBatch:
+        return MicroBatch(rows, *collate(sequences, pad_id, device), most_shared, pad(sequences, pad_id))
+
+    monkeypatch.setattr("core.worker.train.make_micro_batch", hosted)
+    assert found.windows.run(WINDOW, where="step 1").loss == loss
+    assert torch.equal(found.gradient(), wanted.gradient())
+
+
 class FailsOnce(SupervisedLoss):
     """Runs out of memory at its third call."""
 
     calls = 0
 
     def hidden(
-        self, input_ids: torch.Tensor, supervised: torch.Tensor, *, most_shared: int | None = None
+        self,
+        input_ids: torch.Tensor,
+        supervised: torch.Tensor,
+        *,
+        most_shared: int | None = None,
+        host: HostBatch | None = None,
     ) -> torch.Tensor:
         self.calls += 1
         if self.calls == 3:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return super().hidden(input_ids, supervised, most_shared=most_shared)
+        return super().hidden(input_ids, supervised, most_shared=most_shared, host=host)
 
 
 @pytest.mark.parametrize("train", OBJECTIVES[:1] + OBJECTIVES[3:])

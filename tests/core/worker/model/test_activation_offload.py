@@ -13,7 +13,9 @@ import torch
 
 from core.config.schema import Config
 from core.errors import UserError
+from core.worker.data.batches import HostBatch
 from core.worker.loss.loss import SupervisedLoss
+from core.worker.model.activation_mover import ActivationMover
 from core.worker.model.activation_offload import (
     ActivationOffload,
     available_offload,
@@ -24,7 +26,9 @@ from core.worker.model.full_weights import choose_weights, trained_tensors
 from core.worker.model.model import LoadedModel, evaluation_mode, load_model
 from core.worker.optim.optim import make_optimizer
 from core.worker.optim.update import WeightUpdate
+from core.worker.steps.gradient_checkpointing import GradientCheckpointing
 from tests.core.worker.loss.preference_bench import Bench, make_rows
+from tests.core.worker.model.lanes import PromptDevice
 from tests.core.worker.steps.stepper import Stepper
 
 WINDOW = list(range(8))
@@ -91,6 +95,20 @@ def test_gradients_are_the_same_to_the_last_bit(tiny_model_dir: Path, objective:
     assert len(bench.elsewhere.shapes) == count, "turned off again, nothing goes"
 
 
+@pytest.mark.parametrize("objective", ["sft", "dpo"])
+def test_moved_beside_what_is_computed_they_are_the_same_too(tiny_model_dir: Path, objective: str) -> None:
+    bench = Moving(tiny_model_dir, dropout=0.2, objective=objective)
+    loss, wanted = bench.run(offload=False)
+    device = PromptDevice()
+    bench.windows.checkpointing = GradientCheckpointing(
+        bench.loaded.model, bench.windows.state, ActivationOffload(is_activation, mover=ActivationMover(device))
+    )
+    moved, gradient = bench.run(offload=True)
+    assert moved == loss
+    assert torch.equal(gradient, wanted)
+    assert device.copies["out"] == device.copies["back"] > 0
+
+
 def test_weights_that_change_inside_backward_become_the_same(tiny_model_dir: Path) -> None:
     """The weights of a layer change while those before it still wait for their inputs."""
     train = Config.model_validate({"data": {"train": "x"}}).train
@@ -134,12 +152,12 @@ class Failing:
     def __init__(self, loss: SupervisedLoss, at: int) -> None:
         self.loss, self.at, self.calls = loss, at, 0
 
-    def summed(self, *outputs: torch.Tensor) -> torch.Tensor:
-        return self.loss.summed(*outputs)
+    def summed(self, *outputs: torch.Tensor, host: HostBatch | None) -> torch.Tensor:
+        return self.loss.summed(*outputs, host=host)
 
-    def hidden(self, *batch: torch.Tensor, most_shared: int | None) -> torch.Tensor:
+    def hidden(self, *batch: torch.Tensor, most_shared: int | None, host: HostBatch | None) -> torch.Tensor:
         self.calls += 1
-        found = self.loss.hidden(*batch, most_shared=most_shared)
+        found = self.loss.hidden(*batch, most_shared=most_shared, host=host)
         if self.at in (0, self.calls):
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return found

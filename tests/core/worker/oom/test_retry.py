@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import ctypes
 import gc
 import weakref
 
+import numpy as np
 import pytest
 import torch
 
-from core.worker.oom.retry import attempt, is_out_of_memory
+from core.worker.oom.retry import MemoryShortageError, attempt, is_out_of_memory, shortage_explained
 
 
 @pytest.mark.parametrize(
@@ -16,6 +18,19 @@ from core.worker.oom.retry import attempt, is_out_of_memory
         (MemoryError(), True),
         (RuntimeError("CUDA error: out of memory"), True),
         (RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory: 12 bytes"), True),
+        (torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be reported later."), True),
+        (RuntimeError("CUDA driver error: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("cusolver error: CUSOLVER_STATUS_INTERNAL_ERROR, when calling `cusolverDnCreate(handle)`"), True),
+        (RuntimeError("Triton Error [CUDA]: out of memory"), True),
+        (RuntimeError("unable to mmap 1073741824 bytes from file <x>: Cannot allocate memory (12)"), True),
+        (ValueError("NULL pointer access"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasSgemm(handle, opa)`"), False),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasCreate(handle)`"), False),
+        (RuntimeError("CUDA driver error: unknown error"), False),
+        (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), False),
         (RuntimeError("shape mismatch"), False),
         (ValueError("CUDA error: out of memory"), False),
         (KeyboardInterrupt(), False),
@@ -29,6 +44,13 @@ def test_the_cpu_allocator_says_it_in_words_that_are_known() -> None:
     tried = attempt(lambda: torch.empty(1 << 60))
     assert tried.failed
     assert tried.result is None
+
+
+def test_a_null_pointer_in_place_of_managed_memory_is_told_in_words_that_are_known() -> None:
+    # As bitsandbytes makes a paged state of what its library returns.
+    pointer = ctypes.cast(ctypes.c_void_p(None), ctypes.POINTER(ctypes.c_int))
+    tried = attempt(lambda: np.ctypeslib.as_array(pointer, shape=(4,)))
+    assert tried.failed
 
 
 def test_an_attempt_that_failed_holds_nothing_alive() -> None:
@@ -46,6 +68,17 @@ def test_an_attempt_that_failed_holds_nothing_alive() -> None:
         gc.enable()
     assert tried.reason == "CUDA out of memory."
     assert alive[0]() is None
+
+
+def test_work_that_cannot_be_begun_again_ends_with_a_sentence() -> None:
+    with pytest.raises(MemoryShortageError) as caught, shortage_explained("in attaching", "Lower method.rank."):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nmore")
+    assert (caught.value.message, caught.value.hint) == (
+        "Memory ran out in attaching: CUDA out of memory.",
+        "Lower method.rank.",
+    )
+    with pytest.raises(RuntimeError, match="shape mismatch"), shortage_explained("in attaching", ""):
+        raise RuntimeError("shape mismatch")
 
 
 def test_other_errors_are_passed_on() -> None:

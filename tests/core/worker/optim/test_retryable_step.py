@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from core.config.derived import FP32_STATES
 from core.config.schema import Config
 from core.worker.oom.retry import MemoryShortageError, Retry
+from core.worker.optim import retryable_step
 from core.worker.optim import update as update_module
+from core.worker.optim.blockwise import is_blockwise, step_parameter
 from core.worker.optim.optim import make_optimizer
 from core.worker.optim.retryable_step import RetryableStep
 from core.worker.optim.rounding import add_slices
@@ -50,25 +54,42 @@ def assert_equal(first: list[Any], second: list[Any]) -> None:
 class Failing:
     """A function that runs out of memory at chosen calls, after having done its work or before."""
 
-    def __init__(self, real: Callable[..., Any], fail_at: set[int], *, after: bool) -> None:
+    def __init__(
+        self, real: Callable[..., Any], fail_at: set[int], *, after: bool, error: Exception | None = None
+    ) -> None:
         self.real, self.fail_at, self.after, self.calls = real, fail_at, after, 0
+        self.error = error
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self.calls += 1
         fails = self.calls in self.fail_at
         result = self.real(*args, **kwargs) if self.after or not fails else None
         if fails:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
+            raise self.error or torch.OutOfMemoryError("CUDA out of memory.")
         return result
+
+
+def fail_steps(
+    monkeypatch: pytest.MonkeyPatch, optimizer: Any, fail_at: set[int], *, after: bool, error: Exception | None = None
+) -> Failing:
+    """Let the step of a parameter fail: an optimizer's own, or that of bitsandbytes' optimizers."""
+    if not is_blockwise(optimizer):
+        optimizer.step = failing = Failing(optimizer.step, fail_at, after=after, error=error)
+    else:
+        failing = Failing(step_parameter, fail_at, after=after, error=error)
+        monkeypatch.setattr(retryable_step, "step_parameter", failing)
+    return failing
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS[1:])
 @pytest.mark.parametrize("fail_at", [{1}, {2, 3}, {4}, {6, 8}])
-def test_a_parameter_whose_step_failed_after_it_was_changed_is_stepped_once(kind: str, fail_at: set[int]) -> None:
+def test_a_parameter_whose_step_failed_after_it_was_changed_is_stepped_once(
+    kind: str, fail_at: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     calm, failing = parameters(), parameters()
     steady, tried = (make_optimizer(each, options(kind)) for each in (calm, failing))
     told: list[str] = []
-    tried.step = Failing(tried.step, fail_at, after=True)
+    fail_steps(monkeypatch, tried, fail_at, after=True)
     step = RetryableStep(tried, Retry(notice=lambda code, _message, _hint: told.append(code)))
     for number in range(3):
         give_gradients(calm, number)
@@ -103,11 +124,14 @@ def test_of_fused_adamw_a_group_is_stepped_once(fail_at: set[int], monkeypatch: 
     assert_equal(states(tried), states(steady))
 
 
-def test_a_step_that_never_fits_is_a_sentence_and_leaves_the_part_as_it_was() -> None:
+@pytest.mark.parametrize("kind", OPTIMIZERS[1:])
+def test_a_step_that_never_fits_is_a_sentence_and_leaves_the_part_as_it_was(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trained = parameters()
-    optimizer = make_optimizer(trained, options("adamw_8bit"))
+    optimizer = make_optimizer(trained, options(kind))
     before = [parameter.detach().clone() for parameter in trained]
-    optimizer.step = Failing(optimizer.step, set(range(99)), after=True)
+    fail_steps(monkeypatch, optimizer, set(range(99)), after=True)
     step = RetryableStep(optimizer, Retry(where=lambda: "step 7"))
     give_gradients(trained, 0)
     with pytest.raises(MemoryShortageError, match="at step 7 in the optimizer's step, 3 times in a row"):
@@ -116,17 +140,90 @@ def test_a_step_that_never_fits_is_a_sentence_and_leaves_the_part_as_it_was() ->
     assert states(optimizer) == []
 
 
-def test_other_errors_are_passed_on() -> None:
+@pytest.mark.parametrize("kind", OPTIMIZERS[1:])
+def test_other_errors_are_passed_on(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     trained = parameters()
-    optimizer = make_optimizer(trained, options("adamw_8bit"))
-
-    def broken() -> None:
-        raise RuntimeError("shape mismatch")
-
-    optimizer.step = broken
+    optimizer = make_optimizer(trained, options(kind))
+    fail_steps(monkeypatch, optimizer, {1}, after=False, error=RuntimeError("shape mismatch"))
     give_gradients(trained, 0)
     with pytest.raises(RuntimeError, match="shape mismatch"):
         RetryableStep(optimizer, Retry())()
+
+
+@pytest.mark.parametrize("kind", ["adamw_8bit", "lion_8bit"])
+@pytest.mark.parametrize("fail_at", [{1}, {2, 3}, {4}, {6, 8}])
+def test_an_update_that_takes_no_memory_needs_no_copies(
+    kind: str, fail_at: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a card: what takes memory, the first states and laying a gradient out, comes before anything changes."""
+    calm, failing = parameters(), parameters()
+    steady, tried = (make_optimizer(each, options(kind)) for each in (calm, failing))
+    fail_steps(monkeypatch, tried, fail_at, after=False)
+    step = RetryableStep(tried, Retry(), in_place=True)
+    for number in range(3):
+        give_gradients(calm, number)
+        give_gradients(failing, number)
+        steady.step()
+        step()
+    assert_equal(list(failing), list(calm))
+    assert_equal(states(tried), states(steady))
+
+
+def test_states_that_are_made_in_part_are_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    calm, failing = parameters(), parameters()
+    steady, tried = (make_optimizer(each, options("adamw_8bit")) for each in (calm, failing))
+    monkeypatch.setattr(tried, "get_state_buffer", Failing(tried.get_state_buffer, {2, 4}, after=True))
+    step = RetryableStep(tried, Retry(), in_place=True)
+    for to in (calm, failing):
+        give_gradients(to, 0)
+    steady.step()
+    step()
+    assert_equal(list(failing), list(calm))
+    assert_equal(states(tried), states(steady))
+
+
+class Dispatched(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts what goes through torch's dispatcher inside it, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.counts[str(func)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("kind", "calls", "clones"), [("adamw", 5, 1), ("adamw_8bit", 80, 0), ("lion_8bit", 80, 0)])
+def test_what_a_step_of_forty_adapters_calls_and_copies_on_a_card(kind: str, calls: int, clones: int) -> None:
+    trained = [torch.nn.Parameter(torch.ones(64, 64)) for _ in range(40)]
+    step = RetryableStep(make_optimizer(trained, options(kind)), Retry(), in_place=True)
+    for number in range(2):
+        give_gradients(trained, number)
+        with Dispatched() as dispatched:
+            step()
+    assert dispatched.counts.total() == calls
+    assert dispatched.counts["aten.clone.default"] == clones
+
+
+def test_counters_that_differ_are_put_back_each_to_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An expert that is not asked has no gradient, and is a step behind from then on."""
+    calm, failing = parameters(), parameters()
+    steady, tried = (make_optimizer(each, options("adamw")) for each in (calm, failing))
+    failing_call = Failing(torch._fused_adamw_, {3}, after=False)
+    step = RetryableStep(tried, Retry())
+    for number in range(3):
+        for to in (calm, failing):
+            give_gradients(to, number)
+            if number == 1:
+                to[1].grad = None
+        steady.step()
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "_fused_adamw_", failing_call)
+            step()
+    assert failing_call.calls == 4
+    assert_equal(list(failing), list(calm))
+    assert_equal(states(tried), states(steady))
 
 
 def weight_update(net: torch.nn.Module, kind: str, *, in_backward: bool) -> WeightUpdate:

@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from core.config.derived import FP32_STATES
 from core.config.schema import Config
 from core.worker.optim.optim import make_optimizer
 from core.worker.optim.update import WeightUpdate
+from tests.core.worker.optim.plain_kernels import PlainKernels
 
 OPTIMIZERS = ("adamw", "adamw_8bit", "paged_adamw_8bit")
 
@@ -207,3 +209,62 @@ def test_it_is_known_when_a_window_cannot_be_run_again() -> None:
     setup.update.step()
     moments.append(setup.update.partial)
     assert moments == [False, True, False]
+
+
+class Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the values that the host reads of what is computed, each of which is a wait for a card; seeds are its
+    own."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += str(func) == "aten._local_scalar_dense.default" and args[0].is_floating_point()
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("in_backward", [False, True])
+def test_kernels_do_the_same_and_the_host_waits_for_no_tensor(optimizer: str, in_backward: bool) -> None:
+    kernels = PlainKernels()
+    plain = Setup(optimizer, in_backward=in_backward)
+    fast = Setup(optimizer, in_backward=in_backward, kernels=kernels)
+    for step in range(3):
+        norms = [plain.step(step), fast.step(step)]
+        assert norms[0] == norms[1]
+    assert equal(plain.weights(), fast.weights())
+    assert kernels.added == 3 * 4
+    if in_backward:
+        counts = []
+        for setup in (plain, fast):
+            setup.update.begin(1e-2)
+            with Reads() as reads:
+                setup.backward(3)
+            counts.append(reads.count)
+        assert counts == [4, 0], "one a tensor, and none"
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_kernels_leave_a_gradient_that_is_not_finite_out(optimizer: str, dtype: torch.dtype) -> None:
+    """Of one tensor; the others are updated."""
+    setup = Setup(optimizer, in_backward=True, dtype=dtype, kernels=PlainKernels())
+    setup.step(0)
+    before, states = setup.weights(), copy.deepcopy(setup.update.state_dict())
+    setup.update.begin(1e-2)
+    spoiled: Any = setup.net.second.weight
+    spoiling = spoiled.register_hook(lambda gradient: gradient * math.inf)
+    setup.backward(1)
+    assert not math.isfinite(setup.update.clip())
+    setup.update.drop()
+    changed = dict(zip(dict(setup.net.named_parameters()), map(torch.ne, before, setup.weights()), strict=True))
+    assert [name for name, where in changed.items() if not where.any()] == ["second.weight"]
+    now = setup.update.state_dict()["second.weight"]["state"][0]
+    for name, value in states["second.weight"]["state"][0].items():
+        if optimizer == "adamw":
+            assert torch.equal(now[name], value), "fused AdamW leaves its states as they are"
+    assert all(torch.isfinite(parameter).all() for parameter in setup.net.parameters())
+    spoiling.remove()
+    setup.step(2)
+    assert all(torch.isfinite(parameter).all() for parameter in setup.net.parameters())

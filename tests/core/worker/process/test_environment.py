@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from core.worker.process import environment
-
 
 def run_python(code: str, **variables: str) -> str:
     result = subprocess.run(
@@ -28,6 +26,53 @@ def test_the_private_variables_are_set_whatever_the_user_has() -> None:
     assert "expandable_segments:True" in found["PYTORCH_ALLOC_CONF"]
 
 
+ALLOCATOR = (
+    "import json, os, torch; from core.hardware.allocator import describe_allocator; "
+    "from core.worker.process import environment; "
+    "environment.is_wsl = lambda: {wsl}; environment.prepare(); "
+    # As at the first CUDA call: the allocator's own reading of the environment, and what it makes of it.
+    "print(json.dumps([torch._C._accelerator_getAllocatorSettings(), os.environ.get('CUDA_DEVICE_ORDER'), "
+    "describe_allocator(os.environ, wsl={wsl})]))"
+)
+NEW, OLD = "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"
+
+
+@pytest.mark.parametrize(
+    ("variables", "wsl", "settings", "words"),
+    [
+        ({}, False, "expandable_segments:True", "expandable segments"),
+        ({}, True, "expandable_segments:False", "expandable segments are off under WSL 2"),
+        ({NEW: "expandable_segments:False"}, False, "expandable_segments:False", f"({NEW}=expandable_segments:False)"),
+        ({OLD: "expandable_segments:False"}, False, "expandable_segments:False", f"({OLD}=expandable_segments:False)"),
+        ({NEW: "max_split_size_mb:128"}, False, "max_split_size_mb:128", "as you set it"),
+        ({OLD: "max_split_size_mb:128"}, True, "max_split_size_mb:128", "as you set it"),
+        ({NEW: "expandable_segments:True"}, True, "expandable_segments:True", "as you set it"),
+        ({NEW: ""}, False, "", "as you set it"),
+    ],
+)
+def test_the_allocator_is_as_the_user_said(variables: dict[str, str], wsl: bool, settings: str, words: str) -> None:
+    clean = {name: value for name, value in os.environ.items() if name not in (NEW, OLD, "CUDA_DEVICE_ORDER")}
+    done = subprocess.run(
+        [sys.executable, "-c", ALLOCATOR.format(wsl=wsl)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=clean | variables,
+    )
+    read, order, described = json.loads(done.stdout)
+    assert read == settings
+    assert words in described
+    assert order == "PCI_BUS_ID"
+
+
+def test_the_users_order_of_cards_is_kept() -> None:
+    code = (
+        "import os; from core.worker.process import environment; environment.prepare(); "
+        "print(os.environ['CUDA_DEVICE_ORDER'])"
+    )
+    assert run_python(code, CUDA_DEVICE_ORDER="FASTEST_FIRST").strip() == "FASTEST_FIRST"
+
+
 def test_no_native_code_is_fetched_for_bitsandbytes(tmp_path: Path) -> None:
     """A package called kernels, as the hub's is, must not even be asked."""
     (tmp_path / "kernels.py").write_text(
@@ -41,16 +86,3 @@ def test_no_native_code_is_fetched_for_bitsandbytes(tmp_path: Path) -> None:
         OMP_NUM_THREADS="1",
     )
     assert not (tmp_path / "asked").exists()
-
-
-@pytest.mark.parametrize(("load", "passive"), [(0.0, False), (1e3, True)])
-def test_openmp_sleeps_only_where_the_machine_is_oversubscribed(
-    load: float, passive: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "getloadavg", lambda: (load, load, load))
-    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setitem(sys.modules, "kernels", sys.modules.get("kernels"))
-    environment.prepare()
-    assert (os.environ.get("OMP_WAIT_POLICY") == "passive") is passive
-    assert (os.environ.get("GOMP_SPINCOUNT") == "0") is passive

@@ -49,7 +49,7 @@ from core.worker.optim.optim import make_optimizer
 from core.worker.progress.state import TrainState
 from core.worker.setup import memory_decision as prediction
 from core.worker.setup.fast_paths import fuse_layers
-from core.worker.setup.memory_decision import decide_checkpointing, decide_offload, predict_memory
+from core.worker.setup.memory_decision import decide_memory, decide_offload, predict_memory
 from core.worker.steps.window import first_budget
 from tests.core.models.architecture import published
 from tests.core.worker.steps.stepper import make_state
@@ -290,6 +290,21 @@ def test_weights_that_stay_dequantized_are_not_dequantized_again(model_of: Calla
     assert comes_and_goes(plan_of(config, 0.02)) == pytest.approx(measured, rel=0.07)
 
 
+@pytest.mark.parametrize("kept", [1, 3, 5, 7])
+@pytest.mark.parametrize("supervised", [0.02, 1.0])
+def test_layers_that_are_kept_beside_recomputed_ones_are_told(
+    kept: int, supervised: float, model_of: Callable[[str], Path]
+) -> None:
+    config, length = config_of(model_of("deep"), checkpointing=True), 512
+    loaded, machine = prepare(config), Machine("cpu")
+    set_gradient_checkpointing(loaded.model, True, kept_layers=kept)
+    rows = Rows(length_runs([length] * ROWS), supervised)
+    architecture = load_architecture(Path(config.model.base))
+    plan = make_plan(architecture, config, machine, rows, checkpointing=True, kept_layers=kept)
+    measured = peak_of_tensors(loaded, supervised, length)
+    assert comes_and_goes(plan) == pytest.approx(measured, rel=0.07)
+
+
 @pytest.mark.parametrize("fused", [True, False], ids=["fused", "plain"])
 def test_what_is_moved_away_is_missing_in_the_peak(fused: bool, model_of: Callable[[str], Path]) -> None:
     """To memory that is not torch's, as pinned memory is not the device's."""
@@ -441,7 +456,7 @@ def test_activations_are_recomputed_where_the_run_would_not_fit(
     cpu = torch.device("cpu")
     for choice, limit, wanted in (
         ("auto", needed, False),
-        ("auto", needed - 1, True),
+        ("auto", needed // 2, True),
         ("off", 1, False),
         ("on", 1 << 50, True),
     ):
@@ -449,10 +464,58 @@ def test_activations_are_recomputed_where_the_run_would_not_fit(
         chosen = config.model_copy(
             update={"memory": config.memory.model_copy(update={"gradient_checkpointing": choice})}
         )
-        decided, reason = decide_checkpointing(chosen, cpu, dataset, state.token_budget)
-        assert decided is wanted
+        decided = decide_memory(chosen, cpu, dataset, state.token_budget)
+        reason = decided.checkpointing_reason
+        assert decided.checkpointing is wanted
+        assert decided.token_budget == state.token_budget
         assert reason.startswith("Activations are recomputed" if wanted else "Activations are kept")
         assert ("memory.gradient_checkpointing" in reason) is (choice != "auto")
+
+
+def test_with_little_memory_micro_batches_are_smaller_or_some_layers_recomputed(
+    model_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The decision of the run is that of the plan, on a CPU too."""
+    config = config_of(model_of("deep"))
+    train = config.train.model_copy(update={"batch_size": 8})
+    memory = config.memory.model_copy(update={"gradient_checkpointing": "auto"})
+    config = config.model_copy(update={"train": train, "memory": memory})
+    ids, learned = np.full(512, 3, dtype=np.int32), np.ones(512, dtype=np.bool_)
+    dataset, cpu = Dataset(rows=[TokenizedRow(ids, learned)] * 8), torch.device("cpu")
+    first = first_budget(cpu, whole=False)
+    free = 1 << 40
+    monkeypatch.setattr(prediction, "_limit", lambda _device: free)
+    whole = decide_memory(config, cpu, dataset, first)
+    assert (whole.token_budget, whole.checkpointing, whole.cut) == (first, False, False)
+    found = set()
+    machine = Machine("cpu")
+    most, least = (
+        prediction._plan(config, machine, dataset, first, checkpointing=on, offload=False) for on in (False, True)
+    )
+    assert most is not None
+    assert least is not None
+    for share in np.linspace(0, 1.02, 12):
+        free = int(least.needed_bytes * 0.9 + share * (most.needed_bytes - least.needed_bytes * 0.9))
+        decision = decide_memory(config, cpu, dataset, first)
+        found.add((decision.token_budget, decision.checkpointing, decision.kept_layers > 0))
+        assert decision.cut is (decision.token_budget < first)
+        assert not decision.offload
+        assert decision.checkpointing_reason.startswith("Activations")
+    assert (first, False, False) in found
+    assert any(budget < first for budget, _, _ in found)
+
+
+@pytest.mark.parametrize(
+    ("environment", "expandable"),
+    [
+        ({}, False),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}, True),
+        ({"PYTORCH_ALLOC_CONF": "max_split_size_mb:512,expandable_segments:True"}, True),
+        ({"PYTORCH_ALLOC_CONF": "expandable_segments:False"}, False),
+    ],
+)
+def test_expandable_segments_are_what_the_environment_says(environment: dict[str, str], expandable: bool) -> None:
+    assert prediction.has_expandable_segments(environment) is expandable
 
 
 @pytest.mark.parametrize(
@@ -493,7 +556,9 @@ def test_activations_are_moved_off_a_gpu_where_the_run_would_not_fit_recomputed(
     assert (decided, bool(reason)) == (False, choice == "on")
     by_need = config.model_copy(update={"memory": config.memory.model_copy(update={"gradient_checkpointing": "auto"})})
     monkeypatch.setattr(prediction, "_limit", lambda _device: 1 << 50)
-    assert decide_checkpointing(by_need, cuda, dataset, state.token_budget)[0] is (choice == "on")
+    decision = decide_memory(by_need, cuda, dataset, state.token_budget)
+    assert decision.checkpointing is (choice == "on")
+    assert decision.kept_layers == 0
 
 
 def test_a_run_predicts_its_own_memory(model_of: Callable[[str], Path]) -> None:

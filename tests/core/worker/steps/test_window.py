@@ -7,6 +7,7 @@ import torch
 
 from core.config.schema import MethodSection
 from core.errors import UserError
+from core.worker.data.batches import HostBatch
 from core.worker.data.encode import TokenizedRow
 from core.worker.data.packing import Packing
 from core.worker.loss.loss import SupervisedLoss
@@ -46,15 +47,17 @@ class FailingLoss:
     def tokens(self, *batch: torch.Tensor, most_shared: int | None) -> int:
         return self.loss.tokens(*batch, most_shared=most_shared)
 
-    def summed(self, *outputs: torch.Tensor) -> torch.Tensor:
-        return self.loss.summed(*outputs)
+    def summed(self, *outputs: torch.Tensor, host: HostBatch | None) -> torch.Tensor:
+        return self.loss.summed(*outputs, host=host)
 
-    def hidden(self, input_ids: torch.Tensor, supervised: torch.Tensor, *, most_shared: int | None) -> torch.Tensor:
+    def hidden(
+        self, input_ids: torch.Tensor, supervised: torch.Tensor, *, most_shared: int | None, host: HostBatch | None
+    ) -> torch.Tensor:
         self.calls += 1
         if self.calls in self.fail_at or input_ids.numel() > self.max_tokens:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         self.sizes.append(input_ids.numel())
-        return self.loss.hidden(input_ids, supervised, most_shared=most_shared)
+        return self.loss.hidden(input_ids, supervised, most_shared=most_shared, host=host)
 
 
 class Setup:
@@ -128,7 +131,9 @@ def test_one_row_that_does_not_fit_brings_checkpointing_and_then_a_clear_end(tin
     with pytest.raises(UserError, match=r"single row of \d+ tokens") as caught:
         setup.windows.run(WINDOW, where="step 3")
     assert setup.windows.state.checkpointing
-    assert setup.notices[-1] == "memory_checkpointing"
+    assert setup.windows.state.kept_layers == 0
+    # The activations of half of its layers, and then of none, are kept.
+    assert setup.notices[-2:] == ["memory_checkpointing"] * 2
     assert "train.max_length" in caught.value.hint
 
 

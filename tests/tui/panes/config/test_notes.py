@@ -63,7 +63,7 @@ async def test_a_warning_stands_below_its_option_and_goes_when_it_is_mended(tmp_
 async def test_model_card_and_disk_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text(json.dumps(LLAMA))
-    monkeypatch.setattr("core.hardware.card.find_card", lambda: Card("GTX 1080", 8 << 30, (6, 1)))
+    monkeypatch.setattr("core.hardware.card.find_card", lambda **_: Card("GTX 1080", 8 << 30, (6, 1)))
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(total=10, used=9, free=1))
     text = '[model]\nbase = "model"\n[data]\ntrain = "rows.jsonl"\n[train]\nprecision = "bf16"\nmax_length = 1024\n'
     pane = ConfigPane()

@@ -17,7 +17,7 @@ GIB = 1 << 30
 @pytest.fixture(autouse=True)
 def _card(monkeypatch: pytest.MonkeyPatch) -> None:
     card = Card("RTX 4090", 24 * GIB, (8, 9))
-    monkeypatch.setattr("core.hardware.card.find_card", lambda: card)
+    monkeypatch.setattr("core.hardware.card.find_card", lambda **_: card)
 
 
 @pytest.mark.parametrize("size", [(60, 20), (80, 24), (200, 50)])
@@ -87,7 +87,7 @@ async def test_a_replaces_what_the_user_wrote_too(tmp_path: Path) -> None:
 async def test_a_model_too_large_is_said_and_others_can_be_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("core.hardware.card.find_card", lambda: Card("GT 1030", 2 * GIB, (6, 1)))
+    monkeypatch.setattr("core.hardware.card.find_card", lambda **_: Card("GT 1030", 2 * GIB, (6, 1)))
     pane = RecordingPane()
     async with PaneApp(pane).run_test(size=(100, 40)) as pilot:
         await opened(pilot, pane, write_config(tmp_path))

@@ -1,0 +1,102 @@
+"""``selftest``: proof that this program trains rightly on this very machine."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from core.commands.common import CLEAR_LINE, EXIT_ERROR, add_json_flag, emit, note, say
+
+if TYPE_CHECKING:
+    from core.selftest.job import Progress
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument(
+        "--report",
+        metavar="FILE",
+        help="where the report goes that can be attached to a bug report (default: selftest/report.txt in the home)",
+    )
+    add_json_flag(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Make all checks and print their table; the exit code is 0 unless one fails."""
+    from core.selftest.job import SelfTest
+    from core.selftest.report import device_line, table, write_report
+
+    test = SelfTest()
+    shown = _Shown()
+    try:
+        report = test.run(shown.show)
+    finally:
+        test.close()
+        shown.end()
+    path = write_report(report, None if args.report is None else Path(args.report).expanduser().absolute())
+    if args.json:
+        emit(report.to_dict())
+    else:
+        say(device_line(report.device))
+        say("")
+        for line in table(report.checks, shutil.get_terminal_size((100, 24)).columns):
+            say(line)
+        say("")
+        say(report.summary())
+    note(f"The report, without names and paths, is in {path}.")
+    return 0 if report.passed else EXIT_ERROR
+
+
+class _Shown:
+    """Progress on standard error: a line that is overwritten on a terminal, a line for each check elsewhere."""
+
+    def __init__(self) -> None:
+        self._is_terminal = sys.stderr.isatty()
+        self._done = 0
+        self._current = ""
+
+    def show(self, progress: Progress) -> None:
+        """Show progress."""
+        from core.selftest.checks import subject
+        from core.selftest.report import LABELS
+
+        for check in progress.checks[self._done :]:
+            self._clear()
+            note(f"{LABELS[check.result]:<4}  {subject(check.name).title}  {check.seconds:.0f} s")
+        self._done = len(progress.checks)
+        if self._is_terminal:
+            self._overwrite(activity_line(progress))
+        elif progress.current is not None and progress.current.name != self._current:
+            self._current = progress.current.name
+            note(f"{progress.current.title} …")
+
+    def end(self) -> None:
+        """Leave the line empty."""
+        self._clear()
+
+    def _clear(self) -> None:
+        if self._is_terminal:
+            self._write(CLEAR_LINE)
+
+    def _overwrite(self, line: str) -> None:
+        from core.text import sanitize
+
+        columns = shutil.get_terminal_size((100, 24)).columns
+        self._write(CLEAR_LINE + sanitize(line)[: columns - 1])
+
+    @staticmethod
+    def _write(text: str) -> None:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+
+
+def activity_line(progress: Progress) -> str:
+    """The check at work and how far it is, in a line; empty where none is."""
+    if progress.current is None and not progress.activity:
+        return ""
+    title = progress.current.title if progress.current is not None else "starter model"
+    counted = f" {progress.done} of {progress.total}" if progress.done is not None and progress.total else ""
+    return f"{title}: {progress.activity}{counted}" if progress.activity else f"{title} …"

@@ -1,0 +1,42 @@
+"""Torch's allocator on a card: its variables, which it reads at its first call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from core.hardware.wsl import NO_EXPANDABLE_SEGMENTS
+
+#: The allocator's variables: the present name and the former one, of which torch releases prefer one or the other.
+ALLOCATOR_NAMES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+_EXPANDABLE, _FIXED = "expandable_segments:True", "expandable_segments:False"
+
+
+def allocator_defaults(variables: Mapping[str, str], *, wsl: bool) -> dict[str, str]:
+    """Variables of the CUDA allocator, which reads them at its first call; none where the user has set either name,
+    since the other one could overrule it.
+
+    Growing segments keep fragmentation from ending a run that fits. Under WSL 2 the driver's calls for them fail at the
+    first allocation.
+
+    Args:
+        variables: The environment.
+        wsl: Whether this is Linux under Windows.
+    """
+    if any(name in variables for name in ALLOCATOR_NAMES):
+        return {}
+    return dict.fromkeys(ALLOCATOR_NAMES, _FIXED if wsl else _EXPANDABLE)
+
+
+def describe_allocator(variables: Mapping[str, str], *, wsl: bool) -> str:
+    """The allocator's segments in half a sentence, once a worker has set them.
+
+    Args:
+        variables: The environment.
+        wsl: Whether this is Linux under Windows.
+    """
+    said = {name: variables[name] for name in ALLOCATOR_NAMES if name in variables}
+    if said == dict.fromkeys(ALLOCATOR_NAMES, _EXPANDABLE):
+        return "expandable segments"
+    if wsl and said == dict.fromkeys(ALLOCATOR_NAMES, _FIXED):
+        return NO_EXPANDABLE_SEGMENTS
+    return f"the allocator as you set it ({', '.join(f'{name}={value}' for name, value in said.items())})"

@@ -1,0 +1,118 @@
+"""Drivers, CUDA and torch: which driver a build of torch needs, and which build suits a driver.
+
+Sources: NVIDIA, CUDA Compatibility, "Minor Version Compatibility" and the CUDA Toolkit release notes
+(docs.nvidia.com/deploy/cuda-compatibility, docs.nvidia.com/cuda/cuda-toolkit-release-notes); the builds of each torch
+from its CUDA support matrices (github.com/pytorch/pytorch/issues/172663, 178665, 190355, 190385).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+#: Oldest driver on Linux for any release of a CUDA major version, by that version. Within a major version an older
+#: driver runs a newer CUDA.
+OLDEST_DRIVERS: dict[int, str] = {11: "450.80.02", 12: "525.60.13", 13: "580.65.06"}
+#: The wheels that suit a driver for a CUDA major version: index at download.pytorch.org, and versions of torch there.
+_WHEELS: dict[int, tuple[str, str]] = {12: ("cu126", "torch>=2.10,<2.15"), 13: ("cu130", "torch>=2.10")}
+#: The last wheels for CUDA 12 with kernels for Blackwell, and the first capability that needs them.
+_BLACKWELL, _BLACKWELL_WHEELS = (10, 0), ("cu128", "torch>=2.10,<2.12")
+
+
+@dataclass(frozen=True)
+class Build:
+    """The installed torch, as its files describe it.
+
+    Args:
+        version: ``2.13.0+cpu``.
+        cuda: The CUDA that it was built with, ``13.0``; None without.
+        hip: The ROCm that it was built with; None without.
+    """
+
+    version: str
+    cuda: str | None = None
+    hip: str | None = None
+
+    @property
+    def major(self) -> int | None:
+        """The major version of its CUDA."""
+        first = (self.cuda or "").partition(".")[0]
+        return int(first) if first.isdecimal() else None
+
+
+def installed_build() -> Build | None:
+    """The installed torch, from its ``version.py``, without importing it; None where there is none."""
+    try:
+        found = importlib.util.find_spec("torch")
+        version = metadata.version("torch")
+    except (ImportError, ValueError, metadata.PackageNotFoundError):
+        return None
+    if found is None or found.origin is None:
+        return None
+    try:
+        text = Path(found.origin).with_name("version.py").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    return Build(version, _assigned(text, "cuda"), _assigned(text, "hip"))
+
+
+def _assigned(text: str, name: str) -> str | None:
+    """The text that a name is assigned in Python; None where it is assigned None."""
+    match = re.search(rf"""^{name}\s*(?::[^=\n]*)?=\s*['"]([^'"\n]+)['"]""", text, re.MULTILINE)
+    return match[1] if match else None
+
+
+def driver_suffices(build: Build, driver_cuda: tuple[int, int]) -> bool:
+    """Whether a driver runs a build.
+
+    Args:
+        build: With CUDA.
+        driver_cuda: The newest CUDA that the driver supports.
+    """
+    return build.major is None or build.major <= driver_cuda[0]
+
+
+def install_command(driver_cuda: tuple[int, int], capability: tuple[int, int] | None) -> str:
+    """The commands that put in the torch that suits a driver and a card; empty where none does that this program uses.
+
+    Args:
+        driver_cuda: The newest CUDA that the driver supports.
+        capability: Of the card; None where it is unknown.
+    """
+    wheels = _WHEELS.get(min(driver_cuda[0], max(_WHEELS)))
+    if wheels is None:
+        return ""
+    if driver_cuda[0] == 12 and capability is not None and capability >= _BLACKWELL:
+        wheels = _BLACKWELL_WHEELS
+    index, versions = wheels
+    # pip takes another build of the same version for the one that is wanted, so the present one goes first.
+    source = f"--index-url https://download.pytorch.org/whl/{index}"
+    if importlib.util.find_spec("pip") is None:
+        # A tool's environment of uv or pipx has no pip of its own.
+        at = f"--python {sys.executable}"
+        return f"uv pip uninstall {at} torch && uv pip install {at} '{versions}' {source}"
+    pip = f"{sys.executable} -m pip"
+    return f"{pip} uninstall -y torch && {pip} install '{versions}' {source}"
+
+
+def describe_table() -> str:
+    """The table in one line: ``CUDA 11 from driver 450.80.02, …``."""
+    return ", ".join(f"CUDA {major} from driver {driver}" for major, driver in OLDEST_DRIVERS.items())
+
+
+def driver_sentence(driver: str, driver_cuda: tuple[int, int], build: Build) -> str:
+    """What a driver means for the installed torch.
+
+    Args:
+        driver: Version of the driver; empty where unknown.
+        driver_cuda: The newest CUDA that it supports.
+        build: The installed torch, with CUDA.
+    """
+    have = f"driver {driver} runs CUDA up to {driver_cuda[0]}.{driver_cuda[1]}" if driver else "the driver is unknown"
+    oldest = OLDEST_DRIVERS.get(build.major or 0)
+    since = f", which runs from driver {oldest} on" if oldest else ""
+    return f"{have}; torch {build.version} is built for CUDA {build.cuda}{since}"

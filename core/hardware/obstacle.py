@@ -1,0 +1,229 @@
+"""What keeps torch from a card that is there, found without torch: cause and remedy in a sentence each.
+
+A run with ``hardware.device = "auto"`` goes to the CPU only where there is no card, or where the user hides it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from core.errors import UserError
+from core.hardware.card import ask_driver
+from core.hardware.drivers import OLDEST_DRIVERS, Build, driver_suffices, install_command
+from core.hardware.nvml import Nvml, NvmlUnavailableError
+from core.hardware.visible import VISIBLE, Identity, Visible, find_gpu, hides_all, visible_cards
+from core.hardware.wsl import is_wsl
+from core.text import one_line
+
+#: The remedy for those who want the CPU.
+ON_THE_CPU = "to train on the CPU all the same, set hardware.device = cpu"
+_CONTAINER = "start the container again with the card ('docker run --gpus all' with NVIDIA's Container Toolkit)"
+
+
+class CardUnusableError(UserError):
+    """There is a card, and torch cannot use it."""
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What driver and system show of NVIDIA cards.
+
+    Args:
+        cards: All cards that NVML lists.
+        capabilities: Their compute capabilities, in the same order.
+        driver: Version of the driver; empty where unknown.
+        cuda: The newest CUDA that it supports.
+        failure: Why NVML lists nothing, as a sentence; empty where it does.
+        remedy: What to do about that.
+        absent: Whether there is no driver library.
+        nodes: Whether there are device nodes of NVIDIA's driver.
+        driven: Whether the kernel drives an NVIDIA card, which a container may not have been given.
+        container: Whether this is a container.
+        wsl: Whether this is Linux under Windows.
+    """
+
+    cards: tuple[Identity, ...] = ()
+    capabilities: tuple[tuple[int, int] | None, ...] = ()
+    driver: str = ""
+    cuda: tuple[int, int] | None = None
+    failure: str = ""
+    remedy: str = ""
+    absent: bool = False
+    nodes: bool = False
+    driven: bool = False
+    container: bool = False
+    wsl: bool = False
+
+    def capability(self, device: Visible) -> tuple[int, int] | None:
+        """The compute capability of a device."""
+        found = zip(self.cards, self.capabilities, strict=False)
+        return next((capability for card, capability in found if card.index == device.index), None)
+
+
+def look(timeout: float = 5.0, root: Path = Path("/")) -> Sight:
+    """Ask driver and system; a driver that does not answer in time is a failure."""
+    hangs = Sight(
+        failure=f"The NVIDIA driver has not answered for {timeout:g} s.",
+        remedy="Look for 'Xid' in 'sudo dmesg', and reboot.",
+    )
+    seen = ask_driver(_ask, timeout) or hangs
+    return Sight(
+        cards=seen.cards,
+        capabilities=seen.capabilities,
+        driver=seen.driver,
+        cuda=seen.cuda,
+        failure=seen.failure,
+        remedy=seen.remedy,
+        absent=seen.absent,
+        nodes=any((root / "dev").glob("nvidia[0-9]*")),
+        driven=any((root / "proc/driver/nvidia/gpus").glob("*")),
+        container=any((root / name).exists() for name in (".dockerenv", "run/.containerenv")),
+        wsl=is_wsl(root),
+    )
+
+
+def _ask() -> Sight:
+    try:
+        nvml = Nvml()
+    except NvmlUnavailableError as error:
+        return Sight(failure=error.reason, remedy=error.hint, absent=error.absent)
+    try:
+        cards = tuple(nvml.identities())
+        return Sight(
+            cards=cards,
+            capabilities=tuple(nvml.compute_capability(card.index) for card in cards),
+            driver=nvml.driver_version or "",
+            cuda=parse_cuda(nvml.cuda_version),
+        )
+    finally:
+        nvml.close()
+
+
+def parse_cuda(text: str | None) -> tuple[int, int] | None:
+    """``13.0`` as numbers; None where it is none."""
+    major, _, minor = (text or "").partition(".")
+    return (int(major), int(minor)) if major.isdecimal() and minor.isdecimal() else None
+
+
+def find_obstacle(
+    sight: Sight,
+    build: Build | None,
+    *,
+    gpu: str | None = None,
+    environment: Mapping[str, str] = os.environ,
+    torch_error: str = "",
+) -> CardUnusableError | None:
+    """What keeps torch from the card that a run would take; None where there is no card, or nothing is known.
+
+    Args:
+        sight: What driver and system show.
+        build: The installed torch; None where it is unknown.
+        gpu: ``hardware.gpu``.
+        environment: Environment variables.
+        torch_error: What torch said when it tried; empty where it was not asked.
+    """
+    if not sight.cards:
+        # A driver that is not loaded, as on a laptop that saves power, leaves no node.
+        if gpu is not None:
+            return CardUnusableError(f"hardware.gpu is {gpu}, and there is no NVIDIA card here.", _or_cpu(sight.remedy))
+        return _no_driver(sight) if sight.nodes else None
+    chosen = visible_cards(sight.cards, environment)
+    value = one_line(environment.get(VISIBLE, ""), 60)
+    if gpu is not None:
+        wanted = find_gpu(sight.cards, gpu)
+        if wanted is None:
+            return CardUnusableError(
+                f"hardware.gpu is {one_line(gpu, 60)}, and no card is called so, or more than one.",
+                "'nvidia-smi -L' lists numbers and UUIDs.",
+            )
+        if not any(device.index == wanted.index for device in chosen):
+            return CardUnusableError(
+                f"hardware.gpu is {one_line(gpu, 60)}, and CUDA_VISIBLE_DEVICES is '{value}', which hides that card.",
+                "Unset one of them.",
+            )
+        chosen = [wanted]
+    elif not chosen:
+        if hides_all(environment):
+            return None
+        return CardUnusableError(
+            f"CUDA_VISIBLE_DEVICES is '{value}', and no card is called so.",
+            _or_cpu(f"Unset it, or name one of the {len(sight.cards)} that 'nvidia-smi -L' lists"),
+        )
+    return _unusable(sight, build, chosen[0], torch_error)
+
+
+def find_card_not_given(sight: Sight) -> str:
+    """Half a sentence on a card that the machine has and this container was not given; empty where there is none."""
+    if sight.cards or sight.nodes or not (sight.driven and sight.container):
+        return ""
+    return "the machine has an NVIDIA card that this container was not given ('docker run --gpus all' gives it)"
+
+
+def _no_driver(sight: Sight) -> CardUnusableError:
+    if sight.container:
+        cause = "its driver's library is missing" if sight.absent else _clause(sight.failure)
+        return CardUnusableError(
+            f"This container has an NVIDIA card that cannot be used: {cause}.", _or_cpu(_capital(_CONTAINER))
+        )
+    if sight.absent:
+        return CardUnusableError(
+            "There is an NVIDIA card, and its driver's library is missing.", _or_cpu("Install the driver again")
+        )
+    return CardUnusableError(
+        f"The NVIDIA card cannot be used: {_clause(sight.failure)}.", _or_cpu(sight.remedy or "Try 'nvidia-smi'")
+    )
+
+
+def _unusable(sight: Sight, build: Build | None, device: Visible, torch_error: str) -> CardUnusableError | None:
+    card = f"The NVIDIA card (GPU {device.index}) cannot be used"
+    command = install_command(sight.cuda, sight.capability(device)) if sight.cuda else ""
+    install = f"Run: {command}" if command else "Install the torch that pytorch.org/get-started/locally names"
+    if build is not None and build.hip:
+        cause = f"torch {build.version} is built for ROCm, and only NVIDIA cards are supported"
+        return CardUnusableError(f"{card}: {cause}.", _or_cpu(install))
+    if build is not None and build.cuda is None:
+        return CardUnusableError(f"{card}: torch {build.version} is built for the CPU only.", _or_cpu(install))
+    if build is not None and sight.cuda is not None and not driver_suffices(build, sight.cuda):
+        oldest = OLDEST_DRIVERS.get(build.major or 0, "of this year")
+        cause = (
+            f"torch {build.version} is built for CUDA {build.cuda}, and driver {sight.driver or 'here'} runs CUDA "
+            f"{sight.cuda[0]}.{sight.cuda[1]} at most"
+        )
+        where = " in Windows" if sight.wsl else ""
+        newer = f"Update the NVIDIA driver{where} to {oldest} or newer"
+        return CardUnusableError(f"{card}: {cause}.", _or_cpu(f"{newer}, or run: {command}" if command else newer))
+    if not torch_error:
+        return None
+    if re.search(r"Found no NVIDIA driver|libcuda", torch_error):
+        remedy = "Install the driver again"
+        if sight.container:
+            remedy = "Start the container with NVIDIA_DRIVER_CAPABILITIES=compute,utility"
+        return CardUnusableError(f"{card}: the driver's CUDA library (libcuda.so.1) is missing.", _or_cpu(remedy))
+    return CardUnusableError(f"{card}: {_clause(torch_error)}.", _or_cpu(_remedy_of(torch_error, install)))
+
+
+def _remedy_of(torch_error: str, install: str) -> str:
+    if "no kernel image" in torch_error or "no kernels" in torch_error:
+        return install
+    if re.search(r"unknown error|initialization error|busy|not initialized", torch_error):
+        # As after a laptop has slept.
+        return "Load the driver's module again ('sudo rmmod nvidia_uvm && sudo modprobe nvidia_uvm'), or reboot"
+    return "Look at the driver with 'nvidia-smi', or reboot"
+
+
+def _or_cpu(remedy: str) -> str:
+    return f"{remedy.rstrip('.')}; {ON_THE_CPU}." if remedy else f"{_capital(ON_THE_CPU)}."
+
+
+def _clause(sentence: str) -> str:
+    """A sentence as the end of another."""
+    text = one_line(sentence, 200).rstrip(".")
+    return text[:1].lower() + text[1:] if text[1:2].islower() else text
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

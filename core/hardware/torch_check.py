@@ -1,0 +1,131 @@
+"""Torch on the card of a run, asked in a process of its own and remembered: this one never imports torch."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from core import paths
+from core.atomic import write_atomic
+from core.hardware.drivers import Build, installed_build
+from core.hardware.obstacle import CardUnusableError, Sight, find_obstacle, look
+from core.hardware.visible import ORDER, VISIBLE, find_gpu, visible_cards
+from core.helper import finding_core
+from core.redact import is_secret_name
+from core.small_files import read_small
+
+#: Seconds allowed for importing torch and a product on the card.
+_PROBE_SECONDS = 90.0
+#: Seconds for which an answer of the driver, or a failure of torch, is not asked for again.
+_FRESH_SECONDS, _FAILED_SECONDS = 5.0, 60.0
+_RECORD = "torch-on-the-card.json"
+
+_guard = threading.Lock()
+_obstacles: dict[str, tuple[float, CardUnusableError | None]] = {}
+_failures: dict[str, tuple[float, str]] = {}
+
+
+def obstacle_here(gpu: str | None = None, ask: Callable[[str | None], str] | None = None) -> CardUnusableError | None:
+    """What would keep a run with ``hardware.device = "auto"`` from the card that is here; None where nothing would, or
+    there is none.
+
+    It may take seconds where there is a card, the first time after a change of torch, driver or machine: call it from
+    a thread.
+
+    Args:
+        gpu: ``hardware.gpu``.
+        ask: Asks torch; by default a process that imports it.
+    """
+    name = json.dumps([gpu, *(os.environ.get(variable) for variable in (VISIBLE, ORDER))])
+    with _guard:
+        asked, known = _obstacles.get(name, (-_FRESH_SECONDS, None))
+        if time.monotonic() - asked < _FRESH_SECONDS:
+            return known
+        found = _find(look(), installed_build(), gpu, ask or _ask_torch)
+        _obstacles[name] = (time.monotonic(), found)
+        return found
+
+
+def _find(
+    sight: Sight, build: Build | None, gpu: str | None, ask: Callable[[str | None], str]
+) -> CardUnusableError | None:
+    obstacle = find_obstacle(sight, build, gpu=gpu)
+    chosen = find_gpu(sight.cards, gpu) if gpu is not None else next(iter(visible_cards(sight.cards, os.environ)), None)
+    if obstacle is not None or chosen is None or build is None:
+        return obstacle
+    key = _key(sight, build, chosen.uuid or str(chosen.index))
+    error = _remembered(key)
+    if error is None:
+        error = ask(chosen.uuid or None)
+        _remember(key, error)
+    return find_obstacle(sight, build, gpu=gpu, torch_error=error) if error else None
+
+
+def _key(sight: Sight, build: Build, card: str) -> str:
+    """The surroundings that an answer holds for; after a reboot torch is asked again."""
+    boot = ""
+    with contextlib.suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    facts = [build.version, build.cuda, sys.executable, sight.driver, card, boot]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def _remembered(key: str) -> str | None:
+    """What torch said, ``""`` where it computes; None where it is to be asked."""
+    failed, error = _failures.get(key, (-_FAILED_SECONDS, ""))
+    if time.monotonic() - failed < _FAILED_SECONDS:
+        return error
+    with contextlib.suppress(OSError, ValueError):
+        if json.loads(read_small(_record(), 1 << 12)) == {"computes": key}:
+            return ""
+    return None
+
+
+def _remember(key: str, error: str) -> None:
+    if error:
+        # A failure may be mended at any time, and is not written down.
+        _failures[key] = (time.monotonic(), error)
+        return
+    with contextlib.suppress(OSError):
+        if paths.home().is_dir():
+            write_atomic(_record(), json.dumps({"computes": key}) + "\n")
+
+
+def _record() -> Path:
+    return paths.home() / _RECORD
+
+
+def _ask_torch(card: str | None) -> str:
+    """Have a process import torch and compute on a card; what kept it from that, ``""`` where nothing did or the
+    process said nothing."""
+    environment = _without_secrets(os.environ)
+    if card is not None:
+        environment[VISIBLE] = card
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "core.worker.process.probe", "--device"],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_PROBE_SECONDS,
+            check=False,
+        )
+        facts = json.loads(done.stdout.splitlines()[-1])
+        return str(facts.get("cuda_error") or "")
+    except (OSError, subprocess.TimeoutExpired, ValueError, IndexError, AttributeError):
+        # The run itself will tell; a plan is no place to report a broken installation.
+        return ""
+
+
+def _without_secrets(variables: Mapping[str, str]) -> dict[str, str]:
+    return finding_core({name: value for name, value in variables.items() if not is_secret_name(name)})

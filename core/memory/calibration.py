@@ -1,0 +1,113 @@
+"""Calibration: the plan's constants as measured on a device, kept in the home and used instead of the assumed ones.
+
+A small private JSON file for each device name. One that is torn, foreign or out of range counts as missing, so that the
+plan falls back on its assumptions.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from core import paths
+from core.atomic import write_atomic
+from core.small_files import read_small
+
+#: Most bytes of a file.
+_LIMIT = 64 << 10
+#: Greatest plausible values.
+_MOST_RUNTIME, _MOST_FRAGMENTATION, _MOST_RATE = 16 << 30, 0.5, 1e17
+#: Characters of a file's name that are taken from the device's.
+_SLUG_LENGTH = 60
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Constants of the memory plan and of its time estimate, as measured on a device.
+
+    Args:
+        device: Name of the device, as its driver or the system tells it: ``NVIDIA GeForce RTX 4090``.
+        runtime_bytes: Memory of a process without any tensors: on a GPU context, libraries and their workspaces, on a
+            CPU interpreter and libraries.
+        fragmentation: Memory held by the allocator and not used, as a share of the memory in use. Used for GPUs only.
+        torch: Version of torch that it was measured with.
+        measured: Date of the measurement: ``2026-01-31``.
+        matrix_rate: Floating-point operations a second of large matrix products in the device's 16-bit dtype; None if
+            not measured.
+        memory_rate: Bytes a second read and written by elementwise kernels; None if not measured.
+    """
+
+    device: str
+    runtime_bytes: int
+    fragmentation: float
+    torch: str
+    measured: str
+    matrix_rate: float | None = None
+    memory_rate: float | None = None
+
+    @property
+    def source(self) -> str:
+        """Origin of the figures, for the descriptions of the plan's parts."""
+        return f"measured on this device on {self.measured}, with torch {self.torch}"
+
+
+def read_calibration(device: str) -> Calibration | None:
+    """The calibration of a device; None where there is none that can be used.
+
+    Args:
+        device: Name of the device.
+    """
+    try:
+        data = json.loads(read_small(_path(device), _LIMIT))
+    except (OSError, ValueError, RecursionError):
+        return None
+    found = _from_json(data) if isinstance(data, dict) else None
+    # Different names may have the same file.
+    return found if found is not None and found.device == device else None
+
+
+def write_calibration(calibration: Calibration) -> Path:
+    """Write a calibration over an earlier one of the same device; readable by the user alone.
+
+    Args:
+        calibration: The calibration.
+
+    Returns:
+        Its file.
+
+    Raises:
+        UserError: If the directory cannot be made.
+        OSError: If the file cannot be written; an earlier one is untouched.
+    """
+    path = _path(calibration.device)
+    paths.make_private_dir(path.parent)
+    write_atomic(path, json.dumps(asdict(calibration), indent=2) + "\n")
+    return path
+
+
+def _path(device: str) -> Path:
+    slug = re.sub(r"[^a-z0-9]+", "-", device.lower())[:_SLUG_LENGTH].strip("-")
+    return paths.calibration_dir() / f"{slug or 'device'}.json"
+
+
+def _from_json(data: Mapping[str, object]) -> Calibration | None:
+    """The calibration in a file's content; unknown keys are ignored. None if any value is missing or implausible."""
+    device, torch, measured = data.get("device"), data.get("torch"), data.get("measured")
+    runtime, fragmentation = data.get("runtime_bytes"), _number(data.get("fragmentation"), _MOST_FRAGMENTATION)
+    if not isinstance(device, str) or not isinstance(torch, str) or not isinstance(measured, str):
+        return None
+    if type(runtime) is not int or not 0 < runtime <= _MOST_RUNTIME or fragmentation is None:
+        return None
+    matrix_rate, memory_rate = (_number(data.get(key), _MOST_RATE) or None for key in ("matrix_rate", "memory_rate"))
+    return Calibration(device, runtime, fragmentation, torch, measured, matrix_rate, memory_rate)
+
+
+def _number(value: object, most: float) -> float | None:
+    """A finite number that is not negative and at most ``most``; else None."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) and 0 <= value <= most else None

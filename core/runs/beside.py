@@ -1,0 +1,80 @@
+"""Runs that train on the same card: what a second model beside them may cost."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+
+from core.errors import UserError
+from core.hardware.card import ask_driver
+from core.hardware.nvml import Nvml, NvmlUnavailableError
+from core.hardware.wsl import is_wsl
+from core.runs.process import hostname
+from core.runs.store import list_runs
+from core.units import format_bytes
+
+#: Size of a model in 4 bits by that of its weights in 16: the embeddings stay as they are.
+_QUANTIZED = 0.35
+
+
+def model_bytes(files: int, method: str) -> int:
+    """The memory that a model takes at least, by the size of its weight files, in 16 bits.
+
+    Args:
+        files: Bytes of the files.
+        method: ``qlora`` loads it in 4 bits.
+    """
+    return int(files * _QUANTIZED) if method == "qlora" else files
+
+
+def crowding(needed: int, free: int, runs: Sequence[str]) -> str:
+    """A warning where a model does not fit beside a run on the same card, as a sentence; empty where it does.
+
+    Args:
+        needed: Bytes that the model takes.
+        free: Bytes that are free on the card.
+        runs: The runs that train there.
+    """
+    if not runs or needed <= free:
+        return ""
+    return (
+        f"Run {runs[0]} trains on the same card, where {format_bytes(free)} are free, and the model takes about "
+        f"{format_bytes(needed)}: either may run out of memory."
+    )
+
+
+def runs_on_card(uuid: str) -> list[str]:
+    """The runs of this home that train on a card.
+
+    Args:
+        uuid: Its UUID.
+    """
+    pids = ask_driver(lambda: _processes(uuid)) or set()
+    return _runs_of(None if is_wsl() else pids)
+
+
+def _processes(uuid: str) -> set[int]:
+    try:
+        nvml = Nvml()
+    except NvmlUnavailableError:
+        return set()
+    try:
+        indices = [card.index for card in nvml.identities() if uuid in (card.uuid, *card.instances)]
+        return {process.pid for index in indices for process in nvml.processes(index)}
+    finally:
+        nvml.close()
+
+
+def _runs_of(pids: Collection[int] | None) -> list[str]:
+    """The runs with one of the processes; None: all that may be on a card, as Windows lists no processes."""
+    found = []
+    for run in list_runs():
+        state = run.state()
+        if state.is_over or state.pid is None or state.host != hostname():
+            continue
+        on_card = state.pid in pids if pids is not None else False
+        with suppress(UserError):
+            on_card = on_card or (pids is None and run.config().hardware.device != "cpu")
+        if on_card:
+            found.append(run.id)
+    return found

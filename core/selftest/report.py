@@ -1,0 +1,221 @@
+"""Report of the self-test: the table, the fields for ``--json``, and a file that can be attached to a bug report."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import platform
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from core import __version__, paths
+from core.atomic import write_atomic
+from core.directories import disk_error
+from core.errors import UserError
+from core.redact import redact
+from core.runs.process import hostname
+from core.selftest.checks import Check, Result, passed, subject
+from core.text import one_line
+from core.units import format_bytes, format_duration
+
+#: Libraries whose versions are told.
+LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "triton", "liger-kernel", "nvidia-ml-py")
+#: Variables that change what torch does; their values are told.
+VARIABLES = (
+    "CUDA_VISIBLE_DEVICES",
+    "CUDA_DEVICE_ORDER",
+    "CUDA_LAUNCH_BLOCKING",
+    "CUBLAS_WORKSPACE_CONFIG",
+    "PYTORCH_ALLOC_CONF",
+    "PYTORCH_CUDA_ALLOC_CONF",
+    "OMP_NUM_THREADS",
+    "OMP_WAIT_POLICY",
+)
+LABELS: Mapping[Result, str] = {"pass": "pass", "fail": "FAIL", "not applicable": "n/a"}
+_WIDEST = 120
+#: An absolute path, also within quotes, or one in a directory that has been replaced; what follows a letter or a digit
+#: is a part of a word, such as tokens/s.
+_PATH = re.compile(r"(?:\0|(?<![\w.:/<>~\0])~?(?=/))(?:/[^\s/'\",:;()<>\0]+)*/?")
+_UUID = re.compile(r"\b(GPU|MIG)-[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\b")
+#: Names shorter than this are left: they would be found inside words.
+_SHORTEST_NAME = 3
+#: Names that everybody has.
+_NO_NAMES = ("root", "localhost", "user")
+
+
+@dataclass(frozen=True)
+class Report:
+    """The results of a self-test.
+
+    Args:
+        device: Facts about the device: ``kind``, ``name``, and more where there is more.
+        checks: The results.
+        moment: Local time at its end.
+    """
+
+    device: dict[str, Any]
+    checks: tuple[Check, ...]
+    moment: datetime
+
+    @classmethod
+    def of(cls, device: dict[str, Any], checks: Sequence[Check]) -> Report:
+        """A report of what has just been found."""
+        return cls(device, tuple(checks), datetime.now().astimezone())
+
+    @property
+    def passed(self) -> bool:
+        """Whether all checks that apply here have passed."""
+        return passed(self.checks)
+
+    @property
+    def seconds(self) -> float:
+        """Duration of all checks."""
+        return sum(check.seconds for check in self.checks)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as fields for ``--json``."""
+        checks = [check.to_dict() for check in self.checks]
+        return {"device": self.device, "checks": checks, "passed": self.passed}
+
+    def summary(self) -> str:
+        """The outcome in a sentence."""
+        failed = sum(check.result == "fail" for check in self.checks)
+        made = sum(check.result != "not applicable" for check in self.checks)
+        took = format_duration(self.seconds)
+        if failed:
+            return f"{failed} of {made} checks failed, after {took}."
+        return f"Passed: all {made} of {len(self.checks)} checks that apply here, after {took}."
+
+
+def table(checks: Sequence[Check], width: int) -> list[str]:
+    """Aligned lines: result, check, seconds and detail, wrapped."""
+    column = max((len(subject(check.name).title) for check in checks), default=0)
+    indent = " " * (column + 15)
+    room = max(min(width, _WIDEST) - len(indent), 24)
+    lines = []
+    for check in checks:
+        first, *rest = textwrap.wrap(check.detail, room, break_on_hyphens=False) or [""]
+        title = subject(check.name).title
+        lines.append(f"{LABELS[check.result]:<4}  {title:<{column}}  {f'{check.seconds:.0f} s':>5}  {first}".rstrip())
+        lines += [indent + line for line in rest]
+    return lines
+
+
+def device_line(device: Mapping[str, Any]) -> str:
+    """The device in a line: its name, and what else is known of it."""
+    parts = [str(device.get("name") or "unknown device")]
+    if device.get("capability"):
+        parts.append(f"compute {device['capability']}")
+    if device.get("memory_bytes"):
+        parts.append(format_bytes(float(device["memory_bytes"])))
+    if device.get("dtype"):
+        parts.append(str(device["dtype"]))
+    if device.get("driver"):
+        parts.append(f"driver {device['driver']}")
+    if device.get("cuda"):
+        parts.append(f"torch for CUDA {device['cuda']}")
+    return one_line(", ".join(parts), 300)
+
+
+def report_text(report: Report) -> str:
+    """The report as a text for others: versions, device, system and results; no names, no paths."""
+    lines = [
+        f"localtune-tui {__version__} self-test, {report.moment:%Y-%m-%d}",
+        f"device     {device_line(report.device)}",
+        f"system     {system_line()}",
+        f"libraries  {', '.join(_versions())}",
+    ]
+    settings = [f"{name}={os.environ[name]}" for name in VARIABLES if name in os.environ]
+    if settings:
+        lines.append(f"settings   {', '.join(settings)}")
+    # Before they are wrapped: a name may have a space in it.
+    lines = [without_names(line) for line in lines]
+    checks = [replace(check, detail=without_names(check.detail)) for check in report.checks]
+    return "\n".join([*lines, "", *table(checks, 100), "", report.summary()]) + "\n"
+
+
+def write_report(report: Report, path: Path | None = None) -> Path:
+    """Write the report for others.
+
+    Args:
+        report: The report.
+        path: The file; by default one in the home, over the one before.
+
+    Returns:
+        The file.
+
+    Raises:
+        UserError: If it cannot be written.
+    """
+    if path is None:
+        path = paths.make_private_dir(paths.selftest_dir()) / "report.txt"
+    try:
+        write_atomic(path, report_text(report))
+    except OSError as error:
+        raise disk_error(path.parent, error) from error
+    return path
+
+
+def system_line(root: Path = Path("/")) -> str:
+    """The system: kernel, architecture, distribution, WSL or container, and Python."""
+    kernel = platform.release()
+    where = "WSL" if "microsoft" in kernel.lower() else ""
+    if not where and ((root / ".dockerenv").exists() or (root / "run/.containerenv").exists()):
+        where = "container"
+    try:
+        distribution = str(platform.freedesktop_os_release().get("PRETTY_NAME", ""))
+    except OSError:
+        distribution = ""
+    parts = [f"Linux {kernel} {platform.machine()}", distribution, where, f"Python {platform.python_version()}"]
+    return one_line(", ".join(filter(None, parts)), 300)
+
+
+def _versions() -> list[str]:
+    found = []
+    for name in LIBRARIES:
+        try:
+            found.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def without_names(text: str) -> str:
+    """A text without what tells of whom and where it is: paths, the names of user and machine, a card's number, and
+    secrets."""
+    for place in sorted(_places(), key=len, reverse=True):
+        text = text.replace(place, "\0")
+    text = _PATH.sub(_hidden, _UUID.sub(r"\1-<number>", redact(text)))
+    for name, sign in ((_user(), "<user>"), (hostname(), "<machine>"), (hostname().partition(".")[0], "<machine>")):
+        if len(name) >= _SHORTEST_NAME and name not in _NO_NAMES:
+            text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", sign, text)
+    return text
+
+
+def _hidden(found: re.Match[str]) -> str:
+    # A slash alone is a sign of division.
+    return "<path>" if len(found[0].rstrip("/")) else found[0]
+
+
+def _places() -> set[str]:
+    """Directories that are named in messages, with any character in their names; none of them the root."""
+    found = [paths.working_directory()]
+    for ask in (Path.home, paths.home):
+        try:
+            found.append(ask())
+        except (RuntimeError, UserError):  # without a home, nothing in it can be named
+            continue
+    return {str(place) for place in found if len(place.parts) > 1}
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return ""

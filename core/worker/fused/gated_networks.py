@@ -1,0 +1,144 @@
+"""Gated feed-forward networks of a model: recognized by a trial of their forward, and replaced by the fused one."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import bitsandbytes as bnb
+import torch
+
+from core.worker.fused.gated import ACTIVATIONS, Activation, GatedFeedForward, Gating
+from core.worker.fused.kernels import gating_of
+from core.worker.fused.lora import FusedLora
+
+#: Names of the projections and of the activation function in the modeling files of transformers.
+SEPARATE, JOINED, DOWN = ("gate_proj", "up_proj"), ("gate_up_proj",), "down_proj"
+ACTIVATION_NAMES = ("act_fn", "activation_fn", "act")
+#: Features of the trial, and the size of its values: large enough for a clamp to show.
+INPUTS, WIDTH, SPREAD = 6, 8, 20.0
+
+
+@dataclass(frozen=True)
+class Form:
+    """The form of a network."""
+
+    projections: tuple[str, ...]
+    """Names of the layers that make the gate and the other projection: two, or one that makes both."""
+    activation: Activation
+
+
+def fuse_gated(causal: Any, layers: Mapping[Any, FusedLora], dtype: torch.dtype) -> int:
+    """Replace the forward of the frozen gated networks of a model; returns how many.
+
+    Args:
+        causal: The model, its adapters fused.
+        layers: The fused form of its linear layers, by layer.
+        dtype: The dtype of the arithmetic.
+    """
+    forms: dict[tuple[type, ...], Form | None] = {}
+    count = 0
+    for module in causal.modules():
+        names = _projections(module)
+        if not names or not all(_is_plain(getattr(module, name), layers) for name in (*names, DOWN)):
+            continue
+        if module._forward_hooks or module._forward_pre_hooks or not _has_own_forward(module):
+            continue
+        kinds = (type(module), type(_activation(module)[1]))
+        if kinds not in forms:
+            forms[kinds] = recognize(module)
+        form = forms[kinds]
+        if form is not None:
+            down = getattr(module, DOWN)
+            usual = types.MethodType(type(module).forward, module)
+            gating = gating_of(form.activation, next(down.parameters()).device, dtype)
+            project = _projecting(module, form.projections)
+            module.forward = GatedFeedForward(project, down, layers.get(down), usual, gating)
+            count += 1
+    return count
+
+
+def recognize(module: Any) -> Form | None:
+    """The form of a gated network: its forward is tried with small layers of ours in the place of its own, so that
+    whatever else it asks for, or does to large values, shows. None if it is none that is known.
+
+    Args:
+        module: The network.
+    """
+    names, (name, function) = _projections(module), _activation(module)
+    activation = _recognize_activation(function)
+    if activation is None:
+        return None
+    generator = torch.Generator().manual_seed(0)
+    made = [_small_layer(INPUTS, WIDTH * 2 // len(names), generator) for _ in names]
+    down = _small_layer(WIDTH, INPUTS, generator)
+    parts = dict(zip(names, made, strict=True)) | {DOWN: down, name: function}
+    stand_in = types.SimpleNamespace(**parts, config=getattr(module, "config", None))
+    x = torch.randn(4, INPUTS, generator=generator) * SPREAD
+    with torch.no_grad():
+        projected = torch.cat([layer(x) for layer in made], dim=-1)
+        wanted = down(Gating(activation).product(*projected.chunk(2, dim=-1)))
+        try:
+            found = type(module).forward(stand_in, x)
+        except Exception:  # whatever a forward makes of a stand-in that lacks what it asks for
+            return None
+    same = isinstance(found, torch.Tensor) and found.shape == wanted.shape
+    return Form(names, activation) if same and torch.allclose(found, wanted, rtol=1e-4, atol=1e-2) else None
+
+
+def _projections(module: Any) -> tuple[str, ...]:
+    """Names of a module's projections; empty if it is no gated network by its parts."""
+    for names in (SEPARATE, JOINED):
+        if all(isinstance(getattr(module, name, None), torch.nn.Module) for name in (*names, DOWN)):
+            return names if _activation(module)[0] else ()
+    return ()
+
+
+def _activation(module: Any) -> tuple[str, Any]:
+    for name in ACTIVATION_NAMES:
+        function = getattr(module, name, None)
+        if callable(function):
+            return name, function
+    return "", None
+
+
+def _recognize_activation(function: Any) -> Activation | None:
+    x = torch.linspace(-12, 12, 97)
+    try:
+        with torch.no_grad():
+            wanted = function(x.clone())
+    except Exception:  # an activation with weights on another device, or none of one tensor
+        return None
+    if not isinstance(wanted, torch.Tensor):
+        return None
+    close = (one for one in ACTIVATIONS if torch.allclose(one.forward(x), wanted, rtol=1e-5, atol=1e-6))
+    return next(close, None)
+
+
+def _small_layer(inputs: int, outputs: int, generator: torch.Generator) -> Callable[[torch.Tensor], torch.Tensor]:
+    weight = torch.randn(outputs, inputs, generator=generator)
+    return lambda x: torch.nn.functional.linear(x, weight)
+
+
+def _is_plain(layer: Any, layers: Mapping[Any, FusedLora]) -> bool:
+    """Whether a linear layer is frozen: with a fused adapter, or without any."""
+    if layer._forward_hooks or layer._forward_pre_hooks:
+        return False
+    frozen = not any(parameter.requires_grad for parameter in layer.parameters())
+    return layer in layers or (frozen and type(layer) in (torch.nn.Linear, bnb.nn.Linear4bit))
+
+
+def _has_own_forward(module: Any) -> bool:
+    """Whether nobody but us has replaced a module's forward."""
+    replaced = vars(module).get("forward")
+    return replaced is None or isinstance(replaced, GatedFeedForward)
+
+
+def _projecting(
+    module: Any, names: tuple[str, ...]
+) -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]:
+    if len(names) == 1:
+        return lambda x: (getattr(module, names[0])(x), None)
+    return lambda x: (getattr(module, names[0])(x), getattr(module, names[1])(x))

@@ -1,0 +1,140 @@
+"""Triton's kernels, or torch's operations in their place: chosen on the device by a trial, once for each dtype and
+shape in a process."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Iterator
+
+import torch
+
+from core.worker.fused.cases import HEAD, gated_trial, norm_trial, rotary_trial
+from core.worker.fused.gated import ACTIVATIONS, Activation, Gating
+from core.worker.fused.rms_norm import RmsNormFunction
+from core.worker.fused.rotary import RotaryFunction
+from core.worker.fused.trial import Trial
+
+#: Lowest compute capability that Triton compiles for, and the lowest with arithmetic in bf16.
+OLDEST, OLDEST_BF16 = (7, 5), (8, 0)
+
+Function = type[torch.autograd.Function]
+
+
+def can_use(capability: tuple[int, int] | None, dtype: torch.dtype) -> bool:
+    """Whether a trial of Triton's kernels is worth while.
+
+    Args:
+        capability: Compute capability of the device; None for one without.
+        dtype: The dtype of the arithmetic.
+    """
+    if capability is None or dtype not in (torch.bfloat16, torch.float16, torch.float32):
+        return False
+    return capability >= (OLDEST_BF16 if dtype == torch.bfloat16 else OLDEST)
+
+
+def norm_function(device: torch.device, dtype: torch.dtype, width: int) -> Function:
+    """The autograd function of RMS norms.
+
+    Args:
+        device: The device.
+        dtype: The dtype of input and weight.
+        width: Features.
+    """
+    kernel = _usable(device, dtype) and _norm_trial(device, dtype, width).passed
+    return _norm_kernel() if kernel else RmsNormFunction
+
+
+def gating_of(activation: Activation, device: torch.device, dtype: torch.dtype) -> Gating:
+    """The way to compute gated products.
+
+    Args:
+        activation: The activation function.
+        device: The device.
+        dtype: The dtype of the projections.
+    """
+    kernel = _usable(device, dtype) and _gated_trial(activation, device, dtype).passed
+    return _gated_kernel(activation) if kernel else Gating(activation)
+
+
+def rotary_function(device: torch.device, dtype: torch.dtype) -> Function:
+    """The autograd function of rotary embeddings.
+
+    Args:
+        device: The device.
+        dtype: The dtype of the features; the angles' is the same or fp32.
+    """
+    kernel = _usable(device, dtype) and all(trial.passed for trial in _rotary_trials(device, dtype))
+    return _rotary_kernel() if kernel else RotaryFunction
+
+
+def kernel_trials(device: torch.device, dtype: torch.dtype) -> Iterator[Trial]:
+    """Trials of every kernel; none where they are not used.
+
+    Args:
+        device: The device.
+        dtype: The dtype of the arithmetic.
+    """
+    if not _usable(device, dtype):
+        return
+    yield _norm_trial(device, dtype, HEAD)
+    for activation in ACTIVATIONS:
+        yield _gated_trial(activation, device, dtype)
+    yield from _rotary_trials(device, dtype)
+
+
+@functools.cache
+def _usable(device: torch.device, dtype: torch.dtype) -> bool:
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+    return can_use(capability, dtype) and _is_installed()
+
+
+def _is_installed() -> bool:
+    try:
+        importlib.import_module("triton")
+    except Exception:  # whatever a damaged installation makes of it
+        return False
+    return True
+
+
+@functools.cache
+def _norm_trial(device: torch.device, dtype: torch.dtype, width: int) -> Trial:
+    return norm_trial("RMS norm, Triton", _norm_kernel(), device, dtype, width)
+
+
+@functools.cache
+def _gated_trial(activation: Activation, device: torch.device, dtype: torch.dtype) -> Trial:
+    return gated_trial(f"gated product ({activation.name}), Triton", _gated_kernel(activation), device, dtype)
+
+
+@functools.cache
+def _rotary_trials(device: torch.device, dtype: torch.dtype) -> tuple[Trial, ...]:
+    name, kernel = "rotary embedding, Triton", _rotary_kernel()
+    return (
+        rotary_trial(name, kernel, device, dtype),
+        rotary_trial(
+            f"{name}, of a part by angles in fp32", kernel, device, dtype, turned=HEAD // 2, angles=torch.float32
+        ),
+    )
+
+
+# Imported only here, where the package triton has been found.
+
+
+def _norm_kernel() -> Function:
+    from core.worker.fused.triton.rms_norm import RmsNormKernel
+
+    return RmsNormKernel
+
+
+@functools.cache
+def _gated_kernel(activation: Activation) -> Gating:
+    from core.worker.fused.triton.gated import KernelGating
+
+    return KernelGating(activation)
+
+
+def _rotary_kernel() -> Function:
+    from core.worker.fused.triton.rotary import RotaryKernel
+
+    return RotaryKernel

@@ -1,0 +1,113 @@
+"""Kernels of the RMS norm with a frozen weight: one pass over the input forward, one backward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch.autograd.function import once_differentiable
+
+#: Values that one program works on: rows of few features, as of a head, go together.
+TILE = 4096
+#: Features beyond which a row does not fit in the registers of a program.
+MOST = 32768
+
+
+@triton.jit
+def _forward(
+    x, weight, out, inverses, rows, stride, epsilon, width: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, COLUMNS)
+    inside = (row < rows)[:, None] & (column < width)[None, :]
+    values = tl.load(x + row[:, None] * stride + column[None, :], mask=inside, other=0.0)
+    wide = values.to(tl.float32)
+    inverse = tl.rsqrt(tl.sum(wide * wide, axis=1) / width + epsilon)
+    scale = tl.load(weight + column, mask=column < width, other=0.0).to(tl.float32)
+    normal = (wide * inverse[:, None]).to(values.dtype).to(tl.float32)
+    result = (normal * scale[None, :]).to(values.dtype)
+    tl.store(out + row[:, None] * width + column[None, :], result, mask=inside)
+    tl.store(inverses + row, inverse, mask=row < rows)
+
+
+@triton.jit
+def _backward(
+    gradient,
+    x,
+    weight,
+    inverses,
+    out,
+    rows,
+    outer_stride,
+    stride,
+    width: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, COLUMNS)
+    inside = (row < rows)[:, None] & (column < width)[None, :]
+    outer = tl.load(gradient + row[:, None] * outer_stride + column[None, :], mask=inside, other=0.0)
+    values = tl.load(x + row[:, None] * stride + column[None, :], mask=inside, other=0.0)
+    scale = tl.load(weight + column, mask=column < width, other=0.0).to(tl.float32)
+    inverse = tl.load(inverses + row, mask=row < rows, other=0.0)
+    scaled = (outer.to(tl.float32) * scale[None, :]).to(values.dtype).to(tl.float32)
+    normal = values.to(tl.float32) * inverse[:, None]
+    share = tl.sum(scaled * normal, axis=1) / width
+    result = (scaled - normal * share[:, None]) * inverse[:, None]
+    tl.store(out + row[:, None] * width + column[None, :], result.to(values.dtype), mask=inside)
+
+
+class RmsNormKernel(torch.autograd.Function):
+    """The autograd function; see :class:`core.worker.fused.rms_norm.RmsNormFunction`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+        """Normalize the last dimension of ``x``.
+
+        Args:
+            ctx: The autograd context.
+            x: ``(..., hidden)``.
+            weight: ``(hidden,)``, frozen, contiguous.
+            epsilon: Added to the mean of squares.
+        """
+        flat = _rows(x)
+        rows, width = flat.shape
+        out = torch.empty(flat.shape, dtype=x.dtype, device=x.device)
+        inverses = torch.empty(rows, dtype=torch.float32, device=x.device)
+        shape = _tile(width)
+        _forward[(triton.cdiv(rows, shape["ROWS"]),)](
+            flat, weight, out, inverses, rows, flat.stride(0), epsilon, width=width, **shape
+        )
+        ctx.save_for_backward(x, weight, inverses)
+        return out.view(x.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """The gradient of ``x``."""
+        x, weight, inverses = ctx.saved_tensors
+        flat, gradient = _rows(x), _rows(outputs[0])
+        rows, width = flat.shape
+        out = torch.empty(flat.shape, dtype=x.dtype, device=x.device)
+        shape = _tile(width)
+        _backward[(triton.cdiv(rows, shape["ROWS"]),)](
+            gradient, flat, weight, inverses, out, rows, gradient.stride(0), flat.stride(0), width=width, **shape
+        )
+        return out.view(x.shape), None, None
+
+
+def _rows(x: torch.Tensor) -> torch.Tensor:
+    """A tensor as rows with adjacent features; a copy where it cannot be seen so."""
+    flat = x.reshape(-1, x.shape[-1])
+    return flat if flat.stride(1) == 1 else flat.contiguous()
+
+
+def _tile(width: int) -> dict[str, int]:
+    columns = triton.next_power_of_2(width)
+    if columns > MOST:
+        raise ValueError(f"rows of {width} features are too long for a program")
+    rows = max(1, TILE // columns)
+    return {"COLUMNS": columns, "ROWS": rows, "num_warps": min(max(rows * columns // 512, 1), 16)}

@@ -1,0 +1,118 @@
+"""Kernel of the rotary position embedding: all heads of a token by one program, backward by the negative angle."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch.autograd.function import once_differentiable
+
+
+@triton.jit
+def _rotate(
+    x,
+    cos,
+    sin,
+    out,
+    row_stride,
+    head_stride,
+    token_stride,
+    out_row_stride,
+    out_head_stride,
+    out_token_stride,
+    cos_row_stride,
+    cos_token_stride,
+    sin_row_stride,
+    sin_token_stride,
+    length,
+    heads,
+    half,
+    sign,
+    HEADS: tl.constexpr,
+    HALF: tl.constexpr,
+):
+    place = tl.program_id(0).to(tl.int64)
+    row, token = place // length, place % length
+    head, column = tl.arange(0, HEADS), tl.arange(0, HALF)
+    head += tl.program_id(1) * HEADS
+    angles = column < half
+    inside = (head < heads)[:, None] & angles[None, :]
+    # Both halves of the angles are read: families may differ in how they fill them.
+    at = cos + row * cos_row_stride + token * cos_token_stride
+    cos_first = tl.load(at + column, mask=angles, other=0.0).to(tl.float32)
+    cos_second = tl.load(at + half + column, mask=angles, other=0.0).to(tl.float32)
+    at = sin + row * sin_row_stride + token * sin_token_stride
+    sin_first = tl.load(at + column, mask=angles, other=0.0).to(tl.float32) * sign
+    sin_second = tl.load(at + half + column, mask=angles, other=0.0).to(tl.float32) * sign
+    read = x + row * row_stride + token * token_stride + head[:, None] * head_stride + column[None, :]
+    first = tl.load(read, mask=inside, other=0.0)
+    second = tl.load(read + half, mask=inside, other=0.0)
+    wide_first, wide_second = first.to(tl.float32), second.to(tl.float32)
+    turned_first = wide_first * cos_first[None, :] - wide_second * sin_first[None, :]
+    turned_second = wide_second * cos_second[None, :] + wide_first * sin_second[None, :]
+    write = out + row * out_row_stride + token * out_token_stride + head[:, None] * out_head_stride + column[None, :]
+    tl.store(write, turned_first.to(first.dtype), mask=inside)
+    tl.store(write + half, turned_second.to(first.dtype), mask=inside)
+
+
+class RotaryKernel(torch.autograd.Function):
+    """The autograd function; see :class:`core.worker.fused.rotary.RotaryFunction`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        """Rotate the first features.
+
+        Args:
+            ctx: The autograd context.
+            x: ``(batch, heads, length, head)``.
+            cos: ``(batch or 1, 1, length, turned)``, both halves alike; at most as many as ``head``.
+            sin: The same.
+        """
+        ctx.save_for_backward(cos, sin)
+        return _rotated(x, cos, sin, 1.0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """The gradient of ``x``."""
+        cos, sin = ctx.saved_tensors
+        return _rotated(outputs[0], cos, sin, -1.0), None, None
+
+
+def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, sign: float) -> torch.Tensor:
+    rows, heads, length, features = x.shape
+    if x.stride(-1) != 1:
+        x = x.contiguous()
+    turned = cos.shape[-1]
+    # In the input's layout, as torch's operations leave it.
+    out = torch.empty_like(x) if turned == features else x.clone()
+    cos, sin = (tensor.expand(rows, -1, length, -1) for tensor in (cos, sin))
+    if cos.shape[1] != 1 or cos.stride(-1) != 1 or sin.stride(-1) != 1:
+        raise ValueError("angles of single heads, or not next to each other")
+    half = turned // 2
+    together = min(triton.next_power_of_2(heads), 32)
+    _rotate[(rows * length, triton.cdiv(heads, together))](
+        x,
+        cos,
+        sin,
+        out,
+        x.stride(0),
+        x.stride(1),
+        x.stride(2),
+        out.stride(0),
+        out.stride(1),
+        out.stride(2),
+        cos.stride(0),
+        cos.stride(2),
+        sin.stride(0),
+        sin.stride(2),
+        length,
+        heads,
+        half,
+        sign,
+        HEADS=together,
+        HALF=triton.next_power_of_2(half),
+    )
+    return out

@@ -1,0 +1,174 @@
+"""The device of a run: chosen, told, and kept to the memory that it really has."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from core.errors import UserError
+from core.hardware.allocator import describe_allocator
+from core.hardware.card import choose
+from core.hardware.cpu import cpu_name
+from core.hardware.drivers import Build
+from core.hardware.obstacle import (
+    ON_THE_CPU,
+    CardUnusableError,
+    Sight,
+    find_card_not_given,
+    find_obstacle,
+    look,
+)
+from core.hardware.visible import hides_all
+from core.hardware.wsl import MEMORY_SHARE
+from core.units import format_bytes
+from core.worker.process.cuda import cuda_error
+
+_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+
+
+def torch_build() -> Build:
+    """The torch that runs."""
+    return Build(str(torch.__version__), torch.version.cuda, torch.version.hip)
+
+
+def choose_device(wanted: str) -> torch.device:
+    """The device for ``auto``, ``cuda`` or ``cpu``; a card that is there and cannot be used is an error for ``auto``.
+
+    Raises:
+        UserError: If CUDA was asked for and there is none, or torch cannot use the card.
+    """
+    if wanted == "cpu":
+        return torch.device("cpu")
+    build = torch_build()
+    error = None
+    if torch.cuda.is_available():
+        if build.hip:
+            raise CardUnusableError(
+                f"torch {build.version} is built for ROCm, and only NVIDIA cards are supported.",
+                f"{ON_THE_CPU[:1].upper()}{ON_THE_CPU[1:]}.",
+            )
+        error = cuda_error()
+        if error is None:
+            return torch.device("cuda", torch.cuda.current_device())
+    obstacle = find_obstacle(look(), build, torch_error=error or cuda_error() or "")
+    if obstacle is not None:
+        raise obstacle
+    if wanted == "cuda":
+        reason = "this torch is a CPU build" if not (build.cuda or build.hip) else "no usable GPU or driver was found"
+        if build.hip:
+            reason = "this torch is built for ROCm, and only NVIDIA cards are supported"
+        raise UserError(f"hardware.device is cuda, but {reason}.", "Run 'localtune-tui doctor', or set it to auto.")
+    return torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """A card that torch computes on, as torch has it, with what NVML says of it.
+
+    Args:
+        name: Its name.
+        capability: Its compute capability.
+        memory: Its memory in bytes.
+        uuid: ``GPU-…``; empty where torch does not tell it.
+        index: Its index in NVML; None where NVML does not list it.
+        driver: Version of the driver; empty where unknown.
+        allocator: The allocator's segments, in half a sentence.
+    """
+
+    name: str
+    capability: tuple[int, int]
+    memory: int
+    uuid: str = ""
+    index: int | None = None
+    driver: str = ""
+    allocator: str = ""
+
+
+def describe_device(build: Build, dtype: torch.dtype, card: CardFacts | None, *, threads: int, reason: str = "") -> str:
+    """The device, its arithmetic and its torch, as a sentence.
+
+    Args:
+        build: The torch that runs.
+        dtype: The arithmetic.
+        card: The card; None for the CPU.
+        threads: Threads of the CPU.
+        reason: Why it is the CPU, in half a sentence; empty where that needs no word.
+    """
+    arithmetic = _NAMES.get(dtype, str(dtype).removeprefix("torch."))
+    if card is None:
+        why = f"; {reason}" if reason else ""
+        count = f"{threads} thread{'' if threads == 1 else 's'}"
+        return f"Trains on the CPU, {cpu_name()}, {count}, in {arithmetic}, by torch {build.version}{why}."
+    place = f"GPU {card.index}, " if card.index is not None else ""
+    major, minor = card.capability
+    driver = f", driver {card.driver}" if card.driver else ""
+    return (
+        f"Trains on {place}{card.name} (compute {major}.{minor}, {format_bytes(card.memory)}) in {arithmetic}, "
+        f"by torch {build.version} for CUDA {build.cuda}{driver}; {card.allocator}."
+    )
+
+
+def read_card(device: torch.device, sight: Sight) -> CardFacts:
+    """The facts on the card of a device of torch."""
+    properties = torch.cuda.get_device_properties(device)
+    uuid = f"GPU-{properties.uuid}" if getattr(properties, "uuid", None) else ""
+    return CardFacts(
+        properties.name,
+        (properties.major, properties.minor),
+        properties.total_memory,
+        uuid,
+        next((card.index for card in sight.cards if card.uuid and card.uuid == uuid), None),
+        sight.driver,
+        describe_allocator(os.environ, wsl=sight.wsl),
+    )
+
+
+def differs_from_plan(card: CardFacts, sight: Sight) -> str:
+    """A sentence where CUDA's first card is not the one that NVML and the variables say; empty where it is, or that
+    cannot be told."""
+    planned = choose(sight.cards, os.environ, None)
+    if planned is None or planned.is_instance or not planned.uuid or not card.uuid or planned.uuid == card.uuid:
+        return ""
+    place = f"GPU {card.index}" if card.index is not None else card.uuid
+    return f"CUDA computes on {place}, and plan and meters before the run took GPU {planned.index} for the first card."
+
+
+def reason_for_cpu(wanted: str, sight: Sight) -> str:
+    """Why a run with ``hardware.device = "auto"`` is on the CPU, in half a sentence; empty where there is no card."""
+    if wanted != "auto":
+        return ""
+    if sight.cards and hides_all(os.environ):
+        return "CUDA_VISIBLE_DEVICES hides the card"
+    return find_card_not_given(sight)
+
+
+def memory_share(free: int, total: int, *, wsl: bool) -> float | None:
+    """The share of a card's memory that torch may take, so that it raises an error beyond; None for all of it.
+
+    Under WSL 2 Windows hands out the host's memory where the card's is full, and a run goes on at a crawl instead.
+
+    Args:
+        free: Bytes that are free before anything is loaded.
+        total: Bytes of the card.
+        wsl: Whether this is Linux under Windows.
+    """
+    if not wsl or total <= 0:
+        return None
+    return max(min(MEMORY_SHARE * free / total, 1.0), 0.0)
+
+
+def keep_to_memory(device: torch.device, *, wsl: bool) -> None:
+    """Keep torch to the memory that is free on a card; before the model is loaded."""
+    if device.type != "cuda":
+        return
+    share = memory_share(*torch.cuda.mem_get_info(device), wsl=wsl)
+    if share is not None:
+        torch.cuda.set_per_process_memory_fraction(share, device)
+
+
+def allowed_bytes(device: torch.device) -> int | None:
+    """The bytes that torch may take of a card; None for all of it."""
+    share = float(torch.cuda.get_per_process_memory_fraction(device))
+    return int(share * torch.cuda.get_device_properties(device).total_memory) if share < 1.0 else None

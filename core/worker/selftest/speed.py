@@ -1,0 +1,104 @@
+"""Check of speed: tokens a second, and what share of the device's own matrix rate that is."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from core.memory.calibration import read_calibration
+from core.models.architecture.architecture import Architecture
+from core.models.architecture.load import load_architecture, locate_model
+from core.units import format_rate
+from core.worker.selftest.bench import Bench, Outcome
+from core.worker.selftest.memory import keep
+from core.worker.selftest.worker_run import WorkerRun, shape_config
+
+#: Steps before those that are measured: kernels are chosen and memory is got.
+_WARM_UP = 2
+#: Products and copies that a rate is measured with; the best is taken, since other work only takes time away.
+_TRIES = 7
+#: Bytes of a copy.
+_COPIED = 512 << 20
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Rates of a device: floating-point operations and bytes a second, and the dtype of the former."""
+
+    matrix: float
+    memory: float
+    dtype: str
+
+
+def check(bench: Bench) -> Outcome:
+    """Train steps of one shape, and multiply matrices."""
+    shape, steps = bench.sizes.speed, bench.sizes.speed_steps
+    run = WorkerRun(bench, "speed", shape_config(bench, shape, _WARM_UP + steps))
+    run.train()
+    measured = run.steps[_WARM_UP:]
+    speed = sum(event.tokens for event in measured) / sum(event.seconds for event in measured)
+    bench.tell("multiplying matrices", None, None)
+    rates = measure(bench)
+    name = str(bench.device.get("name") or "")
+    if (known := read_calibration(name)) is not None:
+        # The plan's estimates are of 16-bit products.
+        matrix = known.matrix_rate if rates.dtype == "fp32" else rates.matrix
+        keep(replace(known, matrix_rate=matrix, memory_rate=rates.memory))
+    work = operations_per_token(load_architecture(locate_model(bench.sizes.model)))
+    share = speed * work / rates.matrix
+    return Outcome(
+        "pass",
+        f"{format_rate(speed)} in {shape.rows} x {shape.length} tokens, {share:.0%} of what its {rates.dtype} matrix "
+        f"products could do ({rates.matrix / 1e12:.2f} TFLOPS; {rates.memory / 1e9:.0f} GB/s of memory).",
+    )
+
+
+def operations_per_token(model: Architecture) -> float:
+    """Floating-point operations of matrix products for a learned token, where only adapters are trained: forward, and
+    backward to the inputs. Attention and adapters are left out."""
+    return 4.0 * (model.linear_weights + model.vocabulary * model.hidden)
+
+
+def measure(bench: Bench) -> Rates:
+    """The rates of the device, in the dtype that a run would take."""
+    from core.worker.process import environment
+
+    environment.prepare()
+    import torch
+
+    from core.worker.model.device import choose_device
+    from core.worker.model.model import choose_dtype
+
+    device = choose_device(bench.sizes.device)
+    dtype = choose_dtype("auto", device)
+    edge = bench.sizes.matrix
+    left, right = (torch.randn(edge, edge, device=device, dtype=dtype) for _ in range(2))
+    out = torch.empty_like(left)
+    wait = torch.cuda.synchronize if device.type == "cuda" else _nothing
+    product = best_seconds(lambda: torch.mm(left, right, out=out), wait)
+    # Larger than any cache.
+    source = torch.ones(_COPIED, device=device, dtype=torch.uint8)
+    target = torch.empty_like(source)
+    copy = best_seconds(lambda: target.copy_(source), wait)
+    names = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+    return Rates(2.0 * edge**3 / product, 2.0 * _COPIED / copy, names[dtype])
+
+
+def best_seconds(work: Callable[[], Any], wait: Callable[[], Any]) -> float:
+    """The median of the faster half of some tries, after one that does not count."""
+    work()
+    wait()
+    taken = []
+    for _ in range(_TRIES):
+        began = time.perf_counter()
+        work()
+        wait()
+        taken.append(time.perf_counter() - began)
+    return max(statistics.median(sorted(taken)[: _TRIES // 2 + 1]), 1e-9)
+
+
+def _nothing() -> None:
+    """Waits for nothing: a CPU is done when it returns."""

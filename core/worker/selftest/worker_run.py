@@ -1,0 +1,169 @@
+"""Runs of the self-test: carried out by real workers, in directories that are no runs of the user's."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from core.atomic import write_atomic
+from core.config.document import dump_config
+from core.config.schema import Config, TrainSection
+from core.errors import UserError
+from core.helper import describe_end
+from core.runs.events import Event, FailedEvent, FinishedEvent, NoticeEvent, PhaseEvent, StepEvent
+from core.runs.process import hostname
+from core.runs.sentences import phase_name
+from core.runs.state import RunState
+from core.runs.store import Run
+from core.runs.tail import EventTail
+from core.selftest.sizes import Shape
+from core.text import one_line
+from core.worker.selftest.bench import Bench
+
+#: Seconds between two looks at a worker.
+_INTERVAL = 0.02
+#: Rows of exact length have random tokens between these, which every vocabulary has, and hardly any as special ones.
+_FIRST_TOKEN, _TOKENS = 100, 300
+
+
+class WorkerRun:
+    """A run in a bench's directory.
+
+    Args:
+        bench: The bench.
+        name: Its name, in the directory and in progress.
+        config: Its configuration.
+        module: The module that carries it out.
+        before: Its arguments before the run directory.
+    """
+
+    def __init__(
+        self, bench: Bench, name: str, config: Config, *, module: str = "core.worker", before: Sequence[str] = ()
+    ) -> None:
+        self._bench, self._name, self._command = bench, name, (module, *before)
+        self.run = Run(bench.work / name.replace(" ", "-"))
+        self.run.path.mkdir(mode=0o700)
+        write_atomic(self.run.config_path, dump_config(config))
+        RunState(state="queued", host=hostname(), updated=time.time()).write(self.run.state_path)
+        self._total = config.train.max_steps or 0
+        self._tail = EventTail(self.run.events_path)
+        self.events: list[Event] = []
+
+    def train(self, *, resume: bool = False, stop: Callable[[Sequence[StepEvent]], bool] | None = None) -> str:
+        """Have a worker carry it out, to its end.
+
+        Args:
+            resume: Whether it goes on from its newest checkpoint.
+            stop: Whether it is to be stopped, by the steps that are done; asked after each. It is told once.
+
+        Returns:
+            Its state: ``finished`` or ``stopped``.
+
+        Raises:
+            UserError: If it fails, or its process ends otherwise.
+        """
+        begun = len(self.events)
+        command = [sys.executable, "-m", *self._command, str(self.run.path), *(["--resume"] if resume else [])]
+        with open(self.run.log_path, "ab") as log:
+            # In this process's group, and so it ends with it.
+            child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.run.path)
+        is_told = False
+        while True:
+            has_ended = child.poll() is not None
+            found = self._tail.read_all()
+            self.events += found
+            self._tell(found)
+            if has_ended:
+                break
+            if stop is not None and not is_told and found and stop(self.steps):
+                child.send_signal(signal.SIGTERM)
+                is_told = True
+            time.sleep(_INTERVAL)
+        ends = [event for event in self.events[begun:] if isinstance(event, FinishedEvent)]
+        if not ends:
+            raise UserError(f"The worker {describe_end(child.returncode)}{self._last_words()}.")
+        if isinstance(ends[-1], FailedEvent):
+            raise UserError(f"The run failed: {one_line(ends[-1].reason, 300)}")
+        return ends[-1].type
+
+    @property
+    def steps(self) -> list[StepEvent]:
+        """Its steps."""
+        return [event for event in self.events if isinstance(event, StepEvent)]
+
+    @property
+    def losses(self) -> list[float]:
+        """The loss of each step."""
+        return [event.loss for event in self.steps]
+
+    @property
+    def notices(self) -> list[NoticeEvent]:
+        """Its notices."""
+        return [event for event in self.events if isinstance(event, NoticeEvent)]
+
+    def _tell(self, events: Sequence[Event]) -> None:
+        for event in events:
+            if isinstance(event, StepEvent):
+                self._bench.tell(f"{self._name}: step", event.step, self._total)
+            elif isinstance(event, PhaseEvent) and event.name != "training":
+                self._bench.tell(f"{self._name}: {phase_name(event.name)}", None, None)
+
+    def _last_words(self) -> str:
+        try:
+            text = self.run.log_path.read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return ""
+        lines = [line for line in text.splitlines() if line.strip()]
+        return f"; the last it said: {one_line(lines[-1], 200).rstrip('.')}" if lines else ""
+
+
+def rows_of(bench: Bench, shape: Shape, steps: int) -> Path:
+    """A file of rows as long as a shape says, of random tokens, enough for a number of steps."""
+    path = bench.work / f"rows-{shape.rows}-{shape.length}.jsonl"
+    drawn = random.Random(1)  # noqa: S311 - the same rows each time
+    with path.open("w", encoding="utf-8") as file:
+        for _ in range(shape.rows * steps):
+            ids = [drawn.randrange(_FIRST_TOKEN, _TOKENS) for _ in range(shape.length)]
+            file.write(json.dumps({"input_ids": ids, "labels": ids}) + "\n")
+    return path
+
+
+def shape_config(bench: Bench, shape: Shape, steps: int) -> Config:
+    """The configuration of a run of a shape's batches."""
+    return Config.model_validate(
+        {
+            "model": {"base": bench.sizes.model},
+            "data": {
+                "train": str(rows_of(bench, shape, steps)),
+                "format": "tokens",
+                "allow": ["nothing_supervised", "stop_untrained", "template_missing", "format_ambiguous"],
+            },
+            "method": {"name": shape.method, "rank": 16},
+            "train": {
+                "max_steps": steps,
+                "batch_size": shape.rows,
+                "micro_batch_size": shape.rows,
+                "max_length": shape.length,
+                "learning_rate": 1e-4,
+                "warmup": 0.0,
+                "scheduler": "constant",
+            },
+            "memory": {"gradient_checkpointing": "on" if shape.recompute else "off"},
+            "eval": {"samples": 0},
+            "checkpoint": {"every_steps": steps, "keep": 1},
+            "hardware": {"device": bench.sizes.device},
+        }
+    )
+
+
+def strict(config: Config) -> Config:
+    """The configuration with deterministic kernels, where this version can ask for them."""
+    if "deterministic" not in TrainSection.model_fields:
+        return config
+    return config.model_copy(update={"train": config.train.model_copy(update={"deterministic": "strict"})})

@@ -1,0 +1,104 @@
+"""Workers with something around them: ``measured RUN`` leaves what its process took, ``starved RUN`` meets a shortage.
+
+Both do the run by the worker's own entry; only what is around it differs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from core.atomic import write_atomic
+from core.hardware import cpu
+from core.helper import tie_to_parent
+
+MEASURED = "measured.json"
+#: The variable with NVML's index of the card that a measured worker computes on.
+CARD_VARIABLE = "LOCALTUNE_SELFTEST_CARD"
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Memory of a worker's process besides its tensors.
+
+    Args:
+        runtime_bytes: On a card what its context, libraries and their workspaces took, on a CPU the interpreter with
+            its libraries; None where it could not be told.
+        allocated_bytes: The most that tensors took on a card; None on a CPU.
+        reserved_bytes: The most that the allocator held for them.
+        torch: Version of torch.
+    """
+
+    runtime_bytes: int | None
+    allocated_bytes: int | None
+    reserved_bytes: int | None
+    torch: str
+
+    @classmethod
+    def read(cls, run: Path) -> Footprint | None:
+        """What a measured worker has left in its run directory; None if it has left nothing."""
+        try:
+            data = json.loads((run / MEASURED).read_text(encoding="utf-8"))
+            return cls(**data)
+        except (OSError, ValueError, TypeError):
+            return None
+
+
+def measured(run: str) -> int:
+    """Do a run, and leave a :class:`Footprint` in its directory; returns the worker's exit code."""
+    from core.worker.__main__ import main
+    from core.worker.libraries import import_libraries
+    from core.worker.process import environment
+
+    environment.prepare()
+    free_before = _free_memory()
+    import_libraries()
+    interpreter = cpu.process_rss(os.getpid())
+    code = main([run])
+    import torch
+
+    footprint = Footprint(interpreter, None, None, torch.__version__)
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        stats = torch.cuda.memory_stats()
+        free_after = _free_memory()
+        taken = None
+        if free_before is not None and free_after is not None:
+            taken = free_before - free_after - int(stats["reserved_bytes.all.current"])
+        footprint = Footprint(
+            taken,
+            int(stats["allocated_bytes.all.peak"]),
+            int(stats["reserved_bytes.all.peak"]),
+            torch.__version__,
+        )
+    write_atomic(Path(run) / MEASURED, json.dumps(asdict(footprint)))
+    return code
+
+
+def _free_memory() -> int | None:
+    """Free memory of the card that is computed on, by its driver; None without one."""
+    from core.worker.selftest.driver import free_memory
+
+    number = os.environ.get(CARD_VARIABLE, "")
+    return free_memory(int(number)) if number.isdecimal() else None
+
+
+def starved(run: str) -> int:
+    """Do a run in which memory runs out in the forward pass of one step and in the backward pass of another."""
+    from core.worker.__main__ import main
+    from core.worker.process import environment
+
+    environment.prepare()
+    from core.worker.selftest.ballast import Shortage
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(Shortage(Path(run)).installed())
+        return main([run])
+
+
+if __name__ == "__main__":
+    tie_to_parent()
+    sys.exit({"measured": measured, "starved": starved}[sys.argv[1]](sys.argv[2]))

@@ -1,0 +1,214 @@
+"""A card that torch cannot use: one sentence with the cause, and one with what mends it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.hardware import torch_check
+from core.hardware.drivers import Build, driver_sentence, driver_suffices, install_command, installed_build
+from core.hardware.obstacle import Sight, find_card_not_given, find_obstacle, look
+from core.hardware.visible import Identity
+
+from .conftest import Ask
+
+UUIDS = ("GPU-00000010-1111", "GPU-00000011-1111")
+CARDS = tuple(Identity(index, uuid) for index, uuid in enumerate(UUIDS))
+SIGHT = Sight(CARDS, ((8, 6), (8, 9)), "580.95.05", (13, 0), nodes=True)
+OLD = replace(SIGHT, driver="550.54.14", cuda=(12, 4))
+MISMATCH = Sight(
+    failure="The NVIDIA kernel module and its library are of different versions: the driver was updated while running.",
+    remedy="Reboot, or reload the nvidia kernel modules.",
+    nodes=True,
+)
+NO_LIBRARY = Sight(failure="There is no NVIDIA driver library here.", absent=True)
+CUDA, CPU = Build("2.15.0+cu132", "13.2"), Build("2.13.0+cpu")
+ROCM = Build("2.13.0+rocm7.1", None, "7.1")
+NO_DRIVER = "Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU"
+
+
+@pytest.mark.parametrize(
+    ("sight", "build", "variables", "error", "cause", "remedy"),
+    [
+        (OLD, CUDA, {}, "", "built for CUDA 13.2, and driver 550.54.14 runs CUDA 12.4 at most", "580.65.06 or newer"),
+        (OLD, CUDA, {}, "", "The NVIDIA card (GPU 0) cannot", "'torch>=2.10,<2.15' --index-url https://download"),
+        (OLD, CUDA, {}, "", "cannot be used", "whl/cu126; to train on the CPU all the same, set"),
+        (replace(OLD, wsl=True), CUDA, {}, "", "550.54.14 runs", "Update the NVIDIA driver in Windows"),
+        (SIGHT, CPU, {}, "", "torch 2.13.0+cpu is built for the CPU only", "whl/cu130"),
+        (SIGHT, CPU, {"CUDA_VISIBLE_DEVICES": "1"}, "", "The NVIDIA card (GPU 1)", "whl/cu130"),
+        (SIGHT, ROCM, {}, "", "built for ROCm, and only NVIDIA cards are supported", "whl/cu130"),
+        (MISMATCH, CUDA, {}, NO_DRIVER, "the driver was updated while running", "Reboot, or reload"),
+        (replace(MISMATCH, container=True), CUDA, {}, "", "This container has an NVIDIA card", "docker run --gpus all"),
+        (replace(NO_LIBRARY, nodes=True, container=True), CUDA, {}, "", "library is missing", "docker run --gpus all"),
+        (replace(NO_LIBRARY, nodes=True), CUDA, {}, "", "its driver's library is missing", "Install the driver again"),
+        (SIGHT, CUDA, {}, NO_DRIVER, "(libcuda.so.1) is missing", "Install the driver"),
+        (replace(SIGHT, container=True), CUDA, {}, NO_DRIVER, "(libcuda.so.1)", "NVIDIA_DRIVER_CAPABILITIES=compute"),
+        (SIGHT, CUDA, {}, "CUDA unknown error - this may be due to", "CUDA unknown error", "modprobe nvidia_uvm"),
+        (SIGHT, CUDA, {}, "no kernel image is available", "no kernel image is available", "whl/cu130"),
+        (SIGHT, CUDA, {"CUDA_VISIBLE_DEVICES": "7"}, "", "'7', and no card is called so", "one of the 2"),
+        (SIGHT, CUDA, {"CUDA_VISIBLE_DEVICES": "GPU-ff"}, "", "'GPU-ff', and no card", "nvidia-smi -L"),
+        (Sight(failure="The driver has not answered.", nodes=True), None, {}, "", "not answered", "nvidia-smi"),
+    ],
+)  # fmt: skip
+def test_cause_and_remedy_are_told(
+    sight: Sight, build: Build | None, variables: dict[str, str], error: str, cause: str, remedy: str
+) -> None:
+    found = find_obstacle(sight, build, environment=variables, torch_error=error)
+    assert found is not None
+    assert cause in found.message
+    assert remedy in found.hint
+    assert found.message.endswith(".")
+    assert "hardware.device = cpu" in found.hint
+    assert "\n" not in str(found)
+
+
+@pytest.mark.parametrize(
+    ("sight", "build", "variables"),
+    [
+        (Sight(), CUDA, {}),
+        (NO_LIBRARY, CPU, {}),
+        # A driver that is not loaded, as where a laptop saves power.
+        (replace(MISMATCH, nodes=False), CUDA, {}),
+        (SIGHT, CUDA, {}),
+        (SIGHT, Build("2.10.0+cu126", "12.6"), {}),
+        # With the card hidden on purpose the run is on the CPU.
+        (SIGHT, CPU, {"CUDA_VISIBLE_DEVICES": ""}),
+        (OLD, CUDA, {"CUDA_VISIBLE_DEVICES": "-1"}),
+    ],
+)
+def test_without_a_card_there_is_no_obstacle(sight: Sight, build: Build, variables: dict[str, str]) -> None:
+    assert find_obstacle(sight, build, environment=variables) is None
+
+
+@pytest.mark.parametrize(
+    ("gpu", "variables", "words"),
+    [
+        ("2", {}, "hardware.gpu is 2, and no card is called so"),
+        ("GPU-0000001", {}, "or more than one"),
+        ("0", {"CUDA_VISIBLE_DEVICES": "1"}, "CUDA_VISIBLE_DEVICES is '1', which hides that card"),
+        ("1", {}, ""),
+        (UUIDS[1], {"CUDA_VISIBLE_DEVICES": "1"}, ""),
+    ],
+)
+def test_a_card_that_is_asked_for_is_there_and_visible(gpu: str, variables: dict[str, str], words: str) -> None:
+    found = find_obstacle(SIGHT, CUDA, gpu=gpu, environment=variables)
+    assert words in str(found)
+    assert (found is None) is (not words)
+    assert "no NVIDIA card here" in str(find_obstacle(NO_LIBRARY, CUDA, gpu=gpu, environment=variables))
+
+
+def test_a_container_that_was_not_given_the_card_is_recognized() -> None:
+    assert "docker run --gpus all" in find_card_not_given(replace(NO_LIBRARY, driven=True, container=True))
+    assert find_card_not_given(replace(NO_LIBRARY, driven=True)) == ""
+    assert find_card_not_given(SIGHT) == ""
+
+
+def test_the_system_is_looked_at(tmp_path: Path) -> None:
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev/nvidiactl").touch()
+    assert look(root=tmp_path).nodes is False
+    (tmp_path / "dev/nvidia0").touch()
+    (tmp_path / ".dockerenv").touch()
+    (tmp_path / "proc/driver/nvidia/gpus/0000:01:00.0").mkdir(parents=True)
+    found = look(root=tmp_path)
+    assert (found.nodes, found.container, found.driven, found.wsl) == (True, True, True, False)
+
+
+@pytest.mark.parametrize(
+    ("driver_cuda", "capability", "words"),
+    [
+        ((13, 1), (8, 9), "'torch>=2.10' --index-url https://download.pytorch.org/whl/cu130"),
+        ((14, 0), None, "whl/cu130"),
+        ((12, 2), (8, 6), "whl/cu126"),
+        ((12, 8), (12, 0), "'torch>=2.10,<2.12' --index-url https://download.pytorch.org/whl/cu128"),
+        ((11, 8), (8, 6), ""),
+    ],
+)
+def test_the_command_suits_driver_and_card(
+    driver_cuda: tuple[int, int], capability: tuple[int, int] | None, words: str
+) -> None:
+    found = install_command(driver_cuda, capability)
+    assert words in found
+    assert bool(words) is bool(found)
+
+
+def test_the_build_is_read_without_an_import() -> None:
+    import torch
+
+    assert installed_build() == Build(str(torch.__version__), torch.version.cuda, torch.version.hip)
+    assert driver_suffices(CUDA, (13, 0))
+    assert not driver_suffices(CUDA, (12, 8))
+    assert "from driver 580.65.06 on" in driver_sentence("550.1", (12, 4), CUDA)
+
+
+def test_a_driver_is_asked_by_nvml(ask_driver: Ask) -> None:
+    program = (
+        "import json\nfrom core.hardware.obstacle import find_obstacle, look\nfrom core.hardware.drivers import Build\n"
+        "sight = look(20)\nfound = find_obstacle(sight, Build('2.15.0', '13.2'), environment={})\n"
+        "print(json.dumps([len(sight.cards), sight.driver, sight.cuda, found and found.message]))\n"
+    )
+    assert ask_driver(program) == [2, "580.95.05", [13, 0], None]
+    count, driver, cuda, message = ask_driver(program, "12.4")
+    assert (count, driver, cuda) == (2, "550.54.14", [12, 4])
+    assert "built for CUDA 13.2" in message
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    monkeypatch.setenv("LOCALTUNE_HOME", str(tmp_path))
+    monkeypatch.setattr(torch_check, "_obstacles", {})
+    monkeypatch.setattr(torch_check, "_failures", {})
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch_check, "installed_build", lambda: CUDA)
+    monkeypatch.setattr(torch_check, "look", lambda: SIGHT)
+    monkeypatch.setattr(torch_check, "_FRESH_SECONDS", 0.0)
+    return monkeypatch
+
+
+def test_torch_is_asked_once_about_a_card_that_it_uses(fresh: Any) -> None:
+    asked: list[str | None] = []
+
+    def ask(card: str | None) -> str:
+        asked.append(card)
+        return ""
+
+    assert [torch_check.obstacle_here(None, ask) for _ in range(3)] == [None] * 3
+    assert asked == [UUIDS[0]]
+    # Another process finds the answer in the home; another card or driver has none.
+    fresh.setattr(torch_check, "_failures", {})
+    assert torch_check.obstacle_here(None, ask) is None
+    assert asked == [UUIDS[0]]
+    torch_check.obstacle_here("1", ask)
+    fresh.setattr(torch_check, "look", lambda: replace(SIGHT, driver="590.1"))
+    torch_check.obstacle_here(None, ask)
+    assert asked == [UUIDS[0], UUIDS[1], UUIDS[0]]
+
+
+def test_a_failure_of_torch_is_told_and_not_written_down(fresh: Any, tmp_path: Path) -> None:
+    asked: list[str | None] = []
+
+    def ask(card: str | None) -> str:
+        asked.append(card)
+        return "CUDA unknown error"
+
+    found = [torch_check.obstacle_here(None, ask) for _ in range(2)]
+    assert all("CUDA unknown error" in str(error) for error in found)
+    assert len(asked) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_card_no_process_is_started(fresh: Any) -> None:
+    def ask(card: str | None) -> str:
+        raise AssertionError("there is nothing to ask about")
+
+    fresh.setattr(torch_check, "look", lambda: NO_LIBRARY)
+    assert torch_check.obstacle_here(None, ask) is None
+    fresh.setattr(torch_check, "look", lambda: OLD)
+    assert "550.54.14" in str(torch_check.obstacle_here(None, ask))
+
+
+def test_the_process_says_what_torch_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert torch_check._ask_torch(None) == ""  # a build for the CPU, which is told by its version

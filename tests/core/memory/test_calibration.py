@@ -1,0 +1,79 @@
+"""Calibrations: private files, of which only whole and plausible ones are used."""
+
+from __future__ import annotations
+
+import json
+import stat
+from dataclasses import asdict
+
+import pytest
+
+from core import paths
+from core.memory.calibration import Calibration, read_calibration, write_calibration
+
+CARD = Calibration("NVIDIA GeForce RTX 4090", 431 << 20, 0.031, "2.13.0", "2026-01-31", 1.5e14, 8.5e11)
+
+
+def test_a_calibration_is_read_as_it_was_written_and_is_private() -> None:
+    assert read_calibration(CARD.device) is None
+    path = write_calibration(CARD)
+    assert path == paths.calibration_dir() / "nvidia-geforce-rtx-4090.json"
+    assert read_calibration(CARD.device) == CARD
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    assert read_calibration("NVIDIA GeForce RTX 3090") is None
+    assert CARD.source == "measured on this device on 2026-01-31, with torch 2.13.0"
+
+
+def test_a_later_measurement_replaces_an_earlier_one() -> None:
+    write_calibration(CARD)
+    later = Calibration(CARD.device, 1 << 29, 0.05, "2.15.0", "2026-03-01")
+    write_calibration(later)
+    assert read_calibration(CARD.device) == later
+
+
+@pytest.mark.parametrize("name", ["", "../../etc", "a/b", "…", "x" * 500])
+def test_any_name_has_a_file_in_the_directory(name: str) -> None:
+    path = write_calibration(Calibration(name, 1 << 20, 0.0, "2.13.0", "2026-01-31"))
+    assert path.parent == paths.calibration_dir()
+    found = read_calibration(name)
+    assert found is not None
+    assert found.device == name
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"runtime_bytes": 0},
+        {"runtime_bytes": -1},
+        {"runtime_bytes": 1 << 50},
+        {"runtime_bytes": 1.5},
+        {"runtime_bytes": True},
+        {"fragmentation": -0.1},
+        {"fragmentation": 0.9},
+        {"fragmentation": float("nan")},
+        {"fragmentation": "0.1"},
+        {"torch": None},
+        {"measured": 5},
+        {"device": "another"},
+        {"device": []},
+    ],
+)
+def test_a_file_with_an_implausible_value_is_ignored(changes: dict[str, object]) -> None:
+    write_calibration(CARD).write_text(json.dumps(asdict(CARD) | changes))
+    assert read_calibration(CARD.device) is None
+
+
+def test_an_implausible_rate_counts_as_not_measured() -> None:
+    write_calibration(CARD).write_text(json.dumps(asdict(CARD) | {"matrix_rate": -1, "memory_rate": 0, "more": 1}))
+    found = read_calibration(CARD.device)
+    assert found is not None
+    assert found.matrix_rate is None
+    assert found.memory_rate is None
+    assert found.runtime_bytes == CARD.runtime_bytes
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", "[" * 100_000, '{"device": "\xff"}', " " * (1 << 20)])
+def test_a_torn_or_foreign_file_is_ignored(content: str) -> None:
+    write_calibration(CARD).write_text(content, encoding="latin-1")
+    assert read_calibration(CARD.device) is None

@@ -1,0 +1,211 @@
+"""Choice of the way to fit a run into memory: smaller micro-batches, some layers recomputed, all of them."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.config.schema import Config
+from core.memory.batching import WHOLE, micro_batches, token_budgets
+from core.memory.calibration import Calibration
+from core.memory.choice import FILLED_SHARE, choose_way
+from core.memory.plan import Machine, Plan, Way
+from core.memory.planner import make_plan
+from core.memory.rows import Rows
+from core.memory.step_time import rates_of
+from core.models.architecture.families import read_architecture
+from tests.core.models.architecture import published
+
+GIB = 1 << 30
+LLAMA_3_2_3B = {
+    **published.LLAMA_3_8B,
+    "hidden_size": 3072,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 24,
+    "tie_word_embeddings": True,
+}
+
+
+def plan_of(model: dict[str, Any], gib: float, length: int | None = None, kind: Any = "cuda", **sections: Any) -> Plan:
+    machine = Machine(kind, round(gib * GIB), device="NVIDIA GeForce RTX 4090")
+    rows = None if length is None else Rows([(length, 8)])
+    config = Config.model_validate({"data": {"train": "x"}, **sections})
+    return make_plan(read_architecture(model, "m"), config, machine, rows)
+
+
+@pytest.mark.parametrize(
+    ("model", "gib", "length", "budget", "kept"),
+    [
+        (published.LLAMA_3_8B, 60, 2048, 8192, 32),
+        (published.LLAMA_3_8B, 23, 2048, 4096, 32),
+        (published.LLAMA_3_8B, 23, 1024, 4096, 32),
+        (published.LLAMA_3_8B, 15, 512, 2048, 32),
+        (LLAMA_3_2_3B, 15, 2048, 4096, 28),
+        (published.LLAMA_2_13B, 23, 2048, 2048, 40),
+    ],
+)
+def test_smaller_micro_batches_come_before_recomputation(
+    model: dict[str, Any], gib: float, length: int, budget: int, kept: int
+) -> None:
+    plan = plan_of(model, gib, length)
+    assert (plan.token_budget, plan.kept_layers, plan.checkpointing) == (budget, kept, False)
+    assert plan.fits
+    assert plan.micro_batch.rows == max(1, min(8, budget // length))
+    recomputed = plan_of(model, gib, length, memory={"gradient_checkpointing": "on"})
+    assert recomputed.kept_layers == 0
+    assert plan.step.seconds < recomputed.step.seconds
+
+
+@pytest.mark.parametrize("gib", [12, 15, 18])
+def test_some_layers_are_recomputed_where_all_are_too_many_to_keep(gib: int) -> None:
+    """As many are kept as fit, and no more."""
+    plan = plan_of(published.LLAMA_2_13B, gib)
+    assert 0 < plan.kept_layers < 40
+    assert plan.needed_bytes <= FILLED_SHARE * gib * GIB
+    config, machine = Config.model_validate({"data": {"train": "x"}}), Machine("cuda", gib * GIB)
+    architecture = read_architecture(published.LLAMA_2_13B, "m")
+    more = make_plan(
+        architecture,
+        config,
+        machine,
+        token_budget=plan.token_budget,
+        checkpointing=True,
+        kept_layers=plan.kept_layers + 1,
+    )
+    assert more.needed_bytes > FILLED_SHARE * gib * GIB
+    assert plan.reason.startswith(f"Activations of {plan.kept_layers} of 40 layers are kept, of the others recomputed")
+    assert f"{plan.kept_layers} layers keep" in next(part.what for part in plan.parts if part.name == "activations")
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+@pytest.mark.parametrize("model", [published.LLAMA_3_8B, published.GEMMA_2_9B, published.GPT_2, published.MIXTRAL_8X7B])
+def test_memory_grows_and_time_shrinks_with_every_kept_layer(model: dict[str, Any], kind: Any) -> None:
+    architecture = read_architecture(model, "m")
+    config = Config.model_validate({"data": {"train": "x"}, "train": {"max_length": 512}})
+    plans = [
+        make_plan(architecture, config, Machine(kind), checkpointing=kept < architecture.depth, kept_layers=kept)
+        for kept in range(architecture.depth + 1)
+    ]
+    needed, seconds = [plan.needed_bytes for plan in plans], [plan.step.seconds for plan in plans]
+    assert needed == sorted(needed)
+    assert seconds == sorted(seconds, reverse=True)
+    assert [plan.kept_layers for plan in plans] == list(range(architecture.depth + 1))
+
+
+def test_a_longer_row_is_no_reason_to_cut_below_it() -> None:
+    assert token_budgets(8192, 512) == [8192, 4096, 2048]
+    assert token_budgets(8192, 3000) == [8192, 4096, 3000]
+    assert token_budgets(8192, 8192) == [8192]
+    assert token_budgets(8192, 20000) == [8192]
+    assert token_budgets(2048, 100) == [2048, 1024, 512]
+    assert token_budgets(WHOLE, 100) == [WHOLE]
+
+
+def test_micro_batches_are_cut_as_the_worker_cuts_them() -> None:
+    from core.worker.data.batches import split_window
+
+    lengths = [40, 8, 16, 16, 24, 40, 8, 32]
+    for budget in (1, 40, 64, 100, 1000):
+        for most in (None, 2):
+            cut = split_window(range(8), lengths, budget, most)
+            widths = sorted(lengths, reverse=True)
+            expected = [(len(rows), max(lengths[row] for row in rows)) for rows in cut]
+            assert micro_batches(widths, budget, most) == expected
+
+
+def test_a_step_inside_backward_is_one_pass_and_some_of_its_layers_are_recomputed() -> None:
+    method: dict[str, Any] = {"method": {"name": "full"}, "train": {"optimizer": "adamw_8bit", "batch_size": 4}}
+    plan = plan_of(published.LLAMA_3_8B, 50, 1024, **method)
+    assert plan.token_budget == WHOLE
+    assert plan.micro_batch.rows == 4
+    assert 0 < plan.kept_layers < 32
+
+
+@pytest.mark.parametrize(
+    ("choice", "kept"), [("on", {0}), ("off", {32}), ("auto", set(range(33)))], ids=["on", "off", "auto"]
+)
+@pytest.mark.parametrize("gib", [7.5, 8, 9, 12, 16, 20, 23, 60])
+def test_the_configuration_has_the_last_word(choice: str, kept: set[int], gib: float) -> None:
+    plan = plan_of(published.LLAMA_3_8B, gib, memory={"gradient_checkpointing": choice})
+    assert plan.kept_layers in kept
+    assert plan.reason
+    assert plan.offload is (choice != "off" and gib == 7.5)
+
+
+def test_smaller_micro_batches_come_before_offloading() -> None:
+    on = {"gradient_checkpointing": "on"}
+    plan = plan_of(published.LLAMA_3_8B, 9.5, memory=on)
+    assert (plan.offload, plan.fits) == (False, True)
+    assert plan.token_budget < 8192
+    least = plan_of(published.LLAMA_3_8B, 7.5, memory=on)
+    assert (least.offload, least.token_budget) == (True, 2048)
+
+
+def test_what_is_kept_or_recomputed_is_told_in_a_sentence() -> None:
+    reasons = [plan_of(published.LLAMA_3_8B, gib).reason for gib in (60, 15, 11, 8)]
+    assert reasons[0].startswith("Activations are kept: the run would take ")
+    assert reasons[1].startswith("Activations are kept in micro-batches of up to 2,048 tokens: with up to 8,192 the ")
+    assert " of 32 layers are kept, of the others recomputed, in micro-batches of up to 2,048 tokens: " in reasons[2]
+    assert reasons[3].startswith("Activations are recomputed")
+    assert all(reason.endswith(("free.", "GB.")) and reason.count(". ") == 0 for reason in reasons)
+
+
+@functools.cache
+def some_plan() -> Plan:
+    return plan_of(published.SMOLLM2_135M, 1)
+
+
+def fake_plan(way: Way, seconds: float, needed: int) -> Plan:
+    plan = some_plan()
+    return replace(
+        plan,
+        token_budget=way.token_budget,
+        kept_layers=way.kept_layers,
+        offload=way.offload,
+        limit_bytes=1000,
+        needed_bytes=needed,
+        step=replace(plan.step, seconds=seconds),
+    )
+
+
+@given(
+    budget_bytes=st.integers(1, 60),
+    layer_bytes=st.integers(1, 80),
+    again=st.floats(0, 1),
+    cut=st.floats(0, 1),
+)
+def test_the_choice_is_the_fastest_of_all_that_fit(
+    budget_bytes: int, layer_bytes: int, again: float, cut: float
+) -> None:
+    """Compared with trying every way; a choice that fills the memory leaves a little of it."""
+    depth, budgets = 30, [16, 8, 4]
+
+    def plan(way: Way) -> Plan:
+        needed = way.token_budget * (budget_bytes + layer_bytes * way.kept_layers // 8)
+        seconds = 1 + again * (depth - way.kept_layers) / depth + cut / way.token_budget
+        return fake_plan(way, seconds, needed)
+
+    found = choose_way(budgets, (0, depth), plan)
+    ways = [plan(Way(budget, kept)) for budget in budgets for kept in range(depth + 1)]
+    fitting = [one for one in ways if one.needed_bytes <= 1000 * (FILLED_SHARE if one.kept_layers else 1)]
+    if plan(Way(16, depth)).fits:
+        assert found.way == Way(16, depth)
+    elif fitting:
+        assert found.step.seconds == min(one.step.seconds for one in fitting)
+    else:
+        assert found.way == Way(4, 0)
+
+
+def test_rates_are_those_measured_on_the_device() -> None:
+    measured = Calibration("NVIDIA GeForce RTX 4090", 1, 0.0, "2.13", "2026-01-31", 1.6e14, 9e11)
+    rates = rates_of(measured.device, measured, cuda=True, wide=False)
+    assert (rates.matrix, rates.memory) == (1.6e14, 9e11)
+    assert "measured" in rates.source
+    assert rates_of("", None, cuda=True, wide=False).source == "estimated"
+    assert rates_of("", None, cuda=False, wide=True).matrix < rates_of("", None, cuda=False, wide=False).matrix

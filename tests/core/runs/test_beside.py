@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from core.runs import beside
+from core.runs.beside import crowding, model_bytes, runs_on_card
+
+GB = 10**9
+
+
+@pytest.mark.parametrize(
+    ("needed", "free", "runs", "words"),
+    [
+        (16 * GB, 3 * GB, ["the-run"], "Run the-run trains on the same card, where 3.0 GB are"),
+        (2 * GB, 3 * GB, ["x"], ""),
+        (16 * GB, 3 * GB, [], ""),
+    ],
+)
+def test_a_model_beside_a_run_is_warned_of_where_it_does_not_fit(
+    needed: int, free: int, runs: list[str], words: str
+) -> None:
+    found = crowding(needed, free, runs)
+    assert words in found
+    assert bool(found) is bool(words)
+
+
+def test_a_quantized_model_is_smaller() -> None:
+    assert model_bytes(16 * GB, "lora") == 16 * GB
+    assert model_bytes(16 * GB, "qlora") < 6 * GB
+
+
+@pytest.mark.parametrize(
+    ("processes", "wsl", "expected"), [({11}, False, ["a"]), ({99}, False, []), (set(), True, ["a", "b"])]
+)
+def test_runs_are_found_by_their_processes(
+    monkeypatch: pytest.MonkeyPatch, processes: set[int], wsl: bool, expected: list[str]
+) -> None:
+    def run(name: str, pid: int | None, device: str = "auto", *, over: bool = False, host: str = "here") -> Any:
+        state = SimpleNamespace(is_over=over, pid=pid, host=host)
+        config = SimpleNamespace(hardware=SimpleNamespace(device=device))
+        return SimpleNamespace(id=name, state=lambda: state, config=lambda: config)
+
+    runs = [run("a", 11), run("b", 12), run("c", 13, "cpu"), run("d", 11, over=True), run("e", 11, host="there")]
+    monkeypatch.setattr(beside, "list_runs", lambda: runs)
+    monkeypatch.setattr(beside, "hostname", lambda: "here")
+    monkeypatch.setattr(beside, "is_wsl", lambda: wsl)
+    monkeypatch.setattr(beside, "_processes", lambda _: processes)
+    assert runs_on_card("GPU-1") == expected

@@ -1,0 +1,306 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    LlamaConfig,
+    Phi3Config,
+)
+from transformers.models.llama.modeling_llama import LlamaMLP
+
+from core.config.schema import MethodSection
+from core.worker.fused.gated import ACTIVATIONS, GatedFeedForward, GatedProduct, Gating
+from core.worker.fused.gated_networks import fuse_gated, recognize
+from core.worker.fused.install import fuse
+from core.worker.fused.mode import comparable
+from core.worker.model.adapters import TRAINED, attach_adapters, switched_off
+from core.worker.model.model import load_model, set_gradient_checkpointing
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "pad_token_id": 0,
+}
+IDS = torch.arange(36).reshape(3, 12) % 61 + 1
+
+
+def adapted(config: Any, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype).requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.data.normal_(std=0.1)
+    return stirred(attach_adapters(model, MethodSection(rank=4, **options), seed=0))
+
+
+def stirred(model: Any) -> Any:
+    """A model whose adapters have an effect."""
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data.normal_(std=0.1, generator=generator)
+    return model.train()
+
+
+def networks(model: Any) -> list[Any]:
+    return [module for module in model.modules() if type(module).__name__.endswith("MLP")]
+
+
+@contextmanager
+def one_by_one(model: Any) -> Iterator[None]:
+    """Everything fused but the gated networks, which run as their modules do."""
+    forms = {module: vars(module).pop("forward") for module in networks(model)}
+    yield
+    for module, form in forms.items():
+        module.forward = form
+
+
+def loss_and_gradients(model: Any) -> list[torch.Tensor]:
+    torch.manual_seed(5)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=model.dtype == torch.bfloat16):
+        logits = model(input_ids=IDS, use_cache=False).logits
+    loss = logits.float().logsumexp(-1).mean()
+    return [loss, *torch.autograd.grad(loss, [one for one in model.parameters() if one.requires_grad])]
+
+
+CONFIGS = (LlamaConfig(**SMALL), Gemma2Config(**SMALL), Phi3Config(**SMALL))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.model_type)
+def test_it_learns_to_the_bit_as_one_by_one(
+    config: Any, dtype: torch.dtype, dropout: float, checkpointing: bool
+) -> None:
+    model = adapted(config, dtype, dropout=dropout)
+    assert fuse(model, TRAINED).gated == 2
+    set_gradient_checkpointing(model, checkpointing)
+    found = loss_and_gradients(model)
+    with one_by_one(model):
+        wanted = loss_and_gradients(model)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, wanted, strict=True))
+
+
+@pytest.mark.parametrize("targets", [["q_proj"], ["gate_proj", "q_proj"], ["down_proj"], ["up_proj", "down_proj"]])
+def test_some_of_its_layers_have_no_adapter(targets: list[str]) -> None:
+    model = adapted(CONFIGS[0], target_modules=targets)
+    assert fuse(model, TRAINED).gated == 2
+    found = loss_and_gradients(model)
+    with one_by_one(model):
+        wanted = loss_and_gradients(model)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, wanted, strict=True))
+
+
+@pytest.mark.parametrize("options", [{}, {"dropout": 0.2}])
+def test_four_bits_learn_as_one_by_one(tiny_model_dir: Path, options: dict[str, Any]) -> None:
+    loaded = load_model(tiny_model_dir, method="qlora", precision="fp32", device="cpu")
+    model = stirred(attach_adapters(loaded.model, MethodSection(rank=4, **options), seed=0))
+    assert fuse(model, TRAINED).gated == model.config.num_hidden_layers
+    found = loss_and_gradients(model)
+    with one_by_one(model):
+        wanted = loss_and_gradients(model)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, wanted, strict=True))
+
+
+def saved_bytes(model: Any) -> int:
+    """Bytes that a pass keeps for backward, parameters not counted."""
+    own = {parameter.data_ptr() for parameter in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    seen = torch.randn(1, 64, model.config.hidden_size, dtype=model.dtype, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = networks(model)[0](seen)
+    del out
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize(("config", "dropout", "wide"), [(0, 0.0, 2), (0, 0.3, 2.25), (2, 0.0, 2), (2, 0.3, 2.25)])
+def test_two_wide_tensors_are_kept(config: int, dropout: float, wide: float) -> None:
+    """And of the dropout, a byte for each feature."""
+    model = adapted(CONFIGS[config], dropout=dropout)
+    fuse(model, TRAINED)
+    projections = 2 if config == 0 else 1
+    # The input, or a dropped input for each projection with its mask in the input's dtype; and the adapters' own.
+    inputs = 32 * (2 * projections if dropout else 1)
+    expected = 64 * 4 * (inputs + wide * 48 + 4 * (projections + 1))
+    assert saved_bytes(model) == expected
+
+
+def test_a_pass_without_gradients_is_the_networks_own_unless_it_is_compared() -> None:
+    model = adapted(CONFIGS[0])
+    fuse(model, TRAINED)
+    network = networks(model)[0]
+    asked: list[str] = []
+    form: Any = vars(network)["forward"]
+
+    def noted(name: str, function: Any) -> Any:
+        def call(x: torch.Tensor) -> Any:
+            asked.append(name)
+            return function(x)
+
+        return call
+
+    form._usual, form._project = noted("usual", form._usual), noted("fused", form._project)
+    x = torch.randn(1, 3, 32)
+    with torch.no_grad():
+        plain = network(x)
+        with comparable():
+            fused = network(x)
+    assert asked == ["usual", "fused"]
+    torch.testing.assert_close(plain, fused)
+
+
+def test_adapters_that_are_off_have_no_part_in_it() -> None:
+    model = adapted(CONFIGS[0])
+    fuse(model, TRAINED)
+    network, x = networks(model)[0], torch.randn(2, 5, 32)
+    with switched_off(model):
+        found = network(x)
+    layers = [getattr(network, name).get_base_layer() for name in ("gate_proj", "up_proj", "down_proj")]
+    wanted = layers[2](torch.nn.functional.silu(layers[0](x)) * layers[1](x))
+    torch.testing.assert_close(found, wanted)
+    assert not torch.equal(found, network(x))
+
+
+# What is recognized.
+
+
+class Clamped(LlamaMLP):  # type: ignore[misc]
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate = self.gate_proj(x).clamp(max=7.0)
+        out: torch.Tensor = self.down_proj(self.act_fn(gate) * self.up_proj(x))
+        return out
+
+
+class Asking(LlamaMLP):  # type: ignore[misc]
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate = self.gate_proj(x) if self.hidden_size else x
+        out: torch.Tensor = self.down_proj(self.act_fn(gate) * self.up_proj(x))
+        return out
+
+
+class Turned(LlamaMLP):  # type: ignore[misc]
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.down_proj(self.act_fn(self.up_proj(x)) * self.gate_proj(x))
+        return out
+
+
+class Raising(LlamaMLP):  # type: ignore[misc]
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+
+def network_of(kind: type[LlamaMLP], activation: str = "silu") -> Any:
+    return kind(LlamaConfig(**SMALL, hidden_act=activation))
+
+
+@pytest.mark.parametrize(
+    ("activation", "found"),
+    [
+        ("silu", "silu"),
+        ("swish", "silu"),
+        ("gelu_pytorch_tanh", "gelu_tanh"),
+        ("gelu_new", "gelu_tanh"),
+        ("gelu", "gelu"),
+        ("relu", None),
+        ("quick_gelu", None),
+        ("prelu", None),
+    ],
+)
+def test_activation_functions_are_recognized_by_what_they_do(activation: str, found: str | None) -> None:
+    form = recognize(network_of(LlamaMLP, activation))
+    assert (None if form is None else form.activation.name) == found
+
+
+@pytest.mark.parametrize("kind", [Clamped, Asking, Turned, Raising])
+def test_a_network_that_does_anything_else_is_left_alone(kind: type[LlamaMLP]) -> None:
+    network = network_of(kind).requires_grad_(False)
+    assert recognize(network) is None
+    assert fuse_gated(network, {}, torch.float32) == 0
+    assert "forward" not in vars(network)
+
+
+def hooked(network: Any) -> None:
+    network.register_forward_hook(lambda *_: None)
+
+
+def hooked_within(network: Any) -> None:
+    network.down_proj.register_forward_pre_hook(lambda *_: None)
+
+
+def trained(network: Any) -> None:
+    network.up_proj.requires_grad_(True)
+
+
+def patched(network: Any) -> None:
+    network.forward = lambda x: x
+
+
+@pytest.mark.parametrize("change", [hooked, hooked_within, trained, patched])
+def test_a_network_that_others_have_a_hand_in_is_left_alone(change: Callable[[Any], None]) -> None:
+    network = network_of(LlamaMLP).requires_grad_(False)
+    assert fuse_gated(network, {}, torch.float32) == 1
+    del network.forward
+    change(network)
+    assert fuse_gated(network, {}, torch.float32) == 0
+    assert not isinstance(vars(network).get("forward"), GatedFeedForward)
+
+
+def test_adapters_that_cannot_be_fused_leave_the_network_alone() -> None:
+    assert fuse(adapted(CONFIGS[0], dora=True), TRAINED).gated == 0
+
+
+# The product.
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda activation: activation.name)
+@pytest.mark.parametrize("joined", [False, True])
+def test_the_gradients_of_the_product_are_right(activation: Any, joined: bool) -> None:
+    torch.manual_seed(0)
+    gate, up = (torch.randn(2, 3, 5, dtype=torch.float64).requires_grad_() for _ in range(2))
+
+    def product(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        inputs = (torch.cat([gate, up], dim=-1), None) if joined else (gate, up)
+        out: torch.Tensor = GatedProduct.apply(*inputs, Gating(activation))  # type: ignore[no-untyped-call]
+        return out
+
+    assert torch.autograd.gradcheck(product, (gate, up))
+    outer = torch.randn(2, 3, 5, dtype=torch.float64)
+    gating = Gating(activation)
+    *gradients, made = gating.gradients_and_product(outer.clone(), gate.detach(), up.detach())
+    assert torch.equal(made, gating.product(gate, up).detach())
+    for ours, theirs in zip(gradients, gating.gradients(outer, gate.detach(), up.detach()), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_below_the_first_adapter_only_the_input_of_the_down_projection_is_kept() -> None:
+    model = adapted(CONFIGS[0], target_modules=["down_proj"])
+    fuse(model, TRAINED)
+    kept: list[torch.Size] = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor.shape)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        networks(model)[0](torch.randn(1, 64, 32))
+    assert kept.count(torch.Size([64, 48])) == 1
+    assert torch.Size([1, 64, 48]) not in kept

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from core.worker.fused import kernels
+from core.worker.fused.gated import ACTIVATIONS, Gating
+from core.worker.fused.kernels import can_use, gating_of, kernel_trials, norm_function, rotary_function
+from core.worker.fused.rms_norm import RmsNormFunction
+from core.worker.fused.rotary import RotaryFunction
+
+CPU = torch.device("cpu")
+ROOT = Path(__file__).resolve().parents[4]
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "used"),
+    [
+        ((8, 9), torch.bfloat16, True),
+        ((8, 0), torch.bfloat16, True),
+        ((12, 0), torch.float32, True),
+        ((7, 5), torch.float16, True),
+        ((7, 5), torch.bfloat16, False),
+        ((7, 0), torch.float16, False),
+        ((8, 6), torch.float64, False),
+        (None, torch.float32, False),
+    ],
+)
+def test_kernels_are_tried_where_they_can_be_compiled(
+    capability: tuple[int, int] | None, dtype: torch.dtype, used: bool
+) -> None:
+    assert can_use(capability, dtype) is used
+
+
+def test_a_cpu_has_none() -> None:
+    assert norm_function(CPU, torch.float32, 64) is RmsNormFunction
+    assert rotary_function(CPU, torch.float32) is RotaryFunction
+    assert type(gating_of(ACTIVATIONS[0], CPU, torch.float32)) is Gating
+    assert list(kernel_trials(CPU, torch.float32)) == []
+
+
+class Wrong(RmsNormFunction):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+        return RmsNormFunction.forward(ctx, x, weight + 1, epsilon)
+
+
+class Right(RmsNormFunction):
+    pass
+
+
+class WrongGating(Gating):
+    def product(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        return gate * up
+
+
+class RightGating(Gating):
+    pass
+
+
+class Unrotated(RotaryFunction):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(cos, sin)
+        return x.clone()
+
+
+class Rotated(RotaryFunction):
+    pass
+
+
+@pytest.fixture
+def usable(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """As if the CPU were a device that Triton compiles for."""
+    cached: tuple[Callable[..., Any], ...] = (kernels._norm_trial, kernels._gated_trial, kernels._rotary_trials)
+    for function in cached:
+        function.cache_clear()  # type: ignore[attr-defined]
+    monkeypatch.setattr(kernels, "_usable", lambda *_: True)
+    yield monkeypatch
+    for function in cached:
+        function.cache_clear()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_a_kernel_is_used_if_it_passes_its_trial(usable: pytest.MonkeyPatch, right: bool) -> None:
+    usable.setattr(kernels, "_norm_kernel", lambda: Right if right else Wrong)
+    usable.setattr(kernels, "_gated_kernel", RightGating if right else WrongGating)
+    usable.setattr(kernels, "_rotary_kernel", lambda: Rotated if right else Unrotated)
+    assert norm_function(CPU, torch.float32, 48) is (Right if right else RmsNormFunction)
+    assert type(gating_of(ACTIVATIONS[0], CPU, torch.float32)) is (RightGating if right else Gating)
+    assert rotary_function(CPU, torch.float32) is (Rotated if right else RotaryFunction)
+    made = list(kernel_trials(CPU, torch.float32))
+    assert len({trial.name for trial in made}) == len(made) == 6
+    assert {trial.passed for trial in made} == {right}
+
+
+def test_a_damaged_triton_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "triton", None)
+    assert not kernels._is_installed()
+
+
+def test_the_kernels_are_not_imported_on_a_cpu() -> None:
+    """Nor does anything go wrong where there is no Triton."""
+    code = (
+        "import sys; sys.modules['triton'] = None; import torch; from core.worker.fused.trials import trials;"
+        "assert all(trial.passed for trial in trials(torch.device('cpu'), torch.float32));"
+        "assert 'core.worker.fused.triton' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

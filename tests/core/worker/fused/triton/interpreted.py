@@ -1,0 +1,112 @@
+"""Kernels under Triton's interpreter, which runs the same code on the CPU; on a GPU a trial decides.
+
+Collected by the process of :mod:`test_interpreted` only."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from core.worker.fused.cases import apply, gated_trial, norm_trial, plain_gated, plain_rms_norm, rotary_trial
+from core.worker.fused.gated import ACTIVATIONS, Activation, Gating
+from core.worker.fused.trial import compare
+from core.worker.fused.triton.gated import KernelGating
+from core.worker.fused.triton.rms_norm import RmsNormKernel
+from core.worker.fused.triton.rotary import RotaryKernel
+
+CPU = torch.device("cpu")
+#: The interpreter cuts values off to bf16 where a device rounds them, so that each may be a bit further off.
+DTYPES = [(torch.float32, 1e-6), (torch.float16, 2**-10), (torch.bfloat16, 2**-6)]
+
+
+@pytest.mark.parametrize("width", [3, 65, 128, 1000])
+@pytest.mark.parametrize(("dtype", "allowed"), DTYPES, ids=str)
+def test_norm(dtype: torch.dtype, allowed: float, width: int) -> None:
+    trial = norm_trial("norm", RmsNormKernel, CPU, dtype, width)
+    assert trial.reason is None
+    assert trial.worst <= allowed
+
+
+def strided(x: torch.Tensor, how: str) -> torch.Tensor:
+    """The same values in another layout."""
+    if how == "transposed":
+        return x.transpose(1, 2).contiguous().transpose(1, 2)
+    return torch.cat([x, x], dim=-1)[..., : x.shape[-1]]
+
+
+@pytest.mark.parametrize("how", ["transposed", "a part"])
+def test_norm_of_other_layouts(how: str) -> None:
+    torch.manual_seed(0)
+    x, weight = strided(torch.randn(2, 5, 48), how).requires_grad_(), torch.randn(48)
+    trial = compare("norm", lambda x, weight: apply(RmsNormKernel, x, weight, 1e-5), plain_rms_norm, (x, weight))
+    assert trial.passed
+
+
+def test_norm_keeps_its_input_and_a_number_for_each_row() -> None:
+    kept: list[tuple[int, ...]] = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tuple(tensor.shape))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        apply(RmsNormKernel, torch.randn(2, 5, 48, requires_grad=True), torch.ones(48), 1e-5)
+    assert sorted(kept) == [(2, 5, 48), (10,), (48,)]
+
+
+def test_norm_of_too_long_rows_is_refused() -> None:
+    with pytest.raises(ValueError, match="40000"):
+        apply(RmsNormKernel, torch.randn(1, 40000), torch.ones(40000), 1e-5)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda activation: activation.name)
+@pytest.mark.parametrize(("dtype", "allowed"), DTYPES, ids=str)
+def test_gated(activation: Activation, dtype: torch.dtype, allowed: float) -> None:
+    trial = gated_trial("gated", KernelGating(activation), CPU, dtype)
+    assert trial.reason is None
+    assert trial.worst <= allowed
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda activation: activation.name)
+def test_gated_of_large_values_and_other_layouts(activation: Activation) -> None:
+    gating: Gating = KernelGating(activation)
+    gate = torch.linspace(-200, 200, 2 * 1100).reshape(1, 1100, 2).transpose(1, 2)
+    up = torch.ones(1, 2, 1100)
+    torch.testing.assert_close(gating.product(gate, up), plain_gated(activation, gate, up))
+    for made, plain in zip(gating.gradients(up, gate, up), Gating(activation).gradients(up, gate, up), strict=True):
+        torch.testing.assert_close(made, plain)
+
+
+def test_gated_overwrites_the_outer_gradient_if_asked_for_the_product() -> None:
+    gating: Gating = KernelGating(ACTIVATIONS[0])
+    gate, up, outer = torch.randn(3, 7), torch.randn(3, 7), torch.randn(3, 7)
+    before = outer.clone()
+    gating.gradients(outer, gate, up)
+    assert torch.equal(outer, before)
+    to_gate, _, _ = gating.gradients_and_product(outer, gate, up)
+    assert to_gate.data_ptr() == outer.data_ptr()
+
+
+@pytest.mark.parametrize(("head", "turned"), [(80, 80), (10, 6), (128, 128), (2, 2)])
+@pytest.mark.parametrize("angles", [None, torch.float32], ids=str)
+@pytest.mark.parametrize(("dtype", "allowed"), DTYPES, ids=str)
+def test_rotary(dtype: torch.dtype, allowed: float, angles: torch.dtype | None, head: int, turned: int) -> None:
+    trial = rotary_trial("rotary", RotaryKernel, CPU, dtype, head=head, turned=turned, angles=angles)
+    assert trial.reason is None
+    # Torch rounds the parts of a sum, the kernel the sum.
+    assert trial.worst <= 2 * allowed
+
+
+def test_rotary_leaves_the_layout_as_it_is() -> None:
+    x = torch.randn(2, 5, 3, 8).transpose(1, 2)
+    out = apply(RotaryKernel, x, torch.ones(1, 1, 5, 8), torch.zeros(1, 1, 5, 8))
+    assert torch.equal(out, x)
+    assert out.stride() == x.stride()
+
+
+def test_rotary_has_angles_for_each_row() -> None:
+    angle = torch.randn(2, 1, 5, 4).repeat(1, 1, 1, 2)
+    x = torch.randn(2, 40, 5, 8)
+    out = apply(RotaryKernel, x, angle.cos(), angle.sin())
+    half = torch.cat([-x[..., 4:], x[..., :4]], dim=-1)
+    torch.testing.assert_close(out, x * angle.cos() + half * angle.sin())

@@ -1,0 +1,132 @@
+"""A device on the CPU, whose streams do their work late and in any order that their events allow."""
+
+from __future__ import annotations
+
+import random
+import weakref
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+
+class Event:
+    """There once its stream has come so far."""
+
+    def __init__(self) -> None:
+        self.there = False
+
+
+class Stream:
+    """Work that is done in order, by :meth:`Device.run`."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.waiting: deque[Callable[[], bool]] = deque()
+
+    def do(self, work: Callable[[], object]) -> None:
+        self.waiting.append(lambda: (work(), True)[1])
+
+    def wait_event(self, event: Event) -> None:
+        self.waiting.append(lambda: event.there)
+
+    def record_event(self) -> Event:
+        event = Event()
+        self.do(lambda: setattr(event, "there", True))
+        return event
+
+
+class Device:
+    """Streams and memory. Memory that is given back is overwritten by the stream that computes, as soon as that has
+    come so far: what takes a block next could do so."""
+
+    def __init__(self) -> None:
+        self.main, self.out, self.back = Stream("main"), Stream("out"), Stream("back")
+        self.fetched = 0
+        self.in_use = 0
+        self.most = 0
+        self.full = False
+
+    def computing(self) -> Stream:
+        return self.main
+
+    def on_host(self, like: torch.Tensor) -> torch.Tensor:
+        return torch.full_like(like, float("nan"))
+
+    def on_device(self, like: torch.Tensor, device: torch.device) -> torch.Tensor:
+        if self.full:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        self.fetched += 1
+        return self.new(tuple(like.shape))
+
+    def new(self, shape: tuple[int, ...]) -> torch.Tensor:
+        block = np.zeros(shape, dtype=np.float32)
+        tensor = torch.from_numpy(block)
+        self.main.do(lambda: block.fill(float("nan")))  # what is in it before it is used
+        self.in_use += 1
+        self.most = max(self.most, self.in_use)
+        weakref.finalize(tensor, self._free, block)
+        return tensor
+
+    def _free(self, block: Any) -> None:
+        self.in_use -= 1
+        self.main.do(lambda: block.fill(float("nan")))
+
+    def copy(self, into: torch.Tensor, of: torch.Tensor, stream: Any) -> None:
+        # Memory alone, as a device has it: whoever gives a tensor back too early loses what is in it.
+        target, source = into.numpy(), of.numpy()
+        stream.do(lambda: np.copyto(target, source))
+
+    def run(self, order: random.Random, steps: int | None = None) -> None:
+        """Do what was given to the streams, or some of it."""
+        done = 0
+        while steps is None or done < steps:
+            ready = [stream for stream in (self.main, self.out, self.back) if stream.waiting]
+            order.shuffle(ready)
+            for stream in ready:
+                if stream.waiting[0]():
+                    stream.waiting.popleft()
+                    done += 1
+                    break
+            else:
+                assert not ready, "the streams wait for one another"
+                return
+
+
+class PromptStream:
+    """A stream whose work is done at once; what it waits for and records is noted."""
+
+    def __init__(self, name: str, notes: list[str]) -> None:
+        self.name, self.notes = name, notes
+
+    def wait_event(self, event: str) -> None:
+        self.notes.append(f"{self.name} waits for {event}")
+
+    def record_event(self) -> str:
+        self.notes.append(f"{self.name}@{len(self.notes)}")
+        return self.notes[-1]
+
+
+class PromptDevice:
+    """Lanes without any delay, for models of the CPU."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.main, self.out, self.back = (PromptStream(name, self.notes) for name in ("main", "out", "back"))
+        self.copies = {"out": 0, "back": 0}
+
+    def computing(self) -> PromptStream:
+        return self.main
+
+    def on_host(self, like: torch.Tensor) -> torch.Tensor:
+        return torch.empty_like(like)
+
+    def on_device(self, like: torch.Tensor, device: torch.device) -> torch.Tensor:
+        return torch.empty_like(like)
+
+    def copy(self, into: torch.Tensor, of: torch.Tensor, stream: Any) -> None:
+        self.copies[stream.name] += 1
+        self.notes.append(f"copy on {stream.name}")
+        into.copy_(of)

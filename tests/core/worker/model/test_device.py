@@ -1,0 +1,126 @@
+"""The device of a run: chosen, told, and kept to the memory that is free."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from core.errors import UserError
+from core.hardware.drivers import Build
+from core.hardware.obstacle import Sight
+from core.hardware.visible import Identity
+from core.worker.model import device as module
+from core.worker.model.device import (
+    CardFacts,
+    choose_device,
+    describe_device,
+    differs_from_plan,
+    memory_share,
+    read_card,
+    reason_for_cpu,
+)
+
+UUIDS = ("GPU-0010", "GPU-0011")
+SIGHT = Sight(tuple(Identity(index, uuid) for index, uuid in enumerate(UUIDS)), (), "550.54.14", (12, 4), nodes=True)
+CARD = CardFacts("NVIDIA GeForce RTX 4090", (8, 9), 24 << 30, UUIDS[1], 1, "580.95.05", "expandable segments")
+
+
+@pytest.fixture(autouse=True)
+def _all_visible(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
+
+
+def without_cuda(monkeypatch: pytest.MonkeyPatch, sight: Sight, build: Build, error: str = "") -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(module, "look", lambda: sight)
+    monkeypatch.setattr(module, "torch_build", lambda: build)
+    monkeypatch.setattr(module, "cuda_error", lambda: error or None)
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "words"),
+    [
+        (Build("2.15.0", "13.2"), "The NVIDIA driver on your system is too old", "built for CUDA 13.2"),
+        (Build("2.13.0+cpu"), "", "built for the CPU only"),
+        (Build("2.13.0", "12.6"), "CUDA unknown error", "CUDA unknown error"),
+    ],
+)
+@pytest.mark.parametrize("wanted", ["auto", "cuda"])
+def test_a_card_that_torch_cannot_use_ends_the_run(
+    monkeypatch: pytest.MonkeyPatch, build: Build, error: str, words: str, wanted: str
+) -> None:
+    without_cuda(monkeypatch, SIGHT, build, error)
+    with pytest.raises(UserError, match=words) as raised:
+        choose_device(wanted)
+    assert "hardware.device = cpu" in raised.value.hint
+    assert choose_device("cpu") == torch.device("cpu")
+
+
+def test_without_a_card_auto_is_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_cuda(monkeypatch, Sight(absent=True), Build("2.13.0+cpu"))
+    assert choose_device("auto") == torch.device("cpu")
+    with pytest.raises(UserError, match=r"hardware\.device is cuda, but this torch is a CPU build"):
+        choose_device("cuda")
+    without_cuda(monkeypatch, SIGHT, Build("2.13.0+cpu"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert choose_device("auto") == torch.device("cpu")
+    assert reason_for_cpu("auto", SIGHT) == "CUDA_VISIBLE_DEVICES hides the card"
+    assert reason_for_cpu("cpu", SIGHT) == ""
+
+
+def test_only_nvidia_is_supported(monkeypatch: pytest.MonkeyPatch) -> None:
+    rocm = Build("2.13.0+rocm7.1", None, "7.1")
+    without_cuda(monkeypatch, Sight(absent=True), rocm)
+    with pytest.raises(UserError, match="built for ROCm, and only NVIDIA"):
+        choose_device("cuda")
+    assert choose_device("auto") == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(UserError, match="only NVIDIA cards are supported"):
+        choose_device("auto")
+
+
+def test_a_card_without_kernels_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_cuda(monkeypatch, SIGHT, Build("2.10.0", "12.8"), "no kernel image is available for execution")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(UserError, match="no kernel image"):
+        choose_device("auto")
+    monkeypatch.setattr(module, "cuda_error", lambda: None)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    assert choose_device("auto") == torch.device("cuda", 0)
+
+
+def test_the_device_is_told_in_a_sentence() -> None:
+    found = describe_device(Build("2.13.0", "13.0"), torch.bfloat16, CARD, threads=8)
+    assert found == (
+        "Trains on GPU 1, NVIDIA GeForce RTX 4090 (compute 8.9, 25.8 GB) in bf16, by torch 2.13.0 for CUDA 13.0, "
+        "driver 580.95.05; expandable segments."
+    )
+    on_cpu = describe_device(Build("2.13.0+cpu"), torch.float32, None, threads=1, reason="so it is")
+    assert on_cpu.startswith("Trains on the CPU, ")
+    assert on_cpu.endswith(", 1 thread, in fp32, by torch 2.13.0+cpu; so it is.")
+
+
+def test_the_card_is_found_in_nvml_by_its_uuid(monkeypatch: pytest.MonkeyPatch) -> None:
+    properties: Any = SimpleNamespace(name="RTX", major=8, minor=9, total_memory=24 << 30, uuid="0011")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    card = read_card(torch.device("cuda", 0), SIGHT)
+    assert (card.uuid, card.index, card.driver) == (UUIDS[1], 1, "550.54.14")
+    # CUDA's first card is the second on the bus.
+    assert "CUDA computes on GPU 1" in differs_from_plan(card, SIGHT)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert differs_from_plan(card, SIGHT) == ""
+    properties.uuid = None
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert differs_from_plan(read_card(torch.device("cuda", 0), SIGHT), SIGHT) == ""
+
+
+@pytest.mark.parametrize(
+    ("free", "total", "wsl", "share"),
+    [(20, 24, False, None), (20, 24, True, 19 / 24), (24, 24, True, 0.95), (0, 24, True, 0.0), (0, 0, True, None)],
+)
+def test_under_windows_a_run_is_kept_to_what_is_free(free: int, total: int, wsl: bool, share: float | None) -> None:
+    assert memory_share(free, total, wsl=wsl) == (None if share is None else pytest.approx(share))

@@ -1,0 +1,236 @@
+"""Paged states, with buffers of the host in the place of managed memory."""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+from collections import Counter
+from typing import Any
+
+import bitsandbytes.functional
+import pytest
+import torch
+from accelerate import Accelerator
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from core.config.schema import Config
+from core.errors import UserError
+from core.worker.oom.retry import Retry
+from core.worker.optim.optim import make_optimizer
+from core.worker.optim.paged import (
+    HOST_RESERVE,
+    PagedBuffers,
+    allocate_managed,
+    check_room,
+    is_paged,
+    load_states,
+    unpaged_where_needed,
+)
+from core.worker.optim.retryable_step import RetryableStep
+from core.worker.optim.update import AdapterUpdate, WeightUpdate
+
+GB = 1 << 30
+TRAIN = Config.model_validate({"data": {"train": "x"}, "train": {"optimizer": "paged_adamw_8bit"}}).train
+UNPAGED = TRAIN.model_copy(update={"optimizer": "adamw_8bit"})
+#: Large enough to be paged, and not.
+SHAPES = ((320, 320), (64, 128))
+
+
+class Pages:
+    """Stands for the driver: marks tensors of the host as paged, and counts them."""
+
+    def __init__(self) -> None:
+        self.made: list[torch.Tensor] = []
+        self.buffers = PagedBuffers(self.allocate, lambda buffer: buffer.zero_())
+
+    def allocate(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        made: Any = torch.full(shape, 7, dtype=dtype)
+        made.is_paged, made.page_deviceid = True, 0
+        self.made.append(made)
+        return self.made[-1]
+
+
+class Touched(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts by name what is called with a paged tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(map(is_paged, args)):
+            self.counts[str(func)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture(autouse=True)
+def no_prefetch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bitsandbytes.functional, "prefetch_tensor", lambda *_: None)
+
+
+def parameters() -> list[torch.nn.Parameter]:
+    torch.manual_seed(0)
+    return [torch.nn.Parameter(torch.randn(shape)) for shape in SHAPES]
+
+
+def give_gradients(to: list[torch.nn.Parameter], step: int) -> None:
+    torch.manual_seed(step)
+    for parameter in to:
+        parameter.grad = torch.randn_like(parameter)
+
+
+def test_the_host_never_copies_a_paged_state_in_a_step() -> None:
+    pages, trained = Pages(), parameters()
+    step = RetryableStep(make_optimizer(trained, TRAIN, buffers=pages.buffers), Retry())
+    for number in range(3):
+        give_gradients(trained, number)
+        with Touched() as touched:
+            step()
+    assert len(pages.made) == 2
+    assert not touched.counts["aten.clone.default"]
+    assert touched.counts["bitsandbytes.optimizer_update_8bit_blockwise.default"] == 1
+
+
+def adapter_update(trained: list[torch.nn.Parameter], pages: Pages | None) -> AdapterUpdate:
+    options = UNPAGED if pages is None else TRAIN
+    optimizer = make_optimizer(trained, options, buffers=None if pages is None else pages.buffers)
+    return AdapterUpdate(Accelerator(cpu=True), optimizer, trained, 0.0, Retry())
+
+
+def weight_update(trained: list[torch.nn.Parameter], pages: Pages | None) -> WeightUpdate:
+    options, buffers = UNPAGED if pages is None else TRAIN, None if pages is None else pages.buffers
+    return WeightUpdate(
+        {str(place): parameter for place, parameter in enumerate(trained)},
+        lambda of: make_optimizer(of, options, weight_decay=0.0, buffers=buffers),
+        states_in_fp32=False,
+        weight_decay=0.0,
+        max_grad_norm=0.0,
+        in_backward=False,
+    )
+
+
+@pytest.mark.parametrize("make", [adapter_update, weight_update])
+@pytest.mark.parametrize("before", [True, False])
+def test_paged_states_are_paged_after_a_resume_and_go_on_bit_for_bit(make: Any, before: bool) -> None:
+    """With states there already, as after going back within a process, their buffers are written over."""
+
+    def run(update: Any, of: list[torch.nn.Parameter], steps: range) -> None:
+        for number in steps:
+            update.begin(1e-2)
+            give_gradients(of, number)
+            update.clip()
+            update.step()
+
+    plain, cut, resumed = parameters(), parameters(), parameters()
+    whole = make(plain, None)
+    run(whole, plain, range(4))
+    saving = make(cut, Pages())
+    run(saving, cut, range(2))
+    pages = Pages()
+    update = make(resumed, pages)
+    if before:
+        run(update, resumed, range(5, 6))
+    with torch.no_grad():
+        for parameter, value in zip(resumed, cut, strict=True):
+            parameter.copy_(value)
+    update.load_state_dict(copy.deepcopy(saving.state_dict()))
+    assert len(pages.made) == 2, "two moments of the large tensor"
+    run(update, resumed, range(2, 4))
+    assert len(pages.made) == 2
+    assert all(map(torch.equal, resumed, plain))
+
+
+def test_states_of_the_unpaged_form_are_those_of_the_paged_one() -> None:
+    trained, other = parameters(), parameters()
+    pages = Pages()
+    paged, plain = make_optimizer(trained, TRAIN, buffers=pages.buffers), make_optimizer(other, UNPAGED)
+    give_gradients(trained, 0)
+    paged.step()
+    load_states(plain, copy.deepcopy(paged.state_dict()))
+    with torch.no_grad():
+        for to, value in zip(other, trained, strict=True):
+            to.copy_(value)
+    for optimizer, of in ((paged, trained), (plain, other)):
+        give_gradients(of, 1)
+        optimizer.step()
+    assert all(map(torch.equal, trained, other))
+    assert any(is_paged(value) for state in paged.state.values() for value in state.values())
+    assert not any(is_paged(value) for state in plain.state.values() for value in state.values())
+
+
+def test_a_rehearsal_leaves_its_buffers_to_the_training() -> None:
+    pages, trained = Pages(), parameters()
+    update = weight_update(trained, pages)
+    with update.rehearsal():
+        give_gradients(trained, 0)
+        for stepper in update._steppers.values():
+            stepper.rehearse()
+    assert len(pages.made) == 2
+    assert not any(state["state"] for state in update.state_dict().values())
+    update.begin(1e-2)
+    give_gradients(trained, 1)
+    update.clip()
+    update.step()
+    assert len(pages.made) == 2
+
+
+def test_a_buffer_that_is_used_again_is_zero() -> None:
+    pages = Pages()
+    parameter = torch.zeros(SHAPES[0])
+    first = pages.buffers(parameter, dtype=torch.uint8).fill_(3)
+    pages.buffers.give_back({"step": 1, "state1": first, "absmax1": torch.ones(3)})
+    assert pages.buffers(parameter, dtype=torch.uint8) is first
+    assert not first.any()
+    assert pages.buffers(parameter, dtype=torch.uint8) is not first
+
+
+def test_small_tensors_and_those_of_the_cpu_are_not_paged() -> None:
+    assert not is_paged(Pages().buffers(torch.zeros(SHAPES[1])))
+    assert not is_paged(PagedBuffers()(torch.zeros(SHAPES[0])))
+
+
+def test_on_wsl_nothing_is_paged() -> None:
+    assert unpaged_where_needed("paged_adamw_8bit", wsl=True) == "adamw_8bit"
+    assert unpaged_where_needed("paged_adamw_8bit", wsl=False) == "paged_adamw_8bit"
+    assert unpaged_where_needed("adamw", wsl=True) == "adamw"
+
+
+def test_room_is_foreseen() -> None:
+    check_room(3 * GB, host=2 * GB + HOST_RESERVE, card=GB)
+    with pytest.raises(UserError, match=r"3\.2 GB more are needed, and 3\.2 GB of the machine's memory"):
+        check_room(3 * GB, host=2 * GB + HOST_RESERVE, card=GB - 1)
+    with pytest.raises(UserError, match="do not fit"):
+        check_room(1, host=0, card=0)
+
+
+class Driver:
+    """CUDA's driver, whose managed memory is that of the process."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+        self.kept: list[Any] = []
+
+    def cuMemAllocManaged(self, address: Any, size: Any, flags: Any) -> int:  # noqa: N802 - the driver's name
+        assert flags.value == 1
+        self.kept.append(ctypes.create_string_buffer(size.value))
+        address._obj.value = ctypes.addressof(self.kept[-1])
+        return self.code
+
+
+def test_managed_memory_is_a_tensor_as_bitsandbytes_makes_it() -> None:
+    driver, device = Driver(0), torch.device("cuda", 1)
+    buffer: Any = allocate_managed((3, 5), torch.float32, device, driver)
+    assert (buffer.shape, buffer.dtype, buffer.is_paged, buffer.page_deviceid) == ((3, 5), torch.float32, True, 1)
+    buffer.fill_(1.0)
+    assert driver.kept[0].raw == buffer.numpy().tobytes()
+
+
+def test_managed_memory_that_the_driver_refuses_is_an_error_and_not_the_end() -> None:
+    with pytest.raises(torch.OutOfMemoryError, match="managed memory"):
+        allocate_managed((3, 5), torch.float32, torch.device("cuda", 0), Driver(2))
+
+
+def test_a_driver_that_cannot_be_asked_leaves_it_to_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = torch.zeros(3)
+    monkeypatch.setattr(bitsandbytes.functional, "get_paged", lambda *_, **__: made)
+    assert allocate_managed((3,), torch.float32, torch.device("cuda", 0), Driver(201)) is made

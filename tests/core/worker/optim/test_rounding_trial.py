@@ -1,0 +1,95 @@
+"""The rounding kernels, in Triton's interpreter, and the trial that decides whether they are used."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from core.worker.optim.rounding_trial import choose_kernels, find_fault
+from tests.core.worker.optim.plain_kernels import PlainKernels
+
+CPU = torch.device("cpu")
+INTERPRETED = """
+import torch
+from core.worker.optim import rounding_kernels
+from core.worker.optim.rounding_trial import find_fault
+print("fault:", find_fault(rounding_kernels, torch.device("cpu")) or "none")
+"""
+
+
+def test_the_kernels_pass_in_the_interpreter() -> None:
+    """A million roundings have the right mean to a thousandth, and exact values stay."""
+    pytest.importorskip("triton")
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", INTERPRETED], env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == "fault: none", done.stderr[-2000:] or done.stdout
+
+
+def test_the_plain_way_passes() -> None:
+    assert find_fault(PlainKernels(), CPU) == ""
+
+
+class Broken(PlainKernels):
+    """Kernels that do one thing wrong."""
+
+    def __init__(self, **wrong: Callable[..., Any]) -> None:
+        super().__init__()
+        self.__dict__.update(wrong)
+
+
+def nearest(weights: torch.Tensor, update: torch.Tensor, *, keep: float, **_: Any) -> None:
+    weights.copy_(weights.float() * keep + update.float())
+
+
+def biased(weights: torch.Tensor, update: torch.Tensor, *, keep: float, seed: int, wanted: Any = None) -> None:
+    PlainKernels().add_update(weights, update * 1.1, keep=keep, seed=seed, wanted=wanted)
+
+
+def one_seed(weights: torch.Tensor, update: torch.Tensor, *, keep: float, seed: int, wanted: Any = None) -> None:
+    PlainKernels().add_update(weights, update, keep=keep, seed=7, wanted=wanted)
+
+
+def unguarded(weights: torch.Tensor, update: torch.Tensor, *, keep: float, seed: int, wanted: Any = None) -> None:
+    PlainKernels().add_update(weights, update, keep=keep, seed=seed)
+
+
+def without_decay(weights: torch.Tensor, update: torch.Tensor, *, keep: float, seed: int, wanted: Any = None) -> None:
+    PlainKernels().add_update(weights, update, keep=1.0, seed=seed, wanted=wanted)
+
+
+def carrying(weights: torch.Tensor, update: torch.Tensor, *, keep: float, seed: int, wanted: Any = None) -> None:
+    kept = weights.clone()
+    PlainKernels().add_update(weights, update, keep=keep, seed=seed, wanted=wanted)
+    weights[kept.isnan()] = 0.0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "fault"),
+    [
+        ({"add_update": nearest}, "is off by"),
+        ({"add_update": biased}, "is off by"),
+        ({"add_update": one_seed}, "two seeds"),
+        ({"add_update": unguarded}, "values that bf16 has"),
+        ({"add_update": without_decay}, "in fp32"),
+        ({"add_update": carrying}, "what is no number"),
+        ({"clear_unless": lambda _, values: values.zero_()}, "in fp32"),
+        ({"clear_unless": lambda *_: None}, "in fp32"),
+    ],
+)
+def test_what_is_wrong_is_found(wrong: dict[str, Any], fault: str) -> None:
+    assert fault in find_fault(Broken(**wrong), CPU)
+
+
+def test_on_a_cpu_there_are_none() -> None:
+    assert choose_kernels(CPU) is None
+
+
+def test_a_card_that_fails_has_the_plain_way() -> None:
+    """Here there is none, so that its first tensor fails."""
+    assert choose_kernels(torch.device("cuda")) is None

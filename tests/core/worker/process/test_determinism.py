@@ -1,0 +1,99 @@
+"""Determinism of what is computed from a checkpoint."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from core.errors import UserError
+from core.worker.process.determinism import choose_determinism, nondeterminism_explained
+
+ROOT = Path(__file__).parents[4]
+_PROCESS = """
+import json, os, sys
+import torch
+from core.worker.process import environment
+from core.worker.process.determinism import apply_determinism, fix_workspace
+environment.prepare()
+fix_workspace(sys.argv[1])
+apply_determinism(sys.argv[1], sys.argv[2])
+print(json.dumps({
+    "strict": torch.are_deterministic_algorithms_enabled(),
+    "fills": torch.utils.deterministic.fill_uninitialized_memory,
+    "cudnn": torch.backends.cudnn.deterministic,
+    "workspace": os.environ.get("CUBLAS_WORKSPACE_CONFIG"),
+}))
+"""
+
+
+@pytest.mark.parametrize(
+    ("wanted", "device", "expected"),
+    [
+        ("auto", "cpu", "strict"),
+        ("strict", "cpu", "strict"),
+        ("fast", "cpu", "strict"),
+        ("auto", "cuda", "fast"),
+        ("strict", "cuda", "strict"),
+        ("fast", "cuda", "fast"),
+    ],
+)
+def test_a_cpu_is_always_strict_and_a_gpu_where_it_is_asked_for(wanted: str, device: str, expected: str) -> None:
+    assert choose_determinism(wanted, device) == expected
+
+
+def applied(kind: str, device: str, workspace: str | None = None) -> dict[str, Any]:
+    """The settings of torch in a fresh process."""
+    given = {} if workspace is None else {"CUBLAS_WORKSPACE_CONFIG": workspace}
+    done = subprocess.run(
+        [sys.executable, "-c", _PROCESS, kind, device],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+        env={"PATH": "/usr/bin:/bin", **given},
+    )
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [(None, ":4096:8"), (":16:8", ":16:8"), (":0:0", ":4096:8"), (":4096:2", ":4096:8")]
+)
+def test_strict_on_a_gpu_takes_kernels_that_keep_an_order_and_fills_nothing(given: str | None, expected: str) -> None:
+    assert applied("strict", "cuda", given) == {
+        "strict": True,
+        "fills": False,
+        "cudnn": True,
+        "workspace": expected,
+    }
+
+
+@pytest.mark.parametrize(("kind", "device"), [("fast", "cuda"), ("strict", "cpu")])
+def test_elsewhere_torch_is_left_as_it_is(kind: str, device: str) -> None:
+    assert not applied(kind, device)["strict"]
+
+
+def test_a_fast_run_leaves_the_workspace_of_matrix_products_to_the_library() -> None:
+    assert applied("fast", "cuda")["workspace"] is None
+
+
+def test_an_operation_without_a_deterministic_form_is_a_sentence() -> None:
+    torch.use_deterministic_algorithms(True)
+    try:
+        with pytest.raises(UserError) as caught, nondeterminism_explained():
+            torch.zeros(3).put_(torch.tensor([0, 0]), torch.ones(2))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert caught.value.message == ("train.deterministic is strict, and put_ has no deterministic form on this device.")
+    assert "train.deterministic = fast" in caught.value.hint
+
+
+def test_other_errors_are_passed_on() -> None:
+    with pytest.raises(RuntimeError, match="shape mismatch"), nondeterminism_explained():
+        raise RuntimeError("shape mismatch")

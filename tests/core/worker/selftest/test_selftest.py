@@ -1,0 +1,84 @@
+"""The self-test itself, with as little work as its checks make sense with."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from core import paths
+from core.hardware.cpu import cpu_name
+from core.memory.calibration import read_calibration
+from core.selftest.checks import SUBJECTS, Check
+from core.selftest.job import SelfTest
+from core.selftest.report import Report, report_text
+from core.selftest.sizes import Shape, Sizes
+
+
+def made(model: Path, *names: str, **changes: object) -> Report:
+    """Some of the checks, on the CPU with a model."""
+
+    def shape(sizes: Sizes) -> Sizes:
+        return replace(sizes.smallest(), model=str(model), device="cpu", **changes)  # type: ignore[arg-type]
+
+    return SelfTest([subject for subject in SUBJECTS if subject.name in names], shape).run()
+
+
+def by_name(report: Report) -> dict[str, Check]:
+    return {check.name: check for check in report.checks}
+
+
+def test_the_checks_that_any_model_will_do_for(tiny_model_dir: Path) -> None:
+    # A rank-16 adapter on two tiny layers takes hardly any memory: the process is what is measured.
+    report = made(tiny_model_dir, "driver", "fast_paths", "memory", "resume", "speed", resume_steps=40)
+    found = by_name(report)
+    assert {name: check.result for name, check in found.items()} == {
+        "driver": "not applicable",
+        "fast_paths": "pass",
+        "memory": "pass",
+        "resume": "pass",
+        "speed": "pass",
+    }, report_text(report)
+    assert report.passed
+    assert (report.device["kind"], report.device["name"]) == ("cpu", cpu_name())
+    assert "losses and the adapter's bytes are the same" in found["resume"].detail
+    kept = read_calibration(cpu_name())
+    assert kept is not None
+    assert kept.matrix_rate is not None
+    assert kept.memory_rate is not None
+    assert not list(paths.runs_dir().glob("*"))
+    assert sorted(path.name for path in paths.selftest_dir().iterdir()) == [".lock"]
+
+
+def test_the_starter_model_learns_as_recorded(starter_model_dir: Path) -> None:
+    check = by_name(made(starter_model_dir, "training"))["training"]
+    assert check.result == "pass", check.detail
+
+
+def test_memory_really_runs_out_in_forward_and_backward_and_the_run_survives(starter_model_dir: Path) -> None:
+    check = by_name(made(starter_model_dir, "out_of_memory"))["out_of_memory"]
+    assert check.result == "pass", check.detail
+    assert "forward and in backward" in check.detail
+
+
+def test_a_run_that_learns_otherwise_fails(tiny_model_dir: Path) -> None:
+    report = made(tiny_model_dir, "training")
+    check = by_name(report)["training"]
+    assert check.result == "fail"
+    assert "Steps outside: 1, 2, 3, 4." in check.detail
+
+
+def test_a_model_that_cannot_be_trained_fails_in_a_sentence(tmp_path: Path) -> None:
+    report = made(tmp_path / "nothing here", "memory", shapes=(Shape(2, 64),))
+    check = by_name(report)["memory"]
+    assert check.result == "fail"
+    assert check.detail.startswith("The run failed:")
+    assert str(tmp_path) not in check.detail
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_there_are_three_shapes_of_memory_one_of_them_recomputed(kind: str) -> None:
+    shapes = Sizes.of(kind).shapes
+    assert len(shapes) == 3
+    assert [shape.recompute for shape in shapes].count(True) == 1

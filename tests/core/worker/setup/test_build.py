@@ -1,0 +1,149 @@
+"""Running out of memory between the start and the first step: a sentence with what to change, or copies dropped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from core.config.schema import Config
+from core.errors import UserError
+from core.runs.events import FailedEvent, NoticeEvent
+from core.runs.store import create_run
+from core.runs.tail import EventTail
+from core.worker.fused.frozen_weight import FrozenWeight
+from core.worker.model import adapters
+from core.worker.oom import handles
+from core.worker.oom.retry import MemoryShortageError
+from core.worker.process.control import Controls
+from core.worker.process.recorder import Recorder
+from core.worker.setup import build as building
+from core.worker.setup.build import Parts, build
+
+FULL = "CUDA out of memory. Tried to allocate 2.00 GiB."
+
+
+def full(*_: object, **__: object) -> Any:
+    raise torch.OutOfMemoryError(FULL)
+
+
+class Start:
+    """The beginning of a run in this process."""
+
+    def __init__(self, directory: Path, base: Path) -> None:
+        rows = [{"prompt": f"Sort ticket {number}.", "completion": '{"kind": "bug"}'} for number in range(8)]
+        (directory / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+        self._data, self._base = str(directory / "rows.jsonl"), str(base)
+        self.recorder: Recorder | None = None
+
+    def __call__(self, **sections: dict[str, Any]) -> Parts:
+        config = Config.model_validate(
+            {
+                "model": {"base": self._base},
+                "data": {"train": self._data},
+                "hardware": {"device": "cpu"},
+                **sections,
+            }
+        )
+        run = create_run(config, "start")
+        self.recorder = Recorder(run)
+        return build(config, self.recorder, Controls(), None)
+
+    def notices(self, code: str) -> list[NoticeEvent]:
+        assert self.recorder is not None
+        events = EventTail(self.recorder.run.events_path).read_all()
+        return [event for event in events if isinstance(event, NoticeEvent) and event.code == code]
+
+
+@pytest.fixture
+def start(tmp_path: Path, tiny_model_dir: Path) -> Iterator[Start]:
+    made = Start(tmp_path, tiny_model_dir)
+    yield made
+    if made.recorder is not None:
+        made.recorder.close("failed", "", FailedEvent(reason="", step=0, adapter=None))
+
+
+def _in(module: Any, name: str) -> Callable[[pytest.MonkeyPatch], None]:
+    return lambda patch: patch.setattr(module, name, full)
+
+
+@pytest.mark.parametrize(
+    ("inject", "sections", "place", "advice"),
+    [
+        (_in(building, "attach_adapters"), {}, "in attaching the adapters", "Lower method.rank."),
+        (_in(adapters, "pissa_factors"), {"method": {"init": "pissa"}}, "adapters", "Set method.init = default"),
+        (_in(adapters, "loftq_factors"), {"method": {"init": "loftq"}}, "adapters", "Set method.init = default"),
+        (_in(building, "choose_weights"), {"method": {"name": "full"}}, "in choosing the weights", "smaller model"),
+        (_in(building, "fuse_layers"), {}, "in fusing the layers", "Set train.fused_layers = false."),
+        (_in(building, "check_model"), {}, "in the check of the model", "Close what else holds memory"),
+        (_in(building, "choose_for_run"), {}, "in the check of the model", "Close what else holds memory"),
+        (_in(building, "create_handles"), {}, "in creating the handles", "Close what else holds memory"),
+    ],
+)
+def test_memory_that_runs_out_before_the_first_step_is_a_sentence(
+    start: Start,
+    monkeypatch: pytest.MonkeyPatch,
+    inject: Callable[[pytest.MonkeyPatch], None],
+    sections: dict[str, Any],
+    place: str,
+    advice: str,
+) -> None:
+    inject(monkeypatch)
+    with pytest.raises(MemoryShortageError) as caught:
+        start(**sections)
+    assert place in caught.value.message
+    assert advice in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError(FULL), MemoryError(), RuntimeError("CUDA driver error: out of memory")],
+    ids=["device", "host", "driver"],
+)
+def test_a_model_that_does_not_fit_is_a_sentence(
+    start: Start, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("core.worker.model.model.AutoModelForCausalLM.from_pretrained", fail)
+    with pytest.raises(UserError, match="does not fit on cpu"):
+        start()
+
+
+def test_copies_of_weights_that_do_not_fit_are_dropped(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    keep = FrozenWeight.keep
+    kept: list[FrozenWeight] = []
+
+    def until_it_is_full(weight: FrozenWeight, dtype: torch.dtype) -> None:
+        if len(kept) == 3:
+            full()
+        keep(weight, dtype)
+        kept.append(weight)
+
+    monkeypatch.setattr(FrozenWeight, "keep", until_it_is_full)
+    parts = start(memory={"keep_dequantized": "on"})
+    assert len(kept) == 3
+    assert not any(weight.is_kept for weight in kept)
+    assert not parts.meter.fused.keeps_weights
+    (notice,) = start.notices("memory_weights")
+    assert FULL in notice.message
+
+
+def test_handles_are_created_by_a_product_forward_and_backward(monkeypatch: pytest.MonkeyPatch) -> None:
+    multiplied: list[torch.device] = []
+    monkeypatch.setattr(handles, "multiply_both_ways", multiplied.append)
+    handles.create_handles(torch.device("cpu"))
+    assert multiplied == []
+    handles.create_handles(torch.device("cuda", 0))
+    assert multiplied == [torch.device("cuda", 0)]
+
+
+def test_the_product_draws_nothing_and_leaves_nothing() -> None:
+    before = torch.get_rng_state()
+    handles.multiply_both_ways(torch.device("cpu"))
+    assert torch.equal(torch.get_rng_state(), before)

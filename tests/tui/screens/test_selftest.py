@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+
+import pytest
+
+from core import paths
+from core.selftest import job
+from core.selftest.checks import SUBJECTS
+from core.selftest.job import SelfTest
+from tests.tui.harness import screen_lines, screen_text, wait_for
+from tui.app import LocaltuneApp
+from tui.screens.selftest import SelfTestScreen
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A self-test that does as the variable says."""
+    monkeypatch.setattr(job, "MODULE", "tests.core.selftest.scripted_check")
+    monkeypatch.setenv("SCRIPTED_PLAN", "{}")
+    return monkeypatch
+
+
+def make() -> SelfTest:
+    # Any model but the starter, which would have to be there.
+    return SelfTest(shape=lambda sizes: replace(sizes, model="another"))
+
+
+@pytest.mark.parametrize("size", [(80, 24), (200, 50)])
+async def test_the_key_opens_it_and_the_table_is_there_at_the_end(
+    scripted: pytest.MonkeyPatch, size: tuple[int, int]
+) -> None:
+    scripted.setenv("SCRIPTED_PLAN", json.dumps({"training": "code", "speed": "not applicable"}))
+    scripted.setattr("tui.screens.selftest.SelfTest", make)
+    app = LocaltuneApp()
+    async with app.run_test(size=size) as pilot:
+        await pilot.press("f8")
+        await wait_for(pilot, lambda: isinstance(app.screen, SelfTestScreen))
+        await wait_for(pilot, lambda: "enter begin" in screen_text(app))
+        assert all(subject.title in screen_text(app) for subject in SUBJECTS)
+        await pilot.press("enter")
+        await wait_for(pilot, lambda: "esc close" in screen_text(app), 60)
+        await pilot.press("pageup", "k")
+        text = screen_text(app)
+        assert "Card 9000" in text
+        assert "FAIL  training" in text
+        await pilot.press("pagedown", "pagedown")
+        await wait_for(pilot, lambda: "1 of 6 checks failed" in screen_text(app))
+        assert all(len(line) <= size[0] for line in screen_lines(app))
+        assert (paths.selftest_dir() / "report.txt").is_file()
+        await pilot.press("escape")
+        await wait_for(pilot, lambda: not isinstance(app.screen, SelfTestScreen))
+
+
+async def test_escape_cancels_it_and_ends_its_processes(scripted: pytest.MonkeyPatch) -> None:
+    scripted.setenv("SCRIPTED_PLAN", json.dumps({"fast_paths": "hang"}))
+    made: list[SelfTest] = []
+
+    def remembered() -> SelfTest:
+        made.append(make())
+        return made[0]
+
+    scripted.setattr("tui.screens.selftest.SelfTest", remembered)
+    app = LocaltuneApp()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await pilot.press("f8")
+        await wait_for(pilot, lambda: "enter begin" in screen_text(app))
+        await pilot.press("enter")
+        await wait_for(pilot, lambda: "working 1 of 2" in screen_text(app) and "pass  driver" in screen_text(app))
+        helper = made[0]._helper
+        assert helper is not None
+        assert "esc cancel" in screen_text(app)
+        await pilot.press("enter")
+        assert isinstance(app.screen, SelfTestScreen)
+        await pilot.press("escape")
+        await wait_for(pilot, lambda: not isinstance(app.screen, SelfTestScreen))
+        await wait_for(pilot, lambda: helper.process.poll() is not None)
+        await wait_for(pilot, lambda: os.listdir(paths.selftest_dir()) == [".lock"])
+
+
+async def test_a_refusal_is_told(scripted: pytest.MonkeyPatch) -> None:
+    def refused() -> SelfTest:
+        paths.make_private_dir(paths.home())
+        paths.selftest_dir().write_text("in the way", encoding="utf-8")
+        return make()
+
+    scripted.setattr("tui.screens.selftest.SelfTest", refused)
+    app = LocaltuneApp()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await pilot.press("f8")
+        await wait_for(pilot, lambda: "enter begin" in screen_text(app))
+        await pilot.press("enter")
+        await wait_for(pilot, lambda: "The self-test was not made." in screen_text(app))
