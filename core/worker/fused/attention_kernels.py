@@ -94,8 +94,18 @@ def find_varlen() -> VarlenFunction | None:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
         return None
-    found: VarlenFunction = varlen_attn
-    return found
+    return _tensors_alone(varlen_attn)
+
+
+def _tensors_alone(function: Callable[..., torch.Tensor | tuple[torch.Tensor, torch.Tensor]]) -> VarlenFunction:
+    """A function that gives more than its output where it is asked to, which it never is here."""
+
+    @functools.wraps(function)
+    def alone(*args: object, **kwargs: object) -> torch.Tensor:
+        found = function(*args, **kwargs)
+        return found if isinstance(found, torch.Tensor) else found[0]
+
+    return alone
 
 
 def varlen_arguments(

@@ -418,7 +418,7 @@ def test_generation_and_padding_masks_keep_their_masks(varlen: list[tuple[int, i
 
 
 def test_the_bias_of_square_groups_is_plain_causality() -> None:
-    inputs = inputs_of(Layout((Group(0, 1, 5),)))
-    found = attend_lower_right(inputs[0], inputs[1], inputs[2], scale=None)
-    wanted = torch.nn.functional.scaled_dot_product_attention(*inputs, is_causal=True, enable_gqa=True)
+    query, key, value = inputs_of(Layout((Group(0, 1, 5),)))
+    found = attend_lower_right(query, key, value, scale=None)
+    wanted = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
     torch.testing.assert_close(found, wanted, atol=0, rtol=0)
