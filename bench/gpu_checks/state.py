@@ -175,7 +175,7 @@ def check_12(stand: Stand) -> Found:
         "memory.gradient_checkpointing": "on",
     }
     config = stand.config(ONE, rows, options)
-    leave, paged = _room(config, [length] * 2 * steps)
+    leave, paged = room_beside_states(config, [length] * 2 * steps)
     figures: dict[str, Any] = {"left_bytes": leave, "paged_bytes": paged}
     with Helper("bench.gpu_checks.ballast", str(leave)) as ballast:
         figures["ballast"] = next(ballast.answers())
@@ -193,7 +193,7 @@ def check_12(stand: Stand) -> Found:
     )
 
 
-def _room(config: Config, lengths: list[int]) -> tuple[int, int]:
+def room_beside_states(config: Config, lengths: list[int]) -> tuple[int, int]:
     """What the plan says must be resident, with a little more; and the bytes that may page."""
     from core.hardware import cpu
     from core.memory.plan import Machine
@@ -205,7 +205,7 @@ def _room(config: Config, lengths: list[int]) -> tuple[int, int]:
     machine = Machine("cuda", limit_bytes=24 << 30, host_bytes=total - used)
     architecture = load_architecture(locate_model(config.model.base))
     plan = make_plan(architecture, config, machine, rows_of_tokens(lengths, sum(lengths)))
-    return plan.needed_bytes + (512 << 20), plan.paged_bytes
+    return plan.needed_bytes + (512 << 20), plan.states_host_bytes
 
 
 # Offload.
