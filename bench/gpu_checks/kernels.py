@@ -94,7 +94,8 @@ def _pass(model: Any, ids: torch.Tensor, dtype: torch.dtype, autocast: bool, rec
     with torch.autocast(ids.device.type, dtype=dtype, enabled=autocast and dtype != torch.float32):
         loss = SupervisedLoss(model)(ids, mask)
     parameters = trainable_parameters(model)
-    gradients = torch.autograd.grad(loss / ids.numel(), parameters)
+    # The sum, since the gradients of a mean are too small for fp16.
+    gradients = torch.autograd.grad(loss, parameters)
     return float(loss.detach()), [gradient.detach() for gradient in gradients]
 
 

@@ -71,6 +71,7 @@ def test_a_check_has_its_own_deadline_or_what_is_left() -> None:
     subject = chosen([6])[0]
     assert allowed_seconds(subject, 1000) == subject.deadline
     assert allowed_seconds(subject, 30) == 30
+    assert allowed_seconds(subject, 1000, patience=2.0) == 2 * subject.deadline
     assert allowed_seconds(subject, SHORTEST - 0.1) is None
 
 

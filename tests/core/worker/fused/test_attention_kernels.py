@@ -98,7 +98,10 @@ def test_this_torchs_variable_length_attention_knows_all_of_it() -> None:
     found = attention_kernels.find_varlen()
     assert found is not None
     known = inspect.signature(found).parameters
-    assert varlen_arguments(known, grouped=True, window=4, scale=0.1, head=64) is not None
+    assert varlen_arguments(known, grouped=True, window=None, scale=None, head=64) is not None
+    # The oldest version that is allowed knows neither windows nor scales.
+    windows = varlen_arguments(known, grouped=True, window=4, scale=0.1, head=64)
+    assert (windows is not None) == ("window_size" in known)
 
 
 def test_a_layout_as_sequences() -> None:
