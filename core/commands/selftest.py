@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core.commands.common import CLEAR_LINE, EXIT_ERROR, add_json_flag, emit, note, say
+from core.errors import UserError
 
 if TYPE_CHECKING:
     from core.selftest.job import Progress
@@ -27,8 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Make all checks and print their table; the exit code is 0 unless one fails."""
     from core.selftest.job import SelfTest
-    from core.selftest.report import device_line, table, write_report
+    from core.selftest.report import device_line, refuse_place, table, write_report
 
+    place = None if args.report is None else Path(args.report).expanduser().absolute()
+    if place is not None:
+        # Minutes before it is written.
+        refuse_place(place)
     test = SelfTest()
     shown = _Shown()
     try:
@@ -36,7 +41,11 @@ def run(args: argparse.Namespace) -> int:
     finally:
         test.close()
         shown.end()
-    path = write_report(report, None if args.report is None else Path(args.report).expanduser().absolute())
+    # Minutes of work are told of wherever they can be: in the file if the output is gone, and the other way round.
+    try:
+        written: Path | UserError = write_report(report, place)
+    except UserError as error:
+        written = error
     if args.json:
         emit(report.to_dict())
     else:
@@ -46,7 +55,9 @@ def run(args: argparse.Namespace) -> int:
             say(line)
         say("")
         say(report.summary())
-    note(f"The report, without names and paths, is in {path}.")
+    if isinstance(written, UserError):
+        raise written
+    note(f"The report, without names and paths, is in {written}.")
     return 0 if report.passed else EXIT_ERROR
 
 

@@ -161,12 +161,34 @@ class SelfTest:
     ) -> _Answers:
         """Have a helper process make a check; however it ends, there is a result."""
         place = work / name
-        place.mkdir(mode=paths.DIRECTORY_MODE)
         request = {"work": str(place), "sizes": self._sizes(device).to_dict(), "device": device}
         try:
-            log = os.open(place / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, paths.FILE_MODE)
+            return self._ask_in(place, name, deadline, request, shown, progress)
         except OSError as error:
-            raise disk_error(place, error) from error
+            # What the checks before it have found is not lost.
+            return _Answers("fail", str(disk_error(work, error)))
+        except UserError as error:
+            return _Answers("fail", str(error))
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+
+    def _ask_in(
+        self,
+        place: Path,
+        name: str,
+        deadline: float,
+        request: dict[str, Any],
+        shown: Progress,
+        progress: Callable[[Progress], None],
+    ) -> _Answers:
+        """Have a helper process make a check in a directory that is made for it.
+
+        Raises:
+            OSError: If that directory cannot be written.
+            UserError: If no process can be started.
+        """
+        place.mkdir(mode=paths.DIRECTORY_MODE)
+        log = os.open(place / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, paths.FILE_MODE)
         try:
             helper = self._start(name, log)
             timer = threading.Timer(deadline, self._end_late)
@@ -188,7 +210,6 @@ class SelfTest:
         if answers.result is None:
             answers.result = "fail"
             answers.detail = self._why(status, deadline, place / "log")
-        shutil.rmtree(place, ignore_errors=True)
         return answers
 
     def _start(self, name: str, log: int) -> Helper:

@@ -6,6 +6,7 @@ import getpass
 import os
 import platform
 import re
+import tempfile
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -153,13 +154,39 @@ def write_report(report: Report, path: Path | None = None) -> Path:
     Raises:
         UserError: If it cannot be written.
     """
-    if path is None:
-        path = paths.make_private_dir(paths.selftest_dir()) / "report.txt"
+    place = path or paths.make_private_dir(paths.selftest_dir()) / "report.txt"
     try:
-        write_atomic(path, report_text(report))
+        write_atomic(place, report_text(report))
     except OSError as error:
-        raise disk_error(path.parent, error) from error
-    return path
+        raise disk_error(place.parent, error) if path is None else _elsewhere(place.parent, error) from error
+    return place
+
+
+def refuse_place(path: Path) -> None:
+    """Refuse a place where no report can be written, before anything is done.
+
+    Args:
+        path: The file that it is to be written to.
+
+    Raises:
+        UserError: If it is a directory or a device, or nothing can be written beside it.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} is not a file.", "Name a file with --report.")
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise _elsewhere(path.parent, error) from error
+
+
+def _elsewhere(directory: Path, error: OSError) -> UserError:
+    """The error for a report that cannot be written where it was asked for."""
+    reason = error.strerror if isinstance(error, OSError) else str(error)
+    return UserError(
+        f"The report cannot be written to {one_line(str(directory), 300)}: {reason}.",
+        "Name another file with --report.",
+    )
 
 
 def system_line(root: Path = Path("/")) -> str:

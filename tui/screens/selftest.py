@@ -45,7 +45,8 @@ class Progressed(Message):
 
 @dataclass
 class Ended(Message):
-    """The self-test has ended: with a report, where it was written; or with the reason for which there is none."""
+    """The self-test has ended: with a report, and where it was written or why it could not be; or with the reason for
+    which there is none."""
 
     report: Report | None = None
     place: str = ""
@@ -125,13 +126,15 @@ class SelfTestScreen(Overlay[None]):
     def _run(self, job: SelfTest) -> None:
         try:
             report = job.run(lambda progress: self._tell(Progressed(progress)))
-            place = str(write_report(report))
         except SelfTestCancelledError:
             return
         except UserError as error:
             self._tell(Ended(reason=str(error)))
             return
-        self._tell(Ended(report, place))
+        try:
+            self._tell(Ended(report, str(write_report(report))))
+        except UserError as error:
+            self._tell(Ended(report, reason=str(error)))
 
     def _tell(self, message: Message) -> None:
         if self.is_attached:  # it may have been left meanwhile
@@ -178,8 +181,10 @@ class SelfTestScreen(Overlay[None]):
                 lines.append(_done(check, item, room, whole=self._ended is not None))
         if self._ended is not None and self._ended.report is not None:
             lines += [Content(""), Content.styled(self._ended.report.summary(), "bold")]
-            place = one_line(self._ended.place, 300)
-            lines.append(Content(f"To attach to a bug report, without names and paths: {place}"))
+            where = f"To attach to a bug report, without names and paths: {self._ended.place}"
+            if not self._ended.place:
+                where = f"The report was not written. {self._ended.reason}"
+            lines.append(Content(one_line(where, 600)))
         return Content("\n").join(lines)
 
     def _waiting(self, item: Subject) -> Content:

@@ -78,13 +78,13 @@ class Layout:
     kernels: set[Kernel] = field(default_factory=set, init=False, repr=False, compare=False)
     """The kernels that have."""
     table: torch.Tensor = field(init=False, repr=False, compare=False)
-    """The groups for compiled layers, ``(groups and one more, 3)``, int64 on the host: with a tensor of at least two
-    rows, other groups need no other program."""
+    """The groups for compiled layers, three numbers each and three zeros, int64 on the host: with a tensor, other
+    groups need no other program. It has one dimension, lest torch tell it by one that equals the other."""
     _masks: dict[tuple[Any, ...], torch.Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        rows = [(group.prefix, group.rows, group.width) for group in self.groups]
-        object.__setattr__(self, "table", torch.tensor([*rows, (0, 0, 0)]))
+        numbers = [number for group in self.groups for number in (group.prefix, group.rows, group.width)]
+        object.__setattr__(self, "table", torch.tensor([*numbers, 0, 0, 0]))
 
     def mask(self, query: torch.Tensor, keys: int) -> torch.Tensor:
         """The mask of :func:`later` for queries ``(rows, heads, queries, head)``, made once for all layers of a batch.
@@ -419,7 +419,7 @@ def _attend_by_table(
 ) -> torch.Tensor:
     with torch.autocast(query.device.type, enabled=False):
         if table is not None:
-            layout = _layout_of(tuple(map(tuple, table.tolist())))
+            layout = _layout_of(tuple(table.tolist()))
             return _attend_packed(query, key, value, layout, size, scaling, told=told)
         window = _window_of(size or 0)
         if choose_kernel(query, key, value, window=True) is Kernel.VARLEN:
@@ -448,9 +448,9 @@ def try_opaque(device: torch.device, dtype: torch.dtype) -> Trial:
 
 
 @functools.lru_cache(maxsize=1)
-def _layout_of(table: tuple[tuple[int, ...], ...]) -> Layout:
+def _layout_of(table: tuple[int, ...]) -> Layout:
     """One for all layers of a batch, so that what it makes is made once."""
-    return Layout(tuple(Group(*row) for row in table[:-1]))
+    return Layout(tuple(Group(*table[at : at + 3]) for at in range(0, len(table) - 3, 3)))
 
 
 @functools.lru_cache(maxsize=1)
@@ -498,8 +498,9 @@ def _proven_kernel(
         if kernel is Kernel.MASKED:
             break
         inputs = trial_inputs(device, dtype, heads, key_heads, head, value_head)
-        # Hooks of activation checkpointing, inside of which this may be, would take what the trial saves for theirs.
-        with saved_tensors_hooks(_as_it_is, _as_it_is):
+        # Hooks of activation checkpointing, inside of which this may be, would take what the trial saves for theirs;
+        # within the operation of compiled layers there would be no gradients to compare.
+        with saved_tensors_hooks(_as_it_is, _as_it_is), _recorded():
             if try_kernel(kernel, inputs, window=window).passed:
                 return kernel
     return Kernel.MASKED
@@ -641,7 +642,7 @@ def _with_prefixes(tensor: torch.Tensor, layout: Layout) -> torch.Tensor:
         own, shared = tensor[before:end], tensor[at:before]
         if group.prefix:
             # Repeated by expansion, not by an index, whose gradient would be summed in no certain order.
-            both = [shared.expand(group.rows, *shared.shape), own.unflatten(0, (group.rows, group.width))]
+            both = [shared.expand(group.rows, *shared.shape), own.reshape(group.rows, group.width, *own.shape[1:])]
             own = torch.cat(both, dim=1).flatten(0, 1)
         parts += [shared, own]
         at = end
@@ -652,9 +653,9 @@ def _attend_window(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: Window, scaling: float | None
 ) -> torch.Tensor:
     """Attention of a padded batch with a sliding window, without a mask: ``(rows, tokens, heads, head)``."""
-    flat = [tensor.transpose(1, 2).flatten(0, 1) for tensor in _cast(query, key, value)]
-    out = attend_sequences(*flat, window.sequences(query), window=window.size, scale=scaling)
-    return out.unflatten(0, (query.shape[0], query.shape[2]))
+    rows, keys, values = (tensor.transpose(1, 2).flatten(0, 1) for tensor in _cast(query, key, value))
+    out = attend_sequences(rows, keys, values, window.sequences(query), window=window.size, scale=scaling)
+    return out.view(query.shape[0], query.shape[2], *out.shape[1:])
 
 
 def _attend(

@@ -111,7 +111,8 @@ def judge(seen: TorchCard, planned: Card, device: Device | None, right: PowerRig
         f"{format_bytes(device.available)} by NVML"
     ]
     if device.temperature_limit_c is None:
-        return Outcome("fail", f"{said[0]}; the temperature at which it slows down is not found.".capitalize(), facts)
+        text = f"{said[0]}; the temperature at which it slows down is not found."
+        return Outcome("fail", f"{text[0].upper()}{text[1:]}", facts)
     degrees = "unknown" if device.temperature_c is None else f"{device.temperature_c:.0f} °C"
     said.append(f"{degrees}, slows down at {device.temperature_limit_c:.0f}")
     said.append(describe_power(device.power_limit_w, right))

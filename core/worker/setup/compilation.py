@@ -205,7 +205,7 @@ class CompiledForward:
         """The layer's output by its compiled code; by itself where that cannot be made."""
         if self._health.failure is None:
             try:
-                return self._compiled(*args, **kwargs)
+                return self._compiled(*args, **kwargs)  # type: ignore[no-untyped-call]
             except _failures() as error:
                 cause = getattr(error, "inner_exception", None) or error
                 if is_out_of_memory(cause):
@@ -322,11 +322,11 @@ def try_compilation(
         notice("not_compiled", f"The layers are fused instead of compiled: {reason}.", hint)
         return False
     _raise_limits()
-    reason = try_opaque(loaded.device, loaded.dtype).reason or _try_layer(loaded, autocast, backend)
-    if reason is not None:
-        message = f"The layers are fused instead of compiled: a trial of one of them failed ({reason})."
+    failed = try_opaque(loaded.device, loaded.dtype).reason or _try_layer(loaded, autocast, backend)
+    if failed is not None:
+        message = f"The layers are fused instead of compiled: a trial of one of them failed ({failed})."
         notice("not_compiled", message, "Set train.compile = false, or see the log for torch's own words.")
-    return reason is None
+    return failed is None
 
 
 class _Reached(Exception):  # noqa: N818 - it is no error

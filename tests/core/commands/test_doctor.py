@@ -339,7 +339,7 @@ def test_cards_are_described_with_who_holds_their_memory(ask_driver: Ask) -> Non
     assert "thermal slowdown" in found["gpu 0 clock"]["what"]
     memory = found["gpu 0 memory"]
     assert memory["status"] == "warn"
-    assert memory["what"].startswith("18.5 GB of 24.0 GB free; held by pid 4194300 (a process that is gone")
+    assert memory["what"].startswith("18.0 GB of 24.0 GB free; held by pid 4194300 (a process that is gone")
     assert "python" in memory["what"]
     assert "No process admits" in found["gpu 1 memory"]["hint"]
 

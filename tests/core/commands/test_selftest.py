@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from core import paths
 from core.commands.command_line import command_parser
+from core.errors import UserError
 from core.selftest import job
 from core.selftest.checks import SUBJECTS
 
@@ -57,3 +59,35 @@ def test_a_failure_is_the_exit_code_and_the_fields_are_those_promised(
     assert "FAIL  memory" in text
     assert str(paths.home()) not in text
     assert str(tmp_path) not in text
+
+
+@pytest.mark.parametrize(("name", "said"), [("no/report.txt", "No such file or directory"), (".", "is not a file")])
+def test_a_place_for_the_report_that_cannot_be_is_refused_at_once(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str, said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        run("--report", f"{tmp_path}/{name}")
+    assert "driver" not in capsys.readouterr().err
+    assert not paths.selftest_dir().exists()
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("words", [[], ["--json"]])
+def test_what_was_found_is_told_where_the_report_cannot_be_written(
+    capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    (paths.make_private_dir(paths.selftest_dir()) / "report.txt").mkdir()
+    with pytest.raises(UserError, match="cannot be written"):
+        run(*words)
+    out = capsys.readouterr().out
+    assert json.loads(out)["passed"] if words else "Passed: all 7 of 7 checks" in out
+
+
+def test_the_report_is_written_where_the_output_cannot_be(scripted: pytest.MonkeyPatch) -> None:
+    def gone(_: object) -> None:
+        raise BrokenPipeError
+
+    scripted.setattr("core.commands.selftest.emit", gone)
+    with pytest.raises(BrokenPipeError):
+        run("--json")
+    assert (paths.selftest_dir() / "report.txt").is_file()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import threading
@@ -11,6 +12,7 @@ import pytest
 
 from core import paths
 from core.errors import UserError
+from core.helper import Helper
 from core.runs.process import hostname, own_identity
 from core.runs.state import RunState
 from core.selftest import job
@@ -157,3 +159,22 @@ def test_what_a_killed_one_has_left_is_removed() -> None:
     (left / "log").touch()
     planned((DRIVER,)).run()
     assert not left.exists()
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "no space"), UserError("No process can be started.")])
+def test_a_check_that_cannot_be_begun_has_failed_and_the_others_go_on(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    test = planned((DRIVER, FAST, SUBJECTS[2]))
+    start = test._start
+
+    def failing(name: str, log: int) -> Helper:
+        if name == "fast_paths":
+            raise error
+        return start(name, log)
+
+    monkeypatch.setattr(test, "_start", failing)
+    report = test.run()
+    assert results(report.checks) == {"driver": "pass", "fast_paths": "fail", "training": "pass"}
+    assert "is full" in report.checks[1].detail or "No process" in report.checks[1].detail
+    assert os.listdir(paths.selftest_dir()) == [".lock"]

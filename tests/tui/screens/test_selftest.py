@@ -93,3 +93,16 @@ async def test_a_refusal_is_told(scripted: pytest.MonkeyPatch) -> None:
         await wait_for(pilot, lambda: "enter begin" in screen_text(app))
         await pilot.press("enter")
         await wait_for(pilot, lambda: "The self-test was not made." in screen_text(app))
+
+
+async def test_the_table_is_shown_where_the_report_cannot_be_written(scripted: pytest.MonkeyPatch) -> None:
+    (paths.make_private_dir(paths.selftest_dir()) / "report.txt").mkdir()
+    scripted.setattr("tui.screens.selftest.SelfTest", make)
+    app = LocaltuneApp()
+    async with app.run_test(size=(120, 50)) as pilot:
+        await pilot.press("f8")
+        await wait_for(pilot, lambda: "enter begin" in screen_text(app))
+        await pilot.press("enter")
+        await wait_for(pilot, lambda: "The report was not written." in screen_text(app), 60)
+        assert "pass  speed" in screen_text(app)
+        assert "Passed: all 7 of 7 checks" in screen_text(app)

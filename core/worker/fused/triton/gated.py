@@ -34,7 +34,7 @@ def _activated(x, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
-def _forward(gate, up, out, gate_stride, up_stride, width, ACTIVATION: tl.constexpr, COLUMNS: tl.constexpr):
+def _gated_forward(gate, up, out, gate_stride, up_stride, width, ACTIVATION: tl.constexpr, COLUMNS: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = column < width
@@ -46,7 +46,7 @@ def _forward(gate, up, out, gate_stride, up_stride, width, ACTIVATION: tl.conste
 
 
 @triton.jit
-def _backward(
+def _gated_backward(
     gradient,
     gate,
     up,
@@ -92,7 +92,7 @@ class KernelGating(Gating):
         """As for :class:`Gating`."""
         first, second = _rows(gate), _rows(up)
         out = torch.empty(first.shape, dtype=gate.dtype, device=gate.device)
-        _forward[_grid(first)](
+        _gated_forward[_grid(first)](
             first, second, out, first.stride(0), second.stride(0), first.shape[1], self._number, COLUMNS=BLOCK
         )
         return out.view(gate.shape)
@@ -116,7 +116,7 @@ class KernelGating(Gating):
         to_up = torch.empty(first.shape, dtype=gate.dtype, device=gate.device)
         to_gate = outer if again else torch.empty_like(to_up)
         product = torch.empty_like(to_up) if again else to_up
-        _backward[_grid(first)](
+        _gated_backward[_grid(first)](
             outer,
             first,
             second,

@@ -16,7 +16,7 @@ MOST = 32768
 
 
 @triton.jit
-def _forward(
+def _norm_forward(
     x, weight, out, inverses, rows, stride, epsilon, width: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr
 ):
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -33,7 +33,7 @@ def _forward(
 
 
 @triton.jit
-def _backward(
+def _norm_backward(
     gradient,
     x,
     weight,
@@ -78,7 +78,7 @@ class RmsNormKernel(torch.autograd.Function):
         out = torch.empty(flat.shape, dtype=x.dtype, device=x.device)
         inverses = torch.empty(rows, dtype=torch.float32, device=x.device)
         shape = _tile(width)
-        _forward[(triton.cdiv(rows, shape["ROWS"]),)](
+        _norm_forward[(triton.cdiv(rows, shape["ROWS"]),)](
             flat, weight, out, inverses, rows, flat.stride(0), epsilon, width=width, **shape
         )
         ctx.save_for_backward(x, weight, inverses)
@@ -93,7 +93,7 @@ class RmsNormKernel(torch.autograd.Function):
         rows, width = flat.shape
         out = torch.empty(flat.shape, dtype=x.dtype, device=x.device)
         shape = _tile(width)
-        _backward[(triton.cdiv(rows, shape["ROWS"]),)](
+        _norm_backward[(triton.cdiv(rows, shape["ROWS"]),)](
             gradient, flat, weight, inverses, out, rows, gradient.stride(0), flat.stride(0), width=width, **shape
         )
         return out.view(x.shape), None, None

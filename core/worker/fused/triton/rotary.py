@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 
 @triton.jit
-def _rotate(
+def _rotary(
     x,
     cos,
     sin,
@@ -93,7 +93,7 @@ def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, sign: float)
         raise ValueError("angles of single heads, or not next to each other")
     half = turned // 2
     together = min(triton.next_power_of_2(heads), 32)
-    _rotate[(rows * length, triton.cdiv(heads, together))](
+    _rotary[(rows * length, triton.cdiv(heads, together))](
         x,
         cos,
         sin,

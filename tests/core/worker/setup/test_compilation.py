@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch._dynamo.exc import BackendCompilerFailed
+from torch._dynamo.exc import TorchDynamoException
 from torch._dynamo.utils import counters
 from transformers import MistralConfig
 
@@ -102,6 +102,7 @@ def test_compiled_layers_learn_the_same_by_few_programs(tiny_model_dir: Path, tr
     assert_learns(compiled, plain(tiny_model_dir), batches())
     # The first layer's input needs no gradient, those of the others do.
     assert_whole(compiled, most)
+    assert torch._dynamo.config.recompile_limit == compilation.RECOMPILE_LIMIT
 
 
 @pytest.mark.parametrize("offload", [False, True])
@@ -157,12 +158,11 @@ def test_windows_are_no_break(monkeypatch: pytest.MonkeyPatch) -> None:
         return found
 
     for train in ({"share_prefix": False}, {}, {"packing": True}):
-        before = Counts.read()
         for ours, theirs in zip(gradients(True, **train), gradients(False, **train), strict=True):
             torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-3)
-        after = Counts.read()
-        assert after.breaks == ()
-        assert 0 < after.graphs - before.graphs <= 4
+    found = Counts.read()
+    assert found.breaks == ()
+    assert 2 <= found.graphs <= 4, "padded, and packed or shared"
 
 
 # Failures.
@@ -219,8 +219,11 @@ def test_memory_that_runs_out_in_compiling_is_no_failure_of_the_compiler(
 ) -> None:
     compiled = Compiled(tiny_model_dir)
 
+    class Failed(TorchDynamoException):
+        inner_exception = torch.OutOfMemoryError("CUDA out of memory.")
+
     def full(*_args: Any, **_kwargs: Any) -> Any:
-        raise BackendCompilerFailed(lambda: None, torch.OutOfMemoryError("CUDA out of memory."))
+        raise Failed
 
     forward: Any = decoder_layers(compiled.loaded.model)[0].forward
     monkeypatch.setattr(forward, "_compiled", full)

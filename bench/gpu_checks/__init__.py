@@ -1,0 +1,1 @@
+"""Checks of a card, for ``bench/gpu.py``."""

@@ -1,0 +1,327 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bench import gpu
+from bench.gpu_checks.ballast import piece
+from bench.gpu_checks.models import EIGHT, ONE, WINDOWED, tiny
+from bench.gpu_checks.profiles import (
+    CLASSES,
+    RTX_4090,
+    Rates,
+    attention_kernels,
+    by_class,
+    classify,
+    memory_rate,
+    scaled,
+)
+from bench.gpu_checks.report import LINES, file_name, report, settled, summary
+from bench.gpu_checks.subjects import SHORTEST, SUBJECTS, Found, Subject, allowed_seconds, chosen, not_run, numbers
+
+GIB = 1 << 30
+
+
+# Checks and their order.
+
+
+def test_the_twenty_checks_are_there_once_those_that_decide_first() -> None:
+    order = [subject.number for subject in SUBJECTS]
+    assert sorted(order) == list(range(1, 21))
+    assert order[:8] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert order[-1] == 19
+    assert len({subject.name for subject in SUBJECTS}) == 20
+
+
+def test_checks_that_share_a_process_follow_one_another() -> None:
+    shared = [subject.shares for subject in SUBJECTS]
+    begun = [
+        name for place, name in enumerate(shared) if name is not None and (place == 0 or shared[place - 1] != name)
+    ]
+    assert len(begun) == len(set(begun))
+
+
+def test_some_checks_are_chosen_by_number_in_the_order_of_all() -> None:
+    assert [subject.number for subject in chosen(numbers("19, 6,7"))] == [6, 7, 19]
+    assert len(chosen()) == 20
+    with pytest.raises(ValueError, match="no check 21"):
+        chosen([6, 21])
+
+
+@pytest.mark.parametrize("arguments", [["--only", "21"], ["--only", "six"], ["--memory", "much"]])
+def test_a_wrong_command_line_is_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        gpu.parse(arguments)
+    assert arguments[1] in capsys.readouterr().err
+
+
+def test_memory_is_left_as_asked() -> None:
+    assert gpu.parse([]).leave == 24 * GIB
+    assert gpu.parse(["--memory", "24GB"]).leave == 24_000_000_000
+
+
+def test_a_check_has_its_own_deadline_or_what_is_left() -> None:
+    subject = chosen([6])[0]
+    assert allowed_seconds(subject, 1000) == subject.deadline
+    assert allowed_seconds(subject, 30) == 30
+    assert allowed_seconds(subject, 1000, patience=2.0) == 2 * subject.deadline
+    assert allowed_seconds(subject, SHORTEST - 0.1) is None
+
+
+# Processes.
+
+
+def fake(scratch: Path, *, kind: str = "cuda") -> gpu.Checks:
+    return gpu.Checks(scratch, {"kind": kind}, tiny=False, module="tests.bench.fake_checks")
+
+
+def made(checks: gpu.Checks, subjects: list[Subject], seconds: float = 1000.0) -> dict[int, Found]:
+    return {subject.number: found for subject, found in checks.make(subjects, time.monotonic() + seconds)}
+
+
+def test_checks_share_a_process_until_one_breaks_it(tmp_path: Path) -> None:
+    found = made(fake(tmp_path), chosen([1, 2, 3, 4, 6, 7, 8]))
+    pids = {number: outcome.figures.get("pid") for number, outcome in found.items()}
+    assert pids[1] != pids[2]
+    assert found[4].result == "fail"
+    assert "ended with code 1" in found[4].detail
+    assert "no more" in found[4].detail
+    # 6 says that its process is not to be believed any more.
+    assert pids[6] != pids[7] == pids[8]
+    assert found[8].figures["asked"] == 2
+    assert all(found[number].result == "pass" for number in (1, 2, 3, 6, 7, 8))
+
+
+def test_a_check_that_hangs_is_ended_and_the_next_one_is_made(tmp_path: Path) -> None:
+    hanging = replace(chosen([5])[0], deadline=0.5)
+    found = made(fake(tmp_path), [hanging, *chosen([13, 16])])
+    assert found[5].result == "fail"
+    assert "was ended" in found[5].detail
+    assert found[13].detail == "Its answer was none."
+    assert found[16].result == "pass"
+
+
+def test_what_is_not_begun_in_time_is_not_run(tmp_path: Path) -> None:
+    found = made(fake(tmp_path), chosen([1, 2]), seconds=0.0)
+    assert [outcome.result for outcome in found.values()] == ["not run", "not run"]
+
+
+def test_what_needs_cuda_is_not_applicable_on_a_cpu(tmp_path: Path) -> None:
+    found = made(fake(tmp_path, kind="cpu"), chosen([2, 9, 12, 14, 15, 20]), seconds=0.0)
+    assert {outcome.result for outcome in found.values()} == {"not applicable"}
+    assert all(outcome.detail.endswith(".") for outcome in found.values())
+
+
+def test_no_ballast_without_a_card_or_with_a_small_one(tmp_path: Path) -> None:
+    for device in ({"kind": "cpu"}, {"kind": "cuda", "memory_bytes": 24 * GIB}):
+        with gpu.ballast(device, 24 * GIB, tmp_path) as taken:
+            assert taken == {}
+
+
+def test_ballast_comes_in_pieces_until_so_much_is_left() -> None:
+    free, leave = 80 * GIB - 12345, 24 * GIB
+    while size := piece(free, leave):
+        free -= size
+    assert leave <= free < leave + (2 << 20)
+    assert piece(leave - 1, leave) == 0
+
+
+# Models.
+
+
+def test_models_have_the_sizes_that_they_are_called_by() -> None:
+    assert EIGHT.bytes == pytest.approx(2 * 8.03e9, rel=1e-3)
+    assert ONE.bytes == pytest.approx(2 * 1.236e9, rel=1e-3)
+    assert len(EIGHT.adapted) * 2 == 448
+    assert EIGHT.config["model_type"] == "llama"
+    assert WINDOWED.config["sliding_window"] == 512
+    assert tiny(WINDOWED).window == 16
+
+
+# Profiles.
+
+
+@pytest.mark.parametrize(
+    ("kernel", "name"),
+    [
+        ("nvjet_tst_256x128_64x4_1x2_h_bz_coopA_NTN", "GEMM"),
+        ("ampere_bf16_s16816gemm_bf16_128x256_ldg8_f2f_stages_64x3_tn", "GEMM"),
+        ("void cutlass::Kernel2<cutlass_80_tensorop_bf16_s16816gemm_relu_bf16>", "GEMM"),
+        ("void kgemm_4bit_inference_naive<__nv_bfloat16, 128, 16>", "GEMM"),
+        ("aten::addmm_", "GEMM"),
+        ("void kDequantizeBlockwise<__nv_bfloat16, 512, 64, 8, 2>(float*, unsigned char*)", "dequantize"),
+        ("bitsandbytes::dequantize_4bit", "dequantize"),
+        ("void pytorch_flash::flash_fwd_kernel<Flash_fwd_kernel_traits<128>>(Flash_fwd_params)", "attention"),
+        ("void pytorch_flash::flash_fwd_splitkv_kernel<>", "attention"),
+        ("fmha_cutlassB_bf16_aligned_128x64_k128_sm80(AttentionBackwardKernel)", "attention"),
+        ("_norm_forward", "norm"),
+        ("_norm_backward", "norm"),
+        ("_gated_forward", "elementwise"),
+        ("_rotary", "elementwise"),
+        ("void at::native::elementwise_kernel<128, 4>(int)", "elementwise"),
+        ("Memcpy HtoD (Pinned -> Device)", "elementwise"),
+        ("liger_cross_entropy_kernel", "CE"),
+        ("void (anonymous namespace)::softmax_warp_forward<float>", "CE"),
+        ("void at::native::multi_tensor_apply_kernel<FusedAdamMathFunctor<float, 4>>", "optimizer"),
+        ("void kOptimizerStatic8bit2StateBlockwise<float, 0, 256, 1>", "optimizer"),
+    ],
+)
+def test_kernels_are_told_apart_by_their_names(kernel: str, name: str) -> None:
+    assert classify(kernel) == name
+
+
+def test_what_no_kernel_took_is_idle() -> None:
+    spent = by_class([("some_gemm", 0.5), ("flash_bwd", 0.2), ("other", 0.1)], 1.0)
+    assert tuple(spent) == CLASSES
+    assert spent["GEMM"] == 0.5
+    assert spent["idle"] == pytest.approx(0.2)
+    assert by_class([("some_gemm", 2.0)], 1.0)["idle"] == 0.0
+
+
+def test_a_profile_is_scaled_by_the_rates_of_the_cards() -> None:
+    spent = dict.fromkeys(CLASSES, 0.1)
+    there = scaled(spent, Rates(600e12, memory_rate("NVIDIA H100 80GB HBM3", 2.5e12)))
+    assert there["GEMM"] == pytest.approx(0.4)
+    assert there["attention"] == pytest.approx(0.335)
+    assert there["idle"] == 0.1
+    assert scaled(spent, RTX_4090) == pytest.approx(spent)
+
+
+def test_the_memory_rate_of_a_card_without_a_sheet_is_what_was_measured() -> None:
+    assert memory_rate("NVIDIA GeForce RTX 3090", 0.8e12) == 0.8e12
+
+
+def test_attention_kernels_are_named_shortly_the_longest_first() -> None:
+    kernels = [("void ns::flash_bwd<int>(Params)", 0.1), ("flash_fwd(Params)", 0.3), ("gemm", 1.0)]
+    assert attention_kernels(kernels) == ["flash_fwd", "ns::flash_bwd"]
+
+
+# The report.
+
+
+FOUND = {
+    6: Found("pass", "Fast.", {"fastest": {"tokens_per_second": 3100.4}, "gain": 0.31, "bad": float("nan")}, 12.345),
+    2: Found("not applicable", "A CPU has no context.", {}),
+}
+
+
+def test_the_report_is_json_in_the_order_of_the_numbers() -> None:
+    written = report({"name": "RTX 4090", "driver": "580.1"}, {"torch": "2.13.0"}, "2026-01-31", FOUND, minutes=10.0)
+    read = json.loads(json.dumps(written, allow_nan=False))
+    assert read["device"] == "RTX 4090"
+    assert read["driver"] == "580.1"
+    assert read["minutes"] == 10.0
+    assert [check["number"] for check in read["checks"]] == [2, 6]
+    last = read["checks"][1]
+    assert set(last) == {"number", "name", "settles", "result", "detail", "figures", "seconds"}
+    assert last["figures"]["bad"] is None
+    assert last["seconds"] == pytest.approx(12.345, abs=0.01)
+
+
+def test_the_files_name_has_device_and_date() -> None:
+    assert file_name("NVIDIA H100 80GB HBM3", "2026-01-31") == "gpu-nvidia-h100-80gb-hbm3-2026-01-31.json"
+    assert file_name("", "2026-01-31") == "gpu-device-2026-01-31.json"
+
+
+def test_settled_figures_become_lines_of_the_table() -> None:
+    lines = settled(FOUND, "RTX 4090", "2026-01-31")
+    assert len(lines) == 2
+    assert "| 3,100 | RTX 4090, 2026-01-31 | `python bench/gpu.py --only 6` |" in lines[0]
+    assert "+31%" in lines[1]
+    assert settled(not_run(SUBJECTS, "No time."), "RTX 4090", "2026-01-31") == []
+
+
+def test_every_line_of_the_table_is_of_a_check() -> None:
+    assert {line.number for line in LINES} <= {subject.number for subject in SUBJECTS}
+
+
+def test_outcomes_are_told_in_a_line_each() -> None:
+    assert summary(FOUND)[1] == " 6 recomputation: pass, 12 s. Fast."
+
+
+# The checks themselves.
+
+
+@pytest.mark.slow
+def test_every_check_has_its_function() -> None:
+    from bench.gpu_checks import compiling, kernels, loading, peers, speed, state, updates
+
+    modules = {
+        module.__name__.rpartition(".")[2]: module
+        for module in (compiling, kernels, loading, peers, speed, state, updates)
+    }
+    for subject in SUBJECTS:
+        assert callable(getattr(modules[subject.module], f"check_{subject.number}"))
+
+
+@pytest.mark.slow
+def test_paged_states_are_given_the_room_of_the_rest(tmp_path: Path) -> None:
+    from bench.gpu_checks.models import make_model
+    from bench.gpu_checks.state import room_beside_states
+    from bench.gpu_checks.trainer import Stand
+
+    stand = Stand(tmp_path, tmp_path / "models", True, {"kind": "cuda"}, {})
+    make_model(tiny(ONE), stand.models)
+    options = {"method.name": "full", "train.optimizer": "paged_adamw_8bit", "memory.gradient_checkpointing": "on"}
+    leave, paged = room_beside_states(stand.config(ONE, stand.rows([48] * 4), options), [48] * 4)
+    assert leave > 512 << 20
+    assert paged > 0
+
+
+@pytest.mark.slow
+def test_gradients_are_compared_by_their_common_norm() -> None:
+    import torch
+
+    from bench.gpu_checks.kernels import difference
+
+    one, other = [torch.tensor([3.0]), torch.tensor([4.0])], [torch.tensor([3.0]), torch.tensor([4.5])]
+    assert difference((1.0, one), (1.0, one)) == 0.0
+    assert difference((1.0, other), (1.0, one)) == pytest.approx(0.1)
+    assert difference((1.2, one), (1.0, one)) == pytest.approx(0.2)
+
+
+def test_the_rate_of_a_peer_leaves_the_first_steps_out() -> None:
+    from bench.gpu_checks.peers import rate
+
+    assert rate(100, [0.0, 9.0, 10.0, 12.0, 14.0]) == 50.0
+
+
+@pytest.mark.parametrize(
+    ("planned", "used", "same"),
+    [("GPU-1a", "1a", True), ("GPU-1a", "GPU-1b", False), (None, None, True), ("GPU-1a", None, False)],
+)
+def test_cards_are_the_same_by_their_uuid(planned: str | None, used: str | None, same: bool) -> None:
+    from bench.gpu_checks.loading import same_card
+
+    assert same_card(planned, used) is same
+
+
+# The whole script.
+
+
+@pytest.mark.slow
+def test_the_script_makes_its_checks_in_tiny_shapes(tmp_path: Path) -> None:
+    out, root = tmp_path / "report.json", Path(__file__).resolve().parents[2]
+    only = "1,2,3,4,5,6,7,8,9,12,13,14,15,16,17,18,20"
+    command = [sys.executable, str(root / "bench" / "gpu.py"), "--tiny", "--only", only, "--out", str(out)]
+    done = subprocess.run(
+        command, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True, timeout=500
+    )
+    assert done.returncode == 0, done.stderr
+    read = json.loads(out.read_text())
+    results = {check["number"]: check["result"] for check in read["checks"]}
+    assert sorted(results) == [int(number) for number in only.split(",")]
+    assert {number for number, result in results.items() if result == "not applicable"} == {2, 7, 9, 12, 14, 15, 20}
+    assert {results[number] for number in (3, 13, 18)} == {"pass"}
+    assert {results[number] for number in (1, 4, 5, 6, 8, 16, 17)} == {"measured"}
+    figures = {check["number"]: check["figures"] for check in read["checks"]}
+    assert set(figures[8]["kept"]["seconds"]) == set(CLASSES)
+    assert all(case["fits"] for case in figures[6]["cases"].values())
+    assert "estimated" not in done.stdout  # figures of tiny shapes are no figures
