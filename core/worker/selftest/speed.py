@@ -48,12 +48,27 @@ def check(bench: Bench) -> Outcome:
         matrix = known.matrix_rate if rates.dtype == "fp32" else rates.matrix
         keep(replace(known, matrix_rate=matrix, memory_rate=rates.memory))
     work = operations_per_token(load_architecture(locate_model(bench.sizes.model)))
-    share = speed * work / rates.matrix
     return Outcome(
         "pass",
-        f"{format_rate(speed)} in {shape.rows} x {shape.length} tokens, {share:.0%} of what its {rates.dtype} matrix "
-        f"products could do ({rates.matrix / 1e12:.2f} TFLOPS; {rates.memory / 1e9:.0f} GB/s of memory).",
+        f"{format_rate(speed)} in {shape.rows} x {shape.length} tokens, {describe_share(speed * work, rates)}.",
     )
+
+
+def describe_share(rate: float, rates: Rates) -> str:
+    """The share of the device's matrix rate that training takes, as a clause.
+
+    Args:
+        rate: Floating-point operations of its matrix products in a second.
+        rates: The device's rates, measured after it.
+    """
+    measured = f"{rates.matrix / 1e12:.2f} TFLOPS; {rates.memory / 1e9:.0f} GB/s of memory"
+    if rate > rates.matrix:
+        # No share can be: the two were not measured under the same conditions.
+        return (
+            f"which is more than {rates.dtype} matrix products did by themselves right after it ({measured}): "
+            "something else used the device"
+        )
+    return f"{rate / rates.matrix:.0%} of what its {rates.dtype} matrix products could do ({measured})"
 
 
 def operations_per_token(model: Architecture) -> float:
