@@ -233,3 +233,15 @@ def test_no_share_is_more_than_the_whole(rate: float, said: str) -> None:
     told = speed.describe_share(rate, speed.Rates(1e12, 9e9, "bf16"))
     assert said in told
     assert "120%" not in told
+
+
+def test_disturbed_rates_are_not_kept() -> None:
+    write_calibration(Calibration("Card 9000", 1 << 28, 0.05, "2.12", "2026-01-01"))
+    speed.keep_rates("Card 9000", 1.2e12, speed.Rates(1e12, 9e9, "bf16"))
+    found = read_calibration("Card 9000")
+    assert found is not None
+    assert found.matrix_rate is None
+    speed.keep_rates("Card 9000", 0.2e12, speed.Rates(1e12, 9e9, "bf16"))
+    found = read_calibration("Card 9000")
+    assert found is not None
+    assert (found.matrix_rate, found.memory_rate) == (1e12, 9e9)
