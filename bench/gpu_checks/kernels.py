@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -94,7 +95,8 @@ def _pass(model: Any, ids: torch.Tensor, dtype: torch.dtype, autocast: bool, rec
     with torch.autocast(ids.device.type, dtype=dtype, enabled=autocast and dtype != torch.float32):
         loss = SupervisedLoss(model)(ids, mask)
     parameters = trainable_parameters(model)
-    gradients = torch.autograd.grad(loss / ids.numel(), parameters)
+    # The sum, since the gradients of a mean are too small for fp16.
+    gradients = torch.autograd.grad(loss, parameters)
     return float(loss.detach()), [gradient.detach() for gradient in gradients]
 
 
@@ -105,7 +107,7 @@ def difference(found: Passed, wanted: Passed) -> float:
         float((one.float() - other.float()).square().sum()) for one, other in zip(found[1], wanted[1], strict=True)
     )
     whole = sum(float(other.float().square().sum()) for other in wanted[1])
-    return max(loss, (apart / max(whole, 1e-30)) ** 0.5)
+    return max(loss, math.sqrt(apart / max(whole, 1e-30)))
 
 
 # Kernels that batches meet.

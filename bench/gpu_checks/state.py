@@ -17,6 +17,7 @@ from bench.gpu_checks.models import ONE, WIDE
 from bench.gpu_checks.subjects import Found
 from bench.gpu_checks.trainer import Stand, trainer
 from core.config.schema import Config, TrainSection
+from core.errors import UserError
 from core.helper import Helper
 from core.units import format_bytes
 from core.worker.oom.handles import multiply_both_ways
@@ -63,7 +64,8 @@ def interrupted(bench: Bench, name: str, config: Config) -> dict[str, Any]:
     """A run without a stop and one with one: whether they end the same."""
     whole, parted = WorkerRun(bench, f"{name} whole", config), WorkerRun(bench, f"{name} parted", config)
     whole.train()
-    parted.train(stop=bool)
+    if parted.train(stop=bool) != "stopped":
+        raise UserError(f"The run was over before its stop was heard, after {len(parted.steps)} steps.")
     stopped_at = len(parted.steps)
     parted.train(resume=True)
     same_length = len(whole.losses) == len(parted.losses)
@@ -162,7 +164,7 @@ def _optimizer() -> str:
 def check_12(stand: Stand) -> Found:
     """Train all weights of 1B where its optimizer's states have no room on the card."""
     bench = stand.bench(ONE)
-    steps, length = 6, min(stand.length, 512)
+    steps, length = 10, min(stand.length, 512)
     rows = stand.rows([length] * 2 * steps)
     options = {
         "method.name": "full",
@@ -170,9 +172,10 @@ def check_12(stand: Stand) -> Found:
         "train.max_steps": steps,
         "train.batch_size": 2,
         "train.learning_rate": 1e-5,
+        "memory.gradient_checkpointing": "on",
     }
     config = stand.config(ONE, rows, options)
-    leave, paged = _room(config, [length] * 2 * steps)
+    leave, paged = room_beside_states(config, [length] * 2 * steps)
     figures: dict[str, Any] = {"left_bytes": leave, "paged_bytes": paged}
     with Helper("bench.gpu_checks.ballast", str(leave)) as ballast:
         figures["ballast"] = next(ballast.answers())
@@ -190,7 +193,7 @@ def check_12(stand: Stand) -> Found:
     )
 
 
-def _room(config: Config, lengths: list[int]) -> tuple[int, int]:
+def room_beside_states(config: Config, lengths: list[int]) -> tuple[int, int]:
     """What the plan says must be resident, with a little more; and the bytes that may page."""
     from core.hardware import cpu
     from core.memory.plan import Machine
@@ -202,7 +205,7 @@ def _room(config: Config, lengths: list[int]) -> tuple[int, int]:
     machine = Machine("cuda", limit_bytes=24 << 30, host_bytes=total - used)
     architecture = load_architecture(locate_model(config.model.base))
     plan = make_plan(architecture, config, machine, rows_of_tokens(lengths, sum(lengths)))
-    return plan.needed_bytes + (512 << 20), plan.paged_bytes
+    return plan.needed_bytes + (512 << 20), plan.states_host_bytes
 
 
 # Offload.

@@ -144,15 +144,16 @@ def numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",") if part.strip()]
 
 
-def allowed_seconds(subject: Subject, left: float) -> float | None:
+def allowed_seconds(subject: Subject, left: float, *, patience: float = 1.0) -> float | None:
     """Seconds that a check may take; None where too little is left to begin it.
 
     Args:
         subject: The check.
         left: Seconds until the overall deadline.
+        patience: Factor of its own deadline, for machines that are slow.
     """
     # A process needs some of them to import torch.
-    return min(subject.deadline, left) if left >= SHORTEST else None
+    return min(patience * subject.deadline, left) if left >= SHORTEST else None
 
 
 #: Seconds below which no check is begun.

@@ -71,6 +71,7 @@ def test_a_check_has_its_own_deadline_or_what_is_left() -> None:
     subject = chosen([6])[0]
     assert allowed_seconds(subject, 1000) == subject.deadline
     assert allowed_seconds(subject, 30) == 30
+    assert allowed_seconds(subject, 1000, patience=2.0) == 2 * subject.deadline
     assert allowed_seconds(subject, SHORTEST - 0.1) is None
 
 
@@ -243,6 +244,63 @@ def test_every_line_of_the_table_is_of_a_check() -> None:
 
 def test_outcomes_are_told_in_a_line_each() -> None:
     assert summary(FOUND)[1] == " 6 recomputation: pass, 12 s. Fast."
+
+
+# The checks themselves.
+
+
+@pytest.mark.slow
+def test_every_check_has_its_function() -> None:
+    from bench.gpu_checks import compiling, kernels, loading, peers, speed, state, updates
+
+    modules = {
+        module.__name__.rpartition(".")[2]: module
+        for module in (compiling, kernels, loading, peers, speed, state, updates)
+    }
+    for subject in SUBJECTS:
+        assert callable(getattr(modules[subject.module], f"check_{subject.number}"))
+
+
+@pytest.mark.slow
+def test_paged_states_are_given_the_room_of_the_rest(tmp_path: Path) -> None:
+    from bench.gpu_checks.models import make_model
+    from bench.gpu_checks.state import room_beside_states
+    from bench.gpu_checks.trainer import Stand
+
+    stand = Stand(tmp_path, tmp_path / "models", True, {"kind": "cuda"}, {})
+    make_model(tiny(ONE), stand.models)
+    options = {"method.name": "full", "train.optimizer": "paged_adamw_8bit", "memory.gradient_checkpointing": "on"}
+    leave, paged = room_beside_states(stand.config(ONE, stand.rows([48] * 4), options), [48] * 4)
+    assert leave > 512 << 20
+    assert paged > 0
+
+
+@pytest.mark.slow
+def test_gradients_are_compared_by_their_common_norm() -> None:
+    import torch
+
+    from bench.gpu_checks.kernels import difference
+
+    one, other = [torch.tensor([3.0]), torch.tensor([4.0])], [torch.tensor([3.0]), torch.tensor([4.5])]
+    assert difference((1.0, one), (1.0, one)) == 0.0
+    assert difference((1.0, other), (1.0, one)) == pytest.approx(0.1)
+    assert difference((1.2, one), (1.0, one)) == pytest.approx(0.2)
+
+
+def test_the_rate_of_a_peer_leaves_the_first_steps_out() -> None:
+    from bench.gpu_checks.peers import rate
+
+    assert rate(100, [0.0, 9.0, 10.0, 12.0, 14.0]) == 50.0
+
+
+@pytest.mark.parametrize(
+    ("planned", "used", "same"),
+    [("GPU-1a", "1a", True), ("GPU-1a", "GPU-1b", False), (None, None, True), ("GPU-1a", None, False)],
+)
+def test_cards_are_the_same_by_their_uuid(planned: str | None, used: str | None, same: bool) -> None:
+    from bench.gpu_checks.loading import same_card
+
+    assert same_card(planned, used) is same
 
 
 # The whole script.

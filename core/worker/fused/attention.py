@@ -498,8 +498,9 @@ def _proven_kernel(
         if kernel is Kernel.MASKED:
             break
         inputs = trial_inputs(device, dtype, heads, key_heads, head, value_head)
-        # Hooks of activation checkpointing, inside of which this may be, would take what the trial saves for theirs.
-        with saved_tensors_hooks(_as_it_is, _as_it_is):
+        # Hooks of activation checkpointing, inside of which this may be, would take what the trial saves for theirs;
+        # within the operation of compiled layers there would be no gradients to compare.
+        with saved_tensors_hooks(_as_it_is, _as_it_is), _recorded():
             if try_kernel(kernel, inputs, window=window).passed:
                 return kernel
     return Kernel.MASKED

@@ -139,6 +139,22 @@ def varlen_arguments(
     return arguments
 
 
+def has_varlen(*, grouped: bool, window: int | None, scale: float | None, head: int) -> bool:
+    """Whether this version of torch has variable-length attention that knows what is asked of it.
+
+    Args:
+        grouped: As in :func:`varlen_arguments`.
+        window: The same.
+        scale: The same.
+        head: The same.
+    """
+    function = find_varlen()
+    if function is None:
+        return False
+    known = inspect.signature(function).parameters
+    return varlen_arguments(known, grouped=grouped, window=window, scale=scale, head=head) is not None
+
+
 @dataclass(frozen=True)
 class Sequences:
     """Lengths of sequences that lie one behind another; the last query of each belongs to its last key."""
@@ -155,7 +171,9 @@ class Sequences:
         if device not in self._sums:
             both = [[0, *itertools.accumulate(lengths)] for lengths in (self.queries, self.keys)]
             with torch.inference_mode(False):
-                queries, keys = torch.tensor(both, dtype=torch.int32, device=device)
+                host = torch.tensor(both, dtype=torch.int32)
+                # From pinned memory, as the host would wait for all that the device has yet to do otherwise.
+                queries, keys = host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
             self._sums[device] = (queries, keys)
         return self._sums[device]
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from core.config.schema import Config
-from core.worker.data.batches import MicroBatch, collate, split_window, supervised_count
+from core.worker.data.batches import MicroBatch, collate, split_window, supervised_count, upload
 from core.worker.data.encode import TokenizedRow
 from core.worker.fused.mode import comparable
 from core.worker.loss.loss import SupervisedLoss
@@ -290,7 +290,7 @@ class KtoObjective:
     def loss(self, batch: MicroBatch, outputs: Outputs) -> torch.Tensor:
         """Summed over the answers."""
         ratios = _log_ratios(self._loss, batch, outputs)
-        good = torch.tensor([bool(self._rows[row].label) for row in batch.rows], device=ratios.device)
+        good = upload(np.array([bool(self._rows[row].label) for row in batch.rows]), ratios.device)
         self._ratios.append(ratios.detach())
         self._good.append(good)
         return kto_losses(ratios, good, self._divergence, self._beta, self._weights).sum()

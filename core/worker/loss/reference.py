@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
-from core.worker.data.batches import collate
+from core.worker.data.batches import collate, upload
 from core.worker.data.encode import TokenizedRow
 from core.worker.loss.loss import SupervisedLoss
 from core.worker.model.adapters import switched_off
@@ -135,4 +136,5 @@ class PrecomputedReference:
     ) -> torch.Tensor:
         """See :class:`Reference`."""
         del supervised
-        return torch.tensor([self._known[id(sequence)] for sequence in sequences], device=input_ids.device)
+        known = np.array([self._known[id(sequence)] for sequence in sequences], dtype=np.float32)
+        return upload(known, input_ids.device)

@@ -7,8 +7,6 @@ Triton comes with torch where that is built for CUDA. The kernels are taken wher
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -16,6 +14,8 @@ import triton.language as tl
 #: Elements of a program's quarter: a call of the random generator gives four numbers.
 _QUARTER = 512
 _BLOCK = 4 * _QUARTER
+
+# The kernels' arguments have no annotations but constexpr: Triton looks every name up in them, and knows no others.
 
 
 def add_update(
@@ -58,16 +58,16 @@ def clear_unless(wanted: torch.Tensor, values: torch.Tensor) -> None:
 
 @triton.jit(do_not_specialize=["seed", "keep"])
 def _add_update(
-    weights: Any,
-    update: Any,
-    wanted: Any,
-    total: Any,
-    keep: Any,
-    seed: Any,
+    weights,
+    update,
+    wanted,
+    total,
+    keep,
+    seed,
     guarded: tl.constexpr,
     rounded: tl.constexpr,
     quarter: tl.constexpr,
-) -> None:
+):
     program = tl.program_id(0)
     lane = tl.arange(0, quarter)
     # A position of the generator for four elements.
@@ -81,16 +81,16 @@ def _add_update(
 
 @triton.jit
 def _add_quarter(
-    weights: Any,
-    update: Any,
-    wanted: Any,
-    at: Any,
-    total: Any,
-    keep: Any,
-    random: Any,
+    weights,
+    update,
+    wanted,
+    at,
+    total,
+    keep,
+    random,
     guarded: tl.constexpr,
     rounded: tl.constexpr,
-) -> None:
+):
     if guarded:
         total = total * tl.load(wanted)
     inside = at < total
@@ -105,7 +105,7 @@ def _add_quarter(
 
 
 @triton.jit
-def _clear_unless(values: Any, wanted: Any, total: Any, block: tl.constexpr) -> None:
+def _clear_unless(values, wanted, total, block: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     total = total * (1 - tl.load(wanted))
     tl.store(values + at, tl.zeros([block], values.dtype.element_ty), mask=at < total)

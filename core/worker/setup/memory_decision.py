@@ -79,8 +79,10 @@ def _reason(config: Config, device: torch.device, plan: Plan | None, *, cut: boo
         return "Activations are recomputed, as memory.activation_offload = on moves what that starts from."
     if wanted == "auto" and plan is None:
         return "Activations are kept unless memory runs out: the memory of this model cannot be planned."
-    if plan is not None and (wanted == "auto" or cut):
+    if plan is not None and wanted == "auto":
         return plan.reason
+    if plan is not None and cut:
+        return f"{plan.reason.removesuffix('.')}; memory.gradient_checkpointing = {wanted}."
     what = "recomputed" if wanted == "on" else "kept unless memory runs out"
     return f"Activations are {what}: memory.gradient_checkpointing = {wanted}."
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, MistralConfig, Phi3Config
 
-from core.worker.fused import attention, attention_kernels
+from core.worker.fused import attention, attention_kernels, trials
 from core.worker.fused.attention import (
     Group,
     Layout,
@@ -98,7 +98,10 @@ def test_this_torchs_variable_length_attention_knows_all_of_it() -> None:
     found = attention_kernels.find_varlen()
     assert found is not None
     known = inspect.signature(found).parameters
-    assert varlen_arguments(known, grouped=True, window=4, scale=0.1, head=64) is not None
+    assert varlen_arguments(known, grouped=True, window=None, scale=None, head=64) is not None
+    # The oldest version that is allowed knows neither windows nor scales.
+    windows = varlen_arguments(known, grouped=True, window=4, scale=0.1, head=64)
+    assert (windows is not None) == ("window_size" in known)
 
 
 def test_a_layout_as_sequences() -> None:
@@ -305,6 +308,26 @@ def test_the_first_kernel_that_passes_is_taken(monkeypatch: pytest.MonkeyPatch, 
     assert proven(window=True) is MASKED
     attention._proven_kernel.cache_clear()
     assert varlen
+
+
+@pytest.mark.usefixtures("long", "varlen")
+def test_a_trial_within_the_operation_of_compiled_layers_has_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first row longer than a window may come within a compiled layer, where torch leaves autograd out."""
+    monkeypatch.setattr(attention, "kernels_for", lambda *_args, **_kwargs: (VARLEN, MASKED))
+    with torch._C._AutoDispatchBelowAutograd():
+        assert proven(window=True) is VARLEN
+    attention._proven_kernel.cache_clear()
+
+
+def test_what_a_torch_does_not_know_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_windows(query: Any, key: Any, value: Any, *ends: Any, is_causal: bool = False) -> Any:
+        raise NotImplementedError(query, key, value, ends, is_causal)
+
+    monkeypatch.setattr(attention_kernels, "find_varlen", lambda: without_windows)
+    monkeypatch.setattr(trials, "capability_of", lambda _device: (8, 6))
+    made = [trial.name for trial in trials._attention(CPU, BF16)]
+    assert VARLEN.value in made
+    assert f"{VARLEN.value} of windows" not in made
 
 
 def test_a_trial_within_recomputation_leaves_it_alone(

@@ -1,0 +1,50 @@
+"""Compiles every kernel for cards that are not here: the interpreter takes Python that the compiler refuses.
+
+Run by :mod:`test_compiled` in a process of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from triton import compile as compile_kernel
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from core.worker.fused.triton import gated, rms_norm, rotary
+from core.worker.optim import rounding_kernels
+
+#: An RTX 3090 and 4090.
+CAPABILITIES = (86, 89)
+
+
+def build(function: Any, constants: dict[str, Any], *pointers: str, capability: int, **others: str) -> None:
+    """Compile a kernel: its first arguments point to values of a type each, the ones not named are int32."""
+    names: list[str] = function.arg_names
+    signature = dict.fromkeys(names, "i32") | others
+    signature |= {name: f"*{kind}" for name, kind in zip(names, pointers, strict=False)}
+    signature |= dict.fromkeys(constants, "constexpr")
+    source = ASTSource(fn=function, signature=signature, constexprs=constants)
+    made = compile_kernel(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 4})
+    assert made.asm["ptx"]
+
+
+def main() -> None:
+    """Compile them all."""
+    b, f = "bf16", "fp32"
+    for capability in CAPABILITIES:
+        for number in gated.NUMBERS.values():
+            shape = {"ACTIVATION": number, "COLUMNS": gated.BLOCK}
+            build(gated._gated_forward, shape, b, b, b, capability=capability)
+            build(gated._gated_backward, shape | {"AGAIN": True}, b, b, b, b, b, b, capability=capability)
+        tile = {"width": 4096, "COLUMNS": 4096, "ROWS": 1}
+        build(rms_norm._norm_forward, tile, b, b, b, f, capability=capability, epsilon=f)
+        build(rms_norm._norm_backward, tile, b, b, b, f, b, capability=capability)
+        build(rotary._rotary, {"HEADS": 32, "HALF": 64}, b, f, f, b, capability=capability, sign=f)
+        for kind, guard in (("bf16", "i32"), ("fp32", "i32"), ("bf16", "bf16")):
+            fixed = {"guarded": guard == "i32", "rounded": kind == "bf16", "quarter": 512}
+            build(rounding_kernels._add_update, fixed, kind, f, guard, capability=capability, keep=f)
+        build(rounding_kernels._clear_unless, {"block": 2048}, f, "i32", capability=capability)
+
+
+if __name__ == "__main__":
+    main()
