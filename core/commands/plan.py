@@ -60,8 +60,10 @@ def run(args: argparse.Namespace) -> int:
     machine = this_machine(config, _size(args.gpu_memory))
     # Errors of the model or the options are reported before the rows are measured, which may take a while.
     base = locate_model(config.model.base)
+    architecture = load_architecture(base)
+    # After it: what is too damaged to plan for is said once.
     _warn(base, config)
-    make_plan(load_architecture(base), config, machine)
+    make_plan(architecture, config, machine)
     found = forecast(config, machine, _rows(config, args.lengths) if has_rows else None)
     if args.json:
         emit(as_json(found))

@@ -83,6 +83,9 @@ def _read(file: Path, name: str, entry: Mapping[str, Any]) -> DataSource:
         raise UserError(f"{where}: size must be a whole number from 1 up.", "Fix it.")
     if weight not in (None, 1):
         raise UserError(f"{where} has a weight of its own.", "Remove it, and name the dataset in data.weights.")
+    if not entry["path"].strip():
+        # Beside the file it would be the directory, with all that lies there.
+        raise UserError(f"{where} has an empty path.", "Name a file, a directory or a dataset of the hub.")
     source, split = entry.get("source", "hf_hub"), entry.get("split", "train")
     if source not in _SOURCES:
         raise UserError(f"{where} has the source {one_line(str(source), 40)}.", f"It may be {', '.join(_SOURCES)}.")

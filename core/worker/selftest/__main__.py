@@ -70,7 +70,7 @@ def main(name: str, answers: _Answers, line: str) -> None:
         outcome = importlib.import_module(f"core.worker.selftest.{MODULES[name]}").check(bench)
     except UserError as error:
         log(f"error: {error}")
-        outcome = Outcome("fail", error.message)
+        outcome = Outcome("fail", str(error))
     except Exception as error:  # of whatever library or driver: it is this check that has failed
         log_exception()
         first = (str(error).splitlines() or [""])[0]

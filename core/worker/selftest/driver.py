@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,13 +112,17 @@ def judge(seen: TorchCard, planned: Card, device: Device | None, right: PowerRig
         f"{format_bytes(device.available)} by NVML"
     ]
     if device.temperature_limit_c is None:
-        text = f"{said[0]}; the temperature at which it slows down is not found."
-        return Outcome("fail", f"{text[0].upper()}{text[1:]}", facts)
+        said.append("the temperature at which it slows down is not found")
+        return Outcome("fail", _sentence(said), facts)
     degrees = "unknown" if device.temperature_c is None else f"{device.temperature_c:.0f} °C"
     said.append(f"{degrees}, slows down at {device.temperature_limit_c:.0f}")
     said.append(describe_power(device.power_limit_w, right))
-    text = "; ".join(said)
-    return Outcome("pass", f"{text[0].upper()}{text[1:]}.", facts)
+    return Outcome("pass", _sentence(said), facts)
+
+
+def _sentence(clauses: Sequence[str]) -> str:
+    text = "; ".join(clauses)
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def _memory_apart(seen: TorchCard, device: Device) -> str | None:

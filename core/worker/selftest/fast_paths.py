@@ -53,6 +53,6 @@ def judge(made: Sequence[Trial]) -> Outcome:
     used = list(dict.fromkeys(_NAMES[trial.dtype] for trial in made))
     return Outcome(
         "pass",
-        f"{len(made)} trials, outputs and gradients, in {', '.join(used)}: {', '.join(names)}. The worst is "
+        f"{len(made)} trials, outputs and gradients, in {', '.join(used)}: {'; '.join(names)}. The worst is "
         f"{worst.name} in {_NAMES[worst.dtype]}, {worst.worst:.1g} off where {worst.allowed:.1g} is allowed.",
     )

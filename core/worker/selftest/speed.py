@@ -42,18 +42,48 @@ def check(bench: Bench) -> Outcome:
     speed = sum(event.tokens for event in measured) / sum(event.seconds for event in measured)
     bench.tell("multiplying matrices", None, None)
     rates = measure(bench)
-    name = str(bench.device.get("name") or "")
-    if (known := read_calibration(name)) is not None:
-        # The plan's estimates are of 16-bit products.
-        matrix = known.matrix_rate if rates.dtype == "fp32" else rates.matrix
-        keep(replace(known, matrix_rate=matrix, memory_rate=rates.memory))
-    work = operations_per_token(load_architecture(locate_model(bench.sizes.model)))
-    share = speed * work / rates.matrix
+    rate = speed * operations_per_token(load_architecture(locate_model(bench.sizes.model)))
+    keep_rates(str(bench.device.get("name") or ""), rate, rates)
     return Outcome(
         "pass",
-        f"{format_rate(speed)} in {shape.rows} x {shape.length} tokens, {share:.0%} of what its {rates.dtype} matrix "
-        f"products could do ({rates.matrix / 1e12:.2f} TFLOPS; {rates.memory / 1e9:.0f} GB/s of memory).",
+        f"{format_rate(speed)} in {shape.rows} x {shape.length} tokens, {describe_share(rate, rates)}.",
     )
+
+
+def keep_rates(name: str, rate: float, rates: Rates) -> None:
+    """Keep the rates with the device's calibration, where it has one and they were not disturbed.
+
+    Args:
+        name: Name of the device.
+        rate: Floating-point operations of training's matrix products in a second.
+        rates: The device's rates.
+
+    Raises:
+        UserError: If they cannot be written.
+    """
+    known = read_calibration(name)
+    if known is None or rate > rates.matrix:
+        return
+    # The plan's estimates are of 16-bit products.
+    matrix = known.matrix_rate if rates.dtype == "fp32" else rates.matrix
+    keep(replace(known, matrix_rate=matrix, memory_rate=rates.memory))
+
+
+def describe_share(rate: float, rates: Rates) -> str:
+    """The share of the device's matrix rate that training takes, as a clause.
+
+    Args:
+        rate: Floating-point operations of its matrix products in a second.
+        rates: The device's rates, measured after it.
+    """
+    measured = f"{rates.matrix / 1e12:.2f} TFLOPS; {rates.memory / 1e9:.0f} GB/s of memory"
+    if rate > rates.matrix:
+        # No share can be: the two were not measured under the same conditions.
+        return (
+            f"which is more than {rates.dtype} matrix products did by themselves right after it ({measured}): "
+            "something else used the device"
+        )
+    return f"{rate / rates.matrix:.0%} of what its {rates.dtype} matrix products could do ({measured})"
 
 
 def operations_per_token(model: Architecture) -> float:

@@ -52,6 +52,14 @@ def test_a_directory_with_nothing_but_a_configuration_is_planned(cli: CommandLin
     assert any("2048 tokens" in note for note in plan["notes"])
 
 
+def test_a_model_that_is_too_damaged_to_plan_for_is_said_once(cli: CommandLine, base: Path) -> None:
+    (base / "config.json").write_text("{")
+    result = cli("plan", "--model", str(base), "--gpu-memory", "24GB")
+    assert result.code == 1
+    assert result.err.count("is damaged: it is not JSON") == 1
+    assert result.err.count("\n") == 1
+
+
 def test_what_a_run_would_refuse_about_the_model_is_said(cli: CommandLine, base: Path) -> None:
     config = config_file(cli, base)
     assert "would be refused" not in cli("plan", config, "--gpu-memory", "24GB").err

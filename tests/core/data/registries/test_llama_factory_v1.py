@@ -126,6 +126,7 @@ def test_a_dataset_of_the_hub_must_have_been_fetched(tmp_path: Path) -> None:
         ({"path": "org/name", "source": "ms_hub"}, "fetched from the net"),
         ({"path": "org/name", "source": "s3"}, "the source s3"),
         ({"path": "no name of a dataset"}, "no name of a dataset"),
+        ({"path": " ", "source": "local"}, "has an empty path"),
     ],
 )
 def test_what_is_not_read_names_the_entry(tmp_path: Path, entry: dict[str, Any], part: str) -> None:

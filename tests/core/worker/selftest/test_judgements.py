@@ -62,7 +62,7 @@ def test_the_same_card_passes_and_its_limits_are_told() -> None:
         ({"device": replace(DEVICE, memory_free=20 * GB)}, "20.0 GB free and 23.0 GB"),
         ({"device": replace(DEVICE, memory_total=12 * GB)}, "12.0 GB in all and 25.0 GB"),
         ({"device": replace(DEVICE, memory_total=None)}, "NVML does not tell it"),
-        ({"device": replace(DEVICE, temperature_limit_c=None)}, "slows down is not found"),
+        ({"device": replace(DEVICE, temperature_limit_c=None)}, "GB by NVML; the temperature at which it slows"),
         ({"device": replace(DEVICE, problem="it must be reset")}, "it must be reset"),
         ({"device": None}, "it is not listed"),
     ],
@@ -220,3 +220,28 @@ def test_the_best_of_some_tries() -> None:
     calls: list[int] = []
     assert speed.best_seconds(lambda: calls.append(1), lambda: None) > 0
     assert len(calls) == 8
+
+
+@pytest.mark.parametrize(
+    ("rate", "said"),
+    [
+        (0.25e12, "25% of what its bf16 matrix products could do (1.00 TFLOPS; 9 GB/s of memory)"),
+        (1.2e12, "something else used the device"),
+    ],
+)
+def test_no_share_is_more_than_the_whole(rate: float, said: str) -> None:
+    told = speed.describe_share(rate, speed.Rates(1e12, 9e9, "bf16"))
+    assert said in told
+    assert "120%" not in told
+
+
+def test_disturbed_rates_are_not_kept() -> None:
+    write_calibration(Calibration("Card 9000", 1 << 28, 0.05, "2.12", "2026-01-01"))
+    speed.keep_rates("Card 9000", 1.2e12, speed.Rates(1e12, 9e9, "bf16"))
+    found = read_calibration("Card 9000")
+    assert found is not None
+    assert found.matrix_rate is None
+    speed.keep_rates("Card 9000", 0.2e12, speed.Rates(1e12, 9e9, "bf16"))
+    found = read_calibration("Card 9000")
+    assert found is not None
+    assert (found.matrix_rate, found.memory_rate) == (1e12, 9e9)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import io
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from core import paths
+from core.errors import UserError
 from core.hardware.cpu import cpu_name
 from core.memory.calibration import read_calibration
 from core.selftest.checks import SUBJECTS, Check
 from core.selftest.job import SelfTest
 from core.selftest.report import Report, report_text
 from core.selftest.sizes import Shape, Sizes
+from core.worker.selftest import __main__ as check_process
+from core.worker.selftest import prepare
+from core.worker.selftest.bench import Bench, Outcome
 
 
 def made(model: Path, *names: str, **changes: object) -> Report:
@@ -75,6 +81,17 @@ def test_a_model_that_cannot_be_trained_fails_in_a_sentence(tmp_path: Path) -> N
     assert check.result == "fail"
     assert check.detail.startswith("The run failed:")
     assert str(tmp_path) not in check.detail
+
+
+def test_what_a_check_fails_by_is_told_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(bench: Bench) -> Outcome:
+        raise UserError("The disk is full.", "Make room.")
+
+    monkeypatch.setattr(prepare, "check", failing)
+    told = io.StringIO()
+    request = {"work": "", "sizes": Sizes().to_dict(), "device": {}}
+    check_process.main("prepare", check_process._Answers(told), json.dumps(request))
+    assert json.loads(told.getvalue()) == {"result": "fail", "detail": "The disk is full. Make room."}
 
 
 @pytest.mark.parametrize("kind", ["cpu", "cuda"])
