@@ -159,7 +159,8 @@ def test_what_cannot_be_resumed_exactly_is_refused(stopped: tuple[Workers, Run])
     for run in (damaged, reconfigured):
         workers.resume(run)
     assert failure(damaged).reason == f"Run {damaged.id} has no valid checkpoint to go on from."
-    assert [code for code in notice_codes(damaged) if code not in ("device", "checkpointing")] == ["checkpoint_damaged"] * 3
+    told = [code for code in notice_codes(damaged) if code not in ("device", "checkpointing")]
+    assert told == ["checkpoint_damaged"] * 3
     assert failure(reconfigured).reason.startswith(f"{reconfigured.config_path} has changed since step-")
     for file, what in ((workers.train_data, "The training data"), (workers.eval_data, "What is held out")):
         kept = file.read_text()
