@@ -30,6 +30,7 @@ FREE = {
     ("data", "row"),
     ("fetch", "entry"),
     ("plan", "gpu_memory"),
+    ("plan", "length"),
     ("train", "name"),
 }
 RUN, ODD = "20260101-101010-faq", "20260102-101010-$(touch hacked) x"

@@ -177,7 +177,8 @@ def test_one_row_that_does_not_fit_is_recomputed_then_moved_and_then_named(tiny_
     bench.windows.state.token_budget = 1
     with pytest.raises(UserError, match="recomputed from what is kept in the machine's memory") as caught:
         bench.windows.run(WINDOW[:1], where="step 1")
-    assert bench.notices == ["memory_checkpointing", "memory_offload"]
+    # First some of its layers, then all of them.
+    assert bench.notices == ["memory_checkpointing", "memory_checkpointing", "memory_offload"]
     assert len(bench.elsewhere.shapes) == LAYERS
     assert "train.max_length" in caught.value.hint
 
