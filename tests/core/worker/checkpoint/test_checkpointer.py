@@ -8,13 +8,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 from core.config.schema import Config, DataSection
-from core.runs.events import CheckpointEvent, StepEvent, StoppedEvent
+from core.runs.events import CheckpointEvent, FailedEvent, StepEvent, StoppedEvent
 from core.runs.store import create_run
 from core.runs.tail import EventTail
-from core.worker.checkpoint.checkpointer import Checkpointer
+from core.worker.checkpoint.checkpoint import Checkpoint
+from core.worker.checkpoint.checkpointer import Checkpointer, Fingerprints
+from core.worker.oom.retry import MemoryShortageError
 from core.worker.process.recorder import Recorder
 from tests.core.worker.process.test_recorder import step
 from tests.core.worker.steps.stepper import make_state
@@ -60,3 +63,32 @@ def test_events_up_to_a_checkpoint_are_durable_before_it_is(
         assert any(isinstance(event, CheckpointEvent) for event in EventTail(run.events_path).read_all())
     finally:
         recorder.close("stopped", "", StoppedEvent(reason="", step=3))
+
+
+def test_states_that_do_not_fit_when_a_run_goes_on_are_tried_again(
+    private_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = Config(data=DataSection(train="rows.jsonl"))
+    recorder = Recorder(create_run(config, "test"))
+    checkpointer = checkpointer_of(recorder, config)
+    fails: list[Exception] = []
+    restored: list[Checkpoint] = []
+
+    def restore(found: Checkpoint) -> None:
+        restored.append(found)
+        if fails:
+            raise fails.pop()
+
+    same: Any = SimpleNamespace(value="b", matches=lambda _: True)
+    monkeypatch.setattr(checkpointer, "restore", restore)
+    monkeypatch.setattr(checkpointer, "fingerprints", Fingerprints("d", "", same))
+    found = Checkpoint(Path("step-00000003"), {"data_sha256": "d", "base_sha256": "b", "overrides": {}})
+    try:
+        fails += [torch.OutOfMemoryError("CUDA out of memory.")] * 2
+        checkpointer.resume(found)
+        assert len(restored) == 3
+        fails += [torch.OutOfMemoryError("CUDA out of memory.")] * 3
+        with pytest.raises(MemoryShortageError, match="Memory ran out at step-00000003 in restoring it"):
+            checkpointer.resume(found)
+    finally:
+        recorder.close("failed", "", FailedEvent(reason="", step=3, adapter=None))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from core.worker.model import gguf
 from core.worker.model.spill import Spill, SpilledTensors, parameters_spilled
 from core.worker.model.starter import resolve_base
 
-from .gguf_files import write_gguf
+from .gguf_files import write_gguf, write_lfm2_gguf
 from .test_gguf import converted, quiet
 
 
@@ -50,12 +51,24 @@ def test_parameters_of_a_model_are_in_the_file_as_soon_as_it_has_them(tmp_path: 
     assert (tmp_path / "weights").stat().st_size == len(before), "and only inside"
 
 
-def test_a_file_is_converted_to_the_bits_that_transformers_gives(tmp_path: Path, tiny_model_dir: Path) -> None:
-    path = write_gguf(tiny_model_dir, tmp_path / "model.gguf")
+@pytest.mark.parametrize("write", [write_gguf, write_lfm2_gguf], ids=["by processor", "by mapping"])
+def test_a_file_is_converted_to_the_bits_that_transformers_gives(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path, Path], Path]
+) -> None:
+    path = write(tiny_model_dir, tmp_path / "model.gguf")
     expected = AutoModelForCausalLM.from_pretrained(
         tmp_path, gguf_file=path.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
     )
+    move = Spill.move
+    moved: list[int] = []
+
+    def note(spill: Spill, tensor: torch.Tensor) -> torch.Tensor:
+        moved.append(tensor.numel())
+        return move(spill, tensor)
+
+    monkeypatch.setattr(Spill, "move", note)
     found = AutoModelForCausalLM.from_pretrained(resolve_base(str(path), quiet))
+    assert sum(moved) == sum(parameter.numel() for parameter in expected.parameters()), "each once"
     wanted: dict[str, Any] = expected.state_dict()
     assert found.state_dict().keys() == wanted.keys()
     for name, tensor in found.state_dict().items():
