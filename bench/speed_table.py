@@ -13,6 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from bench.gpu_checks.models import EIGHT, ModelShape
 from core.config.schema import Config
 from core.memory.batching import TOKEN_BUDGETS
 from core.memory.calibration import read_calibration
@@ -22,42 +23,16 @@ from core.memory.rows import Rows
 from core.models.architecture.families import read_architecture
 from core.units import parse_bytes
 
-LLAMA_8B = {
-    "model_type": "llama",
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "vocab_size": 128256,
-    "max_position_embeddings": 131072,
-    "tie_word_embeddings": False,
-}
-LLAMA_3B = {
-    **LLAMA_8B,
-    "hidden_size": 3072,
-    "intermediate_size": 8192,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 24,
-    "tie_word_embeddings": True,
-}
-LLAMA_13B = {
-    **LLAMA_8B,
-    "hidden_size": 5120,
-    "intermediate_size": 13824,
-    "num_hidden_layers": 40,
-    "num_attention_heads": 40,
-    "num_key_value_heads": 40,
-    "vocab_size": 32000,
-}
+THREE = ModelShape("3b", 128256, 3072, 8192, 28, 24, 8, tied=True)
+THIRTEEN = ModelShape("13b", 32000, 5120, 13824, 40, 40, 40)
 #: Model, rows of a step, their tokens.
 CASES = [
-    ("8B", LLAMA_8B, 8, 2048),
-    ("8B", LLAMA_8B, 8, 1024),
-    ("8B", LLAMA_8B, 8, 512),
-    ("8B", LLAMA_8B, 2, 2048),
-    ("3B", LLAMA_3B, 8, 2048),
-    ("13B", LLAMA_13B, 8, 2048),
+    ("8B", EIGHT, 8, 2048),
+    ("8B", EIGHT, 8, 1024),
+    ("8B", EIGHT, 8, 512),
+    ("8B", EIGHT, 2, 2048),
+    ("3B", THREE, 8, 2048),
+    ("13B", THIRTEEN, 8, 2048),
 ]
 GIB = 1 << 30
 
@@ -87,7 +62,7 @@ def main() -> None:
     print("|---|---|---|---:|---:|---|---|---:|---:|")
     for name, shape, count, length in CASES:
         config = Config.model_validate({"data": {"train": "x"}, "train": {"batch_size": count, "max_length": length}})
-        architecture, rows = read_architecture(shape, name), Rows([(length, count)])
+        architecture, rows = read_architecture(shape.config, name), Rows([(length, count)])
         budget = TOKEN_BUDGETS["cuda"]
         before = make_plan(architecture, config, machine, rows, token_budget=budget, checkpointing=True, offload=False)
         chosen = make_plan(architecture, config, machine, rows)

@@ -1,4 +1,4 @@
-"""What keeps torch from a card that is there, found without torch: cause and remedy in a sentence each.
+"""CUDA obstacles: why torch cannot use a card that is there, found without torch; cause and remedy in a sentence each.
 
 A run with ``hardware.device = "auto"`` goes to the CPU only where there is no card, or where the user hides it.
 """

@@ -173,6 +173,8 @@ def test_it_ends_with_the_one_who_asked_in_the_middle_of_a_library(tmp_path: Pat
     ) as asker:
         wait_for(lambda: written.exists() and written.read_text().endswith("\n"), 60, "the call to begin")
         pids = [int(pid) for pid in written.read_text().split()]
+        assert len(pids) > 1
+        assert not any(map(is_over, pids))
         asker.kill()
     wait_for(lambda: all(map(is_over, pids)), 10, "the sandbox and its child to end")
 
