@@ -111,8 +111,8 @@ def build(config: Config, recorder: Recorder, controls: Controls, found: Checkpo
         StopRequested: If a stop was asked for.
         UserError: If the run cannot be done.
     """
-    # What the device cannot do is said before minutes are spent on the rows.
     fix_workspace(config.train.deterministic)
+    # What the device cannot do is said before minutes are spent on the rows.
     device = settle_device(config, recorder)
     deterministic = choose_determinism(config.train.deterministic, device.type)
     apply_determinism(deterministic, device.type)
