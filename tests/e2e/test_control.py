@@ -251,7 +251,8 @@ def wait_until_within_step(run: Run, step: int) -> None:
 
 
 def wait_until_pending(run: Run, *names: str) -> None:
-    wait_for(lambda: run.state().pending == names, PATIENCE, f"{names or 'nothing'} to be pending")
+    """Wait for these requests, in whatever order they came, and no other to be pending."""
+    wait_for(lambda: sorted(run.state().pending) == sorted(names), PATIENCE, f"{names or 'nothing'} to be pending")
 
 
 def test_what_is_asked_in_the_middle_of_a_step_is_told_at_once_and_can_be_taken_back(workers: Workers) -> None:

@@ -28,7 +28,7 @@ def check_holes() -> Finding:
             found = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue  # check_libraries reports it
-        if not satisfies(found, ">=", fixed):
+        if not satisfies(found, f">={fixed}"):
             open_ones.append(f"{name} {found}: {what} ({number}, closed in {fixed})")
     if open_ones:
         hint = f"Load nothing from strangers until then. {reinstall()}"

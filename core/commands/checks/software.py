@@ -11,6 +11,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.version import InvalidVersion, Version
+
 import core
 from core import liger
 from core.commands.checks.finding import Finding
@@ -24,7 +28,6 @@ DISTRIBUTION = "localtune-tui"
 _OLDEST_PYTHON = (3, 10)
 #: Seconds allowed for importing torch and its family; a cold disk is slow.
 PROBE_SECONDS = 180.0
-_REQUIREMENT = re.compile(r"^\s*([A-Za-z0-9._-]+)(?:\[[^\]]*\])?\s*(>=|==)\s*([0-9][0-9.]*)")
 
 
 def check_python() -> Finding:
@@ -36,22 +39,22 @@ def check_python() -> Finding:
 
 
 def check_libraries() -> Finding:
-    """Compare the installed versions with the oldest ones that the project supports."""
-    requirements = _requirements()
+    """Compare the installed versions with those that the project supports."""
+    requirements = requirements_of_project()
     if not requirements:
         return Finding("libraries", "warn", "The project's requirements cannot be found.", reinstall())
     problems = []
-    for name, sign, wanted in requirements:
+    for name, wanted in requirements.items():
         try:
             found = metadata.version(name)
         except metadata.PackageNotFoundError:
             problems.append(f"{name} is missing")
             continue
-        if not satisfies(found, sign, wanted):
-            problems.append(f"{name} is {found}, needed is {sign}{wanted}")
+        if not satisfies(found, wanted):
+            problems.append(f"{name} is {found}, needed is {wanted}")
     if problems:
         return Finding("libraries", "fail", f"{'; '.join(problems)}.", reinstall())
-    return Finding("libraries", "ok", f"all {len(requirements)} are present and new enough")
+    return Finding("libraries", "ok", f"all {len(requirements)} are present, each in a version that is supported")
 
 
 def check_liger(driver: DriverReport | None = None) -> Finding:
@@ -181,9 +184,10 @@ def _unused_card(
 def _has_kernels(capability: str, architectures: list[str]) -> bool:
     """Whether a build has kernels for a card: its own major version's (``sm_86``), or any older one's as PTX
     (``compute_80``), which the driver compiles."""
-    have = _release(capability)
-    if len(have) != 2 or not architectures:
+    parts = re.fullmatch(r"(\d+)\.(\d+)", capability)
+    if parts is None or not architectures:
         return True
+    have = (int(parts[1]), int(parts[2]))
     for name in architectures:
         match = re.fullmatch(r"(sm|compute)_(\d+)(\d)[a-z]?", name)
         if match is None:
@@ -204,13 +208,21 @@ def _quantization(facts: dict[str, Any]) -> Finding:
     return Finding("quantization", "ok", what)
 
 
-def _requirements() -> list[tuple[str, str, str]]:
+def requirements_of_project() -> dict[str, SpecifierSet]:
+    """The versions that the project supports, by the name of the package; extras are left out."""
     try:
         lines = metadata.requires(DISTRIBUTION) or []
     except metadata.PackageNotFoundError:
         lines = _checkout_requirements()
-    parsed = [_REQUIREMENT.match(line) for line in lines if "extra ==" not in line]
-    return [(match[1], match[2], match[3].rstrip(".")) for match in parsed if match]
+    found = {}
+    for line in lines:
+        try:
+            requirement = Requirement(line)
+        except InvalidRequirement:
+            continue
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            found[requirement.name] = requirement.specifier
+    return found
 
 
 def _checkout_requirements() -> list[str]:
@@ -225,18 +237,15 @@ def _checkout_requirements() -> list[str]:
         return []
 
 
-def satisfies(found: str, sign: str, wanted: str) -> bool:
-    """Whether a version satisfies a requirement, ``>=`` or ``==``; any suffix after its numbers is ignored."""
-    have, need = _release(found), _release(wanted)
-    length = max(len(have), len(need))
-    have, need = have + (0,) * (length - len(have)), need + (0,) * (length - len(need))
-    return have == need if sign == "==" else have >= need
+def satisfies(found: str, wanted: SpecifierSet | str) -> bool:
+    """Whether an installed version is among those wanted, such as ``>=2.10,<2.16``; ``2.10.0+cu130`` is 2.10.0.
 
-
-def _release(version: str) -> tuple[int, ...]:
-    """The numbers of a version before any suffix: ``2.10.0+cu130`` is (2, 10, 0)."""
-    match = re.match(r"\d+(?:\.\d+)*", version)
-    return tuple(int(part) for part in match[0].split(".")) if match else ()
+    A version that is not written as PEP 440 has it satisfies nothing.
+    """
+    try:
+        return SpecifierSet(str(wanted)).contains(Version(found).public, prereleases=True)
+    except InvalidVersion:
+        return False
 
 
 def _last_object(text: str) -> dict[str, Any] | None:
