@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import os
 import threading
 import time
@@ -15,19 +13,14 @@ from typing import Any, Literal, Protocol
 
 from core.chat.engine import ChatEngine, ModelSpec, Progress
 from core.chat.request import ChatRequest, GenerationSettings, Source
-from core.config.schema import WEIGHT_METHODS, Config, ModelSection
+from core.config.schema import ModelSection
 from core.errors import UserError
 from core.models.find import find_model
 from core.paths import user_path
-from core.runs.after_end import start_again
 from core.runs.client import ControlClient
-from core.runs.state import in_words
-from core.runs.store import Run, complete_checkpoints, find_run
-from core.small_files import open_regular, read_small
+from core.runs.store import Run
+from core.runs.trained import TrainedModel, find_run_at, find_trained
 from core.text import one_line, sanitize
-
-#: Most bytes of a checkpoint's manifest, which names a few dozen files.
-_MANIFEST_LIMIT = 16 << 20
 
 __all__ = ["Answer", "ChatSession", "GenerationSettings", "Token", "open_session"]
 
@@ -214,21 +207,22 @@ def open_session(target: Run | Path | str) -> ChatSession:
 
     Args:
         target: A run (live: its worker; ended: its base with its adapter), the directory of one, a directory or file of
-            a model, the name of a model, or any reference that :func:`core.runs.store.find_run` accepts.
+            a model, the name of a model, or ``RUN`` or ``RUN@STEP``, see :func:`core.runs.trained.find_run_at`: the
+            checkpoint of a step is loaded into an engine, whether the run is live or not.
 
     Raises:
         UserError: If there is no such run or model, or the run has no model to chat with.
     """
+    step = None
     if isinstance(target, str) and not _names_model(target):
-        target = find_run(target)
+        target, step = find_run_at(target)
     elif isinstance(target, Path) and os.path.isfile(target / "run.toml"):
         target = Run(target.absolute())
     if not isinstance(target, Run):
         return _base_session(target)
-    state = target.state()
-    if not state.is_over:
+    if step is None and not target.state().is_over:
         return LiveSession(target)
-    return _ended_session(target)
+    return session_of(find_trained(target, step))
 
 
 def _names_model(name: str) -> bool:
@@ -245,114 +239,26 @@ def _base_session(target: Path | str) -> ChatSession:
     return EngineSession(ModelSpec(base=base), one_line(path.name or str(target), 80))
 
 
-def _ended_session(run: Run) -> ChatSession:
-    config = run.config()
-    if config.method.name in WEIGHT_METHODS:
-        found, source_name = _find_weights(run)
-        # The finished model is complete; a checkpoint has only the trained weights, which replace those of the base.
-        whole = found == run.model_path
-        base, adapter, weights = (str(found) if whole else config.model.base), None, (None if whole else str(found))
-    else:
-        found, source_name = _find_adapter(run)
-        base, adapter, weights = config.model.base, str(found), None
-    spec = ModelSpec(
-        base=base,
-        adapter=adapter,
-        weights=weights,
+def session_of(trained: TrainedModel) -> EngineSession:
+    """The session with a trained model, in an engine."""
+    return EngineSession(spec_of(trained), trained.label)
+
+
+def spec_of(trained: TrainedModel) -> ModelSpec:
+    """A trained model as an engine loads it."""
+    config = trained.config
+    return ModelSpec(
+        base=trained.base,
+        adapter=str(trained.adapter) if trained.adapter else None,
+        weights=str(trained.weights) if trained.weights else None,
         method=config.method.name,
         precision=config.train.precision,
         device=config.hardware.device,
         gpu=config.hardware.gpu,
-        template=_find_template(run, config),
-        source_name=source_name,
-        base_sha256=_find_base_hash(run) if base == config.model.base else None,
+        template=trained.template,
+        source_name=trained.name,
+        base_sha256=trained.base_sha256,
     )
-    return EngineSession(spec, run.id if source_name in ("adapter", "model") else f"{run.id}, {source_name}")
-
-
-def _find_template(run: Run, config: Config) -> str | None:
-    """The chat template of the training: as saved with the result, else the file or name in the configuration."""
-    output = run.model_path if config.method.name in WEIGHT_METHODS else run.adapter_path
-    saved = output / "chat_template.jinja"
-    return str(saved) if saved.is_file() else config.template.file or config.template.name
-
-
-def _find_adapter(run: Run) -> tuple[Path, str]:
-    """The final adapter, or that of the newest complete checkpoint, and the name of its answers.
-
-    Raises:
-        UserError: If the run has neither.
-    """
-    if _is_adapter(run.adapter_path):
-        return run.adapter_path, "adapter"
-    for checkpoint in reversed(complete_checkpoints(run)):
-        if _is_adapter(checkpoint / "adapter") and _matches_manifest(checkpoint, "adapter/"):
-            return checkpoint / "adapter", _step_name(checkpoint)
-    raise _nothing_to_talk_to(run, "an adapter")
-
-
-def _find_weights(run: Run) -> tuple[Path, str]:
-    """The final model, or the trained weights of the newest complete checkpoint, and the name of its answers.
-
-    Raises:
-        UserError: If the run has neither.
-    """
-    if (run.model_path / "config.json").is_file():
-        return run.model_path, "model"
-    for checkpoint in reversed(complete_checkpoints(run)):
-        weights = checkpoint / "weights" / "trained.safetensors"
-        if weights.is_file() and _matches_manifest(checkpoint, "weights/"):
-            return weights, _step_name(checkpoint)
-    raise _nothing_to_talk_to(run, "a model")
-
-
-def _step_name(checkpoint: Path) -> str:
-    return f"step-{int(checkpoint.name.removeprefix('step-'))}"
-
-
-def _nothing_to_talk_to(run: Run, wanted: str) -> UserError:
-    return UserError(
-        f"Run {run.id} {in_words(run.state().state)} and has neither {wanted} nor a whole checkpoint.",
-        f"To have one, {start_again(run)}.",
-    )
-
-
-def _find_base_hash(run: Run) -> str | None:
-    """The hash of the base model in the newest checkpoint; None where none has it."""
-    for checkpoint in reversed(complete_checkpoints(run)):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-            return str(_manifest(checkpoint)["base_sha256"])
-    return None
-
-
-def _is_adapter(directory: Path) -> bool:
-    return all((directory / name).is_file() for name in ("adapter_config.json", "adapter_model.safetensors"))
-
-
-def _matches_manifest(checkpoint: Path, part: str) -> bool:
-    """Whether the files of a part match the manifest, by size and SHA-256."""
-    try:
-        files: dict[str, Any] = _manifest(checkpoint)["files"]
-        expected = {name: facts for name, facts in files.items() if name.startswith(part)}
-        if any(".." in Path(name).parts for name in expected):
-            return False
-        return bool(expected) and all(_is_file(checkpoint / name, facts) for name, facts in expected.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return False
-
-
-def _manifest(checkpoint: Path) -> Any:
-    return json.loads(read_small(checkpoint / "manifest.json", _MANIFEST_LIMIT))
-
-
-def _is_file(path: Path, facts: dict[str, Any]) -> bool:
-    digest = hashlib.sha256()
-    with open_regular(path) as file:
-        if os.fstat(file.fileno()).st_size != facts["bytes"]:
-            return False
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest() == str(facts["sha256"])
 
 
 def _answer(message: dict[str, Any]) -> Answer:

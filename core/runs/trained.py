@@ -1,0 +1,209 @@
+"""What a run has trained: its result, or one of its checkpoints, with what it takes to load it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from core.config.schema import WEIGHT_METHODS, Config
+from core.errors import UserError
+from core.paths import user_path
+from core.runs.after_end import start_again
+from core.runs.state import in_words
+from core.runs.store import Run, complete_checkpoints, find_run
+from core.small_files import open_regular, read_small
+
+#: Most bytes of a checkpoint's manifest, which names a few dozen files.
+_MANIFEST_LIMIT = 16 << 20
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A trained model: the result of a run, or a checkpoint of it."""
+
+    run: Run
+    config: Config
+    """The configuration of the run."""
+    step: int | None
+    """The step of the checkpoint; None for the result."""
+    base: str
+    """The model to load: the base of the run, or the directory of the result where all weights are in it."""
+    adapter: Path | None
+    """A directory in PEFT's format; None where weights were trained."""
+    weights: Path | None
+    """A checkpoint's safetensors file, whose weights replace those of the base."""
+    template: str | None
+    """A chat template instead of the base's own: a Jinja file, or the name of one of ours."""
+    base_sha256: str | None
+    """The fingerprint of the base in training, where it is known and ``base`` is that model."""
+
+    @property
+    def name(self) -> str:
+        """What its answers are called: ``adapter``, ``model`` or ``step-N``."""
+        if self.step is not None:
+            return f"step-{self.step}"
+        return "model" if self.adapter is None else "adapter"
+
+    @property
+    def label(self) -> str:
+        """The run, and the step of a checkpoint."""
+        return self.run.id if self.step is None else f"{self.run.id}, {self.name}"
+
+
+def split_step(reference: str) -> tuple[str, int | None]:
+    """``RUN@120`` in two; the step is None where none is named. A path with an ``@`` in it is left whole."""
+    name, _, step = reference.rpartition("@")
+    if not name or not step.isdecimal() or not step.isascii() or len(step) > 18 or os.path.exists(user_path(reference)):
+        return reference, None
+    return name, int(step)
+
+
+def find_run_at(reference: str) -> tuple[Run, int | None]:
+    """The run and the step of ``RUN`` or ``RUN@STEP``; a run is named as for :func:`core.runs.store.find_run`.
+
+    Raises:
+        UserError: If there is no such run.
+    """
+    name, step = split_step(reference)
+    return find_run(name), step
+
+
+def find_trained(run: Run, step: int | None = None) -> TrainedModel:
+    """What a run has trained. Files of a checkpoint are held against its manifest.
+
+    Args:
+        run: The run.
+        step: The checkpoint's; by default the result, else the newest complete checkpoint.
+
+    Raises:
+        UserError: If the run has none, or its configuration cannot be read.
+    """
+    config = run.config()
+    trains_weights = config.method.name in WEIGHT_METHODS
+    found_step, adapter, weights, base = step, None, None, config.model.base
+    if trains_weights:
+        found, found_step = _find_weights(run, step)
+        if found == run.model_path:
+            base = str(found)
+        else:
+            weights = found
+    else:
+        adapter, found_step = _find_adapter(run, step)
+    return TrainedModel(
+        run=run,
+        config=config,
+        step=found_step,
+        base=base,
+        adapter=adapter,
+        weights=weights,
+        template=_find_template(run, config),
+        base_sha256=_find_base_hash(run) if base == config.model.base else None,
+    )
+
+
+def _find_template(run: Run, config: Config) -> str | None:
+    """The chat template of the training: as saved with the result, else the file or name in the configuration."""
+    output = run.model_path if config.method.name in WEIGHT_METHODS else run.adapter_path
+    saved = output / "chat_template.jinja"
+    return str(saved) if saved.is_file() else config.template.file or config.template.name
+
+
+def _find_adapter(run: Run, step: int | None) -> tuple[Path, int | None]:
+    """The adapter at a step; without one the final adapter, else that of the newest complete checkpoint."""
+    if step is None and is_adapter(run.adapter_path):
+        return run.adapter_path, None
+    for number, checkpoint in _candidates(run, step):
+        if is_adapter(checkpoint / "adapter") and matches_manifest(checkpoint, "adapter/"):
+            return checkpoint / "adapter", number
+    raise _nothing_trained(run, step, "an adapter")
+
+
+def _find_weights(run: Run, step: int | None) -> tuple[Path, int | None]:
+    """The trained weights at a step; without one the final model, else those of the newest complete checkpoint."""
+    if step is None and (run.model_path / "config.json").is_file():
+        return run.model_path, None
+    for number, checkpoint in _candidates(run, step):
+        weights = checkpoint / "weights" / "trained.safetensors"
+        if weights.is_file() and matches_manifest(checkpoint, "weights/"):
+            return weights, number
+    raise _nothing_trained(run, step, "a model")
+
+
+def checkpoint_steps(run: Run) -> list[int]:
+    """The steps of the complete checkpoints, ascending."""
+    return [_step_of(path) for path in complete_checkpoints(run)]
+
+
+def _candidates(run: Run, step: int | None) -> list[tuple[int, Path]]:
+    """Complete checkpoints with their steps, newest first; that of a step alone where one is given."""
+    found = [(_step_of(path), path) for path in reversed(complete_checkpoints(run))]
+    return [(number, path) for number, path in found if step is None or number == step]
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def _nothing_trained(run: Run, step: int | None, wanted: str) -> UserError:
+    if step is None:
+        return UserError(
+            f"Run {run.id} {in_words(run.state().state)} and has neither {wanted} nor a whole checkpoint.",
+            f"To have one, {start_again(run)}.",
+        )
+    steps = checkpoint_steps(run)
+    if step in steps:
+        return UserError(
+            f"The checkpoint of step {step} of run {run.id} is damaged: its files are not those of its manifest.",
+            "Take another one, or the result.",
+        )
+    kept = f"It has those of {', '.join(map(str, steps))}." if steps else "It has none."
+    return UserError(f"Run {run.id} has no checkpoint of step {step}.", kept)
+
+
+def _find_base_hash(run: Run) -> str | None:
+    """The hash of the base model in the newest checkpoint; None where none has it."""
+    for checkpoint in reversed(complete_checkpoints(run)):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+            return str(_manifest(checkpoint)["base_sha256"])
+    return None
+
+
+def is_adapter(directory: Path) -> bool:
+    """Whether a directory has an adapter in PEFT's format."""
+    return all((directory / name).is_file() for name in ("adapter_config.json", "adapter_model.safetensors"))
+
+
+def matches_manifest(checkpoint: Path, part: str) -> bool:
+    """Whether the files of a part of a checkpoint match its manifest, by size and SHA-256.
+
+    Args:
+        checkpoint: The checkpoint's directory.
+        part: The beginning of the files' names: ``adapter/``.
+    """
+    try:
+        files: dict[str, Any] = _manifest(checkpoint)["files"]
+        expected = {name: facts for name, facts in files.items() if name.startswith(part)}
+        if any(".." in Path(name).parts for name in expected):
+            return False
+        return bool(expected) and all(_is_file(checkpoint / name, facts) for name, facts in expected.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return False
+
+
+def _manifest(checkpoint: Path) -> Any:
+    return json.loads(read_small(checkpoint / "manifest.json", _MANIFEST_LIMIT))
+
+
+def _is_file(path: Path, facts: dict[str, Any]) -> bool:
+    digest = hashlib.sha256()
+    with open_regular(path) as file:
+        if os.fstat(file.fileno()).st_size != facts["bytes"]:
+            return False
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest() == str(facts["sha256"])

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from core.config.schema import Config, DataSection, MethodSection, ModelSection
+from core.errors import UserError
+from core.runs.state import RunState
+from core.runs.store import Run, create_run
+from core.runs.trained import checkpoint_steps, find_run_at, find_trained, matches_manifest, split_step
+
+
+def make_run(method: Literal["lora", "full"] = "lora") -> Run:
+    config = Config(
+        model=ModelSection(base="/models/base"),
+        data=DataSection(train="/data/rows.jsonl"),
+        method=MethodSection(name=method),
+    )
+    run = create_run(config, "tickets")
+    RunState(state="stopped", updated=time.time()).write(run.state_path)
+    return run
+
+
+def add_checkpoint(run: Run, step: int, part: str = "adapter") -> Path:
+    path = run.checkpoints_path / f"step-{step:08d}"
+    (path / part).mkdir(parents=True)
+    names = ("adapter_model.safetensors", "adapter_config.json") if part == "adapter" else ("trained.safetensors",)
+    files = {}
+    for name in names:
+        (path / part / name).write_bytes(f"{step} {name}".encode())
+        content = (path / part / name).read_bytes()
+        files[f"{part}/{name}"] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (path / "manifest.json").write_text(json.dumps({"files": files, "base_sha256": "ab"}))
+    return path
+
+
+def test_a_run_is_named_with_a_step(tmp_path: Path) -> None:
+    assert split_step("tickets@120") == ("tickets", 120)
+    assert split_step("tickets") == ("tickets", None)
+    assert split_step("@120") == ("@120", None)
+    assert split_step("me@home") == ("me@home", None)
+    directory = tmp_path / "runs@7"
+    directory.mkdir()
+    assert split_step(str(directory)) == (str(directory), None)
+    run = make_run()
+    assert find_run_at("tickets@20") == (run, 20)
+    with pytest.raises(UserError, match="no run called nothing"):
+        find_run_at("nothing@20")
+
+
+def test_the_newest_whole_checkpoint_stands_in_for_a_result() -> None:
+    run = make_run()
+    with pytest.raises(UserError, match="neither an adapter nor a whole checkpoint"):
+        find_trained(run)
+    for step in (20, 40):
+        add_checkpoint(run, step)
+    trained = find_trained(run)
+    assert (trained.step, trained.name, trained.label) == (40, "step-40", f"{run.id}, step-40")
+    assert trained.adapter == run.checkpoints_path / "step-00000040" / "adapter"
+    assert (trained.base, trained.base_sha256) == ("/models/base", "ab")
+    assert find_trained(run, 20).step == 20
+    assert checkpoint_steps(run) == [20, 40]
+    (trained.adapter / "adapter_model.safetensors").write_bytes(b"torn")
+    assert find_trained(run).step == 20
+    with pytest.raises(UserError, match=r"step 40 of run .* is damaged"):
+        find_trained(run, 40)
+    with pytest.raises(UserError, match="no checkpoint of step 30") as refused:
+        find_trained(run, 30)
+    assert refused.value.hint == "It has those of 20, 40."
+
+
+def test_a_result_comes_before_checkpoints() -> None:
+    run = make_run()
+    add_checkpoint(run, 20)
+    run.adapter_path.mkdir()
+    for name in ("adapter_model.safetensors", "adapter_config.json", "chat_template.jinja"):
+        (run.adapter_path / name).write_text("{}")
+    trained = find_trained(run)
+    assert (trained.step, trained.name, trained.label) == (None, "adapter", run.id)
+    assert trained.adapter == run.adapter_path
+    assert trained.template == str(run.adapter_path / "chat_template.jinja")
+    assert find_trained(run, 20).name == "step-20"
+
+
+def test_trained_weights_replace_those_of_the_base() -> None:
+    run = make_run("full")
+    weights = add_checkpoint(run, 20, "weights") / "weights" / "trained.safetensors"
+    trained = find_trained(run)
+    assert (trained.base, trained.weights, trained.adapter) == ("/models/base", weights, None)
+    run.model_path.mkdir()
+    (run.model_path / "config.json").write_text("{}")
+    trained = find_trained(run)
+    assert (trained.base, trained.weights, trained.name) == (str(run.model_path), None, "model")
+    assert trained.base_sha256 is None, "the result is not the model that was hashed"
+
+
+@pytest.mark.parametrize("name", ["adapter/z", "adapter/../../../z"])
+def test_a_manifest_that_names_a_pipe_or_files_elsewhere_is_no_checkpoint(name: str) -> None:
+    checkpoint = add_checkpoint(make_run(), 20)
+    assert matches_manifest(checkpoint, "adapter/")
+    os.mkfifo(checkpoint / name)
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    manifest["files"][name] = {"bytes": 0, "sha256": hashlib.sha256().hexdigest()}
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    assert not matches_manifest(checkpoint, "adapter/")
