@@ -13,6 +13,7 @@ import pytest
 
 from core import paths
 from core.chat.engine import ChatEngine, ModelSpec
+from core.chat.request import ChatRequest
 from core.chat.session import (
     Answer,
     EngineSession,
@@ -246,7 +247,11 @@ def test_a_live_run_answers_from_its_worker(live: tuple[LiveSession, Worker]) ->
     settings = GenerationSettings(50, 0.5, 0.9)
     found = list(session.generate(ASK, "base", settings))
     assert found == [Token("One\ufffd[31m"), Answer("One\ufffd[31m", 1, 0.1, 9.0, "step-4", "stop")]
-    assert worker.asked == [{"messages": ASK, "source": "base", "max_new_tokens": 50, "temperature": 0.5, "top_p": 0.9}]
+    (asked,) = worker.asked
+    told = {"messages": ASK, "source": "base", "max_new_tokens": 50, "temperature": 0.5, "top_p": 0.9}
+    assert {name: asked[name] for name in told} == told
+    # All settings are told: what is left out would be the configuration's.
+    assert ChatRequest.from_args(asked).settings == settings
 
 
 def test_cancelling_reaches_the_worker_and_keeps_what_was_said(live: tuple[LiveSession, Worker]) -> None:
