@@ -42,7 +42,8 @@ def find_candidates(run: Run) -> list[Candidate]:
         return found
     found.append(Candidate(BASE, "base", "the model before training"))
     found += [
-        Candidate(reference_to(run, step), f"step {step}", _loss(losses, step)) for step in reversed(checkpoint_steps(run))
+        Candidate(reference_to(run, step), f"step {step}", _loss(losses, step))
+        for step in reversed(checkpoint_steps(run))
     ]
     values = run.values()
     for other in list_runs()[:_RUNS]:

@@ -270,7 +270,7 @@ class Conversation:
             from core.chat.dialogue import Dialogue
 
             self._dialogue = Dialogue()
-            note("A new conversation begins.")
+            note("The conversation is forgotten; a new one begins.")
         else:
             note(_HELP)
 

@@ -316,7 +316,7 @@ class ChatSection(Section):
     max_new_tokens: int = _option(256, "Longest answer.", unit="tokens", ge=1, le=32768)
     temperature: float = _option(0.0, "Randomness of the answer; 0 always takes the likeliest token.", ge=0, le=5)
     top_p: float = _option(1.0, "Share of probability that is sampled from.", gt=0, le=1)
-    top_k: int = _option(0, "Number of likeliest tokens that are sampled from; 0: all.", unit="tokens", ge=0, le=1_000_000)
+    top_k: int = _option(0, "Number of likeliest tokens that are sampled from; 0: all.", ge=0, le=1_000_000)
     min_p: float = _option(0.0, "Least probability of a sampled token, as a share of the likeliest one's.", ge=0, lt=1)
     repetition_penalty: float = _option(1.0, "Penalty on tokens that were there already; 1: none.", gt=0, le=10)
     seed: int | None = _option(None, "Seed of the draws; absent: another one each time.", ge=0, le=4_294_967_295)

@@ -71,8 +71,7 @@ def _processes(uuid: str) -> set[int]:
 
 
 def _runs_of(pids: Collection[int] | None, *, on_cpu: bool = False) -> list[str]:
-    """The runs with one of the processes; None: all that may be on a card, as Windows lists no processes, or that may be
-    on the CPU."""
+    """The runs with one of the processes; None: all that may be on the device, as Windows lists no processes."""
     found = []
     for run in list_runs():
         state = run.state()

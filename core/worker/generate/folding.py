@@ -1,4 +1,4 @@
-"""An adapter folded into the weights of its base: the sum is one matrix, so that decoding takes no longer than the base.
+"""An adapter folded into the weights of its base: with their sum, decoding takes no longer than with the base.
 
 Weights in 4 bits stay as they are: the sum would have to be rounded to 4 bits. So do DoRA, which scales the sum, and
 layers that are no plain linear ones. The base's own weights are kept beside it and put back bit for bit.

@@ -187,4 +187,3 @@ class Sources:
                 f"There is no source {one_line(source, 120)} here.", f"There are {', '.join([BASE, *self._adapters])}."
             )
         return self._adapters[source]
-

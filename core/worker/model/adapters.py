@@ -317,9 +317,7 @@ def add_adapter(model: Any, adapter: Path, name: str) -> Any:
 
 def _read_into(adapted: Any, adapter: Path, name: str, *, trainable: bool) -> Any:
     renamed = getattr(adapted.get_base_model(), "_checkpoint_conversion_mapping", None) or {}
-    return adapted.load_adapter(
-        str(adapter), name, is_trainable=trainable, key_mapping=renamed, local_files_only=True
-    )
+    return adapted.load_adapter(str(adapter), name, is_trainable=trainable, key_mapping=renamed, local_files_only=True)
 
 
 @contextlib.contextmanager

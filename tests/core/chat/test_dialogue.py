@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from core.chat.dialogue import Dialogue, Exchange, Reply, format_stats, speaker_name
 
+KEYS = ["question", "replies", "source", "text", "state", "others", "place"]
 TEXTS = st.text(max_size=8)
 REPLIES = st.builds(
     Reply,
@@ -25,17 +26,14 @@ def plant(dialogue: Dialogue, before: Exchange | None, tree: list[tuple[str, lis
     """Ask each question of a tree after ``before``, each in the place of the one before it."""
     first: Exchange | None = None
     for question, replies, below in tree:
-        if first is None:
-            exchange = dialogue.ask(question, ())
-        else:
-            exchange = dialogue.ask_again(first, question, ())
+        exchange = dialogue.ask(question, ()) if first is None else dialogue.ask_again(first, question, ())
         exchange.replies = replies
         first = exchange
         plant(dialogue, exchange, below)
 
 
 ANSWERS = st.lists(REPLIES, min_size=1, max_size=3)
-TREES = st.recursive(
+TREES: st.SearchStrategy[list[Any]] = st.recursive(
     st.lists(st.tuples(TEXTS, ANSWERS, st.just([])), max_size=2),
     lambda below: st.lists(st.tuples(TEXTS, ANSWERS, below), max_size=3),
     max_leaves=8,
@@ -106,7 +104,11 @@ def test_a_draft_of_endless_branches_is_read() -> None:
         st.none() | st.integers() | st.text(max_size=4) | st.sampled_from(["tuned", "done"]),
         lambda inner: (
             st.lists(inner, max_size=3)
-            | st.dictionaries(st.sampled_from(["question", "replies", "source", "text", "state", "others", "place"]), inner, max_size=5)
+            | st.dictionaries(
+                st.sampled_from(KEYS),
+                inner,
+                max_size=5,
+            )
         ),
     )
 )

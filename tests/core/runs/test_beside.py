@@ -19,9 +19,7 @@ GB = 10**9
         (16 * GB, 3 * GB, [], ""),
     ],
 )
-def test_a_model_that_does_not_fit_beside_a_run_is_told(
-    needed: int, free: int, runs: list[str], words: str
-) -> None:
+def test_a_model_that_does_not_fit_beside_a_run_is_told(needed: int, free: int, runs: list[str], words: str) -> None:
     found = crowding(needed, free, runs)
     assert words in found
     assert bool(found) is bool(words)

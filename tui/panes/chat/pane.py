@@ -1,4 +1,4 @@
-"""The Chat pane: a conversation with the model in training, the tuned model afterwards, and the base model."""
+"""The Chat pane: a conversation with the model in training, with what was tuned, and with the base model."""
 
 from __future__ import annotations
 
@@ -17,26 +17,28 @@ from textual.widget import Widget
 from textual.widgets import Static
 
 from core.chat.dialogue import Dialogue, Exchange, Reply, format_stats, speaker_name
+from core.chat.request import BASE, TUNED
 from core.errors import UserError
 from core.runs.store import has_weights
-from core.text import one_line, sanitize
+from core.text import one_line
 from tui.datasets.summary import counted
 from tui.keys import bindings, display_key
 from tui.messages import AnswerAwaited
 from tui.panes.base import Pane
+from tui.panes.chat.keeping import offer_to_keep
 from tui.panes.chat.session_holder import SessionHolder
 from tui.panes.chat.turn import Answered, Failed, Loading, Speaking, TurnEnded, hold_turn
 from tui.saving import save_text
-from tui.widgets.chat_message import ExchangeView, ReplyMessage
+from tui.widgets.chat_message import ExchangeView, QuestionMessage, ReplyMessage
 from tui.widgets.forms.prompt_input import PromptInput
 from tui.widgets.start_here import StartHere
 
 if TYPE_CHECKING:
+    from core.chat.candidates import Candidate
     from core.chat.request import GenerationSettings, Source
+    from core.chat.transcripts import Transcript as KeptConversation
     from tui.panes.chat.session_holder import SessionFactory, Target
 
-#: Minimum columns for two answers side by side.
-WIDE = 90
 # Ten updates a second are as live as reading goes, and leave the link and the keys alone.
 _FLUSH_SECONDS = 0.1
 #: Seconds for a model to end with the pane.
@@ -77,6 +79,10 @@ class ChatPane(Pane):
         self._is_waiting = False
         self._taken_up = ""
         self._former: Dialogue | None = None
+        self._markdown = True
+        self._pointed_at: Exchange | None = None
+        self._edited: Exchange | None = None
+        self._set_aside = ""
         self._has_weights = True
         self._current: Exchange | None = None
         self._holder = SessionHolder(open_session)
@@ -102,9 +108,9 @@ class ChatPane(Pane):
         closing.join(_RELEASE_SECONDS)
 
     def on_resize(self, event: events.Resize) -> None:
-        """Lay two answers out side by side where there is room for them."""
+        """Lay answers out side by side where there is room for them."""
         for view in self.query(ExchangeView):
-            view.set_class(event.size.width >= WIDE, "-wide")
+            view.fit(event.size.width)
 
     # The target.
 
@@ -127,9 +133,9 @@ class ChatPane(Pane):
         if self.is_mounted:
             self._close_retired()
         if not self._has_adapter:
-            self.sources = ("base",)
+            self.sources = (BASE,)
         elif not same_run:
-            self.sources = ("tuned",)
+            self.sources = (TUNED,)
         if self.is_mounted:
             self._show_target()
 
@@ -142,8 +148,15 @@ class ChatPane(Pane):
 
     @property
     def unsent(self) -> str:
-        """The text in the prompt."""
+        """The text in the prompt; that of before, while an earlier question is edited there."""
+        if self._edited is not None:
+            return self._set_aside
         return self.prompt.text if self.is_mounted else self._taken_up
+
+    @property
+    def system(self) -> str:
+        """The system prompt that questions are asked with."""
+        return self._holder.settings()[0]
 
     def take_up(self, dialogue: Dialogue, unsent: str) -> None:
         """Resume a conversation of an earlier app.
@@ -166,8 +179,7 @@ class ChatPane(Pane):
         if unsent and not self.prompt.text:
             self.prompt.insert(unsent)
         if exchanges:
-            self.transcript.mount_all(ExchangeView(exchange, wide=self.size.width >= WIDE) for exchange in exchanges)
-            self.transcript.anchor()
+            self._show_path()
         self._refresh()
 
     def note_step(self, step: int) -> None:
@@ -222,6 +234,7 @@ class ChatPane(Pane):
 
     def _begin_anew(self) -> None:
         self.dialogue = Dialogue()
+        self._pointed_at = self._edited = None
         if self.is_mounted:
             self.transcript.remove_children()
 
@@ -256,7 +269,8 @@ class ChatPane(Pane):
         return "Ask the tuned model; it is loaded with its base when the first question comes."
 
     def _invitation_keys(self) -> list[tuple[str, str]]:
-        toggles = [(self.keys[name].display, self.keys[name].help) for name in ("chat.source", "chat.both")]
+        named = ("chat.source", "chat.both", "chat.compare")
+        toggles = [(self.keys[name].display, self.keys[name].help) for name in named]
         return [
             (self.keys["chat.write"].display, "Write to the model below; enter sends, esc leaves the prompt"),
             *(toggles if self._has_adapter else []),
@@ -292,7 +306,9 @@ class ChatPane(Pane):
         prompt = self.prompt
         cancel = self.keys["chat.cancel"].display
         leave = "stops the answer" if self.is_answering else "leaves the prompt"
-        if prompt.has_focus:
+        if prompt.has_focus and self._edited is not None:
+            prompt.placeholder = f"the question in other words  ·  enter asks it  ·  {cancel} leaves it as it is"
+        elif prompt.has_focus:
             prompt.placeholder = f"ask {self._mode}  ·  enter sends  ·  {cancel} {leave}"
         else:
             prompt.placeholder = f"{self.keys['chat.write'].display} writes a question to {self._mode}"
@@ -314,7 +330,8 @@ class ChatPane(Pane):
             self.refresh_bindings()
         if not prompt.has_focus:
             stop = [(cancel, "stop")] if self.is_answering else []
-            self.set_hints(["chat.write", *toggles, "chat.settings"], stop)
+            answered = ["chat.again", "chat.edit", "chat.keep"] if self.dialogue.exchanges else []
+            self.set_hints(["chat.write", *toggles, "chat.settings", *answered], stop)
             return
         ending = (cancel, leave.partition(" ")[0][:-1])
         self.show_hints([("enter", "send"), ending, ("^n", "line break"), *keys])
@@ -327,7 +344,16 @@ class ChatPane(Pane):
 
     @property
     def _mode(self) -> str:
-        return " and ".join(self.sources)
+        names = [self._name_of(source) for source in self.sources]
+        return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+    def _name_of(self, source: Source) -> str:
+        """A source, for a title: ``tuned``, ``base``, ``step 30``, or another run with its step."""
+        name, _, step = source.rpartition("@")
+        own = "" if self.target is None or isinstance(self.target, (str, Path)) else self.target.id
+        if name and name in (own, self.subject):
+            return f"step {step}"
+        return speaker_name(Path(source).name)
 
     def _refresh_title(self) -> None:
         if self.target is None:
@@ -361,15 +387,24 @@ class ChatPane(Pane):
             return
         question = message.text.strip()
         self.prompt.remember(question)
-        self.prompt.clear()
-        self._ask(question)
+        edited = self._edited
+        self._leave_edit()
+        if edited is None:
+            self.prompt.clear()
+        self._ask(question, edited)
 
-    def _ask(self, question: str) -> None:
-        exchange = self.dialogue.ask(question, self.sources)
-        self._current = exchange
+    def _ask(self, question: str, instead: Exchange | None = None) -> None:
+        """Ask a question, at the end of the conversation or in the place of an earlier one."""
+        if instead is not None:
+            exchange = self.dialogue.ask_again(instead, question, self.sources)
+        else:
+            exchange = self.dialogue.ask(question, self.sources)
+        for reply in exchange.replies:
+            if reply.source not in (TUNED, BASE):
+                reply.speaker = self._name_of(reply.source)
+        self._current, self._pointed_at = exchange, None
         self._refresh()
-        self.transcript.mount(ExchangeView(exchange, wide=self.size.width >= WIDE))
-        self.transcript.anchor()
+        self._show_path()
         self._is_waiting = True
         self._say_waiting()
         if self.is_live:
@@ -378,9 +413,32 @@ class ChatPane(Pane):
             self._flush.resume()
         self._talk(exchange, self._holder.epoch)
 
+    def _show_path(self) -> None:
+        """Show the exchanges of the conversation; those that are shown already stay."""
+        path = self.dialogue.exchanges
+        views = list(self.transcript.query(ExchangeView))
+        kept = 0
+        while kept < min(len(path), len(views)) and views[kept].exchange is path[kept]:
+            kept += 1
+        for view in views[kept:]:
+            view.remove()
+        new = [ExchangeView(each, width=self.size.width, markdown=self._markdown) for each in path[kept:]]
+        if new:
+            self.transcript.mount_all(new)
+        self.transcript.anchor()
+        self.call_after_refresh(self._mark_questions)
+
+    def _mark_questions(self) -> None:
+        for view in self.transcript.query(ExchangeView):
+            if view.exchange in self.dialogue.exchanges:
+                place, count = self.dialogue.variants(view.exchange)
+                for question in view.query(QuestionMessage):
+                    question.mark(chosen=view.exchange is self._pointed_at, place=place, count=count)
+
     def _say_waiting(self) -> None:
         """Show the reason why the question waits."""
-        if not self.is_live:
+        asked = self._current.replies[0].source if self._current is not None else TUNED
+        if not self.is_live or asked not in (TUNED, BASE):
             waiting = "" if self._holder.is_loaded else "loading the model …"
         elif self._phase == "evaluating":
             waiting = "the model is being measured; the answer follows …"
@@ -425,10 +483,15 @@ class ChatPane(Pane):
             reply.state = "done" if answer is not None else "stopped"
         if answer is not None:
             if was_open:
-                reply.text = answer.text
-            reply.speaker = speaker_name(answer.source)
+                reply.text, reply.raw = answer.text, answer.raw
+            reply.speaker = self._name_of(answer.source)
             reply.stats = format_stats(
-                answer.tokens, answer.first_token_seconds, answer.tokens_per_second, answer.finish
+                answer.tokens,
+                answer.first_token_seconds,
+                answer.tokens_per_second,
+                answer.finish,
+                context=answer.prompt_tokens + answer.tokens if answer.prompt_tokens else 0,
+                context_limit=answer.context_limit,
             )
             if answer.source.startswith("step-") and answer.source[5:].isdecimal():
                 self.note_step(int(answer.source[5:]))
@@ -484,17 +547,49 @@ class ChatPane(Pane):
         """Cancel the answer; without one, leave the prompt."""
         if self.is_answering:
             self._stop_answer()
+        elif self._edited is not None:
+            self._leave_edit()
+            self._reader.focus()
         elif self.prompt.has_focus:
             self._reader.focus()
+        elif self._pointed_at is not None:
+            self._point_at(None)
         self._say("")
 
     def action_toggle_source(self) -> None:
         """Switch between the base and the tuned model."""
-        self._set_sources(("tuned",) if self.sources == ("base",) else ("base",))
+        self._set_sources((TUNED,) if self.sources == (BASE,) else (BASE,))
 
     def action_toggle_both(self) -> None:
         """Switch between both models and the tuned one alone."""
-        self._set_sources(("tuned",) if len(self.sources) > 1 else ("tuned", "base"))
+        self._set_sources((TUNED,) if len(self.sources) > 1 else (TUNED, BASE))
+
+    def action_compare(self) -> None:
+        """Choose who answers: checkpoints, the base, other runs on the same base."""
+        if self.target is None or isinstance(self.target, (str, Path)) or not self._can_ask:
+            self._say("There is no run here whose checkpoints could answer.", "$near")
+            return
+        self._find_candidates()
+
+    @work(thread=True, group="chat-find", exclusive=True)
+    def _find_candidates(self) -> None:
+        from core.chat.candidates import find_candidates
+
+        target = self.target
+        if target is not None and not isinstance(target, (str, Path)):
+            self.app.call_from_thread(self._choose_among, target, find_candidates(target))
+
+    def _choose_among(self, target: Target, candidates: list[Candidate]) -> None:
+        from tui.screens.chat_sources import ChatSources
+
+        def chosen(sources: tuple[Source, ...] | None) -> None:
+            if sources and target == self.target:
+                self.sources = sources
+                self._say(f"The next question goes to {self._mode}.")
+                self._refresh()
+
+        if target == self.target:
+            self.app.push_screen(ChatSources(candidates, self.sources), chosen)
 
     def _set_sources(self, sources: tuple[Source, ...]) -> None:
         if self.target is None:
@@ -539,6 +634,127 @@ class ChatPane(Pane):
             # Called directly, not by a message: keys typed after the one that opens the dialog are its text.
             self.app.push_screen(ChatSettings(*self._holder.settings()), changed)
 
+    # Branches.
+
+    @property
+    def _chosen(self) -> Exchange | None:
+        """The question that keys act on: the one that was pointed at, else the last one."""
+        path = self.dialogue.exchanges
+        if self._pointed_at in path:
+            return self._pointed_at
+        return path[-1] if path else None
+
+    def _point_at(self, exchange: Exchange | None) -> None:
+        self._pointed_at = exchange
+        self._mark_questions()
+
+    def action_point(self, step: int) -> None:
+        """Point at the question before or after."""
+        path, chosen = self.dialogue.exchanges, self._chosen
+        if chosen is None:
+            return
+        place = min(max(path.index(chosen) + step, 0), len(path) - 1)
+        self._point_at(path[place] if place < len(path) - 1 else None)
+        view = next((each for each in self.query(ExchangeView) if each.exchange is path[place]), None)
+        if view is not None:
+            self.transcript.release_anchor()
+            self.transcript.scroll_to_widget(view, animate=False, top=True)
+
+    def action_again(self) -> None:
+        """Ask the same question again; the former answer stays as another branch."""
+        if (chosen := self._free_to_ask()) is not None:
+            self._ask(chosen.question, chosen)
+
+    def action_edit(self) -> None:
+        """Edit a question in the prompt; the conversation goes on from it, the former one stays as another branch."""
+        if (chosen := self._free_to_ask()) is not None:
+            if self._edited is None:
+                self._set_aside = self.prompt.text
+            self._edited = chosen
+            self.prompt.load_text(chosen.question)
+            self.prompt.move_cursor(self.prompt.document.end)
+            self.screen.set_focus(self.prompt)
+            self._refresh_hints()
+
+    def _leave_edit(self) -> None:
+        if self._edited is not None:
+            self._edited = None
+            self.prompt.load_text(self._set_aside)
+            self._refresh_hints()
+
+    def _free_to_ask(self) -> Exchange | None:
+        chosen = self._chosen if self._can_ask else None
+        if self.is_answering:
+            self._say(f"The model is still answering; {self.keys['chat.cancel'].display} stops it.", "$near")
+            return None
+        if chosen is None:
+            self._say("Nothing was asked yet.", "$near")
+        return chosen
+
+    def action_turn(self, step: int) -> None:
+        """Go to another branch: what was asked or answered in the place of the question."""
+        chosen = self._free_to_ask()
+        if chosen is None:
+            return
+        if self.dialogue.variants(chosen)[1] < 2:
+            again, edit = (self.keys[name].display for name in ("chat.again", "chat.edit"))
+            self._say(f"There is one answer to it; {again} asks again, {edit} in other words.", "$near")
+            return
+        turned = self.dialogue.turn(chosen, step)
+        self._pointed_at = turned if turned is not self.dialogue.exchanges[-1] else None
+        self._show_path()
+
+    def action_keep(self) -> None:
+        """Append the answer to a dataset, edited if need be."""
+        chosen = self._free_to_ask()
+        if chosen is None:
+            return
+        reply = next((each for each in chosen.replies if each.text and each.state != "failed"), None)
+        if reply is None:
+            self._say("It has no answer to keep.", "$near")
+            return
+        messages = self.dialogue.messages(reply.source, self.system, chosen)
+        offer_to_keep(self.app, messages, reply.as_written, self._say)
+
+    def action_toggle_markdown(self) -> None:
+        """Show answers as Markdown, or as they were written."""
+        self._markdown = not self._markdown
+        for reply in self.query(ReplyMessage):
+            reply.show_markdown(self._markdown)
+        self._say("Answers are shown as Markdown." if self._markdown else "Answers are shown as they were written.")
+
+    def action_open_former(self) -> None:
+        """Open a conversation that was kept with the run."""
+        if self.target is None or isinstance(self.target, (str, Path)):
+            self._say("Conversations are kept with a run, and there is none here.", "$near")
+            return
+        self._find_transcripts()
+
+    @work(thread=True, group="chat-find", exclusive=True)
+    def _find_transcripts(self) -> None:
+        from core.chat.transcripts import list_transcripts
+
+        target = self.target
+        if target is not None and not isinstance(target, (str, Path)):
+            self.app.call_from_thread(self._choose_transcript, target, list_transcripts(target))
+
+    def _choose_transcript(self, target: Target, found: list[KeptConversation]) -> None:
+        from tui.screens.pick import Pick, PickScreen
+
+        if not found:
+            self._say("No conversation was kept with this run yet.", "$near")
+            return
+
+        def chosen(identity: str | None) -> None:
+            one = next((each for each in found if each.id == identity), None)
+            if one is not None and target == self.target:
+                self.take_up(one.dialogue(), "")
+                self._say(f"The conversation of {one.when} is back.")
+
+        picks = [Pick(one.id, one.title, one.when) for one in found]
+        if target == self.target:
+            self.app.push_screen(PickScreen("Conversations of this run", picks, self.dialogue.id), chosen)
+
     @on(PromptInput.PageWanted)
     def _page_wanted(self, message: PromptInput.PageWanted) -> None:
         message.stop()
@@ -551,7 +767,7 @@ class ChatPane(Pane):
         if reply is None:
             self._say("There is no answer to copy yet.", "$near")
             return
-        text = sanitize(reply.text).strip()
+        text = reply.as_written.strip()
         self.app.copy_to_clipboard(text)
         tmux = "; tmux passes it on with set-clipboard on" if os.environ.get("TMUX") else ""
         self._say(

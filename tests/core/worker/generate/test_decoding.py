@@ -159,10 +159,17 @@ def distribution(settings: GenerationSettings, logits: torch.Tensor, draws: int 
     return counts / draws
 
 
-def by_transformers(logits: torch.Tensor, *, temperature: float, top_k: int, top_p: float, min_p: float) -> torch.Tensor:
+def by_transformers(
+    logits: torch.Tensor, *, temperature: float, top_k: int, top_p: float, min_p: float
+) -> torch.Tensor:
     """The distribution that transformers' own warpers leave, in their order."""
-    from transformers import LogitsProcessorList, MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper
-    from transformers import TopPLogitsWarper
+    from transformers import (
+        LogitsProcessorList,
+        MinPLogitsWarper,
+        TemperatureLogitsWarper,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+    )
 
     warpers = LogitsProcessorList([TemperatureLogitsWarper(temperature)])
     warpers += [TopKLogitsWarper(top_k)] if top_k else []

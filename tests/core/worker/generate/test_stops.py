@@ -35,9 +35,7 @@ def test_only_what_may_be_a_beginning_is_held_back() -> None:
     assert [stream.push(piece) for piece in ("a", "b#", "#", "c")] == ["a", "b", "", "##c"]
 
 
-@given(
-    st.lists(st.text("ab#", min_size=1, max_size=3), max_size=3), st.lists(st.text("ab#", max_size=4), max_size=8)
-)
+@given(st.lists(st.text("ab#", min_size=1, max_size=3), max_size=3), st.lists(st.text("ab#", max_size=4), max_size=8))
 def test_it_does_not_depend_on_how_the_text_comes(stops: list[str], pieces: list[str]) -> None:
     whole = "".join(pieces)
     text, found, _ = run(stops, pieces)
