@@ -60,6 +60,7 @@ class ChatSettings(Overlay[tuple[str, GenerationSettings]]):
                 "randomness, 0 to 5; 0 is none",
             ),
             "top_p": ("top p", exact_number(settings.top_p), "share of likely tokens, up to 1"),
+            "max_new_tokens": ("longest answer", str(settings.max_new_tokens), "tokens, up to 32,768"),
             "top_k": ("top k", str(settings.top_k), "number of likely tokens; 0: all"),
             "min_p": ("min p", exact_number(settings.min_p), "least share of the likeliest, below 1"),
             "repetition_penalty": (
@@ -67,7 +68,6 @@ class ChatSettings(Overlay[tuple[str, GenerationSettings]]):
                 exact_number(settings.repetition_penalty),
                 "penalty, to 10; 1 is none",
             ),
-            "max_new_tokens": ("longest answer", str(settings.max_new_tokens), "tokens, up to 32,768"),
             "seed": (
                 "seed",
                 "" if settings.seed is None else str(settings.seed),

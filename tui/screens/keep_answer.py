@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from textual import on
+from textual import events, on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
@@ -28,6 +28,23 @@ class KeptAnswer:
     """The answer: as the model wrote it, or as it was edited."""
     file: str
     """The path of the file, as typed."""
+
+
+class _AnswerArea(TextArea):
+    """The answer to edit; what is pasted is sanitized."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text, soft_wrap=True, tab_behavior="focus", show_line_numbers=False)
+        self.cursor_blink = False
+
+    async def _on_paste(self, event: events.Paste) -> None:
+        event.stop()
+        event.prevent_default()
+        self.insert(sanitize(event.text))
+
+    def action_paste(self) -> None:
+        """Paste what was copied in the app."""
+        self.insert(sanitize(self.app.clipboard))
 
 
 class KeepAnswer(Overlay[KeptAnswer]):
@@ -71,9 +88,7 @@ class KeepAnswer(Overlay[KeptAnswer]):
         with Vertical() as box:
             box.border_title = Content("A good answer, for a dataset")
             yield TextBlock(Content.styled(one_line(self._question, 400), "$muted"), id="question")
-            area = TextArea(sanitize(self._answer), soft_wrap=True, tab_behavior="focus", show_line_numbers=False)
-            area.cursor_blink = False
-            yield area
+            yield _AnswerArea(sanitize(self._answer))
             with Horizontal():
                 yield TextBlock(Content("file"), classes="label")
                 yield SafeInput(self._file, placeholder="answers.jsonl, made where there is none")

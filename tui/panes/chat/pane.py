@@ -10,26 +10,25 @@ from typing import TYPE_CHECKING, ClassVar
 from textual import events, on, work
 from textual.app import ComposeResult
 from textual.binding import BindingType
-from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.timer import Timer
 from textual.widget import Widget
 from textual.widgets import Static
 
-from core.chat.dialogue import Dialogue, Exchange, Reply, format_stats, speaker_name
+from core.chat.dialogue import Dialogue, Exchange, format_stats
 from core.chat.request import BASE, TUNED
 from core.errors import UserError
-from core.runs.store import has_weights
 from core.text import one_line
 from tui.datasets.summary import counted
 from tui.keys import bindings, display_key
 from tui.messages import AnswerAwaited
 from tui.panes.base import Pane
 from tui.panes.chat.keeping import offer_to_keep
+from tui.panes.chat.partner import Partner
 from tui.panes.chat.session_holder import SessionHolder
+from tui.panes.chat.transcript import Transcript
 from tui.panes.chat.turn import Answered, Failed, Loading, Speaking, TurnEnded, hold_turn
 from tui.saving import save_text
-from tui.widgets.chat_message import ExchangeView, QuestionMessage, ReplyMessage
 from tui.widgets.forms.prompt_input import PromptInput
 from tui.widgets.start_here import StartHere
 
@@ -37,18 +36,13 @@ if TYPE_CHECKING:
     from core.chat.candidates import Candidate
     from core.chat.request import GenerationSettings, Source
     from core.chat.transcripts import Transcript as KeptConversation
+    from core.runs.store import Run
     from tui.panes.chat.session_holder import SessionFactory, Target
 
 # Ten updates a second are as live as reading goes, and leave the link and the keys alone.
 _FLUSH_SECONDS = 0.1
 #: Seconds for a model to end with the pane.
 _RELEASE_SECONDS = 0.2
-
-
-class Transcript(VerticalScroll, can_focus=True, inherit_bindings=False):
-    """The exchanges; keys are bound by the pane."""
-
-    DEFAULT_CSS = "Transcript { height: 1fr; background: transparent; scrollbar-size-vertical: 1; }"
 
 
 class ChatPane(Pane):
@@ -71,19 +65,16 @@ class ChatPane(Pane):
         self.dialogue = Dialogue()
         self.sources: tuple[Source, ...] = ("tuned",)
         """The sources that answer the next question."""
-        self.target: Target | None = None
-        self.is_live = False
-        """Whether the target is a live run."""
+        self.partner = Partner()
+        """Who is talked to."""
         self._step: int | None = None
         self._phase = ""
         self._is_waiting = False
         self._taken_up = ""
         self._former: Dialogue | None = None
-        self._markdown = True
         self._pointed_at: Exchange | None = None
         self._edited: Exchange | None = None
         self._set_aside = ""
-        self._has_weights = True
         self._current: Exchange | None = None
         self._holder = SessionHolder(open_session)
         self._flush: Timer | None = None
@@ -109,8 +100,7 @@ class ChatPane(Pane):
 
     def on_resize(self, event: events.Resize) -> None:
         """Lay answers out side by side where there is room for them."""
-        for view in self.query(ExchangeView):
-            view.fit(event.size.width)
+        self.transcript.fit(event.size.width)
 
     # The target.
 
@@ -123,8 +113,7 @@ class ChatPane(Pane):
             return
         same_run = run == self.target
         self._stop_answer()
-        self.target, self.is_live = run, live
-        self._has_weights = live or run is None or isinstance(run, (str, Path)) or has_weights(run)
+        self.partner = Partner.of(run, live=live)
         if not same_run:
             self._step = None
             self._former = None
@@ -132,7 +121,7 @@ class ChatPane(Pane):
         self._holder.set_target(run)
         if self.is_mounted:
             self._close_retired()
-        if not self._has_adapter:
+        if not self.partner.has_adapter:
             self.sources = (BASE,)
         elif not same_run:
             self.sources = (TUNED,)
@@ -142,9 +131,17 @@ class ChatPane(Pane):
     @property
     def subject(self) -> str:
         """The subject of the conversation: the directory of the run, or the model; empty where there is neither."""
-        if self.target is None or isinstance(self.target, (str, Path)):
-            return str(self.target or "")
-        return str(self.target.path.absolute())
+        return self.partner.subject
+
+    @property
+    def target(self) -> Target | None:
+        """Who is talked to: a run, a model, or nobody yet."""
+        return self.partner.target
+
+    @property
+    def is_live(self) -> bool:
+        """Whether that is a live run."""
+        return self.partner.is_live
 
     @property
     def unsent(self) -> str:
@@ -209,15 +206,6 @@ class ChatPane(Pane):
         self._holder.release()
 
     @property
-    def _has_adapter(self) -> bool:
-        return not isinstance(self.target, (str, Path)) and (self.target is None or self.target.trains_adapter)
-
-    @property
-    def _can_ask(self) -> bool:
-        """Whether there is a model to ask; a run that ended before it saved anything has none."""
-        return self.target is not None and self._has_weights
-
-    @property
     def prompt(self) -> PromptInput:
         """The prompt."""
         return self.query_one("#chat-prompt", PromptInput)
@@ -251,34 +239,27 @@ class ChatPane(Pane):
                     (self.keys["app.runs"].display, "Open a run that has ended, and talk to what it made"),
                 ],
             )
-        elif not self._has_weights:
+        elif not self.partner.has_weights:
             again = (self.keys["app.start"].display, "Start a run; its model answers here while it trains")
             empty.explain(
                 "This run ended before it saved anything, so there is no model to ask.",
                 [again, (self.keys["app.runs"].display, "Open another run, and talk to what it made")],
             )
         else:
-            empty.explain(self._invitation(), self._invitation_keys())
+            empty.explain(self.partner.invitation, self._invitation_keys())
         self._refresh()
-
-    def _invitation(self) -> str:
-        if self.is_live:
-            return "Ask the model that is being trained; it answers between two steps, and says which step that was."
-        if not self._has_adapter:
-            return "Ask the model; it is loaded when the first question comes."
-        return "Ask the tuned model; it is loaded with its base when the first question comes."
 
     def _invitation_keys(self) -> list[tuple[str, str]]:
         named = ("chat.source", "chat.both", "chat.compare")
         toggles = [(self.keys[name].display, self.keys[name].help) for name in named]
         return [
             (self.keys["chat.write"].display, "Write to the model below; enter sends, esc leaves the prompt"),
-            *(toggles if self._has_adapter else []),
+            *(toggles if self.partner.has_adapter else []),
         ]
 
     def _refresh(self) -> None:
         """Update title and hints, and show or hide the parts."""
-        can_ask = self._can_ask
+        can_ask = self.partner.can_answer
         blank = not self.dialogue.exchanges
         empty = self.query_one("#chat-empty", StartHere)
         reader = empty if blank else self.transcript
@@ -312,10 +293,10 @@ class ChatPane(Pane):
             prompt.placeholder = f"ask {self._mode}  ·  enter sends  ·  {cancel} {leave}"
         else:
             prompt.placeholder = f"{self.keys['chat.write'].display} writes a question to {self._mode}"
-        if not self._can_ask:
+        if not self.partner.can_answer:
             self.set_hints(["app.start", "app.runs"])
             return
-        toggles = ["chat.source", "chat.both"] if self._has_adapter else []
+        toggles = ["chat.source", "chat.both"] if self.partner.has_adapter else []
         keys = [(self._key_while_writing(name), self.keys[name].description) for name in toggles]
         offered = (
             (cancel, leave),
@@ -344,16 +325,7 @@ class ChatPane(Pane):
 
     @property
     def _mode(self) -> str:
-        names = [self._name_of(source) for source in self.sources]
-        return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-
-    def _name_of(self, source: Source) -> str:
-        """A source, for a title: ``tuned``, ``base``, ``step 30``, or another run with its step."""
-        name, _, step = source.rpartition("@")
-        own = "" if self.target is None or isinstance(self.target, (str, Path)) else self.target.id
-        if name and name in (own, self.subject):
-            return f"step {step}"
-        return speaker_name(Path(source).name)
+        return self.partner.all_of(self.sources)
 
     def _refresh_title(self) -> None:
         if self.target is None:
@@ -362,8 +334,7 @@ class ChatPane(Pane):
             step = f", step {self._step}" if self._step is not None else ""
             self.set_title("4 Chat", f"model in training{step}", self._mode)
         else:
-            name = self.target.id if not isinstance(self.target, (str, Path)) else Path(self.target).name
-            self.set_title("4 Chat", name, self._mode)
+            self.set_title("4 Chat", self.partner.name, self._mode)
 
     def _say(self, text: str, style: str = "") -> None:
         line = self.query_one("#chat-status", Static)
@@ -380,7 +351,7 @@ class ChatPane(Pane):
     @on(PromptInput.Submitted)
     def _submitted(self, message: PromptInput.Submitted) -> None:
         message.stop()
-        if not self._can_ask:
+        if not self.partner.can_answer:
             return
         if self.is_answering:
             self._say(f"The model is still answering; {self.keys['chat.cancel'].display} stops it.", "$near")
@@ -401,7 +372,7 @@ class ChatPane(Pane):
             exchange = self.dialogue.ask(question, self.sources)
         for reply in exchange.replies:
             if reply.source not in (TUNED, BASE):
-                reply.speaker = self._name_of(reply.source)
+                reply.speaker = self.partner.name_of(reply.source)
         self._current, self._pointed_at = exchange, None
         self._refresh()
         self._show_path()
@@ -414,26 +385,7 @@ class ChatPane(Pane):
         self._talk(exchange, self._holder.epoch)
 
     def _show_path(self) -> None:
-        """Show the exchanges of the conversation; those that are shown already stay."""
-        path = self.dialogue.exchanges
-        views = list(self.transcript.query(ExchangeView))
-        kept = 0
-        while kept < min(len(path), len(views)) and views[kept].exchange is path[kept]:
-            kept += 1
-        for view in views[kept:]:
-            view.remove()
-        new = [ExchangeView(each, width=self.size.width, markdown=self._markdown) for each in path[kept:]]
-        if new:
-            self.transcript.mount_all(new)
-        self.transcript.anchor()
-        self.call_after_refresh(self._mark_questions)
-
-    def _mark_questions(self) -> None:
-        for view in self.transcript.query(ExchangeView):
-            if view.exchange in self.dialogue.exchanges:
-                place, count = self.dialogue.variants(view.exchange)
-                for question in view.query(QuestionMessage):
-                    question.mark(chosen=view.exchange is self._pointed_at, place=place, count=count)
+        self.transcript.show(self.dialogue, self.size.width, self._pointed_at)
 
     def _say_waiting(self) -> None:
         """Show the reason why the question waits."""
@@ -472,7 +424,7 @@ class ChatPane(Pane):
             return
         for reply in exchange.replies:
             if reply.is_open and reply.take_pending():
-                self._show_reply(reply)
+                self.transcript.refresh_reply(reply)
 
     @on(Answered)
     def _answered(self, message: Answered) -> None:
@@ -484,7 +436,7 @@ class ChatPane(Pane):
         if answer is not None:
             if was_open:
                 reply.text, reply.raw = answer.text, answer.raw
-            reply.speaker = self._name_of(answer.source)
+            reply.speaker = self.partner.name_of(answer.source)
             reply.stats = format_stats(
                 answer.tokens,
                 answer.first_token_seconds,
@@ -495,7 +447,7 @@ class ChatPane(Pane):
             )
             if answer.source.startswith("step-") and answer.source[5:].isdecimal():
                 self.note_step(int(answer.source[5:]))
-        self._show_reply(reply)
+        self.transcript.refresh_reply(reply)
 
     @on(Failed)
     def _failed(self, message: Failed) -> None:
@@ -503,7 +455,7 @@ class ChatPane(Pane):
         if reply.is_open:
             reply.take_pending()
             reply.state, reply.error, reply.hint = "failed", message.error.message, message.error.hint
-        self._show_reply(reply)
+        self.transcript.refresh_reply(reply)
 
     @on(TurnEnded)
     def _turn_ended(self, message: TurnEnded) -> None:
@@ -522,12 +474,7 @@ class ChatPane(Pane):
             if reply.is_open:
                 reply.take_pending()
                 reply.state = "stopped"
-                self._show_reply(reply)
-
-    def _show_reply(self, reply: Reply) -> None:
-        for widget in self.query(ReplyMessage):
-            if widget.reply is reply:
-                widget.refresh_reply()
+                self.transcript.refresh_reply(reply)
 
     def _stop_answer(self) -> None:
         """Cancel the answer in progress; its stats may still come."""
@@ -539,7 +486,7 @@ class ChatPane(Pane):
 
     def action_write(self) -> None:
         """Focus the prompt."""
-        if self._can_ask:
+        if self.partner.can_answer:
             # At once, unlike focus(): keys typed ahead belong into the prompt.
             self.screen.set_focus(self.prompt)
 
@@ -566,7 +513,7 @@ class ChatPane(Pane):
 
     def action_compare(self) -> None:
         """Choose who answers: checkpoints, the base, other runs on the same base."""
-        if self.target is None or isinstance(self.target, (str, Path)) or not self._can_ask:
+        if self.partner.run is None or not self.partner.can_answer:
             self._say("There is no run here whose checkpoints could answer.", "$near")
             return
         self._find_candidates()
@@ -575,27 +522,26 @@ class ChatPane(Pane):
     def _find_candidates(self) -> None:
         from core.chat.candidates import find_candidates
 
-        target = self.target
-        if target is not None and not isinstance(target, (str, Path)):
-            self.app.call_from_thread(self._choose_among, target, find_candidates(target))
+        if (run := self.partner.run) is not None:
+            self.app.call_from_thread(self._choose_among, run, find_candidates(run))
 
-    def _choose_among(self, target: Target, candidates: list[Candidate]) -> None:
+    def _choose_among(self, run: Run, candidates: list[Candidate]) -> None:
         from tui.screens.chat_sources import ChatSources
 
         def chosen(sources: tuple[Source, ...] | None) -> None:
-            if sources and target == self.target:
+            if sources and run == self.target:
                 self.sources = sources
                 self._say(f"The next question goes to {self._mode}.")
                 self._refresh()
 
-        if target == self.target:
+        if run == self.target:
             self.app.push_screen(ChatSources(candidates, self.sources), chosen)
 
     def _set_sources(self, sources: tuple[Source, ...]) -> None:
         if self.target is None:
             return
-        if not self._has_adapter:
-            trained = not isinstance(self.target, (str, Path))
+        if not self.partner.has_adapter:
+            trained = self.partner.run is not None
             self._say(
                 "Its weights themselves are trained: there is no base to switch to."
                 if trained
@@ -630,7 +576,7 @@ class ChatPane(Pane):
                 self._holder.chosen = chosen
                 self._say("The next answers follow the new settings; the run's configuration stays as it is.")
 
-        if self._can_ask:
+        if self.partner.can_answer:
             # Called directly, not by a message: keys typed after the one that opens the dialog are its text.
             self.app.push_screen(ChatSettings(*self._holder.settings()), changed)
 
@@ -646,7 +592,7 @@ class ChatPane(Pane):
 
     def _point_at(self, exchange: Exchange | None) -> None:
         self._pointed_at = exchange
-        self._mark_questions()
+        self.transcript.mark(self.dialogue, exchange)
 
     def action_point(self, step: int) -> None:
         """Point at the question before or after."""
@@ -655,10 +601,7 @@ class ChatPane(Pane):
             return
         place = min(max(path.index(chosen) + step, 0), len(path) - 1)
         self._point_at(path[place] if place < len(path) - 1 else None)
-        view = next((each for each in self.query(ExchangeView) if each.exchange is path[place]), None)
-        if view is not None:
-            self.transcript.release_anchor()
-            self.transcript.scroll_to_widget(view, animate=False, top=True)
+        self.transcript.go_to(path[place])
 
     def action_again(self) -> None:
         """Ask the same question again; the former answer stays as another branch."""
@@ -683,7 +626,7 @@ class ChatPane(Pane):
             self._refresh_hints()
 
     def _free_to_ask(self) -> Exchange | None:
-        chosen = self._chosen if self._can_ask else None
+        chosen = self._chosen if self.partner.can_answer else None
         if self.is_answering:
             self._say(f"The model is still answering; {self.keys['chat.cancel'].display} stops it.", "$near")
             return None
@@ -718,14 +661,13 @@ class ChatPane(Pane):
 
     def action_toggle_markdown(self) -> None:
         """Show answers as Markdown, or as they were written."""
-        self._markdown = not self._markdown
-        for reply in self.query(ReplyMessage):
-            reply.show_markdown(self._markdown)
-        self._say("Answers are shown as Markdown." if self._markdown else "Answers are shown as they were written.")
+        self.transcript.toggle_markdown()
+        how = "as Markdown" if self.transcript.markdown else "as they were written"
+        self._say(f"Answers are shown {how}.")
 
     def action_open_former(self) -> None:
         """Open a conversation that was kept with the run."""
-        if self.target is None or isinstance(self.target, (str, Path)):
+        if self.partner.run is None:
             self._say("Conversations are kept with a run, and there is none here.", "$near")
             return
         self._find_transcripts()
@@ -734,11 +676,10 @@ class ChatPane(Pane):
     def _find_transcripts(self) -> None:
         from core.chat.transcripts import list_transcripts
 
-        target = self.target
-        if target is not None and not isinstance(target, (str, Path)):
-            self.app.call_from_thread(self._choose_transcript, target, list_transcripts(target))
+        if (run := self.partner.run) is not None:
+            self.app.call_from_thread(self._choose_transcript, run, list_transcripts(run))
 
-    def _choose_transcript(self, target: Target, found: list[KeptConversation]) -> None:
+    def _choose_transcript(self, run: Run, found: list[KeptConversation]) -> None:
         from tui.screens.pick import Pick, PickScreen
 
         if not found:
@@ -747,12 +688,12 @@ class ChatPane(Pane):
 
         def chosen(identity: str | None) -> None:
             one = next((each for each in found if each.id == identity), None)
-            if one is not None and target == self.target:
+            if one is not None and run == self.target:
                 self.take_up(one.dialogue(), "")
                 self._say(f"The conversation of {one.when} is back.")
 
         picks = [Pick(one.id, one.title, one.when) for one in found]
-        if target == self.target:
+        if run == self.target:
             self.app.push_screen(PickScreen("Conversations of this run", picks, self.dialogue.id), chosen)
 
     @on(PromptInput.PageWanted)
@@ -767,7 +708,8 @@ class ChatPane(Pane):
         if reply is None:
             self._say("There is no answer to copy yet.", "$near")
             return
-        text = reply.as_written.strip()
+        # As it was written; but half a character has no bytes.
+        text = reply.as_written.strip().encode("utf-8", "replace").decode()
         self.app.copy_to_clipboard(text)
         tmux = "; tmux passes it on with set-clipboard on" if os.environ.get("TMUX") else ""
         self._say(
@@ -788,15 +730,12 @@ class ChatPane(Pane):
 
     def action_move(self, rows: int) -> None:
         """Scroll by lines."""
-        self.transcript.scroll_relative(y=rows, animate=False)
+        self.transcript.move(rows)
 
     def action_move_page(self, direction: int) -> None:
         """Scroll by pages."""
-        self.transcript.scroll_relative(y=direction * max(1, self.transcript.size.height - 1), animate=False)
+        self.transcript.move_page(direction)
 
     def action_move_end(self, direction: int) -> None:
         """Scroll to the beginning or the end."""
-        if direction < 0:
-            self.transcript.scroll_home(animate=False)
-        else:
-            self.transcript.scroll_end(animate=False)
+        self.transcript.move_end(direction)
