@@ -1,9 +1,9 @@
 """Chat: first token, decode rate and later turns beside transformers' ``generate``: ``python bench/chat.py``.
 
-One process holds the model twice on the same device, plain and with an adapter (random, on all linear layers). The ways
-to answer take turns, over several rounds, on the same prompt and the same number of tokens, greedily and without an end;
-the table has the medians, the JSON file in ``bench/results`` every value. A round's shares are of the base in that round,
-so that what else the machine does counts for both.
+One process holds the model twice on the same device, plain and with an adapter (random, on all linear layers). The
+ways to answer take turns, over several rounds, on the same prompt and the same number of tokens, greedily and without
+an end; the table has the medians, the JSON file in ``bench/results`` every value. A round's shares are of the base in
+that round, so that what else the machine does counts for both.
 """
 
 from __future__ import annotations

@@ -311,3 +311,17 @@ def test_an_answer_ends_at_a_text(engine: ChatEngine) -> None:
     *pieces, answer = engine.generate(ChatRequest(ASK, "tuned", settings))
     assert answer["text"] == whole[: whole.index(stop)] == "".join(piece["token"] for piece in pieces)
     assert answer["finish"] == "stop"
+
+
+def test_a_model_that_does_not_fit_beside_a_run_is_not_loaded(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from core.worker.generate import chat_engine, room
+
+    monkeypatch.setattr(room, "free_bytes", lambda _: 1000)
+    monkeypatch.setattr(chat_engine, "_runs_beside", lambda _: ["the-run"])
+    with pytest.raises(UserError, match=r"Run the-run trains on the same device, where 1.0 kB are free"):
+        chat_engine._ask_beside_runs(tiny_model_dir, "lora", "cpu")
+    monkeypatch.setattr(chat_engine, "_runs_beside", lambda _: [])
+    # Without a run nobody is harmed: what does not fit is told when memory runs out.
+    chat_engine._ask_beside_runs(tiny_model_dir, "lora", "cpu")

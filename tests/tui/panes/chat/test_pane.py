@@ -556,7 +556,7 @@ def variants(*answers: str) -> FakeSession:
         session.script["tuned"] = [left.pop(0) if len(left) > 1 else left[0]]
         return real(*args)
 
-    session.generate = generate  # type: ignore[method-assign]
+    session.generate = generate  # type: ignore[method-assign, assignment]
     return session
 
 
