@@ -29,7 +29,7 @@ class GrowingText(TextBlock):
         if content.is_same(self._content):
             return
         self._content, width = content, self.size.width
-        if width and content.get_height(self.styles, width) == self.size.height:
+        if width and content.get_height(self.styles.get_rules(), width) == self.size.height:
             self.refresh()
         else:
             relayout(self)
