@@ -134,11 +134,12 @@ def conversations(*, has_system: bool, reasons: bool = False) -> Iterator[tuple[
 
 
 def _spaced(turns: int, system: bool, place: int, pick: random.Random) -> Iterator[tuple[Kind, Conversation]]:
-    """Conversations with white space around one message."""
-    for space in (*WHITE_SPACE, " \n ", "\n\n\t", "\u3000 \xa0"):
+    """Conversations with white space around one message: all of it in short ones, some in longer ones."""
+    for number, space in enumerate((" \n ", "\u3000 \xa0", *(WHITE_SPACE if turns < 3 else "\n"))):
         messages = _fill(turns, system, lambda: pick.choice(_TEXTS))
         text = messages[place]["content"]
-        for padded in (space + text, text + space, space + text + space):
+        forms = (space + text + space, space + text, text + space)
+        for padded in forms if number < 2 else forms[:1]:
             yield "white space", _with(messages, place, padded)
     if messages[place]["role"] != "assistant":
         yield "white space", _with(messages, place, " \n")
