@@ -183,6 +183,25 @@ def test_tools_end_with_an_error_instead_of_another_text() -> None:
         GoTemplate(carried("built-in chatml").text).render(messages)
 
 
+def test_rows_of_the_user_are_proven_too() -> None:
+    row = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    with_tool = [row[0], {"role": "tool", "content": "c"}, row[1]]
+    odd = [{"role": "user", "content": "@@ now"}]
+    source = "{% for m in messages %}<{{ m.role }}>{{ m.content | replace('@@', '') }}{% endfor %}<assistant>"
+    found = carry_template(source, {}, adds_bos=False, rows=[row, with_tool])
+    assert (found.rows, found.notes) == (1, ())
+    with pytest.raises(UserError, match="writes turns by rules"):
+        carry_template(source, {}, adds_bos=False, rows=[row, odd])
+
+
+def test_rows_that_differ_by_a_known_rule_are_counted() -> None:
+    thinks = {"role": "assistant", "content": "<think>a</think>b"}
+    row = [{"role": "user", "content": "a"}, thinks, {"role": "user", "content": "c"}]
+    found = carry_here(DEEPSEEK_R1.template, {"bos_token": DEEPSEEK_R1.bos}, False, None, [row, row[:1]])
+    assert found.rows == 1
+    assert any("1 of 2 rows of your data are written otherwise" in note for note in found.notes)
+
+
 def test_the_documentation_has_every_built_in_template() -> None:
     page = (Path(__file__).parents[4] / "docs" / "ollama.md").read_text(encoding="utf-8")
     exact = next(line for line in page.splitlines() if line.startswith("| `llama3`"))
