@@ -9,12 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from core.export.ollama.go_syntax import (
+from core.export.ollama.go_nodes import (
     Assign,
     Call,
     Dot,
     Fields,
-    GoSyntaxError,
     If,
     Invoke,
     Literal,
@@ -25,8 +24,8 @@ from core.export.ollama.go_syntax import (
     Text,
     Tree,
     Variable,
-    parse,
 )
+from core.export.ollama.go_syntax import GoSyntaxError, parse
 
 _Value = Any
 _Scope = list[tuple[str, _Value]]
