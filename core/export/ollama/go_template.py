@@ -169,7 +169,9 @@ def _call(call: Call, dot: _Value, scope: _Scope) -> _Value:
             if _truth(value) == (call.function == "or"):
                 break
         return value
-    values = [_evaluate(argument, dot, scope) for argument in call.arguments]
+    values = [
+        argument.value if type(argument) is Literal else _evaluate(argument, dot, scope) for argument in call.arguments
+    ]
     return FUNCTIONS[call.function](*values)
 
 
