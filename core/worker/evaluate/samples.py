@@ -14,7 +14,7 @@ from core.errors import UserError
 from core.runs.events import SampleEvent
 from core.worker.data.batches import supervised_count
 from core.worker.data.dataset import Dataset
-from core.worker.evaluate.answers import Expected
+from core.evaluation.answers import Expected
 from core.worker.generate.generate import generate_batch
 from core.worker.model.model import LoadedModel, evaluation_mode
 

@@ -14,7 +14,7 @@ from core.errors import UserError
 from core.worker.data.dataset import Dataset
 from core.worker.data.encode import Encoder
 from core.worker.evaluate import samples
-from core.worker.evaluate.answers import Expected
+from core.evaluation.answers import Expected
 from core.worker.evaluate.samples import Questions, SampleWriter, choose_questions
 from core.worker.model.model import load_model
 
