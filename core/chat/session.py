@@ -214,7 +214,7 @@ def open_session(target: Run | Path | str) -> ChatSession:
         UserError: If there is no such run or model, or the run has no model to chat with.
     """
     step = None
-    if isinstance(target, str) and not _names_model(target):
+    if isinstance(target, str) and not names_model(target):
         target, step = find_run_at(target)
     elif isinstance(target, Path) and os.path.isfile(target / "run.toml"):
         target = Run(target.absolute())
@@ -225,7 +225,8 @@ def open_session(target: Run | Path | str) -> ChatSession:
     return session_of(find_trained(target, step))
 
 
-def _names_model(name: str) -> bool:
+def names_model(name: str) -> bool:
+    """Whether a name is that of a model, by its path or in the home; else it is a run's."""
     path = user_path(name)
     if os.path.exists(path):
         return not os.path.isfile(path / "run.toml")

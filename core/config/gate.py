@@ -90,11 +90,11 @@ def parse_bar(text: str) -> Bar:
         guess = nearest(first, FIGURES) if first else None
         found = f"begins with '{one_line(first, 40)}', which is no figure" if first else "is empty"
         raise UserError(f"'{shown}' {found}.", f"Did you mean {guess}?" if guess else f"Figures: {', '.join(FIGURES)}.")
-    figure = FIGURES[FIGURES.index(words[0])]  # type: ignore[arg-type]
+    figure = FIGURES[FIGURES.index(words[0])]
     comparisons: tuple[Comparison, ...] = get_args(Comparison)
     if len(words) < 2 or words[1] not in comparisons:
         raise UserError(f"'{shown}' has no <=, >=, < or > behind {figure}.", _HINT)
-    comparison = comparisons[comparisons.index(words[1])]  # type: ignore[arg-type]
+    comparison = comparisons[comparisons.index(words[1])]
     share, offset, needs_before = _sum(words[2:], shown)
     return Bar(text.strip(), figure, comparison, share, offset, needs_before)
 

@@ -81,10 +81,10 @@ class PromptSet:
 def read_prompt_set(reference: str, *, limit: int | None = None, system: str = "") -> PromptSet:
     """A prompt set from a file.
 
-    A file that ends in ``.jsonl`` has an object on each line: ``prompt``, a text, or ``messages``, whose final answer is
-    the expected one; ``expected`` (a text, or any JSON), ``schema`` and ``id`` may be added. In a ``.txt`` or ``.md``
-    file each line is a prompt. Anything else, and lines of other keys, is a dataset as ``data.train`` takes it: the last
-    answer of a row is the expected one.
+    A file that ends in ``.jsonl`` has an object on each line: ``prompt``, a text, or ``messages``, whose final answer
+    is the expected one; ``expected`` (a text, or any JSON), ``schema`` and ``id`` may be added. In a ``.txt`` or
+    ``.md`` file each line is a prompt. Anything else, and lines of other keys, is a dataset as ``data.train`` takes it:
+    the last answer of a row is the expected one.
 
     Args:
         reference: The file, or an entry as of ``data.train``.
@@ -153,9 +153,7 @@ def _is_ours(path: Path, name: str) -> bool:
 
 
 def _own_items(path: Path, name: str, as_json: bool, system: str) -> Iterator[PromptItem]:
-    count = 0
-    for number, line in _lines(path, name):
-        count += 1
+    for count, (number, line) in enumerate(_lines(path, name), 1):
         try:
             yield _item(line, count, system) if as_json else _plain(line, count, system)
         except UserError as error:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import argparse
 import json
+from typing import Any
 
 import pytest
 
+from core.commands import runs, watch
 from core.commands.common import exit_code as code_of
+from core.runs.client import ControlClient
 from core.runs.events import EvalEvent, ProbeEvent, StepEvent
 from core.runs.history import read_history
 from core.runs.result import result_of
 from core.runs.state import EXIT_REFUSED
 from core.runs.trained import find_trained
-from tests.e2e.workers import Workers, adapter_bytes, ending, exit_code, finish, log, only
+from tests.e2e.workers import Workers, adapter_bytes, ending, exit_code, finish, log, only, wait_until_step
 
 #: Few steps, measured in between, with dropout on.
-SHORT = {"train": {"max_steps": 8}, "eval": {"every_steps": 4, "exact_match": False}}
+SHORT: dict[str, dict[str, Any]] = {"train": {"max_steps": 8}, "eval": {"every_steps": 4, "exact_match": False}}
 
 
 def test_the_probe_is_told_and_changes_nothing_of_what_is_trained(workers: Workers) -> None:
@@ -53,8 +56,6 @@ def test_a_baseline_has_the_probe_in_it(workers: Workers) -> None:
 def test_a_refused_result_is_not_written_and_the_run_says_why(
     workers: Workers, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from core.commands import runs, watch
-
     gate = ["loss <= 0.01", "probe_loss <= before + 100"]
     run = workers.start("refused", **SHORT | {"eval": SHORT["eval"] | {"gate": gate}})
     assert exit_code(run) == EXIT_REFUSED, log(run)
@@ -66,8 +67,6 @@ def test_a_refused_result_is_not_written_and_the_run_says_why(
     assert "probe_loss" not in state.refused
     assert code_of(state) == EXIT_REFUSED
     assert find_trained(run).name == "step-8", "its checkpoint is there to be looked at"
-
-    import argparse
 
     with workers.environment():
         assert watch.run(argparse.Namespace(run=run.id, json=False)) == EXIT_REFUSED
@@ -82,9 +81,6 @@ def test_a_refused_result_is_not_written_and_the_run_says_why(
 
 
 def test_a_gate_counts_what_was_measured_before_the_run_was_continued(workers: Workers) -> None:
-    from core.runs.client import ControlClient
-    from tests.e2e.workers import wait_until_step
-
     options = SHORT | {
         "train": {"max_steps": 40},
         "eval": {"every_steps": 40, "exact_match": False, "baseline": True, "gate": "probe_loss <= before - 100"},

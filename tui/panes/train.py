@@ -166,7 +166,7 @@ class TrainPane(Pane, can_focus=True):
             marks.append((view.step, view.state.state))
         total = view.state.total_steps
         self.query_one(LineChart).show(
-            ChartData(history.loss, history.eval_loss, history.probe_loss, marks, total, is_over=not view.is_live)
+            ChartData(history.loss, history.eval_loss, marks, total, is_over=not view.is_live, probe=history.probe_loss)
         )
         self._set_stage()
         self._update_lines(view)

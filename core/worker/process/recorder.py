@@ -20,8 +20,8 @@ from core.hardware.sampler import Sampler
 from core.paths import FILE_MODE
 from core.redact import redact
 from core.runs.events import (
-    FinishedEvent,
     Event,
+    FinishedEvent,
     HardwareEvent,
     MemoryEvent,
     NoticeEvent,

@@ -36,13 +36,13 @@ class ChartData:
 
     loss: Series = field(default_factory=Series)
     evals: Series = field(default_factory=Series)
-    probe: Series = field(default_factory=Series)
-    """The loss on the general probe."""
     marks: Sequence[tuple[float, str]] = ()
     """Events: a step and a label each."""
     total_steps: int = 0
     is_over: bool = False
     """Whether the run has ended, so that its axis does not grow any more."""
+    probe: Series = field(default_factory=Series)
+    """The loss on the general probe."""
 
     @property
     def version(self) -> tuple[object, ...]:
