@@ -27,6 +27,9 @@ _BY_METAVAR = {
 #: The same by command and argument, where the name of the value does not say enough.
 _BY_ARGUMENT = {
     ("data", "template"): "template_file",
+    ("eval", "prompts"): "any_file",
+    ("eval", "out"): "any_file",
+    ("eval", "include"): "any_file",
     ("import", "file"): "yaml_file",
     ("import", "out"): "config_file",
     ("init", "out"): "config_file",

@@ -77,6 +77,12 @@ EXAMPLES: Mapping[str, Sequence[tuple[str, str]]] = {
         ("chat latest --base --prompt -", "the base model; reads the question"),
         ("chat smollm2-135m-instruct", "a model without a run"),
     ),
+    "eval": (
+        ("eval latest --against base", "on what the run holds out"),
+        ("eval latest latest@40 --prompts prompts.jsonl --out table.md", "two steps of a run"),
+        ("eval latest --prompts prompts.jsonl --check 'python check.py'", "scored by a program of yours"),
+        ("eval latest --with lm-eval --tasks arc_easy --limit 100", "a benchmark, by another program"),
+    ),
     "schema": (
         ("schema --out localtune.schema.json", "for an editor"),
         ("schema --markdown", "the reference page"),

@@ -45,7 +45,6 @@ _PRIVATE = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
-    "PYTHONSAFEPATH": "1",
 }
 _INSTALL = "Install it in an environment of its own: uv tool install 'lm-eval[hf]', or pipx install 'lm-eval[hf]'."
 
@@ -218,10 +217,10 @@ class HarnessJob:
             raise disk_error(folder, error) from error
 
     def _work(self, output: Path, progress: Callable[[str], None]) -> None:
-        command = self.command(output)
+        # It may be of another environment: the place of this program's packages, which a helper is told, would put
+        # them before its own.
+        command = ["env", "-u", "PYTHONPATH", "-u", "PYTHONSAFEPATH", *self.command(output)]
         environment = worker_environment() | _PRIVATE
-        # It may be of another environment, whose Python has nothing to do with ours.
-        environment.pop("PYTHONPATH", None)
         log = output / "output.log"
         descriptor = os.open(log, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, paths.FILE_MODE)
         last = ""

@@ -44,7 +44,7 @@ from core.models.files import RECORD_NAME
 from core.presets.library import presets
 from core.runs import events, protocol
 from core.runs.lock import LOCK_VARIABLE
-from core.runs.state import ACTIVE_STATES, END_STATES, EXIT_CODES, INFERRED_STATES, RunState
+from core.runs.state import ACTIVE_STATES, END_STATES, EXIT_CODES, EXIT_REFUSED, INFERRED_STATES, RunState
 from core.runs.store import Run, create_run
 from core.selftest.checks import Check
 from core.selftest.report import Report
@@ -105,6 +105,7 @@ def contracts(home: Path) -> dict[str, Callable[[], JSON]]:
             "lost": EXIT_LOST,
             "interrupted": EXIT_INTERRUPTED,
             "broken pipe": EXIT_BROKEN_PIPE,
+            "refused": EXIT_REFUSED,
         },
         "fields of state.json": lambda: fields(RunState),
         "events": lambda: {kind.type: event_fields(kind) for kind in event_types(events.Event)},
