@@ -28,6 +28,7 @@ from textual.screen import Screen
 from core.commands.common import EXIT_ERROR
 from core.errors import UserError
 from core.paths import config_dir, working_directory
+from core.runs.store import Run
 from core.text import one_line
 from themes.loader import DEFAULT, load_builtin, load_user, variable_defaults
 from tui import messages
@@ -471,6 +472,10 @@ class LocaltuneApp(App[str]):
     def _run_detail_read(self, message: messages.RunDetailRead) -> None:
         self.runs.show_detail(message)
 
+    @on(messages.EvaluationRequested)
+    def _evaluation_requested(self, message: messages.EvaluationRequested) -> None:
+        self._ask_evaluation(message.run)
+
     @on(messages.DeleteRequested)
     def _delete_requested(self, message: messages.DeleteRequested) -> None:
         self.runs.delete(message.run, message.size)
@@ -576,6 +581,22 @@ class LocaltuneApp(App[str]):
 
         if not self.desktop.is_covered:
             self.push_screen(SelfTestScreen())
+
+    def action_evaluate(self) -> None:
+        """Put a file of prompts to the model of the run that is shown."""
+        self._ask_evaluation(self.state.view.run if self.state.view is not None else None)
+
+    def _ask_evaluation(self, run: Run | None) -> None:
+        from core.evaluation.request import EvaluationRequest
+        from tui.screens.evaluation.form import EvaluationForm
+        from tui.screens.evaluation.screen import EvaluationScreen
+
+        def begin(request: EvaluationRequest | None) -> None:
+            if request is not None:
+                self.push_screen(EvaluationScreen(request))
+
+        if not self.desktop.is_covered:
+            self.push_screen(EvaluationForm(run), begin)
 
     def can_run(self, key: Key) -> bool:
         """Whether a key's action makes sense now; the palette leaves out the others."""

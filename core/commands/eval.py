@@ -15,10 +15,6 @@ if TYPE_CHECKING:
     from core.evaluation.lm_eval import Figure, HarnessModel, HarnessResult
     from core.evaluation.record import EvaluationRecord
     from core.evaluation.table import EvaluationTable
-    from core.evaluation.targets import Target
-
-#: Longest answer where neither the command nor a run says one, in tokens.
-_LONGEST = 256
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,32 +51,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Ask and compare, or start the harness."""
-    if args.limit is not None and args.limit < 1:
-        note(f"{PROGRAM} eval: error: --limit must be at least 1.")
-        return EXIT_USAGE
     if args.harness is not None:
         return _run_harness(args)
     if args.tasks is not None or args.include is not None:
         note(f"{PROGRAM} eval: error: --tasks and --include go with --with lm-eval.")
         return EXIT_USAGE
-    from core.evaluation.check import Check
-    from core.evaluation.evaluation import Evaluation
-    from core.evaluation.prompt_set import read_prompt_set
     from core.evaluation.report import write_report
+    from core.evaluation.request import EvaluationRequest
     from core.evaluation.table import EvaluationTable
-    from core.evaluation.targets import resolve_targets
 
-    check = Check.parse(args.check) if args.check is not None else None
     _refuse_existing(args.out)
-    targets = resolve_targets(args.targets, args.against)
-    reference, system, longest = _defaults(targets, args)
-    if reference is None:
-        note(f"{PROGRAM} eval: error: --prompts is needed: the run holds no file out.")
-        return EXIT_USAGE
-    prompts = read_prompt_set(reference, limit=args.limit, system=system)
+    evaluation = EvaluationRequest(
+        tuple(args.targets), tuple(args.against), args.prompts, args.limit, args.max_new_tokens, args.check
+    ).prepare()
+    prompts = evaluation.prompts
     if prompts.skipped:
         note(f"{prompts.skipped} rows of {prompts.name} are no questions, and are left out.")
-    evaluation = Evaluation(prompts, targets, longest, check)
     done = _evaluate(evaluation)
     record = evaluation.record
     table = EvaluationTable.of(record)
@@ -100,20 +86,6 @@ def _refuse_existing(out: str | None) -> None:
 
     if out is not None and (path := user_path(out).absolute()).exists():
         raise UserError(f"{path} is there already.", "Name another file, or delete it.")
-
-
-def _defaults(targets: list[Target], args: argparse.Namespace) -> tuple[str | None, str, int]:
-    """The prompts, the system message and the longest answer: as asked, else as the first run has them."""
-    trained = next((target.trained for target in targets if target.trained is not None), None)
-    reference: str | None = args.prompts
-    if trained is None:
-        return reference, "", args.max_new_tokens or _LONGEST
-    config = trained.config
-    if reference is None:
-        held_out = config.data.eval
-        reference = held_out if isinstance(held_out, str) or held_out is None else held_out[0]
-    longest = config.chat.max_new_tokens if args.max_new_tokens is None else args.max_new_tokens
-    return reference, config.chat.system, longest
 
 
 def _evaluate(evaluation: Evaluation) -> bool:
@@ -179,6 +151,7 @@ def _run_harness(args: argparse.Namespace) -> int:
     from core.evaluation.lm_eval import HarnessJob, read_tasks
 
     refused = {
+        "--limit must be at least 1": args.limit is not None and args.limit < 1,
         "--tasks is needed: names separated by commas": args.tasks is None,
         "--prompts, --against, --check, --max-new-tokens and --out do not go with --with": any(
             (args.prompts, args.against, args.check, args.max_new_tokens, args.out)

@@ -61,7 +61,12 @@ BROKEN: list[tuple[dict[str, Any], Facts, str, str]] = [
         "rows of text have no question",
     ),
     ({"eval__baseline": True}, Facts(), "warning", "eval.baseline is on, but"),
-    ({"data__eval": "a", "eval__gate": "loss less than 1"}, Facts(), "error", "eval.gate: 'loss less than 1' has no <="),
+    (
+        {"data__eval": "a", "eval__gate": "loss less than 1"},
+        Facts(),
+        "error",
+        "eval.gate: 'loss less than 1' has no <=",
+    ),
     ({"eval__gate": "loss < 1"}, Facts(), "error", "no held-out rows to judge the result by"),
     ({"data__eval": "a", "eval__gate": "exact_match > 0.5"}, Facts(), "error", "exact_match, which is not measured"),
     ({"data__eval": "a", "eval__gate": "loss < before"}, Facts(), "error", "compares loss with before"),
