@@ -57,5 +57,6 @@ def targets(session: ScriptedSession, names: Sequence[str] = ("run", "base"), id
         session.is_closed.clear()
         return session
 
-    sources: list[Source] = ["tuned"] * (len(names) - 1) + ["base"] if len(names) > 1 else ["tuned"]
+    base = len(names) - 1 if len(names) > 1 else None
+    sources: list[Source] = ["base" if place == base else "tuned" for place in range(len(names))]
     return [Target(name, source, identity, "one", open_again) for name, source in zip(names, sources, strict=True)]
