@@ -10,7 +10,7 @@ from core.commands.follow import Followed
 from core.errors import UserError
 from core.launch.launcher import failure_reason
 from core.runs.after_end import after_refusal, way_on
-from core.runs.result import RunResult, refusal_of, result_of, result_path
+from core.runs.result import PROBE_LOSS, RunResult, refusal_of, result_of, result_path
 from core.runs.store import Run, complete_checkpoints
 from core.text import one_line
 from core.tracking.start import places
@@ -95,7 +95,12 @@ def _gain_lines(result: RunResult) -> list[str]:
     lines = [
         f"gained    {measure.name} {measure.words(measure.before)} → {measure.words(measure.after)}"
         for measure in result.measures
-        if measure.before is not None and measure.name != "training loss"
+        if measure.before is not None and measure.name not in ("training loss", PROBE_LOSS)
+    ]
+    lines += [
+        f"probe     loss {measure.words(measure.before)} → {measure.words(measure.after)}, {measure.note}"
+        for measure in result.measures
+        if measure.name == PROBE_LOSS and measure.before is not None
     ]
     energy = f", {format_fixed(result.energy_wh, 1)} Wh" if result.energy_wh is not None else ""
     return [*lines, *([f"took      {format_duration(result.seconds)}{energy}"] if result.step else [])]

@@ -20,6 +20,10 @@ from core.units import format_fixed, format_number
 
 #: Most steps at the end of a run whose mean is its last training loss, and the part of the run that they are at most.
 LAST_STEPS, LAST_SHARE = 50, 10
+#: The name of the loss on the general probe.
+PROBE_LOSS = "probe loss"
+#: Least rise of it that is spoken of.
+FORGOTTEN = 0.005
 #: Most files of a result whose sizes are added up.
 MOST_FILES = 1000
 
@@ -159,9 +163,13 @@ def _probe(history: RunHistory, after: EvalEvent) -> tuple[Measure, ...]:
     if after.probe_loss is None:
         return ()
     first = probe.values[0] if probe.steps and probe.steps[0] < after.step else None
-    forgot = "" if first is None else f"forgot {format_number(after.probe_loss - first)}"
-    kept = "nothing forgotten" if first is not None and after.probe_loss <= first else forgot
-    return (Measure("probe loss", first, after.probe_loss, "loss", tuple(probe.values), kept),)
+    note = "" if first is None else forgetting(after.probe_loss - first)
+    return (Measure(PROBE_LOSS, first, after.probe_loss, "loss", tuple(probe.values), note),)
+
+
+def forgetting(rise: float) -> str:
+    """A rise of the loss on the probe in words: ``0.12 forgotten``."""
+    return f"{format_fixed(rise, 2)} forgotten" if rise >= FORGOTTEN else "nothing forgotten"
 
 
 def _perplexity(before: EvalEvent | None, after: EvalEvent) -> str:
