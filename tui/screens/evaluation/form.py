@@ -44,10 +44,9 @@ class EvaluationForm(Overlay[EvaluationRequest]):
             width: 96; max-width: 96%; height: auto; max-height: 90%; padding: 1 2;
             border: round $border-focus; border-title-style: bold; background: $surface; scrollbar-size-vertical: 1;
         }
-        & Horizontal { height: auto; }
         & .label { width: 13; }
-        & .hint { width: 100%; color: $muted; padding-left: 13; margin-bottom: 1; }
         & SafeInput { width: 1fr; background: $panel; }
+        & Horizontal { height: auto; margin-top: 1; }
         & #keys { margin-top: 1; }
     }
     """
@@ -57,20 +56,17 @@ class EvaluationForm(Overlay[EvaluationRequest]):
 
     def __init__(self, run: Run | None) -> None:
         super().__init__()
+        held_out = "empty: what the run holds out" if run is not None else "one a line, or a dataset"
         self._lines: dict[str, SafeInput] = {
-            "prompts": PathInput(suffixes=SUFFIXES, id="line-prompts"),
-            "models": SafeInput(run.id if run is not None else "", id="line-models"),
-            "against": SafeInput(BASE if run is not None else "", id="line-against"),
-            "check": SafeInput(id="line-check"),
-            "limit": SafeInput(id="line-limit"),
-        }
-        prompts = "JSONL with prompt or messages, a prompt a line, or a dataset"
-        self._labels = {
-            "prompts": ("prompts", f"{prompts}; empty: what the run holds out" if run is not None else prompts),
-            "models": ("models", "RUN, RUN@STEP, a model or a GGUF file, with blanks between them"),
-            "against": ("against", "what the first one is compared with: base, or as above"),
-            "check": ("check", "a program of yours that scores each answer; empty for none"),
-            "limit": ("limit", "the first so many prompts; empty for all"),
+            "prompts": PathInput(suffixes=SUFFIXES, placeholder=f"JSONL; {held_out}", id="line-prompts"),
+            "models": SafeInput(
+                run.id if run is not None else "", placeholder="RUN, RUN@STEP, a model or a GGUF file", id="line-models"
+            ),
+            "against": SafeInput(
+                BASE if run is not None else "", placeholder="base, or as above; blanks between them", id="line-against"
+            ),
+            "check": SafeInput(placeholder="a program of yours that scores each answer", id="line-check"),
+            "limit": SafeInput(placeholder="the first so many prompts", id="line-limit"),
         }
         for line in self._lines.values():
             # Typed text replaces the value.
@@ -82,11 +78,9 @@ class EvaluationForm(Overlay[EvaluationRequest]):
             box.border_title = Content("Evaluate")
             yield TextBlock(Content.styled(_ABOUT, "$muted"))
             for name, line in self._lines.items():
-                label, hint = self._labels[name]
                 with Horizontal():
-                    yield TextBlock(Content(label), classes="label")
+                    yield TextBlock(Content(name), classes="label")
                     yield line
-                yield TextBlock(Content.styled(hint, "$muted"), classes="hint")
             yield TextBlock(id="answer")
             yield TextBlock(key_line(_KEYS), id="keys")
 

@@ -11,6 +11,7 @@ from textual.binding import BindingType
 from textual.containers import Vertical, VerticalScroll
 from textual.content import Content
 from textual.message import Message
+from textual.widget import Widget
 
 from core.errors import UserError
 from core.evaluation.evaluation import Evaluation, EvaluationCancelledError, EvaluationProgress
@@ -58,6 +59,17 @@ class Ended(Message):
     """Whether some answers are kept, so that the same request goes on."""
 
 
+class RowWindow(Widget):
+    """The rows around the cursor, as many as there is room for."""
+
+    def __init__(self, *, id: str) -> None:  # noqa: A002
+        super().__init__(id=id)
+        self.rows: EvaluationRows | None = None
+
+    def render(self) -> Content:
+        return self.rows.lines(self.size.height, max(self.size.width, 20)) if self.rows is not None else Content("")
+
+
 class EvaluationScreen(Overlay[None]):
     """An evaluation, from its first question to its table.
 
@@ -93,7 +105,7 @@ class EvaluationScreen(Overlay[None]):
             box.border_title = Content("Evaluation")
             yield TextBlock(id="table")
             yield TextBlock(id="head")
-            yield TextBlock(id="rows")
+            yield RowWindow(id="rows")
             with VerticalScroll(can_focus=False):
                 yield TextBlock(id="detail")
 
@@ -101,10 +113,6 @@ class EvaluationScreen(Overlay[None]):
         """Begin."""
         self._show()
         self._run()
-
-    def on_resize(self) -> None:
-        """Lay the rows out for the size."""
-        self.call_after_refresh(self._show)
 
     def on_unmount(self) -> None:
         """Cancel what is on; what is answered is kept."""
@@ -161,8 +169,9 @@ class EvaluationScreen(Overlay[None]):
         lines = summary_lines(rows.record, rows.table)
         self.query_one("#table", TextBlock).show(Content("\n").join(map(Content, lines)))
         self.query_one("#head", TextBlock).show(Content.styled(rows.head(), "$muted"))
-        block = self.query_one("#rows", TextBlock)
-        block.show(rows.lines(block.size.height, max(block.size.width, 20)))
+        window = self.query_one(RowWindow)
+        window.rows = rows
+        window.refresh()
         self.query_one("#detail", TextBlock).show(rows.detail())
         box.border_subtitle = Content(_KEYS)
 
@@ -211,7 +220,7 @@ class EvaluationScreen(Overlay[None]):
 
     def action_move_page(self, by: int) -> None:
         """Move the cursor by pages."""
-        self.action_move(by * max(self.query_one("#rows", TextBlock).size.height, 1))
+        self.action_move(by * max(self.query_one(RowWindow).size.height, 1))
 
     def action_move_end(self, direction: int) -> None:
         """Move the cursor to the first or the last row."""

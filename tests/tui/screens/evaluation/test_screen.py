@@ -70,6 +70,9 @@ async def test_prompts_are_asked_and_the_rows_won_and_lost_are_scrolled_through(
         text = screen_text(app)
         assert "exact match" in text
         assert "all 12: 11 won, 1 lost against base" in text
+        assert sum("won " in line and "question" in line for line in screen_lines(app)) >= 3, (
+            "as many as there is room for"
+        )
         assert all(len(line) <= size[0] for line in screen_lines(app))
         assert not FORBIDDEN & set(text)
         await pilot.press("f")
