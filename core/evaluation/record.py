@@ -237,6 +237,9 @@ class RecordFile:
         Raises:
             UserError: If it cannot be written.
         """
+        if folder.is_symlink():
+            # A run may come from anywhere, and is not to say where this program writes.
+            raise UserError(f"{one_line(str(folder))} is a link.", "Remove it, then do it again.")
         try:
             paths.make_private_dir(folder)
             name, number = record.id, 1

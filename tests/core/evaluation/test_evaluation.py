@@ -274,3 +274,12 @@ def test_it_can_be_cancelled_while_a_model_answers() -> None:
 def test_a_record_has_all_that_it_was_made_with() -> None:
     record = Evaluation(prompts(2), targets(ScriptedSession(answer))).run()
     assert EvaluationRecord.from_dict(json.loads(json.dumps(record.to_dict()))) == record
+
+
+def test_a_link_in_the_place_of_the_directory_is_not_followed(tmp_path: Path) -> None:
+    evaluation = Evaluation(prompts(2), targets(ScriptedSession(answer)))
+    evaluation.folder.parent.mkdir(parents=True)
+    evaluation.folder.symlink_to(tmp_path)
+    with pytest.raises(UserError, match="is a link"):
+        evaluation.run()
+    assert list(tmp_path.iterdir()) == []
