@@ -587,13 +587,14 @@ class LocaltuneApp(App[str]):
         self._ask_evaluation(self.state.view.run if self.state.view is not None else None)
 
     def _ask_evaluation(self, run: Run | None) -> None:
+        from core.evaluation.record import EvaluationRecord
         from core.evaluation.request import EvaluationRequest
         from tui.screens.evaluation.form import EvaluationForm
         from tui.screens.evaluation.screen import EvaluationScreen
 
-        def begin(request: EvaluationRequest | None) -> None:
-            if request is not None:
-                self.push_screen(EvaluationScreen(request))
+        def begin(asked: EvaluationRequest | EvaluationRecord | None) -> None:
+            if asked is not None:
+                self.push_screen(EvaluationScreen(asked))
 
         if not self.desktop.is_covered:
             self.push_screen(EvaluationForm(run), begin)

@@ -40,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--check", metavar="COMMAND", help="a program that gets each answer as JSON and says how good it is"
     )
+    parser.add_argument("--show", action="store_true", help="show the run's newest evaluation, and ask nothing")
     parser.add_argument("--out", metavar="FILE", help="write it there too: JSON lines for .jsonl, else Markdown")
     parser.add_argument(
         "--with", dest="harness", choices=("lm-eval",), help="measure a benchmark by another program instead"
@@ -61,6 +62,8 @@ def run(args: argparse.Namespace) -> int:
     from core.evaluation.table import EvaluationTable
 
     _refuse_existing(args.out)
+    if args.show:
+        return _show(args)
     evaluation = EvaluationRequest(
         tuple(args.targets), tuple(args.against), args.prompts, args.limit, args.max_new_tokens, args.check
     ).prepare()
@@ -75,8 +78,27 @@ def run(args: argparse.Namespace) -> int:
             note(f"written to {write_report(record, table, args.out)}")
     else:
         note(f"{record.done} of {record.total} answers are kept; the same command goes on with the rest.")
-    _print(evaluation, record, table, as_json=args.json)
+    _print(evaluation.file.path if evaluation.file is not None else None, record, table, as_json=args.json)
     return 0 if done else EXIT_INTERRUPTED
+
+
+def _show(args: argparse.Namespace) -> int:
+    """The newest evaluation of a run, as it is kept."""
+    from core.chat.session import names_model
+    from core.evaluation.record import newest_record
+    from core.evaluation.report import write_report
+    from core.evaluation.table import EvaluationTable
+    from core.runs.trained import find_run_at
+
+    name = args.targets[0]
+    path, record = newest_record(None if names_model(name) else find_run_at(name)[0])
+    table = EvaluationTable.of(record)
+    if args.out is not None:
+        note(f"written to {write_report(record, table, args.out)}")
+    if record.state != "done":
+        note(f"It is unfinished: {record.done} of {record.total} answers.")
+    _print(path, record, table, as_json=args.json)
+    return 0
 
 
 def _refuse_existing(out: str | None) -> None:
@@ -116,12 +138,11 @@ def _teller(evaluation: Evaluation, draw: Callable[[str], None]) -> Callable[[Ev
     return tell
 
 
-def _print(evaluation: Evaluation, record: EvaluationRecord, table: EvaluationTable, *, as_json: bool) -> None:
+def _print(path: Path | None, record: EvaluationRecord, table: EvaluationTable, *, as_json: bool) -> None:
     from core.evaluation.report import summary_lines
 
-    path = str(evaluation.file.path) if evaluation.file is not None else None
     if as_json:
-        emit(summary(record, table, path))
+        emit(summary(record, table, str(path) if path is not None else None))
         return
     for text in summary_lines(record, table):
         say(text)

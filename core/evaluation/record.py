@@ -205,6 +205,21 @@ def list_records(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: path.name, reverse=True)
 
 
+def newest_record(run: Run | None) -> tuple[Path, EvaluationRecord]:
+    """The newest record of a run, or of no run, finished or not, with its file.
+
+    Raises:
+        UserError: If there is none.
+    """
+    for path in list_records(folder_of(run)):
+        try:
+            return path, read_record(path)
+        except UserError:
+            continue
+    of = f"Run {run.id}" if run is not None else "What is no run's"
+    raise UserError(f"{of} has not been evaluated yet.", "Name a file of prompts.")
+
+
 def unfinished(folder: Path, record: EvaluationRecord) -> tuple[Path, EvaluationRecord] | None:
     """The newest unfinished record in a directory that asks the same of the same models; None where there is none."""
     for path in list_records(folder):

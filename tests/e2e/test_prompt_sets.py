@@ -75,6 +75,8 @@ def test_a_run_is_compared_with_its_base_on_what_it_holds_out(trained: tuple[Wor
     assert Path(told["path"]).parent == run.path / "evaluations"
     record = read_record(Path(told["path"]))
     assert record.done == 18
+    code, shown, said = call(workers, run.id, "--show")
+    assert (code, shown) == (0, told), said
     assert "[1]" in {answer.text for answer in record.answers[run.id] if answer is not None}
 
 

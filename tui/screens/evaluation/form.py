@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, ClassVar
 
 from textual import events, on
 from textual.app import ComposeResult
-from textual.binding import BindingType
+from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, VerticalScroll
 from textual.content import Content
 from textual.widgets.input import Selection
 
 from core.errors import UserError
 from core.evaluation.check import Check
+from core.evaluation.record import EvaluationRecord, newest_record
 from core.evaluation.request import EvaluationRequest
 from core.evaluation.targets import BASE
 from core.text import one_line
@@ -25,13 +26,13 @@ from tui.widgets.text_block import TextBlock
 if TYPE_CHECKING:
     from core.runs.store import Run
 
-_KEYS = (("enter", "ask them"), ("tab", "next"), ("→", "complete"), ("esc", "leave"))
+_KEYS = (("enter", "ask them"), ("tab", "next"), ("→", "complete"), ("^r", "the last result"), ("esc", "leave"))
 _ABOUT = "Greedy answers to each prompt, scored against what is expected, and compared with the first model's."
 SUFFIXES = (".jsonl", ".ndjson", ".txt", ".md", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 
 
-class EvaluationForm(Overlay[EvaluationRequest]):
-    """The dialog that asks for an evaluation; returns what is asked for, or nothing.
+class EvaluationForm(Overlay[EvaluationRequest | EvaluationRecord]):
+    """The dialog that asks for an evaluation; returns what is asked for, the newest result that is kept, or nothing.
 
     Args:
         run: The run whose model is compared; None where there is none.
@@ -50,12 +51,16 @@ class EvaluationForm(Overlay[EvaluationRequest]):
         & #keys { margin-top: 1; }
     }
     """
-    BINDINGS: ClassVar[list[BindingType]] = [*INPUT_BINDINGS]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        *INPUT_BINDINGS,
+        Binding("ctrl+r", "show_last", "the last result", show=False, priority=True),
+    ]
     AUTO_FOCUS = "#line-prompts"
     TAKES_TEXT = True
 
     def __init__(self, run: Run | None) -> None:
         super().__init__()
+        self._run = run
         held_out = "empty: what the run holds out" if run is not None else "one a line, or a dataset"
         self._lines: dict[str, SafeInput] = {
             "prompts": PathInput(suffixes=SUFFIXES, placeholder=f"JSONL; {held_out}", id="line-prompts"),
@@ -97,8 +102,18 @@ class EvaluationForm(Overlay[EvaluationRequest]):
         try:
             self.dismiss(self._request())
         except UserError as error:
-            said = f"✗ {one_line(error.message, 200)} {one_line(error.hint, 200)}".rstrip()
-            self.query_one("#answer", TextBlock).show(Content.styled(said, "$limit"))
+            self._refuse(error)
+
+    def action_show_last(self) -> None:
+        """Show the newest result that is kept."""
+        try:
+            self.dismiss(newest_record(self._run)[1])
+        except UserError as error:
+            self._refuse(error)
+
+    def _refuse(self, error: UserError) -> None:
+        said = f"✗ {one_line(error.message, 200)} {one_line(error.hint, 200)}".rstrip()
+        self.query_one("#answer", TextBlock).show(Content.styled(said, "$limit"))
 
     def _request(self) -> EvaluationRequest:
         """What is asked for.

@@ -74,7 +74,7 @@ class EvaluationScreen(Overlay[None]):
     """An evaluation, from its first question to its table.
 
     Args:
-        request: What is asked for.
+        asked: What is asked for, or what was answered already.
     """
 
     DEFAULT_CSS = """
@@ -91,9 +91,9 @@ class EvaluationScreen(Overlay[None]):
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("evaluation")]
     SCOPE = "evaluation"
 
-    def __init__(self, request: EvaluationRequest) -> None:
+    def __init__(self, asked: EvaluationRequest | EvaluationRecord) -> None:
         super().__init__()
-        self._request = request
+        self._asked = asked
         self._evaluation: Evaluation | None = None
         self._progress: EvaluationProgress | None = None
         self._ended: Ended | None = None
@@ -110,9 +110,12 @@ class EvaluationScreen(Overlay[None]):
                 yield TextBlock(id="detail")
 
     def on_mount(self) -> None:
-        """Begin."""
+        """Begin, or show what there is."""
+        if isinstance(self._asked, EvaluationRecord):
+            self._has_ended(Ended(self._asked, EvaluationTable.of(self._asked)))
+            return
         self._show()
-        self._run()
+        self._run(self._asked)
 
     def on_unmount(self) -> None:
         """Cancel what is on; what is answered is kept."""
@@ -120,10 +123,10 @@ class EvaluationScreen(Overlay[None]):
             self._evaluation.cancel()
 
     @work(thread=True, group="evaluation")
-    def _run(self) -> None:
+    def _run(self, request: EvaluationRequest) -> None:
         evaluation: Evaluation | None = None
         try:
-            evaluation = self._evaluation = self._request.prepare()
+            evaluation = self._evaluation = request.prepare()
             if not self.is_attached:  # it was left before there was anything to cancel
                 return
             self._tell(Prepared())
@@ -155,8 +158,6 @@ class EvaluationScreen(Overlay[None]):
         self._show()
 
     def _show(self) -> None:
-        if not self.is_mounted:
-            return
         rows, ended = self._rows, self._ended
         for name in ("#head", "#rows"):
             self.query_one(name).display = rows is not None

@@ -90,6 +90,10 @@ async def test_prompts_are_asked_and_the_rows_won_and_lost_are_scrolled_through(
         )
         await pilot.press("escape")
         await wait_for(pilot, lambda: not isinstance(app.screen, EvaluationScreen))
+        await pilot.press("f7")
+        await wait_for(pilot, lambda: isinstance(app.screen, EvaluationForm) and app.focused is not None)
+        await pilot.press("ctrl+r")
+        await wait_for(pilot, lambda: "all 12: 11 won, 1 lost against base" in screen_text(app))
     (kept,) = list_records(paths.home() / "evaluations")
     assert read_record(kept).state == "done"
 
@@ -141,6 +145,8 @@ async def test_what_cannot_be_meant_is_said_in_the_form(
         await fill(pilot, app, *lines)
         await wait_for(pilot, lambda: said in screen_text(app))
         assert isinstance(app.screen, EvaluationForm)
+        await pilot.press("ctrl+r")
+        await wait_for(pilot, lambda: "has not been evaluated yet" in screen_text(app))
         await pilot.press("escape")
         await wait_for(pilot, lambda: not isinstance(app.screen, EvaluationForm))
     assert session.asked == []
