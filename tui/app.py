@@ -12,7 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from rich.console import RenderableType
 from textual import events, on, work
@@ -28,7 +28,6 @@ from textual.screen import Screen
 from core.commands.common import EXIT_ERROR
 from core.errors import UserError
 from core.paths import config_dir, working_directory
-from core.runs.store import Run
 from core.text import one_line
 from themes.loader import DEFAULT, load_builtin, load_user, variable_defaults
 from tui import messages
@@ -59,6 +58,9 @@ from tui.terminal_image import Painted
 from tui.typed_ahead import Place, TypedAhead
 from tui.widgets.forms.ask_bar import KeyQuestion, takes_text
 from tui.widgets.lists.run_list import RunList
+
+if TYPE_CHECKING:
+    from core.runs.store import Run
 
 #: Thread limit: some threads follow a run or sample the devices for as long as the app runs.
 _THREADS = 32

@@ -82,11 +82,11 @@ def test_a_refused_result_is_not_written_and_the_run_says_why(
 
 def test_a_gate_counts_what_was_measured_before_the_run_was_continued(workers: Workers) -> None:
     options = SHORT | {
-        "train": {"max_steps": 40},
-        "eval": {"every_steps": 40, "exact_match": False, "baseline": True, "gate": "probe_loss <= before - 100"},
+        "train": {"max_steps": 20},
+        "eval": {"every_steps": 20, "exact_match": False, "baseline": True, "gate": "probe_loss <= before - 100"},
     }
     run = workers.start("cut", **options)
-    wait_until_step(run, 6)
+    wait_until_step(run, 3)
     with ControlClient(run) as client:
         client.request("stop")
     assert exit_code(run) == 3
