@@ -35,6 +35,7 @@ SLOW = (
     "tests/core/hub/test_hostile_hub.py",
     "tests/core/sandbox",
     "tests/core/selftest/test_job.py",
+    "tests/core/export/ollama/test_template.py",
     "tests/core/data/files/test_packed.py",
     "tests/core/data/files/test_index_cache.py",
     "tests/core/analysis/test_job.py",
