@@ -77,6 +77,11 @@ EXAMPLES: Mapping[str, Sequence[tuple[str, str]]] = {
         ("chat latest --base --prompt -", "the base model; reads the question"),
         ("chat smollm2-135m-instruct", "a model without a run"),
     ),
+    "serve": (
+        ("serve latest", "prints base URL and key, and answers until Ctrl-C"),
+        ("serve faq@120 faq@240", "two checkpoints and their base"),
+        ("serve latest --uds ~/faq.sock", "for programs of this user alone"),
+    ),
     "schema": (
         ("schema --out localtune.schema.json", "for an editor"),
         ("schema --markdown", "the reference page"),
