@@ -1,0 +1,295 @@
+"""The shape of a chat template: the texts that it writes around messages, found by rendering probe conversations.
+
+Nothing is known of any template beforehand; whether a shape says all is not decided here, but by :mod:`.proof`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from core.data.conversation import RowError
+from core.export.ollama.probe import (
+    MARK,
+    MARKS,
+    SYSTEM,
+    Content,
+    NotCarriedError,
+    Pieces,
+    Probe,
+    Renderer,
+    Trim,
+    conversation,
+)
+
+
+@dataclass(frozen=True)
+class SystemText:
+    """The place of the system prompt in what is written before another message."""
+
+    trim: Trim
+
+
+Part = str | SystemText
+Parts = tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class UserPlace:
+    """Where a user's message is; the texts before it may depend on that."""
+
+    has_system: bool
+    """Whether the conversation begins with a system prompt."""
+    is_first: bool
+    """Whether it is the first of the user's."""
+    is_last: bool
+    """Whether it is the last message."""
+
+
+@dataclass(frozen=True)
+class Reasoning:
+    """How reasoning is written before an answer."""
+
+    opening: str
+    closing: str
+    in_history: bool
+    """Whether earlier answers have it as well."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The texts that a chat template writes."""
+
+    system: Literal["turn", "inside", "ignored", "refused"]
+    """What becomes of a system prompt: a turn of its own before the rest, a part of what is before a user's message,
+    nothing, or an error.
+    """
+    empty_system_is_none: bool = False
+    """Whether an empty system prompt is as good as none."""
+    later_system: str | None = None
+    """The text before a system prompt after the first answer; None where that is no turn like the first."""
+    head: str = ""
+    """What a conversation without a system prompt begins with."""
+    system_before: str = ""
+    system_after: str = ""
+    user_before: Mapping[UserPlace, Parts] = field(default_factory=dict)
+    user_after: str = ""
+    assistant_before: str = ""
+    assistant_after: str = ""
+    opening: str = ""
+    """What follows the last message, so that the assistant answers."""
+    system_trim: Trim = "keep"
+    """What becomes of white space around a message."""
+    user_trims: Mapping[UserPlace, Trim] = field(default_factory=dict)
+    assistant_trim: Trim = "keep"
+    reasoning: Reasoning | None = None
+
+
+def find_shape(renderer: Renderer) -> Shape:
+    """The shape of a chat template.
+
+    Raises:
+        NotCarriedError: If it has none.
+    """
+    probe = Probe(renderer)
+    plain = [probe.read(conversation(turns)) for turns in (1, 2, 3)]
+    system, with_system = _read_system(probe)
+    befores: dict[UserPlace, Parts] = {}
+    answers: set[Parts] = set()
+    openings: set[Parts] = set()
+    user_trims: dict[UserPlace, Trim] = {}
+    trims: dict[str, Trim] = {}
+    for conversations, has_system in ((plain, False), (with_system, True)):
+        for pieces in conversations:
+            for before, role, place, trim in _turns(pieces, has_system):
+                if role == "user":
+                    user_trims.setdefault(place, trim)
+                    if befores.setdefault(place, before) != before:
+                        raise NotCarriedError("writes other texts between turns the longer the conversation is")
+                elif role == "assistant":
+                    answers.add(before)
+                else:
+                    openings.add(before)
+            for piece in pieces:
+                if isinstance(piece, Content):
+                    # White space that is kept in one place and not in another is told by the proof.
+                    trims.setdefault(piece.role, piece.trim)
+    assistant_before, opening = _only(answers, "an answer"), _only(openings, "the last message")
+    shape = Shape(
+        system,
+        user_before=befores,
+        assistant_before=assistant_before,
+        opening=opening,
+        system_trim=trims.get("system", "keep"),
+        user_trims=user_trims,
+        assistant_trim=trims["assistant"],
+    )
+    shape = _with_ends(shape, renderer)
+    shape = _with_head(shape, probe)
+    return replace(shape, reasoning=_find_reasoning(renderer, shape))
+
+
+def _read_system(probe: Probe) -> tuple[Literal["turn", "inside", "ignored", "refused"], list[Pieces]]:
+    """What becomes of a system prompt, and the conversations with one."""
+    try:
+        probe.renderer.render(conversation(1, system=SYSTEM))
+    except RowError:
+        return "refused", []
+    found = [probe.read(conversation(turns, system=SYSTEM), may_ignore_system=True) for turns in (1, 2, 3)]
+    shown = [any(isinstance(piece, Content) and piece.mark == SYSTEM for piece in pieces) for pieces in found]
+    if not any(shown):
+        return "ignored", found
+    if not all(shown):
+        raise NotCarriedError("leaves the system prompt out of some conversations")
+    leads = all(isinstance(pieces[1], Content) and pieces[1].mark == SYSTEM for pieces in found)
+    return ("turn" if leads else "inside"), found
+
+
+def _turns(pieces: Pieces, has_system: bool) -> Iterator[tuple[Parts, str, UserPlace, Trim]]:
+    """What is before each message, with its role and place and what becomes of its white space; last of all what ends
+    the prompt, with an empty role.
+    """
+    before: list[Part] = []
+    last = [piece for piece in pieces if isinstance(piece, Content)][-1]
+    is_first = True
+    for piece in pieces:
+        if isinstance(piece, str):
+            before.append(piece)
+        elif piece.role == "system":
+            before.append(SystemText(piece.trim))
+        else:
+            yield tuple(filter(None, before)), piece.role, UserPlace(has_system, is_first, piece is last), piece.trim
+            before, is_first = [], False
+    yield tuple(filter(None, before)), "", UserPlace(has_system, is_first, False), "keep"
+
+
+def _only(found: set[Parts], what: str) -> str:
+    if len(found) > 1:
+        raise NotCarriedError(f"writes other texts around {what}, depending on where it is in the conversation")
+    parts = next(iter(found))
+    if any(isinstance(part, SystemText) for part in parts):
+        raise NotCarriedError(f"writes the system prompt around {what}")
+    return "".join(part for part in parts if isinstance(part, str))
+
+
+def _with_ends(shape: Shape, renderer: Renderer) -> Shape:
+    """A shape whose texts are cut where a turn ends, so that a conversation may end there."""
+    user_after = _tail(renderer, conversation(1))
+    if not (shape.assistant_before.startswith(user_after) and shape.opening.startswith(user_after)):
+        user_after = ""
+    assistant_after = _tail(renderer, [*conversation(1), {"role": "assistant", "content": MARKS[2]}])
+    later = [parts for place, parts in shape.user_before.items() if not place.is_first]
+    if not all(_starts_with(parts, assistant_after) for parts in later):
+        assistant_after = ""
+    befores = {
+        place: parts if place.is_first else _without_start(parts, assistant_after)
+        for place, parts in shape.user_before.items()
+    }
+    return replace(
+        shape,
+        user_after=user_after,
+        assistant_after=assistant_after,
+        user_before=befores,
+        assistant_before=shape.assistant_before[len(user_after) :],
+        opening=shape.opening[len(user_after) :],
+    )
+
+
+def _tail(renderer: Renderer, messages: Sequence[Mapping[str, str]]) -> str:
+    """What follows the last message of a conversation that is no prompt; empty where that cannot be told."""
+    try:
+        return renderer.render(messages, prompt=False).rpartition(messages[-1]["content"])[2]
+    except RowError:
+        return ""
+
+
+def _starts_with(parts: Parts, text: str) -> bool:
+    return not text or (bool(parts) and isinstance(parts[0], str) and parts[0].startswith(text))
+
+
+def _without_start(parts: Parts, text: str) -> Parts:
+    if not text or not isinstance(parts[0], str):
+        return parts
+    return tuple(filter(None, (parts[0][len(text) :], *parts[1:])))
+
+
+def _with_head(shape: Shape, probe: Probe) -> Shape:
+    """A shape with what begins a conversation apart from the first turn, and the system prompt as a turn."""
+    befores = dict(shape.user_before)
+    base = befores[UserPlace(False, False, True)]
+    usual = base[0] if len(base) == 1 and isinstance(base[0], str) else ""
+
+    firsts = {parts for place, parts in befores.items() if place.is_first and not place.has_system}
+    head = ""
+    if len(firsts) == 1:
+        head = _before(next(iter(firsts)), usual)
+        for last in (True, False):
+            befores[UserPlace(False, True, last)] = _without_start(befores[UserPlace(False, True, last)], head)
+    shape = replace(shape, head=head, user_before=befores)
+    if shape.system == "ignored":
+        # As without a system prompt, so that nothing depends on it.
+        befores |= {replace(place, has_system=True): parts for place, parts in befores.items() if not place.has_system}
+        return replace(shape, user_before=befores)
+    if shape.system == "refused":
+        return shape
+    shape = replace(shape, empty_system_is_none=_is_none(probe.renderer))
+    leading = {parts for place, parts in befores.items() if place.has_system and place.is_first}
+    if shape.system != "turn" or len(leading) > 1:
+        return replace(shape, system="inside")
+    parts = next(iter(leading))
+    number = next(number for number, part in enumerate(parts) if isinstance(part, SystemText))
+    before = "".join(part for part in parts[:number] if isinstance(part, str))
+    after = "".join(part for part in parts[number + 1 :] if isinstance(part, str))
+    system_after = after[: -len(usual)] if usual and after.endswith(usual) else ("" if usual else after)
+    for last in (True, False):
+        befores[UserPlace(True, True, last)] = tuple(filter(None, (after[len(system_after) :],)))
+    shape = replace(shape, system_before=before, system_after=system_after)
+    return replace(shape, later_system=_find_later(probe, shape, usual))
+
+
+def _before(parts: Parts, usual: str) -> str:
+    """What a first turn has before what every turn has."""
+    text = parts[0] if len(parts) == 1 and isinstance(parts[0], str) else ""
+    return text[: len(text) - len(usual)] if text.endswith(usual) else ""
+
+
+def _is_none(renderer: Renderer) -> bool:
+    try:
+        return renderer.render(conversation(2, system="")) == renderer.render(conversation(2))
+    except RowError:
+        return False
+
+
+def _find_later(probe: Probe, shape: Shape, usual: str) -> str | None:
+    """The text before a system prompt in the middle of a conversation, if it is a turn like the first one."""
+    middle = [*conversation(2)[:2], {"role": "system", "content": SYSTEM}, *conversation(2)[2:]]
+    try:
+        pieces = probe.read(middle)
+    except NotCarriedError:
+        return None
+    marks = [piece.mark for piece in pieces if isinstance(piece, Content)]
+    if marks != [message["content"] for message in middle]:
+        return None
+    before, after = pieces[4], pieces[6]
+    if not isinstance(before, str) or not before.startswith(shape.assistant_after):
+        return None
+    return before[len(shape.assistant_after) :] if after == shape.system_after + usual else None
+
+
+def _find_reasoning(renderer: Renderer, shape: Shape) -> Reasoning | None:
+    """How reasoning is written before the last answer, and whether earlier ones keep theirs."""
+    thought = MARKS[7]
+    answered = [*conversation(1), {"role": "assistant", "content": MARKS[2], "reasoning_content": thought}]
+    try:
+        split = MARK.split(renderer.render(answered, prompt=False))
+        asked = MARK.split(renderer.render([*answered, *conversation(2)[2:]]))
+    except RowError:
+        return None
+    if [mark for mark in split[1::2] if mark != MARKS[1]] != [thought, MARKS[2]]:
+        return None
+    begins = shape.user_after + shape.assistant_before
+    opening, closing = split[-5], split[-3]
+    if not opening.startswith(begins) or not opening[len(begins) :].strip() or not closing.strip():
+        return None
+    return Reasoning(opening[len(begins) :], closing, thought in asked)
