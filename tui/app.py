@@ -40,6 +40,7 @@ from tui.controllers.leaving import Leaving
 from tui.controllers.returning import Returning
 from tui.controllers.run_control import RunControl
 from tui.controllers.runs import Runs
+from tui.controllers.serving import Serving
 from tui.controllers.start_cards import StartCards
 from tui.data_paths import entry_path
 from tui.draft_keeper import LOOK_SECONDS, DraftKeeper
@@ -131,6 +132,7 @@ class LocaltuneApp(App[str]):
         self.runs = Runs(
             self.desktop, self.state, self.bridge, self.drafts, self.cards, self.keys, lambda: self.clock()
         )
+        self.serving = Serving(self, self.desktop, self.state)
         self.run_control = RunControl(
             self.desktop, self.state, self.bridge, self.leaving, self.runs.show_lines, lambda: self.clock()
         )
@@ -265,7 +267,8 @@ class LocaltuneApp(App[str]):
             await super()._on_message(message)
 
     async def on_unmount(self) -> None:
-        """Stop the threads."""
+        """Stop the threads, and the server."""
+        self.serving.close()
         self.bridge.close()
 
     @on(messages.TerminalGone)
@@ -481,6 +484,14 @@ class LocaltuneApp(App[str]):
     @on(messages.DeleteRequested)
     def _delete_requested(self, message: messages.DeleteRequested) -> None:
         self.runs.delete(message.run, message.size)
+
+    @on(messages.ServeRequested)
+    def _serve_requested(self, message: messages.ServeRequested) -> None:
+        self.serving.request(message.target)
+
+    @on(messages.ServeChanged)
+    def _serve_changed(self, message: messages.ServeChanged) -> None:
+        self.serving.changed(message)
 
     @on(messages.RunDeleted)
     def _run_deleted(self, message: messages.RunDeleted) -> None:

@@ -19,7 +19,7 @@ from core.chat.request import ChatRequest
 from core.errors import UserError
 from core.helper import Helper
 from core.launch.launcher import worker_environment
-from core.runs.protocol import ProtocolError, Request, decode_message, encode_request
+from core.runs.protocol import ProtocolError, Request, decode_message, encode_request, refused
 from core.text import one_line
 
 #: A progress report: the activity, the amount done, and the total.
@@ -57,6 +57,22 @@ class ModelSpec:
     """The name of the tuned source in answers: the adapter, or the model itself where its weights were trained."""
     base_sha256: str | None = None
     """The :class:`core.models.fingerprint.BaseFingerprint` of the base in training, where it is known."""
+
+
+@dataclass(frozen=True)
+class AdapterSpec:
+    """An adapter to load beside others on the same base."""
+
+    name: str
+    """The source that it answers as."""
+    adapter: str
+    """A directory in PEFT's format."""
+    source_name: str
+    """What its answers are called."""
+    template: str | None = None
+    """A chat template that replaces the model's own, as for :class:`ModelSpec`."""
+    base_sha256: str | None = None
+    """The fingerprint of the base in training, where it is known."""
 
 
 class ChatEngine:
@@ -124,6 +140,24 @@ class ChatEngine:
                 return message
         raise AssertionError("unreachable: an exchange ends with an answer or an error")
 
+    def add(self, spec: AdapterSpec) -> None:
+        """Load another adapter onto the base; nothing happens if there is one of its name.
+
+        Raises:
+            UserError: If it is for another base or does not fit, or the engine ends.
+        """
+        for _ in self._exchange(self._request("add", asdict(spec)), LOAD_SECONDS):
+            pass
+
+    def remove(self, name: str) -> None:
+        """Unload an adapter by the name of its source.
+
+        Raises:
+            UserError: If no model is loaded, or the engine ends.
+        """
+        for _ in self._exchange(self._request("remove", {"name": name}), LOAD_SECONDS):
+            pass
+
     def generate(self, request: ChatRequest) -> Generator[dict[str, Any], None, None]:
         """Answer a conversation.
 
@@ -159,6 +193,11 @@ class ChatEngine:
     def _cancel(self, target: str) -> None:
         with contextlib.suppress(UserError):  # an engine that has ended writes nothing any more
             self._write(self._request("cancel", {"id": target}))
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it can be asked: it has not been closed, and its process has not ended by itself."""
+        return not self._closed and (self._helper is None or self._helper.process.poll() is None)
 
     def ping(self, timeout: float = 5.0) -> bool:
         """Whether the engine answers."""
@@ -206,9 +245,10 @@ class ChatEngine:
                     yield {key: value for key, value in message.items() if key not in ("id", "ok")}
                     return
                 else:
-                    raise UserError(
+                    raise refused(
                         one_line(str(message.get("error") or "The chat engine refused.")),
                         one_line(str(message.get("hint") or "")),
+                        message,
                     )
         finally:
             with self._guard:

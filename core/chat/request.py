@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Final, TypeAlias
 
+from core.config.schema import ChatSection
 from core.errors import UserError
+from core.runs.protocol import QuestionError as QuestionError
 
-Source = Literal["tuned", "base"]
-ROLES = ("system", "user", "assistant")
+#: The model that answers: :data:`TUNED`, :data:`BASE`, or ``RUN`` or ``RUN@STEP`` for another adapter on the same base.
+Source: TypeAlias = str
+TUNED: Final = "tuned"
+BASE: Final = "base"
+_SOURCE = re.compile(r"[^\x00-\x1f\x7f]{1,4096}")
+#: Most texts that end an answer, and characters of one.
+STOP_LIMIT, STOP_LENGTH = 16, 200
+ROLES = ("system", "user", "assistant", "tool")
 #: Most messages in one conversation.
 MESSAGE_LIMIT = 10_000
 
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """Sampling settings of an answer."""
+    """Sampling settings of an answer.
+
+    They act in this order, as in transformers: repetition penalty, temperature, ``top_k``, ``top_p``, ``min_p``.
+    """
 
     max_new_tokens: int = 256
     """Longest answer, in tokens."""
@@ -24,34 +38,99 @@ class GenerationSettings:
     """Randomness; 0 always takes the most likely token."""
     top_p: float = 1.0
     """Cumulative probability of the tokens that are sampled from, above 0 and at most 1."""
+    top_k: int = 0
+    """Number of likeliest tokens that are sampled from; 0 for all."""
+    min_p: float = 0.0
+    """Least probability of a token that is sampled, as a share of the likeliest one's, from 0 to below 1."""
+    repetition_penalty: float = 1.0
+    """Divisor of the logits of tokens that the conversation has already; 1 for none."""
+    seed: int | None = None
+    """Seed of the draws; None for another one each time."""
+    stop: tuple[str, ...] = ()
+    """Texts that end the answer and are not part of it."""
 
     def __post_init__(self) -> None:
-        if not _is_int(self.max_new_tokens) or not 1 <= self.max_new_tokens <= 32768:
-            raise UserError("max_new_tokens must be a whole number from 1 to 32768.", "Change chat.max_new_tokens.")
-        if not _is_number(self.temperature) or not 0 <= self.temperature <= 5:
-            raise UserError("temperature must be a number from 0 to 5.", "Change chat.temperature.")
-        if not _is_number(self.top_p) or not 0 < self.top_p <= 1:
-            raise UserError("top_p must be a number above 0 and at most 1.", "Change chat.top_p.")
+        _check(_is_int(self.max_new_tokens) and 1 <= self.max_new_tokens <= 32768, "max_new_tokens", _WHOLE)
+        _check(_is_number(self.temperature) and 0 <= self.temperature <= 5, "temperature", "a number from 0 to 5")
+        _check(_is_number(self.top_p) and 0 < self.top_p <= 1, "top_p", "a number above 0 and at most 1")
+        _check(_is_int(self.top_k) and 0 <= self.top_k <= 1_000_000, "top_k", "a whole number from 0 to 1000000")
+        _check(_is_number(self.min_p) and 0 <= self.min_p < 1, "min_p", "a number from 0 to below 1")
+        penalty = self.repetition_penalty
+        _check(_is_number(penalty) and 0 < penalty <= 10, "repetition_penalty", "a number above 0 and at most 10")
+        seed = self.seed
+        _check(seed is None or (_is_int(seed) and 0 <= seed < 1 << 32), "seed", "a whole number from 0 to 4294967295")
+        object.__setattr__(self, "stop", _stops(self.stop))
+
+    @classmethod
+    def of(cls, chat: ChatSection, **changes: Any) -> GenerationSettings:
+        """The settings of a configuration, with changes; one that is None changes nothing.
+
+        Raises:
+            UserError: If a change is of the wrong type or out of range.
+        """
+        given = {name: value for name, value in changes.items() if value is not None}
+        return cls(**(settings_of(chat) | given))
+
+    @classmethod
+    def from_args(cls, args: Mapping[str, Any]) -> GenerationSettings:
+        """The settings among the arguments of a request; absent ones have the defaults.
+
+        Raises:
+            UserError: If one of them is of the wrong type or out of range.
+        """
+        return cls(**{name: args[name] for name in SETTING_NAMES if name in args})
+
+
+SETTING_NAMES = tuple(each.name for each in fields(GenerationSettings))
+
+
+def settings_of(chat: ChatSection) -> dict[str, Any]:
+    """The sampling settings of a configuration, by the names of :class:`GenerationSettings`."""
+    stop = chat.stop
+    values = {name: getattr(chat, name) for name in SETTING_NAMES if name != "stop"}
+    return values | {"stop": () if stop is None else (stop,) if isinstance(stop, str) else tuple(stop)}
 
 
 @dataclass(frozen=True)
 class ChatRequest:
     """A question with the conversation before it."""
 
-    messages: list[dict[str, str]]
-    """``role`` and ``content`` each, the last one the user's."""
-    source: Source = "tuned"
-    """The model that answers: with its adapter, or the base alone."""
+    messages: list[dict[str, Any]]
+    """``role`` and ``content`` each, and where tools are called ``tool_calls``, ``name`` and ``tool_call_id``; the last
+    one is the user's or a tool's. None where there is a ``prompt``."""
+    source: Source = TUNED
+    """The model that answers: with its adapter, the base alone, or with another adapter, by its name."""
     settings: GenerationSettings = field(default_factory=GenerationSettings)
+    tools: list[dict[str, Any]] = field(default_factory=list)
+    """Tools that the answer may call, in OpenAI's schema."""
+    prompt: str | None = None
+    """A text to go on with, instead of a conversation."""
+    json_schema: str | None = None
+    """A JSON Schema that the answer follows, as JSON."""
 
     def __post_init__(self) -> None:
-        _check_messages(self.messages)
-        if self.source not in ("tuned", "base"):
-            raise UserError("The source of an answer is tuned or base.")
+        if self.prompt is None:
+            _check_messages(self.messages)
+        else:
+            _check_prompt(self.prompt, self.messages)
+        if not isinstance(self.tools, list) or not all(isinstance(tool, dict) for tool in self.tools):
+            raise UserError("Tools are a list of objects.")
+        if self.json_schema is not None and not isinstance(self.json_schema, str):
+            raise UserError("The JSON Schema of an answer is given as a text.")
+        if not isinstance(self.source, str) or not _SOURCE.fullmatch(self.source):
+            raise UserError("The source of an answer is tuned or base, or the name of an adapter.")
 
     def to_args(self) -> dict[str, Any]:
         """The arguments of a ``generate`` command."""
-        return {"messages": self.messages, "source": self.source, **asdict(self.settings)}
+        args = {"messages": [_packed(message) for message in self.messages], "source": self.source}
+        if self.tools:
+            # As a text: schemas are nested deeper than a message of the protocol may be.
+            args["tools"] = json.dumps(self.tools)
+        if self.prompt is not None:
+            args["prompt"] = self.prompt
+        if self.json_schema is not None:
+            args["json_schema"] = self.json_schema
+        return {**args, **asdict(self.settings)}
 
     @classmethod
     def from_args(cls, args: dict[str, Any]) -> ChatRequest:
@@ -60,13 +139,43 @@ class ChatRequest:
         Raises:
             UserError: If one of them is of the wrong type or out of range.
         """
-        defaults = GenerationSettings()
-        settings = GenerationSettings(
-            max_new_tokens=args.get("max_new_tokens", defaults.max_new_tokens),
-            temperature=args.get("temperature", defaults.temperature),
-            top_p=args.get("top_p", defaults.top_p),
+        messages = args.get("messages", [])
+        return cls(
+            [_unpacked(message) for message in messages] if isinstance(messages, list) else messages,
+            args.get("source", TUNED),
+            GenerationSettings.from_args(args),
+            tools=_parsed(args.get("tools", [])),
+            prompt=args.get("prompt"),
+            json_schema=args.get("json_schema"),
         )
-        return cls(args.get("messages", []), args.get("source", "tuned"), settings)
+
+
+def _packed(message: dict[str, Any]) -> dict[str, Any]:
+    """A message with its calls as a text; their arguments may be nested deep."""
+    calls = message.get("tool_calls")
+    return message if calls is None else {**message, "tool_calls": json.dumps(calls)}
+
+
+def _unpacked(message: Any) -> Any:
+    if not isinstance(message, dict) or "tool_calls" not in message:
+        return message
+    return {**message, "tool_calls": _parsed(message["tool_calls"])}
+
+
+def _parsed(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise UserError("Tools and calls of tools are not JSON.") from error
+
+
+def _check_prompt(prompt: Any, messages: Any) -> None:
+    if not isinstance(prompt, str) or not prompt or messages:
+        raise UserError("A prompt is a text that is not empty, and has no conversation beside it.")
+    if not _is_encodable(prompt):
+        raise UserError("The prompt holds half a character, which no model can read.", "Remove it and ask again.")
 
 
 def _check_messages(messages: Any) -> None:
@@ -82,8 +191,21 @@ def _check_messages(messages: Any) -> None:
             raise UserError(f"A message needs a content that is text, and a role: {', '.join(ROLES)}.")
         if not _is_encodable(message["content"]):
             raise UserError("A message holds half a character, which no model can read.", "Remove it and ask again.")
-    if messages[-1]["role"] != "user":
-        raise UserError("The last message of the conversation must be the user's.", "Write one.")
+        _check_calls(message)
+    if messages[-1]["role"] not in ("user", "tool"):
+        raise UserError("The last message of the conversation must be the user's, or a tool's.", "Write one.")
+
+
+def _check_calls(message: dict[str, Any]) -> None:
+    """Refuse calls of tools that no template could render."""
+    calls = message.get("tool_calls", [])
+    well_formed = isinstance(calls, list) and all(
+        isinstance(call, dict) and isinstance(function := call.get("function"), dict) and "arguments" in function
+        for call in calls
+    )
+    others = (message.get(name, "") for name in ("name", "tool_call_id", "reasoning_content"))
+    if not well_formed or not all(isinstance(value, str) for value in others):
+        raise UserError("A message has calls of tools, or a name, in a form that no template reads.")
 
 
 def _is_encodable(text: str) -> bool:
@@ -92,6 +214,26 @@ def _is_encodable(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+_WHOLE = "a whole number from 1 to 32768"
+
+
+def _check(fits: bool, name: str, wanted: str) -> None:
+    if not fits:
+        raise UserError(f"{name} must be {wanted}.", f"Change chat.{name}.")
+
+
+def _stops(stop: Any) -> tuple[str, ...]:
+    stop = (stop,) if isinstance(stop, str) else stop
+    if (
+        not isinstance(stop, (list, tuple))
+        or len(stop) > STOP_LIMIT
+        or not all(isinstance(text, str) and 0 < len(text) <= STOP_LENGTH and _is_encodable(text) for text in stop)
+    ):
+        wanted = f"a text, or a list of at most {STOP_LIMIT}, of 1 to {STOP_LENGTH} characters each"
+        raise UserError(f"stop must be {wanted}.", "Change chat.stop.")
+    return tuple(stop)
 
 
 def _is_int(value: object) -> bool:

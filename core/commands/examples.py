@@ -83,6 +83,11 @@ EXAMPLES: Mapping[str, Sequence[tuple[str, str]]] = {
         ("eval latest --prompts prompts.jsonl --check 'python check.py'", "scored by a program of yours"),
         ("eval latest --with lm-eval --tasks arc_easy --limit 100", "a benchmark, by another program"),
     ),
+    "serve": (
+        ("serve latest", "prints base URL and key, and answers until Ctrl-C"),
+        ("serve faq@120 faq@240", "two checkpoints and their base"),
+        ("serve latest --uds ~/faq.sock", "for programs of this user alone"),
+    ),
     "schema": (
         ("schema --out localtune.schema.json", "for an editor"),
         ("schema --markdown", "the reference page"),

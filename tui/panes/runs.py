@@ -21,6 +21,7 @@ from tui.messages import (
     EvaluationRequested,
     OpenRunRequested,
     RunsInView,
+    ServeRequested,
 )
 from tui.panes.base import Pane
 from tui.widgets.empty_state import EmptyState
@@ -228,6 +229,11 @@ class RunsPane(Pane):
         """Put a file of prompts to the model of the run under the cursor."""
         if (row := self.query_one(RunList).selected) is not None:
             self.post_message(EvaluationRequested(row.run))
+
+    def action_serve(self) -> None:
+        """Let other programs use the model of the run under the cursor."""
+        if (row := self.query_one(RunList).selected) is not None:
+            self.post_message(ServeRequested(row.run))
 
     def action_delete(self) -> None:
         """Delete the run under the cursor, once that is confirmed."""

@@ -16,11 +16,13 @@ from typing import Any, Literal
 
 import torch
 
-from core.chat.request import GenerationSettings
+from core.chat.request import BASE, GenerationSettings, QuestionError
 from core.data.conversation import RowError
-from core.errors import UserError
 from core.worker.data.encode import Encoder, stop_token_ids
 from core.worker.generate.decoding import BatchDecoder, KeyValues, Sampler, TextStream
+from core.worker.generate.grammar import Grammar
+from core.worker.generate.prefix_cache import PrefixCache
+from core.worker.generate.stops import StopTexts
 from core.worker.model.adapters import switched_off
 from core.worker.oom.retry import MemoryShortageError, attempt, ignore, is_out_of_memory, release
 
@@ -48,16 +50,67 @@ class Generation:
     tokens_per_second: float
     """After the first token."""
     finish: Finish
+    prompt_tokens: int = 0
+    """Tokens of the conversation before the answer."""
+    context_limit: int | None = None
+    """Tokens that the model reads at most, conversation and answer together; None where it does not say."""
+    reused_tokens: int = 0
+    """Tokens of the conversation that were not read again, as their keys and values were kept."""
 
 
 @contextlib.contextmanager
 def answering_as(model: Any, source: str) -> Iterator[None]:
     """Let a ``PeftModel`` answer as its ``base`` or ``tuned`` inside; other models are their own base."""
-    if source == "base" and hasattr(model, "disable_adapter"):
+    if source == BASE and hasattr(model, "disable_adapter"):
         with switched_off(model):
             yield
     else:
         yield
+
+
+@dataclass
+class Prompt:
+    """A conversation that a model is to answer, as tokens."""
+
+    network: Any
+    """The transformers model inside, adapters and all."""
+    tokens: list[int]
+    stop_ids: frozenset[int]
+    """Tokens that end the answer."""
+    budget: int
+    """Tokens that the answer may have."""
+    context_limit: int | None
+    """Tokens that the model reads at most; None where it does not say."""
+
+
+def prepare_prompt(
+    model: Any,
+    tokenizer: Any,
+    messages: Sequence[dict[str, Any]],
+    max_new_tokens: int,
+    template: str | None = None,
+    *,
+    tools: Sequence[dict[str, Any]] = (),
+    text: str | None = None,
+) -> Prompt:
+    """Render and tokenize a conversation; arguments and errors as for :func:`generate`.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        messages: The conversation.
+        max_new_tokens: Longest answer.
+        template: A chat template instead of the tokenizer's own.
+        tools: Tools that the answer may call, in OpenAI's schema.
+        text: A text to go on with, instead of the conversation.
+    """
+    network = _network(model)
+    stop_ids = frozenset(stop_token_ids(getattr(network, "generation_config", None), tokenizer, template))
+    if text is not None:
+        tokens = Encoder(tokenizer, sorted(stop_ids), template).text_ids(text)
+    else:
+        tokens = _encode(tokenizer, [messages], stop_ids, template, tools)[0]
+    return Prompt(network, tokens, stop_ids, _room(network, tokens, max_new_tokens), _context_limit(network))
 
 
 def generate(
@@ -86,40 +139,83 @@ def generate(
         MemoryShortageError: If it does not fit in memory.
     """
     began = time.monotonic()
-    network = _network(model)
-    stop_ids = frozenset(stop_token_ids(getattr(network, "generation_config", None), tokenizer, template))
-    prompt = _encode(tokenizer, [messages], stop_ids, template)[0]
-    budget = _room(network, prompt, settings.max_new_tokens)
-    stream = TextStream(tokenizer)
+    prompt = prepare_prompt(model, tokenizer, messages, settings.max_new_tokens, template)
+    return answer_prompt(model, tokenizer, prompt, settings, on_token, cancelled, began=began)
+
+
+def answer_prompt(
+    model: Any,
+    tokenizer: Any,
+    prompt: Prompt,
+    settings: GenerationSettings,
+    on_token: Callable[[str], None],
+    cancelled: Callable[[], bool],
+    *,
+    began: float,
+    kept: PrefixCache | None = None,
+    source: str = "",
+    json_schema: str | None = None,
+) -> Generation:
+    """Answer a conversation that has been prepared; the rest as for :func:`generate`.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        prompt: The conversation.
+        settings: Length and randomness.
+        on_token: Called with each piece of text.
+        cancelled: Asked between two tokens.
+        began: When the question came, by the monotonic clock.
+        kept: Keys and values of earlier turns; None to keep none, as for weights that change.
+        source: Whose they are.
+        json_schema: A JSON Schema that the answer follows, as JSON.
+    """
+    network, tokens, read = prompt.network, prompt.tokens, 0
+    stream, stops = TextStream(tokenizer), StopTexts(settings.stop)
+    grammar = Grammar(tokenizer, prompt.stop_ids, json_schema) if json_schema is not None else None
     finish: Finish = "length"
     first = began
+
+    def give(piece: str) -> None:
+        if piece:
+            on_token(piece)
+
     with _out_of_memory_explained(), _no_gradients(model):
-        state = KeyValues(network)
-        logits = state.read(prompt, cancelled)
+        state, read = kept.take(source, tokens, network) if kept is not None else (KeyValues(network), 0)
+        logits = state.read(tokens[read:], cancelled)
         if logits is None:
-            return Generation("", 0, time.monotonic() - began, 0.0, "cancelled")
-        sampler = Sampler(settings)
+            return Generation(
+                "", 0, time.monotonic() - began, 0.0, "cancelled", len(tokens), prompt.context_limit, read
+            )
+        sampler = Sampler(settings, before=tokens)
         while True:
-            token = sampler.choose(logits[0])
+            token = sampler.choose(logits[0] if grammar is None else grammar.allow(logits[0]))
             if not stream.tokens:
                 first = time.monotonic()
-            if token in stop_ids:
+            if token in prompt.stop_ids:
                 finish = "stop"
                 break
-            if piece := stream.push(token):
-                on_token(piece)
-            if len(stream.tokens) >= budget:
+            give(stops.push(stream.push(token)))
+            if grammar is not None:
+                grammar.take(token)
+            if stops.found or (grammar is not None and grammar.is_complete):
+                finish = "stop"
+                break
+            if len(stream.tokens) >= prompt.budget:
                 break
             if cancelled():
                 finish = "cancelled"
                 break
             logits = state.extend(torch.tensor([[token]]))
-    if piece := stream.flush():
-        on_token(piece)
+        if kept is not None:
+            kept.keep(source, [*tokens, *stream.tokens], state)
+    give(stops.push(stream.flush()))
+    give(stops.flush())
     ended = time.monotonic()
     count = len(stream.tokens)
     decoded, seconds = (count - 1, ended - first) if count > 1 else (count, ended - began)
-    return Generation(stream.text, count, first - began, decoded / max(seconds, 1e-9), finish)
+    rate = decoded / max(seconds, 1e-9)
+    return Generation(stops.text, count, first - began, rate, finish, len(tokens), prompt.context_limit, read)
 
 
 def generate_batch(
@@ -218,26 +314,33 @@ def _encode(
     conversations: Sequence[Sequence[dict[str, str]]],
     stop_ids: frozenset[int],
     template: str | None,
+    tools: Sequence[dict[str, Any]] = (),
 ) -> list[list[int]]:
     """The conversations as tokens, ready for the answer: rendered and tokenized by the same code as training rows."""
     encoder = Encoder(tokenizer, sorted(stop_ids), template)
     try:
-        return [encoder.prompt_ids(messages) for messages in conversations]
+        return [encoder.prompt_ids(messages, tools) for messages in conversations]
     except RowError as error:
-        raise UserError(error.message, "Change the conversation, or the template in template.file.") from error
+        raise QuestionError(error.message, "Change the conversation, or the template in template.file.") from error
 
 
 def _room(network: Any, prompt: Sequence[int], wanted: int) -> int:
     """Tokens that the answer may have."""
-    limit = getattr(network.config.get_text_config(), "max_position_embeddings", None)
+    limit = _context_limit(network)
     if not limit:
         return wanted
     if len(prompt) >= limit:
-        raise UserError(
+        raise QuestionError(
             f"The conversation has {len(prompt)} tokens, and the model reads at most {limit}.",
             "Begin a new one, or remove earlier turns.",
+            "context_length_exceeded",
         )
-    return min(wanted, int(limit) - len(prompt))
+    return min(wanted, limit - len(prompt))
+
+
+def _context_limit(network: Any) -> int | None:
+    limit = getattr(network.config.get_text_config(), "max_position_embeddings", None)
+    return int(limit) if limit else None
 
 
 @contextlib.contextmanager

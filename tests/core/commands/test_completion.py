@@ -35,6 +35,11 @@ FREE = {
     ("fetch", "entry"),
     ("plan", "gpu_memory"),
     ("plan", "length"),
+    ("serve", "allow_host"),
+    ("serve", "host"),
+    ("serve", "key"),
+    ("serve", "port"),
+    ("serve", "queue"),
     ("train", "name"),
 }
 RUN, ODD = "20260101-101010-faq", "20260102-101010-$(touch hacked) x"
