@@ -34,6 +34,7 @@ SLOW = (
     "tests/core/hub/test_fetch.py",
     "tests/core/hub/test_hostile_hub.py",
     "tests/core/sandbox",
+    "tests/core/serve",
     "tests/core/selftest/test_job.py",
     "tests/core/export/ollama/test_template.py",
     "tests/core/data/files/test_packed.py",
@@ -52,6 +53,7 @@ SLOW = (
 #: Modules of slow folders that are fast all the same.
 QUICK = (
     "tests/core/worker/data/test_batches.py",
+    "tests/core/serve/test_same_tokens.py",
     "tests/core/worker/optim/test_schedule.py",
     "tests/tui/test_keys.py",
     "tests/tui/test_driver.py",

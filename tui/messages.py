@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from core.runs.history import RunHistory
     from core.runs.state import RunState
     from core.runs.store import Run
+    from core.serve.job import Address
     from tui.datasets.here import Here
 
 
@@ -268,6 +269,32 @@ class DeleteRequested(Message):
     run: Run
     size: int | None = None
     """Its bytes on the disk, as far as known."""
+
+
+@dataclass
+class EvaluationRequested(Message):
+    """Request: put a file of prompts to a run's model and others, after a form."""
+
+    run: Run
+
+
+@dataclass
+class ServeRequested(Message):
+    """Request: let other programs use a model: the server is started, or shown where it is on."""
+
+    target: Run | Path | str
+
+
+@dataclass
+class ServeChanged(Message):
+    """The server has come up, makes progress, or has ended."""
+
+    address: Address | None = None
+    """Where it listens, once clients can connect."""
+    progress: str = ""
+    error: UserError | None = None
+    """Why it has ended, unless the user has ended it."""
+    is_over: bool = False
 
 
 @dataclass

@@ -14,6 +14,7 @@ from tui.requests import Requests
 
 if TYPE_CHECKING:
     from core.config.document import ConfigDocument
+    from core.errors import UserError
     from core.hardware.snapshot import Device
     from core.runs.again import Origin
     from core.runs.eta import Eta
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from core.runs.schedule import Schedule
     from core.runs.state import RunState
     from core.runs.store import Run
+    from core.serve.job import Address
 
 #: Glyphs of the states, so that a state does not depend on color alone.
 STATE_GLYPHS = {
@@ -49,6 +51,20 @@ STATE_COLORS = {
     "failed": "limit",
     "lost": "limit",
 }
+
+
+@dataclass
+class ServingView:
+    """The server that lets other programs use a model."""
+
+    name: str
+    """The run or the model."""
+    address: Address | None = None
+    """Where it listens; None while it starts."""
+    progress: str = ""
+    """What is being loaded, or a warning."""
+    error: UserError | None = None
+    """Why it has ended."""
 
 
 @dataclass
@@ -132,6 +148,8 @@ class AppState:
     devices: Sequence[Device] = ()
     answer_awaited: bool = False
     """Whether a question from the chat holds up the training."""
+    serving: ServingView | None = None
+    """The server for other programs; None while there is none."""
     is_starting: bool = False
     """Whether a run has been asked for that is not shown yet."""
     host: str = field(default_factory=hostname)

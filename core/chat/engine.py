@@ -19,7 +19,7 @@ from core.chat.request import ChatRequest
 from core.errors import UserError
 from core.helper import Helper
 from core.launch.launcher import worker_environment
-from core.runs.protocol import ProtocolError, Request, decode_message, encode_request
+from core.runs.protocol import ProtocolError, Request, decode_message, encode_request, refused
 from core.text import one_line
 
 #: A progress report: the activity, the amount done, and the total.
@@ -194,6 +194,11 @@ class ChatEngine:
         with contextlib.suppress(UserError):  # an engine that has ended writes nothing any more
             self._write(self._request("cancel", {"id": target}))
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it can be asked: it has not been closed, and its process has not ended by itself."""
+        return not self._closed and (self._helper is None or self._helper.process.poll() is None)
+
     def ping(self, timeout: float = 5.0) -> bool:
         """Whether the engine answers."""
         try:
@@ -240,9 +245,10 @@ class ChatEngine:
                     yield {key: value for key, value in message.items() if key not in ("id", "ok")}
                     return
                 else:
-                    raise UserError(
+                    raise refused(
                         one_line(str(message.get("error") or "The chat engine refused.")),
                         one_line(str(message.get("hint") or "")),
+                        message,
                     )
         finally:
             with self._guard:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from core.errors import UserError
+from core.runs.protocol import QuestionError as QuestionError
 
 if TYPE_CHECKING:
     from core.config.schema import ChatSection
@@ -20,7 +22,7 @@ BASE: Final = "base"
 _SOURCE = re.compile(r"[^\x00-\x1f\x7f]{1,4096}")
 #: Most texts that end an answer, and characters of one.
 STOP_LIMIT, STOP_LENGTH = 16, 200
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
 #: Most messages in one conversation.
 MESSAGE_LIMIT = 10_000
 
@@ -95,20 +97,42 @@ def settings_of(chat: ChatSection) -> dict[str, Any]:
 class ChatRequest:
     """A question with the conversation before it."""
 
-    messages: list[dict[str, str]]
-    """``role`` and ``content`` each, the last one the user's."""
+    messages: list[dict[str, Any]]
+    """``role`` and ``content`` each, and where tools are called ``tool_calls``, ``name`` and ``tool_call_id``; the last
+    one is the user's or a tool's. None where there is a ``prompt``."""
     source: Source = TUNED
     """The model that answers: with its adapter, the base alone, or with another adapter, by its name."""
     settings: GenerationSettings = field(default_factory=GenerationSettings)
+    tools: list[dict[str, Any]] = field(default_factory=list)
+    """Tools that the answer may call, in OpenAI's schema."""
+    prompt: str | None = None
+    """A text to go on with, instead of a conversation."""
+    json_schema: str | None = None
+    """A JSON Schema that the answer follows, as JSON."""
 
     def __post_init__(self) -> None:
-        _check_messages(self.messages)
+        if self.prompt is None:
+            _check_messages(self.messages)
+        else:
+            _check_prompt(self.prompt, self.messages)
+        if not isinstance(self.tools, list) or not all(isinstance(tool, dict) for tool in self.tools):
+            raise UserError("Tools are a list of objects.")
+        if self.json_schema is not None and not isinstance(self.json_schema, str):
+            raise UserError("The JSON Schema of an answer is given as a text.")
         if not isinstance(self.source, str) or not _SOURCE.fullmatch(self.source):
             raise UserError("The source of an answer is tuned or base, or the name of an adapter.")
 
     def to_args(self) -> dict[str, Any]:
         """The arguments of a ``generate`` command."""
-        return {"messages": self.messages, "source": self.source, **asdict(self.settings)}
+        args = {"messages": [_packed(message) for message in self.messages], "source": self.source}
+        if self.tools:
+            # As a text: schemas are nested deeper than a message of the protocol may be.
+            args["tools"] = json.dumps(self.tools)
+        if self.prompt is not None:
+            args["prompt"] = self.prompt
+        if self.json_schema is not None:
+            args["json_schema"] = self.json_schema
+        return {**args, **asdict(self.settings)}
 
     @classmethod
     def from_args(cls, args: dict[str, Any]) -> ChatRequest:
@@ -117,7 +141,43 @@ class ChatRequest:
         Raises:
             UserError: If one of them is of the wrong type or out of range.
         """
-        return cls(args.get("messages", []), args.get("source", TUNED), GenerationSettings.from_args(args))
+        messages = args.get("messages", [])
+        return cls(
+            [_unpacked(message) for message in messages] if isinstance(messages, list) else messages,
+            args.get("source", TUNED),
+            GenerationSettings.from_args(args),
+            tools=_parsed(args.get("tools", [])),
+            prompt=args.get("prompt"),
+            json_schema=args.get("json_schema"),
+        )
+
+
+def _packed(message: dict[str, Any]) -> dict[str, Any]:
+    """A message with its calls as a text; their arguments may be nested deep."""
+    calls = message.get("tool_calls")
+    return message if calls is None else {**message, "tool_calls": json.dumps(calls)}
+
+
+def _unpacked(message: Any) -> Any:
+    if not isinstance(message, dict) or "tool_calls" not in message:
+        return message
+    return {**message, "tool_calls": _parsed(message["tool_calls"])}
+
+
+def _parsed(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise UserError("Tools and calls of tools are not JSON.") from error
+
+
+def _check_prompt(prompt: Any, messages: Any) -> None:
+    if not isinstance(prompt, str) or not prompt or messages:
+        raise UserError("A prompt is a text that is not empty, and has no conversation beside it.")
+    if not _is_encodable(prompt):
+        raise UserError("The prompt holds half a character, which no model can read.", "Remove it and ask again.")
 
 
 def _check_messages(messages: Any) -> None:
@@ -133,8 +193,21 @@ def _check_messages(messages: Any) -> None:
             raise UserError(f"A message needs a content that is text, and a role: {', '.join(ROLES)}.")
         if not _is_encodable(message["content"]):
             raise UserError("A message holds half a character, which no model can read.", "Remove it and ask again.")
-    if messages[-1]["role"] != "user":
-        raise UserError("The last message of the conversation must be the user's.", "Write one.")
+        _check_calls(message)
+    if messages[-1]["role"] not in ("user", "tool"):
+        raise UserError("The last message of the conversation must be the user's, or a tool's.", "Write one.")
+
+
+def _check_calls(message: dict[str, Any]) -> None:
+    """Refuse calls of tools that no template could render."""
+    calls = message.get("tool_calls", [])
+    well_formed = isinstance(calls, list) and all(
+        isinstance(call, dict) and isinstance(function := call.get("function"), dict) and "arguments" in function
+        for call in calls
+    )
+    others = (message.get(name, "") for name in ("name", "tool_call_id", "reasoning_content"))
+    if not well_formed or not all(isinstance(value, str) for value in others):
+        raise UserError("A message has calls of tools, or a name, in a form that no template reads.")
 
 
 def _is_encodable(text: str) -> bool:

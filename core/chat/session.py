@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from core.chat.engine import AdapterSpec, ChatEngine, ModelSpec, Progress
 from core.chat.request import BASE, TUNED, ChatRequest, GenerationSettings, Source
@@ -91,6 +91,32 @@ class ChatSession(Protocol):
         """Close the session, which then takes no more questions."""
 
 
+@runtime_checkable
+class StreamingSession(Protocol):
+    """A session that programs can ask as well."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it can be asked: it has not been closed, nor has what it talks to ended by itself."""
+
+    def prepare(self, progress: Progress) -> None:
+        """Make the model ready, as :class:`ChatSession` does."""
+
+    def stream(self, request: ChatRequest) -> Iterator[dict[str, Any]]:
+        """Generate an answer as the model writes it: ``{"token": text}`` for each piece, then the answer of the engine
+        or the worker. Nothing in it is safe to show.
+
+        Raises:
+            UserError: If the model cannot answer; a ``QuestionError`` if the question has to change.
+        """
+
+    def cancel(self) -> None:
+        """Cancel the current answer."""
+
+    def close(self) -> None:
+        """Close the session."""
+
+
 class LiveSession:
     """A session with the model in training, which answers between two steps of its worker.
 
@@ -155,6 +181,18 @@ class LiveSession:
             if self._closed:
                 self._beside.close()
         return self._beside
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the run is still on."""
+        return not self._closed and not self._run.state().is_over
+
+    def stream(self, request: ChatRequest) -> Iterator[dict[str, Any]]:
+        """Generate an answer in the worker, as the model writes it."""
+        if request.source not in (TUNED, BASE):
+            return self._engine(request.source).stream(request)
+        self._cancelled.clear()
+        return self._client.generate(request.to_args())
 
     def cancel(self) -> None:
         """Close the connection, which the worker notices at the next token."""
@@ -222,6 +260,18 @@ class EngineSession:
                     yield Token(sanitize(str(message["token"])))
                 else:
                     yield _answer(message)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the engine has not ended."""
+        return self._engine.is_open
+
+    def stream(self, request: ChatRequest) -> Iterator[dict[str, Any]]:
+        """Generate an answer in the engine, as the model writes it."""
+        self.prepare(lambda _detail, _done, _total: None)
+        if request.source not in (TUNED, BASE):
+            self._add(request.source)
+        return self._engine.generate(request)
 
     def _add(self, source: Source) -> None:
         """Load another adapter onto the base.

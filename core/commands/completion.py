@@ -20,6 +20,7 @@ _BY_METAVAR = {
     "CONFIG": "config_file",
     "MODEL": "models_or_dirs",
     "RUN|MODEL": "chat_dirs",
+    "RUN[@STEP]|MODEL": "chat_dirs",
     "FILE": "data_file",
     "SECTION.KEY=VALUE": "keys",
     "KEY=VALUE": "live_keys",
@@ -27,11 +28,15 @@ _BY_METAVAR = {
 #: The same by command and argument, where the name of the value does not say enough.
 _BY_ARGUMENT = {
     ("data", "template"): "template_file",
+    ("eval", "prompts"): "any_file",
+    ("eval", "out"): "any_file",
+    ("eval", "include"): "any_file",
     ("import", "file"): "yaml_file",
     ("import", "out"): "config_file",
     ("init", "out"): "config_file",
     ("init", "preset"): "presets",
     ("schema", "out"): "any_file",
+    ("serve", "uds"): "any_file",
     ("train", "preset"): "presets",
 }
 #: Text behind the script. For bash, an option's value follows its name without a space; fish has no files by itself.

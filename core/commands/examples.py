@@ -77,6 +77,17 @@ EXAMPLES: Mapping[str, Sequence[tuple[str, str]]] = {
         ("chat latest --base --prompt -", "the base model; reads the question"),
         ("chat smollm2-135m-instruct", "a model without a run"),
     ),
+    "eval": (
+        ("eval latest --against base", "on what the run holds out"),
+        ("eval latest latest@40 --prompts prompts.jsonl --out table.md", "two steps of a run"),
+        ("eval latest --prompts prompts.jsonl --check 'python check.py'", "scored by a program of yours"),
+        ("eval latest --with lm-eval --tasks arc_easy --limit 100", "a benchmark, by another program"),
+    ),
+    "serve": (
+        ("serve latest", "prints base URL and key, and answers until Ctrl-C"),
+        ("serve faq@120 faq@240", "two checkpoints and their base"),
+        ("serve latest --uds ~/faq.sock", "for programs of this user alone"),
+    ),
     "schema": (
         ("schema --out localtune.schema.json", "for an editor"),
         ("schema --markdown", "the reference page"),

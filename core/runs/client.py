@@ -195,11 +195,11 @@ class ControlClient:
         if message["ok"] is True:
             return {key: value for key, value in message.items() if key not in ("id", "ok")}
         sentence, hint = message.get("error"), message.get("hint")
-        kind = WithdrawnError if message.get("withdrawn") is True else UserError
-        raise kind(
-            one_line(sentence) if isinstance(sentence, str) and sentence else f"Run {self.run.id} refused.",
-            one_line(hint) if isinstance(hint, str) else "",
-        )
+        said = one_line(sentence) if isinstance(sentence, str) and sentence else f"Run {self.run.id} refused."
+        advised = one_line(hint) if isinstance(hint, str) else ""
+        if message.get("withdrawn") is True:
+            raise WithdrawnError(said, advised)
+        raise protocol.refused(said, advised, message)
 
     def _unreachable(self, error: OSError) -> UserError:
         if isinstance(error, PermissionError):

@@ -14,6 +14,8 @@ import struct
 from dataclasses import dataclass, field
 from typing import Any
 
+from core.errors import UserError
+
 COMMANDS = ("ping", "pause", "resume", "stop", "checkpoint", "generate", "set", "withdraw", "skip_evaluation")
 #: Commands that wait for the end of a step, or of a pass of an evaluation, and can be taken back until then.
 PENDING = ("pause", "checkpoint", "skip_evaluation", "stop")
@@ -27,6 +29,32 @@ DEPTH_LIMIT, INTEGER_LIMIT = 16, 1 << 63
 
 class ProtocolError(ValueError):
     """A line that is not a request or answer."""
+
+
+class QuestionError(UserError):
+    """A question that the model cannot answer as it is: the question has to change, and nothing else is wrong.
+
+    Args:
+        message: As for :class:`~core.errors.UserError`.
+        hint: The same.
+        code: A word for programs.
+    """
+
+    def __init__(self, message: str, hint: str = "", code: str = "") -> None:
+        super().__init__(message, hint)
+        self.code = code
+
+
+def refusal(error: UserError) -> dict[str, Any]:
+    """The fields of an answer that refuses: ``error``, ``hint``, and ``question``, a code, if that is at fault."""
+    fault = {"question": error.code} if isinstance(error, QuestionError) else {}
+    return {"error": error.message, "hint": error.hint, **fault}
+
+
+def refused(error: str, hint: str, answer: dict[str, Any]) -> UserError:
+    """The error for an answer that refuses; its sentences come from another process, and are safe to show already."""
+    code = answer.get("question")
+    return QuestionError(error, hint, code[:NAME_LIMIT]) if isinstance(code, str) else UserError(error, hint)
 
 
 @dataclass(frozen=True)

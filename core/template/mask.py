@@ -15,7 +15,7 @@ from core.errors import UserError
 from core.template.answer_turns import RowText, Turn, group_turns, read_turn
 from core.template.calls import readable_calls
 from core.template.prompt_check import PromptCheck
-from core.template.reasoning import place_reasoning
+from core.template.reasoning import Render, place_reasoning
 from core.template.render import ChatTemplate
 from core.template.render_cache import Shapes
 from core.template.row_tokenizer import RowTokenizer, any_of, stop_text
@@ -119,7 +119,9 @@ class Masker:
             UserError: If the model has no chat template.
             RowError: If the template refuses the conversation.
         """
-        return self._needed().render(messages, tools=tools, add_generation_prompt=True)
+        template = self._needed()
+        passed = _as_read(template, [dict(message) for message in messages], tools)
+        return template.render(passed, tools=tools, add_generation_prompt=True)
 
     def prompt_ids(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
         """Tokens of a prompt, the same as those before an answer in a training sequence.
@@ -129,6 +131,11 @@ class Masker:
             RowError: As :meth:`prompt`.
         """
         return self._rows.encode(self.prompt(messages, tools)).tolist()
+
+    def text_ids(self, text: str) -> list[int]:
+        """Tokens of a text that the model is to go on with: those that begin a text in training, and its own."""
+        prefix, ids = self.tokenizer.text_prefix, self._rows.encode(text).tolist()
+        return ids if ids[: len(prefix)] == prefix else [*prefix, *ids]
 
     def _needed(self) -> ChatTemplate:
         if self.template is None:
@@ -177,16 +184,8 @@ class Masker:
         tools: Sequence[Mapping[str, Any]],
         wanted: Sequence[int],
     ) -> list[RowText]:
-        def render(messages: Sequence[dict[str, Any]], generation_prompt: bool) -> str:
-            if not messages:
-                return ""
-            return template.render(messages, tools=tools, add_generation_prompt=generation_prompt)
-
-        messages = [turn.fields() for turn in turns]
-        if any(turn.tool_calls for turn in turns):
-            messages = readable_calls(render, messages)
-        if any(turn.reasoning for turn in turns):
-            messages = place_reasoning(render, messages, template.source_for(tools))
+        render = _renderer(template, tools)
+        messages = _as_read(template, [turn.fields() for turn in turns], tools)
 
         def read(index: int) -> Turn:
             turn = read_turn(render, messages, index, self._rows.stops, ending=self._ending)
@@ -278,6 +277,27 @@ class Masker:
             ids = ids + array("i", [eos])
             supervised = supervised + (b"\x01" if learns_end else b"\x00")
         return MaskedRow(ids, supervised)
+
+
+def _renderer(template: ChatTemplate, tools: Sequence[Mapping[str, Any]]) -> Render:
+    def render(messages: Sequence[dict[str, Any]], generation_prompt: bool) -> str:
+        if not messages:
+            return ""
+        return template.render(messages, tools=tools, add_generation_prompt=generation_prompt)
+
+    return render
+
+
+def _as_read(
+    template: ChatTemplate, messages: list[dict[str, Any]], tools: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Messages with calls and reasoning in the form that the template reads."""
+    render = _renderer(template, tools)
+    if any(message.get("tool_calls") for message in messages):
+        messages = readable_calls(render, messages)
+    if any(message.get("reasoning_content") for message in messages):
+        messages = place_reasoning(render, messages, template.source_for(tools))
+    return messages
 
 
 def _paired(better: MaskedRow | RowError, worse: MaskedRow | RowError) -> MaskedRow | RowError:

@@ -14,6 +14,7 @@ from core.config.schema import WEIGHT_METHODS, Config
 from core.errors import UserError
 from core.runs.changes import record
 from core.runs.events import ControlEvent
+from core.runs.protocol import refusal
 from core.text import one_line
 from core.worker.checkpoint.checkpointer import Checkpointer
 from core.worker.generate.generate import answer_prompt, answering_as, prepare_prompt
@@ -107,7 +108,7 @@ class ControlPoint:
         try:
             result = commands[name](command)
         except UserError as error:
-            command.refuse(error.message, error.hint)
+            command.refuse(**refusal(error))
             result = f"refused: {error.message}"
         if command.taken_back:
             taken_back = ", ".join(command.taken_back)
@@ -159,7 +160,13 @@ class ControlPoint:
             began = time.monotonic()
             with self.autocast(), answering_as(model, asked.source):
                 prompt = prepare_prompt(
-                    model, self.loaded.tokenizer, asked.messages, asked.settings.max_new_tokens, self.template
+                    model,
+                    self.loaded.tokenizer,
+                    asked.messages,
+                    asked.settings.max_new_tokens,
+                    self.template,
+                    tools=asked.tools,
+                    text=asked.prompt,
                 )
                 ask_for_room(prompt, self.loaded.dtype, self.loaded.device)
                 generation = answer_prompt(
@@ -170,6 +177,7 @@ class ControlPoint:
                     lambda piece: command.token(piece, answered_by),
                     lambda: command.cancelled.is_set() or self.controls.stop_sender is not None,
                     began=began,
+                    json_schema=asked.json_schema,
                 )
         except MemoryShortageError as error:
             self.recorder.warn("memory_chat", f"A chat question is refused. {error.message}", error.hint)

@@ -14,7 +14,15 @@ from textual.widgets import Input, Static
 
 from core.runs.catalog import RunRow
 from tui.keys import bindings
-from tui.messages import ContinueRequested, DeleteRequested, EditRunRequested, OpenRunRequested, RunsInView
+from tui.messages import (
+    ContinueRequested,
+    DeleteRequested,
+    EditRunRequested,
+    EvaluationRequested,
+    OpenRunRequested,
+    RunsInView,
+    ServeRequested,
+)
 from tui.panes.base import Pane
 from tui.widgets.empty_state import EmptyState
 from tui.widgets.forms.safe_input import SafeInput
@@ -216,6 +224,16 @@ class RunsPane(Pane):
         """Open the configuration of the run under the cursor as a new one."""
         if (row := self.query_one(RunList).selected) is not None:
             self.post_message(EditRunRequested(row.run))
+
+    def action_evaluate(self) -> None:
+        """Put a file of prompts to the model of the run under the cursor."""
+        if (row := self.query_one(RunList).selected) is not None:
+            self.post_message(EvaluationRequested(row.run))
+
+    def action_serve(self) -> None:
+        """Let other programs use the model of the run under the cursor."""
+        if (row := self.query_one(RunList).selected) is not None:
+            self.post_message(ServeRequested(row.run))
 
     def action_delete(self) -> None:
         """Delete the run under the cursor, once that is confirmed."""

@@ -76,6 +76,11 @@ def header_segments(state: AppState, now: float, *, loss: bool) -> list[Segment]
         segments += _other_run(view, now)
     elif view is not None:
         segments += _run_segments(view, now, loss=loss, answer_awaited=state.answer_awaited, is_named=is_same)
+    if state.serving is not None and state.serving.error is None:
+        is_on = state.serving.address is not None
+        glyph, style = ("●", "$ok") if is_on else ("◌", "$near")
+        brief = Content.styled(f"{glyph} serving", style)
+        segments.append(Segment(brief + Content(f" {one_line(state.serving.name, 40)}"), 4, brief))
     devices = view.history.devices if view is not None and view.is_live and view.history.devices else state.devices
     segments += _device_segments(devices)
     segments.append(Segment(Content.styled(one_line(state.host, 30), "$muted"), 6, right=True))

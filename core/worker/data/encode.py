@@ -98,9 +98,18 @@ class Encoder:
         """A conversation as text, ready for the model to answer."""
         return self._masker.prompt(messages)
 
-    def prompt_ids(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        """The same as tokens: those that a row of training has before the answer."""
-        return self._masker.prompt_ids(messages)
+    def prompt_ids(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
+        """The same as tokens: those that a row of training has before the answer.
+
+        Args:
+            messages: ``role``, ``content`` and the other fields of each.
+            tools: Tools that may be called, in OpenAI's schema.
+        """
+        return self._masker.prompt_ids(messages, tools)
+
+    def text_ids(self, text: str) -> list[int]:
+        """A text that the model is to go on with, as tokens: those that it has in training, without their end."""
+        return self._masker.text_ids(text)
 
 
 def _tokenized(row: MaskedRow) -> TokenizedRow:
@@ -123,7 +132,7 @@ def as_model_tokenizer(tokenizer: Any, stop_ids: Sequence[int]) -> ModelTokenize
     named = template if isinstance(template, dict) else {"default": template}
     specials = {name: getattr(tokenizer, name, None) for name in SPECIAL_NAMES}
     return ModelTokenizer(
-        _backend(tokenizer),
+        backend_of(tokenizer),
         special_tokens={name: str(text) for name, text in specials.items() if text is not None},
         stop_ids=stop_ids,
         chat_template=named.get("default"),
@@ -132,7 +141,7 @@ def as_model_tokenizer(tokenizer: Any, stop_ids: Sequence[int]) -> ModelTokenize
     )
 
 
-def _backend(tokenizer: Any) -> Tokenizer:
+def backend_of(tokenizer: Any) -> Tokenizer:
     """The tokenizers object inside; one is made where transformers works with sentencepiece or Python."""
     found = getattr(tokenizer, "backend_tokenizer", None)
     if isinstance(found, Tokenizer):

@@ -38,7 +38,7 @@ from typing import IO, TYPE_CHECKING, Any
 from core.chat.request import ChatRequest
 from core.errors import UserError
 from core.helper import tie_to_parent
-from core.runs.protocol import LINE_LIMIT, ProtocolError, Request, decode_request, encode_message
+from core.runs.protocol import LINE_LIMIT, ProtocolError, Request, decode_request, encode_message, refusal
 from core.worker.process import environment
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class ChatEngine:
             work = {"load": self._load, "add": self._add, "remove": self._remove, "generate": self._generate}
             self._send({"id": request.id, "ok": True, **work[request.command](request)})
         except UserError as error:
-            self._refuse(request, error.message, error.hint)
+            self._send({"id": request.id, "ok": False, **refusal(error)})
         except Exception as error:
             # A bug, or a failure of a library that nobody has foreseen: it costs this answer, not the engine.
             traceback.print_exc()
@@ -217,7 +217,13 @@ class ChatEngine:
         loaded, source = sources.loaded, asked.source
         with sources.answering(source) as model:
             prompt = prepare_prompt(
-                model, loaded.tokenizer, asked.messages, asked.settings.max_new_tokens, sources.template_of(source)
+                model,
+                loaded.tokenizer,
+                asked.messages,
+                asked.settings.max_new_tokens,
+                sources.template_of(source),
+                tools=asked.tools,
+                text=asked.prompt,
             )
             if runs := _runs_beside(loaded.device):
                 ask_for_room(
@@ -239,6 +245,7 @@ class ChatEngine:
                     began=began,
                     kept=sources.kept,
                     source=source,
+                    json_schema=asked.json_schema,
                 )
             except UserError:
                 # Memory may have run out: what is kept for other turns goes first.

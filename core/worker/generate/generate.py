@@ -16,11 +16,11 @@ from typing import Any, Literal
 
 import torch
 
-from core.chat.request import BASE, GenerationSettings
+from core.chat.request import BASE, GenerationSettings, QuestionError
 from core.data.conversation import RowError
-from core.errors import UserError
 from core.worker.data.encode import Encoder, stop_token_ids
 from core.worker.generate.decoding import BatchDecoder, KeyValues, Sampler, TextStream
+from core.worker.generate.grammar import Grammar
 from core.worker.generate.prefix_cache import PrefixCache
 from core.worker.generate.stops import StopTexts
 from core.worker.model.adapters import switched_off
@@ -84,12 +84,32 @@ class Prompt:
 
 
 def prepare_prompt(
-    model: Any, tokenizer: Any, messages: Sequence[dict[str, str]], max_new_tokens: int, template: str | None = None
+    model: Any,
+    tokenizer: Any,
+    messages: Sequence[dict[str, Any]],
+    max_new_tokens: int,
+    template: str | None = None,
+    *,
+    tools: Sequence[dict[str, Any]] = (),
+    text: str | None = None,
 ) -> Prompt:
-    """Render and tokenize a conversation; arguments and errors as for :func:`generate`."""
+    """Render and tokenize a conversation; arguments and errors as for :func:`generate`.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        messages: The conversation.
+        max_new_tokens: Longest answer.
+        template: A chat template instead of the tokenizer's own.
+        tools: Tools that the answer may call, in OpenAI's schema.
+        text: A text to go on with, instead of the conversation.
+    """
     network = _network(model)
     stop_ids = frozenset(stop_token_ids(getattr(network, "generation_config", None), tokenizer, template))
-    tokens = _encode(tokenizer, [messages], stop_ids, template)[0]
+    if text is not None:
+        tokens = Encoder(tokenizer, sorted(stop_ids), template).text_ids(text)
+    else:
+        tokens = _encode(tokenizer, [messages], stop_ids, template, tools)[0]
     return Prompt(network, tokens, stop_ids, _room(network, tokens, max_new_tokens), _context_limit(network))
 
 
@@ -134,6 +154,7 @@ def answer_prompt(
     began: float,
     kept: PrefixCache | None = None,
     source: str = "",
+    json_schema: str | None = None,
 ) -> Generation:
     """Answer a conversation that has been prepared; the rest as for :func:`generate`.
 
@@ -147,9 +168,11 @@ def answer_prompt(
         began: When the question came, by the monotonic clock.
         kept: Keys and values of earlier turns; None to keep none, as for weights that change.
         source: Whose they are.
+        json_schema: A JSON Schema that the answer follows, as JSON.
     """
     network, tokens, read = prompt.network, prompt.tokens, 0
     stream, stops = TextStream(tokenizer), StopTexts(settings.stop)
+    grammar = Grammar(tokenizer, prompt.stop_ids, json_schema) if json_schema is not None else None
     finish: Finish = "length"
     first = began
 
@@ -166,14 +189,16 @@ def answer_prompt(
             )
         sampler = Sampler(settings, before=tokens)
         while True:
-            token = sampler.choose(logits[0])
+            token = sampler.choose(logits[0] if grammar is None else grammar.allow(logits[0]))
             if not stream.tokens:
                 first = time.monotonic()
             if token in prompt.stop_ids:
                 finish = "stop"
                 break
             give(stops.push(stream.push(token)))
-            if stops.found:
+            if grammar is not None:
+                grammar.take(token)
+            if stops.found or (grammar is not None and grammar.is_complete):
                 finish = "stop"
                 break
             if len(stream.tokens) >= prompt.budget:
@@ -289,13 +314,14 @@ def _encode(
     conversations: Sequence[Sequence[dict[str, str]]],
     stop_ids: frozenset[int],
     template: str | None,
+    tools: Sequence[dict[str, Any]] = (),
 ) -> list[list[int]]:
     """The conversations as tokens, ready for the answer: rendered and tokenized by the same code as training rows."""
     encoder = Encoder(tokenizer, sorted(stop_ids), template)
     try:
-        return [encoder.prompt_ids(messages) for messages in conversations]
+        return [encoder.prompt_ids(messages, tools) for messages in conversations]
     except RowError as error:
-        raise UserError(error.message, "Change the conversation, or the template in template.file.") from error
+        raise QuestionError(error.message, "Change the conversation, or the template in template.file.") from error
 
 
 def _room(network: Any, prompt: Sequence[int], wanted: int) -> int:
@@ -304,9 +330,10 @@ def _room(network: Any, prompt: Sequence[int], wanted: int) -> int:
     if not limit:
         return wanted
     if len(prompt) >= limit:
-        raise UserError(
+        raise QuestionError(
             f"The conversation has {len(prompt)} tokens, and the model reads at most {limit}.",
             "Begin a new one, or remove earlier turns.",
+            "context_length_exceeded",
         )
     return min(wanted, limit - len(prompt))
 

@@ -21,7 +21,7 @@ from core.errors import UserError
 from core.text import one_line
 from tui.datasets.summary import counted
 from tui.keys import bindings, display_key
-from tui.messages import AnswerAwaited
+from tui.messages import AnswerAwaited, ServeRequested
 from tui.panes.base import Pane
 from tui.panes.chat.keeping import offer_to_keep
 from tui.panes.chat.partner import Partner
@@ -722,6 +722,11 @@ class ChatPane(Pane):
         self._say(
             f"✓ answer of {reply.label} ({counted(len(text), 'character')}) sent to your terminal's clipboard{tmux}"
         )
+
+    def action_serve(self) -> None:
+        """Let other programs use the model."""
+        if self.target is not None:
+            self.post_message(ServeRequested(self.target))
 
     def action_save(self) -> None:
         """Save the conversation as a Markdown file."""

@@ -1,0 +1,40 @@
+"""JSON Schemas that answers are held to: as grammars of llguidance, which masks tokens that do not fit."""
+
+from __future__ import annotations
+
+from core.chat.request import QuestionError
+
+#: Longest schema, in characters.
+SCHEMA_LIMIT = 1 << 16
+
+
+def grammar_of(schema: str) -> str:
+    """The grammar of a JSON Schema, for ``llguidance.LLMatcher``.
+
+    Args:
+        schema: The schema, as JSON.
+
+    Raises:
+        QuestionError: If no answer can be held to it: it is invalid, uses what llguidance does not know, or is too
+            large; or llguidance is not installed.
+    """
+    try:
+        from llguidance import LLMatcher
+    except ImportError as error:
+        raise QuestionError(
+            "Answers in a JSON Schema need llguidance, which is not installed.",
+            "Install it with the app: pip install 'localtune-tui[serve]'",
+        ) from error
+    if len(schema) > SCHEMA_LIMIT:
+        raise QuestionError(f"The JSON Schema has more than {SCHEMA_LIMIT >> 10} KiB.", "Ask with a smaller one.")
+    try:
+        grammar = str(
+            LLMatcher.grammar_from_json_schema(schema, overrides={"json_allow_general_unicode_escapes": True})
+        )
+        problem = LLMatcher.validate_grammar(grammar, None)
+    except ValueError as error:
+        grammar, problem = "", str(error)
+    if problem:
+        reason = " ".join(problem.split())[:300].rstrip(".")
+        raise QuestionError(f"The JSON Schema cannot be followed: {reason}.", "Ask with another one.")
+    return grammar

@@ -1,0 +1,109 @@
+"""``serve RUN[@STEP] [RUN…|MODEL]``: what was trained, for programs that speak OpenAI's API."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from core.commands.common import CLEAR_LINE, add_json_flag, emit, note, say
+
+if TYPE_CHECKING:
+    from core.serve.options import ServeOptions
+    from core.serve.server import Serving
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    from core.serve.options import KEY_VARIABLE, LOOPBACK, PORT, QUEUE
+
+    parser.add_argument(
+        "targets",
+        metavar="RUN[@STEP]|MODEL",
+        nargs="+",
+        help="a run (its id, a part of it, its directory, or 'latest'), a checkpoint of it, or a model",
+    )
+    parser.add_argument(
+        "--port", metavar="N", type=int, default=PORT, help="port; 0 for any that is free (%(default)s)"
+    )
+    parser.add_argument(
+        "--host",
+        metavar="ADDRESS",
+        default=LOOPBACK,
+        help="address to listen on; others than %(default)s are open to all",
+    )
+    parser.add_argument("--uds", metavar="PATH", type=Path, help="listen on a Unix socket instead, for this user alone")
+    parser.add_argument(
+        "--key", metavar="KEY", default="", help=f"the key that clients send (default: {KEY_VARIABLE}, or a random one)"
+    )
+    parser.add_argument(
+        "--allow-host",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="another name of this machine that clients may use; may be repeated",
+    )
+    parser.add_argument("--queue", metavar="N", type=int, default=QUEUE, help="requests that may wait (%(default)s)")
+    add_json_flag(parser, "print address, key and models as one JSON object when clients can connect")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until Ctrl-C."""
+    from core.serve.requirements import check_installed
+
+    check_installed()
+    from core.serve.options import KEY_VARIABLE, ServeOptions
+    from core.serve.server import serve
+    from core.text import one_line
+
+    given = args.key or os.environ.get(KEY_VARIABLE, "")
+    options = ServeOptions(
+        tuple(args.targets),
+        host=args.host,
+        port=args.port,
+        uds=args.uds.absolute() if args.uds is not None else None,
+        key=given,
+        names=tuple(args.allow_host),
+        queue=args.queue,
+    )
+    if not options.is_loopback:
+        note(
+            f"warning: {one_line(args.host, 80)} can be reached from other machines, without encryption: whoever reads "
+            "the key on the way can use it."
+        )
+
+    def ready(serving: Serving) -> None:
+        if args.json:
+            emit({"url": serving.url, "key": serving.key, "models": list(serving.models), "pid": os.getpid()})
+        else:
+            _introduce(serving, options, is_own_key=bool(given))
+
+    serve(options, ready, _show)
+    if not args.json:
+        note("The server has ended.")
+    return 0
+
+
+def _introduce(serving: Serving, options: ServeOptions, *, is_own_key: bool) -> None:
+    """What clients need, and a line to try it."""
+    say(f"base URL  {serving.url}")
+    if options.uds is not None:
+        say(f"socket    {options.uds}")
+    # A key that the user has given is known, and need not be on the screen.
+    say(f"key       {'as given' if is_own_key else serving.key}")
+    say(f"models    {', '.join(serving.models)}")
+    note("Ctrl-C ends it.")
+
+
+def _show(detail: str, done: int | None, total: int | None) -> None:
+    """A line about what is being loaded; a sentence is a warning, and stays."""
+    from core.text import one_line
+
+    if detail.endswith("."):
+        note(f"warning: {detail}")
+    elif sys.stderr.isatty():
+        share = f" {done / total:.0%}" if done is not None and total else ""
+        sys.stderr.write(f"{CLEAR_LINE}{one_line(detail, 60)}{share}")
+        sys.stderr.flush()

@@ -1,0 +1,199 @@
+"""The queue: one answer is generated at a time, the others wait for their turn, and more than that are refused."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import traceback
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from core.chat.request import ChatRequest, QuestionError
+from core.errors import UserError
+from core.serve.errors import ApiError, refusal_of
+from core.serve.models import ServedModel
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of the answer, as the model wrote it."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class End:
+    """The end of an answer."""
+
+    finish: str
+    """``stop``, ``length`` or ``cancelled``."""
+    prompt_tokens: int
+    tokens: int
+    source: str
+    """The weights that answered: ``base``, ``adapter`` or ``step-N``."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An answer that has not come, or not to its end."""
+
+    error: ApiError
+
+
+Event: TypeAlias = "Piece | End | Failure"
+
+
+class Job:
+    """An answer that waits for its turn or is being generated; its events arrive in :attr:`events`.
+
+    What the reader has not taken yet stays there: a reader that is slow holds up nobody else.
+    """
+
+    def __init__(self, model: ServedModel, question: ChatRequest, loop: asyncio.AbstractEventLoop) -> None:
+        self.model = model
+        self.question = question
+        self.events: asyncio.Queue[Event] = asyncio.Queue()
+        self.is_cancelled = threading.Event()
+        self._loop = loop
+
+    def tell(self, event: Event) -> None:
+        """Add an event, from any thread."""
+        try:
+            self._loop.call_soon_threadsafe(self.events.put_nowait, event)
+        except RuntimeError:
+            return  # the loop is closed: the server has ended, and nobody reads
+
+
+class Desk:
+    """Generates answers, one after another, in a thread.
+
+    Args:
+        room: How many requests may wait beside the one whose turn it is.
+    """
+
+    def __init__(self, room: int) -> None:
+        self._room = room
+        self._taken = 0
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="answers")
+        self._guard = threading.Lock()
+        self._current: Job | None = None
+        self._futures: dict[Job, Future[None]] = {}
+
+    def take_place(self) -> Callable[[], None]:
+        """Take a place in the queue, before the request is read.
+
+        Returns:
+            A function that gives it back; to call it again does nothing.
+
+        Raises:
+            ApiError: If there is none.
+        """
+        if self._taken > self._room:
+            raise ApiError(
+                429, f"{self._taken} requests wait already. Try again when one is done.", code="too_many_requests"
+            )
+        self._taken += 1
+        given_back = False
+
+        def give_back() -> None:
+            nonlocal given_back
+            if not given_back:
+                given_back = True
+                self._taken -= 1
+
+        return give_back
+
+    def submit(self, job: Job, give_back: Callable[[], None]) -> None:
+        """Have an answer generated when its turn comes; its place is given back when it is done."""
+        loop = asyncio.get_running_loop()
+        future = self._thread.submit(self._generate, job)
+        self._futures[job] = future
+
+        def done(_: Future[None]) -> None:
+            try:
+                loop.call_soon_threadsafe(self._done, job, give_back)
+            except RuntimeError:
+                return  # the loop is closed
+
+        future.add_done_callback(done)
+
+    def _done(self, job: Job, give_back: Callable[[], None]) -> None:
+        self._futures.pop(job, None)
+        give_back()
+
+    def cancel(self, job: Job) -> None:
+        """Cancel an answer, or take it from the queue; of one that is done, nothing is left to cancel."""
+        job.is_cancelled.set()
+        future = self._futures.get(job)
+        if future is None or future.cancel():
+            return
+        # Under the guard, so that it is not the next answer by the time that it is heard.
+        with self._guard:
+            if self._current is job:
+                job.model.holder.cancel()
+
+    def cancel_all(self) -> None:
+        """Break off all answers, as the server ends; their clients are told."""
+        for job in list(self._futures):
+            job.tell(Failure(ApiError(503, "The server is ending.", code="server_ending")))
+            self.cancel(job)
+
+    def close(self) -> None:
+        """Cancel everything; blocks until the thread has ended."""
+        self.cancel_all()
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    # In the thread.
+
+    def _generate(self, job: Job) -> None:
+        with self._guard:
+            self._current = job
+        try:
+            if not job.is_cancelled.is_set():
+                self._answer(job)
+        except QuestionError as error:
+            job.tell(Failure(refusal_of(error)))
+        except UserError as error:
+            job.model.holder.note_failure()
+            job.tell(Failure(refusal_of(error)))
+        except Exception as error:  # whatever it is, it costs this answer, not the server
+            job.model.holder.note_failure()
+            name = type(error).__name__
+            job.tell(Failure(ApiError(500, f"An error that should not happen: {name}. Please report it.")))
+            traceback.print_exc()
+        finally:
+            with self._guard:
+                self._current = None
+
+    def _answer(self, job: Job) -> None:
+        session = job.model.holder.open()
+        if job.is_cancelled.is_set():
+            return  # the model took so long to load that nobody waits any more
+        end: dict[str, Any] | None = None
+        for message in session.stream(job.question):
+            if job.is_cancelled.is_set():
+                break
+            if "token" in message:
+                job.tell(Piece(str(message["token"])))
+            else:
+                end = message
+        if job.is_cancelled.is_set():
+            return
+        if end is None or end.get("finish") == "cancelled":
+            raise UserError("The model broke off its answer.", "Ask again.")
+        job.tell(_end_of(end))
+
+
+def _end_of(message: dict[str, Any]) -> End:
+    return End(
+        finish=str(message.get("finish", "stop")),
+        prompt_tokens=_count(message.get("prompt_tokens")),
+        tokens=_count(message.get("tokens")),
+        source=str(message.get("source", "")),
+    )
+
+
+def _count(value: object) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) else 0

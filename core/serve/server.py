@@ -1,0 +1,134 @@
+"""The server: listens, answers, and gives everything back at its end."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import uvicorn
+
+from core.chat.engine import Progress
+from core.serve.app import make_app
+from core.serve.connections import Watch
+from core.serve.desk import Desk
+from core.serve.listen import address_of, open_listener, remove_socket
+from core.serve.models import Models, open_models
+from core.serve.options import ServeOptions
+
+#: Most connections at a time, if the system allows as many files; more get a 503.
+CONNECTIONS = 2048
+#: Files that are open beside connections, at most.
+_OTHER_FILES = 128
+#: Most bytes of the head of a request.
+HEAD_BYTES = 16 << 10
+#: Seconds for answers to be broken off at the end.
+_ENDING_SECONDS = 2
+_POLL_SECONDS = 0.02
+
+
+@dataclass(frozen=True)
+class Serving:
+    """A server that listens."""
+
+    url: str
+    """The base URL for clients, which ends in ``/v1``."""
+    key: str
+    models: tuple[str, ...]
+    """The ids of the models."""
+
+
+def serve(options: ServeOptions, ready: Callable[[Serving], None], progress: Progress) -> None:
+    """Serve until SIGINT or SIGTERM; for the main thread of a process.
+
+    Models are loaded with the first question to them.
+
+    Args:
+        options: Where, what and for whom.
+        ready: Called once clients can connect.
+        progress: Told what is being loaded; a sentence is a warning.
+
+    Raises:
+        UserError: If a target cannot be found, or the address cannot be listened on.
+    """
+    serve_models(open_models(options.targets, progress), options, ready)
+
+
+def serve_models(models: Models, options: ServeOptions, ready: Callable[[Serving], None]) -> None:
+    """Serve models that are open, and close them at the end; the rest as for :func:`serve`."""
+    try:
+        listener = open_listener(options)
+    except BaseException:
+        models.close()
+        raise
+    desk = Desk(options.queue)
+    try:
+        url = address_of(listener, options)
+        ids = tuple(model.id for model in models.all)
+        config = uvicorn.Config(
+            make_app(models, desk, options),
+            http="h11",
+            loop="asyncio",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level="critical",
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            h11_max_incomplete_event_size=HEAD_BYTES,
+            limit_concurrency=_room_for_connections(),
+            timeout_keep_alive=30,
+            timeout_graceful_shutdown=_ENDING_SECONDS,
+        )
+        asyncio.run(_run(uvicorn.Server(config), listener, lambda: ready(Serving(url, options.key, ids)), desk))
+    finally:
+        listener.close()
+        if options.uds is not None:
+            remove_socket(options.uds)
+        # The engines first: an answer that is being generated ends with them.
+        models.close()
+        desk.close()
+
+
+def _room_for_connections() -> int:
+    """How many connections there is room for, as each is an open file; the system is asked for more first."""
+    wanted = CONNECTIONS + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+        soft = allowed
+    return min(CONNECTIONS, max(16, soft - _OTHER_FILES)) if soft != resource.RLIM_INFINITY else CONNECTIONS
+
+
+async def _run(server: uvicorn.Server, listener: socket.socket, ready: Callable[[], None], desk: Desk) -> None:
+    """Run the server until a signal comes."""
+    # uvicorn raises the signal that ended it once more, for handlers that were there before.
+    former = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+    loop = asyncio.get_running_loop()
+    beside = [
+        loop.create_task(Watch().watch(server.server_state.connections)),
+        loop.create_task(_tell(server, ready, desk)),
+    ]
+    try:
+        await server.serve(sockets=[listener])
+    finally:
+        for task in beside:
+            task.cancel()
+        await asyncio.gather(*beside, return_exceptions=True)
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+async def _tell(server: uvicorn.Server, ready: Callable[[], None], desk: Desk) -> None:
+    """Tell when clients can connect, and break answers off when the end has been asked for."""
+    while not server.started:
+        await asyncio.sleep(_POLL_SECONDS)
+    ready()
+    while not server.should_exit:
+        await asyncio.sleep(_POLL_SECONDS)
+    desk.cancel_all()

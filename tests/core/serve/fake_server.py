@@ -1,0 +1,103 @@
+"""A real server whose models are played: ``python -m tests.core.serve.fake_server`` with options as JSON.
+
+A question's text says what its answer is like: ``say TEXT`` answers in pieces of a few characters, ``hang`` never
+ends, ``long N`` has N pieces, ``die`` ends the session as a killed engine would, ``refuse`` blames the question.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from core.chat.engine import Progress
+from core.chat.request import ChatRequest, QuestionError
+from core.commands.common import say
+from core.config.schema import ChatSection
+from core.errors import UserError
+from core.serve.models import Holder, Models, ServedModel
+from core.serve.options import ServeOptions
+from core.serve.server import Serving, serve_models
+
+
+class PlayedSession:
+    """A session without a model."""
+
+    opened = 0
+    most_at_once = 0
+    _at_once = 0
+
+    def __init__(self) -> None:
+        type(self).opened += 1
+        self._cancelled = threading.Event()
+        self.is_open = True
+
+    def prepare(self, progress: Progress) -> None:
+        progress("loading", 1, 1)
+
+    def stream(self, request: ChatRequest) -> Iterator[dict[str, Any]]:
+        self._cancelled.clear()
+        kind = type(self)
+        kind._at_once += 1
+        kind.most_at_once = max(kind.most_at_once, kind._at_once)
+        try:
+            yield from self._play(request)
+        finally:
+            kind._at_once -= 1
+
+    def _play(self, request: ChatRequest) -> Iterator[dict[str, Any]]:
+        asked = request.prompt if request.prompt is not None else str(request.messages[-1]["content"])
+        word, _, rest = asked.partition(" ")
+        if word == "hang":
+            yield {"token": "…"}
+            self._cancelled.wait()
+            return
+        if word == "die":
+            self.is_open = False
+            raise UserError("The chat engine was killed by signal 9.", "The machine may be out of memory.")
+        if word == "refuse":
+            raise QuestionError("The conversation is too long.", "Shorten it.", "context_length_exceeded")
+        if word == "mistake":
+            raise RuntimeError("a secret of the machine")
+        if word == "counts":
+            rest = json.dumps([self.opened, self.most_at_once])
+        pieces = ["x" * 1000] * int(rest) if word == "long" else [rest[at : at + 3] for at in range(0, len(rest), 3)]
+        for piece in pieces:
+            if self._cancelled.is_set():
+                return
+            yield {"token": piece}
+        told = {"finish": "stop", "tokens": len(pieces), "prompt_tokens": len(asked), "source": "step-7"}
+        yield {"text": "".join(pieces), "first_token_seconds": 0.0, "tokens_per_second": 1.0, **told}
+
+    def cancel(self) -> None:
+        self._cancelled.set()
+
+    def close(self) -> None:
+        self.is_open = False
+        self._cancelled.set()
+
+
+def main() -> None:
+    options = json.loads(sys.argv[1])
+    if uds := options.pop("uds", None):
+        options["uds"] = Path(uds)
+    holder = Holder(PlayedSession, lambda *_: None)
+    chat = ChatSection()
+    models = [
+        ServedModel("run-1", holder, "tuned", chat, int(time.time()), parent="tiny"),
+        ServedModel("tiny", holder, "base", chat, int(time.time())),
+    ]
+
+    def ready(serving: Serving) -> None:
+        say(json.dumps({"url": serving.url, "key": serving.key}))
+
+    serve_models(Models(models), ServeOptions(("run-1",), **options), ready)
+    say("ended")
+
+
+if __name__ == "__main__":
+    main()

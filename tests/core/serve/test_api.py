@@ -1,0 +1,192 @@
+"""The API as OpenAI's own client sees it."""
+
+from __future__ import annotations
+
+import json
+
+import httpx2
+import openai
+import pytest
+
+from tests.core.serve.conftest import RunningServer
+
+TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
+
+
+def ask(content: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": content}]
+
+
+def test_models_are_listed_with_their_base(played: RunningServer) -> None:
+    client = played.client()
+    listed = client.models.list().data
+    assert [model.id for model in listed] == ["run-1", "tiny"]
+    assert listed[0].model_dump()["parent"] == "tiny"
+    assert client.models.retrieve("tiny").id == "tiny"
+    with pytest.raises(openai.NotFoundError, match="There are: run-1, tiny"):
+        client.models.retrieve("gpt-9")
+
+
+def test_an_answer_comes_whole(played: RunningServer) -> None:
+    answer = played.client().chat.completions.create(model="run-1", messages=ask("say Hello there."))
+    assert answer.choices[0].message.content == "Hello there."
+    assert (answer.choices[0].finish_reason, answer.model, answer.system_fingerprint) == ("stop", "run-1", "step-7")
+    assert answer.usage is not None
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == (16, 4, 20)
+
+
+def test_what_the_model_writes_arrives_as_it_is(played: RunningServer) -> None:
+    text = "\x1b[31m\u202e\u2028é\ud83d\ude00[b]\r\n\x00" + "é" * 2000
+    text = text.encode("utf-16", "surrogatepass").decode("utf-16")
+    answer = played.client().chat.completions.create(model="tiny", messages=ask(f"say {text}"))
+    assert answer.choices[0].message.content == text
+
+
+def test_an_answer_is_streamed_with_its_usage(played: RunningServer) -> None:
+    client = played.client()
+    options = {"include_usage": True}
+    chunks = list(
+        client.chat.completions.create(
+            model="run-1", messages=ask("say Hello there."), stream=True, stream_options=options
+        )
+    )
+    assert [chunk.choices[0].delta.content for chunk in chunks[1:-2]] == ["Hel", "lo ", "the", "re."]
+    assert (chunks[0].choices[0].delta.role, chunks[-2].choices[0].finish_reason) == ("assistant", "stop")
+    assert (chunks[-1].choices, chunks[-1].usage.total_tokens) == ([], 20)
+    assert len({chunk.id for chunk in chunks}) == 1
+    without = list(client.chat.completions.create(model="run-1", messages=ask("say Hello."), stream=True))
+    assert all(chunk.usage is None and chunk.choices for chunk in without)
+
+
+def test_texts_are_gone_on_with(played: RunningServer) -> None:
+    client = played.client()
+    answer = client.completions.create(model="tiny", prompt="say one two")
+    assert (answer.choices[0].text, answer.object) == ("one two", "text_completion")
+    pieces = client.completions.create(model="tiny", prompt=["say one two"], stream=True)
+    assert "".join(piece.choices[0].text for piece in pieces) == "one two"
+
+
+def test_calls_of_tools_are_told_apart_from_text(played: RunningServer) -> None:
+    client = played.client()
+    call = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
+    question = ask(f"say I add. {call}")
+    answer = client.chat.completions.create(model="run-1", messages=question, tools=TOOLS)
+    choice = answer.choices[0]
+    assert (choice.finish_reason, choice.message.content) == ("tool_calls", "I add.")
+    (called,) = choice.message.tool_calls
+    assert (called.type, called.function.name, json.loads(called.function.arguments)) == ("function", "add", {"a": 1})
+    chunks = list(client.chat.completions.create(model="run-1", messages=question, tools=TOOLS, stream=True))
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    (streamed,) = [call for chunk in chunks for call in chunk.choices[0].delta.tool_calls or []]
+    assert (text.strip(), streamed.function.name, chunks[-1].choices[0].finish_reason) == (
+        "I add.",
+        "add",
+        "tool_calls",
+    )
+    # Without tools, and with a tool that was not offered, it is text.
+    plain = client.chat.completions.create(model="run-1", messages=question)
+    assert plain.choices[0].message.content == f"I add. {call}"
+    other = [{"type": "function", "function": {"name": "other", "parameters": {"type": "object"}}}]
+    chunks = list(client.chat.completions.create(model="run-1", messages=question, tools=other, stream=True))
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == f"I add. {call}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "param"),
+    [
+        ({"n": 2}, "n"),
+        ({"logprobs": True}, "logprobs"),
+        ({"logit_bias": {"1": 2}}, "logit_bias"),
+        ({"presence_penalty": 0.5}, "presence_penalty"),
+        ({"functions": [{"name": "add"}]}, "functions"),
+        ({"tools": TOOLS, "tool_choice": "required"}, "tool_choice"),
+        ({"tools": TOOLS, "response_format": {"type": "json_object"}}, "response_format"),
+        ({"tools": [{"type": "function"}]}, "messages"),
+        ({"temperature": -1}, "temperature"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 1.5}, "max_tokens"),
+        ({"seed": "x"}, "seed"),
+        ({"stream": "yes"}, "stream"),
+        ({"stop": [1]}, "stop"),
+        ({"stream": True, "stream_options": []}, "stream_options"),
+        ({"messages": []}, "messages"),
+        ({"messages": "hello"}, "messages"),
+        ({"messages": [{"role": "user"}]}, "messages"),
+        ({"messages": [{"role": "wizard", "content": "x"}]}, "messages"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "messages"),
+        ({"messages": [*ask("say x"), {"role": "assistant", "content": "y"}]}, "messages"),
+        ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format.json_schema.schema"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "nope"}}}},
+            "response_format.json_schema.schema",
+        ),
+        ({"model": 3}, "model"),
+    ],
+)
+def test_what_is_not_offered_or_makes_no_sense_is_refused_in_a_sentence(
+    played: RunningServer, changes: dict[str, object], param: str
+) -> None:
+    body = {"model": "run-1", "messages": ask("say x"), **changes}
+    found = httpx2.post(
+        f"{played.url}/chat/completions",
+        content=json.dumps(body),
+        headers={"Authorization": f"Bearer {played.key}", "Content-Type": "application/json"},
+    )
+    error = found.json()["error"]
+    assert (found.status_code, error["type"], error["param"]) == (400, "invalid_request_error", param)
+    assert error["message"].endswith(".")
+
+
+def test_settings_that_change_nothing_are_accepted(played: RunningServer) -> None:
+    answer = played.client().chat.completions.create(
+        model="run-1",
+        messages=[{"role": "developer", "content": [{"type": "text", "text": "Be brief."}]}, *ask("say x")],
+        n=1,
+        logprobs=False,
+        presence_penalty=0,
+        frequency_penalty=0.0,
+        max_completion_tokens=10**9,
+        seed=-(10**12),
+        stop=["", "END"],
+        user="me",
+        metadata={"a": "b"},
+        response_format={"type": "text"},
+        tool_choice="none",
+        tools=TOOLS,
+        extra_body={"top_k": -1, "min_p": 0.1, "repetition_penalty": 1.1},
+    )
+    assert answer.choices[0].message.content == "x"
+
+
+def test_errors_of_the_model_become_those_of_the_client(played: RunningServer) -> None:
+    client = played.client()
+    with pytest.raises(openai.BadRequestError, match=r"too long. Shorten it") as refused:
+        client.chat.completions.create(model="run-1", messages=ask("refuse"))
+    assert refused.value.code == "context_length_exceeded"
+    with pytest.raises(openai.NotFoundError) as unknown:
+        client.chat.completions.create(model="gpt-9", messages=ask("say x"))
+    assert unknown.value.code == "model_not_found"
+    with pytest.raises(openai.InternalServerError) as mistaken:
+        client.chat.completions.create(model="run-1", messages=ask("mistake"))
+    assert "secret" not in str(mistaken.value)
+    with pytest.raises(openai.BadRequestError):
+        client.chat.completions.create(model="run-1", messages=ask("refuse"), stream=True)
+
+
+def test_a_session_that_dies_is_told_and_opened_again(played: RunningServer) -> None:
+    client = played.client()
+
+    def opened() -> int:
+        counts = client.completions.create(model="tiny", prompt="counts").choices[0].text
+        return int(json.loads(counts)[0])
+
+    before = opened()
+    for stream in (False, True):
+        with pytest.raises(openai.InternalServerError, match="killed by signal 9") as dead:
+            client.chat.completions.create(model="run-1", messages=ask("die"), stream=stream)
+        assert (dead.value.status_code, dead.value.response.headers["retry-after"]) == (503, "5")
+    assert opened() == before + 2

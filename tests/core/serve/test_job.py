@@ -1,0 +1,110 @@
+"""The server of the app: a helper that is told of, and ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from core.errors import UserError
+from core.serve.job import Address, ServeJob
+from core.serve.options import KEY_VARIABLE
+from tests.core.chat.test_session import add_adapter, make_run
+from tests.waiting import wait_for
+
+
+class Started:
+    """A job in a thread."""
+
+    def __init__(self, job: ServeJob) -> None:
+        self.job = job
+        self.addresses: list[Address] = []
+        self.errors: list[UserError] = []
+        self.thread = threading.Thread(target=self._run)
+        self.thread.start()
+
+    def _run(self) -> None:
+        try:
+            self.job.run(self.addresses.append, lambda _: None)
+        except UserError as error:
+            self.errors.append(error)
+
+    def address(self) -> Address:
+        wait_for(lambda: self.addresses or self.errors, 30, "the server to come up")
+        assert not self.errors, self.errors
+        return self.addresses[0]
+
+    def end(self) -> None:
+        self.job.close()
+        self.thread.join(10)
+        assert not self.thread.is_alive()
+
+
+def get(address: Address, path: str = "/models") -> httpx2.Response:
+    return httpx2.get(address.url + path, headers={"Authorization": f"Bearer {address.key}"})
+
+
+def test_it_serves_until_it_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run("finished")
+    add_adapter(run.adapter_path)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        monkeypatch.setenv(KEY_VARIABLE, "the-same-key-each-time")
+        started = Started(ServeJob(str(run.path), port=taken.getsockname()[1]))
+        address = started.address()
+        assert not address.url.endswith(f":{taken.getsockname()[1]}/v1"), "that port is another program's"
+    assert (address.models, address.key) == ((run.id, "base"), "the-same-key-each-time")
+    assert get(address).status_code == 200
+    started.end()
+    assert started.errors == []
+    with pytest.raises(httpx2.ConnectError):
+        get(address)
+
+
+def test_what_cannot_be_served_is_a_sentence(tmp_path: Path) -> None:
+    started = Started(ServeJob(str(make_run("failed").path), port=0))
+    started.thread.join(30)
+    assert "has neither an adapter nor a whole checkpoint" in str(started.errors[0])
+    started = Started(ServeJob("no-such-run", port=0))
+    started.thread.join(30)
+    assert "no-such-run" in str(started.errors[0])
+
+
+def test_a_server_that_is_killed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run("finished")
+    add_adapter(run.adapter_path)
+    started = Started(ServeJob(str(run.path), port=0))
+    started.address()
+    helper = started.job._helper
+    assert helper is not None
+    os.kill(helper.process.pid, signal.SIGKILL)
+    started.thread.join(10)
+    assert [str(error) for error in started.errors] == ["The server was ended by SIGKILL. Start it again."]
+
+
+def test_it_ends_with_the_process_that_started_it() -> None:
+    run = make_run("finished")
+    add_adapter(run.adapter_path)
+    program = (
+        "import os, sys\n"
+        "from core.serve.job import ServeJob\n"
+        "job = ServeJob(sys.argv[1], port=0)\n"
+        "job.run(lambda address: (print(job._helper.process.pid, flush=True), os.kill(os.getpid(), 9)), print)\n"
+    )
+    import subprocess
+
+    done = subprocess.run([sys.executable, "-c", program, str(run.path)], capture_output=True, text=True, timeout=60)
+    pid = int(done.stdout)
+    wait_for(lambda: not Path(f"/proc/{pid}").exists() or "Z" in _state(pid), 10, "the server to end")
+
+
+def _state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "Z"

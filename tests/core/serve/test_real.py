@@ -1,0 +1,202 @@
+"""Real answers over HTTP: two runs on one base, of a tiny model, as transformers and PEFT give them."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import openai
+import psutil
+import pytest
+
+from core.config.schema import Config, DataSection, MethodSection, ModelSection, TrainSection
+from core.runs.process import hostname, own_identity
+from core.runs.state import RunState
+from core.runs.store import Run, create_run
+from tests.core.serve.conftest import RunningServer, end, start
+from tests.waiting import wait_for
+
+QUESTION = [{"role": "user", "content": "the ticket"}]
+SCHEMA = {
+    "type": "object",
+    "properties": {"area": {"enum": ["billing", "login"]}, "urgent": {"type": "boolean"}, "ref": {"type": "null"}},
+    "required": ["area", "urgent", "ref"],
+    "additionalProperties": False,
+}
+
+
+def make_adapter(model: Path, directory: Path, seed: int) -> Path:
+    """An adapter that changes the tiny model's answers."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    config = LoraConfig(r=4, lora_alpha=64, target_modules="all-linear", task_type="CAUSAL_LM")
+    peft = get_peft_model(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32), config)
+    for name, parameter in peft.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    peft.save_pretrained(str(directory))
+    return directory
+
+
+@dataclass
+class Served:
+    """A server of two runs on one base."""
+
+    server: RunningServer
+    model: Path
+    runs: list[Run]
+
+    def ask(self, model: str, messages: Any = QUESTION, **options: Any) -> Any:
+        options = {"max_tokens": 12, **options}
+        return self.server.client().chat.completions.create(model=model, messages=messages, **options)
+
+    def expected(self, adapter: Path | None, messages: Any = QUESTION, tokens: int = 12) -> tuple[str, list[int]]:
+        """What transformers answers, and the tokens of the prompt."""
+        import torch
+        from peft import PeftModel
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(self.model)
+        network: Any = AutoModelForCausalLM.from_pretrained(self.model, dtype=torch.float32)
+        if adapter is not None:
+            network = PeftModel.from_pretrained(network, str(adapter))
+        if isinstance(messages, str):
+            ids = tokenizer(messages)["input_ids"]
+        else:
+            ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+        out = network.generate(input_ids=torch.tensor([ids]), max_new_tokens=tokens, do_sample=False)
+        return tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True), ids
+
+    @property
+    def engines(self) -> list[psutil.Process]:
+        children = psutil.Process(self.server.process.pid).children(recursive=True)
+        return [child for child in children if any("chat_engine" in word for word in child.cmdline())]
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Iterator[Served]:
+    directory = tmp_path_factory.mktemp("serve")
+    runs = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOCALTUNE_HOME", str(directory / "home"))
+        for number in (1, 2):
+            config = Config(
+                model=ModelSection(base=str(tiny_model_dir)),
+                data=DataSection(train="/data/rows.jsonl"),
+                method=MethodSection(name="lora"),
+                train=TrainSection(precision="fp32"),
+            )
+            run = create_run(config, f"run{number}")
+            pid, identity = own_identity()
+            state = RunState(state="finished", pid=pid, pid_started=identity, host=hostname(), updated=time.time())
+            state.write(run.state_path)
+            make_adapter(tiny_model_dir, run.adapter_path, seed=number)
+            runs.append(run)
+    command = ["-m", "tui", "serve", *(run.id for run in runs), "--port", "0", "--json"]
+    server = start(command, LOCALTUNE_HOME=str(directory / "home"))
+    yield Served(server, tiny_model_dir, runs)
+    end(server)
+
+
+def test_each_run_and_the_base_answer_as_transformers_does(served: Served) -> None:
+    first, second = served.runs
+    base = served.model.name
+    assert served.server.models == [first.id, base, second.id]
+    answers = set()
+    for name, adapter, said in (
+        (first.id, first.adapter_path, "adapter"),
+        (second.id, second.adapter_path, second.id),
+        (base, None, "base"),
+    ):
+        wanted, ids = served.expected(adapter)
+        found = served.ask(name)
+        assert (found.choices[0].message.content, found.usage.prompt_tokens) == (wanted, len(ids))
+        assert (found.usage.completion_tokens, found.choices[0].finish_reason) == (12, "length")
+        assert found.system_fingerprint == said
+        streamed = "".join(chunk.choices[0].delta.content or "" for chunk in served.ask(name, stream=True))
+        assert streamed == wanted
+        answers.add(wanted)
+    assert len(answers) == 3
+    assert len(served.engines) == 1, "the base is loaded once"
+
+
+def test_a_text_is_gone_on_with(served: Served) -> None:
+    wanted, ids = served.expected(None, "the ticket area")
+    found = served.server.client().completions.create(
+        model=served.model.name, prompt="the ticket area", max_tokens=12, temperature=0
+    )
+    assert (found.choices[0].text, found.usage.prompt_tokens) == (wanted, len(ids))
+
+
+def test_seeds_and_stops_are_followed(served: Served) -> None:
+    def drawn(seed: int, **options: Any) -> Any:
+        return served.ask(served.runs[0].id, temperature=1.5, seed=seed, max_tokens=30, **options)
+
+    text = drawn(5).choices[0].message.content
+    assert drawn(5).choices[0].message.content == text
+    assert drawn(6).choices[0].message.content != text
+    stop = text[10:13]
+    cut = drawn(5, stop=[stop])
+    assert (cut.choices[0].message.content, cut.choices[0].finish_reason) == (text[: text.index(stop)], "stop")
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_an_answer_follows_a_schema_whatever_the_model_would_say(served: Served, seed: int) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "ticket", "strict": True, "schema": SCHEMA}}
+    found = served.ask(served.runs[0].id, response_format=form, temperature=1.0, seed=seed, max_tokens=400)
+    assert found.choices[0].finish_reason == "stop"
+    jsonschema.validate(json.loads(found.choices[0].message.content), SCHEMA)
+
+
+def test_a_conversation_with_tools_is_answered(served: Served) -> None:
+    call = {"id": "call_1", "type": "function", "function": {"name": "add", "arguments": '{"a": {"b": [1]}}'}}
+    tools = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
+    deep: dict[str, Any] = {"type": "string"}
+    for _ in range(20):
+        deep = {"type": "object", "properties": {"a": deep}}
+    tools[0]["function"]["parameters"] = deep  # type: ignore[index]
+    messages = [
+        *QUESTION,
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "3"},
+    ]
+    assert served.ask(served.runs[0].id, messages, tools=tools).usage.completion_tokens == 12
+
+
+def test_a_conversation_that_is_too_long_is_the_clients_fault(served: Served) -> None:
+    with pytest.raises(openai.BadRequestError, match="the model reads at most 512") as refused:
+        served.ask(served.runs[0].id, [{"role": "user", "content": "ticket " * 2000}])
+    assert refused.value.code == "context_length_exceeded"
+
+
+def test_an_engine_that_is_killed_is_told_and_started_again(served: Served) -> None:
+    before = served.ask(served.runs[0].id).choices[0].message.content
+    (engine,) = served.engines
+    stream = served.ask(served.runs[0].id, stream=True, max_tokens=480)
+    next(stream)
+    engine.kill()
+    with pytest.raises(openai.APIError, match="killed by signal 9"):
+        list(stream)
+    assert served.ask(served.runs[0].id).choices[0].message.content == before
+    # One that is killed while nobody asks is not missed.
+    (engine,) = served.engines
+    engine.kill()
+    wait_for(lambda: engine.status() == psutil.STATUS_ZOMBIE, 10, "the engine to be dead")
+    assert served.ask(served.runs[1].id).usage.completion_tokens == 12
+
+
+def test_ctrl_c_ends_the_engine_as_well(served: Served) -> None:
+    served.ask(served.runs[0].id)
+    (engine,) = served.engines
+    served.server.process.send_signal(signal.SIGINT)
+    assert served.server.process.wait(20) == 0
+    wait_for(lambda: not engine.is_running(), 10, "the engine to end")

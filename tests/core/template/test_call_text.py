@@ -1,0 +1,112 @@
+"""Calls of tools read back from the text that templates teach a model to write."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.data.conversation import Example, Message
+from core.template.call_text import MARKERS, ToolCall, call_begins, split_calls
+from tests.core.template.families import FAMILIES, Family
+from tests.core.template.oracle import answer_ids
+
+TOOLS = ({"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": {"type": "object"}}},)
+NAMES = {"add", "look_up"}
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-1000, 1000) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def written(family: Family, arguments: dict[str, Any]) -> str:
+    """What a model of a family writes to call a tool, as the server sees it: without special tokens."""
+    call = {"type": "function", "function": {"name": "add", "arguments": arguments}}
+    messages = (Message("user", "What is 1 + 2?"), Message("assistant", "", tool_calls=(call,)))
+    ids = answer_ids(family, [message.fields() for message in Example(messages=messages).messages], TOOLS)
+    return str(family.tokenizer().backend.decode(ids, skip_special_tokens=True))
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family.tools], ids=lambda family: str(family.name))
+@pytest.mark.parametrize("arguments", [{"a": 1, "b": 2}, {"a": ["x", {"y": None}], "text": 'é "q"\n<end>'}, {}])
+def test_what_a_family_writes_is_read_back(family: Family, arguments: dict[str, Any]) -> None:
+    text = written(family, arguments)
+    content, calls = split_calls(text, NAMES)
+    # A family that reasons writes that it did not.
+    assert (content.removeprefix("<think>").removesuffix("</think>").strip(), calls) == (
+        "",
+        [ToolCall("add", arguments)],
+    )
+    assert split_calls(text, {"look_up"}) == (text, []), "a tool that was not offered is no call"
+    assert call_begins(text) < len(text), "no part of a call is streamed as text"
+
+
+ADD, BOTH = [ToolCall("add", {"a": 1})], [ToolCall("add", {"a": 1}), ToolCall("look_up", {"q": "x"})]
+
+
+@pytest.mark.parametrize(
+    ("text", "content", "calls"),
+    [
+        ('Let me see.\n<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>', "Let me see.", ADD),
+        (
+            '<tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call>\n'
+            '<tool_call>{"name": "look_up", "arguments": {"q": "x"}}</tool_call>',
+            "",
+            BOTH,
+        ),
+        ('<tool_call>\n{"name": "add", "arguments": "{\\"a\\": 1}"}', "", ADD),
+        ("<tool_call>\n<function=add>\n<parameter=a>\n1\n</parameter>\n</function>\n</tool_call>", "", ADD),
+        ('<function=add>{"a": 1}</function>', "", ADD),
+        ("<tool_call>add\n<arg_key>a</arg_key>\n<arg_value>1</arg_value>\n</tool_call>", "", ADD),
+        ('{"name": "add", "parameters": {"a": 1}}', "", ADD),
+        ('{"name": "add", "parameters": {"a": 1}}; {"name": "look_up", "parameters": {"q": "x"}}', "", BOTH),
+        ('<|python_tag|>{"name": "add", "parameters": {"a": 1}}', "", ADD),
+        (' [{"name": "add", "arguments": {"a": 1}}, {"name": "look_up", "arguments": {"q": "x"}}]', "", BOTH),
+        ('[TOOL_CALLS] [{"name": "add", "arguments": {"a": 1}}]', "", ADD),
+        ('[TOOL_CALLS]add[ARGS]{"a": 1}[TOOL_CALLS]look_up[ARGS]{"q": "x"}', "", BOTH),
+        ('<|tool_call|>[{"name": "add", "arguments": {"a": 1}}]', "", ADD),
+        ('Thought.assistantcommentary to=functions.add json{"a": 1}', "Thought.", ADD),
+    ],
+)
+def test_published_formats_are_read(text: str, content: str, calls: list[ToolCall]) -> None:
+    assert split_calls(text, NAMES) == (content, calls)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The sum is 3.",
+        "",
+        '{"area": "billing", "ref": null}',
+        '{"name": "Anna", "arguments": {}}',
+        '[{"name": "add"}, 3]',
+        '<tool_call>\n{"name": "add", "arguments": [1]}\n</tool_call>',
+        "<tool_call>\n{broken\n</tool_call>",
+        '{"name": "add", "arguments": {"a": 1}} and more',
+        '[TOOL_CALLS]add[ARGS]{"a": 1} and more',
+        "to=functions.add json{broken",
+        "[" * 100_000,
+        '{"name":' * 50_000,
+    ],
+)
+def test_what_is_no_call_stays_text(text: str) -> None:
+    assert split_calls(text, NAMES) == (text, [])
+
+
+@given(st.text(), st.dictionaries(st.text(max_size=5), JSON, max_size=3))
+def test_any_arguments_are_read_and_any_text_before_them_is_kept(before: str, arguments: dict[str, Any]) -> None:
+    call = f"<tool_call>\n{json.dumps({'name': 'add', 'arguments': arguments})}\n</tool_call>"
+    if "</tool_call>" in json.dumps(arguments) or "<" in before:
+        return
+    assert split_calls(before + call, NAMES) == (before.strip(), [ToolCall("add", arguments)])
+
+
+@given(st.text(alphabet="<tool_ca>{[|x \n", max_size=20), st.sampled_from(MARKERS))
+def test_nothing_of_a_call_is_streamed_wherever_the_text_is_cut(before: str, marker: str) -> None:
+    text = before + marker
+    for cut in range(len(text)):
+        assert call_begins(text[:cut]) <= text.index(marker)

@@ -1,0 +1,86 @@
+"""Constrained decoding: whatever the model would say, the answer follows the schema."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import torch
+
+from core.chat.json_schema import SCHEMA_LIMIT, grammar_of
+from core.chat.request import QuestionError
+from core.worker.generate.grammar import Grammar
+
+SCHEMAS: list[dict[str, Any]] = [
+    {"enum": ["billing", "lögin", None, 3]},
+    {"type": "array", "items": {"type": "boolean"}, "minItems": 2, "maxItems": 3},
+    {
+        "type": "object",
+        "properties": {"a": {"type": "integer", "minimum": 1, "maximum": 12}, "b": {"$ref": "#/$defs/b"}},
+        "required": ["a", "b"],
+        "additionalProperties": False,
+        "$defs": {"b": {"type": "string", "pattern": "^[xyz]{3}$"}},
+    },
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model_dir: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(tiny_model_dir)
+
+
+def answer(tokenizer: Any, schema: dict[str, Any], seed: int, extra: int = 0) -> str:
+    """What random logits say, held to a schema; ``extra`` are tokens that the model has and its tokenizer has not."""
+    stop = tokenizer.eos_token_id
+    grammar = Grammar(tokenizer, [stop], json.dumps(schema))
+    generator = torch.Generator().manual_seed(seed)
+    tokens: list[int] = []
+    for _ in range(2000):
+        logits = grammar.allow(torch.randn(len(tokenizer) + extra, generator=generator))
+        token = int(logits.argmax())
+        assert token < len(tokenizer)
+        if token == stop:
+            break
+        tokens.append(token)
+        grammar.take(token)
+        if grammar.is_complete:
+            break
+    return str(tokenizer.decode(tokens))
+
+
+@pytest.mark.parametrize("schema", SCHEMAS)
+@pytest.mark.parametrize("seed", range(5))
+def test_random_logits_follow_a_schema(tokenizer: Any, schema: dict[str, Any], seed: int) -> None:
+    jsonschema.validate(json.loads(answer(tokenizer, schema, seed, extra=seed * 37)), schema)
+
+
+@pytest.mark.parametrize(
+    ("schema", "reason"),
+    [
+        ("{", "EOF"),
+        ('{"type": "nope"}', "Invalid type"),
+        ('{"not": {"type": "string"}}', "Unimplemented keys"),
+        ('{"$ref": "#/nope"}', "does not exist"),
+        ('{"type": "string", "pattern": "(?=x)"}', "look-around"),
+        ('{"$ref": "https://example.org/schema.json"}', ""),
+        (" " * (SCHEMA_LIMIT + 1), "KiB"),
+        ('{"properties": {"a": ' * 2000, ""),
+    ],
+)
+def test_a_schema_that_cannot_be_followed_is_refused_in_a_sentence(schema: str, reason: str) -> None:
+    with pytest.raises(QuestionError) as refused:
+        grammar_of(schema)
+    assert reason in refused.value.message
+    assert refused.value.message.endswith(".")
+    assert "\n" not in refused.value.message
+
+
+def test_tokens_that_leave_the_schema_are_noticed(tokenizer: Any) -> None:
+    grammar = Grammar(tokenizer, [tokenizer.eos_token_id], '{"type": "boolean"}')
+    with pytest.raises(QuestionError, match="cannot be followed"):
+        grammar.take(tokenizer.encode("ticket", add_special_tokens=False)[0])

@@ -1,0 +1,112 @@
+"""The server from the app: started, shown, copied from, ended; real helper processes."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from textual.pilot import Pilot
+
+from core.serve.job import ServeJob
+from tests.tui.harness import pane_of, screen_text, wait_for
+from tests.tui.scripted_run import ScriptedRun
+from tui.app import LocaltuneApp
+from tui.screens.serving import ServeScreen
+
+
+@pytest.fixture
+def app() -> LocaltuneApp:
+    app = LocaltuneApp()
+    app.serving.make_job = partial(ServeJob, port=0)
+    return app
+
+
+def ended_run(home: Path, *, has_adapter: bool = True) -> ScriptedRun:
+    run = ScriptedRun(home, "20261123-090000-first", start=1_700_000_000.0)
+    run.train_to(60)
+    run.end("finished", "all steps done")
+    if has_adapter:
+        run.run.adapter_path.mkdir(exist_ok=True)
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            (run.run.adapter_path / name).write_text("{}")
+    return run
+
+
+async def in_runs(pilot: Pilot[Any]) -> None:
+    await wait_for(pilot, lambda: pane_of(pilot.app, "runs") is not None)
+    await pilot.press("5")
+    await wait_for(pilot, lambda: "20261123" in screen_text(pilot.app))
+
+
+def listed(app: LocaltuneApp) -> int:
+    """What the server says to the key that is shown."""
+    view = app.state.serving
+    assert view is not None
+    assert view.address is not None
+    headers = {"Authorization": f"Bearer {view.address.key}"}
+    return httpx2.get(f"{view.address.url}/models", headers=headers).status_code
+
+
+@pytest.mark.parametrize("size", [(80, 24), (200, 50)])
+async def test_a_key_serves_and_another_ends_it(
+    home: Path, app: LocaltuneApp, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended_run(home)
+    copied: list[str] = []
+    monkeypatch.setattr(app, "copy_to_clipboard", copied.append)
+    async with app.run_test(size=size) as pilot:
+        await in_runs(pilot)
+        await pilot.press("S")
+        await wait_for(pilot, lambda: "is served to programs on this machine" in screen_text(app))
+        view = app.state.serving
+        assert view is not None
+        assert view.address is not None
+        address = view.address
+        shown = screen_text(app).replace("│", " ")
+        assert address.url in shown
+        assert address.key in shown
+        assert "20261123-090000-first" in shown
+        assert listed(app) == 200
+        for key in "uymc":
+            await pilot.press(key)
+        line = f"export OPENAI_BASE_URL={address.url} OPENAI_API_KEY={address.key}"
+        assert copied == [address.url, address.key, "20261123-090000-first", line]
+        # It stays on while other things are done, and the header says so.
+        await pilot.press("escape")
+        await wait_for(pilot, lambda: "● serving" in screen_text(app))
+        assert listed(app) == 200
+        await pilot.press("S")
+        await wait_for(pilot, lambda: isinstance(app.screen, ServeScreen))
+        assert app.state.serving is view, "no second one is started"
+        await pilot.press("s")
+        await wait_for(pilot, lambda: app.state.serving is None and "serving" not in screen_text(app))
+        with pytest.raises(httpx2.ConnectError):
+            httpx2.get(address.url)
+
+
+async def test_it_ends_with_the_app(home: Path, app: LocaltuneApp) -> None:
+    ended_run(home)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await in_runs(pilot)
+        await pilot.press("S")
+        await wait_for(pilot, lambda: app.state.serving is not None and app.state.serving.address is not None)
+        view = app.state.serving
+        assert view is not None
+        assert view.address is not None
+    with pytest.raises(httpx2.ConnectError):
+        httpx2.get(view.address.url)
+
+
+async def test_a_run_without_a_result_is_refused_in_a_sentence(home: Path, app: LocaltuneApp) -> None:
+    ended_run(home, has_adapter=False)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await in_runs(pilot)
+        await pilot.press("S")
+        await wait_for(pilot, lambda: "is not served" in screen_text(app))
+        assert "has neither an adapter nor a" in screen_text(app)
+        await pilot.press("escape")
+        await wait_for(pilot, lambda: app.state.serving is None)
+        assert "serving" not in screen_text(app)

@@ -1,0 +1,132 @@
+"""The server that lets other programs use a model: started and ended here, shown on its screen and in the header."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from textual.app import App
+
+from core.errors import UserError
+from tui.controllers.desktop import Desktop
+from tui.messages import ServeChanged
+from tui.state import AppState, ServingView
+
+if TYPE_CHECKING:
+    from core.runs.store import Run
+    from core.serve.job import Address, ServeJob
+    from tui.screens.serving import ServeScreen
+
+
+class Serving:
+    """At most one server at a time, in a helper process that ends with the app.
+
+    Args:
+        app: Where messages go, and its threads.
+        desktop: Shows the screen and the header.
+        state: Has the server, for the header.
+        make_job: Makes the job; the real one where None.
+    """
+
+    def __init__(
+        self, app: App[str], desktop: Desktop, state: AppState, make_job: Callable[[str], ServeJob] | None = None
+    ) -> None:
+        self._app, self._desktop, self._state = app, desktop, state
+        self.make_job = make_job
+        self._job: ServeJob | None = None
+
+    def request(self, target: Run | Path | str) -> None:
+        """Serve a model, and show how to use it; where a server is on, show that one."""
+        if self._state.serving is None or self._state.serving.error is not None:
+            self._start(target)
+        self._open()
+
+    def _start(self, target: Run | Path | str) -> None:
+        path = os.fspath(target if isinstance(target, (str, Path)) else target.path)
+        name = Path(path).name
+        self._state.serving = ServingView(name)
+        self._desktop.show_header()
+        if self.make_job is None:
+            from core.serve.job import ServeJob
+
+            self.make_job = ServeJob
+        job = self._job = self.make_job(path)
+        self._app.run_worker(partial(self._serve, job), thread=True, group="serve")
+
+    def _serve(self, job: ServeJob) -> None:
+        """In a thread, until the server ends."""
+
+        def ready(address: Address) -> None:
+            self._post(job, ServeChanged(address))
+
+        def progress(detail: str) -> None:
+            self._post(job, ServeChanged(progress=detail))
+
+        try:
+            job.run(ready, progress)
+        except UserError as error:
+            self._post(job, ServeChanged(error=error))
+        else:
+            self._post(job, ServeChanged(is_over=True))
+
+    def _post(self, job: ServeJob, message: ServeChanged) -> None:
+        # What a server says that has been ended is about none that is on.
+        if job is self._job:
+            with suppress(RuntimeError):  # the app has ended
+                self._app.post_message(message)
+
+    def changed(self, message: ServeChanged) -> None:
+        """Show what the server says."""
+        view = self._state.serving
+        if view is None:
+            return
+        if message.address is not None:
+            view.address = message.address
+        view.progress = message.progress
+        if message.error is not None:
+            view.error, self._job = message.error, None
+        if message.is_over:
+            self._state.serving = self._job = None
+        self._desktop.show_header()
+        if (screen := self._screen) is not None:
+            screen.show(view)
+        elif message.error is not None:
+            self._desktop.warn("The model is not served any more", str(message.error))
+
+    def _open(self) -> None:
+        from tui.screens.serving import STOP, ServeScreen
+
+        view = self._state.serving
+        if view is None or self._desktop.is_covered:
+            return
+
+        def answered(answer: str | None) -> None:
+            if answer == STOP:
+                self.end()
+                self._desktop.tell("The model is not served any more; its memory is free.")
+            elif self._state.serving is not None and self._state.serving.error is not None:
+                self._state.serving = None
+                self._desktop.show_header()
+
+        self._desktop.open(ServeScreen(view), answered)
+
+    @property
+    def _screen(self) -> ServeScreen | None:
+        from tui.screens.serving import ServeScreen
+
+        return self._desktop.find_screen(ServeScreen)
+
+    def end(self) -> None:
+        """End the server, if one is on."""
+        self.close()
+        self._desktop.show_header()
+
+    def close(self) -> None:
+        """End the server with the app."""
+        job, self._job, self._state.serving = self._job, None, None
+        if job is not None:
+            job.close()

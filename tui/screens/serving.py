@@ -1,0 +1,133 @@
+"""The screen of the server: what programs need to use the model, and a way to end it."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+
+from textual import events
+from textual.app import ComposeResult
+from textual.containers import VerticalScroll
+from textual.content import Content
+
+from core.text import one_line
+from tui.screens.overlay import Overlay, key_line
+from tui.state import ServingView
+from tui.widgets.text_block import TextBlock
+
+STOP = "stop"
+_WIDTH = 11
+
+
+def line_to_paste(view: ServingView) -> str:
+    """A line for a shell, by the variables that programs with OpenAI's client read; empty until the server is on."""
+    if view.address is None:
+        return ""
+    return f"export OPENAI_BASE_URL={view.address.url} OPENAI_API_KEY={view.address.key}"
+
+
+class ServeScreen(Overlay[str]):
+    """The server as it is; dismissed with :data:`STOP` to end it, else it stays on.
+
+    Args:
+        view: The server.
+    """
+
+    DEFAULT_CSS = """
+    ServeScreen { align: center middle; background: $background 60%; }
+    ServeScreen > VerticalScroll {
+        width: 100; max-width: 98%; height: auto; max-height: 94%; padding: 1 2;
+        border: round $border-focus; border-title-style: bold; border-subtitle-color: $muted;
+        background: $surface; scrollbar-size-vertical: 1;
+    }
+    """
+
+    def __init__(self, view: ServingView) -> None:
+        super().__init__()
+        self._view = view
+        self._said = ""
+
+    @property
+    def known_keys(self) -> Container[str]:
+        """The keys that do something here."""
+        return {"escape", "q", "S", "s", "u", "y", "m", "c"}
+
+    def compose(self) -> ComposeResult:
+        """A text, which scrolls; the keys are in the border."""
+        with VerticalScroll() as box:
+            box.border_title = Content("Serve")
+            yield TextBlock()
+
+    def on_mount(self) -> None:
+        """Show the server."""
+        self._show()
+
+    def show(self, view: ServingView) -> None:
+        """Show the server as it is now."""
+        self._view = view
+        if self.is_attached:
+            self._show()
+
+    def on_key(self, event: events.Key) -> None:
+        """Leave, stop, or copy."""
+        copied = self._copyable.get(event.key)
+        if event.key in ("escape", "q", "S"):
+            self.dismiss("")
+        elif event.key == "s":
+            self.dismiss(STOP)
+        elif copied is not None:
+            what, text = copied
+            self.app.copy_to_clipboard(text)
+            self._said = f"✓ {what} sent to your terminal's clipboard"
+            self._show()
+        else:
+            return
+        event.stop()
+
+    @property
+    def _copyable(self) -> dict[str, tuple[str, str]]:
+        """What a key copies, in words and itself."""
+        address = self._view.address
+        if address is None or self._view.error is not None:
+            return {}
+        return {
+            "u": ("base URL", address.url),
+            "y": ("key", address.key),
+            "m": ("model", address.models[0]),
+            "c": ("line", line_to_paste(self._view)),
+        }
+
+    def _show(self) -> None:
+        self.query_one(TextBlock).show(self._text())
+        is_over = self._view.error is not None
+        keys = [("c", "copy the line"), ("u", "URL"), ("y", "key"), ("m", "model")] if self._copyable else []
+        keys += [("esc", "close")] if is_over else [("s", "stop"), ("esc", "leave it on")]
+        self.query_one(VerticalScroll).border_subtitle = key_line(keys)
+
+    def _text(self) -> Content:
+        view = self._view
+        name = one_line(view.name, 80)
+        if view.error is not None:
+            lines = [Content.styled(f"✗ {name} is not served", "$limit"), Content("")]
+            return Content("\n").join([*lines, Content(one_line(str(view.error), 800))])
+        if view.address is None:
+            return Content(f"◌ The server for {name} is starting …")
+        address = view.address
+        lines = [
+            Content.styled(f"● {name} is served to programs on this machine", "$ok"),
+            Content(""),
+            _fact("base URL", address.url),
+            _fact("key", address.key),
+            *(_fact("model" if not place else "", model) for place, model in enumerate(address.models)),
+            Content(""),
+            Content.styled("For programs that speak OpenAI's API; in a shell:", "$muted"),
+            Content(line_to_paste(view)),
+            Content(""),
+            Content.styled("The model is loaded with the first question. The server ends with the app.", "$muted"),
+        ]
+        lines += [Content(one_line(view.progress, 200))] if view.progress else []
+        lines += [Content.styled(self._said, "$ok")] if self._said else []
+        return Content("\n").join(lines)
+
+
+def _fact(name: str, value: str) -> Content:
+    return Content.assemble((f"{name:<{_WIDTH}}", "$muted"), one_line(value, 300))
