@@ -22,7 +22,7 @@ from core.runs.store import has_weights
 from core.text import one_line, sanitize
 from tui.datasets.summary import counted
 from tui.keys import bindings, display_key
-from tui.messages import AnswerAwaited
+from tui.messages import AnswerAwaited, ExportRequested
 from tui.panes.base import Pane
 from tui.panes.chat.session_holder import SessionHolder
 from tui.panes.chat.turn import Answered, Failed, Loading, Speaking, TurnEnded, hold_turn
@@ -511,6 +511,15 @@ class ChatPane(Pane):
         self.sources = sources
         self._say("")
         self._refresh()
+
+    def action_export(self) -> None:
+        """Export the model that answers."""
+        if self.target is None or isinstance(self.target, (str, Path)):
+            self._say("This model was not trained here: there is nothing to export.", "$near")
+        elif not self._has_weights or not has_weights(self.target):
+            self._say("There is nothing to export yet: no checkpoint has been saved.", "$near")
+        else:
+            self.post_message(ExportRequested(self.target))
 
     def action_clear(self) -> None:
         """Begin a new conversation with the same model; in an empty one, bring the former one back."""

@@ -1,0 +1,195 @@
+"""An export, from the run to the directory that is put into place."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from core import paths
+from core.directories import Progress, disk_error, new_directory
+from core.errors import UserError
+from core.export.agreement import Agreement
+from core.export.card import CARD, CardFacts, base_license, write_card
+from core.export.kinds import Quant
+from core.export.plan import ExportPlan, base_name, merged_quant, plan_export
+from core.export.request import ExportRequest
+from core.export.result import RECORD, ExportedFile, ExportResult
+from core.export.verify import NotVerifiedError, verify
+from core.models.adapters import check_adapter
+from core.models.fingerprint import BaseFingerprint
+from core.runs.trained import TrainedModel
+from core.worker.export.adapter import write_adapter
+from core.worker.export.beside import Conversation, read_conversation
+from core.worker.export.merged import Merge, write_merged
+from core.worker.model.starter import resolve_base
+from core.worker.model.support import check_base
+
+#: Where an export is made, in the hidden directory that becomes its own: other files are beside it meanwhile.
+_MADE, _MERGED = "made", "merged"
+
+
+@dataclass(frozen=True)
+class _Made:
+    """An export that is written, and not in its place yet."""
+
+    quant: Quant | None
+    agreement: Agreement | None = None
+    merged_from: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+class Export:
+    """One export.
+
+    Args:
+        request: What is exported.
+        progress: Told what goes on.
+    """
+
+    def __init__(self, request: ExportRequest, progress: Progress) -> None:
+        self._request, self._progress = request, progress
+        self._plan: ExportPlan = plan_export(request)
+        self._trained: TrainedModel = self._plan.trained
+
+    def make(self) -> ExportResult:
+        """Make it.
+
+        Returns:
+            What is in its place now.
+
+        Raises:
+            UserError: If it cannot be made, or misses the bars of its agreement; nothing of it remains then.
+        """
+        began, plan = time.monotonic(), self._plan
+        plan.check()
+        base, fingerprint = self._find_base()
+        try:
+            with new_directory(plan.target) as directory:
+                made = directory / _MADE
+                made.mkdir(mode=paths.DIRECTORY_MODE)
+                written = self._write(base, made, directory)
+                self._refuse_others(written)
+                result = self._record(base, fingerprint, made, written, began)
+                for path in sorted(made.iterdir()):
+                    path.rename(directory / path.name)
+                made.rmdir()
+        except OSError as error:
+            raise disk_error(plan.target.parent, error) from error
+        return result
+
+    def _find_base(self) -> tuple[Path, str | None]:
+        """The base's directory, which must be that of the training; and its fingerprint.
+
+        Raises:
+            UserError: If it is missing, cannot be used, or has changed.
+        """
+        trained = self._trained
+        base = resolve_base(trained.base, self._progress)
+        check_base(base, trained.config.method.name)
+        if trained.adapter is not None:
+            check_adapter(trained.adapter, base)
+        if self._request.kind == "card":
+            return base, trained.base_sha256
+        self._progress("comparing the base model with that of the training", None, None)
+        fingerprint = BaseFingerprint(base)
+        if trained.base_sha256 is not None and not fingerprint.matches(trained.base_sha256):
+            raise UserError(
+                f"The base model {base} has changed since run {trained.run.id} was trained on it.",
+                "Put the former one back: with another, the result is not what was trained.",
+            )
+        return base, fingerprint.value
+
+    def _write(self, base: Path, made: Path, directory: Path) -> _Made:
+        kind = self._request.kind
+        if kind == "card":
+            return _Made(None)
+        conversation = read_conversation(base, self._trained)
+        if kind == "adapter":
+            write_adapter(base, self._trained, made, conversation)
+            return self._proven(made, _Made(None))
+        if kind == "merged":
+            merge = self._merge(base, made, merged_quant(self._request), conversation)
+            written = _Made(self._request.weights, merge.agreement, merge.way, merge.notes)
+            return written if merge.agreement is not None else self._proven(made, written)
+        if self._request.adapter_only:
+            return self._write_adapter_gguf(base, made)
+        return self._write_gguf(base, made, directory / _MERGED, conversation)
+
+    def _merge(self, base: Path, place: Path, quant: Quant, conversation: Conversation) -> Merge:
+        def compare(merged: Path) -> Agreement:
+            return verify(merged, "merged", quant, self._trained, self._progress, self._request.rows)
+
+        way = self._request.merge_from
+        return write_merged(base, self._trained, place, quant, way, conversation, compare, self._progress)
+
+    def _proven(self, made: Path, written: _Made) -> _Made:
+        """The export with what another reader of it finds; with a note where none is there."""
+        request = self._request
+        try:
+            agreement = verify(made, request.kind, written.quant, self._trained, self._progress, request.rows)
+        except NotVerifiedError as error:
+            return replace(written, notes=(*written.notes, str(error)))
+        return replace(written, agreement=agreement)
+
+    def _refuse_others(self, written: _Made) -> None:
+        """Refuse an export that does not answer as the trained model does.
+
+        Raises:
+            UserError: If so; it says which bar is missed.
+        """
+        failures = [] if written.agreement is None else written.agreement.failures(written.quant)
+        if failures:
+            raise UserError(
+                f"The export has failed, and nothing was put into {self._plan.target}: {' '.join(failures)}",
+                "Choose a type with more bits, or report it.",
+            )
+
+    def _record(self, base: Path, fingerprint: str | None, made: Path, written: _Made, began: float) -> ExportResult:
+        """Put the card and the record beside the files."""
+        trained, kind = self._trained, self._request.kind
+        name = base_name(trained.config.model.base, base if trained.base == trained.config.model.base else None)
+        facts = CardFacts(
+            trained=trained,
+            kind=kind,
+            quant=written.quant,
+            base=name,
+            license=base_license(trained.config.model.base, base),
+            agreement=written.agreement,
+            notes=written.notes,
+            merged_from=written.merged_from,
+            files=sorted(os.listdir(made)),
+        )
+        (made / CARD).write_text(write_card(facts), encoding="utf-8")
+        self._progress("hashing the files", None, None)
+        result = ExportResult(
+            path=self._plan.target,
+            kind=kind,
+            quant=written.quant,
+            run=trained.run.id,
+            step=trained.step,
+            base=name,
+            base_sha256=fingerprint,
+            merged_from=written.merged_from,
+            files=tuple(_files(made)),
+            agreement=written.agreement,
+            notes=written.notes,
+            seconds=time.monotonic() - began,
+            created=time.time(),
+        )
+        (made / RECORD).write_text(json.dumps(result.to_dict(), indent=1) + "\n", encoding="utf-8")
+        return result
+
+
+def _files(directory: Path) -> Iterator[ExportedFile]:
+    for path in sorted(directory.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as file:
+                digest = hashlib.sha256()
+                while block := file.read(1 << 20):
+                    digest.update(block)
+            yield ExportedFile(str(path.relative_to(directory)), path.stat().st_size, digest.hexdigest())
