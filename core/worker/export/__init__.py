@@ -1,1 +1,1 @@
-"""The process of an export: it merges, converts and compares, and puts into place only what is whole and right."""
+"""Processes that write exports."""
