@@ -11,12 +11,12 @@ from typing import Any
 from transformers import AutoConfig, GenerationConfig
 
 from core.errors import UserError
+from core.export.gguf.metadata import without_training_tags
 from core.export.kinds import Quant
 from core.models.description import read_description
 from core.models.files import TOKENIZERS
 from core.runs.trained import TrainedModel
 from core.template.builtin import NAMED_TEMPLATES, template_source
-from core.template.training_tags import without_training_tags
 from core.worker.data.encode import stop_token_ids
 from core.worker.model.model import load_tokenizer
 

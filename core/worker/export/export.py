@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -15,16 +16,24 @@ from core.directories import Progress, disk_error, new_directory
 from core.errors import UserError
 from core.export.agreement import Agreement
 from core.export.card import CARD, CardFacts, base_license, write_card
-from core.export.kinds import Quant
+from core.export.gguf.checks import require_quantizer
+from core.export.gguf.options import GgufOptions
+from core.export.gguf.tools import fetch_converter
+from core.export.gguf.write import write_adapter_gguf, write_gguf
+from core.export.kinds import CONVERTED, Quant
 from core.export.plan import ExportPlan, base_name, merged_quant, plan_export
 from core.export.request import ExportRequest
 from core.export.result import RECORD, ExportedFile, ExportResult
 from core.export.verify import NotVerifiedError, verify
 from core.models.adapters import check_adapter
 from core.models.fingerprint import BaseFingerprint
+from core.models.find import model_path
+from core.runs.names import slug_of
 from core.runs.trained import TrainedModel
 from core.worker.export.adapter import write_adapter
 from core.worker.export.beside import Conversation, read_conversation
+from core.worker.export.calibration import calibration_rows
+from core.worker.export.merge import BeyondRangeError
 from core.worker.export.merged import Merge, write_merged
 from core.worker.model.starter import resolve_base
 from core.worker.model.support import check_base
@@ -127,6 +136,69 @@ class Export:
         way = self._request.merge_from
         return write_merged(base, self._trained, place, quant, way, conversation, compare, self._progress)
 
+    def _write_gguf(self, base: Path, made: Path, merged: Path, conversation: Conversation) -> _Made:
+        """A GGUF file of the merged model, which is gone in the end; for Ollama with its Modelfile."""
+        request, quant = self._request, self._request.weights or "Q8_0"
+        # Before minutes are spent on merging.
+        require_quantizer(quant)
+        fetch_converter(self._progress)
+        modelfile = (
+            write_modelfile(self._trained, base, conversation, self._file_name) if request.kind == "ollama" else None
+        )
+        merge = self._merged_for(base, merged, conversation)
+        rows: tuple[tuple[int, ...], ...] = ()
+        if quant not in CONVERTED:
+            rows = calibration_rows(base, self._trained, conversation, self._progress)
+        source = model_path(self._trained.config.model.base)
+        options = GgufOptions(
+            template=None if conversation.is_own else conversation.template,
+            stops=conversation.stop_ids,
+            name=self._slug,
+            license=base_license(self._trained.config.model.base, base) or "",
+            base_name=self._base_name(base),
+            base=base,
+            base_gguf=source if os.path.isfile(source) else None,
+            calibration=rows,
+        )
+        write_gguf(merged, made / self._file_name, quant, options, self._progress)
+        shutil.rmtree(merged)
+        if modelfile is not None:
+            (made / MODELFILE).write_text(modelfile, encoding="utf-8")
+        return self._proven(made, _Made(quant, None, merge.way, merge.notes))
+
+    def _merged_for(self, base: Path, place: Path, conversation: Conversation) -> Merge:
+        """The merged model that a GGUF file is made from; in 32 bit where 16 have no room for its weights."""
+        quant = merged_quant(self._request)
+        place.mkdir(mode=paths.DIRECTORY_MODE)
+        try:
+            return self._merge(base, place, quant, conversation)
+        except BeyondRangeError:
+            if quant == self._request.weights:
+                raise
+        shutil.rmtree(place)
+        place.mkdir(mode=paths.DIRECTORY_MODE)
+        return self._merge(base, place, "F32", conversation)
+
+    def _write_adapter_gguf(self, base: Path, made: Path) -> _Made:
+        if self._trained.adapter is None:
+            raise ValueError(f"{self._trained.label} has no adapter")
+        write_adapter_gguf(self._trained.adapter, base, made / self._file_name, self._progress)
+        return self._proven(made, _Made(None))
+
+    @property
+    def _slug(self) -> str:
+        return slug_of(self._trained.run.id) or "model"
+
+    @property
+    def _file_name(self) -> str:
+        """The name of a GGUF file: ``tickets-Q8_0.gguf``."""
+        step = "" if self._trained.step is None else f"-{self._trained.name}"
+        return f"{self._slug}{step}-{'adapter' if self._request.adapter_only else self._request.weights}.gguf"
+
+    def _base_name(self, base: Path) -> str:
+        trained = self._trained
+        return base_name(trained.config.model.base, base if trained.base == trained.config.model.base else None)
+
     def _proven(self, made: Path, written: _Made) -> _Made:
         """The export with what another reader of it finds; with a note where none is there."""
         request = self._request
@@ -152,7 +224,7 @@ class Export:
     def _record(self, base: Path, fingerprint: str | None, made: Path, written: _Made, began: float) -> ExportResult:
         """Put the card and the record beside the files."""
         trained, kind = self._trained, self._request.kind
-        name = base_name(trained.config.model.base, base if trained.base == trained.config.model.base else None)
+        name = self._base_name(base)
         facts = CardFacts(
             trained=trained,
             kind=kind,
