@@ -1,0 +1,1 @@
+"""Exports made and proven: the processes that read the weights."""
