@@ -1,1 +1,1 @@
-"""Processes that write exports."""
+"""Exports made and proven: the processes that read the weights."""
