@@ -239,7 +239,15 @@ def agreement_rows(agreement: Agreement) -> list[tuple[str, str]]:
     if agreement.top1 is not None:
         rows.append(("same likeliest token", f"{format_fixed(100 * agreement.top1, 1)} %"))
     if agreement.greedy_equal is not None:
-        rows.append(("same greedy answers", str(agreement.greedy_equal)))
+        of = "" if agreement.greedy_rows is None else f" of {agreement.greedy_rows}"
+        rows.append(("same greedy answers", f"{agreement.greedy_equal}{of}"))
+    if agreement.plain is not None:
+        rows.append(
+            ("divergence from a merge with the base in 16 bit", f"{format_number(agreement.plain.mean_kl)} nats")
+        )
+    if agreement.data:
+        where = {"eval": "data.eval", "held_out": "those held out", "training": "training rows: none was held out"}
+        rows.append(("rows from", where.get(agreement.data, one_line(agreement.data, 40))))
     return [*rows, ("read by", one_line(agreement.reader, 80))]
 
 

@@ -110,7 +110,9 @@ def _bytes(request: ExportRequest, trained: TrainedModel, variants: int) -> tupl
         return 0, 1 << 20
     if request.kind == "adapter" or request.adapter_only:
         size = 0 if trained.adapter is None else _size(trained.adapter / "adapter_model.safetensors")
-        return size, size + _BESIDE
+        # A GGUF file of an adapter is read together with one of its base.
+        base = _weigh(_parameters(trained) or 0, "F32") if request.adapter_only else 0
+        return size, size + base + _BESIDE
     parameters = _parameters(trained)
     if parameters is None or request.weights is None:
         return None, None

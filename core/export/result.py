@@ -64,9 +64,7 @@ class ExportResult:
     @property
     def verified(self) -> bool:
         """Whether it was compared with the trained model, and reaches the bars."""
-        if self.agreement is None:
-            return False
-        return not (self.agreement.failures(self.quant) if self.quant is not None else ())
+        return self.agreement is not None and not self.agreement.failures(self.quant)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -95,7 +93,6 @@ class ExportResult:
         kind, quant, agreement = data["kind"], data["quant"], data["agreement"]
         if data["version"] != _VERSION or kind not in KINDS or (quant is not None and quant not in QUANTS):
             raise ValueError("no export of this version")
-        known = {field.name for field in fields(Agreement)}
         return cls(
             path=path or Path(data["path"]),
             kind=cast(Kind, kind),
@@ -106,9 +103,7 @@ class ExportResult:
             base_sha256=_text(data["base_sha256"]),
             merged_from=_text(data["merged_from"]),
             files=tuple(ExportedFile(str(f["name"]), int(f["bytes"]), str(f["sha256"])) for f in data["files"]),
-            agreement=None
-            if agreement is None
-            else Agreement(**{name: value for name, value in agreement.items() if name in known}),
+            agreement=None if agreement is None else Agreement.from_dict(agreement),
             notes=tuple(map(str, data["notes"])),
             seconds=float(data["seconds"]),
             created=float(data["created"]),

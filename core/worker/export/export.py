@@ -20,14 +20,14 @@ from core.export.gguf.checks import require_quantizer
 from core.export.gguf.options import GgufOptions
 from core.export.gguf.tools import fetch_converter
 from core.export.gguf.write import write_adapter_gguf, write_gguf
-from core.export.kinds import CONVERTED, Quant
+from core.export.kinds import CONVERTED, Kind, Quant
 from core.export.plan import ExportPlan, base_name, merged_quant, plan_export
 from core.export.request import ExportRequest
 from core.export.result import RECORD, ExportedFile, ExportResult
-from core.export.verify import NotVerifiedError, verify
+from core.export.verify import NotVerifiedError, compare, measure_trained, refuse_unreadable
 from core.models.adapters import check_adapter
-from core.models.fingerprint import BaseFingerprint
 from core.models.find import model_path
+from core.models.fingerprint import BaseFingerprint
 from core.runs.names import slug_of
 from core.runs.trained import TrainedModel
 from core.worker.export.adapter import write_adapter
@@ -39,7 +39,7 @@ from core.worker.model.starter import resolve_base
 from core.worker.model.support import check_base
 
 #: Where an export is made, in the hidden directory that becomes its own: other files are beside it meanwhile.
-_MADE, _MERGED = "made", "merged"
+_MADE, _MERGED, _PROOF, _BASE = "made", "merged", "proof", "base.gguf"
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,34 @@ class _Made:
     agreement: Agreement | None = None
     merged_from: str | None = None
     notes: tuple[str, ...] = ()
+
+
+class _Proof:
+    """The trained model's answers, measured once, and comparisons with them.
+
+    Args:
+        trained: What was trained.
+        request: What is exported.
+        directory: Where the answers go, once there is something to compare.
+        progress: Told what goes on.
+    """
+
+    def __init__(self, trained: TrainedModel, request: ExportRequest, directory: Path, progress: Progress) -> None:
+        self._trained, self._request, self._directory, self._progress = trained, request, directory, progress
+
+    def compare(self, exported: Path, kind: Kind, quant: Quant | None, base: Path | None = None) -> Agreement:
+        """Compare what is in a directory with the trained model.
+
+        Raises:
+            NotVerifiedError: If there is no reader of its kind.
+            UserError: If it cannot be read, or the rows or the base are not there any more.
+        """
+        refuse_unreadable(kind)
+        if not self._directory.exists():
+            self._directory.mkdir(mode=paths.DIRECTORY_MODE)
+            whole = kind != "adapter"
+            measure_trained(self._trained, self._directory, self._progress, self._request.rows, plain_base=whole)
+        return compare(exported, kind, quant, self._trained, self._directory, self._progress, base=base)
 
 
 class Export:
@@ -81,9 +109,11 @@ class Export:
             with new_directory(plan.target) as directory:
                 made = directory / _MADE
                 made.mkdir(mode=paths.DIRECTORY_MODE)
+                self._proof = _Proof(self._trained, self._request, directory / _PROOF, self._progress)
                 written = self._write(base, made, directory)
                 self._refuse_others(written)
                 result = self._record(base, fingerprint, made, written, began)
+                shutil.rmtree(directory / _PROOF, ignore_errors=True)
                 for path in sorted(made.iterdir()):
                     path.rename(directory / path.name)
                 made.rmdir()
@@ -126,25 +156,22 @@ class Export:
             written = _Made(self._request.weights, merge.agreement, merge.way, merge.notes)
             return written if merge.agreement is not None else self._proven(made, written)
         if self._request.adapter_only:
-            return self._write_adapter_gguf(base, made)
+            return self._write_adapter_gguf(base, made, directory / _BASE)
         return self._write_gguf(base, made, directory / _MERGED, conversation)
 
     def _merge(self, base: Path, place: Path, quant: Quant, conversation: Conversation) -> Merge:
         def compare(merged: Path) -> Agreement:
-            return verify(merged, "merged", quant, self._trained, self._progress, self._request.rows)
+            return self._proof.compare(merged, "merged", quant)
 
         way = self._request.merge_from
         return write_merged(base, self._trained, place, quant, way, conversation, compare, self._progress)
 
     def _write_gguf(self, base: Path, made: Path, merged: Path, conversation: Conversation) -> _Made:
         """A GGUF file of the merged model, which is gone in the end; for Ollama with its Modelfile."""
-        request, quant = self._request, self._request.weights or "Q8_0"
+        quant = self._request.weights or "Q8_0"
         # Before minutes are spent on merging.
         require_quantizer(quant)
         fetch_converter(self._progress)
-        modelfile = (
-            write_modelfile(self._trained, base, conversation, self._file_name) if request.kind == "ollama" else None
-        )
         merge = self._merged_for(base, merged, conversation)
         rows: tuple[tuple[int, ...], ...] = ()
         if quant not in CONVERTED:
@@ -162,8 +189,6 @@ class Export:
         )
         write_gguf(merged, made / self._file_name, quant, options, self._progress)
         shutil.rmtree(merged)
-        if modelfile is not None:
-            (made / MODELFILE).write_text(modelfile, encoding="utf-8")
         return self._proven(made, _Made(quant, None, merge.way, merge.notes))
 
     def _merged_for(self, base: Path, place: Path, conversation: Conversation) -> Merge:
@@ -179,11 +204,20 @@ class Export:
         place.mkdir(mode=paths.DIRECTORY_MODE)
         return self._merge(base, place, "F32", conversation)
 
-    def _write_adapter_gguf(self, base: Path, made: Path) -> _Made:
+    def _write_adapter_gguf(self, base: Path, made: Path, base_gguf: Path) -> _Made:
+        """A GGUF file of the adapter, read together with one of the base, which is gone in the end."""
         if self._trained.adapter is None:
             raise ValueError(f"{self._trained.label} has no adapter")
         write_adapter_gguf(self._trained.adapter, base, made / self._file_name, self._progress)
-        return self._proven(made, _Made(None))
+        written = _Made(None)
+        try:
+            refuse_unreadable("gguf")
+        except NotVerifiedError as error:
+            return replace(written, notes=(str(error),))
+        write_gguf(base, base_gguf, "F32", GgufOptions(), self._progress)
+        written = self._proven(made, written, base_gguf)
+        base_gguf.unlink()
+        return written
 
     @property
     def _slug(self) -> str:
@@ -199,11 +233,10 @@ class Export:
         trained = self._trained
         return base_name(trained.config.model.base, base if trained.base == trained.config.model.base else None)
 
-    def _proven(self, made: Path, written: _Made) -> _Made:
+    def _proven(self, made: Path, written: _Made, base: Path | None = None) -> _Made:
         """The export with what another reader of it finds; with a note where none is there."""
-        request = self._request
         try:
-            agreement = verify(made, request.kind, written.quant, self._trained, self._progress, request.rows)
+            agreement = self._proof.compare(made, self._request.kind, written.quant, base)
         except NotVerifiedError as error:
             return replace(written, notes=(*written.notes, str(error)))
         return replace(written, agreement=agreement)

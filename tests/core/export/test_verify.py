@@ -159,9 +159,7 @@ def test_a_reader_that_is_killed_is_a_sentence_and_leaves_nothing(
     assert os.listdir(tmp_path) == ["model.gguf"]
 
 
-def test_giving_up_ends_the_process(
-    measured: Measured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_giving_up_ends_the_process(measured: Measured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = measured.gguf(tmp_path / "model.gguf")
     note = tmp_path / "pid"
     hanging = f"import os, signal; open({str(note)!r}, 'w').write(str(os.getpid())); signal.pause()"
@@ -192,9 +190,7 @@ def test_without_the_reader_nothing_is_claimed(
     proof.refuse_unreadable("merged")
 
 
-def test_a_merged_model_is_read_by_plain_transformers(
-    measured: Measured, tmp_path: Path, tiny_model_dir: Path
-) -> None:
+def test_a_merged_model_is_read_by_plain_transformers(measured: Measured, tmp_path: Path, tiny_model_dir: Path) -> None:
     merged = tmp_path / "merged"
     measured.model.save_pretrained(merged)
     measured.tokenizer.save_pretrained(merged)

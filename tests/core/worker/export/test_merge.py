@@ -127,7 +127,7 @@ def test_trained_weights_replace_those_of_the_base(tmp_path: Path, method: str, 
     model = choose_weights(loaded.model, config.method, seed=1)
     with torch.no_grad():
         for parameter in trained_tensors(model).values():
-            parameter += 0.05 * torch.randn_like(parameter)
+            parameter.add_(torch.randn_like(parameter), alpha=0.05)
     weights = tmp_path / "trained.safetensors"
     write_tensors(weights, trained_tensors(model))
     trained = trained_model(config, base, weights=weights)
