@@ -35,6 +35,7 @@ from core.worker.export.beside import Conversation, read_conversation
 from core.worker.export.calibration import calibration_rows
 from core.worker.export.merge import BeyondRangeError
 from core.worker.export.merged import Merge, write_merged
+from core.worker.export.ollama import check_carried, create_and_ask, write_modelfile
 from core.worker.model.starter import resolve_base
 from core.worker.model.support import check_base
 
@@ -170,6 +171,8 @@ class Export:
         """A GGUF file of the merged model, which is gone in the end; for Ollama with its Modelfile."""
         quant = self._request.weights or "Q8_0"
         # Before minutes are spent on merging.
+        if self._request.kind == "ollama":
+            check_carried(conversation)
         require_quantizer(quant)
         fetch_converter(self._progress)
         merge = self._merged_for(base, merged, conversation)
@@ -189,7 +192,14 @@ class Export:
         )
         write_gguf(merged, made / self._file_name, quant, options, self._progress)
         shutil.rmtree(merged)
-        return self._proven(made, _Made(quant, None, merge.way, merge.notes))
+        written = _Made(quant, None, merge.way, merge.notes)
+        if self._request.kind != "ollama":
+            return self._proven(made, written)
+        notes = write_modelfile(made / self._file_name, base, self._trained, conversation, options.license)
+        written = self._proven(made, replace(written, notes=(*written.notes, *notes)))
+        self._refuse_others(written)
+        asked = create_and_ask(made, self._trained, quant, self._progress)
+        return replace(written, notes=(*written.notes, *asked))
 
     def _merged_for(self, base: Path, place: Path, conversation: Conversation) -> Merge:
         """The merged model that a GGUF file is made from; in 32 bit where 16 have no room for its weights."""
