@@ -34,6 +34,7 @@ SLOW = (
     "tests/core/hub/test_fetch.py",
     "tests/core/hub/test_hostile_hub.py",
     "tests/core/sandbox",
+    "tests/core/export/test_job.py",
     "tests/core/selftest/test_job.py",
     "tests/core/data/files/test_packed.py",
     "tests/core/data/files/test_index_cache.py",

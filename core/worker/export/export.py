@@ -119,7 +119,8 @@ class Export:
                     path.rename(directory / path.name)
                 made.rmdir()
         except OSError as error:
-            raise disk_error(plan.target.parent, error) from error
+            hint = "Make room, or name a directory on another disk with --out."
+            raise UserError(disk_error(plan.target.parent, error).message, hint) from error
         return result
 
     def _find_base(self) -> tuple[Path, str | None]:

@@ -105,9 +105,9 @@ def _distance(agreement: Agreement) -> float:
 
 
 def _told(better: Way, found: dict[Way, Agreement]) -> str:
-    words = {"base": "the base's own weights", "quantized": "the weights rounded to 4 bit, as in training,"}
+    words = {"base": "the base's own weights", "quantized": "weights rounded to 4 bit as in training"}
     other: Way = "base" if better == "quantized" else "quantized"
     return (
-        f"Merged into {words[better]} it diverges by {format_number(found[better].mean_kl)} nats from the trained "
-        f"model; into {words[other].rstrip(',')} by {format_number(found[other].mean_kl)}."
+        f"Merged into {words[better]}, it diverges by {format_number(found[better].mean_kl)} nats from the trained "
+        f"model; into {words[other]}, by {format_number(found[other].mean_kl)}."
     )
