@@ -78,12 +78,13 @@ def test_a_new_directory_never_takes_the_place_of_another(tmp_path: Path) -> Non
 
 
 def test_what_comes_meanwhile_stays(tmp_path: Path) -> None:
-    with (
-        pytest.raises(UserError, match="is there already"),
-        new_directory(tmp_path / "export") as directory,
-    ):
-        (directory / "a").write_text("ours")
-        (tmp_path / "export").mkdir()
+    def make_late() -> None:
+        with new_directory(tmp_path / "export") as directory:
+            (directory / "a").write_text("ours")
+            (tmp_path / "export").mkdir()
+
+    with pytest.raises(UserError, match="is there already"):
+        make_late()
     assert list((tmp_path / "export").iterdir()) == []
     assert [path.name for path in tmp_path.iterdir()] == ["export"]
 

@@ -291,7 +291,9 @@ class ExportScreen(Overlay[None]):
         self.query_one("#export-text", TextBlock).show(self._text())
         keys = "j k scroll  esc close"
         if self._ended is None:
-            keys = "esc cancel" if self._job is not None else "↑ ↓ field  ← → change  enter export  esc leave"
+            can_begin = self._planned is not None and self._planned.plan is not None
+            keys = f"↑ ↓ field  ← → change{'  enter export' if can_begin else ''}  esc leave"
+            keys = keys if self._job is None else "esc cancel"
         self.query_one(VerticalScroll).border_subtitle = Content(keys)
 
     def _text(self) -> Content:

@@ -93,7 +93,7 @@ def test_what_is_left_by_a_killed_program_is_removed_by_the_next_export(run: Run
     # The export's own process ends with it.
     (leftover,) = left()
     number = int(leftover.split(".")[-2])
-    wait_for(lambda: not Path(f"/proc/{number}").exists(), lambda: f"process {number} goes on")
+    wait_for(lambda: not Path(f"/proc/{number}").exists(), 30, f"the end of process {number}")
     ExportJob(ExportRequest(run.path, "card")).run()
     assert left() == [f"{run.id}-card"]
 
