@@ -203,7 +203,9 @@ def _agreement(found: dict[str, Any], *, quantized_base: bool) -> Agreement:
         arithmetic=found["arithmetic"],
         quantized_base=quantized_base,
         plain=plain,
+        error=own.error if own else None,
         base_kl=base.mean_kl if base else None,
+        learned_kl=found["learned"].get("mean_kl"),
     )
 
 
