@@ -1,4 +1,4 @@
-"""A reader of GGUF files that is independent of what writes them: llama.cpp's library, with fp32 caches and one thread."""
+"""A reader of GGUF files, independent of what writes them: llama.cpp's library, with fp32 caches and one thread."""
 
 from __future__ import annotations
 
@@ -57,9 +57,7 @@ class Reader:
         """Token ids of a text, special tokens in it as such."""
         raw = text.encode()
         room = self._ffi.new("llama_token[]", len(raw) + 16)
-        count = self._lib.llama_tokenize(
-            self._vocabulary, raw, len(raw), room, len(raw) + 16, add_special, True
-        )
+        count = self._lib.llama_tokenize(self._vocabulary, raw, len(raw), room, len(raw) + 16, add_special, True)
         assert count >= 0
         return list(room[0:count])
 
