@@ -50,6 +50,11 @@ def drafts_dir() -> Path:
     return home() / "drafts"
 
 
+def tools_dir() -> Path:
+    """Programs of others that are run from there without being installed, a directory each."""
+    return home() / "tools"
+
+
 def calibration_dir() -> Path:
     """The memory plan's constants as measured on this machine's devices, a file each."""
     return home() / "calibration"

@@ -186,7 +186,7 @@ def test_without_the_reader_nothing_is_claimed(
     measured: Measured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = measured.gguf(tmp_path / "model.gguf")
-    monkeypatch.setattr(proof, "_READER", "no_such_package")
+    monkeypatch.setattr("core.export.gguf.checks.LIBRARY", "no_such_package")
     with pytest.raises(proof.NotVerifiedError, match="is not verified") as refused:
         measured.compare(path)
     assert "pip install 'localtune-tui[export]'" in refused.value.hint
