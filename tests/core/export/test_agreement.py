@@ -35,7 +35,7 @@ def test_what_was_not_measured_fails_no_bar() -> None:
 def test_a_broken_file_is_told_whatever_its_type() -> None:
     broken = replace(SAME, mean_kl=0.5, error=1.2)
     for quant in ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0"):
-        assert "little to do with" in broken.failures(quant)[0]  # type: ignore[arg-type]
+        assert "little to do with" in broken.failures(quant)[0]
 
 
 def test_the_base_without_what_was_learned_is_told() -> None:
