@@ -10,7 +10,6 @@ from typing import Any
 
 from core.chat.engine import ModelSpec
 from core.errors import UserError
-from core.models.architecture.gguf_header import read_gguf_header
 from core.runs.store import find_run
 from core.runs.trained import find_trained
 from core.small_files import read_small
@@ -48,7 +47,7 @@ def find_exported(path: Path, *, asked: bool = False) -> ExportedModel | None:
         None for other files and directories.
 
     Raises:
-        UserError: If it is an adapter without its base, or none where one is asked for.
+        UserError: If it is none where one is asked for.
     """
     file = _gguf_file(path)
     record = None if file is None else _read_record(file.parent)
@@ -56,10 +55,6 @@ def find_exported(path: Path, *, asked: bool = False) -> ExportedModel | None:
         if asked:
             raise UserError(f"{one_line(str(path))} is no GGUF file, and has none in it.", "Name a GGUF file.")
         return None
-    if read_gguf_header(file).metadata.get("general.type") == "adapter":
-        raise UserError(
-            f"{one_line(str(file))} is an adapter alone.", "Talk to the run that it is from, or export the whole model."
-        )
     return ExportedModel(file.absolute(), _template(record or {}))
 
 

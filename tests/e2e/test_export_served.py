@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
-from core.export.agreement import Agreement
 from core.export.job import ExportJob
 from core.export.request import ExportRequest
+
+from core.export.agreement import Agreement
 from core.runs.store import Run
 from tests.core.export.llama_server import llama_server
 from tests.core.export.trained_run import make_trained_run, write_adapter, write_rows
@@ -28,7 +28,7 @@ def run(tmp_path: Path, starter_model_dir: Path) -> Run:
 
 
 def test_the_starter_is_served_as_it_was_trained(
-    run: Run, tmp_path: Path, starter_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, tmp_path: Path, starter_model_dir: Path, converter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Adapter → merged → Q8_0 → llama-server → the prompt of training and the answer of the trained model."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

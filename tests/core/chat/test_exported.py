@@ -83,8 +83,10 @@ def test_an_adapter_alone_is_refused(tmp_path: Path) -> None:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
+    session = open_session(path, llama=True)
     with pytest.raises(UserError, match="is an adapter alone"):
-        open_session(path, llama=True)
+        session.prepare(lambda *_: None)
+    session.close()
 
 
 def test_a_session_streams_the_answer_of_the_file(
@@ -213,5 +215,7 @@ def test_a_damaged_file_is_a_sentence(tmp_path: Path, gguf_file: Path) -> None:
         session.prepare(lambda *_: None)
     session.close()
     path.write_bytes(b"no such thing")
-    with pytest.raises(UserError):
-        open_session(path, llama=True)
+    session = open_session(path, llama=True)
+    with pytest.raises(UserError, match=r"torn\.gguf"):
+        session.prepare(lambda *_: None)
+    session.close()

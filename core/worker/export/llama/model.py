@@ -13,6 +13,7 @@ import numpy as np
 
 from core.chat.request import GenerationSettings
 from core.errors import UserError
+from core.models.architecture.gguf_header import read_gguf_header
 from core.models.gguf import check_gguf
 from core.text import one_line
 from core.worker.export.llama.library import Library, as_path, load_library, threads
@@ -61,6 +62,11 @@ class GgufModel:
         exact: bool = False,
         progress: Callable[[float], None] = lambda _: None,
     ) -> None:
+        if read_gguf_header(path).metadata.get("general.type") == "adapter":
+            raise UserError(
+                f"{one_line(str(path))} is an adapter alone.",
+                "Take the run that it is from, or export the whole model.",
+            )
         header = check_gguf(path)
         self.library: Library = load_library()
         self.path = path
