@@ -123,6 +123,23 @@ def test_what_stays_of_a_conversation_changes_no_answer(reader: ChatEngine) -> N
     assert second["prompt_tokens"] > first["prompt_tokens"]
 
 
+def test_all_settings_of_sampling_are_honored(reader: ChatEngine) -> None:
+    def ask(**settings: Any) -> dict[str, Any]:
+        return list(reader.generate(ChatRequest(ASK, "base", GenerationSettings(24, **settings))))[-1]
+
+    likeliest = ask()["text"]
+    assert ask(temperature=2.0, top_k=1)["text"] == likeliest
+    assert ask(temperature=2.0, top_p=1e-6)["text"] == likeliest
+    assert ask(temperature=2.0, min_p=0.999)["text"] == likeliest
+    drawn = [ask(temperature=2.0, seed=seed)["text"] for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert ask(repetition_penalty=5.0)["text"] != likeliest
+    end = likeliest[3:5]
+    stopped = ask(stop=(end,))
+    assert (stopped["text"], stopped["finish"]) == (likeliest[: likeliest.index(end)], "stop")
+    assert stopped["context_limit"] == 512
+
+
 def test_sampling_differs_and_an_answer_can_be_cancelled(reader: ChatEngine) -> None:
     drawn = {
         list(reader.generate(ChatRequest(ASK, "base", GenerationSettings(20, 1.5, 0.9))))[-1]["text"] for _ in range(4)

@@ -101,6 +101,7 @@ class GgufEngine:
             "finish": answer.finish,
             "source": self._name,
             "prompt_tokens": len(prompt),
+            "context_limit": model.longest_context,
         }
 
     def template(self, _: Call) -> dict[str, Any]:
