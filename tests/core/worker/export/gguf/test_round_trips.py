@@ -56,6 +56,11 @@ def test_a_model_comes_out_as_it_was(results: Results, name: str) -> None:
     assert result["ends"] == [2, 4]
 
 
+def test_a_window_that_llama_cpp_does_not_compute_limits_the_context(results: Results) -> None:
+    assert results["llama"]["context"] == "512"
+    assert results["mistral"]["context"] == "256"
+
+
 def test_the_tokenizer_of_a_base_that_was_gguf_is_copied(results: Results) -> None:
     result = results["from-gguf"]
     assert result["refused"].startswith("llama.cpp's converter does not know this model's tokenizer")
