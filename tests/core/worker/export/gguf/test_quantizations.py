@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+from core.export.gguf.checks import has_library
 from core.export.gguf.tools import find_converter
 from core.export.kinds import QUANTS
 from core.launch.launcher import worker_environment
 
+pytestmark = pytest.mark.skipif(not has_library(), reason="llama-cpp-py-sync is not installed")
 Results = dict[tuple[str, bool], dict[str, Any]]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from core.export.gguf.checks import has_library
 from core.export.gguf.tools import find_converter
 from core.launch.launcher import worker_environment
 
@@ -18,6 +19,7 @@ NAMES = (
     *("smollm3", "phi3", "gemma", "gemma2", "gemma3", "cohere", "gpt-neox", "starcoder2", "stablelm", "seed-oss"),
     "lfm2",
 )
+pytestmark = pytest.mark.skipif(not has_library(), reason="llama-cpp-py-sync is not installed")
 Results = dict[str, dict[str, Any]]
 
 
