@@ -147,11 +147,14 @@ class SampleEvent(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class HardwareEvent(Event):
-    """Devices as dictionaries of :class:`core.hardware.snapshot.Device`; missing figures are null."""
+    """Devices as dictionaries of :class:`core.hardware.snapshot.Device`, and the memory of the machine or of the
+    container in bytes, which the kernel kills for; missing figures are null."""
 
     type: ClassVar[str] = "hardware"
     devices: list[dict[str, Any]]
     energy_wh: float | None = None
+    host_memory_used: int | None = None
+    host_memory_total: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

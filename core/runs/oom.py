@@ -150,9 +150,11 @@ def _last_figures(events: Path) -> tuple[int, int] | None:
     """Memory of the machine (or of the container) in use and in total at the last report, in bytes."""
     for event in last_events(events, HardwareEvent.type):
         if isinstance(event, HardwareEvent):
-            for device in event.devices:
-                used, total = device.get("memory_used"), device.get("memory_total")
-                if device.get("kind") == "cpu" and type(used) is int and type(total) is int and total > 0:
+            host = (event.host_memory_used, event.host_memory_total)
+            # Records of earlier versions tell it of the CPU alone.
+            cpus = [device for device in event.devices if device.get("kind") == "cpu"]
+            for used, total in (host, *((cpu.get("memory_used"), cpu.get("memory_total")) for cpu in cpus)):
+                if type(used) is int and type(total) is int and total > 0:
                     return used, total
         return None
     return None

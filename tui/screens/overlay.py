@@ -6,9 +6,11 @@ from collections.abc import Container, Sequence
 from typing import ClassVar
 
 from textual.await_complete import AwaitComplete
-from textual.binding import Binding
+from textual.binding import Binding, BindingType
 from textual.content import Content
 from textual.screen import ModalScreen, ScreenResultType
+
+from tui.keys import bindings
 
 #: Bindings of a dialog with several inputs.
 INPUT_BINDINGS = (
@@ -31,6 +33,8 @@ class Overlay(ModalScreen[ScreenResultType]):
     """Whether keys are text even before an input has the focus."""
     SCOPE: ClassVar[str] = ""
     """Its scope in the table of keys; empty where it has none."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [binding for binding in bindings("app") if binding.id == "app.picture"]
 
     _is_left = False
 

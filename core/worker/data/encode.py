@@ -98,9 +98,9 @@ class Encoder:
         """A conversation as text, ready for the model to answer."""
         return self._masker.prompt(messages)
 
-    def prompt_ids(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    def prompt_ids(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
         """The same as tokens: those that a row of training has before the answer."""
-        return self._masker.prompt_ids(messages)
+        return self._masker.prompt_ids(messages, tools)
 
 
 def _tokenized(row: MaskedRow) -> TokenizedRow:

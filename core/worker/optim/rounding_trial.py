@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
 
 from core.text import one_line
-from core.worker.process.log import log
 
 #: Roundings of which the mean is taken.
 COUNT = 1 << 20
@@ -37,8 +37,13 @@ class Kernels(Protocol):
         """Set values to zero unless the device says that they are wanted."""
 
 
-def choose_kernels(device: torch.device) -> Kernels | None:
-    """The kernels, where they can be used and pass the trial; they are imported on a GPU only."""
+def choose_kernels(device: torch.device, notice: Callable[[str, str, str], None]) -> Kernels | None:
+    """The kernels, where they can be used and pass the trial; they are imported on a GPU only.
+
+    Args:
+        device: Where training goes on.
+        notice: Told why there are none on a GPU: ``notice(code, message, hint)``.
+    """
     if device.type != "cuda":
         return None
     try:
@@ -46,9 +51,10 @@ def choose_kernels(device: torch.device) -> Kernels | None:
 
         fault = find_fault(rounding_kernels, device)
     except Exception as error:  # whatever a kernel, a compiler or a driver makes of it: there is another way
-        fault = f"{type(error).__name__}: {one_line((str(error).strip().splitlines() or [''])[0], 200)}"
+        fault = f"it fails with {type(error).__name__}: {one_line((str(error).strip().splitlines() or [''])[0], 200)}"
     if fault:
-        log(f"The rounding kernels are not used: {fault}")
+        message = f"Weights are rounded by torch's own operations: the kernel for it is not used, as {fault}."
+        notice("rounding", message, "It computes as well, and takes some more time in each step.")
         return None
     return rounding_kernels
 

@@ -286,8 +286,14 @@ class Recorder:
                 self._tell_slow(*slow)
             devices = self._sampler.latest()
             if devices:
+                used, total = cpu_memory()
                 self.event(
-                    HardwareEvent(devices=[device.to_dict() for device in devices], energy_wh=self._sampler.energy_wh)
+                    HardwareEvent(
+                        devices=[device.to_dict() for device in devices],
+                        energy_wh=self._sampler.energy_wh,
+                        host_memory_used=used,
+                        host_memory_total=total,
+                    )
                 )
 
     def _wait_for_change(self, seconds: float) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -174,7 +175,7 @@ def build(config: Config, recorder: Recorder, controls: Controls, found: Checkpo
         deterministic=deterministic,
     )
     retry = Retry(lambda: f"step {state.step + 1}", recorder.warn)
-    update = _make_update(used, loaded, accelerator, retry, in_backward=in_backward)
+    update = _make_update(used, loaded, accelerator, retry, in_backward=in_backward, notice=recorder.warn)
     noise = EmbeddingNoise(loaded.model, config.method.neftune_alpha)
     offload = available_offload(config.memory.activation_offload, device)
     checkpointing = GradientCheckpointing(loaded.model, state, offload)
@@ -336,7 +337,13 @@ def _with_usable_optimizer(config: Config, device: torch.device, recorder: Recor
 
 
 def _make_update(
-    config: Config, loaded: LoadedModel, accelerator: Accelerator, retry: Retry, *, in_backward: bool
+    config: Config,
+    loaded: LoadedModel,
+    accelerator: Accelerator,
+    retry: Retry,
+    *,
+    in_backward: bool,
+    notice: Callable[[str, str, str], None],
 ) -> Update:
     """One optimizer over all adapters, or one for each tensor of the model's own weights."""
     train = config.train
@@ -353,5 +360,5 @@ def _make_update(
         max_grad_norm=train.max_grad_norm,
         in_backward=in_backward,
         retry=retry,
-        kernels=choose_kernels(loaded.device),
+        kernels=choose_kernels(loaded.device, notice),
     )

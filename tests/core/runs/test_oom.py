@@ -44,6 +44,16 @@ def test_the_last_figures_make_it_probable(
     assert (reason is not None and reason.startswith("probably killed by the kernel: ")) is told
 
 
+def test_the_memory_of_the_machine_counts_beside_a_card(dead: RunState, tmp_path: Path) -> None:
+    card = {"kind": "cuda", "memory_used": 1, "memory_total": 1000}
+    events = tmp_path / "events.jsonl"
+    for used, told in ((990, True), (500, False)):
+        event = HardwareEvent(devices=[card], host_memory_used=used, host_memory_total=1000)
+        events.write_text(encode_event(event))
+        oom._memory_death.cache_clear()
+        assert (oom.memory_death(dead, events) is not None) is told
+
+
 def test_nothing_is_said_of_a_worker_that_left_no_witness(dead: RunState, tmp_path: Path) -> None:
     assert oom.memory_death(dead, tmp_path / "none") is None
     full = write_figures(tmp_path / "events.jsonl", 999)

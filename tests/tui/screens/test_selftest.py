@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -106,3 +107,18 @@ async def test_the_table_is_shown_where_the_report_cannot_be_written(scripted: p
         await wait_for(pilot, lambda: "The report was not written." in screen_text(app), 60)
         assert "pass  speed" in screen_text(app)
         assert "Passed: all 7 of 7 checks" in screen_text(app)
+
+
+async def test_a_screenshot_is_taken_of_a_screen_that_covers_the_panes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    app = LocaltuneApp()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await pilot.press("f8")
+        await wait_for(pilot, lambda: isinstance(app.screen, SelfTestScreen))
+        await wait_for(pilot, lambda: "enter begin" in screen_text(app))
+        await pilot.press("f4")
+        await wait_for(pilot, lambda: list(tmp_path.glob("localtune*.svg")))
+    (picture,) = tmp_path.glob("localtune*.svg")
+    assert "Self-test" in picture.read_text(encoding="utf-8")

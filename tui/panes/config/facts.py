@@ -63,11 +63,20 @@ class FactsFinder:
         """Take the lengths of the rows of a file, as a run would read them; None where they are unknown again."""
         self._measured = {follow_links(path): lengths} if lengths is not None else {}
 
-    async def find_card(self) -> None:
-        """Look the card up, by asking the driver."""
-        self.card = card = await asyncio.to_thread(_find_card)
-        if card is not None:
-            self.facts = replace(self.facts, device="cuda", bf16=card.has_bf16, device_bytes=card.memory_total)
+    async def find_card(self, gpu: str | None) -> None:
+        """Look the card up, by asking the driver.
+
+        Args:
+            gpu: ``hardware.gpu``, as :func:`core.hardware.card.find_card` takes it.
+        """
+        self.card = card = await asyncio.to_thread(_find_card, gpu)
+        unknown = Facts()
+        self.facts = replace(
+            self.facts,
+            device=unknown.device if card is None else "cuda",
+            bf16=unknown.bf16 if card is None else card.has_bf16,
+            device_bytes=unknown.device_bytes if card is None else card.memory_total,
+        )
 
     async def check_base(self, base: NamedBase, key: str) -> None:
         """Look the base model up, and check its description.
@@ -125,10 +134,10 @@ class FactsFinder:
 # Slow imports are made in the threads too.
 
 
-def _find_card() -> Card | None:
+def _find_card(gpu: str | None) -> Card | None:
     from core.hardware.card import find_card
 
-    return find_card()
+    return find_card(gpu=gpu)
 
 
 def _read_paces() -> PaceBook:

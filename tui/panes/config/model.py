@@ -152,6 +152,12 @@ class ConfigModel:
         base, method = self.effective(BASE), self.effective("method.name")
         return NamedBase(base if isinstance(base, str) else "", self.base, str(method))
 
+    @property
+    def gpu(self) -> str | None:
+        """The card that the configuration names; None for the first one."""
+        gpu = self.document.get("hardware.gpu")
+        return gpu if isinstance(gpu, str) and gpu else None
+
     def effective(self, name: str) -> Any:
         """The effective value: the file's, else the default."""
         value = self.document.get(name)

@@ -71,6 +71,7 @@ class ConfigPane(Pane):
         self._greeting = ""
         self._emptied: OptionField | None = None
         self._looked_at: tuple[NamedBase, str] | None = None
+        self._gpu: str | None = None
 
     def compose(self) -> ComposeResult:
         """The form, the memory plan and the ask bar."""
@@ -83,7 +84,7 @@ class ConfigPane(Pane):
         self.prefer_focus(self.form)
         self.refresh_hints()
         await self._build()
-        self._find_card()
+        self._find_card(self.model.gpu)
         self._read_paces()
 
     def on_resize(self, event: events.Resize) -> None:
@@ -400,7 +401,9 @@ class ConfigPane(Pane):
     # Facts.
 
     def look_around(self, *, anew: bool = False) -> None:
-        """Look up the model, the disk and the last run, where they may have changed."""
+        """Look up the model, the card, the disk and the last run, where they may have changed."""
+        if (gpu := self.model.gpu) != self._gpu:
+            self._find_card(gpu)
         wanted = (self.model.named_base, self.model.run_name)
         if anew or wanted != self._looked_at:
             self._looked_at = wanted
@@ -423,8 +426,9 @@ class ConfigPane(Pane):
         self._plan(ConfigDocument(self.document.dumps(), self.document.path))
 
     @work(exclusive=True, group="config-card")
-    async def _find_card(self) -> None:
-        await self.known.find_card()
+    async def _find_card(self, gpu: str | None) -> None:
+        self._gpu = gpu
+        await self.known.find_card(gpu)
         self.refresh_fields()
 
     @work(exclusive=True, group="config-around")

@@ -87,9 +87,16 @@ def test_what_is_wrong_is_found(wrong: dict[str, Any], fault: str) -> None:
 
 
 def test_on_a_cpu_there_are_none() -> None:
-    assert choose_kernels(CPU) is None
+    told: list[tuple[str, ...]] = []
+    assert choose_kernels(CPU, lambda *notice: told.append(notice)) is None
+    assert not told
 
 
-def test_a_card_that_fails_has_the_plain_way() -> None:
+def test_a_card_that_fails_has_the_plain_way_and_says_so() -> None:
     """Here there is none, so that its first tensor fails."""
-    assert choose_kernels(torch.device("cuda")) is None
+    told: list[tuple[str, ...]] = []
+    assert choose_kernels(torch.device("cuda"), lambda *notice: told.append(notice)) is None
+    ((code, message, hint),) = told
+    assert code == "rounding"
+    assert "the kernel for it is not used, as it fails with " in message
+    assert hint

@@ -116,11 +116,14 @@ def test_the_heart_beats_and_the_devices_are_told(run: Run, monkeypatch: pytest.
     recorder = Recorder(run)
     first = recorded(run).updated
     wait_for(lambda: recorded(run).updated > first, 10, "a heartbeat")
-    wait_for(
-        lambda: any(isinstance(event, HardwareEvent) for event in EventTail(run.events_path).read_all()),
-        10,
-        "a hardware event",
-    )
+
+    def told() -> list[HardwareEvent]:
+        return [event for event in EventTail(run.events_path).read_all() if isinstance(event, HardwareEvent)]
+
+    used, total = wait_for(told, 10, "a hardware event")[0].host_memory_used, told()[0].host_memory_total
+    assert used is not None
+    assert total is not None
+    assert 0 < used < total
     recorder.close("stopped", "", StoppedEvent(reason="", step=0))
     ended = run.events_path.read_bytes(), run.state_path.read_bytes()
     assert not any(thread.name == "heartbeat" for thread in threading.enumerate())

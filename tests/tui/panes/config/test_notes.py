@@ -82,6 +82,21 @@ async def test_model_card_and_disk_are_looked_at(tmp_path: Path, monkeypatch: py
         await wait_for(pilot, lambda: "there are 3 rows" in batch.warning)
 
 
+async def test_the_card_is_the_one_that_the_configuration_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cards = {None: Card("RTX 4090", 24 << 30, (8, 9)), "1": Card("GTX 1080", 8 << 30, (6, 1)), "7": None}
+    monkeypatch.setattr("core.hardware.card.find_card", lambda gpu=None, **_: cards[gpu])
+    pane = ConfigPane()
+    async with PaneApp(pane).run_test(size=(120, 40)) as pilot:
+        await opened(pilot, pane, write_config(tmp_path, '[data]\ntrain = "rows.jsonl"\n'))
+        await wait_for(pilot, lambda: pane.known.facts.device_bytes == 24 << 30)
+        await type_value(pilot, pane, "hardware.gpu", "1")
+        await wait_for(pilot, lambda: (pane.known.facts.device_bytes, pane.known.facts.bf16) == (8 << 30, False))
+        await type_value(pilot, pane, "hardware.gpu", "7")
+        await wait_for(pilot, lambda: pane.known.facts.device_bytes is None)
+
+
 async def test_what_differs_from_the_last_run_is_marked(tmp_path: Path, home: Path) -> None:
     path = write_config(tmp_path)
     document = ConfigDocument.load(path)
