@@ -41,6 +41,7 @@ SLOW = (
     "tests/core/analysis/test_job.py",
     "tests/core/analysis/test_process.py",
     "tests/core/config/test_absurd_values.py",
+    "tests/core/export/gguf/test_write.py",
     "tests/core/template/test_jinja_sandbox.py",
     "tests/core/template/test_sandboxed.py",
     "tests/core/runs/test_foreign_runs.py",
@@ -131,9 +132,7 @@ def converter(converter_home: Path, private_home: Path) -> Path:
     """llama.cpp's converter in this test's own home; its directory."""
     from core.export.gguf.tools import find_converter
 
-    shutil.copytree(
-        converter_home / "tools", private_home / "tools", ignore=shutil.ignore_patterns("__pycache__", ".*", "*.whl")
-    )
+    shutil.copytree(converter_home / "tools", private_home / "tools", ignore=shutil.ignore_patterns(".*", "*.whl"))
     found = find_converter()
     assert found is not None
     return found

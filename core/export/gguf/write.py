@@ -45,7 +45,7 @@ _LIBRARIES, _BYTES_AT_WORK = 4 << 30, 16
 #: Most tokens of the rows that an importance matrix is computed from, and of one of them: a few tens of thousands
 #: settle it, and each takes a forward pass.
 CALIBRATION_TOKENS, CALIBRATION_ROW = 50_000, 2048
-_HINT = "Export merged; the messages of llama.cpp's converter are for its makers."
+_HINT = "Export merged, and convert it elsewhere."
 
 
 def write_gguf(model: Path, target: Path, quant: Quant, options: GgufOptions, progress: Progress) -> None:

@@ -68,6 +68,7 @@ def convert(job: dict[str, Any], report: Report) -> dict[str, Any]:
             instance.prepare_metadata(vocab_only=False)
             writer = instance.gguf_writer
             _set_metadata(writer, model, job)
+            _limit_context(writer, instance.hparams)
             warnings.refuse_fatal()
             total = sum(tensor.nbytes for tensor in writer.tensors[0].values())
             with report.growing("writing the weights", target, total):
@@ -181,6 +182,18 @@ def _set_metadata(writer: Any, model: Path, job: dict[str, Any]) -> None:
     if content is not None and found["tokenizer.ggml.model"].value == "llama" and job["base_gguf"] is None:
         begins = any(prompt.startswith(token["content"]) for token in content.get("added_tokens", ()))
         found["tokenizer.ggml.add_space_prefix"] = flag(adds_space_prefix(content, begins))
+
+
+def _limit_context(writer: Any, settings: dict[str, Any]) -> None:
+    """Shorten the context of a model whose sliding window llama.cpp does not compute to that window: up to there it is
+    the same model.
+    """
+    import gguf
+
+    window, key = settings.get("sliding_window"), f"{writer.arch}.context_length"
+    is_plain = settings.get("model_type") == "mistral" and writer.arch == "llama"
+    if is_plain and isinstance(window, int) and key in writer.kv_data[0] and window < writer.kv_data[0][key].value:
+        writer.kv_data[0][key] = gguf.GGUFValue(window, gguf.GGUFValueType.UINT32)
 
 
 def _set_stops(found: dict[str, Any], stops: list[int], gguf: Any) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from core.errors import UserError
 from core.export.gguf import write
+from core.export.gguf.checks import has_library
 from core.export.gguf.options import GgufOptions
 from core.export.gguf.write import write_adapter_gguf, write_gguf
 from core.models.architecture.gguf_header import read_gguf_header
@@ -41,6 +42,7 @@ os.close(os.open(os.environ["SOCKET_RECORD"] + "-started", os.O_CREAT, 0o600))
 """
 
 
+@pytest.mark.skipif(not has_library(), reason="llama-cpp-py-sync is not installed")
 def test_a_model_becomes_one_file_with_what_was_asked_for_and_no_socket_is_made(
     tiny_model_dir: Path,
     tmp_path: Path,

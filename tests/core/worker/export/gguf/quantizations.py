@@ -66,6 +66,67 @@ def make_uneven_model(directory: Path) -> tuple[Any, int]:
     return model, size
 
 
+#: Modules of a layer by the names of their weights in llama.cpp's file.
+MODULES = {
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+
+
+def expected_importance(model: Any, rows: list[list[int]]) -> dict[str, Any]:
+    """The same as llama.cpp's callbacks count, by hooks of torch."""
+    import torch
+
+    sums: dict[str, Any] = {}
+    hooks = []
+    for number, layer in enumerate(model.model.layers):
+        for name, path in MODULES.items():
+            key = f"blk.{number}.{name}.weight"
+
+            def add(_: Any, inputs: Any, key: str = key) -> None:
+                sums[key] = sums.get(key, 0) + inputs[0].double().square().sum(dim=(0, 1))
+
+            hooks.append(layer.get_submodule(path).register_forward_pre_hook(add))
+    with torch.no_grad():
+        for row in rows:
+            model(input_ids=torch.tensor([row]))
+    for hook in hooks:
+        hook.remove()
+    tokens = sum(map(len, rows))
+    return {name: (values / tokens).numpy() for name, values in sums.items()}
+
+
+def weigh_experts(directory: Path, converter: Path, report: Report) -> dict[str, Any]:
+    """A mixture of experts: each expert's activations are counted apart, and the quantizer takes them."""
+    import torch
+
+    model_directory, staged = directory / "experts", directory / "experts-staged"
+    random_models.save_byte_level(model_directory)
+    size = random_models.vocabulary_size(model_directory)
+    config = random_models.make_configurations()["mixtral"](size)
+    config.hidden_size, config.intermediate_size = 256, 256
+    torch.manual_seed(0)
+    random_models.make_model(config).save_pretrained(model_directory)
+    staged.mkdir()
+    stage(model_directory, GgufOptions(), staged)
+    source, importance, target = (directory / f"experts{end}" for end in (".gguf", ".npz", "-q.gguf"))
+    convert(conversion_job(staged, source, "F32", GgufOptions(), converter), report)
+    job = {"source": str(source), "threads": 1}
+    # Longer than what is computed at once.
+    compute_importance({**job, "target": str(importance), "rows": [[*range(5, 300)] * 2]}, report)
+    with np.load(importance) as found:
+        sizes = {name: int(found[name].size) for name in found.files}
+        is_positive = all(bool((found[name] > 0).all()) for name in found.files)
+    asked = {"quant": "Q4_K_M", "target": str(target), "expected": 1, "importance": str(importance)}
+    quantize({**job, **asked}, report)
+    return {"quant": "experts", "weighed": True, "sizes": sizes, "positive": is_positive}
+
+
 def main(arguments: list[str]) -> int:
     """Quantize."""
     import torch
@@ -88,6 +149,16 @@ def main(arguments: list[str]) -> int:
         if quant in CONVERTED:
             convert(conversion_job(staged, target, quant, GgufOptions(), converter), report)
     compute_importance({**job, "target": str(importance), "rows": make_rows(size, 16, seed=1)}, report)
+    wanted = expected_importance(model, make_rows(size, 16, seed=1))
+    with np.load(importance) as found_importance:
+        differences = {
+            name: float(np.abs(found_importance[name] / (values + 1e-4 * values.mean()) - 1).max())
+            for name, values in wanted.items()
+        }
+        result: dict[str, Any] = {"quant": "importance", "weighed": True, "differences": differences}
+        result["names"] = sorted(found_importance.files)
+    answers.write(json.dumps(result) + "\n")
+    answers.write(json.dumps(weigh_experts(directory, converter, report)) + "\n")
     for quant in QUANTS:
         for weighed in (False, True) if quant in WEIGHED else (False,):
             target = directory / f"{quant}{'-weighed' if weighed else ''}.gguf"

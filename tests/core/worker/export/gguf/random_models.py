@@ -66,13 +66,14 @@ def train_sentencepiece() -> bytes:
     return written.getvalue()
 
 
-def save_sentencepiece(directory: Path, model: bytes, *, keep: bool) -> None:
+def save_sentencepiece(directory: Path, model: bytes, *, keep: bool, prefix: bool) -> None:
     """The same as ``tokenizer.json``, which transformers saves.
 
     Args:
         directory: Where to.
         model: The content of a ``tokenizer.model``.
         keep: Whether that is saved as well.
+        prefix: Whether a space comes before each piece of text, as with Llama 2.
     """
     from sentencepiece import SentencePieceProcessor
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
@@ -97,7 +98,8 @@ def save_sentencepiece(directory: Path, model: bytes, *, keep: bool) -> None:
             fuse_unk=True,
         )
     )
-    backend.normalizer = normalizers.Replace(" ", "\u2581")
+    blanks = normalizers.Replace(" ", "\u2581")
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), blanks]) if prefix else blanks
     backend.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
     backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in _SPECIALS])
     _save(directory, backend)
@@ -145,7 +147,7 @@ def make_configurations() -> dict[str, Callable[[int], Any]]:
     return {
         "llama": lambda size: t.LlamaConfig(**base(size)),
         "llama3-rope": lambda size: t.LlamaConfig(**base(size), rope_parameters=llama3),
-        "mistral": lambda size: t.MistralConfig(**base(size), head_dim=32, sliding_window=None),
+        "mistral": lambda size: t.MistralConfig(**base(size), head_dim=32, sliding_window=256),
         "mixtral": lambda size: t.MixtralConfig(**base(size), num_local_experts=4, num_experts_per_tok=2),
         "qwen2": lambda size: t.Qwen2Config(**base(size), tie_word_embeddings=True),
         "qwen3": lambda size: t.Qwen3Config(**base(size), head_dim=32, tie_word_embeddings=True),

@@ -31,6 +31,7 @@ from tests.core.worker.export.gguf.reader import Reader, centered
 SENTENCEPIECE = {"mistral": "model", "phi3": "base", "gemma": "base", "gemma2": "nowhere", "gemma3": "nowhere"}
 
 
+PREFIXED = ("mistral", "phi3")
 #: Architectures that are given an adapter as well, with what PEFT is told of it.
 ADAPTERS: dict[str, dict[str, Any]] = {
     "llama": {"use_rslora": True},
@@ -78,7 +79,7 @@ def round_trip(name: str, directory: Path, converter: Path, pieces: bytes, repor
     model_directory, base = directory / "model", directory / "base"
     base.mkdir(parents=True)
     if place := SENTENCEPIECE.get(name):
-        random_models.save_sentencepiece(model_directory, pieces, keep=place == "model")
+        random_models.save_sentencepiece(model_directory, pieces, keep=place == "model", prefix=name in PREFIXED)
         if place == "base":
             (base / "tokenizer.model").write_bytes(pieces)
     else:
@@ -105,6 +106,7 @@ def round_trip(name: str, directory: Path, converter: Path, pieces: bytes, repor
             "tokens": wanted == [reader.tokenize(text) for text in random_models.TEXTS],
             "with_special": wanted == [reader.tokenize(text, add_special=True) for text in random_models.TEXTS],
             "template": reader.template() == template,
+            "context": reader.metadata("llama.context_length"),
             "ends": [token for token in range(size) if reader.ends(token)],
         }
     if (settings := ADAPTERS.get(name)) is not None:

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+from core.export.gguf.checks import has_library
 from core.export.gguf.tools import find_converter
 from core.export.kinds import QUANTS
 from core.launch.launcher import worker_environment
 
+pytestmark = pytest.mark.skipif(not has_library(), reason="llama-cpp-py-sync is not installed")
 Results = dict[tuple[str, bool], dict[str, Any]]
 
 
@@ -65,3 +67,20 @@ def test_an_importance_matrix_makes_the_error_smaller(results: Results, quant: s
     plain, weighed = results[quant, False], results[quant, True]
     assert weighed["divergence"] < 0.95 * plain["divergence"]
     assert weighed["bytes"] == plain["bytes"]
+
+
+def test_the_importance_matrix_is_the_mean_square_of_what_meets_each_weight(results: Results) -> None:
+    """As hooks of torch see it, in every layer."""
+    result = results["importance", True]
+    assert result["names"] == sorted(result["differences"])
+    assert len(result["names"]) == 14
+    # llama.cpp keeps keys and values in 16 bit.
+    assert max(result["differences"].values()) < 5e-3
+
+
+def test_experts_are_weighed_apart(results: Results) -> None:
+    result = results["experts", True]
+    assert result["positive"]
+    assert result["sizes"]["blk.0.ffn_up_exps.weight"] == 4 * 256
+    assert result["sizes"]["blk.0.ffn_down_exps.weight"] == 4 * 256
+    assert result["sizes"]["blk.1.attn_q.weight"] == 256

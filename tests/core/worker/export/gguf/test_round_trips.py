@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from core.export.gguf.checks import has_library
 from core.export.gguf.tools import find_converter
 from core.launch.launcher import worker_environment
 
@@ -18,6 +19,7 @@ NAMES = (
     *("smollm3", "phi3", "gemma", "gemma2", "gemma3", "cohere", "gpt-neox", "starcoder2", "stablelm", "seed-oss"),
     "lfm2",
 )
+pytestmark = pytest.mark.skipif(not has_library(), reason="llama-cpp-py-sync is not installed")
 Results = dict[str, dict[str, Any]]
 
 
@@ -54,6 +56,11 @@ def test_a_model_comes_out_as_it_was(results: Results, name: str) -> None:
     assert result["template"]
     # The tokenizer's own end, and that of an answer.
     assert result["ends"] == [2, 4]
+
+
+def test_a_window_that_llama_cpp_does_not_compute_limits_the_context(results: Results) -> None:
+    assert results["llama"]["context"] == "512"
+    assert results["mistral"]["context"] == "256"
 
 
 def test_the_tokenizer_of_a_base_that_was_gguf_is_copied(results: Results) -> None:
