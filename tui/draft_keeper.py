@@ -6,6 +6,7 @@ is left; edits of a file are asked about then, and stay only where the app ends 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -13,12 +14,15 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from core.chat.dialogue import Dialogue
+from core.chat.transcripts import keep_transcript
 from core.drafts import Draft, config_subject, find_draft, list_drafts, remove_draft, write_draft
 from core.errors import UserError
+from core.runs.store import Run
 
 if TYPE_CHECKING:
     from core.config.document import ConfigDocument
     from tui.panes import Panes
+    from tui.panes.chat.pane import ChatPane
     from tui.state import AppState
 
 
@@ -98,6 +102,7 @@ class DraftKeeper:
         self._chat = _Slot("chat")
         self._document: ConfigDocument | None = None
         self._dialogue: Dialogue | None = None
+        self._transcript: tuple[str, list[dict[str, Any]]] = ("", [])
         self._is_closed = False
 
     def look(self) -> None:
@@ -239,7 +244,22 @@ class DraftKeeper:
         if not dialogue.exchanges and not unsent:
             self._chat.drop()
         elif pane.subject:
-            self._chat.keep(pane.subject, {"exchanges": dialogue.to_data(), "unsent": unsent})
+            exchanges = dialogue.to_data()
+            about = {"id": dialogue.id, "started": dialogue.started}
+            self._chat.keep(pane.subject, {"exchanges": exchanges, "unsent": unsent, **about})
+            self._keep_transcript(pane, exchanges)
+
+    def _keep_transcript(self, pane: ChatPane, exchanges: list[dict[str, Any]]) -> None:
+        """Keep the conversation with its run as well, once an answer is there; a draft ends with the conversation."""
+        target = pane.target
+        if not isinstance(target, Run) or pane.is_answering or not exchanges:
+            return
+        if (pane.dialogue.id, exchanges) == self._transcript:
+            return
+        # Where it cannot be written, the draft is what there is; the next change tries again.
+        self._transcript = (pane.dialogue.id, exchanges)
+        with suppress(OSError, UserError):
+            keep_transcript(target, pane.dialogue, pane.system)
 
     def restore_chat(self) -> str:
         """Restore the conversation that an earlier app has left for the current model.
@@ -253,7 +273,7 @@ class DraftKeeper:
         draft = find_draft("chat", pane.subject)
         if draft is None:
             return ""
-        dialogue, unsent = Dialogue.from_data(draft.data.get("exchanges")), draft.data.get("unsent")
+        dialogue, unsent = _dialogue(draft), draft.data.get("unsent")
         unsent = unsent if isinstance(unsent, str) else ""
         if not dialogue.exchanges and not unsent:
             remove_draft(draft.id)
@@ -285,6 +305,17 @@ class ConfigDraft:
     def discard(self) -> None:
         """Discard the edits."""
         remove_draft(self.draft.id)
+
+
+def _dialogue(draft: Draft) -> Dialogue:
+    """The conversation of a draft, by its name, under which it is kept with its run."""
+    dialogue = Dialogue.from_data(draft.data.get("exchanges"))
+    identity, started = draft.data.get("id"), draft.data.get("started")
+    if isinstance(identity, str) and identity.isalnum() and identity.isascii() and len(identity) <= 64:
+        dialogue.id = identity
+    if isinstance(started, float) and 0 <= started < time.time() + 86400:
+        dialogue.started = started
+    return dialogue
 
 
 def _digest(text: str) -> str:

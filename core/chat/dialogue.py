@@ -1,14 +1,19 @@
-"""Conversations with one model, or with two at once."""
+"""Conversations with one model, or with several at once, and the branches that they took."""
 
 from __future__ import annotations
 
+import re
+import secrets
+import time
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from core.chat.request import Source
-from core.units import format_rate
+from core.units import format_count, format_rate
 
+#: Most answers to one question.
+COLUMNS = 3
 ReplyState = Literal["waiting", "streaming", "done", "stopped", "failed"]
 
 
@@ -18,7 +23,7 @@ class Reply:
 
     source: Source
     text: str = ""
-    """As the model wrote it; it is sanitized when it is shown."""
+    """The answer, safe to show."""
     state: ReplyState = "waiting"
     speaker: str = ""
     """Which weights answered: ``step 34``, ``tuned`` or ``base``."""
@@ -27,6 +32,13 @@ class Reply:
     hint: str = ""
     pending: deque[str] = field(default_factory=deque)
     """Pieces that have come from the thread of the model and are not in ``text`` yet."""
+    raw: str = ""
+    """The answer as the model wrote it, once it is whole; empty where that is ``text``."""
+
+    @property
+    def as_written(self) -> str:
+        """The answer as the model wrote it, as far as it is known."""
+        return self.raw or self.text
 
     @property
     def is_open(self) -> bool:
@@ -51,55 +63,103 @@ class Reply:
 
 @dataclass(eq=False)
 class Exchange:
-    """A question and its answers."""
+    """A question and its answers, with the exchanges that follow it."""
 
     question: str
     replies: list[Reply]
+    branches: list[Exchange] = field(default_factory=list)
+    """What may follow: more than one where a question was asked again or in other words."""
+    chosen: int = 0
+    """The place in ``branches`` of what does follow."""
 
     def answer_of(self, source: Source) -> str:
-        """The answer of this source, else the other one's; empty if there is none."""
+        """The answer of this source, else another one's, as the model wrote it; empty if there is none."""
         ordered = sorted(self.replies, key=lambda reply: reply.source != source)
-        return next((reply.text for reply in ordered if reply.text and reply.state != "failed"), "")
+        return next((reply.as_written for reply in ordered if reply.text and reply.state != "failed"), "")
 
 
 class Dialogue:
-    """The exchanges so far; each source is told its own answers, and the other's where it gave none."""
+    """A tree of exchanges, and the path in it that is the conversation now.
+
+    Each source is told its own answers, and another's where it gave none.
+    """
 
     def __init__(self) -> None:
-        self.exchanges: list[Exchange] = []
+        self.id = secrets.token_hex(4)
+        """The name of the conversation."""
+        self.started = time.time()
+        """When it began, in Unix seconds."""
+        self._root = Exchange("", [])
+
+    @property
+    def exchanges(self) -> list[Exchange]:
+        """The conversation: the exchanges on the path, the first one first."""
+        found, at = [], self._root
+        while at.branches:
+            at = at.branches[at.chosen]
+            found.append(at)
+        return found
 
     def ask(self, question: str, sources: tuple[Source, ...]) -> Exchange:
-        """Add a question that these sources are to answer."""
-        exchange = Exchange(question, [Reply(source) for source in sources])
-        self.exchanges.append(exchange)
-        return exchange
+        """Add a question that these sources are to answer, at the end of the conversation."""
+        return self._branch(self._last, question, sources)
 
-    def messages(self, source: Source, system: str = "") -> list[dict[str, str]]:
-        """Messages for a source to answer the last question; earlier questions without an answer are left out."""
+    def ask_again(self, exchange: Exchange, question: str, sources: tuple[Source, ...]) -> Exchange:
+        """Ask in place of an earlier question; that one and what followed it stay, as another branch."""
+        return self._branch(self._before(exchange), question, sources)
+
+    def variants(self, exchange: Exchange) -> tuple[int, int]:
+        """The place of an exchange among those asked in its place, from 0, and their number."""
+        before = self._before(exchange)
+        return before.branches.index(exchange), len(before.branches)
+
+    def turn(self, exchange: Exchange, step: int) -> Exchange:
+        """Go to another exchange asked in the place of this one; what followed that one follows again.
+
+        Args:
+            exchange: One of the conversation.
+            step: How many further; from the last one to the first.
+        """
+        before = self._before(exchange)
+        before.chosen = (before.branches.index(exchange) + step) % len(before.branches)
+        return before.branches[before.chosen]
+
+    def remove(self, exchange: Exchange) -> None:
+        """Take out an exchange and what follows it."""
+        before = self._before(exchange)
+        place = before.branches.index(exchange)
+        before.branches.remove(exchange)
+        before.chosen = max(0, before.chosen - (place <= before.chosen))
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._root = Exchange("", [])
+
+    def messages(self, source: Source, system: str = "", until: Exchange | None = None) -> list[dict[str, str]]:
+        """Messages for a source to answer a question; earlier questions without an answer are left out.
+
+        Args:
+            source: Who is to answer.
+            system: The system prompt; empty for none.
+            until: The question, one of the conversation; its last one where None.
+        """
+        path = self.exchanges
+        if until is not None and until in path:
+            path = path[: path.index(until) + 1]
         messages = [{"role": "system", "content": system}] if system.strip() else []
-        for exchange in self.exchanges[:-1]:
+        for exchange in path[:-1]:
             if answer := exchange.answer_of(source):
                 messages.append({"role": "user", "content": exchange.question})
                 messages.append({"role": "assistant", "content": answer})
-        return [*messages, {"role": "user", "content": self.exchanges[-1].question}]
+        return [*messages, {"role": "user", "content": path[-1].question}]
 
     def to_data(self) -> list[dict[str, Any]]:
-        """The exchanges as JSON has them; what has not come yet of an answer is not in it."""
-        return [
-            {
-                "question": exchange.question,
-                "replies": [
-                    {
-                        "source": reply.source,
-                        "text": reply.text,
-                        "state": "stopped" if reply.is_open else reply.state,
-                        **{name: getattr(reply, name) for name in _TOLD},
-                    }
-                    for reply in exchange.replies
-                ],
-            }
-            for exchange in self.exchanges
-        ]
+        """The exchanges as JSON has them; what has not come yet of an answer is not in it.
+
+        An exchange that was asked in the place of others has them as ``others``, each as a conversation from there on,
+        and its own ``place`` among them.
+        """
+        return _path_data(self._root)
 
     def to_markdown(self, title: str) -> str:
         """The conversation as Markdown: each question and answer under its speaker, as the model wrote it."""
@@ -118,45 +178,139 @@ class Dialogue:
     def from_data(cls, data: object) -> Dialogue:
         """The exchanges that :meth:`to_data` has written; what is none of that is left out."""
         dialogue = cls()
-        for item in data if isinstance(data, list) else []:
-            if not isinstance(item, dict) or not isinstance(question := item.get("question"), str):
-                continue
-            written = item.get("replies")
-            replies = [_reply(one) for one in written if isinstance(one, dict)] if isinstance(written, list) else []
-            if kept := [reply for reply in replies if reply is not None][:2]:
-                dialogue.exchanges.append(Exchange(question, kept))
+        _put_path(dialogue._root, data, 0)
         return dialogue
 
     def last_answer(self) -> Reply | None:
-        """The newest reply with a text; of two to the same question, the tuned model's."""
+        """The newest reply with a text; of several to the same question, the first."""
         replies = (reply for exchange in reversed(self.exchanges) for reply in exchange.replies)
         return next((reply for reply in replies if reply.text), None)
+
+    @property
+    def _last(self) -> Exchange:
+        return next(reversed(self.exchanges), self._root)
+
+    def _before(self, exchange: Exchange) -> Exchange:
+        """The exchange that this one follows; the root's for a first question.
+
+        Raises:
+            ValueError: If it is not of this dialogue.
+        """
+        waiting = [self._root]
+        while waiting:
+            at = waiting.pop()
+            if exchange in at.branches:
+                return at
+            waiting += at.branches
+        raise ValueError("the exchange is not of this dialogue")
+
+    @staticmethod
+    def _branch(before: Exchange, question: str, sources: tuple[Source, ...]) -> Exchange:
+        exchange = Exchange(question, [Reply(source) for source in sources])
+        before.branches.append(exchange)
+        before.chosen = len(before.branches) - 1
+        return exchange
+
+
+def _path_data(before: Exchange) -> list[dict[str, Any]]:
+    """The conversation that follows an exchange."""
+    items: list[dict[str, Any]] = []
+    while before.branches:
+        now = before.branches[before.chosen]
+        item = _exchange_data(now)
+        if len(before.branches) > 1:
+            others = [other for other in before.branches if other is not now]
+            item["place"] = before.chosen
+            item["others"] = [[_exchange_data(other), *_path_data(other)] for other in others]
+        items.append(item)
+        before = now
+    return items
+
+
+def _exchange_data(exchange: Exchange) -> dict[str, Any]:
+    return {
+        "question": exchange.question,
+        "replies": [
+            {
+                "source": reply.source,
+                "text": reply.text,
+                "state": "stopped" if reply.is_open else reply.state,
+                **{name: getattr(reply, name) for name in _TOLD},
+                **({"raw": reply.raw} if reply.raw not in ("", reply.text) else {}),
+            }
+            for reply in exchange.replies
+        ],
+    }
+
+
+def _put_path(before: Exchange, data: object, depth: int) -> None:
+    """Read a conversation that follows an exchange."""
+    for item in data if isinstance(data, list) else []:
+        if not isinstance(item, dict) or (exchange := _exchange(item)) is None:
+            continue
+        before.branches = [exchange]
+        others, place = item.get("others"), item.get("place")
+        for other in others if isinstance(others, list) and depth < _DEEPEST else []:
+            apart = Exchange("", [])
+            _put_path(apart, other, depth + 1)
+            before.branches += apart.branches
+        if type(place) is int and 0 <= place < len(before.branches):
+            before.branches.remove(exchange)
+            before.branches.insert(place, exchange)
+            before.chosen = place
+        before = exchange
+
+
+def _exchange(item: dict[str, Any]) -> Exchange | None:
+    question, written = item.get("question"), item.get("replies")
+    if not isinstance(question, str):
+        return None
+    replies = [_reply(one) for one in written if isinstance(one, dict)] if isinstance(written, list) else []
+    kept = [reply for reply in replies if reply is not None][:COLUMNS]
+    return Exchange(question, kept) if kept else None
 
 
 #: What is kept of a reply beside its text.
 _TOLD = ("speaker", "stats", "error", "hint")
+#: Conversations within conversations that are read; nobody branches so deep.
+_DEEPEST = 50
 
 
 def _reply(data: dict[str, Any]) -> Reply | None:
     source, text, state = data.get("source"), data.get("text"), data.get("state")
     told = {name: value for name in _TOLD if isinstance(value := data.get(name), str)}
-    if source not in ("tuned", "base") or state not in ("done", "stopped", "failed") or not isinstance(text, str):
+    if not isinstance(source, str) or not source or not isinstance(text, str):
         return None
-    reply = Reply(source, text, state)
+    if state not in ("done", "stopped", "failed"):
+        return None
+    raw = data.get("raw")
+    reply = Reply(source, text, state, raw=raw if isinstance(raw, str) else "")
     for name, value in told.items():
         setattr(reply, name, value)
     return reply
 
 
 def speaker_name(source: str) -> str:
-    """``step-34`` as ``step 34``, ``adapter`` as ``tuned``."""
+    """``step-34`` as ``step 34``, ``adapter`` as ``tuned``, ``20261124-143600-tickets@30`` as ``tickets@30``."""
     if source.startswith("step-"):
         return f"step {source[5:]}"
-    return "tuned" if source == "adapter" else source
+    return "tuned" if source == "adapter" else _STAMP.sub("", source) or source
 
 
-def format_stats(tokens: int, first_token_seconds: float, tokens_per_second: float, finish: str = "stop") -> str:
-    """``23 tokens · first 0.16 s · 21 tok/s``, and why it ends where it does unless the model ended it itself.
+_STAMP = re.compile(r"^\d{8}-\d{6}-(?=.)", re.ASCII)
+
+
+def format_stats(
+    tokens: int,
+    first_token_seconds: float,
+    tokens_per_second: float,
+    finish: str = "stop",
+    *,
+    context: int = 0,
+    context_limit: int | None = None,
+) -> str:
+    """``23 tokens · first 0.16 s · 21 tok/s · context 120 of 8,192``, and why it ends where it does unless the model
+    ended it itself.
 
     What was not measured (0) is left out.
     """
@@ -165,6 +319,9 @@ def format_stats(tokens: int, first_token_seconds: float, tokens_per_second: flo
         parts.append(f"first {first_token_seconds:.2f} s")
     if tokens > 1 and tokens_per_second > 0:
         parts.append(format_rate(tokens_per_second))
+    if context:
+        limit = f" of {format_count(context_limit)}" if context_limit else ""
+        parts.append(f"context {format_count(context)}{limit}")
     if finish == "length":
         parts.append("cut at chat.max_new_tokens")
     return " · ".join(parts)

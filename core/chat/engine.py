@@ -59,6 +59,22 @@ class ModelSpec:
     """The :class:`core.models.fingerprint.BaseFingerprint` of the base in training, where it is known."""
 
 
+@dataclass(frozen=True)
+class AdapterSpec:
+    """An adapter to load beside others on the same base."""
+
+    name: str
+    """The source that it answers as."""
+    adapter: str
+    """A directory in PEFT's format."""
+    source_name: str
+    """What its answers are called."""
+    template: str | None = None
+    """A chat template that replaces the model's own, as for :class:`ModelSpec`."""
+    base_sha256: str | None = None
+    """The fingerprint of the base in training, where it is known."""
+
+
 class ChatEngine:
     """One engine process. Methods block and belong in a thread; ``cancel`` and ``close`` may be called from any other.
 
@@ -123,6 +139,24 @@ class ChatEngine:
             else:
                 return message
         raise AssertionError("unreachable: an exchange ends with an answer or an error")
+
+    def add(self, spec: AdapterSpec) -> None:
+        """Load another adapter onto the base; nothing happens if there is one of its name.
+
+        Raises:
+            UserError: If it is for another base or does not fit, or the engine ends.
+        """
+        for _ in self._exchange(self._request("add", asdict(spec)), LOAD_SECONDS):
+            pass
+
+    def remove(self, name: str) -> None:
+        """Unload an adapter by the name of its source.
+
+        Raises:
+            UserError: If no model is loaded, or the engine ends.
+        """
+        for _ in self._exchange(self._request("remove", {"name": name}), LOAD_SECONDS):
+            pass
 
     def generate(self, request: ChatRequest) -> Generator[dict[str, Any], None, None]:
         """Answer a conversation.

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Final, TypeAlias
 
+from core.config.schema import ChatSection
 from core.errors import UserError
 
-Source = Literal["tuned", "base"]
+#: The model that answers: :data:`TUNED`, :data:`BASE`, or ``RUN`` or ``RUN@STEP`` for another adapter on the same base.
+Source: TypeAlias = str
+TUNED: Final = "tuned"
+BASE: Final = "base"
+_SOURCE = re.compile(r"[^\x00-\x1f\x7f]{1,4096}")
+#: Most texts that end an answer, and characters of one.
+STOP_LIMIT, STOP_LENGTH = 16, 200
 ROLES = ("system", "user", "assistant")
 #: Most messages in one conversation.
 MESSAGE_LIMIT = 10_000
@@ -16,7 +25,10 @@ MESSAGE_LIMIT = 10_000
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """Sampling settings of an answer."""
+    """Sampling settings of an answer.
+
+    They act in this order, as in transformers: repetition penalty, temperature, ``top_k``, ``top_p``, ``min_p``.
+    """
 
     max_new_tokens: int = 256
     """Longest answer, in tokens."""
@@ -24,14 +36,57 @@ class GenerationSettings:
     """Randomness; 0 always takes the most likely token."""
     top_p: float = 1.0
     """Cumulative probability of the tokens that are sampled from, above 0 and at most 1."""
+    top_k: int = 0
+    """Number of likeliest tokens that are sampled from; 0 for all."""
+    min_p: float = 0.0
+    """Least probability of a token that is sampled, as a share of the likeliest one's, from 0 to below 1."""
+    repetition_penalty: float = 1.0
+    """Divisor of the logits of tokens that the conversation has already; 1 for none."""
+    seed: int | None = None
+    """Seed of the draws; None for another one each time."""
+    stop: tuple[str, ...] = ()
+    """Texts that end the answer and are not part of it."""
 
     def __post_init__(self) -> None:
-        if not _is_int(self.max_new_tokens) or not 1 <= self.max_new_tokens <= 32768:
-            raise UserError("max_new_tokens must be a whole number from 1 to 32768.", "Change chat.max_new_tokens.")
-        if not _is_number(self.temperature) or not 0 <= self.temperature <= 5:
-            raise UserError("temperature must be a number from 0 to 5.", "Change chat.temperature.")
-        if not _is_number(self.top_p) or not 0 < self.top_p <= 1:
-            raise UserError("top_p must be a number above 0 and at most 1.", "Change chat.top_p.")
+        _check(_is_int(self.max_new_tokens) and 1 <= self.max_new_tokens <= 32768, "max_new_tokens", _WHOLE)
+        _check(_is_number(self.temperature) and 0 <= self.temperature <= 5, "temperature", "a number from 0 to 5")
+        _check(_is_number(self.top_p) and 0 < self.top_p <= 1, "top_p", "a number above 0 and at most 1")
+        _check(_is_int(self.top_k) and 0 <= self.top_k <= 1_000_000, "top_k", "a whole number from 0 to 1000000")
+        _check(_is_number(self.min_p) and 0 <= self.min_p < 1, "min_p", "a number from 0 to below 1")
+        penalty = self.repetition_penalty
+        _check(_is_number(penalty) and 0 < penalty <= 10, "repetition_penalty", "a number above 0 and at most 10")
+        seed = self.seed
+        _check(seed is None or (_is_int(seed) and 0 <= seed < 1 << 32), "seed", "a whole number from 0 to 4294967295")
+        object.__setattr__(self, "stop", _stops(self.stop))
+
+    @classmethod
+    def of(cls, chat: ChatSection, **changes: Any) -> GenerationSettings:
+        """The settings of a configuration, with changes; one that is None changes nothing.
+
+        Raises:
+            UserError: If a change is of the wrong type or out of range.
+        """
+        given = {name: value for name, value in changes.items() if value is not None}
+        return cls(**(settings_of(chat) | given))
+
+    @classmethod
+    def from_args(cls, args: Mapping[str, Any]) -> GenerationSettings:
+        """The settings among the arguments of a request; absent ones have the defaults.
+
+        Raises:
+            UserError: If one of them is of the wrong type or out of range.
+        """
+        return cls(**{name: args[name] for name in SETTING_NAMES if name in args})
+
+
+SETTING_NAMES = tuple(each.name for each in fields(GenerationSettings))
+
+
+def settings_of(chat: ChatSection) -> dict[str, Any]:
+    """The sampling settings of a configuration, by the names of :class:`GenerationSettings`."""
+    stop = chat.stop
+    values = {name: getattr(chat, name) for name in SETTING_NAMES if name != "stop"}
+    return values | {"stop": () if stop is None else (stop,) if isinstance(stop, str) else tuple(stop)}
 
 
 @dataclass(frozen=True)
@@ -40,14 +95,14 @@ class ChatRequest:
 
     messages: list[dict[str, str]]
     """``role`` and ``content`` each, the last one the user's."""
-    source: Source = "tuned"
-    """The model that answers: with its adapter, or the base alone."""
+    source: Source = TUNED
+    """The model that answers: with its adapter, the base alone, or with another adapter, by its name."""
     settings: GenerationSettings = field(default_factory=GenerationSettings)
 
     def __post_init__(self) -> None:
         _check_messages(self.messages)
-        if self.source not in ("tuned", "base"):
-            raise UserError("The source of an answer is tuned or base.")
+        if not isinstance(self.source, str) or not _SOURCE.fullmatch(self.source):
+            raise UserError("The source of an answer is tuned or base, or the name of an adapter.")
 
     def to_args(self) -> dict[str, Any]:
         """The arguments of a ``generate`` command."""
@@ -60,13 +115,7 @@ class ChatRequest:
         Raises:
             UserError: If one of them is of the wrong type or out of range.
         """
-        defaults = GenerationSettings()
-        settings = GenerationSettings(
-            max_new_tokens=args.get("max_new_tokens", defaults.max_new_tokens),
-            temperature=args.get("temperature", defaults.temperature),
-            top_p=args.get("top_p", defaults.top_p),
-        )
-        return cls(args.get("messages", []), args.get("source", "tuned"), settings)
+        return cls(args.get("messages", []), args.get("source", TUNED), GenerationSettings.from_args(args))
 
 
 def _check_messages(messages: Any) -> None:
@@ -92,6 +141,26 @@ def _is_encodable(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+_WHOLE = "a whole number from 1 to 32768"
+
+
+def _check(fits: bool, name: str, wanted: str) -> None:
+    if not fits:
+        raise UserError(f"{name} must be {wanted}.", f"Change chat.{name}.")
+
+
+def _stops(stop: Any) -> tuple[str, ...]:
+    stop = (stop,) if isinstance(stop, str) else stop
+    if (
+        not isinstance(stop, (list, tuple))
+        or len(stop) > STOP_LIMIT
+        or not all(isinstance(text, str) and 0 < len(text) <= STOP_LENGTH and _is_encodable(text) for text in stop)
+    ):
+        wanted = f"a text, or a list of at most {STOP_LIMIT}, of 1 to {STOP_LENGTH} characters each"
+        raise UserError(f"stop must be {wanted}.", "Change chat.stop.")
+    return tuple(stop)
 
 
 def _is_int(value: object) -> bool:

@@ -7,19 +7,20 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from core.chat.engine import ChatEngine, ModelSpec, Progress
-from core.chat.request import ChatRequest, GenerationSettings, Source
+from core.chat.engine import AdapterSpec, ChatEngine, ModelSpec, Progress
+from core.chat.exported import READER, find_exported
+from core.chat.request import BASE, TUNED, ChatRequest, GenerationSettings, Source
 from core.config.schema import ModelSection
 from core.errors import UserError
 from core.models.find import find_model
 from core.paths import user_path
 from core.runs.client import ControlClient
 from core.runs.store import Run
-from core.runs.trained import TrainedModel, find_run_at, find_trained
+from core.runs.trained import TrainedModel, find_run_at, find_trained, split_step
 from core.text import one_line, sanitize
 
 __all__ = ["Answer", "ChatSession", "GenerationSettings", "Token", "open_session"]
@@ -41,8 +42,15 @@ class Answer:
     first_token_seconds: float
     tokens_per_second: float
     source: str
-    """``base``, ``adapter``, or ``step-N`` for a model in training and for a checkpoint."""
+    """``base``, ``adapter``, ``step-N`` for a model in training and for a checkpoint, or ``RUN`` or ``RUN@STEP`` of
+    another run."""
     finish: Literal["stop", "length", "cancelled"] = "stop"
+    prompt_tokens: int = 0
+    """Tokens of the conversation before the answer; 0 where it is not told."""
+    context_limit: int | None = None
+    """Tokens that the model reads at most, conversation and answer together; None where it is not told."""
+    raw: str = field(default="", compare=False)
+    """The text as the model wrote it, for copying and for data: not safe to show."""
 
 
 class ChatSession(Protocol):
@@ -71,6 +79,7 @@ class ChatSession(Protocol):
         self, messages: Sequence[dict[str, str]], source: Source, settings: GenerationSettings
     ) -> Iterator[Token | Answer]:
         """Generate an answer: tokens as they come, then the answer. Closing the iterator early cancels the answer.
+        Another adapter than the session's own, a source ``RUN`` or ``RUN@STEP``, is loaded for its first answer.
 
         Raises:
             UserError: If the model cannot answer.
@@ -96,6 +105,8 @@ class LiveSession:
         self._client = ControlClient(run)
         self._cancelled = threading.Event()
         self._closed = False
+        #: Checkpoints and other runs answer from an engine beside the worker.
+        self._beside: EngineSession | None = None
 
     @property
     def description(self) -> str:
@@ -110,8 +121,11 @@ class LiveSession:
     def generate(
         self, messages: Sequence[dict[str, str]], source: Source, settings: GenerationSettings
     ) -> Iterator[Token | Answer]:
-        """Generate an answer in the worker."""
+        """Generate an answer in the worker; that of a checkpoint or of another run, in an engine."""
         request = ChatRequest(list(messages), source, settings)
+        if source not in (TUNED, BASE):
+            yield from self._engine(source).generate(messages, source, settings)
+            return
         pieces: list[str] = []
         speaker: str = source
         began = first = last = time.monotonic()
@@ -121,9 +135,9 @@ class LiveSession:
                 if "token" in message:
                     last = time.monotonic()
                     first = first if pieces else last
-                    pieces.append(sanitize(message["token"]))
+                    pieces.append(message["token"])
                     speaker = one_line(message.get("source", speaker), 80)
-                    yield Token(pieces[-1])
+                    yield Token(sanitize(pieces[-1]))
                 else:
                     yield _answer(message)
         except UserError:
@@ -131,20 +145,34 @@ class LiveSession:
                 raise
             # A cancelled answer is one whose connection was closed, so its partial text is known here only.
             rate = (len(pieces) - 1) / (last - first) if last > first else 0.0
-            yield Answer("".join(pieces), len(pieces), first - began, rate, speaker, "cancelled")
+            raw = "".join(pieces)
+            yield Answer(sanitize(raw), len(pieces), first - began, rate, speaker, "cancelled", raw=raw)
+
+    def _engine(self, source: Source) -> EngineSession:
+        if self._beside is None:
+            trained = find_trained(*find_run_at(source))
+            # Its base is loaded once, and it is an adapter among others there.
+            self._beside = EngineSession(replace(spec_of(trained), adapter=None, source_name="adapter"), trained.label)
+            if self._closed:
+                self._beside.close()
+        return self._beside
 
     def cancel(self) -> None:
         """Close the connection, which the worker notices at the next token."""
         self._cancelled.set()
+        if self._beside is not None:
+            self._beside.cancel()
         client = self._client
         if not self._closed:
             self._client = ControlClient(self._run)
         client.close()
 
     def close(self) -> None:
-        """Cancel the current answer."""
+        """Cancel the current answer, and end the engine."""
         self._closed = True
         self.cancel()
+        if self._beside is not None:
+            self._beside.close()
 
 
 class EngineSession:
@@ -162,6 +190,7 @@ class EngineSession:
         self._engine = engine or ChatEngine()
         self._loading = threading.Lock()
         self._loaded = False
+        self._added: set[Source] = set()
 
     @property
     def description(self) -> str:
@@ -186,12 +215,28 @@ class EngineSession:
         """Generate an answer in the engine."""
         request = ChatRequest(list(messages), source, settings)
         self.prepare(lambda _detail, _done, _total: None)
+        if source not in (TUNED, BASE):
+            self._add(source)
         with contextlib.closing(self._engine.generate(request)) as incoming:
             for message in incoming:
                 if "token" in message:
                     yield Token(sanitize(str(message["token"])))
                 else:
                     yield _answer(message)
+
+    def _add(self, source: Source) -> None:
+        """Load another adapter onto the base.
+
+        Raises:
+            UserError: If there is none, or it is for another base.
+        """
+        with self._loading:
+            if source in self._added:
+                return
+            run, step = find_run_at(source)
+            trained = find_trained(run, step)
+            self._engine.add(adapter_spec(trained, source, self.spec))
+            self._added.add(source)
 
     def cancel(self) -> None:
         """Cancel the answer in the engine."""
@@ -202,17 +247,23 @@ class EngineSession:
         self._engine.close()
 
 
-def open_session(target: Run | Path | str) -> ChatSession:
+def open_session(target: Run | Path | str, *, llama: bool = False) -> ChatSession:
     """The chat session for a target; nothing is loaded or connected yet.
 
     Args:
         target: A run (live: its worker; ended: its base with its adapter), the directory of one, a directory or file of
             a model, the name of a model, or ``RUN`` or ``RUN@STEP``, see :func:`core.runs.trained.find_run_at`: the
-            checkpoint of a step is loaded into an engine, whether the run is live or not.
+            checkpoint of a step is loaded into an engine, whether the run is live or not. A GGUF file that was exported
+            is read by llama.cpp.
+        llama: Whether llama.cpp reads any GGUF file, rather than the engine, which converts it.
 
     Raises:
         UserError: If there is no such run or model, or the run has no model to chat with.
     """
+    if not isinstance(target, Run) and (exported := find_exported(user_path(target), asked=llama)) is not None:
+        return EngineSession(exported.spec, one_line(exported.path.name, 80), ChatEngine(READER))
+    if llama:
+        raise UserError("llama.cpp reads GGUF files, and this is a run.", "Export the run, and name its GGUF file.")
     step = None
     if isinstance(target, str) and not _names_model(target):
         target, step = find_run_at(target)
@@ -226,9 +277,12 @@ def open_session(target: Run | Path | str) -> ChatSession:
 
 
 def _names_model(name: str) -> bool:
-    path = user_path(name)
+    reference, step = split_step(name)
+    path = user_path(reference)
     if os.path.exists(path):
         return not os.path.isfile(path / "run.toml")
+    if step is not None and "/" not in reference:
+        return False
     return name == ModelSection().base or "/" in name or find_model(name) is not None
 
 
@@ -261,16 +315,49 @@ def spec_of(trained: TrainedModel) -> ModelSpec:
     )
 
 
+def adapter_spec(trained: TrainedModel, source: Source, on: ModelSpec) -> AdapterSpec:
+    """A trained adapter as an engine loads it onto a base.
+
+    Args:
+        trained: The adapter.
+        source: The name that it answers as.
+        on: The base, as it is loaded.
+
+    Raises:
+        UserError: If it is no adapter, or was trained on a base in another arithmetic.
+    """
+    alone = f"Chat with it by itself: localtune-tui chat {source}"
+    if trained.adapter is None:
+        raise UserError(f"Run {trained.run.id} trains the weights themselves, so it shares no base with others.", alone)
+    bits = {True: "4 bits", False: "16 bits"}
+    wanted, found = trained.config.method.name == "qlora", on.method == "qlora"
+    if wanted != found:
+        raise UserError(
+            f"Run {trained.run.id} was trained on its base in {bits[wanted]}, and it is loaded in {bits[found]}.", alone
+        )
+    return AdapterSpec(
+        name=source,
+        adapter=str(trained.adapter),
+        source_name=source,
+        template=trained.template,
+        base_sha256=trained.base_sha256,
+    )
+
+
 def _answer(message: dict[str, Any]) -> Answer:
     """An answer from the message of another process."""
-    finish = message.get("finish", "stop")
+    finish, raw = message.get("finish", "stop"), str(message.get("text", ""))
+    limit = int(_number(message.get("context_limit")))
     return Answer(
-        text=sanitize(str(message.get("text", ""))),
+        text=sanitize(raw),
         tokens=int(_number(message.get("tokens"))),
         first_token_seconds=_number(message.get("first_token_seconds")),
         tokens_per_second=_number(message.get("tokens_per_second")),
         source=one_line(str(message.get("source", "")), 80),
         finish=finish if finish in ("stop", "length", "cancelled") else "stop",
+        prompt_tokens=int(_number(message.get("prompt_tokens"))),
+        context_limit=limit or None,
+        raw=raw,
     )
 
 

@@ -21,8 +21,11 @@ if TYPE_CHECKING:
 #: The most characters of a prompt that is piped in.
 _PROMPT_LIMIT = 1 << 22
 _HELP = (
-    "/base and /tuned choose who answers, /clear forgets the conversation, /quit leaves; Ctrl-C cuts an answer short"
+    "/base, /tuned and /as RUN@STEP choose who answers, /again answers anew, /keep [FILE] appends the answer to a "
+    "dataset, /clear begins a new conversation, /quit leaves; Ctrl-C cuts an answer short"
 )
+#: Flags of the sampling, by the settings that they change.
+_FLAGS = ("max_new_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "stop")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,13 +33,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "target",
         metavar="RUN|MODEL",
-        help="a run (its id, a part of it, its directory, or 'latest'), or a model's name or directory",
+        help="a run (its id, a part of it, its directory, or 'latest'), RUN@STEP for one of its checkpoints, or a "
+        "model's name or directory",
     )
     parser.add_argument("--prompt", metavar="TEXT", help="ask this and leave; '-' reads it from standard input")
     parser.add_argument("--base", action="store_true", help="let the base model answer, without what was learned")
+    parser.add_argument(
+        "--reader", choices=("llama",), help="let llama.cpp read a GGUF file; it does where the file was exported here"
+    )
     parser.add_argument("--system", metavar="TEXT", help="system prompt (default: chat.system of the run)")
     parser.add_argument("--max-new-tokens", metavar="N", type=int, help="longest answer, in tokens")
     parser.add_argument("--temperature", metavar="T", type=float, help="randomness; 0 takes the likeliest token")
+    parser.add_argument("--top-p", metavar="P", type=float, help="share of probability that is sampled from")
+    parser.add_argument("--top-k", metavar="K", type=int, help="number of likeliest tokens that are sampled from")
+    parser.add_argument("--min-p", metavar="P", type=float, help="least probability, as a share of the likeliest one's")
+    parser.add_argument("--repetition-penalty", metavar="X", type=float, help="above 1: against repetition")
+    parser.add_argument("--seed", metavar="N", type=int, help="the same draws each time")
+    parser.add_argument("--stop", metavar="TEXT", action="append", help="end the answer at this text; may be repeated")
     add_json_flag(parser, "print the answer to --prompt as one JSON object")
 
 
@@ -46,13 +59,18 @@ def run(args: argparse.Namespace) -> int:
     if prompt is None and args.json:
         note(f"{PROGRAM} chat: error: --json needs --prompt.")
         return EXIT_USAGE
-    from core.chat.session import open_session
+    from core.chat.session import open_session, session_of
+    from core.runs.store import Run
+    from core.runs.trained import find_trained
 
-    target = find_target(args.target)
+    target, step = find_target_at(args.target)
     defaults = _defaults(target)
     settings = _settings(args, defaults)
     system = defaults.system if args.system is None else args.system
-    session = open_session(target)
+    if step is not None and isinstance(target, Run):
+        session: ChatSession = session_of(find_trained(target, step))
+    else:
+        session = open_session(target, llama=args.reader == "llama")
     if args.base and not session.has_tuned and isinstance(target, Run):
         raise UserError(
             f"Run {target.id} trains the weights themselves, so it has no base to switch to.",
@@ -60,7 +78,8 @@ def run(args: argparse.Namespace) -> int:
         )
     try:
         _prepare(session)
-        conversation = Conversation(session, settings, system, "base" if args.base else "tuned")
+        run = target if isinstance(target, Run) else None
+        conversation = Conversation(session, settings, system, "base" if args.base else "tuned", run=run)
         if prompt is None:
             return conversation.hold()
         answer = conversation.ask(prompt, quiet=args.json)
@@ -69,6 +88,24 @@ def run(args: argparse.Namespace) -> int:
         return 0
     finally:
         session.close()
+
+
+def find_target_at(name: str) -> tuple[Run, int] | tuple[Run | Path | str, None]:
+    """The target of ``RUN|MODEL``, and the step of a checkpoint where it is ``RUN@STEP``.
+
+    Raises:
+        UserError: As :func:`find_target`, or if what is before the step is no run.
+    """
+    from core.runs.store import Run
+    from core.runs.trained import split_step
+
+    reference, step = split_step(name)
+    target = find_target(reference)
+    if step is None:
+        return target, None
+    if not isinstance(target, Run):
+        raise UserError(f"There is no run {reference}, so it has no step {step}.", "'localtune-tui runs' lists them.")
+    return target, step
 
 
 def find_target(name: str) -> Run | Path | str:
@@ -109,9 +146,17 @@ class Conversation:
         settings: The sampling settings.
         system: The system prompt; empty for none.
         source: The name of the model that answers.
+        run: The run that the conversation is kept with; None for a model alone.
     """
 
-    def __init__(self, session: ChatSession, settings: GenerationSettings, system: str, source: Source) -> None:
+    def __init__(
+        self,
+        session: ChatSession,
+        settings: GenerationSettings,
+        system: str,
+        source: Source,
+        run: Run | None = None,
+    ) -> None:
         from core.chat.dialogue import Dialogue
 
         self._session = session
@@ -119,13 +164,15 @@ class Conversation:
         self._system = system
         self._source: Source = source if session.has_tuned else "base"
         self._dialogue = Dialogue()
+        self._run = run
 
-    def ask(self, prompt: str, *, quiet: bool = False) -> Answer:
+    def ask(self, prompt: str, *, quiet: bool = False, again: bool = False) -> Answer:
         """Ask a question and print the answer as it is generated.
 
         Args:
             prompt: The question; it and its answer join the conversation.
             quiet: Print nothing.
+            again: Ask in the place of the last question, which stays as another branch.
 
         Raises:
             UserError: If the model cannot answer; the question is then forgotten.
@@ -133,7 +180,11 @@ class Conversation:
         """
         from core.chat.session import Answer
 
-        exchange = self._dialogue.ask(prompt, (self._source,))
+        last = self._dialogue.exchanges[-1] if again else None
+        if last is not None:
+            exchange = self._dialogue.ask_again(last, prompt, (self._source,))
+        else:
+            exchange = self._dialogue.ask(prompt, (self._source,))
         messages = self._dialogue.messages(self._source, self._system)
         answer: Answer | None = None
         try:
@@ -147,13 +198,23 @@ class Conversation:
                 raise UserError("The model gave no answer.", "Ask again.")
         except BaseException:
             self._session.cancel()
-            self._dialogue.exchanges.remove(exchange)
+            self._dialogue.remove(exchange)
             raise
-        exchange.replies[0].text = answer.text
+        reply = exchange.replies[0]
+        reply.text, reply.raw, reply.state, reply.speaker = answer.text, answer.raw, "done", answer.source
+        self._keep()
         if not quiet:
             say("")
             note(_statistics(answer))
         return answer
+
+    def _keep(self) -> None:
+        """Keep the conversation with its run; it goes on where that cannot be written."""
+        if self._run is not None:
+            from core.chat.transcripts import keep_transcript
+
+            with contextlib.suppress(OSError, UserError):
+                keep_transcript(self._run, self._dialogue, self._system)
 
     def hold(self) -> int:
         """Ask and answer until the user leaves."""
@@ -176,34 +237,84 @@ class Conversation:
             if line in ("/quit", "/exit", "/q"):
                 return 0
             if line.startswith("/"):
-                self._obey(line)
+                self._obey(*line.split(maxsplit=1))
             elif line:
                 self._answer(line)
 
-    def _answer(self, line: str) -> None:
+    def _answer(self, line: str, *, again: bool = False) -> None:
         from core.commands.common import report_error
 
         try:
-            self.ask(line)
+            self.ask(line, again=again)
         except KeyboardInterrupt:
             note("\n(cut short)")
         except UserError as error:
             report_error(error)
 
-    def _obey(self, line: str) -> None:
-        if line == "/base":
+    def _obey(self, command: str, rest: str = "") -> None:
+        exchanges = self._dialogue.exchanges
+        if command == "/base":
             self._source = "base"
             note("The base model answers.")
-        elif line == "/tuned" and self._session.has_tuned:
+        elif command == "/tuned" and self._session.has_tuned:
             self._source = "tuned"
             note("The tuned model answers.")
-        elif line == "/tuned":
+        elif command == "/tuned":
             note("Nothing was learned here; there is only the base model.")
-        elif line == "/clear":
-            self._dialogue.exchanges.clear()
-            note("The conversation is forgotten.")
+        elif command == "/as" and rest:
+            self._choose(rest)
+        elif command == "/again" and exchanges:
+            self._answer(exchanges[-1].question, again=True)
+        elif command == "/keep" and exchanges:
+            self._append(rest)
+        elif command in ("/again", "/keep"):
+            note("Nothing was asked yet.")
+        elif command == "/clear":
+            from core.chat.dialogue import Dialogue
+
+            self._dialogue = Dialogue()
+            note("The conversation is forgotten; a new one begins.")
         else:
             note(_HELP)
+
+    def _choose(self, reference: str) -> None:
+        """Let a checkpoint or another run answer; a number alone is a step of the run."""
+        from core.commands.common import report_error
+        from core.runs.trained import find_run_at, find_trained, reference_to
+
+        name = reference_to(self._run, int(reference)) if self._run and _is_step(reference) else reference
+        try:
+            run, step = find_run_at(name)
+            trained = find_trained(run, step)
+        except UserError as error:
+            report_error(error)
+            return
+        self._source = reference_to(run, step)
+        note(f"{trained.label} answers.")
+
+    def _append(self, name: str) -> None:
+        """Append the last answer, with its conversation, to a file of rows."""
+        from core.chat.answer_rows import append_row, remember_file, remembered_file
+        from core.commands.common import report_error
+        from core.paths import user_path
+
+        path = user_path(name) if name else remembered_file()
+        if path is None:
+            note("Name a file once, which is made where there is none: /keep answers.jsonl")
+            return
+        reply = self._dialogue.exchanges[-1].replies[0]
+        messages = self._dialogue.messages(reply.source, self._system)
+        try:
+            append_row(path, [*messages, {"role": "assistant", "content": reply.as_written}])
+        except UserError as error:
+            report_error(error)
+            return
+        remember_file(path)
+        note(f"Appended to {path}.")
+
+
+def _is_step(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) <= 18
 
 
 def _prepare(session: ChatSession) -> None:
@@ -258,11 +369,7 @@ def _defaults(target: Run | Path | str) -> ChatSection:
 def _settings(args: argparse.Namespace, defaults: ChatSection) -> GenerationSettings:
     from core.chat.request import GenerationSettings
 
-    return GenerationSettings(
-        max_new_tokens=defaults.max_new_tokens if args.max_new_tokens is None else args.max_new_tokens,
-        temperature=defaults.temperature if args.temperature is None else args.temperature,
-        top_p=defaults.top_p,
-    )
+    return GenerationSettings.of(defaults, **{name: getattr(args, name) for name in _FLAGS})
 
 
 def _fields(answer: Answer) -> dict[str, Any]:
@@ -273,13 +380,20 @@ def _fields(answer: Answer) -> dict[str, Any]:
         "tokens_per_second": answer.tokens_per_second,
         "first_token_seconds": answer.first_token_seconds,
         "finish": answer.finish,
+        "prompt_tokens": answer.prompt_tokens,
+        "context_limit": answer.context_limit,
     }
 
 
 def _statistics(answer: Answer) -> str:
-    from core.units import format_duration
+    from core.text import one_line
+    from core.units import format_count, format_duration
 
+    context = ""
+    if answer.prompt_tokens:
+        limit = f" of {format_count(answer.context_limit)}" if answer.context_limit else ""
+        context = f" · context {format_count(answer.prompt_tokens + answer.tokens)}{limit}"
     return (
-        f"{answer.source} · {answer.tokens} tokens · first {format_duration(answer.first_token_seconds)} · "
-        f"{answer.tokens_per_second:.0f} tok/s"
+        f"{one_line(answer.source)} · {answer.tokens} tokens · first {format_duration(answer.first_token_seconds)} · "
+        f"{answer.tokens_per_second:.0f} tok/s{context}"
     )

@@ -24,6 +24,8 @@ Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, pat
 #: The name of a column, which may begin or end with a space.
 Column = Annotated[str, StringConstraints(min_length=1)]
 Paths = Text | Annotated[list[Text], Field(min_length=1)]
+#: A text that ends an answer, which may be a blank or a line break.
+Stop = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Weight = Annotated[float, Field(gt=0, le=1000)]
 
 #: The largest number of steps and rows; beyond 64 bits a number is of no use to anyone who reads the run.
@@ -314,6 +316,13 @@ class ChatSection(Section):
     max_new_tokens: int = _option(256, "Longest answer.", unit="tokens", ge=1, le=32768)
     temperature: float = _option(0.0, "Randomness of the answer; 0 always takes the likeliest token.", ge=0, le=5)
     top_p: float = _option(1.0, "Share of probability that is sampled from.", gt=0, le=1)
+    top_k: int = _option(0, "Number of likeliest tokens that are sampled from; 0: all.", ge=0, le=1_000_000)
+    min_p: float = _option(0.0, "Least probability of a sampled token, as a share of the likeliest one's.", ge=0, lt=1)
+    repetition_penalty: float = _option(1.0, "Penalty on tokens that were there already; 1: none.", gt=0, le=10)
+    seed: int | None = _option(None, "Seed of the draws; absent: another one each time.", ge=0, le=4_294_967_295)
+    stop: Stop | Annotated[list[Stop], Field(min_length=1, max_length=16)] | None = _option(
+        None, "Text that ends an answer, or a list of them; absent: only what the chat template ends with."
+    )
 
 
 class Config(Section):

@@ -7,7 +7,6 @@ second reads the file with a program that is not ours (llama.cpp, plain transfor
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import queue
 import shutil
@@ -21,6 +20,7 @@ from core import paths
 from core.directories import Progress, disk_error
 from core.errors import UserError
 from core.export.agreement import Agreement, Figures
+from core.export.gguf.checks import has_library
 from core.export.kinds import Kind, Quant
 from core.hardware.cpu import has_avx2
 from core.helper import Helper, describe_end
@@ -45,8 +45,8 @@ ROWS = 20
 #: Seconds between two looks whether to go on, while a process says nothing.
 _BEAT = 0.5
 _MODULE = "core.worker.export.verify"
-#: The package that brings llama.cpp's library, and how it is installed.
-_READER, INSTALL = "llama_cpp_py_sync", "pip install 'localtune-tui[export]'"
+#: How llama.cpp's library is installed.
+INSTALL = "pip install 'localtune-tui[export]'"
 
 
 class NotVerifiedError(UserError):
@@ -61,7 +61,7 @@ def refuse_unreadable(kind: Kind) -> None:
     """
     if kind not in ("gguf", "ollama"):
         return
-    if importlib.util.find_spec(_READER) is None:
+    if not has_library():
         raise NotVerifiedError("The file is not verified: llama.cpp's library is not installed.", f"{INSTALL}.")
     if not has_avx2():
         raise NotVerifiedError(
@@ -203,7 +203,9 @@ def _agreement(found: dict[str, Any], *, quantized_base: bool) -> Agreement:
         arithmetic=found["arithmetic"],
         quantized_base=quantized_base,
         plain=plain,
+        error=own.error if own else None,
         base_kl=base.mean_kl if base else None,
+        learned_kl=found["learned"].get("mean_kl"),
     )
 
 

@@ -280,6 +280,6 @@ class Gap(Enum):
         "chat.backend* chat.engine* chat.*vllm* chat.*server* chat.*port* chat.*title*",
     )
     CHAT_SAMPLING = (
-        "Sampling in the chat knows temperature and top_p.",
-        "chat.top_k chat.min_p chat.*penalty* chat.*beams* chat.max_length chat.*special*",
+        "An answer of the chat is one sequence, whose tokens alone are counted.",
+        "chat.*length_penalty* chat.*beams* chat.max_length chat.*special*",
     )

@@ -28,18 +28,18 @@ def model_bytes(files: int, method: str) -> int:
 
 
 def crowding(needed: int, free: int, runs: Sequence[str]) -> str:
-    """A warning where a model does not fit beside a run on the same card, as a sentence; empty where it does.
+    """Why a model does not fit beside a run on the same device, as a sentence; empty where it does.
 
     Args:
         needed: Bytes that the model takes.
-        free: Bytes that are free on the card.
+        free: Bytes that are free on the device.
         runs: The runs that train there.
     """
     if not runs or needed <= free:
         return ""
     return (
-        f"Run {runs[0]} trains on the same card, where {format_bytes(free)} are free, and the model takes about "
-        f"{format_bytes(needed)}: either may run out of memory."
+        f"Run {runs[0]} trains on the same device, where {format_bytes(free)} are free, and the model takes about "
+        f"{format_bytes(needed)}."
     )
 
 
@@ -51,6 +51,11 @@ def runs_on_card(uuid: str) -> list[str]:
     """
     pids = ask_driver(lambda: _processes(uuid)) or set()
     return _runs_of(None if is_wsl() else pids)
+
+
+def runs_on_cpu() -> list[str]:
+    """The runs of this home that train on this machine's CPU."""
+    return _runs_of(None, on_cpu=True)
 
 
 def _processes(uuid: str) -> set[int]:
@@ -65,16 +70,17 @@ def _processes(uuid: str) -> set[int]:
         nvml.close()
 
 
-def _runs_of(pids: Collection[int] | None) -> list[str]:
-    """The runs with one of the processes; None: all that may be on a card, as Windows lists no processes."""
+def _runs_of(pids: Collection[int] | None, *, on_cpu: bool = False) -> list[str]:
+    """The runs with one of the processes; None: all that may be on the device, as Windows lists no processes."""
     found = []
     for run in list_runs():
         state = run.state()
         if state.is_over or state.pid is None or state.host != hostname():
             continue
-        on_card = state.pid in pids if pids is not None else False
+        on_device = state.pid in pids if pids is not None else False
         with suppress(UserError):
-            on_card = on_card or (pids is None and run.config().hardware.device != "cpu")
-        if on_card:
+            unwanted = "cuda" if on_cpu else "cpu"
+            on_device = on_device or (pids is None and run.config().hardware.device != unwanted)
+        if on_device:
             found.append(run.id)
     return found

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from core import paths
 from core.config.schema import WEIGHT_METHODS, Config
 from core.errors import UserError
 from core.paths import user_path
@@ -71,6 +72,12 @@ def find_run_at(reference: str) -> tuple[Run, int | None]:
     """
     name, step = split_step(reference)
     return find_run(name), step
+
+
+def reference_to(run: Run, step: int | None = None) -> str:
+    """``RUN`` or ``RUN@STEP``, by which :func:`find_run_at` finds it: the id, or the path of a run elsewhere."""
+    name = run.id if run.path.parent == paths.runs_dir() else str(run.path.absolute())
+    return name if step is None else f"{name}@{step}"
 
 
 def find_trained(run: Run, step: int | None = None) -> TrainedModel:

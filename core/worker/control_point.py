@@ -8,14 +8,16 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from core.chat.request import ChatRequest
+from core.chat.request import BASE, TUNED, ChatRequest, settings_of
 from core.config.live import read_changes
 from core.config.schema import WEIGHT_METHODS, Config
 from core.errors import UserError
 from core.runs.changes import record
 from core.runs.events import ControlEvent
+from core.text import one_line
 from core.worker.checkpoint.checkpointer import Checkpointer
-from core.worker.generate.generate import answering_as, generate
+from core.worker.generate.generate import answer_prompt, answering_as, prepare_prompt
+from core.worker.generate.room import ask_for_room
 from core.worker.model.model import LoadedModel
 from core.worker.oom.retry import MemoryShortageError
 from core.worker.process.control import Command, Controls
@@ -152,17 +154,22 @@ class ControlPoint:
         asked = read_generate_args(command.request.args, self.config)
         # Where the weights themselves are trained there is no base to switch to, and the answer's name says so.
         has_base = self.config.method.name not in WEIGHT_METHODS
-        answered_by = "base" if asked.source == "base" and has_base else f"step-{self.state.step}"
+        answered_by = BASE if asked.source == BASE and has_base else f"step-{self.state.step}"
         try:
+            began = time.monotonic()
             with self.autocast(), answering_as(model, asked.source):
-                generation = generate(
+                prompt = prepare_prompt(
+                    model, self.loaded.tokenizer, asked.messages, asked.settings.max_new_tokens, self.template
+                )
+                ask_for_room(prompt, self.loaded.dtype, self.loaded.device)
+                generation = answer_prompt(
                     model,
                     self.loaded.tokenizer,
-                    asked.messages,
+                    prompt,
                     asked.settings,
                     lambda piece: command.token(piece, answered_by),
                     lambda: command.cancelled.is_set() or self.controls.stop_sender is not None,
-                    template=self.template,
+                    began=began,
                 )
         except MemoryShortageError as error:
             self.recorder.warn("memory_chat", f"A chat question is refused. {error.message}", error.hint)
@@ -181,6 +188,8 @@ class ControlPoint:
             tokens_per_second=generation.tokens_per_second,
             finish=generation.finish,
             source=answered_by,
+            prompt_tokens=generation.prompt_tokens,
+            context_limit=generation.context_limit,
         )
         return f"{answered_by}: {generation.tokens} tokens, {generation.finish}"
 
@@ -197,6 +206,12 @@ def read_generate_args(args: dict[str, Any], config: Config) -> ChatRequest:
     Raises:
         UserError: If it makes no sense.
     """
-    chat = config.chat
-    defaults = {"max_new_tokens": chat.max_new_tokens, "temperature": chat.temperature, "top_p": chat.top_p}
-    return ChatRequest.from_args(defaults | {name: value for name, value in args.items() if value is not None})
+    # No seed is a seed of each draw's own.
+    given = {name: value for name, value in args.items() if value is not None or name == "seed"}
+    request = ChatRequest.from_args(settings_of(config.chat) | given)
+    if request.source not in (TUNED, BASE):
+        raise UserError(
+            f"A model in training answers as tuned or base, and not as {one_line(request.source, 80)}.",
+            "Chat with a checkpoint by RUN@STEP.",
+        )
+    return request

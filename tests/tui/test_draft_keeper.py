@@ -11,7 +11,7 @@ import pytest
 from textual.pilot import Pilot
 
 from core import paths
-from core.chat.dialogue import Dialogue, Exchange, Reply
+from core.chat.dialogue import Dialogue, Reply
 from core.drafts import list_drafts
 from tests.tui.config_panes import write_config
 from tests.tui.fake_session import FakeSession, factory
@@ -253,5 +253,5 @@ async def test_where_nothing_can_be_kept_the_app_goes_on(home: Path, tmp_path: P
 
 def dialogue() -> Dialogue:
     found = Dialogue()
-    found.exchanges.append(Exchange("what", [Reply("tuned", "that", "done", "tuned", "1 token")]))
+    found.ask("what", ()).replies = [Reply("tuned", "that", "done", "tuned", "1 token")]
     return found

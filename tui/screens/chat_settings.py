@@ -1,7 +1,8 @@
-"""Settings of the chat: system prompt, randomness and longest answer, for the questions asked from now on."""
+"""Settings of the chat: system prompt and sampling, for the questions asked from now on."""
 
 from __future__ import annotations
 
+import json
 from typing import ClassVar
 
 from textual import events, on
@@ -41,7 +42,7 @@ class ChatSettings(Overlay[tuple[str, GenerationSettings]]):
         & .label { width: 16; }
         & .hint { width: 1fr; color: $muted; padding-left: 2; }
         & SafeInput { width: 10; background: $panel; }
-        & #line-system { width: 1fr; }
+        & #line-system, & #line-stop { width: 1fr; }
         & #keys { margin-top: 1; }
     }
     """
@@ -60,6 +61,19 @@ class ChatSettings(Overlay[tuple[str, GenerationSettings]]):
             ),
             "top_p": ("top p", exact_number(settings.top_p), "share of likely tokens, up to 1"),
             "max_new_tokens": ("longest answer", str(settings.max_new_tokens), "tokens, up to 32,768"),
+            "top_k": ("top k", str(settings.top_k), "number of likely tokens; 0: all"),
+            "min_p": ("min p", exact_number(settings.min_p), "least share of the likeliest, below 1"),
+            "repetition_penalty": (
+                "repetition",
+                exact_number(settings.repetition_penalty),
+                "penalty, to 10; 1 is none",
+            ),
+            "seed": (
+                "seed",
+                "" if settings.seed is None else str(settings.seed),
+                "the same draws; empty: none",
+            ),
+            "stop": ("stops", _stops_line(settings.stop), ""),
         }
         self._labels = {name: (label, hint) for name, (label, _, hint) in values.items()}
         self._lines = {name: SafeInput(value, id=f"line-{name}") for name, (_, value, _) in values.items()}
@@ -94,9 +108,14 @@ class ChatSettings(Overlay[tuple[str, GenerationSettings]]):
         texts = {name: line.value.strip() for name, line in self._lines.items()}
         try:
             settings = GenerationSettings(
-                max_new_tokens=int(_number("longest answer", texts["max_new_tokens"])),
+                max_new_tokens=_whole("longest answer", texts["max_new_tokens"]),
                 temperature=_number("temperature", texts["temperature"]),
                 top_p=_number("top p", texts["top_p"]),
+                top_k=_whole("top k", texts["top_k"]),
+                min_p=_number("min p", texts["min_p"]),
+                repetition_penalty=_number("repetition penalty", texts["repetition_penalty"]),
+                seed=_whole("seed", texts["seed"]) if texts["seed"] else None,
+                stop=_read_stops(texts["stop"]),
             )
         except UserError as error:
             self.query_one("#answer", TextBlock).show(Content.styled(f"✗ {one_line(error.message)}", "$limit"))
@@ -121,3 +140,35 @@ def _number(label: str, text: str) -> float:
     except (ValueError, OverflowError):
         raise UserError(f"The {label} must be a number, not {one_line(text, 20) or 'nothing'}.") from None
     return number
+
+
+def _whole(label: str, text: str) -> int:
+    """The whole number in a text.
+
+    Raises:
+        UserError: If it is none.
+    """
+    number = _number(label, text)
+    if number != int(number):
+        raise UserError(f"The {label} must be a whole number, not {one_line(text, 20)}.")
+    return int(number)
+
+
+def _stops_line(stops: tuple[str, ...]) -> str:
+    """Texts on one line, as JSON: they may have line breaks and blanks at their ends."""
+    return json.dumps(list(stops), ensure_ascii=False)[1:-1]
+
+
+def _read_stops(text: str) -> tuple[str, ...]:
+    """The texts on a line: as JSON where they are quoted, else one as it is written.
+
+    Raises:
+        UserError: If quotes are open.
+    """
+    if not text.startswith('"'):
+        return (text,) if text else ()
+    try:
+        found = json.loads(f"[{text}]")
+    except ValueError:
+        raise UserError('Stops are texts in quotes with commas between them, like "User:", "\\n\\n".') from None
+    return tuple(found)

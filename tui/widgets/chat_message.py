@@ -1,4 +1,7 @@
-"""Messages of the chat: the speaker in a gutter, the text next to it, and the speed of an answer below it."""
+"""Messages of the chat: the speaker in a gutter, the text next to it, and the speed of an answer below it.
+
+Answers are shown as the Markdown that they are, or as they were written.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,16 @@ from textual.widgets import Static
 
 from core.chat.dialogue import Exchange, Reply
 from core.text import one_line, sanitize
+from tui.widgets.markdown_text import MarkdownText
+
+#: Columns that an answer needs beside others.
+COLUMN_WIDTH = 45
+#: Characters of a speaker's name, which is broken over a few lines.
+_NAME = 27
 
 
 class ChatMessage(Horizontal):
-    """A message of one speaker; plain text only, whatever it looks like."""
+    """A message of one speaker; no text in it is markup of the app, whatever it looks like."""
 
     DEFAULT_CSS = """
     ChatMessage {
@@ -28,7 +37,7 @@ class ChatMessage(Horizontal):
 
     def __init__(self, role: str, speaker: str, text: str = "") -> None:
         super().__init__(classes=f"-{role}")
-        self._speaker = Static(Content(one_line(speaker, 9)), classes="chat-speaker")
+        self._speaker = Static(Content(_named(speaker)), classes="chat-speaker")
         self._text = Static(Content(sanitize(text)), classes="chat-text")
 
     def compose(self) -> ComposeResult:
@@ -38,16 +47,48 @@ class ChatMessage(Horizontal):
 
     def show(self, speaker: str, text: Content) -> None:
         """Show another text."""
-        self._speaker.update(Content(one_line(speaker, 9)))
+        self._speaker.update(Content(_named(speaker)))
         self._text.update(text)
+
+
+def _named(speaker: str) -> str:
+    """The name in lines of the gutter's width."""
+    name = one_line(speaker, _NAME)
+    return "\n".join(name[begin : begin + 9] for begin in range(0, len(name), 9))
+
+
+class QuestionMessage(ChatMessage):
+    """A question: its place among those asked in its place, and whether keys act on it."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        super().__init__("user", "you", exchange.question)
+        self._question = exchange.question
+
+    def mark(self, *, chosen: bool, place: int, count: int) -> None:
+        """Show its marks.
+
+        Args:
+            chosen: Whether keys act on it rather than on the last question.
+            place: Its place among those asked in its place, from 0.
+            count: Their number.
+        """
+        variant = Content.styled(f"  ‹{place + 1} of {count}›", "$muted") if count > 1 else Content("")
+        self.show("▸ you" if chosen else "you", Content.assemble(sanitize(self._question), variant))
 
 
 class ReplyMessage(ChatMessage):
     """A reply, during its generation and afterwards."""
 
-    def __init__(self, reply: Reply) -> None:
-        super().__init__(reply.source, reply.label)
+    def __init__(self, reply: Reply, *, markdown: bool = True) -> None:
+        super().__init__("base" if reply.source == "base" else "tuned", reply.label)
         self.reply = reply
+        self._markdown = MarkdownText() if markdown else None
+
+    def show_markdown(self, markdown: bool) -> None:
+        """Show the answer as Markdown, or as it was written."""
+        if markdown != (self._markdown is not None):
+            self._markdown = MarkdownText() if markdown else None
+            self.refresh_reply()
 
     def on_mount(self) -> None:
         """Show the reply so far."""
@@ -59,7 +100,8 @@ class ReplyMessage(ChatMessage):
         lines = []
         if reply.text or reply.state in ("streaming", "done"):
             text = sanitize(reply.text).rstrip() if reply.state == "done" else sanitize(reply.text)
-            lines.append(Content(text + ("▌" if reply.state == "streaming" else "")))
+            shown = self._markdown.render(text) if self._markdown is not None else Content(text)
+            lines.append(Content.assemble(shown, "▌" if reply.state == "streaming" else ""))
         if reply.state == "waiting":
             lines.append(Content.styled("…", "$muted"))
         if reply.error:
@@ -86,16 +128,22 @@ class ExchangeView(Vertical):
     }
     """
 
-    def __init__(self, exchange: Exchange, *, wide: bool) -> None:
-        super().__init__(classes="-wide" if wide else None)
+    def __init__(self, exchange: Exchange, *, width: int, markdown: bool = True) -> None:
+        super().__init__()
         self.exchange = exchange
+        self._markdown = markdown
+        self.fit(width)
+
+    def fit(self, width: int) -> None:
+        """Put the answers beside each other where there are so many columns."""
+        self.set_class(width >= COLUMN_WIDTH * max(2, len(self.exchange.replies)), "-wide")
 
     def compose(self) -> ComposeResult:
         """The question, then the answers."""
-        yield ChatMessage("user", "you", self.exchange.question)
+        yield QuestionMessage(self.exchange)
         with Container(classes="chat-replies"):
             for index, reply in enumerate(self.exchange.replies):
-                message = ReplyMessage(reply)
+                message = ReplyMessage(reply, markdown=self._markdown)
                 message.set_class(index > 0, "-second")
                 yield message
 

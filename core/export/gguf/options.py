@@ -13,7 +13,7 @@ class GgufOptions:
     Args:
         template: The chat template, as Jinja; tags that mark what is learned are replaced.
         tool_template: A separate template for conversations with tools, if there is one.
-        stops: The tokens that end an answer.
+        stops: The tokens that end an answer, the most usual first; beside the tokenizer's own there is room for two.
         name: The model's name, for people.
         license: Of the model, as SPDX has it: ``apache-2.0``.
         base_name: The model that it was made from, for people.

@@ -68,7 +68,8 @@ def _last_line(descriptor: int) -> str:
 
 def _ended(title: str, status: int, said: str) -> UserError:
     shown = f"{title[0].upper()}{title[1:]} {describe_end(status)}"
+    # After a signal, the log ends with where each thread was.
     return UserError(
-        f"{shown}{f': {said}' if said else ''}.",
+        f"{shown}{f': {said}' if said and status >= 0 else ''}.",
         "If memory ran out, close other programs and try again; otherwise export merged, and convert it elsewhere.",
     )

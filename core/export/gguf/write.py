@@ -8,8 +8,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -45,7 +45,7 @@ _LIBRARIES, _BYTES_AT_WORK = 4 << 30, 16
 #: Most tokens of the rows that an importance matrix is computed from, and of one of them: a few tens of thousands
 #: settle it, and each takes a forward pass.
 CALIBRATION_TOKENS, CALIBRATION_ROW = 50_000, 2048
-_HINT = "Export merged; the messages of llama.cpp's converter are for its makers."
+_HINT = "Export merged, and convert it elsewhere."
 
 
 def write_gguf(model: Path, target: Path, quant: Quant, options: GgufOptions, progress: Progress) -> None:
@@ -109,9 +109,8 @@ def write_adapter_gguf(adapter: Path, base: Path, target: Path, progress: Progre
             "adapter": str(adapter.absolute()),
             "base": str(staged),
             "target": str(result),
-            "memory": _LIBRARIES + 8 * size,
+            "memory": _LIBRARIES + _BYTES_AT_WORK * checked.largest,
             "hint": _HINT,
-            "elements": checked.elements,
         }
         run_process(f"{_WORKER}.adapter", job, "the conversion of the adapter", progress)
         _put(result, target)
@@ -214,13 +213,26 @@ def _refuse_existing(target: Path) -> None:
 @contextlib.contextmanager
 def _workspace(target: Path, needed: int) -> Iterator[Path]:
     """A directory beside the file, for what is made on the way; gone in the end."""
-    prefix = f".{target.name}."
+    _remove_abandoned(target)
+    directory = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         require_space(target.parent, needed, f"writing {target.name}", "Make room, or write it to another disk.")
-        with tempfile.TemporaryDirectory(prefix=prefix, suffix=".tmp", dir=target.parent) as directory:
-            yield Path(directory)
+        directory.mkdir(mode=paths.DIRECTORY_MODE)
+        yield directory
     except OSError as error:
         raise disk_error(target.parent, error) from error
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Remove what processes have left that were killed while they wrote the same file."""
+    name = re.compile(rf"\.{re.escape(target.name)}\.(\d+)\.tmp")
+    with contextlib.suppress(OSError):
+        for found in os.listdir(target.parent):
+            match = name.fullmatch(found)
+            if match is not None and not os.path.exists(f"/proc/{match[1]}"):
+                shutil.rmtree(target.with_name(found), ignore_errors=True)
 
 
 def _put(result: Path, target: Path) -> None:

@@ -331,6 +331,8 @@ _OFFERED: dict[str, Rule] = {
     "do_sample": Joint(llama_factory_chat, ("chat.temperature",)),
     "temperature": Copy("chat.temperature", "number"),
     "top_p": Copy("chat.top_p", "number"),
+    "top_k": Copy("chat.top_k", "integer", unset=(-1,)),
+    "repetition_penalty": Copy("chat.repetition_penalty", "number"),
     "max_new_tokens": Copy("chat.max_new_tokens", "integer"),
 }
 

@@ -88,7 +88,7 @@ NOT_OFFERED: dict[str, Missing] = table(
                 "infer_backend infer_dtype vllm_maxlen vllm_gpu_util vllm_enforce_eager vllm_max_lora_rank "
                 "vllm_config sglang_maxlen sglang_mem_fraction sglang_tp_size sglang_config sglang_lora_backend"
             ),
-            Gap.CHAT_SAMPLING: ("top_k num_beams max_length repetition_penalty length_penalty skip_special_tokens"),
+            Gap.CHAT_SAMPLING: ("num_beams max_length length_penalty skip_special_tokens"),
             Gap.DEVICES: (
                 "ray_num_workers ray_init_kwargs master_addr master_port use_mca use_megatron_bridge "
                 "megatron_bridge_args use_hyper_parallel hyper_parallel_args hyper_parallel_cp_size use_kt kt_config "

@@ -191,6 +191,8 @@ _OFFERED: dict[str, Rule] = {
     ),
     "inference.temperature": Copy("chat.temperature", "number"),
     "inference.top_p": Copy("chat.top_p", "number"),
+    "inference.top_k": Copy("chat.top_k", "integer", unset=(-1,)),
+    "inference.min_p": Copy("chat.min_p", "number"),
 }
 
 _NOT_OFFERED = missing(
@@ -201,7 +203,6 @@ _NOT_OFFERED = missing(
         Gap.TOKENS: "logging.wandb_token logging.hf_token",
         Gap.TRACKED: "logging.tensorboard_dir",
         Gap.LOGGING: "logging.log_frequency",
-        Gap.CHAT_SAMPLING: "inference.top_k inference.min_p",
         Gap.REMOTE_CODE: "inference.trust_remote_code training.trust_remote_code",
     },
     off={

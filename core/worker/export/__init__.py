@@ -1,1 +1,1 @@
-"""Exports made and proven: the processes that read the weights."""
+"""Processes that write exports, and that prove them."""

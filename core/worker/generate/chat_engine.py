@@ -1,4 +1,4 @@
-"""The chat engine: a child of the app that holds one model and answers as its base or with its adapter.
+"""The chat engine: a child of the app that holds one base model and answers as that or with adapters on it.
 
 ``python -m core.worker.generate.chat_engine`` speaks :mod:`core.runs.protocol` on standard input and output. It ends
 when its input is closed, whatever it is doing. Commands:
@@ -9,6 +9,11 @@ when its input is closed, whatever it is doing. Commands:
     ``source_name`` (what answers of the adapter, or of trained weights, are called), ``base_sha256`` (of the base that
     they were trained on, or null). Sends ``{"id", "progress", "done", "total"}`` before its answer; a progress that
     ends with a full stop is a warning.
+``add``
+    ``name`` (the source that it answers as), ``adapter`` (a directory), ``source_name``, ``template`` and
+    ``base_sha256`` as for ``load``: another adapter on the same base.
+``remove``
+    ``name``: such an adapter, to be unloaded.
 ``generate``
     :class:`core.chat.request.ChatRequest`. Sends ``{"id", "token"}`` before its answer.
 ``cancel``
@@ -37,10 +42,10 @@ from core.runs.protocol import LINE_LIMIT, ProtocolError, Request, decode_reques
 from core.worker.process import environment
 
 if TYPE_CHECKING:
-    from core.worker.model.model import LoadedModel
+    from core.worker.generate.sources import Sources
     from core.worker.process.openmp import SpinControl
 
-COMMANDS = ("load", "generate", "cancel", "ping")
+COMMANDS = ("load", "add", "remove", "generate", "cancel", "ping")
 
 
 class ChatEngine:
@@ -57,10 +62,8 @@ class ChatEngine:
         self._writing = threading.Lock()
         self._queue: queue.Queue[Request] = queue.Queue()
         self._cancelled: dict[str, threading.Event] = {}
-        self._loaded: LoadedModel | None = None
+        self._sources: Sources | None = None
         self._spin_control: SpinControl | None = None
-        self._names: dict[str, str] = {}
-        self._template: str | None = None
 
     def serve(self) -> None:
         """Work until the process ends; it ends with its input."""
@@ -82,7 +85,7 @@ class ChatEngine:
     def _hear(self, request: Request) -> None:
         """On the reading thread: what can be answered at once is, the rest is queued."""
         if request.command == "ping":
-            self._send({"id": request.id, "ok": True, "pid": os.getpid(), "loaded": self._loaded is not None})
+            self._send({"id": request.id, "ok": True, "pid": os.getpid(), "loaded": self._sources is not None})
         elif request.command == "cancel":
             event = self._cancelled.get(str(request.args.get("id")))
             if event is not None:
@@ -96,8 +99,8 @@ class ChatEngine:
 
     def _carry_out(self, request: Request) -> None:
         try:
-            result = self._load(request) if request.command == "load" else self._generate(request)
-            self._send({"id": request.id, "ok": True, **result})
+            work = {"load": self._load, "add": self._add, "remove": self._remove, "generate": self._generate}
+            self._send({"id": request.id, "ok": True, **work[request.command](request)})
         except UserError as error:
             self._refuse(request, error.message, error.hint)
         except Exception as error:
@@ -121,7 +124,7 @@ class ChatEngine:
         report("importing the libraries")
         from core.models.adapters import check_adapter
         from core.models.fingerprint import BaseFingerprint
-        from core.template.builtin import NAMED_TEMPLATES, template_source
+        from core.worker.generate.sources import Sources
         from core.worker.model.full_weights import put_weights
         from core.worker.model.model import load_model
         from core.worker.model.starter import resolve_base
@@ -133,7 +136,7 @@ class ChatEngine:
             self._spin_control.start()
 
         # The former model goes first: two may not fit.
-        self._loaded = None
+        self._sources = None
         base = resolve_base(str(args["base"]), report)
         method = str(args.get("method", "lora"))
         check_base(base, method)
@@ -142,12 +145,9 @@ class ChatEngine:
             check_adapter(Path(adapter), base)
         # Beside the loading, which reads the same files.
         fingerprint = BaseFingerprint(base) if recorded else None
-        template = args.get("template")
-        named = template in NAMED_TEMPLATES
-        self._template = template_source(None if named else template, template if named else None)
+        template = _template(args.get("template"))
         report("loading the model")
-        if warning := _warn_of_runs(base, method, str(args.get("device", "auto"))):
-            report(warning)
+        _ask_beside_runs(base, method, str(args.get("device", "auto")))
         loaded = load_model(
             base,
             method=method,
@@ -167,42 +167,90 @@ class ChatEngine:
             put_weights(loaded.model, Path(weights), method)
         loaded.model.eval()
         _allow_fast_kernels(loaded.model)
-        tuned = str(args.get("source_name", "adapter"))
-        # A model without an adapter is its own base, unless its weights have been trained; then it has a name.
-        self._names = {"tuned": tuned, "base": "base" if adapter or tuned == "adapter" else tuned}
-        if not adapter:
-            self._names["tuned"] = self._names["base"]
-        self._loaded = loaded
+        self._sources = Sources(
+            loaded,
+            base,
+            said=str(args.get("source_name", "adapter")),
+            has_adapter=bool(adapter),
+            template=template,
+            fingerprint=fingerprint,
+        )
         return {
             "device": str(loaded.device),
             "dtype": str(loaded.dtype).removeprefix("torch."),
             "seconds": time.monotonic() - began,
         }
 
-    def _generate(self, request: Request) -> dict[str, Any]:
-        if self._loaded is None:
+    def _add(self, request: Request) -> dict[str, Any]:
+        args = request.args
+        recorded = args.get("base_sha256")
+        self._loaded.add(
+            str(args["name"]),
+            Path(str(args["adapter"])),
+            said=str(args.get("source_name", args["name"])),
+            template=_template(args.get("template")),
+            base_sha256=str(recorded) if recorded else None,
+        )
+        return {}
+
+    def _remove(self, request: Request) -> dict[str, Any]:
+        self._loaded.remove(str(request.args["name"]))
+        return {}
+
+    @property
+    def _loaded(self) -> Sources:
+        if self._sources is None:
             raise UserError("No model is loaded.", "Open a model first.")
-        from core.worker.generate.generate import answering_as, generate
+        return self._sources
+
+    def _generate(self, request: Request) -> dict[str, Any]:
+        began = time.monotonic()
+        sources = self._loaded
+        from core.worker.generate.generate import answer_prompt, prepare_prompt
+        from core.worker.generate.room import ask_for_room
 
         asked = ChatRequest.from_args(request.args)
         cancelled = self._cancelled[request.id]
-        with answering_as(self._loaded.model, asked.source):
-            generation = generate(
-                self._loaded.model,
-                self._loaded.tokenizer,
-                asked.messages,
-                asked.settings,
-                lambda text: self._send({"id": request.id, "token": text}),
-                cancelled.is_set,
-                self._template,
+        loaded, source = sources.loaded, asked.source
+        with sources.answering(source) as model:
+            prompt = prepare_prompt(
+                model, loaded.tokenizer, asked.messages, asked.settings.max_new_tokens, sources.template_of(source)
             )
+            if runs := _runs_beside(loaded.device):
+                ask_for_room(
+                    prompt,
+                    loaded.dtype,
+                    loaded.device,
+                    kept=sources.kept.tokens_of(source),
+                    give_up=sources.kept.forget,
+                    beside=f"run {runs[0]}",
+                )
+            try:
+                generation = answer_prompt(
+                    model,
+                    loaded.tokenizer,
+                    prompt,
+                    asked.settings,
+                    lambda text: self._send({"id": request.id, "token": text}),
+                    cancelled.is_set,
+                    began=began,
+                    kept=sources.kept,
+                    source=source,
+                )
+            except UserError:
+                # Memory may have run out: what is kept for other turns goes first.
+                sources.kept.forget()
+                raise
         return {
             "text": generation.text,
             "tokens": generation.tokens,
             "first_token_seconds": generation.first_token_seconds,
             "tokens_per_second": generation.tokens_per_second,
             "finish": generation.finish,
-            "source": self._names[asked.source],
+            "source": sources.said_of(source),
+            "prompt_tokens": generation.prompt_tokens,
+            "context_limit": generation.context_limit,
+            "reused_tokens": generation.reused_tokens,
         }
 
     def _refuse(self, request: Request, error: str, hint: str) -> None:
@@ -217,22 +265,41 @@ class ChatEngine:
             os._exit(0)  # nobody listens any more
 
 
-def _warn_of_runs(base: Path, method: str, device: str) -> str:
-    """A warning where a run trains on the card and the model does not fit beside it; empty elsewhere."""
+def _template(template: Any) -> str | None:
+    """The source of a chat template: a Jinja file, or the name of one of ours."""
+    from core.template.builtin import NAMED_TEMPLATES, template_source
+
+    named = template in NAMED_TEMPLATES
+    return template_source(None if named else template, template if named else None)
+
+
+def _runs_beside(device: Any) -> list[str]:
+    """The runs that train on the same device."""
     import torch
 
+    from core.runs.beside import runs_on_card, runs_on_cpu
+
+    if device.type != "cuda":
+        return runs_on_cpu()
+    return runs_on_card(f"GPU-{getattr(torch.cuda.get_device_properties(device), 'uuid', '')}")
+
+
+def _ask_beside_runs(base: Path, method: str, device: str) -> None:
+    """Check that a model fits beside a run on the same device, before it is loaded.
+
+    Raises:
+        UserError: If it does not.
+    """
     from core.models.tensors import weight_files
-    from core.runs.beside import crowding, model_bytes, runs_on_card
+    from core.runs.beside import crowding, model_bytes
+    from core.worker.generate.room import free_bytes
     from core.worker.model.device import choose_device
 
     chosen = choose_device(device)
-    if chosen.type != "cuda":
-        return ""
     size = sum(path.stat().st_size for path in weight_files(base))
-    free, _ = torch.cuda.mem_get_info(chosen)
-    needed = model_bytes(size, method)
-    uuid = getattr(torch.cuda.get_device_properties(chosen), "uuid", "")
-    return crowding(needed, free, runs_on_card(f"GPU-{uuid}")) if needed > free else ""
+    needed, free = model_bytes(size, method), free_bytes(chosen)
+    if needed > free and (said := crowding(needed, free, _runs_beside(chosen))):
+        raise UserError(said, "Ask the model in training instead, or wait until the run is over.")
 
 
 def _allow_fast_kernels(model: Any) -> None:

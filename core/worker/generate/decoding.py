@@ -155,18 +155,23 @@ class Sampler:
     hold what is drawn, as with a flat distribution, all of them are sorted, on the device too.
 
     Args:
-        settings: Temperature and ``top_p``.
-        seed: Of the draws; None for another one each time. One draw a token, from a generator on the host: the same
-            seed gives the same tokens on every device, so far as its logits are the same.
+        settings: Penalty, temperature, and which tokens are drawn from.
+        seed: Of the draws, in place of that of the settings; None for another one each time. One draw a token, from a
+            generator on the host: the same seed gives the same tokens on every device, so far as its logits are the
+            same.
+        before: Tokens of the conversation, for the repetition penalty.
     """
 
-    def __init__(self, settings: GenerationSettings, seed: int | None = None) -> None:
+    def __init__(self, settings: GenerationSettings, seed: int | None = None, before: Sequence[int] = ()) -> None:
         self._settings = settings
         self._generator = torch.Generator()
+        seed = settings.seed if seed is None else seed
         if seed is None:
             self._generator.seed()
         else:
             self._generator.manual_seed(seed)
+        self._seen = sorted(set(before)) if settings.repetition_penalty != 1 else []
+        self._seen_here: torch.Tensor | None = None
 
     def choose(self, logits: torch.Tensor) -> int:
         """The next token.
@@ -177,17 +182,36 @@ class Sampler:
         Raises:
             UserError: If the logits are no numbers.
         """
-        if self._settings.temperature == 0:
+        if self._settings.repetition_penalty == 1:
+            return self._choose(logits)
+        token = self._choose(self._penalized(logits))
+        self._seen.append(token)
+        return token
+
+    def _penalized(self, logits: torch.Tensor) -> torch.Tensor:
+        """The logits with those of earlier tokens divided by the penalty where positive, else multiplied by it."""
+        if self._seen_here is None:
+            self._seen_here = torch.tensor(self._seen, device=logits.device, dtype=torch.long)
+        elif len(self._seen) > len(self._seen_here):
+            self._seen_here = torch.cat([self._seen_here, self._seen_here.new_tensor([self._seen[-1]])])
+        penalty = self._settings.repetition_penalty
+        logits = logits.float()
+        found = logits[self._seen_here]
+        return logits.index_put((self._seen_here,), torch.where(found > 0, found / penalty, found * penalty))
+
+    def _choose(self, logits: torch.Tensor) -> int:
+        settings = self._settings
+        if settings.temperature == 0:
             value, token = torch.stack([part.double() for part in logits.max(-1)]).tolist()
             _check_finite(value)
             return int(token)
         drawn = torch.rand((), generator=self._generator, dtype=torch.float64).item()
-        scaled = logits.float() / self._settings.temperature
+        scaled = logits.float() / settings.temperature
         likeliest = _Likeliest.of(scaled, min(LIKELIEST, len(scaled)))
         _check_finite(likeliest.logits[0].item())
-        if not likeliest.decide(drawn, self._settings.top_p):
+        if not likeliest.decide(drawn, settings):
             likeliest = _Likeliest.of(scaled, len(scaled))
-        return likeliest.draw(drawn, self._settings.top_p)
+        return likeliest.draw(drawn, settings)
 
 
 @dataclass(frozen=True)
@@ -210,37 +234,50 @@ class _Likeliest:
         host = torch.cat(parts).cpu()
         return cls(host[:count], host[count:-1], host[-1].item(), count == len(logits))
 
-    def decide(self, drawn: float, top_p: float) -> bool:
+    def decide(self, drawn: float, settings: GenerationSettings) -> bool:
         """Whether the token at a place is known without the others.
 
         Args:
             drawn: As in :meth:`draw`.
-            top_p: The same.
+            settings: The same.
         """
-        if self.everything or self._nucleus(top_p) < len(self.tokens):
+        if self._is_whole(self._nucleus(settings), settings):
             return True
-        return top_p >= 1 and drawn < self._shares.sum().item()
+        return not settings.top_k and settings.top_p >= 1 and drawn < self._shares.sum().item()
 
-    def draw(self, drawn: float, top_p: float) -> int:
-        """The token at a place of the distribution that ``top_p`` cuts.
+    def draw(self, drawn: float, settings: GenerationSettings) -> int:
+        """The token at a place of the distribution that the settings cut.
 
         Args:
             drawn: Place, from 0 to below 1.
-            top_p: A token counts while the ones before it have not filled this share.
+            settings: ``top_k`` likeliest tokens count; of these, a token while the ones before it have not filled the
+                share ``top_p``, and while its probability is at least ``min_p`` of the likeliest one's.
         """
-        upto, count = self._shares.cumsum(-1), self._nucleus(top_p)
-        whole = self.everything or count < len(self.tokens)
-        place = drawn * upto[count - 1].item() if whole else drawn
+        upto, count = self._shares.cumsum(-1), self._nucleus(settings)
+        place = drawn * upto[count - 1].item() if self._is_whole(count, settings) else drawn
         return int(self.tokens[min(int(torch.searchsorted(upto, place, right=True)), count - 1)])
 
     @property
     def _shares(self) -> torch.Tensor:
         return (self.logits - self.log_mass).exp()
 
-    def _nucleus(self, top_p: float) -> int:
-        """Tokens of these that count."""
-        shares = self._shares
-        return int((shares.cumsum(-1) - shares < top_p).sum())
+    def _is_whole(self, count: int, settings: GenerationSettings) -> bool:
+        """Whether no token beyond these could count, and the mass that the share is of is known."""
+        if self.everything or not settings.top_k:
+            return self.everything or count < len(self.tokens)
+        return settings.top_k <= len(self.tokens)
+
+    def _nucleus(self, settings: GenerationSettings) -> int:
+        """Tokens of these that count, at least one."""
+        shares, logits = self._shares, self.logits
+        whole = 1.0
+        if 0 < settings.top_k < len(shares):
+            shares, logits = shares[: settings.top_k], logits[: settings.top_k]
+            whole = shares.sum().item()
+        count = int((shares.cumsum(-1) - shares < settings.top_p * whole).sum())
+        if settings.min_p > 0:
+            count = min(count, int((logits >= logits[0] + math.log(settings.min_p)).sum()))
+        return max(count, 1)
 
 
 def _check_finite(logit: float) -> None:

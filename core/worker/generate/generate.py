@@ -16,11 +16,13 @@ from typing import Any, Literal
 
 import torch
 
-from core.chat.request import GenerationSettings
+from core.chat.request import BASE, GenerationSettings
 from core.data.conversation import RowError
 from core.errors import UserError
 from core.worker.data.encode import Encoder, stop_token_ids
 from core.worker.generate.decoding import BatchDecoder, KeyValues, Sampler, TextStream
+from core.worker.generate.prefix_cache import PrefixCache
+from core.worker.generate.stops import StopTexts
 from core.worker.model.adapters import switched_off
 from core.worker.oom.retry import MemoryShortageError, attempt, ignore, is_out_of_memory, release
 
@@ -48,16 +50,47 @@ class Generation:
     tokens_per_second: float
     """After the first token."""
     finish: Finish
+    prompt_tokens: int = 0
+    """Tokens of the conversation before the answer."""
+    context_limit: int | None = None
+    """Tokens that the model reads at most, conversation and answer together; None where it does not say."""
+    reused_tokens: int = 0
+    """Tokens of the conversation that were not read again, as their keys and values were kept."""
 
 
 @contextlib.contextmanager
 def answering_as(model: Any, source: str) -> Iterator[None]:
     """Let a ``PeftModel`` answer as its ``base`` or ``tuned`` inside; other models are their own base."""
-    if source == "base" and hasattr(model, "disable_adapter"):
+    if source == BASE and hasattr(model, "disable_adapter"):
         with switched_off(model):
             yield
     else:
         yield
+
+
+@dataclass
+class Prompt:
+    """A conversation that a model is to answer, as tokens."""
+
+    network: Any
+    """The transformers model inside, adapters and all."""
+    tokens: list[int]
+    stop_ids: frozenset[int]
+    """Tokens that end the answer."""
+    budget: int
+    """Tokens that the answer may have."""
+    context_limit: int | None
+    """Tokens that the model reads at most; None where it does not say."""
+
+
+def prepare_prompt(
+    model: Any, tokenizer: Any, messages: Sequence[dict[str, str]], max_new_tokens: int, template: str | None = None
+) -> Prompt:
+    """Render and tokenize a conversation; arguments and errors as for :func:`generate`."""
+    network = _network(model)
+    stop_ids = frozenset(stop_token_ids(getattr(network, "generation_config", None), tokenizer, template))
+    tokens = _encode(tokenizer, [messages], stop_ids, template)[0]
+    return Prompt(network, tokens, stop_ids, _room(network, tokens, max_new_tokens), _context_limit(network))
 
 
 def generate(
@@ -86,40 +119,78 @@ def generate(
         MemoryShortageError: If it does not fit in memory.
     """
     began = time.monotonic()
-    network = _network(model)
-    stop_ids = frozenset(stop_token_ids(getattr(network, "generation_config", None), tokenizer, template))
-    prompt = _encode(tokenizer, [messages], stop_ids, template)[0]
-    budget = _room(network, prompt, settings.max_new_tokens)
-    stream = TextStream(tokenizer)
+    prompt = prepare_prompt(model, tokenizer, messages, settings.max_new_tokens, template)
+    return answer_prompt(model, tokenizer, prompt, settings, on_token, cancelled, began=began)
+
+
+def answer_prompt(
+    model: Any,
+    tokenizer: Any,
+    prompt: Prompt,
+    settings: GenerationSettings,
+    on_token: Callable[[str], None],
+    cancelled: Callable[[], bool],
+    *,
+    began: float,
+    kept: PrefixCache | None = None,
+    source: str = "",
+) -> Generation:
+    """Answer a conversation that has been prepared; the rest as for :func:`generate`.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        prompt: The conversation.
+        settings: Length and randomness.
+        on_token: Called with each piece of text.
+        cancelled: Asked between two tokens.
+        began: When the question came, by the monotonic clock.
+        kept: Keys and values of earlier turns; None to keep none, as for weights that change.
+        source: Whose they are.
+    """
+    network, tokens, read = prompt.network, prompt.tokens, 0
+    stream, stops = TextStream(tokenizer), StopTexts(settings.stop)
     finish: Finish = "length"
     first = began
+
+    def give(piece: str) -> None:
+        if piece:
+            on_token(piece)
+
     with _out_of_memory_explained(), _no_gradients(model):
-        state = KeyValues(network)
-        logits = state.read(prompt, cancelled)
+        state, read = kept.take(source, tokens, network) if kept is not None else (KeyValues(network), 0)
+        logits = state.read(tokens[read:], cancelled)
         if logits is None:
-            return Generation("", 0, time.monotonic() - began, 0.0, "cancelled")
-        sampler = Sampler(settings)
+            return Generation(
+                "", 0, time.monotonic() - began, 0.0, "cancelled", len(tokens), prompt.context_limit, read
+            )
+        sampler = Sampler(settings, before=tokens)
         while True:
             token = sampler.choose(logits[0])
             if not stream.tokens:
                 first = time.monotonic()
-            if token in stop_ids:
+            if token in prompt.stop_ids:
                 finish = "stop"
                 break
-            if piece := stream.push(token):
-                on_token(piece)
-            if len(stream.tokens) >= budget:
+            give(stops.push(stream.push(token)))
+            if stops.found:
+                finish = "stop"
+                break
+            if len(stream.tokens) >= prompt.budget:
                 break
             if cancelled():
                 finish = "cancelled"
                 break
             logits = state.extend(torch.tensor([[token]]))
-    if piece := stream.flush():
-        on_token(piece)
+        if kept is not None:
+            kept.keep(source, [*tokens, *stream.tokens], state)
+    give(stops.push(stream.flush()))
+    give(stops.flush())
     ended = time.monotonic()
     count = len(stream.tokens)
     decoded, seconds = (count - 1, ended - first) if count > 1 else (count, ended - began)
-    return Generation(stream.text, count, first - began, decoded / max(seconds, 1e-9), finish)
+    rate = decoded / max(seconds, 1e-9)
+    return Generation(stops.text, count, first - began, rate, finish, len(tokens), prompt.context_limit, read)
 
 
 def generate_batch(
@@ -229,7 +300,7 @@ def _encode(
 
 def _room(network: Any, prompt: Sequence[int], wanted: int) -> int:
     """Tokens that the answer may have."""
-    limit = getattr(network.config.get_text_config(), "max_position_embeddings", None)
+    limit = _context_limit(network)
     if not limit:
         return wanted
     if len(prompt) >= limit:
@@ -237,7 +308,12 @@ def _room(network: Any, prompt: Sequence[int], wanted: int) -> int:
             f"The conversation has {len(prompt)} tokens, and the model reads at most {limit}.",
             "Begin a new one, or remove earlier turns.",
         )
-    return min(wanted, int(limit) - len(prompt))
+    return min(wanted, limit - len(prompt))
+
+
+def _context_limit(network: Any) -> int | None:
+    limit = getattr(network.config.get_text_config(), "max_position_embeddings", None)
+    return int(limit) if limit else None
 
 
 @contextlib.contextmanager

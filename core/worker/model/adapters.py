@@ -279,20 +279,62 @@ def load_adapter(model: Any, adapter: Path, *, trainable: bool) -> Any:
     Raises:
         UserError: If it does not fit, lacks factors of layers that its configuration names, or has others.
     """
-    try:
+    with _misfit_explained(adapter):
         config = PeftConfig.from_pretrained(str(adapter), local_files_only=True)
         config.inference_mode = not trainable
         adapted = PeftModelForCausalLM(model, config)
-        renamed = getattr(model, "_checkpoint_conversion_mapping", None) or {}
-        read = adapted.load_adapter(
-            str(adapter), TRAINED, is_trainable=trainable, key_mapping=renamed, local_files_only=True
-        )
+        read = _read_into(adapted, adapter, TRAINED, trainable=trainable)
+    _check_read(read, adapter)
+    return adapted
+
+
+def add_adapter(model: Any, adapter: Path, name: str) -> Any:
+    """Load a saved adapter under a name, beside those that are there; it is not trained, and not switched on.
+
+    Args:
+        model: A base, or a ``PeftModel`` around one.
+        adapter: A directory in PEFT's format.
+        name: PEFT's name of it; :data:`TRAINED` for the first one.
+
+    Returns:
+        The ``PeftModel``.
+
+    Raises:
+        UserError: As :func:`load_adapter`; the adapters that were there are untouched.
+    """
+    if not isinstance(model, PeftModelForCausalLM):
+        return load_adapter(model, adapter, trainable=False)
+    try:
+        with _misfit_explained(adapter):
+            read = _read_into(model, adapter, name, trainable=False)
+        _check_read(read, adapter)
+    except UserError:
+        if name in model.peft_config:
+            model.delete_adapter(name)
+        raise
+    return model
+
+
+def _read_into(adapted: Any, adapter: Path, name: str, *, trainable: bool) -> Any:
+    renamed = getattr(adapted.get_base_model(), "_checkpoint_conversion_mapping", None) or {}
+    return adapted.load_adapter(str(adapter), name, is_trainable=trainable, key_mapping=renamed, local_files_only=True)
+
+
+@contextlib.contextmanager
+def _misfit_explained(adapter: Path) -> Iterator[None]:
+    """Turn what PEFT raises for an adapter that does not fit into a sentence."""
+    try:
+        yield
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, SafetensorError) as error:
         first = one_line(str(error).strip().partition("\n")[0], 300) or type(error).__name__
         raise UserError(
             f"The adapter in {adapter} does not fit this model: {first}", "Choose the base it was trained on."
         ) from error
-    # PEFT leaves missing factors at their random beginning, and those that it has no place for out.
+
+
+def _check_read(read: Any, adapter: Path) -> None:
+    """Refuse an adapter that is not whole: PEFT leaves missing factors at their random beginning, and those that it has
+    no place for out."""
     for names, what in (
         (read.missing_keys, "lacks factors that its configuration asks for"),
         (read.unexpected_keys, "has factors that it has no place for"),
@@ -301,7 +343,6 @@ def load_adapter(model: Any, adapter: Path, *, trainable: bool) -> Any:
             raise UserError(
                 f"The adapter in {adapter} {what}: {tell(names)}.", "Take both files from the same adapter, whole."
             )
-    return adapted
 
 
 @contextlib.contextmanager

@@ -52,14 +52,14 @@ class CommandServer:
         self._requests = requests
         self._answers = answers
         self._writing = threading.Lock()
-        self._queue: queue.Queue[Request] = queue.Queue()
+        self._queue: queue.Queue[tuple[Request, threading.Event]] = queue.Queue()
         self._cancelled: dict[str, threading.Event] = {}
 
     def serve(self) -> None:
         """Work until the process ends; it ends with its input."""
         threading.Thread(target=self._read, name="requests", daemon=True).start()
         while True:
-            self._carry_out(self._queue.get())
+            self._carry_out(*self._queue.get())
 
     def _read(self) -> None:
         while line := self._requests.readline(LINE_LIMIT + 1):
@@ -82,18 +82,14 @@ class CommandServer:
                 event.set()
             self._send({"id": request.id, "ok": True, "found": event is not None})
         elif request.command in self._handlers:
-            self._cancelled[request.id] = threading.Event()
-            self._queue.put(request)
+            event = self._cancelled[request.id] = threading.Event()
+            self._queue.put((request, event))
         else:
             known = ", ".join((*self._handlers, "cancel", "ping"))
             self._refuse(request, f"There is no command {request.command}.", f"Commands are {known}.")
 
-    def _carry_out(self, request: Request) -> None:
-        call = Call(
-            request.args,
-            lambda message: self._send({"id": request.id, **message}),
-            self._cancelled[request.id].is_set,
-        )
+    def _carry_out(self, request: Request, cancelled: threading.Event) -> None:
+        call = Call(request.args, lambda message: self._send({"id": request.id, **message}), cancelled.is_set)
         try:
             self._send({"id": request.id, "ok": True, **self._handlers[request.command](call)})
         except UserError as error:
@@ -103,7 +99,9 @@ class CommandServer:
             traceback.print_exc()
             self._refuse(request, f"{self._name} failed: {type(error).__name__}: {error}", "Its log has the details.")
         finally:
-            self._cancelled.pop(request.id, None)
+            # Another one may have the same id.
+            if self._cancelled.get(request.id) is cancelled:
+                del self._cancelled[request.id]
 
     def _refuse(self, request: Request, error: str, hint: str) -> None:
         self._send({"id": request.id, "ok": False, "error": error, "hint": hint})

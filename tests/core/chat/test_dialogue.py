@@ -3,30 +3,100 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from core.chat.dialogue import Dialogue, Exchange, Reply, format_stats, speaker_name
 
+KEYS = ["question", "replies", "source", "text", "state", "others", "place"]
 TEXTS = st.text(max_size=8)
 REPLIES = st.builds(
     Reply,
-    st.sampled_from(["tuned", "base"]),
+    st.sampled_from(["tuned", "base", "20261126-101010-run@30"]),
     TEXTS,
     st.sampled_from(["waiting", "streaming", "done", "stopped", "failed"]),
     *[TEXTS] * 4,
+    raw=st.just("") | TEXTS,
 )
 
 
-@given(st.lists(st.builds(Exchange, TEXTS, st.lists(REPLIES, min_size=1, max_size=2)), max_size=4))
-def test_exchanges_are_read_as_they_were_written(exchanges: list[Exchange]) -> None:
+def plant(dialogue: Dialogue, before: Exchange | None, tree: list[tuple[str, list[Reply], list[Any]]]) -> None:
+    """Ask each question of a tree after ``before``, each in the place of the one before it."""
+    first: Exchange | None = None
+    for question, replies, below in tree:
+        exchange = dialogue.ask(question, ()) if first is None else dialogue.ask_again(first, question, ())
+        exchange.replies = replies
+        first = exchange
+        plant(dialogue, exchange, below)
+
+
+ANSWERS = st.lists(REPLIES, min_size=1, max_size=3)
+TREES: st.SearchStrategy[list[Any]] = st.recursive(
+    st.lists(st.tuples(TEXTS, ANSWERS, st.just([])), max_size=2),
+    lambda below: st.lists(st.tuples(TEXTS, ANSWERS, below), max_size=3),
+    max_leaves=8,
+)
+
+
+@given(TREES)
+def test_all_branches_are_read_as_they_were_written(tree: list[Any]) -> None:
     before = Dialogue()
-    before.exchanges = exchanges
+    plant(before, None, tree)
     data = json.loads(json.dumps(before.to_data()))
     after = Dialogue.from_data(data)
     assert after.to_data() == data
     assert all(not reply.is_open for exchange in after.exchanges for reply in exchange.replies)
+    assert count(after) == count(before)
+
+
+def count(dialogue: Dialogue) -> int:
+    def below(exchange: Exchange) -> int:
+        return sum(1 + below(each) for each in exchange.branches)
+
+    return below(dialogue._root)
+
+
+def answered(dialogue: Dialogue, question: str, answer: str) -> Exchange:
+    exchange = dialogue.ask(question, ("tuned",))
+    exchange.replies[0].text, exchange.replies[0].state = answer, "done"
+    return exchange
+
+
+def test_a_question_asked_again_keeps_what_was_there() -> None:
+    dialogue = Dialogue()
+    first = answered(dialogue, "one", "1")
+    second = answered(dialogue, "two", "2")
+    answered(dialogue, "three", "3")
+    again = dialogue.ask_again(second, "two, in other words", ("tuned",))
+    again.replies[0].text = "2b"
+    assert [each.question for each in dialogue.exchanges] == ["one", "two, in other words"]
+    assert dialogue.variants(again) == (1, 2)
+    assert dialogue.variants(first) == (0, 1)
+    # What is told to the model is the branch that is shown.
+    assert [each["content"] for each in dialogue.messages("tuned")] == ["one", "1", "two, in other words"]
+    assert [each["content"] for each in dialogue.messages("tuned", until=first)] == ["one"]
+    assert dialogue.turn(again, 1) is second
+    assert [each.question for each in dialogue.exchanges] == ["one", "two", "three"], "what followed it follows again"
+    dialogue.remove(second)
+    assert [each.question for each in dialogue.exchanges] == ["one", "two, in other words"]
+
+
+def test_a_model_is_told_what_it_wrote_and_not_what_is_shown() -> None:
+    dialogue = Dialogue()
+    exchange = answered(dialogue, "one", "a\ufffd")
+    exchange.replies[0].raw = "a\x1b"
+    dialogue.ask("two", ("tuned",))
+    assert dialogue.messages("tuned")[1]["content"] == "a\x1b"
+    assert Dialogue.from_data(dialogue.to_data()).exchanges[0].replies[0].as_written == "a\x1b"
+
+
+def test_a_draft_of_endless_branches_is_read() -> None:
+    data: list[Any] = []
+    for _ in range(5000):
+        data = [{"question": "q", "replies": [{"source": "base", "text": "t", "state": "done"}], "others": [data]}]
+    assert len(Dialogue.from_data(data).exchanges) == 1
 
 
 @given(
@@ -34,7 +104,11 @@ def test_exchanges_are_read_as_they_were_written(exchanges: list[Exchange]) -> N
         st.none() | st.integers() | st.text(max_size=4) | st.sampled_from(["tuned", "done"]),
         lambda inner: (
             st.lists(inner, max_size=3)
-            | st.dictionaries(st.sampled_from(["question", "replies", "source", "text", "state"]), inner, max_size=5)
+            | st.dictionaries(
+                st.sampled_from(KEYS),
+                inner,
+                max_size=5,
+            )
         ),
     )
 )

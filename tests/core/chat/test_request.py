@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -7,14 +8,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.chat.request import ChatRequest, GenerationSettings
+from core.config.schema import ChatSection
 from core.errors import UserError
 
 ASK = [{"role": "user", "content": "Hello"}]
 
 
 def test_a_request_survives_the_way() -> None:
-    request = ChatRequest(ASK, "base", GenerationSettings(17, 0.5, 0.9))
-    assert ChatRequest.from_args(request.to_args()) == request
+    settings = GenerationSettings(17, 0.5, 0.9, 40, 0.05, 1.1, 7, ("\nUser:", "###"))
+    request = ChatRequest(ASK, "base", settings)
+    assert ChatRequest.from_args(json.loads(json.dumps(request.to_args()))) == request
+
+
+def test_one_stop_is_a_list_of_one() -> None:
+    assert ChatRequest.from_args({"messages": ASK, "stop": "###"}).settings.stop == ("###",)
+
+
+def test_the_settings_of_a_configuration_are_those_of_its_chat() -> None:
+    chat = ChatSection(temperature=0.7, top_k=40, seed=3, stop="\nUser:")
+    assert GenerationSettings.of(chat, top_k=5, min_p=None) == GenerationSettings(
+        temperature=0.7, top_k=5, seed=3, stop=("\nUser:",)
+    )
+    assert GenerationSettings.of(ChatSection()) == GenerationSettings(), "the defaults are the same"
 
 
 def test_what_is_left_out_has_its_default() -> None:
@@ -31,7 +46,9 @@ def test_what_is_left_out_has_its_default() -> None:
         ({"messages": [{"role": "user", "content": 3}]}, "role"),
         ({"messages": [{"role": "user", "content": "\ud83d"}]}, "half a character"),
         ({"messages": [*ASK, {"role": "assistant", "content": "Hi"}]}, "last message"),
-        ({"messages": ASK, "source": "other"}, "tuned or base"),
+        ({"messages": ASK, "source": ""}, "tuned or base"),
+        ({"messages": ASK, "source": "a\x1b[2J"}, "tuned or base"),
+        ({"messages": ASK, "source": 3}, "tuned or base"),
         ({"messages": ASK, "max_new_tokens": 0}, "max_new_tokens"),
         ({"messages": ASK, "max_new_tokens": 1.5}, "max_new_tokens"),
         ({"messages": ASK, "max_new_tokens": True}, "max_new_tokens"),
@@ -39,6 +56,15 @@ def test_what_is_left_out_has_its_default() -> None:
         ({"messages": ASK, "temperature": float("nan")}, "temperature"),
         ({"messages": ASK, "top_p": 0}, "top_p"),
         ({"messages": ASK, "top_p": "1"}, "top_p"),
+        ({"messages": ASK, "top_k": -1}, "top_k"),
+        ({"messages": ASK, "min_p": 1}, "min_p"),
+        ({"messages": ASK, "repetition_penalty": 0}, "repetition_penalty"),
+        ({"messages": ASK, "seed": 1 << 32}, "seed"),
+        ({"messages": ASK, "seed": 1.0}, "seed"),
+        ({"messages": ASK, "stop": [""]}, "stop"),
+        ({"messages": ASK, "stop": ["x"] * 17}, "stop"),
+        ({"messages": ASK, "stop": {"a": 1}}, "stop"),
+        ({"messages": ASK, "stop": ["\ud83d"]}, "stop"),
     ],
 )
 def test_what_makes_no_sense_is_refused(args: dict[str, Any], says: str) -> None:

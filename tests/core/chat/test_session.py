@@ -12,13 +12,15 @@ from typing import Any
 import pytest
 
 from core import paths
-from core.chat.engine import ChatEngine, ModelSpec
+from core.chat.engine import AdapterSpec, ChatEngine, ModelSpec
+from core.chat.request import ChatRequest
 from core.chat.session import (
     Answer,
     EngineSession,
     GenerationSettings,
     LiveSession,
     Token,
+    adapter_spec,
     open_session,
 )
 from core.config.schema import Config, DataSection, MethodSection, ModelSection, TemplateSection
@@ -26,18 +28,24 @@ from core.errors import UserError
 from core.runs.process import hostname, own_identity
 from core.runs.state import RunState
 from core.runs.store import Run, create_run
+from core.runs.trained import find_trained
 from core.worker.process.control import Command, Controls, ControlServer
 
 ASK = [{"role": "user", "content": "Count."}]
 FAKE = str(Path(__file__).with_name("fake_engine.py"))
 
 
-def make_run(state: str, base: str = "/models/base", template: TemplateSection = TemplateSection()) -> Run:  # noqa: B008
+def make_run(
+    state: str,
+    base: str = "/models/base",
+    template: TemplateSection = TemplateSection(),  # noqa: B008
+    method: MethodSection = MethodSection(),  # noqa: B008
+) -> Run:
     config = Config(
         model=ModelSection(base=base),
         data=DataSection(train="/data/rows.jsonl"),
         template=template,
-        method=MethodSection(),
+        method=method,
     )
     run = create_run(config, "tickets")
     pid, identity = own_identity()
@@ -246,7 +254,11 @@ def test_a_live_run_answers_from_its_worker(live: tuple[LiveSession, Worker]) ->
     settings = GenerationSettings(50, 0.5, 0.9)
     found = list(session.generate(ASK, "base", settings))
     assert found == [Token("One\ufffd[31m"), Answer("One\ufffd[31m", 1, 0.1, 9.0, "step-4", "stop")]
-    assert worker.asked == [{"messages": ASK, "source": "base", "max_new_tokens": 50, "temperature": 0.5, "top_p": 0.9}]
+    (asked,) = worker.asked
+    told = {"messages": ASK, "source": "base", "max_new_tokens": 50, "temperature": 0.5, "top_p": 0.9}
+    assert {name: asked[name] for name in told} == told
+    # All settings are told: what is left out would be the configuration's.
+    assert ChatRequest.from_args(asked).settings == settings
 
 
 def test_cancelling_reaches_the_worker_and_keeps_what_was_said(live: tuple[LiveSession, Worker]) -> None:
@@ -279,3 +291,71 @@ def test_a_run_that_has_ended_meanwhile_says_so() -> None:
     with pytest.raises(UserError, match="is finished"):
         list(session.generate(ASK, "tuned", GenerationSettings()))
     session.close()
+
+
+def test_another_adapter_is_loaded_onto_the_base_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run("finished")
+    add_adapter(run.adapter_path)
+    path = add_checkpoint(run, 20) / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "base_sha256": "sha256:1"}))
+    session = open_session(run)
+    assert isinstance(session, EngineSession)
+    session._engine = ChatEngine([sys.executable, FAKE, "answer"])
+    added: list[AdapterSpec] = []
+    monkeypatch.setattr(session._engine, "add", added.append)
+    source = f"{run.id}@20"
+    try:
+        for _ in range(2):
+            assert isinstance(list(session.generate(ASK, source, GenerationSettings()))[-1], Answer)
+    finally:
+        session.close()
+    adapter = str(run.checkpoints_path / "step-00000020" / "adapter")
+    assert added == [AdapterSpec(source, adapter, source, None, "sha256:1")]
+
+
+def test_who_shares_no_base_is_refused_in_a_sentence() -> None:
+    base = ModelSpec("/models/base", method="lora")
+    run = make_run("finished")
+    add_adapter(run.adapter_path)
+    with pytest.raises(UserError, match="was trained on its base in 4 bits, and it is loaded in 16 bits") as caught:
+        adapter_spec(find_trained(run), run.id, base)
+    assert f"localtune-tui chat {run.id}" in caught.value.hint
+    whole = make_run("finished", method=MethodSection(name="full"))
+    (whole.model_path).mkdir()
+    (whole.model_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="trains the weights themselves"):
+        adapter_spec(find_trained(whole), whole.id, base)
+
+
+def test_a_checkpoint_beside_a_live_run_answers_from_an_engine(
+    live: tuple[LiveSession, Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, worker = live
+    run = make_run("finished")
+    add_adapter(run.adapter_path)
+    asked: list[str] = []
+
+    def generate(self: EngineSession, _messages: object, source: str, _settings: object) -> Iterator[Token]:
+        asked.append(source)
+        # The base is loaded alone, and the checkpoint is an adapter among others on it.
+        assert self.spec.adapter is None
+        yield Token("from the engine")
+
+    monkeypatch.setattr(EngineSession, "generate", generate)
+    for source in (run.id, f"{run.id}@9"):
+        assert list(session.generate(ASK, source, GenerationSettings(5))) == [Token("from the engine")]
+    assert asked == [run.id, f"{run.id}@9"]
+    assert worker.asked == []
+
+
+def test_a_checkpoint_is_named_by_its_step() -> None:
+    run = make_run("finished")
+    add_adapter(run.adapter_path)
+    add_checkpoint(run, 20)
+    for reference in (f"{run.id}@20", f"{run.path}@20"):
+        session = open_session(reference)
+        assert isinstance(session, EngineSession)
+        assert session.spec.source_name == "step-20"
+    with pytest.raises(UserError, match="has no checkpoint of step 21") as caught:
+        open_session(f"{run.id}@21")
+    assert caught.value.hint == "It has those of 20."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pty
 import signal
@@ -12,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from core.commands.chat import find_target
+from core.chat.transcripts import list_transcripts
+from core.commands.chat import find_target, find_target_at
 from core.errors import UserError
 from core.runs.store import Run, find_run
 
@@ -47,6 +49,34 @@ def test_a_prepared_model_goes_before_a_part_of_an_id(cli: CommandLine) -> None:
     (cli.home / "models" / "qwen").mkdir(parents=True)
     assert find_target("qwen") == "qwen"
     assert find_target(run.id) == run
+
+
+def test_a_step_of_a_run_is_a_checkpoint(cli: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = _make_run(cli, "tickets")
+    assert find_target_at("tickets@30") == (run, 30)
+    assert find_target_at("latest") == (run, None)
+    assert find_target_at("tickets@thirty") == ("tickets@thirty", None)
+    with pytest.raises(UserError, match="no run nothing, so it has no step 3"):
+        find_target_at("nothing@3")
+    (tmp_path / "model@3").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert find_target_at("model@3") == (Path("model@3"), None)
+    result = cli("chat", "tickets@30", "--prompt", "hello")
+    assert (result.code, result.err.count("\n")) == (1, 1)
+    assert "has no checkpoint of step 30" in result.err
+
+
+def test_sampling_is_set_on_the_command_line(cli: CommandLine) -> None:
+    run = cli.start(steps=10_000, pace=0.02)
+    refused = cli("chat", run.id, "--prompt", "hello", "--top-k", "-1")
+    assert (refused.code, refused.err.count("\n")) == (1, 1)
+    assert "top_k must be a whole number" in refused.err
+    flags = ["--top-p", "0.9", "--top-k", "40", "--min-p", "0.1", "--repetition-penalty", "1.1", "--seed", "3"]
+    result = cli("chat", run.id, "--prompt", "hello", *flags, "--stop", "a", "--stop", "\n", "--json")
+    assert result.code == 0, result.err
+    assert result.json["prompt_tokens"] == 0, "a worker of an earlier version does not tell it"
+    (kept,) = list_transcripts(run)
+    assert kept.dialogue().exchanges[0].question == "hello"
 
 
 def test_a_part_of_two_ids_is_refused(cli: CommandLine) -> None:
@@ -119,7 +149,7 @@ class _Terminal:
         os.close(self._controller)
 
 
-def test_a_conversation(cli: CommandLine) -> None:
+def test_a_conversation(cli: CommandLine, tmp_path: Path) -> None:
     run = cli.start(steps=10_000, pace=0.02)
     terminal = _Terminal(cli, "chat", run.id)
     terminal.read_until(lambda text: text.endswith("> "))
@@ -131,6 +161,11 @@ def test_a_conversation(cli: CommandLine) -> None:
         ("/clear", "forgotten"),
         ("new", "1 user new"),
         ("/tuned", "The tuned model answers."),
+        ("/again", "1 user new"),
+        ("/keep", "Name a file once"),
+        (f"/keep {tmp_path / 'good.jsonl'}", "Appended to"),
+        ("/as nobody@3", "nobody"),
+        ("/as 3", "has no checkpoint of step 3"),
         ("/help", "/quit leaves"),
     ]:
         terminal.type(line)
@@ -146,4 +181,9 @@ def test_a_conversation(cli: CommandLine) -> None:
     assert terminal.process.wait(timeout=30) == 0
     terminal.close()
     assert "\x1b]52" not in terminal.seen
+    (row,) = [json.loads(line) for line in (tmp_path / "good.jsonl").read_text().splitlines()]
+    assert [each["role"] for each in row["messages"]] == ["user", "assistant"]
+    kept = {one.title: one.dialogue() for one in list_transcripts(run)}
+    assert set(kept) == {"hi", "new"}
+    assert kept["new"].variants(kept["new"].exchanges[0]) == (1, 2)
     assert "Traceback" not in terminal.seen

@@ -16,6 +16,7 @@ def write_tiny_gguf(
     *,
     template: str | None = CHATML,
     kind: str = "F32",
+    splitting: str = "gpt-2",
     change_token: Callable[[int, str], str] = lambda _, text: text,
     change_weight: Callable[[str, Any], Any] = lambda _, weight: weight,
 ) -> Path:
@@ -27,6 +28,7 @@ def write_tiny_gguf(
         tokenizer: Its tokenizer, byte-level BPE.
         template: The chat template of the metadata; None for none.
         kind: ``F32``, ``F16`` or ``Q8_0``.
+        splitting: llama.cpp's name of the way in which its tokenizer splits text.
         change_token: Given the number and text of each token, what is written in its place.
         change_weight: Given the name and values of each tensor, what is written in its place.
     """
@@ -58,7 +60,7 @@ def write_tiny_gguf(
     special = {entry["id"] for entry in described["added_tokens"] if entry["special"]}
     tokens = [tokenizer.convert_ids_to_tokens(number) for number in range(config.vocab_size)]
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
+    writer.add_tokenizer_pre(splitting)
     writer.add_token_list([change_token(number, text) for number, text in enumerate(tokens)])
     writer.add_token_types([3 if number in special else 1 for number in range(config.vocab_size)])
     writer.add_token_merges([" ".join(pair) for pair in described["model"]["merges"]])

@@ -36,21 +36,24 @@ NOBODY_SAYS = {
     "eval.every_epochs": "they count in steps; an epoch is written as its steps",
     "hardware.gpu": "they leave it to CUDA_VISIBLE_DEVICES",
     "chat.system": "none has a system prompt for its chat alone",
+    "chat.seed": "a seed of theirs is that of the training",
+    "chat.stop": "they end an answer where their template does",
 }
 #: The same for one tool: it has no such key, or takes it for all.
 ONE_DOES_NOT_SAY: dict[str, set[str]] = {
     "axolotl": {
         *("eval.baseline", "eval.exact_match", "method.trainable_layers", "method.trainable_end"),
-        *("hardware.device", "chat.top_p", "train.deterministic"),
+        *("hardware.device", "chat.top_p", "chat.top_k", "chat.min_p", "chat.repetition_penalty"),
+        "train.deterministic",
     },
-    "llama-factory": {"eval.samples", "data.format", "template.file"},
+    "llama-factory": {"eval.samples", "data.format", "template.file", "chat.min_p"},
     "unsloth": {
         *("data.eval", "data.eval_share", "data.columns", "data.weights", "template.name", "template.file"),
         *("method.trainable_layers", "method.trainable_end", "method.loraplus_ratio", "method.neftune_alpha"),
         *("train.objective", "train.beta", "train.dpo_loss", "train.desirable_weight", "train.undesirable_weight"),
         *("train.max_grad_norm", "train.precision", "train.compile", "memory.liger", "eval.baseline"),
         *("eval.exact_match", "eval.samples", "eval.patience", "checkpoint.keep", "checkpoint.final"),
-        *("hardware.device", "chat.max_new_tokens", "train.deterministic"),
+        *("hardware.device", "chat.max_new_tokens", "chat.repetition_penalty", "train.deterministic"),
     },
 }
 #: Values of a choice that a table of names does not reach, and why.
@@ -110,7 +113,7 @@ def test_a_gap_can_be_ended_and_is_of_use(gap: Gap) -> None:
         (Gap.EXPORT, "export.gguf"),
         (Gap.DEVICES, "distributed.strategy"),
         (Gap.SMOOTHING, "train.label_smoothing"),
-        (Gap.CHAT_SAMPLING, "chat.top_k"),
+        (Gap.CHAT_SAMPLING, "chat.num_beams"),
         (Gap.OTHER_MODULES, "method.modules_to_save"),
     ],
 )
@@ -143,7 +146,7 @@ def test_every_value_of_a_choice_has_a_name_there(tool: Tool) -> None:
 COMMON = {
     *("alpha", "batch_size", "beta", "columns", "device", "dropout", "epochs", "eval", "format", "keep", "max_length"),
     *("max_new_tokens", "name", "optimizer", "precision", "project", "rank", "seed", "special_tokens", "system"),
-    *("target_modules", "temperature", "top_p", "train", "warmup", "weights"),
+    *("target_modules", "temperature", "top_k", "top_p", "train", "warmup", "weights"),
 }
 #: Keys that end as another option does, and mean something else: steps in a row with a loss above a limit.
 ANOTHER_MATTER = {"loss_watchdog_patience"}

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from core.runs import beside
-from core.runs.beside import crowding, model_bytes, runs_on_card
+from core.runs.beside import crowding, model_bytes, runs_on_card, runs_on_cpu
 
 GB = 10**9
 
@@ -14,14 +14,12 @@ GB = 10**9
 @pytest.mark.parametrize(
     ("needed", "free", "runs", "words"),
     [
-        (16 * GB, 3 * GB, ["the-run"], "Run the-run trains on the same card, where 3.0 GB are"),
+        (16 * GB, 3 * GB, ["the-run"], "Run the-run trains on the same device, where 3.0 GB are"),
         (2 * GB, 3 * GB, ["x"], ""),
         (16 * GB, 3 * GB, [], ""),
     ],
 )
-def test_a_model_beside_a_run_is_warned_of_where_it_does_not_fit(
-    needed: int, free: int, runs: list[str], words: str
-) -> None:
+def test_a_model_that_does_not_fit_beside_a_run_is_told(needed: int, free: int, runs: list[str], words: str) -> None:
     found = crowding(needed, free, runs)
     assert words in found
     assert bool(found) is bool(words)
@@ -49,3 +47,5 @@ def test_runs_are_found_by_their_processes(
     monkeypatch.setattr(beside, "is_wsl", lambda: wsl)
     monkeypatch.setattr(beside, "_processes", lambda _: processes)
     assert runs_on_card("GPU-1") == expected
+    # A run whose device is chosen by itself may be on either.
+    assert runs_on_cpu() == ["a", "b", "c"]

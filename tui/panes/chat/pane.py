@@ -1,4 +1,4 @@
-"""The Chat pane: a conversation with the model in training, the tuned model afterwards, and the base model."""
+"""The Chat pane: a conversation with the model in training, with what was tuned, and with the base model."""
 
 from __future__ import annotations
 
@@ -10,43 +10,39 @@ from typing import TYPE_CHECKING, ClassVar
 from textual import events, on, work
 from textual.app import ComposeResult
 from textual.binding import BindingType
-from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.timer import Timer
 from textual.widget import Widget
 from textual.widgets import Static
 
-from core.chat.dialogue import Dialogue, Exchange, Reply, format_stats, speaker_name
+from core.chat.dialogue import Dialogue, Exchange, format_stats
+from core.chat.request import BASE, TUNED
 from core.errors import UserError
-from core.runs.store import has_weights
-from core.text import one_line, sanitize
+from core.text import one_line
 from tui.datasets.summary import counted
 from tui.keys import bindings, display_key
 from tui.messages import AnswerAwaited, ExportRequested
 from tui.panes.base import Pane
+from tui.panes.chat.keeping import offer_to_keep
+from tui.panes.chat.partner import Partner
 from tui.panes.chat.session_holder import SessionHolder
+from tui.panes.chat.transcript import Transcript
 from tui.panes.chat.turn import Answered, Failed, Loading, Speaking, TurnEnded, hold_turn
 from tui.saving import save_text
-from tui.widgets.chat_message import ExchangeView, ReplyMessage
 from tui.widgets.forms.prompt_input import PromptInput
 from tui.widgets.start_here import StartHere
 
 if TYPE_CHECKING:
+    from core.chat.candidates import Candidate
     from core.chat.request import GenerationSettings, Source
+    from core.chat.transcripts import Transcript as KeptConversation
+    from core.runs.store import Run
     from tui.panes.chat.session_holder import SessionFactory, Target
 
-#: Minimum columns for two answers side by side.
-WIDE = 90
 # Ten updates a second are as live as reading goes, and leave the link and the keys alone.
 _FLUSH_SECONDS = 0.1
 #: Seconds for a model to end with the pane.
 _RELEASE_SECONDS = 0.2
-
-
-class Transcript(VerticalScroll, can_focus=True, inherit_bindings=False):
-    """The exchanges; keys are bound by the pane."""
-
-    DEFAULT_CSS = "Transcript { height: 1fr; background: transparent; scrollbar-size-vertical: 1; }"
 
 
 class ChatPane(Pane):
@@ -69,15 +65,16 @@ class ChatPane(Pane):
         self.dialogue = Dialogue()
         self.sources: tuple[Source, ...] = ("tuned",)
         """The sources that answer the next question."""
-        self.target: Target | None = None
-        self.is_live = False
-        """Whether the target is a live run."""
+        self.partner = Partner()
+        """Who is talked to."""
         self._step: int | None = None
         self._phase = ""
         self._is_waiting = False
         self._taken_up = ""
         self._former: Dialogue | None = None
-        self._has_weights = True
+        self._pointed_at: Exchange | None = None
+        self._edited: Exchange | None = None
+        self._set_aside = ""
         self._current: Exchange | None = None
         self._holder = SessionHolder(open_session)
         self._flush: Timer | None = None
@@ -102,9 +99,8 @@ class ChatPane(Pane):
         closing.join(_RELEASE_SECONDS)
 
     def on_resize(self, event: events.Resize) -> None:
-        """Lay two answers out side by side where there is room for them."""
-        for view in self.query(ExchangeView):
-            view.set_class(event.size.width >= WIDE, "-wide")
+        """Lay answers out side by side where there is room for them."""
+        self.transcript.fit(event.size.width)
 
     # The target.
 
@@ -117,8 +113,7 @@ class ChatPane(Pane):
             return
         same_run = run == self.target
         self._stop_answer()
-        self.target, self.is_live = run, live
-        self._has_weights = live or run is None or isinstance(run, (str, Path)) or has_weights(run)
+        self.partner = Partner.of(run, live=live)
         if not same_run:
             self._step = None
             self._former = None
@@ -126,24 +121,39 @@ class ChatPane(Pane):
         self._holder.set_target(run)
         if self.is_mounted:
             self._close_retired()
-        if not self._has_adapter:
-            self.sources = ("base",)
+        if not self.partner.has_adapter:
+            self.sources = (BASE,)
         elif not same_run:
-            self.sources = ("tuned",)
+            self.sources = (TUNED,)
         if self.is_mounted:
             self._show_target()
 
     @property
     def subject(self) -> str:
         """The subject of the conversation: the directory of the run, or the model; empty where there is neither."""
-        if self.target is None or isinstance(self.target, (str, Path)):
-            return str(self.target or "")
-        return str(self.target.path.absolute())
+        return self.partner.subject
+
+    @property
+    def target(self) -> Target | None:
+        """Who is talked to: a run, a model, or nobody yet."""
+        return self.partner.target
+
+    @property
+    def is_live(self) -> bool:
+        """Whether that is a live run."""
+        return self.partner.is_live
 
     @property
     def unsent(self) -> str:
-        """The text in the prompt."""
+        """The text in the prompt; that of before, while an earlier question is edited there."""
+        if self._edited is not None:
+            return self._set_aside
         return self.prompt.text if self.is_mounted else self._taken_up
+
+    @property
+    def system(self) -> str:
+        """The system prompt that questions are asked with."""
+        return self._holder.settings()[0]
 
     def take_up(self, dialogue: Dialogue, unsent: str) -> None:
         """Resume a conversation of an earlier app.
@@ -166,8 +176,7 @@ class ChatPane(Pane):
         if unsent and not self.prompt.text:
             self.prompt.insert(unsent)
         if exchanges:
-            self.transcript.mount_all(ExchangeView(exchange, wide=self.size.width >= WIDE) for exchange in exchanges)
-            self.transcript.anchor()
+            self._show_path()
         self._refresh()
 
     def note_step(self, step: int) -> None:
@@ -197,15 +206,6 @@ class ChatPane(Pane):
         self._holder.release()
 
     @property
-    def _has_adapter(self) -> bool:
-        return not isinstance(self.target, (str, Path)) and (self.target is None or self.target.trains_adapter)
-
-    @property
-    def _can_ask(self) -> bool:
-        """Whether there is a model to ask; a run that ended before it saved anything has none."""
-        return self.target is not None and self._has_weights
-
-    @property
     def prompt(self) -> PromptInput:
         """The prompt."""
         return self.query_one("#chat-prompt", PromptInput)
@@ -222,6 +222,7 @@ class ChatPane(Pane):
 
     def _begin_anew(self) -> None:
         self.dialogue = Dialogue()
+        self._pointed_at = self._edited = None
         if self.is_mounted:
             self.transcript.remove_children()
 
@@ -238,33 +239,27 @@ class ChatPane(Pane):
                     (self.keys["app.runs"].display, "Open a run that has ended, and talk to what it made"),
                 ],
             )
-        elif not self._has_weights:
+        elif not self.partner.has_weights:
             again = (self.keys["app.start"].display, "Start a run; its model answers here while it trains")
             empty.explain(
                 "This run ended before it saved anything, so there is no model to ask.",
                 [again, (self.keys["app.runs"].display, "Open another run, and talk to what it made")],
             )
         else:
-            empty.explain(self._invitation(), self._invitation_keys())
+            empty.explain(self.partner.invitation, self._invitation_keys())
         self._refresh()
 
-    def _invitation(self) -> str:
-        if self.is_live:
-            return "Ask the model that is being trained; it answers between two steps, and says which step that was."
-        if not self._has_adapter:
-            return "Ask the model; it is loaded when the first question comes."
-        return "Ask the tuned model; it is loaded with its base when the first question comes."
-
     def _invitation_keys(self) -> list[tuple[str, str]]:
-        toggles = [(self.keys[name].display, self.keys[name].help) for name in ("chat.source", "chat.both")]
+        named = ("chat.source", "chat.both", "chat.compare")
+        toggles = [(self.keys[name].display, self.keys[name].help) for name in named]
         return [
             (self.keys["chat.write"].display, "Write to the model below; enter sends, esc leaves the prompt"),
-            *(toggles if self._has_adapter else []),
+            *(toggles if self.partner.has_adapter else []),
         ]
 
     def _refresh(self) -> None:
         """Update title and hints, and show or hide the parts."""
-        can_ask = self._can_ask
+        can_ask = self.partner.can_answer
         blank = not self.dialogue.exchanges
         empty = self.query_one("#chat-empty", StartHere)
         reader = empty if blank else self.transcript
@@ -292,14 +287,16 @@ class ChatPane(Pane):
         prompt = self.prompt
         cancel = self.keys["chat.cancel"].display
         leave = "stops the answer" if self.is_answering else "leaves the prompt"
-        if prompt.has_focus:
+        if prompt.has_focus and self._edited is not None:
+            prompt.placeholder = f"the question in other words  ·  enter asks it  ·  {cancel} leaves it as it is"
+        elif prompt.has_focus:
             prompt.placeholder = f"ask {self._mode}  ·  enter sends  ·  {cancel} {leave}"
         else:
             prompt.placeholder = f"{self.keys['chat.write'].display} writes a question to {self._mode}"
-        if not self._can_ask:
+        if not self.partner.can_answer:
             self.set_hints(["app.start", "app.runs"])
             return
-        toggles = ["chat.source", "chat.both"] if self._has_adapter else []
+        toggles = ["chat.source", "chat.both"] if self.partner.has_adapter else []
         keys = [(self._key_while_writing(name), self.keys[name].description) for name in toggles]
         offered = (
             (cancel, leave),
@@ -314,7 +311,8 @@ class ChatPane(Pane):
             self.refresh_bindings()
         if not prompt.has_focus:
             stop = [(cancel, "stop")] if self.is_answering else []
-            self.set_hints(["chat.write", *toggles, "chat.settings"], stop)
+            answered = ["chat.again", "chat.edit", "chat.keep"] if self.dialogue.exchanges else []
+            self.set_hints(["chat.write", *toggles, "chat.settings", *answered], stop)
             return
         ending = (cancel, leave.partition(" ")[0][:-1])
         self.show_hints([("enter", "send"), ending, ("^n", "line break"), *keys])
@@ -327,7 +325,7 @@ class ChatPane(Pane):
 
     @property
     def _mode(self) -> str:
-        return " and ".join(self.sources)
+        return self.partner.all_of(self.sources)
 
     def _refresh_title(self) -> None:
         if self.target is None:
@@ -336,8 +334,7 @@ class ChatPane(Pane):
             step = f", step {self._step}" if self._step is not None else ""
             self.set_title("4 Chat", f"model in training{step}", self._mode)
         else:
-            name = self.target.id if not isinstance(self.target, (str, Path)) else Path(self.target).name
-            self.set_title("4 Chat", name, self._mode)
+            self.set_title("4 Chat", self.partner.name, self._mode)
 
     def _say(self, text: str, style: str = "") -> None:
         line = self.query_one("#chat-status", Static)
@@ -354,22 +351,31 @@ class ChatPane(Pane):
     @on(PromptInput.Submitted)
     def _submitted(self, message: PromptInput.Submitted) -> None:
         message.stop()
-        if not self._can_ask:
+        if not self.partner.can_answer:
             return
         if self.is_answering:
             self._say(f"The model is still answering; {self.keys['chat.cancel'].display} stops it.", "$near")
             return
         question = message.text.strip()
         self.prompt.remember(question)
-        self.prompt.clear()
-        self._ask(question)
+        edited = self._edited
+        self._leave_edit()
+        if edited is None:
+            self.prompt.clear()
+        self._ask(question, edited)
 
-    def _ask(self, question: str) -> None:
-        exchange = self.dialogue.ask(question, self.sources)
-        self._current = exchange
+    def _ask(self, question: str, instead: Exchange | None = None) -> None:
+        """Ask a question, at the end of the conversation or in the place of an earlier one."""
+        if instead is not None:
+            exchange = self.dialogue.ask_again(instead, question, self.sources)
+        else:
+            exchange = self.dialogue.ask(question, self.sources)
+        for reply in exchange.replies:
+            if reply.source not in (TUNED, BASE):
+                reply.speaker = self.partner.name_of(reply.source)
+        self._current, self._pointed_at = exchange, None
         self._refresh()
-        self.transcript.mount(ExchangeView(exchange, wide=self.size.width >= WIDE))
-        self.transcript.anchor()
+        self._show_path()
         self._is_waiting = True
         self._say_waiting()
         if self.is_live:
@@ -378,9 +384,13 @@ class ChatPane(Pane):
             self._flush.resume()
         self._talk(exchange, self._holder.epoch)
 
+    def _show_path(self) -> None:
+        self.transcript.show(self.dialogue, self.size.width, self._pointed_at)
+
     def _say_waiting(self) -> None:
         """Show the reason why the question waits."""
-        if not self.is_live:
+        asked = self._current.replies[0].source if self._current is not None else TUNED
+        if not self.is_live or asked not in (TUNED, BASE):
             waiting = "" if self._holder.is_loaded else "loading the model …"
         elif self._phase == "evaluating":
             waiting = "the model is being measured; the answer follows …"
@@ -414,7 +424,7 @@ class ChatPane(Pane):
             return
         for reply in exchange.replies:
             if reply.is_open and reply.take_pending():
-                self._show_reply(reply)
+                self.transcript.refresh_reply(reply)
 
     @on(Answered)
     def _answered(self, message: Answered) -> None:
@@ -425,14 +435,19 @@ class ChatPane(Pane):
             reply.state = "done" if answer is not None else "stopped"
         if answer is not None:
             if was_open:
-                reply.text = answer.text
-            reply.speaker = speaker_name(answer.source)
+                reply.text, reply.raw = answer.text, answer.raw
+            reply.speaker = self.partner.name_of(answer.source)
             reply.stats = format_stats(
-                answer.tokens, answer.first_token_seconds, answer.tokens_per_second, answer.finish
+                answer.tokens,
+                answer.first_token_seconds,
+                answer.tokens_per_second,
+                answer.finish,
+                context=answer.prompt_tokens + answer.tokens if answer.prompt_tokens else 0,
+                context_limit=answer.context_limit,
             )
             if answer.source.startswith("step-") and answer.source[5:].isdecimal():
                 self.note_step(int(answer.source[5:]))
-        self._show_reply(reply)
+        self.transcript.refresh_reply(reply)
 
     @on(Failed)
     def _failed(self, message: Failed) -> None:
@@ -440,7 +455,7 @@ class ChatPane(Pane):
         if reply.is_open:
             reply.take_pending()
             reply.state, reply.error, reply.hint = "failed", message.error.message, message.error.hint
-        self._show_reply(reply)
+        self.transcript.refresh_reply(reply)
 
     @on(TurnEnded)
     def _turn_ended(self, message: TurnEnded) -> None:
@@ -459,12 +474,7 @@ class ChatPane(Pane):
             if reply.is_open:
                 reply.take_pending()
                 reply.state = "stopped"
-                self._show_reply(reply)
-
-    def _show_reply(self, reply: Reply) -> None:
-        for widget in self.query(ReplyMessage):
-            if widget.reply is reply:
-                widget.refresh_reply()
+                self.transcript.refresh_reply(reply)
 
     def _stop_answer(self) -> None:
         """Cancel the answer in progress; its stats may still come."""
@@ -476,7 +486,7 @@ class ChatPane(Pane):
 
     def action_write(self) -> None:
         """Focus the prompt."""
-        if self._can_ask:
+        if self.partner.can_answer:
             # At once, unlike focus(): keys typed ahead belong into the prompt.
             self.screen.set_focus(self.prompt)
 
@@ -484,23 +494,54 @@ class ChatPane(Pane):
         """Cancel the answer; without one, leave the prompt."""
         if self.is_answering:
             self._stop_answer()
+        elif self._edited is not None:
+            self._leave_edit()
+            self._reader.focus()
         elif self.prompt.has_focus:
             self._reader.focus()
+        elif self._pointed_at is not None:
+            self._point_at(None)
         self._say("")
 
     def action_toggle_source(self) -> None:
         """Switch between the base and the tuned model."""
-        self._set_sources(("tuned",) if self.sources == ("base",) else ("base",))
+        self._set_sources((TUNED,) if self.sources == (BASE,) else (BASE,))
 
     def action_toggle_both(self) -> None:
         """Switch between both models and the tuned one alone."""
-        self._set_sources(("tuned",) if len(self.sources) > 1 else ("tuned", "base"))
+        self._set_sources((TUNED,) if len(self.sources) > 1 else (TUNED, BASE))
+
+    def action_compare(self) -> None:
+        """Choose who answers: checkpoints, the base, other runs on the same base."""
+        if self.partner.run is None or not self.partner.can_answer:
+            self._say("There is no run here whose checkpoints could answer.", "$near")
+            return
+        self._find_candidates()
+
+    @work(thread=True, group="chat-find", exclusive=True)
+    def _find_candidates(self) -> None:
+        from core.chat.candidates import find_candidates
+
+        if (run := self.partner.run) is not None:
+            self.app.call_from_thread(self._choose_among, run, find_candidates(run))
+
+    def _choose_among(self, run: Run, candidates: list[Candidate]) -> None:
+        from tui.screens.chat_sources import ChatSources
+
+        def chosen(sources: tuple[Source, ...] | None) -> None:
+            if sources and run == self.target:
+                self.sources = sources
+                self._say(f"The next question goes to {self._mode}.")
+                self._refresh()
+
+        if run == self.target:
+            self.app.push_screen(ChatSources(candidates, self.sources), chosen)
 
     def _set_sources(self, sources: tuple[Source, ...]) -> None:
         if self.target is None:
             return
-        if not self._has_adapter:
-            trained = not isinstance(self.target, (str, Path))
+        if not self.partner.has_adapter:
+            trained = self.partner.run is not None
             self._say(
                 "Its weights themselves are trained: there is no base to switch to."
                 if trained
@@ -544,9 +585,125 @@ class ChatPane(Pane):
                 self._holder.chosen = chosen
                 self._say("The next answers follow the new settings; the run's configuration stays as it is.")
 
-        if self._can_ask:
+        if self.partner.can_answer:
             # Called directly, not by a message: keys typed after the one that opens the dialog are its text.
             self.app.push_screen(ChatSettings(*self._holder.settings()), changed)
+
+    # Branches.
+
+    @property
+    def _chosen(self) -> Exchange | None:
+        """The question that keys act on: the one that was pointed at, else the last one."""
+        path = self.dialogue.exchanges
+        if self._pointed_at in path:
+            return self._pointed_at
+        return path[-1] if path else None
+
+    def _point_at(self, exchange: Exchange | None) -> None:
+        self._pointed_at = exchange
+        self.transcript.mark(self.dialogue, exchange)
+
+    def action_point(self, step: int) -> None:
+        """Point at the question before or after."""
+        path, chosen = self.dialogue.exchanges, self._chosen
+        if chosen is None:
+            return
+        place = min(max(path.index(chosen) + step, 0), len(path) - 1)
+        self._point_at(path[place] if place < len(path) - 1 else None)
+        self.transcript.go_to(path[place])
+
+    def action_again(self) -> None:
+        """Ask the same question again; the former answer stays as another branch."""
+        if (chosen := self._free_to_ask()) is not None:
+            self._ask(chosen.question, chosen)
+
+    def action_edit(self) -> None:
+        """Edit a question in the prompt; the conversation goes on from it, the former one stays as another branch."""
+        if (chosen := self._free_to_ask()) is not None:
+            if self._edited is None:
+                self._set_aside = self.prompt.text
+            self._edited = chosen
+            self.prompt.load_text(chosen.question)
+            self.prompt.move_cursor(self.prompt.document.end)
+            self.screen.set_focus(self.prompt)
+            self._refresh_hints()
+
+    def _leave_edit(self) -> None:
+        if self._edited is not None:
+            self._edited = None
+            self.prompt.load_text(self._set_aside)
+            self._refresh_hints()
+
+    def _free_to_ask(self) -> Exchange | None:
+        chosen = self._chosen if self.partner.can_answer else None
+        if self.is_answering:
+            self._say(f"The model is still answering; {self.keys['chat.cancel'].display} stops it.", "$near")
+            return None
+        if chosen is None:
+            self._say("Nothing was asked yet.", "$near")
+        return chosen
+
+    def action_turn(self, step: int) -> None:
+        """Go to another branch: what was asked or answered in the place of the question."""
+        chosen = self._free_to_ask()
+        if chosen is None:
+            return
+        if self.dialogue.variants(chosen)[1] < 2:
+            again, edit = (self.keys[name].display for name in ("chat.again", "chat.edit"))
+            self._say(f"There is one answer to it; {again} asks again, {edit} in other words.", "$near")
+            return
+        turned = self.dialogue.turn(chosen, step)
+        self._pointed_at = turned if turned is not self.dialogue.exchanges[-1] else None
+        self._show_path()
+
+    def action_keep(self) -> None:
+        """Append the answer to a dataset, edited if need be."""
+        chosen = self._free_to_ask()
+        if chosen is None:
+            return
+        reply = next((each for each in chosen.replies if each.text and each.state != "failed"), None)
+        if reply is None:
+            self._say("It has no answer to keep.", "$near")
+            return
+        messages = self.dialogue.messages(reply.source, self.system, chosen)
+        offer_to_keep(self.app, messages, reply.as_written, self._say)
+
+    def action_toggle_markdown(self) -> None:
+        """Show answers as Markdown, or as they were written."""
+        self.transcript.toggle_markdown()
+        how = "as Markdown" if self.transcript.markdown else "as they were written"
+        self._say(f"Answers are shown {how}.")
+
+    def action_open_former(self) -> None:
+        """Open a conversation that was kept with the run."""
+        if self.partner.run is None:
+            self._say("Conversations are kept with a run, and there is none here.", "$near")
+            return
+        self._find_transcripts()
+
+    @work(thread=True, group="chat-find", exclusive=True)
+    def _find_transcripts(self) -> None:
+        from core.chat.transcripts import list_transcripts
+
+        if (run := self.partner.run) is not None:
+            self.app.call_from_thread(self._choose_transcript, run, list_transcripts(run))
+
+    def _choose_transcript(self, run: Run, found: list[KeptConversation]) -> None:
+        from tui.screens.pick import Pick, PickScreen
+
+        if not found:
+            self._say("No conversation was kept with this run yet.", "$near")
+            return
+
+        def chosen(identity: str | None) -> None:
+            one = next((each for each in found if each.id == identity), None)
+            if one is not None and run == self.target:
+                self.take_up(one.dialogue(), "")
+                self._say(f"The conversation of {one.when} is back.")
+
+        picks = [Pick(one.id, one.title, one.when) for one in found]
+        if run == self.target:
+            self.app.push_screen(PickScreen("Conversations of this run", picks, self.dialogue.id), chosen)
 
     @on(PromptInput.PageWanted)
     def _page_wanted(self, message: PromptInput.PageWanted) -> None:
@@ -560,7 +717,8 @@ class ChatPane(Pane):
         if reply is None:
             self._say("There is no answer to copy yet.", "$near")
             return
-        text = sanitize(reply.text).strip()
+        # As it was written; but half a character has no bytes.
+        text = reply.as_written.strip().encode("utf-8", "replace").decode()
         self.app.copy_to_clipboard(text)
         tmux = "; tmux passes it on with set-clipboard on" if os.environ.get("TMUX") else ""
         self._say(
@@ -581,15 +739,12 @@ class ChatPane(Pane):
 
     def action_move(self, rows: int) -> None:
         """Scroll by lines."""
-        self.transcript.scroll_relative(y=rows, animate=False)
+        self.transcript.move(rows)
 
     def action_move_page(self, direction: int) -> None:
         """Scroll by pages."""
-        self.transcript.scroll_relative(y=direction * max(1, self.transcript.size.height - 1), animate=False)
+        self.transcript.move_page(direction)
 
     def action_move_end(self, direction: int) -> None:
         """Scroll to the beginning or the end."""
-        if direction < 0:
-            self.transcript.scroll_home(animate=False)
-        else:
-            self.transcript.scroll_end(animate=False)
+        self.transcript.move_end(direction)

@@ -95,7 +95,7 @@ class SessionHolder:
         if isinstance(self._target, Run):
             try:
                 chat = self._target.config().chat
-                return chat.system, GenerationSettings(chat.max_new_tokens, chat.temperature, chat.top_p)
+                return chat.system, GenerationSettings.of(chat)
             except UserError:
                 # The run answers all the same; its configuration's chat settings are a convenience.
                 return "", GenerationSettings()

@@ -83,7 +83,7 @@ def hold_turn(holder: SessionHolder, dialogue: Dialogue, exchange: Exchange, epo
         system, settings = holder.settings()
         for reply in exchange.replies:
             answer: Answer | None = None
-            messages = dialogue.messages(reply.source, system)
+            messages = dialogue.messages(reply.source, system, exchange)
             for item in holder.answer(messages, reply.source, settings, epoch, report):
                 if isinstance(item, Answer):
                     answer = item

@@ -103,6 +103,10 @@ class PromptInput(TextArea):
         event.prevent_default()
         self.insert(sanitize(event.text).rstrip("\n"))
 
+    def action_paste(self) -> None:
+        """Paste what was copied in the app, an answer as the model wrote it, as harmless as what is typed."""
+        self.insert(sanitize(self.app.clipboard).rstrip("\n"))
+
     def action_break_line(self) -> None:
         """Insert a line break."""
         self.insert("\n")

@@ -20,14 +20,17 @@ import numpy.typing as npt
 
 from core.errors import UserError
 from core.text import one_line
+from core.worker.export.gguf.converter import import_converter, open_model
 from core.worker.export.gguf.job import Report, run_job
 
 Array = npt.NDArray[np.float32]
 _MERGED = "Export merged, where it is part of the weights."
 _WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _NAME = re.compile(r"^base_model\.model\.(?P<module>.+?)\.lora_(?P<embedding>embedding_)?(?P<part>[AB])(?:\.weight)?$")
-#: Columns of the weight that the converter is asked with, and the most rows whose places 32-bit numbers tell apart.
-_COLUMNS, _MOST_ROWS = 2, 1 << 22
+#: PEFT saves an embedding itself with what is added to it.
+_UNCHANGED = ".base_layer.weight"
+#: Most rows and columns, whose numbers are told apart in 32 bit.
+_MOST_PLACES = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -60,17 +63,12 @@ def convert_adapter(job: dict[str, Any], report: Report) -> dict[str, Any]:
     config = json.loads((adapter / _CONFIG).read_text(encoding="utf-8"))
     refuse_unknown(config)
     report.progress("importing the converter")
-    if job["converter"] not in sys.path:
-        sys.path.insert(0, job["converter"])
-    import gguf
+    gguf = import_converter(job["converter"])
     import torch
-    from conversion import ModelBase, ModelType, get_model_architecture, get_model_class
 
     alpha, pairs = read_pairs(adapter / _WEIGHTS, config)
     with torch.inference_mode():
-        base = Path(job["base"])
-        architecture = get_model_architecture(ModelBase.load_hparams(base, False), ModelType.TEXT)
-        instance = get_model_class(architecture)(base, gguf.LlamaFileType.ALL_F32, target, model_name=base.name)
+        instance = open_model(Path(job["base"]), target, "ALL_F32")
         writer = gguf.GGUFWriter(path=None, arch=gguf.MODEL_ARCH_NAMES[instance.model_arch])
         writer.add_type(gguf.GGUFType.ADAPTER)
         writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
@@ -133,6 +131,8 @@ def read_pairs(weights: Path, config: dict[str, Any]) -> tuple[float, dict[str, 
     factors: dict[str, dict[str, Array]] = {}
     with safe_open(str(weights), framework="pt") as file:
         for name in file.keys():  # noqa: SIM118 - not a mapping
+            if name.endswith(_UNCHANGED):
+                continue
             match = _NAME.match(name)
             if match is None:
                 raise UserError(
@@ -174,31 +174,42 @@ def _placed(instance: Any, module: str, pair: Pair, torch: Any) -> dict[str, Pai
     if module.endswith("embed_tokens"):
         # Looked up, so (tokens, rank): no row of it is moved.
         return {instance.map_tensor_name(name): pair}
-    outputs = pair.up.shape[0]
-    if outputs > _MOST_ROWS:
-        raise UserError(f"The adapter's {one_line(module, 120)} has too many rows.", _MERGED)
+    outputs, inputs = pair.up.shape[0], pair.down.shape[1]
+    if max(outputs, inputs) > _MOST_PLACES:
+        raise UserError(f"The adapter's {one_line(module, 120)} is too large.", _MERGED)
     number = next((int(part) for part in name.split(".") if part.isdecimal()), None)
-    places = torch.arange(outputs * _COLUMNS, dtype=torch.float32).reshape(outputs, _COLUMNS)
+    rows = torch.arange(outputs, dtype=torch.float32)[:, None].expand(outputs, inputs)
+    columns = torch.arange(inputs, dtype=torch.float32).expand(outputs, inputs)
+    all_rows: list[int] = []
+    moved = dict(instance.modify_tensors(rows.clone(), name, number))
+    kept = dict(instance.modify_tensors(columns.clone(), name, number))
     found: dict[str, Pair] = {}
-    rows: list[int] = []
-    for target, moved in instance.modify_tensors(places, name, number):
-        order = _order(moved.numpy())
+    for target, places in moved.items():
+        order = _order(places.numpy(), kept[target].numpy(), inputs)
         if order is None or not target.endswith(".weight"):
             raise _not_a_move(module)
-        rows += order.tolist()
         found[target] = Pair(pair.down, pair.up[order])
-    if sorted(rows) != list(range(outputs)):
+        all_rows += order.tolist()
+    if sorted(all_rows) != list(range(outputs)):
         raise _not_a_move(module)
     return found
 
 
-def _order(moved: npt.NDArray[Any]) -> npt.NDArray[np.int64] | None:
-    """Which rows a weight is made of, from what became of one whose numbers are their places; None if not of rows."""
-    if moved.ndim != 2 or moved.shape[1] != _COLUMNS:
+def _order(rows: npt.NDArray[Any], columns: npt.NDArray[Any], inputs: int) -> npt.NDArray[np.int64] | None:
+    """Which rows a weight is made of.
+
+    Args:
+        rows: What became of a weight whose numbers are those of their rows.
+        columns: The same of their columns.
+        inputs: How many columns there are.
+
+    Returns:
+        The rows in order; None if the weight is not made of whole rows.
+    """
+    if rows.ndim != 2 or rows.shape[1] != inputs or not (columns == np.arange(inputs)).all():
         return None
-    order = np.rint(moved[:, 0] / _COLUMNS).astype(np.int64)
-    whole = order[:, None] * _COLUMNS + np.arange(_COLUMNS)
-    return order if np.array_equal(whole, moved) else None
+    order = np.rint(rows[:, 0]).astype(np.int64)
+    return order if (rows == order[:, None]).all() else None
 
 
 def _not_a_move(module: str) -> UserError:

@@ -18,6 +18,7 @@ from core.data.conversation import RowError
 from core.errors import UserError
 from core.template.render import ChatTemplate
 from core.text import one_line
+from core.worker.export.gguf.converter import import_converter, open_model
 from core.worker.export.gguf.job import Report, run_job
 from core.worker.export.gguf.vocabulary import (
     adds_space_prefix,
@@ -30,8 +31,10 @@ from core.worker.export.gguf.vocabulary import (
 
 _TEMPLATE = "tokenizer.chat_template"
 _TOKENS = "tokenizer.ggml.tokens"
-#: Keys of the tokens that end an answer; llama.cpp knows more of them by their texts.
-_STOP_KEYS = tuple(f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
+#: Keys of the tokens that end a text, a turn and a message; llama.cpp knows more of them by their texts.
+_EOS_KEY, *_STOP_KEYS = (f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
+#: Tokens that the converter sets by number for whole families.
+_GUESSED = ("eot", "eom", "fim_pre", "fim_suf", "fim_mid", "fim_sep", "prefix", "suffix", "middle", "fsep")
 _FILE_TYPES = {"F32": "ALL_F32", "F16": "MOSTLY_F16", "BF16": "MOSTLY_BF16", "Q8_0": "MOSTLY_Q8_0"}
 #: The converter's warnings after which the file would be another model.
 _FATAL = re.compile(r"Unknown RoPE type: (?!default$)")
@@ -49,11 +52,8 @@ def convert(job: dict[str, Any], report: Report) -> dict[str, Any]:
         ``bytes`` of the file.
     """
     report.progress("importing the converter")
-    if job["converter"] not in sys.path:
-        sys.path.insert(0, job["converter"])
-    import gguf
+    import_converter(job["converter"])
     import torch
-    from conversion import ModelBase, ModelType, get_model_architecture, get_model_class
 
     model, target = Path(job["model"]), Path(job["target"])
     warnings = _Warnings()
@@ -62,14 +62,13 @@ def convert(job: dict[str, Any], report: Report) -> dict[str, Any]:
     try:
         with torch.inference_mode(), plain_tokenizers() as usual:
             report.progress("reading the model")
-            architecture = get_model_architecture(ModelBase.load_hparams(model, False), ModelType.TEXT)
-            file_type = getattr(gguf.LlamaFileType, _FILE_TYPES[job["quant"]])
-            instance = get_model_class(architecture)(model, file_type, target, model_name=model.name)
+            instance = open_model(model, target, _FILE_TYPES[job["quant"]])
             instance.prepare_tensors()
             _prepare_vocabulary(instance, model, job, usual)
             instance.prepare_metadata(vocab_only=False)
             writer = instance.gguf_writer
             _set_metadata(writer, model, job)
+            _limit_context(writer, instance.hparams)
             warnings.refuse_fatal()
             total = sum(tensor.nbytes for tensor in writer.tensors[0].values())
             with report.growing("writing the weights", target, total):
@@ -185,14 +184,32 @@ def _set_metadata(writer: Any, model: Path, job: dict[str, Any]) -> None:
         found["tokenizer.ggml.add_space_prefix"] = flag(adds_space_prefix(content, begins))
 
 
+def _limit_context(writer: Any, settings: dict[str, Any]) -> None:
+    """Shorten the context of a model whose sliding window llama.cpp does not compute to that window: up to there it is
+    the same model.
+    """
+    import gguf
+
+    window, key = settings.get("sliding_window"), f"{writer.arch}.context_length"
+    is_plain = settings.get("model_type") == "mistral" and writer.arch == "llama"
+    if is_plain and isinstance(window, int) and key in writer.kv_data[0] and window < writer.kv_data[0][key].value:
+        writer.kv_data[0][key] = gguf.GGUFValue(window, gguf.GGUFValueType.UINT32)
+
+
 def _set_stops(found: dict[str, Any], stops: list[int], gguf: Any) -> None:
-    """Name the tokens that end an answer: there is room for three."""
-    eos = found.get(_STOP_KEYS[0])
-    current = None if eos is None else int(eos.value)
-    # What the tokenizer calls its end stays it, if the training ended answers with it too.
-    ordered = [current] if current in stops else []
-    ordered += [stop for stop in stops if stop != current]
-    for key, stop in zip(_STOP_KEYS, ordered, strict=False):
+    """Name the tokens that end an answer: there is room for two beside the tokenizer's own end.
+
+    That one stays as it is, as templates may write its text. A token that the converter has guessed from the
+    architecture goes where it is one of plain text.
+    """
+    kinds = found.get("tokenizer.ggml.token_type")
+    for name in _GUESSED:
+        key = f"tokenizer.ggml.{name}_token_id"
+        if key in found and kinds is not None and kinds.value[int(found[key].value)] == gguf.TokenType.NORMAL:
+            del found[key]
+    eos = found.get(_EOS_KEY)
+    others = [stop for stop in stops if eos is None or stop != int(eos.value)]
+    for key, stop in zip(_STOP_KEYS if eos is not None else (_EOS_KEY, *_STOP_KEYS), others, strict=False):
         found[key] = gguf.GGUFValue(int(stop), gguf.GGUFValueType.UINT32)
 
 

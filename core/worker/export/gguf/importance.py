@@ -24,8 +24,8 @@ from core.worker.export.gguf.library import Llama, load_library
 _PREFIX = "blk."
 _PRODUCT, _EXPERTS = "MUL_MAT", "MUL_MAT_ID"
 _F32, _I32 = 0, 26
-#: Tokens computed at once.
-_BATCH = 512
+#: Tokens computed at once. Their logits are all in memory.
+_BATCH = 256
 #: Least importance of a column, as a share of the mean: a column that no row drives still has to be rounded somehow.
 _FLOOR = 1e-4
 Array = npt.NDArray[Any]
@@ -97,7 +97,7 @@ class _Counter:
                 report.progress("computing the importance matrix", done, len(rows))
                 lib.llama_memory_clear(lib.llama_get_memory(context), True)
                 for begin in range(0, len(row), _BATCH):
-                    self._decode(context, row[begin : begin + _BATCH])
+                    self._decode(context, row[begin : begin + _BATCH], begin)
         finally:
             lib.llama_free(context)
             lib.llama_model_free(model)
@@ -115,10 +115,18 @@ class _Counter:
                 found[name] = means.astype(np.float32).ravel()
         return found
 
-    def _decode(self, context: Any, tokens: list[int]) -> None:
-        ffi, lib = self._llama.ffi, self._llama.lib
-        ids = ffi.new("llama_token[]", tokens)
-        code = lib.llama_decode(context, lib.llama_batch_get_one(ids, len(tokens)))
+    def _decode(self, context: Any, tokens: list[int], begin: int) -> None:
+        lib = self._llama.lib
+        batch = lib.llama_batch_init(len(tokens), 0, 1)
+        batch.n_tokens = len(tokens)
+        for place, token in enumerate(tokens):
+            batch.token[place], batch.pos[place], batch.n_seq_id[place] = token, begin + place, 1
+            # All are asked for: the last layer leaves out what nobody does.
+            batch.seq_id[place][0], batch.logits[place] = 0, 1
+        try:
+            code = lib.llama_decode(context, batch)
+        finally:
+            lib.llama_batch_free(batch)
         if self._failure is not None:
             raise self._failure
         if code != 0:

@@ -124,4 +124,6 @@ def _attempt(
 
 def _failure(job: dict[str, Any], error: BaseException) -> UserError:
     said = one_line(str(error), 300).rstrip(".") or type(error).__name__
+    if isinstance(error, KeyError):
+        said = f"{said} is not in the model's files"
     return UserError(f"It is not possible to {job['title']}: {said}.", str(job.get("hint", "")))

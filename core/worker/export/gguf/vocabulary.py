@@ -84,8 +84,13 @@ def pre_tokenizer_name(
     """
     with contextlib.suppress(NotImplementedError):
         return recognize(tokenizer)
-    other = usual(directory)
-    if other.encode(_PROBE, add_special_tokens=False) == tokenizer.encode(_PROBE, add_special_tokens=False):
+    try:
+        other = usual(directory)
+    except Exception:  # of many kinds: a class that needs other files, or code that is not run
+        other = None
+    if other is not None and other.encode(_PROBE, add_special_tokens=False) == tokenizer.encode(
+        _PROBE, add_special_tokens=False
+    ):
         with contextlib.suppress(NotImplementedError):
             return recognize(other)
     content = read_tokenizer(directory)

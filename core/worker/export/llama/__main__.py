@@ -5,8 +5,9 @@ and ``generate``, so that a session of the chat talks to either. Commands:
 
 ``load``
     ``base`` (a GGUF file), ``adapter`` (a GGUF file with a LoRA adapter, or null), ``source_name`` (what its answers
-    are called), ``template`` (text of the chat template of the training, or null). Sends ``{"id", "progress", "done",
-    "total"}`` before its answer; a progress that ends with a full stop is a warning.
+    are called), ``template`` (the chat template of the training, a Jinja file or the name of one of ours, or null: that
+    of the file is used, and held against it). Sends ``{"id", "progress", "done", "total"}`` before its answer; a
+    progress that ends with a full stop is a warning.
 ``generate``
     :class:`core.chat.request.ChatRequest`. Sends ``{"id", "token"}`` before its answer.
 ``template``

@@ -11,6 +11,7 @@ import numpy as np
 from core.chat.request import ChatRequest
 from core.data.conversation import RowError
 from core.errors import UserError
+from core.template.builtin import NAMED_TEMPLATES, template_source
 from core.template.render import ChatTemplate
 from core.worker.export.llama.model import GgufModel
 from core.worker.export.llama.template import GgufTemplate
@@ -65,13 +66,15 @@ class GgufEngine:
         if model.templates.get("default"):
             self._template = GgufTemplate(model)
         self._name = str(args.get("source_name") or "model")
-        if warning := self._difference(args.get("template")):
+        template = args.get("template")
+        named = template in NAMED_TEMPLATES
+        if warning := self._difference(template_source(None if named else template, template if named else None)):
             call.tell({"progress": warning, "done": None, "total": None})
         return {"device": "cpu", "dtype": model.path.name, "seconds": time.monotonic() - began}
 
-    def _difference(self, trained: object) -> str:
+    def _difference(self, trained: str | None) -> str:
         """A warning where the template of the training writes another prompt than that of the file."""
-        if not isinstance(trained, str) or self._template is None or self._model is None:
+        if trained is None or self._template is None or self._model is None:
             return ""
         other = ChatTemplate(trained, self._model.specials)
         for messages in (_PROBE, _PROBE[1:]):
@@ -98,6 +101,7 @@ class GgufEngine:
             "finish": answer.finish,
             "source": self._name,
             "prompt_tokens": len(prompt),
+            "context_limit": model.longest_context,
         }
 
     def template(self, _: Call) -> dict[str, Any]:

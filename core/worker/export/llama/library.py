@@ -14,7 +14,7 @@ from core.text import one_line
 
 #: Level of ggml's log for errors.
 _ERROR = 4
-#: The newest errors of the library's log, whose last one tells why a file cannot be loaded.
+#: The newest errors of the library's log, the first of which tells why a file cannot be loaded.
 _errors: deque[str] = deque(maxlen=20)
 
 
@@ -43,10 +43,13 @@ class Library:
             sys.stderr.write(said)
 
     def failure(self) -> str:
-        """The last error that the library told, as the rest of a sentence; empty where there is none."""
-        lines = [one_line(line, 200).strip() for line in _errors if line.strip()]
+        """The first error that the library told since the last one, as the rest of a sentence; empty without one.
+
+        Those that follow only say that nothing came of it.
+        """
+        lines = [one_line(line.strip(), 200) for line in _errors if line.strip()]
         _errors.clear()
-        return f": {lines[-1].rstrip('.')}" if lines else ""
+        return f": {lines[0].rstrip('.')}" if lines else ""
 
 
 @functools.cache

@@ -13,9 +13,11 @@ import numpy as np
 
 from core.chat.request import GenerationSettings
 from core.errors import UserError
+from core.models.architecture.gguf_header import read_gguf_header
 from core.models.gguf import check_gguf
 from core.text import one_line
 from core.worker.export.llama.library import Library, as_path, load_library, threads
+from core.worker.generate.stops import StopTexts
 
 #: Tokens of a prompt read at once: between two pieces the answer can be cancelled.
 PIECE_TOKENS = 512
@@ -61,6 +63,11 @@ class GgufModel:
         exact: bool = False,
         progress: Callable[[float], None] = lambda _: None,
     ) -> None:
+        if read_gguf_header(path).metadata.get("general.type") == "adapter":
+            raise UserError(
+                f"{one_line(str(path))} is an adapter alone.",
+                "Take the run that it is from, or export the whole model.",
+            )
         header = check_gguf(path)
         self.library: Library = load_library()
         self.path = path
@@ -302,7 +309,7 @@ class GgufModel:
         # At least a token is read again, for its logits.
         shared = _common(self._cached, prompt[:-1])
         self._forget(shared)
-        stream = _Text(on_text)
+        stream = _Text(on_text, settings.stop)
         made: list[int] = []
         finish: Literal["stop", "length", "cancelled"] = "length"
         place = -1
@@ -313,7 +320,7 @@ class GgufModel:
             place = len(piece) - 1
             self._decode(piece, begin, [place])
             self._cached += piece
-        sampler = self._sampler(settings)
+        sampler = self._sampler(settings, prompt)
         try:
             while True:
                 self._check_finite(place)
@@ -325,6 +332,9 @@ class GgufModel:
                     break
                 made.append(token)
                 stream.push(self.piece(token))
+                if stream.is_over:
+                    finish = "stop"
+                    break
                 if len(made) >= room:
                     break
                 if cancelled():
@@ -347,42 +357,62 @@ class GgufModel:
                 f"Its weights are damaged. {_AGAIN}",
             )
 
-    def _sampler(self, settings: GenerationSettings) -> Any:
-        """A chain of llama.cpp's own samplers, in the order of ours: temperature, what it cuts off, a draw."""
+    def _sampler(self, settings: GenerationSettings, prompt: Sequence[int]) -> Any:
+        """A chain of llama.cpp's own samplers, in the order of ours: see :class:`GenerationSettings`."""
         lib = self._lib
         chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
+        links = []
+        if settings.repetition_penalty != 1:
+            links.append(
+                lib.llama_sampler_init_penalties(
+                    self.vocabulary_size, self._size, settings.repetition_penalty, 0.0, 0.0
+                )
+            )
         if settings.temperature == 0:
-            lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_greedy())
-            return chain
-        lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_temp(settings.temperature))
-        if settings.top_p < 1:
-            lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_top_p(settings.top_p, 1))
-        seed = time.time_ns() & 0x7FFFFFFF
-        lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_dist(seed))
+            links.append(lib.llama_sampler_init_greedy())
+        else:
+            links.append(lib.llama_sampler_init_temp(settings.temperature))
+            if settings.top_k:
+                links.append(lib.llama_sampler_init_top_k(settings.top_k))
+            if settings.top_p < 1:
+                links.append(lib.llama_sampler_init_top_p(settings.top_p, 1))
+            if settings.min_p:
+                links.append(lib.llama_sampler_init_min_p(settings.min_p, 1))
+            seed = time.time_ns() & 0x7FFFFFFF if settings.seed is None else settings.seed
+            links.append(lib.llama_sampler_init_dist(seed))
+        for link in links:
+            lib.llama_sampler_chain_add(chain, link)
+        if settings.repetition_penalty != 1:
+            for token in prompt:
+                lib.llama_sampler_accept(chain, token)
         return chain
 
 
 class _Text:
     """Text out of the bytes of tokens, whole characters only."""
 
-    def __init__(self, on_text: Callable[[str], None]) -> None:
+    def __init__(self, on_text: Callable[[str], None], stops: Sequence[str]) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._on_text = on_text
-        self._pieces: list[str] = []
+        self._stops = StopTexts(stops)
 
     @property
     def text(self) -> str:
-        return "".join(self._pieces)
+        return self._stops.text
+
+    @property
+    def is_over(self) -> bool:
+        """Whether a text that ends the answer has come."""
+        return self._stops.found
 
     def push(self, data: bytes) -> None:
-        self._give(self._decoder.decode(data))
+        self._give(self._stops.push(self._decoder.decode(data)))
 
     def flush(self) -> None:
-        self._give(self._decoder.decode(b"", final=True))
+        self._give(self._stops.push(self._decoder.decode(b"", final=True)) + self._stops.flush())
 
     def _give(self, text: str) -> None:
         if text:
-            self._pieces.append(text)
             self._on_text(text)
 
 

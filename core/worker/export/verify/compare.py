@@ -44,6 +44,8 @@ class Figures:
     divergence: float = 0.0
     same: int = 0
     delta: float = 0.0
+    squares: float = 0.0
+    differences: float = 0.0
 
     def add(self, wanted: Logits, found: Logits) -> None:
         """Compare the logits at a place; ``found`` may have more of them, for a vocabulary that is padded."""
@@ -55,6 +57,8 @@ class Figures:
         self.divergence += max(float((np.exp(log_first) * (log_first - log_second)).sum()), 0.0)
         self.same += int(first.argmax() == second.argmax())
         self.delta = max(self.delta, float(np.abs(first - second).max()))
+        self.squares += float((first * first).mean())
+        self.differences += float(((first - second) ** 2).mean())
 
     def to_dict(self) -> dict[str, float]:
         """The means, and the greatest difference; empty where nothing was compared."""
@@ -64,6 +68,7 @@ class Figures:
             "mean_kl": self.divergence / self.places,
             "top1": self.same / self.places,
             "max_delta": self.delta,
+            "error": self.differences / max(self.squares, 1e-12),
         }
 
 
@@ -76,6 +81,8 @@ class Comparison:
     prompts_equal: int = 0
     answers: int = 0
     answers_equal: int = 0
+    learned: Figures = field(default_factory=Figures)
+    """The base against the trained model."""
 
     def to_dict(self, proof: Proof, reader: str) -> dict[str, Any]:
         """As a message has it."""
@@ -88,6 +95,7 @@ class Comparison:
             "answers": self.answers,
             "answers_equal": self.answers_equal,
             "figures": {name: found for name, each in self.figures.items() if (found := each.to_dict())},
+            "learned": self.learned.to_dict(),
             "reader": reader,
         }
 
@@ -144,6 +152,8 @@ def _compare_places(
         _check_finite(found)
         for name, rows in wanted.items():
             result.figures[name].add(rows[place], found)
+        if "base" in wanted and "trained" in wanted:
+            result.learned.add(wanted["trained"][place], wanted["base"][place])
 
 
 def _answers_so(reader: Reader, prompt: Sequence[int], answer: Sequence[int]) -> bool:

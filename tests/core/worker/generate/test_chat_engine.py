@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from core.chat.engine import ChatEngine, ModelSpec
+from core.chat.engine import AdapterSpec, ChatEngine, ModelSpec
 from core.chat.request import ChatRequest, GenerationSettings
 from core.errors import UserError
 from core.template.builtin import NAMED_TEMPLATES
@@ -212,3 +212,116 @@ def test_the_engine_does_not_import_torch_before_a_model_is_asked_for(tmp_path: 
     program = f"import core.worker.generate.chat_engine, sys; print({heavy})"
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+@pytest.fixture(scope="module")
+def other_dir(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Path:
+    """Another adapter on the same base, of another rank."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    directory = tmp_path_factory.mktemp("other")
+    torch.manual_seed(8)
+    config = LoraConfig(r=2, lora_alpha=64, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model_dir), config)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.5)
+    model.save_pretrained(str(directory))
+    return directory
+
+
+def said(engine: ChatEngine, source: str, tokens: int = 16) -> tuple[str, str]:
+    answer = list(engine.generate(ChatRequest(ASK, source, GenerationSettings(tokens))))[-1]
+    return answer["text"], answer["source"]
+
+
+def test_several_adapters_answer_from_one_base(
+    tiny_model_dir: Path, adapter_dir: Path, other_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCALTUNE_HOME", str(tmp_path))
+    alone = {}
+    with ChatEngine() as engine:
+        for name, directory in (("tuned", adapter_dir), ("other@3", other_dir)):
+            engine.load(spec(tiny_model_dir, directory), quiet)
+            alone[name] = said(engine, "tuned")[0]
+            alone["base"] = said(engine, "base")[0]
+        engine.load(spec(tiny_model_dir, adapter_dir), quiet)
+        assert said(engine, "tuned")[0] == alone["tuned"]
+        engine.add(AdapterSpec("other@3", str(other_dir), "step-3"))
+        for source, name in (("base", "base"), ("other@3", "step-3"), ("tuned", "step-7"), ("other@3", "step-3")):
+            assert said(engine, source) == (alone[source], name)
+        assert len(set(alone.values())) == 3
+        engine.remove("other@3")
+        with pytest.raises(UserError, match="no source other@3"):
+            said(engine, "other@3")
+        assert said(engine, "tuned")[0] == alone["tuned"]
+        # A base alone takes adapters as well.
+        engine.load(ModelSpec(str(tiny_model_dir), precision="fp32", device="cpu"), quiet)
+        engine.add(AdapterSpec("other@3", str(other_dir), "step-3"))
+        assert said(engine, "other@3") == (alone["other@3"], "step-3")
+        assert said(engine, "base")[0] == said(engine, "tuned")[0] == alone["base"]
+
+
+def test_an_adapter_of_another_base_is_refused_and_the_others_answer_on(
+    engine: ChatEngine, adapter_dir: Path, tmp_path: Path
+) -> None:
+    before = said(engine, "tuned")
+    with pytest.raises(UserError, match="other@9 was trained on another base model"):
+        engine.add(AdapterSpec("other@9", str(adapter_dir), "step-9", base_sha256="sha256:" + "0" * 64))
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for file in adapter_dir.iterdir():
+        (broken / file.name).write_bytes(file.read_bytes())
+    config = json.loads((broken / "adapter_config.json").read_text())
+    config["target_modules"] = ["q_proj"]
+    (broken / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="has factors that it has no place for"):
+        engine.add(AdapterSpec("broken", str(broken), "x"))
+    assert said(engine, "tuned") == before
+
+
+def test_a_turn_reads_only_what_is_new_and_says_the_same(engine: ChatEngine) -> None:
+    def ask(messages: list[dict[str, str]], source: str = "tuned") -> dict[str, Any]:
+        return list(engine.generate(ChatRequest(messages, source, GenerationSettings(12))))[-1]
+
+    question = [{"role": "user", "content": "the first ticket of the day"}]
+    # Once the base is asked, the adapter is not folded in any more, which would begin anew.
+    assert ask(question, "base")["source"] == "base"
+    first = ask(question)
+    longer = [*question, {"role": "assistant", "content": first["text"]}, {"role": "user", "content": "and now"}]
+    second = ask(longer)
+    assert second["reused_tokens"] > first["prompt_tokens"] - 2
+    assert second["prompt_tokens"] > second["reused_tokens"]
+    # Another source has keys and values of its own.
+    assert ask(longer, "base")["text"] != second["text"]
+    again = ask(longer)
+    assert again["reused_tokens"] == again["prompt_tokens"] - 1
+    assert again["text"] == second["text"]
+    other = ask([{"role": "user", "content": "something else"}])
+    assert other["reused_tokens"] < 12
+    assert ask(longer)["text"] == second["text"], "nothing of the other conversation is left in it"
+
+
+def test_an_answer_ends_at_a_text(engine: ChatEngine) -> None:
+    whole = said(engine, "tuned", 30)[0]
+    stop = whole[8:11]
+    settings = GenerationSettings(30, stop=(stop,))
+    *pieces, answer = engine.generate(ChatRequest(ASK, "tuned", settings))
+    assert answer["text"] == whole[: whole.index(stop)] == "".join(piece["token"] for piece in pieces)
+    assert answer["finish"] == "stop"
+
+
+def test_a_model_that_does_not_fit_beside_a_run_is_not_loaded(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from core.worker.generate import chat_engine, room
+
+    monkeypatch.setattr(room, "free_bytes", lambda _: 1000)
+    monkeypatch.setattr(chat_engine, "_runs_beside", lambda _: ["the-run"])
+    with pytest.raises(UserError, match=r"Run the-run trains on the same device, where 1.0 kB are free"):
+        chat_engine._ask_beside_runs(tiny_model_dir, "lora", "cpu")
+    monkeypatch.setattr(chat_engine, "_runs_beside", lambda _: [])
+    # Without a run nobody is harmed: what does not fit is told when memory runs out.
+    chat_engine._ask_beside_runs(tiny_model_dir, "lora", "cpu")

@@ -149,3 +149,72 @@ def test_the_common_prefix_is_the_longest_that_all_share(sequences: list[list[in
     assert any(len(sequence) == length for sequence in sequences) or (
         len({sequence[length] for sequence in sequences}) > 1
     )
+
+
+def distribution(settings: GenerationSettings, logits: torch.Tensor, draws: int = 4000) -> torch.Tensor:
+    sampler = Sampler(settings, seed=5)
+    counts = torch.zeros(len(logits))
+    for _ in range(draws):
+        counts[sampler.choose(logits)] += 1
+    return counts / draws
+
+
+def by_transformers(
+    logits: torch.Tensor, *, temperature: float, top_k: int, top_p: float, min_p: float
+) -> torch.Tensor:
+    """The distribution that transformers' own warpers leave, in their order."""
+    from transformers import (
+        LogitsProcessorList,
+        MinPLogitsWarper,
+        TemperatureLogitsWarper,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+    )
+
+    warpers = LogitsProcessorList([TemperatureLogitsWarper(temperature)])
+    warpers += [TopKLogitsWarper(top_k)] if top_k else []
+    warpers += [TopPLogitsWarper(top_p)] if top_p < 1 else []
+    warpers += [MinPLogitsWarper(min_p)] if min_p else []
+    warped: torch.Tensor = warpers(torch.zeros(1, 1, dtype=torch.long), logits[None])
+    return warped.softmax(-1)[0]
+
+
+@pytest.mark.parametrize("size", [12, 2000])
+@pytest.mark.parametrize(
+    ("top_k", "top_p", "min_p"),
+    [(3, 1.0, 0.0), (0, 1.0, 0.2), (6, 0.8, 0.0), (0, 0.9, 0.1), (5, 0.95, 0.15), (1, 1.0, 0.0), (1500, 0.9, 0.0)],
+)
+def test_what_is_drawn_is_what_transformers_would_draw(size: int, top_k: int, top_p: float, min_p: float) -> None:
+    torch.manual_seed(1)
+    logits = torch.randn(size) * 3
+    settings = GenerationSettings(temperature=1.3, top_k=top_k, top_p=top_p, min_p=min_p)
+    wanted = by_transformers(logits, temperature=1.3, top_k=min(top_k, size), top_p=top_p, min_p=min_p)
+    found = distribution(settings, logits)
+    assert set(found.nonzero().flatten().tolist()) <= set(wanted.nonzero().flatten().tolist())
+    assert (found - wanted).abs().max() < 0.03
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1e-3])
+def test_a_penalty_falls_on_tokens_that_were_there(temperature: float) -> None:
+    settings = GenerationSettings(temperature=temperature, repetition_penalty=1.5)
+    logits = torch.tensor([3.0, 2.9, 2.2, -1.0])
+    sampler = Sampler(settings, before=[0])
+    # 3 / 1.5 is less than 2.9; once that was taken, 2.2 is the likeliest.
+    assert [sampler.choose(logits) for _ in range(3)] == [1, 2, 0]
+    assert logits.tolist() == pytest.approx([3.0, 2.9, 2.2, -1.0]), "the logits of the model stay as they are"
+
+
+def test_the_penalty_is_that_of_transformers() -> None:
+    from transformers import RepetitionPenaltyLogitsProcessor
+
+    torch.manual_seed(2)
+    logits, before = torch.randn(50), [3, 7, 7, 40]
+    wanted = RepetitionPenaltyLogitsProcessor(1.7)(torch.tensor([before]), logits[None].clone())[0]
+    found = Sampler(GenerationSettings(repetition_penalty=1.7), before=before)._penalized(logits)
+    assert torch.equal(found, wanted)
+
+
+def test_the_seed_of_the_settings_counts() -> None:
+    logits = torch.zeros(1000)
+    drawn = [[Sampler(GenerationSettings(temperature=1.0, seed=9)).choose(logits) for _ in range(1)] for _ in range(2)]
+    assert drawn[0] == drawn[1]

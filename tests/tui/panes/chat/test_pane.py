@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from textual.pilot import Pilot
 
+from core.chat.candidates import Candidate
+from core.chat.dialogue import Dialogue
 from core.chat.request import GenerationSettings
+from core.chat.transcripts import keep_transcript
 from core.errors import UserError
 from core.runs.store import Run
 from tests.tui.fake_session import FakeSession, factory
@@ -493,7 +499,13 @@ async def test_hostile_text_never_reaches_a_strip(tmp_path: Path) -> None:
         assert not FORBIDDEN & set(screen_text(app))
         await pilot.press("ctrl+y")
         await pilot.pause()
-        assert not FORBIDDEN & set("".join(app.copied))
+        # What goes to the clipboard is what the model wrote, and what comes from there is harmless again.
+        assert app.copied == [HOSTILE]
+        pane.prompt.focus()
+        app._clipboard = HOSTILE
+        await pilot.press("ctrl+v")
+        assert "[/]i[bold]j" in pane.prompt.text
+        assert not FORBIDDEN & set(pane.prompt.text)
         assert not FORBIDDEN & set(screen_text(app))
 
 
@@ -532,3 +544,172 @@ async def test_a_model_that_does_not_end_does_not_keep_the_pane(tmp_path: Path) 
         began = time.monotonic()
     assert time.monotonic() - began < 30
     gate.set()
+
+
+def variants(*answers: str) -> FakeSession:
+    """A session that gives another answer each time."""
+    session = fake()
+    left = list(answers)
+    real = session.generate
+
+    def generate(*args: Any) -> Iterator[Any]:
+        session.script["tuned"] = [left.pop(0) if len(left) > 1 else left[0]]
+        return real(*args)
+
+    session.generate = generate  # type: ignore[method-assign, assignment]
+    return session
+
+
+async def talked(pilot: Pilot[None], pane: ChatPane, *questions: str) -> None:
+    for question in questions:
+        await ask(pilot, pane, question)
+        await finished(pilot, pane)
+    await pilot.press("escape")
+
+
+async def test_a_question_is_asked_again_and_both_answers_stay(tmp_path: Path) -> None:
+    session = variants("first answer", "second answer", "third answer")
+    pane = ChatPane(factory(session))
+    async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
+        pane.set_target(make_run(tmp_path))
+        await talked(pilot, pane, "hello")
+        await pilot.press("a")
+        await finished(pilot, pane)
+        assert "second answer" in (text := screen_text(pilot.app))
+        assert "first answer" not in text
+        assert "hello  ‹2 of 2›" in text
+        await pilot.press("left_square_bracket")
+        await wait_for(pilot, lambda: "hello  ‹1 of 2›" in screen_text(pilot.app))
+        assert "first answer" in screen_text(pilot.app)
+        await talked(pilot, pane, "and then")
+        assert [each["content"] for each in session.asked[-1][1]] == ["Be brief.", "hello", "first answer", "and then"]
+        await pilot.press("p", "right_square_bracket")
+        await wait_for(pilot, lambda: "second answer" in screen_text(pilot.app))
+        assert "and then" not in screen_text(pilot.app)
+        await pilot.press("right_square_bracket")
+        await wait_for(pilot, lambda: "and then" in screen_text(pilot.app))
+
+
+async def test_an_earlier_question_is_asked_in_other_words(tmp_path: Path) -> None:
+    session = fake()
+    pane = ChatPane(factory(session))
+    async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
+        pane.set_target(make_run(tmp_path))
+        await talked(pilot, pane, "one", "two")
+        pane.prompt.insert("half written")
+        await pilot.press("p")
+        await wait_for(pilot, lambda: "▸ you     one" in screen_text(pilot.app))
+        await pilot.press("E")
+        assert pane.prompt.text == "one"
+        assert pane.unsent == "half written"
+        await pilot.press("escape")
+        assert pane.prompt.text == "half written", "leaving it changes nothing"
+        await pilot.press("E", "!", "enter")
+        await finished(pilot, pane)
+        assert [exchange.question for exchange in pane.dialogue.exchanges] == ["one!"]
+        assert pane.prompt.text == "half written"
+        assert [each["content"] for each in session.asked[-1][1]] == ["Be brief.", "one!"]
+        assert "one!  ‹2 of 2›" in screen_text(pilot.app)
+
+
+async def test_answers_are_markdown_or_as_they_were_written(tmp_path: Path) -> None:
+    session = fake()
+    session.script["tuned"] = ["# Head\n\n", "some **bold**\n\n", "- one\n- two"]
+    pane = ChatPane(factory(session))
+    async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
+        pane.set_target(make_run(tmp_path))
+        await talked(pilot, pane, "hello")
+        text = screen_text(pilot.app)
+        assert "some bold" in text
+        assert "• one" in text
+        await pilot.press("m")
+        await wait_for(pilot, lambda: "some **bold**" in screen_text(pilot.app))
+        assert "# Head" in screen_text(pilot.app)
+        await pilot.press("m")
+        await wait_for(pilot, lambda: "• two" in screen_text(pilot.app))
+
+
+async def test_a_good_answer_becomes_a_row_of_a_file_that_is_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCALTUNE_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    session = fake()
+    session.script["tuned"] = ["raw\x1b[2J"]
+    pane = ChatPane(factory(session))
+    async with PaneApp(pane).run_test(size=(90, 30)) as pilot:
+        pane.set_target(make_run(tmp_path))
+        await talked(pilot, pane, "hello")
+        await pilot.press("t")
+        await wait_for(pilot, lambda: "A good answer" in screen_text(pilot.app))
+        await pilot.press("ctrl+s")
+        await wait_for(pilot, lambda: "Name a file" in screen_text(pilot.app))
+        await pilot.press(*"good.jsonl", "enter")
+        await wait_for(pilot, lambda: "appended to" in screen_text(pilot.app))
+        await pilot.press("t")
+        await wait_for(pilot, lambda: "A good answer" in screen_text(pilot.app))
+        await pilot.press("x", "ctrl+s")
+        await wait_for(pilot, lambda: len(pilot.app.screen_stack) == 1)
+        rows = [json.loads(line) for line in (tmp_path / "good.jsonl").read_text().splitlines()]
+    front = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hello"}]
+    # What was not edited is what the model wrote; what was edited is what was on the screen.
+    assert [row["messages"][:-1] for row in rows] == [front, front]
+    assert [row["messages"][-1]["content"] for row in rows] == ["raw\x1b[2J", "xraw\ufffd[2J"]
+
+
+async def test_checkpoints_are_chosen_and_answer_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(tmp_path)
+    found = [
+        Candidate("tuned", "tuned", "result"),
+        Candidate("base", "base", ""),
+        Candidate(f"{run.path}@30", "step 30", "held-out loss 0.455"),
+        Candidate("20261124-143700-other@9", "20261124-143700-other@9", "checkpoint"),
+    ]
+    monkeypatch.setattr("core.chat.candidates.find_candidates", lambda _: found)
+    session = fake()
+    session.script |= {found[2].source: ["of thirty"], found[3].source: ["of another"]}
+    pane = ChatPane(factory(session))
+    async with PaneApp(pane).run_test(size=(150, 30)) as pilot:
+        pane.set_target(run)
+        await pilot.pause()
+        pane.query_one("#chat-empty").focus()
+        await pilot.press("c")
+        await wait_for(pilot, lambda: "held-out loss 0.455" in screen_text(pilot.app))
+        await pilot.press("down", "down", "space", "down", "space", "up", "up", "space")
+        await wait_for(pilot, lambda: "At most 3" in screen_text(pilot.app))
+        await pilot.press("enter")
+        await wait_for(pilot, lambda: len(pilot.app.screen_stack) == 1)
+        assert pane.sources == ("tuned", found[2].source, found[3].source)
+        assert "tuned, step 30 and other@9" in screen_lines(pilot.app)[0]
+        await ask(pilot, pane, "hello")
+        await finished(pilot, pane)
+        assert any(
+            all(part in line for part in ("short and tuned", "of thirty", "of another"))
+            for line in screen_lines(pilot.app)
+        )
+        assert [source for source, _, _ in session.asked] == list(pane.sources)
+        await pilot.press("escape", "c")
+        await wait_for(pilot, lambda: "Who answers" in screen_text(pilot.app))
+        await pilot.press("space", "down", "down", "space", "down", "space", "up", "up", "enter")
+        await wait_for(pilot, lambda: pane.sources == ("base",))
+
+
+async def test_a_conversation_of_the_run_is_opened_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(tmp_path)
+    dialogue = Dialogue()
+    reply = dialogue.ask("an old question", ("tuned",)).replies[0]
+    reply.text, reply.state = "an old answer", "done"
+    keep_transcript(run, dialogue)
+    session = fake()
+    pane = ChatPane(factory(session))
+    async with PaneApp(pane).run_test(size=(90, 26)) as pilot:
+        pane.set_target(run)
+        await pilot.pause()
+        pane.query_one("#chat-empty").focus()
+        await pilot.press("o")
+        await wait_for(pilot, lambda: "Conversations of this run" in screen_text(pilot.app))
+        await pilot.press("enter")
+        await wait_for(pilot, lambda: "an old answer" in screen_text(pilot.app))
+        assert pane.dialogue.id == dialogue.id
+        await talked(pilot, pane, "and now")
+        assert session.asked[0][1][2]["content"] == "an old answer"

@@ -1,4 +1,4 @@
-"""A reader of GGUF files that is independent of what writes them: llama.cpp's library, with fp32 caches and one thread."""
+"""A reader of GGUF files, independent of what writes them: llama.cpp's library, with fp32 caches and one thread."""
 
 from __future__ import annotations
 

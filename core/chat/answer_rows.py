@@ -1,0 +1,119 @@
+"""Good answers as rows of a dataset: appended to a file of the user's own, which is remembered."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import stat
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from core import paths
+from core.atomic import fsync_dir, write_atomic
+from core.errors import UserError
+from core.paths import working_directory
+from core.small_files import read_small
+
+#: Extensions of files whose lines are JSON objects.
+SUFFIXES = (".jsonl", ".ndjson")
+#: Most bytes of a first row that is looked at.
+_FIRST_LIMIT = 1 << 20
+_SETTINGS_LIMIT = 64 << 10
+
+
+def append_row(path: Path, messages: Sequence[dict[str, str]]) -> None:
+    """Append a conversation to a file of rows, ``{"messages": […]}`` on a line, and make it durable.
+
+    Rows that are there stay as they are, whatever happens: what cannot be written whole is taken back.
+
+    Args:
+        path: The file; it is made where there is none, for the user alone.
+        messages: ``role`` and ``content`` each, the last one the assistant's.
+
+    Raises:
+        UserError: If it is no file of such rows, or cannot be written.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        raise UserError(
+            f"{path} is no file of JSON lines.", f"Name one that ends in {' or '.join(SUFFIXES)}; it is made."
+        )
+    row = json.dumps({"messages": list(messages)}, ensure_ascii=False)
+    try:
+        # Half a character is kept as JSON writes it: the file stays UTF-8.
+        row.encode()
+    except UnicodeEncodeError:
+        row = json.dumps({"messages": list(messages)})
+    try:
+        _append(path, row.encode() + b"\n")
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written: {error.strerror or error}.", "Name another file, or make room."
+        ) from error
+
+
+def _append(path: Path, row: bytes) -> None:
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC
+    is_new = not path.exists()
+    descriptor = os.open(path, flags, paths.FILE_MODE)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        # Two apps may append to the same file.
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        size = os.fstat(descriptor).st_size
+        if size:
+            _check_first(path, os.pread(descriptor, _FIRST_LIMIT, 0))
+            if os.pread(descriptor, 1, size - 1) != b"\n":
+                row = b"\n" + row
+        try:
+            written = 0
+            while written < len(row):
+                written += os.write(descriptor, row[written:])
+            os.fsync(descriptor)
+        except OSError:
+            with suppress(OSError):
+                os.ftruncate(descriptor, size)
+            raise
+    finally:
+        os.close(descriptor)
+    if is_new:
+        fsync_dir(path.parent)
+
+
+def _check_first(path: Path, beginning: bytes) -> None:
+    """Refuse a file whose rows are of another kind."""
+    first, newline, _ = beginning.lstrip(b"\xef\xbb\xbf \r\n\t").partition(b"\n")
+    if not first or (not newline and len(beginning) == _FIRST_LIMIT):
+        return
+    try:
+        row = json.loads(first)
+    except (ValueError, RecursionError):
+        row = None
+    if not isinstance(row, dict) or "messages" not in row:
+        raise UserError(
+            f"{path} has rows of another kind: its first one has no messages.",
+            "Name another file; it is made where there is none.",
+        )
+
+
+def remembered_file() -> Path | None:
+    """The file that answers were appended to last; None before the first one."""
+    with suppress(OSError, ValueError, RecursionError, UserError):
+        content = json.loads(read_small(_memory(), _SETTINGS_LIMIT))
+        if isinstance(content, dict) and isinstance(name := content.get("file"), str) and name and "\0" not in name:
+            return Path(name)
+    return None
+
+
+def remember_file(path: Path) -> None:
+    """Remember the file for the next answer; nothing happens where that cannot be written."""
+    with suppress(OSError, UserError):
+        paths.make_private_dir(paths.home())
+        write_atomic(_memory(), json.dumps({"file": str(working_directory() / path)}) + "\n", durable=False)
+
+
+def _memory() -> Path:
+    return paths.home() / "answers.json"

@@ -1,0 +1,87 @@
+"""Candidates: whom a conversation can be held with beside a run: its base, its checkpoints, other runs on the base."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from core.chat.request import BASE, TUNED, Source
+from core.config.schema import WEIGHT_METHODS
+from core.errors import UserError
+from core.runs.history import read_history
+from core.runs.store import Run, list_runs
+from core.runs.trained import checkpoint_steps, is_adapter, reference_to
+
+#: Other runs that are looked at, the newest ones.
+_RUNS = 50
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One that can answer."""
+
+    source: Source
+    name: str
+    """Its name, for a list."""
+    about: str
+    """What is known of it: its held-out loss, its run."""
+
+
+def find_candidates(run: Run) -> list[Candidate]:
+    """Whom a question can be put to from one loaded base, the run itself first. Reads files; belongs in a thread.
+
+    Args:
+        run: The run; of one that trains weights themselves only it, as it shares no base.
+    """
+    live = not run.state().is_over
+    losses = held_out_losses(run)
+    own = "in training, answers between two steps" if live else "result of the run"
+    found = [Candidate(TUNED, "tuned", own)]
+    if not run.trains_adapter:
+        return found
+    found.append(Candidate(BASE, "base", "the model before training"))
+    found += [
+        Candidate(reference_to(run, step), f"step {step}", _loss(losses, step))
+        for step in reversed(checkpoint_steps(run))
+    ]
+    values = run.values()
+    for other in list_runs()[:_RUNS]:
+        if other.path != run.path and _shares_base(values, other.values()):
+            found += _of_other(other)
+    return found
+
+
+def held_out_losses(run: Run) -> dict[int, float]:
+    """The held-out loss of a run by step; empty where it was not measured."""
+    with suppress(UserError, OSError):
+        return {event.step: event.loss for event in read_history(run).evals}
+    return {}
+
+
+def _of_other(other: Run) -> list[Candidate]:
+    steps, losses = list(reversed(checkpoint_steps(other))), held_out_losses(other)
+    found = []
+    if is_adapter(other.adapter_path):
+        last = max(losses, default=-1)
+        found.append(Candidate(other.id, other.id, f"result{_told(_loss(losses, last))}"))
+    return found + [
+        Candidate(f"{other.id}@{step}", f"{other.id}@{step}", _loss(losses, step) or "checkpoint") for step in steps
+    ]
+
+
+def _shares_base(values: dict[str, Any], others: dict[str, Any]) -> bool:
+    """Whether two runs name the same base, loaded alike; the engine compares the files themselves."""
+    methods = (values.get("method.name", "qlora"), others.get("method.name", "qlora"))
+    if any(method in WEIGHT_METHODS for method in methods):
+        return False
+    same = values.get("model.base") == others.get("model.base")
+    return same and (methods[0] == "qlora") == (methods[1] == "qlora")
+
+
+def _loss(losses: dict[int, float], step: int) -> str:
+    return f"held-out loss {losses[step]:.3f}" if step in losses else ""
+
+
+def _told(text: str) -> str:
+    return f", {text}" if text else ""

@@ -1,0 +1,129 @@
+"""Transcripts: conversations kept with the run that they are about, in its directory ``chats``."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from core import paths
+from core.atomic import write_atomic
+from core.chat.dialogue import Dialogue
+from core.errors import UserError
+from core.runs.store import Run
+from core.small_files import read_small
+from core.text import one_line
+
+#: Most bytes of a transcript.
+LIMIT = 8 << 20
+#: Most transcripts that are listed, the newest ones.
+LISTED = 500
+_LATEST = 1e11
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """A conversation that was kept."""
+
+    path: Path
+    id: str
+    started: float
+    """In Unix seconds."""
+    system: str
+    """The system prompt."""
+    exchanges: list[Any]
+    """As :meth:`core.chat.dialogue.Dialogue.to_data` writes them."""
+
+    @property
+    def title(self) -> str:
+        """The first question, on one line."""
+        first = self.exchanges[0] if self.exchanges else {}
+        return one_line(str(first.get("question", "")) if isinstance(first, Mapping) else "", 120)
+
+    @property
+    def when(self) -> str:
+        """When it began: the time today, with the date on other days."""
+        then, now = time.localtime(self.started), time.localtime()
+        return time.strftime("%H:%M" if then[:3] == now[:3] else "%Y-%m-%d %H:%M", then)
+
+    def dialogue(self) -> Dialogue:
+        """The conversation, to go on with: it is kept in the same file."""
+        dialogue = Dialogue.from_data(self.exchanges)
+        dialogue.id, dialogue.started = self.id, self.started
+        return dialogue
+
+
+def chats_dir(run: Run) -> Path:
+    """The directory of a run's transcripts."""
+    return run.path / "chats"
+
+
+def keep_transcript(run: Run, dialogue: Dialogue, system: str = "") -> Path:
+    """Write a conversation to the directory of its run, in place of its earlier state; readable by the user alone.
+
+    Args:
+        run: The run.
+        dialogue: The conversation.
+        system: The system prompt.
+
+    Raises:
+        UserError: If the directory cannot be made.
+        OSError: If it cannot be written, is too large, or the run has been deleted; an earlier state is untouched.
+    """
+    if not run.config_path.is_file():
+        raise FileNotFoundError(None, "the run has been deleted", str(run.path))
+    content = {
+        "version": 1,
+        "id": dialogue.id,
+        "run": run.id,
+        "started": dialogue.started,
+        "updated": time.time(),
+        "system": system,
+        "exchanges": dialogue.to_data(),
+    }
+    raw = json.dumps(content, indent=1).encode()
+    if len(raw) > LIMIT:
+        raise OSError(None, f"it is larger than {LIMIT >> 20} MiB", dialogue.id)
+    directory = chats_dir(run)
+    if not directory.is_dir():
+        paths.make_private_dir(directory)
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(dialogue.started))
+    path = directory / f"{stamp}-{dialogue.id}.json"
+    write_atomic(path, raw)
+    return path
+
+
+def list_transcripts(run: Run) -> list[Transcript]:
+    """The conversations kept with a run, the newest first; what is none is left out."""
+    try:
+        files = sorted(
+            (path for path in chats_dir(run).iterdir() if path.suffix == ".json" and not path.name.startswith(".")),
+            key=lambda path: path.name,
+            reverse=True,
+        )
+    except OSError:
+        return []
+    found = (_read(path) for path in files[:LISTED])
+    return sorted((one for one in found if one is not None), key=lambda one: -one.started)
+
+
+def _read(path: Path) -> Transcript | None:
+    content: Any = None
+    with suppress(OSError, ValueError, RecursionError, UserError):
+        content = json.loads(read_small(path, LIMIT))
+    if not isinstance(content, dict):
+        return None
+    identity, started, exchanges = content.get("id"), content.get("started"), content.get("exchanges")
+    system = content.get("system")
+    # The id becomes a part of a file name.
+    if not isinstance(identity, str) or not identity.isalnum() or not identity.isascii() or len(identity) > 64:
+        return None
+    if isinstance(started, bool) or not isinstance(started, (int, float)) or not 0 <= started < _LATEST:
+        return None
+    if not isinstance(exchanges, list) or not exchanges:
+        return None
+    return Transcript(path, identity, float(started), system if isinstance(system, str) else "", exchanges)

@@ -1,0 +1,103 @@
+"""Room for an answer: what it takes is asked for before it begins, so that a training beside it keeps its memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import torch
+
+from core.errors import UserError
+from core.hardware.cpu import memory
+from core.memory.answer import answer_bytes
+from core.models.architecture.families import read_architecture
+from core.units import format_bytes
+from core.worker.generate.decoding import PREFILL_TOKENS
+from core.worker.generate.generate import Prompt
+from core.worker.oom.retry import MemoryShortageError, release
+
+#: Share of an estimate by which the memory that is asked for is larger, for the allocator's rounding.
+_MARGIN = 1.1
+
+
+def free_bytes(device: torch.device) -> int:
+    """Free bytes of a device; on a card those that the allocator holds and does not use count as well."""
+    if device.type != "cuda":
+        used, total = memory()
+        return max(total - used, 0)
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+
+
+def needed_bytes(prompt: Prompt, dtype: torch.dtype, kept: int = 0) -> int | None:
+    """Bytes that an answer takes at most beside the model; None where the architecture does not tell.
+
+    Args:
+        prompt: The conversation and the longest answer.
+        dtype: The model's arithmetic.
+        kept: Tokens of the conversation whose keys and values are there already.
+    """
+    with suppress(UserError):
+        model = read_architecture(prompt.network.config.to_dict(), "the model")
+        estimate = answer_bytes(
+            model,
+            prompt=len(prompt.tokens),
+            answer=prompt.budget,
+            width=dtype.itemsize,
+            chunk=PREFILL_TOKENS,
+            kept=kept,
+            sliding=_sliding_layers(prompt.network.config.get_text_config()),
+        )
+        return int(_MARGIN * estimate)
+    return None
+
+
+def ask_for_room(
+    prompt: Prompt,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    kept: int = 0,
+    give_up: Callable[[], None] = lambda: None,
+    beside: str = "the training",
+) -> None:
+    """Check that an answer fits beside the model before it begins; what is cached is given back where it does not.
+
+    Args:
+        prompt: The conversation and the longest answer.
+        dtype: The model's arithmetic.
+        device: Where it is computed.
+        kept: Tokens of the conversation whose keys and values are there already.
+        give_up: Gives up what could be done without, where there is no room.
+        beside: Who has the rest of the memory, for the message.
+
+    Raises:
+        MemoryShortageError: If it does not fit.
+    """
+    needed = needed_bytes(prompt, dtype, kept)
+    if needed is None or needed <= free_bytes(device):
+        return
+    give_up()
+    release()
+    # What was given up has to be computed again.
+    needed = needed_bytes(prompt, dtype)
+    free = free_bytes(device)
+    if needed is not None and needed > free:
+        raise MemoryShortageError(
+            f"The answer takes up to {format_bytes(needed)}, for {len(prompt.tokens)} tokens of conversation and "
+            f"{prompt.budget} of answer, and {format_bytes(free)} are free on {_name(device)} beside {beside}.",
+            "Begin a new conversation, lower chat.max_new_tokens, or ask when no run is on.",
+        )
+
+
+def _sliding_layers(config: Any) -> int:
+    """The number of layers with a sliding window, as transformers' cache takes them."""
+    types = getattr(config, "layer_types", None)
+    if types is not None:
+        return sum(kind == "sliding_attention" for kind in types)
+    return int(config.num_hidden_layers) if getattr(config, "sliding_window", None) else 0
+
+
+def _name(device: Any) -> str:
+    return "this machine" if device.type == "cpu" else str(device)

@@ -1,0 +1,54 @@
+"""Texts that end an answer: found in a stream, which holds back what may be the beginning of one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class StopTexts:
+    """A stream of text that ends before the first of some texts.
+
+    Args:
+        stops: The texts; none lets everything through at once.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self.found = False
+        """Whether one of them has come; what follows it is dropped."""
+        self._stops = tuple(stops)
+        self._held = ""
+        self._given: list[str] = []
+
+    @property
+    def text(self) -> str:
+        """All that was let through."""
+        return "".join(self._given)
+
+    def push(self, piece: str) -> str:
+        """Add text, and return what is certain not to belong to one of the texts."""
+        if self.found:
+            return ""
+        self._held += piece
+        places = [place for stop in self._stops if (place := self._held.find(stop)) >= 0]
+        if places:
+            self.found = True
+            return self._give(min(places), drop=True)
+        return self._give(len(self._held) - self._beginning())
+
+    def flush(self) -> str:
+        """What was held back, at the end of the answer."""
+        return self._give(len(self._held))
+
+    def _beginning(self) -> int:
+        """Characters at the end of what is held that one of the texts may begin with."""
+        longest = max(map(len, self._stops), default=0)
+        for length in range(min(longest - 1, len(self._held)), 0, -1):
+            if any(stop.startswith(self._held[-length:]) for stop in self._stops):
+                return length
+        return 0
+
+    def _give(self, count: int, *, drop: bool = False) -> str:
+        given, self._held = self._held[:count], "" if drop else self._held[count:]
+        if given:
+            self._given.append(given)
+        return given

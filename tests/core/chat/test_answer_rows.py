@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from core.chat.answer_rows import append_row, remember_file, remembered_file
+from core.errors import UserError
+
+ROW = [{"role": "user", "content": "hé\n"}, {"role": "assistant", "content": "a\x1b[2J"}]
+
+
+def rows(path: Path) -> list[object]:
+    return [json.loads(line) for line in path.read_bytes().splitlines()]
+
+
+def test_answers_are_appended_as_they_were(tmp_path: Path) -> None:
+    path = tmp_path / "good.jsonl"
+    append_row(path, ROW)
+    append_row(path, ROW)
+    assert rows(path) == [{"messages": ROW}] * 2
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_last_line_without_its_end_stays_a_row(tmp_path: Path) -> None:
+    path = tmp_path / "good.jsonl"
+    path.write_text(json.dumps({"messages": []}))
+    append_row(path, ROW)
+    assert rows(path) == [{"messages": []}, {"messages": ROW}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("rows.csv", None, "no file of JSON lines"),
+        ("rows.jsonl", b'{"instruction": "x"}\n', "no messages"),
+        ("rows.jsonl", b"not JSON\n", "no messages"),
+        ("rows.jsonl", b"[" * 100_000 + b"\n", "no messages"),
+        ("missing/rows.jsonl", None, "cannot be written"),
+    ],
+)
+def test_other_files_are_refused_untouched(tmp_path: Path, name: str, content: bytes | None, says: str) -> None:
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=says):
+        append_row(path, ROW)
+    assert (path.read_bytes() if content is not None else None) == content
+    assert path.exists() is (content is not None)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "pipe.jsonl"
+    os.mkfifo(path)
+    with pytest.raises(UserError, match="no regular file"):
+        append_row(path, ROW)
+
+
+def test_what_does_not_fit_whole_leaves_no_half_of_a_row(tmp_path: Path) -> None:
+    path = tmp_path / "good.jsonl"
+    append_row(path, ROW)
+    before = path.read_bytes()
+    program = f"""
+import signal, resource
+from pathlib import Path
+from core.chat.answer_rows import append_row
+from core.errors import UserError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, ({len(before) + 100}, {len(before) + 100}))
+try:
+    append_row(Path({str(path)!r}), [{{"role": "assistant", "content": "x" * 5000}}])
+except UserError as error:
+    print(error.message)
+"""
+    assert resource.RLIMIT_FSIZE is not None
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert "cannot be written" in said
+    assert path.read_bytes() == before
+
+
+def test_the_file_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCALTUNE_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    assert remembered_file() is None
+    remember_file(Path("good.jsonl"))
+    assert remembered_file() == tmp_path / "good.jsonl"
+    (tmp_path / "home" / "answers.json").write_text("[1]")
+    assert remembered_file() is None

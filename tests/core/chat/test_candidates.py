@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+from core.chat.candidates import find_candidates
+from core.config.schema import MethodSection
+from core.runs.events import EvalEvent, encode_event
+from core.runs.store import Run
+from tests.core.chat.test_session import add_adapter, add_checkpoint, make_run
+
+
+def evaluated(run: Run, **losses: float) -> None:
+    events = [EvalEvent(step=int(step[1:]), loss=loss, perplexity=1.0, seconds=1.0) for step, loss in losses.items()]
+    run.events_path.write_text("".join(encode_event(event) for event in events))
+
+
+def test_the_run_its_checkpoints_with_their_loss_and_others_on_the_base() -> None:
+    run, other = make_run("finished"), make_run("stopped")
+    for step in (20, 40):
+        add_checkpoint(run, step)
+    evaluated(run, s20=0.5, s40=0.4321)
+    add_adapter(other.adapter_path)
+    evaluated(other, s10=0.75)
+    for stranger in (
+        make_run("finished", method=MethodSection(name="full")),
+        make_run("finished", method=MethodSection(name="lora")),
+        make_run("finished", base="/models/another"),
+    ):
+        add_adapter(stranger.adapter_path)
+    found = [(each.source, each.name, each.about) for each in find_candidates(run)]
+    assert found == [
+        ("tuned", "tuned", "result of the run"),
+        ("base", "base", "the model before training"),
+        (f"{run.id}@40", "step 40", "held-out loss 0.432"),
+        (f"{run.id}@20", "step 20", "held-out loss 0.500"),
+        (other.id, other.id, "result, held-out loss 0.750"),
+    ]
+
+
+def test_a_run_that_trains_weights_shares_no_base() -> None:
+    run = make_run("finished", method=MethodSection(name="full"))
+    assert [each.source for each in find_candidates(run)] == ["tuned"]

@@ -1,0 +1,57 @@
+"""The memory of an answer against what transformers' own cache holds, and torch allocates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+
+from core.memory.answer import answer_bytes, kv_bytes
+from core.models.architecture.families import read_architecture
+from core.worker.generate.room import _sliding_layers
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 128,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 256,
+}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {"sliding_window": 24},
+    "qwen3": {},
+    "gemma2": {"sliding_window": 24},
+    "phi3": {"pad_token_id": 0},
+    "olmo2": {},
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_keys_and_values_are_those_of_the_cache(family: str) -> None:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, **SMALL, **FAMILIES[family])
+    model = AutoModelForCausalLM.from_config(config).eval()
+    tokens = 60
+    cache = DynamicCache(config=config)
+    with torch.no_grad():
+        model(input_ids=torch.ones(1, tokens, dtype=torch.long), cache=cache, use_cache=True)
+    held = sum(part.numel() * part.element_size() for layer in cache.layers for part in (layer.keys, layer.values))
+    architecture, windowed = read_architecture(config.to_dict(), family), _sliding_layers(config)
+    # transformers keeps one token less than the window, as the next one is in it too.
+    assert kv_bytes(architecture, tokens, 4, windowed) == held + windowed * 2 * 2 * 16 * 4
+    assert windowed == sum(layer.is_sliding for layer in cache.layers)
+
+
+def test_what_is_kept_is_not_asked_for_again() -> None:
+    model = read_architecture(AutoConfig.for_model("llama", **SMALL).to_dict(), "llama")
+    how = {"answer": 50, "width": 2, "chunk": 512}
+    fresh = answer_bytes(model, prompt=2000, **how)
+    assert fresh > kv_bytes(model, 2050, 2)
+    kept = answer_bytes(model, prompt=2000, kept=1900, **how)
+    assert kept < fresh - kv_bytes(model, 1900, 2)

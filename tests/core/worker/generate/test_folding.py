@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from core.worker.generate.folding import fold
+from core.worker.generate.sources import Sources
+from core.worker.model.model import load_model
+
+IDS = torch.arange(20)[None] + 5
+
+
+def adapted(directory: Path, precision: str = "fp32", method: str = "lora", **config: Any) -> Any:
+    loaded = load_model(directory, method=method, precision=precision, device="cpu")
+    torch.manual_seed(3)
+    settings = {"r": 4, "lora_alpha": 16, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **config}
+    model = get_peft_model(loaded.model, LoraConfig(**settings)).eval()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = model(input_ids=IDS).logits
+    return found
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_it_answers_as_the_adapter_and_the_base_comes_back_to_the_bit(tiny_model_dir: Path, precision: str) -> None:
+    model = adapted(tiny_model_dir, precision)
+    tuned = logits(model)
+    with model.disable_adapter():
+        base = logits(model)
+    folded = fold(model, "default")
+    assert folded is not None
+    assert not any("lora" in name for name, _ in model.get_base_model().named_modules())
+    tolerance = 1e-5 if precision == "fp32" else 0.1
+    assert (logits(model) - tuned).abs().max() < tolerance < (base - tuned).abs().max()
+    folded.unfold()
+    assert torch.equal(logits(model), tuned)
+    with model.disable_adapter():
+        assert torch.equal(logits(model), base)
+
+
+@pytest.mark.parametrize(
+    ("method", "more"), [("qlora", {}), ("lora", {"use_dora": True}), ("lora", {"lora_bias": True})]
+)
+def test_what_would_not_be_exact_stays_apart(tiny_model_dir: Path, method: str, more: dict[str, Any]) -> None:
+    model = adapted(tiny_model_dir, method=method, **more)
+    tuned = logits(model)
+    assert fold(model, "default") is None
+    assert torch.equal(logits(model), tuned)
+
+
+def test_where_the_base_s_weights_have_no_room_it_stays_apart(
+    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = adapted(tiny_model_dir)
+    monkeypatch.setattr("core.worker.generate.folding.memory", lambda: (100, 200))
+    assert fold(model, "default") is None
+
+
+def test_a_single_source_is_folded_and_a_comparison_is_not(tiny_model_dir: Path) -> None:
+    loaded = load_model(tiny_model_dir, method="lora", precision="fp32", device="cpu")
+    object.__setattr__(loaded, "model", adapted(tiny_model_dir))
+    sources = Sources(loaded, tiny_model_dir, said="adapter", has_adapter=True, template=None)
+    folded = []
+    with sources.answering("tuned") as model:
+        folded.append(sources.is_folded)
+        tuned = logits(model)
+    with sources.answering("base") as model:
+        folded.append(sources.is_folded)
+        assert (logits(model) - tuned).abs().max() > 0.01
+    with sources.answering("tuned") as model:
+        folded.append(sources.is_folded)
+        assert (logits(model) - tuned).abs().max() < 1e-5
+    # Whoever compares is not made to wait for folding at every turn.
+    assert folded == [True, False, False]

@@ -1,0 +1,76 @@
+"""The partner of a conversation: what the pane says of a run or a model, and of who answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from core.chat.dialogue import speaker_name
+from core.runs.store import Run, has_weights
+
+if TYPE_CHECKING:
+    from core.chat.request import Source
+    from tui.panes.chat.session_holder import Target
+
+
+@dataclass(frozen=True)
+class Partner:
+    """A run, live or ended, a model, or nobody yet."""
+
+    target: Target | None = None
+    is_live: bool = False
+    """Whether it is a live run."""
+    has_weights: bool = True
+    """Whether there is a model to ask; a run that ended before it saved anything has none."""
+
+    @classmethod
+    def of(cls, target: Target | None, *, live: bool) -> Partner:
+        """The partner for a target."""
+        return cls(target, live, live or not isinstance(target, Run) or has_weights(target))
+
+    @property
+    def run(self) -> Run | None:
+        """The run; None for a model."""
+        return self.target if isinstance(self.target, Run) else None
+
+    @property
+    def subject(self) -> str:
+        """The directory of the run, or the model; empty where there is neither."""
+        return str(self.run.path.absolute()) if self.run is not None else str(self.target or "")
+
+    @property
+    def can_answer(self) -> bool:
+        """Whether there is a model to ask."""
+        return self.target is not None and self.has_weights
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether there is a choice between a base and what was tuned on it."""
+        return self.target is None or (self.run is not None and self.run.trains_adapter)
+
+    @property
+    def name(self) -> str:
+        """Its name, for the title."""
+        return self.run.id if self.run is not None else Path(str(self.target or "")).name
+
+    @property
+    def invitation(self) -> str:
+        """What asking does."""
+        if self.is_live:
+            return "Ask the model that is being trained; it answers between two steps, and says which step that was."
+        if not self.has_adapter:
+            return "Ask the model; it is loaded when the first question comes."
+        return "Ask the tuned model; it is loaded with its base when the first question comes."
+
+    def name_of(self, source: Source) -> str:
+        """A source, for a title: ``tuned``, ``base``, ``step 30``, or another run with its step."""
+        name, _, step = source.rpartition("@")
+        if name and self.run is not None and name in (self.run.id, self.subject):
+            return f"step {step}"
+        return speaker_name(Path(source).name)
+
+    def all_of(self, sources: tuple[Source, ...]) -> str:
+        """Several sources in words."""
+        names = [self.name_of(source) for source in sources]
+        return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
