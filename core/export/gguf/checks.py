@@ -155,8 +155,8 @@ def _check_windows(config: Mapping[str, Any]) -> None:
         is_usual = config.get("num_hidden_layers") == _WINDOWED_EXAONE4
     if not is_usual:
         raise UserError(
-            f"This model of the type {one_line(kind, 40)} has attention windows in other layers than llama.cpp computes: "
-            "the file would be another model.",
+            f"This model of the type {one_line(kind, 40)} has attention windows in other layers than in llama.cpp: the "
+            "file would be another model.",
             _MERGED,
         )
 
