@@ -37,6 +37,7 @@ SLOW = (
     "tests/core/sandbox",
     "tests/core/export/test_job.py",
     "tests/core/selftest/test_job.py",
+    "tests/core/export/ollama/test_template.py",
     "tests/core/data/files/test_packed.py",
     "tests/core/data/files/test_index_cache.py",
     "tests/core/analysis/test_job.py",

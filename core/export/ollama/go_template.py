@@ -59,7 +59,7 @@ class GoTemplate:
         self._tree = parse(source)
         _check_names(self._tree)
 
-    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """Render a conversation as Ollama does: messages of one role that follow each other are joined to one.
 
         Args:
@@ -76,7 +76,7 @@ class GoTemplate:
         return b"".join(out).decode("utf-8", "replace")
 
 
-def _joined(messages: Sequence[Mapping[str, str]]) -> list[Message]:
+def _joined(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
     found: list[Message] = []
     for message in messages:
         role, content = message["role"].encode(), message["content"].encode()

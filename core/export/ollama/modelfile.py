@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from core.errors import UserError
 from core.export.ollama.carry import lost_character
@@ -29,6 +30,8 @@ class Modelfile:
     """What Ollama does otherwise than training, a sentence each; empty if nothing."""
     conversations: int
     """Conversations on which its template wrote the same texts as the chat template."""
+    rows: int
+    """Rows of the user's data on which it did."""
 
 
 def modelfile(
@@ -44,6 +47,7 @@ def modelfile(
     parameters: Mapping[str, float] | None = None,
     license: str = "",  # noqa: A002 - as the command is called
     now: datetime | None = None,
+    rows: Sequence[Sequence[Mapping[str, Any]]] = (),
 ) -> Modelfile:
     """The Modelfile of a GGUF file in the same directory, with the chat template that training used.
 
@@ -59,13 +63,15 @@ def modelfile(
         system: System prompt for conversations without one.
         parameters: Sampling by Ollama's names: ``temperature``, ``top_p``, ``top_k`` and so on.
         license: Text of the license.
-        now: The date that stays in a template that writes one; None refuses such templates.
+        now: The date that stays in a template that writes one, that of the run's start; None refuses such templates.
+        rows: Conversations of the user's data to prove the template on as well; see
+            :func:`core.export.ollama.template.carry_template`.
 
     Raises:
         UserError: If the template cannot be carried over exactly, with the construct; or a text cannot be written.
     """
     special = {name: text for name, text in (("bos_token", bos), ("eos_token", eos)) if text is not None}
-    carried = carry_template(template, special, adds_bos=adds_bos, now=now)
+    carried = carry_template(template, special, adds_bos=adds_bos, now=now, rows=rows)
     if system and carried.system in ("ignored", "refused"):
         fate = "leaves a system prompt out" if carried.system == "ignored" else "refuses a system prompt"
         raise UserError(f"The chat template {fate}, so the Modelfile cannot have one.", "Export without it.")
@@ -86,7 +92,7 @@ def modelfile(
             notes.append('The license is not in the Modelfile: its text has """ in it. It lies beside the model.')
         else:
             lines.append(f'LICENSE """{text}"""')
-    return Modelfile("\n".join(lines) + "\n", tuple(notes), carried.conversations)
+    return Modelfile("\n".join(lines) + "\n", tuple(notes), carried.conversations, carried.rows)
 
 
 def _file_name(name: str) -> str:

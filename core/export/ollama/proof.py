@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
-from typing import Literal
+from typing import Any, Literal
 
 from core.data.conversation import RowError
 from core.export.ollama.carry import WHITE_SPACE
@@ -23,7 +23,7 @@ Kind = Literal["plain", "white space", "empty", "tags", "reasoning", "begun"]
 tags in a message's text that some templates look for; reasoning in a field of its own; an answer that is begun and to
 be gone on with.
 """
-Conversation = list[dict[str, str]]
+Conversation = Sequence[Mapping[str, Any]]
 
 _SEED = 20
 #: Conversations of plain texts for each number of turns, besides those with one text alone.
@@ -75,16 +75,43 @@ def prove(renderer: Renderer, template: GoTemplate, shape: Shape) -> Proven:
     """
     equal, differing = 0, dict[Kind, str]()
     for kind, messages in conversations(has_system=shape.system in ("turn", "inside"), reasons=bool(shape.reasoning)):
-        wanted = _wanted(renderer, messages)
-        try:
-            found: str | None = template.render(messages)
-        except GoError:
-            found = None
+        wanted, found = _wanted(renderer, messages), _found(template, messages)
         if found == wanted:
             equal += 1
         else:
             differing.setdefault(kind, _difference(messages, wanted, found))
     return Proven(equal, differing)
+
+
+def prove_rows(renderer: Renderer, template: GoTemplate, rows: Sequence[Conversation]) -> tuple[int, list[str]]:
+    """Compare both on rows of the user's data, each up to its last question.
+
+    Args:
+        renderer: The chat template.
+        template: The Go template.
+        rows: The conversations; those with calls or answers of tools are left out.
+
+    Returns:
+        The number of rows compared, and each difference as the rest of a sentence.
+    """
+    compared, differences = 0, []
+    for row in rows:
+        asked = max((at for at, message in enumerate(row) if message["role"] == "user"), default=None)
+        if asked is None or any(message["role"] == "tool" or "tool_calls" in message for message in row):
+            continue
+        messages = row[: asked + 1]
+        compared += 1
+        wanted, found = _wanted(renderer, messages), _found(template, messages)
+        if found != wanted:
+            differences.append(_difference(messages, wanted, found))
+    return compared, differences
+
+
+def _found(template: GoTemplate, messages: Conversation) -> str | None:
+    try:
+        return template.render(messages)
+    except GoError:
+        return None
 
 
 def _wanted(renderer: Renderer, messages: Conversation) -> str | None:
@@ -134,22 +161,23 @@ def conversations(*, has_system: bool, reasons: bool = False) -> Iterator[tuple[
 
 
 def _spaced(turns: int, system: bool, place: int, pick: random.Random) -> Iterator[tuple[Kind, Conversation]]:
-    """Conversations with white space around one message."""
-    for space in (*WHITE_SPACE, " \n ", "\n\n\t", "\u3000 \xa0"):
+    """Conversations with white space around one message: all of it in short ones, some in longer ones."""
+    for number, space in enumerate((" \n ", "\u3000 \xa0", *(WHITE_SPACE if turns < 3 else "\n"))):
         messages = _fill(turns, system, lambda: pick.choice(_TEXTS))
         text = messages[place]["content"]
-        for padded in (space + text, text + space, space + text + space):
+        forms = (space + text + space, space + text, text + space)
+        for padded in forms if number < 2 else forms[:1]:
             yield "white space", _with(messages, place, padded)
     if messages[place]["role"] != "assistant":
         yield "white space", _with(messages, place, " \n")
 
 
-def _fill(turns: int, system: bool, text: Callable[[], str]) -> Conversation:
+def _fill(turns: int, system: bool, text: Callable[[], str]) -> list[dict[str, str]]:
     roles = ["system"] * system + ["user", "assistant"] * turns
     return [{"role": role, "content": text()} for role in roles[:-1]]
 
 
-def _with(messages: Sequence[Mapping[str, str]], place: int, content: str) -> Conversation:
+def _with(messages: Conversation, place: int, content: str) -> Conversation:
     return [{**message, **({"content": content} if at == place else {})} for at, message in enumerate(messages)]
 
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
 from core.data.conversation import RowError
 from core.template.render import ChatTemplate
@@ -115,7 +115,7 @@ class Renderer:
         self._bos = bos if adds_bos else ""
         self._adds_bos = adds_bos
 
-    def render(self, messages: Sequence[Mapping[str, str]], *, prompt: bool = True) -> str:
+    def render(self, messages: Sequence[Mapping[str, Any]], *, prompt: bool = True) -> str:
         """The text of a conversation, with the beginning of the assistant's turn if it is a prompt.
 
         Raises:

@@ -11,7 +11,7 @@ from core.data.conversation import RowError
 from core.errors import UserError
 from core.export.ollama.carry import go_template, is_kept
 from core.export.ollama.go_template import GoTemplate
-from core.export.ollama.proof import Kind, prove
+from core.export.ollama.proof import Kind, prove, prove_rows
 from core.export.ollama.shape import NotCarriedError, Renderer, Shape, find_shape, writes_date
 from core.sandbox.pool import sandboxed
 from core.template.render import ChatTemplate
@@ -62,12 +62,19 @@ class OllamaTemplate:
     """What becomes of a system prompt: ``turn``, ``inside`` a user's message, ``ignored`` or ``refused``."""
     conversations: int
     """Conversations that it was compared with the chat template on, with equal texts."""
+    rows: int
+    """Rows of the user's data with equal texts."""
     notes: tuple[str, ...]
     """What is not carried, a sentence each; empty if everything is."""
 
 
 def carry_template(
-    template: str, special_tokens: Mapping[str, str], *, adds_bos: bool, now: datetime | None = None
+    template: str,
+    special_tokens: Mapping[str, str],
+    *,
+    adds_bos: bool,
+    now: datetime | None = None,
+    rows: Sequence[Sequence[Mapping[str, Any]]] = (),
 ) -> OllamaTemplate:
     """A chat template as a Go template, which has written the same texts for all conversations of a proof.
 
@@ -77,34 +84,48 @@ def carry_template(
         adds_bos: Whether the reader of the GGUF file puts the token at the beginning of a sequence before every
             prompt; see :func:`core.export.ollama.tokens.adds_bos`. It is left out of the Go template then.
         now: The date that stays in the template if it writes one; None refuses such templates.
+        rows: Conversations of the user's data that it must write the same as well: ``role``, ``content`` and the other
+            fields that :meth:`core.data.conversation.Message.fields` has.
 
     Raises:
         UserError: If the template cannot be carried; the message has the construct.
     """
     call = sandboxed(carry_here, "The chat template", seconds=_SECONDS)
-    return call(template, dict(special_tokens), adds_bos, None if now is None else now.isoformat())
+    plain = [[dict(message) for message in row] for row in rows]
+    return call(template, dict(special_tokens), adds_bos, None if now is None else now.isoformat(), plain)
 
 
-def carry_here(template: str, special_tokens: dict[str, str], adds_bos: bool, now: str | None) -> OllamaTemplate:
+def carry_here(
+    template: str,
+    special_tokens: dict[str, str],
+    adds_bos: bool,
+    now: str | None,
+    rows: Sequence[Sequence[Mapping[str, Any]]] = (),
+) -> OllamaTemplate:
     """:func:`carry_template` in this process, which must be confined where the template is not trusted."""
     date = None if now is None else datetime.fromisoformat(now)
     chat = ChatTemplate(template, special_tokens, now=date)
     chat.check()
     try:
-        return _carry(chat, Renderer(chat, special_tokens.get("bos_token", ""), adds_bos), date)
+        return _carry(chat, Renderer(chat, special_tokens.get("bos_token", ""), adds_bos), date, rows)
     except NotCarriedError as error:
         raise UserError(f"The chat template cannot be carried over to Ollama: it {error.construct}.", _HINT) from error
 
 
-def _carry(chat: ChatTemplate, renderer: Renderer, date: datetime | None) -> OllamaTemplate:
+def _carry(
+    chat: ChatTemplate, renderer: Renderer, date: datetime | None, rows: Sequence[Sequence[Mapping[str, Any]]]
+) -> OllamaTemplate:
     has_date = writes_date(chat)
     if has_date and date is None:
         raise NotCarriedError("writes the date (strftime_now)")
     shape = find_shape(renderer)
     text = go_template(shape)
-    proven = prove(renderer, GoTemplate(text), shape)
-    if "plain" in proven.differing:
-        raise NotCarriedError(f"writes turns by rules that a Go template does not have: {proven.differing['plain']}")
+    template = GoTemplate(text)
+    proven = prove(renderer, template, shape)
+    compared, differences = prove_rows(renderer, template, rows)
+    unexplained = proven.differing.get("plain") or (not proven.differing and next(iter(differences), None))
+    if unexplained:
+        raise NotCarriedError(f"writes turns by rules that a Go template does not have: {unexplained}")
     notes = [*_system_notes(shape)]
     if has_date and date is not None:
         notes.append(f"The chat template writes the date, which stays {date:%Y-%m-%d} in Ollama.")
@@ -114,10 +135,14 @@ def _carry(chat: ChatTemplate, renderer: Renderer, date: datetime | None) -> Oll
             "Without tools everything is as in training."
         )
     notes += [note for kind, note in _NOTES if kind in proven.differing]
+    if differences:
+        notes.append(
+            f"{len(differences)} of {compared} rows of your data are written otherwise in Ollama, by these rules."
+        )
     reasoning = shape.reasoning
     if reasoning is not None and is_kept(reasoning.opening + reasoning.closing):
         notes.append(_reasoning_note(reasoning.opening, reasoning.closing, reasoning.in_history))
-    return OllamaTemplate(text, shape.system, proven.conversations, tuple(notes))
+    return OllamaTemplate(text, shape.system, proven.conversations, compared - len(differences), tuple(notes))
 
 
 def _system_notes(shape: Shape) -> Iterator[str]:
