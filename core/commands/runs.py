@@ -44,8 +44,8 @@ def describe_row(row: RunRow) -> dict[str, Any]:
     Returns:
         ``id``, ``state``, ``reason``, ``step``, ``total_steps``, ``loss`` (of the last step), ``model``, ``started``
         and ``updated`` (Unix seconds), ``path``, ``pending`` (requests that wait for the end of the step), ``progress``
-        (``what``, ``done`` and ``total`` within a step or an evaluation) and ``exports`` (the directories of its exports
-        in the home, newest first); None where something is unknown.
+        (``what``, ``done`` and ``total`` within a step or an evaluation) and ``exports`` (the directories of its
+        exports in the home, newest first); None where something is unknown.
     """
     from core.export.result import list_exports
 

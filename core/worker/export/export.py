@@ -30,12 +30,13 @@ from core.models.find import model_path
 from core.models.fingerprint import BaseFingerprint
 from core.runs.names import slug_of
 from core.runs.trained import TrainedModel
+from core.worker.data.dataset import Dataset
 from core.worker.export.adapter import write_adapter
 from core.worker.export.beside import Conversation, read_conversation
-from core.worker.export.calibration import calibration_rows
 from core.worker.export.merge import BeyondRangeError
 from core.worker.export.merged import Merge, write_merged
 from core.worker.export.ollama import check_carried, create_and_ask, write_modelfile
+from core.worker.export.training_rows import calibration_rows, conversations, read_rows
 from core.worker.model.starter import resolve_base
 from core.worker.model.support import check_base
 
@@ -177,9 +178,9 @@ class Export:
         require_quantizer(quant)
         fetch_converter(self._progress)
         merge = self._merged_for(base, merged, conversation)
-        rows: tuple[tuple[int, ...], ...] = ()
-        if quant not in CONVERTED:
-            rows = calibration_rows(base, self._trained, conversation, self._progress)
+        rows = Dataset()
+        if quant not in CONVERTED or self._request.kind == "ollama":
+            rows = read_rows(base, self._trained, conversation, self._progress)
         source = model_path(self._trained.config.model.base)
         options = GgufOptions(
             template=None if conversation.is_own else conversation.template,
@@ -189,14 +190,16 @@ class Export:
             base_name=self._base_name(base),
             base=base,
             base_gguf=source if os.path.isfile(source) else None,
-            calibration=rows,
+            calibration=() if quant in CONVERTED else calibration_rows(rows),
         )
         write_gguf(merged, made / self._file_name, quant, options, self._progress)
         shutil.rmtree(merged)
         written = _Made(quant, None, merge.way, merge.notes)
         if self._request.kind != "ollama":
             return self._proven(made, written)
-        notes = write_modelfile(made / self._file_name, base, self._trained, conversation, options.license)
+        notes = write_modelfile(
+            made / self._file_name, base, self._trained, conversation, options.license, conversations(rows)
+        )
         written = self._proven(made, replace(written, notes=(*written.notes, *notes)))
         self._refuse_others(written)
         asked = create_and_ask(made, self._trained, quant, self._progress)

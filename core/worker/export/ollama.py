@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from core.config.schema import Config
 from core.directories import Progress
@@ -23,6 +26,8 @@ from core.worker.export.beside import Conversation
 MODELFILE = "Modelfile"
 #: Tokens of context that Ollama reserves memory for; models name up to a million.
 _CONTEXT = 8192
+#: Rows of the training that the template is proven on.
+_ROWS = 200
 _LICENSE_LIMIT = 256 << 10
 _QUESTION = "Hello!"
 
@@ -38,7 +43,7 @@ def check_carried(conversation: Conversation) -> None:
     # Whether the reader of the file puts a token before prompts is known when the file is there.
     for adds in (True, False):
         try:
-            carry_template(_template(conversation), special, adds_bos=adds)
+            carry_template(_template(conversation), special, adds_bos=adds, now=datetime.now())
         except UserError as error:
             refused = error
         else:
@@ -48,7 +53,12 @@ def check_carried(conversation: Conversation) -> None:
 
 
 def write_modelfile(
-    gguf: Path, base: Path, trained: TrainedModel, conversation: Conversation, license_name: str | None
+    gguf: Path,
+    base: Path,
+    trained: TrainedModel,
+    conversation: Conversation,
+    license_name: str,
+    rows: Sequence[Sequence[Mapping[str, Any]]],
 ) -> tuple[str, ...]:
     """Write the Modelfile of a GGUF file, beside it.
 
@@ -57,7 +67,8 @@ def write_modelfile(
         base: The directory of the base.
         trained: What was trained.
         conversation: How the model is talked to.
-        license_name: The license of the base, where it is known.
+        license_name: The license of the base; empty where it is not known.
+        rows: Conversations of the training, which the template must write as training did.
 
     Returns:
         What Ollama does otherwise than training, a sentence each.
@@ -77,7 +88,9 @@ def write_modelfile(
         context_length=_context(base, config),
         system=config.chat.system,
         parameters={"temperature": config.chat.temperature, "top_p": config.chat.top_p},
-        license=_license(base) or license_name or "",
+        license=_license(base) or license_name,
+        now=datetime.now(),
+        rows=rows[:_ROWS],
     )
     (gguf.parent / MODELFILE).write_text(written.text, encoding="utf-8")
     return written.notes

@@ -18,6 +18,7 @@ from textual.widgets import Static
 from core.chat.dialogue import Dialogue, Exchange, format_stats
 from core.chat.request import BASE, TUNED
 from core.errors import UserError
+from core.runs.store import has_weights
 from core.text import one_line
 from tui.datasets.summary import counted
 from tui.keys import bindings, display_key
@@ -555,12 +556,13 @@ class ChatPane(Pane):
 
     def action_export(self) -> None:
         """Export the model that answers."""
-        if self.target is None or isinstance(self.target, (str, Path)):
+        run = self.partner.run
+        if run is None:
             self._say("This model was not trained here: there is nothing to export.", "$near")
-        elif not self._has_weights or not has_weights(self.target):
+        elif not has_weights(run):
             self._say("There is nothing to export yet: no checkpoint has been saved.", "$near")
         else:
-            self.post_message(ExportRequested(self.target))
+            self.post_message(ExportRequested(run))
 
     def action_clear(self) -> None:
         """Begin a new conversation with the same model; in an empty one, bring the former one back."""
