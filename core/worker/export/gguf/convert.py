@@ -170,6 +170,8 @@ def _set_metadata(writer: Any, model: Path, job: dict[str, Any]) -> None:
         return
     bos = _text(found, "tokenizer.ggml.bos_token_id")
     prompt = _prompt(template, {"bos_token": bos, "eos_token": _text(found, "tokenizer.ggml.eos_token_id")})
+    if prompt is None:
+        return
     flag = functools.partial(gguf.GGUFValue, type=gguf.GGUFValueType.BOOL)
     # Programs put this token before what the template renders, unless that begins with it already.
     if not (bos and prompt.startswith(bos)):
@@ -221,12 +223,12 @@ def _text(found: dict[str, Any], key: str) -> str:
     return token.decode("utf-8", errors="replace") if isinstance(token, bytes) else str(token)
 
 
-def _prompt(template: str, specials: dict[str, str]) -> str:
-    """The prompt of a question; empty if the template refuses it."""
+def _prompt(template: str, specials: dict[str, str]) -> str | None:
+    """The prompt of a question; None if the template refuses it."""
     try:
         return ChatTemplate(template, specials).render([{"role": "user", "content": "a"}], add_generation_prompt=True)
     except RowError:
-        return ""
+        return None
 
 
 if __name__ == "__main__":
