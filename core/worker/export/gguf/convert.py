@@ -7,6 +7,7 @@ from a model's directory is prepared by :mod:`core.export.gguf.staging`. A tenso
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import re
 import sys
@@ -176,6 +177,9 @@ def _set_metadata(writer: Any, model: Path, job: dict[str, Any]) -> None:
     # Programs put this token before what the template renders, unless that begins with it already.
     if not (bos and prompt.startswith(bos)):
         found["tokenizer.ggml.add_bos_token"] = flag(False)
+    elif found["tokenizer.ggml.model"].value != "llama" and "tokenizer.ggml.add_bos_token" not in found:
+        # Programs differ in what they do where nothing is said.
+        found["tokenizer.ggml.add_bos_token"] = flag(_begins_texts(read_tokenizer(model), bos))
     # A prompt that ends with this one would be at its end.
     for name in ("eos", "sep"):
         if (key := f"tokenizer.ggml.add_{name}_token") in found:
@@ -184,6 +188,11 @@ def _set_metadata(writer: Any, model: Path, job: dict[str, Any]) -> None:
     if content is not None and found["tokenizer.ggml.model"].value == "llama" and job["base_gguf"] is None:
         begins = any(prompt.startswith(token["content"]) for token in content.get("added_tokens", ()))
         found["tokenizer.ggml.add_space_prefix"] = flag(adds_space_prefix(content, begins))
+
+
+def _begins_texts(content: dict[str, Any] | None, bos: str) -> bool:
+    """Whether a tokenizer puts a token before every text."""
+    return bos in json.dumps((content or {}).get("post_processor"), ensure_ascii=False)
 
 
 def _limit_context(writer: Any, settings: dict[str, Any]) -> None:
