@@ -437,7 +437,8 @@ class ChatPane(Pane):
         if answer is not None:
             if was_open:
                 reply.text, reply.raw = answer.text, answer.raw
-            reply.speaker = self.partner.name_of(answer.source)
+            if reply.source in (TUNED, BASE):
+                reply.speaker = self.partner.name_of(answer.source)
             reply.stats = format_stats(
                 answer.tokens,
                 answer.first_token_seconds,
@@ -691,7 +692,8 @@ class ChatPane(Pane):
             self.app.call_from_thread(self._choose_transcript, run, list_transcripts(run))
 
     def _choose_transcript(self, run: Run, found: list[KeptConversation]) -> None:
-        from tui.screens.pick import Pick, PickScreen
+        from core.chat.transcripts import remove_transcript
+        from tui.screens.pick import Discard, Pick, PickScreen
 
         if not found:
             self._say("No conversation was kept with this run yet.", "$near")
@@ -703,9 +705,14 @@ class ChatPane(Pane):
                 self.take_up(one.dialogue(), "")
                 self._say(f"The conversation of {one.when} is back.")
 
+        by_id = {one.id: one for one in found}
         picks = [Pick(one.id, one.title, one.when) for one in found]
+        # The present one would be written again.
+        others = frozenset(by_id) - {self.dialogue.id}
+        discard = Discard(others, lambda identity: remove_transcript(by_id[identity]))
         if run == self.target:
-            self.app.push_screen(PickScreen("Conversations of this run", picks, self.dialogue.id), chosen)
+            title = "Conversations of this run"
+            self.app.push_screen(PickScreen(title, picks, self.dialogue.id, discard=discard), chosen)
 
     @on(PromptInput.PageWanted)
     def _page_wanted(self, message: PromptInput.PageWanted) -> None:
