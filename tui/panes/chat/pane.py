@@ -18,7 +18,6 @@ from textual.widgets import Static
 from core.chat.dialogue import Dialogue, Exchange, format_stats
 from core.chat.request import BASE, TUNED
 from core.errors import UserError
-from core.runs.store import has_weights
 from core.text import one_line
 from tui.datasets.summary import counted
 from tui.keys import bindings, display_key
@@ -557,6 +556,8 @@ class ChatPane(Pane):
 
     def action_export(self) -> None:
         """Export the model that answers."""
+        from core.runs.store import has_weights
+
         run = self.partner.run
         if run is None:
             self._say("This model was not trained here: there is nothing to export.", "$near")
