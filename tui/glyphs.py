@@ -19,6 +19,8 @@ class GlyphSet:
     points: str
     """Characters of loose points, likewise."""
     eval_mark: str
+    probe_mark: str
+    """Of the loss on the general probe."""
     event_mark: str
     vertical: str
     horizontal: str
@@ -39,9 +41,9 @@ def _braille() -> str:
     )
 
 
-BRAILLE = GlyphSet("braille", 2, 4, _braille(), _braille(), "◆", "▼", "│", "─", "└", "┤", "┬", "━", "─")
+BRAILLE = GlyphSet("braille", 2, 4, _braille(), _braille(), "◆", "◇", "▼", "│", "─", "└", "┤", "┬", "━", "─")
 _QUADRANTS = " ▘▝▀▖▌▞▛▗▚▐▜▄▙▟█"
-BLOCK = GlyphSet("block", 2, 2, _QUADRANTS, _QUADRANTS, "◆", "▼", "│", "─", "└", "┤", "┬", "━", "─")
-ASCII = GlyphSet("ascii", 1, 2, " ***", " '.:", "o", "v", "|", "-", "+", "+", "+", "#", ".")
+BLOCK = GlyphSet("block", 2, 2, _QUADRANTS, _QUADRANTS, "◆", "◇", "▼", "│", "─", "└", "┤", "┬", "━", "─")
+ASCII = GlyphSet("ascii", 1, 2, " ***", " '.:", "o", "g", "v", "|", "-", "+", "+", "+", "#", ".")
 
 GLYPH_SETS = {glyphs.name: glyphs for glyphs in (BRAILLE, BLOCK, ASCII)}

@@ -280,6 +280,13 @@ class DeleteRequested(Message):
 
 
 @dataclass
+class EvaluationRequested(Message):
+    """Request: put a file of prompts to a run's model and others, after a form."""
+
+    run: Run
+
+
+@dataclass
 class RunDeleted(Message):
     """A run has been deleted."""
 

@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "plan": ("plan", "how much memory a run would take, and whether it fits"),
     "chat": ("chat", "talk to a run's model, or to any model"),
     "export": ("export", "write a run's result as files for other programs, proven to answer as it does"),
+    "eval": ("eval", "put a file of prompts to models and compare the answers, or measure a benchmark"),
     "schema": ("schema", "the configuration as JSON Schema for editors, or as the reference page"),
     "completion": ("completion", "print a script that lets bash, zsh or fish complete the command line"),
     "doctor": ("doctor", "what this machine can do, and what would go wrong on it"),

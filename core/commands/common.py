@@ -174,11 +174,10 @@ def _open_missing_streams() -> None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - open until the end
 
 
-def exit_code(state: str) -> int:
-    """The exit code for the end state of a followed run: 0 finished, 3 stopped, 4 failed or lost."""
-    from core.runs.state import EXIT_CODES
-
-    return EXIT_CODES.get(state, EXIT_LOST)
+def exit_code(state: RunState) -> int:
+    """The exit code for the end state of a followed run: 0 finished, 3 stopped, 4 failed or lost, 5 finished with a
+    result that ``eval.gate`` refuses."""
+    return EXIT_LOST if state.exit_code is None else state.exit_code
 
 
 def add_config(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
@@ -237,4 +236,6 @@ def describe_state(state: RunState) -> str:
     words = state.state
     if state.total_steps:
         words += f", step {state.step} of {state.total_steps}"
+    if state.refused:
+        words += ", refused by eval.gate"
     return f"{words} ({state.reason})" if state.reason else words

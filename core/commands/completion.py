@@ -29,6 +29,9 @@ _BY_METAVAR = {
 _BY_ARGUMENT = {
     ("data", "template"): "template_file",
     ("export", "out"): "any_file",
+    ("eval", "prompts"): "any_file",
+    ("eval", "out"): "any_file",
+    ("eval", "include"): "any_file",
     ("import", "file"): "yaml_file",
     ("import", "out"): "config_file",
     ("init", "out"): "config_file",

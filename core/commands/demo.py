@@ -105,7 +105,7 @@ def _report(followed: Followed, *, as_json: bool) -> int:
     else:
         for line in _lines(followed, result):
             say(line)
-    return exit_code(followed.state.state)
+    return exit_code(followed.state)
 
 
 def _lines(followed: Followed, result: dict[str, Any]) -> list[str]:

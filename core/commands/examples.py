@@ -83,6 +83,12 @@ EXAMPLES: Mapping[str, Sequence[tuple[str, str]]] = {
         ("export faq@120 --to merged --out ~/models/faq", "a checkpoint, for transformers and vLLM"),
         ("export faq --to ollama --json", "with a Modelfile"),
     ),
+    "eval": (
+        ("eval latest --against base", "on what the run holds out"),
+        ("eval latest latest@40 --prompts prompts.jsonl --out table.md", "two steps of a run"),
+        ("eval latest --prompts prompts.jsonl --check 'python check.py'", "scored by a program of yours"),
+        ("eval latest --with lm-eval --tasks arc_easy --limit 100", "a benchmark, by another program"),
+    ),
     "schema": (
         ("schema --out localtune.schema.json", "for an editor"),
         ("schema --markdown", "the reference page"),

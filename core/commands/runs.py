@@ -44,8 +44,9 @@ def describe_row(row: RunRow) -> dict[str, Any]:
     Returns:
         ``id``, ``state``, ``reason``, ``step``, ``total_steps``, ``loss`` (of the last step), ``model``, ``started``
         and ``updated`` (Unix seconds), ``path``, ``pending`` (requests that wait for the end of the step), ``progress``
-        (``what``, ``done`` and ``total`` within a step or an evaluation) and ``exports`` (the directories of its
-        exports in the home, newest first); None where something is unknown.
+        (``what``, ``done`` and ``total`` within a step or an evaluation), ``exports`` (the directories of its exports
+        in the home, newest first) and ``refused`` (what the result misses of ``eval.gate``, empty where it passes); None
+        where something is unknown.
     """
     from core.export.result import list_exports
 
@@ -63,6 +64,7 @@ def describe_row(row: RunRow) -> dict[str, Any]:
         "pending": list(row.pending),
         "progress": dataclasses.asdict(row.progress) if row.progress is not None else None,
         "exports": [str(export.path) for export in list_exports(row.run.id)],
+        "refused": row.refused,
     }
 
 
@@ -70,6 +72,8 @@ def state_words(row: RunRow) -> str:
     """The state, and what the run is about to do or how far its step is: ``training (pausing)``, ``training (3/8)``."""
     from core.runs.activity import doing, progress_words
 
+    if row.refused:
+        return f"{row.state} (refused)"
     within = progress_words(row.progress) if row.progress is not None and row.progress.total > 1 else ""
     told = doing(row.pending) or within
     return f"{row.state} ({told})" if told and row.state not in ("stalled", "stopping") else row.state

@@ -9,8 +9,8 @@ from core.commands.common import PROGRAM, describe_state, emit, exit_code, say
 from core.commands.follow import Followed
 from core.errors import UserError
 from core.launch.launcher import failure_reason
-from core.runs.after_end import way_on
-from core.runs.result import RunResult, result_of, result_path
+from core.runs.after_end import after_refusal, way_on
+from core.runs.result import PROBE_LOSS, RunResult, refusal_of, result_of, result_path
 from core.runs.store import Run, complete_checkpoints
 from core.text import one_line
 from core.tracking.start import places
@@ -23,7 +23,8 @@ def summarize(followed: Followed) -> dict[str, Any]:
     Returns:
         ``run``, ``state``, ``step``, ``total_steps``, ``loss`` (of the last step), ``tokens_per_second`` (padding,
         pauses and start-up left out), ``peak_rss_bytes``, ``adapter`` (an absolute path, or None), and for a run that
-        did not finish ``reason`` and ``hint``.
+        did not finish ``reason`` and ``hint``; of a result that ``eval.gate`` refuses, what it misses as
+        ``refused``, and ``hint``.
     """
     run, state, history = followed.run, followed.state, followed.history
     last = history.last_step
@@ -41,6 +42,8 @@ def summarize(followed: Followed) -> dict[str, Any]:
         end = history.end if state.state != "lost" else None
         summary["reason"] = (end.reason if end else "") or failure_reason(run)
         summary["hint"] = (end.hint if end else "") or _hint(run)
+    elif refused := refusal_of(state, history.end):
+        summary["refused"], summary["hint"] = refused, after_refusal(run)
     return summary
 
 
@@ -58,7 +61,7 @@ def report(followed: Followed, *, as_json: bool) -> int:
     else:
         for line in summary_lines(followed, summary):
             say(line)
-    return exit_code(followed.state.state)
+    return exit_code(followed.state)
 
 
 def summary_lines(followed: Followed, summary: dict[str, Any]) -> list[str]:
@@ -74,7 +77,10 @@ def summary_lines(followed: Followed, summary: dict[str, Any]) -> list[str]:
     ]
     if summary["adapter"]:
         lines.append(f"adapter   {summary['adapter']}")
-    if reason := summary.get("reason"):
+    if refused := summary.get("refused"):
+        lines.append(f"refused   {one_line(refused)}")
+        lines.append(f"next      {one_line(summary['hint'])}")
+    elif reason := summary.get("reason"):
         if reason != followed.state.reason:
             lines.append(f"reason    {one_line(reason)}")
         if summary["hint"]:
@@ -89,7 +95,12 @@ def _gain_lines(result: RunResult) -> list[str]:
     lines = [
         f"gained    {measure.name} {measure.words(measure.before)} → {measure.words(measure.after)}"
         for measure in result.measures
-        if measure.before is not None and measure.name != "training loss"
+        if measure.before is not None and measure.name not in ("training loss", PROBE_LOSS)
+    ]
+    lines += [
+        f"probe     loss {measure.words(measure.before)} → {measure.words(measure.after)}, {measure.note}"
+        for measure in result.measures
+        if measure.name == PROBE_LOSS and measure.before is not None
     ]
     energy = f", {format_fixed(result.energy_wh, 1)} Wh" if result.energy_wh is not None else ""
     return [*lines, *([f"took      {format_duration(result.seconds)}{energy}"] if result.step else [])]

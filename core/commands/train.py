@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train; the exit code is that of the run: 0 finished, 3 stopped, 4 failed."""
+    """Train; the exit code is that of the run: 0 finished, 3 stopped, 4 failed, 5 refused by ``eval.gate``."""
     from core.commands.configuration import read_config
     from core.commands.follow import Interrupts
 

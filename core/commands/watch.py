@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.json:
         for line in summary_lines(followed, summarize(followed)):
             say(line)
-    return exit_code(followed.state.state)
+    return exit_code(followed.state)
 
 
 class JsonLines:

@@ -14,8 +14,10 @@ from typing import Literal
 from core.config.choices import COMPARED, LEARNED
 from core.config.derived import step_count, updates_in_backward
 from core.config.facts import Facts
+from core.config.gate import Figure, parse_bar
 from core.config.schema import WEIGHT_METHODS, Config
 from core.config.targets import expression_problem
+from core.errors import UserError
 from core.text import one_line
 from core.units import format_bytes
 
@@ -90,6 +92,11 @@ def _trains_on_cpu(config: Config, facts: Facts) -> bool:
 
 def _has_eval(config: Config) -> bool:
     return config.data.eval is not None or config.data.eval_share > 0
+
+
+def _bars(config: Config) -> list[str]:
+    gate = config.eval.gate
+    return [gate] if isinstance(gate, str) else gate or []
 
 
 # The data.
@@ -168,6 +175,48 @@ def _baseline_needs_rows(config: Config, _: Facts) -> Findings:
     """eval.baseline needs held-out rows."""
     if config.eval.baseline and not _has_eval(config):
         yield "eval.baseline is on, but there are no held-out rows to measure on.", _NO_EVAL
+
+
+@_rule("error", "eval.gate")
+def _gate_is_read(config: Config, _: Facts) -> Findings:
+    """eval.gate has a figure, a comparison and a number or a part of before in each of its bars."""
+    for text in _bars(config):
+        try:
+            parse_bar(text)
+        except UserError as error:
+            yield f"eval.gate: {error.message}", error.hint
+
+
+@_rule("error", "eval.gate", "data.eval", "data.eval_share")
+def _gate_needs_rows(config: Config, _: Facts) -> Findings:
+    """eval.gate needs held-out rows."""
+    if config.eval.gate is not None and not _has_eval(config):
+        yield "eval.gate is set, but there are no held-out rows to judge the result by.", _NO_EVAL
+
+
+@_rule("error", "eval.gate", "eval.exact_match", "eval.baseline", "eval.probe", "train.objective")
+def _gate_is_measured(config: Config, _: Facts) -> Findings:
+    """eval.gate has bars for figures that are measured: with exact_match and valid_json eval.exact_match, with before
+    eval.baseline, with probe_loss eval.probe, rewards with an objective that has them, perplexity without."""
+    compares = config.train.objective in LEARNED
+    missing: dict[Figure, tuple[bool, str]] = {
+        "exact_match": (not config.eval.exact_match, "Set eval.exact_match = true."),
+        "valid_json": (not config.eval.exact_match, "Set eval.exact_match = true."),
+        "probe_loss": (not config.eval.probe, "Set eval.probe = true."),
+        "reward_accuracy": (not compares, "It is a figure of preference training."),
+        "reward_margin": (not compares, "It is a figure of preference training."),
+        "perplexity": (compares, "Preference training has none; take loss."),
+    }
+    for text in _bars(config):
+        try:
+            bar = parse_bar(text)
+        except UserError:
+            continue  # another rule says so
+        is_missing, hint = missing.get(bar.figure, (False, ""))
+        if is_missing:
+            yield f"eval.gate asks for {bar.figure}, which is not measured.", hint
+        elif bar.needs_before and bar.figure != "probe_loss" and not config.eval.baseline:
+            yield f"eval.gate compares {bar.figure} with before, which is not measured.", "Set eval.baseline = true."
 
 
 @_rule("error", "template.name", "template.file")

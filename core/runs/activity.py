@@ -24,6 +24,7 @@ _PARTS = {
     "evaluation": "evaluating",
     "answers": "answering held-out rows",
     "samples": "answering samples",
+    "probe": "measuring the general probe",
     "checkpoint": "saving a checkpoint",
 }
 #: Steps that take less than so many seconds are over before a line about them has been read.

@@ -14,6 +14,13 @@ def way_on(run: Run) -> str:
     return f"It saved no checkpoint; {start_again(run)}."
 
 
+def after_refusal(run: Run) -> str:
+    """What can be done with a run whose result is refused."""
+    if not complete_checkpoints(run):
+        return "Train differently, or change eval.gate."
+    return f"Look at its last checkpoint: localtune-tui chat {run.id}. Train differently, or change eval.gate."
+
+
 def start_again(run: Run) -> str:
     """The command that starts a run again, as the end of a sentence."""
     return f"start it again with 'localtune-tui train {shlex.quote(str(run.config_path))}'"

@@ -60,6 +60,8 @@ class RunRow:
     batch_size: int | None = None
     pending: tuple[str, ...] = ()
     progress: StepProgress | None = None
+    refused: str = ""
+    """What the result misses of ``eval.gate``."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,7 @@ class RunCatalog:
             batch_size=known.batch_size,
             pending=state.pending if not state.is_over else (),
             progress=state.progress if not state.is_over else None,
+            refused=state.refused,
         )
 
 

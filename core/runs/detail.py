@@ -121,6 +121,8 @@ def read_detail(run: Run, before: Run | None) -> RunDetail:
     """The account of a run, compared with another one."""
     history, state, values = read_history(run), run.state(), run.values()
     reason = history.end_reason(state)
+    if state.refused:
+        reason = f"{reason.rstrip('.')}. Refused by eval.gate: {state.refused}".lstrip(". ")
     # Of a run that has done all it should, it is the command that talks to it.
     is_wanted = state.is_over and state.state != "finished"
     hint = history.end.hint if history.end is not None and is_wanted else ""

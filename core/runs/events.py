@@ -112,7 +112,7 @@ class StepEvent(Event):
 @dataclass(frozen=True, kw_only=True)
 class EvalEvent(Event):
     """An evaluation on held-out rows; in preference training without perplexity, and with the rewards as in
-    :class:`StepEvent`.
+    :class:`StepEvent`. ``probe_loss`` is the loss per token on the general probe (:mod:`core.evaluation.probe`).
     """
 
     type: ClassVar[str] = "eval"
@@ -125,6 +125,18 @@ class EvalEvent(Event):
     rows: int | None = None
     reward_margin: float | None = None
     reward_accuracy: float | None = None
+    probe_loss: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeEvent(Event):
+    """The loss of the untouched model on the general probe, where no evaluation of it tells that; ``seconds`` is what
+    it took."""
+
+    type: ClassVar[str] = "probe"
+    step: int
+    loss: float
+    seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,7 +214,8 @@ class ControlEvent(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class FinishedEvent(Event):
-    """The run reached its last step; ``adapter`` is relative to the run directory."""
+    """The run reached its last step; ``adapter`` is relative to the run directory. ``refused`` is what the result
+    misses of ``eval.gate``; there is no adapter then."""
 
     type: ClassVar[str] = "finished"
     reason: str
@@ -210,6 +223,7 @@ class FinishedEvent(Event):
     best: int | None = None
     adapter: str | None = None
     hint: str = ""
+    refused: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,6 +248,7 @@ _TYPES: dict[str, type[Event]] = {
         MemoryEvent,
         StepEvent,
         EvalEvent,
+        ProbeEvent,
         SampleEvent,
         HardwareEvent,
         CheckpointEvent,

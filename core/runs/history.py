@@ -27,6 +27,7 @@ from core.runs.events import (
     MemoryEvent,
     NoticeEvent,
     PhaseEvent,
+    ProbeEvent,
     SampleEvent,
     StepEvent,
     StoppedEvent,
@@ -148,6 +149,8 @@ class RunHistory:
         """Tokens per second of each step."""
         self.eval_loss = Series()
         self.exact_match = Series()
+        self.probe_loss = Series()
+        """Loss on the general probe, from before the first step on."""
         self.evals: list[EvalEvent] = []
         self.samples: deque[SampleEvent] = deque()
         self.checkpoints: list[CheckpointEvent] = []
@@ -185,6 +188,7 @@ class RunHistory:
             MemoryEvent: self._apply_memory,
             StepEvent: self._apply_step,
             EvalEvent: self._apply_eval,
+            ProbeEvent: self._apply_probe,
             SampleEvent: self._apply_sample,
             HardwareEvent: self._apply_hardware,
             CheckpointEvent: self._apply_checkpoint,
@@ -332,6 +336,7 @@ class RunHistory:
             self.throughput,
             self.eval_loss,
             self.exact_match,
+            self.probe_loss,
         ):
             series.truncate(step)
         for items in (self.evals, self.checkpoints, self.marks):
@@ -344,7 +349,13 @@ class RunHistory:
         self.eval_loss.append(event.step, event.loss)
         if event.exact_match is not None:
             self.exact_match.append(event.step, event.exact_match)
+        if event.probe_loss is not None:
+            self.probe_loss.append(event.step, event.probe_loss)
         self._write(event.t, "info", sentences.evaluation(event))
+
+    def _apply_probe(self, event: ProbeEvent) -> None:
+        self.probe_loss.append(event.step, event.loss)
+        self._write(event.t, "info", sentences.probe(event))
 
     def _apply_sample(self, event: SampleEvent) -> None:
         # The answers of a step come together; after another start, they replace those given before.

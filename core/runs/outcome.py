@@ -46,6 +46,8 @@ class Outcome:
         return f"{head} while you were away" + (f": {', '.join(told)}." if told else ".")
 
     def _numbers(self) -> list[str]:
+        if self.state.refused:
+            return [f"its result is refused by eval.gate: {one_line(self.state.refused, 200)}"]
         found = [f"loss {format_number(self.loss)}"] if self.loss is not None else []
         if self.exact_match is not None:
             found.append(f"exact match {format_fixed(self.exact_match, 2)}")

@@ -15,10 +15,15 @@ from core.runs.sentences import BEST_CHOSEN
 from core.runs.series import Series
 from core.runs.state import RunState
 from core.runs.store import Run
+from core.text import one_line
 from core.units import format_fixed, format_number
 
 #: Most steps at the end of a run whose mean is its last training loss, and the part of the run that they are at most.
 LAST_STEPS, LAST_SHARE = 50, 10
+#: The name of the loss on the general probe.
+PROBE_LOSS = "probe loss"
+#: Least rise of it that is spoken of.
+FORGOTTEN = 0.005
 #: Most files of a result whose sizes are added up.
 MOST_FILES = 1000
 
@@ -69,6 +74,8 @@ class RunResult:
     is_model: bool
     saved_step: int | None
     """Step of the newest checkpoint."""
+    refused: str = ""
+    """What it misses of ``eval.gate``; empty where it passes."""
 
     @property
     def lost_steps(self) -> int:
@@ -101,7 +108,13 @@ def result_of(run: Run, state: RunState, history: RunHistory) -> RunResult:
         bytes=size,
         is_model=end is not None and end.adapter == "model",
         saved_step=history.checkpoints[-1].step if history.checkpoints else None,
+        refused=refusal_of(state, end),
     )
+
+
+def refusal_of(state: RunState, end: FinishedEvent | None) -> str:
+    """What the result of a finished run misses of ``eval.gate``, by its state or else by its last event."""
+    return state.refused or (one_line(end.refused, 600) if end is not None and end.refused else "")
 
 
 def result_path(run: Run, end: FinishedEvent | None) -> Path | None:
@@ -141,7 +154,22 @@ def _measures(history: RunHistory, before: EvalEvent | None, after: EvalEvent | 
         course = tuple(figure for event in history.evals if (figure := read(event)) is not None)
         note = _perplexity(before, after) if name == "eval loss" else ""
         found.append(Measure(name, None if before is None else read(before), value, unit, course, note))
-    return tuple(found)
+    return (*found, *_probe(history, after))
+
+
+def _probe(history: RunHistory, after: EvalEvent) -> tuple[Measure, ...]:
+    """The loss on the general probe, which is measured before the first step whether or not the rows are."""
+    probe = history.probe_loss
+    if after.probe_loss is None:
+        return ()
+    first = probe.values[0] if probe.steps and probe.steps[0] < after.step else None
+    note = "" if first is None else forgetting(after.probe_loss - first)
+    return (Measure(PROBE_LOSS, first, after.probe_loss, "loss", tuple(probe.values), note),)
+
+
+def forgetting(rise: float) -> str:
+    """A rise of the loss on the probe in words: ``0.12 forgotten``."""
+    return f"{format_fixed(rise, 2)} forgotten" if rise >= FORGOTTEN else "nothing forgotten"
 
 
 def _perplexity(before: EvalEvent | None, after: EvalEvent) -> str:

@@ -14,6 +14,7 @@ from core.runs.events import (
     GovernorEvent,
     NoticeEvent,
     PhaseEvent,
+    ProbeEvent,
 )
 from core.text import one_line
 from core.units import format_bytes, format_fixed, format_moment, format_number
@@ -107,7 +108,14 @@ def evaluation(event: EvalEvent) -> str:
         line += f", reward accuracy {format_fixed(event.reward_accuracy, 2)}"
     if event.reward_margin is not None:
         line += f", margin {format_number(event.reward_margin)}"
-    return line + (f" ({event.rows} {'row' if event.rows == 1 else 'rows'})" if event.rows is not None else "")
+    if event.rows is not None:
+        line += f" ({event.rows} {'row' if event.rows == 1 else 'rows'})"
+    return line + (f", probe loss {format_number(event.probe_loss)}" if event.probe_loss is not None else "")
+
+
+def probe(event: ProbeEvent) -> str:
+    """Sentence of the probe before the first step, ``probe loss 2.31 before the first step``."""
+    return f"probe loss {format_number(event.loss)} before the first step"
 
 
 def checkpoint(event: CheckpointEvent) -> str:
@@ -164,6 +172,8 @@ def end(event: FinishedEvent) -> str:
         line += f", {'model' if event.adapter == 'model' else 'adapter'} in {safe(event.adapter)}/"
     if reason and not line.startswith(reason):
         line += f": {reason}"
+    if event.refused:
+        line += f", and refused by eval.gate: {safe(event.refused)}"
     return _joined(line, safe(event.hint))
 
 

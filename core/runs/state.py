@@ -36,6 +36,8 @@ _PIDS, _COUNTS = range(1 << 31), range(1 << 63)
 _PHRASES = {"failed": "has failed", "stopped": "was stopped"}
 
 EXIT_CODES = {"finished": 0, "stopped": 3, "failed": 4}
+#: That of a finished run whose result misses a bar of ``eval.gate``.
+EXIT_REFUSED = 5
 
 
 def in_words(state: str) -> str:
@@ -48,7 +50,7 @@ class StepProgress:
     """Progress within a step or an evaluation: 3 of 8 micro-batches."""
 
     what: str
-    """``micro_batches``, ``evaluation``, ``answers``, ``samples`` or ``checkpoint``."""
+    """``micro_batches``, ``evaluation``, ``answers``, ``probe``, ``samples`` or ``checkpoint``."""
     done: int = 0
     total: int = 0
     """Of how many; 0 where they are not counted."""
@@ -79,6 +81,13 @@ class RunState:
     """Requests that were heard and wait for the end of the step: pause, checkpoint, skip_evaluation, stop."""
     progress: StepProgress | None = None
     """How far the present step or evaluation is; None between them."""
+    refused: str = ""
+    """What the result of a finished run misses of ``eval.gate``; empty where it passes."""
+
+    @property
+    def exit_code(self) -> int | None:
+        """The exit code for an end state; None for any other."""
+        return EXIT_REFUSED if self.state == "finished" and self.refused else EXIT_CODES.get(self.state)
 
     @property
     def is_over(self) -> bool:
@@ -116,7 +125,7 @@ class RunState:
         pending, progress = _pending(values.pop("pending", None)), _progress(values.pop("progress", None))
         if "state" not in values or not all(_is_sound(name, value) for name, value in values.items()):
             return None
-        values.update({name: one_line(values[name]) for name in ("reason", "host") if name in values})
+        values.update({name: one_line(values[name]) for name in ("reason", "host", "refused") if name in values})
         return cls(**values, pending=pending, progress=progress)
 
 
@@ -155,7 +164,7 @@ def _is_sound(name: str, value: Any) -> bool:
     if name in ("pid", "step", "total_steps", "memory_kills"):
         return type(value) is int and value in (_PIDS if name == "pid" else _COUNTS)
     # No path or identity contains a NUL.
-    return isinstance(value, str) and (name in ("reason", "host") or "\0" not in value)
+    return isinstance(value, str) and (name in ("reason", "host", "refused") or "\0" not in value)
 
 
 def infer_state(recorded: RunState, *, now: float | None = None) -> RunState:

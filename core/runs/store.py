@@ -121,7 +121,10 @@ class Run:
             return state
         if (end := _told_end(recorded, self.events_path)) is not None:
             reason = one_line(end.reason)
-            return dataclasses.replace(recorded, state=end.type, reason=reason, socket=None, step_started=None)
+            refused = one_line(end.refused or "")
+            return dataclasses.replace(
+                recorded, state=end.type, reason=reason, refused=refused, socket=None, step_started=None
+            )
         cause = memory_death(recorded, self.events_path)
         return state if cause is None else dataclasses.replace(state, reason=cause)
 

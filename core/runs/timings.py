@@ -33,7 +33,7 @@ VARIED = 0.08
 _LONGEST = 3e7
 _FEWEST_STEPS, _MOST_STEPS = 1e-6, 1e12
 #: Phase in which the model is measured, and the parts that its progress names.
-EVALUATING, PARTS = "evaluating", ("loss", "answers", "samples")
+EVALUATING, PARTS = "evaluating", ("loss", "answers", "probe", "samples")
 #: Events that may come at any time, and say nothing of what is being done.
 _BESIDE = (HardwareEvent, MemoryEvent, NoticeEvent)
 

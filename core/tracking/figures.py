@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from typing import Any, TypeGuard
 
 from core.config.schema import Config
-from core.runs.events import INTEGER_LIMIT, EvalEvent, Event, HardwareEvent, MemoryEvent, StepEvent
+from core.runs.events import INTEGER_LIMIT, EvalEvent, Event, HardwareEvent, MemoryEvent, ProbeEvent, StepEvent
 
 _STEP = ("loss", "lr", "grad_norm", "epoch", "tokens", "supervised_tokens", "seconds", "tokens_per_second")
-_EVAL = ("loss", "perplexity", "seconds", "exact_match", "valid_json", "rows")
+_EVAL = ("loss", "perplexity", "seconds", "exact_match", "valid_json", "rows", "probe_loss")
 _DEVICE = ("temperature_c", "memory_used", "utilization", "power_w", "fan", "clock")
 #: The form of a device's name; a tracker makes a series of each name.
 _DEVICE_NAME = re.compile(r"[a-z]{1,16}([:-][0-9]{1,4})?")
@@ -27,6 +27,8 @@ def figures(event: Event) -> dict[str, float]:
         return _numbers("train", event, _STEP)
     if isinstance(event, EvalEvent):
         return _numbers("eval", event, _EVAL)
+    if isinstance(event, ProbeEvent):
+        return {"eval/probe_loss": float(event.loss)}
     if isinstance(event, MemoryEvent):
         if not _DEVICE_NAME.fullmatch(event.device):
             return {}
@@ -45,7 +47,11 @@ def figures(event: Event) -> dict[str, float]:
 
 def step_of(event: Event, before: int) -> int:
     """The optimizer step of an event: its own, else the latest one."""
-    return event.step if isinstance(event, (StepEvent, EvalEvent)) and 0 <= event.step < INTEGER_LIMIT else before
+    return (
+        event.step
+        if isinstance(event, (StepEvent, EvalEvent, ProbeEvent)) and 0 <= event.step < INTEGER_LIMIT
+        else before
+    )
 
 
 def told_configuration(config: Config) -> dict[str, Any]:

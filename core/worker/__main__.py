@@ -11,11 +11,11 @@ import sys
 from pathlib import Path
 
 from core.errors import UserError
-from core.runs.after_end import way_on
+from core.runs.after_end import after_refusal, way_on
 from core.runs.events import ControlEvent, FailedEvent, FinishedEvent, StoppedEvent
 from core.runs.lock import hold_worker_lock
 from core.runs.sentences import sender
-from core.runs.state import EXIT_CODES
+from core.runs.state import EXIT_CODES, EXIT_REFUSED
 from core.runs.store import Run
 from core.worker.process import environment
 from core.worker.process.control import Controls, ControlServer, StopRequested, install_signals
@@ -82,7 +82,8 @@ def _work(run: Run, recorder: Recorder, controls: Controls, *, resume: bool) -> 
             step=outcome.step,
             best=outcome.best_step,
             adapter=outcome.adapter,
-            hint=f"Talk to it: localtune-tui chat {run.id}",
+            hint=after_refusal(run) if outcome.refused else f"Talk to it: localtune-tui chat {run.id}",
+            refused=outcome.refused or None,
         )
     except StopRequested as request:
         step, adapter = recorder.state.step, _newest_adapter(run)
@@ -106,7 +107,7 @@ def _work(run: Run, recorder: Recorder, controls: Controls, *, resume: bool) -> 
     if server is not None:
         server.close()
     recorder.close(state, reason, final)
-    return EXIT_CODES[state]
+    return EXIT_REFUSED if final.refused else EXIT_CODES[state]
 
 
 def _status(recorder: Recorder) -> dict[str, object]:

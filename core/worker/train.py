@@ -9,15 +9,19 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import math
 import time
 from dataclasses import dataclass
 
 import torch
 
+from core.config.gate import read_bars
 from core.config.schema import Config
-from core.runs.events import StepEvent
+from core.runs.events import ProbeEvent, StepEvent
+from core.runs.gate import GateFigures, judge
 from core.runs.sentences import ALL_DONE, BEST_CHOSEN
+from core.runs.tail import EventTail
 from core.worker.checkpoint.checkpointer import find_checkpoint
 from core.worker.control_point import EvaluationSkipped
 from core.worker.data.batches import make_micro_batch, supervised_count
@@ -35,10 +39,13 @@ class Outcome:
 
     step: int
     best_step: int | None
-    adapter: str
-    """The adapter, or the model where its own weights were trained; relative to the run directory."""
+    adapter: str | None
+    """The adapter, or the model where its own weights were trained; relative to the run directory. None where the
+    result is refused."""
     reason: str
     """Why it ended, and which step the result is of where that is not the last one."""
+    refused: str = ""
+    """What the result misses of ``eval.gate``; empty where it passes."""
 
 
 @dataclass(frozen=True)
@@ -170,6 +177,7 @@ class FinetuneRecipe:
         if state.step == 0 and self.config.eval.baseline:
             self._evaluate()
         elif state.step == 0:
+            self._probe()
             self._answer_samples()
             if rehearses:
                 parts.meter.reset_peak()  # the first step's peak is its own
@@ -256,7 +264,7 @@ class FinetuneRecipe:
 
         recorder.phase("evaluating", total=evaluator.rows if evaluator is not None else None)
         if evaluator is not None:
-            paused = state.paused_seconds
+            paused, began = state.paused_seconds, time.monotonic()
             try:
                 event, samples = evaluator.measure(step, report)
             except MemoryShortageError as error:
@@ -264,7 +272,11 @@ class FinetuneRecipe:
                 message = f"The evaluation after step {step} is left out. {error.message}"
                 recorder.warn("evaluation_skipped", message, error.hint)
                 return
-            event = dataclasses.replace(event, seconds=event.seconds - (state.paused_seconds - paused))
+            if parts.probe is not None:
+                event = dataclasses.replace(event, probe_loss=parts.probe.measure(functools.partial(report, "probe")))
+            # Both go on while a pause is waited through.
+            seconds = time.monotonic() - began - (state.paused_seconds - paused)
+            event = dataclasses.replace(event, seconds=seconds)
             for told in (event, *samples):
                 recorder.event(told)
             if state.best.measured(step, event.loss):
@@ -272,6 +284,25 @@ class FinetuneRecipe:
         state.evaluated = step
         for sample in parts.samples.write(step, functools.partial(report, "samples")):
             recorder.event(sample)
+
+    def _probe(self) -> None:
+        """The general probe on the untouched model where that is not measured: what later figures are compared with."""
+        parts, state, recorder = self.parts, self.parts.state, self.recorder
+        if parts.probe is None:
+            return
+        tell = recorder.reporter("evaluating", parts.control_point.attend)
+        recorder.phase("evaluating", "probe")
+        state.measures_baseline, paused, began = True, state.paused_seconds, time.monotonic()
+        try:
+            with contextlib.suppress(StopRequested):
+                loss = parts.probe.measure(functools.partial(tell, "probe"))
+                if loss is not None:
+                    seconds = time.monotonic() - began - (state.paused_seconds - paused)
+                    recorder.event(ProbeEvent(step=0, loss=loss, seconds=seconds))
+        except EvaluationSkipped:
+            state.skipping = False
+        finally:
+            state.measures_baseline = False
 
     def _answer_samples(self) -> None:
         """Sample answers of the untouched model where it is not measured: what later answers are compared with."""
@@ -323,13 +354,24 @@ class FinetuneRecipe:
             parts.control_point.attend()
         self._evaluate()
         output = parts.checkpointer.output
-        self.recorder.phase("saving", output.name)
         chosen = parts.checkpointer.choose()
-        parts.checkpointer.save_result(chosen)
+        refused = self._refusal(state.step if chosen is None else chosen.step)
+        if not refused:
+            self.recorder.phase("saving", output.name)
+            parts.checkpointer.save_result(chosen)
         parts.meter.record()
         reason = ALL_DONE
         if best.is_exhausted and state.step < state.total_steps:
             reason = f"no lower held-out loss in {best.waited} evaluations"
         if chosen is not None:
-            reason += f"; the {output.name} is that of step {chosen.step}, {BEST_CHOSEN}"
-        return Outcome(state.step, best.best_step, output.name, reason)
+            reason += f"; the {'result' if refused else output.name} is that of step {chosen.step}, {BEST_CHOSEN}"
+        return Outcome(state.step, best.best_step, None if refused else output.name, reason, refused)
+
+    def _refusal(self, step: int) -> str:
+        """What the result misses of ``eval.gate``, where it is that of a step; empty where it passes."""
+        bars = read_bars(self.config.eval.gate)
+        if not bars:
+            return ""
+        # From the record, as what was measured before the run was continued counts as well.
+        events = itertools.chain.from_iterable(EventTail(self.recorder.run.events_path).batches())
+        return judge(bars, GateFigures.of(events, step))

@@ -27,6 +27,7 @@ from core import paths
 from core.chat.session import Answer
 from core.commands import COMMANDS, load_command
 from core.commands import chat as chat_command
+from core.commands import eval as eval_command
 from core.commands import fetch as fetch_command
 from core.commands.common import EXIT_BROKEN_PIPE, EXIT_ERROR, EXIT_INTERRUPTED, EXIT_LOST, EXIT_USAGE
 from core.commands.control import describe
@@ -36,6 +37,10 @@ from core.config.choices import AIMS, TRACKERS
 from core.config.document import dump_config
 from core.config.live import CHANGEABLE
 from core.config.schema import Config, Option, options
+from core.evaluation.lm_eval import Figure, HarnessModel, HarnessResult
+from core.evaluation.prompt_set import PromptItem
+from core.evaluation.record import Answered, EvaluationRecord
+from core.evaluation.table import EvaluationTable
 from core.hardware.snapshot import Device
 from core.hub.job import FetchPlan
 from core.hub.store import REFS_NAME, Record
@@ -44,7 +49,7 @@ from core.models.files import RECORD_NAME
 from core.presets.library import presets
 from core.runs import events, protocol
 from core.runs.lock import LOCK_VARIABLE
-from core.runs.state import ACTIVE_STATES, END_STATES, EXIT_CODES, INFERRED_STATES, RunState
+from core.runs.state import ACTIVE_STATES, END_STATES, EXIT_CODES, EXIT_REFUSED, INFERRED_STATES, RunState
 from core.runs.store import Run, create_run
 from core.selftest.checks import Check
 from core.selftest.report import Report
@@ -105,6 +110,7 @@ def contracts(home: Path) -> dict[str, Callable[[], JSON]]:
             "lost": EXIT_LOST,
             "interrupted": EXIT_INTERRUPTED,
             "broken pipe": EXIT_BROKEN_PIPE,
+            "refused": EXIT_REFUSED,
         },
         "fields of state.json": lambda: fields(RunState),
         "events": lambda: {kind.type: event_fields(kind) for kind in event_types(events.Event)},
@@ -316,8 +322,27 @@ def json_fields(run: Run) -> dict[str, JSON]:
         "pause, resume, stop": keys_of(describe(run, "pause", run.state())),
         "demo": keys_of(summarize_demo(followed) | {"phases": ""}),
         "chat": keys_of(chat_command._fields(Answer("", 1, 1.0, 1.0, "base"))),
+        "eval": keys_of(an_evaluation() | dict.fromkeys(("means", "answered"), "")),
+        "eval --with lm-eval": keys_of(a_benchmark()),
         "fetch": keys_of(fetch_command._as_json(parse_entry("hf://datasets/a/b"), fetched, [])),
     }
+
+
+def an_evaluation() -> dict[str, JSON]:
+    """What ``eval --json`` prints of two models that have answered six prompts."""
+    items = tuple(PromptItem(str(number), ({"role": "user", "content": "q"},), "a") for number in range(6))
+    answered: list[Answered | None] = [Answered("a", scores={"exact_match": 1.0})] * 6
+    names = ("a", "b")
+    record = EvaluationRecord(
+        "1", 0.0, "p", "0", 0, items, names, names, {}, {name: list(answered) for name in names}, "done"
+    )
+    return eval_command.summary(record, EvaluationTable.of(record), "")
+
+
+def a_benchmark() -> dict[str, JSON]:
+    """What ``eval --with lm-eval --json`` prints of one figure."""
+    result = HarnessResult((Figure("t", "acc", "none", 0.5, 0.1),), "1", Path("/p"))
+    return eval_command.harness_summary(HarnessModel("m", Path("/m")), result)
 
 
 def has_main(module: str) -> bool:

@@ -69,6 +69,8 @@ class Leaving:
         run, state = view.run, view.state.state
         if view.is_live:
             return f"Run {run.id} goes on ({state}). Come back with: localtune-tui watch {run.id}"
+        if view.state.refused:
+            return f"Run {run.id} is finished, and eval.gate refuses its result: {view.state.refused}"
         outputs = run.adapter_path if state == "finished" else run.path
         return f"Run {run.id} {in_words(state)}: {outputs}"
 

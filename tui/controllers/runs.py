@@ -351,9 +351,12 @@ class Runs:
     def _announce_end(self, view: RunView) -> None:
         """Announce the end of a run that was watched, where its pane is not on the screen."""
         if not self._desktop.main.slot("train").display:
+            state = view.state
+            refused = f" Its result is refused by eval.gate: {state.refused}." if state.refused else ""
+            is_well = state.state in ("finished", "stopped")
             self._desktop.tell(
-                one_line(f"{view.run.id} {in_words(view.state.state)}. {view.state.reason}", 300),
-                severity="information" if view.state.state in ("finished", "stopped") else "error",
+                one_line(f"{view.run.id} {in_words(state.state)}. {refused or state.reason}", 300),
+                severity="warning" if refused else "information" if is_well else "error",
                 seconds=10,
             )
 

@@ -18,6 +18,7 @@ from tui.messages import (
     ContinueRequested,
     DeleteRequested,
     EditRunRequested,
+    EvaluationRequested,
     ExportRequested,
     OpenRunRequested,
     RunsInView,
@@ -228,6 +229,11 @@ class RunsPane(Pane):
         """Export what the run under the cursor has trained."""
         if (row := self.query_one(RunList).selected) is not None:
             self.post_message(ExportRequested(row.run))
+
+    def action_evaluate(self) -> None:
+        """Put a file of prompts to the model of the run under the cursor."""
+        if (row := self.query_one(RunList).selected) is not None:
+            self.post_message(EvaluationRequested(row.run))
 
     def action_delete(self) -> None:
         """Delete the run under the cursor, once that is confirmed."""

@@ -64,7 +64,7 @@ class TrainPane(Pane, can_focus=True):
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("train")]
     HELP = (
         "What the run is doing. The dim line is the loss of each step, the bright one is smoothed, ◆ is the loss on "
-        "held-out rows."
+        "held-out rows, ◇ that on the general probe, which rises where the model forgets."
     )
 
     def __init__(self) -> None:
@@ -167,7 +167,7 @@ class TrainPane(Pane, can_focus=True):
             marks.append((view.step, view.state.state))
         total = view.state.total_steps
         self.query_one(LineChart).show(
-            ChartData(history.loss, history.eval_loss, marks, total, is_over=not view.is_live)
+            ChartData(history.loss, history.eval_loss, marks, total, is_over=not view.is_live, probe=history.probe_loss)
         )
         self._set_stage()
         self._update_lines(view)

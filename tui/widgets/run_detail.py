@@ -95,7 +95,7 @@ def _head(row: RunRow, width: int) -> Content:
 
 def _progress(row: RunRow, figures: RunFigures | None) -> str:
     """State, steps and working time in a line."""
-    parts = [f"{STATE_GLYPHS.get(row.state, '?')} {row.state}"]
+    parts = [f"{STATE_GLYPHS.get(row.state, '?')} {row.state}{', refused' if row.refused else ''}"]
     if row.total_steps:
         parts.append(f"step {row.step} of {row.total_steps}")
     if figures is not None and figures.working_seconds:

@@ -47,7 +47,7 @@ def end_hints(result: RunResult, keys: KeyTable, *, has_answers: bool, name: str
     shown = []
     if result.state != "finished" and result.saved_step is not None:
         shown.append(("train.continue", "continue from there"))
-    if result.path is not None:
+    if result.path is not None or (result.refused and result.saved_step is not None):
         shown.append(("app.ask", "ask it"))
     if has_answers:
         shown.append(("train.answers", "answers"))
@@ -82,6 +82,8 @@ def flow(hints: Sequence[Hint], width: int) -> list[Content]:
 def _head(result: RunResult, width: int) -> list[Content]:
     """The state, the steps, the time and the energy; below it the reason of an end that was not planned."""
     style = f"${STATE_COLORS[result.state]} bold" if result.state in STATE_COLORS else "bold"
+    if result.refused:
+        style = "$warning bold"
     event, took = _event(result), format_duration(result.seconds)
     is_whole = result.step and result.step == result.total_steps
     facts = [f"{result.step} {'step' if result.step == 1 else 'steps'} in {took}" if is_whole else f"{took} of work"]
@@ -91,9 +93,10 @@ def _head(result: RunResult, width: int) -> list[Content]:
     glyph = STATE_GLYPHS.get(result.state, "?")
     head = Content.assemble((f"{glyph} {event}{of_total}", style), *(f" · {text}" for text in facts if result.step))
     reason = one_line(result.reason, 400)
-    hint = one_line(result.hint, 300) if result.state == "failed" else ""
+    hint = one_line(result.hint, 300) if result.state == "failed" or result.refused else ""
+    refused = f"The result is refused by eval.gate: {one_line(result.refused, 400)}" if result.refused else ""
     # The first line has it already: "stopped on request after step 40".
-    told = [text.rstrip(".") + "." for text in ("" if reason == event else reason, hint) if text]
+    told = [text.rstrip(".") + "." for text in ("" if reason == event else reason, refused, hint) if text]
     return [head, *(_indented(" ".join(told), width) if told else [])]
 
 
@@ -107,6 +110,8 @@ def _event(result: RunResult) -> str:
     if reason.startswith(f"{result.state} ") and reason.endswith(f"after step {result.step}"):
         return reason
     is_whole = result.state == "finished" and result.step == result.total_steps
+    if result.refused:
+        return "finished, refused" if is_whole else f"finished after step {result.step}, refused"
     return result.state if is_whole or not result.step else f"{result.state} after step {result.step}"
 
 
@@ -137,7 +142,7 @@ def _row(measure: Measure, room: int, glyphs: GlyphSet) -> Content:
 
 def _kept(result: RunResult, width: int) -> list[Content]:
     """What an unfinished run leaves."""
-    if result.state == "finished":
+    if result.state == "finished" and not result.refused:
         return []
     if result.saved_step is None:
         text = "Nothing is kept: there was no checkpoint yet." if result.step else "No step was done."

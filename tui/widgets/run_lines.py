@@ -63,6 +63,8 @@ def numbers(view: RunView, width: int) -> Content:
         last = history.evals[-1]
         text = f"{format_number(last.loss).rjust(7)} @{last.step}"
         fields.append(Content.assemble(("eval ", "$muted"), text))
+        if last.probe_loss is not None and width >= 104:
+            fields.append(Content.assemble(("probe ", "$muted"), format_number(last.probe_loss)))
         if last.exact_match is not None and width >= 96:
             fields.append(Content.assemble(("exact ", "$muted"), format_fixed(last.exact_match, 2)))
         if last.valid_json is not None and width >= 110:

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
+from core.evaluation.answers import Expected
 from core.runs.events import EvalEvent, SampleEvent
 from core.worker.data.batches import make_micro_batch, supervised_count
 from core.worker.data.dataset import Dataset
-from core.worker.evaluate.answers import Expected
 from core.worker.evaluate.samples import ANSWER_MARGIN_TOKENS, samples_of
 from core.worker.generate.generate import generate_batch
 from core.worker.loss.objectives import Objective, SupervisedObjective

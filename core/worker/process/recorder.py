@@ -21,6 +21,7 @@ from core.paths import FILE_MODE
 from core.redact import redact
 from core.runs.events import (
     Event,
+    FinishedEvent,
     HardwareEvent,
     MemoryEvent,
     NoticeEvent,
@@ -153,7 +154,7 @@ class Recorder:
         a second at most.
 
         Args:
-            what: ``micro_batches``, ``evaluation``, ``answers``, ``samples`` or ``checkpoint``.
+            what: ``micro_batches``, ``evaluation``, ``answers``, ``probe``, ``samples`` or ``checkpoint``.
             done: How many are done.
             total: Of how many; 0 where they are not counted.
         """
@@ -247,7 +248,7 @@ class Recorder:
             self._step_began = None
             self.update(step=step)
 
-    def close(self, state: str, reason: str, final: Event) -> None:
+    def close(self, state: str, reason: str, final: FinishedEvent) -> None:
         """Write the last event and the end state; nothing is written afterwards."""
         if state not in END_STATES:
             raise ValueError(f"{state} is not an end state")
@@ -260,7 +261,7 @@ class Recorder:
         with self._lock:
             self.sync()
             self._step_began = None
-            self.update(state=state, reason=reason, socket=None)
+            self.update(state=state, reason=reason, refused=final.refused or "", socket=None)
             os.close(self._file)
 
     def sync(self) -> None:

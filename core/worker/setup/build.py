@@ -22,6 +22,7 @@ from core.worker.control_point import ControlPoint
 from core.worker.data.batches import DataOrder
 from core.worker.data.dataset import Dataset
 from core.worker.evaluate.evaluate import Evaluator
+from core.worker.evaluate.probe import Probe
 from core.worker.evaluate.samples import SampleWriter, choose_questions
 from core.worker.fused.install import Fused
 from core.worker.loss.fused_loss import LossChoice, choose_for_run
@@ -89,6 +90,8 @@ class Parts:
     intervals: Intervals
     evaluator: Evaluator | None
     """None where nothing is held out."""
+    probe: Probe | None
+    """None where the general probe is not measured."""
     samples: SampleWriter
     memory: MemoryDecision
     meter: MemoryMeter
@@ -214,6 +217,10 @@ def build(config: Config, recorder: Recorder, controls: Controls, found: Checkpo
     if held_out is not None and held_out_objective is not None:
         shown = 0 if samples.is_needed else config.eval.samples
         evaluator = _make_evaluator(config, control_point, held_out, held_out_objective, token_budget, shown)
+    probe = None
+    if evaluator is not None and prepared.probe:
+        budget = min(token_budget, TOKEN_BUDGETS[device.type])
+        probe = Probe(loaded, loss, prepared.probe, budget, autocast, control_point.attend, recorder.warn)
     recorder.update(total_steps=state.total_steps)
     base_fingerprint.settle(controls.check_stop)
     return Parts(
@@ -229,6 +236,7 @@ def build(config: Config, recorder: Recorder, controls: Controls, found: Checkpo
         learning_rate=LearningRate(train, state),
         intervals=Intervals(config, state, order.steps_per_epoch),
         evaluator=evaluator,
+        probe=probe,
         samples=samples,
         memory=memory,
         meter=MemoryMeter(used, device, dataset, state, fused, recorder),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,7 +21,8 @@ from core.template.settings import mask_settings
 from core.text import one_line
 from core.worker.data.batches import fingerprint
 from core.worker.data.dataset import HELD_OUT, NOT_SAMPLED, Dataset, Loader
-from core.worker.data.encode import Encoder, stop_token_ids
+from core.worker.data.encode import Encoder, TokenizedRow, stop_token_ids
+from core.worker.evaluate.probe import encode_probe
 from core.worker.model.model import load_tokenizer
 from core.worker.model.starter import resolve_base
 from core.worker.model.support import check_base
@@ -48,6 +50,8 @@ class Prepared:
     """SHA-256 over the rows trained on."""
     held_out_fingerprint: str
     """The same over the rows that are measured; empty where there are none."""
+    probe: list[TokenizedRow]
+    """The general probe; empty where it is not measured."""
 
 
 def prepare(config: Config, recorder: Recorder, check_stop: Callable[[], None], now: datetime | None) -> Prepared:
@@ -76,13 +80,8 @@ def prepare(config: Config, recorder: Recorder, check_stop: Callable[[], None], 
     if template is None and not tokenizer.chat_template and _has_conversations(config):
         preflight.check_template(config.model.base)
         template = template_source(None, FALLBACK_TEMPLATE)
-    encoder = Encoder(
-        tokenizer,
-        stop_token_ids(_generation_config(base), tokenizer, template),
-        template,
-        settings=mask_settings(config, str(base)),
-        now=now,
-    )
+    stops, settings = stop_token_ids(_generation_config(base), tokenizer, template), mask_settings(config, str(base))
+    encoder = Encoder(tokenizer, stops, template, settings=settings, now=now)
 
     def progress(rows: int) -> None:
         check_stop()
@@ -95,7 +94,12 @@ def prepare(config: Config, recorder: Recorder, check_stop: Callable[[], None], 
     recorder.event(dataset.event(held_out))
     _tell_dropped(dataset, recorder)
     measured = fingerprint(held_out.rows) if held_out is not None else ""
-    return Prepared(base, tokenizer, template, dataset, held_out, fingerprint(dataset.rows), measured)
+    probe: list[TokenizedRow] = []
+    if config.eval.probe and held_out is not None:
+        # Its answers alone count, whatever is learned of the rows, so that it says the same in all runs.
+        answers = dataclasses.replace(settings, supervise="assistant")
+        probe = encode_probe(Encoder(tokenizer, stops, template, settings=answers, now=now))
+    return Prepared(base, tokenizer, template, dataset, held_out, fingerprint(dataset.rows), measured, probe)
 
 
 def _has_conversations(config: Config) -> bool:

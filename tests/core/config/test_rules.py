@@ -62,6 +62,21 @@ BROKEN: list[tuple[dict[str, Any], Facts, str, str]] = [
     ),
     ({"eval__baseline": True}, Facts(), "warning", "eval.baseline is on, but"),
     (
+        {"data__eval": "a", "eval__gate": "loss less than 1"},
+        Facts(),
+        "error",
+        "eval.gate: 'loss less than 1' has no <=",
+    ),
+    ({"eval__gate": "loss < 1"}, Facts(), "error", "no held-out rows to judge the result by"),
+    ({"data__eval": "a", "eval__gate": "exact_match > 0.5"}, Facts(), "error", "exact_match, which is not measured"),
+    ({"data__eval": "a", "eval__gate": "loss < before"}, Facts(), "error", "compares loss with before"),
+    (
+        {"data__eval": "a", "eval__gate": ["loss < 1", "probe_loss < before"], "eval__probe": False},
+        Facts(),
+        "error",
+        "probe_loss, which is not measured",
+    ),
+    (
         {"method__name": "freeze", "train__precision": "fp16", "train__learning_rate": 1e-5},
         Facts(),
         "error",
@@ -178,6 +193,16 @@ BROKEN: list[tuple[dict[str, Any], Facts, str, str]] = [
 
 #: The same options and facts, but for what would break the rule.
 KEPT: list[tuple[dict[str, Any], Facts]] = [
+    (
+        {
+            "data__eval": "a",
+            "eval__baseline": True,
+            "eval__exact_match": True,
+            "eval__gate": ["loss <= 0.9*before", "exact_match >= 0.8", "probe_loss <= before + 0.1"],
+        },
+        Facts(),
+    ),
+    ({"data__eval": "a", "eval__gate": "probe_loss < before"}, Facts()),
     ({"data__weights": [2.0]}, Facts()),
     ({"data__eval": "a", "eval__every_steps": 5, "eval__exact_match": True, "eval__baseline": True}, Facts()),
     ({"data__eval_share": 0.1, "eval__every_steps": 5}, Facts()),

@@ -33,6 +33,8 @@ NOBODY_SAYS = {
     "eval.min_delta": "the threshold of early stopping is 0 in all of them",
     "eval.prompts": "none reads prompts from a file",
     "eval.max_rows": "all of them measure all rows",
+    "eval.probe": "the texts that it is measured on are ours",
+    "eval.gate": "none refuses a result",
     "eval.every_epochs": "they count in steps; an epoch is written as its steps",
     "hardware.gpu": "they leave it to CUDA_VISIBLE_DEVICES",
     "chat.system": "none has a system prompt for its chat alone",

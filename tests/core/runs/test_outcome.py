@@ -76,3 +76,14 @@ def test_a_lost_run_says_why(private_home: Path) -> None:
 def test_names_of_runs(identity: str, brief: str, slug: str) -> None:
     assert brief_id(identity) == brief
     assert slug_of(identity) == slug
+
+
+def test_a_refused_result_is_told_instead_of_its_numbers(private_home: Path) -> None:
+    script = ScriptedRun(private_home, "20261124-203633-faq", total=30)
+    script.train_to(30)
+    script.end("finished", "all steps done")
+    script.write_state(state="finished", reason="all steps done", refused="loss is 1.20 and should be <= 1.00")
+    outcome = read_outcome(script.run)
+    assert outcome is not None
+    told = outcome.tell(outcome.ended)
+    assert told.endswith(": its result is refused by eval.gate: loss is 1.20 and should be <= 1.00.")

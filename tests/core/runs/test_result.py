@@ -130,3 +130,30 @@ def test_what_a_stopped_run_keeps_and_loses(tmp_path: Path) -> None:
 def test_a_result_that_is_not_in_the_run_is_none(tmp_path: Path, adapter: str) -> None:
     history = fold(FinishedEvent(reason="", step=1, adapter=adapter))
     assert result(history, tmp_path).path is None
+
+
+@pytest.mark.parametrize(
+    ("after", "note"), [(2.12, "0.12 forgotten"), (2.001, "nothing forgotten"), (1.5, "nothing forgotten")]
+)
+def test_the_probe_is_compared_with_the_untouched_model_whether_or_not_the_rows_are(
+    tmp_path: Path, after: float, note: str
+) -> None:
+    probe = events.ProbeEvent(t=150.0, step=0, loss=2.0, seconds=1.0)
+    measured = [
+        EvalEvent(t=200.0 + number, step=number, loss=0.5, perplexity=1.6, seconds=1.0, probe_loss=loss)
+        for number, loss in ((15, 2.05), (30, after))
+    ]
+    found = result(fold(probe, step(1), measured[0], step(16), measured[1]), tmp_path)
+    assert found.measures[-1] == Measure("probe loss", 2.0, after, "loss", (2.0, 2.05, after), note)
+    single = result(fold(step(1), measured[1]), tmp_path)
+    assert [one for one in single.measures if one.name == "probe loss"] == [
+        Measure("probe loss", None, after, "loss", (after,), "")
+    ]
+
+
+def test_a_refused_result_is_told_by_the_state_or_the_last_event(tmp_path: Path) -> None:
+    end = FinishedEvent(t=240.0, reason=ALL_DONE, step=30, refused="loss is 1 and should be <= 0.5\x1b[2J")
+    assert result(fold(step(30), end), tmp_path).refused.startswith("loss is 1 and should be <= 0.5")
+    assert "\x1b" not in result(fold(step(30), end), tmp_path).refused
+    assert result(fold(step(30)), tmp_path, refused="by the state").refused == "by the state"
+    assert result(fold(step(30)), tmp_path).refused == ""

@@ -41,11 +41,15 @@ class ChartData:
     total_steps: int = 0
     is_over: bool = False
     """Whether the run has ended, so that its axis does not grow any more."""
+    probe: Series = field(default_factory=Series)
+    """The loss on the general probe."""
 
     @property
     def version(self) -> tuple[object, ...]:
         """Changes whenever the picture may: series only grow, or are replaced from a step on."""
-        series = [(id(each), len(each), each.last_step, repr(each.last)) for each in (self.loss, self.evals)]
+        series = [
+            (id(each), len(each), each.last_step, repr(each.last)) for each in (self.loss, self.evals, self.probe)
+        ]
         return (*series, tuple(self.marks), self.total_steps, self.is_over)
 
 
@@ -80,6 +84,7 @@ class LineChart(Widget):
     LineChart > .line-chart--smooth { color: $chart-smooth; }
     LineChart > .line-chart--raw { color: $chart-raw; }
     LineChart > .line-chart--eval { color: $chart-eval; text-style: bold; }
+    LineChart > .line-chart--probe { color: $chart-event; }
     LineChart > .line-chart--event { color: $chart-event; }
     LineChart > .line-chart--axis { color: $chart-axis; }
     LineChart > .line-chart--label { color: $muted; }
@@ -88,6 +93,7 @@ class LineChart(Widget):
         "line-chart--smooth",
         "line-chart--raw",
         "line-chart--eval",
+        "line-chart--probe",
         "line-chart--event",
         "line-chart--axis",
         "line-chart--label",
@@ -171,23 +177,24 @@ class LineChart(Widget):
         if not self._bounds():
             return frame
         plot.series(data)
-        plot.evaluations(data)
+        plot.evaluations(data.probe, self.glyphs.probe_mark, "probe")
+        plot.evaluations(data.evals, self.glyphs.eval_mark, "eval")
         if plot_rows >= 6 and width >= 50:
-            plot.legend(log=axis.scale.log, smoothed=data.loss.is_smoothed, evals=len(data.evals) > 0)
+            plot.legend(data, log=axis.scale.log)
         plot.marks(data.marks)
         return frame
 
     def _bounds(self) -> list[float]:
         """The extremes of all shown values; on a log axis, of the positive ones."""
         found: list[float] = []
-        for series in (self.data.loss, self.data.evals):
+        for series in (self.data.loss, self.data.evals, self.data.probe):
             if self.log_axis and (least := series.least_positive()) is not None:
                 found.append(least)
             found += series.bounds() or ()
         return [value for value in found if math.isfinite(value)]
 
     def _window(self) -> Scale:
-        shown = [series for series in (self.data.loss, self.data.evals) if len(series)]
+        shown = [series for series in (self.data.loss, self.data.evals, self.data.probe) if len(series)]
         first = min((series.steps[0] for series in shown), default=1)
         last = max((series.steps[-1] for series in shown), default=1)
         return geometry.step_window(first, last, self.data.total_steps, is_over=self.data.is_over)
@@ -273,27 +280,29 @@ class _Plot:
                 elif pattern := raw.bits[y][x]:
                     self.frame.cells[y][self.left + x] = (self.glyphs.points[pattern], "raw")
 
-    def evaluations(self, data: ChartData) -> None:
-        """A mark for each evaluation."""
-        for step, value in zip(data.evals.steps, data.evals.values, strict=True):
+    def evaluations(self, series: Series, mark: str, style: str) -> None:
+        """A mark for each value of an evaluation."""
+        for step, value in zip(series.steps, series.values, strict=True):
             x, y = self.column(step), self.row(value)
             if x is not None and y is not None:
-                self.frame.put(x, y, self.glyphs.eval_mark, "eval")
+                self.frame.put(x, y, mark, style)
 
-    def legend(self, *, log: bool, smoothed: bool, evals: bool) -> None:
+    def legend(self, data: ChartData, *, log: bool) -> None:
         """The legend of the marks, at the top right."""
         ascii_only = self.glyphs.name == "ascii"
         line = "*" if ascii_only else "━"
         parts = [("loss ", "label"), (line, "smooth")]
-        if smoothed:
+        if data.loss.is_smoothed:
             parts = [
                 ("each step ", "label"),
                 ("." if ascii_only else "─", "raw"),
                 ("  smoothed ", "label"),
                 (line, "smooth"),
             ]
-        if evals:
+        if len(data.evals):
             parts += [("  eval ", "label"), (self.glyphs.eval_mark, "eval")]
+        if len(data.probe):
+            parts += [("  probe ", "label"), (self.glyphs.probe_mark, "probe")]
         if log:
             parts.insert(0, ("log axis  ", "label"))
         x = self.frame.width - sum(len(text) for text, _ in parts) - 1

@@ -37,7 +37,7 @@ class _Column:
 
 
 def _state(row: RunRow, _figures: RunFigures | None, _now: float) -> str:
-    return f"{STATE_GLYPHS.get(row.state, '?')} {row.state}"
+    return f"{STATE_GLYPHS.get(row.state, '?')} {'refused' if row.refused else row.state}"
 
 
 def _identity(row: RunRow, _figures: RunFigures | None, _now: float) -> str:

@@ -11,10 +11,10 @@ import pytest
 from core.config.schema import Config
 from core.data.conversation import Example, Message
 from core.errors import UserError
+from core.evaluation.answers import Expected
 from core.worker.data.dataset import Dataset
 from core.worker.data.encode import Encoder
 from core.worker.evaluate import samples
-from core.worker.evaluate.answers import Expected
 from core.worker.evaluate.samples import Questions, SampleWriter, choose_questions
 from core.worker.model.model import load_model
 

@@ -100,6 +100,19 @@ async def test_evaluations_and_events_are_marked_with_words() -> None:
     assert "each step ─  smoothed ━  eval ◆" in lines[0]
 
 
+async def test_the_probe_has_a_mark_of_its_own_and_a_place_on_the_axis() -> None:
+    probe = Series()
+    probe.append(0, 9.0)
+    probe.append(30, 9.5)
+    chart = ChartData(falling(60), total_steps=60, probe=probe)
+    lines = await draw(chart, size=(80, 16))
+    assert sum(line.count("◇") for line in lines) == 3, "two values, and the legend"
+    assert "probe ◇" in lines[0]
+    assert "eval" not in lines[0]
+    probe.append(60, 1.0)
+    assert ChartData(falling(60), total_steps=60, probe=probe).version != ChartData(falling(60), total_steps=60).version
+
+
 async def test_a_short_run_is_one_line_of_its_own_values() -> None:
     lines = await draw(ChartData(falling(20), total_steps=25, marks=[(20, "stopped")], is_over=True), size=(80, 14))
     assert "loss ━" in lines[0]

@@ -1,0 +1,235 @@
+"""``eval RUN … --prompts FILE``: a prompt set over models as a table; or a benchmark of lm-eval."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from core.commands.common import EXIT_INTERRUPTED, EXIT_USAGE, PROGRAM, add_json_flag, emit, note, say
+
+if TYPE_CHECKING:
+    from core.evaluation.evaluation import Evaluation, EvaluationProgress
+    from core.evaluation.lm_eval import Figure, HarnessModel, HarnessResult
+    from core.evaluation.record import EvaluationRecord
+    from core.evaluation.table import EvaluationTable
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument(
+        "targets",
+        metavar="RUN|MODEL",
+        nargs="+",
+        help="who answers: a run, RUN@STEP, a model, a GGUF file; the first one is compared with the others",
+    )
+    parser.add_argument(
+        "--prompts", metavar="FILE", help="prompts (JSONL, or one a line) or a dataset (default: data.eval of the run)"
+    )
+    parser.add_argument(
+        "--against",
+        metavar="RUN|MODEL",
+        action="append",
+        default=[],
+        help="compare with base, another run, step, model or file; may be repeated",
+    )
+    parser.add_argument("--limit", metavar="N", type=int, help="the first N prompts only")
+    parser.add_argument("--max-new-tokens", metavar="N", type=int, help="longest answer, in tokens")
+    parser.add_argument(
+        "--check", metavar="COMMAND", help="a program that gets each answer as JSON and says how good it is"
+    )
+    parser.add_argument("--show", action="store_true", help="show the run's newest evaluation, and ask nothing")
+    parser.add_argument("--out", metavar="FILE", help="write it there too: JSON lines for .jsonl, else Markdown")
+    parser.add_argument(
+        "--with", dest="harness", choices=("lm-eval",), help="measure a benchmark by another program instead"
+    )
+    parser.add_argument("--tasks", metavar="NAMES", help="its tasks, separated by commas")
+    parser.add_argument("--include", metavar="DIRECTORY", help="a directory with tasks of your own for it")
+    add_json_flag(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Ask and compare, or start the harness."""
+    if args.harness is not None:
+        return _run_harness(args)
+    if args.tasks is not None or args.include is not None:
+        note(f"{PROGRAM} eval: error: --tasks and --include go with --with lm-eval.")
+        return EXIT_USAGE
+    from core.evaluation.report import write_report
+    from core.evaluation.request import EvaluationRequest
+    from core.evaluation.table import EvaluationTable
+
+    _refuse_existing(args.out)
+    if args.show:
+        return _show(args)
+    evaluation = EvaluationRequest(
+        tuple(args.targets), tuple(args.against), args.prompts, args.limit, args.max_new_tokens, args.check
+    ).prepare()
+    prompts = evaluation.prompts
+    if prompts.skipped:
+        note(f"{prompts.skipped} rows of {prompts.name} are no questions, and are left out.")
+    done = _evaluate(evaluation)
+    record = evaluation.record
+    table = EvaluationTable.of(record)
+    if done:
+        if args.out is not None:
+            note(f"written to {write_report(record, table, args.out)}")
+    else:
+        note(f"{record.done} of {record.total} answers are kept; the same command goes on with the rest.")
+    _print(evaluation.file.path if evaluation.file is not None else None, record, table, as_json=args.json)
+    return 0 if done else EXIT_INTERRUPTED
+
+
+def _show(args: argparse.Namespace) -> int:
+    """The newest evaluation of a run, as it is kept."""
+    from core.chat.session import names_model
+    from core.evaluation.record import newest_record
+    from core.evaluation.report import write_report
+    from core.evaluation.table import EvaluationTable
+    from core.runs.trained import find_run_at
+
+    name = args.targets[0]
+    path, record = newest_record(None if names_model(name) else find_run_at(name)[0])
+    table = EvaluationTable.of(record)
+    if args.out is not None:
+        note(f"written to {write_report(record, table, args.out)}")
+    if record.state != "done":
+        note(f"It is unfinished: {record.done} of {record.total} answers.")
+    _print(path, record, table, as_json=args.json)
+    return 0
+
+
+def _refuse_existing(out: str | None) -> None:
+    """Refuse before the work what would be refused after it."""
+    from core.errors import UserError
+    from core.paths import user_path
+
+    if out is not None and (path := user_path(out).absolute()).exists():
+        raise UserError(f"{path} is there already.", "Name another file, or delete it.")
+
+
+def _evaluate(evaluation: Evaluation) -> bool:
+    """Ask; whether it was done and not interrupted."""
+    from core.commands.progress import LiveLine
+
+    line = LiveLine()
+    try:
+        evaluation.run(_teller(evaluation, line.draw))
+    except KeyboardInterrupt:
+        evaluation.cancel()
+        return False
+    finally:
+        line.clear()
+    return True
+
+
+def _teller(evaluation: Evaluation, draw: Callable[[str], None]) -> Callable[[EvaluationProgress], None]:
+    told = False
+
+    def tell(progress: EvaluationProgress) -> None:
+        nonlocal told
+        if evaluation.is_continued and not told:
+            told = True
+            note(f"Goes on with {progress.done} of {progress.total} answers of an earlier attempt.")
+        draw(f"{progress.target}: {progress.activity}  {progress.done}/{progress.total}")
+
+    return tell
+
+
+def _print(path: Path | None, record: EvaluationRecord, table: EvaluationTable, *, as_json: bool) -> None:
+    from core.evaluation.report import summary_lines
+
+    if as_json:
+        emit(summary(record, table, str(path) if path is not None else None))
+        return
+    for text in summary_lines(record, table):
+        say(text)
+    note(f"kept in {path}")
+
+
+def summary(record: EvaluationRecord, table: EvaluationTable, path: str | None) -> dict[str, Any]:
+    """An evaluation as ``--json`` prints it.
+
+    Returns:
+        ``id``, ``path`` of the record, ``state`` (``running`` where it was interrupted), ``prompts`` (their file),
+        ``items`` (their number), ``targets``, and the fields of
+        :meth:`core.evaluation.table.EvaluationTable.to_dict`.
+    """
+    return {
+        "id": record.id,
+        "path": path,
+        "state": record.state,
+        "prompts": record.prompts,
+        "items": len(record.items),
+        "targets": list(record.targets),
+        **table.to_dict(),
+    }
+
+
+def _run_harness(args: argparse.Namespace) -> int:
+    from core.evaluation.lm_eval import HarnessJob, read_tasks
+
+    refused = {
+        "--limit must be at least 1": args.limit is not None and args.limit < 1,
+        "--tasks is needed: names separated by commas": args.tasks is None,
+        "--prompts, --against, --check, --max-new-tokens and --out do not go with --with": any(
+            (args.prompts, args.against, args.check, args.max_new_tokens, args.out)
+        ),
+        "lm-eval measures one model at a time": len(args.targets) > 1,
+    }
+    if wrong := next((sentence for sentence, is_so in refused.items() if is_so), None):
+        note(f"{PROGRAM} eval: error: {wrong}.")
+        return EXIT_USAGE
+    include = Path(args.include).absolute() if args.include is not None else None
+    model, device = _harness_model(args.targets[0])
+    job = HarnessJob(model, read_tasks(args.tasks), args.limit, include, device)
+    live = sys.stderr.isatty()
+    try:
+        result = job.run(note if live else lambda _: None)
+    except KeyboardInterrupt:
+        job.cancel()
+        raise
+    if args.json:
+        emit(harness_summary(model, result))
+    else:
+        for text in figure_lines(result.figures):
+            say(text)
+        note(f"kept in {result.path}")
+    return 0
+
+
+def _harness_model(name: str) -> tuple[HarnessModel, str]:
+    """The model that the harness loads, and its device."""
+    from core.evaluation.lm_eval import model_of, plain_model
+    from core.evaluation.targets import resolve_targets
+
+    (target,) = resolve_targets([name])
+    if target.trained is None:
+        return plain_model(name), "auto"
+    return model_of(target.trained, target.name), target.trained.config.hardware.device
+
+
+def harness_summary(model: HarnessModel, result: HarnessResult) -> dict[str, Any]:
+    """A benchmark as ``--json`` prints it: ``model``, ``path`` of what is kept, ``harness`` (its version) and
+    ``figures`` (``task``, ``metric``, ``filter``, ``value``, ``stderr``)."""
+    from dataclasses import asdict
+
+    return {
+        "model": model.name,
+        "path": str(result.path),
+        "harness": result.version,
+        "figures": [asdict(figure) for figure in result.figures],
+    }
+
+
+def figure_lines(figures: tuple[Figure, ...]) -> list[str]:
+    """The figures as lines: task, metric, value and standard error."""
+    table = [("TASK", "METRIC", "VALUE")]
+    for figure in figures:
+        error = f" ± {figure.stderr:.4f}" if figure.stderr is not None else ""
+        metric = figure.metric if figure.filter == "none" else f"{figure.metric} ({figure.filter})"
+        table.append((figure.task, metric, f"{figure.value:.4f}{error}"))
+    widths = [max(len(row[column]) for row in table) for column in (0, 1)]
+    return [f"{task.ljust(widths[0])}  {metric.ljust(widths[1])}  {value}" for task, metric, value in table]

@@ -1,0 +1,163 @@
+"""An evaluation: the questions of a prompt set put to each model in turn, the answers scored and kept."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from core.chat.request import GenerationSettings
+from core.chat.session import Answer, ChatSession
+from core.errors import UserError
+from core.evaluation.check import Check
+from core.evaluation.prompt_set import PromptSet
+from core.evaluation.record import Answered, EvaluationRecord, RecordFile, folder_of, unfinished
+from core.evaluation.score import Scorer
+from core.evaluation.targets import Target
+
+
+@dataclass(frozen=True)
+class EvaluationProgress:
+    """How far an evaluation is."""
+
+    target: str
+    """The model that answers."""
+    activity: str
+    """What is done: ``loading the model``, or ``answering``."""
+    done: int
+    total: int
+
+
+class EvaluationCancelledError(Exception):
+    """The evaluation was cancelled; what it has so far is kept."""
+
+
+@dataclass
+class Evaluation:
+    """Puts a prompt set to models; one model is loaded at a time.
+
+    Args:
+        prompts: The questions.
+        targets: The models, the one that the others are compared with first.
+        max_new_tokens: The longest answer, in tokens. Answers are greedy, so that they are the same each time.
+        check: A user's own check.
+    """
+
+    prompts: PromptSet
+    targets: Sequence[Target]
+    max_new_tokens: int = 256
+    check: Check | None = None
+    record: EvaluationRecord = field(init=False)
+    """What it has so far; that of an earlier attempt where one was cut short."""
+    file: RecordFile | None = field(default=None, init=False)
+    """Where it is kept, once it has begun."""
+    is_continued: bool = field(default=False, init=False)
+    """Whether answers of an earlier attempt are taken over."""
+
+    def __post_init__(self) -> None:
+        self._cancelled = threading.Event()
+        self._session: ChatSession | None = None
+        self._guard = threading.Lock()
+        self._settings = GenerationSettings(max_new_tokens=self.max_new_tokens)
+        self._scorer = Scorer(self.prompts.items, self.check)
+        told = list(self.check.command) if self.check is not None else None
+        settings = {"max_new_tokens": self.max_new_tokens, "check": told}
+        self.record = EvaluationRecord.new(self.prompts, self.targets, settings)
+
+    @property
+    def folder(self) -> Path:
+        """The directory of its record: that of the first run, or the home's."""
+        return folder_of(next((target.run for target in self.targets if target.run is not None), None))
+
+    def run(self, progress: Callable[[EvaluationProgress], None] = lambda _: None) -> EvaluationRecord:
+        """Ask and score; blocks. A cut one that asks the same is gone on with.
+
+        Args:
+            progress: Told before each answer and while a model is loaded.
+
+        Raises:
+            EvaluationCancelledError: If :meth:`cancel` was called; what there is so far is kept.
+            UserError: If a model cannot answer, or the check or the disk fails; likewise.
+        """
+        found = unfinished(self.folder, self.record)
+        if found is not None:
+            path, self.record = found
+            self.file, self.is_continued = RecordFile(path, self.record), self.record.done > 0
+        else:
+            self.file = RecordFile.create(self.folder, self.record)
+        try:
+            # Those that one loaded model answers come together, in the order of the table.
+            order = sorted(range(len(self.targets)), key=lambda place: self._first_of(self.targets[place].loads))
+            for _, places in itertools.groupby(order, key=lambda place: self.targets[place].loads):
+                self._ask_group([self.targets[place] for place in places], progress)
+            self.record.state = "done"
+        finally:
+            self.file.write()
+        return self.record
+
+    def _first_of(self, loads: str) -> int:
+        return next(place for place, target in enumerate(self.targets) if target.loads == loads)
+
+    def _ask_group(self, group: Sequence[Target], progress: Callable[[EvaluationProgress], None]) -> None:
+        record = self.record
+        open_places = {
+            target.name: [place for place, answer in enumerate(record.answers[target.name]) if answer is None]
+            for target in group
+        }
+        if not any(open_places.values()):
+            return
+        self._check_cancelled()
+        session = group[0].open()
+        with self._guard:
+            self._session = session
+
+        def tell(target: Target, activity: str) -> None:
+            progress(EvaluationProgress(target.name, activity, record.done, record.total))
+
+        try:
+            tell(group[0], "loading the model")
+            session.prepare(lambda activity, _done, _total: tell(group[0], activity))
+            for target in group:
+                for place in open_places[target.name]:
+                    self._check_cancelled()
+                    tell(target, "answering")
+                    record.answers[target.name][place] = self._ask(session, target, place)
+                    if self.file is not None:
+                        self.file.write_if_due()
+                tell(target, "answering")
+        except UserError:
+            # A session that was closed to cancel it says that it has ended.
+            self._check_cancelled()
+            raise
+        finally:
+            with self._guard:
+                self._session = None
+            session.close()
+
+    def _ask(self, session: ChatSession, target: Target, place: int) -> Answered:
+        messages = [dict(message) for message in self.prompts.items[place].messages]
+        began = time.monotonic()
+        answer: Answer | None = None
+        for piece in session.generate(messages, target.source, self._settings):
+            if isinstance(piece, Answer):
+                answer = piece
+        self._check_cancelled()
+        if answer is None:
+            raise UserError(f"{target.name} gave no answer.", "Do it again: what was answered is kept.")
+        seconds = round(time.monotonic() - began, 3)
+        return Answered(answer.text, answer.tokens, seconds, answer.finish, self._scorer.score(place, answer.text))
+
+    def _check_cancelled(self) -> None:
+        if self._cancelled.is_set():
+            raise EvaluationCancelledError
+
+    def cancel(self) -> None:
+        """End it soon; safe from any thread, and to call again."""
+        self._cancelled.set()
+        with self._guard:
+            session = self._session
+        if session is not None:
+            session.close()

@@ -1,0 +1,311 @@
+"""Benchmarks by ``lm-eval``, EleutherAI's harness, as a program beside this one: started offline, its figures read and
+kept. It is not installed with this program; whoever wants it has it in an environment of its own."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import os
+import re
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from core import paths
+from core.atomic import write_atomic
+from core.directories import disk_error
+from core.errors import UserError
+from core.evaluation.record import HARNESS_SUFFIX, folder_of
+from core.helper import Helper, describe_end
+from core.launch.launcher import worker_environment
+from core.models.find import find_model
+from core.runs.events import as_json
+from core.runs.store import Run
+from core.runs.trained import TrainedModel
+from core.small_files import read_small
+from core.text import one_line
+
+#: The program's names on the path, by preference.
+PROGRAMS = ("lm_eval", "lm-eval")
+_RESULTS_LIMIT = 64 << 20
+_TASK = re.compile(r"[\w.+/-]{1,200}", re.ASCII)
+#: What the harness acts on in the value of a model argument.
+_ACTED_ON = frozenset(",=\"'[](){}")
+_PRIVATE = {
+    "DO_NOT_TRACK": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+}
+_INSTALL = "Install it in an environment of its own: uv tool install 'lm-eval[hf]', or pipx install 'lm-eval[hf]'."
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure of a task."""
+
+    task: str
+    metric: str
+    """As the harness names it: ``acc``, ``exact_match``."""
+    filter: str
+    """How answers were made comparable: ``none``, ``strict-match``."""
+    value: float
+    stderr: float | None
+
+
+@dataclass(frozen=True)
+class HarnessResult:
+    """What the harness has measured."""
+
+    figures: tuple[Figure, ...]
+    version: str
+    path: Path
+    """Where it is kept."""
+
+
+@dataclass(frozen=True)
+class HarnessModel:
+    """A model as the harness loads it."""
+
+    name: str
+    pretrained: Path
+    peft: Path | None = None
+    tokenizer: Path | None = None
+    run: Run | None = None
+
+
+def find_program() -> list[str]:
+    """The beginning of its command line: the program on the path, else the module in this environment.
+
+    Raises:
+        UserError: If it is not installed.
+    """
+    for name in PROGRAMS:
+        if (found := shutil.which(name)) is not None:
+            return [found]
+    if importlib.util.find_spec("lm_eval") is not None:
+        return [sys.executable, "-m", "lm_eval"]
+    raise UserError("lm-eval is not installed.", _INSTALL)
+
+
+def model_of(trained: TrainedModel, name: str) -> HarnessModel:
+    """A trained model as the harness loads it: a model's directory, or a base with an adapter in PEFT's format. The
+    base is loaded in 16 bits, whatever it was trained on.
+
+    Raises:
+        UserError: If it is none that the harness can load.
+    """
+    if trained.weights is not None:
+        raise UserError(
+            f"{name} is a checkpoint that holds trained weights alone, which lm-eval does not load.",
+            "Take the result of the run, or export the checkpoint: localtune-tui export RUN@STEP --to merged.",
+        )
+    base = _directory(trained.base)
+    if trained.adapter is None:
+        return HarnessModel(name, base, run=trained.run)
+    tokenizer = trained.adapter if (trained.adapter / "tokenizer_config.json").is_file() else None
+    return HarnessModel(name, base, trained.adapter, tokenizer, trained.run)
+
+
+def plain_model(name: str) -> HarnessModel:
+    """A model that is no run's, as the merged export of one.
+
+    Raises:
+        UserError: If it is not there, or no directory.
+    """
+    return HarnessModel(one_line(name, 80), _directory(name))
+
+
+def _directory(name: str) -> Path:
+    found = find_model(name)
+    if found is None or not (found / "config.json").is_file():
+        raise UserError(
+            f"{one_line(name, 120)} is no directory of a model, which is what lm-eval loads.",
+            "Export it: localtune-tui export RUN --to merged.",
+        )
+    return found
+
+
+def read_tasks(text: str) -> list[str]:
+    """The names in ``--tasks``.
+
+    Raises:
+        UserError: If there is none, or one that cannot be a task's.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise UserError("No task is named.", "Name some: --tasks arc_easy,hellaswag.")
+    for name in names:
+        if _TASK.fullmatch(name) is None or name.startswith("-"):
+            raise UserError(f"{one_line(name, 80)} is no name of a task.", "Names have letters, digits and _ . + / -.")
+    return names
+
+
+@dataclass
+class HarnessJob:
+    """One run of the harness.
+
+    Args:
+        model: What it measures.
+        tasks: Names of tasks.
+        limit: Rows of each task; None for all.
+        include: A directory with tasks of the user's own.
+        device: As ``hardware.device``.
+    """
+
+    model: HarnessModel
+    tasks: Sequence[str]
+    limit: int | None = None
+    include: Path | None = None
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        self._guard = threading.Lock()
+        self._helper: Helper | None = None
+        self._is_cancelled = False
+
+    def command(self, output: Path) -> list[str]:
+        """Its command line.
+
+        Raises:
+            UserError: If it is not installed, or a path cannot be told it.
+        """
+        arguments = {"pretrained": self.model.pretrained, "peft": self.model.peft, "tokenizer": self.model.tokenizer}
+        told = []
+        for key, path in arguments.items():
+            if path is None:
+                continue
+            if acted_on := set(str(path)) & _ACTED_ON:
+                raise UserError(
+                    f"lm-eval cannot be told the path {one_line(str(path), 200)}: it reads {min(acted_on)} in it.",
+                    "Move it, or make a link to it whose path has none.",
+                )
+            told.append(f"{key}={path}")
+        words = [*find_program(), "--model", "hf", "--model_args", ",".join([*told, "dtype=auto"])]
+        words += ["--tasks", ",".join(self.tasks), "--output_path", str(output), "--apply_chat_template"]
+        words += ["--limit", str(self.limit)] if self.limit is not None else []
+        words += ["--include_path", str(self.include)] if self.include is not None else []
+        return words + (["--device", "cpu"] if self.device == "cpu" else [])
+
+    def run(self, progress: Callable[[str], None] = lambda _: None) -> HarnessResult:
+        """Start it, wait, and keep its figures; blocks.
+
+        Args:
+            progress: Told each line that it writes.
+
+        Raises:
+            UserError: If it is not installed, fails, is cancelled, or gives no figures.
+        """
+        folder = folder_of(self.model.run)
+        try:
+            paths.make_private_dir(folder)
+            with tempfile.TemporaryDirectory(prefix=".lm-eval-", dir=folder) as directory:
+                output = Path(directory)
+                self._work(output, progress)
+                figures, version = read_results(output)
+                return HarnessResult(figures, version, self._keep(folder, figures, version))
+        except OSError as error:
+            raise disk_error(folder, error) from error
+
+    def _work(self, output: Path, progress: Callable[[str], None]) -> None:
+        # It may be of another environment: the place of this program's packages, which a helper is told, would put
+        # them before its own.
+        command = ["env", "-u", "PYTHONPATH", "-u", "PYTHONSAFEPATH", *self.command(output)]
+        environment = worker_environment() | _PRIVATE
+        log = output / "output.log"
+        descriptor = os.open(log, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, paths.FILE_MODE)
+        last = ""
+        try:
+            with self._guard:
+                if self._is_cancelled:
+                    raise UserError("lm-eval was cancelled.")
+                self._helper = Helper(command, environment=environment, cwd=output, log=descriptor)
+            with self._helper as helper:
+                helper.stdin.close()
+                for line in helper.lines():
+                    if text := one_line(line.decode("utf-8", errors="replace").strip(), 200):
+                        progress(text)
+                        last = text
+                status = helper.process.wait()
+            said = os.pread(descriptor, 1 << 16, max(0, os.fstat(descriptor).st_size - (1 << 16)))
+        finally:
+            os.close(descriptor)
+        if self._is_cancelled:
+            raise UserError("lm-eval was cancelled.")
+        if status:
+            lines = [line.strip() for line in said.decode("utf-8", errors="replace").split("\n") if line.strip()]
+            reason = one_line(lines[-1] if lines else last, 300).rstrip(".")
+            raise UserError(
+                f"lm-eval {describe_end(status)}{f': {reason}' if reason else ''}.",
+                "It works offline here: fetch the data of its tasks first, or name tasks of your own (--include).",
+            )
+
+    def cancel(self) -> None:
+        """End it; safe from any thread."""
+        with self._guard:
+            self._is_cancelled = True
+            helper = self._helper
+        if helper is not None:
+            helper.end()
+
+    def _keep(self, folder: Path, figures: Sequence[Figure], version: str) -> Path:
+        stem = f"{datetime.now():%Y%m%d-%H%M%S}"
+        number, path = 1, folder / f"{stem}{HARNESS_SUFFIX}"
+        while os.path.lexists(path):
+            number += 1
+            path = folder / f"{stem}-{number}{HARNESS_SUFFIX}"
+        record = {
+            "version": 1,
+            "created": time.time(),
+            "model": self.model.name,
+            "tasks": list(self.tasks),
+            "limit": self.limit,
+            "harness": version,
+            "figures": [asdict(figure) for figure in figures],
+        }
+        write_atomic(path, json.dumps(as_json(record), indent=1, allow_nan=False) + "\n")
+        return path
+
+
+def read_results(output: Path) -> tuple[tuple[Figure, ...], str]:
+    """The figures that the harness has written, and its version.
+
+    Raises:
+        UserError: If there are none.
+    """
+    found = sorted(output.rglob("results*.json"), key=lambda path: path.name)
+    try:
+        data: Any = json.loads(read_small(found[-1], _RESULTS_LIMIT))
+        figures = [figure for task, values in data["results"].items() for figure in _figures(task, values)]
+        version = one_line(str(data.get("lm_eval_version", "")), 40)
+    except (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
+        raise UserError(
+            "lm-eval has written no results that can be read.", "Look whether its version is 0.4 or newer."
+        ) from error
+    if not figures:
+        raise UserError("lm-eval has measured nothing.", "Name tasks that it has: 'lm_eval ls tasks'.")
+    return tuple(figures), version
+
+
+def _figures(task: str, values: dict[str, Any]) -> list[Figure]:
+    """The figures of a task: keys are ``metric,filter``, with ``metric_stderr,filter`` beside them."""
+    found = []
+    for key, value in values.items():
+        metric, comma, name = key.partition(",")
+        if not comma or metric.endswith("_stderr") or isinstance(value, bool) or not isinstance(value, (int, float)):
+            continue
+        if not math.isfinite(value):
+            continue
+        error = values.get(f"{metric}_stderr,{name}")
+        stderr = float(error) if isinstance(error, (int, float)) and math.isfinite(error) else None
+        found.append(Figure(one_line(task, 80), one_line(metric, 60), one_line(name, 60), float(value), stderr))
+    return found

@@ -1,0 +1,229 @@
+"""Prompt sets: questions, each with the expected answer and a JSON Schema where there are such, from a file."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from core.chat.request import ROLES, ChatRequest
+from core.data.conversation import RowError
+from core.data.registries.resolve import single_source
+from core.errors import UserError
+from core.paths import user_path
+from core.small_files import open_regular
+from core.text import one_line
+
+#: Most prompts that are asked; more than that is a benchmark for a night.
+PROMPT_LIMIT = 10_000
+#: Longest line of a file of prompts, and most bytes of one, in bytes.
+LINE_LIMIT, FILE_LIMIT = 4 << 20, 256 << 20
+_JSON_LINES = (".jsonl", ".ndjson")
+_TEXT = (".txt", ".md", ".prompts", "")
+#: Keys of a line of ours, by which it is told from a row of a dataset.
+_KEYS = frozenset({"id", "prompt", "messages", "expected", "schema"})
+
+
+@dataclass(frozen=True)
+class PromptItem:
+    """A question of a prompt set."""
+
+    id: str
+    """As the file has it, else its number, from 1."""
+    messages: tuple[dict[str, str], ...]
+    """``role`` and ``content`` each, the last one the user's."""
+    expected: str | None = None
+    schema: Any = None
+    """A JSON Schema that the answer has to fit; None for none."""
+
+    @property
+    def question(self) -> str:
+        """What the user says last."""
+        return self.messages[-1]["content"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {
+            "id": self.id,
+            "messages": [dict(message) for message in self.messages],
+            "expected": self.expected,
+            "schema": self.schema,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> PromptItem:
+        """What :meth:`to_dict` has made."""
+        return cls(str(data["id"]), tuple(dict(item) for item in data["messages"]), data["expected"], data["schema"])
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Questions with where they are from."""
+
+    name: str
+    """The file, or the entry of a dataset."""
+    items: tuple[PromptItem, ...]
+    skipped: int = 0
+    """Rows of a dataset that are no question a chat can be asked."""
+
+    @property
+    def sha256(self) -> str:
+        """Hash over all of it that a model or a score sees."""
+        text = json.dumps([item.to_dict() for item in self.items], ensure_ascii=True, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_prompt_set(reference: str, *, limit: int | None = None, system: str = "") -> PromptSet:
+    """A prompt set from a file.
+
+    A file that ends in ``.jsonl`` has an object on each line: ``prompt``, a text, or ``messages``, whose final answer
+    is the expected one; ``expected`` (a text, or any JSON), ``schema`` and ``id`` may be added. In a ``.txt`` or
+    ``.md`` file each line is a prompt. Anything else, and lines of other keys, is a dataset as ``data.train`` takes it:
+    the last answer of a row is the expected one.
+
+    Args:
+        reference: The file, or an entry as of ``data.train``.
+        limit: At most so many, the first ones; None for all.
+        system: The system message of prompts that are a text; empty for none.
+
+    Raises:
+        UserError: If it cannot be read, or has no prompt, or more than :data:`PROMPT_LIMIT`.
+    """
+    if not reference.strip():
+        raise UserError("No file of prompts is named.", "Name one.")
+    path = user_path(reference)
+    most = PROMPT_LIMIT if limit is None else min(limit, PROMPT_LIMIT)
+    suffix = path.suffix.lower()
+    name = one_line(reference, 200)
+    skipped = 0
+    if os.path.isfile(path) and (suffix in _TEXT or (suffix in _JSON_LINES and _is_ours(path, name))):
+        found = list(itertools.islice(_own_items(path, name, suffix in _JSON_LINES, system), most + 1))
+    else:
+        found, skipped = _dataset_items(reference, most + 1)
+    if not found:
+        raise UserError(f"{name} has no prompt.", "Write one on each line, or take a dataset with conversations.")
+    if len(found) > most and limit is None:
+        raise UserError(f"{name} has more than {PROMPT_LIMIT:,} prompts.", "Take a part of them: --limit 1000.")
+    return PromptSet(name, tuple(_with_own_ids(found[:most])), skipped)
+
+
+def _with_own_ids(items: Sequence[PromptItem]) -> Iterator[PromptItem]:
+    """The items, a number behind an id that another one has."""
+    seen: dict[str, int] = {}
+    for item in items:
+        seen[item.id] = count = seen.get(item.id, 0) + 1
+        yield item if count == 1 else PromptItem(f"{item.id} ({count})", item.messages, item.expected, item.schema)
+
+
+def _lines(path: Path, name: str) -> Iterator[tuple[int, str]]:
+    """Numbers and texts of the lines that are not empty."""
+    try:
+        with open_regular(path) as file:
+            if os.fstat(file.fileno()).st_size > FILE_LIMIT:
+                raise UserError(f"{name} has more than {FILE_LIMIT >> 20} MB.", "Split it.")
+            number = 0
+            while line := file.readline(LINE_LIMIT + 1):
+                number += 1
+                if len(line) > LINE_LIMIT:
+                    raise UserError(f"{name}, line {number} has more than {LINE_LIMIT >> 20} MB.", "Shorten it.")
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+                if text:
+                    yield number, text
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name} is not UTF-8.", "Save it as UTF-8.") from error
+    except OSError as error:
+        raise UserError(f"{name} cannot be read: {error.strerror or error}.", "Check the path.") from error
+
+
+def _is_ours(path: Path, name: str) -> bool:
+    """Whether the first line is a question in our own form, or no JSON at all, which is then refused by its number."""
+    first = next(_lines(path, name), None)
+    if first is None:
+        return True
+    try:
+        row: Any = json.loads(first[1])
+    except (ValueError, RecursionError):
+        return True
+    return not isinstance(row, dict) or bool({"prompt", "messages"} & set(row) and set(row) <= _KEYS)
+
+
+def _own_items(path: Path, name: str, as_json: bool, system: str) -> Iterator[PromptItem]:
+    for count, (number, line) in enumerate(_lines(path, name), 1):
+        try:
+            yield _item(line, count, system) if as_json else _plain(line, count, system)
+        except UserError as error:
+            raise UserError(f"{name}, line {number}: {error.message}", error.hint) from error
+
+
+def _plain(line: str, count: int, system: str) -> PromptItem:
+    front = [{"role": "system", "content": system}] if system else []
+    messages = [*front, {"role": "user", "content": line}]
+    ChatRequest(messages)
+    return PromptItem(str(count), tuple(messages))
+
+
+def _item(line: str, count: int, system: str) -> PromptItem:
+    try:
+        row: Any = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError("It is not JSON.", "Write an object on each line, with prompt or messages.") from error
+    if not isinstance(row, dict):
+        raise UserError("It is no JSON object.", "Write an object on each line, with prompt or messages.")
+    if unknown := set(row) - _KEYS:
+        raise UserError(
+            f"It has the unknown key {one_line(min(map(str, unknown)), 40)}.",
+            f"The keys are {', '.join(sorted(_KEYS))}.",
+        )
+    prompt, messages, expected = row.get("prompt"), row.get("messages"), row.get("expected")
+    if isinstance(prompt, str) and messages is None:
+        front = [{"role": "system", "content": system}] if system else []
+        messages = [*front, {"role": "user", "content": prompt}]
+    elif not isinstance(messages, list) or prompt is not None:
+        raise UserError("It has neither messages nor a prompt.", "Give one of the two.")
+    elif messages and isinstance(messages[-1], dict) and messages[-1].get("role") == "assistant":
+        expected = messages[-1].get("content") if expected is None else expected
+        messages = messages[:-1]
+    # Refuses conversations that no model could answer.
+    ChatRequest(messages)
+    if expected is not None and not isinstance(expected, str):
+        expected = json.dumps(expected, ensure_ascii=False)
+    schema = row.get("schema")
+    if schema is not None and not isinstance(schema, (dict, bool)):
+        raise UserError("Its schema is no JSON object.", "Write a JSON Schema, or leave it out.")
+    turns = tuple({"role": message["role"], "content": message["content"]} for message in messages)
+    identity = row.get("id")
+    return PromptItem(one_line(str(identity), 80) if identity is not None else str(count), turns, expected, schema)
+
+
+def _dataset_items(reference: str, most: int) -> tuple[list[PromptItem], int]:
+    """Questions of a dataset, and how many rows are none."""
+    source = single_source(reference)
+    items: list[PromptItem] = []
+    skipped = 0
+    with source.open() as file:
+        detection = source.recognize(file)
+    for count, row in enumerate(source.rows(), 1):
+        if len(items) >= most:
+            break
+        try:
+            example = detection.example(row)
+        except RowError:
+            skipped += 1
+            continue
+        messages = [{"role": turn.role, "content": turn.content} for turn in example.prompt]
+        if not messages or messages[-1]["role"] != "user" or any(turn["role"] not in ROLES for turn in messages):
+            skipped += 1
+            continue
+        try:
+            ChatRequest(messages)
+        except UserError:
+            skipped += 1
+            continue
+        expected = example.answer if example.label is not False else None
+        items.append(PromptItem(str(count), tuple(messages), expected or None))
+    return items, skipped

@@ -1,0 +1,169 @@
+"""An evaluation written down: Markdown for people, JSON lines for programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from core.atomic import write_atomic
+from core.errors import UserError
+from core.evaluation.record import EvaluationRecord
+from core.evaluation.table import TITLES, Comparison, EvaluationTable
+from core.paths import user_path
+from core.text import one_line
+from core.units import format_fixed
+
+#: Most rows won, and lost, in the Markdown; the JSON lines have all.
+MOST_ROWS = 50
+#: Permissions of a file that the user asks for, as those of an editor.
+_MODE = 0o644
+_CUT = 400
+
+
+def summary_lines(record: EvaluationRecord, table: EvaluationTable) -> list[str]:
+    """The table as text for a terminal: a column a model, a line a score, then the comparisons."""
+    heads = ["", *(_short(name) for name in record.targets)]
+    lines = [["answers", *(str(table.answered[name]) for name in record.targets)]]
+    for metric in table.metrics:
+        cells = [table.means[name].get(metric) for name in record.targets]
+        lines.append([TITLES[metric], *("–" if cell is None else format_fixed(cell, 3) for cell in cells)])
+    widths = [max(len(line[column]) for line in (heads, *lines)) for column in range(len(heads))]
+    told = ["  ".join(_cells(line, widths)).rstrip() for line in (heads, *lines)]
+    return [*told, *(comparison_line(record, table, comparison) for comparison in table.comparisons)]
+
+
+def _cells(line: Sequence[str], widths: Sequence[int]) -> list[str]:
+    return [
+        cell.ljust(width) if column == 0 else cell.rjust(width)
+        for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+    ]
+
+
+def comparison_line(record: EvaluationRecord, table: EvaluationTable, comparison: Comparison) -> str:
+    """A comparison in words: ``against base: exact match +0.350 (95 % between +0.220 and +0.480), 21 won, 0 lost``."""
+    if table.deciding is None or table.deciding not in comparison.differences:
+        return f"against {_short(comparison.against)}: nothing to score, as no answer is expected"
+    difference = comparison.differences[table.deciding]
+    interval = comparison.intervals[table.deciding]
+    sure = (
+        f"95 % between {interval.low:+.3f} and {interval.high:+.3f}"
+        if interval is not None
+        else f"too few for an interval: {comparison.pairs}"
+    )
+    same = comparison.pairs - len(comparison.won) - len(comparison.lost)
+    del record
+    return (
+        f"against {_short(comparison.against)}: {TITLES[table.deciding]} {difference:+.3f} ({sure}), "
+        f"{len(comparison.won)} won, {len(comparison.lost)} lost, {same} the same"
+    )
+
+
+def _short(name: str) -> str:
+    return one_line(name, 48)
+
+
+def to_markdown(record: EvaluationRecord, table: EvaluationTable) -> str:
+    """The evaluation as Markdown: the table, the comparisons, and rows won and lost. Answers stand in fences that are
+    longer than any in them, so that nothing in an answer is markup."""
+    names = [_cell(name) for name in record.targets]
+    lines = [
+        f"# {_cell(record.prompts)}",
+        "",
+        f"{len(record.items)} prompts, greedy answers of at most {record.settings['max_new_tokens']} tokens."
+        + ("" if record.state == "done" else f" Unfinished: {record.done} of {record.total} answers."),
+        "",
+        f"| | {' | '.join(names)} |",
+        f"|---|{'---:|' * len(names)}",
+    ]
+    for metric in table.metrics:
+        cells = [table.means[name].get(metric) for name in record.targets]
+        shown = " | ".join("–" if cell is None else format_fixed(cell, 3) for cell in cells)
+        lines.append(f"| {TITLES[metric]} | {shown} |")
+    for comparison in table.comparisons:
+        lines += ["", f"**{_cell(record.targets[0])}** {_cell(comparison_line(record, table, comparison))}"]
+    lines += ["", "Intervals: paired bootstrap over the prompts, 95 %, percentiles."]
+    for comparison in table.comparisons:
+        for title, places in (("Won", comparison.won), ("Lost", comparison.lost)):
+            if places:
+                lines += ["", f"## {title} against {_cell(comparison.against)}"]
+                for place in places[:MOST_ROWS]:
+                    lines += _row(record, place, (record.targets[0], comparison.against))
+                if len(places) > MOST_ROWS:
+                    lines += ["", f"… and {len(places) - MOST_ROWS} more."]
+    return "\n".join(lines) + "\n"
+
+
+def _row(record: EvaluationRecord, place: int, names: Sequence[str]) -> list[str]:
+    item = record.items[place]
+    lines = ["", f"### {_cell(item.id)}", "", *_fenced(item.question)]
+    if item.expected is not None:
+        lines += ["", "expected", "", *_fenced(item.expected)]
+    for name in names:
+        answer = record.answers[name][place]
+        lines += ["", _cell(name), "", *_fenced(answer.text if answer is not None else "")]
+    return lines
+
+
+def _fenced(text: str) -> list[str]:
+    shown = text if len(text) <= _CUT else text[: _CUT - 1] + "…"
+    longest = max((len(run) for run in _runs(shown)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return [f"{fence}text", shown, fence]
+
+
+def _runs(text: str) -> list[str]:
+    """The runs of backticks in a text."""
+    found, current = [], ""
+    for character in text:
+        current = current + "`" if character == "`" else ""
+        if current:
+            found.append(current)
+    return found
+
+
+def _cell(text: str) -> str:
+    """A text on one line, without what Markdown acts on in a table or a heading."""
+    return one_line(text, 200).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "'")
+
+
+def to_jsonl(record: EvaluationRecord, table: EvaluationTable) -> str:
+    """A line for each question: ``id``, ``messages``, ``expected``, ``answers`` by model (``text``, ``tokens``,
+    ``seconds``, ``finish``, ``scores``) and ``outcomes`` by the model that is compared (``won``, ``lost``, ``same``).
+    """
+    lines = []
+    for place, item in enumerate(record.items):
+        answers = {name: record.answers[name][place] for name in record.targets}
+        lines.append(
+            json.dumps(
+                {
+                    "id": item.id,
+                    "messages": [dict(message) for message in item.messages],
+                    "expected": item.expected,
+                    "answers": {name: None if found is None else found.to_dict() for name, found in answers.items()},
+                    "outcomes": {one.against: table.outcome(one, place) for one in table.comparisons},
+                },
+                ensure_ascii=True,
+            )
+        )
+    return "".join(line + "\n" for line in lines)
+
+
+def write_report(record: EvaluationRecord, table: EvaluationTable, reference: str) -> Path:
+    """Write an evaluation to a file: JSON lines where it ends in ``.jsonl``, else Markdown. A file that is there is not
+    replaced.
+
+    Raises:
+        UserError: If there is one, or it cannot be written.
+    """
+    path = user_path(reference).absolute()
+    text = to_jsonl(record, table) if path.suffix.lower() == ".jsonl" else to_markdown(record, table)
+    try:
+        if path.exists():
+            raise UserError(f"{one_line(str(path))} is there already.", "Name another file, or delete it.")
+        write_atomic(path, text, mode=_MODE)
+    except OSError as error:
+        raise UserError(
+            f"{one_line(str(path))} cannot be written: {error.strerror or error}.", "Name another place."
+        ) from error
+    return path

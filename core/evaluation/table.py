@@ -1,0 +1,146 @@
+"""The table of an evaluation: mean scores by model, differences with their intervals, rows won and lost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from core.evaluation.bootstrap import Interval, paired_bootstrap
+from core.evaluation.record import METRICS, EvaluationRecord, Metric
+
+Outcome = Literal["won", "lost", "same"]
+#: Scores as they are shown.
+TITLES: dict[Metric, str] = {
+    "check": "check",
+    "exact_match": "exact match",
+    "schema": "fits the schema",
+    "valid_json": "valid JSON",
+    "f1": "token F1",
+}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The first model compared with another one, over the questions that both have answered."""
+
+    against: str
+    pairs: int
+    intervals: Mapping[Metric, Interval | None]
+    """By score; None where there are too few questions."""
+    differences: Mapping[Metric, float]
+    won: tuple[int, ...]
+    """Places of the questions that the first model answers better, by :attr:`EvaluationTable.deciding`."""
+    lost: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class EvaluationTable:
+    """An evaluation in figures."""
+
+    metrics: tuple[Metric, ...]
+    """The scores that there are."""
+    deciding: Metric | None
+    """The score that says which answer is the better one; None where there is none."""
+    means: Mapping[str, Mapping[Metric, float]]
+    """Mean scores by model; one without answers has none."""
+    answered: Mapping[str, int]
+    comparisons: tuple[Comparison, ...]
+
+    @classmethod
+    def of(cls, record: EvaluationRecord) -> EvaluationTable:
+        """The table of a record, finished or not."""
+        scores: dict[str, dict[Metric, list[float | None]]] = {
+            name: {
+                metric: [answer.scores.get(metric) if answer is not None else None for answer in answers]
+                for metric in METRICS
+            }
+            for name, answers in record.answers.items()
+        }
+        metrics = tuple(
+            metric
+            for metric in METRICS
+            if any(value is not None for columns in scores.values() for value in columns[metric])
+        )
+        means: dict[str, dict[Metric, float]] = {}
+        for name, columns in scores.items():
+            given = {metric: [value for value in columns[metric] if value is not None] for metric in metrics}
+            means[name] = {metric: sum(values) / len(values) for metric, values in given.items() if values}
+        deciding = _deciding(metrics, means)
+        first, *others = record.targets
+        return cls(
+            metrics,
+            deciding,
+            means,
+            {name: sum(answer is not None for answer in answers) for name, answers in record.answers.items()},
+            tuple(_compare(scores[first], scores[other], other, metrics, deciding) for other in others),
+        )
+
+    def outcome(self, comparison: Comparison, place: int) -> Outcome:
+        """Whether the first model has the better answer to a question."""
+        return "won" if place in comparison.won else "lost" if place in comparison.lost else "same"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {
+            "metrics": list(self.metrics),
+            "deciding": self.deciding,
+            "means": {name: dict(means) for name, means in self.means.items()},
+            "answered": dict(self.answered),
+            "comparisons": [
+                {
+                    "against": comparison.against,
+                    "pairs": comparison.pairs,
+                    "won": len(comparison.won),
+                    "lost": len(comparison.lost),
+                    "differences": {
+                        metric: {
+                            "difference": difference,
+                            "low": interval.low if (interval := comparison.intervals.get(metric)) is not None else None,
+                            "high": interval.high if interval is not None else None,
+                        }
+                        for metric, difference in comparison.differences.items()
+                    },
+                }
+                for comparison in self.comparisons
+            ],
+        }
+
+
+def _deciding(metrics: tuple[Metric, ...], means: Mapping[str, Mapping[Metric, float]]) -> Metric | None:
+    """The first score, or token F1 where no answer of free text is ever the very one that is expected."""
+    if not metrics:
+        return None
+    if metrics[0] == "exact_match" and not any(found.get("exact_match") for found in means.values()):
+        return "f1"
+    return metrics[0]
+
+
+def _compare(
+    first: Mapping[Metric, list[float | None]],
+    second: Mapping[Metric, list[float | None]],
+    name: str,
+    metrics: tuple[Metric, ...],
+    deciding: Metric | None,
+) -> Comparison:
+    intervals: dict[Metric, Interval | None] = {}
+    differences: dict[Metric, float] = {}
+    won: list[int] = []
+    lost: list[int] = []
+    most = 0
+    for metric in metrics:
+        both = [
+            (place, one, other)
+            for place, (one, other) in enumerate(zip(first[metric], second[metric], strict=True))
+            if one is not None and other is not None
+        ]
+        if not both:
+            continue
+        most = max(most, len(both))
+        ours, theirs = [one for _, one, _ in both], [other for _, _, other in both]
+        intervals[metric] = paired_bootstrap(ours, theirs)
+        differences[metric] = (sum(ours) - sum(theirs)) / len(both)
+        if metric == deciding:
+            won = [place for place, one, other in both if one > other]
+            lost = [place for place, one, other in both if one < other]
+    return Comparison(name, most, intervals, differences, tuple(won), tuple(lost))

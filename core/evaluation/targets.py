@@ -1,0 +1,120 @@
+"""Targets of a prompt set: the models that answer it, each as it is named, and what is loaded for it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from core.chat.request import Source
+from core.chat.session import ChatSession, EngineSession, names_model, open_session, session_of, spec_of
+from core.errors import UserError
+from core.paths import user_path
+from core.runs.store import Run
+from core.runs.trained import TrainedModel, find_run_at, find_trained
+from core.text import one_line
+
+#: The name of the model that a run began with.
+BASE = "base"
+#: Most models in one table.
+MOST = 8
+
+
+@dataclass(frozen=True)
+class Target:
+    """A model that answers."""
+
+    name: str
+    """As it was asked for; the title of its column."""
+    source: Source
+    identity: str
+    """Tells whether answers that were kept are those of the same model: a hash of its files' sizes and times."""
+    loads: str
+    """What is loaded: targets with the same are answered by one session."""
+    open: Callable[[], ChatSession]
+    trained: TrainedModel | None = None
+    """What it is of a run; None for other models."""
+
+    @property
+    def run(self) -> Run | None:
+        """The run that it is of."""
+        return self.trained.run if self.trained is not None else None
+
+
+def resolve_targets(names: Sequence[str], against: Sequence[str] = ()) -> list[Target]:
+    """The models of a table, the first one the one that the others are compared with. Nothing is loaded yet.
+
+    Args:
+        names: ``RUN``, ``RUN@STEP``, a model, or a GGUF file; at least one.
+        against: The same, or ``base`` for the model that the first run began with.
+
+    Raises:
+        UserError: If one is not there, or is named twice.
+    """
+    found: list[Target] = []
+    for name in (*names, *against):
+        target = _base_of(_first_trained(found)) if name == BASE else _resolve(name)
+        if any(target.name == other.name for other in found):
+            raise UserError(f"{one_line(name, 80)} is named twice.", "Name each model once.")
+        found.append(target)
+    if not found:
+        raise UserError("No model is named.", "Name a run, or 'latest' for the newest one.")
+    if len(found) > MOST:
+        raise UserError(f"{len(found)} models are named, and a table has at most {MOST}.", "Name fewer.")
+    return found
+
+
+def _first_trained(found: Sequence[Target]) -> TrainedModel | None:
+    return next((target.trained for target in found if target.trained is not None), None)
+
+
+def _resolve(name: str) -> Target:
+    if not name.strip():
+        raise UserError("A model's name is empty.", "Name a run, or 'latest' for the newest one.")
+    if names_model(name):
+        path = user_path(name)
+        exists = os.path.exists(path)
+        target: Path | str = path.absolute() if exists else name
+        identity = _stamp([target] if isinstance(target, Path) else [])
+        return Target(one_line(name, 80), "base", identity, f"model {target}", lambda: open_session(target))
+    run, step = find_run_at(name)
+    # Of a run that is on, its newest checkpoint: the model in training would be another one for each question.
+    trained = find_trained(run, step)
+    shown = run.id if trained.step is None else f"{run.id}@{trained.step}"
+    return Target(shown, "tuned", _identity(trained), _loads(trained), lambda: session_of(trained), trained)
+
+
+def _base_of(trained: TrainedModel | None) -> Target:
+    if trained is None:
+        raise UserError("There is no run whose base could be asked.", "Name the model itself instead of base.")
+    base = trained.config.model.base
+    identity = _stamp([Path(base)])
+    if trained.adapter is not None:
+        return Target(BASE, "base", identity, _loads(trained), lambda: session_of(trained), trained)
+    # Weights of its own have taken the base's place: it is loaded by itself, with the same template.
+    spec = replace(spec_of(trained), base=base, weights=None, base_sha256=None, source_name="adapter")
+    return Target(BASE, "base", identity, f"base {base}", lambda: EngineSession(spec, BASE), trained)
+
+
+def _loads(trained: TrainedModel) -> str:
+    return json.dumps([trained.base, str(trained.adapter), str(trained.weights), trained.template])
+
+
+def _identity(trained: TrainedModel) -> str:
+    paths = [path for path in (trained.adapter, trained.weights) if path is not None]
+    return _stamp(paths or [Path(trained.base)])
+
+
+def _stamp(paths: Sequence[Path]) -> str:
+    """A hash of names, sizes and times of files, and of those in directories."""
+    facts: list[tuple[str, int, int]] = []
+    for path in paths:
+        try:
+            files = sorted(path.iterdir()) if path.is_dir() else [path]
+            facts += [(file.name, (status := file.stat()).st_size, status.st_mtime_ns) for file in files]
+        except OSError:
+            facts.append((str(path), 0, 0))
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]

@@ -1,0 +1,98 @@
+"""The loss on the general probe: what a model forgets while it learns the rows of a run."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from core.errors import UserError
+from core.evaluation.probe import as_text, read_probe
+from core.worker.data.batches import make_micro_batch
+from core.worker.data.encode import Encoder, TokenizedRow
+from core.worker.loss.loss import SupervisedLoss
+from core.worker.loss.objectives import SupervisedObjective
+from core.worker.model.model import LoadedModel, evaluation_mode
+from core.worker.oom.no_grad_batches import NoGradBatches
+from core.worker.oom.retry import MemoryShortageError
+
+
+def encode_probe(encoder: Encoder) -> list[TokenizedRow]:
+    """The probe as rows of a model: its answers are measured. What its template cannot have is left out; without a
+    template, question and answer are measured as plain text.
+
+    Args:
+        encoder: With the template of the run.
+    """
+    examples = read_probe()
+    for chosen in (examples, [as_text(example) for example in examples]):
+        with contextlib.suppress(UserError):  # a template that takes too much of time or memory is refused elsewhere
+            rows = [row for row in encoder.encode(chosen) if isinstance(row, TokenizedRow)]
+            if rows:
+                return rows
+    return []
+
+
+@dataclass
+class Probe:
+    """Measures a model on the probe. It draws no random numbers and changes nothing of what is trained.
+
+    Args:
+        loaded: The model; it is put back into training mode after each measurement.
+        loss: Sums the loss of a batch.
+        rows: The probe, encoded.
+        token_budget: The most tokens at once, padding included.
+        autocast: Makes the context of the forward passes.
+        check: Called between two batches; may raise to give up.
+        notice: Told what is left out: ``notice(code, message, hint)``.
+    """
+
+    loaded: LoadedModel
+    loss: SupervisedLoss
+    rows: list[TokenizedRow]
+    token_budget: int
+    autocast: Callable[[], contextlib.AbstractContextManager[Any]]
+    check: Callable[[], None]
+    notice: Callable[[str, str, str], None]
+
+    def __post_init__(self) -> None:
+        self._objective = SupervisedObjective(self.loss, self.rows)
+        self._batches = NoGradBatches(self.token_budget, lambda _rows, _now: None, self._refusal)
+
+    @torch.no_grad()
+    def measure(self, progress: Callable[[int, int], None] = lambda _done, _total: None) -> float | None:
+        """The mean loss per token of its answers, in nats; None where it does not fit in memory.
+
+        Args:
+            progress: Told rows done, of how many.
+        """
+        total, done = 0.0, 0
+        weight = self._objective.begin(range(len(self.rows)), self._batches.token_budget)
+        try:
+            with evaluation_mode(self.loaded.model):
+                self.check()
+                for batch, loss in self._batches.run([len(row) for row in self.rows], self._summed_loss):
+                    total += loss
+                    done += len(batch)
+                    progress(done, len(self.rows))
+                    if done < len(self.rows):
+                        self.check()
+        except MemoryShortageError as error:
+            self.notice("memory_probe", f"The general probe is left out. {error.message}", error.hint)
+            return None
+        return total / weight
+
+    def _summed_loss(self, rows: list[int]) -> float:
+        objective = self._objective
+        batch = make_micro_batch(rows, objective.sequences(rows), self.loaded.pad_id, self.loaded.device)
+        with self.autocast():
+            return float(objective.loss(batch, objective.forward(batch)))
+
+    def _refusal(self, row: int) -> tuple[str, str]:
+        return (
+            f"Memory ran out with a single row of it, of {len(self.rows[row])} tokens",
+            "Set eval.probe = false, or close what else holds memory.",
+        )

@@ -1,0 +1,40 @@
+"""``eval``: what it refuses before it asks anybody; the rest is in tests/e2e/test_prompt_sets.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from .conftest import CommandLine
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["x", "--tasks", "a"], "go with --with lm-eval"),
+        (["x", "--include", "d"], "go with --with lm-eval"),
+        (["x", "--with", "lm-eval"], "--tasks is needed"),
+        (["x", "y", "--with", "lm-eval", "--tasks", "a"], "one model at a time"),
+        (["x", "--with", "lm-eval", "--tasks", "a", "--prompts", "p"], "do not go with --with"),
+        (["x", "--with", "lm-eval", "--tasks", "a", "--limit", "0"], "--limit must be at least 1"),
+    ],
+)
+def test_wrong_usage_is_said(cli: CommandLine, words: list[str], said: str) -> None:
+    result = cli("eval", *words)
+    assert result.code == 2
+    assert said in result.err
+
+
+def test_files_in_the_way_and_models_without_prompts_are_refused_first(cli: CommandLine, tmp_path: Path) -> None:
+    model, out = tmp_path / "model", tmp_path / "out.md"
+    model.mkdir()
+    out.touch()
+    taken = cli("eval", str(model), "--prompts", "p.txt", "--out", str(out))
+    assert (taken.code, "is there already" in taken.err) == (1, True)
+    nothing = cli("eval", str(model))
+    assert (nothing.code, "No file of prompts is named" in nothing.err) == (1, True)
+    limit = cli("eval", str(model), "--prompts", "p.txt", "--limit", "0")
+    assert (limit.code, "A limit must be at least 1" in limit.err) == (1, True)
+    shown = cli("eval", str(model), "--show")
+    assert (shown.code, "has not been evaluated yet" in shown.err) == (1, True)

@@ -1,0 +1,99 @@
+"""Scores of answers."""
+
+from __future__ import annotations
+
+import string
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.errors import UserError
+from core.evaluation.metrics import SchemaCheck, is_json, token_f1
+
+WORDS = st.lists(st.text("bcdefghij", min_size=2, max_size=5), min_size=1, max_size=8)
+
+
+@pytest.mark.parametrize(
+    ("expected", "answer", "score"),
+    [
+        ("the cat sat", "A cat sat!", 1.0),
+        ("cat sat", "cat", 2 / 3),
+        ("cat cat", "cat", 2 / 3),
+        ("cat", "dog", 0.0),
+        ("", "", 1.0),
+        ("the", "a", 1.0),
+        ("", "dog", 0.0),
+        ("Paris", "It is Paris.", 0.5),
+    ],
+)
+def test_token_f1_is_that_of_squad(expected: str, answer: str, score: float) -> None:
+    assert token_f1(expected, answer) == pytest.approx(score)
+
+
+@given(first=WORDS, second=WORDS)
+def test_token_f1_is_symmetric_and_does_not_look_at_order_case_or_punctuation(
+    first: list[str], second: list[str]
+) -> None:
+    one, other = " ".join(first), " ".join(second)
+    score = token_f1(one, other)
+    assert 0 <= score <= 1
+    assert score == pytest.approx(token_f1(other, one))
+    assert (score == 1) is (sorted(first) == sorted(second))
+    assert token_f1(f"The {one.upper()}.", ", ".join(reversed(first))) == 1
+    same = sum(min(first.count(word), second.count(word)) for word in set(first))
+    assert score == pytest.approx(2 * same / (len(first) + len(second)))
+
+
+@given(st.text(string.printable, max_size=30))
+def test_any_answer_has_a_score(text: str) -> None:
+    assert token_f1(text, text) == 1
+    assert 0 <= token_f1("yes", text) <= 1
+
+
+def test_null_is_json() -> None:
+    assert is_json(" null\n")
+    assert is_json("[1]")
+    assert not is_json("nil")
+    assert not is_json('Sure: {"a": 1}')
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"area": {"enum": ["login", "printer"]}, "ref": {"type": ["integer", "null"]}},
+    "required": ["area"],
+}
+
+
+@pytest.mark.parametrize(
+    ("answer", "fits"),
+    [
+        ('{"area": "login"}', True),
+        ('{"area": "login", "ref": null}', True),
+        ('{"area": "mars"}', False),
+        ("{}", False),
+        ("null", False),
+        ("not json", False),
+        ("[" * 50_000, False),
+    ],
+)
+def test_an_answer_is_held_against_its_schema(answer: str, fits: bool) -> None:
+    assert SchemaCheck(SCHEMA, "Prompt 1").accepts(answer) is fits
+
+
+def test_null_may_be_the_right_answer() -> None:
+    assert SchemaCheck({"type": "null"}, "Prompt 1").accepts("null")
+    assert not SchemaCheck({"type": "null"}, "Prompt 1").accepts("nothing")
+
+
+@pytest.mark.parametrize("schema", [{"type": "objekt"}, {"minLength": "a"}, [], "object"])
+def test_what_is_no_schema_is_refused(schema: object) -> None:
+    with pytest.raises(UserError, match=r"^Prompt 1: the schema is no JSON"):
+        SchemaCheck(schema, "Prompt 1")
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:9/x.json", "file:///etc/hostname", "#/$defs/none"])
+def test_nothing_outside_of_a_schema_is_fetched(address: str) -> None:
+    with pytest.raises(UserError, match="refers to") as refused:
+        SchemaCheck({"$ref": address}, "Prompt 1").accepts("{}")
+    assert address.rpartition("/")[2] in refused.value.message

@@ -1,0 +1,123 @@
+"""Models of a table, as they are named."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from core.config.schema import Config
+from core.errors import UserError
+from core.evaluation.targets import MOST, resolve_targets
+from core.runs.store import Run, create_run
+
+
+def write_adapter(directory: Path, content: bytes = b"weights") -> None:
+    directory.mkdir(parents=True)
+    (directory / "adapter_config.json").write_text("{}")
+    (directory / "adapter_model.safetensors").write_bytes(content)
+
+
+def write_checkpoint(run: Run, step: int) -> None:
+    directory = run.checkpoints_path / f"step-{step:08d}"
+    write_adapter(directory / "adapter", b"step %d" % step)
+    files = {
+        f"adapter/{path.name}": {
+            "bytes": path.stat().st_size,
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        }
+        for path in (directory / "adapter").iterdir()
+    }
+    (directory / "manifest.json").write_text(json.dumps({"files": files, "base_sha256": "0" * 64}))
+
+
+def made_run(about: str, base: Path, method: str = "lora") -> Run:
+    values: dict[str, dict[str, str]] = {
+        "model": {"base": str(base)},
+        "data": {"train": "/rows.jsonl"},
+        "method": {"name": method},
+    }
+    return create_run(Config.model_validate(values), about)
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    directory = tmp_path / "base"
+    directory.mkdir()
+    (directory / "config.json").write_text("{}")
+    return directory
+
+
+@pytest.fixture
+def run(base: Path) -> Run:
+    made = made_run("tickets", base)
+    write_adapter(made.adapter_path)
+    for step in (20, 40):
+        write_checkpoint(made, step)
+    return made
+
+
+def test_a_run_its_steps_and_its_base_are_told_apart(run: Run) -> None:
+    found = resolve_targets([run.id, "tickets@20"], ["base"])
+    assert [target.name for target in found] == [run.id, f"{run.id}@20", "base"]
+    assert [target.source for target in found] == ["tuned", "tuned", "base"]
+    assert found[0].loads == found[2].loads, "one loaded model answers as both"
+    assert found[0].loads != found[1].loads
+    assert len({target.identity for target in found}) == 3
+    assert all(target.run == run for target in found)
+
+
+def test_other_files_are_another_model(run: Run) -> None:
+    (before,) = resolve_targets([run.id])
+    (run.adapter_path / "adapter_model.safetensors").write_bytes(b"other weights")
+    (after,) = resolve_targets([run.id])
+    assert before.name == after.name
+    assert before.identity != after.identity
+
+
+def test_a_model_is_a_path(base: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(base.parent)
+    for name in (str(base), "base/", "./base"):
+        (target,) = resolve_targets([name])
+        assert (target.source, target.run) == ("base", None)
+        assert target.loads == f"model {base}"
+
+
+@pytest.mark.parametrize(
+    ("names", "against", "said"),
+    [
+        ([], [], "No model is named"),
+        (["tickets", "tickets"], [], "is named twice"),
+        (["tickets"], ["base", "base"], "base is named twice"),
+        (["tickets@7"], [], "has no checkpoint of step 7"),
+        (["nobody"], [], "There is no run called nobody"),
+        ([" "], [], "A model's name is empty"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(run: Run, names: list[str], against: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        resolve_targets(names, against)
+
+
+def test_without_a_run_there_is_no_base(base: Path) -> None:
+    with pytest.raises(UserError, match="no run whose base"):
+        resolve_targets([str(base)], ["base"])
+
+
+def test_a_table_has_so_many_columns(base: Path, tmp_path: Path) -> None:
+    names = [str(tmp_path / f"m{number}") for number in range(MOST + 1)]
+    for name in names:
+        Path(name).mkdir()
+    with pytest.raises(UserError, match=f"at most {MOST}"):
+        resolve_targets(names)
+
+
+def test_the_base_of_trained_weights_is_loaded_by_itself(base: Path) -> None:
+    made = made_run("whole", base, "full")
+    made.model_path.mkdir()
+    (made.model_path / "config.json").write_text("{}")
+    found = resolve_targets([made.id], ["base"])
+    assert found[0].loads != found[1].loads
+    assert found[1].loads == f"base {base}"

@@ -1,0 +1,121 @@
+"""The general probe, measured on a real small model."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from core.config.schema import MethodSection
+from core.worker.data.encode import Encoder, TokenizedRow
+from core.worker.evaluate.probe import Probe, encode_probe
+from core.worker.loss.loss import SupervisedLoss
+from core.worker.model.adapters import attach_adapters
+from core.worker.model.model import LoadedModel, load_model, trainable_parameters
+from core.worker.process.control import StopRequested
+from core.worker.process.rng import rng_state
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_model_dir: Path) -> LoadedModel:
+    base = load_model(tiny_model_dir, method="lora", precision="fp32", device="cpu")
+    model = attach_adapters(base.model, MethodSection(rank=2, dropout=0.5), seed=0)
+    for parameter in trainable_parameters(model):
+        torch.nn.init.normal_(parameter, std=0.05)
+    return LoadedModel(model, base.tokenizer, base.device, base.dtype)
+
+
+@pytest.fixture(scope="module")
+def rows(loaded: LoadedModel) -> list[TokenizedRow]:
+    return encode_probe(Encoder(loaded.tokenizer, [loaded.tokenizer.eos_token_id]))
+
+
+def probe(loaded: LoadedModel, rows: list[TokenizedRow], budget: int = 4000, check: Any = lambda: None) -> Probe:
+    loss = SupervisedLoss(loaded.model)
+    return Probe(loaded, loss, rows, budget, contextlib.nullcontext, check, lambda *_: None)
+
+
+def test_it_is_the_mean_over_the_tokens_of_all_answers(loaded: LoadedModel, rows: list[TokenizedRow]) -> None:
+    few = rows[:6]
+    total, tokens = 0.0, 0
+    loaded.model.eval()
+    for row in few:
+        ids = torch.as_tensor(row.input_ids, dtype=torch.int64)[None]
+        with torch.no_grad():
+            likelihood = torch.log_softmax(loaded.model(input_ids=ids).logits[0], dim=-1)
+        for place in np.flatnonzero(row.supervised):
+            total -= float(likelihood[place - 1, ids[0, place]])
+            tokens += 1
+    loaded.model.train()
+    for budget in (1, 4000):
+        assert probe(loaded, few, budget).measure() == pytest.approx(total / tokens, rel=1e-5)
+
+
+def test_all_of_it_is_encoded_and_only_answers_count(loaded: LoadedModel, rows: list[TokenizedRow]) -> None:
+    assert len(rows) == 40
+    text = loaded.tokenizer.decode(rows[0].input_ids[rows[0].supervised])
+    assert text.startswith("He counted the steps")
+    assert "lighthouse" not in text
+
+
+def test_a_model_without_a_template_is_measured_on_plain_text(loaded: LoadedModel) -> None:
+    class Bare:
+        """The tokenizer without its chat template."""
+
+        chat_template = None
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(loaded.tokenizer, name)
+
+    rows = encode_probe(Encoder(Bare(), [loaded.tokenizer.eos_token_id]))
+    assert len(rows) == 40
+    assert "lighthouse" in loaded.tokenizer.decode(rows[0].input_ids[rows[0].supervised])
+
+
+def test_it_leaves_no_trace(loaded: LoadedModel, rows: list[TokenizedRow]) -> None:
+    before = rng_state()["torch"]
+    weights = [parameter.clone() for parameter in trainable_parameters(loaded.model)]
+    told: list[tuple[int, int]] = []
+    loaded.model.train()
+    first = probe(loaded, rows).measure(lambda done, total: told.append((done, total)))
+    assert probe(loaded, rows).measure() == first, "it draws nothing"
+    assert torch.equal(rng_state()["torch"], before)
+    assert all(module.training for module in loaded.model.modules())
+    assert all(map(torch.equal, weights, trainable_parameters(loaded.model)))
+    assert all(parameter.grad is None for parameter in loaded.model.parameters())
+    assert told[-1] == (40, 40)
+
+
+def test_a_stop_ends_it_and_the_model_trains_again(loaded: LoadedModel, rows: list[TokenizedRow]) -> None:
+    calls = 0
+
+    def check() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise StopRequested("SIGTERM")
+
+    loaded.model.train()
+    with pytest.raises(StopRequested):
+        probe(loaded, rows, 100, check).measure()
+    assert loaded.model.training
+
+
+def test_what_does_not_fit_in_memory_is_left_out_with_a_notice(loaded: LoadedModel, rows: list[TokenizedRow]) -> None:
+    class Full:
+        """No room for anything."""
+
+        def hidden(self, *_args: Any, **_named: Any) -> torch.Tensor:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    told: list[str] = []
+    full: Any = Full()
+    measured = Probe(
+        loaded, full, rows, 4000, contextlib.nullcontext, lambda: None, lambda code, _message, _hint: told.append(code)
+    )
+    assert measured.measure() is None
+    assert told == ["memory_probe"]

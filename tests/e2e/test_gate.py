@@ -1,0 +1,96 @@
+"""The gate and the general probe of real runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+import pytest
+
+from core.commands import runs, watch
+from core.commands.common import exit_code as code_of
+from core.runs.client import ControlClient
+from core.runs.events import EvalEvent, ProbeEvent, StepEvent
+from core.runs.history import read_history
+from core.runs.result import result_of
+from core.runs.state import EXIT_REFUSED
+from core.runs.trained import find_trained
+from tests.e2e.workers import Workers, adapter_bytes, ending, exit_code, finish, log, only, wait_until_step
+
+#: Few steps, measured in between, with dropout on.
+SHORT: dict[str, dict[str, Any]] = {"train": {"max_steps": 8}, "eval": {"every_steps": 4, "exact_match": False}}
+
+
+def test_the_probe_is_told_and_changes_nothing_of_what_is_trained(workers: Workers) -> None:
+    told = workers.start("probed", **SHORT)
+    finish(told)
+    silent = workers.start("unprobed", **SHORT | {"eval": SHORT["eval"] | {"probe": False}})
+    finish(silent)
+    assert adapter_bytes(told) == adapter_bytes(silent), "bit for bit"
+    losses = [[event.loss for event in only(StepEvent, run)] for run in (told, silent)]
+    assert losses[0] == losses[1]
+    (before,) = only(ProbeEvent, told)
+    assert before.step == 0
+    measured = only(EvalEvent, told)
+    assert [event.step for event in measured] == [4, 8]
+    assert all(event.probe_loss is not None and event.probe_loss > 0 for event in measured)
+    assert measured[-1].probe_loss != before.loss
+    assert only(ProbeEvent, silent) == []
+    assert all(event.probe_loss is None for event in only(EvalEvent, silent))
+    history = read_history(told)
+    assert history.probe_loss.steps == [0, 4, 8]
+    measure = next(found for found in result_of(told, told.state(), history).measures if found.name == "probe loss")
+    assert (measure.before, measure.after) == (before.loss, measured[-1].probe_loss)
+
+
+def test_a_baseline_has_the_probe_in_it(workers: Workers) -> None:
+    run = workers.start("baseline", **SHORT | {"eval": SHORT["eval"] | {"baseline": True, "gate": "loss < before"}})
+    finish(run)
+    assert only(ProbeEvent, run) == []
+    assert [event.step for event in only(EvalEvent, run) if event.probe_loss is not None] == [0, 4, 8]
+    assert run.adapter_path.is_dir(), "a result that passes is written"
+    assert ending(run).refused is None
+
+
+def test_a_refused_result_is_not_written_and_the_run_says_why(
+    workers: Workers, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gate = ["loss <= 0.01", "probe_loss <= before + 100"]
+    run = workers.start("refused", **SHORT | {"eval": SHORT["eval"] | {"gate": gate}})
+    assert exit_code(run) == EXIT_REFUSED, log(run)
+    assert not run.adapter_path.exists()
+    state, end = run.state(), ending(run)
+    assert (state.state, end.type, end.adapter) == ("finished", "finished", None)
+    assert state.refused == end.refused
+    assert state.refused.startswith("loss is ")
+    assert "probe_loss" not in state.refused
+    assert code_of(state) == EXIT_REFUSED
+    assert find_trained(run).name == "step-8", "its checkpoint is there to be looked at"
+
+    with workers.environment():
+        assert watch.run(argparse.Namespace(run=run.id, json=False)) == EXIT_REFUSED
+        lines = capsys.readouterr().out
+        assert "refused by eval.gate" in lines
+        assert "adapter   " not in lines
+        runs.run(argparse.Namespace(json=True))
+        rows = {row["id"]: row for row in json.loads(capsys.readouterr().out)}
+        assert rows[run.id]["refused"] == state.refused
+        runs.run(argparse.Namespace(json=False))
+        assert "finished (refused)" in capsys.readouterr().out
+
+
+def test_a_gate_counts_what_was_measured_before_the_run_was_continued(workers: Workers) -> None:
+    options = SHORT | {
+        "train": {"max_steps": 20},
+        "eval": {"every_steps": 20, "exact_match": False, "baseline": True, "gate": "probe_loss <= before - 100"},
+    }
+    run = workers.start("cut", **options)
+    wait_until_step(run, 3)
+    with ControlClient(run) as client:
+        client.request("stop")
+    assert exit_code(run) == 3
+    assert run.state().refused == ""
+    workers.resume(run)
+    assert exit_code(run) == EXIT_REFUSED
+    assert "was not measured" not in run.state().refused

@@ -1,0 +1,258 @@
+"""The screen of an evaluation: its progress, then the table, and the answers to scroll through."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from textual import on, work
+from textual.app import ComposeResult
+from textual.binding import BindingType
+from textual.containers import Vertical, VerticalScroll
+from textual.content import Content
+from textual.message import Message
+from textual.widget import Widget
+
+from core.errors import UserError
+from core.evaluation.evaluation import Evaluation, EvaluationCancelledError, EvaluationProgress
+from core.evaluation.record import EvaluationRecord
+from core.evaluation.report import summary_lines, to_jsonl, to_markdown
+from core.evaluation.request import EvaluationRequest
+from core.evaluation.table import EvaluationTable
+from core.text import one_line
+from tui.keys import bindings
+from tui.saving import save_text
+from tui.screens.evaluation.rows import EvaluationRows
+from tui.screens.overlay import Overlay
+from tui.shell import shell_of
+from tui.widgets.charts.meter import bar
+from tui.widgets.text_block import TextBlock
+
+_BAR_CELLS = 40
+_KEYS = "j k prompts  f won/lost  c next model  s save  S save JSONL  esc close"
+
+
+@dataclass
+class Prepared(Message):
+    """Models are found and prompts read."""
+
+
+@dataclass
+class Progressed(Message):
+    """The evaluation has made progress."""
+
+    progress: EvaluationProgress
+
+    def can_replace(self, message: Message) -> bool:
+        """Newer progress replaces older."""
+        return isinstance(message, Progressed)
+
+
+@dataclass
+class Ended(Message):
+    """The evaluation has ended: with its record and table, or with the reason for which there is none."""
+
+    record: EvaluationRecord | None = None
+    table: EvaluationTable | None = None
+    error: UserError | None = None
+    is_kept: bool = False
+    """Whether some answers are kept, so that the same request goes on."""
+
+
+class RowWindow(Widget):
+    """The rows around the cursor, as many as there is room for."""
+
+    def __init__(self, *, id: str) -> None:  # noqa: A002
+        super().__init__(id=id)
+        self.rows: EvaluationRows | None = None
+
+    def render(self) -> Content:
+        return self.rows.lines(self.size.height, max(self.size.width, 20)) if self.rows is not None else Content("")
+
+
+class EvaluationScreen(Overlay[None]):
+    """An evaluation, from its first question to its table.
+
+    Args:
+        asked: What is asked for, or what was answered already.
+    """
+
+    DEFAULT_CSS = """
+    EvaluationScreen { align: center middle; background: $background 60%; }
+    EvaluationScreen > Vertical {
+        width: 98%; height: 96%; padding: 0 1;
+        border: round $border-focus; border-title-style: bold; border-subtitle-color: $muted; background: $surface;
+    }
+    EvaluationScreen #table { margin-bottom: 1; max-height: 40%; }
+    EvaluationScreen #head { color: $muted; }
+    EvaluationScreen #rows { height: 1fr; min-height: 3; }
+    EvaluationScreen VerticalScroll { height: 1fr; border-top: solid $border; scrollbar-size-vertical: 1; }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings("evaluation")]
+    SCOPE = "evaluation"
+
+    def __init__(self, asked: EvaluationRequest | EvaluationRecord) -> None:
+        super().__init__()
+        self._asked = asked
+        self._evaluation: Evaluation | None = None
+        self._progress: EvaluationProgress | None = None
+        self._ended: Ended | None = None
+        self._rows: EvaluationRows | None = None
+
+    def compose(self) -> ComposeResult:
+        """The table or the progress, the rows, and the answers to the one under the cursor."""
+        with Vertical() as box:
+            box.border_title = Content("Evaluation")
+            yield TextBlock(id="table")
+            yield TextBlock(id="head")
+            yield RowWindow(id="rows")
+            with VerticalScroll(can_focus=False):
+                yield TextBlock(id="detail")
+
+    def on_mount(self) -> None:
+        """Begin, or show what there is."""
+        if isinstance(self._asked, EvaluationRecord):
+            self._has_ended(Ended(self._asked, EvaluationTable.of(self._asked)))
+            return
+        self._show()
+        self._run(self._asked)
+
+    def on_unmount(self) -> None:
+        """Cancel what is on; what is answered is kept."""
+        if self._evaluation is not None:
+            self._evaluation.cancel()
+
+    @work(thread=True, group="evaluation")
+    def _run(self, request: EvaluationRequest) -> None:
+        evaluation: Evaluation | None = None
+        try:
+            evaluation = self._evaluation = request.prepare()
+            if not self.is_attached:  # it was left before there was anything to cancel
+                return
+            self._tell(Prepared())
+            record = evaluation.run(lambda progress: self._tell(Progressed(progress)))
+            self._tell(Ended(record, EvaluationTable.of(record)))
+        except EvaluationCancelledError:
+            return
+        except UserError as error:
+            self._tell(Ended(error=error, is_kept=evaluation is not None and evaluation.record.done > 0))
+
+    def _tell(self, message: Message) -> None:
+        if self.is_attached:  # it may have been left meanwhile
+            self.post_message(message)
+
+    @on(Prepared)
+    def _prepared(self) -> None:
+        self._show()
+
+    @on(Progressed)
+    def _progressed(self, message: Progressed) -> None:
+        self._progress = message.progress
+        self._show()
+
+    @on(Ended)
+    def _has_ended(self, message: Ended) -> None:
+        self._ended = message
+        if message.record is not None and message.table is not None:
+            self._rows = EvaluationRows(message.record, message.table)
+        self._show()
+
+    def _show(self) -> None:
+        rows, ended = self._rows, self._ended
+        for name in ("#head", "#rows"):
+            self.query_one(name).display = rows is not None
+        self.query_one(VerticalScroll).display = rows is not None
+        box = self.query_one(Vertical)
+        if rows is None:
+            self.query_one("#table", TextBlock).show(self._text())
+            box.border_subtitle = Content("esc close" if ended is not None else "esc cancel")
+            return
+        lines = summary_lines(rows.record, rows.table)
+        self.query_one("#table", TextBlock).show(Content("\n").join(map(Content, lines)))
+        self.query_one("#head", TextBlock).show(Content.styled(rows.head(), "$muted"))
+        window = self.query_one(RowWindow)
+        window.rows = rows
+        window.refresh()
+        self.query_one("#detail", TextBlock).show(rows.detail())
+        box.border_subtitle = Content(_KEYS)
+
+    def _text(self) -> Content:
+        """What is said before there is a table."""
+        ended = self._ended
+        if ended is not None and ended.error is not None:
+            kept = "\n\nWhat was answered is kept: the same request goes on with it." if ended.is_kept else ""
+            head = Content.styled("It was not carried through.", "bold")
+            return Content.assemble(
+                head, f" {one_line(ended.error.message, 600)}\n{one_line(ended.error.hint, 400)}{kept}"
+            )
+        evaluation, progress = self._evaluation, self._progress
+        if evaluation is None:
+            return Content("Looking for the models and reading the prompts …")
+        names = ", ".join(one_line(target.name, 60) for target in evaluation.targets)
+        text = f"{len(evaluation.prompts.items)} prompts of {one_line(evaluation.prompts.name, 100)}\nto {names}\n\n"
+        if progress is None:
+            return Content(text)
+        share = progress.done / progress.total if progress.total else 0.0
+        full, empty = bar(share, _BAR_CELLS, shell_of(self).glyphs)
+        kept = "  (goes on with what was kept)" if evaluation.is_continued else ""
+        return Content.assemble(
+            text,
+            (full, "$primary"),
+            (empty, "$muted"),
+            f"  {progress.done} of {progress.total}{kept}\n{one_line(progress.target, 60)}: {progress.activity}",
+        )
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Without a table there is only the way out."""
+        del parameters
+        mine = ("move", "move_page", "move_end", "filter", "turn", "save", "save_lines")
+        return self._rows is not None if action in mine else True
+
+    def action_back(self) -> None:
+        """Leave; what is on is cancelled."""
+        self.dismiss(None)
+
+    def action_move(self, by: int) -> None:
+        """Move the cursor."""
+        if self._rows is not None:
+            self._rows.move(by)
+            self._show()
+            self.query_one(VerticalScroll).scroll_home(animate=False)
+
+    def action_move_page(self, by: int) -> None:
+        """Move the cursor by pages."""
+        self.action_move(by * max(self.query_one(RowWindow).size.height, 1))
+
+    def action_move_end(self, direction: int) -> None:
+        """Move the cursor to the first or the last row."""
+        if self._rows is not None:
+            self.action_move(direction * len(self._rows.record.items))
+
+    def action_filter(self) -> None:
+        """Show the rows that are won, those that are lost, or all."""
+        if self._rows is not None:
+            self._rows.turn_filter()
+            self._show()
+
+    def action_turn(self) -> None:
+        """Compare with the next model."""
+        if self._rows is not None:
+            self._rows.turn_comparison()
+            self._show()
+
+    def action_save(self) -> None:
+        """Save it as Markdown."""
+        if self._rows is not None:
+            self._save(".md", to_markdown(self._rows.record, self._rows.table))
+
+    def action_save_lines(self) -> None:
+        """Save it as JSON lines."""
+        if self._rows is not None:
+            self._save(".jsonl", to_jsonl(self._rows.record, self._rows.table))
+
+    def _save(self, suffix: str, text: str) -> None:
+        try:
+            said = f"It is in {one_line(str(save_text('evaluation', suffix, text)), 200)}"
+        except UserError as error:
+            said = f"It is not saved: {one_line(error.message, 200)}"
+        self.notify(said, markup=False)
