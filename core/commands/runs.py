@@ -43,10 +43,10 @@ def describe_row(row: RunRow) -> dict[str, Any]:
 
     Returns:
         ``id``, ``state``, ``reason``, ``step``, ``total_steps``, ``loss`` (of the last step), ``model``, ``started``
-        and ``updated`` (Unix seconds), ``path``, ``pending`` (requests that wait for the end of the step), ``progress``
-        (``what``, ``done`` and ``total`` within a step or an evaluation), ``exports`` (the directories of its exports
-        in the home, newest first) and ``refused`` (what the result misses of ``eval.gate``, empty where it passes); None
-        where something is unknown.
+        and ``updated`` (Unix seconds), ``path``, ``pending`` (requests that wait for the end of the step),
+        ``progress`` (``what``, ``done`` and ``total`` within a step or an evaluation), ``exports`` (the directories of
+        its exports in the home, newest first) and ``refused`` (what the result misses of ``eval.gate``, empty where it
+        passes); None where something is unknown.
     """
     from core.export.result import list_exports
 
