@@ -45,9 +45,19 @@ def runs_dir() -> Path:
     return home() / "runs"
 
 
+def exports_dir() -> Path:
+    """Exports of runs, a directory each."""
+    return home() / "exports"
+
+
 def drafts_dir() -> Path:
     """Unsaved work in the app, a file each."""
     return home() / "drafts"
+
+
+def tools_dir() -> Path:
+    """Programs of others that are run from there without being installed, a directory each."""
+    return home() / "tools"
 
 
 def calibration_dir() -> Path:

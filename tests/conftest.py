@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -35,6 +36,7 @@ SLOW = (
     "tests/core/hub/test_hostile_hub.py",
     "tests/core/sandbox",
     "tests/core/serve",
+    "tests/core/export/test_job.py",
     "tests/core/selftest/test_job.py",
     "tests/core/export/ollama/test_template.py",
     "tests/core/data/files/test_packed.py",
@@ -42,6 +44,7 @@ SLOW = (
     "tests/core/analysis/test_job.py",
     "tests/core/analysis/test_process.py",
     "tests/core/config/test_absurd_values.py",
+    "tests/core/export/gguf/test_write.py",
     "tests/core/template/test_jinja_sandbox.py",
     "tests/core/template/test_sandboxed.py",
     "tests/core/runs/test_foreign_runs.py",
@@ -110,3 +113,30 @@ def starter_model_dir(request: pytest.FixtureRequest) -> Path:
             return prepare_starter(lambda _detail, _done, _total: None)
         except UserError as error:
             pytest.skip(f"the starter model is not at hand: {error}")
+
+
+@pytest.fixture(scope="session")
+def converter_home(request: pytest.FixtureRequest) -> Path:
+    """A home with llama.cpp's converter, fetched once and kept where the starter model is."""
+    from core.errors import UserError
+    from core.export.gguf.tools import fetch_converter
+
+    home = os.environ.get("LOCALTUNE_TEST_CACHE") or str(request.config.rootpath / ".pytest_cache" / "localtune")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOCALTUNE_HOME", home)
+        try:
+            fetch_converter(lambda _detail, _done, _total: None)
+        except UserError as error:
+            pytest.skip(f"llama.cpp's converter is not at hand: {error}")
+    return Path(home)
+
+
+@pytest.fixture
+def converter(converter_home: Path, private_home: Path) -> Path:
+    """llama.cpp's converter in this test's own home; its directory."""
+    from core.export.gguf.tools import find_converter
+
+    shutil.copytree(converter_home / "tools", private_home / "tools", ignore=shutil.ignore_patterns(".*", "*.whl"))
+    found = find_converter()
+    assert found is not None
+    return found

@@ -493,6 +493,10 @@ class LocaltuneApp(App[str]):
     def _serve_changed(self, message: messages.ServeChanged) -> None:
         self.serving.changed(message)
 
+    @on(messages.ExportRequested)
+    def _export_requested(self, message: messages.ExportRequested) -> None:
+        self.runs.export(message.run, message.step)
+
     @on(messages.RunDeleted)
     def _run_deleted(self, message: messages.RunDeleted) -> None:
         self.runs.deleted(message.run)

@@ -79,10 +79,10 @@ class ChatEngine:
     """One engine process. Methods block and belong in a thread; ``cancel`` and ``close`` may be called from any other.
 
     Args:
-        command: The command line to run instead of the engine, for tests.
+        command: The module of another engine, or a command line to run instead, for tests.
     """
 
-    def __init__(self, command: list[str] | None = None) -> None:
+    def __init__(self, command: str | list[str] | None = None) -> None:
         self._command: str | list[str] = command or "core.worker.generate.chat_engine"
         self._ids = map(str, itertools.count(1))
         self._guard = threading.Lock()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from core.chat.engine import AdapterSpec, ChatEngine, ModelSpec, Progress
+from core.chat.exported import READER, find_exported
 from core.chat.request import BASE, TUNED, ChatRequest, GenerationSettings, Source
 from core.config.schema import ModelSection
 from core.errors import UserError
@@ -296,17 +297,23 @@ class EngineSession:
         self._engine.close()
 
 
-def open_session(target: Run | Path | str) -> ChatSession:
+def open_session(target: Run | Path | str, *, llama: bool = False) -> ChatSession:
     """The chat session for a target; nothing is loaded or connected yet.
 
     Args:
         target: A run (live: its worker; ended: its base with its adapter), the directory of one, a directory or file of
             a model, the name of a model, or ``RUN`` or ``RUN@STEP``, see :func:`core.runs.trained.find_run_at`: the
-            checkpoint of a step is loaded into an engine, whether the run is live or not.
+            checkpoint of a step is loaded into an engine, whether the run is live or not. A GGUF file that was exported
+            is read by llama.cpp.
+        llama: Whether llama.cpp reads any GGUF file, rather than the engine, which converts it.
 
     Raises:
         UserError: If there is no such run or model, or the run has no model to chat with.
     """
+    if not isinstance(target, Run) and (exported := find_exported(user_path(target), asked=llama)) is not None:
+        return EngineSession(exported.spec, one_line(exported.path.name, 80), ChatEngine(READER))
+    if llama:
+        raise UserError("llama.cpp reads GGUF files, and this is a run.", "Export the run, and name its GGUF file.")
     step = None
     if isinstance(target, str) and not names_model(target):
         target, step = find_run_at(target)

@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "fetch": ("fetch", "download a dataset or a model from the Hugging Face Hub, to be used without the network"),
     "plan": ("plan", "how much memory a run would take, and whether it fits"),
     "chat": ("chat", "talk to a run's model, or to any model"),
+    "export": ("export", "write a run's result as files for other programs, proven to answer as it does"),
     "eval": ("eval", "put a file of prompts to models and compare the answers, or measure a benchmark"),
     "serve": ("serve", "let other programs use a run's model: OpenAI's API, on this machine alone"),
     "schema": ("schema", "the configuration as JSON Schema for editors, or as the reference page"),

@@ -38,6 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--prompt", metavar="TEXT", help="ask this and leave; '-' reads it from standard input")
     parser.add_argument("--base", action="store_true", help="let the base model answer, without what was learned")
+    parser.add_argument(
+        "--reader", choices=("llama",), help="let llama.cpp read a GGUF file; it does where the file was exported here"
+    )
     parser.add_argument("--system", metavar="TEXT", help="system prompt (default: chat.system of the run)")
     parser.add_argument("--max-new-tokens", metavar="N", type=int, help="longest answer, in tokens")
     parser.add_argument("--temperature", metavar="T", type=float, help="randomness; 0 takes the likeliest token")
@@ -67,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     if step is not None and isinstance(target, Run):
         session: ChatSession = session_of(find_trained(target, step))
     else:
-        session = open_session(target)
+        session = open_session(target, llama=args.reader == "llama")
     if args.base and not session.has_tuned and isinstance(target, Run):
         raise UserError(
             f"Run {target.id} trains the weights themselves, so it has no base to switch to.",

@@ -17,6 +17,7 @@ SHELLS = ("bash", "zsh", "fish")
 #: By the name of an argument's value in the help: the function in ``shells/`` that completes it.
 _BY_METAVAR = {
     "RUN": "runs",
+    "RUN[@STEP]": "runs",
     "CONFIG": "config_file",
     "MODEL": "models_or_dirs",
     "RUN|MODEL": "chat_dirs",
@@ -28,6 +29,7 @@ _BY_METAVAR = {
 #: The same by command and argument, where the name of the value does not say enough.
 _BY_ARGUMENT = {
     ("data", "template"): "template_file",
+    ("export", "out"): "any_file",
     ("eval", "prompts"): "any_file",
     ("eval", "out"): "any_file",
     ("eval", "include"): "any_file",

@@ -86,11 +86,21 @@ def memory(cgroup: Path = _CGROUP) -> tuple[int, int]:
 
 def has_bf16() -> bool:
     """Whether the processor computes in bf16 natively: AVX512-BF16 or AMX."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return False
+    flags = _flags()
     return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def has_avx2() -> bool:
+    """Whether the processor has AVX2, which programs that are built for all recent ones need."""
+    return "avx2" in _flags().split()
+
+
+def _flags() -> str:
+    """The kernel's words about the processor; empty where there are none."""
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return ""
 
 
 def process_rss(pid: int) -> int | None:

@@ -19,6 +19,7 @@ from tui.messages import (
     DeleteRequested,
     EditRunRequested,
     EvaluationRequested,
+    ExportRequested,
     OpenRunRequested,
     RunsInView,
     ServeRequested,
@@ -84,7 +85,7 @@ class RunsPane(Pane):
         """Start without a list."""
         self.set_title("5 Runs")
         self.query_one("#runs").display = False
-        self.set_hints(["runs.open", "runs.edit", "runs.continue", "runs.delete", "runs.filter"])
+        self.set_hints(["runs.open", "runs.edit", "runs.continue", "runs.export", "runs.delete", "runs.filter"])
 
     def on_resize(self, event: events.Resize) -> None:
         """Put the account of a run where there is room for it."""
@@ -224,6 +225,11 @@ class RunsPane(Pane):
         """Open the configuration of the run under the cursor as a new one."""
         if (row := self.query_one(RunList).selected) is not None:
             self.post_message(EditRunRequested(row.run))
+
+    def action_export(self) -> None:
+        """Export what the run under the cursor has trained."""
+        if (row := self.query_one(RunList).selected) is not None:
+            self.post_message(ExportRequested(row.run))
 
     def action_evaluate(self) -> None:
         """Put a file of prompts to the model of the run under the cursor."""

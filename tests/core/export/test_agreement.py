@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
-from core.export.agreement import Agreement
+from core.export.agreement import Agreement, Figures
 
 SAME = Agreement(
     rows=20, prompts_equal=True, mean_kl=0.0, top1=1.0, max_delta=0.0, greedy_equal=20, reader="llama.cpp b1"
@@ -15,7 +16,9 @@ def test_what_is_equal_passes_every_bar() -> None:
 
 
 def test_each_bar_is_told_with_its_figure() -> None:
-    assert SAME.failures("Q4_0") == replace(SAME, mean_kl=0.7, top1=0.6, max_delta=21.0).failures("Q4_0") == []
+    assert (
+        SAME.failures("Q4_0") == replace(SAME, mean_kl=0.7, top1=0.6, max_delta=21.0, error=0.2).failures("Q4_0") == []
+    )
     assert replace(SAME, max_delta=0.02).failures("F32") == ["Its logits differ by up to 0.02; F32 allows 0.01."]
     assert replace(SAME, mean_kl=0.01, top1=0.9).failures("F16") == [
         "Its mean divergence is 0.01 nats; F16 allows 0.0001.",
@@ -27,3 +30,45 @@ def test_each_bar_is_told_with_its_figure() -> None:
 
 def test_what_was_not_measured_fails_no_bar() -> None:
     assert replace(SAME, mean_kl=None, top1=None, max_delta=None).failures("F32") == []
+
+
+def test_a_broken_file_is_told_whatever_its_type() -> None:
+    broken = replace(SAME, mean_kl=0.5, error=1.2)
+    for quant in ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0"):
+        assert "little to do with" in broken.failures(quant)[0]
+
+
+def test_the_base_without_what_was_learned_is_told() -> None:
+    learned = replace(SAME, mean_kl=0.3, base_kl=0.002, learned_kl=0.3, error=0.05)
+    assert learned.failures("Q4_0") == ["It answers as the base does: what was learned is not in it."]
+    assert replace(learned, base_kl=0.4).failures("Q4_0") == [], "rounded, and still nearer to the trained model"
+    assert replace(learned, mean_kl=1e-5, base_kl=1e-6).failures("Q4_0") == [], "training has changed nothing"
+
+
+def test_on_a_base_in_4_bits_the_bars_are_for_what_was_merged() -> None:
+    apart = Figures(mean_kl=0.05, top1=0.9, max_delta=1.5, error=0.01)
+    equal = Figures(mean_kl=0.0, top1=1.0, max_delta=0.001, error=0.0)
+    trained = replace(SAME, mean_kl=0.05, top1=0.9, max_delta=1.5, error=0.01, quantized_base=True)
+    assert replace(trained, plain=equal).failures("F32") == []
+    assert replace(trained, plain=replace(apart, max_delta=2.0)).failures("F32") != []
+    dequantized = replace(SAME, error=0.0, quantized_base=True, plain=apart)
+    assert dequantized.failures("F32") == [], "merged into the very weights of the training"
+    assert trained.failures("F32") == [], "the base in 16 bits did not fit: nothing can be said"
+    assert "no bars" in replace(SAME, arithmetic="bf16").notes[0]
+    assert "without bars" in trained.notes[0]
+
+
+def test_what_rounding_costs_is_held_against_what_was_learned() -> None:
+    assert SAME.notes == []
+    rounded = replace(SAME, mean_kl=0.5, learned_kl=0.02, error=0.2)
+    assert "changes more than training did (0.02 nats)" in rounded.notes[0]
+    assert replace(rounded, learned_kl=3.0).notes == []
+    assert "rows that were trained on" in replace(SAME, data="training").notes[0]
+
+
+def test_it_is_kept_as_json_by_any_version() -> None:
+    full = replace(SAME, plain=Figures(0.1, 0.9, 1.0, 0.01), base_kl=1.0, data="eval")
+    data = json.loads(json.dumps(full.to_dict()))
+    assert Agreement.from_dict(data | {"of a later version": 1}) == full
+    old = {name: data[name] for name in ("rows", "prompts_equal", "mean_kl", "top1", "max_delta", "greedy_equal")}
+    assert Agreement.from_dict({**old, "reader": "x"}).plain is None

@@ -98,3 +98,12 @@ def test_resident_memory_of_a_process() -> None:
         child.wait()
     assert process_rss(child.pid) is None
     assert module.process_rss(2**22 + 1) is None
+
+
+def test_flags_of_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_flags", lambda: "flags : fpu avx2 sse\n")
+    assert module.has_avx2()
+    assert not module.has_bf16()
+    monkeypatch.setattr(module, "_flags", lambda: "flags : avx avx2_not amx_bf16")
+    assert not module.has_avx2()
+    assert module.has_bf16()

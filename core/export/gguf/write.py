@@ -1,0 +1,254 @@
+"""GGUF files written: a model by llama.cpp's converter and quantizer, an adapter beside its base.
+
+The file appears whole or not at all, and never in place of another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from core import paths
+from core.atomic import fsync_dir, fsync_file
+from core.directories import Progress, disk_error, require_space
+from core.errors import UserError
+from core.export.gguf.checks import Checked, check_model, require_quantizer
+from core.export.gguf.metadata import entries
+from core.export.gguf.options import GgufOptions
+from core.export.gguf.process import run_process
+from core.export.gguf.staging import own_templates, stage
+from core.export.gguf.tools import fetch_converter
+from core.export.kinds import CONVERTED, Quant
+from core.models.sandboxed import check_gguf
+
+_WORKER = "core.worker.export.gguf"
+#: Bytes of a weight in a file, roughly.
+BYTES_PER_WEIGHT: dict[Quant, float] = {
+    "F32": 4.0,
+    "F16": 2.0,
+    "BF16": 2.0,
+    "Q8_0": 1.07,
+    "Q6_K": 0.83,
+    "Q5_K_M": 0.72,
+    "Q4_K_M": 0.61,
+    "Q4_0": 0.58,
+}
+#: Bytes that a process may take: what its libraries take, and for each number of the largest tensor.
+_LIBRARIES, _BYTES_AT_WORK = 4 << 30, 16
+#: Most tokens of the rows that an importance matrix is computed from, and of one of them: a few tens of thousands
+#: settle it, and each takes a forward pass.
+CALIBRATION_TOKENS, CALIBRATION_ROW = 50_000, 2048
+_HINT = "Export merged, and convert it elsewhere."
+
+
+def write_gguf(model: Path, target: Path, quant: Quant, options: GgufOptions, progress: Progress) -> None:
+    """Write a model as one GGUF file.
+
+    Args:
+        model: A directory of safetensors in 16 or 32 bit as transformers saves it, with tokenizer files.
+        target: The file; it must not exist.
+        quant: The type of its weights.
+        options: What it says of itself.
+        progress: Told what goes on; it may raise to give up, and nothing remains then.
+
+    Raises:
+        UserError: If the converter cannot be fetched, the quantizer is not installed, the model is one that llama.cpp
+            would read as another, or the disk is full or cannot be written.
+    """
+    require_quantizer(quant)
+    _refuse_existing(target)
+    converter = fetch_converter(progress)
+    progress("checking the model", None, None)
+    checked = check_model(model, converter)
+    options = _with_templates(model, options)
+    # Quantized from weights that are not rounded before.
+    first: Quant = quant if quant in CONVERTED else checked.dtype
+    with _workspace(target, _space(checked, first, quant)) as work:
+        result = work / "model.gguf"
+        _convert(model, result, first, options, converter, checked, work, progress)
+        if quant not in CONVERTED:
+            source, result = result, work / "quantized.gguf"
+            _quantize(source, result, quant, options, checked, work, progress)
+        check_gguf(result)
+        _put(result, target)
+
+
+def write_adapter_gguf(adapter: Path, base: Path, target: Path, progress: Progress) -> None:
+    """Write a LoRA adapter as a GGUF file of its own, for use beside its base as GGUF.
+
+    Its scale is written as llama.cpp reads it, which knows no rsLoRA: the effect is the same.
+
+    Args:
+        adapter: A directory in PEFT's format.
+        base: The directory of its base model.
+        target: The file; it must not exist.
+        progress: As for :func:`write_gguf`.
+
+    Raises:
+        UserError: If the adapter has parts that such a file cannot have (DoRA, whole modules, biases), with the advice
+            to export merged; or as :func:`write_gguf`.
+    """
+    _refuse_existing(target)
+    converter = fetch_converter(progress)
+    progress("checking the model", None, None)
+    checked = check_model(base, converter)
+    size = sum(path.stat().st_size for path in adapter.glob("*.safetensors"))
+    with _workspace(target, 2 * size) as work:
+        staged, result = work / "base", work / "adapter.gguf"
+        staged.mkdir(mode=paths.DIRECTORY_MODE)
+        stage(base, GgufOptions(), staged)
+        job = {
+            "title": "convert the adapter",
+            "converter": str(converter),
+            "adapter": str(adapter.absolute()),
+            "base": str(staged),
+            "target": str(result),
+            "memory": _LIBRARIES + _BYTES_AT_WORK * checked.largest,
+            "hint": _HINT,
+        }
+        run_process(f"{_WORKER}.adapter", job, "the conversion of the adapter", progress)
+        _put(result, target)
+
+
+def _with_templates(model: Path, options: GgufOptions) -> GgufOptions:
+    """Options with the model's own templates where none is given."""
+    if options.template is not None:
+        return options
+    default, tools = own_templates(model)
+    return replace(options, template=default, tool_template=tools)
+
+
+def _convert(
+    model: Path,
+    target: Path,
+    quant: Quant,
+    options: GgufOptions,
+    converter: Path,
+    checked: Checked,
+    work: Path,
+    progress: Progress,
+) -> None:
+    staged = work / "staged"
+    staged.mkdir(mode=paths.DIRECTORY_MODE)
+    stage(model, options, staged)
+    job = conversion_job(staged, target, quant, options, converter)
+    job["memory"] = _LIBRARIES + _BYTES_AT_WORK * checked.largest
+    run_process(f"{_WORKER}.convert", job, "llama.cpp's converter", progress)
+
+
+def conversion_job(staged: Path, target: Path, quant: Quant, options: GgufOptions, converter: Path) -> dict[str, Any]:
+    """The job of the converter's process.
+
+    Args:
+        staged: The directory that is converted.
+        target: The file.
+        quant: One that the converter writes itself.
+        options: What the file says of itself; its template is the one that is written.
+        converter: The directory of the converter.
+    """
+    return {
+        "title": "convert the model",
+        "converter": str(converter),
+        "model": str(staged),
+        "target": str(target),
+        "quant": quant,
+        "entries": [entry.to_list() for entry in entries(options)],
+        "stops": list(options.stops),
+        "template": options.template,
+        "base_gguf": None if options.base_gguf is None else str(options.base_gguf),
+        "hint": _HINT,
+    }
+
+
+def _quantize(
+    source: Path, target: Path, quant: Quant, options: GgufOptions, checked: Checked, work: Path, progress: Progress
+) -> None:
+    limit = _LIBRARIES + _BYTES_AT_WORK * checked.largest
+    common = {"threads": options.threads, "source": str(source), "memory": limit, "hint": _HINT}
+    importance = None
+    if rows := _calibration(options.calibration):
+        importance = work / "importance.npz"
+        job = {**common, "title": "compute an importance matrix", "target": str(importance), "rows": rows}
+        run_process(f"{_WORKER}.importance", job, "the importance matrix", progress)
+    job = {
+        **common,
+        "title": f"quantize the model to {quant}",
+        "target": str(target),
+        "quant": quant,
+        "importance": None if importance is None else str(importance),
+        "expected": round(checked.elements * BYTES_PER_WEIGHT[quant]),
+    }
+    run_process(f"{_WORKER}.quantize", job, "llama.cpp's quantizer", progress)
+
+
+def _calibration(rows: Sequence[Sequence[int]]) -> list[list[int]]:
+    """The rows that an importance matrix is computed from, up to a total of tokens."""
+    found: list[list[int]] = []
+    left = CALIBRATION_TOKENS
+    for row in rows:
+        cut = list(row[: min(CALIBRATION_ROW, left)])
+        if cut:
+            found.append(cut)
+            left -= len(cut)
+    return found
+
+
+def _space(checked: Checked, first: Quant, quant: Quant) -> int:
+    """Bytes that the files take together."""
+    kinds = {first, quant}
+    return round(sum(BYTES_PER_WEIGHT[kind] for kind in kinds) * checked.elements * 1.02) + (16 << 20)
+
+
+def _refuse_existing(target: Path) -> None:
+    if os.path.lexists(target):
+        raise UserError(f"{target} exists already.", "Give another name, or move it away.")
+
+
+@contextlib.contextmanager
+def _workspace(target: Path, needed: int) -> Iterator[Path]:
+    """A directory beside the file, for what is made on the way; gone in the end."""
+    _remove_abandoned(target)
+    directory = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        require_space(target.parent, needed, f"writing {target.name}", "Make room, or write it to another disk.")
+        directory.mkdir(mode=paths.DIRECTORY_MODE)
+        yield directory
+    except OSError as error:
+        raise disk_error(target.parent, error) from error
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Remove what processes have left that were killed while they wrote the same file."""
+    name = re.compile(rf"\.{re.escape(target.name)}\.(\d+)\.tmp")
+    with contextlib.suppress(OSError):
+        for found in os.listdir(target.parent):
+            match = name.fullmatch(found)
+            if match is not None and not os.path.exists(f"/proc/{match[1]}"):
+                shutil.rmtree(target.with_name(found), ignore_errors=True)
+
+
+def _put(result: Path, target: Path) -> None:
+    """Put a file into its place, which another one has not taken meanwhile."""
+    result.chmod(paths.FILE_MODE)
+    fsync_file(result)
+    try:
+        os.link(result, target)
+    except FileExistsError:
+        _refuse_existing(target)
+        raise
+    except OSError as error:
+        # Some file systems have no links to files.
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+            raise
+        _refuse_existing(target)
+        shutil.move(result, target)
+    fsync_dir(target.parent)

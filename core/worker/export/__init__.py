@@ -1,0 +1,1 @@
+"""Processes that write exports, and that prove them."""

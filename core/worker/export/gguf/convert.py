@@ -1,0 +1,244 @@
+"""Process that writes a model as GGUF with llama.cpp's converter: ``python -m core.worker.export.gguf.convert``.
+
+The converter is imported from its own directory, whose package ``gguf`` is newer than the installed one. What it takes
+from a model's directory is prepared by :mod:`core.export.gguf.staging`. A tensor at a time is in memory.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from core.data.conversation import RowError
+from core.errors import UserError
+from core.template.render import ChatTemplate
+from core.text import one_line
+from core.worker.export.gguf.converter import import_converter, open_model
+from core.worker.export.gguf.job import Report, run_job
+from core.worker.export.gguf.vocabulary import (
+    adds_space_prefix,
+    is_sentencepiece,
+    plain_tokenizers,
+    pre_tokenizer_name,
+    read_tokenizer,
+    sentencepiece_vocabulary,
+)
+
+_TEMPLATE = "tokenizer.chat_template"
+_TOKENS = "tokenizer.ggml.tokens"
+#: Keys of the tokens that end a text, a turn and a message; llama.cpp knows more of them by their texts.
+_EOS_KEY, *_STOP_KEYS = (f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
+#: Tokens that the converter sets by number for whole families.
+_GUESSED = ("eot", "eom", "fim_pre", "fim_suf", "fim_mid", "fim_sep", "prefix", "suffix", "middle", "fsep")
+_FILE_TYPES = {"F32": "ALL_F32", "F16": "MOSTLY_F16", "BF16": "MOSTLY_BF16", "Q8_0": "MOSTLY_Q8_0"}
+#: The converter's warnings after which the file would be another model.
+_FATAL = re.compile(r"Unknown RoPE type: (?!default$)")
+
+
+def convert(job: dict[str, Any], report: Report) -> dict[str, Any]:
+    """Write a model as GGUF.
+
+    Args:
+        job: ``converter``, ``model`` and ``target`` (paths); ``quant``; ``entries`` of the metadata; ``stops``;
+            ``template``, the chat template if there is one; ``base_gguf`` or None.
+        report: Told what goes on.
+
+    Returns:
+        ``bytes`` of the file.
+    """
+    report.progress("importing the converter")
+    import_converter(job["converter"])
+    import torch
+
+    model, target = Path(job["model"]), Path(job["target"])
+    warnings = _Warnings()
+    logger = logging.getLogger()
+    logger.addHandler(warnings)
+    try:
+        with torch.inference_mode(), plain_tokenizers() as usual:
+            report.progress("reading the model")
+            instance = open_model(model, target, _FILE_TYPES[job["quant"]])
+            instance.prepare_tensors()
+            _prepare_vocabulary(instance, model, job, usual)
+            instance.prepare_metadata(vocab_only=False)
+            writer = instance.gguf_writer
+            _set_metadata(writer, model, job)
+            _limit_context(writer, instance.hparams)
+            warnings.refuse_fatal()
+            total = sum(tensor.nbytes for tensor in writer.tensors[0].values())
+            with report.growing("writing the weights", target, total):
+                writer.write_header_to_file(path=target)
+                writer.write_kv_data_to_file()
+                writer.write_tensors_to_file()
+            writer.close()
+    finally:
+        logger.removeHandler(warnings)
+    return {"bytes": target.stat().st_size}
+
+
+class _Warnings(logging.Handler):
+    """Collects the converter's warnings."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(record.getMessage())
+
+    def refuse_fatal(self) -> None:
+        """Refuse what the converter only warns of.
+
+        Raises:
+            UserError: If there is such a thing.
+        """
+        for text in self.texts:
+            if _FATAL.match(text):
+                raise UserError(
+                    f"llama.cpp's converter cannot carry a part of this model over: {one_line(text, 200)}.",
+                    "Export merged.",
+                )
+
+
+def _prepare_vocabulary(instance: Any, model: Path, job: dict[str, Any], usual: Callable[[Path], Any]) -> None:
+    """Have the converter write the tokenizer that the model was trained with."""
+    content = read_tokenizer(model)
+    rows = _embedding_rows(instance.gguf_writer)
+    if job["base_gguf"] is not None and _copied_tokens(Path(job["base_gguf"]), rows):
+        instance.set_vocab = functools.partial(_copy_vocabulary, instance.gguf_writer, Path(job["base_gguf"]))
+        return
+    recognize = instance.get_vocab_base_pre
+    instance.get_vocab_base_pre = lambda tokenizer: pre_tokenizer_name(recognize, tokenizer, model, usual)
+    if content is not None and is_sentencepiece(content) and not (model / "tokenizer.model").is_file():
+        size = rows or int(instance.hparams["vocab_size"])
+        instance.set_vocab = functools.partial(_write_sentencepiece, instance.gguf_writer, content, model, size)
+
+
+def _embedding_rows(writer: Any) -> int | None:
+    tensor = writer.tensors[0].get("token_embd.weight")
+    return None if tensor is None else int(tensor.shape[0])
+
+
+def _write_sentencepiece(writer: Any, content: dict[str, Any], model: Path, size: int) -> None:
+    import gguf
+
+    tokens, scores, kinds = sentencepiece_vocabulary(content, size)
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(tokens)
+    writer.add_token_scores(scores)
+    writer.add_token_types(kinds)
+    gguf.SpecialVocab(model, n_vocab=size).add_to_gguf(writer, quiet=True)
+
+
+def _copied_tokens(source: Path, rows: int | None) -> bool:
+    """Whether the tokenizer of a GGUF file fits a model with this many tokens."""
+    import gguf
+
+    field = gguf.GGUFReader(str(source)).fields.get(_TOKENS)
+    return field is not None and len(field.data) == rows
+
+
+def _copy_vocabulary(writer: Any, source: Path) -> None:
+    """Copy the tokenizer of a GGUF file."""
+    import gguf
+
+    for field in gguf.GGUFReader(str(source)).fields.values():
+        if field.name.startswith("tokenizer."):
+            kind, *inner = field.types
+            writer.kv_data[0][field.name] = gguf.GGUFValue(field.contents(), kind, inner[-1] if inner else None)
+
+
+def _set_metadata(writer: Any, model: Path, job: dict[str, Any]) -> None:
+    """Set what the export says, and what keeps a conversation's tokens those of the training."""
+    import gguf
+
+    found = writer.kv_data[0]
+    template = job["template"]
+    if template is not None:
+        for key in [key for key in found if key == "tokenizer.chat_templates" or key.startswith(_TEMPLATE)]:
+            del found[key]
+    for key, kind, value in job["entries"]:
+        found[key] = gguf.GGUFValue(value, getattr(gguf.GGUFValueType, kind.upper()))
+    _set_stops(found, job["stops"], gguf)
+    if template is None:
+        return
+    bos = _text(found, "tokenizer.ggml.bos_token_id")
+    prompt = _prompt(template, {"bos_token": bos, "eos_token": _text(found, "tokenizer.ggml.eos_token_id")})
+    if prompt is None:
+        return
+    flag = functools.partial(gguf.GGUFValue, type=gguf.GGUFValueType.BOOL)
+    # Programs put this token before what the template renders, unless that begins with it already.
+    if not (bos and prompt.startswith(bos)):
+        found["tokenizer.ggml.add_bos_token"] = flag(False)
+    elif found["tokenizer.ggml.model"].value != "llama" and "tokenizer.ggml.add_bos_token" not in found:
+        # Programs differ in what they do where nothing is said.
+        found["tokenizer.ggml.add_bos_token"] = flag(_begins_texts(read_tokenizer(model), bos))
+    # A prompt that ends with this one would be at its end.
+    for name in ("eos", "sep"):
+        if (key := f"tokenizer.ggml.add_{name}_token") in found:
+            found[key] = flag(False)
+    content = read_tokenizer(model)
+    if content is not None and found["tokenizer.ggml.model"].value == "llama" and job["base_gguf"] is None:
+        begins = any(prompt.startswith(token["content"]) for token in content.get("added_tokens", ()))
+        found["tokenizer.ggml.add_space_prefix"] = flag(adds_space_prefix(content, begins))
+
+
+def _begins_texts(content: dict[str, Any] | None, bos: str) -> bool:
+    """Whether a tokenizer puts a token before every text."""
+    return bos in json.dumps((content or {}).get("post_processor"), ensure_ascii=False)
+
+
+def _limit_context(writer: Any, settings: dict[str, Any]) -> None:
+    """Shorten the context of a model whose sliding window llama.cpp does not compute to that window: up to there it is
+    the same model.
+    """
+    import gguf
+
+    window, key = settings.get("sliding_window"), f"{writer.arch}.context_length"
+    is_plain = settings.get("model_type") == "mistral" and writer.arch == "llama"
+    if is_plain and isinstance(window, int) and key in writer.kv_data[0] and window < writer.kv_data[0][key].value:
+        writer.kv_data[0][key] = gguf.GGUFValue(window, gguf.GGUFValueType.UINT32)
+
+
+def _set_stops(found: dict[str, Any], stops: list[int], gguf: Any) -> None:
+    """Name the tokens that end an answer: there is room for two beside the tokenizer's own end.
+
+    That one stays as it is, as templates may write its text. A token that the converter has guessed from the
+    architecture goes where it is one of plain text.
+    """
+    kinds = found.get("tokenizer.ggml.token_type")
+    for name in _GUESSED:
+        key = f"tokenizer.ggml.{name}_token_id"
+        if key in found and kinds is not None and kinds.value[int(found[key].value)] == gguf.TokenType.NORMAL:
+            del found[key]
+    eos = found.get(_EOS_KEY)
+    others = [stop for stop in stops if eos is None or stop != int(eos.value)]
+    for key, stop in zip(_STOP_KEYS if eos is not None else (_EOS_KEY, *_STOP_KEYS), others, strict=False):
+        found[key] = gguf.GGUFValue(int(stop), gguf.GGUFValueType.UINT32)
+
+
+def _text(found: dict[str, Any], key: str) -> str:
+    """The text of a special token; empty if there is none."""
+    if key not in found:
+        return ""
+    token = found[_TOKENS].value[int(found[key].value)]
+    return token.decode("utf-8", errors="replace") if isinstance(token, bytes) else str(token)
+
+
+def _prompt(template: str, specials: dict[str, str]) -> str | None:
+    """The prompt of a question; None if the template refuses it."""
+    try:
+        return ChatTemplate(template, specials).render([{"role": "user", "content": "a"}], add_generation_prompt=True)
+    except RowError:
+        return None
+
+
+if __name__ == "__main__":
+    sys.exit(run_job(convert))

@@ -1,0 +1,178 @@
+"""Process that computes an importance matrix: ``python -m core.worker.export.gguf.importance``.
+
+For each column of a weight it is the mean square of the activation that meets it, over the tokens of some rows: the
+quantizer rounds columns that are seldom driven more coarsely. llama.cpp computes the rows, and calls back at every
+product of a weight with activations, so that names and shapes are those that the quantizer knows, for any
+architecture.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from core.errors import UserError
+from core.worker.export.gguf.ggml import Array, load_ggml
+from core.worker.export.gguf.job import Report, run_job
+from core.worker.export.llama.library import Library, as_path, load_library, threads
+
+#: Products whose weights are quantized by importance; embedding and head are used in other ways as well.
+_PREFIX = "blk."
+_PRODUCT, _EXPERTS = "MUL_MAT", "MUL_MAT_ID"
+_F32 = 0
+#: Tokens computed at once. Their logits are all in memory.
+_BATCH = 256
+#: Least importance of a column, as a share of the mean: a column that no row drives still has to be rounded somehow.
+_FLOOR = 1e-4
+
+
+def compute_importance(job: dict[str, Any], report: Report) -> dict[str, Any]:
+    """Compute an importance matrix and write it as an npz file, a vector for each weight.
+
+    Args:
+        job: ``source`` (a GGUF file in 16 or 32 bit), ``target``, ``rows`` of token ids, ``threads`` or None.
+        report: Told what goes on.
+
+    Returns:
+        ``weights`` and ``tokens`` that were counted.
+
+    Raises:
+        UserError: If llama.cpp cannot read the file, or computes it in another form than is known here.
+    """
+    report.progress("loading the model")
+    rows = [list(map(int, row)) for row in job["rows"]]
+    counter = _Counter(load_library())
+    counter.compute(Path(job["source"]), rows, job["threads"] or threads(), report)
+    found = counter.means()
+    if not found:
+        raise UserError("llama.cpp computed none of the model's weights.", "Export without an importance matrix.")
+    with Path(job["target"]).open("wb") as file:
+        np.savez(file, **found)  # type: ignore[arg-type]
+    return {"weights": len(found), "tokens": sum(map(len, rows))}
+
+
+class _Counter:
+    """Sums of squares of activations, by weight.
+
+    Args:
+        library: llama.cpp's.
+    """
+
+    def __init__(self, library: Library) -> None:
+        self._library, self._ggml = library, load_ggml()
+        self._sums: dict[str, npt.NDArray[np.float64]] = {}
+        self._counts: dict[str, npt.NDArray[np.float64]] = {}
+        self._failure: BaseException | None = None
+
+    def compute(self, source: Path, rows: list[list[int]], threads: int, report: Report) -> None:
+        """Compute rows, each from an empty context."""
+        ffi, lib = self._library.ffi, self._library.lib
+        settings = lib.llama_model_default_params()
+        settings.n_gpu_layers = 0
+        # Weights stay in the form that they have in the file.
+        settings.use_extra_bufts = False
+        model = lib.llama_model_load_from_file(as_path(source), settings)
+        if model == ffi.NULL:
+            raise UserError(
+                f"llama.cpp cannot read the file that its converter wrote{self._library.failure()}.", "Export merged."
+            )
+        callback = ffi.callback("ggml_backend_sched_eval_callback", self._evaluated)
+        choices = lib.llama_context_default_params()
+        choices.n_ctx = max(map(len, rows)) + 8
+        choices.n_batch = choices.n_ubatch = min(_BATCH, choices.n_ctx)
+        choices.n_threads = choices.n_threads_batch = threads
+        choices.cb_eval = callback
+        context = lib.llama_init_from_model(model, choices)
+        if context == ffi.NULL:
+            lib.llama_model_free(model)
+            raise UserError(
+                "llama.cpp cannot compute this model here: there is too little memory.", "Shorten the rows."
+            )
+        try:
+            for done, row in enumerate(rows):
+                report.progress("computing the importance matrix", done, len(rows))
+                lib.llama_memory_clear(lib.llama_get_memory(context), True)
+                for begin in range(0, len(row), _BATCH):
+                    self._decode(context, row[begin : begin + _BATCH], begin)
+        finally:
+            lib.llama_free(context)
+            lib.llama_model_free(model)
+
+    def means(self) -> dict[str, Array]:
+        """Mean squares by weight; those of experts one behind the other."""
+        found: dict[str, Array] = {}
+        for name, sums in self._sums.items():
+            counts = self._counts[name][:, None]
+            means = np.divide(sums, counts, out=np.zeros_like(sums), where=counts > 0)
+            # An expert that no row has chosen is rounded as if all columns mattered alike.
+            means[self._counts[name] == 0] = 1.0
+            means += _FLOOR * means.mean(axis=1, keepdims=True)
+            if np.isfinite(means).all() and (means > 0).all():
+                found[name] = means.astype(np.float32).ravel()
+        return found
+
+    def _decode(self, context: Any, tokens: list[int], begin: int) -> None:
+        lib = self._library.lib
+        batch = lib.llama_batch_init(len(tokens), 0, 1)
+        batch.n_tokens = len(tokens)
+        for place, token in enumerate(tokens):
+            batch.token[place], batch.pos[place], batch.n_seq_id[place] = token, begin + place, 1
+            # All are asked for: the last layer leaves out what nobody does.
+            batch.seq_id[place][0], batch.logits[place] = 0, 1
+        try:
+            code = lib.llama_decode(context, batch)
+        finally:
+            lib.llama_batch_free(batch)
+        if self._failure is not None:
+            raise self._failure
+        if code != 0:
+            raise UserError("llama.cpp failed to compute a row for the importance matrix.", "Export without one.")
+
+    def _evaluated(self, tensor: Any, ask: bool, _: Any) -> bool:
+        """Called by llama.cpp: first whether a result is wanted, then with it."""
+        try:
+            if not self._is_counted(tensor):
+                return not ask
+            if not ask:
+                self._count(tensor)
+        except BaseException as error:  # it cannot pass through C
+            self._failure = error
+            return False
+        return True
+
+    def _is_counted(self, tensor: Any) -> bool:
+        if self._ggml.operation(tensor) not in (_PRODUCT, _EXPERTS):
+            return False
+        null = self._library.ffi.NULL
+        weight, activation = tensor.src[0], tensor.src[1]
+        if weight == null or activation == null or activation.type != _F32:
+            return False
+        name = self._ggml.text(weight.name)
+        return name.startswith(_PREFIX) and name.endswith(".weight")
+
+    def _count(self, tensor: Any) -> None:
+        weight, activation = tensor.src[0], tensor.src[1]
+        values = self._ggml.array(activation, np.float32)
+        name, width = self._ggml.text(weight.name), values.shape[-1]
+        if self._ggml.operation(tensor) == _PRODUCT:
+            self._add(name, 1, 0, values.reshape(-1, width))
+            return
+        # Activations are (tokens, experts or 1, width), and the choice (tokens, experts).
+        chosen = self._ggml.array(tensor.src[2], np.int32)[0, 0]
+        spread = np.broadcast_to(values[0], (*chosen.shape, width))
+        for expert in np.unique(chosen):
+            self._add(name, int(weight.ne[2]), int(expert), spread[chosen == expert])
+
+    def _add(self, name: str, parts: int, place: int, values: Array) -> None:
+        sums = self._sums.setdefault(name, np.zeros((parts, values.shape[1])))
+        counts = self._counts.setdefault(name, np.zeros(parts))
+        sums[place] += (values.astype(np.float64) ** 2).sum(axis=0)
+        counts[place] += len(values)
+
+
+if __name__ == "__main__":
+    sys.exit(run_job(compute_importance))

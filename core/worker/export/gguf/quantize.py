@@ -1,0 +1,65 @@
+"""Process that quantizes a GGUF file with llama.cpp's quantizer: ``python -m core.worker.export.gguf.quantize``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from core.errors import UserError
+from core.worker.export.gguf.job import Report, run_job
+from core.worker.export.llama.library import as_path, load_library, threads
+
+
+def quantize(job: dict[str, Any], report: Report) -> dict[str, Any]:
+    """Quantize a GGUF file.
+
+    Args:
+        job: ``source`` and ``target`` (paths), ``quant``, ``threads`` or None, ``importance`` (a file of
+            :mod:`core.worker.export.gguf.importance`) or None, ``expected`` bytes of the result.
+        report: Told what goes on.
+
+    Returns:
+        ``bytes`` of the result.
+
+    Raises:
+        UserError: If the quantizer fails.
+    """
+    report.progress("loading the quantizer")
+    library = load_library()
+    ffi, lib = library.ffi, library.lib
+    target = Path(job["target"])
+    parameters = ffi.new("llama_model_quantize_params *", lib.llama_model_quantize_default_params())
+    parameters.nthread = job["threads"] or threads()
+    parameters.ftype = getattr(lib, f"LLAMA_FTYPE_MOSTLY_{job['quant']}")
+    kept: list[Any] = []
+    if job["importance"] is not None:
+        parameters.imatrix = _importance(ffi, Path(job["importance"]), kept)
+    with report.growing("quantizing the weights", target, int(job["expected"])):
+        code = lib.llama_model_quantize(as_path(Path(job["source"])), as_path(target), parameters)
+    if code != 0:
+        raise UserError(
+            f"llama.cpp's quantizer failed to write {job['quant']}{library.failure()}.",
+            "If the disk is full, make room; otherwise export F16, and quantize it elsewhere.",
+        )
+    return {"bytes": target.stat().st_size}
+
+
+def _importance(ffi: Any, path: Path, kept: list[Any]) -> Any:
+    """The importance matrix as the quantizer takes it: a C array of named vectors, ended by one without a name."""
+    import numpy as np
+
+    with np.load(path) as found:
+        vectors = {name: np.ascontiguousarray(found[name], dtype=np.float32) for name in found.files}
+    array = ffi.new("struct llama_model_imatrix_data[]", len(vectors) + 1)
+    kept += [array, vectors]
+    for entry, (name, values) in zip(array, vectors.items(), strict=False):
+        text, data = ffi.new("char[]", name.encode()), ffi.from_buffer("float[]", values)
+        kept += [text, data]
+        entry.name, entry.data, entry.size = text, data, values.size
+    array[len(vectors)].name = ffi.NULL
+    return array
+
+
+if __name__ == "__main__":
+    sys.exit(run_job(quantize))

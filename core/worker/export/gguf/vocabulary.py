@@ -1,0 +1,180 @@
+"""Vocabularies of GGUF files: the very tokenizer that the model was trained with, which is its ``tokenizer.json``.
+
+llama.cpp's converter asks transformers for the tokenizer. For some model types that puts the pre-tokenizer of the type
+in place of the one in the file, and a tokenizer of SentencePiece's kind without ``tokenizer.model`` gets the same score
+for all of its tokens, which makes other tokens of a text. Both are mended here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from core.errors import UserError
+
+#: Parts of the regular expressions of pre-tokenizers.
+_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
+_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+#: Names of splits by the regular expression, and by whether whole words are looked up before any merge.
+_SPLITS = {(_WORDS + r"\p{N}{1,3}" + _REST, True): "llama-bpe", (_WORDS + r"\p{N}" + _REST, False): "qwen2"}
+#: A text that tokenizers take apart differently.
+_PROBE = "Hello  World 1234567 it's\n\n  we'RE 3.14, naïve 日本語 кот\t!?"
+#: Scores of tokens that no merge makes, and of added ones, as SentencePiece and llama.cpp's converter have them.
+_UNMERGED, _ADDED = -1e4, -1000.0
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
+
+
+def read_tokenizer(directory: Path) -> dict[str, Any] | None:
+    """The content of ``tokenizer.json``; None if there is none."""
+    path = directory / "tokenizer.json"
+    if not path.is_file():
+        return None
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def is_sentencepiece(content: dict[str, Any]) -> bool:
+    """Whether a ``tokenizer.json`` is byte-pair encoding as SentencePiece does it, which falls back to single bytes."""
+    model = content.get("model") or {}
+    return model.get("type") == "BPE" and bool(model.get("byte_fallback"))
+
+
+@contextlib.contextmanager
+def plain_tokenizers() -> Iterator[Callable[[Path], Any]]:
+    """Inside, transformers loads tokenizers as their files have them, and never code that comes with a model.
+
+    Yields:
+        What loads a tokenizer as transformers does without this.
+    """
+    import transformers
+
+    original = transformers.AutoTokenizer.from_pretrained
+
+    def usual(directory: Path) -> Any:
+        return original(str(directory), local_files_only=True, trust_remote_code=False)
+
+    def load(directory: Any, *_arguments: Any, **_options: Any) -> Any:
+        if (Path(directory) / "tokenizer.json").is_file():
+            return transformers.PreTrainedTokenizerFast.from_pretrained(str(directory), local_files_only=True)
+        return usual(directory)
+
+    transformers.AutoTokenizer.from_pretrained = load
+    try:
+        yield usual
+    finally:
+        transformers.AutoTokenizer.from_pretrained = original
+
+
+def pre_tokenizer_name(
+    recognize: Callable[[Any], str], tokenizer: Any, directory: Path, usual: Callable[[Path], Any]
+) -> str:
+    """llama.cpp's name of a tokenizer's pre-tokenizer.
+
+    Args:
+        recognize: The converter's own recognition, by the tokens of a text; it raises where it knows none.
+        tokenizer: The tokenizer as its file has it.
+        directory: The model's directory.
+        usual: Loads the tokenizer as transformers does it; some add other tokens at the beginning of a text.
+
+    Raises:
+        UserError: If it is none that llama.cpp has.
+    """
+    with contextlib.suppress(NotImplementedError):
+        return recognize(tokenizer)
+    try:
+        other = usual(directory)
+    except Exception:  # of many kinds: a class that needs other files, or code that is not run
+        other = None
+    if other is not None and other.encode(_PROBE, add_special_tokens=False) == tokenizer.encode(
+        _PROBE, add_special_tokens=False
+    ):
+        with contextlib.suppress(NotImplementedError):
+            return recognize(other)
+    content = read_tokenizer(directory)
+    name = None if content is None else _name_by_rules(content)
+    if name is None:
+        raise UserError(
+            "llama.cpp's converter does not know this model's tokenizer: its way of splitting text into words.",
+            "Export merged; a newer llama.cpp may know it.",
+        )
+    return name
+
+
+def _name_by_rules(content: dict[str, Any]) -> str | None:
+    """llama.cpp's name of a pre-tokenizer whose rules are exactly those; None for others."""
+    normalizer, rules = content.get("normalizer"), content.get("pre_tokenizer") or {}
+    model = content.get("model") or {}
+    if model.get("type") != "BPE" or (normalizer is not None and normalizer.get("type") != "NFC"):
+        return None
+    steps = rules.get("pretokenizers", [rules])
+    # Spaces at the beginning, and offsets, are not what splits.
+    *before, last = steps
+    if last.get("type") != "ByteLevel" or last.get("add_prefix_space"):
+        return None
+    regex, merges_last = bool(last.get("use_regex", True)), bool(model.get("ignore_merges"))
+    if not before:
+        return "gpt-2" if regex and not merges_last else None
+    if len(before) != 1:
+        return None
+    step = before[0]
+    if step.get("type") == "Digits":
+        return "smollm" if step.get("individual_digits") and regex and not merges_last else None
+    if step.get("type") != "Split" or step.get("behavior") != "Isolated" or step.get("invert") or regex:
+        return None
+    return _SPLITS.get((str((step.get("pattern") or {}).get("Regex")), merges_last))
+
+
+def sentencepiece_vocabulary(content: dict[str, Any], size: int) -> tuple[list[bytes], list[float], list[int]]:
+    """Tokens, scores and types of a tokenizer of SentencePiece's kind, from its ``tokenizer.json``.
+
+    A token's score says when it is merged: llama.cpp merges the pair whose result has the highest score first, and
+    ``tokenizer.json`` has the merges in that order.
+
+    Args:
+        content: The content of the file.
+        size: How many tokens the model has; those without a text are filled up.
+    """
+    vocabulary: dict[str, int] = content["model"]["vocab"]
+    ranks: dict[str, int] = {}
+    for rank, merge in enumerate(content["model"]["merges"]):
+        ranks.setdefault("".join(merge.split(" ", 1) if isinstance(merge, str) else merge), rank)
+    tokens = [f"[PAD{number}]".encode() for number in range(size)]
+    scores, kinds = [_UNMERGED] * size, [_UNUSED] * size
+    unknown = content["model"].get("unk_token")
+    for text, number in vocabulary.items():
+        if number >= size:
+            continue
+        tokens[number] = text.encode("utf-8")
+        scores[number] = -float(ranks[text]) if text in ranks else _UNMERGED
+        is_byte = len(text) == 6 and text.startswith("<0x") and text.endswith(">")
+        kinds[number] = _BYTE if is_byte else _UNKNOWN if text == unknown else _NORMAL
+    for token in content.get("added_tokens", ()):
+        number, text = int(token["id"]), str(token["content"])
+        if number >= size or kinds[number] == _UNKNOWN:
+            continue
+        tokens[number] = (text if token.get("special") else text.replace("\u2581", " ")).encode("utf-8")
+        kinds[number] = _CONTROL if token.get("special") else _USER_DEFINED
+        scores[number] = _ADDED
+    return tokens, scores, kinds
+
+
+def adds_space_prefix(content: dict[str, Any], begins_with_token: bool) -> bool:
+    """Whether a space comes before a text, as llama.cpp does it: before each piece of text between special tokens.
+
+    Args:
+        content: The content of ``tokenizer.json``.
+        begins_with_token: Whether texts begin with a special token, so that none of them begins with plain text.
+    """
+    normalizer = content.get("normalizer") or {}
+    if any(step.get("type") == "Prepend" for step in normalizer.get("normalizers", [normalizer])):
+        return True
+    rules = content.get("pre_tokenizer") or {}
+    schemes = [
+        step.get("prepend_scheme", "always")
+        for step in rules.get("pretokenizers", [rules])
+        if step.get("type") == "Metaspace"
+    ]
+    return "always" in schemes or ("first" in schemes and not begins_with_token)

@@ -1,0 +1,1 @@
+"""An independent reader of GGUF files: llama.cpp's own library, in a process of its own."""

@@ -1,0 +1,157 @@
+"""The commands of the reader of GGUF files."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from core.chat.request import ChatRequest
+from core.data.conversation import RowError
+from core.errors import UserError
+from core.template.builtin import NAMED_TEMPLATES, template_source
+from core.template.render import ChatTemplate
+from core.worker.export.llama.model import GgufModel
+from core.worker.export.llama.template import GgufTemplate
+from core.worker.process.command_server import Call, Handler
+
+#: A conversation that shows whether two templates write the same.
+_PROBE = (
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Hello?"},
+    {"role": "assistant", "content": "Hello."},
+    {"role": "user", "content": "And now?"},
+)
+#: Most places and tokens of an answer to ``logits``, which is one line.
+_MOST_PLACES, _MOST_TOKENS = 1024, 100
+
+
+class GgufEngine:
+    """Carries out the commands with the file that was loaded last."""
+
+    def __init__(self) -> None:
+        self._model: GgufModel | None = None
+        self._template: GgufTemplate | None = None
+        self._name = "model"
+        self.handlers: dict[str, Handler] = {
+            "load": self.load,
+            "generate": self.generate,
+            "template": self.template,
+            "tokenize": self.tokenize,
+            "logits": self.logits,
+        }
+
+    def load(self, call: Call) -> dict[str, Any]:
+        """Load a file in place of the former one."""
+        began = time.monotonic()
+        args = call.args
+        call.tell({"progress": "loading llama.cpp", "done": None, "total": None})
+        if self._model is not None:
+            # The former one goes first: two may not fit.
+            self._model.close()
+            self._model = self._template = None
+        adapter = args.get("adapter")
+        shown = [-1]
+
+        def report(share: float) -> None:
+            percent = int(share * 100)
+            if percent != shown[0]:
+                shown[0] = percent
+                call.tell({"progress": "loading the file", "done": percent, "total": 100})
+
+        model = GgufModel(Path(str(args["base"])), Path(str(adapter)) if adapter else None, progress=report)
+        self._model = model
+        if model.templates.get("default"):
+            self._template = GgufTemplate(model)
+        self._name = str(args.get("source_name") or "model")
+        template = args.get("template")
+        named = template in NAMED_TEMPLATES
+        if warning := self._difference(template_source(None if named else template, template if named else None)):
+            call.tell({"progress": warning, "done": None, "total": None})
+        return {"device": "cpu", "dtype": model.path.name, "seconds": time.monotonic() - began}
+
+    def _difference(self, trained: str | None) -> str:
+        """A warning where the template of the training writes another prompt than that of the file."""
+        if trained is None or self._template is None or self._model is None:
+            return ""
+        other = ChatTemplate(trained, self._model.specials)
+        for messages in (_PROBE, _PROBE[1:]):
+            try:
+                wanted = other.render(messages, add_generation_prompt=True)
+                found = self._template.render(messages)
+            except RowError:
+                continue  # some templates take no system prompt
+            if wanted != found:
+                return "The chat template in the file writes other prompts than that of the training."
+        return ""
+
+    def generate(self, call: Call) -> dict[str, Any]:
+        """Answer a conversation."""
+        asked = ChatRequest.from_args(call.args)
+        model, template = self._ready()
+        prompt = model.prompt_ids(template.prompt(asked.messages))
+        answer = model.generate(prompt, asked.settings, lambda text: call.tell({"token": text}), call.cancelled)
+        return {
+            "text": answer.text,
+            "tokens": len(answer.tokens),
+            "first_token_seconds": answer.first_token_seconds,
+            "tokens_per_second": answer.tokens_per_second,
+            "finish": answer.finish,
+            "source": self._name,
+            "prompt_tokens": len(prompt),
+            "context_limit": model.longest_context,
+        }
+
+    def template(self, _: Call) -> dict[str, Any]:
+        """The chat templates of the file."""
+        model = self._loaded()
+        return {"templates": model.templates, "specials": model.specials, "reader": model.library.version}
+
+    def tokenize(self, call: Call) -> dict[str, Any]:
+        """Tokens of a conversation, or of a text."""
+        text = call.args.get("text")
+        if isinstance(text, str):
+            return {"tokens": self._loaded().tokenize(text, add_special=False)}
+        model, template = self._ready()
+        prompt = template.prompt(ChatRequest(call.args.get("messages", [])).messages)
+        return {"tokens": model.prompt_ids(prompt), "text": prompt}
+
+    def logits(self, call: Call) -> dict[str, Any]:
+        """The likeliest tokens at some places of a sequence."""
+        model = self._loaded()
+        tokens = _ids(call.args.get("tokens"), model.vocabulary_size)
+        positions = _ids(call.args.get("positions"), len(tokens))
+        count = call.args.get("count", 10)
+        if len(positions) > _MOST_PLACES or not isinstance(count, int) or not 0 < count <= _MOST_TOKENS:
+            raise UserError(f"At most {_MOST_PLACES} positions and {_MOST_TOKENS} tokens are told at once.")
+        told = []
+        for row in model.logits(tokens, sorted(set(positions))):
+            wide = row.astype(np.float64)
+            likeliest = np.argsort(-wide, kind="stable")[:count]
+            mass = wide.max() + np.log(np.exp(wide - wide.max()).sum())
+            told.append([[int(token), float(wide[token] - mass)] for token in likeliest])
+        return {"likeliest": told}
+
+    def _loaded(self) -> GgufModel:
+        if self._model is None:
+            raise UserError("No file is loaded.", "Open one first.")
+        return self._model
+
+    def _ready(self) -> tuple[GgufModel, GgufTemplate]:
+        model = self._loaded()
+        if self._template is None:
+            raise UserError(f"{model.path} has no chat template.", "Export it again, with the template of the run.")
+        return model, self._template
+
+
+def _ids(values: object, limit: int) -> list[int]:
+    """Whole numbers from 0 to below a limit.
+
+    Raises:
+        UserError: If they are something else.
+    """
+    if not isinstance(values, list) or not all(type(item) is int and 0 <= item < limit for item in values):
+        raise UserError("The tokens are none of the model, or a position is not in them.", "Give lists of numbers.")
+    return values

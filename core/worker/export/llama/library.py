@@ -1,0 +1,86 @@
+"""llama.cpp's library, through the C interface that the package ``llama-cpp-py-sync`` brings."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from core.errors import UserError
+from core.text import one_line
+
+#: Level of ggml's log for errors.
+_ERROR = 4
+#: The newest errors of the library's log, the first of which tells why a file cannot be loaded.
+_errors: deque[str] = deque(maxlen=20)
+
+
+class Library:
+    """The functions of llama.cpp, and what makes their arguments.
+
+    A structure that is passed by its address has to be kept in a name of Python until the call that reads it last.
+    """
+
+    def __init__(self) -> None:
+        from llama_cpp_py_sync import _cffi_bindings as bindings
+        from llama_cpp_py_sync._version import __llama_cpp_tag__, __version__
+
+        self.ffi: Any = bindings.get_ffi()
+        self.lib: Any = bindings.get_lib()
+        self.version = f"llama.cpp {__llama_cpp_tag__} (llama-cpp-py-sync {__version__})"
+        # As long-lived as the library, which calls it.
+        self._log = self.ffi.callback("void(enum ggml_log_level, const char *, void *)", self._hear)
+        self.lib.llama_log_set(self._log, self.ffi.NULL)
+        self.lib.llama_backend_init()
+
+    def _hear(self, level: int, text: Any, _: Any) -> None:
+        if level == _ERROR:
+            said = self.ffi.string(text).decode("utf-8", "replace")
+            _errors.append(said)
+            sys.stderr.write(said)
+
+    def failure(self) -> str:
+        """The first error that the library told since the last one, as the rest of a sentence; empty without one.
+
+        Those that follow only say that nothing came of it.
+        """
+        lines = [one_line(line.strip(), 200) for line in _errors if line.strip()]
+        _errors.clear()
+        return f": {lines[0].rstrip('.')}" if lines else ""
+
+
+@functools.cache
+def load_library() -> Library:
+    """The library of this process.
+
+    Raises:
+        UserError: If it is not installed or cannot be loaded.
+    """
+    try:
+        return Library()
+    except ImportError as error:
+        raise UserError(
+            "llama.cpp's library is not installed, so GGUF files cannot be read.",
+            "Install it: pip install 'localtune-tui[export]'",
+        ) from error
+    except (OSError, RuntimeError, AttributeError) as error:
+        reason = one_line(str(error), 200).rstrip(".")
+        raise UserError(
+            f"llama.cpp's library cannot be loaded: {reason}.", "Install it again: pip install 'localtune-tui[export]'"
+        ) from error
+
+
+def threads() -> int:
+    """Threads that compute: ``OMP_NUM_THREADS``, else as many as this process has cores."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "").strip()
+    if wanted.isascii() and wanted.isdecimal() and 0 < int(wanted) <= 512:
+        return int(wanted)
+    return max(len(os.sched_getaffinity(0)), 1)
+
+
+def as_path(path: Path) -> bytes:
+    """A path as the library takes it."""
+    return os.fsencode(path)

@@ -1,0 +1,424 @@
+"""A GGUF file loaded with llama.cpp: its tokenizer, its logits, its answers."""
+
+from __future__ import annotations
+
+import codecs
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from core.chat.request import GenerationSettings
+from core.errors import UserError
+from core.models.architecture.gguf_header import read_gguf_header
+from core.models.gguf import check_gguf
+from core.text import one_line
+from core.worker.export.llama.library import Library, as_path, load_library, threads
+from core.worker.generate.stops import StopTexts
+
+#: Tokens of a prompt read at once: between two pieces the answer can be cancelled.
+PIECE_TOKENS = 512
+#: The least context that is made; it doubles as conversations grow.
+LEAST_CONTEXT = 512
+#: ``GGML_TYPE_F32``, and ``LLAMA_FLASH_ATTN_TYPE_DISABLED``.
+_F32, _NO_FLASH_ATTENTION = 0, 0
+_AGAIN = "Export it again."
+
+Logits = np.ndarray[Any, np.dtype[np.float32]]
+
+
+@dataclass(frozen=True)
+class GgufAnswer:
+    """An answer and how it came; as :class:`core.worker.generate.generate.Generation`."""
+
+    text: str
+    tokens: list[int]
+    first_token_seconds: float
+    tokens_per_second: float
+    finish: Literal["stop", "length", "cancelled"]
+
+
+class GgufModel:
+    """A model of llama.cpp, on the processor.
+
+    Args:
+        path: The GGUF file.
+        adapter: A GGUF file with a LoRA adapter to put on top.
+        exact: Keep keys and values in fp32 and compute attention plainly, as a comparison wants it; otherwise as
+            llama.cpp does by default.
+        progress: Told the share that is loaded, from 0 to 1; it may raise to give up.
+
+    Raises:
+        UserError: If the library is not there, or a file is damaged or of an architecture that it does not know.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        adapter: Path | None = None,
+        *,
+        exact: bool = False,
+        progress: Callable[[float], None] = lambda _: None,
+    ) -> None:
+        if read_gguf_header(path).metadata.get("general.type") == "adapter":
+            raise UserError(
+                f"{one_line(str(path))} is an adapter alone.",
+                "Take the run that it is from, or export the whole model.",
+            )
+        header = check_gguf(path)
+        self.library: Library = load_library()
+        self.path = path
+        self._exact = exact
+        self._ffi, self._lib = self.library.ffi, self.library.lib
+        self._context: Any = None
+        self._size = 0
+        #: Tokens whose keys and values are in the context.
+        self._cached: list[int] = []
+        self._adapters: Any = None
+        self._model = self._load(path, progress)
+        self._vocabulary = self._lib.llama_model_get_vocab(self._model)
+        self.vocabulary_size = int(self._lib.llama_vocab_n_tokens(self._vocabulary))
+        self.longest_context = int(self._lib.llama_model_n_ctx_train(self._model)) or LEAST_CONTEXT
+        self.templates = {
+            key.removeprefix("tokenizer.chat_template").removeprefix(".") or "default": value
+            for key, value in header.metadata.items()
+            if key.startswith("tokenizer.chat_template") and isinstance(value, str)
+        }
+        if adapter is not None:
+            self._add_adapter(adapter)
+
+    def _load(self, path: Path, progress: Callable[[float], None]) -> Any:
+        failed: list[BaseException] = []
+
+        def report(share: float, _: Any) -> bool:
+            try:
+                progress(share)
+            except BaseException as error:  # it cannot pass through the library, which is told to stop
+                failed.append(error)
+            return not failed
+
+        parameters = self._lib.llama_model_default_params()
+        parameters.n_gpu_layers = 0
+        callback = self._ffi.callback("bool(float, void *)", report)
+        parameters.progress_callback = callback
+        model = self._lib.llama_model_load_from_file(as_path(path), parameters)
+        if failed:
+            raise failed[0]
+        if model == self._ffi.NULL:
+            raise UserError(f"llama.cpp cannot load {one_line(str(path))}{self.library.failure()}.", _AGAIN)
+        return model
+
+    def _add_adapter(self, path: Path) -> None:
+        loaded = self._lib.llama_adapter_lora_init(self._model, as_path(path))
+        if loaded == self._ffi.NULL:
+            raise UserError(
+                f"llama.cpp cannot put {one_line(str(path))} on the model{self.library.failure()}.",
+                "Take the GGUF file of the base that it was trained on.",
+            )
+        # The context that is given them reads both arrays later.
+        self._adapters = (
+            self._ffi.new("struct llama_adapter_lora *[]", [loaded]),
+            self._ffi.new("float[]", [1.0]),
+        )
+
+    def close(self) -> None:
+        """Give its memory back."""
+        if self._context is not None:
+            self._lib.llama_free(self._context)
+            self._context = None
+        if self._model is not None:
+            self._lib.llama_model_free(self._model)
+            self._model = None
+
+    # Tokens
+
+    @property
+    def specials(self) -> dict[str, str]:
+        """The special tokens that llama.cpp gives to chat templates."""
+        ids = {
+            "bos_token": self._lib.llama_vocab_bos(self._vocabulary),
+            "eos_token": self._lib.llama_vocab_eos(self._vocabulary),
+        }
+        return {name: self.piece(int(token), special=True).decode("utf-8", "replace") for name, token in ids.items()}
+
+    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
+        """Tokens of a text; special tokens written in it become those tokens.
+
+        Args:
+            text: Any.
+            add_special: Whether the tokens that the file asks for are put around it.
+        """
+        raw = text.encode("utf-8")
+        room = len(raw) + 16
+        found = self._ffi.new("llama_token[]", room)
+        count = self._lib.llama_tokenize(self._vocabulary, raw, len(raw), found, room, add_special, True)
+        if count < 0:
+            raise UserError("llama.cpp cannot make tokens of the text.", "Shorten it.")
+        return list(self._ffi.unpack(found, count)) if count else []
+
+    def prompt_ids(self, text: str) -> list[int]:
+        """Tokens of a rendered prompt, as llama.cpp's server makes them.
+
+        It adds the tokens that the file asks for, and takes those that the template has written already out first.
+        """
+        specials = self.specials
+        if self._lib.llama_vocab_get_add_bos(self._vocabulary) and specials["bos_token"]:
+            text = text.removeprefix(specials["bos_token"])
+        if self._lib.llama_vocab_get_add_eos(self._vocabulary) and specials["eos_token"]:
+            text = text.removesuffix(specials["eos_token"])
+        return self.tokenize(text, add_special=True)
+
+    def piece(self, token: int, *, special: bool = False) -> bytes:
+        """Bytes of a token; of a special one none, unless they are asked for."""
+        if token < 0:
+            return b""
+        room = 256
+        while True:
+            buffer = self._ffi.new("char[]", room)
+            count = int(self._lib.llama_token_to_piece(self._vocabulary, token, buffer, room, 0, special))
+            if count >= 0:
+                return bytes(self._ffi.buffer(buffer, count))
+            room = -count
+
+    def ends_answer(self, token: int) -> bool:
+        """Whether a token ends an answer, by the file."""
+        return bool(self._lib.llama_vocab_is_eog(self._vocabulary, token))
+
+    # Logits
+
+    def logits(self, tokens: Sequence[int], positions: Sequence[int]) -> Iterator[Logits]:
+        """Logits after some of the tokens, from a fresh context: ``(vocabulary,)`` each, in the order of positions.
+
+        Args:
+            tokens: The sequence.
+            positions: Places in it, ascending.
+        """
+        self._prepare(len(tokens))
+        self._forget()
+        wanted = frozenset(positions)
+        for begin in range(0, len(tokens), PIECE_TOKENS):
+            piece = list(tokens[begin : begin + PIECE_TOKENS])
+            places = [place for place in range(len(piece)) if begin + place in wanted]
+            self._decode(piece, begin, places)
+            for place in places:
+                yield self._read(place)
+        self._cached = list(tokens)
+
+    def _read(self, place: int) -> Logits:
+        """A copy of the logits at a place of the last batch."""
+        address = self._lib.llama_get_logits_ith(self._context, place)
+        if address == self._ffi.NULL:
+            raise UserError(f"llama.cpp computes nothing with {one_line(str(self.path))}.", _AGAIN)
+        view = self._ffi.buffer(address, self.vocabulary_size * 4)
+        row: Logits = np.frombuffer(view, dtype=np.float32).copy()
+        return row
+
+    def _decode(self, tokens: Sequence[int], begin: int, places: Sequence[int]) -> None:
+        """Read tokens that follow those in the context, with logits at some of their places."""
+        batch = self._lib.llama_batch_init(len(tokens), 0, 1)
+        try:
+            batch.n_tokens = len(tokens)
+            chosen = frozenset(places)
+            for place, token in enumerate(tokens):
+                batch.token[place] = token
+                batch.pos[place] = begin + place
+                batch.n_seq_id[place] = 1
+                batch.seq_id[place][0] = 0
+                batch.logits[place] = place in chosen
+            status = self._lib.llama_decode(self._context, batch)
+        finally:
+            self._lib.llama_batch_free(batch)
+        if status:
+            raise UserError(
+                f"llama.cpp cannot compute with {one_line(str(self.path))} (code {status}){self.library.failure()}.",
+                "Begin a new conversation, or close what else holds memory.",
+            )
+
+    def _forget(self, keep: int = 0) -> None:
+        """Drop keys and values after so many tokens; all of them where the model cannot drop some."""
+        memory = self._lib.llama_get_memory(self._context)
+        if not keep or not self._lib.llama_memory_seq_rm(memory, 0, keep, -1):
+            self._lib.llama_memory_clear(memory, True)
+            keep = 0
+        self._cached = self._cached[:keep]
+
+    def _prepare(self, needed: int) -> None:
+        """A context of so many tokens at least.
+
+        Raises:
+            UserError: If the model reads fewer, or memory is short.
+        """
+        if needed > self.longest_context:
+            raise UserError(
+                f"The conversation has {needed} tokens, and the model reads at most {self.longest_context}.",
+                "Begin a new one, or remove earlier turns.",
+            )
+        if self._context is not None and needed <= self._size:
+            return
+        size = LEAST_CONTEXT
+        while size < needed:
+            size *= 2
+        size = min(size, self.longest_context)
+        if self._context is not None:
+            self._lib.llama_free(self._context)
+            self._context = None
+        parameters = self._lib.llama_context_default_params()
+        parameters.n_ctx = size
+        parameters.n_batch = parameters.n_ubatch = min(size, PIECE_TOKENS)
+        parameters.n_threads = parameters.n_threads_batch = threads()
+        if self._exact:
+            parameters.type_k = parameters.type_v = _F32
+            parameters.flash_attn_type = _NO_FLASH_ATTENTION
+        context = self._lib.llama_init_from_model(self._model, parameters)
+        if context == self._ffi.NULL:
+            raise UserError(
+                f"llama.cpp cannot make a context of {size} tokens{self.library.failure()}.",
+                "Close what else holds memory, or begin a new conversation.",
+            )
+        self._context, self._size, self._cached = context, size, []
+        if self._adapters is not None:
+            adapters, scales = self._adapters
+            self._lib.llama_set_adapters_lora(self._context, adapters, 1, scales)
+
+    # Answers
+
+    def generate(
+        self,
+        prompt: Sequence[int],
+        settings: GenerationSettings,
+        on_text: Callable[[str], None],
+        cancelled: Callable[[], bool],
+    ) -> GgufAnswer:
+        """Answer a prompt, streaming; keys and values of what it begins with stay from the question before.
+
+        Args:
+            prompt: Its tokens.
+            settings: Length and randomness.
+            on_text: Called with each piece of text, whole characters only.
+            cancelled: Asked between two tokens, and between two pieces of a long prompt.
+
+        Raises:
+            UserError: If the prompt is too long for the model, or memory is short.
+        """
+        began = first = time.monotonic()
+        room = min(settings.max_new_tokens, max(self.longest_context - len(prompt), 1))
+        self._prepare(len(prompt) + room)
+        # At least a token is read again, for its logits.
+        shared = _common(self._cached, prompt[:-1])
+        self._forget(shared)
+        stream = _Text(on_text, settings.stop)
+        made: list[int] = []
+        finish: Literal["stop", "length", "cancelled"] = "length"
+        place = -1
+        for begin in range(len(self._cached), len(prompt), PIECE_TOKENS):
+            if cancelled():
+                return GgufAnswer("", [], time.monotonic() - began, 0.0, "cancelled")
+            piece = list(prompt[begin : begin + PIECE_TOKENS])
+            place = len(piece) - 1
+            self._decode(piece, begin, [place])
+            self._cached += piece
+        sampler = self._sampler(settings, prompt)
+        try:
+            while True:
+                self._check_finite(place)
+                token = int(self._lib.llama_sampler_sample(sampler, self._context, place))
+                if not made:
+                    first = time.monotonic()
+                if self.ends_answer(token):
+                    finish = "stop"
+                    break
+                made.append(token)
+                stream.push(self.piece(token))
+                if stream.is_over:
+                    finish = "stop"
+                    break
+                if len(made) >= room:
+                    break
+                if cancelled():
+                    finish = "cancelled"
+                    break
+                self._decode([token], len(self._cached), [0])
+                self._cached.append(token)
+                place = 0
+        finally:
+            self._lib.llama_sampler_free(sampler)
+        stream.flush()
+        ended = time.monotonic()
+        decoded, seconds = (len(made) - 1, ended - first) if len(made) > 1 else (len(made), ended - began)
+        return GgufAnswer(stream.text, made, first - began, decoded / max(seconds, 1e-9), finish)
+
+    def _check_finite(self, place: int) -> None:
+        if not np.isfinite(self._read(place)).all():
+            raise UserError(
+                f"{one_line(str(self.path))} computes values that are no numbers (NaN or infinite).",
+                f"Its weights are damaged. {_AGAIN}",
+            )
+
+    def _sampler(self, settings: GenerationSettings, prompt: Sequence[int]) -> Any:
+        """A chain of llama.cpp's own samplers, in the order of ours: see :class:`GenerationSettings`."""
+        lib = self._lib
+        chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
+        links = []
+        if settings.repetition_penalty != 1:
+            links.append(
+                lib.llama_sampler_init_penalties(
+                    self.vocabulary_size, self._size, settings.repetition_penalty, 0.0, 0.0
+                )
+            )
+        if settings.temperature == 0:
+            links.append(lib.llama_sampler_init_greedy())
+        else:
+            links.append(lib.llama_sampler_init_temp(settings.temperature))
+            if settings.top_k:
+                links.append(lib.llama_sampler_init_top_k(settings.top_k))
+            if settings.top_p < 1:
+                links.append(lib.llama_sampler_init_top_p(settings.top_p, 1))
+            if settings.min_p:
+                links.append(lib.llama_sampler_init_min_p(settings.min_p, 1))
+            seed = time.time_ns() & 0x7FFFFFFF if settings.seed is None else settings.seed
+            links.append(lib.llama_sampler_init_dist(seed))
+        for link in links:
+            lib.llama_sampler_chain_add(chain, link)
+        if settings.repetition_penalty != 1:
+            for token in prompt:
+                lib.llama_sampler_accept(chain, token)
+        return chain
+
+
+class _Text:
+    """Text out of the bytes of tokens, whole characters only."""
+
+    def __init__(self, on_text: Callable[[str], None], stops: Sequence[str]) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._on_text = on_text
+        self._stops = StopTexts(stops)
+
+    @property
+    def text(self) -> str:
+        return self._stops.text
+
+    @property
+    def is_over(self) -> bool:
+        """Whether a text that ends the answer has come."""
+        return self._stops.found
+
+    def push(self, data: bytes) -> None:
+        self._give(self._stops.push(self._decoder.decode(data)))
+
+    def flush(self) -> None:
+        self._give(self._stops.push(self._decoder.decode(b"", final=True)) + self._stops.flush())
+
+    def _give(self, text: str) -> None:
+        if text:
+            self._on_text(text)
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    """The number of tokens that both begin with."""
+    for place, (one, other) in enumerate(zip(first, second, strict=False)):
+        if one != other:
+            return place
+    return min(len(first), len(second))

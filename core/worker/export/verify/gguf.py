@@ -1,0 +1,63 @@
+"""A GGUF file read by llama.cpp for the proof."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from core.worker.export.llama.model import GgufModel
+from core.worker.export.llama.template import GgufTemplate
+from core.worker.export.verify.compare import Progress, compare
+from core.worker.export.verify.store import Proof, ProofRow
+
+
+class GgufReader:
+    """A GGUF file as llama.cpp reads it; prompts are rendered from the template in its metadata.
+
+    Args:
+        path: The file.
+        adapter: A GGUF file with an adapter to put on top; None for none.
+        now: The date that templates write.
+        progress: Told how far loading is; it may raise to give up.
+    """
+
+    def __init__(self, path: Path, adapter: Path | None, now: datetime | None, progress: Progress) -> None:
+        self._model = GgufModel(
+            path, adapter, exact=True, progress=lambda share: progress("loading the file", int(share * 100), 100)
+        )
+        self._now = now
+        self._template: GgufTemplate | None = None
+        self.name = self._model.library.version
+
+    def prompt_ids(self, row: ProofRow) -> list[int]:
+        """Tokens of a row's prompt, as llama.cpp's server makes them."""
+        if not row.messages:
+            return self._model.tokenize(row.text, add_special=False)
+        if self._template is None:
+            self._template = GgufTemplate(self._model, self._now)
+        return self._model.prompt_ids(self._template.render(row.messages, row.tools))
+
+    def logits(self, tokens: Sequence[int], positions: Sequence[int]) -> Iterator[np.ndarray[Any, np.dtype[Any]]]:
+        """Logits after some of the tokens."""
+        return self._model.logits(tokens, positions)
+
+
+def compare_gguf(proof: Proof, path: Path, adapter: Path | None, progress: Progress) -> dict[str, Any]:
+    """Compare a GGUF file with the measured answers, see :func:`core.worker.export.verify.compare.compare`.
+
+    Args:
+        proof: The measured answers.
+        path: The file; of an adapter that is exported alone, the base's.
+        adapter: The file of that adapter.
+        progress: Told what goes on; it may raise to give up.
+
+    Raises:
+        UserError: If the file cannot be read or computes no numbers.
+    """
+    now = datetime.fromisoformat(proof.now) if proof.now else None
+    reader = GgufReader(path, adapter, now, progress)
+    return compare(proof, reader, progress).to_dict(proof, reader.name)

@@ -1,0 +1,122 @@
+"""A merged model read by plain transformers, and an adapter by plain PEFT, for the proof.
+
+Nothing of ours is in between: a directory that needs this project to be read would be none to take home.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peft
+import torch
+import transformers
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+from core.data.conversation import RowError
+from core.errors import UserError
+from core.text import one_line
+from core.worker.data.encode import as_model_tokenizer
+from core.worker.export.verify.compare import Progress, compare
+from core.worker.export.verify.store import Proof, ProofRow
+
+_DATED = "strftime_now"
+
+
+class PlainReader:
+    """A directory as ``transformers`` reads it, in fp32.
+
+    Args:
+        directory: The model's.
+        adapter: A directory in PEFT's format to put on top, whose tokenizer is used; None for none.
+        quantized: Whether the model is loaded in 4 bits, as the adapter was trained.
+        now: The date that templates write.
+    """
+
+    def __init__(self, directory: Path, adapter: Path | None, *, quantized: bool, now: datetime | None) -> None:
+        place = adapter or directory
+        quantization = None
+        if quantized:
+            quantization = BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=torch.float32,
+            )
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=True)
+            self._model = AutoModelForCausalLM.from_pretrained(
+                directory,
+                dtype=torch.float32,
+                device_map={"": "cpu"},
+                quantization_config=quantization,
+                local_files_only=True,
+            )
+            if adapter is not None:
+                self._model = PeftModel.from_pretrained(self._model, str(adapter), local_files_only=True)
+        except Exception as error:  # whatever a library raises for files that are not whole
+            reason = one_line(str(error).strip().partition("\n")[0], 300).rstrip(".") or type(error).__name__
+            program = "PEFT" if adapter is not None else "transformers"
+            raise UserError(f"{program} cannot load {one_line(str(place))}: {reason}.", "Export it again.") from error
+        self._model.eval()
+        self._now = now
+        self.name = f"transformers {transformers.__version__}"
+        if adapter is not None:
+            self.name = f"PEFT {peft.__version__}, {self.name}"
+
+    def prompt_ids(self, row: ProofRow) -> list[int]:
+        """Tokens of a row's prompt, by the directory's own tokenizer and template."""
+        if not row.messages:
+            found: list[int] = self._tokenizer(row.text, add_special_tokens=False)["input_ids"]
+            return found
+        template = self._tokenizer.chat_template
+        if isinstance(template, str) and _DATED in template:
+            # It would write today's date, where the rows have that of the run.
+            return self._dated(row)
+        try:
+            text = self._tokenizer.apply_chat_template(
+                row.messages, tools=row.tools or None, add_generation_prompt=True, tokenize=False
+            )
+        except Exception as error:  # a template may raise anything
+            raise RowError("template_error", one_line(str(error), 200)) from error
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def _dated(self, row: ProofRow) -> list[int]:
+        ours = as_model_tokenizer(self._tokenizer, ())
+        template = ours.own_template(self._now)
+        if template is None:
+            raise RowError("template_error", "There is no chat template.")
+        text = template.render(row.messages, tools=row.tools, add_generation_prompt=True)
+        return ours.encode([text])[0]
+
+    @torch.no_grad()
+    def logits(self, tokens: Sequence[int], positions: Sequence[int]) -> Iterator[np.ndarray[Any, np.dtype[Any]]]:
+        """Logits after some of the tokens."""
+        found = self._model(input_ids=torch.tensor([list(tokens)]), use_cache=False).logits[0]
+        yield from (row.numpy() for row in found[list(positions)].float())
+
+
+def compare_plain(
+    proof: Proof, directory: Path, adapter: Path | None, progress: Progress, *, quantized: bool = False
+) -> dict[str, Any]:
+    """Compare a merged model, or an adapter on its base, with the measured answers.
+
+    Args:
+        proof: The measured answers.
+        directory: The model's directory.
+        adapter: The exported adapter's; None for a model that is merged.
+        progress: Told what goes on; it may raise to give up.
+        quantized: Whether the adapter was trained on the model in 4 bits.
+
+    Raises:
+        UserError: If the library cannot load it, or it computes no numbers.
+    """
+    progress("loading the file", None, None)
+    now = datetime.fromisoformat(proof.now) if proof.now else None
+    reader = PlainReader(directory, adapter, quantized=quantized, now=now)
+    return compare(proof, reader, progress).to_dict(proof, reader.name)

@@ -1,0 +1,242 @@
+"""The trained model measured: what an export of it has to answer.
+
+It computes in fp32 where that fits, with the weights that training had: the base in 4 bits where it was trained on in 4
+bits, the adapter beside it, not merged.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, GenerationConfig
+
+from core.config.schema import Config
+from core.errors import UserError
+from core.hardware.cpu import memory
+from core.models.adapters import check_adapter
+from core.models.fingerprint import BaseFingerprint
+from core.models.tensors import read_weights
+from core.runs.beside import runs_on_card
+from core.runs.trained import TrainedModel
+from core.template.builtin import NAMED_TEMPLATES, template_source
+from core.worker.data.encode import stop_token_ids
+from core.worker.export.verify.rows import choose_rows, make_encoder
+from core.worker.export.verify.store import LogitsFile, Proof, ProofRow, require_room
+from core.worker.generate.decoding import KeyValues
+from core.worker.generate.generate import answering_as
+from core.worker.model.device import choose_device
+from core.worker.model.full_weights import put_weights
+from core.worker.model.model import LoadedModel, load_model, load_tokenizer
+from core.worker.model.starter import resolve_base
+from core.worker.model.support import check_base
+
+#: Longest greedy answer, in tokens, and room beyond the longest expected one.
+GREEDY_TOKENS, GREEDY_MARGIN = 64, 16
+#: Memory that a model takes beside its weights.
+_ROOM = 1.3
+#: Bytes of a weight in fp32, and of one of a model in 4 bits, its embeddings in fp32 included.
+_WHOLE, _QUANTIZED = 4.0, 1.2
+
+Progress = Callable[[str, "int | None", "int | None"], None]
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How a model is loaded for measuring."""
+
+    precision: str
+    device: str
+
+
+def measure_reference(
+    trained: TrainedModel, directory: Path, count: int, progress: Progress, *, plain_base: bool
+) -> Proof:
+    """Measure the trained model on rows of the user's data, and write the answers into a directory.
+
+    Beside it are measured: the base alone, so that an export without what was learned is recognized; and where the base
+    was in 4 bits and ``plain_base`` says so, the adapter on the base in 16 bits, which is what a merge with that base
+    has to be.
+
+    Args:
+        trained: What the run has trained.
+        directory: Where the files go.
+        count: How many rows.
+        progress: Told what goes on; it may raise to give up.
+        plain_base: Whether a merge with the base in 16 bits is to be recognized.
+
+    Raises:
+        UserError: If the base is missing or another one, the rows cannot be read, or disk or memory are short.
+    """
+    config = trained.config
+    base = resolve_base(trained.base, progress)
+    method = config.method.name
+    check_base(base, method)
+    if trained.adapter is not None:
+        check_adapter(trained.adapter, base)
+    fingerprint = BaseFingerprint(base) if trained.base_sha256 else None
+    tokenizer = load_tokenizer(base)
+    named = trained.template in NAMED_TEMPLATES
+    template = template_source(None if named else trained.template, trained.template if named else None)
+    stops = stop_token_ids(_generation_config(base), tokenizer, template)
+    now = trained.run.created
+    encoder = make_encoder(config, base, tokenizer, stops, template, now)
+    vocabulary = int(_config(base).get_text_config().vocab_size)
+    rows, data = choose_rows(config, encoder, vocabulary, count, lambda read: progress("reading the rows", read, None))
+    elements = sum(tensor.elements for tensor in read_weights(base).values())
+    second = plain_base and method == "qlora" and trained.adapter is not None
+    require_room(directory, rows, vocabulary, 3 if second else 2)
+    if fingerprint is not None:
+        progress("comparing the base model with that of the training", None, None)
+        fingerprint.settle()
+        if not fingerprint.matches(str(trained.base_sha256)):
+            raise UserError(
+                f"The base model {base} has changed since {trained.label} was trained on it.",
+                "Put the former one back: with another, the answers mean nothing.",
+            )
+    way = choose_way(config, elements * (_QUANTIZED if method == "qlora" else _WHOLE))
+    progress("loading the trained model", None, None)
+    loaded = _load(trained, base, method, way, tokenizer)
+    arithmetic = str(loaded.dtype).removeprefix("torch.").replace("float32", "fp32")
+    measured = _Measurement(loaded, rows, directory, vocabulary, progress)
+    measured.write("trained", "measuring the trained model")
+    if trained.adapter is not None:
+        with answering_as(loaded.model, "base"):
+            measured.write("base", "measuring the base", half=True)
+    greedy = measured.greedy(frozenset(stops))
+    del measured, loaded
+    gc.collect()
+    if second and (plain := choose_way(config, elements * _WHOLE)).precision == "fp32":
+        progress("loading the base in 16 bits", None, None)
+        loaded = _load(trained, base, "lora", plain, tokenizer)
+        _Measurement(loaded, rows, directory, vocabulary, progress).write(
+            "plain", "measuring the adapter on the base in 16 bits"
+        )
+        del loaded
+    proof = Proof(directory, rows, greedy, vocabulary, data, now.isoformat() if now else "", arithmetic)
+    proof.write()
+    return proof
+
+
+def choose_way(config: Config, needed: float) -> _Way:
+    """fp32 on the card, where no run trains there and it fits, else on the processor; else as in training.
+
+    Args:
+        config: The configuration of the run.
+        needed: Bytes of the weights in fp32.
+    """
+    device = choose_device(config.hardware.device)
+    if device.type == "cuda":
+        uuid = getattr(torch.cuda.get_device_properties(device), "uuid", "")
+        free, _ = torch.cuda.mem_get_info(device)
+        if not runs_on_card(f"GPU-{uuid}") and free >= needed * _ROOM:
+            return _Way("fp32", config.hardware.device)
+    used, total = memory()
+    if total - used >= needed * _ROOM:
+        return _Way("fp32", "cpu")
+    return _Way(config.train.precision, config.hardware.device)
+
+
+def _load(trained: TrainedModel, base: Path, method: str, way: _Way, tokenizer: Any) -> LoadedModel:
+    loaded = load_model(
+        base,
+        method=method,
+        precision=way.precision,
+        device=way.device,
+        adapter=trained.adapter,
+        tokenizer=tokenizer,
+    )
+    if trained.weights is not None:
+        put_weights(loaded.model, trained.weights, method)
+    loaded.model.eval()
+    return loaded
+
+
+class _Measurement:
+    """Passes of one loaded model over the rows."""
+
+    def __init__(
+        self, loaded: LoadedModel, rows: Sequence[ProofRow], directory: Path, vocabulary: int, progress: Progress
+    ) -> None:
+        model = loaded.model
+        self._network = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self._rows = rows
+        self._directory = directory
+        self._vocabulary = vocabulary
+        self._progress = progress
+
+    @torch.no_grad()
+    def write(self, name: str, activity: str, *, half: bool = False) -> None:
+        """Measure the logits of every row, and keep them as those of a model of this name."""
+        file = LogitsFile.make(self._directory, name, self._vocabulary, half=half)
+        for done, row in enumerate(self._rows):
+            self._progress(activity, done, len(self._rows))
+            if row.positions:
+                logits = answer_logits(self._network, row)
+                if not torch.isfinite(logits).all():
+                    raise UserError(
+                        "The trained model computes values that are no numbers (NaN or infinite).",
+                        "Its training has diverged: export an earlier checkpoint.",
+                    )
+                file.append(logits[:, : self._vocabulary].numpy())
+        self._progress(activity, len(self._rows), len(self._rows))
+
+    @torch.no_grad()
+    def greedy(self, stops: frozenset[int]) -> list[list[int]]:
+        """Greedy answers to the prompts, each with the token that ended it."""
+        longest = max((len(row.positions) for row in self._rows), default=0)
+        limit = min(GREEDY_TOKENS, longest + GREEDY_MARGIN)
+        answers = []
+        for done, row in enumerate(self._rows):
+            self._progress("greedy answers of the trained model", done, len(self._rows))
+            answers.append(self._answer(row.prompt_ids, stops, limit) if row.messages else [])
+        return answers
+
+    def _answer(self, prompt: list[int], stops: frozenset[int], limit: int) -> list[int]:
+        most = getattr(self._network.config.get_text_config(), "max_position_embeddings", None) or len(prompt) + limit
+        state = KeyValues(self._network)
+        answer: list[int] = []
+        logits = state.read(prompt, lambda: False)
+        while logits is not None and len(answer) < min(limit, most - len(prompt)):
+            token = int(logits[0].argmax())
+            answer.append(token)
+            if token in stops:
+                break
+            logits = state.extend(torch.tensor([[token]]))
+        return answer
+
+
+def answer_logits(network: Any, row: ProofRow) -> torch.Tensor:
+    """Logits at the places of a row's answer, ``(places, vocabulary)`` in fp32 on the host.
+
+    Args:
+        network: A causal language model of transformers.
+        row: The row, with a place at least.
+    """
+    return logits_at(network, row.input_ids, row.positions)
+
+
+def logits_at(network: Any, tokens: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
+    """Logits after some tokens of a sequence, ``(places, vocabulary)`` in fp32 on the host."""
+    device = network.get_input_embeddings().weight.device
+    ids = torch.tensor([list(tokens)], device=device)
+    places = torch.tensor(list(positions), device=device)
+    found: torch.Tensor = network(input_ids=ids, use_cache=False, logits_to_keep=places).logits[0]
+    if len(found) != len(places):  # a model that has no such argument gives them all
+        found = found[places]
+    return found.float().cpu()
+
+
+def _generation_config(base: Path) -> Any:
+    try:
+        return GenerationConfig.from_pretrained(base, local_files_only=True)
+    except OSError:
+        return GenerationConfig.from_model_config(_config(base))
+
+
+def _config(base: Path) -> Any:
+    return AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)

@@ -1,0 +1,134 @@
+"""Commands over standard input and output, in :mod:`core.runs.protocol`: carried out one by one, heard at any time.
+
+``ping`` and ``cancel`` (``id`` of the command to end) are answered at once, in the middle of another command. The
+process ends when its input is closed, whatever it is doing.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import IO, Any
+
+from core.errors import UserError
+from core.helper import tie_to_parent
+from core.runs.protocol import LINE_LIMIT, ProtocolError, Request, decode_request, encode_message
+
+
+@dataclass(frozen=True)
+class Call:
+    """A command that is carried out."""
+
+    args: dict[str, Any]
+    tell: Callable[[dict[str, Any]], None]
+    """Sends a message before the answer."""
+    cancelled: Callable[[], bool]
+    """Whether the command is to end early."""
+
+
+#: What carries a command out: it returns the fields of the answer, or raises a ``UserError``.
+Handler = Callable[[Call], dict[str, Any]]
+
+
+class CommandServer:
+    """Carries out commands on the main thread while another one reads them.
+
+    Args:
+        name: What it is, as the beginning of a sentence: ``The reader``.
+        handlers: What carries out each command.
+        requests: Where lines come from.
+        answers: Where lines go.
+    """
+
+    def __init__(self, name: str, handlers: Mapping[str, Handler], requests: IO[bytes], answers: IO[bytes]) -> None:
+        self._name = name
+        self._handlers = handlers
+        self._requests = requests
+        self._answers = answers
+        self._writing = threading.Lock()
+        self._queue: queue.Queue[tuple[Request, threading.Event]] = queue.Queue()
+        self._cancelled: dict[str, threading.Event] = {}
+
+    def serve(self) -> None:
+        """Work until the process ends; it ends with its input."""
+        threading.Thread(target=self._read, name="requests", daemon=True).start()
+        while True:
+            self._carry_out(*self._queue.get())
+
+    def _read(self) -> None:
+        while line := self._requests.readline(LINE_LIMIT + 1):
+            try:
+                if len(line) > LINE_LIMIT:
+                    raise ProtocolError("the line is too long")
+                self._hear(decode_request(line))
+            except ProtocolError as error:
+                self._send({"id": None, "ok": False, "error": f"Not understood: {error}.", "hint": ""})
+        # Whoever asked has gone. The main thread may be in the middle of a long call, and there is nothing to save.
+        os._exit(0)
+
+    def _hear(self, request: Request) -> None:
+        """On the reading thread: what can be answered at once is, the rest is queued."""
+        if request.command == "ping":
+            self._send({"id": request.id, "ok": True, "pid": os.getpid()})
+        elif request.command == "cancel":
+            event = self._cancelled.get(str(request.args.get("id")))
+            if event is not None:
+                event.set()
+            self._send({"id": request.id, "ok": True, "found": event is not None})
+        elif request.command in self._handlers:
+            event = self._cancelled[request.id] = threading.Event()
+            self._queue.put((request, event))
+        else:
+            known = ", ".join((*self._handlers, "cancel", "ping"))
+            self._refuse(request, f"There is no command {request.command}.", f"Commands are {known}.")
+
+    def _carry_out(self, request: Request, cancelled: threading.Event) -> None:
+        call = Call(request.args, lambda message: self._send({"id": request.id, **message}), cancelled.is_set)
+        try:
+            self._send({"id": request.id, "ok": True, **self._handlers[request.command](call)})
+        except UserError as error:
+            self._refuse(request, error.message, error.hint)
+        except Exception as error:
+            # A bug, or a failure of a library that nobody has foreseen: it costs this answer, not the process.
+            traceback.print_exc()
+            self._refuse(request, f"{self._name} failed: {type(error).__name__}: {error}", "Its log has the details.")
+        finally:
+            # Another one may have the same id.
+            if self._cancelled.get(request.id) is cancelled:
+                del self._cancelled[request.id]
+
+    def _refuse(self, request: Request, error: str, hint: str) -> None:
+        self._send({"id": request.id, "ok": False, "error": error, "hint": hint})
+
+    def _send(self, message: dict[str, Any]) -> None:
+        try:
+            with self._writing:
+                self._answers.write(encode_message(message))
+                self._answers.flush()
+        except OSError:
+            os._exit(0)  # nobody listens any more
+
+
+def private_streams() -> tuple[IO[bytes], IO[bytes]]:
+    """Standard input and output for this process's own messages, at the start of a helper that is tied to its parent.
+
+    Libraries print and prompt: what they print goes to the log, what they ask gets no answer.
+    """
+    tie_to_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    requests = os.fdopen(os.dup(0), "rb")
+    answers = os.fdopen(os.dup(1), "wb")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    os.dup2(2, 1)
+    reconfigure = getattr(sys.stderr, "reconfigure", None)  # a plain stream under some wrappers
+    if reconfigure is not None:
+        reconfigure(line_buffering=True, errors="backslashreplace")
+    return requests, answers

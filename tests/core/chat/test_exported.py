@@ -1,0 +1,238 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.chat.engine import ChatEngine
+from core.chat.exported import READER, find_exported
+from core.chat.request import ChatRequest, GenerationSettings
+from core.chat.session import Answer, EngineSession, Token, open_session
+from core.errors import UserError
+from tests.core.export.tiny_gguf import write_tiny_gguf
+from tests.core.export.trained_run import make_trained_run, merged_model, write_rows
+
+pytest.importorskip("llama_cpp_py_sync")
+
+ASK = [{"role": "user", "content": "the ticket"}]
+
+
+@pytest.fixture(scope="module")
+def gguf_file(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Path:
+    """The tiny model as a GGUF file, with nothing beside it."""
+    return write_tiny_gguf(tmp_path_factory.mktemp("gguf") / "tiny.gguf", *merged_model(tiny_model_dir, None))
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory, gguf_file: Path) -> Iterator[ChatEngine]:
+    """The reader with the file loaded."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOCALTUNE_HOME", str(tmp_path_factory.mktemp("reader-home")))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        engine = ChatEngine(READER)
+        told: list[tuple[str, Any, Any]] = []
+        engine.load(_spec(gguf_file), lambda *progress: told.append(progress))
+        assert told[0][0] == "loading llama.cpp"
+        assert told[-1] == ("loading the file", 100, 100)
+    yield engine
+    engine.close()
+
+
+def _spec(path: Path) -> Any:
+    exported = find_exported(path, asked=True)
+    assert exported is not None
+    return exported.spec
+
+
+def make_export(directory: Path, gguf_file: Path, run: str = "gone") -> Path:
+    directory.mkdir()
+    shutil.copy(gguf_file, directory / "tiny.gguf")
+    (directory / "export.json").write_text(json.dumps({"version": 1, "run": run, "step": None}))
+    return directory
+
+
+def test_only_what_was_exported_is_read_by_llama_cpp(tmp_path: Path, gguf_file: Path, tiny_model_dir: Path) -> None:
+    assert find_exported(gguf_file) is None
+    assert find_exported(tiny_model_dir) is None
+    assert find_exported(tmp_path / "nothing") is None
+    directory = make_export(tmp_path / "export", gguf_file)
+    for target in (directory, directory / "tiny.gguf"):
+        exported = find_exported(target)
+        assert exported is not None
+        assert (exported.path, exported.spec.source_name) == (directory / "tiny.gguf", "tiny.gguf")
+        session = open_session(target)
+        assert isinstance(session, EngineSession)
+        assert (session.description, session.has_tuned) == ("tiny.gguf", False)
+        session.close()
+    with pytest.raises(UserError, match="is no GGUF file"):
+        open_session(tiny_model_dir, llama=True)
+    (directory / "second.gguf").write_bytes(b"GGUF")
+    assert find_exported(directory) is None
+
+
+def test_an_adapter_alone_is_refused(tmp_path: Path) -> None:
+    import gguf
+
+    path = tmp_path / "adapter.gguf"
+    writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_type("adapter")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    session = open_session(path, llama=True)
+    with pytest.raises(UserError, match="is an adapter alone"):
+        session.prepare(lambda *_: None)
+    session.close()
+
+
+def test_a_session_streams_the_answer_of_the_file(
+    tmp_path: Path, gguf_file: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    session = open_session(make_export(tmp_path / "export", gguf_file))
+    try:
+        *pieces, answer = session.generate(ASK, "base", GenerationSettings(12))
+        assert isinstance(answer, Answer)
+        assert all(isinstance(piece, Token) for piece in pieces)
+        assert answer.source == "tiny.gguf"
+        tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+        model: Any = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32)
+        text = tokenizer.apply_chat_template(ASK, add_generation_prompt=True, tokenize=False)
+        ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
+        made = model.generate(ids, max_new_tokens=12, do_sample=False)[0, ids.shape[1] :]
+        assert answer.tokens == len(made)
+        assert answer.text == tokenizer.decode(made, skip_special_tokens=True)
+    finally:
+        session.close()
+
+
+def test_what_stays_of_a_conversation_changes_no_answer(reader: ChatEngine) -> None:
+    settings = GenerationSettings(16)
+    longer = [*ASK, {"role": "assistant", "content": "low"}, {"role": "user", "content": "and now?"}]
+    first = list(reader.generate(ChatRequest(ASK, "base", settings)))[-1]
+    second = list(reader.generate(ChatRequest(longer, "base", settings)))[-1]
+    assert list(reader.generate(ChatRequest(ASK, "base", settings)))[-1]["text"] == first["text"]
+    assert list(reader.generate(ChatRequest(longer, "base", settings)))[-1]["text"] == second["text"]
+    assert second["prompt_tokens"] > first["prompt_tokens"]
+
+
+def test_all_settings_of_sampling_are_honored(reader: ChatEngine) -> None:
+    def ask(**settings: Any) -> dict[str, Any]:
+        return list(reader.generate(ChatRequest(ASK, "base", GenerationSettings(24, **settings))))[-1]
+
+    likeliest = ask()["text"]
+    assert ask(temperature=2.0, top_k=1)["text"] == likeliest
+    assert ask(temperature=2.0, top_p=1e-6)["text"] == likeliest
+    assert ask(temperature=2.0, min_p=0.999)["text"] == likeliest
+    drawn = [ask(temperature=2.0, seed=seed)["text"] for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert ask(repetition_penalty=5.0)["text"] != likeliest
+    end = likeliest[3:5]
+    stopped = ask(stop=(end,))
+    assert (stopped["text"], stopped["finish"]) == (likeliest[: likeliest.index(end)], "stop")
+    assert stopped["context_limit"] == 512
+
+
+def test_sampling_differs_and_an_answer_can_be_cancelled(reader: ChatEngine) -> None:
+    drawn = {
+        list(reader.generate(ChatRequest(ASK, "base", GenerationSettings(20, 1.5, 0.9))))[-1]["text"] for _ in range(4)
+    }
+    assert len(drawn) > 1
+    answers = reader.generate(ChatRequest(ASK, "base", GenerationSettings(450, 2.0)))
+    next(answers)
+    reader.cancel()
+    last = list(answers)[-1]
+    assert last["finish"] in ("cancelled", "stop")
+    assert reader.ping()
+
+
+def test_a_conversation_that_is_too_long_is_refused_and_the_reader_goes_on(reader: ChatEngine) -> None:
+    long = [{"role": "user", "content": "the ticket " * 400}]
+    with pytest.raises(UserError, match="the model reads at most 512"):
+        list(reader.generate(ChatRequest(long)))
+    assert list(reader.generate(ChatRequest(ASK, "base", GenerationSettings(4))))[-1]["tokens"] <= 4
+
+
+def test_tokens_logits_and_templates_are_told(reader: ChatEngine, tiny_model_dir: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+
+    def ask(command: str, **args: Any) -> dict[str, Any]:
+        return next(reader._exchange(reader._request(command, args), 60))
+
+    for text in ("the ticket", "äöü – 日本語 🚀", "<|im_start|>user\nx<|im_end|>"):
+        assert ask("tokenize", text=text)["tokens"] == tokenizer(text, add_special_tokens=False)["input_ids"]
+    prompt = tokenizer.apply_chat_template(ASK, add_generation_prompt=True, tokenize=False)
+    asked = ask("tokenize", messages=ASK)
+    assert (asked["text"], asked["tokens"]) == (prompt, tokenizer(prompt, add_special_tokens=False)["input_ids"])
+    told = ask("template")
+    assert told["templates"] == {"default": tokenizer.chat_template}
+    assert told["specials"] == {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
+    likeliest = ask("logits", tokens=asked["tokens"], positions=[0, len(asked["tokens"]) - 1], count=5)["likeliest"]
+    assert [len(place) for place in likeliest] == [5, 5]
+    assert likeliest[0][0][1] >= likeliest[0][1][1]
+    for wrong in ({"tokens": [1 << 40], "positions": [0]}, {"tokens": [1], "positions": [1]}, {"tokens": "x"}):
+        with pytest.raises(UserError, match="tokens are none of the model"):
+            ask("logits", **wrong)
+
+
+def test_answers_with_escapes_are_harmless(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    # Every token of several characters is an escape that clears the screen; bytes stay, so that prompts have tokens.
+    path = write_tiny_gguf(
+        tmp_path / "evil.gguf",
+        *merged_model(tiny_model_dir, None),
+        change_token=lambda number, text: text if number < 3 or len(text) == 1 else f"ě[2J{number}",
+    )
+    settings = GenerationSettings(100, 3.0)
+    session = open_session(path, llama=True)
+    with ChatEngine(READER) as engine:
+        engine.load(_spec(path), lambda *_: None)
+        assert "\x1b[2J" in list(engine.generate(ChatRequest(ASK, "base", settings)))[-1]["text"]
+    try:
+        *pieces, answer = session.generate(ASK, "base", settings)
+    finally:
+        session.close()
+    assert pieces
+    assert not any("\x1b" in piece.text for piece in (*pieces, answer))
+
+
+def test_another_template_than_that_of_the_training_is_told(
+    tmp_path: Path, tiny_model_dir: Path, gguf_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    run = make_trained_run(tiny_model_dir, write_rows(tmp_path / "rows.jsonl"))
+    directory = make_export(tmp_path / "export", gguf_file, run.id)
+    told: list[str] = []
+    for content, count in (("", 0), ("{{ messages[0]['content'] }}", 1)):
+        if content:
+            (run.adapter_path / "chat_template.jinja").write_text(content)
+        session = open_session(directory)
+        told.clear()
+        session.prepare(lambda detail, _done, _total: told.append(detail))
+        session.close()
+        assert len([detail for detail in told if "other prompts than that of the training." in detail]) == count
+
+
+def test_a_damaged_file_is_a_sentence(tmp_path: Path, gguf_file: Path) -> None:
+    path = tmp_path / "torn.gguf"
+    path.write_bytes(gguf_file.read_bytes()[:-4096])
+    session = open_session(path, llama=True)
+    with pytest.raises(UserError, match="is cut short"):
+        session.prepare(lambda *_: None)
+    session.close()
+    path.write_bytes(b"no such thing")
+    session = open_session(path, llama=True)
+    with pytest.raises(UserError, match=r"torn\.gguf"):
+        session.prepare(lambda *_: None)
+    session.close()

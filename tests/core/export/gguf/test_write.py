@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from core.errors import UserError
+from core.export.gguf import write
+from core.export.gguf.checks import has_library
+from core.export.gguf.options import GgufOptions
+from core.export.gguf.write import write_adapter_gguf, write_gguf
+from core.models.architecture.gguf_header import read_gguf_header
+from tests.tiny_model import CHATML
+from tests.waiting import wait_for
+
+ROWS = tuple(tuple(range(3 + number, 60)) for number in range(4))
+
+
+def quiet(_detail: str, _done: int | None, _total: int | None) -> None:
+    """Progress that nobody hears."""
+
+
+#: Loaded by every interpreter that is started: writes down each socket that is made and each name that is looked up.
+RECORDER = """
+import os, sys
+
+def hook(event, args):
+    if event in ("socket.__new__", "socket.getaddrinfo", "socket.connect"):
+        descriptor = os.open(os.environ["SOCKET_RECORD"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        os.write(descriptor, f"{event} {args}\\n".encode())
+        os.close(descriptor)
+
+sys.addaudithook(hook)
+os.close(os.open(os.environ["SOCKET_RECORD"] + "-started", os.O_CREAT, 0o600))
+"""
+
+
+@pytest.mark.skipif(not has_library(), reason="llama-cpp-py-sync is not installed")
+def test_a_model_becomes_one_file_with_what_was_asked_for_and_no_socket_is_made(
+    tiny_model_dir: Path,
+    tmp_path: Path,
+    converter: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hooks = tmp_path_factory.mktemp("hooks")
+    (hooks / "sitecustomize.py").write_text(RECORDER)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(hooks), os.environ.get("PYTHONPATH")])))
+    monkeypatch.setenv("SOCKET_RECORD", str(hooks / "record"))
+    told: list[str] = []
+    target = tmp_path / "tickets.gguf"
+    options = GgufOptions(name="Tickets", license="apache-2.0", base_name="Tiny", calibration=ROWS, threads=1)
+    write_gguf(tiny_model_dir, target, "Q4_0", options, lambda detail, _done, _total: told.append(detail))
+    header = read_gguf_header(target)
+    assert header.metadata["general.name"] == "Tickets"
+    assert header.metadata["general.license"] == "apache-2.0"
+    assert header.metadata["general.base_model.0.name"] == "Tiny"
+    assert header.metadata["tokenizer.chat_template"] == CHATML
+    assert header.tensors["blk.0.attn_q.weight"].type_name == "Q4_0"
+    assert "computing the importance matrix" in told
+    assert os.listdir(tmp_path) == ["tickets.gguf"]
+    assert target.stat().st_mode & 0o077 == 0
+    assert (hooks / "record-started").exists()
+    assert not (hooks / "record").exists()
+    with pytest.raises(UserError, match="exists already"):
+        write_gguf(tiny_model_dir, target, "F32", options, quiet)
+
+
+def test_giving_up_ends_the_processes_and_leaves_nothing(tiny_model_dir: Path, tmp_path: Path, converter: Path) -> None:
+    class GivenUpError(Exception):
+        pass
+
+    def give_up(detail: str, _done: int | None, _total: int | None) -> None:
+        if "reading the model" in detail:
+            raise GivenUpError
+
+    with pytest.raises(GivenUpError):
+        write_gguf(tiny_model_dir, tmp_path / "model.gguf", "F32", GgufOptions(), give_up)
+    assert os.listdir(tmp_path) == []
+    assert not [child for child in psutil.Process().children() if "core.worker.export" in " ".join(child.cmdline())]
+
+
+def test_a_killed_converter_is_told_in_one_sentence(tiny_model_dir: Path, tmp_path: Path, converter: Path) -> None:
+    failures: list[UserError] = []
+
+    def work() -> None:
+        try:
+            write_gguf(tiny_model_dir, tmp_path / "model.gguf", "F32", GgufOptions(), quiet)
+        except UserError as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+
+    def find() -> psutil.Process | None:
+        children = psutil.Process().children()
+        return next((child for child in children if "core.worker.export.gguf.convert" in child.cmdline()), None)
+
+    found = wait_for(find, 60, "the converter's process")
+    assert found is not None
+    found.send_signal(signal.SIGKILL)
+    thread.join()
+    assert failures[0].message.startswith("Llama.cpp's converter was ended by SIGKILL")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_full_disk_is_said_before_anything_is_written(
+    tiny_model_dir: Path, tmp_path: Path, converter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr("core.directories.shutil.disk_usage", lambda _path: usage)
+    with pytest.raises(UserError, match=r"has .* free, and writing model\.gguf needs"):
+        write_gguf(tiny_model_dir, tmp_path / "model.gguf", "F32", GgufOptions(), quiet)
+    assert os.listdir(tmp_path) == []
+
+
+def test_calibration_is_bounded() -> None:
+    rows = write._calibration([range(5000)] * 40)
+    assert {len(row) for row in rows[:-1]} == {write.CALIBRATION_ROW}
+    assert sum(map(len, rows)) == write.CALIBRATION_TOKENS
+
+
+def test_an_adapter_becomes_a_file_of_its_own(tiny_model_dir: Path, tmp_path: Path, converter: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    adapter, target = tmp_path / "adapter", tmp_path / "adapter.gguf"
+    adapter.mkdir()
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "bias": "none", "use_rslora": True}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    module = "base_model.model.model.layers.1.mlp.down_proj"
+    factors = {f"{module}.lora_A.weight": torch.ones(4, 128), f"{module}.lora_B.weight": torch.ones(64, 4)}
+    save_file(factors, adapter / "adapter_model.safetensors")
+    write_adapter_gguf(adapter, tiny_model_dir, target, quiet)
+    header = read_gguf_header(target)
+    assert header.metadata["general.type"] == "adapter"
+    assert header.metadata["general.architecture"] == "llama"
+    assert header.metadata["adapter.lora.alpha"] == 16, "8 times the root of the rank"
+    assert {name: tensor.shape for name, tensor in header.tensors.items()} == {
+        "blk.1.ffn_down.weight.lora_a": (128, 4),
+        "blk.1.ffn_down.weight.lora_b": (4, 64),
+    }
+    assert sorted(os.listdir(tmp_path)) == ["adapter", "adapter.gguf"]
+    with pytest.raises(UserError, match="exists already"):
+        write_adapter_gguf(adapter, tiny_model_dir, target, quiet)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"use_dora": True}, "DoRA's magnitudes"),
+        ({"modules_to_save": ["lm_head"]}, "whole modules"),
+        ({"peft_type": "IA3"}, "of the kind IA3"),
+    ],
+)
+def test_an_adapter_that_is_more_than_lora_is_refused_with_a_way_out(
+    tiny_model_dir: Path, tmp_path: Path, converter: Path, values: dict[str, Any], said: str
+) -> None:
+    adapter, target = tmp_path / "adapter", tmp_path / "adapter.gguf"
+    adapter.mkdir()
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "bias": "none"}
+    (adapter / "adapter_config.json").write_text(json.dumps(config | values))
+    (adapter / "adapter_model.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match=said) as refused:
+        write_adapter_gguf(adapter, tiny_model_dir, target, quiet)
+    assert "merged" in refused.value.hint
+    assert os.listdir(tmp_path) == ["adapter"]
+
+
+def test_what_a_killed_process_has_left_goes_with_the_next_attempt(
+    tiny_model_dir: Path, tmp_path: Path, converter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = psutil.Popen(["true"])
+    ended.wait()
+    for name in (f".model.gguf.{ended.pid}.tmp", f".other.gguf.{ended.pid}.tmp", f".model.gguf.{os.getppid()}.tmp"):
+        (tmp_path / name).mkdir()
+    kept = set(os.listdir(tmp_path)) - {f".model.gguf.{ended.pid}.tmp"}
+
+    def fail(*_: object) -> None:
+        raise UserError("no")
+
+    monkeypatch.setattr(write, "run_process", fail)
+    with pytest.raises(UserError, match="no"):
+        write_gguf(tiny_model_dir, tmp_path / "model.gguf", "F32", GgufOptions(), quiet)
+    assert set(os.listdir(tmp_path)) == kept

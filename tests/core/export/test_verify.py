@@ -1,0 +1,243 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.errors import UserError
+from core.export import verify as proof
+from core.export.agreement import Agreement
+from core.export.kinds import Quant
+from core.runs.trained import TrainedModel, find_trained
+from tests.core.export.tiny_gguf import write_tiny_gguf
+from tests.core.export.trained_run import make_trained_run, merged_model, write_rows
+
+pytest.importorskip("llama_cpp_py_sync")
+
+
+def quiet(_detail: str, _done: int | None, _total: int | None) -> None:
+    """Progress that nobody looks at."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A run whose trained model has been measured."""
+
+    trained: TrainedModel
+    directory: Path
+    model: Any
+    """The base with the adapter merged into it."""
+    tokenizer: Any
+
+    def gguf(self, path: Path, **how: Any) -> Path:
+        """The merged model as a GGUF file."""
+        return write_tiny_gguf(path, self.model, self.tokenizer, **how)
+
+    def compare(self, path: Path, quant: Quant | None = "F32", **more: Any) -> Agreement:
+        """The agreement of a GGUF file."""
+        return proof.compare(path, "gguf", quant, self.trained, self.directory, quiet, **more)
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Iterator[Measured]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOCALTUNE_HOME", str(tmp_path_factory.mktemp("measured-home")))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        place = tmp_path_factory.mktemp("measured")
+        held_out = write_rows(place / "held_out.jsonl", 5)
+        run = make_trained_run(tiny_model_dir, write_rows(place / "rows.jsonl"), eval_data=held_out)
+        trained = find_trained(run)
+        directory = place / "answers"
+        directory.mkdir()
+        proof.measure_trained(trained, directory, quiet, 5)
+        yield Measured(trained, directory, *merged_model(tiny_model_dir, run.adapter_path))
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16", "Q8_0"])
+def test_a_right_file_agrees(measured: Measured, tmp_path: Path, kind: Quant) -> None:
+    found = measured.compare(measured.gguf(tmp_path / "model.gguf", kind=kind), kind)
+    assert found.failures(kind) == []
+    assert (found.rows, found.prompts_equal, found.data, found.arithmetic) == (5, True, "eval", "fp32")
+    assert found.reader.startswith("llama.cpp b")
+    assert found.mean_kl is not None
+    assert found.base_kl is not None
+    assert found.mean_kl < 1e-3 < found.base_kl
+    if kind != "Q8_0":
+        assert (found.top1, found.greedy_equal, found.greedy_rows) == (1.0, 5, 5)
+    assert Agreement.from_dict(found.to_dict()) == found
+
+
+def test_another_template_makes_other_prompts(measured: Measured, tmp_path: Path) -> None:
+    template = measured.tokenizer.chat_template.replace("assistant\n", "assistant\n\n")
+    assert template != measured.tokenizer.chat_template
+    for wrong in (template, "{{ raise_exception('no') }}"):
+        found = measured.compare(measured.gguf(tmp_path / "model.gguf", template=wrong))
+        assert (found.prompts_equal, found.greedy_equal, found.max_delta is not None) == (False, 0, True)
+        assert "other tokens of a prompt" in found.failures("F32")[0]
+    with pytest.raises(UserError, match="no chat template"):
+        measured.compare(measured.gguf(tmp_path / "model.gguf", template=None))
+
+
+def test_another_tokenizer_makes_other_prompts(measured: Measured, tmp_path: Path) -> None:
+    names = [measured.tokenizer.convert_ids_to_tokens(number) for number in range(len(measured.tokenizer))]
+    first, second = names.index("Ġa"), names.index("u")
+    swapped = {first: names[second], second: names[first]}
+    path = measured.gguf(tmp_path / "model.gguf", change_token=lambda number, text: swapped.get(number, text))
+    found = measured.compare(path)
+    assert not found.prompts_equal
+    assert found.failures("F32")
+
+
+def test_a_begin_token_that_training_did_not_write_is_seen(measured: Measured, tmp_path: Path) -> None:
+    template = "<|endoftext|>" + measured.tokenizer.chat_template
+    found = measured.compare(measured.gguf(tmp_path / "model.gguf", template=template))
+    assert not found.prompts_equal
+
+
+@pytest.mark.parametrize("kind", ["F32", "Q8_0"])
+def test_damaged_weights_are_seen(measured: Measured, tmp_path: Path, kind: Quant) -> None:
+    def damage(name: str, weight: Any) -> Any:
+        return -weight if name == "token_embd.weight" else weight
+
+    found = measured.compare(measured.gguf(tmp_path / "model.gguf", kind=kind, change_weight=damage), kind)
+    assert found.prompts_equal
+    assert any("logits" in said for said in found.failures(kind))
+
+
+def test_weights_that_are_no_numbers_are_refused(measured: Measured, tmp_path: Path) -> None:
+    def damage(name: str, weight: Any) -> Any:
+        return weight * float("nan") if name == "blk.0.ffn_norm.weight" else weight
+
+    with pytest.raises(UserError, match="values that are no numbers"):
+        measured.compare(measured.gguf(tmp_path / "model.gguf", change_weight=damage))
+
+
+@pytest.mark.parametrize("kind", ["F16", "Q8_0"])
+def test_an_export_without_what_was_learned_is_seen(
+    measured: Measured, tmp_path: Path, tiny_model_dir: Path, kind: Quant
+) -> None:
+    path = write_tiny_gguf(tmp_path / "base.gguf", *merged_model(tiny_model_dir, None), kind=kind)
+    found = measured.compare(path, kind)
+    assert "what was learned is not in it" in found.failures(kind)[0]
+
+
+def test_a_file_that_is_of_another_type_than_it_is_called_is_refused(measured: Measured, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not say that its weights are Q8_0"):
+        measured.compare(measured.gguf(tmp_path / "model.gguf"), "Q8_0")
+
+
+def test_a_damaged_file_is_a_sentence(measured: Measured, tmp_path: Path) -> None:
+    path = measured.gguf(tmp_path / "model.gguf")
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match="is cut short"):
+        measured.compare(path)
+    path.write_bytes(b"GGUF")
+    with pytest.raises(UserError):
+        measured.compare(path)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(UserError, match="has no GGUF file"):
+        measured.compare(empty)
+
+
+def test_a_reader_that_is_killed_is_a_sentence_and_leaves_nothing(
+    measured: Measured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = measured.gguf(tmp_path / "model.gguf")
+    dying = (sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    monkeypatch.setattr(proof, "_MODULE", dying)
+    with pytest.raises(UserError, match="The reader of the exported file was ended by SIGKILL without a result"):
+        measured.compare(path)
+    with pytest.raises(UserError, match="The measurement of the trained model was ended by SIGKILL"):
+        proof.verify(path, "gguf", "F32", measured.trained, quiet)
+    assert os.listdir(tmp_path) == ["model.gguf"]
+
+
+def test_giving_up_ends_the_process(measured: Measured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = measured.gguf(tmp_path / "model.gguf")
+    note = tmp_path / "pid"
+    hanging = f"import os, signal; open({str(note)!r}, 'w').write(str(os.getpid())); signal.pause()"
+    monkeypatch.setattr(proof, "_MODULE", (sys.executable, "-c", hanging))
+
+    class GivenUpError(Exception):
+        pass
+
+    def give_up(*_: Any) -> None:
+        if note.exists() and note.read_text():
+            raise GivenUpError
+
+    with pytest.raises(GivenUpError):
+        proof.verify(path, "gguf", "F32", measured.trained, give_up)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(note.read_text()), signal.SIGCONT)
+    assert sorted(os.listdir(tmp_path)) == ["model.gguf", "pid"]
+
+
+def test_without_the_reader_nothing_is_claimed(
+    measured: Measured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = measured.gguf(tmp_path / "model.gguf")
+    monkeypatch.setattr("core.export.gguf.checks.LIBRARY", "no_such_package")
+    with pytest.raises(proof.NotVerifiedError, match="is not verified") as refused:
+        measured.compare(path)
+    assert "pip install 'localtune-tui[export]'" in refused.value.hint
+    proof.refuse_unreadable("merged")
+
+
+def test_a_merged_model_is_read_by_plain_transformers(measured: Measured, tmp_path: Path, tiny_model_dir: Path) -> None:
+    merged = tmp_path / "merged"
+    measured.model.save_pretrained(merged)
+    measured.tokenizer.save_pretrained(merged)
+    found = proof.compare(merged, "merged", "F32", measured.trained, measured.directory, quiet)
+    assert found.failures("F32") == []
+    assert (found.greedy_equal, found.prompts_equal) == (5, True)
+    assert found.reader.startswith("transformers ")
+    (merged / "model.safetensors").write_bytes(b"torn")
+    with pytest.raises(UserError, match=r"transformers cannot load .*merged"):
+        proof.compare(merged, "merged", "F32", measured.trained, measured.directory, quiet)
+
+
+def test_an_adapter_is_read_by_plain_peft(measured: Measured, tmp_path: Path) -> None:
+    assert measured.trained.adapter is not None
+    copy = shutil.copytree(measured.trained.adapter, tmp_path / "adapter")
+    found = proof.compare(copy, "adapter", None, measured.trained, measured.directory, quiet)
+    assert found.failures(None) == []
+    assert found.reader.startswith("PEFT ")
+
+
+def test_a_model_trained_on_4_bits_is_judged_by_what_it_was_merged_with(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    run = make_trained_run(tiny_model_dir, write_rows(tmp_path / "rows.jsonl", 4), method="qlora")
+    path = write_tiny_gguf(tmp_path / "model.gguf", *merged_model(tiny_model_dir, run.adapter_path))
+    told: list[str] = []
+    found = proof.verify(
+        path, "gguf", "F32", find_trained(run), lambda activity, _done, _total: told.append(activity), 3
+    )
+    assert (found.rows, found.data) == (3, "training")
+    assert found.failures("F32") == []
+    assert found.plain is not None
+    assert found.max_delta is not None
+    assert found.plain.max_delta < 0.01 < found.max_delta, "the base's rounding is told, and is not the file's fault"
+    assert {"measuring the trained model", "measuring the base", "measuring the file"} <= set(told)
+    assert replace(found, plain=None).judged is None
+    assert sorted(os.listdir(tmp_path)) == ["model.gguf", "rows.jsonl"]
+
+
+def test_another_base_than_that_of_the_training_is_refused(tmp_path: Path, tiny_model_dir: Path) -> None:
+    run = make_trained_run(tiny_model_dir, write_rows(tmp_path / "rows.jsonl", 3))
+    checkpoint = run.checkpoints_path / "step-00000001"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "manifest.json").write_text(json.dumps({"files": {}, "base_sha256": "0" * 64}))
+    with pytest.raises(UserError, match="has changed since"):
+        proof.measure_trained(find_trained(run), tmp_path, quiet)

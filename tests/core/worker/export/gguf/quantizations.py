@@ -1,0 +1,187 @@
+"""Quantizations in a process of their own: ``python -m …quantizations DIRECTORY CONVERTER``.
+
+A random model whose channels differ, as those of trained models do, is quantized to everything that there is, and to
+the coarse types with an importance matrix as well; a line of JSON tells what came out of each.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from core.export.gguf.options import GgufOptions
+from core.export.gguf.staging import stage
+from core.export.gguf.write import conversion_job
+from core.export.kinds import CONVERTED, QUANTS
+from core.models.architecture.gguf_header import read_gguf_header
+from core.worker.export.gguf.convert import convert
+from core.worker.export.gguf.importance import compute_importance
+from core.worker.export.gguf.job import Report
+from core.worker.export.gguf.quantize import quantize
+from core.worker.export.llama.model import GgufModel
+from tests.core.worker.export.gguf import random_models
+from tests.core.worker.export.gguf.logits import mean_divergence, read_logits
+
+#: The types that an importance matrix is tried with.
+WEIGHED = ("Q4_K_M", "Q4_0")
+
+
+def make_rows(size: int, count: int, seed: int) -> list[list[int]]:
+    """Rows of tokens, some of which are far more frequent than others."""
+    draw = np.random.default_rng(seed)
+    return [[int(token) for token in np.minimum(draw.zipf(1.3, 96) + 5, size - 1)] for _ in range(count)]
+
+
+def make_uneven_model(directory: Path) -> tuple[Any, int]:
+    """A model whose channels are driven unevenly, with sizes that K-quants take whole."""
+    import torch
+    from transformers import LlamaConfig
+
+    random_models.save_byte_level(directory)
+    size = random_models.vocabulary_size(directory)
+    config = LlamaConfig(
+        vocab_size=size,
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    model = random_models.make_model(config)
+    torch.manual_seed(7)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "norm" in name:
+                weight.copy_(torch.exp(torch.randn_like(weight)))
+            elif "lm_head" not in name and "embed" not in name:
+                weight.mul_(0.5)
+    model.save_pretrained(directory)
+    return model, size
+
+
+#: Modules of a layer by the names of their weights in llama.cpp's file.
+MODULES = {
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+
+
+def expected_importance(model: Any, rows: list[list[int]]) -> dict[str, Any]:
+    """The same as llama.cpp's callbacks count, by hooks of torch."""
+    import torch
+
+    sums: dict[str, Any] = {}
+    hooks = []
+    for number, layer in enumerate(model.model.layers):
+        for name, path in MODULES.items():
+            key = f"blk.{number}.{name}.weight"
+
+            def add(_: Any, inputs: Any, key: str = key) -> None:
+                sums[key] = sums.get(key, 0) + inputs[0].double().square().sum(dim=(0, 1))
+
+            hooks.append(layer.get_submodule(path).register_forward_pre_hook(add))
+    with torch.no_grad():
+        for row in rows:
+            model(input_ids=torch.tensor([row]))
+    for hook in hooks:
+        hook.remove()
+    tokens = sum(map(len, rows))
+    return {name: (values / tokens).numpy() for name, values in sums.items()}
+
+
+def weigh_experts(directory: Path, converter: Path, report: Report) -> dict[str, Any]:
+    """A mixture of experts: each expert's activations are counted apart, and the quantizer takes them."""
+    import torch
+
+    model_directory, staged = directory / "experts", directory / "experts-staged"
+    random_models.save_byte_level(model_directory)
+    size = random_models.vocabulary_size(model_directory)
+    config = random_models.make_configurations()["mixtral"](size)
+    config.hidden_size, config.intermediate_size = 256, 256
+    torch.manual_seed(0)
+    random_models.make_model(config).save_pretrained(model_directory)
+    staged.mkdir()
+    stage(model_directory, GgufOptions(), staged)
+    source, importance, target = (directory / f"experts{end}" for end in (".gguf", ".npz", "-q.gguf"))
+    convert(conversion_job(staged, source, "F32", GgufOptions(), converter), report)
+    job = {"source": str(source), "threads": 1}
+    # Longer than what is computed at once.
+    compute_importance({**job, "target": str(importance), "rows": [[*range(5, 300)] * 2]}, report)
+    with np.load(importance) as found:
+        sizes = {name: int(found[name].size) for name in found.files}
+        is_positive = all(bool((found[name] > 0).all()) for name in found.files)
+    asked = {"quant": "Q4_K_M", "target": str(target), "expected": 1, "importance": str(importance)}
+    quantize({**job, **asked}, report)
+    return {"quant": "experts", "weighed": True, "sizes": sizes, "positive": is_positive}
+
+
+def main(arguments: list[str]) -> int:
+    """Quantize."""
+    import torch
+
+    directory, converter = map(Path, arguments)
+    report = Report(os.open(os.devnull, os.O_WRONLY))
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    model_directory, staged, source = directory / "model", directory / "staged", directory / "F32.gguf"
+    model, size = make_uneven_model(model_directory)
+    staged.mkdir()
+    stage(model_directory, GgufOptions(), staged)
+    importance = directory / "importance.npz"
+    job = {"source": str(source), "threads": 1}
+    held_out = make_rows(size, 4, seed=2)
+    with torch.no_grad():
+        references = [model(input_ids=torch.tensor([row])).logits[0].numpy() for row in held_out]
+    for quant in QUANTS:
+        target = directory / f"{quant}.gguf"
+        if quant in CONVERTED:
+            convert(conversion_job(staged, target, quant, GgufOptions(), converter), report)
+    compute_importance({**job, "target": str(importance), "rows": make_rows(size, 16, seed=1)}, report)
+    wanted = expected_importance(model, make_rows(size, 16, seed=1))
+    with np.load(importance) as found_importance:
+        differences = {
+            name: float(np.abs(found_importance[name] / (values + 1e-4 * values.mean()) - 1).max())
+            for name, values in wanted.items()
+        }
+        result: dict[str, Any] = {"quant": "importance", "weighed": True, "differences": differences}
+        result["names"] = sorted(found_importance.files)
+    answers.write(json.dumps(result) + "\n")
+    answers.write(json.dumps(weigh_experts(directory, converter, report)) + "\n")
+    for quant in QUANTS:
+        for weighed in (False, True) if quant in WEIGHED else (False,):
+            target = directory / f"{quant}{'-weighed' if weighed else ''}.gguf"
+            if quant not in CONVERTED:
+                asked = {"quant": quant, "target": str(target), "expected": 1, "importance": str(importance)}
+                quantize({**job, **asked, "importance": str(importance) if weighed else None}, report)
+            reader = GgufModel(target, exact=True)
+            found = [read_logits(reader, row) for row in held_out]
+            reader.close()
+            pairs = list(zip(references, found, strict=True))
+            result = {
+                "quant": quant,
+                "weighed": weighed,
+                "bytes": target.stat().st_size,
+                "types": sorted({tensor.type_name for tensor in read_gguf_header(target).tensors.values()}),
+                "divergence": float(np.mean([mean_divergence(first, second) for first, second in pairs])),
+                "top1": float(np.mean([(first.argmax(-1) == second.argmax(-1)).mean() for first, second in pairs])),
+            }
+            answers.write(json.dumps(result) + "\n")
+            answers.flush()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

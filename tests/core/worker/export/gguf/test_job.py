@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from core.errors import UserError
+from core.export.gguf.checks import has_library
+from core.export.gguf.process import run_process
+from core.launch.launcher import worker_environment
+from tests.waiting import wait_for
+
+#: Starts a process of an export, tells it no job, and says which it is.
+PARENT = """
+import sys
+from core.helper import Helper
+helper = Helper("core.worker.export.gguf.quantize")
+print(helper.process.pid, flush=True)
+sys.stdin.read()
+"""
+
+
+def quiet(_detail: str, _done: int | None, _total: int | None) -> None:
+    """Progress that nobody hears."""
+
+
+def job(tmp_path: Path, **values: Any) -> dict[str, Any]:
+    """A job of the quantizer."""
+    common = {"title": "quantize the model", "quant": "Q4_0", "threads": 1, "importance": None, "expected": 1}
+    return {
+        **common,
+        "source": str(tmp_path / "none.gguf"),
+        "target": str(tmp_path / "q.gguf"),
+        "hint": "Do so.",
+        **values,
+    }
+
+
+@pytest.mark.skipif(not has_library(), reason="llama-cpp-py-sync is not installed")
+def test_a_failing_library_is_told_in_a_sentence(tmp_path: Path) -> None:
+    told: list[str] = []
+    with pytest.raises(UserError, match=r"^llama\.cpp's quantizer failed to write Q4_0: .*No such file"):
+        run_process(
+            "core.worker.export.gguf.quantize",
+            job(tmp_path),
+            "the quantizer",
+            lambda detail, _done, _total: told.append(detail),
+        )
+    assert told[0] == "loading the quantizer"
+
+
+@pytest.mark.skipif(not has_library(), reason="llama-cpp-py-sync is not installed")
+def test_any_other_failure_is_told_with_what_was_tried(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as failed:
+        run_process("core.worker.export.gguf.quantize", job(tmp_path, quant="Q99"), "the quantizer", quiet)
+    assert failed.value.message.startswith("It is not possible to quantize the model: ")
+    assert "Q99" in failed.value.message
+    assert failed.value.hint == "Do so."
+
+
+def test_a_module_that_cannot_start_is_told_by_its_last_words() -> None:
+    with pytest.raises(
+        UserError, match=r"^The quantizer ended with code 1: .*No module named core\.worker\.export\.no"
+    ):
+        run_process("core.worker.export.no", {"title": "a"}, "the quantizer", quiet)
+
+
+def test_a_process_ends_with_the_one_that_started_it() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT],
+        env=worker_environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as parent:
+        assert parent.stdout is not None
+        child = psutil.Process(int(parent.stdout.readline()))
+        os.kill(parent.pid, signal.SIGKILL)
+        wait_for(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, 60, "the child's end")

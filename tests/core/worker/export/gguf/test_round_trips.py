@@ -1,0 +1,80 @@
+"""Random models of every family go through transformers, the converter and llama.cpp, which agree on all of them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.export.gguf.checks import has_library
+from core.export.gguf.tools import find_converter
+from core.launch.launcher import worker_environment
+
+NAMES = (
+    *("llama", "llama3-rope", "mistral", "mixtral", "qwen2", "qwen3", "qwen3-moe", "olmo2", "olmoe", "granite"),
+    *("smollm3", "phi3", "gemma", "gemma2", "gemma3", "cohere", "gpt-neox", "starcoder2", "stablelm", "seed-oss"),
+    "lfm2",
+)
+pytestmark = pytest.mark.skipif(not has_library(), reason="llama-cpp-py-sync is not installed")
+Results = dict[str, dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def results(converter_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """What came out, by architecture; all in one process, most of whose time goes to imports."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOCALTUNE_HOME", str(converter_home))
+        converter = find_converter()
+    directory = tmp_path_factory.mktemp("round-trips")
+    module = "tests.core.worker.export.gguf.round_trips"
+    done = subprocess.run(
+        [sys.executable, "-m", module, str(directory), str(converter), *NAMES],
+        env=worker_environment() | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        cwd=Path(__file__).parents[5],
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    found = {str(line["name"]): line for line in map(json.loads, done.stdout.splitlines())}
+    assert done.returncode == 0, done.stderr[-3000:]
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_comes_out_as_it_was(results: Results, name: str) -> None:
+    result = results[name]
+    assert "error" not in result
+    # Beside what the logits are themselves: a model that answers nothing would be equal to any other.
+    assert result["delta"] <= min(0.01, 0.05 * result["spread"])
+    assert result["tokens"]
+    assert result["with_special"], "programs put tokens before or after a prompt that training had not"
+    assert result["template"]
+    # The tokenizer's own end, and that of an answer.
+    assert result["ends"] == [2, 4]
+
+
+def test_a_window_that_llama_cpp_does_not_compute_limits_the_context(results: Results) -> None:
+    assert results["llama"]["context"] == 512
+    assert results["mistral"]["context"] == 256
+
+
+def test_the_tokenizer_of_a_base_that_was_gguf_is_copied(results: Results) -> None:
+    result = results["from-gguf"]
+    assert result["refused"].startswith("llama.cpp's converter does not know this model's tokenizer")
+    assert "copied" not in result
+    assert result["tokens"]
+    assert result["templates"] == {"default": "{{ messages[0].content }}"}
+    assert result["specials"] == {"bos_token": "<s>", "eos_token": "</s>"}
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "mistral", "phi3", "gpt-neox"])
+def test_an_adapter_does_beside_the_base_what_it_did(results: Results, name: str) -> None:
+    """rsLoRA, ranks and scales of single modules, embeddings, and weights whose rows are moved."""
+    result = results[name]
+    assert result["adapter_effect"] > 1
+    assert result["adapter_delta"] <= 0.05

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from core.worker.export.gguf.vocabulary import (
+    _name_by_rules,
+    adds_space_prefix,
+    is_sentencepiece,
+    sentencepiece_vocabulary,
+)
+
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+LAST = {**BYTE_LEVEL, "use_regex": False}
+#: As in the files of Llama 3 and of Qwen 2.
+LLAMA3 = (
+    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*"
+    "|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
+)
+
+
+def split(pattern: str) -> dict[str, Any]:
+    """A pre-tokenizer that splits by a regular expression."""
+    step = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    return {"type": "Sequence", "pretokenizers": [step, LAST]}
+
+
+@pytest.mark.parametrize(
+    ("rules", "ignores_merges", "normalizer", "name"),
+    [
+        (BYTE_LEVEL, False, None, "gpt-2"),
+        (BYTE_LEVEL, True, None, None),
+        ({**BYTE_LEVEL, "add_prefix_space": True}, False, None, None),
+        (split(LLAMA3), True, None, "llama-bpe"),
+        (split(LLAMA3), False, None, None),
+        (split(LLAMA3.replace("{1,3}", "")), False, {"type": "NFC"}, "qwen2"),
+        (split(LLAMA3.replace("{1,3}", "")), False, {"type": "Lowercase"}, None),
+        (split("\\w+"), False, None, None),
+        (
+            {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, BYTE_LEVEL]},
+            False,
+            None,
+            "smollm",
+        ),
+        (
+            {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": False}, BYTE_LEVEL]},
+            False,
+            None,
+            None,
+        ),
+    ],
+)
+def test_a_pre_tokenizer_is_known_by_rules_that_are_exactly_those(
+    rules: dict[str, Any], ignores_merges: bool, normalizer: dict[str, Any] | None, name: str | None
+) -> None:
+    model = {"type": "BPE", "ignore_merges": ignores_merges}
+    assert _name_by_rules({"model": model, "pre_tokenizer": rules, "normalizer": normalizer}) == name
+
+
+def test_scores_are_in_the_order_of_the_merges() -> None:
+    content = {
+        "model": {
+            "type": "BPE",
+            "byte_fallback": True,
+            "unk_token": "<unk>",
+            "vocab": {"<unk>": 0, "<0x0A>": 1, "a": 2, "b": 3, "ab": 4, "abab": 5, "<end>": 6},
+            "merges": [["a", "b"], "ab ab"],
+        },
+        "added_tokens": [
+            {"id": 0, "content": "<unk>", "special": True},
+            {"id": 6, "content": "<end>", "special": True},
+            {"id": 7, "content": "\u2581\u2581", "special": False},
+        ],
+    }
+    assert is_sentencepiece(content)
+    tokens, scores, kinds = sentencepiece_vocabulary(content, 9)
+    assert tokens == [b"<unk>", b"<0x0A>", b"a", b"b", b"ab", b"abab", b"<end>", b"  ", b"[PAD8]"]
+    assert kinds == [2, 6, 1, 1, 1, 1, 3, 4, 5]
+    assert scores[4] > scores[5] > scores[2]
+    assert all(map(math.isfinite, scores))
+
+
+@pytest.mark.parametrize(
+    ("content", "begins", "adds"),
+    [
+        ({"normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend"}, {"type": "Replace"}]}}, True, True),
+        ({"normalizer": {"type": "Replace"}}, False, False),
+        ({"pre_tokenizer": {"type": "Metaspace", "prepend_scheme": "always"}}, True, True),
+        ({"pre_tokenizer": {"type": "Metaspace", "prepend_scheme": "first"}}, True, False),
+        ({"pre_tokenizer": {"type": "Metaspace", "prepend_scheme": "first"}}, False, True),
+        ({"pre_tokenizer": {"type": "Metaspace", "prepend_scheme": "never"}}, False, False),
+    ],
+)
+def test_a_space_before_text_is_where_the_tokenizer_puts_one(content: dict[str, Any], begins: bool, adds: bool) -> None:
+    assert adds_space_prefix(content, begins) is adds
