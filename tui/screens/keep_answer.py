@@ -63,7 +63,10 @@ class KeepAnswer(Overlay[KeptAnswer]):
             width: 96; max-width: 96%; height: auto; max-height: 90%; padding: 1 2;
             border: round $border-focus; border-title-style: bold; background: $surface;
         }
-        & TextArea { height: 12; max-height: 50vh; border: none; background: $panel; padding: 0 1; }
+        & TextArea {
+            height: 12; max-height: 40vh; border: none; background: $panel; padding: 0 1;
+            &:focus { border: none; }
+        }
         & Horizontal { height: auto; margin-top: 1; }
         & .label { width: 8; }
         & SafeInput { width: 1fr; background: $panel; }

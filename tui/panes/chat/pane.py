@@ -436,7 +436,8 @@ class ChatPane(Pane):
         if answer is not None:
             if was_open:
                 reply.text, reply.raw = answer.text, answer.raw
-            reply.speaker = self.partner.name_of(answer.source)
+            if reply.source in (TUNED, BASE):
+                reply.speaker = self.partner.name_of(answer.source)
             reply.stats = format_stats(
                 answer.tokens,
                 answer.first_token_seconds,
