@@ -45,6 +45,11 @@ def runs_dir() -> Path:
     return home() / "runs"
 
 
+def exports_dir() -> Path:
+    """Exports of runs, a directory each."""
+    return home() / "exports"
+
+
 def drafts_dir() -> Path:
     """Unsaved work in the app, a file each."""
     return home() / "drafts"
