@@ -47,13 +47,7 @@ def whole_directory(target: Path) -> Iterator[Path]:
     try:
         temporary.mkdir(mode=paths.DIRECTORY_MODE)
         yield temporary
-        for path in temporary.rglob("*"):
-            if path.is_file():
-                path.chmod(paths.FILE_MODE)
-                fsync_file(path)
-            else:
-                fsync_dir(path)
-        fsync_dir(temporary)
+        _settle(temporary)
         if target.exists():
             former = target.with_name(f".{target.name}.{os.getpid()}.old.tmp")
             os.replace(target, former)
@@ -65,6 +59,93 @@ def whole_directory(target: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+@contextlib.contextmanager
+def new_directory(target: Path) -> Iterator[Path]:
+    """A new directory that is whole or not there: as :func:`whole_directory`, but nothing is ever replaced.
+
+    The hidden directory that is filled is locked meanwhile; one that nobody holds was left by an attempt that was
+    killed, and is removed by the next one.
+
+    Args:
+        target: Where it goes. Its parent must exist.
+
+    Yields:
+        The directory to fill.
+
+    Raises:
+        UserError: If something is there already, or is being made there by another process.
+        OSError: If it cannot be written; nothing of it remains then.
+    """
+    refuse_existing(target)
+    for leftover in _unfinished(target):
+        if not remove_abandoned(leftover):
+            raise UserError(f"Another process is making {target}.", "Wait for its end, or name another place.")
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary.mkdir(mode=paths.DIRECTORY_MODE)
+    try:
+        descriptor = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield temporary
+            _settle(temporary)
+            refuse_existing(target)
+            # Of directories only an empty one would be replaced.
+            os.rename(temporary, target)
+        finally:
+            os.close(descriptor)
+        fsync_dir(target.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def refuse_existing(target: Path) -> None:
+    """Refuse a place where something is.
+
+    Raises:
+        UserError: If so.
+    """
+    if os.path.lexists(target):
+        raise UserError(f"{target} is there already, and nothing is overwritten.", "Name another place, or remove it.")
+
+
+def _unfinished(target: Path) -> list[Path]:
+    """Hidden directories that a target is, or was, made in."""
+    return sorted(target.parent.glob(f".{glob.escape(target.name)}.*.tmp"))
+
+
+def remove_abandoned(directory: Path) -> bool:
+    """Remove a directory of :func:`new_directory` that its process has left behind.
+
+    Returns:
+        Whether it is gone; False where a process is still at it.
+    """
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return not os.path.lexists(directory)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(directory, ignore_errors=True)
+    except OSError:  # held; or a file system without locks, where nothing is known
+        return False
+    finally:
+        os.close(descriptor)
+    return not os.path.lexists(directory)
+
+
+def _settle(directory: Path) -> None:
+    """Make files private and durable."""
+    for path in directory.rglob("*"):
+        if path.is_file():
+            path.chmod(paths.FILE_MODE)
+            fsync_file(path)
+        else:
+            fsync_dir(path)
+    fsync_dir(directory)
 
 
 def disk_error(directory: Path, error: OSError) -> UserError:

@@ -475,6 +475,10 @@ class LocaltuneApp(App[str]):
     def _delete_requested(self, message: messages.DeleteRequested) -> None:
         self.runs.delete(message.run, message.size)
 
+    @on(messages.ExportRequested)
+    def _export_requested(self, message: messages.ExportRequested) -> None:
+        self.runs.export(message.run, message.step)
+
     @on(messages.RunDeleted)
     def _run_deleted(self, message: messages.RunDeleted) -> None:
         self.runs.deleted(message.run)

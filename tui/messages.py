@@ -134,6 +134,15 @@ class ContinueRequested(Message):
 
 
 @dataclass
+class ExportRequested(Message):
+    """Request: the screen that exports what a run has trained."""
+
+    run: Run
+    step: int | None = None
+    """The step of a checkpoint; None for the result, or the newest checkpoint."""
+
+
+@dataclass
 class ControlRequested(Message):
     """Request: send the worker of the shown run a command, or take it back where it waits already: pause, resume,
     checkpoint, skip_evaluation or stop (confirmed first)."""

@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "fetch": ("fetch", "download a dataset or a model from the Hugging Face Hub, to be used without the network"),
     "plan": ("plan", "how much memory a run would take, and whether it fits"),
     "chat": ("chat", "talk to a run's model, or to any model"),
+    "export": ("export", "write a run's result as files for other programs, proven to answer as it does"),
     "schema": ("schema", "the configuration as JSON Schema for editors, or as the reference page"),
     "completion": ("completion", "print a script that lets bash, zsh or fish complete the command line"),
     "doctor": ("doctor", "what this machine can do, and what would go wrong on it"),

@@ -17,6 +17,7 @@ SHELLS = ("bash", "zsh", "fish")
 #: By the name of an argument's value in the help: the function in ``shells/`` that completes it.
 _BY_METAVAR = {
     "RUN": "runs",
+    "RUN[@STEP]": "runs",
     "CONFIG": "config_file",
     "MODEL": "models_or_dirs",
     "RUN|MODEL": "chat_dirs",
@@ -27,6 +28,7 @@ _BY_METAVAR = {
 #: The same by command and argument, where the name of the value does not say enough.
 _BY_ARGUMENT = {
     ("data", "template"): "template_file",
+    ("export", "out"): "any_file",
     ("import", "file"): "yaml_file",
     ("import", "out"): "config_file",
     ("init", "out"): "config_file",

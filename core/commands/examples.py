@@ -77,6 +77,12 @@ EXAMPLES: Mapping[str, Sequence[tuple[str, str]]] = {
         ("chat latest --base --prompt -", "the base model; reads the question"),
         ("chat smollm2-135m-instruct", "a model without a run"),
     ),
+    "export": (
+        ("export latest --to gguf", "for llama.cpp, LM Studio and others"),
+        ("export latest --to gguf --quant Q4_K_M", "smaller"),
+        ("export faq@120 --to merged --out ~/models/faq", "a checkpoint, for transformers and vLLM"),
+        ("export faq --to ollama --json", "with a Modelfile"),
+    ),
     "schema": (
         ("schema --out localtune.schema.json", "for an editor"),
         ("schema --markdown", "the reference page"),

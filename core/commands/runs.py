@@ -43,9 +43,12 @@ def describe_row(row: RunRow) -> dict[str, Any]:
 
     Returns:
         ``id``, ``state``, ``reason``, ``step``, ``total_steps``, ``loss`` (of the last step), ``model``, ``started``
-        and ``updated`` (Unix seconds), ``path``, ``pending`` (requests that wait for the end of the step) and
-        ``progress`` (``what``, ``done`` and ``total`` within a step or an evaluation); None where something is unknown.
+        and ``updated`` (Unix seconds), ``path``, ``pending`` (requests that wait for the end of the step), ``progress``
+        (``what``, ``done`` and ``total`` within a step or an evaluation) and ``exports`` (the directories of its
+        exports in the home, newest first); None where something is unknown.
     """
+    from core.export.result import list_exports
+
     return {
         "id": row.run.id,
         "state": row.state,
@@ -59,6 +62,7 @@ def describe_row(row: RunRow) -> dict[str, Any]:
         "path": str(row.run.path),
         "pending": list(row.pending),
         "progress": dataclasses.asdict(row.progress) if row.progress is not None else None,
+        "exports": [str(export.path) for export in list_exports(row.run.id)],
     }
 
 

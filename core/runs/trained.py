@@ -174,10 +174,17 @@ def _nothing_trained(run: Run, step: int | None, wanted: str) -> UserError:
 
 def _find_base_hash(run: Run) -> str | None:
     """The hash of the base model in the newest checkpoint; None where none has it."""
+    found = manifest_of(run).get("base_sha256")
+    return None if found is None else str(found)
+
+
+def manifest_of(run: Run) -> dict[str, Any]:
+    """The manifest of a run's newest checkpoint that can be read; empty where there is none."""
     for checkpoint in reversed(complete_checkpoints(run)):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-            return str(_manifest(checkpoint)["base_sha256"])
-    return None
+        with contextlib.suppress(OSError, ValueError, RecursionError):
+            if isinstance(manifest := _manifest(checkpoint), dict):
+                return manifest
+    return {}
 
 
 def is_adapter(directory: Path) -> bool:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from core.directories import disk_error, require_space, whole_directory
+from core.directories import disk_error, new_directory, require_space, whole_directory
 from core.errors import UserError
 
 
@@ -53,3 +55,54 @@ def test_a_disk_without_room_is_said_with_what_needs_it(tmp_path: Path) -> None:
 def test_a_full_disk_is_said(tmp_path: Path) -> None:
     assert "is full" in disk_error(tmp_path, OSError(28, "No space left on device")).message
     assert "cannot be written: Read-only" in disk_error(tmp_path, OSError(30, "Read-only file system")).message
+
+
+def make_new(target: Path, error: Exception | None = None) -> None:
+    with new_directory(target) as directory:
+        (directory / "a").write_text("one")
+        if error is not None:
+            raise error
+
+
+def test_a_new_directory_never_takes_the_place_of_another(tmp_path: Path) -> None:
+    make_new(tmp_path / "export")
+    assert (tmp_path / "export" / "a").stat().st_mode & 0o777 == 0o600
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    for name in ("export", "link", "file"):
+        with pytest.raises(UserError, match=f"{name} is there already, and nothing is overwritten"):
+            make_new(tmp_path / name)
+    with pytest.raises(OSError, match="No space left"):
+        make_new(tmp_path / "other", OSError(28, "No space left on device"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["export", "file", "link"]
+
+
+def test_what_comes_meanwhile_stays(tmp_path: Path) -> None:
+    def make_late() -> None:
+        with new_directory(tmp_path / "export") as directory:
+            (directory / "a").write_text("ours")
+            (tmp_path / "export").mkdir()
+
+    with pytest.raises(UserError, match="is there already"):
+        make_late()
+    assert list((tmp_path / "export").iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["export"]
+
+
+def test_what_a_killed_process_was_making_is_removed_and_what_a_live_one_makes_is_not(tmp_path: Path) -> None:
+    code = (
+        "import sys, pathlib; from core.directories import new_directory\n"
+        "with new_directory(pathlib.Path(sys.argv[1])) as d:\n"
+        "    (d / 'half').write_text('half'); print('making', flush=True); sys.stdin.read()\n"
+    )
+    target = tmp_path / "export"
+    command = [sys.executable, "-c", code, str(target)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"making\n"
+        with pytest.raises(UserError, match="Another process is making"):
+            make_new(target)
+        process.kill()
+    assert [path.name for path in tmp_path.iterdir()] == [f".export.{process.pid}.tmp"]
+    make_new(target)
+    assert [path.name for path in tmp_path.iterdir()] == ["export"]

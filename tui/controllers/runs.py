@@ -237,6 +237,13 @@ class Runs:
 
         self._desktop.open(delete_dialog(run, state, size), answered)
 
+    def export(self, run: Run, step: int | None) -> None:
+        """Open the screen that exports what a run has trained."""
+        from tui.screens.export import ExportScreen
+
+        if not self._desktop.is_covered:
+            self._desktop.open(ExportScreen(run, step, is_on=self._state.live_run is not None))
+
     def deleted(self, run: Run) -> None:
         """Take a deleted run from the screen."""
         self._desktop.tell(f"Deleted {run.id}.")

@@ -14,7 +14,14 @@ from textual.widgets import Input, Static
 
 from core.runs.catalog import RunRow
 from tui.keys import bindings
-from tui.messages import ContinueRequested, DeleteRequested, EditRunRequested, OpenRunRequested, RunsInView
+from tui.messages import (
+    ContinueRequested,
+    DeleteRequested,
+    EditRunRequested,
+    ExportRequested,
+    OpenRunRequested,
+    RunsInView,
+)
 from tui.panes.base import Pane
 from tui.widgets.empty_state import EmptyState
 from tui.widgets.forms.safe_input import SafeInput
@@ -76,7 +83,7 @@ class RunsPane(Pane):
         """Start without a list."""
         self.set_title("5 Runs")
         self.query_one("#runs").display = False
-        self.set_hints(["runs.open", "runs.edit", "runs.continue", "runs.delete", "runs.filter"])
+        self.set_hints(["runs.open", "runs.edit", "runs.continue", "runs.export", "runs.delete", "runs.filter"])
 
     def on_resize(self, event: events.Resize) -> None:
         """Put the account of a run where there is room for it."""
@@ -216,6 +223,11 @@ class RunsPane(Pane):
         """Open the configuration of the run under the cursor as a new one."""
         if (row := self.query_one(RunList).selected) is not None:
             self.post_message(EditRunRequested(row.run))
+
+    def action_export(self) -> None:
+        """Export what the run under the cursor has trained."""
+        if (row := self.query_one(RunList).selected) is not None:
+            self.post_message(ExportRequested(row.run))
 
     def action_delete(self) -> None:
         """Delete the run under the cursor, once that is confirmed."""

@@ -23,6 +23,7 @@ from tui.messages import (
     ControlRequested,
     DataRequested,
     EditRunRequested,
+    ExportRequested,
     SampleRequested,
     SettingsRequested,
 )
@@ -300,7 +301,7 @@ class TrainPane(Pane, can_focus=True):
             return self._has_samples
         if action in ("show_curve", "turn_question", "scroll_answers", "page_answers"):
             return self._shows_answers
-        if action in ("copy_path", "use_elsewhere"):
+        if action in ("copy_path", "export", "use_elsewhere"):
             return self._result is not None and self._result.path is not None
         return super().check_action(action, parameters)
 
@@ -389,6 +390,12 @@ class TrainPane(Pane, can_focus=True):
         self.app.copy_to_clipboard(text)
         tmux = "; tmux passes it on with set-clipboard on" if os.environ.get("TMUX") else ""
         self.notify(f"{what} was sent to your terminal's clipboard{tmux}.", markup=False)
+
+    def action_export(self) -> None:
+        """Export the result."""
+        view, result = self._view, self._result
+        if view is not None and result is not None and result.path is not None:
+            self.post_message(ExportRequested(view.run))
 
     def action_use_elsewhere(self) -> None:
         """Show how to use the result outside the app."""

@@ -37,6 +37,10 @@ _ACTIVATIONS: dict[str, frozenset[str]] = {
 #: Layers of the one size of Gemma 2 and 3 whose attention llama.cpp scales by the width of a head as if it were the
 #: hidden size's share.
 _LARGE_GEMMA = {"gemma2": 46, "gemma3_text": 62}
+#: Which layers attend to everything, others to a window: every so many-th, by model type.
+_FULL_EVERY = {"gemma2": 2, "gemma3_text": 6, "cohere2": 4}
+#: Layers of the one size of EXAONE 4 that has windows in llama.cpp.
+_WINDOWED_EXAONE4 = 64
 _EXPERT = re.compile(r"^(.*\.experts)\.\d+\.(.+)$")
 
 
@@ -94,6 +98,7 @@ def check_model(model: Path, converter: Path) -> Checked:
             "Export from the model as it was before, or merged.",
         )
     _check_scale(text_part(config))
+    _check_windows(text_part(config))
     _check_activation(text_part(config))
     weights = read_weights(model)
     return Checked(_widest(weights, model), sum(tensor.elements for tensor in weights.values()), _largest(weights))
@@ -135,6 +140,23 @@ def _check_scale(config: Mapping[str, Any]) -> None:
         raise UserError(
             f"llama.cpp scales this model's attention by {width}, and its config.json has query_pre_attn_scalar = "
             f"{scalar:g}: the file would be another model.",
+            _MERGED,
+        )
+
+
+def _check_windows(config: Mapping[str, Any]) -> None:
+    """Which layers have a window is part of the architecture in llama.cpp."""
+    kind, layers = str(config.get("model_type")), config.get("layer_types")
+    every, windows = _FULL_EVERY.get(kind), ("sliding_attention", "full_attention")
+    is_usual = True
+    if every is not None and isinstance(layers, list):
+        is_usual = layers == [windows[(number + 1) % every == 0] for number in range(len(layers))]
+    if kind == "exaone4" and config.get("sliding_window"):
+        is_usual = config.get("num_hidden_layers") == _WINDOWED_EXAONE4
+    if not is_usual:
+        raise UserError(
+            f"This model of the type {one_line(kind, 40)} has attention windows in other layers than in llama.cpp: the "
+            "file would be another model.",
             _MERGED,
         )
 

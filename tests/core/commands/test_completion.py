@@ -28,6 +28,7 @@ FREE = {
     ("chat", "temperature"),
     ("data", "columns"),
     ("data", "row"),
+    ("export", "rows"),
     ("fetch", "entry"),
     ("plan", "gpu_memory"),
     ("plan", "length"),

@@ -18,10 +18,11 @@ from textual.widgets import Static
 from core.chat.dialogue import Dialogue, Exchange, format_stats
 from core.chat.request import BASE, TUNED
 from core.errors import UserError
+from core.runs.store import has_weights
 from core.text import one_line
 from tui.datasets.summary import counted
 from tui.keys import bindings, display_key
-from tui.messages import AnswerAwaited
+from tui.messages import AnswerAwaited, ExportRequested
 from tui.panes.base import Pane
 from tui.panes.chat.keeping import offer_to_keep
 from tui.panes.chat.partner import Partner
@@ -553,6 +554,16 @@ class ChatPane(Pane):
         self.sources = sources
         self._say("")
         self._refresh()
+
+    def action_export(self) -> None:
+        """Export the model that answers."""
+        run = self.partner.run
+        if run is None:
+            self._say("This model was not trained here: there is nothing to export.", "$near")
+        elif not has_weights(run):
+            self._say("There is nothing to export yet: no checkpoint has been saved.", "$near")
+        else:
+            self.post_message(ExportRequested(run))
 
     def action_clear(self) -> None:
         """Begin a new conversation with the same model; in an empty one, bring the former one back."""

@@ -8,7 +8,6 @@ architecture.
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,18 +16,18 @@ import numpy as np
 import numpy.typing as npt
 
 from core.errors import UserError
+from core.worker.export.gguf.ggml import Array, load_ggml
 from core.worker.export.gguf.job import Report, run_job
-from core.worker.export.gguf.library import Llama, load_library
+from core.worker.export.llama.library import Library, as_path, load_library, threads
 
 #: Products whose weights are quantized by importance; embedding and head are used in other ways as well.
 _PREFIX = "blk."
 _PRODUCT, _EXPERTS = "MUL_MAT", "MUL_MAT_ID"
-_F32, _I32 = 0, 26
+_F32 = 0
 #: Tokens computed at once. Their logits are all in memory.
 _BATCH = 256
 #: Least importance of a column, as a share of the mean: a column that no row drives still has to be rounded somehow.
 _FLOOR = 1e-4
-Array = npt.NDArray[Any]
 
 
 def compute_importance(job: dict[str, Any], report: Report) -> dict[str, Any]:
@@ -45,10 +44,9 @@ def compute_importance(job: dict[str, Any], report: Report) -> dict[str, Any]:
         UserError: If llama.cpp cannot read the file, or computes it in another form than is known here.
     """
     report.progress("loading the model")
-    llama = load_library()
     rows = [list(map(int, row)) for row in job["rows"]]
-    counter = _Counter(llama)
-    counter.compute(Path(job["source"]), rows, job["threads"] or len(os.sched_getaffinity(0)), report)
+    counter = _Counter(load_library())
+    counter.compute(Path(job["source"]), rows, job["threads"] or threads(), report)
     found = counter.means()
     if not found:
         raise UserError("llama.cpp computed none of the model's weights.", "Export without an importance matrix.")
@@ -61,25 +59,27 @@ class _Counter:
     """Sums of squares of activations, by weight.
 
     Args:
-        llama: The library.
+        library: llama.cpp's.
     """
 
-    def __init__(self, llama: Llama) -> None:
-        self._llama = llama
+    def __init__(self, library: Library) -> None:
+        self._library, self._ggml = library, load_ggml()
         self._sums: dict[str, npt.NDArray[np.float64]] = {}
         self._counts: dict[str, npt.NDArray[np.float64]] = {}
         self._failure: BaseException | None = None
 
     def compute(self, source: Path, rows: list[list[int]], threads: int, report: Report) -> None:
         """Compute rows, each from an empty context."""
-        ffi, lib = self._llama.ffi, self._llama.lib
+        ffi, lib = self._library.ffi, self._library.lib
         settings = lib.llama_model_default_params()
         settings.n_gpu_layers = 0
         # Weights stay in the form that they have in the file.
         settings.use_extra_bufts = False
-        model = lib.llama_model_load_from_file(str(source).encode(), settings)
+        model = lib.llama_model_load_from_file(as_path(source), settings)
         if model == ffi.NULL:
-            raise UserError("llama.cpp cannot read the file that its converter wrote.", "Export merged.")
+            raise UserError(
+                f"llama.cpp cannot read the file that its converter wrote{self._library.failure()}.", "Export merged."
+            )
         callback = ffi.callback("ggml_backend_sched_eval_callback", self._evaluated)
         choices = lib.llama_context_default_params()
         choices.n_ctx = max(map(len, rows)) + 8
@@ -116,7 +116,7 @@ class _Counter:
         return found
 
     def _decode(self, context: Any, tokens: list[int], begin: int) -> None:
-        lib = self._llama.lib
+        lib = self._library.lib
         batch = lib.llama_batch_init(len(tokens), 0, 1)
         batch.n_tokens = len(tokens)
         for place, token in enumerate(tokens):
@@ -145,29 +145,24 @@ class _Counter:
         return True
 
     def _is_counted(self, tensor: Any) -> bool:
-        ffi, ggml = self._llama.ffi, self._llama.ggml
-        if self._text(tensor.name) != self._text(ggml.ggml_get_name(tensor)):
-            raise UserError(
-                "The installed llama-cpp-py-sync is of another form than is known here.",
-                "Install the version that the documentation names, or export without an importance matrix.",
-            )
-        if self._text(ggml.ggml_op_desc(tensor)) not in (_PRODUCT, _EXPERTS):
+        if self._ggml.operation(tensor) not in (_PRODUCT, _EXPERTS):
             return False
+        null = self._library.ffi.NULL
         weight, activation = tensor.src[0], tensor.src[1]
-        if weight == ffi.NULL or activation == ffi.NULL or activation.type != _F32:
+        if weight == null or activation == null or activation.type != _F32:
             return False
-        name = self._text(weight.name)
+        name = self._ggml.text(weight.name)
         return name.startswith(_PREFIX) and name.endswith(".weight")
 
     def _count(self, tensor: Any) -> None:
         weight, activation = tensor.src[0], tensor.src[1]
-        values = self._array(activation, np.dtype(np.float32))
-        name, width = self._text(weight.name), values.shape[-1]
-        if self._text(self._llama.ggml.ggml_op_desc(tensor)) == _PRODUCT:
+        values = self._ggml.array(activation, np.float32)
+        name, width = self._ggml.text(weight.name), values.shape[-1]
+        if self._ggml.operation(tensor) == _PRODUCT:
             self._add(name, 1, 0, values.reshape(-1, width))
             return
         # Activations are (tokens, experts or 1, width), and the choice (tokens, experts).
-        chosen = self._array(tensor.src[2], np.dtype(np.int32))[0, 0]
+        chosen = self._ggml.array(tensor.src[2], np.int32)[0, 0]
         spread = np.broadcast_to(values[0], (*chosen.shape, width))
         for expert in np.unique(chosen):
             self._add(name, int(weight.ne[2]), int(expert), spread[chosen == expert])
@@ -177,21 +172,6 @@ class _Counter:
         counts = self._counts.setdefault(name, np.zeros(parts))
         sums[place] += (values.astype(np.float64) ** 2).sum(axis=0)
         counts[place] += len(values)
-
-    def _array(self, tensor: Any, dtype: np.dtype[Any]) -> Array:
-        """A view of a tensor's numbers, outermost dimension first, whatever its strides."""
-        ffi = self._llama.ffi
-        shape = tuple(int(size) for size in reversed(list(tensor.ne)))
-        strides = tuple(int(step) for step in reversed(list(tensor.nb)))
-        extent = sum((size - 1) * step for size, step in zip(shape, strides, strict=True)) + dtype.itemsize
-        raw = np.frombuffer(ffi.buffer(ffi.cast("char *", tensor.data), extent), dtype=np.uint8)
-        return np.lib.stride_tricks.as_strided(
-            raw[: extent // dtype.itemsize * dtype.itemsize].view(dtype), shape, strides
-        )
-
-    def _text(self, text: Any) -> str:
-        found: bytes = self._llama.ffi.string(text)
-        return found.decode("utf-8", errors="replace")
 
 
 if __name__ == "__main__":

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
 from core.worker.export.gguf.job import Report, run_job
-from core.worker.export.gguf.library import load_library
+from core.worker.export.llama.library import as_path, load_library, threads
 
 
 def quantize(job: dict[str, Any], report: Report) -> dict[str, Any]:
@@ -27,20 +26,20 @@ def quantize(job: dict[str, Any], report: Report) -> dict[str, Any]:
         UserError: If the quantizer fails.
     """
     report.progress("loading the quantizer")
-    llama = load_library()
-    ffi, lib = llama.ffi, llama.lib
+    library = load_library()
+    ffi, lib = library.ffi, library.lib
     target = Path(job["target"])
     parameters = ffi.new("llama_model_quantize_params *", lib.llama_model_quantize_default_params())
-    parameters.nthread = job["threads"] or len(os.sched_getaffinity(0))
+    parameters.nthread = job["threads"] or threads()
     parameters.ftype = getattr(lib, f"LLAMA_FTYPE_MOSTLY_{job['quant']}")
     kept: list[Any] = []
     if job["importance"] is not None:
         parameters.imatrix = _importance(ffi, Path(job["importance"]), kept)
     with report.growing("quantizing the weights", target, int(job["expected"])):
-        code = lib.llama_model_quantize(job["source"].encode(), job["target"].encode(), parameters)
+        code = lib.llama_model_quantize(as_path(Path(job["source"])), as_path(target), parameters)
     if code != 0:
         raise UserError(
-            f"llama.cpp's quantizer failed to write {job['quant']}.",
+            f"llama.cpp's quantizer failed to write {job['quant']}{library.failure()}.",
             "If the disk is full, make room; otherwise export F16, and quantize it elsewhere.",
         )
     return {"bytes": target.stat().st_size}

@@ -68,6 +68,27 @@ def test_gemma_is_scaled_as_llama_cpp_does_it(values: dict[str, Any], is_refused
     assert "merged" in refused.value.hint
 
 
+@pytest.mark.parametrize(
+    ("config", "is_refused"),
+    [
+        ({"model_type": "gemma2", "layer_types": ["sliding_attention", "full_attention"] * 2}, False),
+        ({"model_type": "gemma2", "layer_types": ["full_attention", "sliding_attention"] * 2}, True),
+        ({"model_type": "gemma3_text", "layer_types": [*["sliding_attention"] * 5, "full_attention"]}, False),
+        ({"model_type": "gemma3_text", "layer_types": ["sliding_attention", "full_attention"] * 3}, True),
+        ({"model_type": "exaone4", "sliding_window": 4096, "num_hidden_layers": 64}, False),
+        ({"model_type": "exaone4", "sliding_window": 4096, "num_hidden_layers": 30}, True),
+        ({"model_type": "exaone4", "sliding_window": None, "num_hidden_layers": 30}, False),
+        ({"model_type": "llama"}, False),
+    ],
+)
+def test_windows_are_where_llama_cpp_has_them(config: dict[str, Any], is_refused: bool) -> None:
+    if not is_refused:
+        checks._check_windows(config)
+        return
+    with pytest.raises(UserError, match="attention windows in other layers"):
+        checks._check_windows(config)
+
+
 def test_without_the_library_four_types_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "LIBRARY", "no_such_library")
     for quant in ("F32", "F16", "BF16", "Q8_0"):

@@ -23,8 +23,9 @@ from core.worker.export.gguf.convert import convert
 from core.worker.export.gguf.importance import compute_importance
 from core.worker.export.gguf.job import Report
 from core.worker.export.gguf.quantize import quantize
+from core.worker.export.llama.model import GgufModel
 from tests.core.worker.export.gguf import random_models
-from tests.core.worker.export.gguf.reader import Reader, mean_divergence
+from tests.core.worker.export.gguf.logits import mean_divergence, read_logits
 
 #: The types that an importance matrix is tried with.
 WEIGHED = ("Q4_K_M", "Q4_0")
@@ -165,8 +166,9 @@ def main(arguments: list[str]) -> int:
             if quant not in CONVERTED:
                 asked = {"quant": quant, "target": str(target), "expected": 1, "importance": str(importance)}
                 quantize({**job, **asked, "importance": str(importance) if weighed else None}, report)
-            with Reader(target) as reader:
-                found = [reader.logits(row) for row in held_out]
+            reader = GgufModel(target, exact=True)
+            found = [read_logits(reader, row) for row in held_out]
+            reader.close()
             pairs = list(zip(references, found, strict=True))
             result = {
                 "quant": quant,

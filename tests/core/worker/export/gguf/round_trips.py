@@ -23,8 +23,9 @@ from core.export.gguf.write import conversion_job
 from core.worker.export.gguf.adapter import convert_adapter
 from core.worker.export.gguf.convert import convert
 from core.worker.export.gguf.job import Report
+from core.worker.export.llama.model import GgufModel
 from tests.core.worker.export.gguf import random_models
-from tests.core.worker.export.gguf.reader import Reader, centered
+from tests.core.worker.export.gguf.logits import centered, read_logits
 
 #: Architectures with a tokenizer of SentencePiece's kind; whether its ``tokenizer.model`` is with the model, with the
 #: base, or nowhere.
@@ -63,8 +64,7 @@ def adapter_deltas(
     written = directory / "adapter.gguf"
     job = {"converter": str(converter), "adapter": str(directory / "adapter"), "target": str(written)}
     convert_adapter({**job, "base": str(directory / "staged")}, report)
-    with Reader(target, written) as reader:
-        found = reader.logits(ids)[:, : reference.shape[1]]
+    found = read_logits(GgufModel(target, written, exact=True), ids)[:, : reference.shape[1]]
     return {
         "adapter_delta": float(np.abs(centered(reference) - centered(found)).max()),
         "adapter_effect": float(np.abs(centered(reference) - centered(base)).max()),
@@ -98,17 +98,18 @@ def round_trip(name: str, directory: Path, converter: Path, pieces: bytes, repor
     wanted = [tokenizer.encode(text, add_special_tokens=False).ids for text in random_models.TEXTS]
     with torch.no_grad():
         reference = model(input_ids=torch.tensor([wanted[0]])).logits[0].numpy()
-    with Reader(target) as reader:
-        found = reader.logits(wanted[0])
-        result = {
-            "delta": float(np.abs(centered(reference) - centered(found)[:, : reference.shape[1]]).max()),
-            "spread": float(reference.std()),
-            "tokens": wanted == [reader.tokenize(text) for text in random_models.TEXTS],
-            "with_special": wanted == [reader.tokenize(text, add_special=True) for text in random_models.TEXTS],
-            "template": reader.template() == template,
-            "context": reader.metadata("llama.context_length"),
-            "ends": [token for token in range(size) if reader.ends(token)],
-        }
+    reader = GgufModel(target, exact=True)
+    found = read_logits(reader, wanted[0])
+    result = {
+        "delta": float(np.abs(centered(reference) - centered(found)[:, : reference.shape[1]]).max()),
+        "spread": float(reference.std()),
+        "tokens": wanted == [reader.tokenize(text, add_special=False) for text in random_models.TEXTS],
+        "with_special": wanted == [reader.tokenize(text, add_special=True) for text in random_models.TEXTS],
+        "template": reader.templates == {"default": template},
+        "context": reader.longest_context,
+        "ends": [token for token in range(size) if reader.ends_answer(token)],
+    }
+    reader.close()
     if (settings := ADAPTERS.get(name)) is not None:
         result |= adapter_deltas(model, directory, target, converter, wanted[0], settings, report)
     return result
@@ -134,13 +135,9 @@ def from_gguf(directory: Path, converter: Path, report: Report) -> dict[str, Any
         except UserError as error:
             results[name] = str(error)
             continue
-        with Reader(source) as before, Reader(target) as after:
-            texts = random_models.TEXTS
-            results |= {
-                "tokens": [before.tokenize(text) for text in texts] == [after.tokenize(text) for text in texts],
-                "template": after.template(),
-                "eos": after.metadata("tokenizer.ggml.eos_token_id"),
-            }
+        before, after = GgufModel(source), GgufModel(target)
+        tokens = [[reader.prompt_ids(text) for text in random_models.TEXTS] for reader in (before, after)]
+        results |= {"tokens": tokens[0] == tokens[1], "templates": after.templates, "specials": after.specials}
     return results
 
 

@@ -59,8 +59,8 @@ def test_a_model_comes_out_as_it_was(results: Results, name: str) -> None:
 
 
 def test_a_window_that_llama_cpp_does_not_compute_limits_the_context(results: Results) -> None:
-    assert results["llama"]["context"] == "512"
-    assert results["mistral"]["context"] == "256"
+    assert results["llama"]["context"] == 512
+    assert results["mistral"]["context"] == 256
 
 
 def test_the_tokenizer_of_a_base_that_was_gguf_is_copied(results: Results) -> None:
@@ -68,8 +68,8 @@ def test_the_tokenizer_of_a_base_that_was_gguf_is_copied(results: Results) -> No
     assert result["refused"].startswith("llama.cpp's converter does not know this model's tokenizer")
     assert "copied" not in result
     assert result["tokens"]
-    assert result["template"] == "{{ messages[0].content }}"
-    assert result["eos"] == "2"
+    assert result["templates"] == {"default": "{{ messages[0].content }}"}
+    assert result["specials"] == {"bos_token": "<s>", "eos_token": "</s>"}
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "mistral", "phi3", "gpt-neox"])

@@ -1,0 +1,168 @@
+"""``export RUN``: what a run has trained, as files for other programs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from core.commands.common import CLEAR_LINE, EXIT_INTERRUPTED, add_json_flag, emit, note, say
+from core.export.kinds import KINDS, QUANTS
+from core.export.request import MERGE_FROM, ROWS
+
+if TYPE_CHECKING:
+    from core.export.job import ExportProgress
+    from core.export.plan import ExportPlan
+    from core.export.result import ExportResult
+
+#: Seconds between two lines of progress where standard error is no terminal.
+PLAIN_SECONDS = 5.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument(
+        "run",
+        metavar="RUN[@STEP]",
+        help="a run: its id, a part of it, its directory, or 'latest'; with @STEP one of its checkpoints",
+    )
+    parser.add_argument(
+        "--to",
+        required=True,
+        choices=KINDS,
+        help="adapter: PEFT's directory; merged: a model for transformers; gguf: a file for llama.cpp; ollama: a GGUF "
+        "file with its Modelfile; card: a README of what was trained",
+    )
+    parser.add_argument(
+        "--quant",
+        type=_quant,
+        choices=QUANTS,
+        help="type of the weights (default: BF16 for merged, Q8_0 for the others)",
+    )
+    parser.add_argument("--out", metavar="DIR", help="directory to make (default: one in the home's exports)")
+    parser.add_argument(
+        "--merge-from",
+        choices=MERGE_FROM,
+        default="auto",
+        help="weights that an adapter of a 4-bit run is merged into: the base's own, or rounded as in training "
+        "(default: whichever answers more like the trained model)",
+    )
+    parser.add_argument(
+        "--adapter-only", action="store_true", help="with --to gguf: the adapter alone, without its base"
+    )
+    parser.add_argument(
+        "--rows", metavar="N", type=int, default=ROWS, help=f"rows that it is compared on (default: {ROWS})"
+    )
+    add_json_flag(parser)
+
+
+def _quant(text: str) -> str:
+    """A type of weights, however it is written."""
+    return text.upper()
+
+
+def run(args: argparse.Namespace) -> int:
+    """Make the export, and print what was written and how it agrees with the trained model."""
+    from core.export.job import ExportJob
+    from core.export.plan import plan_export
+    from core.export.request import ExportRequest
+    from core.paths import user_path, working_directory
+    from core.runs.trained import find_run_at
+
+    found, step = find_run_at(args.run)
+    out: Path | None = None if args.out is None else (working_directory() / user_path(args.out)).absolute()
+    request = ExportRequest(
+        run=found.path,
+        kind=args.to,
+        step=step,
+        quant=args.quant,
+        out=out,
+        merge_from=args.merge_from,
+        adapter_only=args.adapter_only,
+        rows=args.rows,
+    )
+    note(plan_line(plan_export(request)))
+    job, shown = ExportJob(request), _Shown()
+    try:
+        result = job.run(shown.show)
+    except KeyboardInterrupt:
+        job.close()
+        shown.end()
+        note("The export was broken off; nothing of it is left.")
+        return EXIT_INTERRUPTED
+    finally:
+        job.close()
+        shown.end()
+    if args.json:
+        emit(result.to_dict())
+    else:
+        for line in result_lines(result):
+            say(line)
+    return 0
+
+
+def plan_line(plan: ExportPlan) -> str:
+    """What is exported, where it goes and what it takes, in a sentence."""
+    from core.units import format_bytes
+
+    takes = ""
+    if plan.size:
+        takes = f", about {format_bytes(plan.size)}"
+        if plan.peak is not None and plan.peak > 2 * plan.size:
+            takes += f" ({format_bytes(plan.peak)} on the disk while it is made)"
+    return f"{plan.trained.label} to {plan.target}{takes}"
+
+
+def result_lines(result: ExportResult) -> list[str]:
+    """An export in lines: its files, and how it agrees with the trained model."""
+    from core.export.card import agreement_rows
+    from core.text import one_line
+    from core.units import format_bytes, format_duration
+
+    rows = [("directory", str(result.path))]
+    rows += [("file", f"{one_line(file.name, 100)}, {format_bytes(file.bytes)}") for file in result.files]
+    if result.agreement is not None:
+        rows += agreement_rows(result.agreement)
+    rows += [("note", note) for note in result.notes]
+    state = "verified" if result.verified else "not verified"
+    if result.kind != "card":
+        rows.append((state, f"in {format_duration(result.seconds)}"))
+    width = max(len(name) for name, _ in rows)
+    return [f"{name:<{width}}  {text}" for name, text in rows]
+
+
+class _Shown:
+    """Progress on standard error: a line that is overwritten on a terminal, a line now and then elsewhere."""
+
+    def __init__(self) -> None:
+        self._is_terminal = sys.stderr.isatty()
+        self._drawn = False
+        self._told = ""
+        self._printed = time.monotonic()
+
+    def show(self, progress: ExportProgress) -> None:
+        """Show progress."""
+        text = progress_line(progress)
+        if self._is_terminal:
+            sys.stderr.write(CLEAR_LINE + text)
+            sys.stderr.flush()
+            self._drawn = True
+        elif text != self._told and time.monotonic() - self._printed >= PLAIN_SECONDS:
+            self._told, self._printed = text, time.monotonic()
+            note(text)
+
+    def end(self) -> None:
+        """Clear the line."""
+        if self._drawn:
+            sys.stderr.write(CLEAR_LINE)
+            sys.stderr.flush()
+            self._drawn = False
+
+
+def progress_line(progress: ExportProgress) -> str:
+    """Progress in a line: what is done, and how far it is."""
+    if progress.done is None or not progress.total:
+        return f"{progress.activity} …"
+    return f"{progress.done / progress.total:4.0%}  {progress.activity}"

@@ -1,0 +1,135 @@
+"""Modelfiles for a GGUF file: https://docs.ollama.com/modelfile."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from core.errors import UserError
+from core.export.ollama.carry import lost_character
+from core.export.ollama.template import carry_template
+from core.text import one_line
+
+#: Parameters of sampling that Ollama knows; those that are whole numbers, and the others.
+_WHOLE = ("num_keep", "num_predict", "repeat_last_n", "seed", "top_k")
+_REAL = (
+    *("frequency_penalty", "min_p", "presence_penalty", "repeat_penalty", "temperature", "top_p", "typical_p"),
+    # No others: Ollama refuses a Modelfile with a parameter that it does not know.
+)
+
+
+@dataclass(frozen=True)
+class Modelfile:
+    """A Modelfile, and what it does not carry."""
+
+    text: str
+    notes: tuple[str, ...]
+    """What Ollama does otherwise than training, a sentence each; empty if nothing."""
+    conversations: int
+    """Conversations on which its template wrote the same texts as the chat template."""
+    rows: int
+    """Rows of the user's data on which it did."""
+
+
+def modelfile(
+    gguf_name: str,
+    template: str,
+    *,
+    bos: str | None,
+    eos: str | None,
+    adds_bos: bool,
+    stops: Sequence[str] = (),
+    context_length: int | None = None,
+    system: str = "",
+    parameters: Mapping[str, float] | None = None,
+    license: str = "",  # noqa: A002 - as the command is called
+    now: datetime | None = None,
+    rows: Sequence[Sequence[Mapping[str, Any]]] = (),
+) -> Modelfile:
+    """The Modelfile of a GGUF file in the same directory, with the chat template that training used.
+
+    Args:
+        gguf_name: The file's name, without a directory.
+        template: The Jinja template.
+        bos: Text of the token at the beginning of a sequence, if the tokenizer has one.
+        eos: Text of the token at the end of a text, if the tokenizer has one.
+        adds_bos: Whether the reader of the GGUF file puts ``bos`` before each prompt; see
+            :func:`core.export.ollama.tokens.adds_bos`.
+        stops: Texts of the tokens that end an answer.
+        context_length: Longest prompt with its answer, in tokens; Ollama's default if None.
+        system: System prompt for conversations without one.
+        parameters: Sampling by Ollama's names: ``temperature``, ``top_p``, ``top_k`` and so on.
+        license: Text of the license.
+        now: The date that stays in a template that writes one, that of the run's start; None refuses such templates.
+        rows: Conversations of the user's data to prove the template on as well; see
+            :func:`core.export.ollama.template.carry_template`.
+
+    Raises:
+        UserError: If the template cannot be carried over exactly, with the construct; or a text cannot be written.
+    """
+    special = {name: text for name, text in (("bos_token", bos), ("eos_token", eos)) if text is not None}
+    carried = carry_template(template, special, adds_bos=adds_bos, now=now, rows=rows)
+    if system and carried.system in ("ignored", "refused"):
+        fate = "leaves a system prompt out" if carried.system == "ignored" else "refuses a system prompt"
+        raise UserError(f"The chat template {fate}, so the Modelfile cannot have one.", "Export without it.")
+    notes = list(carried.notes)
+    lines = [f"FROM {_file_name(gguf_name)}", f"TEMPLATE {_quoted(carried.text, 'The chat template')}"]
+    if system:
+        lines.append(f"SYSTEM {_quoted(system, 'The system prompt')}")
+    for stop in dict.fromkeys(filter(None, stops)):
+        lines.append(f"PARAMETER stop {_quoted(stop, 'A stop text')}")
+    if context_length is not None:
+        if context_length < 1:
+            raise UserError("The context length must be at least one token.", "Give a larger one, or none.")
+        lines.append(f"PARAMETER num_ctx {context_length}")
+    lines += [f"PARAMETER {name} {_number(name, value)}" for name, value in (parameters or {}).items()]
+    if license.strip():
+        text = _without_lost(license)
+        if '"""' in text:
+            notes.append('The license is not in the Modelfile: its text has """ in it. It lies beside the model.')
+        else:
+            lines.append(f'LICENSE """{text}"""')
+    return Modelfile("\n".join(lines) + "\n", tuple(notes), carried.conversations, carried.rows)
+
+
+def _file_name(name: str) -> str:
+    if not name or "/" in name or name != name.strip() or not name.isprintable():
+        raise UserError(f"{one_line(name, 80)!r} cannot be named in a Modelfile.", "Give the file a plain name.")
+    return f"./{name}"
+
+
+def _quoted(text: str, what: str) -> str:
+    """A text in quotes that Ollama reads back as it is.
+
+    Raises:
+        UserError: If it would not.
+    """
+    lost = lost_character(text)
+    if lost is not None:
+        raise UserError(
+            f"{what} has the character U+{ord(lost):04X}, which Ollama leaves out of what it reads from a Modelfile.",
+            "Use a text without it.",
+        )
+    if '"""' in text:
+        raise UserError(f'{what} has """ in it, which ends a text in a Modelfile.', "Use a text without it.")
+    return f'"""{text}"""' if "\n" in text or '"' in text else f'"{text}"'
+
+
+def _number(name: str, value: float) -> str:
+    if name in _WHOLE and float(value).is_integer():
+        return str(int(value))
+    if name in _REAL and math.isfinite(value):
+        return format(value, "f").rstrip("0").rstrip(".") if abs(value) >= 1e-6 or not value else repr(value)
+    if name in (*_WHOLE, *_REAL):
+        raise UserError(f"Ollama's parameter {name} cannot be {value}.", "Give a number, a whole one for counts.")
+    known = ", ".join(sorted((*_WHOLE, *_REAL)))
+    raise UserError(f"Ollama has no sampling parameter {one_line(name, 40)}.", f"There are {known}.")
+
+
+def _without_lost(text: str) -> str:
+    """A license without the characters that Ollama loses: page breaks, spaces that do not break."""
+    kept = text.replace("\r\n", "\n").strip()
+    return "".join(c if lost_character(c) is None else " " if c.isspace() else "" for c in kept)

@@ -1,0 +1,199 @@
+"""Proof of a Go template: conversations of all kinds, rendered by it and by the chat template, must give the same text.
+
+What a conversation has in it that most do not (white space around a message, an empty one, reasoning in an answer)
+decides what a difference means: for those kinds it is told, for all others the template cannot be carried.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import repeat
+from typing import Any, Literal
+
+from core.data.conversation import RowError
+from core.export.ollama.carry import WHITE_SPACE
+from core.export.ollama.go_template import GoError, GoTemplate
+from core.export.ollama.shape import Renderer, Shape
+from core.text import one_line
+
+Kind = Literal["plain", "white space", "empty", "tags", "reasoning", "begun"]
+"""What a conversation has: nothing special; white space at the end of a message; an empty system prompt or question;
+tags in a message's text that some templates look for; reasoning in a field of its own; an answer that is begun and to
+be gone on with.
+"""
+Conversation = Sequence[Mapping[str, Any]]
+
+_SEED = 20
+#: Conversations of plain texts for each number of turns, besides those with one text alone.
+_COUNT = 12
+#: Texts that a template or a Go template could take for something else than a message.
+_TEXTS = (
+    "Hello",
+    "Wie geht es dir?\nGut.",
+    "a\n\nb\tc  d",
+    "{{ .Content }} {% if x %}{{ messages }}{% endif %} {{- 1 -}}",
+    'He said "no" \\n \\" `x` """ \'y\'',
+    "0",
+    "false",
+    "None",
+    "user",
+    "system",
+    "assistant",
+    "<|im_end|>\n<|im_start|>user",
+    "</s><eos>[INST] x [/INST] <|eot_id|>",
+    "### Response:",
+    "👩‍👩‍👧 e\u0301 ß \u202eabc\u202c 中文 \u200b| \ufeff.",
+    "<b>&amp;</b> %s %d {} {0}",
+    "x" * 3000,
+    "\u2581a｜b",
+    "a\r\nb",
+)
+_THOUGHTS = ("Because.", "One\n\ntwo", "so it is")
+_TAGGED_ANSWERS = ("<think>why</think>because", "<think>\n\n</think>\n\nYes.", "a </think> b", "<think>open")
+_TAGGED_QUESTIONS = ("<tool_response>x</tool_response>", "Why? /no_think", "Why? /think")
+
+
+@dataclass(frozen=True)
+class Proven:
+    """What was compared, and the kinds of conversations that came out otherwise."""
+
+    conversations: int
+    """Conversations with equal texts."""
+    differing: dict[Kind, str]
+    """For each kind with a difference, the first one, as the rest of a sentence."""
+
+
+def prove(renderer: Renderer, template: GoTemplate, shape: Shape) -> Proven:
+    """Compare a Go template with the chat template.
+
+    Args:
+        renderer: The chat template.
+        template: The Go template.
+        shape: Its shape, which says whether there may be a system prompt, or reasoning.
+    """
+    equal, differing = 0, dict[Kind, str]()
+    for kind, messages in conversations(has_system=shape.system in ("turn", "inside"), reasons=bool(shape.reasoning)):
+        wanted, found = _wanted(renderer, messages), _found(template, messages)
+        if found == wanted:
+            equal += 1
+        else:
+            differing.setdefault(kind, _difference(messages, wanted, found))
+    return Proven(equal, differing)
+
+
+def prove_rows(renderer: Renderer, template: GoTemplate, rows: Sequence[Conversation]) -> tuple[int, list[str]]:
+    """Compare both on rows of the user's data, each up to its last question.
+
+    Args:
+        renderer: The chat template.
+        template: The Go template.
+        rows: The conversations; those with calls or answers of tools are left out.
+
+    Returns:
+        The number of rows compared, and each difference as the rest of a sentence.
+    """
+    compared, differences = 0, []
+    for row in rows:
+        asked = max((at for at, message in enumerate(row) if message["role"] == "user"), default=None)
+        if asked is None or any(message["role"] == "tool" or "tool_calls" in message for message in row):
+            continue
+        messages = row[: asked + 1]
+        compared += 1
+        wanted, found = _wanted(renderer, messages), _found(template, messages)
+        if found != wanted:
+            differences.append(_difference(messages, wanted, found))
+    return compared, differences
+
+
+def _found(template: GoTemplate, messages: Conversation) -> str | None:
+    try:
+        return template.render(messages)
+    except GoError:
+        return None
+
+
+def _wanted(renderer: Renderer, messages: Conversation) -> str | None:
+    """What the chat template makes of a conversation; None where it refuses it.
+
+    An answer that is begun ends with its text, so that the model goes on with it, as transformers'
+    ``continue_final_message`` has it.
+    """
+    is_begun = messages[-1]["role"] == "assistant"
+    try:
+        text = renderer.render(messages, prompt=not is_begun)
+    except RowError:
+        return None
+    content = messages[-1]["content"]
+    return text[: text.rindex(content) + len(content)] if is_begun and content in text else text
+
+
+def conversations(*, has_system: bool, reasons: bool = False) -> Iterator[tuple[Kind, Conversation]]:
+    """Conversations of training's form, each with its kind; the same ones every time.
+
+    Args:
+        has_system: Whether there are some with a system prompt.
+        reasons: Whether there are some with reasoning in a field of its own.
+    """
+    pick = random.Random(_SEED)  # noqa: S311 - examples, no secrets
+    systems: tuple[bool, ...] = (False, True) if has_system else (False,)
+    for system in systems:
+        for turns in range(1, 6):
+            for text in _TEXTS[: 8 if turns > 2 else None]:
+                yield "plain", _fill(turns, system, repeat(text).__next__)
+            for _ in range(_COUNT):
+                yield "plain", _fill(turns, system, lambda: pick.choice(_TEXTS))
+        for turns in (1, 2, 3):
+            for messages in (_fill(turns, system, lambda: pick.choice(_TEXTS)) for _ in range(4)):
+                yield "begun", [*messages, {"role": "assistant", "content": "So it"}]
+            for place in range(2 * turns - 1 + system):
+                yield from _spaced(turns, system, place, pick)
+                messages = _fill(turns, system, lambda: pick.choice(_TEXTS))
+                is_answer = messages[place]["role"] == "assistant"
+                for text in _TAGGED_ANSWERS if is_answer else _TAGGED_QUESTIONS:
+                    yield "tags", _with(messages, place, text)
+                if not is_answer:
+                    yield "empty", _with(messages, place, "")
+                elif reasons:
+                    messages[place]["reasoning_content"] = pick.choice(_THOUGHTS)
+                    yield "reasoning", messages
+
+
+def _spaced(turns: int, system: bool, place: int, pick: random.Random) -> Iterator[tuple[Kind, Conversation]]:
+    """Conversations with white space around one message: all of it in short ones, some in longer ones."""
+    for number, space in enumerate((" \n ", "\u3000 \xa0", *(WHITE_SPACE if turns < 3 else "\n"))):
+        messages = _fill(turns, system, lambda: pick.choice(_TEXTS))
+        text = messages[place]["content"]
+        forms = (space + text + space, space + text, text + space)
+        for padded in forms if number < 2 else forms[:1]:
+            yield "white space", _with(messages, place, padded)
+    if messages[place]["role"] != "assistant":
+        yield "white space", _with(messages, place, " \n")
+
+
+def _fill(turns: int, system: bool, text: Callable[[], str]) -> list[dict[str, str]]:
+    roles = ["system"] * system + ["user", "assistant"] * turns
+    return [{"role": role, "content": text()} for role in roles[:-1]]
+
+
+def _with(messages: Conversation, place: int, content: str) -> Conversation:
+    return [{**message, **({"content": content} if at == place else {})} for at, message in enumerate(messages)]
+
+
+def _difference(messages: Conversation, wanted: str | None, found: str | None) -> str:
+    """Where two texts differ, as the rest of a sentence."""
+    turns = sum(message["role"] == "user" for message in messages)
+    system = " and a system prompt" if messages[0]["role"] == "system" else ""
+    about = f"a conversation with {turns} question{'s' * (turns > 1)}{system}"
+    if wanted is None:
+        return f"{about} is refused by the chat template"
+    if found is None:
+        return f"{about} is refused by the Go template"
+    place = next((at for at, (one, other) in enumerate(zip(wanted, found, strict=False)) if one != other), None)
+    at = min(len(wanted), len(found)) if place is None else place
+    return f"{about} has {_excerpt(wanted, at)} where the Go template writes {_excerpt(found, at)}"
+
+
+def _excerpt(text: str, at: int) -> str:
+    return repr(one_line(text[max(at - 12, 0) : at + 20], 60)) if text[at:] else "nothing more"

@@ -1,0 +1,429 @@
+"""The shape of a chat template: the texts that it writes around messages, found by rendering probe conversations.
+
+Every message is a unique character, so that what is between two of them is the template's own. Nothing is known of any
+template beforehand; whether a shape says all is not decided here, but by :mod:`.proof`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any, Literal
+
+from core.data.conversation import RowError
+from core.template.render import ChatTemplate
+from core.text import one_line
+
+Trim = Literal["keep", "trim", "ltrim", "rtrim"]
+"""What a template does to the white space around a message."""
+
+#: The probe messages: the system's, then those of user and assistant in turns.
+_MARKS = tuple(chr(0x10FFE0 + number) for number in range(8))
+_SYSTEM = _MARKS[0]
+_MARK = re.compile(f"([{_MARKS[0]}-{_MARKS[-1]}])")
+#: White space put around a probe message.
+_PAD = " \n\t\n "
+
+
+class NotCarriedError(Exception):
+    """A construct of a chat template that has no equal in a Go template.
+
+    Args:
+        construct: What it does, as the rest of a sentence that begins with "The chat template".
+    """
+
+    def __init__(self, construct: str) -> None:
+        super().__init__(construct)
+        self.construct = construct
+
+
+@dataclass(frozen=True)
+class SystemText:
+    """The place of the system prompt in what is written before another message."""
+
+    trim: Trim
+
+
+Part = str | SystemText
+Parts = tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class UserPlace:
+    """Where a user's message is; the texts before it may depend on that."""
+
+    has_system: bool
+    """Whether the conversation begins with a system prompt."""
+    is_first: bool
+    """Whether it is the first of the user's."""
+    is_last: bool
+    """Whether it is the last message."""
+
+
+@dataclass(frozen=True)
+class Reasoning:
+    """How reasoning is written before an answer."""
+
+    opening: str
+    closing: str
+    in_history: bool
+    """Whether earlier answers have it as well."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The texts that a chat template writes."""
+
+    system: Literal["turn", "inside", "ignored", "refused"]
+    """What becomes of a system prompt: a turn of its own before the rest, a part of what is before a user's message,
+    nothing, or an error.
+    """
+    empty_system_is_none: bool = False
+    """Whether an empty system prompt is as good as none."""
+    later_system: str | None = None
+    """The text before a system prompt after the first answer; None where that is no turn like the first."""
+    head: str = ""
+    """What a conversation without a system prompt begins with."""
+    system_before: str = ""
+    system_after: str = ""
+    user_before: Mapping[UserPlace, Parts] = field(default_factory=dict)
+    user_after: str = ""
+    assistant_before: str = ""
+    assistant_after: str = ""
+    opening: str = ""
+    """What follows the last message, so that the assistant answers."""
+    system_trim: Trim = "keep"
+    """What becomes of white space around a message."""
+    user_trims: Mapping[UserPlace, Trim] = field(default_factory=dict)
+    assistant_trim: Trim = "keep"
+    reasoning: Reasoning | None = None
+
+
+class Renderer:
+    """Renders conversations, without the token that the reader of a GGUF file puts before each prompt.
+
+    Args:
+        template: The chat template.
+        bos: The text of the token at the beginning of a sequence; empty if there is none.
+        adds_bos: Whether the reader of the GGUF file adds that token.
+    """
+
+    def __init__(self, template: ChatTemplate, bos: str, adds_bos: bool) -> None:
+        self.template = template
+        self._bos = bos if adds_bos else ""
+        self._adds_bos = adds_bos
+
+    def render(self, messages: Sequence[Mapping[str, Any]], *, prompt: bool = True) -> str:
+        """The text of a conversation, with the beginning of the assistant's turn if it is a prompt.
+
+        Raises:
+            RowError: If the template refuses it.
+            NotCarriedError: If it does not begin with the token that the reader adds.
+        """
+        text = self.template.render(messages, add_generation_prompt=prompt)
+        if not self._adds_bos:
+            return text
+        if not self._bos or not text.startswith(self._bos):
+            token = f"the token {one_line(self._bos, 40)}" if self._bos else "the token"
+            raise NotCarriedError(f"does not begin with {token} that the GGUF file's tokenizer adds to every prompt")
+        return text[len(self._bos) :]
+
+
+def find_shape(renderer: Renderer) -> Shape:
+    """The shape of a chat template.
+
+    Raises:
+        NotCarriedError: If it has none.
+    """
+    probe = _Probe(renderer)
+    plain = [probe.read(_conversation(turns)) for turns in (1, 2, 3)]
+    system, with_system = _read_system(probe)
+    befores: dict[UserPlace, Parts] = {}
+    answers: set[Parts] = set()
+    openings: set[Parts] = set()
+    user_trims: dict[UserPlace, Trim] = {}
+    trims: dict[str, Trim] = {}
+    for conversations, has_system in ((plain, False), (with_system, True)):
+        for pieces in conversations:
+            for before, role, place, trim in _turns(pieces, has_system):
+                if role == "user":
+                    user_trims.setdefault(place, trim)
+                    if befores.setdefault(place, before) != before:
+                        raise NotCarriedError("writes other texts between turns the longer the conversation is")
+                elif role == "assistant":
+                    answers.add(before)
+                else:
+                    openings.add(before)
+            for piece in pieces:
+                if isinstance(piece, _Content):
+                    # White space that is kept in one place and not in another is told by the proof.
+                    trims.setdefault(piece.role, piece.trim)
+    assistant_before, opening = _only(answers, "an answer"), _only(openings, "the last message")
+    shape = Shape(
+        system,
+        user_before=befores,
+        assistant_before=assistant_before,
+        opening=opening,
+        system_trim=trims.get("system", "keep"),
+        user_trims=user_trims,
+        assistant_trim=trims["assistant"],
+    )
+    shape = _with_ends(shape, renderer)
+    shape = _with_head(shape, probe)
+    return replace(shape, reasoning=_find_reasoning(renderer, shape))
+
+
+def _conversation(turns: int, *, system: str | None = None) -> list[dict[str, str]]:
+    """A conversation with ``turns`` questions, the last one without an answer."""
+    found = [] if system is None else [{"role": "system", "content": system}]
+    for number in range(2 * turns - 1):
+        found.append({"role": "assistant" if number % 2 else "user", "content": _MARKS[number + 1]})
+    return found
+
+
+@dataclass(frozen=True)
+class _Content:
+    """A message in a rendering."""
+
+    role: str
+    mark: str
+    trim: Trim
+
+
+_Pieces = list["str | _Content"]
+
+
+class _Probe:
+    """Reads what is around the messages of a conversation."""
+
+    def __init__(self, renderer: Renderer) -> None:
+        self.renderer = renderer
+
+    def read(self, messages: Sequence[dict[str, str]], *, may_ignore_system: bool = False) -> _Pieces:
+        """Texts and messages in the order of the rendering, beginning and ending with a text.
+
+        Raises:
+            NotCarriedError: If the template refuses the conversation, leaves a message out, or has one twice.
+        """
+        try:
+            text = self.renderer.render(messages)
+        except RowError as error:
+            raise NotCarriedError(f"refuses a plain conversation: {_reason(error)}") from error
+        roles = {message["content"]: message["role"] for message in messages}
+        split = _MARK.split(text)
+        for mark, role in roles.items():
+            count = split.count(mark)
+            if count == 0 and not (may_ignore_system and mark == _SYSTEM):
+                raise NotCarriedError(f"leaves out a message of the {role}")
+            if count > 1:
+                raise NotCarriedError(f"writes a message of the {role} more than once")
+        order = [mark for mark in split[1::2] if mark != _SYSTEM]
+        if order != sorted(order):
+            raise NotCarriedError("changes the order of the messages")
+        return [
+            _Content(roles[piece], piece, self._trim(messages, piece, text)) if number % 2 else piece
+            for number, piece in enumerate(split)
+        ]
+
+    def _trim(self, messages: Sequence[dict[str, str]], mark: str, text: str) -> Trim:
+        """What the template does to white space around a message; ``keep`` where that is none of the four."""
+        padded = [
+            {**message, "content": _PAD + mark + _PAD} if message["content"] == mark else message
+            for message in messages
+        ]
+        try:
+            found = self.renderer.render(padded)
+        except RowError:
+            return "keep"
+        before, _, after = text.partition(mark)
+        forms: tuple[tuple[Trim, str], ...] = (
+            ("keep", _PAD + mark + _PAD),
+            ("trim", mark),
+            ("ltrim", mark + _PAD),
+            ("rtrim", _PAD + mark),
+        )
+        return next((trim for trim, form in forms if found == before + form + after), "keep")
+
+
+def _read_system(probe: _Probe) -> tuple[Literal["turn", "inside", "ignored", "refused"], list[_Pieces]]:
+    """What becomes of a system prompt, and the conversations with one."""
+    try:
+        probe.renderer.render(_conversation(1, system=_SYSTEM))
+    except RowError:
+        return "refused", []
+    found = [probe.read(_conversation(turns, system=_SYSTEM), may_ignore_system=True) for turns in (1, 2, 3)]
+    shown = [any(isinstance(piece, _Content) and piece.mark == _SYSTEM for piece in pieces) for pieces in found]
+    if not any(shown):
+        return "ignored", found
+    if not all(shown):
+        raise NotCarriedError("leaves the system prompt out of some conversations")
+    leads = all(isinstance(pieces[1], _Content) and pieces[1].mark == _SYSTEM for pieces in found)
+    return ("turn" if leads else "inside"), found
+
+
+def _turns(pieces: _Pieces, has_system: bool) -> Iterator[tuple[Parts, str, UserPlace, Trim]]:
+    """What is before each message, with its role and place and what becomes of its white space; last of all what ends
+    the prompt, with an empty role.
+    """
+    before: list[Part] = []
+    last = [piece for piece in pieces if isinstance(piece, _Content)][-1]
+    is_first = True
+    for piece in pieces:
+        if isinstance(piece, str):
+            before.append(piece)
+        elif piece.role == "system":
+            before.append(SystemText(piece.trim))
+        else:
+            yield tuple(filter(None, before)), piece.role, UserPlace(has_system, is_first, piece is last), piece.trim
+            before, is_first = [], False
+    yield tuple(filter(None, before)), "", UserPlace(has_system, is_first, False), "keep"
+
+
+def _only(found: set[Parts], what: str) -> str:
+    if len(found) > 1:
+        raise NotCarriedError(f"writes other texts around {what}, depending on where it is in the conversation")
+    parts = next(iter(found))
+    if any(isinstance(part, SystemText) for part in parts):
+        raise NotCarriedError(f"writes the system prompt around {what}")
+    return "".join(part for part in parts if isinstance(part, str))
+
+
+def _with_ends(shape: Shape, renderer: Renderer) -> Shape:
+    """A shape whose texts are cut where a turn ends, so that a conversation may end there."""
+    user_after = _tail(renderer, _conversation(1))
+    if not (shape.assistant_before.startswith(user_after) and shape.opening.startswith(user_after)):
+        user_after = ""
+    assistant_after = _tail(renderer, [*_conversation(1), {"role": "assistant", "content": _MARKS[2]}])
+    later = [parts for place, parts in shape.user_before.items() if not place.is_first]
+    if not all(_starts_with(parts, assistant_after) for parts in later):
+        assistant_after = ""
+    befores = {
+        place: parts if place.is_first else _without_start(parts, assistant_after)
+        for place, parts in shape.user_before.items()
+    }
+    return replace(
+        shape,
+        user_after=user_after,
+        assistant_after=assistant_after,
+        user_before=befores,
+        assistant_before=shape.assistant_before[len(user_after) :],
+        opening=shape.opening[len(user_after) :],
+    )
+
+
+def _tail(renderer: Renderer, messages: Sequence[Mapping[str, str]]) -> str:
+    """What follows the last message of a conversation that is no prompt; empty where that cannot be told."""
+    try:
+        return renderer.render(messages, prompt=False).rpartition(messages[-1]["content"])[2]
+    except RowError:
+        return ""
+
+
+def _starts_with(parts: Parts, text: str) -> bool:
+    return not text or (bool(parts) and isinstance(parts[0], str) and parts[0].startswith(text))
+
+
+def _without_start(parts: Parts, text: str) -> Parts:
+    if not text or not isinstance(parts[0], str):
+        return parts
+    return tuple(filter(None, (parts[0][len(text) :], *parts[1:])))
+
+
+def _with_head(shape: Shape, probe: _Probe) -> Shape:
+    """A shape with what begins a conversation apart from the first turn, and the system prompt as a turn."""
+    befores = dict(shape.user_before)
+    base = befores[UserPlace(False, False, True)]
+    usual = base[0] if len(base) == 1 and isinstance(base[0], str) else ""
+
+    firsts = {parts for place, parts in befores.items() if place.is_first and not place.has_system}
+    head = ""
+    if len(firsts) == 1:
+        head = _before(next(iter(firsts)), usual)
+        for last in (True, False):
+            befores[UserPlace(False, True, last)] = _without_start(befores[UserPlace(False, True, last)], head)
+    shape = replace(shape, head=head, user_before=befores)
+    if shape.system == "ignored":
+        # As without a system prompt, so that nothing depends on it.
+        befores |= {replace(place, has_system=True): parts for place, parts in befores.items() if not place.has_system}
+        return replace(shape, user_before=befores)
+    if shape.system == "refused":
+        return shape
+    shape = replace(shape, empty_system_is_none=_is_none(probe.renderer))
+    leading = {parts for place, parts in befores.items() if place.has_system and place.is_first}
+    if shape.system != "turn" or len(leading) > 1:
+        return replace(shape, system="inside")
+    parts = next(iter(leading))
+    number = next(number for number, part in enumerate(parts) if isinstance(part, SystemText))
+    before = "".join(part for part in parts[:number] if isinstance(part, str))
+    after = "".join(part for part in parts[number + 1 :] if isinstance(part, str))
+    system_after = after[: -len(usual)] if usual and after.endswith(usual) else ("" if usual else after)
+    for last in (True, False):
+        befores[UserPlace(True, True, last)] = tuple(filter(None, (after[len(system_after) :],)))
+    shape = replace(shape, system_before=before, system_after=system_after)
+    return replace(shape, later_system=_find_later(probe, shape, usual))
+
+
+def _before(parts: Parts, usual: str) -> str:
+    """What a first turn has before what every turn has."""
+    text = parts[0] if len(parts) == 1 and isinstance(parts[0], str) else ""
+    return text[: len(text) - len(usual)] if text.endswith(usual) else ""
+
+
+def _is_none(renderer: Renderer) -> bool:
+    try:
+        return renderer.render(_conversation(2, system="")) == renderer.render(_conversation(2))
+    except RowError:
+        return False
+
+
+def _find_later(probe: _Probe, shape: Shape, usual: str) -> str | None:
+    """The text before a system prompt in the middle of a conversation, if it is a turn like the first one."""
+    middle = [*_conversation(2)[:2], {"role": "system", "content": _SYSTEM}, *_conversation(2)[2:]]
+    try:
+        pieces = probe.read(middle)
+    except NotCarriedError:
+        return None
+    marks = [piece.mark for piece in pieces if isinstance(piece, _Content)]
+    if marks != [message["content"] for message in middle]:
+        return None
+    before, after = pieces[4], pieces[6]
+    if not isinstance(before, str) or not before.startswith(shape.assistant_after):
+        return None
+    return before[len(shape.assistant_after) :] if after == shape.system_after + usual else None
+
+
+def _find_reasoning(renderer: Renderer, shape: Shape) -> Reasoning | None:
+    """How reasoning is written before the last answer, and whether earlier ones keep theirs."""
+    thought = _MARKS[7]
+    answered = [*_conversation(1), {"role": "assistant", "content": _MARKS[2], "reasoning_content": thought}]
+    try:
+        split = _MARK.split(renderer.render(answered, prompt=False))
+        asked = _MARK.split(renderer.render([*answered, *_conversation(2)[2:]]))
+    except RowError:
+        return None
+    if [mark for mark in split[1::2] if mark != _MARKS[1]] != [thought, _MARKS[2]]:
+        return None
+    begins = shape.user_after + shape.assistant_before
+    opening, closing = split[-5], split[-3]
+    if not opening.startswith(begins) or not opening[len(begins) :].strip() or not closing.strip():
+        return None
+    return Reasoning(opening[len(begins) :], closing, thought in asked)
+
+
+def writes_date(template: ChatTemplate) -> bool:
+    """Whether a template writes the date or the time of day."""
+    texts = set()
+    for now in (datetime(2001, 2, 3, 4, 5, 6), datetime(2019, 11, 28, 17, 48, 39)):
+        other = ChatTemplate(template.source, template.special_tokens, now=now)
+        for system in (None, _SYSTEM):
+            try:
+                texts.add((system, other.render(_conversation(2, system=system), add_generation_prompt=True)))
+            except RowError:
+                texts.add((system, ""))
+    return len(texts) > 2
+
+
+def _reason(error: RowError) -> str:
+    return error.message.rpartition(": ")[2].rstrip(".")

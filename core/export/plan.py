@@ -1,0 +1,179 @@
+"""Plans of exports: what is exported, where it goes and what it takes, without loading anything."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from core import paths
+from core.config.schema import WEIGHT_METHODS
+from core.directories import refuse_existing, require_space
+from core.errors import UserError
+from core.export.kinds import CONVERTED, Quant
+from core.export.request import ExportRequest
+from core.models.find import STARTER_NAME, find_model, model_entry, model_path
+from core.models.inspection import STARTER_FACTS
+from core.models.sandboxed import inspect_model
+from core.runs.store import Run
+from core.runs.trained import TrainedModel, find_trained
+
+#: Bits of a weight with the scales of its block, by type; for mixtures the mean over models of some billion parameters.
+BITS: dict[Quant, float] = {
+    "F32": 32,
+    "F16": 16,
+    "BF16": 16,
+    "Q8_0": 8.5,
+    "Q6_K": 6.6,
+    "Q5_K_M": 5.7,
+    "Q4_K_M": 4.9,
+    "Q4_0": 4.6,
+}
+#: Bytes beside the weights: tokenizer, records, metadata.
+_BESIDE = 32 << 20
+
+
+@dataclass(frozen=True)
+class ExportPlan:
+    """A planned export."""
+
+    request: ExportRequest
+    trained: TrainedModel
+    target: Path
+    """The directory to be made."""
+    size: int | None
+    """Bytes of the export, about; None if unknown."""
+    peak: int | None
+    """Bytes on the disk while it is made."""
+    tries_both: bool
+    """Whether the adapter is merged into the base's own weights and into those rounded to 4 bit, to take the better."""
+
+    def check(self) -> None:
+        """Refuse an export that could not be put into its place.
+
+        Raises:
+            UserError: If something is there already, or the disk has too little space.
+        """
+        refuse_existing(self.target)
+        if self.peak is not None:
+            place = paths.existing_parent(self.target.parent)
+            require_space(place, self.peak, "the export", "Make room, or name a directory on a larger disk with --out.")
+
+
+def plan_export(request: ExportRequest) -> ExportPlan:
+    """Plan an export.
+
+    Raises:
+        UserError: If the run has nothing to export, or the request does not go with what it has trained.
+    """
+    run = Run(request.run)
+    trained = find_trained(run, request.step)
+    _check_kind(request, trained)
+    tries_both = _tries_both(request, trained)
+    size, peak = _bytes(request, trained, 2 if tries_both else 1)
+    return ExportPlan(request, trained, _target(request, trained), size, peak, tries_both)
+
+
+def _check_kind(request: ExportRequest, trained: TrainedModel) -> None:
+    method = trained.config.method.name
+    has_adapter = method not in WEIGHT_METHODS
+    if not has_adapter and (request.kind == "adapter" or request.adapter_only):
+        raise UserError(
+            f"Run {trained.run.id} trained the weights themselves (method.name = {method}), and has no adapter.",
+            "Export it as merged or gguf.",
+        )
+    if request.merge_from == "quantized" and method != "qlora":
+        raise UserError(
+            f"Run {trained.run.id} was trained on weights that are not rounded to 4 bit (method.name = {method}).",
+            "Leave --merge-from out.",
+        )
+
+
+def _tries_both(request: ExportRequest, trained: TrainedModel) -> bool:
+    merges = request.kind in ("merged", "gguf", "ollama") and not request.adapter_only
+    return merges and request.merge_from == "auto" and trained.config.method.name == "qlora"
+
+
+def _target(request: ExportRequest, trained: TrainedModel) -> Path:
+    """The directory that is asked for; by default one in the home that is named by run, step, kind and type."""
+    if request.out is not None:
+        return request.out
+    step = [] if trained.step is None else [f"step-{trained.step}"]
+    kind = ["adapter", "gguf"] if request.adapter_only else [request.kind]
+    weights = [] if request.weights is None else [request.weights.lower()]
+    return paths.exports_dir() / "-".join([trained.run.id, *step, *kind, *weights])
+
+
+def _bytes(request: ExportRequest, trained: TrainedModel, variants: int) -> tuple[int | None, int | None]:
+    """Bytes of an export, and bytes on the disk while it is made; None if unknown."""
+    if request.kind == "card":
+        return 0, 1 << 20
+    if request.kind == "adapter" or request.adapter_only:
+        size = 0 if trained.adapter is None else _size(trained.adapter / "adapter_model.safetensors")
+        # A GGUF file of an adapter is read together with one of its base.
+        base = _weigh(_parameters(trained) or 0, "F32") if request.adapter_only else 0
+        return size, size + base + _BESIDE
+    parameters = _parameters(trained)
+    if parameters is None or request.weights is None:
+        return None, None
+    size = _weigh(parameters, request.weights)
+    merged = variants * _weigh(parameters, merged_quant(request))
+    if request.kind == "merged":
+        return size, merged + _BESIDE
+    between = 0 if request.weights in CONVERTED else _weigh(parameters, "F16")
+    return size, size + merged + between + _BESIDE
+
+
+def merged_quant(request: ExportRequest) -> Quant:
+    """The type of the merged weights that an export is, or is made from."""
+    weights = request.weights or "BF16"
+    if request.kind == "merged" or weights in ("F32", "BF16"):
+        return weights
+    # Rounded once more by what follows, to fewer bits; 16 bits with a mantissa of 11 add nothing to that.
+    return "F16"
+
+
+def _weigh(parameters: int, quant: Quant) -> int:
+    return int(parameters * BITS[quant] / 8)
+
+
+def _parameters(trained: TrainedModel) -> int | None:
+    """The number of parameters of the base, from the headers of its files; None if it cannot be told."""
+    base = find_model(trained.base)
+    if base is None:
+        path = model_path(trained.base)
+        if not os.path.isfile(path):
+            return STARTER_FACTS.parameters if trained.base == STARTER_NAME else None
+        base = path
+    return inspect_model(base).parameters
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def base_name(base: str, directory: Path | None = None) -> str:
+    """A base model as a person would name it: the id of a hub, the name of a prepared model, or that of its directory.
+
+    Args:
+        base: As ``model.base``.
+        directory: Where its files are, if known.
+    """
+    if directory is not None and (repository := hub_repository(directory)) is not None:
+        return repository
+    if (entry := model_entry(base)) is not None:
+        return entry.repository
+    name = Path(base).name
+    return name or base
+
+
+def hub_repository(directory: Path) -> str | None:
+    """The repository of a hub that a model's files were fetched from; None for others."""
+    from core.hub_uri import is_hub_id
+    from core.models.files import read_record
+
+    repository = (read_record(directory) or {}).get("repository")
+    return repository if isinstance(repository, str) and is_hub_id(repository) else None

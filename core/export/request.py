@@ -1,0 +1,101 @@
+"""Requests of exports: what of a run is written, as what kind of files, and where."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+from core.errors import UserError
+from core.export.kinds import KINDS, QUANTS, Kind, Quant
+
+MergeFrom = Literal["auto", "base", "quantized"]
+#: The base's weights that an adapter is merged into: its own in 16 bit, those rounded to 4 bit as in training, or
+#: whichever of them answers more like the trained model.
+MERGE_FROM: tuple[MergeFrom, ...] = get_args(MergeFrom)
+#: The types of weights of a merged model in the format of transformers.
+MERGED_QUANTS: tuple[Quant, ...] = ("BF16", "F16", "F32")
+#: Types of weights that are taken where none is named. Q8_0 is as good as 16 bit to the eye, at half the size, and
+#: written without further packages.
+_DEFAULT_QUANTS: dict[Kind, Quant] = {"merged": "BF16", "gguf": "Q8_0", "ollama": "Q8_0"}
+#: Held-out rows that an export is compared on.
+ROWS = 20
+_MOST_ROWS = 1000
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """An export to be made.
+
+    Raises:
+        UserError: If its parts do not go together.
+    """
+
+    run: Path
+    """The run's directory."""
+    kind: Kind
+    step: int | None = None
+    """The step of a checkpoint; None for the result, or the newest checkpoint where there is none."""
+    quant: Quant | None = None
+    """The type of the weights; None for the kind's own: see :attr:`weights`."""
+    out: Path | None = None
+    """The directory to make, absolute; None for one in the home."""
+    merge_from: MergeFrom = "auto"
+    """The weights that the adapter is merged into."""
+    adapter_only: bool = False
+    """Whether a GGUF file of the adapter alone is written, to be used with one of the base."""
+    rows: int = ROWS
+    """Held-out rows that it is compared with the trained model on."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise UserError(f"There is no kind of export called {self.kind}.", f"There are {', '.join(KINDS)}.")
+        if self.quant is not None and self.quant not in self.quants:
+            if not self.quants:
+                raise UserError(f"An export to {self.kind} has no type of weights to choose.", "Leave --quant out.")
+            raise UserError(
+                f"An export to {self.kind} has no weights of type {self.quant}.", f"It has {', '.join(self.quants)}."
+            )
+        if self.merge_from not in MERGE_FROM:
+            raise UserError(
+                f"Weights are not merged from {self.merge_from}.", f"Merge them from {', '.join(MERGE_FROM)}."
+            )
+        if self.adapter_only and self.kind != "gguf":
+            raise UserError("Only a GGUF file can be of the adapter alone.", "Use --to gguf, or --to adapter.")
+        if not 1 <= self.rows <= _MOST_ROWS:
+            raise UserError(f"An export is compared on 1 to {_MOST_ROWS} rows, not {self.rows}.", "Change --rows.")
+
+    @property
+    def quants(self) -> tuple[Quant, ...]:
+        """The types of weights that there are for its kind."""
+        if self.adapter_only:
+            return ()
+        return {"merged": MERGED_QUANTS, "gguf": QUANTS, "ollama": QUANTS}.get(self.kind, ())
+
+    @property
+    def weights(self) -> Quant | None:
+        """The type of the weights; None for kinds without weights of the whole model."""
+        return self.quant or (None if self.adapter_only else _DEFAULT_QUANTS.get(self.kind))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {**asdict(self), "run": str(self.run), "out": None if self.out is None else str(self.out)}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> ExportRequest:
+        """From :meth:`to_dict`.
+
+        Raises:
+            UserError: If it makes no sense.
+        """
+        out = data.get("out")
+        return cls(
+            run=Path(data["run"]),
+            kind=cast(Kind, data["kind"]),
+            step=data.get("step"),
+            quant=cast("Quant | None", data.get("quant")),
+            out=None if out is None else Path(out),
+            merge_from=cast(MergeFrom, data.get("merge_from", "auto")),
+            adapter_only=bool(data.get("adapter_only")),
+            rows=int(data.get("rows", ROWS)),
+        )

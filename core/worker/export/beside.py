@@ -1,0 +1,149 @@
+"""What stands beside the weights of an exported model: tokenizer, chat template, configurations and license."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, GenerationConfig
+
+from core.errors import UserError
+from core.export.gguf.metadata import without_training_tags
+from core.export.kinds import Quant
+from core.models.description import read_description
+from core.models.files import TOKENIZERS
+from core.runs.trained import TrainedModel
+from core.template.builtin import NAMED_TEMPLATES, template_source
+from core.worker.data.encode import stop_token_ids
+from core.worker.model.model import load_tokenizer
+
+TEMPLATE = "chat_template.jinja"
+#: Files of the tokenizer and of its template, which go along byte for byte.
+_TOKENIZER_FILES = (
+    *TOKENIZERS,
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt"),
+    *(TEMPLATE, "chat_template.json", "additional_chat_templates"),
+)
+_LICENSES = ("LICENSE", "NOTICE", "USE_POLICY")
+#: The types of weights as ``config.json`` names them.
+_DTYPE_NAMES: dict[Quant, str] = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """How a model is talked to: what its tokenizer and its chat template make of a conversation."""
+
+    template: str | None
+    """The chat template of the training, without training tags; None where the model has none."""
+    is_own: bool
+    """Whether it is the base's own, as its files have it."""
+    stop_ids: tuple[int, ...]
+    """The tokens that end an answer."""
+    stops: tuple[str, ...]
+    """Their texts."""
+    bos: str
+    """The token that begins a text; empty for none."""
+    eos: str
+    """The token that ends a text; empty for none."""
+
+
+def read_conversation(base: Path, trained: TrainedModel) -> Conversation:
+    """How the model of a run is talked to.
+
+    Args:
+        base: The directory with its tokenizer.
+        trained: What was trained.
+
+    Raises:
+        UserError: If tokenizer or template cannot be read.
+    """
+    tokenizer = load_tokenizer(base)
+    own = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else _default(tokenizer.chat_template)
+    named = trained.template in NAMED_TEMPLATES
+    chosen = template_source(None if named else trained.template, trained.template if named else None)
+    template = own if chosen is None else chosen
+    ids = stop_token_ids(_generation_config(base), tokenizer, chosen)
+    return Conversation(
+        template=None if template is None else without_training_tags(template),
+        is_own=template == own,
+        stop_ids=tuple(ids),
+        stops=tuple(str(tokenizer.convert_ids_to_tokens(number)) for number in ids),
+        bos=str(tokenizer.bos_token or ""),
+        eos=str(tokenizer.eos_token or ""),
+    )
+
+
+def _default(templates: Any) -> str | None:
+    """The template for conversations without tools, where a model has several."""
+    found = templates.get("default") if isinstance(templates, dict) else None
+    return found if isinstance(found, str) else None
+
+
+def _generation_config(base: Path) -> Any:
+    try:
+        if (base / "generation_config.json").is_file():
+            return GenerationConfig.from_pretrained(base, local_files_only=True)
+        return GenerationConfig.from_model_config(AutoConfig.from_pretrained(base, local_files_only=True))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{base / 'generation_config.json'} cannot be read: {error}", "Copy it again.") from error
+
+
+def copy_tokenizer(base: Path, directory: Path, conversation: Conversation) -> None:
+    """Copy the tokenizer's files and the license of a model, byte for byte, and put the chat template beside them that
+    it was trained with.
+
+    Raises:
+        OSError: If they cannot be written.
+    """
+    for name in _TOKENIZER_FILES:
+        if (path := base / name).is_dir():
+            shutil.copytree(path, directory / name, copy_function=shutil.copyfile)
+        elif path.is_file():
+            shutil.copyfile(path, directory / name)
+    for path in sorted(base.iterdir()):
+        if path.name.upper().startswith(_LICENSES) and path.is_file():
+            shutil.copyfile(path, directory / path.name)
+    if conversation.template is not None and not conversation.is_own:
+        (directory / TEMPLATE).write_text(conversation.template, encoding="utf-8")
+
+
+def write_configs(base: Path, directory: Path, quant: Quant, conversation: Conversation, *, untied: bool) -> None:
+    """Write ``config.json`` and ``generation_config.json`` of a merged model: the base's, with the type of the weights
+    and the tokens that end an answer.
+
+    Args:
+        base: The directory of the base.
+        directory: That of the merged model.
+        quant: The type of its weights.
+        conversation: How it is talked to.
+        untied: Whether head and embeddings are two tensors, other than in the base.
+
+    Raises:
+        OSError: If they cannot be written.
+    """
+    config = read_description(base / "config.json") or {}
+    for part in (config, config.get("text_config")):
+        if isinstance(part, dict):
+            _adjust(part, quant, untied=untied, is_whole=part is config)
+    _write(directory / "config.json", config)
+    generation = read_description(base / "generation_config.json") or {}
+    ids = list(conversation.stop_ids)
+    if ids:
+        generation["eos_token_id"] = ids[0] if len(ids) == 1 else ids
+    _write(directory / "generation_config.json", generation)
+
+
+def _adjust(part: dict[str, Any], quant: Quant, *, untied: bool, is_whole: bool) -> None:
+    part.pop("quantization_config", None)
+    names = [name for name in ("dtype", "torch_dtype") if name in part]
+    for name in names or (["dtype"] if is_whole else []):
+        part[name] = _DTYPE_NAMES[quant]
+    if untied and (is_whole or "tie_word_embeddings" in part):
+        part["tie_word_embeddings"] = False
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,160 @@
+"""What a run has trained, as changes of single weights: by an adapter, or replaced as a whole."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, inject_adapter_in_model
+from safetensors import SafetensorError, safe_open
+
+from core.errors import UserError
+from core.text import one_line
+from core.worker.export.layout import Layout
+from core.worker.model.adapters import TRAINED
+from core.worker.model.completeness import tell
+
+#: Turns a weight, in fp32, into the trained one.
+Change = Callable[[torch.Tensor], torch.Tensor]
+#: What PEFT puts before the names of modules.
+_PREFIX = "base_model.model."
+#: Settings of an adapter that choose layers, which is done here, or are not of a single layer.
+_CHOOSING = (
+    *("exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save", "trainable_token_indices"),
+    *("target_parameters", "layer_replication"),
+)
+
+
+def weight_changes(path: Path) -> dict[str, Change]:
+    """Parameters that were trained themselves, by their names.
+
+    Args:
+        path: A checkpoint's safetensors file.
+
+    Raises:
+        UserError: If it cannot be read.
+    """
+    with _reading(path), safe_open(str(path), framework="pt") as file:
+        names = list(file.keys())
+    return {name: _replacement(path, name) for name in names}
+
+
+def adapter_changes(layout: Layout, adapter: Path) -> dict[str, Change]:
+    """Parameters that an adapter changes: LoRA, rsLoRA and DoRA of linear layers and embeddings, and layers that are
+    saved as a whole.
+
+    Args:
+        layout: The base that it is for.
+        adapter: A directory in PEFT's format.
+
+    Raises:
+        UserError: If it cannot be read, has factors of a kind that is not known, or is for another base.
+    """
+    path = adapter / "adapter_model.safetensors"
+    with _reading(path):
+        config = PeftConfig.from_pretrained(str(adapter), local_files_only=True)
+        with safe_open(str(path), framework="pt") as file:
+            names = list(file.keys())
+    factors: dict[str, dict[str, str]] = {}
+    changes: dict[str, Change] = {}
+    unknown = []
+    for name in names:
+        inner = name.removeprefix(_PREFIX)
+        module, _, factor = inner.partition(".lora_")
+        if factor:
+            factors.setdefault(module, {})[f"lora_{factor}"] = name
+        elif "token_adapter" in inner or getattr(config, "bias", "none") != "none":
+            unknown.append(inner)
+        else:
+            changes[inner] = _replacement(path, name)
+    if unknown:
+        raise UserError(
+            f"The adapter in {adapter} has weights of a kind that is not merged: {tell(unknown)}.",
+            "Export it as an adapter.",
+        )
+    for module, parts in factors.items():
+        changes[f"{module}.weight"] = _Adapted(module, layout.module(module), config, path, parts)
+    return changes
+
+
+class _Adapted:
+    """The change of a layer's weight by an adapter, computed by PEFT's own layer.
+
+    Args:
+        name: The layer's name in the model.
+        module: The layer, without weights.
+        config: The adapter's configuration.
+        path: The file of its factors.
+        parts: The factors' names in PEFT's layer to their names in the file.
+    """
+
+    def __init__(self, name: str, module: Any, config: PeftConfig, path: Path, parts: dict[str, str]) -> None:
+        self._name, self._module, self._path, self._parts = name, module, path, parts
+        self._config = copy.copy(config)
+        # A layer that stands alone is named in full, for the patterns of ranks and scales.
+        self._config.target_modules = [name]
+        self._config.init_lora_weights = False
+        for setting in _CHOOSING:
+            if hasattr(self._config, setting):
+                setattr(self._config, setting, None)
+
+    def __call__(self, weight: torch.Tensor) -> torch.Tensor:
+        """The weight with the adapter in it, in fp32.
+
+        Raises:
+            UserError: If the factors do not fit it, or the sum has numbers that are not finite.
+        """
+        alone = copy.deepcopy(self._module)
+        alone.weight = torch.nn.Parameter(weight.clone(), requires_grad=False)
+        shell = torch.nn.Module()
+        *parents, last = self._name.split(".")
+        place = shell
+        for part in parents:
+            place.add_module(part, torch.nn.Module())
+            place = place.get_submodule(part)
+        place.add_module(last, alone)
+        try:
+            inject_adapter_in_model(copy.copy(self._config), shell, adapter_name=TRAINED)
+            layer: Any = shell.get_submodule(self._name)
+            for part, name in self._parts.items():
+                _factor(layer, part).data = _read(self._path, name).to(torch.float32)
+            layer.merge(safe_merge=True)
+        except (ValueError, RuntimeError, AttributeError, KeyError) as error:
+            first = one_line(str(error).strip().partition("\n")[0], 200).rstrip(".") or type(error).__name__
+            raise UserError(
+                f"The adapter cannot be merged into {one_line(self._name, 120)}: {first}.", "Export the adapter."
+            ) from error
+        merged: torch.Tensor = layer.get_base_layer().weight.data
+        return merged
+
+
+def _factor(layer: Any, part: str) -> Any:
+    """The parameter of a factor: of ``lora_A.weight``, ``lora_magnitude_vector`` or ``lora_embedding_A``."""
+    kind, _, rest = part.partition(".")
+    found = getattr(layer, kind)[TRAINED]
+    if isinstance(found, torch.nn.Module):
+        return getattr(found, rest or "weight")
+    return found
+
+
+def _replacement(path: Path, name: str) -> Change:
+    return lambda _weight: _read(path, name)
+
+
+def _read(path: Path, name: str) -> torch.Tensor:
+    with _reading(path), safe_open(str(path), framework="pt") as file:
+        tensor: torch.Tensor = file.get_tensor(name)
+    return tensor
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn what the readers of a file raise into a sentence."""
+    try:
+        yield
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} cannot be read: {one_line(str(error), 200)}", "It may be damaged.") from error

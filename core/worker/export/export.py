@@ -1,0 +1,314 @@
+"""An export, from the run to the directory that is put into place."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from core import paths
+from core.directories import Progress, disk_error, new_directory
+from core.errors import UserError
+from core.export.agreement import Agreement
+from core.export.card import CARD, CardFacts, base_license, write_card
+from core.export.gguf.checks import require_quantizer
+from core.export.gguf.options import GgufOptions
+from core.export.gguf.tools import fetch_converter
+from core.export.gguf.write import write_adapter_gguf, write_gguf
+from core.export.kinds import CONVERTED, Kind, Quant
+from core.export.plan import ExportPlan, base_name, merged_quant, plan_export
+from core.export.request import ExportRequest
+from core.export.result import RECORD, ExportedFile, ExportResult
+from core.export.verify import NotVerifiedError, compare, measure_trained, refuse_unreadable
+from core.models.adapters import check_adapter
+from core.models.find import model_path
+from core.models.fingerprint import BaseFingerprint
+from core.runs.names import slug_of
+from core.runs.trained import TrainedModel
+from core.worker.data.dataset import Dataset
+from core.worker.export.adapter import write_adapter
+from core.worker.export.beside import Conversation, read_conversation
+from core.worker.export.merge import BeyondRangeError
+from core.worker.export.merged import Merge, write_merged
+from core.worker.export.ollama import check_carried, create_and_ask, write_modelfile
+from core.worker.export.training_rows import calibration_rows, conversations, read_rows
+from core.worker.model.starter import resolve_base
+from core.worker.model.support import check_base
+
+#: Where an export is made, in the hidden directory that becomes its own: other files are beside it meanwhile.
+_MADE, _MERGED, _PROOF, _BASE = "made", "merged", "proof", "base.gguf"
+
+
+@dataclass(frozen=True)
+class _Made:
+    """An export that is written, and not in its place yet."""
+
+    quant: Quant | None
+    agreement: Agreement | None = None
+    merged_from: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+class _Proof:
+    """The trained model's answers, measured once, and comparisons with them.
+
+    Args:
+        trained: What was trained.
+        request: What is exported.
+        directory: Where the answers go, once there is something to compare.
+        progress: Told what goes on.
+    """
+
+    def __init__(self, trained: TrainedModel, request: ExportRequest, directory: Path, progress: Progress) -> None:
+        self._trained, self._request, self._directory, self._progress = trained, request, directory, progress
+
+    def compare(self, exported: Path, kind: Kind, quant: Quant | None, base: Path | None = None) -> Agreement:
+        """Compare what is in a directory with the trained model.
+
+        Raises:
+            NotVerifiedError: If there is no reader of its kind.
+            UserError: If it cannot be read, or the rows or the base are not there any more.
+        """
+        refuse_unreadable(kind)
+        if not self._directory.exists():
+            self._directory.mkdir(mode=paths.DIRECTORY_MODE)
+            whole = kind != "adapter"
+            measure_trained(self._trained, self._directory, self._progress, self._request.rows, plain_base=whole)
+        return compare(exported, kind, quant, self._trained, self._directory, self._progress, base=base)
+
+
+class Export:
+    """One export.
+
+    Args:
+        request: What is exported.
+        progress: Told what goes on.
+    """
+
+    def __init__(self, request: ExportRequest, progress: Progress) -> None:
+        self._request, self._progress = request, progress
+        self._plan: ExportPlan = plan_export(request)
+        self._trained: TrainedModel = self._plan.trained
+
+    def make(self) -> ExportResult:
+        """Make it.
+
+        Returns:
+            What is in its place now.
+
+        Raises:
+            UserError: If it cannot be made, or misses the bars of its agreement; nothing of it remains then.
+        """
+        began, plan = time.monotonic(), self._plan
+        plan.check()
+        base, fingerprint = self._find_base()
+        try:
+            with new_directory(plan.target) as directory:
+                made = directory / _MADE
+                made.mkdir(mode=paths.DIRECTORY_MODE)
+                self._proof = _Proof(self._trained, self._request, directory / _PROOF, self._progress)
+                written = self._write(base, made, directory)
+                self._refuse_others(written)
+                result = self._record(base, fingerprint, made, written, began)
+                shutil.rmtree(directory / _PROOF, ignore_errors=True)
+                for path in sorted(made.iterdir()):
+                    path.rename(directory / path.name)
+                made.rmdir()
+        except OSError as error:
+            hint = "Make room, or name a directory on another disk with --out."
+            raise UserError(disk_error(plan.target.parent, error).message, hint) from error
+        return result
+
+    def _find_base(self) -> tuple[Path, str | None]:
+        """The base's directory, which must be that of the training; and its fingerprint.
+
+        Raises:
+            UserError: If it is missing, cannot be used, or has changed.
+        """
+        trained = self._trained
+        base = resolve_base(trained.base, self._progress)
+        check_base(base, trained.config.method.name)
+        if trained.adapter is not None:
+            check_adapter(trained.adapter, base)
+        if self._request.kind == "card":
+            return base, trained.base_sha256
+        self._progress("comparing the base model with that of the training", None, None)
+        fingerprint = BaseFingerprint(base)
+        if trained.base_sha256 is not None and not fingerprint.matches(trained.base_sha256):
+            raise UserError(
+                f"The base model {base} has changed since run {trained.run.id} was trained on it.",
+                "Put the former one back: with another, the result is not what was trained.",
+            )
+        return base, fingerprint.value
+
+    def _write(self, base: Path, made: Path, directory: Path) -> _Made:
+        kind = self._request.kind
+        if kind == "card":
+            return _Made(None)
+        conversation = read_conversation(base, self._trained)
+        if kind == "adapter":
+            write_adapter(base, self._trained, made, conversation)
+            return self._proven(made, _Made(None))
+        if kind == "merged":
+            merge = self._merge(base, made, merged_quant(self._request), conversation)
+            written = _Made(self._request.weights, merge.agreement, merge.way, merge.notes)
+            return written if merge.agreement is not None else self._proven(made, written)
+        if self._request.adapter_only:
+            return self._write_adapter_gguf(base, made, directory / _BASE)
+        return self._write_gguf(base, made, directory / _MERGED, conversation)
+
+    def _merge(self, base: Path, place: Path, quant: Quant, conversation: Conversation) -> Merge:
+        def compare(merged: Path) -> Agreement:
+            return self._proof.compare(merged, "merged", quant)
+
+        way = self._request.merge_from
+        return write_merged(base, self._trained, place, quant, way, conversation, compare, self._progress)
+
+    def _write_gguf(self, base: Path, made: Path, merged: Path, conversation: Conversation) -> _Made:
+        """A GGUF file of the merged model, which is gone in the end; for Ollama with its Modelfile."""
+        quant = self._request.weights or "Q8_0"
+        # Before minutes are spent on merging.
+        if self._request.kind == "ollama":
+            check_carried(conversation)
+        require_quantizer(quant)
+        fetch_converter(self._progress)
+        merge = self._merged_for(base, merged, conversation)
+        rows = Dataset()
+        if quant not in CONVERTED or self._request.kind == "ollama":
+            rows = read_rows(base, self._trained, conversation, self._progress)
+        source = model_path(self._trained.config.model.base)
+        options = GgufOptions(
+            template=None if conversation.is_own else conversation.template,
+            stops=conversation.stop_ids,
+            name=self._slug,
+            license=base_license(self._trained.config.model.base, base) or "",
+            base_name=self._base_name(base),
+            base=base,
+            base_gguf=source if os.path.isfile(source) else None,
+            calibration=() if quant in CONVERTED else calibration_rows(rows),
+        )
+        write_gguf(merged, made / self._file_name, quant, options, self._progress)
+        shutil.rmtree(merged)
+        written = _Made(quant, None, merge.way, merge.notes)
+        if self._request.kind != "ollama":
+            return self._proven(made, written)
+        notes = write_modelfile(
+            made / self._file_name, base, self._trained, conversation, options.license, conversations(rows)
+        )
+        written = self._proven(made, replace(written, notes=(*written.notes, *notes)))
+        self._refuse_others(written)
+        asked = create_and_ask(made, self._trained, quant, self._progress)
+        return replace(written, notes=(*written.notes, *asked))
+
+    def _merged_for(self, base: Path, place: Path, conversation: Conversation) -> Merge:
+        """The merged model that a GGUF file is made from; in 32 bit where 16 have no room for its weights."""
+        quant = merged_quant(self._request)
+        place.mkdir(mode=paths.DIRECTORY_MODE)
+        try:
+            return self._merge(base, place, quant, conversation)
+        except BeyondRangeError:
+            if quant == self._request.weights:
+                raise
+        shutil.rmtree(place)
+        place.mkdir(mode=paths.DIRECTORY_MODE)
+        return self._merge(base, place, "F32", conversation)
+
+    def _write_adapter_gguf(self, base: Path, made: Path, base_gguf: Path) -> _Made:
+        """A GGUF file of the adapter, read together with one of the base, which is gone in the end."""
+        if self._trained.adapter is None:
+            raise ValueError(f"{self._trained.label} has no adapter")
+        write_adapter_gguf(self._trained.adapter, base, made / self._file_name, self._progress)
+        written = _Made(None)
+        try:
+            refuse_unreadable("gguf")
+        except NotVerifiedError as error:
+            return replace(written, notes=(str(error),))
+        write_gguf(base, base_gguf, "F32", GgufOptions(), self._progress)
+        written = self._proven(made, written, base_gguf)
+        base_gguf.unlink()
+        return written
+
+    @property
+    def _slug(self) -> str:
+        return slug_of(self._trained.run.id) or "model"
+
+    @property
+    def _file_name(self) -> str:
+        """The name of a GGUF file: ``tickets-Q8_0.gguf``."""
+        step = "" if self._trained.step is None else f"-{self._trained.name}"
+        return f"{self._slug}{step}-{'adapter' if self._request.adapter_only else self._request.weights}.gguf"
+
+    def _base_name(self, base: Path) -> str:
+        trained = self._trained
+        return base_name(trained.config.model.base, base if trained.base == trained.config.model.base else None)
+
+    def _proven(self, made: Path, written: _Made, base: Path | None = None) -> _Made:
+        """The export with what another reader of it finds; with a note where none is there."""
+        try:
+            agreement = self._proof.compare(made, self._request.kind, written.quant, base)
+        except NotVerifiedError as error:
+            return replace(written, notes=(*written.notes, str(error)))
+        return replace(written, agreement=agreement)
+
+    def _refuse_others(self, written: _Made) -> None:
+        """Refuse an export that does not answer as the trained model does.
+
+        Raises:
+            UserError: If so; it says which bar is missed.
+        """
+        failures = [] if written.agreement is None else written.agreement.failures(written.quant)
+        if failures:
+            raise UserError(
+                f"The export has failed, and nothing was put into {self._plan.target}: {' '.join(failures)}",
+                "Choose a type with more bits, or report it.",
+            )
+
+    def _record(self, base: Path, fingerprint: str | None, made: Path, written: _Made, began: float) -> ExportResult:
+        """Put the card and the record beside the files."""
+        trained, kind = self._trained, self._request.kind
+        name = self._base_name(base)
+        facts = CardFacts(
+            trained=trained,
+            kind=kind,
+            quant=written.quant,
+            base=name,
+            license=base_license(trained.config.model.base, base),
+            agreement=written.agreement,
+            notes=written.notes,
+            merged_from=written.merged_from,
+            files=sorted(os.listdir(made)),
+        )
+        (made / CARD).write_text(write_card(facts), encoding="utf-8")
+        self._progress("hashing the files", None, None)
+        result = ExportResult(
+            path=self._plan.target,
+            kind=kind,
+            quant=written.quant,
+            run=trained.run.id,
+            step=trained.step,
+            base=name,
+            base_sha256=fingerprint,
+            merged_from=written.merged_from,
+            files=tuple(_files(made)),
+            agreement=written.agreement,
+            notes=written.notes,
+            seconds=time.monotonic() - began,
+            created=time.time(),
+        )
+        (made / RECORD).write_text(json.dumps(result.to_dict(), indent=1) + "\n", encoding="utf-8")
+        return result
+
+
+def _files(directory: Path) -> Iterator[ExportedFile]:
+    for path in sorted(directory.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as file:
+                digest = hashlib.sha256()
+                while block := file.read(1 << 20):
+                    digest.update(block)
+            yield ExportedFile(str(path.relative_to(directory)), path.stat().st_size, digest.hexdigest())

@@ -1,0 +1,113 @@
+"""A merged model: a directory in the format of transformers, from weights that answer as the trained ones do."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from core import paths
+from core.directories import Progress
+from core.export.agreement import Agreement
+from core.export.kinds import Quant
+from core.export.request import MergeFrom
+from core.models.architectures import saved_quantization
+from core.models.description import read_description
+from core.runs.trained import TrainedModel
+from core.units import format_number
+from core.worker.export.beside import Conversation, copy_tokenizer, write_configs
+from core.worker.export.merge import merge_weights
+
+Way = Literal["base", "quantized"]
+#: Compares the merged model in a directory with the trained one.
+Compare = Callable[[Path], Agreement]
+
+
+@dataclass(frozen=True)
+class Merge:
+    """A merged model that has been written."""
+
+    way: Way | None
+    """The weights that the adapter was merged into; None where it was none."""
+    agreement: Agreement | None
+    """What was measured of it; None where there was nothing to choose."""
+    notes: tuple[str, ...] = ()
+
+
+def write_merged(
+    base: Path,
+    trained: TrainedModel,
+    directory: Path,
+    quant: Quant,
+    way: MergeFrom,
+    conversation: Conversation,
+    compare: Compare,
+    progress: Progress,
+) -> Merge:
+    """Write a merged model.
+
+    Args:
+        base: The directory of the base, or of the result where all weights are in it.
+        trained: What was trained.
+        directory: An empty directory.
+        quant: The type of the weights.
+        way: The weights that an adapter is merged into. ``auto`` merges into both kinds where the adapter was trained
+            on rounded weights, compares both with the trained model, and keeps the better one.
+        conversation: How the model is talked to.
+        compare: Compares it with the trained model.
+        progress: Told what goes on.
+
+    Raises:
+        UserError: If it cannot be merged or compared.
+        OSError: If it cannot be written.
+    """
+
+    def write(place: Path, chosen: Way) -> None:
+        untied = merge_weights(base, trained, place, quant, rounded=chosen == "quantized", progress=progress)
+        copy_tokenizer(base, place, conversation)
+        write_configs(base, place, quant, conversation, untied=untied)
+
+    ways = ways_to_merge(base, trained, way)
+    if len(ways) == 1:
+        write(directory, ways[0])
+        return Merge(ways[0] if trained.adapter is not None else None, None)
+    found: dict[Way, Agreement] = {}
+    for chosen in ways:
+        place = directory / f".{chosen}"
+        place.mkdir(mode=paths.DIRECTORY_MODE)
+        write(place, chosen)
+        found[chosen] = compare(place)
+    better = min(ways, key=lambda chosen: _distance(found[chosen]))
+    for chosen in ways:
+        place = directory / f".{chosen}"
+        if chosen == better:
+            for path in sorted(place.iterdir()):
+                path.rename(directory / path.name)
+        shutil.rmtree(place)
+    return Merge(better, found[better], (_told(better, found),))
+
+
+def ways_to_merge(base: Path, trained: TrainedModel, way: MergeFrom) -> tuple[Way, ...]:
+    """The weights that an adapter can be merged into, of those asked for."""
+    if trained.adapter is None:
+        return ("base",)
+    if saved_quantization(read_description(base / "config.json") or {}) is not None:
+        return ("quantized",)  # its files have no others
+    if way == "auto":
+        return ("quantized", "base") if trained.config.method.name == "qlora" else ("base",)
+    return (way,)
+
+
+def _distance(agreement: Agreement) -> float:
+    return float("inf") if agreement.mean_kl is None else agreement.mean_kl
+
+
+def _told(better: Way, found: dict[Way, Agreement]) -> str:
+    words = {"base": "the base's own weights", "quantized": "weights rounded to 4 bit as in training"}
+    other: Way = "base" if better == "quantized" else "quantized"
+    return (
+        f"Merged into {words[better]}, it diverges by {format_number(found[better].mean_kl)} nats from the trained "
+        f"model; into {words[other]}, by {format_number(found[other].mean_kl)}."
+    )

@@ -1,0 +1,142 @@
+"""An export for Ollama: a Modelfile beside the GGUF file, and where Ollama is, the model created and asked once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from core.config.schema import Config
+from core.directories import Progress
+from core.errors import UserError
+from core.export.kinds import Quant
+from core.export.ollama.create import ask, create
+from core.export.ollama.modelfile import modelfile
+from core.export.ollama.names import model_name
+from core.export.ollama.server import find_ollama
+from core.export.ollama.template import carry_template
+from core.export.ollama.tokens import adds_bos
+from core.models.description import read_description, text_part
+from core.runs.trained import TrainedModel
+from core.small_files import read_small
+from core.text import one_line
+from core.worker.export.beside import Conversation
+
+MODELFILE = "Modelfile"
+#: Tokens of context that Ollama reserves memory for; models name up to a million.
+_CONTEXT = 8192
+#: Rows of the training that the template is proven on.
+_ROWS = 200
+_LICENSE_LIMIT = 256 << 10
+_QUESTION = "Hello!"
+
+
+def check_carried(conversation: Conversation) -> None:
+    """Refuse a chat template that no Modelfile can have, before minutes are spent on the file beside it.
+
+    Raises:
+        UserError: If it is one; it says what of it cannot be carried.
+    """
+    special = {"bos_token": conversation.bos, "eos_token": conversation.eos}
+    refused = None
+    # Whether the reader of the file puts a token before prompts is known when the file is there.
+    for adds in (True, False):
+        try:
+            carry_template(_template(conversation), special, adds_bos=adds, now=datetime.now())
+        except UserError as error:
+            refused = error
+        else:
+            return
+    if refused is not None:
+        raise refused
+
+
+def write_modelfile(
+    gguf: Path,
+    base: Path,
+    trained: TrainedModel,
+    conversation: Conversation,
+    license_name: str,
+    rows: Sequence[Sequence[Mapping[str, Any]]],
+) -> tuple[str, ...]:
+    """Write the Modelfile of a GGUF file, beside it.
+
+    Args:
+        gguf: The file.
+        base: The directory of the base.
+        trained: What was trained.
+        conversation: How the model is talked to.
+        license_name: The license of the base; empty where it is not known.
+        rows: Conversations of the training, which the template must write as training did.
+
+    Returns:
+        What Ollama does otherwise than training, a sentence each.
+
+    Raises:
+        UserError: If the chat template cannot be carried, or the file does not say how prompts begin.
+        OSError: If it cannot be written.
+    """
+    config = trained.config
+    written = modelfile(
+        gguf.name,
+        _template(conversation),
+        bos=conversation.bos,
+        eos=conversation.eos,
+        adds_bos=adds_bos(gguf),
+        stops=conversation.stops,
+        context_length=_context(base, config),
+        system=config.chat.system,
+        parameters={"temperature": config.chat.temperature, "top_p": config.chat.top_p},
+        license=_license(base) or license_name,
+        now=datetime.now(),
+        rows=rows[:_ROWS],
+    )
+    (gguf.parent / MODELFILE).write_text(written.text, encoding="utf-8")
+    return written.notes
+
+
+def create_and_ask(directory: Path, trained: TrainedModel, quant: Quant, progress: Progress) -> tuple[str, ...]:
+    """Create the model in Ollama, where that is installed, and ask it once; what comes of it is told, and is no reason
+    to give the files up.
+
+    Returns:
+        What came of it, in sentences.
+    """
+    if find_ollama() is None:
+        return ()
+    name = model_name(trained.run.id, step=trained.step, quant=quant)
+    progress("creating the model in Ollama", None, None)
+    try:
+        create(name, directory, progress)
+        progress("asking the model in Ollama", None, None)
+        answer = ask(name, _QUESTION)
+    except UserError as error:
+        return (f"Ollama was not given the model: {error}",)
+    return (f'Ollama has it as {name}; asked "{_QUESTION}" it answers: {one_line(answer, 200) or "nothing"}',)
+
+
+def _template(conversation: Conversation) -> str:
+    if conversation.template is None:
+        raise UserError(
+            "The model has no chat template, and Ollama needs one.", "Export it as gguf, or train with template.name."
+        )
+    return conversation.template
+
+
+def _context(base: Path, config: Config) -> int | None:
+    """Tokens of context: as many as the model reads, up to a usual number or the longest row of the training."""
+    positions = text_part(read_description(base / "config.json") or {}).get("max_position_embeddings")
+    if type(positions) is not int or positions < 1:
+        return None
+    return min(positions, max(_CONTEXT, config.train.max_length))
+
+
+def _license(base: Path) -> str:
+    """The text of the base's license; empty where there is none."""
+    for path in sorted(base.glob("LICENSE*")):
+        try:
+            return read_small(path, _LICENSE_LIMIT).decode("utf-8")
+        except (OSError, UnicodeDecodeError):
+            continue
+    return ""

@@ -1,0 +1,117 @@
+"""The base's weights as an adapter is merged into them: its own, or rounded to 4 bit as they were in training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import bitsandbytes as bnb
+import torch
+from bitsandbytes.functional import QuantState
+from safetensors import SafetensorError, safe_open
+
+from core.config.schema import Config
+from core.errors import UserError
+from core.models.tensors import Tensor
+from core.worker.export.layout import PACKED, Layout, rounded_layers
+from core.worker.model.device import choose_device
+from core.worker.model.model import choose_dtype
+from core.worker.model.nf4 import quantize_quickly
+from core.worker.model.safetensors_io import DTYPES, TensorSpec
+
+
+class Source:
+    """The tensors of a base, one at a time.
+
+    Args:
+        layout: The layout of its files.
+        config: The configuration of the run.
+        rounded: Whether linear layers are rounded to 4 bit, and back. Weights that are saved so are so in any case.
+
+    Raises:
+        UserError: If a weight is of a type that is not known.
+    """
+
+    def __init__(self, layout: Layout, config: Config, *, rounded: bool) -> None:
+        self.files: dict[Path, dict[str, Tensor]] = layout.files
+        self._places = {key: path for path, header in layout.files.items() for key in header}
+        self._packed: dict[str, dict[str, str]] = {}
+        for key in self._places:
+            if match := PACKED.fullmatch(key):
+                self._packed.setdefault(match[1], {})[match[2]] = key
+        self._specs: dict[str, TensorSpec] = {}
+        self._device, self._dtype = _arithmetic(config)
+        self._rounded: set[str] = set()
+        if rounded and not self._packed:
+            self._rounded = {layout.keys[name] for name in rounded_layers(layout) if name in layout.keys}
+            if self._device.type == "cpu":
+                quantize_quickly()
+
+    def keys(self, path: Path) -> Sequence[str]:
+        """The tensors of a file, without what only describes rounded ones."""
+        return [key for key in self.files[path] if PACKED.fullmatch(key) is None]
+
+    def spec(self, key: str) -> TensorSpec:
+        """Dtype and shape of a tensor, as :meth:`read` gives it.
+
+        Raises:
+            UserError: If its type is not known.
+        """
+        if key not in self._specs:
+            self._specs[key] = self._find_spec(key)
+        return self._specs[key]
+
+    def _find_spec(self, key: str) -> TensorSpec:
+        if key in self._packed:
+            state = self._state(key)
+            return TensorSpec(state.dtype, tuple(state.shape))
+        stored = self.files[self._places[key]][key]
+        if stored.dtype not in DTYPES:
+            raise UserError(
+                f"{self._places[key]} has weights of the type {stored.dtype}, which are not merged.",
+                "Use a base in 16 bit, or export the adapter.",
+            )
+        return TensorSpec(DTYPES[stored.dtype], stored.shape)
+
+    def read(self, key: str) -> torch.Tensor:
+        """A tensor, on the CPU.
+
+        Raises:
+            UserError: If it cannot be read.
+        """
+        stored = self._load(key)
+        if key in self._packed:
+            restored: torch.Tensor = bnb.functional.dequantize_4bit(stored, self._state(key)).cpu()
+            return restored
+        return self._round(stored) if key in self._rounded else stored
+
+    def _round(self, weight: torch.Tensor) -> torch.Tensor:
+        """What NF4 with double quantization leaves of a weight, in the arithmetic of the training."""
+        given = weight.to(self._device, self._dtype)
+        packed, state = bnb.functional.quantize_4bit(given, quant_type="nf4", compress_statistics=True)
+        restored: torch.Tensor = bnb.functional.dequantize_4bit(packed, state).cpu()
+        return restored
+
+    def _state(self, key: str) -> Any:
+        """How a weight was rounded."""
+        parts = {f"{key}.{name}": self._load(place) for name, place in self._packed[key].items()}
+        return QuantState.from_dict(parts, device=torch.device("cpu"))
+
+    def _load(self, key: str) -> torch.Tensor:
+        path = self._places[key]
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                tensor: torch.Tensor = file.get_tensor(key)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path} cannot be read: {error}", "Check that the directory is whole.") from error
+        return tensor
+
+
+def _arithmetic(config: Config) -> tuple[torch.device, torch.dtype]:
+    """Device and dtype of the training, as far as this machine has them."""
+    try:
+        device = choose_device(config.hardware.device)
+        return device, choose_dtype(config.train.precision, device, config.method.name)
+    except UserError:  # the card is not here any more
+        return torch.device("cpu"), torch.float32

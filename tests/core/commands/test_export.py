@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from core import paths
+from core.config.schema import Config, DataSection, ModelSection
+from core.export import job
+from core.runs.state import RunState
+from core.runs.store import Run, create_run
+from tests.core.commands.conftest import CommandLine
+
+
+@pytest.fixture
+def run(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """A finished run with a result, and exports that do as a variable says."""
+    monkeypatch.setattr(job, "MODULE", "tests.core.export.scripted_export")
+    monkeypatch.setenv("SCRIPTED_EXPORT", "result")
+    made = create_run(Config(model=ModelSection(base="/models/base"), data=DataSection(train="/rows.jsonl")), "tickets")
+    RunState(state="finished", step=30, total_steps=30, updated=time.time()).write(made.state_path)
+    made.adapter_path.mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (made.adapter_path / name).write_text("{}")
+    return made
+
+
+def test_an_export_is_told_with_its_files_and_its_agreement(cli: CommandLine, run: Run) -> None:
+    result = cli("export", "tickets", "--to", "gguf", "--quant", "q4_k_m")
+    assert result.code == 0, result.err
+    assert f"{run.id} to {paths.exports_dir()}/{run.id}-gguf-q4_k_m" in result.err
+    for words in ("tickets-Q4_K_M.gguf, 105 MB", "mean divergence", "0.0123 nats", "19 of 20", "verified"):
+        assert words in result.out, result.out
+
+
+def test_json_has_the_fields_that_scripts_read(cli: CommandLine, run: Run, tmp_path: Path) -> None:
+    result = cli("export", run.id, "--to", "gguf", "--out", str(tmp_path / "mine"), "--json")
+    found = result.json
+    assert (found["path"], found["kind"], found["quant"]) == (str(tmp_path / "mine"), "gguf", "Q8_0")
+    assert (found["bytes"], found["verified"]) == (105_000_900, True)
+    assert [file["name"] for file in found["files"]] == ["tickets-Q4_K_M.gguf", "README.md"]
+    agreement = {name: found["agreement"][name] for name in ("rows", "mean_kl", "top1", "greedy_equal")}
+    assert agreement == {"rows": 20, "mean_kl": 0.0123, "top1": 0.975, "greedy_equal": 19}
+
+
+def test_what_cannot_be_exported_is_one_line(cli: CommandLine, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for words, says in (
+        (("tickets@7", "--to", "gguf"), "has no checkpoint of step 7"),
+        (("nothing", "--to", "gguf"), "no run called nothing"),
+        (("tickets", "--to", "adapter", "--quant", "F16"), "no type of weights to choose"),
+        (("tickets", "--to", "merged", "--merge-from", "base", "--rows", "0"), "compared on 1 to 1000 rows"),
+    ):
+        result = cli("export", *words)
+        assert (result.code, result.out, result.err.count("\n")) == (1, "", 1)
+        assert says in result.err
+    monkeypatch.setenv("SCRIPTED_EXPORT", "error")
+    result = cli("export", "tickets", "--to", "gguf", "--json")
+    assert (result.code, result.out) == (1, "")
+    assert result.err.splitlines()[-1].endswith("Its mean divergence is 0.3 nats. Choose a type with more bits.")
+
+
+def test_a_kind_must_be_named(cli: CommandLine, run: Run) -> None:
+    assert "--to" in cli("export", "tickets").err
+    assert "invalid choice" in cli("export", "tickets", "--to", "onnx").err
+    assert "invalid choice" in cli("export", "tickets", "--to", "gguf", "--quant", "Q3").err
+
+
+def test_exports_are_in_the_list_of_runs(cli: CommandLine, run: Run) -> None:
+    from tests.core.export.test_result import make_result, write_result
+
+    write_result(make_result(paths.exports_dir() / "one", run=run.id))
+    (listed,) = json.loads(cli("runs", "--json").out)
+    assert listed["exports"] == [str(paths.exports_dir() / "one")]

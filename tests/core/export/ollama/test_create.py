@@ -1,0 +1,206 @@
+"""Models created in Ollama and asked, with a made-up program and server over real pipes and sockets."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from core.errors import UserError
+from core.export.ollama.api import CancelledError
+from core.export.ollama.create import ask, create
+from core.runs.process import start_identity
+from tests.core.export.ollama.fake_ollama import FakeOllama, install, serving
+from tests.waiting import wait_for
+
+_NAME = "20260314-101502-faq:q8_0"
+
+
+@pytest.fixture
+def ollama(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeOllama]:
+    with serving() as fake:
+        monkeypatch.setenv("OLLAMA_HOST", f"127.0.0.1:{fake.port}")
+        yield fake
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The directory with the program."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def exported(tmp_path: Path) -> Path:
+    directory = tmp_path / "exported"
+    directory.mkdir()
+    (directory / "Modelfile").write_text("FROM ./m.gguf\n")
+    return directory
+
+
+def ignore(*_: object) -> None:
+    """Take a report of progress."""
+
+
+def test_a_model_is_created_from_the_directory(
+    ollama: FakeOllama, place: Path, exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(place)
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    monkeypatch.setenv("HTTP_PROXY", "http://10.0.0.1:1")
+    said: list[str] = []
+    create(_NAME, exported, lambda line, *_: said.append(line))
+    sent = ollama.models[_NAME]
+    assert sent["modelfile"] == "FROM ./m.gguf\n"
+    assert sent["here"] == str(exported)
+    assert not {"HF_TOKEN", "HTTP_PROXY"} & set(sent["variables"])
+    assert said[-1] == "Ollama: success"
+    assert "\x1b" not in "".join(said)
+
+
+def test_a_model_that_is_there_is_left_as_it_is(ollama: FakeOllama, place: Path, exported: Path) -> None:
+    install(place)
+    ollama.models[_NAME] = "the user's own"
+    with pytest.raises(UserError, match=r"has a model .* already"):
+        create(_NAME, exported, ignore)
+    assert ollama.models == {_NAME: "the user's own"}
+
+
+def test_without_the_program_the_user_is_told_what_to_do(ollama: FakeOllama, place: Path, exported: Path) -> None:
+    with pytest.raises(UserError, match="no program called ollama") as error:
+        create(_NAME, exported, ignore)
+    assert "ollama create NAME -f Modelfile" in error.value.hint
+
+
+def test_a_server_that_does_not_run_is_told(place: Path, exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(place)
+    with serving() as fake:
+        monkeypatch.setenv("OLLAMA_HOST", f"127.0.0.1:{fake.port}")
+    for act in (lambda: create(_NAME, exported, ignore), lambda: ask(_NAME, "a")):
+        with pytest.raises(UserError, match=r"does not run: nothing listens on 127\.0\.0\.1") as error:
+            act()
+        assert "ollama serve" in error.value.hint
+
+
+def test_nothing_is_sent_to_another_machine(place: Path, exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(place)
+    monkeypatch.setenv("OLLAMA_HOST", "192.0.2.1")
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("a connection was opened"))
+    with pytest.raises(UserError, match="not this machine"):
+        create(_NAME, exported, ignore)
+    with pytest.raises(UserError, match="not this machine"):
+        ask(_NAME, "a")
+
+
+def test_an_error_of_the_program_is_one_sentence(ollama: FakeOllama, place: Path, exported: Path) -> None:
+    install(place, "fail")
+    with pytest.raises(UserError) as error:
+        create(_NAME, exported, ignore)
+    assert "no Modelfile or safetensors files found." in error.value.message
+    assert error.value.message.isprintable()
+    assert _NAME not in ollama.models
+
+
+def test_a_program_that_only_says_so_is_not_believed(ollama: FakeOllama, place: Path, exported: Path) -> None:
+    install(place, "forget")
+    with pytest.raises(UserError, match=f"did not create {_NAME}"):
+        create(_NAME, exported, ignore)
+
+
+def test_a_program_that_cannot_be_started_is_told(ollama: FakeOllama, place: Path, exported: Path) -> None:
+    (place / "ollama").write_text("no program")
+    (place / "ollama").chmod(0o755)
+    with pytest.raises(UserError, match="cannot be started"):
+        create(_NAME, exported, ignore)
+
+
+def test_a_silent_program_is_ended(ollama: FakeOllama, place: Path, exported: Path) -> None:
+    install(place, "silent")
+    with pytest.raises(UserError, match="said nothing for 1 s"):
+        create(_NAME, exported, ignore, silence=1)
+
+
+def test_creating_is_cancelled_and_the_program_gone(ollama: FakeOllama, place: Path, exported: Path) -> None:
+    install(place, "silent")
+    cancel, ended = threading.Event(), threading.Event()
+
+    def run() -> None:
+        with pytest.raises(CancelledError):
+            create(_NAME, exported, ignore, cancel=cancel)
+        ended.set()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    number = wait_for(lambda: (place / "pid").is_file() and (place / "pid").read_text(), 20, "the program")
+    cancel.set()
+    thread.join(20)
+    assert ended.is_set()
+    assert start_identity(int(number)) is None
+
+
+def test_a_question_is_answered_in_pieces(ollama: FakeOllama) -> None:
+    ollama.says("Hel", "", "lo\x1b[2J")
+    pieces: list[str] = []
+    assert ask(_NAME, "Hi", token=pieces.append, most_tokens=5) == "Hello\x1b[2J"
+    assert pieces == ["Hel", "lo\x1b[2J"]
+    (asked,) = ollama.asked
+    assert asked["messages"] == [{"role": "user", "content": "Hi"}]
+    assert asked["options"] == {"temperature": 0, "seed": 0, "num_predict": 5}
+
+
+@pytest.mark.parametrize(
+    ("lines", "status", "message"),
+    [
+        ([b'{"error": "model \\u001b[31mgone"}\n'], 200, "Ollama did not answer: model"),
+        ([b'{"error": "too large for this machine"}'], 500, "Ollama refuses: too large for this machine."),
+        ([b"<html>"], 502, "Ollama refuses: status 502."),
+        ([b"no json\n"], 200, "is not JSON"),
+        ([b'{"message": {"content": "a"}}\n'], 200, "ended in the middle"),
+        ([b'{"message": {"content"'], 200, "cut off"),
+        ([b"1\n", b'{"message": 3}\n', b'{"message": {"content": 4}}\n'], 200, "ended in the middle"),
+        ([b'{"message": {"content": "' + b"x" * (2 << 20)], 200, "cut off or has no end"),
+        ([b'{"message": {"content": "' + b"x" * (1 << 19) + b'"}}\n'] * 40, 200, "no end"),
+        ([], 200, "ended in the middle"),
+    ],
+)
+def test_a_bad_answer_is_one_sentence(ollama: FakeOllama, lines: list[bytes], status: int, message: str) -> None:
+    ollama.lines, ollama.status = lines, status
+    with pytest.raises(UserError) as error:
+        ask(_NAME, "a")
+    assert message in error.value.message
+    assert error.value.message.isprintable()
+
+
+def test_an_answer_that_does_not_come_is_given_up(ollama: FakeOllama) -> None:
+    ollama.lines = None
+    with pytest.raises(UserError, match=r"did not answer for 0\.2 s"):
+        ask(_NAME, "a", seconds=0.2)
+
+
+def test_a_question_is_cancelled_while_it_waits(ollama: FakeOllama) -> None:
+    ollama.lines = None
+    cancel, ended = threading.Event(), threading.Event()
+
+    def run() -> None:
+        with pytest.raises(CancelledError):
+            ask(_NAME, "a", cancel=cancel)
+        ended.set()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert ollama.waits.wait(20)
+    cancel.set()
+    thread.join(20)
+    assert ended.is_set()
+
+
+def test_an_error_of_the_one_who_listens_is_not_ollamas(ollama: FakeOllama) -> None:
+    ollama.says("a")
+
+    def broken(_: str) -> None:
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        ask(_NAME, "a", token=broken)

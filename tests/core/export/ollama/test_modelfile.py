@@ -1,0 +1,98 @@
+"""Modelfiles: Ollama reads back what was meant, or the text that it would lose is named."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from core.errors import UserError
+from core.export.ollama.modelfile import Modelfile, modelfile
+from core.export.ollama.template import carry_template
+from core.template.builtin import NAMED_TEMPLATES
+from tests.core.export.ollama.modelfile_reader import read_modelfile
+
+_CHATML = NAMED_TEMPLATES["chatml"].source
+
+
+def make(template: str = _CHATML, *, name: str = "model-q8_0.gguf", **options: Any) -> Modelfile:
+    return modelfile(name, template, **{"bos": "<s>", "eos": "</s>", "adds_bos": False, **options})
+
+
+def test_everything_is_read_back_as_it_was_given() -> None:
+    made = make(
+        stops=["<|im_end|>", "\nUser:", '"', "", "<|im_end|>"],
+        context_length=4096,
+        system='Be "brief".\n\n  As {{ ever }} 🙂 ',
+        parameters={"temperature": 0.7, "top_k": 40, "seed": -1, "min_p": 1e-7, "repeat_penalty": 1},
+        license="MIT License\n\nCopyright ©\x0c\u00a0",
+    )
+    template = carry_template(_CHATML, {"bos_token": "<s>", "eos_token": "</s>"}, adds_bos=False).text
+    assert read_modelfile(made.text) == [
+        ("from", "./model-q8_0.gguf"),
+        ("template", template),
+        ("system", 'Be "brief".\n\n  As {{ ever }} 🙂 '),
+        ("stop", "<|im_end|>"),
+        ("stop", "\nUser:"),
+        ("stop", '"'),
+        ("num_ctx", "4096"),
+        ("temperature", "0.7"),
+        ("top_k", "40"),
+        ("seed", "-1"),
+        ("min_p", "1e-07"),
+        ("repeat_penalty", "1"),
+        ("license", "MIT License\n\nCopyright ©"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "system", ["One.", " two ", '"', '""', 'a"\n"b', '\n"', "ends\n", "# x\nFROM y", "x\ty", "SYSTEM z"]
+)
+def test_system_prompts_of_all_forms_are_read_back(system: str) -> None:
+    assert ("system", system) in read_modelfile(make(system=system).text)
+
+
+@pytest.mark.parametrize("name", sorted(NAMED_TEMPLATES))
+def test_templates_with_odd_characters_are_read_back(name: str) -> None:
+    source = NAMED_TEMPLATES[name].source
+    special = {"bos": "<s>\u200d\x1b\u2003", "eos": '"""\U0010ffff｜▁'}
+    text = carry_template(source, {"bos_token": special["bos"], "eos_token": special["eos"]}, adds_bos=False).text
+    assert ("template", text) in read_modelfile(make(source, **special).text)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"system": "a\u200db"}, "The system prompt has the character U+200D"),
+        ({"system": 'a """ b'}, 'The system prompt has """ in it'),
+        ({"stops": ["\x1b"]}, "A stop text has the character U+001B"),
+        ({"name": "../model.gguf"}, "cannot be named in a Modelfile"),
+        ({"name": "a\nFROM b"}, "cannot be named in a Modelfile"),
+        ({"name": ""}, "cannot be named in a Modelfile"),
+        ({"context_length": 0}, "at least one token"),
+        ({"parameters": {"heat": 1}}, "no sampling parameter heat"),
+        ({"parameters": {"top_k": 1.5}}, "top_k cannot be 1.5"),
+        ({"parameters": {"temperature": float("nan")}}, "temperature cannot be nan"),
+    ],
+)
+def test_what_cannot_be_written_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        make(**options)
+    assert message in error.value.message
+
+
+def test_a_license_that_cannot_be_written_is_told() -> None:
+    made = make(license='A """quoted""" text')
+    assert "LICENSE" not in made.text
+    assert any("license is not in the Modelfile" in note for note in made.notes)
+
+
+def test_a_system_prompt_for_a_template_without_one_is_refused() -> None:
+    source = "{% for m in messages if m.role != 'system' %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
+    with pytest.raises(UserError, match="leaves a system prompt out"):
+        make(source, system="a")
+    assert any("has no effect" in note for note in make(source).notes)
+
+
+def test_the_result_says_on_how_many_conversations_it_was_proven() -> None:
+    assert make().conversations > 700

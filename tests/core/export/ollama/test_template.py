@@ -1,0 +1,212 @@
+"""Chat templates as Go templates: the same text for every conversation, or the construct that stands in the way."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core.data.conversation import RowError
+from core.errors import UserError
+from core.export.ollama.go_template import GoError, GoTemplate
+from core.export.ollama.template import OllamaTemplate, carry_here, carry_template
+from core.template.builtin import NAMED_TEMPLATES
+from core.template.render import ChatTemplate
+from tests.core.template.families import DEEPSEEK_R1, FAMILIES, GPT_OSS, LLAMA3, MISTRAL_NEMO, QWEN3
+from tests.core.template.reasoning_families import PARTS, REASONING_MARKED
+
+_NOW = "2026-03-14T10:15:02"
+_SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
+_SOURCES = {
+    **{f"built-in {name}": (template.source, _SPECIAL) for name, template in NAMED_TEMPLATES.items()},
+    **{
+        family.name: (family.template, {"bos_token": family.bos, "eos_token": family.eos or family.stops[0]})
+        for family in (*FAMILIES, *REASONING_MARKED, PARTS)
+    },
+}
+_CARRIED: dict[str, OllamaTemplate] = {}
+_TOOLS_NOTE, _TAGS_NOTE = "Tools are not carried", "Tags inside the text"
+
+
+def carried(name: str) -> OllamaTemplate:
+    if name not in _CARRIED:
+        source, special = _SOURCES[name]
+        _CARRIED[name] = carry_here(source, special, False, _NOW)
+    return _CARRIED[name]
+
+
+def test_every_family_is_carried() -> None:
+    for name in _SOURCES:
+        assert carried(name).conversations > 700, name
+
+
+_TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30).filter(
+    lambda text: "think" not in text and "tool" not in text
+)
+#: White space at the ends, which many templates leave out.
+_SPACED = st.builds(
+    lambda text, first, last: first + text + last, _TEXT, *[st.sampled_from(["", " ", "\n\n", "\u2003\t"])] * 2
+)
+
+
+@pytest.mark.parametrize("name", sorted(_SOURCES))
+@settings(max_examples=15)
+@given(
+    system=st.none() | _SPACED,
+    turns=st.lists(_SPACED.filter(lambda text: text.strip() != ""), min_size=1, max_size=7).filter(
+        lambda turns: len(turns) % 2 == 1
+    ),
+)
+def test_conversations_of_any_text_are_written_the_same(name: str, system: str | None, turns: list[str]) -> None:
+    source, special = _SOURCES[name]
+    messages = [] if system is None else [{"role": "system", "content": system}]
+    messages += [{"role": "assistant" if at % 2 else "user", "content": text} for at, text in enumerate(turns)]
+    chat = ChatTemplate(source, special, now=datetime.fromisoformat(_NOW))
+    wanted = chat.render(messages, add_generation_prompt=True)
+    assert GoTemplate(carried(name).text).render(messages) == wanted
+
+
+def test_the_token_that_the_reader_adds_is_left_out_and_only_once() -> None:
+    source, special = LLAMA3.template, {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"}
+    without = GoTemplate(carry_here(source, special, True, None).text)
+    with_it = GoTemplate(carry_here(source, special, False, None).text)
+    for messages in (
+        [{"role": "user", "content": "a"}],
+        [{"role": "system", "content": "b"}, {"role": "user", "content": "c"}],
+    ):
+        assert with_it.render(messages) == "<|begin_of_text|>" + without.render(messages)
+        assert "<|begin_of_text|>" not in without.render(messages)
+
+
+def test_a_token_that_training_never_saw_is_refused() -> None:
+    with pytest.raises(
+        UserError, match="does not begin with the token <s> that the GGUF file's tokenizer adds"
+    ) as error:
+        carry_here(NAMED_TEMPLATES["chatml"].source, _SPECIAL, True, None)
+    assert "llama.cpp" in error.value.hint
+
+
+def test_the_date_is_refused_or_stays_as_it_was_in_training() -> None:
+    special = {"eos_token": GPT_OSS.stops[0]}
+    with pytest.raises(UserError, match=r"it writes the date \(strftime_now\)"):
+        carry_here(GPT_OSS.template, special, False, None)
+    found = carry_here(GPT_OSS.template, special, False, "2023-03-14T00:00:00")
+    assert "2023" in GoTemplate(found.text).render([{"role": "user", "content": "a"}])
+    assert any("stays 2023-03-14" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    ("source", "construct"),
+    [
+        ("{% for m in messages %}{{ m.content | upper }}{% endfor %}", "writes turns by rules"),
+        ("{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}", "leaves out a message of the as"),
+        ("{{ messages[-1].content }}", "leaves out a message of the user"),
+        ("{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}", "of the user more than once"),
+        ("{% for m in messages[::-1] %}{{ m.content }};{% endfor %}", "changes the order of the messages"),
+        ("{% for m in messages %}{{ loop.index }}{{ m.content }}{% endfor %}", "the longer the conversation is"),
+        ("{% for m in messages %}[{{ m.content | length }}]{{ m.content }}{% endfor %}", "writes turns by rules"),
+        ("{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{{ messages | length }}", "around the last"),
+        ("{{ raise_exception('never') }}", "refuses a plain conversation: never"),
+        ("{{ tools[0].name }}{% for m in messages %}{{ m.content }}{% endfor %}", "refuses a plain conversation"),
+    ],
+)  # fmt: skip
+def test_a_construct_without_an_equal_is_named(source: str, construct: str) -> None:
+    with pytest.raises(UserError) as error:
+        carry_here(source, _SPECIAL, False, None)
+    assert construct in error.value.message
+    assert "llama.cpp" in error.value.hint
+
+
+def test_a_template_that_is_not_valid_is_refused_with_its_line() -> None:
+    with pytest.raises(UserError, match="line 1"):
+        carry_template("{% for %}", {}, adds_bos=False)
+
+
+def test_templates_are_rendered_in_the_sandbox() -> None:
+    found = carry_template(NAMED_TEMPLATES["chatml"].source, _SPECIAL, adds_bos=False)
+    assert found == carried("built-in chatml")
+    endless = "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}"
+    with pytest.raises(UserError, match="do not come to an end"):
+        carry_template(endless, {}, adds_bos=False)
+
+
+def test_notes_are_only_of_what_a_template_does() -> None:
+    assert carried("built-in llama3").notes == ()
+    assert carried("built-in mistral").notes == ()
+    assert [note for note in carried("built-in chatml").notes if not note.startswith(_TOOLS_NOTE)] == []
+    assert any(note.startswith(_TOOLS_NOTE) for note in carried("built-in chatml").notes)
+    assert any(note.startswith(_TAGS_NOTE) for note in carried(DEEPSEEK_R1.name).notes)
+    assert any("between <think> and </think> apart as thinking" in note for note in carried(QWEN3.name).notes)
+
+
+def test_a_system_prompt_before_the_last_question_is_carried() -> None:
+    found = carried(MISTRAL_NEMO.name)
+    assert found.system == "inside"
+    talk = [("system", "S"), ("user", "a"), ("assistant", "b"), ("user", "c")]
+    messages = [{"role": role, "content": text} for role, text in talk]
+    assert GoTemplate(found.text).render(messages) == "<s>[INST]a[/INST]b</s>[INST]S\n\nc[/INST]"
+
+
+def test_a_refused_system_prompt_is_refused_by_the_copy_too() -> None:
+    source = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    found = carry_here(source, _SPECIAL, False, None)
+    assert found.system == "refused"
+    assert any("refuses a system prompt" in note for note in found.notes)
+    messages = [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]
+    with pytest.raises(RowError):
+        ChatTemplate(source).render(messages)
+    with pytest.raises(GoError):
+        GoTemplate(found.text).render(messages)
+
+
+def test_reasoning_is_told_apart_by_the_texts_around_it() -> None:
+    # Ollama takes the first and last text of the block with .Thinking for the tags of reasoning.
+    assert "}}<think>\n{{ .Thinking }}\n</think>\n\n{{ end }}" in carried(QWEN3.name).text
+    assert ".Thinking" not in carried("built-in chatml").text
+
+
+def test_an_answer_that_is_begun_is_gone_on_with() -> None:
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "So"}]
+    assert GoTemplate(carried("built-in chatml").text).render(messages).endswith("<|im_start|>assistant\nSo")
+
+
+def test_tools_end_with_an_error_instead_of_another_text() -> None:
+    messages = [{"role": "user", "content": "a"}, {"role": "tool", "content": "b"}]
+    with pytest.raises(GoError):
+        GoTemplate(carried("built-in chatml").text).render(messages)
+
+
+def test_rows_of_the_user_are_proven_too() -> None:
+    row = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    with_tool = [row[0], {"role": "tool", "content": "c"}, row[1]]
+    odd = [{"role": "user", "content": "@@ now"}]
+    source = "{% for m in messages %}<{{ m.role }}>{{ m.content | replace('@@', '') }}{% endfor %}<assistant>"
+    found = carry_template(source, {}, adds_bos=False, rows=[row, with_tool])
+    assert (found.rows, found.notes) == (1, ())
+    with pytest.raises(UserError, match="writes turns by rules"):
+        carry_template(source, {}, adds_bos=False, rows=[row, odd])
+
+
+def test_rows_that_differ_by_a_known_rule_are_counted() -> None:
+    thinks = {"role": "assistant", "content": "<think>a</think>b"}
+    row = [{"role": "user", "content": "a"}, thinks, {"role": "user", "content": "c"}]
+    found = carry_here(DEEPSEEK_R1.template, {"bos_token": DEEPSEEK_R1.bos}, False, None, [row, row[:1]])
+    assert found.rows == 1
+    assert any("1 of 2 rows of your data are written otherwise" in note for note in found.notes)
+
+
+def test_the_documentation_has_every_built_in_template() -> None:
+    page = (Path(__file__).parents[4] / "docs" / "ollama.md").read_text(encoding="utf-8")
+    exact = next(line for line in page.splitlines() if line.startswith("| `llama3`"))
+    tools = next(line for line in page.splitlines() if line.startswith("| `chatml`"))
+    for name in NAMED_TEMPLATES:
+        notes = carried(f"built-in {name}").notes
+        assert (f"`{name}`" in exact) == (notes == ()), name
+        assert (f"`{name}`" in tools) == any(note.startswith(_TOOLS_NOTE) for note in notes), name

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from core import paths
+from core.errors import UserError
+from core.export.job import ExportCancelledError, ExportJob, ExportProgress
+from core.export.request import ExportRequest
+from core.export.result import list_exports
+from core.runs.store import Run
+from tests.core.export.trained_run import make_trained_run, write_rows
+from tests.waiting import wait_for
+
+
+@pytest.fixture
+def run(tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return make_trained_run(tiny_model_dir, write_rows(tmp_path / "rows.jsonl", 3))
+
+
+def left() -> list[str]:
+    return sorted(os.listdir(paths.exports_dir())) if paths.exports_dir().exists() else []
+
+
+def at(activity: str, act: Callable[[], object]) -> Callable[[ExportProgress], None]:
+    """Progress that acts once, when an activity is told."""
+    done = False
+
+    def look(progress: ExportProgress) -> None:
+        nonlocal done
+        if not done and progress.activity == activity:
+            done = True
+            act()
+
+    return look
+
+
+def test_a_merged_model_is_made_and_proven_in_processes_of_their_own(run: Run) -> None:
+    seen: list[ExportProgress] = []
+    result = ExportJob(ExportRequest(run.path, "merged", rows=2)).run(seen.append)
+    assert result.verified
+    assert result.agreement is not None
+    assert (result.agreement.rows, result.agreement.greedy_equal) == (2, 2)
+    assert result.agreement.reader.startswith("transformers ")
+    assert "merging the weights" in [progress.activity for progress in seen]
+    assert list_exports(run.id) == [result]
+    assert left() == [f"{run.id}-merged-bf16"]
+    with pytest.raises(UserError, match="is there already"):
+        ExportJob(ExportRequest(run.path, "merged")).run()
+
+
+def test_a_process_that_is_killed_leaves_nothing(run: Run) -> None:
+    job = ExportJob(ExportRequest(run.path, "merged", rows=1))
+
+    def kill() -> None:
+        assert job._helper is not None
+        assert left()[0].startswith(f".{run.id}-merged-bf16.")
+        os.kill(job._helper.process.pid, signal.SIGKILL)
+
+    with pytest.raises(UserError, match=r"was not made: its process was ended by SIGKILL") as caught:
+        job.run(at("merging the weights", kill))
+    assert "out of memory" in caught.value.hint
+    assert left() == []
+
+
+def test_closing_it_ends_it_and_leaves_nothing(run: Run) -> None:
+    job = ExportJob(ExportRequest(run.path, "merged", rows=1))
+    with pytest.raises(ExportCancelledError):
+        job.run(at("merging the weights", job.close))
+    assert left() == []
+    with pytest.raises(ExportCancelledError):
+        job.run()
+
+
+def test_what_is_left_by_a_killed_program_is_removed_by_the_next_export(run: Run, tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys; from pathlib import Path\n"
+        "from core.export.job import ExportJob; from core.export.request import ExportRequest\n"
+        "def look(p):\n"
+        "    if p.activity == 'merging the weights': os.kill(os.getpid(), signal.SIGKILL)\n"
+        "ExportJob(ExportRequest(Path(sys.argv[1]), 'merged', rows=1)).run(look)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, str(run.path)], check=False, timeout=120)
+    assert ended.returncode == -signal.SIGKILL
+    # The export's own process ends with it.
+    (leftover,) = left()
+    number = int(leftover.split(".")[-2])
+    wait_for(lambda: not Path(f"/proc/{number}").exists(), 30, f"the end of process {number}")
+    ExportJob(ExportRequest(run.path, "card")).run()
+    assert left() == [f"{run.id}-card"]
+
+
+def test_a_file_that_cannot_be_written_is_a_sentence(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    start = ExportJob._start
+
+    def limited(job: ExportJob, log: object) -> object:
+        """Files of the process may have 64 KB."""
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
+        try:
+            return start(job, log)  # type: ignore[arg-type]
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    monkeypatch.setattr(ExportJob, "_start", limited)
+    with pytest.raises(UserError, match=r"exports cannot be written: File too large"):
+        ExportJob(ExportRequest(run.path, "merged", quant="F32")).run()
+    assert left() == []
+
+
+def test_a_place_that_is_none_is_refused_before_anything_starts(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="There is no directory"):
+        ExportJob(ExportRequest(run.path, "card", out=tmp_path / "missing" / "card")).run()
+    with pytest.raises(UserError, match="no checkpoint of step 3"):
+        ExportJob(ExportRequest(run.path, "card", step=3)).run()

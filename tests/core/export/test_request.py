@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.errors import UserError
+from core.export.kinds import QUANTS
+from core.export.request import ExportRequest
+
+RUN = Path("/runs/20261126-120000-tickets")
+
+
+@pytest.mark.parametrize(
+    ("kind", "weights", "quants"),
+    [
+        ("merged", "BF16", ("BF16", "F16", "F32")),
+        ("gguf", "Q8_0", QUANTS),
+        ("ollama", "Q8_0", QUANTS),
+        ("adapter", None, ()),
+        ("card", None, ()),
+    ],
+)
+def test_each_kind_has_its_types_of_weights(kind: Any, weights: str | None, quants: tuple[str, ...]) -> None:
+    request = ExportRequest(RUN, kind)
+    assert (request.weights, request.quants) == (weights, quants)
+
+
+def test_a_request_survives_the_way() -> None:
+    request = ExportRequest(RUN, "gguf", step=120, quant="Q4_K_M", out=Path("/there/it is"), merge_from="base", rows=3)
+    assert ExportRequest.from_dict(request.to_dict()) == request
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"kind": "onnx"}, "no kind of export called onnx"),
+        ({"kind": "merged", "quant": "Q8_0"}, "An export to merged has no weights of type Q8_0"),
+        ({"kind": "adapter", "quant": "F16"}, "has no type of weights to choose"),
+        ({"kind": "gguf", "quant": "Q8_0", "adapter_only": True}, "no type of weights to choose"),
+        ({"kind": "merged", "adapter_only": True}, "Only a GGUF file can be of the adapter alone"),
+        ({"kind": "merged", "merge_from": "elsewhere"}, "not merged from elsewhere"),
+        ({"kind": "gguf", "rows": 0}, "compared on 1 to 1000 rows, not 0"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(values: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        ExportRequest(RUN, **values)

@@ -1,0 +1,229 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from core import paths
+from core.errors import UserError
+from core.export.agreement import Agreement
+from core.export.request import ExportRequest
+from core.export.result import read_result
+from core.models.fingerprint import BaseFingerprint
+from core.runs.store import Run
+from core.worker.export import export as module
+from core.worker.export.export import Export
+from tests.core.export.trained_run import make_trained_run, write_rows
+from tests.core.worker.export.bench import write_base
+from tests.tiny_model import write_tiny_model
+
+SAME = Agreement(2, True, 0.0, 1.0, 0.0, 2, "a reader")
+
+
+def quiet(_activity: str, _done: int | None, _total: int | None) -> None:
+    """Progress that nobody looks at."""
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """A finished run on a base of its own, whose fingerprint is known from a checkpoint."""
+    base = write_tiny_model(tmp_path / "base")
+    (base / "LICENSE").write_text("Do as you like.")
+    made = make_trained_run(base, write_rows(tmp_path / "rows.jsonl", 3))
+    checkpoint = made.checkpoints_path / "step-00000007"
+    shutil.copytree(made.adapter_path, checkpoint / "adapter")
+    manifest = {"base_sha256": BaseFingerprint(base).value, "data_sha256": "ab" * 32, "files": {}}
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    return made
+
+
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> list[Agreement]:
+    """What the readers of exports find, one after the other, the last one again and again; without any process."""
+    found = [SAME]
+
+    def compare(*_args: Any, **_more: Any) -> Agreement:
+        return found.pop(0) if len(found) > 1 else found[0]
+
+    monkeypatch.setattr(module, "measure_trained", lambda *_args, **_more: None)
+    monkeypatch.setattr(module, "compare", compare)
+    return found
+
+
+def left() -> list[str]:
+    """What is in the home's directory of exports."""
+    return sorted(os.listdir(paths.exports_dir())) if paths.exports_dir().exists() else []
+
+
+def make(run: Run, kind: Any, progress: Callable[..., None] = quiet, **more: Any) -> Any:
+    if "out" not in more:
+        paths.make_private_dir(paths.exports_dir())
+    return Export(ExportRequest(run.path, kind, **more), progress).make()
+
+
+def test_an_adapter_has_the_bases_tokenizer_and_the_template_of_the_training(
+    run: Run, answers: list[Agreement], tmp_path: Path
+) -> None:
+    template = "{% for m in messages %}{% generation %}{{ m['content'] }}{% endgeneration %}{% endfor %}"
+    (run.adapter_path / "chat_template.jinja").write_text(template)
+    result = make(run, "adapter")
+    assert result.path == paths.exports_dir() / f"{run.id}-adapter"
+    assert left() == [f"{run.id}-adapter"]
+    for name in ("tokenizer.json", "tokenizer_config.json", "LICENSE"):
+        assert (result.path / name).read_bytes() == (tmp_path / "base" / name).read_bytes()
+    weights = "adapter_model.safetensors"
+    assert (result.path / weights).read_bytes() == (run.adapter_path / weights).read_bytes()
+    assert "generation" not in (result.path / "chat_template.jinja").read_text()
+    config = json.loads((result.path / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(tmp_path / "base")
+    assert (result.path / "README.md").read_text().startswith("---\n")
+    assert read_result(result.path) == result
+    assert {file.name for file in result.files} == set(os.listdir(result.path)) - {"export.json"}
+
+
+def test_an_adapter_names_its_base_as_the_hub_does(run: Run, answers: list[Agreement], tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    sizes = {path.name: path.stat().st_size for path in base.iterdir()}
+    (base / "localtune.json").write_text(json.dumps({"repository": "owner/name", "commit": "ab", "files": sizes}))
+    result = make(run, "adapter", step=None, out=tmp_path / "mine")
+    assert (
+        json.loads((tmp_path / "mine" / "adapter_config.json").read_text())["base_model_name_or_path"] == "owner/name"
+    )
+    assert result.base == "owner/name"
+    assert 'base_model: "owner/name"\nbase_model_relation: "adapter"' in (tmp_path / "mine" / "README.md").read_text()
+
+
+def test_a_merged_model_ends_its_answers_as_the_trained_one(run: Run, answers: list[Agreement], tmp_path: Path) -> None:
+    result = make(run, "merged", quant="F16")
+    assert result.path.name == f"{run.id}-merged-f16"
+    generation = json.loads((result.path / "generation_config.json").read_text())
+    tokens = json.loads((tmp_path / "base" / "tokenizer.json").read_text())["added_tokens"]
+    assert generation["eos_token_id"] == next(token["id"] for token in tokens if token["content"] == "<|im_end|>")
+    assert json.loads((result.path / "config.json").read_text())["dtype"] == "float16"
+    template = (tmp_path / "base" / "chat_template.jinja").read_bytes()
+    assert (result.path / "chat_template.jinja").read_bytes() == template
+    assert (result.merged_from, result.quant, result.verified) == ("base", "F16", True)
+
+
+def test_the_nearer_one_of_two_merges_is_taken(run: Run, answers: list[Agreement], tmp_path: Path) -> None:
+    text = run.config_path.read_text()
+    run.config_path.write_text(text.replace('name = "lora"', 'name = "qlora"'))
+    far, near = dataclasses.replace(SAME, mean_kl=0.02), dataclasses.replace(SAME, mean_kl=0.001)
+    answers[:] = [far, near]
+    result = make(run, "merged")
+    assert (result.merged_from, result.agreement) == ("base", near)
+    assert "by 0.00100 nats from the trained model; into weights rounded to 4 bit" in result.notes[0]
+    assert not [name for name in os.listdir(result.path) if name.startswith(".")]
+    answers[:] = [near, far]
+    other = make(run, "merged", out=tmp_path / "other")
+    assert other.merged_from == "quantized"
+    weights = [load_file(place / "model.safetensors") for place in (result.path, other.path)]
+    assert any(not weights[0][name].equal(weights[1][name]) for name in weights[0])
+    assert make(run, "merged", out=tmp_path / "asked", merge_from="quantized").merged_from == "quantized"
+
+
+def test_an_export_that_misses_its_bar_stays_out_of_place(run: Run, answers: list[Agreement]) -> None:
+    answers[:] = [dataclasses.replace(SAME, mean_kl=0.3)]
+    with pytest.raises(
+        UserError, match=r"The export has failed, and nothing was put into .*: Its mean divergence is 0\.3"
+    ):
+        make(run, "merged")
+    answers[:] = [dataclasses.replace(SAME, prompts_equal=False)]
+    with pytest.raises(UserError, match="makes other tokens of a prompt"):
+        make(run, "adapter")
+    assert left() == []
+
+
+def test_nothing_is_overwritten(run: Run, answers: list[Agreement], tmp_path: Path) -> None:
+    make(run, "card", out=tmp_path / "mine")
+    (tmp_path / "mine" / "README.md").write_text("edited")
+    with pytest.raises(UserError, match="is there already, and nothing is overwritten"):
+        make(run, "card", out=tmp_path / "mine")
+    assert (tmp_path / "mine" / "README.md").read_text() == "edited"
+
+
+def test_a_base_that_has_changed_since_is_refused(run: Run, answers: list[Agreement], tmp_path: Path) -> None:
+    path = tmp_path / "base" / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.norm.weight"] += 1
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"The base model .*base has changed since run .* was trained on it"):
+        make(run, "merged")
+    assert left() == []
+
+
+def test_a_base_that_is_gone_or_another_one_is_named(run: Run, answers: list[Agreement], tmp_path: Path) -> None:
+    (tmp_path / "base").rename(tmp_path / "former")
+    with pytest.raises(UserError, match=r"The model .*base is not on this machine"):
+        make(run, "merged")
+    other = write_base(tmp_path / "base", hidden_size=32, vocab_size=400)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(tmp_path / "former" / name, other / name)
+    with pytest.raises(UserError, match="is for another base than"):
+        make(run, "adapter")
+    assert left() == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 40 MB."""
+    mount = tmp_path / "disk"
+    mount.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(mount)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("not run: a small disk can be mounted by root only, and not everywhere")
+    yield mount
+    subprocess.run(["umount", "-l", str(mount)], check=True)
+
+
+def test_a_disk_that_is_or_becomes_full_has_nothing_half_written(
+    run: Run, answers: list[Agreement], small_disk: Path
+) -> None:
+    def fill(activity: str, _done: int | None, _total: int | None) -> None:
+        """Another program takes the rest of the disk while weights are written."""
+        if activity == "merging the weights" and not (small_disk / "other").exists():
+            size = shutil.disk_usage(small_disk).free - 65536
+            (small_disk / "other").write_bytes(b"x" * size)
+
+    with pytest.raises(UserError, match=r"The disk that holds .*disk is full") as caught:
+        make(run, "merged", fill, out=small_disk / "merged", quant="F32")
+    assert "--out" in caught.value.hint
+    assert os.listdir(small_disk) == ["other"]
+    with pytest.raises(UserError, match="the export needs"):
+        make(run, "merged", out=small_disk / "merged")
+    assert os.listdir(small_disk) == ["other"]
+
+
+def test_a_checkpoint_is_exported_by_its_step(run: Run, answers: list[Agreement]) -> None:
+    checkpoint = run.checkpoints_path / "step-00000007"
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    from core.worker.checkpoint.checkpoint import hash_file
+
+    for path in (checkpoint / "adapter").iterdir():
+        manifest["files"][f"adapter/{path.name}"] = {"bytes": path.stat().st_size, "sha256": hash_file(path)}
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    result = make(run, "adapter", step=7)
+    assert (result.step, result.path.name) == (7, f"{run.id}-step-7-adapter")
+    assert "as of step 7" in (result.path / "README.md").read_text()
+    with pytest.raises(UserError, match="no checkpoint of step 8"):
+        make(run, "adapter", step=8)
+
+
+def test_a_card_has_hashes_and_options_and_neither_data_nor_paths(
+    run: Run, answers: list[Agreement], tmp_path: Path
+) -> None:
+    result = make(run, "card")
+    text = (result.path / "README.md").read_text()
+    assert "ab" * 32 in text
+    assert "`train.precision`" in text or "train.precision" in text
+    assert "ticket" not in text.replace("# tickets", "")
+    assert str(tmp_path) not in text
+    assert os.sep + "rows" not in text

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from core import paths
+from core.config.schema import Config, DataSection, MethodSection, ModelSection
+from core.export import job
+from core.runs.state import RunState
+from core.runs.store import Run, create_run
+from tests.core.export.test_result import make_result, write_result
+from tests.tui.harness import FORBIDDEN, screen_lines, screen_text, wait_for
+from tui.app import LocaltuneApp
+from tui.screens.export import ExportScreen
+
+
+def make_run(method: Literal["lora", "full"] = "lora") -> Run:
+    """A finished run with a result, of nothing that could be loaded."""
+    config = Config(
+        model=ModelSection(base="/models/base"),
+        data=DataSection(train="/rows.jsonl"),
+        method=MethodSection(name=method),
+    )
+    run = create_run(config, "tickets")
+    RunState(state="finished", step=30, total_steps=30, updated=time.time()).write(run.state_path)
+    directory = run.adapter_path if method == "lora" else run.model_path
+    directory.mkdir()
+    for name in ("adapter_config.json", "config.json"):
+        (directory / name).write_text("{}")
+    (directory / "adapter_model.safetensors").write_bytes(b"\0" * 5_000_000)
+    return run
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Exports that do as the variable says."""
+    monkeypatch.setattr(job, "MODULE", "tests.core.export.scripted_export")
+    monkeypatch.setenv("SCRIPTED_EXPORT", "result")
+    return monkeypatch
+
+
+@pytest.mark.parametrize("size", [(80, 24), (200, 50)])
+async def test_the_key_opens_it_and_the_result_is_there_at_the_end(
+    scripted: pytest.MonkeyPatch, size: tuple[int, int]
+) -> None:
+    run = make_run()
+    app = LocaltuneApp()
+    async with app.run_test(size=size) as pilot:
+        await pilot.press("5")
+        await wait_for(pilot, lambda: run.id in screen_text(app))
+        await pilot.press("X")
+        await wait_for(pilot, lambda: isinstance(app.screen, ExportScreen))
+        await wait_for(pilot, lambda: "compared with the trained model" in screen_text(app))
+        assert "a file for llama.cpp" in screen_text(app)
+        assert "Q8_0" in screen_text(app)
+        await pilot.press("down", "right", "right", "right")
+        await wait_for(pilot, lambda: "Q4_K_M" in screen_text(app))
+        assert f"{run.id}-gguf-q4_k_m" in "".join(line.strip(" │") for line in screen_lines(app))
+        await wait_for(pilot, lambda: "compared with the trained model" in screen_text(app))
+        await pilot.press("enter")
+        await wait_for(pilot, lambda: "esc close" in screen_text(app), 30)
+        text = screen_text(app)
+        for words in ("✓ verified", "tickets-Q4_K_M.gguf  105 MB", "0.0123 nats", "19 of 20", "One thing to know."):
+            assert words in text
+        assert not FORBIDDEN & set(text)
+        await pilot.press("escape")
+        await wait_for(pilot, lambda: not isinstance(app.screen, ExportScreen))
+
+
+async def test_kinds_change_what_there_is_to_choose(scripted: pytest.MonkeyPatch) -> None:
+    run = make_run()
+    app = LocaltuneApp()
+    async with app.run_test(size=(120, 40)) as pilot:
+        await pilot.pause()
+        screen = ExportScreen(run)
+        app.push_screen(screen)
+        await wait_for(pilot, lambda: "a file for llama.cpp" in screen_text(app))
+        await pilot.press("left", "left")
+        await wait_for(pilot, lambda: "PEFT's directory" in screen_text(app))
+        assert "as they were trained" in screen_text(app)
+        await wait_for(pilot, lambda: "about 5.0 MB" in screen_text(app))
+        await pilot.press("down", "down", "space", *"/tmp/it", "enter")
+        await wait_for(pilot, lambda: "/tmp/it" in screen_text(app))
+        assert screen._request.out == Path("/tmp/it")
+        await pilot.press("right", "escape")
+        assert app.screen is screen
+        await pilot.press("escape")
+        await wait_for(pilot, lambda: app.screen is not screen)
+
+
+async def test_what_cannot_be_exported_is_told_and_not_begun(scripted: pytest.MonkeyPatch) -> None:
+    run = make_run("full")
+    write_result(make_result(paths.exports_dir() / f"{run.id}-merged-bf16"))
+    app = LocaltuneApp()
+    async with app.run_test(size=(100, 30)) as pilot:
+        await pilot.pause()
+        app.push_screen(ExportScreen(run))
+        await wait_for(
+            pilot, lambda: "is there already, and nothing is overwritten" in screen_text(app).replace("\n", "")
+        )
+        await pilot.press("enter")
+        assert "enter export" not in screen_text(app)
+        await pilot.press("right")
+        await wait_for(pilot, lambda: "trained the weights themselves" in screen_text(app))
+
+
+async def test_an_error_is_told_with_its_remedy(scripted: pytest.MonkeyPatch) -> None:
+    scripted.setenv("SCRIPTED_EXPORT", "error")
+    app = LocaltuneApp()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await pilot.pause()
+        app.push_screen(ExportScreen(make_run()))
+        await wait_for(pilot, lambda: "compared with the trained model" in screen_text(app))
+        await pilot.press("enter")
+        await wait_for(pilot, lambda: "Its mean divergence is 0.3 nats." in screen_text(app), 30)
+        assert "Choose a type with more bits." in screen_text(app)
+        assert app.screen.has_class("-alarm")
+
+
+async def test_the_second_escape_breaks_it_off(scripted: pytest.MonkeyPatch) -> None:
+    scripted.setenv("SCRIPTED_EXPORT", "hang")
+    app = LocaltuneApp()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await pilot.pause()
+        screen = ExportScreen(make_run())
+        app.push_screen(screen)
+        await wait_for(pilot, lambda: "compared with the trained model" in screen_text(app))
+        await pilot.press("enter")
+        await wait_for(pilot, lambda: "25%" in screen_text(app), 30)
+        assert "merging the" in screen_text(app)
+        await pilot.press("enter", "escape")
+        await wait_for(pilot, lambda: "esc again breaks it off" in screen_text(app))
+        assert screen._job is not None
+        helper = screen._job._helper
+        assert helper is not None
+        await pilot.press("escape")
+        await wait_for(pilot, lambda: app.screen is not screen)
+        await wait_for(pilot, lambda: helper.process.poll() is not None)

@@ -1,0 +1,384 @@
+"""The screen of an export: its kind, type of weights and place, what it takes; then its progress, and the result."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from textual import events, on, work
+from textual.app import ComposeResult
+from textual.containers import VerticalScroll
+from textual.content import Content
+from textual.message import Message
+from textual.worker import get_current_worker
+
+from core.errors import UserError
+from core.export.kinds import Kind, Quant
+from core.export.request import ExportRequest
+from core.paths import shown_path, user_path, working_directory
+from core.text import one_line, sanitize
+from core.units import format_bytes, format_duration
+from tui.screens.overlay import Overlay
+from tui.shell import shell_of
+from tui.widgets.charts.meter import bar
+from tui.widgets.forms.safe_input import SafeInput
+from tui.widgets.text_block import HangingBlock, TextBlock
+
+if TYPE_CHECKING:
+    from core.export.job import ExportJob, ExportProgress
+    from core.export.plan import ExportPlan
+    from core.export.result import ExportResult
+    from core.runs.store import Run
+
+_BAR_CELLS = 40
+#: The kinds in the order of the screen, each with what it is for.
+_ABOUT: dict[Kind, str] = {
+    "gguf": "a file for llama.cpp, LM Studio, Jan and others",
+    "ollama": "a GGUF file and its Modelfile, for Ollama",
+    "merged": "a whole model for Transformers, vLLM and others",
+    "adapter": "PEFT's directory, to be used with the base",
+    "card": "a README of what was trained, and how it was measured",
+}
+_KINDS = tuple(_ABOUT)
+_FIELDS = ("kind", "weights", "directory")
+#: Columns of a field's name.
+_NAME = 11
+
+
+@dataclass
+class Planned(Message):
+    """An export has been planned, or why it cannot be made."""
+
+    request: ExportRequest
+    plan: ExportPlan | None = None
+    error: UserError | None = None
+
+
+@dataclass
+class Progressed(Message):
+    """The export has made progress."""
+
+    progress: ExportProgress
+
+    def can_replace(self, message: Message) -> bool:
+        """Newer progress replaces older."""
+        return isinstance(message, Progressed)
+
+
+@dataclass
+class Ended(Message):
+    """The export has ended, with a result or an error."""
+
+    result: ExportResult | None = None
+    error: UserError | None = None
+
+
+class ExportScreen(Overlay[None]):
+    """An export of a run: what is to be written, then its progress, then what was written and proven.
+
+    Args:
+        run: The run.
+        step: The step of a checkpoint; None for the result, or the newest checkpoint.
+        is_on: Whether a run is on, which loses memory and time to an export.
+    """
+
+    DEFAULT_CSS = """
+    ExportScreen { align: center middle; background: $background 60%; }
+    ExportScreen > VerticalScroll {
+        width: 96; max-width: 98%; height: auto; max-height: 94%; padding: 1 2;
+        border: round $border-focus; border-title-style: bold; border-subtitle-color: $muted;
+        background: $surface; scrollbar-size-vertical: 1;
+    }
+    ExportScreen.-alarm > VerticalScroll { border: round $limit; border-title-color: $limit; }
+    ExportScreen SafeInput { background: $panel; display: none; }
+    ExportScreen SafeInput.-open { display: block; }
+    """
+
+    def __init__(self, run: Run, step: int | None = None, *, is_on: bool = False) -> None:
+        super().__init__()
+        self._run, self._step, self._is_on = run, step, is_on
+        self._request = ExportRequest(run.path, "gguf" if run.trains_adapter else "merged", step)
+        self._field = 0
+        self._planned: Planned | None = None
+        self._job: ExportJob | None = None
+        self._progress: ExportProgress | None = None
+        self._ended: Ended | None = None
+        self._is_leaving = False
+
+    @property
+    def known_keys(self) -> Container[str]:
+        """The keys that do something here."""
+        return {
+            *("enter", "escape", "q", "j", "k", "h", "l", "down", "up", "left", "right", "space", "tab", "shift+tab"),
+            *("pageup", "pagedown"),
+        }
+
+    def compose(self) -> ComposeResult:
+        """The fields, or the progress, or the result; and an input for the directory."""
+        with VerticalScroll() as box:
+            box.border_title = Content(f"Export {one_line(self._run.id, 60)}")
+            yield HangingBlock(id="export-text")
+            yield SafeInput(placeholder="directory to make")
+
+    def on_mount(self) -> None:
+        """Show what can be exported."""
+        self._plan()
+
+    def on_unmount(self) -> None:
+        """End an export that is on; nothing of it remains."""
+        if self._job is not None:
+            self._job.close()
+
+    # What is exported.
+
+    def _change(self, request: ExportRequest) -> None:
+        self._request, self._planned = request, None
+        self._plan()
+
+    def _plan(self) -> None:
+        self._show()
+        self._find_plan(self._request)
+
+    @work(thread=True, exclusive=True, group="plan")
+    def _find_plan(self, request: ExportRequest) -> None:
+        from core.export.plan import plan_export
+
+        worker = get_current_worker()
+        try:
+            plan = plan_export(request)
+            found = Planned(request, plan)
+            plan.check()
+        except UserError as error:
+            found = Planned(request, None, error)
+        if not worker.is_cancelled:
+            self._tell(found)
+
+    @on(Planned)
+    def _has_planned(self, message: Planned) -> None:
+        if message.request == self._request:
+            self._planned = message
+            self._show()
+
+    def _cycle(self, by: int) -> None:
+        """The next value of the field under the cursor."""
+        request, field = self._request, _FIELDS[self._field]
+        if field == "kind":
+            kind = _KINDS[(_KINDS.index(request.kind) + by) % len(_KINDS)]
+            self._change(replace(request, kind=kind, quant=None))
+        elif field == "weights" and request.quants and request.weights is not None:
+            quants: tuple[Quant, ...] = request.quants
+            self._change(replace(request, quant=quants[(quants.index(request.weights) + by) % len(quants)]))
+        elif field == "directory":
+            self._edit()
+
+    def _edit(self) -> None:
+        """Open the input of the directory."""
+        line = self.query_one(SafeInput)
+        line.value = "" if self._request.out is None else str(self._request.out)
+        line.add_class("-open")
+        self.set_focus(line)
+
+    @on(SafeInput.Submitted)
+    def _submitted(self, message: SafeInput.Submitted) -> None:
+        message.stop()
+        typed = message.value.strip()
+        self._close_input()
+        out: Path | None = (working_directory() / user_path(typed)).absolute() if typed else None
+        self._change(replace(self._request, out=out))
+
+    @on(SafeInput.Cancelled)
+    def _cancelled(self, message: SafeInput.Cancelled) -> None:
+        message.stop()
+        self._close_input()
+
+    def _close_input(self) -> None:
+        self.query_one(SafeInput).remove_class("-open")
+        self.set_focus(None)
+
+    # Keys.
+
+    def on_key(self, event: events.Key) -> None:
+        """Choose, begin, cancel, leave, or scroll."""
+        if isinstance(self.focused, SafeInput):
+            return
+        box, key = self.query_one(VerticalScroll), event.key
+        if key in ("pagedown", "pageup"):
+            (box.scroll_page_down if key == "pagedown" else box.scroll_page_up)(animate=False)
+        elif self._ended is not None:
+            if key in ("j", "down", "k", "up"):
+                (box.scroll_down if key in ("j", "down") else box.scroll_up)(animate=False)
+            elif key in ("escape", "enter", "q"):
+                self.dismiss()
+            else:
+                return
+        elif self._job is not None:
+            if key != "escape":
+                return
+            self._cancel()
+        elif not self._choose(key):
+            return
+        event.stop()
+        event.prevent_default()
+
+    def _choose(self, key: str) -> bool:
+        """A key while there is a choice; whether it is known."""
+        if key in ("j", "down", "tab", "k", "up", "shift+tab"):
+            self._field = (self._field + (1 if key in ("j", "down", "tab") else -1)) % len(_FIELDS)
+            self._show()
+        elif key in ("l", "right", "space", "h", "left"):
+            self._cycle(-1 if key in ("h", "left") else 1)
+        elif key == "enter":
+            self._begin()
+        elif key in ("escape", "q"):
+            self.dismiss()
+        else:
+            return False
+        return True
+
+    def _cancel(self) -> None:
+        """The first press asks for a second one: an export may have taken an hour."""
+        if not self._is_leaving:
+            self._is_leaving = True
+            self._show()
+            return
+        self.notify("The export was broken off; nothing of it is left.", markup=False)
+        self.dismiss()
+
+    # The export.
+
+    def _begin(self) -> None:
+        if self._planned is None or self._planned.plan is None:
+            return
+        from core.export.job import ExportJob
+
+        self._job = ExportJob(self._request)
+        self._show()
+        self._make(self._job)
+
+    @work(thread=True, group="export")
+    def _make(self, job: ExportJob) -> None:
+        from core.export.job import ExportCancelledError
+
+        try:
+            result = job.run(lambda progress: self._tell(Progressed(progress)))
+        except ExportCancelledError:
+            return
+        except UserError as error:
+            self._tell(Ended(error=error))
+            return
+        self._tell(Ended(result))
+
+    def _tell(self, message: Message) -> None:
+        if self.is_attached:  # it may have been left meanwhile
+            self.post_message(message)
+
+    @on(Progressed)
+    def _progressed(self, message: Progressed) -> None:
+        self._progress = message.progress
+        self._show()
+
+    @on(Ended)
+    def _has_ended(self, message: Ended) -> None:
+        self._ended = message
+        self.set_class(message.error is not None, "-alarm")
+        self._show()
+
+    # What is shown.
+
+    def _show(self) -> None:
+        self.query_one("#export-text", TextBlock).show(self._text())
+        keys = "j k scroll  esc close"
+        if self._ended is None:
+            can_begin = self._planned is not None and self._planned.plan is not None
+            keys = f"↑ ↓ field  ← → change{'  enter export' if can_begin else ''}  esc leave"
+            keys = keys if self._job is None else "esc cancel"
+        self.query_one(VerticalScroll).border_subtitle = Content(keys)
+
+    def _text(self) -> Content:
+        if self._ended is not None:
+            return _error(self._ended.error) if self._ended.error is not None else _result(self._ended.result)
+        return self._fields() if self._job is None else self._working()
+
+    def _fields(self) -> Content:
+        request = self._request
+        weights = request.weights or "as they were trained"
+        place = "in the home, named after the run" if request.out is None else shown_path(request.out)
+        plan = self._planned.plan if self._planned is not None else None
+        if plan is not None:
+            place = shown_path(plan.target)
+        values = (f"{request.kind}: {_ABOUT[request.kind]}", weights, one_line(place, 300))
+        lines = []
+        for number, (name, value) in enumerate(zip(_FIELDS, values, strict=True)):
+            is_chosen = number == self._field
+            lines.append(
+                Content.assemble(
+                    ("▸ " if is_chosen else "  ", "$primary bold"),
+                    (f"{name:<{_NAME}}", "bold" if is_chosen else "$muted"),
+                    "  ",
+                    value,
+                )
+            )
+        lines += [Content(""), self._takes()]
+        if self._is_on:
+            lines.append(Content.styled("A run is on: an export takes memory and time from it.", "$near"))
+        return Content("\n").join(lines)
+
+    def _takes(self) -> Content:
+        """What the planned export takes, or why it cannot be made."""
+        planned = self._planned
+        if planned is None:
+            return Content.styled("looking at what the run has trained …", "$muted")
+        if planned.plan is None:
+            return _error(planned.error)
+        plan = planned.plan
+        what = f"{plan.trained.label}: about {format_bytes(plan.size)}" if plan.size else plan.trained.label
+        if plan.size and plan.peak is not None and plan.peak > 2 * plan.size:
+            what += f", and {format_bytes(plan.peak)} on the disk while it is made"
+        proof = "" if self._request.kind == "card" else " It is compared with the trained model before it is kept."
+        return Content(one_line(f"{what}.{proof}", 400))
+
+    def _working(self) -> Content:
+        lines = []
+        progress = self._progress
+        if progress is not None and progress.done is not None and progress.total:
+            share = progress.done / progress.total
+            full, empty = bar(share, _BAR_CELLS, shell_of(self).glyphs)
+            lines.append(Content.assemble((full, "$primary"), (empty, "$muted"), f" {share:4.0%}"))
+        else:
+            lines.append(Content.styled(bar(0, _BAR_CELLS, shell_of(self).glyphs)[1], "$muted"))
+        lines.append(Content(f"{progress.activity if progress is not None else 'starting'} …"))
+        if self._is_leaving:
+            lines.append(Content.styled("esc again breaks it off; nothing of it is left then.", "$near"))
+        return Content("\n").join(lines)
+
+
+def _error(error: UserError | None) -> Content:
+    if error is None:
+        return Content("")
+    text = Content(sanitize(error.message))
+    return Content.assemble(text, "\n", (sanitize(error.hint), "$muted")) if error.hint else text
+
+
+def _result(result: ExportResult | None) -> Content:
+    """What was written, and how it agrees with the trained model."""
+    if result is None:
+        return Content("")
+    from core.export.card import agreement_rows
+
+    head = ("✓ verified", "$ok bold") if result.verified else ("written, not verified", "$near bold")
+    if result.kind == "card":
+        head = ("written", "$ok bold")
+    lines = [
+        Content.assemble(head, f" · {format_bytes(result.bytes)} in {format_duration(result.seconds)}"),
+        Content(""),
+    ]
+    rows = [("directory", shown_path(result.path))]
+    rows += [("file", f"{one_line(file.name, 100)}  {format_bytes(file.bytes)}") for file in result.files[:12]]
+    if result.agreement is not None:
+        rows += agreement_rows(result.agreement)
+    width = max(len(name) for name, _ in rows)
+    lines += [Content.assemble((f"{name:<{width}}", "$muted"), f"  {one_line(text, 300)}") for name, text in rows]
+    lines += [Content(one_line(note, 400)) for note in result.notes]
+    return Content("\n").join(lines)
