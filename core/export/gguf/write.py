@@ -76,6 +76,7 @@ def write_gguf(model: Path, target: Path, quant: Quant, options: GgufOptions, pr
         if quant not in CONVERTED:
             source, result = result, work / "quantized.gguf"
             _quantize(source, result, quant, options, checked, work, progress)
+        check_gguf(result)
         _put(result, target)
 
 
@@ -236,8 +237,7 @@ def _remove_abandoned(target: Path) -> None:
 
 
 def _put(result: Path, target: Path) -> None:
-    """Check a file and put it into its place, which another one has not taken meanwhile."""
-    check_gguf(result)
+    """Put a file into its place, which another one has not taken meanwhile."""
     result.chmod(paths.FILE_MODE)
     fsync_file(result)
     try:

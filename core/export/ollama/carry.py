@@ -6,7 +6,8 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple
 
-from core.export.ollama.shape import Part, Shape, SystemText, Trim, UserPlace
+from core.export.ollama.probe import Trim
+from core.export.ollama.shape import Part, Shape, SystemText, UserPlace
 
 #: What Python takes for white space, and Jinja's ``trim`` with it.
 WHITE_SPACE = tuple(character for character in map(chr, range(0x3001)) if character.isspace())

@@ -8,7 +8,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+
+from core.export.ollama.go_nodes import (
+    Assign,
+    Call,
+    Dot,
+    Fields,
+    If,
+    Invoke,
+    Literal,
+    Node,
+    Operand,
+    Output,
+    Range,
+    Text,
+    Tree,
+    Variable,
+)
 
 #: What trim markers remove.
 _SPACE = " \t\r\n"
@@ -30,106 +46,6 @@ _KEYWORDS = ("if", "else", "end", "range", "define", "template", "block", "with"
 
 class GoSyntaxError(ValueError):
     """A Go template is not valid, or uses what is not carried out here."""
-
-
-@dataclass(frozen=True)
-class Literal:
-    """A text, number or truth value."""
-
-    value: bytes | int | bool
-
-
-@dataclass(frozen=True)
-class Dot:
-    """The value that ``.`` stands for."""
-
-
-@dataclass(frozen=True)
-class Variable:
-    """A variable; its name has the dollar sign."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class Fields:
-    """Fields of a value, one after another."""
-
-    of: Operand
-    names: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Call:
-    """A call of a function."""
-
-    function: str
-    arguments: tuple[Operand, ...]
-
-
-Operand = Literal | Dot | Variable | Fields | Call
-
-
-@dataclass(frozen=True)
-class Text:
-    """Text that is written as it is."""
-
-    text: bytes
-
-
-@dataclass(frozen=True)
-class Output:
-    """A value that is written."""
-
-    value: Operand
-
-
-@dataclass(frozen=True)
-class Assign:
-    """A variable that gets a value; a new one if it is declared."""
-
-    name: str
-    value: Operand
-    declares: bool
-
-
-@dataclass(frozen=True)
-class If:
-    """A condition with its two branches."""
-
-    condition: Operand
-    then: tuple[Node, ...]
-    otherwise: tuple[Node, ...]
-
-
-@dataclass(frozen=True)
-class Range:
-    """A loop, with the variables for index and element; empty where it has none."""
-
-    over: Operand
-    index: str
-    element: str
-    body: tuple[Node, ...]
-    otherwise: tuple[Node, ...]
-
-
-@dataclass(frozen=True)
-class Invoke:
-    """A named template, carried out with a value."""
-
-    name: str
-    value: Operand
-
-
-Node = Text | Output | Assign | If | Range | Invoke
-
-
-@dataclass(frozen=True)
-class Tree:
-    """A parsed template."""
-
-    nodes: tuple[Node, ...]
-    named: dict[str, tuple[Node, ...]] = field(default_factory=dict)
 
 
 def parse(source: str) -> Tree:

@@ -9,12 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from core.export.ollama.go_syntax import (
+from core.export.ollama.go_nodes import (
     Assign,
     Call,
     Dot,
     Fields,
-    GoSyntaxError,
     If,
     Invoke,
     Literal,
@@ -25,8 +24,8 @@ from core.export.ollama.go_syntax import (
     Text,
     Tree,
     Variable,
-    parse,
 )
+from core.export.ollama.go_syntax import GoSyntaxError, parse
 
 _Value = Any
 _Scope = list[tuple[str, _Value]]
@@ -170,7 +169,9 @@ def _call(call: Call, dot: _Value, scope: _Scope) -> _Value:
             if _truth(value) == (call.function == "or"):
                 break
         return value
-    values = [_evaluate(argument, dot, scope) for argument in call.arguments]
+    values = [
+        argument.value if type(argument) is Literal else _evaluate(argument, dot, scope) for argument in call.arguments
+    ]
     return FUNCTIONS[call.function](*values)
 
 

@@ -7,7 +7,8 @@ decides what a difference means: for those kinds it is told, for all others the 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from typing import Any, Literal
@@ -15,7 +16,8 @@ from typing import Any, Literal
 from core.data.conversation import RowError
 from core.export.ollama.carry import WHITE_SPACE
 from core.export.ollama.go_template import GoError, GoTemplate
-from core.export.ollama.shape import Renderer, Shape
+from core.export.ollama.probe import Renderer
+from core.export.ollama.shape import Shape
 from core.text import one_line
 
 Kind = Literal["plain", "white space", "empty", "tags", "reasoning", "begun"]
@@ -53,6 +55,16 @@ _TEXTS = (
 _THOUGHTS = ("Because.", "One\n\ntwo", "so it is")
 _TAGGED_ANSWERS = ("<think>why</think>because", "<think>\n\n</think>\n\nYes.", "a </think> b", "<think>open")
 _TAGGED_QUESTIONS = ("<tool_response>x</tool_response>", "Why? /no_think", "Why? /think")
+_TAGS = re.compile(r"</?think|<tool_|/no_think|/think")
+#: Whether a message makes its conversation one of a kind.
+_IS_OF: dict[Kind, Callable[[Mapping[str, Any]], bool]] = {
+    "plain": lambda _: False,
+    "white space": lambda message: message["content"] != message["content"].strip(),
+    "empty": lambda message: not message["content"],
+    "tags": lambda message: _TAGS.search(message["content"]) is not None,
+    "reasoning": lambda message: "reasoning_content" in message,
+    "begun": lambda _: False,
+}
 
 
 @dataclass(frozen=True)
@@ -83,18 +95,30 @@ def prove(renderer: Renderer, template: GoTemplate, shape: Shape) -> Proven:
     return Proven(equal, differing)
 
 
-def prove_rows(renderer: Renderer, template: GoTemplate, rows: Sequence[Conversation]) -> tuple[int, list[str]]:
+@dataclass(frozen=True)
+class ProvenRows:
+    """What was compared of the user's data."""
+
+    compared: int
+    differing: int
+    """Rows with another text, of a kind that is known to have one."""
+    unexplained: str | None
+    """The first difference of a row of no such kind, as the rest of a sentence."""
+
+
+def prove_rows(
+    renderer: Renderer, template: GoTemplate, rows: Sequence[Conversation], kinds: Collection[Kind]
+) -> ProvenRows:
     """Compare both on rows of the user's data, each up to its last question.
 
     Args:
         renderer: The chat template.
         template: The Go template.
         rows: The conversations; those with calls or answers of tools are left out.
-
-    Returns:
-        The number of rows compared, and each difference as the rest of a sentence.
+        kinds: The kinds of conversations that are known to come out otherwise.
     """
-    compared, differences = 0, []
+    compared, differing = 0, 0
+    unexplained: str | None = None
     for row in rows:
         asked = max((at for at, message in enumerate(row) if message["role"] == "user"), default=None)
         if asked is None or any(message["role"] == "tool" or "tool_calls" in message for message in row):
@@ -102,9 +126,11 @@ def prove_rows(renderer: Renderer, template: GoTemplate, rows: Sequence[Conversa
         messages = row[: asked + 1]
         compared += 1
         wanted, found = _wanted(renderer, messages), _found(template, messages)
-        if found != wanted:
-            differences.append(_difference(messages, wanted, found))
-    return compared, differences
+        if found != wanted and any(_IS_OF[kind](message) for kind in kinds for message in messages):
+            differing += 1
+        elif found != wanted and unexplained is None:
+            unexplained = _difference(messages, wanted, found)
+    return ProvenRows(compared, differing, unexplained)
 
 
 def _found(template: GoTemplate, messages: Conversation) -> str | None:

@@ -1,42 +1,27 @@
 """The shape of a chat template: the texts that it writes around messages, found by rendering probe conversations.
 
-Every message is a unique character, so that what is between two of them is the template's own. Nothing is known of any
-template beforehand; whether a shape says all is not decided here, but by :mod:`.proof`.
+Nothing is known of any template beforehand; whether a shape says all is not decided here, but by :mod:`.proof`.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
-from typing import Any, Literal
+from typing import Literal
 
 from core.data.conversation import RowError
-from core.template.render import ChatTemplate
-from core.text import one_line
-
-Trim = Literal["keep", "trim", "ltrim", "rtrim"]
-"""What a template does to the white space around a message."""
-
-#: The probe messages: the system's, then those of user and assistant in turns.
-_MARKS = tuple(chr(0x10FFE0 + number) for number in range(8))
-_SYSTEM = _MARKS[0]
-_MARK = re.compile(f"([{_MARKS[0]}-{_MARKS[-1]}])")
-#: White space put around a probe message.
-_PAD = " \n\t\n "
-
-
-class NotCarriedError(Exception):
-    """A construct of a chat template that has no equal in a Go template.
-
-    Args:
-        construct: What it does, as the rest of a sentence that begins with "The chat template".
-    """
-
-    def __init__(self, construct: str) -> None:
-        super().__init__(construct)
-        self.construct = construct
+from core.export.ollama.probe import (
+    MARK,
+    MARKS,
+    SYSTEM,
+    Content,
+    NotCarriedError,
+    Pieces,
+    Probe,
+    Renderer,
+    Trim,
+    conversation,
+)
 
 
 @dataclass(frozen=True)
@@ -101,44 +86,14 @@ class Shape:
     reasoning: Reasoning | None = None
 
 
-class Renderer:
-    """Renders conversations, without the token that the reader of a GGUF file puts before each prompt.
-
-    Args:
-        template: The chat template.
-        bos: The text of the token at the beginning of a sequence; empty if there is none.
-        adds_bos: Whether the reader of the GGUF file adds that token.
-    """
-
-    def __init__(self, template: ChatTemplate, bos: str, adds_bos: bool) -> None:
-        self.template = template
-        self._bos = bos if adds_bos else ""
-        self._adds_bos = adds_bos
-
-    def render(self, messages: Sequence[Mapping[str, Any]], *, prompt: bool = True) -> str:
-        """The text of a conversation, with the beginning of the assistant's turn if it is a prompt.
-
-        Raises:
-            RowError: If the template refuses it.
-            NotCarriedError: If it does not begin with the token that the reader adds.
-        """
-        text = self.template.render(messages, add_generation_prompt=prompt)
-        if not self._adds_bos:
-            return text
-        if not self._bos or not text.startswith(self._bos):
-            token = f"the token {one_line(self._bos, 40)}" if self._bos else "the token"
-            raise NotCarriedError(f"does not begin with {token} that the GGUF file's tokenizer adds to every prompt")
-        return text[len(self._bos) :]
-
-
 def find_shape(renderer: Renderer) -> Shape:
     """The shape of a chat template.
 
     Raises:
         NotCarriedError: If it has none.
     """
-    probe = _Probe(renderer)
-    plain = [probe.read(_conversation(turns)) for turns in (1, 2, 3)]
+    probe = Probe(renderer)
+    plain = [probe.read(conversation(turns)) for turns in (1, 2, 3)]
     system, with_system = _read_system(probe)
     befores: dict[UserPlace, Parts] = {}
     answers: set[Parts] = set()
@@ -157,7 +112,7 @@ def find_shape(renderer: Renderer) -> Shape:
                 else:
                     openings.add(before)
             for piece in pieces:
-                if isinstance(piece, _Content):
+                if isinstance(piece, Content):
                     # White space that is kept in one place and not in another is told by the proof.
                     trims.setdefault(piece.role, piece.trim)
     assistant_before, opening = _only(answers, "an answer"), _only(openings, "the last message")
@@ -175,100 +130,28 @@ def find_shape(renderer: Renderer) -> Shape:
     return replace(shape, reasoning=_find_reasoning(renderer, shape))
 
 
-def _conversation(turns: int, *, system: str | None = None) -> list[dict[str, str]]:
-    """A conversation with ``turns`` questions, the last one without an answer."""
-    found = [] if system is None else [{"role": "system", "content": system}]
-    for number in range(2 * turns - 1):
-        found.append({"role": "assistant" if number % 2 else "user", "content": _MARKS[number + 1]})
-    return found
-
-
-@dataclass(frozen=True)
-class _Content:
-    """A message in a rendering."""
-
-    role: str
-    mark: str
-    trim: Trim
-
-
-_Pieces = list["str | _Content"]
-
-
-class _Probe:
-    """Reads what is around the messages of a conversation."""
-
-    def __init__(self, renderer: Renderer) -> None:
-        self.renderer = renderer
-
-    def read(self, messages: Sequence[dict[str, str]], *, may_ignore_system: bool = False) -> _Pieces:
-        """Texts and messages in the order of the rendering, beginning and ending with a text.
-
-        Raises:
-            NotCarriedError: If the template refuses the conversation, leaves a message out, or has one twice.
-        """
-        try:
-            text = self.renderer.render(messages)
-        except RowError as error:
-            raise NotCarriedError(f"refuses a plain conversation: {_reason(error)}") from error
-        roles = {message["content"]: message["role"] for message in messages}
-        split = _MARK.split(text)
-        for mark, role in roles.items():
-            count = split.count(mark)
-            if count == 0 and not (may_ignore_system and mark == _SYSTEM):
-                raise NotCarriedError(f"leaves out a message of the {role}")
-            if count > 1:
-                raise NotCarriedError(f"writes a message of the {role} more than once")
-        order = [mark for mark in split[1::2] if mark != _SYSTEM]
-        if order != sorted(order):
-            raise NotCarriedError("changes the order of the messages")
-        return [
-            _Content(roles[piece], piece, self._trim(messages, piece, text)) if number % 2 else piece
-            for number, piece in enumerate(split)
-        ]
-
-    def _trim(self, messages: Sequence[dict[str, str]], mark: str, text: str) -> Trim:
-        """What the template does to white space around a message; ``keep`` where that is none of the four."""
-        padded = [
-            {**message, "content": _PAD + mark + _PAD} if message["content"] == mark else message
-            for message in messages
-        ]
-        try:
-            found = self.renderer.render(padded)
-        except RowError:
-            return "keep"
-        before, _, after = text.partition(mark)
-        forms: tuple[tuple[Trim, str], ...] = (
-            ("keep", _PAD + mark + _PAD),
-            ("trim", mark),
-            ("ltrim", mark + _PAD),
-            ("rtrim", _PAD + mark),
-        )
-        return next((trim for trim, form in forms if found == before + form + after), "keep")
-
-
-def _read_system(probe: _Probe) -> tuple[Literal["turn", "inside", "ignored", "refused"], list[_Pieces]]:
+def _read_system(probe: Probe) -> tuple[Literal["turn", "inside", "ignored", "refused"], list[Pieces]]:
     """What becomes of a system prompt, and the conversations with one."""
     try:
-        probe.renderer.render(_conversation(1, system=_SYSTEM))
+        probe.renderer.render(conversation(1, system=SYSTEM))
     except RowError:
         return "refused", []
-    found = [probe.read(_conversation(turns, system=_SYSTEM), may_ignore_system=True) for turns in (1, 2, 3)]
-    shown = [any(isinstance(piece, _Content) and piece.mark == _SYSTEM for piece in pieces) for pieces in found]
+    found = [probe.read(conversation(turns, system=SYSTEM), may_ignore_system=True) for turns in (1, 2, 3)]
+    shown = [any(isinstance(piece, Content) and piece.mark == SYSTEM for piece in pieces) for pieces in found]
     if not any(shown):
         return "ignored", found
     if not all(shown):
         raise NotCarriedError("leaves the system prompt out of some conversations")
-    leads = all(isinstance(pieces[1], _Content) and pieces[1].mark == _SYSTEM for pieces in found)
+    leads = all(isinstance(pieces[1], Content) and pieces[1].mark == SYSTEM for pieces in found)
     return ("turn" if leads else "inside"), found
 
 
-def _turns(pieces: _Pieces, has_system: bool) -> Iterator[tuple[Parts, str, UserPlace, Trim]]:
+def _turns(pieces: Pieces, has_system: bool) -> Iterator[tuple[Parts, str, UserPlace, Trim]]:
     """What is before each message, with its role and place and what becomes of its white space; last of all what ends
     the prompt, with an empty role.
     """
     before: list[Part] = []
-    last = [piece for piece in pieces if isinstance(piece, _Content)][-1]
+    last = [piece for piece in pieces if isinstance(piece, Content)][-1]
     is_first = True
     for piece in pieces:
         if isinstance(piece, str):
@@ -292,10 +175,10 @@ def _only(found: set[Parts], what: str) -> str:
 
 def _with_ends(shape: Shape, renderer: Renderer) -> Shape:
     """A shape whose texts are cut where a turn ends, so that a conversation may end there."""
-    user_after = _tail(renderer, _conversation(1))
+    user_after = _tail(renderer, conversation(1))
     if not (shape.assistant_before.startswith(user_after) and shape.opening.startswith(user_after)):
         user_after = ""
-    assistant_after = _tail(renderer, [*_conversation(1), {"role": "assistant", "content": _MARKS[2]}])
+    assistant_after = _tail(renderer, [*conversation(1), {"role": "assistant", "content": MARKS[2]}])
     later = [parts for place, parts in shape.user_before.items() if not place.is_first]
     if not all(_starts_with(parts, assistant_after) for parts in later):
         assistant_after = ""
@@ -331,7 +214,7 @@ def _without_start(parts: Parts, text: str) -> Parts:
     return tuple(filter(None, (parts[0][len(text) :], *parts[1:])))
 
 
-def _with_head(shape: Shape, probe: _Probe) -> Shape:
+def _with_head(shape: Shape, probe: Probe) -> Shape:
     """A shape with what begins a conversation apart from the first turn, and the system prompt as a turn."""
     befores = dict(shape.user_before)
     base = befores[UserPlace(False, False, True)]
@@ -373,19 +256,19 @@ def _before(parts: Parts, usual: str) -> str:
 
 def _is_none(renderer: Renderer) -> bool:
     try:
-        return renderer.render(_conversation(2, system="")) == renderer.render(_conversation(2))
+        return renderer.render(conversation(2, system="")) == renderer.render(conversation(2))
     except RowError:
         return False
 
 
-def _find_later(probe: _Probe, shape: Shape, usual: str) -> str | None:
+def _find_later(probe: Probe, shape: Shape, usual: str) -> str | None:
     """The text before a system prompt in the middle of a conversation, if it is a turn like the first one."""
-    middle = [*_conversation(2)[:2], {"role": "system", "content": _SYSTEM}, *_conversation(2)[2:]]
+    middle = [*conversation(2)[:2], {"role": "system", "content": SYSTEM}, *conversation(2)[2:]]
     try:
         pieces = probe.read(middle)
     except NotCarriedError:
         return None
-    marks = [piece.mark for piece in pieces if isinstance(piece, _Content)]
+    marks = [piece.mark for piece in pieces if isinstance(piece, Content)]
     if marks != [message["content"] for message in middle]:
         return None
     before, after = pieces[4], pieces[6]
@@ -396,34 +279,17 @@ def _find_later(probe: _Probe, shape: Shape, usual: str) -> str | None:
 
 def _find_reasoning(renderer: Renderer, shape: Shape) -> Reasoning | None:
     """How reasoning is written before the last answer, and whether earlier ones keep theirs."""
-    thought = _MARKS[7]
-    answered = [*_conversation(1), {"role": "assistant", "content": _MARKS[2], "reasoning_content": thought}]
+    thought = MARKS[7]
+    answered = [*conversation(1), {"role": "assistant", "content": MARKS[2], "reasoning_content": thought}]
     try:
-        split = _MARK.split(renderer.render(answered, prompt=False))
-        asked = _MARK.split(renderer.render([*answered, *_conversation(2)[2:]]))
+        split = MARK.split(renderer.render(answered, prompt=False))
+        asked = MARK.split(renderer.render([*answered, *conversation(2)[2:]]))
     except RowError:
         return None
-    if [mark for mark in split[1::2] if mark != _MARKS[1]] != [thought, _MARKS[2]]:
+    if [mark for mark in split[1::2] if mark != MARKS[1]] != [thought, MARKS[2]]:
         return None
     begins = shape.user_after + shape.assistant_before
     opening, closing = split[-5], split[-3]
     if not opening.startswith(begins) or not opening[len(begins) :].strip() or not closing.strip():
         return None
     return Reasoning(opening[len(begins) :], closing, thought in asked)
-
-
-def writes_date(template: ChatTemplate) -> bool:
-    """Whether a template writes the date or the time of day."""
-    texts = set()
-    for now in (datetime(2001, 2, 3, 4, 5, 6), datetime(2019, 11, 28, 17, 48, 39)):
-        other = ChatTemplate(template.source, template.special_tokens, now=now)
-        for system in (None, _SYSTEM):
-            try:
-                texts.add((system, other.render(_conversation(2, system=system), add_generation_prompt=True)))
-            except RowError:
-                texts.add((system, ""))
-    return len(texts) > 2
-
-
-def _reason(error: RowError) -> str:
-    return error.message.rpartition(": ")[2].rstrip(".")

@@ -11,8 +11,9 @@ from core.data.conversation import RowError
 from core.errors import UserError
 from core.export.ollama.carry import go_template, is_kept
 from core.export.ollama.go_template import GoTemplate
+from core.export.ollama.probe import NotCarriedError, Renderer, writes_date
 from core.export.ollama.proof import Kind, prove, prove_rows
-from core.export.ollama.shape import NotCarriedError, Renderer, Shape, find_shape, writes_date
+from core.export.ollama.shape import Shape, find_shape
 from core.sandbox.pool import sandboxed
 from core.template.render import ChatTemplate
 
@@ -122,9 +123,8 @@ def _carry(
     text = go_template(shape)
     template = GoTemplate(text)
     proven = prove(renderer, template, shape)
-    compared, differences = prove_rows(renderer, template, rows)
-    unexplained = proven.differing.get("plain") or (not proven.differing and next(iter(differences), None))
-    if unexplained:
+    tried = prove_rows(renderer, template, rows, proven.differing)
+    if unexplained := proven.differing.get("plain") or tried.unexplained:
         raise NotCarriedError(f"writes turns by rules that a Go template does not have: {unexplained}")
     notes = [*_system_notes(shape)]
     if has_date and date is not None:
@@ -135,14 +135,14 @@ def _carry(
             "Without tools everything is as in training."
         )
     notes += [note for kind, note in _NOTES if kind in proven.differing]
-    if differences:
+    if tried.differing:
         notes.append(
-            f"{len(differences)} of {compared} rows of your data are written otherwise in Ollama, by these rules."
+            f"{tried.differing} of {tried.compared} rows of your data are written otherwise for these reasons."
         )
     reasoning = shape.reasoning
     if reasoning is not None and is_kept(reasoning.opening + reasoning.closing):
         notes.append(_reasoning_note(reasoning.opening, reasoning.closing, reasoning.in_history))
-    return OllamaTemplate(text, shape.system, proven.conversations, compared - len(differences), tuple(notes))
+    return OllamaTemplate(text, shape.system, proven.conversations, tried.compared - tried.differing, tuple(notes))
 
 
 def _system_notes(shape: Shape) -> Iterator[str]:

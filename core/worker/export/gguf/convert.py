@@ -7,6 +7,7 @@ from a model's directory is prepared by :mod:`core.export.gguf.staging`. A tenso
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import re
 import sys
@@ -170,10 +171,15 @@ def _set_metadata(writer: Any, model: Path, job: dict[str, Any]) -> None:
         return
     bos = _text(found, "tokenizer.ggml.bos_token_id")
     prompt = _prompt(template, {"bos_token": bos, "eos_token": _text(found, "tokenizer.ggml.eos_token_id")})
+    if prompt is None:
+        return
     flag = functools.partial(gguf.GGUFValue, type=gguf.GGUFValueType.BOOL)
     # Programs put this token before what the template renders, unless that begins with it already.
     if not (bos and prompt.startswith(bos)):
         found["tokenizer.ggml.add_bos_token"] = flag(False)
+    elif found["tokenizer.ggml.model"].value != "llama" and "tokenizer.ggml.add_bos_token" not in found:
+        # Programs differ in what they do where nothing is said.
+        found["tokenizer.ggml.add_bos_token"] = flag(_begins_texts(read_tokenizer(model), bos))
     # A prompt that ends with this one would be at its end.
     for name in ("eos", "sep"):
         if (key := f"tokenizer.ggml.add_{name}_token") in found:
@@ -182,6 +188,11 @@ def _set_metadata(writer: Any, model: Path, job: dict[str, Any]) -> None:
     if content is not None and found["tokenizer.ggml.model"].value == "llama" and job["base_gguf"] is None:
         begins = any(prompt.startswith(token["content"]) for token in content.get("added_tokens", ()))
         found["tokenizer.ggml.add_space_prefix"] = flag(adds_space_prefix(content, begins))
+
+
+def _begins_texts(content: dict[str, Any] | None, bos: str) -> bool:
+    """Whether a tokenizer puts a token before every text."""
+    return bos in json.dumps((content or {}).get("post_processor"), ensure_ascii=False)
 
 
 def _limit_context(writer: Any, settings: dict[str, Any]) -> None:
@@ -221,12 +232,12 @@ def _text(found: dict[str, Any], key: str) -> str:
     return token.decode("utf-8", errors="replace") if isinstance(token, bytes) else str(token)
 
 
-def _prompt(template: str, specials: dict[str, str]) -> str:
-    """The prompt of a question; empty if the template refuses it."""
+def _prompt(template: str, specials: dict[str, str]) -> str | None:
+    """The prompt of a question; None if the template refuses it."""
     try:
         return ChatTemplate(template, specials).render([{"role": "user", "content": "a"}], add_generation_prompt=True)
     except RowError:
-        return ""
+        return None
 
 
 if __name__ == "__main__":

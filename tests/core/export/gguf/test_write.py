@@ -127,6 +127,31 @@ def test_calibration_is_bounded() -> None:
     assert sum(map(len, rows)) == write.CALIBRATION_TOKENS
 
 
+def test_an_adapter_becomes_a_file_of_its_own(tiny_model_dir: Path, tmp_path: Path, converter: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    adapter, target = tmp_path / "adapter", tmp_path / "adapter.gguf"
+    adapter.mkdir()
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "bias": "none", "use_rslora": True}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    module = "base_model.model.model.layers.1.mlp.down_proj"
+    factors = {f"{module}.lora_A.weight": torch.ones(4, 128), f"{module}.lora_B.weight": torch.ones(64, 4)}
+    save_file(factors, adapter / "adapter_model.safetensors")
+    write_adapter_gguf(adapter, tiny_model_dir, target, quiet)
+    header = read_gguf_header(target)
+    assert header.metadata["general.type"] == "adapter"
+    assert header.metadata["general.architecture"] == "llama"
+    assert header.metadata["adapter.lora.alpha"] == 16, "8 times the root of the rank"
+    assert {name: tensor.shape for name, tensor in header.tensors.items()} == {
+        "blk.1.ffn_down.weight.lora_a": (128, 4),
+        "blk.1.ffn_down.weight.lora_b": (4, 64),
+    }
+    assert sorted(os.listdir(tmp_path)) == ["adapter", "adapter.gguf"]
+    with pytest.raises(UserError, match="exists already"):
+        write_adapter_gguf(adapter, tiny_model_dir, target, quiet)
+
+
 @pytest.mark.parametrize(
     ("values", "said"),
     [

@@ -17,6 +17,7 @@ from core.template.builtin import NAMED_TEMPLATES
 from core.template.render import ChatTemplate
 from tests.core.template.families import DEEPSEEK_R1, FAMILIES, GPT_OSS, LLAMA3, MISTRAL_NEMO, QWEN3
 from tests.core.template.reasoning_families import PARTS, REASONING_MARKED
+from tests.core.template.test_real_templates import DIRECTORY
 
 _NOW = "2026-03-14T10:15:02"
 _SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
@@ -200,6 +201,9 @@ def test_rows_that_differ_by_a_known_rule_are_counted() -> None:
     found = carry_here(DEEPSEEK_R1.template, {"bos_token": DEEPSEEK_R1.bos}, False, None, [row, row[:1]])
     assert found.rows == 1
     assert any("1 of 2 rows of your data are written otherwise" in note for note in found.notes)
+    source = DEEPSEEK_R1.template.replace("message['content']", "(message['content'] | replace('@@', ''))")
+    with pytest.raises(UserError, match="writes turns by rules"):
+        carry_here(source, {"bos_token": DEEPSEEK_R1.bos}, False, None, [row, [{"role": "user", "content": "@@"}]])
 
 
 def test_the_documentation_has_every_built_in_template() -> None:
@@ -210,3 +214,14 @@ def test_the_documentation_has_every_built_in_template() -> None:
         notes = carried(f"built-in {name}").notes
         assert (f"`{name}`" in exact) == (notes == ()), name
         assert (f"`{name}`" in tools) == any(note.startswith(_TOOLS_NOTE) for note in notes), name
+
+
+@pytest.mark.skipif(not DIRECTORY.is_dir(), reason="the installed trl has no chat templates")
+@pytest.mark.parametrize("name", ["gemma", "gemma4", "llama3_2", "phi3", "qwen2_5", "qwen3", "qwen3_5_think"])
+def test_templates_as_models_ship_them_are_carried(name: str) -> None:
+    path = DIRECTORY / f"{name}.jinja"
+    if not path.is_file():
+        pytest.skip("this version of trl does not have it")
+    found = carry_here(path.read_text(encoding="utf-8"), _SPECIAL, False, _NOW)
+    assert found.conversations > 300
+    assert not any(note.startswith(("White space", "An empty message")) for note in found.notes)
