@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from core.config.schema import DataSection
+from core.errors import UserError
 from core.runs.store import Run
 from core.runs.trained import find_trained
 from core.worker.export.verify import reference
@@ -105,6 +106,26 @@ def test_weights_that_were_trained_are_measured(tmp_path: Path, tiny_model_dir: 
     assert same["figures"]["trained"]["max_delta"] < 1e-4
     other = compare_plain(proof, tiny_model_dir, None, quiet)
     assert other["figures"]["trained"]["max_delta"] > 0.01
+    (run.model_path / "model.safetensors").write_bytes(b"torn")
+    with pytest.raises(UserError, match=r"transformers cannot load .*model: "):
+        compare_plain(proof, run.model_path, None, quiet)
+
+
+def test_another_base_than_that_of_the_training_is_refused(tmp_path: Path, tiny_model_dir: Path) -> None:
+    run = make_trained_run(tiny_model_dir, write_rows(tmp_path / "rows.jsonl", 3))
+    checkpoint = run.checkpoints_path / "step-00000001"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "manifest.json").write_text(json.dumps({"files": {}, "base_sha256": "0" * 64}))
+    with pytest.raises(UserError, match="has changed since"):
+        measure(run, tmp_path / "proof")
+
+
+def test_rows_that_are_gone_are_named(tmp_path: Path, tiny_model_dir: Path) -> None:
+    data = write_rows(tmp_path / "rows.jsonl", 3)
+    run = make_trained_run(tiny_model_dir, data)
+    data.unlink()
+    with pytest.raises(UserError, match=r"rows\.jsonl"):
+        measure(run, tmp_path / "proof")
 
 
 def test_what_does_not_fit_in_fp32_is_measured_as_it_was_trained(
