@@ -93,7 +93,8 @@ class DraftKeeper:
     Args:
         state: The configuration, and the content of its file.
         panes: Where unread text and the conversation are.
-        remembers: Whether the app begins with what was open last; else no conversation stays when it is left by choice.
+        remembers: Whether the app begins with what was open last; else no conversation stays when it is left by choice,
+            and none is kept with its run.
     """
 
     def __init__(self, state: AppState, panes: Panes, *, remembers: bool = True) -> None:
@@ -252,7 +253,7 @@ class DraftKeeper:
     def _keep_transcript(self, pane: ChatPane, exchanges: list[dict[str, Any]]) -> None:
         """Keep the conversation with its run as well, once an answer is there; a draft ends with the conversation."""
         target = pane.target
-        if not isinstance(target, Run) or pane.is_answering or not exchanges:
+        if not isinstance(target, Run) or pane.is_answering or not exchanges or not self._remembers:
             return
         if (pane.dialogue.id, exchanges) == self._transcript:
             return

@@ -37,7 +37,10 @@ def find_candidates(run: Run) -> list[Candidate]:
     """
     live = not run.state().is_over
     losses = held_out_losses(run)
+    steps = list(reversed(checkpoint_steps(run)))
     own = "in training, answers between two steps" if live else "result of the run"
+    if not live and steps and not (is_adapter(run.adapter_path) or run.model_path.is_dir()):
+        own = f"newest checkpoint, step {steps[0]}"
     found = [Candidate(TUNED, "tuned", own)]
     exports = [
         Candidate(str(each.path), f"export {each.quant}".rstrip(), f"{each.path.name}, read by llama.cpp")
@@ -46,10 +49,7 @@ def find_candidates(run: Run) -> list[Candidate]:
     if not run.trains_adapter:
         return found + exports
     found.append(Candidate(BASE, "base", "the model before training"))
-    found += [
-        Candidate(reference_to(run, step), f"step {step}", _loss(losses, step))
-        for step in reversed(checkpoint_steps(run))
-    ]
+    found += [Candidate(reference_to(run, step), f"step {step}", _loss(losses, step)) for step in steps]
     found += exports
     values = run.values()
     for other in list_runs()[:_RUNS]:

@@ -271,7 +271,7 @@ def open_session(target: Run | Path | str, *, llama: bool = False) -> ChatSessio
     if llama:
         raise UserError("llama.cpp reads GGUF files, and this is a run.", "Export the run, and name its GGUF file.")
     step = None
-    if isinstance(target, str) and not _names_model(target):
+    if isinstance(target, str) and not names_model(target):
         target, step = find_run_at(target)
     elif isinstance(target, Path) and os.path.isfile(target / "run.toml"):
         target = Run(target.absolute())
@@ -282,7 +282,8 @@ def open_session(target: Run | Path | str, *, llama: bool = False) -> ChatSessio
     return session_of(find_trained(target, step))
 
 
-def _names_model(name: str) -> bool:
+def names_model(name: str) -> bool:
+    """Whether a name is that of a model, by its path or in the home; else it is a run's."""
     reference, step = split_step(name)
     path = user_path(reference)
     if os.path.exists(path):

@@ -97,6 +97,12 @@ def keep_transcript(run: Run, dialogue: Dialogue, system: str = "") -> Path:
     return path
 
 
+def remove_transcript(transcript: Transcript) -> None:
+    """Remove a kept conversation; nothing happens if it is gone or cannot be removed."""
+    with suppress(OSError):
+        transcript.path.unlink(missing_ok=True)
+
+
 def list_transcripts(run: Run) -> list[Transcript]:
     """The conversations kept with a run, the newest first; what is none is left out."""
     try:

@@ -12,7 +12,9 @@ from textual.pilot import Pilot
 
 from core import paths
 from core.chat.dialogue import Dialogue, Reply
+from core.chat.transcripts import chats_dir, list_transcripts
 from core.drafts import list_drafts
+from core.runs.store import Run
 from tests.tui.config_panes import write_config
 from tests.tui.fake_session import FakeSession, factory
 from tests.tui.harness import HOSTILE, pane_of, paste, screen_text, wait_for
@@ -52,6 +54,10 @@ async def test_a_conversation_comes_back_with_what_was_half_written(home: Path) 
         await paste(pilot, "and why")
         app.drafts.look()
         assert app.drafts.kept == "the conversation is kept"
+        run = pane.target
+        assert isinstance(run, Run)
+        (kept,) = list_transcripts(run)
+        assert kept.dialogue().to_data() == pane.dialogue.to_data()
         app.leaving.leave()
     leave_behind()
 
@@ -61,6 +67,8 @@ async def test_a_conversation_comes_back_with_what_was_half_written(home: Path) 
         await wait_for(pilot, lambda: "forty-two" in screen_text(app))
         assert "what is it" in screen_text(app)
         assert pane.prompt.text == "and why"
+        app.drafts.look()
+        assert [one.id for one in list_transcripts(run)] == [kept.id], "it goes on in the file where it is kept"
         assert [reply.state for exchange in pane.dialogue.exchanges for reply in exchange.replies] == ["done"]
         assert "is back in the Chat pane" in " ".join(note.message for note in app._notifications)
         await pilot.press("escape", "ctrl+l")
@@ -68,6 +76,7 @@ async def test_a_conversation_comes_back_with_what_was_half_written(home: Path) 
         await wait_for(pilot, lambda: not pane.dialogue.exchanges)
         app.drafts.look()
         assert not list_drafts("chat")
+        assert [one.id for one in list_transcripts(run)] == [kept.id], "with its run it stays"
 
 
 async def test_a_prompt_that_was_only_typed_comes_back_without_a_word(home: Path) -> None:
@@ -131,6 +140,9 @@ async def test_the_conversation_is_not_kept_where_nothing_is_to_be_remembered(ho
         pane.take_up(dialogue(), "half")
         app.drafts.look()
         assert list_drafts("chat")
+        run = pane.target
+        assert isinstance(run, Run)
+        assert not chats_dir(run).exists()
         await pilot.press("5", "q")
         await wait_for(pilot, lambda: not app.is_running)
     assert not list_drafts("chat")

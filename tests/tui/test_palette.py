@@ -44,7 +44,7 @@ def test_every_command_has_other_words() -> None:
     [
         ("theme", "app.theme"),
         ("colors", "app.theme"),
-        ("export", "train.elsewhere"),
+        ("export", "train.export"),
         ("screenshot", "app.picture"),
         ("compare", "config.compare"),
         ("diff", "config.compare"),

@@ -8,16 +8,31 @@ from __future__ import annotations
 from textual.app import ComposeResult
 from textual.containers import Container, Horizontal, Vertical
 from textual.content import Content
-from textual.widgets import Static
 
 from core.chat.dialogue import Exchange, Reply
 from core.text import one_line, sanitize
 from tui.widgets.markdown_text import MarkdownText
+from tui.widgets.relayout import relayout
+from tui.widgets.text_block import TextBlock
 
 #: Columns that an answer needs beside others.
 COLUMN_WIDTH = 45
 #: Characters of a speaker's name, which is broken over a few lines.
 _NAME = 27
+
+
+class GrowingText(TextBlock):
+    """A text that is laid out again only when its rows change in number: a conversation is laid out whole."""
+
+    def show(self, content: Content) -> None:
+        """Show another content."""
+        if content.is_same(self._content):
+            return
+        self._content, width = content, self.size.width
+        if width and content.get_height(self.styles.get_rules(), width) == self.size.height:
+            self.refresh()
+        else:
+            relayout(self)
 
 
 class ChatMessage(Horizontal):
@@ -37,8 +52,9 @@ class ChatMessage(Horizontal):
 
     def __init__(self, role: str, speaker: str, text: str = "") -> None:
         super().__init__(classes=f"-{role}")
-        self._speaker = Static(Content(_named(speaker)), classes="chat-speaker")
-        self._text = Static(Content(sanitize(text)), classes="chat-text")
+        self._speaker = GrowingText(Content(_named(speaker)), classes="chat-speaker")
+        self._text = GrowingText(Content(sanitize(text)), classes="chat-text")
+        self._text.display = True
 
     def compose(self) -> ComposeResult:
         """The gutter and the text."""
@@ -47,8 +63,8 @@ class ChatMessage(Horizontal):
 
     def show(self, speaker: str, text: Content) -> None:
         """Show another text."""
-        self._speaker.update(Content(_named(speaker)))
-        self._text.update(text)
+        self._speaker.show(Content(_named(speaker)))
+        self._text.show(text)
 
 
 def _named(speaker: str) -> str:

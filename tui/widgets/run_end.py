@@ -54,8 +54,8 @@ def end_hints(result: RunResult, keys: KeyTable, *, has_answers: bool, name: str
     shown.append(("app.start", f"start {name} again" if name else "start it again"))
     shown.append(("train.settings", "again with changes"))
     if result.path is not None:
-        shown.append(("train.export", f"export the {result_name(result)}"))
-        shown += [("train.copy", "copy its path"), ("train.elsewhere", "use it elsewhere")]
+        shown += [("train.copy", f"copy path of {result_name(result)}"), ("train.export", "export")]
+        shown.append(("train.elsewhere", "use it elsewhere"))
     return [(keys[identity].display, text) for identity, text in shown]
 
 

@@ -27,7 +27,7 @@ def test_the_run_its_checkpoints_with_their_loss_and_others_on_the_base() -> Non
         add_adapter(stranger.adapter_path)
     found = [(each.source, each.name, each.about) for each in find_candidates(run)]
     assert found == [
-        ("tuned", "tuned", "result of the run"),
+        ("tuned", "tuned", "newest checkpoint, step 40"),
         ("base", "base", "the model before training"),
         (f"{run.id}@40", "step 40", "held-out loss 0.432"),
         (f"{run.id}@20", "step 20", "held-out loss 0.500"),

@@ -52,7 +52,7 @@ def test_a_finish_says_what_was_gained_and_what_to_do_next() -> None:
     assert shown[4].endswith("perplexity 60.9 → 1.11")
     assert shown[5:] == [
         "i ask it   a answers   r start 203633-faq again   e again with changes",
-        "^y copy path of adapter (19 MB)   x use it elsewhere",
+        "^y copy path of adapter (19 MB)   X export   x use it elsewhere",
     ]
     assert {line.index("→") for line in shown[2:4]} == {shown[4].index("→")}
 
@@ -68,7 +68,7 @@ def test_a_stopped_run_says_what_is_kept_and_how_to_go_on() -> None:
     shown = lines(STOPPED)
     assert shown[0] == "■ stopped on request after step 15 of 30 · 3m 32s of work · 9.1 Wh"
     assert "  Kept is the checkpoint of step 10; the 5 steps after it are lost." in shown
-    assert shown[-2].startswith("C continue from there   i ask it   a answers")
+    assert shown[-3].startswith("C continue from there   i ask it   a answers")
     assert "step 10" in shown[1]
 
 

@@ -18,7 +18,6 @@ from textual.widgets import Static
 from core.chat.dialogue import Dialogue, Exchange, format_stats
 from core.chat.request import BASE, TUNED
 from core.errors import UserError
-from core.runs.store import has_weights
 from core.text import one_line
 from tui.datasets.summary import counted
 from tui.keys import bindings, display_key
@@ -557,6 +556,8 @@ class ChatPane(Pane):
 
     def action_export(self) -> None:
         """Export the model that answers."""
+        from core.runs.store import has_weights
+
         run = self.partner.run
         if run is None:
             self._say("This model was not trained here: there is nothing to export.", "$near")
@@ -692,7 +693,8 @@ class ChatPane(Pane):
             self.app.call_from_thread(self._choose_transcript, run, list_transcripts(run))
 
     def _choose_transcript(self, run: Run, found: list[KeptConversation]) -> None:
-        from tui.screens.pick import Pick, PickScreen
+        from core.chat.transcripts import remove_transcript
+        from tui.screens.pick import Discard, Pick, PickScreen
 
         if not found:
             self._say("No conversation was kept with this run yet.", "$near")
@@ -704,9 +706,14 @@ class ChatPane(Pane):
                 self.take_up(one.dialogue(), "")
                 self._say(f"The conversation of {one.when} is back.")
 
+        by_id = {one.id: one for one in found}
         picks = [Pick(one.id, one.title, one.when) for one in found]
+        # The present one would be written again.
+        others = frozenset(by_id) - {self.dialogue.id}
+        discard = Discard(others, lambda identity: remove_transcript(by_id[identity]))
         if run == self.target:
-            self.app.push_screen(PickScreen("Conversations of this run", picks, self.dialogue.id), chosen)
+            title = "Conversations of this run"
+            self.app.push_screen(PickScreen(title, picks, self.dialogue.id, discard=discard), chosen)
 
     @on(PromptInput.PageWanted)
     def _page_wanted(self, message: PromptInput.PageWanted) -> None:

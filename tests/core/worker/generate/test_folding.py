@@ -82,3 +82,28 @@ def test_a_single_source_is_folded_and_a_comparison_is_not(tiny_model_dir: Path)
         assert (logits(model) - tuned).abs().max() < 1e-5
     # Whoever compares is not made to wait for folding at every turn.
     assert folded == [True, False, False]
+
+
+def test_adapters_of_other_kinds_answer_as_they_do_alone(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """DoRA, and a module of its own: each adapter beside others gives the logits that it gives by itself."""
+    kinds: dict[str, dict[str, Any]] = {
+        "plain": {"r": 2},
+        "dora": {"use_dora": True, "use_rslora": True},
+        "module": {"target_modules": ["q_proj"], "modules_to_save": ["norm"]},
+    }
+    alone: dict[str, torch.Tensor] = {}
+    for name, config in kinds.items():
+        model = adapted(tiny_model_dir, **config)
+        if name == "module":
+            model.base_model.model.model.norm.modules_to_save["default"].weight.data.mul_(1.5)
+        alone[name] = logits(model)
+        model.save_pretrained(str(tmp_path / name))
+    loaded = load_model(tiny_model_dir, method="lora", precision="fp32", device="cpu")
+    alone["base"] = logits(loaded.model)
+    sources = Sources(loaded, tiny_model_dir, said="adapter", has_adapter=False, template=None)
+    for name in kinds:
+        sources.add(name, tmp_path / name, said=name, template=None, base_sha256=None)
+    for name in ("dora", "base", "module", "plain", "dora", "base"):
+        with sources.answering(name) as model:
+            assert (logits(model) - alone[name]).abs().max() < 1e-5, name
+    assert sources.said_of("dora") == "dora"

@@ -15,7 +15,7 @@ from textual.pilot import Pilot
 from core.chat.candidates import Candidate
 from core.chat.dialogue import Dialogue
 from core.chat.request import GenerationSettings
-from core.chat.transcripts import keep_transcript
+from core.chat.transcripts import keep_transcript, list_transcripts
 from core.errors import UserError
 from core.runs.store import Run
 from tests.tui.fake_session import FakeSession, factory
@@ -713,3 +713,7 @@ async def test_a_conversation_of_the_run_is_opened_again(tmp_path: Path, monkeyp
         assert pane.dialogue.id == dialogue.id
         await talked(pilot, pane, "and now")
         assert session.asked[0][1][2]["content"] == "an old answer"
+        await pilot.press("ctrl+l", "o")
+        await wait_for(pilot, lambda: "an old question" in screen_text(pilot.app))
+        await pilot.press("delete", "delete")
+        await wait_for(pilot, lambda: list_transcripts(run) == [])
