@@ -57,11 +57,10 @@ def main() -> None:
     for number in range(options.rounds):
         bench.round()
         print(f"round {number + 1} of {options.rounds}", file=sys.stderr, flush=True)
+        if options.results:
+            # After each round, so that what was measured stays if it is ended.
+            Path(options.results).write_text(json.dumps(bench.results(), indent=1) + "\n", encoding="utf-8")
     bench.print_table()
-    if options.results:
-        path = Path(options.results)
-        path.write_text(json.dumps(bench.results(), indent=1) + "\n", encoding="utf-8")
-        print(f"written to {path}", file=sys.stderr)
 
 
 def _parse() -> argparse.Namespace:
