@@ -183,6 +183,7 @@ def _quantize(
         "target": str(target),
         "quant": quant,
         "importance": None if importance is None else str(importance),
+        "rows": len(rows),
         "expected": round(checked.elements * BYTES_PER_WEIGHT[quant]),
     }
     run_process(f"{_WORKER}.quantize", job, "llama.cpp's quantizer", progress)
