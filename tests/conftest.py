@@ -45,6 +45,8 @@ SLOW = (
     "tests/core/analysis/test_process.py",
     "tests/core/config/test_absurd_values.py",
     "tests/core/export/gguf/test_write.py",
+    "tests/core/chat/test_exported.py",
+    "tests/core/export/test_verify.py",
     "tests/core/template/test_jinja_sandbox.py",
     "tests/core/template/test_sandboxed.py",
     "tests/core/runs/test_foreign_runs.py",

@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from core.chat.exported import exports_of
 from core.chat.request import BASE, TUNED, Source
 from core.config.schema import WEIGHT_METHODS
 from core.errors import UserError
@@ -41,10 +42,15 @@ def find_candidates(run: Run) -> list[Candidate]:
     if not live and steps and not (is_adapter(run.adapter_path) or run.model_path.is_dir()):
         own = f"newest checkpoint, step {steps[0]}"
     found = [Candidate(TUNED, "tuned", own)]
+    exports = [
+        Candidate(str(each.path), f"export {each.quant}".rstrip(), f"{each.path.name}, read by llama.cpp")
+        for each in exports_of(run.id)
+    ]
     if not run.trains_adapter:
-        return found
+        return found + exports
     found.append(Candidate(BASE, "base", "the model before training"))
     found += [Candidate(reference_to(run, step), f"step {step}", _loss(losses, step)) for step in steps]
+    found += exports
     values = run.values()
     for other in list_runs()[:_RUNS]:
         if other.path != run.path and _shares_base(values, other.values()):

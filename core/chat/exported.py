@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core.chat.engine import ModelSpec
+from core import paths
+from core.chat.engine import ChatEngine, ModelSpec
+from core.chat.request import Source
 from core.errors import UserError
 from core.runs.store import find_run
 from core.runs.trained import find_trained
@@ -28,6 +32,8 @@ class ExportedModel:
     path: Path
     template: str | None = None
     """The chat template of the training, which that of the file is held against; None where it is not known."""
+    quant: str = ""
+    """The type of its weights; empty where it is not told."""
 
     @property
     def spec(self) -> ModelSpec:
@@ -55,7 +61,77 @@ def find_exported(path: Path, *, asked: bool = False) -> ExportedModel | None:
         if asked:
             raise UserError(f"{one_line(str(path))} is no GGUF file, and has none in it.", "Name a GGUF file.")
         return None
-    return ExportedModel(file.absolute(), _template(record or {}))
+    return _exported(file, record or {})
+
+
+def exports_of(run: str) -> list[ExportedModel]:
+    """The exports of a run in the home that can be asked: GGUF files, by their directories' names.
+
+    Args:
+        run: Its id.
+    """
+    found = []
+    with contextlib.suppress(OSError):
+        for directory in sorted(paths.exports_dir().iterdir()):
+            record = None if directory.name.startswith(".") else _read_record(directory)
+            if record is not None and record.get("run") == run and (file := _gguf_file(directory)) is not None:
+                found.append(_exported(file, record))
+    return found
+
+
+class ExportReaders:
+    """Readers of exported files beside a session, a process for each file; started when it is first asked.
+
+    ``cancel`` and ``close`` may be called from any thread.
+    """
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._engines: dict[Source, ChatEngine] = {}
+        self._is_closed = False
+
+    def find(self, source: Source) -> ChatEngine | None:
+        """The engine that has loaded the file that a source names; None where it names none.
+
+        Raises:
+            UserError: If the file cannot be loaded.
+        """
+        if not os.path.isabs(source) or (exported := find_exported(Path(source))) is None:
+            return None
+        with self._guard:
+            if (known := self._engines.get(source)) is not None:
+                return known
+            engine = self._engines[source] = ChatEngine(READER)
+            if self._is_closed:
+                engine.close()
+        try:
+            engine.load(exported.spec, lambda _detail, _done, _total: None)
+        except BaseException:
+            with self._guard:
+                self._engines.pop(source, None)
+            engine.close()
+            raise
+        return engine
+
+    def cancel(self) -> None:
+        """Cancel their answers."""
+        for engine in self._all():
+            engine.cancel()
+
+    def close(self) -> None:
+        """End them."""
+        self._is_closed = True
+        for engine in self._all():
+            engine.close()
+
+    def _all(self) -> list[ChatEngine]:
+        with self._guard:
+            return list(self._engines.values())
+
+
+def _exported(file: Path, record: dict[str, Any]) -> ExportedModel:
+    quant = record.get("quant")
+    return ExportedModel(file.absolute(), _template(record), one_line(quant, 20) if isinstance(quant, str) else "")
 
 
 def _gguf_file(path: Path) -> Path | None:

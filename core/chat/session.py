@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from core.chat.engine import AdapterSpec, ChatEngine, ModelSpec, Progress
-from core.chat.exported import READER, find_exported
+from core.chat.exported import READER, ExportReaders, find_exported
 from core.chat.request import BASE, TUNED, ChatRequest, GenerationSettings, Source
 from core.config.schema import ModelSection
 from core.errors import UserError
@@ -133,6 +133,7 @@ class LiveSession:
         self._closed = False
         #: Checkpoints and other runs answer from an engine beside the worker.
         self._beside: EngineSession | None = None
+        self._exports = ExportReaders()
 
     @property
     def description(self) -> str:
@@ -150,7 +151,10 @@ class LiveSession:
         """Generate an answer in the worker; that of a checkpoint or of another run, in an engine."""
         request = ChatRequest(list(messages), source, settings)
         if source not in (TUNED, BASE):
-            yield from self._engine(source).generate(messages, source, settings)
+            if (reader := self._exports.find(source)) is not None:
+                yield from _follow(reader, request)
+            else:
+                yield from self._engine(source).generate(messages, source, settings)
             return
         pieces: list[str] = []
         speaker: str = source
@@ -198,6 +202,7 @@ class LiveSession:
     def cancel(self) -> None:
         """Close the connection, which the worker notices at the next token."""
         self._cancelled.set()
+        self._exports.cancel()
         if self._beside is not None:
             self._beside.cancel()
         client = self._client
@@ -209,6 +214,7 @@ class LiveSession:
         """Cancel the current answer, and end the engine."""
         self._closed = True
         self.cancel()
+        self._exports.close()
         if self._beside is not None:
             self._beside.close()
 
@@ -229,6 +235,7 @@ class EngineSession:
         self._loading = threading.Lock()
         self._loaded = False
         self._added: set[Source] = set()
+        self._exports = ExportReaders()
 
     @property
     def description(self) -> str:
@@ -252,15 +259,12 @@ class EngineSession:
     ) -> Iterator[Token | Answer]:
         """Generate an answer in the engine."""
         request = ChatRequest(list(messages), source, settings)
-        self.prepare(lambda _detail, _done, _total: None)
-        if source not in (TUNED, BASE):
-            self._add(source)
-        with contextlib.closing(self._engine.generate(request)) as incoming:
-            for message in incoming:
-                if "token" in message:
-                    yield Token(sanitize(str(message["token"])))
-                else:
-                    yield _answer(message)
+        reader = None if source in (TUNED, BASE) else self._exports.find(source)
+        if reader is None:
+            self.prepare(lambda _detail, _done, _total: None)
+            if source not in (TUNED, BASE):
+                self._add(source)
+        yield from _follow(reader or self._engine, request)
 
     @property
     def is_open(self) -> bool:
@@ -290,10 +294,12 @@ class EngineSession:
 
     def cancel(self) -> None:
         """Cancel the answer in the engine."""
+        self._exports.cancel()
         self._engine.cancel()
 
     def close(self) -> None:
         """End the engine."""
+        self._exports.close()
         self._engine.close()
 
 
@@ -393,6 +399,16 @@ def adapter_spec(trained: TrainedModel, source: Source, on: ModelSpec) -> Adapte
         template=trained.template,
         base_sha256=trained.base_sha256,
     )
+
+
+def _follow(engine: ChatEngine, request: ChatRequest) -> Iterator[Token | Answer]:
+    """The answer of an engine, piece by piece."""
+    with contextlib.closing(engine.generate(request)) as incoming:
+        for message in incoming:
+            if "token" in message:
+                yield Token(sanitize(str(message["token"])))
+            else:
+                yield _answer(message)
 
 
 def _answer(message: dict[str, Any]) -> Answer:

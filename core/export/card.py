@@ -236,6 +236,8 @@ def agreement_rows(agreement: Agreement) -> list[tuple[str, str]]:
     rows = [("rows", str(agreement.rows)), ("same prompts, token by token", "yes" if agreement.prompts_equal else "no")]
     if agreement.mean_kl is not None:
         rows.append(("mean divergence", f"{format_number(agreement.mean_kl)} nats"))
+    if agreement.learned_kl is not None:
+        rows.append(("divergence of the base", f"{format_number(agreement.learned_kl)} nats: what was learned"))
     if agreement.top1 is not None:
         rows.append(("same likeliest token", f"{format_fixed(100 * agreement.top1, 1)} %"))
     if agreement.greedy_equal is not None:

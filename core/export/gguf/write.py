@@ -42,9 +42,9 @@ BYTES_PER_WEIGHT: dict[Quant, float] = {
 }
 #: Bytes that a process may take: what its libraries take, and for each number of the largest tensor.
 _LIBRARIES, _BYTES_AT_WORK = 4 << 30, 16
-#: Most tokens of the rows that an importance matrix is computed from, and of one of them: a few tens of thousands
-#: settle it, and each takes a forward pass.
-CALIBRATION_TOKENS, CALIBRATION_ROW = 50_000, 2048
+#: Most tokens of the rows that an importance matrix is computed from, and of one of them. Each takes a forward pass on
+#: the processor, and after some thousands little changes.
+CALIBRATION_TOKENS, CALIBRATION_ROW = 10_000, 2048
 _HINT = "Export merged, and convert it elsewhere."
 
 
@@ -183,6 +183,7 @@ def _quantize(
         "target": str(target),
         "quant": quant,
         "importance": None if importance is None else str(importance),
+        "rows": len(rows),
         "expected": round(checked.elements * BYTES_PER_WEIGHT[quant]),
     }
     run_process(f"{_WORKER}.quantize", job, "llama.cpp's quantizer", progress)

@@ -272,6 +272,7 @@ class Export:
         """Put the card and the record beside the files."""
         trained, kind = self._trained, self._request.kind
         name = self._base_name(base)
+        notes = (*written.notes, *(written.agreement.notes if written.agreement is not None else ()))
         facts = CardFacts(
             trained=trained,
             kind=kind,
@@ -279,7 +280,7 @@ class Export:
             base=name,
             license=base_license(trained.config.model.base, base),
             agreement=written.agreement,
-            notes=written.notes,
+            notes=notes,
             merged_from=written.merged_from,
             files=sorted(os.listdir(made)),
         )
@@ -296,7 +297,7 @@ class Export:
             merged_from=written.merged_from,
             files=tuple(_files(made)),
             agreement=written.agreement,
-            notes=written.notes,
+            notes=notes,
             seconds=time.monotonic() - began,
             created=time.time(),
         )

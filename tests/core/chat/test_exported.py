@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from core import paths
+from core.chat.candidates import find_candidates
 from core.chat.engine import ChatEngine
 from core.chat.exported import READER, find_exported
 from core.chat.request import ChatRequest, GenerationSettings
@@ -111,6 +113,28 @@ def test_a_session_streams_the_answer_of_the_file(
         assert answer.text == tokenizer.decode(made, skip_special_tokens=True)
     finally:
         session.close()
+
+
+def test_an_export_answers_beside_the_run_that_it_is_from(
+    tmp_path: Path, gguf_file: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    run = make_trained_run(tiny_model_dir, write_rows(tmp_path / "rows.jsonl"))
+    paths.exports_dir().mkdir()
+    directory = make_export(paths.exports_dir() / "tickets-gguf-f32", gguf_file, run.id)
+    make_export(paths.exports_dir() / "another", gguf_file, "another")
+    source = str(directory / "tiny.gguf")
+    assert [each.source for each in find_candidates(run)] == ["tuned", "base", source]
+    session = open_session(run)
+    try:
+        said = {name: list(session.generate(ASK, name, GenerationSettings(12)))[-1] for name in ("base", source)}
+    finally:
+        session.close()
+    answers = [answer for answer in said.values() if isinstance(answer, Answer)]
+    assert [answer.source for answer in answers] == ["base", "tiny.gguf"]
+    assert answers[0].text == answers[1].text, "the file is of the base, and nothing is rounded in it"
+    with pytest.raises(UserError, match="closed"):
+        list(session.generate(ASK, source, GenerationSettings(1)))
 
 
 def test_what_stays_of_a_conversation_changes_no_answer(reader: ChatEngine) -> None:

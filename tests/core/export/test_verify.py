@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -201,9 +200,6 @@ def test_a_merged_model_is_read_by_plain_transformers(measured: Measured, tmp_pa
     assert found.failures("F32") == []
     assert (found.greedy_equal, found.prompts_equal) == (5, True)
     assert found.reader.startswith("transformers ")
-    (merged / "model.safetensors").write_bytes(b"torn")
-    with pytest.raises(UserError, match=r"transformers cannot load .*merged"):
-        proof.compare(merged, "merged", "F32", measured.trained, measured.directory, quiet)
 
 
 def test_an_adapter_is_read_by_plain_peft(measured: Measured, tmp_path: Path) -> None:
@@ -232,12 +228,3 @@ def test_a_model_trained_on_4_bits_is_judged_by_what_it_was_merged_with(
     assert {"measuring the trained model", "measuring the base", "measuring the file"} <= set(told)
     assert replace(found, plain=None).judged is None
     assert sorted(os.listdir(tmp_path)) == ["model.gguf", "rows.jsonl"]
-
-
-def test_another_base_than_that_of_the_training_is_refused(tmp_path: Path, tiny_model_dir: Path) -> None:
-    run = make_trained_run(tiny_model_dir, write_rows(tmp_path / "rows.jsonl", 3))
-    checkpoint = run.checkpoints_path / "step-00000001"
-    checkpoint.mkdir(parents=True)
-    (checkpoint / "manifest.json").write_text(json.dumps({"files": {}, "base_sha256": "0" * 64}))
-    with pytest.raises(UserError, match="has changed since"):
-        proof.measure_trained(find_trained(run), tmp_path, quiet)

@@ -17,6 +17,7 @@ def write_tiny_gguf(
     template: str | None = CHATML,
     kind: str = "F32",
     splitting: str = "gpt-2",
+    add_bos: bool = False,
     change_token: Callable[[int, str], str] = lambda _, text: text,
     change_weight: Callable[[str, Any], Any] = lambda _, weight: weight,
 ) -> Path:
@@ -29,6 +30,7 @@ def write_tiny_gguf(
         template: The chat template of the metadata; None for none.
         kind: ``F32``, ``F16`` or ``Q8_0``.
         splitting: llama.cpp's name of the way in which its tokenizer splits text.
+        add_bos: Whether the file asks for a begin-of-text token before every text.
         change_token: Given the number and text of each token, what is written in its place.
         change_weight: Given the name and values of each tensor, what is written in its place.
     """
@@ -62,11 +64,14 @@ def write_tiny_gguf(
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(splitting)
     writer.add_token_list([change_token(number, text) for number, text in enumerate(tokens)])
-    writer.add_token_types([3 if number in special else 1 for number in range(config.vocab_size)])
+    added = {entry["id"] for entry in described["added_tokens"]}
+    kinds = [3 if number in special else 4 if number in added else 1 for number in range(config.vocab_size)]
+    writer.add_token_types(kinds)
     writer.add_token_merges([" ".join(pair) for pair in described["model"]["merges"]])
-    writer.add_bos_token_id(tokenizer.bos_token_id)
+    if tokenizer.bos_token_id is not None:
+        writer.add_bos_token_id(tokenizer.bos_token_id)
     writer.add_eos_token_id(tokenizer.eos_token_id)
-    writer.add_add_bos_token(False)
+    writer.add_add_bos_token(add_bos)
     if template is not None:
         writer.add_chat_template(template)
     for name, tensor in model.state_dict().items():

@@ -93,10 +93,12 @@ class _Counter:
                 "llama.cpp cannot compute this model here: there is too little memory.", "Shorten the rows."
             )
         try:
-            for done, row in enumerate(rows):
-                report.progress("computing the importance matrix", done, len(rows))
+            done, total = 0, sum(map(len, rows))
+            for row in rows:
                 lib.llama_memory_clear(lib.llama_get_memory(context), True)
                 for begin in range(0, len(row), _BATCH):
+                    report.progress("computing the importance matrix", done, total)
+                    done += len(row[begin : begin + _BATCH])
                     self._decode(context, row[begin : begin + _BATCH], begin)
         finally:
             lib.llama_free(context)

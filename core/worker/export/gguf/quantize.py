@@ -8,15 +8,15 @@ from typing import Any
 
 from core.errors import UserError
 from core.worker.export.gguf.job import Report, run_job
-from core.worker.export.llama.library import as_path, load_library, threads
+from core.worker.export.llama.library import Library, as_path, load_library, threads
 
 
 def quantize(job: dict[str, Any], report: Report) -> dict[str, Any]:
     """Quantize a GGUF file.
 
     Args:
-        job: ``source`` and ``target`` (paths), ``quant``, ``threads`` or None, ``importance`` (a file of
-            :mod:`core.worker.export.gguf.importance`) or None, ``expected`` bytes of the result.
+        job: ``source`` and ``target`` (paths), ``quant``, ``expected`` bytes of the result, ``threads`` or None;
+            ``importance`` (a file of :mod:`core.worker.export.gguf.importance`) or None, and of how many ``rows``.
         report: Told what goes on.
 
     Returns:
@@ -32,11 +32,12 @@ def quantize(job: dict[str, Any], report: Report) -> dict[str, Any]:
     parameters = ffi.new("llama_model_quantize_params *", lib.llama_model_quantize_default_params())
     parameters.nthread = job["threads"] or threads()
     parameters.ftype = getattr(lib, f"LLAMA_FTYPE_MOSTLY_{job['quant']}")
-    kept: list[Any] = []
+    kept = None
     if job["importance"] is not None:
-        parameters.imatrix = _importance(ffi, Path(job["importance"]), kept)
+        kept = _set_importance(library, parameters, Path(job["importance"]), int(job["rows"]))
     with report.growing("quantizing the weights", target, int(job["expected"])):
         code = lib.llama_model_quantize(as_path(Path(job["source"])), as_path(target), parameters)
+    del kept
     if code != 0:
         raise UserError(
             f"llama.cpp's quantizer failed to write {job['quant']}{library.failure()}.",
@@ -45,20 +46,37 @@ def quantize(job: dict[str, Any], report: Report) -> dict[str, Any]:
     return {"bytes": target.stat().st_size}
 
 
-def _importance(ffi: Any, path: Path, kept: list[Any]) -> Any:
-    """The importance matrix as the quantizer takes it: a C array of named vectors, ended by one without a name."""
+def _set_importance(library: Library, parameters: Any, path: Path, rows: int) -> list[Any]:
+    """Give the quantizer an importance matrix: a C array of named vectors, ended by one without a name; and have the
+    file say that there was one, under the keys that llama.cpp's own program uses.
+
+    Returns:
+        What has to be kept until the quantizer is done.
+    """
     import numpy as np
 
+    ffi, lib = library.ffi, library.lib
     with np.load(path) as found:
         vectors = {name: np.ascontiguousarray(found[name], dtype=np.float32) for name in found.files}
     array = ffi.new("struct llama_model_imatrix_data[]", len(vectors) + 1)
-    kept += [array, vectors]
+    kept: list[Any] = [array, vectors]
     for entry, (name, values) in zip(array, vectors.items(), strict=False):
         text, data = ffi.new("char[]", name.encode()), ffi.from_buffer("float[]", values)
         kept += [text, data]
         entry.name, entry.data, entry.size = text, data, values.size
     array[len(vectors)].name = ffi.NULL
-    return array
+    parameters.imatrix = array
+    counts = {"entries_count": len(vectors), "chunks_count": rows}
+    # All zero at the end: a key without a text ends the array.
+    said = ffi.new("struct llama_model_kv_override[]", len(counts) + 2)
+    for entry, (name, count) in zip(said, counts.items(), strict=False):
+        entry.key = f"quantize.imatrix.{name}".encode()
+        entry.tag, entry.val_i64 = lib.LLAMA_KV_OVERRIDE_TYPE_INT, count
+    entry = said[len(counts)]
+    entry.key, entry.tag = b"quantize.imatrix.dataset", lib.LLAMA_KV_OVERRIDE_TYPE_STR
+    entry.val_str = b"rows of the training"
+    parameters.kv_overrides = said
+    return [*kept, said]
 
 
 if __name__ == "__main__":

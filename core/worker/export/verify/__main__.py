@@ -68,6 +68,9 @@ def measure(request: dict[str, Any], answers: _Answers) -> dict[str, Any]:
         return compare_gguf(proof, model, adapter, answers.progress)
     from core.worker.export.verify.plain import compare_plain
     from core.worker.model.starter import resolve_base
+    from core.worker.process.openmp import SpinControl
+
+    SpinControl().start()
 
     if base is None:
         return compare_plain(proof, exported, None, answers.progress)
@@ -84,6 +87,9 @@ def _reference(request: dict[str, Any], directory: Path, answers: _Answers) -> d
         environment.choose_gpu(trained.config.hardware.gpu)
     answers.progress("importing the libraries")
     from core.worker.export.verify.reference import measure_reference
+    from core.worker.process.openmp import SpinControl
+
+    SpinControl().start()
 
     proof = measure_reference(
         trained, directory, int(request["rows"]), answers.progress, plain_base=bool(request["plain_base"])

@@ -31,7 +31,7 @@ from core.worker.generate.decoding import KeyValues
 from core.worker.generate.generate import answering_as
 from core.worker.model.device import choose_device
 from core.worker.model.full_weights import put_weights
-from core.worker.model.model import LoadedModel, load_model, load_tokenizer
+from core.worker.model.model import DTYPES, LoadedModel, load_model, load_tokenizer
 from core.worker.model.starter import resolve_base
 from core.worker.model.support import check_base
 
@@ -101,7 +101,7 @@ def measure_reference(
     way = choose_way(config, elements * (_QUANTIZED if method == "qlora" else _WHOLE))
     progress("loading the trained model", None, None)
     loaded = _load(trained, base, method, way, tokenizer)
-    arithmetic = str(loaded.dtype).removeprefix("torch.").replace("float32", "fp32")
+    arithmetic = next(name for name, dtype in DTYPES.items() if dtype == loaded.dtype)
     measured = _Measurement(loaded, rows, directory, vocabulary, progress)
     measured.write("trained", "measuring the trained model")
     if trained.adapter is not None:

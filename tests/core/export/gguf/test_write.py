@@ -63,6 +63,9 @@ def test_a_model_becomes_one_file_with_what_was_asked_for_and_no_socket_is_made(
     assert header.metadata["general.license"] == "apache-2.0"
     assert header.metadata["general.base_model.0.name"] == "Tiny"
     assert header.metadata["tokenizer.chat_template"] == CHATML
+    assert header.metadata["quantize.imatrix.chunks_count"] == len(ROWS)
+    assert header.metadata["quantize.imatrix.entries_count"] == 14
+    assert header.metadata["quantize.imatrix.dataset"] == "rows of the training"
     assert header.tensors["blk.0.attn_q.weight"].type_name == "Q4_0"
     assert "computing the importance matrix" in told
     assert os.listdir(tmp_path) == ["tickets.gguf"]

@@ -123,7 +123,7 @@ def weigh_experts(directory: Path, converter: Path, report: Report) -> dict[str,
     with np.load(importance) as found:
         sizes = {name: int(found[name].size) for name in found.files}
         is_positive = all(bool((found[name] > 0).all()) for name in found.files)
-    asked = {"quant": "Q4_K_M", "target": str(target), "expected": 1, "importance": str(importance)}
+    asked = {"quant": "Q4_K_M", "target": str(target), "expected": 1, "importance": str(importance), "rows": 1}
     quantize({**job, **asked}, report)
     return {"quant": "experts", "weighed": True, "sizes": sizes, "positive": is_positive}
 
@@ -164,7 +164,7 @@ def main(arguments: list[str]) -> int:
         for weighed in (False, True) if quant in WEIGHED else (False,):
             target = directory / f"{quant}{'-weighed' if weighed else ''}.gguf"
             if quant not in CONVERTED:
-                asked = {"quant": quant, "target": str(target), "expected": 1, "importance": str(importance)}
+                asked = {"quant": quant, "target": str(target), "expected": 1, "rows": 16}
                 quantize({**job, **asked, "importance": str(importance) if weighed else None}, report)
             reader = GgufModel(target, exact=True)
             found = [read_logits(reader, row) for row in held_out]

@@ -63,10 +63,10 @@ def test_fewer_bits_cost_more(results: Results) -> None:
 
 @pytest.mark.parametrize("quant", ["Q4_K_M", "Q4_0"])
 def test_an_importance_matrix_makes_the_error_smaller(results: Results, quant: str) -> None:
-    """On rows that it was not computed from; the file is as large as without."""
+    """On rows that it was not computed from; its weights take as much room as without."""
     plain, weighed = results[quant, False], results[quant, True]
     assert weighed["divergence"] < 0.95 * plain["divergence"]
-    assert weighed["bytes"] == plain["bytes"]
+    assert 0 < weighed["bytes"] - plain["bytes"] < 1024, "that there was one is said in the metadata"
 
 
 def test_the_importance_matrix_is_the_mean_square_of_what_meets_each_weight(results: Results) -> None:

@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from core.data.conversation import RowError
+from core.errors import UserError
+from core.worker.export.verify.compare import Figures, compare
+from core.worker.export.verify.store import MOST_BYTES, MOST_PLACES, LogitsFile, Proof, ProofRow, places_kept
+
+
+def quiet(_detail: str, _done: int | None, _total: int | None) -> None:
+    """Progress that nobody looks at."""
+
+
+def test_figures_are_those_of_the_definitions() -> None:
+    first, second = np.array([2.0, 0.0, -1.0]), np.array([1.0, 2.0, -3.0])
+    shares = [np.exp(each) / np.exp(each).sum() for each in (first, second)]
+    figures = Figures()
+    figures.add(first, second + 7.0)
+    figures.add(first, np.append(first, -30.0))
+    found = figures.to_dict()
+    divergence = float((shares[0] * np.log(shares[0] / shares[1])).sum())
+    assert found["mean_kl"] == pytest.approx(divergence / 2)
+    assert found["top1"] == 0.5
+    centered = [each - each.mean() for each in (first, second)]
+    assert found["max_delta"] == pytest.approx(np.abs(centered[0] - centered[1]).max())
+    squares = ((centered[0] - centered[1]) ** 2).mean() / (centered[0] ** 2).mean() / 2
+    assert found["error"] == pytest.approx(squares)
+    assert Figures().to_dict() == {}
+
+
+def test_logits_come_back_as_they_were_put_but_for_their_mean(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).normal(5, 3, (7, 11)).astype(np.float32)
+    centered = rows - rows.mean(-1, keepdims=True)
+    for half, rounding in ((False, 1e-6), (True, 1e-2)):
+        file = LogitsFile.make(tmp_path, f"half-{half}", 11, half=half)
+        file.append(rows[:3])
+        file.append(rows[3:])
+        found = LogitsFile.find(tmp_path, f"half-{half}", 11)
+        assert found is not None
+        np.testing.assert_allclose(found.read(2, 4), centered[2:6], atol=rounding)
+    assert LogitsFile.find(tmp_path, "nobody", 11) is None
+
+
+def test_the_logits_of_a_large_vocabulary_are_bounded() -> None:
+    assert places_kept(20, 49152) == MOST_PLACES
+    assert 20 * places_kept(20, 262144) * 262144 * 4 <= MOST_BYTES
+    assert places_kept(1000, 1 << 20) == 1
+
+
+class Scripted:
+    """A reader whose answers are given."""
+
+    name = "scripted 1"
+
+    def __init__(self, logits: dict[int, Any], prompts: dict[str, list[int] | None]) -> None:
+        self._logits, self._prompts = logits, prompts
+
+    def prompt_ids(self, row: ProofRow) -> list[int]:
+        found = self._prompts[row.text]
+        if found is None:
+            raise RowError("template_error", "No.")
+        return found
+
+    def logits(self, tokens: Sequence[int], positions: Sequence[int]) -> Iterator[Any]:
+        yield from (self._logits[tokens[place]] for place in positions)
+
+
+def one_hot(place: int, size: int = 5) -> Any:
+    return np.eye(size, dtype=np.float32)[place] * 9
+
+
+#: After each token the next one is the likeliest.
+COUNTING = {token: one_hot((token + 1) % 5) for token in range(5)}
+
+
+def make_proof(directory: Path, greedy: list[list[int]]) -> Proof:
+    rows = [
+        ProofRow([{"role": "user"}], [], "one", [1, 2], [1, 2, 3], [1, 2]),
+        ProofRow([{"role": "user"}], [], "two", [0, 1], [0, 1], []),
+        ProofRow([], [], "", [], [4, 0, 1], [0, 2]),
+    ]
+    proof = Proof(directory, rows, greedy, 5, "eval", "", "fp32")
+    trained = LogitsFile.make(directory, "trained", 5)
+    for row in rows:
+        if row.positions:
+            trained.append(np.stack([COUNTING[row.input_ids[place]] for place in row.positions]))
+    proof.write()
+    return Proof.read(directory)
+
+
+def test_an_equal_file_is_equal_in_all(tmp_path: Path) -> None:
+    proof = make_proof(tmp_path, [[3, 4, 0], [2], []])
+    found = compare(proof, Scripted(COUNTING, {"one": [1, 2], "two": [0, 1]}), quiet).to_dict(proof, "r")
+    assert (found["prompts"], found["prompts_equal"]) == (2, 2)
+    assert (found["answers"], found["answers_equal"]) == (2, 2)
+    equal = {"mean_kl": 0.0, "top1": 1.0, "max_delta": 0.0, "error": 0.0}
+    assert found["figures"]["trained"] == pytest.approx(equal, abs=1e-6)
+    assert (found["rows"], found["data"], found["learned"]) == (3, "eval", {})
+
+
+def test_answers_that_part_anywhere_are_not_equal(tmp_path: Path) -> None:
+    proof = make_proof(tmp_path, [[3, 4, 1], [2], []])
+    reader = Scripted(COUNTING, {"one": [1, 2], "two": None})
+    found = compare(proof, reader, quiet)
+    assert (found.prompts, found.prompts_equal) == (2, 1), "a template that refuses makes no prompt"
+    assert (found.answers, found.answers_equal) == (2, 0), "the last token differs; and the prompt of the other"
+
+
+def test_each_place_is_compared_with_its_own(tmp_path: Path) -> None:
+    proof = make_proof(tmp_path, [[], [], []])
+    swapped = {**COUNTING, 1: one_hot(4)}
+    found = compare(proof, Scripted(swapped, {"one": [1, 2], "two": [0, 1]}), quiet)
+    assert (found.figures["trained"].places, found.figures["trained"].same) == (4, 3)
+
+
+def test_values_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    proof = make_proof(tmp_path, [[], [], []])
+    for wrong in (math.nan, math.inf):
+        broken = {**COUNTING, 3: np.full(5, wrong, np.float32)}
+        with pytest.raises(UserError, match="no numbers"):
+            compare(proof, Scripted(broken, {"one": [1, 2], "two": [0, 1]}), quiet)
