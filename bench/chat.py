@@ -57,11 +57,10 @@ def main() -> None:
     for number in range(options.rounds):
         bench.round()
         print(f"round {number + 1} of {options.rounds}", file=sys.stderr, flush=True)
+        if options.results:
+            # After each round, so that what was measured stays if it is ended.
+            Path(options.results).write_text(json.dumps(bench.results(), indent=1) + "\n", encoding="utf-8")
     bench.print_table()
-    if options.results:
-        path = Path(options.results)
-        path.write_text(json.dumps(bench.results(), indent=1) + "\n", encoding="utf-8")
-        print(f"written to {path}", file=sys.stderr)
 
 
 def _parse() -> argparse.Namespace:
@@ -74,6 +73,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--prompt-tokens", type=int, default=400, help="about as many")
     parser.add_argument("--tokens", type=int, default=48, help="of an answer")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="processor time, for a CPU that others use; with OMP_NUM_THREADS=1"
+    )
     parser.add_argument("--results", default="", help="a file for the values")
     return parser.parse_args()
 
@@ -107,7 +109,7 @@ class Bench:
         self.folds = False
 
     def _prompt_text(self) -> str:
-        per_text = len(self._plain.tokenizer(_TEXT)["input_ids"])
+        per_text: int = len(self._plain.tokenizer(_TEXT)["input_ids"])
         return _TEXT * max(1, self._options.prompt_tokens // per_text)
 
     def round(self) -> None:
@@ -138,19 +140,20 @@ class Bench:
         from core.worker.generate.generate import answer_prompt
 
         prompt = self._prompt(model, messages)
-        settings = GenerationSettings(self._options.tokens)
-        self._synchronize()
-        answer = answer_prompt(
-            model,
-            self._plain.tokenizer,
-            prompt,
-            settings,
-            lambda _text: None,
-            lambda: False,
-            began=time.monotonic(),
-            kept=kept,
-        )
-        return Timing(answer.first_token_seconds, answer.tokens_per_second)
+
+        def answer(tokens: int) -> None:
+            answer_prompt(
+                model,
+                self._plain.tokenizer,
+                dataclasses.replace(prompt, budget=tokens),
+                GenerationSettings(tokens),
+                lambda _text: None,
+                lambda: False,
+                began=time.monotonic(),
+                kept=kept,
+            )
+
+        return self._timed(answer)
 
     def _folded(self) -> Timing | None:
         from core.worker.generate.folding import fold
@@ -169,10 +172,8 @@ class Bench:
         import torch
 
         ids = torch.tensor([self._prompt(self._plain.model).tokens], device=self._plain.device)
-        seconds = []
-        for tokens in (1, self._options.tokens):
-            self._synchronize()
-            began = time.monotonic()
+
+        def answer(tokens: int) -> None:
             with torch.no_grad():
                 model.generate(
                     input_ids=ids,
@@ -182,21 +183,32 @@ class Bench:
                     min_new_tokens=tokens,
                     pad_token_id=self._plain.pad_id,
                 )
+
+        return self._timed(answer)
+
+    def _timed(self, answer: Callable[[int], None]) -> Timing:
+        """One token, then all of them."""
+        clock = time.process_time if self._options.cpu_time else time.monotonic
+        seconds = []
+        for tokens in (1, self._options.tokens):
             self._synchronize()
-            seconds.append(time.monotonic() - began)
+            began = clock()
+            answer(tokens)
+            self._synchronize()
+            seconds.append(clock() - began)
         return Timing(seconds[0], (self._options.tokens - 1) / max(seconds[1] - seconds[0], 1e-9))
 
     def _later_turn(self) -> dict[str, float]:
         """Seconds to the first token of a second question, the conversation read anew and its keys and values kept."""
         from core.worker.generate.prefix_cache import PrefixCache
 
-        kept = PrefixCache()
-        self._ours(self._plain.model, kept)
         later = [
             *self._messages,
             {"role": "assistant", "content": "It is the network."},
             {"role": "user", "content": _FOLLOW_UP},
         ]
+        kept = PrefixCache()
+        self._ours(self._plain.model, kept)
         found = {"kept": self._ours(self._plain.model, kept, later).first_token_seconds}
         found["read anew"] = self._ours(self._plain.model, None, later).first_token_seconds
         return found

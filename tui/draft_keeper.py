@@ -14,10 +14,8 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from core.chat.dialogue import Dialogue
-from core.chat.transcripts import keep_transcript
 from core.drafts import Draft, config_subject, find_draft, list_drafts, remove_draft, write_draft
 from core.errors import UserError
-from core.runs.store import Run
 
 if TYPE_CHECKING:
     from core.config.document import ConfigDocument
@@ -252,15 +250,17 @@ class DraftKeeper:
 
     def _keep_transcript(self, pane: ChatPane, exchanges: list[dict[str, Any]]) -> None:
         """Keep the conversation with its run as well, once an answer is there; a draft ends with the conversation."""
-        target = pane.target
-        if not isinstance(target, Run) or pane.is_answering or not exchanges or not self._remembers:
+        run = pane.partner.run
+        if run is None or pane.is_answering or not exchanges or not self._remembers:
             return
         if (pane.dialogue.id, exchanges) == self._transcript:
             return
+        from core.chat.transcripts import keep_transcript
+
         # Where it cannot be written, the draft is what there is; the next change tries again.
         self._transcript = (pane.dialogue.id, exchanges)
         with suppress(OSError, UserError):
-            keep_transcript(target, pane.dialogue, pane.system)
+            keep_transcript(run, pane.dialogue, pane.system)
 
     def restore_chat(self) -> str:
         """Restore the conversation that an earlier app has left for the current model.

@@ -6,10 +6,12 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from core.config.schema import ChatSection
 from core.errors import UserError
+
+if TYPE_CHECKING:
+    from core.config.schema import ChatSection
 
 #: The model that answers: :data:`TUNED`, :data:`BASE`, or ``RUN`` or ``RUN@STEP`` for another adapter on the same base.
 Source: TypeAlias = str

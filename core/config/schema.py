@@ -24,6 +24,8 @@ Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, pat
 #: The name of a column, which may begin or end with a space.
 Column = Annotated[str, StringConstraints(min_length=1)]
 Paths = Text | Annotated[list[Text], Field(min_length=1)]
+#: A text of any kind, so long as it is whole characters.
+Prose = Annotated[str, StringConstraints(min_length=0)]
 #: A text that ends an answer, which may be a blank or a line break.
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Weight = Annotated[float, Field(gt=0, le=1000)]
@@ -319,7 +321,7 @@ class TrackingSection(Section):
 class ChatSection(Section):
     """Talking to the model."""
 
-    system: str = _option("", "System prompt; empty: none beyond what the template adds.")
+    system: Prose = _option("", "System prompt; empty: none beyond what the template adds.")
     max_new_tokens: int = _option(256, "Longest answer.", unit="tokens", ge=1, le=32768)
     temperature: float = _option(0.0, "Randomness of the answer; 0 always takes the likeliest token.", ge=0, le=5)
     top_p: float = _option(1.0, "Share of probability that is sampled from.", gt=0, le=1)

@@ -175,6 +175,9 @@ class ChatEngine:
             template=template,
             fingerprint=fingerprint,
         )
+        if adapter:
+            report("folding the adapter into the weights")
+            self._sources.fold()
         return {
             "device": str(loaded.device),
             "dtype": str(loaded.dtype).removeprefix("torch."),

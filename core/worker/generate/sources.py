@@ -64,8 +64,6 @@ class Sources:
         self._said_of_base = BASE if has_adapter or said == "adapter" else said
         self._numbers = itertools.count(1)
         self._folded: FoldedAdapter | None = None
-        #: Whether the base was asked as well: then the adapter stays apart, so that switching costs nothing.
-        self._compares = False
 
     @property
     def model(self) -> Any:
@@ -76,6 +74,13 @@ class Sources:
     def is_folded(self) -> bool:
         """Whether the adapter is part of the weights now."""
         return self._folded is not None
+
+    def fold(self) -> None:
+        """Fold a single adapter into the weights, where that can be done: until another source is asked, decoding takes
+        no longer than the base's. Then it stays apart, so that switching costs nothing."""
+        if len(self._adapters) == 1 and len(self._model.peft_config) == 1 and self._folded is None:
+            self._folded = fold(self._model, next(iter(self._adapters.values())).peft_name)
+            self.kept.forget()
 
     def said_of(self, source: str) -> str:
         """What the answers of a source are called.
@@ -147,7 +152,7 @@ class Sources:
 
     @contextlib.contextmanager
     def answering(self, source: str) -> Iterator[Any]:
-        """The model answers as a source inside. With a single adapter that alone is asked, its weights are folded in.
+        """The model answers as a source inside.
 
         Yields:
             The model.
@@ -159,17 +164,12 @@ class Sources:
         if not hasattr(self._model, "disable_adapter"):
             yield self._model
         elif adapter is None:
-            self._compares = True
             self._unfold()
             with switched_off(self._model):
                 yield self._model
         else:
             if self._model.active_adapters != [adapter.peft_name]:
                 self._model.set_adapter(adapter.peft_name)
-            if len(self._model.peft_config) == 1 and not self._compares and self._folded is None:
-                self._folded = fold(self._model, adapter.peft_name)
-                # One try is enough: what cannot be folded now cannot later.
-                self._compares = self._folded is None
             yield self._model
 
     def _unfold(self) -> None:

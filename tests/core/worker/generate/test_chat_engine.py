@@ -287,7 +287,7 @@ def test_a_turn_reads_only_what_is_new_and_says_the_same(engine: ChatEngine) -> 
         return list(engine.generate(ChatRequest(messages, source, GenerationSettings(12))))[-1]
 
     question = [{"role": "user", "content": "the first ticket of the day"}]
-    # Once the base is asked, the adapter is not folded in any more, which would begin anew.
+    # Once the base is asked, the adapter is not folded in any more, which forgets what was kept.
     assert ask(question, "base")["source"] == "base"
     first = ask(question)
     longer = [*question, {"role": "assistant", "content": first["text"]}, {"role": "user", "content": "and now"}]
