@@ -30,8 +30,8 @@ ALLOCATOR = (
     "import json, os, torch; from core.hardware.allocator import describe_allocator; "
     "from core.worker.process import environment; "
     "environment.is_wsl = lambda: {wsl}; environment.prepare(); "
-    # As at the first CUDA call: the allocator's own reading of the environment (torch tells it from 2.11 on), and what it
-    # is described as.
+    # As at the first CUDA call: the allocator's own reading of the environment (torch tells it from 2.11 on), and what
+    # is said of it.
     "read = getattr(torch._C, '_accelerator_getAllocatorSettings', lambda: None); "
     "print(json.dumps([read(), os.environ.get('CUDA_DEVICE_ORDER'), "
     "describe_allocator(os.environ, wsl={wsl})]))"
