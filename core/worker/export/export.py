@@ -272,7 +272,8 @@ class Export:
         """Put the card and the record beside the files."""
         trained, kind = self._trained, self._request.kind
         name = self._base_name(base)
-        notes = (*written.notes, *(written.agreement.notes if written.agreement is not None else ()))
+        warning = [trained.warning] if trained.warning else []
+        notes = (*warning, *written.notes, *(written.agreement.notes if written.agreement is not None else ()))
         facts = CardFacts(
             trained=trained,
             kind=kind,
