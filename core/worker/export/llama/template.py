@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from core.chat.request import QuestionError
 from core.data.conversation import RowError
 from core.errors import UserError
 from core.sandbox.limits import TimeLimitError, cpu_limit, growth_limit
@@ -50,13 +51,14 @@ class GgufTemplate:
         except MemoryError as error:
             raise UserError("The chat template needs more memory than it may have.", hint) from error
 
-    def prompt(self, messages: Sequence[Mapping[str, Any]]) -> str:
+    def prompt(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> str:
         """The same, for a conversation of a user.
 
         Raises:
-            UserError: If the template refuses it.
+            QuestionError: If the template refuses it.
+            UserError: As :meth:`render`.
         """
         try:
-            return self.render(messages)
+            return self.render(messages, tools)
         except RowError as error:
-            raise UserError(error.message, "Change the conversation.") from error
+            raise QuestionError(error.message, "Change the conversation.") from error
