@@ -202,11 +202,12 @@ def _run_harness(args: argparse.Namespace) -> int:
 
 def _harness_model(name: str) -> tuple[HarnessModel, str]:
     """The model that the harness loads, and its device."""
+    from core.chat.session import names_model
     from core.evaluation.lm_eval import model_of, plain_model
     from core.evaluation.targets import resolve_targets
 
     (target,) = resolve_targets([name])
-    if target.trained is None:
+    if target.trained is None or names_model(name):
         return plain_model(name), "auto"
     return model_of(target.trained, target.name), target.trained.config.hardware.device
 

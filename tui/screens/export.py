@@ -348,7 +348,7 @@ class ExportScreen(Overlay[None]):
             lines.append(Content.assemble((full, "$primary"), (empty, "$muted"), f" {share:4.0%}"))
         else:
             lines.append(Content.styled(bar(0, _BAR_CELLS, shell_of(self).glyphs)[1], "$muted"))
-        lines.append(Content(f"{progress.activity if progress is not None else 'starting'} …"))
+        lines.append(Content(f"{progress.activity if progress is not None else 'starting the export'} …"))
         if self._is_leaving:
             lines.append(Content.styled("esc again breaks it off; nothing of it is left then.", "$near"))
         return Content("\n").join(lines)

@@ -12,9 +12,10 @@ from core import paths
 from core.chat.candidates import find_candidates
 from core.chat.engine import ChatEngine
 from core.chat.exported import READER, find_exported
-from core.chat.request import ChatRequest, GenerationSettings
+from core.chat.request import ChatRequest, GenerationSettings, QuestionError
 from core.chat.session import Answer, EngineSession, Token, open_session
 from core.errors import UserError
+from core.evaluation.request import EvaluationRequest
 from tests.core.export.tiny_gguf import write_tiny_gguf
 from tests.core.export.trained_run import make_trained_run, merged_model, write_rows
 
@@ -74,6 +75,19 @@ def test_only_what_was_exported_is_read_by_llama_cpp(tmp_path: Path, gguf_file: 
         open_session(tiny_model_dir, llama=True)
     (directory / "second.gguf").write_bytes(b"GGUF")
     assert find_exported(directory) is None
+
+
+def test_a_prompt_set_is_put_to_an_exported_file(
+    tmp_path: Path, gguf_file: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    run = make_trained_run(tiny_model_dir, write_rows(tmp_path / "rows"), eval_data=write_rows(tmp_path / "eval"))
+    export = make_export(tmp_path / "export", gguf_file, run.id)
+    evaluation = EvaluationRequest((str(export / "tiny.gguf"),), limit=2, max_new_tokens=4).prepare()
+    assert evaluation.folder.parent == run.path
+    record = evaluation.run()
+    assert (record.state, list(record.answers)) == ("done", ["tiny.gguf"])
+    assert all(answer is not None and answer.tokens > 0 for answer in record.answers["tiny.gguf"])
 
 
 def test_an_adapter_alone_is_refused(tmp_path: Path) -> None:
@@ -164,6 +178,20 @@ def test_all_settings_of_sampling_are_honored(reader: ChatEngine) -> None:
     assert stopped["context_limit"] == 512
 
 
+def test_what_programs_ask_for_is_honored_or_refused(reader: ChatEngine, tiny_model_dir: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+
+    def ask(**more: Any) -> dict[str, Any]:
+        return list(reader.generate(ChatRequest(source="base", settings=GenerationSettings(4), **more)))[-1]
+
+    text = "ticket of area"
+    assert ask(messages=[], prompt=text)["prompt_tokens"] == len(tokenizer(text, add_special_tokens=False)["input_ids"])
+    with pytest.raises(QuestionError, match="not held to a JSON Schema"):
+        ask(messages=ASK, json_schema='{"type": "object"}')
+
+
 def test_sampling_differs_and_an_answer_can_be_cancelled(reader: ChatEngine) -> None:
     drawn = {
         list(reader.generate(ChatRequest(ASK, "base", GenerationSettings(20, 1.5, 0.9))))[-1]["text"] for _ in range(4)
@@ -179,8 +207,9 @@ def test_sampling_differs_and_an_answer_can_be_cancelled(reader: ChatEngine) -> 
 
 def test_a_conversation_that_is_too_long_is_refused_and_the_reader_goes_on(reader: ChatEngine) -> None:
     long = [{"role": "user", "content": "the ticket " * 400}]
-    with pytest.raises(UserError, match="the model reads at most 512"):
+    with pytest.raises(QuestionError, match="the model reads at most 512") as refused:
         list(reader.generate(ChatRequest(long)))
+    assert refused.value.code == "context_length_exceeded"
     assert list(reader.generate(ChatRequest(ASK, "base", GenerationSettings(4))))[-1]["tokens"] <= 4
 
 
