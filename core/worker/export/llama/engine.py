@@ -96,7 +96,7 @@ class GgufEngine:
         asked = ChatRequest.from_args(call.args)
         if asked.json_schema is not None:
             raise QuestionError(
-                "Answers of a GGUF file that llama.cpp reads are not held to a JSON Schema here.",
+                "A GGUF file's answers cannot be held to a JSON Schema.",
                 "Leave response_format out, or ask the run or its merged export.",
             )
         model, prompt = self._loaded(), self._prompt(asked)
