@@ -43,7 +43,7 @@ def find_candidates(run: Run) -> list[Candidate]:
         own = f"newest checkpoint, step {steps[0]}{REFUSED if run.state().refused else ''}"
     found = [Candidate(TUNED, "tuned", own)]
     exports = [
-        Candidate(str(each.path), f"export {each.quant}".rstrip(), f"{each.path.name}, read by llama.cpp")
+        Candidate(str(each.path), f"export {each.quant}".rstrip(), f"by llama.cpp: {each.path.name}")
         for each in exports_of(run.id)
     ]
     if not run.trains_adapter:

@@ -79,7 +79,9 @@ def exports_of(run: str) -> list[ExportedModel]:
     with contextlib.suppress(OSError):
         for directory in sorted(paths.exports_dir().iterdir()):
             record = None if directory.name.startswith(".") else _read_record(directory)
-            if record is not None and record.get("run") == run and (file := _gguf_file(directory)) is not None:
+            if record is None or record.get("run") != run or _is_adapter(record):
+                continue
+            if (file := _gguf_file(directory)) is not None:
                 found.append(_exported(file, record))
     return found
 
@@ -154,6 +156,11 @@ def _read_record(directory: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) else None
+
+
+def _is_adapter(record: dict[str, Any]) -> bool:
+    """Whether an export is an adapter alone, which answers nothing without a file of its base."""
+    return record.get("kind") == "gguf" and record.get("quant") is None
 
 
 def _trained(record: dict[str, Any]) -> TrainedModel | None:

@@ -137,6 +137,8 @@ def test_an_export_answers_beside_the_run_that_it_is_from(
     paths.exports_dir().mkdir()
     directory = make_export(paths.exports_dir() / "tickets-gguf-f32", gguf_file, run.id)
     make_export(paths.exports_dir() / "another", gguf_file, "another")
+    alone = make_export(paths.exports_dir() / "tickets-adapter-gguf", gguf_file, run.id)
+    (alone / "export.json").write_text(json.dumps({"version": 1, "run": run.id, "kind": "gguf", "quant": None}))
     source = str(directory / "tiny.gguf")
     assert [each.source for each in find_candidates(run)] == ["tuned", "base", source]
     session = open_session(run)
