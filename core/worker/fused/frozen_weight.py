@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import bitsandbytes as bnb
@@ -29,6 +30,7 @@ class FrozenWeight:
         self._kept: torch.Tensor | None = None
         self._keeps: torch.dtype | None = None
         self._file_type: GgmlType | None = None
+        self._merged_from: torch.dtype | None = None
 
     @property
     def is_quantized(self) -> bool:
@@ -56,16 +58,22 @@ class FrozenWeight:
         """Drop the copy of :meth:`keep`."""
         self._kept = self._keeps = None
 
-    def train_for(self, kind: GgmlType | None) -> None:
+    @property
+    def shape(self) -> torch.Size:
+        """Outputs and inputs."""
+        return torch.Size((self._layer.out_features, self._layer.in_features))
+
+    def train_for(self, kind: GgmlType | None, stored: torch.dtype | None = None) -> None:
         """Use it from now on as a file of a type has it; None: as it is.
 
         Args:
             kind: The type.
+            stored: The dtype that it is rounded to before it is merged; None for its own.
         """
         if kind == self._file_type:
             return
         kept = self._keeps
-        self._file_type = kind
+        self._file_type, self._merged_from = kind, stored
         self.drop()
         if kept is not None:
             self.keep(kept)
@@ -98,7 +106,7 @@ class FrozenWeight:
             return self._kept
         if self._file_type is None:
             raise ValueError("the weight is not trained for a file")
-        stored, down, up = self._stored(), down.detach(), up.detach()
+        stored, down, up = self._stored(self._merged_from), down.detach(), up.detach()
         values = torch.empty(stored.shape, dtype=dtype, device=stored.device)
         rows = max(1, AT_ONCE.get(stored.device.type, AT_ONCE["cuda"]) // stored.shape[1])
         for out, weight, part in zip(*(torch.split(tensor, rows) for tensor in (values, stored, up)), strict=True):
@@ -111,12 +119,20 @@ class FrozenWeight:
         """The bias ``(outputs,)``, if there is one."""
         return None if self._layer.bias is None else self._layer.bias.detach().to(dtype)
 
-    def _stored(self) -> torch.Tensor:
-        return self._dequantized() if self.is_quantized else self._layer.weight.detach()
+    def _stored(self, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """The matrix as it is stored, or in a dtype."""
+        if self.is_quantized:
+            return self._dequantized(dtype)
+        weight: torch.Tensor = self._layer.weight.detach()
+        return weight if dtype is None else weight.to(dtype)
 
-    def _dequantized(self) -> torch.Tensor:
+    def _dequantized(self, dtype: torch.dtype | None = None) -> torch.Tensor:
         weight = self._layer.weight
-        dequantized: torch.Tensor = bnb.functional.dequantize_4bit(weight.data, weight.quant_state)
+        state = weight.quant_state
+        if dtype is not None and state.dtype != dtype:
+            state = copy.copy(state)
+            state.dtype = dtype
+        dequantized: torch.Tensor = bnb.functional.dequantize_4bit(weight.data, state)
         return dequantized
 
 

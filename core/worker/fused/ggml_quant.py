@@ -20,6 +20,12 @@ BLOCK = 32
 AT_ONCE = 1 << 13
 
 
+def ggml_type(name: str) -> GgmlType:
+    """The type by its name, however it is written: ``q4_0``."""
+    found: GgmlType = "Q8_0" if name.upper() == "Q8_0" else "Q4_0"
+    return found
+
+
 def can_quantize(shape: torch.Size) -> bool:
     """Whether a tensor can be quantized: its rows are whole blocks."""
     return len(shape) >= 2 and shape[-1] % BLOCK == 0

@@ -8,6 +8,7 @@ Source: LoRA, arXiv 2106.09685; QLoRA, arXiv 2305.14314.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -206,6 +207,11 @@ class FusedLora:
             x, dropped, adapter.down, adapter.up, adapter.scale, weight, arithmetic_of(x)
         )
         return result
+
+    def parameters(self) -> Iterator[torch.nn.Parameter]:
+        """The parameters of the layer, its adapter's among them."""
+        found: Iterator[torch.nn.Parameter] = self._layer.parameters()
+        return found
 
     def applied(self) -> Adapter | None:
         """The adapter that is applied in the current pass; None if it is off, merged, or another is on as well."""
