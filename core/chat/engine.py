@@ -20,6 +20,7 @@ from core.errors import UserError
 from core.helper import Helper
 from core.launch.launcher import worker_environment
 from core.runs.protocol import ProtocolError, Request, decode_message, encode_request, refused
+from core.runs.trained import TrainedFile
 from core.text import one_line
 
 #: A progress report: the activity, the amount done, and the total.
@@ -57,6 +58,8 @@ class ModelSpec:
     """The name of the tuned source in answers: the adapter, or the model itself where its weights were trained."""
     base_sha256: str | None = None
     """The :class:`core.models.fingerprint.BaseFingerprint` of the base in training, where it is known."""
+    file: TrainedFile | None = None
+    """The file whose weights it was trained with, and answers with."""
 
 
 @dataclass(frozen=True)

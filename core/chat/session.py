@@ -182,7 +182,9 @@ class LiveSession:
         if self._beside is None:
             trained = find_trained(*find_run_at(source))
             # Its base is loaded once, and it is an adapter among others there.
-            self._beside = EngineSession(replace(spec_of(trained), adapter=None, source_name="adapter"), trained.label)
+            self._beside = EngineSession(
+                replace(spec_of(trained), adapter=None, source_name="adapter", file=None), trained.label
+            )
             if self._closed:
                 self._beside.close()
         return self._beside
@@ -369,6 +371,7 @@ def spec_of(trained: TrainedModel) -> ModelSpec:
         template=trained.template,
         source_name=trained.name,
         base_sha256=trained.base_sha256,
+        file=trained.file,
     )
 
 
@@ -381,11 +384,16 @@ def adapter_spec(trained: TrainedModel, source: Source, on: ModelSpec) -> Adapte
         on: The base, as it is loaded.
 
     Raises:
-        UserError: If it is no adapter, or was trained on a base in another arithmetic.
+        UserError: If it is no adapter, or was trained on a base in another arithmetic or with the weights of a file.
     """
     alone = f"Chat with it by itself: localtune-tui chat {source}"
     if trained.adapter is None:
         raise UserError(f"Run {trained.run.id} trains the weights themselves, so it shares no base with others.", alone)
+    if trained.file is not None:
+        raise UserError(
+            f"{trained.label} was trained with the weights of a {trained.file.type} file, and shares none with others.",
+            alone,
+        )
     bits = {True: "4 bits", False: "16 bits"}
     wanted, found = trained.config.method.name == "qlora", on.method == "qlora"
     if wanted != found:

@@ -59,6 +59,9 @@ ColumnRole = Literal[
 
 ROLES: tuple[ColumnRole, ...] = get_args(ColumnRole)
 
+#: The type of a GGUF file that a run is trained for.
+FileType = Literal["q8_0", "q4_0"]
+
 #: Reasons to refuse a run before it trains, each of which may be allowed.
 RefusalCode = Literal["format_ambiguous", "template_missing", "nothing_supervised", "stop_untrained", "eval_leak"]
 

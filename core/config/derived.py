@@ -9,6 +9,9 @@ from core.config.schema import WEIGHT_METHODS, Config
 
 #: Optimizers that keep their states in the dtype of the parameter; the others come from bitsandbytes.
 FP32_STATES = frozenset({"adamw", "adafactor"})
+#: Share of the steps, the last ones, that train the weights of a file (``method.train_for``), and how much longer than
+#: others they take; see docs/performance.md.
+FILE_SHARE, FILE_SLOWNESS = 1 / 3, 1.8
 
 
 def updates_in_backward(config: Config) -> bool:
@@ -29,6 +32,28 @@ def step_count(config: Config, rows: int | None) -> int | None:
     if train.max_steps is not None:
         return train.max_steps
     return math.ceil(train.epochs * math.ceil(rows / train.batch_size)) if rows else None
+
+
+def steps_before_file(total: int) -> int:
+    """Optimizer steps that are done before those that train the weights of a file (``method.train_for``).
+
+    Args:
+        total: Steps of the whole run.
+    """
+    return total - max(1, round(total * FILE_SHARE))
+
+
+def usual_steps(config: Config, steps: int) -> float:
+    """Optimizer steps by the time that they take: those for a file count more.
+
+    Args:
+        config: Configuration of the run.
+        steps: Steps of the whole run.
+    """
+    if config.method.train_for is None or not steps:
+        return float(steps)
+    before = steps_before_file(steps)
+    return before + FILE_SLOWNESS * (steps - before)
 
 
 def sequences_per_row(objective: Objective) -> int:

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from pydantic.fields import FieldInfo
 
-from core.config.choices import ColumnRole, Objective, Overlong, RefusalCode, Supervise, Tracker
+from core.config.choices import ColumnRole, FileType, Objective, Overlong, RefusalCode, Supervise, Tracker
 from core.config.manual import NOTHING_SAID, Entry, manual
 
 #: Text of file, model and run names, which cannot contain NUL.
@@ -148,6 +148,9 @@ class MethodSection(Section):
     )
     neftune_alpha: float | None = _option(
         None, "Noise on the embeddings in training (NEFTune), against learning by heart; absent: none.", gt=0, le=100
+    )
+    train_for: FileType | None = _option(
+        None, "The GGUF file that the model becomes: the last third of the steps trains its weights; absent: none."
     )
 
 

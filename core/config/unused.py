@@ -13,7 +13,10 @@ _USERS: dict[str, tuple[str, tuple[str, ...]]] = {
     **{f"method.trainable_{key}": (_METHOD, ("freeze",)) for key in ("layers", "end")},
     **{
         f"method.{key}": (_METHOD, _ADAPTERS)
-        for key in ("rank", "alpha", "dropout", "target_modules", "init", "dora", "rslora", "loraplus_ratio")
+        for key in (
+            *("rank", "alpha", "dropout", "target_modules", "init", "dora", "rslora", "loraplus_ratio"),
+            "train_for",
+        )
     },
     "memory.optimizer_in_backward": (_METHOD, tuple(sorted(WEIGHT_METHODS))),
     "memory.keep_dequantized": (_METHOD, ("qlora",)),

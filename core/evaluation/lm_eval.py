@@ -109,6 +109,11 @@ def model_of(trained: TrainedModel, name: str) -> HarnessModel:
             f"{name} is a checkpoint that holds trained weights alone, which lm-eval does not load.",
             "Take the result of the run, or export the checkpoint: localtune-tui export RUN@STEP --to merged.",
         )
+    if trained.file is not None:
+        raise UserError(
+            f"{name} was trained with the weights of a {trained.file.type} file, which lm-eval does not make.",
+            "Export it as merged, which holds them, and name that directory.",
+        )
     base = _directory(trained.base)
     if trained.adapter is None:
         return HarnessModel(name, base, run=trained.run)

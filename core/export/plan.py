@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from core import paths
@@ -29,6 +29,8 @@ BITS: dict[Quant, float] = {
     "Q4_K_M": 4.9,
     "Q4_0": 4.6,
 }
+#: Kinds with a GGUF file of the whole model.
+_WHOLE = ("gguf", "ollama")
 #: Bytes beside the weights: tokenizer, records, metadata.
 _BESIDE = 32 << 20
 
@@ -68,6 +70,8 @@ def plan_export(request: ExportRequest) -> ExportPlan:
     """
     run = Run(request.run)
     trained = find_trained(run, request.step)
+    if request.quant is None and trained.file is not None and request.kind in _WHOLE and not request.adapter_only:
+        request = replace(request, quant=trained.file.type)
     _check_kind(request, trained)
     tries_both = _tries_both(request, trained)
     size, peak = _bytes(request, trained, 2 if tries_both else 1)
@@ -87,11 +91,16 @@ def _check_kind(request: ExportRequest, trained: TrainedModel) -> None:
             f"Run {trained.run.id} was trained on weights that are not rounded to 4 bit (method.name = {method}).",
             "Leave --merge-from out.",
         )
+    if request.merge_from == "base" and method == "qlora" and trained.file is not None:
+        raise UserError(
+            f"{trained.label} was trained for a {trained.file.type} file, with the base rounded to 4 bit before.",
+            "Leave --merge-from out.",
+        )
 
 
 def _tries_both(request: ExportRequest, trained: TrainedModel) -> bool:
     merges = request.kind in ("merged", "gguf", "ollama") and not request.adapter_only
-    return merges and request.merge_from == "auto" and trained.config.method.name == "qlora"
+    return merges and request.merge_from == "auto" and trained.config.method.name == "qlora" and not trained.file
 
 
 def _target(request: ExportRequest, trained: TrainedModel) -> Path:
@@ -117,18 +126,20 @@ def _bytes(request: ExportRequest, trained: TrainedModel, variants: int) -> tupl
     if parameters is None or request.weights is None:
         return None, None
     size = _weigh(parameters, request.weights)
-    merged = variants * _weigh(parameters, merged_quant(request))
+    merged = variants * _weigh(parameters, merged_quant(request, trained))
     if request.kind == "merged":
         return size, merged + _BESIDE
-    between = 0 if request.weights in CONVERTED else _weigh(parameters, "F16")
+    between = 0 if request.weights in CONVERTED else _weigh(parameters, merged_quant(request, trained))
     return size, size + merged + between + _BESIDE
 
 
-def merged_quant(request: ExportRequest) -> Quant:
+def merged_quant(request: ExportRequest, trained: TrainedModel) -> Quant:
     """The type of the merged weights that an export is, or is made from."""
     weights = request.weights or "BF16"
     if request.kind == "merged" or weights in ("F32", "BF16"):
         return weights
+    if trained.file is not None:
+        return "F32"  # which holds the weights that were trained to the bit
     # Rounded once more by what follows, to fewer bits; 16 bits with a mantissa of 11 add nothing to that.
     return "F16"
 

@@ -103,12 +103,19 @@ def verify(
     with scratch(exported.parent) as directory:
         # Read before the trained model is measured, which takes longer.
         request = _request(exported, kind, quant, trained, base)
-        measure_trained(trained, directory, progress, rows, plain_base=kind != "adapter")
+        as_file = kind != "adapter" and base is None
+        measure_trained(trained, directory, progress, rows, plain_base=kind != "adapter", as_file=as_file)
         return _compare(request, directory, trained, progress)
 
 
 def measure_trained(
-    trained: TrainedModel, directory: Path, progress: Progress, rows: int = ROWS, *, plain_base: bool = True
+    trained: TrainedModel,
+    directory: Path,
+    progress: Progress,
+    rows: int = ROWS,
+    *,
+    plain_base: bool = True,
+    as_file: bool = True,
 ) -> None:
     """Measure the trained model, and keep its answers in a directory, for any number of comparisons.
 
@@ -118,6 +125,7 @@ def measure_trained(
         progress: As for :func:`verify`.
         rows: How many rows.
         plain_base: Whether the adapter on the base in 16 bits is measured as well, where the run trained on 4 bits.
+        as_file: Whether a model that was trained for a file answers with its weights, as all but an adapter does.
 
     Raises:
         UserError: As :func:`verify`.
@@ -128,6 +136,7 @@ def measure_trained(
         "step": trained.step,
         "rows": rows,
         "plain_base": plain_base,
+        "as_file": as_file,
         "directory": str(directory),
     }
     _measure(request, "The measurement of the trained model", progress)
@@ -155,7 +164,9 @@ def compare(
 def _compare(request: dict[str, Any], directory: Path, trained: TrainedModel, progress: Progress) -> Agreement:
     found = _measure({**request, "directory": str(directory)}, "The reader of the exported file", progress)
     in_4_bits = trained.config.method.name == "qlora" and request["task"] != "adapter"
-    return _agreement(found, quantized_base=in_4_bits)
+    # What was trained for a file was merged in training already, so that its weights are what the file has to hold.
+    is_merged = trained.file is not None and "base" not in request
+    return _agreement(found, quantized_base=in_4_bits and not is_merged)
 
 
 def _request(

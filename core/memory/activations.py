@@ -152,7 +152,7 @@ class LayerSteps:
             kept += linear.inputs * self._dropped(a)
         elif not shared:
             kept += a * linear.inputs
-        workspace = a * linear.weights if how.quantized and not how.dequantized else 0
+        workspace = a * linear.weights if (how.quantized or how.merged) and not how.dequantized else 0
         # The gradients of output and input, and if others read the same input, their accumulated gradient.
         backward = a * (linear.outputs + linear.inputs * (1 if alone else 2))
         casts = (a if how.autocast else 0) * rank * linear.inputs + (FP32 + a) * rank * linear.outputs

@@ -179,7 +179,7 @@ class _Planner:
         self.checkpointing = way.kept_layers < architecture.depth
         self.budget = way.token_budget
         how = arithmetic(config, machine)
-        self.dequantized = dequantized and how.quantized and how.fused_layers
+        self.dequantized = dequantized and (how.quantized or how.merged) and how.fused_layers
         self.how = replace(how, dequantized=self.dequantized)
         self.notes: list[str] = []
         self.batch = self._micro_batch()
@@ -458,5 +458,6 @@ def arithmetic(config: Config, machine: Machine) -> Arithmetic:
         fused_layers=config.train.fused_layers and not config.train.compile,
         short_attention=config.train.fused_layers and not cuda,
         fused_attention=config.train.fused_layers,
+        merged=config.method.train_for is not None,
         flash=not wide and (machine.capability is None or machine.capability >= FLASH_CAPABILITY),
     )

@@ -26,7 +26,7 @@ def weight_parts(model: Architecture, how: Arithmetic, copied: int) -> list[Part
     Args:
         model: Architecture of the model.
         how: Dtypes and quantization.
-        copied: Elements of quantized matrices of which dequantized copies are kept.
+        copied: Elements of matrices of which dequantized or merged copies are kept.
     """
     a = how.bytes
     matrices = [(linear.weights, layer.count) for layer in model.layers for linear in layer.linears]
@@ -39,10 +39,10 @@ def weight_parts(model: Architecture, how: Arithmetic, copied: int) -> list[Part
     if how.quantized:
         size = sum(quantized_bytes(weights) * count for weights, count in matrices)
         found.append(Part("linear_weights", size, "linear layers in NF4 with double quantization"))
-        if copied:
-            found.append(Part("dequantized", a * copied, f"copies of them in {8 * a} bit"))
     else:
         found.append(Part("linear_weights", a * model.linear_weights, f"linear layers in {8 * a} bit"))
+    if copied:
+        found.append(Part("dequantized", a * copied, f"copies of them in {8 * a} bit"))
     found.append(Part("embeddings", a * model.embeddings, f"embeddings and output head in {8 * a} bit"))
     if experts:
         found.append(Part("experts", a * experts, f"experts in {8 * a} bit; stacked tensors are not quantized"))

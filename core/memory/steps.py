@@ -22,7 +22,8 @@ class Arithmetic:
         short_attention: Whether attention of short rows does.
         fused_attention: Whether attention goes through the worker's function, whatever the rows.
         flash: Whether a GPU's flash attention knows the dtype and the card.
-        dequantized: Whether linear layers of these functions keep their weights dequantized.
+        dequantized: Whether linear layers of these functions keep their weights dequantized, or merged.
+        merged: Whether they are merged with their adapters for each product (``method.train_for``).
     """
 
     bytes: int
@@ -35,6 +36,7 @@ class Arithmetic:
     dequantized: bool = False
     fused_attention: bool = False
     flash: bool = True
+    merged: bool = False
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ def estimate(timings: Timings, schedule: Schedule, total_steps: int, now: float)
     current = timings.evaluation
     evaluations = _evaluations_left(timings, schedule, total_steps)
     checkpoints = _checkpoints_left(timings, schedule, total_steps)
-    steps, evaluation = left * pace, evaluations * each
+    steps, evaluation = schedule.steps_left(step, total_steps) * pace, evaluations * each
     saving = checkpoints * checkpoint + RESULT_SHARE * checkpoint
     is_evaluation_next = current is None and _is_evaluation_due(timings, schedule, total_steps)
     # What is under way has its elapsed time taken off, and is never less than done.

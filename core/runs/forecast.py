@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from core import paths
 from core.analysis.lengths import Lengths
 from core.analysis.split import held_out_count
-from core.config.derived import sequences_per_row, step_count
+from core.config.derived import sequences_per_row, step_count, usual_steps
 from core.config.schema import WEIGHT_METHODS, Config
 from core.errors import UserError
 from core.memory.advice import Advice, advise
@@ -144,11 +144,12 @@ def estimate(config: Config, rows: Rows | None, pace: Pace, count: int | None = 
         count = kept.count - held_out_count(kept.count, config.data.eval_share)
     if (steps := step_count(config, count)) is None:
         return None
+    longer = usual_steps(config, steps) / max(steps, 1)
     if kept is None or kept.tokens is None:
-        seconds = steps * pace.seconds_per_step * train.batch_size / pace.rows_per_step
+        seconds = longer * steps * pace.seconds_per_step * train.batch_size / pace.rows_per_step
         watts = pace.watt_hours_per_second
         return Estimate(seconds, steps, None if watts is None else watts * seconds, pace.run)
-    tokens = steps * min(train.batch_size, kept.count) * kept.tokens / kept.count
+    tokens = longer * steps * min(train.batch_size, kept.count) * kept.tokens / kept.count
     energy = pace.watt_hours_per_token
     return Estimate(tokens / pace.tokens_per_second, steps, None if energy is None else energy * tokens, pace.run)
 
@@ -163,7 +164,7 @@ def rough_seconds(config: Config, plan: Plan, steps: int, row_tokens: float) -> 
         row_tokens: Mean tokens of a row.
     """
     passes = 2 + (1 if plan.checkpointing else 0) + (1 if config.method.name in WEIGHT_METHODS else 0)
-    operations = 2.0 * passes * plan.parameters * steps * config.train.batch_size * row_tokens
+    operations = 2.0 * passes * plan.parameters * usual_steps(config, steps) * config.train.batch_size * row_tokens
     rate = _CARD_RATE if plan.device == "cuda" else _CORE_RATE * len(os.sched_getaffinity(0))
     return operations * sequences_per_row(config.train.objective) / rate
 

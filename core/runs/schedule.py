@@ -58,6 +58,8 @@ class Schedule:
     eval_steps: int | None = None
     eval_epochs: float | None = None
     checkpoint_steps: int | None = None
+    for_file: bool = False
+    """Whether the last steps train the weights of a file (``method.train_for``), which takes longer."""
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Schedule:
@@ -81,6 +83,7 @@ class Schedule:
             eval_steps=_count(values.get("eval.every_steps")),
             eval_epochs=_number(values.get("eval.every_epochs")),
             checkpoint_steps=_count(values.get("checkpoint.every_steps")),
+            for_file=values.get("method.train_for") is not None,
         )
 
     def changed(self, settings: Mapping[str, Any]) -> Schedule:
@@ -91,6 +94,15 @@ class Schedule:
         if "checkpoint.every_steps" in settings:
             found = replace(found, checkpoint_steps=_count(settings["checkpoint.every_steps"]))
         return found
+
+    def steps_left(self, step: int, total: int) -> float:
+        """Steps to come, by the time that one takes now."""
+        from core.config.derived import FILE_SLOWNESS, steps_before_file
+
+        left = max(total - step, 0)
+        if not self.for_file or step > (before := steps_before_file(total)):
+            return float(left)
+        return left + (FILE_SLOWNESS - 1) * min(left, total - before)
 
     @property
     def evaluates(self) -> bool:

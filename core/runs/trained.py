@@ -8,9 +8,10 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from core import paths
+from core.config.choices import FileType
 from core.config.schema import WEIGHT_METHODS, Config
 from core.errors import UserError
 from core.paths import user_path
@@ -23,6 +24,16 @@ from core.small_files import open_regular, read_small
 REFUSED = " (result refused by eval.gate)"
 #: Most bytes of a checkpoint's manifest, which names a few dozen files.
 _MANIFEST_LIMIT = 16 << 20
+
+
+@dataclass(frozen=True)
+class TrainedFile:
+    """The file whose weights a model was trained with (``method.train_for``)."""
+
+    type: Literal["Q8_0", "Q4_0"]
+    """The type of its matrices; embeddings and head are Q8_0."""
+    dtype: str | None
+    """The dtype of torch that the base's weights had in training: ``bfloat16``; None where it is not known."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +57,8 @@ class TrainedModel:
     """The fingerprint of the base in training, where it is known and ``base`` is that model."""
     refused: str = ""
     """What the result of the run misses of ``eval.gate``: of such a run there are checkpoints only. Else empty."""
+    file: TrainedFile | None = None
+    """The file whose weights it was trained with; None where the adapter is used beside its base."""
 
     @property
     def name(self) -> str:
@@ -122,7 +135,22 @@ def find_trained(run: Run, step: int | None = None) -> TrainedModel:
         base_sha256=_find_base_hash(run) if base == config.model.base else None,
         # A result that is there has passed, whatever the file of the state says.
         refused=run.state().refused if found_step is not None else "",
+        file=None if config.method.train_for is None else _find_file(run, config.method.train_for, found_step),
     )
+
+
+def _find_file(run: Run, wanted: FileType, step: int | None) -> TrainedFile | None:
+    """The file that a step was trained for, by its checkpoint; that of the newest one tells of the result."""
+    manifest = manifest_of(run)
+    if step is not None:
+        chosen = next((path for number, path in _candidates(run, step)), None)
+        with contextlib.suppress(OSError, ValueError, RecursionError):
+            manifest = _manifest(chosen) if chosen is not None else {}
+    kind: Literal["Q8_0", "Q4_0"] = "Q8_0" if wanted == "q8_0" else "Q4_0"
+    if "file" not in manifest:  # all checkpoints of a finished run may be gone
+        return TrainedFile(kind, None)
+    found = manifest["file"]
+    return TrainedFile(kind, str(found.get("dtype"))) if isinstance(found, dict) else None
 
 
 def _find_template(run: Run, config: Config) -> str | None:

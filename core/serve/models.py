@@ -241,7 +241,8 @@ def _reference(run: Run, step: int | None) -> str:
 def _loading_of(trained: TrainedModel) -> tuple[Any, ...]:
     """What adapters have in common that share a loaded base."""
     spec = spec_of(trained)
-    return spec.base, spec.base_sha256, spec.method == "qlora", spec.precision, spec.device, spec.gpu
+    alone = None if trained.file is None else trained.label
+    return spec.base, spec.base_sha256, spec.method == "qlora", spec.precision, spec.device, spec.gpu, alone
 
 
 def _open_run(run: Run, step: int | None) -> ChatSession:

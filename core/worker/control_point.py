@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from core.runs.events import ControlEvent
 from core.runs.protocol import refusal
 from core.text import one_line
 from core.worker.checkpoint.checkpointer import Checkpointer
+from core.worker.fused.file_weights import FileWeights
 from core.worker.generate.generate import answer_prompt, answering_as, prepare_prompt
 from core.worker.generate.room import ask_for_room
 from core.worker.model.model import LoadedModel
@@ -44,6 +45,7 @@ class ControlPoint:
         checkpointer: Writes the checkpoints that are asked for.
         recorder: Where events go.
         controls: The commands that wait.
+        file_weights: Those of the file that is trained for, where there is one.
     """
 
     config: Config
@@ -54,6 +56,7 @@ class ControlPoint:
     checkpointer: Checkpointer
     recorder: Recorder
     controls: Controls
+    file_weights: FileWeights | None = None
 
     def attend(self) -> None:
         """Carry out the commands that wait; while paused, wait for more. Called between two steps, and in the long
@@ -158,7 +161,7 @@ class ControlPoint:
         answered_by = BASE if asked.source == BASE and has_base else f"step-{self.state.step}"
         try:
             began = time.monotonic()
-            with self.autocast(), answering_as(model, asked.source):
+            with self.autocast(), self._weights_of(asked.source), answering_as(model, asked.source):
                 prompt = prepare_prompt(
                     model,
                     self.loaded.tokenizer,
@@ -200,6 +203,10 @@ class ControlPoint:
             context_limit=generation.context_limit,
         )
         return f"{answered_by}: {generation.tokens} tokens, {generation.finish}"
+
+    def _weights_of(self, source: str) -> AbstractContextManager[None]:
+        """The weights that a source answers with: the base with its own, where a file's are trained."""
+        return nullcontext() if self.file_weights is None or source != BASE else self.file_weights.base_alone()
 
     def _set(self, command: Command) -> str:
         state, changes = self.state, read_changes(self.config, command.request.args)

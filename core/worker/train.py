@@ -77,6 +77,8 @@ def train(config: Config, recorder: Recorder, controls: Controls, *, resume: boo
         parts = build(config, recorder, controls, found)
         if found is not None:
             parts.checkpointer.resume(found)
+        if parts.file is not None:
+            parts.file.follow()
         recipe = FinetuneRecipe(config, recorder, controls, parts)
         rehearses = recipe.rehearse()
         try:
@@ -130,6 +132,8 @@ class FinetuneRecipe:
         """One optimizer step."""
         parts, state = self.parts, self.parts.state
         began = time.monotonic()
+        if parts.file is not None:
+            parts.file.begin_step()
         self.recorder.begin_step()
         learning_rate = parts.learning_rate()
         parts.update.begin(learning_rate)
@@ -141,6 +145,8 @@ class FinetuneRecipe:
         if state.finite.accepts(state.step + 1, result.loss, norm, window, overflow=state.may_overflow):
             state.best.proved(state.step)
             parts.update.step()
+            if parts.file is not None:
+                parts.file.updated()
         else:
             parts.update.drop()
         state.step += 1  # and with it the schedule
@@ -186,11 +192,13 @@ class FinetuneRecipe:
             self._evaluate_if_due()
         self.recorder.phase("training", done=state.step, total=state.total_steps)
         parts.control_point.attend()
-        while state.step < state.total_steps and not state.best.is_exhausted:
+        while state.step < state.total_steps and not self._is_exhausted:
             try:
                 self.step()
             except TornUpdateError as error:
                 parts.rollback.go_back(error)
+                if parts.file is not None:
+                    parts.file.follow()
                 continue
             if rehearses:
                 rehearses = False
@@ -205,6 +213,12 @@ class FinetuneRecipe:
             if due and not state.paused:
                 parts.checkpointer.save()
             parts.control_point.attend()
+
+    @property
+    def _is_exhausted(self) -> bool:
+        """Whether patience is at its end; what ends a run before its file's weights are trained is no end."""
+        file = self.parts.file
+        return self.parts.state.best.is_exhausted and (file is None or file.weights.in_use)
 
     def rehearse(self) -> bool:
         """Find out whether the run fits in memory, before its first step; returns whether that step does it, as it has

@@ -138,6 +138,12 @@ class ExportScreen(Overlay[None]):
 
     # What is exported.
 
+    @property
+    def _weights(self) -> Quant | None:
+        """The type of the weights; where none is chosen, that of the plan, which knows the run."""
+        plan = self._planned.plan if self._planned is not None else None
+        return (self._request if plan is None else plan.request).weights
+
     def _change(self, request: ExportRequest) -> None:
         self._request, self._planned = request, None
         self._plan()
@@ -174,9 +180,9 @@ class ExportScreen(Overlay[None]):
         if field == "kind":
             kind = _KINDS[(_KINDS.index(request.kind) + by) % len(_KINDS)]
             self._change(replace(request, kind=kind, quant=None))
-        elif field == "weights" and request.quants and request.weights is not None:
+        elif field == "weights" and request.quants and (weights := self._weights) is not None:
             quants: tuple[Quant, ...] = request.quants
-            self._change(replace(request, quant=quants[(quants.index(request.weights) + by) % len(quants)]))
+            self._change(replace(request, quant=quants[(quants.index(weights) + by) % len(quants)]))
         elif field == "directory":
             self._edit()
 
@@ -310,7 +316,7 @@ class ExportScreen(Overlay[None]):
 
     def _fields(self) -> Content:
         request = self._request
-        weights = request.weights or "as they were trained"
+        weights = self._weights or "as they were trained"
         place = "in the home, named after the run" if request.out is None else shown_path(request.out)
         plan = self._planned.plan if self._planned is not None else None
         if plan is not None:

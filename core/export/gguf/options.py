@@ -22,6 +22,8 @@ class GgufOptions:
         base_gguf: The GGUF file that the base was, if it was one: its tokenizer is copied.
         calibration: Rows as token ids, whose activations tell which weights matter most (an importance matrix); used
             for the quantizations of less than eight bits, and only where llama.cpp's library is installed.
+        is_exact: Whether the model was trained with the weights of a file of this type: embeddings and head are Q8_0,
+            as they were then.
         threads: Of the quantizer; by default one for each core.
     """
 
@@ -34,4 +36,5 @@ class GgufOptions:
     base: Path | None = None
     base_gguf: Path | None = None
     calibration: tuple[tuple[int, ...], ...] = ()
+    is_exact: bool = False
     threads: int | None = None

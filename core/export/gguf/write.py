@@ -184,6 +184,7 @@ def _quantize(
         "quant": quant,
         "importance": None if importance is None else str(importance),
         "rows": len(rows),
+        "embeddings": "Q8_0" if options.is_exact else None,
         "expected": round(checked.elements * BYTES_PER_WEIGHT[quant]),
     }
     run_process(f"{_WORKER}.quantize", job, "llama.cpp's quantizer", progress)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from safetensors import SafetensorError, safe_open
 from core.errors import UserError
 from core.text import one_line
 from core.worker.export.layout import Layout
+from core.worker.fused.file_weights import EMBEDDINGS
+from core.worker.fused.frozen_weight import merge_exactly
+from core.worker.fused.ggml_quant import GgmlType, fake_quantize
 from core.worker.model.adapters import TRAINED
 from core.worker.model.completeness import tell
 
@@ -22,6 +26,8 @@ from core.worker.model.completeness import tell
 Change = Callable[[torch.Tensor], torch.Tensor]
 #: What PEFT puts before the names of modules.
 _PREFIX = "base_model.model."
+#: The factors of a plain adapter.
+_PLAIN = {"lora_A.weight", "lora_B.weight"}
 #: Settings of an adapter that choose layers, which is done here, or are not of a single layer.
 _CHOOSING = (
     *("exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save", "trainable_token_indices"),
@@ -43,13 +49,14 @@ def weight_changes(path: Path) -> dict[str, Change]:
     return {name: _replacement(path, name) for name in names}
 
 
-def adapter_changes(layout: Layout, adapter: Path) -> dict[str, Change]:
+def adapter_changes(layout: Layout, adapter: Path, kind: GgmlType | None = None) -> dict[str, Change]:
     """Parameters that an adapter changes: LoRA, rsLoRA and DoRA of linear layers and embeddings, and layers that are
     saved as a whole.
 
     Args:
         layout: The base that it is for.
         adapter: A directory in PEFT's format.
+        kind: The type of the file whose weights were trained, which the layers then have; None for plain sums.
 
     Raises:
         UserError: If it cannot be read, has factors of a kind that is not known, or is for another base.
@@ -77,8 +84,40 @@ def adapter_changes(layout: Layout, adapter: Path) -> dict[str, Change]:
             "Export it as an adapter.",
         )
     for module, parts in factors.items():
+        if kind is not None and set(parts) == _PLAIN:
+            changes[f"{module}.weight"] = _Rounded(config, path, parts, kind)
+            continue
         changes[f"{module}.weight"] = _Adapted(module, layout.module(module), config, path, parts)
     return changes
+
+
+def embedding_changes(layout: Layout) -> dict[str, Change]:
+    """Embeddings and head as a file has them whose weights were trained; they have no adapters."""
+    modules = (layout.model.get_input_embeddings(), layout.model.get_output_embeddings())
+    ids = {id(module.weight) for module in modules if module is not None}
+    names = [name for name, weight in layout.model.named_parameters(remove_duplicate=False) if id(weight) in ids]
+    return dict.fromkeys(names, lambda weight: fake_quantize(weight, EMBEDDINGS))
+
+
+class _Rounded:
+    """The change of a layer's weight by an adapter that was trained with the weights of a file: merged and rounded as
+    in training, to the bit.
+
+    Args:
+        config: The adapter's configuration.
+        path: The file of its factors.
+        parts: The factors' names in PEFT's layer to their names in the file.
+        kind: The type of the file.
+    """
+
+    def __init__(self, config: Any, path: Path, parts: dict[str, str], kind: GgmlType) -> None:
+        self._path, self._parts, self._kind = path, parts, kind
+        self._scale = float(config.lora_alpha / (math.sqrt(config.r) if config.use_rslora else config.r))
+
+    def __call__(self, weight: torch.Tensor) -> torch.Tensor:
+        """The weight as the file has it, in fp32."""
+        down, up = (_read(self._path, self._parts[f"lora_{factor}.weight"]).float() for factor in "AB")
+        return fake_quantize(merge_exactly(weight, down, up, self._scale), self._kind)
 
 
 class _Adapted:

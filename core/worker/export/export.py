@@ -78,7 +78,14 @@ class _Proof:
         if not self._directory.exists():
             self._directory.mkdir(mode=paths.DIRECTORY_MODE)
             whole = kind != "adapter"
-            measure_trained(self._trained, self._directory, self._progress, self._request.rows, plain_base=whole)
+            measure_trained(
+                self._trained,
+                self._directory,
+                self._progress,
+                self._request.rows,
+                plain_base=whole,
+                as_file=whole and base is None,
+            )
         return compare(exported, kind, quant, self._trained, self._directory, self._progress, base=base)
 
 
@@ -91,8 +98,8 @@ class Export:
     """
 
     def __init__(self, request: ExportRequest, progress: Progress) -> None:
-        self._request, self._progress = request, progress
         self._plan: ExportPlan = plan_export(request)
+        self._request, self._progress = self._plan.request, progress
         self._trained: TrainedModel = self._plan.trained
 
     def make(self) -> ExportResult:
@@ -155,7 +162,7 @@ class Export:
             write_adapter(base, self._trained, made, conversation)
             return self._proven(made, _Made(None))
         if kind == "merged":
-            merge = self._merge(base, made, merged_quant(self._request), conversation)
+            merge = self._merge(base, made, merged_quant(self._request, self._trained), conversation)
             written = _Made(self._request.weights, merge.agreement, merge.way, merge.notes)
             return written if merge.agreement is not None else self._proven(made, written)
         if self._request.adapter_only:
@@ -179,7 +186,9 @@ class Export:
         fetch_converter(self._progress)
         merge = self._merged_for(base, merged, conversation)
         rows = Dataset()
-        if quant not in CONVERTED or self._request.kind == "ollama":
+        file = self._trained.file
+        is_exact = file is not None and quant == file.type
+        if (quant not in CONVERTED and not is_exact) or self._request.kind == "ollama":
             rows = read_rows(base, self._trained, conversation, self._progress)
         source = model_path(self._trained.config.model.base)
         options = GgufOptions(
@@ -190,7 +199,8 @@ class Export:
             base_name=self._base_name(base),
             base=base,
             base_gguf=source if os.path.isfile(source) else None,
-            calibration=() if quant in CONVERTED else calibration_rows(rows),
+            calibration=() if quant in CONVERTED or is_exact else calibration_rows(rows),
+            is_exact=is_exact,
         )
         write_gguf(merged, made / self._file_name, quant, options, self._progress)
         shutil.rmtree(merged)
@@ -207,7 +217,7 @@ class Export:
 
     def _merged_for(self, base: Path, place: Path, conversation: Conversation) -> Merge:
         """The merged model that a GGUF file is made from; in 32 bit where 16 have no room for its weights."""
-        quant = merged_quant(self._request)
+        quant = merged_quant(self._request, self._trained)
         place.mkdir(mode=paths.DIRECTORY_MODE)
         try:
             return self._merge(base, place, quant, conversation)
@@ -255,6 +265,15 @@ class Export:
             return replace(written, notes=(*written.notes, str(error)))
         return replace(written, agreement=agreement)
 
+    def _notes_of_file(self, quant: Quant | None) -> list[str]:
+        """What there is to know where the model was trained for another file than this one."""
+        file = self._trained.file
+        if file is None or self._request.kind == "card" or quant == file.type:
+            return []
+        if quant is None:
+            return [f"It was trained for a merged {file.type} file; beside its base it answers without that rounding."]
+        return [f"It was trained for a {file.type} file, whose weights this one holds in {quant}."]
+
     def _refuse_others(self, written: _Made) -> None:
         """Refuse an export that does not answer as the trained model does.
 
@@ -272,8 +291,9 @@ class Export:
         """Put the card and the record beside the files."""
         trained, kind = self._trained, self._request.kind
         name = self._base_name(base)
-        warning = [trained.warning] if trained.warning else []
-        notes = (*warning, *written.notes, *(written.agreement.notes if written.agreement is not None else ()))
+        warning = (trained.warning,) if trained.warning else ()
+        agreed = () if written.agreement is None else written.agreement.notes
+        notes = (*warning, *written.notes, *self._notes_of_file(written.quant), *agreed)
         facts = CardFacts(
             trained=trained,
             kind=kind,

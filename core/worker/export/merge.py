@@ -18,9 +18,9 @@ from core.directories import Progress
 from core.errors import UserError
 from core.export.kinds import Quant
 from core.models.files import WEIGHTS_INDEX
-from core.runs.trained import TrainedModel
+from core.runs.trained import TrainedFile, TrainedModel
 from core.text import one_line
-from core.worker.export.changes import Change, adapter_changes, weight_changes
+from core.worker.export.changes import Change, adapter_changes, embedding_changes, weight_changes
 from core.worker.export.layout import Layout, read_layout
 from core.worker.export.source import Source
 from core.worker.model.completeness import tell
@@ -72,6 +72,7 @@ def merge_weights(
     source = Source(layout, trained.config, rounded=rounded)
     arrangement = _Arrangement(layout, trained)
     usual = _usual_dtype(source)
+    stored = None if trained.file is None else _trained_dtype(trained.file, source)
     size = done = 0
     total = sum(source.spec(key).bytes for path in layout.files for key in source.keys(path))
     places: dict[str, str] = {}
@@ -87,6 +88,8 @@ def merge_weights(
             tensor = source.read(entry.key)
             done += source.spec(entry.key).bytes
             progress("merging the weights", min(done, total), total)
+            if stored is not None and tensor.is_floating_point() and not source.is_packed(entry.key):
+                tensor = tensor.to(stored)
             if entry.change is not None:
                 tensor = entry.change(tensor.to(torch.float32))
             return _cast(name, tensor, entry.spec.dtype)
@@ -105,15 +108,17 @@ class _Arrangement:
 
     def __init__(self, layout: Layout, trained: TrainedModel) -> None:
         self._layout = layout
-        has_adapter = trained.adapter is not None
+        has_adapter, file = trained.adapter is not None, trained.file
         if trained.adapter is not None:
-            changes = adapter_changes(layout, trained.adapter)
+            changes = adapter_changes(layout, trained.adapter, None if file is None else file.type)
         else:
             changes = {} if trained.weights is None else weight_changes(trained.weights)
         self._check(changes)
         tied = {name: other for name, other in layout.tied.items() if other in layout.keys}
         # Trained weights are one where they were one; an adapter of the head leaves the embeddings alone.
         self.is_untied = has_adapter and any(name in changes or other in changes for name, other in tied.items())
+        if file is not None:
+            changes = embedding_changes(layout) | changes
         self._made: dict[str, tuple[str, Change | None]] = {
             key: (key, changes.get(name)) for name, key in layout.keys.items()
         }
@@ -150,6 +155,12 @@ class _Arrangement:
             spec = source.spec(key)
             found[name] = _Entry(key, change, TensorSpec(_target(spec.dtype, usual, MERGED_DTYPES[quant]), spec.shape))
         return found
+
+
+def _trained_dtype(file: TrainedFile, source: Source) -> torch.dtype:
+    """The dtype that weights had in training, from which what was trained for a file is merged."""
+    names = {str(dtype).removeprefix("torch."): dtype for dtype in MERGED_DTYPES.values()}
+    return names.get(file.dtype or "", source.dtype)
 
 
 def _usual_dtype(source: Source) -> torch.dtype:

@@ -95,6 +95,8 @@ def ways_to_merge(base: Path, trained: TrainedModel, way: MergeFrom) -> tuple[Wa
         return ("base",)
     if saved_quantization(read_description(base / "config.json") or {}) is not None:
         return ("quantized",)  # its files have no others
+    if trained.file is not None:  # merged in training already, so that there is one way
+        return ("quantized",) if trained.config.method.name == "qlora" else ("base",)
     if way == "auto":
         return ("quantized", "base") if trained.config.method.name == "qlora" else ("base",)
     return (way,)

@@ -48,6 +48,15 @@ class Source:
             if self._device.type == "cpu":
                 quantize_quickly()
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the training, as far as this machine has it."""
+        return self._dtype
+
+    def is_packed(self, key: str) -> bool:
+        """Whether a tensor is saved in 4 bits."""
+        return key in self._packed
+
     def keys(self, path: Path) -> Sequence[str]:
         """The tensors of a file, without what only describes rounded ones."""
         return [key for key in self.files[path] if PACKED.fullmatch(key) is None]

@@ -8,6 +8,7 @@ Source: LoRA, arXiv 2106.09685; QLoRA, arXiv 2305.14314.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,8 +45,12 @@ def product_with_adapter(
         weight: ``W`` and ``b``.
         dtype: The dtype of the arithmetic.
     """
-    out = torch.nn.functional.linear(flat, weight.matrix(dtype), weight.bias(dtype))
+    merged = weight.file_type is not None
+    matrix = weight.merged(down, up, scale, dtype) if merged else weight.matrix(dtype)
+    out = torch.nn.functional.linear(flat, matrix, weight.bias(dtype))
     low = seen @ down.to(dtype).T
+    if merged:
+        return out, low
     return out.addmm_(low, (up * scale).to(dtype).T), low
 
 
@@ -116,9 +121,12 @@ class LoraLinear(torch.autograd.Function):
         through = gradient @ (up * ctx.scale).to(dtype)
         to_x = to_dropped = None
         if ctx.needs_input_grad[0]:
-            to_x = gradient @ ctx.weight.matrix(dtype)
-            if not ctx.separate:
-                to_x.addmm_(through, down.to(dtype))
+            if ctx.weight.file_type is not None:
+                to_x = gradient @ ctx.weight.merged(down, up, ctx.scale, dtype)
+            else:
+                to_x = gradient @ ctx.weight.matrix(dtype)
+                if not ctx.separate:
+                    to_x.addmm_(through, down.to(dtype))
             to_x = to_x.reshape(ctx.shape).to(ctx.input_dtype)
         if ctx.separate and ctx.needs_input_grad[1]:
             to_dropped = (through @ down.to(dtype)).reshape(ctx.shape).to(ctx.input_dtype)
@@ -184,7 +192,7 @@ class FusedLora:
         layer, weight = self._layer, self.weight
         rows = x.numel() // max(x.shape[-1], 1)
         faster = has_faster_kernel(rows, x.device.type, quantized=weight.is_quantized, kept=weight.is_kept)
-        if args or kwargs or layer.merged or (faster and not is_fused()):
+        if args or kwargs or layer.merged or (faster and not is_fused() and weight.file_type is None):
             return self._as_usual(x, *args, **kwargs)
         if layer.disable_adapters:
             if not weight.is_kept and not is_fused():
@@ -200,13 +208,18 @@ class FusedLora:
         )
         return result
 
+    def parameters(self) -> Iterator[torch.nn.Parameter]:
+        """The parameters of the layer, its adapter's among them."""
+        found: Iterator[torch.nn.Parameter] = self._layer.parameters()
+        return found
+
     def applied(self) -> Adapter | None:
         """The adapter that is applied in the current pass; None if it is off, merged, or another is on as well."""
         layer, name = self._layer, self._adapter
         if layer.disable_adapters or layer.merged or layer.active_adapters != [name]:
             return None
         dropout = layer.lora_dropout[name]
-        drops = isinstance(dropout, torch.nn.Dropout) and layer.training
+        drops = isinstance(dropout, torch.nn.Dropout) and layer.training and self.weight.file_type is None
         return Adapter(
             layer.lora_A[name].weight,
             layer.lora_B[name].weight,

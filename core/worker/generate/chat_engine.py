@@ -7,8 +7,8 @@ when its input is closed, whatever it is doing. Commands:
     ``base``, ``adapter`` (a directory or null), ``weights`` (a file of trained weights or null), ``method``,
     ``precision``, ``device``, ``gpu`` (as ``hardware.gpu``, or null), ``template`` (a Jinja file or null),
     ``source_name`` (what answers of the adapter, or of trained weights, are called), ``base_sha256`` (of the base that
-    they were trained on, or null). Sends ``{"id", "progress", "done", "total"}`` before its answer; a progress that
-    ends with a full stop is a warning.
+    they were trained on, or null), ``file`` (:class:`core.runs.trained.TrainedFile` or null). Sends ``{"id",
+    "progress", "done", "total"}`` before its answer; a progress that ends with a full stop is a warning.
 ``add``
     ``name`` (the source that it answers as), ``adapter`` (a directory), ``source_name``, ``template`` and
     ``base_sha256`` as for ``load``: another adapter on the same base.
@@ -63,11 +63,13 @@ class ChatEngine:
         report("importing the libraries")
         from core.models.adapters import check_adapter
         from core.models.fingerprint import BaseFingerprint
+        from core.runs.trained import TrainedFile
         from core.worker.generate.sources import Sources
         from core.worker.model.full_weights import put_weights
         from core.worker.model.model import load_model
         from core.worker.model.starter import resolve_base
         from core.worker.model.support import check_base
+        from core.worker.model.trained_file import answer_with_file
         from core.worker.process.openmp import SpinControl
 
         if self._spin_control is None:
@@ -106,6 +108,10 @@ class ChatEngine:
             put_weights(loaded.model, Path(weights), method)
         loaded.model.eval()
         _allow_fast_kernels(loaded.model)
+        file, weights_of_file = args.get("file"), None
+        if adapter and file:
+            report("merging the weights as the file has them")
+            weights_of_file = answer_with_file(loaded, base, TrainedFile(file["type"], file["dtype"]))
         self._sources = Sources(
             loaded,
             base,
@@ -113,8 +119,9 @@ class ChatEngine:
             has_adapter=bool(adapter),
             template=template,
             fingerprint=fingerprint,
+            file_weights=weights_of_file,
         )
-        if adapter:
+        if adapter and weights_of_file is None:
             report("folding the adapter into the weights")
             self._sources.fold()
         return {

@@ -14,6 +14,7 @@ from core.errors import UserError
 from core.models.adapters import check_adapter
 from core.models.fingerprint import BaseFingerprint
 from core.text import one_line
+from core.worker.fused.file_weights import FileWeights
 from core.worker.generate.folding import FoldedAdapter, fold
 from core.worker.generate.prefix_cache import PrefixCache
 from core.worker.model.adapters import TRAINED, add_adapter, switched_off
@@ -42,6 +43,7 @@ class Sources:
         has_adapter: Whether an adapter is loaded; else the model answers for either.
         template: The chat template in place of the model's own.
         fingerprint: That of the base, where it has been computed.
+        file_weights: Those that the adapter answers with, where it was trained for a file.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Sources:
         has_adapter: bool,
         template: str | None,
         fingerprint: BaseFingerprint | None = None,
+        file_weights: FileWeights | None = None,
     ) -> None:
         self.loaded = loaded
         self.kept = PrefixCache()
@@ -64,6 +67,7 @@ class Sources:
         self._said_of_base = BASE if has_adapter or said == "adapter" else said
         self._numbers = itertools.count(1)
         self._folded: FoldedAdapter | None = None
+        self._file_weights = file_weights
 
     @property
     def model(self) -> Any:
@@ -78,7 +82,8 @@ class Sources:
     def fold(self) -> None:
         """Fold a single adapter into the weights, where that can be done: until another source is asked, decoding takes
         no longer than the base's. Then it stays apart, so that switching costs nothing."""
-        if len(self._adapters) == 1 and len(self._model.peft_config) == 1 and self._folded is None:
+        is_single = len(self._adapters) == 1 and len(self._model.peft_config) == 1
+        if is_single and self._folded is None and self._file_weights is None:
             self._folded = fold(self._model, next(iter(self._adapters.values())).peft_name)
             self.kept.forget()
 
@@ -165,12 +170,19 @@ class Sources:
             yield self._model
         elif adapter is None:
             self._unfold()
-            with switched_off(self._model):
+            with self._weights_of(source), switched_off(self._model):
                 yield self._model
         else:
             if self._model.active_adapters != [adapter.peft_name]:
                 self._model.set_adapter(adapter.peft_name)
-            yield self._model
+            with self._weights_of(source):
+                yield self._model
+
+    def _weights_of(self, source: str) -> contextlib.AbstractContextManager[None]:
+        """The weights of the file for the adapter that was trained with them, the base's own for all others."""
+        if self._file_weights is None or (source == TUNED and TUNED in self._adapters):
+            return contextlib.nullcontext()
+        return self._file_weights.base_alone()
 
     def _unfold(self) -> None:
         if self._folded is not None:

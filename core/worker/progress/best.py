@@ -64,6 +64,10 @@ class BestStep:
             return True
         return False
 
+    def begin_anew(self) -> None:
+        """What was measured before is compared with no more: other weights are measured from now on."""
+        self.best_step, self.best_loss, self._reference, self.waited = None, math.inf, math.inf, 0
+
     def saved(self, step: int) -> None:
         """A checkpoint of a step has been written. An evaluation of its weights may have proved them already."""
         self._saved = step

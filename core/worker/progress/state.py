@@ -35,6 +35,9 @@ class TrainState:
     """Whether a run that goes on is equal bit for bit, or to rounding."""
     liger: str | None = None
     """The version of Liger's package, where its kernel sums the loss."""
+    file: dict[str, str] | None = None
+    """The type of the file whose weights are trained now (``type``), and the dtype that they are merged in
+    (``dtype``); None where they are not."""
     step: int = 0
     """Optimizer steps done."""
     overrides: dict[str, Any] = field(default_factory=dict)
@@ -72,6 +75,7 @@ class TrainState:
             "health": self.finite.facts(),
             "deterministic": self.deterministic,
             "kept_layers": self.kept_layers,
+            "file": self.file,
         }
 
     def restore(self, manifest: Mapping[str, Any]) -> None:

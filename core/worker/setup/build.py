@@ -24,6 +24,8 @@ from core.worker.data.dataset import Dataset
 from core.worker.evaluate.evaluate import Evaluator
 from core.worker.evaluate.probe import Probe
 from core.worker.evaluate.samples import SampleWriter, choose_questions
+from core.worker.fused.file_weights import FileWeights
+from core.worker.fused.ggml_quant import ggml_type
 from core.worker.fused.install import Fused
 from core.worker.loss.fused_loss import LossChoice, choose_for_run
 from core.worker.loss.loss import SupervisedLoss
@@ -65,6 +67,7 @@ from core.worker.setup.fast_paths import choose_packing, fuse_layers, keep_weigh
 from core.worker.setup.memory_decision import MemoryDecision, MemoryMeter, decide_memory
 from core.worker.setup.preparation import Prepared, prepare
 from core.worker.setup.self_check import check_head, check_model
+from core.worker.steps.file_training import FileTraining
 from core.worker.steps.gradient_checkpointing import GradientCheckpointing
 from core.worker.steps.neftune import EmbeddingNoise
 from core.worker.steps.window import MicroBatches, first_budget
@@ -100,6 +103,8 @@ class Parts:
     control_point: ControlPoint
     compilation: Compilation | None
     """None where layers run as they are."""
+    file: FileTraining | None
+    """None where no file's weights are trained."""
 
 
 def build(config: Config, recorder: Recorder, controls: Controls, found: Checkpoint | None) -> Parts:
@@ -140,6 +145,8 @@ def build(config: Config, recorder: Recorder, controls: Controls, found: Checkpo
     with shortage_explained("in fusing the layers", f"Set train.fused_layers = false. {SMALLER}"):
         compiled = train.compile and _try_compilation(config, loaded, accelerator, recorder, controls)
         fused = fuse_layers(config, loaded, compiled=compiled)
+    file_type = config.method.train_for
+    file_weights = None if file_type is None else FileWeights(loaded.model, fused.lora, ggml_type(file_type))
     token_budget = first_budget(device, whole=in_backward)
     used = _with_usable_optimizer(config, device, recorder, wsl=is_wsl())
     memory = decide_memory(used, device, dataset, token_budget)
@@ -202,7 +209,12 @@ def build(config: Config, recorder: Recorder, controls: Controls, found: Checkpo
     template, autocast = prepared.template, accelerator.autocast
     fingerprints = Fingerprints(prepared.data_fingerprint, prepared.held_out_fingerprint, base_fingerprint)
     checkpointer = Checkpointer(config, loaded, update, state, checkpointing, fingerprints, template, recorder)
-    control_point = ControlPoint(config, loaded, autocast, template, state, checkpointer, recorder, controls)
+    file = None
+    if file_weights is not None:
+        file = FileTraining(file_weights, state, loaded.dtype, memory.dequantized, recorder.notice)
+    control_point = ControlPoint(
+        config, loaded, autocast, template, state, checkpointer, recorder, controls, file_weights
+    )
     rollback = Rollback(
         config, prepared.base, base_fingerprint, loaded, update, state, checkpointing, checkpointer, recorder
     )
@@ -244,6 +256,7 @@ def build(config: Config, recorder: Recorder, controls: Controls, found: Checkpo
         rollback=rollback,
         control_point=control_point,
         compilation=compilation,
+        file=file,
     )
 
 

@@ -28,7 +28,7 @@ from core.errors import UserError
 from core.runs.process import hostname, own_identity
 from core.runs.state import RunState
 from core.runs.store import Run, create_run
-from core.runs.trained import find_trained
+from core.runs.trained import TrainedFile, find_trained
 from core.worker.process.control import Command, Controls, ControlServer
 
 ASK = [{"role": "user", "content": "Count."}]
@@ -320,6 +320,11 @@ def test_who_shares_no_base_is_refused_in_a_sentence() -> None:
     with pytest.raises(UserError, match="was trained on its base in 4 bits, and it is loaded in 16 bits") as caught:
         adapter_spec(find_trained(run), run.id, base)
     assert f"localtune-tui chat {run.id}" in caught.value.hint
+    for_file = make_run("finished", method=MethodSection(name="lora", train_for="q4_0"))
+    add_adapter(for_file.adapter_path)
+    with pytest.raises(UserError, match="with the weights of a Q4_0 file, and shares none with others"):
+        adapter_spec(find_trained(for_file), for_file.id, base)
+    assert spec_of(for_file).file == TrainedFile("Q4_0", None)
     whole = make_run("finished", method=MethodSection(name="full"))
     (whole.model_path).mkdir()
     (whole.model_path / "config.json").write_text("{}")

@@ -66,6 +66,18 @@ def coherent(changes: list[tuple[str, Any]]) -> bool:
         )
         or (values.get("memory.activation_offload") == "on" and values.get("memory.gradient_checkpointing") == "off")
         or (objective in ("dpo", "kto") and begins == "loftq")
+        or (values.get("method.train_for") is not None and not _can_train_for_file(values))
+    )
+
+
+def _can_train_for_file(values: dict[str, Any]) -> bool:
+    return (
+        values.get("method.name", "qlora") in ("qlora", "lora")
+        and not (values.get("method.dora") or values.get("method.dropout") or values.get("train.compile"))
+        and values.get("method.init") != "pissa"
+        and values.get("method.target_modules", "all-linear") == "all-linear"
+        and values.get("train.objective", "sft") in ("sft", "orpo")
+        and values.get("train.fused_layers", True)
     )
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ from tests.core.models.architecture.test_gguf_header import write_gguf
 
 LLAMA = read_architecture(published.LLAMA_3_8B, "llama")
 GPT2 = read_architecture(published.GPT_2, "gpt2")
+MIXTRAL = read_architecture(published.MIXTRAL_8X7B, "mixtral")
+#: A run that trains the weights of its file.
+FOR_FILE: dict[str, Any] = {"method__train_for": "q4_0"}
 
 
 def _on_disk(free: int) -> Facts:
@@ -158,6 +162,17 @@ BROKEN: list[tuple[dict[str, Any], Facts, str, str]] = [
         "error",
         "measures its magnitudes on weights",
     ),
+    (FOR_FILE | {"method__name": "freeze", "train__learning_rate": 1e-5}, Facts(), "error", "which has no adapters"),
+    (FOR_FILE | {"method__dora": True, "method__name": "lora"}, Facts(), "error", "method.dora scales the sum"),
+    (FOR_FILE | {"method__init": "pissa"}, Facts(), "error", "a second adapter in each layer"),
+    (FOR_FILE | {"method__dropout": 0.1}, Facts(), "error", "method.dropout is above 0"),
+    (FOR_FILE | {"method__target_modules": ["q_proj"]}, Facts(), "error", "leaves layers out"),
+    (FOR_FILE | {"train__objective": "dpo"}, Facts(), "error", "compares with the base, which is not rounded"),
+    (FOR_FILE | {"train__compile": True}, Facts(), "error", "train.compile replaces the layers"),
+    (FOR_FILE | {"train__fused_layers": False}, Facts(), "error", "they are the layers that round"),
+    (FOR_FILE, Facts(model=MIXTRAL), "error", "has experts"),
+    (FOR_FILE, Facts(model=replace(LLAMA, hidden=LLAMA.hidden + 8)), "error", "no whole blocks of 32"),
+    ({"method__train_for": "q8_0"}, Facts(), "warning", "gained nothing measurable"),
     ({"method__init": "pissa", "method__dropout": 0.1}, Facts(), "warning", "drops from the main directions"),
     ({"method__loraplus_ratio": 64.0}, Facts(), "warning", "second matrices learn at 0.0128"),
     ({"train__optimizer": "lion_8bit"}, Facts(), "warning", "which is much for lion_8bit"),
@@ -211,6 +226,8 @@ KEPT: list[tuple[dict[str, Any], Facts]] = [
     ({"train__max_length": 1024}, Facts(model=GPT2)),
     ({"data__format": "preference", "train__objective": "orpo", "method__init": "loftq"}, Facts()),
     ({"train__objective": "dpo", "method__init": "pissa"}, Facts()),
+    (FOR_FILE, Facts(model=LLAMA)),
+    (FOR_FILE | {"train__objective": "orpo", "data__format": "preference", "method__init": "loftq"}, Facts()),
     ({"data__format": "kto", "train__objective": "kto", "train__desirable_weight": 2.0}, Facts()),
     ({"train__objective": "dpo", "train__dpo_loss": "hinge", "train__learning_rate": 5e-6}, Facts()),
     ({"train__max_length": 8192}, Facts(model=LLAMA)),

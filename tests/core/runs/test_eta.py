@@ -337,3 +337,11 @@ def test_a_schedule_of_impossible_values_has_nothing_planned(value: object) -> N
     schedule = Schedule.of(dict.fromkeys(names, value))
     assert schedule.evaluations_by(100, 10) == 0
     assert schedule.checkpoints_by(100, 100) == 10
+
+
+def test_steps_for_a_file_are_known_to_take_longer_before_they_begin() -> None:
+    schedule = Schedule.of({"method.train_for": "q4_0"})
+    assert schedule.steps_left(0, 30) == pytest.approx(20 + 1.8 * 10)
+    assert schedule.steps_left(20, 30) == pytest.approx(1.8 * 10)
+    assert schedule.steps_left(21, 30) == 9, "by then a step takes as long as those to come"
+    assert Schedule().steps_left(0, 30) == 30

@@ -16,7 +16,8 @@ def quantize(job: dict[str, Any], report: Report) -> dict[str, Any]:
 
     Args:
         job: ``source`` and ``target`` (paths), ``quant``, ``expected`` bytes of the result, ``threads`` or None;
-            ``importance`` (a file of :mod:`core.worker.export.gguf.importance`) or None, and of how many ``rows``.
+            ``embeddings``, the type of embeddings and head, or None; ``importance`` (a file of
+            :mod:`core.worker.export.gguf.importance`) or None, and of how many ``rows``.
         report: Told what goes on.
 
     Returns:
@@ -32,6 +33,9 @@ def quantize(job: dict[str, Any], report: Report) -> dict[str, Any]:
     parameters = ffi.new("llama_model_quantize_params *", lib.llama_model_quantize_default_params())
     parameters.nthread = job["threads"] or threads()
     parameters.ftype = getattr(lib, f"LLAMA_FTYPE_MOSTLY_{job['quant']}")
+    if job["embeddings"] is not None:
+        kind = getattr(lib, f"GGML_TYPE_{job['embeddings']}")
+        parameters.token_embedding_type = parameters.output_tensor_type = kind
     kept = None
     if job["importance"] is not None:
         kept = _set_importance(library, parameters, Path(job["importance"]), int(job["rows"]))

@@ -4,7 +4,7 @@ It reads one request as a line of JSON from standard input, and writes lines of 
 total]}`` as it gets on, and at the end ``{"result": …}``, or ``{"error", "hint"}``. Requests have a ``task``:
 
 ``reference``
-    ``run``, ``step``, ``directory``, ``rows``, ``plain_base``: see
+    ``run``, ``step``, ``directory``, ``rows``, ``plain_base``, ``as_file``: see
     :func:`core.worker.export.verify.reference.measure_reference`.
 ``gguf``, ``merged``, ``adapter``
     ``directory`` (of the measured answers), ``exported``, and ``base`` where the export is an adapter: a GGUF file, or
@@ -92,7 +92,12 @@ def _reference(request: dict[str, Any], directory: Path, answers: _Answers) -> d
     SpinControl().start()
 
     proof = measure_reference(
-        trained, directory, int(request["rows"]), answers.progress, plain_base=bool(request["plain_base"])
+        trained,
+        directory,
+        int(request["rows"]),
+        answers.progress,
+        plain_base=bool(request["plain_base"]),
+        as_file=bool(request["as_file"]),
     )
     return {"rows": len(proof.rows), "places": proof.places}
 

@@ -1,11 +1,12 @@
 """The trained model measured: what an export of it has to answer.
 
 It computes in fp32 where that fits, with the weights that training had: the base in 4 bits where it was trained on in 4
-bits, the adapter beside it, not merged.
+bits, the adapter beside it, not merged; or both as the file holds them that the run was trained for.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from core.worker.model.full_weights import put_weights
 from core.worker.model.model import DTYPES, LoadedModel, load_model, load_tokenizer
 from core.worker.model.starter import resolve_base
 from core.worker.model.support import check_base
+from core.worker.model.trained_file import answer_with_file
 
 #: Longest greedy answer, in tokens, and room beyond the longest expected one.
 GREEDY_TOKENS, GREEDY_MARGIN = 64, 16
@@ -54,7 +56,13 @@ class _Way:
 
 
 def measure_reference(
-    trained: TrainedModel, directory: Path, count: int, progress: Progress, *, plain_base: bool
+    trained: TrainedModel,
+    directory: Path,
+    count: int,
+    progress: Progress,
+    *,
+    plain_base: bool,
+    as_file: bool = True,
 ) -> Proof:
     """Measure the trained model on rows of the user's data, and write the answers into a directory.
 
@@ -67,7 +75,9 @@ def measure_reference(
         directory: Where the files go.
         count: How many rows.
         progress: Told what goes on; it may raise to give up.
-        plain_base: Whether a merge with the base in 16 bits is to be recognized.
+        plain_base: Whether a merge with the base in 16 bits is to be recognized; one that was trained with the weights
+            of a file has been merged already.
+        as_file: Whether such a model answers with the weights of its file; else with its adapter beside the base.
 
     Raises:
         UserError: If the base is missing or another one, the rows cannot be read, or disk or memory are short.
@@ -88,7 +98,8 @@ def measure_reference(
     vocabulary = int(_config(base).get_text_config().vocab_size)
     rows, data = choose_rows(config, encoder, vocabulary, count, lambda read: progress("reading the rows", read, None))
     elements = sum(tensor.elements for tensor in read_weights(base).values())
-    second = plain_base and method == "qlora" and trained.adapter is not None
+    file = trained.file if as_file else None
+    second = plain_base and method == "qlora" and trained.adapter is not None and file is None
     require_room(directory, rows, vocabulary, 3 if second else 2)
     if fingerprint is not None:
         progress("comparing the base model with that of the training", None, None)
@@ -102,13 +113,15 @@ def measure_reference(
     progress("loading the trained model", None, None)
     loaded = _load(trained, base, method, way, tokenizer)
     arithmetic = next(name for name, dtype in DTYPES.items() if dtype == loaded.dtype)
+    weights = None if file is None else answer_with_file(loaded, base, file)
     measured = _Measurement(loaded, rows, directory, vocabulary, progress)
     measured.write("trained", "measuring the trained model")
     if trained.adapter is not None:
-        with answering_as(loaded.model, "base"):
+        own = contextlib.nullcontext() if weights is None else weights.base_alone()
+        with own, answering_as(loaded.model, "base"):
             measured.write("base", "measuring the base", half=True)
     greedy = measured.greedy(frozenset(stops))
-    del measured, loaded
+    del measured, loaded, weights
     gc.collect()
     if second and (plain := choose_way(config, elements * _WHOLE)).precision == "fp32":
         progress("loading the base in 16 bits", None, None)

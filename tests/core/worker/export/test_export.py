@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from core import paths
 from core.errors import UserError
 from core.export.agreement import Agreement
+from core.export.plan import merged_quant, plan_export
 from core.export.request import ExportRequest
 from core.export.result import read_result
 from core.models.fingerprint import BaseFingerprint
@@ -129,6 +130,29 @@ def test_the_nearer_one_of_two_merges_is_taken(run: Run, answers: list[Agreement
     assert any(not weights[0][name].equal(weights[1][name]) for name in weights[0])
     answers[:] = [near]
     assert make(run, "merged", out=tmp_path / "asked", merge_from="quantized").merged_from == "quantized"
+
+
+def test_what_was_trained_for_a_file_is_planned_as_that_file(run: Run) -> None:
+    text = run.config_path.read_text()
+    run.config_path.write_text(text.replace('name = "lora"', 'name = "qlora"\ntrain_for = "q4_0"'))
+    plan = plan_export(ExportRequest(run.path, "gguf"))
+    assert (plan.request.quant, plan.tries_both) == ("Q4_0", False)
+    assert plan.target.name == f"{run.id}-gguf-q4_0"
+    assert merged_quant(plan.request, plan.trained) == "F32"
+    assert plan_export(ExportRequest(run.path, "gguf", quant="Q8_0")).request.quant == "Q8_0"
+    assert plan_export(ExportRequest(run.path, "merged")).request.quant is None
+    assert plan_export(ExportRequest(run.path, "gguf", adapter_only=True)).request.quant is None
+    with pytest.raises(UserError, match="was trained for a Q4_0 file, with the base rounded to 4 bit before"):
+        plan_export(ExportRequest(run.path, "gguf", merge_from="base"))
+
+
+def test_what_was_trained_for_another_file_is_told(run: Run, answers: list[Agreement], tmp_path: Path) -> None:
+    text = run.config_path.read_text()
+    run.config_path.write_text(text.replace('name = "lora"', 'name = "lora"\ntrain_for = "q4_0"'))
+    result = make(run, "merged")
+    assert result.notes == ("It was trained for a Q4_0 file, whose weights this one holds in BF16.",)
+    notes = make(run, "adapter").notes
+    assert notes == ("It was trained for a merged Q4_0 file; beside its base it answers without that rounding.",)
 
 
 def test_an_export_that_misses_its_bar_stays_out_of_place(run: Run, answers: list[Agreement]) -> None:

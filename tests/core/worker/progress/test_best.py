@@ -75,3 +75,16 @@ def test_a_resumed_run_selects_as_an_uninterrupted_one(
                 resumed.restore(facts, step)
                 resumed.measured(step, loss)
     assert (resumed or first).facts() == whole.facts()
+
+
+def test_what_is_measured_after_a_new_beginning_is_compared_with_nothing_before() -> None:
+    best = BestStep(patience=2)
+    for step, loss in ((1, 0.1), (2, 0.2), (3, 0.3)):
+        best.measured(step, loss)
+    assert (best.best_step, best.is_exhausted) == (1, True)
+    best.begin_anew()
+    assert (best.best_step, best.is_exhausted, best.last_measured) == (None, False, 3)
+    assert best.measured(4, 0.5)
+    again = BestStep(patience=2)
+    again.restore(best.facts(), 4)
+    assert (again.best_step, again.best_loss, again.waited) == (4, 0.5, 0)

@@ -23,6 +23,7 @@ def test_a_checkpoint_keeps_the_keys_that_earlier_versions_wrote() -> None:
         # Later versions add theirs behind.
         "deterministic",
         "kept_layers",
+        "file",
     ]
 
 

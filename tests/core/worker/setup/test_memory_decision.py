@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import bitsandbytes as bnb
 import numpy as np
@@ -33,6 +33,7 @@ from core.models.architecture.families import read_architecture
 from core.models.architecture.load import load_architecture
 from core.worker.data.dataset import Dataset
 from core.worker.data.encode import TokenizedRow
+from core.worker.fused.file_weights import FileWeights
 from core.worker.fused.install import fuse
 from core.worker.loss.loss import SupervisedLoss
 from core.worker.model.activation_offload import ActivationOffload, is_activation
@@ -288,6 +289,22 @@ def test_weights_that_stay_dequantized_are_not_dequantized_again(model_of: Calla
     fuse(loaded.model, TRAINED).keep_weights(loaded.dtype)
     measured = peak_of_tensors(loaded, 0.02)
     assert comes_and_goes(plan_of(config, 0.02)) == pytest.approx(measured, rel=0.07)
+
+
+@pytest.mark.parametrize("method", ["qlora", "lora"])
+@pytest.mark.parametrize("keep", ["on", "off"])
+def test_merged_copies_of_weights_are_told(
+    model_of: Callable[[str], Path], method: str, keep: Literal["on", "off"]
+) -> None:
+    config = config_of(model_of("llama"))
+    changes = {"method": {"name": method, "train_for": "q4_0"}, "memory": {"keep_dequantized": keep}}
+    for name, values in changes.items():
+        config = config.model_copy(update={name: getattr(config, name).model_copy(update=values)})
+    loaded = prepare(config)
+    weights = FileWeights(loaded.model, fuse(loaded.model, TRAINED).lora, "Q4_0")
+    weights.use(True, loaded.dtype if keep == "on" else None)
+    measured = peak_of_tensors(loaded, 0.02)
+    assert comes_and_goes(plan_of(config, 0.02)) == pytest.approx(measured, rel=0.15)
 
 
 @pytest.mark.parametrize("kept", [1, 3, 5, 7])

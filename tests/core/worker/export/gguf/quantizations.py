@@ -117,7 +117,7 @@ def weigh_experts(directory: Path, converter: Path, report: Report) -> dict[str,
     stage(model_directory, GgufOptions(), staged)
     source, importance, target = (directory / f"experts{end}" for end in (".gguf", ".npz", "-q.gguf"))
     convert(conversion_job(staged, source, "F32", GgufOptions(), converter), report)
-    job = {"source": str(source), "threads": 1}
+    job = {"source": str(source), "threads": 1, "embeddings": None}
     # Longer than what is computed at once.
     compute_importance({**job, "target": str(importance), "rows": [[*range(5, 300)] * 2]}, report)
     with np.load(importance) as found:
@@ -141,7 +141,7 @@ def main(arguments: list[str]) -> int:
     staged.mkdir()
     stage(model_directory, GgufOptions(), staged)
     importance = directory / "importance.npz"
-    job = {"source": str(source), "threads": 1}
+    job = {"source": str(source), "threads": 1, "embeddings": None}
     held_out = make_rows(size, 4, seed=2)
     with torch.no_grad():
         references = [model(input_ids=torch.tensor([row])).logits[0].numpy() for row in held_out]

@@ -1,0 +1,30 @@
+"""Models that were trained with the weights of a file (``method.train_for``), loaded to answer with these weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from core.models.architectures import saved_quantization
+from core.models.description import read_description
+from core.runs.trained import TrainedFile
+from core.worker.fused.file_weights import FileWeights, use_file_weights
+from core.worker.model.adapters import TRAINED
+from core.worker.model.model import DTYPES, LoadedModel
+
+
+def answer_with_file(loaded: LoadedModel, base: Path, file: TrainedFile) -> FileWeights:
+    """Have a loaded model with its adapter answer with the weights of the file that it was trained for.
+
+    Args:
+        loaded: The model, in whatever dtype.
+        base: The directory of its base.
+        file: The file.
+
+    Raises:
+        UserError: If the adapter is not one that was trained so.
+    """
+    trained_in = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}.get(file.dtype or "")
+    # What is saved in 4 bits is dequantized to what is saved with it, whatever the training computes in.
+    is_saved = saved_quantization(read_description(base / "config.json") or {}) is not None
+    stored = None if is_saved else trained_in
+    return use_file_weights(loaded.model, TRAINED, file.type, stored, loaded.dtype)
