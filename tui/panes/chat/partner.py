@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from core.chat.dialogue import speaker_name
 from core.chat.request import BASE, TUNED
+from core.runs.names import slug_of
 from core.runs.store import Run, has_weights
 from core.runs.trained import REFUSED
 
@@ -80,10 +81,13 @@ class Partner:
         return "Ask the tuned model; it is loaded with its base when the first question comes."
 
     def name_of(self, source: Source) -> str:
-        """A source, for a title: ``tuned``, ``base``, ``step 30``, or another run with its step."""
+        """A source, for a title: ``tuned``, ``base``, ``step 30``, another run with its step, or the type of weights of
+        an export: ``Q4_K_M``."""
         name, _, step = source.rpartition("@")
         if name and self.run is not None and name in (self.run.id, self.subject):
             return f"step {step}"
+        if self.run is not None and source.endswith(".gguf"):
+            return Path(source).stem.removeprefix(f"{slug_of(self.run.id)}-")
         return speaker_name(Path(source).name)
 
     def all_of(self, sources: tuple[Source, ...]) -> str:

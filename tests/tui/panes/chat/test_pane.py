@@ -725,6 +725,7 @@ async def test_what_answers_is_what_is_exported_and_served(tmp_path: Path) -> No
         pane.set_target(run)
         await pilot.pause()
         pane.query_one("#chat-empty").focus()
+        assert pane.partner.all_of(("tuned", str(written), f"{run.path}@30")) == "tuned, Q8_0 and step 30"
         wanted: list[tuple[Run, int | None]] = []
         for sources, found in (
             (("tuned", "base"), (run, None)),
