@@ -12,7 +12,7 @@ from core.config.schema import WEIGHT_METHODS
 from core.errors import UserError
 from core.runs.history import read_history
 from core.runs.store import Run, list_runs
-from core.runs.trained import checkpoint_steps, is_adapter, reference_to
+from core.runs.trained import REFUSED, checkpoint_steps, is_adapter, reference_to
 
 #: Other runs that are looked at, the newest ones.
 _RUNS = 50
@@ -40,10 +40,10 @@ def find_candidates(run: Run) -> list[Candidate]:
     steps = list(reversed(checkpoint_steps(run)))
     own = "in training, answers between two steps" if live else "result of the run"
     if not live and steps and not (is_adapter(run.adapter_path) or run.model_path.is_dir()):
-        own = f"newest checkpoint, step {steps[0]}"
+        own = f"newest checkpoint, step {steps[0]}{REFUSED if run.state().refused else ''}"
     found = [Candidate(TUNED, "tuned", own)]
     exports = [
-        Candidate(str(each.path), f"export {each.quant}".rstrip(), f"{each.path.name}, read by llama.cpp")
+        Candidate(str(each.path), f"export {each.quant}".rstrip(), f"by llama.cpp: {each.path.name}")
         for each in exports_of(run.id)
     ]
     if not run.trains_adapter:

@@ -15,7 +15,7 @@ from core.chat.engine import ChatEngine, ModelSpec
 from core.chat.request import Source
 from core.errors import UserError
 from core.runs.store import find_run
-from core.runs.trained import find_trained
+from core.runs.trained import TrainedModel, find_trained
 from core.small_files import read_small
 from core.text import one_line
 
@@ -30,10 +30,15 @@ class ExportedModel:
     """A GGUF file."""
 
     path: Path
-    template: str | None = None
-    """The chat template of the training, which that of the file is held against; None where it is not known."""
+    trained: TrainedModel | None = None
+    """What it was made of; None where that is not known, or not there any more."""
     quant: str = ""
     """The type of its weights; empty where it is not told."""
+
+    @property
+    def template(self) -> str | None:
+        """The chat template of the training, which that of the file is held against; None where it is not known."""
+        return self.trained.template if self.trained is not None else None
 
     @property
     def spec(self) -> ModelSpec:
@@ -74,7 +79,9 @@ def exports_of(run: str) -> list[ExportedModel]:
     with contextlib.suppress(OSError):
         for directory in sorted(paths.exports_dir().iterdir()):
             record = None if directory.name.startswith(".") else _read_record(directory)
-            if record is not None and record.get("run") == run and (file := _gguf_file(directory)) is not None:
+            if record is None or record.get("run") != run or _is_adapter(record):
+                continue
+            if (file := _gguf_file(directory)) is not None:
                 found.append(_exported(file, record))
     return found
 
@@ -131,7 +138,7 @@ class ExportReaders:
 
 def _exported(file: Path, record: dict[str, Any]) -> ExportedModel:
     quant = record.get("quant")
-    return ExportedModel(file.absolute(), _template(record), one_line(quant, 20) if isinstance(quant, str) else "")
+    return ExportedModel(file.absolute(), _trained(record), one_line(quant, 20) if isinstance(quant, str) else "")
 
 
 def _gguf_file(path: Path) -> Path | None:
@@ -151,12 +158,17 @@ def _read_record(directory: Path) -> dict[str, Any] | None:
     return record if isinstance(record, dict) else None
 
 
-def _template(record: dict[str, Any]) -> str | None:
-    """The template of the run that an export is of, if that run is still there."""
+def _is_adapter(record: dict[str, Any]) -> bool:
+    """Whether an export is an adapter alone, which answers nothing without a file of its base."""
+    return record.get("kind") == "gguf" and record.get("quant") is None
+
+
+def _trained(record: dict[str, Any]) -> TrainedModel | None:
+    """What an export was made of, if its run is still there."""
     run, step = record.get("run"), record.get("step")
     if not isinstance(run, str) or not run:
         return None
     try:
-        return find_trained(find_run(run), step if type(step) is int else None).template
+        return find_trained(find_run(run), step if type(step) is int else None)
     except UserError:
         return None

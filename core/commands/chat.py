@@ -32,14 +32,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument(
         "target",
-        metavar="RUN|MODEL",
-        help="a run (its id, a part of it, its directory, or 'latest'), RUN@STEP for one of its checkpoints, or a "
-        "model's name or directory",
+        metavar="RUN[@STEP]|MODEL",
+        help="a run (its id, a part of it, its directory, or 'latest'), with @STEP one of its checkpoints; or a model: "
+        "its name, its directory, or a GGUF file",
     )
     parser.add_argument("--prompt", metavar="TEXT", help="ask this and leave; '-' reads it from standard input")
     parser.add_argument("--base", action="store_true", help="let the base model answer, without what was learned")
     parser.add_argument(
-        "--reader", choices=("llama",), help="let llama.cpp read a GGUF file; it does where the file was exported here"
+        "--reader",
+        choices=("llama",),
+        help="have llama.cpp read a GGUF file, as it reads those that were exported here; else it is converted",
     )
     parser.add_argument("--system", metavar="TEXT", help="system prompt (default: chat.system of the run)")
     parser.add_argument("--max-new-tokens", metavar="N", type=int, help="longest answer, in tokens")

@@ -23,7 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "targets",
         metavar="RUN|MODEL",
         nargs="+",
-        help="who answers: a run, RUN@STEP, a model, a GGUF file; the first one is compared with the others",
+        help="who answers: a run (its id, a part of it, or 'latest'), RUN@STEP for a checkpoint, a model, or a GGUF "
+        "file; the first one is compared with the others",
     )
     parser.add_argument(
         "--prompts", metavar="FILE", help="prompts (JSONL, or one a line) or a dataset (default: data.eval of the run)"
@@ -35,13 +36,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="compare with base, another run, step, model or file; may be repeated",
     )
-    parser.add_argument("--limit", metavar="N", type=int, help="the first N prompts only")
-    parser.add_argument("--max-new-tokens", metavar="N", type=int, help="longest answer, in tokens")
+    parser.add_argument("--limit", metavar="N", type=int, help="take the first N prompts only")
+    parser.add_argument(
+        "--max-new-tokens", metavar="N", type=int, help="longest answer, in tokens (default: the run's)"
+    )
     parser.add_argument(
         "--check", metavar="COMMAND", help="a program that gets each answer as JSON and says how good it is"
     )
-    parser.add_argument("--show", action="store_true", help="show the run's newest evaluation, and ask nothing")
-    parser.add_argument("--out", metavar="FILE", help="write it there too: JSON lines for .jsonl, else Markdown")
+    parser.add_argument(
+        "--show", action="store_true", help="show the newest evaluation of the run again, and ask nothing"
+    )
+    parser.add_argument(
+        "--out", metavar="FILE", help="write table and answers there too: JSON lines for .jsonl, else Markdown"
+    )
     parser.add_argument(
         "--with", dest="harness", choices=("lm-eval",), help="measure a benchmark by another program instead"
     )
@@ -202,11 +209,12 @@ def _run_harness(args: argparse.Namespace) -> int:
 
 def _harness_model(name: str) -> tuple[HarnessModel, str]:
     """The model that the harness loads, and its device."""
+    from core.chat.session import names_model
     from core.evaluation.lm_eval import model_of, plain_model
     from core.evaluation.targets import resolve_targets
 
     (target,) = resolve_targets([name])
-    if target.trained is None:
+    if target.trained is None or names_model(name):
         return plain_model(name), "auto"
     return model_of(target.trained, target.name), target.trained.config.hardware.device
 

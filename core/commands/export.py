@@ -39,7 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--quant",
         type=_quant,
         choices=QUANTS,
-        help="type of the weights (default: BF16 for merged, Q8_0 for the others)",
+        help="type of the weights: the fewer bits, the smaller the file and the less exact (default: BF16 for merged, "
+        "Q8_0 for gguf and ollama)",
     )
     parser.add_argument("--out", metavar="DIR", help="directory to make (default: one in the home's exports)")
     parser.add_argument(
@@ -53,7 +54,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--adapter-only", action="store_true", help="with --to gguf: the adapter alone, without its base"
     )
     parser.add_argument(
-        "--rows", metavar="N", type=int, default=ROWS, help=f"rows that it is compared on (default: {ROWS})"
+        "--rows",
+        metavar="N",
+        type=int,
+        default=ROWS,
+        help=f"rows of your data on which it is compared with the trained model (default: {ROWS})",
     )
     add_json_flag(parser)
 

@@ -23,16 +23,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "targets",
         metavar="RUN[@STEP]|MODEL",
         nargs="+",
-        help="a run (its id, a part of it, its directory, or 'latest'), a checkpoint of it, or a model",
+        help="a run (its id, a part of it, its directory, or 'latest'), with @STEP one of its checkpoints; or a model: "
+        "its name, its directory, or a GGUF file",
     )
     parser.add_argument(
-        "--port", metavar="N", type=int, default=PORT, help="port; 0 for any that is free (%(default)s)"
+        "--port", metavar="N", type=int, default=PORT, help="port; 0 for any that is free (default: %(default)s)"
     )
     parser.add_argument(
         "--host",
         metavar="ADDRESS",
         default=LOOPBACK,
-        help="address to listen on; others than %(default)s are open to all",
+        help="address to listen on (default: %(default)s, for this machine alone; others let the network in)",
     )
     parser.add_argument("--uds", metavar="PATH", type=Path, help="listen on a Unix socket instead, for this user alone")
     parser.add_argument(
@@ -45,7 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="another name of this machine that clients may use; may be repeated",
     )
-    parser.add_argument("--queue", metavar="N", type=int, default=QUEUE, help="requests that may wait (%(default)s)")
+    parser.add_argument(
+        "--queue", metavar="N", type=int, default=QUEUE, help="requests that may wait (default: %(default)s)"
+    )
     add_json_flag(parser, "print address, key and models as one JSON object when clients can connect")
 
 

@@ -19,15 +19,29 @@ MOST_ROWS = 50
 #: Permissions of a file that the user asks for, as those of an editor.
 _MODE = 0o644
 _CUT = 400
+#: Fewest cells of a model's name at the head of a column: those of a figure.
+_NARROWEST = 8
 
 
-def summary_lines(record: EvaluationRecord, table: EvaluationTable) -> list[str]:
-    """The table as text for a terminal: a column a model, a line a score, then the comparisons."""
-    heads = ["", *(_short(name) for name in record.targets)]
+def summary_lines(record: EvaluationRecord, table: EvaluationTable, width: int | None = None) -> list[str]:
+    """The table as text for a terminal: a column a model, a line a score, then the comparisons.
+
+    Args:
+        record: The evaluation.
+        table: Its figures.
+        width: Cells that a line of the table has at most, to which names are shortened at their beginning; None for
+            any number.
+    """
     lines = [["answers", *(str(table.answered[name]) for name in record.targets)]]
     for metric in table.metrics:
         cells = [table.means[name].get(metric) for name in record.targets]
         lines.append([TITLES[metric], *("–" if cell is None else format_fixed(cell, 3) for cell in cells)])
+    heads = ["", *map(_short, record.targets)]
+    if width is not None:
+        first = max(len(line[0]) for line in lines)
+        room = max((width - first) // max(len(record.targets), 1) - 2, _NARROWEST)
+        # Names differ at their end: the step, the type of a file's weights.
+        heads = [head if len(head) <= room else f"…{head[1 - room :]}" for head in heads]
     widths = [max(len(line[column]) for line in (heads, *lines)) for column in range(len(heads))]
     told = ["  ".join(_cells(line, widths)).rstrip() for line in (heads, *lines)]
     return [*told, *(comparison_line(record, table, comparison) for comparison in table.comparisons)]

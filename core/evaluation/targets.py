@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from core.chat.exported import find_exported
 from core.chat.request import Source
 from core.chat.session import ChatSession, EngineSession, names_model, open_session, session_of, spec_of
 from core.errors import UserError
@@ -28,7 +29,7 @@ class Target:
     """A model that answers."""
 
     name: str
-    """As it was asked for; the title of its column."""
+    """The title of its column: a run with its step, the name of a file or a model."""
     source: Source
     identity: str
     """Tells whether answers that were kept are those of the same model: a hash of its files' sizes and times."""
@@ -36,11 +37,11 @@ class Target:
     """What is loaded: targets with the same are answered by one session."""
     open: Callable[[], ChatSession]
     trained: TrainedModel | None = None
-    """What it is of a run; None for other models."""
+    """What it is of a run, or what an exported file was made of; None for other models."""
 
     @property
     def run(self) -> Run | None:
-        """The run that it is of."""
+        """The run that it is, or was made, of."""
         return self.trained.run if self.trained is not None else None
 
 
@@ -57,8 +58,14 @@ def resolve_targets(names: Sequence[str], against: Sequence[str] = ()) -> list[T
     found: list[Target] = []
     for name in (*names, *against):
         target = _base_of(_first_trained(found)) if name == BASE else _resolve(name)
-        if any(target.name == other.name for other in found):
+        same = next((other for other in found if other.name == target.name), None)
+        if same is not None and (same.loads, same.source) == (target.loads, target.source):
             raise UserError(f"{one_line(name, 80)} is named twice.", "Name each model once.")
+        if same is not None:
+            # Two files of one name; answers are kept by it.
+            taken = {other.name for other in found}
+            others = (one_line(name, 200), *(f"{target.name} ({number})" for number in range(2, len(found) + 3)))
+            target = replace(target, name=next(other for other in others if other not in taken))
         found.append(target)
     if not found:
         raise UserError("No model is named.", "Name a run, or 'latest' for the newest one.")
@@ -79,7 +86,10 @@ def _resolve(name: str) -> Target:
         exists = os.path.exists(path)
         target: Path | str = path.absolute() if exists else name
         identity = _stamp([target] if isinstance(target, Path) else [])
-        return Target(one_line(name, 80), "base", identity, f"model {target}", lambda: open_session(target))
+        title = target.name if isinstance(target, Path) else name
+        exported = find_exported(target) if isinstance(target, Path) else None
+        trained = exported.trained if exported is not None else None
+        return Target(one_line(title, 80), "base", identity, f"model {target}", lambda: open_session(target), trained)
     run, step = find_run_at(name)
     # Of a run that is on, its newest checkpoint: the model in training would be another one for each question.
     trained = find_trained(run, step)

@@ -244,7 +244,7 @@ def agreement_rows(agreement: Agreement) -> list[tuple[str, str]]:
         of = "" if agreement.greedy_rows is None else f" of {agreement.greedy_rows}"
         rows.append(("same greedy answers", f"{agreement.greedy_equal}{of}"))
     if agreement.plain is not None:
-        rows.append(("from one on the base in 16 bit", f"{format_number(agreement.plain.mean_kl)} nats"))
+        rows.append(("divergence, base in 16 bit", f"{format_number(agreement.plain.mean_kl)} nats"))
     if agreement.data:
         where = {"eval": "data.eval", "held_out": "those held out", "training": "training rows: none was held out"}
         rows.append(("rows from", where.get(agreement.data, one_line(agreement.data, 40))))

@@ -261,7 +261,7 @@ def _measure(request: dict[str, Any], name: str, progress: Progress) -> dict[str
         UserError: If it cannot, or ends without a result.
     """
     lines: queue.Queue[dict[str, Any] | None] = queue.Queue()
-    last: tuple[str, int | None, int | None] = ("starting", None, None)
+    last: tuple[str, int | None, int | None] = (f"starting {name[0].lower()}{name[1:]}", None, None)
     with Helper(_MODULE, environment=worker_environment()) as helper:
 
         def read() -> None:

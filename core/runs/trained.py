@@ -20,6 +20,8 @@ from core.runs.state import in_words
 from core.runs.store import Run, complete_checkpoints, find_run
 from core.small_files import open_regular, read_small
 
+#: What is said behind the name of a run whose result ``eval.gate`` refuses.
+REFUSED = " (result refused by eval.gate)"
 #: Most bytes of a checkpoint's manifest, which names a few dozen files.
 _MANIFEST_LIMIT = 16 << 20
 
@@ -55,6 +57,8 @@ class TrainedModel:
     """The fingerprint of the base in training, where it is known and ``base`` is that model."""
     file: TrainedFile | None = None
     """The file whose weights it was trained with; None where the adapter is used beside its base."""
+    refused: str = ""
+    """What the result of the run misses of ``eval.gate``: of such a run there are checkpoints only. Else empty."""
 
     @property
     def name(self) -> str:
@@ -65,8 +69,14 @@ class TrainedModel:
 
     @property
     def label(self) -> str:
-        """The run, and the step of a checkpoint."""
-        return self.run.id if self.step is None else f"{self.run.id}, {self.name}"
+        """The run, the step of a checkpoint, and whether the run's result was refused."""
+        step = "" if self.step is None else f", {self.name}"
+        return f"{self.run.id}{step}{REFUSED if self.refused else ''}"
+
+    @property
+    def warning(self) -> str:
+        """That the result of the run was refused, and why, as a sentence; empty where it was not."""
+        return f"The result of this run was refused by eval.gate: {self.refused}." if self.refused else ""
 
 
 def split_step(reference: str) -> tuple[str, int | None]:
@@ -124,6 +134,8 @@ def find_trained(run: Run, step: int | None = None) -> TrainedModel:
         template=_find_template(run, config),
         base_sha256=_find_base_hash(run) if base == config.model.base else None,
         file=None if config.method.train_for is None else _find_file(run, config.method.train_for, found_step),
+        # A result that is there has passed, whatever the file of the state says.
+        refused=run.state().refused if found_step is not None else "",
     )
 
 

@@ -207,6 +207,8 @@ class _Opening:
         is_live = step is None and not run.state().is_over
         # Refuses what cannot be served before anybody asks for it.
         trained = None if is_live else find_trained(run, step)
+        if trained is not None and trained.warning:
+            self._progress(trained.warning, None, None)
         if not run.trains_adapter:
             holder = Holder(partial(_open_run, run, step), self._progress)
             self._add(ServedModel(name, holder, TUNED, config.chat, created))

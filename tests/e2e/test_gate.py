@@ -66,7 +66,9 @@ def test_a_refused_result_is_not_written_and_the_run_says_why(
     assert state.refused.startswith("loss is ")
     assert "probe_loss" not in state.refused
     assert code_of(state) == EXIT_REFUSED
-    assert find_trained(run).name == "step-8", "its checkpoint is there to be looked at"
+    trained = find_trained(run)
+    assert trained.name == "step-8", "its checkpoint is there to be looked at"
+    assert state.refused in trained.warning
 
     with workers.environment():
         assert watch.run(argparse.Namespace(run=run.id, json=False)) == EXIT_REFUSED

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from core.config.document import dump_config
 from core.hub.job import FetchJob
 from core.hub_uri import parse_entry
 from core.launch.launcher import worker_environment
+from core.runs.store import Run
 from tests.core.hub.fake_hub import Repository, running_hub
 
 from .workers import Workers
@@ -51,15 +53,14 @@ _TINY: dict[str, dict[str, Any]] = {
 _FAMILY_UNIX = 1
 
 
-def train_and_chat(
-    workers: Workers, prefix: list[str], sections: dict[str, dict[str, Any]] | None = None, **variables: str
-) -> None:
-    """Train a run and talk to its result, by the commands that users have."""
-    environment = worker_environment() | {"LOCALTUNE_HOME": str(workers.home), "OMP_NUM_THREADS": "1", **variables}
-    path = workers.directory / "offline.toml"
-    path.write_text(dump_config(workers.config(**_TINY, **(sections or {}))))
+Command = Callable[..., dict[str, Any]]
 
-    def command(*words: str) -> dict[str, object]:
+
+def commands_of(home: Path, prefix: list[str], **variables: str) -> Command:
+    """The commands that users have, in a home: a function that runs one and returns what it prints with ``--json``."""
+    environment = worker_environment() | {"LOCALTUNE_HOME": str(home), "OMP_NUM_THREADS": "1", **variables}
+
+    def command(*words: str) -> dict[str, Any]:
         done = subprocess.run(
             [*prefix, sys.executable, "-m", "tui", *words, "--json"],
             env=environment,
@@ -73,6 +74,16 @@ def train_and_chat(
         assert isinstance(answer, dict)
         return answer
 
+    return command
+
+
+def train_and_chat(
+    workers: Workers, prefix: list[str], sections: dict[str, dict[str, Any]] | None = None, **variables: str
+) -> None:
+    """Train a run and talk to its result."""
+    command = commands_of(workers.home, prefix, **variables)
+    path = workers.directory / "offline.toml"
+    path.write_text(dump_config(workers.config(**_TINY, **(sections or {}))))
     trained = command("train", str(path))
     assert (trained["state"], trained["step"]) == ("finished", 3)
     run = str(trained["run"])
@@ -87,14 +98,20 @@ def test_training_and_chat_work_with_the_network_cut(workers: Workers) -> None:
     train_and_chat(workers, [unshare, "-rn"])
 
 
-def train_and_record(workers: Workers, directory: Path, sections: dict[str, dict[str, Any]] | None = None) -> set[str]:
-    """The same, with what every process does about sockets and threads written down."""
+def recording(directory: Path) -> tuple[dict[str, str], Path]:
+    """Variables by which every process writes down its sockets and threads, and the file that it writes to."""
     hooks = directory / "hooks"
     hooks.mkdir()
     (hooks / "sitecustomize.py").write_text(RECORDER)
     record = directory / "record"
     python_path = os.pathsep.join(filter(None, [str(hooks), worker_environment().get("PYTHONPATH", "")]))
-    train_and_chat(workers, [], sections, PYTHONPATH=python_path, SOCKET_RECORD=str(record))
+    return {"PYTHONPATH": python_path, "SOCKET_RECORD": str(record)}, record
+
+
+def train_and_record(workers: Workers, directory: Path, sections: dict[str, dict[str, Any]] | None = None) -> set[str]:
+    """The same, with what every process does about sockets and threads written down."""
+    variables, record = recording(directory)
+    train_and_chat(workers, [], sections, **variables)
     return set(record.read_text().splitlines())
 
 
@@ -104,10 +121,39 @@ def test_no_internet_socket_and_no_reporting_thread_is_ever_made(workers: Worker
     assert f"socket {_FAMILY_UNIX}" in lines
     assert "thread core.worker.process.recorder.Recorder._beat" in lines
     assert {line for line in lines if line.startswith(("socket", "lookup"))} == {f"socket {_FAMILY_UNIX}"}
+    assert foreign_threads(lines) == set()
+
+
+def foreign_threads(lines: set[str]) -> set[str]:
+    """The threads of a record that are not ours."""
     threads = {line.removeprefix("thread ") for line in lines if line.startswith("thread")}
-    # The chat engine is started as a module, so its own threads are those of __main__.
+    # An engine is started as a module, so its own threads are those of __main__.
     ours = ("core.", "__main__.ChatEngine.", "concurrent.futures.thread.", "subprocess.")
-    assert {name for name in threads if not name.startswith(ours)} == set()
+    return {name for name in threads if not name.startswith(ours)}
+
+
+def test_a_result_is_taken_home_with_the_network_cut_and_no_internet_socket(
+    reference: Run, private_home: Path, converter: Path, tmp_path: Path
+) -> None:
+    """Exported as a GGUF file and as a merged model, each compared with what was trained, and each asked."""
+    pytest.importorskip("llama_cpp_py_sync")
+    assert converter.is_relative_to(private_home), "the converter was fetched before"
+    shutil.copytree(reference.path, private_home / "runs" / reference.id, ignore=shutil.ignore_patterns("*.sock"))
+    unshare = shutil.which("unshare")
+    can_cut = unshare is not None and not subprocess.run([unshare, "-rn", "true"], check=False).returncode
+    variables, record = recording(tmp_path)
+    command = commands_of(private_home, [str(unshare), "-rn"] if can_cut else [], **variables)
+    for kind, quant in (("gguf", "Q8_0"), ("merged", "F32")):
+        out = tmp_path / kind
+        made = command("export", reference.id, "--to", kind, "--quant", quant, "--out", str(out), "--rows", "2")
+        assert made["verified"], made
+        asked = out if kind == "merged" else next(out.glob("*.gguf"))
+        answer = command("chat", str(asked), "--prompt", "ticket login", "--max-new-tokens", "4")
+        assert answer["source"] == ("base" if kind == "merged" else asked.name)
+    lines = set(record.read_text().splitlines())
+    assert any(line.startswith("thread core.export.") for line in lines), "the processes were recorded"
+    assert {line for line in lines if line.startswith(("socket", "lookup"))} <= {f"socket {_FAMILY_UNIX}"}
+    assert foreign_threads(lines) == set()
 
 
 def test_what_has_been_fetched_from_a_hub_is_used_without_asking_it(

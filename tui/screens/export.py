@@ -55,6 +55,11 @@ class Planned(Message):
     plan: ExportPlan | None = None
     error: UserError | None = None
 
+    @property
+    def can_begin(self) -> bool:
+        """Whether it can be made."""
+        return self.plan is not None and self.error is None
+
 
 @dataclass
 class Progressed(Message):
@@ -152,12 +157,14 @@ class ExportScreen(Overlay[None]):
         from core.export.plan import plan_export
 
         worker = get_current_worker()
+        found: Planned | None = None
         try:
             plan = plan_export(request)
             found = Planned(request, plan)
             plan.check()
         except UserError as error:
-            found = Planned(request, None, error)
+            # A place that is taken is shown all the same.
+            found = Planned(request, found.plan if found is not None else None, error)
         if not worker.is_cancelled:
             self._tell(found)
 
@@ -255,7 +262,7 @@ class ExportScreen(Overlay[None]):
     # The export.
 
     def _begin(self) -> None:
-        if self._planned is None or self._planned.plan is None:
+        if self._planned is None or not self._planned.can_begin:
             return
         from core.export.job import ExportJob
 
@@ -297,7 +304,7 @@ class ExportScreen(Overlay[None]):
         self.query_one("#export-text", TextBlock).show(self._text())
         keys = "j k scroll  esc close"
         if self._ended is None:
-            can_begin = self._planned is not None and self._planned.plan is not None
+            can_begin = self._planned is not None and self._planned.can_begin
             keys = f"↑ ↓ field  ← → change{'  enter export' if can_begin else ''}  esc leave"
             keys = keys if self._job is None else "esc cancel"
         self.query_one(VerticalScroll).border_subtitle = Content(keys)
@@ -336,7 +343,7 @@ class ExportScreen(Overlay[None]):
         planned = self._planned
         if planned is None:
             return Content.styled("looking at what the run has trained …", "$muted")
-        if planned.plan is None:
+        if planned.plan is None or planned.error is not None:
             return _error(planned.error)
         plan = planned.plan
         what = f"{plan.trained.label}: about {format_bytes(plan.size)}" if plan.size else plan.trained.label
@@ -354,7 +361,7 @@ class ExportScreen(Overlay[None]):
             lines.append(Content.assemble((full, "$primary"), (empty, "$muted"), f" {share:4.0%}"))
         else:
             lines.append(Content.styled(bar(0, _BAR_CELLS, shell_of(self).glyphs)[1], "$muted"))
-        lines.append(Content(f"{progress.activity if progress is not None else 'starting'} …"))
+        lines.append(Content(f"{progress.activity if progress is not None else 'starting the export'} …"))
         if self._is_leaving:
             lines.append(Content.styled("esc again breaks it off; nothing of it is left then.", "$near"))
         return Content("\n").join(lines)

@@ -291,8 +291,9 @@ class Export:
         """Put the card and the record beside the files."""
         trained, kind = self._trained, self._request.kind
         name = self._base_name(base)
+        warning = (trained.warning,) if trained.warning else ()
         agreed = () if written.agreement is None else written.agreement.notes
-        notes = (*written.notes, *self._notes_of_file(written.quant), *agreed)
+        notes = (*warning, *written.notes, *self._notes_of_file(written.quant), *agreed)
         facts = CardFacts(
             trained=trained,
             kind=kind,

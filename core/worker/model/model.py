@@ -190,7 +190,8 @@ def keep_gradients(model: Any) -> None:
     """Forbid bitsandbytes' inference-only CPU kernel on every 4-bit layer.
 
     On CPUs with AVX512-BF16 a forward pass in evaluation mode repacks the weights for a kernel that has no backward;
-    training passes after it then yield wrong gradients, with a warning at most.
+    training passes after it then yield wrong gradients, with a warning at most. That kernel also computes in bf16,
+    whatever dtype the layer was loaded in.
     """
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):

@@ -86,25 +86,26 @@ class CommandServer:
             self._queue.put((request, event))
         else:
             known = ", ".join((*self._handlers, "cancel", "ping"))
-            self._refuse(request, f"There is no command {request.command}.", f"Commands are {known}.")
+            self._refuse(request, UserError(f"There is no command {request.command}.", f"Commands are {known}."))
 
     def _carry_out(self, request: Request, cancelled: threading.Event) -> None:
         call = Call(request.args, lambda message: self._send({"id": request.id, **message}), cancelled.is_set)
         try:
             self._send({"id": request.id, "ok": True, **self._handlers[request.command](call)})
         except UserError as error:
-            self._send({"id": request.id, "ok": False, **refusal(error)})
+            self._refuse(request, error)
         except Exception as error:
             # A bug, or a failure of a library that nobody has foreseen: it costs this answer, not the process.
             traceback.print_exc()
-            self._refuse(request, f"{self._name} failed: {type(error).__name__}: {error}", "Its log has the details.")
+            failed = f"{self._name} failed: {type(error).__name__}: {error}"
+            self._refuse(request, UserError(failed, "Its log has the details."))
         finally:
             # Another one may have the same id.
             if self._cancelled.get(request.id) is cancelled:
                 del self._cancelled[request.id]
 
-    def _refuse(self, request: Request, error: str, hint: str) -> None:
-        self._send({"id": request.id, "ok": False, "error": error, "hint": hint})
+    def _refuse(self, request: Request, error: UserError) -> None:
+        self._send({"id": request.id, "ok": False, **refusal(error)})
 
     def _send(self, message: dict[str, Any]) -> None:
         try:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 from core.chat.candidates import find_candidates
 from core.config.schema import MethodSection
 from core.runs.events import EvalEvent, encode_event
@@ -33,6 +35,13 @@ def test_the_run_its_checkpoints_with_their_loss_and_others_on_the_base() -> Non
         (f"{run.id}@20", "step 20", "held-out loss 0.500"),
         (other.id, other.id, "result, held-out loss 0.750"),
     ]
+
+
+def test_a_checkpoint_in_the_place_of_a_refused_result_says_so() -> None:
+    run = make_run("finished")
+    add_checkpoint(run, 20)
+    replace(run.state(), refused="loss is 2 and should be <= 1").write(run.state_path)
+    assert find_candidates(run)[0].about == "newest checkpoint, step 20 (result refused by eval.gate)"
 
 
 def test_a_run_that_trains_weights_shares_no_base() -> None:

@@ -12,9 +12,10 @@ from core import paths
 from core.chat.candidates import find_candidates
 from core.chat.engine import ChatEngine
 from core.chat.exported import READER, find_exported
-from core.chat.request import ChatRequest, GenerationSettings
+from core.chat.request import ChatRequest, GenerationSettings, QuestionError
 from core.chat.session import Answer, EngineSession, Token, open_session
 from core.errors import UserError
+from core.evaluation.request import EvaluationRequest
 from tests.core.export.tiny_gguf import write_tiny_gguf
 from tests.core.export.trained_run import make_trained_run, merged_model, write_rows
 
@@ -76,6 +77,19 @@ def test_only_what_was_exported_is_read_by_llama_cpp(tmp_path: Path, gguf_file: 
     assert find_exported(directory) is None
 
 
+def test_a_prompt_set_is_put_to_an_exported_file(
+    tmp_path: Path, gguf_file: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    run = make_trained_run(tiny_model_dir, write_rows(tmp_path / "rows"), eval_data=write_rows(tmp_path / "eval"))
+    export = make_export(tmp_path / "export", gguf_file, run.id)
+    evaluation = EvaluationRequest((str(export / "tiny.gguf"),), limit=2, max_new_tokens=4).prepare()
+    assert evaluation.folder.parent == run.path
+    record = evaluation.run()
+    assert (record.state, list(record.answers)) == ("done", ["tiny.gguf"])
+    assert all(answer is not None and answer.tokens > 0 for answer in record.answers["tiny.gguf"])
+
+
 def test_an_adapter_alone_is_refused(tmp_path: Path) -> None:
     import gguf
 
@@ -123,6 +137,8 @@ def test_an_export_answers_beside_the_run_that_it_is_from(
     paths.exports_dir().mkdir()
     directory = make_export(paths.exports_dir() / "tickets-gguf-f32", gguf_file, run.id)
     make_export(paths.exports_dir() / "another", gguf_file, "another")
+    alone = make_export(paths.exports_dir() / "tickets-adapter-gguf", gguf_file, run.id)
+    (alone / "export.json").write_text(json.dumps({"version": 1, "run": run.id, "kind": "gguf", "quant": None}))
     source = str(directory / "tiny.gguf")
     assert [each.source for each in find_candidates(run)] == ["tuned", "base", source]
     session = open_session(run)
@@ -164,6 +180,11 @@ def test_all_settings_of_sampling_are_honored(reader: ChatEngine) -> None:
     assert stopped["context_limit"] == 512
 
 
+def test_a_question_that_has_to_change_is_told_from_a_failure(reader: ChatEngine) -> None:
+    with pytest.raises(QuestionError, match="cannot be held to a JSON Schema"):
+        list(reader.generate(ChatRequest(ASK, json_schema='{"type": "object"}')))
+
+
 def test_sampling_differs_and_an_answer_can_be_cancelled(reader: ChatEngine) -> None:
     drawn = {
         list(reader.generate(ChatRequest(ASK, "base", GenerationSettings(20, 1.5, 0.9))))[-1]["text"] for _ in range(4)
@@ -179,8 +200,9 @@ def test_sampling_differs_and_an_answer_can_be_cancelled(reader: ChatEngine) -> 
 
 def test_a_conversation_that_is_too_long_is_refused_and_the_reader_goes_on(reader: ChatEngine) -> None:
     long = [{"role": "user", "content": "the ticket " * 400}]
-    with pytest.raises(UserError, match="the model reads at most 512"):
+    with pytest.raises(QuestionError, match="the model reads at most 512") as refused:
         list(reader.generate(ChatRequest(long)))
+    assert refused.value.code == "context_length_exceeded"
     assert list(reader.generate(ChatRequest(ASK, "base", GenerationSettings(4))))[-1]["tokens"] <= 4
 
 

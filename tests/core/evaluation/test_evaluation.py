@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -211,6 +212,11 @@ def test_it_is_written_as_markdown_and_json_lines(tmp_path: Path) -> None:
     lines = summary_lines(record, table)
     assert lines[0].split() == ["run", "base"]
     assert "9 won, 0 lost, 3 the same" in lines[-1]
+    names = ("20261126-101010-tickets@120", "base")
+    named = replace(record, targets=names, answers=dict(zip(names, record.answers.values(), strict=True)))
+    narrow = summary_lines(named, EvaluationTable.of(named), 40)
+    assert narrow[0].split() == ["…tickets@120", "base"]
+    assert all(len(line) <= 40 for line in narrow[:3])
     path = write_report(record, table, str(tmp_path / "out.md"))
     assert path.read_text(encoding="utf-8") == markdown
     with pytest.raises(UserError, match="is there already"):

@@ -85,6 +85,28 @@ def test_a_model_is_a_path(base: Path, run: Run, monkeypatch: pytest.MonkeyPatch
         assert target.loads == f"model {base}"
 
 
+def test_an_exported_file_has_the_base_and_the_folder_of_the_run_that_it_was_made_of(run: Run, tmp_path: Path) -> None:
+    written = []
+    for place in ("one", "two"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "export.json").write_text(json.dumps({"version": 1, "run": run.id, "step": 20}))
+        written.append(tmp_path / place / "tickets.gguf")
+        written[-1].touch()
+    first, second, base = resolve_targets([str(path) for path in written], ["base"])
+    assert [first.name, second.name, base.name] == ["tickets.gguf", str(written[1]), "base"]
+    assert (first.source, first.run, first.trained and first.trained.step) == ("base", run, 20)
+    assert first.loads != second.loads
+    assert base.run == run
+    with pytest.raises(UserError, match="is named twice"):
+        resolve_targets([str(written[0]), str(written[0])])
+
+
+def test_a_directory_that_is_called_as_another_model_is_gets_another_name(run: Run, base: Path) -> None:
+    assert base.name == "base"
+    found = resolve_targets([str(base), run.id], ["base"])
+    assert [target.name for target in found] == ["base", run.id, "base (2)"]
+
+
 @pytest.mark.parametrize(
     ("names", "against", "said"),
     [

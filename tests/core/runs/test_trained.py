@@ -75,6 +75,16 @@ def test_the_newest_whole_checkpoint_stands_in_for_a_result() -> None:
     assert refused.value.hint == "It has those of 20, 40."
 
 
+def test_of_a_run_whose_result_is_refused_every_checkpoint_says_so() -> None:
+    run = make_run()
+    add_checkpoint(run, 20)
+    assert find_trained(run).warning == ""
+    RunState(state="finished", refused="loss is 2 and should be <= 1", updated=time.time()).write(run.state_path)
+    for trained in (find_trained(run), find_trained(run, 20)):
+        assert trained.label == f"{run.id}, step-20 (result refused by eval.gate)"
+        assert trained.warning == "The result of this run was refused by eval.gate: loss is 2 and should be <= 1."
+
+
 def test_a_result_comes_before_checkpoints() -> None:
     run = make_run()
     add_checkpoint(run, 20)

@@ -555,16 +555,32 @@ class ChatPane(Pane):
         self._refresh()
 
     def action_export(self) -> None:
-        """Export the model that answers."""
+        """Export the model that answers; of several the first that was trained."""
         from core.runs.store import has_weights
+        from core.runs.trained import find_run_at
 
-        run = self.partner.run
+        run, step = self.partner.run, None
+        source = self.partner.exported(self.sources)
         if run is None:
             self._say("This model was not trained here: there is nothing to export.", "$near")
-        elif not has_weights(run):
+            return
+        if source is None:
+            other = self.keys["chat.source"].display
+            self._say(f"The base answers, which was not trained here; {other} lets the tuned one answer.", "$near")
+            return
+        if os.path.isfile(source):
+            self._say(f"It is an export already: {source}", "$near")
+            return
+        if source != TUNED:
+            try:
+                run, step = find_run_at(source)
+            except UserError as error:
+                self._say(f"✗ {error.message}", "$limit")
+                return
+        if not has_weights(run):
             self._say("There is nothing to export yet: no checkpoint has been saved.", "$near")
-        else:
-            self.post_message(ExportRequested(run))
+            return
+        self.post_message(ExportRequested(run, step))
 
     def action_clear(self) -> None:
         """Begin a new conversation with the same model; in an empty one, bring the former one back."""

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core.chat.dialogue import speaker_name
+from core.chat.request import BASE, TUNED
 from core.runs.store import Run, has_weights
+from core.runs.trained import REFUSED
 
 if TYPE_CHECKING:
     from core.chat.request import Source
@@ -23,11 +25,15 @@ class Partner:
     """Whether it is a live run."""
     has_weights: bool = True
     """Whether there is a model to ask; a run that ended before it saved anything has none."""
+    is_refused: bool = False
+    """Whether it is a run whose result ``eval.gate`` refuses: its newest checkpoint answers."""
 
     @classmethod
     def of(cls, target: Target | None, *, live: bool) -> Partner:
         """The partner for a target."""
-        return cls(target, live, live or not isinstance(target, Run) or has_weights(target))
+        if live or not isinstance(target, Run):
+            return cls(target, live)
+        return cls(target, live, has_weights(target), bool(target.state().refused))
 
     @property
     def run(self) -> Run | None:
@@ -52,7 +58,16 @@ class Partner:
     @property
     def name(self) -> str:
         """Its name, for the title."""
-        return self.run.id if self.run is not None else Path(str(self.target or "")).name
+        if self.run is None:
+            return Path(str(self.target or "")).name
+        return f"{self.run.id}{REFUSED if self.is_refused else ''}"
+
+    def exported(self, sources: tuple[Source, ...]) -> Source | None:
+        """Whose weights an export takes: the first that answers and was trained; None where only the base does."""
+        if not self.has_adapter and self.run is not None:
+            # Its own weights answer under either name.
+            sources = tuple(TUNED if source == BASE else source for source in sources)
+        return next((source for source in sources if source != BASE), None)
 
     @property
     def invitation(self) -> str:

@@ -167,7 +167,8 @@ class EvaluationScreen(Overlay[None]):
             self.query_one("#table", TextBlock).show(self._text())
             box.border_subtitle = Content("esc close" if ended is not None else "esc cancel")
             return
-        lines = summary_lines(rows.record, rows.table)
+        width = self.query_one("#table").content_size.width
+        lines = summary_lines(rows.record, rows.table, width or None)
         self.query_one("#table", TextBlock).show(Content("\n").join(map(Content, lines)))
         self.query_one("#head", TextBlock).show(Content.styled(rows.head(), "$muted"))
         window = self.query_one(RowWindow)

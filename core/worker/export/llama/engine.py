@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from core.chat.request import ChatRequest
+from core.chat.request import ChatRequest, QuestionError
 from core.data.conversation import RowError
 from core.errors import UserError
 from core.template.builtin import NAMED_TEMPLATES, template_source
@@ -88,15 +88,18 @@ class GgufEngine:
         return ""
 
     def generate(self, call: Call) -> dict[str, Any]:
-        """Answer a conversation."""
+        """Answer a conversation, or go on with a text.
+
+        Raises:
+            QuestionError: If the answer is to follow a JSON Schema, or the template refuses the conversation.
+        """
         asked = ChatRequest.from_args(call.args)
-        model, template = self._ready()
         if asked.json_schema is not None:
-            raise UserError("A GGUF file's answers cannot be held to a JSON Schema.", "Ask the run itself for that.")
-        if asked.prompt is not None:
-            prompt = model.tokenize(asked.prompt, add_special=True)
-        else:
-            prompt = model.prompt_ids(template.prompt(asked.messages, asked.tools))
+            raise QuestionError(
+                "A GGUF file's answers cannot be held to a JSON Schema.",
+                "Leave response_format out, or ask the run or its merged export.",
+            )
+        model, prompt = self._loaded(), self._prompt(asked)
         answer = model.generate(prompt, asked.settings, lambda text: call.tell({"token": text}), call.cancelled)
         return {
             "text": answer.text,
@@ -108,6 +111,13 @@ class GgufEngine:
             "prompt_tokens": len(prompt),
             "context_limit": model.longest_context,
         }
+
+    def _prompt(self, asked: ChatRequest) -> list[int]:
+        """The tokens that are answered: of the conversation with its tools, or of the text to go on with."""
+        if asked.prompt is not None:
+            return self._loaded().prompt_ids(asked.prompt)
+        model, template = self._ready()
+        return model.prompt_ids(template.prompt(asked.messages, asked.tools))
 
     def template(self, _: Call) -> dict[str, Any]:
         """The chat templates of the file."""

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from core.chat.request import GenerationSettings
+from core.chat.request import GenerationSettings, QuestionError
 from core.errors import UserError
 from core.models.architecture.gguf_header import read_gguf_header
 from core.models.gguf import check_gguf
@@ -252,9 +252,10 @@ class GgufModel:
             UserError: If the model reads fewer, or memory is short.
         """
         if needed > self.longest_context:
-            raise UserError(
+            raise QuestionError(
                 f"The conversation has {needed} tokens, and the model reads at most {self.longest_context}.",
                 "Begin a new one, or remove earlier turns.",
+                "context_length_exceeded",
             )
         if self._context is not None and needed <= self._size:
             return

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from core.chat.request import QuestionError
 from core.data.conversation import RowError
 from core.errors import UserError
 from core.sandbox.limits import TimeLimitError, cpu_limit, growth_limit
@@ -54,9 +55,10 @@ class GgufTemplate:
         """The same, for a conversation of a user.
 
         Raises:
-            UserError: If the template refuses it.
+            QuestionError: If the template refuses it.
+            UserError: As :meth:`render`.
         """
         try:
             return self.render(messages, tools)
         except RowError as error:
-            raise UserError(error.message, "Change the conversation.") from error
+            raise QuestionError(error.message, "Change the conversation.") from error

@@ -23,6 +23,7 @@ from core.text import one_line
 from core.worker.data.encode import as_model_tokenizer
 from core.worker.export.verify.compare import Progress, compare
 from core.worker.export.verify.store import Proof, ProofRow
+from core.worker.model.model import keep_gradients
 
 _DATED = "strftime_now"
 
@@ -62,6 +63,8 @@ class PlainReader:
             reason = one_line(str(error).strip().partition("\n")[0], 300).rstrip(".") or type(error).__name__
             program = "PEFT" if adapter is not None else "transformers"
             raise UserError(f"{program} cannot load {one_line(str(place))}: {reason}.", "Export it again.") from error
+        # In fp32, as the trained model was measured: bitsandbytes computes in bf16 where the processor can.
+        keep_gradients(self._model)
         self._model.eval()
         self._now = now
         self.name = f"transformers {transformers.__version__}"

@@ -240,6 +240,13 @@ def test_a_checkpoint_is_exported_by_its_step(run: Run, answers: list[Agreement]
     assert "as of step 7" in (result.path / "README.md").read_text()
     with pytest.raises(UserError, match="no checkpoint of step 8"):
         make(run, "adapter", step=8)
+    assert result.notes == ()
+    shutil.rmtree(run.adapter_path)
+    dataclasses.replace(run.state(), refused="loss is 2 and should be <= 1").write(run.state_path)
+    refused = make(run, "card")
+    warning = "The result of this run was refused by eval.gate: loss is 2 and should be <= 1."
+    assert (refused.step, refused.notes) == (7, (warning,))
+    assert warning in (refused.path / "README.md").read_text()
 
 
 def test_a_card_has_hashes_and_options_and_neither_data_nor_paths(

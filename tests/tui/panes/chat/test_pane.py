@@ -17,9 +17,11 @@ from core.chat.dialogue import Dialogue
 from core.chat.request import GenerationSettings
 from core.chat.transcripts import keep_transcript, list_transcripts
 from core.errors import UserError
+from core.runs.state import RunState
 from core.runs.store import Run
 from tests.tui.fake_session import FakeSession, factory
 from tests.tui.harness import FORBIDDEN, HOSTILE, PaneApp, paste, screen_lines, screen_text, wait_for
+from tui.messages import ExportRequested
 from tui.panes.chat.pane import ChatPane
 
 SIZES = [(60, 20), (80, 22), (92, 30), (200, 50)]
@@ -692,6 +694,62 @@ async def test_checkpoints_are_chosen_and_answer_side_by_side(tmp_path: Path, mo
         await wait_for(pilot, lambda: "Who answers" in screen_text(pilot.app))
         await pilot.press("space", "down", "down", "space", "down", "space", "up", "up", "enter")
         await wait_for(pilot, lambda: pane.sources == ("base",))
+
+
+class ExportApp(PaneApp):
+    """Keeps the exports that are asked for."""
+
+    def __init__(self, pane: ChatPane) -> None:
+        super().__init__(pane)
+        self.exported: list[tuple[Run, int | None]] = []
+
+    def on_export_requested(self, message: ExportRequested) -> None:
+        self.exported.append((message.run, message.step))
+
+
+async def shown(pilot: Pilot[None], text: str) -> None:
+    await wait_for(pilot, lambda: text in screen_text(pilot.app))
+
+
+async def test_what_answers_is_what_is_exported(tmp_path: Path) -> None:
+    run, other = make_run(tmp_path), make_run(tmp_path, "20261124-143700-other")
+    written = tmp_path / "tickets-Q8_0.gguf"
+    written.touch()
+    pane = ChatPane(factory(fake()))
+    app = ExportApp(pane)
+    async with app.run_test(size=(90, 24)) as pilot:
+        pane.set_target(run)
+        await pilot.pause()
+        pane.query_one("#chat-empty").focus()
+        wanted: list[tuple[Run, int | None]] = []
+        for sources, found in (
+            (("tuned", "base"), (run, None)),
+            (("base", f"{run.path}@30"), (run, 30)),
+            ((f"{other.path}@9", "tuned"), (other, 9)),
+            ((str(other.path),), (other, None)),
+        ):
+            pane.sources = sources
+            await pilot.press("X")
+            wanted.append(found)
+            await wait_for(pilot, lambda: app.exported == wanted)
+        for sources, said in (
+            (("base",), "The base answers, which was not trained here; b lets"),
+            ((str(written), "tuned"), "It is an export already: "),
+            ((f"{tmp_path}/gone@9",), "✗ There are no runs"),
+        ):
+            pane.sources = sources
+            await pilot.press("X")
+            await shown(pilot, said)
+        assert app.exported == wanted
+
+
+async def test_a_run_whose_result_is_refused_is_called_so(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    RunState(state="finished", refused="loss is 2 and should be <= 1", updated=time.time()).write(run.state_path)
+    pane = ChatPane(factory(fake()))
+    async with PaneApp(pane).run_test(size=(110, 24)) as pilot:
+        pane.set_target(run)
+        await wait_for(pilot, lambda: "tickets (result refused by eval.gate)" in screen_lines(pilot.app)[0])
 
 
 async def test_a_conversation_of_the_run_is_opened_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

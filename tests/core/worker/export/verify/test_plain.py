@@ -1,0 +1,23 @@
+"""Exports as plain transformers and plain PEFT read them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import bitsandbytes as bnb
+import pytest
+
+from core.worker.export.verify.plain import PlainReader
+from tests.core.export.trained_run import write_adapter
+
+
+def test_weights_in_4_bits_are_computed_in_fp32_on_any_processor(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = write_adapter(tiny_model_dir, tmp_path / "adapter")
+    # As on processors with AVX512-BF16, where bitsandbytes leaves fp32 by itself.
+    monkeypatch.setattr(bnb.nn.modules, "has_avx512bf16", lambda: True)
+    reader = PlainReader(tiny_model_dir, adapter, quantized=True, now=None)
+    layers = [module for module in reader._model.modules() if isinstance(module, bnb.nn.Linear4bit)]
+    assert layers
+    assert not any(layer.support_avx512bf16_for_cpu for layer in layers)
