@@ -3,7 +3,8 @@
 One process holds the model twice on the same device, plain and with an adapter (random, on all linear layers). The
 ways to answer take turns, over several rounds, on the same prompt and the same number of tokens, greedily and without
 an end; the table has the medians, the JSON file in ``bench/results`` every value. A round's shares are of the base in
-that round, so that what else the machine does counts for both.
+that round, so that what else the machine does counts for both. With ``--llama`` the base is written as a GGUF file of
+the same dtype first, and llama.cpp's library (the extra ``export``) takes its turns as well.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ _WAYS = (
     "generate, adapter",
     "ours, adapter apart",
     "ours, adapter folded in",
+    "llama.cpp, base",
 )
 
 
@@ -76,6 +78,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--cpu-time", action="store_true", help="processor time, for a CPU that others use; with OMP_NUM_THREADS=1"
     )
+    parser.add_argument("--llama", action="store_true", help="llama.cpp as well, on the same weights; on the processor")
     parser.add_argument("--results", default="", help="a file for the values")
     return parser.parse_args()
 
@@ -106,6 +109,7 @@ class Bench:
         self._messages = [{"role": "user", "content": self._prompt_text()}]
         self._timings: dict[str, list[Timing]] = {}
         self._turns: dict[str, list[float]] = {"read anew": [], "kept": []}
+        self._llama = _open_gguf(base, str(self._plain.dtype)) if options.llama else None
         self.folds = False
 
     def _prompt_text(self) -> str:
@@ -127,6 +131,7 @@ class Bench:
             lambda: self._generate(self._adapted.model),
             lambda: self._ours(self._adapted.model.get_base_model()),
             self._folded,
+            self._by_llama,
         ]
 
     def _prompt(self, model: Any, messages: list[dict[str, str]] | None = None) -> Any:
@@ -186,11 +191,24 @@ class Bench:
 
         return self._timed(answer)
 
-    def _timed(self, answer: Callable[[int], None]) -> Timing:
+    def _by_llama(self) -> Timing | None:
+        if self._llama is None:
+            return None
+        from core.chat.request import GenerationSettings
+
+        model, tokens = self._llama, self._prompt(self._plain.model).tokens
+        return self._timed(
+            lambda count: model.generate(tokens, GenerationSettings(count), lambda _text: None, lambda: False),
+            # Another prompt, so that the keys and values of this one are gone.
+            before=lambda: list(model.logits([tokens[-1]], [0])),
+        )
+
+    def _timed(self, answer: Callable[[int], object], before: Callable[[], object] = lambda: None) -> Timing:
         """One token, then all of them."""
         clock = time.process_time if self._options.cpu_time else time.monotonic
         seconds = []
         for tokens in (1, self._options.tokens):
+            before()
             self._synchronize()
             began = clock()
             answer(tokens)
@@ -225,7 +243,7 @@ class Bench:
         for name, timings in self._timings.items():
             first = statistics.median(each.first_token_seconds for each in timings)
             rate = statistics.median(each.tokens_per_second for each in timings)
-            plain = self._share(name, "generate, base" if "base" in name else "generate, adapter")
+            plain = self._share(name, "generate, base" if name.endswith("base") else "generate, adapter")
             print(f"{name:26}{first:14.3f}{rate:9.1f}{plain:13.2f}{self._share(name, 'ours, base'):9.2f}")
         for name, seconds in self._turns.items():
             print(f"{'later turn, ' + name:26}{statistics.median(seconds):14.3f}")
@@ -254,6 +272,22 @@ class Bench:
             },
             "later_turn_first_token_seconds": self._turns,
         }
+
+
+def _open_gguf(base: Path, dtype: str) -> Any:
+    """The base in llama.cpp, which goes on to the end of what it is asked for."""
+    from core.export.gguf.options import GgufOptions
+    from core.export.gguf.write import write_gguf
+    from core.worker.export.llama.model import GgufModel
+
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "model.gguf"
+        quant = {"torch.float32": "F32", "torch.float16": "F16", "torch.bfloat16": "BF16"}[dtype]
+        write_gguf(base, path, quant, GgufOptions(), lambda *_: None)  # type: ignore[arg-type]
+        # The file is mapped, and stays until it is closed.
+        model = GgufModel(path)
+    model.ends_answer = lambda _token: False  # type: ignore[method-assign]
+    return model
 
 
 def _write_adapter(model: Any, directory: Path, base: Path, rank: int) -> None:

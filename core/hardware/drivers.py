@@ -57,7 +57,8 @@ def installed_build() -> Build | None:
         text = Path(found.origin).with_name("version.py").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
-    return Build(version, _assigned(text, "cuda"), _assigned(text, "hip"))
+    # The name of the package lacks what tells builds apart: 2.10.0 for 2.10.0+cu128.
+    return Build(_assigned(text, "__version__") or version, _assigned(text, "cuda"), _assigned(text, "hip"))
 
 
 def _assigned(text: str, name: str) -> str | None:

@@ -21,6 +21,8 @@ CUDA_FRAGMENTATION_FIXED = 0.09
 #: Resident memory of the worker's interpreter and libraries before a model is loaded: CPython 3.11, torch 2.13 for
 #: the CPU, transformers 5.24, peft 0.21, bitsandbytes 0.50; measured by bench/memory.py.
 CPU_RUNTIME = 420 << 20
+#: What a torch that is built for CUDA adds to it: 252 MB with torch 2.10 for CUDA 12.8, 307 with 2.15 for CUDA 13.2.
+CUDA_LIBRARIES = 280 << 20
 #: Fragmentation of malloc: a constant, and a share of the largest transient memory. malloc keeps freed blocks
 #: (core.worker.process.malloc) for the next phase, which needs no more; but fp32 logits do not fit into the freed
 #: blocks of 16-bit logits, and hardly any large tensor fits into those of SDPA's scores. Measured by the same.
@@ -79,7 +81,7 @@ def around_cpu(model: Architecture, phases: Mapping[str, Phase], converted: int,
 def process(model: Architecture, machine: Machine) -> list[Part]:
     """Memory of a CPU process without any tensors."""
     calibration = machine.calibration
-    runtime, what = CPU_RUNTIME, "the interpreter and its libraries"
+    runtime, what = CPU_RUNTIME + machine.cuda_build * CUDA_LIBRARIES, "the interpreter and its libraries"
     if calibration is not None:
         runtime, what = calibration.runtime_bytes, f"{what}; {calibration.source}"
     return [

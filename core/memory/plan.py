@@ -31,6 +31,7 @@ class Machine:
         expandable: Whether the segments of a GPU's allocator are expandable, which keeps fragmentation low.
         pins: Whether pinned host memory may be used without being asked for.
         pages: Whether a GPU's driver can page optimizer states; that of WSL 2 cannot.
+        cuda_build: Whether torch is built for CUDA, whose libraries take memory where training is on the CPU as well.
     """
 
     kind: DeviceKind
@@ -44,6 +45,7 @@ class Machine:
     expandable: bool = True
     pins: bool = True
     pages: bool = True
+    cuda_build: bool = False
 
 
 @dataclass(frozen=True)

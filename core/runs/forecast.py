@@ -182,12 +182,21 @@ def this_machine(config: Config, gpu_memory: int | None = None) -> Machine:
     from core.hardware.cpu import cpu_name
     from core.hardware.cpu import memory as cpu_memory
     from core.hardware.cpu_bf16 import prefers_bf16
+    from core.hardware.drivers import installed_build
     from core.hardware.sampler import snapshot
     from core.hardware.torch_check import obstacle_here
     from core.hardware.wsl import MEMORY_SHARE, is_wsl
 
     wsl = is_wsl()
-    machine = Machine("cpu", disk_free_bytes=_disk_free(), bf16=prefers_bf16(), expandable=not wsl, pages=not wsl)
+    build = installed_build()
+    machine = Machine(
+        "cpu",
+        disk_free_bytes=_disk_free(),
+        bf16=prefers_bf16(),
+        expandable=not wsl,
+        pages=not wsl,
+        cuda_build=build is not None and build.cuda is not None,
+    )
     if gpu_memory is not None:
         return replace(machine, kind="cuda", limit_bytes=gpu_memory)
     wanted, gpu = config.hardware.device, config.hardware.gpu

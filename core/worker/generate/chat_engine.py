@@ -24,100 +24,39 @@ when its input is closed, whatever it is doing. Commands:
 
 from __future__ import annotations
 
-import contextlib
-import os
-import queue
-import signal
-import sys
-import threading
 import time
-import traceback
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from core.chat.request import ChatRequest
 from core.errors import UserError
-from core.helper import tie_to_parent
-from core.runs.protocol import LINE_LIMIT, ProtocolError, Request, decode_request, encode_message, refusal
 from core.worker.process import environment
+from core.worker.process.command_server import Call, CommandServer, Handler, private_streams
 
 if TYPE_CHECKING:
     from core.worker.generate.sources import Sources
     from core.worker.process.openmp import SpinControl
 
-COMMANDS = ("load", "add", "remove", "generate", "cancel", "ping")
-
 
 class ChatEngine:
-    """Carries out commands on the main thread while another one reads them.
+    """Carries out the commands with the base model that was loaded last."""
 
-    Args:
-        requests: Lines from the app.
-        answers: Lines to the app.
-    """
-
-    def __init__(self, requests: IO[bytes], answers: IO[bytes]) -> None:
-        self._requests = requests
-        self._answers = answers
-        self._writing = threading.Lock()
-        self._queue: queue.Queue[Request] = queue.Queue()
-        self._cancelled: dict[str, threading.Event] = {}
+    def __init__(self) -> None:
         self._sources: Sources | None = None
         self._spin_control: SpinControl | None = None
+        self.handlers: dict[str, Handler] = {
+            "load": self._load,
+            "add": self._add,
+            "remove": self._remove,
+            "generate": self._generate,
+        }
 
-    def serve(self) -> None:
-        """Work until the process ends; it ends with its input."""
-        threading.Thread(target=self._read, name="requests", daemon=True).start()
-        while True:
-            self._carry_out(self._queue.get())
-
-    def _read(self) -> None:
-        while line := self._requests.readline(LINE_LIMIT + 1):
-            try:
-                if len(line) > LINE_LIMIT:
-                    raise ProtocolError("the line is too long")
-                self._hear(decode_request(line))
-            except ProtocolError as error:
-                self._send({"id": None, "ok": False, "error": f"Not understood: {error}.", "hint": ""})
-        # The app has gone. The main thread may be in the middle of a long call, and there is nothing to save.
-        os._exit(0)
-
-    def _hear(self, request: Request) -> None:
-        """On the reading thread: what can be answered at once is, the rest is queued."""
-        if request.command == "ping":
-            self._send({"id": request.id, "ok": True, "pid": os.getpid(), "loaded": self._sources is not None})
-        elif request.command == "cancel":
-            event = self._cancelled.get(str(request.args.get("id")))
-            if event is not None:
-                event.set()
-            self._send({"id": request.id, "ok": True, "found": event is not None})
-        elif request.command in COMMANDS:
-            self._cancelled[request.id] = threading.Event()
-            self._queue.put(request)
-        else:
-            self._refuse(request, f"There is no command {request.command}.", f"Commands are {', '.join(COMMANDS)}.")
-
-    def _carry_out(self, request: Request) -> None:
-        try:
-            work = {"load": self._load, "add": self._add, "remove": self._remove, "generate": self._generate}
-            self._send({"id": request.id, "ok": True, **work[request.command](request)})
-        except UserError as error:
-            self._send({"id": request.id, "ok": False, **refusal(error)})
-        except Exception as error:
-            # A bug, or a failure of a library that nobody has foreseen: it costs this answer, not the engine.
-            traceback.print_exc()
-            self._refuse(
-                request, f"The chat engine failed: {type(error).__name__}: {error}", "Its log has the details."
-            )
-        finally:
-            self._cancelled.pop(request.id, None)
-
-    def _load(self, request: Request) -> dict[str, Any]:
+    def _load(self, call: Call) -> dict[str, Any]:
         began = time.monotonic()
-        args = request.args
+        args = call.args
 
         def report(detail: str, done: int | None = None, total: int | None = None) -> None:
-            self._send({"id": request.id, "progress": detail, "done": done, "total": total})
+            call.tell({"progress": detail, "done": done, "total": total})
 
         if args.get("device") != "cpu":
             environment.choose_gpu(args.get("gpu"))
@@ -191,8 +130,8 @@ class ChatEngine:
             "seconds": time.monotonic() - began,
         }
 
-    def _add(self, request: Request) -> dict[str, Any]:
-        args = request.args
+    def _add(self, call: Call) -> dict[str, Any]:
+        args = call.args
         recorded = args.get("base_sha256")
         self._loaded.add(
             str(args["name"]),
@@ -203,8 +142,8 @@ class ChatEngine:
         )
         return {}
 
-    def _remove(self, request: Request) -> dict[str, Any]:
-        self._loaded.remove(str(request.args["name"]))
+    def _remove(self, call: Call) -> dict[str, Any]:
+        self._loaded.remove(str(call.args["name"]))
         return {}
 
     @property
@@ -213,14 +152,13 @@ class ChatEngine:
             raise UserError("No model is loaded.", "Open a model first.")
         return self._sources
 
-    def _generate(self, request: Request) -> dict[str, Any]:
+    def _generate(self, call: Call) -> dict[str, Any]:
         began = time.monotonic()
         sources = self._loaded
         from core.worker.generate.generate import answer_prompt, prepare_prompt
         from core.worker.generate.room import ask_for_room
 
-        asked = ChatRequest.from_args(request.args)
-        cancelled = self._cancelled[request.id]
+        asked = ChatRequest.from_args(call.args)
         loaded, source = sources.loaded, asked.source
         with sources.answering(source) as model:
             prompt = prepare_prompt(
@@ -247,8 +185,8 @@ class ChatEngine:
                     loaded.tokenizer,
                     prompt,
                     asked.settings,
-                    lambda text: self._send({"id": request.id, "token": text}),
-                    cancelled.is_set,
+                    lambda text: call.tell({"token": text}),
+                    call.cancelled,
                     began=began,
                     kept=sources.kept,
                     source=source,
@@ -269,17 +207,6 @@ class ChatEngine:
             "context_limit": generation.context_limit,
             "reused_tokens": generation.reused_tokens,
         }
-
-    def _refuse(self, request: Request, error: str, hint: str) -> None:
-        self._send({"id": request.id, "ok": False, "error": error, "hint": hint})
-
-    def _send(self, message: dict[str, Any]) -> None:
-        try:
-            with self._writing:
-                self._answers.write(encode_message(message))
-                self._answers.flush()
-        except OSError:
-            os._exit(0)  # nobody listens any more
 
 
 def _template(template: Any) -> str | None:
@@ -334,20 +261,10 @@ def _allow_fast_kernels(model: Any) -> None:
 
 
 def main() -> None:
-    """Keep the protocol's descriptors to ourselves, and serve."""
-    tie_to_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Libraries print and prompt: what they print goes to the log, what they ask gets no answer.
-    requests = os.fdopen(os.dup(0), "rb")
-    answers = os.fdopen(os.dup(1), "wb")
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
-    os.close(nothing)
-    os.dup2(2, 1)
-    with contextlib.suppress(AttributeError):  # stderr is a plain stream under some wrappers
-        sys.stderr.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
+    """Serve until the input is closed."""
+    requests, answers = private_streams()
     environment.prepare()
-    ChatEngine(requests, answers).serve()
+    CommandServer("The chat engine", ChatEngine().handlers, requests, answers).serve()
 
 
 if __name__ == "__main__":

@@ -31,9 +31,13 @@ def is_large_activation(tensor: torch.Tensor) -> bool:
 
 
 def is_activation(tensor: torch.Tensor) -> bool:
-    """Whether it comes of what is trained and is not itself trained."""
+    """Whether it comes of what is trained, is not itself trained, and holds anything.
+
+    Checkpointing before torch 2.11 saves an empty tensor beside a layer's inputs.
+    """
     own = tensor if tensor._base is None else tensor._base
-    return tensor.is_floating_point() and tensor.requires_grad and not isinstance(own, torch.nn.Parameter)
+    is_made = tensor.is_floating_point() and tensor.requires_grad and not isinstance(own, torch.nn.Parameter)
+    return is_made and tensor.numel() > 0
 
 
 def cpu_copy(tensor: torch.Tensor) -> torch.Tensor:

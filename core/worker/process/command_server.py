@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from core.errors import UserError
 from core.helper import tie_to_parent
-from core.runs.protocol import LINE_LIMIT, ProtocolError, Request, decode_request, encode_message
+from core.runs.protocol import LINE_LIMIT, ProtocolError, Request, decode_request, encode_message, refusal
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class CommandServer:
         try:
             self._send({"id": request.id, "ok": True, **self._handlers[request.command](call)})
         except UserError as error:
-            self._refuse(request, error.message, error.hint)
+            self._send({"id": request.id, "ok": False, **refusal(error)})
         except Exception as error:
             # A bug, or a failure of a library that nobody has foreseen: it costs this answer, not the process.
             traceback.print_exc()

@@ -240,7 +240,8 @@ def _machine(device: torch.device) -> Machine:
     bf16 = prefers_bf16()
     if device.type != "cuda":
         name = cpu.cpu_name()
-        return Machine("cpu", bf16=bf16, device=name, calibration=read_calibration(name))
+        cuda_build = torch.version.cuda is not None
+        return Machine("cpu", bf16=bf16, device=name, calibration=read_calibration(name), cuda_build=cuda_build)
     used, total = cpu.memory()
     name = torch.cuda.get_device_name(device) if torch.cuda.is_available() else ""
     return Machine(

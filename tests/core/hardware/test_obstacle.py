@@ -211,4 +211,10 @@ def test_without_a_card_no_process_is_started(fresh: Any) -> None:
 
 
 def test_the_process_says_what_torch_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert torch_check._ask_torch(None) == ""  # a build for the CPU, which is told by its version
+    import torch
+
+    said = torch_check._ask_torch(None)
+    if torch.version.cuda is None or torch.cuda.is_available():
+        assert said == ""  # a build for the CPU is told by its version
+    else:
+        assert "driver" in said

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from core.config.schema import Config
 from core.errors import UserError
 from core.memory.calibration import Calibration
+from core.memory.overhead import CUDA_LIBRARIES
 from core.memory.plan import Machine, Plan
 from core.memory.planner import make_plan
 from core.memory.rows import Rows
@@ -217,6 +218,10 @@ def test_experts_are_not_quantized_and_it_is_said() -> None:
 def test_on_the_cpu_the_interpreter_counts_and_the_file_is_mapped() -> None:
     plan = plan_of(published.SMOLLM2_135M, Rows([(256, 8)]), kind="cpu", limit=10**9)
     assert plan.by_name()["runtime"] > 300e6
+    for_cards = make_plan(
+        read_architecture(published.SMOLLM2_135M, "m"), config_of(), Machine("cpu", cuda_build=True), Rows([(256, 8)])
+    )
+    assert for_cards.by_name()["runtime"] == plan.by_name()["runtime"] + CUDA_LIBRARIES
     assert plan.reclaimable_bytes == plan.by_name()["weights_file"] == 2 * 30 * 3_538_944
     assert plan.fits == (plan.needed_bytes <= 10**9)
 

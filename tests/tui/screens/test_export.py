@@ -15,6 +15,7 @@ from tests.core.export.test_result import make_result, write_result
 from tests.tui.harness import FORBIDDEN, screen_lines, screen_text, wait_for
 from tui.app import LocaltuneApp
 from tui.screens.export import ExportScreen
+from tui.widgets.lists.run_list import RunList
 
 
 def make_run(method: Literal["lora", "full"] = "lora") -> Run:
@@ -50,7 +51,7 @@ async def test_the_key_opens_it_and_the_result_is_there_at_the_end(
     app = LocaltuneApp()
     async with app.run_test(size=size) as pilot:
         await pilot.press("5")
-        await wait_for(pilot, lambda: run.id in screen_text(app))
+        await wait_for(pilot, lambda: isinstance(app.focused, RunList) and app.focused.selected is not None)
         await pilot.press("X")
         await wait_for(pilot, lambda: isinstance(app.screen, ExportScreen))
         await wait_for(pilot, lambda: "compared with the trained model" in screen_text(app))

@@ -91,7 +91,12 @@ class GgufEngine:
         """Answer a conversation."""
         asked = ChatRequest.from_args(call.args)
         model, template = self._ready()
-        prompt = model.prompt_ids(template.prompt(asked.messages))
+        if asked.json_schema is not None:
+            raise UserError("A GGUF file's answers cannot be held to a JSON Schema.", "Ask the run itself for that.")
+        if asked.prompt is not None:
+            prompt = model.tokenize(asked.prompt, add_special=True)
+        else:
+            prompt = model.prompt_ids(template.prompt(asked.messages, asked.tools))
         answer = model.generate(prompt, asked.settings, lambda text: call.tell({"token": text}), call.cancelled)
         return {
             "text": answer.text,

@@ -50,13 +50,13 @@ class GgufTemplate:
         except MemoryError as error:
             raise UserError("The chat template needs more memory than it may have.", hint) from error
 
-    def prompt(self, messages: Sequence[Mapping[str, Any]]) -> str:
+    def prompt(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> str:
         """The same, for a conversation of a user.
 
         Raises:
             UserError: If the template refuses it.
         """
         try:
-            return self.render(messages)
+            return self.render(messages, tools)
         except RowError as error:
             raise UserError(error.message, "Change the conversation.") from error

@@ -71,6 +71,18 @@ def test_it_ends_with_its_input_and_prints_nothing_of_the_library(
     assert list(reader.helper.lines()) == []
 
 
+def test_a_text_is_gone_on_with_and_a_schema_is_refused(reader: Asked, tmp_path: Path, tiny_model_dir: Path) -> None:
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", *merged_model(tiny_model_dir, None))
+    assert reader.ask("load", base=str(path))["ok"]
+    text = "ticket login printer"
+    plain = reader.ask("generate", prompt=text, max_new_tokens=4)
+    assert plain["prompt_tokens"] == len(reader.ask("tokenize", text=text)["tokens"])
+    asked = reader.ask("generate", messages=[{"role": "user", "content": text}], max_new_tokens=4)
+    assert asked["prompt_tokens"] > plain["prompt_tokens"]
+    refused = reader.ask("generate", prompt=text, json_schema='{"type": "object"}')
+    assert refused["error"] == "A GGUF file's answers cannot be held to a JSON Schema."
+
+
 def test_a_file_that_llama_cpp_does_not_know_is_told_with_its_reason(
     reader: Asked, tmp_path: Path, tiny_model_dir: Path
 ) -> None:
