@@ -55,10 +55,10 @@ class TrainedModel:
     """A chat template instead of the base's own: a Jinja file, or the name of one of ours."""
     base_sha256: str | None
     """The fingerprint of the base in training, where it is known and ``base`` is that model."""
-    file: TrainedFile | None = None
-    """The file whose weights it was trained with; None where the adapter is used beside its base."""
     refused: str = ""
     """What the result of the run misses of ``eval.gate``: of such a run there are checkpoints only. Else empty."""
+    file: TrainedFile | None = None
+    """The file whose weights it was trained with; None where the adapter is used beside its base."""
 
     @property
     def name(self) -> str:
@@ -133,9 +133,9 @@ def find_trained(run: Run, step: int | None = None) -> TrainedModel:
         weights=weights,
         template=_find_template(run, config),
         base_sha256=_find_base_hash(run) if base == config.model.base else None,
-        file=None if config.method.train_for is None else _find_file(run, config.method.train_for, found_step),
         # A result that is there has passed, whatever the file of the state says.
         refused=run.state().refused if found_step is not None else "",
+        file=None if config.method.train_for is None else _find_file(run, config.method.train_for, found_step),
     )
 
 

@@ -560,7 +560,7 @@ class ChatPane(Pane):
         from core.runs.trained import find_run_at
 
         run, step = self.partner.run, None
-        source = self.partner.exported(self.sources)
+        source = self.partner.trained_one(self.sources)
         if run is None:
             self._say("This model was not trained here: there is nothing to export.", "$near")
             return
@@ -752,9 +752,10 @@ class ChatPane(Pane):
         )
 
     def action_serve(self) -> None:
-        """Let other programs use the model."""
+        """Let other programs use the model that answers; of several the first that was trained."""
         if self.target is not None:
-            self.post_message(ServeRequested(self.target))
+            source = self.partner.trained_one(self.sources)
+            self.post_message(ServeRequested(self.target if source in (None, TUNED) else source))
 
     def action_save(self) -> None:
         """Save the conversation as a Markdown file."""

@@ -62,8 +62,9 @@ class Partner:
             return Path(str(self.target or "")).name
         return f"{self.run.id}{REFUSED if self.is_refused else ''}"
 
-    def exported(self, sources: tuple[Source, ...]) -> Source | None:
-        """Whose weights an export takes: the first that answers and was trained; None where only the base does."""
+    def trained_one(self, sources: tuple[Source, ...]) -> Source | None:
+        """Whose weights are exported and served: the first that answers and was trained; None where only the base
+        answers."""
         if not self.has_adapter and self.run is not None:
             # Its own weights answer under either name.
             sources = tuple(TUNED if source == BASE else source for source in sources)

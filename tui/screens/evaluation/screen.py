@@ -83,7 +83,7 @@ class EvaluationScreen(Overlay[None]):
         width: 98%; height: 96%; padding: 0 1;
         border: round $border-focus; border-title-style: bold; border-subtitle-color: $muted; background: $surface;
     }
-    EvaluationScreen #table { margin-bottom: 1; max-height: 40%; }
+    EvaluationScreen #table { margin-bottom: 1; max-height: 50%; }
     EvaluationScreen #head { color: $muted; }
     EvaluationScreen #rows { height: 1fr; min-height: 3; }
     EvaluationScreen VerticalScroll { height: 1fr; border-top: solid $border; scrollbar-size-vertical: 1; }
@@ -116,6 +116,14 @@ class EvaluationScreen(Overlay[None]):
             return
         self._show()
         self._run(self._asked)
+
+    def on_resize(self) -> None:
+        """Lay the table out for its width, which is known once the screen has been laid out."""
+        self.call_after_refresh(self._fit)
+
+    def _fit(self) -> None:
+        if self._rows is not None and self.query("#detail"):  # neither before its parts are there nor after
+            self._show()
 
     def on_unmount(self) -> None:
         """Cancel what is on; what is answered is kept."""

@@ -21,7 +21,7 @@ from core.runs.state import RunState
 from core.runs.store import Run
 from tests.tui.fake_session import FakeSession, factory
 from tests.tui.harness import FORBIDDEN, HOSTILE, PaneApp, paste, screen_lines, screen_text, wait_for
-from tui.messages import ExportRequested
+from tui.messages import ExportRequested, ServeRequested
 from tui.panes.chat.pane import ChatPane
 
 SIZES = [(60, 20), (80, 22), (92, 30), (200, 50)]
@@ -697,21 +697,25 @@ async def test_checkpoints_are_chosen_and_answer_side_by_side(tmp_path: Path, mo
 
 
 class ExportApp(PaneApp):
-    """Keeps the exports that are asked for."""
+    """Keeps what is asked to be exported and served."""
 
     def __init__(self, pane: ChatPane) -> None:
         super().__init__(pane)
         self.exported: list[tuple[Run, int | None]] = []
+        self.served: list[Run | Path | str] = []
 
     def on_export_requested(self, message: ExportRequested) -> None:
         self.exported.append((message.run, message.step))
+
+    def on_serve_requested(self, message: ServeRequested) -> None:
+        self.served.append(message.target)
 
 
 async def shown(pilot: Pilot[None], text: str) -> None:
     await wait_for(pilot, lambda: text in screen_text(pilot.app))
 
 
-async def test_what_answers_is_what_is_exported(tmp_path: Path) -> None:
+async def test_what_answers_is_what_is_exported_and_served(tmp_path: Path) -> None:
     run, other = make_run(tmp_path), make_run(tmp_path, "20261124-143700-other")
     written = tmp_path / "tickets-Q8_0.gguf"
     written.touch()
@@ -741,6 +745,10 @@ async def test_what_answers_is_what_is_exported(tmp_path: Path) -> None:
             await pilot.press("X")
             await shown(pilot, said)
         assert app.exported == wanted
+        for sources in (("base",), ("tuned",), (str(written),), ("base", f"{run.path}@30")):
+            pane.sources = sources
+            await pilot.press("S")
+        await wait_for(pilot, lambda: app.served == [run, run, str(written), f"{run.path}@30"])
 
 
 async def test_a_run_whose_result_is_refused_is_called_so(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from core import paths
 from core.chat.request import Source
 from core.errors import UserError
 from core.evaluation.record import list_records, read_record
+from core.evaluation.request import EvaluationRequest
 from core.evaluation.targets import Target
 from tests.core.evaluation.scripted import ScriptedSession, targets
 from tests.tui.harness import FORBIDDEN, HOSTILE, screen_lines, screen_text, wait_for
@@ -96,6 +97,21 @@ async def test_prompts_are_asked_and_the_rows_won_and_lost_are_scrolled_through(
         await wait_for(pilot, lambda: "all 12: 11 won, 1 lost against base" in screen_text(app))
     (kept,) = list_records(paths.home() / "evaluations")
     assert read_record(kept).state == "done"
+
+
+async def test_long_names_leave_the_table_in_its_lines(session: ScriptedSession) -> None:
+    names = tuple(f"20261126-151009-tickets-{kind}" for kind in ("gguf-q4_k_m", "gguf-q8_0", "merged"))
+    EvaluationRequest(names, prompts="prompts.jsonl").prepare().run()
+    app = LocaltuneApp()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await pilot.press("f7")
+        await wait_for(pilot, lambda: isinstance(app.screen, EvaluationForm) and app.focused is not None)
+        await pilot.press("ctrl+r")
+        ends = ("gguf-q4_k_m", "gguf-q8_0", "tickets-merged")
+        await wait_for(pilot, lambda: all(end in screen_lines(app)[1] for end in ends))
+        assert not any(name in screen_lines(app)[1] for name in names)
+        await pilot.resize_terminal(200, 24)
+        await wait_for(pilot, lambda: all(name in screen_lines(app)[1] for name in names))
 
 
 async def test_escape_cancels_it_and_what_was_answered_is_kept(session: ScriptedSession) -> None:
