@@ -269,7 +269,7 @@ class EvalSection(Section):
     min_delta: float = _option(0.0, "By how much the held-out loss must fall to count for eval.patience.", ge=0, le=100)
     max_rows: int = _option(200, "Rows of data.eval measured each time.", unit="rows", ge=1, le=_MOST)
     probe: bool = _option(
-        True, "Measure a small general probe too, before, at each evaluation and at the end: did the model forget?"
+        True, "Measure a small general probe too, before, at each evaluation and at the end: what the model forgets."
     )
     gate: Text | Annotated[list[Text], Field(min_length=1)] | None = _option(
         None,

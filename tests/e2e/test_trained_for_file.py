@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from core.chat.session import Answer, ChatSession, GenerationSettings, open_session, session_of
 from core.export.job import ExportJob
 from core.export.request import ExportRequest
 from core.launch.launcher import worker_environment
 from core.runs.events import EvalEvent
 from core.runs.store import Run
+from core.runs.trained import find_trained
 from tests.tiny_model import write_tiny_model
 
 from .workers import Workers, finish, only
@@ -93,6 +95,18 @@ def held_out_loss(run: Run, base: Path, file: Path) -> float:
     return float(json.loads(done.stdout))
 
 
+def answer_of(session: ChatSession) -> str:
+    """The greedy answer in a chat."""
+    settings = GenerationSettings(max_new_tokens=6, temperature=0.0)
+    try:
+        *_, last = session.generate([{"role": "user", "content": "ticket login refund"}], "tuned", settings)
+    finally:
+        session.close()
+    assert isinstance(last, Answer)
+    assert last.tokens
+    return last.raw
+
+
 @pytest.mark.parametrize(
     ("kind", "method", "precision", "wide"),
     [
@@ -139,3 +153,5 @@ def test_the_file_has_the_very_weights_that_were_trained(
     measured = only(EvalEvent, run)[-1]
     if precision == "fp32":
         assert held_out_loss(run, base, file) == pytest.approx(measured.loss, abs=1e-3)
+    if wide:
+        assert answer_of(session_of(find_trained(run))) == answer_of(open_session(file))

@@ -16,6 +16,8 @@ EVERY = list(options())
 def value_of(option: Option) -> st.SearchStrategy[Any]:
     """Valid values of an option, as TOML has them."""
     text = st.text(st.characters(categories=("L", "M", "N", "P", "S", "Zs")), min_size=1, max_size=20).filter(str.strip)
+    if option.name == "eval.gate":
+        return st.sampled_from(["loss <= 2", ["loss < 9.5", "probe_loss <= 4"], "perplexity < 1e3"])
     if option.type == "choice":
         return st.sampled_from(option.choices)
     if option.type == "boolean":
@@ -51,6 +53,7 @@ def coherent(changes: list[tuple[str, Any]]) -> bool:
         or ("template.name" in values and "template.file" in values)
         or ("eval.every_steps" in values and "eval.every_epochs" in values)
         or (not held_out and ("eval.patience" in values or values.get("checkpoint.final") == "best"))
+        or ("eval.gate" in values and not (held_out and values.get("eval.probe", True)))
         or set(values.get("tracking.project", "")) & set("/\\#?%:")
         or (values.get("train.precision") == "fp16" and values.get("hardware.device") == "cpu")
         or (held != "auto" and LEARNED.get(objective) != (held if held in COMPARED else None))
