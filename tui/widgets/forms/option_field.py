@@ -245,7 +245,7 @@ class OptionField(Widget):
         parts: list[tuple[str, str]] = [
             (pointer, "$primary bold" if self.lights_up else "$muted"),
             (f"{mark} ", mark_style),
-            (fit(self.option.key, self._key_width), self._key_style),
+            (fit(self.option.key, self._key_width - 1) + " ", self._key_style),
             (self._value_text(), self._value_style),
             (" " + fit(notes if has_notes else self._help, rest), "$accent" if has_notes else "$muted")
             if rest >= _LEAST_HELP or has_notes

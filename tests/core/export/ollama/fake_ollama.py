@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import threading
@@ -83,8 +84,10 @@ def serving() -> Iterator[FakeOllama]:
         def _answer(self, status: int, lines: list[bytes]) -> None:
             self.send_response(status)
             self.end_headers()
-            for line in lines:
-                self.wfile.write(line)
+            # Who gives an answer up has gone.
+            with contextlib.suppress(ConnectionError):
+                for line in lines:
+                    self.wfile.write(line)
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     fake.port = server.server_port

@@ -473,7 +473,7 @@ async def test_resizing_live_keeps_the_cursor_in_view(config_file: Path) -> None
         for size in [(60, 20), (160, 45), (80, 24)]:
             await pilot.resize_terminal(*size)
             await pilot.pause()
-            await wait_for(pilot, lambda: any("▸  top_p" in line for line in screen_lines(pilot.app)))
+            await wait_for(pilot, lambda: any("▸  stop" in line for line in screen_lines(pilot.app)))
 
 
 def test_environment_has_no_editor_surprises(monkeypatch: pytest.MonkeyPatch) -> None:

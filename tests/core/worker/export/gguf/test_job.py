@@ -32,7 +32,14 @@ def quiet(_detail: str, _done: int | None, _total: int | None) -> None:
 
 def job(tmp_path: Path, **values: Any) -> dict[str, Any]:
     """A job of the quantizer."""
-    common = {"title": "quantize the model", "quant": "Q4_0", "threads": 1, "importance": None, "expected": 1}
+    common = {
+        "title": "quantize the model",
+        "quant": "Q4_0",
+        "threads": 1,
+        "importance": None,
+        "embeddings": None,
+        "expected": 1,
+    }
     return {
         **common,
         "source": str(tmp_path / "none.gguf"),
