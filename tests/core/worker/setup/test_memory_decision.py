@@ -510,7 +510,7 @@ def test_with_little_memory_micro_batches_are_smaller_or_some_layers_recomputed(
     whole = decide_memory(config, cpu, dataset, first)
     assert (whole.token_budget, whole.checkpointing, whole.cut) == (first, False, False)
     found = set()
-    machine = Machine("cpu")
+    machine = Machine("cpu", cuda_build=torch.version.cuda is not None)
     most, least = (
         prediction._plan(config, machine, dataset, first, checkpointing=on, offload=False) for on in (False, True)
     )
