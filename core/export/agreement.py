@@ -11,10 +11,6 @@ from core.export.kinds import Quant
 #: Divergence from the untouched base, by that from the trained model, below which a file is the base itself; and the
 #: least divergence of these two models from each other, in nats, for which that can be told.
 _NEARER_TO_BASE, _LEARNED = 0.5, 1e-3
-#: Divergence that rounding to 16 bits may add, by what training has changed: the more that was, the further what is
-#: rounded is from the base, and the same rounding moves the probabilities more. A merge into the base in 16 bits where
-#: the training was on 4 comes to several times that, and so does an adapter that is missing in a layer.
-_ROUNDED = 0.005
 
 
 @dataclass(frozen=True)
@@ -138,10 +134,8 @@ class Agreement:
             return failed
         if bar.max_delta is not None and not found.max_delta <= bar.max_delta:
             failed.append(f"Its logits differ by up to {found.max_delta:.3g}; {name} allows {bar.max_delta:g}.")
-        if bar.mean_kl is not None:
-            allowed = max(bar.mean_kl, _ROUNDED * (self.learned_kl or 0.0))
-            if not found.mean_kl <= allowed:
-                failed.append(f"Its mean divergence is {found.mean_kl:.3g} nats; {name} allows {allowed:.3g}.")
+        if bar.mean_kl is not None and not found.mean_kl <= bar.mean_kl:
+            failed.append(f"Its mean divergence is {found.mean_kl:.3g} nats; {name} allows {bar.mean_kl:.3g}.")
         if bar.error is not None and not found.error <= bar.error:
             failed.append(
                 f"Its logits have little to do with those of the model: they differ by {found.error:.0%} of them; "
@@ -166,7 +160,6 @@ class Bar:
 
     max_delta: float | None = None
     mean_kl: float | None = None
-    """Or so much of what training has changed, where that is more: see :data:`_ROUNDED`."""
     top1: float | None = None
     error: float | None = None
 

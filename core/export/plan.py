@@ -109,7 +109,9 @@ def _target(request: ExportRequest, trained: TrainedModel) -> Path:
         return request.out
     step = [] if trained.step is None else [f"step-{trained.step}"]
     kind = ["adapter", "gguf"] if request.adapter_only else [request.kind]
-    weights = [] if request.weights is None else [request.weights.lower()]
+    # A merged model for which no type is named has the first one that meets its bar.
+    named = request.quant if request.kind == "merged" else request.weights
+    weights = [] if named is None else [named.lower()]
     return paths.exports_dir() / "-".join([trained.run.id, *step, *kind, *weights])
 
 

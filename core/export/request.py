@@ -13,7 +13,8 @@ MergeFrom = Literal["auto", "base", "quantized"]
 #: The base's weights that an adapter is merged into: its own in 16 bit, those rounded to 4 bit as in training, or
 #: whichever of them answers more like the trained model.
 MERGE_FROM: tuple[MergeFrom, ...] = get_args(MergeFrom)
-#: The types of weights of a merged model in the format of transformers.
+#: The types of weights of a merged model in the format of transformers, in the order in which they are tried where none
+#: is named: bf16 is what most models are served in, and has the fewest bits of mantissa.
 MERGED_QUANTS: tuple[Quant, ...] = ("BF16", "F16", "F32")
 #: Types of weights that are taken where none is named. Q8_0 is as good as 16 bit to the eye, at half the size, and
 #: written without further packages.

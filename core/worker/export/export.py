@@ -22,7 +22,7 @@ from core.export.gguf.tools import fetch_converter
 from core.export.gguf.write import write_adapter_gguf, write_gguf
 from core.export.kinds import CONVERTED, Kind, Quant
 from core.export.plan import ExportPlan, base_name, merged_quant, plan_export
-from core.export.request import ExportRequest
+from core.export.request import MERGED_QUANTS, ExportRequest
 from core.export.result import RECORD, ExportedFile, ExportResult
 from core.export.verify import NotVerifiedError, compare, measure_trained, refuse_unreadable
 from core.models.adapters import check_adapter
@@ -162,12 +162,34 @@ class Export:
             write_adapter(base, self._trained, made, conversation)
             return self._proven(made, _Made(None))
         if kind == "merged":
-            merge = self._merge(base, made, merged_quant(self._request, self._trained), conversation)
-            written = _Made(self._request.weights, merge.agreement, merge.way, merge.notes)
-            return written if merge.agreement is not None else self._proven(made, written)
+            return self._write_merged(base, made, conversation)
         if self._request.adapter_only:
             return self._write_adapter_gguf(base, made, directory / _BASE)
         return self._write_gguf(base, made, directory / _MERGED, conversation)
+
+    def _write_merged(self, base: Path, made: Path, conversation: Conversation) -> _Made:
+        """A merged model: in the type asked for, else in the first of those there are that meets its bar."""
+        asked, missed = self._request.quant, ""
+        for quant in MERGED_QUANTS if asked is None else (asked,):
+            is_last = quant in (asked, MERGED_QUANTS[-1])
+            try:
+                merge = self._merge(base, made, quant, conversation)
+            except BeyondRangeError:
+                if is_last:
+                    raise
+                failures = ["Its weights are beyond the range of the type."]
+            else:
+                notes = (*merge.notes, f"Its weights are {quant}: {missed}") if missed else merge.notes
+                written = _Made(quant, merge.agreement, merge.way, notes)
+                if merge.agreement is None:
+                    written = self._proven(made, written)
+                failures = [] if written.agreement is None else written.agreement.failures(quant)
+                if is_last or not failures:
+                    return written
+            missed = f"{missed} As {quant}: {' '.join(failures)}".strip()
+            shutil.rmtree(made)
+            made.mkdir(mode=paths.DIRECTORY_MODE)
+        raise ValueError("there is no type of weights to try")
 
     def _merge(self, base: Path, place: Path, quant: Quant, conversation: Conversation) -> Merge:
         def compare(merged: Path) -> Agreement:

@@ -52,7 +52,7 @@ def test_a_merged_model_is_made_and_proven_in_processes_of_their_own(run: Run) -
     assert result.agreement.reader.startswith("transformers ")
     assert "merging the weights" in [progress.activity for progress in seen]
     assert list_exports(run.id) == [result]
-    assert left() == [f"{run.id}-merged-bf16"]
+    assert left() == [f"{run.id}-merged"]
     with pytest.raises(UserError, match="is there already"):
         ExportJob(ExportRequest(run.path, "merged")).run()
 
@@ -62,7 +62,7 @@ def test_a_process_that_is_killed_leaves_nothing(run: Run) -> None:
 
     def kill() -> None:
         assert job._helper is not None
-        assert left()[0].startswith(f".{run.id}-merged-bf16.")
+        assert left()[0].startswith(f".{run.id}-merged.")
         os.kill(job._helper.process.pid, signal.SIGKILL)
 
     with pytest.raises(UserError, match=r"was not made: its process was ended by SIGKILL") as caught:

@@ -94,7 +94,7 @@ async def test_kinds_change_what_there_is_to_choose(scripted: pytest.MonkeyPatch
 
 async def test_what_cannot_be_exported_is_told_and_not_begun(scripted: pytest.MonkeyPatch) -> None:
     run = make_run("full")
-    write_result(make_result(paths.exports_dir() / f"{run.id}-merged-bf16"))
+    write_result(make_result(paths.exports_dir() / f"{run.id}-merged"))
     app = LocaltuneApp()
     async with app.run_test(size=(100, 30)) as pilot:
         await pilot.pause()

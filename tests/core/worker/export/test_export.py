@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from core import paths
@@ -156,15 +157,30 @@ def test_what_was_trained_for_another_file_is_told(run: Run, answers: list[Agree
 
 
 def test_an_export_that_misses_its_bar_stays_out_of_place(run: Run, answers: list[Agreement]) -> None:
-    answers[:] = [dataclasses.replace(SAME, mean_kl=0.3)]
+    answers[:] = [dataclasses.replace(SAME, mean_kl=0.3, max_delta=2.0)]
     with pytest.raises(
         UserError, match=r"The export has failed, and nothing was put into .*: Its mean divergence is 0\.3"
     ):
+        make(run, "merged", quant="BF16")
+    with pytest.raises(UserError, match=r"nothing was put into .*: Its logits differ by up to 2; F32 allows"):
         make(run, "merged")
     answers[:] = [dataclasses.replace(SAME, prompts_equal=False)]
     with pytest.raises(UserError, match="makes other tokens of a prompt"):
         make(run, "adapter")
     assert left() == []
+
+
+def test_a_merge_that_bf16_rounds_too_far_has_more_bits(run: Run, answers: list[Agreement]) -> None:
+    rounded = dataclasses.replace(SAME, mean_kl=0.003, max_delta=0.5)
+    answers[:] = [rounded, SAME]
+    result = make(run, "merged")
+    assert (result.quant, result.path.name) == ("F16", f"{run.id}-merged")
+    assert "Its mean divergence is 0.003 nats; BF16 allows 0.002." in " ".join(result.notes)
+    (weights,) = result.path.glob("*.safetensors")
+    assert {tensor.dtype for tensor in load_file(weights).values()} == {torch.float16}
+    answers[:] = [rounded]
+    with pytest.raises(UserError, match=r"Its mean divergence is 0\.003 nats; BF16"):
+        make(run, "merged", quant="BF16")
 
 
 def test_nothing_is_overwritten(run: Run, answers: list[Agreement], tmp_path: Path) -> None:
