@@ -1,4 +1,4 @@
-"""What an answer in a JSON Schema costs: time per token for the mask, by the starter's tokenizer, without a model.
+"""Latency per token of JSON Schema decoding: the mask alone, by the starter's tokenizer, without a model.
 
 python bench/json_schema.py [--out FILE]
 """

@@ -1,4 +1,4 @@
-"""What a run has trained: its result, or one of its checkpoints, with what it takes to load it."""
+"""Trained models of a run: its result, or one of its checkpoints, with what it takes to load it."""
 
 from __future__ import annotations
 

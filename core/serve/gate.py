@@ -1,4 +1,4 @@
-"""What a request must have before anything looks at it: a name of this machine, the key, a type, a size."""
+"""HTTP request checks before anything else looks at a request: host, API key, content type, size."""
 
 from __future__ import annotations
 

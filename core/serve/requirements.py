@@ -1,4 +1,4 @@
-"""What the server needs beside the app itself: the extra ``serve``."""
+"""Packages that the server needs beside the app itself: the extra ``serve``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stands beside the weights of an exported model: tokenizer, chat template, configurations and license."""
+"""Tokenizer, chat template, configurations and license beside the weights of an exported model."""
 
 from __future__ import annotations
 

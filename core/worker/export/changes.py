@@ -1,4 +1,4 @@
-"""What a run has trained, as changes of single weights: by an adapter, or replaced as a whole."""
+"""Weight changes that a run has trained: by an adapter, or weights replaced as a whole."""
 
 from __future__ import annotations
 
