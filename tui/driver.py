@@ -13,7 +13,7 @@ from typing import Any, TextIO, cast
 
 from textual.app import App
 from textual.drivers.linux_driver import LinuxDriver
-from textual.events import Key
+from textual.events import Key, Paste
 from textual.message import Message
 
 from tui.ascii_output import ascii_table
@@ -101,7 +101,11 @@ class TerminalDriver(LinuxDriver):
             if is_key:
                 self._tell_keys([message for message in messages if isinstance(message, Key)])
             else:
-                self._tell(messages)
+                told = list(messages)
+                if any(isinstance(message, Paste) for message in told):
+                    # The terminal marks what is pasted: keys behind that are typed.
+                    self._was_burst, self._key_time = False, 0.0
+                self._tell(told)
 
     def _tell_keys(self, keys: Sequence[Key]) -> None:
         """Post keys: several at once are announced first, and each finds what the one before has led to."""

@@ -69,6 +69,14 @@ def test_no_bytes_end_the_app_or_leave_it_deaf(environment: dict[str, str]) -> N
         assert b"Traceback" not in terminal.output
 
 
+def test_a_key_behind_a_marked_paste_is_typed(environment: dict[str, str]) -> None:
+    with Terminal.app(environment=environment) as terminal:
+        terminal.wait_for_text("5 Runs")
+        # The text before it is none of this pane's keys; all in one read.
+        send(terminal, b"zzzyyyxxx\x1b[200~pasted\x1b[201~?")
+        terminal.wait_for_text("Help · ")
+
+
 def blind(terminal: Terminal) -> None:
     """Stop parsing output as a screen: this one is not as large as the drawn one."""
     terminal._stream.feed = lambda _: None
