@@ -84,6 +84,12 @@ def memory(cgroup: Path = _CGROUP) -> tuple[int, int]:
     return used, total
 
 
+def free_memory() -> int:
+    """Free memory in bytes, as :func:`memory` counts it."""
+    used, total = memory()
+    return max(total - used, 0)
+
+
 def has_bf16() -> bool:
     """Whether the processor computes in bf16 natively: AVX512-BF16 or AMX."""
     flags = _flags()

@@ -1,8 +1,8 @@
-"""Runs that train on the same card: what a second model beside them may cost."""
+"""Runs that train on the same device: what a second model beside them may cost."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 
 from core.errors import UserError
@@ -27,20 +27,26 @@ def model_bytes(files: int, method: str) -> int:
     return int(files * _QUANTIZED) if method == "qlora" else files
 
 
-def crowding(needed: int, free: int, runs: Sequence[str]) -> str:
-    """Why a model does not fit beside a run on the same device, as a sentence; empty where it does.
+def refuse_crowding(needed: int, free: int, runs: Callable[[], Sequence[str]], what: str = "the model") -> None:
+    """Check that something fits beside the runs on the same device, before the memory for it is taken.
+
+    Without a run nobody is harmed: what does not fit is told when memory runs out.
 
     Args:
-        needed: Bytes that the model takes.
+        needed: Bytes that it takes.
         free: Bytes that are free on the device.
-        runs: The runs that train there.
+        runs: Finds the runs that train there; called only where it does not fit, as that takes a while.
+        what: What it is, for the sentence.
+
+    Raises:
+        UserError: If a run trains there, and it does not fit.
     """
-    if not runs or needed <= free:
-        return ""
-    return (
-        f"Run {runs[0]} trains on the same device, where {format_bytes(free)} are free, and the model takes about "
-        f"{format_bytes(needed)}."
-    )
+    if needed > free and (found := runs()):
+        raise UserError(
+            f"Run {found[0]} trains on the same device, where {format_bytes(free)} are free, and {what} takes about "
+            f"{format_bytes(needed)}.",
+            "Ask the model in training instead, or wait until the run is over.",
+        )
 
 
 def runs_on_card(uuid: str) -> list[str]:

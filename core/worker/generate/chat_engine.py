@@ -256,15 +256,13 @@ def _ask_beside_runs(base: Path, method: str, device: str) -> None:
         UserError: If it does not.
     """
     from core.models.tensors import weight_files
-    from core.runs.beside import crowding, model_bytes
+    from core.runs.beside import model_bytes, refuse_crowding
     from core.worker.generate.room import free_bytes
     from core.worker.model.device import choose_device
 
     chosen = choose_device(device)
     size = sum(path.stat().st_size for path in weight_files(base))
-    needed, free = model_bytes(size, method), free_bytes(chosen)
-    if needed > free and (said := crowding(needed, free, _runs_beside(chosen))):
-        raise UserError(said, "Ask the model in training instead, or wait until the run is over.")
+    refuse_crowding(model_bytes(size, method), free_bytes(chosen), lambda: _runs_beside(chosen))
 
 
 def _allow_fast_kernels(model: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from core.errors import UserError
-from core.hardware.cpu import memory
+from core.hardware.cpu import free_memory
 from core.memory.answer import answer_bytes
 from core.models.architecture.families import read_architecture
 from core.units import format_bytes
@@ -24,8 +24,7 @@ _MARGIN = 1.1
 def free_bytes(device: torch.device) -> int:
     """Free bytes of a device; on a card those that the allocator holds and does not use count as well."""
     if device.type != "cuda":
-        used, total = memory()
-        return max(total - used, 0)
+        return free_memory()
     free, _ = torch.cuda.mem_get_info(device)
     return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
 

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
+from core.errors import UserError
 from core.runs import beside
-from core.runs.beside import crowding, model_bytes, runs_on_card, runs_on_cpu
+from core.runs.beside import model_bytes, refuse_crowding, runs_on_card, runs_on_cpu
 
 GB = 10**9
 
@@ -20,9 +21,11 @@ GB = 10**9
     ],
 )
 def test_a_model_that_does_not_fit_beside_a_run_is_told(needed: int, free: int, runs: list[str], words: str) -> None:
-    found = crowding(needed, free, runs)
-    assert words in found
-    assert bool(found) is bool(words)
+    if not words:
+        refuse_crowding(needed, free, lambda: runs)
+        return
+    with pytest.raises(UserError, match=words):
+        refuse_crowding(needed, free, lambda: runs)
 
 
 def test_a_quantized_model_is_smaller() -> None:

@@ -11,9 +11,11 @@ import numpy as np
 from core.chat.request import ChatRequest, QuestionError
 from core.data.conversation import RowError
 from core.errors import UserError
+from core.hardware.cpu import free_memory
+from core.runs.beside import refuse_crowding, runs_on_cpu
 from core.template.builtin import NAMED_TEMPLATES, template_source
 from core.template.render import ChatTemplate
-from core.worker.export.llama.model import GgufModel
+from core.worker.export.llama.model import LEAST_CONTEXT, GgufModel, context_bytes
 from core.worker.export.llama.template import GgufTemplate
 from core.worker.process.command_server import Call, Handler
 
@@ -44,7 +46,11 @@ class GgufEngine:
         }
 
     def load(self, call: Call) -> dict[str, Any]:
-        """Load a file in place of the former one."""
+        """Load a file in place of the former one.
+
+        Raises:
+            UserError: If it cannot be loaded, or does not fit beside a run on the CPU.
+        """
         began = time.monotonic()
         args = call.args
         call.tell({"progress": "loading llama.cpp", "done": None, "total": None})
@@ -52,7 +58,9 @@ class GgufEngine:
             # The former one goes first: two may not fit.
             self._model.close()
             self._model = self._template = None
-        adapter = args.get("adapter")
+        path, adapter = Path(str(args["base"])), args.get("adapter")
+        least = context_bytes(path, LEAST_CONTEXT)
+        refuse_crowding(path.stat().st_size + least, free_memory(), runs_on_cpu)
         shown = [-1]
 
         def report(share: float) -> None:
@@ -61,7 +69,11 @@ class GgufEngine:
                 shown[0] = percent
                 call.tell({"progress": "loading the file", "done": percent, "total": 100})
 
-        model = GgufModel(Path(str(args["base"])), Path(str(adapter)) if adapter else None, progress=report)
+        def ask(tokens: int) -> None:
+            what = f"a context of {tokens} tokens"
+            refuse_crowding(context_bytes(path, tokens), free_memory(), runs_on_cpu, what)
+
+        model = GgufModel(path, Path(str(adapter)) if adapter else None, ask=ask, progress=report)
         self._model = model
         if model.templates.get("default"):
             self._template = GgufTemplate(model)

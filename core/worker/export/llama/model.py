@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,8 @@ import numpy as np
 
 from core.chat.request import GenerationSettings, QuestionError
 from core.errors import UserError
+from core.memory.answer import kv_bytes
+from core.models.architecture.families import read_architecture
 from core.models.architecture.gguf_header import read_gguf_header
 from core.models.gguf import check_gguf
 from core.text import one_line
@@ -25,6 +28,8 @@ PIECE_TOKENS = 512
 LEAST_CONTEXT = 512
 #: ``GGML_TYPE_F32``, and ``LLAMA_FLASH_ATTN_TYPE_DISABLED``.
 _F32, _NO_FLASH_ATTENTION = 0, 0
+#: Bytes of an element of the keys and values, which llama.cpp keeps in fp16 unless it is told otherwise.
+_KV_WIDTH = 2
 _AGAIN = "Export it again."
 
 Logits = np.ndarray[Any, np.dtype[np.float32]]
@@ -41,6 +46,22 @@ class GgufAnswer:
     finish: Literal["stop", "length", "cancelled"]
 
 
+def context_bytes(path: Path, tokens: int) -> int:
+    """Bytes of the keys and values of a context; 0 where the architecture does not tell.
+
+    Args:
+        path: The GGUF file of the model.
+        tokens: Tokens of the context. Layers with a sliding window keep all of them too.
+
+    Raises:
+        UserError: If the file cannot be read.
+    """
+    header = read_gguf_header(path)
+    with suppress(UserError):
+        return kv_bytes(read_architecture(header.config("the model"), "the model"), tokens, _KV_WIDTH)
+    return 0
+
+
 class GgufModel:
     """A model of llama.cpp, on the processor.
 
@@ -49,6 +70,7 @@ class GgufModel:
         adapter: A GGUF file with a LoRA adapter to put on top.
         exact: Keep keys and values in fp32 and compute attention plainly, as a comparison wants it; otherwise as
             llama.cpp does by default.
+        ask: Told the tokens of a context before it is made; it may raise to refuse it.
         progress: Told the share that is loaded, from 0 to 1; it may raise to give up.
 
     Raises:
@@ -61,6 +83,7 @@ class GgufModel:
         adapter: Path | None = None,
         *,
         exact: bool = False,
+        ask: Callable[[int], None] = lambda _: None,
         progress: Callable[[float], None] = lambda _: None,
     ) -> None:
         if read_gguf_header(path).metadata.get("general.type") == "adapter":
@@ -71,7 +94,7 @@ class GgufModel:
         header = check_gguf(path)
         self.library: Library = load_library()
         self.path = path
-        self._exact = exact
+        self._exact, self._ask = exact, ask
         self._ffi, self._lib = self.library.ffi, self.library.lib
         self._context: Any = None
         self._size = 0
@@ -249,7 +272,7 @@ class GgufModel:
         """A context of so many tokens at least.
 
         Raises:
-            UserError: If the model reads fewer, or memory is short.
+            UserError: If the model reads fewer, it is refused, or memory is short.
         """
         if needed > self.longest_context:
             raise QuestionError(
@@ -266,6 +289,7 @@ class GgufModel:
         if self._context is not None:
             self._lib.llama_free(self._context)
             self._context = None
+        self._ask(size)
         parameters = self._lib.llama_context_default_params()
         parameters.n_ctx = size
         parameters.n_batch = parameters.n_ubatch = min(size, PIECE_TOKENS)

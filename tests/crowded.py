@@ -1,0 +1,47 @@
+"""A machine with little free memory on whose CPU a run trains: engines of the chat that are started there."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+from core.chat.engine import ChatEngine
+from core.config.schema import Config, DataSection, HardwareSection
+from core.runs.process import hostname, own_identity
+from core.runs.state import RunState
+from core.runs.store import Run, create_run
+
+_PROGRAM = """
+import sys
+from importlib import import_module
+from pathlib import Path
+from core.hardware import cpu
+cpu.memory = lambda: (0, int(Path(sys.argv[2]).read_text()))
+import_module(sys.argv[1]).main()
+"""
+
+
+def crowded_engine(module: str, free: Path) -> ChatEngine:
+    """An engine in a process that finds as many bytes free as a file says.
+
+    Args:
+        module: The module with the engine's ``main``.
+        free: The file, which is read each time.
+    """
+    return ChatEngine([sys.executable, "-c", _PROGRAM, module, str(free)])
+
+
+def run_on_cpu() -> Run:
+    """A run of this home that trains on the CPU, in this process."""
+    config = Config(data=DataSection(train="rows.jsonl"), hardware=HardwareSection(device="cpu"))
+    run = create_run(config, "tickets")
+    pid, identity = own_identity()
+    state = RunState(state="training", pid=pid, pid_started=identity, host=hostname(), updated=time.time())
+    state.write(run.state_path)
+    return run
+
+
+def end_run(run: Run) -> None:
+    """End such a run."""
+    RunState(state="finished", updated=time.time()).write(run.state_path)
