@@ -116,9 +116,9 @@ def plan_line(plan: ExportPlan) -> str:
     from core.units import format_bytes
 
     takes = ""
-    if plan.size:
-        takes = f", about {format_bytes(plan.size)}"
-        if plan.peak is not None and plan.peak > 2 * plan.size:
+    if plan.largest:
+        takes = f", {plan.size_in_words}"
+        if plan.peak is not None and plan.peak > 2 * plan.largest:
             takes += f" ({format_bytes(plan.peak)} on the disk while it is made)"
     return f"{plan.trained.label} to {plan.target}{takes}"
 

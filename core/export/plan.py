@@ -12,13 +12,14 @@ from core.directories import refuse_existing, require_space
 from core.errors import UserError
 from core.export.gguf.checks import require_quantizer
 from core.export.kinds import CONVERTED, Quant
-from core.export.request import ExportRequest
+from core.export.request import MERGED_QUANTS, ExportRequest
 from core.export.verify import NotVerifiedError, refuse_unreadable
 from core.models.find import STARTER_NAME, find_model, model_entry, model_path
 from core.models.inspection import STARTER_FACTS
 from core.models.sandboxed import inspect_model
 from core.runs.store import Run
 from core.runs.trained import TrainedModel, find_trained
+from core.units import format_bytes
 
 #: Bits of a weight with the scales of its block, by type; for mixtures the mean over models of some billion parameters.
 BITS: dict[Quant, float] = {
@@ -47,10 +48,23 @@ class ExportPlan:
     """The directory to be made."""
     size: int | None
     """Bytes of the export, about; None if unknown."""
+    largest: int | None
+    """Bytes of the export in the largest type of weights that it may come to: more than :attr:`size` for a merged model
+    for which no type is named."""
     peak: int | None
-    """Bytes on the disk while it is made."""
+    """Bytes on the disk while it is made, in that type."""
     tries_both: bool
     """Whether the adapter is merged into the base's own weights and into those rounded to 4 bit, to take the better."""
+
+    @property
+    def size_in_words(self) -> str:
+        """Its size, as a part of a sentence; empty if unknown."""
+        if not self.size or not self.largest:
+            return ""
+        words = f"about {format_bytes(self.size)}"
+        if self.largest > self.size:
+            words += f", or {format_bytes(self.largest)} if only {MERGED_QUANTS[-1]} answers as the trained model does"
+        return words
 
     @property
     def unverified(self) -> NotVerifiedError | None:
@@ -70,7 +84,10 @@ class ExportPlan:
         refuse_existing(self.target)
         if self.peak is not None:
             place = paths.existing_parent(self.target.parent)
-            require_space(place, self.peak, "the export", "Make room, or name a directory on a larger disk with --out.")
+            hint = "Make room, or name a directory on a larger disk with --out."
+            if self.largest != self.size:
+                hint = "Make room, name a directory on a larger disk with --out, or a type of weights with --quant."
+            require_space(place, self.peak, "the export", hint)
 
 
 def plan_export(request: ExportRequest) -> ExportPlan:
@@ -88,8 +105,13 @@ def plan_export(request: ExportRequest) -> ExportPlan:
     if request.kind in _WHOLE and not request.adapter_only and request.weights is not None:
         require_quantizer(request.weights)
     tries_both = _tries_both(request, trained)
-    size, peak = _bytes(request, trained, 2 if tries_both else 1)
-    return ExportPlan(request, trained, _target(request, trained), size, peak, tries_both)
+    variants = 2 if tries_both else 1
+    size, peak = _bytes(request, trained, variants)
+    largest = size
+    # Where no type is named they are tried in order, and the last one takes the most.
+    if request.kind == "merged" and request.quant is None:
+        largest, peak = _bytes(replace(request, quant=MERGED_QUANTS[-1]), trained, variants)
+    return ExportPlan(request, trained, _target(request, trained), size, largest, peak, tries_both)
 
 
 def _check_kind(request: ExportRequest, trained: TrainedModel) -> None:

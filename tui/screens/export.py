@@ -346,8 +346,8 @@ class ExportScreen(Overlay[None]):
         if planned.plan is None or planned.error is not None:
             return _error(planned.error)
         plan = planned.plan
-        what = f"{plan.trained.label}: about {format_bytes(plan.size)}" if plan.size else plan.trained.label
-        if plan.size and plan.peak is not None and plan.peak > 2 * plan.size:
+        what = f"{plan.trained.label}: {plan.size_in_words}" if plan.largest else plan.trained.label
+        if plan.largest and plan.peak is not None and plan.peak > 2 * plan.largest:
             what += f", and {format_bytes(plan.peak)} on the disk while it is made"
         if (reason := plan.unverified) is not None:
             return Content.assemble(f"{one_line(what, 400)}.\n", (f"{reason.message} {reason.hint}", "$near"))

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from core import paths
+from core.commands.export import plan_line
 from core.errors import UserError
 from core.export.agreement import Agreement
 from core.export.plan import merged_quant, plan_export
@@ -21,6 +23,7 @@ from core.export.request import ExportRequest
 from core.export.result import read_result
 from core.models.fingerprint import BaseFingerprint
 from core.runs.store import Run
+from core.units import format_bytes
 from core.worker.export import export as module
 from core.worker.export.export import Export
 from tests.core.export.trained_run import make_trained_run, write_rows
@@ -145,6 +148,36 @@ def test_what_was_trained_for_a_file_is_planned_as_that_file(run: Run) -> None:
     assert plan_export(ExportRequest(run.path, "gguf", adapter_only=True)).request.quant is None
     with pytest.raises(UserError, match="was trained for a Q4_0 file, with the base rounded to 4 bit before"):
         plan_export(ExportRequest(run.path, "gguf", merge_from="base"))
+
+
+def test_the_disk_is_asked_for_all_that_a_merge_may_come_to(
+    run: Run, answers: list[Agreement], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, named = (plan_export(ExportRequest(run.path, "merged", quant=quant)) for quant in (None, "BF16"))
+    assert plan.size == named.size == named.largest
+    assert plan.size is not None
+    assert plan.peak is not None
+    assert plan.largest == 2 * plan.size
+    assert named.size_in_words == f"about {format_bytes(plan.size)}"
+    most = format_bytes(plan.largest)
+    words = f"about {format_bytes(plan.size)}, or {most} if only F32 answers as the trained model does"
+    assert plan.size_in_words == words
+    assert plan_line(plan).endswith(f", {words} ({format_bytes(plan.peak)} on the disk while it is made)")
+    # So large it is where 16 bits miss their bars.
+    missed = dataclasses.replace(SAME, mean_kl=0.5, max_delta=2.0)
+    answers[:] = [missed, missed, SAME]
+    result = make(run, "merged", out=tmp_path / "mine")
+    assert result.quant == "F32"
+    assert plan.largest <= sum(file.bytes for file in result.files if file.name.endswith(".safetensors")) < plan.peak
+    # And so much is asked for, on a disk where a type that is named would fit.
+    free = SimpleNamespace(free=plan.peak - 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
+    with pytest.raises(UserError, match="the export needs") as caught:
+        plan.check()
+    assert "--quant" in caught.value.hint
+    named.check()
+    free.free = plan.peak
+    plan.check()
 
 
 def test_what_was_trained_for_another_file_is_told(run: Run, answers: list[Agreement], tmp_path: Path) -> None:
