@@ -86,7 +86,10 @@ async def test_kinds_change_what_there_is_to_choose(scripted: pytest.MonkeyPatch
         await pilot.press("down", "down", "space", *"/tmp/it", "enter")
         await wait_for(pilot, lambda: "/tmp/it" in screen_text(app))
         assert screen._request.out == Path("/tmp/it")
-        await pilot.press("right", "escape")
+        assert "enter use it" not in screen_text(app)
+        await pilot.press("right")
+        await wait_for(pilot, lambda: "tab complete  enter use it  esc leave it as it is" in screen_text(app))
+        await pilot.press("escape")
         assert app.screen is screen
         await pilot.press("escape")
         await wait_for(pilot, lambda: app.screen is not screen)
@@ -99,9 +102,8 @@ async def test_what_cannot_be_exported_is_told_and_not_begun(scripted: pytest.Mo
     async with app.run_test(size=(100, 30)) as pilot:
         await pilot.pause()
         app.push_screen(ExportScreen(run))
-        await wait_for(
-            pilot, lambda: "is there already, and nothing is overwritten" in screen_text(app).replace("\n", "")
-        )
+        told = "is there already, and nothing is overwritten"
+        await wait_for(pilot, lambda: told in " ".join(screen_text(app).replace("│", " ").split()))
         await pilot.press("enter")
         assert "enter export" not in screen_text(app)
         await pilot.press("right")
