@@ -15,6 +15,7 @@ from pathlib import Path
 from core import paths
 from core.atomic import fsync_dir, fsync_file
 from core.errors import UserError
+from core.text import one_line
 from core.units import format_bytes
 
 #: A progress report: the activity, the amount done, and the total; the numbers are None where they are unknown.
@@ -152,6 +153,12 @@ def disk_error(directory: Path, error: OSError) -> UserError:
     """The error for a failed write."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return UserError(f"The disk that holds {directory} is full.", _MAKE_ROOM)
+    if error.errno == errno.ENOENT and not directory.is_dir():
+        return UserError(f"There is no directory {directory}.", "Make it, or name another place.")
+    if error.errno == errno.ENOENT:
+        missing = one_line(str(error.filename or "a file that it needs"))
+        message = f"{directory} cannot be written: {missing} is not there."
+        return UserError(message, "If something has removed it meanwhile, do it again.")
     return UserError(
         f"{directory} cannot be written: {error.strerror or error}.",
         "Fix its permissions, or set LOCALTUNE_HOME to a directory that you can write to.",

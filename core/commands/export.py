@@ -88,7 +88,10 @@ def run(args: argparse.Namespace) -> int:
         adapter_only=args.adapter_only,
         rows=args.rows,
     )
-    note(plan_line(plan_export(request)))
+    plan = plan_export(request)
+    note(plan_line(plan))
+    if (reason := plan.unverified) is not None:
+        note(f"{reason.message} {reason.hint}")
     job, shown = ExportJob(request), _Shown()
     try:
         result = job.run(shown.show)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from core.config.document import ConfigDocument
 from core.config.schema import Config, DataSection
 from core.errors import UserError
@@ -20,10 +22,9 @@ def valid_part(document: ConfigDocument) -> Config:
     """
     probe = ConfigDocument(document.dumps(), document.path)
     for _ in range(_ROUNDS):
-        try:
+        # What is wrong in it is taken out below, and it is tried again.
+        with contextlib.suppress(UserError):
             return probe.validate()
-        except UserError:
-            pass  # its problems are taken out below, and it is tried again
         try:
             for name in probe.problems():
                 probe.set(name, _NO_DATA if name == "data.train" else None)

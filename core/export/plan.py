@@ -10,8 +10,10 @@ from core import paths
 from core.config.schema import WEIGHT_METHODS
 from core.directories import refuse_existing, require_space
 from core.errors import UserError
+from core.export.gguf.checks import require_quantizer
 from core.export.kinds import CONVERTED, Quant
 from core.export.request import ExportRequest
+from core.export.verify import NotVerifiedError, refuse_unreadable
 from core.models.find import STARTER_NAME, find_model, model_entry, model_path
 from core.models.inspection import STARTER_FACTS
 from core.models.sandboxed import inspect_model
@@ -50,6 +52,15 @@ class ExportPlan:
     tries_both: bool
     """Whether the adapter is merged into the base's own weights and into those rounded to 4 bit, to take the better."""
 
+    @property
+    def unverified(self) -> NotVerifiedError | None:
+        """Why the file cannot be compared with the trained model on this machine; None where it can."""
+        try:
+            refuse_unreadable("gguf" if self.request.adapter_only else self.request.kind)
+        except NotVerifiedError as reason:
+            return reason
+        return None
+
     def check(self) -> None:
         """Refuse an export that could not be put into its place.
 
@@ -66,13 +77,16 @@ def plan_export(request: ExportRequest) -> ExportPlan:
     """Plan an export.
 
     Raises:
-        UserError: If the run has nothing to export, or the request does not go with what it has trained.
+        UserError: If the run has nothing to export, the request does not go with what it has trained, or what writes
+            such a file is not installed.
     """
     run = Run(request.run)
     trained = find_trained(run, request.step)
     if request.quant is None and trained.file is not None and request.kind in _WHOLE and not request.adapter_only:
         request = replace(request, quant=trained.file.type)
     _check_kind(request, trained)
+    if request.kind in _WHOLE and not request.adapter_only and request.weights is not None:
+        require_quantizer(request.weights)
     tries_both = _tries_both(request, trained)
     size, peak = _bytes(request, trained, 2 if tries_both else 1)
     return ExportPlan(request, trained, _target(request, trained), size, peak, tries_both)

@@ -118,6 +118,22 @@ class BaseFingerprint:
         except OSError as error:
             raise unreadable(Path(error.filename or self._directory), error) from error
 
+    def require(self, recorded: str, trained: str) -> None:
+        """Refuse these files where they are not the base that something was trained on.
+
+        Args:
+            recorded: The fingerprint of that base.
+            trained: What was trained on it, for the sentence.
+
+        Raises:
+            UserError: If they are not, or a file cannot be read.
+        """
+        if not self.matches(recorded):
+            raise UserError(
+                f"The base model {self._directory} has changed since {trained} was trained on it.",
+                "Put the former one back: with another, the answers are not those of what was trained.",
+            )
+
 
 def ends_fingerprint(directory: Path) -> str:
     """SHA-256 over the names, sizes and both ends of the weight files, as earlier versions recorded it in checkpoints.

@@ -6,6 +6,7 @@ kernel's messages, the counter of the control group, and the last figures of the
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
@@ -135,12 +136,14 @@ def _kernel_messages() -> bytes:
         return b""
     pieces: list[bytes] = []
     try:
-        while piece := os.read(descriptor, 8192):
-            pieces.append(piece)
-    except BlockingIOError:
-        pass  # that was the last one
-    except OSError:
-        return b"".join(pieces)  # overwritten while being read
+        # Behind the last message, reading fails; where it fails for another reason, what has been read counts.
+        with contextlib.suppress(OSError):
+            while True:
+                # The next message was overwritten before it was read; behind it is the oldest that is left.
+                with contextlib.suppress(BrokenPipeError):
+                    if not (piece := os.read(descriptor, 8192)):
+                        break
+                    pieces.append(piece)
     finally:
         os.close(descriptor)
     return b"".join(pieces)

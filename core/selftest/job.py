@@ -300,10 +300,12 @@ def _work_directory() -> Iterator[Path]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError("Another self-test is on.", "Wait for its end.") from None
+        # A file system without locks: another self-test may be on, so nothing of it is removed.
         except OSError:
-            pass  # a file system without locks
-        for leftover in parent.glob(f"{_WORK}*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+            pass
+        else:
+            for leftover in parent.glob(f"{_WORK}*"):
+                shutil.rmtree(leftover, ignore_errors=True)
         try:
             work = Path(tempfile.mkdtemp(prefix=_WORK, dir=parent))
         except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from collections.abc import Callable
@@ -55,12 +56,11 @@ class ServeJob:
                 return
             helper = self._helper = Helper(self._command)
         with helper:
-            try:
+            # One that has ended already reads nothing; how it ended is told below.
+            with contextlib.suppress(OSError):
                 helper.send(json.dumps(self._options).encode("ascii") + b"\n")
-                for message in helper.answers():
-                    self._hear(message, ready, progress)
-            except (OSError, ValueError):
-                pass  # it has ended; the reason is told below
+            for message in helper.answers():
+                self._hear(message, ready, progress)
             status = helper.end()
         if not self._is_closed:
             raise UserError(f"The server {describe_end(status)}.", "Start it again.")

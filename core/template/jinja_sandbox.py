@@ -84,17 +84,8 @@ class _Context(jinja2.runtime.Context):
             SecurityError: If there is not.
         """
         meter = self._meter
-        try:
-            if size(meter.room) <= meter.room:
-                return
-        except TooLargeError:
-            pass
-        try:
-            if meter.extend(1) and size(meter.room) <= meter.room:
-                return
-        except TooLargeError:
-            pass
-        _refuse_size()
+        if not meter.holds(size) and not (meter.extend(1) and meter.holds(size)):
+            _refuse_size()
 
 
 class _Meter:
@@ -104,6 +95,13 @@ class _Meter:
         self.steps = STEPS + _allowance(names.get("messages"))
         self.room = ROOM
         self._names: dict[str, Any] | None = names
+
+    def holds(self, size: Callable[[int], int]) -> bool:
+        """Whether there is room for a result of a size, which is computed from the remaining room."""
+        try:
+            return size(self.room) <= self.room
+        except TooLargeError:
+            return False
 
     def extend(self, wanted: int) -> bool:
         """Extend the room to the size of the conversation, which most renderings never need; returns whether it is

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,26 @@ def test_a_disk_without_room_is_said_with_what_needs_it(tmp_path: Path) -> None:
 def test_a_full_disk_is_said(tmp_path: Path) -> None:
     assert "is full" in disk_error(tmp_path, OSError(28, "No space left on device")).message
     assert "cannot be written: Read-only" in disk_error(tmp_path, OSError(30, "Read-only file system")).message
+
+
+def test_a_directory_that_is_not_there_is_said_and_not_its_permissions(tmp_path: Path) -> None:
+    missing = tmp_path / "exports"
+    with pytest.raises(FileNotFoundError) as caught:
+        tempfile.mkdtemp(dir=missing)
+    told = disk_error(missing, caught.value)
+    assert told.message == f"There is no directory {missing}."
+    assert told.hint == "Make it, or name another place."
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_file_that_has_gone_is_said_and_not_the_permissions_of_its_directory(tmp_path: Path, named: bool) -> None:
+    gone = tmp_path / "model.tmp"
+    told = disk_error(
+        tmp_path, FileNotFoundError(errno.ENOENT, "No such file or directory", str(gone) if named else None)
+    )
+    what = str(gone) if named else "a file that it needs"
+    assert told.message == f"{tmp_path} cannot be written: {what} is not there."
+    assert told.hint == "If something has removed it meanwhile, do it again."
 
 
 def make_new(target: Path, error: Exception | None = None) -> None:

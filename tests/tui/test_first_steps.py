@@ -96,6 +96,18 @@ async def test_earlier_runs_are_named(directory: Path, home: Path) -> None:
         await wait_for(pilot, lambda: "5   my run: tickets, finished" in screen_text(app))
 
 
+async def test_a_run_that_ends_while_the_app_is_open_is_told_so(directory: Path, home: Path) -> None:
+    script = ScriptedRun(home)
+    script.train_to(30)
+    app = LocaltuneApp()
+    async with app.run_test(size=(100, 30)) as pilot:
+        await wait_for(pilot, lambda: app.state.view is not None and pane_of(app, "data") is not None)
+        await pilot.press("1")
+        await wait_for(pilot, lambda: "5   my run: tickets, in progress" in screen_text(app))
+        script.end("finished")
+        await wait_for(pilot, lambda: "5   my run: tickets, finished" in screen_text(app))
+
+
 def test_hostile_names_stay_in_their_line() -> None:
     files = (FoundFile(Path("/data") / HOSTILE.replace("\x00", "").replace("/", ""), 10**9, None),)
     ways = ways_to_begin(KeyTable(), Here(files, 12, HOSTILE, HOSTILE), 0.0, sample="data.sample", sample_text="x")

@@ -267,6 +267,7 @@ class Runs:
         self._desktop.tell(f"Deleted {run.id}.")
         if (pane := self._desktop.panes.runs) is not None:
             pane.forget(run)
+        self._bridge.look_around()
         if (chat := self._desktop.panes.chat) is not None and chat.target == run:
             self._drafts.look()
             chat.set_target(None)
@@ -315,6 +316,7 @@ class Runs:
             self._desktop.tell(f"Attached to {view.run.id}, which is {view.state.state}.", seconds=5)
         if before is None or before.run != view.run or before.is_live != view.is_live:
             self.offer_to_chat()
+            self._bridge.look_around()
         self._show_run()
 
     def advanced(self, message: RunAdvanced) -> None:
@@ -330,6 +332,7 @@ class Runs:
         self._tell_chat(view)
         if was_live != view.is_live:
             self.offer_to_chat()
+            self._bridge.look_around()
             if not view.is_live:
                 self._desktop.drop_question(view.run.id)
                 self._announce_end(view)

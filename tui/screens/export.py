@@ -360,6 +360,8 @@ class ExportScreen(Overlay[None]):
         what = f"{plan.trained.label}: about {format_bytes(plan.size)}" if plan.size else plan.trained.label
         if plan.size and plan.peak is not None and plan.peak > 2 * plan.size:
             what += f", and {format_bytes(plan.peak)} on the disk while it is made"
+        if (reason := plan.unverified) is not None:
+            return Content.assemble(f"{one_line(what, 400)}.\n", (f"{reason.message} {reason.hint}", "$near"))
         proof = "" if self._request.kind == "card" else " It is compared with the trained model before it is kept."
         return Content(one_line(f"{what}.{proof}", 400))
 

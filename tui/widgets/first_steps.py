@@ -13,7 +13,7 @@ from textual.message import Message
 
 from core.errors import UserError
 from core.runs.names import slug_of
-from core.runs.state import END_STATES
+from core.runs.state import ACTIVE_STATES, END_STATES
 from core.text import one_line
 from core.units import format_ago, format_bytes, format_count
 from tui.datasets.here import FoundFile, Here
@@ -149,7 +149,8 @@ def ways_to_begin(keys: KeyTable, here: Here, now: float, *, sample: str, sample
 def _tell_runs(here: Here, now: float) -> str:
     # Its time is told in words.
     subject = one_line(slug_of(here.last_run), 60)
-    state = one_line(here.last_state, 20)
+    # What it does just now changes too often to be told here.
+    state = "in progress" if here.last_state in ACTIVE_STATES else one_line(here.last_state, 20)
     has_ended = here.last_state in END_STATES and 0 < here.last_ended <= now
     ended = f"{subject}, {state}" + (f" {format_ago(now - here.last_ended)}" if has_ended else "")
     return f"my run: {ended}" if here.runs == 1 else f"my {format_count(here.runs)} runs · last: {ended}"

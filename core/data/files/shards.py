@@ -40,6 +40,7 @@ def list_shards(directory: Path, split: str = "") -> list[Path]:
     shown = one_line(str(directory))
     try:
         os.stat(directory / "state.json")
+    # Most directories have none; only one that may not be looked into is refused here.
     except FileNotFoundError:
         pass
     except OSError as error:

@@ -146,11 +146,8 @@ class Export:
             return base, trained.base_sha256
         self._progress("comparing the base model with that of the training", None, None)
         fingerprint = BaseFingerprint(base)
-        if trained.base_sha256 is not None and not fingerprint.matches(trained.base_sha256):
-            raise UserError(
-                f"The base model {base} has changed since run {trained.run.id} was trained on it.",
-                "Put the former one back: with another, the result is not what was trained.",
-            )
+        if trained.base_sha256 is not None:
+            fingerprint.require(trained.base_sha256, f"run {trained.run.id}")
         return base, fingerprint.value
 
     def _write(self, base: Path, made: Path, directory: Path) -> _Made:

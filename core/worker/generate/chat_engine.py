@@ -25,6 +25,7 @@ when its input is closed, whatever it is doing. Commands:
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,9 @@ from core.worker.process import environment
 from core.worker.process.command_server import Call, CommandServer, Handler, private_streams
 
 if TYPE_CHECKING:
+    from core.models.fingerprint import BaseFingerprint
     from core.worker.generate.sources import Sources
+    from core.worker.model.model import LoadedModel
     from core.worker.process.openmp import SpinControl
 
 
@@ -61,14 +64,9 @@ class ChatEngine:
         if args.get("device") != "cpu":
             environment.choose_gpu(args.get("gpu"))
         report("importing the libraries")
-        from core.models.adapters import check_adapter
-        from core.models.fingerprint import BaseFingerprint
         from core.runs.trained import TrainedFile
         from core.worker.generate.sources import Sources
-        from core.worker.model.full_weights import put_weights
-        from core.worker.model.model import load_model
         from core.worker.model.starter import resolve_base
-        from core.worker.model.support import check_base
         from core.worker.model.trained_file import answer_with_file
         from core.worker.process.openmp import SpinControl
 
@@ -79,36 +77,9 @@ class ChatEngine:
         # The former model goes first: two may not fit.
         self._sources = None
         base = resolve_base(str(args["base"]), report)
-        method = str(args.get("method", "lora"))
-        check_base(base, method)
-        adapter, weights, recorded = args.get("adapter"), args.get("weights"), args.get("base_sha256")
-        if adapter:
-            check_adapter(Path(adapter), base)
-        # Beside the loading, which reads the same files.
-        fingerprint = BaseFingerprint(base) if recorded else None
         template = _template(args.get("template"))
-        report("loading the model")
-        _ask_beside_runs(base, method, str(args.get("device", "auto")))
-        loaded = load_model(
-            base,
-            method=method,
-            precision=str(args.get("precision", "auto")),
-            device=str(args.get("device", "auto")),
-            adapter=Path(adapter) if adapter else None,
-        )
-        if fingerprint is not None:
-            report("comparing the base model with that of the training")
-            fingerprint.settle()
-            if not fingerprint.matches(str(recorded)):
-                raise UserError(
-                    f"The base model {base} has changed since {adapter or weights} was trained on it.",
-                    "Put the former one back: with another, the answers mean nothing.",
-                )
-        if weights:
-            put_weights(loaded.model, Path(weights), method)
-        loaded.model.eval()
-        _allow_fast_kernels(loaded.model)
-        file, weights_of_file = args.get("file"), None
+        loaded, fingerprint = _load_trained(base, args, report)
+        adapter, file, weights_of_file = args.get("adapter"), args.get("file"), None
         if adapter and file:
             report("merging the weights as the file has them")
             weights_of_file = answer_with_file(loaded, base, TrainedFile(file["type"], file["dtype"]))
@@ -207,6 +178,56 @@ class ChatEngine:
             "context_limit": generation.context_limit,
             "reused_tokens": generation.reused_tokens,
         }
+
+
+def _load_trained(
+    base: Path, args: Mapping[str, Any], report: Callable[[str], None]
+) -> tuple[LoadedModel, BaseFingerprint | None]:
+    """Load a base with the adapter, or the trained weights, that a ``load`` names.
+
+    Args:
+        base: The directory of the base.
+        args: Of the command.
+        report: Told what goes on.
+
+    Returns:
+        The model, ready to answer; and the fingerprint of its base, where that was compared with the one of the
+        training.
+
+    Raises:
+        UserError: If they do not belong together, cannot be loaded, or do not fit.
+    """
+    from core.models.adapters import check_adapter
+    from core.models.fingerprint import BaseFingerprint
+    from core.worker.model.full_weights import put_weights
+    from core.worker.model.model import load_model
+    from core.worker.model.support import check_base
+
+    method, device = str(args.get("method", "lora")), str(args.get("device", "auto"))
+    adapter, weights, recorded = args.get("adapter"), args.get("weights"), args.get("base_sha256")
+    check_base(base, method)
+    if adapter:
+        check_adapter(Path(adapter), base)
+    # Beside the loading, which reads the same files.
+    fingerprint = BaseFingerprint(base) if recorded else None
+    report("loading the model")
+    _ask_beside_runs(base, method, device)
+    loaded = load_model(
+        base,
+        method=method,
+        precision=str(args.get("precision", "auto")),
+        device=device,
+        adapter=Path(adapter) if adapter else None,
+    )
+    if fingerprint is not None:
+        report("comparing the base model with that of the training")
+        fingerprint.settle()
+        fingerprint.require(str(recorded), str(adapter or weights))
+    if weights:
+        put_weights(loaded.model, Path(weights), method)
+    loaded.model.eval()
+    _allow_fast_kernels(loaded.model)
+    return loaded, fingerprint
 
 
 def _template(template: Any) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,23 +23,14 @@ from core.worker.data.dataset import Dataset
 from core.worker.evaluate.evaluate import Evaluator
 from core.worker.evaluate.probe import Probe
 from core.worker.evaluate.samples import SampleWriter, choose_questions
-from core.worker.fused.file_weights import FileWeights
-from core.worker.fused.ggml_quant import ggml_type
-from core.worker.fused.install import Fused
 from core.worker.loss.fused_loss import LossChoice, choose_for_run
 from core.worker.loss.loss import SupervisedLoss
 from core.worker.loss.objectives import Objective, make_objectives
 from core.worker.loss.reference import PrecomputedReference
 from core.worker.model.activation_offload import available_offload
-from core.worker.model.adapters import adapted_layers, attach_adapters, parameter_groups
-from core.worker.model.full_weights import choose_weights, trained_tensors
-from core.worker.model.model import (
-    LoadedModel,
-    load_model,
-    make_accelerator,
-    trainable_parameters,
-)
-from core.worker.oom.handles import create_handles
+from core.worker.model.adapters import parameter_groups
+from core.worker.model.full_weights import trained_tensors
+from core.worker.model.model import LoadedModel, trainable_parameters
 from core.worker.oom.retry import Retry, shortage_explained
 from core.worker.optim.optim import make_optimizer
 from core.worker.optim.paged import PagedBuffers, unpaged_where_needed
@@ -51,6 +41,7 @@ from core.worker.process.control import Controls
 from core.worker.process.determinism import (
     BIT_FOR_BIT,
     TO_ROUNDING,
+    Determinism,
     apply_determinism,
     choose_determinism,
     fix_workspace,
@@ -61,19 +52,17 @@ from core.worker.progress.best import BestStep
 from core.worker.progress.finite import FiniteCheck
 from core.worker.progress.intervals import Intervals
 from core.worker.progress.state import TrainState
-from core.worker.setup.compilation import Compilation, compile_layers, try_compilation
+from core.worker.setup.compilation import Compilation, compile_layers
 from core.worker.setup.device import settle_device
-from core.worker.setup.fast_paths import choose_packing, fuse_layers, keep_weights, wants_packing
+from core.worker.setup.fast_paths import choose_packing, keep_weights, wants_packing
 from core.worker.setup.memory_decision import MemoryDecision, MemoryMeter, decide_memory
 from core.worker.setup.preparation import Prepared, prepare
+from core.worker.setup.ready_model import SMALLER, ReadyModel, make_ready
 from core.worker.setup.self_check import check_head, check_model
 from core.worker.steps.file_training import FileTraining
 from core.worker.steps.gradient_checkpointing import GradientCheckpointing
 from core.worker.steps.neftune import EmbeddingNoise
 from core.worker.steps.window import MicroBatches, first_budget
-
-#: Advice where memory runs out before there is a step that could be cut smaller.
-SMALLER = "Close what else holds memory, or choose a smaller model or method.name = qlora."
 
 
 @dataclass(frozen=True)
@@ -123,52 +112,24 @@ def build(config: Config, recorder: Recorder, controls: Controls, found: Checkpo
     fix_workspace(config.train.deterministic)
     # What the device cannot do is said before minutes are spent on the rows.
     device = settle_device(config, recorder)
-    deterministic = choose_determinism(config.train.deterministic, device.type)
-    apply_determinism(deterministic, device.type)
-    if deterministic == "fast":
-        recorder.notice("info", "determinism", TO_ROUNDING, BIT_FOR_BIT)
+    deterministic = _settle_determinism(config, device, recorder)
     prepared = prepare(config, recorder, controls.check_stop, recorder.run.created)
     dataset, held_out = prepared.dataset, prepared.held_out
     questions = choose_questions(config, held_out)
-    train, own_weights, in_backward = config.train, config.method.name in WEIGHT_METHODS, updates_in_backward(config)
 
     controls.check_stop()
     recorder.phase("loading_model", config.model.base)
     # Beside the loading, which reads the same files.
     base_fingerprint = BaseFingerprint(prepared.base)
-    loaded = _load_model(config, prepared, recorder, controls, fresh=found is None)
-    device = loaded.device
-    Retry(lambda: "the start", recorder.warn).run(
-        lambda: create_handles(device), lambda: None, "in creating the handles of matrix products", SMALLER
-    )
-    accelerator = make_accelerator(loaded)
-    with shortage_explained("in fusing the layers", f"Set train.fused_layers = false. {SMALLER}"):
-        compiled = train.compile and _try_compilation(config, loaded, accelerator, recorder, controls)
-        fused = fuse_layers(config, loaded, compiled=compiled)
-    file_type = config.method.train_for
-    file_weights = None if file_type is None else FileWeights(loaded.model, fused.lora, ggml_type(file_type))
+    model = make_ready(config, prepared, recorder, controls, fresh=found is None)
+    loaded, device, fused, autocast = model.loaded, model.loaded.device, model.fused, model.accelerator.autocast
+    train, in_backward = config.train, updates_in_backward(config)
     token_budget = first_budget(device, whole=in_backward)
     used = _with_usable_optimizer(config, device, recorder, wsl=is_wsl())
     memory = decide_memory(used, device, dataset, token_budget)
     if memory.dequantized:
         keep_weights(fused, loaded.dtype, recorder.warn)
-    with shortage_explained("in the check of the model", SMALLER):
-        loss, choice = _make_loss(config, loaded, dataset, fused, accelerator, found)
-    report = recorder.reporter("loading_model", controls.check_stop)
-    budget = found.manifest.get("reference_budget") if found is not None else None
-    reference = PrecomputedReference(int(budget or TOKEN_BUDGETS[device.type]), recorder.warn) if own_weights else None
-    objective, held_out_objective = make_objectives(
-        config,
-        loss,
-        dataset.rows,
-        held_out.rows if held_out is not None else None,
-        loaded,
-        accelerator.autocast,
-        lambda done, total: report("answers by the reference", done, total),
-        reference,
-    )
-    if choice.notice is not None:
-        recorder.notice(*choice.notice)
+    goal = _make_goal(config, model, prepared, recorder, controls, found)
 
     order = DataOrder(dataset.lengths, train.batch_size, train.seed)
     state = TrainState(
@@ -176,24 +137,24 @@ def build(config: Config, recorder: Recorder, controls: Controls, found: Checkpo
         token_budget=memory.token_budget,
         best=BestStep(config.eval.patience, config.eval.min_delta),
         finite=FiniteCheck(recorder.warn, dataset.places),
-        scaler=accelerator.scaler,
-        reference_budget=reference.token_budget if reference is not None else None,
+        scaler=model.accelerator.scaler,
+        reference_budget=goal.reference_budget,
         checkpointing=memory.checkpointing,
         kept_layers=memory.kept_layers,
         offloading=memory.offload,
-        liger=choice.liger,
+        liger=goal.liger,
         deterministic=deterministic,
     )
     retry = Retry(lambda: f"step {state.step + 1}", recorder.warn)
-    update = _make_update(used, loaded, accelerator, retry, in_backward=in_backward, notice=recorder.warn)
+    update = _make_update(used, loaded, model.accelerator, retry, in_backward=in_backward, notice=recorder.warn)
     noise = EmbeddingNoise(loaded.model, config.method.neftune_alpha)
     offload = available_offload(config.memory.activation_offload, device)
     checkpointing = GradientCheckpointing(loaded.model, state, offload)
     micro_batches = MicroBatches(
         loaded,
-        loss,
+        goal.loss,
         dataset.lengths,
-        objective,
+        goal.objective,
         state,
         checkpointing,
         train.micro_batch_size,
@@ -205,15 +166,15 @@ def build(config: Config, recorder: Recorder, controls: Controls, found: Checkpo
     )
     if device.type == "cpu":
         keep_freed_memory()
-    compilation = compile_layers(loaded, recorder.warn) if compiled else None
-    template, autocast = prepared.template, accelerator.autocast
+    compilation = compile_layers(loaded, recorder.warn) if model.is_compiled else None
+    template = prepared.template
     fingerprints = Fingerprints(prepared.data_fingerprint, prepared.held_out_fingerprint, base_fingerprint)
     checkpointer = Checkpointer(config, loaded, update, state, checkpointing, fingerprints, template, recorder)
     file = None
-    if file_weights is not None:
-        file = FileTraining(file_weights, state, loaded.dtype, memory.dequantized, recorder.notice)
+    if model.file_weights is not None:
+        file = FileTraining(model.file_weights, state, loaded.dtype, memory.dequantized, recorder.notice)
     control_point = ControlPoint(
-        config, loaded, autocast, template, state, checkpointer, recorder, controls, file_weights
+        config, loaded, autocast, template, state, checkpointer, recorder, controls, model.file_weights
     )
     rollback = Rollback(
         config, prepared.base, base_fingerprint, loaded, update, state, checkpointing, checkpointer, recorder
@@ -226,13 +187,13 @@ def build(config: Config, recorder: Recorder, controls: Controls, found: Checkpo
         warn=lambda message, hint: recorder.warn("no_samples", message, hint),
     )
     evaluator = None
-    if held_out is not None and held_out_objective is not None:
+    if held_out is not None and goal.held_out is not None:
         shown = 0 if samples.is_needed else config.eval.samples
-        evaluator = _make_evaluator(config, control_point, held_out, held_out_objective, token_budget, shown)
+        evaluator = _make_evaluator(config, control_point, held_out, goal.held_out, token_budget, shown)
     probe = None
     if evaluator is not None and prepared.probe:
         budget = min(token_budget, TOKEN_BUDGETS[device.type])
-        probe = Probe(loaded, loss, prepared.probe, budget, autocast, control_point.attend, recorder.warn)
+        probe = Probe(loaded, goal.loss, prepared.probe, budget, autocast, control_point.attend, recorder.warn)
     recorder.update(total_steps=state.total_steps)
     base_fingerprint.settle(controls.check_stop)
     return Parts(
@@ -242,8 +203,8 @@ def build(config: Config, recorder: Recorder, controls: Controls, found: Checkpo
         order=order,
         micro_batches=micro_batches,
         noise=noise,
-        objective=objective,
-        accelerator=accelerator,
+        objective=goal.objective,
+        accelerator=model.accelerator,
         update=update,
         learning_rate=LearningRate(train, state),
         intervals=Intervals(config, state, order.steps_per_epoch),
@@ -260,62 +221,72 @@ def build(config: Config, recorder: Recorder, controls: Controls, found: Checkpo
     )
 
 
-def _load_model(
-    config: Config, prepared: Prepared, recorder: Recorder, controls: Controls, *, fresh: bool
-) -> LoadedModel:
-    """The base model with what is trained of it: adapters, or weights of its own."""
-    loaded = load_model(
-        prepared.base,
-        method=config.method.name,
-        precision=config.train.precision,
-        device=config.hardware.device,
-        for_training=True,
-        tokenizer=prepared.tokenizer,
-    )
-    if config.method.name in WEIGHT_METHODS:
-        with shortage_explained("in choosing the weights that are trained", SMALLER):
-            choose_weights(loaded.model, config.method, seed=config.train.seed)
-        return loaded
+def _settle_determinism(config: Config, device: torch.device, recorder: Recorder) -> Determinism:
+    """The determinism of the run, set for all that follows, and told where it costs bits."""
+    deterministic = choose_determinism(config.train.deterministic, device.type)
+    apply_determinism(deterministic, device.type)
+    if deterministic == "fast":
+        recorder.notice("info", "determinism", TO_ROUNDING, BIT_FOR_BIT)
+    return deterministic
+
+
+@dataclass(frozen=True)
+class _Goal:
+    """The objective of a run, and the loss in it."""
+
+    loss: SupervisedLoss
+    """Sums the loss of a batch."""
+    liger: str | None
+    """The version of Liger's package, where it sums the loss."""
+    objective: Objective
+    """On the rows trained on."""
+    held_out: Objective | None
+    """The same on those held out; None where there are none."""
+    reference_budget: int | None
+    """The most tokens of a batch in which the reference was measured; None where it was not, before training."""
+
+
+def _make_goal(
+    config: Config,
+    model: ReadyModel,
+    prepared: Prepared,
+    recorder: Recorder,
+    controls: Controls,
+    found: Checkpoint | None,
+) -> _Goal:
+    """The loss, once the model has passed the self-check, and the objectives with it."""
+    loaded, held_out = model.loaded, prepared.held_out
+    with shortage_explained("in the check of the model", SMALLER):
+        loss, choice = _make_loss(config, model, prepared.dataset, found)
     report = recorder.reporter("loading_model", controls.check_stop)
-    plainer = "" if config.method.init == "default" else "Set method.init = default, which computes nothing. "
-    with shortage_explained("in attaching the adapters", f"{plainer}Lower method.rank. {SMALLER}"):
-        model = attach_adapters(
-            loaded.model,
-            config.method,
-            seed=config.train.seed,
-            base=prepared.base,
-            fresh=fresh,
-            progress=lambda done, total: report("beginning of the adapters", done, total),
-        )
-    if config.method.target_modules != "all-linear":
-        found = adapted_layers(model)
-        names = ", ".join(f"{name} {count}" for name, count in found.items())
-        recorder.notice("info", "adapters", f"{sum(found.values())} layers have adapters: {names}.")
-    return dataclasses.replace(loaded, model=model)
-
-
-def _try_compilation(
-    config: Config, loaded: LoadedModel, accelerator: Accelerator, recorder: Recorder, controls: Controls
-) -> bool:
-    """Whether the model's layers can be compiled; the attention of training is in them when that is tried."""
-    fuse_layers(config, loaded, compiled=True)
-    controls.check_stop()
-    recorder.phase("loading_model", "compiling a layer")
-    return try_compilation(loaded, accelerator.autocast, recorder.warn)
+    reference = None
+    if config.method.name in WEIGHT_METHODS:
+        budget = found.manifest.get("reference_budget") if found is not None else None
+        reference = PrecomputedReference(int(budget or TOKEN_BUDGETS[loaded.device.type]), recorder.warn)
+    objective, held_out_objective = make_objectives(
+        config,
+        loss,
+        prepared.dataset.rows,
+        held_out.rows if held_out is not None else None,
+        loaded,
+        model.accelerator.autocast,
+        lambda done, total: report("answers by the reference", done, total),
+        reference,
+    )
+    if choice.notice is not None:
+        recorder.notice(*choice.notice)
+    reference_budget = reference.token_budget if reference is not None else None
+    return _Goal(loss, choice.liger, objective, held_out_objective, reference_budget)
 
 
 def _make_loss(
-    config: Config,
-    loaded: LoadedModel,
-    dataset: Dataset,
-    fused: Fused,
-    accelerator: Accelerator,
-    found: Checkpoint | None,
+    config: Config, model: ReadyModel, dataset: Dataset, found: Checkpoint | None
 ) -> tuple[SupervisedLoss, LossChoice]:
     """The loss, its packing and its way to sum, once the model has passed the self-check."""
+    loaded, fused = model.loaded, model.fused
     plain = SupervisedLoss(loaded.model)
     packed = wants_packing(config, fused)
-    check = check_model(loaded, plain, dataset.rows, accelerator.autocast, laid_out=packed)
+    check = check_model(loaded, plain, dataset.rows, model.accelerator.autocast, laid_out=packed)
     check_head(check, loaded.dtype, config.model.base)
     packing = choose_packing(config, loaded, dataset.rows, fused, check)
     choice = choose_for_run(config, plain.head, loaded.device, None if found is None else found.manifest)

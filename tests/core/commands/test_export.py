@@ -35,6 +35,14 @@ def test_an_export_is_told_with_its_files_and_its_agreement(cli: CommandLine, ru
         assert words in result.out, result.out
 
 
+def test_a_file_that_nothing_here_can_read_is_told_before(
+    cli: CommandLine, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("core.export.verify.has_library", lambda: False)
+    told = cli("export", run.id, "--to", "gguf").err
+    assert "The file is not verified: llama.cpp's library is not installed. pip install" in told
+
+
 def test_json_has_the_fields_that_scripts_read(cli: CommandLine, run: Run, tmp_path: Path) -> None:
     result = cli("export", run.id, "--to", "gguf", "--out", str(tmp_path / "mine"), "--json")
     found = result.json

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from core.config.document import ConfigDocument, dump_config, load_config
-from core.config.schema import Option, options
+from core.config.schema import Config, Option, options
 from core.errors import UserError
 
 EVERY = list(options())
@@ -61,8 +61,8 @@ ABSURD = [
 ]
 
 
-def refusal(path: Path, *assignments: str) -> UserError | None:
-    """Why a configuration is refused; None where it is taken, and then a run reads what was written for it."""
+def outcome(path: Path, *assignments: str) -> Config | UserError:
+    """The configuration where it is taken, and then a run reads what was written for it; else why it is refused."""
     try:
         config = load_config(path, assignments)
     except UserError as error:
@@ -70,7 +70,22 @@ def refusal(path: Path, *assignments: str) -> UserError | None:
     written = path.with_name("run.toml")
     written.write_text(dump_config(config), encoding="utf-8")
     assert repr(load_config(written)) == repr(config)
-    return None
+    return config
+
+
+def refusal(path: Path, *assignments: str) -> UserError | None:
+    """Why a configuration is refused; None where it is taken."""
+    found = outcome(path, *assignments)
+    return found if isinstance(found, UserError) else None
+
+
+def changed(before: Config, after: Config) -> set[str]:
+    """The options that differ between two configurations."""
+    return {
+        option.name
+        for option in EVERY
+        if len({repr(getattr(getattr(config, option.section), option.key)) for config in (before, after)}) > 1
+    }
 
 
 def check(option: Option, error: UserError, path: Path) -> None:
@@ -105,12 +120,16 @@ def test_an_absurd_value_is_taken_or_refused_in_a_sentence_that_names_the_key(op
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(option=st.sampled_from(EVERY), value=st.text(max_size=40) | st.binary(max_size=20).map(os.fsdecode))
-def test_any_text_behind_an_option_is_taken_or_refused(tmp_path: Path, option: Option, value: str) -> None:
+def test_any_text_behind_an_option_is_taken_as_its_value_alone_or_refused(
+    tmp_path: Path, option: Option, value: str
+) -> None:
     path = tmp_path / "x.toml"
     path.write_text('data.train = "rows.jsonl"\n')
-    error = refusal(path, f"{option.name}={value}")
-    if error is not None:
-        check(option, error, path)
+    found = outcome(path, f"{option.name}={value}")
+    if isinstance(found, UserError):
+        check(option, found, path)
+    else:
+        assert changed(load_config(path), found) <= {option.name}
 
 
 @pytest.mark.parametrize(

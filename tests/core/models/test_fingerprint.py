@@ -172,6 +172,15 @@ def test_the_ends_that_earlier_versions_hashed_are_recognized(model: Path) -> No
     assert not BaseFingerprint(model).matches(digest.hexdigest())
 
 
+def test_another_base_than_the_one_trained_on_is_refused(model: Path) -> None:
+    fingerprint = BaseFingerprint(model)
+    fingerprint.require(fingerprint.value, "run a")
+    with pytest.raises(UserError) as caught:
+        fingerprint.require("sha256:" + "0" * 64, "run a")
+    assert caught.value.message == f"The base model {model} has changed since run a was trained on it."
+    assert caught.value.hint.startswith("Put the former one back")
+
+
 def test_a_file_that_changes_while_it_is_read_is_told(model: Path) -> None:
     found = BaseFingerprint(model)
     assert found.value

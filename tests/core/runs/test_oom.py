@@ -86,6 +86,27 @@ def test_the_kernel_names_whom_it_killed_and_why(
     assert oom.memory_death(dead, tmp_path / "none") is None
 
 
+def test_messages_that_were_overwritten_hide_none_of_those_behind_them(
+    dead: RunState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    messages = tmp_path / "kmsg"
+    messages.touch()
+    killed = f"Out of memory: Killed process {dead.pid} (python)\n".encode()
+    coming: list[bytes | OSError] = [b"an early one\n", BrokenPipeError(), killed, BlockingIOError()]
+
+    def read(_descriptor: int, _size: int) -> bytes:
+        message = coming.pop(0)
+        if isinstance(message, OSError):
+            raise message
+        return message
+
+    monkeypatch.setattr(oom, "_KERNEL_MESSAGES", messages)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "read", read)
+        reason = oom.memory_death(dead, tmp_path / "none")
+    assert reason == f"killed by the kernel, as the machine ran out of memory; {oom.ADVICE}"
+
+
 @pytest.mark.parametrize(
     ("text", "kills"),
     [("low 0\noom 3\noom_kill 2\noom_group_kill 7\n", 2), ("oom_kill_disable 0\nunder_oom 0\noom_kill 5\n", 5),

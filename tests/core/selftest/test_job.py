@@ -161,6 +161,16 @@ def test_what_a_killed_one_has_left_is_removed() -> None:
     assert not left.exists()
 
 
+def test_without_locks_nothing_of_another_one_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("core.selftest.job.fcntl.flock", without_locks)
+    other = paths.make_private_dir(paths.selftest_dir() / "work-other")
+    assert planned((DRIVER,)).run().passed
+    assert list(paths.selftest_dir().glob("work-*")) == [other]
+
+
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "no space"), UserError("No process can be started.")])
 def test_a_check_that_cannot_be_begun_has_failed_and_the_others_go_on(
     monkeypatch: pytest.MonkeyPatch, error: Exception

@@ -87,6 +87,17 @@ def test_a_server_that_is_killed_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
     assert [str(error) for error in started.errors] == ["The server was ended by SIGKILL. Start it again."]
 
 
+def test_a_mistake_in_the_app_is_not_told_as_the_end_of_the_server() -> None:
+    program = """print('{"progress": "loading the model"}', flush=True); input(); input()"""
+    job = ServeJob("a-run", command=[sys.executable, "-c", program])
+
+    def mistaken(_: str) -> None:
+        raise ValueError("not of the server")
+
+    with pytest.raises(ValueError, match="not of the server"):
+        job.run(lambda _: None, mistaken)
+
+
 def test_it_ends_with_the_process_that_started_it() -> None:
     run = make_run("finished")
     add_adapter(run.adapter_path)

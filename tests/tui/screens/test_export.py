@@ -102,12 +102,30 @@ async def test_what_cannot_be_exported_is_told_and_not_begun(scripted: pytest.Mo
     async with app.run_test(size=(100, 30)) as pilot:
         await pilot.pause()
         app.push_screen(ExportScreen(run))
-        told = "is there already, and nothing is overwritten"
-        await wait_for(pilot, lambda: told in " ".join(screen_text(app).replace("│", " ").split()))
+
+        def told() -> str:
+            return " ".join(line.strip(" │") for line in screen_lines(app))
+
+        await wait_for(pilot, lambda: "is there already, and nothing is overwritten" in told())
         await pilot.press("enter")
         assert "enter export" not in screen_text(app)
         await pilot.press("right")
         await wait_for(pilot, lambda: "trained the weights themselves" in screen_text(app))
+
+
+async def test_without_llama_cpp_it_is_told_before_minutes_are_spent(scripted: pytest.MonkeyPatch) -> None:
+    for module in ("core.export.verify", "core.export.gguf.checks"):
+        scripted.setattr(f"{module}.has_library", lambda: False)
+    app = LocaltuneApp()
+    async with app.run_test(size=(100, 30)) as pilot:
+        await pilot.pause()
+        app.push_screen(ExportScreen(make_run()))
+        await wait_for(pilot, lambda: "The file is not verified: llama.cpp's library" in screen_text(app))
+        assert "compared with the trained model" not in screen_text(app)
+        assert "enter export" in screen_text(app)
+        await pilot.press("down", "right", "right", "right")
+        await wait_for(pilot, lambda: "Q4_K_M is written by llama.cpp's quantizer" in screen_text(app))
+        assert "enter export" not in screen_text(app)
 
 
 async def test_an_error_is_told_with_its_remedy(scripted: pytest.MonkeyPatch) -> None:

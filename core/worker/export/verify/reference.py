@@ -55,6 +55,19 @@ class _Way:
     device: str
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """The rows that all models are measured on."""
+
+    rows: list[ProofRow]
+    data: str
+    """Where they are from: ``eval``, ``held_out`` or ``training``."""
+    vocabulary: int
+    """Logits of a place that count: the rows of the base's embedding."""
+    stops: frozenset[int]
+    """Tokens that end an answer."""
+
+
 def measure_reference(
     trained: TrainedModel,
     directory: Path,
@@ -90,49 +103,50 @@ def measure_reference(
         check_adapter(trained.adapter, base)
     fingerprint = BaseFingerprint(base) if trained.base_sha256 else None
     tokenizer = load_tokenizer(base)
-    named = trained.template in NAMED_TEMPLATES
-    template = template_source(None if named else trained.template, trained.template if named else None)
-    stops = stop_token_ids(_generation_config(base), tokenizer, template)
-    now = trained.run.created
-    encoder = make_encoder(config, base, tokenizer, stops, template, now)
-    vocabulary = int(_config(base).get_text_config().vocab_size)
-    rows, data = choose_rows(config, encoder, vocabulary, count, lambda read: progress("reading the rows", read, None))
+    asked = _ask(trained, base, tokenizer, count, progress)
     elements = sum(tensor.elements for tensor in read_weights(base).values())
     file = trained.file if as_file else None
     second = plain_base and method == "qlora" and trained.adapter is not None and file is None
-    require_room(directory, rows, vocabulary, 3 if second else 2)
+    require_room(directory, asked.rows, asked.vocabulary, 3 if second else 2)
     if fingerprint is not None:
         progress("comparing the base model with that of the training", None, None)
         fingerprint.settle()
-        if not fingerprint.matches(str(trained.base_sha256)):
-            raise UserError(
-                f"The base model {base} has changed since {trained.label} was trained on it.",
-                "Put the former one back: with another, the answers mean nothing.",
-            )
+        fingerprint.require(str(trained.base_sha256), trained.label)
     way = choose_way(config, elements * (_QUANTIZED if method == "qlora" else _WHOLE))
     progress("loading the trained model", None, None)
     loaded = _load(trained, base, method, way, tokenizer)
     arithmetic = next(name for name, dtype in DTYPES.items() if dtype == loaded.dtype)
     weights = None if file is None else answer_with_file(loaded, base, file)
-    measured = _Measurement(loaded, rows, directory, vocabulary, progress)
+    measured = _Measurement(loaded, asked, directory, progress)
     measured.write("trained", "measuring the trained model")
     if trained.adapter is not None:
         own = contextlib.nullcontext() if weights is None else weights.base_alone()
         with own, answering_as(loaded.model, "base"):
             measured.write("base", "measuring the base", half=True)
-    greedy = measured.greedy(frozenset(stops))
+    greedy = measured.greedy()
     del measured, loaded, weights
     gc.collect()
     if second and (plain := choose_way(config, elements * _WHOLE)).precision == "fp32":
         progress("loading the base in 16 bits", None, None)
         loaded = _load(trained, base, "lora", plain, tokenizer)
-        _Measurement(loaded, rows, directory, vocabulary, progress).write(
-            "plain", "measuring the adapter on the base in 16 bits"
-        )
+        _Measurement(loaded, asked, directory, progress).write("plain", "measuring the adapter on the base in 16 bits")
         del loaded
-    proof = Proof(directory, rows, greedy, vocabulary, data, now.isoformat() if now else "", arithmetic)
+    date = trained.run.created.isoformat() if trained.run.created else ""
+    proof = Proof(directory, asked.rows, greedy, asked.vocabulary, asked.data, date, arithmetic)
     proof.write()
     return proof
+
+
+def _ask(trained: TrainedModel, base: Path, tokenizer: Any, count: int, progress: Progress) -> _Asked:
+    """Choose the rows, encoded as in training."""
+    config = trained.config
+    named = trained.template in NAMED_TEMPLATES
+    template = template_source(None if named else trained.template, trained.template if named else None)
+    stops = stop_token_ids(_generation_config(base), tokenizer, template)
+    encoder = make_encoder(config, base, tokenizer, stops, template, trained.run.created)
+    vocabulary = int(_config(base).get_text_config().vocab_size)
+    rows, data = choose_rows(config, encoder, vocabulary, count, lambda read: progress("reading the rows", read, None))
+    return _Asked(rows, data, vocabulary, frozenset(stops))
 
 
 def choose_way(config: Config, needed: float) -> _Way:
@@ -172,14 +186,11 @@ def _load(trained: TrainedModel, base: Path, method: str, way: _Way, tokenizer: 
 class _Measurement:
     """Passes of one loaded model over the rows."""
 
-    def __init__(
-        self, loaded: LoadedModel, rows: Sequence[ProofRow], directory: Path, vocabulary: int, progress: Progress
-    ) -> None:
+    def __init__(self, loaded: LoadedModel, asked: _Asked, directory: Path, progress: Progress) -> None:
         model = loaded.model
         self._network = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self._rows = rows
+        self._rows, self._vocabulary, self._stops = asked.rows, asked.vocabulary, asked.stops
         self._directory = directory
-        self._vocabulary = vocabulary
         self._progress = progress
 
     @torch.no_grad()
@@ -199,17 +210,17 @@ class _Measurement:
         self._progress(activity, len(self._rows), len(self._rows))
 
     @torch.no_grad()
-    def greedy(self, stops: frozenset[int]) -> list[list[int]]:
+    def greedy(self) -> list[list[int]]:
         """Greedy answers to the prompts, each with the token that ended it."""
         longest = max((len(row.positions) for row in self._rows), default=0)
         limit = min(GREEDY_TOKENS, longest + GREEDY_MARGIN)
         answers = []
         for done, row in enumerate(self._rows):
             self._progress("greedy answers of the trained model", done, len(self._rows))
-            answers.append(self._answer(row.prompt_ids, stops, limit) if row.messages else [])
+            answers.append(self._answer(row.prompt_ids, limit) if row.messages else [])
         return answers
 
-    def _answer(self, prompt: list[int], stops: frozenset[int], limit: int) -> list[int]:
+    def _answer(self, prompt: list[int], limit: int) -> list[int]:
         most = getattr(self._network.config.get_text_config(), "max_position_embeddings", None) or len(prompt) + limit
         state = KeyValues(self._network)
         answer: list[int] = []
@@ -217,7 +228,7 @@ class _Measurement:
         while logits is not None and len(answer) < min(limit, most - len(prompt)):
             token = int(logits[0].argmax())
             answer.append(token)
-            if token in stops:
+            if token in self._stops:
                 break
             logits = state.extend(torch.tensor([[token]]))
         return answer

@@ -22,6 +22,7 @@ from core.worker.oom.retry import MemoryShortageError
 from core.worker.process.control import Controls
 from core.worker.process.recorder import Recorder
 from core.worker.setup import build as building
+from core.worker.setup import ready_model
 from core.worker.setup.build import Parts, build
 
 FULL = "CUDA out of memory. Tried to allocate 2.00 GiB."
@@ -74,14 +75,14 @@ def _in(module: Any, name: str) -> Callable[[pytest.MonkeyPatch], None]:
 @pytest.mark.parametrize(
     ("inject", "sections", "place", "advice"),
     [
-        (_in(building, "attach_adapters"), {}, "in attaching the adapters", "Lower method.rank."),
+        (_in(ready_model, "attach_adapters"), {}, "in attaching the adapters", "Lower method.rank."),
         (_in(adapters, "pissa_factors"), {"method": {"init": "pissa"}}, "adapters", "Set method.init = default"),
         (_in(adapters, "loftq_factors"), {"method": {"init": "loftq"}}, "adapters", "Set method.init = default"),
-        (_in(building, "choose_weights"), {"method": {"name": "full"}}, "in choosing the weights", "smaller model"),
-        (_in(building, "fuse_layers"), {}, "in fusing the layers", "Set train.fused_layers = false."),
+        (_in(ready_model, "choose_weights"), {"method": {"name": "full"}}, "in choosing the weights", "smaller model"),
+        (_in(ready_model, "fuse_layers"), {}, "in fusing the layers", "Set train.fused_layers = false."),
         (_in(building, "check_model"), {}, "in the check of the model", "Close what else holds memory"),
         (_in(building, "choose_for_run"), {}, "in the check of the model", "Close what else holds memory"),
-        (_in(building, "create_handles"), {}, "in creating the handles", "Close what else holds memory"),
+        (_in(ready_model, "create_handles"), {}, "in creating the handles", "Close what else holds memory"),
     ],
 )
 def test_memory_that_runs_out_before_the_first_step_is_a_sentence(

@@ -1,0 +1,115 @@
+"""The model of a run made ready to be trained: loaded, its adapters attached, its layers fused."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from accelerate import Accelerator
+
+from core.config.schema import WEIGHT_METHODS, Config
+from core.worker.fused.file_weights import FileWeights
+from core.worker.fused.ggml_quant import ggml_type
+from core.worker.fused.install import Fused
+from core.worker.model.adapters import adapted_layers, attach_adapters
+from core.worker.model.full_weights import choose_weights
+from core.worker.model.model import LoadedModel, load_model, make_accelerator
+from core.worker.oom.handles import create_handles
+from core.worker.oom.retry import Retry, shortage_explained
+from core.worker.process.control import Controls
+from core.worker.process.recorder import Recorder
+from core.worker.setup.compilation import try_compilation
+from core.worker.setup.fast_paths import fuse_layers
+from core.worker.setup.preparation import Prepared
+
+#: Advice where memory runs out before there is a step that could be cut smaller.
+SMALLER = "Close what else holds memory, or choose a smaller model or method.name = qlora."
+
+
+@dataclass(frozen=True)
+class ReadyModel:
+    """A model that is ready to be trained, and how that is done."""
+
+    loaded: LoadedModel
+    """The base with its adapters, or with its trained weights chosen."""
+    accelerator: Accelerator
+    fused: Fused
+    """The fused parts of its layers."""
+    is_compiled: bool
+    """Whether its layers are to be compiled, which a trial has shown to work."""
+    file_weights: FileWeights | None
+    """None where no file's weights are trained."""
+
+
+def make_ready(
+    config: Config, prepared: Prepared, recorder: Recorder, controls: Controls, *, fresh: bool
+) -> ReadyModel:
+    """Load the model and make it ready.
+
+    Args:
+        config: The configuration, paths absolute.
+        prepared: The inputs of the run.
+        recorder: Told how far it is.
+        controls: Stops it.
+        fresh: Whether the run begins; else its adapters come from a checkpoint.
+
+    Raises:
+        StopRequested: If a stop was asked for.
+        UserError: If the model cannot be loaded or changed as the configuration says.
+        MemoryShortageError: If memory runs out.
+    """
+    loaded = _load_model(config, prepared, recorder, controls, fresh=fresh)
+    Retry(lambda: "the start", recorder.warn).run(
+        lambda: create_handles(loaded.device), lambda: None, "in creating the handles of matrix products", SMALLER
+    )
+    accelerator = make_accelerator(loaded)
+    with shortage_explained("in fusing the layers", f"Set train.fused_layers = false. {SMALLER}"):
+        compiled = config.train.compile and _try_compilation(config, loaded, accelerator, recorder, controls)
+        fused = fuse_layers(config, loaded, compiled=compiled)
+    file_type = config.method.train_for
+    file_weights = None if file_type is None else FileWeights(loaded.model, fused.lora, ggml_type(file_type))
+    return ReadyModel(loaded, accelerator, fused, compiled, file_weights)
+
+
+def _load_model(
+    config: Config, prepared: Prepared, recorder: Recorder, controls: Controls, *, fresh: bool
+) -> LoadedModel:
+    """The base model with what is trained of it: adapters, or weights of its own."""
+    loaded = load_model(
+        prepared.base,
+        method=config.method.name,
+        precision=config.train.precision,
+        device=config.hardware.device,
+        for_training=True,
+        tokenizer=prepared.tokenizer,
+    )
+    if config.method.name in WEIGHT_METHODS:
+        with shortage_explained("in choosing the weights that are trained", SMALLER):
+            choose_weights(loaded.model, config.method, seed=config.train.seed)
+        return loaded
+    report = recorder.reporter("loading_model", controls.check_stop)
+    plainer = "" if config.method.init == "default" else "Set method.init = default, which computes nothing. "
+    with shortage_explained("in attaching the adapters", f"{plainer}Lower method.rank. {SMALLER}"):
+        model = attach_adapters(
+            loaded.model,
+            config.method,
+            seed=config.train.seed,
+            base=prepared.base,
+            fresh=fresh,
+            progress=lambda done, total: report("beginning of the adapters", done, total),
+        )
+    if config.method.target_modules != "all-linear":
+        found = adapted_layers(model)
+        names = ", ".join(f"{name} {count}" for name, count in found.items())
+        recorder.notice("info", "adapters", f"{sum(found.values())} layers have adapters: {names}.")
+    return dataclasses.replace(loaded, model=model)
+
+
+def _try_compilation(
+    config: Config, loaded: LoadedModel, accelerator: Accelerator, recorder: Recorder, controls: Controls
+) -> bool:
+    """Whether the model's layers can be compiled; the attention of training is in them when that is tried."""
+    fuse_layers(config, loaded, compiled=True)
+    controls.check_stop()
+    recorder.phase("loading_model", "compiling a layer")
+    return try_compilation(loaded, accelerator.autocast, recorder.warn)
