@@ -12,7 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import Any, ClassVar, cast
 
 from rich.console import RenderableType
 from textual import events, on, work
@@ -59,9 +59,6 @@ from tui.terminal_image import Painted
 from tui.typed_ahead import Place, TypedAhead
 from tui.widgets.forms.ask_bar import KeyQuestion, takes_text
 from tui.widgets.lists.run_list import RunList
-
-if TYPE_CHECKING:
-    from core.runs.store import Run
 
 #: Thread limit: some threads follow a run or sample the devices for as long as the app runs.
 _THREADS = 32
@@ -479,7 +476,7 @@ class LocaltuneApp(App[str]):
 
     @on(messages.EvaluationRequested)
     def _evaluation_requested(self, message: messages.EvaluationRequested) -> None:
-        self._ask_evaluation(message.run)
+        self.runs.evaluate(message.run)
 
     @on(messages.DeleteRequested)
     def _delete_requested(self, message: messages.DeleteRequested) -> None:
@@ -601,20 +598,7 @@ class LocaltuneApp(App[str]):
 
     def action_evaluate(self) -> None:
         """Put a file of prompts to the model of the run that is shown."""
-        self._ask_evaluation(self.state.view.run if self.state.view is not None else None)
-
-    def _ask_evaluation(self, run: Run | None) -> None:
-        from core.evaluation.record import EvaluationRecord
-        from core.evaluation.request import EvaluationRequest
-        from tui.screens.evaluation.form import EvaluationForm
-        from tui.screens.evaluation.screen import EvaluationScreen
-
-        def begin(asked: EvaluationRequest | EvaluationRecord | None) -> None:
-            if asked is not None:
-                self.push_screen(EvaluationScreen(asked))
-
-        if not self.desktop.is_covered:
-            self.push_screen(EvaluationForm(run), begin)
+        self.runs.evaluate(self.state.view.run if self.state.view is not None else None)
 
     def can_run(self, key: Key) -> bool:
         """Whether a key's action makes sense now; the palette leaves out the others."""

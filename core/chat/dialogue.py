@@ -88,7 +88,7 @@ class Dialogue:
         self.id = secrets.token_hex(4)
         """The name of the conversation."""
         self.started = time.time()
-        """When it began, in Unix seconds."""
+        """When its first question was asked, in Unix seconds; before that, when it was made."""
         self._root = Exchange("", [])
 
     @property
@@ -102,6 +102,8 @@ class Dialogue:
 
     def ask(self, question: str, sources: tuple[Source, ...]) -> Exchange:
         """Add a question that these sources are to answer, at the end of the conversation."""
+        if not self._root.branches:
+            self.started = time.time()
         return self._branch(self._last, question, sources)
 
     def ask_again(self, exchange: Exchange, question: str, sources: tuple[Source, ...]) -> Exchange:

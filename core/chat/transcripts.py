@@ -93,7 +93,7 @@ def keep_transcript(run: Run, dialogue: Dialogue, system: str = "") -> Path:
         paths.make_private_dir(directory)
     stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(dialogue.started))
     path = directory / f"{stamp}-{dialogue.id}.json"
-    write_atomic(path, raw)
+    write_atomic(path, raw, durable=False)
     return path
 
 

@@ -244,6 +244,24 @@ class Runs:
         if not self._desktop.is_covered:
             self._desktop.open(ExportScreen(run, step, is_on=self._state.live_run is not None))
 
+    def evaluate(self, run: Run | None) -> None:
+        """Ask what is to be evaluated, and show the evaluation.
+
+        Args:
+            run: The run whose model is compared; None where there is none.
+        """
+        from core.evaluation.record import EvaluationRecord
+        from core.evaluation.request import EvaluationRequest
+        from tui.screens.evaluation.form import EvaluationForm
+        from tui.screens.evaluation.screen import EvaluationScreen
+
+        def answered(asked: EvaluationRequest | EvaluationRecord | None) -> None:
+            if asked is not None:
+                self._desktop.open(EvaluationScreen(asked))
+
+        if not self._desktop.is_covered:
+            self._desktop.open(EvaluationForm(run), answered)
+
     def deleted(self, run: Run) -> None:
         """Take a deleted run from the screen."""
         self._desktop.tell(f"Deleted {run.id}.")

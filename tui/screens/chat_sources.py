@@ -42,6 +42,7 @@ class ChatSources(Overlay[tuple[Source, ...]]):
             border: round $border-focus; border-title-style: bold; background: $surface;
         }
         & ChoiceList { height: auto; max-height: 20; }
+        & #keys { margin-top: 1; }
     }
     """
     BINDINGS: ClassVar[list[BindingType]] = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +23,7 @@ from core.units import format_bytes, format_duration
 from tui.screens.overlay import Overlay
 from tui.shell import shell_of
 from tui.widgets.charts.meter import bar
-from tui.widgets.forms.safe_input import SafeInput
+from tui.widgets.forms.path_input import PathInput
 from tui.widgets.text_block import HangingBlock, TextBlock
 
 if TYPE_CHECKING:
@@ -97,8 +97,10 @@ class ExportScreen(Overlay[None]):
         background: $surface; scrollbar-size-vertical: 1;
     }
     ExportScreen.-alarm > VerticalScroll { border: round $limit; border-title-color: $limit; }
-    ExportScreen SafeInput { background: $panel; display: none; }
-    ExportScreen SafeInput.-open { display: block; }
+    ExportScreen #export-text { min-height: 8; }
+    ExportScreen PathInput { background: $panel; display: none; }
+    ExportScreen.-editing PathInput { display: block; }
+    ExportScreen.-editing #export-text { min-height: 7; }
     """
 
     def __init__(self, run: Run, step: int | None = None, *, is_on: bool = False) -> None:
@@ -125,7 +127,7 @@ class ExportScreen(Overlay[None]):
         with VerticalScroll() as box:
             box.border_title = Content(f"Export {one_line(self._run.id, 60)}")
             yield HangingBlock(id="export-text")
-            yield SafeInput(placeholder="directory to make")
+            yield PathInput(placeholder="the directory to make; empty: in the home, named after the run")
 
     def on_mount(self) -> None:
         """Show what can be exported."""
@@ -188,33 +190,36 @@ class ExportScreen(Overlay[None]):
 
     def _edit(self) -> None:
         """Open the input of the directory."""
-        line = self.query_one(SafeInput)
+        line = self.query_one(PathInput)
         line.value = "" if self._request.out is None else str(self._request.out)
-        line.add_class("-open")
+        line.cursor_position = len(line.value)
+        self.add_class("-editing")
         self.set_focus(line)
+        self._show()
 
-    @on(SafeInput.Submitted)
-    def _submitted(self, message: SafeInput.Submitted) -> None:
+    @on(PathInput.Submitted)
+    def _submitted(self, message: PathInput.Submitted) -> None:
         message.stop()
         typed = message.value.strip()
         self._close_input()
         out: Path | None = (working_directory() / user_path(typed)).absolute() if typed else None
         self._change(replace(self._request, out=out))
 
-    @on(SafeInput.Cancelled)
-    def _cancelled(self, message: SafeInput.Cancelled) -> None:
+    @on(PathInput.Cancelled)
+    def _cancelled(self, message: PathInput.Cancelled) -> None:
         message.stop()
         self._close_input()
+        self._show()
 
     def _close_input(self) -> None:
-        self.query_one(SafeInput).remove_class("-open")
+        self.remove_class("-editing")
         self.set_focus(None)
 
     # Keys.
 
     def on_key(self, event: events.Key) -> None:
         """Choose, begin, cancel, leave, or scroll."""
-        if isinstance(self.focused, SafeInput):
+        if isinstance(self.focused, PathInput):
             return
         box, key = self.query_one(VerticalScroll), event.key
         if key in ("pagedown", "pageup"):
@@ -302,12 +307,18 @@ class ExportScreen(Overlay[None]):
 
     def _show(self) -> None:
         self.query_one("#export-text", TextBlock).show(self._text())
-        keys = "j k scroll  esc close"
-        if self._ended is None:
-            can_begin = self._planned is not None and self._planned.can_begin
-            keys = f"↑ ↓ field  ← → change{'  enter export' if can_begin else ''}  esc leave"
-            keys = keys if self._job is None else "esc cancel"
-        self.query_one(VerticalScroll).border_subtitle = Content(keys)
+        self.query_one(VerticalScroll).border_subtitle = Content(self._keys())
+
+    def _keys(self) -> str:
+        """What keys do now, for the border."""
+        if self._ended is not None:
+            return "j k scroll  esc close"
+        if self._job is not None:
+            return "esc cancel"
+        if self.has_class("-editing"):
+            return "tab complete  enter use it  esc leave it as it is"
+        can_begin = self._planned is not None and self._planned.can_begin
+        return f"↑ ↓ field  ← → change{'  enter export' if can_begin else ''}  esc leave"
 
     def _text(self) -> Content:
         if self._ended is not None:
@@ -389,11 +400,19 @@ def _result(result: ExportResult | None) -> Content:
         Content.assemble(head, f" · {format_bytes(result.bytes)} in {format_duration(result.seconds)}"),
         Content(""),
     ]
-    rows = [("directory", shown_path(result.path))]
-    rows += [("file", f"{one_line(file.name, 100)}  {format_bytes(file.bytes)}") for file in result.files[:12]]
+    lines += _facts(
+        [
+            ("directory", shown_path(result.path)),
+            *(("file", f"{one_line(file.name, 100)}  {format_bytes(file.bytes)}") for file in result.files[:12]),
+        ]
+    )
     if result.agreement is not None:
-        rows += agreement_rows(result.agreement)
-    width = max(len(name) for name, _ in rows)
-    lines += [Content.assemble((f"{name:<{width}}", "$muted"), f"  {one_line(text, 300)}") for name, text in rows]
+        lines += [Content(""), *_facts(agreement_rows(result.agreement))]
     lines += [Content(one_line(note, 400)) for note in result.notes]
     return Content("\n").join(lines)
+
+
+def _facts(rows: Sequence[tuple[str, str]]) -> list[Content]:
+    """Names in a column of their own, each with its text."""
+    width = max(len(name) for name, _ in rows)
+    return [Content.assemble((f"{name:<{width}}", "$muted"), f"  {one_line(text, 300)}") for name, text in rows]

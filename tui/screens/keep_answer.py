@@ -17,7 +17,7 @@ from tui.screens.overlay import Overlay, key_line
 from tui.widgets.forms.safe_input import SafeInput
 from tui.widgets.text_block import TextBlock
 
-_KEYS = (("ctrl+s", "append"), ("tab", "next"), ("esc", "leave it"))
+_KEYS = (("^s", "append"), ("tab", "next"), ("esc", "leave it"))
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,11 @@ class KeepAnswer(Overlay[KeptAnswer]):
     KeepAnswer {
         align: center middle; background: $background 60%;
         & > Vertical {
-            width: 96; max-width: 96%; height: auto; max-height: 90%; padding: 1 2;
+            width: 96; max-width: 96%; height: 80%; max-height: 28; padding: 1 2;
             border: round $border-focus; border-title-style: bold; background: $surface;
         }
         & TextArea {
-            height: 12; max-height: 40vh; border: none; background: $panel; padding: 0 1;
+            height: 1fr; border: none; background: $panel; padding: 0 1;
             &:focus { border: none; }
         }
         & Horizontal { height: auto; margin-top: 1; }

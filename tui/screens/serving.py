@@ -18,11 +18,11 @@ STOP = "stop"
 _WIDTH = 11
 
 
-def line_to_paste(view: ServingView) -> str:
-    """A line for a shell, by the variables that programs with OpenAI's client read; empty until the server is on."""
+def lines_to_paste(view: ServingView) -> str:
+    """Lines for a shell, with the variables that programs with OpenAI's client read; empty until the server is on."""
     if view.address is None:
         return ""
-    return f"export OPENAI_BASE_URL={view.address.url} OPENAI_API_KEY={view.address.key}"
+    return f"export OPENAI_BASE_URL={view.address.url}\nexport OPENAI_API_KEY={view.address.key}"
 
 
 class ServeScreen(Overlay[str]):
@@ -63,7 +63,7 @@ class ServeScreen(Overlay[str]):
 
     def show(self, view: ServingView) -> None:
         """Show the server as it is now."""
-        self._view = view
+        self._view, self._said = view, ""
         if self.is_attached:
             self._show()
 
@@ -93,13 +93,13 @@ class ServeScreen(Overlay[str]):
             "u": ("base URL", address.url),
             "y": ("key", address.key),
             "m": ("model", address.models[0]),
-            "c": ("line", line_to_paste(self._view)),
+            "c": ("lines", lines_to_paste(self._view)),
         }
 
     def _show(self) -> None:
         self.query_one(TextBlock).show(self._text())
         is_over = self._view.error is not None
-        keys = [("c", "copy the line"), ("u", "URL"), ("y", "key"), ("m", "model")] if self._copyable else []
+        keys = [("c", "copy the lines"), ("u", "URL"), ("y", "key"), ("m", "model")] if self._copyable else []
         keys += [("esc", "close")] if is_over else [("s", "stop"), ("esc", "leave it on")]
         self.query_one(VerticalScroll).border_subtitle = key_line(keys)
 
@@ -120,13 +120,13 @@ class ServeScreen(Overlay[str]):
             *(_fact("model" if not place else "", model) for place, model in enumerate(address.models)),
             Content(""),
             Content.styled("For programs that speak OpenAI's API; in a shell:", "$muted"),
-            Content(line_to_paste(view)),
+            Content(lines_to_paste(view)),
             Content(""),
             Content.styled("The model is loaded with the first question. The server ends with the app.", "$muted"),
         ]
-        lines += [Content(one_line(view.progress, 200))] if view.progress else []
-        lines += [Content.styled(self._said, "$ok")] if self._said else []
-        return Content("\n").join(lines)
+        # The last line is there from the beginning, so that the box stays where it is.
+        news = Content.styled(self._said, "$ok") if self._said else Content(one_line(view.progress, 200))
+        return Content("\n").join([*lines, news])
 
 
 def _fact(name: str, value: str) -> Content:

@@ -6,7 +6,7 @@ Answers are shown as the Markdown that they are, or as they were written.
 from __future__ import annotations
 
 from textual.app import ComposeResult
-from textual.containers import Container, Horizontal, Vertical
+from textual.containers import Horizontal, ItemGrid, Vertical
 from textual.content import Content
 
 from core.chat.dialogue import Exchange, Reply
@@ -139,7 +139,7 @@ class ExchangeView(Vertical):
         height: auto;
         margin-bottom: 1;
         & > .chat-replies { height: auto; layout: vertical; }
-        &.-wide > .chat-replies { layout: horizontal; }
+        &.-wide > .chat-replies { layout: grid; }
         &.-wide ReplyMessage.-second { border-left: solid $border; padding-left: 1; margin-left: 1; }
     }
     """
@@ -157,7 +157,9 @@ class ExchangeView(Vertical):
     def compose(self) -> ComposeResult:
         """The question, then the answers."""
         yield QuestionMessage(self.exchange)
-        with Container(classes="chat-replies"):
+        # A grid makes answers equally high, and with them the lines between them.
+        with ItemGrid(classes="chat-replies") as grid:
+            grid.styles.grid_size_columns = len(self.exchange.replies)
             for index, reply in enumerate(self.exchange.replies):
                 message = ReplyMessage(reply, markdown=self._markdown)
                 message.set_class(index > 0, "-second")

@@ -1,5 +1,7 @@
 """Markdown as styled text: read block by block, so that a stream costs its last block only.
 
+Textual's ``Markdown`` makes a widget of each block, with links that open; here an answer is one text in one widget.
+
 The text is a model's, so it may be anything. There are no links to follow and no HTML: an address is shown behind its
 words. What the parser makes of it is sanitized again, as ``&#x202E;`` becomes a character only there. A block that is
 long is shown as it was written: some texts take a parser quadratic time.

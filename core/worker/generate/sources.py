@@ -139,6 +139,8 @@ class Sources:
         peft_name = f"source_{next(self._numbers)}" if hasattr(self._model, "peft_config") else TRAINED
         self._model = add_adapter(self._model, directory, peft_name)
         self._model.eval()
+        # Loading repacks weights in 4 bits on some CPUs, which then compute a little else.
+        self.kept.forget()
         self._adapters[name] = _Adapter(peft_name, said, template)
 
     def remove(self, name: str) -> None:

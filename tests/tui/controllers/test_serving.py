@@ -72,8 +72,9 @@ async def test_a_key_serves_and_another_ends_it(
         assert listed(app) == 200
         for key in "uymc":
             await pilot.press(key)
-        line = f"export OPENAI_BASE_URL={address.url} OPENAI_API_KEY={address.key}"
-        assert copied == [address.url, address.key, "20261123-090000-first", line]
+        lines = f"export OPENAI_BASE_URL={address.url}\nexport OPENAI_API_KEY={address.key}"
+        assert copied == [address.url, address.key, "20261123-090000-first", lines]
+        assert lines.splitlines() == [line.strip() for line in shown.splitlines() if "export OPENAI" in line]
         # It stays on while other things are done, and the header says so.
         await pilot.press("escape")
         await wait_for(pilot, lambda: "● serving" in screen_text(app))

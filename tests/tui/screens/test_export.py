@@ -86,7 +86,10 @@ async def test_kinds_change_what_there_is_to_choose(scripted: pytest.MonkeyPatch
         await pilot.press("down", "down", "space", *"/tmp/it", "enter")
         await wait_for(pilot, lambda: "/tmp/it" in screen_text(app))
         assert screen._request.out == Path("/tmp/it")
-        await pilot.press("right", "escape")
+        assert "enter use it" not in screen_text(app)
+        await pilot.press("right")
+        await wait_for(pilot, lambda: "tab complete  enter use it  esc leave it as it is" in screen_text(app))
+        await pilot.press("escape")
         assert app.screen is screen
         await pilot.press("escape")
         await wait_for(pilot, lambda: app.screen is not screen)

@@ -686,7 +686,7 @@ class ChatPane(Pane):
             self._say("It has no answer to keep.", "$near")
             return
         messages = self.dialogue.messages(reply.source, self.system, chosen)
-        offer_to_keep(self.app, messages, reply.as_written, self._say)
+        offer_to_keep(self, messages, reply.as_written, self._say)
 
     def action_toggle_markdown(self) -> None:
         """Show answers as Markdown, or as they were written."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import shlex
 from typing import TYPE_CHECKING, ClassVar
 
-from textual import events, on
+from textual import events, on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, VerticalScroll
@@ -17,16 +18,17 @@ from core.evaluation.check import Check
 from core.evaluation.record import EvaluationRecord, newest_record
 from core.evaluation.request import EvaluationRequest
 from core.evaluation.targets import BASE
+from core.paths import working_directory
 from core.text import one_line
 from tui.screens.overlay import INPUT_BINDINGS, Overlay, key_line
-from tui.widgets.forms.path_input import PathInput
+from tui.widgets.forms.path_input import NameSuggester, PathInput
 from tui.widgets.forms.safe_input import SafeInput
 from tui.widgets.text_block import TextBlock
 
 if TYPE_CHECKING:
     from core.runs.store import Run
 
-_KEYS = (("enter", "ask them"), ("tab", "next"), ("→", "complete"), ("^r", "the last result"), ("esc", "leave"))
+_KEYS = (("enter", "ask them"), ("tab", "next"), ("→", "complete"), ("^r", "last result"), ("esc", "leave"))
 _ABOUT = "Greedy answers to each prompt, scored against what is expected, and compared with the first model's."
 SUFFIXES = (".jsonl", ".ndjson", ".txt", ".md", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 
@@ -73,6 +75,8 @@ class EvaluationForm(Overlay[EvaluationRequest | EvaluationRecord]):
             "check": SafeInput(placeholder="a program of yours that scores each answer", id="line-check"),
             "limit": SafeInput(placeholder="the first so many prompts", id="line-limit"),
         }
+        for name in ("models", "against"):
+            self._lines[name].suggester = NameSuggester(working_directory(), (".gguf",))
         for line in self._lines.values():
             # Typed text replaces the value.
             line.selection = Selection(0, len(line.value))
@@ -104,12 +108,15 @@ class EvaluationForm(Overlay[EvaluationRequest | EvaluationRecord]):
         except UserError as error:
             self._refuse(error)
 
-    def action_show_last(self) -> None:
+    @work(exclusive=True)
+    async def action_show_last(self) -> None:
         """Show the newest result that is kept."""
         try:
-            self.dismiss(newest_record(self._run)[1])
+            _, record = await asyncio.to_thread(newest_record, self._run)
         except UserError as error:
             self._refuse(error)
+        else:
+            self.dismiss(record)
 
     def _refuse(self, error: UserError) -> None:
         said = f"✗ {one_line(error.message, 200)} {one_line(error.hint, 200)}".rstrip()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -29,7 +30,6 @@ from tui.widgets.charts.meter import bar
 from tui.widgets.text_block import TextBlock
 
 _BAR_CELLS = 40
-_KEYS = "j k prompts  f won/lost  c next model  s save  S save JSONL  esc close"
 
 
 @dataclass
@@ -85,8 +85,8 @@ class EvaluationScreen(Overlay[None]):
     }
     EvaluationScreen #table { margin-bottom: 1; max-height: 50%; }
     EvaluationScreen #head { color: $muted; }
-    EvaluationScreen #rows { height: 1fr; min-height: 3; }
-    EvaluationScreen VerticalScroll { height: 1fr; border-top: solid $border; scrollbar-size-vertical: 1; }
+    EvaluationScreen #rows { height: 2fr; min-height: 3; }
+    EvaluationScreen VerticalScroll { height: 3fr; border-top: solid $border; scrollbar-size-vertical: 1; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("evaluation")]
     SCOPE = "evaluation"
@@ -111,11 +111,11 @@ class EvaluationScreen(Overlay[None]):
 
     def on_mount(self) -> None:
         """Begin, or show what there is."""
-        if isinstance(self._asked, EvaluationRecord):
-            self._has_ended(Ended(self._asked, EvaluationTable.of(self._asked)))
-            return
         self._show()
-        self._run(self._asked)
+        if isinstance(self._asked, EvaluationRecord):
+            self._compare(self._asked)
+        else:
+            self._run(self._asked)
 
     def on_resize(self) -> None:
         """Lay the table out for its width, which is known once the screen has been laid out."""
@@ -129,6 +129,11 @@ class EvaluationScreen(Overlay[None]):
         """Cancel what is on; what is answered is kept."""
         if self._evaluation is not None:
             self._evaluation.cancel()
+
+    @work(thread=True, group="evaluation")
+    def _compare(self, record: EvaluationRecord) -> None:
+        # Millions of draws, of many prompts.
+        self._tell(Ended(record, EvaluationTable.of(record)))
 
     @work(thread=True, group="evaluation")
     def _run(self, request: EvaluationRequest) -> None:
@@ -170,10 +175,11 @@ class EvaluationScreen(Overlay[None]):
         for name in ("#head", "#rows"):
             self.query_one(name).display = rows is not None
         self.query_one(VerticalScroll).display = rows is not None
-        box = self.query_one(Vertical)
+        box, keys = self.query_one(Vertical), shell_of(self).keys
         if rows is None:
             self.query_one("#table", TextBlock).show(self._text())
-            box.border_subtitle = Content("esc close" if ended is not None else "esc cancel")
+            leaves = "close" if ended is not None else "cancel"
+            box.border_subtitle = Content(f"{keys['evaluation.back'].display} {leaves}")
             return
         width = self.query_one("#table").content_size.width
         lines = summary_lines(rows.record, rows.table, width or None)
@@ -183,7 +189,10 @@ class EvaluationScreen(Overlay[None]):
         window.rows = rows
         window.refresh()
         self.query_one("#detail", TextBlock).show(rows.detail())
-        box.border_subtitle = Content(_KEYS)
+        filters = ["filter", "against"][: len(rows.table.comparisons)]
+        box.border_subtitle = Content(
+            keys.hints(f"evaluation.{name}" for name in ("read", *filters, "save", "lines", "back"))
+        )
 
     def _text(self) -> Content:
         """What is said before there is a table."""
@@ -195,6 +204,8 @@ class EvaluationScreen(Overlay[None]):
                 head, f" {one_line(ended.error.message, 600)}\n{one_line(ended.error.hint, 400)}{kept}"
             )
         evaluation, progress = self._evaluation, self._progress
+        if isinstance(self._asked, EvaluationRecord):
+            return Content("Comparing the answers …")
         if evaluation is None:
             return Content("Looking for the models and reading the prompts …")
         names = ", ".join(one_line(target.name, 60) for target in evaluation.targets)
@@ -214,7 +225,7 @@ class EvaluationScreen(Overlay[None]):
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Without a table there is only the way out."""
         del parameters
-        mine = ("move", "move_page", "move_end", "filter", "turn", "save", "save_lines")
+        mine = ("move", "move_page", "move_end", "read", "filter", "turn", "save", "save_lines")
         return self._rows is not None if action in mine else True
 
     def action_back(self) -> None:
@@ -237,6 +248,11 @@ class EvaluationScreen(Overlay[None]):
         if self._rows is not None:
             self.action_move(direction * len(self._rows.record.items))
 
+    def action_read(self, by: int) -> None:
+        """Scroll in the answers by pages."""
+        answers = self.query_one(VerticalScroll)
+        answers.scroll_relative(y=by * max(answers.size.height - 1, 1), animate=False)
+
     def action_filter(self) -> None:
         """Show the rows that are won, those that are lost, or all."""
         if self._rows is not None:
@@ -251,16 +267,18 @@ class EvaluationScreen(Overlay[None]):
 
     def action_save(self) -> None:
         """Save it as Markdown."""
-        if self._rows is not None:
-            self._save(".md", to_markdown(self._rows.record, self._rows.table))
+        self._save(".md", to_markdown)
 
     def action_save_lines(self) -> None:
         """Save it as JSON lines."""
-        if self._rows is not None:
-            self._save(".jsonl", to_jsonl(self._rows.record, self._rows.table))
+        self._save(".jsonl", to_jsonl)
 
-    def _save(self, suffix: str, text: str) -> None:
+    @work(thread=True, group="save")
+    def _save(self, suffix: str, written_by: Callable[[EvaluationRecord, EvaluationTable], str]) -> None:
+        if self._rows is None:
+            return
         try:
+            text = written_by(self._rows.record, self._rows.table)
             said = f"It is in {one_line(str(save_text('evaluation', suffix, text)), 200)}"
         except UserError as error:
             said = f"It is not saved: {one_line(error.message, 200)}"

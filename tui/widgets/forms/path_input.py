@@ -19,6 +19,8 @@ from tui.widgets.forms.safe_input import SafeInput
 
 #: Maximum number of directory entries read; a directory of a million files must not freeze the screen.
 ENTRY_LIMIT = 5_000
+#: Characters for which a shell wants quotes.
+_QUOTED = frozenset(" '\"\\")
 
 
 def complete_path(text: str, base: Path, suffixes: Sequence[str] = ()) -> list[str]:
@@ -64,6 +66,16 @@ class PathSuggester(Suggester):
     async def get_suggestion(self, value: str) -> str | None:
         """The first completion, if any."""
         return next(iter(complete_path(value, self.base, self.suffixes)), None)
+
+
+class NameSuggester(PathSuggester):
+    """A suggester for names with blanks between them, read as a shell does, of which the last one may be a path."""
+
+    async def get_suggestion(self, value: str) -> str | None:
+        """The line with its last name completed, unless that would have to be quoted."""
+        before, blank, last = value.rpartition(" ")
+        found = await super().get_suggestion(last) if last else None
+        return f"{before}{blank}{found}" if found is not None and not set(found) & _QUOTED else None
 
 
 class PathInput(SafeInput):

@@ -282,7 +282,7 @@ def test_an_adapter_of_another_base_is_refused_and_the_others_answer_on(
     assert said(engine, "tuned") == before
 
 
-def test_a_turn_reads_only_what_is_new_and_says_the_same(engine: ChatEngine) -> None:
+def test_a_turn_reads_only_what_is_new_and_says_the_same(engine: ChatEngine, adapter_dir: Path) -> None:
     def ask(messages: list[dict[str, str]], source: str = "tuned") -> dict[str, Any]:
         return list(engine.generate(ChatRequest(messages, source, GenerationSettings(12))))[-1]
 
@@ -302,6 +302,9 @@ def test_a_turn_reads_only_what_is_new_and_says_the_same(engine: ChatEngine) -> 
     other = ask([{"role": "user", "content": "something else"}])
     assert other["reused_tokens"] < 12
     assert ask(longer)["text"] == second["text"], "nothing of the other conversation is left in it"
+    engine.add(AdapterSpec("other@9", str(adapter_dir), "step-9"))
+    anew = ask(longer)
+    assert (anew["text"], anew["reused_tokens"]) == (second["text"], 0), "loading may repack weights in 4 bits"
 
 
 def test_an_answer_ends_at_a_text(engine: ChatEngine) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from textual.containers import VerticalScroll
 
 from core import paths
 from core.chat.request import Source
@@ -83,6 +84,11 @@ async def test_prompts_are_asked_and_the_rows_won_and_lost_are_scrolled_through(
         await pilot.press("f")
         await wait_for(pilot, lambda: "lost: 1 of 12 against base" in screen_text(app))
         assert not FORBIDDEN & set(screen_text(app))
+        scroll = app.screen.query_one(VerticalScroll)
+        await pilot.press("J")
+        await wait_for(pilot, lambda: scroll.scroll_y == min(scroll.size.height - 1, scroll.max_scroll_y))
+        await pilot.press("K")
+        await wait_for(pilot, lambda: scroll.scroll_y == 0)
         await pilot.press("f", "G")
         await wait_for(pilot, lambda: any("▸ + won" in line and "question 11" in line for line in screen_lines(app)))
         await pilot.press("s", "S")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tui.widgets.forms.path_input import complete_path
+from tui.widgets.forms.path_input import NameSuggester, complete_path
 
 
 @pytest.fixture
@@ -43,3 +43,18 @@ def test_absolute_and_home_paths(tree: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_names_that_cannot_be_shown_are_left_out(tree: Path) -> None:
     assert not any("\x1b" in path for path in complete_path("", tree))
+
+
+@pytest.mark.parametrize(
+    ("typed", "suggested"),
+    [
+        ("faq@40 ./tr", "faq@40 ./train.jsonl"),
+        ("data", "data/"),
+        ("base ", None),
+        ("faq@40", None),
+        ("base my", None),
+    ],
+)
+async def test_the_last_of_several_names_is_completed(tree: Path, typed: str, suggested: str | None) -> None:
+    (tree / "my model").mkdir()
+    assert await NameSuggester(tree, (".jsonl",)).get_suggestion(typed) == suggested
