@@ -54,3 +54,30 @@ def write_tiny_model(directory: Path) -> Path:
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
+
+
+def write_tiny_adapter(
+    base: Path, directory: Path, *, seed: int = 3, rank: int = 4, alpha: int = 64, std: float = 0.2
+) -> Path:
+    """An adapter with random factors on all linear layers, in PEFT's format, which changes the base's answers.
+
+    Args:
+        base: The base model.
+        directory: Where it goes.
+        seed: The seed of its factors.
+        rank: Its rank.
+        alpha: Its alpha.
+        std: The standard deviation of its factors B, which would be zeros at the beginning of a training.
+    """
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), config)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=std)
+    model.save_pretrained(str(directory))
+    return directory
