@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 #: ChatML, as many small models have it, without a default system prompt.
 CHATML = (
@@ -11,26 +13,38 @@ CHATML = (
 )
 
 
-def write_tiny_model(directory: Path) -> Path:
-    """A random two-layer Llama with a byte-level tokenizer and ChatML, as a directory of safetensors."""
-    import torch
+def train_byte_level(corpus: Sequence[str], specials: Sequence[str], size: int) -> Any:
+    """A byte-level BPE tokenizer, as GPT-2's: a ``tokenizers.Tokenizer``.
+
+    Args:
+        corpus: Texts that its merges are made from.
+        specials: Its special tokens, which have the first ids.
+        size: The most tokens that it has.
+    """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    corpus = ["the ticket area urgency normal high low ref null user assistant system"] * 4
     backend.train_from_iterator(
         corpus,
         trainers.BpeTrainer(
-            vocab_size=320,
+            vocab_size=size,
             special_tokens=[AddedToken(token, special=True) for token in specials],
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         ),
     )
+    return backend
+
+
+def write_tiny_model(directory: Path) -> Path:
+    """A random two-layer Llama with a byte-level tokenizer and ChatML, as a directory of safetensors."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    corpus = ["the ticket area urgency normal high low ref null user assistant system"] * 4
+    backend = train_byte_level(corpus, ["<|endoftext|>", "<|im_start|>", "<|im_end|>"], 320)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>", bos_token="<|im_start|>"
     )
