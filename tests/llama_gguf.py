@@ -24,8 +24,8 @@ _WHOLE = {
 }
 
 
-def add_sizes(writer: Any, config: Any) -> None:
-    """Add the sizes of a Llama to the metadata.
+def add_architecture(writer: Any, config: Any) -> None:
+    """Add the sizes of the model to the metadata, as llama.cpp names them.
 
     Args:
         writer: A ``GGUFWriter``.
@@ -43,14 +43,14 @@ def add_sizes(writer: Any, config: Any) -> None:
     writer.add_vocab_size(config.vocab_size)
 
 
-def add_vocabulary(
+def add_tokens(
     writer: Any,
     tokenizer: Any,
     size: int,
     splitting: str,
     change_token: Callable[[int, str], str] = lambda _, text: text,
 ) -> None:
-    """Add tokens, their types and merges of a byte-level BPE tokenizer, and the ids of its special ones.
+    """Add a byte-level BPE tokenizer: texts and kinds of its tokens, merges, and the tokens that begin and end a text.
 
     Args:
         writer: A ``GGUFWriter``.
@@ -59,12 +59,17 @@ def add_vocabulary(
         splitting: llama.cpp's name of the way in which it splits text.
         change_token: Given the number and text of each token, what is written in its place.
     """
+    import gguf
+
     described = json.loads(tokenizer.backend_tokenizer.to_str())
-    added = {entry["id"]: 3 if entry["special"] else 4 for entry in described["added_tokens"]}
+    kinds = [gguf.TokenType.NORMAL] * size
+    for added in described["added_tokens"]:
+        if added["id"] < size:
+            kinds[added["id"]] = gguf.TokenType.CONTROL if added["special"] else gguf.TokenType.USER_DEFINED
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(splitting)
     writer.add_token_list([change_token(number, tokenizer.convert_ids_to_tokens(number)) for number in range(size)])
-    writer.add_token_types([added.get(number, 1) for number in range(size)])
+    writer.add_token_types(kinds)
     writer.add_token_merges([" ".join(pair) for pair in described["model"]["merges"]])
     if tokenizer.bos_token_id is not None:
         writer.add_bos_token_id(tokenizer.bos_token_id)
@@ -87,7 +92,9 @@ def tensor_name(name: str) -> str:
 
 
 def tensor_values(name: str, tensor: Any, config: Any) -> Any:
-    """The values of a tensor in the file, in fp32: rows of queries and keys have the halves of each head interleaved.
+    """The values of a tensor in the file, in fp32.
+
+    llama.cpp rotates neighboring rows of a head, transformers those that are half a head apart.
 
     Args:
         name: Its name in transformers.

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.llama_gguf import add_sizes, add_vocabulary, finish, tensor_name, tensor_values
+from tests.llama_gguf import add_architecture, add_tokens, finish, tensor_name, tensor_values
 from tests.tiny_model import CHATML
 
 
@@ -47,8 +47,8 @@ def write_tiny_gguf(
     }
     file_type, tensor_type = types[kind]
     writer.add_file_type(file_type)
-    add_sizes(writer, config)
-    add_vocabulary(writer, tokenizer, config.vocab_size, splitting, change_token)
+    add_architecture(writer, config)
+    add_tokens(writer, tokenizer, config.vocab_size, splitting, change_token)
     writer.add_add_bos_token(add_bos)
     if template is not None:
         writer.add_chat_template(template)

@@ -6,7 +6,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
-from tests.llama_gguf import add_sizes, add_vocabulary, finish, tensor_name, tensor_values
+from tests.llama_gguf import add_architecture, add_tokens, finish, tensor_name, tensor_values
 
 
 def write_gguf(
@@ -31,7 +31,7 @@ def write_gguf(
         setattr(config, name, size)
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("tiny")
-    add_sizes(writer, config)
+    add_architecture(writer, config)
     _add_tokenizer(writer, tokenizer)
     tensors = {
         tensor_name(name): tensor_values(name, tensor, model.config)
@@ -111,6 +111,6 @@ def _lfm2_name(name: str) -> str:
 
 
 def _add_tokenizer(writer: Any, tokenizer: Any) -> None:
-    add_vocabulary(writer, tokenizer, len(tokenizer), "smollm")
+    add_tokens(writer, tokenizer, len(tokenizer), "smollm")
     writer.add_pad_token_id(tokenizer.eos_token_id)
     writer.add_chat_template(tokenizer.chat_template)
