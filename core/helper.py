@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 
 from core.errors import UserError
 
@@ -206,3 +206,10 @@ def tie_to_parent() -> None:
     poll.register(lifeline, select.POLLIN)
     if poll.poll(0):
         os._exit(1)
+
+
+def private_output() -> IO[bytes]:
+    """In a helper: standard output for its own messages alone; what libraries print goes to standard error now."""
+    output = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    return output

@@ -291,8 +291,8 @@ def _measure(request: dict[str, Any], name: str, progress: Progress) -> dict[str
                     return result
                 if "error" in answer:
                     raise UserError(one_line(answer["error"]), one_line(answer["hint"]))
-                activity, done, total = answer["progress"]
-                last = (one_line(activity), done, total)
+                told = answer["progress"]
+                last = (one_line(told["activity"]), told["done"], told["total"])
         finally:
             helper.end()
             reading.join()

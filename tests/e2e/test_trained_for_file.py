@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +12,10 @@ import pytest
 from core.chat.session import Answer, ChatSession, GenerationSettings, open_session, session_of
 from core.export.job import ExportJob
 from core.export.request import ExportRequest
-from core.launch.launcher import worker_environment
 from core.runs.events import EvalEvent
 from core.runs.store import Run
 from core.runs.trained import find_trained
+from tests.core.worker.export.gguf.apart import lines_of
 from tests.tiny_model import write_tiny_model
 
 from .workers import Workers, finish, only
@@ -81,18 +79,8 @@ def held_out_loss(run: Run, base: Path, file: Path) -> float:
     encoder = make_encoder(config, base, tokenizer, [tokenizer.eos_token_id], None, run.created)
     loaded = Loader(config, encoder, vocabulary=len(tokenizer), progress=lambda _: None).load(str(config.data.eval))
     rows = [[row.input_ids.tolist(), row.supervised.nonzero()[0].tolist()] for row in loaded.rows]
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.core.worker.export.gguf.held_out_loss", str(file)],
-        input=json.dumps(rows),
-        env=worker_environment() | {"OMP_NUM_THREADS": "1"},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return float(json.loads(done.stdout))
+    (loss,) = lines_of("held_out_loss", str(file), standard_input=json.dumps(rows), seconds=120)
+    return float(loss)
 
 
 def answer_of(session: ChatSession) -> str:

@@ -10,7 +10,6 @@ from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Horizontal, VerticalScroll
 from textual.content import Content
-from textual.widgets.input import Selection
 
 from core.chat.request import GenerationSettings
 from core.errors import UserError
@@ -79,7 +78,7 @@ class ChatSettings(Overlay[tuple[str, GenerationSettings]]):
         self._lines = {name: SafeInput(value, id=f"line-{name}") for name, (_, value, _) in values.items()}
         for line in self._lines.values():
             # Typed text replaces the value.
-            line.selection = Selection(0, len(line.value))
+            line.select_all()
 
     def compose(self) -> ComposeResult:
         """An input for each setting, the error, and the keys."""
@@ -97,10 +96,8 @@ class ChatSettings(Overlay[tuple[str, GenerationSettings]]):
 
     def on_key(self, event: events.Key) -> None:
         """Keys typed before the first input had the focus are its text all the same."""
-        line = self._lines["system"]
-        if not isinstance(self.focused, SafeInput) and event.is_printable and event.character is not None:
-            event.stop()
-            line.replace(event.character, *line.selection)
+        if not isinstance(self.focused, SafeInput):
+            self._lines["system"].take_key(event)
 
     @on(SafeInput.Submitted)
     def _submitted(self, message: SafeInput.Submitted) -> None:

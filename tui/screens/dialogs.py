@@ -185,7 +185,7 @@ def unanswered_dialog(error: UserError) -> ChoiceDialog:
     """The question about a run that does not answer to a stop."""
     return ChoiceDialog(
         "Stop failed",
-        _error_text(error),
+        error_text(error),
         [
             Choice("t", SIGNAL, "tell it by a signal", "it stops after a checkpoint, if it can"),
             Choice("k", KILL, "kill its process", "asks once more"),
@@ -232,9 +232,10 @@ def elsewhere_dialog(run: str, code: str, *, is_model: bool) -> ChoiceDialog:
 
 def error_dialog(title: str, error: UserError) -> ChoiceDialog:
     """The error of a request of the user, and its remedy."""
-    return ChoiceDialog(title, _error_text(error), [Choice("enter", "", "close")], alarm=True)
+    return ChoiceDialog(title, error_text(error), [Choice("enter", "", "close")], alarm=True)
 
 
-def _error_text(error: UserError) -> Content:
+def error_text(error: UserError) -> Content:
+    """The sentence of an error, and its remedy below."""
     text = Content(sanitize(error.message))
     return Content.assemble(text, "\n\n", (sanitize(error.hint), "$muted")) if error.hint else text

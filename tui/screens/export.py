@@ -21,8 +21,8 @@ from core.paths import shown_path, user_path, working_directory
 from core.text import one_line, sanitize
 from core.units import format_bytes, format_duration
 from tui.screens.overlay import Overlay
+from tui.screens.progress import Progressed, progress_bar
 from tui.shell import shell_of
-from tui.widgets.charts.meter import bar
 from tui.widgets.forms.path_input import PathInput
 from tui.widgets.text_block import HangingBlock, TextBlock
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from core.export.result import ExportResult
     from core.runs.store import Run
 
-_BAR_CELLS = 40
 #: The kinds in the order of the screen, each with what it is for.
 _ABOUT: dict[Kind, str] = {
     "gguf": "a file for llama.cpp, LM Studio, Jan and others",
@@ -59,17 +58,6 @@ class Planned(Message):
     def can_begin(self) -> bool:
         """Whether it can be made."""
         return self.plan is not None and self.error is None
-
-
-@dataclass
-class Progressed(Message):
-    """The export has made progress."""
-
-    progress: ExportProgress
-
-    def can_replace(self, message: Message) -> bool:
-        """Newer progress replaces older."""
-        return isinstance(message, Progressed)
 
 
 @dataclass
@@ -168,7 +156,7 @@ class ExportScreen(Overlay[None]):
             # A place that is taken is shown all the same.
             found = Planned(request, found.plan if found is not None else None, error)
         if not worker.is_cancelled:
-            self._tell(found)
+            self.post_from_thread(found)
 
     @on(Planned)
     def _has_planned(self, message: Planned) -> None:
@@ -280,20 +268,16 @@ class ExportScreen(Overlay[None]):
         from core.export.job import ExportCancelledError
 
         try:
-            result = job.run(lambda progress: self._tell(Progressed(progress)))
+            result = job.run(lambda progress: self.post_from_thread(Progressed(progress)))
         except ExportCancelledError:
             return
         except UserError as error:
-            self._tell(Ended(error=error))
+            self.post_from_thread(Ended(error=error))
             return
-        self._tell(Ended(result))
-
-    def _tell(self, message: Message) -> None:
-        if self.is_attached:  # it may have been left meanwhile
-            self.post_message(message)
+        self.post_from_thread(Ended(result))
 
     @on(Progressed)
-    def _progressed(self, message: Progressed) -> None:
+    def _progressed(self, message: Progressed[ExportProgress]) -> None:
         self._progress = message.progress
         self._show()
 
@@ -366,14 +350,11 @@ class ExportScreen(Overlay[None]):
         return Content(one_line(f"{what}.{proof}", 400))
 
     def _working(self) -> Content:
-        lines = []
-        progress = self._progress
+        progress, share, percent = self._progress, 0.0, ""
         if progress is not None and progress.done is not None and progress.total:
             share = progress.done / progress.total
-            full, empty = bar(share, _BAR_CELLS, shell_of(self).glyphs)
-            lines.append(Content.assemble((full, "$primary"), (empty, "$muted"), f" {share:4.0%}"))
-        else:
-            lines.append(Content.styled(bar(0, _BAR_CELLS, shell_of(self).glyphs)[1], "$muted"))
+            percent = f" {share:4.0%}"
+        lines = [progress_bar(share, shell_of(self).glyphs) + percent]
         lines.append(Content(f"{progress.activity if progress is not None else 'starting the export'} …"))
         if self._is_leaving:
             lines.append(Content.styled("esc again breaks it off; nothing of it is left then.", "$near"))

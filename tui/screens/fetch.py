@@ -17,28 +17,15 @@ from core.hub.job import FetchCancelledError, FetchJob, FetchPlan, FetchProgress
 from core.hub_uri import HubEntry
 from core.text import one_line, sanitize
 from core.units import format_bytes
-from tui.glyphs import GlyphSet
 from tui.keys import display_key
+from tui.screens.dialogs import error_text
 from tui.screens.overlay import Overlay
+from tui.screens.progress import Progressed, progress_bar
 from tui.shell import shell_of
-from tui.widgets.charts.meter import bar
 from tui.widgets.text_block import TextBlock
 
 #: Bytes from which the size needs a question of its own.
 LARGE = 100_000_000
-
-_BAR_CELLS = 40
-
-
-@dataclass
-class Progressed(Message):
-    """The download has made progress."""
-
-    progress: FetchProgress
-
-    def can_replace(self, message: Message) -> bool:
-        """Newer progress replaces older."""
-        return isinstance(message, Progressed)
 
 
 @dataclass
@@ -82,10 +69,6 @@ class FetchDialog(Overlay[bool]):
         self._why = why
         self._answers: dict[str, str] = {}
         self._answered = threading.Event()
-
-    @property
-    def _glyphs(self) -> GlyphSet:
-        return shell_of(self).glyphs
 
     def compose(self) -> ComposeResult:
         """A text, and the keys that answer it."""
@@ -144,12 +127,12 @@ class FetchDialog(Overlay[bool]):
     @work(thread=True)
     def _fetch(self) -> None:
         def report(progress: FetchProgress) -> None:
-            self.post_message(Progressed(progress))
+            self.post_from_thread(Progressed(progress))
 
         def confirm(plan: FetchPlan) -> bool:
             if plan.remaining < self._least_asked:
                 return True
-            self.post_message(Proposed(plan))
+            self.post_from_thread(Proposed(plan))
             self._answered.wait()
             return True
 
@@ -158,9 +141,9 @@ class FetchDialog(Overlay[bool]):
         except FetchCancelledError:
             return
         except UserError as error:
-            self.post_message(Ended(error))
+            self.post_from_thread(Ended(error))
             return
-        self.post_message(Ended())
+        self.post_from_thread(Ended())
 
     @on(Proposed)
     def _proposed(self, message: Proposed) -> None:
@@ -171,7 +154,7 @@ class FetchDialog(Overlay[bool]):
         self._show(Content(sanitize(text)), [("y", "go", "download it"), ("escape", "leave", "leave it")])
 
     @on(Progressed)
-    def _progressed(self, message: Progressed) -> None:
+    def _progressed(self, message: Progressed[FetchProgress]) -> None:
         progress = message.progress
         if "y" in self._answers:
             return  # a question is open
@@ -180,10 +163,8 @@ class FetchDialog(Overlay[bool]):
             self._show(Content(f"{stage} …"), [("escape", "leave", "cancel")])
             return
         share = progress.done / progress.total
-        full, empty = bar(share, _BAR_CELLS, self._glyphs)
         text = Content.assemble(
-            (full, "$primary"),
-            (empty, "$muted"),
+            progress_bar(share, shell_of(self).glyphs),
             f" {share:4.0%}\n",
             f"{format_bytes(progress.done)} of {format_bytes(progress.total)}\n",
             (stage, "$muted"),
@@ -195,7 +176,4 @@ class FetchDialog(Overlay[bool]):
         if message.error is None:
             self.dismiss(True)
             return
-        text = Content(sanitize(message.error.message))
-        if message.error.hint:
-            text = Content.assemble(text, "\n\n", (sanitize(message.error.hint), "$muted"))
-        self._show(text, [("escape", "leave", "close")], alarm=True)
+        self._show(error_text(message.error), [("escape", "leave", "close")], alarm=True)

@@ -8,6 +8,7 @@ from typing import ClassVar
 from textual.await_complete import AwaitComplete
 from textual.binding import Binding, BindingType
 from textual.content import Content
+from textual.message import Message
 from textual.screen import ModalScreen, ScreenResultType
 
 from tui.keys import bindings
@@ -42,6 +43,11 @@ class Overlay(ModalScreen[ScreenResultType]):
     def known_keys(self) -> Container[str]:
         """The keys that do something here."""
         return self.active_bindings
+
+    def post_from_thread(self, message: Message) -> None:
+        """Post a message from a thread with a job of the screen; nothing where the screen has been left meanwhile."""
+        if self.is_attached:
+            self.post_message(message)
 
     def dismiss(self, result: ScreenResultType | None = None) -> AwaitComplete:
         """Dismiss the screen with a result, at most once: a second call would answer twice and pop the screen below."""

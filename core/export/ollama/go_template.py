@@ -9,22 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from core.export.ollama.go_nodes import (
-    Assign,
-    Call,
-    Dot,
-    Fields,
-    If,
-    Invoke,
-    Literal,
-    Node,
-    Operand,
-    Output,
-    Range,
-    Text,
-    Tree,
-    Variable,
-)
+from core.export.ollama import go_nodes as go
 from core.export.ollama.go_syntax import GoSyntaxError, parse
 
 _Value = Any
@@ -87,37 +72,37 @@ def _joined(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
 
 
 class _Rendering:
-    def __init__(self, tree: Tree, out: list[bytes]) -> None:
+    def __init__(self, tree: go.Tree, out: list[bytes]) -> None:
         self._tree = tree
         self._out = out
 
-    def run(self, nodes: Sequence[Node], dot: _Value, scope: _Scope) -> None:
+    def run(self, nodes: Sequence[go.Node], dot: _Value, scope: _Scope) -> None:
         """Carry out the nodes of a block; variables that it declares end with it."""
         outer = len(scope)
         for node in nodes:
             self._run(node, dot, scope)
         del scope[outer:]
 
-    def _run(self, node: Node, dot: _Value, scope: _Scope) -> None:
-        if isinstance(node, Text):
+    def _run(self, node: go.Node, dot: _Value, scope: _Scope) -> None:
+        if isinstance(node, go.Text):
             self._out.append(node.text)
-        elif isinstance(node, Output):
+        elif isinstance(node, go.Output):
             self._out.append(_written(_evaluate(node.value, dot, scope)))
-        elif isinstance(node, Assign):
+        elif isinstance(node, go.Assign):
             value = _evaluate(node.value, dot, scope)
             if node.declares:
                 scope.append((node.name, value))
             else:
                 scope[_place(node.name, scope)] = (node.name, value)
-        elif isinstance(node, If):
+        elif isinstance(node, go.If):
             self.run(node.then if _truth(_evaluate(node.condition, dot, scope)) else node.otherwise, dot, scope)
-        elif isinstance(node, Range):
+        elif isinstance(node, go.Range):
             self._loop(node, dot, scope)
         else:
             value = _evaluate(node.value, dot, scope)
             self.run(self._tree.named[node.name], value, [("$", value)])
 
-    def _loop(self, node: Range, dot: _Value, scope: _Scope) -> None:
+    def _loop(self, node: go.Range, dot: _Value, scope: _Scope) -> None:
         values = _evaluate(node.over, dot, scope)
         if not isinstance(values, list):
             raise GoError(f"range can't iterate over {values!r}")
@@ -137,14 +122,14 @@ def _place(name: str, scope: _Scope) -> int:
     raise GoError(f"undefined variable {name}")
 
 
-def _evaluate(operand: Operand, dot: _Value, scope: _Scope) -> _Value:
-    if isinstance(operand, Literal):
+def _evaluate(operand: go.Operand, dot: _Value, scope: _Scope) -> _Value:
+    if isinstance(operand, go.Literal):
         return operand.value
-    if isinstance(operand, Dot):
+    if isinstance(operand, go.Dot):
         return dot
-    if isinstance(operand, Variable):
+    if isinstance(operand, go.Variable):
         return scope[_place(operand.name, scope)][1]
-    if isinstance(operand, Fields):
+    if isinstance(operand, go.Fields):
         value = _evaluate(operand.of, dot, scope)
         for name in operand.names:
             value = _field(value, name)
@@ -160,7 +145,7 @@ def _field(value: _Value, name: str) -> _Value:
     raise GoError(f"can't evaluate field {name}")
 
 
-def _call(call: Call, dot: _Value, scope: _Scope) -> _Value:
+def _call(call: go.Call, dot: _Value, scope: _Scope) -> _Value:
     if call.function in ("and", "or"):
         # The first that decides is the value, and what follows it is not looked at.
         value: _Value = None
@@ -170,7 +155,8 @@ def _call(call: Call, dot: _Value, scope: _Scope) -> _Value:
                 break
         return value
     values = [
-        argument.value if type(argument) is Literal else _evaluate(argument, dot, scope) for argument in call.arguments
+        argument.value if type(argument) is go.Literal else _evaluate(argument, dot, scope)
+        for argument in call.arguments
     ]
     return FUNCTIONS[call.function](*values)
 
@@ -254,7 +240,7 @@ FUNCTIONS: dict[str, Callable[..., _Value]] = {
 _COUNTS = {"not": (1, 1), "len": (1, 1), "index": (1, 9), "slice": (1, 3), "eq": (1, 99)}
 
 
-def _check_names(tree: Tree) -> None:
+def _check_names(tree: go.Tree) -> None:
     """Refuse functions, templates and variables that are not there, as Go does when it parses a template.
 
     Raises:
@@ -265,36 +251,36 @@ def _check_names(tree: Tree) -> None:
         _check_nodes(nodes, tree, ["$"])
 
 
-def _check_nodes(nodes: Sequence[Node], tree: Tree, names: list[str]) -> None:
+def _check_nodes(nodes: Sequence[go.Node], tree: go.Tree, names: list[str]) -> None:
     outer = len(names)
     for node in nodes:
-        if isinstance(node, (Output, Invoke)):
+        if isinstance(node, (go.Output, go.Invoke)):
             _check_operand(node.value, names)
-            if isinstance(node, Invoke) and node.name not in tree.named:
+            if isinstance(node, go.Invoke) and node.name not in tree.named:
                 raise GoSyntaxError(f"template {node.name!r} not defined")
-        elif isinstance(node, Assign):
+        elif isinstance(node, go.Assign):
             _check_operand(node.value, names)
             if node.declares:
                 names.append(node.name)
             else:
-                _check_operand(Variable(node.name), names)
-        elif isinstance(node, If):
+                _check_operand(go.Variable(node.name), names)
+        elif isinstance(node, go.If):
             _check_operand(node.condition, names)
             _check_nodes(node.then, tree, names)
             _check_nodes(node.otherwise, tree, names)
-        elif isinstance(node, Range):
+        elif isinstance(node, go.Range):
             _check_operand(node.over, names)
             _check_nodes(node.body, tree, [*names, *filter(None, (node.index, node.element))])
             _check_nodes(node.otherwise, tree, names)
     del names[outer:]
 
 
-def _check_operand(operand: Operand, names: Sequence[str]) -> None:
-    if isinstance(operand, Variable) and operand.name not in names:
+def _check_operand(operand: go.Operand, names: Sequence[str]) -> None:
+    if isinstance(operand, go.Variable) and operand.name not in names:
         raise GoSyntaxError(f"undefined variable {operand.name}")
-    if isinstance(operand, Fields):
+    if isinstance(operand, go.Fields):
         _check_operand(operand.of, names)
-    if isinstance(operand, Call):
+    if isinstance(operand, go.Call):
         if operand.function not in FUNCTIONS and operand.function not in ("and", "or"):
             raise GoSyntaxError(f"function {operand.function!r} not defined")
         least, most = _COUNTS.get(operand.function, (1, 99) if operand.function in ("and", "or") else (2, 2))

@@ -8,6 +8,7 @@ import torch
 from core.worker.fused.frozen_weight import FrozenWeight
 from core.worker.fused.gated import Activation, GatedLoraLinear, GatedProduct, Gating
 from core.worker.fused.lora import LoraLinear
+from core.worker.fused.rotary import RotaryFunction, Rotation
 from core.worker.fused.trial import Trial, compare
 
 #: Rows, tokens of each, heads, and features: none of them a power of two.
@@ -73,7 +74,7 @@ def plain_rms_norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 def rotary_trial(
     name: str,
-    function: type[torch.autograd.Function],
+    rotation: Rotation,
     device: torch.device,
     dtype: torch.dtype,
     *,
@@ -85,7 +86,7 @@ def rotary_trial(
 
     Args:
         name: The name of the fast path.
-        function: Its autograd function, of features, cosines and sines.
+        rotation: The fast path.
         device: The device.
         dtype: The dtype of the features.
         head: Features of a head.
@@ -96,7 +97,7 @@ def rotary_trial(
     x = draw(ROWS, LENGTH, HEADS, head, device=device, dtype=dtype, learned=False).transpose(1, 2)
     angle = draw(1, 1, LENGTH, turned // 2, device=device, dtype=torch.float32, learned=False).repeat(1, 1, 1, 2)
     inputs = (x.requires_grad_(), angle.cos().to(angles or dtype), angle.sin().to(angles or dtype))
-    return compare(name, lambda x, cos, sin: apply(function, x, cos, sin), plain_rotary, inputs)
+    return compare(name, lambda x, cos, sin: apply(RotaryFunction, x, cos, sin, rotation), plain_rotary, inputs)
 
 
 def plain_rotary(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

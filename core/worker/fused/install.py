@@ -14,7 +14,7 @@ from peft import PeftModel
 
 from core.worker.fused import attention, rotary
 from core.worker.fused.gated_networks import fuse_gated
-from core.worker.fused.kernels import norm_function, rotary_function
+from core.worker.fused.kernels import norm_function, rotation_of
 from core.worker.fused.lora import FusedLora, can_fuse
 from core.worker.fused.mode import is_fused
 from core.worker.fused.rms_norm import RmsNormFunction
@@ -130,7 +130,7 @@ def _fuse_rotary(causal: Any) -> bool:
     """Replace the function in the model's module; it is one for all models of the family in this process, and computes
     same for each of them."""
     file, weights = sys.modules[type(causal).__module__], causal.get_input_embeddings().weight
-    rotary.choose(weights.device, weights.dtype, rotary_function(weights.device, weights.dtype))
+    rotary.choose(weights.device, weights.dtype, rotation_of(weights.device, weights.dtype))
     usual = getattr(file, "apply_rotary_pos_emb", None)
     if usual is None:
         return False

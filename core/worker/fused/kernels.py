@@ -12,7 +12,7 @@ import torch
 from core.worker.fused.cases import HEAD, gated_trial, norm_trial, rotary_trial
 from core.worker.fused.gated import ACTIVATIONS, Activation, Gating
 from core.worker.fused.rms_norm import RmsNormFunction
-from core.worker.fused.rotary import RotaryFunction
+from core.worker.fused.rotary import Rotation, rotate
 from core.worker.fused.trial import Trial
 
 #: Lowest compute capability that Triton compiles for, and the lowest with arithmetic in bf16.
@@ -57,15 +57,15 @@ def gating_of(activation: Activation, device: torch.device, dtype: torch.dtype) 
     return _gated_kernel(activation) if kernel else Gating(activation)
 
 
-def rotary_function(device: torch.device, dtype: torch.dtype) -> Function:
-    """The autograd function of rotary embeddings.
+def rotation_of(device: torch.device, dtype: torch.dtype) -> Rotation:
+    """The way to compute rotary embeddings.
 
     Args:
         device: The device.
         dtype: The dtype of the features; the angles' is the same or fp32.
     """
     kernel = _usable(device, dtype) and all(trial.passed for trial in _rotary_trials(device, dtype))
-    return _rotary_kernel() if kernel else RotaryFunction
+    return _rotary_kernel() if kernel else rotate
 
 
 def kernel_trials(device: torch.device, dtype: torch.dtype) -> Iterator[Trial]:
@@ -134,7 +134,7 @@ def _gated_kernel(activation: Activation) -> Gating:
     return KernelGating(activation)
 
 
-def _rotary_kernel() -> Function:
-    from core.worker.fused.triton.rotary import RotaryKernel
+def _rotary_kernel() -> Rotation:
+    from core.worker.fused.triton.rotary import rotate
 
-    return RotaryKernel
+    return rotate

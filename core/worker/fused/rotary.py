@@ -9,17 +9,24 @@ by the negative angle, and needs only the angles.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.autograd.function import once_differentiable
+
+
+class Rotation(Protocol):
+    """A way to rotate: :func:`rotate`, or a kernel that computes the same."""
+
+    def __call__(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, sign: float, /) -> torch.Tensor:
+        """The rotated features, in the dtype of ``x``; ``sign`` is that of the angles."""
 
 
 class RotaryFunction(torch.autograd.Function):
     """The autograd function ``x cos + rotate_half(x) sin``."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, rotation: Rotation) -> torch.Tensor:
         """Rotate the first features.
 
         Args:
@@ -27,22 +34,32 @@ class RotaryFunction(torch.autograd.Function):
             x: ``(batch, heads, length, head)``.
             cos: ``(batch or 1, 1, length, turned)``, both halves alike; at most as many as ``head``.
             sin: The same.
+            rotation: The way to compute it.
         """
         ctx.save_for_backward(cos, sin)
-        return _rotate(x, cos, sin, 1.0)
+        ctx.rotation = rotation
+        return rotation(x, cos, sin, 1.0)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """The gradient of ``x``."""
         cos, sin = ctx.saved_tensors
-        return _rotate(outputs[0], cos, sin, -1.0), None, None
+        return ctx.rotation(outputs[0], cos, sin, -1.0), None, None, None
 
 
-def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, sign: float) -> torch.Tensor:
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, sign: float) -> torch.Tensor:
+    """The rotation by torch's own operations.
+
+    Args:
+        x: As for :class:`RotaryFunction`.
+        cos: The same.
+        sin: The same.
+        sign: The sign of the angles: 1, or -1 to rotate back.
+    """
     turned = cos.shape[-1]
     if turned < x.shape[-1]:
-        return torch.cat([_rotate(x[..., :turned], cos, sin, sign), x[..., turned:]], dim=-1)
+        return torch.cat([rotate(x[..., :turned], cos, sin, sign), x[..., turned:]], dim=-1)
     half = turned // 2
     out = x * cos  # in the wider dtype of both
     out[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-sign)
@@ -63,21 +80,22 @@ def apply_rotary_pos_emb(
         unsqueeze_dim: The position at which ``cos`` and ``sin`` get the dimension of the heads.
     """
     cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
-    function = _chosen.get((q.device, q.dtype), RotaryFunction) if unsqueeze_dim == 1 else RotaryFunction
-    return function.apply(q, cos, sin), function.apply(k, cos, sin)  # type: ignore[no-untyped-call]
+    rotation = _chosen.get((q.device, q.dtype), rotate) if unsqueeze_dim == 1 else rotate
+    apply = RotaryFunction.apply
+    return apply(q, cos, sin, rotation), apply(k, cos, sin, rotation)  # type: ignore[no-untyped-call]
 
 
-#: Other functions that compute the same, by device and dtype of the features. They belong to the process, as the
-#: function above does: a model's file has one for all its models.
-_chosen: dict[tuple[torch.device, torch.dtype], type[torch.autograd.Function]] = {}
+#: Other ways to rotate, by device and dtype of the features. They belong to the process, as the function above does:
+#: a model's file has one for all its models.
+_chosen: dict[tuple[torch.device, torch.dtype], Rotation] = {}
 
 
-def choose(device: torch.device, dtype: torch.dtype, function: type[torch.autograd.Function]) -> None:
-    """Have features of a device and dtype rotated by another function that computes the same.
+def choose(device: torch.device, dtype: torch.dtype, rotation: Rotation) -> None:
+    """Have features of a device and dtype rotated in another way that computes the same.
 
     Args:
         device: The device.
         dtype: The dtype.
-        function: An autograd function with the arguments of :class:`RotaryFunction`.
+        rotation: The way to rotate them.
     """
-    _chosen[device, dtype] = function
+    _chosen[device, dtype] = rotation

@@ -13,7 +13,7 @@ from core.worker.fused.cases import HEAD, HEADS, adapter_trial, gated_trial, net
 from core.worker.fused.gated import ACTIVATIONS, Gating
 from core.worker.fused.kernels import gating_of, kernel_trials
 from core.worker.fused.rms_norm import RmsNormFunction
-from core.worker.fused.rotary import RotaryFunction
+from core.worker.fused.rotary import rotate
 from core.worker.fused.trial import Trial
 
 #: A kind of fast paths: its trials for a device and a dtype.
@@ -33,8 +33,8 @@ def trials(device: torch.device, dtype: torch.dtype) -> Iterator[Trial]:
 
 def _elementwise(device: torch.device, dtype: torch.dtype) -> Iterator[Trial]:
     yield norm_trial("RMS norm", RmsNormFunction, device, dtype)
-    yield rotary_trial("rotary embedding", RotaryFunction, device, dtype)
-    yield rotary_trial("rotary embedding of a part", RotaryFunction, device, dtype, turned=HEAD // 2)
+    yield rotary_trial("rotary embedding", rotate, device, dtype)
+    yield rotary_trial("rotary embedding of a part", rotate, device, dtype, turned=HEAD // 2)
     for activation in ACTIVATIONS:
         yield gated_trial(f"gated product ({activation.name})", Gating(activation), device, dtype)
 

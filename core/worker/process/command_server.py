@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 from core.errors import UserError
-from core.helper import tie_to_parent
+from core.helper import private_output, tie_to_parent
 from core.runs.protocol import LINE_LIMIT, ProtocolError, Request, decode_request, encode_message, refusal
 
 
@@ -124,11 +124,10 @@ def private_streams() -> tuple[IO[bytes], IO[bytes]]:
     tie_to_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     requests = os.fdopen(os.dup(0), "rb")
-    answers = os.fdopen(os.dup(1), "wb")
+    answers = private_output()
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.close(nothing)
-    os.dup2(2, 1)
     reconfigure = getattr(sys.stderr, "reconfigure", None)  # a plain stream under some wrappers
     if reconfigure is not None:
         reconfigure(line_buffering=True, errors="backslashreplace")

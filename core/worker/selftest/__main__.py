@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import sys
-import time
 from pathlib import Path
-from typing import Any, TextIO
 
 from core.errors import UserError
-from core.helper import tie_to_parent
+from core.helper import private_output, tie_to_parent
 from core.selftest.sizes import Sizes
+from core.worker.process.answers import Answers
 from core.worker.process.log import log, log_exception
 from core.worker.selftest.bench import Bench, Outcome
 
@@ -32,36 +30,9 @@ MODULES = {
     "out_of_memory": "shortage",
     "speed": "speed",
 }
-#: Seconds between two reports of progress.
-_INTERVAL = 0.1
 
 
-class _Answers:
-    """Writes messages, progress at a limited rate.
-
-    Args:
-        stream: Where they go.
-    """
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self._next = 0.0
-        self._activity = ""
-
-    def progress(self, activity: str, done: int | None, total: int | None) -> None:
-        """Report progress."""
-        now = time.monotonic()
-        if now >= self._next or activity != self._activity or done == total:
-            self._next, self._activity = now + _INTERVAL, activity
-            self.send({"progress": {"activity": activity, "done": done, "total": total}})
-
-    def send(self, message: dict[str, Any]) -> None:
-        """Write a message as one line."""
-        self._stream.write(json.dumps(message) + "\n")
-        self._stream.flush()
-
-
-def main(name: str, answers: _Answers, line: str) -> None:
+def main(name: str, answers: Answers, line: str) -> None:
     """Make a check, and say what came of it."""
     request = json.loads(line)
     sizes = Sizes.from_dict(request["sizes"])
@@ -82,7 +53,4 @@ def main(name: str, answers: _Answers, line: str) -> None:
 
 if __name__ == "__main__":
     tie_to_parent()
-    # What libraries and runs print must not come between the messages.
-    private = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    main(sys.argv[1], _Answers(private), sys.stdin.readline())
+    main(sys.argv[1], Answers(private_output()), sys.stdin.readline())

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from core.config.schema import Config, DataSection, HardwareSection, MethodSection, ModelSection, TrainSection
 from core.runs.state import RunState
 from core.runs.store import Run, create_run
+from tests.tiny_model import write_tiny_adapter
 
 ANSWERS = ("high", "low", "normal", "null")
 
@@ -49,17 +50,9 @@ def make_trained_run(
 
 def write_adapter(base: Path, directory: Path, *, strength: float = 0.2) -> Path:
     """An adapter with random factors on all linear layers, with the files of the tokenizer."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    torch.manual_seed(3)
-    config = LoraConfig(r=4, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), config)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=strength)
-    model.save_pretrained(str(directory))
+    write_tiny_adapter(base, directory, alpha=16, std=strength)
     AutoTokenizer.from_pretrained(base).save_pretrained(directory)
     return directory
 

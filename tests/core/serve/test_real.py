@@ -20,6 +20,7 @@ from core.runs.process import hostname, own_identity
 from core.runs.state import RunState
 from core.runs.store import Run, create_run
 from tests.core.serve.conftest import RunningServer, end, start
+from tests.tiny_model import write_tiny_adapter
 from tests.waiting import wait_for
 
 QUESTION = [{"role": "user", "content": "the ticket"}]
@@ -29,22 +30,6 @@ SCHEMA = {
     "required": ["area", "urgent", "ref"],
     "additionalProperties": False,
 }
-
-
-def make_adapter(model: Path, directory: Path, seed: int) -> Path:
-    """An adapter that changes the tiny model's answers."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    torch.manual_seed(seed)
-    config = LoraConfig(r=4, lora_alpha=64, target_modules="all-linear", task_type="CAUSAL_LM")
-    peft = get_peft_model(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32), config)
-    for name, parameter in peft.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.2)
-    peft.save_pretrained(str(directory))
-    return directory
 
 
 @dataclass
@@ -99,7 +84,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> It
             pid, identity = own_identity()
             state = RunState(state="finished", pid=pid, pid_started=identity, host=hostname(), updated=time.time())
             state.write(run.state_path)
-            make_adapter(tiny_model_dir, run.adapter_path, seed=number)
+            write_tiny_adapter(tiny_model_dir, run.adapter_path, seed=number)
             runs.append(run)
     command = ["-m", "tui", "serve", *(run.id for run in runs), "--port", "0", "--json"]
     server = start(command, LOCALTUNE_HOME=str(directory / "home"))

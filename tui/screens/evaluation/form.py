@@ -11,7 +11,6 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, VerticalScroll
 from textual.content import Content
-from textual.widgets.input import Selection
 
 from core.errors import UserError
 from core.evaluation.check import Check
@@ -79,7 +78,7 @@ class EvaluationForm(Overlay[EvaluationRequest | EvaluationRecord]):
             self._lines[name].suggester = NameSuggester(working_directory(), (".gguf",))
         for line in self._lines.values():
             # Typed text replaces the value.
-            line.selection = Selection(0, len(line.value))
+            line.select_all()
 
     def compose(self) -> ComposeResult:
         """An input for each part, the error, and the keys."""
@@ -95,10 +94,8 @@ class EvaluationForm(Overlay[EvaluationRequest | EvaluationRecord]):
 
     def on_key(self, event: events.Key) -> None:
         """Keys typed before the first input had the focus are its text all the same."""
-        line = self._lines["prompts"]
-        if not isinstance(self.focused, SafeInput) and event.is_printable and event.character is not None:
-            event.stop()
-            line.replace(event.character, *line.selection)
+        if not isinstance(self.focused, SafeInput):
+            self._lines["prompts"].take_key(event)
 
     @on(SafeInput.Submitted)
     def _submitted(self, message: SafeInput.Submitted) -> None:

@@ -25,27 +25,14 @@ from tui.keys import bindings
 from tui.saving import save_text
 from tui.screens.evaluation.rows import EvaluationRows
 from tui.screens.overlay import Overlay
+from tui.screens.progress import Progressed, progress_bar
 from tui.shell import shell_of
-from tui.widgets.charts.meter import bar
 from tui.widgets.text_block import TextBlock
-
-_BAR_CELLS = 40
 
 
 @dataclass
 class Prepared(Message):
     """Models are found and prompts read."""
-
-
-@dataclass
-class Progressed(Message):
-    """The evaluation has made progress."""
-
-    progress: EvaluationProgress
-
-    def can_replace(self, message: Message) -> bool:
-        """Newer progress replaces older."""
-        return isinstance(message, Progressed)
 
 
 @dataclass
@@ -133,7 +120,7 @@ class EvaluationScreen(Overlay[None]):
     @work(thread=True, group="evaluation")
     def _compare(self, record: EvaluationRecord) -> None:
         # Millions of draws, of many prompts.
-        self._tell(Ended(record, EvaluationTable.of(record)))
+        self.post_from_thread(Ended(record, EvaluationTable.of(record)))
 
     @work(thread=True, group="evaluation")
     def _run(self, request: EvaluationRequest) -> None:
@@ -142,24 +129,20 @@ class EvaluationScreen(Overlay[None]):
             evaluation = self._evaluation = request.prepare()
             if not self.is_attached:  # it was left before there was anything to cancel
                 return
-            self._tell(Prepared())
-            record = evaluation.run(lambda progress: self._tell(Progressed(progress)))
-            self._tell(Ended(record, EvaluationTable.of(record)))
+            self.post_from_thread(Prepared())
+            record = evaluation.run(lambda progress: self.post_from_thread(Progressed(progress)))
+            self.post_from_thread(Ended(record, EvaluationTable.of(record)))
         except EvaluationCancelledError:
             return
         except UserError as error:
-            self._tell(Ended(error=error, is_kept=evaluation is not None and evaluation.record.done > 0))
-
-    def _tell(self, message: Message) -> None:
-        if self.is_attached:  # it may have been left meanwhile
-            self.post_message(message)
+            self.post_from_thread(Ended(error=error, is_kept=evaluation is not None and evaluation.record.done > 0))
 
     @on(Prepared)
     def _prepared(self) -> None:
         self._show()
 
     @on(Progressed)
-    def _progressed(self, message: Progressed) -> None:
+    def _progressed(self, message: Progressed[EvaluationProgress]) -> None:
         self._progress = message.progress
         self._show()
 
@@ -213,12 +196,10 @@ class EvaluationScreen(Overlay[None]):
         if progress is None:
             return Content(text)
         share = progress.done / progress.total if progress.total else 0.0
-        full, empty = bar(share, _BAR_CELLS, shell_of(self).glyphs)
         kept = "  (goes on with what was kept)" if evaluation.is_continued else ""
         return Content.assemble(
             text,
-            (full, "$primary"),
-            (empty, "$muted"),
+            progress_bar(share, shell_of(self).glyphs),
             f"  {progress.done} of {progress.total}{kept}\n{one_line(progress.target, 60)}: {progress.activity}",
         )
 

@@ -343,11 +343,7 @@ class ModelScreen(Overlay[str | Path | None]):
 
     def on_key(self, event: events.Key) -> None:
         """Keys typed before the input had the focus, or outside it, are its text all the same."""
-        line = self.query_one(SafeInput)
-        if event.is_printable and event.character is not None:
-            event.stop()
-            line.insert_text_at_cursor(event.character)
-        elif event.key == "enter":
+        if not self.query_one(SafeInput).take_key(event) and event.key == "enter":
             event.stop()
             self._take()
 

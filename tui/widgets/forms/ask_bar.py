@@ -15,7 +15,6 @@ from textual.css.query import NoMatches
 from textual.message import Message
 from textual.widget import Widget
 from textual.widgets import Input, Static, TextArea
-from textual.widgets.input import Selection
 
 from core.text import one_line
 from tui.widgets.forms.answer_keys import LEAVING_KEYS, AnswerKeys, waiting_text
@@ -135,7 +134,7 @@ class AskBar(Vertical):
             None where the user gives up, or another question takes the place of this one.
         """
         field = SafeInput(value, placeholder=placeholder)
-        field.selection = Selection(0, len(field.value))
+        field.select_all()
         return await self._answer_to(label, field, changed)
 
     async def ask_path(

@@ -66,6 +66,14 @@ class SafeInput(Input):
         event.stop()
         event.prevent_default()
 
+    def take_key(self, event: events.Key) -> bool:
+        """Take a key that came while this had no focus as typed text; whether it is a character."""
+        if not event.is_printable or event.character is None:
+            return False
+        event.stop()
+        self.replace(event.character, *self.selection)
+        return True
+
     def action_cancel(self) -> None:
         """Post :class:`Cancelled` on ``esc``."""
         self.post_message(self.Cancelled(self))

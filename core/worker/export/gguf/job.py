@@ -16,11 +16,11 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from core.directories import disk_error
 from core.errors import UserError, is_panic
-from core.helper import tie_to_parent
+from core.helper import private_output, tie_to_parent
 from core.sandbox.limits import confine
 from core.text import one_line
 from core.worker.process import environment
@@ -33,11 +33,11 @@ class Report:
     """Reports of what goes on; may be used from several threads.
 
     Args:
-        descriptor: Where the answers go.
+        stream: Where the answers go, see :func:`core.helper.private_output`.
     """
 
-    def __init__(self, descriptor: int) -> None:
-        self._file = os.fdopen(descriptor, "w", encoding="utf-8")
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
         self._lock = threading.Lock()
 
     def progress(self, detail: str, done: int | None = None, total: int | None = None) -> None:
@@ -47,8 +47,8 @@ class Report:
     def answer(self, content: dict[str, Any]) -> None:
         """Write an answer."""
         with self._lock:
-            self._file.write(json.dumps(content) + "\n")
-            self._file.flush()
+            self._stream.write(json.dumps(content).encode("ascii") + b"\n")
+            self._stream.flush()
 
     @contextlib.contextmanager
     def growing(self, detail: str, path: Path, total: int) -> Iterator[None]:
@@ -87,8 +87,7 @@ def run_job(work: Callable[[dict[str, Any], Report], dict[str, Any]]) -> int:
     tie_to_parent()
     environment.prepare()
     os.umask(0o077)
-    report = Report(os.dup(sys.stdout.fileno()))
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    report = Report(private_output())
     job: dict[str, Any] = json.loads(sys.stdin.readline())
     if "memory" in job:
         confine(int(job["memory"]))

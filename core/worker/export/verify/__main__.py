@@ -1,7 +1,7 @@
 """A measurement of the proof: ``python -m core.worker.export.verify``.
 
-It reads one request as a line of JSON from standard input, and writes lines of JSON: ``{"progress": [activity, done,
-total]}`` as it gets on, and at the end ``{"result": …}``, or ``{"error", "hint"}``. Requests have a ``task``:
+It reads one request as a line of JSON from standard input, and writes lines of JSON: ``{"progress": {"activity",
+"done", "total"}}`` as it gets on, and at the end ``{"result": …}``, or ``{"error", "hint"}``. Requests have a ``task``:
 
 ``reference``
     ``run``, ``step``, ``directory``, ``rows``, ``plain_base``, ``as_file``: see
@@ -14,45 +14,20 @@ total]}`` as it gets on, and at the end ``{"result": …}``, or ``{"error", "hin
 from __future__ import annotations
 
 import json
-import os
 import sys
-import time
 import traceback
 from pathlib import Path
 from typing import Any
 
 from core.atomic import NO_ROOM
 from core.errors import UserError
-from core.helper import tie_to_parent
+from core.helper import private_output, tie_to_parent
 from core.text import one_line
 from core.worker.process import environment
-
-#: Seconds between two reports.
-_INTERVAL = 0.1
+from core.worker.process.answers import Answers
 
 
-class _Answers:
-    """Messages to whoever asked."""
-
-    def __init__(self) -> None:
-        # What libraries print must not come between the messages.
-        self._stream = os.fdopen(os.dup(1), "w", encoding="utf-8")
-        os.dup2(2, 1)
-        self._next = 0.0
-        self._activity = ""
-
-    def progress(self, activity: str, done: int | None = None, total: int | None = None) -> None:
-        now = time.monotonic()
-        if now >= self._next or activity != self._activity or (done is not None and done == total):
-            self._next, self._activity = now + _INTERVAL, activity
-            self.send({"progress": [activity, done, total]})
-
-    def send(self, message: dict[str, Any]) -> None:
-        self._stream.write(json.dumps(message, allow_nan=False) + "\n")
-        self._stream.flush()
-
-
-def measure(request: dict[str, Any], answers: _Answers) -> dict[str, Any]:
+def measure(request: dict[str, Any], answers: Answers) -> dict[str, Any]:
     """Carry a request out."""
     directory = Path(request["directory"])
     if request["task"] == "reference":
@@ -78,7 +53,7 @@ def measure(request: dict[str, Any], answers: _Answers) -> dict[str, Any]:
     return compare_plain(proof, place, exported, answers.progress, quantized=bool(request["quantized"]))
 
 
-def _reference(request: dict[str, Any], directory: Path, answers: _Answers) -> dict[str, Any]:
+def _reference(request: dict[str, Any], directory: Path, answers: Answers) -> dict[str, Any]:
     from core.runs.store import Run
     from core.runs.trained import find_trained
 
@@ -105,7 +80,7 @@ def _reference(request: dict[str, Any], directory: Path, answers: _Answers) -> d
 def main() -> None:
     """Carry out the request on standard input."""
     tie_to_parent()
-    answers = _Answers()
+    answers = Answers(private_output())
     environment.prepare()
     request = json.loads(sys.stdin.readline())
     try:

@@ -1,13 +1,10 @@
-"""Kernel of the rotary position embedding: all heads of a token by one program, backward by the negative angle."""
+"""Kernel of the rotary position embedding: all heads of a token by one program."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
-from torch.autograd.function import once_differentiable
 
 
 @triton.jit
@@ -57,31 +54,12 @@ def _rotary(
     tl.store(write + half, turned_second.to(first.dtype), mask=inside)
 
 
-class RotaryKernel(torch.autograd.Function):
-    """The autograd function; see :class:`core.worker.fused.rotary.RotaryFunction`."""
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, sign: float) -> torch.Tensor:
+    """The rotation by the kernel; see :func:`core.worker.fused.rotary.rotate`.
 
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-        """Rotate the first features.
-
-        Args:
-            ctx: The autograd context.
-            x: ``(batch, heads, length, head)``.
-            cos: ``(batch or 1, 1, length, turned)``, both halves alike; at most as many as ``head``.
-            sin: The same.
-        """
-        ctx.save_for_backward(cos, sin)
-        return _rotated(x, cos, sin, 1.0)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """The gradient of ``x``."""
-        cos, sin = ctx.saved_tensors
-        return _rotated(outputs[0], cos, sin, -1.0), None, None
-
-
-def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, sign: float) -> torch.Tensor:
+    Raises:
+        ValueError: If heads have angles of their own, or angles are not next to each other.
+    """
     rows, heads, length, features = x.shape
     if x.stride(-1) != 1:
         x = x.contiguous()

@@ -25,6 +25,7 @@ from core.worker.checkpoint import checkpoint as checkpoints
 from core.worker.model.adapters import attach_adapters
 from core.worker.model.model import load_model, trainable_parameters
 from core.worker.optim.optim import make_optimizer
+from tests.small_disk import small_disk
 
 FACTS: dict[str, Any] = {"config_sha256": "c", "overrides": {"train.learning_rate": 1e-3}, "best": None}
 FILES = ("adapter/adapter_config.json", "adapter/adapter_model.safetensors", "manifest.json", "optimizer.pt", "rng.pt")
@@ -321,13 +322,8 @@ def test_what_is_not_a_checkpoint_is_no_checkpoint(tmp_path: Path) -> None:
 @pytest.fixture
 def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk too small for a checkpoint."""
-    mount = tmp_path / "disk"
-    mount.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(mount)]
-    if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("not run: a small disk can be mounted by root only, and not everywhere")
-    yield mount
-    subprocess.run(["umount", "-l", str(mount)], check=True)
+    with small_disk(tmp_path / "disk", "64k") as mount:
+        yield mount
 
 
 def test_a_full_disk_is_an_error_and_leaves_nothing(training: Training, tiny_disk: Path) -> None:

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +27,7 @@ from core.worker.export import export as module
 from core.worker.export.export import Export
 from tests.core.export.trained_run import make_trained_run, write_rows
 from tests.core.worker.export.bench import write_base
+from tests.small_disk import small_disk
 from tests.tiny_model import write_tiny_model
 
 SAME = Agreement(2, True, 0.0, 1.0, 0.0, 2, "a reader")
@@ -247,33 +247,28 @@ def test_a_base_that_is_gone_or_another_one_is_named(run: Run, answers: list[Agr
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 40 MB."""
-    mount = tmp_path / "disk"
-    mount.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(mount)]
-    if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("not run: a small disk can be mounted by root only, and not everywhere")
-    yield mount
-    subprocess.run(["umount", "-l", str(mount)], check=True)
+    with small_disk(tmp_path / "disk", "40m") as mount:
+        yield mount
 
 
 def test_a_disk_that_is_or_becomes_full_has_nothing_half_written(
-    run: Run, answers: list[Agreement], small_disk: Path
+    run: Run, answers: list[Agreement], disk: Path
 ) -> None:
     def fill(activity: str, _done: int | None, _total: int | None) -> None:
         """Another program takes the rest of the disk while weights are written."""
-        if activity == "merging the weights" and not (small_disk / "other").exists():
-            size = shutil.disk_usage(small_disk).free - 65536
-            (small_disk / "other").write_bytes(b"x" * size)
+        if activity == "merging the weights" and not (disk / "other").exists():
+            size = shutil.disk_usage(disk).free - 65536
+            (disk / "other").write_bytes(b"x" * size)
 
     with pytest.raises(UserError, match=r"The disk that holds .*disk is full") as caught:
-        make(run, "merged", fill, out=small_disk / "merged", quant="F32")
+        make(run, "merged", fill, out=disk / "merged", quant="F32")
     assert "--out" in caught.value.hint
-    assert os.listdir(small_disk) == ["other"]
+    assert os.listdir(disk) == ["other"]
     with pytest.raises(UserError, match="the export needs"):
-        make(run, "merged", out=small_disk / "merged")
-    assert os.listdir(small_disk) == ["other"]
+        make(run, "merged", out=disk / "merged")
+    assert os.listdir(disk) == ["other"]
 
 
 def test_a_checkpoint_is_exported_by_its_step(run: Run, answers: list[Agreement]) -> None:

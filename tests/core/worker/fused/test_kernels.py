@@ -11,9 +11,9 @@ import torch
 
 from core.worker.fused import kernels
 from core.worker.fused.gated import ACTIVATIONS, Gating
-from core.worker.fused.kernels import can_use, gating_of, kernel_trials, norm_function, rotary_function
+from core.worker.fused.kernels import can_use, gating_of, kernel_trials, norm_function, rotation_of
 from core.worker.fused.rms_norm import RmsNormFunction
-from core.worker.fused.rotary import RotaryFunction
+from core.worker.fused.rotary import rotate
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[4]
@@ -40,7 +40,7 @@ def test_kernels_are_tried_where_they_can_be_compiled(
 
 def test_a_cpu_has_none() -> None:
     assert norm_function(CPU, torch.float32, 64) is RmsNormFunction
-    assert rotary_function(CPU, torch.float32) is RotaryFunction
+    assert rotation_of(CPU, torch.float32) is rotate
     assert type(gating_of(ACTIVATIONS[0], CPU, torch.float32)) is Gating
     assert list(kernel_trials(CPU, torch.float32)) == []
 
@@ -64,15 +64,12 @@ class RightGating(Gating):
     pass
 
 
-class Unrotated(RotaryFunction):
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(cos, sin)
-        return x.clone()
+def unrotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, sign: float) -> torch.Tensor:
+    return x.clone()
 
 
-class Rotated(RotaryFunction):
-    pass
+def rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, sign: float) -> torch.Tensor:
+    return rotate(x, cos, sin, sign)
 
 
 @pytest.fixture
@@ -91,10 +88,10 @@ def usable(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
 def test_a_kernel_is_used_if_it_passes_its_trial(usable: pytest.MonkeyPatch, right: bool) -> None:
     usable.setattr(kernels, "_norm_kernel", lambda: Right if right else Wrong)
     usable.setattr(kernels, "_gated_kernel", RightGating if right else WrongGating)
-    usable.setattr(kernels, "_rotary_kernel", lambda: Rotated if right else Unrotated)
+    usable.setattr(kernels, "_rotary_kernel", lambda: rotated if right else unrotated)
     assert norm_function(CPU, torch.float32, 48) is (Right if right else RmsNormFunction)
     assert type(gating_of(ACTIVATIONS[0], CPU, torch.float32)) is (RightGating if right else Gating)
-    assert rotary_function(CPU, torch.float32) is (Rotated if right else RotaryFunction)
+    assert rotation_of(CPU, torch.float32) is (rotated if right else rotate)
     made = list(kernel_trials(CPU, torch.float32))
     assert len({trial.name for trial in made}) == len(made) == 6
     assert {trial.passed for trial in made} == {right}

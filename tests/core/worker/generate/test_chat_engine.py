@@ -15,6 +15,7 @@ from core.chat.engine import AdapterSpec, ChatEngine, ModelSpec
 from core.chat.request import ChatRequest, GenerationSettings
 from core.errors import UserError
 from core.template.builtin import NAMED_TEMPLATES
+from tests.tiny_model import write_tiny_adapter
 from tests.waiting import wait_for
 
 ASK = [{"role": "user", "content": "the ticket"}]
@@ -28,19 +29,7 @@ def quiet(_detail: str, _done: int | None, _total: int | None) -> None:
 @pytest.fixture(scope="module")
 def adapter_dir(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Path:
     """An adapter that changes the tiny model's answers."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    directory = tmp_path_factory.mktemp("adapter")
-    torch.manual_seed(3)
-    config = LoraConfig(r=4, lora_alpha=64, target_modules="all-linear", task_type="CAUSAL_LM")
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model_dir), config)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.2)
-    model.save_pretrained(str(directory))
-    return directory
+    return write_tiny_adapter(tiny_model_dir, tmp_path_factory.mktemp("adapter"))
 
 
 @pytest.fixture(scope="module")
@@ -217,19 +206,7 @@ def test_the_engine_does_not_import_torch_before_a_model_is_asked_for(tmp_path: 
 @pytest.fixture(scope="module")
 def other_dir(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Path:
     """Another adapter on the same base, of another rank."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    directory = tmp_path_factory.mktemp("other")
-    torch.manual_seed(8)
-    config = LoraConfig(r=2, lora_alpha=64, target_modules="all-linear", task_type="CAUSAL_LM")
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model_dir), config)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.5)
-    model.save_pretrained(str(directory))
-    return directory
+    return write_tiny_adapter(tiny_model_dir, tmp_path_factory.mktemp("other"), seed=8, rank=2, std=0.5)
 
 
 def said(engine: ChatEngine, source: str, tokens: int = 16) -> tuple[str, str]:

@@ -6,6 +6,8 @@ import copy
 from pathlib import Path
 from typing import Any
 
+from tests.llama_gguf import add_architecture, add_tokens, finish, tensor_name, tensor_values
+
 
 def write_gguf(
     model_dir: Path, path: Path, *, without: tuple[str, ...] = (), extra: dict[str, Any] | None = None, **sizes: int
@@ -29,29 +31,17 @@ def write_gguf(
         setattr(config, name, size)
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("tiny")
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
-    writer.add_vocab_size(config.vocab_size)
+    add_architecture(writer, config)
     _add_tokenizer(writer, tokenizer)
     tensors = {
-        _gguf_name(name): _permuted(name, tensor, model.config).numpy()
+        tensor_name(name): tensor_values(name, tensor, model.config)
         for name, tensor in model.state_dict().items()
         if name != "lm_head.weight"  # tied
     }
     for name, tensor in (tensors | (extra or {})).items():
         if name not in without:
             writer.add_tensor(name, tensor)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     return path
 
 
@@ -94,10 +84,7 @@ def write_lfm2_gguf(model_dir: Path, path: Path) -> Path:
     for name, tensor in model.state_dict().items():
         if name != "lm_head.weight":  # tied
             writer.add_tensor(_lfm2_name(name), tensor.squeeze(1).numpy() if "conv.conv" in name else tensor.numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     return path
 
 
@@ -124,45 +111,6 @@ def _lfm2_name(name: str) -> str:
 
 
 def _add_tokenizer(writer: Any, tokenizer: Any) -> None:
-    import json
-
-    backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    specials = set(tokenizer.all_special_tokens)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
-    writer.add_token_list([token for token, _ in vocabulary])
-    writer.add_token_types([3 if token in specials else 1 for token, _ in vocabulary])
-    writer.add_token_merges([" ".join(pair) for pair in backend["model"]["merges"]])
-    writer.add_bos_token_id(tokenizer.bos_token_id)
-    writer.add_eos_token_id(tokenizer.eos_token_id)
+    add_tokens(writer, tokenizer, len(tokenizer), "smollm")
     writer.add_pad_token_id(tokenizer.eos_token_id)
     writer.add_chat_template(tokenizer.chat_template)
-
-
-def _gguf_name(name: str) -> str:
-    named = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
-    if name in named:
-        return named[name]
-    _, _, layer, *rest = name.split(".")
-    parts = {
-        "self_attn.q_proj": "attn_q",
-        "self_attn.k_proj": "attn_k",
-        "self_attn.v_proj": "attn_v",
-        "self_attn.o_proj": "attn_output",
-        "mlp.gate_proj": "ffn_gate",
-        "mlp.up_proj": "ffn_up",
-        "mlp.down_proj": "ffn_down",
-        "input_layernorm": "attn_norm",
-        "post_attention_layernorm": "ffn_norm",
-    }
-    return f"blk.{layer}.{parts['.'.join(rest[:-1])]}.weight"
-
-
-def _permuted(name: str, tensor: Any, config: Any) -> Any:
-    """Queries and keys are stored with the halves of each head interleaved."""
-    if "q_proj" not in name and "k_proj" not in name:
-        return tensor
-    heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
-    rows, columns = tensor.shape
-    return tensor.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns).contiguous()

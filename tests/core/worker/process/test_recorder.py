@@ -34,6 +34,7 @@ from core.runs.store import Run, create_run
 from core.runs.tail import EventTail
 from core.worker.process import recorder as recorder_module
 from core.worker.process.recorder import Recorder, peak_rss_bytes
+from tests.small_disk import small_disk
 from tests.waiting import wait_for
 
 
@@ -169,14 +170,9 @@ def test_a_resumed_run_keeps_its_step_and_mends_the_line_that_a_killed_worker_le
 @pytest.fixture
 def full_disk(tmp_path: Path, run: Run) -> Iterator[Path]:
     """The run directory on a tiny disk; the file returned fills it but for the rest of its last page."""
-    mount = tmp_path / "disk"
-    mount.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(mount)]
-    if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("not run: a small disk can be mounted by root only, and not everywhere")
-    shutil.copytree(run.path, mount / run.id)
-    yield mount / "filler"
-    subprocess.run(["umount", "-l", str(mount)], check=True)
+    with small_disk(tmp_path / "disk", "256k") as mount:
+        shutil.copytree(run.path, mount / run.id)
+        yield mount / "filler"
 
 
 def test_a_full_disk_and_a_full_log_are_survived_and_no_later_event_is_lost(

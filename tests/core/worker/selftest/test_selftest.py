@@ -17,6 +17,7 @@ from core.selftest.checks import SUBJECTS, Check
 from core.selftest.job import SelfTest
 from core.selftest.report import Report, report_text
 from core.selftest.sizes import Shape, Sizes
+from core.worker.process.answers import Answers
 from core.worker.selftest import __main__ as check_process
 from core.worker.selftest import prepare
 from core.worker.selftest.bench import Bench, Outcome
@@ -88,9 +89,9 @@ def test_what_a_check_fails_by_is_told_with_its_remedy(monkeypatch: pytest.Monke
         raise UserError("The disk is full.", "Make room.")
 
     monkeypatch.setattr(prepare, "check", failing)
-    told = io.StringIO()
+    told = io.BytesIO()
     request = {"work": "", "sizes": Sizes().to_dict(), "device": {}}
-    check_process.main("prepare", check_process._Answers(told), json.dumps(request))
+    check_process.main("prepare", Answers(told), json.dumps(request))
     assert json.loads(told.getvalue()) == {"result": "fail", "detail": "The disk is full. Make room."}
 
 

@@ -6,6 +6,7 @@ the coarse types with an importance matrix as well; a line of JSON tells what ca
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -133,7 +134,7 @@ def main(arguments: list[str]) -> int:
     import torch
 
     directory, converter = map(Path, arguments)
-    report = Report(os.open(os.devnull, os.O_WRONLY))
+    report = Report(io.BytesIO())
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     model_directory, staged, source = directory / "model", directory / "staged", directory / "F32.gguf"

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.tiny_model import CHATML
+from tests.tiny_model import CHATML, train_byte_level
 
 #: Text that the tokenizers are made from.
 CORPUS = [
@@ -27,21 +27,7 @@ _SPECIALS = ("<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>")
 
 def save_byte_level(directory: Path) -> None:
     """A byte-level tokenizer, as GPT-2's."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.train_from_iterator(
-        CORPUS,
-        trainers.BpeTrainer(
-            vocab_size=400,
-            special_tokens=[AddedToken(token, special=True) for token in _SPECIALS],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        ),
-    )
-    _save(directory, backend)
+    _save(directory, train_byte_level(CORPUS, _SPECIALS, 400))
 
 
 def train_sentencepiece() -> bytes:

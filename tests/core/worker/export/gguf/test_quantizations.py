@@ -1,17 +1,14 @@
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from core.export.gguf.checks import has_library
-from core.export.gguf.tools import find_converter
 from core.export.kinds import QUANTS
-from core.launch.launcher import worker_environment
+
+from .apart import converter_in, lines_of
 
 pytestmark = pytest.mark.skipif(not has_library(), reason="llama-cpp-py-sync is not installed")
 Results = dict[tuple[str, bool], dict[str, Any]]
@@ -20,21 +17,9 @@ Results = dict[tuple[str, bool], dict[str, Any]]
 @pytest.fixture(scope="module")
 def results(converter_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Results:
     """What came out, by type and whether an importance matrix was used."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LOCALTUNE_HOME", str(converter_home))
-        converter = find_converter()
-    module = "tests.core.worker.export.gguf.quantizations"
-    done = subprocess.run(
-        [sys.executable, "-m", module, str(tmp_path_factory.mktemp("quantizations")), str(converter)],
-        env=worker_environment() | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        cwd=Path(__file__).parents[5],
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return {(line["quant"], line["weighed"]): line for line in map(json.loads, done.stdout.splitlines())}
+    directory = tmp_path_factory.mktemp("quantizations")
+    lines = lines_of("quantizations", str(directory), converter_in(converter_home))
+    return {(line["quant"], line["weighed"]): line for line in lines}
 
 
 def test_each_type_is_what_it_says(results: Results) -> None:

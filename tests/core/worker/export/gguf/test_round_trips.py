@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from core.export.gguf.checks import has_library
-from core.export.gguf.tools import find_converter
-from core.launch.launcher import worker_environment
+
+from .apart import converter_in, lines_of
 
 NAMES = (
     *("llama", "llama3-rope", "mistral", "mixtral", "qwen2", "qwen3", "qwen3-moe", "olmo2", "olmoe", "granite"),
@@ -26,23 +23,9 @@ Results = dict[str, dict[str, Any]]
 @pytest.fixture(scope="module")
 def results(converter_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Results:
     """What came out, by architecture; all in one process, most of whose time goes to imports."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LOCALTUNE_HOME", str(converter_home))
-        converter = find_converter()
     directory = tmp_path_factory.mktemp("round-trips")
-    module = "tests.core.worker.export.gguf.round_trips"
-    done = subprocess.run(
-        [sys.executable, "-m", module, str(directory), str(converter), *NAMES],
-        env=worker_environment() | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        cwd=Path(__file__).parents[5],
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-    )
-    found = {str(line["name"]): line for line in map(json.loads, done.stdout.splitlines())}
-    assert done.returncode == 0, done.stderr[-3000:]
-    return found
+    lines = lines_of("round_trips", str(directory), converter_in(converter_home), *NAMES)
+    return {str(line["name"]): line for line in lines}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -9,10 +9,11 @@ import torch
 
 from core.worker.fused.cases import apply, gated_trial, norm_trial, plain_gated, plain_rms_norm, rotary_trial
 from core.worker.fused.gated import ACTIVATIONS, Activation, Gating
+from core.worker.fused.rotary import RotaryFunction
 from core.worker.fused.trial import compare
 from core.worker.fused.triton.gated import KernelGating
 from core.worker.fused.triton.rms_norm import RmsNormKernel
-from core.worker.fused.triton.rotary import RotaryKernel
+from core.worker.fused.triton.rotary import rotate
 
 CPU = torch.device("cpu")
 #: The interpreter cuts values off to bf16 where a device rounds them, so that each may be a bit further off.
@@ -91,7 +92,7 @@ def test_gated_overwrites_the_outer_gradient_if_asked_for_the_product() -> None:
 @pytest.mark.parametrize("angles", [None, torch.float32], ids=str)
 @pytest.mark.parametrize(("dtype", "allowed"), DTYPES, ids=str)
 def test_rotary(dtype: torch.dtype, allowed: float, angles: torch.dtype | None, head: int, turned: int) -> None:
-    trial = rotary_trial("rotary", RotaryKernel, CPU, dtype, head=head, turned=turned, angles=angles)
+    trial = rotary_trial("rotary", rotate, CPU, dtype, head=head, turned=turned, angles=angles)
     assert trial.reason is None
     # Torch rounds the parts of a sum, the kernel the sum.
     assert trial.worst <= 2 * allowed
@@ -99,7 +100,7 @@ def test_rotary(dtype: torch.dtype, allowed: float, angles: torch.dtype | None, 
 
 def test_rotary_leaves_the_layout_as_it_is() -> None:
     x = torch.randn(2, 5, 3, 8).transpose(1, 2)
-    out = apply(RotaryKernel, x, torch.ones(1, 1, 5, 8), torch.zeros(1, 1, 5, 8))
+    out = apply(RotaryFunction, x, torch.ones(1, 1, 5, 8), torch.zeros(1, 1, 5, 8), rotate)
     assert torch.equal(out, x)
     assert out.stride() == x.stride()
 
@@ -107,6 +108,6 @@ def test_rotary_leaves_the_layout_as_it_is() -> None:
 def test_rotary_has_angles_for_each_row() -> None:
     angle = torch.randn(2, 1, 5, 4).repeat(1, 1, 1, 2)
     x = torch.randn(2, 40, 5, 8)
-    out = apply(RotaryKernel, x, angle.cos(), angle.sin())
+    out = apply(RotaryFunction, x, angle.cos(), angle.sin(), rotate)
     half = torch.cat([-x[..., 4:], x[..., :4]], dim=-1)
     torch.testing.assert_close(out, x * angle.cos() + half * angle.sin())
