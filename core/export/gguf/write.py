@@ -23,23 +23,13 @@ from core.export.gguf.checks import Checked, check_model, require_quantizer
 from core.export.gguf.metadata import entries
 from core.export.gguf.options import GgufOptions
 from core.export.gguf.process import run_process
+from core.export.gguf.sizes import gguf_bytes
 from core.export.gguf.staging import own_templates, stage
 from core.export.gguf.tools import fetch_converter
 from core.export.kinds import CONVERTED, Quant
 from core.models.sandboxed import check_gguf
 
 _WORKER = "core.worker.export.gguf"
-#: Bytes of a weight in a file, roughly.
-BYTES_PER_WEIGHT: dict[Quant, float] = {
-    "F32": 4.0,
-    "F16": 2.0,
-    "BF16": 2.0,
-    "Q8_0": 1.07,
-    "Q6_K": 0.83,
-    "Q5_K_M": 0.72,
-    "Q4_K_M": 0.61,
-    "Q4_0": 0.58,
-}
 #: Bytes that a process may take: what its libraries take, and for each number of the largest tensor.
 _LIBRARIES, _BYTES_AT_WORK = 4 << 30, 16
 #: Most tokens of the rows that an importance matrix is computed from, and of one of them. Each takes a forward pass on
@@ -70,7 +60,7 @@ def write_gguf(model: Path, target: Path, quant: Quant, options: GgufOptions, pr
     options = _with_templates(model, options)
     # Quantized from weights that are not rounded before.
     first: Quant = quant if quant in CONVERTED else checked.dtype
-    with _workspace(target, _space(checked, first, quant)) as work:
+    with _workspace(target, _space(checked, first, quant, options)) as work:
         result = work / "model.gguf"
         _convert(model, result, first, options, converter, checked, work, progress)
         if quant not in CONVERTED:
@@ -185,7 +175,7 @@ def _quantize(
         "importance": None if importance is None else str(importance),
         "rows": len(rows),
         "embeddings": "Q8_0" if options.is_exact else None,
-        "expected": round(checked.elements * BYTES_PER_WEIGHT[quant]),
+        "expected": _bytes(checked, quant, options),
     }
     run_process(f"{_WORKER}.quantize", job, "llama.cpp's quantizer", progress)
 
@@ -202,10 +192,16 @@ def _calibration(rows: Sequence[Sequence[int]]) -> list[list[int]]:
     return found
 
 
-def _space(checked: Checked, first: Quant, quant: Quant) -> int:
+def _bytes(checked: Checked, quant: Quant, options: GgufOptions) -> int:
+    """Bytes of the file's tensors."""
+    embeddings = "Q8_0" if options.is_exact else None
+    has_imatrix = bool(options.calibration)
+    return gguf_bytes(checked.elements, checked.architecture, quant, has_imatrix=has_imatrix, embeddings=embeddings)
+
+
+def _space(checked: Checked, first: Quant, quant: Quant, options: GgufOptions) -> int:
     """Bytes that the files take together."""
-    kinds = {first, quant}
-    return round(sum(BYTES_PER_WEIGHT[kind] for kind in kinds) * checked.elements * 1.02) + (16 << 20)
+    return round(sum(_bytes(checked, kind, options) for kind in {first, quant}) * 1.02) + (16 << 20)
 
 
 def _refuse_existing(target: Path) -> None:
