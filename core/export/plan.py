@@ -13,7 +13,7 @@ from core.errors import UserError
 from core.export.gguf.sizes import gguf_bytes
 from core.export.kinds import CONVERTED, Quant
 from core.export.request import ExportRequest
-from core.models.find import STARTER_NAME, find_model, model_entry, model_path
+from core.models.find import STARTER_NAME, find_model, model_path
 from core.models.inspection import STARTER_FACTS, ModelFacts
 from core.models.sandboxed import inspect_model
 from core.runs.store import Run
@@ -169,27 +169,3 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except OSError:
         return 0
-
-
-def base_name(base: str, directory: Path | None = None) -> str:
-    """A base model as a person would name it: the id of a hub, the name of a prepared model, or that of its directory.
-
-    Args:
-        base: As ``model.base``.
-        directory: Where its files are, if known.
-    """
-    if directory is not None and (repository := hub_repository(directory)) is not None:
-        return repository
-    if (entry := model_entry(base)) is not None:
-        return entry.repository
-    name = Path(base).name
-    return name or base
-
-
-def hub_repository(directory: Path) -> str | None:
-    """The repository of a hub that a model's files were fetched from; None for others."""
-    from core.hub_uri import is_hub_id
-    from core.models.files import read_record
-
-    repository = (read_record(directory) or {}).get("repository")
-    return repository if isinstance(repository, str) and is_hub_id(repository) else None

@@ -15,13 +15,14 @@ from core import paths
 from core.directories import Progress, disk_error, new_directory
 from core.errors import UserError
 from core.export.agreement import Agreement
+from core.export.base import BaseModel, describe_base
 from core.export.card import CARD, CardFacts, base_license, write_card
 from core.export.gguf.checks import require_quantizer
 from core.export.gguf.options import GgufOptions
 from core.export.gguf.tools import fetch_converter
 from core.export.gguf.write import write_adapter_gguf, write_gguf
 from core.export.kinds import CONVERTED, Kind, Quant
-from core.export.plan import ExportPlan, base_name, merged_quant, plan_export
+from core.export.plan import ExportPlan, merged_quant, plan_export
 from core.export.request import MERGED_QUANTS, ExportRequest
 from core.export.result import RECORD, ExportedFile, ExportResult
 from core.export.verify import NotVerifiedError, compare, measure_trained, refuse_unreadable
@@ -218,7 +219,7 @@ class Export:
             stops=conversation.stop_ids,
             name=self._slug,
             license=base_license(self._trained.config.model.base, base) or "",
-            base_name=self._base_name(base),
+            base_name=self._describe(base).name,
             base=base,
             base_gguf=source if os.path.isfile(source) else None,
             calibration=() if quant in CONVERTED or is_exact else calibration_rows(rows),
@@ -275,9 +276,10 @@ class Export:
         step = "" if self._trained.step is None else f"-{self._trained.name}"
         return f"{self._slug}{step}-{'adapter' if self._request.adapter_only else self._request.weights}.gguf"
 
-    def _base_name(self, base: Path) -> str:
+    def _describe(self, base: Path) -> BaseModel:
+        """The base of the training, which is not that of the merge where all weights are in the result."""
         trained = self._trained
-        return base_name(trained.config.model.base, base if trained.base == trained.config.model.base else None)
+        return describe_base(trained.config.model.base, base if trained.base == trained.config.model.base else None)
 
     def _proven(self, made: Path, written: _Made, base: Path | None = None) -> _Made:
         """The export with what another reader of it finds; with a note where none is there."""
@@ -312,7 +314,7 @@ class Export:
     def _record(self, base: Path, fingerprint: str | None, made: Path, written: _Made, began: float) -> ExportResult:
         """Put the card and the record beside the files."""
         trained, kind = self._trained, self._request.kind
-        name = self._base_name(base)
+        described = self._describe(base)
         warning = (trained.warning,) if trained.warning else ()
         agreed = () if written.agreement is None else written.agreement.notes
         notes = (*warning, *written.notes, *self._notes_of_file(written.quant), *agreed)
@@ -320,11 +322,10 @@ class Export:
             trained=trained,
             kind=kind,
             quant=written.quant,
-            base=name,
+            base=described,
             license=base_license(trained.config.model.base, base),
             agreement=written.agreement,
             notes=notes,
-            merged_from=written.merged_from,
             files=sorted(os.listdir(made)),
         )
         (made / CARD).write_text(write_card(facts), encoding="utf-8")
@@ -335,7 +336,7 @@ class Export:
             quant=written.quant,
             run=trained.run.id,
             step=trained.step,
-            base=name,
+            base=described.name,
             base_sha256=fingerprint,
             merged_from=written.merged_from,
             files=tuple(_files(made)),
