@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from core.chat.request import ChatRequest
 from core.errors import UserError
+from core.template.builtin import named_or_file
 from core.worker.process import environment
 from core.worker.process.command_server import Call, CommandServer, Handler, private_streams
 
@@ -86,7 +87,7 @@ class ChatEngine:
             check_adapter(Path(adapter), base)
         # Beside the loading, which reads the same files.
         fingerprint = BaseFingerprint(base) if recorded else None
-        template = _template(args.get("template"))
+        template = named_or_file(args.get("template"))
         report("loading the model")
         _ask_beside_runs(base, method, str(args.get("device", "auto")))
         loaded = load_model(
@@ -137,7 +138,7 @@ class ChatEngine:
             str(args["name"]),
             Path(str(args["adapter"])),
             said=str(args.get("source_name", args["name"])),
-            template=_template(args.get("template")),
+            template=named_or_file(args.get("template")),
             base_sha256=str(recorded) if recorded else None,
         )
         return {}
@@ -207,14 +208,6 @@ class ChatEngine:
             "context_limit": generation.context_limit,
             "reused_tokens": generation.reused_tokens,
         }
-
-
-def _template(template: Any) -> str | None:
-    """The source of a chat template: a Jinja file, or the name of one of ours."""
-    from core.template.builtin import NAMED_TEMPLATES, template_source
-
-    named = template in NAMED_TEMPLATES
-    return template_source(None if named else template, template if named else None)
 
 
 def _runs_beside(device: Any) -> list[str]:

@@ -11,7 +11,7 @@ import numpy as np
 from core.chat.request import ChatRequest, QuestionError
 from core.data.conversation import RowError
 from core.errors import UserError
-from core.template.builtin import NAMED_TEMPLATES, template_source
+from core.template.builtin import named_or_file
 from core.template.render import ChatTemplate
 from core.worker.export.llama.model import GgufModel
 from core.worker.export.llama.template import GgufTemplate
@@ -66,9 +66,7 @@ class GgufEngine:
         if model.templates.get("default"):
             self._template = GgufTemplate(model)
         self._name = str(args.get("source_name") or "model")
-        template = args.get("template")
-        named = template in NAMED_TEMPLATES
-        if warning := self._difference(template_source(None if named else template, template if named else None)):
+        if warning := self._difference(named_or_file(args.get("template"))):
             call.tell({"progress": warning, "done": None, "total": None})
         return {"device": "cpu", "dtype": model.path.name, "seconds": time.monotonic() - began}
 
