@@ -24,6 +24,8 @@ from core.text import one_line
 
 #: The module of llama.cpp's library, which comes with the extra.
 LIBRARY = "llama_cpp_py_sync"
+#: How it is installed.
+INSTALL = "pip install 'localtune-tui[export]'"
 _MERGED = "Export merged instead."
 #: Activation functions that llama.cpp computes with, whatever the configuration says, by model type.
 _SILU, _GELU_TANH = frozenset({"silu", "swish"}), frozenset({"gelu_pytorch_tanh", "gelu_new"})
@@ -79,7 +81,7 @@ def require_quantizer(quant: Quant) -> None:
         return
     raise UserError(
         f"{quant} is written by llama.cpp's quantizer, which is not installed.",
-        f"pip install 'localtune-tui[export]' installs it; {', '.join(CONVERTED)} are written without it.",
+        f"{INSTALL} installs it; {', '.join(CONVERTED)} are written without it.",
     )
 
 

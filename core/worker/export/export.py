@@ -20,7 +20,7 @@ from core.export.card import CARD, CardFacts, base_license, write_card
 from core.export.gguf.checks import require_quantizer
 from core.export.gguf.options import GgufOptions
 from core.export.gguf.tools import fetch_converter
-from core.export.gguf.write import write_adapter_gguf, write_gguf
+from core.export.gguf.write import calibration_rows, write_adapter_gguf, write_gguf
 from core.export.kinds import CONVERTED, Kind, Quant
 from core.export.plan import ExportPlan, merged_quant, plan_export
 from core.export.request import MERGED_QUANTS, ExportRequest
@@ -37,7 +37,7 @@ from core.worker.export.beside import Conversation, read_conversation
 from core.worker.export.merge import BeyondRangeError
 from core.worker.export.merged import Merge, write_merged
 from core.worker.export.ollama import check_carried, create_and_ask, write_modelfile
-from core.worker.export.training_rows import calibration_rows, conversations, read_rows
+from core.worker.export.training_rows import conversations, read_rows
 from core.worker.model.starter import resolve_base
 from core.worker.model.support import check_base
 
@@ -208,10 +208,11 @@ class Export:
         require_quantizer(quant)
         fetch_converter(self._progress)
         merge = self._merged_for(base, merged, conversation)
-        rows = Dataset()
         file = self._trained.file
         is_exact = file is not None and quant == file.type
-        if (quant not in CONVERTED and not is_exact) or self._request.kind == "ollama":
+        is_calibrated = quant not in CONVERTED and not is_exact
+        rows = Dataset()
+        if is_calibrated or self._request.kind == "ollama":
             rows = read_rows(base, self._trained, conversation, self._progress)
         source = model_path(self._trained.config.model.base)
         options = GgufOptions(
@@ -222,7 +223,7 @@ class Export:
             base_name=self._describe(base).name,
             base=base,
             base_gguf=source if os.path.isfile(source) else None,
-            calibration=() if quant in CONVERTED or is_exact else calibration_rows(rows),
+            calibration=calibration_rows(row.input_ids.tolist() for row in rows.rows) if is_calibrated else (),
             is_exact=is_exact,
         )
         write_gguf(merged, made / self._file_name, quant, options, self._progress)

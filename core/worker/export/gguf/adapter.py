@@ -21,7 +21,7 @@ import numpy.typing as npt
 from core.errors import UserError
 from core.text import one_line
 from core.worker.export.gguf.converter import import_converter, open_model
-from core.worker.export.gguf.job import Report, run_job
+from core.worker.export.job import Report, run_job
 
 Array = npt.NDArray[np.float32]
 _MERGED = "Export merged, where it is part of the weights."

@@ -20,7 +20,6 @@ from core.errors import UserError
 from core.template.render import ChatTemplate
 from core.text import one_line
 from core.worker.export.gguf.converter import import_converter, open_model
-from core.worker.export.gguf.job import Report, run_job
 from core.worker.export.gguf.vocabulary import (
     adds_space_prefix,
     is_sentencepiece,
@@ -29,6 +28,7 @@ from core.worker.export.gguf.vocabulary import (
     read_tokenizer,
     sentencepiece_vocabulary,
 )
+from core.worker.export.job import Report, run_job
 
 _TEMPLATE = "tokenizer.chat_template"
 _TOKENS = "tokenizer.ggml.tokens"

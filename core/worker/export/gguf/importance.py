@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from core.errors import UserError
 from core.worker.export.gguf.ggml import Array, load_ggml
-from core.worker.export.gguf.job import Report, run_job
+from core.worker.export.job import Report, run_job
 from core.worker.export.llama.library import Library, as_path, load_library, threads
 
 #: Products whose weights are quantized by importance; embedding and head are used in other ways as well.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
-from core.worker.export.gguf.job import Report, run_job
+from core.worker.export.job import Report, run_job
 from core.worker.export.llama.library import Library, as_path, load_library, threads
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
+from core.export.gguf.checks import INSTALL
 from core.text import one_line
 
 #: Level of ggml's log for errors.
@@ -64,13 +65,11 @@ def load_library() -> Library:
     except ImportError as error:
         raise UserError(
             "llama.cpp's library is not installed, so GGUF files cannot be read.",
-            "Install it: pip install 'localtune-tui[export]'",
+            f"Install it: {INSTALL}",
         ) from error
     except (OSError, RuntimeError, AttributeError) as error:
         reason = one_line(str(error), 200).rstrip(".")
-        raise UserError(
-            f"llama.cpp's library cannot be loaded: {reason}.", "Install it again: pip install 'localtune-tui[export]'"
-        ) from error
+        raise UserError(f"llama.cpp's library cannot be loaded: {reason}.", f"Install it again: {INSTALL}") from error
 
 
 def threads() -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from core.config.schema import Config
+from core.directories import Progress
 from core.errors import UserError
 from core.hardware.cpu import memory
 from core.models.adapters import check_adapter
@@ -43,8 +44,6 @@ GREEDY_TOKENS, GREEDY_MARGIN = 64, 16
 _ROOM = 1.3
 #: Bytes of a weight in fp32, and of one of a model in 4 bits, its embeddings in fp32 included.
 _WHOLE, _QUANTIZED = 4.0, 1.2
-
-Progress = Callable[[str, "int | None", "int | None"], None]
 
 
 @dataclass(frozen=True)

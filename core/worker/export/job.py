@@ -1,8 +1,9 @@
 """Jobs: what a process of an export is told on standard input, and how it answers on standard output.
 
-A job is one line of JSON. Answers are lines of JSON, each with one of ``progress`` (activity, amount done, total),
-``error`` with ``hint`` (two sentences), and ``done`` (the result); the last two end it. Whatever else a library prints
-goes to standard error, which is the log.
+A job is one line of JSON: what is done (``title``), what helps where it fails (``hint``), where it writes (a file as
+``target``, or a ``directory``), and what else its process asks for. Answers are lines of JSON, each with one of
+``progress`` (activity, amount done, total), ``error`` with ``hint`` (two sentences), and ``done`` (the result); the
+last two end it. Whatever else a library prints goes to standard error, which is the log.
 """
 
 from __future__ import annotations
@@ -13,20 +14,22 @@ import json
 import os
 import sys
 import threading
-import traceback
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from core.atomic import NO_ROOM
 from core.directories import disk_error
 from core.errors import UserError, is_panic
 from core.helper import tie_to_parent
 from core.sandbox.limits import confine
 from core.text import one_line
 from core.worker.process import environment
+from core.worker.process.log import log_exception
 
-#: Seconds between two reports of a file's size.
-_INTERVAL = 0.25
+#: Seconds between two reports of the same activity.
+_INTERVAL = 0.2
 
 
 class Report:
@@ -39,10 +42,14 @@ class Report:
     def __init__(self, descriptor: int) -> None:
         self._file = os.fdopen(descriptor, "w", encoding="utf-8")
         self._lock = threading.Lock()
+        self._activity, self._next = "", 0.0
 
-    def progress(self, detail: str, done: int | None = None, total: int | None = None) -> None:
-        """Report an activity, and how much of it is done."""
-        self.answer({"progress": [detail, done, total]})
+    def progress(self, activity: str, done: int | None = None, total: int | None = None) -> None:
+        """Report an activity, and how much of it is done; a few times a second, and its end."""
+        now = time.monotonic()
+        if activity != self._activity or now >= self._next or (done is not None and done == total):
+            self._activity, self._next = activity, now + _INTERVAL
+            self.answer({"progress": [activity, done, total]})
 
     def answer(self, content: dict[str, Any]) -> None:
         """Write an answer."""
@@ -110,20 +117,19 @@ def _attempt(
     except MemoryError:
         return UserError(f"There is not enough memory to {job['title']}.", "Close other programs.")
     except OSError as error:
-        traceback.print_exc()
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-            return disk_error(Path(job["target"]).parent, error)
+        log_exception()
+        if error.errno in (*NO_ROOM, errno.EACCES, errno.EROFS):
+            return disk_error(Path(job["target"]).parent if "target" in job else Path(job["directory"]), error)
         return _failure(job, error)
     except BaseException as error:  # libraries in Rust panic with an exception of their own
         if not isinstance(error, Exception) and not is_panic(error):
             raise
-        traceback.print_exc()
+        log_exception()
         return _failure(job, error)
     return None
 
 
 def _failure(job: dict[str, Any], error: BaseException) -> UserError:
-    said = one_line(str(error), 300).rstrip(".") or type(error).__name__
-    if isinstance(error, KeyError):
-        said = f"{said} is not in the model's files"
-    return UserError(f"It is not possible to {job['title']}: {said}.", str(job.get("hint", "")))
+    first = one_line(str(error).strip().partition("\n")[0], 300).rstrip(".")
+    said = f"{type(error).__name__}: {first}" if first else type(error).__name__
+    return UserError(f"It is not possible to {job['title']}: {said}.", str(job["hint"]))
