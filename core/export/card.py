@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -26,7 +25,7 @@ from core.runs.history import read_history
 from core.runs.names import slug_of
 from core.runs.result import result_of
 from core.runs.trained import TrainedModel, manifest_of
-from core.small_files import open_regular, read_small
+from core.small_files import hash_file, read_small
 from core.text import one_line
 from core.units import format_bytes, format_count, format_duration, format_fixed, format_number
 
@@ -184,17 +183,9 @@ def _files(trained: TrainedModel) -> Iterator[tuple[str, str]]:
             facts = os.stat(path)
             if not os.path.isfile(path) or started is None or facts.st_mtime > started.timestamp() + 1:
                 continue
-            yield f"SHA-256 of a file of {format_bytes(facts.st_size)}", _code(_hash(path))
+            yield f"SHA-256 of a file of {format_bytes(facts.st_size)}", _code(hash_file(path))
         except OSError:
             continue
-
-
-def _hash(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open_regular(path) as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _training(trained: TrainedModel) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -31,6 +30,7 @@ from core.models.find import model_path
 from core.models.fingerprint import BaseFingerprint
 from core.runs.names import slug_of
 from core.runs.trained import TrainedModel
+from core.small_files import hash_file
 from core.worker.data.dataset import Dataset
 from core.worker.export.adapter import write_adapter
 from core.worker.export.beside import Conversation, read_conversation
@@ -353,8 +353,4 @@ class Export:
 def _files(directory: Path) -> Iterator[ExportedFile]:
     for path in sorted(directory.rglob("*")):
         if path.is_file():
-            with path.open("rb") as file:
-                digest = hashlib.sha256()
-                while block := file.read(1 << 20):
-                    digest.update(block)
-            yield ExportedFile(str(path.relative_to(directory)), path.stat().st_size, digest.hexdigest())
+            yield ExportedFile(str(path.relative_to(directory)), path.stat().st_size, hash_file(path))

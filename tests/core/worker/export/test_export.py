@@ -249,7 +249,7 @@ def test_a_disk_that_is_or_becomes_full_has_nothing_half_written(
 def test_a_checkpoint_is_exported_by_its_step(run: Run, answers: list[Agreement]) -> None:
     checkpoint = run.checkpoints_path / "step-00000007"
     manifest = json.loads((checkpoint / "manifest.json").read_text())
-    from core.worker.checkpoint.checkpoint import hash_file
+    from core.small_files import hash_file
 
     for path in (checkpoint / "adapter").iterdir():
         manifest["files"][f"adapter/{path.name}"] = {"bytes": path.stat().st_size, "sha256": hash_file(path)}
