@@ -24,7 +24,6 @@ class GgufOptions:
             :func:`core.export.gguf.write.calibration_rows`; used for the quantizations of less than eight bits.
         is_exact: Whether the model was trained with the weights of a file of this type: embeddings and head are Q8_0,
             as they were then.
-        threads: Of the quantizer; by default one for each core.
     """
 
     template: str | None = None
@@ -37,4 +36,3 @@ class GgufOptions:
     base_gguf: Path | None = None
     calibration: tuple[tuple[int, ...], ...] = ()
     is_exact: bool = False
-    threads: int | None = None

@@ -156,7 +156,7 @@ def conversion_job(staged: Path, target: Path, quant: Quant, options: GgufOption
 def _quantize(
     source: Path, target: Path, quant: Quant, options: GgufOptions, checked: Checked, work: Path, progress: Progress
 ) -> None:
-    common = {"threads": options.threads, "source": str(source), "memory": _memory(checked), "hint": _HINT}
+    common = {"source": str(source), "memory": _memory(checked), "hint": _HINT}
     importance = None
     if rows := options.calibration:
         importance = work / "importance.npz"

@@ -15,7 +15,7 @@ def quantize(job: dict[str, Any], report: Report) -> dict[str, Any]:
     """Quantize a GGUF file.
 
     Args:
-        job: ``source`` and ``target`` (paths), ``quant``, ``expected`` bytes of the result, ``threads`` or None;
+        job: ``source`` and ``target`` (paths), ``quant``, ``expected`` bytes of the result;
             ``embeddings``, the type of embeddings and head, or None; ``importance`` (a file of
             :mod:`core.worker.export.gguf.importance`) or None, and of how many ``rows``.
         report: Told what goes on.
@@ -31,7 +31,7 @@ def quantize(job: dict[str, Any], report: Report) -> dict[str, Any]:
     ffi, lib = library.ffi, library.lib
     target = Path(job["target"])
     parameters = ffi.new("llama_model_quantize_params *", lib.llama_model_quantize_default_params())
-    parameters.nthread = job["threads"] or threads()
+    parameters.nthread = threads()
     parameters.ftype = getattr(lib, f"LLAMA_FTYPE_MOSTLY_{job['quant']}")
     if job["embeddings"] is not None:
         kind = getattr(lib, f"GGML_TYPE_{job['embeddings']}")

@@ -6,6 +6,7 @@ import functools
 import os
 import sys
 from collections import deque
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,29 @@ class Library:
             said = self.ffi.string(text).decode("utf-8", "replace")
             _errors.append(said)
             sys.stderr.write(said)
+
+    def decode(self, context: Any, tokens: Sequence[int], begin: int, places: Collection[int]) -> int:
+        """Have a context read tokens.
+
+        Args:
+            context: The context.
+            tokens: The tokens.
+            begin: The position of the first of them.
+            places: Those among them whose logits are asked for.
+
+        Returns:
+            0, or the library's code of a failure.
+        """
+        batch = self.lib.llama_batch_init(len(tokens), 0, 1)
+        try:
+            batch.n_tokens = len(tokens)
+            for place, token in enumerate(tokens):
+                batch.token[place], batch.pos[place] = token, begin + place
+                batch.n_seq_id[place], batch.seq_id[place][0] = 1, 0
+                batch.logits[place] = place in places
+            return int(self.lib.llama_decode(context, batch))
+        finally:
+            self.lib.llama_batch_free(batch)
 
     def failure(self) -> str:
         """The first error that the library told since the last one, as the rest of a sentence; empty without one.

@@ -56,7 +56,7 @@ def test_a_model_becomes_one_file_with_what_was_asked_for_and_no_socket_is_made(
     monkeypatch.setenv("SOCKET_RECORD", str(hooks / "record"))
     told: list[str] = []
     target = tmp_path / "tickets.gguf"
-    options = GgufOptions(name="Tickets", license="apache-2.0", base_name="Tiny", calibration=ROWS, threads=1)
+    options = GgufOptions(name="Tickets", license="apache-2.0", base_name="Tiny", calibration=ROWS)
     write_gguf(tiny_model_dir, target, "Q4_0", options, lambda detail, _done, _total: told.append(detail))
     header = read_gguf_header(target)
     assert header.metadata["general.name"] == "Tickets"

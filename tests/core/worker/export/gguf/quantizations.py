@@ -119,7 +119,7 @@ def weigh_experts(directory: Path, converter: Path, report: Report) -> dict[str,
     stage(model_directory, GgufOptions(), staged)
     source, importance, target = (directory / f"experts{end}" for end in (".gguf", ".npz", "-q.gguf"))
     convert(conversion_job(staged, source, "F32", GgufOptions(), converter), report)
-    job = {"source": str(source), "threads": 1, "embeddings": None}
+    job = {"source": str(source), "embeddings": None}
     # Longer than what is computed at once.
     compute_importance({**job, "target": str(importance), "rows": [[*range(5, 300)] * 2]}, report)
     with np.load(importance) as found:
@@ -161,7 +161,7 @@ def forecast_sizes(directory: Path, converter: Path, report: Report) -> dict[str
         architecture = load_architecture(model_directory)
         source, importance = directory / f"{name}-F32.gguf", directory / f"{name}.npz"
         convert(conversion_job(staged, source, "F32", GgufOptions(), converter), report)
-        job = {"source": str(source), "threads": 1, "rows": [list(range(5, 60))]}
+        job = {"source": str(source), "rows": [list(range(5, 60))]}
         compute_importance({**job, "target": str(importance)}, report)
         for quant in QUANTS:
             for weighed, embeddings in ((False, None), (True, None), (False, "Q8_0")):
@@ -194,7 +194,7 @@ def main(arguments: list[str]) -> int:
     staged.mkdir()
     stage(model_directory, GgufOptions(), staged)
     importance = directory / "importance.npz"
-    job = {"source": str(source), "threads": 1, "embeddings": None}
+    job = {"source": str(source), "embeddings": None}
     held_out = make_rows(size, 4, seed=2)
     with torch.no_grad():
         references = [model(input_ids=torch.tensor([row])).logits[0].numpy() for row in held_out]
