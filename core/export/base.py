@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from core.hub_uri import is_hub_id
 from core.models.files import read_record
-from core.models.find import model_entry
+from core.models.find import model_entry, model_path
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ def describe_base(base: str, directory: Path | None = None) -> BaseModel:
     repository = record.get("repository")
     if isinstance(repository, str) and is_hub_id(repository):
         return BaseModel(repository, hub_id=repository)
-    entry = None if Path(base).exists() else model_entry(base)
+    # Not the method of Path, which raises on impossible file names.
+    entry = None if os.path.exists(model_path(base)) else model_entry(base)
     if entry is not None:
         return BaseModel(entry.repository, hub_id=entry.repository)
     name, identity = Path(base).name or base, record.get("identity")

@@ -138,7 +138,9 @@ class GgufEngine:
         positions = _ids(call.args.get("positions"), len(tokens))
         count = call.args.get("count", 10)
         if len(positions) > _MOST_PLACES or not isinstance(count, int) or not 0 < count <= _MOST_TOKENS:
-            raise UserError(f"At most {_MOST_PLACES} positions and {_MOST_TOKENS} tokens are told at once.")
+            raise UserError(
+                f"At most {_MOST_PLACES} positions and {_MOST_TOKENS} tokens are told at once.", "Ask for fewer."
+            )
         told = []
         for row in model.logits(tokens, sorted(set(positions))):
             wide = row.astype(np.float64)
