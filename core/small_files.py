@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import stat
 from io import FileIO
@@ -33,6 +34,19 @@ def open_regular(path: Path | str) -> FileIO:
     except BaseException:
         os.close(descriptor)
         raise
+
+
+def hash_file(path: Path | str) -> str:
+    """SHA-256 of a regular file, in hexadecimal.
+
+    Raises:
+        OSError: As :func:`open_regular`.
+    """
+    digest = hashlib.sha256()
+    with open_regular(path) as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def read_small(path: Path | str, limit: int) -> bytes:

@@ -92,16 +92,14 @@ def run(args: argparse.Namespace) -> int:
     note(plan_line(plan))
     if (reason := plan.unverified) is not None:
         note(f"{reason.message} {reason.hint}")
-    job, shown = ExportJob(request), _Shown()
+    shown = _Shown()
     try:
-        result = job.run(shown.show)
+        result = ExportJob(request).run(shown.show)
     except KeyboardInterrupt:
-        job.close()
         shown.end()
         note("The export was broken off; nothing of it is left.")
         return EXIT_INTERRUPTED
     finally:
-        job.close()
         shown.end()
     if args.json:
         emit(result.to_dict())

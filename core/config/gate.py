@@ -72,7 +72,12 @@ def read_bars(gate: str | Sequence[str] | None) -> list[Bar]:
     Raises:
         UserError: For the first one that is none.
     """
-    return [parse_bar(text) for text in ([gate] if isinstance(gate, str) else gate or ())]
+    return [parse_bar(text) for text in bar_texts(gate)]
+
+
+def bar_texts(gate: str | Sequence[str] | None) -> Sequence[str]:
+    """The bars of ``eval.gate`` as the user wrote them."""
+    return [gate] if isinstance(gate, str) else gate or ()
 
 
 def parse_bar(text: str) -> Bar:

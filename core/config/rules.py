@@ -14,7 +14,7 @@ from typing import Literal
 from core.config.choices import COMPARED, LEARNED
 from core.config.derived import step_count, updates_in_backward
 from core.config.facts import Facts
-from core.config.gate import Figure, parse_bar
+from core.config.gate import Figure, bar_texts, parse_bar
 from core.config.schema import WEIGHT_METHODS, Config
 from core.config.targets import expression_problem
 from core.errors import UserError
@@ -92,11 +92,6 @@ def _trains_on_cpu(config: Config, facts: Facts) -> bool:
 
 def _has_eval(config: Config) -> bool:
     return config.data.eval is not None or config.data.eval_share > 0
-
-
-def _bars(config: Config) -> list[str]:
-    gate = config.eval.gate
-    return [gate] if isinstance(gate, str) else gate or []
 
 
 # The data.
@@ -180,7 +175,7 @@ def _baseline_needs_rows(config: Config, _: Facts) -> Findings:
 @_rule("error", "eval.gate")
 def _gate_is_read(config: Config, _: Facts) -> Findings:
     """eval.gate has a figure, a comparison and a number or a part of before in each of its bars."""
-    for text in _bars(config):
+    for text in bar_texts(config.eval.gate):
         try:
             parse_bar(text)
         except UserError as error:
@@ -207,7 +202,7 @@ def _gate_is_measured(config: Config, _: Facts) -> Findings:
         "reward_margin": (not compares, "It is a figure of preference training."),
         "perplexity": (compares, "Preference training has none; take loss."),
     }
-    for text in _bars(config):
+    for text in bar_texts(config.eval.gate):
         try:
             bar = parse_bar(text)
         except UserError:
@@ -351,15 +346,15 @@ def _hinders_file(config: Config) -> Iterator[tuple[str, str]]:
     if method.dropout > 0:
         yield (
             "method.dropout is above 0, and merged weights have no input of their own to drop",
-            ("Set method.dropout = 0"),
+            "Set method.dropout = 0",
         )
     if method.target_modules != "all-linear":
         yield (
             "method.target_modules leaves layers out, which the file rounds as well",
-            ("Set method.target_modules = all-linear"),
+            "Set method.target_modules = all-linear",
         )
     if train.objective in ("dpo", "kto"):
-        yield f"train.objective = {train.objective} compares with the base, which is not rounded", ("Take sft or orpo")
+        yield f"train.objective = {train.objective} compares with the base, which is not rounded", "Take sft or orpo"
     if train.compile:
         yield "train.compile replaces the layers that round", "Set train.compile = false"
     if not train.fused_layers:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -15,8 +14,9 @@ from typing import Any
 from core.config.schema import WEIGHT_METHODS, options
 from core.errors import UserError
 from core.export.agreement import Agreement
+from core.export.base import BaseModel
 from core.export.kinds import Kind, Quant
-from core.hub_uri import is_hub_entry, is_hub_id
+from core.hub_uri import is_hub_entry
 from core.models.architecture.gguf_header import read_gguf_header
 from core.models.files import read_record
 from core.models.find import model_path
@@ -25,7 +25,7 @@ from core.runs.history import read_history
 from core.runs.names import slug_of
 from core.runs.result import result_of
 from core.runs.trained import TrainedModel, manifest_of
-from core.small_files import open_regular, read_small
+from core.small_files import hash_file, read_small
 from core.text import one_line
 from core.units import format_bytes, format_count, format_duration, format_fixed, format_number
 
@@ -33,7 +33,7 @@ CARD = "README.md"
 _CARD_LIMIT = 1 << 20
 #: Sections whose options say what was trained and how; the others are of the machine, or name files.
 _TOLD = ("method", "train", "memory", "checkpoint")
-_RELATIONS: dict[Kind, str] = {"adapter": "adapter", "merged": "finetune", "gguf": "quantized", "ollama": "quantized"}
+_RELATIONS: dict[Kind, str] = {"gguf": "quantized", "ollama": "quantized"}
 _LICENSE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,60}")
 _MOST_FILES = 20
 
@@ -45,15 +45,19 @@ class CardFacts:
     trained: TrainedModel
     kind: Kind
     quant: Quant | None
-    base: str
-    """The base model, as a person would name it."""
+    base: BaseModel
     license: str | None
     """Its license, where that is known."""
     agreement: Agreement | None = None
     notes: Sequence[str] = ()
-    merged_from: str | None = None
     files: Sequence[str] = ()
     """The names of the files that it stands beside."""
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether it is of an adapter alone."""
+        is_alone = self.kind in ("adapter", "card") or (self.kind == "gguf" and self.quant is None)
+        return is_alone and self.trained.adapter is not None
 
 
 def write_card(facts: CardFacts) -> str:
@@ -101,41 +105,40 @@ def _license_of_card(path: Path) -> str | None:
 
 
 def _front(facts: CardFacts) -> str:
-    library = {"adapter": "peft", "merged": "transformers", "gguf": "gguf", "ollama": "gguf", "card": None}[facts.kind]
-    if facts.kind == "card":
-        library = "transformers" if facts.trained.adapter is None else "peft"
+    library = {"merged": "transformers", "gguf": "gguf", "ollama": "gguf"}.get(facts.kind)
+    if library is None:
+        library = "peft" if facts.is_adapter else "transformers"
+    relation = "adapter" if facts.is_adapter else _RELATIONS.get(facts.kind, "finetune")
     method = facts.trained.config.method
     tags = ["localtune", "text-generation", *({method.name} if method.name not in WEIGHT_METHODS else ())]
     tags += ["dora"] if method.dora else []
     values: dict[str, Any] = {
-        "base_model": facts.base,
-        "base_model_relation": _RELATIONS.get(facts.kind),
+        # A hub takes no card whose base is none of its own.
+        "base_model": facts.base.hub_id,
+        "base_model_relation": None if facts.base.hub_id is None else relation,
         "library_name": library,
         "license": facts.license,
         "pipeline_tag": "text-generation",
         "tags": tags,
     }
-    # Of a base that is no hub's, nothing can be linked to.
-    if not is_hub_id(facts.base):
-        values.pop("base_model_relation")
     # JSON is YAML, whatever is in a name.
     lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in values.items() if value is not None]
     return "\n".join(["---", *lines, "---"])
 
 
 def _what(facts: CardFacts) -> str:
-    method = facts.trained.config.method
     weights = f" ({facts.quant})" if facts.quant else ""
-    is_adapter = facts.kind == "adapter" or (facts.kind == "card" and facts.trained.adapter is not None)
     what = {"gguf": f"A GGUF file{weights}", "ollama": f"A model for Ollama{weights}"}.get(facts.kind)
-    if what is None:
-        what = f"An adapter ({_method(method)})" if is_adapter else f"A fine-tuned model{weights}"
+    if facts.is_adapter:
+        what = f"An adapter ({_method(facts.trained.config.method)})"
     step = "" if facts.trained.step is None else f", as of step {facts.trained.step}"
-    return f"{what} of {_code(facts.base)}{step}, made with localtune-tui."
+    return f"{what or f'A fine-tuned model{weights}'} of {_code(facts.base.name)}{step}, made with localtune-tui."
 
 
 def _method(method: Any) -> str:
     name = {"qlora": "QLoRA", "lora": "LoRA", "full": "all weights", "freeze": "some layers"}[method.name]
+    if method.name in WEIGHT_METHODS:
+        return name
     return f"{name}{', DoRA' if method.dora else ''}{', rsLoRA' if method.rslora else ''}, rank {method.rank}"
 
 
@@ -180,17 +183,9 @@ def _files(trained: TrainedModel) -> Iterator[tuple[str, str]]:
             facts = os.stat(path)
             if not os.path.isfile(path) or started is None or facts.st_mtime > started.timestamp() + 1:
                 continue
-            yield f"SHA-256 of a file of {format_bytes(facts.st_size)}", _code(_hash(path))
+            yield f"SHA-256 of a file of {format_bytes(facts.st_size)}", _code(hash_file(path))
         except OSError:
             continue
-
-
-def _hash(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open_regular(path) as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _training(trained: TrainedModel) -> list[str]:
@@ -252,23 +247,38 @@ def agreement_rows(agreement: Agreement) -> list[tuple[str, str]]:
 
 
 def _use(facts: CardFacts) -> list[str]:
-    base = json.dumps(facts.base, ensure_ascii=False)
     if facts.kind == "gguf":
         name = next((name for name in facts.files if name.endswith(".gguf")), "model.gguf")
-        return [f"```sh\nllama-server -m {name}\n```"]
+        if not facts.is_adapter:
+            return [f"```sh\nllama-server -m {name}\n```"]
+        return [f"```sh\nllama-server -m BASE.gguf --lora {name}\n```", _where(facts.base, "BASE.gguf")]
     if facts.kind == "ollama":
         return [f"```sh\nollama create {slug_of(facts.trained.run.id) or 'mine'} -f Modelfile\n```"]
-    if facts.kind == "merged" or facts.trained.adapter is None:
+    if not facts.is_adapter:
         code = (
             "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
             'model = AutoModelForCausalLM.from_pretrained(".")\n'
             'tokenizer = AutoTokenizer.from_pretrained(".")'
         )
-    else:
-        code = (
-            "from peft import PeftModel\n"
-            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-            f'model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({base}), ".")\n'
-            'tokenizer = AutoTokenizer.from_pretrained(".")'
-        )
-    return [f"```python\n{code}\n```"]
+        return [f"```python\n{code}\n```"]
+    base = facts.base
+    place = json.dumps(base.hub_id or "BASE", ensure_ascii=False)
+    file = "" if base.gguf_file is None else f", gguf_file={json.dumps(base.gguf_file, ensure_ascii=False)}"
+    code = (
+        "from peft import PeftModel\n"
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f"base = AutoModelForCausalLM.from_pretrained({place}{file})\n"
+        'model = PeftModel.from_pretrained(base, ".")\n'
+        'tokenizer = AutoTokenizer.from_pretrained(".")'
+    )
+    return [f"```python\n{code}\n```", *([] if base.hub_id else [_where(base, "BASE")])]
+
+
+def _where(base: BaseModel, place: str) -> str:
+    """What a place in the code stands for: the base, and where it is from."""
+    is_file = place.endswith(".gguf")
+    if base.gguf_file is None:
+        return f"`{place}` is the base model{' as a GGUF file' if is_file else ''}: {_code(base.name)}."
+    package = "" if base.package is None else f" in the Python package {_code(base.package)}"
+    what = "the file" if is_file else "the directory of the file"
+    return f"`{place}` is {what} that the base was read from: {_code(base.gguf_file)}{package}."

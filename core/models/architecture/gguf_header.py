@@ -68,6 +68,8 @@ _TYPES = {
     40: ("NVFP4", 64, 36),
     41: ("Q1_0", 128, 18),
 }
+#: Elements and bytes of a block, by the name of a type.
+BLOCKS = {name: (elements, size) for name, elements, size in _TYPES.values()}
 
 #: ``general.architecture`` to ``model_type``.
 _FAMILIES = {

@@ -24,7 +24,7 @@ from core.directories import whole_directory
 from core.errors import UserError
 from core.memory.sizes import optimizer_bytes
 from core.paths import DIRECTORY_MODE
-from core.small_files import read_small
+from core.small_files import hash_file, read_small
 from core.text import one_line
 from core.worker.model.adapters import adapter_state, initial_parameters, load_state
 from core.worker.model.full_weights import trained_tensors
@@ -70,15 +70,6 @@ class Checkpoint:
 def checkpoint_name(step: int) -> str:
     """``step-00000120``."""
     return f"step-{step:08d}"
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def hash_manifest(manifest: dict[str, Any]) -> str:

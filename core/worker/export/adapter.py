@@ -7,9 +7,8 @@ import shutil
 from pathlib import Path
 
 from core.errors import UserError
-from core.export.plan import hub_repository
+from core.export.base import describe_base
 from core.models.description import read_description
-from core.models.find import model_entry
 from core.runs.trained import TrainedModel
 from core.worker.export.beside import Conversation, copy_tokenizer
 
@@ -35,16 +34,8 @@ def write_adapter(base: Path, trained: TrainedModel, directory: Path, conversati
     if config is None:
         raise UserError(f"{trained.adapter} has no {_CONFIG}.", "Export another step.")
     # On another machine only the hub's name leads to the base; a base from elsewhere is found where it was here.
-    config["base_model_name_or_path"] = hub_name(trained.base, base) or str(base)
+    config["base_model_name_or_path"] = describe_base(trained.base, base).hub_id or str(base)
     shutil.copyfile(trained.adapter / _WEIGHTS, directory / _WEIGHTS)
     text = json.dumps(config, indent=2, ensure_ascii=False, sort_keys=True)
     (directory / _CONFIG).write_text(text + "\n", encoding="utf-8")
     copy_tokenizer(base, directory, conversation)
-
-
-def hub_name(base: str, directory: Path) -> str | None:
-    """The id of a base on the hub; None for one that is not from there."""
-    if (repository := hub_repository(directory)) is not None:
-        return repository
-    entry = None if Path(base).exists() else model_entry(base)
-    return None if entry is None else entry.repository

@@ -8,16 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, GenerationConfig
-
-from core.errors import UserError
 from core.export.gguf.metadata import without_training_tags
 from core.export.kinds import Quant
 from core.models.description import read_description
 from core.models.files import TOKENIZERS
 from core.runs.trained import TrainedModel
-from core.template.builtin import NAMED_TEMPLATES, template_source
+from core.template.builtin import named_or_file
 from core.worker.data.encode import stop_token_ids
+from core.worker.model.configs import load_generation_config
 from core.worker.model.model import load_tokenizer
 
 TEMPLATE = "chat_template.jinja"
@@ -62,10 +60,9 @@ def read_conversation(base: Path, trained: TrainedModel) -> Conversation:
     """
     tokenizer = load_tokenizer(base)
     own = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else _default(tokenizer.chat_template)
-    named = trained.template in NAMED_TEMPLATES
-    chosen = template_source(None if named else trained.template, trained.template if named else None)
+    chosen = named_or_file(trained.template)
     template = own if chosen is None else chosen
-    ids = stop_token_ids(_generation_config(base), tokenizer, chosen)
+    ids = stop_token_ids(load_generation_config(base), tokenizer, chosen)
     return Conversation(
         template=None if template is None else without_training_tags(template),
         is_own=template == own,
@@ -80,15 +77,6 @@ def _default(templates: Any) -> str | None:
     """The template for conversations without tools, where a model has several."""
     found = templates.get("default") if isinstance(templates, dict) else None
     return found if isinstance(found, str) else None
-
-
-def _generation_config(base: Path) -> Any:
-    try:
-        if (base / "generation_config.json").is_file():
-            return GenerationConfig.from_pretrained(base, local_files_only=True)
-        return GenerationConfig.from_model_config(AutoConfig.from_pretrained(base, local_files_only=True))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{base / 'generation_config.json'} cannot be read: {error}", "Copy it again.") from error
 
 
 def copy_tokenizer(base: Path, directory: Path, conversation: Conversation) -> None:

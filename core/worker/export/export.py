@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -15,13 +14,14 @@ from core import paths
 from core.directories import Progress, disk_error, new_directory
 from core.errors import UserError
 from core.export.agreement import Agreement
+from core.export.base import BaseModel, describe_base
 from core.export.card import CARD, CardFacts, base_license, write_card
 from core.export.gguf.checks import require_quantizer
 from core.export.gguf.options import GgufOptions
 from core.export.gguf.tools import fetch_converter
-from core.export.gguf.write import write_adapter_gguf, write_gguf
+from core.export.gguf.write import calibration_rows, write_adapter_gguf, write_gguf
 from core.export.kinds import CONVERTED, Kind, Quant
-from core.export.plan import ExportPlan, base_name, merged_quant, plan_export
+from core.export.plan import ExportPlan, merged_quant, plan_export
 from core.export.request import MERGED_QUANTS, ExportRequest
 from core.export.result import RECORD, ExportedFile, ExportResult
 from core.export.verify import NotVerifiedError, compare, measure_trained, refuse_unreadable
@@ -30,13 +30,14 @@ from core.models.find import model_path
 from core.models.fingerprint import BaseFingerprint
 from core.runs.names import slug_of
 from core.runs.trained import TrainedModel
+from core.small_files import hash_file
 from core.worker.data.dataset import Dataset
 from core.worker.export.adapter import write_adapter
 from core.worker.export.beside import Conversation, read_conversation
 from core.worker.export.merge import BeyondRangeError
 from core.worker.export.merged import Merge, write_merged
 from core.worker.export.ollama import check_carried, create_and_ask, write_modelfile
-from core.worker.export.training_rows import calibration_rows, conversations, read_rows
+from core.worker.export.training_rows import conversations, read_rows
 from core.worker.model.starter import resolve_base
 from core.worker.model.support import check_base
 
@@ -204,10 +205,11 @@ class Export:
         require_quantizer(quant)
         fetch_converter(self._progress)
         merge = self._merged_for(base, merged, conversation)
-        rows = Dataset()
         file = self._trained.file
         is_exact = file is not None and quant == file.type
-        if (quant not in CONVERTED and not is_exact) or self._request.kind == "ollama":
+        is_calibrated = quant not in CONVERTED and not is_exact
+        rows = Dataset()
+        if is_calibrated or self._request.kind == "ollama":
             rows = read_rows(base, self._trained, conversation, self._progress)
         source = model_path(self._trained.config.model.base)
         options = GgufOptions(
@@ -215,10 +217,10 @@ class Export:
             stops=conversation.stop_ids,
             name=self._slug,
             license=base_license(self._trained.config.model.base, base) or "",
-            base_name=self._base_name(base),
+            base_name=self._describe(base).name,
             base=base,
             base_gguf=source if os.path.isfile(source) else None,
-            calibration=() if quant in CONVERTED or is_exact else calibration_rows(rows),
+            calibration=calibration_rows(row.input_ids.tolist() for row in rows.rows) if is_calibrated else (),
             is_exact=is_exact,
         )
         write_gguf(merged, made / self._file_name, quant, options, self._progress)
@@ -272,9 +274,10 @@ class Export:
         step = "" if self._trained.step is None else f"-{self._trained.name}"
         return f"{self._slug}{step}-{'adapter' if self._request.adapter_only else self._request.weights}.gguf"
 
-    def _base_name(self, base: Path) -> str:
+    def _describe(self, base: Path) -> BaseModel:
+        """The base of the training, which is not that of the merge where all weights are in the result."""
         trained = self._trained
-        return base_name(trained.config.model.base, base if trained.base == trained.config.model.base else None)
+        return describe_base(trained.config.model.base, base if trained.base == trained.config.model.base else None)
 
     def _proven(self, made: Path, written: _Made, base: Path | None = None) -> _Made:
         """The export with what another reader of it finds; with a note where none is there."""
@@ -309,7 +312,7 @@ class Export:
     def _record(self, base: Path, fingerprint: str | None, made: Path, written: _Made, began: float) -> ExportResult:
         """Put the card and the record beside the files."""
         trained, kind = self._trained, self._request.kind
-        name = self._base_name(base)
+        described = self._describe(base)
         warning = (trained.warning,) if trained.warning else ()
         agreed = () if written.agreement is None else written.agreement.notes
         notes = (*warning, *written.notes, *self._notes_of_file(written.quant), *agreed)
@@ -317,11 +320,10 @@ class Export:
             trained=trained,
             kind=kind,
             quant=written.quant,
-            base=name,
+            base=described,
             license=base_license(trained.config.model.base, base),
             agreement=written.agreement,
             notes=notes,
-            merged_from=written.merged_from,
             files=sorted(os.listdir(made)),
         )
         (made / CARD).write_text(write_card(facts), encoding="utf-8")
@@ -332,7 +334,7 @@ class Export:
             quant=written.quant,
             run=trained.run.id,
             step=trained.step,
-            base=name,
+            base=described.name,
             base_sha256=fingerprint,
             merged_from=written.merged_from,
             files=tuple(_files(made)),
@@ -348,8 +350,4 @@ class Export:
 def _files(directory: Path) -> Iterator[ExportedFile]:
     for path in sorted(directory.rglob("*")):
         if path.is_file():
-            with path.open("rb") as file:
-                digest = hashlib.sha256()
-                while block := file.read(1 << 20):
-                    digest.update(block)
-            yield ExportedFile(str(path.relative_to(directory)), path.stat().st_size, digest.hexdigest())
+            yield ExportedFile(str(path.relative_to(directory)), path.stat().st_size, hash_file(path))

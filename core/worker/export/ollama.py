@@ -7,6 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from core.chat.request import GenerationSettings
 from core.config.schema import Config
 from core.directories import Progress
 from core.errors import UserError
@@ -78,16 +79,17 @@ def write_modelfile(
         OSError: If it cannot be written.
     """
     config = trained.config
+    settings = GenerationSettings.of(config.chat)
     written = modelfile(
         gguf.name,
         _template(conversation),
         bos=conversation.bos,
         eos=conversation.eos,
         adds_bos=adds_bos(gguf),
-        stops=conversation.stops,
+        stops=(*conversation.stops, *settings.stop),
         context_length=_context(base, config),
         system=config.chat.system,
-        parameters={"temperature": config.chat.temperature, "top_p": config.chat.top_p},
+        parameters=_sampling(settings),
         license=_license(base) or license_name,
         now=datetime.now(),
         rows=rows[:_ROWS],
@@ -114,6 +116,18 @@ def create_and_ask(directory: Path, trained: TrainedModel, quant: Quant, progres
     except UserError as error:
         return (f"Ollama was not given the model: {error}",)
     return (f'Ollama has it as {name}; asked "{_QUESTION}" it answers: {one_line(answer, 200) or "nothing"}',)
+
+
+def _sampling(settings: GenerationSettings) -> dict[str, float]:
+    """Sampling settings by Ollama's names; all of them, as Ollama has other defaults."""
+    named = {
+        "temperature": settings.temperature,
+        "top_k": settings.top_k,
+        "top_p": settings.top_p,
+        "min_p": settings.min_p,
+        "repeat_penalty": settings.repetition_penalty,
+    }
+    return named if settings.seed is None else {**named, "seed": settings.seed}
 
 
 def _template(conversation: Conversation) -> str:

@@ -7,7 +7,6 @@ from typing import Any
 
 from core.directories import Progress
 from core.errors import UserError
-from core.export.gguf.write import CALIBRATION_ROW, CALIBRATION_TOKENS
 from core.runs.trained import TrainedModel
 from core.template.settings import mask_settings
 from core.worker.data.dataset import Dataset, Loader
@@ -37,18 +36,6 @@ def read_rows(base: Path, trained: TrainedModel, conversation: Conversation, pro
         return loader.load(config.data.train, limit=_MOST_ROWS)
     except UserError:
         return Dataset()
-
-
-def calibration_rows(dataset: Dataset) -> tuple[tuple[int, ...], ...]:
-    """Rows as token ids, as many as a quantizer is calibrated with."""
-    found: list[tuple[int, ...]] = []
-    tokens = 0
-    for row in dataset.rows:
-        if tokens >= CALIBRATION_TOKENS:
-            break
-        found.append(tuple(row.input_ids[:CALIBRATION_ROW].tolist()))
-        tokens += len(found[-1])
-    return tuple(found)
 
 
 def conversations(dataset: Dataset) -> list[list[dict[str, Any]]]:

@@ -9,7 +9,7 @@ Source: ``quantize_row_q8_0_ref`` and ``quantize_row_q4_0_ref`` of llama.cpp (``
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
@@ -21,9 +21,13 @@ AT_ONCE = 1 << 13
 
 
 def ggml_type(name: str) -> GgmlType:
-    """The type by its name, however it is written: ``q4_0``."""
-    found: GgmlType = "Q8_0" if name.upper() == "Q8_0" else "Q4_0"
-    return found
+    """The type by its name, however it is written: ``q4_0``.
+
+    Raises:
+        ValueError: If it is another one.
+    """
+    known: tuple[GgmlType, ...] = get_args(GgmlType)
+    return known[known.index(name.upper())]
 
 
 def can_quantize(shape: torch.Size) -> bool:

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 from core.chat.request import ChatRequest
 from core.errors import UserError
+from core.template.builtin import named_or_file
 from core.worker.process import environment
 from core.worker.process.command_server import Call, CommandServer, Handler, private_streams
 
@@ -77,7 +78,7 @@ class ChatEngine:
         # The former model goes first: two may not fit.
         self._sources = None
         base = resolve_base(str(args["base"]), report)
-        template = _template(args.get("template"))
+        template = named_or_file(args.get("template"))
         loaded, fingerprint = _load_trained(base, args, report)
         adapter, file, weights_of_file = args.get("adapter"), args.get("file"), None
         if adapter and file:
@@ -108,7 +109,7 @@ class ChatEngine:
             str(args["name"]),
             Path(str(args["adapter"])),
             said=str(args.get("source_name", args["name"])),
-            template=_template(args.get("template")),
+            template=named_or_file(args.get("template")),
             base_sha256=str(recorded) if recorded else None,
         )
         return {}
@@ -228,14 +229,6 @@ def _load_trained(
     loaded.model.eval()
     _allow_fast_kernels(loaded.model)
     return loaded, fingerprint
-
-
-def _template(template: Any) -> str | None:
-    """The source of a chat template: a Jinja file, or the name of one of ours."""
-    from core.template.builtin import NAMED_TEMPLATES, template_source
-
-    named = template in NAMED_TEMPLATES
-    return template_source(None if named else template, template if named else None)
 
 
 def _runs_beside(device: Any) -> list[str]:

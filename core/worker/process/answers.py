@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from typing import IO, Any
 
@@ -11,7 +12,7 @@ _INTERVAL = 0.1
 
 
 class Answers:
-    """Writes messages, progress at a limited rate.
+    """Writes messages, progress at a limited rate; may be used from several threads.
 
     Args:
         stream: Where they go, see :func:`core.helper.private_output`.
@@ -19,6 +20,7 @@ class Answers:
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
+        self._lock = threading.Lock()
         self._next = 0.0
         self._activity = ""
 
@@ -36,5 +38,7 @@ class Answers:
         Raises:
             ValueError: If a number in it is not finite, which JSON has no word for.
         """
-        self._stream.write(json.dumps(message, allow_nan=False).encode("ascii") + b"\n")
-        self._stream.flush()
+        line = json.dumps(message, allow_nan=False).encode("ascii") + b"\n"
+        with self._lock:
+            self._stream.write(line)
+            self._stream.flush()

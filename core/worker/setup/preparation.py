@@ -9,8 +9,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, GenerationConfig
-
 from core.analysis.preflight import Preflight
 from core.config.choices import allowed_codes
 from core.config.schema import Config
@@ -18,11 +16,11 @@ from core.data.registries.resolve import flat_sources
 from core.errors import UserError
 from core.template.builtin import template_source
 from core.template.settings import mask_settings
-from core.text import one_line
 from core.worker.data.batches import fingerprint
 from core.worker.data.dataset import HELD_OUT, NOT_SAMPLED, Dataset, Loader
 from core.worker.data.encode import Encoder, TokenizedRow, stop_token_ids
 from core.worker.evaluate.probe import encode_probe
+from core.worker.model.configs import load_generation_config, vocabulary_size
 from core.worker.model.model import load_tokenizer
 from core.worker.model.starter import resolve_base
 from core.worker.model.support import check_base
@@ -80,14 +78,15 @@ def prepare(config: Config, recorder: Recorder, check_stop: Callable[[], None], 
     if template is None and not tokenizer.chat_template and _has_conversations(config):
         preflight.check_template(config.model.base)
         template = template_source(None, FALLBACK_TEMPLATE)
-    stops, settings = stop_token_ids(_generation_config(base), tokenizer, template), mask_settings(config, str(base))
+    stops = stop_token_ids(load_generation_config(base), tokenizer, template)
+    settings = mask_settings(config, str(base))
     encoder = Encoder(tokenizer, stops, template, settings=settings, now=now)
 
     def progress(rows: int) -> None:
         check_stop()
         recorder.phase("preparing_data", done=rows)
 
-    vocabulary = _vocabulary_size(base)
+    vocabulary = vocabulary_size(base)
     loader = Loader(config, encoder, vocabulary=vocabulary, progress=progress, preflight=preflight)
     dataset, held_out = loader.training()
     _check_tokens(dataset, base, vocabulary)
@@ -111,29 +110,6 @@ def _has_conversations(config: Config) -> bool:
                 if source.recognize(file).format not in UNRENDERED:
                     return True
     return False
-
-
-def _generation_config(base: Path) -> Any:
-    """The ``generation_config`` that the model has, or would have."""
-    try:
-        return GenerationConfig.from_pretrained(base, local_files_only=True)
-    except OSError:
-        return GenerationConfig.from_model_config(_read_config(base))
-
-
-def _vocabulary_size(base: Path) -> int:
-    """Rows of the model's embedding."""
-    return int(_read_config(base).get_text_config().vocab_size)
-
-
-def _read_config(base: Path) -> Any:
-    try:
-        return AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        first = one_line(str(error).strip().partition("\n")[0], 200).rstrip(".")
-        raise UserError(
-            f"The model in {base} cannot be loaded: {first}.", "Check its config.json, or choose another model."
-        ) from error
 
 
 def _check_tokens(dataset: Dataset, base: Path, vocabulary: int) -> None:

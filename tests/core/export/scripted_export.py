@@ -24,7 +24,7 @@ def send(**message: object) -> None:
 def main() -> None:
     """Answer one request."""
     tie_to_parent()
-    request = ExportRequest.from_dict(json.loads(sys.stdin.readline()))
+    request = ExportRequest.from_dict(json.loads(sys.stdin.readline())["request"])
     how = os.environ["SCRIPTED_EXPORT"]
     send(progress={"activity": "merging the\x1b[31m weights", "done": 1, "total": 4})
     if how == "hang":
@@ -49,7 +49,7 @@ def main() -> None:
         seconds=61,
         created=1.0,
     )
-    send(result=result.to_dict())
+    send(done=result.to_dict())
 
 
 if __name__ == "__main__":

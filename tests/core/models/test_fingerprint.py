@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from core.errors import UserError
 from core.models import fingerprint
 from core.models.fingerprint import BaseFingerprint, ends_fingerprint
+from core.small_files import hash_file
 
 from .spoiling import copy_model, read_safetensors, split_weights, write_safetensors
 
@@ -36,13 +37,12 @@ def model(tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch)
 def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files that are hashed, as they are."""
     found: list[str] = []
-    real = fingerprint._hash_file
 
-    def hash_file(path: Path) -> str:
+    def note(path: Path) -> str:
         found.append(path.name)
-        return real(path)
+        return hash_file(path)
 
-    monkeypatch.setattr(fingerprint, "_hash_file", hash_file)
+    monkeypatch.setattr(fingerprint, "hash_file", note)
     return found
 
 

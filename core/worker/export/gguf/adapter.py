@@ -21,7 +21,8 @@ import numpy.typing as npt
 from core.errors import UserError
 from core.text import one_line
 from core.worker.export.gguf.converter import import_converter, open_model
-from core.worker.export.gguf.job import Report, run_job
+from core.worker.export.job import run_job
+from core.worker.process.answers import Answers
 
 Array = npt.NDArray[np.float32]
 _MERGED = "Export merged, where it is part of the weights."
@@ -46,12 +47,12 @@ class Pair:
     up: Array
 
 
-def convert_adapter(job: dict[str, Any], report: Report) -> dict[str, Any]:
+def convert_adapter(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
     """Write an adapter as GGUF.
 
     Args:
         job: ``converter``, ``adapter``, ``base`` and ``target`` (paths).
-        report: Told what goes on.
+        answers: Told what goes on.
 
     Returns:
         ``bytes`` of the file and ``modules`` in it.
@@ -62,7 +63,7 @@ def convert_adapter(job: dict[str, Any], report: Report) -> dict[str, Any]:
     adapter, target = Path(job["adapter"]), Path(job["target"])
     config = json.loads((adapter / _CONFIG).read_text(encoding="utf-8"))
     refuse_unknown(config)
-    report.progress("importing the converter")
+    answers.progress("importing the converter")
     gguf = import_converter(job["converter"])
     import torch
 
@@ -74,7 +75,7 @@ def convert_adapter(job: dict[str, Any], report: Report) -> dict[str, Any]:
         writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
         writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, alpha)
         for done, (module, pair) in enumerate(sorted(pairs.items())):
-            report.progress("converting the adapter", done, len(pairs))
+            answers.progress("converting the adapter", done, len(pairs))
             for name, part in _placed(instance, module, pair, torch).items():
                 writer.add_tensor(f"{name}.lora_a", np.ascontiguousarray(part.down))
                 writer.add_tensor(f"{name}.lora_b", np.ascontiguousarray(part.up))

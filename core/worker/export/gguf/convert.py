@@ -20,7 +20,6 @@ from core.errors import UserError
 from core.template.render import ChatTemplate
 from core.text import one_line
 from core.worker.export.gguf.converter import import_converter, open_model
-from core.worker.export.gguf.job import Report, run_job
 from core.worker.export.gguf.vocabulary import (
     adds_space_prefix,
     is_sentencepiece,
@@ -29,6 +28,8 @@ from core.worker.export.gguf.vocabulary import (
     read_tokenizer,
     sentencepiece_vocabulary,
 )
+from core.worker.export.job import growing, run_job
+from core.worker.process.answers import Answers
 
 _TEMPLATE = "tokenizer.chat_template"
 _TOKENS = "tokenizer.ggml.tokens"
@@ -41,18 +42,18 @@ _FILE_TYPES = {"F32": "ALL_F32", "F16": "MOSTLY_F16", "BF16": "MOSTLY_BF16", "Q8
 _FATAL = re.compile(r"Unknown RoPE type: (?!default$)")
 
 
-def convert(job: dict[str, Any], report: Report) -> dict[str, Any]:
+def convert(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
     """Write a model as GGUF.
 
     Args:
         job: ``converter``, ``model`` and ``target`` (paths); ``quant``; ``entries`` of the metadata; ``stops``;
             ``template``, the chat template if there is one; ``base_gguf`` or None.
-        report: Told what goes on.
+        answers: Told what goes on.
 
     Returns:
         ``bytes`` of the file.
     """
-    report.progress("importing the converter")
+    answers.progress("importing the converter")
     import_converter(job["converter"])
     import torch
 
@@ -62,7 +63,7 @@ def convert(job: dict[str, Any], report: Report) -> dict[str, Any]:
     logger.addHandler(warnings)
     try:
         with torch.inference_mode(), plain_tokenizers() as usual:
-            report.progress("reading the model")
+            answers.progress("reading the model")
             instance = open_model(model, target, _FILE_TYPES[job["quant"]])
             instance.prepare_tensors()
             _prepare_vocabulary(instance, model, job, usual)
@@ -72,7 +73,7 @@ def convert(job: dict[str, Any], report: Report) -> dict[str, Any]:
             _limit_context(writer, instance.hparams)
             warnings.refuse_fatal()
             total = sum(tensor.nbytes for tensor in writer.tensors[0].values())
-            with report.growing("writing the weights", target, total):
+            with growing(answers, "writing the weights", target, total):
                 writer.write_header_to_file(path=target)
                 writer.write_kv_data_to_file()
                 writer.write_tensors_to_file()

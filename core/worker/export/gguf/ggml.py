@@ -60,7 +60,7 @@ class Ggml:
         if self.text(tensor.name) != self.text(self._lib.ggml_get_name(tensor)):
             raise UserError(
                 "The installed llama-cpp-py-sync is of another form than is known here.",
-                "Install version 0.11739, or export without an importance matrix.",
+                "Install version 0.11739, or export Q8_0, which needs no importance matrix.",
             )
         return self.text(self._lib.ggml_op_desc(tensor))
 

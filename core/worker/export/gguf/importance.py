@@ -17,8 +17,9 @@ import numpy.typing as npt
 
 from core.errors import UserError
 from core.worker.export.gguf.ggml import Array, load_ggml
-from core.worker.export.gguf.job import Report, run_job
+from core.worker.export.job import run_job
 from core.worker.export.llama.library import Library, as_path, load_library, threads
+from core.worker.process.answers import Answers
 
 #: Products whose weights are quantized by importance; embedding and head are used in other ways as well.
 _PREFIX = "blk."
@@ -30,12 +31,12 @@ _BATCH = 256
 _FLOOR = 1e-4
 
 
-def compute_importance(job: dict[str, Any], report: Report) -> dict[str, Any]:
+def compute_importance(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
     """Compute an importance matrix and write it as an npz file, a vector for each weight.
 
     Args:
-        job: ``source`` (a GGUF file in 16 or 32 bit), ``target``, ``rows`` of token ids, ``threads`` or None.
-        report: Told what goes on.
+        job: ``source`` (a GGUF file in 16 or 32 bit), ``target``, ``rows`` of token ids.
+        answers: Told what goes on.
 
     Returns:
         ``weights`` and ``tokens`` that were counted.
@@ -43,13 +44,13 @@ def compute_importance(job: dict[str, Any], report: Report) -> dict[str, Any]:
     Raises:
         UserError: If llama.cpp cannot read the file, or computes it in another form than is known here.
     """
-    report.progress("loading the model")
+    answers.progress("loading the model")
     rows = [list(map(int, row)) for row in job["rows"]]
     counter = _Counter(load_library())
-    counter.compute(Path(job["source"]), rows, job["threads"] or threads(), report)
+    counter.compute(Path(job["source"]), rows, answers)
     found = counter.means()
     if not found:
-        raise UserError("llama.cpp computed none of the model's weights.", "Export without an importance matrix.")
+        raise UserError("llama.cpp computed none of the model's weights.", "Export Q8_0, which needs no matrix.")
     with Path(job["target"]).open("wb") as file:
         np.savez(file, **found)  # type: ignore[arg-type]
     return {"weights": len(found), "tokens": sum(map(len, rows))}
@@ -68,7 +69,7 @@ class _Counter:
         self._counts: dict[str, npt.NDArray[np.float64]] = {}
         self._failure: BaseException | None = None
 
-    def compute(self, source: Path, rows: list[list[int]], threads: int, report: Report) -> None:
+    def compute(self, source: Path, rows: list[list[int]], answers: Answers) -> None:
         """Compute rows, each from an empty context."""
         ffi, lib = self._library.ffi, self._library.lib
         settings = lib.llama_model_default_params()
@@ -84,20 +85,21 @@ class _Counter:
         choices = lib.llama_context_default_params()
         choices.n_ctx = max(map(len, rows)) + 8
         choices.n_batch = choices.n_ubatch = min(_BATCH, choices.n_ctx)
-        choices.n_threads = choices.n_threads_batch = threads
+        choices.n_threads = choices.n_threads_batch = threads()
         choices.cb_eval = callback
         context = lib.llama_init_from_model(model, choices)
         if context == ffi.NULL:
             lib.llama_model_free(model)
             raise UserError(
-                "llama.cpp cannot compute this model here: there is too little memory.", "Shorten the rows."
+                f"llama.cpp cannot compute this model here{self._library.failure()}.",
+                "If memory is short, close what else holds it; Q8_0 needs no importance matrix.",
             )
         try:
             done, total = 0, sum(map(len, rows))
             for row in rows:
                 lib.llama_memory_clear(lib.llama_get_memory(context), True)
                 for begin in range(0, len(row), _BATCH):
-                    report.progress("computing the importance matrix", done, total)
+                    answers.progress("computing the importance matrix", done, total)
                     done += len(row[begin : begin + _BATCH])
                     self._decode(context, row[begin : begin + _BATCH], begin)
         finally:
@@ -118,21 +120,15 @@ class _Counter:
         return found
 
     def _decode(self, context: Any, tokens: list[int], begin: int) -> None:
-        lib = self._library.lib
-        batch = lib.llama_batch_init(len(tokens), 0, 1)
-        batch.n_tokens = len(tokens)
-        for place, token in enumerate(tokens):
-            batch.token[place], batch.pos[place], batch.n_seq_id[place] = token, begin + place, 1
-            # All are asked for: the last layer leaves out what nobody does.
-            batch.seq_id[place][0], batch.logits[place] = 0, 1
-        try:
-            code = lib.llama_decode(context, batch)
-        finally:
-            lib.llama_batch_free(batch)
+        # All logits are asked for: the last layer leaves out what nobody does.
+        code = self._library.decode(context, tokens, begin, range(len(tokens)))
         if self._failure is not None:
             raise self._failure
         if code != 0:
-            raise UserError("llama.cpp failed to compute a row for the importance matrix.", "Export without one.")
+            raise UserError(
+                f"llama.cpp failed to compute a row for the importance matrix{self._library.failure()}.",
+                "Export Q8_0, which needs none.",
+            )
 
     def _evaluated(self, tensor: Any, ask: bool, _: Any) -> bool:
         """Called by llama.cpp: first whether a result is wanted, then with it."""

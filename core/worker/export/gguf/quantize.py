@@ -7,18 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
-from core.worker.export.gguf.job import Report, run_job
+from core.worker.export.job import growing, run_job
 from core.worker.export.llama.library import Library, as_path, load_library, threads
+from core.worker.process.answers import Answers
 
 
-def quantize(job: dict[str, Any], report: Report) -> dict[str, Any]:
+def quantize(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
     """Quantize a GGUF file.
 
     Args:
-        job: ``source`` and ``target`` (paths), ``quant``, ``expected`` bytes of the result, ``threads`` or None;
+        job: ``source`` and ``target`` (paths), ``quant``, ``expected`` bytes of the result;
             ``embeddings``, the type of embeddings and head, or None; ``importance`` (a file of
             :mod:`core.worker.export.gguf.importance`) or None, and of how many ``rows``.
-        report: Told what goes on.
+        answers: Told what goes on.
 
     Returns:
         ``bytes`` of the result.
@@ -26,12 +27,12 @@ def quantize(job: dict[str, Any], report: Report) -> dict[str, Any]:
     Raises:
         UserError: If the quantizer fails.
     """
-    report.progress("loading the quantizer")
+    answers.progress("loading the quantizer")
     library = load_library()
     ffi, lib = library.ffi, library.lib
     target = Path(job["target"])
     parameters = ffi.new("llama_model_quantize_params *", lib.llama_model_quantize_default_params())
-    parameters.nthread = job["threads"] or threads()
+    parameters.nthread = threads()
     parameters.ftype = getattr(lib, f"LLAMA_FTYPE_MOSTLY_{job['quant']}")
     if job["embeddings"] is not None:
         kind = getattr(lib, f"GGML_TYPE_{job['embeddings']}")
@@ -39,7 +40,7 @@ def quantize(job: dict[str, Any], report: Report) -> dict[str, Any]:
     kept = None
     if job["importance"] is not None:
         kept = _set_importance(library, parameters, Path(job["importance"]), int(job["rows"]))
-    with report.growing("quantizing the weights", target, int(job["expected"])):
+    with growing(answers, "quantizing the weights", target, int(job["expected"])):
         code = lib.llama_model_quantize(as_path(Path(job["source"])), as_path(target), parameters)
     del kept
     if code != 0:

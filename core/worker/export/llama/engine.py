@@ -13,7 +13,7 @@ from core.data.conversation import RowError
 from core.errors import UserError
 from core.hardware.cpu import free_memory
 from core.runs.beside import refuse_crowding, runs_on_cpu
-from core.template.builtin import NAMED_TEMPLATES, template_source
+from core.template.builtin import named_or_file
 from core.template.render import ChatTemplate
 from core.worker.export.llama.model import LEAST_CONTEXT, GgufModel, context_bytes
 from core.worker.export.llama.template import GgufTemplate
@@ -78,9 +78,7 @@ class GgufEngine:
         if model.templates.get("default"):
             self._template = GgufTemplate(model)
         self._name = str(args.get("source_name") or "model")
-        template = args.get("template")
-        named = template in NAMED_TEMPLATES
-        if warning := self._difference(template_source(None if named else template, template if named else None)):
+        if warning := self._difference(named_or_file(args.get("template"))):
             call.tell({"progress": warning, "done": None, "total": None})
         return {"device": "cpu", "dtype": model.path.name, "seconds": time.monotonic() - began}
 
@@ -152,7 +150,9 @@ class GgufEngine:
         positions = _ids(call.args.get("positions"), len(tokens))
         count = call.args.get("count", 10)
         if len(positions) > _MOST_PLACES or not isinstance(count, int) or not 0 < count <= _MOST_TOKENS:
-            raise UserError(f"At most {_MOST_PLACES} positions and {_MOST_TOKENS} tokens are told at once.")
+            raise UserError(
+                f"At most {_MOST_PLACES} positions and {_MOST_TOKENS} tokens are told at once.", "Ask for fewer."
+            )
         told = []
         for row in model.logits(tokens, sorted(set(positions))):
             wide = row.astype(np.float64)

@@ -6,10 +6,12 @@ import functools
 import os
 import sys
 from collections import deque
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
+from core.export.gguf.checks import INSTALL
 from core.text import one_line
 
 #: Level of ggml's log for errors.
@@ -42,6 +44,29 @@ class Library:
             _errors.append(said)
             sys.stderr.write(said)
 
+    def decode(self, context: Any, tokens: Sequence[int], begin: int, places: Collection[int]) -> int:
+        """Have a context read tokens.
+
+        Args:
+            context: The context.
+            tokens: The tokens.
+            begin: The position of the first of them.
+            places: Those among them whose logits are asked for.
+
+        Returns:
+            0, or the library's code of a failure.
+        """
+        batch = self.lib.llama_batch_init(len(tokens), 0, 1)
+        try:
+            batch.n_tokens = len(tokens)
+            for place, token in enumerate(tokens):
+                batch.token[place], batch.pos[place] = token, begin + place
+                batch.n_seq_id[place], batch.seq_id[place][0] = 1, 0
+                batch.logits[place] = place in places
+            return int(self.lib.llama_decode(context, batch))
+        finally:
+            self.lib.llama_batch_free(batch)
+
     def failure(self) -> str:
         """The first error that the library told since the last one, as the rest of a sentence; empty without one.
 
@@ -64,13 +89,11 @@ def load_library() -> Library:
     except ImportError as error:
         raise UserError(
             "llama.cpp's library is not installed, so GGUF files cannot be read.",
-            "Install it: pip install 'localtune-tui[export]'",
+            f"Install it: {INSTALL}",
         ) from error
     except (OSError, RuntimeError, AttributeError) as error:
         reason = one_line(str(error), 200).rstrip(".")
-        raise UserError(
-            f"llama.cpp's library cannot be loaded: {reason}.", "Install it again: pip install 'localtune-tui[export]'"
-        ) from error
+        raise UserError(f"llama.cpp's library cannot be loaded: {reason}.", f"Install it again: {INSTALL}") from error
 
 
 def threads() -> int:

@@ -241,19 +241,7 @@ class GgufModel:
 
     def _decode(self, tokens: Sequence[int], begin: int, places: Sequence[int]) -> None:
         """Read tokens that follow those in the context, with logits at some of their places."""
-        batch = self._lib.llama_batch_init(len(tokens), 0, 1)
-        try:
-            batch.n_tokens = len(tokens)
-            chosen = frozenset(places)
-            for place, token in enumerate(tokens):
-                batch.token[place] = token
-                batch.pos[place] = begin + place
-                batch.n_seq_id[place] = 1
-                batch.seq_id[place][0] = 0
-                batch.logits[place] = place in chosen
-            status = self._lib.llama_decode(self._context, batch)
-        finally:
-            self._lib.llama_batch_free(batch)
+        status = self.library.decode(self._context, tokens, begin, frozenset(places))
         if status:
             raise UserError(
                 f"llama.cpp cannot compute with {one_line(str(self.path))} (code {status}){self.library.failure()}.",

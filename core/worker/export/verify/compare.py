@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
 from core.data.conversation import RowError
+from core.directories import Progress
 from core.errors import UserError
 from core.worker.export.verify.store import LogitsFile, Proof, ProofRow
 
-Progress = Callable[[str, "int | None", "int | None"], None]
 Logits = np.ndarray[Any, np.dtype[Any]]
 #: The models that a file is compared with.
 MODELS = ("trained", "plain", "base")

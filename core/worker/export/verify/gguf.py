@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from core.directories import Progress
 from core.worker.export.llama.model import GgufModel
 from core.worker.export.llama.template import GgufTemplate
-from core.worker.export.verify.compare import Progress, compare
+from core.worker.export.verify.compare import compare
 from core.worker.export.verify.store import Proof, ProofRow
 
 

@@ -18,10 +18,11 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from core.data.conversation import RowError
+from core.directories import Progress
 from core.errors import UserError
 from core.text import one_line
 from core.worker.data.encode import as_model_tokenizer
-from core.worker.export.verify.compare import Progress, compare
+from core.worker.export.verify.compare import compare
 from core.worker.export.verify.store import Proof, ProofRow
 from core.worker.model.model import keep_gradients
 

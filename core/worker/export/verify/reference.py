@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, GenerationConfig
 
 from core.config.schema import Config
+from core.directories import Progress
 from core.errors import UserError
 from core.hardware.cpu import memory
 from core.models.adapters import check_adapter
@@ -24,12 +24,13 @@ from core.models.fingerprint import BaseFingerprint
 from core.models.tensors import read_weights
 from core.runs.beside import runs_on_card
 from core.runs.trained import TrainedModel
-from core.template.builtin import NAMED_TEMPLATES, template_source
+from core.template.builtin import named_or_file
 from core.worker.data.encode import stop_token_ids
 from core.worker.export.verify.rows import choose_rows, make_encoder
 from core.worker.export.verify.store import LogitsFile, Proof, ProofRow, require_room
 from core.worker.generate.decoding import KeyValues
 from core.worker.generate.generate import answering_as
+from core.worker.model.configs import load_generation_config, vocabulary_size
 from core.worker.model.device import choose_device
 from core.worker.model.full_weights import put_weights
 from core.worker.model.model import DTYPES, LoadedModel, load_model, load_tokenizer
@@ -43,8 +44,6 @@ GREEDY_TOKENS, GREEDY_MARGIN = 64, 16
 _ROOM = 1.3
 #: Bytes of a weight in fp32, and of one of a model in 4 bits, its embeddings in fp32 included.
 _WHOLE, _QUANTIZED = 4.0, 1.2
-
-Progress = Callable[[str, "int | None", "int | None"], None]
 
 
 @dataclass(frozen=True)
@@ -140,11 +139,10 @@ def measure_reference(
 def _ask(trained: TrainedModel, base: Path, tokenizer: Any, count: int, progress: Progress) -> _Asked:
     """Choose the rows, encoded as in training."""
     config = trained.config
-    named = trained.template in NAMED_TEMPLATES
-    template = template_source(None if named else trained.template, trained.template if named else None)
-    stops = stop_token_ids(_generation_config(base), tokenizer, template)
+    template = named_or_file(trained.template)
+    stops = stop_token_ids(load_generation_config(base), tokenizer, template)
     encoder = make_encoder(config, base, tokenizer, stops, template, trained.run.created)
-    vocabulary = int(_config(base).get_text_config().vocab_size)
+    vocabulary = vocabulary_size(base)
     rows, data = choose_rows(config, encoder, vocabulary, count, lambda read: progress("reading the rows", read, None))
     return _Asked(rows, data, vocabulary, frozenset(stops))
 
@@ -200,7 +198,7 @@ class _Measurement:
         for done, row in enumerate(self._rows):
             self._progress(activity, done, len(self._rows))
             if row.positions:
-                logits = answer_logits(self._network, row)
+                logits = logits_at(self._network, row.input_ids, row.positions)
                 if not torch.isfinite(logits).all():
                     raise UserError(
                         "The trained model computes values that are no numbers (NaN or infinite).",
@@ -234,18 +232,14 @@ class _Measurement:
         return answer
 
 
-def answer_logits(network: Any, row: ProofRow) -> torch.Tensor:
-    """Logits at the places of a row's answer, ``(places, vocabulary)`` in fp32 on the host.
+def logits_at(network: Any, tokens: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
+    """Logits after some tokens of a sequence, ``(places, vocabulary)`` in fp32 on the host.
 
     Args:
         network: A causal language model of transformers.
-        row: The row, with a place at least.
+        tokens: The sequence.
+        positions: Places in it, one at least.
     """
-    return logits_at(network, row.input_ids, row.positions)
-
-
-def logits_at(network: Any, tokens: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
-    """Logits after some tokens of a sequence, ``(places, vocabulary)`` in fp32 on the host."""
     device = network.get_input_embeddings().weight.device
     ids = torch.tensor([list(tokens)], device=device)
     places = torch.tensor(list(positions), device=device)
@@ -253,14 +247,3 @@ def logits_at(network: Any, tokens: Sequence[int], positions: Sequence[int]) -> 
     if len(found) != len(places):  # a model that has no such argument gives them all
         found = found[places]
     return found.float().cpu()
-
-
-def _generation_config(base: Path) -> Any:
-    try:
-        return GenerationConfig.from_pretrained(base, local_files_only=True)
-    except OSError:
-        return GenerationConfig.from_model_config(_config(base))
-
-
-def _config(base: Path) -> Any:
-    return AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)

@@ -21,6 +21,7 @@ import torch
 
 from core.config.schema import MethodSection, TrainSection
 from core.errors import UserError
+from core.small_files import hash_file
 from core.worker.checkpoint import checkpoint as checkpoints
 from core.worker.model.adapters import attach_adapters
 from core.worker.model.model import load_model, trainable_parameters
@@ -113,7 +114,7 @@ def test_a_checkpoint_is_private_complete_and_says_what_it_is(saved: Path) -> No
     assert manifest["overrides"] == FACTS["overrides"]
     assert set(manifest["files"]) == set(FILES) - {"manifest.json"}
     for name, facts in manifest["files"].items():
-        assert facts == {"bytes": (path / name).stat().st_size, "sha256": checkpoints.hash_file(path / name)}
+        assert facts == {"bytes": (path / name).stat().st_size, "sha256": hash_file(path / name)}
     assert not [entry for entry in saved.iterdir() if entry.name.startswith(".")]
 
 
@@ -177,7 +178,7 @@ def _with_the_files_of_another(path: Path) -> None:
 def _with_more_named(path: Path) -> None:
     outside = path.parent.parent / "outside"
     outside.write_text("x")
-    facts = {"bytes": 1, "sha256": checkpoints.hash_file(outside)}
+    facts = {"bytes": 1, "sha256": hash_file(outside)}
     _rewrite_manifest(path, files={**_files_of(path), "../../outside": facts})
 
 

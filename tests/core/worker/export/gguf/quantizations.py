@@ -16,14 +16,16 @@ from typing import Any
 import numpy as np
 
 from core.export.gguf.options import GgufOptions
+from core.export.gguf.sizes import gguf_bytes
 from core.export.gguf.staging import stage
 from core.export.gguf.write import conversion_job
 from core.export.kinds import CONVERTED, QUANTS
 from core.models.architecture.gguf_header import read_gguf_header
+from core.models.architecture.load import load_architecture
 from core.worker.export.gguf.convert import convert
 from core.worker.export.gguf.importance import compute_importance
-from core.worker.export.gguf.job import Report
 from core.worker.export.gguf.quantize import quantize
+from core.worker.export.job import Report
 from core.worker.export.llama.model import GgufModel
 from tests.core.worker.export.gguf import random_models
 from tests.core.worker.export.gguf.logits import mean_divergence, read_logits
@@ -118,7 +120,7 @@ def weigh_experts(directory: Path, converter: Path, report: Report) -> dict[str,
     stage(model_directory, GgufOptions(), staged)
     source, importance, target = (directory / f"experts{end}" for end in (".gguf", ".npz", "-q.gguf"))
     convert(conversion_job(staged, source, "F32", GgufOptions(), converter), report)
-    job = {"source": str(source), "threads": 1, "embeddings": None}
+    job = {"source": str(source), "embeddings": None}
     # Longer than what is computed at once.
     compute_importance({**job, "target": str(importance), "rows": [[*range(5, 300)] * 2]}, report)
     with np.load(importance) as found:
@@ -127,6 +129,57 @@ def weigh_experts(directory: Path, converter: Path, report: Report) -> dict[str,
     asked = {"quant": "Q4_K_M", "target": str(target), "expected": 1, "importance": str(importance), "rows": 1}
     quantize({**job, **asked}, report)
     return {"quant": "experts", "weighed": True, "sizes": sizes, "positive": is_positive}
+
+
+#: Of models with rows that are no multiples of 256: hidden size, intermediate size, heads, and whether they are tied.
+SHAPES = ((288, 512, 9, True), (256, 480, 4, False), (320, 352, 4, False))
+
+
+def forecast_sizes(directory: Path, converter: Path, report: Report) -> dict[str, Any]:
+    """Bytes of the tensors that the quantizer wrote, and those that were forecast, by model and type."""
+    import torch
+    from transformers import LlamaConfig
+
+    sizes = {}
+    for hidden, intermediate, heads, tied in SHAPES:
+        name = f"{hidden}-{intermediate}"
+        model_directory, staged = directory / name, directory / f"{name}-staged"
+        random_models.save_byte_level(model_directory)
+        config = LlamaConfig(
+            vocab_size=random_models.vocabulary_size(model_directory),
+            hidden_size=hidden,
+            intermediate_size=intermediate,
+            num_hidden_layers=9,
+            num_attention_heads=heads,
+            num_key_value_heads=1,
+            max_position_embeddings=512,
+            tie_word_embeddings=tied,
+        )
+        torch.manual_seed(0)
+        random_models.make_model(config).save_pretrained(model_directory)
+        staged.mkdir()
+        stage(model_directory, GgufOptions(), staged)
+        architecture = load_architecture(model_directory)
+        source, importance = directory / f"{name}-F32.gguf", directory / f"{name}.npz"
+        convert(conversion_job(staged, source, "F32", GgufOptions(), converter), report)
+        job = {"source": str(source), "rows": [list(range(5, 60))]}
+        compute_importance({**job, "target": str(importance)}, report)
+        for quant in QUANTS:
+            for weighed, embeddings in ((False, None), (True, None), (False, "Q8_0")):
+                target = directory / f"{name}-{quant}-{weighed}-{embeddings}.gguf"
+                if quant in CONVERTED:
+                    if weighed or embeddings:
+                        continue
+                    convert(conversion_job(staged, target, quant, GgufOptions(), converter), report)
+                else:
+                    asked = {"quant": quant, "target": str(target), "expected": 1, "rows": 1, "embeddings": embeddings}
+                    quantize({**job, **asked, "importance": str(importance) if weighed else None}, report)
+                written = sum(tensor.size or 0 for tensor in read_gguf_header(target).tensors.values())
+                forecast = gguf_bytes(
+                    architecture.parameters, architecture, quant, has_imatrix=weighed, embeddings=embeddings
+                )
+                sizes[f"{name} {quant} {weighed} {embeddings}"] = (written, forecast)
+    return {"quant": "sizes", "weighed": True, "sizes": sizes}
 
 
 def main(arguments: list[str]) -> int:
@@ -142,7 +195,7 @@ def main(arguments: list[str]) -> int:
     staged.mkdir()
     stage(model_directory, GgufOptions(), staged)
     importance = directory / "importance.npz"
-    job = {"source": str(source), "threads": 1, "embeddings": None}
+    job = {"source": str(source), "embeddings": None}
     held_out = make_rows(size, 4, seed=2)
     with torch.no_grad():
         references = [model(input_ids=torch.tensor([row])).logits[0].numpy() for row in held_out]
@@ -161,6 +214,7 @@ def main(arguments: list[str]) -> int:
         result["names"] = sorted(found_importance.files)
     answers.write(json.dumps(result) + "\n")
     answers.write(json.dumps(weigh_experts(directory, converter, report)) + "\n")
+    answers.write(json.dumps(forecast_sizes(directory, converter, report)) + "\n")
     for quant in QUANTS:
         for weighed in (False, True) if quant in WEIGHED else (False,):
             target = directory / f"{quant}{'-weighed' if weighed else ''}.gguf"

@@ -23,7 +23,7 @@ from core.export.gguf.staging import own_templates, stage
 from core.export.gguf.write import conversion_job
 from core.worker.export.gguf.adapter import convert_adapter
 from core.worker.export.gguf.convert import convert
-from core.worker.export.gguf.job import Report
+from core.worker.export.job import Report
 from core.worker.export.llama.model import GgufModel
 from tests.core.worker.export.gguf import random_models
 from tests.core.worker.export.gguf.logits import centered, read_logits

@@ -69,3 +69,12 @@ def test_experts_are_weighed_apart(results: Results) -> None:
     assert result["sizes"]["blk.0.ffn_up_exps.weight"] == 4 * 256
     assert result["sizes"]["blk.0.ffn_down_exps.weight"] == 4 * 256
     assert result["sizes"]["blk.1.attn_q.weight"] == 256
+
+
+def test_sizes_are_forecast_to_the_byte(results: Results) -> None:
+    """Of models whose rows are no multiples of 256 as well, for which llama.cpp falls back to other types."""
+    sizes: dict[str, tuple[int, int]] = results["sizes", True]["sizes"]
+    assert len(sizes) == 3 * (4 + 3 * 4)
+    assert {name: written for name, (written, _) in sizes.items()} == {
+        name: forecast for name, (_, forecast) in sizes.items()
+    }

@@ -1,0 +1,54 @@
+"""Configurations of a model's directory: ``config.json`` and ``generation_config.json``, as transformers reads them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, GenerationConfig
+
+from core.errors import UserError
+from core.text import one_line
+
+
+def load_config(base: Path) -> Any:
+    """The ``config`` of a model.
+
+    Raises:
+        UserError: If it cannot be read.
+    """
+    try:
+        return AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"The model in {base} cannot be loaded: {_first_line(error)}.",
+            "Check its config.json, or choose another model.",
+        ) from error
+
+
+def load_generation_config(base: Path) -> Any:
+    """The ``generation_config`` that a model has, or would have.
+
+    Raises:
+        UserError: If it cannot be read.
+    """
+    try:
+        return GenerationConfig.from_pretrained(base, local_files_only=True)
+    except OSError:
+        return GenerationConfig.from_model_config(load_config(base))
+    except (ValueError, TypeError) as error:
+        path = base / "generation_config.json"
+        raise UserError(f"{path} cannot be read: {_first_line(error)}.", "Copy it again.") from error
+
+
+def vocabulary_size(base: Path) -> int:
+    """Rows of a model's embeddings, by its ``config``.
+
+    Raises:
+        UserError: As :func:`load_config`.
+    """
+    return int(load_config(base).get_text_config().vocab_size)
+
+
+def _first_line(error: Exception) -> str:
+    return one_line(str(error).strip().partition("\n")[0], 200).rstrip(".")
