@@ -12,7 +12,15 @@ from core.config.schema import WEIGHT_METHODS
 from core.errors import UserError
 from core.runs.history import read_history
 from core.runs.store import Run, list_runs
-from core.runs.trained import REFUSED, checkpoint_steps, is_adapter, reference_to
+from core.runs.trained import (
+    REFUSED,
+    checkpoint_steps,
+    has_result,
+    is_adapter,
+    reference_to,
+    result_step,
+    stand_in_step,
+)
 
 #: Other runs that are looked at, the newest ones.
 _RUNS = 50
@@ -39,8 +47,11 @@ def find_candidates(run: Run) -> list[Candidate]:
     losses = held_out_losses(run)
     steps = list(reversed(checkpoint_steps(run)))
     own = "in training, answers between two steps" if live else "result of the run"
-    if not live and steps and not (is_adapter(run.adapter_path) or run.model_path.is_dir()):
-        own = f"newest checkpoint, step {steps[0]}{REFUSED if run.state().refused else ''}"
+    if not live and steps and not has_result(run):
+        step = stand_in_step(run)
+        kind = "newest checkpoint" if step == steps[0] else "checkpoint"
+        own = "checkpoint that is gone" if step is None else f"{kind}, step {step}"
+        own += REFUSED if run.state().refused else ""
     found = [Candidate(TUNED, "tuned", own)]
     exports = [
         Candidate(str(each.path), f"export {each.quant}".rstrip(), f"by llama.cpp: {each.path.name}")
@@ -69,8 +80,9 @@ def _of_other(other: Run) -> list[Candidate]:
     steps, losses = list(reversed(checkpoint_steps(other))), held_out_losses(other)
     found = []
     if is_adapter(other.adapter_path):
-        last = max(losses, default=-1)
-        found.append(Candidate(other.id, other.id, f"result{_told(_loss(losses, last))}"))
+        step = result_step(other)
+        step = max(losses, default=-1) if step is None else step
+        found.append(Candidate(other.id, other.id, f"result{_told(_loss(losses, step))}"))
     return found + [
         Candidate(f"{other.id}@{step}", f"{other.id}@{step}", _loss(losses, step) or "checkpoint") for step in steps
     ]

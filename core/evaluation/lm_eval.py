@@ -178,8 +178,8 @@ class HarnessJob:
         self._helper: Helper | None = None
         self._is_cancelled = False
 
-    def command(self, output: Path) -> list[str]:
-        """Its command line.
+    def command(self) -> list[str]:
+        """Its command line, without the place of its results.
 
         Raises:
             UserError: If it is not installed, or a path cannot be told it.
@@ -196,7 +196,7 @@ class HarnessJob:
                 )
             told.append(f"{key}={path}")
         words = [*find_program(), "--model", "hf", "--model_args", ",".join([*told, "dtype=auto"])]
-        words += ["--tasks", ",".join(self.tasks), "--output_path", str(output), "--apply_chat_template"]
+        words += ["--tasks", ",".join(self.tasks), "--apply_chat_template"]
         words += ["--limit", str(self.limit)] if self.limit is not None else []
         words += ["--include_path", str(self.include)] if self.include is not None else []
         return words + (["--device", "cpu"] if self.device == "cpu" else [])
@@ -210,21 +210,22 @@ class HarnessJob:
         Raises:
             UserError: If it is not installed, fails, is cancelled, or gives no figures.
         """
-        folder = folder_of(self.model.run)
+        # Nothing is made in the run before it is known that the program is there.
+        command, folder = self.command(), folder_of(self.model.run)
         try:
             paths.make_private_dir(folder)
             with tempfile.TemporaryDirectory(prefix=".lm-eval-", dir=folder) as directory:
                 output = Path(directory)
-                self._work(output, progress)
+                self._work(command, output, progress)
                 figures, version = read_results(output)
                 return HarnessResult(figures, version, self._keep(folder, figures, version))
         except OSError as error:
             raise disk_error(folder, error) from error
 
-    def _work(self, output: Path, progress: Callable[[str], None]) -> None:
+    def _work(self, command: list[str], output: Path, progress: Callable[[str], None]) -> None:
         # It may be of another environment: the place of this program's packages, which a helper is told, would put
         # them before its own.
-        command = ["env", "-u", "PYTHONPATH", "-u", "PYTHONSAFEPATH", *self.command(output)]
+        words = ["env", "-u", "PYTHONPATH", "-u", "PYTHONSAFEPATH", *command, "--output_path", str(output)]
         environment = worker_environment() | _PRIVATE
         log = output / "output.log"
         descriptor = os.open(log, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, paths.FILE_MODE)
@@ -233,7 +234,7 @@ class HarnessJob:
             with self._guard:
                 if self._is_cancelled:
                     raise UserError("lm-eval was cancelled.")
-                self._helper = Helper(command, environment=environment, cwd=output, log=descriptor)
+                self._helper = Helper(words, environment=environment, cwd=output, log=descriptor)
             with self._helper as helper:
                 helper.stdin.close()
                 for line in helper.lines():

@@ -36,7 +36,8 @@ class ExportRequest:
     """The run's directory."""
     kind: Kind
     step: int | None = None
-    """The step of a checkpoint; None for the result, or the newest checkpoint where there is none."""
+    """The step of a checkpoint; None for the result, or what stands in for it, see
+    :func:`core.runs.trained.find_trained`."""
     quant: Quant | None = None
     """The type of the weights; None for the kind's own: see :attr:`weights`."""
     out: Path | None = None
@@ -51,9 +52,12 @@ class ExportRequest:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise UserError(f"There is no kind of export called {self.kind}.", f"There are {', '.join(KINDS)}.")
+        if self.adapter_only and self.kind != "gguf":
+            raise UserError("Only a GGUF file can be of the adapter alone.", "Use --to gguf, or --to adapter.")
         if self.quant is not None and self.quant not in self.quants:
             if not self.quants:
-                raise UserError(f"An export to {self.kind} has no type of weights to choose.", "Leave --quant out.")
+                what = "of the adapter alone" if self.adapter_only else f"to {self.kind}"
+                raise UserError(f"An export {what} has no type of weights to choose.", "Leave --quant out.")
             raise UserError(
                 f"An export to {self.kind} has no weights of type {self.quant}.", f"It has {', '.join(self.quants)}."
             )
@@ -61,8 +65,6 @@ class ExportRequest:
             raise UserError(
                 f"Weights are not merged from {self.merge_from}.", f"Merge them from {', '.join(MERGE_FROM)}."
             )
-        if self.adapter_only and self.kind != "gguf":
-            raise UserError("Only a GGUF file can be of the adapter alone.", "Use --to gguf, or --to adapter.")
         if not 1 <= self.rows <= _MOST_ROWS:
             raise UserError(f"An export is compared on 1 to {_MOST_ROWS} rows, not {self.rows}.", "Change --rows.")
 

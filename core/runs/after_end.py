@@ -18,7 +18,7 @@ def after_refusal(run: Run) -> str:
     """What can be done with a run whose result is refused."""
     if not complete_checkpoints(run):
         return "Train differently, or change eval.gate."
-    return f"Look at its last checkpoint: localtune-tui chat {run.id}. Train differently, or change eval.gate."
+    return f"Look at what was refused: localtune-tui chat {run.id}. Train differently, or change eval.gate."
 
 
 def start_again(run: Run) -> str:

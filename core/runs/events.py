@@ -30,6 +30,8 @@ ENTRIES_LIMIT, NAME_LIMIT = 256, 200
 INTEGER_LIMIT = 1 << 63
 #: Greatest time, positive or negative, in Unix seconds: the year 9891, within the calendar of datetime.
 TIME_LIMIT = 2.5e11
+#: End of the reason of a run whose result is that of its best step.
+BEST_CHOSEN = "the best one"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,6 +226,11 @@ class FinishedEvent(Event):
     adapter: str | None = None
     hint: str = ""
     refused: str | None = None
+
+    @property
+    def result_step(self) -> int:
+        """The step of the result, written or refused: the last one, or the best by ``checkpoint.final``."""
+        return self.best if self.best is not None and self.reason.endswith(BEST_CHOSEN) else self.step
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,6 @@ from typing import Literal
 
 from core.runs.events import EvalEvent, FinishedEvent
 from core.runs.history import RunHistory
-from core.runs.sentences import BEST_CHOSEN
 from core.runs.series import Series
 from core.runs.state import RunState
 from core.runs.store import Run
@@ -131,8 +130,8 @@ def _compared(evals: Sequence[EvalEvent], end: FinishedEvent | None) -> tuple[Ev
     if not evals:
         return None, None
     after = evals[-1]
-    if end is not None and end.best is not None and end.reason.endswith(BEST_CHOSEN):
-        after = next((event for event in evals if event.step == end.best), after)
+    if end is not None and end.result_step != end.step:
+        after = next((event for event in evals if event.step == end.result_step), after)
     return (evals[0] if evals[0].step < after.step else None), after
 
 

@@ -32,8 +32,6 @@ PHASES = {
 }
 #: End reason of a run that reached its last step, and whose adapter is that of its last step.
 ALL_DONE = "all steps done"
-#: End of the reason of a run whose adapter is that of its best step.
-BEST_CHOSEN = "the best one"
 #: Phases that report their own result.
 _SILENT = frozenset({"evaluating", "saving"})
 _REASONS = {

@@ -16,8 +16,10 @@ from core.config.schema import WEIGHT_METHODS, Config
 from core.errors import UserError
 from core.paths import user_path
 from core.runs.after_end import start_again
+from core.runs.events import FinishedEvent
 from core.runs.state import in_words
 from core.runs.store import Run, complete_checkpoints, find_run
+from core.runs.tail import last_events
 from core.small_files import open_regular, read_small
 
 #: What is said behind the name of a run whose result ``eval.gate`` refuses.
@@ -59,6 +61,9 @@ class TrainedModel:
     """What the result of the run misses of ``eval.gate``: of such a run there are checkpoints only. Else empty."""
     file: TrainedFile | None = None
     """The file whose weights it was trained with; None where the adapter is used beside its base."""
+    judged: int | None = None
+    """The step of the refused result, whose figures ``refused`` has; None where nothing was refused, or the record
+    does not say."""
 
     @property
     def name(self) -> str:
@@ -71,12 +76,19 @@ class TrainedModel:
     def label(self) -> str:
         """The run, the step of a checkpoint, and whether the run's result was refused."""
         step = "" if self.step is None else f", {self.name}"
-        return f"{self.run.id}{step}{REFUSED if self.refused else ''}"
+        refused = f" (the result, step {self.judged}, is refused by eval.gate)" if self._is_another else REFUSED
+        return f"{self.run.id}{step}{refused if self.refused else ''}"
 
     @property
     def warning(self) -> str:
         """That the result of the run was refused, and why, as a sentence; empty where it was not."""
-        return f"The result of this run was refused by eval.gate: {self.refused}." if self.refused else ""
+        step = f", that of step {self.judged}," if self._is_another else ""
+        return f"The result of this run{step} was refused by eval.gate: {self.refused}." if self.refused else ""
+
+    @property
+    def _is_another(self) -> bool:
+        """Whether it is another step than the one that was refused."""
+        return self.judged is not None and self.judged != self.step
 
 
 def split_step(reference: str) -> tuple[str, int | None]:
@@ -108,14 +120,17 @@ def find_trained(run: Run, step: int | None = None) -> TrainedModel:
 
     Args:
         run: The run.
-        step: The checkpoint's; by default the result, else the newest complete checkpoint.
+        step: The checkpoint's; by default the result, else the checkpoint that stands in for it: of a result that
+            ``eval.gate`` has refused that of the step it has judged and no other, else the newest complete one.
 
     Raises:
         UserError: If the run has none, or its configuration cannot be read.
     """
     config = run.config()
     trains_weights = config.method.name in WEIGHT_METHODS
-    found_step, adapter, weights, base = step, None, None, config.model.base
+    judged = _judged_step(run)
+    step = judged if step is None else step
+    adapter, weights, base = None, None, config.model.base
     if trains_weights:
         found, found_step = _find_weights(run, step)
         if found == run.model_path:
@@ -135,6 +150,7 @@ def find_trained(run: Run, step: int | None = None) -> TrainedModel:
         base_sha256=_find_base_hash(run) if base == config.model.base else None,
         # A result that is there has passed, whatever the file of the state says.
         refused=run.state().refused if found_step is not None else "",
+        judged=judged,
         file=None if config.method.train_for is None else _find_file(run, config.method.train_for, found_step),
     )
 
@@ -186,6 +202,28 @@ def checkpoint_steps(run: Run) -> list[int]:
     return [_step_of(path) for path in complete_checkpoints(run)]
 
 
+def has_result(run: Run) -> bool:
+    """Whether the result of a run is there: its adapter, or its model."""
+    return is_adapter(run.adapter_path) or (run.model_path / "config.json").is_file()
+
+
+def stand_in_step(run: Run) -> int | None:
+    """The step of the checkpoint that stands in for the result of a run that has none; None where there is none."""
+    return next((step for step, _ in _candidates(run, _judged_step(run))), None)
+
+
+def _judged_step(run: Run) -> int | None:
+    """The step of a result that ``eval.gate`` has refused; None where it has refused none, or the record does not say
+    which. A result that is there has passed."""
+    return result_step(run) if run.state().refused and not has_result(run) else None
+
+
+def result_step(run: Run) -> int | None:
+    """The step of a finished run's result, written or refused; None where the record does not say."""
+    end = next(last_events(run.events_path, FinishedEvent.type), None)
+    return end.result_step if isinstance(end, FinishedEvent) else None
+
+
 def _candidates(run: Run, step: int | None) -> list[tuple[int, Path]]:
     """Complete checkpoints with their steps, newest first; that of a step alone where one is given."""
     found = [(_step_of(path), path) for path in reversed(complete_checkpoints(run))]
@@ -202,14 +240,15 @@ def _nothing_trained(run: Run, step: int | None, wanted: str) -> UserError:
             f"Run {run.id} {in_words(run.state().state)} and has neither {wanted} nor a whole checkpoint.",
             f"To have one, {start_again(run)}.",
         )
-    steps = checkpoint_steps(run)
+    steps, is_judged = checkpoint_steps(run), step == _judged_step(run)
     if step in steps:
         return UserError(
             f"The checkpoint of step {step} of run {run.id} is damaged: its files are not those of its manifest.",
-            "Take another one, or the result.",
+            "It is what eval.gate has refused; name another one." if is_judged else "Take another one, or the result.",
         )
     kept = f"It has those of {', '.join(map(str, steps))}." if steps else "It has none."
-    return UserError(f"Run {run.id} has no checkpoint of step {step}.", kept)
+    judged = ", which eval.gate has refused" if is_judged else ""
+    return UserError(f"Run {run.id} has no checkpoint of step {step}{judged}.", kept)
 
 
 def _find_base_hash(run: Run) -> str | None:

@@ -18,9 +18,9 @@ import torch
 
 from core.config.gate import read_bars
 from core.config.schema import Config
-from core.runs.events import ProbeEvent, StepEvent
+from core.runs.events import BEST_CHOSEN, ProbeEvent, StepEvent
 from core.runs.gate import GateFigures, judge
-from core.runs.sentences import ALL_DONE, BEST_CHOSEN
+from core.runs.sentences import ALL_DONE
 from core.runs.tail import EventTail
 from core.worker.checkpoint.checkpointer import find_checkpoint
 from core.worker.control_point import EvaluationSkipped

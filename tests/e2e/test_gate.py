@@ -8,14 +8,23 @@ from typing import Any
 
 import pytest
 
+from core.chat.candidates import find_candidates
+from core.chat.request import GenerationSettings
+from core.chat.session import Answer, open_session
 from core.commands import runs, watch
 from core.commands.common import exit_code as code_of
+from core.evaluation.targets import resolve_targets
+from core.export.job import ExportJob
+from core.export.request import ExportRequest
 from core.runs.client import ControlClient
 from core.runs.events import EvalEvent, ProbeEvent, StepEvent
 from core.runs.history import read_history
 from core.runs.result import result_of
 from core.runs.state import EXIT_REFUSED
-from core.runs.trained import find_trained
+from core.runs.trained import checkpoint_steps, find_trained
+from core.units import format_number
+from core.worker.checkpoint.checkpoint import checkpoint_name
+from tests.e2e.test_serving import QUESTION, serving
 from tests.e2e.workers import Workers, adapter_bytes, ending, exit_code, finish, log, only, wait_until_step
 
 #: Few steps, measured in between, with dropout on.
@@ -80,6 +89,47 @@ def test_a_refused_result_is_not_written_and_the_run_says_why(
         assert rows[run.id]["refused"] == state.refused
         runs.run(argparse.Namespace(json=False))
         assert "finished (refused)" in capsys.readouterr().out
+
+
+def test_the_best_step_that_is_refused_is_the_one_that_is_named_asked_exported_and_served(workers: Workers) -> None:
+    options: dict[str, dict[str, Any]] = {
+        "train": {"max_steps": 40, "learning_rate": 0.05, "warmup": 0.0, "scheduler": "constant"},
+        "eval": {"every_steps": 2, "exact_match": False, "samples": 0, "patience": 1, "gate": "loss <= 0.01"},
+        "checkpoint": {"every_steps": 1, "keep": 3, "final": "best"},
+    }
+    run = workers.start("rising", **options)
+    assert exit_code(run) == EXIT_REFUSED, log(run)
+    losses = {event.step: event.loss for event in only(EvalEvent, run)}
+    judged, end = min(losses, key=losses.__getitem__), ending(run)
+    assert judged < end.step
+    assert end.result_step == judged
+    assert run.state().refused == f"loss is {format_number(losses[judged])} and should be <= {format_number(0.01)}"
+    newest = checkpoint_steps(run)[-1]
+    assert (newest, judged in checkpoint_steps(run), len(checkpoint_steps(run)) >= 3) == (end.step, True, True)
+
+    checkpoint = run.checkpoints_path / checkpoint_name(judged)
+    trained = find_trained(run)
+    assert (trained.step, trained.adapter) == (judged, checkpoint / "adapter")
+    assert trained.label == f"{run.id}, step-{judged} (result refused by eval.gate)"
+    assert f"that of step {judged}, was refused" in find_trained(run, newest).warning
+    with workers.environment():
+        assert resolve_targets([run.id])[0].name == f"{run.id}@{judged}"
+        assert f"step {judged} (result refused" in find_candidates(run)[0].about
+        session = open_session(run)
+        try:
+            *_, answer = session.generate(QUESTION, "tuned", GenerationSettings(max_new_tokens=4))
+        finally:
+            session.close()
+        assert isinstance(answer, Answer)
+        assert answer.source == f"step-{judged}"
+        exported = ExportJob(ExportRequest(run.path, "adapter", rows=1)).run()
+        assert exported.step == judged
+        written = (exported.path / "adapter_model.safetensors").read_bytes()
+        assert written == (checkpoint / "adapter" / "adapter_model.safetensors").read_bytes()
+        assert f"The result of this run was refused by eval.gate: {run.state().refused}." in exported.notes
+    with serving(workers, run.id, "--port", "0") as server:
+        served = server.client().chat.completions.create(model=run.id, messages=QUESTION, max_tokens=4)
+        assert served.system_fingerprint == f"step-{judged}"
 
 
 def test_a_gate_counts_what_was_measured_before_the_run_was_continued(workers: Workers) -> None:

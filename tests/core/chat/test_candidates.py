@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 
 from core.chat.candidates import find_candidates
 from core.config.schema import MethodSection
-from core.runs.events import EvalEvent, encode_event
+from core.runs.events import BEST_CHOSEN, EvalEvent, FinishedEvent, encode_event
 from core.runs.store import Run
 from tests.core.chat.test_session import add_adapter, add_checkpoint, make_run
 
@@ -42,6 +43,29 @@ def test_a_checkpoint_in_the_place_of_a_refused_result_says_so() -> None:
     add_checkpoint(run, 20)
     replace(run.state(), refused="loss is 2 and should be <= 1").write(run.state_path)
     assert find_candidates(run)[0].about == "newest checkpoint, step 20 (result refused by eval.gate)"
+
+
+def test_the_judged_checkpoint_answers_in_the_place_of_a_refused_result() -> None:
+    run = make_run("finished")
+    for step in (20, 40):
+        add_checkpoint(run, step)
+    refused = "loss is 2 and should be <= 1"
+    reason = f"all steps done; the result is that of step 20, {BEST_CHOSEN}"
+    run.events_path.write_text(encode_event(FinishedEvent(step=40, best=20, reason=reason, refused=refused)))
+    replace(run.state(), refused=refused).write(run.state_path)
+    assert find_candidates(run)[0].about == "checkpoint, step 20 (result refused by eval.gate)"
+    shutil.rmtree(run.checkpoints_path / "step-00000020")
+    assert find_candidates(run)[0].about == "checkpoint that is gone (result refused by eval.gate)"
+
+
+def test_a_result_is_told_with_the_loss_of_its_own_step() -> None:
+    run, other = make_run("finished"), make_run("finished")
+    add_adapter(other.adapter_path)
+    evaluated(other, s20=0.5, s40=0.75)
+    reason = f"all steps done; adapter is that of step 20, {BEST_CHOSEN}"
+    with other.events_path.open("a") as file:
+        file.write(encode_event(FinishedEvent(step=40, best=20, reason=reason, adapter="adapter")))
+    assert (other.id, "result, held-out loss 0.500") in [(each.source, each.about) for each in find_candidates(run)]
 
 
 def test_a_run_that_trains_weights_shares_no_base() -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from core.evaluation.lm_eval import (
     read_tasks,
 )
 from core.evaluation.record import list_records
+from core.runs.store import Run
 from tests.waiting import wait_for
 
 #: Writes what lm-eval 0.4.13 writes, and how it was called.
@@ -151,10 +153,23 @@ def test_without_it_the_way_to_have_it_is_told(monkeypatch: pytest.MonkeyPatch, 
     assert "uv tool install" in refused.value.hint
 
 
+def test_without_it_nothing_is_made_in_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    run = Run(tmp_path / "run")
+    run.path.mkdir()
+    job = HarnessJob(replace(model(tmp_path), run=run), ["arc_easy"])
+    with pytest.raises(UserError, match="lm-eval is not installed"):
+        job.run()
+    assert os.listdir(run.path) == []
+
+
 def test_a_path_that_it_would_read_otherwise_is_refused(call: Path, tmp_path: Path) -> None:
-    odd = HarnessModel("odd", tmp_path / "a,b=c")
+    run = Run(tmp_path / "run")
+    run.path.mkdir()
+    odd = HarnessModel("odd", tmp_path / "a,b=c", run=run)
     with pytest.raises(UserError, match="cannot be told the path"):
         HarnessJob(odd, ["arc_easy"]).run()
+    assert os.listdir(run.path) == []
 
 
 @pytest.mark.parametrize("text", ["", " , ", "a b", "--model", "a;b", "x" * 300])

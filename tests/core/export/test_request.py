@@ -38,8 +38,12 @@ def test_a_request_survives_the_way() -> None:
         ({"kind": "onnx"}, "no kind of export called onnx"),
         ({"kind": "merged", "quant": "Q8_0"}, "An export to merged has no weights of type Q8_0"),
         ({"kind": "adapter", "quant": "F16"}, "has no type of weights to choose"),
-        ({"kind": "gguf", "quant": "Q8_0", "adapter_only": True}, "no type of weights to choose"),
+        (
+            {"kind": "gguf", "quant": "Q8_0", "adapter_only": True},
+            "of the adapter alone has no type of weights to choose",
+        ),
         ({"kind": "merged", "adapter_only": True}, "Only a GGUF file can be of the adapter alone"),
+        ({"kind": "merged", "quant": "F16", "adapter_only": True}, "Only a GGUF file can be of the adapter alone"),
         ({"kind": "merged", "merge_from": "elsewhere"}, "not merged from elsewhere"),
         ({"kind": "gguf", "rows": 0}, "compared on 1 to 1000 rows, not 0"),
     ],

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Literal
@@ -11,9 +12,18 @@ import pytest
 
 from core.config.schema import Config, DataSection, MethodSection, ModelSection
 from core.errors import UserError
+from core.runs.events import BEST_CHOSEN, FinishedEvent, encode_event
 from core.runs.state import RunState
 from core.runs.store import Run, create_run
-from core.runs.trained import checkpoint_steps, find_run_at, find_trained, matches_manifest, split_step
+from core.runs.trained import (
+    checkpoint_steps,
+    find_run_at,
+    find_trained,
+    matches_manifest,
+    result_step,
+    split_step,
+    stand_in_step,
+)
 
 
 def make_run(method: Literal["lora", "full"] = "lora") -> Run:
@@ -38,6 +48,15 @@ def add_checkpoint(run: Run, step: int, part: str = "adapter") -> Path:
         files[f"{part}/{name}"] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     (path / "manifest.json").write_text(json.dumps({"files": files, "base_sha256": "ab"}))
     return path
+
+
+def refuse(run: Run, *, judged: int, last: int) -> None:
+    """Let a run have finished with a result that ``eval.gate`` refuses."""
+    refused = "loss is 2 and should be <= 1"
+    best = f"; the result is that of step {judged}, {BEST_CHOSEN}" if judged != last else ""
+    end = FinishedEvent(step=last, best=20, reason=f"all steps done{best}", refused=refused)
+    run.events_path.write_text(encode_event(end))
+    RunState(state="finished", refused=refused, updated=time.time()).write(run.state_path)
 
 
 def test_a_run_is_named_with_a_step(tmp_path: Path) -> None:
@@ -83,6 +102,63 @@ def test_of_a_run_whose_result_is_refused_every_checkpoint_says_so() -> None:
     for trained in (find_trained(run), find_trained(run, 20)):
         assert trained.label == f"{run.id}, step-20 (result refused by eval.gate)"
         assert trained.warning == "The result of this run was refused by eval.gate: loss is 2 and should be <= 1."
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("judged", [20, 30])
+def test_what_the_gate_has_judged_stands_in_for_the_result_it_refused(
+    method: Literal["lora", "full"], judged: int
+) -> None:
+    run, part = make_run(method), "adapter" if method == "lora" else "weights"
+    paths = {step: add_checkpoint(run, step, part) for step in (10, 20, 30)}
+    refuse(run, judged=judged, last=30)
+    trained = find_trained(run)
+    assert (trained.step, trained.judged, stand_in_step(run), result_step(run)) == (judged,) * 4
+    assert (trained.adapter or trained.weights or Path()).is_relative_to(paths[judged])
+    assert (trained.name, trained.label) == (f"step-{judged}", f"{run.id}, step-{judged} (result refused by eval.gate)")
+    assert trained.warning == "The result of this run was refused by eval.gate: loss is 2 and should be <= 1."
+    assert find_trained(run, judged) == trained
+
+
+def test_another_step_than_the_judged_one_says_whose_figures_the_refusal_has() -> None:
+    run = make_run()
+    for step in (10, 20, 30):
+        add_checkpoint(run, step)
+    refuse(run, judged=20, last=30)
+    for step in (10, 30):
+        trained = find_trained(run, step)
+        assert (trained.step, trained.name) == (step, f"step-{step}")
+        assert trained.label == f"{run.id}, step-{step} (the result, step 20, is refused by eval.gate)"
+        assert trained.warning.startswith("The result of this run, that of step 20, was refused by eval.gate: loss")
+
+
+def test_no_other_checkpoint_takes_the_place_of_the_judged_one() -> None:
+    run = make_run()
+    paths = {step: add_checkpoint(run, step) for step in (10, 20, 30)}
+    refuse(run, judged=20, last=30)
+    (paths[20] / "adapter" / "adapter_model.safetensors").write_bytes(b"torn")
+    with pytest.raises(UserError, match=r"step 20 of run .* is damaged") as damaged:
+        find_trained(run)
+    assert damaged.value.hint == "It is what eval.gate has refused; name another one."
+    shutil.rmtree(paths[20])
+    assert stand_in_step(run) is None
+    with pytest.raises(UserError, match=r"no checkpoint of step 20, which eval\.gate has refused") as gone:
+        find_trained(run)
+    assert gone.value.hint == "It has those of 10, 30."
+    assert find_trained(run, 30).step == 30
+    with pytest.raises(UserError, match=r"no checkpoint of step 40\."):
+        find_trained(run, 40)
+
+
+def test_a_result_that_is_there_has_passed_whatever_the_state_says() -> None:
+    run = make_run()
+    add_checkpoint(run, 20)
+    add_checkpoint(run, 30)
+    refuse(run, judged=20, last=30)
+    run.adapter_path.mkdir()
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        (run.adapter_path / name).write_text("{}")
+    assert (find_trained(run).adapter, find_trained(run).warning) == (run.adapter_path, "")
 
 
 def test_a_result_comes_before_checkpoints() -> None:

@@ -123,13 +123,13 @@ def test_a_refused_result_says_why_and_what_can_be_done() -> None:
         path=None,
         bytes=None,
         refused="loss is 0.500 and should be <= 0.450 (loss <= 0.9*before, before 0.500)",
-        hint="Look at its last checkpoint: localtune-tui chat x.",
+        hint="Look at what was refused: localtune-tui chat x.",
     )
     shown = lines(refused)
     assert shown[0] == "✓ finished, refused · 30 steps in 3m 32s · 9.1 Wh"
     text = " ".join(line.strip() for line in shown)
     assert "The result is refused by eval.gate: loss is 0.500 and should be <= 0.450" in text
-    assert "Look at its last checkpoint" in text
+    assert "Look at what was refused" in text
     assert "Kept is the checkpoint of step 30." in text
     assert "i ask it" in text
     assert "copy path" not in text

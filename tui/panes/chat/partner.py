@@ -27,7 +27,7 @@ class Partner:
     has_weights: bool = True
     """Whether there is a model to ask; a run that ended before it saved anything has none."""
     is_refused: bool = False
-    """Whether it is a run whose result ``eval.gate`` refuses: its newest checkpoint answers."""
+    """Whether it is a run whose result ``eval.gate`` refuses: the checkpoint of the step it has judged answers."""
 
     @classmethod
     def of(cls, target: Target | None, *, live: bool) -> Partner:
