@@ -224,9 +224,9 @@ class Export:
             calibration=() if quant in CONVERTED or is_exact else calibration_rows(rows),
             is_exact=is_exact,
         )
-        write_gguf(merged, made / self._file_name, quant, options, self._progress)
+        told = write_gguf(merged, made / self._file_name, quant, options, self._progress)
         shutil.rmtree(merged)
-        written = _Made(quant, None, merge.way, merge.notes)
+        written = _Made(quant, None, merge.way, (*merge.notes, *told))
         if self._request.kind != "ollama":
             return self._proven(made, written)
         notes = write_modelfile(
