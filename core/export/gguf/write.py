@@ -34,7 +34,7 @@ CALIBRATION_TOKENS, CALIBRATION_ROW = 10_000, 2048
 _HINT = "Export merged, and convert it elsewhere."
 
 
-def write_gguf(model: Path, target: Path, quant: Quant, options: GgufOptions, progress: Progress) -> None:
+def write_gguf(model: Path, target: Path, quant: Quant, options: GgufOptions, progress: Progress) -> tuple[str, ...]:
     """Write a model as one GGUF file.
 
     Args:
@@ -43,6 +43,9 @@ def write_gguf(model: Path, target: Path, quant: Quant, options: GgufOptions, pr
         quant: The type of its weights.
         options: What it says of itself.
         progress: Told what goes on; it may raise to give up, and nothing remains then.
+
+    Returns:
+        Sentences on what llama.cpp's tokenizer does otherwise than the model's.
 
     Raises:
         UserError: If the converter cannot be fetched, the quantizer is not installed, the model is one that llama.cpp
@@ -58,12 +61,13 @@ def write_gguf(model: Path, target: Path, quant: Quant, options: GgufOptions, pr
     first: Quant = quant if quant in CONVERTED else checked.dtype
     with _workspace(target, _space(checked, first, quant, options)) as work:
         result = work / "model.gguf"
-        _convert(model, result, first, options, converter, checked, work, progress)
+        notes = _convert(model, result, first, options, converter, checked, work, progress)
         if quant not in CONVERTED:
             source, result = result, work / "quantized.gguf"
             _quantize(source, result, quant, options, checked, work, progress)
         check_gguf(result)
         result.rename(target)
+    return notes
 
 
 def write_adapter_gguf(adapter: Path, base: Path, target: Path, progress: Progress) -> None:
@@ -120,13 +124,13 @@ def _convert(
     checked: Checked,
     work: Path,
     progress: Progress,
-) -> None:
+) -> tuple[str, ...]:
     staged = work / "staged"
     staged.mkdir(mode=paths.DIRECTORY_MODE)
     stage(model, options, staged)
     job = conversion_job(staged, target, quant, options, converter)
     job["memory"] = _memory(checked)
-    run_process(f"{_WORKER}.convert", job, "llama.cpp's converter", progress)
+    return tuple(run_process(f"{_WORKER}.convert", job, "llama.cpp's converter", progress)["notes"])
 
 
 def conversion_job(staged: Path, target: Path, quant: Quant, options: GgufOptions, converter: Path) -> dict[str, Any]:

@@ -23,8 +23,10 @@ TEMPLATE = "chat_template.jinja"
 _TOKENIZER_FILES = (
     *TOKENIZERS,
     *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt"),
-    *(TEMPLATE, "chat_template.json", "additional_chat_templates"),
+    *(TEMPLATE, "chat_template.json"),
 )
+#: Templates of a base for conversations of some kinds, as those with tools, for which they go before the usual one.
+_FURTHER_TEMPLATES = "additional_chat_templates"
 _LICENSES = ("LICENSE", "NOTICE", "USE_POLICY")
 #: The types of weights as ``config.json`` names them.
 _DTYPE_NAMES: dict[Quant, str] = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
@@ -81,20 +83,21 @@ def _default(templates: Any) -> str | None:
 
 def copy_tokenizer(base: Path, directory: Path, conversation: Conversation) -> None:
     """Copy the tokenizer's files and the license of a model, byte for byte, and put the chat template beside them that
-    it was trained with.
+    it was trained with, which is then the only one.
 
     Raises:
         OSError: If they cannot be written.
     """
     for name in _TOKENIZER_FILES:
-        if (path := base / name).is_dir():
-            shutil.copytree(path, directory / name, copy_function=shutil.copyfile)
-        elif path.is_file():
+        if (path := base / name).is_file():
             shutil.copyfile(path, directory / name)
     for path in sorted(base.iterdir()):
         if path.name.upper().startswith(_LICENSES) and path.is_file():
             shutil.copyfile(path, directory / path.name)
-    if conversation.template is not None and not conversation.is_own:
+    if conversation.template is None or conversation.is_own:
+        if (path := base / _FURTHER_TEMPLATES).is_dir():
+            shutil.copytree(path, directory / _FURTHER_TEMPLATES, copy_function=shutil.copyfile)
+    else:
         (directory / TEMPLATE).write_text(conversation.template, encoding="utf-8")
 
 

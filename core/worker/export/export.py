@@ -223,9 +223,9 @@ class Export:
             calibration=calibration_rows(row.input_ids.tolist() for row in rows.rows) if is_calibrated else (),
             is_exact=is_exact,
         )
-        write_gguf(merged, made / self._file_name, quant, options, self._progress)
+        told = write_gguf(merged, made / self._file_name, quant, options, self._progress)
         shutil.rmtree(merged)
-        written = _Made(quant, None, merge.way, merge.notes)
+        written = _Made(quant, None, merge.way, (*merge.notes, *told))
         if self._request.kind != "ollama":
             return self._proven(made, written)
         notes = write_modelfile(

@@ -23,6 +23,8 @@ _WORDS = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
+#: Special tokens of Phi 3 that do not swallow the spaces after them, as its others do.
+SWALLOW_NOTHING = ("<unk>", "<s>", "<|endoftext|>")
 KINDS = ("bytes", "words", "first", "always", "legacy")
 
 
@@ -33,7 +35,7 @@ def make_backend(kind: str, specials: tuple[str, ...], rstrip: bool = False, new
     Args:
         kind: How it cuts text.
         specials: Its special tokens.
-        rstrip: Whether those swallow the spaces after them, as Phi 3's do.
+        rstrip: Whether those swallow the spaces after them, all but three of them, as Phi 3's do.
         newlines: Whether one and two newlines are tokens that merge with nothing, as Gemma's are.
     """
     backend = Tokenizer(models.BPE(byte_fallback=kind in ("first", "always", "legacy"), unk_token=None))
@@ -69,7 +71,7 @@ def make_backend(kind: str, specials: tuple[str, ...], rstrip: bool = False, new
     state = json.loads(backend.to_str())
     # The trainer makes byte tokens special; they are ordinary, and only the model's own special tokens are.
     state["added_tokens"] = [
-        {**token, "rstrip": rstrip, "normalized": False}
+        {**token, "rstrip": rstrip and token["content"] not in SWALLOW_NOTHING, "normalized": False}
         for token in state["added_tokens"]
         if token["content"] in specials
     ]

@@ -23,8 +23,10 @@ from core.worker.export.gguf.converter import import_converter, open_model
 from core.worker.export.gguf.vocabulary import (
     adds_space_prefix,
     is_sentencepiece,
+    name_for_blanks,
     plain_tokenizers,
     pre_tokenizer_name,
+    prefix_difference,
     read_tokenizer,
     sentencepiece_vocabulary,
 )
@@ -32,6 +34,7 @@ from core.worker.export.job import growing, run_job
 from core.worker.process.answers import Answers
 
 _TEMPLATE = "tokenizer.chat_template"
+_NAME = "general.name"
 _TOKENS = "tokenizer.ggml.tokens"
 #: Keys of the tokens that end a text, a turn and a message; llama.cpp knows more of them by their texts.
 _EOS_KEY, *_STOP_KEYS = (f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
@@ -51,7 +54,7 @@ def convert(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
         answers: Told what goes on.
 
     Returns:
-        ``bytes`` of the file.
+        ``bytes`` of the file, and ``notes``: sentences on what llama.cpp reads otherwise than it was trained.
     """
     answers.progress("importing the converter")
     import_converter(job["converter"])
@@ -69,7 +72,7 @@ def convert(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
             _prepare_vocabulary(instance, model, job, usual)
             instance.prepare_metadata(vocab_only=False)
             writer = instance.gguf_writer
-            _set_metadata(writer, model, job)
+            notes = _set_metadata(writer, model, job)
             _limit_context(writer, instance.hparams)
             warnings.refuse_fatal()
             total = sum(tensor.nbytes for tensor in writer.tensors[0].values())
@@ -80,7 +83,7 @@ def convert(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
             writer.close()
     finally:
         logger.removeHandler(warnings)
-    return {"bytes": target.stat().st_size}
+    return {"bytes": target.stat().st_size, "notes": notes}
 
 
 class _Warnings(logging.Handler):
@@ -156,39 +159,67 @@ def _copy_vocabulary(writer: Any, source: Path) -> None:
             writer.kv_data[0][field.name] = gguf.GGUFValue(field.contents(), kind, inner[-1] if inner else None)
 
 
-def _set_metadata(writer: Any, model: Path, job: dict[str, Any]) -> None:
-    """Set what the export says, and what keeps a conversation's tokens those of the training."""
+def _set_metadata(writer: Any, model: Path, job: dict[str, Any]) -> list[str]:
+    """Set what the export says, and what keeps a conversation's tokens those of the training.
+
+    Returns:
+        Sentences on where they are others nonetheless.
+    """
     import gguf
 
     found = writer.kv_data[0]
-    template = job["template"]
+    template, content = job["template"], read_tokenizer(model)
+    notes: list[str | None] = []
     if template is not None:
         for key in [key for key in found if key == "tokenizer.chat_templates" or key.startswith(_TEMPLATE)]:
             del found[key]
     for key, kind, value in job["entries"]:
         found[key] = gguf.GGUFValue(value, getattr(gguf.GGUFValueType, kind.upper()))
     _set_stops(found, job["stops"], gguf)
-    if template is None:
-        return
+    if content is not None:
+        name, note = name_for_blanks(str(found[_NAME].value) if _NAME in found else "", content)
+        notes.append(note)
+        if name:
+            found[_NAME] = gguf.GGUFValue(name, gguf.GGUFValueType.STRING)
+    if template is not None:
+        notes.append(_set_prompt(found, template, content, is_copied=job["base_gguf"] is not None))
+    return [note for note in notes if note is not None]
+
+
+def _set_prompt(found: dict[str, Any], template: str, content: dict[str, Any] | None, *, is_copied: bool) -> str | None:
+    """Set what programs put around the prompts of a template.
+
+    Args:
+        found: The metadata.
+        template: The chat template.
+        content: The content of ``tokenizer.json``, if there is one.
+        is_copied: Whether the tokenizer is that of a GGUF file, which says how it puts spaces before text.
+
+    Returns:
+        A sentence on where llama.cpp puts a space and the training did not, if it does.
+    """
+    import gguf
+
     bos = _text(found, "tokenizer.ggml.bos_token_id")
     prompt = _prompt(template, {"bos_token": bos, "eos_token": _text(found, "tokenizer.ggml.eos_token_id")})
     if prompt is None:
-        return
+        return None
     flag = functools.partial(gguf.GGUFValue, type=gguf.GGUFValueType.BOOL)
     # Programs put this token before what the template renders, unless that begins with it already.
     if not (bos and prompt.startswith(bos)):
         found["tokenizer.ggml.add_bos_token"] = flag(False)
     elif found["tokenizer.ggml.model"].value != "llama" and "tokenizer.ggml.add_bos_token" not in found:
         # Programs differ in what they do where nothing is said.
-        found["tokenizer.ggml.add_bos_token"] = flag(_begins_texts(read_tokenizer(model), bos))
+        found["tokenizer.ggml.add_bos_token"] = flag(_begins_texts(content, bos))
     # A prompt that ends with this one would be at its end.
     for name in ("eos", "sep"):
         if (key := f"tokenizer.ggml.add_{name}_token") in found:
             found[key] = flag(False)
-    content = read_tokenizer(model)
-    if content is not None and found["tokenizer.ggml.model"].value == "llama" and job["base_gguf"] is None:
-        begins = any(prompt.startswith(token["content"]) for token in content.get("added_tokens", ()))
-        found["tokenizer.ggml.add_space_prefix"] = flag(adds_space_prefix(content, begins))
+    if content is None or found["tokenizer.ggml.model"].value != "llama" or is_copied:
+        return None
+    begins = any(prompt.startswith(token["content"]) for token in content.get("added_tokens", ()))
+    found["tokenizer.ggml.add_space_prefix"] = flag(adds_space_prefix(content, begins))
+    return prefix_difference(content, begins)
 
 
 def _begins_texts(content: dict[str, Any] | None, bos: str) -> bool:

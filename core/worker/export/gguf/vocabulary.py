@@ -2,18 +2,21 @@
 
 llama.cpp's converter asks transformers for the tokenizer. For some model types that puts the pre-tokenizer of the type
 in place of the one in the file, and a tokenizer of SentencePiece's kind without ``tokenizer.model`` gets the same score
-for all of its tokens, which makes other tokens of a text. Both are mended here.
+for all of its tokens, which makes other tokens of a text. Both are mended here. What llama.cpp cannot do as the
+tokenizer does is told in a sentence.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
+from core.text import one_line
 
 #: Parts of the regular expressions of pre-tokenizers.
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
@@ -24,6 +27,10 @@ _SPLITS = {(_WORDS + r"\p{N}{1,3}" + _REST, True): "llama-bpe", (_WORDS + r"\p{N
 _PROBE = "Hello  World 1234567 it's\n\n  we'RE 3.14, naïve 日本語 кот\t!?"
 #: Scores of tokens that no merge makes, and of added ones, as SentencePiece and llama.cpp's converter have them.
 _UNMERGED, _ADDED = -1e4, -1000.0
+#: What llama.cpp looks for in a model's name, in any case. Special tokens then swallow the blanks after them, all but
+#: three; and the file is not loaded if one of these three or ``</s>`` is missing.
+_PHI3 = re.compile(r"(phi)-?(3)", re.IGNORECASE)
+_END, _SWALLOW_NOTHING = "</s>", frozenset({"<unk>", "<s>", "<|endoftext|>"})
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
 
 
@@ -168,13 +175,76 @@ def adds_space_prefix(content: dict[str, Any], begins_with_token: bool) -> bool:
         content: The content of ``tokenizer.json``.
         begins_with_token: Whether texts begin with a special token, so that none of them begins with plain text.
     """
+    schemes = _prefix_schemes(content)
+    return _prepends(content) or "always" in schemes or ("first" in schemes and not begins_with_token)
+
+
+def prefix_difference(content: dict[str, Any], begins_with_token: bool) -> str | None:
+    """The sentence that tells where llama.cpp puts a space before a text, and the tokenizer does not; None for nowhere.
+
+    Args:
+        content: The content of ``tokenizer.json``, of SentencePiece's kind.
+        begins_with_token: As for :func:`adds_space_prefix`.
+    """
+    if _prepends(content) or not adds_space_prefix(content, begins_with_token):
+        return None
+    if "always" in _prefix_schemes(content):
+        return (
+            "Text that begins with a blank after a special token gets one more from llama.cpp, and none in training: "
+            "there, a prompt has other tokens than in training."
+        )
+    return (
+        "llama.cpp puts a space before the text after each special token, and training had one at the beginning alone: "
+        "there, a prompt has other tokens than in training."
+    )
+
+
+def _prepends(content: dict[str, Any]) -> bool:
+    """Whether a space comes before every piece of text, whatever it begins with."""
     normalizer = content.get("normalizer") or {}
-    if any(step.get("type") == "Prepend" for step in normalizer.get("normalizers", [normalizer])):
-        return True
+    return any(step.get("type") == "Prepend" for step in normalizer.get("normalizers", [normalizer]))
+
+
+def _prefix_schemes(content: dict[str, Any]) -> list[str]:
+    """When a space comes before a piece of text that does not begin with one: ``always``, ``first`` or ``never``."""
     rules = content.get("pre_tokenizer") or {}
-    schemes = [
+    return [
         step.get("prepend_scheme", "always")
         for step in rules.get("pretokenizers", [rules])
         if step.get("type") == "Metaspace"
     ]
-    return "always" in schemes or ("first" in schemes and not begins_with_token)
+
+
+def name_for_blanks(name: str, content: dict[str, Any]) -> tuple[str, str | None]:
+    """A model's name with which llama.cpp swallows the blanks after special tokens that the tokenizer swallows.
+
+    The name is all that it goes by: with ``phi-3`` in it, special tokens swallow blanks as those of Phi 3 do; with any
+    other, none does.
+
+    Args:
+        name: The name that the model is to have.
+        content: The content of ``tokenizer.json``.
+
+    Returns:
+        The name, changed where it has to be; and the sentence that tells of blanks that are swallowed by one of the two
+        alone, None if there are none.
+    """
+    added: list[dict[str, Any]] = content.get("added_tokens") or []
+    texts = {str(token["content"]) for token in added}
+    swallowing = {str(token["content"]) for token in added if token.get("rstrip")}
+    as_phi3 = (texts | {_END}) - _SWALLOW_NOTHING
+    vocabulary = (content.get("model") or {}).get("vocab")
+    known = texts | (vocabulary.keys() if isinstance(vocabulary, dict) else set())
+    if known >= {_END, *_SWALLOW_NOTHING} and len(swallowing ^ as_phi3) < len(swallowing):
+        different = swallowing ^ as_phi3
+        name = name if _PHI3.search(name) else f"{name} (Phi-3)" if name else "Phi-3"
+    else:
+        different = swallowing
+        name = _PHI3.sub(r"\1 \2", name)
+    different |= {str(token["content"]) for token in added if token.get("lstrip")}
+    if not different:
+        return name, None
+    return name, (
+        f"Blanks beside some special tokens, such as {one_line(min(different), 60)}, are swallowed either by llama.cpp "
+        "or by the training: there, a prompt has other tokens than in training."
+    )

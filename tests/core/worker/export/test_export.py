@@ -192,6 +192,18 @@ def test_what_was_trained_for_another_file_is_told(run: Run, answers: list[Agree
     assert notes == ("It was trained for a merged Q4_0 file; beside its base it answers without that rounding.",)
 
 
+def test_what_llama_cpp_reads_otherwise_is_told(
+    run: Run, answers: list[Agreement], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(_model: Path, target: Path, *_further: Any) -> tuple[str, ...]:
+        target.write_bytes(b"GGUF")
+        return ("Blanks are swallowed.",)
+
+    monkeypatch.setattr(module, "fetch_converter", lambda _progress: None)
+    monkeypatch.setattr(module, "write_gguf", write)
+    assert "Blanks are swallowed." in make(run, "gguf", quant="F16").notes
+
+
 def test_an_export_that_misses_its_bar_stays_out_of_place(run: Run, answers: list[Agreement]) -> None:
     answers[:] = [dataclasses.replace(SAME, mean_kl=0.3, max_delta=2.0)]
     with pytest.raises(

@@ -9,6 +9,8 @@ from core.worker.export.gguf.vocabulary import (
     _name_by_rules,
     adds_space_prefix,
     is_sentencepiece,
+    name_for_blanks,
+    prefix_difference,
     sentencepiece_vocabulary,
 )
 
@@ -95,3 +97,68 @@ def test_scores_are_in_the_order_of_the_merges() -> None:
 )
 def test_a_space_before_text_is_where_the_tokenizer_puts_one(content: dict[str, Any], begins: bool, adds: bool) -> None:
     assert adds_space_prefix(content, begins) is adds
+
+
+@pytest.mark.parametrize(
+    ("content", "begins", "told"),
+    [
+        ({"normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend"}, {"type": "Replace"}]}}, True, None),
+        ({"normalizer": {"type": "Replace"}}, False, None),
+        ({"pre_tokenizer": {"type": "Metaspace", "prepend_scheme": "always"}}, True, "gets one more from llama.cpp"),
+        ({"pre_tokenizer": {"type": "Metaspace", "prepend_scheme": "first"}}, True, None),
+        ({"pre_tokenizer": {"type": "Metaspace", "prepend_scheme": "first"}}, False, "after each special token"),
+        ({"pre_tokenizer": {"type": "Metaspace", "prepend_scheme": "never"}}, False, None),
+    ],
+)
+def test_a_space_that_llama_cpp_alone_puts_is_told(content: dict[str, Any], begins: bool, told: str | None) -> None:
+    note = prefix_difference(content, begins)
+    assert note is None if told is None else note is not None and told in note
+
+
+def with_added(swallowing: str, keeping: str, **further: Any) -> dict[str, Any]:
+    """A tokenizer with special tokens that swallow the blanks after them, and some that do not."""
+    added = [{"content": text, "rstrip": True, **further} for text in swallowing.split()]
+    added += [{"content": text, "rstrip": False} for text in keeping.split()]
+    return {"model": {"vocab": {"a": 0}}, "added_tokens": added}
+
+
+#: As those of Phi 3, of Phi 4 mini, and of a model of another family.
+PHI3 = with_added("</s> <|user|> <|end|>", "<unk> <s> <|endoftext|>")
+PHI4 = with_added("<|user|> <|end|>", "<|endoftext|>")
+OTHER = with_added("", "<unk> <s> </s> <|endoftext|> <|user|>")
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "changed"),
+    [
+        (PHI3, "tickets", "tickets (Phi-3)"),
+        (PHI3, "", "Phi-3"),
+        (PHI3, "My-Phi3-tickets", "My-Phi3-tickets"),
+        (OTHER, "tickets", "tickets"),
+        (OTHER, "", ""),
+        (OTHER, "no-Phi-3, and no phi3", "no-Phi 3, and no phi 3"),
+        ({"model": {}}, "phi-3", "phi 3"),
+        ({"model": {"type": "Unigram", "vocab": [["<unk>", 0.0]]}}, "phi-3", "phi 3"),
+    ],
+)
+def test_a_name_makes_llama_cpp_swallow_the_blanks_that_the_tokenizer_does(
+    content: dict[str, Any], name: str, changed: str
+) -> None:
+    assert name_for_blanks(name, content) == (changed, None)
+
+
+@pytest.mark.parametrize(
+    ("content", "changed", "such_as"),
+    [
+        (PHI4, "phi 3", "<|end|>"),
+        (with_added("</s> <|user|> <|end|>", "<unk> <s> <|endoftext|> <|b|>"), "phi-3", "<|b|>"),
+        (with_added("<mask>", "<unk>", rstrip=False, lstrip=True), "phi 3", "<mask>"),
+    ],
+)
+def test_blanks_that_no_name_makes_llama_cpp_swallow_are_told(
+    content: dict[str, Any], changed: str, such_as: str
+) -> None:
+    name, note = name_for_blanks("phi-3", content)
+    assert name == changed
+    assert note is not None
+    assert f"such as {such_as}, are swallowed" in note

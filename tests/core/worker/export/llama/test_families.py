@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
 
 from core.data.conversation import RowError
+from core.export.gguf.options import GgufOptions
+from core.export.gguf.write import write_gguf
 from core.helper import Helper
 from core.template.mask import Masker
 from tests.core.export.tiny_gguf import write_tiny_gguf
-from tests.core.template.families import FAMILIES, Family
+from tests.core.template.families import FAMILIES, GEMMA3, PHI3, Family
+from tests.core.template.toy_tokenizers import save
 from tests.core.worker.export.llama.test_reader import Asked
 
 pytest.importorskip("llama_cpp_py_sync")
 
-#: llama.cpp's name of each way of cutting text. Vocabularies of SentencePiece need scores, which the toys have none of.
+#: llama.cpp's name of each way of cutting text. Tokenizers of SentencePiece's kind are written by the export, as their
+#: scores are: they are in no file of the model.
 SPLITTING = {"bytes": "gpt-2", "words": "llama-bpe"}
-#: Phi 3's special tokens swallow spaces, which llama.cpp knows of by the name of the model.
-TESTED = [family for family in FAMILIES if family.kind in SPLITTING and not family.rstrip]
 TURNS = [
     {"role": "system", "content": "Be brief.\n  Indent."},
     {"role": "user", "content": "the ticket – 12345, äöü 日本語 🚀?  "},
@@ -38,17 +42,13 @@ def reader() -> Iterator[Asked]:
             yield Asked(helper)
 
 
-def write_family(path: Path, family: Family) -> Path:
-    """A tiny model with the tokenizer and the template of a family."""
+def tiny_llama(vocabulary: int) -> Any:
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM
 
-    ours = family.tokenizer()
-    named = {name: text for name, text in ours.special_tokens.items() if text}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=ours.backend, **named)
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(tokenizer),
+        vocab_size=vocabulary,
         hidden_size=32,
         intermediate_size=32,
         num_hidden_layers=1,
@@ -57,20 +57,42 @@ def write_family(path: Path, family: Family) -> Path:
         max_position_embeddings=1024,
         tie_word_embeddings=True,
     )
-    model: Any = LlamaForCausalLM(config)
-    splitting = SPLITTING[family.kind]
+    return LlamaForCausalLM(config)
+
+
+def write_family(path: Path, family: Family) -> Path:
+    """A tiny model with the tokenizer and the template of a family."""
+    from transformers import PreTrainedTokenizerFast
+
+    ours = family.tokenizer()
+    named = {name: text for name, text in ours.special_tokens.items() if text}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=ours.backend, **named)
     return write_tiny_gguf(
-        path, model, tokenizer, template=family.template, splitting=splitting, add_bos=bool(family.bos)
+        path,
+        tiny_llama(len(tokenizer)),
+        tokenizer,
+        template=family.template,
+        splitting=SPLITTING[family.kind],
+        add_bos=bool(family.bos),
     )
 
 
-@pytest.mark.parametrize("family", TESTED, ids=lambda family: family.name)
-def test_a_prompt_is_the_same_tokens(family: Family, reader: Asked, tmp_path: Path) -> None:
-    path = write_family(tmp_path / "family.gguf", family)
+def export_family(path: Path, family: Family, name: str) -> tuple[str, ...]:
+    """Such a model as the export writes it; what the export tells of it."""
+    ours = family.tokenizer()
+    named = {key: text for key, text in ours.special_tokens.items() if text}
+    directory = save(path.parent / "model", ours.backend, stops=family.stops, **named)
+    tiny_llama(ours.backend.get_vocab_size()).save_pretrained(directory)
+    options = GgufOptions(template=family.template, stops=tuple(ours.stop_ids), name=name)
+    return write_gguf(directory, path, "F32", options, lambda _detail, _done, _total: None)
+
+
+def compare(family: Family, reader: Asked, path: Path) -> list[list[dict[str, str]]]:
+    """The conversations that a file makes other tokens of than training; all that are refused are so by both."""
     loaded = reader.ask("load", base=str(path))
     assert loaded["ok"], loaded
     masker = Masker(family.tokenizer())
-    compared = 0
+    compared, different = 0, []
     for messages in CONVERSATIONS:
         try:
             wanted = masker.prompt(messages), masker.prompt_ids(messages)
@@ -78,6 +100,48 @@ def test_a_prompt_is_the_same_tokens(family: Family, reader: Asked, tmp_path: Pa
             assert not reader.ask("tokenize", messages=messages)["ok"], "refused by both"
             continue
         found = reader.ask("tokenize", messages=messages)
-        assert (found["text"], found["tokens"]) == wanted
+        assert found["text"] == wanted[0]
+        if found["tokens"] != wanted[1]:
+            different.append(messages)
         compared += 1
     assert compared >= 2
+    return different
+
+
+@pytest.mark.parametrize(
+    "family", [family for family in FAMILIES if family.kind in SPLITTING], ids=lambda family: family.name
+)
+def test_a_prompt_is_the_same_tokens(family: Family, reader: Asked, tmp_path: Path) -> None:
+    assert compare(family, reader, write_family(tmp_path / "family.gguf", family)) == []
+
+
+@pytest.mark.parametrize(
+    "family", [family for family in FAMILIES if family.kind not in SPLITTING], ids=lambda family: family.name
+)
+@pytest.mark.usefixtures("converter")
+def test_a_prompt_is_the_same_tokens_with_scores_of_the_export(family: Family, reader: Asked, tmp_path: Path) -> None:
+    path = tmp_path / "family.gguf"
+    # llama.cpp goes by the name: special tokens of a Phi 3 swallow blanks, and those of others do not.
+    told = export_family(path, family, "tickets" if family is PHI3 else "phi-3 and other tickets")
+    different = compare(family, reader, path)
+    if family is not GEMMA3:
+        assert (told, different) == ((), [])
+        return
+    # llama.cpp truly differs: before a text that begins with a blank, this tokenizer puts no other.
+    (note,) = told
+    assert note.startswith("Text that begins with a blank after a special token gets one more from llama.cpp")
+    assert different == [messages for messages in CONVERSATIONS if messages[0]["role"] == "system"], "with an indent"
+    prefixing = always_prefixing(family.tokenizer().backend)
+    for messages in different:
+        found = reader.ask("tokenize", messages=messages)
+        assert found["tokens"] == prefixing.encode(found["text"], add_special_tokens=False).ids, "one more, as told"
+
+
+def always_prefixing(backend: Tokenizer) -> Tokenizer:
+    """The same tokenizer, with a space before each piece of text whatever it begins with."""
+    content = json.loads(backend.to_str())
+    prepend = {"type": "Prepend", "prepend": "▁"}
+    replace = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    content["pre_tokenizer"] = None
+    content["normalizer"] = {"type": "Sequence", "normalizers": [prepend, replace]}
+    return Tokenizer.from_str(json.dumps(content))
