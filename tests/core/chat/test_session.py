@@ -340,13 +340,13 @@ def test_a_checkpoint_beside_a_live_run_answers_from_an_engine(
     add_adapter(run.adapter_path)
     asked: list[str] = []
 
-    def generate(self: EngineSession, _messages: object, source: str, _settings: object) -> Iterator[Token]:
-        asked.append(source)
+    def stream(self: EngineSession, request: ChatRequest) -> Iterator[dict[str, str]]:
+        asked.append(request.source)
         # The base is loaded alone, and the checkpoint is an adapter among others on it.
         assert self.spec.adapter is None
-        yield Token("from the engine")
+        yield {"token": "from the engine"}
 
-    monkeypatch.setattr(EngineSession, "generate", generate)
+    monkeypatch.setattr(EngineSession, "stream", stream)
     for source in (run.id, f"{run.id}@9"):
         assert list(session.generate(ASK, source, GenerationSettings(5))) == [Token("from the engine")]
     assert asked == [run.id, f"{run.id}@9"]
