@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 from core.commands.common import CLEAR_LINE, add_json_flag, emit, note, say
 
 if TYPE_CHECKING:
-    from core.serve.options import ServeOptions
-    from core.serve.server import Serving
+    from core.serve.options import ServeOptions, ServerAddress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,11 +76,11 @@ def run(args: argparse.Namespace) -> int:
             "the key on the way can use it."
         )
 
-    def ready(serving: Serving) -> None:
+    def ready(address: ServerAddress) -> None:
         if args.json:
-            emit({"url": serving.url, "key": serving.key, "models": list(serving.models), "pid": os.getpid()})
+            emit({"url": address.url, "key": address.key, "models": list(address.models), "pid": os.getpid()})
         else:
-            _introduce(serving, options, is_own_key=bool(given))
+            _introduce(address, options, is_own_key=bool(given))
 
     serve(options, ready, _show)
     if not args.json:
@@ -89,14 +88,14 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _introduce(serving: Serving, options: ServeOptions, *, is_own_key: bool) -> None:
+def _introduce(address: ServerAddress, options: ServeOptions, *, is_own_key: bool) -> None:
     """What clients need, and a line to try it."""
-    say(f"base URL  {serving.url}")
+    say(f"base URL  {address.url}")
     if options.uds is not None:
         say(f"socket    {options.uds}")
     # A key that the user has given is known, and need not be on the screen.
-    say(f"key       {'as given' if is_own_key else serving.key}")
-    say(f"models    {', '.join(serving.models)}")
+    say(f"key       {'as given' if is_own_key else address.key}")
+    say(f"models    {', '.join(address.models)}")
     note("Ctrl-C ends it.")
 
 

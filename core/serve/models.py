@@ -23,7 +23,7 @@ from core.serve.errors import ApiError
 from core.text import one_line
 
 
-class Holder:
+class SessionHolder:
     """The session on one target: opened when it is first needed, and anew when it has ended.
 
     A run that ends its training goes on answering with its result; an engine that was killed is started again.
@@ -91,7 +91,7 @@ class ServedModel:
     """A model by the name that requests have for it."""
 
     id: str
-    holder: Holder
+    holder: SessionHolder
     source: Source
     """What the session calls it."""
     defaults: ChatSection
@@ -172,7 +172,7 @@ class _Opening:
         self.models: list[ServedModel] = []
         self._progress = progress
         #: For a base, how it is loaded: the session that has it.
-        self._shared: dict[tuple[Any, ...], Holder] = {}
+        self._shared: dict[tuple[Any, ...], SessionHolder] = {}
         self._bases: dict[str, str] = {}
 
     def add_model(self, target: str) -> None:
@@ -192,7 +192,7 @@ class _Opening:
             raise UserError(
                 f"{one_line(target, 200)} has no config.json, so it is no model.", "Name a run, or a model."
             )
-        holder = Holder(partial(open_session, target), self._progress)
+        holder = SessionHolder(partial(open_session, target), self._progress)
         self._add(ServedModel(_name_of(target), holder, BASE, ChatSection(), int(time.time())))
 
     def add_run(self, run: Run, step: int | None) -> None:
@@ -206,7 +206,7 @@ class _Opening:
         if trained is not None and trained.warning:
             self._progress(trained.warning, None, None)
         if not run.trains_adapter:
-            holder = Holder(partial(open_session, run, step), self._progress)
+            holder = SessionHolder(partial(open_session, run, step), self._progress)
             self._add(ServedModel(name, holder, TUNED, config.chat, created))
             return
         parent = self._bases.setdefault(
@@ -217,7 +217,7 @@ class _Opening:
         if trained is not None and key in self._shared:
             holder, source = self._shared[key], reference_to(run, step)
         else:
-            holder = Holder(partial(open_session, run, step), self._progress)
+            holder = SessionHolder(partial(open_session, run, step), self._progress)
             if trained is not None:
                 self._shared[key] = holder
         self._add(ServedModel(name, holder, source, config.chat, created, parent))
