@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from core.commands.common import CLEAR_LINE, add_json_flag, emit, note, say
+from core.commands.common import add_json_flag, emit, note, say
 
 if TYPE_CHECKING:
     from core.serve.options import ServeOptions, ServerAddress
@@ -56,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
     from core.serve.requirements import check_installed
 
     check_installed()
+    from core.commands.progress import LiveLine
     from core.serve.options import KEY_VARIABLE, ServeOptions
     from core.serve.server import serve
     from core.text import one_line
@@ -82,7 +82,11 @@ def run(args: argparse.Namespace) -> int:
         else:
             _introduce(address, options, is_own_key=bool(given))
 
-    serve(options, ready, _show)
+    line = LiveLine()
+    try:
+        serve(options, ready, line.loading)
+    finally:
+        line.clear()
     if not args.json:
         note("The server has ended.")
     return 0
@@ -97,15 +101,3 @@ def _introduce(address: ServerAddress, options: ServeOptions, *, is_own_key: boo
     say(f"key       {'as given' if is_own_key else address.key}")
     say(f"models    {', '.join(address.models)}")
     note("Ctrl-C ends it.")
-
-
-def _show(detail: str, done: int | None, total: int | None) -> None:
-    """A line about what is being loaded; a sentence is a warning, and stays."""
-    from core.text import one_line
-
-    if detail.endswith("."):
-        note(f"warning: {detail}")
-    elif sys.stderr.isatty():
-        share = f" {done / total:.0%}" if done is not None and total else ""
-        sys.stderr.write(f"{CLEAR_LINE}{one_line(detail, 60)}{share}")
-        sys.stderr.flush()
