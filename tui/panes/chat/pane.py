@@ -716,10 +716,16 @@ class ChatPane(Pane):
         picks = [Pick(one.id, one.title, one.when) for one in found]
         # The present one would be written again.
         others = frozenset(by_id) - {self.dialogue.id}
-        discard = Discard(others, lambda identity: remove_transcript(by_id[identity]))
+
+        def discard(identity: str) -> None:
+            try:
+                remove_transcript(by_id[identity])
+            except UserError as error:
+                self._say(str(error), "$error")
+
         if run == self.target:
             title = "Conversations of this run"
-            self.app.push_screen(PickScreen(title, picks, self.dialogue.id, discard=discard), chosen)
+            self.app.push_screen(PickScreen(title, picks, self.dialogue.id, discard=Discard(others, discard)), chosen)
 
     @on(PromptInput.PageWanted)
     def _page_wanted(self, message: PromptInput.PageWanted) -> None:
