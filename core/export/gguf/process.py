@@ -12,6 +12,7 @@ from typing import Any
 from core.directories import Progress
 from core.errors import UserError
 from core.helper import Helper, describe_end
+from core.hub.offline import OFFLINE
 from core.launch.launcher import worker_environment
 from core.text import one_line
 
@@ -38,7 +39,7 @@ def run_process(module: str, job: Mapping[str, Any], title: str, progress: Progr
     Raises:
         UserError: If it fails.
     """
-    environment = worker_environment() | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    environment = worker_environment() | OFFLINE
     with tempfile.TemporaryFile() as log:
         with Helper(module, environment=environment, log=log.fileno()) as helper:
             # A process that ended already is told of below, by its answer.
