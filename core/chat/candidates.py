@@ -33,7 +33,7 @@ def find_candidates(run: Run) -> list[Candidate]:
     """Whom a question can be put to from one loaded base, the run itself first. Reads files; belongs in a thread.
 
     Args:
-        run: The run; of one that trains weights themselves only it, as it shares no base.
+        run: The run; of one that trains weights themselves only it and its exports, as it shares no base.
     """
     live = not run.state().is_over
     losses = held_out_losses(run)
@@ -70,9 +70,10 @@ def _of_other(other: Run) -> list[Candidate]:
     found = []
     if is_adapter(other.adapter_path):
         last = max(losses, default=-1)
-        found.append(Candidate(other.id, other.id, f"result{_told(_loss(losses, last))}"))
+        found.append(Candidate(reference_to(other), other.id, f"result{_told(_loss(losses, last))}"))
     return found + [
-        Candidate(f"{other.id}@{step}", f"{other.id}@{step}", _loss(losses, step) or "checkpoint") for step in steps
+        Candidate(reference_to(other, step), f"{other.id}@{step}", _loss(losses, step) or "checkpoint")
+        for step in steps
     ]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from core.serve.models import ServedModel
 from core.serve.queue import End
 from core.serve.requests import CompletionRequest
-from core.template.call_text import ToolCall
+from core.template.tool_call_parser import ToolCall
 
 #: The last line of a stream that has come to its end.
 DONE = b"data: [DONE]\n\n"

@@ -10,7 +10,7 @@ from core.serve.middleware import Receive, Scope, Send, send_json
 from core.serve.objects import Completion, error_line
 from core.serve.queue import End, Event, Failure, Job, Piece, RequestQueue
 from core.serve.requests import CompletionRequest
-from core.template.call_text import ToolCall, call_begins, split_calls
+from core.template.tool_call_parser import ToolCall, parse_tool_calls, tool_call_start
 
 _STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -93,7 +93,7 @@ class CompletionResponse:
             return
         text, calls = "".join(pieces), list[ToolCall]()
         if self._asked.tools:
-            text, calls = split_calls(text, self._asked.tools)
+            text, calls = parse_tool_calls(text, self._asked.tools)
         await send_json(send, 200, self._completion.whole(text, calls, event))
 
     async def _stream(self, first: Event, gone: asyncio.Future[None], send: Send) -> None:
@@ -108,7 +108,7 @@ class CompletionResponse:
         event = first
         while isinstance(event, Piece):
             held += event.text
-            begins = call_begins(held) if self._asked.tools else len(held)
+            begins = tool_call_start(held) if self._asked.tools else len(held)
             if begins:
                 await write(self._completion.piece(held[:begins]))
                 held = held[begins:]
@@ -120,7 +120,7 @@ class CompletionResponse:
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _end(self, end: End, held: str, write: Writer) -> None:
-        text, calls = split_calls(held, self._asked.tools) if held else ("", [])
+        text, calls = parse_tool_calls(held, self._asked.tools) if held else ("", [])
         lines = [self._completion.piece(text)] if text else []
         lines += [self._completion.calls(calls)] if calls else []
         lines += self._completion.ending(end, called=bool(calls), with_usage=self._asked.include_usage)
