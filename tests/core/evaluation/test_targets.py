@@ -12,6 +12,7 @@ from core.config.schema import Config
 from core.errors import UserError
 from core.evaluation.targets import MOST, resolve_targets
 from core.runs.store import Run, create_run
+from tests.core.export.test_result import make_result, write_result
 
 
 def write_adapter(directory: Path, content: bytes = b"weights") -> None:
@@ -88,8 +89,7 @@ def test_a_model_is_a_path(base: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 def test_an_exported_file_has_the_base_and_the_folder_of_the_run_that_it_was_made_of(run: Run, tmp_path: Path) -> None:
     written = []
     for place in ("one", "two"):
-        (tmp_path / place).mkdir()
-        (tmp_path / place / "export.json").write_text(json.dumps({"version": 1, "run": run.id, "step": 20}))
+        write_result(make_result(tmp_path / place, run=run.id, step=20))
         written.append(tmp_path / place / "tickets.gguf")
         written[-1].touch()
     first, second, base = resolve_targets([str(path) for path in written], ["base"])
