@@ -147,10 +147,6 @@ class Dialogue:
         before.branches.remove(exchange)
         before.chosen = max(0, before.chosen - (place <= before.chosen))
 
-    def clear(self) -> None:
-        """Forget everything."""
-        self._root = Exchange("", [])
-
     def messages(self, source: Source, system: str = "", until: Exchange | None = None) -> list[dict[str, str]]:
         """Messages for a source to answer a question; earlier questions without an answer are left out.
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from core.chat.engine import AdapterSpec, ChatEngine, ModelSpec, Progress
+from core.chat.engine import ADAPTER_LIMIT, AdapterSpec, ChatEngine, ModelSpec, Progress
 from core.chat.exported import READER, ExportReaders, find_exported
 from core.chat.request import BASE, TUNED, ChatRequest, GenerationSettings, Source
 from core.config.schema import ModelSection
@@ -234,7 +234,8 @@ class EngineSession:
         self._engine = engine or ChatEngine()
         self._loading = threading.Lock()
         self._loaded = False
-        self._added: set[Source] = set()
+        self._added: dict[Source, None] = {}
+        """The adapters beside the session's own, the one asked longest ago first."""
         self._exports = ExportReaders()
 
     @property
@@ -276,16 +277,21 @@ class EngineSession:
         return self._engine.generate(request)
 
     def _add(self, source: Source) -> None:
-        """Load another adapter onto the base.
+        """Load another adapter onto the base; where there are too many, the one asked longest ago makes room.
 
         Raises:
             UserError: If there is none, or it is for another base.
         """
         with self._loading:
-            if source in self._added:
-                return
-            self._engine.add(adapter_spec(find_trained(*find_run_at(source)), source, self.spec))
-            self._added.add(source)
+            if source not in self._added:
+                spec = adapter_spec(find_trained(*find_run_at(source)), source, self.spec)
+                if len(self._added) + self.has_tuned >= ADAPTER_LIMIT:
+                    oldest = next(iter(self._added))
+                    self._engine.remove(oldest)
+                    del self._added[oldest]
+                self._engine.add(spec)
+            self._added.pop(source, None)
+            self._added[source] = None
 
     def cancel(self) -> None:
         """Cancel the answer in the engine."""
