@@ -165,6 +165,7 @@ class Conversation:
         self._source: Source = source if session.has_tuned else BASE
         self._dialogue = Dialogue()
         self._run = run
+        self._is_unkept = False
 
     def ask(self, prompt: str, *, quiet: bool = False, again: bool = False) -> Answer:
         """Ask a question and print the answer as it is generated.
@@ -212,12 +213,19 @@ class Conversation:
         return answer
 
     def _keep(self) -> None:
-        """Keep the conversation with its run; it goes on where that cannot be written."""
-        if self._run is not None:
-            from core.chat.transcripts import keep_transcript
+        """Keep the conversation with its run; where that cannot be written, it is said once, and the conversation goes
+        on."""
+        if self._run is None:
+            return
+        from core.chat.transcripts import keep_transcript
 
-            with contextlib.suppress(OSError, UserError):
-                keep_transcript(self._run, self._dialogue, self._system)
+        try:
+            keep_transcript(self._run, self._dialogue, self._system)
+        except (OSError, UserError) as error:
+            if not self._is_unkept:
+                reason = getattr(error, "strerror", None) or str(error)
+                note(f"warning: The conversation is not kept with the run: {reason.rstrip('.')}.")
+            self._is_unkept = True
 
     def hold(self) -> int:
         """Ask and answer until the user leaves."""
