@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
+from core import paths
 from core.config.schema import Config
 from core.errors import UserError
 from core.evaluation.targets import MOST, resolve_targets
@@ -75,6 +77,16 @@ def test_other_files_are_another_model(run: Run) -> None:
     (run.adapter_path / "adapter_model.safetensors").write_bytes(b"other weights")
     (after,) = resolve_targets([run.id])
     assert before.name == after.name
+    assert before.identity != after.identity
+
+
+def test_other_files_of_a_model_in_the_home_are_another_model(base: Path) -> None:
+    directory = paths.models_dir() / "mine"
+    shutil.copytree(base, directory)
+    (before,) = resolve_targets(["mine"])
+    (directory / "more.safetensors").write_bytes(b"other weights")
+    (after,) = resolve_targets(["mine"])
+    assert (before.name, after.name) == ("mine", "mine")
     assert before.identity != after.identity
 
 
