@@ -12,11 +12,11 @@ from textual.containers import Horizontal, VerticalScroll
 from textual.content import Content
 from textual.widgets.input import Selection
 
+from core.chat.request import BASE
 from core.errors import UserError
 from core.evaluation.check import Check
 from core.evaluation.record import EvaluationRecord, newest_record
 from core.evaluation.request import EvaluationRequest
-from core.evaluation.targets import BASE
 from core.text import one_line
 from tui.screens.overlay import INPUT_BINDINGS, Overlay, key_line
 from tui.widgets.forms.path_input import PathInput
