@@ -23,6 +23,8 @@ PathKind = Literal["missing", "data", "config", "yaml", "run", "model", "gguf", 
 
 #: Suffixes of files with rows.
 ROW_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet", ".arrow", ".feather", ".gz", ".zst")
+#: Those whose lines are JSON objects.
+JSON_LINES_SUFFIXES = (".jsonl", ".ndjson")
 YAML_SUFFIXES = (".yml", ".yaml")
 
 _HEAD_BYTES, _DESCRIPTION_BYTES = 4 << 10, 64 << 10

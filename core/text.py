@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Collection
 
 #: The replacement of a control character.
 REPLACEMENT = "\ufffd"
@@ -43,6 +44,14 @@ def is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def beginning_at_end(text: str, words: Collection[str]) -> int:
+    """The most characters at the end of a text with which one of the words begins; 0 for none. A stream holds them back
+    until it is known whether the word comes."""
+    longest = max(map(len, words), default=0)
+    lengths = range(min(longest - 1, len(text)), 0, -1)
+    return next((length for length in lengths if any(word.startswith(text[-length:]) for word in words)), 0)
 
 
 def one_line(text: str, limit: int = 2000) -> str:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from core.runs.history import RunHistory
     from core.runs.state import RunState
     from core.runs.store import Run
-    from core.serve.job import Address
+    from core.serve.options import ServerAddress
     from tui.datasets.here import Here
 
 
@@ -298,7 +298,7 @@ class ServeRequested(Message):
 class ServeChanged(Message):
     """The server has come up, makes progress, or has ended."""
 
-    address: Address | None = None
+    address: ServerAddress | None = None
     """Where it listens, once clients can connect."""
     progress: str = ""
     error: UserError | None = None

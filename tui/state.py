@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from core.runs.schedule import Schedule
     from core.runs.state import RunState
     from core.runs.store import Run
-    from core.serve.job import Address
+    from core.serve.options import ServerAddress
 
 #: Glyphs of the states, so that a state does not depend on color alone.
 STATE_GLYPHS = {
@@ -59,7 +59,7 @@ class ServingView:
 
     name: str
     """The run or the model."""
-    address: Address | None = None
+    address: ServerAddress | None = None
     """Where it listens; None while it starts."""
     progress: str = ""
     """What is being loaded, or a warning."""

@@ -214,7 +214,7 @@ def check_17(stand: Stand) -> Found:
     figures: dict[str, Any] = {}
     with torch.no_grad(), evaluation_mode(loaded.model):
         for temperature in (0.0, 0.7):
-            sampler = Sampler(GenerationSettings(temperature=temperature), seed=1)
+            sampler = Sampler(GenerationSettings(temperature=temperature, seed=1))
             figures[f"chat {temperature:g}"] = _chat(stand, network, draw(), sampler, tokens)
         for rows in (2, 4) if stand.tiny else (8, 32):
             decoder = BatchDecoder(network, [draw() for _ in range(rows)], loaded.pad_id, frozenset())

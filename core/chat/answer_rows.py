@@ -14,11 +14,11 @@ from pathlib import Path
 from core import paths
 from core.atomic import fsync_dir, write_atomic
 from core.errors import UserError
+from core.path_kind import JSON_LINES_SUFFIXES
 from core.paths import working_directory
 from core.small_files import read_small
+from core.text import is_unicode
 
-#: Extensions of files whose lines are JSON objects.
-SUFFIXES = (".jsonl", ".ndjson")
 #: Most bytes of a first row that is looked at.
 _FIRST_LIMIT = 1 << 20
 _SETTINGS_LIMIT = 64 << 10
@@ -36,15 +36,12 @@ def append_row(path: Path, messages: Sequence[dict[str, str]]) -> None:
     Raises:
         UserError: If it is no file of such rows, or cannot be written.
     """
-    if path.suffix.lower() not in SUFFIXES:
-        raise UserError(
-            f"{path} is no file of JSON lines.", f"Name one that ends in {' or '.join(SUFFIXES)}; it is made."
-        )
+    if path.suffix.lower() not in JSON_LINES_SUFFIXES:
+        wanted = " or ".join(JSON_LINES_SUFFIXES)
+        raise UserError(f"{path} is no file of JSON lines.", f"Name one that ends in {wanted}; it is made.")
     row = json.dumps({"messages": list(messages)}, ensure_ascii=False)
-    try:
+    if not is_unicode(row):
         # Half a character is kept as JSON writes it: the file stays UTF-8.
-        row.encode()
-    except UnicodeEncodeError:
         row = json.dumps({"messages": list(messages)})
     try:
         _append(path, row.encode() + b"\n")

@@ -41,7 +41,7 @@ def find_candidates(run: Run) -> list[Candidate]:
     """Whom a question can be put to from one loaded base, the run itself first. Reads files; belongs in a thread.
 
     Args:
-        run: The run; of one that trains weights themselves only it, as it shares no base.
+        run: The run; of one that trains weights themselves only it and its exports, as it shares no base.
     """
     live = not run.state().is_over
     losses = held_out_losses(run)
@@ -82,9 +82,10 @@ def _of_other(other: Run) -> list[Candidate]:
     if is_adapter(other.adapter_path):
         step = result_step(other)
         step = max(losses, default=-1) if step is None else step
-        found.append(Candidate(other.id, other.id, f"result{_told(_loss(losses, step))}"))
+        found.append(Candidate(reference_to(other), other.id, f"result{_told(_loss(losses, step))}"))
     return found + [
-        Candidate(f"{other.id}@{step}", f"{other.id}@{step}", _loss(losses, step) or "checkpoint") for step in steps
+        Candidate(reference_to(other, step), f"{other.id}@{step}", _loss(losses, step) or "checkpoint")
+        for step in steps
     ]
 
 

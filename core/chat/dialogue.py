@@ -7,10 +7,13 @@ import secrets
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from core.chat.request import Source
 from core.units import format_count, format_rate
+
+if TYPE_CHECKING:
+    from core.chat.session import Answer
 
 #: Most answers to one question.
 COLUMNS = 3
@@ -59,6 +62,19 @@ class Reply:
         if pieces and self.state == "waiting":
             self.state = "streaming"
         return bool(pieces)
+
+    def take_answer(self, answer: Answer) -> None:
+        """Take over a whole answer and its figures; the text of a reply that has been ended before stays as it is."""
+        if self.is_open:
+            self.text, self.raw, self.state = answer.text, answer.raw, "done"
+        self.stats = format_stats(
+            answer.tokens,
+            answer.first_token_seconds,
+            answer.tokens_per_second,
+            answer.finish,
+            context=answer.prompt_tokens + answer.tokens if answer.prompt_tokens else 0,
+            context_limit=answer.context_limit,
+        )
 
 
 @dataclass(eq=False)
@@ -132,10 +148,6 @@ class Dialogue:
         place = before.branches.index(exchange)
         before.branches.remove(exchange)
         before.chosen = max(0, before.chosen - (place <= before.chosen))
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self._root = Exchange("", [])
 
     def messages(self, source: Source, system: str = "", until: Exchange | None = None) -> list[dict[str, str]]:
         """Messages for a source to answer a question; earlier questions without an answer are left out.

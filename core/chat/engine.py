@@ -62,6 +62,10 @@ class ModelSpec:
     """The file whose weights it was trained with, and answers with."""
 
 
+#: Most adapters on one base: each is loaded whole.
+ADAPTER_LIMIT = 8
+
+
 @dataclass(frozen=True)
 class AdapterSpec:
     """An adapter to load beside others on the same base."""

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from core import paths
 from core.chat.engine import ChatEngine, ModelSpec
 from core.chat.request import Source
 from core.errors import UserError
+from core.export.result import ExportResult, list_exports, read_result
 from core.runs.store import find_run
 from core.runs.trained import TrainedModel, find_trained
-from core.small_files import read_small
 from core.text import one_line
 
 #: The module of the engine that reads GGUF files.
 READER = "core.worker.export.llama"
-#: The record of an export, in its directory, and most bytes of it.
-_RECORD, _RECORD_LIMIT = "export.json", 4 << 20
 
 
 @dataclass(frozen=True)
@@ -61,12 +56,12 @@ def find_exported(path: Path, *, asked: bool = False) -> ExportedModel | None:
         UserError: If it is none where one is asked for.
     """
     file = _gguf_file(path)
-    record = None if file is None else _read_record(file.parent)
-    if file is None or (record is None and not asked):
+    export = None if file is None else read_result(file.parent)
+    if file is None or (export is None and not asked):
         if asked:
             raise UserError(f"{one_line(str(path))} is no GGUF file, and has none in it.", "Name a GGUF file.")
         return None
-    return _exported(file, record or {})
+    return _exported(file, export)
 
 
 def exports_of(run: str) -> list[ExportedModel]:
@@ -75,15 +70,10 @@ def exports_of(run: str) -> list[ExportedModel]:
     Args:
         run: Its id.
     """
-    found = []
-    with contextlib.suppress(OSError):
-        for directory in sorted(paths.exports_dir().iterdir()):
-            record = None if directory.name.startswith(".") else _read_record(directory)
-            if record is None or record.get("run") != run or _is_adapter(record):
-                continue
-            if (file := _gguf_file(directory)) is not None:
-                found.append(_exported(file, record))
-    return found
+    # An adapter alone, which has no type of weights, answers nothing without a file of its base.
+    exports = [export for export in list_exports(run) if not (export.kind == "gguf" and export.quant is None)]
+    files = [(_gguf_file(export.path), export) for export in sorted(exports, key=lambda export: export.path)]
+    return [_exported(file, export) for file, export in files if file is not None]
 
 
 class ExportReaders:
@@ -136,39 +126,19 @@ class ExportReaders:
             return list(self._engines.values())
 
 
-def _exported(file: Path, record: dict[str, Any]) -> ExportedModel:
-    quant = record.get("quant")
-    return ExportedModel(file.absolute(), _trained(record), one_line(quant, 20) if isinstance(quant, str) else "")
+def _exported(file: Path, export: ExportResult | None) -> ExportedModel:
+    if export is None:
+        return ExportedModel(file.absolute())
+    trained = None
+    with contextlib.suppress(UserError):  # its run may be gone
+        trained = find_trained(find_run(export.run), export.step)
+    return ExportedModel(file.absolute(), trained, export.quant or "")
 
 
 def _gguf_file(path: Path) -> Path | None:
     if os.path.isfile(path):
         return path if path.suffix == ".gguf" else None
-    if not os.path.isdir(path) or _read_record(path) is None:
+    if not os.path.isdir(path) or read_result(path) is None:
         return None
     found = sorted(path.glob("*.gguf"))
     return found[0] if len(found) == 1 else None
-
-
-def _read_record(directory: Path) -> dict[str, Any] | None:
-    try:
-        record = json.loads(read_small(directory / _RECORD, _RECORD_LIMIT))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return record if isinstance(record, dict) else None
-
-
-def _is_adapter(record: dict[str, Any]) -> bool:
-    """Whether an export is an adapter alone, which answers nothing without a file of its base."""
-    return record.get("kind") == "gguf" and record.get("quant") is None
-
-
-def _trained(record: dict[str, Any]) -> TrainedModel | None:
-    """What an export was made of, if its run is still there."""
-    run, step = record.get("run"), record.get("step")
-    if not isinstance(run, str) or not run:
-        return None
-    try:
-        return find_trained(find_run(run), step if type(step) is int else None)
-    except UserError:
-        return None

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from core.chat.request import ChatRequest
 from core.errors import UserError
+from core.path_kind import JSON_LINES_SUFFIXES
 from core.small_files import read_small
 
 #: Most prompts in a file: all of them are answered at every evaluation.
 PROMPT_LIMIT = 100
 _BYTES_LIMIT = 4 << 20
-#: Extensions of the files whose lines are JSON objects.
-_JSON_LINES = (".jsonl", ".ndjson")
+_OBJECT_HINT = "Write an object on each line, with messages or prompt."
 
 
 def read_prompts(path: Path, system: str = "") -> list[list[dict[str, str]]]:
@@ -45,27 +46,45 @@ def read_prompts(path: Path, system: str = "") -> list[list[dict[str, str]]]:
             f"{path} has {len(numbered)} prompts, and all are answered at each evaluation.",
             f"Keep at most {PROMPT_LIMIT}.",
         )
-    as_json = path.suffix.lower() in _JSON_LINES
-    front = [{"role": "system", "content": system}] if system else []
+    as_json = path.suffix.lower() in JSON_LINES_SUFFIXES
     conversations: list[list[dict[str, str]]] = []
     for number, line in numbered:
-        if not as_json:
-            conversations.append([*front, {"role": "user", "content": line}])
-            continue
         try:
-            conversations.append(_conversation(line, front))
+            row = read_row(line) if as_json else {"prompt": line}
+            conversations.append(conversation_of(row, system))
         except UserError as error:
             raise UserError(f"{path}, line {number}: {error.message}", error.hint) from error
     return conversations
 
 
-def _conversation(line: str, front: list[dict[str, str]]) -> list[dict[str, str]]:
+def read_row(line: str) -> dict[str, Any]:
+    """A line as a JSON object.
+
+    Raises:
+        UserError: If it is none.
+    """
     try:
         row: Any = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise UserError("It is not JSON.", "Write an object on each line, with messages or prompt.") from error
-    prompt, messages = (row.get("prompt"), row.get("messages")) if isinstance(row, dict) else (None, None)
+        raise UserError("It is not JSON.", _OBJECT_HINT) from error
+    if not isinstance(row, dict):
+        raise UserError("It is no JSON object.", _OBJECT_HINT)
+    return row
+
+
+def conversation_of(row: Mapping[str, Any], system: str = "") -> list[dict[str, str]]:
+    """The conversation in a row with ``prompt`` or ``messages``, without a final answer.
+
+    Args:
+        row: The row.
+        system: The system message that is added to a prompt; empty for none.
+
+    Raises:
+        UserError: If it is none that a model could answer.
+    """
+    prompt, messages = row.get("prompt"), row.get("messages")
     if isinstance(prompt, str) and messages is None:
+        front = [{"role": "system", "content": system}] if system else []
         messages = [*front, {"role": "user", "content": prompt}]
     elif isinstance(messages, list) and prompt is None:
         if messages and isinstance(messages[-1], dict) and messages[-1].get("role") == "assistant":

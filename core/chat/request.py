@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from core.errors import UserError
 from core.runs.protocol import QuestionError as QuestionError
+from core.text import is_unicode
 
 if TYPE_CHECKING:
     from core.config.schema import ChatSection
@@ -20,11 +21,26 @@ Source: TypeAlias = str
 TUNED: Final = "tuned"
 BASE: Final = "base"
 _SOURCE = re.compile(r"[^\x00-\x1f\x7f]{1,4096}")
+#: Most tokens of an answer.
+MAX_NEW_TOKENS_LIMIT = 32768
 #: Most texts that end an answer, and characters of one.
 STOP_LIMIT, STOP_LENGTH = 16, 200
 ROLES = ("system", "user", "assistant", "tool")
 #: Most messages in one conversation.
 MESSAGE_LIMIT = 10_000
+
+
+class SettingError(UserError):
+    """A setting that is out of range or of the wrong type.
+
+    Args:
+        name: Its name.
+        wanted: What it must be.
+    """
+
+    def __init__(self, name: str, wanted: str) -> None:
+        super().__init__(f"{name} must be {wanted}.", f"Change chat.{name}.")
+        self.name = name
 
 
 @dataclass(frozen=True)
@@ -52,7 +68,9 @@ class GenerationSettings:
     """Texts that end the answer and are not part of it."""
 
     def __post_init__(self) -> None:
-        _check(_is_int(self.max_new_tokens) and 1 <= self.max_new_tokens <= 32768, "max_new_tokens", _WHOLE)
+        limit = MAX_NEW_TOKENS_LIMIT
+        fits = _is_int(self.max_new_tokens) and 1 <= self.max_new_tokens <= limit
+        _check(fits, "max_new_tokens", f"a whole number from 1 to {limit}")
         _check(_is_number(self.temperature) and 0 <= self.temperature <= 5, "temperature", "a number from 0 to 5")
         _check(_is_number(self.top_p) and 0 < self.top_p <= 1, "top_p", "a number above 0 and at most 1")
         _check(_is_int(self.top_k) and 0 <= self.top_k <= 1_000_000, "top_k", "a whole number from 0 to 1000000")
@@ -68,7 +86,7 @@ class GenerationSettings:
         """The settings of a configuration, with changes; one that is None changes nothing.
 
         Raises:
-            UserError: If a change is of the wrong type or out of range.
+            SettingError: If a change is of the wrong type or out of range.
         """
         given = {name: value for name, value in changes.items() if value is not None}
         return cls(**(settings_of(chat) | given))
@@ -78,7 +96,7 @@ class GenerationSettings:
         """The settings among the arguments of a request; absent ones have the defaults.
 
         Raises:
-            UserError: If one of them is of the wrong type or out of range.
+            SettingError: If one of them is of the wrong type or out of range.
         """
         return cls(**{name: args[name] for name in SETTING_NAMES if name in args})
 
@@ -176,7 +194,7 @@ def _parsed(value: Any) -> Any:
 def _check_prompt(prompt: Any, messages: Any) -> None:
     if not isinstance(prompt, str) or not prompt or messages:
         raise UserError("A prompt is a text that is not empty, and has no conversation beside it.")
-    if not _is_encodable(prompt):
+    if not is_unicode(prompt):
         raise UserError("The prompt holds half a character, which no model can read.", "Remove it and ask again.")
 
 
@@ -191,7 +209,7 @@ def _check_messages(messages: Any) -> None:
             or not isinstance(message.get("content"), str)
         ):
             raise UserError(f"A message needs a content that is text, and a role: {', '.join(ROLES)}.")
-        if not _is_encodable(message["content"]):
+        if not is_unicode(message["content"]):
             raise UserError("A message holds half a character, which no model can read.", "Remove it and ask again.")
         _check_calls(message)
     if messages[-1]["role"] not in ("user", "tool"):
@@ -210,20 +228,9 @@ def _check_calls(message: dict[str, Any]) -> None:
         raise UserError("A message has calls of tools, or a name, in a form that no template reads.")
 
 
-def _is_encodable(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-_WHOLE = "a whole number from 1 to 32768"
-
-
 def _check(fits: bool, name: str, wanted: str) -> None:
     if not fits:
-        raise UserError(f"{name} must be {wanted}.", f"Change chat.{name}.")
+        raise SettingError(name, wanted)
 
 
 def _stops(stop: Any) -> tuple[str, ...]:
@@ -231,10 +238,10 @@ def _stops(stop: Any) -> tuple[str, ...]:
     if (
         not isinstance(stop, (list, tuple))
         or len(stop) > STOP_LIMIT
-        or not all(isinstance(text, str) and 0 < len(text) <= STOP_LENGTH and _is_encodable(text) for text in stop)
+        or not all(isinstance(text, str) and 0 < len(text) <= STOP_LENGTH and is_unicode(text) for text in stop)
     ):
         wanted = f"a text, or a list of at most {STOP_LIMIT}, of 1 to {STOP_LENGTH} characters each"
-        raise UserError(f"stop must be {wanted}.", "Change chat.stop.")
+        raise SettingError("stop", wanted)
     return tuple(stop)
 
 

@@ -6,12 +6,12 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol
 
-from core.chat.engine import AdapterSpec, ChatEngine, ModelSpec, Progress
+from core.chat.engine import ADAPTER_LIMIT, AdapterSpec, ChatEngine, ModelSpec, Progress
 from core.chat.exported import READER, ExportReaders, find_exported
 from core.chat.request import BASE, TUNED, ChatRequest, GenerationSettings, Source
 from core.config.schema import ModelSection
@@ -92,7 +92,6 @@ class ChatSession(Protocol):
         """Close the session, which then takes no more questions."""
 
 
-@runtime_checkable
 class StreamingSession(Protocol):
     """A session that programs can ask as well."""
 
@@ -151,17 +150,13 @@ class LiveSession:
         """Generate an answer in the worker; that of a checkpoint or of another run, in an engine."""
         request = ChatRequest(list(messages), source, settings)
         if source not in (TUNED, BASE):
-            if (reader := self._exports.find(source)) is not None:
-                yield from _follow(reader, request)
-            else:
-                yield from self._engine(source).generate(messages, source, settings)
+            yield from _follow(self.stream(request))
             return
         pieces: list[str] = []
         speaker: str = source
         began = first = last = time.monotonic()
-        self._cancelled.clear()
         try:
-            for message in self._client.generate(request.to_args()):
+            for message in self.stream(request):
                 if "token" in message:
                     last = time.monotonic()
                     first = first if pieces else last
@@ -194,12 +189,15 @@ class LiveSession:
         """Whether the run is still on."""
         return not self._closed and not self._run.state().is_over
 
-    def stream(self, request: ChatRequest) -> Iterator[dict[str, Any]]:
-        """Generate an answer in the worker, as the model writes it."""
-        if request.source not in (TUNED, BASE):
-            return self._engine(request.source).stream(request)
-        self._cancelled.clear()
-        return self._client.generate(request.to_args())
+    def stream(self, request: ChatRequest) -> Generator[dict[str, Any], None, None]:
+        """Generate an answer in the worker, as the model writes it; that of a checkpoint, an export or another run, in
+        an engine."""
+        if request.source in (TUNED, BASE):
+            self._cancelled.clear()
+            return self._client.generate(request.to_args())
+        if (reader := self._exports.find(request.source)) is not None:
+            return reader.generate(request)
+        return self._engine(request.source).stream(request)
 
     def cancel(self) -> None:
         """Close the connection, which the worker notices at the next token."""
@@ -236,7 +234,8 @@ class EngineSession:
         self._engine = engine or ChatEngine()
         self._loading = threading.Lock()
         self._loaded = False
-        self._added: set[Source] = set()
+        self._added: dict[Source, None] = {}
+        """The adapters beside the session's own, the one asked longest ago first."""
         self._exports = ExportReaders()
 
     @property
@@ -261,38 +260,38 @@ class EngineSession:
     ) -> Iterator[Token | Answer]:
         """Generate an answer in the engine."""
         request = ChatRequest(list(messages), source, settings)
-        reader = None if source in (TUNED, BASE) else self._exports.find(source)
-        if reader is None:
-            self.prepare(lambda _detail, _done, _total: None)
-            if source not in (TUNED, BASE):
-                self._add(source)
-        yield from _follow(reader or self._engine, request)
+        yield from _follow(self.stream(request))
 
     @property
     def is_open(self) -> bool:
         """Whether the engine has not ended."""
         return self._engine.is_open
 
-    def stream(self, request: ChatRequest) -> Iterator[dict[str, Any]]:
-        """Generate an answer in the engine, as the model writes it."""
+    def stream(self, request: ChatRequest) -> Generator[dict[str, Any], None, None]:
+        """Generate an answer in the engine, as the model writes it; that of an export, in an engine of its own."""
+        if (reader := self._exports.find(request.source)) is not None:
+            return reader.generate(request)
         self.prepare(lambda _detail, _done, _total: None)
         if request.source not in (TUNED, BASE):
             self._add(request.source)
         return self._engine.generate(request)
 
     def _add(self, source: Source) -> None:
-        """Load another adapter onto the base.
+        """Load another adapter onto the base; where there are too many, the one asked longest ago makes room.
 
         Raises:
             UserError: If there is none, or it is for another base.
         """
         with self._loading:
-            if source in self._added:
-                return
-            run, step = find_run_at(source)
-            trained = find_trained(run, step)
-            self._engine.add(adapter_spec(trained, source, self.spec))
-            self._added.add(source)
+            if source not in self._added:
+                spec = adapter_spec(find_trained(*find_run_at(source)), source, self.spec)
+                if len(self._added) + self.has_tuned >= ADAPTER_LIMIT:
+                    oldest = next(iter(self._added))
+                    self._engine.remove(oldest)
+                    del self._added[oldest]
+                self._engine.add(spec)
+            self._added.pop(source, None)
+            self._added[source] = None
 
     def cancel(self) -> None:
         """Cancel the answer in the engine."""
@@ -305,7 +304,9 @@ class EngineSession:
         self._engine.close()
 
 
-def open_session(target: Run | Path | str, *, llama: bool = False) -> ChatSession:
+def open_session(
+    target: Run | Path | str, step: int | None = None, *, llama: bool = False
+) -> EngineSession | LiveSession:
     """The chat session for a target; nothing is loaded or connected yet.
 
     Args:
@@ -313,6 +314,7 @@ def open_session(target: Run | Path | str, *, llama: bool = False) -> ChatSessio
             a model, the name of a model, or ``RUN`` or ``RUN@STEP``, see :func:`core.runs.trained.find_run_at`: the
             checkpoint of a step is loaded into an engine, whether the run is live or not. A GGUF file that was exported
             is read by llama.cpp.
+        step: The step of a checkpoint, where the target is a run.
         llama: Whether llama.cpp reads any GGUF file, rather than the engine, which converts it.
 
     Raises:
@@ -322,7 +324,6 @@ def open_session(target: Run | Path | str, *, llama: bool = False) -> ChatSessio
         return EngineSession(exported.spec, one_line(exported.path.name, 80), ChatEngine(READER))
     if llama:
         raise UserError("llama.cpp reads GGUF files, and this is a run.", "Export the run, and name its GGUF file.")
-    step = None
     if isinstance(target, str) and not names_model(target):
         target, step = find_run_at(target)
     elif isinstance(target, Path) and os.path.isfile(target / "run.toml"):
@@ -345,7 +346,7 @@ def names_model(name: str) -> bool:
     return name == ModelSection().base or "/" in name or find_model(name) is not None
 
 
-def _base_session(target: Path | str) -> ChatSession:
+def _base_session(target: Path | str) -> EngineSession:
     path = user_path(target)
     # The engine has another working directory, so a relative path would mean another file there.
     base = str(path.absolute()) if os.path.exists(path) or isinstance(target, Path) else str(target)
@@ -409,9 +410,9 @@ def adapter_spec(trained: TrainedModel, source: Source, on: ModelSpec) -> Adapte
     )
 
 
-def _follow(engine: ChatEngine, request: ChatRequest) -> Iterator[Token | Answer]:
-    """The answer of an engine, piece by piece."""
-    with contextlib.closing(engine.generate(request)) as incoming:
+def _follow(messages: Generator[dict[str, Any], None, None]) -> Iterator[Token | Answer]:
+    """The answer of an engine, piece by piece and safe to show; closing the iterator cancels it."""
+    with contextlib.closing(messages) as incoming:
         for message in incoming:
             if "token" in message:
                 yield Token(sanitize(str(message["token"])))

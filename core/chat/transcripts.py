@@ -22,6 +22,7 @@ from core.text import one_line
 LIMIT = 8 << 20
 #: Most transcripts that are listed, the newest ones.
 LISTED = 500
+#: Largest time that is read, in Unix seconds: far ahead, and one that a calendar has.
 _LATEST = 1e11
 
 
@@ -98,9 +99,18 @@ def keep_transcript(run: Run, dialogue: Dialogue, system: str = "") -> Path:
 
 
 def remove_transcript(transcript: Transcript) -> None:
-    """Remove a kept conversation; nothing happens if it is gone or cannot be removed."""
-    with suppress(OSError):
+    """Remove a kept conversation, if it is not gone already.
+
+    Raises:
+        UserError: If it cannot be removed.
+    """
+    try:
         transcript.path.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"The conversation {transcript.path} cannot be removed: {error.strerror or error}.",
+            "Fix the permissions of its directory.",
+        ) from error
 
 
 def list_transcripts(run: Run) -> list[Transcript]:

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.commands.common import CLEAR_LINE, EXIT_USAGE, PROGRAM, add_json_flag, emit, note, say
+from core.commands.common import EXIT_USAGE, PROGRAM, add_json_flag, emit, note, say
 from core.errors import UserError
 
 if TYPE_CHECKING:
@@ -61,18 +61,15 @@ def run(args: argparse.Namespace) -> int:
     if prompt is None and args.json:
         note(f"{PROGRAM} chat: error: --json needs --prompt.")
         return EXIT_USAGE
-    from core.chat.session import open_session, session_of
+    from core.chat.request import BASE, TUNED
+    from core.chat.session import open_session
     from core.runs.store import Run
-    from core.runs.trained import find_trained
 
     target, step = find_target_at(args.target)
     defaults = _defaults(target)
     settings = _settings(args, defaults)
     system = defaults.system if args.system is None else args.system
-    if step is not None and isinstance(target, Run):
-        session: ChatSession = session_of(find_trained(target, step))
-    else:
-        session = open_session(target, llama=args.reader == "llama")
+    session = open_session(target, step, llama=args.reader == "llama")
     if args.base and not session.has_tuned and isinstance(target, Run):
         raise UserError(
             f"Run {target.id} trains the weights themselves, so it has no base to switch to.",
@@ -81,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         _prepare(session)
         run = target if isinstance(target, Run) else None
-        conversation = Conversation(session, settings, system, "base" if args.base else "tuned", run=run)
+        conversation = Conversation(session, settings, system, BASE if args.base else TUNED, run=run)
         if prompt is None:
             return conversation.hold()
         answer = conversation.ask(prompt, quiet=args.json)
@@ -160,13 +157,15 @@ class Conversation:
         run: Run | None = None,
     ) -> None:
         from core.chat.dialogue import Dialogue
+        from core.chat.request import BASE
 
         self._session = session
         self._settings = settings
         self._system = system
-        self._source: Source = source if session.has_tuned else "base"
+        self._source: Source = source if session.has_tuned else BASE
         self._dialogue = Dialogue()
         self._run = run
+        self._is_unkept = False
 
     def ask(self, prompt: str, *, quiet: bool = False, again: bool = False) -> Answer:
         """Ask a question and print the answer as it is generated.
@@ -180,7 +179,9 @@ class Conversation:
             UserError: If the model cannot answer; the question is then forgotten.
             KeyboardInterrupt: On Ctrl-C; the answer is cut short and forgotten with its question.
         """
+        from core.chat.dialogue import speaker_name
         from core.chat.session import Answer
+        from core.text import one_line
 
         last = self._dialogue.exchanges[-1] if again else None
         if last is not None:
@@ -203,20 +204,28 @@ class Conversation:
             self._dialogue.remove(exchange)
             raise
         reply = exchange.replies[0]
-        reply.text, reply.raw, reply.state, reply.speaker = answer.text, answer.raw, "done", answer.source
+        reply.take_answer(answer)
+        reply.speaker = speaker_name(answer.source)
         self._keep()
         if not quiet:
             say("")
-            note(_statistics(answer))
+            note(f"{one_line(answer.source)} · {reply.stats}")
         return answer
 
     def _keep(self) -> None:
-        """Keep the conversation with its run; it goes on where that cannot be written."""
-        if self._run is not None:
-            from core.chat.transcripts import keep_transcript
+        """Keep the conversation with its run; where that cannot be written, it is said once, and the conversation goes
+        on."""
+        if self._run is None:
+            return
+        from core.chat.transcripts import keep_transcript
 
-            with contextlib.suppress(OSError, UserError):
-                keep_transcript(self._run, self._dialogue, self._system)
+        try:
+            keep_transcript(self._run, self._dialogue, self._system)
+        except (OSError, UserError) as error:
+            if not self._is_unkept:
+                reason = getattr(error, "strerror", None) or str(error)
+                note(f"warning: The conversation is not kept with the run: {reason.rstrip('.')}.")
+            self._is_unkept = True
 
     def hold(self) -> int:
         """Ask and answer until the user leaves."""
@@ -254,12 +263,14 @@ class Conversation:
             report_error(error)
 
     def _obey(self, command: str, rest: str = "") -> None:
+        from core.chat.request import BASE, TUNED
+
         exchanges = self._dialogue.exchanges
         if command == "/base":
-            self._source = "base"
+            self._source = BASE
             note("The base model answers.")
         elif command == "/tuned" and self._session.has_tuned:
-            self._source = "tuned"
+            self._source = TUNED
             note("The tuned model answers.")
         elif command == "/tuned":
             note("Nothing was learned here; there is only the base model.")
@@ -321,27 +332,13 @@ def _is_step(text: str) -> bool:
 
 def _prepare(session: ChatSession) -> None:
     """Load the model, and say on a terminal that it is being loaded."""
-    from core.text import one_line
+    from core.commands.progress import LiveLine
 
-    live = sys.stderr.isatty()
-
-    def show(detail: str, done: int | None, total: int | None) -> None:
-        if detail.endswith("."):
-            # A sentence is a warning, and stays.
-            if live:
-                sys.stderr.write(CLEAR_LINE)
-            note(f"warning: {detail}")
-        elif live:
-            share = f" {done / total:.0%}" if done is not None and total else ""
-            sys.stderr.write(f"{CLEAR_LINE}{one_line(detail, 60)}{share}")
-            sys.stderr.flush()
-
+    line = LiveLine()
     try:
-        session.prepare(show)
+        session.prepare(line.loading)
     finally:
-        if live:
-            sys.stderr.write(CLEAR_LINE)
-            sys.stderr.flush()
+        line.clear()
 
 
 def _read_prompt(args: argparse.Namespace) -> str | None:
@@ -385,17 +382,3 @@ def _fields(answer: Answer) -> dict[str, Any]:
         "prompt_tokens": answer.prompt_tokens,
         "context_limit": answer.context_limit,
     }
-
-
-def _statistics(answer: Answer) -> str:
-    from core.text import one_line
-    from core.units import format_count, format_duration
-
-    context = ""
-    if answer.prompt_tokens:
-        limit = f" of {format_count(answer.context_limit)}" if answer.context_limit else ""
-        context = f" · context {format_count(answer.prompt_tokens + answer.tokens)}{limit}"
-    return (
-        f"{one_line(answer.source)} · {answer.tokens} tokens · first {format_duration(answer.first_token_seconds)} · "
-        f"{answer.tokens_per_second:.0f} tok/s{context}"
-    )

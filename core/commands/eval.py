@@ -64,11 +64,12 @@ def run(args: argparse.Namespace) -> int:
     if args.tasks is not None or args.include is not None:
         note(f"{PROGRAM} eval: error: --tasks and --include go with --with lm-eval.")
         return EXIT_USAGE
-    from core.evaluation.report import write_report
+    from core.evaluation.report import report_path, write_report
     from core.evaluation.request import EvaluationRequest
     from core.evaluation.table import EvaluationTable
 
-    _refuse_existing(args.out)
+    if args.out is not None:
+        report_path(args.out)  # refused before the work and not after it
     if args.show:
         return _show(args)
     evaluation = EvaluationRequest(
@@ -106,15 +107,6 @@ def _show(args: argparse.Namespace) -> int:
         note(f"It is unfinished: {record.done} of {record.total} answers.")
     _print(path, record, table, as_json=args.json)
     return 0
-
-
-def _refuse_existing(out: str | None) -> None:
-    """Refuse before the work what would be refused after it."""
-    from core.errors import UserError
-    from core.paths import user_path
-
-    if out is not None and (path := user_path(out).absolute()).exists():
-        raise UserError(f"{path} is there already.", "Name another file, or delete it.")
 
 
 def _evaluate(evaluation: Evaluation) -> bool:

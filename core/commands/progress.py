@@ -72,6 +72,14 @@ class LiveLine:
             self._write(CLEAR_LINE + text[: max(width - 1, 1)])
             self._line = text
 
+    def loading(self, detail: str, done: int | None, total: int | None) -> None:
+        """Draw what of a model is being loaded (:data:`core.chat.engine.Progress`); a sentence is a warning, and stays
+        above the line."""
+        if detail.endswith("."):
+            self.message(f"warning: {detail}")
+        else:
+            self.draw(one_line(detail, 60) + (f" {done / total:.0%}" if done is not None and total else ""))
+
     def message(self, text: str) -> None:
         """Print a line above it."""
         with self._lock:

@@ -22,12 +22,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the list."""
+    from core.export.result import list_exports
     from core.runs.catalog import RunCatalog
     from core.runs.oom import SIGN
 
     rows = RunCatalog().rows()
     if args.json:
-        emit([describe_row(row) for row in rows])
+        exports: dict[str, list[str]] = {}
+        for export in list_exports():
+            exports.setdefault(export.run, []).append(str(export.path))
+        emit([describe_row(row, exports.get(row.run.id, ())) for row in rows])
     elif rows:
         _print_table(rows)
         for row in rows:
@@ -38,8 +42,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def describe_row(row: RunRow) -> dict[str, Any]:
+def describe_row(row: RunRow, exports: Sequence[str] = ()) -> dict[str, Any]:
     """A run as an entry of the list.
+
+    Args:
+        row: The run.
+        exports: The directories of its exports.
 
     Returns:
         ``id``, ``state``, ``reason``, ``step``, ``total_steps``, ``loss`` (of the last step), ``model``, ``started``
@@ -48,8 +56,6 @@ def describe_row(row: RunRow) -> dict[str, Any]:
         its exports in the home, newest first) and ``refused`` (what the result misses of ``eval.gate``, empty where it
         passes); None where something is unknown.
     """
-    from core.export.result import list_exports
-
     return {
         "id": row.run.id,
         "state": row.state,
@@ -63,7 +69,7 @@ def describe_row(row: RunRow) -> dict[str, Any]:
         "path": str(row.run.path),
         "pending": list(row.pending),
         "progress": dataclasses.asdict(row.progress) if row.progress is not None else None,
-        "exports": [str(export.path) for export in list_exports(row.run.id)],
+        "exports": list(exports),
         "refused": row.refused,
     }
 

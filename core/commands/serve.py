@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from core.commands.common import CLEAR_LINE, add_json_flag, emit, note, say
+from core.commands.common import add_json_flag, emit, note, say
 
 if TYPE_CHECKING:
-    from core.serve.options import ServeOptions
-    from core.serve.server import Serving
+    from core.serve.options import ServeOptions, ServerAddress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
     from core.serve.requirements import check_installed
 
     check_installed()
+    from core.commands.progress import LiveLine
     from core.serve.options import KEY_VARIABLE, ServeOptions
     from core.serve.server import serve
     from core.text import one_line
@@ -77,36 +76,28 @@ def run(args: argparse.Namespace) -> int:
             "the key on the way can use it."
         )
 
-    def ready(serving: Serving) -> None:
+    def ready(address: ServerAddress) -> None:
         if args.json:
-            emit({"url": serving.url, "key": serving.key, "models": list(serving.models), "pid": os.getpid()})
+            emit({"url": address.url, "key": address.key, "models": list(address.models), "pid": os.getpid()})
         else:
-            _introduce(serving, options, is_own_key=bool(given))
+            _introduce(address, options, is_own_key=bool(given))
 
-    serve(options, ready, _show)
+    line = LiveLine()
+    try:
+        serve(options, ready, line.loading)
+    finally:
+        line.clear()
     if not args.json:
         note("The server has ended.")
     return 0
 
 
-def _introduce(serving: Serving, options: ServeOptions, *, is_own_key: bool) -> None:
+def _introduce(address: ServerAddress, options: ServeOptions, *, is_own_key: bool) -> None:
     """What clients need, and a line to try it."""
-    say(f"base URL  {serving.url}")
+    say(f"base URL  {address.url}")
     if options.uds is not None:
         say(f"socket    {options.uds}")
     # A key that the user has given is known, and need not be on the screen.
-    say(f"key       {'as given' if is_own_key else serving.key}")
-    say(f"models    {', '.join(serving.models)}")
+    say(f"key       {'as given' if is_own_key else address.key}")
+    say(f"models    {', '.join(address.models)}")
     note("Ctrl-C ends it.")
-
-
-def _show(detail: str, done: int | None, total: int | None) -> None:
-    """A line about what is being loaded; a sentence is a warning, and stays."""
-    from core.text import one_line
-
-    if detail.endswith("."):
-        note(f"warning: {detail}")
-    elif sys.stderr.isatty():
-        share = f" {done / total:.0%}" if done is not None and total else ""
-        sys.stderr.write(f"{CLEAR_LINE}{one_line(detail, 60)}{share}")
-        sys.stderr.flush()

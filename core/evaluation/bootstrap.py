@@ -23,11 +23,6 @@ class Interval:
     low: float
     high: float
 
-    @property
-    def is_sure(self) -> bool:
-        """Whether the interval leaves out zero."""
-        return self.low > 0 or self.high < 0
-
 
 def paired_bootstrap(first: Sequence[float], second: Sequence[float], seed: int = 0) -> Interval | None:
     """The difference ``mean(first) - mean(second)`` with a 95 % interval by the percentile bootstrap over pairs.

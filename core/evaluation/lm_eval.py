@@ -23,8 +23,9 @@ from core import paths
 from core.atomic import write_atomic
 from core.directories import disk_error
 from core.errors import UserError
-from core.evaluation.record import HARNESS_SUFFIX, folder_of
+from core.evaluation.record import HARNESS_SUFFIX, folder_of, free_path, make_folder
 from core.helper import Helper, describe_end
+from core.hub.offline import OFFLINE
 from core.launch.launcher import worker_environment
 from core.models.find import find_model
 from core.runs.events import as_json
@@ -39,13 +40,6 @@ _RESULTS_LIMIT = 64 << 20
 _TASK = re.compile(r"[\w.+/-]{1,200}", re.ASCII)
 #: What the harness acts on in the value of a model argument.
 _ACTED_ON = frozenset(",=\"'[](){}")
-_PRIVATE = {
-    "DO_NOT_TRACK": "1",
-    "HF_DATASETS_OFFLINE": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "HF_HUB_OFFLINE": "1",
-    "TRANSFORMERS_OFFLINE": "1",
-}
 _INSTALL = "Install it in an environment of its own: uv tool install 'lm-eval[hf]', or pipx install 'lm-eval[hf]'."
 
 
@@ -212,8 +206,8 @@ class HarnessJob:
         """
         # Nothing is made in the run before it is known that the program is there.
         command, folder = self.command(), folder_of(self.model.run)
+        make_folder(folder)
         try:
-            paths.make_private_dir(folder)
             with tempfile.TemporaryDirectory(prefix=".lm-eval-", dir=folder) as directory:
                 output = Path(directory)
                 self._work(command, output, progress)
@@ -226,7 +220,7 @@ class HarnessJob:
         # It may be of another environment: the place of this program's packages, which a helper is told, would put
         # them before its own.
         words = ["env", "-u", "PYTHONPATH", "-u", "PYTHONSAFEPATH", *command, "--output_path", str(output)]
-        environment = worker_environment() | _PRIVATE
+        environment = worker_environment() | OFFLINE
         log = output / "output.log"
         descriptor = os.open(log, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, paths.FILE_MODE)
         last = ""
@@ -264,11 +258,7 @@ class HarnessJob:
             helper.end()
 
     def _keep(self, folder: Path, figures: Sequence[Figure], version: str) -> Path:
-        stem = f"{datetime.now():%Y%m%d-%H%M%S}"
-        number, path = 1, folder / f"{stem}{HARNESS_SUFFIX}"
-        while os.path.lexists(path):
-            number += 1
-            path = folder / f"{stem}-{number}{HARNESS_SUFFIX}"
+        path = free_path(folder, f"{datetime.now():%Y%m%d-%H%M%S}", HARNESS_SUFFIX)
         record = {
             "version": 1,
             "created": time.time(),

@@ -13,8 +13,6 @@ from core.text import one_line
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
-#: Fences that models like to put around JSON.
-_FENCED = re.compile(r"\A\s*```(?:json)?\s*\n(.*?)\n?```\s*\Z", re.DOTALL)
 
 
 def token_f1(expected: str, answer: str) -> float:
@@ -75,11 +73,10 @@ class SchemaCheck:
         Raises:
             UserError: If the schema refers to something that is not in it.
         """
-        value = parse_json(answer)
-        if value is None and answer.strip() != "null":
+        if not is_json(answer):
             return False
         try:
-            return bool(self._validator.is_valid(value))
+            return bool(self._validator.is_valid(parse_json(answer)))
         except RecursionError:
             return False
         except self._unresolvable as error:
@@ -93,9 +90,3 @@ class SchemaCheck:
 def is_json(answer: str) -> bool:
     """Whether an answer is JSON, and nothing beside it; null is."""
     return parse_json(answer) is not None or answer.strip() == "null"
-
-
-def without_fence(answer: str) -> str:
-    """The text in a Markdown fence where the answer is nothing else; else the answer."""
-    found = _FENCED.match(answer)
-    return found[1] if found else answer

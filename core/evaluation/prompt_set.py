@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core.chat.request import ROLES, ChatRequest
+from core.chat.prompts import conversation_of, read_row
+from core.chat.request import ChatRequest
 from core.data.conversation import RowError
 from core.data.registries.resolve import single_source
 from core.errors import UserError
+from core.path_kind import JSON_LINES_SUFFIXES
 from core.paths import user_path
 from core.small_files import open_regular
 from core.text import one_line
@@ -23,7 +25,6 @@ from core.text import one_line
 PROMPT_LIMIT = 10_000
 #: Longest line of a file of prompts, and most bytes of one, in bytes.
 LINE_LIMIT, FILE_LIMIT = 4 << 20, 256 << 20
-_JSON_LINES = (".jsonl", ".ndjson")
 _TEXT = (".txt", ".md", ".prompts", "")
 #: Keys of a line of ours, by which it is told from a row of a dataset.
 _KEYS = frozenset({"id", "prompt", "messages", "expected", "schema"})
@@ -101,8 +102,8 @@ def read_prompt_set(reference: str, *, limit: int | None = None, system: str = "
     suffix = path.suffix.lower()
     name = one_line(reference, 200)
     skipped = 0
-    if os.path.isfile(path) and (suffix in _TEXT or (suffix in _JSON_LINES and _is_ours(path, name))):
-        found = list(itertools.islice(_own_items(path, name, suffix in _JSON_LINES, system), most + 1))
+    if os.path.isfile(path) and (suffix in _TEXT or (suffix in JSON_LINES_SUFFIXES and _is_ours(path, name))):
+        found = list(itertools.islice(_own_items(path, name, suffix in JSON_LINES_SUFFIXES, system), most + 1))
     else:
         found, skipped = _dataset_items(reference, most + 1)
     if not found:
@@ -155,49 +156,30 @@ def _is_ours(path: Path, name: str) -> bool:
 def _own_items(path: Path, name: str, as_json: bool, system: str) -> Iterator[PromptItem]:
     for count, (number, line) in enumerate(_lines(path, name), 1):
         try:
-            yield _item(line, count, system) if as_json else _plain(line, count, system)
+            yield _item(read_row(line) if as_json else {"prompt": line}, count, system)
         except UserError as error:
             raise UserError(f"{name}, line {number}: {error.message}", error.hint) from error
 
 
-def _plain(line: str, count: int, system: str) -> PromptItem:
-    front = [{"role": "system", "content": system}] if system else []
-    messages = [*front, {"role": "user", "content": line}]
-    ChatRequest(messages)
-    return PromptItem(str(count), tuple(messages))
-
-
-def _item(line: str, count: int, system: str) -> PromptItem:
-    try:
-        row: Any = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError("It is not JSON.", "Write an object on each line, with prompt or messages.") from error
-    if not isinstance(row, dict):
-        raise UserError("It is no JSON object.", "Write an object on each line, with prompt or messages.")
+def _item(row: Mapping[str, Any], count: int, system: str) -> PromptItem:
     if unknown := set(row) - _KEYS:
         raise UserError(
             f"It has the unknown key {one_line(min(map(str, unknown)), 40)}.",
             f"The keys are {', '.join(sorted(_KEYS))}.",
         )
-    prompt, messages, expected = row.get("prompt"), row.get("messages"), row.get("expected")
-    if isinstance(prompt, str) and messages is None:
-        front = [{"role": "system", "content": system}] if system else []
-        messages = [*front, {"role": "user", "content": prompt}]
-    elif not isinstance(messages, list) or prompt is not None:
-        raise UserError("It has neither messages nor a prompt.", "Give one of the two.")
-    elif messages and isinstance(messages[-1], dict) and messages[-1].get("role") == "assistant":
-        expected = messages[-1].get("content") if expected is None else expected
-        messages = messages[:-1]
-    # Refuses conversations that no model could answer.
-    ChatRequest(messages)
+    messages, expected = conversation_of(row, system), row.get("expected")
+    given = row.get("messages")
+    if expected is None and given and len(given) > len(messages):
+        # The final answer, which is not asked.
+        expected = given[-1].get("content")
     if expected is not None and not isinstance(expected, str):
         expected = json.dumps(expected, ensure_ascii=False)
     schema = row.get("schema")
     if schema is not None and not isinstance(schema, (dict, bool)):
         raise UserError("Its schema is no JSON object.", "Write a JSON Schema, or leave it out.")
-    turns = tuple({"role": message["role"], "content": message["content"]} for message in messages)
     identity = row.get("id")
-    return PromptItem(one_line(str(identity), 80) if identity is not None else str(count), turns, expected, schema)
+    name = one_line(str(identity), 80) if identity is not None else str(count)
+    return PromptItem(name, tuple(messages), expected, schema)
 
 
 def _dataset_items(reference: str, most: int) -> tuple[list[PromptItem], int]:
@@ -216,12 +198,12 @@ def _dataset_items(reference: str, most: int) -> tuple[list[PromptItem], int]:
             skipped += 1
             continue
         messages = [{"role": turn.role, "content": turn.content} for turn in example.prompt]
-        if not messages or messages[-1]["role"] != "user" or any(turn["role"] not in ROLES for turn in messages):
-            skipped += 1
-            continue
         try:
             ChatRequest(messages)
         except UserError:
+            skipped += 1
+            continue
+        if messages[-1]["role"] != "user":
             skipped += 1
             continue
         expected = example.answer if example.label is not False else None

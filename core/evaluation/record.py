@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -180,6 +181,27 @@ def folder_of(run: Run | None) -> Path:
     return (run.path if run is not None else paths.home()) / FOLDER
 
 
+def make_folder(folder: Path) -> None:
+    """Make a directory of records, if it is not there.
+
+    Raises:
+        UserError: If it is a link, or cannot be made.
+    """
+    if folder.is_symlink():
+        # A run may come from anywhere, and is not to say where this program writes.
+        raise UserError(f"{one_line(str(folder))} is a link.", "Remove it, then do it again.")
+    try:
+        paths.make_private_dir(folder)
+    except OSError as error:
+        raise disk_error(folder, error) from error
+
+
+def free_path(folder: Path, stem: str, suffix: str = ".json") -> Path:
+    """A file in a directory that is not there yet: the stem, with a number behind it where that is taken."""
+    stems = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
+    return next(path for each in stems if not os.path.lexists(path := folder / f"{each}{suffix}"))
+
+
 def read_record(path: Path) -> EvaluationRecord:
     """The record in a file.
 
@@ -252,18 +274,10 @@ class RecordFile:
         Raises:
             UserError: If it cannot be written.
         """
-        if folder.is_symlink():
-            # A run may come from anywhere, and is not to say where this program writes.
-            raise UserError(f"{one_line(str(folder))} is a link.", "Remove it, then do it again.")
-        try:
-            paths.make_private_dir(folder)
-            name, number = record.id, 1
-            while os.path.lexists(folder / f"{record.id}.json"):
-                number += 1
-                record.id = f"{name}-{number}"
-        except OSError as error:
-            raise disk_error(folder, error) from error
-        made = cls(folder / f"{record.id}.json", record)
+        make_folder(folder)
+        path = free_path(folder, record.id)
+        record.id = path.stem
+        made = cls(path, record)
         made.write()
         return made
 

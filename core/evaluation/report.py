@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,7 +46,7 @@ def summary_lines(record: EvaluationRecord, table: EvaluationTable, width: int |
         heads = [head if len(head) <= room else f"…{head[1 - room :]}" for head in heads]
     widths = [max(len(line[column]) for line in (heads, *lines)) for column in range(len(heads))]
     told = ["  ".join(_cells(line, widths)).rstrip() for line in (heads, *lines)]
-    return [*told, *(comparison_line(record, table, comparison) for comparison in table.comparisons)]
+    return [*told, *(comparison_line(table, comparison) for comparison in table.comparisons)]
 
 
 def _cells(line: Sequence[str], widths: Sequence[int]) -> list[str]:
@@ -54,7 +56,7 @@ def _cells(line: Sequence[str], widths: Sequence[int]) -> list[str]:
     ]
 
 
-def comparison_line(record: EvaluationRecord, table: EvaluationTable, comparison: Comparison) -> str:
+def comparison_line(table: EvaluationTable, comparison: Comparison) -> str:
     """A comparison in words: ``against base: exact match +0.350 (95 % between +0.220 and +0.480), 21 won, 0 lost``."""
     if table.deciding is None or table.deciding not in comparison.differences:
         return f"against {_short(comparison.against)}: nothing to score, as no answer is expected"
@@ -66,7 +68,6 @@ def comparison_line(record: EvaluationRecord, table: EvaluationTable, comparison
         else f"too few for an interval: {comparison.pairs}"
     )
     same = comparison.pairs - len(comparison.won) - len(comparison.lost)
-    del record
     return (
         f"against {_short(comparison.against)}: {TITLES[table.deciding]} {difference:+.3f} ({sure}), "
         f"{len(comparison.won)} won, {len(comparison.lost)} lost, {same} the same"
@@ -95,7 +96,7 @@ def to_markdown(record: EvaluationRecord, table: EvaluationTable) -> str:
         shown = " | ".join("–" if cell is None else format_fixed(cell, 3) for cell in cells)
         lines.append(f"| {TITLES[metric]} | {shown} |")
     for comparison in table.comparisons:
-        lines += ["", f"**{_cell(record.targets[0])}** {_cell(comparison_line(record, table, comparison))}"]
+        lines += ["", f"**{_cell(record.targets[0])}** {_cell(comparison_line(table, comparison))}"]
     lines += ["", "Intervals: paired bootstrap over the prompts, 95 %, percentiles."]
     for comparison in table.comparisons:
         for title, places in (("Won", comparison.won), ("Lost", comparison.lost)):
@@ -121,19 +122,9 @@ def _row(record: EvaluationRecord, place: int, names: Sequence[str]) -> list[str
 
 def _fenced(text: str) -> list[str]:
     shown = text if len(text) <= _CUT else text[: _CUT - 1] + "…"
-    longest = max((len(run) for run in _runs(shown)), default=0)
+    longest = max(map(len, re.findall("`+", shown)), default=0)
     fence = "`" * max(3, longest + 1)
     return [f"{fence}text", shown, fence]
-
-
-def _runs(text: str) -> list[str]:
-    """The runs of backticks in a text."""
-    found, current = [], ""
-    for character in text:
-        current = current + "`" if character == "`" else ""
-        if current:
-            found.append(current)
-    return found
 
 
 def _cell(text: str) -> str:
@@ -155,12 +146,24 @@ def to_jsonl(record: EvaluationRecord, table: EvaluationTable) -> str:
                     "messages": [dict(message) for message in item.messages],
                     "expected": item.expected,
                     "answers": {name: None if found is None else found.to_dict() for name, found in answers.items()},
-                    "outcomes": {one.against: table.outcome(one, place) for one in table.comparisons},
+                    "outcomes": {one.against: one.outcome(place) for one in table.comparisons},
                 },
                 ensure_ascii=True,
             )
         )
     return "".join(line + "\n" for line in lines)
+
+
+def report_path(reference: str) -> Path:
+    """Where a report goes, before there is one.
+
+    Raises:
+        UserError: If there is a file already.
+    """
+    path = user_path(reference).absolute()
+    if os.path.lexists(path):
+        raise UserError(f"{one_line(str(path))} is there already.", "Name another file, or delete it.")
+    return path
 
 
 def write_report(record: EvaluationRecord, table: EvaluationTable, reference: str) -> Path:
@@ -170,11 +173,9 @@ def write_report(record: EvaluationRecord, table: EvaluationTable, reference: st
     Raises:
         UserError: If there is one, or it cannot be written.
     """
-    path = user_path(reference).absolute()
+    path = report_path(reference)
     text = to_jsonl(record, table) if path.suffix.lower() == ".jsonl" else to_markdown(record, table)
     try:
-        if path.exists():
-            raise UserError(f"{one_line(str(path))} is there already.", "Name another file, or delete it.")
         write_atomic(path, text, mode=_MODE)
     except OSError as error:
         raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -32,6 +33,14 @@ class Comparison:
     won: tuple[int, ...]
     """Places of the questions that the first model answers better, by :attr:`EvaluationTable.deciding`."""
     lost: tuple[int, ...]
+
+    def outcome(self, place: int) -> Outcome:
+        """Whether the first model has the better answer to a question."""
+        return self._outcomes.get(place, "same")
+
+    @functools.cached_property
+    def _outcomes(self) -> dict[int, Outcome]:
+        return {**dict.fromkeys(self.won, "won"), **dict.fromkeys(self.lost, "lost")}
 
 
 @dataclass(frozen=True)
@@ -75,10 +84,6 @@ class EvaluationTable:
             {name: sum(answer is not None for answer in answers) for name, answers in record.answers.items()},
             tuple(_compare(scores[first], scores[other], other, metrics, deciding) for other in others),
         )
-
-    def outcome(self, comparison: Comparison, place: int) -> Outcome:
-        """Whether the first model has the better answer to a question."""
-        return "won" if place in comparison.won else "lost" if place in comparison.lost else "same"
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""

@@ -10,16 +10,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from core.chat.exported import find_exported
-from core.chat.request import Source
+from core.chat.request import BASE, TUNED, Source
 from core.chat.session import ChatSession, EngineSession, names_model, open_session, session_of, spec_of
 from core.errors import UserError
+from core.models.find import find_model
 from core.paths import user_path
 from core.runs.store import Run
 from core.runs.trained import TrainedModel, find_run_at, find_trained
 from core.text import one_line
 
-#: The name of the model that a run began with.
-BASE = "base"
 #: Most models in one table.
 MOST = 8
 
@@ -50,7 +49,7 @@ def resolve_targets(names: Sequence[str], against: Sequence[str] = ()) -> list[T
 
     Args:
         names: ``RUN``, ``RUN@STEP``, a model, or a GGUF file; at least one.
-        against: The same, or ``base`` for the model that the first run began with.
+        against: The same, or :data:`~core.chat.request.BASE` for the model that the first run began with.
 
     Raises:
         UserError: If one is not there, or is named twice.
@@ -85,28 +84,28 @@ def _resolve(name: str) -> Target:
         path = user_path(name)
         exists = os.path.exists(path)
         target: Path | str = path.absolute() if exists else name
-        identity = _stamp([target] if isinstance(target, Path) else [])
+        identity = _stamp([_files_of(name)])
         title = target.name if isinstance(target, Path) else name
         exported = find_exported(target) if isinstance(target, Path) else None
         trained = exported.trained if exported is not None else None
-        return Target(one_line(title, 80), "base", identity, f"model {target}", lambda: open_session(target), trained)
+        return Target(one_line(title, 80), BASE, identity, f"model {target}", lambda: open_session(target), trained)
     run, step = find_run_at(name)
     # Of a run that is on, its newest checkpoint: the model in training would be another one for each question.
     trained = find_trained(run, step)
     shown = run.id if trained.step is None else f"{run.id}@{trained.step}"
-    return Target(shown, "tuned", _identity(trained), _loads(trained), lambda: session_of(trained), trained)
+    return Target(shown, TUNED, _identity(trained), _loads(trained), lambda: session_of(trained), trained)
 
 
 def _base_of(trained: TrainedModel | None) -> Target:
     if trained is None:
         raise UserError("There is no run whose base could be asked.", "Name the model itself instead of base.")
     base = trained.config.model.base
-    identity = _stamp([Path(base)])
+    identity = _stamp([_files_of(base)])
     if trained.adapter is not None:
-        return Target(BASE, "base", identity, _loads(trained), lambda: session_of(trained), trained)
+        return Target(BASE, BASE, identity, _loads(trained), lambda: session_of(trained), trained)
     # Weights of its own have taken the base's place: it is loaded by itself, with the same template.
     spec = replace(spec_of(trained), base=base, weights=None, base_sha256=None, source_name="adapter")
-    return Target(BASE, "base", identity, f"base {base}", lambda: EngineSession(spec, BASE), trained)
+    return Target(BASE, BASE, identity, f"base {base}", lambda: EngineSession(spec, BASE), trained)
 
 
 def _loads(trained: TrainedModel) -> str:
@@ -115,7 +114,13 @@ def _loads(trained: TrainedModel) -> str:
 
 def _identity(trained: TrainedModel) -> str:
     paths = [path for path in (trained.adapter, trained.weights) if path is not None]
-    return _stamp(paths or [Path(trained.base)])
+    return _stamp(paths or [_files_of(trained.base)])
+
+
+def _files_of(model: str) -> Path:
+    """The directory or file of a model that is named by its path, its name in the home, or its id on a hub."""
+    path = user_path(model)
+    return path if os.path.exists(path) else find_model(model) or path
 
 
 def _stamp(paths: Sequence[Path]) -> str:

@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -70,7 +70,7 @@ class ControlClient:
                 return self._accept(message)
         raise AssertionError("unreachable: an exchange ends with an answer or an error")
 
-    def generate(self, args: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    def generate(self, args: dict[str, Any]) -> Generator[dict[str, Any], None, None]:
         """Generate an answer with the run's model.
 
         Args:

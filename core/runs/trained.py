@@ -159,7 +159,7 @@ def _find_file(run: Run, wanted: FileType, step: int | None) -> TrainedFile | No
     """The file that a step was trained for, by its checkpoint; that of the newest one tells of the result."""
     manifest = manifest_of(run)
     if step is not None:
-        chosen = next((path for number, path in _candidates(run, step)), None)
+        chosen = next((path for _, path in _candidates(run, step)), None)
         with contextlib.suppress(OSError, ValueError, RecursionError):
             manifest = _manifest(chosen) if chosen is not None else {}
     kind: Literal["Q8_0", "Q4_0"] = "Q8_0" if wanted == "q8_0" else "Q4_0"

@@ -30,8 +30,8 @@ def main() -> None:
 
         check_installed()
         from core.serve.listen import open_listener
-        from core.serve.options import KEY_VARIABLE, ServeOptions
-        from core.serve.server import Serving, serve
+        from core.serve.options import KEY_VARIABLE, ServeOptions, ServerAddress
+        from core.serve.server import serve
 
         given = json.loads(sys.stdin.buffer.readline())
         key = os.environ.get(KEY_VARIABLE, "")
@@ -42,8 +42,8 @@ def main() -> None:
             # Another program has it, perhaps another app: any port will do, as it is shown.
             options = replace(options, port=0)
 
-        def ready(serving: Serving) -> None:
-            tell({"ready": asdict(serving)})
+        def ready(address: ServerAddress) -> None:
+            tell({"ready": asdict(address)})
 
         def progress(detail: str, done: int | None, total: int | None) -> None:
             tell({"progress": detail, "done": done, "total": total})

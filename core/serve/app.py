@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -13,25 +14,25 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from core.config.schema import ChatSection
-from core.serve.answering import Answering
-from core.serve.bodies import Asked, model_name, read_chat, read_completion
-from core.serve.desk import Desk, Job
-from core.serve.errors import ApiError
-from core.serve.gate import HEALTH, App, Gate, read_body
+from core.serve.errors import ApiError, unexpected
+from core.serve.middleware import HEALTH, AccessMiddleware, App, read_body
 from core.serve.models import Models
+from core.serve.objects import model_list, model_object
 from core.serve.options import ServeOptions
-from core.serve.replies import model_list, model_object
+from core.serve.queue import Job, RequestQueue
+from core.serve.requests import CompletionRequest, model_name, read_chat, read_completion
+from core.serve.response import CompletionResponse
 from core.text import one_line
 
-Reader: TypeAlias = Callable[[Mapping[str, Any], ChatSection], Asked]
+Reader: TypeAlias = Callable[[Mapping[str, Any], ChatSection], CompletionRequest]
 
 
-def make_app(models: Models, desk: Desk, options: ServeOptions) -> App:
+def make_app(models: Models, queue: RequestQueue, options: ServeOptions) -> App:
     """The ASGI application.
 
     Args:
         models: The models that are served.
-        desk: Where answers are generated.
+        queue: Where answers are generated.
         options: The key, and the names of this machine.
     """
 
@@ -45,18 +46,18 @@ def make_app(models: Models, desk: Desk, options: ServeOptions) -> App:
         return JSONResponse(model_object(models.find(request.path_params["name"])))
 
     def answers(read: Reader) -> Callable[[Request], Any]:
-        async def answer(request: Request) -> Answering:
-            give_back = desk.take_place()
+        async def answer(request: Request) -> CompletionResponse:
+            give_back = queue.take_place()
             try:
                 body = await read_body(request.receive)
                 model = models.find(model_name(body))
                 asked = read(body, model.defaults)
                 job = Job(model, model.question(asked.question), asyncio.get_running_loop())
-                desk.submit(job, give_back)
+                queue.submit(job, give_back)
             except BaseException:
                 give_back()
                 raise
-            return Answering(asked, job, desk)
+            return CompletionResponse(asked, job, queue)
 
         return answer
 
@@ -72,7 +73,7 @@ def make_app(models: Models, desk: Desk, options: ServeOptions) -> App:
     )
     # A redirection would name this machine as the client does.
     app.router.redirect_slashes = False
-    return Gate(app, names=options.allowed_names, key=options.key, any_address=options.listens_everywhere)
+    return AccessMiddleware(app, names=options.allowed_names, key=options.key, any_address=options.listens_everywhere)
 
 
 async def _refused(_: Request, error: Exception) -> Response:
@@ -89,7 +90,9 @@ async def _no_route(request: Request, error: Exception) -> Response:
 
 
 async def _mistake(_: Request, error: Exception) -> Response:
-    return _response(ApiError(500, f"An error that should not happen: {type(error).__name__}. Please report it."))
+    # uvicorn's own log is off.
+    traceback.print_exception(error)
+    return _response(unexpected(error))
 
 
 def _response(error: ApiError) -> Response:

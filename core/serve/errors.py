@@ -49,6 +49,11 @@ class ApiError(Exception):
         return {"WWW-Authenticate": "Bearer"} if self.status == 401 else {}
 
 
+def unexpected(error: Exception) -> ApiError:
+    """A bug as an error of the API: it is named, and no more is told of it."""
+    return ApiError(500, f"An error that should not happen: {type(error).__name__}. Please report it.")
+
+
 def refusal_of(error: UserError) -> ApiError:
     """An error of the model as one of the API: of the client if the question is at fault, else of the server."""
     if isinstance(error, QuestionError):

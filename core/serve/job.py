@@ -6,23 +6,12 @@ import contextlib
 import json
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from core.errors import UserError
 from core.helper import Helper, describe_end
-from core.serve.options import PORT
+from core.serve.options import PORT, ServerAddress
 from core.text import one_line
-
-
-@dataclass(frozen=True)
-class Address:
-    """What a program needs to use the server."""
-
-    url: str
-    """The base URL, which ends in ``/v1``."""
-    key: str
-    models: tuple[str, ...]
 
 
 class ServeJob:
@@ -41,7 +30,7 @@ class ServeJob:
         self._helper: Helper | None = None
         self._is_closed = False
 
-    def run(self, ready: Callable[[Address], None], progress: Callable[[str], None]) -> None:
+    def run(self, ready: Callable[[ServerAddress], None], progress: Callable[[str], None]) -> None:
         """Serve until it is closed.
 
         Args:
@@ -73,10 +62,10 @@ class ServeJob:
                 self._helper.end()
 
     @staticmethod
-    def _hear(message: Any, ready: Callable[[Address], None], progress: Callable[[str], None]) -> None:
+    def _hear(message: Any, ready: Callable[[ServerAddress], None], progress: Callable[[str], None]) -> None:
         if "ready" in message:
             told = message["ready"]
-            ready(Address(str(told["url"]), str(told["key"]), tuple(map(str, told["models"]))))
+            ready(ServerAddress(str(told["url"]), str(told["key"]), tuple(map(str, told["models"]))))
         elif "progress" in message:
             progress(one_line(str(message["progress"]), 200))
         elif "error" in message:

@@ -10,21 +10,20 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from core import paths
 from core.chat.engine import Progress
 from core.chat.request import BASE, TUNED, ChatRequest, Source
-from core.chat.session import ChatSession, StreamingSession, names_model, open_session, session_of, spec_of
+from core.chat.session import StreamingSession, names_model, open_session, spec_of
 from core.config.schema import ChatSection
 from core.errors import UserError
 from core.models.find import is_model_here, missing_model
 from core.paths import user_path
 from core.runs.store import Run
-from core.runs.trained import TrainedModel, find_run_at, find_trained
+from core.runs.trained import TrainedModel, find_run_at, find_trained, reference_to
 from core.serve.errors import ApiError
 from core.text import one_line
 
 
-class Holder:
+class SessionHolder:
     """The session on one target: opened when it is first needed, and anew when it has ended.
 
     A run that ends its training goes on answering with its result; an engine that was killed is started again.
@@ -34,7 +33,7 @@ class Holder:
         progress: Told what is being loaded.
     """
 
-    def __init__(self, make: Callable[[], object], progress: Progress) -> None:
+    def __init__(self, make: Callable[[], StreamingSession], progress: Progress) -> None:
         self._make = make
         self._progress = progress
         self._guard = threading.Lock()
@@ -52,10 +51,7 @@ class Holder:
             self.drop()
             session = None
         if session is None:
-            made = self._make()
-            if not isinstance(made, StreamingSession):
-                raise UserError("This kind of model cannot be served.", "Serve the run itself.")
-            session = made
+            session = self._make()
             with self._guard:
                 if self._is_closed:
                     raise UserError("The server is ending.")
@@ -95,7 +91,7 @@ class ServedModel:
     """A model by the name that requests have for it."""
 
     id: str
-    holder: Holder
+    holder: SessionHolder
     source: Source
     """What the session calls it."""
     defaults: ChatSection
@@ -176,7 +172,7 @@ class _Opening:
         self.models: list[ServedModel] = []
         self._progress = progress
         #: For a base, how it is loaded: the session that has it.
-        self._shared: dict[tuple[Any, ...], Holder] = {}
+        self._shared: dict[tuple[Any, ...], SessionHolder] = {}
         self._bases: dict[str, str] = {}
 
     def add_model(self, target: str) -> None:
@@ -196,7 +192,7 @@ class _Opening:
             raise UserError(
                 f"{one_line(target, 200)} has no config.json, so it is no model.", "Name a run, or a model."
             )
-        holder = Holder(partial(open_session, target), self._progress)
+        holder = SessionHolder(partial(open_session, target), self._progress)
         self._add(ServedModel(_name_of(target), holder, BASE, ChatSection(), int(time.time())))
 
     def add_run(self, run: Run, step: int | None) -> None:
@@ -210,7 +206,7 @@ class _Opening:
         if trained is not None and trained.warning:
             self._progress(trained.warning, None, None)
         if not run.trains_adapter:
-            holder = Holder(partial(_open_run, run, step), self._progress)
+            holder = SessionHolder(partial(open_session, run, step), self._progress)
             self._add(ServedModel(name, holder, TUNED, config.chat, created))
             return
         parent = self._bases.setdefault(
@@ -219,9 +215,9 @@ class _Opening:
         key = () if trained is None else _loading_of(trained)
         source = TUNED
         if trained is not None and key in self._shared:
-            holder, source = self._shared[key], _reference(run, step)
+            holder, source = self._shared[key], reference_to(run, step)
         else:
-            holder = Holder(partial(_open_run, run, step), self._progress)
+            holder = SessionHolder(partial(open_session, run, step), self._progress)
             if trained is not None:
                 self._shared[key] = holder
         self._add(ServedModel(name, holder, source, config.chat, created, parent))
@@ -232,21 +228,11 @@ class _Opening:
             self.models.append(model)
 
 
-def _reference(run: Run, step: int | None) -> str:
-    """A run and a step as :func:`core.runs.trained.find_run_at` reads them."""
-    name = run.id if run.path.parent == paths.runs_dir() else os.fspath(run.path.absolute())
-    return name if step is None else f"{name}@{step}"
-
-
 def _loading_of(trained: TrainedModel) -> tuple[Any, ...]:
     """What adapters have in common that share a loaded base."""
     spec = spec_of(trained)
     alone = None if trained.file is None else trained.label
     return spec.base, spec.base_sha256, spec.method == "qlora", spec.precision, spec.device, spec.gpu, alone
-
-
-def _open_run(run: Run, step: int | None) -> ChatSession:
-    return open_session(run) if step is None else session_of(find_trained(run, step))
 
 
 def _name_of(model: str) -> str:

@@ -68,6 +68,17 @@ class ServeOptions:
         return frozenset(name.lower().strip("[]") for name in (*LOCAL_NAMES, self.host, *self.names))
 
 
+@dataclass(frozen=True)
+class ServerAddress:
+    """What a client needs to use a server that listens."""
+
+    url: str
+    """The base URL, which ends in ``/v1``."""
+    key: str
+    models: tuple[str, ...]
+    """The ids of the models."""
+
+
 def is_loopback(host: str) -> bool:
     """Whether an address or a name is that of this machine alone."""
     try:

@@ -7,17 +7,16 @@ import resource
 import signal
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import uvicorn
 
 from core.chat.engine import Progress
 from core.serve.app import make_app
 from core.serve.connections import Watch
-from core.serve.desk import Desk
 from core.serve.listen import address_of, open_listener, remove_socket
 from core.serve.models import Models, open_models
-from core.serve.options import ServeOptions
+from core.serve.options import ServeOptions, ServerAddress
+from core.serve.queue import RequestQueue
 
 #: Most connections at a time, if the system allows as many files; more get a 503.
 CONNECTIONS = 2048
@@ -30,18 +29,7 @@ _ENDING_SECONDS = 2
 _POLL_SECONDS = 0.02
 
 
-@dataclass(frozen=True)
-class Serving:
-    """A server that listens."""
-
-    url: str
-    """The base URL for clients, which ends in ``/v1``."""
-    key: str
-    models: tuple[str, ...]
-    """The ids of the models."""
-
-
-def serve(options: ServeOptions, ready: Callable[[Serving], None], progress: Progress) -> None:
+def serve(options: ServeOptions, ready: Callable[[ServerAddress], None], progress: Progress) -> None:
     """Serve until SIGINT or SIGTERM; for the main thread of a process.
 
     Models are loaded with the first question to them.
@@ -57,19 +45,19 @@ def serve(options: ServeOptions, ready: Callable[[Serving], None], progress: Pro
     serve_models(open_models(options.targets, progress), options, ready)
 
 
-def serve_models(models: Models, options: ServeOptions, ready: Callable[[Serving], None]) -> None:
+def serve_models(models: Models, options: ServeOptions, ready: Callable[[ServerAddress], None]) -> None:
     """Serve models that are open, and close them at the end; the rest as for :func:`serve`."""
     try:
         listener = open_listener(options)
     except BaseException:
         models.close()
         raise
-    desk = Desk(options.queue)
+    queue = RequestQueue(options.queue)
     try:
         url = address_of(listener, options)
         ids = tuple(model.id for model in models.all)
         config = uvicorn.Config(
-            make_app(models, desk, options),
+            make_app(models, queue, options),
             http="h11",
             loop="asyncio",
             ws="none",
@@ -84,14 +72,14 @@ def serve_models(models: Models, options: ServeOptions, ready: Callable[[Serving
             timeout_keep_alive=30,
             timeout_graceful_shutdown=_ENDING_SECONDS,
         )
-        asyncio.run(_run(uvicorn.Server(config), listener, lambda: ready(Serving(url, options.key, ids)), desk))
+        asyncio.run(_run(uvicorn.Server(config), listener, lambda: ready(ServerAddress(url, options.key, ids)), queue))
     finally:
         listener.close()
         if options.uds is not None:
             remove_socket(options.uds)
         # The engines first: an answer that is being generated ends with them.
         models.close()
-        desk.close()
+        queue.close()
 
 
 def _room_for_connections() -> int:
@@ -105,14 +93,14 @@ def _room_for_connections() -> int:
     return min(CONNECTIONS, max(16, soft - _OTHER_FILES)) if soft != resource.RLIM_INFINITY else CONNECTIONS
 
 
-async def _run(server: uvicorn.Server, listener: socket.socket, ready: Callable[[], None], desk: Desk) -> None:
+async def _run(server: uvicorn.Server, listener: socket.socket, ready: Callable[[], None], queue: RequestQueue) -> None:
     """Run the server until a signal comes."""
     # uvicorn raises the signal that ended it once more, for handlers that were there before.
     former = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
     loop = asyncio.get_running_loop()
     beside = [
         loop.create_task(Watch().watch(server.server_state.connections)),
-        loop.create_task(_tell(server, ready, desk)),
+        loop.create_task(_tell(server, ready, queue)),
     ]
     try:
         await server.serve(sockets=[listener])
@@ -124,11 +112,11 @@ async def _run(server: uvicorn.Server, listener: socket.socket, ready: Callable[
             signal.signal(number, handler)
 
 
-async def _tell(server: uvicorn.Server, ready: Callable[[], None], desk: Desk) -> None:
+async def _tell(server: uvicorn.Server, ready: Callable[[], None], queue: RequestQueue) -> None:
     """Tell when clients can connect, and break answers off when the end has been asked for."""
     while not server.started:
         await asyncio.sleep(_POLL_SECONDS)
     ready()
     while not server.should_exit:
         await asyncio.sleep(_POLL_SECONDS)
-    desk.cancel_all()
+    queue.cancel_all()

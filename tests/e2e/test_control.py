@@ -126,7 +126,7 @@ def test_nothing_that_is_asked_of_a_run_changes_its_result(workers: Workers, ref
     endless = {"messages": QUESTION, "max_new_tokens": 400, "temperature": 1.0, "seed": 1}
     abandoned = ControlClient(run).generate(endless)
     next(abandoned)
-    abandoned.close()  # type: ignore[attr-defined]
+    abandoned.close()
     with pytest.raises(UserError, match="No step is done"):
         ControlClient(run).request("checkpoint")
     assert ControlClient(run).request("resume") == {"state": "training", "step": 0}

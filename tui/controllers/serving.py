@@ -18,7 +18,8 @@ from tui.state import AppState, ServingView
 
 if TYPE_CHECKING:
     from core.runs.store import Run
-    from core.serve.job import Address, ServeJob
+    from core.serve.job import ServeJob
+    from core.serve.options import ServerAddress
     from tui.screens.serving import ServeScreen
 
 
@@ -60,7 +61,7 @@ class Serving:
     def _serve(self, job: ServeJob) -> None:
         """In a thread, until the server ends."""
 
-        def ready(address: Address) -> None:
+        def ready(address: ServerAddress) -> None:
             self._post(job, ServeChanged(address))
 
         def progress(detail: str) -> None:

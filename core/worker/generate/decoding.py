@@ -155,21 +155,19 @@ class Sampler:
     hold what is drawn, as with a flat distribution, all of them are sorted, on the device too.
 
     Args:
-        settings: Penalty, temperature, and which tokens are drawn from.
-        seed: Of the draws, in place of that of the settings; None for another one each time. One draw a token, from a
+        settings: Penalty, temperature, which tokens are drawn from, and the seed. There is one draw a token, from a
             generator on the host: the same seed gives the same tokens on every device, so far as its logits are the
             same.
         before: Tokens of the conversation, for the repetition penalty.
     """
 
-    def __init__(self, settings: GenerationSettings, seed: int | None = None, before: Sequence[int] = ()) -> None:
+    def __init__(self, settings: GenerationSettings, before: Sequence[int] = ()) -> None:
         self._settings = settings
         self._generator = torch.Generator()
-        seed = settings.seed if seed is None else seed
-        if seed is None:
+        if settings.seed is None:
             self._generator.seed()
         else:
-            self._generator.manual_seed(seed)
+            self._generator.manual_seed(settings.seed)
         self._seen = sorted(set(before)) if settings.repetition_penalty != 1 else []
         self._seen_here: torch.Tensor | None = None
 

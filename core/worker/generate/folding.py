@@ -1,7 +1,8 @@
-"""An adapter folded into the weights of its base: with their sum, decoding takes no longer than with the base.
+"""An adapter folded (merged) into its base's weights: with their sum, decoding takes no longer than with the base.
 
 Weights in 4 bits stay as they are: the sum would have to be rounded to 4 bits. So do DoRA, which scales the sum, and
-layers that are no plain linear ones. The base's own weights are kept beside it and put back bit for bit.
+layers that are no plain linear ones. The base's own weights are kept beside it and put back bit for bit, where PEFT's
+``unmerge_adapter`` subtracts what was added and leaves the rounding.
 """
 
 from __future__ import annotations
@@ -86,9 +87,8 @@ def fold(model: Any, name: str) -> FoldedAdapter | None:
 
 def _is_plain(layer: Any, name: str) -> bool:
     inner = layer.get_base_layer()
-    if not isinstance(inner, (torch.nn.Linear, Conv1D)) or not inner.weight.is_floating_point():
-        return False
-    if type(inner) not in (torch.nn.Linear, Conv1D):
+    # Not their subclasses, which compute with their weights in ways of their own.
+    if type(inner) not in (torch.nn.Linear, Conv1D) or not inner.weight.is_floating_point():
         return False
     variants, biases = getattr(layer, "lora_variant", {}), getattr(layer, "lora_bias", {})
     return name not in variants and not biases.get(name, False)

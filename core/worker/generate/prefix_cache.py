@@ -49,11 +49,6 @@ class PrefixCache:
         else:
             self._kept.pop(source, None)
 
-    @property
-    def bytes(self) -> int:
-        """Bytes that they take."""
-        return sum(_size(state.cache) for _, state, _ in self._kept.values())
-
     def tokens_of(self, source: str) -> int:
         """Number of tokens kept of a source."""
         return len(self._kept[source][0]) if source in self._kept else 0
@@ -67,12 +62,3 @@ def _cut(cache: Any, held: int, wanted: int) -> bool:
     if wanted < held:
         cache.crop(wanted - held)
     return True
-
-
-def _size(cache: Any) -> int:
-    return sum(
-        int(part.numel() * part.element_size())
-        for layer in cache.layers
-        if layer.is_initialized
-        for part in (layer.keys, layer.values)
-    )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from core.chat.engine import ADAPTER_LIMIT
 from core.chat.request import BASE, TUNED
 from core.errors import UserError
 from core.models.adapters import check_adapter
@@ -19,9 +20,6 @@ from core.worker.generate.folding import FoldedAdapter, fold
 from core.worker.generate.prefix_cache import PrefixCache
 from core.worker.model.adapters import TRAINED, add_adapter, switched_off
 from core.worker.model.model import LoadedModel
-
-#: Most adapters on one base: each is loaded whole.
-ADAPTER_LIMIT = 8
 
 
 @dataclass(frozen=True)
@@ -117,9 +115,7 @@ class Sources:
         if name in self._adapters:
             return
         if len(self._adapters) >= ADAPTER_LIMIT:
-            raise UserError(
-                f"{ADAPTER_LIMIT} adapters are loaded on this base.", "Close one of the others, or open it by itself."
-            )
+            raise UserError(f"{ADAPTER_LIMIT} adapters are loaded on this base.", "Open it by itself.")
         if self._said_of_base != BASE:
             raise UserError(
                 f"The weights of {self._said_of_base} were trained themselves, so no adapter of another run fits them.",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from core.text import beginning_at_end
+
 
 class StopTexts:
     """A stream of text that ends before the first of some texts.
@@ -33,19 +35,11 @@ class StopTexts:
         if places:
             self.found = True
             return self._give(min(places), drop=True)
-        return self._give(len(self._held) - self._beginning())
+        return self._give(len(self._held) - beginning_at_end(self._held, self._stops))
 
     def flush(self) -> str:
         """What was held back, at the end of the answer."""
         return self._give(len(self._held))
-
-    def _beginning(self) -> int:
-        """Characters at the end of what is held that one of the texts may begin with."""
-        longest = max(map(len, self._stops), default=0)
-        for length in range(min(longest - 1, len(self._held)), 0, -1):
-            if any(stop.startswith(self._held[-length:]) for stop in self._stops):
-                return length
-        return 0
 
     def _give(self, count: int, *, drop: bool = False) -> str:
         given, self._held = self._held[:count], "" if drop else self._held[count:]

@@ -11,17 +11,10 @@ from core.hardware.allocator import allocator_defaults
 from core.hardware.obstacle import find_obstacle, look
 from core.hardware.visible import ORDER, VISIBLE, find_gpu
 from core.hardware.wsl import is_wsl
+from core.hub.offline import OFFLINE
 
 #: Offline and silent: no hub look-ups, no telemetry, no tracker that phones home.
-_PRIVATE = {
-    "HF_HUB_OFFLINE": "1",
-    "TRANSFORMERS_OFFLINE": "1",
-    "HF_DATASETS_OFFLINE": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "DISABLE_TELEMETRY": "1",
-    "DO_NOT_TRACK": "1",
-    "WANDB_MODE": "offline",
-}
+_PRIVATE = {**OFFLINE, "WANDB_MODE": "offline"}
 _DEFAULTS = {
     # The rows are tokenized before any fork could be a problem, and the library's warning about it is noise.
     "TOKENIZERS_PARALLELISM": "false",

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.chat.dialogue import Dialogue, Exchange, Reply, format_stats, speaker_name
+from core.chat.session import Answer
 
 KEYS = ["question", "replies", "source", "text", "state", "others", "place"]
 TEXTS = st.text(max_size=8)
@@ -140,3 +141,13 @@ def test_speakers_and_stats() -> None:
     assert format_stats(1, 0.5, 0.0) == "1 token · first 0.50 s"
     assert format_stats(0, 0.0, 0.0) == "0 tokens"
     assert format_stats(256, 0.5, 20.0, "length").endswith("20 tok/s · cut at chat.max_new_tokens")
+
+
+def test_a_reply_takes_an_answer_with_its_figures_and_keeps_the_text_that_it_was_ended_with() -> None:
+    answer = Answer("all of it", 4, 0.5, 20.0, "adapter", prompt_tokens=100, context_limit=8192, raw="all of\x07 it")
+    whole, ended = Reply("tuned", state="streaming"), Reply("tuned", "all of", "stopped")
+    for reply in (whole, ended):
+        reply.take_answer(answer)
+    assert (whole.text, whole.as_written, whole.state) == ("all of it", "all of\x07 it", "done")
+    assert (ended.text, ended.raw, ended.state) == ("all of", "", "stopped")
+    assert whole.stats == ended.stats == "4 tokens · first 0.50 s · 20 tok/s · context 104 of 8,192"

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from core.chat.request import ChatRequest, GenerationSettings, QuestionError
 from core.chat.session import Answer, EngineSession, Token, open_session
 from core.errors import UserError
 from core.evaluation.request import EvaluationRequest
+from tests.core.export.test_result import make_result, write_result
 from tests.core.export.tiny_gguf import write_tiny_gguf
 from tests.core.export.trained_run import make_trained_run, merged_model, write_rows
 
@@ -51,10 +51,9 @@ def _spec(path: Path) -> Any:
     return exported.spec
 
 
-def make_export(directory: Path, gguf_file: Path, run: str = "gone") -> Path:
-    directory.mkdir()
+def make_export(directory: Path, gguf_file: Path, run: str = "gone", quant: str | None = "F32") -> Path:
+    write_result(make_result(directory, run=run, quant=quant))
     shutil.copy(gguf_file, directory / "tiny.gguf")
-    (directory / "export.json").write_text(json.dumps({"version": 1, "run": run, "step": None}))
     return directory
 
 
@@ -137,8 +136,7 @@ def test_an_export_answers_beside_the_run_that_it_is_from(
     paths.exports_dir().mkdir()
     directory = make_export(paths.exports_dir() / "tickets-gguf-f32", gguf_file, run.id)
     make_export(paths.exports_dir() / "another", gguf_file, "another")
-    alone = make_export(paths.exports_dir() / "tickets-adapter-gguf", gguf_file, run.id)
-    (alone / "export.json").write_text(json.dumps({"version": 1, "run": run.id, "kind": "gguf", "quant": None}))
+    make_export(paths.exports_dir() / "tickets-adapter-gguf", gguf_file, run.id, quant=None)
     source = str(directory / "tiny.gguf")
     assert [each.source for each in find_candidates(run)] == ["tuned", "base", source]
     session = open_session(run)

@@ -39,7 +39,7 @@ def test_json_lines_have_messages_or_a_prompt(tmp_path: Path) -> None:
     ("line", "words"),
     [
         ("{", "line 2: It is not JSON."),
-        ("[1]", "line 2: It has neither messages nor a prompt."),
+        ("[1]", "line 2: It is no JSON object."),
         ('{"prompt": 1}', "neither"),
         ('{"prompt": "a", "messages": []}', "neither"),
         ('{"messages": []}', "at least one message"),

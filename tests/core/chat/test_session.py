@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from core import paths
-from core.chat.engine import AdapterSpec, ChatEngine, ModelSpec
+from core.chat.engine import ADAPTER_LIMIT, AdapterSpec, ChatEngine, ModelSpec
 from core.chat.request import ChatRequest
 from core.chat.session import (
     Answer,
@@ -313,6 +313,27 @@ def test_another_adapter_is_loaded_onto_the_base_once(monkeypatch: pytest.Monkey
     assert added == [AdapterSpec(source, adapter, source, None, "sha256:1")]
 
 
+def test_the_adapter_asked_longest_ago_makes_room_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run("finished")
+    add_adapter(run.adapter_path)
+    sources = [f"{run.id}@{step}" for step in range(1, ADAPTER_LIMIT + 1)]
+    for step in range(1, ADAPTER_LIMIT + 1):
+        add_checkpoint(run, step)
+    session = open_session(run)
+    assert isinstance(session, EngineSession)
+    session._engine = ChatEngine([sys.executable, FAKE, "answer"])
+    told: list[str] = []
+    monkeypatch.setattr(session._engine, "add", lambda spec: told.append(f"+{spec.name}"))
+    monkeypatch.setattr(session._engine, "remove", lambda name: told.append(f"-{name}"))
+    try:
+        # The result of the run is an adapter as well. The first one is asked again before there are too many.
+        for source in (*sources[:-1], sources[0], sources[-1]):
+            assert isinstance(list(session.generate(ASK, source, GenerationSettings()))[-1], Answer)
+    finally:
+        session.close()
+    assert told == [*(f"+{source}" for source in sources[:-1]), f"-{sources[1]}", f"+{sources[-1]}"]
+
+
 def test_who_shares_no_base_is_refused_in_a_sentence() -> None:
     base = ModelSpec("/models/base", method="lora")
     run = make_run("finished")
@@ -340,13 +361,13 @@ def test_a_checkpoint_beside_a_live_run_answers_from_an_engine(
     add_adapter(run.adapter_path)
     asked: list[str] = []
 
-    def generate(self: EngineSession, _messages: object, source: str, _settings: object) -> Iterator[Token]:
-        asked.append(source)
+    def stream(self: EngineSession, request: ChatRequest) -> Iterator[dict[str, str]]:
+        asked.append(request.source)
         # The base is loaded alone, and the checkpoint is an adapter among others on it.
         assert self.spec.adapter is None
-        yield Token("from the engine")
+        yield {"token": "from the engine"}
 
-    monkeypatch.setattr(EngineSession, "generate", generate)
+    monkeypatch.setattr(EngineSession, "stream", stream)
     for source in (run.id, f"{run.id}@9"):
         assert list(session.generate(ASK, source, GenerationSettings(5))) == [Token("from the engine")]
     assert asked == [run.id, f"{run.id}@9"]

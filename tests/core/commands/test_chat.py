@@ -109,6 +109,21 @@ def test_one_answer_of_the_model_in_training(cli: CommandLine) -> None:
     assert (answer["tokens_per_second"], answer["first_token_seconds"]) == (20.0, 0.25)
 
 
+def test_a_conversation_is_kept_with_its_figures_and_one_that_cannot_be_is_told(cli: CommandLine) -> None:
+    run = cli.start(steps=10_000, pace=0.02)
+    assert cli("chat", run.id, "--prompt", "hello").code == 0
+    (kept,) = list_transcripts(run)
+    (reply,) = kept.dialogue().exchanges[0].replies
+    assert reply.speaker.startswith("step ")
+    assert "first 0.25 s" in reply.stats
+    kept.path.unlink()
+    (run.path / "chats").rmdir()
+    (run.path / "chats").write_text("a file in its place")
+    result = cli("chat", run.id, "--prompt", "hello")
+    assert result.code == 0, result.err
+    assert "warning: The conversation is not kept with the run: " in result.err
+
+
 def test_base_system_and_a_piped_prompt(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
     run = cli.start(steps=10_000, pace=0.02)
     monkeypatch.setattr("sys.stdin", io.StringIO("hello"))

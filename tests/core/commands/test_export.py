@@ -40,7 +40,7 @@ def test_a_file_that_nothing_here_can_read_is_told_before(
 ) -> None:
     monkeypatch.setattr("core.export.verify.has_library", lambda: False)
     told = cli("export", run.id, "--to", "gguf").err
-    assert "The file is not verified: llama.cpp's library is not installed. pip install" in told
+    assert "The file is not verified: llama.cpp's library is not installed. Install it: pip install" in told
 
 
 def test_json_has_the_fields_that_scripts_read(cli: CommandLine, run: Run, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from core.evaluation.lm_eval import (
     read_results,
     read_tasks,
 )
-from core.evaluation.record import list_records
+from core.evaluation.record import folder_of, list_records
 from core.runs.store import Run
 from tests.waiting import wait_for
 
@@ -77,6 +77,17 @@ def model(directory: Path) -> HarnessModel:
     for name in ("base", "adapter"):
         (directory / name).mkdir(exist_ok=True)
     return HarnessModel("run@3", directory / "base", directory / "adapter", directory / "adapter")
+
+
+def test_nothing_is_written_through_a_link(call: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    folder_of(None).parent.mkdir(parents=True, exist_ok=True)
+    folder_of(None).symlink_to(elsewhere)
+    with pytest.raises(UserError, match="is a link"):
+        HarnessJob(model(tmp_path), ["mine"]).run()
+    assert not call.exists()
+    assert list(elsewhere.iterdir()) == []
 
 
 def test_it_is_started_offline_and_its_figures_are_kept(call: Path, tmp_path: Path) -> None:

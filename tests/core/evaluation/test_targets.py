@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
+from core import paths
 from core.config.schema import Config
 from core.errors import UserError
 from core.evaluation.targets import MOST, resolve_targets
 from core.runs.store import Run, create_run
+from tests.core.export.test_result import make_result, write_result
 
 
 def write_adapter(directory: Path, content: bytes = b"weights") -> None:
@@ -77,6 +80,16 @@ def test_other_files_are_another_model(run: Run) -> None:
     assert before.identity != after.identity
 
 
+def test_other_files_of_a_model_in_the_home_are_another_model(base: Path) -> None:
+    directory = paths.models_dir() / "mine"
+    shutil.copytree(base, directory)
+    (before,) = resolve_targets(["mine"])
+    (directory / "more.safetensors").write_bytes(b"other weights")
+    (after,) = resolve_targets(["mine"])
+    assert (before.name, after.name) == ("mine", "mine")
+    assert before.identity != after.identity
+
+
 def test_a_model_is_a_path(base: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(base.parent)
     for name in (str(base), "base/", "./base"):
@@ -88,8 +101,7 @@ def test_a_model_is_a_path(base: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 def test_an_exported_file_has_the_base_and_the_folder_of_the_run_that_it_was_made_of(run: Run, tmp_path: Path) -> None:
     written = []
     for place in ("one", "two"):
-        (tmp_path / place).mkdir()
-        (tmp_path / place / "export.json").write_text(json.dumps({"version": 1, "run": run.id, "step": 20}))
+        write_result(make_result(tmp_path / place, run=run.id, step=20))
         written.append(tmp_path / place / "tickets.gguf")
         written[-1].touch()
     first, second, base = resolve_targets([str(path) for path in written], ["base"])

@@ -144,7 +144,7 @@ def test_closing_cancels_a_generation(live: Run, serve: Callable[[Handler], Serv
     stream = client.generate({})
     assert next(stream) == {"token": "a"}
     if by == "iterator":
-        stream.close()  # type: ignore[attr-defined]
+        stream.close()
     else:
         client.close()
         assert "was closed" in message_of(lambda: next(stream))

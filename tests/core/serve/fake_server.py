@@ -19,9 +19,9 @@ from core.chat.request import ChatRequest, QuestionError
 from core.commands.common import say
 from core.config.schema import ChatSection
 from core.errors import UserError
-from core.serve.models import Holder, Models, ServedModel
-from core.serve.options import ServeOptions
-from core.serve.server import Serving, serve_models
+from core.serve.models import Models, ServedModel, SessionHolder
+from core.serve.options import ServeOptions, ServerAddress
+from core.serve.server import serve_models
 
 
 class PlayedSession:
@@ -85,15 +85,15 @@ def main() -> None:
     options = json.loads(sys.argv[1])
     if uds := options.pop("uds", None):
         options["uds"] = Path(uds)
-    holder = Holder(PlayedSession, lambda *_: None)
+    holder = SessionHolder(PlayedSession, lambda *_: None)
     chat = ChatSection()
     models = [
         ServedModel("run-1", holder, "tuned", chat, int(time.time()), parent="tiny"),
         ServedModel("tiny", holder, "base", chat, int(time.time())),
     ]
 
-    def ready(serving: Serving) -> None:
-        say(json.dumps({"url": serving.url, "key": serving.key}))
+    def ready(address: ServerAddress) -> None:
+        say(json.dumps({"url": address.url, "key": address.key}))
 
     serve_models(Models(models), ServeOptions(("run-1",), **options), ready)
     say("ended")

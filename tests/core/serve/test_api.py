@@ -107,6 +107,7 @@ def test_calls_of_tools_are_told_apart_from_text(played: RunningServer) -> None:
         ({"top_p": 0}, "top_p"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": 1.5}, "max_tokens"),
+        ({"max_tokens": 5, "max_completion_tokens": 0}, "max_completion_tokens"),
         ({"seed": "x"}, "seed"),
         ({"stream": "yes"}, "stream"),
         ({"stop": [1]}, "stop"),

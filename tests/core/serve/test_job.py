@@ -13,8 +13,8 @@ import httpx2
 import pytest
 
 from core.errors import UserError
-from core.serve.job import Address, ServeJob
-from core.serve.options import KEY_VARIABLE
+from core.serve.job import ServeJob
+from core.serve.options import KEY_VARIABLE, ServerAddress
 from tests.core.chat.test_session import add_adapter, make_run
 from tests.waiting import wait_for
 
@@ -24,7 +24,7 @@ class Started:
 
     def __init__(self, job: ServeJob) -> None:
         self.job = job
-        self.addresses: list[Address] = []
+        self.addresses: list[ServerAddress] = []
         self.errors: list[UserError] = []
         self.thread = threading.Thread(target=self._run)
         self.thread.start()
@@ -35,7 +35,7 @@ class Started:
         except UserError as error:
             self.errors.append(error)
 
-    def address(self) -> Address:
+    def address(self) -> ServerAddress:
         wait_for(lambda: self.addresses or self.errors, 30, "the server to come up")
         assert not self.errors, self.errors
         return self.addresses[0]
@@ -46,7 +46,7 @@ class Started:
         assert not self.thread.is_alive()
 
 
-def get(address: Address, path: str = "/models") -> httpx2.Response:
+def get(address: ServerAddress, path: str = "/models") -> httpx2.Response:
     return httpx2.get(address.url + path, headers={"Authorization": f"Bearer {address.key}"})
 
 

@@ -15,7 +15,7 @@ from textual.timer import Timer
 from textual.widget import Widget
 from textual.widgets import Static
 
-from core.chat.dialogue import Dialogue, Exchange, format_stats
+from core.chat.dialogue import Dialogue, Exchange
 from core.chat.request import BASE, TUNED
 from core.errors import UserError
 from core.text import one_line
@@ -429,23 +429,13 @@ class ChatPane(Pane):
     @on(Answered)
     def _answered(self, message: Answered) -> None:
         reply, answer = message.reply, message.answer
-        was_open = reply.is_open
         reply.take_pending()
-        if was_open:
-            reply.state = "done" if answer is not None else "stopped"
+        if answer is None and reply.is_open:
+            reply.state = "stopped"
         if answer is not None:
-            if was_open:
-                reply.text, reply.raw = answer.text, answer.raw
+            reply.take_answer(answer)
             if reply.source in (TUNED, BASE):
                 reply.speaker = self.partner.name_of(answer.source)
-            reply.stats = format_stats(
-                answer.tokens,
-                answer.first_token_seconds,
-                answer.tokens_per_second,
-                answer.finish,
-                context=answer.prompt_tokens + answer.tokens if answer.prompt_tokens else 0,
-                context_limit=answer.context_limit,
-            )
             if answer.source.startswith("step-") and answer.source[5:].isdecimal():
                 self.note_step(int(answer.source[5:]))
         self.transcript.refresh_reply(reply)
@@ -726,10 +716,16 @@ class ChatPane(Pane):
         picks = [Pick(one.id, one.title, one.when) for one in found]
         # The present one would be written again.
         others = frozenset(by_id) - {self.dialogue.id}
-        discard = Discard(others, lambda identity: remove_transcript(by_id[identity]))
+
+        def discard(identity: str) -> None:
+            try:
+                remove_transcript(by_id[identity])
+            except UserError as error:
+                self._say(str(error), "$error")
+
         if run == self.target:
             title = "Conversations of this run"
-            self.app.push_screen(PickScreen(title, picks, self.dialogue.id, discard=discard), chosen)
+            self.app.push_screen(PickScreen(title, picks, self.dialogue.id, discard=Discard(others, discard)), chosen)
 
     @on(PromptInput.PageWanted)
     def _page_wanted(self, message: PromptInput.PageWanted) -> None:

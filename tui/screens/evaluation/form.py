@@ -12,11 +12,11 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, VerticalScroll
 from textual.content import Content
 
+from core.chat.request import BASE
 from core.errors import UserError
 from core.evaluation.check import Check
 from core.evaluation.record import EvaluationRecord, newest_record
 from core.evaluation.request import EvaluationRequest
-from core.evaluation.targets import BASE
 from core.paths import working_directory
 from core.text import one_line
 from tui.screens.overlay import INPUT_BINDINGS, Overlay, key_line

@@ -82,7 +82,7 @@ class EvaluationRows:
 
     def outcome(self, place: int) -> Outcome:
         """What became of a question."""
-        return self.table.outcome(self.comparison, place) if self.comparison is not None else "same"
+        return self.comparison.outcome(place) if self.comparison is not None else "same"
 
     def head(self) -> str:
         """What is shown, and of how many: ``won 3 of 12 against base``."""

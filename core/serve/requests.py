@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from core.chat.json_schema import grammar_of
-from core.chat.request import ChatRequest, GenerationSettings
+from core.chat.request import MAX_NEW_TOKENS_LIMIT, ChatRequest, GenerationSettings, SettingError
 from core.config.schema import ChatSection
 from core.data.conversation import RowError
 from core.data.formats.turns import read_messages, read_tools
@@ -18,12 +18,12 @@ from core.serve.fields import Fields
 
 #: Longest answer where the request names no limit; the model's context cuts it as well.
 LONGEST_ANSWER = 4096
-#: The most that an answer may have; a larger limit means this.
-_MOST_TOKENS = 32768
+#: The same where a text is gone on with, as in OpenAI's API.
+LONGEST_COMPLETION = 16
 
 
 @dataclass(frozen=True)
-class Asked:
+class CompletionRequest:
     """A request that has been read."""
 
     kind: Literal["chat", "text"]
@@ -41,7 +41,7 @@ def model_name(body: Mapping[str, Any]) -> str:
     return Fields(body).text("model")
 
 
-def read_chat(body: Mapping[str, Any], defaults: ChatSection) -> Asked:
+def read_chat(body: Mapping[str, Any], defaults: ChatSection) -> CompletionRequest:
     """Read a request for the next turn of a conversation.
 
     Messages and tools are read as those of a dataset are, so that they become the same tokens.
@@ -76,15 +76,14 @@ def read_chat(body: Mapping[str, Any], defaults: ChatSection) -> Asked:
     schema = _schema(fields)
     if schema is not None and tools:
         raise fields.refuse("response_format", "with tools, the model chooses between a call and an answer.")
-    limit = fields.whole("max_completion_tokens")
-    limit = fields.whole("max_tokens") if limit is None else limit
-    settings = _settings(fields, defaults, limit if limit is not None else LONGEST_ANSWER)
+    limit = "max_completion_tokens" if fields.has("max_completion_tokens") else "max_tokens"
+    settings = _settings(fields, defaults, limit, LONGEST_ANSWER)
     question = _question(messages=messages, settings=settings, tools=list(tools), json_schema=schema)
     names = frozenset(str(tool["function"]["name"]) for tool in tools)
-    return Asked("chat", fields.text("model"), question, *_stream(fields), tools=names)
+    return CompletionRequest("chat", fields.text("model"), question, *_stream(fields), tools=names)
 
 
-def read_completion(body: Mapping[str, Any], defaults: ChatSection) -> Asked:
+def read_completion(body: Mapping[str, Any], defaults: ChatSection) -> CompletionRequest:
     """Read a request to go on with a text.
 
     Raises:
@@ -105,17 +104,16 @@ def read_completion(body: Mapping[str, Any], defaults: ChatSection) -> Asked:
         prompt = prompt[0]
     if not isinstance(prompt, str) or not prompt:
         raise fields.wrong("prompt", "one text that is not empty; tokens and lists of several texts are not read")
-    limit = fields.whole("max_tokens")
-    settings = _settings(fields, defaults, 16 if limit is None else limit)
+    settings = _settings(fields, defaults, "max_tokens", LONGEST_COMPLETION)
     question = _question(messages=[], prompt=prompt, settings=settings, json_schema=_schema(fields))
-    return Asked("text", fields.text("model"), question, *_stream(fields))
+    return CompletionRequest("text", fields.text("model"), question, *_stream(fields))
 
 
 def _question(**parts: Any) -> ChatRequest:
     try:
         return ChatRequest(**parts)
     except UserError as error:
-        raise ApiError(400, str(error), param="messages") from error
+        raise ApiError(400, str(error), param="prompt" if "prompt" in parts else "messages") from error
 
 
 def _refuse_common(fields: Fields) -> None:
@@ -129,15 +127,24 @@ def _refuse_common(fields: Fields) -> None:
         raise fields.refuse("logit_bias", "the likelihood of tokens is the model's own.")
 
 
-def _settings(fields: Fields, defaults: ChatSection, limit: int) -> GenerationSettings:
-    if limit < 1:
-        raise fields.wrong("max_tokens", "at least 1")
+def _settings(fields: Fields, defaults: ChatSection, limit: str, longest: int) -> GenerationSettings:
+    """The settings of an answer.
+
+    Args:
+        fields: The request.
+        defaults: What it leaves out.
+        limit: The field with the longest answer.
+        longest: The longest answer where it is absent.
+    """
+    given = fields.whole(limit)
+    if given is not None and given < 1:
+        raise fields.wrong(limit, "at least 1")
     seed = fields.whole("seed")
     top_k = fields.whole("top_k")
     try:
         return GenerationSettings.of(
             defaults,
-            max_new_tokens=min(limit, _MOST_TOKENS),
+            max_new_tokens=min(longest if given is None else given, MAX_NEW_TOKENS_LIMIT),
             temperature=fields.number("temperature"),
             top_p=fields.number("top_p"),
             # Other servers write -1 for none.
@@ -147,9 +154,9 @@ def _settings(fields: Fields, defaults: ChatSection, limit: int) -> GenerationSe
             seed=None if seed is None else seed % (1 << 32),
             stop=_stops(fields),
         )
-    except UserError as error:
+    except SettingError as error:
         # Its hint is about the configuration.
-        raise ApiError(400, error.message, param=error.message.partition(" ")[0]) from error
+        raise ApiError(400, error.message, param=error.name) from error
 
 
 def _stops(fields: Fields) -> Any:

@@ -1,4 +1,4 @@
-"""Tool calls in the text of an answer: the formats that chat templates teach models, read back."""
+"""The tool call parser: reads calls out of the text of an answer, in the formats that chat templates teach models."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import uuid
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
+
+from core.text import beginning_at_end
 
 #: Texts that calls begin with. The special tokens among them are left out of an answer's text, so some formats begin
 #: with the JSON itself.
@@ -40,7 +42,7 @@ class ToolCall:
     id: str = field(default_factory=lambda: f"call_{uuid.uuid4().hex[:24]}", compare=False)
 
 
-def split_calls(text: str, tools: Collection[str]) -> tuple[str, list[ToolCall]]:
+def parse_tool_calls(text: str, tools: Collection[str]) -> tuple[str, list[ToolCall]]:
     """An answer as its text and its calls.
 
     Known are the formats of Qwen and Hermes (``<tool_call>`` around JSON, around ``<function=…>``, or around GLM's keys
@@ -62,7 +64,7 @@ def split_calls(text: str, tools: Collection[str]) -> tuple[str, list[ToolCall]]
     return text, []
 
 
-def call_begins(text: str) -> int:
+def tool_call_start(text: str) -> int:
     """Where a call may begin in the beginning of an answer: what is before it is text for sure.
 
     Args:
@@ -71,20 +73,11 @@ def call_begins(text: str) -> int:
     Returns:
         The place of what may be a call, or the beginning of one; the length of the text where nothing may be.
     """
-    places = [place for marker in MARKERS if (place := _place_of(text, marker)) >= 0]
     stripped = text.lstrip()
     if not stripped or stripped[0] in _OPENINGS:
-        places.append(0)
-    return min(places, default=len(text))
-
-
-def _place_of(text: str, marker: str) -> int:
-    """Where a marker is in a text, or where the text ends with its beginning; -1 if neither."""
-    place = text.find(marker)
-    if place >= 0:
-        return place
-    most = min(len(marker) - 1, len(text))
-    return next((len(text) - length for length in range(most, 0, -1) if text.endswith(marker[:length])), -1)
+        return 0
+    places = [place for marker in MARKERS if (place := text.find(marker)) >= 0]
+    return min(places, default=len(text) - beginning_at_end(text, MARKERS))
 
 
 _Found = tuple[str, list[ToolCall]]

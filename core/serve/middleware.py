@@ -25,7 +25,7 @@ BODY_SECONDS = 20.0
 HEALTH = "/health"
 
 
-class Gate:
+class AccessMiddleware:
     """ASGI middleware that refuses requests before they reach the application.
 
     A page in a browser cannot get through: by a name of its own (DNS rebinding) it fails at ``Host``, and without the

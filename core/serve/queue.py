@@ -1,4 +1,4 @@
-"""The queue: one answer is generated at a time, the others wait for their turn, and more than that are refused."""
+"""The request queue: one answer is generated at a time, the others wait for their turn, further ones are refused."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from core.chat.request import ChatRequest, QuestionError
 from core.errors import UserError
-from core.serve.errors import ApiError, refusal_of
+from core.serve.errors import ApiError, refusal_of, unexpected
 from core.serve.models import ServedModel
 
 
@@ -66,7 +66,7 @@ class Job:
             return  # the loop is closed: the server has ended, and nobody reads
 
 
-class Desk:
+class RequestQueue:
     """Generates answers, one after another, in a thread.
 
     Args:
@@ -160,8 +160,7 @@ class Desk:
             job.tell(Failure(refusal_of(error)))
         except Exception as error:  # whatever it is, it costs this answer, not the server
             job.model.holder.note_failure()
-            name = type(error).__name__
-            job.tell(Failure(ApiError(500, f"An error that should not happen: {name}. Please report it.")))
+            job.tell(Failure(unexpected(error)))
             traceback.print_exc()
         finally:
             with self._guard:

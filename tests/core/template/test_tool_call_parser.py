@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.data.conversation import Example, Message
-from core.template.call_text import MARKERS, ToolCall, call_begins, split_calls
+from core.template.tool_call_parser import MARKERS, ToolCall, parse_tool_calls, tool_call_start
 from tests.core.template.families import FAMILIES, Family
 from tests.core.template.oracle import answer_ids
 
@@ -35,14 +35,14 @@ def written(family: Family, arguments: dict[str, Any]) -> str:
 @pytest.mark.parametrize("arguments", [{"a": 1, "b": 2}, {"a": ["x", {"y": None}], "text": 'é "q"\n<end>'}, {}])
 def test_what_a_family_writes_is_read_back(family: Family, arguments: dict[str, Any]) -> None:
     text = written(family, arguments)
-    content, calls = split_calls(text, NAMES)
+    content, calls = parse_tool_calls(text, NAMES)
     # A family that reasons writes that it did not.
     assert (content.removeprefix("<think>").removesuffix("</think>").strip(), calls) == (
         "",
         [ToolCall("add", arguments)],
     )
-    assert split_calls(text, {"look_up"}) == (text, []), "a tool that was not offered is no call"
-    assert call_begins(text) < len(text), "no part of a call is streamed as text"
+    assert parse_tool_calls(text, {"look_up"}) == (text, []), "a tool that was not offered is no call"
+    assert tool_call_start(text) < len(text), "no part of a call is streamed as text"
 
 
 ADD, BOTH = [ToolCall("add", {"a": 1})], [ToolCall("add", {"a": 1}), ToolCall("look_up", {"q": "x"})]
@@ -73,7 +73,7 @@ ADD, BOTH = [ToolCall("add", {"a": 1})], [ToolCall("add", {"a": 1}), ToolCall("l
     ],
 )
 def test_published_formats_are_read(text: str, content: str, calls: list[ToolCall]) -> None:
-    assert split_calls(text, NAMES) == (content, calls)
+    assert parse_tool_calls(text, NAMES) == (content, calls)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_published_formats_are_read(text: str, content: str, calls: list[ToolCal
     ],
 )
 def test_what_is_no_call_stays_text(text: str) -> None:
-    assert split_calls(text, NAMES) == (text, [])
+    assert parse_tool_calls(text, NAMES) == (text, [])
 
 
 @given(st.text(), st.dictionaries(st.text(max_size=5), JSON, max_size=3))
@@ -102,11 +102,11 @@ def test_any_arguments_are_read_and_any_text_before_them_is_kept(before: str, ar
     call = f"<tool_call>\n{json.dumps({'name': 'add', 'arguments': arguments})}\n</tool_call>"
     if "</tool_call>" in json.dumps(arguments) or "<" in before:
         return
-    assert split_calls(before + call, NAMES) == (before.strip(), [ToolCall("add", arguments)])
+    assert parse_tool_calls(before + call, NAMES) == (before.strip(), [ToolCall("add", arguments)])
 
 
 @given(st.text(alphabet="<tool_ca>{[|x \n", max_size=20), st.sampled_from(MARKERS))
 def test_nothing_of_a_call_is_streamed_wherever_the_text_is_cut(before: str, marker: str) -> None:
     text = before + marker
     for cut in range(len(text)):
-        assert call_begins(text[:cut]) <= text.index(marker)
+        assert tool_call_start(text[:cut]) <= text.index(marker)

@@ -1,4 +1,4 @@
-"""Responses in OpenAI's form: models, completions, and the chunks of a stream."""
+"""Objects of OpenAI's API: models, completions, and the chunks of a stream."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-from core.serve.bodies import Asked
-from core.serve.desk import End
 from core.serve.models import ServedModel
-from core.template.call_text import ToolCall
+from core.serve.queue import End
+from core.serve.requests import CompletionRequest
+from core.template.tool_call_parser import ToolCall
 
 #: The last line of a stream that has come to its end.
 DONE = b"data: [DONE]\n\n"
 
 
-class Replies:
-    """The responses to one request.
+class Completion:
+    """The completion that answers one request: as one object, or as the chunks of a stream.
 
     Args:
         asked: The request.
     """
 
-    def __init__(self, asked: Asked) -> None:
+    def __init__(self, asked: CompletionRequest) -> None:
         self._is_chat = asked.kind == "chat"
         self._id = f"{'chatcmpl' if self._is_chat else 'cmpl'}-{uuid.uuid4().hex}"
         self._created = int(time.time())

@@ -13,8 +13,8 @@ import psutil
 import pytest
 
 from core.errors import UserError
-from core.serve.gate import BODY_LIMIT, host_name
 from core.serve.listen import open_listener
+from core.serve.middleware import BODY_LIMIT, host_name
 from core.serve.options import ServeOptions
 from tests.core.serve.conftest import RunningServer
 from tests.core.serve.raw import connect, exchange, head, post, question

@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import Awaitable
 from typing import Protocol
 
-from core.serve.bodies import Asked
-from core.serve.desk import Desk, End, Event, Failure, Job, Piece
-from core.serve.gate import Receive, Scope, Send, send_json
-from core.serve.replies import Replies, error_line
-from core.template.call_text import ToolCall, call_begins, split_calls
+from core.serve.middleware import Receive, Scope, Send, send_json
+from core.serve.objects import Completion, error_line
+from core.serve.queue import End, Event, Failure, Job, Piece, RequestQueue
+from core.serve.requests import CompletionRequest
+from core.template.tool_call_parser import ToolCall, parse_tool_calls, tool_call_start
 
 _STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -30,20 +30,20 @@ class ClientGone(Exception):  # noqa: N818 - nothing is wrong with that
     """Raised when the client has closed the connection."""
 
 
-class Answering:
+class CompletionResponse:
     """An ASGI application that answers one request, and cancels the answer when the client goes.
 
     Args:
         asked: The request.
         job: Its answer.
-        desk: Where the job is.
+        queue: Where the job is.
     """
 
-    def __init__(self, asked: Asked, job: Job, desk: Desk) -> None:
+    def __init__(self, asked: CompletionRequest, job: Job, queue: RequestQueue) -> None:
         self._asked = asked
         self._job = job
-        self._desk = desk
-        self._replies = Replies(asked)
+        self._queue = queue
+        self._completion = Completion(asked)
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response."""
@@ -61,7 +61,7 @@ class Answering:
             return
         finally:
             gone.cancel()
-            self._desk.cancel(self._job)
+            self._queue.cancel(self._job)
 
     async def _next(self, gone: asyncio.Future[None]) -> Event:
         """The next event.
@@ -93,8 +93,8 @@ class Answering:
             return
         text, calls = "".join(pieces), list[ToolCall]()
         if self._asked.tools:
-            text, calls = split_calls(text, self._asked.tools)
-        await send_json(send, 200, self._replies.whole(text, calls, event))
+            text, calls = parse_tool_calls(text, self._asked.tools)
+        await send_json(send, 200, self._completion.whole(text, calls, event))
 
     async def _stream(self, first: Event, gone: asyncio.Future[None], send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
@@ -103,14 +103,14 @@ class Answering:
             if lines:
                 await send({"type": "http.response.body", "body": b"".join(lines), "more_body": True})
 
-        await write(*self._replies.opening())
+        await write(*self._completion.opening())
         held = ""
         event = first
         while isinstance(event, Piece):
             held += event.text
-            begins = call_begins(held) if self._asked.tools else len(held)
+            begins = tool_call_start(held) if self._asked.tools else len(held)
             if begins:
-                await write(self._replies.piece(held[:begins]))
+                await write(self._completion.piece(held[:begins]))
                 held = held[begins:]
             event = await self._next(gone)
         if isinstance(event, Failure):
@@ -120,10 +120,10 @@ class Answering:
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _end(self, end: End, held: str, write: Writer) -> None:
-        text, calls = split_calls(held, self._asked.tools) if held else ("", [])
-        lines = [self._replies.piece(text)] if text else []
-        lines += [self._replies.calls(calls)] if calls else []
-        lines += self._replies.ending(end, called=bool(calls), with_usage=self._asked.include_usage)
+        text, calls = parse_tool_calls(held, self._asked.tools) if held else ("", [])
+        lines = [self._completion.piece(text)] if text else []
+        lines += [self._completion.calls(calls)] if calls else []
+        lines += self._completion.ending(end, called=bool(calls), with_usage=self._asked.include_usage)
         await write(*lines)
 
 
