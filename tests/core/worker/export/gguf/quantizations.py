@@ -25,8 +25,8 @@ from core.models.architecture.load import load_architecture
 from core.worker.export.gguf.convert import convert
 from core.worker.export.gguf.importance import compute_importance
 from core.worker.export.gguf.quantize import quantize
-from core.worker.export.job import Report
 from core.worker.export.llama.model import GgufModel
+from core.worker.process.answers import Answers
 from tests.core.worker.export.gguf import random_models
 from tests.core.worker.export.gguf.logits import mean_divergence, read_logits
 
@@ -105,7 +105,7 @@ def expected_importance(model: Any, rows: list[list[int]]) -> dict[str, Any]:
     return {name: (values / tokens).numpy() for name, values in sums.items()}
 
 
-def weigh_experts(directory: Path, converter: Path, report: Report) -> dict[str, Any]:
+def weigh_experts(directory: Path, converter: Path, report: Answers) -> dict[str, Any]:
     """A mixture of experts: each expert's activations are counted apart, and the quantizer takes them."""
     import torch
 
@@ -135,7 +135,7 @@ def weigh_experts(directory: Path, converter: Path, report: Report) -> dict[str,
 SHAPES = ((288, 512, 9, True), (256, 480, 4, False), (320, 352, 4, False))
 
 
-def forecast_sizes(directory: Path, converter: Path, report: Report) -> dict[str, Any]:
+def forecast_sizes(directory: Path, converter: Path, report: Answers) -> dict[str, Any]:
     """Bytes of the tensors that the quantizer wrote, and those that were forecast, by model and type."""
     import torch
     from transformers import LlamaConfig
@@ -187,7 +187,7 @@ def main(arguments: list[str]) -> int:
     import torch
 
     directory, converter = map(Path, arguments)
-    report = Report(io.BytesIO())
+    report = Answers(io.BytesIO())
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     model_directory, staged, source = directory / "model", directory / "staged", directory / "F32.gguf"

@@ -23,8 +23,8 @@ from core.export.gguf.staging import own_templates, stage
 from core.export.gguf.write import conversion_job
 from core.worker.export.gguf.adapter import convert_adapter
 from core.worker.export.gguf.convert import convert
-from core.worker.export.job import Report
 from core.worker.export.llama.model import GgufModel
+from core.worker.process.answers import Answers
 from tests.core.worker.export.gguf import random_models
 from tests.core.worker.export.gguf.logits import centered, read_logits
 
@@ -45,7 +45,13 @@ ADAPTERS: dict[str, dict[str, Any]] = {
 
 
 def adapter_deltas(
-    model: Any, directory: Path, target: Path, converter: Path, ids: list[int], settings: dict[str, Any], report: Report
+    model: Any,
+    directory: Path,
+    target: Path,
+    converter: Path,
+    ids: list[int],
+    settings: dict[str, Any],
+    report: Answers,
 ) -> dict[str, float]:
     """How far llama.cpp is from PEFT with an adapter, and PEFT from the base."""
     import torch
@@ -72,7 +78,7 @@ def adapter_deltas(
     }
 
 
-def round_trip(name: str, directory: Path, converter: Path, pieces: bytes, report: Report) -> dict[str, Any]:
+def round_trip(name: str, directory: Path, converter: Path, pieces: bytes, report: Answers) -> dict[str, Any]:
     """What became of an architecture."""
     import torch
     from tokenizers import Tokenizer
@@ -116,7 +122,7 @@ def round_trip(name: str, directory: Path, converter: Path, pieces: bytes, repor
     return result
 
 
-def from_gguf(directory: Path, converter: Path, report: Report) -> dict[str, Any]:
+def from_gguf(directory: Path, converter: Path, report: Answers) -> dict[str, Any]:
     """A model whose base was a GGUF file, with a tokenizer that the converter does not know: refused, and copied."""
     source, model = directory / "model.gguf", directory / "model"
     content = json.loads((model / "tokenizer.json").read_text())
@@ -145,7 +151,7 @@ def from_gguf(directory: Path, converter: Path, report: Report) -> dict[str, Any
 def main(arguments: list[str]) -> int:
     """Make the round trips."""
     directory, converter, *names = arguments
-    report = Report(io.BytesIO())
+    report = Answers(io.BytesIO())
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     pieces = random_models.train_sentencepiece()
