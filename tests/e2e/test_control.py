@@ -288,13 +288,10 @@ def test_what_is_asked_in_the_middle_of_a_step_is_told_at_once_and_can_be_taken_
     assert exit_code(run) == 3
 
     told = [(event.command, event.result) for event in only(ControlEvent, run)]
-    assert told == [
-        *[("withdraw", name) for name in ("pause", "checkpoint", "stop")],
-        ("pause", "ok"),
-        ("checkpoint", "ok"),
-        ("resume", "ok"),
-        ("stop", "ok"),
-    ]
+    assert told[:3] == [("withdraw", name) for name in ("pause", "checkpoint", "stop")]
+    # Asked at once by four threads: nobody decides which comes first.
+    assert sorted(told[3:5]) == [("checkpoint", "ok"), ("pause", "ok")]
+    assert told[5:] == [("resume", "ok"), ("stop", "ok")]
     assert run.state().pending == ()
     assert run.state().progress is None
 

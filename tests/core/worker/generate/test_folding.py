@@ -31,9 +31,12 @@ def logits(model: Any) -> torch.Tensor:
     return found
 
 
+@pytest.mark.parametrize("method", ["lora", "qlora"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_it_answers_as_the_adapter_and_the_base_comes_back_to_the_bit(tiny_model_dir: Path, precision: str) -> None:
-    model = adapted(tiny_model_dir, precision)
+def test_it_answers_as_the_adapter_and_the_base_comes_back_to_the_bit(
+    tiny_model_dir: Path, precision: str, method: str
+) -> None:
+    model = adapted(tiny_model_dir, precision, method)
     tuned = logits(model)
     with model.disable_adapter():
         base = logits(model)
@@ -49,7 +52,7 @@ def test_it_answers_as_the_adapter_and_the_base_comes_back_to_the_bit(tiny_model
 
 
 @pytest.mark.parametrize(
-    ("method", "more"), [("qlora", {}), ("lora", {"use_dora": True}), ("lora", {"lora_bias": True})]
+    ("method", "more"), [("qlora", {"use_dora": True}), ("lora", {"use_dora": True}), ("lora", {"lora_bias": True})]
 )
 def test_what_would_not_be_exact_stays_apart(tiny_model_dir: Path, method: str, more: dict[str, Any]) -> None:
     model = adapted(tiny_model_dir, method=method, **more)
@@ -58,10 +61,11 @@ def test_what_would_not_be_exact_stays_apart(tiny_model_dir: Path, method: str, 
     assert torch.equal(logits(model), tuned)
 
 
-def test_where_the_base_s_weights_have_no_room_it_stays_apart(
-    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_where_the_copies_have_no_room_it_stays_apart(
+    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    model = adapted(tiny_model_dir)
+    model = adapted(tiny_model_dir, method=method)
     monkeypatch.setattr("core.worker.generate.folding.memory", lambda: (100, 200))
     assert fold(model, "default") is None
 
