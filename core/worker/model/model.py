@@ -9,7 +9,7 @@ error; ``prepare_model_for_kbit_training`` casts embeddings to fp32 (it is not c
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import bitsandbytes as bnb
 import torch
 from accelerate import Accelerator
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from core.config.schema import WEIGHT_METHODS
 from core.errors import UserError, is_panic
@@ -31,6 +31,7 @@ from core.worker.model.completeness import TAKE_BOTH, check_loaded, tell, unconv
 from core.worker.model.cpu_bf16 import prefers_bf16
 from core.worker.model.device import choose_device
 from core.worker.model.nf4 import quantize_quickly
+from core.worker.model.quantizer import four_bit_config, install
 from core.worker.oom.retry import is_out_of_memory, shortage_reason
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -123,6 +124,7 @@ def load_model(
     adapter: Path | None = None,
     for_training: bool = False,
     tokenizer: Any = None,
+    keep_16bit: Sequence[str] = (),
 ) -> LoadedModel:
     """Load a base model from a directory, with an adapter where one is given.
 
@@ -134,6 +136,7 @@ def load_model(
         adapter: A directory in PEFT's format to put on top.
         for_training: Whether the adapter's weights are to be trained.
         tokenizer: Its tokenizer, where that is loaded already.
+        keep_16bit: Names and patterns of the layers that ``qlora`` leaves in 16 bit.
 
     Raises:
         UserError: If it cannot be loaded.
@@ -142,12 +145,8 @@ def load_model(
     dtype = choose_dtype(precision, target, method)
     quantization = None
     if method == "qlora":
-        quantization = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-        )
+        install()
+        quantization = four_bit_config(dtype, keep_16bit)
         if target.type == "cpu":
             quantize_quickly()
     if tokenizer is None:

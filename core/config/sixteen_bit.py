@@ -1,0 +1,35 @@
+"""Layers of a 4-bit model that stay in 16 bit: routers and small gates always, and those of ``model.keep_16bit``.
+
+The memory plan and the worker's quantizer both ask here, so that what is planned is what is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from core.config.targets import is_target
+
+#: Small linear layers whose rounding changes a choice (which expert, how much of a state is kept) rather than a value;
+#: quantizing them saves nothing. Names by family: ``router.proj`` Gemma 4, ``router.layer`` Granite,
+#: ``feed_forward.gate`` LFM2, ``mlp.gate`` and ``shared_expert_gate`` Qwen, ``in_proj_a`` and ``in_proj_b`` the gated
+#: delta net.
+ALWAYS = (
+    "router",
+    "router.proj",
+    "router.layer",
+    "mlp.gate",
+    "feed_forward.gate",
+    "shared_expert_gate",
+    "linear_attn.in_proj_a",
+    "linear_attn.in_proj_b",
+)
+
+
+def stays_16bit(name: str, keep: Sequence[str] = ()) -> bool:
+    """Whether a linear layer of the decoder stays in 16 bit; the output head does so in any case and is not asked for.
+
+    Args:
+        name: The module's name in the model: ``model.layers.0.mlp.gate``.
+        keep: Names and patterns of ``model.keep_16bit``, matched as those of ``method.target_modules``.
+    """
+    return any(is_target(name, entry) for entry in (*ALWAYS, *keep))
