@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import BitsAndBytesConfig
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.quantizers.auto import AutoHfQuantizer
@@ -16,6 +16,7 @@ from transformers.quantizers.auto import AutoHfQuantizer
 from core.errors import UserError
 from core.models.tensors import Tensor, read_header, weight_files
 from core.text import one_line
+from core.worker.model.text_part import causal_lm
 
 #: What bitsandbytes saves beside a weight that it has rounded to 4 bit.
 PACKED = re.compile(r"(.+)\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\.bitsandbytes__\w+)$")
@@ -27,7 +28,7 @@ class Layout:
 
     directory: Path
     model: Any
-    """The model of ``transformers``, on the device ``meta``."""
+    """The model of ``transformers``, on the device ``meta``; of a composite one the text part."""
     files: dict[Path, dict[str, Tensor]]
     """The headers of its files."""
     keys: dict[str, str]
@@ -61,12 +62,11 @@ def read_layout(base: Path) -> Layout:
     Raises:
         UserError: If its files cannot be read.
     """
-    config = AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    found = causal_lm(base)
+    model = found.build()
     files = {path: read_header(path) for path in weight_files(base)}
     parameters = model.state_dict()
-    transforms = get_model_conversion_mapping(model)
+    transforms = get_model_conversion_mapping(model, found.key_mapping)
     renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
     converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
     keys = {}

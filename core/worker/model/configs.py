@@ -5,20 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, GenerationConfig
+from transformers import GenerationConfig
 
 from core.errors import UserError
 from core.text import one_line
+from core.worker.model.text_part import causal_lm
 
 
 def load_config(base: Path) -> Any:
-    """The ``config`` of a model.
+    """The ``config`` of a model; of a composite one that of its text part.
 
     Raises:
-        UserError: If it cannot be read.
+        UserError: If it cannot be read, or is not that of a model which writes text.
     """
     try:
-        return AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
+        return causal_lm(base).config
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"The model in {base} cannot be loaded: {_first_line(error)}.",

@@ -18,7 +18,7 @@ import bitsandbytes as bnb
 import torch
 from accelerate import Accelerator
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from core.config.schema import WEIGHT_METHODS
 from core.errors import UserError, is_panic
@@ -32,6 +32,7 @@ from core.worker.model.cpu_bf16 import prefers_bf16
 from core.worker.model.device import choose_device
 from core.worker.model.nf4 import quantize_quickly
 from core.worker.model.quantizer import four_bit_config, install
+from core.worker.model.text_part import causal_lm
 from core.worker.oom.retry import is_out_of_memory, shortage_reason
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -153,15 +154,12 @@ def load_model(
         tokenizer = load_tokenizer(base)
     try:
         with _loading_explained(base):
-            model, loading = AutoModelForCausalLM.from_pretrained(
+            model, loading = causal_lm(base).load(
                 base,
-                output_loading_info=True,
                 ignore_mismatched_sizes=True,
                 dtype=dtype,
                 device_map={"": target},
                 quantization_config=quantization,
-                local_files_only=True,
-                trust_remote_code=False,
                 use_safetensors=True,
             )
     except Exception as error:
