@@ -167,6 +167,11 @@ def _carry_quantization(whole: Any, text: Any) -> None:
 # Names in the whole model.
 
 
+def is_text_part(model: Any) -> bool:
+    """Whether a model in memory is the text part of a composite one."""
+    return getattr(model, _WHOLE, None) is not None
+
+
 def whole_name(model: Any, name: str) -> str:
     """A module's or tensor's name in the whole model, by its name in the text part that is loaded of it.
 
@@ -195,7 +200,7 @@ def _find_places(config: Any, model: Any) -> tuple[str, str]:
     if found is None:
         return _USUAL_PLACES
     try:
-        with torch.device("meta"):
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
             whole = found._from_config(copy.deepcopy(config))
     except Exception:  # towers may ask for libraries that text does without
         return _USUAL_PLACES
