@@ -16,7 +16,7 @@ from core.models.architectures import check_architecture
 from core.models.description import read_description, unreadable
 from core.models.files import TOKENIZERS
 from core.models.foreign import refuse_foreign
-from core.models.shapes import check_shapes, embedding_rows
+from core.models.shapes import check_shapes, embedding_rows, of_text_part
 from core.models.tensors import read_weights
 from core.models.tokens import check_tokens
 
@@ -36,7 +36,7 @@ def check_model_directory(directory: Path) -> Path:
         raise UserError(f"{directory} has no tokenizer.", "Copy the tokenizer's files from where the model is from.")
     tensors = read_weights(directory)
     check_shapes(config, tensors, directory)
-    check_tokens(config, embedding_rows(tensors), directory)
+    check_tokens(config, embedding_rows(of_text_part(config, tensors)), directory)
     return directory
 
 

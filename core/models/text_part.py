@@ -88,3 +88,16 @@ def is_tied(config: Mapping[str, Any], has_head: bool | None) -> bool | None:
     if has_head is None or inner is True:
         return inner if isinstance(inner, bool) else None
     return not has_head
+
+
+def as_files_are_tied(config: Mapping[str, Any], names: Iterable[str]) -> Mapping[str, Any]:
+    """A ``config.json`` in which a composite model says whether head and embeddings share their weights, where its
+    files show that.
+
+    Args:
+        config: The content of ``config.json``.
+        names: The tensors in its files; none where they are not there.
+    """
+    if not is_composite(config) or not (names := list(names)):
+        return config
+    return {**config, "tie_word_embeddings": is_tied(config, split_names(names).has_head)}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from transformers.models.auto.modeling_auto import (
 from core.errors import UserError
 from core.models.description import read_description
 from core.models.tensors import read_weights
-from core.models.text_part import KEY_MAPPING, is_composite, is_tied, split_names, text_name
+from core.models.text_part import KEY_MAPPING, as_files_are_tied, is_composite, is_tied, text_name
 from core.text import one_line
 
 #: Lists of layers, by name, in the configurations of saved quantizations.
@@ -112,7 +112,7 @@ def causal_lm(base: Path) -> CausalLM:
     """How a base is loaded.
 
     Args:
-        base: A directory with a ``config.json``.
+        base: A directory with a ``config.json``, and with weights or without.
 
     Raises:
         UserError: If transformers has no class for it that writes text, or for its text part alone.
@@ -120,6 +120,25 @@ def causal_lm(base: Path) -> CausalLM:
     """
     config = AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
     said = read_description(base / "config.json") or {}
+    names: Iterable[str] = ()
+    if is_composite(said):
+        # Weights that are missing or damaged are told when they are to be loaded.
+        with contextlib.suppress(UserError):
+            names = read_weights(base)
+    return choose_class(config, as_files_are_tied(said, names), str(base))
+
+
+def choose_class(config: Any, said: Mapping[str, Any], base: str) -> CausalLM:
+    """The class that a base is loaded as, by its configuration.
+
+    Args:
+        config: The configuration object of transformers.
+        said: The content of ``config.json``.
+        base: Name of the model in messages.
+
+    Raises:
+        UserError: If there is none.
+    """
     found = _class_of(config)
     if not is_composite(said):
         if found is None:
@@ -141,7 +160,7 @@ def causal_lm(base: Path) -> CausalLM:
             f"{transformers.__version__} cannot load its text part ({one_line(text.model_type, 60)}) alone.",
             "Choose a model of text only, or one whose text part has a class of its own, as Gemma 3 and Qwen3.5 have.",
         )
-    tied = is_tied(said, split_names(read_weights(base)).has_head)
+    tied = is_tied(said, None)
     text.tie_word_embeddings = bool(getattr(config, "tie_word_embeddings", False) if tied is None else tied)
     if text.dtype is None:
         text.dtype = config.dtype
