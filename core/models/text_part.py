@@ -43,6 +43,14 @@ def text_name(name: str) -> str:
     return name
 
 
+def auto_class(config: Mapping[str, Any]) -> str:
+    """The class of transformers by which others load a model with all its parts: ``AutoModelForCausalLM``."""
+    if not is_composite(config):
+        return "AutoModelForCausalLM"
+    sees = isinstance(config.get("vision_config"), Mapping)
+    return "AutoModelForImageTextToText" if sees else "AutoModelForMultimodalLM"
+
+
 @dataclass(frozen=True)
 class Parts:
     """The tensors of a composite model's files.

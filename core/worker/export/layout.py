@@ -15,6 +15,7 @@ from transformers.quantizers.auto import AutoHfQuantizer
 
 from core.errors import UserError
 from core.models.tensors import Tensor, read_header, weight_files
+from core.models.text_part import split_names
 from core.text import one_line
 from core.worker.model.text_part import causal_lm
 
@@ -35,6 +36,8 @@ class Layout:
     """Parameter to its name in the files; those that the files hold as they are, one to one."""
     tied: dict[str, str]
     """Parameter to the other one that it is: the head to the embeddings."""
+    others: frozenset[str] = frozenset()
+    """Names in the files of what is not of the text part of a composite model, which stays as it is."""
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -75,7 +78,11 @@ def read_layout(base: Path) -> Layout:
             name, converted = rename_source_key(key, renamings, converters, model.base_model_prefix, parameters)
             if converted is None and name in parameters:
                 keys[name] = key
-    return Layout(base, model, files, keys, dict(getattr(model, "all_tied_weights_keys", None) or {}))
+    tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
+    others: tuple[str, ...] = ()
+    if found.whole is not None:
+        others = split_names(key for header in files.values() for key in header).others
+    return Layout(base, model, files, keys, tied, frozenset(others))
 
 
 def rounded_layers(layout: Layout) -> set[str]:

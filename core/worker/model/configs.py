@@ -8,7 +8,7 @@ from typing import Any
 from transformers import GenerationConfig
 
 from core.errors import UserError
-from core.text import one_line
+from core.worker.model.refusal import first_line, why_not
 from core.worker.model.text_part import causal_lm
 
 
@@ -21,10 +21,7 @@ def load_config(base: Path) -> Any:
     try:
         return causal_lm(base).config
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"The model in {base} cannot be loaded: {_first_line(error)}.",
-            "Check its config.json, or choose another model.",
-        ) from error
+        raise UserError(f"The model in {base} cannot be loaded: {first_line(error)}.", why_not(error, base)) from error
 
 
 def load_generation_config(base: Path) -> Any:
@@ -39,7 +36,7 @@ def load_generation_config(base: Path) -> Any:
         return GenerationConfig.from_model_config(load_config(base))
     except (ValueError, TypeError) as error:
         path = base / "generation_config.json"
-        raise UserError(f"{path} cannot be read: {_first_line(error)}.", "Copy it again.") from error
+        raise UserError(f"{path} cannot be read: {first_line(error)}.", "Copy it again.") from error
 
 
 def vocabulary_size(base: Path) -> int:
@@ -49,7 +46,3 @@ def vocabulary_size(base: Path) -> int:
         UserError: As :func:`load_config`.
     """
     return int(load_config(base).get_text_config().vocab_size)
-
-
-def _first_line(error: Exception) -> str:
-    return one_line(str(error).strip().partition("\n")[0], 200).rstrip(".")

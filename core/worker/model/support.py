@@ -10,11 +10,12 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from core.errors import UserError
 from core.models.architectures import check_quantization
 from core.models.check import check_model_config
+from core.models.installed import unknown_architecture
 from core.models.shapes import shapes_are_known
 from core.models.tensors import read_weights
 from core.models.text_part import split_names, text_model_type
-from core.text import one_line
 from core.worker.model.completeness import check_size
+from core.worker.model.refusal import first_line, why_not
 from core.worker.model.text_part import CausalLM, causal_lm
 
 
@@ -32,7 +33,7 @@ def check_base(base: Path, method: str) -> None:
     config = check_model_config(base)
     for family in (str(config["model_type"]), text_model_type(config)):
         if family is not None and family not in CONFIG_MAPPING_NAMES:
-            raise _unknown(base, family)
+            raise unknown_architecture(config, base, family)
     try:
         found = causal_lm(base)
     except UserError:
@@ -44,21 +45,8 @@ def check_base(base: Path, method: str) -> None:
         _check_size(base, config, found)
 
 
-def _unknown(base: Path, family: str) -> UserError:
-    import transformers
-
-    return UserError(
-        f"{base} is of the architecture {one_line(family, 60)}, which transformers {transformers.__version__} does "
-        "not know.",
-        "Upgrade transformers if the model is newer than it, or choose another model.",
-    )
-
-
 def _unreadable(base: Path, error: Exception) -> UserError:
-    first = one_line(str(error).strip().partition("\n")[0], 200).rstrip(".") or type(error).__name__
-    return UserError(
-        f"The model in {base} cannot be loaded: {first}.", "Check its config.json, or choose another model."
-    )
+    return UserError(f"The model in {base} cannot be loaded: {first_line(error)}.", why_not(error, base))
 
 
 def _check_size(base: Path, config: dict[str, Any], found: CausalLM) -> None:

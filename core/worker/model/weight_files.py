@@ -45,7 +45,7 @@ class WeightFiles:
                 with safe_open(str(path), framework="pt") as file:
                     tensor: torch.Tensor = file.get_tensor(stored)
             except (OSError, SafetensorError) as error:
-                raise UserError(f"{path} cannot be read: {error}", "Check that the directory is whole.") from error
+                raise UserError(f"{path} cannot be read: {error}", "Copy or fetch the weights again.") from error
             if tuple(tensor.shape) == shape:
                 return tensor
         raise UserError(

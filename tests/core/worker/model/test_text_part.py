@@ -170,3 +170,17 @@ def test_a_model_whose_text_part_has_no_class_is_refused_with_the_reason(
     (base / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=r"qwen3_vl, which .* cannot load its text part \(qwen3_vl_text\) alone"):
         check_base(base, "lora")
+
+
+def test_the_hint_says_what_is_really_the_reason(bases: dict[str, Path], tmp_path: Path) -> None:
+    base = copy_model(bases["mistral3"], tmp_path / "model")
+    edit_json(
+        base / "config.json", transformers_version="99.1.0", text_config={"model_type": "mistral", "hidden_act": 5}
+    )
+    with pytest.raises(UserError) as refusal:
+        check_base(base, "lora")
+    assert "It was saved with transformers 99.1.0" in refusal.value.hint
+    edit_json(base / "config.json", transformers_version=None)
+    with pytest.raises(UserError) as refusal:
+        check_base(base, "lora")
+    assert refusal.value.hint.startswith("Take config.json, tokenizer and weights from the same version")
