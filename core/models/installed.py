@@ -18,7 +18,7 @@ from core.text import one_line
 
 #: Files with the table of configuration classes by ``model_type``, and an entry of it in either form.
 _TABLES = ("auto_mappings.py", "configuration_auto.py")
-_ENTRY = re.compile(r'"([\w.-]+)"\s*[:,]\s*"(?!Auto)\w+Config"')
+_ENTRY = re.compile(r'"([\w.-]+)"\s*[:,]\s*"(?!AutoConfig")\w+Config"')
 #: A version that is one, of few enough characters to be parsed.
 _LONGEST_VERSION = 40
 
