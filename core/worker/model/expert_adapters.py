@@ -136,6 +136,16 @@ def target_modules(model: Any, targets: str | Sequence[str]) -> list[str]:
     ]
 
 
+def _linear_names(model: Any) -> list[str]:
+    """Names of the linear layers, with adapters around them or not."""
+    return [_bare(name) for name, module in model.named_modules() if _is_linear(module) and ".lora_" not in name]
+
+
+def _bare(name: str) -> str:
+    """A module's name in the base, whatever is around it now."""
+    return name.replace(".base_layer", "")
+
+
 def _is_linear(module: Any) -> bool:
     return isinstance(module, (torch.nn.Linear, Conv1D))
 
@@ -161,7 +171,8 @@ def prepare(config: Any, model: Any) -> bool:
 
     Args:
         config: The configuration, which is changed: layers that :func:`saved` wrote as parameters are modules again.
-        model: The base model, whose experts are computed by us where the configuration has adapters on them.
+        model: The base model, perhaps with adapters; its experts are computed by us where the configuration has some
+            on them.
 
     Returns:
         Whether PEFT must be kept from rewriting it; see :func:`as_it_is`.
@@ -170,13 +181,13 @@ def prepare(config: Any, model: Any) -> bool:
     named = list(getattr(config, "target_parameters", None) or ())
     if not experts or not named:
         return False
-    linear = [name for name, module in model.named_modules() if _is_linear(module)]
+    linear = _linear_names(model)
     layers = {
         name
         for name in named
         if name.endswith(_WEIGHT) and any(_is_called(layer, name.removesuffix(_WEIGHT)) for layer in linear)
     }
-    matrices = [f"{name}.{matrix}" for name, module in experts.items() for matrix in matrix_names(module)]
+    matrices = [f"{_bare(name)}.{matrix}" for name, module in experts.items() for matrix in matrix_names(module)]
     if any(_is_called(matrix, name) for matrix in matrices for name in named):
         use_own_experts(model)
         config._register_custom_module({type(module): ParamWrapper for module in experts.values()})
@@ -217,10 +228,7 @@ def saved(config: Any, model: Any) -> Any:
     modules = config.target_modules
     rewritten = {name for name in ([] if isinstance(modules, str) else modules or []) if _is_rewritten(name, model)}
     if rewritten:
-        # Those with adapters are one level deeper.
-        linear = [
-            n.removesuffix(".base_layer") for n, m in model.named_modules() if _is_linear(m) and ".lora_" not in n
-        ]
+        linear = _linear_names(model)
         full = [name for name in linear if any(_is_called(name, end) for end in rewritten)]
         short = _shortest(full, [name for name in linear if name not in full])
         made.target_modules = {name for name in modules if name not in rewritten} or None

@@ -107,7 +107,7 @@ def test_each_expert_is_what_bitsandbytes_makes_of_a_linear_layer(name: str, bas
             assert stacked.bytes() == experts * (quantized_bytes(rows * columns) - tables) + tables
 
 
-SPECIAL = {
+SPECIAL: dict[str, tuple[str, str, dict[str, Any]]] = {
     "no gate": ("nemotron_h.modeling_nemotron_h", "NemotronHExperts", {"mlp_hidden_act": "relu2"}),
     "a norm behind": (
         "muse_spark.modeling_muse_spark",
