@@ -77,7 +77,7 @@ def test_adapters_on_experts_are_merged_into_the_form_of_the_files(tmp_path: Pat
     trained, wanted = train_adapter(base, tmp_path / "adapter", name=method, target_experts="on")
     found = logits(merge(base, trained, tmp_path / "merged", rounded=method == "qlora"))
     assert (wanted - logits(read_plainly(base))).abs().max() > 0.05
-    assert torch.allclose(found, wanted, atol=5e-5), (found - wanted).abs().max()
+    assert torch.allclose(found, wanted, atol=2e-4), (found - wanted).abs().max()
     assert list(read_weights(base)) == list(read_weights(tmp_path / "merged"))
     # An expert that has no adapter of its own would be as in the base.
     before, after = (load_file(path / "model.safetensors") for path in (base, tmp_path / "merged"))
