@@ -123,7 +123,7 @@ class Source:
             with safe_open(str(path), framework="pt") as file:
                 tensor: torch.Tensor = file.get_tensor(key)
         except (OSError, SafetensorError) as error:
-            raise UserError(f"{path} cannot be read: {error}", "Check that the directory is whole.") from error
+            raise UserError(f"{path} cannot be read: {error}", "Copy or fetch the model's weights again.") from error
         return tensor
 
 

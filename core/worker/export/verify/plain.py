@@ -15,11 +15,13 @@ import peft
 import torch
 import transformers
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoTokenizer, BitsAndBytesConfig
 
 from core.data.conversation import RowError
 from core.directories import Progress
 from core.errors import UserError
+from core.models.description import read_description
+from core.models.text_part import auto_class
 from core.text import one_line
 from core.worker.data.encode import as_model_tokenizer
 from core.worker.export.verify.compare import compare
@@ -51,7 +53,8 @@ class PlainReader:
             )
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=True)
-            self._model = AutoModelForCausalLM.from_pretrained(
+            config = read_description(directory / "config.json") or {}
+            self._model = getattr(transformers, auto_class(config)).from_pretrained(
                 directory,
                 dtype=torch.float32,
                 device_map={"": "cpu"},
