@@ -1,6 +1,6 @@
 """A measurement of the proof: ``python -m core.worker.export.verify``.
 
-Jobs (:mod:`core.worker.export.job`) have a ``task``:
+Jobs (:mod:`core.worker.process.job`) have a ``task``:
 
 ``reference``
     ``run``, ``step``, ``directory``, ``rows``, ``plain_base``, ``as_file``: see
@@ -16,9 +16,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from core.worker.export.job import run_job
 from core.worker.process import environment
 from core.worker.process.answers import Answers
+from core.worker.process.job import run_job
 
 
 def measure(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
