@@ -10,6 +10,8 @@ from core.units import format_bytes, format_number
 
 #: Mean divergence in nats up to which four bits cost nothing that training would not make up for.
 FINE = 0.05
+#: Rows that are measured at most, unless another number is asked for.
+ROWS = 16
 #: Decimals of a divergence in a sentence.
 _DECIMALS = 2
 #: Where the rows are from.

@@ -15,30 +15,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from core.memory.batching import TOKEN_BUDGETS, chunk_positions, padded_length
+from core.memory.batching import TOKEN_BUDGETS, chunk_positions
 from core.quantization.choose import choose_layers, layer_pattern
-from core.quantization.result import Data, Figures, Kept, LayerCost, QuantizationCost
+from core.quantization.result import Figures, Kept, LayerCost, QuantizationCost
 from core.worker.data.batches import collate, supervised_count
 from core.worker.data.encode import TokenizedRow
 from core.worker.model.model import DTYPES
 from core.worker.process.recorder import peak_rss_bytes
 from core.worker.quantization.layers import LayeredModel
+from core.worker.quantization.sample import Sample
 from core.worker.quantization.streams import EntangledError, Stream, StreamedForward
 
 #: Told of the activity, how much of it is done, and of how much; may raise to give up.
 Progress = Callable[[str, int | None, int | None], None]
 #: Bytes of the hidden states of all streams that wait in the machine's memory at one time.
 STREAM_BYTES = 1 << 30
-#: Rows of a sample by default.
-ROWS = 16
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Rows that are measured, each one sequence."""
-
-    rows: list[TokenizedRow]
-    data: Data
 
 
 @dataclass(frozen=True)
@@ -54,29 +45,6 @@ class Settings:
     precision: str
     device: str
     keep_16bit: Sequence[str] = ()
-
-
-def choose_sample(rows: Sequence[TokenizedRow], count: int, budget: int) -> list[TokenizedRow]:
-    """Rows at even distances that are as one padded batch within a token budget; always the same of the same rows.
-
-    Args:
-        rows: To choose from.
-        count: At most so many.
-        budget: Tokens, padding included. A row that has more by itself is cut.
-    """
-    spread = [rows[place * len(rows) // count] for place in range(count)] if len(rows) > count else rows
-    chosen: list[TokenizedRow] = []
-    width = 0
-    for row in spread:
-        cut = TokenizedRow(row.input_ids[:budget], row.supervised[:budget])
-        if not supervised_count(cut):
-            continue
-        wider = max(width, padded_length(len(cut)))
-        if chosen and wider * (len(chosen) + 1) > budget:
-            continue
-        chosen.append(cut)
-        width = wider
-    return chosen
 
 
 def measure_cost(
@@ -209,8 +177,9 @@ class _Measurement:
         return self._compare(self._pass(driver, [Stream(self._all - set(kept))]))[0]
 
     def _stream_bytes(self) -> int:
-        model = self._plain.loaded.model
-        return int(self._input_ids.numel()) * int(model.config.get_text_config().hidden_size) * model.dtype.itemsize
+        loaded = self._plain.loaded
+        width = int(loaded.model.config.get_text_config().hidden_size)
+        return int(self._input_ids.numel()) * width * loaded.dtype.itemsize
 
     def _pass(self, driver: LayeredModel, streams: Sequence[Stream]) -> list[_Ended]:
         """Streams through all layers."""
