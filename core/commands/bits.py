@@ -11,6 +11,8 @@ from core.errors import UserError
 
 #: Rows that ``--rows`` takes.
 MOST_ROWS = 1024
+#: Cells of the longest bar.
+_BAR = 24
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     from core.commands.configuration import read_config
     from core.commands.progress import PLAIN_SECONDS, LiveLine
     from core.quantization.job import measure
-    from core.quantization.result import advice, facts, sentence, table
+    from core.quantization.result import HEAD, advice, facts, layer_lines, sentence
 
     if not 1 <= args.rows <= MOST_ROWS:
         raise UserError(f"--rows {args.rows} is no number of rows from 1 to {MOST_ROWS}.", "Write it as 16.")
@@ -60,8 +62,10 @@ def run(args: argparse.Namespace) -> int:
         emit(cost.to_dict())
         return 0
     say(sentence(cost))
-    for text in ("", *facts(cost), "", *table(cost)):
+    for text in ("", *facts(cost), "", HEAD.rstrip()):
         say(text)
+    for layer in layer_lines(cost):
+        say(f"{layer.text}  {'#' * round(_BAR * layer.share)}".rstrip())
     if todo := advice(cost):
         say("")
         say(todo)

@@ -12,6 +12,8 @@ from core.units import format_bytes, format_number
 FINE = 0.05
 #: Rows that are measured at most, unless another number is asked for.
 ROWS = 16
+#: Characters beyond which layers are counted in a sentence and not named.
+_LONGEST = 40
 #: Decimals of a divergence in a sentence.
 _DECIMALS = 2
 #: Where the rows are from.
@@ -121,8 +123,11 @@ def sentence(cost: QuantizationCost) -> str:
     if cost.kept is None:
         why = "and there is no memory free to keep layers in 16 bit" if cost.free_bytes is not None else ""
         return f"{begin}{', ' if why else ''}{why}."
-    count = f"{name_layers(cost.kept.layers)} in 16 bit: {format_bytes(cost.kept.bytes)} more"
-    return f"{begin}; keep {count} {_effect(cost.whole.kl, cost.kept.figures.kl)}."
+    layers = name_layers(cost.kept.layers)
+    if len(layers) > _LONGEST:
+        layers = f"{len(cost.kept.layers)} of {len(cost.layers)} layers"
+    more = f"{format_bytes(cost.kept.bytes)} more {_effect(cost.whole.kl, cost.kept.figures.kl)}"
+    return f"{begin}; keep {layers} in 16 bit: {more}."
 
 
 def _effect(before: float, after: float) -> str:
@@ -150,21 +155,30 @@ def name_layers(layers: Sequence[int]) -> str:
     return f"layer{'s' if len(ordered) > 1 else ''} {words}"
 
 
-def table(cost: QuantizationCost) -> list[str]:
-    """The layers, most costly first: number, nats, what it takes more in 16 bit, and a mark where it is kept."""
+@dataclass(frozen=True)
+class LayerLine:
+    """A layer as a line of a table."""
+
+    text: str
+    """Its number, nats, what it takes more in 16 bit, and a word where it is kept; always as wide."""
+    share: float
+    """Of the greatest cost, from 0 to 1."""
+
+
+#: The head of a table of :class:`LayerLine`.
+HEAD = f"{'layer':>5}  {'nats':>7}  {'16 bit':>9}  {'':<6}"
+
+
+def layer_lines(cost: QuantizationCost) -> list[LayerLine]:
+    """The layers, most costly first."""
     kept = set(cost.kept.layers if cost.kept is not None else ())
     greatest = max((layer.kl for layer in cost.layers), default=0.0)
-    ordered = sorted(enumerate(cost.layers), key=lambda item: -item[1].kl)
-    lines = [f"{'layer':>5}  {'nats':>8}  {'more':>8}"]
-    for index, layer in ordered:
-        bar = "▇" * round(BAR * max(layer.kl, 0.0) / greatest) if greatest > 0 else ""
-        mark = "16 bit" if index in kept else ""
-        lines.append(f"{index:>5}  {layer.kl:>8.4f}  {format_bytes(layer.bytes):>8}  {mark:<6}  {bar}".rstrip())
+    lines = []
+    for index, layer in sorted(enumerate(cost.layers), key=lambda item: -item[1].kl):
+        more = f"+{format_bytes(layer.bytes)}"
+        text = f"{index:>5}  {layer.kl:>7.4f}  {more:>9}  {'keep' if index in kept else '':<6}"
+        lines.append(LayerLine(text, max(layer.kl, 0.0) / greatest if greatest > 0 else 0.0))
     return lines
-
-
-#: Cells of the longest bar.
-BAR = 24
 
 
 def facts(cost: QuantizationCost) -> list[str]:
@@ -186,7 +200,7 @@ def advice(cost: QuantizationCost) -> str:
     if cost.kept is None:
         return ""
     listed = ", ".join(f'"{pattern}"' for pattern in cost.kept.patterns)
-    return f'Set model.keep_16bit = [{listed}], or "auto".'
+    return f'Set model.keep_16bit = "auto", or [{listed}].'
 
 
 def _figures(figures: Figures) -> str:

@@ -90,12 +90,18 @@ def measure_cost(
     coarse = load("qlora", settings.keep_16bit, plain)
     measured = _Measurement(plain, coarse, sample.rows, progress)
     whole, costs = measured.costs()
-    chosen = choose_layers(costs, whole.kl, free_bytes)
+    tried: dict[tuple[int, ...], Figures] = {}
+
+    def with_kept(layers: tuple[int, ...]) -> float:
+        tried[layers] = measured.with_kept(layers)
+        return tried[layers].kl
+
+    chosen = choose_layers(costs, whole.kl, free_bytes, with_kept)
     kept = None
     if chosen:
         patterns = tuple(layer_pattern(costs[place].name) for place in chosen)
         more = sum(costs[place].bytes for place in chosen)
-        kept = Kept(chosen, patterns, more, measured.with_kept(chosen))
+        kept = Kept(chosen, patterns, more, tried[chosen])
     arithmetic = next(name for name, dtype in DTYPES.items() if dtype == plain.loaded.dtype)
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_rss_bytes()
     return QuantizationCost(
