@@ -163,6 +163,8 @@ class LayerLine:
     """Its number, nats, what it takes more in 16 bit, and a word where it is kept; always as wide."""
     share: float
     """Of the greatest cost, from 0 to 1."""
+    is_kept: bool
+    """Whether it is worth 16 bit."""
 
 
 #: The head of a table of :class:`LayerLine`.
@@ -177,7 +179,7 @@ def layer_lines(cost: QuantizationCost) -> list[LayerLine]:
     for index, layer in sorted(enumerate(cost.layers), key=lambda item: -item[1].kl):
         more = f"+{format_bytes(layer.bytes)}"
         text = f"{index:>5}  {layer.kl:>7.4f}  {more:>9}  {'keep' if index in kept else '':<6}"
-        lines.append(LayerLine(text, max(layer.kl, 0.0) / greatest if greatest > 0 else 0.0))
+        lines.append(LayerLine(text, max(layer.kl, 0.0) / greatest if greatest > 0 else 0.0, index in kept))
     return lines
 
 

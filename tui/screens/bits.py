@@ -177,9 +177,8 @@ class BitsScreen(Overlay[tuple[str, ...] | None]):
         room = min(_WIDTH, self.app.size.width * 98 // 100) - _FRAME - len(HEAD) - 2
         for layer in layer_lines(cost):
             full, _ = bar(layer.share, max(min(room, _BAR), 0), shell_of(self).glyphs)
-            lines.append(
-                Content.assemble((layer.text, "bold" if "keep" in layer.text else ""), ("  " + full, "$primary"))
-            )
+            style = "bold" if layer.is_kept else ""
+            lines.append(Content.assemble((layer.text, style), (f"  {full}", "$primary")))
         return Content("\n").join(lines)
 
     def _progress(self, activity: Activity) -> Content:

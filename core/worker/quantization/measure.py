@@ -195,7 +195,7 @@ class _Measurement:
             self._plain,
             self._coarse,
             streams,
-            lambda place: self._progress("layers", place + 1, depth),
+            lambda place: self._progress("layer by layer", place + 1, depth),
             self._sizes,
         )
         decoder = driver.loaded.model.get_decoder()
@@ -210,7 +210,7 @@ class _Measurement:
         sums = np.zeros((len(ended), 3))
         loss, tokens = 0.0, 0
         for done, (row, targets, places) in enumerate(self._chunks()):
-            self._progress("answers", done, None)
+            self._progress("comparing the answers", done, None)
             wanted = self._log_shares(self._reference, row, places)
             loss += _negative(wanted, targets)
             tokens += len(places)
