@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 
 from core.quantization.result import FINE, LayerCost
 
-#: Choices that are measured at most, each of more layers than the one before.
-_TRIES = 3
-#: Part of the cost that is left with enough layers in 16 bit, and how much more than that is taken for it.
-_HALF, _NEARLY = 0.5, 1.1
+#: Choices that are measured at most.
+_TRIES = 4
+#: Part of the cost that is left with enough layers in 16 bit, and from where to where the cost counts as that.
+_HALF = 0.5
+_ABOUT = (0.85, 1.1)
 
 
 def choose_layers(
@@ -17,8 +18,8 @@ def choose_layers(
 ) -> tuple[int, ...]:
     """The layers to keep in 16 bit so that about half of the cost is gone, or it is fine.
 
-    What layers cost alone does not add up to what they cost together, so each choice is measured, and more are taken
-    where it is not enough.
+    What layers cost alone does not add up to what they cost together, so each choice is measured, and more or fewer are
+    taken where it is not enough or too much.
 
     Args:
         layers: What each costs alone.
@@ -33,16 +34,26 @@ def choose_layers(
         return ()
     goal = max(_HALF * whole, FINE)
     share = 1 - goal / whole
-    best: tuple[int, ...] = ()
+    found: dict[tuple[int, ...], float] = {}
+    below, above = (0.0, whole), None
     for _ in range(_TRIES):
         chosen = most_costly(layers, share, free_bytes)
-        if chosen == best:
+        if not chosen or chosen in found:
             break
-        best, left = chosen, measure(chosen)
-        if left <= goal * _NEARLY:
+        found[chosen] = left = measure(chosen)
+        if _ABOUT[0] * goal <= left <= _ABOUT[1] * goal:
             break
-        share = min(share * (whole - goal) / max(whole - left, share * whole / 4), 1.0)
-    return best
+        if left > goal:
+            below = (share, left)
+        else:
+            above = (share, left)
+        if above is None:
+            # As if the cost fell on as it has fallen so far.
+            share = min(share * (whole - goal) / max(whole - left, whole / 20), 1.0)
+        else:
+            share = below[0] + (above[0] - below[0]) * (below[1] - goal) / (below[1] - above[1])
+    enough = [chosen for chosen, left in found.items() if left <= _ABOUT[1] * goal]
+    return min(enough, key=len) if enough else min(found, key=lambda chosen: found[chosen], default=())
 
 
 def most_costly(layers: Sequence[LayerCost], share: float, free_bytes: int | None) -> tuple[int, ...]:
