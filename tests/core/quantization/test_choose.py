@@ -49,28 +49,28 @@ class Measured:
 
 def test_half_is_enough_where_that_is_what_was_measured() -> None:
     measured = Measured(lambda kept: 0.4 - 0.05 * kept)
-    assert choose_layers(layers(*[0.1] * 8), 0.4, None, measured) == (0, 1, 2, 3)
+    assert choose_layers(layers(*[0.125] * 8), 0.4, None, measured) == (0, 1, 2, 3)
     assert len(measured.tried) == 1
 
 
 def test_more_are_taken_where_what_was_measured_is_not_enough_and_fewer_where_it_is_too_much() -> None:
     # The last ones bring more than the first.
-    measured = Measured(lambda kept: 0.4 * (1 - (kept / 20) ** 2))
-    chosen = choose_layers(layers(*[0.1] * 20), 0.4, None, measured)
-    assert [len(kept) for kept in measured.tried] == [10, 20, 14]
-    assert chosen == tuple(range(14)), "the smallest that is enough"
+    measured = Measured(lambda kept: 0.4 * (1 - (kept / 16) ** 2))
+    chosen = choose_layers(layers(*[0.125] * 16), 0.4, None, measured)
+    assert [len(kept) for kept in measured.tried] == [8, 16, 11]
+    assert chosen == tuple(range(11)), "the smallest that is enough"
     # The first ones bring more than the last.
-    measured = Measured(lambda kept: 0.4 * (1 - (kept / 20) ** 0.5))
-    chosen = choose_layers(layers(*[0.1] * 20), 0.4, None, measured)
-    assert len(chosen) < 10
+    measured = Measured(lambda kept: 0.4 * (1 - (kept / 16) ** 0.5))
+    chosen = choose_layers(layers(*[0.125] * 16), 0.4, None, measured)
+    assert len(chosen) < 8
     assert measured(chosen) <= 0.22
 
 
 def test_no_more_is_measured_than_fits() -> None:
     measured = Measured(lambda _: 0.39)
-    assert choose_layers(layers(*[0.1] * 8), 0.4, 200, measured) == (0, 1)
+    assert choose_layers(layers(*[0.125] * 8), 0.4, 200, measured) == (0, 1)
     assert measured.tried == [(0, 1)]
-    assert choose_layers(layers(*[0.1] * 8), 0.4, 0, measured) == ()
+    assert choose_layers(layers(*[0.125] * 8), 0.4, 0, measured) == ()
     assert measured.tried == [(0, 1)]
 
 
