@@ -684,7 +684,7 @@ class ConfigPane(Pane):
         if kept is not None:
             self.document.set("model.keep_16bit", list(kept))
             undo = self.keys["config.undo"].display
-            self.edited("layers in 16 bit", f"✓ model.keep_16bit has {counted(len(kept), 'layer')}; {undo} undoes it")
+            self.edited("layers in 16 bit", f"✓ model.keep_16bit has {len(kept)} entries; {undo} undoes it")
         else:
             self.refresh_plan()
 
