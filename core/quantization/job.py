@@ -83,9 +83,11 @@ def known(config: Config, *, rows: int = ROWS) -> QuantizationCost | None:
 
 
 def free_bytes(config: Config) -> int | None:
-    """Memory that a run leaves free by its plan, which layers in 16 bit may take; None where that is not known."""
+    """Memory that a run with ``qlora`` leaves free by its plan, which layers in 16 bit may take; None where that is not
+    known."""
+    quantized = config.model_copy(update={"method": config.method.model_copy(update={"name": "qlora"})})
     with contextlib.suppress(UserError):
-        plan = make_plan(load_architecture(locate_model(config.model.base)), config, machine_for(config))
+        plan = make_plan(load_architecture(locate_model(config.model.base)), quantized, machine_for(config))
         if plan.limit_bytes is not None:
             return int(max(plan.limit_bytes - plan.needed_bytes, 0) * SHARE)
     return None

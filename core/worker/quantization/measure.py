@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from core.hardware.cpu import memory
 from core.memory.batching import TOKEN_BUDGETS, chunk_positions
 from core.quantization.choose import choose_layers, layer_pattern
 from core.quantization.result import Figures, Kept, LayerCost, QuantizationCost
@@ -28,8 +29,9 @@ from core.worker.quantization.streams import EntangledError, Stream, StreamedFor
 
 #: Told of the activity, how much of it is done, and of how much; may raise to give up.
 Progress = Callable[[str, int | None, int | None], None]
-#: Bytes of the hidden states of all streams that wait in the machine's memory at one time.
-STREAM_BYTES = 1 << 30
+#: Bytes of the hidden states of all streams that wait in the machine's memory at one time, and at most what part of the
+#: free memory they are.
+STREAM_BYTES, STREAM_SHARE = 4 << 30, 0.25
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,9 @@ class _Measurement:
         # Where something outside the layers is in 4 bits as well, the base in 4 bits has a forward of its own.
         apart = self._coarse.quantizes_outside
         streams = [*([] if apart else [whole]), *(Stream(frozenset({place})) for place in sorted(self._all))]
-        most = max(STREAM_BYTES // self._stream_bytes(), 1)
+        used, total = memory()
+        room = min(STREAM_BYTES, int((total - used) * STREAM_SHARE))
+        most = max(room // self._stream_bytes(), 1)
         figures: list[Figures] = []
         for start in range(0, len(streams), most):
             reference, *ended = self._pass(self._plain, [Stream(frozenset()), *streams[start : start + most]])
