@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from core.worker.model.model import LoadedModel, decoder_layers, keep_gradients,
 
 #: The place of the tensors that are in no decoder layer.
 OUTSIDE = -1
+_IN_TURN = "HF_DEACTIVATE_ASYNC_LOAD"
 
 
 class LayeredModel:
@@ -110,13 +112,16 @@ class LayeredModel:
 
 def held_bytes(module: Any) -> int:
     """Bytes of a module's tensors, with the scales of what is in 4 bits."""
+    return sum(tensor.nbytes + _tables_bytes(tensor) for _, tensor in _tensors(module))
+
+
+def _tables_bytes(tensor: torch.Tensor) -> int:
+    """Bytes of what is needed beside packed weights: of the state itself, and of the one that its scales have."""
+    state = getattr(tensor, "quant_state", None)
     total = 0
-    for _, tensor in _tensors(module):
-        total += tensor.nbytes
-        state = getattr(tensor, "quant_state", None)
-        while state is not None:
-            total += state.absmax.nbytes
-            state = getattr(state, "state2", None)
+    while state is not None:
+        total += sum(each.nbytes for each in vars(state).values() if isinstance(each, torch.Tensor))
+        state = getattr(state, "state2", None)
     return total
 
 
@@ -171,7 +176,7 @@ class _Source:
         Raises:
             UserError: If a file cannot be read, or tensors do not fit.
         """
-        with contextlib.ExitStack() as opened:
+        with contextlib.ExitStack() as opened, _in_turn(self._state is not None):
             tensors: dict[str, Any] = {}
             files: dict[str, Any] = {}
             for key, path in self._keys[place].items():
@@ -229,6 +234,19 @@ class _Source:
             setattr(self._model.get_submodule(module), leaf, tensor)
             taken.add(name)
         return taken
+
+
+@contextlib.contextmanager
+def _in_turn(wanted: bool) -> Iterator[None]:
+    """Inside, transformers asks for tensors one after the other, where each costs work; else its threads read ahead."""
+    before = os.environ.get(_IN_TURN)
+    if wanted:
+        os.environ[_IN_TURN] = "1"
+    try:
+        yield
+    finally:
+        if wanted and before is None:
+            del os.environ[_IN_TURN]
 
 
 def _open(path: str) -> Any:
