@@ -35,7 +35,7 @@ from core.config.targets import has_patterns, is_target
 from core.errors import UserError
 from core.text import one_line
 from core.worker.model.completeness import tell
-from core.worker.model.lora_init import loftq_factors, pissa_factors
+from core.worker.model.lora_init import Factors, loftq_factors, pissa_factors
 from core.worker.model.weight_files import WeightFiles
 
 #: PEFT's names of the adapter that is trained, and of the one that takes its beginning out again.
@@ -153,23 +153,16 @@ def _add_initial(model: Any, config: LoraConfig) -> None:
 def _begin(model: Any, method: MethodSection, base: Path | None, progress: Progress) -> None:
     layers = list(_adapted(model))
     files = WeightFiles(base, model.get_base_model().base_model_prefix) if method.init == "loftq" and base else None
-    if method.init == "loftq" and not any(_is_rounded(layer) for _, layer in layers):
-        raise UserError(
-            "method.init = loftq makes up for the rounding to 4 bits, and this base is not rounded.",
-            "Set method.name = qlora, or method.init = pissa.",
-        )
+    rounded = any(map(_is_rounded, (layer for _, layer in layers)))
     for done, (name, layer) in enumerate(layers):
         progress(done, len(layers))
-        if method.init == "loftq" and not _is_rounded(layer):
-            continue  # one of model.keep_16bit, which has nothing to make up for
+        if method.init == "loftq" and rounded and not _is_rounded(layer):
+            continue  # in 16 bit among others in 4: it has nothing to make up for
         weight = _dense_weight(name, layer, method)
         down, up = layer.lora_A[TRAINED].weight, layer.lora_B[TRAINED].weight
         scale = float(layer.scaling[TRAINED])
         if method.init == "loftq":
-            if files is None:
-                raise ValueError("LoftQ needs the directory of the base model")
-            full = files.read(f"{name}.weight", tuple(weight.shape)).to(weight)
-            factors = loftq_factors(full, weight, layer.r[TRAINED], scale)
+            factors = _loftq(name, layer, weight, scale, files)
         else:
             factors = pissa_factors(weight, method.rank, scale)
             layer.lora_A[INITIAL].weight.copy_(factors.down)
@@ -204,6 +197,17 @@ def _dense_weight(name: str, layer: Any, method: MethodSection) -> torch.Tensor:
             f"Set method.rank to {min(weight.shape)} or less, or method.init = default.",
         )
     return weight
+
+
+def _loftq(name: str, layer: Any, weight: torch.Tensor, scale: float, files: WeightFiles | None) -> Factors:
+    if not _is_rounded(layer):
+        raise UserError(
+            "method.init = loftq makes up for the rounding to 4 bits, and this base is not rounded.",
+            "Set method.name = qlora, or method.init = pissa.",
+        )
+    if files is None:
+        raise ValueError("LoftQ needs the directory of the base model")
+    return loftq_factors(files.read(f"{name}.weight", tuple(weight.shape)).to(weight), weight, layer.r[TRAINED], scale)
 
 
 def _is_rounded(layer: Any) -> bool:
