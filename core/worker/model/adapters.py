@@ -187,8 +187,11 @@ def _add_initial(model: Any, config: LoraConfig) -> None:
 def _begin(model: Any, method: MethodSection, base: Path | None, progress: Progress) -> None:
     layers = list(_adapted(model))
     files = WeightFiles(base, model.get_base_model().base_model_prefix) if method.init == "loftq" and base else None
+    rounded = any(map(_is_rounded, (layer for _, layer in layers)))
     for done, (name, layer) in enumerate(layers):
         progress(done, len(layers))
+        if method.init == "loftq" and rounded and not _is_rounded(layer):
+            continue  # in 16 bit among others in 4: it has nothing to make up for
         weight = _dense_weight(name, layer, method)
         down, up = layer.lora_A[TRAINED].weight, layer.lora_B[TRAINED].weight
         scale = float(layer.scaling[TRAINED])
@@ -231,7 +234,7 @@ def _dense_weight(name: str, layer: Any, method: MethodSection) -> torch.Tensor:
 
 
 def _loftq(name: str, layer: Any, weight: torch.Tensor, scale: float, files: WeightFiles | None) -> Factors:
-    if not isinstance(layer.get_base_layer().weight, bnb.nn.Params4bit):
+    if not _is_rounded(layer):
         raise UserError(
             "method.init = loftq makes up for the rounding to 4 bits, and this base is not rounded.",
             "Set method.name = qlora, or method.init = pissa.",
@@ -239,6 +242,10 @@ def _loftq(name: str, layer: Any, weight: torch.Tensor, scale: float, files: Wei
     if files is None:
         raise ValueError("LoftQ needs the directory of the base model")
     return loftq_factors(files.read(f"{name}.weight", tuple(weight.shape)).to(weight), weight, layer.r[TRAINED], scale)
+
+
+def _is_rounded(layer: Any) -> bool:
+    return isinstance(layer.get_base_layer().weight, bnb.nn.Params4bit)
 
 
 # Saving and reading back.
