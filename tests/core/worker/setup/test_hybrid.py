@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from core.config import sixteen_bit
 from core.config.schema import MethodSection
 from core.errors import UserError
 from core.worker.data.batches import collate
@@ -16,6 +17,7 @@ from core.worker.data.encode import TokenizedRow
 from core.worker.loss.loss import SupervisedLoss
 from core.worker.model.adapters import attach_adapters
 from core.worker.model.model import LoadedModel, set_gradient_checkpointing, trainable_parameters
+from core.worker.model.quantizer import FourBitQuantizer, four_bit_config
 from core.worker.model.recurrent import recurrent_kinds
 from core.worker.setup.fast_paths import choose_packing, fuse_layers, wants_packing
 from core.worker.setup.self_check import check_model
@@ -124,3 +126,32 @@ def test_recomputed_activations_give_the_same(name: str) -> None:
     recomputed = gradients(loaded, loss, rows())
     assert recomputed[0] == pytest.approx(kept[0], rel=1e-6)
     torch.testing.assert_close(recomputed[1], kept[1], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("installed", "name"), [(True, "granitemoehybrid"), (False, "granitemoehybrid"), (True, "lfm2")]
+)
+def test_layers_that_kernels_read_past_stay_out_of_adapters_and_4_bits(
+    installed: bool, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sixteen_bit, "has_mamba_kernels", lambda: installed)
+    model = make_hybrid(name)
+    kept = FourBitQuantizer(four_bit_config(torch.float32), pre_quantized=False).get_modules_to_not_convert(model)
+    is_read = installed and name == "granitemoehybrid"
+    assert ("model.layers.0.mamba.out_proj" in kept) is is_read
+    adapted = attach_adapters(model, MethodSection(name="lora", rank=2), seed=0)
+    keys = [key for key, _ in adapted.named_parameters() if "lora_" in key]
+    layers = {key.partition(".lora_")[0].partition("layers.0.")[2] for key in keys}
+    mixer = {"granitemoehybrid": "mamba", "lfm2": "conv"}[name]
+    assert f"{mixer}.in_proj" in layers
+    assert (f"{mixer}.out_proj" in layers) is not is_read
+
+
+@pytest.mark.parametrize("name", ["falcon_h1", "nemotron_h", "mamba2"])
+def test_all_linear_leaves_out_what_peft_refuses(name: str) -> None:
+    adapted = attach_adapters(make_hybrid(name), MethodSection(name="lora", rank=2), seed=0)
+    keys = [key for key, _ in adapted.named_parameters() if "lora_" in key]
+    assert any("in_proj" in key for key in keys)
+    assert not any("out_proj" in key for key in keys)
+    with pytest.raises(UserError, match="Module 'out_proj' is incompatible with Mamba"):
+        attach_adapters(make_hybrid(name), MethodSection(name="lora", rank=2, target_modules=["out_proj"]), seed=0)
