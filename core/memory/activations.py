@@ -13,6 +13,7 @@ from typing import Literal
 
 from core.memory.attention import attention_step, keeps_output
 from core.memory.norms import keeps_input, norm_form, norm_step
+from core.memory.sizes import expert_workspace
 from core.memory.steps import FP32, Adapters, Arithmetic, Step
 from core.models.architecture.architecture import Experts, Layer, Linear
 
@@ -305,13 +306,16 @@ class LayerSteps:
             kept += tokens * (a * experts.hidden + a * experts.width) + a * experts.hidden
             # The adapted matrices are computed again, for all experts at once.
             once = a * 3 * experts.count * experts.hidden * experts.width
+        merged = FP32 * 2 * experts.count * experts.hidden * experts.width if once else 0.0
+        workspace = expert_workspace(experts, a, cuda=self._how.cuda) if self._how.quantized else 0
         yield Step(
             "experts",
             kept=kept,
             kept_once=once,
             beside=residual + 2 * a * experts.hidden * tokens,
-            beside_once=FP32 * 2 * experts.count * experts.hidden * experts.width if once else 0.0,
+            beside_once=max(merged, workspace),
             beside_backward=tokens * inner if experts.clamped else 0.0,
+            beside_backward_once=workspace,
             starts_gradient=bool(once),
         )
 

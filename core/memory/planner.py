@@ -38,10 +38,18 @@ from core.memory.sizes import (
     split_by_targets,
 )
 from core.memory.static import adapter_parts, copied_weights, is_mapped, own_weight_parts, weight_parts
-from core.memory.step_time import LayerWork, StepTime, attention_work, head_work, rates_of, step_time
+from core.memory.step_time import (
+    LayerWork,
+    StepTime,
+    attention_work,
+    head_work,
+    rates_of,
+    step_time,
+    touched_experts,
+)
 from core.memory.steps import FP32, Adapters, Arithmetic
 from core.memory.weights import Tensors, split_layers, trained_tensors, with_updates
-from core.models.architecture.architecture import Architecture
+from core.models.architecture.architecture import Architecture, Experts
 from core.units import format_bytes
 
 #: Bytes of a run's files other than adapter and optimizer: manifest, random state, adapter configuration.
@@ -347,8 +355,7 @@ class _Planner:
         found: list[LayerWork] = []
         for layer, adapters in zip(self.model.layers, self.adapters, strict=True):
             steps = LayerSteps(layer, self.model.hidden, self.how, adapters, self.batch.length).steps()
-            experts = layer.experts
-            active = 3 * experts.hidden * experts.width * experts.active if experts is not None else 0
+            active, touched, spread = self._expert_work(layer.experts)
             inner = sum(linear.weights for linear in layer.linears)
             learned = sum(
                 adapters.rank * (linear.inputs + linear.outputs)
@@ -358,13 +365,24 @@ class _Planner:
             work = LayerWork(
                 weights=inner + active + learned,
                 frozen=0 if adapters.weights else inner + active,
-                dequantized=inner if self.how.quantized and not self.how.dequantized else 0,
+                dequantized=touched + (0 if self.how.dequantized else inner) if self.how.quantized else 0,
                 attention=attention_work(layer.attention.queries),
                 moved=sum(step.kept for step in steps),
                 layers=1,
+                spread=(inner + learned + active * spread) / max(inner + learned + active, 1),
             )
             found += [work] * layer.count
         return found
+
+    def _expert_work(self, experts: Experts | None) -> tuple[float, float, float]:
+        """Weights of the experts that a token is multiplied with, of those that any token is, and the number of experts
+        for each active one.
+        """
+        if experts is None:
+            return 0.0, 0.0, 1.0
+        one = 3 * experts.hidden * experts.width
+        touched = touched_experts(experts.count, experts.active, self.batch.tokens)
+        return one * experts.active, one * touched, experts.count / max(experts.active, 1)
 
     def _tell_pinned(self, pinned: int) -> None:
         if pinned:
@@ -434,8 +452,6 @@ class _Planner:
             found.append(f"The family {self.model.family} is not known; it was taken for one like Llama.")
         if self.model.tower is not None:
             found.append("The part that sees images is loaded and not trained, as rows are text.")
-        if self.how.quantized and any(layer.experts is not None for layer in self.model.layers):
-            found.append("The experts stay in 16 bit: bitsandbytes quantizes linear layers only.")
         return found
 
 

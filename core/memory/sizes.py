@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from core.config.targets import is_target
 from core.memory.steps import FP32
-from core.models.architecture.architecture import Layer
+from core.models.architecture.architecture import Experts, Layer
 
 #: NF4: half a byte a weight; for each block of 64 weights one byte, and for each 256 of these blocks four (QLoRA,
 #: arXiv 2305.14314, with bitsandbytes' block sizes).
@@ -19,6 +19,8 @@ NF4_TABLES = (16 + 256 + 1) * FP32
 OFFLOAD_SMALLEST = 1 << 20
 #: Layer inputs on the device at once with activation offloading: that of the running layer, and in backward the next.
 OFFLOAD_IN_FLIGHT = 2
+#: Most bytes of experts that are dequantized at once on a GPU: enough for large grouped products.
+EXPERT_BUFFER = 256 << 20
 #: Tensors with fewer elements have 32-bit optimizer states; blocks that share a scale in 8-bit states.
 SMALLEST_8BIT, BLOCK_8BIT = 4096, 256
 
@@ -31,6 +33,31 @@ def quantized_bytes(weights: int) -> int:
     """
     blocks = math.ceil(weights / NF4_BLOCK)
     return math.ceil(weights / 2) + blocks + FP32 * math.ceil(blocks / NF4_OUTER_BLOCK) + NF4_TABLES
+
+
+def experts_at_once(weights: int, width: int) -> int:
+    """Number of experts that are dequantized together on a GPU, for one grouped product.
+
+    Args:
+        weights: Elements of one expert's matrix.
+        width: Bytes of an element of the arithmetic.
+    """
+    return max(1, EXPERT_BUFFER // (weights * width))
+
+
+def expert_workspace(experts: Experts, width: int, *, cuda: bool) -> int:
+    """Most bytes of dequantized experts at once: matrices in the arithmetic's dtype, and scales in fp32.
+
+    On a GPU these are the experts of one grouped product; on a CPU one expert's.
+
+    Args:
+        experts: The mixture of experts.
+        width: Bytes of an element of the arithmetic.
+        cuda: Whether it runs on a GPU.
+    """
+    one = max(experts.stacked) // experts.count
+    together = min(experts.count, experts_at_once(one, width)) if cuda else 1
+    return together * (width * one + FP32 * math.ceil(one / NF4_BLOCK))
 
 
 def pinned_bytes(layers: int, size: int) -> int:

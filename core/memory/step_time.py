@@ -83,10 +83,12 @@ class LayerWork:
     Args:
         weights: Weights that a token is multiplied with: those of the active experts, and those of adapters.
         frozen: Weights of them that are frozen, so that they get no gradient.
-        dequantized: Weights that are dequantized for each pass.
+        dequantized: Weights that are dequantized for each pass; of experts those that any token is sent to.
         attention: Operations of the forward pass of attention for each pair of tokens of a row.
         moved: Bytes kept for backward for each token, from which those read and written follow.
         layers: Number of layers that it is the work of.
+        spread: Number of matrices among which the tokens of such a product are shared out, averaged over its weights:
+            1 for a linear layer, total over active ones for experts.
     """
 
     weights: float
@@ -95,6 +97,7 @@ class LayerWork:
     attention: float
     moved: float
     layers: int = 1
+    spread: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -147,19 +150,21 @@ def step_time(
     return StepTime(seconds, sum(rows * length for rows, length in batches), len(batches), rates.source)
 
 
-def _thinness(tokens: int, rates: Rates) -> float:
+def _thinness(tokens: float, rates: Rates) -> float:
     """Factor by which matrix products of few tokens are slower."""
     return 1 + rates.half / tokens
 
 
 def _sum(layers: Sequence[LayerWork]) -> LayerWork:
+    weights = sum(layer.weights for layer in layers)
     return LayerWork(
-        weights=sum(layer.weights for layer in layers),
+        weights=weights,
         frozen=sum(layer.frozen for layer in layers),
         dequantized=sum(layer.dequantized for layer in layers),
         attention=sum(layer.attention for layer in layers),
         moved=sum(layer.moved for layer in layers),
         layers=sum(layer.layers for layer in layers),
+        spread=sum(layer.spread * layer.weights for layer in layers) / weights if weights else 1.0,
     )
 
 
@@ -170,10 +175,21 @@ def _pass_seconds(once: LayerWork, again: LayerWork, tokens: int, length: int, r
     pairs = tokens * length * (once.attention * (1 + _ATTENTION_BACKWARD) + again.attention)
     moved = tokens * (once.moved * (_MOVED_FORWARD + _MOVED_BACKWARD) + again.moved * _MOVED_FORWARD)
     moved += _DEQUANTIZED * (2 * once.dequantized + again.dequantized)
-    work = products * _thinness(tokens, rates) / rates.matrix
+    work = products * _thinness(tokens / once.spread, rates) / rates.matrix
     work += pairs / (rates.matrix * rates.attention) + moved / rates.memory
     launches = rates.launch * (once.layers + _LAUNCHES_AGAIN * again.layers)
     return max(work, launches)
+
+
+def touched_experts(count: int, active: int, tokens: int) -> float:
+    """Expected number of a layer's experts that get any token, if tokens are sent to all of them alike.
+
+    Args:
+        count: Number of experts.
+        active: Experts per token.
+        tokens: Tokens of a micro-batch.
+    """
+    return count * (1 - (1 - min(active / count, 1.0)) ** tokens)
 
 
 def attention_work(queries: int) -> float:
