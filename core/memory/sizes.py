@@ -21,6 +21,10 @@ OFFLOAD_SMALLEST = 1 << 20
 OFFLOAD_IN_FLIGHT = 2
 #: Most bytes of experts that are dequantized at once on a GPU: enough for large grouped products.
 EXPERT_BUFFER = 256 << 20
+#: Bytes of a block of pinned host memory for experts: a power of two, as torch rounds up to one.
+HOST_SLAB = 256 << 20
+#: Layers whose experts are on a GPU at once where they live in host memory: that at work, and the next.
+EXPERT_LAYERS = 2
 #: Tensors with fewer elements have 32-bit optimizer states; blocks that share a scale in 8-bit states.
 SMALLEST_8BIT, BLOCK_8BIT = 4096, 256
 
