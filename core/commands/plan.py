@@ -213,6 +213,7 @@ def as_json(found: Forecast) -> dict[str, Any]:
         "activation_offload": plan.offload,
         "host_bytes": plan.host_bytes,
         "states_host_bytes": plan.states_host_bytes,
+        "experts_host_bytes": plan.experts_host_bytes,
         "host_free_bytes": plan.host_free_bytes,
         "micro_batch": {
             "rows": plan.micro_batch.rows,
@@ -257,6 +258,7 @@ def render(found: Forecast) -> list[str]:
     plan = found.plan
     device = "GPU" if plan.device == "cuda" else "CPU"
     moved = " and offloaded" if plan.offload else ""
+    experts = ", experts in the machine's memory" if plan.experts_host_bytes else ""
     which = (
         f"activations of {plan.layers - plan.kept_layers} of {plan.layers} layers"
         if plan.kept_layers
@@ -269,7 +271,7 @@ def render(found: Forecast) -> list[str]:
         f"{'':<12} {found.architecture.family}, {_count(plan.parameters)} parameters, {_count(plan.trainable)} trained",
         f"{'adapters':<12} {_layers(plan)}",
         f"{'device':<12} {device}, {format_bytes(plan.limit_bytes)} free",
-        f"{'micro-batch':<12} {batch.rows} x {batch.length} tokens at most, {batch.supervised} learned{recomputed}",
+        f"{'micro-batch':<12} {batch.rows} x {batch.length} tokens at most, {batch.supervised} learned{recomputed}{experts}",
         "",
     ]
     width = max(len(part.name) for part in plan.parts)

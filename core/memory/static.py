@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from core.config.sixteen_bit import stays_16bit
+from core.memory.host_experts import EXPERT_TENSORS, HostExperts
 from core.memory.plan import Part
-from core.memory.sizes import quantized_bytes
+from core.memory.sizes import quantized_bytes, quantized_experts_bytes
 from core.memory.steps import FP32, Adapters, Arithmetic
 from core.models.architecture.architecture import Architecture
 from core.units import format_count
@@ -21,20 +22,23 @@ STATES = {
     "adafactor": "fp32 sums of rows and columns",
     "lion_8bit": "one 8-bit moment",
 }
-#: Names of the stacked tensors of experts within a layer, as transformers has them.
-EXPERT_TENSORS = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
 
 
 class _Matrix(NamedTuple):
     """Matrices of one shape: linear layers, or stacked experts.
 
-    ``kept`` if they stay in 16 bit where the others are quantized.
+    ``kept`` if they stay in 16 bit where the others are quantized; ``experts`` of a linear layer are 0.
     """
 
     weights: int
     number: int
-    stacked: bool
+    experts: int
     kept: bool
+
+    @property
+    def quantized(self) -> int:
+        """Bytes of one of them in 4 bits."""
+        return quantized_experts_bytes(self.experts, self.weights) if self.experts else quantized_bytes(self.weights)
 
 
 def _matrices(model: Architecture, keep: Sequence[str]) -> Iterator[_Matrix]:
@@ -44,19 +48,21 @@ def _matrices(model: Architecture, keep: Sequence[str]) -> Iterator[_Matrix]:
         # Without patterns all layers of a kind are alike.
         runs = [(number + place, 1) for place in range(layer.count)] if keep else [(number, layer.count)]
         number += layer.count
-        found = [(linear.name, linear.weights, False) for linear in layer.linears]
+        found = [(linear.name, linear.weights, 0) for linear in layer.linears]
         if layer.experts is not None:
             for name, weights in zip(EXPERT_TENSORS, layer.experts.stacked, strict=True):
-                found.append((name, weights, True))
+                found.append((name, weights, layer.experts.count))
         for place, count in runs:
-            for name, weights, stacked in found:
-                yield _Matrix(weights, count, stacked, stays_16bit(f"{model.prefix}.{place}.{name}", keep))
+            for name, weights, experts in found:
+                yield _Matrix(weights, count, experts, stays_16bit(f"{model.prefix}.{place}.{name}", keep))
     if model.tower is not None:
         for linear in model.tower.linears:
-            yield _Matrix(linear.weights, 1, False, stays_16bit(f"{model.tower.prefix}.{linear.name}", keep))
+            yield _Matrix(linear.weights, 1, 0, stays_16bit(f"{model.tower.prefix}.{linear.name}", keep))
 
 
-def weight_parts(model: Architecture, how: Arithmetic, copied: int, keep: Sequence[str] = ()) -> list[Part]:
+def weight_parts(
+    model: Architecture, how: Arithmetic, copied: int, keep: Sequence[str] = (), on_host: HostExperts | None = None
+) -> list[Part]:
     """Memory of the base model's weights.
 
     Args:
@@ -64,6 +70,7 @@ def weight_parts(model: Architecture, how: Arithmetic, copied: int, keep: Sequen
         how: Dtypes and quantization.
         copied: Elements of matrices of which dequantized or merged copies are kept.
         keep: Names and patterns of layers that stay in 16 bit, as ``model.keep_16bit``.
+        on_host: The experts, where they live in host memory.
     """
     a = how.bytes
     routers = sum(layer.count * layer.experts.router for layer in model.layers if layer.experts is not None)
@@ -73,11 +80,14 @@ def weight_parts(model: Architecture, how: Arithmetic, copied: int, keep: Sequen
     if how.quantized:
         sizes: Counter[tuple[bool, bool]] = Counter()
         for matrix in _matrices(model, keep):
-            size = a * matrix.weights if matrix.kept else quantized_bytes(matrix.weights)
-            sizes[matrix.stacked, matrix.kept] += size * matrix.number
+            size = a * matrix.weights if matrix.kept else matrix.quantized
+            sizes[matrix.experts > 0, matrix.kept] += size * matrix.number
         found.append(Part("linear_weights", sizes[False, False], "linear layers in NF4 with double quantization"))
         found.append(Part("linear_16bit", sizes[False, True], f"linear layers that stay in {8 * a} bit"))
-        found.append(Part("experts", sizes[True, False], f"{_active(model)} in NF4 with double quantization"))
+        size, what = sizes[True, False], f"{_active(model)} in NF4 with double quantization"
+        if on_host is not None:
+            size, what = on_host.device_bytes, f"{what}: of two layers, the others in the machine's memory"
+        found.append(Part("experts", size, what))
         found.append(Part("experts_16bit", sizes[True, True], f"experts that stay in {8 * a} bit"))
     else:
         found.append(Part("linear_weights", a * model.linear_weights, f"linear layers in {8 * a} bit"))

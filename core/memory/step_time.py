@@ -25,6 +25,10 @@ _LAUNCHES_AGAIN = 0.4
 _UPDATED = 28
 
 
+#: Bytes a second from pinned host memory over PCIe 4.0 with 16 lanes, of 31.5 GB/s by its specification; assumed.
+HOST_RATE = 20e9
+
+
 @dataclass(frozen=True)
 class Rates:
     """Rates of a device.
@@ -37,6 +41,8 @@ class Rates:
         launch: Seconds in which the CPU launches the kernels of a layer, forward and backward; they overlap with the
             device's work.
         source: Origin of the figures, for people: ``estimated``, or where they were measured.
+        host: Bytes a second that come from pinned host memory.
+        host_source: Origin of that.
     """
 
     matrix: float
@@ -45,6 +51,8 @@ class Rates:
     attention: float
     launch: float
     source: str = "estimated"
+    host: float = HOST_RATE
+    host_source: str = "assumed"
 
 
 #: Cards by a part of their name: rates reached in 16-bit products and by elementwise kernels; estimates.
@@ -71,8 +79,11 @@ def rates_of(device: str, calibration: Calibration | None, *, cuda: bool, wide: 
         matrix, source = calibration.matrix_rate, calibration.source
         memory = calibration.memory_rate or memory
     if cuda:
+        host, host_source = HOST_RATE, "assumed"
+        if calibration is not None and calibration.host_rate is not None:
+            host, host_source = calibration.host_rate, calibration.source
         # Products in fp32 do not use the tensor cores.
-        return Rates(matrix / (4 if wide else 1), memory, 128, 0.7, 1.9e-3, source)
+        return Rates(matrix / (4 if wide else 1), memory, 128, 0.7, 1.9e-3, source, host, host_source)
     return Rates(matrix * (_CPU_FP32 if wide else 1), memory, 400, 0.2, 0.0, source)
 
 
@@ -109,12 +120,14 @@ class StepTime:
         tokens: Its tokens, padding included.
         micro_batches: Its micro-batches.
         source: Origin of the rates, for people.
+        moved_seconds: Time that experts are on their way from host memory, most of it beside what is computed.
     """
 
     seconds: float
     tokens: int
     micro_batches: int
     source: str
+    moved_seconds: float = 0.0
 
     @property
     def tokens_per_second(self) -> float:
@@ -130,6 +143,7 @@ def step_time(
     kept_layers: int,
     head: float,
     trained: int,
+    from_host: int = 0,
 ) -> StepTime:
     """Estimated time of an optimizer step.
 
@@ -140,14 +154,17 @@ def step_time(
         kept_layers: Number of layers, the last ones, whose activations are kept.
         head: Operations of the head and the loss for each token, forward and backward.
         trained: Number of trained parameters.
+        from_host: Bytes of weights that come from host memory for each micro-batch.
     """
     again = layers[: len(layers) - kept_layers]
-    seconds = _UPDATED * trained / rates.memory
+    seconds, moved = _UPDATED * trained / rates.memory, from_host / rates.host
     for rows, length in batches:
         tokens = rows * length
-        seconds += _pass_seconds(_sum(layers), _sum(again), tokens, length, rates)
+        # Copies go beside what is computed: the slower of the two decides.
+        seconds += max(_pass_seconds(_sum(layers), _sum(again), tokens, length, rates), moved)
         seconds += head * tokens * _thinness(tokens, rates) / rates.matrix
-    return StepTime(seconds, sum(rows * length for rows, length in batches), len(batches), rates.source)
+    tokens = sum(rows * length for rows, length in batches)
+    return StepTime(seconds, tokens, len(batches), rates.source, moved * len(batches))
 
 
 def _thinness(tokens: float, rates: Rates) -> float:

@@ -105,6 +105,11 @@ class Experts:
         return 2 * self.count * self.hidden * self.width, self.count * self.hidden * self.width
 
     @property
+    def matrices(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Outputs and inputs of the matrices of one expert."""
+        return (2 * self.width, self.hidden), (self.hidden, self.width)
+
+    @property
     def router(self) -> int:
         """Number of elements of the router's matrix."""
         return self.count * self.hidden
