@@ -258,20 +258,20 @@ def render(found: Forecast) -> list[str]:
     plan = found.plan
     device = "GPU" if plan.device == "cuda" else "CPU"
     moved = " and offloaded" if plan.offload else ""
-    experts = ", experts in the machine's memory" if plan.experts_host_bytes else ""
     which = (
         f"activations of {plan.layers - plan.kept_layers} of {plan.layers} layers"
         if plan.kept_layers
         else "activations"
     )
     recomputed = f", {which} recomputed{moved}" if plan.checkpointing else ""
+    recomputed += ", experts in the machine's memory" if plan.experts_host_bytes else ""
     batch = plan.micro_batch
     lines = [
         f"{'model':<12} {one_line(str(found.base), 200)}",
         f"{'':<12} {found.architecture.family}, {_count(plan.parameters)} parameters, {_count(plan.trainable)} trained",
         f"{'adapters':<12} {_layers(plan)}",
         f"{'device':<12} {device}, {format_bytes(plan.limit_bytes)} free",
-        f"{'micro-batch':<12} {batch.rows} x {batch.length} tokens at most, {batch.supervised} learned{recomputed}{experts}",
+        f"{'micro-batch':<12} {batch.rows} x {batch.length} tokens at most, {batch.supervised} learned{recomputed}",
         "",
     ]
     width = max(len(part.name) for part in plan.parts)
