@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from core.config.experts import (
-    adapter_share,
     adapter_shapes,
+    adapter_share,
     adapts_experts,
     adapts_linear,
     names_experts,
