@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -55,6 +55,21 @@ class HostWeights:
     places: tuple[_Place, ...]
     bytes: int
 
+    @classmethod
+    def joined(cls, layers: Sequence[HostWeights]) -> HostWeights:
+        """Tensors that were kept one after the other as those of one layer.
+
+        Args:
+            layers: The weights.
+        """
+        places: list[_Place] = []
+        begin = 0
+        for layer in layers:
+            places += [replace(place, offset=begin + place.offset) for place in layer.places]
+            begin += layer.bytes
+        pieces = tuple(piece for layer in layers for piece in layer.pieces)
+        return cls(pieces, tuple(places), begin)
+
     def tensors(self) -> tuple[torch.Tensor, ...]:
         """Copies of the tensors in ordinary memory of the host."""
         whole = torch.cat([*self.pieces]) if self.pieces else torch.empty(0, dtype=torch.uint8)
@@ -92,6 +107,7 @@ class HostStore:
             place = _Place(math.ceil(end / _ALIGNMENT) * _ALIGNMENT, tensor.shape, tensor.dtype)
             places.append(place)
             end = place.offset + tensor.nbytes
+        end = math.ceil(end / _ALIGNMENT) * _ALIGNMENT
         pieces = self._take(end)
         for tensor, place in zip(tensors, places, strict=True):
             _write(tensor.detach().contiguous().view(-1).view(torch.uint8), place.offset, pieces)
