@@ -200,6 +200,20 @@ def prepare(config: Any, model: Any) -> bool:
     return True
 
 
+def adapted_matrices(name: str, module: Any, named: Sequence[str]) -> list[str]:
+    """Names of the matrices of experts that a configuration of PEFT adapts, in the order in which PEFT nests them: the
+    innermost first.
+
+    Args:
+        name: The name of the module of experts in the model.
+        module: The module.
+        named: As ``target_parameters`` of the configuration.
+    """
+    wanted = [matrix for matrix in matrix_names(module) if any(_is_called(f"{name}.{matrix}", end) for end in named)]
+    # PEFT goes through the parameters as the module has them.
+    return [parameter for parameter in module._parameters if parameter in wanted]
+
+
 def _is_called(name: str, end: str) -> bool:
     return name == end or name.endswith(f".{end}")
 
