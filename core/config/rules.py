@@ -473,6 +473,28 @@ def _offload_needs_recomputing(config: Config, _: Facts) -> Findings:
         )
 
 
+@_rule("warning", "memory.offload_experts", "hardware.device")
+def _experts_need_gpu(config: Config, facts: Facts) -> Findings:
+    """memory.offload_experts needs a GPU to move experts from."""
+    if _offloads_experts(config) and _trains_on_cpu(config, facts):
+        yield (
+            "memory.offload_experts is on, and on a CPU all experts are in the machine's memory.",
+            "Set it to auto.",
+        )
+
+
+@_rule("warning", "memory.offload_experts", "model.base")
+def _offload_needs_experts(config: Config, facts: Facts) -> Findings:
+    """memory.offload_experts is for mixtures of experts."""
+    model = facts.model
+    if _offloads_experts(config) and model is not None and all(layer.experts is None for layer in model.layers):
+        yield "memory.offload_experts is on, and the model has no experts.", "Set it to auto."
+
+
+def _offloads_experts(config: Config) -> bool:
+    return config.memory.offload_experts == "on" and config.method.name == "qlora"
+
+
 # Training of the weights themselves.
 
 

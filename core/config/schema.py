@@ -231,6 +231,10 @@ class MemorySection(Section):
         "auto",
         "Keep what recomputing starts from in the machine's memory; auto: where a run would not fit on a GPU.",
     )
+    offload_experts: Literal["auto", "on", "off"] = _option(
+        "auto",
+        "Keep 4-bit experts in the machine's memory, and fetch them by layers; auto: where they do not fit on a GPU.",
+    )
     optimizer_in_backward: Literal["auto", "on", "off"] = _option(
         "auto", "Update each weight as soon as its gradient is there; auto: when method.name is full."
     )

@@ -46,6 +46,17 @@ def stays_16bit(name: str, keep: Sequence[str] = ()) -> bool:
     return is_read_by_kernels(name) or any(is_target(name, entry) for entry in (*ALWAYS, *keep))
 
 
+def experts_stay_16bit(module: str, matrix: str, keep: Sequence[str] = ()) -> bool:
+    """Whether a matrix of the experts of a layer stays in 16 bit: where it is named, or all of them are.
+
+    Args:
+        module: Name of the module of the experts: ``model.layers.0.mlp.experts``.
+        matrix: Name of the matrix: ``gate_up_proj``.
+        keep: Names and patterns of ``model.keep_16bit``.
+    """
+    return stays_16bit(module, keep) or stays_16bit(f"{module}.{matrix}", keep)
+
+
 @functools.cache
 def has_mamba_kernels() -> bool:
     """Whether mamba-ssm is installed, whose kernels transformers then uses for the layers of Mamba."""
