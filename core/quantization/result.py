@@ -130,6 +130,18 @@ def sentence(cost: QuantizationCost) -> str:
     return f"{begin}; keep {layers} in 16 bit: {more}."
 
 
+def kept_sentence(cost: QuantizationCost) -> str:
+    """The same where the layers that it names are in 16 bit already."""
+    if cost.kept is None:
+        return sentence(cost)
+    rows = "your rows" if cost.data != "training" else "your training rows"
+    layers = f"{len(cost.kept.layers)} of {len(cost.layers)} layers"
+    return (
+        f"4 bits cost {_nats(cost.kept.figures.kl)} nats on {rows} with {layers} in 16 bit; "
+        f"without them {_nats(cost.whole.kl)}."
+    )
+
+
 def _effect(before: float, after: float) -> str:
     """What keeping layers does: ``halves it`` where that is what was measured."""
     if before and 0.45 <= after / before <= 0.55:

@@ -191,3 +191,12 @@ def test_a_model_with_a_layer_missing_is_refused(tmp_path: Path) -> None:
     save_file(tensors, base / "model.safetensors", {"format": "pt"})
     with pytest.raises(UserError, match=r"has no weights for model\.layers\.1\.mlp\.up_proj\.weight"):
         cost_of(base, write_rows(20))
+
+
+def test_a_model_that_was_saved_in_4_bits_is_refused(tmp_path: Path) -> None:
+    base = tmp_path / "saved"
+    source = write_family("llama", tmp_path / "llama")
+    load_model(source, method="qlora", precision="fp32", device="cpu").model.save_pretrained(base)
+    (base / "tokenizer.json").write_bytes((source / "tokenizer.json").read_bytes())
+    with pytest.raises(UserError, match="saved was saved quantized by bitsandbytes"):
+        cost_of(base, write_rows(20))
