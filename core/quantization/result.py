@@ -204,7 +204,8 @@ def facts(cost: QuantizationCost) -> list[str]:
         f"{'4 bits':<10} {_figures(cost.whole)}",
     ]
     if cost.kept is not None:
-        lines.append(f"{'kept':<10} {_figures(cost.kept.figures)}  with {name_layers(cost.kept.layers)} in 16 bit")
+        lines.append(f"{'kept':<10} {_figures(cost.kept.figures)}")
+        lines.append(f"{'':<10} {name_layers(cost.kept.layers)} in 16 bit")
     lines.append(f"{'took':<10} {format_number(cost.seconds)} s, {format_bytes(cost.peak_bytes)} at most")
     return lines
 
