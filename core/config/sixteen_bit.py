@@ -30,11 +30,11 @@ def kept_patterns(keep: str | Sequence[str] | None) -> tuple[str, ...]:
     return () if keep is None or isinstance(keep, str) else tuple(keep)
 
 
-def stays_16bit(name: str, keep: Sequence[str] = ()) -> bool:
+def stays_16bit(name: str, keep: str | Sequence[str] | None = ()) -> bool:
     """Whether a linear layer of the decoder stays in 16 bit; the output head does so in any case and is not asked for.
 
     Args:
         name: The module's name in the model: ``model.layers.0.mlp.gate``.
-        keep: Names and patterns of ``model.keep_16bit``, matched as those of ``method.target_modules``.
+        keep: ``model.keep_16bit``, whose names and patterns are matched as those of ``method.target_modules``.
     """
-    return any(is_target(name, entry) for entry in (*ALWAYS, *keep))
+    return any(is_target(name, entry) for entry in (*ALWAYS, *kept_patterns(keep)))

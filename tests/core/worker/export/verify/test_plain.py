@@ -21,3 +21,11 @@ def test_weights_in_4_bits_are_computed_in_fp32_on_any_processor(
     layers = [module for module in reader._model.modules() if isinstance(module, bnb.nn.Linear4bit)]
     assert layers
     assert not any(layer.support_avx512bf16_for_cpu for layer in layers)
+
+
+def test_layers_that_training_had_in_16_bit_are_so_here(tmp_path: Path, tiny_model_dir: Path) -> None:
+    adapter = write_adapter(tiny_model_dir, tmp_path / "adapter")
+    reader = PlainReader(tiny_model_dir, adapter, quantized=True, now=None, keep_16bit=["layers.0.*"])
+    quantized = {name for name, module in reader._model.named_modules() if isinstance(module, bnb.nn.Linear4bit)}
+    assert any(".layers.1." in name for name in quantized)
+    assert not any(".layers.0." in name for name in quantized)
