@@ -9,6 +9,7 @@ from textual.await_complete import AwaitComplete
 from textual.binding import Binding, BindingType
 from textual.content import Content
 from textual.message import Message
+from textual.message import Message
 from textual.screen import ModalScreen, ScreenResultType
 
 from tui.keys import bindings
@@ -46,6 +47,11 @@ class Overlay(ModalScreen[ScreenResultType]):
 
     def post_from_thread(self, message: Message) -> None:
         """Post a message from a thread with a job of the screen; nothing where the screen has been left meanwhile."""
+        if self.is_attached:
+            self.post_message(message)
+
+    def tell(self, message: Message) -> None:
+        """Post a message from the thread of a job; nothing where the screen has been left meanwhile."""
         if self.is_attached:
             self.post_message(message)
 
