@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
-from core.models.architectures import saved_quantization
 from core.models.description import read_description
 from core.models.files import PICKLES
 from core.models.foreign import refuse_foreign
+from core.models.quantized import read_decoded, read_quantization
 from core.models.shapes import LAYER_NAME, by_layer
-from core.models.tensors import Tensor, read_header, read_weights
+from core.models.tensors import Tensor, read_header
 from core.text import one_line
 
 CONFIG = "adapter_config.json"
@@ -72,9 +72,10 @@ def check_adapter(adapter: Path, base: Path) -> None:
     factors = read_header(adapter / WEIGHTS)
     _check_ranks(config, factors, adapter)
     model = read_description(base / "config.json") or {}
-    if saved_quantization(model) is not None or isinstance(model.get("text_config"), dict):
-        return  # packed weights do not show their shapes; composite models repeat layer numbers
-    _check_factors(factors, read_weights(base), adapter, base, wanted_base(config))
+    quantization = read_quantization(base, model)
+    if isinstance(model.get("text_config"), dict) or not (quantization is None or quantization.is_decoded):
+        return  # composite models repeat layer numbers; what cannot be decoded does not show its shapes
+    _check_factors(factors, read_decoded(base, model).tensors, adapter, base, wanted_base(config))
 
 
 def _check_ranks(config: Mapping[str, Any], factors: Mapping[str, Tensor], adapter: Path) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 from core.errors import UserError
 from core.models.architecture.architecture import Architecture
 from core.models.architecture.families import read_architecture
-from core.models.architectures import saved_quantization
 from core.models.description import walk
+from core.models.quantized import read_quantization
 from core.models.tensors import Tensor
 from core.text import one_line
 
@@ -53,7 +53,7 @@ def check_shapes(config: dict[str, Any], tensors: Mapping[str, Tensor], director
 
     Args:
         config: The content of ``config.json``.
-        tensors: As the headers describe them.
+        tensors: As the headers describe them; of quantized weights that can be decoded, the decoded ones.
         directory: Name of the model in messages.
 
     Raises:
@@ -100,8 +100,9 @@ def shapes_are_known(config: dict[str, Any], directory: Path) -> bool:
 
 
 def _known_architecture(config: dict[str, Any], directory: Path) -> Architecture | None:
-    if saved_quantization(config) is not None or isinstance(config.get("text_config"), dict):
-        return None  # packed weights have other shapes; composite models repeat layer numbers
+    quantization = read_quantization(directory, config)
+    if isinstance(config.get("text_config"), dict) or not (quantization is None or quantization.is_decoded):
+        return None  # composite models repeat layer numbers; what cannot be decoded has other shapes
     try:
         return read_architecture(config, str(directory / "config.json"))
     except UserError:

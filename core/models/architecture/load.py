@@ -18,6 +18,7 @@ from core.models.architecture.families import read_architecture
 from core.models.architecture.gguf_header import read_gguf_header
 from core.models.description import read_description
 from core.models.find import find_model, missing_model, model_path
+from core.models.quantized import decoded, read_quantization
 from core.models.tensors import Tensor, read_header
 from core.text import one_line
 
@@ -56,13 +57,19 @@ def load_architecture(path: Path) -> Architecture:
     if path.is_file():
         return read_architecture(read_gguf_header(path).config(str(path)), str(path))
     config_path = path / "config.json"
-    architecture = read_architecture(_read_config(path, config_path), str(config_path))
+    config = _read_config(path, config_path)
+    architecture = read_architecture(config, str(config_path))
     if (tokenizer := path / "tokenizer.json").is_file():
         architecture = replace(architecture, tokenizer_bytes=tokenizer.stat().st_size)
     files = sorted(path.glob("*.safetensors"))
     try:
-        tensors = [item for file in files for item in read_header(file).items()]
-        return with_checkpoint(architecture, tensors, sum(file.stat().st_size for file in files))
+        stored = {name: tensor for file in files for name, tensor in read_header(file).items()}
+        quantization = read_quantization(path, config)
+        weights = decoded(path, stored, quantization)
+        size = sum(file.stat().st_size for file in files)
+        # Decoded weights are no views of the file, whatever their dtype.
+        dtype = quantization.name if quantization is not None else None
+        return with_checkpoint(architecture, weights.tensors.items(), size, dtype)
     except (UserError, OSError):
         # Defects of the weights are reported when they are to be loaded.
         return architecture
@@ -82,13 +89,16 @@ def _read_config(directory: Path, path: Path) -> dict[str, Any]:
     )
 
 
-def with_checkpoint(architecture: Architecture, tensors: Iterable[tuple[str, Tensor]], size: int) -> Architecture:
+def with_checkpoint(
+    architecture: Architecture, tensors: Iterable[tuple[str, Tensor]], size: int, dtype: str | None = None
+) -> Architecture:
     """Add the exact size of the weights to an architecture.
 
     Args:
         architecture: Architecture from the configuration.
-        tensors: Every tensor by its name.
+        tensors: Every tensor by its name, once decoded.
         size: Bytes of the files.
+        dtype: Quantization that the weights are stored in; None: their dtype is the most common one of the tensors.
 
     Returns:
         The architecture with its ``checkpoint``; unchanged without tensors. Parameters that the configuration does not
@@ -103,7 +113,7 @@ def with_checkpoint(architecture: Architecture, tensors: Iterable[tuple[str, Ten
         kinds[tensor.dtype] += tensor.elements
     if not total:
         return architecture
-    checkpoint = Checkpoint(bytes=size, largest=largest, parameters=total, dtype=kinds.most_common(1)[0][0])
+    checkpoint = Checkpoint(bytes=size, largest=largest, parameters=total, dtype=dtype or kinds.most_common(1)[0][0])
     # A tied head may be saved nevertheless; it is one tensor in memory.
     saved_head = architecture.tied and any(name.endswith("lm_head.weight") for name in names)
     explained = architecture.parameters + (architecture.vocabulary * architecture.hidden if saved_head else 0)

@@ -140,7 +140,7 @@ class Export:
         """
         trained = self._trained
         base = resolve_base(trained.base, self._progress)
-        check_base(base, trained.config.method.name)
+        check_base(base)
         if trained.adapter is not None:
             check_adapter(trained.adapter, base)
         if self._request.kind == "card":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,9 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 from transformers.quantizers.auto import AutoHfQuantizer
 
 from core.errors import UserError
-from core.models.tensors import Tensor, read_header, weight_files
+from core.models.tensors import Tensor
 from core.text import one_line
-
-#: What bitsandbytes saves beside a weight that it has rounded to 4 bit.
-PACKED = re.compile(r"(.+)\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\.bitsandbytes__\w+)$")
+from core.worker.model.decode.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -28,17 +25,22 @@ class Layout:
     directory: Path
     model: Any
     """The model of ``transformers``, on the device ``meta``."""
-    files: dict[Path, dict[str, Tensor]]
-    """The headers of its files."""
+    checkpoint: Checkpoint
+    """Its files, decoded where they are quantized."""
     keys: dict[str, str]
     """Parameter to its name in the files; those that the files hold as they are, one to one."""
     tied: dict[str, str]
     """Parameter to the other one that it is: the head to the embeddings."""
 
     @property
+    def files(self) -> dict[Path, dict[str, Tensor]]:
+        """The tensors of each file, once decoded."""
+        return self.checkpoint.files
+
+    @property
     def tensors(self) -> dict[str, Tensor]:
         """The tensors of all files, by their names there."""
-        return {key: tensor for header in self.files.values() for key, tensor in header.items()}
+        return {key: tensor for tensors in self.files.values() for key, tensor in tensors.items()}
 
     def module(self, name: str) -> Any:
         """A module of the model by its name.
@@ -64,18 +66,17 @@ def read_layout(base: Path) -> Layout:
     config = AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    files = {path: read_header(path) for path in weight_files(base)}
+    checkpoint = Checkpoint(base)
     parameters = model.state_dict()
     transforms = get_model_conversion_mapping(model)
     renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
     converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
     keys = {}
-    for header in files.values():
-        for key in header:
-            name, converted = rename_source_key(key, renamings, converters, model.base_model_prefix, parameters)
-            if converted is None and name in parameters:
-                keys[name] = key
-    return Layout(base, model, files, keys, dict(getattr(model, "all_tied_weights_keys", None) or {}))
+    for key in checkpoint:
+        name, converted = rename_source_key(key, renamings, converters, model.base_model_prefix, parameters)
+        if converted is None and name in parameters:
+            keys[name] = key
+    return Layout(base, model, checkpoint, keys, dict(getattr(model, "all_tied_weights_keys", None) or {}))
 
 
 def rounded_layers(layout: Layout) -> set[str]:

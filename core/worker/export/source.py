@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import bitsandbytes as bnb
 import torch
-from bitsandbytes.functional import QuantState
-from safetensors import SafetensorError, safe_open
 
 from core.config.schema import Config
 from core.errors import UserError
 from core.models.tensors import Tensor
-from core.worker.export.layout import PACKED, Layout, rounded_layers
+from core.worker.export.layout import Layout, rounded_layers
 from core.worker.model.device import choose_device
 from core.worker.model.model import choose_dtype
 from core.worker.model.nf4 import quantize_quickly
@@ -22,28 +19,27 @@ from core.worker.model.safetensors_io import DTYPES, TensorSpec
 
 
 class Source:
-    """The tensors of a base, one at a time.
+    """The tensors of a base, one at a time; quantized ones are decoded.
 
     Args:
         layout: The layout of its files.
         config: The configuration of the run.
-        rounded: Whether linear layers are rounded to 4 bit, and back. Weights that are saved so are so in any case.
+        rounded: Whether linear layers are rounded to 4 bit, and back. Weights that the training used as they are saved
+            are so in any case.
 
     Raises:
         UserError: If a weight is of a type that is not known.
     """
 
     def __init__(self, layout: Layout, config: Config, *, rounded: bool) -> None:
+        self._checkpoint = layout.checkpoint
         self.files: dict[Path, dict[str, Tensor]] = layout.files
-        self._places = {key: path for path, header in layout.files.items() for key in header}
-        self._packed: dict[str, dict[str, str]] = {}
-        for key in self._places:
-            if match := PACKED.fullmatch(key):
-                self._packed.setdefault(match[1], {})[match[2]] = key
-        self._specs: dict[str, TensorSpec] = {}
+        self._places = {key: path for path, tensors in layout.files.items() for key in tensors}
+        quantization = layout.checkpoint.quantization
+        self._is_saved = quantization is not None and quantization.is_used_as_saved(config.method.name)
         self._device, self._dtype = _arithmetic(config)
         self._rounded: set[str] = set()
-        if rounded and not self._packed:
+        if rounded and not self._is_saved:
             self._rounded = {layout.keys[name] for name in rounded_layers(layout) if name in layout.keys}
             if self._device.type == "cpu":
                 quantize_quickly()
@@ -54,12 +50,12 @@ class Source:
         return self._dtype
 
     def is_packed(self, key: str) -> bool:
-        """Whether a tensor is saved in 4 bits."""
-        return key in self._packed
+        """Whether the training used a tensor in the 4 bits that it is saved in."""
+        return self._is_saved and key in self._checkpoint.encoded
 
     def keys(self, path: Path) -> Sequence[str]:
-        """The tensors of a file, without what only describes rounded ones."""
-        return [key for key in self.files[path] if PACKED.fullmatch(key) is None]
+        """The tensors of a file, once decoded."""
+        return list(self.files[path])
 
     def spec(self, key: str) -> TensorSpec:
         """Dtype and shape of a tensor, as :meth:`read` gives it.
@@ -67,33 +63,22 @@ class Source:
         Raises:
             UserError: If its type is not known.
         """
-        if key not in self._specs:
-            self._specs[key] = self._find_spec(key)
-        return self._specs[key]
-
-    def _find_spec(self, key: str) -> TensorSpec:
-        if key in self._packed:
-            state = self._state(key)
-            return TensorSpec(state.dtype, tuple(state.shape))
-        stored = self.files[self._places[key]][key]
-        if stored.dtype not in DTYPES:
+        found = self.files[self._places[key]][key]
+        if found.dtype not in DTYPES:
             raise UserError(
-                f"{self._places[key]} has weights of the type {stored.dtype}, which are not merged.",
+                f"{self._places[key]} has weights of the type {found.dtype}, which are not merged.",
                 "Use a base in 16 bit, or export the adapter.",
             )
-        return TensorSpec(DTYPES[stored.dtype], stored.shape)
+        return TensorSpec(DTYPES[found.dtype], found.shape)
 
     def read(self, key: str) -> torch.Tensor:
         """A tensor, on the CPU.
 
         Raises:
-            UserError: If it cannot be read.
+            UserError: If it cannot be read or decoded.
         """
-        stored = self._load(key)
-        if key in self._packed:
-            restored: torch.Tensor = bnb.functional.dequantize_4bit(stored, self._state(key)).cpu()
-            return restored
-        return self._round(stored) if key in self._rounded else stored
+        found = self._checkpoint.read(key)
+        return self._round(found) if key in self._rounded else found
 
     def _round(self, weight: torch.Tensor) -> torch.Tensor:
         """What NF4 with double quantization leaves of a weight, in the arithmetic of the training."""
@@ -101,20 +86,6 @@ class Source:
         packed, state = bnb.functional.quantize_4bit(given, quant_type="nf4", compress_statistics=True)
         restored: torch.Tensor = bnb.functional.dequantize_4bit(packed, state).cpu()
         return restored
-
-    def _state(self, key: str) -> Any:
-        """How a weight was rounded."""
-        parts = {f"{key}.{name}": self._load(place) for name, place in self._packed[key].items()}
-        return QuantState.from_dict(parts, device=torch.device("cpu"))
-
-    def _load(self, key: str) -> torch.Tensor:
-        path = self._places[key]
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                tensor: torch.Tensor = file.get_tensor(key)
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{path} cannot be read: {error}", "Check that the directory is whole.") from error
-        return tensor
 
 
 def _arithmetic(config: Config) -> tuple[torch.device, torch.dtype]:

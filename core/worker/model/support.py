@@ -11,21 +11,18 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from core.errors import UserError
-from core.models.architectures import check_quantization
 from core.models.check import check_model_config
+from core.models.quantized import check_quantization, read_decoded
 from core.models.shapes import shapes_are_known
-from core.models.tensors import read_weights
 from core.text import one_line
 from core.worker.model.completeness import check_size
 
 
-def check_base(base: Path, method: str) -> None:
-    """See that a base is of an architecture that is known and as large as its files, and that the method can take its
-    weights.
+def check_base(base: Path) -> None:
+    """See that a base is of an architecture that is known and as large as its files, and that its weights can be read.
 
     Args:
         base: A directory that :func:`core.models.check.check_model_directory` has let pass.
-        method: ``qlora`` or ``lora``.
 
     Raises:
         UserError: If not.
@@ -45,7 +42,7 @@ def check_base(base: Path, method: str) -> None:
             f"{base} is a {one_line(family, 60)}, not a causal language model.",
             "Choose a causal language model: one whose config.json names an architecture that ends with ForCausalLM.",
         )
-    check_quantization(config, base, method)
+    check_quantization(base, config)
     if not shapes_are_known(config, base):
         _check_size(base, config)
 
@@ -65,4 +62,4 @@ def _check_size(base: Path, config: dict[str, Any]) -> None:
         raise UserError(
             f"The model in {base} cannot be loaded: {first}.", "Check its config.json, or choose another model."
         ) from error
-    check_size(model, base, config, sum(tensor.elements for tensor in read_weights(base).values()))
+    check_size(model, base, read_decoded(base, config).elements)

@@ -5,29 +5,35 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from core.errors import UserError
+from core.worker.model.decode.checkpoint import Checkpoint
 
 
 class WeightFiles:
-    """The safetensors files of a model's directory, one or many.
+    """The 16-bit weights in the files of a model's directory; quantized ones are decoded.
 
     Args:
         directory: The directory.
         prefix: What the model puts before the names of its body: ``model``. Files may have them without it.
+
+    Raises:
+        UserError: If they cannot be read, or the weights are saved as QLoRA uses them, so that there are no others.
     """
 
     def __init__(self, directory: Path, prefix: str) -> None:
         self._directory = directory
         self._prefix = f"{prefix}."
-        self._files: dict[str, Path] = {}
-        for path in sorted(directory.glob("*.safetensors")):
-            with safe_open(str(path), framework="pt") as file:
-                self._files |= dict.fromkeys(file.keys(), path)
+        self._checkpoint = Checkpoint(directory)
+        quantization = self._checkpoint.quantization
+        if quantization is not None and quantization.is_used_as_saved("qlora"):
+            raise UserError(
+                f"{directory} was saved quantized ({quantization.name}), and LoftQ needs its weights in 16 bit.",
+                "Set method.init = default or pissa, or use the model as it was before it was quantized.",
+            )
 
     def read(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-        """A tensor by the name of its parameter, as it lies in the file.
+        """A tensor by the name of its parameter, as it lies in the file or as it is decoded.
 
         Args:
             name: ``model.layers.0.self_attn.q_proj.weight``.
@@ -37,15 +43,8 @@ class WeightFiles:
             UserError: If the files have none of this name and shape, as families do that store their layers fused.
         """
         for known in (name, name.removeprefix(self._prefix)):
-            if (path := self._files.get(known)) is None:
-                continue
-            try:
-                with safe_open(str(path), framework="pt") as file:
-                    tensor: torch.Tensor = file.get_tensor(known)
-            except (OSError, SafetensorError) as error:
-                raise UserError(f"{path} cannot be read: {error}", "Check that the directory is whole.") from error
-            if tuple(tensor.shape) == shape:
-                return tensor
+            if known in self._checkpoint and self._checkpoint.tensor(known).shape == shape:
+                return self._checkpoint.read(known)
         raise UserError(
             f"The weight files in {self._directory} have no {name} of {' x '.join(map(str, shape))}, which LoftQ needs "
             "in 16 bit: this model stores its layers in another way.",

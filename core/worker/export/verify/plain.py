@@ -15,7 +15,7 @@ import peft
 import torch
 import transformers
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoTokenizer, BitsAndBytesConfig
 
 from core.data.conversation import RowError
 from core.directories import Progress
@@ -24,6 +24,7 @@ from core.text import one_line
 from core.worker.data.encode import as_model_tokenizer
 from core.worker.export.verify.compare import compare
 from core.worker.export.verify.store import Proof, ProofRow
+from core.worker.model.decode.loading import weights_source
 from core.worker.model.model import keep_gradients
 
 _DATED = "strftime_now"
@@ -51,13 +52,16 @@ class PlainReader:
             )
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=True)
-            self._model = AutoModelForCausalLM.from_pretrained(
-                directory,
-                dtype=torch.float32,
-                device_map={"": "cpu"},
-                quantization_config=quantization,
-                local_files_only=True,
-            )
+            # transformers reads some quantizations otherwise than the training did, and others not at all: an adapter's
+            # base is given to it decoded. A merged model is none.
+            with weights_source(directory, "qlora" if quantized else "lora") as source:
+                self._model = source.loader.from_pretrained(
+                    **source.arguments,
+                    dtype=torch.float32,
+                    device_map={"": "cpu"},
+                    quantization_config=quantization,
+                    local_files_only=True,
+                )
             if adapter is not None:
                 self._model = PeftModel.from_pretrained(self._model, str(adapter), local_files_only=True)
         except Exception as error:  # whatever a library raises for files that are not whole
