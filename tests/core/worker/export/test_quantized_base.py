@@ -49,7 +49,7 @@ def test_an_adapter_is_merged_into_decoded_weights(
     assert ways_to_merge(twins.quantized, trained, "auto") == ways
     merged = merge(twins.quantized, trained, tmp_path / "merged", rounded=ways[0] == "quantized")
     # Saved in NF4, it was trained in the arithmetic that its configuration names.
-    near = 2e-4 if wanted.dtype == torch.float32 else 0.02
+    near = 2e-4 if wanted.dtype == torch.float32 else 0.05
     assert torch.allclose(logits(merged), wanted.float(), atol=near), (logits(merged) - wanted).abs().max()
     # The files hold a 16-bit model's tensors, and say so.
     assert set(read_weights(tmp_path / "merged")) == set(read_weights(twins.plain))
