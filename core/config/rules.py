@@ -606,6 +606,24 @@ def _dora_begins_plainly(config: Config, _: Facts) -> Findings:
         )
 
 
+@_rule("error", "method.target_experts", "method.dora", "method.init", "method.name")
+def _experts_begin_plainly(config: Config, _: Facts) -> Findings:
+    """method.target_experts = on needs method.init = default, and no method.dora."""
+    method = config.method
+    if method.name in WEIGHT_METHODS or method.target_experts != "on":
+        return
+    if method.dora:
+        yield (
+            "method.target_experts is on, and method.dora has no magnitudes for experts.",
+            "Set method.dora = false, or method.target_experts = off.",
+        )
+    if method.init != "default":
+        yield (
+            f"method.target_experts is on, and method.init = {method.init} is computed for linear layers only.",
+            "Set method.init = default, or method.target_experts = off.",
+        )
+
+
 @_rule("warning", "method.dropout", "method.init")
 def _dropout_from_the_beginning(config: Config, _: Facts) -> Findings:
     """With method.init = pissa, method.dropout is 0."""

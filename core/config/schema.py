@@ -134,6 +134,9 @@ class MethodSection(Section):
     target_modules: Literal["all-linear"] | list[Text] = _option(
         "all-linear", "Layers that get adapters: all-linear, or a list of module names and patterns."
     )
+    target_experts: Literal["auto", "on", "off"] = _option(
+        "auto", "Adapters on the experts of a mixture; auto puts them there where they stay small beside the experts."
+    )
     init: Literal["default", "pissa", "loftq"] = _option(
         "default",
         "How adapters begin: without effect; with the main directions of the weights; or making up for 4 bits.",

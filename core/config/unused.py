@@ -14,7 +14,8 @@ _USERS: dict[str, tuple[str, tuple[str, ...]]] = {
     **{
         f"method.{key}": (_METHOD, _ADAPTERS)
         for key in (
-            *("rank", "alpha", "dropout", "target_modules", "init", "dora", "rslora", "loraplus_ratio", "train_for"),
+            *("rank", "alpha", "dropout", "target_modules", "target_experts", "init", "dora", "rslora"),
+            *("loraplus_ratio", "train_for"),
         )
     },
     "memory.optimizer_in_backward": (_METHOD, tuple(sorted(WEIGHT_METHODS))),

@@ -1,7 +1,8 @@
 """The weight files of a model, read tensor by tensor, decoded where they are quantized.
 
 Whatever reads weights reads them here: loading, LoftQ, merging. What it sees are the names, shapes and values of the
-16-bit model. Nothing is kept: at any time there is one decoded tensor, or the fused experts of one layer.
+16-bit model. Nothing is kept: who asks for one tensor after the other has one decoded at a time. Experts that are
+stored fused, as those of gpt-oss, are one tensor a layer.
 """
 
 from __future__ import annotations

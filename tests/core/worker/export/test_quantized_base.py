@@ -38,7 +38,9 @@ def quiet(_activity: str, _done: int | None, _total: int | None) -> None:
         ("llama", "bnb_nf4", {}, ("base",)),
         ("llama", "gptq_actorder", {"dora": True}, ("base",)),
         ("gpt_oss", "mxfp4", {"target_modules": ["q_proj", "o_proj"]}, ("base",)),
+        ("gpt_oss", "mxfp4", {"name": "qlora", "target_modules": ["q_proj"]}, ("quantized", "base")),
         ("qwen3_moe", "fp8", {"target_modules": ["q_proj", "o_proj"]}, ("base",)),
+        ("qwen3_moe", "ct_w4a16", {"name": "qlora", "target_modules": ["q_proj"]}, ("quantized", "base")),
     ],
 )
 def test_an_adapter_is_merged_into_decoded_weights(
