@@ -12,14 +12,16 @@ from core.models.description import read_description
 from core.models.files import PICKLES
 from core.models.foreign import refuse_foreign
 from core.models.quantized import read_decoded, read_quantization
-from core.models.shapes import LAYER_NAME, by_layer
+from core.models.shapes import LAYER_NAME, by_layer, of_text_part
 from core.models.tensors import Tensor, read_header
+from core.models.text_part import is_composite, split_names
 from core.text import one_line
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 #: Ranks up to this are accepted whatever the factors have, as they cost little: a default that patterns override.
 _ANY_RANK = 256
+_PREFIX = "base_model.model."
 _FACTOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])(?:\.default)?\.weight")
 
 
@@ -73,9 +75,13 @@ def check_adapter(adapter: Path, base: Path) -> None:
     _check_ranks(config, factors, adapter)
     model = read_description(base / "config.json") or {}
     quantization = read_quantization(base, model)
-    if isinstance(model.get("text_config"), dict) or not (quantization is None or quantization.is_decoded):
-        return  # composite models repeat layer numbers; what cannot be decoded does not show its shapes
-    _check_factors(factors, read_decoded(base, model).tensors, adapter, base, wanted_base(config))
+    if quantization is not None and not quantization.is_decoded:
+        return  # packed weights do not show their shapes
+    if is_composite(model):
+        inner = {name.removeprefix(_PREFIX): factor for name, factor in factors.items()}
+        factors = {_PREFIX + own: inner[name] for name, own in split_names(inner).text.items()}
+    weights = of_text_part(model, read_decoded(base, model).tensors)
+    _check_factors(factors, weights, adapter, base, wanted_base(config))
 
 
 def _check_ranks(config: Mapping[str, Any], factors: Mapping[str, Tensor], adapter: Path) -> None:

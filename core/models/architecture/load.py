@@ -20,6 +20,7 @@ from core.models.description import read_description
 from core.models.find import find_model, missing_model, model_path
 from core.models.quantized import decoded, read_quantization
 from core.models.tensors import Tensor, read_header
+from core.models.text_part import as_files_are_tied, split_names
 from core.text import one_line
 
 _BYTES = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8, "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1}
@@ -58,21 +59,20 @@ def load_architecture(path: Path) -> Architecture:
         return read_architecture(read_gguf_header(path).config(str(path)), str(path))
     config_path = path / "config.json"
     config = _read_config(path, config_path)
-    architecture = read_architecture(config, str(config_path))
-    if (tokenizer := path / "tokenizer.json").is_file():
-        architecture = replace(architecture, tokenizer_bytes=tokenizer.stat().st_size)
     files = sorted(path.glob("*.safetensors"))
+    quantization = read_quantization(path, config)
     try:
         stored = {name: tensor for file in files for name, tensor in read_header(file).items()}
-        quantization = read_quantization(path, config)
-        weights = decoded(path, stored, quantization)
+        tensors = list(decoded(path, stored, quantization).tensors.items())
         size = sum(file.stat().st_size for file in files)
-        # Decoded weights are no views of the file, whatever their dtype.
-        dtype = quantization.name if quantization is not None else None
-        return with_checkpoint(architecture, weights.tensors.items(), size, dtype)
     except (UserError, OSError):
         # Defects of the weights are reported when they are to be loaded.
-        return architecture
+        tensors, size = [], 0
+    architecture = read_architecture(as_files_are_tied(config, (name for name, _ in tensors)), str(config_path))
+    if (tokenizer := path / "tokenizer.json").is_file():
+        architecture = replace(architecture, tokenizer_bytes=tokenizer.stat().st_size)
+    # Decoded weights are no views of the file, whatever their dtype.
+    return with_checkpoint(architecture, tensors, size, quantization.name if quantization is not None else None)
 
 
 def _read_config(directory: Path, path: Path) -> dict[str, Any]:
@@ -102,11 +102,18 @@ def with_checkpoint(
 
     Returns:
         The architecture with its ``checkpoint``; unchanged without tensors. Parameters that the configuration does not
-        explain are added to those outside the layers.
+        explain are added to those outside the layers. Of a composite model that of its text part, and its towers
+        counted.
     """
+    counted = dict(tensors)
+    if (towers := architecture.towers) is not None and counted:
+        others = [counted.pop(name) for name in split_names(counted).others]
+        left_out = sum(tensor.elements * _BYTES.get(tensor.dtype, 4) for tensor in others)
+        architecture = replace(architecture, towers=replace(towers, bytes=left_out, is_exact=True))
+        size -= left_out
     total, largest, kinds = 0, 0, Counter[str]()
     names = set()
-    for name, tensor in tensors:
+    for name, tensor in counted.items():
         names.add(name)
         total += tensor.elements
         largest = max(largest, tensor.elements * _BYTES.get(tensor.dtype, 4))

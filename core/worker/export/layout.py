@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     Concatenate,
@@ -20,9 +19,11 @@ from transformers.core_model_loading import (
 
 from core.errors import UserError
 from core.models.tensors import Tensor
+from core.models.text_part import split_names
 from core.text import one_line
 from core.worker.model.decode.checkpoint import Checkpoint
 from core.worker.model.quantizer import FourBitQuantizer, four_bit_config
+from core.worker.model.text_part import causal_lm
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Layout:
 
     directory: Path
     model: Any
-    """The model of ``transformers``, on the device ``meta``."""
+    """The model of ``transformers``, on the device ``meta``; of a composite one the text part."""
     checkpoint: Checkpoint
     """Its files, decoded where they are quantized."""
     keys: dict[str, str]
@@ -57,6 +58,8 @@ class Layout:
     """Parameter to the other one that it is: the head to the embeddings."""
     expert_parts: dict[str, ExpertPart]
     """Tensors of the files that are parts of experts, by their names there."""
+    others: frozenset[str] = frozenset()
+    """Names in the files of what is not of the text part of a composite model, which stays as it is."""
 
     @property
     def files(self) -> dict[Path, dict[str, Tensor]]:
@@ -89,12 +92,11 @@ def read_layout(base: Path) -> Layout:
     Raises:
         UserError: If its files cannot be read.
     """
-    config = AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    found = causal_lm(base)
+    model = found.build()
     checkpoint = Checkpoint(base)
     parameters = model.state_dict()
-    transforms = get_model_conversion_mapping(model)
+    transforms = get_model_conversion_mapping(model, found.key_mapping)
     renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
     converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
     keys: dict[str, str] = {}
@@ -112,6 +114,7 @@ def read_layout(base: Path) -> Layout:
         keys=keys,
         tied=dict(getattr(model, "all_tied_weights_keys", None) or {}),
         expert_parts=_expert_parts(merged, converters),
+        others=frozenset(() if found.whole is None else split_names(checkpoint).others),
     )
 
 

@@ -27,17 +27,27 @@ from peft import (
     set_peft_model_state_dict,
 )
 from peft.tuners.lora import LoraLayer
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers.pytorch_utils import Conv1D
 
 from core.config.schema import MethodSection
 from core.config.targets import has_patterns, is_target
 from core.errors import UserError
+from core.models.adapters import WEIGHTS
+from core.models.text_part import KEY_MAPPING, split_names
 from core.text import one_line
+from core.worker.model.adapter_names import (
+    PREFIX,
+    names_in_files,
+    names_in_memory,
+    targets_in_files,
+    targets_in_memory,
+)
 from core.worker.model.completeness import tell
 from core.worker.model.expert_adapters import as_it_is, prepare, saved, target_modules, target_parameters
 from core.worker.model.experts import experts_of
 from core.worker.model.lora_init import Factors, loftq_factors, pissa_factors
+from core.worker.model.text_part import is_text_part
 from core.worker.model.weight_files import WeightFiles
 
 #: PEFT's names of the adapter that is trained, and of the one that takes its beginning out again.
@@ -240,7 +250,9 @@ def adapter_state(model: Any) -> tuple[dict[str, torch.Tensor], PeftConfig]:
         config.r *= 2
         config.lora_alpha = scale * config.r
         config.use_rslora = False
-    return state, config
+    base = model.get_base_model()
+    config.target_modules = targets_in_files(base, (name for name, _ in _adapted(model)), config.target_modules)
+    return names_in_files(base, state), config
 
 
 def load_state(model: Any, state: dict[str, torch.Tensor]) -> list[str]:
@@ -252,6 +264,7 @@ def load_state(model: Any, state: dict[str, torch.Tensor]) -> list[str]:
     Raises:
         RuntimeError: If a tensor has another shape.
     """
+    state = names_in_memory(model.get_base_model(), state)
     parts = {TRAINED: state}
     if INITIAL in model.peft_config:
         halves = {name: _halves(tensor, _joint(name)) for name, tensor in state.items()}
@@ -291,7 +304,7 @@ def load_adapter(model: Any, adapter: Path, *, trainable: bool) -> Any:
         UserError: If it does not fit, lacks factors of layers that its configuration names, or has others.
     """
     with _misfit_explained(adapter):
-        config = PeftConfig.from_pretrained(str(adapter), local_files_only=True)
+        config = _read_config(model, adapter)
         config.inference_mode = not trainable
         with as_it_is() if prepare(config, model) else contextlib.nullcontext():
             adapted = PeftModelForCausalLM(model, config)
@@ -318,7 +331,7 @@ def add_adapter(model: Any, adapter: Path, name: str) -> Any:
         return load_adapter(model, adapter, trainable=False)
     try:
         with _misfit_explained(adapter):
-            config = PeftConfig.from_pretrained(str(adapter), local_files_only=True)
+            config = _read_config(model.get_base_model(), adapter)
             config.inference_mode = True
             with as_it_is() if prepare(config, model.get_base_model()) else contextlib.nullcontext():
                 model.add_adapter(name, config)
@@ -331,9 +344,28 @@ def add_adapter(model: Any, adapter: Path, name: str) -> Any:
     return model
 
 
+def _read_config(base: Any, adapter: Path) -> Any:
+    """A saved adapter's configuration, for the modules of the base in memory."""
+    config = PeftConfig.from_pretrained(str(adapter), local_files_only=True)
+    config.target_modules = targets_in_memory(base, getattr(config, "target_modules", None))
+    return config
+
+
 def _read_into(adapted: Any, adapter: Path, name: str, *, trainable: bool) -> Any:
-    renamed = getattr(adapted.get_base_model(), "_checkpoint_conversion_mapping", None) or {}
-    return adapted.load_adapter(str(adapter), name, is_trainable=trainable, key_mapping=renamed, local_files_only=True)
+    base = adapted.get_base_model()
+    renamed = KEY_MAPPING if is_text_part(base) else getattr(base, "_checkpoint_conversion_mapping", None) or {}
+    read = adapted.load_adapter(str(adapter), name, is_trainable=trainable, key_mapping=renamed, local_files_only=True)
+    if is_text_part(base):
+        # What an earlier version put on towers; it has no place here.
+        with safe_open(str(adapter / WEIGHTS), framework="pt") as file:
+            others = split_names(key.removeprefix(PREFIX) for key in file.keys()).others  # noqa: SIM118
+        towers = {_module(key) for key in others}
+        read.unexpected_keys[:] = [key for key in read.unexpected_keys if _module(key) not in towers]
+    return read
+
+
+def _module(key: str) -> str:
+    return key.removeprefix(PREFIX).partition(".lora_")[0]
 
 
 @contextlib.contextmanager

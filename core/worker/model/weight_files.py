@@ -7,11 +7,13 @@ from pathlib import Path
 import torch
 
 from core.errors import UserError
+from core.models.text_part import text_name
 from core.worker.model.decode.checkpoint import Checkpoint
 
 
 class WeightFiles:
-    """The 16-bit weights in the files of a model's directory; quantized ones are decoded.
+    """The 16-bit weights in the files of a model's directory; quantized ones are decoded. Those of a composite model go
+    by the names of its text part.
 
     Args:
         directory: The directory.
@@ -31,6 +33,7 @@ class WeightFiles:
                 f"{directory} was saved quantized ({quantization.name}), and LoftQ needs its weights in 16 bit.",
                 "Set method.init = default or pissa, or use the model as it was before it was quantized.",
             )
+        self._stored = {text_name(name): name for name in self._checkpoint}
 
     def read(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
         """A tensor by the name of its parameter, as it lies in the file or as it is decoded.
@@ -43,8 +46,9 @@ class WeightFiles:
             UserError: If the files have none of this name and shape, as families do that store their layers fused.
         """
         for known in (name, name.removeprefix(self._prefix)):
-            if known in self._checkpoint and self._checkpoint.tensor(known).shape == shape:
-                return self._checkpoint.read(known)
+            stored = self._stored.get(known)
+            if stored is not None and self._checkpoint.tensor(stored).shape == shape:
+                return self._checkpoint.read(stored)
         raise UserError(
             f"The weight files in {self._directory} have no {name} of {' x '.join(map(str, shape))}, which LoftQ needs "
             "in 16 bit: this model stores its layers in another way.",

@@ -15,16 +15,18 @@ import peft
 import torch
 import transformers
 from peft import PeftModel
-from transformers import AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig
 
 from core.data.conversation import RowError
 from core.directories import Progress
 from core.errors import UserError
+from core.models.description import read_description
+from core.models.text_part import auto_class
 from core.text import one_line
 from core.worker.data.encode import as_model_tokenizer
 from core.worker.export.verify.compare import compare
 from core.worker.export.verify.store import Proof, ProofRow
-from core.worker.model.decode.loading import weights_source
+from core.worker.model.decode.loading import concrete_class, weights_source
 from core.worker.model.model import keep_gradients
 
 _DATED = "strftime_now"
@@ -52,11 +54,14 @@ class PlainReader:
             )
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=True)
+            loader = getattr(transformers, auto_class(read_description(directory / "config.json") or {}))
             # transformers reads some quantizations otherwise than the training did, and others not at all: an adapter's
-            # base is given to it decoded. A merged model is none.
-            with weights_source(directory, "qlora" if quantized else "lora") as source:
-                self._model = source.loader.from_pretrained(
-                    **source.arguments,
+            # base is given to it decoded. A merged model is not quantized.
+            config = AutoConfig.from_pretrained(directory, local_files_only=True)
+            with weights_source(directory, config, "qlora" if quantized else "lora") as source:
+                found = concrete_class(loader, source["config"]) if source else loader
+                self._model: Any = found.from_pretrained(
+                    **{"pretrained_model_name_or_path": directory, **source},
                     dtype=torch.float32,
                     device_map={"": "cpu"},
                     quantization_config=quantization,

@@ -11,16 +11,14 @@ import contextlib
 import copy
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
 
 from core.models.quantized import read_quantization
 from core.models.tensors import Tensor
-from core.worker.model.configs import load_config, load_generation_config
+from core.worker.model.configs import load_generation_config
 from core.worker.model.decode.checkpoint import Checkpoint
 
 #: Without it transformers' threads read, and so decode, far ahead of what is put into the model.
@@ -79,51 +77,48 @@ def without_quantization(config: Any) -> Any:
     return plain
 
 
-@dataclass(frozen=True)
-class WeightsSource:
-    """What a base is loaded from.
-
-    Args:
-        loader: The class of transformers whose ``from_pretrained`` loads it.
-        arguments: Its arguments that say what is loaded: ``pretrained_model_name_or_path``; for weights that are
-            decoded ``config`` and ``state_dict``, and ``generation_config``, which transformers reads from directories
-            only.
-    """
-
-    loader: Any
-    arguments: dict[str, Any]
-
-
 @contextlib.contextmanager
-def weights_source(base: Path, method: str) -> Iterator[WeightsSource]:
-    """What a base is loaded from; ``from_pretrained`` has to be called inside.
+def weights_source(base: Path, config: Any, method: str) -> Iterator[dict[str, Any]]:
+    """The arguments by which ``from_pretrained`` loads a base decoded; it has to be called inside.
 
     Args:
         base: The directory.
+        config: Its configuration, of the class that is loaded.
         method: As ``method.name``.
+
+    Yields:
+        ``pretrained_model_name_or_path``, which is None, ``config``, ``state_dict``, and ``generation_config``, which
+        transformers reads from directories only; nothing where the files are read as they are.
 
     Raises:
         UserError: If the weights cannot be decoded.
     """
     if not is_decoded(base, method):
-        yield WeightsSource(AutoModelForCausalLM, {"pretrained_model_name_or_path": base})
+        yield {}
         return
-    config = without_quantization(load_config(base))
-    with torch.device("meta"):
-        described = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     checkpoint = Checkpoint(base)
-    arguments = {
-        "pretrained_model_name_or_path": None,
-        "config": described.config,
-        "state_dict": {name: _Slice(checkpoint, name) for name in checkpoint},
-        "generation_config": load_generation_config(base),
-    }
     before = os.environ.get(_IN_TURN)
     os.environ[_IN_TURN] = "1"
     try:
-        yield WeightsSource(type(described), arguments)
+        yield {
+            "pretrained_model_name_or_path": None,
+            "config": without_quantization(config),
+            "state_dict": {name: _Slice(checkpoint, name) for name in checkpoint},
+            "generation_config": load_generation_config(base),
+        }
     finally:
         if before is None:
             del os.environ[_IN_TURN]
         else:
             os.environ[_IN_TURN] = before
+
+
+def concrete_class(loader: Any, config: Any) -> Any:
+    """The class of a model that one of transformers' ``Auto`` classes makes, which want a directory to load from.
+
+    Args:
+        loader: ``AutoModelForCausalLM`` or another one.
+        config: The model's configuration.
+    """
+    with torch.device("meta"):
+        return type(loader.from_config(config, trust_remote_code=False))

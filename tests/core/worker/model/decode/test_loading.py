@@ -43,6 +43,9 @@ def logits(model: Any) -> torch.Tensor:
         ("gpt_oss", "mxfp4"),
         ("phi3", "fp8"),
         ("olmo3", "awq"),
+        ("ministral3", "fp8_whole"),
+        ("qwen3_5_moe", "fp8"),
+        ("gemma3", "ct_w4a16"),
     ],
 )
 def test_it_answers_as_the_model_that_it_stands_for(tmp_path: Path, family: str, name: str, method: str) -> None:
