@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,9 +143,14 @@ def _expert_parts(merged: dict[str, dict[str, list[str]]], converters: list[Any]
     return found
 
 
-def rounded_layers(layout: Layout) -> set[str]:
-    """The parameters that QLoRA loads in 4 bit: linear layers but the head and routers, and the experts of mixtures."""
-    quantizer = FourBitQuantizer(four_bit_config(torch.bfloat16), pre_quantized=False)
+def rounded_layers(layout: Layout, keep: Sequence[str] = ()) -> set[str]:
+    """The parameters that QLoRA loads in 4 bit: linear layers but the head and routers, and the experts of mixtures.
+
+    Args:
+        layout: The layout of a base.
+        keep: Names and patterns of layers that stay in 16 bit, as ``model.keep_16bit``.
+    """
+    quantizer = FourBitQuantizer(four_bit_config(torch.bfloat16, keep), pre_quantized=False)
     model = read_layout(layout.directory).model
     before = {name for name, module in model.named_modules() if type(module) is torch.nn.Linear}
     quantizer.preprocess_model(model=model, dtype=torch.bfloat16, device_map=None)

@@ -9,6 +9,7 @@ import bitsandbytes as bnb
 import torch
 
 from core.config.schema import Config
+from core.config.sixteen_bit import kept_patterns
 from core.errors import UserError
 from core.models.tensors import Tensor
 from core.worker.export.layout import ExpertPart, Layout, rounded_layers
@@ -41,7 +42,7 @@ class Source:
         self._rounded: set[str] = set()
         self._parts: dict[str, ExpertPart] = {}
         if rounded and not self._is_saved:
-            names = rounded_layers(layout)
+            names = rounded_layers(layout, kept_patterns(config.model.keep_16bit))
             self._rounded = {layout.keys[name] for name in names if name in layout.keys}
             self._parts = {key: part for key, part in layout.expert_parts.items() if part.parameter in names}
             if self._device.type == "cpu":

@@ -5,10 +5,11 @@ when its input is closed, whatever it is doing. Commands:
 
 ``load``
     ``base``, ``adapter`` (a directory or null), ``weights`` (a file of trained weights or null), ``method``,
-    ``precision``, ``device``, ``gpu`` (as ``hardware.gpu``, or null), ``template`` (a Jinja file or null),
-    ``source_name`` (what answers of the adapter, or of trained weights, are called), ``base_sha256`` (of the base that
-    they were trained on, or null), ``file`` (:class:`core.runs.trained.TrainedFile` or null). Sends ``{"id",
-    "progress", "done", "total"}`` before its answer; a progress that ends with a full stop is a warning.
+    ``keep_16bit`` (the patterns of ``model.keep_16bit``), ``precision``, ``device``, ``gpu`` (as ``hardware.gpu``, or
+    null), ``template`` (a Jinja file or null), ``source_name`` (what answers of the adapter, or of trained weights, are
+    called), ``base_sha256`` (of the base that they were trained on, or null), ``file``
+    (:class:`core.runs.trained.TrainedFile` or null). Sends ``{"id", "progress", "done", "total"}`` before its answer; a
+    progress that ends with a full stop is a warning.
 ``add``
     ``name`` (the source that it answers as), ``adapter`` (a directory), ``source_name``, ``template`` and
     ``base_sha256`` as for ``load``: another adapter on the same base.
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
     from core.worker.generate.sources import Sources
     from core.worker.model.model import LoadedModel
     from core.worker.process.openmp import SpinControl
+
+#: Output features that bitsandbytes' kernel for inference on a CPU computes at once.
+_KERNEL_ROWS = 32
 
 
 class ChatEngine:
@@ -219,6 +223,7 @@ def _load_trained(
         precision=str(args.get("precision", "auto")),
         device=device,
         adapter=Path(adapter) if adapter else None,
+        keep_16bit=[str(entry) for entry in args.get("keep_16bit") or ()],
     )
     if fingerprint is not None:
         report("comparing the base model with that of the training")
@@ -263,7 +268,9 @@ def _ask_beside_runs(base: Path, method: str, device: str) -> None:
 def _allow_fast_kernels(model: Any) -> None:
     """Let 4-bit layers on a CPU use their kernel for inference: twice the speed of one conversation here.
 
-    It has no backward pass, which is why models that are trained must not use it; this process never trains.
+    It has no backward pass, which is why models that are trained must not use it; this process never trains. It takes
+    whole blocks only, which a layer of another shape, such as the input of Granite's state-space layers, cannot be cut
+    into.
     """
     import bitsandbytes as bnb
     from bitsandbytes.functional import has_avx512bf16
@@ -271,7 +278,8 @@ def _allow_fast_kernels(model: Any) -> None:
     supported = bool(has_avx512bf16())
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
-            module.support_avx512bf16_for_cpu = supported
+            whole = module.out_features % _KERNEL_ROWS == 0 and module.in_features % module.weight.blocksize == 0
+            module.support_avx512bf16_for_cpu = supported and whole
 
 
 def main() -> None:

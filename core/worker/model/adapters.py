@@ -44,7 +44,15 @@ from core.worker.model.adapter_names import (
     targets_in_memory,
 )
 from core.worker.model.completeness import tell
-from core.worker.model.expert_adapters import as_it_is, prepare, saved, target_modules, target_parameters
+from core.worker.model.expert_adapters import (
+    ParamWrapper,
+    as_it_is,
+    not_parameters,
+    prepare,
+    saved,
+    target_modules,
+    target_parameters,
+)
 from core.worker.model.experts import experts_of
 from core.worker.model.lora_init import Factors, loftq_factors, pissa_factors
 from core.worker.model.text_part import is_text_part
@@ -142,8 +150,13 @@ def _is_linear(module: Any) -> bool:
 
 
 def adapted_layers(model: Any) -> dict[str, int]:
-    """The last part of the names of the layers that have adapters, and how many are called so."""
-    return dict(Counter(name.rpartition(".")[2] for name, _ in _adapted(model)))
+    """Last parts of the names of the layers that have adapters, and how many are called so; for experts the matrix."""
+    return dict(
+        Counter(
+            f"experts.{layer.parameter_name}" if isinstance(layer, ParamWrapper) else name.rpartition(".")[2]
+            for name, layer in _adapted(model)
+        )
+    )
 
 
 def _adapted(model: Any) -> Iterator[tuple[str, Any]]:
@@ -174,8 +187,11 @@ def _add_initial(model: Any, config: LoraConfig) -> None:
 def _begin(model: Any, method: MethodSection, base: Path | None, progress: Progress) -> None:
     layers = list(_adapted(model))
     files = WeightFiles(base, model.get_base_model().base_model_prefix) if method.init == "loftq" and base else None
+    rounded = any(map(_is_rounded, (layer for _, layer in layers)))
     for done, (name, layer) in enumerate(layers):
         progress(done, len(layers))
+        if method.init == "loftq" and rounded and not _is_rounded(layer):
+            continue  # in 16 bit among others in 4: it has nothing to make up for
         weight = _dense_weight(name, layer, method)
         down, up = layer.lora_A[TRAINED].weight, layer.lora_B[TRAINED].weight
         scale = float(layer.scaling[TRAINED])
@@ -218,7 +234,7 @@ def _dense_weight(name: str, layer: Any, method: MethodSection) -> torch.Tensor:
 
 
 def _loftq(name: str, layer: Any, weight: torch.Tensor, scale: float, files: WeightFiles | None) -> Factors:
-    if not isinstance(layer.get_base_layer().weight, bnb.nn.Params4bit):
+    if not _is_rounded(layer):
         raise UserError(
             "method.init = loftq makes up for the rounding to 4 bits, and this base is not rounded.",
             "Set method.name = qlora, or method.init = pissa.",
@@ -226,6 +242,10 @@ def _loftq(name: str, layer: Any, weight: torch.Tensor, scale: float, files: Wei
     if files is None:
         raise ValueError("LoftQ needs the directory of the base model")
     return loftq_factors(files.read(f"{name}.weight", tuple(weight.shape)).to(weight), weight, layer.r[TRAINED], scale)
+
+
+def _is_rounded(layer: Any) -> bool:
+    return isinstance(layer.get_base_layer().weight, bnb.nn.Params4bit)
 
 
 # Saving and reading back.
@@ -251,7 +271,8 @@ def adapter_state(model: Any) -> tuple[dict[str, torch.Tensor], PeftConfig]:
         config.lora_alpha = scale * config.r
         config.use_rslora = False
     base = model.get_base_model()
-    config.target_modules = targets_in_files(base, (name for name, _ in _adapted(model)), config.target_modules)
+    modules = [name for name, layer in _adapted(model) if not isinstance(layer, ParamWrapper)]
+    config.target_modules = targets_in_files(base, not_parameters(config, modules), config.target_modules)
     return names_in_files(base, state), config
 
 

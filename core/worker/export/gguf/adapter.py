@@ -22,8 +22,8 @@ from core.errors import UserError
 from core.models.text_part import text_name
 from core.text import one_line
 from core.worker.export.gguf.converter import import_converter, open_model
-from core.worker.export.job import run_job
 from core.worker.process.answers import Answers
+from core.worker.process.job import run_job
 
 Array = npt.NDArray[np.float32]
 _MERGED = "Export merged, where it is part of the weights."
