@@ -37,7 +37,7 @@ def measure(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
 
     SpinControl().start()
     base = resolve_base(config.model.base, answers.progress)
-    check_base(base, "qlora")
+    check_base(base)
     tokenizer = load_tokenizer(base)
     device = choose_device(config.hardware.device)
     refuse_beside_run(base, device, choose_dtype(config.train.precision, device))

@@ -67,7 +67,7 @@ def prepare(config: Config, recorder: Recorder, check_stop: Callable[[], None], 
     """
     check_stop()
     base = resolve_base(config.model.base, recorder.reporter("preparing_model", check_stop))
-    check_base(base, config.method.name)
+    check_base(base)
     recorder.phase("preparing_data")
     tokenizer = load_tokenizer(base)
     preflight = Preflight(
