@@ -56,6 +56,9 @@ class ModelSection(Section):
         "Model to tune: a directory, a GGUF file or the name of a prepared model.",
         basic=True,
     )
+    keep_16bit: Literal["auto"] | list[Text] | None = _option(
+        None, "Layers that qlora leaves in 16 bit: names and patterns, or auto for those that lose most; absent: none."
+    )
 
 
 class DataSection(Section):
@@ -133,6 +136,9 @@ class MethodSection(Section):
     dropout: float = _option(0.0, "Share of adapter inputs dropped in training.", ge=0, lt=1)
     target_modules: Literal["all-linear"] | list[Text] = _option(
         "all-linear", "Layers that get adapters: all-linear, or a list of module names and patterns."
+    )
+    target_experts: Literal["auto", "on", "off"] = _option(
+        "auto", "Adapters on the experts of a mixture; auto puts them there where they stay small beside the experts."
     )
     init: Literal["default", "pissa", "loftq"] = _option(
         "default",

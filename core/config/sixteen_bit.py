@@ -25,6 +25,11 @@ ALWAYS = (
 )
 
 
+def kept_patterns(keep: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The names and patterns of ``model.keep_16bit``; none where it is absent, or ``auto`` and not decided yet."""
+    return () if keep is None or isinstance(keep, str) else tuple(keep)
+
+
 def stays_16bit(name: str, keep: Sequence[str] = ()) -> bool:
     """Whether a linear layer of the decoder stays in 16 bit; the output head does so in any case and is not asked for.
 

@@ -30,7 +30,6 @@ def weight_parts(model: Architecture, how: Arithmetic, copied: int) -> list[Part
     """
     a = how.bytes
     matrices = [(linear.weights, layer.count) for layer in model.layers for linear in layer.linears]
-    matrices += [(linear.weights, 1) for linear in (model.tower.linears if model.tower is not None else ())]
     # Experts are stacked into one tensor, which is not a linear layer: bitsandbytes leaves it as it is. On the CPU
     # tensors not converted at load stay views of the memory-mapped file.
     experts = sum(layer.count * layer.experts.weights for layer in model.layers if layer.experts is not None)
@@ -92,19 +91,18 @@ def own_weight_parts(optimizer: str, trainable: int, states: int, width: int, *,
     ]
 
 
-def adapter_parts(optimizer: str, trainable: int, learned: int, states: int, *, paired: bool) -> list[Part]:
+def adapter_parts(optimizer: str, trainable: int, states: int, *, paired: bool) -> list[Part]:
     """Memory of adapters with their gradients and optimizer states.
 
     Args:
         optimizer: As ``train.optimizer``.
         trainable: Elements of the adapters.
-        learned: Those of them that get gradients.
         states: Bytes of the optimizer's states.
         paired: Whether each has a frozen reference adapter.
     """
     return [
         Part("adapters", FP32 * trainable, f"{format_count(trainable)} trained parameters in fp32"),
         Part("initial", FP32 * trainable if paired else 0, "what the adapters began with, frozen, in fp32"),
-        Part("gradients", FP32 * learned, "their gradients in fp32"),
+        Part("gradients", FP32 * trainable, "their gradients in fp32"),
         Part("optimizer", states, f"{optimizer}: {STATES[optimizer]}"),
     ]

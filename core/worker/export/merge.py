@@ -20,7 +20,7 @@ from core.export.kinds import Quant
 from core.models.files import WEIGHTS_INDEX
 from core.runs.trained import TrainedFile, TrainedModel
 from core.text import one_line
-from core.worker.export.changes import Change, adapter_changes, embedding_changes, weight_changes
+from core.worker.export.changes import Change, ExpertsChange, adapter_changes, embedding_changes, weight_changes
 from core.worker.export.layout import Layout, read_layout
 from core.worker.export.source import Source
 from core.worker.model.completeness import tell
@@ -55,7 +55,7 @@ def merge_weights(
         trained: What was trained.
         directory: Where the files go.
         quant: Their type: ``BF16``, ``F16`` or ``F32``. What the base keeps in more bits than most of its weights stays
-            as it is.
+            as it is, and so do towers of a composite model.
         rounded: Whether an adapter is merged into weights that are rounded to 4 bit first, as they were in training,
             instead of the base's own.
         progress: Told about every tensor, in bytes.
@@ -88,6 +88,8 @@ def merge_weights(
             tensor = source.read(entry.key)
             done += source.spec(entry.key).bytes
             progress("merging the weights", min(done, total), total)
+            if entry.key in layout.others:
+                return tensor
             if stored is not None and tensor.is_floating_point() and not source.is_packed(entry.key):
                 tensor = tensor.to(stored)
             if entry.change is not None:
@@ -122,6 +124,11 @@ class _Arrangement:
         self._made: dict[str, tuple[str, Change | None]] = {
             key: (key, changes.get(name)) for name, key in layout.keys.items()
         }
+        tensors = layout.tensors
+        for key, part in layout.expert_parts.items():
+            whole = changes.get(part.parameter)
+            sizes = [tensors[name].shape[0] for name in part.parts]
+            self._made[key] = (key, whole.part(part, sizes) if isinstance(whole, ExpertsChange) else None)
         self._added: dict[str, tuple[str, Change | None]] = {}
         for name, other in tied.items():
             of_other = layout.keys[other]
@@ -138,6 +145,8 @@ class _Arrangement:
             UserError: If there is some.
         """
         known = {*self._layout.keys, *self._layout.tied}
+        stacked = {part.parameter for part in self._layout.expert_parts.values()}
+        known |= {name for name in stacked if isinstance(changes.get(name), ExpertsChange)}
         if missing := [name for name in changes if name not in known]:
             raise UserError(
                 f"The weight files in {self._layout.directory} hold {tell(missing)} in another form than the program, "
@@ -153,7 +162,9 @@ class _Arrangement:
         found = {}
         for name, (key, change) in made.items():
             spec = source.spec(key)
-            found[name] = _Entry(key, change, TensorSpec(_target(spec.dtype, usual, MERGED_DTYPES[quant]), spec.shape))
+            if key not in self._layout.others:
+                spec = TensorSpec(_target(spec.dtype, usual, MERGED_DTYPES[quant]), spec.shape)
+            found[name] = _Entry(key, change, spec)
         return found
 
 

@@ -155,6 +155,8 @@ BROKEN: list[tuple[dict[str, Any], Facts, str, str]] = [
     ),
     ({"method__dropout": 0.5}, Facts(), "warning", "method.dropout is 0.5"),
     ({"method__target_modules": ["re:(q", "v_proj"]}, Facts(), "error", "has re:(q, which cannot be used"),
+    ({"model__keep_16bit": ["re:(q", "v_proj"]}, Facts(), "error", "model.keep_16bit has re:(q, which cannot be used"),
+    ({"model__keep_16bit": "auto", "method__name": "lora"}, Facts(), "warning", "all layers are in 16 bit"),
     ({"method__init": "loftq", "method__name": "lora"}, Facts(), "error", "method.name = lora rounds nothing"),
     (
         {"method__init": "pissa", "method__dora": True, "method__name": "lora"},
@@ -173,6 +175,13 @@ BROKEN: list[tuple[dict[str, Any], Facts, str, str]] = [
     (FOR_FILE, Facts(model=MIXTRAL), "error", "has experts"),
     (FOR_FILE, Facts(model=replace(LLAMA, hidden=LLAMA.hidden + 8)), "error", "no whole blocks of 32"),
     ({"method__train_for": "q8_0"}, Facts(), "warning", "gained nothing measurable"),
+    (
+        {"method__target_experts": "on", "method__dora": True, "method__name": "lora"},
+        Facts(),
+        "error",
+        "no magnitudes for experts",
+    ),
+    ({"method__target_experts": "on", "method__init": "pissa"}, Facts(), "error", "computed for linear layers only"),
     ({"method__init": "pissa", "method__dropout": 0.1}, Facts(), "warning", "drops from the main directions"),
     ({"method__loraplus_ratio": 64.0}, Facts(), "warning", "second matrices learn at 0.0128"),
     ({"train__optimizer": "lion_8bit"}, Facts(), "warning", "which is much for lion_8bit"),
@@ -208,6 +217,8 @@ BROKEN: list[tuple[dict[str, Any], Facts, str, str]] = [
 
 #: The same options and facts, but for what would break the rule.
 KEPT: list[tuple[dict[str, Any], Facts]] = [
+    ({"method__target_experts": "on"}, Facts()),
+    ({"method__target_experts": "auto", "method__init": "pissa"}, Facts()),
     (
         {
             "data__eval": "a",
@@ -234,6 +245,7 @@ KEPT: list[tuple[dict[str, Any], Facts]] = [
     ({"train__precision": "fp16"}, Facts(device="cuda")),
     ({"train__precision": "bf16"}, Facts(device="cuda", bf16=True)),
     ({"train__precision": "bf16", "hardware__device": "cpu"}, Facts(bf16=False)),
+    ({"model__keep_16bit": ["layers.0.*", "re:.*down_proj"]}, Facts()),
     ({"method__alpha": 8.0}, Facts()),
     ({"method__alpha": 64.0}, Facts()),
     ({"method__rslora": True}, Facts()),
