@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from core.config.choices import Aim
 from core.config.facts import Facts
@@ -18,7 +19,7 @@ from core.units import format_bytes
 _GIB = 1 << 30
 #: Share of its nominal memory that a card reports at least: with error correction a card of 24 GB has 22.5 GiB.
 _REPORTED_SHARE = 0.9
-#: Share of the card that a run may need by the memory plan; a desktop and a display take the rest.
+#: Share of the card that a run may need by the memory plan.
 _USABLE_SHARE = 0.95
 #: Share of rows that may be longer than a preset takes before another preset is looked for.
 _OVERLONG_SHARE = 0.05
@@ -61,7 +62,7 @@ def choose_preset(
     fitting = [
         preset
         for preset in presets().values()
-        if _fits_card(preset, card) and preset.parameters[0] <= billions <= preset.parameters[1]
+        if _suits_card(preset, card) and preset.parameters[0] <= billions <= preset.parameters[1]
     ]
     if not fitting and card:
         raise UserError(
@@ -84,7 +85,7 @@ def choose_preset(
     if card and facts.model is not None:
         first, chosen = chosen, _roomy(fitting, chosen, facts.model, card)
         if chosen is not first:
-            needed = format_bytes(_needed(first, facts.model))
+            needed = format_bytes(needed_bytes(first.values, facts.model))
             reasons.append(f"{first.name} would need {needed} with this model")
     limit = chosen.values["train.max_length"]
     if lengths:
@@ -111,8 +112,8 @@ def _roomy(candidates: Sequence[Preset], wanted: Preset, model: Architecture, ca
     others.sort(key=lambda preset: (preset.aim != wanted.aim, preset.aim != "balanced", -preset.memory_gb))
     least = None
     for preset in (wanted, *others):
-        needed = _needed(preset, model)
-        if needed <= _USABLE_SHARE * card:
+        needed = needed_bytes(preset.values, model)
+        if fits_card(needed, card):
             return preset
         least = min(needed, least or needed)
     raise UserError(
@@ -121,16 +122,21 @@ def _roomy(candidates: Sequence[Preset], wanted: Preset, model: Architecture, ca
     )
 
 
-def _needed(preset: Preset, model: Architecture) -> int:
-    """GPU memory that a run of a preset needs with rows of its maximum length."""
+def needed_bytes(values: Mapping[str, Any], model: Architecture) -> int:
+    """GPU memory that a run with the values of a preset needs with rows of its maximum length."""
     sections: dict[str, dict[str, object]] = {"data": {"train": "rows.jsonl"}}
-    for name, value in preset.values.items():
+    for name, value in values.items():
         section, _, key = name.partition(".")
         sections.setdefault(section, {})[key] = value
     return make_plan(model, Config.model_validate(sections), Machine("cuda")).needed_bytes
 
 
-def _fits_card(preset: Preset, card: int) -> bool:
+def fits_card(needed: int, card: int) -> bool:
+    """Whether a run may need so much of a card; a desktop and a display take the rest."""
+    return needed <= _USABLE_SHARE * card
+
+
+def _suits_card(preset: Preset, card: int) -> bool:
     if preset.memory_gb == 0 or card == 0:
         return preset.memory_gb == card == 0
     return card >= preset.memory_gb * _REPORTED_SHARE * _GIB
