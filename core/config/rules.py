@@ -485,6 +485,28 @@ def _offload_needs_recomputing(config: Config, _: Facts) -> Findings:
         )
 
 
+@_rule("warning", "memory.offload_experts", "hardware.device")
+def _experts_need_gpu(config: Config, facts: Facts) -> Findings:
+    """memory.offload_experts needs a GPU to move experts from."""
+    if _offloads_experts(config) and _trains_on_cpu(config, facts):
+        yield (
+            "memory.offload_experts is on, and on a CPU all experts are in the machine's memory.",
+            "Set it to auto.",
+        )
+
+
+@_rule("warning", "memory.offload_experts", "model.base")
+def _offload_needs_experts(config: Config, facts: Facts) -> Findings:
+    """memory.offload_experts is for mixtures of experts."""
+    model = facts.model
+    if _offloads_experts(config) and model is not None and all(layer.experts is None for layer in model.layers):
+        yield "memory.offload_experts is on, and the model has no experts.", "Set it to auto."
+
+
+def _offloads_experts(config: Config) -> bool:
+    return config.memory.offload_experts == "on" and config.method.name == "qlora"
+
+
 # Training of the weights themselves.
 
 
@@ -616,6 +638,24 @@ def _dora_begins_plainly(config: Config, _: Facts) -> Findings:
             f"method.init is {config.method.init}, and method.dora measures its magnitudes on weights that adapters "
             "have not changed yet.",
             "Set method.init = default, or turn method.dora off.",
+        )
+
+
+@_rule("error", "method.target_experts", "method.dora", "method.init", "method.name")
+def _experts_begin_plainly(config: Config, _: Facts) -> Findings:
+    """method.target_experts = on needs method.init = default, and no method.dora."""
+    method = config.method
+    if method.name in WEIGHT_METHODS or method.target_experts != "on":
+        return
+    if method.dora:
+        yield (
+            "method.target_experts is on, and method.dora has no magnitudes for experts.",
+            "Set method.dora = false, or method.target_experts = off.",
+        )
+    if method.init != "default":
+        yield (
+            f"method.target_experts is on, and method.init = {method.init} is computed for linear layers only.",
+            "Set method.init = default, or method.target_experts = off.",
         )
 
 

@@ -145,6 +145,9 @@ class MethodSection(Section):
     target_modules: Literal["all-linear"] | list[Text] = _option(
         "all-linear", "Layers that get adapters: all-linear, or a list of module names and patterns."
     )
+    target_experts: Literal["auto", "on", "off"] = _option(
+        "auto", "Adapters on the experts of a mixture; auto puts them there where they stay small beside the experts."
+    )
     init: Literal["default", "pissa", "loftq"] = _option(
         "default",
         "How adapters begin: without effect; with the main directions of the weights; or making up for 4 bits.",
@@ -235,6 +238,10 @@ class MemorySection(Section):
     activation_offload: Literal["auto", "on", "off"] = _option(
         "auto",
         "Keep what recomputing starts from in the machine's memory; auto: where a run would not fit on a GPU.",
+    )
+    offload_experts: Literal["auto", "on", "off"] = _option(
+        "auto",
+        "Keep 4-bit experts in the machine's memory, and fetch them by layers; auto: where they do not fit on a GPU.",
     )
     optimizer_in_backward: Literal["auto", "on", "off"] = _option(
         "auto", "Update each weight as soon as its gradient is there; auto: when method.name is full."

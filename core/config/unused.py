@@ -14,11 +14,13 @@ _USERS: dict[str, tuple[str, tuple[str, ...]]] = {
     **{
         f"method.{key}": (_METHOD, _ADAPTERS)
         for key in (
-            *("rank", "alpha", "dropout", "target_modules", "init", "dora", "rslora", "loraplus_ratio", "train_for"),
+            *("rank", "alpha", "dropout", "target_modules", "target_experts", "init", "dora", "rslora"),
+            *("loraplus_ratio", "train_for"),
         )
     },
     "memory.optimizer_in_backward": (_METHOD, tuple(sorted(WEIGHT_METHODS))),
     "memory.keep_dequantized": (_METHOD, ("qlora",)),
+    "memory.offload_experts": (_METHOD, ("qlora",)),
     "method.neftune_alpha": (_OBJECTIVE, ("sft",)),
     "train.beta": (_OBJECTIVE, ("dpo", "orpo", "kto")),
     "train.dpo_loss": (_OBJECTIVE, ("dpo",)),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,14 @@ from safetensors import SafetensorError, safe_open
 
 from core.errors import UserError
 from core.text import one_line
-from core.worker.export.layout import Layout
+from core.worker.export.layout import ExpertPart, Layout
 from core.worker.fused.file_weights import EMBEDDINGS
 from core.worker.fused.frozen_weight import merge_exactly
 from core.worker.fused.ggml_quant import GgmlType, fake_quantize
 from core.worker.model.adapters import TRAINED
 from core.worker.model.completeness import tell
+from core.worker.model.expert_adapters import adapted_matrices
+from core.worker.model.experts import expert_count, experts_of
 
 #: Turns a weight, in fp32, into the trained one.
 Change = Callable[[torch.Tensor], torch.Tensor]
@@ -83,7 +87,11 @@ def adapter_changes(layout: Layout, adapter: Path, kind: GgmlType | None = None)
             f"The adapter in {adapter} has weights of a kind that is not merged: {tell(unknown)}.",
             "Export it as an adapter.",
         )
+    experts = _matrices_of_experts(layout, config)
     for module, parts in factors.items():
+        if (matrix := experts.get(module)) is not None:
+            changes[matrix.parameter] = ExpertsChange(matrix, config, path, parts)
+            continue
         if kind is not None and set(parts) == _PLAIN:
             changes[f"{module}.weight"] = _Rounded(config, path, parts, kind)
             continue
@@ -97,6 +105,80 @@ def embedding_changes(layout: Layout) -> dict[str, Change]:
     ids = {id(module.weight) for module in modules if module is not None}
     names = [name for name, weight in layout.model.named_parameters(remove_duplicate=False) if id(weight) in ids]
     return dict.fromkeys(names, lambda weight: fake_quantize(weight, EMBEDDINGS))
+
+
+@dataclass(frozen=True)
+class _Matrix:
+    """A matrix of the experts of a layer that has an adapter."""
+
+    parameter: str
+    experts: int
+    transposed: bool
+    """Whether it is stored as inputs by outputs."""
+
+
+def _matrices_of_experts(layout: Layout, config: Any) -> dict[str, _Matrix]:
+    """The matrices of experts by the names of the modules that their adapters have in a file: those of a layer are
+    nested there, the first one innermost."""
+    named = list(getattr(config, "target_parameters", None) or ())
+    found = {}
+    for name, module in experts_of(layout.model):
+        matrices = adapted_matrices(name, module, named)
+        for number, matrix in enumerate(matrices):
+            inner = ".base_layer" * (len(matrices) - 1 - number)
+            found[name + inner] = _Matrix(f"{name}.{matrix}", expert_count(module), bool(module.is_transposed))
+    return found
+
+
+class ExpertsChange:
+    """The change of a matrix of the experts of a layer by its adapter.
+
+    Args:
+        matrix: Which.
+        config: The adapter's configuration.
+        path: The file of its factors.
+        parts: The factors' names in PEFT's layer to their names in the file.
+    """
+
+    def __init__(self, matrix: _Matrix, config: Any, path: Path, parts: dict[str, str]) -> None:
+        self._matrix, self._config, self._path, self._parts = matrix, config, path, parts
+
+    def __call__(self, weight: torch.Tensor) -> torch.Tensor:
+        """All experts with their adapters: ``(experts, rows, columns)``, as transformers stores them, in fp32.
+
+        Raises:
+            UserError: If the factors do not fit it.
+        """
+        changed = weight.to(torch.float32, copy=True)
+        for number in range(self._matrix.experts):
+            changed[number] = self._added(changed[number], number)
+        return changed
+
+    def part(self, part: ExpertPart, sizes: Sequence[int]) -> Change:
+        """The change of a tensor that is a part of one expert's matrix.
+
+        Args:
+            part: Which.
+            sizes: Rows of the parts of the matrix.
+        """
+        begin = sum(sizes[: part.place])
+        return lambda weight: self._added(weight, part.number, slice(begin, begin + sizes[part.place]))
+
+    def _added(self, weight: torch.Tensor, number: int, rows: slice = slice(None)) -> torch.Tensor:
+        down, up = (_read_again(self._path, self._parts[f"lora_{factor}.weight"]).float() for factor in "AB")
+        experts = self._matrix.experts
+        try:
+            downs, ups = down.view(experts, -1, down.shape[1]), up.view(len(up), -1, experts)
+            rank = downs.shape[1]
+            scale = self._config.lora_alpha / (math.sqrt(rank) if self._config.use_rslora else rank)
+            added = scale * (ups[:, :, number] @ downs[number])
+            changed: torch.Tensor = weight + (added.T if self._matrix.transposed else added)[rows]
+        except RuntimeError as error:
+            raise UserError(
+                f"The adapter cannot be merged into {one_line(self._matrix.parameter, 120)}: it has other shapes.",
+                "Export the adapter.",
+            ) from error
+        return changed
 
 
 class _Rounded:
@@ -182,6 +264,12 @@ def _factor(layer: Any, part: str) -> Any:
 
 def _replacement(path: Path, name: str) -> Change:
     return lambda _weight: _read(path, name)
+
+
+@functools.lru_cache(maxsize=8)
+def _read_again(path: Path, name: str) -> torch.Tensor:
+    """Factors that are read for each expert of a layer."""
+    return _read(path, name)
 
 
 def _read(path: Path, name: str) -> torch.Tensor:

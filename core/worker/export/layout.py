@@ -8,17 +8,41 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
-from transformers.quantizers.auto import AutoHfQuantizer
+from transformers.core_model_loading import (
+    Concatenate,
+    MergeModulelist,
+    WeightConverter,
+    WeightRenaming,
+    dot_natural_key,
+    rename_source_key,
+)
 
 from core.errors import UserError
 from core.models.tensors import Tensor, read_header, weight_files
 from core.text import one_line
+from core.worker.model.quantizer import FourBitQuantizer, four_bit_config
 
 #: What bitsandbytes saves beside a weight that it has rounded to 4 bit.
 PACKED = re.compile(r"(.+)\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\.bitsandbytes__\w+)$")
+
+
+@dataclass(frozen=True)
+class ExpertPart:
+    """A tensor in the files that is a part of the experts of a layer, which the program has in one.
+
+    Args:
+        parameter: The parameter of the program: ``model.layers.0.mlp.experts.gate_up_proj``.
+        number: The expert.
+        parts: The tensors that its matrix is made of, one above the other: of the gate, and of what it gates.
+        place: Which of them this one is.
+    """
+
+    parameter: str
+    number: int
+    parts: tuple[str, ...]
+    place: int
 
 
 @dataclass(frozen=True)
@@ -34,6 +58,8 @@ class Layout:
     """Parameter to its name in the files; those that the files hold as they are, one to one."""
     tied: dict[str, str]
     """Parameter to the other one that it is: the head to the embeddings."""
+    expert_parts: dict[str, ExpertPart]
+    """Tensors of the files that are parts of experts, by their names there."""
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -69,20 +95,54 @@ def read_layout(base: Path) -> Layout:
     transforms = get_model_conversion_mapping(model)
     renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
     converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
-    keys = {}
+    keys: dict[str, str] = {}
+    merged: dict[str, dict[str, list[str]]] = {}
     for header in files.values():
         for key in header:
             name, converted = rename_source_key(key, renamings, converters, model.base_model_prefix, parameters)
-            if converted is None and name in parameters:
+            if name in parameters and converted is None:
                 keys[name] = key
-    return Layout(base, model, files, keys, dict(getattr(model, "all_tied_weights_keys", None) or {}))
+            elif name in parameters:
+                merged.setdefault(name, {}).setdefault(converted, []).append(key)
+    return Layout(
+        directory=base,
+        model=model,
+        files=files,
+        keys=keys,
+        tied=dict(getattr(model, "all_tied_weights_keys", None) or {}),
+        expert_parts=_expert_parts(merged, converters),
+    )
+
+
+def _expert_parts(merged: dict[str, dict[str, list[str]]], converters: list[Any]) -> dict[str, ExpertPart]:
+    """The parts of experts among the tensors that make up a parameter: those that transformers stacks by expert, the
+    parts of each one above the other.
+
+    Args:
+        merged: Parameter to the patterns of its parts, each with the tensors that it matches.
+        converters: What transformers does with them.
+    """
+    found: dict[str, ExpertPart] = {}
+    for parameter, by_pattern in merged.items():
+        converter = next(entry for entry in converters if set(by_pattern) <= set(entry.source_patterns))
+        stacking, *joining = converter.operations
+        if not isinstance(stacking, MergeModulelist) or stacking.dim != 0 or len(joining) > 1:
+            continue
+        if any(not isinstance(operation, Concatenate) or operation.dim != 1 for operation in joining):
+            continue
+        # By the order of the patterns, and of the numbers in the names.
+        columns = [sorted(by_pattern.get(pattern, ()), key=dot_natural_key) for pattern in converter.source_patterns]
+        for number, parts in enumerate(zip(*columns, strict=False)):
+            for place, key in enumerate(parts):
+                found[key] = ExpertPart(parameter, number, tuple(parts), place)
+    return found
 
 
 def rounded_layers(layout: Layout) -> set[str]:
-    """The parameters that QLoRA loads in 4 bit: those of the linear layers that ``transformers`` replaces, which are
-    all but the head."""
-    quantizer = AutoHfQuantizer.from_config(BitsAndBytesConfig(load_in_4bit=True), pre_quantized=False)
+    """The parameters that QLoRA loads in 4 bit: linear layers but the head and routers, and the experts of mixtures."""
+    quantizer = FourBitQuantizer(four_bit_config(torch.bfloat16), pre_quantized=False)
     model = read_layout(layout.directory).model
     before = {name for name, module in model.named_modules() if type(module) is torch.nn.Linear}
     quantizer.preprocess_model(model=model, dtype=torch.bfloat16, device_map=None)
-    return {f"{name}.weight" for name in before if type(model.get_submodule(name)) is not torch.nn.Linear}
+    linear = {f"{name}.weight" for name in before if type(model.get_submodule(name)) is not torch.nn.Linear}
+    return linear | set(quantizer.expert_shapes)

@@ -20,7 +20,7 @@ from core.export.kinds import Quant
 from core.models.files import WEIGHTS_INDEX
 from core.runs.trained import TrainedFile, TrainedModel
 from core.text import one_line
-from core.worker.export.changes import Change, adapter_changes, embedding_changes, weight_changes
+from core.worker.export.changes import Change, ExpertsChange, adapter_changes, embedding_changes, weight_changes
 from core.worker.export.layout import Layout, read_layout
 from core.worker.export.source import Source
 from core.worker.model.completeness import tell
@@ -122,6 +122,11 @@ class _Arrangement:
         self._made: dict[str, tuple[str, Change | None]] = {
             key: (key, changes.get(name)) for name, key in layout.keys.items()
         }
+        tensors = layout.tensors
+        for key, part in layout.expert_parts.items():
+            whole = changes.get(part.parameter)
+            sizes = [tensors[name].shape[0] for name in part.parts]
+            self._made[key] = (key, whole.part(part, sizes) if isinstance(whole, ExpertsChange) else None)
         self._added: dict[str, tuple[str, Change | None]] = {}
         for name, other in tied.items():
             of_other = layout.keys[other]
@@ -138,6 +143,8 @@ class _Arrangement:
             UserError: If there is some.
         """
         known = {*self._layout.keys, *self._layout.tied}
+        stacked = {part.parameter for part in self._layout.expert_parts.values()}
+        known |= {name for name in stacked if isinstance(changes.get(name), ExpertsChange)}
         if missing := [name for name in changes if name not in known]:
             raise UserError(
                 f"The weight files in {self._layout.directory} hold {tell(missing)} in another form than the program, "

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from core.config.schema import Config
 from core.errors import UserError
 from core.models.tensors import Tensor
-from core.worker.export.layout import PACKED, Layout, rounded_layers
+from core.worker.export.layout import PACKED, ExpertPart, Layout, rounded_layers
 from core.worker.model.device import choose_device
 from core.worker.model.model import choose_dtype
 from core.worker.model.nf4 import quantize_quickly
@@ -43,8 +43,11 @@ class Source:
         self._specs: dict[str, TensorSpec] = {}
         self._device, self._dtype = _arithmetic(config)
         self._rounded: set[str] = set()
+        self._parts: dict[str, ExpertPart] = {}
         if rounded and not self._packed:
-            self._rounded = {layout.keys[name] for name in rounded_layers(layout) if name in layout.keys}
+            names = rounded_layers(layout)
+            self._rounded = {layout.keys[name] for name in names if name in layout.keys}
+            self._parts = {key: part for key, part in layout.expert_parts.items() if part.parameter in names}
             if self._device.type == "cpu":
                 quantize_quickly()
 
@@ -93,10 +96,17 @@ class Source:
         if key in self._packed:
             restored: torch.Tensor = bnb.functional.dequantize_4bit(stored, self._state(key)).cpu()
             return restored
-        return self._round(stored) if key in self._rounded else stored
+        if (part := self._parts.get(key)) is not None:
+            together = [stored if name == key else self._load(name) for name in part.parts]
+            begin = sum(len(tensor) for tensor in together[: part.place])
+            return self._round(torch.cat(together))[begin : begin + len(stored)].clone()
+        if key in self._rounded:
+            # Experts are rounded one by one.
+            return torch.stack([self._round(expert) for expert in stored]) if stored.dim() == 3 else self._round(stored)
+        return stored
 
     def _round(self, weight: torch.Tensor) -> torch.Tensor:
-        """What NF4 with double quantization leaves of a weight, in the arithmetic of the training."""
+        """What NF4 with double quantization leaves of a matrix, in the arithmetic of the training."""
         given = weight.to(self._device, self._dtype)
         packed, state = bnb.functional.quantize_4bit(given, quant_type="nf4", compress_statistics=True)
         restored: torch.Tensor = bnb.functional.dequantize_4bit(packed, state).cpu()

@@ -3,7 +3,8 @@
 The base's own weights are kept beside it and put back bit for bit, where PEFT's ``unmerge_adapter`` subtracts what was
 added and leaves the rounding. Where the base is in 4 bits, a CPU gets the sum in 16 or 32 bits, as it would have to be
 rounded to 4; on a card the two stay apart, as it has no room for such copies. So do DoRA, which scales the sum, and
-layers that are no plain linear ones.
+layers that are no plain linear ones. Adapters on experts stay beside them while the others are folded: a token passes
+few experts, and all of them would have to be copied.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 import bitsandbytes as bnb
 import torch
 from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import ParamWrapper
 from transformers.pytorch_utils import Conv1D
 
 from core.hardware.cpu import memory
@@ -64,7 +66,7 @@ def fold(model: Any, name: str) -> FoldedAdapter | None:
         (parent, child, module)
         for parent in base.modules()
         for child, module in parent.named_children()
-        if isinstance(module, LoraLayer)
+        if isinstance(module, LoraLayer) and not isinstance(module, ParamWrapper)
     ]
     layers = [module for _, _, module in found]
     if not layers or not all(_is_plain(layer, name) for layer in layers):

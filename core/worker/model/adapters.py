@@ -35,6 +35,8 @@ from core.config.targets import has_patterns, is_target
 from core.errors import UserError
 from core.text import one_line
 from core.worker.model.completeness import tell
+from core.worker.model.expert_adapters import as_it_is, prepare, saved, target_modules, target_parameters
+from core.worker.model.experts import experts_of
 from core.worker.model.lora_init import Factors, loftq_factors, pissa_factors
 from core.worker.model.weight_files import WeightFiles
 
@@ -81,14 +83,17 @@ def attach_adapters(
         lora_alpha=method.alpha if method.alpha != int(method.alpha) else int(method.alpha),
         lora_dropout=method.dropout,
         target_modules=_targets(model, method.target_modules),
+        target_parameters=target_parameters(model, method) or None,
         use_dora=method.dora,
         use_rslora=method.rslora,
         bias="none",
         task_type="CAUSAL_LM",
     )
+    prepare(config, model)
     torch.manual_seed(seed)
     try:
-        adapted = get_peft_model(model, config)
+        with as_it_is():
+            adapted = get_peft_model(model, config)
     except ValueError as error:
         raise _no_target(model, method) from error
     if method.init == "pissa":
@@ -100,7 +105,12 @@ def attach_adapters(
 
 
 def _targets(model: Any, targets: str | list[str]) -> str | list[str]:
-    """Target modules for PEFT: patterns as the full names of the linear layers that they match, the head left out."""
+    """Target modules for PEFT: patterns as the full names of the linear layers that they match, the head left out.
+
+    So are those of a mixture in any case, as PEFT would take experts and routers for some of them.
+    """
+    if any(True for _ in experts_of(model)):
+        return target_modules(model, targets) or (targets if isinstance(targets, list) else [targets])
     if not has_patterns(targets):
         return targets
     head = model.get_output_embeddings()
@@ -142,7 +152,8 @@ def _add_initial(model: Any, config: LoraConfig) -> None:
     """
     frozen = copy.deepcopy(config)
     frozen.lora_dropout = 0.0
-    model.add_adapter(INITIAL, frozen)
+    with as_it_is():
+        model.add_adapter(INITIAL, frozen)
     model.base_model.set_adapter([INITIAL, TRAINED])
     for name, parameter in model.named_parameters():
         if f".{INITIAL}." in name:
@@ -219,7 +230,7 @@ def adapter_state(model: Any) -> tuple[dict[str, torch.Tensor], PeftConfig]:
         model: The ``PeftModel``.
     """
     state = get_peft_model_state_dict(model, adapter_name=TRAINED, save_embedding_layers=False)
-    config = copy.copy(model.peft_config[TRAINED])
+    config = saved(copy.copy(model.peft_config[TRAINED]), model.get_base_model())
     if INITIAL in model.peft_config:
         initial = get_peft_model_state_dict(model, adapter_name=INITIAL, save_embedding_layers=False)
         state = {
@@ -282,7 +293,8 @@ def load_adapter(model: Any, adapter: Path, *, trainable: bool) -> Any:
     with _misfit_explained(adapter):
         config = PeftConfig.from_pretrained(str(adapter), local_files_only=True)
         config.inference_mode = not trainable
-        adapted = PeftModelForCausalLM(model, config)
+        with as_it_is() if prepare(config, model) else contextlib.nullcontext():
+            adapted = PeftModelForCausalLM(model, config)
         read = _read_into(adapted, adapter, TRAINED, trainable=trainable)
     _check_read(read, adapter)
     return adapted
@@ -306,6 +318,10 @@ def add_adapter(model: Any, adapter: Path, name: str) -> Any:
         return load_adapter(model, adapter, trainable=False)
     try:
         with _misfit_explained(adapter):
+            config = PeftConfig.from_pretrained(str(adapter), local_files_only=True)
+            config.inference_mode = True
+            with as_it_is() if prepare(config, model.get_base_model()) else contextlib.nullcontext():
+                model.add_adapter(name, config)
             read = _read_into(model, adapter, name, trainable=False)
         _check_read(read, adapter)
     except UserError:

@@ -1,22 +1,37 @@
-"""The quantizer for 4-bit models: bitsandbytes' own in transformers, with our choice of the layers that stay in 16 bit.
+"""The quantizer for 4-bit models: bitsandbytes' own in transformers, with our choice of the layers that stay in 16 bit,
+and with the experts of mixtures, which bitsandbytes' own leaves as they are.
 
 It replaces transformers' class in its table of quantizers, so that ``from_pretrained``, PEFT and everything else that
 asks a model for its quantization see bitsandbytes as ever.
+
+Memory while loading: transformers reads one tensor of the model at a time where it quantizes. Experts that a checkpoint
+has one by one are read, merged and quantized one by one, so that a single expert is there in 16 bit at a time; those
+that it has fused are read as one tensor of a layer, which is then the most. Neither grows with the number of layers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from transformers import BitsAndBytesConfig
+from transformers.core_model_loading import MergeModulelist, WeightConverter, log_conversion_errors
+from transformers.integrations.bitsandbytes import Bnb4bitQuantize
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 from transformers.quantizers.base import get_keys_to_not_convert
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 
 from core.config.sixteen_bit import stays_16bit
+from core.worker.model.expert_offload import ExpertOffload
+from core.worker.model.expert_weights import ExpertsParams4bit, quantize_experts
+from core.worker.model.experts import experts_of, matrix_names, stored_shape, use_own_experts
+
+_OFFLOAD: ContextVar[ExpertOffload | None] = ContextVar("offload", default=None)
 
 
 def four_bit_config(dtype: torch.dtype, keep: Sequence[str] = ()) -> BitsAndBytesConfig:
@@ -38,6 +53,55 @@ def four_bit_config(dtype: torch.dtype, keep: Sequence[str] = ()) -> BitsAndByte
 class FourBitQuantizer(Bnb4BitHfQuantizer):  # type: ignore[misc]
     """Quantizer for NF4; entries of ``llm_int8_skip_modules`` are patterns as of ``method.target_modules``."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """As transformers makes it."""
+        super().__init__(*args, **kwargs)
+        self._offload = _OFFLOAD.get()
+        #: Shapes of the matrices of experts that are quantized, by their names in the model.
+        self.expert_shapes: dict[str, torch.Size] = {}
+
+    def _process_model_before_weight_loading(self, model: Any, device_map: Any, **kwargs: Any) -> None:
+        keep = self.quantization_config.llm_int8_skip_modules or ()
+        if not self.pre_quantized:
+            self.expert_shapes = {
+                f"{name}.{matrix}": stored_shape(getattr(module, matrix))
+                for name, module in experts_of(model)
+                if not stays_16bit(name, keep)
+                for matrix in matrix_names(module)
+                if not stays_16bit(f"{name}.{matrix}", keep)
+            }
+        super()._process_model_before_weight_loading(model, device_map, **kwargs)
+
+    def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        if self.expert_shapes:
+            use_own_experts(model)
+        return super()._process_model_after_weight_loading(model, **kwargs)
+
+    def quantize_experts(self, name: str, matrices: Iterable[torch.Tensor]) -> ExpertsParams4bit:
+        """Quantize the experts of a layer, which go to the host where :func:`offloading_experts` says so.
+
+        Args:
+            name: Name of the parameter in the model.
+            matrices: Their matrices in order; see :func:`core.worker.model.expert_weights.quantize_experts`.
+        """
+        parameter = quantize_experts(matrices, self.expert_shapes[name])
+        if self._offload is not None:
+            self._offload.take(name, parameter)
+        return parameter
+
+    def param_needs_quantization(self, model: Any, param_name: str, **kwargs: Any) -> bool:
+        """Whether a parameter is quantized: the weight of a linear layer, or a matrix of experts."""
+        return param_name in self.expert_shapes or super().param_needs_quantization(model, param_name, **kwargs)
+
+    def get_quantize_ops(self) -> Any:
+        """The operation that quantizes one parameter."""
+        return _Quantize(self)
+
+    def update_weight_conversions(self, weight_conversions: Any, model: Any) -> Any:
+        """The model's converters, with those that merge experts taking them one by one."""
+        found = super().update_weight_conversions(weight_conversions, model)
+        return [_ExpertConverter.of(entry) if _merges_experts(entry) else entry for entry in found]
+
     def get_modules_to_not_convert(
         self, model: Any, skip_modules: list[str] | None = None, keep_in_fp32_modules: list[str] | None = None
     ) -> list[str]:
@@ -51,6 +115,85 @@ class FourBitQuantizer(Bnb4BitHfQuantizer):  # type: ignore[misc]
             if isinstance(module, (torch.nn.Linear, Conv1D)) and stays_16bit(name, skip_modules or ())
         ]
         return sorted({*get_keys_to_not_convert(model), *kept, *(keep_in_fp32_modules or ())})
+
+
+class _Quantize(Bnb4bitQuantize):  # type: ignore[misc]
+    """Quantization of one parameter: experts by :func:`quantize_experts`, linear layers as bitsandbytes does."""
+
+    def convert(self, input_dict: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
+        shapes = self.hf_quantizer.expert_shapes
+        if not any(name in shapes for name in input_dict):
+            return dict(super().convert(input_dict, *args, **kwargs))
+        found: dict[str, Any] = {}
+        for name, value in input_dict.items():
+            fused = value[0] if isinstance(value, list) else value
+            done = isinstance(fused, ExpertsParams4bit)
+            found[name] = fused if done else self.hf_quantizer.quantize_experts(name, fused)
+        return found
+
+
+def _merges_experts(entry: Any) -> bool:
+    """Whether a converter of transformers makes one tensor of experts that a checkpoint has one by one."""
+    return (
+        type(entry) is WeightConverter
+        and len(entry.target_patterns) == 1
+        and isinstance(entry.operations[0], MergeModulelist)
+        and entry.operations[0].dim == 0
+    )
+
+
+class _ExpertConverter(WeightConverter):  # type: ignore[misc]
+    """Converter that merges and quantizes experts one by one.
+
+    The operations of the model's own converter are run for each expert as if the layer had this one alone.
+    """
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, entry: Any) -> Any:
+        """The same for a converter of transformers."""
+        made = entry.copy(
+            list(entry._original_source_patterns), list(entry._original_target_patterns), operations=entry.operations
+        )
+        made.__class__ = cls
+        return made
+
+    def convert(
+        self, layer_name: str, model: Any = None, config: Any = None, hf_quantizer: Any = None, loading_info: Any = None
+    ) -> Any:
+        """The parameter by its name; one that is not quantized is merged as transformers does."""
+        shape = hf_quantizer.expert_shapes.get(layer_name) if hf_quantizer is not None else None
+        sources: dict[str, list[Any]] = self.collected_tensors
+        if shape is None or any(len(readers) != shape[0] or not callable(readers[0]) for readers in sources.values()):
+            return super().convert(layer_name, model, config, hf_quantizer, loading_info)
+
+        def merged() -> Iterator[torch.Tensor]:
+            for number in range(shape[0]):
+                one = copy.copy(self)
+                one.collected_tensors = {pattern: [readers[number]] for pattern, readers in sources.items()}
+                one.quantization_operation = None
+                (matrix,) = WeightConverter.convert(one, layer_name, model, config, None, loading_info).values()
+                yield matrix[0]
+
+        with log_conversion_errors(layer_name, loading_info, (len(sources), layer_name), self.quantization_operation):
+            parameter = hf_quantizer.quantize_experts(layer_name, merged())
+        sources.clear()
+        return {layer_name: parameter}
+
+
+@contextlib.contextmanager
+def offloading_experts(offload: ExpertOffload | None) -> Iterator[None]:
+    """Have the experts of models that are loaded inside kept on the host.
+
+    Args:
+        offload: Which does so; None to leave them where they are.
+    """
+    token = _OFFLOAD.set(offload)
+    try:
+        yield
+    finally:
+        _OFFLOAD.reset(token)
 
 
 def install() -> None:

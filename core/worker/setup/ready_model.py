@@ -12,6 +12,7 @@ from core.worker.fused.file_weights import FileWeights
 from core.worker.fused.ggml_quant import ggml_type
 from core.worker.fused.install import Fused
 from core.worker.model.adapters import adapted_layers, attach_adapters
+from core.worker.model.expert_adapters import left_out
 from core.worker.model.full_weights import choose_weights
 from core.worker.model.model import LoadedModel, load_model, make_accelerator
 from core.worker.oom.handles import create_handles
@@ -98,6 +99,8 @@ def _load_model(
             fresh=fresh,
             progress=lambda done, total: report("beginning of the adapters", done, total),
         )
+    if (sentence := left_out(model.get_base_model(), config.method)) is not None:
+        recorder.notice("info", "experts", sentence)
     if config.method.target_modules != "all-linear":
         found = adapted_layers(model)
         names = ", ".join(f"{name} {count}" for name, count in found.items())

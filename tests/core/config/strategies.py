@@ -65,6 +65,11 @@ def coherent(changes: list[tuple[str, Any]]) -> bool:
         or (values.get("train.packing") and "method.neftune_alpha" in values)
         or (begins == "loftq" and method != "qlora")
         or (begins != "default" and values.get("method.dora"))
+        or (
+            values.get("method.target_experts") == "on"
+            and method not in ("full", "freeze")
+            and (begins != "default" or values.get("method.dora"))
+        )
         or (method in ("full", "freeze") and values.get("train.precision") == "fp16")
         or (
             method in ("full", "freeze")

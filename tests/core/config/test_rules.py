@@ -149,6 +149,13 @@ BROKEN: list[tuple[dict[str, Any], Facts, str, str]] = [
         "error",
         "memory.gradient_checkpointing is off",
     ),
+    (
+        {"memory__offload_experts": "on", "hardware__device": "cpu"},
+        Facts(),
+        "warning",
+        "on a CPU all experts are in the machine's memory",
+    ),
+    ({"memory__offload_experts": "on"}, Facts(model=LLAMA), "warning", "the model has no experts"),
     ({"method__alpha": 4.0}, Facts(), "warning", "a scale of 0.25, with which little is learned"),
     ({"method__alpha": 128.0}, Facts(), "warning", "a scale of 8, with which training becomes unsteady"),
     ({"method__rslora": True, "method__rank": 64, "method__alpha": 128.0}, Facts(), "warning", "here 16, with which"),
@@ -180,6 +187,13 @@ BROKEN: list[tuple[dict[str, Any], Facts, str, str]] = [
     (FOR_FILE, Facts(model=MIXTRAL), "error", "has experts"),
     (FOR_FILE, Facts(model=replace(LLAMA, hidden=LLAMA.hidden + 8)), "error", "no whole blocks of 32"),
     ({"method__train_for": "q8_0"}, Facts(), "warning", "gained nothing measurable"),
+    (
+        {"method__target_experts": "on", "method__dora": True, "method__name": "lora"},
+        Facts(),
+        "error",
+        "no magnitudes for experts",
+    ),
+    ({"method__target_experts": "on", "method__init": "pissa"}, Facts(), "error", "computed for linear layers only"),
     ({"method__init": "pissa", "method__dropout": 0.1}, Facts(), "warning", "drops from the main directions"),
     ({"method__loraplus_ratio": 64.0}, Facts(), "warning", "second matrices learn at 0.0128"),
     ({"train__optimizer": "lion_8bit"}, Facts(), "warning", "which is much for lion_8bit"),
@@ -215,6 +229,8 @@ BROKEN: list[tuple[dict[str, Any], Facts, str, str]] = [
 
 #: The same options and facts, but for what would break the rule.
 KEPT: list[tuple[dict[str, Any], Facts]] = [
+    ({"method__target_experts": "on"}, Facts()),
+    ({"method__target_experts": "auto", "method__init": "pissa"}, Facts()),
     (
         {
             "data__eval": "a",

@@ -30,6 +30,8 @@ NOBODY_SAYS = {
     "train.share_prefix": "a way to compute that changes nothing",
     "train.fused_layers": "a way to compute that changes nothing",
     "memory.keep_dequantized": "a way to compute that changes nothing",
+    "memory.offload_experts": "none moves experts alone",
+    "method.target_experts": "they name the tensors of one model",
     "method.train_for": "none trains the weights of a GGUF file",
     "eval.min_delta": "the threshold of early stopping is 0 in all of them",
     "eval.prompts": "none reads prompts from a file",

@@ -80,7 +80,7 @@ def train_adapter(base: Path, directory: Path, **method: Any) -> tuple[TrainedMo
 @torch.no_grad()
 def logits(model: Any) -> torch.Tensor:
     """The logits of a model."""
-    found: torch.Tensor = model.eval()(IDS % model.config.vocab_size).logits
+    found: torch.Tensor = model.eval()(IDS % model.config.get_text_config().vocab_size).logits
     return found
 
 

@@ -25,6 +25,7 @@ from tests.core.worker.export.bench import (
     trained_model,
     write_base,
 )
+from tests.families.tiny import FAMILIES, write_family
 
 TALK = Conversation(None, True, (2,), ("</s>",), "", "</s>")
 
@@ -64,6 +65,24 @@ def test_an_adapter_merged_answers_as_it_did_beside_the_base(
     untrained = logits(read_plainly(base))
     assert (wanted - untrained).abs().max() > 0.05
     assert torch.allclose(found, wanted, atol=2e-5), (found - wanted).abs().max()
+
+
+MIXTURES = [name for name, family in FAMILIES.items() if family.experts]
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_adapters_on_experts_are_merged_into_the_form_of_the_files(tmp_path: Path, name: str, method: str) -> None:
+    base = write_family(name, tmp_path / "base", dtype="float32")
+    trained, wanted = train_adapter(base, tmp_path / "adapter", name=method, target_experts="on")
+    found = logits(merge(base, trained, tmp_path / "merged", rounded=method == "qlora"))
+    assert (wanted - logits(read_plainly(base))).abs().max() > 0.05
+    assert torch.allclose(found, wanted, atol=2e-4), (found - wanted).abs().max()
+    assert list(read_weights(base)) == list(read_weights(tmp_path / "merged"))
+    # An expert that has no adapter of its own would be as in the base.
+    before, after = (load_file(path / "model.safetensors") for path in (base, tmp_path / "merged"))
+    of_experts = [key for key in before if ".experts." in key and "bias" not in key and "scale" not in key]
+    assert not any(torch.equal(before[key], after[key]) for key in of_experts)
 
 
 def test_files_have_the_bases_names_and_untouched_weights_their_bytes(tmp_path: Path) -> None:

@@ -7,9 +7,12 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from core.config.schema import MethodSection
 from core.worker.generate.folding import fold
 from core.worker.generate.sources import Sources
+from core.worker.model.adapters import attach_adapters
 from core.worker.model.model import load_model
+from tests.families.tiny import write_family
 
 IDS = torch.arange(20)[None] + 5
 
@@ -49,6 +52,28 @@ def test_it_answers_as_the_adapter_and_the_base_comes_back_to_the_bit(
     assert torch.equal(logits(model), tuned)
     with model.disable_adapter():
         assert torch.equal(logits(model), base)
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+@pytest.mark.parametrize("name", ["qwen3_moe", "glm4_moe_lite"])
+def test_adapters_on_experts_stay_beside_those_that_are_folded(tmp_path: Path, name: str, method: Any) -> None:
+    loaded = load_model(write_family(name, tmp_path), method=method, precision="fp32", device="cpu")
+    section = MethodSection(name=method, rank=4, target_experts="on")
+    model = attach_adapters(loaded.model, section, seed=0).eval()
+    for key, parameter in model.named_parameters():
+        if "lora_B" in key:
+            torch.nn.init.normal_(parameter, std=0.1)
+    tuned = logits(model)
+    with model.disable_adapter():
+        base = logits(model)
+    folded = fold(model, "default")
+    assert folded is not None
+    left = {key.partition(".lora_")[0] for key, _ in model.get_base_model().named_parameters() if "lora_" in key}
+    assert left
+    assert all("experts" in key and "shared" not in key for key in left)
+    assert (logits(model) - tuned).abs().max() < 1e-5 < (base - tuned).abs().max()
+    folded.unfold()
+    assert torch.equal(logits(model), tuned)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,258 @@
+"""Adapters on the experts of a mixture: LoRA on fused parameters, as PEFT's ``target_parameters`` saves them.
+
+PEFT adds the adapters' product to the whole tensor of experts in every pass, which needs it in 16 bit, as large as a
+layer, and keeps it for backward. :class:`ParamWrapper` hands the two narrow matrices to
+:func:`core.worker.model.experts.experts_forward` instead, which multiplies the rows of each expert with its own.
+Names and shapes of what is saved are PEFT's, so that PEFT loads it on the 16-bit model by itself.
+
+PEFT also rewrites the target modules of some families: of ``gate_proj``, ``up_proj`` and ``down_proj`` it makes
+adapters on experts, those of shared experts and dense layers included. What gets adapters is decided here by
+:mod:`core.config.experts`, for plan and run alike; in the saved configuration the layers that PEFT would rewrite are
+written as parameters, which it leaves alone: ``shared_expert.gate_proj.weight``. An adapter has the same names and
+shapes in both ways."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import peft.utils.transformers_weight_conversion as conversion
+import torch
+from peft import LoraConfig
+from peft.tuners.lora.layer import ParamWrapper as PeftParamWrapper
+from transformers.pytorch_utils import Conv1D
+
+from core.config.experts import adapts_experts, adapts_linear, without_adapters
+from core.config.schema import MethodSection
+from core.worker.model.experts import (
+    ADAPTERS,
+    ExpertAdapter,
+    expert_count,
+    experts_of,
+    matrix_names,
+    matrix_shapes,
+    stored_shape,
+    use_own_experts,
+)
+
+_WEIGHT = ".weight"
+
+
+class ParamWrapper(PeftParamWrapper):  # type: ignore[misc]
+    """LoRA layer around the experts of a layer, for one of their matrices.
+
+    Those of both matrices are nested, as PEFT nests them. It has the name of PEFT's own, which PEFT looks for. Dropout,
+    which PEFT's has not, drops inputs of the adapter.
+    """
+
+    def __init__(
+        self, base_layer: Any, adapter_name: str, parameter_name: str, config: LoraConfig, **kwargs: Any
+    ) -> None:
+        """As PEFT makes its own."""
+        super().__init__(base_layer, adapter_name, parameter_name, config=_without_dropout(config), **kwargs)
+        self._drop(adapter_name, config)
+
+    def update_layer(self, adapter_name: str, r: int, lora_alpha: int, config: LoraConfig, **kwargs: Any) -> None:
+        """Make the matrices of an adapter."""
+        super().update_layer(adapter_name, r, lora_alpha, config=_without_dropout(config), **kwargs)
+        self._drop(adapter_name, config)
+
+    def _drop(self, adapter_name: str, config: LoraConfig) -> None:
+        if config.lora_dropout:
+            self.lora_dropout[adapter_name] = torch.nn.Dropout(config.lora_dropout)
+
+    def _get_in_out_features(self, module: Any) -> tuple[int, int]:  # noqa: ARG002
+        shape = stored_shape(self.get_param())
+        self.num_experts, self._param_ndim = int(shape[0]), 3
+        return int(shape[1]), int(shape[2])
+
+    @contextlib.contextmanager
+    def _activate_lora(self, active_adapters: Sequence[str]) -> Iterator[None]:
+        experts = self.get_base_layer()
+        held = getattr(experts, ADAPTERS, {})
+        in_use = [self._adapter(name) for name in active_adapters if name in self.lora_A]
+        setattr(experts, ADAPTERS, {**held, self.parameter_name: in_use})
+        try:
+            yield
+        finally:
+            setattr(experts, ADAPTERS, held)
+
+    def _adapter(self, name: str) -> ExpertAdapter:
+        drop = self.lora_dropout[name]
+        return ExpertAdapter(
+            down=self.lora_A[name].weight,
+            up=self.lora_B[name].weight,
+            scale=float(self.scaling[name]),
+            dropout=float(getattr(drop, "p", 0.0)) if self.training else 0.0,
+        )
+
+
+def _without_dropout(config: LoraConfig) -> LoraConfig:
+    """The same configuration without dropout, which PEFT's wrapper refuses."""
+    plain = copy.copy(config)
+    plain.lora_dropout = 0.0
+    return plain
+
+
+# What gets adapters.
+
+
+def target_parameters(model: Any, method: MethodSection) -> list[str]:
+    """Names of the matrices of experts that get adapters, as short as PEFT can tell them apart.
+
+    Args:
+        model: The base model.
+        method: The method.
+    """
+    wanted: list[str] = []
+    left: list[str] = []
+    for name, module in experts_of(model):
+        adapted = adapts_experts(method, name, matrix_shapes(module))
+        (wanted if adapted else left).extend(f"{name}.{matrix}" for matrix in matrix_names(module))
+    return _shortest(wanted, left)
+
+
+def _shortest(wanted: Sequence[str], left: Sequence[str]) -> list[str]:
+    """The last two parts of names where these are not those of names that are left out, else the names in full."""
+    short = {name: ".".join(name.split(".")[-2:]) for name in wanted}
+    ambiguous = {end for end in set(short.values()) if any(_is_called(name, end) for name in left)}
+    return sorted({name if end in ambiguous else end for name, end in short.items()})
+
+
+def target_modules(model: Any, targets: str | Sequence[str]) -> list[str]:
+    """Names of the linear layers of a mixture that get adapters, in full.
+
+    Args:
+        model: The base model.
+        targets: As ``method.target_modules``.
+    """
+    head = model.get_output_embeddings()
+    return [
+        name
+        for name, module in model.named_modules()
+        if _is_linear(module) and module is not head and adapts_linear(name, targets)
+    ]
+
+
+def _linear_names(model: Any) -> list[str]:
+    """Names of the linear layers, with adapters around them or not."""
+    return [_bare(name) for name, module in model.named_modules() if _is_linear(module) and ".lora_" not in name]
+
+
+def _bare(name: str) -> str:
+    """A module's name in the base, whatever is around it now."""
+    return name.replace(".base_layer", "")
+
+
+def _is_linear(module: Any) -> bool:
+    return isinstance(module, (torch.nn.Linear, Conv1D))
+
+
+def left_out(model: Any, method: MethodSection) -> str | None:
+    """Sentence that says why the experts of a model have no adapters; None where they have, or it was asked for.
+
+    Args:
+        model: A model of transformers, without adapters or beneath them.
+        method: The method.
+    """
+    found = [module for _, module in experts_of(model)]
+    if not found:
+        return None
+    return without_adapters(method, matrix_shapes(found[0]), sum(map(expert_count, found)))
+
+
+# Configurations of PEFT.
+
+
+def prepare(config: Any, model: Any) -> bool:
+    """Have a configuration of PEFT make our adapters on the experts of a model.
+
+    Args:
+        config: The configuration, which is changed: layers that :func:`saved` wrote as parameters are modules again.
+        model: The base model, perhaps with adapters; its experts are computed by us where the configuration has some
+            on them.
+
+    Returns:
+        Whether PEFT must be kept from rewriting it; see :func:`as_it_is`.
+    """
+    experts = dict(experts_of(model))
+    named = list(getattr(config, "target_parameters", None) or ())
+    if not experts or not named:
+        return False
+    linear = _linear_names(model)
+    layers = {
+        name
+        for name in named
+        if name.endswith(_WEIGHT) and any(_is_called(layer, name.removesuffix(_WEIGHT)) for layer in linear)
+    }
+    matrices = [f"{_bare(name)}.{matrix}" for name, module in experts.items() for matrix in matrix_names(module)]
+    if any(_is_called(matrix, name) for matrix in matrices for name in named):
+        use_own_experts(model)
+        config._register_custom_module({type(module): ParamWrapper for module in experts.values()})
+    if not layers:
+        return False
+    config.target_parameters = [name for name in named if name not in layers] or None
+    modules = config.target_modules
+    added = {name.removesuffix(_WEIGHT) for name in layers}
+    config.target_modules = sorted({*([] if modules is None else modules), *added})
+    return True
+
+
+def adapted_matrices(name: str, module: Any, named: Sequence[str]) -> list[str]:
+    """Names of the matrices of experts that a configuration of PEFT adapts, in the order in which PEFT nests them: the
+    innermost first.
+
+    Args:
+        name: The name of the module of experts in the model.
+        module: The module.
+        named: As ``target_parameters`` of the configuration.
+    """
+    wanted = [matrix for matrix in matrix_names(module) if any(_is_called(f"{name}.{matrix}", end) for end in named)]
+    # PEFT goes through the parameters as the module has them.
+    return [parameter for parameter in module._parameters if parameter in wanted]
+
+
+def _is_called(name: str, end: str) -> bool:
+    return name == end or name.endswith(f".{end}")
+
+
+@contextlib.contextmanager
+def as_it_is() -> Iterator[None]:
+    """Keep PEFT from rewriting target modules inside."""
+    own = conversion.convert_peft_config_for_transformers
+    conversion.convert_peft_config_for_transformers = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        conversion.convert_peft_config_for_transformers = own
+
+
+def saved(config: Any, model: Any) -> Any:
+    """A configuration as it is saved: one that PEFT by itself reads as it was meant.
+
+    Args:
+        config: The configuration of the adapters in the model.
+        model: The base model.
+    """
+    if not any(True for _ in experts_of(model)):
+        return config
+    made = copy.copy(config)
+    modules = config.target_modules
+    rewritten = {name for name in ([] if isinstance(modules, str) else modules or []) if _is_rewritten(name, model)}
+    if rewritten:
+        linear = _linear_names(model)
+        full = [name for name in linear if any(_is_called(name, end) for end in rewritten)]
+        short = _shortest(full, [name for name in linear if name not in full])
+        made.target_modules = {name for name in modules if name not in rewritten} or None
+        made.target_parameters = sorted([*(config.target_parameters or []), *(f"{name}{_WEIGHT}" for name in short)])
+    if made.target_parameters:
+        made.lora_dropout = 0.0  # PEFT refuses it there, and an adapter that is used drops nothing
+    return made
+
+
+def _is_rewritten(name: str, model: Any) -> bool:
+    """Whether PEFT takes a target module for one of the experts' of a family."""
+    family = conversion._MODEL_TO_CONVERSION_PATTERN.get(getattr(model.config, "model_type", None))
+    return name.rpartition(".")[2] in conversion._MOE_TARGET_MODULE_MAPPING.get(family, {})

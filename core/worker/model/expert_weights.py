@@ -1,0 +1,221 @@
+"""Weights of experts in 4 bits: one parameter for the experts of a layer, each of which is dequantized alone.
+
+transformers keeps the experts of a layer in one tensor for each matrix, ``(experts, rows, columns)``, which
+bitsandbytes leaves as it is. Here every expert is quantized as bitsandbytes quantizes a linear layer of its shape,
+NF4 with double quantization, and the results are stacked. So an expert has blocks, scales and an offset of its own,
+can be brought from the host alone, and a grouped kernel finds it at a constant stride.
+
+Source: NF4 and double quantization, QLoRA, arXiv 2305.14314.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import bitsandbytes as bnb
+import torch
+
+#: Weights with one scale, and scales with one scale of their own, as in bitsandbytes.
+BLOCK, NESTED_BLOCK = 64, 256
+
+
+@dataclass
+class ExpertsQuantState:
+    """What is needed beside packed weights to dequantize them: bitsandbytes' ``QuantState`` of every expert, stacked.
+
+    Args:
+        shape: ``(experts, rows, columns)`` of the weights, as transformers stores them.
+        dtype: Of dequantized weights.
+        absmax: Scales of the blocks, themselves quantized: ``(experts, blocks)``, uint8.
+        offset: Mean that was taken from the scales of an expert before: ``(experts,)``, fp32.
+        nested_absmax: Scales of the scales: ``(experts, nested blocks)``, fp32.
+        code: The values of NF4: ``(16,)``, fp32.
+        nested_code: The values that scales are quantized to: ``(256,)``, fp32.
+        source: Gives packed weights and ``absmax`` where they live elsewhere; the parameter and the table of that name
+            have their shapes alone then.
+    """
+
+    shape: torch.Size
+    dtype: torch.dtype
+    absmax: torch.Tensor
+    offset: torch.Tensor
+    nested_absmax: torch.Tensor
+    code: torch.Tensor
+    nested_code: torch.Tensor
+    source: Callable[[], tuple[torch.Tensor, torch.Tensor]] | None = None
+
+    def tensors(self) -> list[torch.Tensor]:
+        """The tables."""
+        return [value for field in fields(self) if isinstance(value := getattr(self, field.name), torch.Tensor)]
+
+    def to(self, device: Any) -> None:
+        """Move the tables to a device, in place, as bitsandbytes' state does."""
+        for field in fields(self):
+            if isinstance(value := getattr(self, field.name), torch.Tensor):
+                setattr(self, field.name, value.to(device))
+
+    def of(self, number: int, absmax: torch.Tensor) -> bnb.functional.QuantState:
+        """The state of one expert, whose tensors are views.
+
+        Args:
+            number: The expert.
+            absmax: The scales of all experts; see :meth:`ExpertsParams4bit.packed`.
+        """
+        nested = bnb.functional.QuantState(
+            absmax=self.nested_absmax[number], code=self.nested_code, blocksize=NESTED_BLOCK, dtype=torch.float32
+        )
+        return bnb.functional.QuantState(
+            absmax=absmax[number],
+            shape=_whole_blocks(self.shape[1:].numel()),
+            code=self.code,
+            blocksize=BLOCK,
+            quant_type="nf4",
+            dtype=self.dtype,
+            offset=self.offset[number],
+            state2=nested,
+        )
+
+
+def _whole_blocks(elements: int) -> torch.Size:
+    """A shape whose rows are whole blocks: bitsandbytes' kernel for CPUs begins a block with each row."""
+    return torch.Size((elements // BLOCK, BLOCK) if elements % BLOCK == 0 else (1, elements))
+
+
+class ExpertsParams4bit(torch.nn.Parameter):
+    """Parameter with the packed weights of the experts of a layer, ``(experts, bytes)``, uint8, which is never trained.
+
+    Attributes:
+        quant_state: The tables beside it.
+    """
+
+    quant_state: ExpertsQuantState
+
+    def __new__(cls, data: torch.Tensor, quant_state: ExpertsQuantState) -> ExpertsParams4bit:
+        """The parameter; see :func:`quantize_experts`.
+
+        Args:
+            data: Packed weights.
+            quant_state: The tables.
+        """
+        made: ExpertsParams4bit = torch.Tensor._make_subclass(cls, data, False)
+        made.quant_state = quant_state
+        return made
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        """Move it to a device, with its tables; a dtype is left out, as the data is no number."""
+        parsed: tuple[Any, ...] = torch._C._nn._parse_to(*args, **kwargs)
+        device, _, non_blocking, _ = parsed
+        if device is None:
+            return self
+        self.quant_state.to(device)
+        return ExpertsParams4bit(self.data.to(device, non_blocking=non_blocking), self.quant_state)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ExpertsParams4bit:
+        """A copy with tables of its own."""
+        memo[id(self)] = made = ExpertsParams4bit(self.data.clone(), copy.deepcopy(self.quant_state, memo))
+        return made
+
+    def expert(self, number: int) -> torch.Tensor:
+        """The matrix of one expert, ``(rows, columns)``, dequantized.
+
+        Args:
+            number: The expert.
+        """
+        data, absmax = self.packed()
+        matrix: torch.Tensor = bnb.functional.dequantize_4bit(
+            data[number].view(-1, 1), self.quant_state.of(number, absmax)
+        )
+        return matrix.view(self.quant_state.shape[1:])
+
+    def packed(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Packed weights and quantized scales, wherever they live; to be used at once."""
+        state = self.quant_state
+        return (self.data, state.absmax) if state.source is None else state.source()
+
+    def block(self, first: int, last: int) -> torch.Tensor:
+        """The matrices of experts from a first to a last one, exclusive, dequantized together: ``(experts, rows,
+        columns)``, the same numbers as of each alone.
+
+        Args:
+            first: The first.
+            last: The one behind the last.
+        """
+        state = self.quant_state
+        _, rows, columns = state.shape
+        if rows * columns % BLOCK:
+            # The last block of an expert is not whole, so that the next one begins within a block of the row of all.
+            return torch.stack([self.expert(number) for number in range(first, last)])
+        data, absmax = self.packed()
+        nested = state.nested_absmax[first:last].repeat_interleave(NESTED_BLOCK, 1)[:, : absmax.shape[1]]
+        scales = state.nested_code[absmax[first:last].long()] * nested + state.offset[first:last].unsqueeze(1)
+        together = bnb.functional.QuantState(
+            absmax=scales.flatten(),
+            shape=_whole_blocks((last - first) * rows * columns),
+            code=state.code,
+            blocksize=BLOCK,
+            quant_type="nf4",
+            dtype=state.dtype,
+        )
+        matrices: torch.Tensor = bnb.functional.dequantize_4bit(data[first:last].reshape(-1, 1), together)
+        return matrices.view(last - first, rows, columns)
+
+    def bytes(self) -> int:
+        """Bytes of the weights and their tables."""
+        tensors = [self.data, *self.quant_state.tensors()]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def quantize_experts(matrices: Iterable[torch.Tensor], shape: torch.Size | tuple[int, ...]) -> ExpertsParams4bit:
+    """Quantize the experts of a layer one after the other.
+
+    Args:
+        matrices: Their matrices in order, ``(rows, columns)``, on the device where they stay; taken one at a time, so
+            that one that reads them from a file holds a single one in memory.
+        shape: ``(experts, rows, columns)``.
+
+    Raises:
+        ValueError: If there are more or fewer, or one has another shape.
+    """
+    shape = torch.Size(shape)
+    packed: list[torch.Tensor] = []
+    states: list[bnb.functional.QuantState] = []
+    stacked: torch.Tensor | None = None
+    for number, matrix in enumerate(matrices):
+        if matrix.shape != shape[1:] or number >= shape[0]:
+            raise ValueError(f"expert {number} is {tuple(matrix.shape)}, and the layer is {tuple(shape)}")
+        data, state = bnb.functional.quantize_4bit(
+            matrix.contiguous(), blocksize=BLOCK, compress_statistics=True, quant_type="nf4"
+        )
+        if stacked is None:
+            stacked = data.new_empty((shape[0], data.numel()))
+        stacked[number] = data.view(-1)
+        packed.append(stacked[number])
+        states.append(state)
+    if stacked is None or len(states) != shape[0]:
+        raise ValueError(f"there are {len(states)} experts, and the layer has {shape[0]}")
+    return ExpertsParams4bit(
+        stacked,
+        ExpertsQuantState(
+            shape=shape,
+            dtype=states[0].dtype,
+            absmax=torch.stack([state.absmax for state in states]),
+            offset=torch.stack([state.offset for state in states]),
+            nested_absmax=torch.stack([state.state2.absmax for state in states]),
+            code=states[0].code,
+            nested_code=states[0].state2.code,
+        ),
+    )
+
+
+def dequantized(parameter: torch.Tensor) -> torch.Tensor:
+    """All experts of a layer as one tensor, ``(experts, rows, columns)``; those that are not quantized as they are.
+
+    Args:
+        parameter: A :class:`ExpertsParams4bit`, or a tensor of that shape.
+    """
+    if not isinstance(parameter, ExpertsParams4bit):
+        return parameter
+    return torch.stack([parameter.expert(number) for number in range(len(parameter))])

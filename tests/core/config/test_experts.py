@@ -1,0 +1,78 @@
+"""Which experts get adapters, and what those take."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from core.config.experts import (
+    adapter_shapes,
+    adapter_share,
+    adapts_experts,
+    adapts_linear,
+    names_experts,
+    without_adapters,
+)
+from core.config.schema import MethodSection
+
+QWEN3_30B = ((1536, 2048), (2048, 768))
+MIXTRAL = ((28672, 4096), (4096, 14336))
+EXPERTS = "model.layers.3.mlp.experts"
+
+
+@pytest.mark.parametrize(
+    ("options", "matrices", "wanted"),
+    [
+        ({}, QWEN3_30B, False),
+        ({}, MIXTRAL, True),
+        ({"target_experts": "on"}, QWEN3_30B, True),
+        ({"target_experts": "off"}, MIXTRAL, False),
+        ({"rank": 4}, QWEN3_30B, True),
+        ({"rank": 64}, MIXTRAL, False),
+        ({"dora": True}, MIXTRAL, False),
+        ({"init": "pissa"}, MIXTRAL, False),
+        ({"target_modules": ["q_proj", "v_proj"]}, MIXTRAL, False),
+        ({"target_modules": ["q_proj", "v_proj"], "target_experts": "on"}, MIXTRAL, True),
+        ({"target_modules": ["q_proj", "gate_proj", "down_proj"]}, MIXTRAL, True),
+        ({"target_modules": ["re:model\\.layers\\.[0-2]\\..*"]}, MIXTRAL, False),
+        ({"target_modules": ["re:model\\.layers\\.[0-3]\\..*"]}, MIXTRAL, True),
+    ],
+)
+def test_experts_get_adapters_where_these_stay_small(options: dict[str, Any], matrices: Any, wanted: bool) -> None:
+    assert adapts_experts(MethodSection(**options), EXPERTS, matrices) is wanted
+
+
+def test_the_share_is_that_of_the_shapes() -> None:
+    shapes = adapter_shapes(QWEN3_30B, 128, 16)
+    assert shapes == [(2048, 2048), (1536, 2048), (2048, 768), (2048, 2048)]
+    own = 128 * sum(rows * columns for rows, columns in QWEN3_30B)
+    assert adapter_share(QWEN3_30B, 16) == pytest.approx(sum(rows * columns for rows, columns in shapes) / own)
+
+
+def test_a_sentence_says_why_there_are_none() -> None:
+    sentence = without_adapters(MethodSection(), QWEN3_30B, 48 * 128)
+    assert sentence is not None
+    assert "629 M parameters, 2.2% of the experts' own" in sentence
+    assert "method.target_experts = on" in sentence
+    assert "DoRA" in (without_adapters(MethodSection(dora=True), MIXTRAL, 256) or "")
+
+
+@pytest.mark.parametrize(
+    ("options", "matrices"),
+    [({}, MIXTRAL), ({"target_experts": "off"}, QWEN3_30B), ({"target_modules": ["q_proj"]}, QWEN3_30B)],
+)
+def test_no_sentence_where_it_was_asked_for(options: dict[str, Any], matrices: Any) -> None:
+    assert without_adapters(MethodSection(**options), matrices, 256) is None
+
+
+def test_routers_get_no_adapter_unless_named() -> None:
+    assert not adapts_linear("model.layers.0.mlp.gate", "all-linear")
+    assert adapts_linear("model.layers.0.mlp.gate_proj", "all-linear")
+    assert adapts_linear("model.layers.0.mlp.gate", ["mlp.gate"])
+
+
+@pytest.mark.parametrize("entry", ["experts", "mlp.experts", "down_proj", "gate_up_proj", "layers.3.mlp.*"])
+def test_a_list_names_experts_by_module_or_matrix(entry: str) -> None:
+    assert names_experts([entry], EXPERTS)
+    assert not names_experts(["shared_expert.down_proj", "q_proj"], EXPERTS)

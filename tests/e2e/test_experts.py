@@ -1,0 +1,74 @@
+"""Runs on mixtures of experts: killed and continued, asked, planned as they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from core.runs.client import ControlClient
+from core.runs.events import NoticeEvent
+from core.runs.history import read_history
+from tests.families.tiny import write_family
+
+from .workers import (
+    Workers,
+    adapter_bytes,
+    finish,
+    kill,
+    notice_codes,
+    only,
+    steps,
+    wait_until_listening,
+    wait_until_step,
+)
+
+STEPS = 12
+QUESTION = [{"role": "user", "content": "ticket login printer"}]
+
+
+@pytest.fixture
+def mixture(workers: Workers, tmp_path: Path) -> Workers:
+    workers.model = write_family("qwen3_moe", tmp_path / "mixture")
+    return workers
+
+
+def sections(**method: Any) -> dict[str, dict[str, Any]]:
+    return {
+        "method": {"dropout": 0.1, **method},
+        "train": {"max_steps": STEPS},
+        "eval": {"exact_match": False},
+        "memory": {"gradient_checkpointing": "on"},
+    }
+
+
+def test_a_killed_run_ends_bit_equal_with_adapters_on_experts(mixture: Workers) -> None:
+    undisturbed = mixture.start("undisturbed", **sections(target_experts="on"))
+    finish(undisturbed)
+    losses = [event.loss for event in steps(undisturbed)]
+    assert losses[-1] < losses[0] - 0.3
+
+    run = mixture.start("killed", **sections(target_experts="on"))
+    wait_until_listening(run)
+    answer = ControlClient(run).request("generate", messages=QUESTION, source="base", max_new_tokens=4)
+    assert answer["source"] == "base"
+    wait_until_step(run, 7)
+    kill(run)
+    mixture.resume(run)
+    finish(run)
+    assert "resumed" in notice_codes(run)
+    assert adapter_bytes(run) == adapter_bytes(undisturbed)
+    assert list(read_history(run).loss.values) == list(read_history(undisturbed).loss.values)
+    tensors = load_file(run.adapter_path / "adapter_model.safetensors")
+    assert sum("experts" in name for name in tensors) == 8
+    assert "experts" not in notice_codes(run)
+
+
+def test_a_run_says_why_its_experts_have_no_adapters(mixture: Workers) -> None:
+    run = mixture.start("auto", **sections())
+    finish(run)
+    told = [event.message for event in only(NoticeEvent, run) if event.code == "experts"]
+    assert told[0].startswith("The experts get no adapters: at rank 4 ")
+    assert not any("experts" in name for name in load_file(run.adapter_path / "adapter_model.safetensors"))
