@@ -50,7 +50,13 @@ from core.worker.optim.optim import make_optimizer
 from core.worker.progress.state import TrainState
 from core.worker.setup import memory_decision as prediction
 from core.worker.setup.fast_paths import fuse_layers
-from core.worker.setup.memory_decision import decide_memory, decide_offload, predict_memory
+from core.worker.setup.memory_decision import (
+    decide_experts,
+    decide_memory,
+    decide_offload,
+    predict_memory,
+    with_experts,
+)
 from core.worker.steps.window import first_budget
 from tests.core.models.architecture import published
 from tests.core.worker.steps.stepper import make_state
@@ -583,6 +589,53 @@ def test_activations_are_moved_off_a_gpu_where_the_run_would_not_fit_recomputed(
     decision = decide_memory(by_need, cuda, dataset, state.token_budget)
     assert decision.checkpointing is (choice == "on")
     assert decision.kept_layers == 0
+
+
+@pytest.mark.parametrize(
+    ("choice", "short", "room", "wanted", "said"),
+    [
+        ("auto", 0, 1 << 40, False, ""),
+        (
+            "auto",
+            1,
+            1 << 40,
+            True,
+            "Experts are kept in the machine's memory: with them on the GPU the run ",
+        ),
+        ("auto", 1, 1, False, ""),
+        ("off", 1, 1 << 40, False, ""),
+        ("on", 0, 1 << 40, True, "Experts are kept in the machine's memory: memory.offload_experts = on."),
+    ],
+)
+def test_experts_live_on_the_host_where_the_run_would_not_fit_otherwise(
+    choice: str, short: int, room: int, wanted: bool, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a mixture whose experts are most of it; decided before it is loaded."""
+    config = config_of(write_many_experts(tmp_path), checkpointing=True)
+    config = config.model_copy(update={"memory": config.memory.model_copy(update={"offload_experts": choice})})
+    dataset, state = state_of()
+    card = torch.device("cuda")
+    here = with_experts(config, there=False)
+    plan = prediction._plan(here, prediction._machine(card), dataset, state.token_budget, offload=True)
+    assert plan is not None
+    # A little less than what it takes with the smallest micro-batches.
+    least = plan.needed_bytes - sum(plan.by_name().get(name, 0) for name in ("activations", "layer", "loss"))
+    monkeypatch.setattr(prediction, "_limit", lambda _device: least if short else 1 << 40)
+    monkeypatch.setattr(cpu, "memory", lambda: (0, room))
+    decided, reason = decide_experts(config, card, dataset, state.token_budget)
+    assert (decided, reason.startswith(said), bool(reason)) == (wanted, True, bool(said))
+    assert decide_experts(config, torch.device("cpu"), dataset, state.token_budget) == (False, "")
+    settled = with_experts(config, there=decided)
+    found = prediction._plan(settled, prediction._with_limit(card), dataset, state.token_budget)
+    assert found is not None
+    assert (found.experts_host_bytes > 0) is wanted
+
+
+def write_many_experts(tmp_path: Path) -> Path:
+    """The configuration of a mixture of 64 experts a layer; nobody loads it."""
+    values = {**MIXTURES["qwen3-moe"], "num_experts": 64, "moe_intermediate_size": 1024, "num_hidden_layers": 8}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    return tmp_path
 
 
 def test_a_run_predicts_its_own_memory(model_of: Callable[[str], Path]) -> None:
