@@ -69,23 +69,25 @@ CLAIMED = (0.7, 1.5)
 
 TORCHTUNE = "pytorch/torchtune README.md, table of memory and training speed (micro-batch 2, packed to 2,048)"
 AXOLOTL = "axolotl-ai-cloud/axolotl examples/"
-UNSLOTH = "Unsloth's documentation, "
-TABLES = "unsloth.ai/docs/get-started/fine-tuning-for-beginners/unsloth-requirements"
+UNSLOTH = "unsloth.ai/docs/get-started/fine-tuning-for-beginners/unsloth-requirements"
 FACTORY = "hiyouga/LLaMA-Factory README.md, hardware requirement, QLoRA in 4 bits"
 
 FIGURES = [
     Figure(7.4, TORCHTUNE, "Llama-3.1-8B", RAN, {"micro_batch": 2, "rank": 8, "optimizer": "adamw"}),
     Figure(16.2, TORCHTUNE, "Llama-3.1-8B", RAN, {"method": "lora", "micro_batch": 2, "rank": 8, "optimizer": "adamw"}),
     Figure(19.1, AXOLOTL + "magistral/think", "Mistral-Small-3.2-24B", RAN, {"micro_batch": 2, "rank": 32}),
-    Figure(24.0, AXOLOTL + "magistral", "Mistral-Small-3.2-24B", (0.7, 1.2), {"micro_batch": 2, "rank": 32}),
+    # The same settings as the one above, for another release of the model.
+    Figure(24.0, AXOLOTL + "magistral", "Mistral-Small-3.2-24B", CLAIMED, {"micro_batch": 2, "rank": 32}),
     Figure(
         21.0, AXOLOTL + "devstral", "Mistral-Small-3.2-24B", RAN, {"micro_batch": 2, "rank": 32, "optimizer": "adamw"}
     ),
-    Figure(17.5, UNSLOTH + "Qwen3", "Qwen3-30B-A3B", RAN, {}),
-    Figure(14.0, UNSLOTH + "gpt-oss", "gpt-oss-20b", RAN, {"length": 1024, "rank": 8}),
-    Figure(6.0, UNSLOTH + TABLES, "Llama-3.1-8B", CLAIMED, {}),
-    Figure(8.5, UNSLOTH + TABLES, "Qwen3-14B", CLAIMED, {}),
-    Figure(26.0, UNSLOTH + TABLES, "Qwen3-32B", CLAIMED, {}),
+    Figure(17.5, "qwen.readthedocs.io/zh-cn/latest/training/unsloth.html", "Qwen3-30B-A3B", RAN, {}),
+    Figure(14.0, "unsloth.ai/blog/gpt-oss", "gpt-oss-20b", RAN, {"length": 1024, "rank": 8}),
+    Figure(3.5, UNSLOTH, "Llama-3.2-3B", CLAIMED, {}),
+    Figure(6.0, UNSLOTH, "Llama-3.1-8B", CLAIMED, {}),
+    Figure(8.5, UNSLOTH, "Qwen3-14B", CLAIMED, {}),
+    Figure(22.0, UNSLOTH, "Gemma-3-27B", CLAIMED, {}),
+    Figure(26.0, UNSLOTH, "Qwen3-32B", CLAIMED, {}),
     Figure(6.0, FACTORY, "Qwen3-8B", CLAIMED, {"rank": 8}),
     Figure(12.0, FACTORY, "Phi-4", CLAIMED, {"rank": 8}),
     Figure(24.0, FACTORY, "Qwen3-32B", CLAIMED, {"rank": 8}),
