@@ -76,6 +76,10 @@ class LayerSteps:
         if layer.experts is not None:
             if network:
                 yield from self._feed_forward(network, residual)
+            if network and network[-1].outputs == 1:
+                # The output of the shared expert, kept for its gate; it waits for that of the others.
+                yield Step("shared gate", kept=a * hidden, beside=residual + a * hidden, beside_backward=2 * a * hidden)
+                residual += a * hidden
             yield from self._mix(layer.experts, residual)
         else:
             yield from self._feed_forward(network, residual)
@@ -309,13 +313,16 @@ class LayerSteps:
             elements = sum(rows * columns for rows, columns, _ in expert_adapters(one, rank))
             once = a * elements if self._how.autocast else 0
         workspace = expert_workspace(experts, a, cuda=self._how.cuda) if self._how.quantized else 0
+        # The gradients of the weighted outputs and of the routing weights; or those of gate and inner values, when the
+        # outputs have been given back.
+        backward = tokens * a * max(2 * experts.hidden, 3 * experts.width - experts.hidden)
         yield Step(
             "experts",
             kept=kept,
             kept_once=once,
             beside=residual + 2 * a * experts.hidden * tokens,
             beside_once=workspace,
-            beside_backward=tokens * inner if experts.clamped else 0.0,
+            beside_backward=backward,
             # The gradients of the adapters' weights, in the dtype of the products.
             beside_backward_once=workspace + once,
             starts_gradient=EXPERTS in self._adapters.targets,
