@@ -14,34 +14,11 @@ from core.memory.planner import make_plan
 from core.models.architecture.architecture import Architecture
 from core.models.architecture.families import read_architecture
 from core.presets.choose import fits_card
+from tests.families.fits import CARDS, README, SERIES, readme_table, rows
 from tests.families.published_models import DIRECTORY, PUBLISHED, published_config
 
 GIB = 1 << 30
 TOWER = re.compile("vision|visual|audio|projector")
-CARDS = (12, 16, 24)
-
-#: QLoRA with adapters of rank 16 on all linear layers, rows of 2,048 tokens one by one, 16 of them in a step, as in the
-#: presets. The GiB are needed with everything on the card. On each card the run fits as it is (``yes``), with inputs of
-#: recomputed layers in the machine's memory (``inputs``), with the experts there (``experts``), or not (``no``).
-TABLE = """
-model                      GiB    12 GB     16 GB     24 GB
-Qwen3-30B-A3B             17.9    experts   experts   yes
-Qwen3-4B                   4.1    yes       yes       yes
-Qwen3-8B                   7.8    yes       yes       yes
-Qwen3-14B                 12.1    inputs    yes       yes
-Qwen3-32B                 22.3    no        no        yes
-Gemma-3-4B                 4.7    yes       yes       yes
-Gemma-3-12B               10.0    yes       yes       yes
-Gemma-3-27B               19.5    no        no        yes
-gpt-oss-20b               18.7    experts   experts   yes
-Mistral-Small-3.2-24B     16.7    no        no        yes
-Llama-3.1-8B               7.4    yes       yes       yes
-Llama-3.2-1B               2.2    yes       yes       yes
-Llama-3.2-3B               3.7    yes       yes       yes
-Phi-4                     11.3    yes       yes       yes
-Phi-4-mini                 4.3    yes       yes       yes
-SmolLM3-3B                 3.4    yes       yes       yes
-"""
 
 
 class Figure(NamedTuple):
@@ -109,19 +86,29 @@ def test_every_configuration_has_its_numbers_and_its_source() -> None:
 
 def test_every_model_that_is_planned_is_in_the_table() -> None:
     planned = {name for name in PUBLISHED if _known(published_config(name)) is not None}
-    assert planned == set(_rows())
+    assert planned == set(rows())
 
 
-@pytest.mark.parametrize("name", [line.split()[0] for line in TABLE.strip().splitlines()[1:]])
+def test_the_readme_has_what_fits_and_what_was_tried() -> None:
+    """``make models`` writes it."""
+    assert f"\n\n{readme_table()}\n\n" in README.read_text(encoding="utf-8")
+    told = [name for series in SERIES for name in series.models.values()]
+    # Of the same shapes.
+    same = {"Qwen3.6-27B": "Qwen3.5-27B", "Qwen3.6-35B-A3B": "Qwen3.5-35B-A3B"}
+    assert set(told) == {same.get(name, name) for name in PUBLISHED}
+    assert all(PUBLISHED[name] == PUBLISHED[other] for name, other in same.items())
+
+
+@pytest.mark.parametrize("name", rows())
 def test_what_fits_on_which_card(name: str) -> None:
-    gib, *fits = _rows()[name]
+    gib, *fits = rows()[name]
     model = read_architecture(published_config(name), name)
     needed = _plan(model).needed_bytes / GIB
     assert needed == pytest.approx(float(gib), rel=0.02, abs=0.06)
     assert [_fits(model, card) for card in CARDS] == fits
 
 
-@pytest.mark.parametrize("name", [line.split()[0] for line in TABLE.strip().splitlines()[1:]])
+@pytest.mark.parametrize("name", rows())
 def test_a_plan_has_the_published_number_of_parameters(name: str) -> None:
     """To the element: that of the model, or of its text part where towers are left out, but for a scalar a layer."""
     published = PUBLISHED[name]
@@ -145,10 +132,6 @@ def test_a_mixture_of_30_billion_trains_on_24_and_on_12_gb() -> None:
     small = _plan(model, card=12)
     assert small.needed_bytes <= 10.5e9
     assert 14e9 < small.experts_host_bytes < 16e9
-
-
-def _rows() -> dict[str, list[str]]:
-    return {name: cells for name, *cells in (line.split() for line in TABLE.strip().splitlines()[1:])}
 
 
 def _known(values: dict[str, Any]) -> Architecture | None:
