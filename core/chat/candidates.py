@@ -94,7 +94,7 @@ def _shares_base(values: dict[str, Any], others: dict[str, Any]) -> bool:
     methods = (values.get("method.name", "qlora"), others.get("method.name", "qlora"))
     if any(method in WEIGHT_METHODS for method in methods):
         return False
-    same = values.get("model.base") == others.get("model.base")
+    same = all(values.get(name) == others.get(name) for name in ("model.base", "model.keep_16bit"))
     return same and (methods[0] == "qlora") == (methods[1] == "qlora")
 
 

@@ -48,6 +48,8 @@ class ModelSpec:
     """A checkpoint's safetensors file with weights that replace those of the base."""
     method: str = "lora"
     """``qlora`` loads the base in 4 bit."""
+    keep_16bit: tuple[str, ...] = ()
+    """Names and patterns of the layers that stay in 16 bit then."""
     precision: str = "auto"
     device: str = "auto"
     gpu: str | None = None

@@ -15,6 +15,7 @@ from core.chat.engine import ADAPTER_LIMIT, AdapterSpec, ChatEngine, ModelSpec, 
 from core.chat.exported import READER, ExportReaders, find_exported
 from core.chat.request import BASE, TUNED, ChatRequest, GenerationSettings, Source
 from core.config.schema import ModelSection
+from core.config.sixteen_bit import kept_patterns
 from core.errors import UserError
 from core.models.find import find_model
 from core.paths import user_path
@@ -366,6 +367,7 @@ def spec_of(trained: TrainedModel) -> ModelSpec:
         adapter=str(trained.adapter) if trained.adapter else None,
         weights=str(trained.weights) if trained.weights else None,
         method=config.method.name,
+        keep_16bit=kept_patterns(config.model.keep_16bit),
         precision=config.train.precision,
         device=config.hardware.device,
         gpu=config.hardware.gpu,
@@ -400,6 +402,10 @@ def adapter_spec(trained: TrainedModel, source: Source, on: ModelSpec) -> Adapte
     if wanted != found:
         raise UserError(
             f"Run {trained.run.id} was trained on its base in {bits[wanted]}, and it is loaded in {bits[found]}.", alone
+        )
+    if wanted and kept_patterns(trained.config.model.keep_16bit) != on.keep_16bit:
+        raise UserError(
+            f"Run {trained.run.id} was trained on a base with other layers in 16 bit (model.keep_16bit).", alone
         )
     return AdapterSpec(
         name=source,

@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "import": ("import_", "turn a configuration of Axolotl, LLaMA-Factory or Unsloth into one of ours"),
     "fetch": ("fetch", "download a dataset or a model from the Hugging Face Hub, to be used without the network"),
     "plan": ("plan", "how much memory a run would take, and whether it fits"),
+    "bits": ("bits", "what 4 bits cost on your rows, layer by layer, before a run"),
     "chat": ("chat", "talk to a run's model, or to any model"),
     "export": ("export", "write a run's result as files for other programs, proven to answer as it does"),
     "eval": ("eval", "put a file of prompts to models and compare the answers, or measure a benchmark"),

@@ -71,6 +71,10 @@ EXAMPLES: Mapping[str, Sequence[tuple[str, str]]] = {
         ("plan faq.toml --gpu-memory 24GB", "on another card"),
         ("plan faq.toml --set train.max_length=4096 --json", ""),
     ),
+    "bits": (
+        ("bits faq.toml", ""),
+        ("bits faq.toml --rows 64 --json", "on more rows"),
+    ),
     "chat": (
         ("chat latest", ""),
         ("chat latest --prompt 'Which port does it use?'", "one answer"),

@@ -16,6 +16,7 @@ from core.config.derived import step_count, updates_in_backward
 from core.config.facts import Facts
 from core.config.gate import Figure, bar_texts, parse_bar
 from core.config.schema import WEIGHT_METHODS, Config
+from core.config.sixteen_bit import kept_patterns
 from core.config.targets import expression_problem
 from core.errors import UserError
 from core.text import one_line
@@ -607,16 +608,28 @@ def _dropout_is_small(config: Config, _: Facts) -> Findings:
         yield f"method.dropout is {config.method.dropout:g}, with which little is learned.", "0 to 0.1 is usual."
 
 
-@_rule("error", "method.target_modules")
+@_rule("error", "method.target_modules", "model.keep_16bit")
 def _patterns_can_be_read(config: Config, _: Facts) -> Findings:
-    """A regular expression in method.target_modules can be read, and repeats no group."""
+    """A regular expression in method.target_modules or model.keep_16bit can be read, and repeats no group."""
     targets = config.method.target_modules
-    for entry in [] if isinstance(targets, str) else targets:
+    entries = [("method.target_modules", entry) for entry in ([] if isinstance(targets, str) else targets)]
+    entries += [("model.keep_16bit", entry) for entry in kept_patterns(config.model.keep_16bit)]
+    for option, entry in entries:
         if (problem := expression_problem(entry)) is not None:
             yield (
-                f"method.target_modules has {one_line(entry, 60)}, which cannot be used: {problem}.",
+                f"{option} has {one_line(entry, 60)}, which cannot be used: {problem}.",
                 "Fix it, or write a name with * instead.",
             )
+
+
+@_rule("warning", "model.keep_16bit", "method.name")
+def _only_4_bits_leave_layers_out(config: Config, _: Facts) -> Findings:
+    """model.keep_16bit is for method.name = qlora."""
+    if config.model.keep_16bit is not None and config.method.name != "qlora":
+        yield (
+            f"model.keep_16bit is set, and with method.name = {config.method.name} all layers are in 16 bit.",
+            "Remove it, or set method.name = qlora.",
+        )
 
 
 @_rule("error", "method.init", "method.name")

@@ -64,6 +64,9 @@ class ModelSection(Section):
         "Model to tune: a directory, a GGUF file or the name of a prepared model.",
         basic=True,
     )
+    keep_16bit: Literal["auto"] | list[Text] | None = _option(
+        None, "Layers that qlora leaves in 16 bit: names and patterns, or auto for those that lose most; absent: none."
+    )
 
 
 class DataSection(Section):

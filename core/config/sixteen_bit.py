@@ -25,6 +25,11 @@ ALWAYS = (
 )
 
 
+def kept_patterns(keep: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The names and patterns of ``model.keep_16bit``; none where it is absent, or ``auto`` and not decided yet."""
+    return () if keep is None or isinstance(keep, str) else tuple(keep)
+
+
 def stays_16bit(name: str, keep: Sequence[str] = ()) -> bool:
     """Whether a linear layer of the decoder stays in 16 bit; the output head does so in any case and is not asked for.
 
@@ -33,3 +38,14 @@ def stays_16bit(name: str, keep: Sequence[str] = ()) -> bool:
         keep: Names and patterns of ``model.keep_16bit``, matched as those of ``method.target_modules``.
     """
     return any(is_target(name, entry) for entry in (*ALWAYS, *keep))
+
+
+def experts_stay_16bit(module: str, matrix: str, keep: Sequence[str] = ()) -> bool:
+    """Whether a matrix of the experts of a layer stays in 16 bit: where it is named, or all of them are.
+
+    Args:
+        module: Name of the module of the experts: ``model.layers.0.mlp.experts``.
+        matrix: Name of the matrix: ``gate_up_proj``.
+        keep: Names and patterns of ``model.keep_16bit``.
+    """
+    return stays_16bit(module, keep) or stays_16bit(f"{module}.{matrix}", keep)

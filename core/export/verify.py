@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from core import paths
+from core.config.sixteen_bit import kept_patterns
 from core.directories import Progress, disk_error
 from core.errors import UserError
 from core.export.agreement import Agreement, Figures
@@ -171,8 +172,14 @@ def _request(
 ) -> dict[str, Any]:
     """What the reader of an export is asked for."""
     if kind == "adapter":
-        quantized = trained.config.method.name == "qlora"
-        return {"task": "adapter", "exported": _text(exported), "base": trained.base, "quantized": quantized}
+        config = trained.config
+        return {
+            "task": "adapter",
+            "exported": _text(exported),
+            "base": trained.base,
+            "quantized": config.method.name == "qlora",
+            "keep_16bit": kept_patterns(config.model.keep_16bit),
+        }
     if kind == "merged":
         return {"task": "merged", "exported": _text(exported)}
     if kind == "card":

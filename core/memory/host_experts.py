@@ -7,15 +7,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from core.config.schema import Config
-from core.config.sixteen_bit import stays_16bit
+from core.config.sixteen_bit import experts_stay_16bit, kept_patterns
 from core.memory.plan import Machine, Plan
 from core.memory.sizes import EXPERT_LAYERS, EXPERTS, HOST_SLAB, quantized_experts_bytes
 from core.memory.step_time import Rates, StepTime
 from core.models.architecture.architecture import Architecture
 from core.units import format_bytes
 
-#: Names of the stacked tensors of experts within a layer, as transformers has them.
-EXPERT_TENSORS = (f"{EXPERTS}.gate_up_proj", f"{EXPERTS}.down_proj")
+#: Names of the matrices of experts, as transformers has them.
+EXPERT_MATRICES = ("gate_up_proj", "down_proj")
 
 
 #: Why they are not moved under WSL 2.
@@ -64,8 +64,8 @@ def experts_on_host(model: Architecture, keep: Sequence[str] = ()) -> HostExpert
                 continue
             size = sum(
                 quantized_experts_bytes(layer.experts.count, weights)
-                for name, weights in zip(EXPERT_TENSORS, layer.experts.stacked, strict=True)
-                if not stays_16bit(f"{model.prefix}.{place}.{name}", keep)
+                for name, weights in zip(EXPERT_MATRICES, layer.experts.stacked, strict=True)
+                if not experts_stay_16bit(f"{model.prefix}.{place}.{EXPERTS}", name, keep)
             )
             found += [size] if size else []
         number += layer.count
@@ -79,7 +79,7 @@ def movable_experts(model: Architecture, config: Config) -> bool:
         model: The base model.
         config: Configuration of the run.
     """
-    return config.method.name == "qlora" and bool(experts_on_host(model).layers)
+    return config.method.name == "qlora" and bool(experts_on_host(model, kept_patterns(config.model.keep_16bit)).layers)
 
 
 def place_experts(model: Architecture, config: Config, machine: Machine, plan: Callable[[bool], Plan]) -> Plan:

@@ -13,6 +13,7 @@ from functools import partial
 
 from core.config.derived import sequences_per_row, updates_in_backward
 from core.config.schema import WEIGHT_METHODS, Config
+from core.config.sixteen_bit import kept_patterns
 from core.errors import UserError
 from core.memory.activations import LayerSteps
 from core.memory.batching import (
@@ -35,7 +36,6 @@ from core.memory.sizes import (
     EXPERTS,
     OFFLOAD_SMALLEST,
     expert_adapters,
-    is_any_target,
     optimizer_bytes,
     pinned_bytes,
     split_by_targets,
@@ -54,6 +54,7 @@ from core.memory.step_time import (
 from core.memory.steps import FP32, Adapters, Arithmetic
 from core.memory.weights import Tensors, split_layers, trained_tensors, with_updates
 from core.models.architecture.architecture import Architecture, Experts
+from core.models.architecture.towers import Towers
 from core.units import format_bytes
 
 #: Bytes of a run's files other than adapter and optimizer: manifest, random state, adapter configuration.
@@ -214,7 +215,8 @@ class _Planner:
         # The input of a layer.
         self.hidden = self.how.bytes * self.model.hidden * self.batch.tokens
         self.offload = way.offload and self.checkpointing and self.hidden >= OFFLOAD_SMALLEST
-        self.experts = experts_on_host(architecture) if way.host_experts else None
+        self.keep = kept_patterns(config.model.keep_16bit)
+        self.experts = experts_on_host(architecture, self.keep) if way.host_experts else None
         method = config.method
         self.weights = method.name in WEIGHT_METHODS
         self.in_backward = updates_in_backward(config)
@@ -275,28 +277,16 @@ class _Planner:
                 found += expert_adapters(layer, rank)
         return found
 
-    def _idle_adapters(self) -> int:
-        """Elements of adapters on modules that are not run: they are allocated and saved, but never have gradients."""
-        method, tower = self.config.method, self.model.tower
-        if tower is None or self.weights:
-            return 0
-        found = 0
-        for linear in tower.linears:
-            if is_any_target(f"{tower.prefix}.{linear.name}", method.target_modules):
-                found += method.rank * (linear.inputs + linear.outputs) + (linear.outputs if method.dora else 0)
-        return found
-
     # Phases
 
     def plan(self) -> Plan:
         tensors = self._trained_tensors()
         kind = self.config.train.optimizer
-        learned = sum(rows * columns * count for rows, columns, count in tensors)
-        trainable = learned + self._idle_adapters()
+        trainable = sum(rows * columns * count for rows, columns, count in tensors)
         states = sum(optimizer_bytes(kind, rows * columns, columns) * count for rows, columns, count in tensors)
         copied = copied_weights(self.model, self.adapters) if self.dequantized else 0
-        weights = weight_parts(self.model, self.how, copied, on_host=self.experts)
-        static = [*weights, *self._trained(trainable, learned, states)]
+        weights = weight_parts(self.model, self.how, copied, self.keep, self.experts)
+        static = [*weights, *self._trained(trainable, states)]
         phases = Pass(
             self.model,
             self.how,
@@ -325,7 +315,7 @@ class _Planner:
             name, parts = "loading", loading
         pinned = pinned_bytes(self.model.depth, self.hidden) if self.offload else 0
         self._tell_pinned(pinned)
-        step = self._step_time(learned)
+        step = self._step_time(trainable)
         if self.experts is not None:
             self.notes.append(tell_host_experts(self.experts, step, self._rates(), self.machine.host_bytes))
         width = self.how.bytes if self.weights else FP32
@@ -424,11 +414,11 @@ class _Planner:
         free = self.machine.host_bytes
         return f", where {format_bytes(free)} are free" if free is not None and wanted > free else ""
 
-    def _trained(self, trainable: int, learned: int, states: int) -> list[Part]:
+    def _trained(self, trainable: int, states: int) -> list[Part]:
         kind = self.config.train.optimizer
         if self.weights:
             return own_weight_parts(kind, trainable, states, self.how.bytes, in_backward=self.in_backward)
-        return adapter_parts(kind, trainable, learned, states, paired=self._paired)
+        return adapter_parts(kind, trainable, states, paired=self._paired)
 
     @property
     def _paired(self) -> bool:
@@ -480,9 +470,18 @@ class _Planner:
         found = []
         if self.model.guessed:
             found.append(f"The family {self.model.family} is not known; it was taken for one like Llama.")
-        if self.model.tower is not None:
-            found.append("The part that sees images is loaded and not trained, as rows are text.")
+        if self.model.towers is not None:
+            found.append(_left_out(self.model.towers))
         return found
+
+
+def _left_out(towers: Towers) -> str:
+    """What is not loaded of a composite model, in a sentence."""
+    senses = {"vision": "images", "audio": "sound"}
+    named = " and ".join(dict.fromkeys(senses.get(kind, kind) for kind in towers.kinds if kind in senses))
+    about = "" if towers.is_exact else "about "
+    size = f", which would take {about}{format_bytes(towers.bytes)}," if towers.bytes else ""
+    return f"What the model has for {named or 'other things than text'}{size} is not loaded: rows are text."
 
 
 def _needed(parts: list[Part]) -> int:

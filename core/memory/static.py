@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from core.config.sixteen_bit import stays_16bit
-from core.memory.host_experts import EXPERT_TENSORS, HostExperts
+from core.config.sixteen_bit import experts_stay_16bit, stays_16bit
+from core.memory.host_experts import EXPERT_MATRICES, HostExperts
 from core.memory.plan import Part
-from core.memory.sizes import quantized_bytes, quantized_experts_bytes
+from core.memory.sizes import EXPERTS, quantized_bytes, quantized_experts_bytes
 from core.memory.steps import FP32, Adapters, Arithmetic
 from core.models.architecture.architecture import Architecture
 from core.units import format_count
@@ -48,16 +48,14 @@ def _matrices(model: Architecture, keep: Sequence[str]) -> Iterator[_Matrix]:
         # Without patterns all layers of a kind are alike.
         runs = [(number + place, 1) for place in range(layer.count)] if keep else [(number, layer.count)]
         number += layer.count
-        found = [(linear.name, linear.weights, 0) for linear in layer.linears]
-        if layer.experts is not None:
-            for name, weights in zip(EXPERT_TENSORS, layer.experts.stacked, strict=True):
-                found.append((name, weights, layer.experts.count))
         for place, count in runs:
-            for name, weights, experts in found:
-                yield _Matrix(weights, count, experts, stays_16bit(f"{model.prefix}.{place}.{name}", keep))
-    if model.tower is not None:
-        for linear in model.tower.linears:
-            yield _Matrix(linear.weights, 1, 0, stays_16bit(f"{model.tower.prefix}.{linear.name}", keep))
+            name = f"{model.prefix}.{place}"
+            for linear in layer.linears:
+                yield _Matrix(linear.weights, count, 0, stays_16bit(f"{name}.{linear.name}", keep))
+            if (experts := layer.experts) is not None:
+                for matrix, weights in zip(EXPERT_MATRICES, experts.stacked, strict=True):
+                    kept = experts_stay_16bit(f"{name}.{EXPERTS}", matrix, keep)
+                    yield _Matrix(weights, count, experts.count, kept)
 
 
 def weight_parts(
@@ -147,19 +145,18 @@ def own_weight_parts(optimizer: str, trainable: int, states: int, width: int, *,
     ]
 
 
-def adapter_parts(optimizer: str, trainable: int, learned: int, states: int, *, paired: bool) -> list[Part]:
+def adapter_parts(optimizer: str, trainable: int, states: int, *, paired: bool) -> list[Part]:
     """Memory of adapters with their gradients and optimizer states.
 
     Args:
         optimizer: As ``train.optimizer``.
         trainable: Elements of the adapters.
-        learned: Those of them that get gradients.
         states: Bytes of the optimizer's states.
         paired: Whether each has a frozen reference adapter.
     """
     return [
         Part("adapters", FP32 * trainable, f"{format_count(trainable)} trained parameters in fp32"),
         Part("initial", FP32 * trainable if paired else 0, "what the adapters began with, frozen, in fp32"),
-        Part("gradients", FP32 * learned, "their gradients in fp32"),
+        Part("gradients", FP32 * trainable, "their gradients in fp32"),
         Part("optimizer", states, f"{optimizer}: {STATES[optimizer]}"),
     ]

@@ -12,14 +12,16 @@ from core.models.architectures import saved_quantization
 from core.models.description import read_description
 from core.models.files import PICKLES
 from core.models.foreign import refuse_foreign
-from core.models.shapes import LAYER_NAME, by_layer
+from core.models.shapes import LAYER_NAME, by_layer, of_text_part
 from core.models.tensors import Tensor, read_header, read_weights
+from core.models.text_part import is_composite, split_names
 from core.text import one_line
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 #: Ranks up to this are accepted whatever the factors have, as they cost little: a default that patterns override.
 _ANY_RANK = 256
+_PREFIX = "base_model.model."
 _FACTOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])(?:\.default)?\.weight")
 
 
@@ -72,9 +74,12 @@ def check_adapter(adapter: Path, base: Path) -> None:
     factors = read_header(adapter / WEIGHTS)
     _check_ranks(config, factors, adapter)
     model = read_description(base / "config.json") or {}
-    if saved_quantization(model) is not None or isinstance(model.get("text_config"), dict):
-        return  # packed weights do not show their shapes; composite models repeat layer numbers
-    _check_factors(factors, read_weights(base), adapter, base, wanted_base(config))
+    if saved_quantization(model) is not None:
+        return  # packed weights do not show their shapes
+    if is_composite(model):
+        inner = {name.removeprefix(_PREFIX): factor for name, factor in factors.items()}
+        factors = {_PREFIX + own: inner[name] for name, own in split_names(inner).text.items()}
+    _check_factors(factors, of_text_part(model, read_weights(base)), adapter, base, wanted_base(config))
 
 
 def _check_ranks(config: Mapping[str, Any], factors: Mapping[str, Tensor], adapter: Path) -> None:

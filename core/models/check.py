@@ -16,7 +16,8 @@ from core.models.architectures import check_architecture
 from core.models.description import read_description, unreadable
 from core.models.files import TOKENIZERS
 from core.models.foreign import refuse_foreign
-from core.models.shapes import check_shapes, embedding_rows
+from core.models.installed import check_known
+from core.models.shapes import check_shapes, embedding_rows, of_text_part
 from core.models.tensors import read_weights
 from core.models.tokens import check_tokens
 
@@ -29,14 +30,15 @@ def check_model_directory(directory: Path) -> Path:
 
     Raises:
         UserError: If configuration, tokenizer or weights are missing, damaged or do not belong together, if the weights
-            are pickles, if the model brings code of its own, or is of another kind.
+            are pickles, if the model brings code of its own, or is of another kind or newer than transformers.
     """
     config = check_model_config(directory)
     if not any((directory / name).is_file() for name in TOKENIZERS):
         raise UserError(f"{directory} has no tokenizer.", "Copy the tokenizer's files from where the model is from.")
     tensors = read_weights(directory)
     check_shapes(config, tensors, directory)
-    check_tokens(config, embedding_rows(tensors), directory)
+    check_tokens(config, embedding_rows(of_text_part(config, tensors)), directory)
+    check_known(config, directory)
     return directory
 
 

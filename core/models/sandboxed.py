@@ -79,8 +79,11 @@ def _check_directory(directory: Path) -> None:
 
 def _check_config(directory: Path) -> dict[str, Any]:
     from core.models.check import check_model_config as check
+    from core.models.installed import check_known
 
-    return check(directory)
+    config = check(directory)
+    check_known(config, directory)
+    return config
 
 
 def _check_gguf(path: Path) -> None:

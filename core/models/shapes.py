@@ -13,6 +13,7 @@ from core.models.architecture.families import read_architecture
 from core.models.architectures import saved_quantization
 from core.models.description import walk
 from core.models.tensors import Tensor
+from core.models.text_part import as_files_are_tied, is_composite, split_names
 from core.text import one_line
 
 #: Name suffixes of input embeddings, in the families that transformers knows.
@@ -61,6 +62,7 @@ def check_shapes(config: dict[str, Any], tensors: Mapping[str, Tensor], director
     """
     if not tensors:
         raise UserError(f"{directory} has weights without a single tensor.", "Copy or fetch them again.")
+    config = dict(as_files_are_tied(config, tensors))
     for place, key, value in walk(config):
         # A layer has at least one tensor. Excess layers would be built one by one until memory runs out.
         if key in _DEPTHS and type(value) is int and value > max(len(tensors), _FEW_LAYERS):
@@ -73,6 +75,7 @@ def check_shapes(config: dict[str, Any], tensors: Mapping[str, Tensor], director
     architecture = _known_architecture(config, directory)
     if architecture is None:
         return
+    tensors = of_text_part(config, tensors)
     if (found := _embedding(tensors)) is not None:
         # An unknown family may have embeddings of another width than its hidden states.
         width = found[1].shape[1] if architecture.guessed else architecture.hidden
@@ -100,12 +103,19 @@ def shapes_are_known(config: dict[str, Any], directory: Path) -> bool:
 
 
 def _known_architecture(config: dict[str, Any], directory: Path) -> Architecture | None:
-    if saved_quantization(config) is not None or isinstance(config.get("text_config"), dict):
-        return None  # packed weights have other shapes; composite models repeat layer numbers
+    if saved_quantization(config) is not None:
+        return None  # packed weights have other shapes
     try:
         return read_architecture(config, str(directory / "config.json"))
     except UserError:
         return None  # unsupported families are not an error here
+
+
+def of_text_part(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The tensors of a language model by the names in its own class: of a composite model those of its text part."""
+    if not is_composite(config):
+        return tensors
+    return {own: tensors[name] for name, own in split_names(tensors).text.items()}
 
 
 def _check_experts(tensors: Mapping[str, Tensor], directory: Path) -> None:

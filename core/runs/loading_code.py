@@ -8,6 +8,7 @@ from pathlib import Path
 from core.errors import UserError
 from core.models.adapters import CONFIG
 from core.models.description import read_description
+from core.models.text_part import auto_class
 
 
 def python_code(result: Path, *, is_model: bool) -> str:
@@ -17,13 +18,14 @@ def python_code(result: Path, *, is_model: bool) -> str:
         result: Directory of the adapter or the model.
         is_model: Whether it is a whole model.
     """
+    loader = _loader(result if is_model else Path(_base_of(result)))
     if is_model:
         return "\n".join(
             [
-                "from transformers import AutoModelForCausalLM, AutoTokenizer",
+                f"from transformers import {loader}, AutoTokenizer",
                 f"model = {_quoted(result)}",
                 "tokenizer = AutoTokenizer.from_pretrained(model)",
-                "model = AutoModelForCausalLM.from_pretrained(model)",
+                f"model = {loader}.from_pretrained(model)",
             ]
         )
     # Adapters of checkpoints have no tokenizer beside them; it is that of the base.
@@ -31,14 +33,22 @@ def python_code(result: Path, *, is_model: bool) -> str:
     return "\n".join(
         [
             "from peft import PeftModel",
-            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            f"from transformers import {loader}, AutoTokenizer",
             f"base = {_quoted(_base_of(result))}",
             f"adapter = {_quoted(result)}",
             f"tokenizer = AutoTokenizer.from_pretrained({'adapter' if has_tokenizer else 'base'})",
-            "model = AutoModelForCausalLM.from_pretrained(base)",
+            f"model = {loader}.from_pretrained(base)",
             "model = PeftModel.from_pretrained(model, adapter)",
         ]
     )
+
+
+def _loader(model: Path) -> str:
+    """The class of transformers by which a model is loaded with all its parts."""
+    try:
+        return auto_class(read_description(model / "config.json") or {})
+    except (UserError, ValueError):  # a path may have a zero byte
+        return auto_class({})
 
 
 def _base_of(adapter: Path) -> str:

@@ -232,7 +232,8 @@ def _loading_of(trained: TrainedModel) -> tuple[Any, ...]:
     """What adapters have in common that share a loaded base."""
     spec = spec_of(trained)
     alone = None if trained.file is None else trained.label
-    return spec.base, spec.base_sha256, spec.method == "qlora", spec.precision, spec.device, spec.gpu, alone
+    bits = (spec.method == "qlora", spec.keep_16bit)
+    return spec.base, spec.base_sha256, bits, spec.precision, spec.device, spec.gpu, alone
 
 
 def _name_of(model: str) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from core.models.architecture.towers import Towers
+
 
 @dataclass(frozen=True)
 class Linear:
@@ -179,27 +181,6 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
-class Tower:
-    """A part of the model that is loaded but not run, as rows are text: its weights take memory, and so do adapters on
-    them.
-
-    Args:
-        prefix: Prefix of its module names: ``model.vision_tower``.
-        linears: All its linear layers.
-        other: Parameters outside of them.
-    """
-
-    prefix: str
-    linears: tuple[Linear, ...]
-    other: int
-
-    @property
-    def parameters(self) -> int:
-        """Number of parameters."""
-        return sum(linear.parameters for linear in self.linears) + self.other
-
-
-@dataclass(frozen=True)
 class Architecture:
     """Architecture of a causal language model.
 
@@ -216,7 +197,7 @@ class Architecture:
         other: Parameters outside layers, embeddings and head: the final norm, position embeddings.
         head_bias: Whether the output head has a bias.
         guessed: Whether the family is unknown, and was read like Llama.
-        tower: Part that is loaded in addition to the language model.
+        towers: Parts of a composite model beside the language model, which are not loaded.
         checkpoint: Its weights on disk, if present.
         tokenizer_bytes: Size of ``tokenizer.json``, if present.
     """
@@ -233,7 +214,7 @@ class Architecture:
     other: int = 0
     head_bias: bool = False
     guessed: bool = False
-    tower: Tower | None = None
+    towers: Towers | None = None
     checkpoint: Checkpoint | None = None
     tokenizer_bytes: int | None = None
 
@@ -251,11 +232,9 @@ class Architecture:
     @property
     def linear_weights(self) -> int:
         """Number of elements of the linear layers' matrices, which QLoRA quantizes."""
-        inside = sum(layer.count * linear.weights for layer in self.layers for linear in layer.linears)
-        return inside + sum(linear.weights for linear in (self.tower.linears if self.tower is not None else ()))
+        return sum(layer.count * linear.weights for layer in self.layers for linear in layer.linears)
 
     @property
     def parameters(self) -> int:
         """Number of all parameters."""
-        tower = self.tower.parameters if self.tower is not None else 0
-        return self.embeddings + self.other + tower + sum(layer.count * layer.parameters for layer in self.layers)
+        return self.embeddings + self.other + sum(layer.count * layer.parameters for layer in self.layers)

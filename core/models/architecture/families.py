@@ -10,7 +10,8 @@ from core.errors import UserError
 from core.models.architecture.architecture import Architecture, Attention, Experts, Layer, Linear
 from core.models.architecture.config_values import MOST_LAYERS, ConfigValues
 from core.models.architecture.deepseek import read_deepseek
-from core.models.architecture.vision import read_siglip
+from core.models.architecture.towers import read_towers
+from core.models.text_part import is_tied
 from core.text import one_line
 
 #: Keys that show that a model of an unknown family differs from Llama.
@@ -172,17 +173,12 @@ def read_architecture(config: Mapping[str, Any], where: str) -> Architecture:
     """
     family = _model_type(config, where)
     if isinstance(config.get("text_config"), Mapping):
-        vision = config.get("vision_config") if family == "gemma3" else None
         text = {**config["text_config"]}
-        # Keys that the parts share may be at the top level.
-        text.setdefault("tie_word_embeddings", config.get("tie_word_embeddings"))
+        text["tie_word_embeddings"] = is_tied(config, None)
         named = text.get("model_type")
         text["model_type"] = named if isinstance(named, str) else _TEXT_PARTS.get(family, family)
         text.pop("text_config", None)
-        found = read_architecture(text, where)
-        if isinstance(vision, Mapping):
-            found = replace(found, tower=read_siglip(vision, found.hidden, where))
-        return found
+        return replace(read_architecture(text, where), towers=read_towers(config))
     family = _TEXT_PARTS.get(family, family)
     values = ConfigValues(config, where)
     if family in _BUILDERS:

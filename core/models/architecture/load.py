@@ -19,6 +19,7 @@ from core.models.architecture.gguf_header import read_gguf_header
 from core.models.description import read_description
 from core.models.find import find_model, missing_model, model_path
 from core.models.tensors import Tensor, read_header
+from core.models.text_part import as_files_are_tied, split_names
 from core.text import one_line
 
 _BYTES = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8, "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1}
@@ -56,16 +57,18 @@ def load_architecture(path: Path) -> Architecture:
     if path.is_file():
         return read_architecture(read_gguf_header(path).config(str(path)), str(path))
     config_path = path / "config.json"
-    architecture = read_architecture(_read_config(path, config_path), str(config_path))
-    if (tokenizer := path / "tokenizer.json").is_file():
-        architecture = replace(architecture, tokenizer_bytes=tokenizer.stat().st_size)
+    config = _read_config(path, config_path)
     files = sorted(path.glob("*.safetensors"))
     try:
         tensors = [item for file in files for item in read_header(file).items()]
-        return with_checkpoint(architecture, tensors, sum(file.stat().st_size for file in files))
+        size = sum(file.stat().st_size for file in files)
     except (UserError, OSError):
         # Defects of the weights are reported when they are to be loaded.
-        return architecture
+        tensors, size = [], 0
+    architecture = read_architecture(as_files_are_tied(config, (name for name, _ in tensors)), str(config_path))
+    if (tokenizer := path / "tokenizer.json").is_file():
+        architecture = replace(architecture, tokenizer_bytes=tokenizer.stat().st_size)
+    return with_checkpoint(architecture, tensors, size)
 
 
 def _read_config(directory: Path, path: Path) -> dict[str, Any]:
@@ -92,11 +95,18 @@ def with_checkpoint(architecture: Architecture, tensors: Iterable[tuple[str, Ten
 
     Returns:
         The architecture with its ``checkpoint``; unchanged without tensors. Parameters that the configuration does not
-        explain are added to those outside the layers.
+        explain are added to those outside the layers. Of a composite model that of its text part, and its towers
+        counted.
     """
+    counted = dict(tensors)
+    if (towers := architecture.towers) is not None and counted:
+        others = [counted.pop(name) for name in split_names(counted).others]
+        left_out = sum(tensor.elements * _BYTES.get(tensor.dtype, 4) for tensor in others)
+        architecture = replace(architecture, towers=replace(towers, bytes=left_out, is_exact=True))
+        size -= left_out
     total, largest, kinds = 0, 0, Counter[str]()
     names = set()
-    for name, tensor in tensors:
+    for name, tensor in counted.items():
         names.add(name)
         total += tensor.elements
         largest = max(largest, tensor.elements * _BYTES.get(tensor.dtype, 4))

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from core.config.schema import Config
+from core.config.sixteen_bit import kept_patterns
 from core.errors import UserError
 from core.models.fingerprint import BaseFingerprint
 from core.worker.checkpoint.checkpoint import Checkpoint
@@ -122,6 +123,7 @@ class Rollback:
             device=config.hardware.device,
             for_training=True,
             tokenizer=self.loaded.tokenizer,
+            keep_16bit=kept_patterns(config.model.keep_16bit),
         )
         for name, parameter in fresh.model.named_parameters():
             parameters[name].data = parameter.data

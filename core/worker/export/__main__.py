@@ -8,8 +8,8 @@ import sys
 from typing import Any
 
 from core.export.request import ExportRequest
-from core.worker.export.job import run_job
 from core.worker.process.answers import Answers
+from core.worker.process.job import run_job
 
 
 def export(job: dict[str, Any], answers: Answers) -> dict[str, Any]:

@@ -21,6 +21,8 @@ from core.worker.export.layout import ExpertPart, Layout
 from core.worker.fused.file_weights import EMBEDDINGS
 from core.worker.fused.frozen_weight import merge_exactly
 from core.worker.fused.ggml_quant import GgmlType, fake_quantize
+from core.worker.model.adapter_names import PREFIX as _PREFIX
+from core.worker.model.adapter_names import names_in_memory
 from core.worker.model.adapters import TRAINED
 from core.worker.model.completeness import tell
 from core.worker.model.expert_adapters import adapted_matrices
@@ -28,8 +30,6 @@ from core.worker.model.experts import expert_count, experts_of
 
 #: Turns a weight, in fp32, into the trained one.
 Change = Callable[[torch.Tensor], torch.Tensor]
-#: What PEFT puts before the names of modules.
-_PREFIX = "base_model.model."
 #: The factors of a plain adapter.
 _PLAIN = {"lora_A.weight", "lora_B.weight"}
 #: Settings of an adapter that choose layers, which is done here, or are not of a single layer.
@@ -73,8 +73,8 @@ def adapter_changes(layout: Layout, adapter: Path, kind: GgmlType | None = None)
     factors: dict[str, dict[str, str]] = {}
     changes: dict[str, Change] = {}
     unknown = []
-    for name in names:
-        inner = name.removeprefix(_PREFIX)
+    own = names_in_memory(layout.model, {name: name for name in names})
+    for inner, name in ((key.removeprefix(_PREFIX), name) for key, name in own.items()):
         module, _, factor = inner.partition(".lora_")
         if factor:
             factors.setdefault(module, {})[f"lora_{factor}"] = name

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     Concatenate,
@@ -21,8 +21,10 @@ from transformers.core_model_loading import (
 
 from core.errors import UserError
 from core.models.tensors import Tensor, read_header, weight_files
+from core.models.text_part import split_names
 from core.text import one_line
 from core.worker.model.quantizer import FourBitQuantizer, four_bit_config
+from core.worker.model.text_part import causal_lm
 
 #: What bitsandbytes saves beside a weight that it has rounded to 4 bit.
 PACKED = re.compile(r"(.+)\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\.bitsandbytes__\w+)$")
@@ -51,7 +53,7 @@ class Layout:
 
     directory: Path
     model: Any
-    """The model of ``transformers``, on the device ``meta``."""
+    """The model of ``transformers``, on the device ``meta``; of a composite one the text part."""
     files: dict[Path, dict[str, Tensor]]
     """The headers of its files."""
     keys: dict[str, str]
@@ -60,6 +62,8 @@ class Layout:
     """Parameter to the other one that it is: the head to the embeddings."""
     expert_parts: dict[str, ExpertPart]
     """Tensors of the files that are parts of experts, by their names there."""
+    others: frozenset[str] = frozenset()
+    """Names in the files of what is not of the text part of a composite model, which stays as it is."""
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -87,12 +91,11 @@ def read_layout(base: Path) -> Layout:
     Raises:
         UserError: If its files cannot be read.
     """
-    config = AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    found = causal_lm(base)
+    model = found.build()
     files = {path: read_header(path) for path in weight_files(base)}
     parameters = model.state_dict()
-    transforms = get_model_conversion_mapping(model)
+    transforms = get_model_conversion_mapping(model, found.key_mapping)
     renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
     converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
     keys: dict[str, str] = {}
@@ -104,6 +107,9 @@ def read_layout(base: Path) -> Layout:
                 keys[name] = key
             elif name in parameters:
                 merged.setdefault(name, {}).setdefault(converted, []).append(key)
+    others: tuple[str, ...] = ()
+    if found.whole is not None:
+        others = split_names(key for header in files.values() for key in header).others
     return Layout(
         directory=base,
         model=model,
@@ -111,6 +117,7 @@ def read_layout(base: Path) -> Layout:
         keys=keys,
         tied=dict(getattr(model, "all_tied_weights_keys", None) or {}),
         expert_parts=_expert_parts(merged, converters),
+        others=frozenset(others),
     )
 
 
@@ -138,9 +145,14 @@ def _expert_parts(merged: dict[str, dict[str, list[str]]], converters: list[Any]
     return found
 
 
-def rounded_layers(layout: Layout) -> set[str]:
-    """The parameters that QLoRA loads in 4 bit: linear layers but the head and routers, and the experts of mixtures."""
-    quantizer = FourBitQuantizer(four_bit_config(torch.bfloat16), pre_quantized=False)
+def rounded_layers(layout: Layout, keep: Sequence[str] = ()) -> set[str]:
+    """The parameters that QLoRA loads in 4 bit: linear layers but the head and routers, and the experts of mixtures.
+
+    Args:
+        layout: The layout of a base.
+        keep: Names and patterns of layers that stay in 16 bit, as ``model.keep_16bit``.
+    """
+    quantizer = FourBitQuantizer(four_bit_config(torch.bfloat16, keep), pre_quantized=False)
     model = read_layout(layout.directory).model
     before = {name for name, module in model.named_modules() if type(module) is torch.nn.Linear}
     quantizer.preprocess_model(model=model, dtype=torch.bfloat16, device_map=None)

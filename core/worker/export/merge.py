@@ -55,7 +55,7 @@ def merge_weights(
         trained: What was trained.
         directory: Where the files go.
         quant: Their type: ``BF16``, ``F16`` or ``F32``. What the base keeps in more bits than most of its weights stays
-            as it is.
+            as it is, and so do towers of a composite model.
         rounded: Whether an adapter is merged into weights that are rounded to 4 bit first, as they were in training,
             instead of the base's own.
         progress: Told about every tensor, in bytes.
@@ -88,6 +88,8 @@ def merge_weights(
             tensor = source.read(entry.key)
             done += source.spec(entry.key).bytes
             progress("merging the weights", min(done, total), total)
+            if entry.key in layout.others:
+                return tensor
             if stored is not None and tensor.is_floating_point() and not source.is_packed(entry.key):
                 tensor = tensor.to(stored)
             if entry.change is not None:
@@ -160,7 +162,9 @@ class _Arrangement:
         found = {}
         for name, (key, change) in made.items():
             spec = source.spec(key)
-            found[name] = _Entry(key, change, TensorSpec(_target(spec.dtype, usual, MERGED_DTYPES[quant]), spec.shape))
+            if key not in self._layout.others:
+                spec = TensorSpec(_target(spec.dtype, usual, MERGED_DTYPES[quant]), spec.shape)
+            found[name] = _Entry(key, change, spec)
         return found
 
 

@@ -12,6 +12,7 @@ from bitsandbytes.functional import QuantState
 from safetensors import SafetensorError, safe_open
 
 from core.config.schema import Config
+from core.config.sixteen_bit import kept_patterns
 from core.errors import UserError
 from core.models.tensors import Tensor
 from core.worker.export.layout import PACKED, ExpertPart, Layout, rounded_layers
@@ -45,7 +46,7 @@ class Source:
         self._rounded: set[str] = set()
         self._parts: dict[str, ExpertPart] = {}
         if rounded and not self._packed:
-            names = rounded_layers(layout)
+            names = rounded_layers(layout, kept_patterns(config.model.keep_16bit))
             self._rounded = {layout.keys[name] for name in names if name in layout.keys}
             self._parts = {key: part for key, part in layout.expert_parts.items() if part.parameter in names}
             if self._device.type == "cpu":
@@ -123,7 +124,7 @@ class Source:
             with safe_open(str(path), framework="pt") as file:
                 tensor: torch.Tensor = file.get_tensor(key)
         except (OSError, SafetensorError) as error:
-            raise UserError(f"{path} cannot be read: {error}", "Check that the directory is whole.") from error
+            raise UserError(f"{path} cannot be read: {error}", "Copy or fetch the model's weights again.") from error
         return tensor
 
 

@@ -5,10 +5,11 @@ when its input is closed, whatever it is doing. Commands:
 
 ``load``
     ``base``, ``adapter`` (a directory or null), ``weights`` (a file of trained weights or null), ``method``,
-    ``precision``, ``device``, ``gpu`` (as ``hardware.gpu``, or null), ``template`` (a Jinja file or null),
-    ``source_name`` (what answers of the adapter, or of trained weights, are called), ``base_sha256`` (of the base that
-    they were trained on, or null), ``file`` (:class:`core.runs.trained.TrainedFile` or null). Sends ``{"id",
-    "progress", "done", "total"}`` before its answer; a progress that ends with a full stop is a warning.
+    ``keep_16bit`` (the patterns of ``model.keep_16bit``), ``precision``, ``device``, ``gpu`` (as ``hardware.gpu``, or
+    null), ``template`` (a Jinja file or null), ``source_name`` (what answers of the adapter, or of trained weights, are
+    called), ``base_sha256`` (of the base that they were trained on, or null), ``file``
+    (:class:`core.runs.trained.TrainedFile` or null). Sends ``{"id", "progress", "done", "total"}`` before its answer; a
+    progress that ends with a full stop is a warning.
 ``add``
     ``name`` (the source that it answers as), ``adapter`` (a directory), ``source_name``, ``template`` and
     ``base_sha256`` as for ``load``: another adapter on the same base.
@@ -222,6 +223,7 @@ def _load_trained(
         precision=str(args.get("precision", "auto")),
         device=device,
         adapter=Path(adapter) if adapter else None,
+        keep_16bit=[str(entry) for entry in args.get("keep_16bit") or ()],
     )
     if fingerprint is not None:
         report("comparing the base model with that of the training")

@@ -27,17 +27,35 @@ from peft import (
     set_peft_model_state_dict,
 )
 from peft.tuners.lora import LoraLayer
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers.pytorch_utils import Conv1D
 
 from core.config.schema import MethodSection
 from core.config.targets import has_patterns, is_target
 from core.errors import UserError
+from core.models.adapters import WEIGHTS
+from core.models.text_part import KEY_MAPPING, split_names
 from core.text import one_line
+from core.worker.model.adapter_names import (
+    PREFIX,
+    names_in_files,
+    names_in_memory,
+    targets_in_files,
+    targets_in_memory,
+)
 from core.worker.model.completeness import tell
-from core.worker.model.expert_adapters import as_it_is, prepare, saved, target_modules, target_parameters
+from core.worker.model.expert_adapters import (
+    ParamWrapper,
+    as_it_is,
+    not_parameters,
+    prepare,
+    saved,
+    target_modules,
+    target_parameters,
+)
 from core.worker.model.experts import experts_of
 from core.worker.model.lora_init import Factors, loftq_factors, pissa_factors
+from core.worker.model.text_part import is_text_part
 from core.worker.model.weight_files import WeightFiles
 
 #: PEFT's names of the adapter that is trained, and of the one that takes its beginning out again.
@@ -132,8 +150,13 @@ def _is_linear(module: Any) -> bool:
 
 
 def adapted_layers(model: Any) -> dict[str, int]:
-    """The last part of the names of the layers that have adapters, and how many are called so."""
-    return dict(Counter(name.rpartition(".")[2] for name, _ in _adapted(model)))
+    """Last parts of the names of the layers that have adapters, and how many are called so; for experts the matrix."""
+    return dict(
+        Counter(
+            f"experts.{layer.parameter_name}" if isinstance(layer, ParamWrapper) else name.rpartition(".")[2]
+            for name, layer in _adapted(model)
+        )
+    )
 
 
 def _adapted(model: Any) -> Iterator[tuple[str, Any]]:
@@ -164,8 +187,11 @@ def _add_initial(model: Any, config: LoraConfig) -> None:
 def _begin(model: Any, method: MethodSection, base: Path | None, progress: Progress) -> None:
     layers = list(_adapted(model))
     files = WeightFiles(base, model.get_base_model().base_model_prefix) if method.init == "loftq" and base else None
+    rounded = any(map(_is_rounded, (layer for _, layer in layers)))
     for done, (name, layer) in enumerate(layers):
         progress(done, len(layers))
+        if method.init == "loftq" and rounded and not _is_rounded(layer):
+            continue  # in 16 bit among others in 4: it has nothing to make up for
         weight = _dense_weight(name, layer, method)
         down, up = layer.lora_A[TRAINED].weight, layer.lora_B[TRAINED].weight
         scale = float(layer.scaling[TRAINED])
@@ -208,7 +234,7 @@ def _dense_weight(name: str, layer: Any, method: MethodSection) -> torch.Tensor:
 
 
 def _loftq(name: str, layer: Any, weight: torch.Tensor, scale: float, files: WeightFiles | None) -> Factors:
-    if not isinstance(layer.get_base_layer().weight, bnb.nn.Params4bit):
+    if not _is_rounded(layer):
         raise UserError(
             "method.init = loftq makes up for the rounding to 4 bits, and this base is not rounded.",
             "Set method.name = qlora, or method.init = pissa.",
@@ -216,6 +242,10 @@ def _loftq(name: str, layer: Any, weight: torch.Tensor, scale: float, files: Wei
     if files is None:
         raise ValueError("LoftQ needs the directory of the base model")
     return loftq_factors(files.read(f"{name}.weight", tuple(weight.shape)).to(weight), weight, layer.r[TRAINED], scale)
+
+
+def _is_rounded(layer: Any) -> bool:
+    return isinstance(layer.get_base_layer().weight, bnb.nn.Params4bit)
 
 
 # Saving and reading back.
@@ -240,7 +270,10 @@ def adapter_state(model: Any) -> tuple[dict[str, torch.Tensor], PeftConfig]:
         config.r *= 2
         config.lora_alpha = scale * config.r
         config.use_rslora = False
-    return state, config
+    base = model.get_base_model()
+    modules = [name for name, layer in _adapted(model) if not isinstance(layer, ParamWrapper)]
+    config.target_modules = targets_in_files(base, not_parameters(config, modules), config.target_modules)
+    return names_in_files(base, state), config
 
 
 def load_state(model: Any, state: dict[str, torch.Tensor]) -> list[str]:
@@ -252,6 +285,7 @@ def load_state(model: Any, state: dict[str, torch.Tensor]) -> list[str]:
     Raises:
         RuntimeError: If a tensor has another shape.
     """
+    state = names_in_memory(model.get_base_model(), state)
     parts = {TRAINED: state}
     if INITIAL in model.peft_config:
         halves = {name: _halves(tensor, _joint(name)) for name, tensor in state.items()}
@@ -291,7 +325,7 @@ def load_adapter(model: Any, adapter: Path, *, trainable: bool) -> Any:
         UserError: If it does not fit, lacks factors of layers that its configuration names, or has others.
     """
     with _misfit_explained(adapter):
-        config = PeftConfig.from_pretrained(str(adapter), local_files_only=True)
+        config = _read_config(model, adapter)
         config.inference_mode = not trainable
         with as_it_is() if prepare(config, model) else contextlib.nullcontext():
             adapted = PeftModelForCausalLM(model, config)
@@ -318,7 +352,7 @@ def add_adapter(model: Any, adapter: Path, name: str) -> Any:
         return load_adapter(model, adapter, trainable=False)
     try:
         with _misfit_explained(adapter):
-            config = PeftConfig.from_pretrained(str(adapter), local_files_only=True)
+            config = _read_config(model.get_base_model(), adapter)
             config.inference_mode = True
             with as_it_is() if prepare(config, model.get_base_model()) else contextlib.nullcontext():
                 model.add_adapter(name, config)
@@ -331,9 +365,28 @@ def add_adapter(model: Any, adapter: Path, name: str) -> Any:
     return model
 
 
+def _read_config(base: Any, adapter: Path) -> Any:
+    """A saved adapter's configuration, for the modules of the base in memory."""
+    config = PeftConfig.from_pretrained(str(adapter), local_files_only=True)
+    config.target_modules = targets_in_memory(base, getattr(config, "target_modules", None))
+    return config
+
+
 def _read_into(adapted: Any, adapter: Path, name: str, *, trainable: bool) -> Any:
-    renamed = getattr(adapted.get_base_model(), "_checkpoint_conversion_mapping", None) or {}
-    return adapted.load_adapter(str(adapter), name, is_trainable=trainable, key_mapping=renamed, local_files_only=True)
+    base = adapted.get_base_model()
+    renamed = KEY_MAPPING if is_text_part(base) else getattr(base, "_checkpoint_conversion_mapping", None) or {}
+    read = adapted.load_adapter(str(adapter), name, is_trainable=trainable, key_mapping=renamed, local_files_only=True)
+    if is_text_part(base):
+        # What an earlier version put on towers; it has no place here.
+        with safe_open(str(adapter / WEIGHTS), framework="pt") as file:
+            others = split_names(key.removeprefix(PREFIX) for key in file.keys()).others  # noqa: SIM118
+        towers = {_module(key) for key in others}
+        read.unexpected_keys[:] = [key for key in read.unexpected_keys if _module(key) not in towers]
+    return read
+
+
+def _module(key: str) -> str:
+    return key.removeprefix(PREFIX).partition(".lora_")[0]
 
 
 @contextlib.contextmanager

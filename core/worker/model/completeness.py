@@ -16,6 +16,7 @@ from core.errors import UserError
 from core.models.architectures import saved_quantization
 from core.models.description import text_part
 from core.models.tensors import Tensor
+from core.models.text_part import is_composite, split_names
 from core.text import one_line
 
 #: Names told in one sentence, and the most layers that predict further tokens.
@@ -66,8 +67,11 @@ def check_loaded(
     ]
     if wrong:
         raise UserError(f"The model in {base} has weights of other shapes than its architecture: {tell(wrong)}.", hint)
+    towers = frozenset(split_names(tensors).others) if is_composite(config) else frozenset()
     unknown = [
-        name for name in loading.get("unexpected_keys") or () if not _is_harmless(name, config, tensors.get(name))
+        name
+        for name in loading.get("unexpected_keys") or ()
+        if name not in towers and not _is_harmless(name, config, tensors.get(name))
     ]
     if unknown:
         raise UserError(

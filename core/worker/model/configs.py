@@ -5,25 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, GenerationConfig
+from transformers import GenerationConfig
 
 from core.errors import UserError
-from core.text import one_line
+from core.worker.model.refusal import first_line, why_not
+from core.worker.model.text_part import causal_lm
 
 
 def load_config(base: Path) -> Any:
-    """The ``config`` of a model.
+    """The ``config`` of a model; of a composite one that of its text part.
 
     Raises:
-        UserError: If it cannot be read.
+        UserError: If it cannot be read, or is not that of a model which writes text.
     """
     try:
-        return AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
+        return causal_lm(base).config
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"The model in {base} cannot be loaded: {_first_line(error)}.",
-            "Check its config.json, or choose another model.",
-        ) from error
+        raise UserError(f"The model in {base} cannot be loaded: {first_line(error)}.", why_not(error, base)) from error
 
 
 def load_generation_config(base: Path) -> Any:
@@ -38,7 +36,7 @@ def load_generation_config(base: Path) -> Any:
         return GenerationConfig.from_model_config(load_config(base))
     except (ValueError, TypeError) as error:
         path = base / "generation_config.json"
-        raise UserError(f"{path} cannot be read: {_first_line(error)}.", "Copy it again.") from error
+        raise UserError(f"{path} cannot be read: {first_line(error)}.", "Copy it again.") from error
 
 
 def vocabulary_size(base: Path) -> int:
@@ -48,7 +46,3 @@ def vocabulary_size(base: Path) -> int:
         UserError: As :func:`load_config`.
     """
     return int(load_config(base).get_text_config().vocab_size)
-
-
-def _first_line(error: Exception) -> str:
-    return one_line(str(error).strip().partition("\n")[0], 200).rstrip(".")

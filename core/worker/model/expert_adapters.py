@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import peft.utils.transformers_weight_conversion as conversion
@@ -250,6 +250,17 @@ def saved(config: Any, model: Any) -> Any:
     if made.target_parameters:
         made.lora_dropout = 0.0  # PEFT refuses it there, and an adapter that is used drops nothing
     return made
+
+
+def not_parameters(config: Any, modules: Iterable[str]) -> list[str]:
+    """Of modules with adapters those that a configuration does not name as parameters; see :func:`saved`.
+
+    Args:
+        config: As :func:`saved` gave it.
+        modules: Names of modules in the model.
+    """
+    named = [name.removesuffix(_WEIGHT) for name in config.target_parameters or () if name.endswith(_WEIGHT)]
+    return [module for module in modules if not any(_is_called(module, name) for name in named)]
 
 
 def _is_rewritten(name: str, model: Any) -> bool:

@@ -12,7 +12,7 @@ answers, and the numbers are those of experts on the GPU, to the last bit.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,13 +130,14 @@ def _fetch(mover: WeightMover, number: int, place: int) -> tuple[torch.Tensor, .
     return mover.fetch(number, returns=True)[place : place + 2]
 
 
-def needs_host_experts(base: Path, device: torch.device, width: int) -> bool:
+def needs_host_experts(base: Path, device: torch.device, width: int, keep: Sequence[str] = ()) -> bool:
     """Whether a 4-bit model that is only to answer has no room for its experts on a GPU.
 
     Args:
         base: Its directory.
         device: The device.
         width: Bytes of an element of its arithmetic.
+        keep: Names and patterns of layers that stay in 16 bit, as ``model.keep_16bit``.
     """
     if device.type != "cuda":
         return False
@@ -146,8 +147,8 @@ def needs_host_experts(base: Path, device: torch.device, width: int) -> bool:
         return False
     how = Arithmetic(width, autocast=True, private_inputs=False, quantized=True, cuda=True)
     free, _ = torch.cuda.mem_get_info(device)
-    needed = sum(part.bytes for part in weight_parts(model, how, 0)) + _ANSWER_ROOM
-    return bool(experts_on_host(model).layers) and needed > free
+    needed = sum(part.bytes for part in weight_parts(model, how, 0, keep)) + _ANSWER_ROOM
+    return bool(experts_on_host(model, keep).layers) and needed > free
 
 
 def cuda_offload(device: torch.device) -> ExpertOffload | None:

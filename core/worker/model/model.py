@@ -18,13 +18,12 @@ import bitsandbytes as bnb
 import torch
 from accelerate import Accelerator
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from core.config.schema import WEIGHT_METHODS
 from core.errors import UserError, is_panic
 from core.models.description import read_description
 from core.models.tensors import read_weights
-from core.text import one_line
 from core.worker.model.activation_offload import ActivationOffload
 from core.worker.model.adapters import load_adapter
 from core.worker.model.completeness import TAKE_BOTH, check_loaded, tell, unconverted
@@ -33,6 +32,8 @@ from core.worker.model.device import choose_device
 from core.worker.model.expert_offload import ExpertOffload, cuda_offload, needs_host_experts
 from core.worker.model.nf4 import quantize_quickly
 from core.worker.model.quantizer import four_bit_config, install, offloading_experts
+from core.worker.model.refusal import first_line, why_not
+from core.worker.model.text_part import causal_lm
 from core.worker.oom.retry import is_out_of_memory, shortage_reason
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -90,12 +91,12 @@ def load_tokenizer(base: Path) -> Any:
     Raises:
         UserError: If it cannot be loaded.
     """
-    with _loading_explained(base):
+    with _loading_explained(base, "The tokenizer"):
         return AutoTokenizer.from_pretrained(base, local_files_only=True, trust_remote_code=False)
 
 
 @contextlib.contextmanager
-def _loading_explained(base: Path) -> Iterator[None]:
+def _loading_explained(base: Path, what: str = "The model") -> Iterator[None]:
     """Turn what transformers raises for a model that is not whole into a sentence.
 
     Its files may be anyone's, and fail in as many ways as there are lines that read them.
@@ -111,10 +112,7 @@ def _loading_explained(base: Path) -> Iterator[None]:
             raise UserError(
                 f"The model in {base} has weights that do not fit together: {tell(failed)}.", TAKE_BOTH
             ) from error
-        lines = one_line(str(error).strip().partition("\n")[0], 300) or type(error).__name__
-        raise UserError(
-            f"The model in {base} cannot be loaded: {lines}", "Check that the directory is whole."
-        ) from error
+        raise UserError(f"{what} in {base} cannot be loaded: {first_line(error)}.", why_not(error, base)) from error
 
 
 def load_model(
@@ -151,7 +149,7 @@ def load_model(
     if method == "qlora":
         install()
         quantization = four_bit_config(dtype, keep_16bit)
-        if needs_host_experts(base, target, dtype.itemsize) if host_experts is None else host_experts:
+        if needs_host_experts(base, target, dtype.itemsize, keep_16bit) if host_experts is None else host_experts:
             offload = cuda_offload(target)
         if target.type == "cpu":
             quantize_quickly()
@@ -159,15 +157,12 @@ def load_model(
         tokenizer = load_tokenizer(base)
     try:
         with _loading_explained(base), offloading_experts(offload):
-            model, loading = AutoModelForCausalLM.from_pretrained(
+            model, loading = causal_lm(base).load(
                 base,
-                output_loading_info=True,
                 ignore_mismatched_sizes=True,
                 dtype=dtype,
                 device_map={"": target},
                 quantization_config=quantization,
-                local_files_only=True,
-                trust_remote_code=False,
                 use_safetensors=True,
             )
         if offload is not None:

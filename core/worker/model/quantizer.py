@@ -26,7 +26,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 from transformers.quantizers.base import get_keys_to_not_convert
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 
-from core.config.sixteen_bit import stays_16bit
+from core.config.sixteen_bit import experts_stay_16bit, stays_16bit
 from core.worker.model.expert_offload import ExpertOffload
 from core.worker.model.expert_weights import ExpertsParams4bit, quantize_experts
 from core.worker.model.experts import experts_of, matrix_names, stored_shape, use_own_experts
@@ -66,9 +66,8 @@ class FourBitQuantizer(Bnb4BitHfQuantizer):  # type: ignore[misc]
             self.expert_shapes = {
                 f"{name}.{matrix}": stored_shape(getattr(module, matrix))
                 for name, module in experts_of(model)
-                if not stays_16bit(name, keep)
                 for matrix in matrix_names(module)
-                if not stays_16bit(f"{name}.{matrix}", keep)
+                if not experts_stay_16bit(name, matrix, keep)
             }
         super()._process_model_before_weight_loading(model, device_map, **kwargs)
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from core.errors import UserError
 from core.models.architectures import check_quantization
 from core.models.check import check_model_config
+from core.models.installed import unknown_architecture
 from core.models.shapes import shapes_are_known
 from core.models.tensors import read_weights
-from core.text import one_line
+from core.models.text_part import split_names, text_model_type
 from core.worker.model.completeness import check_size
+from core.worker.model.refusal import first_line, why_not
+from core.worker.model.text_part import CausalLM, causal_lm
 
 
 def check_base(base: Path, method: str) -> None:
@@ -31,38 +31,35 @@ def check_base(base: Path, method: str) -> None:
         UserError: If not.
     """
     config = check_model_config(base)
-    family = str(config["model_type"])
-    if family not in CONFIG_MAPPING_NAMES:
-        import transformers
-
-        raise UserError(
-            f"{base} is of the architecture {one_line(family, 60)}, which transformers {transformers.__version__} does "
-            "not know.",
-            "Upgrade transformers if the model is newer than it, or choose another model.",
-        )
-    if family not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise UserError(
-            f"{base} is a {one_line(family, 60)}, not a causal language model.",
-            "Choose a causal language model: one whose config.json names an architecture that ends with ForCausalLM.",
-        )
+    for family in (str(config["model_type"]), text_model_type(config)):
+        if family is not None and family not in CONFIG_MAPPING_NAMES:
+            raise unknown_architecture(config, base, family)
+    try:
+        found = causal_lm(base)
+    except UserError:
+        raise
+    except Exception as error:  # whatever the code of that architecture makes of numbers that make no sense
+        raise _unreadable(base, error) from error
     check_quantization(config, base, method)
     if not shapes_are_known(config, base):
-        _check_size(base, config)
+        _check_size(base, config, found)
 
 
-def _check_size(base: Path, config: dict[str, Any]) -> None:
+def _unreadable(base: Path, error: Exception) -> UserError:
+    return UserError(f"The model in {base} cannot be loaded: {first_line(error)}.", why_not(error, base))
+
+
+def _check_size(base: Path, config: dict[str, Any], found: CausalLM) -> None:
     """See that an architecture whose shapes are not compared beforehand is not larger than its files.
 
     Raises:
         UserError: If it is, or transformers cannot make sense of its configuration.
     """
     try:
-        known = AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(known, trust_remote_code=False)
-    except Exception as error:  # whatever the code of that architecture makes of numbers that make no sense
-        first = one_line(str(error).strip().partition("\n")[0], 200).rstrip(".") or type(error).__name__
-        raise UserError(
-            f"The model in {base} cannot be loaded: {first}.", "Check its config.json, or choose another model."
-        ) from error
-    check_size(model, base, config, sum(tensor.elements for tensor in read_weights(base).values()))
+        model = found.build()
+    except Exception as error:  # as above
+        raise _unreadable(base, error) from error
+    tensors = read_weights(base)
+    if found.whole is not None:
+        tensors = {name: tensors[name] for name in split_names(tensors).text}
+    check_size(model, base, config, sum(tensor.elements for tensor in tensors.values()))

@@ -8,10 +8,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from core.errors import UserError
+from core.models.text_part import text_name
 
 
 class WeightFiles:
-    """The safetensors files of a model's directory, one or many.
+    """The safetensors files of a model's directory, one or many; of a composite model by the names of its text part.
 
     Args:
         directory: The directory.
@@ -21,10 +22,10 @@ class WeightFiles:
     def __init__(self, directory: Path, prefix: str) -> None:
         self._directory = directory
         self._prefix = f"{prefix}."
-        self._files: dict[str, Path] = {}
+        self._files: dict[str, tuple[Path, str]] = {}
         for path in sorted(directory.glob("*.safetensors")):
             with safe_open(str(path), framework="pt") as file:
-                self._files |= dict.fromkeys(file.keys(), path)
+                self._files |= {text_name(name): (path, name) for name in file.keys()}  # noqa: SIM118 - not a mapping
 
     def read(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
         """A tensor by the name of its parameter, as it lies in the file.
@@ -37,13 +38,14 @@ class WeightFiles:
             UserError: If the files have none of this name and shape, as families do that store their layers fused.
         """
         for known in (name, name.removeprefix(self._prefix)):
-            if (path := self._files.get(known)) is None:
+            if known not in self._files:
                 continue
+            path, stored = self._files[known]
             try:
                 with safe_open(str(path), framework="pt") as file:
-                    tensor: torch.Tensor = file.get_tensor(known)
+                    tensor: torch.Tensor = file.get_tensor(stored)
             except (OSError, SafetensorError) as error:
-                raise UserError(f"{path} cannot be read: {error}", "Check that the directory is whole.") from error
+                raise UserError(f"{path} cannot be read: {error}", "Copy or fetch the weights again.") from error
             if tuple(tensor.shape) == shape:
                 return tensor
         raise UserError(

@@ -55,6 +55,7 @@ from core.worker.progress.state import TrainState
 from core.worker.setup.compilation import Compilation, compile_layers
 from core.worker.setup.device import settle_device
 from core.worker.setup.fast_paths import choose_packing, keep_weights, wants_packing
+from core.worker.setup.kept_layers import settle_kept_layers
 from core.worker.setup.memory_decision import (
     MemoryDecision,
     MemoryMeter,
@@ -121,6 +122,7 @@ def build(config: Config, recorder: Recorder, controls: Controls, found: Checkpo
     deterministic = _settle_determinism(config, device, recorder)
     prepared = prepare(config, recorder, controls.check_stop, recorder.run.created)
     dataset, held_out = prepared.dataset, prepared.held_out
+    config = settle_kept_layers(config, prepared, device, recorder, controls.check_stop)
     questions = choose_questions(config, held_out)
 
     controls.check_stop()

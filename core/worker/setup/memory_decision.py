@@ -237,6 +237,21 @@ def decide_offload(
     return True, f"Layers' inputs are moved off the GPU: with them there the run would take {needed} of {free}."
 
 
+def spare_bytes(config: Config, device: torch.device, dataset: Dataset, token_budget: int) -> int | None:
+    """Memory that the run leaves free by its plan; None where it cannot be planned.
+
+    Args:
+        config: Of the run.
+        device: Where it runs; the model is not loaded yet.
+        dataset: What is trained on.
+        token_budget: The most tokens of a micro-batch, if there is room.
+    """
+    plan = _plan(config, _with_limit(device), dataset, token_budget)
+    if plan is None or plan.limit_bytes is None:
+        return None
+    return max(plan.limit_bytes - plan.needed_bytes, 0)
+
+
 def _plan(
     config: Config,
     machine: Machine,

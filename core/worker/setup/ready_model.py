@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from accelerate import Accelerator
 
 from core.config.schema import WEIGHT_METHODS, Config
+from core.config.sixteen_bit import kept_patterns
 from core.worker.fused.file_weights import FileWeights
 from core.worker.fused.ggml_quant import ggml_type
 from core.worker.fused.install import Fused
@@ -91,6 +92,7 @@ def _load_model(
         for_training=True,
         tokenizer=prepared.tokenizer,
         host_experts=host_experts,
+        keep_16bit=kept_patterns(config.model.keep_16bit),
     )
     if config.method.name in WEIGHT_METHODS:
         with shortage_explained("in choosing the weights that are trained", SMALLER):

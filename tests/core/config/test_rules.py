@@ -169,6 +169,8 @@ BROKEN: list[tuple[dict[str, Any], Facts, str, str]] = [
     ),
     ({"method__dropout": 0.5}, Facts(), "warning", "method.dropout is 0.5"),
     ({"method__target_modules": ["re:(q", "v_proj"]}, Facts(), "error", "has re:(q, which cannot be used"),
+    ({"model__keep_16bit": ["re:(q", "v_proj"]}, Facts(), "error", "model.keep_16bit has re:(q, which cannot be used"),
+    ({"model__keep_16bit": "auto", "method__name": "lora"}, Facts(), "warning", "all layers are in 16 bit"),
     ({"method__init": "loftq", "method__name": "lora"}, Facts(), "error", "method.name = lora rounds nothing"),
     (
         {"method__init": "pissa", "method__dora": True, "method__name": "lora"},
@@ -257,6 +259,7 @@ KEPT: list[tuple[dict[str, Any], Facts]] = [
     ({"train__precision": "fp16"}, Facts(device="cuda")),
     ({"train__precision": "bf16"}, Facts(device="cuda", bf16=True)),
     ({"train__precision": "bf16", "hardware__device": "cpu"}, Facts(bf16=False)),
+    ({"model__keep_16bit": ["layers.0.*", "re:.*down_proj"]}, Facts()),
     ({"method__alpha": 8.0}, Facts()),
     ({"method__alpha": 64.0}, Facts()),
     ({"method__rslora": True}, Facts()),

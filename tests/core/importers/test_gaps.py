@@ -32,6 +32,7 @@ NOBODY_SAYS = {
     "memory.keep_dequantized": "a way to compute that changes nothing",
     "memory.offload_experts": "none moves experts alone",
     "method.target_experts": "they name the tensors of one model",
+    "model.keep_16bit": "none says which layers stay in 16 bit by their cost; what they skip is their own choice",
     "method.train_for": "none trains the weights of a GGUF file",
     "eval.min_delta": "the threshold of early stopping is 0 in all of them",
     "eval.prompts": "none reads prompts from a file",

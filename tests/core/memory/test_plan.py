@@ -343,6 +343,12 @@ def test_what_stays_in_16_bit_is_counted_by_layer_and_name() -> None:
     whole = parts("model.layers.5.*")
     assert whole["experts_16bit"] == 2 * sum(experts)
     assert plain["experts"] - whole["experts"] == sum(quantized_experts_bytes(128, size) for size in experts)
+    named = config_of(model={"base": "x", "keep_16bit": ["model.layers.5.*"]}, method={"target_modules": ATTENTION})
+    planned = make_plan(architecture, named, Machine("cuda")).by_name()
+    assert (planned["experts"], planned["experts_16bit"]) == (whole["experts"], whole["experts_16bit"])
+    # All matrices of a layer's experts by the name of their module, one by its own.
+    assert parts("layers.5.mlp.experts")["experts_16bit"] == whole["experts_16bit"]
+    assert parts("layers.5.mlp.experts.down_proj")["experts_16bit"] == 2 * experts[1]
     # A gate of a shared expert has one output, and stays without being asked for.
     shared = {part.name: part.bytes for part in weight_parts(read_architecture(published.QWEN_1_5_MOE, "m"), how, 0)}
     assert shared["linear_16bit"] == 24 * 2 * 2048

@@ -32,6 +32,7 @@ FORMS: dict[str, Literal["template", "columns"]] = {
 }
 #: The meaning of an absent value, where a dash would not say it.
 UNSET_TEXTS = {
+    "model.keep_16bit": "none",
     "data.train": "needed",
     "data.eval": "none",
     "data.columns": "by the format",

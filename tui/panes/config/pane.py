@@ -672,6 +672,22 @@ class ConfigPane(Pane):
             # A download has brought what was missing.
             self.look_around(anew=True)
 
+    async def action_measure_bits(self) -> None:
+        """Measure what 4 bits cost on the rows of the configuration."""
+        await self._converse(self._measure_bits)
+
+    async def _measure_bits(self) -> None:
+        from tui.screens.bits import BitsScreen
+
+        config = ConfigDocument(self.document.dumps(), self.document.path).validate()
+        kept = await self.app.push_screen_wait(BitsScreen(config))
+        if kept is not None:
+            self.document.set("model.keep_16bit", list(kept))
+            undo = self.keys["config.undo"].display
+            self.edited("layers in 16 bit", f"✓ model.keep_16bit has {len(kept)} entries; {undo} undoes it")
+        else:
+            self.refresh_plan()
+
     async def action_presets(self) -> None:
         """Choose a preset, with a preview of its changes."""
         await self._converse(self._choose_preset)

@@ -31,6 +31,7 @@ class PlanView:
         advice: Changes that would make it fit, or notes; the best first.
         time: Estimated time and energy, with the run they are based on; empty where unknown.
         rows: The rows that it is for; empty where that is not said.
+        bits: What 4 bits cost, as measured; empty where that is not known.
     """
 
     parts: Sequence[tuple[str, int]]
@@ -40,6 +41,7 @@ class PlanView:
     advice: Sequence[str] = ()
     time: str = ""
     rows: str = ""
+    bits: str = ""
 
 
 #: A planner of a configuration, called in a thread; None where there is no plan for it.
@@ -84,6 +86,8 @@ def draw_plan(plan: PlanView, width: int) -> Content:
         lines.append(Content.assemble(verdict, (f" · {time}", "$muted")) if time else verdict)
     else:
         lines += [verdict, Content.styled(fit(time, width).rstrip(), "$muted")]
+    if plan.bits:
+        lines.append(Content(fit(one_line(plan.bits), width).rstrip()))
     lines += [
         Content.styled(fit(f"→ {one_line(text)}", width).rstrip(), "$muted") for text in plan.advice[:_ADVICE_LINES]
     ]

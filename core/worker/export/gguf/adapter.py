@@ -19,10 +19,11 @@ import numpy as np
 import numpy.typing as npt
 
 from core.errors import UserError
+from core.models.text_part import text_name
 from core.text import one_line
 from core.worker.export.gguf.converter import import_converter, open_model
-from core.worker.export.job import run_job
 from core.worker.process.answers import Answers
+from core.worker.process.job import run_job
 
 Array = npt.NDArray[np.float32]
 _MERGED = "Export merged, where it is part of the weights."
@@ -142,7 +143,9 @@ def read_pairs(weights: Path, config: dict[str, Any]) -> tuple[float, dict[str, 
             tensor = file.get_tensor(name).float().numpy()
             # Of an embedding, the first factor is (rank, tokens) and is looked up by token.
             is_looked_up = match["embedding"] is not None and match["part"] == "A"
-            factors.setdefault(match["module"], {})[match["part"]] = tensor.T if is_looked_up else tensor
+            # As in the base's text part, which alone is in the file.
+            module = text_name(f"{match['module']}.").removesuffix(".")
+            factors.setdefault(module, {})[match["part"]] = tensor.T if is_looked_up else tensor
     rank, alpha = int(config["r"]), float(config["lora_alpha"])
     is_rank_stabilized = bool(config.get("use_rslora"))
     written = alpha * math.sqrt(rank) if is_rank_stabilized else alpha

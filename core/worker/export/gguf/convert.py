@@ -30,8 +30,8 @@ from core.worker.export.gguf.vocabulary import (
     read_tokenizer,
     sentencepiece_vocabulary,
 )
-from core.worker.export.job import growing, run_job
 from core.worker.process.answers import Answers
+from core.worker.process.job import growing, run_job
 
 _TEMPLATE = "tokenizer.chat_template"
 _NAME = "general.name"

@@ -17,9 +17,9 @@ import numpy.typing as npt
 
 from core.errors import UserError
 from core.worker.export.gguf.ggml import Array, load_ggml
-from core.worker.export.job import run_job
 from core.worker.export.llama.library import Library, as_path, load_library, threads
 from core.worker.process.answers import Answers
+from core.worker.process.job import run_job
 
 #: Products whose weights are quantized by importance; embedding and head are used in other ways as well.
 _PREFIX = "blk."

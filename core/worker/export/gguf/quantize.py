@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
-from core.worker.export.job import growing, run_job
 from core.worker.export.llama.library import Library, as_path, load_library, threads
 from core.worker.process.answers import Answers
+from core.worker.process.job import growing, run_job
 
 
 def quantize(job: dict[str, Any], answers: Answers) -> dict[str, Any]:

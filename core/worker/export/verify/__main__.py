@@ -1,13 +1,13 @@
 """A measurement of the proof: ``python -m core.worker.export.verify``.
 
-Jobs (:mod:`core.worker.export.job`) have a ``task``:
+Jobs (:mod:`core.worker.process.job`) have a ``task``:
 
 ``reference``
     ``run``, ``step``, ``directory``, ``rows``, ``plain_base``, ``as_file``: see
     :func:`core.worker.export.verify.reference.measure_reference`.
 ``gguf``, ``merged``, ``adapter``
     ``directory`` (of the measured answers), ``exported``, and ``base`` where the export is an adapter: a GGUF file, or
-    the name of the model, in 4 bits if ``quantized``.
+    the name of the model, in 4 bits if ``quantized``, but for the layers of ``keep_16bit``.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from core.worker.export.job import run_job
 from core.worker.process import environment
 from core.worker.process.answers import Answers
+from core.worker.process.job import run_job
 
 
 def measure(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
@@ -43,7 +43,8 @@ def measure(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
     if base is None:
         return compare_plain(proof, exported, None, answers.progress)
     place = resolve_base(base, answers.progress)
-    return compare_plain(proof, place, exported, answers.progress, quantized=bool(job["quantized"]))
+    quantized, keep = bool(job["quantized"]), [str(entry) for entry in job["keep_16bit"]]
+    return compare_plain(proof, place, exported, answers.progress, quantized=quantized, keep_16bit=keep)
 
 
 def _reference(job: dict[str, Any], directory: Path, answers: Answers) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Nothing of ours is in between: a directory that needs this project to be read wo
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -14,19 +15,33 @@ import numpy as np
 import peft
 import torch
 import transformers
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from peft import PeftConfig, PeftModel
+from transformers import AutoTokenizer
 
 from core.data.conversation import RowError
 from core.directories import Progress
 from core.errors import UserError
+from core.models.description import read_description
+from core.models.text_part import auto_class
 from core.text import one_line
 from core.worker.data.encode import as_model_tokenizer
 from core.worker.export.verify.compare import compare
 from core.worker.export.verify.store import Proof, ProofRow
+from core.worker.model.expert_adapters import as_it_is, prepare
 from core.worker.model.model import keep_gradients
+from core.worker.model.quantizer import four_bit_config, install
 
 _DATED = "strftime_now"
+
+
+def _with_adapter(model: Any, adapter: Path, *, quantized: bool) -> Any:
+    """A model with an adapter, by PEFT; it knows no experts in 4 bits, whose adapters are computed as in training."""
+    if not quantized:
+        return PeftModel.from_pretrained(model, str(adapter), local_files_only=True)
+    config = PeftConfig.from_pretrained(str(adapter), local_files_only=True)
+    config.inference_mode = True
+    with as_it_is() if prepare(config, model) else contextlib.nullcontext():
+        return PeftModel.from_pretrained(model, str(adapter), config=config, local_files_only=True)
 
 
 class PlainReader:
@@ -37,21 +52,28 @@ class PlainReader:
         adapter: A directory in PEFT's format to put on top, whose tokenizer is used; None for none.
         quantized: Whether the model is loaded in 4 bits, as the adapter was trained.
         now: The date that templates write.
+        keep_16bit: Names and patterns of layers that were in 16 bit in training all the same.
     """
 
-    def __init__(self, directory: Path, adapter: Path | None, *, quantized: bool, now: datetime | None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        adapter: Path | None,
+        *,
+        quantized: bool,
+        now: datetime | None,
+        keep_16bit: Sequence[str] = (),
+    ) -> None:
         place = adapter or directory
         quantization = None
         if quantized:
-            quantization = BitsAndBytesConfig(
-                load_in_4bit=True,
-                bnb_4bit_quant_type="nf4",
-                bnb_4bit_use_double_quant=True,
-                bnb_4bit_compute_dtype=torch.float32,
-            )
+            # Which layers are in 4 bits is as in training; the rest is bitsandbytes' own.
+            install()
+            quantization = four_bit_config(torch.float32, keep_16bit)
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=True)
-            self._model = AutoModelForCausalLM.from_pretrained(
+            config = read_description(directory / "config.json") or {}
+            self._model = getattr(transformers, auto_class(config)).from_pretrained(
                 directory,
                 dtype=torch.float32,
                 device_map={"": "cpu"},
@@ -59,7 +81,7 @@ class PlainReader:
                 local_files_only=True,
             )
             if adapter is not None:
-                self._model = PeftModel.from_pretrained(self._model, str(adapter), local_files_only=True)
+                self._model = _with_adapter(self._model, adapter, quantized=quantized)
         except Exception as error:  # whatever a library raises for files that are not whole
             reason = one_line(str(error).strip().partition("\n")[0], 300).rstrip(".") or type(error).__name__
             program = "PEFT" if adapter is not None else "transformers"
@@ -106,7 +128,13 @@ class PlainReader:
 
 
 def compare_plain(
-    proof: Proof, directory: Path, adapter: Path | None, progress: Progress, *, quantized: bool = False
+    proof: Proof,
+    directory: Path,
+    adapter: Path | None,
+    progress: Progress,
+    *,
+    quantized: bool = False,
+    keep_16bit: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Compare a merged model, or an adapter on its base, with the measured answers.
 
@@ -116,11 +144,12 @@ def compare_plain(
         adapter: The exported adapter's; None for a model that is merged.
         progress: Told what goes on; it may raise to give up.
         quantized: Whether the adapter was trained on the model in 4 bits.
+        keep_16bit: As for :class:`PlainReader`.
 
     Raises:
         UserError: If the library cannot load it, or it computes no numbers.
     """
     progress("loading the file", None, None)
     now = datetime.fromisoformat(proof.now) if proof.now else None
-    reader = PlainReader(directory, adapter, quantized=quantized, now=now)
+    reader = PlainReader(directory, adapter, quantized=quantized, now=now, keep_16bit=keep_16bit)
     return compare(proof, reader, progress).to_dict(proof, reader.name)

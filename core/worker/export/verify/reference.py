@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from core.config.schema import Config
+from core.config.sixteen_bit import kept_patterns
 from core.directories import Progress
 from core.errors import UserError
 from core.hardware.cpu import memory
@@ -174,6 +175,7 @@ def _load(trained: TrainedModel, base: Path, method: str, way: _Way, tokenizer: 
         device=way.device,
         adapter=trained.adapter,
         tokenizer=tokenizer,
+        keep_16bit=kept_patterns(trained.config.model.keep_16bit),
     )
     if trained.weights is not None:
         put_weights(loaded.model, trained.weights, method)

@@ -81,7 +81,6 @@ def test_an_unknown_family_like_llama_is_guessed_and_says_so() -> None:
         ({**published.LLAMA_3_8B, "attention_dropout": 7}, "attention_dropout is 7, not a share"),
         ({**published.LLAMA_3_8B, "model_type": "dots1", "n_routed_experts": 256}, "n_routed_experts"),
         ({**published.DEEPSEEK_V3, "kv_lora_rank": "512"}, "kv_lora_rank is '512', not a size"),
-        ({**published.GEMMA_3_4B, "vision_config": {"patch_size": 0}}, "vision_config: patch_size is 0"),
         ({"model_type": "jamba", "mamba_d_state": 16}, "mamba_d_state"),
         ({"model_type": "t5", "is_encoder_decoder": True}, "is_encoder_decoder"),
     ],
@@ -93,11 +92,24 @@ def test_what_cannot_be_known_is_refused_in_one_sentence(config: dict[str, Any],
     assert refusal.value.hint
 
 
-def test_what_sees_images_counts_but_is_no_layer() -> None:
+def test_what_sees_images_is_told_and_not_counted() -> None:
     architecture = read_architecture(published.GEMMA_3_4B, "x")
-    assert architecture.tower is not None
-    assert architecture.tower.parameters == 416_866_032 + 1152 * 2560 + 1152
+    text = read_architecture(published.GEMMA_3_4B["text_config"], "x")
+    assert architecture.parameters == text.parameters
+    assert architecture.towers is not None
+    assert architecture.towers.kinds == ("vision",)
+    assert architecture.towers.bytes == pytest.approx(2 * (416_866_032 + 1152 * 2560 + 1152), rel=0.03)
+    assert not architecture.towers.is_exact
     assert (architecture.depth, architecture.prefix) == (34, "model.layers")
+
+
+@pytest.mark.parametrize(
+    ("vision", "expected"), [({"patch_size": 0}, 0), ({"hidden_size": True, "depth": 3}, 0), ("none", 0), ([], 0)]
+)
+def test_towers_whose_configuration_makes_no_sense_do_not_matter(vision: object, expected: int) -> None:
+    architecture = read_architecture({**published.GEMMA_3_4B, "vision_config": vision}, "x")
+    assert architecture.towers is not None
+    assert architecture.towers.bytes == expected
 
 
 def test_deepseeks_first_layers_have_no_experts() -> None:

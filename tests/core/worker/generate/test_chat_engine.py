@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import bitsandbytes as bnb
 import pytest
 
 from core.chat.engine import AdapterSpec, ChatEngine, ModelSpec
 from core.chat.request import ChatRequest, GenerationSettings
 from core.errors import UserError
 from core.template.builtin import NAMED_TEMPLATES
+from core.worker.generate import chat_engine
 from tests.tiny_model import write_tiny_adapter
 from tests.waiting import wait_for
 
@@ -305,3 +307,11 @@ def test_a_model_that_does_not_fit_beside_a_run_is_not_loaded(
     monkeypatch.setattr(chat_engine, "_runs_beside", lambda _: [])
     # Without a run nobody is harmed: what does not fit is told when memory runs out.
     chat_engine._ask_beside_runs(tiny_model_dir, "lora", "cpu")
+
+
+def test_layers_that_the_run_kept_in_16_bit_are_loaded_so(tiny_model_dir: Path) -> None:
+    args = {"method": "qlora", "precision": "fp32", "device": "cpu", "keep_16bit": ["layers.0.*"]}
+    loaded, _ = chat_engine._load_trained(tiny_model_dir, args, lambda _: None)
+    quantized = {name for name, module in loaded.model.named_modules() if isinstance(module, bnb.nn.Linear4bit)}
+    assert quantized
+    assert not any(".layers.0." in name for name in quantized)

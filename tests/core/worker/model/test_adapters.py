@@ -204,6 +204,16 @@ def test_loftq_brings_every_layer_nearer_to_its_16_bit_weights(
         assert float(values[16:].norm()) < 0.95 * float(error.norm())
 
 
+def test_loftq_leaves_layers_in_16_bit_as_they_are(tiny_model_dir: Path) -> None:
+    kept = load_model(
+        tiny_model_dir, method="qlora", precision="fp32", device="cpu", for_training=True, keep_16bit=["layers.0.*"]
+    ).model
+    method = MethodSection(name="qlora", init="loftq", rank=8, dropout=0.0)
+    model = attach_adapters(kept, method, seed=0, base=tiny_model_dir)
+    for name, begins in (("model.layers.0.mlp.up_proj", False), ("model.layers.1.mlp.up_proj", True)):
+        assert bool(layer_of(model, name).lora_B["default"].weight.any()) == begins
+
+
 def test_loftq_without_4_bits_is_refused(tiny_model_dir: Path) -> None:
     with pytest.raises(UserError, match="this base is not rounded"):
         adapt(tiny_model_dir, init="loftq")

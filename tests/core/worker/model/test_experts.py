@@ -18,6 +18,8 @@ from transformers import AutoModelForCausalLM, core_model_loading
 from core.config.schema import MethodSection
 from core.errors import UserError
 from core.memory.sizes import NF4_TABLES, quantized_bytes
+from core.models.description import read_description
+from core.models.text_part import auto_class
 from core.worker.model.adapters import adapter_state, add_adapter, attach_adapters, load_adapter, load_state
 from core.worker.model.expert_adapters import left_out
 from core.worker.model.expert_weights import BLOCK, ExpertsParams4bit, dequantized, quantize_experts
@@ -306,9 +308,10 @@ def test_peft_by_itself_loads_what_is_saved(name: str, which: Any, bases: dict[s
     assert (found - untouched).abs().max() > 0.1
     saved = save(model, tmp_path / "adapter")
     again = load(bases[name], "lora", adapter=saved)
-    kind = AutoModelForCausalLM.from_pretrained(bases[name], dtype=torch.float32)
-    kind.set_experts_implementation("eager")
-    theirs = PeftModel.from_pretrained(kind, str(saved))
+    whole = getattr(transformers, auto_class(read_description(bases[name] / "config.json") or {}))
+    plain = whole.from_pretrained(bases[name], dtype=torch.float32)
+    plain.set_experts_implementation("eager")
+    theirs = PeftModel.from_pretrained(plain, str(saved))
     names = {name for name, _ in adapter_state(model)[0].items()}
     assert any(".experts.lora_A" in name for name in names) is (which == "on")
     assert not any("router" in name or name.endswith("mlp.gate.lora_A.weight") for name in names)

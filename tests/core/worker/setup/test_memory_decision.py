@@ -47,6 +47,7 @@ from core.worker.model.model import (
     set_gradient_checkpointing,
     trainable_parameters,
 )
+from core.worker.model.text_part import choose_class
 from core.worker.optim.optim import make_optimizer
 from core.worker.progress.state import TrainState
 from core.worker.setup import memory_decision as prediction
@@ -386,8 +387,7 @@ def test_adapters_on_experts_are_told(family: str, checkpointing: bool, model_of
 def test_parameters_are_those_of_transformers(name: str) -> None:
     """Of models as large as they are, built without memory."""
     config, parameters = published.PARAMETERS[name]
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+    model = choose_class(AutoConfig.for_model(**config), config, name).build()
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
     assert read_architecture(config, name).parameters == parameters
 
@@ -397,8 +397,8 @@ def test_parameters_are_those_of_transformers(name: str) -> None:
 def test_adapters_are_those_that_peft_puts_there(name: str, targets: Any) -> None:
     config = dict(published.PARAMETERS[name][0])
     method = Config.model_validate({"data": {"train": "x"}, "method": {"rank": 4, "target_modules": targets}}).method
+    model = choose_class(AutoConfig.for_model(**config), config, name).build()
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
         model.requires_grad_(False)
         adapted = attach_adapters(model, method, seed=0)
     whole = Config.model_validate({"data": {"train": "x"}, "method": method.model_dump()})

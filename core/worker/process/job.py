@@ -1,4 +1,4 @@
-"""Jobs: what a process of an export is told on standard input, and how it answers on standard output.
+"""Jobs: what a process with one piece of work is told on standard input, and how it answers on standard output.
 
 A job is one line of JSON: what is done (``title``), what helps where it fails (``hint``), where it writes (a file as
 ``target``, or a ``directory``), and what else its process asks for. Answers are lines of JSON

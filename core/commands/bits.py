@@ -1,0 +1,72 @@
+"""``bits CONFIG``: what four bits cost on the rows of a configuration, layer by layer, before a run."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+from core.commands.common import EXIT_INTERRUPTED, add_config, add_json_flag, emit, note, say
+from core.errors import UserError
+
+#: Rows that ``--rows`` takes.
+MOST_ROWS = 1024
+#: Cells of the longest bar.
+_BAR = 24
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    from core.quantization.result import ROWS
+
+    add_config(parser)
+    parser.add_argument(
+        "--rows",
+        metavar="N",
+        type=int,
+        default=ROWS,
+        help=f"rows that are measured at most, held-out ones where there are any (default: {ROWS})",
+    )
+    add_json_flag(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, and print the result in a sentence with the layers below; the exit code is 0 whatever it is."""
+    from core.commands.configuration import read_config
+    from core.commands.progress import PLAIN_SECONDS, LiveLine
+    from core.quantization.job import measure
+    from core.quantization.result import HEAD, advice, facts, layer_lines, sentence
+
+    if not 1 <= args.rows <= MOST_ROWS:
+        raise UserError(f"--rows {args.rows} is no number of rows from 1 to {MOST_ROWS}.", "Write it as 16.")
+    config = read_config(Path(args.config), args.set)
+    line = LiveLine()
+    printed, told = time.monotonic(), ""
+
+    def show(activity: str, done: int | None, total: int | None) -> None:
+        nonlocal printed, told
+        line.loading(activity, done, total)
+        if not line.is_live and activity != told and time.monotonic() - printed >= PLAIN_SECONDS:
+            printed, told = time.monotonic(), activity
+            note(f"{activity} …")
+
+    try:
+        cost = measure(config, show, rows=args.rows)
+    except KeyboardInterrupt:
+        line.clear()
+        note("The measurement was broken off.")
+        return EXIT_INTERRUPTED
+    finally:
+        line.clear()
+    if args.json:
+        emit(cost.to_dict())
+        return 0
+    say(sentence(cost))
+    for text in ("", *facts(cost), "", HEAD.rstrip()):
+        say(text)
+    for layer in layer_lines(cost):
+        say(f"{layer.text}  {'#' * round(_BAR * layer.share)}".rstrip())
+    if todo := advice(cost):
+        say("")
+        say(todo)
+    return 0

@@ -1,0 +1,146 @@
+"""The measurement as a job: a process of its own, its result kept in the home until model, rows or settings change."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from core import paths
+from core.atomic import write_atomic
+from core.config.schema import Config
+from core.data.registries.resolve import flat_sources
+from core.directories import Progress
+from core.errors import UserError
+from core.export.process import run_process
+from core.memory.planner import make_plan
+from core.models.architecture.load import locate_model
+from core.models.architecture.sandboxed import load_architecture
+from core.quantization.result import FINE, ROWS, QuantizationCost
+from core.runs.forecast import machine_for
+from core.small_files import read_small
+
+MODULE = "core.worker.quantization"
+#: Raised when a result of an earlier version would be another.
+VERSION = 1
+#: Results kept, the newest ones.
+KEPT = 64
+_LIMIT = 1 << 20
+#: Share of the memory that the plan leaves free that layers in 16 bit may take.
+SHARE = 0.9
+
+
+def measure(config: Config, progress: Progress, *, rows: int = ROWS) -> QuantizationCost:
+    """What four bits cost on the rows of a configuration; measured, or known from before.
+
+    Args:
+        config: The configuration, paths absolute.
+        progress: Told what goes on, twice a second at least; it may raise to give up, which ends the process.
+        rows: Rows that are measured at most.
+
+    Raises:
+        UserError: If the base is not here, the rows cannot be read, or memory is short.
+    """
+    progress("planning the memory", None, None)
+    free = free_bytes(config)
+    found = known(config, rows=rows)
+    if found is not None and _suits(found, free):
+        return found
+    key = _key(config, rows)
+    job = {
+        "title": "measure what 4 bits cost",
+        "hint": "Close other programs, or lower --rows.",
+        "directory": str(paths.home()),
+        "config": config.model_dump(mode="json"),
+        "rows": rows,
+        "free_bytes": free,
+    }
+    answer = run_process(MODULE, job, "the measurement of 4 bits", progress)
+    cost = QuantizationCost.from_dict(answer)
+    if key is not None:
+        _keep(key, answer)
+    return cost
+
+
+def known(config: Config, *, rows: int = ROWS) -> QuantizationCost | None:
+    """The result of an earlier measurement of the same; None where there is none.
+
+    It looks at files and starts nothing, but for large directories it may take a moment.
+
+    Args:
+        config: As for :func:`measure`.
+        rows: The same.
+    """
+    key = _key(config, rows)
+    if key is None:
+        return None
+    with contextlib.suppress(OSError, UserError, ValueError, KeyError, TypeError):
+        return QuantizationCost.from_dict(json.loads(read_small(_path(key), _LIMIT)))
+    return None
+
+
+def free_bytes(config: Config) -> int | None:
+    """Memory that a run with ``qlora`` leaves free by its plan, which layers in 16 bit may take; None where that is not
+    known."""
+    quantized = config.model_copy(update={"method": config.method.model_copy(update={"name": "qlora"})})
+    with contextlib.suppress(UserError):
+        plan = make_plan(load_architecture(locate_model(config.model.base)), quantized, machine_for(config))
+        if plan.limit_bytes is not None:
+            return int(max(plan.limit_bytes - plan.needed_bytes, 0) * SHARE)
+    return None
+
+
+def _suits(cost: QuantizationCost, free: int | None) -> bool:
+    """Whether a result from before still says what to keep: there may be more or less memory now."""
+    if cost.kept is not None:
+        return free is None or cost.kept.bytes <= free
+    return cost.whole.kl <= FINE or cost.free_bytes == free
+
+
+def _path(key: str) -> Path:
+    return paths.home() / "cache" / "quantization" / f"{key}.json"
+
+
+def _keep(key: str, result: dict[str, Any]) -> None:
+    path = _path(key)
+    with contextlib.suppress(OSError):  # it is measured again then
+        paths.make_private_dir(path.parent)
+        write_atomic(path, json.dumps(result))
+        others = sorted(path.parent.glob("*.json"), key=lambda each: each.stat().st_mtime_ns, reverse=True)
+        for old in others[KEPT:]:
+            old.unlink(missing_ok=True)
+
+
+def _key(config: Config, rows: int) -> str | None:
+    """A hash of what decides the result: the files of model and rows, as the system dates them, and the settings; None
+    where files are missing."""
+    dumped = config.model_dump(mode="json")
+    train, hardware = dumped["train"], dumped["hardware"]
+    try:
+        facts: list[Any] = [
+            *(VERSION, rows, dumped["model"], dumped["data"], dumped["template"], dumped["eval"]["max_rows"]),
+            *(train[name] for name in ("max_length", "precision", "seed", "objective")),
+            *(hardware["device"], hardware["gpu"]),
+            list(_identities(locate_model(config.model.base))),
+        ]
+        for references in (config.data.train, config.data.eval):
+            if references is None:
+                continue
+            for source in flat_sources(references, config.data.format, config.data.columns):
+                facts += _identities(source.path)
+        if config.template.file is not None:
+            facts += _identities(Path(config.template.file))
+    except (OSError, UserError):
+        return None
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _identities(path: Path) -> Iterator[tuple[str, int, int]]:
+    """Name, size and time of change of a file, or of all in a directory."""
+    files = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
+    for file in files:
+        status = file.stat()
+        yield str(file), status.st_size, status.st_mtime_ns

@@ -1,0 +1,213 @@
+"""The result of a measurement of what four bits cost, in figures, in a sentence and as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+from core.units import format_bytes, format_number
+
+#: Mean divergence in nats up to which four bits cost nothing that training would not make up for.
+FINE = 0.05
+#: Rows that are measured at most, unless another number is asked for.
+ROWS = 16
+#: Characters beyond which layers are counted in a sentence and not named.
+_LONGEST = 40
+#: Decimals of a divergence in a sentence.
+_DECIMALS = 2
+#: Where the rows are from.
+Data = Literal["eval", "held_out", "training"]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One way of the base to hold its weights, against the base in 16 bit, over the supervised tokens of the rows."""
+
+    loss: float
+    """Mean negative log-likelihood, in nats."""
+    kl: float
+    """Mean Kullback-Leibler divergence of the next token, in nats, of the base in 16 bit from this one."""
+    top1: float
+    """Share of tokens at which both find the same one the likeliest."""
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """A decoder layer that alone is in 4 bits."""
+
+    name: str
+    """In the model: ``model.layers.0``."""
+    kl: float
+    """As :attr:`Figures.kl`."""
+    bytes: int
+    """What it would take more in 16 bit."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Layers that stay in 16 bit, and the base in 4 bits but for these, as measured."""
+
+    layers: tuple[int, ...]
+    """Their places among :attr:`QuantizationCost.layers`."""
+    patterns: tuple[str, ...]
+    """For ``model.keep_16bit``."""
+    bytes: int
+    """What they take more."""
+    figures: Figures
+
+
+@dataclass(frozen=True)
+class QuantizationCost:
+    """What four bits cost on some rows."""
+
+    rows: int
+    tokens: int
+    """Supervised ones."""
+    data: Data
+    device: str
+    """``cpu`` or ``cuda``."""
+    precision: str
+    """Of the arithmetic, and of the weights that are not in 4 bits: ``bf16``, ``fp16`` or ``fp32``."""
+    loss_16bit: float
+    whole: Figures
+    """Of the base in 4 bits."""
+    layers: tuple[LayerCost, ...]
+    kept: Kept | None
+    """The layers that pay most in 16 bit; None where four bits are fine, or no layer would fit."""
+    free_bytes: int | None
+    """What the run leaves free of the memory, within which layers were kept; None where that is not known."""
+    seconds: float
+    peak_bytes: int
+    """Highest memory of the measurement: of the card, or of the process on a CPU."""
+    keep_16bit: tuple[str, ...] = ()
+    """Patterns of the configuration: what was in 16 bit already when it was measured."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return asdict(self) | {"sentence": sentence(self)}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> QuantizationCost:
+        """From :meth:`to_dict`.
+
+        Raises:
+            KeyError, TypeError, ValueError: If it is none.
+        """
+        values = {field.name: data[field.name] for field in fields(cls)}
+        kept = values["kept"]
+        return cls(
+            **values
+            | {
+                "whole": Figures(**values["whole"]),
+                "layers": tuple(LayerCost(**each) for each in values["layers"]),
+                "keep_16bit": tuple(values["keep_16bit"]),
+                "kept": None
+                if kept is None
+                else Kept(
+                    tuple(kept["layers"]), tuple(kept["patterns"]), int(kept["bytes"]), Figures(**kept["figures"])
+                ),
+            }
+        )
+
+
+def sentence(cost: QuantizationCost) -> str:
+    """The result in a sentence: ``4 bits cost 0.02 nats on your rows: fine.``
+
+    What it says of layers in 16 bit was measured with these in 16 bit.
+    """
+    rows = "your rows" if cost.data != "training" else "your training rows, as none are held out"
+    begin = f"4 bits cost {_nats(cost.whole.kl)} nats on {rows}"
+    if cost.whole.kl <= FINE:
+        return f"{begin}: fine."
+    if cost.kept is None:
+        why = "and there is no memory free to keep layers in 16 bit" if cost.free_bytes is not None else ""
+        return f"{begin}{', ' if why else ''}{why}."
+    layers = name_layers(cost.kept.layers)
+    if len(layers) > _LONGEST:
+        layers = f"{len(cost.kept.layers)} of {len(cost.layers)} layers"
+    more = f"{format_bytes(cost.kept.bytes)} more {_effect(cost.whole.kl, cost.kept.figures.kl)}"
+    return f"{begin}; keep {layers} in 16 bit: {more}."
+
+
+def _effect(before: float, after: float) -> str:
+    """What keeping layers does: ``halves it`` where that is what was measured."""
+    if before and 0.45 <= after / before <= 0.55:
+        return f"halves it ({_nats(after)})"
+    return f"makes it {_nats(after)}"
+
+
+def name_layers(layers: Sequence[int]) -> str:
+    """Layers by number: ``layer 3``, ``layers 0, 1 and 31``, ``layers 0 to 4 and 30``."""
+    parts: list[str] = []
+    ordered = sorted(layers)
+    place = 0
+    while place < len(ordered):
+        end = place
+        while end + 1 < len(ordered) and ordered[end + 1] == ordered[end] + 1:
+            end += 1
+        if end - place >= 2:
+            parts.append(f"{ordered[place]} to {ordered[end]}")
+        else:
+            parts += [str(each) for each in ordered[place : end + 1]]
+        place = end + 1
+    words = " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+    return f"layer{'s' if len(ordered) > 1 else ''} {words}"
+
+
+@dataclass(frozen=True)
+class LayerLine:
+    """A layer as a line of a table."""
+
+    text: str
+    """Its number, nats, what it takes more in 16 bit, and a word where it is kept; always as wide."""
+    share: float
+    """Of the greatest cost, from 0 to 1."""
+    is_kept: bool
+    """Whether it is worth 16 bit."""
+
+
+#: The head of a table of :class:`LayerLine`.
+HEAD = f"{'layer':>5}  {'nats':>7}  {'16 bit':>9}  {'':<6}"
+
+
+def layer_lines(cost: QuantizationCost) -> list[LayerLine]:
+    """The layers, most costly first."""
+    kept = set(cost.kept.layers if cost.kept is not None else ())
+    greatest = max((layer.kl for layer in cost.layers), default=0.0)
+    lines = []
+    for index, layer in sorted(enumerate(cost.layers), key=lambda item: -item[1].kl):
+        more = f"+{format_bytes(layer.bytes)}"
+        text = f"{index:>5}  {layer.kl:>7.4f}  {more:>9}  {'keep' if index in kept else '':<6}"
+        lines.append(LayerLine(text, max(layer.kl, 0.0) / greatest if greatest > 0 else 0.0, index in kept))
+    return lines
+
+
+def facts(cost: QuantizationCost) -> list[str]:
+    """What was measured, line by line."""
+    what = {"eval": "rows of data.eval", "held_out": "held-out rows", "training": "training rows"}[cost.data]
+    lines = [
+        f"{'rows':<10} {cost.rows} {what}, {cost.tokens} supervised tokens",
+        f"{'16 bit':<10} loss {cost.loss_16bit:.4f}  ({cost.precision} on the {cost.device})",
+        f"{'4 bits':<10} {_figures(cost.whole)}",
+    ]
+    if cost.kept is not None:
+        lines.append(f"{'kept':<10} {_figures(cost.kept.figures)}  with {name_layers(cost.kept.layers)} in 16 bit")
+    lines.append(f"{'took':<10} {format_number(cost.seconds)} s, {format_bytes(cost.peak_bytes)} at most")
+    return lines
+
+
+def advice(cost: QuantizationCost) -> str:
+    """What to do, in a sentence; empty where there is nothing."""
+    if cost.kept is None:
+        return ""
+    listed = ", ".join(f'"{pattern}"' for pattern in cost.kept.patterns)
+    return f'Set model.keep_16bit = "auto", or [{listed}].'
+
+
+def _figures(figures: Figures) -> str:
+    return f"loss {figures.loss:.4f}  divergence {figures.kl:.4f} nats  same token {figures.top1:.1%}"
+
+
+def _nats(value: float) -> str:
+    return f"{value:.{_DECIMALS}f}" if value >= 0.005 else f"{value:.1g}"

@@ -1,0 +1,57 @@
+"""The process of a measurement: ``python -m core.worker.quantization``.
+
+Its job (:mod:`core.worker.process.job`) has the ``config``, how many ``rows`` are measured, and the ``free_bytes`` that
+layers in 16 bit may take (null where that is not known). It answers with a
+:class:`core.quantization.result.QuantizationCost`.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from core.config.schema import Config
+from core.errors import UserError
+from core.worker.process import environment
+from core.worker.process.answers import Answers
+from core.worker.process.job import run_job
+
+
+def measure(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
+    """Measure what four bits cost."""
+    config = Config.model_validate(job["config"])
+    if config.hardware.device != "cpu":
+        environment.choose_gpu(config.hardware.gpu)
+    answers.progress("importing the libraries")
+    # Once the environment is prepared.
+    from core.config.sixteen_bit import kept_patterns
+    from core.worker.model.device import choose_device
+    from core.worker.model.model import load_tokenizer
+    from core.worker.model.starter import resolve_base
+    from core.worker.model.support import check_base
+    from core.worker.oom.retry import is_out_of_memory, shortage_reason
+    from core.worker.process.openmp import SpinControl
+    from core.worker.quantization.measure import Settings, measure_cost, token_budget
+    from core.worker.quantization.sample import read_sample
+
+    SpinControl().start()
+    base = resolve_base(config.model.base, answers.progress)
+    check_base(base, "qlora")
+    tokenizer = load_tokenizer(base)
+    device = choose_device(config.hardware.device)
+    sample = read_sample(config, base, tokenizer, int(job["rows"]), token_budget(device), answers.progress)
+    settings = Settings(config.train.precision, config.hardware.device, kept_patterns(config.model.keep_16bit))
+    try:
+        cost = measure_cost(base, sample, settings, answers.progress, free_bytes=job["free_bytes"], tokenizer=tokenizer)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"There is not enough memory on {device} to measure: {shortage_reason(error)}",
+            "Close what else holds its memory, or lower --rows.",
+        ) from error
+    return cost.to_dict()
+
+
+if __name__ == "__main__":
+    sys.exit(run_job(measure))

@@ -1,0 +1,250 @@
+"""The measurement: loss and divergence of the base in 4 bits against the base in 16 bit, and what each layer costs.
+
+Per layer it is the direct figure, the divergence with this layer alone in 4 bits. All layers are measured in one pass:
+a stream of hidden states leaves the one in 16 bit at its layer and goes on in 16 bit.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from core.hardware.cpu import memory
+from core.memory.batching import TOKEN_BUDGETS, chunk_positions
+from core.quantization.choose import choose_layers, layer_pattern
+from core.quantization.result import Figures, Kept, LayerCost, QuantizationCost
+from core.worker.data.batches import collate, supervised_count
+from core.worker.data.encode import TokenizedRow
+from core.worker.model.model import DTYPES
+from core.worker.process.recorder import peak_rss_bytes
+from core.worker.quantization.layers import LayeredModel
+from core.worker.quantization.sample import Sample
+from core.worker.quantization.streams import EntangledError, Stream, StreamedForward
+
+#: Told of the activity, how much of it is done, and of how much; may raise to give up.
+Progress = Callable[[str, int | None, int | None], None]
+#: Bytes of the hidden states of all streams that wait in the machine's memory at one time, and at most what part of the
+#: free memory they are.
+STREAM_BYTES, STREAM_SHARE = 4 << 30, 0.25
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a base is loaded for a run.
+
+    Args:
+        precision: As ``train.precision``.
+        device: As ``hardware.device``.
+        keep_16bit: As ``model.keep_16bit``; what was in 16 bit already.
+    """
+
+    precision: str
+    device: str
+    keep_16bit: Sequence[str] = ()
+
+
+def measure_cost(
+    base: Path,
+    sample: Sample,
+    settings: Settings,
+    progress: Progress,
+    *,
+    free_bytes: int | None = None,
+    tokenizer: Any = None,
+) -> QuantizationCost:
+    """Measure what four bits cost.
+
+    Args:
+        base: Directory of the base model.
+        sample: The rows.
+        settings: How the run loads it.
+        progress: Told what goes on.
+        free_bytes: What layers in 16 bit may take more; None where that is not known.
+        tokenizer: The base's, where that is loaded already.
+
+    Raises:
+        UserError: If the model cannot be loaded.
+    """
+    began = time.monotonic()
+    progress("loading the model without its layers", None, None)
+
+    def load(method: str, keep: Sequence[str] = (), beside: LayeredModel | None = None) -> LayeredModel:
+        return LayeredModel(
+            base,
+            method=method,
+            precision=settings.precision,
+            device=settings.device,
+            keep_16bit=keep,
+            tokenizer=tokenizer if beside is None else beside.loaded.tokenizer,
+            beside=beside,
+        )
+
+    plain = load("lora")
+    device = plain.loaded.device
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    coarse = load("qlora", settings.keep_16bit, plain)
+    measured = _Measurement(plain, coarse, sample.rows, progress)
+    whole, costs = measured.costs()
+    tried: dict[tuple[int, ...], Figures] = {}
+
+    def with_kept(layers: tuple[int, ...]) -> float:
+        tried[layers] = measured.with_kept(layers)
+        return tried[layers].kl
+
+    chosen = choose_layers(costs, whole.kl, free_bytes, with_kept)
+    kept = None
+    if chosen:
+        patterns = tuple(layer_pattern(costs[place].name) for place in chosen)
+        more = sum(costs[place].bytes for place in chosen)
+        kept = Kept(chosen, patterns, more, tried[chosen])
+    arithmetic = next(name for name, dtype in DTYPES.items() if dtype == plain.loaded.dtype)
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_rss_bytes()
+    return QuantizationCost(
+        rows=len(sample.rows),
+        tokens=sum(map(supervised_count, sample.rows)),
+        data=sample.data,
+        device=device.type,
+        precision=arithmetic,
+        loss_16bit=measured.reference_loss,
+        whole=whole,
+        layers=tuple(costs),
+        kept=kept,
+        free_bytes=free_bytes,
+        seconds=time.monotonic() - began,
+        peak_bytes=int(peak),
+        keep_16bit=tuple(settings.keep_16bit),
+    )
+
+
+def token_budget(device: torch.device) -> int:
+    """Tokens of the sample, padding included: as many as a run has at once on this device."""
+    return TOKEN_BUDGETS[device.type]
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """A stream behind the last layer, and the forward that it is of."""
+
+    forward: StreamedForward
+    stream: Stream
+
+
+class _Measurement:
+    """Passes of the two models over the sample.
+
+    Args:
+        plain: The base in 16 bit.
+        coarse: The base in 4 bits.
+        rows: The sample.
+        progress: Told of the layers and rows.
+    """
+
+    def __init__(
+        self, plain: LayeredModel, coarse: LayeredModel, rows: Sequence[TokenizedRow], progress: Progress
+    ) -> None:
+        self._plain, self._coarse, self._progress = plain, coarse, progress
+        model, device = plain.loaded.model, plain.loaded.device
+        self._input_ids, supervised = collate(rows, plain.loaded.pad_id, device)
+        self._places = [row[1:].nonzero()[:, 0] for row in supervised]
+        """Of each row the places whose next token is supervised."""
+        self._chunk = chunk_positions(model.get_output_embeddings().weight.shape[0])
+        self._all = frozenset(range(len(plain.layers)))
+        self._sizes: dict[tuple[int, bool], int] = {}
+        self._reference: _Ended | None = None
+        self.reference_loss = 0.0
+
+    def costs(self) -> tuple[Figures, list[LayerCost]]:
+        """Figures with all layers in 4 bits, and what each costs alone."""
+        whole = Stream(self._all)
+        # Where something outside the layers is in 4 bits as well, the base in 4 bits has a forward of its own.
+        apart = self._coarse.quantizes_outside
+        streams = [*([] if apart else [whole]), *(Stream(frozenset({place})) for place in sorted(self._all))]
+        used, total = memory()
+        room = min(STREAM_BYTES, int((total - used) * STREAM_SHARE))
+        most = max(room // self._stream_bytes(), 1)
+        figures: list[Figures] = []
+        for start in range(0, len(streams), most):
+            reference, *ended = self._pass(self._plain, [Stream(frozenset()), *streams[start : start + most]])
+            self._reference = self._reference or reference
+            figures += self._compare(ended)
+        if apart:
+            figures = self._compare(self._pass(self._coarse, [whole])) + figures
+        names = self._plain.names
+        more = [self._sizes[place, False] - self._sizes[place, True] for place in sorted(self._all)]
+        alone = zip(names, figures[1:], more, strict=True)
+        return figures[0], [LayerCost(name, each.kl, size) for name, each, size in alone]
+
+    def with_kept(self, kept: Sequence[int]) -> Figures:
+        """Figures with all layers but some in 4 bits."""
+        driver = self._coarse if self._coarse.quantizes_outside else self._plain
+        return self._compare(self._pass(driver, [Stream(self._all - set(kept))]))[0]
+
+    def _stream_bytes(self) -> int:
+        loaded = self._plain.loaded
+        width = int(loaded.model.config.get_text_config().hidden_size)
+        return int(self._input_ids.numel()) * width * loaded.dtype.itemsize
+
+    def _pass(self, driver: LayeredModel, streams: Sequence[Stream]) -> list[_Ended]:
+        """Streams through all layers."""
+        depth = len(driver.layers)
+        forward = StreamedForward(
+            driver,
+            self._plain,
+            self._coarse,
+            streams,
+            lambda place: self._progress("layer by layer", place + 1, depth),
+            self._sizes,
+        )
+        decoder = driver.loaded.model.get_decoder()
+        try:
+            forward.run(lambda: decoder(input_ids=self._input_ids, use_cache=False))
+        except EntangledError:
+            return [ended for each in streams for ended in self._pass(driver, [Stream(each.quantized)])]
+        return [_Ended(forward, each) for each in streams]
+
+    def _compare(self, ended: Sequence[_Ended]) -> list[Figures]:
+        """Figures of streams against the reference."""
+        sums = np.zeros((len(ended), 3))
+        loss, tokens = 0.0, 0
+        for done, (row, targets, places) in enumerate(self._chunks()):
+            self._progress("comparing the answers", done, None)
+            wanted = self._log_shares(self._reference, row, places)
+            loss += _negative(wanted, targets)
+            tokens += len(places)
+            for place, each in enumerate(ended):
+                found = self._log_shares(each, row, places)
+                same = int((wanted.argmax(dim=-1) == found.argmax(dim=-1)).sum())
+                sums[place] += (_negative(found, targets), float((wanted.exp() * (wanted - found)).sum()), same)
+        self.reference_loss = loss / tokens
+        return [Figures(float(a), max(float(b), 0.0), float(c)) for a, b, c in sums / tokens]
+
+    def _chunks(self) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+        """Of each row in turn some places: the row, the next tokens there, and the places."""
+        for row, learned in enumerate(self._places):
+            for places in learned.split(self._chunk):
+                yield row, self._input_ids[row][places + 1], places
+
+    @torch.no_grad()
+    def _log_shares(self, ended: _Ended | None, row: int, places: torch.Tensor) -> torch.Tensor:
+        """Log-probabilities of the next tokens at some places of a row, ``(places, vocabulary)`` in fp32."""
+        if ended is None:
+            raise ValueError("there is nothing to compare with")
+        model, ids = ended.forward.driver.loaded.model, self._input_ids[row : row + 1]
+        logits: torch.Tensor = ended.forward.end(
+            ended.stream, row, lambda: model(input_ids=ids, use_cache=False, logits_to_keep=places).logits[0]
+        )
+        if len(logits) != len(places):  # a model that has no such argument gives them all
+            logits = logits[places]
+        return logits.float().log_softmax(dim=-1)
+
+
+def _negative(log_shares: torch.Tensor, targets: torch.Tensor) -> float:
+    """Summed negative log-likelihood of the targets."""
+    return -float(log_shares.gather(1, targets[:, None]).sum())

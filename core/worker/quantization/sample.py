@@ -1,0 +1,95 @@
+"""Rows that are measured: held-out ones, as the run would read them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from core.config.schema import Config
+from core.directories import Progress
+from core.errors import UserError
+from core.memory.batching import padded_length
+from core.quantization.result import Data
+from core.template.builtin import template_source
+from core.template.settings import mask_settings
+from core.worker.data.batches import supervised_count
+from core.worker.data.dataset import Loader
+from core.worker.data.encode import Encoder, TokenizedRow, stop_token_ids
+from core.worker.model.configs import load_generation_config, vocabulary_size
+
+#: Training rows that are read where nothing is held out.
+_TRAINING = 1000
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Rows that are measured, each one sequence; at least one."""
+
+    rows: list[TokenizedRow]
+    data: Data
+
+
+def read_sample(config: Config, base: Path, tokenizer: Any, count: int, budget: int, progress: Progress) -> Sample:
+    """Read, render and tokenize rows, and choose some.
+
+    Args:
+        config: The configuration.
+        base: Directory of the model.
+        tokenizer: Its tokenizer.
+        count: How many rows, at most.
+        budget: Tokens that they have together, padding included, at most.
+        progress: Told how many rows have been read; may raise to give up.
+
+    Raises:
+        UserError: If the files cannot be read, or no row can be used.
+    """
+    template = template_source(config.template.file, config.template.name)
+    stops = stop_token_ids(load_generation_config(base), tokenizer, template)
+    encoder = Encoder(tokenizer, stops, template, settings=mask_settings(config, str(base)))
+    loader = Loader(
+        config,
+        encoder,
+        vocabulary=vocabulary_size(base),
+        progress=lambda read: progress("reading the rows", read, None),
+    )
+    data: Data = "training"
+    if config.data.eval is not None:
+        data, rows = "eval", loader.load(config.data.eval, limit=config.eval.max_rows).rows
+    elif config.data.eval_share:
+        dataset, held_out = loader.training()
+        data, rows = ("held_out", held_out.rows) if held_out is not None else ("training", dataset.rows)
+    else:
+        rows = loader.load(config.data.train, limit=_TRAINING).rows
+    return choose_sample(rows, count, budget, data)
+
+
+def choose_sample(rows: Sequence[TokenizedRow], count: int, budget: int, data: Data) -> Sample:
+    """Rows at even distances that are as one padded batch within a token budget; always the same of the same rows.
+
+    Args:
+        rows: To choose from.
+        count: How many, at most.
+        budget: Tokens, padding included. A row that has more by itself is cut.
+        data: Where they are from.
+
+    Raises:
+        UserError: If nothing is learned of any.
+    """
+    spread = [rows[place * len(rows) // count] for place in range(count)] if len(rows) > count else rows
+    chosen: list[TokenizedRow] = []
+    width = 0
+    for row in spread:
+        cut = TokenizedRow(row.input_ids[:budget], row.supervised[:budget])
+        wider = max(width, padded_length(len(cut)))
+        if not supervised_count(cut) or (chosen and wider * (len(chosen) + 1) > budget):
+            continue
+        chosen.append(cut)
+        width = wider
+    if not chosen:
+        raise UserError(
+            f"Nothing is learned in the first {budget:,} tokens of the rows that would be measured.",
+            "Take shorter rows for data.eval.",
+        )
+    return Sample(chosen, data)

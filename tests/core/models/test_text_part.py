@@ -1,0 +1,70 @@
+"""Text parts by their configuration and the names in their files."""
+
+from __future__ import annotations
+
+import pytest
+
+from core.models.text_part import is_composite, is_tied, split_names, text_model_type, text_name
+
+NAMES = {
+    "model.language_model.layers.0.self_attn.q_proj.weight": "model.layers.0.self_attn.q_proj.weight",
+    "language_model.model.layers.0.self_attn.q_proj.weight": "model.layers.0.self_attn.q_proj.weight",
+    "model.text_model.embed_tokens.weight": "model.embed_tokens.weight",
+    "language_model.lm_head.weight": "lm_head.weight",
+    "model.language_model.model.decoder.layers.1.fc1.weight": "model.decoder.layers.1.fc1.weight",
+    "language_model.norm.weight": "model.norm.weight",
+}
+OTHERS = ("model.vision_tower.language_model.weight", "vision_tower.encoder.layers.0.fc1.weight", "mtp.norm.weight")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_of_the_text_part(name: str) -> None:
+    assert text_name(name) == NAMES[name]
+    assert text_name(NAMES[name]) == NAMES[name]
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_names_of_other_parts_stay(name: str) -> None:
+    assert text_name(name) == name
+
+
+def test_files_are_divided_by_their_names() -> None:
+    parts = split_names([*NAMES, *OTHERS])
+    assert parts.text == NAMES
+    assert parts.others == OTHERS
+    assert parts.has_head
+    assert not split_names(["model.language_model.norm.weight", "vision_tower.norm.weight"]).has_head
+    assert split_names(["lm_head.weight", "model.language_model.norm.weight"]).has_head
+
+
+def test_files_without_a_prefix_are_text() -> None:
+    """They were saved from the class of the text part."""
+    names = ["model.layers.0.mlp.up_proj.weight", "model.norm.weight", "lm_head.weight"]
+    assert split_names(names).text == dict(zip(names, names, strict=True))
+    assert split_names(names).others == ()
+
+
+def test_configurations() -> None:
+    assert text_model_type({"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}}) == "gemma3_text"
+    assert text_model_type({"model_type": "llava", "text_config": {}}) is None
+    assert text_model_type({"model_type": "llama"}) is None
+    assert not is_composite({"model_type": "llama", "text_config": None})
+
+
+@pytest.mark.parametrize(
+    ("whole", "inner", "has_head", "expected"),
+    [
+        (True, False, True, True),
+        (False, True, False, False),
+        (None, None, True, False),
+        (None, None, False, True),
+        (None, False, False, True),
+        (None, True, True, True),
+        (None, None, None, None),
+        (None, False, None, False),
+    ],
+)
+def test_tied_embeddings(whole: bool | None, inner: bool | None, has_head: bool | None, expected: bool | None) -> None:
+    text = {} if inner is None else {"tie_word_embeddings": inner}
+    config = {"text_config": text} if whole is None else {"tie_word_embeddings": whole, "text_config": text}
+    assert is_tied(config, has_head) is expected

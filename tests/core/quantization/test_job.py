@@ -1,0 +1,114 @@
+"""The job: its process, what is kept in the home, and when it is measured again."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from core import paths
+from core.config.schema import Config
+from core.errors import UserError
+from core.quantization import job
+from core.quantization.job import known, measure
+from core.quantization.result import QuantizationCost
+from tests.core.worker.quantization.hurt import write_hurt
+from tests.e2e.workers import write_rows
+
+
+def quiet(activity: str, done: int | None, total: int | None) -> None:
+    """Tell nobody."""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    """A run on a model that 4 bits hurt."""
+    return Config.model_validate(
+        {
+            "model": {"base": str(write_hurt(tmp_path / "hurt"))},
+            "data": {
+                "train": str(write_rows(tmp_path / "train.jsonl", 20)),
+                "eval": str(write_rows(tmp_path / "eval.jsonl", 5, seed=2)),
+            },
+            "train": {"precision": "fp32", "max_length": 512},
+            "hardware": {"device": "cpu"},
+        }
+    )
+
+
+def changed(config: Config, section: str, **values: object) -> Config:
+    return config.model_copy(update={section: getattr(config, section).model_copy(update=values)})
+
+
+def test_it_is_measured_once_and_again_when_rows_or_settings_change(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert known(config) is None
+    told: list[str] = []
+    cost = measure(config, lambda activity, *_: told.append(activity), rows=3)
+    assert (cost.rows, cost.data, cost.device, cost.precision) == (3, "eval", "cpu", "fp32")
+    assert cost.kept is not None
+    assert cost.free_bytes is not None
+    assert {"importing the libraries", "layer by layer"} <= set(told)
+    assert known(config, rows=3) == cost
+    assert known(config) is None, "on other rows"
+    for other in (
+        changed(config, "model", keep_16bit=["layers.0.*"]),
+        changed(config, "train", max_length=256),
+        changed(config, "data", eval=None),
+    ):
+        assert known(other, rows=3) is None
+    assert known(changed(config, "train", learning_rate=1e-5), rows=3) == cost, "what has no part in it may change"
+    monkeypatch.setattr(job, "MODULE", "no.such.module")
+    assert measure(config, quiet, rows=3) == cost
+    # Less memory than its layers take: what to keep has to be found anew.
+    monkeypatch.setattr(job, "free_bytes", lambda _: cost.kept.bytes - 1 if cost.kept else 0)
+    with pytest.raises(UserError, match="The measurement of 4 bits"):
+        measure(config, quiet, rows=3)
+    file = Path(str(config.data.eval))
+    os.utime(file, ns=(1, 1))
+    assert known(config, rows=3) is None
+
+
+def test_without_held_out_rows_it_says_that_training_rows_were_taken(config: Config) -> None:
+    cost = measure(changed(config, "data", eval=None), quiet, rows=2)
+    assert cost.data == "training"
+    shared = changed(changed(config, "data", eval=None), "data", eval_share=0.2)
+    assert measure(shared, quiet, rows=2).data == "held_out"
+
+
+def test_whoever_gives_up_ends_the_process(config: Config) -> None:
+    class LeftError(Exception):
+        pass
+
+    def leave(activity: str, done: int | None, total: int | None) -> None:
+        if activity == "layer by layer":
+            raise LeftError
+
+    with pytest.raises(LeftError):
+        measure(config, leave, rows=2)
+    assert known(config, rows=2) is None
+
+
+def test_what_cannot_be_measured_is_said_in_a_sentence(config: Config, tmp_path: Path) -> None:
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text('{"messages": []}\n')
+    with pytest.raises(UserError, match=r"empty\.jsonl"):
+        measure(changed(config, "data", eval=str(empty)), quiet)
+    with pytest.raises(UserError, match="no-such-model"):
+        measure(changed(config, "model", base="no-such-model"), quiet)
+
+
+def test_a_damaged_result_is_as_none_and_old_ones_go(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job, "KEPT", 2)
+    cost = measure(config, quiet, rows=2)
+    directory = paths.home() / "cache" / "quantization"
+    (file,) = directory.iterdir()
+    assert QuantizationCost.from_dict(json.loads(file.read_text())) == cost
+    for number in range(4):
+        job._keep(f"other-{number}", {})
+    assert len(list(directory.iterdir())) == 2
+    job._keep(file.stem, {"rows": 2})
+    assert known(config, rows=2) is None

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from core.quantization.result import (
+    Figures,
+    Kept,
+    LayerCost,
+    QuantizationCost,
+    advice,
+    facts,
+    layer_lines,
+    name_layers,
+    sentence,
+)
+
+COST = QuantizationCost(
+    rows=12,
+    tokens=840,
+    data="held_out",
+    device="cuda",
+    precision="bf16",
+    loss_16bit=1.5,
+    whole=Figures(1.7, 0.21, 0.8),
+    layers=tuple(LayerCost(f"model.layers.{place}", cost, 200_000_000) for place, cost in enumerate((0.1, 0.02, 0.05))),
+    kept=Kept((0, 2), ("model.layers.0.*", "model.layers.2.*"), 400_000_000, Figures(1.6, 0.1, 0.9)),
+    free_bytes=None,
+    seconds=12.0,
+    peak_bytes=3_000_000_000,
+)
+
+
+def test_the_sentence_says_what_was_measured() -> None:
+    assert sentence(COST) == (
+        "4 bits cost 0.21 nats on your rows; keep layers 0 and 2 in 16 bit: 400 MB more halves it (0.10)."
+    )
+    assert COST.kept is not None
+    less = replace(COST, kept=replace(COST.kept, figures=Figures(1.6, 0.15, 0.9)))
+    assert sentence(less).endswith("400 MB more makes it 0.15.")
+    fine = replace(COST, whole=Figures(1.5, 0.02, 0.99), kept=None)
+    assert sentence(fine) == "4 bits cost 0.02 nats on your rows: fine."
+    assert sentence(replace(fine, data="training")) == (
+        "4 bits cost 0.02 nats on your training rows, as none are held out: fine."
+    )
+    none = replace(COST, kept=None, free_bytes=0)
+    assert sentence(none).endswith("nats on your rows, and there is no memory free to keep layers in 16 bit.")
+    assert sentence(replace(fine, whole=Figures(1.5, 0.00031, 1.0))) == "4 bits cost 0.0003 nats on your rows: fine."
+
+
+def test_many_layers_are_counted_in_a_sentence() -> None:
+    assert COST.kept is not None
+    many = replace(COST, kept=replace(COST.kept, layers=tuple(range(0, 40, 2))))
+    assert "; keep 20 of 3 layers in 16 bit: " in sentence(many)
+
+
+@pytest.mark.parametrize(
+    ("layers", "words"),
+    [
+        ((3,), "layer 3"),
+        ((0, 1), "layers 0 and 1"),
+        ((0, 1, 31), "layers 0, 1 and 31"),
+        ((0, 1, 2, 3, 30), "layers 0 to 3 and 30"),
+    ],
+)
+def test_layers_are_named(layers: tuple[int, ...], words: str) -> None:
+    assert name_layers(layers) == words
+
+
+def test_the_table_is_in_order_of_cost_and_marks_what_is_kept() -> None:
+    lines = layer_lines(COST)
+    assert [line.text.split()[0] for line in lines] == ["0", "2", "1"]
+    assert [line.is_kept for line in lines] == [True, True, False]
+    assert [line.share for line in lines] == pytest.approx([1.0, 0.5, 0.2])
+    assert len({len(line.text) for line in lines}) == 1
+    assert "12 held-out rows, 840 supervised tokens" in facts(COST)[0]
+    assert advice(COST) == 'Set model.keep_16bit = "auto", or ["model.layers.0.*", "model.layers.2.*"].'
+    assert advice(replace(COST, kept=None)) == ""
+
+
+def test_it_is_read_back_from_json() -> None:
+    assert QuantizationCost.from_dict(COST.to_dict()) == COST
+    assert COST.to_dict()["sentence"] == sentence(COST)
+    with pytest.raises(KeyError):
+        QuantizationCost.from_dict({})

@@ -1,0 +1,134 @@
+"""The screen that measures what 4 bits cost, opened from the Config pane."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from textual.pilot import Pilot
+
+from core.config.document import ConfigDocument
+from core.config.schema import Config
+from core.directories import Progress
+from core.errors import UserError
+from core.quantization.result import Figures, QuantizationCost, sentence
+from tests.core.quantization.test_result import COST
+from tests.tui.harness import pane_of, screen_lines, screen_text, wait_for
+from tui.app import LocaltuneApp
+from tui.screens.bits import BitsScreen
+
+
+class Measurement:
+    """A measurement that waits until it may end.
+
+    Args:
+        result: Its result, or why there is none.
+    """
+
+    def __init__(self, result: QuantizationCost | UserError = COST) -> None:
+        self.result = result
+        self.may_end = threading.Event()
+        self.given_up = threading.Event()
+        self.configs: list[Config] = []
+
+    def __call__(self, config: Config, progress: Progress) -> QuantizationCost:
+        self.configs.append(config)
+        while not self.may_end.wait(0.02):
+            try:
+                progress("layer by layer", 7, 30)
+            except BaseException:
+                self.given_up.set()
+                raise
+        if isinstance(self.result, UserError):
+            raise self.result
+        return self.result
+
+
+@pytest.fixture
+def measurement(monkeypatch: pytest.MonkeyPatch) -> Measurement:
+    found = Measurement()
+    monkeypatch.setattr("tui.screens.bits.measure", found)
+    return found
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Path:
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 3)
+    path = tmp_path / "mine.toml"
+    path.write_text('[data]\ntrain = "rows.jsonl"\n')
+    return path
+
+
+async def open_screen(pilot: Pilot[Any], app: LocaltuneApp, path: Path) -> None:
+    await wait_for(pilot, lambda: app.state.document is not None and pane_of(app, "config").form.fields)
+    pane_of(app, "config").load(ConfigDocument.load(path))
+    await pilot.press("2")
+    await wait_for(pilot, lambda: "mine.toml" in screen_text(app))
+    await pilot.press("B")
+    await wait_for(pilot, lambda: isinstance(app.screen, BitsScreen) and "enter begin" in screen_text(app))
+
+
+@pytest.mark.parametrize("size", [(80, 24), (200, 50)])
+async def test_progress_then_the_sentence_and_the_layers_which_can_be_kept(
+    measurement: Measurement, config_file: Path, size: tuple[int, int]
+) -> None:
+    app = LocaltuneApp()
+    async with app.run_test(size=size) as pilot:
+        await open_screen(pilot, app, config_file)
+        assert measurement.configs == []
+        await pilot.press("enter")
+        await wait_for(
+            pilot, lambda: "layer by layer: 7 of 30" in screen_text(app) and "esc cancel" in screen_text(app)
+        )
+        measurement.may_end.set()
+        await wait_for(pilot, lambda: "enter keep them in 16 bit" in screen_text(app))
+        assert " ".join(sentence(COST).split()[:6]) in screen_text(app)
+        assert "0.1000" in screen_text(app)
+        assert all(len(line) <= size[0] for line in screen_lines(app))
+        assert measurement.configs[0].data.train == str(config_file.parent / "rows.jsonl")
+        await pilot.press("enter")
+        await wait_for(pilot, lambda: not isinstance(app.screen, BitsScreen))
+        pane = pane_of(app, "config")
+        await wait_for(pilot, lambda: pane.document.get("model.keep_16bit") is not None)
+        assert pane.document.get("model.keep_16bit") == ["model.layers.0.*", "model.layers.2.*"]
+        await wait_for(pilot, lambda: "model.keep_16bit has 2 entries" in screen_text(app))
+        await pilot.press("u")
+        assert pane.document.get("model.keep_16bit") is None
+
+
+async def test_leaving_gives_the_measurement_up(measurement: Measurement, config_file: Path) -> None:
+    app = LocaltuneApp()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await open_screen(pilot, app, config_file)
+        await pilot.press("enter")
+        await wait_for(pilot, lambda: "7 of 30" in screen_text(app))
+        await pilot.press("escape")
+        await wait_for(pilot, lambda: not isinstance(app.screen, BitsScreen) and measurement.given_up.is_set())
+        assert pane_of(app, "config").document.get("model.keep_16bit") is None
+
+
+async def test_what_is_fine_offers_nothing_to_keep(measurement: Measurement, config_file: Path) -> None:
+    measurement.result = replace(COST, whole=Figures(1.5, 0.02, 0.99), kept=None)
+    measurement.may_end.set()
+    app = LocaltuneApp()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await open_screen(pilot, app, config_file)
+        await pilot.press("enter")
+        await wait_for(pilot, lambda: "0.02 nats on your rows: fine." in screen_text(app))
+        assert "keep them" not in screen_text(app)
+        await pilot.press("enter")
+        await wait_for(pilot, lambda: not isinstance(app.screen, BitsScreen))
+        assert pane_of(app, "config").document.get("model.keep_16bit") is None
+
+
+async def test_a_failure_is_a_sentence(measurement: Measurement, config_file: Path) -> None:
+    measurement.result = UserError("There is no model x.", "Fetch it.")
+    measurement.may_end.set()
+    app = LocaltuneApp()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await open_screen(pilot, app, config_file)
+        await pilot.press("enter")
+        await wait_for(pilot, lambda: "It was not measured. There is no model x. Fetch it." in screen_text(app))
