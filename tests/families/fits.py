@@ -27,9 +27,9 @@ Qwen3-4B                   4.1    yes       yes       yes
 Qwen3-8B                   7.8    yes       yes       yes
 Qwen3-14B                 12.1    inputs    yes       yes
 Qwen3-32B                 22.3    no        no        yes
-Gemma-3-4B                 4.7    yes       yes       yes
-Gemma-3-12B               10.0    yes       yes       yes
-Gemma-3-27B               19.5    no        no        yes
+Gemma-3-4B                 4.4    yes       yes       yes
+Gemma-3-12B                9.8    yes       yes       yes
+Gemma-3-27B               19.2    no        no        yes
 gpt-oss-20b               18.7    experts   experts   yes
 Mistral-Small-3.2-24B     16.7    no        no        yes
 Llama-3.1-8B               7.4    yes       yes       yes
