@@ -55,6 +55,7 @@ ONE_DOES_NOT_SAY: dict[str, set[str]] = {
     "llama-factory": {"eval.samples", "data.format", "template.file", "chat.min_p"},
     "unsloth": {
         *("data.eval", "data.eval_share", "data.columns", "data.weights", "template.name", "template.file"),
+        "template.variables",
         *("method.trainable_layers", "method.trainable_end", "method.loraplus_ratio", "method.neftune_alpha"),
         *("train.objective", "train.beta", "train.dpo_loss", "train.desirable_weight", "train.undesirable_weight"),
         *("train.max_grad_norm", "train.precision", "train.compile", "memory.liger", "eval.baseline"),
