@@ -9,7 +9,6 @@ from textual.await_complete import AwaitComplete
 from textual.binding import Binding, BindingType
 from textual.content import Content
 from textual.message import Message
-from textual.message import Message
 from textual.screen import ModalScreen, ScreenResultType
 
 from tui.keys import bindings

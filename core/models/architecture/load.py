@@ -72,8 +72,8 @@ def load_architecture(path: Path) -> Architecture:
     architecture = read_architecture(as_files_are_tied(config, (name for name, _ in tensors)), str(config_path))
     if (tokenizer := path / "tokenizer.json").is_file():
         architecture = replace(architecture, tokenizer_bytes=tokenizer.stat().st_size)
-    # Decoded weights are no views of the file, whatever their dtype.
     architecture = replace(architecture, kernels=missing_kernels(config))
+    # Decoded weights are no views of the file, whatever their dtype.
     return with_checkpoint(architecture, tensors, size, quantization.name if quantization is not None else None)
 
 
