@@ -42,6 +42,9 @@ if TYPE_CHECKING:
     from core.worker.model.model import LoadedModel
     from core.worker.process.openmp import SpinControl
 
+#: Output features that bitsandbytes' kernel for inference on a CPU computes at once.
+_KERNEL_ROWS = 32
+
 
 class ChatEngine:
     """Carries out the commands with the base model that was loaded last."""
@@ -207,7 +210,7 @@ def _load_trained(
 
     method, device = str(args.get("method", "lora")), str(args.get("device", "auto"))
     adapter, weights, recorded = args.get("adapter"), args.get("weights"), args.get("base_sha256")
-    check_base(base, method)
+    check_base(base)
     if adapter:
         check_adapter(Path(adapter), base)
     # Beside the loading, which reads the same files.
@@ -250,20 +253,24 @@ def _ask_beside_runs(base: Path, method: str, device: str) -> None:
     Raises:
         UserError: If it does not.
     """
+    from core.models.quantized import read_decoded
     from core.models.tensors import weight_files
     from core.runs.beside import model_bytes, refuse_crowding
     from core.worker.generate.room import free_bytes
     from core.worker.model.device import choose_device
 
     chosen = choose_device(device)
-    size = sum(path.stat().st_size for path in weight_files(base))
+    weights = read_decoded(base)
+    size = 2 * weights.elements if weights.encoded else sum(path.stat().st_size for path in weight_files(base))
     refuse_crowding(model_bytes(size, method), free_bytes(chosen), lambda: _runs_beside(chosen))
 
 
 def _allow_fast_kernels(model: Any) -> None:
     """Let 4-bit layers on a CPU use their kernel for inference: twice the speed of one conversation here.
 
-    It has no backward pass, which is why models that are trained must not use it; this process never trains.
+    It has no backward pass, which is why models that are trained must not use it; this process never trains. It takes
+    whole blocks only, which a layer of another shape, such as the input of Granite's state-space layers, cannot be cut
+    into.
     """
     import bitsandbytes as bnb
     from bitsandbytes.functional import has_avx512bf16
@@ -271,7 +278,8 @@ def _allow_fast_kernels(model: Any) -> None:
     supported = bool(has_avx512bf16())
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
-            module.support_avx512bf16_for_cpu = supported
+            whole = module.out_features % _KERNEL_ROWS == 0 and module.in_features % module.weight.blocksize == 0
+            module.support_avx512bf16_for_cpu = supported and whole
 
 
 def main() -> None:
