@@ -112,7 +112,8 @@ def multiply(rows: torch.Tensor, matrices: torch.Tensor, offsets: Offsets) -> to
         return _kernel(rows, matrices, offsets.device)
     found = rows.new_empty((len(rows), matrices.shape[2]))
     for groups, index, kept, target in _padded(offsets.host, rows.device):
-        product = torch.bmm(rows[index], matrices[groups])
+        chosen = matrices if len(groups) == len(matrices) else matrices[groups]
+        product = torch.bmm(rows[index], chosen)
         found[target] = product.flatten(0, 1)[kept]
     return found
 
