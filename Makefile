@@ -24,7 +24,7 @@ TESTS := $(VENV)/.installed-tests
 FLOOR := $(shell sed -n 's/^ *"torch>=\([0-9.]*\).*/\1/p' pyproject.toml)
 FLOOR_VENV := .venv-floor
 
-.PHONY: help demo check test suite test-floor format clean
+.PHONY: help demo check test suite test-floor models format clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -59,6 +59,11 @@ suite: $(TESTS)
 
 test-floor: ## Run all tests with the oldest PyTorch that is allowed, in an environment of its own
 	@$(MAKE) --no-print-directory VENV=$(FLOOR_VENV) PIP_ARGS="$(PIP_ARGS) torch==$(FLOOR).*" suite
+
+models: $(TESTS) ## Try every family of models, and write the table of docs/models.md
+	rm -f build/families.jsonl && mkdir -p build
+	-LOCALTUNE_RECORD_FAMILIES=$(CURDIR)/build/families.jsonl $(PYTEST) -q tests/families
+	$(BIN)/python -m tests.families.page build/families.jsonl
 
 format: $(TESTS) ## Put the code into its standard form
 	$(BIN)/ruff check --fix .

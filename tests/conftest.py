@@ -30,6 +30,7 @@ SLOW = (
     "tests/snapshots",
     "tests/tui",
     "tests/contracts/test_continues.py",
+    "tests/families/test_families.py",
     "tests/core/worker",
     "tests/core/commands",
     "tests/core/launch",

@@ -55,6 +55,7 @@ from core.memory.steps import FP32, Adapters, Arithmetic
 from core.memory.weights import Tensors, split_layers, trained_tensors, with_updates
 from core.models.architecture.architecture import Architecture, Experts
 from core.models.architecture.towers import Towers
+from core.models.kernels import install_command, tell_missing
 from core.units import format_bytes
 
 #: Bytes of a run's files other than adapter and optimizer: manifest, random state, adapter configuration.
@@ -472,6 +473,8 @@ class _Planner:
             found.append(f"The family {self.model.family} is not known; it was taken for one like Llama.")
         if self.model.towers is not None:
             found.append(_left_out(self.model.towers))
+        if self.cuda and self.model.kernels:
+            found.append(f"{tell_missing(self.model.kernels)} {install_command(self.model.kernels)}")
         return found
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from core.models.architecture.towers import Towers
+from core.models.kernels import Kernel
 
 
 @dataclass(frozen=True)
@@ -198,6 +199,7 @@ class Architecture:
         head_bias: Whether the output head has a bias.
         guessed: Whether the family is unknown, and was read like Llama.
         towers: Parts of a composite model beside the language model, which are not loaded.
+        kernels: Optional kernels for its recurrent layers that are not installed.
         checkpoint: Its weights on disk, if present.
         tokenizer_bytes: Size of ``tokenizer.json``, if present.
     """
@@ -215,6 +217,7 @@ class Architecture:
     head_bias: bool = False
     guessed: bool = False
     towers: Towers | None = None
+    kernels: tuple[Kernel, ...] = ()
     checkpoint: Checkpoint | None = None
     tokenizer_bytes: int | None = None
 

@@ -18,6 +18,7 @@ from core.models.architecture.families import read_architecture
 from core.models.architecture.gguf_header import read_gguf_header
 from core.models.description import read_description
 from core.models.find import find_model, missing_model, model_path
+from core.models.kernels import missing_kernels
 from core.models.tensors import Tensor, read_header
 from core.models.text_part import as_files_are_tied, split_names
 from core.text import one_line
@@ -68,7 +69,7 @@ def load_architecture(path: Path) -> Architecture:
     architecture = read_architecture(as_files_are_tied(config, (name for name, _ in tensors)), str(config_path))
     if (tokenizer := path / "tokenizer.json").is_file():
         architecture = replace(architecture, tokenizer_bytes=tokenizer.stat().st_size)
-    return with_checkpoint(architecture, tensors, size)
+    return with_checkpoint(replace(architecture, kernels=missing_kernels(config)), tensors, size)
 
 
 def _read_config(directory: Path, path: Path) -> dict[str, Any]:

@@ -42,6 +42,9 @@ if TYPE_CHECKING:
     from core.worker.model.model import LoadedModel
     from core.worker.process.openmp import SpinControl
 
+#: Output features that bitsandbytes' kernel for inference on a CPU computes at once.
+_KERNEL_ROWS = 32
+
 
 class ChatEngine:
     """Carries out the commands with the base model that was loaded last."""
@@ -263,7 +266,9 @@ def _ask_beside_runs(base: Path, method: str, device: str) -> None:
 def _allow_fast_kernels(model: Any) -> None:
     """Let 4-bit layers on a CPU use their kernel for inference: twice the speed of one conversation here.
 
-    It has no backward pass, which is why models that are trained must not use it; this process never trains.
+    It has no backward pass, which is why models that are trained must not use it; this process never trains. It takes
+    whole blocks only, which a layer of another shape, such as the input of Granite's state-space layers, cannot be cut
+    into.
     """
     import bitsandbytes as bnb
     from bitsandbytes.functional import has_avx512bf16
@@ -271,7 +276,8 @@ def _allow_fast_kernels(model: Any) -> None:
     supported = bool(has_avx512bf16())
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
-            module.support_avx512bf16_for_cpu = supported
+            whole = module.out_features % _KERNEL_ROWS == 0 and module.in_features % module.weight.blocksize == 0
+            module.support_avx512bf16_for_cpu = supported and whole
 
 
 def main() -> None:

@@ -1,0 +1,123 @@
+"""Processes forked from one that has imported a worker's libraries: a training of 20 steps takes a second there, where
+the imports alone take six. Each begins as a new worker does: nothing that another model has left is in it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+from collections.abc import Callable
+from multiprocessing import forkserver
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from core.config.schema import Config
+from core.runs.store import Run, create_run
+
+T = TypeVar("T")
+
+#: Seconds for one of them to end, on a machine that is busy.
+PATIENCE = 180.0
+
+
+def call(function: Callable[..., T], *args: Any, log: Path) -> T:
+    """What a function returns, called in a process of its own.
+
+    Args:
+        function: Of a module.
+        args: Its arguments; they and what it returns are pickled.
+        log: The file that the process prints into.
+    """
+    found = log.with_suffix(".pickle")
+    code = _run(_call, (function, args, found, log))
+    assert code == 0, f"exit code {code}:\n{log.read_text(encoding='utf-8', errors='replace')[-4000:]}"
+    result: T = pickle.loads(found.read_bytes())  # noqa: S301 - our own
+    return result
+
+
+def begin(config: Config, home: Path, name: str, *, dies_in_step: int | None = None) -> tuple[Run, int]:
+    """Do a run from its beginning.
+
+    Args:
+        config: Of the run.
+        home: The home that it is in.
+        name: Its subject.
+        dies_in_step: The step in which ``SIGKILL`` ends the worker; None for none.
+
+    Returns:
+        The run and the exit code of its worker, negative for the signal that killed it.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOCALTUNE_HOME", str(home))
+        run = create_run(config, name)
+    return run, _run(_work, (run.path, home, False, dies_in_step))
+
+
+def resume(run: Run, home: Path) -> int:
+    """Let a run go on from its newest checkpoint; the exit code of its worker."""
+    return _run(_work, (run.path, home, True, None))
+
+
+def _run(target: Callable[..., None], args: tuple[Any, ...]) -> int:
+    context = multiprocessing.get_context("forkserver")
+    with pytest.MonkeyPatch.context() as patch:
+        # The environment of the process that the others are forked from, which is started once.
+        patch.setenv("OMP_NUM_THREADS", "1")
+        context.set_forkserver_preload(["tests.families.warm"])
+        forkserver.ensure_running()
+    process = context.Process(target=target, args=args)
+    process.start()
+    process.join(PATIENCE)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+        pytest.fail(f"it took more than {PATIENCE:g} s: {args}")
+    return process.exitcode
+
+
+# In the process.
+
+
+def _print_to(log: Path) -> None:
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+
+
+def _call(function: Callable[..., Any], args: tuple[Any, ...], found: Path, log: Path) -> None:
+    _print_to(log)
+    found.write_bytes(pickle.dumps(function(*args)))
+
+
+def _work(run: Path, home: Path, resumes: bool, dies_in_step: int | None) -> None:
+    """A worker with a session and a log of its own, as the launcher starts it."""
+    os.setsid()
+    _print_to(run / "worker.log")
+    os.environ["LOCALTUNE_HOME"] = str(home)
+    if dies_in_step is not None:
+        _die_in_step(dies_in_step)
+    from core.worker.__main__ import main
+
+    sys.exit(main([str(run), *(["--resume"] if resumes else [])]))
+
+
+def _die_in_step(step: int) -> None:
+    """Have the process killed in a step, when its gradients are there and its weights are not yet changed."""
+    from core.worker.train import FinetuneRecipe, Gradients
+
+    usual = FinetuneRecipe.accumulate
+
+    def accumulate(
+        self: FinetuneRecipe, micro_batches: list[list[int]], *, most_shared: int | None = None
+    ) -> Gradients:
+        gradients = usual(self, micro_batches, most_shared=most_shared)
+        if self.parts.state.step == step - 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return gradients
+
+    FinetuneRecipe.accumulate = accumulate  # type: ignore[method-assign]

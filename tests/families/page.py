@@ -1,0 +1,79 @@
+"""The table of ``docs/models.md``: what was tried with each family.
+
+``python -m tests.families.page RECORD`` writes it anew from what the tests have found; ``make models`` does both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from tests.families.tiny import FAMILIES
+
+PAGE = Path(__file__).parents[2] / "docs" / "models.md"
+#: Lines around the table.
+BEGIN, END = "<!-- families: begin; make models writes this -->", "<!-- families: end -->"
+#: What is tried, in the order of the columns, and what a cell of it says.
+COLUMNS = {
+    "16 bit": "loaded in 16 bit; its logits are those of transformers' model of the whole checkpoint",
+    "4 bit": "loaded in 4 bits: what of it stays in 16",
+    "plan": "numbers and bytes of its weights are those of the plan, in both",
+    "trains": "20 steps lower the loss",
+    "fast paths": "what is fused; gradients are those of the plain model to 1e-4 in fp32, packed and shared too",
+    "packing": "rows one behind another, and beginnings computed once",
+    "resume": "killed in a step and continued: the same adapter, bit for bit",
+    "chat": "base and tuned model answer; the tuned one as it has learned",
+    "mask": "learned are the tokens that must follow the prompt, with the templates of its models",
+}
+_LIBRARIES = ("transformers", "torch", "peft", "bitsandbytes")
+
+
+def read_cells(page: Path = PAGE) -> dict[str, dict[str, str]]:
+    """The cells of the page by family and column."""
+    text = page.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines() if line[:1] == "|"]
+    return {family.strip("`"): dict(zip(rows[0][2:], cells, strict=True)) for family, _models, *cells in rows[2:]}
+
+
+def read_record(record: Path) -> dict[str, dict[str, str]]:
+    """The cells that tests have written down, a JSON object a line."""
+    cells: dict[str, dict[str, str]] = {name: {} for name in FAMILIES}
+    for line in record.read_text(encoding="utf-8").splitlines():
+        told = json.loads(line)
+        cells[told["family"]][told["column"]] = told["cell"]
+    return cells
+
+
+def table(cells: Mapping[str, Mapping[str, str]]) -> str:
+    """The table in Markdown; what has no cell was not tried, or failed."""
+    lines = [["family", "models", *COLUMNS], ["---"] * (2 + len(COLUMNS))]
+    for name, family in FAMILIES.items():
+        lines.append([f"`{name}`", family.models, *(cells.get(name, {}).get(column, "no") for column in COLUMNS)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def write(cells: Mapping[str, Mapping[str, str]], page: Path = PAGE) -> None:
+    """Write the table into the page."""
+    before, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise SystemExit(f"{page} has no place for the table.")
+    tried = ", ".join(f"{name} {version(name)}" for name in _LIBRARIES)
+    columns = "\n".join(f"- **{name}**: {what}" for name, what in COLUMNS.items())
+    page.write_text(
+        f"{before}{BEGIN}\n\n{table(cells)}\n\n{columns}\n\nTried with {tried}.\n\n{END}{after}", encoding="utf-8"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the page."""
+    parser = argparse.ArgumentParser(description="Writes the table of docs/models.md.")
+    parser.add_argument("record", type=Path, help="what the tests have written down")
+    write(read_record(parser.parse_args(arguments).record))
+
+
+if __name__ == "__main__":
+    main()

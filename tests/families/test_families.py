@@ -1,0 +1,100 @@
+"""Every family that people tune, tried whole: loaded, planned, trained, killed and continued, asked."""
+
+from __future__ import annotations
+
+import signal
+
+import numpy as np
+import pytest
+
+from core.chat.engine import ChatEngine, ModelSpec
+from core.chat.request import ChatRequest, GenerationSettings
+from core.config.sixteen_bit import stays_16bit
+from core.memory.plan import Machine
+from core.memory.planner import make_plan
+from core.models.architecture.load import load_architecture
+from tests.e2e.workers import adapter_bytes, steps
+from tests.families import forked, looks
+from tests.families.conftest import ANSWER, STEPS, Trained, Tried
+
+#: Parts of the plan that are weights of the base.
+WEIGHTS = ("linear_weights", "experts", "embeddings", "norms")
+
+
+def test_in_16_bit_it_is_the_model_that_transformers_loads(trained: Trained, tried: Tried) -> None:
+    found = trained.call(looks.weights, "lora", "fp32")
+    assert found.differs < 1e-5
+    assert not found.in_4bit
+    tried("16 bit", "yes, its tower too" if found.towers else "yes")
+
+
+def test_in_4_bits_all_is_quantized_but_what_chooses(trained: Trained, tried: Tried) -> None:
+    found = trained.call(looks.weights, "qlora", "fp32")
+    assert found.in_4bit
+    assert all(stays_16bit(name) for name in found.linear_16bit if not found.towers), found.linear_16bit
+    # They differ by the rounding to 4 bits, which random weights suffer from most; other weights would be unlike.
+    assert found.alike > 0.5
+    kept = ["its experts"] * bool(found.experts_16bit) + ["its tower"] * bool(found.towers)
+    tried("4 bit", f"yes, not {' and '.join(kept)}" if kept else "yes")
+
+
+def test_weights_are_those_of_the_plan_to_the_byte(trained: Trained, tried: Tried) -> None:
+    architecture = load_architecture(trained.base)
+    for method in ("lora", "qlora"):
+        found = trained.call(looks.weights, method, "bf16")
+        changes = {"method": {"name": method}, "train": {"precision": "bf16"}}
+        config = trained.config
+        for section, values in changes.items():
+            config = config.model_copy(update={section: getattr(config, section).model_copy(update=values)})
+        parts = make_plan(architecture, config, Machine("cpu")).by_name()
+        assert architecture.parameters == found.parameters
+        assert sum(parts.get(name, 0) for name in WEIGHTS) == found.bytes, method
+    tried("plan", "yes")
+
+
+def test_twenty_steps_lower_the_loss(trained: Trained, tried: Tried) -> None:
+    losses = [step.loss for step in steps(trained.whole)]
+    assert len(losses) == STEPS
+    # Of random weights: the head of these models cannot say one token with certainty.
+    assert losses[-1] < losses[0] - 0.5
+    tried("trains", "yes")
+
+
+def test_killed_in_a_step_and_continued_it_ends_as_if_nothing_had_been(trained: Trained, tried: Tried) -> None:
+    run, code = forked.begin(trained.config, trained.home, "killed", dies_in_step=13)
+    assert code == -signal.SIGKILL, (run.path / "worker.log").read_text()[-4000:]
+    assert run.state().state == "lost"
+    assert forked.resume(run, trained.home) == 0
+    assert adapter_bytes(run) == adapter_bytes(trained.whole)
+    losses = {step.step: step.loss for step in steps(run)}
+    assert losses == {step.step: step.loss for step in steps(trained.whole)}
+    tried("resume", "yes")
+
+
+def test_fast_paths_give_the_gradients_of_the_plain_model(trained: Trained, tried: Tried) -> None:
+    for method in ("lora", "qlora"):
+        plain = trained.call(looks.gradients, method, {"fused_layers": False, "share_prefix": False})
+        assert (plain.fused, plain.shared) == ((), False)
+        fast, packed = (trained.call(looks.gradients, method, train) for train in ({}, {"packing": True}))
+        for found in (fast, packed):
+            assert found.loss == pytest.approx(plain.loss, rel=1e-4)
+            largest = float(np.abs(plain.gradients).max())
+            assert float(np.abs(found.gradients - plain.gradients).max()) <= 1e-4 * largest, method
+    missing = [part for part in looks.PARTS if part not in fast.fused]
+    tried("fast paths", f"all but {', '.join(missing)}" if missing else "all")
+    reason = packed.refused.partition(": ")[2].rstrip(".")
+    tried("packing", f"refused: {reason}" if reason else "yes, beginnings shared" if fast.shared else "yes")
+
+
+def test_base_and_tuned_answer_in_the_chat(trained: Trained, engine: ChatEngine, tried: Tried) -> None:
+    spec = ModelSpec(str(trained.base), str(trained.whole.adapter_path), method="qlora", precision="fp32", device="cpu")
+    engine.load(spec, lambda _detail, _done, _total: None)
+    answers = {}
+    for source in ("tuned", "base"):
+        request = ChatRequest([{"role": "user", "content": "the area"}], source, GenerationSettings(12))
+        *_, answers[source] = engine.generate(request)
+    assert answers["tuned"]["text"] == ANSWER
+    assert answers["tuned"]["finish"] == "stop"
+    assert answers["base"]["text"] != ANSWER
+    assert answers["base"]["tokens"] > 0
+    tried("chat", "yes")
