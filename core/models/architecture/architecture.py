@@ -171,8 +171,8 @@ class Checkpoint:
     Args:
         bytes: Total size of the weight files.
         largest: Size of the largest tensor.
-        parameters: Number of elements of all tensors.
-        dtype: Most common dtype: ``BF16``, ``F16``, ``F32``.
+        parameters: Number of elements of all tensors, once decoded.
+        dtype: Most common dtype: ``BF16``, ``F16``, ``F32``; or the quantization that they are stored in.
     """
 
     bytes: int

@@ -23,11 +23,12 @@ from transformers import AutoTokenizer
 from core.config.schema import WEIGHT_METHODS
 from core.errors import UserError, is_panic
 from core.models.description import read_description
-from core.models.tensors import read_weights
+from core.models.quantized import read_decoded
 from core.worker.model.activation_offload import ActivationOffload
 from core.worker.model.adapters import load_adapter
 from core.worker.model.completeness import TAKE_BOTH, check_loaded, tell, unconverted
 from core.worker.model.cpu_bf16 import prefers_bf16
+from core.worker.model.decode.loading import weights_source
 from core.worker.model.device import choose_device
 from core.worker.model.expert_offload import ExpertOffload, cuda_offload, needs_host_experts
 from core.worker.model.nf4 import quantize_quickly
@@ -130,7 +131,7 @@ def load_model(
     """Load a base model from a directory, with an adapter where one is given.
 
     Args:
-        base: A directory in the transformers format, weights as safetensors.
+        base: A directory in the transformers format, weights as safetensors; quantized ones are decoded.
         method: ``qlora`` loads the linear layers as NF4 with double quantization; the others in 16 or 32 bit.
         precision: ``auto``, ``bf16``, ``fp16`` or ``fp32``.
         device: ``auto``, ``cuda`` or ``cpu``.
@@ -157,14 +158,17 @@ def load_model(
         tokenizer = load_tokenizer(base)
     try:
         with _loading_explained(base), offloading_experts(offload):
-            model, loading = causal_lm(base).load(
-                base,
-                ignore_mismatched_sizes=True,
-                dtype=dtype,
-                device_map={"": target},
-                quantization_config=quantization,
-                use_safetensors=True,
-            )
+            found = causal_lm(base)
+            with weights_source(base, found.config, method) as source:
+                model, loading = found.load(
+                    base,
+                    **source,
+                    ignore_mismatched_sizes=True,
+                    dtype=dtype,
+                    device_map={"": target},
+                    quantization_config=quantization,
+                    use_safetensors=True,
+                )
         if offload is not None:
             offload.install(model, decoder_layers(model))
     except Exception as error:
@@ -174,7 +178,8 @@ def load_model(
             f"{base.name} does not fit on {target}: {shortage_reason(error)}",
             "Close what else holds its memory, or choose a smaller model or method.name = qlora.",
         ) from error
-    check_loaded(base, model, loading, read_description(base / "config.json") or {}, read_weights(base))
+    model.name_or_path = model.config.name_or_path = str(base)
+    check_loaded(base, model, loading, read_description(base / "config.json") or {}, read_decoded(base).tensors)
     keep_gradients(model)
     model.requires_grad_(False)
     if adapter is not None:

@@ -58,6 +58,13 @@ BROKEN: list[tuple[dict[str, Any], Facts, str, str]] = [
     ({"eval__patience": 3}, Facts(), "error", "no held-out rows whose loss"),
     ({"data__eval": "a", "eval__patience": 3}, Facts(), "warning", "at the end only"),
     ({"eval__exact_match": True}, Facts(), "warning", "no held-out rows to ask"),
+    ({"template__variables": {"tools": "none"}}, Facts(), "error", "sets tools, which every rendering is given"),
+    (
+        {"template__variables": {"enable_thinking": False}, "template__name": "chatml"},
+        Facts(),
+        "error",
+        "The template chatml has no variables",
+    ),
     (
         {"eval__exact_match": True, "data__eval": "a", "data__format": "text"},
         Facts(),

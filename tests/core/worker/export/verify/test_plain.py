@@ -37,3 +37,11 @@ def test_adapters_on_experts_answer_as_in_training(tmp_path: Path, name: str, me
     with torch.no_grad():
         found = reader._model(IDS).logits
     assert torch.allclose(found, wanted, atol=2e-4), (found - wanted).abs().max()
+
+
+def test_layers_that_training_had_in_16_bit_are_so_here(tmp_path: Path, tiny_model_dir: Path) -> None:
+    adapter = write_adapter(tiny_model_dir, tmp_path / "adapter")
+    reader = PlainReader(tiny_model_dir, adapter, quantized=True, now=None, keep_16bit=["layers.0.*"])
+    quantized = {name for name, module in reader._model.named_modules() if isinstance(module, bnb.nn.Linear4bit)}
+    assert any(".layers.1." in name for name in quantized)
+    assert not any(".layers.0." in name for name in quantized)
