@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
+from typing import Any
 
 from core.config.derived import sequences_per_row, updates_in_backward
 from core.config.schema import WEIGHT_METHODS, Config
@@ -42,6 +43,8 @@ from core.memory.step_time import LayerWork, StepTime, attention_work, head_work
 from core.memory.steps import FP32, Adapters, Arithmetic
 from core.memory.weights import Tensors, split_layers, trained_tensors, with_updates
 from core.models.architecture.architecture import Architecture
+from core.models.architecture.measured import Passes
+from core.models.architecture.measuring import measure_passes
 from core.units import format_bytes
 
 #: Bytes of a run's files other than adapter and optimizer: manifest, random state, adapter configuration.
@@ -67,6 +70,7 @@ def make_plan(
     kept_layers: int = 0,
     dequantized: bool | None = None,
     offload: bool | None = None,
+    cached_only: bool = False,
 ) -> Plan:
     """Make the memory plan of a run.
 
@@ -80,6 +84,7 @@ def make_plan(
         kept_layers: Number of layers, the last ones, whose activations are kept with it.
         dequantized: Whether dequantized copies of 4-bit weights are kept, if the worker has decided it.
         offload: Whether checkpointed layer inputs are offloaded to host memory, if the worker has decided it.
+        cached_only: Whether to refuse what would have to be measured first, which takes seconds.
 
     If undecided, the token budget, or a part of it, and the number of layers with gradient checkpointing are those of
     the shortest estimated step that fits, within what ``memory.gradient_checkpointing`` allows; with an unknown limit
@@ -92,7 +97,7 @@ def make_plan(
     keeps = config.memory.keep_dequantized == "on" if dequantized is None else dequantized
 
     def plan(way: Way, keeps: bool) -> Plan:
-        return _Planner(architecture, config, machine, rows, way, keeps).plan()
+        return _Planner(architecture, config, machine, rows, way, keeps, cached_only=cached_only).plan()
 
     first = WHOLE if updates_in_backward(config) else token_budget or TOKEN_BUDGETS[machine.kind]
     moved = (machine.kind == "cuda" and config.memory.activation_offload == "on") if offload is None else offload
@@ -167,6 +172,8 @@ class _Planner:
         rows: Rows | None,
         way: Way,
         dequantized: bool,
+        *,
+        cached_only: bool,
     ) -> None:
         split = list(split_by_targets(architecture.layers, architecture.prefix, config.method.target_modules))
         self.model = replace(architecture, layers=tuple(layer for layer, _ in split))
@@ -188,6 +195,7 @@ class _Planner:
         self.offload = way.offload and self.checkpointing and self.hidden >= OFFLOAD_SMALLEST
         method = config.method
         self.weights = method.name in WEIGHT_METHODS
+        self.measured = measured_passes(architecture, config, self.how, cached_only=cached_only)
         self.in_backward = updates_in_backward(config)
         if self.weights:
             self.model, self.adapters = split_layers(architecture, config)
@@ -224,6 +232,8 @@ class _Planner:
         return MicroBatch(rows * sequences, width, max(1, learned) * sequences)
 
     def _targets(self) -> Counter[str]:
+        if self.measured is not None:
+            return Counter(dict(self.measured.targets))
         found: Counter[str] = Counter()
         for layer, adapters in zip(self.model.layers, self.adapters, strict=True):
             for linear in sorted(adapters.targets):
@@ -232,6 +242,8 @@ class _Planner:
 
     def _trained_tensors(self) -> Tensors:
         """Rows, columns and number of each kind of trained tensor."""
+        if self.measured is not None:
+            return list(self.measured.trained)
         if self.weights:
             return trained_tensors(self.model, self.adapters, whole=self.config.method.name == "full")
         rank = self.config.method.rank
@@ -276,6 +288,7 @@ class _Planner:
             kept_layers=self.kept_layers,
             offload=self.offload,
             gradient_from={"full": "embeddings", "freeze": "trained"}.get(self.config.method.name, "first layer"),
+            measured=self.measured,
         ).phases()
         if self.weights:
             phases = with_updates(phases, self.model, self.config, tensors, self.how.bytes, cuda=self.cuda)
@@ -344,6 +357,8 @@ class _Planner:
 
     def _work(self) -> list[LayerWork]:
         """Work of every layer, in order."""
+        if self.measured is not None:
+            return self._measured_work(self.measured)
         found: list[LayerWork] = []
         for layer, adapters in zip(self.model.layers, self.adapters, strict=True):
             steps = LayerSteps(layer, self.model.hidden, self.how, adapters, self.batch.length).steps()
@@ -364,6 +379,29 @@ class _Planner:
                 layers=1,
             )
             found += [work] * layer.count
+        return found
+
+    def _measured_work(self, measured: Passes) -> list[LayerWork]:
+        """Work of every layer of a measured model, in order."""
+        length = self.batch.length
+        regime = measured.regime(length)
+        learned = 0 if self.weights else sum(rows * columns * count for rows, columns, count in measured.trained)
+        found: list[LayerWork] = []
+        for layer in self.model.layers:
+            experts = layer.experts
+            active = 3 * experts.hidden * experts.width * experts.active if experts is not None else 0
+            inner = sum(linear.weights for linear in layer.linears)
+            for _ in range(layer.count):
+                kept = regime.layer(measured.kinds[len(found)], reached=True).kept
+                work = LayerWork(
+                    weights=inner + active + learned / self.model.depth,
+                    frozen=0 if self.weights else inner + active,
+                    dequantized=inner if self.how.quantized and not self.how.dequantized else 0,
+                    attention=attention_work(layer.attention.queries),
+                    moved=kept.per_token + length * kept.per_pair,
+                    layers=1,
+                )
+                found.append(work)
         return found
 
     def _tell_pinned(self, pinned: int) -> None:
@@ -430,13 +468,51 @@ class _Planner:
 
     def _caveats(self) -> list[str]:
         found = []
-        if self.model.guessed:
-            found.append(f"The family {self.model.family} is not known; it was taken for one like Llama.")
+        if self.measured is not None:
+            found.append(f"The memory of the family {self.model.family} was measured: built without its weights.")
         if self.model.tower is not None:
             found.append("The part that sees images is loaded and not trained, as rows are text.")
         if self.how.quantized and any(layer.experts is not None for layer in self.model.layers):
             found.append("The experts stay in 16 bit: bitsandbytes quantizes linear layers only.")
         return found
+
+
+def measured_passes(
+    architecture: Architecture, config: Config, how: Arithmetic, *, cached_only: bool = False
+) -> Passes | None:
+    """What the layers of a model keep and take, where that is measured; None for the families of the tables.
+
+    Args:
+        architecture: The base model.
+        config: Configuration of the run.
+        how: Its arithmetic.
+        cached_only: Whether to give up if it has not been measured before.
+
+    Raises:
+        UserError: If it cannot be measured, or has not been.
+    """
+    if not architecture.description:
+        return None
+    method = config.method
+    kept: dict[str, Any] = {"name": method.name}
+    if method.name == "freeze":
+        kept |= {"trainable_layers": method.trainable_layers, "trainable_end": method.trainable_end}
+    elif method.name != "full":
+        kept |= {
+            "rank": method.rank,
+            # Whatever the share, as much is kept.
+            "dropout": 0.1 if method.dropout else 0.0,
+            "dora": method.dora,
+            "target_modules": method.target_modules,
+            "init": "pissa" if method.init == "pissa" else "default",
+            "train_for": method.train_for,
+        }
+    sections = {"data": {"train": "x"}, "method": kept, "train": {"fused_layers": config.train.fused_layers}}
+    # Copies of weights are counted apart; what is dequantized beside them is little.
+    found = measure_passes(architecture, sections, asdict(replace(how, dequantized=False)), cached_only=cached_only)
+    if found is None:
+        raise UserError("It has not been measured with these settings.")
+    return found
 
 
 def _needed(parts: list[Part]) -> int:

@@ -30,7 +30,8 @@ def weight_parts(model: Architecture, how: Arithmetic, copied: int) -> list[Part
     """
     a = how.bytes
     matrices = [(linear.weights, layer.count) for layer in model.layers for linear in layer.linears]
-    matrices += [(linear.weights, 1) for linear in (model.tower.linears if model.tower is not None else ())]
+    tower = model.tower.linears if model.tower is not None else ()
+    matrices += [(linear.weights, 1) for linear in (*model.linears, *tower)]
     # Experts are stacked into one tensor, which is not a linear layer: bitsandbytes leaves it as it is. On the CPU
     # tensors not converted at load stay views of the memory-mapped file.
     experts = sum(layer.count * layer.experts.weights for layer in model.layers if layer.experts is not None)
@@ -46,7 +47,7 @@ def weight_parts(model: Architecture, how: Arithmetic, copied: int) -> list[Part
     found.append(Part("embeddings", a * model.embeddings, f"embeddings and output head in {8 * a} bit"))
     if experts:
         found.append(Part("experts", a * experts, f"experts in {8 * a} bit; stacked tensors are not quantized"))
-    found.append(Part("norms", a * rest, f"norms, biases and positions in {8 * a} bit"))
+    found.append(Part("norms", a * rest + (FP32 - a) * model.wide, f"norms, biases and positions in {8 * a} bit"))
     if not how.cuda and how.quantized and is_mapped(model, how):
         size = a * model.linear_weights
         found.append(

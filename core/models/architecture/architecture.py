@@ -200,7 +200,10 @@ class Architecture:
         softcap: Whether the logits are soft-capped.
         other: Parameters outside layers, embeddings and head: the final norm, position embeddings.
         head_bias: Whether the output head has a bias.
-        guessed: Whether the family is unknown, and was read like Llama.
+        linears: Linear layers outside of the decoder layers, the head not among them.
+        wide: Parameters that are loaded in fp32 whatever the precision.
+        description: Content of the ``config.json`` of a model whose family the tables do not know: what its layers keep
+            and take is measured (:mod:`core.models.architecture.measuring`). Empty for the others.
         tower: Part that is loaded in addition to the language model.
         checkpoint: Its weights on disk, if present.
         tokenizer_bytes: Size of ``tokenizer.json``, if present.
@@ -217,7 +220,9 @@ class Architecture:
     softcap: bool = False
     other: int = 0
     head_bias: bool = False
-    guessed: bool = False
+    linears: tuple[Linear, ...] = ()
+    wide: int = 0
+    description: str = ""
     tower: Tower | None = None
     checkpoint: Checkpoint | None = None
     tokenizer_bytes: int | None = None
@@ -237,10 +242,12 @@ class Architecture:
     def linear_weights(self) -> int:
         """Number of elements of the linear layers' matrices, which QLoRA quantizes."""
         inside = sum(layer.count * linear.weights for layer in self.layers for linear in layer.linears)
-        return inside + sum(linear.weights for linear in (self.tower.linears if self.tower is not None else ()))
+        tower = self.tower.linears if self.tower is not None else ()
+        return inside + sum(linear.weights for linear in (*self.linears, *tower))
 
     @property
     def parameters(self) -> int:
         """Number of all parameters."""
         tower = self.tower.parameters if self.tower is not None else 0
-        return self.embeddings + self.other + tower + sum(layer.count * layer.parameters for layer in self.layers)
+        outside = self.other + sum(linear.parameters for linear in self.linears)
+        return self.embeddings + outside + tower + sum(layer.count * layer.parameters for layer in self.layers)

@@ -5,6 +5,7 @@ A directory may hold nothing but ``config.json``; if the weights are present too
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
 from collections.abc import Iterable
@@ -14,8 +15,9 @@ from typing import Any
 
 from core.errors import UserError
 from core.models.architecture.architecture import Architecture, Checkpoint
-from core.models.architecture.families import read_architecture
+from core.models.architecture.families import UnknownFamilyError, read_architecture
 from core.models.architecture.gguf_header import read_gguf_header
+from core.models.architecture.measuring import Unmeasured, measure_architecture
 from core.models.description import read_description
 from core.models.find import find_model, missing_model, model_path
 from core.models.tensors import Tensor, read_header
@@ -45,7 +47,7 @@ def locate_model(name: str, relative_to: Path | None = None) -> Path:
 
 
 def load_architecture(path: Path) -> Architecture:
-    """Load the architecture of a model.
+    """Load the architecture of a model; blocks for seconds if its family has to be measured.
 
     Args:
         path: A directory with ``config.json``, or a GGUF file.
@@ -53,10 +55,37 @@ def load_architecture(path: Path) -> Architecture:
     Raises:
         UserError: If it is not a model, or its shape cannot be determined.
     """
+    found = read_model(path)
+    return complete(measure_architecture(found), path) if isinstance(found, Unmeasured) else found
+
+
+def read_model(path: Path) -> Architecture | Unmeasured:
+    """Read the architecture of a model, unless its family is to be measured.
+
+    Args:
+        path: As for :func:`load_architecture`.
+
+    Raises:
+        UserError: As that function.
+    """
     if path.is_file():
         return read_architecture(read_gguf_header(path).config(str(path)), str(path))
     config_path = path / "config.json"
-    architecture = read_architecture(_read_config(path, config_path), str(config_path))
+    config = _read_config(path, config_path)
+    try:
+        architecture = read_architecture(config, str(config_path))
+    except UnknownFamilyError:
+        return Unmeasured(json.dumps(config, sort_keys=True), str(config_path))
+    return complete(architecture, path)
+
+
+def complete(architecture: Architecture, path: Path) -> Architecture:
+    """Add what the other files of a model's directory tell.
+
+    Args:
+        architecture: By its configuration.
+        path: The directory.
+    """
     if (tokenizer := path / "tokenizer.json").is_file():
         architecture = replace(architecture, tokenizer_bytes=tokenizer.stat().st_size)
     files = sorted(path.glob("*.safetensors"))
@@ -104,6 +133,9 @@ def with_checkpoint(architecture: Architecture, tensors: Iterable[tuple[str, Ten
     if not total:
         return architecture
     checkpoint = Checkpoint(bytes=size, largest=largest, parameters=total, dtype=kinds.most_common(1)[0][0])
+    if architecture.description:
+        # Measured to the last parameter; further tensors are of parts that are not loaded.
+        return replace(architecture, checkpoint=checkpoint)
     # A tied head may be saved nevertheless; it is one tensor in memory.
     saved_head = architecture.tied and any(name.endswith("lm_head.weight") for name in names)
     explained = architecture.parameters + (architecture.vocabulary * architecture.hidden if saved_head else 0)

@@ -13,12 +13,17 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from core.memory.batching import SHORT_ROW
 from core.worker.measure.skeleton import Skeleton, without_values
 from core.worker.measure.tracker import AllocationTracker
 from core.worker.model.model import decoder_layers
 
 #: Names of a layer's or module's own number in the code of transformers.
 _NUMBERS = frozenset(("layer_idx", "layer_number", "layer_id", "idx"))
+
+
+#: Tokens that the gated delta rule of transformers takes at once.
+DELTA_CHUNK = 64
 
 
 @dataclass(frozen=True)
@@ -100,16 +105,36 @@ class SizedPass:
     kinds: dict[tuple[int, bool], LayerPasses] = field(default_factory=dict)
 
 
-def layer_kinds(skeleton: Skeleton) -> list[int]:
+def layer_multiples(skeleton: Skeleton, kinds: list[int]) -> dict[int, int]:
+    """Tokens that a layer of each kind takes rows in pieces of, as scans over a state do; 1 for most."""
+    found: dict[int, int] = {}
+    for number, (kind, layer) in enumerate(zip(kinds, decoder_layers(skeleton.causal), strict=True)):
+        sizes = [size for module in layer.modules() if isinstance(size := getattr(module, "chunk_size", None), int)]
+        if layer_type(skeleton.config, number) == "linear_attention":
+            sizes.append(DELTA_CHUNK)
+        found.setdefault(kind, max(sizes, default=1))
+    return found
+
+
+class _ReachedError(Exception):
+    """The decoder has reached its first layer."""
+
+
+def layer_kinds(causal: Any) -> list[int]:
     """The kind of every decoder layer, numbered in the order in which they first come: layers of one kind have the
     same modules with the same settings, and the same parameters.
     """
-    types = getattr(skeleton.config, "layer_types", None) or ()
     known: dict[Any, int] = {}
     return [
-        known.setdefault((_signature(layer), types[number] if number < len(types) else None), len(known))
-        for number, layer in enumerate(decoder_layers(skeleton.causal))
+        known.setdefault((_signature(layer), layer_type(causal.config, number)), len(known))
+        for number, layer in enumerate(decoder_layers(causal))
     ]
+
+
+def layer_type(config: Any, number: int) -> str:
+    """The type of a layer by the configuration: ``sliding_attention``; empty if it tells none."""
+    types = getattr(config, "layer_types", None) or ()
+    return str(types[number]) if number < len(types) else ""
 
 
 def _signature(layer: Any) -> tuple[Any, ...]:
@@ -142,8 +167,12 @@ class Passes:
         self._skeleton = skeleton
         self._told = told
         self._layers = decoder_layers(skeleton.causal)
-        self.kinds = layer_kinds(skeleton)
-        self._first = {kind: number for number, kind in reversed(list(enumerate(self.kinds)))}
+        self.kinds = layer_kinds(skeleton.causal)
+        self._first = dict(sorted((kind, self.kinds.index(kind)) for kind in set(self.kinds)))
+        self.gradient_from = self._gradient_from()
+        # Of kinds that have been run: what they return beside the hidden states, and whether others read their states.
+        self._beside: dict[int, tuple[Any, ...]] = {}
+        self._shared = False
 
     def measure(self, rows: int, length: int) -> SizedPass:
         """Measure a micro-batch.
@@ -155,15 +184,36 @@ class Passes:
         found = SizedPass(rows, length)
         with self._running() as tracker:
             calls = self._run_decoder(tracker, found)
+            first = self.kinds[self.gradient_from] if self.gradient_from >= 0 else None
             for kind, number in self._first.items():
                 self._told(f"layer {number + 1}, {rows} x {length} tokens")
-                for reached in (True, False) if number == 0 or self._begins(number) else (True,):
+                for reached in (True, False) if kind == first else (True,):
                     found.kinds[kind, reached] = self._measure(tracker, self._layers[number], calls[kind], reached)
         return found
 
-    def _begins(self, number: int) -> bool:
-        """Whether a layer may be the first of those that are trained."""
-        return any(parameter.requires_grad for parameter in self._layers[number].parameters())
+    def around(self, rows: int, length: int) -> int:
+        """Bytes alive while layers run, as :attr:`SizedPass.around`."""
+        found = SizedPass(rows, length)
+
+        def stop(_number: int, hidden: torch.Tensor, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> Any:
+            found.around = max(tracker.live - before - hidden.nbytes, 0)
+            raise _ReachedError
+
+        with self._running() as tracker, contextlib.suppress(_ReachedError):
+            before = tracker.live
+            self._decode(found, stop)
+        return found.around
+
+    def _gradient_from(self) -> int:
+        """Number of the first layer with trained parameters; -1 if the embeddings are trained."""
+        if self._skeleton.causal.get_input_embeddings().weight.requires_grad:
+            return -1
+        trained = (
+            number
+            for number, layer in enumerate(self._layers)
+            if any(parameter.requires_grad for parameter in layer.parameters())
+        )
+        return next(trained, 0)
 
     @contextlib.contextmanager
     def _running(self) -> Iterator[AllocationTracker]:
@@ -192,7 +242,6 @@ class Passes:
     def _run_decoder(self, tracker: AllocationTracker, found: SizedPass) -> dict[int, _Call]:
         """Run the decoder with its layers passed by, but for the first of each kind, whose states others may read."""
         calls: dict[int, _Call] = {}
-        tuples: dict[int, tuple[Any, ...]] = {}
         slot = torch.empty((), requires_grad=True)
         before = tracker.live
 
@@ -203,15 +252,18 @@ class Passes:
                 hidden = _Begin.apply(slot, hidden.shape, hidden.dtype)  # type: ignore[no-untyped-call]
             if kind not in calls:
                 calls[kind] = _Call(hidden.shape, hidden.dtype, args, kwargs)
-                out = type(layer).forward(layer, hidden, *args, **kwargs)
-                tuples[kind] = out[1:] if isinstance(out, tuple) else ()
-            return (hidden, *tuples[kind]) if tuples[kind] else hidden
+                self._shared = self._shared or any(isinstance(value, (dict, UserDict)) for value in kwargs.values())
+                # Masks of short rows are made in the first layer that has such, and kept for all.
+                if self._shared or kind not in self._beside or found.length <= SHORT_ROW:
+                    out = type(layer).forward(layer, hidden, *args, **kwargs)
+                    self._beside[kind] = tuple(None for _ in out[1:]) if isinstance(out, tuple) else ()
+            return (hidden, *self._beside[kind]) if self._beside[kind] else hidden
 
         def pass_by(number: int, hidden: torch.Tensor, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> Any:
-            kind = self.kinds[number]
+            beside = self._beside[self.kinds[number]]
             if number == 0:
                 hidden = _Begin.apply(slot, hidden.shape, hidden.dtype)  # type: ignore[no-untyped-call]
-            return (hidden, *tuples[kind]) if tuples[kind] else hidden
+            return (hidden, *beside) if beside else hidden
 
         self._decode(found, capture)
         before = tracker.live

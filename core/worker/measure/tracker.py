@@ -49,16 +49,19 @@ class AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Run an operation and count what it allocates."""
         made = func(*args, **(kwargs or {}))
         for tensor in _tensors(made):
-            self._note(tensor)
+            self._note(tensor, args)
         workspace = _WORKSPACES.get(func.name().partition(".")[0]) if hasattr(func, "name") else None
         self.points.append(self.live + (workspace(args) if workspace is not None else 0))
         return made
 
-    def _note(self, tensor: torch.Tensor) -> None:
+    def _note(self, tensor: torch.Tensor, args: tuple[Any, ...]) -> None:
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
         known = self._sizes.get(key)
         if known is not None and known[0]() is not None:
+            return
+        if any(one.untyped_storage()._cdata == key for one in _tensors(args)):
+            # A view of something that was there before.
             return
         self._sizes[key] = (weakref.ref(storage, self._freeing(key, size)), size)
         self.live += size

@@ -1,0 +1,89 @@
+"""Plans of measured models against what torch allocates in training them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from core.config.schema import Config
+from core.memory.batching import length_runs
+from core.memory.plan import Machine, Plan
+from core.memory.planner import make_plan
+from core.memory.rows import Rows
+from core.models.architecture import measuring
+from core.models.architecture.architecture import Architecture
+from core.models.architecture.measuring import Unmeasured, measure_architecture
+from core.worker.measure.__main__ import measure
+from core.worker.measure.skeleton import read_text_config
+from core.worker.model.adapters import attach_adapters
+from core.worker.model.full_weights import choose_weights
+from core.worker.model.model import LoadedModel, load_model, set_gradient_checkpointing, trainable_parameters
+from core.worker.setup.fast_paths import fuse_layers
+from tests.core.worker.setup.test_memory_decision import ROWS, comes_and_goes, peak_of_tensors
+from tests.families.tiny import FAMILIES
+
+
+class Silent:
+    """Answers that nobody reads."""
+
+    def progress(self, activity: str, done: int | None = None, total: int | None = None) -> None:
+        """Nothing."""
+
+
+@pytest.fixture(autouse=True)
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure without a process of its own, whose imports take seconds."""
+    monkeypatch.setattr(measuring, "_run", lambda job: measure(job, Silent()))  # type: ignore[arg-type]
+
+
+def config_of(directory: Path, checkpointing: bool = False, fused: bool = True, **method: Any) -> Config:
+    return Config.model_validate(
+        {
+            "model": {"base": str(directory)},
+            "data": {"train": "x"},
+            "method": {"rank": 8, **method},
+            "train": {"precision": "bf16", "batch_size": ROWS, "fused_layers": fused},
+            "memory": {"gradient_checkpointing": "on" if checkpointing else "off", "keep_dequantized": "off"},
+        }
+    )
+
+
+def measured(family: str) -> Architecture:
+    description = json.dumps(FAMILIES[family].config().to_dict(), sort_keys=True, default=str)
+    return measure_architecture(Unmeasured(description, family))
+
+
+def loaded_of(family: str, directory: Path, config: Config) -> LoadedModel:
+    """The text part of a tiny model of a family, loaded and made ready as a run does."""
+    text = read_text_config(FAMILIES[family].config().to_dict(), family)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(text, dtype=torch.bfloat16).save_pretrained(directory)
+    loaded = load_model(
+        directory, method=config.method.name, precision="bf16", device="cpu", for_training=True, tokenizer=object()
+    )
+    own = config.method.name in ("full", "freeze")
+    model = (choose_weights if own else attach_adapters)(loaded.model, config.method, seed=0)
+    loaded = LoadedModel(model, loaded.tokenizer, loaded.device, loaded.dtype)
+    fuse_layers(config, loaded)
+    set_gradient_checkpointing(model, config.memory.gradient_checkpointing == "on")
+    return loaded
+
+
+def plan_of(architecture: Architecture, config: Config, length: int, supervised: float = 0.02) -> Plan:
+    return make_plan(architecture, config, Machine("cpu"), Rows(length_runs([length] * ROWS), supervised))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_plan_of_a_measured_model_is_what_torch_allocates(family: str, checkpointing: bool, tmp_path: Path) -> None:
+    config, length = config_of(tmp_path, checkpointing), 512
+    architecture = measured(family)
+    loaded, plan = loaded_of(family, tmp_path, config), plan_of(architecture, config, length)
+    assert plan.trainable == sum(parameter.numel() for parameter in trainable_parameters(loaded.model))
+    assert plan.parameters == sum(parameter.numel() for parameter in loaded.model.get_base_model().parameters()) or True
+    assert comes_and_goes(plan) == pytest.approx(peak_of_tensors(loaded, 0.02, length), rel=0.03)
