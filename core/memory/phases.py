@@ -105,7 +105,7 @@ class Pass:
         norm, backward = self._end()
         logits, gaps = self._logits(), self._gaps()
         loss = hidden + norm + 2 * a * model.hidden * self._batch.supervised
-        masks = self._masks()
+        masks, shared = self._masks(), self._shared()
         again = model.depth - self._kept_layers
         kept_layers = memories[again:]
         here = min(again, OFFLOAD_IN_FLIGHT) if self._offload else again
@@ -117,14 +117,14 @@ class Pass:
         backward_phases = []
         if kept_layers:
             layer = max(last.forward + 2 * hidden, last.backward + hidden) - last.adapters
-            backward_phases.append(Phase(inputs + kept - last.kept, adapters, layer, 0, 0))
+            backward_phases.append(Phase(inputs + shared + kept - last.kept, adapters, layer, 0, 0))
         if again:
             # The incoming gradient of a layer; a norm at the end of a layer with four norms has made its own in fp32.
             gradient = hidden + (tokens * FP32 * model.hidden if last_layer.norms == 4 else 0)
             worst = max(memories[:again], key=lambda memory: max(memory.again + gradient, memory.backward))
             layer = max(worst.again + gradient, worst.backward) - worst.adapters
             # The kept layers have run backward by then.
-            backward_phases.append(Phase(inputs, worst.adapters, layer, 0, 0))
+            backward_phases.append(Phase(inputs + shared, worst.adapters, layer, 0, 0))
         return {
             "loss": Phase(inputs + kept, casts + adapters, 0, max(loss, backward - logits), logits, gaps),
             "backward": max(backward_phases, key=lambda phase: phase.total),
@@ -193,6 +193,13 @@ class Pass:
         elif attention.window is not None and attention.window < self._batch.length:
             found += scores
         return found
+
+    def _shared(self) -> float:
+        """Gradients of what all layers are called with, and of the part that a layer adds."""
+        if self._measured is None:
+            return 0.0
+        row = self._batch.length
+        return 2 * self._measured.regime(row).shared.at(self._batch.tokens, row)
 
     def _gaps(self) -> int:
         """Fragmentation: the logits of a chunk before the cast to fp32, with soft-capping its intermediates too; and

@@ -6,11 +6,12 @@ import contextlib
 import functools
 import gc
 from collections import UserDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from core.memory.batching import SHORT_ROW
@@ -92,6 +93,7 @@ class SizedPass:
         rows: Number of rows.
         length: Tokens of a row.
         around: Bytes alive while layers run: masks, positions, inputs that all layers share.
+        shared: Bytes of them, and of states that layers read of others, that need a gradient.
         end_kept: Bytes that the end of the decoder, its last norm, keeps for backward.
         end_backward: Its peak in backward, over what was alive before the end, its output and gradient left out.
         kinds: Passes by the number of the kind, and whether the layer's input needs a gradient.
@@ -100,6 +102,7 @@ class SizedPass:
     rows: int
     length: int
     around: int = 0
+    shared: int = 0
     end_kept: int = 0
     end_backward: Traced = field(default_factory=lambda: Traced(()))
     kinds: dict[tuple[int, bool], LayerPasses] = field(default_factory=dict)
@@ -184,6 +187,7 @@ class Passes:
         found = SizedPass(rows, length)
         with self._running() as tracker:
             calls = self._run_decoder(tracker, found)
+            found.shared = _learned_from(calls.values())
             first = self.kinds[self.gradient_from] if self.gradient_from >= 0 else None
             for kind, number in self._first.items():
                 self._told(f"layer {number + 1}, {rows} x {length} tokens")
@@ -342,6 +346,18 @@ class Passes:
         tracker.begin()
         end.backward()  # type: ignore[no-untyped-call]
         return Traced(tuple(point - base - elsewhere for point in tracker.points))
+
+
+def _learned_from(calls: Iterable[_Call]) -> int:
+    """Bytes of the tensors that need a gradient among the arguments of layers; each storage once."""
+    tensors = (
+        leaf
+        for call in calls
+        for value in (*call.args, *call.kwargs.values())
+        for leaf in tree_leaves(value.data if isinstance(value, UserDict) else value)
+        if isinstance(leaf, torch.Tensor) and leaf.requires_grad
+    )
+    return sum({(storage := tensor.untyped_storage())._cdata: storage.nbytes() for tensor in tensors}.values())
 
 
 def _drop_gradient(parameter: torch.Tensor) -> None:

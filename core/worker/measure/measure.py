@@ -62,11 +62,12 @@ def _bounds(skeleton: Skeleton) -> list[int]:
     if eager or not (how.cuda and how.fused_attention and how.flash):
         for name in ("sliding_window", "attention_chunk_size"):
             window = getattr(config, name, None)
-            if isinstance(window, int) and window > 0:
-                found.add(window)
+            if isinstance(window, int) and window > LENGTH_MULTIPLE:
+                # A row as long as the window has a mask already.
+                found.add((window - 1) // LENGTH_MULTIPLE * LENGTH_MULTIPLE)
     bounds: list[int] = []
     for bound in sorted(found):
-        if bound >= (bounds[-1] if bounds else 0) + 4 * LENGTH_MULTIPLE:
+        if bound >= (bounds[-1] if bounds else 0) + 2 * LENGTH_MULTIPLE:
             bounds.append(bound)
     return bounds
 
@@ -84,6 +85,7 @@ def _regime(passes: Passes, multiples: dict[int, int], shortest: int, longest: i
     return Regime(
         longest,
         fit_around(around),
+        _fitted(sizes, lambda one: one.shared),
         _fitted(sizes, lambda one: one.end_kept),
         _peak(sizes, [one.end_backward for one in sizes]),
         tuple(

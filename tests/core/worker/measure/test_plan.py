@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,21 @@ from core.memory.rows import Rows
 from core.models.architecture import measuring
 from core.models.architecture.architecture import Architecture
 from core.models.architecture.measuring import Unmeasured, measure_architecture
+from core.worker.loss.loss import SupervisedLoss
 from core.worker.measure.__main__ import measure
 from core.worker.measure.skeleton import read_text_config
+from core.worker.measure.tracker import AllocationTracker
 from core.worker.model.adapters import attach_adapters
 from core.worker.model.full_weights import choose_weights
-from core.worker.model.model import LoadedModel, load_model, set_gradient_checkpointing, trainable_parameters
+from core.worker.model.model import (
+    LoadedModel,
+    load_model,
+    make_accelerator,
+    set_gradient_checkpointing,
+    trainable_parameters,
+)
 from core.worker.setup.fast_paths import fuse_layers
-from tests.core.worker.setup.test_memory_decision import ROWS, comes_and_goes, peak_of_tensors
+from tests.core.worker.setup.test_memory_decision import ROWS, comes_and_goes
 from tests.families.tiny import FAMILIES
 
 
@@ -78,6 +87,25 @@ def plan_of(architecture: Architecture, config: Config, length: int, supervised:
     return make_plan(architecture, config, Machine("cpu"), Rows(length_runs([length] * ROWS), supervised))
 
 
+def peak(loaded: LoadedModel, supervised: float, length: int) -> int:
+    """Most bytes of tensors alive in a pass over a micro-batch, beyond those before it; without what kernels of the CPU
+    take within themselves."""
+    loss, accelerator = SupervisedLoss(loaded.model), make_accelerator(loaded)
+    ids = torch.randint(3, 300, (ROWS, length))
+    learned = torch.zeros(ROWS, length, dtype=torch.bool)
+    learned[:, int(length * (1 - supervised)) :] = True
+    for parameter in trainable_parameters(loaded.model):
+        parameter.grad = torch.zeros_like(parameter)
+    gc.collect()
+    with AllocationTracker() as tracker:
+        tracker.begin()
+        with accelerator.autocast():
+            total = loss(ids, learned)
+        accelerator.backward(total)
+    most: int = max(tracker.points)
+    return most
+
+
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_plan_of_a_measured_model_is_what_torch_allocates(family: str, checkpointing: bool, tmp_path: Path) -> None:
@@ -85,5 +113,4 @@ def test_the_plan_of_a_measured_model_is_what_torch_allocates(family: str, check
     architecture = measured(family)
     loaded, plan = loaded_of(family, tmp_path, config), plan_of(architecture, config, length)
     assert plan.trainable == sum(parameter.numel() for parameter in trainable_parameters(loaded.model))
-    assert plan.parameters == sum(parameter.numel() for parameter in loaded.model.get_base_model().parameters()) or True
-    assert comes_and_goes(plan) == pytest.approx(peak_of_tensors(loaded, 0.02, length), rel=0.03)
+    assert comes_and_goes(plan) == pytest.approx(peak(loaded, 0.02, length), rel=0.03)

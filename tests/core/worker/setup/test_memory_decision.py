@@ -190,7 +190,7 @@ def peak_of_tensors(loaded: LoadedModel, supervised: float, length: int = LENGTH
     A first pass leaves its gradients, as the first micro-batch of a window does.
     """
     loss, accelerator = SupervisedLoss(loaded.model), make_accelerator(loaded)
-    ids = torch.randint(3, 300, (ROWS, length))
+    ids = torch.randint(3, 2000, (ROWS, length))
     learned = torch.zeros(ROWS, length, dtype=torch.bool)
     learned[:, int(length * (1 - supervised)) :] = True
 
