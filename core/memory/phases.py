@@ -117,7 +117,7 @@ class Pass:
         backward_phases = []
         if kept_layers:
             layer = max(last.forward + 2 * hidden, last.backward + hidden) - last.adapters
-            backward_phases.append(Phase(inputs + shared + kept - last.kept, adapters, layer, 0, 0))
+            backward_phases.append(Phase(inputs + kept - last.kept, adapters, layer, 0, 0))
         if again:
             # The incoming gradient of a layer; a norm at the end of a layer with four norms has made its own in fp32.
             gradient = hidden + (tokens * FP32 * model.hidden if last_layer.norms == 4 else 0)
@@ -195,11 +195,11 @@ class Pass:
         return found
 
     def _shared(self) -> float:
-        """Gradients of what all layers are called with, and of the part that a layer adds."""
+        """Memory beside a recomputed layer, of what layers share."""
         if self._measured is None:
             return 0.0
         row = self._batch.length
-        return 2 * self._measured.regime(row).shared.at(self._batch.tokens, row)
+        return self._measured.regime(row).shared.at(self._batch.tokens, row)
 
     def _gaps(self) -> int:
         """Fragmentation: the logits of a chunk before the cast to fp32, with soft-capping its intermediates too; and

@@ -54,6 +54,7 @@ class Attention:
         window: Tokens of the sliding window; None without.
         dropout: Share of the scores dropped in training, by the model's own configuration.
         uneven: Whether values are narrower than keys.
+        sinks: Whether each head has an attention sink, a score of its own in the softmax, which stays in 16 bit then.
     """
 
     heads: int
@@ -67,6 +68,7 @@ class Attention:
     window: int | None = None
     dropout: float = 0.0
     uneven: bool = False
+    sinks: bool = False
 
     @property
     def queries(self) -> int:

@@ -211,6 +211,7 @@ def _attention(values: ConfigValues, family: str, rules: _Family, hidden: int) -
         softcap=rules.softcap and values.capped("attn_logit_softcapping", True),
         window=window,
         dropout=values.share("attention_dropout"),
+        sinks=rules.sinks,
     )
 
 

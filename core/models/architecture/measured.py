@@ -86,7 +86,7 @@ class Regime:
     Args:
         longest: Longest row; None for any.
         around: Alive while the layers run: masks, positions, inputs that layers share.
-        shared: Of that, what layers learn from: as much is taken again by its gradient, and by what is added to it.
+        shared: Alive beside a layer that is recomputed: gradients of what layers share, and states that others read.
         end: Kept for backward by the end of the decoder, its last norm.
         end_backward: Peak of its backward pass, what is kept and the gradients included.
         layers: Its layers.

@@ -50,6 +50,7 @@ class LayerPasses:
         backward: Backward pass with activations kept.
         again: Recomputation and backward pass, the layer's input not counted.
         casts: Bytes kept beside the input if activations are recomputed.
+        left: Bytes left after recomputation and backward pass: states that the layer has put where others read them.
     """
 
     kept: int
@@ -57,6 +58,7 @@ class LayerPasses:
     backward: Traced
     again: Traced
     casts: int
+    left: int
 
 
 @dataclass
@@ -93,7 +95,8 @@ class SizedPass:
         rows: Number of rows.
         length: Tokens of a row.
         around: Bytes alive while layers run: masks, positions, inputs that all layers share.
-        shared: Bytes of them, and of states that layers read of others, that need a gradient.
+        shared: Bytes that recomputation leaves beside a layer: the gradients of what all layers are called with, and
+            the states that layers have put where others read them.
         end_kept: Bytes that the end of the decoder, its last norm, keeps for backward.
         end_backward: Its peak in backward, over what was alive before the end, its output and gradient left out.
         kinds: Passes by the number of the kind, and whether the layer's input needs a gradient.
@@ -187,12 +190,14 @@ class Passes:
         found = SizedPass(rows, length)
         with self._running() as tracker:
             calls = self._run_decoder(tracker, found)
-            found.shared = _learned_from(calls.values())
             first = self.kinds[self.gradient_from] if self.gradient_from >= 0 else None
             for kind, number in self._first.items():
                 self._told(f"layer {number + 1}, {rows} x {length} tokens")
                 for reached in (True, False) if kind == first else (True,):
                     found.kinds[kind, reached] = self._measure(tracker, self._layers[number], calls[kind], reached)
+            # The gradient so far, and the part that a layer adds.
+            found.shared = 2 * _learned_from(calls.values())
+            found.shared += sum(passes.left for (_, reached), passes in found.kinds.items() if reached)
         return found
 
     def around(self, rows: int, length: int) -> int:
@@ -317,7 +322,7 @@ class Passes:
         del x
         kept = tracker.live - base - out.nbytes
         if not out.requires_grad:
-            return LayerPasses(0, forward, Traced(()), Traced(()), 0)
+            return LayerPasses(0, forward, Traced(()), Traced(()), 0, 0)
         end = _End.apply(out)  # type: ignore[no-untyped-call]
         del out
         backward = self._backward(tracker, end, base, hidden)
@@ -340,7 +345,9 @@ class Passes:
         end = _End.apply(out)  # type: ignore[no-untyped-call]
         del out
         again = self._backward(tracker, end, base, 2 * hidden)
-        return LayerPasses(kept, forward, backward, again, max(casts, 0))
+        left = tracker.live - base
+        del end
+        return LayerPasses(kept, forward, backward, again, max(casts, 0), max(left, 0))
 
     def _backward(self, tracker: AllocationTracker, end: torch.Tensor, base: int, elsewhere: int) -> Traced:
         tracker.begin()
@@ -353,8 +360,7 @@ def _learned_from(calls: Iterable[_Call]) -> int:
     tensors = (
         leaf
         for call in calls
-        for value in (*call.args, *call.kwargs.values())
-        for leaf in tree_leaves(value.data if isinstance(value, UserDict) else value)
+        for leaf in tree_leaves((call.args, [value for value in call.kwargs.values() if not isinstance(value, dict)]))
         if isinstance(leaf, torch.Tensor) and leaf.requires_grad
     )
     return sum({(storage := tensor.untyped_storage())._cdata: storage.nbytes() for tensor in tensors}.values())

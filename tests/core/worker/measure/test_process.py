@@ -20,8 +20,8 @@ def nothing_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measuring, "_remembered", {})
 
 
-def model(family: str = "lfm2", **changes: Any) -> Unmeasured:
-    return Unmeasured(json.dumps(FAMILIES[family].config().to_dict() | changes, default=str), f"a {family}")
+def model(**changes: Any) -> Unmeasured:
+    return Unmeasured(json.dumps(FAMILIES["lfm2"].config().to_dict() | changes, default=str), "a model")
 
 
 def cached() -> list[Path]:
