@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Plan; the exit code is 0 whether it fits or not."""
+    from core.models.architecture.measuring import telling
+
+    with telling(_tell_measuring()):
+        return _plan(args)
+
+
+def _tell_measuring() -> Callable[[str, float], None]:
+    """Tells once that something is measured."""
+    said: list[str] = []
+
+    def told(_activity: str, _seconds: float) -> None:
+        if not said:
+            said.append("measuring")
+            note("measuring the model: the tables do not know its family")
+
+    return told
+
+
+def _plan(args: argparse.Namespace) -> int:
     from core.memory.planner import make_plan
     from core.models.architecture.load import locate_model
     from core.models.architecture.sandboxed import load_architecture

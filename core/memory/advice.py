@@ -163,9 +163,11 @@ class _Adviser:
 
     def _try(self, changes: Mapping[str, Any], cost: str) -> Advice | None:
         try:
-            tried = make_plan(self._architecture, changed(self._config, changes), self._machine, self._rows)
+            tried = make_plan(
+                self._architecture, changed(self._config, changes), self._machine, self._rows, cached_only=True
+            )
         except UserError:
-            return None  # no row is left, for instance
+            return None  # no row is left, or it would have to be measured first
         more = tried.offload > self._plan.offload or tried.experts_host_bytes > self._plan.experts_host_bytes
         if more and tried.host_fits is False:
             return None

@@ -125,6 +125,17 @@ def _short(attention: Attention, how: Arithmetic, row: int, kept: float, held: f
 
 def _eager(attention: Attention, how: Arithmetic, beside: float) -> Step:
     a, queries = how.bytes, attention.queries
+    if attention.sinks:
+        # The softmax stays in the scores' dtype; the probabilities are kept, without their last column as a view.
+        return Step(
+            "attention",
+            kept=3 * a * queries,
+            kept_scores=a * attention.heads,
+            beside=beside + 2 * a * queries,
+            beside_scores=2 * a * attention.heads,
+            beside_backward=3 * a * queries,
+            beside_backward_scores=2 * a * attention.heads,
+        )
     # The softmax is computed in fp32 and cast back, which makes no second tensor of fp32 scores.
     scores = attention.heads * (FP32 + (a if how.autocast else 0) + (a if attention.softcap else 0))
     return Step(

@@ -19,14 +19,12 @@ class Fit:
         needed_bytes: Bytes at the peak; None if unknown.
         free_bytes: Free bytes of the device; None if unknown.
         fits: Whether they suffice; None if unknown.
-        is_guess: Whether the architecture is unknown and was taken for one like Llama.
         reason: The reason why nothing is known, in a sentence.
     """
 
     needed_bytes: int | None = None
     free_bytes: int | None = None
     fits: bool | None = None
-    is_guess: bool = False
     reason: str = ""
 
 
@@ -44,4 +42,4 @@ def fit(architecture: Architecture | None, config: Config, machine: Machine) -> 
         plan = make_plan(architecture, config, machine)
     except UserError as error:
         return Fit(free_bytes=machine.limit_bytes, reason=error.message)
-    return Fit(plan.needed_bytes, plan.limit_bytes, plan.fits, architecture.guessed)
+    return Fit(plan.needed_bytes, plan.limit_bytes, plan.fits)

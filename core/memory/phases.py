@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from core.memory.norms import norm_backward, norm_form, norm_kept
 from core.memory.sizes import OFFLOAD_IN_FLIGHT
 from core.memory.steps import FP32, Adapters, Arithmetic, LayerMemory, layer_memory
 from core.models.architecture.architecture import Architecture
+from core.models.architecture.measured import LayerGrowth, Passes, peak_at
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class Pass:
         offload: Whether checkpointed layer inputs are offloaded to host memory.
         gradient_from: First to need a gradient: ``embeddings``, ``first layer``, or the first layer whose own weights
             are ``trained``.
+        measured: What layers of a family that the tables do not know keep and take.
     """
 
     def __init__(
@@ -82,7 +85,9 @@ class Pass:
         kept_layers: int,
         offload: bool = False,
         gradient_from: str = "first layer",
+        measured: Passes | None = None,
     ) -> None:
+        self._measured = measured
         self._gradient_from = gradient_from
         self._model = model
         self._how = arithmetic
@@ -95,14 +100,12 @@ class Pass:
         """Memory of a micro-batch at the two moments that may be the peak."""
         model, a, tokens = self._model, self._how.bytes, self._batch.tokens
         hidden = a * model.hidden * tokens
-        memories = self._layers()
+        memories = self._layers() if self._measured is None else self._measured_layers(self._measured)
         last_layer, last = model.layers[-1], memories[-1]
-        form = norm_form(last_layer, self._how, trained=self._gradient_from == "embeddings")
-        norm = tokens * norm_kept(form, self._how, model.hidden)
-        backward = norm + tokens * norm_backward(form, self._how, model.hidden)
+        norm, backward = self._end()
         logits, gaps = self._logits(), self._gaps()
         loss = hidden + norm + 2 * a * model.hidden * self._batch.supervised
-        masks = self._masks()
+        masks, shared = self._masks(), self._shared()
         again = model.depth - self._kept_layers
         kept_layers = memories[again:]
         here = min(again, OFFLOAD_IN_FLIGHT) if self._offload else again
@@ -121,7 +124,7 @@ class Pass:
             worst = max(memories[:again], key=lambda memory: max(memory.again + gradient, memory.backward))
             layer = max(worst.again + gradient, worst.backward) - worst.adapters
             # The kept layers have run backward by then.
-            backward_phases.append(Phase(inputs, worst.adapters, layer, 0, 0))
+            backward_phases.append(Phase(inputs + shared, worst.adapters, layer, 0, 0))
         return {
             "loss": Phase(inputs + kept, casts + adapters, 0, max(loss, backward - logits), logits, gaps),
             "backward": max(backward_phases, key=lambda phase: phase.total),
@@ -152,8 +155,37 @@ class Pass:
                 reached = reached or adapters.weights or self._gradient_from != "trained"
         return found
 
+    def _measured_layers(self, measured: Passes) -> list[LayerMemory]:
+        """Memory of every layer of a measured model, in order."""
+        tokens, row = self._batch.tokens, self._batch.length
+        regime = measured.regime(row)
+        known: dict[tuple[int, bool | None], LayerMemory] = {}
+        found: list[LayerMemory] = []
+        for number, kind in enumerate(measured.kinds):
+            # Below the first trained layer nothing is kept.
+            reached = None if number < measured.gradient_from else number > measured.gradient_from
+            if (kind, reached) not in known:
+                layer = regime.layer(kind, reached=bool(reached))
+                known[kind, reached] = _measured_memory(layer, tokens, row, keeps=reached is not None)
+            found.append(known[kind, reached])
+        return found
+
+    def _end(self) -> tuple[float, float]:
+        """Memory of the last norm: kept for backward, and at the peak of its backward pass."""
+        model, tokens = self._model, self._batch.tokens
+        if self._measured is not None:
+            regime = self._measured.regime(self._batch.length)
+            kept = regime.end.at(tokens, self._batch.length)
+            return kept, peak_at(regime.end_backward, tokens, self._batch.length)
+        form = norm_form(model.layers[-1], self._how, trained=self._gradient_from == "embeddings")
+        kept = tokens * norm_kept(form, self._how, model.hidden)
+        return kept, kept + tokens * norm_backward(form, self._how, model.hidden)
+
     def _masks(self) -> int:
         """Attention masks: none if a fused kernel only needs causality."""
+        if self._measured is not None:
+            row = self._batch.length
+            return int(self._measured.regime(row).around.at(self._batch.tokens, row))
         scores, found = self._batch.tokens * self._batch.length, 0
         attention = self._model.layers[0].attention
         if attention.kernel == "eager":
@@ -162,15 +194,24 @@ class Pass:
             found += scores
         return found
 
+    def _shared(self) -> float:
+        """Memory beside a recomputed layer, of what layers share."""
+        if self._measured is None:
+            return 0.0
+        row = self._batch.length
+        return self._measured.regime(row).shared.at(self._batch.tokens, row)
+
     def _gaps(self) -> int:
         """Fragmentation: the logits of a chunk before the cast to fp32, with soft-capping its intermediates too; and
         the scores of a layer if SDPA makes some.
         """
         batch = self._batch
-        scores = (scores_of_sdpa(layer.attention, self._how, batch.length) for layer in self._model.layers)
+        scores = 0
+        if self._measured is None:
+            scores = max(scores_of_sdpa(layer.attention, self._how, batch.length) for layer in self._model.layers)
         made = 0 if self._how.bytes == FP32 else 3 if self._model.softcap else 1
         logits = made * self._how.bytes * self._chunk() * self._model.vocabulary
-        return logits + max(scores) * batch.tokens * batch.length
+        return logits + scores * batch.tokens * batch.length
 
     def _chunk(self) -> int:
         return min(chunk_positions(self._model.vocabulary), self._batch.supervised)
@@ -180,3 +221,28 @@ class Pass:
         fp32, are alive at once.
         """
         return self._chunk() * self._model.vocabulary * (3 * FP32 + (self._how.bytes if self._model.softcap else 0))
+
+
+def _measured_memory(layer: LayerGrowth, tokens: int, row: int, *, keeps: bool) -> LayerMemory:
+    """Memory of a measured layer.
+
+    Args:
+        layer: As it was measured.
+        tokens: Tokens of the micro-batch, padding included.
+        row: Tokens of a row, padding included.
+        keeps: Whether anything in it or before it is trained.
+    """
+    whole = math.ceil(row / layer.multiple) * layer.multiple
+    tokens, row = tokens // row * whole, whole
+    forward = int(peak_at(layer.forward, tokens, row))
+    if not keeps:
+        return LayerMemory(kept=0, adapters=0, forward=forward, again=0, backward=0, casts=0)
+    casts = int(layer.casts.at(tokens, row))
+    return LayerMemory(
+        kept=int(layer.kept.at(tokens, row)) - casts,
+        adapters=casts,
+        forward=forward,
+        again=int(peak_at(layer.again, tokens, row)),
+        backward=int(peak_at(layer.backward, tokens, row)),
+        casts=casts,
+    )

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
+from typing import Any
 
 from core.config.derived import sequences_per_row, updates_in_backward
 from core.config.schema import WEIGHT_METHODS, Config
@@ -54,6 +55,8 @@ from core.memory.step_time import (
 from core.memory.steps import FP32, Adapters, Arithmetic
 from core.memory.weights import Tensors, split_layers, trained_tensors, with_updates
 from core.models.architecture.architecture import Architecture, Experts
+from core.models.architecture.measured import Passes
+from core.models.architecture.measuring import measure_passes
 from core.models.architecture.towers import Towers
 from core.models.kernels import install_command, tell_missing
 from core.units import format_bytes
@@ -82,6 +85,7 @@ def make_plan(
     dequantized: bool | None = None,
     offload: bool | None = None,
     host_experts: bool | None = None,
+    cached_only: bool = False,
 ) -> Plan:
     """Make the memory plan of a run.
 
@@ -96,6 +100,7 @@ def make_plan(
         dequantized: Whether dequantized copies of 4-bit weights are kept, if the worker has decided it.
         offload: Whether checkpointed layer inputs are offloaded to host memory, if the worker has decided it.
         host_experts: Whether 4-bit experts live in host memory; None for what ``memory.offload_experts`` says.
+        cached_only: Whether to refuse what would have to be measured first, which takes seconds.
 
     If undecided, the token budget, or a part of it, and the number of layers with gradient checkpointing are those of
     the shortest estimated step that fits, within what ``memory.gradient_checkpointing`` allows; with an unknown limit
@@ -122,7 +127,8 @@ def make_plan(
     keeps = config.memory.keep_dequantized == "on" if dequantized is None else dequantized
 
     def plan(way: Way, keeps: bool) -> Plan:
-        return _Planner(architecture, config, machine, rows, replace(way, host_experts=host_experts), keeps).plan()
+        way = replace(way, host_experts=host_experts)
+        return _Planner(architecture, config, machine, rows, way, keeps, cached_only=cached_only).plan()
 
     first = WHOLE if updates_in_backward(config) else token_budget or TOKEN_BUDGETS[machine.kind]
     moved = (machine.kind == "cuda" and config.memory.activation_offload == "on") if offload is None else offload
@@ -197,6 +203,8 @@ class _Planner:
         rows: Rows | None,
         way: Way,
         dequantized: bool,
+        *,
+        cached_only: bool,
     ) -> None:
         split = list(split_by_targets(architecture.layers, architecture.prefix, config.method))
         self.model = replace(architecture, layers=tuple(layer for layer, _ in split))
@@ -220,6 +228,7 @@ class _Planner:
         self.experts = experts_on_host(architecture, self.keep) if way.host_experts else None
         method = config.method
         self.weights = method.name in WEIGHT_METHODS
+        self.measured = measured_passes(architecture, config, self.how, cached_only=cached_only)
         self.in_backward = updates_in_backward(config)
         if self.weights:
             self.model, self.adapters = split_layers(architecture, config)
@@ -256,6 +265,8 @@ class _Planner:
         return MicroBatch(rows * sequences, width, max(1, learned) * sequences)
 
     def _targets(self) -> Counter[str]:
+        if self.measured is not None:
+            return Counter(dict(self.measured.targets))
         found: Counter[str] = Counter()
         for layer, adapters in zip(self.model.layers, self.adapters, strict=True):
             for linear in sorted(adapters.targets):
@@ -264,6 +275,8 @@ class _Planner:
 
     def _trained_tensors(self) -> Tensors:
         """Rows, columns and number of each kind of trained tensor."""
+        if self.measured is not None:
+            return list(self.measured.trained)
         if self.weights:
             return trained_tensors(self.model, self.adapters, whole=self.config.method.name == "full")
         rank = self.config.method.rank
@@ -296,6 +309,7 @@ class _Planner:
             kept_layers=self.kept_layers,
             offload=self.offload,
             gradient_from={"full": "embeddings", "freeze": "trained"}.get(self.config.method.name, "first layer"),
+            measured=self.measured,
         ).phases()
         if self.weights:
             phases = with_updates(phases, self.model, self.config, tensors, self.how.bytes, cuda=self.cuda)
@@ -373,6 +387,8 @@ class _Planner:
 
     def _work(self) -> list[LayerWork]:
         """Work of every layer, in order."""
+        if self.measured is not None:
+            return self._measured_work(self.measured)
         found: list[LayerWork] = []
         for layer, adapters in zip(self.model.layers, self.adapters, strict=True):
             steps = LayerSteps(layer, self.model.hidden, self.how, adapters, self.batch.length).steps()
@@ -404,6 +420,29 @@ class _Planner:
         one = 3 * experts.hidden * experts.width
         touched = touched_experts(experts.count, experts.active, self.batch.tokens)
         return one * experts.active, one * touched, experts.count / max(experts.active, 1)
+
+    def _measured_work(self, measured: Passes) -> list[LayerWork]:
+        """Work of every layer of a measured model, in order."""
+        length = self.batch.length
+        regime = measured.regime(length)
+        learned = 0 if self.weights else sum(rows * columns * count for rows, columns, count in measured.trained)
+        found: list[LayerWork] = []
+        for layer in self.model.layers:
+            active, touched, spread = self._expert_work(layer.experts)
+            inner = sum(linear.weights for linear in layer.linears)
+            for _ in range(layer.count):
+                kept = regime.layer(measured.kinds[len(found)], reached=True).kept
+                work = LayerWork(
+                    weights=inner + active + learned / self.model.depth,
+                    frozen=0 if self.weights else inner + active,
+                    dequantized=touched + (0 if self.how.dequantized else inner) if self.how.quantized else 0,
+                    attention=attention_work(layer.attention.queries),
+                    moved=kept.per_token + length * kept.per_pair,
+                    layers=1,
+                    spread=(inner + active * spread) / max(inner + active, 1),
+                )
+                found.append(work)
+        return found
 
     def _tell_pinned(self, pinned: int) -> None:
         if pinned:
@@ -469,8 +508,8 @@ class _Planner:
 
     def _caveats(self) -> list[str]:
         found = []
-        if self.model.guessed:
-            found.append(f"The family {self.model.family} is not known; it was taken for one like Llama.")
+        if self.measured is not None:
+            found.append(f"The memory of the family {self.model.family} was measured: built without its weights.")
         if self.model.towers is not None:
             found.append(_left_out(self.model.towers))
         if self.cuda and self.model.kernels:
@@ -485,6 +524,44 @@ def _left_out(towers: Towers) -> str:
     about = "" if towers.is_exact else "about "
     size = f", which would take {about}{format_bytes(towers.bytes)}," if towers.bytes else ""
     return f"What the model has for {named or 'other things than text'}{size} is not loaded: rows are text."
+
+
+def measured_passes(
+    architecture: Architecture, config: Config, how: Arithmetic, *, cached_only: bool = False
+) -> Passes | None:
+    """What the layers of a model keep and take, where that is measured; None for the families of the tables.
+
+    Args:
+        architecture: The base model.
+        config: Configuration of the run.
+        how: Its arithmetic.
+        cached_only: Whether to give up if it has not been measured before.
+
+    Raises:
+        UserError: If it cannot be measured, or has not been.
+    """
+    if not architecture.description:
+        return None
+    method = config.method
+    kept: dict[str, Any] = {"name": method.name}
+    if method.name == "freeze":
+        kept |= {"trainable_layers": method.trainable_layers, "trainable_end": method.trainable_end}
+    elif method.name != "full":
+        kept |= {
+            "rank": method.rank,
+            # Whatever the share, as much is kept.
+            "dropout": 0.1 if method.dropout else 0.0,
+            "dora": method.dora,
+            "target_modules": method.target_modules,
+            "init": "pissa" if method.init == "pissa" else "default",
+            "train_for": method.train_for,
+        }
+    sections = {"data": {"train": "x"}, "method": kept, "train": {"fused_layers": config.train.fused_layers}}
+    # Copies of weights are counted apart; what is dequantized beside them is little.
+    found = measure_passes(architecture, sections, asdict(replace(how, dequantized=False)), cached_only=cached_only)
+    if found is None:
+        raise UserError("It has not been measured with these settings.")
+    return found
 
 
 def _needed(parts: list[Part]) -> int:

@@ -43,6 +43,8 @@ class _Matrix(NamedTuple):
 
 def _matrices(model: Architecture, keep: Sequence[str]) -> Iterator[_Matrix]:
     """Matrices of linear layers and experts, without those of embeddings and routers."""
+    for linear in model.linears:
+        yield _Matrix(linear.weights, 1, 0, stays_16bit(linear.name, keep))
     number = 0
     for layer in model.layers:
         # Without patterns all layers of a kind are alike.
@@ -94,7 +96,7 @@ def weight_parts(
         found.append(Part("dequantized", a * copied, f"copies of them in {8 * a} bit"))
     found.append(Part("embeddings", a * model.embeddings, f"embeddings and output head in {8 * a} bit"))
     found.append(Part("routers", a * routers, f"routers of the experts in {8 * a} bit"))
-    found.append(Part("norms", a * rest, f"norms, biases and positions in {8 * a} bit"))
+    found.append(Part("norms", a * rest + (FP32 - a) * model.wide, f"norms, biases and positions in {8 * a} bit"))
     if not how.cuda and how.quantized and is_mapped(model, how):
         size = a * (model.linear_weights + experts)
         what = "the file's own linear layers and experts" if experts else "the file's own linear layers"

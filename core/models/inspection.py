@@ -15,7 +15,8 @@ from core.errors import UserError
 from core.models.architecture.architecture import Architecture
 from core.models.architecture.families import read_architecture
 from core.models.architecture.gguf_header import GgufHeader, read_gguf_header
-from core.models.architecture.load import load_architecture
+from core.models.architecture.load import read_model
+from core.models.architecture.measuring import Unmeasured
 from core.models.check import check_model_config, check_model_directory
 from core.models.description import read_description
 from core.models.files import PICKLES, TOKENIZERS, WEIGHTS
@@ -49,6 +50,7 @@ class ModelFacts:
         family: Its ``model_type``, or a GGUF file's architecture.
         positions: Longest sequence that it was made for.
         architecture: Its architecture, for the memory plan.
+        unmeasured: What is to be measured for that, if the tables do not know its family.
         quantization: Quantization that its weights were saved in, as of
             :func:`core.models.quantized.saved_quantization`.
         is_incomplete: Whether files of it are missing, as after a download that was broken off.
@@ -63,6 +65,7 @@ class ModelFacts:
     family: str = ""
     positions: int | None = None
     architecture: Architecture | None = None
+    unmeasured: Unmeasured | None = None
     quantization: str | None = None
     is_incomplete: bool = False
     flaw: str = ""
@@ -127,11 +130,13 @@ def _inspect_directory(directory: Path) -> ModelFacts:
 
 def _described(config: dict[str, Any], directory: Path) -> dict[str, Any]:
     """What the descriptions tell."""
-    architecture = _architecture_of(directory)
+    found = _architecture_of(directory)
+    architecture = found if isinstance(found, Architecture) else None
     return {
         "family": one_line(str(config.get("model_type", "")), 40),
         "quantization": saved_quantization(directory, config),
         "architecture": architecture,
+        "unmeasured": found if isinstance(found, Unmeasured) else None,
         "positions": _plausible(architecture.positions) if architecture is not None else None,
         "parameters": architecture.parameters if architecture is not None else None,
         "has_template": _has_template(directory),
@@ -143,9 +148,9 @@ def _plausible(positions: object) -> int | None:
     return positions if type(positions) is int and 0 < positions < _MOST_POSITIONS else None
 
 
-def _architecture_of(directory: Path) -> Architecture | None:
+def _architecture_of(directory: Path) -> Architecture | Unmeasured | None:
     try:
-        return load_architecture(directory)
+        return read_model(directory)
     except UserError:
         return None
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
+from core.models.architecture.sandboxed import load_architecture
 from core.models.find import STARTER_NAME, find_model, missing_model, model_path
 from core.models.inspection import ModelFacts
 from core.models.quantized import check_quantization
@@ -63,11 +65,22 @@ def check_gguf(path: Path) -> None:
 
 
 def inspect_model(path: Path) -> ModelFacts:
-    """Inspect a model; see :func:`core.models.inspection.inspect_model`; blocks. One that cannot be read has a flaw."""
+    """Inspect a model; see :func:`core.models.inspection.inspect_model`; blocks, for seconds where its family has to be
+    measured. One that cannot be read or built has a flaw.
+    """
     try:
-        return sandboxed(_inspect, f"The model in {one_line(str(path))}")(path)
+        facts = sandboxed(_inspect, f"The model in {one_line(str(path))}")(path)
     except UserError as error:
         return ModelFacts().flawed(error)
+    if facts.unmeasured is None or facts.flaw:
+        return facts
+    try:
+        architecture = load_architecture(path)
+    except UserError as error:
+        return facts.flawed(error)
+    return replace(
+        facts, architecture=architecture, parameters=architecture.parameters, positions=architecture.positions
+    )
 
 
 def _check_directory(directory: Path) -> None:

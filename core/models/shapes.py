@@ -77,17 +77,12 @@ def check_shapes(config: dict[str, Any], tensors: Mapping[str, Tensor], director
         return
     tensors = of_text_part(config, tensors)
     if (found := _embedding(tensors)) is not None:
-        # An unknown family may have embeddings of another width than its hidden states.
-        width = found[1].shape[1] if architecture.guessed else architecture.hidden
-        _compare(found[0], found[1], (architecture.vocabulary, width), directory)
+        _compare(found[0], found[1], (architecture.vocabulary, architecture.hidden), directory)
     layers = by_layer(tensors)
-    # Unknown families may have more layers for other purposes: multi-token prediction.
-    if layers and (len(layers) < architecture.depth or (len(layers) > architecture.depth and not architecture.guessed)):
+    if layers and len(layers) != architecture.depth:
         raise UserError(
             f"{directory}: the weights have {len(layers)} layers and config.json says {architecture.depth}.", _HINT
         )
-    if architecture.guessed:
-        return
     _check_linears(architecture, layers, directory)
     if not architecture.tied and found is not None and not any(name.endswith(_HEADS) for name in tensors):
         raise UserError(
@@ -98,8 +93,7 @@ def check_shapes(config: dict[str, Any], tensors: Mapping[str, Tensor], director
 
 def shapes_are_known(config: dict[str, Any], directory: Path) -> bool:
     """Whether :func:`check_shapes` compares all large weights; the others show when the model is loaded."""
-    architecture = _known_architecture(config, directory)
-    return architecture is not None and not architecture.guessed
+    return _known_architecture(config, directory) is not None
 
 
 def _known_architecture(config: dict[str, Any], directory: Path) -> Architecture | None:

@@ -57,6 +57,7 @@ class Attention:
         window: Tokens of the sliding window; None without.
         dropout: Share of the scores dropped in training, by the model's own configuration.
         uneven: Whether values are narrower than keys.
+        sinks: Whether each head has an attention sink, a score of its own in the softmax, which stays in 16 bit then.
     """
 
     heads: int
@@ -70,6 +71,7 @@ class Attention:
     window: int | None = None
     dropout: float = 0.0
     uneven: bool = False
+    sinks: bool = False
 
     @property
     def queries(self) -> int:
@@ -197,7 +199,10 @@ class Architecture:
         softcap: Whether the logits are soft-capped.
         other: Parameters outside layers, embeddings and head: the final norm, position embeddings.
         head_bias: Whether the output head has a bias.
-        guessed: Whether the family is unknown, and was read like Llama.
+        linears: Linear layers outside of the decoder layers, the head not among them.
+        wide: Parameters that are loaded in fp32 whatever the precision.
+        description: Content of the ``config.json`` of a model whose family the tables do not know: what its layers keep
+            and take is measured (:mod:`core.models.architecture.measuring`). Empty for the others.
         towers: Parts of a composite model beside the language model, which are not loaded.
         kernels: Optional kernels for its recurrent layers that are not installed.
         checkpoint: Its weights on disk, if present.
@@ -215,7 +220,9 @@ class Architecture:
     softcap: bool = False
     other: int = 0
     head_bias: bool = False
-    guessed: bool = False
+    linears: tuple[Linear, ...] = ()
+    wide: int = 0
+    description: str = ""
     towers: Towers | None = None
     kernels: tuple[Kernel, ...] = ()
     checkpoint: Checkpoint | None = None
@@ -235,9 +242,11 @@ class Architecture:
     @property
     def linear_weights(self) -> int:
         """Number of elements of the linear layers' matrices, which QLoRA quantizes."""
-        return sum(layer.count * linear.weights for layer in self.layers for linear in layer.linears)
+        inside = sum(layer.count * linear.weights for layer in self.layers for linear in layer.linears)
+        return inside + sum(linear.weights for linear in self.linears)
 
     @property
     def parameters(self) -> int:
         """Number of all parameters."""
-        return self.embeddings + self.other + sum(layer.count * layer.parameters for layer in self.layers)
+        outside = self.other + sum(linear.parameters for linear in self.linears)
+        return self.embeddings + outside + sum(layer.count * layer.parameters for layer in self.layers)

@@ -14,19 +14,6 @@ from core.models.architecture.towers import read_towers
 from core.models.text_part import is_tied
 from core.text import one_line
 
-#: Keys that show that a model of an unknown family differs from Llama.
-_UNLIKE = (
-    "num_local_experts",
-    "num_experts",
-    "n_routed_experts",
-    "moe_intermediate_size",
-    "kv_lora_rank",
-    "ssm_cfg",
-    "state_size",
-    "mamba_d_state",
-    "linear_num_key_heads",
-    "is_encoder_decoder",
-)
 #: Tensors of the intermediate width that an activation function keeps for backward; others keep one.
 _ACTIVATION_COPIES = {"gelu_new": 4, "gelu_fast": 4, "quick_gelu": 2, "relu2": 2}
 
@@ -165,10 +152,8 @@ def read_architecture(config: Mapping[str, Any], where: str) -> Architecture:
         config: Its content; of a composite model the text part is read.
         where: Name of the model in messages.
 
-    Returns:
-        The architecture; ``guessed`` if the family is unknown and was read like Llama.
-
     Raises:
+        UnknownFamilyError: If the family is not among :func:`known_families`.
         UserError: If it does not describe a causal language model, or omits a required key.
     """
     family = _model_type(config, where)
@@ -185,13 +170,14 @@ def read_architecture(config: Mapping[str, Any], where: str) -> Architecture:
         return _BUILDERS[family](values, family)
     if family in _LIKE_LLAMA:
         return _like_llama(values, family, _LIKE_LLAMA[family])
-    unlike = next((key for key in _UNLIKE if config.get(key)), None)
-    if unlike is not None:
-        raise UserError(
-            f"{where} is of the family {one_line(family, 60)}, whose memory cannot be told (it has {unlike}).",
-            f"Known are {', '.join(sorted(known_families()))}, and what is built like Llama.",
-        )
-    return replace(_like_llama(values, family, _LIKE_LLAMA["llama"]), guessed=True)
+    raise UnknownFamilyError(
+        f"{where} is of the family {one_line(family, 60)}, whose memory has to be measured.",
+        "Plan a run with it: the model is built without its weights and measured.",
+    )
+
+
+class UnknownFamilyError(UserError):
+    """The tables do not know a family; :mod:`core.models.architecture.measuring` measures it."""
 
 
 def _model_type(config: Mapping[str, Any], where: str) -> str:
@@ -221,6 +207,7 @@ def _attention(values: ConfigValues, family: str, rules: _Family, hidden: int) -
         softcap=rules.softcap and values.capped("attn_logit_softcapping", True),
         window=window,
         dropout=values.share("attention_dropout"),
+        sinks=rules.sinks,
     )
 
 

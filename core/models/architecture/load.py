@@ -5,17 +5,19 @@ A directory may hold nothing but ``config.json``; if the weights are present too
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
 from core.models.architecture.architecture import Architecture, Checkpoint
-from core.models.architecture.families import read_architecture
+from core.models.architecture.families import UnknownFamilyError, read_architecture
 from core.models.architecture.gguf_header import read_gguf_header
+from core.models.architecture.measuring import Unmeasured, measure_architecture
 from core.models.description import read_description
 from core.models.find import find_model, missing_model, model_path
 from core.models.kernels import missing_kernels
@@ -48,7 +50,7 @@ def locate_model(name: str, relative_to: Path | None = None) -> Path:
 
 
 def load_architecture(path: Path) -> Architecture:
-    """Load the architecture of a model.
+    """Load the architecture of a model; blocks for seconds if its family has to be measured.
 
     Args:
         path: A directory with ``config.json``, or a GGUF file.
@@ -56,25 +58,73 @@ def load_architecture(path: Path) -> Architecture:
     Raises:
         UserError: If it is not a model, or its shape cannot be determined.
     """
+    found = read_model(path)
+    return complete(measure_architecture(found), path) if isinstance(found, Unmeasured) else found
+
+
+def read_model(path: Path) -> Architecture | Unmeasured:
+    """Read the architecture of a model, unless its family is to be measured.
+
+    Args:
+        path: As for :func:`load_architecture`.
+
+    Raises:
+        UserError: As that function.
+    """
     if path.is_file():
         return read_architecture(read_gguf_header(path).config(str(path)), str(path))
     config_path = path / "config.json"
     config = _read_config(path, config_path)
-    files = sorted(path.glob("*.safetensors"))
-    quantization = read_quantization(path, config)
+    files = _read_files(path, config)
+    described = as_files_are_tied(config, (name for name, _ in files.tensors))
     try:
-        stored = {name: tensor for file in files for name, tensor in read_header(file).items()}
-        tensors = list(decoded(path, stored, quantization).tensors.items())
-        size = sum(file.stat().st_size for file in files)
-    except (UserError, OSError):
-        # Defects of the weights are reported when they are to be loaded.
-        tensors, size = [], 0
-    architecture = read_architecture(as_files_are_tied(config, (name for name, _ in tensors)), str(config_path))
+        architecture = read_architecture(described, str(config_path))
+    except UnknownFamilyError:
+        return Unmeasured(json.dumps(described, sort_keys=True), str(config_path))
+    return _complete(architecture, path, config, files)
+
+
+def complete(architecture: Architecture, path: Path) -> Architecture:
+    """Add what the other files of a model's directory tell.
+
+    Args:
+        architecture: By its configuration.
+        path: The directory.
+    """
+    config = _read_config(path, path / "config.json")
+    return _complete(architecture, path, config, _read_files(path, config))
+
+
+def _complete(architecture: Architecture, path: Path, config: dict[str, Any], files: _Files) -> Architecture:
     if (tokenizer := path / "tokenizer.json").is_file():
         architecture = replace(architecture, tokenizer_bytes=tokenizer.stat().st_size)
     architecture = replace(architecture, kernels=missing_kernels(config))
-    # Decoded weights are no views of the file, whatever their dtype.
-    return with_checkpoint(architecture, tensors, size, quantization.name if quantization is not None else None)
+    return with_checkpoint(architecture, files.tensors, files.bytes, files.quantization)
+
+
+@dataclass(frozen=True)
+class _Files:
+    """Headers of the weight files: the tensors once decoded, the size of the files, and their quantization, if any.
+
+    Decoded weights are no views of the file, whatever their dtype.
+    """
+
+    tensors: list[tuple[str, Tensor]]
+    bytes: int
+    quantization: str | None
+
+
+def _read_files(path: Path, config: dict[str, Any]) -> _Files:
+    files = sorted(path.glob("*.safetensors"))
+    quantization = read_quantization(path, config)
+    name = quantization.name if quantization is not None else None
+    try:
+        stored = {name: tensor for file in files for name, tensor in read_header(file).items()}
+        tensors = list(decoded(path, stored, quantization).tensors.items())
+        return _Files(tensors, sum(file.stat().st_size for file in files), name)
+    except (UserError, OSError):
+        # Defects of the weights are reported when they are to be loaded.
+        return _Files([], 0, name)
 
 
 def _read_config(directory: Path, path: Path) -> dict[str, Any]:
@@ -123,6 +173,9 @@ def with_checkpoint(
     if not total:
         return architecture
     checkpoint = Checkpoint(bytes=size, largest=largest, parameters=total, dtype=dtype or kinds.most_common(1)[0][0])
+    if architecture.description:
+        # Measured to the last parameter; further tensors are of parts that are not loaded.
+        return replace(architecture, checkpoint=checkpoint)
     # A tied head may be saved nevertheless; it is one tensor in memory.
     saved_head = architecture.tied and any(name.endswith("lm_head.weight") for name in names)
     explained = architecture.parameters + (architecture.vocabulary * architecture.hidden if saved_head else 0)

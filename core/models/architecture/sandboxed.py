@@ -5,20 +5,32 @@ from __future__ import annotations
 from pathlib import Path
 
 from core.models.architecture.architecture import Architecture
+from core.models.architecture.measuring import Unmeasured, measure_architecture
 from core.sandbox.pool import sandboxed
 from core.text import one_line
 
 
 def load_architecture(path: Path) -> Architecture:
-    """Load an architecture; see :func:`core.models.architecture.load.load_architecture`; blocks.
+    """Load an architecture; see :func:`core.models.architecture.load.load_architecture`; blocks, for seconds where a
+    family has to be measured.
 
     Raises:
         UserError: As that function, or if reading takes more memory or time than any model's should.
     """
-    return sandboxed(_load, f"The model in {one_line(str(path))}")(path)
+    about = f"The model in {one_line(str(path))}"
+    found = sandboxed(_read, about)(path)
+    if not isinstance(found, Unmeasured):
+        return found
+    return sandboxed(_complete, about)(measure_architecture(found), path)
 
 
-def _load(path: Path) -> Architecture:
-    from core.models.architecture.load import load_architecture as load
+def _read(path: Path) -> Architecture | Unmeasured:
+    from core.models.architecture.load import read_model
 
-    return load(path)
+    return read_model(path)
+
+
+def _complete(architecture: Architecture, path: Path) -> Architecture:
+    from core.models.architecture.load import complete
+
+    return complete(architecture, path)

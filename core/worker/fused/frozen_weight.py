@@ -35,7 +35,7 @@ class FrozenWeight:
     @property
     def is_quantized(self) -> bool:
         """Whether it is stored in 4 bits."""
-        return isinstance(self._layer.weight, bnb.nn.Params4bit)
+        return isinstance(self._layer, bnb.nn.Linear4bit)
 
     @property
     def is_kept(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import sys
 from collections import Counter
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from torch._subclasses.fake_tensor import FakeTensor
 
 from core.worker.fused import attention, rotary
 from core.worker.fused.gated_networks import fuse_gated
@@ -103,12 +105,23 @@ def _is_rms_norm(module: Any) -> bool:
         return False
     if module._forward_hooks or module._forward_pre_hooks:
         return False
+    if isinstance(weight, FakeTensor):
+        module, weight = _with_values(module)
     generator = torch.Generator(weight.device).manual_seed(0)
     x = torch.randn(4, len(weight), generator=generator, device=weight.device, dtype=torch.float32).to(weight.dtype)
     with torch.no_grad():
         wanted, found = module(x), RmsNormFunction.apply(x, weight, epsilon)  # type: ignore[no-untyped-call]
     # Compared value by value: next to the few large weights of trained norms, an added one would not show.
     return wanted.dtype == found.dtype and torch.allclose(found, wanted, rtol=TOLERANCE[weight.dtype], atol=1e-6)
+
+
+def _with_values(module: Any) -> tuple[Any, torch.Tensor]:
+    """A norm with values in its weight, for one that has none: of a model that is measured and not loaded."""
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randn(len(module.weight), generator=generator).to(module.weight.dtype)
+    filled = copy.copy(module)
+    filled._parameters = {**module._parameters, "weight": torch.nn.Parameter(weight, requires_grad=False)}
+    return filled, weight
 
 
 def _norm_of(weight: torch.Tensor) -> type[torch.autograd.Function]:

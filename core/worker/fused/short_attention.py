@@ -43,6 +43,11 @@ def _later_of_short(queries: int, keys: int) -> torch.Tensor:
     return later(queries, keys, torch.device("cpu"), torch.float32)
 
 
+def drop_masks() -> None:
+    """Drop the masks that are kept for the next rows of a length."""
+    _later_of_short.cache_clear()
+
+
 class ShortAttention(torch.autograd.Function):
     """Causal attention of short rows on a CPU: whole products, the probabilities kept for backward.
 

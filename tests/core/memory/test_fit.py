@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from core.config.schema import Config, DataSection, MethodSection
 from core.memory.fit import fit
 from core.memory.plan import Machine
@@ -25,7 +23,6 @@ def test_it_is_that_of_the_plan() -> None:
     unknown = fit(architecture, CONFIG, Machine("cuda"))
     assert unknown.fits is None
     assert unknown.needed_bytes
-    assert fit(replace(architecture, guessed=True), CONFIG, machine).is_guess
 
 
 def test_what_is_not_known_has_a_reason() -> None:

@@ -14,6 +14,7 @@ from textual.binding import BindingType
 from core.analysis.lengths import Lengths
 from core.config.document import ConfigDocument
 from core.errors import UserError
+from core.models.architecture.measuring import telling
 from core.presets.switch import apply_switch
 from core.runs.names import brief_id
 from core.text import one_line
@@ -443,10 +444,17 @@ class ConfigPane(Pane):
         await self.known.read_paces()
         self.refresh_plan()
 
+    def _tell_measuring(self, _activity: str, seconds: float) -> None:
+        # Called by the thread that waits.
+        view = PlanView((), 0, advice=(f"measuring the model, {seconds:.0f} s",))
+        self._plan_bar.call_later(self._plan_bar.show, view)
+
     @work(exclusive=True, group="config-plan")
     async def _plan(self, document: ConfigDocument) -> None:
         try:
-            plan = await asyncio.to_thread(self.planner, document)
+            # The thread has this context.
+            with telling(self._tell_measuring):
+                plan = await asyncio.to_thread(self.planner, document)
         except UserError as error:
             plan = PlanView((), 0, advice=(one_line(str(error), 200),))
         self._plan_bar.show(plan)

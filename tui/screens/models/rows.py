@@ -53,10 +53,9 @@ def tell_fit(memory: Fit) -> tuple[str, str]:
     """The memory that a run takes against what is free, in a few words; and the style of them."""
     if memory.needed_bytes is None:
         return "memory unknown", "$muted"
-    about = "~" if memory.is_guess else ""
     if memory.free_bytes is None:
-        return f"needs {about}{format_bytes(memory.needed_bytes)}", "$foreground"
-    amounts = f"{about}{_of(memory.needed_bytes, memory.free_bytes)}"
+        return f"needs {format_bytes(memory.needed_bytes)}", "$foreground"
+    amounts = _of(memory.needed_bytes, memory.free_bytes)
     return (f"fits, {amounts}", "$ok") if memory.fits else (f"✗ needs {amounts}", "$limit")
 
 
@@ -180,5 +179,4 @@ def _sentence(row: ModelRow, facts: ModelFacts) -> tuple[str, str]:
     if memory.needed_bytes is None:
         return one_line(memory.reason, 300) or " ", "$muted"
     free = "" if memory.free_bytes is None else f", and {format_bytes(memory.free_bytes)} are free"
-    guess = " Its family is not known; it was taken for one like Llama." if memory.is_guess else ""
-    return f"A run of this configuration takes {format_bytes(memory.needed_bytes)}{free}.{guess}", "$muted"
+    return f"A run of this configuration takes {format_bytes(memory.needed_bytes)}{free}.", "$muted"

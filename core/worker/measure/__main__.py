@@ -1,0 +1,74 @@
+"""The process that measures a model: ``python -m core.worker.measure``.
+
+Its job has the ``description`` (the content of a ``config.json``), its name in messages (``where``), and for the
+passes of a run its ``config`` and ``how`` (:class:`core.memory.steps.Arithmetic`). It answers with the structure, and
+the passes if asked for.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+from typing import Any
+
+from core.errors import UserError
+from core.sandbox.limits import TimeLimitError, cpu_limit
+from core.worker.process.answers import Answers
+from core.worker.process.job import run_job
+
+
+def measure(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
+    """Measure a model."""
+    answers.progress("importing the libraries")
+    # Once the environment is prepared.
+    import torch
+
+    from core.config.schema import Config
+    from core.memory.steps import Arithmetic
+    from core.models.architecture.measured import passes_to_dict
+    from core.models.architecture.measuring import architecture_to_dict
+    from core.worker.measure.measure import measure_passes
+    from core.worker.measure.skeleton import build_bare, build_skeleton, read_text_config
+    from core.worker.measure.structure import read_structure
+
+    torch.set_num_threads(1)
+    gc.collect()
+    gc.freeze()
+    where = job["where"]
+    answers.progress("building the model without weights")
+    try:
+        with cpu_limit(float(job["seconds"])):
+            text = read_text_config(json.loads(job["description"]), where)
+            how = Arithmetic(**job["how"]) if "how" in job else None
+            dtype = torch.float32 if how is not None and how.bytes == 4 else torch.bfloat16
+            bare = build_bare(text, dtype, where)
+            if how is None:
+                return {"architecture": architecture_to_dict(read_structure(bare, job["description"]))}
+            config = Config.model_validate(job["config"])
+            try:
+                passes = measure_passes(build_skeleton(bare, config, how), answers.progress)
+            except UserError:
+                raise
+            except Exception as error:  # code of a family that asks for values, which there are none of
+                raise _unmeasured(where, error) from error
+            return {"passes": passes_to_dict(passes)}
+    except TimeLimitError:
+        raise UserError(
+            f"{where} cannot be measured within {job['seconds']:g} s of computing.", "Choose another model."
+        ) from None
+
+
+def _unmeasured(where: str, error: Exception) -> UserError:
+    from core.text import one_line
+
+    first = one_line(str(error).strip().partition("\n")[0], 200).rstrip(".")
+    said = f"{type(error).__name__}: {first}" if first else type(error).__name__
+    return UserError(
+        f"What {where} takes in training cannot be measured: {said}.",
+        "Train without a plan, beginning with a small train.max_length; the run rehearses its largest batch first.",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run_job(measure))

@@ -1,0 +1,140 @@
+"""Measurement of a model's passes: at a few sizes for each regime of row lengths, fitted to growths."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from core.memory.batching import LENGTH_MULTIPLE, SHORT_ROW
+from core.models.architecture import measured
+from core.models.architecture.measured import Growth, LayerGrowth, Peak, Regime, fit_around, fit_layer
+from core.worker.measure.layers import LayerPasses, Passes, SizedPass, Traced, layer_multiples
+from core.worker.measure.skeleton import Skeleton
+
+#: Rows of the smallest micro-batch that is measured; what is for all rows is little in it.
+ROWS = 2
+#: Shortest rows of the last regime that are measured.
+LONG = 512
+#: Rows and lengths at which moments of a peak are compared; one that is the largest at none of them is dropped.
+_COMPARED_ROWS = (1, 2, 4, 8, 16, 64, 256)
+_COMPARED_LENGTHS = (8, 64, 256, 512, 1024, 4096, 16_384, 131_072)
+
+Told = Callable[[str], None]
+
+
+def measure_passes(skeleton: Skeleton, told: Told = lambda _what: None) -> measured.Passes:
+    """Measure the passes of a model.
+
+    Args:
+        skeleton: The model, ready to be trained.
+        told: Called with what is measured.
+    """
+    passes = Passes(skeleton, told)
+    bounds = _bounds(skeleton)
+    multiples = layer_multiples(skeleton, passes.kinds)
+    regimes = [
+        _regime(passes, multiples, shortest, longest)
+        for shortest, longest in zip((0, *bounds), (*bounds, None), strict=True)
+    ]
+    trained = Counter(
+        (parameter.shape[0], parameter.numel() // parameter.shape[0]) if parameter.dim() > 1 else (parameter.numel(), 1)
+        for parameter in skeleton.model.parameters()
+        if parameter.requires_grad
+    )
+    targets = Counter(
+        name.rpartition(".")[2] for name, module in skeleton.causal.named_modules() if getattr(module, "lora_A", None)
+    )
+    return measured.Passes(
+        tuple(passes.kinds),
+        tuple(regimes),
+        tuple((rows, columns, count) for (rows, columns), count in trained.items()),
+        tuple(targets.items()),
+        passes.gradient_from,
+    )
+
+
+def _bounds(skeleton: Skeleton) -> list[int]:
+    """Lengths of rows at which other kernels or masks come into use."""
+    how, config = skeleton.how, skeleton.config
+    eager = config._attn_implementation == "eager"
+    found = {SHORT_ROW} if how.short_attention and not eager else set()
+    if eager or not (how.cuda and how.fused_attention and how.flash):
+        for name in ("sliding_window", "attention_chunk_size"):
+            window = getattr(config, name, None)
+            if isinstance(window, int) and window > LENGTH_MULTIPLE:
+                # A row as long as the window has a mask already.
+                found.add((window - 1) // LENGTH_MULTIPLE * LENGTH_MULTIPLE)
+    bounds: list[int] = []
+    for bound in sorted(found):
+        if bound >= (bounds[-1] if bounds else 0) + 2 * LENGTH_MULTIPLE:
+            bounds.append(bound)
+    return bounds
+
+
+def _regime(passes: Passes, multiples: dict[int, int], shortest: int, longest: int | None) -> Regime:
+    """The regime of rows longer than ``shortest``, up to ``longest`` tokens."""
+    short = max(LONG, 2 * shortest) if longest is None else _padded((shortest + longest) // 2)
+    long = 2 * short if longest is None else longest
+    sizes = [passes.measure(ROWS, short), passes.measure(2 * ROWS, short), passes.measure(ROWS, long)]
+    middle = (short + long) // 2
+    around = [(one.rows, one.length, float(one.around)) for one in sizes]
+    around += [
+        (rows, length, float(passes.around(rows, length))) for rows, length in ((2 * ROWS, long), (ROWS, middle))
+    ]
+    return Regime(
+        longest,
+        fit_around(around),
+        _fitted(sizes, lambda one: one.shared),
+        _fitted(sizes, lambda one: one.end_kept),
+        _peak(sizes, [one.end_backward for one in sizes]),
+        tuple(
+            _layer(sizes, kind, reached, multiples[kind], [one.kinds[kind, reached] for one in sizes])
+            for kind, reached in sizes[0].kinds
+        ),
+    )
+
+
+def _padded(length: int) -> int:
+    return -(-length // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+
+
+def _layer(
+    sizes: Sequence[SizedPass], kind: int, reached: bool, multiple: int, found: Sequence[LayerPasses]
+) -> LayerGrowth:
+    by_size = dict(zip(map(id, sizes), found, strict=True))
+    return LayerGrowth(
+        kind,
+        reached,
+        multiple,
+        kept=_fitted(sizes, lambda one: by_size[id(one)].kept),
+        casts=_fitted(sizes, lambda one: by_size[id(one)].casts),
+        forward=_peak(sizes, [one.forward for one in found]),
+        backward=_peak(sizes, [one.backward for one in found]),
+        again=_peak(sizes, [one.again for one in found]),
+    )
+
+
+def _fitted(sizes: Sequence[SizedPass], value: Callable[[Any], int]) -> Growth:
+    return fit_layer([(one.rows, one.length, float(value(one))) for one in sizes])
+
+
+def _peak(sizes: Sequence[SizedPass], traces: Sequence[Traced]) -> Peak:
+    """The moments of a pass that are its peak at some size; of passes whose operations differ in number, as loops over
+    pieces of a row make them, the peak itself.
+    """
+    if len({len(trace.points) for trace in traces}) > 1:
+        moments = [[trace.peak for trace in traces]]
+    else:
+        moments = [list(moment) for moment in zip(*(trace.points for trace in traces), strict=True)]
+    unique = {tuple(moment) for moment in moments}
+    growths = [
+        fit_layer([(one.rows, one.length, float(value)) for one, value in zip(sizes, moment, strict=True)])
+        for moment in unique
+    ]
+    kept: dict[Growth, None] = {}
+    for length in _COMPARED_LENGTHS:
+        for rows in _COMPARED_ROWS:
+            if growths:
+                kept[max(growths, key=lambda growth: growth.at(rows * length, length))] = None
+    return tuple(kept)

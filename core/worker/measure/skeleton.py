@@ -1,0 +1,259 @@
+"""Skeleton of a model: its modules with fake tensors (torch's ``FakeTensorMode``), which have shapes and no values.
+
+It is built from ``config.json`` alone and made ready to train as a run would: layers in 4 bits, adapters attached,
+fused functions put in. A model of 100 billion parameters takes some megabytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import bitsandbytes as bnb
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AutoConfig, AutoModelForCausalLM, masking_utils
+from transformers.initialization import no_init_weights
+from transformers.integrations.bitsandbytes import replace_with_bnb_linear
+
+from core.config.schema import WEIGHT_METHODS, Config
+from core.config.sixteen_bit import kept_patterns
+from core.errors import UserError
+from core.memory.sizes import NF4_BLOCK, NF4_OUTER_BLOCK
+from core.memory.steps import Arithmetic
+from core.text import one_line
+from core.worker.fused.ggml_quant import ggml_type
+from core.worker.fused.install import fuse
+from core.worker.fused.short_attention import drop_masks
+from core.worker.measure.card import CARD_ATTENTION, CardOperations, register
+from core.worker.model.adapters import TRAINED, attach_adapters
+from core.worker.model.full_weights import choose_weights
+from core.worker.model.model import keep_gradients
+from core.worker.model.quantizer import FourBitQuantizer, four_bit_config
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """A model without values, ready to be trained.
+
+    Args:
+        model: A causal language model of transformers, or a ``PeftModel`` around one.
+        causal: The causal language model.
+        config: Its configuration.
+        mode: The mode that its tensors belong to.
+        dtype: Dtype of its hidden states.
+        how: The arithmetic.
+    """
+
+    model: Any
+    causal: Any
+    config: Any
+    mode: contextlib.AbstractContextManager[Any]
+    dtype: torch.dtype
+    how: Arithmetic
+
+    @contextlib.contextmanager
+    def arithmetic(self) -> Iterator[None]:
+        """The context of a forward pass: autocast, as accelerate sets it up, and a card's operations."""
+        with torch.autocast("cpu", self.dtype, enabled=self.how.autocast), self.operations():
+            yield
+
+    def operations(self) -> contextlib.AbstractContextManager[Any]:
+        """The context in which operations are a card's, if the run is on one."""
+        if not self.how.cuda:
+            return contextlib.nullcontext()
+        return CardOperations(self.dtype if self.how.autocast else None)
+
+
+def read_text_config(description: Mapping[str, Any], where: str) -> Any:
+    """The configuration of the text model that ``config.json`` describes.
+
+    Args:
+        description: The content of ``config.json``; of a model that also sees or hears, its text part is taken.
+        where: Name of the model in messages.
+
+    Raises:
+        UserError: If the installed transformers does not know it, or it describes no model that writes text.
+    """
+    family = one_line(str(description.get("model_type", "")), 60)
+    try:
+        whole = AutoConfig.for_model(**dict(description))
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise _unmeasured(where, family, error) from error
+    text = whole.get_text_config()
+    if text is not whole and "tie_word_embeddings" in description:
+        # Parts share the key at the top level.
+        text.tie_word_embeddings = bool(description["tie_word_embeddings"])
+    if type(text) not in AutoModelForCausalLM._model_mapping:
+        raise UserError(
+            f"{where} is of the family {family}, for which transformers has no causal language model.",
+            "Choose a model that writes text.",
+        )
+    return text
+
+
+def build_bare(config: Any, dtype: torch.dtype, where: str) -> Any:
+    """The causal language model of a configuration on torch's meta device, frozen.
+
+    Raises:
+        UserError: If transformers cannot build it.
+    """
+    try:
+        with torch.device("meta"), no_init_weights():
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+    except Exception as error:  # a configuration that is anyone's fails in as many ways as there are lines
+        raise _unmeasured(where, str(config.model_type), error) from error
+    for name, wide in _kept_wide(model, dtype):
+        _put(model, name, torch.nn.Parameter(wide, requires_grad=False))
+    model.requires_grad_(False)
+    return model
+
+
+def _unmeasured(where: str, family: str, error: Exception) -> UserError:
+    lines = str(error).strip().splitlines()
+    said = one_line(lines[0] if lines else type(error).__name__, 200).rstrip(".")
+    return UserError(
+        f"{where} is of the family {one_line(family, 60)}, and its memory cannot be measured: {said}.",
+        "Check its config.json, or take a newer version of transformers.",
+    )
+
+
+def _kept_wide(model: Any, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters that transformers loads in fp32 whatever the dtype."""
+    plan = model._get_dtype_plan(dtype)
+    for name, parameter in list(model.named_parameters()):
+        if parameter.is_floating_point() and any(f".{entry}" in f".{name}" for entry in plan):
+            yield name, parameter.detach().to(torch.float32)
+
+
+def _put(model: Any, name: str, parameter: torch.nn.Parameter) -> None:
+    owner, _, own = name.rpartition(".")
+    model.get_submodule(owner)._parameters[own] = parameter
+
+
+def build_skeleton(model: Any, config: Config, how: Arithmetic) -> Skeleton:
+    """Make a bare model ready to be trained as a run would; it is changed.
+
+    Args:
+        model: As of :func:`build_bare`.
+        config: Configuration of the run: method and fast paths.
+        how: Its arithmetic.
+
+    Raises:
+        UserError: If nothing in it is trained.
+    """
+    dtype = next(iter(model.get_input_embeddings().parameters())).dtype
+    if how.quantized:
+        settings = four_bit_config(dtype, kept_patterns(config.model.keep_16bit))
+        skipped = FourBitQuantizer(settings).get_modules_to_not_convert(
+            model, settings.llm_int8_skip_modules, list(model._get_dtype_plan(dtype))
+        )
+        replace_with_bnb_linear(model, modules_to_not_convert=skipped, quantization_config=settings)
+        model.is_loaded_in_4bit = True
+        model.requires_grad_(False)
+    trained: Any = model
+    with torch.device("meta"), _without_seed():
+        if config.method.name in WEIGHT_METHODS:
+            trained = choose_weights(model, config.method, seed=0)
+        else:
+            trained = attach_adapters(model, config.method, seed=0, fresh=False)
+    mode = FakeTensorMode()
+    _give_storage(trained, mode, dtype)
+    if how.quantized:
+        keep_gradients(trained)
+    if how.fused_layers or how.fused_attention:
+        fused = fuse(trained, TRAINED, attention_alone=not how.fused_layers)
+        for layer in fused.lora:
+            if config.method.train_for is not None:
+                layer.weight.train_for(ggml_type(config.method.train_for))
+        if how.dequantized:
+            with mode:
+                fused.keep_weights(dtype)
+    if how.cuda:
+        register(how)
+        if model.config._attn_implementation != "eager":
+            model.set_attn_implementation(CARD_ATTENTION)
+    return Skeleton(trained, model, model.config, mode, dtype, how)
+
+
+@contextlib.contextmanager
+def _without_seed() -> Iterator[None]:
+    """Leave the random state as it was."""
+    state = torch.get_rng_state()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
+
+
+def _give_storage(model: Any, mode: FakeTensorMode, dtype: torch.dtype) -> None:
+    """Replace parameters and buffers on the meta device by fake tensors on the CPU, tied ones once."""
+    made: dict[int, torch.nn.Parameter] = {}
+    with mode:
+        for module in model.modules():
+            for name, parameter in module._parameters.items():
+                if parameter is None:
+                    continue
+                if id(parameter) not in made:
+                    made[id(parameter)] = _parameter(module, name, parameter, dtype)
+                module._parameters[name] = made[id(parameter)]
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device="cpu")
+            # Some modules refer to a buffer by a second name.
+            for name, value in vars(module).items():
+                if isinstance(value, torch.Tensor) and value.is_meta:
+                    setattr(module, name, torch.empty(value.shape, dtype=value.dtype, device="cpu"))
+
+
+def _parameter(module: Any, name: str, parameter: torch.nn.Parameter, dtype: torch.dtype) -> torch.nn.Parameter:
+    if isinstance(parameter, bnb.nn.Params4bit) and name == "weight":
+        return _four_bits(module, dtype)
+    empty = torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu")
+    return torch.nn.Parameter(empty, requires_grad=parameter.requires_grad)
+
+
+def _four_bits(module: Any, dtype: torch.dtype) -> torch.nn.Parameter:
+    """The weight of a layer in 4 bits, with its state of quantization."""
+    elements = module.in_features * module.out_features
+    blocks = math.ceil(elements / NF4_BLOCK)
+    inner = bnb.functional.QuantState(
+        absmax=torch.empty(math.ceil(blocks / NF4_OUTER_BLOCK), device="cpu"),
+        code=torch.empty(256, device="cpu"),
+        blocksize=NF4_OUTER_BLOCK,
+        dtype=torch.float32,
+    )
+    weight: Any = torch.nn.Parameter(
+        torch.empty(math.ceil(elements / 2), 1, dtype=torch.uint8, device="cpu"), requires_grad=False
+    )
+    weight.quant_state = bnb.functional.QuantState(
+        absmax=torch.empty(blocks, dtype=torch.uint8, device="cpu"),
+        shape=torch.Size((module.out_features, module.in_features)),
+        code=torch.empty(16, device="cpu"),
+        blocksize=NF4_BLOCK,
+        quant_type="nf4",
+        dtype=dtype,
+        offset=torch.empty((), device="cpu"),
+        state2=inner,
+    )
+    kept: torch.nn.Parameter = weight
+    return kept
+
+
+@contextlib.contextmanager
+def without_values() -> Iterator[None]:
+    """A context in which transformers decides on masks without looking at values, which fake tensors lack: batches are
+    neither padded on the left nor packed.
+    """
+    usual = masking_utils.find_packed_sequence_indices
+    masking_utils.find_packed_sequence_indices = lambda _positions: None
+    drop_masks()
+    try:
+        yield
+    finally:
+        # Those made meanwhile have no values.
+        drop_masks()
+        masking_utils.find_packed_sequence_indices = usual

@@ -1,0 +1,140 @@
+"""Structure of a model for the memory plan: its parameters and layers, read off its modules."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from typing import Any
+
+import torch
+from transformers.pytorch_utils import Conv1D
+
+from core.models.architecture.architecture import Architecture, Attention, Experts, Layer, Linear
+from core.worker.measure.layers import layer_kinds, layer_type
+from core.worker.model.model import decoder_layers
+
+#: Types of layers that carry a state from token to token instead of attending.
+_WITHOUT_SCORES = frozenset(("linear_attention", "mamba", "conv", "recurrent", "moe", "mlp"))
+#: Names of the number of experts that a token passes through.
+_ACTIVE = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_topk", "moe_top_k")
+
+
+def read_structure(causal: Any, description: str) -> Architecture:
+    """The structure of a causal language model of transformers.
+
+    Args:
+        causal: The model, on the meta device.
+        description: Content of its ``config.json``.
+    """
+    config = causal.config
+    layers, kinds = decoder_layers(causal), layer_kinds(causal)
+    names = {id(module): name for name, module in causal.named_modules()}
+    embeddings, head = causal.get_input_embeddings().weight, causal.get_output_embeddings()
+    tied = head is None or head.weight is embeddings or bool(getattr(config, "tie_word_embeddings", False))
+    inside = {id(module) for layer in layers for module in layer.modules()}
+    outside = tuple(
+        _linear(name, module)
+        for name, module in causal.named_modules()
+        if _is_linear(module) and module is not head and id(module) not in inside
+    )
+    found = [
+        _layer(layers[run[0]], config, run[0], len(run))
+        for run in (list(group) for _, group in itertools.groupby(range(len(layers)), key=kinds.__getitem__))
+    ]
+    parameters = {id(parameter): parameter for parameter in causal.parameters()}
+    if tied and head is not None:
+        parameters.pop(id(head.weight), None)
+        parameters[id(embeddings)] = embeddings
+    total = sum(parameter.numel() for parameter in parameters.values())
+    vocabulary, hidden = embeddings.shape
+    bias = getattr(head, "bias", None) is not None
+    dtype = embeddings.dtype
+    made = Architecture(
+        family=str(config.model_type),
+        hidden=int(hidden),
+        vocabulary=int(vocabulary),
+        tied=tied,
+        layers=tuple(found),
+        prefix=names[id(layers[0])].rpartition(".")[0] if layers else "model.layers",
+        positions=_size(config, "max_position_embeddings"),
+        softcap=bool(getattr(config, "final_logit_softcapping", None)),
+        head_bias=bias,
+        linears=outside,
+        wide=sum(one.numel() for one in parameters.values() if one.dtype != dtype and one.dtype == torch.float32),
+        description=description,
+    )
+    return replace(made, other=total - made.parameters)
+
+
+def _is_linear(module: Any) -> bool:
+    return isinstance(module, (torch.nn.Linear, Conv1D))
+
+
+def _linear(name: str, module: Any) -> Linear:
+    transposed = isinstance(module, Conv1D)
+    rows, columns = module.weight.shape
+    inputs, outputs = (rows, columns) if transposed else (columns, rows)
+    return Linear(name, int(inputs), int(outputs), module.bias is not None, transposed=transposed)
+
+
+def _layer(layer: Any, config: Any, number: int, count: int) -> Layer:
+    linears = [_linear(name, module) for name, module in layer.named_modules() if _is_linear(module)]
+    experts, router = _experts(layer, config)
+    linears = [linear for linear in linears if linear.name != router]
+    total = sum(parameter.numel() for parameter in layer.parameters())
+    explained = sum(linear.parameters for linear in linears) + (experts.weights if experts is not None else 0)
+    return Layer(
+        count,
+        tuple(linears),
+        _attention(layer, config, number),
+        width=_size(config, "intermediate_size") or 0,
+        norms=0,
+        experts=experts,
+        other=total - explained,
+    )
+
+
+def _experts(layer: Any, config: Any) -> tuple[Experts | None, str]:
+    """Stacked experts, if the layer has gated ones with a router, and the name of the router."""
+    stacked = [parameter for parameter in layer.parameters() if parameter.dim() == 3]
+    active = next((size for name in _ACTIVE if (size := _size(config, name)) is not None), None)
+    if len(stacked) != 2 or active is None or len({parameter.shape[0] for parameter in stacked}) != 1:
+        return None, ""
+    count = int(stacked[0].shape[0])
+    sizes = sorted(parameter.numel() // count for parameter in stacked)
+    # The projections to gate and inner values are one tensor of twice the size of the other.
+    if sizes[1] != 2 * sizes[0]:
+        return None, ""
+    routers = [
+        (name, parameter)
+        for name, parameter in layer.named_parameters()
+        if parameter.dim() == 2 and parameter.shape[0] == count and sizes[0] % parameter.shape[1] == 0
+    ]
+    hidden = config.hidden_size
+    router = next((name for name, parameter in routers if parameter.shape[1] == hidden), None)
+    if router is None:
+        return None, ""
+    experts = Experts(count, active, hidden, sizes[0] // hidden, adapted=False)
+    return experts, router.removesuffix(".weight")
+
+
+def _attention(layer: Any, config: Any, number: int) -> Attention:
+    kind = layer_type(config, number)
+    window = _size(config, "sliding_window") if kind.startswith("sliding") or not kind else None
+    heads = _size(config, "num_attention_heads") or 0
+    if kind in _WITHOUT_SCORES or not heads:
+        return Attention(0, 0, 0, rotary=False)
+    own = [size for module in layer.modules() if isinstance(size := getattr(module, "head_dim", None), int)]
+    head_dim = own[0] if own else _size(config, "head_dim") or max(config.hidden_size // heads, 1)
+    return Attention(
+        heads,
+        _size(config, "num_key_value_heads") or heads,
+        head_dim,
+        kernel="eager" if config._attn_implementation == "eager" else "sdpa",
+        window=window,
+    )
+
+
+def _size(config: Any, name: str) -> int | None:
+    value = getattr(config, name, None)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None

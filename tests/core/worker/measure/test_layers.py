@@ -1,0 +1,80 @@
+"""Measured passes of layers without values against the same passes with real tensors."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from core.config.schema import Config
+from core.memory.plan import Machine
+from core.memory.planner import arithmetic
+from core.worker.fused.install import fuse
+from core.worker.measure.layers import LayerPasses, Passes, SizedPass
+from core.worker.measure.skeleton import Skeleton, build_bare, build_skeleton, read_text_config
+from core.worker.model.adapters import TRAINED, attach_adapters
+from core.worker.model.model import load_model
+from tests.families.tiny import FAMILIES
+
+ROWS = 2
+
+
+def config_of(**more: Any) -> Config:
+    sections: dict[str, Any] = {"data": {"train": "x"}, "train": {"precision": "bf16"}, "method": {"rank": 8}}
+    return Config.model_validate(sections | more)
+
+
+def without_values(family: str, config: Config) -> Skeleton:
+    text = read_text_config(FAMILIES[family].config().to_dict(), family)
+    return build_skeleton(build_bare(text, torch.bfloat16, family), config, arithmetic(config, Machine("cpu")))
+
+
+def with_values(family: str, config: Config, directory: Path) -> Skeleton:
+    """The same of real tensors, loaded as a run does."""
+    text = read_text_config(FAMILIES[family].config().to_dict(), family)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(text, dtype=torch.bfloat16).save_pretrained(directory)
+    loaded = load_model(
+        directory, method=config.method.name, precision="bf16", device="cpu", for_training=True, tokenizer=object()
+    )
+    model = attach_adapters(loaded.model, config.method, seed=0)
+    how = arithmetic(config, Machine("cpu"))
+    if how.fused_layers:
+        fuse(model, TRAINED)
+    return Skeleton(model, loaded.model, loaded.model.config, contextlib.nullcontext(), loaded.dtype, how)
+
+
+def figures(passes: LayerPasses) -> dict[str, int]:
+    return {
+        "kept": passes.kept,
+        "casts": passes.casts,
+        "forward": passes.forward.peak,
+        "backward": passes.backward.peak,
+        "again": passes.again.peak,
+    }
+
+
+def measured(skeleton: Skeleton, length: int) -> tuple[list[int], SizedPass]:
+    passes = Passes(skeleton)
+    return passes.kinds, passes.measure(ROWS, length)
+
+
+@pytest.mark.parametrize("length", [96, 320])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_without_values_keeps_what_a_real_one_does(family: str, length: int, tmp_path: Path) -> None:
+    config = config_of()
+    kinds, found = measured(without_values(family, config), length)
+    real_kinds, real = measured(with_values(family, config, tmp_path), length)
+    assert kinds == real_kinds
+    assert (found.around, found.end_kept, found.end_backward.peak) == (
+        real.around,
+        real.end_kept,
+        real.end_backward.peak,
+    )
+    assert found.kinds.keys() == real.kinds.keys()
+    for kind, passes in found.kinds.items():
+        assert figures(passes) == figures(real.kinds[kind]), kind

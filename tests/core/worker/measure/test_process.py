@@ -1,0 +1,104 @@
+"""The process that measures, and the cache of what it found."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.errors import UserError
+from core.models.architecture import measuring
+from core.models.architecture.measuring import Unmeasured, measure_architecture, telling
+from core.paths import home
+from tests.families.tiny import FAMILIES
+
+
+@pytest.fixture(autouse=True)
+def nothing_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "_remembered", {})
+
+
+def model(**changes: Any) -> Unmeasured:
+    return Unmeasured(json.dumps(FAMILIES["lfm2"].config().to_dict() | changes, default=str), "a model")
+
+
+def cached() -> list[Path]:
+    return sorted((home() / "cache" / "measured").glob("*.json"))
+
+
+def test_a_model_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[str, float]] = []
+    with telling(lambda activity, seconds: told.append((activity, seconds))):
+        found = measure_architecture(model())
+    assert (found.family, found.depth, found.hidden, found.vocabulary) == ("lfm2", 3, 64, 320)
+    assert told
+    assert told[-1][1] > told[0][1]
+    (path,) = cached()
+    runs: list[dict[str, Any]] = []
+
+    def run(job: dict[str, Any]) -> dict[str, Any]:
+        runs.append(job)
+        return {"architecture": json.loads(whole)["value"]}
+
+    whole = path.read_text()
+    monkeypatch.setattr(measuring, "_run", run)
+    assert measure_architecture(model()) == found
+    measuring._remembered.clear()
+    assert measure_architecture(model()) == found
+    assert not runs
+    foreign = json.dumps({"key": "0" * 32, "value": json.loads(whole)["value"]})
+    for content in (whole[: len(whole) // 2], foreign, "[]", ""):
+        measuring._remembered.clear()
+        runs.clear()
+        path.write_text(content)
+        assert measure_architecture(model()) == found
+        assert len(runs) == 1
+        assert json.loads(path.read_text()) == json.loads(whole)
+
+
+def test_another_configuration_or_version_is_measured_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = {
+        measuring._key({"description": model(**change).description}, "architecture")
+        for change in ({}, {"hidden_size": 128})
+    }
+    monkeypatch.setattr(measuring, "version", lambda _name: "0")
+    keys.add(measuring._key({"description": model().description}, "architecture"))
+    assert len(keys) == 3
+
+
+@pytest.mark.parametrize(
+    ("description", "words"),
+    [
+        (
+            {"model_type": "of_tomorrow", "hidden_size": 8},
+            "a model is of the family of_tomorrow, and its memory cannot",
+        ),
+        ({"model_type": "siglip_vision_model"}, "for which transformers has no causal language model"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_with_the_reason(description: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words) as raised:
+        measure_architecture(Unmeasured(json.dumps(description), "a model"))
+    assert raised.value.hint
+    assert not cached()
+
+
+def test_a_process_without_memory_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "MEMORY", 64 << 20)
+    with pytest.raises(UserError, match="measure") as raised:
+        measure_architecture(model())
+    assert raised.value.hint
+
+
+def test_who_waits_may_give_up() -> None:
+    class GivenUpError(Exception):
+        """Somebody has something better to do."""
+
+    def give_up(_activity: str, _seconds: float) -> None:
+        raise GivenUpError
+
+    with pytest.raises(GivenUpError), telling(give_up):
+        measure_architecture(model())
+    assert not cached()
