@@ -22,7 +22,7 @@ from core.data.registries.source import load_registry
 from core.errors import LONGEST, UserError
 from core.hub.listing import read_listing
 from core.importers.convert import import_config
-from core.models.architecture.sandboxed import load_architecture
+from core.models.architecture.sandboxed import read_model
 from core.models.sandboxed import check_model_config, check_model_directory
 from core.runs.history import read_history
 from core.runs.state import RunState
@@ -150,7 +150,7 @@ def readers(directory: Path, model: Path, gguf: Path | None = None) -> list[Read
         *_runs(directory),
     ]
     if gguf is not None:
-        found.append(Reader("gguf", (gguf.read_bytes(),), load_architecture, ".gguf"))
+        found.append(Reader("gguf", (gguf.read_bytes(),), read_model, ".gguf"))
     return found
 
 
@@ -232,13 +232,13 @@ def _models(directory: Path, model: Path) -> Iterator[Reader]:
 
     def checked(place: Path) -> object:
         check_model_directory(place)
-        return load_architecture(place)
+        return read_model(place)
 
     weights = next(path.name for path in sorted(model.glob("*.safetensors")))
     uses: tuple[tuple[str, Callable[[Path], object], int], ...] = (
         ("tokenizer.json", masked, 4),
         ("tokenizer_config.json", masked, 4),
-        ("config.json", lambda place: (check_model_config(place), load_architecture(place)), 1),
+        ("config.json", lambda place: (check_model_config(place), read_model(place)), 1),
         (weights, checked, 4),
     )
     for name, use, cost in uses:

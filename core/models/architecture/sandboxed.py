@@ -17,17 +17,25 @@ def load_architecture(path: Path) -> Architecture:
     Raises:
         UserError: As that function, or if reading takes more memory or time than any model's should.
     """
-    about = f"The model in {one_line(str(path))}"
-    found = sandboxed(_read, about)(path)
+    found = read_model(path)
     if not isinstance(found, Unmeasured):
         return found
-    return sandboxed(_complete, about)(measure_architecture(found), path)
+    return sandboxed(_complete, f"The model in {one_line(str(path))}")(measure_architecture(found), path)
+
+
+def read_model(path: Path) -> Architecture | Unmeasured:
+    """Read an architecture without measuring anything; see :func:`core.models.architecture.load.read_model`; blocks.
+
+    Raises:
+        UserError: As :func:`load_architecture`.
+    """
+    return sandboxed(_read, f"The model in {one_line(str(path))}")(path)
 
 
 def _read(path: Path) -> Architecture | Unmeasured:
-    from core.models.architecture.load import read_model
+    from core.models.architecture.load import read_model as read
 
-    return read_model(path)
+    return read(path)
 
 
 def _complete(architecture: Architecture, path: Path) -> Architecture:

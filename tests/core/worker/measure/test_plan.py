@@ -124,8 +124,14 @@ def test_the_plan_of_a_measured_model_is_what_torch_allocates(family: str, check
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
-@pytest.mark.parametrize("kind", ["cuda", "cpu"])
-@pytest.mark.parametrize("name", ["Llama-3-8B", "Qwen2.5-0.5B", "Qwen3-4B", "Mistral-7B", "Gemma-2-9B", "SmolLM3-3B"])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *((name, "cuda") for name in ("Llama-3-8B", "Qwen3-4B", "Mistral-7B", "Gemma-2-9B", "SmolLM3-3B")),
+        ("Qwen2.5-0.5B", "cuda"),
+        ("Qwen2.5-0.5B", "cpu"),
+    ],
+)
 def test_the_tables_are_held_against_the_measurement(
     name: str, kind: Literal["cuda", "cpu"], checkpointing: bool, tmp_path: Path
 ) -> None:
@@ -138,7 +144,7 @@ def test_the_tables_are_held_against_the_measurement(
     by_table, by_measurement = (plan.by_name() for plan in plans)
     for part in ("linear_weights", "embeddings", "norms", "adapters", "optimizer"):
         assert by_table[part] == by_measurement[part], part
-    assert plans[0].targets == plans[1].targets
+    assert dict(plans[0].targets) == dict(plans[1].targets)
     assert comes_and_goes(plans[0]) == pytest.approx(comes_and_goes(plans[1]), rel=0.03)
 
 

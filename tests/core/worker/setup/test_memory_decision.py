@@ -667,5 +667,5 @@ def test_a_run_predicts_its_own_memory(model_of: Callable[[str], Path]) -> None:
 
 
 def test_a_model_that_cannot_be_told_is_trained_without_a_prediction(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "jamba", "mamba_d_state": 16}))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "of_tomorrow"}))
     assert predict_memory(config_of(tmp_path), "cpu", Dataset(), make_state()) is None
