@@ -35,12 +35,17 @@ class Offsets:
     """Where the groups of rows end.
 
     Args:
-        device: End of each expert's rows, ``(experts,)``, int32, on the device.
-        host: The same, on the host.
+        host: End of each expert's rows.
+        device: Where the rows are.
     """
 
-    device: torch.Tensor
     host: Sequence[int]
+    device: torch.device
+
+    @functools.cached_property
+    def ends(self) -> torch.Tensor:
+        """The ends on the device, ``(experts,)``, int32."""
+        return torch.tensor(self.host, dtype=torch.int32, device=self.device)
 
     @functools.cached_property
     def counts(self) -> list[int]:
@@ -76,9 +81,7 @@ class Offsets:
         key = tuple(block)
         if key not in self._parts:
             begin = self.rows(block).start
-            self._parts[key] = Offsets(
-                self.device[as_index(block)] - begin, [self.host[number] - begin for number in block]
-            )
+            self._parts[key] = Offsets([self.host[number] - begin for number in block], self.device)
         return self._parts[key]
 
     @functools.cached_property
@@ -88,7 +91,7 @@ class Offsets:
         for groups, length in plan_rounds(self.counts):
             begin = [self.host[group] - self.counts[group] + taken[group] for group in groups]
             left = [self.counts[group] - taken[group] for group in groups]
-            found.append(_round(groups, begin, left, length, self.device.device, whole=len(groups) == len(self.counts)))
+            found.append(_round(groups, begin, left, length, self.device, whole=len(groups) == len(self.counts)))
             for group in groups:
                 taken[group] += length
         return found
@@ -161,7 +164,7 @@ def multiply(
     """
     found = rows.new_empty((len(rows), matrices.shape[2])) if into is None else into
     if len(rows) and takes_kernel(rows, matrices):
-        return found.copy_(_kernel(rows, matrices, offsets.device))
+        return found.copy_(_kernel(rows, matrices, offsets.ends))
     for one in offsets.rounds:
         product = torch.bmm(rows[one.index], matrices if one.groups is None else matrices[one.groups])
         # A padded place writes its group's last row once more, with the same numbers.
@@ -181,8 +184,8 @@ def multiply_between(left: torch.Tensor, right: torch.Tensor, offsets: Offsets) 
         ``(groups, a, b)``; zero for a group without rows.
     """
     if len(left) and takes_kernel(left.T, right):
-        found = _kernel(left.T, right, offsets.device)
-        counts = offsets.device.diff(prepend=offsets.device.new_zeros(1))
+        found = _kernel(left.T, right, offsets.ends)
+        counts = offsets.ends.diff(prepend=offsets.ends.new_zeros(1))
         return torch.where((counts > 0).view(-1, 1, 1), found, torch.zeros_like(found))
     found = left.new_zeros((len(offsets.host), left.shape[1], right.shape[1]))
     for one in offsets.rounds:
@@ -197,7 +200,7 @@ def multiply_between(left: torch.Tensor, right: torch.Tensor, offsets: Offsets) 
 
 def row_experts(offsets: Offsets) -> torch.Tensor:
     """The expert of each row, ``(rows,)``, without asking the device."""
-    counts = offsets.device.diff(prepend=offsets.device.new_zeros(1))
+    counts = offsets.ends.diff(prepend=offsets.ends.new_zeros(1))
     numbers = torch.arange(len(offsets.host), device=counts.device)
     return torch.repeat_interleave(numbers, counts, output_size=offsets.host[-1])
 

@@ -106,8 +106,8 @@ class Groups:
 
     @functools.cached_property
     def ends(self) -> Offsets:
-        """The offsets on the device and on the host, for which it waits the first time."""
-        return Offsets(self.offsets, self.offsets.tolist())
+        """The offsets on the host, for which it waits the first time."""
+        return Offsets(self.offsets.tolist(), self.offsets.device)
 
     def parts(self) -> Iterator[tuple[int, slice]]:
         """Experts that were chosen at all, with their part of the sorted choices. It waits for the device."""
