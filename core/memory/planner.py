@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 from core.config.derived import sequences_per_row, updates_in_backward
+from core.config.experts import without_adapters
 from core.config.schema import WEIGHT_METHODS, Config
 from core.config.sixteen_bit import kept_patterns
 from core.errors import UserError
@@ -506,10 +507,20 @@ class _Planner:
         checkpoint = self.model.checkpoint
         return checkpoint.bytes if checkpoint is not None else 2 * self.model.parameters
 
+    def _bare_experts(self) -> str | None:
+        """Why experts have no adapters, in a sentence, where that was not asked for."""
+        layers = [(layer.experts, layer.count) for layer in self.model.layers if layer.experts is not None]
+        if not layers:
+            return None
+        experts = sum(each.count * count for each, count in layers)
+        return without_adapters(self.config.method, layers[0][0].matrices, experts)
+
     def _caveats(self) -> list[str]:
         found = []
         if self.measured is not None:
             found.append(f"The memory of the family {self.model.family} was measured: built without its weights.")
+        if not self.weights and (sentence := self._bare_experts()) is not None:
+            found.append(sentence)
         if self.model.towers is not None:
             found.append(_left_out(self.model.towers))
         if self.cuda and self.model.kernels:

@@ -272,6 +272,15 @@ def test_only_active_experts_compute_and_all_that_are_touched_are_dequantized() 
     assert touched_experts(128, 8, 2048) == pytest.approx(128)
 
 
+@pytest.mark.parametrize(
+    ("method", "told"),
+    [({}, True), ({"target_experts": "off"}, False), ({"target_experts": "on"}, False), ({"name": "full"}, False)],
+)
+def test_the_plan_says_why_experts_have_no_adapters(method: dict[str, Any], told: bool) -> None:
+    notes = plan_of(published.QWEN_3_30B_A3B, method=method).notes
+    assert any("629 M parameters, 2.2% of the experts' own" in note for note in notes) is told
+
+
 def on_12_gb(host: int | None = 32 << 30, pins: bool = True, **sections: Any) -> Plan:
     """The plan of a mixture of 30B, rows of 2,048 tokens, on a card of 12 GB."""
     machine = Machine("cuda", 12 * 10**9, host_bytes=host, pins=pins)

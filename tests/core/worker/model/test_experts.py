@@ -11,7 +11,7 @@ import bitsandbytes as bnb
 import pytest
 import torch
 import transformers
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, core_model_loading
 
@@ -337,8 +337,6 @@ def test_gradients_of_adapters_are_those_of_the_sum(name: str, bases: dict[str, 
 
 
 def _adapted_by_peft(plain: Any, model: Any) -> Any:
-    from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
-
     state, config = adapter_state(model)
     made = get_peft_model(
         plain,
@@ -436,3 +434,23 @@ def test_auto_leaves_narrow_experts_out_and_says_so(bases: dict[str, Path]) -> N
     assert "at rank 4" in sentence
     model = attach_adapters(base, method, seed=0)
     assert not any("experts" in name for name, p in model.named_parameters() if p.requires_grad)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["qwen3_moe", "glm4_moe_lite"])
+def test_an_adapter_that_peft_put_on_experts_and_routers_is_loaded(
+    name: str, bases: dict[str, Path], tmp_path: Path
+) -> None:
+    """PEFT's own all-linear: the first matrix has twice the rank there, and the router an adapter."""
+    plain = AutoModelForCausalLM.from_pretrained(bases[name], dtype=torch.float32)
+    plain.set_experts_implementation("eager")
+    theirs = get_peft_model(plain, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+    disturb(theirs)
+    theirs.save_pretrained(tmp_path / "adapter")
+    config = theirs.peft_config["default"]
+    assert "gate.weight" in config.target_parameters
+    assert list(config.rank_pattern.values()) == [8]
+    ours = load(bases[name], "lora", adapter=tmp_path / "adapter").eval()
+    with torch.no_grad():
+        wanted = theirs.eval()(input_ids=IDS).logits
+        torch.testing.assert_close(ours(input_ids=IDS).logits, wanted, rtol=1e-4, atol=2e-5)
