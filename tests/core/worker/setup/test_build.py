@@ -114,7 +114,7 @@ def test_a_model_that_does_not_fit_is_a_sentence(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("core.worker.model.model.AutoModelForCausalLM.from_pretrained", fail)
+    monkeypatch.setattr("core.worker.model.model.causal_lm", fail)
     with pytest.raises(UserError, match="does not fit on cpu"):
         start()
 
