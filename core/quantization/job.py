@@ -47,8 +47,7 @@ def measure(config: Config, progress: Progress, *, rows: int = ROWS) -> Quantiza
     """
     progress("planning the memory", None, None)
     free = free_bytes(config)
-    found = known(config, rows=rows)
-    if found is not None and _suits(found, free):
+    if (found := recall(config, free, rows=rows)) is not None:
         return found
     key = _key(config, rows)
     job = {
@@ -81,6 +80,18 @@ def known(config: Config, *, rows: int = ROWS) -> QuantizationCost | None:
     with contextlib.suppress(OSError, UserError, ValueError, KeyError, TypeError):
         return QuantizationCost.from_dict(json.loads(read_small(_path(key), _LIMIT)))
     return None
+
+
+def recall(config: Config, free: int | None, *, rows: int = ROWS) -> QuantizationCost | None:
+    """The result of an earlier measurement that still says what to keep; None where there is none.
+
+    Args:
+        config: As for :func:`measure`.
+        free: What layers in 16 bit may take now; None where that is not known.
+        rows: As for :func:`measure`.
+    """
+    found = known(config, rows=rows)
+    return found if found is not None and _suits(found, free) else None
 
 
 def known_sentence(config: Config) -> str:

@@ -10,7 +10,7 @@ from core.atomic import write_atomic
 from core.config.document import dump_config
 from core.config.schema import Config
 from core.directories import disk_error
-from core.quantization.job import SHARE
+from core.quantization.job import SHARE, recall
 from core.quantization.result import ROWS, Data, sentence
 from core.worker.oom.retry import release
 from core.worker.process.recorder import Recorder
@@ -49,12 +49,13 @@ def settle_kept_layers(
         )
     else:
         report = recorder.reporter("loading_model", check_stop)
-        cost = measure_cost(
+        free = int(spare * SHARE)
+        cost = recall(config, free) or measure_cost(
             prepared.base,
             _sample(config, prepared, budget),
             Settings(config.train.precision, config.hardware.device),
             lambda activity, done, total: report(f"what 4 bits cost: {activity}", done, total),
-            free_bytes=int(spare * SHARE),
+            free_bytes=free,
             tokenizer=prepared.tokenizer,
         )
         release()

@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import bitsandbytes as bnb
 import pytest
 import torch
 
 from core.config.schema import Config
 from core.errors import UserError
+from core.quantization.result import sentence
 from core.runs.events import FailedEvent, NoticeEvent
 from core.runs.store import create_run
 from core.runs.tail import EventTail
@@ -24,6 +26,7 @@ from core.worker.process.recorder import Recorder
 from core.worker.setup import build as building
 from core.worker.setup import kept_layers, ready_model
 from core.worker.setup.build import Parts, build
+from tests.core.quantization.test_result import COST
 
 FULL = "CUDA out of memory. Tried to allocate 2.00 GiB."
 
@@ -111,7 +114,7 @@ def test_a_model_that_does_not_fit_is_a_sentence(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("core.worker.model.model.AutoModelForCausalLM.from_pretrained", fail)
+    monkeypatch.setattr("core.worker.model.model.causal_lm", fail)
     with pytest.raises(UserError, match="does not fit on cpu"):
         start()
 
@@ -166,3 +169,16 @@ def test_a_run_in_16_bit_measures_nothing(start: Start, monkeypatch: pytest.Monk
     monkeypatch.setattr(kept_layers, "measure_cost", lambda *_, **__: pytest.fail("measured"))
     start(model={"base": start.base, "keep_16bit": "auto"}, method={"name": "lora"})
     assert start.notices("quantization") == []
+
+
+def test_what_was_measured_before_is_taken_by_a_run(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept_layers, "recall", lambda *_: COST)
+    monkeypatch.setattr(kept_layers, "measure_cost", lambda *_, **__: pytest.fail("measured"))
+    parts = start(model={"base": start.base, "keep_16bit": "auto"})
+    (notice,) = start.notices("quantization")
+    assert notice.message == sentence(COST)
+    quantized = {name for name, module in parts.loaded.model.named_modules() if isinstance(module, bnb.nn.Linear4bit)}
+    assert any(".layers.1." in name for name in quantized)
+    assert not any(".layers.0." in name for name in quantized)
+    assert start.recorder is not None
+    assert start.recorder.run.config().model.keep_16bit == ["model.layers.0.*", "model.layers.2.*"]
