@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     base = locate_model(config.model.base)
     architecture = load_architecture(base)
     # After it: what is too damaged to plan for is said once.
-    _warn(base, config)
+    _warn(base)
     make_plan(architecture, config, machine)
     found = forecast(config, machine, _rows(config, args.lengths) if has_rows else None)
     if args.json:
@@ -114,16 +114,16 @@ def _length(text: str | None) -> int:
     return int(text)
 
 
-def _warn(base: Path, config: Config) -> None:
+def _warn(base: Path) -> None:
     """Warn about a model that a run would refuse; a directory with only its ``config.json`` is enough here."""
-    from core.models.architectures import check_quantization
+    from core.models.quantized import check_quantization
     from core.models.sandboxed import check_model_config, check_model_directory
 
     if not base.is_dir() or not (base / "config.json").is_file():
         return
     only_described = not any(path.suffix != ".json" for path in base.iterdir())
     try:
-        check_quantization(check_model_config(base), base, config.method.name)
+        check_quantization(base, check_model_config(base))
         if not only_described:
             check_model_directory(base)
     except UserError as error:
@@ -213,6 +213,7 @@ def as_json(found: Forecast) -> dict[str, Any]:
         "activation_offload": plan.offload,
         "host_bytes": plan.host_bytes,
         "states_host_bytes": plan.states_host_bytes,
+        "experts_host_bytes": plan.experts_host_bytes,
         "host_free_bytes": plan.host_free_bytes,
         "micro_batch": {
             "rows": plan.micro_batch.rows,
@@ -263,6 +264,7 @@ def render(found: Forecast) -> list[str]:
         else "activations"
     )
     recomputed = f", {which} recomputed{moved}" if plan.checkpointing else ""
+    recomputed += ", experts in the machine's memory" if plan.experts_host_bytes else ""
     batch = plan.micro_batch
     lines = [
         f"{'model':<12} {one_line(str(found.base), 200)}",

@@ -77,7 +77,7 @@ def check_model(config: Config) -> None:
     from core.errors import UserError
     from core.models.sandboxed import check_base
 
-    check_base(config.model.base, config.method.name)
+    check_base(config.model.base)
     template = config.template.file
     if template is not None and not os.path.isfile(template):
         raise UserError(f"There is no template file {template}.", "Fix template.file, or leave it out.")

@@ -148,7 +148,10 @@ def _bytes(request: ExportRequest, trained: TrainedModel, variants: int) -> tupl
     if request.kind == "adapter" or request.adapter_only:
         size = 0 if trained.adapter is None else _size(trained.adapter / "adapter_model.safetensors")
         # A GGUF file of an adapter is read together with one of its base.
-        base = _gguf_bytes(_base_facts(trained), "F32") if request.adapter_only else 0
+        facts = _base_facts(trained) if request.adapter_only else ModelFacts()
+        base = _gguf_bytes(facts, "F32") if request.adapter_only else 0
+        if facts.quantization is not None:
+            base += 2 * (facts.parameters or 0)  # decoded for the converter
         return size, size + base + _BESIDE
     facts = _base_facts(trained)
     if facts.parameters is None or request.weights is None:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
-from core.models.architectures import saved_quantization
 from core.models.description import read_description
 from core.models.files import PICKLES
 from core.models.foreign import refuse_foreign
+from core.models.quantized import read_decoded, read_quantization
 from core.models.shapes import LAYER_NAME, by_layer, of_text_part
-from core.models.tensors import Tensor, read_header, read_weights
+from core.models.tensors import Tensor, read_header
 from core.models.text_part import is_composite, split_names
 from core.text import one_line
 
@@ -74,12 +74,14 @@ def check_adapter(adapter: Path, base: Path) -> None:
     factors = read_header(adapter / WEIGHTS)
     _check_ranks(config, factors, adapter)
     model = read_description(base / "config.json") or {}
-    if saved_quantization(model) is not None:
+    quantization = read_quantization(base, model)
+    if quantization is not None and not quantization.is_decoded:
         return  # packed weights do not show their shapes
     if is_composite(model):
         inner = {name.removeprefix(_PREFIX): factor for name, factor in factors.items()}
         factors = {_PREFIX + own: inner[name] for name, own in split_names(inner).text.items()}
-    _check_factors(factors, of_text_part(model, read_weights(base)), adapter, base, wanted_base(config))
+    weights = of_text_part(model, read_decoded(base, model).tensors)
+    _check_factors(factors, weights, adapter, base, wanted_base(config))
 
 
 def _check_ranks(config: Mapping[str, Any], factors: Mapping[str, Tensor], adapter: Path) -> None:

@@ -1,4 +1,4 @@
-"""Model classes: whether a ``config.json`` describes a causal language model, and its saved quantization.
+"""Model classes: whether a ``config.json`` describes a causal language model.
 
 ``model_type`` does not suffice: transformers builds a decoder from a BERT on request, with an untrained head. The class
 that the weights were saved from decides.
@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
-from core.models.description import walk
 from core.text import one_line
 
 _ENCODERS = frozenset(
@@ -90,50 +89,3 @@ def check_architecture(config: Mapping[str, Any], directory: Path) -> None:
     # GPT-2's class for pretraining is the one that generates text.
     if does is not None and not writes and not (family.startswith("gpt") and names[0].endswith("ForPreTraining")):
         raise UserError(shown.format(f"a {one_line(family, 40)} with another head", f": {does}"), _CHOOSE)
-
-
-def saved_quantization(config: Mapping[str, Any]) -> str | None:
-    """Quantization of the saved weights; None if they are not quantized.
-
-    Returns:
-        ``bitsandbytes NF4``, ``bitsandbytes 4-bit (FP4)``, ``bitsandbytes 8-bit``, ``GPTQ``, ``AWQ``, …
-    """
-    # In a composite model any part may have the key.
-    found = (value for _, key, value in walk(config) if key == "quantization_config" and isinstance(value, Mapping))
-    said = next(found, None)
-    if said is None:
-        return None
-    method = str(said.get("quant_method") or ("bitsandbytes" if "load_in_4bit" in said else "unknown"))
-    if method != "bitsandbytes":
-        return one_line(method.upper(), 40)
-    if not said.get("load_in_4bit"):
-        return "bitsandbytes 8-bit"
-    kind = str(said.get("bnb_4bit_quant_type", "fp4"))
-    return "bitsandbytes NF4" if kind == "nf4" else f"bitsandbytes 4-bit ({one_line(kind.upper(), 20)})"
-
-
-def check_quantization(config: Mapping[str, Any], directory: Path, method: str) -> None:
-    """Refuse weights saved in a quantization that the method cannot use.
-
-    QLoRA accepts weights that bitsandbytes saved as NF4, which it would produce itself; any other would need kernels
-    without a backward pass, or train on another base than requested.
-
-    Raises:
-        UserError: If the method cannot use them.
-    """
-    refuse_quantization(saved_quantization(config), directory, method)
-
-
-def refuse_quantization(saved: str | None, directory: Path, method: str) -> None:
-    """As :func:`check_quantization`, with the result of :func:`saved_quantization`."""
-    if saved is None or (saved == "bitsandbytes NF4" and method == "qlora"):
-        return
-    if saved == "bitsandbytes NF4":
-        raise UserError(
-            f"{directory} was saved quantized ({saved}), and method.name is {method}, which wants 16-bit weights.",
-            "Set method.name to qlora, or use the model as it was before it was quantized.",
-        )
-    raise UserError(
-        f"{directory} was saved quantized ({saved}), which cannot be trained here.",
-        "Use the model as it was before it was quantized; method.name = qlora makes it 4-bit while loading.",
-    )

@@ -17,8 +17,8 @@ from core.models.description import read_description, unreadable
 from core.models.files import TOKENIZERS
 from core.models.foreign import refuse_foreign
 from core.models.installed import check_known
+from core.models.quantized import read_decoded
 from core.models.shapes import check_shapes, embedding_rows, of_text_part
-from core.models.tensors import read_weights
 from core.models.tokens import check_tokens
 
 
@@ -35,7 +35,7 @@ def check_model_directory(directory: Path) -> Path:
     config = check_model_config(directory)
     if not any((directory / name).is_file() for name in TOKENIZERS):
         raise UserError(f"{directory} has no tokenizer.", "Copy the tokenizer's files from where the model is from.")
-    tensors = read_weights(directory)
+    tensors = read_decoded(directory, config).tensors
     check_shapes(config, tensors, directory)
     check_tokens(config, embedding_rows(of_text_part(config, tensors)), directory)
     check_known(config, directory)

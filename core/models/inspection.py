@@ -16,12 +16,12 @@ from core.models.architecture.architecture import Architecture
 from core.models.architecture.families import read_architecture
 from core.models.architecture.gguf_header import GgufHeader, read_gguf_header
 from core.models.architecture.load import load_architecture
-from core.models.architectures import saved_quantization
 from core.models.check import check_model_config, check_model_directory
 from core.models.description import read_description
 from core.models.files import PICKLES, TOKENIZERS, WEIGHTS
 from core.models.gguf import check_gguf
-from core.models.tensors import read_weights, weight_files
+from core.models.quantized import check_quantization, read_decoded, saved_quantization
+from core.models.tensors import weight_files
 from core.text import one_line
 
 #: Values of ``general.architecture`` that transformers reads from GGUF files, and that generate text.
@@ -50,7 +50,7 @@ class ModelFacts:
         positions: Longest sequence that it was made for.
         architecture: Its architecture, for the memory plan.
         quantization: Quantization that its weights were saved in, as of
-            :func:`core.models.architectures.saved_quantization`.
+            :func:`core.models.quantized.saved_quantization`.
         is_incomplete: Whether files of it are missing, as after a download that was broken off.
         flaw: The reason why it cannot be trained, in a sentence; empty where none is known.
         hint: The remedy.
@@ -117,7 +117,8 @@ def _inspect_directory(directory: Path) -> ModelFacts:
         facts = replace(facts, **_described(config, directory))
         if not any((directory / name).is_file() for name in TOKENIZERS) or _lacks_weights(directory):
             facts = replace(facts, is_incomplete=True)
-        facts = _weighed(facts, directory)
+        facts = _weighed(facts, directory, config)
+        check_quantization(directory, config)
         check_model_directory(directory)
     except UserError as error:
         return facts.flawed(error)
@@ -129,7 +130,7 @@ def _described(config: dict[str, Any], directory: Path) -> dict[str, Any]:
     architecture = _architecture_of(directory)
     return {
         "family": one_line(str(config.get("model_type", "")), 40),
-        "quantization": saved_quantization(config),
+        "quantization": saved_quantization(directory, config),
         "architecture": architecture,
         "positions": _plausible(architecture.positions) if architecture is not None else None,
         "parameters": architecture.parameters if architecture is not None else None,
@@ -168,17 +169,19 @@ def _lacks_weights(directory: Path) -> bool:
     return os.path.islink(index) and not index.is_file()
 
 
-def _weighed(facts: ModelFacts, directory: Path) -> ModelFacts:
+def _weighed(facts: ModelFacts, directory: Path, config: dict[str, Any]) -> ModelFacts:
     """With what the headers of the weights tell."""
-    tensors = read_weights(directory)
+    weights = read_decoded(directory, config)
     kinds: Counter[str] = Counter()
-    for tensor in tensors.values():
+    for tensor in weights.stored.values():
         kinds[tensor.dtype] += tensor.elements
     dtype = facts.quantization or (kinds.most_common(1)[0][0] if kinds else "")
     size = sum(path.stat().st_size for path in weight_files(directory))
-    # The tensors of quantized weights are packed, so they do not show the number of parameters.
-    count = None if facts.quantization else sum(kinds.values())
+    # The tensors of quantized weights are packed: they show the number of parameters only where they can be decoded.
+    count = None if facts.quantization and not weights.encoded else weights.elements
     parameters = facts.parameters if facts.parameters is not None else count
+    # The name of the format tells more than that of the library.
+    dtype = dtype.removeprefix("compressed-tensors ")
     return replace(facts, dtype=one_line(dtype, 20), bytes=size, parameters=parameters)
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
-from core.models.architectures import check_quantization
 from core.models.find import STARTER_NAME, find_model, missing_model, model_path
 from core.models.inspection import ModelFacts
+from core.models.quantized import check_quantization
 from core.sandbox.pool import sandboxed
 from core.text import one_line
 
@@ -32,14 +32,13 @@ def check_model_config(directory: Path) -> dict[str, Any]:
     return sandboxed(_check_config, f"The model in {one_line(str(directory))}")(directory)
 
 
-def check_base(name: str, method: str, relative_to: Path | None = None) -> None:
+def check_base(name: str, relative_to: Path | None = None) -> None:
     """Refuse a base model that is missing or, by its description or its header, cannot be trained; blocks.
 
     A model that is only not prepared yet is prepared by the worker, which also checks tokenizer and weights.
 
     Args:
         name: As ``model.base``.
-        method: As ``method.name``.
         relative_to: The directory that a relative path starts from; the working directory by default.
 
     Raises:
@@ -49,7 +48,7 @@ def check_base(name: str, method: str, relative_to: Path | None = None) -> None:
     if os.path.isfile(path):
         check_gguf(path)
     elif (found := find_model(name, relative_to)) is not None:
-        check_quantization(check_model_config(found), found, method)
+        check_quantization(found, check_model_config(found))
     elif name != STARTER_NAME:
         raise missing_model(name, relative_to)
 

@@ -10,8 +10,8 @@ from typing import Any
 from core.errors import UserError
 from core.models.architecture.architecture import Architecture
 from core.models.architecture.families import read_architecture
-from core.models.architectures import saved_quantization
 from core.models.description import walk
+from core.models.quantized import read_quantization
 from core.models.tensors import Tensor
 from core.models.text_part import as_files_are_tied, is_composite, split_names
 from core.text import one_line
@@ -54,7 +54,7 @@ def check_shapes(config: dict[str, Any], tensors: Mapping[str, Tensor], director
 
     Args:
         config: The content of ``config.json``.
-        tensors: As the headers describe them.
+        tensors: As the headers describe them; of quantized weights that can be decoded, the decoded ones.
         directory: Name of the model in messages.
 
     Raises:
@@ -103,7 +103,8 @@ def shapes_are_known(config: dict[str, Any], directory: Path) -> bool:
 
 
 def _known_architecture(config: dict[str, Any], directory: Path) -> Architecture | None:
-    if saved_quantization(config) is not None:
+    quantization = read_quantization(directory, config)
+    if quantization is not None and not quantization.is_decoded:
         return None  # packed weights have other shapes
     try:
         return read_architecture(config, str(directory / "config.json"))

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import stat
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 from core.errors import UserError
 from core.models.description import is_lfs_pointer, lfs_pointer, read_description, unreadable
 from core.models.files import PICKLES, WEIGHTS, WEIGHTS_INDEX
+from core.small_files import open_regular
 from core.text import one_line
 
 #: Longest header of a file, in bytes; 65,000 tensors take half of it.
@@ -65,6 +67,34 @@ def read_header(path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: If it cannot be read, is damaged or cut short, or is a pointer of Git LFS.
     """
+    return {name: tensor for name, (tensor, _) in _read_spans(path).items()}
+
+
+def read_values(directory: Path, names: Collection[str]) -> dict[str, bytes]:
+    """Read the bytes of a few small tensors of a model, by their names.
+
+    Args:
+        directory: The model's.
+        names: Tensors that are in its files, and small.
+
+    Raises:
+        UserError: If a file cannot be read.
+    """
+    found: dict[str, bytes] = {}
+    for path in weight_files(directory) if names else ():
+        spans = {name: span for name, (_, span) in _read_spans(path).items() if name in names}
+        try:
+            with open_regular(path) as file:
+                for name, (begin, end) in spans.items():
+                    file.seek(begin)
+                    found[name] = file.read(end - begin) or b""
+        except OSError as error:
+            raise unreadable(path, error) from error
+    return found
+
+
+def _read_spans(path: Path) -> dict[str, tuple[Tensor, tuple[int, int]]]:
+    """The tensors of a file, and where in it their bytes begin and end."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with os.fdopen(descriptor, "rb") as file:
@@ -106,7 +136,12 @@ def read_header(path: Path) -> dict[str, Tensor]:
             f"{path} {what}: it has {facts.st_size:,} bytes and its header asks for {8 + length + end:,}.",
             "Copy or fetch it again.",
         )
-    return found
+    return {
+        name: (tensor, (8 + length + begin, 8 + length + end))
+        for (name, tensor), (begin, end) in zip(
+            found.items(), (entry["data_offsets"] for entry in header.values()), strict=True
+        )
+    }
 
 
 def _tensor(entry: dict[str, Any]) -> Tensor:

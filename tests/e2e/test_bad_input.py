@@ -94,8 +94,8 @@ CASES = {
         "from the same model",
     ),
     "a quantized base": Case(
-        _spoiled_model(lambda model: edit_json(model / "config.json", quantization_config={"quant_method": "gptq"})),
-        "saved quantized (GPTQ)",
+        _spoiled_model(lambda model: edit_json(model / "config.json", quantization_config={"quant_method": "hqq"})),
+        "saved quantized (HQQ)",
         "before it was quantized",
     ),
     "a file of a model": Case(

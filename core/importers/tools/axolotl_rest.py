@@ -58,7 +58,7 @@ NOT_OFFERED: dict[str, Missing] = missing(
             "lisa_step_interval lisa_layers_attribute"
         ),
         Gap.UNEVEN_ADAPTERS: (
-            "lora_target_parameters lora_exclude_modules lora_rank_pattern lora_alpha_pattern lora_fan_in_fan_out "
+            "lora_exclude_modules lora_rank_pattern lora_alpha_pattern lora_fan_in_fan_out "
             "lora_bias peft_layers_to_transform peft_layers_pattern peft_layer_replication "
             "peft_autocast_adapter_dtype peft relora relora_steps relora_warmup_steps relora_anneal_steps "
             "relora_prune_ratio relora_prune_method relora_cpu_offload lora_on_cpu qlora_sharded_model_loading mora"
@@ -94,7 +94,6 @@ NOT_OFFERED: dict[str, Missing] = missing(
             "remove_unused_columns is_preprocess preprocess_iterable streaming"
         ),
         Gap.SYSTEM_PROMPT: "default_system_message",
-        Gap.TEMPLATE_ARGUMENTS: "chat_template_kwargs",
         Gap.PREFERENCES: (
             "dpo_loss_weights dpo_label_smoothing dpo_use_weighting dpo_use_liger_kernel dpo_padding_free "
             "dpo_use_logits_to_keep dpo_generate_during_eval dpo_norm_loss rpo_alpha precompute_ref_log_probs "
@@ -175,7 +174,7 @@ NOT_OFFERED: dict[str, Missing] = missing(
         "low_cpu_mem_usage": (True, False),
         "experimental_skip_move_to_device": (True, False),
         "tiled_mlp_use_original_mlp": (True, False),
-        "quantize_moe_experts": OFF,
+        "quantize_moe_experts": (True,),
         "auto_find_batch_size": (True, *OFF),
         "strict": (True, False),
         "debug": (True, False, ""),

@@ -84,7 +84,7 @@ class Attention:
 
 @dataclass(frozen=True)
 class Experts:
-    """Mixture of experts. Its matrices are stacked into one tensor, which bitsandbytes does not quantize.
+    """Mixture of experts. Its matrices are stacked into two tensors: gate and up projections, and down projections.
 
     Args:
         count: Number of experts.
@@ -103,9 +103,24 @@ class Experts:
     clamped: bool = False
 
     @property
+    def stacked(self) -> tuple[int, int]:
+        """Number of elements of the stacked tensors: of the gate and up projections, and of the down projections."""
+        return 2 * self.count * self.hidden * self.width, self.count * self.hidden * self.width
+
+    @property
+    def matrices(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Outputs and inputs of the matrices of one expert."""
+        return (2 * self.width, self.hidden), (self.hidden, self.width)
+
+    @property
+    def router(self) -> int:
+        """Number of elements of the router's matrix."""
+        return self.count * self.hidden
+
+    @property
     def weights(self) -> int:
         """Number of elements of all their matrices, including the router's."""
-        return self.count * (3 * self.hidden * self.width + self.hidden)
+        return sum(self.stacked) + self.router
 
 
 @dataclass(frozen=True)
@@ -156,8 +171,8 @@ class Checkpoint:
     Args:
         bytes: Total size of the weight files.
         largest: Size of the largest tensor.
-        parameters: Number of elements of all tensors.
-        dtype: Most common dtype: ``BF16``, ``F16``, ``F32``.
+        parameters: Number of elements of all tensors, once decoded.
+        dtype: Most common dtype: ``BF16``, ``F16``, ``F32``; or the quantization that they are stored in.
     """
 
     bytes: int

@@ -19,6 +19,7 @@ from core.models.architecture.gguf_header import read_gguf_header
 from core.models.description import read_description
 from core.models.find import find_model, missing_model, model_path
 from core.models.kernels import missing_kernels
+from core.models.quantized import decoded, read_quantization
 from core.models.tensors import Tensor, read_header
 from core.models.text_part import as_files_are_tied, split_names
 from core.text import one_line
@@ -60,8 +61,10 @@ def load_architecture(path: Path) -> Architecture:
     config_path = path / "config.json"
     config = _read_config(path, config_path)
     files = sorted(path.glob("*.safetensors"))
+    quantization = read_quantization(path, config)
     try:
-        tensors = [item for file in files for item in read_header(file).items()]
+        stored = {name: tensor for file in files for name, tensor in read_header(file).items()}
+        tensors = list(decoded(path, stored, quantization).tensors.items())
         size = sum(file.stat().st_size for file in files)
     except (UserError, OSError):
         # Defects of the weights are reported when they are to be loaded.
@@ -69,7 +72,9 @@ def load_architecture(path: Path) -> Architecture:
     architecture = read_architecture(as_files_are_tied(config, (name for name, _ in tensors)), str(config_path))
     if (tokenizer := path / "tokenizer.json").is_file():
         architecture = replace(architecture, tokenizer_bytes=tokenizer.stat().st_size)
-    return with_checkpoint(replace(architecture, kernels=missing_kernels(config)), tensors, size)
+    architecture = replace(architecture, kernels=missing_kernels(config))
+    # Decoded weights are no views of the file, whatever their dtype.
+    return with_checkpoint(architecture, tensors, size, quantization.name if quantization is not None else None)
 
 
 def _read_config(directory: Path, path: Path) -> dict[str, Any]:
@@ -86,13 +91,16 @@ def _read_config(directory: Path, path: Path) -> dict[str, Any]:
     )
 
 
-def with_checkpoint(architecture: Architecture, tensors: Iterable[tuple[str, Tensor]], size: int) -> Architecture:
+def with_checkpoint(
+    architecture: Architecture, tensors: Iterable[tuple[str, Tensor]], size: int, dtype: str | None = None
+) -> Architecture:
     """Add the exact size of the weights to an architecture.
 
     Args:
         architecture: Architecture from the configuration.
-        tensors: Every tensor by its name.
+        tensors: Every tensor by its name, once decoded.
         size: Bytes of the files.
+        dtype: Quantization that the weights are stored in; None: their dtype is the most common one of the tensors.
 
     Returns:
         The architecture with its ``checkpoint``; unchanged without tensors. Parameters that the configuration does not
@@ -114,7 +122,7 @@ def with_checkpoint(architecture: Architecture, tensors: Iterable[tuple[str, Ten
         kinds[tensor.dtype] += tensor.elements
     if not total:
         return architecture
-    checkpoint = Checkpoint(bytes=size, largest=largest, parameters=total, dtype=kinds.most_common(1)[0][0])
+    checkpoint = Checkpoint(bytes=size, largest=largest, parameters=total, dtype=dtype or kinds.most_common(1)[0][0])
     # A tied head may be saved nevertheless; it is one tensor in memory.
     saved_head = architecture.tied and any(name.endswith("lm_head.weight") for name in names)
     explained = architecture.parameters + (architecture.vocabulary * architecture.hidden if saved_head else 0)

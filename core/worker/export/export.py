@@ -29,6 +29,7 @@ from core.models.adapters import check_adapter
 from core.models.description import read_description
 from core.models.find import find_model, model_path
 from core.models.fingerprint import BaseFingerprint
+from core.models.quantized import read_quantization
 from core.models.text_part import is_composite
 from core.runs.names import slug_of
 from core.runs.trained import TrainedModel
@@ -44,7 +45,7 @@ from core.worker.model.starter import resolve_base
 from core.worker.model.support import check_base
 
 #: Where an export is made, in the hidden directory that becomes its own: other files are beside it meanwhile.
-_MADE, _MERGED, _PROOF, _BASE = "made", "merged", "proof", "base.gguf"
+_MADE, _MERGED, _PROOF, _BASE, _DECODED = "made", "merged", "proof", "base.gguf", "decoded"
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,8 @@ class Export:
                 written = self._write(base, made, directory)
                 self._refuse_others(written)
                 result = self._record(base, fingerprint, made, written, began)
-                shutil.rmtree(directory / _PROOF, ignore_errors=True)
+                for name in (_PROOF, _DECODED):
+                    shutil.rmtree(directory / name, ignore_errors=True)
                 for path in sorted(made.iterdir()):
                     path.rename(directory / path.name)
                 made.rmdir()
@@ -142,7 +144,7 @@ class Export:
         """
         trained = self._trained
         base = resolve_base(trained.base, self._progress)
-        check_base(base, trained.config.method.name)
+        check_base(base)
         if trained.adapter is not None:
             check_adapter(trained.adapter, base)
         if self._request.kind == "card":
@@ -164,7 +166,7 @@ class Export:
         if kind == "merged":
             return self._write_merged(base, made, conversation)
         if self._request.adapter_only:
-            return self._write_adapter_gguf(base, made, directory / _BASE)
+            return self._write_adapter_gguf(base, made, directory, conversation)
         return self._write_gguf(base, made, directory / _MERGED, conversation)
 
     def _write_merged(self, base: Path, made: Path, conversation: Conversation) -> _Made:
@@ -251,10 +253,11 @@ class Export:
         place.mkdir(mode=paths.DIRECTORY_MODE)
         return self._merge(base, place, "F32", conversation)
 
-    def _write_adapter_gguf(self, base: Path, made: Path, base_gguf: Path) -> _Made:
+    def _write_adapter_gguf(self, base: Path, made: Path, directory: Path, conversation: Conversation) -> _Made:
         """A GGUF file of the adapter, read together with one of the base, which is gone in the end."""
         if self._trained.adapter is None:
             raise ValueError(f"{self._trained.label} has no adapter")
+        base, base_gguf = self._decoded(base, directory / _DECODED, conversation), directory / _BASE
         write_adapter_gguf(self._trained.adapter, base, made / self._file_name, self._progress)
         written = _Made(None)
         try:
@@ -265,6 +268,17 @@ class Export:
         written = self._proven(made, written, base_gguf)
         base_gguf.unlink()
         return written
+
+    def _decoded(self, base: Path, place: Path, conversation: Conversation) -> Path:
+        """The base in 16 bit, for a converter that reads no quantization: in another directory where it has one."""
+        quantization = read_quantization(base)
+        if quantization is None:
+            return base
+        place.mkdir(mode=paths.DIRECTORY_MODE)
+        untrained = replace(self._trained, adapter=None, weights=None, file=None)
+        quant: Quant = "F16" if quantization.dtype == "F16" else "BF16"
+        write_merged(base, untrained, place, quant, "base", conversation, _uncompared, self._progress)
+        return place
 
     @property
     def _slug(self) -> str:
@@ -359,6 +373,10 @@ class Export:
         )
         (made / RECORD).write_text(json.dumps(result.to_dict(), indent=1) + "\n", encoding="utf-8")
         return result
+
+
+def _uncompared(_merged: Path) -> Agreement:
+    raise ValueError("there is nothing to choose")
 
 
 def _files(directory: Path) -> Iterator[ExportedFile]:

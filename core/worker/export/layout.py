@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +19,12 @@ from transformers.core_model_loading import (
 )
 
 from core.errors import UserError
-from core.models.tensors import Tensor, read_header, weight_files
+from core.models.tensors import Tensor
 from core.models.text_part import split_names
 from core.text import one_line
+from core.worker.model.decode.checkpoint import Checkpoint
 from core.worker.model.quantizer import FourBitQuantizer, four_bit_config
 from core.worker.model.text_part import causal_lm
-
-#: What bitsandbytes saves beside a weight that it has rounded to 4 bit.
-PACKED = re.compile(r"(.+)\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\.bitsandbytes__\w+)$")
 
 
 @dataclass(frozen=True)
@@ -54,8 +51,8 @@ class Layout:
     directory: Path
     model: Any
     """The model of ``transformers``, on the device ``meta``; of a composite one the text part."""
-    files: dict[Path, dict[str, Tensor]]
-    """The headers of its files."""
+    checkpoint: Checkpoint
+    """Its files, decoded where they are quantized."""
     keys: dict[str, str]
     """Parameter to its name in the files; those that the files hold as they are, one to one."""
     tied: dict[str, str]
@@ -66,9 +63,14 @@ class Layout:
     """Names in the files of what is not of the text part of a composite model, which stays as it is."""
 
     @property
+    def files(self) -> dict[Path, dict[str, Tensor]]:
+        """The tensors of each file, once decoded."""
+        return self.checkpoint.files
+
+    @property
     def tensors(self) -> dict[str, Tensor]:
         """The tensors of all files, by their names there."""
-        return {key: tensor for header in self.files.values() for key, tensor in header.items()}
+        return {key: tensor for tensors in self.files.values() for key, tensor in tensors.items()}
 
     def module(self, name: str) -> Any:
         """A module of the model by its name.
@@ -93,31 +95,27 @@ def read_layout(base: Path) -> Layout:
     """
     found = causal_lm(base)
     model = found.build()
-    files = {path: read_header(path) for path in weight_files(base)}
+    checkpoint = Checkpoint(base)
     parameters = model.state_dict()
     transforms = get_model_conversion_mapping(model, found.key_mapping)
     renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
     converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
     keys: dict[str, str] = {}
     merged: dict[str, dict[str, list[str]]] = {}
-    for header in files.values():
-        for key in header:
-            name, converted = rename_source_key(key, renamings, converters, model.base_model_prefix, parameters)
-            if name in parameters and converted is None:
-                keys[name] = key
-            elif name in parameters:
-                merged.setdefault(name, {}).setdefault(converted, []).append(key)
-    others: tuple[str, ...] = ()
-    if found.whole is not None:
-        others = split_names(key for header in files.values() for key in header).others
+    for key in checkpoint:
+        name, converted = rename_source_key(key, renamings, converters, model.base_model_prefix, parameters)
+        if name in parameters and converted is None:
+            keys[name] = key
+        elif name in parameters:
+            merged.setdefault(name, {}).setdefault(converted, []).append(key)
     return Layout(
         directory=base,
         model=model,
-        files=files,
+        checkpoint=checkpoint,
         keys=keys,
         tied=dict(getattr(model, "all_tied_weights_keys", None) or {}),
         expert_parts=_expert_parts(merged, converters),
-        others=frozenset(others),
+        others=frozenset(() if found.whole is None else split_names(checkpoint).others),
     )
 
 

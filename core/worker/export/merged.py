@@ -13,8 +13,7 @@ from core.directories import Progress
 from core.export.agreement import Agreement
 from core.export.kinds import Quant
 from core.export.request import MergeFrom
-from core.models.architectures import saved_quantization
-from core.models.description import read_description
+from core.models.quantized import read_quantization
 from core.runs.trained import TrainedModel
 from core.units import format_number
 from core.worker.export.beside import Conversation, copy_tokenizer, write_configs
@@ -93,7 +92,8 @@ def ways_to_merge(base: Path, trained: TrainedModel, way: MergeFrom) -> tuple[Wa
     """The weights that an adapter can be merged into, of those asked for."""
     if trained.adapter is None:
         return ("base",)
-    if saved_quantization(read_description(base / "config.json") or {}) is not None:
+    quantization = read_quantization(base)
+    if quantization is not None and quantization.is_used_as_saved(trained.config.method.name):
         return ("quantized",)  # its files have no others
     if trained.file is not None:  # merged in training already, so that there is one way
         return ("quantized",) if trained.config.method.name == "qlora" else ("base",)

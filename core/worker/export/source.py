@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import bitsandbytes as bnb
 import torch
-from bitsandbytes.functional import QuantState
-from safetensors import SafetensorError, safe_open
 
 from core.config.schema import Config
 from core.config.sixteen_bit import kept_patterns
 from core.errors import UserError
 from core.models.tensors import Tensor
-from core.worker.export.layout import PACKED, ExpertPart, Layout, rounded_layers
+from core.worker.export.layout import ExpertPart, Layout, rounded_layers
 from core.worker.model.device import choose_device
 from core.worker.model.model import choose_dtype
 from core.worker.model.nf4 import quantize_quickly
@@ -23,29 +20,28 @@ from core.worker.model.safetensors_io import DTYPES, TensorSpec
 
 
 class Source:
-    """The tensors of a base, one at a time.
+    """The tensors of a base, one at a time; quantized ones are decoded.
 
     Args:
         layout: The layout of its files.
         config: The configuration of the run.
-        rounded: Whether linear layers are rounded to 4 bit, and back. Weights that are saved so are so in any case.
+        rounded: Whether linear layers are rounded to 4 bit, and back. Weights that the training used as they are saved
+            are so in any case.
 
     Raises:
         UserError: If a weight is of a type that is not known.
     """
 
     def __init__(self, layout: Layout, config: Config, *, rounded: bool) -> None:
+        self._checkpoint = layout.checkpoint
         self.files: dict[Path, dict[str, Tensor]] = layout.files
-        self._places = {key: path for path, header in layout.files.items() for key in header}
-        self._packed: dict[str, dict[str, str]] = {}
-        for key in self._places:
-            if match := PACKED.fullmatch(key):
-                self._packed.setdefault(match[1], {})[match[2]] = key
-        self._specs: dict[str, TensorSpec] = {}
+        self._places = {key: path for path, tensors in layout.files.items() for key in tensors}
+        quantization = layout.checkpoint.quantization
+        self._is_saved = quantization is not None and quantization.is_used_as_saved(config.method.name)
         self._device, self._dtype = _arithmetic(config)
         self._rounded: set[str] = set()
         self._parts: dict[str, ExpertPart] = {}
-        if rounded and not self._packed:
+        if rounded and not self._is_saved:
             names = rounded_layers(layout, kept_patterns(config.model.keep_16bit))
             self._rounded = {layout.keys[name] for name in names if name in layout.keys}
             self._parts = {key: part for key, part in layout.expert_parts.items() if part.parameter in names}
@@ -58,12 +54,12 @@ class Source:
         return self._dtype
 
     def is_packed(self, key: str) -> bool:
-        """Whether a tensor is saved in 4 bits."""
-        return key in self._packed
+        """Whether the training used a tensor in the 4 bits that it is saved in."""
+        return self._is_saved and key in self._checkpoint.encoded
 
     def keys(self, path: Path) -> Sequence[str]:
-        """The tensors of a file, without what only describes rounded ones."""
-        return [key for key in self.files[path] if PACKED.fullmatch(key) is None]
+        """The tensors of a file, once decoded."""
+        return list(self.files[path])
 
     def spec(self, key: str) -> TensorSpec:
         """Dtype and shape of a tensor, as :meth:`read` gives it.
@@ -71,34 +67,23 @@ class Source:
         Raises:
             UserError: If its type is not known.
         """
-        if key not in self._specs:
-            self._specs[key] = self._find_spec(key)
-        return self._specs[key]
-
-    def _find_spec(self, key: str) -> TensorSpec:
-        if key in self._packed:
-            state = self._state(key)
-            return TensorSpec(state.dtype, tuple(state.shape))
-        stored = self.files[self._places[key]][key]
-        if stored.dtype not in DTYPES:
+        found = self.files[self._places[key]][key]
+        if found.dtype not in DTYPES:
             raise UserError(
-                f"{self._places[key]} has weights of the type {stored.dtype}, which are not merged.",
+                f"{self._places[key]} has weights of the type {found.dtype}, which are not merged.",
                 "Use a base in 16 bit, or export the adapter.",
             )
-        return TensorSpec(DTYPES[stored.dtype], stored.shape)
+        return TensorSpec(DTYPES[found.dtype], found.shape)
 
     def read(self, key: str) -> torch.Tensor:
         """A tensor, on the CPU.
 
         Raises:
-            UserError: If it cannot be read.
+            UserError: If it cannot be read or decoded.
         """
-        stored = self._load(key)
-        if key in self._packed:
-            restored: torch.Tensor = bnb.functional.dequantize_4bit(stored, self._state(key)).cpu()
-            return restored
+        stored = self._checkpoint.read(key)
         if (part := self._parts.get(key)) is not None:
-            together = [stored if name == key else self._load(name) for name in part.parts]
+            together = [stored if name == key else self._checkpoint.read(name) for name in part.parts]
             begin = sum(len(tensor) for tensor in together[: part.place])
             return self._round(torch.cat(together))[begin : begin + len(stored)].clone()
         if key in self._rounded:
@@ -112,20 +97,6 @@ class Source:
         packed, state = bnb.functional.quantize_4bit(given, quant_type="nf4", compress_statistics=True)
         restored: torch.Tensor = bnb.functional.dequantize_4bit(packed, state).cpu()
         return restored
-
-    def _state(self, key: str) -> Any:
-        """How a weight was rounded."""
-        parts = {f"{key}.{name}": self._load(place) for name, place in self._packed[key].items()}
-        return QuantState.from_dict(parts, device=torch.device("cpu"))
-
-    def _load(self, key: str) -> torch.Tensor:
-        path = self._places[key]
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                tensor: torch.Tensor = file.get_tensor(key)
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{path} cannot be read: {error}", "Copy or fetch the model's weights again.") from error
-        return tensor
 
 
 def _arithmetic(config: Config) -> tuple[torch.device, torch.dtype]:

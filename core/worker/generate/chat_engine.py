@@ -210,7 +210,7 @@ def _load_trained(
 
     method, device = str(args.get("method", "lora")), str(args.get("device", "auto"))
     adapter, weights, recorded = args.get("adapter"), args.get("weights"), args.get("base_sha256")
-    check_base(base, method)
+    check_base(base)
     if adapter:
         check_adapter(Path(adapter), base)
     # Beside the loading, which reads the same files.
@@ -253,13 +253,15 @@ def _ask_beside_runs(base: Path, method: str, device: str) -> None:
     Raises:
         UserError: If it does not.
     """
+    from core.models.quantized import read_decoded
     from core.models.tensors import weight_files
     from core.runs.beside import model_bytes, refuse_crowding
     from core.worker.generate.room import free_bytes
     from core.worker.model.device import choose_device
 
     chosen = choose_device(device)
-    size = sum(path.stat().st_size for path in weight_files(base))
+    weights = read_decoded(base)
+    size = 2 * weights.elements if weights.encoded else sum(path.stat().st_size for path in weight_files(base))
     refuse_crowding(model_bytes(size, method), free_bytes(chosen), lambda: _runs_beside(chosen))
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
-from core.models.architectures import saved_quantization
 from core.models.description import text_part
 from core.models.tensors import Tensor
 from core.models.text_part import is_composite, split_names
@@ -118,24 +117,23 @@ def _further_layers(config: Mapping[str, Any]) -> range:
     return range(depth, depth + min(further, _MOST_FURTHER))
 
 
-def check_size(model: Any, base: Path, config: Mapping[str, Any], elements: int) -> None:
+def check_size(model: Any, base: Path, elements: int) -> None:
     """See that a model is not much larger than its files: what is missing would be made before it is refused.
 
     Args:
         model: The model without its weights, on the device ``meta``.
         base: What it is to be loaded from.
-        config: The content of ``config.json``.
-        elements: Numbers in the files.
+        elements: Numbers in the files, once decoded.
 
     Raises:
         UserError: If it is.
     """
     wanted = sum(parameter.numel() for parameter in model.parameters())
-    # Two 4-bit weights are one number in a file; a head that is tied may be saved all the same.
-    have = elements * (2 if saved_quantization(config) is not None else 1)
-    if wanted > have + have // 4 + 1_000_000:
+    # A head that is tied may be saved all the same.
+    if wanted > elements + elements // 4 + 1_000_000:
         raise UserError(
-            f"The model in {base} has {have:,} weights in its files, and is described as one of {wanted:,}.", TAKE_BOTH
+            f"The model in {base} has {elements:,} weights in its files, and is described as one of {wanted:,}.",
+            TAKE_BOTH,
         )
 
 

@@ -298,7 +298,7 @@ def _describe(source: Path, shown: Path, header: GgufHeader) -> Any:
     config = AutoConfig.from_pretrained(str(source.parent), gguf_file=source.name, local_files_only=True)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    check_size(model, shown, {}, sum(tensor.elements for tensor in header.tensors.values()))
+    check_size(model, shown, sum(tensor.elements for tensor in header.tensors.values()))
     architecture = str(header.metadata["general.architecture"])
     if not is_gguf_arch_supported(architecture):
         _check_names(model, architecture, shown, header)

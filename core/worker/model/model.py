@@ -23,14 +23,16 @@ from transformers import AutoTokenizer
 from core.config.schema import WEIGHT_METHODS
 from core.errors import UserError, is_panic
 from core.models.description import read_description
-from core.models.tensors import read_weights
+from core.models.quantized import read_decoded
 from core.worker.model.activation_offload import ActivationOffload
 from core.worker.model.adapters import load_adapter
 from core.worker.model.completeness import TAKE_BOTH, check_loaded, tell, unconverted
 from core.worker.model.cpu_bf16 import prefers_bf16
+from core.worker.model.decode.loading import weights_source
 from core.worker.model.device import choose_device
+from core.worker.model.expert_offload import ExpertOffload, cuda_offload, needs_host_experts
 from core.worker.model.nf4 import quantize_quickly
-from core.worker.model.quantizer import four_bit_config, install
+from core.worker.model.quantizer import four_bit_config, install, offloading_experts
 from core.worker.model.refusal import first_line, why_not
 from core.worker.model.text_part import causal_lm
 from core.worker.oom.retry import is_out_of_memory, shortage_reason
@@ -43,13 +45,14 @@ class LoadedModel:
     """A model on its device.
 
     ``model`` is a ``transformers`` causal language model, or a ``PeftModel`` around one; ``dtype`` that of its
-    16- or 32-bit weights and of its arithmetic.
+    16- or 32-bit weights and of its arithmetic; ``offload`` keeps its experts on the host, where they live there.
     """
 
     model: Any
     tokenizer: Any
     device: torch.device
     dtype: torch.dtype
+    offload: ExpertOffload | None = None
 
     @property
     def pad_id(self) -> int:
@@ -123,11 +126,12 @@ def load_model(
     for_training: bool = False,
     tokenizer: Any = None,
     keep_16bit: Sequence[str] = (),
+    host_experts: bool | None = None,
 ) -> LoadedModel:
     """Load a base model from a directory, with an adapter where one is given.
 
     Args:
-        base: A directory in the transformers format, weights as safetensors.
+        base: A directory in the transformers format, weights as safetensors; quantized ones are decoded.
         method: ``qlora`` loads the linear layers as NF4 with double quantization; the others in 16 or 32 bit.
         precision: ``auto``, ``bf16``, ``fp16`` or ``fp32``.
         device: ``auto``, ``cuda`` or ``cpu``.
@@ -135,30 +139,38 @@ def load_model(
         for_training: Whether the adapter's weights are to be trained.
         tokenizer: Its tokenizer, where that is loaded already.
         keep_16bit: Names and patterns of the layers that ``qlora`` leaves in 16 bit.
+        host_experts: Whether 4-bit experts live in host memory; None where a GPU has no room for them.
 
     Raises:
         UserError: If it cannot be loaded.
     """
     target = choose_device(device)
     dtype = choose_dtype(precision, target, method)
-    quantization = None
+    quantization, offload = None, None
     if method == "qlora":
         install()
         quantization = four_bit_config(dtype, keep_16bit)
+        if needs_host_experts(base, target, dtype.itemsize, keep_16bit) if host_experts is None else host_experts:
+            offload = cuda_offload(target)
         if target.type == "cpu":
             quantize_quickly()
     if tokenizer is None:
         tokenizer = load_tokenizer(base)
     try:
-        with _loading_explained(base):
-            model, loading = causal_lm(base).load(
-                base,
-                ignore_mismatched_sizes=True,
-                dtype=dtype,
-                device_map={"": target},
-                quantization_config=quantization,
-                use_safetensors=True,
-            )
+        with _loading_explained(base), offloading_experts(offload):
+            found = causal_lm(base)
+            with weights_source(base, found.config, method) as source:
+                model, loading = found.load(
+                    base,
+                    **source,
+                    ignore_mismatched_sizes=True,
+                    dtype=dtype,
+                    device_map={"": target},
+                    quantization_config=quantization,
+                    use_safetensors=True,
+                )
+        if offload is not None:
+            offload.install(model, decoder_layers(model))
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -166,12 +178,13 @@ def load_model(
             f"{base.name} does not fit on {target}: {shortage_reason(error)}",
             "Close what else holds its memory, or choose a smaller model or method.name = qlora.",
         ) from error
-    check_loaded(base, model, loading, read_description(base / "config.json") or {}, read_weights(base))
+    model.name_or_path = model.config.name_or_path = str(base)
+    check_loaded(base, model, loading, read_description(base / "config.json") or {}, read_decoded(base).tensors)
     keep_gradients(model)
     model.requires_grad_(False)
     if adapter is not None:
         model = load_adapter(model, adapter, trainable=for_training)
-    return LoadedModel(model, tokenizer, target, dtype)
+    return LoadedModel(model, tokenizer, target, dtype, offload)
 
 
 def make_accelerator(loaded: LoadedModel) -> Accelerator:

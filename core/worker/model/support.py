@@ -8,24 +8,21 @@ from typing import Any
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from core.errors import UserError
-from core.models.architectures import check_quantization
 from core.models.check import check_model_config
 from core.models.installed import unknown_architecture
+from core.models.quantized import check_quantization, read_decoded
 from core.models.shapes import shapes_are_known
-from core.models.tensors import read_weights
 from core.models.text_part import split_names, text_model_type
 from core.worker.model.completeness import check_size
 from core.worker.model.refusal import first_line, why_not
 from core.worker.model.text_part import CausalLM, causal_lm
 
 
-def check_base(base: Path, method: str) -> None:
-    """See that a base is of an architecture that is known and as large as its files, and that the method can take its
-    weights.
+def check_base(base: Path) -> None:
+    """See that a base is of an architecture that is known and as large as its files, and that its weights can be read.
 
     Args:
         base: A directory that :func:`core.models.check.check_model_directory` has let pass.
-        method: ``qlora`` or ``lora``.
 
     Raises:
         UserError: If not.
@@ -40,7 +37,7 @@ def check_base(base: Path, method: str) -> None:
         raise
     except Exception as error:  # whatever the code of that architecture makes of numbers that make no sense
         raise _unreadable(base, error) from error
-    check_quantization(config, base, method)
+    check_quantization(base, config)
     if not shapes_are_known(config, base):
         _check_size(base, config, found)
 
@@ -59,7 +56,7 @@ def _check_size(base: Path, config: dict[str, Any], found: CausalLM) -> None:
         model = found.build()
     except Exception as error:  # as above
         raise _unreadable(base, error) from error
-    tensors = read_weights(base)
+    tensors = read_decoded(base, config).tensors
     if found.whole is not None:
         tensors = {name: tensors[name] for name in split_names(tensors).text}
-    check_size(model, base, config, sum(tensor.elements for tensor in tensors.values()))
+    check_size(model, base, sum(tensor.elements for tensor in tensors.values()))

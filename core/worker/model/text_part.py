@@ -65,7 +65,7 @@ class CausalLM:
 
         Args:
             base: The directory.
-            options: As of ``from_pretrained``.
+            options: As of ``from_pretrained``; they may name another source than the directory's files.
 
         Returns:
             The model, and what transformers reports of the loading.
@@ -73,13 +73,11 @@ class CausalLM:
         # Its report of weights that are left over would name those of every tower.
         with _quiet() if self.whole is not None else contextlib.nullcontext():
             model, loading = self.model_class.from_pretrained(
-                base,
-                config=self.config,
+                **{"pretrained_model_name_or_path": base, "config": self.config, **options},
                 key_mapping=self.key_mapping,
                 output_loading_info=True,
                 local_files_only=True,
                 trust_remote_code=False,
-                **options,
             )
         if self.whole is not None:
             # Saved as what it is, by the names of its own class.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from core.models.architectures import saved_quantization
-from core.models.description import read_description
+import bitsandbytes as bnb
+
+from core.models.quantized import read_quantization
 from core.runs.trained import TrainedFile
 from core.worker.fused.file_weights import FileWeights, use_file_weights
 from core.worker.model.adapters import TRAINED
@@ -25,6 +26,8 @@ def answer_with_file(loaded: LoadedModel, base: Path, file: TrainedFile) -> File
     """
     trained_in = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}.get(file.dtype or "")
     # What is saved in 4 bits is dequantized to what is saved with it, whatever the training computes in.
-    is_saved = saved_quantization(read_description(base / "config.json") or {}) is not None
+    method = "qlora" if any(isinstance(module, bnb.nn.Linear4bit) for module in loaded.model.modules()) else "lora"
+    quantization = read_quantization(base)
+    is_saved = quantization is not None and quantization.is_used_as_saved(method)
     stored = None if is_saved else trained_in
     return use_file_weights(loaded.model, TRAINED, file.type, stored, loaded.dtype)

@@ -48,7 +48,13 @@ class ReadyModel:
 
 
 def make_ready(
-    config: Config, prepared: Prepared, recorder: Recorder, controls: Controls, *, fresh: bool
+    config: Config,
+    prepared: Prepared,
+    recorder: Recorder,
+    controls: Controls,
+    *,
+    fresh: bool,
+    host_experts: bool = False,
 ) -> ReadyModel:
     """Load the model and make it ready.
 
@@ -58,13 +64,14 @@ def make_ready(
         recorder: Told how far it is.
         controls: Stops it.
         fresh: Whether the run begins; else its adapters come from a checkpoint.
+        host_experts: Whether 4-bit experts live in the machine's memory.
 
     Raises:
         StopRequested: If a stop was asked for.
         UserError: If the model cannot be loaded or changed as the configuration says.
         MemoryShortageError: If memory runs out.
     """
-    loaded = _load_model(config, prepared, recorder, controls, fresh=fresh)
+    loaded = _load_model(config, prepared, recorder, controls, fresh=fresh, host_experts=host_experts)
     Retry(lambda: "the start", recorder.warn).run(
         lambda: create_handles(loaded.device), lambda: None, "in creating the handles of matrix products", SMALLER
     )
@@ -87,7 +94,7 @@ def _tell_kernels(base: Path, loaded: LoadedModel, recorder: Recorder) -> None:
 
 
 def _load_model(
-    config: Config, prepared: Prepared, recorder: Recorder, controls: Controls, *, fresh: bool
+    config: Config, prepared: Prepared, recorder: Recorder, controls: Controls, *, fresh: bool, host_experts: bool
 ) -> LoadedModel:
     """The base model with what is trained of it: adapters, or weights of its own."""
     loaded = load_model(
@@ -97,6 +104,7 @@ def _load_model(
         device=config.hardware.device,
         for_training=True,
         tokenizer=prepared.tokenizer,
+        host_experts=host_experts,
         keep_16bit=kept_patterns(config.model.keep_16bit),
     )
     if config.method.name in WEIGHT_METHODS:

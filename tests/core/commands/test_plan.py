@@ -69,9 +69,9 @@ def test_what_a_run_would_refuse_about_the_model_is_said(cli: CommandLine, base:
     assert result.code == 0
     assert "A run would be refused" in result.err
     assert "pickles only" in result.err
-    described = {**published.LLAMA_3_8B, "quantization_config": {"quant_method": "gptq"}}
+    described = {**published.LLAMA_3_8B, "quantization_config": {"quant_method": "hqq"}}
     (base / "config.json").write_text(json.dumps(described))
-    assert "saved quantized (GPTQ)" in cli("plan", config, "--gpu-memory", "24GB").err
+    assert "saved quantized (HQQ)" in cli("plan", config, "--gpu-memory", "24GB").err
 
 
 def test_what_does_not_fit_is_said_with_what_would_and_exits_with_0(cli: CommandLine, base: Path) -> None:

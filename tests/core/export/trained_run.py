@@ -32,9 +32,22 @@ def write_rows(path: Path, count: int = 12) -> Path:
 
 
 def make_trained_run(
-    base: Path, data: Path, *, method: Literal["lora", "qlora"] = "lora", eval_data: Path | None = None
+    base: Path,
+    data: Path,
+    *,
+    method: Literal["lora", "qlora"] = "lora",
+    eval_data: Path | None = None,
+    shapes: Path | None = None,
 ) -> Run:
-    """A finished run with an adapter that changes what the base answers."""
+    """A finished run with an adapter that changes what the base answers.
+
+    Args:
+        base: The base.
+        data: Its rows.
+        method: Its method.
+        eval_data: Held-out rows.
+        shapes: A base of the same shapes that plain transformers reads, to make the adapter from; ``base`` by default.
+    """
     config = Config(
         model=ModelSection(base=str(base)),
         data=DataSection(train=str(data), eval=None if eval_data is None else str(eval_data), eval_share=0),
@@ -44,7 +57,7 @@ def make_trained_run(
     )
     run = create_run(config, "tickets")
     RunState(state="finished", updated=time.time()).write(run.state_path)
-    write_adapter(base, run.adapter_path)
+    write_adapter(shapes or base, run.adapter_path)
     return run
 
 

@@ -65,7 +65,7 @@ def test_the_app_tells_it_before_a_run(tiny_model_dir: Path, tmp_path: Path) -> 
         model / "config.json", model_type="newest", architectures=["NewestForCausalLM"], transformers_version="99.1.0"
     )
     with pytest.raises(UserError, match=r"saved with transformers 99\.1\.0, which does"):
-        check_base(str(model), "qlora")
+        check_base(str(model))
     facts = inspect_model(model)
     assert "saved with transformers 99.1.0, which does" in facts.flaw
     assert facts.family == "newest"

@@ -17,12 +17,10 @@ class NamedBase:
     Args:
         name: As ``model.base``.
         directory: The directory that a relative path in it is relative to.
-        method: As ``method.name``.
     """
 
     name: str
     directory: Path
-    method: str
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ def check_base(base: NamedBase, key: str) -> BaseFinding:
     from core.models.sandboxed import check_base as check
 
     try:
-        check(base.name, base.method, base.directory)
+        check(base.name, base.directory)
     except UserError as error:
         # Named as in the configuration, which is nearer to the eye than its directory.
         return BaseFinding(base, str(error).replace(str(base.directory.absolute() / base.name), base.name))

@@ -149,8 +149,8 @@ class ConfigModel:
     @property
     def named_base(self) -> NamedBase:
         """The base model, as the configuration names it."""
-        base, method = self.effective(BASE), self.effective("method.name")
-        return NamedBase(base if isinstance(base, str) else "", self.base, str(method))
+        base = self.effective(BASE)
+        return NamedBase(base if isinstance(base, str) else "", self.base)
 
     @property
     def gpu(self) -> str | None:

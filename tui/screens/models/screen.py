@@ -26,7 +26,6 @@ from core.errors import UserError
 from core.hub.job import hub_host
 from core.memory.fit import Fit, fit
 from core.memory.plan import Machine
-from core.models.architectures import refuse_quantization
 from core.models.find import find_model, most_like
 from core.models.inspection import ModelFacts
 from core.models.places import FoundModel, UnreadPlace, fetchable, typed_model
@@ -186,10 +185,6 @@ class ModelScreen(Overlay[str | Path | None]):
 
     def _read(self, model: FoundModel, config: Config, machine: Machine) -> _Read:
         facts = self._catalog.read(model)
-        try:
-            refuse_quantization(facts.quantization, model.path, config.method.name)
-        except UserError as error:
-            facts = facts.flawed(error)
         return _Read(model, facts, fit(facts.architecture, config, machine))
 
     @on(_Found)

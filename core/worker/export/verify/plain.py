@@ -16,7 +16,7 @@ import peft
 import torch
 import transformers
 from peft import PeftConfig, PeftModel
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from core.data.conversation import RowError
 from core.directories import Progress
@@ -27,6 +27,7 @@ from core.text import one_line
 from core.worker.data.encode import as_model_tokenizer
 from core.worker.export.verify.compare import compare
 from core.worker.export.verify.store import Proof, ProofRow
+from core.worker.model.decode.loading import concrete_class, weights_source
 from core.worker.model.expert_adapters import as_it_is, prepare
 from core.worker.model.model import keep_gradients
 from core.worker.model.quantizer import four_bit_config, install
@@ -72,14 +73,19 @@ class PlainReader:
             quantization = four_bit_config(torch.float32, keep_16bit)
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=True)
-            config = read_description(directory / "config.json") or {}
-            self._model = getattr(transformers, auto_class(config)).from_pretrained(
-                directory,
-                dtype=torch.float32,
-                device_map={"": "cpu"},
-                quantization_config=quantization,
-                local_files_only=True,
-            )
+            loader = getattr(transformers, auto_class(read_description(directory / "config.json") or {}))
+            # transformers reads some quantizations otherwise than the training did, and others not at all: an adapter's
+            # base is given to it decoded. A merged model is not quantized.
+            config = AutoConfig.from_pretrained(directory, local_files_only=True)
+            with weights_source(directory, config, "qlora" if quantized else "lora") as source:
+                found = concrete_class(loader, source["config"]) if source else loader
+                self._model: Any = found.from_pretrained(
+                    **{"pretrained_model_name_or_path": directory, **source},
+                    dtype=torch.float32,
+                    device_map={"": "cpu"},
+                    quantization_config=quantization,
+                    local_files_only=True,
+                )
             if adapter is not None:
                 self._model = _with_adapter(self._model, adapter, quantized=quantized)
         except Exception as error:  # whatever a library raises for files that are not whole

@@ -22,7 +22,7 @@ from core.errors import UserError
 from core.hardware.cpu import memory
 from core.models.adapters import check_adapter
 from core.models.fingerprint import BaseFingerprint
-from core.models.tensors import read_weights
+from core.models.quantized import read_decoded
 from core.runs.beside import runs_on_card
 from core.runs.trained import TrainedModel
 from core.template.builtin import named_or_file
@@ -98,13 +98,13 @@ def measure_reference(
     config = trained.config
     base = resolve_base(trained.base, progress)
     method = config.method.name
-    check_base(base, method)
+    check_base(base)
     if trained.adapter is not None:
         check_adapter(trained.adapter, base)
     fingerprint = BaseFingerprint(base) if trained.base_sha256 else None
     tokenizer = load_tokenizer(base)
     asked = _ask(trained, base, tokenizer, count, progress)
-    elements = sum(tensor.elements for tensor in read_weights(base).values())
+    elements = read_decoded(base).elements
     file = trained.file if as_file else None
     second = plain_base and method == "qlora" and trained.adapter is not None and file is None
     require_room(directory, asked.rows, asked.vocabulary, 3 if second else 2)

@@ -251,6 +251,12 @@ def test_what_is_not_offered_says_what_happens_instead(tmp_path: Path) -> None:
         ("gradient_checkpointing: false", "memory.gradient_checkpointing", "off"),
         # Layers.
         ("lora_target_modules: [q_proj, v_proj]", "method.target_modules", ["q_proj", "v_proj"]),
+        (
+            "lora_target_parameters: [mlp.experts.gate_up_proj, mlp.experts.down_proj]",
+            "method.target_experts",
+            "on",
+        ),
+        ("lora_target_parameters: [mlp.experts.down_proj]", "method.target_experts", "on"),
         ("lora_target_modules: '.*.[0-9]+.(q|v)_proj'", "method.target_modules", ["re:.*.[0-9]+.(q|v)_proj"]),
         ("lora_target_modules: '.*.(q|v_proj'", "method.target_modules", "all-linear"),
         ("lora_target_modules: ['.*q_proj', v_proj]", "method.target_modules", "all-linear"),
@@ -273,6 +279,14 @@ def test_what_is_not_offered_says_what_happens_instead(tmp_path: Path) -> None:
         ("chat_template: qwen3", "template.name", None),
         ("chat_template: tokenizer_default_fallback_chatml", "template.name", None),
         ("chat_template: phi_35", "template.name", "phi3"),
+        ("chat_template_kwargs: {reasoning_effort: high}", "template.variables", {"reasoning_effort": "high"}),
+        (
+            "chat_template_kwargs: {enable_thinking: false, roles: [a]}",
+            "template.variables",
+            {"enable_thinking": False},
+        ),
+        ("chat_template: chatml\nchat_template_kwargs: {enable_thinking: true}", "template.variables", None),
+        ("chat_template_kwargs: {}", "template.variables", None),
     ],
 )
 def test_traps(tmp_path: Path, text: str, name: str, value: Any) -> None:

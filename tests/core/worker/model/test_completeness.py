@@ -53,7 +53,7 @@ def spoil(model: Path, change: Callable[[State], object]) -> Path:
 
 def load(model: Path, method: str = "lora") -> Any:
     """What a run does with a base, up to the model in memory."""
-    check_base(check_model_directory(model), method)
+    check_base(check_model_directory(model))
     return load_model(model, method=method, precision="fp32", device="cpu").model
 
 
@@ -165,7 +165,7 @@ def test_a_model_that_is_described_as_immense_is_refused_before_anything_is_made
     model = copy("arcee")
     edit_json(model / "config.json", **{size: 1 << 30})
     with pytest.raises(UserError) as caught:
-        check_base(model, "lora")
+        check_base(model)
     assert str(model) in caught.value.message
 
 

@@ -35,7 +35,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def load(base: Path, method: str = "lora") -> Any:
-    check_base(check_model_directory(base), method)
+    check_base(check_model_directory(base))
     return load_model(base, method=method, precision="fp32", device="cpu").model.eval()
 
 
@@ -169,7 +169,7 @@ def test_a_model_whose_text_part_has_no_class_is_refused_with_the_reason(
     config = transformers.AutoConfig.for_model("qwen3_vl").to_dict()
     (base / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=r"qwen3_vl, which .* cannot load its text part \(qwen3_vl_text\) alone"):
-        check_base(base, "lora")
+        check_base(base)
 
 
 def test_the_hint_says_what_is_really_the_reason(bases: dict[str, Path], tmp_path: Path) -> None:
@@ -178,11 +178,11 @@ def test_the_hint_says_what_is_really_the_reason(bases: dict[str, Path], tmp_pat
         base / "config.json", transformers_version="99.1.0", text_config={"model_type": "mistral", "hidden_act": 5}
     )
     with pytest.raises(UserError) as refusal:
-        check_base(base, "lora")
+        check_base(base)
     assert "It was saved with transformers 99.1.0" in refusal.value.hint
     edit_json(base / "config.json", transformers_version=None)
     with pytest.raises(UserError) as refusal:
-        check_base(base, "lora")
+        check_base(base)
     assert refusal.value.hint.startswith("Take config.json, tokenizer and weights from the same version")
 
 
@@ -217,7 +217,7 @@ def test_any_model_whose_text_part_has_a_class_is_loaded(name: str, tmp_path: Pa
     whole_class = getattr(transformers, f"{name}ForConditionalGeneration")
     whole = whole_class(getattr(transformers, f"{name}Config")(**OTHERS[name]())).eval()
     whole.save_pretrained(tmp_path)
-    check_base(tmp_path, "lora")
+    check_base(tmp_path)
     model = load_model(tmp_path, method="lora", precision="fp32", device="cpu", tokenizer=object()).model.eval()
     torch.testing.assert_close(logits(model), logits(whole), rtol=0, atol=0)
     theirs = dict(whole.named_parameters(remove_duplicate=False))

@@ -99,15 +99,15 @@ def test_the_check_agrees_with_the_lookup_by_names(tmp_path: Path, tiny_model_di
     (tmp_path / "a.gguf").write_bytes(b"GGUF")
     here, missing = ("model", STARTER_NAME, "a.gguf"), ("none", "a\0b")
     for name in (*here, *missing):
-        base, is_missing = NamedBase(name, tmp_path, "qlora"), name in missing
+        base, is_missing = NamedBase(name, tmp_path), name in missing
         assert (find_missing(base, "enter") is not None) == is_missing
         assert check_base(base, "enter").is_missing == is_missing
-    assert "damaged or cut short" in check_base(NamedBase("a.gguf", tmp_path, "qlora"), "enter").sentence
+    assert "damaged or cut short" in check_base(NamedBase("a.gguf", tmp_path), "enter").sentence
     packed = copy_model(tiny_model_dir, tmp_path / "packed")
-    nf4 = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
-    edit_json(packed / "config.json", quantization_config=nf4)
-    assert check_base(NamedBase("packed", tmp_path, "qlora"), "enter").sentence == ""
-    assert "method.name is lora" in check_base(NamedBase("packed", tmp_path, "lora"), "enter").sentence
+    edit_json(packed / "config.json", quantization_config={"quant_method": "fp8"})
+    assert check_base(NamedBase("packed", tmp_path), "enter").sentence == ""
+    edit_json(packed / "config.json", quantization_config={"quant_method": "hqq"})
+    assert "saved quantized (HQQ)" in check_base(NamedBase("packed", tmp_path), "enter").sentence
 
 
 @pytest.mark.parametrize("key", ["enter", "M"])
@@ -236,7 +236,7 @@ async def test_tokens_that_cannot_be_shown_say_where_to_choose_a_model(tmp_path:
 
 def test_a_configuration_without_a_base_names_the_default(tmp_path: Path) -> None:
     pane = ConfigPane()
-    assert pane.model.named_base == NamedBase(STARTER_NAME, Path.cwd(), "qlora")
+    assert pane.model.named_base == NamedBase(STARTER_NAME, Path.cwd())
     pane.editor.document.set("model.base", 5)
     assert pane.model.named_base.name == ""
     assert ConfigDocument().get("model.base") is None

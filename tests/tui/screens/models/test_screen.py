@@ -227,7 +227,7 @@ async def test_a_model_too_large_and_one_saved_in_another_quantization_are_told(
     work: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     packed = copy_model(tiny_model_dir, work / "packed")
-    edit_json(packed / "config.json", quantization_config={"quant_method": "gptq", "bits": 4})
+    edit_json(packed / "config.json", quantization_config={"quant_method": "hqq", "nbits": 4})
     copy_model(tiny_model_dir, work / "plain")
     monkeypatch.setattr("core.hardware.cpu.memory", lambda: (1_000_000, 2_000_000))
     async with Chooser().run_test(size=(120, 30)) as pilot:
@@ -235,7 +235,7 @@ async def test_a_model_too_large_and_one_saved_in_another_quantization_are_told(
         assert "✗ needs " in line_of(pilot, "plain")
         assert "✗ cannot be used" in line_of(pilot, "packed")
         await pilot.press(*"packed")
-        await wait_for(pilot, lambda: "saved quantized (GPTQ), which cannot be trained here" in screen_text(pilot.app))
+        await wait_for(pilot, lambda: "saved quantized (HQQ), which cannot be trained here" in screen_text(pilot.app))
 
 
 # From a hub.

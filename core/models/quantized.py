@@ -1,0 +1,572 @@
+"""Quantized checkpoints: how their weights are stored, which can be decoded to 16 bit, and what comes out.
+
+Everything is read from ``quantization_config`` and from the names, dtypes and shapes in the headers, so that the plan
+and the inspection know decoded weights without decoding one. The decoding is in :mod:`core.worker.model.decode`.
+
+Which tensors belong together is seen from their names: a weight is quantized where its scales are there. Lists of
+modules in ``quantization_config`` (``ignore``, ``modules_to_not_convert``, ``targets``) are not needed for that.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from core.errors import UserError
+from core.models.counterpart import find_counterpart
+from core.models.description import read_description, text_part, walk
+from core.models.tensors import Tensor, read_values, read_weights
+from core.text import one_line
+
+#: How the parts of a weight are put together again; each has its function in :mod:`core.worker.model.decode`.
+#: ``mxfp4``: experts of gpt-oss, transposed. ``scaled``: one number an element, times a scale. ``fp4``: two numbers of
+#: E2M1 a byte. ``packed``: integers of compressed-tensors. ``gptq``, ``awq``: theirs. ``bnb4``, ``bnb8``: of
+#: bitsandbytes.
+Codec = Literal["mxfp4", "scaled", "fp4", "packed", "gptq", "awq", "bnb4", "bnb8"]
+
+#: What NVIDIA's Model Optimizer writes beside ``config.json``, where that has no ``quantization_config``.
+_MODELOPT = "hf_quant_config.json"
+_NAMES = {
+    "mxfp4": "MXFP4",
+    "mxfp8": "MXFP8",
+    "nvfp4": "NVFP4",
+    "fp8": "FP8",
+    "fbgemm_fp8": "FBGEMM FP8",
+    "gptq": "GPTQ",
+    "awq": "AWQ",
+    "compressed-tensors": "compressed-tensors",
+    "modelopt": "ModelOpt",
+    "aqlm": "AQLM",
+    "auto-round": "AutoRound",
+    "bitnet": "BitNet",
+    "eetq": "EETQ",
+    "exl2": "EXL2",
+    "exl3": "EXL3",
+    "fp_quant": "FP-Quant",
+    "higgs": "HIGGS",
+    "hqq": "HQQ",
+    "quanto": "Quanto",
+    "quark": "Quark",
+    "quip": "QuIP#",
+    "spqr": "SpQR",
+    "torchao": "torchao",
+    "vptq": "VPTQ",
+}
+_DECODED = frozenset(["mxfp4", "mxfp8", "nvfp4", "fp8", "fbgemm_fp8", "gptq", "awq", "compressed-tensors", "modelopt"])
+#: Formats of compressed-tensors that leave weights out (sparsity) or are laid out for one kernel (Marlin).
+_OTHER_FORMATS = frozenset(["marlin-24", "sparse-24-bitmask", "sparse-bitmask"])
+_FLOATS = frozenset(["F8_E4M3", "F8_E5M2"])
+_SCALES = frozenset(["F32", "BF16", "F16", "U8", "F8_E8M0", "F8_E4M3"])
+#: Scales of activations and of the cache, which the arithmetic here has no use for.
+_ACTIVATIONS = re.compile(
+    r"(^|[._])(input|output|activation|q|k|v|kv|kv_cache|prob)_(global_)?(scale|zero_point)(_inv|_ub)?$"
+)
+_BLOCK = (128, 128)
+#: Largest ``quant_state`` of bitsandbytes; real ones have about a hundred bytes.
+_STATE_LIMIT = 4096
+_BNB_PART = re.compile(r"(.+)\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\.bitsandbytes__\w+)")
+_BNB_DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """The quantization of a checkpoint.
+
+    Args:
+        name: Its name in sentences: ``MXFP4``, ``bitsandbytes NF4``, ``compressed-tensors pack-quantized``.
+        method: ``quant_method``.
+        settings: The other content of ``quantization_config``.
+        dtype: Dtype of the decoded weights, in the names of safetensors: ``BF16`` or ``F16``.
+        refusal: What about it cannot be decoded; empty where it can.
+    """
+
+    name: str
+    method: str
+    settings: Mapping[str, Any]
+    dtype: str
+    refusal: str = ""
+
+    @property
+    def is_decoded(self) -> bool:
+        """Whether its weights can be decoded."""
+        return not self.refusal
+
+    def is_used_as_saved(self, method: str) -> bool:
+        """Whether a method trains on the saved weights themselves: QLoRA does on NF4, which it would make itself.
+
+        Args:
+            method: As ``method.name``.
+        """
+        return self.name == "bitsandbytes NF4" and method == "qlora"
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A weight that is stored in parts.
+
+    Args:
+        codec: How they are put together.
+        tensor: The weight: dtype and shape once decoded.
+        parts: Role to the part's name in the files. ``weight`` is the one with the elements; beside it, where there
+            are such: ``scale``, ``zero_point``, ``g_idx`` (column to group), ``shape``, ``global_scale`` (scales are
+            divided by it), ``scale_2`` (scales are multiplied with it), and those of bitsandbytes by their own names.
+        block: Rows and columns that one scale is for; (0, 0) where that is not what decides.
+        bits: Bits of an element.
+        zero_offset: What is added to stored zero points: 1 for GPTQ's first format.
+    """
+
+    codec: Codec
+    tensor: Tensor
+    parts: Mapping[str, str]
+    block: tuple[int, int] = (0, 0)
+    bits: int = 0
+    zero_offset: int = 0
+
+
+@dataclass(frozen=True)
+class StoredWeights:
+    """The tensors of a model as its files have them, and as they are once decoded.
+
+    Args:
+        stored: Those in the files, by their names.
+        tensors: The decoded model's, by their names; the same where nothing is quantized or nothing can be decoded.
+        encoded: Those of ``tensors`` that are stored in parts.
+    """
+
+    stored: Mapping[str, Tensor]
+    tensors: Mapping[str, Tensor]
+    encoded: Mapping[str, Encoded] = field(default_factory=dict)
+
+    @property
+    def elements(self) -> int:
+        """Number of elements of the decoded tensors."""
+        return sum(tensor.elements for tensor in self.tensors.values())
+
+
+# What it is.
+
+
+def read_quantization(directory: Path, config: Mapping[str, Any] | None = None) -> Quantization | None:
+    """Read the quantization of a model's saved weights; None if they are not quantized.
+
+    Args:
+        directory: The model's.
+        config: The content of its ``config.json``; None: it is read.
+
+    Raises:
+        UserError: If a description is damaged.
+    """
+    if config is None:
+        config = read_description(directory / "config.json") or {}
+    # In a composite model any part may have the key.
+    found = (value for _, key, value in walk(config) if key == "quantization_config" and isinstance(value, Mapping))
+    settings = next(found, None)
+    if settings is None:
+        written = (read_description(directory / _MODELOPT) or {}).get("quantization")
+        if not isinstance(written, Mapping) or not written.get("quant_algo"):
+            return None
+        settings = {"quant_method": "modelopt", **written}
+    method = str(settings.get("quant_method") or ("bitsandbytes" if "load_in_4bit" in settings else "unknown")).lower()
+    part = text_part(dict(config))
+    named = next((values.get(key) for values in (part, config) for key in ("dtype", "torch_dtype") if key in values), 0)
+    return Quantization(
+        name=_name(method, settings),
+        method=method,
+        settings=settings,
+        dtype="F16" if named == "float16" else "BF16",
+        refusal=_refusal(method, settings),
+    )
+
+
+def _name(method: str, settings: Mapping[str, Any]) -> str:
+    if method == "bitsandbytes":
+        if not settings.get("load_in_4bit"):
+            return "bitsandbytes 8-bit"
+        kind = str(settings.get("bnb_4bit_quant_type", "fp4"))
+        return "bitsandbytes NF4" if kind == "nf4" else f"bitsandbytes 4-bit ({one_line(kind.upper(), 20)})"
+    name = _NAMES.get(method) or one_line(method.upper(), 40)
+    more = {"compressed-tensors": settings.get("format"), "modelopt": settings.get("quant_algo")}.get(method)
+    return f"{name} {one_line(more, 40)}" if isinstance(more, str) else name
+
+
+def _refusal(method: str, settings: Mapping[str, Any]) -> str:
+    """What of a quantization cannot be decoded."""
+    if method == "bitsandbytes":
+        return ""
+    if method not in _DECODED:
+        return "no way to decode it is known here"
+    bits = settings.get("bits", settings.get("w_bit", 4))
+    if method == "gptq":
+        layout = settings.get("checkpoint_format", "gptq")
+        if layout not in ("gptq", "gptq_v2"):
+            return f"its checkpoint_format is {one_line(str(layout), 40)}"
+        return "" if bits in (2, 4, 8) else f"it has {one_line(str(bits), 10)} bits"
+    if method == "awq":
+        layout = str(settings.get("version", "gemm")).lower()
+        if layout != "gemm":
+            return f"its version is {one_line(layout, 40)}"
+        if settings.get("zero_point") is False:
+            return "it has no zero points"
+        return "" if bits == 4 else f"it has {one_line(str(bits), 10)} bits"
+    if method == "compressed-tensors":
+        sparsity = settings.get("sparsity_config")
+        sparse = sparsity.get("format", "dense") if isinstance(sparsity, Mapping) else "dense"
+        for layout in (settings.get("format"), sparse, *(group.get("format") for group in _groups(settings))):
+            if layout in _OTHER_FORMATS:
+                return f"its format is {layout}"
+    return ""
+
+
+def _groups(settings: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The ``config_groups`` of compressed-tensors."""
+    groups = settings.get("config_groups")
+    found = groups.values() if isinstance(groups, Mapping) else ()
+    return [group for group in found if isinstance(group, Mapping)]
+
+
+def saved_quantization(directory: Path, config: Mapping[str, Any] | None = None) -> str | None:
+    """Name of the quantization of the saved weights; None if they are not quantized.
+
+    Raises:
+        UserError: As :func:`read_quantization`.
+    """
+    found = read_quantization(directory, config)
+    return found.name if found is not None else None
+
+
+def check_quantization(directory: Path, config: Mapping[str, Any] | None = None) -> None:
+    """Refuse weights saved in a quantization that cannot be decoded.
+
+    Raises:
+        UserError: If they are; it names the checkpoint to take instead, as far as the directory says which.
+    """
+    found = read_quantization(directory, config)
+    if found is None or found.is_decoded:
+        return
+    raise refused(directory, found.name, found.refusal)
+
+
+def refused(directory: Path, name: str, why: str) -> UserError:
+    """The error for weights that cannot be decoded.
+
+    Args:
+        directory: The model's.
+        name: Name of the quantization.
+        why: What about it.
+    """
+    counterpart = find_counterpart(directory)
+    take = f"Take {counterpart}" if counterpart else "Take the model as it was before it was quantized"
+    return UserError(
+        f"{directory} was saved quantized ({name}), which cannot be trained here: {why}.",
+        f"{take}; method.name = qlora makes it 4-bit while loading.",
+    )
+
+
+# What comes out.
+
+
+def read_decoded(directory: Path, config: Mapping[str, Any] | None = None) -> StoredWeights:
+    """Read the tensors of a model from the headers of all its weight files, as stored and as decoded.
+
+    Args:
+        directory: The model's.
+        config: The content of its ``config.json``; None: it is read.
+
+    Raises:
+        UserError: As :func:`core.models.tensors.read_weights`, or if quantized weights lack parts or have parts that do
+            not fit.
+    """
+    return decoded(directory, read_weights(directory), read_quantization(directory, config))
+
+
+def decoded(directory: Path, stored: Mapping[str, Tensor], quantization: Quantization | None) -> StoredWeights:
+    """The tensors of a model as decoded.
+
+    Args:
+        directory: The model's.
+        stored: Those in its files.
+        quantization: Theirs; None for weights that are not quantized.
+
+    Raises:
+        UserError: If quantized weights lack parts or have parts that do not fit.
+    """
+    if quantization is None or not quantization.is_decoded:
+        return StoredWeights(stored, stored)
+    encoded = _Finder(directory, stored, quantization).find()
+    parts = {part for weight in encoded.values() for part in weight.parts.values()}
+    tensors = {name: weight.tensor for name, weight in encoded.items()}
+    for name, tensor in stored.items():
+        if name not in parts and not _ACTIVATIONS.search(name):
+            tensors[name] = tensor
+    return StoredWeights(stored, tensors, encoded)
+
+
+class _Finder:
+    """Finds the weights that are stored in parts.
+
+    Args:
+        directory: The model's.
+        stored: The tensors in its files.
+        quantization: Theirs.
+    """
+
+    def __init__(self, directory: Path, stored: Mapping[str, Tensor], quantization: Quantization) -> None:
+        self._directory = directory
+        self._stored = stored
+        self._quantization = quantization
+        self._states: dict[str, dict[str, Any]] = {}
+
+    def find(self) -> dict[str, Encoded]:
+        """Every one by its name.
+
+        Raises:
+            UserError: If parts are missing or do not fit.
+        """
+        if self._quantization.method == "bitsandbytes":
+            self._states = self._read_states()
+        found: dict[str, Encoded] = {}
+        for name, tensor in self._stored.items():
+            if (result := self._look(name, tensor)) is not None:
+                found[result[0]] = result[1]
+        return found
+
+    def _look(self, name: str, tensor: Tensor) -> tuple[str, Encoded] | None:
+        """The weight whose elements are in a tensor, if it is one of several parts."""
+        stem, _, last = name.rpartition(".")
+        if name.endswith("_blocks"):
+            target = name.removesuffix("_blocks")
+            return (target, self._mxfp4(name, tensor, target)) if f"{target}_scales" in self._stored else None
+        if name.endswith("_packed"):
+            target = name.removesuffix("_packed")
+            return target, self._packed(name, tensor, target)
+        if last == "qweight":
+            is_gptq = self._quantization.method == "gptq"
+            return f"{stem}.weight", (self._gptq if is_gptq else self._awq)(name, tensor, stem)
+        if f"{name}.absmax" in self._stored:
+            return name, self._bnb4(name)
+        if f"{stem}.SCB" in self._stored and tensor.dtype == "I8":
+            self._require(tensor, len(tensor.shape) == 2, name)
+            parts = {"weight": name, "scale": f"{stem}.SCB"}
+            if f"{stem}.weight_format" in self._stored:
+                parts["format"] = f"{stem}.weight_format"
+            return name, Encoded("bnb8", Tensor(self._quantization.dtype, tensor.shape), parts, bits=8)
+        if f"{name}_scale_2" in self._stored and tensor.dtype == "U8":
+            return name, self._fp4(name, tensor, name)
+        scale = next((name + end for end in ("_scale_inv", "_scale") if name + end in self._stored), None)
+        if scale is not None and tensor.dtype in {*_FLOATS, "I8"}:
+            return name, self._scaled(name, tensor, scale)
+        return None
+
+    def _require(self, tensor: Tensor, fits: bool, name: str) -> None:
+        """Check something about a part.
+
+        Raises:
+            UserError: If it does not hold.
+        """
+        if not fits:
+            raise refused(
+                self._directory,
+                self._quantization.name,
+                f"{one_line(name, 120)} is {tensor} of {one_line(tensor.dtype, 20)}, which does not fit its scales",
+            )
+
+    def _part(self, name: str, of: str) -> Tensor:
+        """A part that must be there.
+
+        Raises:
+            UserError: If it is not.
+        """
+        found = self._stored.get(name)
+        if found is None:
+            raise UserError(
+                f"{self._directory} lacks {one_line(name, 120)}, without which {one_line(of, 120)} cannot be decoded.",
+                "Copy or fetch the weights again.",
+            )
+        return found
+
+    def _beside(self, target: str, *roles: str) -> dict[str, str]:
+        """The parts beside a weight that are there, by their roles."""
+        return {role: name for role in roles if (name := f"{target}_{role}") in self._stored}
+
+    def _mxfp4(self, name: str, blocks: Tensor, target: str) -> Encoded:
+        scales = self._stored[f"{target}_scales"]
+        self._require(blocks, blocks.dtype == "U8" and len(blocks.shape) == 4, name)
+        experts, rows, groups, width = blocks.shape
+        fits = scales.dtype in ("U8", "F8_E8M0") and scales.shape == (experts, rows, groups) and width > 0
+        self._require(blocks, fits, name)
+        # transformers has the experts of gpt-oss as inputs by outputs, the files as outputs by inputs.
+        tensor = Tensor(self._quantization.dtype, (experts, 2 * width * groups, rows))
+        return Encoded("mxfp4", tensor, {"weight": name, "scale": f"{target}_scales"}, (1, 2 * width), 4)
+
+    def _scaled(self, name: str, tensor: Tensor, scale_name: str) -> Encoded:
+        scale = self._stored[scale_name]
+        block = _block(tensor.shape, scale.shape, self._blocks())
+        self._require(tensor, block != (0, 0) and scale.dtype in _SCALES, name)
+        parts = {"weight": name, "scale": scale_name, **self._beside(name, "zero_point", "g_idx")}
+        return Encoded("scaled", Tensor(self._quantization.dtype, tensor.shape), parts, block, 8)
+
+    def _blocks(self) -> list[tuple[int, int]]:
+        """Sizes of the blocks that the configuration tells."""
+        settings = self._quantization.settings
+        weights = [group.get("weights") for group in _groups(settings)]
+        told = [settings.get("weight_block_size"), *(_get(value, "block_structure") for value in weights), list(_BLOCK)]
+        return [
+            (size[0], size[1])
+            for size in told
+            if isinstance(size, list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)
+        ]
+
+    def _packed(self, name: str, tensor: Tensor, target: str) -> Encoded:
+        if tensor.dtype != "I32":
+            return self._fp4(name, tensor, target)
+        scale = self._part(f"{target}_scale", target)
+        self._require(tensor, len(tensor.shape) >= 2, name)
+        groups = scale.shape[-1] if len(scale.shape) == len(tensor.shape) else 1
+        fitting = set()
+        for bits, size in self._integers():
+            columns = tensor.shape[-1] * 32 // bits
+            if groups == (-(-columns // size) if size else 1):
+                fitting.add((bits, size or columns))
+        self._require(tensor, len(fitting) == 1, name)
+        bits, size = fitting.pop()
+        columns = tensor.shape[-1] * 32 // bits
+        parts = {"weight": name, "scale": f"{target}_scale", **self._beside(target, "zero_point", "g_idx", "shape")}
+        decoded_tensor = Tensor(self._quantization.dtype, (*tensor.shape[:-1], columns))
+        return Encoded("packed", decoded_tensor, parts, (1, size), bits)
+
+    def _integers(self) -> set[tuple[int, int]]:
+        """Bits and sizes of the groups of packed integers, 0 for whole rows, that the configuration tells."""
+        weights = [group.get("weights") for group in _groups(self._quantization.settings)]
+        found = set()
+        for value in weights:
+            bits, size = _get(value, "num_bits"), _get(value, "group_size")
+            # Others are packed across words, and not by every version alike.
+            if bits in (2, 4, 8) and _get(value, "type") in ("int", None):
+                found.add((bits, size if type(size) is int and size > 0 else 0))
+        return found
+
+    def _fp4(self, name: str, tensor: Tensor, target: str) -> Encoded:
+        scale = self._part(f"{target}_scale", target)
+        self._require(tensor, tensor.dtype == "U8" and len(tensor.shape) >= 2, name)
+        columns = 2 * tensor.shape[-1]
+        fits = scale.shape[:-1] == tensor.shape[:-1] and scale.shape[-1] > 0 and columns % scale.shape[-1] == 0
+        self._require(tensor, fits and scale.dtype in _SCALES, name)
+        parts = {"weight": name, "scale": f"{target}_scale", **self._beside(target, "global_scale", "scale_2")}
+        # NVFP4 has a scale of the whole tensor as well; MXFP4's are powers of two by themselves.
+        is_whole = scale.dtype in ("U8", "F8_E8M0") or len(parts) == 3
+        self._require(tensor, is_whole, name)
+        for role in ("global_scale", "scale_2"):
+            if role in parts:
+                self._require(tensor, self._stored[parts[role]].elements == 1, name)
+        shape = (*tensor.shape[:-1], columns)
+        return Encoded("fp4", Tensor(self._quantization.dtype, shape), parts, (1, columns // scale.shape[-1]), 4)
+
+    def _gptq(self, name: str, tensor: Tensor, stem: str) -> Encoded:
+        scales, zeros = (self._part(f"{stem}.{part}", stem) for part in ("scales", "qzeros"))
+        index = self._stored.get(f"{stem}.g_idx")
+        settings = self._quantization.settings
+        bits = settings.get("bits", 4)
+        if index is not None and index.elements and tensor.shape[:1] != (0,):
+            # A module may have other bits than the rest.
+            bits = 32 * tensor.shape[0] // index.elements
+        self._require(tensor, bits in (2, 4, 8) and tensor.dtype == "I32" and len(tensor.shape) == 2, name)
+        inputs, outputs = tensor.shape[0] * 32 // bits, tensor.shape[1]
+        fits = len(scales.shape) == 2 and scales.shape[1] == outputs and scales.shape[0] > 0
+        self._require(tensor, fits and zeros.shape == (scales.shape[0], outputs * bits // 32), name)
+        self._require(tensor, index is None or index.shape == (inputs,), name)
+        parts = {"weight": name, "scale": f"{stem}.scales", "zero_point": f"{stem}.qzeros"}
+        if index is not None:
+            parts["g_idx"] = f"{stem}.g_idx"
+        return Encoded(
+            "gptq",
+            Tensor(self._quantization.dtype, (outputs, inputs)),
+            parts,
+            (1, -(-inputs // scales.shape[0])),
+            bits,
+            zero_offset=0 if settings.get("checkpoint_format") == "gptq_v2" else 1,
+        )
+
+    def _awq(self, name: str, tensor: Tensor, stem: str) -> Encoded:
+        scales, zeros = (self._part(f"{stem}.{part}", stem) for part in ("scales", "qzeros"))
+        self._require(tensor, tensor.dtype == "I32" and len(tensor.shape) == 2, name)
+        inputs, outputs = tensor.shape[0], tensor.shape[1] * 8
+        groups = scales.shape[0] if len(scales.shape) == 2 else 0
+        fits = groups > 0 and inputs % groups == 0 and scales.shape[1] == outputs
+        self._require(tensor, fits and zeros.shape == (groups, tensor.shape[1]), name)
+        parts = {"weight": name, "scale": f"{stem}.scales", "zero_point": f"{stem}.qzeros"}
+        decoded_tensor = Tensor(self._quantization.dtype, (outputs, inputs))
+        return Encoded("awq", decoded_tensor, parts, (1, inputs // groups), 4)
+
+    def _read_states(self) -> dict[str, dict[str, Any]]:
+        """What bitsandbytes' 4-bit weights are: shape, dtype and the names of their other parts, by their own names.
+
+        Raises:
+            UserError: If one makes no sense.
+        """
+        names = [name for name in self._stored if ".quant_state.bitsandbytes__" in name]
+        if any(self._stored[name].elements > _STATE_LIMIT for name in names):
+            raise UserError(f"{self._directory} has a damaged quant_state.", "Copy or fetch the weights again.")
+        found = {}
+        for name, raw in read_values(self._directory, names).items():
+            try:
+                state = json.loads(raw)
+                shape = tuple(state["shape"])
+                if not all(type(side) is int and 0 < side < 1 << 32 for side in shape):
+                    raise ValueError("a shape that is none")
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                raise UserError(
+                    f"{self._directory}: {one_line(name, 120)} makes no sense.", "Copy or fetch the weights again."
+                ) from error
+            found[name.partition(".quant_state.")[0]] = {"shape": shape, "dtype": state.get("dtype"), "parts": {}}
+        for name in self._stored:
+            match = _BNB_PART.fullmatch(name)
+            if match is not None and match[1] in found:
+                found[match[1]]["parts"][match[2]] = name
+        return found
+
+    def _bnb4(self, name: str) -> Encoded:
+        state = self._states.get(name)
+        if state is None:
+            raise UserError(
+                f"{self._directory} has no quant_state for {one_line(name, 120)}.", "Copy or fetch the weights again."
+            )
+        parts = {"weight": name, **state["parts"]}
+        stored = self._stored[name]
+        self._require(stored, stored.dtype == "U8" and 2 * stored.elements >= math.prod(state["shape"]), name)
+        dtype = _BNB_DTYPES.get(str(state["dtype"]), self._quantization.dtype)
+        return Encoded("bnb4", Tensor(dtype, state["shape"]), parts, bits=4)
+
+
+def _get(value: object, key: str) -> Any:
+    return value.get(key) if isinstance(value, Mapping) else None
+
+
+def _block(shape: tuple[int, ...], scales: tuple[int, ...], told: list[tuple[int, int]]) -> tuple[int, int]:
+    """Rows and columns that one scale is for; (0, 0) where the shapes do not fit.
+
+    Args:
+        shape: Of the weight; the last two dimensions are the matrix, those before number the experts.
+        scales: Of its scales.
+        told: What the configuration says of it: the last blocks of a row and a column may be cut off.
+    """
+    if len(shape) < 2 or 0 in shape or 0 in scales:
+        return 0, 0
+    before, (rows, columns) = shape[:-2], shape[-2:]
+    if math.prod(scales) == math.prod(before) and scales[: len(before)] == before:
+        return rows, columns
+    if math.prod(scales) == 1:
+        return rows, columns
+    if scales == (*before, rows):
+        return 1, columns
+    if scales[:-2] != before or len(scales) != len(shape):
+        return 0, 0
+    down, across = scales[-2:]
+    for height, width in told:
+        if (down, across) == (-(-rows // height), -(-columns // width)):
+            return height, width
+    return (rows // down, columns // across) if rows % down == 0 and columns % across == 0 else (0, 0)

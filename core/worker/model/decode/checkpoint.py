@@ -1,0 +1,149 @@
+"""The weight files of a model, read tensor by tensor, decoded where they are quantized.
+
+Whatever reads weights reads them here: loading, LoftQ, merging. What it sees are the names, shapes and values of the
+16-bit model. Nothing is kept: who asks for one tensor after the other has one decoded at a time. Experts that are
+stored fused, as those of gpt-oss, are one tensor a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from core.errors import UserError
+from core.models.quantized import Encoded, read_decoded, read_quantization
+from core.models.tensors import Tensor, read_header, weight_files
+from core.text import one_line
+from core.worker.model.decode.bitsandbytes import decode_4bit, decode_8bit
+from core.worker.model.decode.fp4 import decode_fp4, decode_mxfp4_experts
+from core.worker.model.decode.integers import decode_awq, decode_gptq, decode_packed
+from core.worker.model.decode.scaled import decode_scaled
+from core.worker.model.safetensors_io import DTYPES
+
+
+class Checkpoint:
+    """The tensors of a model's weight files.
+
+    Args:
+        directory: The model's.
+
+    Raises:
+        UserError: If its files are missing or damaged, or quantized in a way that cannot be decoded.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.quantization = read_quantization(directory)
+        weights = read_decoded(directory)
+        #: Tensors that are decoded, by their names.
+        self.encoded = weights.encoded
+        self._places = {name: path for path in weight_files(directory) for name in read_header(path)}
+        #: The decoded model's tensors in each file: a decoded one is where its elements are.
+        self.files: dict[Path, dict[str, Tensor]] = {path: {} for path in weight_files(directory)}
+        for name, tensor in weights.tensors.items():
+            self.files[self._place(name)][name] = tensor
+        self._open: dict[Path, Any] = {}
+
+    def _place(self, name: str) -> Path:
+        encoded = self.encoded.get(name)
+        return self._places[name if encoded is None else encoded.parts["weight"]]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.encoded or (isinstance(name, str) and name in self._places)
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for tensors in self.files.values() for name in tensors)
+
+    def tensor(self, name: str) -> Tensor:
+        """Dtype and shape of a tensor, once decoded."""
+        return self.files[self._place(name)][name]
+
+    def read(self, name: str) -> torch.Tensor:
+        """A tensor, on the CPU; decoded ones are 16 bit.
+
+        Raises:
+            UserError: If it cannot be read or decoded.
+        """
+        encoded = self.encoded.get(name)
+        if encoded is None:
+            return self._load(name)
+        try:
+            decoded = self._decode(encoded)
+        except (RuntimeError, ValueError, KeyError, IndexError, AssertionError) as error:
+            raise self._undecodable(name, str(error)) from error
+        if tuple(decoded.shape) != encoded.tensor.shape:
+            raise self._undecodable(name, f"it comes out as {' x '.join(map(str, decoded.shape))}")
+        if decoded.dtype == torch.float16 and not bool(decoded.isfinite().all()):
+            raise self._undecodable(name, "it has numbers beyond the range of float16")
+        return decoded
+
+    def _decode(self, encoded: Encoded) -> torch.Tensor:
+        dtype = DTYPES[encoded.tensor.dtype]
+        parts = encoded.parts
+        if encoded.codec == "mxfp4":
+            return decode_mxfp4_experts(
+                lambda number: (self._slice(parts["weight"], number), self._slice(parts["scale"], number)),
+                encoded.tensor.shape,
+                dtype,
+            )
+        loaded = {role: self._load(part) for role, part in parts.items()}
+        if encoded.codec == "bnb4":
+            return decode_4bit(loaded)
+        weight, scale = loaded["weight"], loaded["scale"]
+        if encoded.codec == "bnb8":
+            if "format" in loaded and int(loaded["format"]) != 0:
+                raise ValueError("its rows are in the order of a kernel")
+            return decode_8bit(weight, scale, dtype)
+        zeros, groups = loaded.get("zero_point"), loaded.get("g_idx")
+        group, bits = encoded.block[1], encoded.bits
+        if encoded.codec == "gptq" and zeros is not None:
+            offset = encoded.zero_offset
+            return decode_gptq(weight, scale, zeros, group, bits, dtype, zero_offset=offset, groups=groups)
+        if encoded.codec == "awq" and zeros is not None:
+            return decode_awq(weight, scale, zeros, group, dtype)
+        if encoded.codec == "packed":
+            columns = encoded.tensor.shape[-1]
+            if "shape" in loaded:
+                told = tuple(loaded["shape"].flatten().tolist())
+                if told[-2:] != encoded.tensor.shape[-2:]:
+                    raise ValueError(f"its shape is told as {' x '.join(map(str, told))}")
+            return decode_packed(weight, scale, group, bits, columns, dtype, zero_points=zeros, groups=groups)
+        if encoded.codec == "fp4":
+            return decode_fp4(weight, scale, dtype, factor=loaded.get("scale_2"), divisor=loaded.get("global_scale"))
+        return decode_scaled(weight, scale, encoded.block, dtype, zero_points=zeros, groups=groups)
+
+    def _load(self, part: str) -> torch.Tensor:
+        try:
+            found: torch.Tensor = self._file(part).get_tensor(part)
+        except (OSError, SafetensorError) as error:
+            raise self._unreadable(part, error) from error
+        return found
+
+    def _slice(self, part: str, number: int) -> torch.Tensor:
+        try:
+            found: torch.Tensor = self._file(part).get_slice(part)[number]
+        except (OSError, SafetensorError) as error:
+            raise self._unreadable(part, error) from error
+        return found
+
+    def _file(self, part: str) -> Any:
+        """The file of a part, opened once: a header of thousands of experts takes a while to read."""
+        path = self._places[part]
+        if path not in self._open:
+            self._open[path] = safe_open(str(path), framework="pt")
+        return self._open[path]
+
+    def _unreadable(self, part: str, error: Exception) -> UserError:
+        return UserError(f"{self._places[part]} cannot be read: {error}", "Check that the directory is whole.")
+
+    def _undecodable(self, name: str, why: str) -> UserError:
+        method = self.quantization.name if self.quantization is not None else "quantized"
+        why = one_line(why.strip().partition("\n")[0], 200).rstrip(".")
+        return UserError(
+            f"{one_line(name, 120)} in {self.directory} cannot be decoded ({method}): {why}.",
+            "Copy or fetch the weights again, or take the model as it was before it was quantized.",
+        )

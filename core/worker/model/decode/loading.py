@@ -1,0 +1,124 @@
+"""Loading of a quantized checkpoint as if its files were 16 bit: ``from_pretrained`` is given tensors that decode
+themselves when they are asked for.
+
+transformers asks for one after the other and puts each where it belongs before the next, on its way through the
+quantizer where the method is QLoRA; so the 16-bit model is never there as a whole unless it is what was asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from core.models.quantized import read_quantization
+from core.models.tensors import Tensor
+from core.worker.model.configs import load_generation_config
+from core.worker.model.decode.checkpoint import Checkpoint
+
+#: Without it transformers' threads read, and so decode, far ahead of what is put into the model.
+_IN_TURN = "HF_DEACTIVATE_ASYNC_LOAD"
+
+
+class _Slice:
+    """A tensor of a checkpoint that is read when it is indexed, as safetensors' own slices are.
+
+    Args:
+        checkpoint: The files.
+        name: The tensor's.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, name: str) -> None:
+        self._checkpoint = checkpoint
+        self._name = name
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        return self._checkpoint.read(self._name)[index]
+
+    def get_shape(self) -> list[int]:
+        """Its dimensions."""
+        return list(self._tensor.shape)
+
+    def get_dtype(self) -> str:
+        """Its dtype, in the names of safetensors."""
+        return self._tensor.dtype
+
+    @property
+    def _tensor(self) -> Tensor:
+        return self._checkpoint.tensor(self._name)
+
+
+def is_decoded(base: Path, method: str) -> bool:
+    """Whether a base's weights are decoded for a method, rather than read as they are.
+
+    Args:
+        base: The directory.
+        method: As ``method.name``.
+    """
+    quantization = read_quantization(base)
+    return quantization is not None and quantization.is_decoded and not quantization.is_used_as_saved(method)
+
+
+def without_quantization(config: Any) -> Any:
+    """A configuration of transformers as that of a model which is not quantized; the same one where it is none.
+
+    Args:
+        config: A ``PretrainedConfig``.
+    """
+    plain = copy.deepcopy(config)
+    for part in (plain, plain.get_text_config()):
+        if getattr(part, "quantization_config", None) is not None:
+            del part.quantization_config
+    return plain
+
+
+@contextlib.contextmanager
+def weights_source(base: Path, config: Any, method: str) -> Iterator[dict[str, Any]]:
+    """The arguments by which ``from_pretrained`` loads a base decoded; it has to be called inside.
+
+    Args:
+        base: The directory.
+        config: Its configuration, of the class that is loaded.
+        method: As ``method.name``.
+
+    Yields:
+        ``pretrained_model_name_or_path``, which is None, ``config``, ``state_dict``, and ``generation_config``, which
+        transformers reads from directories only; nothing where the files are read as they are.
+
+    Raises:
+        UserError: If the weights cannot be decoded.
+    """
+    if not is_decoded(base, method):
+        yield {}
+        return
+    checkpoint = Checkpoint(base)
+    before = os.environ.get(_IN_TURN)
+    os.environ[_IN_TURN] = "1"
+    try:
+        yield {
+            "pretrained_model_name_or_path": None,
+            "config": without_quantization(config),
+            "state_dict": {name: _Slice(checkpoint, name) for name in checkpoint},
+            "generation_config": load_generation_config(base),
+        }
+    finally:
+        if before is None:
+            del os.environ[_IN_TURN]
+        else:
+            os.environ[_IN_TURN] = before
+
+
+def concrete_class(loader: Any, config: Any) -> Any:
+    """The class of a model that one of transformers' ``Auto`` classes makes, which want a directory to load from.
+
+    Args:
+        loader: ``AutoModelForCausalLM`` or another one.
+        config: The model's configuration.
+    """
+    with torch.device("meta"):
+        return type(loader.from_config(config, trust_remote_code=False))

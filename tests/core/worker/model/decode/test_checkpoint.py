@@ -1,0 +1,142 @@
+"""Decoding, tensor by tensor, against packers written from the formats' specifications."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+from core.errors import UserError
+from core.worker.model.decode.checkpoint import Checkpoint
+from core.worker.model.decode.elements import scale_values, unpack_e2m1
+from core.worker.model.decode.fp4 import decode_mxfp4_experts
+from core.worker.model.decode.scaled import decode_scaled
+from tests.families.tiny import write_family
+from tests.packers import FORMATS, Twins, fp8_blocks, mxfp4, quantize_checkpoint
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_family("llama", tmp_path_factory.mktemp("llama"))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_tensor_is_what_its_parts_stand_for(llama: Path, tmp_path: Path, name: str) -> None:
+    twins = quantize_checkpoint(llama, tmp_path, name)
+    checkpoint = Checkpoint(twins.quantized)
+    wanted = load_file(twins.plain / "model.safetensors")
+    assert set(checkpoint) == set(wanted)
+    assert len(checkpoint.encoded) == 14
+    for key, tensor in wanted.items():
+        found = checkpoint.read(key)
+        assert found.dtype == tensor.dtype
+        assert (checkpoint.tensor(key).shape, checkpoint.tensor(key).dtype) == (tuple(tensor.shape), "BF16")
+        assert torch.equal(found, tensor), (key, (found - tensor).abs().max())
+
+
+def test_the_experts_of_gpt_oss_are_as_transformers_wants_them(tmp_path: Path) -> None:
+    twins = quantize_checkpoint(write_family("gpt_oss", tmp_path / "source"), tmp_path, "mxfp4")
+    checkpoint = Checkpoint(twins.quantized)
+    wanted, stored = (load_file(place / "model.safetensors") for place in (twins.plain, twins.quantized))
+    assert set(checkpoint) == set(wanted)
+    for key, tensor in wanted.items():
+        assert torch.equal(checkpoint.read(key), tensor)
+    for key in checkpoint.encoded:
+        other = convert_moe_packed_tensors(stored[f"{key}_blocks"], stored[f"{key}_scales"])
+        assert torch.equal(checkpoint.read(key), other)
+
+
+@pytest.mark.parametrize("shape", [(128, 128), (200, 130), (5, 300), (130, 4), (1100, 70)])
+def test_blocks_that_do_not_divide_a_shape_are_cut_off(shape: tuple[int, int]) -> None:
+    weight = np.random.default_rng(1).normal(size=shape)
+    parts, meant = fp8_blocks(weight)
+    found = decode_scaled(parts["weight"], parts["weight_scale_inv"], (128, 128), torch.float32)
+    assert torch.equal(found, torch.from_numpy(meant).float())
+
+
+def test_scales_of_fused_experts_are_their_own() -> None:
+    weights = np.random.default_rng(2).normal(size=(3, 130, 70))
+    packed = [fp8_blocks(weight) for weight in weights]
+    stored, scales = (torch.stack([parts[end] for parts, _ in packed]) for end in ("weight", "weight_scale_inv"))
+    found = decode_scaled(stored, scales, (128, 128), torch.float32)
+    assert torch.equal(found, torch.from_numpy(np.stack([meant for _, meant in packed])).float())
+    each = decode_scaled(stored, torch.tensor([1.0, 2.0, 4.0]), (130, 70), torch.float32)
+    assert torch.equal(each, stored.float() * torch.tensor([1.0, 2.0, 4.0]).view(3, 1, 1))
+
+
+def test_all_numbers_of_the_small_types() -> None:
+    codes = torch.arange(256, dtype=torch.uint8)
+    table = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0]
+    wanted = torch.tensor([value for code in range(256) for value in (table[code % 16], table[code // 16])])
+    assert torch.equal(unpack_e2m1(codes), wanted)
+    values = scale_values(codes)
+    assert torch.equal(values[:255], torch.tensor([2.0 ** (code - 127) for code in range(255)]))
+    assert bool(values[255].isnan())
+    assert torch.equal(scale_values(codes.view(torch.float8_e8m0fnu))[:255], values[:255])
+
+
+def test_experts_are_read_one_at_a_time() -> None:
+    weights = np.random.default_rng(3).normal(size=(4, 64, 96))
+    packed = [mxfp4(weight) for weight in weights]
+    asked: list[int] = []
+
+    def read(number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        asked.append(number)
+        parts = packed[number][0]
+        return parts["weight_packed"].view(64, 3, 16), parts["weight_scale"]
+
+    found = decode_mxfp4_experts(read, (4, 96, 64), torch.float32)
+    assert asked == [0, 1, 2, 3]
+    assert torch.equal(found, torch.from_numpy(np.stack([meant.T for _, meant in packed])).float())
+
+
+def _spoil(twins: Twins, **changes: torch.Tensor | None) -> Path:
+    """Change or remove tensors of the first query projection."""
+    path = twins.quantized / "model.safetensors"
+    tensors = load_file(path)
+    for end, tensor in changes.items():
+        name = f"model.layers.0.self_attn.q_proj.{end}"
+        tensors.pop(name)
+        if tensor is not None:
+            tensors[name] = tensor
+    save_file(tensors, path)
+    return twins.quantized
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "says"),
+    [
+        ("fp8", {"weight_scale_inv": torch.ones(3, 5)}, "which does not fit its scales"),
+        ("ct_w4a16", {"weight_scale": None}, "lacks model.layers.0.self_attn.q_proj.weight_scale"),
+        ("ct_w4a16", {"weight_scale": torch.ones(128, 7)}, "which does not fit its scales"),
+        ("gptq", {"qzeros": None}, "lacks model.layers.0.self_attn.q_proj.qzeros"),
+        ("gptq", {"scales": torch.ones(9, 9)}, "which does not fit its scales"),
+        ("awq", {"scales": torch.ones(3, 64)}, "which does not fit its scales"),
+        ("ct_nvfp4", {"weight_global_scale": None}, "which does not fit its scales"),
+    ],
+)
+def test_parts_that_are_missing_or_do_not_fit_are_told(
+    llama: Path, tmp_path: Path, name: str, changes: dict[str, torch.Tensor | None], says: str
+) -> None:
+    with pytest.raises(UserError, match=says):
+        Checkpoint(_spoil(quantize_checkpoint(llama, tmp_path, name), **changes))
+
+
+def test_values_that_make_no_sense_are_told_when_they_are_read(llama: Path, tmp_path: Path) -> None:
+    name = "model.layers.0.self_attn.q_proj.weight"
+    twins = quantize_checkpoint(llama, tmp_path / "shape", "ct_w4a16")
+    told = Checkpoint(_spoil(twins, weight_shape=torch.tensor([64, 60])))
+    with pytest.raises(UserError, match=r"cannot be decoded \(compressed-tensors pack-quantized\): its shape is told"):
+        told.read(name)
+    twins = quantize_checkpoint(llama, tmp_path / "groups", "ct_w4a16_actorder")
+    groups = Checkpoint(_spoil(twins, weight_g_idx=torch.full((64,), 99, dtype=torch.int32)))
+    with pytest.raises(UserError, match="cannot be decoded"):
+        groups.read(name)
+    twins = quantize_checkpoint(llama, tmp_path / "format", "bnb_int8")
+    ordered = Checkpoint(_spoil(twins, weight_format=torch.tensor(1, dtype=torch.uint8)))
+    with pytest.raises(UserError, match="in the order of a kernel"):
+        ordered.read(name)
