@@ -26,9 +26,11 @@ from core.export.request import MERGED_QUANTS, ExportRequest
 from core.export.result import RECORD, ExportedFile, ExportResult
 from core.export.verify import NotVerifiedError, compare, measure_trained, refuse_unreadable
 from core.models.adapters import check_adapter
-from core.models.find import model_path
+from core.models.description import read_description
+from core.models.find import find_model, model_path
 from core.models.fingerprint import BaseFingerprint
 from core.models.quantized import read_quantization
+from core.models.text_part import is_composite
 from core.runs.names import slug_of
 from core.runs.trained import TrainedModel
 from core.small_files import hash_file
@@ -310,6 +312,17 @@ class Export:
             return [f"It was trained for a merged {file.type} file; beside its base it answers without that rounding."]
         return [f"It was trained for a {file.type} file, whose weights this one holds in {quant}."]
 
+    def _notes_of_parts(self, base: Path) -> list[str]:
+        """That a result is the text part of its base alone, whose other parts are not in it."""
+        trained = self._trained
+        if trained.base == trained.config.model.base or self._request.kind not in ("merged", "card"):
+            return []
+        origin = find_model(trained.config.model.base)
+        configs = [read_description(place / "config.json") or {} for place in (origin, base) if place is not None]
+        if [is_composite(config) for config in configs] != [True, False]:
+            return []
+        return ["It is the language model of its base alone, without what that has for images or sound."]
+
     def _refuse_others(self, written: _Made) -> None:
         """Refuse an export that does not answer as the trained model does.
 
@@ -329,7 +342,8 @@ class Export:
         described = self._describe(base)
         warning = (trained.warning,) if trained.warning else ()
         agreed = () if written.agreement is None else written.agreement.notes
-        notes = (*warning, *written.notes, *self._notes_of_file(written.quant), *agreed)
+        parts = self._notes_of_parts(base)
+        notes = (*warning, *written.notes, *self._notes_of_file(written.quant), *parts, *agreed)
         facts = CardFacts(
             trained=trained,
             kind=kind,

@@ -184,3 +184,42 @@ def test_the_hint_says_what_is_really_the_reason(bases: dict[str, Path], tmp_pat
     with pytest.raises(UserError) as refusal:
         check_base(base)
     assert refusal.value.hint.startswith("Take config.json, tokenizer and weights from the same version")
+
+
+def _text(name: str, **more: Any) -> dict[str, Any]:
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    config = getattr(transformers, name)
+    return dict(config(vocab_size=320, num_key_value_heads=2, **sizes, **tokens, **more).to_dict())
+
+
+_SEES = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16, "patch_size": 4}
+_HEARS = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "num_mel_bins": 8}
+#: Models whose text part is named or placed in another way than in the families that people tune.
+OTHERS: dict[str, Any] = {
+    "Llava": lambda: {
+        "text_config": _text("LlamaConfig"),
+        "vision_config": {**_SEES, "model_type": "clip_vision_model"},
+    },
+    "Idefics3": lambda: {"text_config": _text("LlamaConfig"), "vision_config": _SEES},
+    "InternVL": lambda: {"text_config": _text("Qwen2Config"), "vision_config": _SEES},
+    "Voxtral": lambda: {
+        "text_config": _text("LlamaConfig"),
+        "audio_config": {**_HEARS, "intermediate_size": 256, "max_source_positions": 16},
+    },
+    "Gemma4Unified": lambda: {"text_config": _text("Gemma4UnifiedTextConfig", head_dim=32, global_head_dim=32)},
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_any_model_whose_text_part_has_a_class_is_loaded(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    whole_class = getattr(transformers, f"{name}ForConditionalGeneration")
+    whole = whole_class(getattr(transformers, f"{name}Config")(**OTHERS[name]())).eval()
+    whole.save_pretrained(tmp_path)
+    check_base(tmp_path)
+    model = load_model(tmp_path, method="lora", precision="fp32", device="cpu", tokenizer=object()).model.eval()
+    torch.testing.assert_close(logits(model), logits(whole), rtol=0, atol=0)
+    theirs = dict(whole.named_parameters(remove_duplicate=False))
+    for own, parameter in model.named_parameters(remove_duplicate=False):
+        assert theirs[whole_name(model, own)].shape == parameter.shape
