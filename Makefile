@@ -60,10 +60,11 @@ suite: $(TESTS)
 test-floor: ## Run all tests with the oldest PyTorch that is allowed, in an environment of its own
 	@$(MAKE) --no-print-directory VENV=$(FLOOR_VENV) PIP_ARGS="$(PIP_ARGS) torch==$(FLOOR).*" suite
 
-models: $(TESTS) ## Try every family of models, and write the table of docs/models.md
+models: $(TESTS) ## Try every family of models, and write the tables of docs/models.md and README.md
 	rm -f build/families.jsonl && mkdir -p build
 	-LOCALTUNE_RECORD_FAMILIES=$(CURDIR)/build/families.jsonl $(PYTEST) -q tests/families
 	$(BIN)/python -m tests.families.page build/families.jsonl
+	$(BIN)/python -m tests.families.fits
 
 format: $(TESTS) ## Put the code into its standard form
 	$(BIN)/ruff check --fix .

@@ -13,7 +13,7 @@ from core.config.choices import Aim
 from core.config.document import ConfigDocument
 from core.config.facts import Facts, find_missing_trackers, read_shape
 from core.config.schema import Config
-from core.hardware.card import find_card
+from core.hardware.card import Card, find_card
 from core.memory.disk import disk_need
 from core.presets.begin import suitable_preset
 from core.presets.choose import Choice
@@ -71,8 +71,12 @@ def choose(name: str, config: Config, aim: Aim = "balanced") -> Choice:
     if name != AUTO:
         preset = find_preset(name)
         return Choice(preset, None, f"{preset.name}: {preset.about}")
-    card = find_card(gpu=config.hardware.gpu) if config.hardware.device != "cpu" else None
-    return suitable_preset(config.model.base, card, config, aim=aim)
+    return suitable_preset(config.model.base, find_card_of(config), config, aim=aim)
+
+
+def find_card_of(config: Config) -> Card | None:
+    """The card that a configuration trains on; None for the CPU."""
+    return find_card(gpu=config.hardware.gpu) if config.hardware.device != "cpu" else None
 
 
 def gather_facts(config: Config) -> Facts:

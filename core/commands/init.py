@@ -11,6 +11,7 @@ from core.commands.common import PROGRAM, add_json_flag, emit, note, put, say
 from core.config.choices import AIMS
 
 if TYPE_CHECKING:
+    from core.presets.advised import Advised
     from core.presets.begin import HeldOut
     from core.presets.choose import Choice
 
@@ -31,11 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the file, and print the chosen preset with the reason."""
-    from core.commands.configuration import choose, gather_facts
+    from core.commands.configuration import choose, find_card_of, gather_facts
     from core.commands.train import check_data, check_model
     from core.config.document import ConfigDocument
     from core.errors import UserError
-    from core.presets.begin import held_out_of
+    from core.presets.advised import taken_values
+    from core.presets.begin import advice_on, held_out_of
 
     if args.list:
         return _list(as_json=args.json)
@@ -54,29 +56,45 @@ def run(args: argparse.Namespace) -> int:
     check_data(config)
     choice = choose(args.preset, config, args.aim)
     held_out = held_out_of(config)
-    values = {**choice.preset.values, **(held_out.values if held_out is not None else {}), **asked}
+    advised = advice_on(config.model.base, choice, find_card_of(config))
+    given = held_out.values if held_out is not None else {}
+    values = {**choice.preset.values, **given, **taken_values(advised), **asked}
     if values.get("eval.every_steps") is not None:
         values.pop("eval.every_epochs", None)
     if choice.max_length is not None:
         values["train.max_length"] = choice.max_length
-    text = _draft(values, choice, held_out)
+    text = _draft(values, choice, held_out, advised)
     document = ConfigDocument(text, out or base / "draft.toml")
     config = document.validate()
     for remark in document.remarks(gather_facts(config)):
         note(f"{remark.level}: {remark.sentence} {remark.hint}")
     if out is None and not args.json:
         note(choice.why)
+        for item in advised:
+            note(str(item))
         put(text)
         return 0
     if out is not None:
         _write(out, text, force=args.force)
     if args.json:
         file = str(out) if out is not None else None
-        emit({"file": file, "preset": choice.preset.name, "why": choice.why, "toml": text})
+        advice = [
+            {
+                "option": item.advice.option or None,
+                "value": item.advice.value,
+                "taken": item.taken,
+                "says": f"{item.advice.models}: {item.advice.says} {item.why}".strip(),
+                "source": item.advice.source,
+            }
+            for item in advised
+        ]
+        emit({"file": file, "preset": choice.preset.name, "why": choice.why, "advice": advice, "toml": text})
     else:
         say(f"Written to {out} with the preset {choice.why}")
         if held_out is not None:
             note(f"{held_out} (data.eval_share), to measure on; --eval names other rows.")
+        for item in advised:
+            note(str(item))
         note(f"Look at it and start it: {PROGRAM} {out}   (or {PROGRAM} train {out})")
     return 0
 
@@ -114,7 +132,7 @@ def _toml(values: dict[str, Any]) -> str:
     return draft_config(values)
 
 
-def _draft(values: dict[str, Any], choice: Choice, held_out: HeldOut | None) -> str:
+def _draft(values: dict[str, Any], choice: Choice, held_out: HeldOut | None, advised: tuple[Advised, ...] = ()) -> str:
     from core.presets.draft import draft_config
     from core.presets.switch import note_line
 
@@ -123,7 +141,11 @@ def _draft(values: dict[str, Any], choice: Choice, held_out: HeldOut | None) -> 
         f"Made by '{PROGRAM} init' with the preset {choice.why}",
         "What is not written here has its default; docs/reference/configuration.md explains every option.",
     ]
+    head += [f"Not written, for you to decide: {item}" for item in advised if not item.taken]
     notes = dict(choice.preset.notes)
+    for item in advised:
+        if item.taken:
+            notes[item.advice.option] = f"{item.advice.models}: {item.advice.says} ({item.advice.source})"
     if held_out is not None:
         notes["data.eval_share"] = f"{held_out}; 0 to learn all of them and measure nothing."
         notes["eval.every_epochs"] = "Four evaluations in a pass over the rows."

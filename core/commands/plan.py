@@ -213,6 +213,7 @@ def as_json(found: Forecast) -> dict[str, Any]:
         "activation_offload": plan.offload,
         "host_bytes": plan.host_bytes,
         "states_host_bytes": plan.states_host_bytes,
+        "experts_host_bytes": plan.experts_host_bytes,
         "host_free_bytes": plan.host_free_bytes,
         "micro_batch": {
             "rows": plan.micro_batch.rows,
@@ -263,6 +264,7 @@ def render(found: Forecast) -> list[str]:
         else "activations"
     )
     recomputed = f", {which} recomputed{moved}" if plan.checkpointing else ""
+    recomputed += ", experts in the machine's memory" if plan.experts_host_bytes else ""
     batch = plan.micro_batch
     lines = [
         f"{'model':<12} {one_line(str(found.base), 200)}",

@@ -78,3 +78,11 @@ TRACKERS: tuple[Tracker, ...] = get_args(Tracker)
 #: The aim of a preset.
 Aim = Literal["quick-look", "balanced", "best-quality", "long-context", "full-fine-tuning"]
 AIMS: tuple[Aim, ...] = get_args(Aim)
+
+#: Variables of a chat template that every rendering is given, so that no default of them is used.
+GIVEN_VARIABLES = frozenset(
+    {
+        *("messages", "tools", "documents", "add_generation_prompt", "strftime_now", "raise_exception"),
+        *("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"),
+    }
+)

@@ -79,6 +79,11 @@ def explain(error: ValidationError) -> dict[str, tuple[str, str]]:
                 f"{name} is {shown(item['input'])}, which is not UTF-8, as everything in a configuration is.",
                 "Rename the file, or name it by a link.",
             )
+        elif item["type"] == "string_pattern_mismatch" and location[-1] == "[key]":
+            found[name] = (
+                f"{name} has {shown(item['input'])}, which is no name of a variable.",
+                "Names are letters, digits and underscores, and begin with none of the digits.",
+            )
         elif item["type"] == "string_pattern_mismatch":
             found[name] = (f"{name} is {shown(item['input'])}, and has a NUL in it.", "Leave it out.")
         elif item["type"] == "missing":

@@ -70,6 +70,8 @@ def _clean(node: Any) -> Any:
     if cleaned.get("minLength") == 1:
         del cleaned["minLength"]
         cleaned["pattern"] = _NOT_BLANK
+    if "patternProperties" in cleaned:
+        cleaned["additionalProperties"] = False
     if cleaned.get("default", ...) is None:
         del cleaned["default"]
     if "anyOf" in cleaned:

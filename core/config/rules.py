@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from core.config.choices import COMPARED, LEARNED
+from core.config.choices import COMPARED, GIVEN_VARIABLES, LEARNED
 from core.config.derived import step_count, updates_in_backward
 from core.config.facts import Facts
 from core.config.gate import Figure, bar_texts, parse_bar
@@ -220,6 +220,19 @@ def _one_template(config: Config, _: Facts) -> Findings:
     """Only one of template.name and template.file names the chat template."""
     if config.template.name is not None and config.template.file is not None:
         yield "template.name and template.file are both set.", "Remove one of the two."
+
+
+@_rule("error", "template.variables", "template.name")
+def _variables_of_a_template(config: Config, _: Facts) -> Findings:
+    """template.variables are variables that a template may have, and that of template.name has none."""
+    for name in config.template.variables or ():
+        if name in GIVEN_VARIABLES:
+            yield f"template.variables sets {name}, which every rendering is given.", "Remove it."
+    if config.template.variables and config.template.name is not None:
+        yield (
+            f"The template {config.template.name} has no variables, and template.variables sets some.",
+            "Remove one of the two.",
+        )
 
 
 # The objective.
@@ -471,6 +484,28 @@ def _offload_needs_recomputing(config: Config, _: Facts) -> Findings:
             "memory.activation_offload moves what recomputing starts from, and memory.gradient_checkpointing is off.",
             "Set memory.gradient_checkpointing = on.",
         )
+
+
+@_rule("warning", "memory.offload_experts", "hardware.device")
+def _experts_need_gpu(config: Config, facts: Facts) -> Findings:
+    """memory.offload_experts needs a GPU to move experts from."""
+    if _offloads_experts(config) and _trains_on_cpu(config, facts):
+        yield (
+            "memory.offload_experts is on, and on a CPU all experts are in the machine's memory.",
+            "Set it to auto.",
+        )
+
+
+@_rule("warning", "memory.offload_experts", "model.base")
+def _offload_needs_experts(config: Config, facts: Facts) -> Findings:
+    """memory.offload_experts is for mixtures of experts."""
+    model = facts.model
+    if _offloads_experts(config) and model is not None and all(layer.experts is None for layer in model.layers):
+        yield "memory.offload_experts is on, and the model has no experts.", "Set it to auto."
+
+
+def _offloads_experts(config: Config) -> bool:
+    return config.memory.offload_experts == "on" and config.method.name == "qlora"
 
 
 # Training of the weights themselves.

@@ -32,6 +32,14 @@ Weight = Annotated[float, Field(gt=0, le=1000)]
 
 #: The largest number of steps and rows; beyond 64 bits a number is of no use to anyone who reads the run.
 _MOST = 1_000_000_000
+#: The name of a variable of a chat template, and its value.
+Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")]
+VariableValue = (
+    bool
+    | Annotated[int, Field(ge=-_MOST, le=_MOST)]
+    | Annotated[float, Field(allow_inf_nan=False)]
+    | Annotated[str, StringConstraints(max_length=1000)]
+)
 #: Values of method.name that train the model's own weights and make no adapter.
 WEIGHT_METHODS = frozenset({"full", "freeze"})
 
@@ -119,6 +127,9 @@ class TemplateSection(Section):
         _option(None, "A chat template by name, for a model that has none; alpaca and vicuna suit every tokenizer.")
     )
     file: Text | None = _option(None, "A Jinja chat template that replaces the model's own.")
+    variables: dict[Variable, VariableValue] | None = _option(
+        None, "Values of the chat template's variables, as {enable_thinking = false}; absent: the template's own."
+    )
 
 
 class MethodSection(Section):
@@ -230,6 +241,10 @@ class MemorySection(Section):
     activation_offload: Literal["auto", "on", "off"] = _option(
         "auto",
         "Keep what recomputing starts from in the machine's memory; auto: where a run would not fit on a GPU.",
+    )
+    offload_experts: Literal["auto", "on", "off"] = _option(
+        "auto",
+        "Keep 4-bit experts in the machine's memory, and fetch them by layers; auto: where they do not fit on a GPU.",
     )
     optimizer_in_backward: Literal["auto", "on", "off"] = _option(
         "auto", "Update each weight as soon as its gradient is there; auto: when method.name is full."
@@ -414,7 +429,8 @@ def _kind(annotation: Any) -> tuple[Any, bool, tuple[str, ...], str]:
         elif get_origin(arm) is Literal:
             choices = get_args(arm)
         elif get_origin(arm) is dict:
-            many, choices = "table", get_args(get_args(arm)[0])
+            key = get_args(arm)[0]
+            many, choices = "table", get_args(key) if get_origin(key) is Literal else ()
         elif get_origin(_scalar(arm)) is list:
             many = "numbers" if _scalar(get_args(_scalar(arm))[0]) is float else "list"
         else:

@@ -1,10 +1,13 @@
-"""Layers of a 4-bit model that stay in 16 bit: routers and small gates always, and those of ``model.keep_16bit``.
+"""Layers of a 4-bit model that stay in 16 bit: routers and small gates always, those that kernels read past the layer,
+and those of ``model.keep_16bit``.
 
 The memory plan and the worker's quantizer both ask here, so that what is planned is what is loaded.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 from collections.abc import Sequence
 
 from core.config.targets import is_target
@@ -24,17 +27,47 @@ ALWAYS = (
     "linear_attn.in_proj_b",
 )
 
+#: Layers of Mamba, in both its versions, whose weights its fused kernels take as arguments.
+MAMBA_FUSED = tuple(f"{mixer}.{name}" for mixer in ("mamba", "mixer") for name in ("out_proj", "x_proj", "dt_proj"))
+
 
 def kept_patterns(keep: str | Sequence[str] | None) -> tuple[str, ...]:
     """The names and patterns of ``model.keep_16bit``; none where it is absent, or ``auto`` and not decided yet."""
     return () if keep is None or isinstance(keep, str) else tuple(keep)
 
 
-def stays_16bit(name: str, keep: Sequence[str] = ()) -> bool:
+def stays_16bit(name: str, keep: str | Sequence[str] | None = ()) -> bool:
     """Whether a linear layer of the decoder stays in 16 bit; the output head does so in any case and is not asked for.
 
     Args:
         name: The module's name in the model: ``model.layers.0.mlp.gate``.
-        keep: Names and patterns of ``model.keep_16bit``, matched as those of ``method.target_modules``.
+        keep: ``model.keep_16bit``, whose names and patterns are matched as those of ``method.target_modules``.
     """
-    return any(is_target(name, entry) for entry in (*ALWAYS, *keep))
+    return is_read_by_kernels(name) or any(is_target(name, entry) for entry in (*ALWAYS, *kept_patterns(keep)))
+
+
+def experts_stay_16bit(module: str, matrix: str, keep: str | Sequence[str] | None = ()) -> bool:
+    """Whether a matrix of the experts of a layer stays in 16 bit: where it is named, or all of them are.
+
+    Args:
+        module: Name of the module of the experts: ``model.layers.0.mlp.experts``.
+        matrix: Name of the matrix: ``gate_up_proj``.
+        keep: ``model.keep_16bit``.
+    """
+    return stays_16bit(module, keep) or stays_16bit(f"{module}.{matrix}", keep)
+
+
+@functools.cache
+def has_mamba_kernels() -> bool:
+    """Whether mamba-ssm is installed, whose kernels transformers then uses for the layers of Mamba."""
+    return importlib.util.find_spec("mamba_ssm") is not None
+
+
+def is_read_by_kernels(name: str) -> bool:
+    """Whether a linear layer's weight is read by a kernel of mamba-ssm, past the layer: what is packed in 4 bits there
+    would be taken for numbers, and an adapter on it would never be asked.
+
+    Args:
+        name: The module's name in the model.
+    """
+    return has_mamba_kernels() and any(is_target(name, entry) for entry in MAMBA_FUSED)

@@ -20,6 +20,7 @@ _USERS: dict[str, tuple[str, tuple[str, ...]]] = {
     },
     "memory.optimizer_in_backward": (_METHOD, tuple(sorted(WEIGHT_METHODS))),
     "memory.keep_dequantized": (_METHOD, ("qlora",)),
+    "memory.offload_experts": (_METHOD, ("qlora",)),
     "model.keep_16bit": (_METHOD, ("qlora",)),
     "method.neftune_alpha": (_OBJECTIVE, ("sft",)),
     "train.beta": (_OBJECTIVE, ("dpo", "orpo", "kto")),

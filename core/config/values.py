@@ -80,6 +80,8 @@ def describe_type(option: Option) -> str:
             if not option.choices
             else f"{' or '.join(option.choices)}, or a list of {'them' if option.closed else 'names'}"
         )
+    if option.type == "table" and not option.choices:
+        return "a table of texts, numbers, true and false"
     if option.type == "table":
         return f"a table of texts with keys from {', '.join(option.choices)}"
     if option.type == "numbers":

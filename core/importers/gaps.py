@@ -244,9 +244,9 @@ class Gap(Enum):
         "A row has the system prompt that it has itself.",
         "data.*system_prompt* data.*system_message* data.system data.default_* template.*system*",
     )
-    TEMPLATE_ARGUMENTS = (
-        "The chat template is rendered without arguments: tools and thoughts are written as it does.",
-        "template.*kwargs* template.*thinking* template.*tool* template.*argument*",
+    TEMPLATE_FORMS = (
+        "Tools, and the thoughts of earlier turns, are written as the chat template does.",
+        "template.*tool* template.*preserve*",
     )
 
     # Measuring.

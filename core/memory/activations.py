@@ -13,6 +13,7 @@ from typing import Literal
 
 from core.memory.attention import attention_step, keeps_output
 from core.memory.norms import keeps_input, norm_form, norm_step
+from core.memory.sizes import EXPERTS, expert_adapters, expert_workspace
 from core.memory.steps import FP32, Adapters, Arithmetic, Step
 from core.models.architecture.architecture import Experts, Layer, Linear
 
@@ -75,6 +76,10 @@ class LayerSteps:
         if layer.experts is not None:
             if network:
                 yield from self._feed_forward(network, residual)
+            if network and network[-1].outputs == 1:
+                # The output of the shared expert, kept for its gate; it waits for that of the others.
+                yield Step("shared gate", kept=a * hidden, beside=residual + a * hidden, beside_backward=2 * a * hidden)
+                residual += a * hidden
             yield from self._mix(layer.experts, residual)
         else:
             yield from self._feed_forward(network, residual)
@@ -296,27 +301,32 @@ class LayerSteps:
             yield replace(step, kept=kept, beside=step.beside + a * width * (2 if dropped else 1))
 
     def _mix(self, experts: Experts, residual: float) -> Iterator[Step]:
-        a, tokens = self._how.bytes, experts.active
+        a, tokens, one = self._how.bytes, experts.active, replace(self._layer, count=1)
         # Gate and inner values, the weighted outputs, and the router's choices and probabilities.
         inner = (6 if experts.clamped else 3) * a * experts.width
         kept = tokens * (inner + a * experts.hidden + ROUTED) + 2 * FP32 * experts.count
         once = 0.0
-        if self._experts_adapted(experts):
-            kept += tokens * (a * experts.hidden + a * experts.width) + a * experts.hidden
-            # The adapted matrices are computed again, for all experts at once.
-            once = a * 3 * experts.count * experts.hidden * experts.width
+        if EXPERTS in self._adapters.targets:
+            # Each adapter's input and its inner activation for each choice, and the casts of the adapters' weights.
+            rank = self._adapters.rank
+            kept += tokens * a * (experts.hidden + experts.width + 2 * rank)
+            elements = sum(rows * columns for rows, columns, _ in expert_adapters(one, rank))
+            once = a * elements if self._how.autocast else 0
+        workspace = expert_workspace(experts, a, cuda=self._how.cuda) if self._how.quantized else 0
+        # The gradients of the weighted outputs and of the routing weights; or those of gate and inner values, when the
+        # outputs have been given back.
+        backward = tokens * a * max(2 * experts.hidden, 3 * experts.width - experts.hidden)
         yield Step(
             "experts",
             kept=kept,
             kept_once=once,
             beside=residual + 2 * a * experts.hidden * tokens,
-            beside_once=FP32 * 2 * experts.count * experts.hidden * experts.width if once else 0.0,
-            beside_backward=tokens * inner if experts.clamped else 0.0,
-            starts_gradient=bool(once),
+            beside_once=workspace,
+            beside_backward=backward,
+            # The gradients of the adapters' weights, in the dtype of the products.
+            beside_backward_once=workspace + once,
+            starts_gradient=EXPERTS in self._adapters.targets,
         )
-
-    def _experts_adapted(self, experts: Experts) -> bool:
-        return experts.adapted and "mlp.experts" in self._adapters.targets
 
     def _drop(self, share: float, width: int) -> Iterator[Step]:
         """Dropout of the model itself, not of adapters."""

@@ -9,6 +9,7 @@ from typing import Any
 from core.config.derived import updates_in_backward
 from core.config.schema import WEIGHT_METHODS, Config
 from core.errors import UserError
+from core.memory.host_experts import movable_experts
 from core.memory.plan import Machine, Plan
 from core.memory.planner import make_plan
 from core.memory.rows import Rows
@@ -165,7 +166,8 @@ class _Adviser:
             tried = make_plan(self._architecture, changed(self._config, changes), self._machine, self._rows)
         except UserError:
             return None  # no row is left, for instance
-        if tried.offload and not self._plan.offload and tried.host_fits is False:
+        more = tried.offload > self._plan.offload or tried.experts_host_bytes > self._plan.experts_host_bytes
+        if more and tried.host_fits is False:
             return None
         saves = self._plan.total_bytes - tried.total_bytes
         return Advice(dict(changes), cost, saves, tried.total_bytes, bool(tried.fits) and tried.host_fits is not False)
@@ -185,6 +187,12 @@ class _Adviser:
             if config.memory.gradient_checkpointing == "off":
                 changes["memory.gradient_checkpointing"] = "on"
             yield changes, "The result is the same; the layers' inputs go to the machine's memory and back."
+        if plan.device == "cuda" and not plan.experts_host_bytes and movable_experts(self._architecture, config):
+            how = "auto" if self._machine.pins else "on"
+            yield (
+                {"memory.offload_experts": how},
+                "The result is the same; the experts come from the machine's memory for each micro-batch.",
+            )
         if config.train.optimizer == "adamw":
             yield {"train.optimizer": "adamw_8bit"}, "The moments are rounded to 8 bit."
         if config.train.precision == "fp32" and (plan.device == "cuda" or self._machine.bf16):

@@ -39,6 +39,7 @@ class Calibration:
         matrix_rate: Floating-point operations a second of large matrix products in the device's 16-bit dtype; None if
             not measured.
         memory_rate: Bytes a second read and written by elementwise kernels; None if not measured.
+        host_rate: Bytes a second copied from pinned host memory to a GPU; None if not measured.
     """
 
     device: str
@@ -48,6 +49,7 @@ class Calibration:
     measured: str
     matrix_rate: float | None = None
     memory_rate: float | None = None
+    host_rate: float | None = None
 
     @property
     def source(self) -> str:
@@ -102,8 +104,8 @@ def _from_json(data: Mapping[str, object]) -> Calibration | None:
         return None
     if type(runtime) is not int or not 0 < runtime <= _MOST_RUNTIME or fragmentation is None:
         return None
-    matrix_rate, memory_rate = (_number(data.get(key), _MOST_RATE) or None for key in ("matrix_rate", "memory_rate"))
-    return Calibration(device, runtime, fragmentation, torch, measured, matrix_rate, memory_rate)
+    rates = (_number(data.get(key), _MOST_RATE) or None for key in ("matrix_rate", "memory_rate", "host_rate"))
+    return Calibration(device, runtime, fragmentation, torch, measured, *rates)
 
 
 def _number(value: object, most: float) -> float | None:

@@ -69,11 +69,13 @@ class Way:
         token_budget: Token budget of a micro-batch.
         kept_layers: Number of layers, the last ones, whose activations are kept; those of the others are recomputed.
         offload: Whether the inputs of recomputed layers are offloaded to host memory.
+        host_experts: Whether 4-bit experts live in host memory.
     """
 
     token_budget: int
     kept_layers: int
     offload: bool = False
+    host_experts: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ class Plan:
         notes: Remarks on the figures, as sentences.
         targets: Last name components of the layers that get adapters, and the number of layers of each.
         dequantized: Whether 16-bit copies of 4-bit weights are kept.
+        experts_host_bytes: Pinned host memory of the 4-bit experts that live there; 0 where they are on the device.
         reason: Why activations are kept or recomputed, as a sentence; empty where it was decided before.
     """
 
@@ -129,6 +132,7 @@ class Plan:
     notes: tuple[str, ...] = field(default=())
     targets: tuple[tuple[str, int], ...] = field(default=())
     dequantized: bool = False
+    experts_host_bytes: int = 0
     reason: str = ""
 
     @property
@@ -139,7 +143,7 @@ class Plan:
     @property
     def way(self) -> Way:
         """The way that was planned."""
-        return Way(self.token_budget, self.kept_layers, self.offload)
+        return Way(self.token_budget, self.kept_layers, self.offload, self.experts_host_bytes > 0)
 
     @property
     def total_bytes(self) -> int:
@@ -158,10 +162,10 @@ class Plan:
 
     @property
     def host_fits(self) -> bool | None:
-        """Whether offloaded activations and paged optimizer states fit into host memory; None if unknown."""
+        """Whether offloaded activations and experts, and paged states fit into host memory; None if unknown."""
         if self.host_free_bytes is None:
             return None
-        return self.host_bytes + self.states_host_bytes <= self.host_free_bytes
+        return self.host_bytes + self.states_host_bytes + self.experts_host_bytes <= self.host_free_bytes
 
     @property
     def disk_fits(self) -> bool | None:

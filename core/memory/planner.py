@@ -9,9 +9,11 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 
 from core.config.derived import sequences_per_row, updates_in_backward
 from core.config.schema import WEIGHT_METHODS, Config
+from core.config.sixteen_bit import kept_patterns
 from core.errors import UserError
 from core.memory.activations import LayerSteps
 from core.memory.batching import (
@@ -25,11 +27,13 @@ from core.memory.batching import (
 )
 from core.memory.choice import choose_way
 from core.memory.host import states_host_bytes
+from core.memory.host_experts import experts_on_host, place_experts, tell_host_experts
 from core.memory.overhead import around_cpu, around_gpu, process
 from core.memory.phases import MicroBatch, Pass, Phase
 from core.memory.plan import RECLAIMABLE, Machine, Part, Plan, Way
 from core.memory.rows import Rows
 from core.memory.sizes import (
+    EXPERTS,
     OFFLOAD_SMALLEST,
     expert_adapters,
     optimizer_bytes,
@@ -37,11 +41,21 @@ from core.memory.sizes import (
     split_by_targets,
 )
 from core.memory.static import adapter_parts, copied_weights, is_mapped, own_weight_parts, weight_parts
-from core.memory.step_time import LayerWork, StepTime, attention_work, head_work, rates_of, step_time
+from core.memory.step_time import (
+    LayerWork,
+    Rates,
+    StepTime,
+    attention_work,
+    head_work,
+    rates_of,
+    step_time,
+    touched_experts,
+)
 from core.memory.steps import FP32, Adapters, Arithmetic
 from core.memory.weights import Tensors, split_layers, trained_tensors, with_updates
-from core.models.architecture.architecture import Architecture
+from core.models.architecture.architecture import Architecture, Experts
 from core.models.architecture.towers import Towers
+from core.models.kernels import install_command, tell_missing
 from core.units import format_bytes
 
 #: Bytes of a run's files other than adapter and optimizer: manifest, random state, adapter configuration.
@@ -67,6 +81,7 @@ def make_plan(
     kept_layers: int = 0,
     dequantized: bool | None = None,
     offload: bool | None = None,
+    host_experts: bool | None = None,
 ) -> Plan:
     """Make the memory plan of a run.
 
@@ -80,6 +95,7 @@ def make_plan(
         kept_layers: Number of layers, the last ones, whose activations are kept with it.
         dequantized: Whether dequantized copies of 4-bit weights are kept, if the worker has decided it.
         offload: Whether checkpointed layer inputs are offloaded to host memory, if the worker has decided it.
+        host_experts: Whether 4-bit experts live in host memory; None for what ``memory.offload_experts`` says.
 
     If undecided, the token budget, or a part of it, and the number of layers with gradient checkpointing are those of
     the shortest estimated step that fits, within what ``memory.gradient_checkpointing`` allows; with an unknown limit
@@ -89,10 +105,24 @@ def make_plan(
     Raises:
         UserError: If no layer of the model is trained, or its positions are fewer than the rows' tokens.
     """
+    if host_experts is None:
+        placed = partial(
+            make_plan,
+            architecture,
+            config,
+            machine,
+            rows,
+            token_budget=token_budget,
+            checkpointing=checkpointing,
+            kept_layers=kept_layers,
+            dequantized=dequantized,
+            offload=offload,
+        )
+        return place_experts(architecture, config, machine, lambda there: placed(host_experts=there))
     keeps = config.memory.keep_dequantized == "on" if dequantized is None else dequantized
 
     def plan(way: Way, keeps: bool) -> Plan:
-        return _Planner(architecture, config, machine, rows, way, keeps).plan()
+        return _Planner(architecture, config, machine, rows, replace(way, host_experts=host_experts), keeps).plan()
 
     first = WHOLE if updates_in_backward(config) else token_budget or TOKEN_BUDGETS[machine.kind]
     moved = (machine.kind == "cuda" and config.memory.activation_offload == "on") if offload is None else offload
@@ -168,7 +198,7 @@ class _Planner:
         way: Way,
         dequantized: bool,
     ) -> None:
-        split = list(split_by_targets(architecture.layers, architecture.prefix, config.method.target_modules))
+        split = list(split_by_targets(architecture.layers, architecture.prefix, config.method))
         self.model = replace(architecture, layers=tuple(layer for layer, _ in split))
         self.config = config
         self.machine = machine
@@ -186,6 +216,8 @@ class _Planner:
         # The input of a layer.
         self.hidden = self.how.bytes * self.model.hidden * self.batch.tokens
         self.offload = way.offload and self.checkpointing and self.hidden >= OFFLOAD_SMALLEST
+        self.keep = kept_patterns(config.model.keep_16bit)
+        self.experts = experts_on_host(architecture, self.keep) if way.host_experts else None
         method = config.method
         self.weights = method.name in WEIGHT_METHODS
         self.in_backward = updates_in_backward(config)
@@ -242,7 +274,7 @@ class _Planner:
                     found += [(rank, linear.inputs, layer.count), (linear.outputs, rank, layer.count)]
                     if adapters.dora:
                         found.append((linear.outputs, 1, layer.count))
-            if layer.experts is not None and "mlp.experts" in adapters.targets:
+            if layer.experts is not None and EXPERTS in adapters.targets:
                 found += expert_adapters(layer, rank)
         return found
 
@@ -254,7 +286,7 @@ class _Planner:
         trainable = sum(rows * columns * count for rows, columns, count in tensors)
         states = sum(optimizer_bytes(kind, rows * columns, columns) * count for rows, columns, count in tensors)
         copied = copied_weights(self.model, self.adapters) if self.dequantized else 0
-        weights = weight_parts(self.model, self.how, copied)
+        weights = weight_parts(self.model, self.how, copied, self.keep, self.experts)
         static = [*weights, *self._trained(trainable, states)]
         phases = Pass(
             self.model,
@@ -284,6 +316,9 @@ class _Planner:
             name, parts = "loading", loading
         pinned = pinned_bytes(self.model.depth, self.hidden) if self.offload else 0
         self._tell_pinned(pinned)
+        step = self._step_time(trainable)
+        if self.experts is not None:
+            self.notes.append(tell_host_experts(self.experts, step, self._rates(), self.machine.host_bytes))
         width = self.how.bytes if self.weights else FP32
         saved = trainable * width * (2 if self._paired else 1)
         checkpoint = saved + states + CHECKPOINT_EXTRA
@@ -304,7 +339,7 @@ class _Planner:
             token_budget=self.budget,
             layers=self.model.depth,
             kept_layers=self.kept_layers,
-            step=self._step_time(trainable),
+            step=step,
             device=self.machine.kind,
             offload=self.offload,
             host_bytes=pinned,
@@ -313,21 +348,27 @@ class _Planner:
             notes=tuple(self.notes + self._caveats()),
             targets=tuple(self._targets().items()),
             dequantized=self.dequantized,
+            experts_host_bytes=self.experts.host_bytes if self.experts is not None else 0,
         )
+
+    def _rates(self) -> Rates:
+        machine = self.machine
+        return rates_of(machine.device, machine.calibration, cuda=self.cuda, wide=not self.how.autocast)
 
     def _step_time(self, trained: int) -> StepTime:
         """Estimated time of a typical optimizer step."""
-        train, machine = self.config.train, self.machine
+        train = self.config.train
         sequences = sequences_per_row(train.objective)
         window = self.rows.typical_window(train.batch_size)
         cut = micro_batches(window, max(1, self.budget // sequences), train.micro_batch_size)
         return step_time(
             self._work(),
             [(rows * sequences, width) for rows, width in cut],
-            rates_of(machine.device, machine.calibration, cuda=self.cuda, wide=not self.how.autocast),
+            self._rates(),
             kept_layers=self.kept_layers,
             head=head_work(self.model.vocabulary, self.model.hidden, self.rows.supervised),
             trained=trained,
+            from_host=self.experts.moved_bytes if self.experts is not None else 0,
         )
 
     def _work(self) -> list[LayerWork]:
@@ -335,8 +376,7 @@ class _Planner:
         found: list[LayerWork] = []
         for layer, adapters in zip(self.model.layers, self.adapters, strict=True):
             steps = LayerSteps(layer, self.model.hidden, self.how, adapters, self.batch.length).steps()
-            experts = layer.experts
-            active = 3 * experts.hidden * experts.width * experts.active if experts is not None else 0
+            active, touched, spread = self._expert_work(layer.experts)
             inner = sum(linear.weights for linear in layer.linears)
             learned = sum(
                 adapters.rank * (linear.inputs + linear.outputs)
@@ -346,13 +386,24 @@ class _Planner:
             work = LayerWork(
                 weights=inner + active + learned,
                 frozen=0 if adapters.weights else inner + active,
-                dequantized=inner if self.how.quantized and not self.how.dequantized else 0,
+                dequantized=touched + (0 if self.how.dequantized else inner) if self.how.quantized else 0,
                 attention=attention_work(layer.attention.queries),
                 moved=sum(step.kept for step in steps),
                 layers=1,
+                spread=(inner + learned + active * spread) / max(inner + learned + active, 1),
             )
             found += [work] * layer.count
         return found
+
+    def _expert_work(self, experts: Experts | None) -> tuple[float, float, float]:
+        """Weights of the experts that a token is multiplied with, of those that any token is, and the number of experts
+        for each active one.
+        """
+        if experts is None:
+            return 0.0, 0.0, 1.0
+        one = 3 * experts.hidden * experts.width
+        touched = touched_experts(experts.count, experts.active, self.batch.tokens)
+        return one * experts.active, one * touched, experts.count / max(experts.active, 1)
 
     def _tell_pinned(self, pinned: int) -> None:
         if pinned:
@@ -422,8 +473,8 @@ class _Planner:
             found.append(f"The family {self.model.family} is not known; it was taken for one like Llama.")
         if self.model.towers is not None:
             found.append(_left_out(self.model.towers))
-        if self.how.quantized and any(layer.experts is not None for layer in self.model.layers):
-            found.append("The experts stay in 16 bit: bitsandbytes quantizes linear layers only.")
+        if self.cuda and self.model.kernels:
+            found.append(f"{tell_missing(self.model.kernels)} {install_command(self.model.kernels)}")
         return found
 
 

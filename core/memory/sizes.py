@@ -6,9 +6,11 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from core.config.experts import adapter_shapes, adapts_experts, adapts_linear
+from core.config.schema import MethodSection
 from core.config.targets import is_target
 from core.memory.steps import FP32
-from core.models.architecture.architecture import Layer
+from core.models.architecture.architecture import Experts, Layer
 
 #: NF4: half a byte a weight; for each block of 64 weights one byte, and for each 256 of these blocks four (QLoRA,
 #: arXiv 2305.14314, with bitsandbytes' block sizes).
@@ -19,6 +21,14 @@ NF4_TABLES = (16 + 256 + 1) * FP32
 OFFLOAD_SMALLEST = 1 << 20
 #: Layer inputs on the device at once with activation offloading: that of the running layer, and in backward the next.
 OFFLOAD_IN_FLIGHT = 2
+#: Most bytes of experts that are dequantized at once on a GPU: enough for large grouped products.
+EXPERT_BUFFER = 256 << 20
+#: Bytes of a block of pinned host memory for experts: a power of two, as torch rounds up to one.
+HOST_SLAB = 256 << 20
+#: Layers whose experts are on a GPU at once where they live in host memory: that at work, and the next.
+EXPERT_LAYERS = 2
+#: Name of the module of experts within a layer.
+EXPERTS = "mlp.experts"
 #: Tensors with fewer elements have 32-bit optimizer states; blocks that share a scale in 8-bit states.
 SMALLEST_8BIT, BLOCK_8BIT = 4096, 256
 
@@ -31,6 +41,43 @@ def quantized_bytes(weights: int) -> int:
     """
     blocks = math.ceil(weights / NF4_BLOCK)
     return math.ceil(weights / 2) + blocks + FP32 * math.ceil(blocks / NF4_OUTER_BLOCK) + NF4_TABLES
+
+
+def quantized_experts_bytes(count: int, weights: int) -> int:
+    """Bytes of the stacked matrices of experts, each quantized like a matrix of its own; code books they share.
+
+    Args:
+        count: Number of experts.
+        weights: Number of elements of all of them together.
+    """
+    one = weights // count
+    # The code books are there once, the offset for each.
+    return count * (quantized_bytes(one) - NF4_TABLES + FP32) + NF4_TABLES - FP32
+
+
+def experts_at_once(weights: int, width: int) -> int:
+    """Number of experts that are dequantized together on a GPU, for one grouped product.
+
+    Args:
+        weights: Elements of one expert's matrix.
+        width: Bytes of an element of the arithmetic.
+    """
+    return max(1, EXPERT_BUFFER // (weights * width))
+
+
+def expert_workspace(experts: Experts, width: int, *, cuda: bool) -> int:
+    """Most bytes of dequantized experts at once: matrices in the arithmetic's dtype, and scales in fp32.
+
+    On a GPU these are the experts of one grouped product; on a CPU one expert's.
+
+    Args:
+        experts: The mixture of experts.
+        width: Bytes of an element of the arithmetic.
+        cuda: Whether it runs on a GPU.
+    """
+    one = max(experts.stacked) // experts.count
+    together = min(experts.count, experts_at_once(one, width)) if cuda else 1
+    return together * (width * one + FP32 * math.ceil(one / NF4_BLOCK))
 
 
 def pinned_bytes(layers: int, size: int) -> int:
@@ -65,24 +112,18 @@ def optimizer_bytes(kind: str, elements: int, columns: int = 1) -> int:
     return states * (elements + FP32 * math.ceil(elements / BLOCK_8BIT))
 
 
-def target_linears(layer: Layer, prefix: str, targets: str | Sequence[str]) -> frozenset[str]:
-    """Linear layers of a decoder layer that get adapters, by PEFT's rules.
-
-    ``all-linear`` means all of them but the output head; :func:`core.config.targets.is_target` matches the entries of a
-    list.
+def target_linears(layer: Layer, prefix: str, method: MethodSection) -> frozenset[str]:
+    """Linear layers of a decoder layer that get adapters, and ``mlp.experts`` where its experts do.
 
     Args:
         layer: The layer.
         prefix: Prefix of its module names: ``model.layers.0``.
-        targets: As ``method.target_modules``.
+        method: Whose targets they are.
     """
-    found = {
-        linear.name
-        for linear in layer.linears
-        if is_any_target(f"{prefix}.{linear.name}", targets) and (linear.among_all or not isinstance(targets, str))
-    }
-    if layer.experts is not None and layer.experts.adapted and isinstance(targets, str):
-        found.add("mlp.experts")
+    targets = method.target_modules
+    found = {linear.name for linear in layer.linears if adapts_linear(f"{prefix}.{linear.name}", targets)}
+    if layer.experts is not None and adapts_experts(method, f"{prefix}.{EXPERTS}", layer.experts.matrices):
+        found.add(EXPERTS)
     return frozenset(found)
 
 
@@ -92,7 +133,7 @@ def is_any_target(name: str, targets: str | Sequence[str]) -> bool:
 
 
 def split_by_targets(
-    layers: Sequence[Layer], prefix: str, targets: str | Sequence[str]
+    layers: Sequence[Layer], prefix: str, method: MethodSection
 ) -> Iterator[tuple[Layer, frozenset[str]]]:
     """Layers with those of their linear layers that get adapters; a kind of layer is split if a pattern takes only some
     of its layers.
@@ -100,16 +141,16 @@ def split_by_targets(
     Args:
         layers: Layers of the model, in order.
         prefix: Module name prefix before a layer's number: ``model.layers``.
-        targets: As ``method.target_modules``.
+        method: Whose targets they are.
     """
     number = 0
     for layer in layers:
-        if isinstance(targets, str):
-            yield layer, target_linears(layer, f"{prefix}.{number}", targets)
+        if isinstance(method.target_modules, str):
+            yield layer, target_linears(layer, f"{prefix}.{number}", method)
             continue
         run, adapted = 0, frozenset[str]()
         for _ in range(layer.count):
-            found = target_linears(layer, f"{prefix}.{number}", targets)
+            found = target_linears(layer, f"{prefix}.{number}", method)
             number += 1
             if run and found != adapted:
                 yield replace(layer, count=run), adapted
@@ -119,19 +160,11 @@ def split_by_targets(
 
 
 def expert_adapters(layer: Layer, rank: int) -> list[tuple[int, int, int]]:
-    """Rows, columns and number of the adapters of stacked experts: those of the fused first matrix have twice the rank,
-    the router has its own.
+    """Rows, columns and number of the adapters of the experts of these layers; see
+    :func:`core.config.experts.adapter_shapes`.
     """
     experts = layer.experts
     if experts is None:
         return []
-    hidden, width, count = experts.hidden, experts.width, experts.count
-    shapes = [
-        (2 * rank * count, hidden),
-        (2 * width, 2 * rank * count),
-        (rank * count, width),
-        (hidden, rank * count),
-        (rank, hidden),
-        (count, rank),
-    ]
+    shapes = adapter_shapes(experts.matrices, experts.count, rank)
     return [(rows, columns, layer.count) for rows, columns in shapes]

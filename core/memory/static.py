@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
+from core.config.sixteen_bit import experts_stay_16bit, stays_16bit
+from core.memory.host_experts import EXPERT_MATRICES, HostExperts
 from core.memory.plan import Part
-from core.memory.sizes import quantized_bytes
+from core.memory.sizes import EXPERTS, quantized_bytes, quantized_experts_bytes
 from core.memory.steps import FP32, Adapters, Arithmetic
 from core.models.architecture.architecture import Architecture
 from core.units import format_count
@@ -20,38 +24,88 @@ STATES = {
 }
 
 
-def weight_parts(model: Architecture, how: Arithmetic, copied: int) -> list[Part]:
+class _Matrix(NamedTuple):
+    """Matrices of one shape: linear layers, or stacked experts.
+
+    ``kept`` if they stay in 16 bit where the others are quantized; ``experts`` of a linear layer are 0.
+    """
+
+    weights: int
+    number: int
+    experts: int
+    kept: bool
+
+    @property
+    def quantized(self) -> int:
+        """Bytes of one of them in 4 bits."""
+        return quantized_experts_bytes(self.experts, self.weights) if self.experts else quantized_bytes(self.weights)
+
+
+def _matrices(model: Architecture, keep: Sequence[str]) -> Iterator[_Matrix]:
+    """Matrices of linear layers and experts, without those of embeddings and routers."""
+    number = 0
+    for layer in model.layers:
+        # Without patterns all layers of a kind are alike.
+        runs = [(number + place, 1) for place in range(layer.count)] if keep else [(number, layer.count)]
+        number += layer.count
+        for place, count in runs:
+            name = f"{model.prefix}.{place}"
+            for linear in layer.linears:
+                yield _Matrix(linear.weights, count, 0, stays_16bit(f"{name}.{linear.name}", keep))
+            if (experts := layer.experts) is not None:
+                for matrix, weights in zip(EXPERT_MATRICES, experts.stacked, strict=True):
+                    kept = experts_stay_16bit(f"{name}.{EXPERTS}", matrix, keep)
+                    yield _Matrix(weights, count, experts.count, kept)
+
+
+def weight_parts(
+    model: Architecture, how: Arithmetic, copied: int, keep: Sequence[str] = (), on_host: HostExperts | None = None
+) -> list[Part]:
     """Memory of the base model's weights.
 
     Args:
         model: Architecture of the model.
         how: Dtypes and quantization.
         copied: Elements of matrices of which dequantized or merged copies are kept.
+        keep: Names and patterns of layers that stay in 16 bit, as ``model.keep_16bit``.
+        on_host: The experts, where they live in host memory.
     """
     a = how.bytes
-    matrices = [(linear.weights, layer.count) for layer in model.layers for linear in layer.linears]
-    # Experts are stacked into one tensor, which is not a linear layer: bitsandbytes leaves it as it is. On the CPU
-    # tensors not converted at load stay views of the memory-mapped file.
-    experts = sum(layer.count * layer.experts.weights for layer in model.layers if layer.experts is not None)
-    rest = model.parameters - model.embeddings - model.linear_weights - experts
+    routers = sum(layer.count * layer.experts.router for layer in model.layers if layer.experts is not None)
+    experts = sum(layer.count * sum(layer.experts.stacked) for layer in model.layers if layer.experts is not None)
+    rest = model.parameters - model.embeddings - model.linear_weights - experts - routers
     found = []
     if how.quantized:
-        size = sum(quantized_bytes(weights) * count for weights, count in matrices)
-        found.append(Part("linear_weights", size, "linear layers in NF4 with double quantization"))
+        sizes: Counter[tuple[bool, bool]] = Counter()
+        for matrix in _matrices(model, keep):
+            size = a * matrix.weights if matrix.kept else matrix.quantized
+            sizes[matrix.experts > 0, matrix.kept] += size * matrix.number
+        found.append(Part("linear_weights", sizes[False, False], "linear layers in NF4 with double quantization"))
+        found.append(Part("linear_16bit", sizes[False, True], f"linear layers that stay in {8 * a} bit"))
+        size, what = sizes[True, False], f"{_active(model)} in NF4 with double quantization"
+        if on_host is not None:
+            size, what = on_host.device_bytes, f"{what}: of two layers, the others in the machine's memory"
+        found.append(Part("experts", size, what))
+        found.append(Part("experts_16bit", sizes[True, True], f"experts that stay in {8 * a} bit"))
     else:
         found.append(Part("linear_weights", a * model.linear_weights, f"linear layers in {8 * a} bit"))
+        found.append(Part("experts", a * experts, f"{_active(model)} in {8 * a} bit"))
     if copied:
         found.append(Part("dequantized", a * copied, f"copies of them in {8 * a} bit"))
     found.append(Part("embeddings", a * model.embeddings, f"embeddings and output head in {8 * a} bit"))
-    if experts:
-        found.append(Part("experts", a * experts, f"experts in {8 * a} bit; stacked tensors are not quantized"))
+    found.append(Part("routers", a * routers, f"routers of the experts in {8 * a} bit"))
     found.append(Part("norms", a * rest, f"norms, biases and positions in {8 * a} bit"))
     if not how.cuda and how.quantized and is_mapped(model, how):
-        size = a * model.linear_weights
-        found.append(
-            Part("weights_file", size, "the file's own linear layers, mapped; given back when memory is short")
-        )
-    return found
+        size = a * (model.linear_weights + experts)
+        what = "the file's own linear layers and experts" if experts else "the file's own linear layers"
+        found.append(Part("weights_file", size, f"{what}, mapped; given back when memory is short"))
+    return [part for part in found if part.bytes or part.name in ("linear_weights", "embeddings", "norms")]
+
+
+def _active(model: Architecture) -> str:
+    """The experts in words, with the number that a token passes through."""
+    found = next((layer.experts for layer in model.layers if layer.experts is not None), None)
+    return "" if found is None else f"{found.count} experts a layer, {found.active} for each token,"
 
 
 def is_mapped(model: Architecture, how: Arithmetic) -> bool:

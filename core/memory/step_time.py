@@ -25,6 +25,10 @@ _LAUNCHES_AGAIN = 0.4
 _UPDATED = 28
 
 
+#: Bytes a second from pinned host memory over PCIe 4.0 with 16 lanes, of 31.5 GB/s by its specification; assumed.
+HOST_RATE = 20e9
+
+
 @dataclass(frozen=True)
 class Rates:
     """Rates of a device.
@@ -37,6 +41,8 @@ class Rates:
         launch: Seconds in which the CPU launches the kernels of a layer, forward and backward; they overlap with the
             device's work.
         source: Origin of the figures, for people: ``estimated``, or where they were measured.
+        host: Bytes a second that come from pinned host memory.
+        host_source: Origin of that.
     """
 
     matrix: float
@@ -45,6 +51,8 @@ class Rates:
     attention: float
     launch: float
     source: str = "estimated"
+    host: float = HOST_RATE
+    host_source: str = "assumed"
 
 
 #: Cards by a part of their name: rates reached in 16-bit products and by elementwise kernels; estimates.
@@ -71,8 +79,11 @@ def rates_of(device: str, calibration: Calibration | None, *, cuda: bool, wide: 
         matrix, source = calibration.matrix_rate, calibration.source
         memory = calibration.memory_rate or memory
     if cuda:
+        host, host_source = HOST_RATE, "assumed"
+        if calibration is not None and calibration.host_rate is not None:
+            host, host_source = calibration.host_rate, calibration.source
         # Products in fp32 do not use the tensor cores.
-        return Rates(matrix / (4 if wide else 1), memory, 128, 0.7, 1.9e-3, source)
+        return Rates(matrix / (4 if wide else 1), memory, 128, 0.7, 1.9e-3, source, host, host_source)
     return Rates(matrix * (_CPU_FP32 if wide else 1), memory, 400, 0.2, 0.0, source)
 
 
@@ -83,10 +94,12 @@ class LayerWork:
     Args:
         weights: Weights that a token is multiplied with: those of the active experts, and those of adapters.
         frozen: Weights of them that are frozen, so that they get no gradient.
-        dequantized: Weights that are dequantized for each pass.
+        dequantized: Weights that are dequantized for each pass; of experts those that any token is sent to.
         attention: Operations of the forward pass of attention for each pair of tokens of a row.
         moved: Bytes kept for backward for each token, from which those read and written follow.
         layers: Number of layers that it is the work of.
+        spread: Number of matrices among which the tokens of such a product are shared out, averaged over its weights:
+            1 for a linear layer, total over active ones for experts.
     """
 
     weights: float
@@ -95,6 +108,7 @@ class LayerWork:
     attention: float
     moved: float
     layers: int = 1
+    spread: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -106,12 +120,14 @@ class StepTime:
         tokens: Its tokens, padding included.
         micro_batches: Its micro-batches.
         source: Origin of the rates, for people.
+        moved_seconds: Time that experts are on their way from host memory, most of it beside what is computed.
     """
 
     seconds: float
     tokens: int
     micro_batches: int
     source: str
+    moved_seconds: float = 0.0
 
     @property
     def tokens_per_second(self) -> float:
@@ -127,6 +143,7 @@ def step_time(
     kept_layers: int,
     head: float,
     trained: int,
+    from_host: int = 0,
 ) -> StepTime:
     """Estimated time of an optimizer step.
 
@@ -137,29 +154,34 @@ def step_time(
         kept_layers: Number of layers, the last ones, whose activations are kept.
         head: Operations of the head and the loss for each token, forward and backward.
         trained: Number of trained parameters.
+        from_host: Bytes of weights that come from host memory for each micro-batch.
     """
     again = layers[: len(layers) - kept_layers]
-    seconds = _UPDATED * trained / rates.memory
+    seconds, moved = _UPDATED * trained / rates.memory, from_host / rates.host
     for rows, length in batches:
         tokens = rows * length
-        seconds += _pass_seconds(_sum(layers), _sum(again), tokens, length, rates)
+        # Copies go beside what is computed: the slower of the two decides.
+        seconds += max(_pass_seconds(_sum(layers), _sum(again), tokens, length, rates), moved)
         seconds += head * tokens * _thinness(tokens, rates) / rates.matrix
-    return StepTime(seconds, sum(rows * length for rows, length in batches), len(batches), rates.source)
+    tokens = sum(rows * length for rows, length in batches)
+    return StepTime(seconds, tokens, len(batches), rates.source, moved * len(batches))
 
 
-def _thinness(tokens: int, rates: Rates) -> float:
+def _thinness(tokens: float, rates: Rates) -> float:
     """Factor by which matrix products of few tokens are slower."""
     return 1 + rates.half / tokens
 
 
 def _sum(layers: Sequence[LayerWork]) -> LayerWork:
+    weights = sum(layer.weights for layer in layers)
     return LayerWork(
-        weights=sum(layer.weights for layer in layers),
+        weights=weights,
         frozen=sum(layer.frozen for layer in layers),
         dequantized=sum(layer.dequantized for layer in layers),
         attention=sum(layer.attention for layer in layers),
         moved=sum(layer.moved for layer in layers),
         layers=sum(layer.layers for layer in layers),
+        spread=sum(layer.spread * layer.weights for layer in layers) / weights if weights else 1.0,
     )
 
 
@@ -170,10 +192,21 @@ def _pass_seconds(once: LayerWork, again: LayerWork, tokens: int, length: int, r
     pairs = tokens * length * (once.attention * (1 + _ATTENTION_BACKWARD) + again.attention)
     moved = tokens * (once.moved * (_MOVED_FORWARD + _MOVED_BACKWARD) + again.moved * _MOVED_FORWARD)
     moved += _DEQUANTIZED * (2 * once.dequantized + again.dequantized)
-    work = products * _thinness(tokens, rates) / rates.matrix
+    work = products * _thinness(tokens / once.spread, rates) / rates.matrix
     work += pairs / (rates.matrix * rates.attention) + moved / rates.memory
     launches = rates.launch * (once.layers + _LAUNCHES_AGAIN * again.layers)
     return max(work, launches)
+
+
+def touched_experts(count: int, active: int, tokens: int) -> float:
+    """Expected number of a layer's experts that get any token, if tokens are sent to all of them alike.
+
+    Args:
+        count: Number of experts.
+        active: Experts per token.
+        tokens: Tokens of a micro-batch.
+    """
+    return count * (1 - (1 - min(active / count, 1.0)) ** tokens)
 
 
 def attention_work(queries: int) -> float:

@@ -16,6 +16,7 @@ from core.config.choices import Aim
 from core.config.facts import Facts, read_shape
 from core.config.schema import Config
 from core.errors import UserError
+from core.presets.advised import Advised, advise
 from core.presets.choose import Choice, choose_preset
 
 if TYPE_CHECKING:
@@ -59,10 +60,12 @@ class Beginning:
     Args:
         choice: The preset that suits model, card and data.
         held_out: The rows to hold out; None where the configuration says that itself, or there are too few.
+        advised: The advice for the base model.
     """
 
     choice: Choice
     held_out: HeldOut | None = None
+    advised: tuple[Advised, ...] = ()
 
 
 def begin(config: Config, card: Card | None, aim: Aim = "balanced") -> Beginning:
@@ -76,7 +79,22 @@ def begin(config: Config, card: Card | None, aim: Aim = "balanced") -> Beginning
     Raises:
         UserError: If the model is too large for the card, or tokenizer or template exceed the limits of the sandbox.
     """
-    return Beginning(suitable_preset(config.model.base, card, config, aim=aim), held_out_of(config))
+    choice = suitable_preset(config.model.base, card, config, aim=aim)
+    return Beginning(choice, held_out_of(config), advice_on(config.model.base, choice, card))
+
+
+def advice_on(base: str, choice: Choice, card: Card | None) -> tuple[Advised, ...]:
+    """The advice for a base model beside a preset; reads the model.
+
+    Args:
+        base: As ``model.base``.
+        choice: The preset.
+        card: The card to train on; None for the CPU.
+    """
+    values = dict(choice.preset.values)
+    if choice.max_length is not None:
+        values["train.max_length"] = choice.max_length
+    return advise(base, values, read_shape(base), card.memory_total if card is not None else None)
 
 
 def suitable_preset(

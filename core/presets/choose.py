@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from core.config.choices import Aim
 from core.config.facts import Facts
 from core.config.schema import Config
 from core.errors import UserError
-from core.memory.plan import Machine
+from core.memory.host_experts import experts_on_host, movable_experts
+from core.memory.plan import Machine, Plan
 from core.memory.planner import make_plan
 from core.models.architecture.architecture import Architecture
 from core.presets.library import Preset, presets
@@ -18,7 +20,7 @@ from core.units import format_bytes
 _GIB = 1 << 30
 #: Share of its nominal memory that a card reports at least: with error correction a card of 24 GB has 22.5 GiB.
 _REPORTED_SHARE = 0.9
-#: Share of the card that a run may need by the memory plan; a desktop and a display take the rest.
+#: Share of the card that a run may need by the memory plan.
 _USABLE_SHARE = 0.95
 #: Share of rows that may be longer than a preset takes before another preset is looked for.
 _OVERLONG_SHARE = 0.05
@@ -61,8 +63,10 @@ def choose_preset(
     fitting = [
         preset
         for preset in presets().values()
-        if _fits_card(preset, card) and preset.parameters[0] <= billions <= preset.parameters[1]
+        if _suits_card(preset, card) and preset.parameters[0] <= billions <= preset.parameters[1]
     ]
+    if not fitting and card and facts.model is not None and _has_experts(facts.model):
+        fitting = _largest(card)
     if not fitting and card:
         raise UserError(
             f"The model has {billions:.3g} billion parameters, and there is no preset for that on {card_name} "
@@ -84,8 +88,11 @@ def choose_preset(
     if card and facts.model is not None:
         first, chosen = chosen, _roomy(fitting, chosen, facts.model, card)
         if chosen is not first:
-            needed = format_bytes(_needed(first, facts.model))
+            needed = format_bytes(needed_bytes(first.values, facts.model, card))
             reasons.append(f"{first.name} would need {needed} with this model")
+        away = _plan(chosen.values, facts.model, card).experts_host_bytes
+        if away:
+            reasons.append(f"its experts live in the machine's memory, where they take {format_bytes(away)}")
     limit = chosen.values["train.max_length"]
     if lengths:
         over = _overlong(lengths, chosen)
@@ -111,8 +118,8 @@ def _roomy(candidates: Sequence[Preset], wanted: Preset, model: Architecture, ca
     others.sort(key=lambda preset: (preset.aim != wanted.aim, preset.aim != "balanced", -preset.memory_gb))
     least = None
     for preset in (wanted, *others):
-        needed = _needed(preset, model)
-        if needed <= _USABLE_SHARE * card:
+        needed = needed_bytes(preset.values, model, card)
+        if fits_card(needed, card):
             return preset
         least = min(needed, least or needed)
     raise UserError(
@@ -121,16 +128,50 @@ def _roomy(candidates: Sequence[Preset], wanted: Preset, model: Architecture, ca
     )
 
 
-def _needed(preset: Preset, model: Architecture) -> int:
-    """GPU memory that a run of a preset needs with rows of its maximum length."""
+def needed_bytes(values: Mapping[str, Any], model: Architecture, card: int | None = None) -> int:
+    """GPU memory that a run with the values of a preset needs with rows of its maximum length.
+
+    Args:
+        values: The preset's values.
+        model: The base model.
+        card: Memory of the card, on which experts that would not fit live in the machine's memory instead; None for a
+            card where everything fits.
+    """
+    return _plan(values, model, card).needed_bytes
+
+
+def _plan(values: Mapping[str, Any], model: Architecture, card: int | None) -> Plan:
     sections: dict[str, dict[str, object]] = {"data": {"train": "rows.jsonl"}}
-    for name, value in preset.values.items():
+    for name, value in values.items():
         section, _, key = name.partition(".")
         sections.setdefault(section, {})[key] = value
-    return make_plan(model, Config.model_validate(sections), Machine("cuda")).needed_bytes
+    config = Config.model_validate(sections)
+    limited = card is not None and movable_experts(model, config)
+    limit = int(_USABLE_SHARE * card) if card is not None and limited else None
+    return make_plan(model, config, Machine("cuda", limit_bytes=limit))
 
 
-def _fits_card(preset: Preset, card: int) -> bool:
+def _has_experts(model: Architecture) -> bool:
+    return bool(experts_on_host(model).layers)
+
+
+def _largest(card: int) -> list[Preset]:
+    """The presets for the largest models that a card takes in 4 bits; what of a mixture lives there is small."""
+    suiting = [
+        preset
+        for preset in presets().values()
+        if _suits_card(preset, card) and preset.values.get("method.name") == "qlora"
+    ]
+    most = max((preset.parameters[1] for preset in suiting), default=0)
+    return [preset for preset in suiting if preset.parameters[1] == most]
+
+
+def fits_card(needed: int, card: int) -> bool:
+    """Whether a run may need so much of a card; a desktop and a display take the rest."""
+    return needed <= _USABLE_SHARE * card
+
+
+def _suits_card(preset: Preset, card: int) -> bool:
     if preset.memory_gb == 0 or card == 0:
         return preset.memory_gb == card == 0
     return card >= preset.memory_gb * _REPORTED_SHARE * _GIB

@@ -12,6 +12,7 @@ from typing import Any
 from core import paths
 from core.atomic import write_atomic
 from core.config.schema import Config
+from core.config.sixteen_bit import kept_patterns
 from core.data.registries.resolve import flat_sources
 from core.directories import Progress
 from core.errors import UserError
@@ -19,7 +20,7 @@ from core.export.process import run_process
 from core.memory.planner import make_plan
 from core.models.architecture.load import locate_model
 from core.models.architecture.sandboxed import load_architecture
-from core.quantization.result import FINE, ROWS, QuantizationCost
+from core.quantization.result import FINE, ROWS, QuantizationCost, kept_sentence, sentence
 from core.runs.forecast import machine_for
 from core.small_files import read_small
 
@@ -82,6 +83,21 @@ def known(config: Config, *, rows: int = ROWS) -> QuantizationCost | None:
     return None
 
 
+def known_sentence(config: Config) -> str:
+    """What is known of the cost of four bits from earlier measurements, in a sentence; empty where nothing is.
+
+    Of layers that were measured in 16 bit as well, it says what they bring.
+    """
+    if config.method.name != "qlora":
+        return ""
+    if (cost := known(config)) is not None:
+        return sentence(cost)
+    patterns = kept_patterns(config.model.keep_16bit)
+    plain = config.model_copy(update={"model": config.model.model_copy(update={"keep_16bit": None})})
+    cost = known(plain) if patterns else None
+    return kept_sentence(cost) if cost is not None and cost.kept is not None and cost.kept.patterns == patterns else ""
+
+
 def free_bytes(config: Config) -> int | None:
     """Memory that a run with ``qlora`` leaves free by its plan, which layers in 16 bit may take; None where that is not
     known."""
@@ -121,7 +137,8 @@ def _key(config: Config, rows: int) -> str | None:
     train, hardware = dumped["train"], dumped["hardware"]
     try:
         facts: list[Any] = [
-            *(VERSION, rows, dumped["model"], dumped["data"], dumped["template"], dumped["eval"]["max_rows"]),
+            *(VERSION, rows, dumped["model"]["base"], kept_patterns(config.model.keep_16bit)),
+            *(dumped["data"], dumped["template"], dumped["eval"]["max_rows"]),
             *(train[name] for name in ("max_length", "precision", "seed", "objective")),
             *(hardware["device"], hardware["gpu"]),
             list(_identities(locate_model(config.model.base))),

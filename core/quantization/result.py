@@ -130,6 +130,18 @@ def sentence(cost: QuantizationCost) -> str:
     return f"{begin}; keep {layers} in 16 bit: {more}."
 
 
+def kept_sentence(cost: QuantizationCost) -> str:
+    """The same where the layers that it names are in 16 bit already."""
+    if cost.kept is None:
+        return sentence(cost)
+    rows = "your rows" if cost.data != "training" else "your training rows"
+    layers = f"{len(cost.kept.layers)} of {len(cost.layers)} layers"
+    return (
+        f"4 bits cost {_nats(cost.kept.figures.kl)} nats on {rows} with {layers} in 16 bit; "
+        f"without them {_nats(cost.whole.kl)}."
+    )
+
+
 def _effect(before: float, after: float) -> str:
     """What keeping layers does: ``halves it`` where that is what was measured."""
     if before and 0.45 <= after / before <= 0.55:
@@ -192,7 +204,8 @@ def facts(cost: QuantizationCost) -> list[str]:
         f"{'4 bits':<10} {_figures(cost.whole)}",
     ]
     if cost.kept is not None:
-        lines.append(f"{'kept':<10} {_figures(cost.kept.figures)}  with {name_layers(cost.kept.layers)} in 16 bit")
+        lines.append(f"{'kept':<10} {_figures(cost.kept.figures)}")
+        lines.append(f"{'':<10} {name_layers(cost.kept.layers)} in 16 bit")
     lines.append(f"{'took':<10} {format_number(cost.seconds)} s, {format_bytes(cost.peak_bytes)} at most")
     return lines
 

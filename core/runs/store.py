@@ -71,6 +71,11 @@ class Run:
         return self.path / "run.toml"
 
     @property
+    def template_path(self) -> Path:
+        """The chat template of the training with the values of ``template.variables``, where there are any."""
+        return self.path / "chat_template.jinja"
+
+    @property
     def state_path(self) -> Path:
         """File of the state and the heartbeat."""
         return self.path / "state.json"

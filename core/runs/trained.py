@@ -170,10 +170,13 @@ def _find_file(run: Run, wanted: FileType, step: int | None) -> TrainedFile | No
 
 
 def _find_template(run: Run, config: Config) -> str | None:
-    """The chat template of the training: as saved with the result, else the file or name in the configuration."""
+    """The chat template of the training: as saved with the result or with its variables, else the file or name in the
+    configuration.
+    """
     output = run.model_path if config.method.name in WEIGHT_METHODS else run.adapter_path
-    saved = output / "chat_template.jinja"
-    return str(saved) if saved.is_file() else config.template.file or config.template.name
+    saved = (output / "chat_template.jinja", run.template_path)
+    found = next((str(path) for path in saved if path.is_file()), None)
+    return found or config.template.file or config.template.name
 
 
 def _find_adapter(run: Run, step: int | None) -> tuple[Path, int | None]:

@@ -117,7 +117,7 @@ def read_turn(
     else:
         tail = _go_on(render, shown, prompt, answered, thought)
     if thought is not None:
-        tail = restore_thought(thought, tail, begun=block is not None)
+        tail = restore_thought(thought, tail, messages[index], begun=block is not None)
     is_ended = False
     if (stop := stops.search(tail)) is not None:
         answer, rest = tail[: stop.end()], tail[stop.end() :]

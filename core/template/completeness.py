@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from core.data.conversation import RowError
-from core.template.reasoning import Thought, text_of
+from core.template.reasoning import Thought, is_shown, text_of
 
 
 def check_complete(message: dict[str, Any], thought: Thought | None, said: str, number: int) -> None:
@@ -27,15 +27,14 @@ def check_complete(message: dict[str, Any], thought: Thought | None, said: str, 
     visible = text_of(message) if thought is None else thought.visible
     if visible.strip() not in said:
         wrong = "leaves out or changes the text"
-    elif thought is not None and thought.bare not in said:
-        wrong = "leaves out the reasoning"
+    elif thought is not None and not is_shown(thought, said, message):
+        late = bool(message.get("tool_calls")) and thought.bare in said
+        wrong = "writes a tool call before the reasoning" if late else "leaves out the reasoning"
     else:
         for call in message.get("tool_calls") or ():
             function = call.get("function", call)
             if str(function.get("name", "")) not in said:
                 wrong = "leaves out a tool call"
-            elif thought is not None and said.rfind(str(function.get("name", ""))) < said.find(thought.bare):
-                wrong = "writes a tool call before the reasoning"
             elif any(not _is_in(value, said) for value in _leaves(function.get("arguments"))):
                 wrong = "leaves out or changes an argument of a tool call"
     if wrong:

@@ -30,6 +30,8 @@ _PROMPT_BLOCK = re.compile(
 #: An empty block, or the end of one, at the beginning of an answer.
 _EMPTY_BLOCK = re.compile(r"\s*(?:<(?P<tag>[A-Za-z_][\w:]*)>(?P<inside>\s*)</(?P=tag)>|</[A-Za-z_][\w:]*>)")
 _THOUGHT = re.compile(rf"(?P<opening>\s*{_OPENING})?(?P<inside>.*?){_CLOSING}(?P<visible>.*)", re.DOTALL)
+#: Stands in for the reasoning of a message, to find out whether a template shows it.
+_PROBE = "\U0010fffb"
 #: Templates' accesses to a field of reasoning, and their markup for it other than ours.
 _READS_FIELD = re.compile(r"(?:\.|\[['\"]|get\(['\"])(?:reasoning_content|reasoning|thinking)\b")
 _READS_PARTS = re.compile(r"==\s*['\"]thinking['\"]")
@@ -113,21 +115,29 @@ def place_reasoning(render: Render, messages: Sequence[dict[str, Any]], source: 
     for message in messages:
         reasoning = message.get("reasoning_content")
         if reasoning:
-            before = len(render(placed, False))
-            forms = [message]
-            if _READS_PARTS.search(source):
-                forms.append(_in_parts(message))
-            shown = next((form for form in forms if reasoning.strip() in render([*placed, form], False)[before:]), None)
+            forms = [_as_it_is, *([_in_parts] if _READS_PARTS.search(source) else [])]
+            # Another text in its place tells whether it is shown: the reasoning may be in what follows it as well.
+            probe = {**message, "reasoning_content": _PROBE}
+            shown = next((form for form in forms if _PROBE in render([*placed, form(probe)], False)), None)
             if shown is not None:
-                message = shown
-            elif not _READS_FIELD.search(source) and (_CLOSING in source or not _OWN_MARKUP.search(source)):
+                message = shown(message)
+            elif not _READS_FIELD.search(source) and (_ours(source) or not _OWN_MARKUP.search(source)):
                 message = _in_content(message)
         placed.append(message)
     return placed
 
 
+def _ours(source: str) -> bool:
+    """Whether a template writes our own markup, be it only the beginning, at the end of its prompt."""
+    return _OPENING in source or _CLOSING in source
+
+
 def _without_field(message: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in message.items() if key != "reasoning_content"}
+
+
+def _as_it_is(message: dict[str, Any]) -> dict[str, Any]:
+    return message
 
 
 def _in_parts(message: dict[str, Any]) -> dict[str, Any]:
@@ -142,7 +152,15 @@ def _in_content(message: dict[str, Any]) -> dict[str, Any]:
     return {**_without_field(message), "content": content}
 
 
-def restore_thought(thought: Thought, tail: str, *, begun: bool) -> str:
+def is_shown(thought: Thought, said: str, message: dict[str, Any]) -> bool:
+    """Whether a rendered answer has the reasoning of its message, before the text and the calls that may repeat it."""
+    names = [str(call.get("function", call).get("name", "")) for call in message.get("tool_calls") or ()]
+    after = thought.visible.strip() or next(iter(names), "")
+    end = said.rfind(after) if after else len(said)
+    return thought.bare in (said if end < 0 else said[:end])
+
+
+def restore_thought(thought: Thought, tail: str, message: dict[str, Any], *, begun: bool) -> str:
     """A rendered answer with the reasoning that the template left out.
 
     Unchanged if it has the reasoning, or if its form is unknown.
@@ -150,9 +168,11 @@ def restore_thought(thought: Thought, tail: str, *, begun: bool) -> str:
     Args:
         thought: The reasoning.
         tail: Text rendered after the prompt.
+        message: The message that it is of.
         begun: Whether the prompt opens a block of reasoning.
     """
-    if thought.bare in tail:
+    # In the wrong place, it is left there for the check of the answer to find.
+    if is_shown(thought, tail, message) or (thought.kept is not None and thought.kept.strip() in tail):
         return tail
     empty = _empty_block(tail, thought.visible)
     if empty is not None and empty["tag"] is not None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from core.config.choices import Supervise
+from core.config.schema import VariableValue
 from core.data.conversation import Example, RowError
 from core.errors import UserError
 from core.template.mask import Masker
@@ -15,6 +16,7 @@ from core.template.preview import MOST_SHOWN, PAIR, Preview, PreviewRow, Preview
 from core.template.render import ChatTemplate, template_line
 from core.template.rows import MaskedRow
 from core.template.tokenizer import ModelTokenizer
+from core.template.variables import reads_variable, with_variables
 from core.units import format_count
 
 #: A piece of text, for previews without a tokenizer.
@@ -32,6 +34,7 @@ def preview_template(
     allow_special: bool = False,
     end_answers: bool = False,
     max_length: int | None = None,
+    variables: Mapping[str, VariableValue] | None = None,
 ) -> Preview:
     """Render a conversation with a template for display; never raises for errors in either.
 
@@ -44,8 +47,12 @@ def preview_template(
         allow_special: As in :class:`~core.template.mask.Masker`.
         end_answers: As in :class:`~core.template.mask.Masker`.
         max_length: As in :class:`~core.template.mask.Masker`.
+        variables: Values of the template's variables; those that it does not read change nothing.
     """
-    template = ChatTemplate(source, tokenizer.special_tokens if tokenizer is not None else _STAND_INS)
+    read = {name: value for name, value in (variables or {}).items() if reads_variable(source, name)}
+    template = ChatTemplate(
+        with_variables(source, read), tokenizer.special_tokens if tokenizer is not None else _STAND_INS
+    )
     try:
         template.check()
     except UserError as error:

@@ -231,6 +231,7 @@ def _preview(source: str, example: Example, settings: MaskSettings | None) -> Pr
         allow_special=settings.allow_special,
         end_answers=settings.end_answers,
         max_length=settings.max_length,
+        variables=dict(settings.variables),
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from core.config.choices import Supervise, allowed_codes
-from core.config.schema import Config
+from core.config.schema import Config, VariableValue
 
 if TYPE_CHECKING:
     from core.template.mask import Masker
@@ -24,6 +24,7 @@ class MaskSettings:
         allow_special: As in :class:`~core.template.mask.Masker`.
         end_answers: As in :class:`~core.template.mask.Masker`.
         max_length: As in :class:`~core.template.mask.Masker`.
+        variables: Names and values of the template's variables, as ``template.variables``.
     """
 
     model: str
@@ -32,6 +33,7 @@ class MaskSettings:
     allow_special: bool = False
     end_answers: bool = False
     max_length: int | None = None
+    variables: tuple[tuple[str, VariableValue], ...] = ()
 
     def masker(self, tokenizer: ModelTokenizer | None = None) -> Masker:
         """Make the masker.
@@ -40,16 +42,22 @@ class MaskSettings:
             tokenizer: The model's tokenizer if it is loaded already; loading is slow.
 
         Raises:
-            UserError: If tokenizer or template cannot be read.
+            UserError: If tokenizer or template cannot be read, or the template does not read a variable.
         """
         from core.template.mask import Masker
         from core.template.render import ChatTemplate
         from core.template.tokenizer import load_tokenizer
+        from core.template.variables import one_template, with_variables
 
         if tokenizer is None:
             tokenizer = load_tokenizer(self.model)
-        replaced = self.template is not None
-        template = ChatTemplate(self.template or "", tokenizer.special_tokens) if replaced else tokenizer.own_template()
+        source = self.template
+        if self.variables and source is None:
+            source = one_template(tokenizer.chat_template, tokenizer.tool_template)
+        if source is None:
+            template = tokenizer.own_template()
+        else:
+            template = ChatTemplate(with_variables(source, dict(self.variables)), tokenizer.special_tokens)
         if template is not None:
             template.check()
         return Masker(
@@ -79,4 +87,5 @@ def mask_settings(config: Config, model: str, template: str | None = None) -> Ma
         data.special_tokens == "keep",
         "stop_untrained" in allowed_codes(data.allow),
         config.train.max_length,
+        tuple((config.template.variables or {}).items()),
     )

@@ -13,10 +13,22 @@ from core.config.sixteen_bit import stays_16bit
 from core.memory.plan import Machine
 from core.memory.planner import make_plan
 from core.models.architecture.load import load_architecture
+from tests.core.template.model_families import MODEL_FAMILIES
+from tests.core.template.test_mask import learned_turns, mask
+from tests.core.template.test_model_families import expected, sample
 from tests.e2e.workers import adapter_bytes, steps
 from tests.families import forked, looks
 from tests.families.conftest import ANSWER, STEPS, Trained, Tried
 
+#: Families whose models have the templates of another.
+TEMPLATES = {
+    "qwen3_moe": "qwen3",
+    "qwen3_5_moe": "qwen3_5",
+    "gemma4_moe": "gemma4",
+    "lfm2_moe": "lfm2",
+    "granitemoehybrid": "granite",
+    "granitemoehybrid_dense": "granite",
+}
 #: Parts of the plan that are weights of the base.
 WEIGHTS = ("linear_weights", "experts", "embeddings", "norms")
 
@@ -98,3 +110,15 @@ def test_base_and_tuned_answer_in_the_chat(trained: Trained, engine: ChatEngine,
     assert answers["base"]["text"] != ANSWER
     assert answers["base"]["tokens"] > 0
     tried("chat", "yes")
+
+
+def test_learned_is_what_must_be_generated_with_the_templates_of_its_models(trained: Trained, tried: Tried) -> None:
+    models = MODEL_FAMILIES[TEMPLATES.get(trained.name, trained.name)]
+    for model in models:
+        for thinking in (None, "on", "off") if model.switch else (None,):
+            example = sample(model, thinking)
+            found = learned_turns(mask(model.told(thinking), example))
+            assert sorted(found) == sorted(expected(model, thinking, example)), (model.family.name, thinking)
+    also = {"reasoning": any(model.reasoning for model in models), "tools": any(model.tools for model in models)}
+    with_them = [what for what, is_there in also.items() if is_there]
+    tried("mask", f"yes, with {' and '.join(with_them)}" if with_them else "yes")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from core.errors import UserError
 from tui.controllers.desktop import Desktop
@@ -15,7 +15,7 @@ from tui.keys import KeyTable
 
 if TYPE_CHECKING:
     from core.config.document import ConfigDocument
-    from core.presets.begin import Beginning, HeldOut
+    from core.presets.begin import Beginning
 
 #: The options that a beginning is chosen for.
 _CHOSEN_FOR = ("data.train", "model.base", "hardware.device")
@@ -49,7 +49,7 @@ class Beginnings:
         self._desktop, self._keys, self._settled = desktop, keys, settled
         self._document: ConfigDocument | None = None
         self._subject: _Subject | None = None
-        self._given: dict[str, float] = {}
+        self._given: dict[str, Any] = {}
         self.preset = ""
         """The name of the preset that has been chosen; empty where none has been."""
         self.is_pending = False
@@ -119,18 +119,26 @@ class Beginnings:
 
     def _give(self, document: ConfigDocument, found: Beginning) -> bool:
         """Write the choice into the configuration, as one edit; returns whether anything has changed."""
+        from core.presets.advised import taken_values
         from core.presets.switch import apply_switch, plan_switch
 
         before = document.dumps()
+        # What was advised for another model is not the user's own.
+        for name in found.choice.preset.values.keys() & self._given.keys():
+            if document.get(name) == self._given[name]:
+                document.set(name, None)
         switch = plan_switch(document, found.choice.preset, max_length=found.choice.max_length)
         apply_switch(document, switch)
         self.preset = switch.preset.name
-        self._hold_out(document, found.held_out)
+        values = found.held_out.values if found.held_out is not None else {}
+        advised = taken_values(found.advised)
+        self._write(document, {**values, **advised}, found.choice.preset.values)
         if document.dumps() == before:
             return False
         count = len(switch.felt)
         parts = [f"preset {switch.preset.name}", f"{count} value{'' if count == 1 else 's'}"]
         parts += [str(found.held_out)] if found.held_out is not None else []
+        parts += [f"{len(advised)} as advised for {found.advised[0].advice.models}"] if advised else []
         why, undo = self._keys["config.presets"].display, self._keys["config.undo"].display
         said = " · ".join(parts)
         self._tell(document, said, f"✓ {said} · {why} shows why · {undo} undoes")
@@ -139,14 +147,17 @@ class Beginnings:
             self._desktop.tell(f"{said}. In Config ({pane}) {why} shows why, {undo} undoes.", seconds=8)
         return True
 
-    def _hold_out(self, document: ConfigDocument, held_out: HeldOut | None) -> None:
-        """Write the options that hold rows out, in place of those written here before; the user's stay."""
-        values = held_out.values if held_out is not None else {}
+    def _write(self, document: ConfigDocument, values: dict[str, Any], preset: Mapping[str, Any]) -> None:
+        """Write what holds rows out and what is advised, in place of the preset's and of what was written here before;
+        the user's stays.
+        """
         if document.get("eval.every_steps") is not None:
             values.pop("eval.every_epochs", None)
         for name in {*values, *self._given}:
             written, value = document.get(name), values.get(name)
-            if written is None or written == self._given.get(name):
+            if value is None and name in preset:
+                continue
+            if written is None or written in (self._given.get(name), preset.get(name)):
                 if written != value:
                     document.set(name, value)
             else:

@@ -49,6 +49,11 @@ class Overlay(ModalScreen[ScreenResultType]):
         if self.is_attached:
             self.post_message(message)
 
+    def tell(self, message: Message) -> None:
+        """Post a message from the thread of a job; nothing where the screen has been left meanwhile."""
+        if self.is_attached:
+            self.post_message(message)
+
     def dismiss(self, result: ScreenResultType | None = None) -> AwaitComplete:
         """Dismiss the screen with a result, at most once: a second call would answer twice and pop the screen below."""
         if self._is_left:

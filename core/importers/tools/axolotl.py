@@ -43,6 +43,7 @@ from core.importers.rules import Choice, Copy, is_one_of
 from core.importers.tool import Joint, Rule, Tool, table
 from core.importers.tools.axolotl_data import DATA_OPTIONS, datasets
 from core.importers.tools.axolotl_rest import NOT_OFFERED
+from core.importers.tools.axolotl_template import choose_variables
 from core.importers.translation import Translation
 
 _TITLE = "Axolotl"
@@ -276,6 +277,7 @@ _OFFERED: dict[str, Rule] = {
         ),
         Joint(_data, (*DATA_OPTIONS, SPECIAL_OPTION, *HELD_OUT_OPTIONS)),
     ),
+    "chat_template_kwargs": Joint(choose_variables, ("template.variables",)),
     **dict.fromkeys(
         (
             *("rl", "rl_beta", "dpo_beta", "dpo_loss_type", "orpo_alpha"),

@@ -94,7 +94,6 @@ NOT_OFFERED: dict[str, Missing] = missing(
             "remove_unused_columns is_preprocess preprocess_iterable streaming"
         ),
         Gap.SYSTEM_PROMPT: "default_system_message",
-        Gap.TEMPLATE_ARGUMENTS: "chat_template_kwargs",
         Gap.PREFERENCES: (
             "dpo_loss_weights dpo_label_smoothing dpo_use_weighting dpo_use_liger_kernel dpo_padding_free "
             "dpo_use_logits_to_keep dpo_generate_during_eval dpo_norm_loss rpo_alpha precompute_ref_log_probs "

@@ -85,6 +85,26 @@ def choose_template(work: Translation, train: Sequence[Style]) -> None:
         work.carry("chat_template", None, reason="See chat_template_jinja.")
 
 
+def choose_variables(work: Translation) -> None:
+    """Variables of the chat template: ``chat_template_kwargs``, whose lists and tables cannot be said here."""
+    key, given = "chat_template_kwargs", work.values.get("chat_template_kwargs")
+    if not work.has(key):
+        return
+    if not isinstance(given, dict):
+        work.drop(key, "It is not a table of variables.")
+        return
+    said = {name: value for name, value in given.items() if isinstance(value, (bool, int, float, str))}
+    if not said:
+        work.carry(key, None, reason="It sets nothing.")
+    elif (name := work.settings.get("template.name")) is not None:
+        work.drop(key, f"The template {name.value} has no variables.")
+    elif said == given:
+        work.carry(key, "template.variables", said)
+    else:
+        left = ", ".join(str(name) for name in given if name not in said)
+        work.change(key, "template.variables", said, f"Without {left}: texts, numbers, true and false can be said.")
+
+
 def _choose(work: Translation) -> None:
     name = work.values.get("chat_template")
     if isinstance(name, str) and name.startswith(_FALLBACK):

@@ -236,6 +236,21 @@ def _precision(work: Translation) -> None:
             work.carry(key, "train.precision", value)
 
 
+def _thinking(work: Translation) -> None:
+    """``enable_thinking``: true is what templates with reasoning have without it."""
+    key = "enable_thinking"
+    given = work.boolean(key)
+    if given is None:
+        return
+    if given:
+        work.carry(key, None, reason="As it is here: reasoning is on where the chat template has it.")
+    elif work.values.get("template") in (*_TEMPLATES.same, *_TEMPLATES.near):
+        work.carry(key, None, reason="The template writes no reasoning.")
+    else:
+        reason = "Only where the model's chat template reads it; else remove it."
+        work.change(key, "template.variables", {key: False}, reason)
+
+
 #: Templates by name; most others are the models' own.
 _TEMPLATES = Choice(
     "template.name",
@@ -267,6 +282,7 @@ _OFFERED: dict[str, Rule] = {
         Joint(llama_factory_stage, PREFERENCE_OPTIONS),
     ),
     "template": _TEMPLATES,
+    "enable_thinking": Joint(_thinking, ("template.variables",)),
     **dict.fromkeys(
         ("finetuning_type", "freeze_trainable_layers", "freeze_trainable_modules", *_QUANTIZED),
         Joint(

@@ -64,7 +64,7 @@ NOT_OFFERED: dict[str, Missing] = table(
                 "tokenized_path data_shared_file_system"
             ),
             Gap.SYSTEM_PROMPT: "default_system",
-            Gap.TEMPLATE_ARGUMENTS: ("tool_format enable_thinking preserve_thinking"),
+            Gap.TEMPLATE_FORMS: ("tool_format preserve_thinking"),
             Gap.MEASURING: ("eval_on_each_dataset eval_num_beams compute_accuracy"),
             Gap.PROFILING: (
                 "plot_loss include_effective_tokens_per_second print_param_status enable_torch_profiler "
@@ -111,7 +111,6 @@ NOT_OFFERED: dict[str, Missing] = table(
             "flash_attn": ("auto", "sdpa", "disabled"),
             "infer_backend": ("huggingface", "hf"),
             "infer_dtype": ("auto",),
-            "enable_thinking": (),
             "ignore_pad_token_for_loss": (True,),
             "low_cpu_mem_usage": (True, False),
             "use_fast_tokenizer": (True,),

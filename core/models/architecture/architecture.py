@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from core.models.architecture.towers import Towers
+from core.models.kernels import Kernel
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class Attention:
 
 @dataclass(frozen=True)
 class Experts:
-    """Mixture of experts. Its matrices are stacked into one tensor, which bitsandbytes does not quantize.
+    """Mixture of experts. Its matrices are stacked into two tensors: gate and up projections, and down projections.
 
     Args:
         count: Number of experts.
@@ -102,9 +103,24 @@ class Experts:
     clamped: bool = False
 
     @property
+    def stacked(self) -> tuple[int, int]:
+        """Number of elements of the stacked tensors: of the gate and up projections, and of the down projections."""
+        return 2 * self.count * self.hidden * self.width, self.count * self.hidden * self.width
+
+    @property
+    def matrices(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Outputs and inputs of the matrices of one expert."""
+        return (2 * self.width, self.hidden), (self.hidden, self.width)
+
+    @property
+    def router(self) -> int:
+        """Number of elements of the router's matrix."""
+        return self.count * self.hidden
+
+    @property
     def weights(self) -> int:
         """Number of elements of all their matrices, including the router's."""
-        return self.count * (3 * self.hidden * self.width + self.hidden)
+        return sum(self.stacked) + self.router
 
 
 @dataclass(frozen=True)
@@ -183,6 +199,7 @@ class Architecture:
         head_bias: Whether the output head has a bias.
         guessed: Whether the family is unknown, and was read like Llama.
         towers: Parts of a composite model beside the language model, which are not loaded.
+        kernels: Optional kernels for its recurrent layers that are not installed.
         checkpoint: Its weights on disk, if present.
         tokenizer_bytes: Size of ``tokenizer.json``, if present.
     """
@@ -200,6 +217,7 @@ class Architecture:
     head_bias: bool = False
     guessed: bool = False
     towers: Towers | None = None
+    kernels: tuple[Kernel, ...] = ()
     checkpoint: Checkpoint | None = None
     tokenizer_bytes: int | None = None
 

@@ -18,6 +18,7 @@ from core.models.architecture.families import read_architecture
 from core.models.architecture.gguf_header import read_gguf_header
 from core.models.description import read_description
 from core.models.find import find_model, missing_model, model_path
+from core.models.kernels import missing_kernels
 from core.models.quantized import decoded, read_quantization
 from core.models.tensors import Tensor, read_header
 from core.models.text_part import as_files_are_tied, split_names
@@ -71,6 +72,7 @@ def load_architecture(path: Path) -> Architecture:
     architecture = read_architecture(as_files_are_tied(config, (name for name, _ in tensors)), str(config_path))
     if (tokenizer := path / "tokenizer.json").is_file():
         architecture = replace(architecture, tokenizer_bytes=tokenizer.stat().st_size)
+    architecture = replace(architecture, kernels=missing_kernels(config))
     # Decoded weights are no views of the file, whatever their dtype.
     return with_checkpoint(architecture, tensors, size, quantization.name if quantization is not None else None)
 

@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from core.chat.request import GenerationSettings
 from core.errors import UserError
+from core.worker.generate.cache_trial import cache_argument, cache_use
 
 #: Tokens of a prompt read at once: between two pieces the answer can be cancelled.
 PREFILL_TOKENS = 512
@@ -25,16 +27,23 @@ LIKELIEST = 512
 class KeyValues:
     """The keys and values of a growing sequence (or a batch of them), and the forward passes that extend them.
 
+    Where a model cannot go on from what is kept of earlier tokens, they are read again with each new one.
+
     Args:
-        network: A transformers causal language model.
+        network: A transformers causal language model, in evaluation mode.
     """
 
     def __init__(self, network: Any) -> None:
         self.device = network.get_input_embeddings().weight.device
-        self.cache = DynamicCache(config=network.config)
+        self.length = 0
+        """Tokens read so far."""
+        self.use = cache_use(network)
+        """What the cache is good for."""
+        self._cache = DynamicCache(config=network.config) if self.use.tokens else None
+        self._read: list[dict[str, torch.Tensor]] = []
         self._network = network
         known = inspect.signature(network.forward).parameters
-        self._cache_name = "cache" if "cache" in known else "past_key_values"
+        self._cache_name = cache_argument(network)
         self._limits_head = "logits_to_keep" in known
 
     def extend(self, input_ids: torch.Tensor, **arguments: Any) -> torch.Tensor:
@@ -51,17 +60,69 @@ class KeyValues:
             # An index, not a count: the count makes the model slice its hidden states, and for a frozen head torch then
             # copies the whole head for every row of a batch.
             arguments["logits_to_keep"] = torch.tensor([input_ids.shape[1] - 1])
-        arguments[self._cache_name] = self.cache
+        self.length += input_ids.shape[1]
+        if self._cache is None:
+            return self._extend_plainly(input_ids, arguments)
+        arguments[self._cache_name] = self._cache
         logits: torch.Tensor = self._network(input_ids=input_ids.to(self.device), use_cache=True, **arguments).logits
         return logits[:, -1]
+
+    def _extend_plainly(self, input_ids: torch.Tensor, arguments: dict[str, Any]) -> torch.Tensor:
+        """All tokens so far read again, without a cache."""
+        known = ("position_ids",)
+        self._read.append({"input_ids": input_ids} | {name: arguments[name] for name in known if name in arguments})
+        every = {name: torch.cat([part[name].to(self.device) for part in self._read], 1) for name in self._read[0]}
+        if self._limits_head:
+            arguments["logits_to_keep"] = torch.tensor([self.length - 1])
+        logits: torch.Tensor = self._network(**{**arguments, **every}, use_cache=False).logits
+        return logits[:, -1]
+
+    def select(self, rows: torch.Tensor) -> None:
+        """Keep some rows of the batch, or some of them several times.
+
+        Args:
+            rows: Their numbers, int64.
+        """
+        self._read = [{name: part[rows.to(part.device)] for name, part in each.items()} for each in self._read]
+        if self._cache is None:
+            return
+        if self.use.recurrent:
+            self._cache.reorder_cache(rows)
+        else:
+            self._cache.batch_select_indices(rows)
+
+    def cut(self, wanted: int) -> bool:
+        """Cut to the first tokens; whether that could be done.
+
+        A window that has moved on has lost what was before it, and a state has no tokens.
+        """
+        if wanted == self.length:
+            return True
+        if self._cache is None or self.use.recurrent:
+            return False
+        for layer in self._cache.layers:
+            if isinstance(layer, DynamicSlidingWindowLayer) and self.length >= layer.sliding_window:
+                return False
+        self._cache.crop(wanted - self.length)
+        self.length = wanted
+        return True
+
+    @property
+    def may_be_kept(self) -> bool:
+        """Whether it can go on with a later text."""
+        if self._cache is None or not self.use.pieces:
+            return False
+        plain = (DynamicLayer, DynamicSlidingWindowLayer)
+        return self.use.recurrent or all(type(layer) in plain for layer in self._cache.layers)
 
     def read(self, tokens: Sequence[int], cancelled: Callable[[], bool]) -> torch.Tensor | None:
         """Read a prompt piece by piece: the logits after it, ``(1, vocabulary)``, or None when cancelled or empty."""
         logits: torch.Tensor | None = None
-        for begin in range(0, len(tokens), PREFILL_TOKENS):
+        step = PREFILL_TOKENS if self.use.pieces and self._cache is not None else max(1, len(tokens))
+        for begin in range(0, len(tokens), step):
             if cancelled():
                 return None
-            logits = self.extend(torch.tensor([list(tokens[begin : begin + PREFILL_TOKENS])]))
+            logits = self.extend(torch.tensor([list(tokens[begin : begin + step])]))
         return logits
 
 
@@ -105,8 +166,11 @@ class BatchDecoder:
         shared = common_prefix([prompt[:-1] for prompt in prompts])
         if len(prompts) < 2 or shared < SHORTEST_SHARED_PREFIX:
             return 0
+        # What is padded behind it would run through a state.
+        if self._state.use.recurrent:
+            return 0
         self._state.read(prompts[0][:shared], lambda: False)
-        self._state.cache.batch_repeat_interleave(len(prompts))
+        self._state.select(torch.zeros(len(prompts), dtype=torch.long, device=self._state.device))
         return shared
 
     def step(self) -> None:
@@ -133,7 +197,7 @@ class BatchDecoder:
     def _keep(self, places: list[int]) -> None:
         """Let finished rows leave."""
         index = torch.tensor(places, device=self._state.device)
-        self._state.cache.batch_select_indices(index)
+        self._state.select(index)
         self._input, self._positions, self._mask = self._input[index], self._positions[index], self._mask[index]
         self._rows = [self._rows[place] for place in places]
 

@@ -19,6 +19,7 @@ import torch
 from core.chat.request import BASE, GenerationSettings, QuestionError
 from core.data.conversation import RowError
 from core.worker.data.encode import Encoder, stop_token_ids
+from core.worker.generate.cache_trial import cache_use
 from core.worker.generate.decoding import BatchDecoder, KeyValues, Sampler, TextStream
 from core.worker.generate.grammar import Grammar
 from core.worker.generate.prefix_cache import PrefixCache
@@ -266,8 +267,10 @@ def generate_batch(
                 break
         return decoder.answers
 
-    waiting = _batches([len(prompt) for prompt in prompts], max_new_tokens)
     with _no_gradients(model):
+        # What a model with recurrent layers makes of padding is tried, not known.
+        together = cache_use(network).padding
+        waiting = _batches([len(prompt) for prompt in prompts], max_new_tokens, padded=together)
         while waiting:
             batch = waiting.pop(0)
             tried = attempt(functools.partial(answer, batch))
@@ -291,13 +294,15 @@ def generate_batch(
     ]
 
 
-def _batches(lengths: Sequence[int], max_new_tokens: int) -> list[list[int]]:
-    """Rows of similar length together, the longest first, so that a batch that is too big shows at once."""
+def _batches(lengths: Sequence[int], max_new_tokens: int, *, padded: bool = True) -> list[list[int]]:
+    """Rows of similar length together, or of one length where none may be padded; the longest first, so that a batch
+    that is too big shows at once."""
     batches: list[list[int]] = []
     for row in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
         current = batches[-1] if batches else []
         rows_that_fit = BATCH_TOKENS // (lengths[current[0]] + max_new_tokens) if current else 0
-        if current and len(current) < min(BATCH_ROWS, rows_that_fit):
+        is_alike = current and (padded or lengths[row] == lengths[current[0]])
+        if is_alike and len(current) < min(BATCH_ROWS, rows_that_fit):
             current.append(row)
         else:
             batches.append([row])

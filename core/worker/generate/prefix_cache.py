@@ -6,8 +6,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
-
 from core.worker.generate.decoding import KeyValues, common_prefix
 
 #: Conversations kept: one for each column of the chat.
@@ -29,16 +27,15 @@ class PrefixCache:
         tokens, state, _ = self._kept.pop(source, ([], None, 0.0))
         if state is not None:
             shared = common_prefix([tokens, prompt[:-1]])
-            if shared and _cut(state.cache, len(tokens), shared):
+            if shared and state.cut(shared):
                 return state, shared
         return KeyValues(network), 0
 
     def keep(self, source: str, tokens: Sequence[int], state: KeyValues) -> None:
         """Keep the keys and values of these tokens for the next turn; those that were used longest ago go."""
-        if not all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in state.cache.layers):
+        if not state.may_be_kept:
             return
-        held = state.cache.get_seq_length()
-        self._kept[source] = (list(tokens[:held]), state, time.monotonic())
+        self._kept[source] = (list(tokens[: state.length]), state, time.monotonic())
         while len(self._kept) > KEPT:
             del self._kept[min(self._kept, key=lambda name: self._kept[name][2])]
 
@@ -52,13 +49,3 @@ class PrefixCache:
     def tokens_of(self, source: str) -> int:
         """Number of tokens kept of a source."""
         return len(self._kept[source][0]) if source in self._kept else 0
-
-
-def _cut(cache: Any, held: int, wanted: int) -> bool:
-    """Cut to the first tokens; whether that could be done: a window that has moved on has lost what was before it."""
-    for layer in cache.layers:
-        if isinstance(layer, DynamicSlidingWindowLayer) and held >= layer.sliding_window and wanted < held:
-            return False
-    if wanted < held:
-        cache.crop(wanted - held)
-    return True

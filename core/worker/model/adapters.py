@@ -31,6 +31,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.pytorch_utils import Conv1D
 
 from core.config.schema import MethodSection
+from core.config.sixteen_bit import MAMBA_FUSED, is_read_by_kernels
 from core.config.targets import has_patterns, is_target
 from core.errors import UserError
 from core.models.adapters import WEIGHTS
@@ -60,6 +61,9 @@ from core.worker.model.weight_files import WeightFiles
 
 #: PEFT's names of the adapter that is trained, and of the one that takes its beginning out again.
 TRAINED, INITIAL = "default", "initial"
+
+#: Families in which PEFT refuses adapters on the output projection of Mamba.
+_MAMBA = frozenset(["falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"])
 
 Progress = Callable[[int, int], None]
 
@@ -104,6 +108,7 @@ def attach_adapters(
         target_parameters=target_parameters(model, method) or None,
         use_dora=method.dora,
         use_rslora=method.rslora,
+        exclude_modules=_excluded(model, method.target_modules) or None,
         bias="none",
         task_type="CAUSAL_LM",
     )
@@ -113,7 +118,7 @@ def attach_adapters(
         with as_it_is():
             adapted = get_peft_model(model, config)
     except ValueError as error:
-        raise _no_target(model, method) from error
+        raise _no_target(model, method, error) from error
     if method.init == "pissa":
         _add_initial(adapted, config)
     if fresh and method.init != "default":
@@ -137,7 +142,26 @@ def _targets(model: Any, targets: str | list[str]) -> str | list[str]:
     return [name for name in linear if any(is_target(name, entry) for entry in targets)] or list(targets)
 
 
-def _no_target(model: Any, method: MethodSection) -> UserError:
+def _excluded(model: Any, targets: str | list[str]) -> list[str]:
+    """Full names of layers that get no adapter whatever the targets: kernels read their weights past them.
+
+    PEFT refuses some of them in some families in any case, which is left to the user only where they are named.
+    """
+    refused = model.config.model_type in _MAMBA and (isinstance(targets, str) or has_patterns(targets))
+    return [
+        name
+        for name, module in model.named_modules()
+        if _is_linear(module)
+        and (is_read_by_kernels(name) or (refused and any(is_target(name, entry) for entry in MAMBA_FUSED[::3])))
+    ]
+
+
+def _no_target(model: Any, method: MethodSection, error: ValueError) -> UserError:
+    if "not found" not in str(error) and "No modules were targeted" not in str(error):
+        return UserError(
+            f"method.target_modules cannot be taken for this model: {one_line(str(error), 300).rstrip('.')}.",
+            "Set it to all-linear, or name other layers.",
+        )
     names = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if _is_linear(module)})
     return UserError(
         f"method.target_modules matches no layer of this model: {method.target_modules}.",

@@ -11,7 +11,7 @@ Source: NF4 and double quantization, QLoRA, arXiv 2305.14314.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -34,6 +34,8 @@ class ExpertsQuantState:
         nested_absmax: Scales of the scales: ``(experts, nested blocks)``, fp32.
         code: The values of NF4: ``(16,)``, fp32.
         nested_code: The values that scales are quantized to: ``(256,)``, fp32.
+        source: Gives packed weights and ``absmax`` where they live elsewhere; the parameter and the table of that name
+            have their shapes alone then.
     """
 
     shape: torch.Size
@@ -43,6 +45,7 @@ class ExpertsQuantState:
     nested_absmax: torch.Tensor
     code: torch.Tensor
     nested_code: torch.Tensor
+    source: Callable[[], tuple[torch.Tensor, torch.Tensor]] | None = None
 
     def tensors(self) -> list[torch.Tensor]:
         """The tables."""
@@ -54,18 +57,19 @@ class ExpertsQuantState:
             if isinstance(value := getattr(self, field.name), torch.Tensor):
                 setattr(self, field.name, value.to(device))
 
-    def of(self, number: int) -> bnb.functional.QuantState:
+    def of(self, number: int, absmax: torch.Tensor) -> bnb.functional.QuantState:
         """The state of one expert, whose tensors are views.
 
         Args:
             number: The expert.
+            absmax: The scales of all experts; see :meth:`ExpertsParams4bit.packed`.
         """
         nested = bnb.functional.QuantState(
             absmax=self.nested_absmax[number], code=self.nested_code, blocksize=NESTED_BLOCK, dtype=torch.float32
         )
         return bnb.functional.QuantState(
-            absmax=self.absmax[number],
-            shape=self.shape[1:],
+            absmax=absmax[number],
+            shape=_whole_blocks(self.shape[1:].numel()),
             code=self.code,
             blocksize=BLOCK,
             quant_type="nf4",
@@ -73,6 +77,11 @@ class ExpertsQuantState:
             offset=self.offset[number],
             state2=nested,
         )
+
+
+def _whole_blocks(elements: int) -> torch.Size:
+    """A shape whose rows are whole blocks: bitsandbytes' kernel for CPUs begins a block with each row."""
+    return torch.Size((elements // BLOCK, BLOCK) if elements % BLOCK == 0 else (1, elements))
 
 
 class ExpertsParams4bit(torch.nn.Parameter):
@@ -115,9 +124,43 @@ class ExpertsParams4bit(torch.nn.Parameter):
         Args:
             number: The expert.
         """
-        packed = self.data[number].view(-1, 1)
-        matrix: torch.Tensor = bnb.functional.dequantize_4bit(packed, self.quant_state.of(number))
-        return matrix
+        data, absmax = self.packed()
+        matrix: torch.Tensor = bnb.functional.dequantize_4bit(
+            data[number].view(-1, 1), self.quant_state.of(number, absmax)
+        )
+        return matrix.view(self.quant_state.shape[1:])
+
+    def packed(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Packed weights and quantized scales, wherever they live; to be used at once."""
+        state = self.quant_state
+        return (self.data, state.absmax) if state.source is None else state.source()
+
+    def block(self, first: int, last: int) -> torch.Tensor:
+        """The matrices of experts from a first to a last one, exclusive, dequantized together: ``(experts, rows,
+        columns)``, the same numbers as of each alone.
+
+        Args:
+            first: The first.
+            last: The one behind the last.
+        """
+        state = self.quant_state
+        _, rows, columns = state.shape
+        if rows * columns % BLOCK:
+            # The last block of an expert is not whole, so that the next one begins within a block of the row of all.
+            return torch.stack([self.expert(number) for number in range(first, last)])
+        data, absmax = self.packed()
+        nested = state.nested_absmax[first:last].repeat_interleave(NESTED_BLOCK, 1)[:, : absmax.shape[1]]
+        scales = state.nested_code[absmax[first:last].long()] * nested + state.offset[first:last].unsqueeze(1)
+        together = bnb.functional.QuantState(
+            absmax=scales.flatten(),
+            shape=_whole_blocks((last - first) * rows * columns),
+            code=state.code,
+            blocksize=BLOCK,
+            quant_type="nf4",
+            dtype=state.dtype,
+        )
+        matrices: torch.Tensor = bnb.functional.dequantize_4bit(data[first:last].reshape(-1, 1), together)
+        return matrices.view(last - first, rows, columns)
 
     def bytes(self) -> int:
         """Bytes of the weights and their tables."""

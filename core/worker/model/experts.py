@@ -12,6 +12,7 @@ gives the matrix of one expert; see :class:`core.worker.model.expert_weights.Exp
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,8 @@ from typing import Any
 import torch
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
+from core.memory.sizes import experts_at_once
+from core.worker.fused.experts import Offsets, grouped_product, multiply, multiply_between, row_experts
 from core.worker.model.expert_weights import ExpertsParams4bit
 
 #: Name of the implementation in transformers' table.
@@ -101,10 +104,15 @@ class Groups:
     chosen: int
     offsets: torch.Tensor
 
+    @functools.cached_property
+    def ends(self) -> Offsets:
+        """The offsets on the device and on the host, for which it waits the first time."""
+        return Offsets(self.offsets, self.offsets.tolist())
+
     def parts(self) -> Iterator[tuple[int, slice]]:
         """Experts that were chosen at all, with their part of the sorted choices. It waits for the device."""
         start = 0
-        for number, end in enumerate(self.offsets.tolist()):
+        for number, end in enumerate(self.ends.host):
             if end > start:
                 yield number, slice(start, end)
             start = end
@@ -168,24 +176,43 @@ class _FrozenProduct(torch.autograd.Function):
         ctx: Any, rows: torch.Tensor, weight: Any, bias: torch.Tensor | None, groups: Groups, transposed: bool
     ) -> torch.Tensor:
         ctx.weight, ctx.groups, ctx.transposed, ctx.dtype = weight, groups, transposed, rows.dtype
-        shape = stored_shape(weight)
-        found = rows.new_empty((len(rows), shape[2] if transposed else shape[1]))
-        for number, part in groups.parts():
-            matrix = _matrix(weight, number, rows.dtype)
-            torch.mm(rows[part], matrix if transposed else matrix.T, out=found[part])
-            if bias is not None:
-                found[part] += bias[number].to(rows.dtype)
+        found = _times_frozen(rows, weight, groups, transpose=not transposed)
+        if bias is not None:
+            found += bias.to(rows.dtype)[row_experts(groups.ends)]
         return found
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        gradient = gradients[0].to(ctx.dtype)
-        shape = stored_shape(ctx.weight)
-        found = gradient.new_empty((len(gradient), shape[1] if ctx.transposed else shape[2]))
-        for number, part in ctx.groups.parts():
-            matrix = _matrix(ctx.weight, number, ctx.dtype)
-            torch.mm(gradient[part], matrix.T if ctx.transposed else matrix, out=found[part])
+        found = _times_frozen(gradients[0].to(ctx.dtype), ctx.weight, ctx.groups, transpose=ctx.transposed)
         return found, None, None, None, None
+
+
+def is_grouped(device: torch.device) -> bool:
+    """Whether products are grouped, as on a GPU, where a loop over experts would be a loop of small kernels; on a CPU
+    experts are multiplied one by one, of which each is dequantized alone.
+    """
+    return device.type == "cuda"
+
+
+def _times_frozen(rows: torch.Tensor, weight: Any, groups: Groups, *, transpose: bool) -> torch.Tensor:
+    """Rows times the frozen matrices of their experts, or these transposed."""
+    _, first, second = shape = stored_shape(weight)
+    if is_grouped(rows.device):
+        quantized = isinstance(weight, ExpertsParams4bit)
+        together = experts_at_once(first * second, rows.element_size()) if quantized else shape[0]
+        block = functools.partial(_block, weight, rows.dtype)
+        return grouped_product(rows, groups.ends, block, together, transpose=transpose)
+    found = rows.new_empty((len(rows), first if transpose else second))
+    for number, part in groups.parts():
+        matrix = _matrix(weight, number, rows.dtype)
+        torch.mm(rows[part], matrix.T if transpose else matrix, out=found[part])
+    return found
+
+
+def _block(weight: Any, dtype: torch.dtype, first: int, last: int) -> torch.Tensor:
+    quantized = isinstance(weight, ExpertsParams4bit)
+    matrices: torch.Tensor = weight.block(first, last) if quantized else weight[first:last]
+    return matrices.detach().to(dtype)
 
 
 def _matrix(weight: Any, number: int, dtype: torch.dtype) -> torch.Tensor:
@@ -218,11 +245,15 @@ class _AdapterProduct(torch.autograd.Function):
         ctx: Any, rows: torch.Tensor, down: torch.Tensor, up: torch.Tensor, groups: Groups, experts: int
     ) -> torch.Tensor:
         downs, ups = _by_expert(down, up, experts)
-        narrow = rows.new_empty((len(rows), downs.shape[1]))
-        found = rows.new_empty((len(rows), ups.shape[1]))
-        for number, part in groups.parts():
-            torch.mm(rows[part], downs[number].T, out=narrow[part])
-            torch.mm(narrow[part], ups[number].T, out=found[part])
+        if is_grouped(rows.device):
+            narrow = multiply(rows, downs.transpose(1, 2), groups.ends)
+            found = multiply(narrow, ups.transpose(1, 2), groups.ends)
+        else:
+            narrow = rows.new_empty((len(rows), downs.shape[1]))
+            found = rows.new_empty((len(rows), ups.shape[1]))
+            for number, part in groups.parts():
+                torch.mm(rows[part], downs[number].T, out=narrow[part])
+                torch.mm(narrow[part], ups[number].T, out=found[part])
         ctx.save_for_backward(rows, narrow, down, up)
         ctx.groups, ctx.experts = groups, experts
         return found
@@ -232,19 +263,29 @@ class _AdapterProduct(torch.autograd.Function):
         rows, narrow, down, up = ctx.saved_tensors
         gradient = gradients[0].to(rows.dtype)
         downs, ups = _by_expert(down, up, ctx.experts)
-        to_rows, to_narrow = torch.empty_like(rows), torch.empty_like(narrow)
-        to_down, to_up = torch.zeros_like(downs), torch.zeros_like(ups)
-        for number, part in ctx.groups.parts():
-            torch.mm(gradient[part], ups[number], out=to_narrow[part])
-            torch.mm(to_narrow[part], downs[number], out=to_rows[part])
-            torch.mm(to_narrow[part].T, rows[part], out=to_down[number])
-            to_up[number] = gradient[part].T @ narrow[part]
+        groups: Groups = ctx.groups
+        if is_grouped(rows.device):
+            to_narrow = multiply(gradient, ups, groups.ends)
+            to_rows = multiply(to_narrow, downs, groups.ends)
+            to_down = multiply_between(to_narrow, rows, groups.ends)
+            to_up = multiply_between(gradient, narrow, groups.ends)
+        else:
+            to_rows, to_narrow = torch.empty_like(rows), torch.empty_like(narrow)
+            to_down, to_up = torch.zeros_like(downs), torch.zeros_like(ups)
+            for number, part in groups.parts():
+                torch.mm(gradient[part], ups[number], out=to_narrow[part])
+                torch.mm(to_narrow[part], downs[number], out=to_rows[part])
+                torch.mm(to_narrow[part].T, rows[part], out=to_down[number])
+                to_up[number] = gradient[part].T @ narrow[part]
         return to_rows, to_down.view_as(down), to_up.permute(1, 2, 0).reshape(up.shape), None, None
 
 
 def _by_expert(down: torch.Tensor, up: torch.Tensor, experts: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """``(experts, rank, inputs)`` and ``(experts, outputs, rank)``: views of PEFT's matrices."""
-    return down.view(experts, -1, down.shape[1]), up.view(len(up), -1, experts).permute(2, 0, 1)
+    """``(experts, rank, inputs)`` and ``(experts, outputs, rank)`` of PEFT's matrices: views, but where products are
+    grouped, as kernels want the numbers of an expert beside each other.
+    """
+    downs, ups = down.view(experts, -1, down.shape[1]), up.view(len(up), -1, experts).permute(2, 0, 1)
+    return downs, ups.contiguous() if is_grouped(up.device) else ups
 
 
 def product(module: Any, name: str, rows: torch.Tensor, groups: Groups) -> torch.Tensor:

@@ -30,8 +30,9 @@ from core.worker.model.completeness import TAKE_BOTH, check_loaded, tell, unconv
 from core.worker.model.cpu_bf16 import prefers_bf16
 from core.worker.model.decode.loading import weights_source
 from core.worker.model.device import choose_device
+from core.worker.model.expert_offload import ExpertOffload, cuda_offload, needs_host_experts
 from core.worker.model.nf4 import quantize_quickly
-from core.worker.model.quantizer import four_bit_config, install
+from core.worker.model.quantizer import four_bit_config, install, offloading_experts
 from core.worker.model.refusal import first_line, why_not
 from core.worker.model.text_part import causal_lm
 from core.worker.oom.retry import is_out_of_memory, shortage_reason
@@ -44,13 +45,14 @@ class LoadedModel:
     """A model on its device.
 
     ``model`` is a ``transformers`` causal language model, or a ``PeftModel`` around one; ``dtype`` that of its
-    16- or 32-bit weights and of its arithmetic.
+    16- or 32-bit weights and of its arithmetic; ``offload`` keeps its experts on the host, where they live there.
     """
 
     model: Any
     tokenizer: Any
     device: torch.device
     dtype: torch.dtype
+    offload: ExpertOffload | None = None
 
     @property
     def pad_id(self) -> int:
@@ -124,6 +126,7 @@ def load_model(
     for_training: bool = False,
     tokenizer: Any = None,
     keep_16bit: Sequence[str] = (),
+    host_experts: bool | None = None,
 ) -> LoadedModel:
     """Load a base model from a directory, with an adapter where one is given.
 
@@ -136,22 +139,25 @@ def load_model(
         for_training: Whether the adapter's weights are to be trained.
         tokenizer: Its tokenizer, where that is loaded already.
         keep_16bit: Names and patterns of the layers that ``qlora`` leaves in 16 bit.
+        host_experts: Whether 4-bit experts live in host memory; None where a GPU has no room for them.
 
     Raises:
         UserError: If it cannot be loaded.
     """
     target = choose_device(device)
     dtype = choose_dtype(precision, target, method)
-    quantization = None
+    quantization, offload = None, None
     if method == "qlora":
         install()
         quantization = four_bit_config(dtype, keep_16bit)
+        if needs_host_experts(base, target, dtype.itemsize, keep_16bit) if host_experts is None else host_experts:
+            offload = cuda_offload(target)
         if target.type == "cpu":
             quantize_quickly()
     if tokenizer is None:
         tokenizer = load_tokenizer(base)
     try:
-        with _loading_explained(base):
+        with _loading_explained(base), offloading_experts(offload):
             found = causal_lm(base)
             with weights_source(base, found.config, method) as source:
                 model, loading = found.load(
@@ -163,6 +169,8 @@ def load_model(
                     quantization_config=quantization,
                     use_safetensors=True,
                 )
+        if offload is not None:
+            offload.install(model, decoder_layers(model))
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -176,7 +184,7 @@ def load_model(
     model.requires_grad_(False)
     if adapter is not None:
         model = load_adapter(model, adapter, trainable=for_training)
-    return LoadedModel(model, tokenizer, target, dtype)
+    return LoadedModel(model, tokenizer, target, dtype, offload)
 
 
 def make_accelerator(loaded: LoadedModel) -> Accelerator:

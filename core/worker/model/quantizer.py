@@ -11,8 +11,10 @@ that it has fused are read as one tensor of a layer, which is then the most. Nei
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -24,9 +26,12 @@ from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 from transformers.quantizers.base import get_keys_to_not_convert
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 
-from core.config.sixteen_bit import stays_16bit
+from core.config.sixteen_bit import experts_stay_16bit, stays_16bit
+from core.worker.model.expert_offload import ExpertOffload
 from core.worker.model.expert_weights import ExpertsParams4bit, quantize_experts
 from core.worker.model.experts import experts_of, matrix_names, stored_shape, use_own_experts
+
+_OFFLOAD: ContextVar[ExpertOffload | None] = ContextVar("offload", default=None)
 
 
 def four_bit_config(dtype: torch.dtype, keep: Sequence[str] = ()) -> BitsAndBytesConfig:
@@ -51,6 +56,7 @@ class FourBitQuantizer(Bnb4BitHfQuantizer):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """As transformers makes it."""
         super().__init__(*args, **kwargs)
+        self._offload = _OFFLOAD.get()
         #: Shapes of the matrices of experts that are quantized, by their names in the model.
         self.expert_shapes: dict[str, torch.Size] = {}
 
@@ -60,9 +66,8 @@ class FourBitQuantizer(Bnb4BitHfQuantizer):  # type: ignore[misc]
             self.expert_shapes = {
                 f"{name}.{matrix}": stored_shape(getattr(module, matrix))
                 for name, module in experts_of(model)
-                if not stays_16bit(name, keep)
                 for matrix in matrix_names(module)
-                if not stays_16bit(f"{name}.{matrix}", keep)
+                if not experts_stay_16bit(name, matrix, keep)
             }
         super()._process_model_before_weight_loading(model, device_map, **kwargs)
 
@@ -70,6 +75,18 @@ class FourBitQuantizer(Bnb4BitHfQuantizer):  # type: ignore[misc]
         if self.expert_shapes:
             use_own_experts(model)
         return super()._process_model_after_weight_loading(model, **kwargs)
+
+    def quantize_experts(self, name: str, matrices: Iterable[torch.Tensor]) -> ExpertsParams4bit:
+        """Quantize the experts of a layer, which go to the host where :func:`offloading_experts` says so.
+
+        Args:
+            name: Name of the parameter in the model.
+            matrices: Their matrices in order; see :func:`core.worker.model.expert_weights.quantize_experts`.
+        """
+        parameter = quantize_experts(matrices, self.expert_shapes[name])
+        if self._offload is not None:
+            self._offload.take(name, parameter)
+        return parameter
 
     def param_needs_quantization(self, model: Any, param_name: str, **kwargs: Any) -> bool:
         """Whether a parameter is quantized: the weight of a linear layer, or a matrix of experts."""
@@ -109,7 +126,8 @@ class _Quantize(Bnb4bitQuantize):  # type: ignore[misc]
         found: dict[str, Any] = {}
         for name, value in input_dict.items():
             fused = value[0] if isinstance(value, list) else value
-            found[name] = fused if isinstance(fused, ExpertsParams4bit) else quantize_experts(fused, shapes[name])
+            done = isinstance(fused, ExpertsParams4bit)
+            found[name] = fused if done else self.hf_quantizer.quantize_experts(name, fused)
         return found
 
 
@@ -158,9 +176,23 @@ class _ExpertConverter(WeightConverter):  # type: ignore[misc]
                 yield matrix[0]
 
         with log_conversion_errors(layer_name, loading_info, (len(sources), layer_name), self.quantization_operation):
-            parameter = quantize_experts(merged(), shape)
+            parameter = hf_quantizer.quantize_experts(layer_name, merged())
         sources.clear()
         return {layer_name: parameter}
+
+
+@contextlib.contextmanager
+def offloading_experts(offload: ExpertOffload | None) -> Iterator[None]:
+    """Have the experts of models that are loaded inside kept on the host.
+
+    Args:
+        offload: Which does so; None to leave them where they are.
+    """
+    token = _OFFLOAD.set(offload)
+    try:
+        yield
+    finally:
+        _OFFLOAD.reset(token)
 
 
 def install() -> None:

@@ -26,11 +26,12 @@ def measure(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
     # Once the environment is prepared.
     from core.config.sixteen_bit import kept_patterns
     from core.worker.model.device import choose_device
-    from core.worker.model.model import load_tokenizer
+    from core.worker.model.model import choose_dtype, load_tokenizer
     from core.worker.model.starter import resolve_base
     from core.worker.model.support import check_base
     from core.worker.oom.retry import is_out_of_memory, shortage_reason
     from core.worker.process.openmp import SpinControl
+    from core.worker.quantization.beside import refuse_beside_run
     from core.worker.quantization.measure import Settings, measure_cost, token_budget
     from core.worker.quantization.sample import read_sample
 
@@ -39,6 +40,7 @@ def measure(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
     check_base(base)
     tokenizer = load_tokenizer(base)
     device = choose_device(config.hardware.device)
+    refuse_beside_run(base, device, choose_dtype(config.train.precision, device))
     sample = read_sample(config, base, tokenizer, int(job["rows"]), token_budget(device), answers.progress)
     settings = Settings(config.train.precision, config.hardware.device, kept_patterns(config.model.keep_16bit))
     try:

@@ -15,10 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from core.errors import UserError
 from core.hardware.cpu import memory
 from core.memory.batching import TOKEN_BUDGETS, chunk_positions
+from core.models.description import read_description
 from core.quantization.choose import choose_layers, layer_pattern
 from core.quantization.result import Figures, Kept, LayerCost, QuantizationCost
+from core.text import one_line
 from core.worker.data.batches import collate, supervised_count
 from core.worker.data.encode import TokenizedRow
 from core.worker.model.model import DTYPES
@@ -69,9 +72,15 @@ def measure_cost(
         tokenizer: The base's, where that is loaded already.
 
     Raises:
-        UserError: If the model cannot be loaded.
+        UserError: If the model cannot be loaded, or has been saved in 4 bits.
     """
     began = time.monotonic()
+    saved = (read_description(base / "config.json") or {}).get("quantization_config")
+    if isinstance(saved, dict) and saved.get("quant_method") == "bitsandbytes":
+        raise UserError(
+            f"{one_line(base.name)} was saved quantized by bitsandbytes: there are no 16-bit weights to compare with.",
+            "Take the model as it was before that.",
+        )
     progress("loading the model without its layers", None, None)
 
     def load(method: str, keep: Sequence[str] = (), beside: LayeredModel | None = None) -> LayeredModel:

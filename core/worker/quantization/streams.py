@@ -114,7 +114,8 @@ class StreamedForward:
             raise EntangledError
         for stream in others:
             if stream.hidden is None and (index in stream.quantized) != (index in first.quantized):
-                stream.hidden = incoming
+                # A copy, as a layer may change what it is given.
+                stream.hidden = incoming.clone()
                 stream.passed = {name: copy.copy(each) for name, each in kwargs.items() if isinstance(each, dict)}
         returned: Any = None
         for coarse, model in enumerate(self._models):

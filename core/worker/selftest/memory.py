@@ -147,4 +147,5 @@ def constants(peaks: Sequence[Peak], device: Mapping[str, object], torch: str, t
         measured=today,
         matrix_rate=before.matrix_rate if before is not None else None,
         memory_rate=before.memory_rate if before is not None else None,
+        host_rate=before.host_rate if before is not None else None,
     )

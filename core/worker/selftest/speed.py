@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
 from collections.abc import Callable
@@ -26,11 +27,15 @@ _COPIED = 512 << 20
 
 @dataclass(frozen=True)
 class Rates:
-    """Rates of a device: floating-point operations and bytes a second, and the dtype of the former."""
+    """Rates of a device: floating-point operations and bytes a second, and the dtype of the former.
+
+    ``host`` are bytes a second that come from pinned memory of the host; None on a CPU, or where none can be pinned.
+    """
 
     matrix: float
     memory: float
     dtype: str
+    host: float | None = None
 
 
 def check(bench: Bench) -> Outcome:
@@ -66,7 +71,7 @@ def keep_rates(name: str, rate: float, rates: Rates) -> None:
         return
     # The plan's estimates are of 16-bit products.
     matrix = known.matrix_rate if rates.dtype == "fp32" else rates.matrix
-    keep(replace(known, matrix_rate=matrix, memory_rate=rates.memory))
+    keep(replace(known, matrix_rate=matrix, memory_rate=rates.memory, host_rate=rates.host or known.host_rate))
 
 
 def describe_share(rate: float, rates: Rates) -> str:
@@ -113,8 +118,13 @@ def measure(bench: Bench) -> Rates:
     source = torch.ones(_COPIED, device=device, dtype=torch.uint8)
     target = torch.empty_like(source)
     copy = best_seconds(lambda: target.copy_(source), wait)
+    host = None
+    if device.type == "cuda":
+        with contextlib.suppress(RuntimeError):
+            pinned = torch.empty(_COPIED, dtype=torch.uint8, pin_memory=True)
+            host = _COPIED / best_seconds(lambda: target.copy_(pinned, non_blocking=True), wait)
     names = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
-    return Rates(2.0 * edge**3 / product, 2.0 * _COPIED / copy, names[dtype])
+    return Rates(2.0 * edge**3 / product, 2.0 * _COPIED / copy, names[dtype], host)
 
 
 def best_seconds(work: Callable[[], Any], wait: Callable[[], Any]) -> float:

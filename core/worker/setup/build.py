@@ -56,7 +56,13 @@ from core.worker.setup.compilation import Compilation, compile_layers
 from core.worker.setup.device import settle_device
 from core.worker.setup.fast_paths import choose_packing, keep_weights, wants_packing
 from core.worker.setup.kept_layers import settle_kept_layers
-from core.worker.setup.memory_decision import MemoryDecision, MemoryMeter, decide_memory
+from core.worker.setup.memory_decision import (
+    MemoryDecision,
+    MemoryMeter,
+    decide_experts,
+    decide_memory,
+    with_experts,
+)
 from core.worker.setup.preparation import Prepared, prepare
 from core.worker.setup.ready_model import SMALLER, ReadyModel, make_ready
 from core.worker.setup.self_check import check_head, check_model
@@ -123,11 +129,14 @@ def build(config: Config, recorder: Recorder, controls: Controls, found: Checkpo
     recorder.phase("loading_model", config.model.base)
     # Beside the loading, which reads the same files.
     base_fingerprint = BaseFingerprint(prepared.base)
-    model = make_ready(config, prepared, recorder, controls, fresh=found is None)
-    loaded, device, fused, autocast = model.loaded, model.loaded.device, model.fused, model.accelerator.autocast
     train, in_backward = config.train, updates_in_backward(config)
     token_budget = first_budget(device, whole=in_backward)
+    host_experts, why_experts = decide_experts(config, device, dataset, token_budget)
+    model = make_ready(config, prepared, recorder, controls, fresh=found is None, host_experts=host_experts)
+    _tell_experts(model.loaded, why_experts, recorder)
+    loaded, device, fused, autocast = model.loaded, model.loaded.device, model.fused, model.accelerator.autocast
     used = _with_usable_optimizer(config, device, recorder, wsl=is_wsl())
+    used = with_experts(used, there=host_experts)
     memory = decide_memory(used, device, dataset, token_budget)
     if memory.dequantized:
         keep_weights(fused, loaded.dtype, recorder.warn)
@@ -317,6 +326,16 @@ def _make_evaluator(
         samples=samples,
         notice=control_point.recorder.warn,
     )
+
+
+def _tell_experts(loaded: LoadedModel, why: str, recorder: Recorder) -> None:
+    """Say that the experts are in the machine's memory, and warn where that is slow."""
+    if loaded.offload is None or not loaded.offload.store.bytes:
+        return
+    message, hint = loaded.offload.tell()
+    if hint:
+        recorder.warn("experts_unpinned", message, hint)
+    recorder.notice("info", "offload_experts", why or message)
 
 
 def _with_usable_optimizer(config: Config, device: torch.device, recorder: Recorder, *, wsl: bool) -> Config:

@@ -72,6 +72,39 @@ def decide_memory(config: Config, device: torch.device, dataset: Dataset, token_
     return MemoryDecision(budget, recomputing, kept if recomputing else 0, why, offload, why_offload, dequantized, cut)
 
 
+def decide_experts(config: Config, device: torch.device, dataset: Dataset, token_budget: int) -> tuple[bool, str]:
+    """Whether the 4-bit experts of a mixture live in the machine's memory, before the model is loaded; and why, in a
+    sentence, an empty one where there is nothing to say.
+
+    The numbers are the same either way, so that a resumed run may decide otherwise.
+
+    Args:
+        config: Of the run.
+        device: Where it runs.
+        dataset: What is trained on.
+        token_budget: The most tokens of a micro-batch, if there is room.
+    """
+    wanted = config.memory.offload_experts
+    if device.type != "cuda" or wanted == "off":
+        return False, ""
+    plan = _plan(config, _with_limit(device), dataset, token_budget)
+    if plan is None:
+        return wanted == "on", ""
+    if not plan.experts_host_bytes:
+        return False, ""
+    if wanted == "on":
+        return True, "Experts are kept in the machine's memory: memory.offload_experts = on."
+    here = _plan(with_experts(config, there=False), _with_limit(device), dataset, token_budget)
+    needed = "" if here is None else f" {format_bytes(here.needed_bytes)} of {format_bytes(here.limit_bytes)}"
+    return True, f"Experts are kept in the machine's memory: with them on the GPU the run would take{needed}."
+
+
+def with_experts(config: Config, *, there: bool) -> Config:
+    """The configuration with its experts in the machine's memory, or on the device, as it was decided."""
+    memory = config.memory.model_copy(update={"offload_experts": "on" if there else "off"})
+    return config.model_copy(update={"memory": memory})
+
+
 def _reason(config: Config, device: torch.device, plan: Plan | None, *, cut: bool) -> str:
     """Why activations are kept or recomputed, in a sentence."""
     wanted = config.memory.gradient_checkpointing

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from core.analysis.preflight import Preflight
+from core.atomic import write_atomic
 from core.config.choices import allowed_codes
-from core.config.schema import Config
+from core.config.schema import Config, VariableValue
 from core.data.registries.resolve import flat_sources
 from core.errors import UserError
 from core.template.builtin import template_source
 from core.template.settings import mask_settings
+from core.template.variables import one_template, with_variables
 from core.worker.data.batches import fingerprint
 from core.worker.data.dataset import HELD_OUT, NOT_SAMPLED, Dataset, Loader
 from core.worker.data.encode import Encoder, TokenizedRow, stop_token_ids
@@ -78,6 +80,10 @@ def prepare(config: Config, recorder: Recorder, check_stop: Callable[[], None], 
     if template is None and not tokenizer.chat_template and _has_conversations(config):
         preflight.check_template(config.model.base)
         template = template_source(None, FALLBACK_TEMPLATE)
+    if config.template.variables:
+        template = _with_variables(tokenizer, template, config.template.variables)
+        # For the chat with a checkpoint; a finished run has the template beside its result.
+        write_atomic(recorder.run.template_path, template)
     stops = stop_token_ids(load_generation_config(base), tokenizer, template)
     settings = mask_settings(config, str(base))
     encoder = Encoder(tokenizer, stops, template, settings=settings, now=now)
@@ -99,6 +105,24 @@ def prepare(config: Config, recorder: Recorder, check_stop: Callable[[], None], 
         answers = dataclasses.replace(settings, supervise="assistant")
         probe = encode_probe(Encoder(tokenizer, stops, template, settings=answers, now=now))
     return Prepared(base, tokenizer, template, dataset, held_out, fingerprint(dataset.rows), measured, probe)
+
+
+def _with_variables(tokenizer: Any, template: str | None, variables: Mapping[str, VariableValue]) -> str:
+    """The chat template with the values of its variables: the given one, else the model's own.
+
+    Raises:
+        UserError: If there is none, or it does not read one of them.
+    """
+    if template is None:
+        own = tokenizer.chat_template
+        named = own if isinstance(own, dict) else {"default": own}
+        template = one_template(named.get("default"), named.get("tool_use"))
+    if template is None:
+        raise UserError(
+            "template.variables is set, and the model has no chat template.",
+            "Name a template in template.file, or remove the variables.",
+        )
+    return with_variables(template, variables)
 
 
 def _has_conversations(config: Config) -> bool:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 
 from accelerate import Accelerator
 
 from core.config.schema import WEIGHT_METHODS, Config
 from core.config.sixteen_bit import kept_patterns
+from core.models.description import read_description
+from core.models.kernels import install_command, missing_kernels, tell_missing
 from core.worker.fused.file_weights import FileWeights
 from core.worker.fused.ggml_quant import ggml_type
 from core.worker.fused.install import Fused
@@ -16,6 +19,7 @@ from core.worker.model.adapters import adapted_layers, attach_adapters
 from core.worker.model.expert_adapters import left_out
 from core.worker.model.full_weights import choose_weights
 from core.worker.model.model import LoadedModel, load_model, make_accelerator
+from core.worker.model.recurrent import recurrent_kinds
 from core.worker.oom.handles import create_handles
 from core.worker.oom.retry import Retry, shortage_explained
 from core.worker.process.control import Controls
@@ -44,7 +48,13 @@ class ReadyModel:
 
 
 def make_ready(
-    config: Config, prepared: Prepared, recorder: Recorder, controls: Controls, *, fresh: bool
+    config: Config,
+    prepared: Prepared,
+    recorder: Recorder,
+    controls: Controls,
+    *,
+    fresh: bool,
+    host_experts: bool = False,
 ) -> ReadyModel:
     """Load the model and make it ready.
 
@@ -54,13 +64,14 @@ def make_ready(
         recorder: Told how far it is.
         controls: Stops it.
         fresh: Whether the run begins; else its adapters come from a checkpoint.
+        host_experts: Whether 4-bit experts live in the machine's memory.
 
     Raises:
         StopRequested: If a stop was asked for.
         UserError: If the model cannot be loaded or changed as the configuration says.
         MemoryShortageError: If memory runs out.
     """
-    loaded = _load_model(config, prepared, recorder, controls, fresh=fresh)
+    loaded = _load_model(config, prepared, recorder, controls, fresh=fresh, host_experts=host_experts)
     Retry(lambda: "the start", recorder.warn).run(
         lambda: create_handles(loaded.device), lambda: None, "in creating the handles of matrix products", SMALLER
     )
@@ -68,13 +79,22 @@ def make_ready(
     with shortage_explained("in fusing the layers", f"Set train.fused_layers = false. {SMALLER}"):
         compiled = config.train.compile and _try_compilation(config, loaded, accelerator, recorder, controls)
         fused = fuse_layers(config, loaded, compiled=compiled)
+    _tell_kernels(prepared.base, loaded, recorder)
     file_type = config.method.train_for
     file_weights = None if file_type is None else FileWeights(loaded.model, fused.lora, ggml_type(file_type))
     return ReadyModel(loaded, accelerator, fused, compiled, file_weights)
 
 
+def _tell_kernels(base: Path, loaded: LoadedModel, recorder: Recorder) -> None:
+    """Name the kernels that would make recurrent layers faster on this device; they are for cards alone."""
+    if loaded.device.type != "cuda" or not recurrent_kinds(loaded.model):
+        return
+    if missing := missing_kernels(read_description(base / "config.json") or {}):
+        recorder.notice("info", "kernels", tell_missing(missing), f"{install_command(missing)}.")
+
+
 def _load_model(
-    config: Config, prepared: Prepared, recorder: Recorder, controls: Controls, *, fresh: bool
+    config: Config, prepared: Prepared, recorder: Recorder, controls: Controls, *, fresh: bool, host_experts: bool
 ) -> LoadedModel:
     """The base model with what is trained of it: adapters, or weights of its own."""
     loaded = load_model(
@@ -84,6 +104,7 @@ def _load_model(
         device=config.hardware.device,
         for_training=True,
         tokenizer=prepared.tokenizer,
+        host_experts=host_experts,
         keep_16bit=kept_patterns(config.model.keep_16bit),
     )
     if config.method.name in WEIGHT_METHODS:

@@ -20,6 +20,7 @@ from core.worker.fused.attention import LayoutError, spell_windows_out
 from core.worker.fused.attention_kernels import Kernel
 from core.worker.loss.loss import SupervisedLoss
 from core.worker.model.model import LoadedModel, decoder_layers, evaluation_mode
+from core.worker.model.recurrent import recurrent_kinds
 from core.worker.oom.retry import MemoryShortageError, attempt, is_out_of_memory
 from core.worker.process.rng import restore_rng, rng_state
 
@@ -122,11 +123,20 @@ def _try_rows(
     with evaluation_mode(loaded.model), autocast():
         difference, states = loss.verify(ids)
         if laid_out:
-            mixed = _mixed(loaded, loss, laid, states[:, :-1][supervised[:, 1:]])
+            mixed = _runs_on(loaded.model) or _mixed(loaded, loss, laid, states[:, :-1][supervised[:, 1:]])
     if laid_out and mixed is None and _may_draw(loaded.model):
         with autocast():
             mixed, draws = _in_training(loaded, loss, laid)
     return SelfCheck(difference, mixed, draws, Kernel.MASKED in laid.layout.kernels)
+
+
+def _runs_on(model: Any) -> str | None:
+    """Reason why rows cannot lie one behind another in a model with recurrent layers; None without such layers. What
+    their state carries over may be less than rounding here, and much where the model remembers."""
+    kinds = recurrent_kinds(model)
+    if not kinds:
+        return None
+    return f"its {kinds[0]} layers carry a state from token to token, which would run on into the next row"
 
 
 def _mixed(loaded: LoadedModel, loss: SupervisedLoss, laid: LaidOut, wanted: torch.Tensor) -> str | None:
@@ -147,7 +157,7 @@ def _mixed(loaded: LoadedModel, loss: SupervisedLoss, laid: LaidOut, wanted: tor
         return f"the model refuses it ({type(error).__name__}: {first})"
     layers, attended = len(decoder_layers(loaded.model)), len(laid.layout.attended)
     if attended < layers:
-        # A convolution or a state runs over the ends of rows, and may do so by less than rounding here.
+        # What the others do with the ends of rows is not known.
         return f"{attended} of its {layers} layers have attention that can be told where rows end"
     share = float((found.float() - wanted.float()).norm() / wanted.float().norm())
     return None if share <= LAYOUT_TOLERANCE[loaded.dtype] else f"its hidden states would differ by {share:.1%}"

@@ -40,9 +40,10 @@ def make_run(
     base: str = "/models/base",
     template: TemplateSection = TemplateSection(),  # noqa: B008
     method: MethodSection = MethodSection(),  # noqa: B008
+    keep_16bit: list[str] | None = None,
 ) -> Run:
     config = Config(
-        model=ModelSection(base=base),
+        model=ModelSection(base=base, keep_16bit=keep_16bit),
         data=DataSection(train="/data/rows.jsonl"),
         template=template,
         method=method,
@@ -341,6 +342,12 @@ def test_who_shares_no_base_is_refused_in_a_sentence() -> None:
     with pytest.raises(UserError, match="was trained on its base in 4 bits, and it is loaded in 16 bits") as caught:
         adapter_spec(find_trained(run), run.id, base)
     assert f"localtune-tui chat {run.id}" in caught.value.hint
+    kept = make_run("finished", keep_16bit=["layers.0.*"])
+    add_adapter(kept.adapter_path)
+    assert spec_of(kept).keep_16bit == ("layers.0.*",)
+    with pytest.raises(UserError, match=r"other layers in 16 bit \(model\.keep_16bit\)"):
+        adapter_spec(find_trained(kept), kept.id, ModelSpec("/models/base", method="qlora"))
+    assert adapter_spec(find_trained(kept), kept.id, spec_of(kept)).name == kept.id
     for_file = make_run("finished", method=MethodSection(name="lora", train_for="q4_0"))
     add_adapter(for_file.adapter_path)
     with pytest.raises(UserError, match="with the weights of a Q4_0 file, and shares none with others"):

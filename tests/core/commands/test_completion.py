@@ -46,6 +46,7 @@ FREE = {
     ("data", "row"),
     ("export", "rows"),
     ("fetch", "entry"),
+    ("bits", "rows"),
     ("plan", "gpu_memory"),
     ("plan", "length"),
     ("serve", "allow_host"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ from core.config.document import ConfigDocument
 from core.hardware.card import Card
 from core.presets.library import find_preset, presets
 from core.runs.store import find_run
+from tests.families.published_models import published_config
 
 from .conftest import CommandLine
 
@@ -155,3 +157,33 @@ def test_rows_are_held_out_where_there_are_enough(cli: CommandLine, work: Path) 
     (work / "few.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
     assert cli("init", "--data", "few.jsonl").code == 0
     assert "eval_share" not in (work / "few.toml").read_text()
+
+
+def test_the_advice_for_the_model_is_taken_and_told_with_its_source(cli: CommandLine, work: Path) -> None:
+    (work / "llama").rename(work / "gemma-3-4b-it")
+    config = published_config("Gemma-3-4B")
+    (work / "gemma-3-4b-it" / "config.json").write_text(json.dumps(config))
+    source = "unslothai/unsloth@015bdef studio/backend/assets/configs/inference_defaults.json"
+    result = cli("init", "--model", "gemma-3-4b-it", "rows.jsonl")
+    assert result.code == 0, result.err
+    assert f"chat.top_k = 64, Gemma 3: What Unsloth takes for it. ({source})" in result.err
+    assert "Gemma 3: It has no system role" in result.err
+    text = (work / "rows.toml").read_text()
+    lines = text.splitlines()
+    assert lines[lines.index("top_k = 64") - 1].endswith("inference_defaults.json)")
+    assert "# Not written, for you to decide: Gemma 3: It has no system role" in text
+    assert max(map(len, lines)) <= 120
+    chat = ConfigDocument.load(work / "rows.toml").validate().chat
+    assert (chat.temperature, chat.top_p, chat.top_k) == (1.0, 0.95, 64)
+    answer = json.loads(cli("init", "--model", "gemma-3-4b-it", "rows.jsonl", "--out", "-", "--json").out)
+    by_option = {item["option"]: item for item in answer["advice"]}
+    assert by_option["chat.top_k"]["value"] == 64
+    assert by_option["chat.top_k"]["taken"]
+    assert by_option["chat.top_k"]["source"] == source
+    assert not by_option[None]["taken"]
+
+
+def test_of_a_model_that_nobody_advises_on_nothing_is_said(cli: CommandLine, work: Path) -> None:
+    answer = json.loads(cli("init", "--model", "llama", "rows.jsonl", "--out", "-", "--json").out)
+    assert answer["advice"] == []
+    assert "for you to decide" not in answer["toml"]

@@ -58,6 +58,13 @@ BROKEN: list[tuple[dict[str, Any], Facts, str, str]] = [
     ({"eval__patience": 3}, Facts(), "error", "no held-out rows whose loss"),
     ({"data__eval": "a", "eval__patience": 3}, Facts(), "warning", "at the end only"),
     ({"eval__exact_match": True}, Facts(), "warning", "no held-out rows to ask"),
+    ({"template__variables": {"tools": "none"}}, Facts(), "error", "sets tools, which every rendering is given"),
+    (
+        {"template__variables": {"enable_thinking": False}, "template__name": "chatml"},
+        Facts(),
+        "error",
+        "The template chatml has no variables",
+    ),
     (
         {"eval__exact_match": True, "data__eval": "a", "data__format": "text"},
         Facts(),
@@ -142,6 +149,13 @@ BROKEN: list[tuple[dict[str, Any], Facts, str, str]] = [
         "error",
         "memory.gradient_checkpointing is off",
     ),
+    (
+        {"memory__offload_experts": "on", "hardware__device": "cpu"},
+        Facts(),
+        "warning",
+        "on a CPU all experts are in the machine's memory",
+    ),
+    ({"memory__offload_experts": "on"}, Facts(model=LLAMA), "warning", "the model has no experts"),
     ({"method__alpha": 4.0}, Facts(), "warning", "a scale of 0.25, with which little is learned"),
     ({"method__alpha": 128.0}, Facts(), "warning", "a scale of 8, with which training becomes unsteady"),
     ({"method__rslora": True, "method__rank": 64, "method__alpha": 128.0}, Facts(), "warning", "here 16, with which"),

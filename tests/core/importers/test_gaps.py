@@ -30,6 +30,7 @@ NOBODY_SAYS = {
     "train.share_prefix": "a way to compute that changes nothing",
     "train.fused_layers": "a way to compute that changes nothing",
     "memory.keep_dequantized": "a way to compute that changes nothing",
+    "memory.offload_experts": "none moves experts alone",
     "method.target_experts": "they name the tensors of one model",
     "model.keep_16bit": "none says which layers stay in 16 bit by their cost; what they skip is their own choice",
     "method.train_for": "none trains the weights of a GGUF file",
@@ -54,6 +55,7 @@ ONE_DOES_NOT_SAY: dict[str, set[str]] = {
     "llama-factory": {"eval.samples", "data.format", "template.file", "chat.min_p"},
     "unsloth": {
         *("data.eval", "data.eval_share", "data.columns", "data.weights", "template.name", "template.file"),
+        "template.variables",
         *("method.trainable_layers", "method.trainable_end", "method.loraplus_ratio", "method.neftune_alpha"),
         *("train.objective", "train.beta", "train.dpo_loss", "train.desirable_weight", "train.undesirable_weight"),
         *("train.max_grad_norm", "train.precision", "train.compile", "memory.liger", "eval.baseline"),

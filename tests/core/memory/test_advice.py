@@ -51,7 +51,8 @@ def test_what_is_advised_fits_when_it_is_done(name: str, limit: int, method: str
 @pytest.mark.parametrize("name", published.PARAMETERS)
 def test_of_every_family_a_run_that_is_a_little_too_large_is_made_to_fit(name: str) -> None:
     architecture = read_architecture(published.PARAMETERS[name][0], name)
-    config = config_of(train={"max_length": 1024, "batch_size": 1}, memory={"gradient_checkpointing": "off"})
+    memory = {"gradient_checkpointing": "off", "offload_experts": "off"}
+    config = config_of(train={"max_length": 1024, "batch_size": 1}, memory=memory)
     plan = make_plan(architecture, config, Machine("cuda"))
     machine = Machine("cuda", round(0.95 * plan.needed_bytes))
     tight = make_plan(architecture, config, machine)
@@ -97,6 +98,21 @@ def test_where_it_is_the_layers_inputs_they_are_advised_to_be_moved() -> None:
     plan = make_plan(architecture, kept, machine, rows)
     first = advise(architecture, kept, machine, rows, plan)[0]
     assert first.changes == {"memory.activation_offload": "on", "memory.gradient_checkpointing": "on"}
+
+
+@pytest.mark.parametrize("pins", [True, False])
+def test_where_it_is_the_experts_they_are_advised_to_be_moved(pins: bool) -> None:
+    architecture, rows = read_architecture(published.QWEN_3_30B_A3B, "x"), Rows([(2048, 8)])
+    config = config_of(memory={"offload_experts": "off"})
+    for host, advised in ((64 << 30, True), (8 << 30, False)):
+        machine = Machine("cuda", 12 * 10**9, host_bytes=host, pins=pins)
+        plan = make_plan(architecture, config, machine, rows)
+        assert not plan.fits
+        answers = advise(architecture, config, machine, rows, plan)
+        assert any("memory.offload_experts" in answer.changes for answer in answers) is advised
+        if advised:
+            assert answers[0].changes == {"memory.offload_experts": "auto" if pins else "on"}
+            assert answers[0].fits
 
 
 def test_room_to_spare_keeps_the_layers_inputs_where_they_are() -> None:

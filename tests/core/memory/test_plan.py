@@ -13,9 +13,18 @@ from core.errors import UserError
 from core.memory.calibration import Calibration
 from core.memory.overhead import CUDA_LIBRARIES
 from core.memory.plan import Machine, Plan
-from core.memory.planner import make_plan
+from core.memory.planner import arithmetic, make_plan
 from core.memory.rows import Rows
-from core.memory.sizes import optimizer_bytes, quantized_bytes
+from core.memory.sizes import (
+    EXPERT_BUFFER,
+    HOST_SLAB,
+    expert_workspace,
+    optimizer_bytes,
+    quantized_bytes,
+    quantized_experts_bytes,
+)
+from core.memory.static import weight_parts
+from core.memory.step_time import touched_experts
 from core.models.architecture.families import read_architecture
 from tests.core.models.architecture import published
 
@@ -209,10 +218,140 @@ def test_eager_attention_holds_scores() -> None:
     assert long.total_bytes > 1.5 * short.total_bytes
 
 
-def test_experts_are_not_quantized_and_it_is_said() -> None:
-    plan = plan_of(published.MIXTRAL_8X7B)
-    assert plan.by_name()["experts"] > 2 * 45e9
-    assert any("16 bit" in note for note in plan.notes)
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+
+
+def test_experts_are_quantized_and_their_routers_are_not() -> None:
+    parts = plan_of(published.QWEN_3_30B_A3B, method={"target_modules": ATTENTION}).by_name()
+    gate_and_up, down = 128 * 2 * 768 * 2048, 128 * 2048 * 768
+    assert parts["experts"] == 48 * sum(quantized_experts_bytes(128, size) for size in (gate_and_up, down))
+    assert parts["experts"] * 8 / (48 * (gate_and_up + down)) == pytest.approx(4.127, abs=0.001)
+    assert parts["routers"] == 48 * 2 * 128 * 2048
+    wide = plan_of(published.QWEN_3_30B_A3B, method={"name": "lora", "target_modules": ATTENTION}).by_name()
+    assert wide["experts"] == 48 * 2 * (gate_and_up + down)
+
+
+@pytest.mark.parametrize(("rows", "limit"), [(1, 22e9), (16, 22e9), (16, 24e9)])
+def test_a_mixture_of_30b_trains_on_a_card_of_24_gb(rows: int, limit: float) -> None:
+    plan = plan_of(
+        published.QWEN_3_30B_A3B,
+        Rows([(2048, rows)]),
+        limit=int(limit),
+        train={"max_length": 2048, "batch_size": rows},
+        method={"rank": 16, "target_modules": ATTENTION},
+        memory={"gradient_checkpointing": "on"},
+    )
+    assert plan.fits
+    assert plan.total_bytes <= 22e9
+
+
+def test_dequantized_experts_are_a_bounded_workspace() -> None:
+    """Of a mixture whose layers have 1.2 GB of them in 16 bit."""
+    experts = read_architecture(published.QWEN_3_30B_A3B, "m").layers[0].experts
+    assert experts is not None
+    one = 2 * 768 * 2048
+    on_card, on_cpu = (expert_workspace(experts, 2, cuda=cuda) for cuda in (True, False))
+    assert on_cpu == one * 2 + one // 64 * 4
+    assert EXPERT_BUFFER - 2 * one < on_card <= EXPERT_BUFFER * 1.04
+
+
+def test_only_active_experts_compute_and_all_that_are_touched_are_dequantized() -> None:
+    def seconds(**changes: Any) -> float:
+        model = {**published.QWEN_3_30B_A3B, **changes}
+        train = {"batch_size": 1, "max_length": 2048}
+        return plan_of(model, Rows([(2048, 1)]), train=train, method={"target_modules": ATTENTION}).step.seconds
+
+    plain = seconds()
+    # Other experts that no token passes through cost their dequantization, and thinner products.
+    assert plain < seconds(num_experts=256) < 2 * plain
+    assert seconds(num_experts_per_tok=16) > plain
+    assert touched_experts(128, 8, 1) == pytest.approx(8)
+    assert touched_experts(128, 8, 2048) == pytest.approx(128)
+
+
+def on_12_gb(host: int | None = 32 << 30, pins: bool = True, **sections: Any) -> Plan:
+    """The plan of a mixture of 30B, rows of 2,048 tokens, on a card of 12 GB."""
+    machine = Machine("cuda", 12 * 10**9, host_bytes=host, pins=pins)
+    config = config_of(**{"method": {"target_modules": ATTENTION}, **sections})
+    return make_plan(read_architecture(published.QWEN_3_30B_A3B, "m"), config, machine, Rows([(2048, 16)]))
+
+
+def test_experts_that_a_card_has_no_room_for_live_on_the_host() -> None:
+    plan, without = on_12_gb(), on_12_gb(memory={"offload_experts": "off"})
+    assert plan.fits
+    assert without.fits is False
+    one = sum(quantized_experts_bytes(128, size) for size in (128 * 2 * 768 * 2048, 128 * 2048 * 768))
+    assert plan.by_name()["experts"] == 2 * one
+    assert plan.experts_host_bytes == pytest.approx(48 * one, abs=HOST_SLAB)
+    assert plan.host_fits
+    assert plan.way.host_experts
+    (told,) = [note for note in plan.notes if "machine's memory" in note]
+    # 46 layers forward and 46 backward, and what that takes.
+    moved = 92 * one
+    assert f"{moved / 1e9:.1f} GB for each micro-batch" in told
+    assert "at 20 GB/s (assumed)" in told
+    assert plan.step.moved_seconds == pytest.approx(plan.step.micro_batches * moved / 20e9)
+    assert plan.step.seconds >= plan.step.moved_seconds
+
+
+def test_experts_stay_on_the_card_where_they_fit_or_the_host_has_no_room() -> None:
+    roomy = plan_of(
+        published.QWEN_3_30B_A3B, Rows([(2048, 16)]), limit=24 * 10**9, method={"target_modules": ATTENTION}
+    )
+    assert roomy.fits
+    assert not roomy.experts_host_bytes
+    for short, words in ((on_12_gb(host=8 << 30), "8.6 GB are free"), (on_12_gb(pins=False), "WSL 2")):
+        assert short.fits is False
+        assert not short.experts_host_bytes
+        assert any(words in note for note in short.notes)
+    asked = on_12_gb(pins=False, memory={"offload_experts": "on"})
+    assert asked.fits
+    assert asked.experts_host_bytes
+    for other in (
+        plan_of(published.LLAMA_3_8B, memory={"offload_experts": "on"}),
+        plan_of(published.MIXTRAL_8X7B, memory={"offload_experts": "on"}, method={"name": "lora"}),
+        plan_of(published.MIXTRAL_8X7B, memory={"offload_experts": "on"}, kind="cpu"),
+    ):
+        assert not other.experts_host_bytes
+
+
+def test_a_measured_bus_changes_the_time_of_experts_on_the_host() -> None:
+    def plan(rate: float | None) -> Plan:
+        known = Calibration("card", 600 << 20, 0.04, "2.13", "2026-11-01", 60e12, 7e11, rate)
+        machine = Machine("cuda", 12 * 10**9, host_bytes=32 << 30, device="card", calibration=known)
+        config = config_of(method={"target_modules": ATTENTION})
+        return make_plan(read_architecture(published.QWEN_3_30B_A3B, "m"), config, machine, Rows([(2048, 16)]))
+
+    slow, assumed = plan(5e9), plan(None)
+    assert slow.step.moved_seconds == pytest.approx(4 * assumed.step.moved_seconds)
+    assert slow.step.seconds == pytest.approx(slow.step.moved_seconds, rel=0.1)
+    assert any("5 GB/s (measured on this device on 2026-11-01" in note for note in slow.notes)
+
+
+def test_what_stays_in_16_bit_is_counted_by_layer_and_name() -> None:
+    architecture = read_architecture(published.QWEN_3_30B_A3B, "m")
+    how = arithmetic(config_of(), Machine("cuda"))
+    queries, experts = 2048 * 4096, (128 * 2 * 768 * 2048, 128 * 2048 * 768)
+
+    def parts(*keep: str) -> dict[str, int]:
+        return {part.name: part.bytes for part in weight_parts(architecture, how, 0, keep)}
+
+    plain, kept = parts(), parts(r"re:model\.layers\.(0|1|47)\.self_attn\.q_proj")
+    assert "linear_16bit" not in plain
+    assert kept["linear_16bit"] == 3 * 2 * queries
+    assert plain["linear_weights"] - kept["linear_weights"] == 3 * quantized_bytes(queries)
+    whole = parts("model.layers.5.*")
+    assert whole["experts_16bit"] == 2 * sum(experts)
+    assert plain["experts"] - whole["experts"] == sum(quantized_experts_bytes(128, size) for size in experts)
+    named = config_of(model={"base": "x", "keep_16bit": ["model.layers.5.*"]}, method={"target_modules": ATTENTION})
+    planned = make_plan(architecture, named, Machine("cuda")).by_name()
+    assert (planned["experts"], planned["experts_16bit"]) == (whole["experts"], whole["experts_16bit"])
+    # All matrices of a layer's experts by the name of their module, one by its own.
+    assert parts("layers.5.mlp.experts")["experts_16bit"] == whole["experts_16bit"]
+    assert parts("layers.5.mlp.experts.down_proj")["experts_16bit"] == 2 * experts[1]
+    # A gate of a shared expert has one output, and stays without being asked for.
+    shared = {part.name: part.bytes for part in weight_parts(read_architecture(published.QWEN_1_5_MOE, "m"), how, 0)}
+    assert shared["linear_16bit"] == 24 * 2 * 2048
 
 
 def test_on_the_cpu_the_interpreter_counts_and_the_file_is_mapped() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from core.models.architecture.families import read_architecture
 from core.presets.choose import choose_preset
 from core.presets.library import presets
 from tests.core.models.architecture import published
+from tests.families.published_models import published_config
 
 GIB = 1 << 30
 
@@ -121,7 +123,36 @@ def test_a_preset_with_which_the_model_would_not_fit_is_not_taken() -> None:
     assert long.preset.name == "12gb-7b-long-context"
 
 
-def test_a_model_of_experts_that_stay_in_16_bit_is_too_large_and_it_is_said() -> None:
-    mixture = read_architecture(published.QWEN_3_30B_A3B, "qwen")
-    with pytest.raises(UserError, match=r"needs 7\d\.\d GB at least, and the card has 25\.8 GB"):
-        choose_preset(Facts(model=mixture, device_bytes=24 * GIB))
+@pytest.mark.parametrize(
+    ("name", "gib", "preset", "away"),
+    [
+        ("Qwen3-30B-A3B", 8, "8gb-7b", "15.0 GB"),
+        ("Qwen3-30B-A3B", 12, "12gb-7b", "15.0 GB"),
+        ("Qwen3-30B-A3B", 16, "16gb-13b", "15.0 GB"),
+        ("Qwen3-30B-A3B", 24, "24gb-30b", ""),
+        ("gpt-oss-20b", 12, "12gb-7b", "9.9 GB"),
+        ("gpt-oss-20b", 16, "16gb-13b", "9.9 GB"),
+        ("gpt-oss-20b", 24, "24gb-30b", ""),
+    ],
+)
+def test_a_mixture_is_chosen_for_by_its_plan(name: str, gib: int, preset: str, away: str) -> None:
+    """A mixture whose experts do not fit on the card takes what the card has for smaller models."""
+    mixture = read_architecture(published_config(name), name)
+    choice = choose_preset(Facts(model=mixture, device_bytes=gib * GIB))
+    assert choice.preset.name == preset
+    told = re.search(r"its experts live in the machine's memory, where they take (.*)\.$", choice.why)
+    assert (told[1] if told else "") == away
+
+
+def test_a_mixture_that_fits_nowhere_is_too_large_and_it_is_said() -> None:
+    mixture = read_architecture(published_config("Qwen3-30B-A3B"), "qwen")
+    (layer,) = mixture.layers
+    deep = replace(mixture, layers=(replace(layer, count=20 * layer.count),))
+    with pytest.raises(UserError, match=r"needs .* GB at least, and the card has 12\.9 GB"):
+        choose_preset(Facts(model=deep, device_bytes=12 * GIB))
+
+
+def test_a_dense_model_that_is_too_large_has_no_preset() -> None:
+    dense = read_architecture(published_config("Qwen3-32B"), "qwen")
+    with pytest.raises(UserError, match="there is no preset for that on the card"):
+        choose_preset(Facts(model=dense, device_bytes=12 * GIB))

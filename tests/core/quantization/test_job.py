@@ -12,8 +12,8 @@ from core import paths
 from core.config.schema import Config
 from core.errors import UserError
 from core.quantization import job
-from core.quantization.job import known, measure
-from core.quantization.result import QuantizationCost
+from core.quantization.job import known, known_sentence, measure
+from core.quantization.result import QuantizationCost, kept_sentence, sentence
 from tests.core.worker.quantization.hurt import write_hurt
 from tests.e2e.workers import write_rows
 
@@ -53,6 +53,7 @@ def test_it_is_measured_once_and_again_when_rows_or_settings_change(
     assert cost.free_bytes is not None
     assert {"importing the libraries", "layer by layer"} <= set(told)
     assert known(config, rows=3) == cost
+    assert known(changed(config, "model", keep_16bit="auto"), rows=3) == cost, "measured before any is kept"
     assert known(config) is None, "on other rows"
     for other in (
         changed(config, "model", keep_16bit=["layers.0.*"]),
@@ -70,6 +71,16 @@ def test_it_is_measured_once_and_again_when_rows_or_settings_change(
     file = Path(str(config.data.eval))
     os.utime(file, ns=(1, 1))
     assert known(config, rows=3) is None
+
+
+def test_the_sentence_is_known_while_the_configuration_is_the_same(config: Config) -> None:
+    assert known_sentence(config) == ""
+    cost = measure(config, quiet)
+    assert cost.kept is not None
+    assert known_sentence(config) == sentence(cost)
+    assert known_sentence(changed(config, "method", name="lora")) == ""
+    assert known_sentence(changed(config, "model", keep_16bit=list(cost.kept.patterns))) == kept_sentence(cost)
+    assert known_sentence(changed(config, "model", keep_16bit=["layers.3.*"])) == ""
 
 
 def test_without_held_out_rows_it_says_that_training_rows_were_taken(config: Config) -> None:

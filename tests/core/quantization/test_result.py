@@ -11,6 +11,7 @@ from core.quantization.result import (
     QuantizationCost,
     advice,
     facts,
+    kept_sentence,
     layer_lines,
     name_layers,
     sentence,
@@ -47,6 +48,10 @@ def test_the_sentence_says_what_was_measured() -> None:
     none = replace(COST, kept=None, free_bytes=0)
     assert sentence(none).endswith("nats on your rows, and there is no memory free to keep layers in 16 bit.")
     assert sentence(replace(fine, whole=Figures(1.5, 0.00031, 1.0))) == "4 bits cost 0.0003 nats on your rows: fine."
+
+
+def test_layers_that_are_kept_already_are_told_with_what_they_bring() -> None:
+    assert kept_sentence(COST) == "4 bits cost 0.10 nats on your rows with 2 of 3 layers in 16 bit; without them 0.21."
 
 
 def test_many_layers_are_counted_in_a_sentence() -> None:

@@ -28,8 +28,18 @@ def prompt_ids(family: Family, messages: Sequence[dict[str, Any]], tools: Sequen
     return list(found["input_ids"])
 
 
-def answer_ids(family: Family, messages: Sequence[dict[str, Any]], tools: Sequence[Any] = ()) -> list[int]:
-    """The tokens of the last turn, an assistant's, that are marked in the family's template."""
+def answer_ids(
+    family: Family, messages: Sequence[dict[str, Any]], tools: Sequence[Any] = (), after: Sequence[int] | None = None
+) -> list[int]:
+    """The tokens of the last turn, an assistant's, that are marked in the family's template.
+
+    Args:
+        family: The family.
+        messages: The conversation, up to and with that turn.
+        tools: Its tools.
+        after: The tokens of the prompt; where the last of them and the first of the answer are one in the whole text,
+            the answer is tokenized by itself, as it is generated.
+    """
     found = reference(family).apply_chat_template(
         list(messages),
         tools=list(tools) or None,
@@ -43,4 +53,9 @@ def answer_ids(family: Family, messages: Sequence[dict[str, Any]], tools: Sequen
     start = end
     while start and marked[start - 1]:
         start -= 1
+    if after is not None and ids[:start] != list(after):
+        decode = family.tokenizer().decode
+        text, before = decode(ids[:end]), decode(list(after))
+        if text.startswith(before):
+            return list(family.tokenizer().encode([text[len(before) :]])[0])
     return ids[start:end]

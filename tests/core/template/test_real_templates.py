@@ -27,11 +27,12 @@ STOPS = (
 OTHERS = (
     *("<|im_start|>", "<|start_header_id|>", "<|end_header_id|>", "<bos>", "<start_of_turn>", "<|assistant|>"),
     *("<|system|>", "[gMASK]", "<sop>", "<|start|>", "<|message|>", "<|channel|>", "<｜User｜>", "<｜Assistant｜>"),
-    *("<|START_OF_TURN_TOKEN|>", "<|CHATBOT_TOKEN|>", "<|turn>", "<|begin_of_text|>"),
+    *("<|START_OF_TURN_TOKEN|>", "<|CHATBOT_TOKEN|>", "<|turn>", "<|begin_of_text|>", "<|tool_response>"),
 )
 #: Models whose turns end with a token that the stop of another is the middle of.
 ENDS = {"gptoss": ("<|return|>", "<|call|>"), "glm4moe": ("<|user|>", "<|observation|>", "<|endoftext|>")}
 ENDS |= {"phi3": ("<|end|>",), "phi3_5": ("<|end|>",)}
+ENDS |= dict.fromkeys(("gemma4", "gemma4_v5"), ("<turn|>", "<|tool_response>"))
 
 ONE_ROW = ("cohere", "gemma", "gemma3", "glm4moe", "lfm2", "llama3", "phi3", "phi3_5", "qwen2_5", "qwen3_instruct_2507")
 MORE_ROWS = ("qwen3", "gptoss", "nemotron_3_nano", "qwen3_6")
@@ -122,3 +123,106 @@ def test_every_template_is_read_exactly_or_refused_with_a_reason(path: Path) -> 
         assert ids[stop] in tokenizer.stop_ids
         prompt = Masker(tokenizer).prompt([example.messages[0].fields()])
         assert ids[:start] == tokenizer.encode([prompt])[0]
+
+
+_TOOLS = (
+    {
+        "type": "function",
+        "function": {
+            "name": "add",
+            "description": "Adds.",
+            "parameters": {
+                "type": "object",
+                "properties": {name: {"type": "integer", "description": name} for name in ("a", "b")},
+                "required": ["a", "b"],
+            },
+        },
+    },
+)
+#: Templates of this year's models, by what they take: reasoning, reasoning only with a switch, calls.
+THINK, TOOLS, SWITCH = "reasoning", "calls", "switch"
+MODELS = {
+    "qwen3": {THINK, TOOLS, SWITCH},
+    "qwen3_instruct_2507": {TOOLS},
+    "qwen3_5_think": {THINK, TOOLS, SWITCH},
+    "qwen3_5_nothink": {TOOLS, SWITCH},
+    "qwen3_6": {THINK, TOOLS, SWITCH},
+    "qwen3_8": {THINK, TOOLS, SWITCH},
+    "gemma4": {TOOLS},
+    "gemma4_v5": {THINK, TOOLS},
+    "glm4moe": {THINK, TOOLS, SWITCH},
+    "gptoss": {THINK, TOOLS},
+    "lfm2_2_5_v2": {THINK, TOOLS},
+    "llama3_2": {TOOLS},
+    "phi3_5": set(),
+}
+
+
+def _call(number: int) -> dict[str, Any]:
+    function = {"name": "add", "arguments": {"a": number, "b": number + 1}}
+    return {"id": f"call{number:05}", "type": "function", "function": function}
+
+
+def _talk(takes: set[str], *, thinks: bool) -> Example:
+    """Two questions, the first answered with the help of a tool that is asked twice."""
+    turns = [Message("user", "What is one?")]
+    for number in (1, 2) if TOOLS in takes else ():
+        reasoning = f"Thought {number}." if thinks else ""
+        turns.append(Message("assistant", "", reasoning=reasoning, tool_calls=(_call(number),)))
+        turns.append(Message("tool", f"Result {number}", name="add", tool_call_id=str(_call(number)["id"])))
+    turns.append(Message("assistant", "It is 1.", reasoning="Thought 3." if thinks else ""))
+    turns += [Message("user", "And two?"), Message("assistant", "Two it is.", reasoning="Thought 4." if thinks else "")]
+    return Example(messages=tuple(turns), tools=_TOOLS if TOOLS in takes else ())
+
+
+@pytest.mark.parametrize(
+    ("name", "thinking"),
+    [(name, on) for name, takes in MODELS.items() for on in ((True, False) if SWITCH in takes else (None,))],
+)
+def test_what_is_learned_goes_on_the_prompt_of_inference_up_to_the_stop(name: str, thinking: bool | None) -> None:
+    """By transformers' own renderings: the prompt before each answer, token for token, and the finished answer after
+    it; between them nothing but the block that the prompt has begun or ended."""
+    from transformers import PreTrainedTokenizerFast
+
+    path = DIRECTORY / f"{name}.jinja"
+    if not path.is_file():
+        pytest.skip(f"this trl has no template {name}")
+    source, takes = path.read_text(encoding="utf-8"), MODELS[name]
+    told = "" if thinking is None else f"{{%- set enable_thinking = {str(thinking).lower()} %}}\n"
+    tokenizer = tokenizer_of(name, source)
+    tokenizer.chat_template = told + source
+    example = _talk(takes, thinks=THINK in takes and thinking is not False)
+    (row,) = Masker(tokenizer).mask([example])
+    assert isinstance(row, MaskedRow), row.message
+    reference = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend, **tokenizer.special_tokens)
+    reference.chat_template = source
+    variables = {} if thinking is None else {"enable_thinking": thinking}
+    found = {}
+    for part in row.rows:
+        ids, learned = list(part.input_ids), [*part.supervised, 0]
+        for start in (place for place in range(1, len(ids)) if learned[place] and not learned[place - 1]):
+            end = next(place for place in range(start, len(learned)) if not learned[place])
+            found[tuple(ids[:start])] = ids[start:end]
+    answers = [index for index, message in enumerate(example.messages) if message.role == "assistant"]
+    assert len(found) == len(answers)
+    messages = [{**m.fields(), **({"thinking": m.reasoning} if m.reasoning else {})} for m in example.messages]
+    tools = list(example.tools) or None
+    for index in answers:
+        asked = reference.apply_chat_template(
+            messages[:index], tools=tools, add_generation_prompt=True, return_dict=True, **variables
+        )["input_ids"]
+        finished = reference.apply_chat_template(messages[: index + 1], tools=tools, tokenize=False, **variables)
+        prompt, said = tokenizer.decode(asked), tokenizer.decode(found[tuple(asked)])
+        stop = next(stop for stop in map(tokenizer.token_text, tokenizer.stop_ids) if said.endswith(stop))
+        # Where a turn ends with the beginning of the next, its end is not in the finished answer.
+        body = said if said in finished else said.removesuffix(stop)
+        assert body in finished
+        before = finished[: finished.rindex(body)]
+        last = example.messages[index - 1].content
+        if prompt.rpartition(last)[2] != before.rpartition(last)[2]:
+            same = next(place for place in range(len(prompt), -1, -1) if before.startswith(prompt[:place]))
+            between = prompt[same:] + before[same:]
+            assert between.strip() in ("<think>\n\n</think>", "</think>", "<think></think>")
+        message = example.messages[index]
+        for text in (message.content, message.reasoning, *(call["function"]["name"] for call in message.tool_calls)):
+            assert text in said

@@ -12,6 +12,7 @@ from core.template.mask import Masker
 from core.template.reasoning import prompt_block
 from core.template.rows import MaskedRow
 from tests.core.template.families import DEEPSEEK_R1, NO_THINKING, QWEN25, SMOLLM2, Family
+from tests.core.template.model_families import OLMO3_THINK
 from tests.core.template.oracle import prompt_ids
 from tests.core.template.reasoning_families import (
     CARELESS,
@@ -138,6 +139,31 @@ def test_a_template_that_writes_reasoning_after_the_call_is_refused() -> None:
     turns[1] = dataclasses.replace(turns[1], reasoning="let me")
     error = refusal(dataclasses.replace(QWEN25, marked=late), dataclasses.replace(with_tools(), messages=tuple(turns)))
     assert (error.code, "before the reasoning" in error.message) == ("template_drops", True)
+
+
+def test_reasoning_that_the_answer_or_the_call_repeats_is_learned_all_the_same() -> None:
+    assert said(SMOLLM2, talk("q", "4 it is", reasoning="4")) == ["<think>\n4\n</think>\n\n4 it is<|im_end|>"]
+    assert said(KIMI_THINKING, talk("q", "4 it is", reasoning="4")) == ["<think>4</think>4 it is<|im_end|>"]
+    turns = list(with_tools().messages)
+    turns[1] = dataclasses.replace(turns[1], reasoning="1")
+    answers = said(OLMO3_THINK, dataclasses.replace(with_tools(), messages=(*turns[:2],)))
+    assert answers == ["\n1\n</think>\n\n<function_calls>add(a=1, b=2)</function_calls><|endoftext|>"]
+
+
+def test_a_template_that_leaves_out_reasoning_is_refused_though_the_answer_repeats_it() -> None:
+    foreign = dataclasses.replace(SMOLLM2, marked=SMOLLM2.template + "{# [THINK] #}")
+    assert refusal(foreign, talk("q", "4 it is", reasoning="4")).code == "template_drops"
+
+
+def test_a_template_whose_prompt_alone_begins_a_block_gets_it_in_the_content() -> None:
+    assert "</think>" not in OLMO3_THINK.template
+    example = talk("q", "one", "r", "two", reasoning="hm")
+    turns = (*example.messages[:1], Message("assistant", "one", reasoning="so"), *example.messages[2:])
+    assert said(OLMO3_THINK, Example(messages=turns)) == [
+        "\nso\n</think>\n\none<|endoftext|>",
+        "\nhm\n</think>\n\ntwo<|endoftext|>",
+    ]
+    assert refusal(OLMO3_THINK, example).code == "no_reasoning"
 
 
 def test_contents_and_reasoning_are_given_as_parts_to_templates_that_read_parts() -> None:

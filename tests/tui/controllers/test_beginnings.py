@@ -10,10 +10,12 @@ import pytest
 from textual.pilot import Pilot
 
 from core.presets import begin
+from tests.families.published_models import published_config
 from tests.tui.config_panes import type_value
 from tests.tui.harness import pane_of, screen_text, wait_for
 from tui.app import LocaltuneApp
 from tui.messages import DatasetChosen
+from tui.panes.config.help import help_facts
 
 
 @pytest.fixture(autouse=True)
@@ -112,3 +114,30 @@ async def test_a_configuration_with_a_file_stays_as_it_is(tmp_path: Path, home: 
         await wait_for(pilot, lambda: value(app, "data.train") == "other.jsonl")
         await settled(pilot, app)
         assert value(app, "train.learning_rate") is None
+
+
+async def test_the_advice_for_the_model_is_written_and_goes_with_the_model(tmp_path: Path, home: Path) -> None:
+    for name, config in (("gemma-3-4b-it", "Gemma-3-4B"), ("mine", "Llama-3.2-1B")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(published_config(config)))
+    app = LocaltuneApp()
+    async with app.run_test(size=(120, 40)) as pilot:
+        await ready(pilot, app)
+        app.main.show_pane("config")
+        pane = pane_of(app, "config")
+        await type_value(pilot, pane, "chat.temperature", "0.5")
+        await type_value(pilot, pane, "model.base", str(tmp_path / "gemma-3-4b-it"))
+        app.post_message(DatasetChosen(write_rows(tmp_path / "faq.jsonl", 200)))
+        await wait_for(pilot, lambda: value(app, "chat.top_k") == 64, 30)
+        await settled(pilot, app)
+        assert (value(app, "chat.top_p"), value(app, "chat.temperature")) == (0.95, 0.5), "the user's own stays"
+        assert "as advised for Gemma 3" in " ".join(screen_text(app).replace("│", " ").split())
+        await wait_for(pilot, lambda: pane.known.advice)
+        field = next(field for field in pane.form.fields if field.option.name == "chat.top_k")
+        told = dict(help_facts(field, None, "", pane.known.advice))
+        assert told["advised"].startswith("64 for Gemma 3: What Unsloth takes for it. (unslothai/unsloth@")
+        await type_value(pilot, pane, "model.base", str(tmp_path / "mine"))
+        await wait_for(pilot, lambda: value(app, "chat.top_k") is None, 30)
+        await settled(pilot, app)
+        assert (value(app, "chat.top_p"), value(app, "chat.temperature")) == (None, 0.5)
+        await wait_for(pilot, lambda: not pane.known.advice)

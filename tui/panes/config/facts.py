@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from core.analysis.lengths import Lengths
     from core.config.document import ConfigDocument
     from core.hardware.card import Card
+    from core.models.advice import Advice
     from core.models.architecture.architecture import Architecture
     from core.runs.latest import LikeRun
     from core.runs.model_catalog import ModelCatalog
@@ -35,6 +36,8 @@ class FactsFinder:
         self.facts = Facts(missing_trackers=find_missing_trackers())
         self.card: Card | None = None
         self.last_run: LikeRun | None = None
+        self.advice: tuple[Advice, ...] = ()
+        """The advice for the base model."""
         self._base: BaseFinding | None = None
         self.rows: dict[Path, int] = {}
         """Row counts of data files, as far as they are known."""
@@ -100,14 +103,14 @@ class FactsFinder:
         return self._base.sentence if self._base is not None and self._base.base == base else ""
 
     async def look_around(self, base: str, name: str, directory: Path) -> None:
-        """Look up the model, the disk and the last run.
+        """Look up the model, the advice for it, the disk and the last run.
 
         Args:
             base: ``model.base`` of the configuration.
             name: The name of its runs.
             directory: The directory that relative paths in it are relative to.
         """
-        shape, free, self.last_run = await asyncio.to_thread(_look, base, name, directory)
+        shape, self.advice, free, self.last_run = await asyncio.to_thread(_look, base, name, directory)
         self.facts = replace(self.facts, model=shape, free_bytes=free, disk_need=partial(disk_need, shape))
 
     async def read_paces(self) -> None:
@@ -146,9 +149,12 @@ def _read_paces() -> PaceBook:
     return PaceBook()
 
 
-def _look(base: str, name: str, directory: Path) -> tuple[Architecture | None, int | None, LikeRun | None]:
+def _look(
+    base: str, name: str, directory: Path
+) -> tuple[Architecture | None, tuple[Advice, ...], int | None, LikeRun | None]:
     from core import paths
     from core.hub_uri import absolute
+    from core.models.advice import advice_for
     from core.runs.latest import newest_like
 
     free, last = None, None
@@ -158,7 +164,7 @@ def _look(base: str, name: str, directory: Path) -> tuple[Architecture | None, i
     with suppress(OSError, ValueError, UserError):
         resolved = absolute(base, directory)
         last = newest_like(name, resolved if Path(resolved).exists() else base)
-    return read_shape(base, directory), free, last
+    return read_shape(base, directory), advice_for(base, directory), free, last
 
 
 def _count_rows(path: Path) -> int:

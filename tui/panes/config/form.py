@@ -125,7 +125,7 @@ class ConfigForm(Vertical):
         field, keys = self.options.current, shell_of(self).keys
         if field is not None and self.has_class("-manual"):
             last = self._known.last_run
-            facts = help_facts(field, self._editor.preset, last.run.id if last is not None else "")
+            facts = help_facts(field, self._editor.preset, last.run.id if last is not None else "", self._known.advice)
             hints = keys.hints(["config.help_down", "config.help_up", "config.help"])
             self._manual.explain(field.option, facts, hints)
         if self._note:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from core.config.document import ConfigDocument, describe_type
 from core.config.rules import RULES
 from core.config.schema import Option
+from core.models.advice import Advice
 from core.presets.library import Preset
 from core.text import one_line
 from core.units import exact_number
@@ -74,13 +75,16 @@ def difference_notes(field: OptionField, preset: Preset | None, others: Mapping[
     return tuple(notes)
 
 
-def help_facts(field: OptionField, preset: Preset | None, run: str) -> list[tuple[str, str]]:
+def help_facts(
+    field: OptionField, preset: Preset | None, run: str, advice: Sequence[Advice] = ()
+) -> list[tuple[str, str]]:
     """Facts for the long help of a field, each with its name.
 
     Args:
         field: The field.
         preset: The preset in force.
         run: The id of the last run; empty where there is none.
+        advice: The advice for the base model; what no option says is shown at the model.
     """
     option = field.option
     default = "" if option.required else _full(option.name, option.default)
@@ -91,6 +95,10 @@ def help_facts(field: OptionField, preset: Preset | None, run: str) -> list[tupl
         value = _full(option.name, preset.values[option.name])
         facts.append(("preset", f"{value} in {preset.name}" + (f": {note}" if note else "")))
     facts += [("last run", f"{note.removeprefix('≠ last run ')} in {run}") for note in field.notes if "≠" in note]
+    for item in advice:
+        if option.name == (item.option or "model.base"):
+            value = "" if item.value is None else f"{_full(option.name, item.value)} for "
+            facts.append(("advised", f"{value}{item}"))
     facts += [("rule", rule.says) for rule in RULES if option.name in rule.options]
     return facts
 

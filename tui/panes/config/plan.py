@@ -7,8 +7,7 @@ from core.config.document import ConfigDocument
 from core.errors import UserError
 from core.memory.plan import RECLAIMABLE
 from core.models.find import find_model
-from core.quantization.job import known
-from core.quantization.result import sentence
+from core.quantization.job import known_sentence
 from core.runs.forecast import Estimate, forecast_here
 from core.runs.pace import PaceBook
 from core.text import one_line
@@ -46,7 +45,6 @@ def plan_document(
         return None
     found = forecast_here(config, lengths, count, PaceBook(()) if paces is None else paces)
     batch = found.plan.micro_batch
-    cost = known(config) if config.method.name == "qlora" else None
     return PlanView(
         [(part.name, part.bytes) for part in found.plan.parts if part.bytes and part.name not in RECLAIMABLE],
         found.plan.needed_bytes,
@@ -57,7 +55,7 @@ def plan_document(
         f"{counted(batch.rows, 'row')} of {format_count(batch.length)} tokens at once"
         if found.rows is not None
         else f"for rows of {format_count(config.train.max_length)} tokens",
-        "" if cost is None else sentence(cost),
+        known_sentence(config),
     )
 
 

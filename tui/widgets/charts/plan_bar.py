@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -51,6 +52,7 @@ Planner = Callable[["ConfigDocument"], PlanView | None]
 _FILLS = "█▓▒░"
 _COLORS = ("$primary", "$accent", "$chart-eval", "$secondary", "$chart-raw", "$chart-event")
 _ADVICE_LINES = 2
+_BITS_LINES = 2
 #: Columns for the sum of the parts that are not named.
 _REST_WIDTH = 10
 #: Parts whose name in the plan is longer than they are known by.
@@ -86,8 +88,7 @@ def draw_plan(plan: PlanView, width: int) -> Content:
         lines.append(Content.assemble(verdict, (f" · {time}", "$muted")) if time else verdict)
     else:
         lines += [verdict, Content.styled(fit(time, width).rstrip(), "$muted")]
-    if plan.bits:
-        lines.append(Content(fit(one_line(plan.bits), width).rstrip()))
+    lines += [Content(line) for line in textwrap.wrap(one_line(plan.bits), max(width, 1))[:_BITS_LINES]]
     lines += [
         Content.styled(fit(f"→ {one_line(text)}", width).rstrip(), "$muted") for text in plan.advice[:_ADVICE_LINES]
     ]

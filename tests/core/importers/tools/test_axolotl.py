@@ -273,6 +273,14 @@ def test_what_is_not_offered_says_what_happens_instead(tmp_path: Path) -> None:
         ("chat_template: qwen3", "template.name", None),
         ("chat_template: tokenizer_default_fallback_chatml", "template.name", None),
         ("chat_template: phi_35", "template.name", "phi3"),
+        ("chat_template_kwargs: {reasoning_effort: high}", "template.variables", {"reasoning_effort": "high"}),
+        (
+            "chat_template_kwargs: {enable_thinking: false, roles: [a]}",
+            "template.variables",
+            {"enable_thinking": False},
+        ),
+        ("chat_template: chatml\nchat_template_kwargs: {enable_thinking: true}", "template.variables", None),
+        ("chat_template_kwargs: {}", "template.variables", None),
     ],
 )
 def test_traps(tmp_path: Path, text: str, name: str, value: Any) -> None:

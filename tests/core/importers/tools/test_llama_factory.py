@@ -224,6 +224,9 @@ def test_its_defaults_are_not_ours(tmp_path: Path) -> None:
         ("template: qwen", "template.name", "qwen"),
         ("template: qwen3_nothink", "template.name", None),
         ("template: phi", "template.name", "phi3"),
+        ("template: qwen3\nenable_thinking: false", "template.variables", {"enable_thinking": False}),
+        ("template: qwen3\nenable_thinking: true", "template.variables", None),
+        ("template: llama3\nenable_thinking: false", "template.variables", None),
         ("temperature: 0.5", "chat.temperature", 0.5),
     ],
 )

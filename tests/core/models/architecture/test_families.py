@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core.config.schema import MethodSection
 from core.errors import UserError
 from core.memory.sizes import target_linears
 from core.models.architecture.families import known_families, read_architecture
@@ -57,7 +58,8 @@ def test_layers_of_two_kinds_are_told_apart() -> None:
 )
 def test_targets_are_chosen_as_peft_chooses_them(targets: Any, names: set[str]) -> None:
     layer = read_architecture(published.LLAMA_3_8B, "x").layers[0]
-    assert {name.rpartition(".")[2] for name in target_linears(layer, "model.layers.0", targets)} == names
+    method = MethodSection(target_modules=targets)
+    assert {name.rpartition(".")[2] for name in target_linears(layer, "model.layers.0", method)} == names
 
 
 def test_an_unknown_family_like_llama_is_guessed_and_says_so() -> None:

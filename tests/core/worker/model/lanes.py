@@ -12,6 +12,11 @@ import numpy as np
 import torch
 
 
+def _unset(dtype: torch.dtype) -> float:
+    """A value that nobody writes: what is in memory that has not been written."""
+    return float("nan") if dtype.is_floating_point else torch.iinfo(dtype).max
+
+
 class Event:
     """There once its stream has come so far."""
 
@@ -53,26 +58,26 @@ class Device:
         return self.main
 
     def on_host(self, like: torch.Tensor) -> torch.Tensor:
-        return torch.full_like(like, float("nan"))
+        return torch.full(like.shape, _unset(like.dtype), dtype=like.dtype)
 
     def on_device(self, like: torch.Tensor, device: torch.device) -> torch.Tensor:
         if self.full:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         self.fetched += 1
-        return self.new(tuple(like.shape))
+        return self.new(tuple(like.shape), like.dtype)
 
-    def new(self, shape: tuple[int, ...]) -> torch.Tensor:
-        block = np.zeros(shape, dtype=np.float32)
+    def new(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        block, unset = np.zeros(shape, dtype=torch.empty(0, dtype=dtype).numpy().dtype), _unset(dtype)
         tensor = torch.from_numpy(block)
-        self.main.do(lambda: block.fill(float("nan")))  # what is in it before it is used
+        self.main.do(lambda: block.fill(unset))  # what is in it before it is used
         self.in_use += 1
         self.most = max(self.most, self.in_use)
-        weakref.finalize(tensor, self._free, block)
+        weakref.finalize(tensor, self._free, block, unset)
         return tensor
 
-    def _free(self, block: Any) -> None:
+    def _free(self, block: Any, unset: float) -> None:
         self.in_use -= 1
-        self.main.do(lambda: block.fill(float("nan")))
+        self.main.do(lambda: block.fill(unset))
 
     def copy(self, into: torch.Tensor, of: torch.Tensor, stream: Any) -> None:
         # Memory alone, as a device has it: whoever gives a tensor back too early loses what is in it.
@@ -121,10 +126,10 @@ class PromptDevice:
         return self.main
 
     def on_host(self, like: torch.Tensor) -> torch.Tensor:
-        return torch.empty_like(like)
+        return torch.empty_like(like, device="cpu")
 
     def on_device(self, like: torch.Tensor, device: torch.device) -> torch.Tensor:
-        return torch.empty_like(like)
+        return torch.empty_like(like, device="cpu")
 
     def copy(self, into: torch.Tensor, of: torch.Tensor, stream: Any) -> None:
         self.copies[stream.name] += 1

@@ -22,14 +22,9 @@ from core.worker.quantization.layers import LayeredModel, held_bytes
 from core.worker.quantization.measure import Settings, measure_cost
 from core.worker.quantization.sample import Sample
 from tests.core.worker.quantization.hurt import write_hurt, write_rows
-from tests.families.tiny import write_family
+from tests.families.tiny import FAMILIES, write_family
 
 SETTINGS = Settings("fp32", "cpu")
-#: One of each way to be built: experts, layers that share keys and values, inputs by layer, states, fused projections.
-FAMILIES = [
-    *("llama", "qwen3", "phi3", "qwen3_moe", "gpt_oss", "gemma3", "gemma4", "qwen3_5", "lfm2", "glm4_moe_lite"),
-    "granitemoehybrid",
-]
 
 
 def quiet(activity: str, done: int | None, total: int | None) -> None:
@@ -69,7 +64,7 @@ def plainly(base: Path, rows: list[TokenizedRow], keep: Sequence[str] = ()) -> t
     return tuple(mean.tolist())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_losses_and_divergence_are_those_of_whole_models(family: str, tmp_path: Path) -> None:
     base = write_family(family, tmp_path / family)
     rows = write_rows(40, 23, 33)
@@ -190,4 +185,13 @@ def test_a_model_with_a_layer_missing_is_refused(tmp_path: Path) -> None:
     del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, base / "model.safetensors", {"format": "pt"})
     with pytest.raises(UserError, match=r"has no weights for model\.layers\.1\.mlp\.up_proj\.weight"):
+        cost_of(base, write_rows(20))
+
+
+def test_a_model_that_was_saved_in_4_bits_is_refused(tmp_path: Path) -> None:
+    base = tmp_path / "saved"
+    source = write_family("llama", tmp_path / "llama")
+    load_model(source, method="qlora", precision="fp32", device="cpu").model.save_pretrained(base)
+    (base / "tokenizer.json").write_bytes((source / "tokenizer.json").read_bytes())
+    with pytest.raises(UserError, match="saved was saved quantized by bitsandbytes"):
         cost_of(base, write_rows(20))

@@ -22,7 +22,7 @@ from core.worker.oom.retry import MemoryShortageError
 from core.worker.process.control import Controls
 from core.worker.process.recorder import Recorder
 from core.worker.setup import build as building
-from core.worker.setup import ready_model
+from core.worker.setup import kept_layers, ready_model
 from core.worker.setup.build import Parts, build
 
 FULL = "CUDA out of memory. Tried to allocate 2.00 GiB."
@@ -38,13 +38,13 @@ class Start:
     def __init__(self, directory: Path, base: Path) -> None:
         rows = [{"prompt": f"Sort ticket {number}.", "completion": '{"kind": "bug"}'} for number in range(8)]
         (directory / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-        self._data, self._base = str(directory / "rows.jsonl"), str(base)
+        self._data, self.base = str(directory / "rows.jsonl"), str(base)
         self.recorder: Recorder | None = None
 
     def __call__(self, **sections: dict[str, Any]) -> Parts:
         config = Config.model_validate(
             {
-                "model": {"base": self._base},
+                "model": {"base": self.base},
                 "data": {"train": self._data},
                 "hardware": {"device": "cpu"},
                 **sections,
@@ -148,3 +148,21 @@ def test_the_product_draws_nothing_and_leaves_nothing() -> None:
     before = torch.get_rng_state()
     handles.multiply_both_ways(torch.device("cpu"))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_where_memory_cannot_be_planned_auto_keeps_no_layers_and_says_so(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept_layers, "spare_bytes", lambda *_: None)
+    monkeypatch.setattr(kept_layers, "measure_cost", lambda *_, **__: pytest.fail("measured"))
+    start(model={"base": start.base, "keep_16bit": "auto"})
+    (notice,) = start.notices("quantization")
+    assert "keeps no layers: the memory of this model cannot be planned" in notice.message
+    assert start.recorder is not None
+    assert start.recorder.run.config().model.keep_16bit is None
+
+
+def test_a_run_in_16_bit_measures_nothing(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept_layers, "measure_cost", lambda *_, **__: pytest.fail("measured"))
+    start(model={"base": start.base, "keep_16bit": "auto"}, method={"name": "lora"})
+    assert start.notices("quantization") == []

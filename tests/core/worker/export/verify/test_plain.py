@@ -6,9 +6,13 @@ from pathlib import Path
 
 import bitsandbytes as bnb
 import pytest
+import torch
+from transformers import AutoTokenizer
 
 from core.worker.export.verify.plain import PlainReader
 from tests.core.export.trained_run import write_adapter
+from tests.core.worker.export.bench import IDS, train_adapter
+from tests.families.tiny import write_family
 
 
 def test_weights_in_4_bits_are_computed_in_fp32_on_any_processor(
@@ -21,3 +25,23 @@ def test_weights_in_4_bits_are_computed_in_fp32_on_any_processor(
     layers = [module for module in reader._model.modules() if isinstance(module, bnb.nn.Linear4bit)]
     assert layers
     assert not any(layer.support_avx512bf16_for_cpu for layer in layers)
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "gemma4_moe"])
+@pytest.mark.parametrize("method", ["qlora", "lora"])
+def test_adapters_on_experts_answer_as_in_training(tmp_path: Path, name: str, method: str) -> None:
+    base = write_family(name, tmp_path / "base", dtype="float32")
+    _, wanted = train_adapter(base, tmp_path / "adapter", name=method, target_experts="on")
+    AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path / "adapter")
+    reader = PlainReader(base, tmp_path / "adapter", quantized=method == "qlora", now=None)
+    with torch.no_grad():
+        found = reader._model(IDS).logits
+    assert torch.allclose(found, wanted, atol=2e-4), (found - wanted).abs().max()
+
+
+def test_layers_that_training_had_in_16_bit_are_so_here(tmp_path: Path, tiny_model_dir: Path) -> None:
+    adapter = write_adapter(tiny_model_dir, tmp_path / "adapter")
+    reader = PlainReader(tiny_model_dir, adapter, quantized=True, now=None, keep_16bit=["layers.0.*"])
+    quantized = {name for name, module in reader._model.named_modules() if isinstance(module, bnb.nn.Linear4bit)}
+    assert any(".layers.1." in name for name in quantized)
+    assert not any(".layers.0." in name for name in quantized)

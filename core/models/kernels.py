@@ -1,0 +1,107 @@
+"""Optional kernels for recurrent layers: which ones transformers would use for a model, and which are not installed.
+
+Without them these layers go through PyTorch, with the same results. transformers is read, not imported.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from core.models.description import text_part
+
+#: Where a model's file in transformers names a kernel with its package.
+_USE = re.compile(r'use_kernel_func_from_hub_with_fallback\(\s*"\w+",\s*"(\w+)"')
+#: Kinds of layers that need none of these kernels, in the lists of configurations.
+_ATTENDING = re.compile(r"attention|moe|mlp|dense|sparse")
+_LINEAR = re.compile(r"linear|mamba|conv|recurrent|hybrid")
+_LAYER_LISTS = ("layer_types", "layers_block_type", "block_types")
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """An optional package of kernels.
+
+    Args:
+        package: Its name in imports.
+        distribution: Its name for pip.
+        brings: What it computes in one kernel, in words.
+    """
+
+    package: str
+    distribution: str
+    brings: str
+
+
+KERNELS = {
+    kernel.package: kernel
+    for kernel in (
+        Kernel("fla", "flash-linear-attention", "the gated delta rule, whose chunks are else computed one by one"),
+        Kernel("causal_conv1d", "causal-conv1d", "the short convolutions"),
+        Kernel("mamba_ssm", "mamba-ssm", "the scan of Mamba, whose states are else all kept for backward"),
+    )
+}
+
+
+def missing_kernels(config: Mapping[str, Any]) -> tuple[Kernel, ...]:
+    """The kernels that transformers would use for a model's recurrent layers and that are not installed.
+
+    Args:
+        config: The content of ``config.json``.
+    """
+    part = text_part(dict(config))
+    family = part.get("model_type")
+    if not isinstance(family, str) or not _is_recurrent(part):
+        return ()
+    used = _kernels_of(family)
+    return tuple(
+        kernel for package, kernel in KERNELS.items() if package in used and importlib.util.find_spec(package) is None
+    )
+
+
+def tell_missing(kernels: tuple[Kernel, ...]) -> str:
+    """A sentence that names missing kernels and what they would bring; empty for none."""
+    if not kernels:
+        return ""
+    named = " and ".join(kernel.distribution for kernel in kernels)
+    brings = ", ".join(kernel.brings for kernel in kernels)
+    are = "is" if len(kernels) == 1 else "are"
+    return (
+        f"{named} {are} not installed: with the same results, but slower and with more memory, PyTorch computes what "
+        f"would be one kernel each: {brings}."
+    )
+
+
+def install_command(kernels: tuple[Kernel, ...]) -> str:
+    """The command that installs kernels."""
+    return f"pip install {' '.join(kernel.distribution for kernel in kernels)}"
+
+
+def _is_recurrent(part: Mapping[str, Any]) -> bool:
+    """Whether a configuration has recurrent layers, as far as it lists its layers; True where it does not."""
+    for name in _LAYER_LISTS:
+        kinds = part.get(name)
+        if isinstance(kinds, list) and kinds and all(isinstance(kind, str) for kind in kinds):
+            return any(_LINEAR.search(kind) or not _ATTENDING.search(kind) for kind in kinds)
+    return True
+
+
+@functools.cache
+def _kernels_of(family: str) -> frozenset[str]:
+    """The packages that the file of a family in transformers names."""
+    found = importlib.util.find_spec("transformers")
+    if found is None or found.origin is None or not re.fullmatch(r"[\w-]{1,80}", family):
+        return frozenset()
+    models, name = Path(found.origin).parent / "models", family.replace("-", "_")
+    # The file of a text part is that of the whole model: qwen3_5_moe_text is in qwen3_5_moe.
+    while name:
+        path = models / name / f"modeling_{name}.py"
+        if path.is_file():
+            return frozenset(_USE.findall(path.read_text(encoding="utf-8")))
+        name = name.rpartition("_")[0]
+    return frozenset()

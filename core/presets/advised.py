@@ -1,0 +1,78 @@
+"""Advice for the base model of a new configuration: what of it is taken, and what is told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from core.models.advice import Advice, advice_for
+from core.models.architecture.architecture import Architecture
+from core.presets.choose import fits_card, needed_bytes
+from core.units import format_bytes
+
+_METHOD = "method.name"
+
+
+@dataclass(frozen=True)
+class Advised:
+    """One piece of advice, and what becomes of it.
+
+    Args:
+        advice: The advice.
+        taken: Whether its value is written.
+        why: Why it is not, where that is not plain; a sentence.
+    """
+
+    advice: Advice
+    taken: bool
+    why: str = ""
+
+    def __str__(self) -> str:
+        what = f"{self.advice.option} = {_written(self.advice.value)}, " if self.taken else ""
+        why = f" {self.why}" if self.why else ""
+        return f"{what}{self.advice.models}: {self.advice.says}{why} ({self.advice.source})"
+
+
+def advise(
+    base: str,
+    values: Mapping[str, Any],
+    model: Architecture | None,
+    card: int | None,
+    directory: Path | None = None,
+) -> tuple[Advised, ...]:
+    """The advice for a base model; nothing for one that nobody has advised on.
+
+    Advice against 4 bits is taken where a run in 16 bits fits the card by the memory plan.
+
+    Args:
+        base: As ``model.base``.
+        values: The values of the preset, ``section.key`` to value.
+        model: The model's shape, if it is known.
+        card: Memory of the card; None for the CPU.
+        directory: The directory that a relative ``base`` starts from; the working directory by default.
+    """
+    found = []
+    for advice in advice_for(base, directory):
+        if advice.option != _METHOD or advice.value is None:
+            found.append(Advised(advice, advice.value is not None))
+        elif values.get(_METHOD) != "qlora":
+            continue  # The preset says so too, or trains all weights.
+        elif model is None or not card:
+            found.append(Advised(advice, False))
+        else:
+            needed = needed_bytes({**values, _METHOD: advice.value}, model)
+            fits = fits_card(needed, card)
+            why = "" if fits else f"In 16 bits the run would need {format_bytes(needed)}, so it is qlora here."
+            found.append(Advised(advice, fits, why))
+    return tuple(found)
+
+
+def taken_values(advised: tuple[Advised, ...]) -> dict[str, Any]:
+    """The values that are taken, ``section.key`` to value."""
+    return {item.advice.option: item.advice.value for item in advised if item.taken}
+
+
+def _written(value: Any) -> str:
+    return f'"{value}"' if isinstance(value, str) else f"{value:g}" if isinstance(value, float) else str(value)

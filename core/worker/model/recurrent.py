@@ -1,0 +1,37 @@
+"""Recurrent layers of hybrid models: those that carry a state from token to token instead of attending to each.
+
+Mamba, gated delta nets, short convolutions, linear attention: a state runs on where the next row of a packed batch
+begins, it cannot be cut at a token, and not every model's code takes one up again in the middle of a text.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+
+from core.worker.model.model import decoder_layers
+
+#: Class names of modules that carry a state, in the families of transformers. Most have a convolution as well.
+_NAMED = re.compile(
+    r"Mamba|DeltaNet|DeltaAttention|ShortConv|LinearAttention|LightningAttention|Recurrent|Rwkv|Retention|xLSTM"
+)
+
+
+def recurrent_kinds(model: Any) -> tuple[str, ...]:
+    """Class names of the modules in a model's decoder layers that carry a state; empty where every layer attends.
+
+    Args:
+        model: A causal language model of transformers, or a ``PeftModel`` around one.
+    """
+    convolving: dict[str, None] = {}
+    named: dict[str, None] = {}
+    for layer in decoder_layers(model):
+        for module in layer.modules():
+            kind = type(module).__name__
+            if any(isinstance(child, torch.nn.Conv1d) for child in module.children()):
+                convolving.setdefault(kind)
+            elif _NAMED.search(kind):
+                named.setdefault(kind)
+    return tuple(convolving or named)

@@ -1,0 +1,112 @@
+"""Advice by model: every entry is about an option that exists, has a source, and reaches the models that it names."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from core.config.schema import Config, find_option
+from core.models.advice import Advice, advice_by_identity, advice_for, entries
+from tests.families.published_models import PUBLISHED, published_config
+
+
+@pytest.mark.parametrize("entry", entries(), ids=lambda entry: f"{entry.advice.models} {entry.advice.option}")
+def test_an_entry_has_a_source_and_a_valid_value(entry: object) -> None:
+    advice: Advice = entry.advice  # type: ignore[attr-defined]
+    assert advice.says.endswith(".")
+    assert advice.says[0].isupper()
+    for source in advice.source.split("; "):
+        assert source.startswith("https://") or " " in source, "an address, or a repository and a path"
+        if not source.startswith("https://"):
+            repository, _, path = source.partition(" ")
+            assert "/" in repository
+            assert "@" in repository
+            assert path
+    if not advice.option:
+        assert advice.value is None
+        return
+    option = find_option(advice.option)
+    assert option is not None
+    if advice.value is not None:
+        section, _, key = advice.option.partition(".")
+        values = {"data": {"train": "rows.jsonl"}, section: {key: advice.value}}
+        config = Config.model_validate(values)
+        assert getattr(getattr(config, section), key) == advice.value
+        assert advice.value != option.default, "a default needs no advice"
+
+
+def test_nobody_is_advised_twice_on_one_option() -> None:
+    for name in PUBLISHED:
+        found = [advice.option for advice in advice_by_identity((), [name]) if advice.option]
+        assert len(found) == len(set(found)), name
+
+
+def _told(base: str) -> dict[str, object]:
+    return {advice.option: advice.value for advice in advice_for(base)}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("Qwen/Qwen3.5-9B", {"method.name": "lora", "chat.temperature": 1.0}),
+        ("unsloth/Qwen3.6-35B-A3B", {"method.name": "lora", "chat.top_k": 20}),
+        ("Qwen/Qwen3-30B-A3B", {"chat.temperature": 0.6}),
+        ("google/gemma-4-12B-it", {"chat.top_k": 64, "method.name": None}),
+        ("google/gemma-3-27b-it", {"chat.top_k": 64}),
+        ("openai/gpt-oss-20b", {"chat.temperature": 1.0, "template.variables": None}),
+        ("mistralai/Ministral-3-3B-Instruct-2512", {"chat.temperature": 0.15}),
+        ("mistralai/Ministral-3-3B-Reasoning-2512", {"chat.temperature": 0.7}),
+        ("mistralai/Mistral-Small-3.2-24B-Instruct-2506", {"chat.temperature": 0.15}),
+        ("zai-org/GLM-4.7-Flash", {"chat.temperature": 1.0}),
+        ("microsoft/phi-4", {"chat.temperature": 0.8}),
+        ("HuggingFaceTB/SmolLM3-3B", {"chat.temperature": 0.6}),
+        ("LiquidAI/LFM2-8B-A1B", {"chat.min_p": 0.15}),
+    ],
+)
+def test_a_model_is_recognized_by_its_name(name: str, expected: dict[str, object]) -> None:
+    assert expected.items() <= _told(name).items()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "meta-llama/Llama-3.1-8B-Instruct",
+        "Qwen/Qwen2.5-7B",
+        "Qwen/Qwen3-4B-Instruct-2507",
+        "Qwen/Qwen3-8B-Base",
+        "Qwen/Qwen3-Embedding-4B",
+        "microsoft/Phi-4-mini-instruct",
+        "mistralai/Ministral-8B-Instruct-2410",
+        "my-model",
+    ],
+)
+def test_of_others_nothing_is_said(name: str) -> None:
+    assert advice_for(name) == ()
+
+
+def test_a_directory_is_recognized_by_its_family(tmp_path: Path) -> None:
+    model = tmp_path / "mine"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps(published_config("Gemma-4-E2B")))
+    assert _told(str(model))["chat.top_k"] == 64
+    # One of these families alone does not say which model it is.
+    (model / "config.json").write_text(json.dumps(published_config("Qwen3-8B")))
+    assert advice_for(str(model)) == ()
+    named = tmp_path / "Qwen3-8B"
+    model.rename(named)
+    assert _told(str(named))["chat.temperature"] == 0.6
+
+
+def test_another_family_with_such_a_name_is_not_advised_on(tmp_path: Path) -> None:
+    model = tmp_path / "llama-like-qwen3.5-9b"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps(published_config("Llama-3.1-8B")))
+    assert advice_for(str(model)) == ()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"model_type": 5, "text_config": []}'])
+def test_a_broken_description_says_nothing(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    assert advice_for(str(tmp_path)) == ()

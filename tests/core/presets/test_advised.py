@@ -1,0 +1,54 @@
+"""Advice for a new configuration: taken where it can be, told with its source where it cannot."""
+
+from __future__ import annotations
+
+import pytest
+
+from core.models.architecture.architecture import Architecture
+from core.models.architecture.families import read_architecture
+from core.presets.advised import Advised, advise, taken_values
+from core.presets.library import find_preset
+from tests.families.published_models import published_config
+
+GIB = 1 << 30
+
+
+def shape(name: str) -> Architecture:
+    return read_architecture(published_config(name), name)
+
+
+def against_four_bits(found: tuple[Advised, ...]) -> Advised:
+    return next(item for item in found if item.advice.option == "method.name")
+
+
+def test_advice_against_4_bits_is_taken_where_16_bits_fit() -> None:
+    values = find_preset("24gb-7b").values
+    found = advise("Qwen/Qwen3.5-4B", values, shape("Qwen3-4B"), 24 * GIB)
+    assert taken_values(found)["method.name"] == "lora"
+    assert str(against_four_bits(found)).startswith('method.name = "lora", Qwen3.5 and 3.6: Unsloth advises against')
+
+
+def test_where_16_bits_do_not_fit_it_is_told_with_what_they_would_need() -> None:
+    values = find_preset("24gb-30b").values
+    item = against_four_bits(advise("Qwen/Qwen3.5-27B", values, shape("Qwen3-32B"), 24 * GIB))
+    assert not item.taken
+    assert "In 16 bits the run would need 7" in item.why
+    assert item.why.endswith(" GB, so it is qlora here.")
+    assert str(item).endswith("(https://unsloth.ai/docs/models/qwen3.5/fine-tune)")
+
+
+@pytest.mark.parametrize(("model", "card"), [(None, 24 * GIB), (shape("Qwen3-4B"), None)])
+def test_without_a_plan_it_is_told_only(model: Architecture | None, card: int | None) -> None:
+    item = against_four_bits(advise("Qwen/Qwen3.5-4B", find_preset("24gb-7b").values, model, card))
+    assert (item.taken, item.why) == (False, "")
+
+
+@pytest.mark.parametrize("preset", ["24gb-small", "24gb-7b-full-fine-tuning"])
+def test_a_preset_that_has_no_4_bits_needs_no_advice_against_them(preset: str) -> None:
+    found = advise("Qwen/Qwen3.5-4B", find_preset(preset).values, shape("Qwen3-4B"), 24 * GIB)
+    assert "method.name" not in {item.advice.option for item in found}
+    assert taken_values(found)["chat.top_k"] == 20
+
+
+def test_of_an_unknown_model_nothing_is_said() -> None:
+    assert advise("my-model", find_preset("24gb-7b").values, shape("Llama-3.1-8B"), 24 * GIB) == ()

@@ -1,0 +1,134 @@
+"""Masks of this year's models: turns, reasoning and calls of tools drawn by chance, with thinking on and off."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from core.data.conversation import Example, Message
+from tests.core.template.model_families import MODEL_FAMILIES, ModelFamily, Thinking
+from tests.core.template.oracle import answer_ids, prompt_ids
+from tests.core.template.test_mask import CONTENT, TOOLS, learned_turns, mask, refusal, with_tools
+from tests.core.template.toy_tokenizers import id_of
+
+CASES = [
+    pytest.param(model, thinking, id=f"{model.family.name}{'' if thinking is None else f' {thinking}'}")
+    for models in MODEL_FAMILIES.values()
+    for model in models
+    for thinking in ((None, "on", "off") if model.switch else (None,))
+]
+_WORDS = st.lists(st.sampled_from(["one", "two", "add", "so", "1", "é", "a b"]), min_size=1, max_size=4).map(" ".join)
+
+
+@st.composite
+def dialogues(draw: st.DrawFn, model: ModelFamily, thinking: Thinking) -> Example:
+    """A conversation that a model of the family may have: with a system prompt, tools used once or several times in a
+    turn, several at once, and reasoning before any of what it says."""
+    reasons = bool(model.reasoning) and thinking != "off"
+    needed = model.family.name in NEEDS and thinking != "off"
+    uses = model.tools and draw(st.booleans())
+    turns = [Message("system", draw(CONTENT))] if draw(st.booleans()) or model.family.name == "olmo3" else []
+
+    def says(content: str, **more: Any) -> Message:
+        reasoning = draw(_WORDS) if reasons and (needed or draw(st.booleans())) else ""
+        return Message("assistant", content, reasoning=reasoning, **more)
+
+    number = 0
+    for _ in range(draw(st.integers(1, 3))):
+        turns.append(Message("user", draw(CONTENT)))
+        for _ in range(draw(st.integers(0, 2)) if uses else 0):
+            calls = []
+            for _ in range(draw(st.integers(1, 1 if model.family.name in SINGLE else 2))):
+                number += 1
+                arguments = {"a": draw(st.integers(0, 99)), "b": draw(st.integers(0, 99))}
+                function = {"name": "add", "arguments": arguments}
+                calls.append({"id": f"call{number:05}", "type": "function", "function": function})
+            turns.append(says("", tool_calls=tuple(calls)))
+            turns += [Message("tool", draw(_WORDS), name="add", tool_call_id=str(call["id"])) for call in calls]
+        turns.append(says(draw(CONTENT)))
+    return Example(messages=tuple(turns), tools=TOOLS if uses else ())
+
+
+#: Templates that write one call, and those whose prompt begins reasoning that nothing but reasoning can go on.
+SINGLE = ("llama3", "gpt-oss")
+NEEDS = ("olmo3-think", "gemma4-thinking")
+
+
+def sample(model: ModelFamily, thinking: Thinking) -> Example:
+    """A conversation with all that a family takes: reasoning before whatever is said, a tool asked twice."""
+    reasons = bool(model.reasoning) and thinking != "off"
+    turns = [Message("system", "Be brief."), Message("user", "What is 1 + 2, and one more?")]
+    for number in (1, 2) if model.tools else ():
+        function = {"name": "add", "arguments": {"a": number, "b": 2}}
+        call = {"id": f"call{number:05}", "type": "function", "function": function}
+        turns.append(Message("assistant", "", reasoning=f"So {number}." if reasons else "", tool_calls=(call,)))
+        turns.append(Message("tool", f"{number + 2} it is", name="add", tool_call_id=str(call["id"])))
+    turns.append(Message("assistant", "Four.", reasoning="Three and one." if reasons else ""))
+    turns += [Message("user", "Thanks."), Message("assistant", "Ask again.", reasoning="Polite." if reasons else "")]
+    return Example(messages=tuple(turns), tools=TOOLS if model.tools else ())
+
+
+def passed(model: ModelFamily, message: Message) -> dict[str, Any]:
+    """A message as the family's template reads it."""
+    fields = message.fields()
+    reasoning = fields.pop("reasoning_content", "")
+    if not reasoning:
+        return fields
+    if model.reasoning == "content":
+        return {**fields, "content": f"<think>\n{reasoning}\n</think>\n\n{message.content}"}
+    if model.reasoning == "parts":
+        parts = [{"type": "thinking", "thinking": reasoning}]
+        return {**fields, "content": parts + ([{"type": "text", "text": message.content}] if message.content else [])}
+    return {**fields, model.reasoning: reasoning}
+
+
+def expected(model: ModelFamily, thinking: Thinking, example: Example) -> list[tuple[list[int], list[int]]]:
+    """What inference shows before each answer, and what must be generated then, by transformers and the marks."""
+    family = model.told(thinking)
+    messages = [passed(model, message) for message in example.messages]
+    found = []
+    for index, message in enumerate(example.messages):
+        if message.role != "assistant":
+            continue
+        prompt = prompt_ids(family, messages[:index], example.tools)
+        answer = answer_ids(family, messages[: index + 1], example.tools, after=prompt)
+        if family.hands_over:
+            stop = "<|observation|>" if message.tool_calls else "<|user|>"
+            answer = [*answer, id_of(family.tokenizer().backend, stop)]
+        found.append((prompt, answer))
+    return found
+
+
+@pytest.mark.parametrize(("model", "thinking"), CASES)
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_learned_is_what_must_be_generated_after_the_prompt(
+    model: ModelFamily, thinking: Thinking, data: st.DataObject
+) -> None:
+    example = data.draw(dialogues(model, thinking))
+    found = learned_turns(mask(model.told(thinking), example))
+    # Where reasoning is left out of earlier turns, a later prompt may be the shorter one.
+    assert sorted(found) == sorted(expected(model, thinking, example))
+
+
+@pytest.mark.parametrize("name", ["qwen3_5", "glm4_moe_lite", "smollm3"])
+def test_reasoning_with_thinking_off_is_refused_and_thinking_on_asks_for_none(name: str) -> None:
+    (model,) = MODEL_FAMILIES[name]
+    turns = (Message("user", "count"), Message("assistant", "one", reasoning="I count up."))
+    error = refusal(model.told("off"), Example(messages=turns))
+    assert error.code == "template_rewrites"
+    assert "ends the reasoning" in error.message
+    plain = Example(messages=(Message("user", "count"), Message("assistant", "one")))
+    for thinking in ("on", "off"):
+        assert sorted(learned_turns(mask(model.told(thinking), plain))) == expected(model, thinking, plain)
+
+
+def test_a_prompt_that_begins_reasoning_after_an_answer_of_a_tool_asks_for_some() -> None:
+    _, model = MODEL_FAMILIES["gemma4"]
+    assert refusal(model.told("on"), with_tools()).code == "no_reasoning"
+    example = with_tools()
+    found = learned_turns(mask(model.told("off"), example))
+    assert sorted(found) == sorted(expected(model, "off", example))

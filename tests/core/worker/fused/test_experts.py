@@ -1,0 +1,149 @@
+"""Grouped products against a loop over the experts."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from typing import Any
+
+import pytest
+import torch
+
+from core.worker.fused import experts as grouped
+from core.worker.fused.experts import (
+    Offsets,
+    grouped_product,
+    is_aligned,
+    multiply,
+    multiply_between,
+    row_experts,
+    takes_kernel,
+)
+
+#: Rows of each expert: alike, some without any, all with one, one row, none at all.
+COUNTS = {
+    "alike": [5, 4, 6, 5, 5, 5],
+    "some without": [0, 0, 7, 0, 1, 40, 0],
+    "one has all": [0, 90, 0, 0],
+    "nearly all": [1, 1, 120, 1, 1, 1, 1, 1],
+    "a single row": [0, 1],
+    "none": [0, 0, 0],
+}
+
+
+def offsets_of(counts: list[int]) -> Offsets:
+    ends = list(itertools.accumulate(counts))
+    return Offsets(torch.tensor(ends, dtype=torch.int32), ends)
+
+
+def parts(counts: list[int]) -> list[slice]:
+    ends = [0, *itertools.accumulate(counts)]
+    return [slice(*pair) for pair in itertools.pairwise(ends)]
+
+
+def tensors(counts: list[int], inputs: int = 12, outputs: int = 9) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(sum(counts), inputs, generator=generator)
+    return rows, torch.randn(len(counts), outputs, inputs, generator=generator)
+
+
+@pytest.fixture(params=["padded", "kernel"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways: batched products over padded groups, and torch's kernel, which a CPU has in a slow form."""
+    if request.param == "kernel":
+        monkeypatch.setattr(grouped, "takes_kernel", lambda *_: True)
+    return str(request.param)
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3, 100])
+@pytest.mark.parametrize("transpose", [True, False])
+@pytest.mark.parametrize("name", COUNTS)
+def test_rows_are_multiplied_with_the_matrix_of_their_expert(
+    name: str, transpose: bool, at_once: int, way: str
+) -> None:
+    counts = COUNTS[name]
+    # Sizes that the kernel takes, which a CPU checks as well; others are padded.
+    rows, matrices = tensors(counts, *((16, 8) if way == "kernel" else (12, 9)))
+    matrices = matrices if transpose else matrices.transpose(1, 2).contiguous()
+    asked: list[tuple[int, int]] = []
+
+    def block(first: int, last: int) -> torch.Tensor:
+        asked.append((first, last))
+        return matrices[first:last]
+
+    found = grouped_product(rows, offsets_of(counts), block, at_once, transpose=transpose)
+    wanted = [
+        rows[part] @ (matrices[number].T if transpose else matrices[number])
+        for number, part in enumerate(parts(counts))
+    ]
+    torch.testing.assert_close(found, torch.cat(wanted), rtol=1e-5, atol=1e-5)
+    assert all(last - first <= at_once for first, last in asked)
+    # No more blocks than there must be, and none of experts that nobody was sent to.
+    touched = [number for number, count in enumerate(counts) if count]
+    if touched:
+        assert {number for first, last in asked for number in range(first, last)} >= set(touched)
+        assert all(counts[first] and counts[last - 1] for first, last in asked)
+        assert len(asked) <= -(-len(counts) // at_once)
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_gradients_of_matrices_are_sums_over_the_rows_of_an_expert(name: str, way: str) -> None:
+    counts = COUNTS[name]
+    left, _ = tensors(counts, inputs=4)
+    right, _ = tensors(counts, inputs=8 if way == "kernel" else 7)
+    found = multiply_between(left, right, offsets_of(counts))
+    wanted = torch.stack([left[part].T @ right[part] for part in parts(counts)])
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_any_numbers_of_rows(seed: int) -> None:
+    order = random.Random(seed)
+    counts = [order.choice([0, 1, 2, 17, 60, 200]) for _ in range(order.randrange(1, 20))]
+    counts[order.randrange(len(counts))] += 1
+    rows, matrices = tensors(counts)
+    found = multiply(rows, matrices.transpose(1, 2), offsets_of(counts))
+    wanted = torch.cat([rows[part] @ matrices[number].T for number, part in enumerate(parts(counts))])
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_padding_stays_small_where_one_expert_has_most_rows() -> None:
+    """Of 128 experts one has 4,000 rows, the others 32: padded to the longest it would be 512,000."""
+    counts = [32] * 127 + [4000]
+    rounds = list(grouped._padded(offsets_of(counts).host, torch.device("cpu")))
+    padded = sum(index.numel() for _, index, _, _ in rounds)
+    assert padded <= 3 * sum(counts)
+    assert len(rounds) <= 64
+    every = torch.cat([target for _, _, _, target in rounds]).sort().values
+    assert torch.equal(every, torch.arange(sum(counts)))
+
+
+def test_the_expert_of_each_row() -> None:
+    assert row_experts(offsets_of([2, 0, 3])).tolist() == [0, 0, 2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("tensor", "aligned"),
+    [
+        (torch.empty(4, 8, dtype=torch.bfloat16), True),
+        (torch.empty(4, 12, dtype=torch.bfloat16), False),
+        (torch.empty(3, 16, 6, dtype=torch.bfloat16).transpose(1, 2), False),
+        (torch.empty(3, 6, 16, dtype=torch.bfloat16).transpose(1, 2), True),
+        (torch.empty(6, 8, dtype=torch.bfloat16).T, True),
+        (torch.empty(64, dtype=torch.bfloat16)[1:49].view(3, 16), False),
+        (torch.empty(4, 32, dtype=torch.bfloat16)[:, ::2], False),
+    ],
+)
+def test_the_kernel_is_given_what_it_takes(tensor: torch.Tensor, aligned: bool) -> None:
+    """The conditions are those of torch's own check of the operator's arguments."""
+    assert is_aligned(tensor) is aligned
+    assert not takes_kernel(tensor, tensor), "there is no GPU"
+    if tensor.storage_offset() == 0 and tensor.dim() == 2:
+        meta: Any = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+        other = torch.empty(2, tensor.shape[1], 8, dtype=tensor.dtype, device="meta")
+        try:
+            torch._grouped_mm(meta, other, offs=torch.empty(2, dtype=torch.int32, device="meta"))
+            taken = True
+        except RuntimeError:
+            taken = False
+        assert taken is aligned

@@ -1,0 +1,135 @@
+"""Answers of models with recurrent layers: what is kept of earlier tokens gives what reading all of them anew does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from core.worker.generate import decoding
+from core.worker.generate.cache_trial import CacheUse, cache_use
+from core.worker.generate.decoding import BatchDecoder, KeyValues
+from core.worker.generate.generate import _batches
+from core.worker.generate.prefix_cache import PrefixCache
+from tests.core.worker.hybrids import HYBRIDS, make_hybrid
+from tests.tiny_model import write_tiny_model
+
+IDS = torch.randint(3, 320, (48,), generator=torch.Generator().manual_seed(1)).tolist()
+#: What rounding explains; a state that is lost is off by a tenth at least.
+TOLERANCE = 2e-3
+#: Families whose code takes a state up again with any number of tokens.
+IN_PIECES = ("qwen3_5", "qwen3_5_moe", "lfm2", "lfm2_moe", "granitemoehybrid", "falcon_h1", "nemotron_h")
+
+
+@pytest.fixture(scope="module", params=HYBRIDS)
+def network(request: pytest.FixtureRequest) -> Any:
+    model = make_hybrid(request.param)
+    model.name = request.param
+    return model
+
+
+@torch.no_grad()
+def anew(network: Any, tokens: list[int]) -> torch.Tensor:
+    """Logits after tokens that are read at once."""
+    found: torch.Tensor = network(input_ids=torch.tensor([tokens]), use_cache=False).logits[0, -1]
+    return found
+
+
+def differ(found: torch.Tensor | None, wanted: torch.Tensor) -> float:
+    assert found is not None
+    return float((found[0] - wanted).norm() / wanted.norm())
+
+
+def not_cancelled() -> bool:
+    return False
+
+
+@torch.no_grad()
+def test_a_prompt_read_piece_by_piece_is_as_if_read_at_once(network: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "PREFILL_TOKENS", 11)
+    assert differ(KeyValues(network).read(IDS, not_cancelled), anew(network, IDS)) < TOLERANCE
+
+
+@torch.no_grad()
+def test_tokens_one_after_the_other_are_as_if_read_at_once(network: Any) -> None:
+    state = KeyValues(network)
+    found = state.read(IDS[:40], not_cancelled)
+    for token in IDS[40:]:
+        found = state.extend(torch.tensor([[token]]))
+    assert state.length == len(IDS)
+    assert differ(found, anew(network, IDS)) < TOLERANCE
+
+
+@torch.no_grad()
+def test_a_second_turn_equals_a_conversation_read_anew(network: Any) -> None:
+    kept = PrefixCache()
+    state, read = kept.take("tuned", IDS[:20], network)
+    assert read == 0
+    state.read(IDS[:20], not_cancelled)
+    for token in IDS[20:30]:
+        state.extend(torch.tensor([[token]]))
+    # The last token of an answer is not read any more.
+    kept.keep("tuned", IDS[:31], state)
+    state, read = kept.take("tuned", IDS, network)
+    assert read == (30 if cache_use(network).pieces else 0)
+    assert differ(state.read(IDS[read:], not_cancelled), anew(network, IDS)) < TOLERANCE
+
+
+@torch.no_grad()
+def test_another_branch_of_a_conversation_is_read_anew(network: Any) -> None:
+    """A state cannot be cut to fewer tokens."""
+    kept = PrefixCache()
+    state, _ = kept.take("tuned", IDS[:30], network)
+    state.read(IDS[:30], not_cancelled)
+    kept.keep("tuned", IDS[:30], state)
+    other = [*IDS[:20], *IDS[35:45]]
+    state, read = kept.take("tuned", other, network)
+    assert read == 0
+    assert differ(state.read(other[read:], not_cancelled), anew(network, other)) < TOLERANCE
+
+
+@torch.no_grad()
+def test_conversations_together_get_the_answers_that_each_gets_alone(network: Any) -> None:
+    """With a common beginning that is long enough to be read once elsewhere, and rows that leave the batch."""
+    prompts = [IDS[:20] + IDS[25:30], IDS[:20] + IDS[30:33], [*IDS[:20], 7]]
+    steps = 4
+    alone = []
+    for prompt in prompts:
+        tokens = list(prompt)
+        for _ in range(steps):
+            tokens.append(int(anew(network, tokens).argmax()))
+        alone.append(tokens[len(prompt) :])
+    # What the first one answers first ends it.
+    stop = alone[0][0]
+    wanted = [answer[: answer.index(stop)] if stop in answer else answer for answer in alone]
+    answers: list[list[int]] = [[] for _ in prompts]
+    for batch in _batches([len(prompt) for prompt in prompts], steps, padded=cache_use(network).padding):
+        decoder = BatchDecoder(network, [prompts[row] for row in batch], 0, frozenset([stop]))
+        for _ in range(steps):
+            decoder.step()
+        for row, answer in zip(batch, decoder.answers, strict=True):
+            answers[row] = answer
+    assert answers == wanted
+
+
+def test_what_the_caches_of_the_families_are_good_for() -> None:
+    """An upgrade of transformers that changes this changes how long answers take."""
+    for name in IN_PIECES:
+        assert cache_use(make_hybrid(name)) == CacheUse(True, True, True, True), name
+    assert not cache_use(make_hybrid("jamba")).pieces
+    assert not cache_use(make_hybrid("recurrent_gemma")).padding
+    assert not cache_use(make_hybrid("minimax")).tokens
+
+
+def test_rows_that_may_not_be_padded_are_batched_by_length() -> None:
+    assert _batches([5, 7, 5, 7, 6], 4, padded=False) == [[1, 3], [4], [0, 2]]
+    assert _batches([5, 7, 5], 4) == [[1, 0, 2]]
+
+
+def test_models_that_attend_are_not_tried(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import AutoModelForCausalLM
+
+    network = AutoModelForCausalLM.from_pretrained(write_tiny_model(tmp_path / "model"))
+    monkeypatch.setattr(network, "forward", None)
+    assert cache_use(network) == CacheUse()

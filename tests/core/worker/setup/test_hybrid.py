@@ -1,0 +1,157 @@
+"""Training of models with recurrent layers: no row runs on into the next, recomputed activations give the same."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from core.config import sixteen_bit
+from core.config.schema import MethodSection
+from core.errors import UserError
+from core.worker.data.batches import collate
+from core.worker.data.encode import TokenizedRow
+from core.worker.loss.loss import SupervisedLoss
+from core.worker.model.adapters import attach_adapters
+from core.worker.model.model import LoadedModel, set_gradient_checkpointing, trainable_parameters
+from core.worker.model.quantizer import FourBitQuantizer, four_bit_config
+from core.worker.model.recurrent import recurrent_kinds
+from core.worker.setup.fast_paths import choose_packing, fuse_layers, wants_packing
+from core.worker.setup.self_check import check_model
+from tests.core.worker.hybrids import HYBRIDS, make_hybrid
+from tests.core.worker.setup.test_fast_paths import config
+from tests.families.tiny import FAMILIES
+
+#: Those that people tune, and one whose layers attend and carry a state at once.
+TUNED = (*(name for name in HYBRIDS if name in FAMILIES), "falcon_h1", "nemotron_h")
+
+
+def rows(count: int = 4) -> list[TokenizedRow]:
+    random = np.random.default_rng(0)
+    made = []
+    for _ in range(count):
+        ids = np.concatenate([np.arange(30, 50), random.integers(5, 250, random.integers(4, 20))]).astype(np.int32)
+        supervised = np.zeros(len(ids), dtype=np.bool_)
+        supervised[22:] = True
+        made.append(TokenizedRow(ids, supervised))
+    return made
+
+
+def ready(name: str, **train: Any) -> tuple[LoadedModel, Any, Any]:
+    """A model of a family with adapters on its attention and its states, fused."""
+    model = make_hybrid(name)
+    model.requires_grad_(False)
+    wanted = config(train=train)
+    names = ["q_proj", "o_proj", "in_proj", "in_proj_qkv", "output_linear"]
+    method = MethodSection(name="lora", rank=4, target_modules=names)
+    model = attach_adapters(model, method, seed=0)
+    for parameter in trainable_parameters(model):
+        torch.nn.init.normal_(parameter, std=0.05)
+    loaded = LoadedModel(model, None, torch.device("cpu"), torch.float32)
+    return loaded, wanted, fuse_layers(wanted, loaded)
+
+
+def choose(loaded: LoadedModel, wanted: Any, fused: Any) -> Any:
+    laid_out = wants_packing(wanted, fused)
+    found = check_model(loaded, SupervisedLoss(loaded.model), rows(), contextlib.nullcontext, laid_out=laid_out)
+    return choose_packing(wanted, loaded, rows(), fused, found)
+
+
+def gradients(loaded: LoadedModel, loss: SupervisedLoss, chosen: list[TokenizedRow]) -> tuple[float, torch.Tensor]:
+    summed = loss(*collate(chosen, 0, loaded.device))
+    parameters = trainable_parameters(loaded.model)
+    parts = torch.autograd.grad(summed, parameters, allow_unused=True)
+    flat = [torch.zeros_like(p) if part is None else part for p, part in zip(parameters, parts, strict=True)]
+    return float(summed.detach()), torch.cat([part.flatten() for part in flat])
+
+
+@pytest.mark.parametrize("name", HYBRIDS)
+def test_packing_is_refused_with_the_reason(name: str) -> None:
+    loaded, wanted, fused = ready(name, packing=True)
+    kinds = recurrent_kinds(loaded.model)
+    with pytest.raises(UserError) as refusal:
+        choose(loaded, wanted, fused)
+    if fused.attention:
+        reason = f"its {kinds[0]} layers carry a state from token to token, which would run on into the next row."
+        assert f"would not be kept apart: {reason}" in refusal.value.message
+    else:
+        assert "would not be kept apart" in refusal.value.message
+    assert "train.packing = false" in refusal.value.hint
+
+
+@pytest.mark.parametrize("name", HYBRIDS)
+def test_beginnings_are_not_shared(name: str) -> None:
+    packing = choose(*ready(name, share_prefix=True))
+    assert not packing.share
+    assert not packing.pack
+
+
+@pytest.mark.parametrize("name", TUNED)
+def test_rows_in_a_batch_are_what_each_is_alone(name: str) -> None:
+    """Whatever they are padded with and however far."""
+    loaded, wanted, fused = ready(name)
+    loss = SupervisedLoss(loaded.model, choose(loaded, wanted, fused))
+    loaded.model.train()
+    together, gradient = gradients(loaded, loss, rows())
+    alone = [gradients(loaded, loss, [row]) for row in rows()]
+    assert together == pytest.approx(sum(value for value, _ in alone), rel=1e-5)
+    torch.testing.assert_close(gradient, sum(part for _, part in alone), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", TUNED)
+def test_padding_on_either_side_changes_nothing(name: str) -> None:
+    loaded, _, _ = ready(name)
+    network = loaded.model.get_base_model().eval()
+    ids = torch.tensor([rows(1)[0].input_ids.tolist()])
+    with torch.no_grad():
+        wanted = network(input_ids=ids).logits[0]
+        for left, right in ((0, 7), (7, 0)):
+            padded = torch.nn.functional.pad(ids, (left, right), value=5)
+            mask = torch.nn.functional.pad(torch.ones_like(ids), (left, right))
+            positions = (mask.cumsum(-1) - 1).clamp(min=0)
+            found = network(input_ids=padded, attention_mask=mask, position_ids=positions).logits[0]
+            torch.testing.assert_close(found[left : left + ids.shape[1]], wanted, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", TUNED)
+def test_recomputed_activations_give_the_same(name: str) -> None:
+    loaded, wanted, fused = ready(name)
+    loss = SupervisedLoss(loaded.model, choose(loaded, wanted, fused))
+    loaded.model.train()
+    kept = gradients(loaded, loss, rows())
+    set_gradient_checkpointing(loaded.model, True)
+    recomputed = gradients(loaded, loss, rows())
+    assert recomputed[0] == pytest.approx(kept[0], rel=1e-6)
+    torch.testing.assert_close(recomputed[1], kept[1], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("installed", "name"), [(True, "granitemoehybrid"), (False, "granitemoehybrid"), (True, "lfm2")]
+)
+def test_layers_that_kernels_read_past_stay_out_of_adapters_and_4_bits(
+    installed: bool, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sixteen_bit, "has_mamba_kernels", lambda: installed)
+    model = make_hybrid(name)
+    kept = FourBitQuantizer(four_bit_config(torch.float32), pre_quantized=False).get_modules_to_not_convert(model)
+    is_read = installed and name == "granitemoehybrid"
+    assert ("model.layers.0.mamba.out_proj" in kept) is is_read
+    adapted = attach_adapters(model, MethodSection(name="lora", rank=2), seed=0)
+    keys = [key for key, _ in adapted.named_parameters() if "lora_" in key]
+    layers = {key.partition(".lora_")[0].partition("layers.0.")[2] for key in keys}
+    mixer = {"granitemoehybrid": "mamba", "lfm2": "conv"}[name]
+    assert f"{mixer}.in_proj" in layers
+    assert (f"{mixer}.out_proj" in layers) is not is_read
+
+
+@pytest.mark.parametrize("name", ["falcon_h1", "nemotron_h", "mamba2"])
+def test_all_linear_leaves_out_what_peft_refuses(name: str) -> None:
+    adapted = attach_adapters(make_hybrid(name), MethodSection(name="lora", rank=2), seed=0)
+    keys = [key for key, _ in adapted.named_parameters() if "lora_" in key]
+    assert any("in_proj" in key for key in keys)
+    assert not any("out_proj" in key for key in keys)
+    with pytest.raises(UserError, match="Module 'out_proj' is incompatible with Mamba"):
+        attach_adapters(make_hybrid(name), MethodSection(name="lora", rank=2, target_modules=["out_proj"]), seed=0)

@@ -1,0 +1,88 @@
+"""Preparation of a run: the chat template with the values of its variables."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.config.schema import Config
+from core.errors import UserError
+from core.runs.events import StoppedEvent
+from core.runs.store import Run, create_run
+from core.runs.trained import find_trained
+from core.worker.process.recorder import Recorder
+from core.worker.setup.preparation import Prepared, prepare
+
+THINKS = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+
+
+@pytest.fixture
+def model(tiny_model_dir: Path, tmp_path: Path) -> Path:
+    """A tiny model whose own chat template has a variable."""
+    copy = tmp_path / "model"
+    shutil.copytree(tiny_model_dir, copy)
+    (copy / "chat_template.jinja").write_text(THINKS)
+    return copy
+
+
+def prepared(model: Path, tmp_path: Path, **template: Any) -> tuple[Run, Prepared]:
+    rows = tmp_path / "rows.jsonl"
+    talk = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}]
+    rows.write_text(json.dumps({"messages": talk}) + "\n")
+    values = {"model": {"base": str(model)}, "data": {"train": str(rows)}, "template": template}
+    config = Config.model_validate(values)
+    run = create_run(config, "test")
+    recorder = Recorder(run)
+    try:
+        return run, prepare(config, recorder, lambda: None, None)
+    finally:
+        recorder.close("stopped", "", StoppedEvent(reason="", step=0))
+
+
+def test_the_variables_hold_in_what_is_learned_and_in_what_is_saved(model: Path, tmp_path: Path) -> None:
+    _, plain = prepared(model, tmp_path)
+    run, low = prepared(model, tmp_path, variables={"enable_thinking": False})
+    assert plain.template is None
+    assert low.template is not None
+    assert low.template.endswith(THINKS)
+    (with_block,), (without,) = low.dataset.rows[0].sequences, plain.dataset.rows[0].sequences
+    assert len(with_block.input_ids) > len(without.input_ids), "the empty block of reasoning is in the prompt"
+    assert with_block.supervised.sum() == without.supervised.sum(), "and is not learned"
+    assert run.template_path.read_text() == low.template
+
+
+def test_the_chat_of_a_run_without_a_result_has_the_template_with_its_variables(model: Path, tmp_path: Path) -> None:
+    run, found = prepared(model, tmp_path, variables={"enable_thinking": False})
+    checkpoint = run.checkpoints_path / "step-00000005"
+    (checkpoint / "adapter").mkdir(parents=True)
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        (checkpoint / "adapter" / name).write_bytes(b"x")
+    whole = {"bytes": 1, "sha256": hashlib.sha256(b"x").hexdigest()}
+    sizes = {f"adapter/{name}": whole for name in ("adapter_model.safetensors", "adapter_config.json")}
+    (checkpoint / "manifest.json").write_text(json.dumps({"files": sizes}))
+    trained = find_trained(run)
+    assert trained.template == str(run.template_path)
+    assert Path(trained.template).read_text() == found.template
+
+
+def test_a_variable_that_the_template_does_not_read_is_refused(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="sets effort, which the chat template does not read"):
+        prepared(model, tmp_path, variables={"effort": "low"})
+
+
+def test_a_model_without_a_template_has_no_variables(model: Path, tmp_path: Path) -> None:
+    (model / "chat_template.jinja").unlink()
+    settings = json.loads((model / "tokenizer_config.json").read_text())
+    settings.pop("chat_template", None)
+    (model / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match="no chat template"):
+        prepared(model, tmp_path, variables={"enable_thinking": False})
