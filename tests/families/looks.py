@@ -43,21 +43,24 @@ def weights(base: Path, method: str, precision: str) -> Weights:
     import bitsandbytes as bnb
     import torch
 
+    from core.worker.model.expert_weights import ExpertsParams4bit
     from core.worker.model.model import load_model
 
     model = load_model(base, method=method, precision=precision, device="cpu").model
     parameters = size = 0
     in_4bit, experts = [], []
     for name, parameter in model.named_parameters():
-        size += parameter.numel() * parameter.element_size()
         state = getattr(parameter, "quant_state", None)
+        parameters += parameter.numel() if state is None else int(np.prod(state.shape))
         if state is None:
-            parameters += parameter.numel()
+            size += parameter.numel() * parameter.element_size()
             experts += [name] if parameter.dim() == 3 and "experts" in name else []
             continue
         in_4bit.append(name)
-        parameters += int(np.prod(state.shape))
-        tables = (state.absmax, state.state2.absmax, state.code, state.state2.code, state.offset)
+        if isinstance(parameter, ExpertsParams4bit):
+            size += parameter.bytes()
+            continue
+        tables = (parameter, state.absmax, state.state2.absmax, state.code, state.state2.code, state.offset)
         size += sum(table.numel() * table.element_size() for table in tables)
     head = model.get_output_embeddings()
     linear = [
