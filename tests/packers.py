@@ -53,16 +53,11 @@ def fp8_rows(weight: Array) -> Packed:
     return {"weight": stored, "weight_scale": torch.from_numpy(scales)}, stored.float().numpy() * scales
 
 
-def fp8_whole(weight: Array) -> Packed:
-    """FP8 with one scale and a static one for activations, as Mistral's have it."""
+def fp8_whole(weight: Array, end: str = "weight_scale_inv", activation: str = "activation_scale") -> Packed:
+    """FP8 with one scale and a static one for activations, as Mistral's and NVIDIA's have it."""
     scale = np.float32(np.abs(weight).max() / _E4M3_MOST)
     stored = _e4m3(weight / scale)
-    parts = {
-        "weight": stored,
-        "weight_scale_inv": torch.tensor(scale),
-        "activation_scale": torch.tensor(0.5),
-    }
-    return parts, stored.float().numpy() * scale
+    return {"weight": stored, end: torch.tensor(scale), activation: torch.tensor(0.5)}, stored.float().numpy() * scale
 
 
 def _exponents(weight: Array, size: int, most: float) -> Array:
@@ -72,12 +67,12 @@ def _exponents(weight: Array, size: int, most: float) -> Array:
     return found
 
 
-def mxfp8(weight: Array) -> Packed:
+def mxfp8(weight: Array, end: str = "weight_scale_inv") -> Packed:
     """MXFP8: E4M3 with an exponent for each 32 of a row."""
     exponents = _exponents(weight, 32, _E4M3_MOST)
     scales = np.repeat(2.0 ** (exponents.astype(float) - 127), 32, axis=1)
     stored = _e4m3(weight / scales)
-    return {"weight": stored, "weight_scale_inv": torch.from_numpy(exponents)}, stored.float().numpy() * scales
+    return {"weight": stored, end: torch.from_numpy(exponents)}, stored.float().numpy() * scales
 
 
 def _e2m1_codes(values: Array) -> Array:
@@ -280,10 +275,20 @@ FORMATS = {
         _compressed("nvfp4-pack-quantized", num_bits=4, type="float", group_size=16),
         "compressed-tensors nvfp4-pack-quantized",
     ),
+    "ct_mxfp8": Format(
+        lambda weight: mxfp8(weight, "weight_scale"),
+        _compressed("mxfp8-quantized", num_bits=8, type="float", group_size=32),
+        "compressed-tensors mxfp8-quantized",
+    ),
     "ct_mxfp4": Format(
         mxfp4,
         _compressed("mxfp4-pack-quantized", num_bits=4, type="float", group_size=32),
         "compressed-tensors mxfp4-pack-quantized",
+    ),
+    "modelopt_fp8": Format(
+        lambda weight: fp8_whole(weight, "weight_scale", "input_scale"),
+        {"quant_method": "modelopt", "quant_algo": "FP8"},
+        "ModelOpt FP8",
     ),
     "nvfp4": Format(
         lambda weight: nvfp4(weight, by_modelopt=True),

@@ -18,6 +18,7 @@ from core.models.architecture.architecture import Architecture
 from core.models.architecture.load import load_architecture
 from core.models.description import read_description, text_part
 from core.models.files import TOKENIZERS
+from core.models.quantized import read_quantization
 from core.models.sandboxed import check_model_directory
 from core.models.tensors import Tensor, read_weights
 from core.text import one_line
@@ -99,7 +100,7 @@ def check_model(model: Path, converter: Path) -> Checked:
     check_model_directory(model)
     config = read_description(model / "config.json") or {}
     _check_architecture(config, converter)
-    if text_part(config).get("quantization_config") or config.get("quantization_config"):
+    if read_quantization(model, config) is not None:
         raise UserError(
             f"{model} is quantized already, and only weights in 16 or 32 bit are converted.",
             "Export from the model as it was before, or merged.",

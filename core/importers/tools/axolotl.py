@@ -133,7 +133,8 @@ def _method(work: Translation) -> None:
         if work.has(key) and not work.is_done(key):
             given = work.boolean(key)
             if given:
-                work.drop(key, "A GPTQ model is not read: name the model that it was made from.")
+                reason = "A GPTQ model is decoded to 16 bit while loading; method.name = qlora takes less memory."
+                work.note_change(key, "model.base", reason)
             else:
                 work.carry(key, None, reason="As it is here.")
 

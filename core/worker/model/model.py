@@ -159,7 +159,7 @@ def load_model(
     try:
         with _loading_explained(base), offloading_experts(offload):
             found = causal_lm(base)
-            with weights_source(base, found.config, method) as source:
+            with weights_source(base, found.config, method, target) as source:
                 model, loading = found.load(
                     base,
                     **source,

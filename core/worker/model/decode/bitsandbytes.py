@@ -19,7 +19,7 @@ def decode_4bit(parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
             weight's: ``absmax``, ``quant_map``, ``quant_state.bitsandbytes__nf4``, …
     """
     others = {f"weight.{role}": part for role, part in parts.items() if role != "weight"}
-    state = QuantState.from_dict(others, device=torch.device("cpu"))
+    state = QuantState.from_dict(others, device=parts["weight"].device)
     restored: torch.Tensor = bnb.functional.dequantize_4bit(parts["weight"], state)
     return restored
 

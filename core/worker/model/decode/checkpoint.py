@@ -30,13 +30,15 @@ class Checkpoint:
 
     Args:
         directory: The model's.
+        device: Where tensors are decoded; parts go there as they are stored.
 
     Raises:
         UserError: If its files are missing or damaged, or quantized in a way that cannot be decoded.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, device: torch.device | None = None) -> None:
         self.directory = directory
+        self._device = device
         self.quantization = read_quantization(directory)
         weights = read_decoded(directory)
         #: Tensors that are decoded, by their names.
@@ -63,7 +65,7 @@ class Checkpoint:
         return self.files[self._place(name)][name]
 
     def read(self, name: str) -> torch.Tensor:
-        """A tensor, on the CPU; decoded ones are 16 bit.
+        """A tensor; those that are not decoded are on the CPU, decoded ones are 16 bit and where they were decoded.
 
         Raises:
             UserError: If it cannot be read or decoded.
@@ -90,7 +92,7 @@ class Checkpoint:
                 encoded.tensor.shape,
                 dtype,
             )
-        loaded = {role: self._load(part) for role, part in parts.items()}
+        loaded = {role: self._there(self._load(part)) for role, part in parts.items()}
         if encoded.codec == "bnb4":
             return decode_4bit(loaded)
         weight, scale = loaded["weight"], loaded["scale"]
@@ -123,12 +125,15 @@ class Checkpoint:
             raise self._unreadable(part, error) from error
         return found
 
+    def _there(self, part: torch.Tensor) -> torch.Tensor:
+        return part if self._device is None else part.to(self._device)
+
     def _slice(self, part: str, number: int) -> torch.Tensor:
         try:
             found: torch.Tensor = self._file(part).get_slice(part)[number]
         except (OSError, SafetensorError) as error:
             raise self._unreadable(part, error) from error
-        return found
+        return self._there(found)
 
     def _file(self, part: str) -> Any:
         """The file of a part, opened once: a header of thousands of experts takes a while to read."""

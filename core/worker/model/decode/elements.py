@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 #: The numbers of E2M1, by their four bits: sign, two of the exponent, one of the fraction (OCP Microscaling Formats
@@ -11,35 +13,44 @@ _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 _ONE, _NAN = 127, 255
 
 
-def unpack_words(words: torch.Tensor, bits: int) -> torch.Tensor:
-    """Elements of 32-bit words, the lowest bits first.
+def unpack_words(words: torch.Tensor, bits: int, places: Sequence[int] | None = None) -> torch.Tensor:
+    """Elements of 32-bit words.
 
     Args:
         words: ``int32`` of ``(…, n)``.
         bits: Of an element: 2, 4 or 8.
+        places: The places of a word's elements in it, counted from the lowest bits; None: they are in order.
 
     Returns:
         ``uint8`` of ``(…, n * 32 / bits)``.
     """
-    found = words.contiguous().view(torch.uint8)  # little endian, as safetensors are
-    if bits == 8:
-        return found
-    shifts = torch.arange(0, 8, bits, dtype=torch.uint8)
-    return ((found.unsqueeze(-1) >> shifts) & ((1 << bits) - 1)).flatten(-2)
+    stored = words.contiguous().view(torch.uint8)  # little endian, as safetensors are
+    if bits < 8:
+        parts = [(stored >> shift) & ((1 << bits) - 1) for shift in range(0, 8, bits)]
+        stored = torch.stack(parts, dim=-1).flatten(-2)
+    if places is None:
+        return stored
+    by_word = stored.view(*words.shape, len(places))
+    return torch.stack([by_word[..., place] for place in places], dim=-1).flatten(-2)
 
 
-def unpack_e2m1(codes: torch.Tensor) -> torch.Tensor:
+def unpack_e2m1(codes: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """Numbers of E2M1 that lie two in a byte, the lower four bits first.
 
     Args:
         codes: ``uint8`` of ``(…, n)``.
+        dtype: Of the result: 16 or 32 bit, all of which have these numbers.
 
     Returns:
-        ``float32`` of ``(…, 2 n)``.
+        ``(…, 2 n)``.
     """
-    table = torch.tensor([*_E2M1, *(-number for number in _E2M1)])
-    pairs = torch.stack([table[torch.arange(256) & 15], table[torch.arange(256) >> 4]], dim=-1)
-    return pairs[codes.to(torch.int32)].flatten(-2)
+    table = torch.tensor([*_E2M1, *(-number for number in _E2M1)], dtype=dtype)
+    every = torch.arange(256)
+    pairs = torch.stack([table[every & 15], table[every >> 4]], dim=-1)
+    # Two numbers are looked up as one, by their bits.
+    looked_up = pairs.view(torch.int64 if dtype.itemsize == 4 else torch.int32).flatten().to(codes.device)
+    found = torch.index_select(looked_up, 0, codes.flatten().to(torch.int32))
+    return found.view(dtype).view(*codes.shape[:-1], -1)
 
 
 def scale_values(scales: torch.Tensor) -> torch.Tensor:

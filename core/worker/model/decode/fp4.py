@@ -20,7 +20,8 @@ def decode_fp4(
     factor: torch.Tensor | None = None,
     divisor: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Decode a weight of E2M1 numbers, computed in fp32 and rounded once.
+    """Decode a weight of E2M1 numbers, exactly where the scales are powers of two, else computed in fp32 and rounded
+    once.
 
     Args:
         codes: ``uint8`` of ``(…, columns / 2)``, the lower four bits first.
@@ -33,18 +34,22 @@ def decode_fp4(
         ``(…, columns)``.
     """
     *before, packed = codes.shape
-    out = torch.empty((*before, 2 * packed), dtype=dtype)
+    out = torch.empty((*before, 2 * packed), dtype=dtype, device=codes.device)
     flat, result = codes.reshape(-1, packed), out.view(-1, 2 * packed)
     of_rows = scales.reshape(flat.shape[0], -1)
     width = 2 * packed // of_rows.shape[1]
+    # bf16 has all powers of two that E8M0 has, so that nothing is rounded.
+    is_exact = dtype == torch.bfloat16 and scales.dtype in (torch.uint8, torch.float8_e8m0fnu)
+    is_exact = is_exact and factor is None and divisor is None
+    computed = torch.bfloat16 if is_exact else torch.float32
     for top in range(0, len(flat), _ROWS):
         values = scale_values(of_rows[top : top + _ROWS])
         if factor is not None:
             values = values * factor.to(torch.float32).reshape(())
         if divisor is not None:
             values = values / divisor.to(torch.float32).reshape(())
-        numbers = unpack_e2m1(flat[top : top + _ROWS]).view(len(values), -1, width)
-        result[top : top + _ROWS] = (numbers * values.unsqueeze(-1)).flatten(1)
+        numbers = unpack_e2m1(flat[top : top + _ROWS], computed).view(len(values), -1, width)
+        result[top : top + _ROWS] = numbers.mul_(values.unsqueeze(-1).to(computed)).flatten(1)
     return out
 
 
@@ -64,8 +69,10 @@ def decode_mxfp4_experts(
     Returns:
         All experts.
     """
-    out = torch.empty(shape, dtype=dtype)
+    out: torch.Tensor | None = None
     for number in range(shape[0]):
         blocks, scales = read(number)
+        if out is None:
+            out = torch.empty(shape, dtype=dtype, device=blocks.device)
         out[number] = decode_fp4(blocks.flatten(1), scales, dtype).T
-    return out
+    return torch.empty(shape, dtype=dtype) if out is None else out

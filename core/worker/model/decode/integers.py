@@ -7,8 +7,8 @@ import torch
 from core.worker.model.decode.elements import unpack_words
 from core.worker.model.decode.scaled import decode_scaled
 
-#: The places at which AWQ's kernels expect eight neighbors in a word, by neighbor: the first one is in the lowest four
-#: bits, the second in the fifth four.
+#: The places at which AWQ's kernels expect eight neighbors in a word: the first one in the lowest four bits, the second
+#: in the fifth four.
 _AWQ_PLACES = (0, 4, 1, 5, 2, 6, 3, 7)
 
 
@@ -73,7 +73,7 @@ def decode_gptq(
     Returns:
         ``(outputs, inputs)``.
     """
-    numbers = unpack_words(words.T, bits).to(torch.int16)
+    numbers = unpack_words(words.T, bits)
     zero_points = unpack_words(zeros, bits)[:, : words.shape[1]].to(torch.int16) + zero_offset
     return decode_scaled(numbers, scales.T, (1, group), dtype, zero_points=zero_points.T, groups=groups)
 
@@ -93,8 +93,5 @@ def decode_awq(
     Returns:
         ``(outputs, inputs)``.
     """
-    places = torch.tensor(_AWQ_PLACES)
-    numbers, zero_points = (
-        unpack_words(packed, 4).view(len(packed), -1, 8)[:, :, places].flatten(1) for packed in (words, zeros)
-    )
+    numbers, zero_points = (unpack_words(packed, 4, _AWQ_PLACES) for packed in (words, zeros))
     return decode_scaled(numbers.T, scales.T, (1, group), dtype, zero_points=zero_points.T)

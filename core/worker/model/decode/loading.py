@@ -78,13 +78,16 @@ def without_quantization(config: Any) -> Any:
 
 
 @contextlib.contextmanager
-def weights_source(base: Path, config: Any, method: str) -> Iterator[dict[str, Any]]:
+def weights_source(
+    base: Path, config: Any, method: str, device: torch.device | None = None
+) -> Iterator[dict[str, Any]]:
     """The arguments by which ``from_pretrained`` loads a base decoded; it has to be called inside.
 
     Args:
         base: The directory.
         config: Its configuration, of the class that is loaded.
         method: As ``method.name``.
+        device: Where the weights go, and are decoded; None: the CPU.
 
     Yields:
         ``pretrained_model_name_or_path``, which is None, ``config``, ``state_dict``, and ``generation_config``, which
@@ -96,7 +99,7 @@ def weights_source(base: Path, config: Any, method: str) -> Iterator[dict[str, A
     if not is_decoded(base, method):
         yield {}
         return
-    checkpoint = Checkpoint(base)
+    checkpoint = Checkpoint(base, device)
     before = os.environ.get(_IN_TURN)
     os.environ[_IN_TURN] = "1"
     try:

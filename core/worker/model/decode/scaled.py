@@ -19,7 +19,7 @@ def decode_scaled(
     """Decode a weight: ``(weight - zero point) * scale``, computed in fp32 and rounded once.
 
     Args:
-        weight: FP8 (E4M3, E5M2) or ``int8``, ``(…, rows, columns)``.
+        weight: FP8 (E4M3, E5M2) or integers of 8 bits, ``(…, rows, columns)``.
         scales: One for each block, those at the end cut off where the shape is no multiple of them; or one for all.
             ``uint8`` and E8M0 are exponents.
         block: Rows and columns of a block.
@@ -37,7 +37,7 @@ def decode_scaled(
     zeros = None
     if zero_points is not None:
         zeros = zero_points.to(torch.float32).reshape(grid if zero_points.numel() != 1 else (1,) * len(grid))
-    out = torch.empty(weight.shape, dtype=dtype)
+    out = torch.empty(weight.shape, dtype=dtype, device=weight.device)
     # A row of blocks at a time, so that fp32 is never there for all of it.
     flat, result = weight.reshape(-1, rows, columns), out.view(-1, rows, columns)
     shape = (flat.shape[0], *grid[-2:])
