@@ -1,4 +1,4 @@
-"""All that has to be measured on a card, in ten minutes: twenty checks of training, each with a deadline of its own.
+"""All that has to be measured on a card, in ten minutes: 21 checks of training, each with a deadline of its own.
 
 ``python bench/gpu.py`` takes all memory of the card but 24 GiB away, in a process of its own, makes models in
 real shapes with random weights, and writes ``bench/results/gpu-DEVICE-DATE.json``. Each check is made in a process that

@@ -109,6 +109,13 @@ SUBJECTS: tuple[Subject, ...] = (
         cuda="Activations on a CPU are in the machine's memory anyway.",
     ),
     Subject(
+        21,
+        "experts",
+        "whether grouped products are the same and faster, and what experts on the host cost",
+        90,
+        "experts",
+    ),
+    Subject(
         15,
         "compilation",
         "seconds until it is compiled, what it wins, and what keeps it compiled; Liger's loss",

@@ -172,7 +172,7 @@ class Gap(Enum):
         "method.*convert* checkpoint.*convert*",
     )
     QUANTIZATION = (
-        "Quantization is NF4 with double quantization, of the linear layers.",
+        "Quantization is NF4 with double quantization, of linear layers and experts.",
         "method.*quant* model.*quant* method.*bits* method.*nf4*",
     )
     TEXT_ONLY = (

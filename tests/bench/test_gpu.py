@@ -32,12 +32,12 @@ GIB = 1 << 30
 # Checks and their order.
 
 
-def test_the_twenty_checks_are_there_once_those_that_decide_first() -> None:
+def test_the_checks_are_there_once_those_that_decide_first() -> None:
     order = [subject.number for subject in SUBJECTS]
-    assert sorted(order) == list(range(1, 21))
+    assert sorted(order) == list(range(1, 22))
     assert order[:8] == [1, 2, 3, 4, 5, 6, 7, 8]
     assert order[-1] == 19
-    assert len({subject.name for subject in SUBJECTS}) == 20
+    assert len({subject.name for subject in SUBJECTS}) == 21
 
 
 def test_checks_that_share_a_process_follow_one_another() -> None:
@@ -50,12 +50,12 @@ def test_checks_that_share_a_process_follow_one_another() -> None:
 
 def test_some_checks_are_chosen_by_number_in_the_order_of_all() -> None:
     assert [subject.number for subject in chosen(numbers("19, 6,7"))] == [6, 7, 19]
-    assert len(chosen()) == 20
-    with pytest.raises(ValueError, match="no check 21"):
-        chosen([6, 21])
+    assert len(chosen()) == 21
+    with pytest.raises(ValueError, match="no check 22"):
+        chosen([6, 22])
 
 
-@pytest.mark.parametrize("arguments", [["--only", "21"], ["--only", "six"], ["--memory", "much"]])
+@pytest.mark.parametrize("arguments", [["--only", "22"], ["--only", "six"], ["--memory", "much"]])
 def test_a_wrong_command_line_is_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         gpu.parse(arguments)
@@ -251,11 +251,11 @@ def test_outcomes_are_told_in_a_line_each() -> None:
 
 @pytest.mark.slow
 def test_every_check_has_its_function() -> None:
-    from bench.gpu_checks import compiling, kernels, loading, peers, speed, state, updates
+    from bench.gpu_checks import compiling, experts, kernels, loading, peers, speed, state, updates
 
     modules = {
         module.__name__.rpartition(".")[2]: module
-        for module in (compiling, kernels, loading, peers, speed, state, updates)
+        for module in (compiling, experts, kernels, loading, peers, speed, state, updates)
     }
     for subject in SUBJECTS:
         assert callable(getattr(modules[subject.module], f"check_{subject.number}"))
@@ -309,7 +309,7 @@ def test_cards_are_the_same_by_their_uuid(planned: str | None, used: str | None,
 @pytest.mark.slow
 def test_the_script_makes_its_checks_in_tiny_shapes(tmp_path: Path) -> None:
     out, root = tmp_path / "report.json", Path(__file__).resolve().parents[2]
-    only = "1,2,3,4,5,6,7,8,9,12,13,14,15,16,17,18,20"
+    only = "1,2,3,4,5,6,7,8,9,12,13,14,15,16,17,18,20,21"
     command = [sys.executable, str(root / "bench" / "gpu.py"), "--tiny", "--only", only, "--out", str(out)]
     done = subprocess.run(
         command, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True, timeout=500
@@ -320,7 +320,7 @@ def test_the_script_makes_its_checks_in_tiny_shapes(tmp_path: Path) -> None:
     assert sorted(results) == [int(number) for number in only.split(",")]
     assert {number for number, result in results.items() if result == "not applicable"} == {2, 7, 9, 12, 14, 15, 20}
     assert {results[number] for number in (3, 13, 18)} == {"pass"}
-    assert {results[number] for number in (1, 4, 5, 6, 8, 16, 17)} == {"measured"}
+    assert {results[number] for number in (1, 4, 5, 6, 8, 16, 17, 21)} == {"measured"}
     figures = {check["number"]: check["figures"] for check in read["checks"]}
     assert set(figures[8]["kept"]["seconds"]) == set(CLASSES)
     assert all(case["fits"] for case in figures[6]["cases"].values())

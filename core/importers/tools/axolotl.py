@@ -148,6 +148,7 @@ def _adapters(work: Translation) -> None:
             work.carry(key, option, value)
         elif is_lora:
             work.change(key, option, default, f"Not given, though {_TITLE} wants it: the default here.")
+    _expert_adapters(work)
     linear = work.boolean("lora_target_linear")
     if linear is False:
         work.carry("lora_target_linear", None, reason="lora_target_modules says which.")
@@ -162,6 +163,20 @@ def _adapters(work: Translation) -> None:
     elif is_lora:
         reason = "No layers are named: all linear ones."
         work.change("lora_target_modules", "method.target_modules", "all-linear", reason)
+
+
+def _expert_adapters(work: Translation) -> None:
+    """Adapters on parameters: those of experts, which have them on both matrices here."""
+    key = "lora_target_parameters"
+    raw = work.values.get(key)
+    names = [raw] if isinstance(raw, str) else work.texts(key) or []
+    matrices = [name for name in names if "experts." in name and name.endswith("_proj")]
+    if names and len(matrices) < len(names):
+        work.drop(key, "Adapters on parameters are offered for the matrices of experts, all of them.")
+    elif any("down" in name for name in names) and any("up" in name for name in names):
+        work.carry(key, "method.target_experts", "on")
+    elif names:
+        work.change(key, "method.target_experts", "on", "Experts have adapters on both of their matrices.")
 
 
 _BEGINNINGS = Choice(
@@ -289,8 +304,8 @@ _OFFERED: dict[str, Rule] = {
         Joint(_method, METHOD_OPTIONS),
     ),
     **dict.fromkeys(
-        ("lora_r", "lora_alpha", "lora_target_modules", "lora_target_linear"),
-        Joint(_adapters, ("method.rank", "method.alpha", "method.target_modules")),
+        ("lora_r", "lora_alpha", "lora_target_modules", "lora_target_linear", "lora_target_parameters"),
+        Joint(_adapters, ("method.rank", "method.alpha", "method.target_modules", "method.target_experts")),
     ),
     "lora_dropout": Copy("method.dropout", "number", absent=0.0, why="Not given: no dropout."),
     "peft_use_dora": Copy("method.dora", "boolean"),

@@ -58,7 +58,7 @@ NOT_OFFERED: dict[str, Missing] = missing(
             "lisa_step_interval lisa_layers_attribute"
         ),
         Gap.UNEVEN_ADAPTERS: (
-            "lora_target_parameters lora_exclude_modules lora_rank_pattern lora_alpha_pattern lora_fan_in_fan_out "
+            "lora_exclude_modules lora_rank_pattern lora_alpha_pattern lora_fan_in_fan_out "
             "lora_bias peft_layers_to_transform peft_layers_pattern peft_layer_replication "
             "peft_autocast_adapter_dtype peft relora relora_steps relora_warmup_steps relora_anneal_steps "
             "relora_prune_ratio relora_prune_method relora_cpu_offload lora_on_cpu qlora_sharded_model_loading mora"
@@ -174,7 +174,7 @@ NOT_OFFERED: dict[str, Missing] = missing(
         "low_cpu_mem_usage": (True, False),
         "experimental_skip_move_to_device": (True, False),
         "tiled_mlp_use_original_mlp": (True, False),
-        "quantize_moe_experts": OFF,
+        "quantize_moe_experts": (True,),
         "auto_find_batch_size": (True, *OFF),
         "strict": (True, False),
         "debug": (True, False, ""),

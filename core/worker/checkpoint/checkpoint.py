@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from core.directories import whole_directory
 from core.errors import UserError
 from core.memory.sizes import optimizer_bytes
+from core.models.text_part import split_names
 from core.paths import DIRECTORY_MODE
 from core.small_files import hash_file, read_small
 from core.text import one_line
@@ -316,8 +317,36 @@ def restore(checkpoint: Checkpoint, *, model: Any, optimizer: Any) -> None:
         read_tensors(checkpoint.weights_path, trained_tensors(model))
     # On a CPU the tensors that were read become the states, and would keep a file alive that is deleted in time.
     elsewhere = next(model.parameters()).device.type != "cpu"
-    optimizer.load_state_dict(load_tensors(checkpoint.path / "optimizer.pt", mapped=elsewhere))
+    saved = load_tensors(checkpoint.path / "optimizer.pt", mapped=elsewhere)
+    optimizer.load_state_dict(without_towers(saved, len(trained_tensors(model))))
     restore_rng(load_tensors(checkpoint.path / "rng.pt"))
+
+
+def without_towers(saved: dict[str, Any], trained: int) -> dict[str, Any]:
+    """An optimizer's states for the parameters that are trained.
+
+    Earlier versions trained composite models as a whole. Parameters of towers never had a gradient, as rows are text,
+    and so have no state where the optimizer numbers its parameters; where states go by name, names are those of the
+    whole model.
+
+    Args:
+        saved: A ``state_dict`` of one optimizer, or those of each parameter's by name.
+        trained: Number of parameters that are trained.
+    """
+    if "param_groups" not in saved:
+        return {own: saved[name] for name, own in split_names(saved).text.items()}
+    groups, states = saved["param_groups"], saved["state"]
+    if sum(len(group["params"]) for group in groups) == trained:
+        return saved
+    kept = [number for group in groups for number in group["params"] if number in states]
+    moved = {number: place for place, number in enumerate(kept)}
+    return {
+        **saved,
+        "state": {moved[number]: state for number, state in states.items()},
+        "param_groups": [
+            {**group, "params": [moved[number] for number in group["params"] if number in moved]} for group in groups
+        ],
+    }
 
 
 def _restore_adapter(checkpoint: Checkpoint, model: Any) -> None:

@@ -27,6 +27,7 @@ from core.worker.model.adapters import TRAINED
 from core.worker.model.completeness import tell
 from core.worker.model.expert_adapters import adapted_matrices
 from core.worker.model.experts import expert_count, experts_of
+from core.worker.model.safetensors_io import tensor_names
 
 #: Turns a weight, in fp32, into the trained one.
 Change = Callable[[torch.Tensor], torch.Tensor]
@@ -48,9 +49,7 @@ def weight_changes(path: Path) -> dict[str, Change]:
     Raises:
         UserError: If it cannot be read.
     """
-    with _reading(path), safe_open(str(path), framework="pt") as file:
-        names = list(file.keys())
-    return {name: _replacement(path, name) for name in names}
+    return {own: _replacement(path, name) for own, name in tensor_names(path).items()}
 
 
 def adapter_changes(layout: Layout, adapter: Path, kind: GgmlType | None = None) -> dict[str, Change]:

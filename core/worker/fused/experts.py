@@ -1,30 +1,36 @@
 """Grouped products of a mixture's experts: rows sorted by expert, times the matrix of their expert, with no loop over
 experts.
 
-Experts come in blocks, as many as are dequantized together (:func:`core.memory.sizes.experts_at_once`), and each block
-is one grouped product: torch's kernel (``grouped_mm``, bf16, from compute capability 8.0 on) where it takes the dtype
-and the shapes, else batched products over padded groups. The ends of the groups are asked of the device once a layer.
+Experts that have rows come in blocks, as many as are dequantized together (:func:`core.memory.sizes.experts_at_once`),
+and each block is one grouped product: torch's kernel where a card has it, else batched products over padded groups. The
+ends of the groups are asked of the device once a layer.
+
+torch's ``grouped_mm`` is a kernel in bf16 on cards of compute capability 9 and 10 alone. On others, those of consumers
+among them, it is a loop over all groups (pytorch/pytorch#161407, issue 186620), which padded groups replace here.
 
 The arithmetic is that of the loop in :mod:`core.worker.model.experts`, which stays the way of a CPU.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-#: First compute capability of torch's grouped kernel.
-KERNEL_CAPABILITY = (8, 0)
+#: First numbers of the compute capabilities with torch's grouped kernel.
+KERNEL_CAPABILITIES = (9, 10)
 #: Bytes that the rows of its matrices are multiples of.
 _ALIGNMENT = 16
-#: Fewest rows of a padded group, and the most as a multiple of the average.
-_LEAST_ROWS, _MOST_SHARE = 16, 2
+#: Rows that cost as much as the copy of a matrix, which a second round of padded groups needs; estimated from the rates
+#: of an RTX 4090 (350) and an RTX 3090 (170).
+_COPY_ROWS = 256
+#: Lengths of padded groups that are weighed, as multiples of the average.
+_LENGTHS = (1.0, 1.25, 1.5, 2.0, 3.0, 5.0, 8.0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Offsets:
     """Where the groups of rows end.
 
@@ -36,84 +42,130 @@ class Offsets:
     device: torch.Tensor
     host: Sequence[int]
 
-    def begin(self, expert: int) -> int:
-        """First row of an expert."""
-        return self.host[expert - 1] if expert else 0
+    @functools.cached_property
+    def counts(self) -> list[int]:
+        """Rows of each expert."""
+        return [end - begin for begin, end in zip([0, *self.host[:-1]], self.host, strict=True)]
 
-    def blocks(self, at_once: int) -> Iterator[tuple[int, int]]:
-        """First and last expert, exclusive, of blocks of at most so many; those without rows are left out at both ends.
+    @functools.cached_property
+    def touched(self) -> list[int]:
+        """Experts that have rows, in order."""
+        return [number for number, count in enumerate(self.counts) if count]
+
+    @functools.cached_property
+    def _parts(self) -> dict[tuple[int, ...], Offsets]:
+        return {}
+
+    def blocks(self, at_once: int) -> Iterator[list[int]]:
+        """Experts that have rows, in blocks of at most so many, whose rows follow each other.
 
         Args:
             at_once: Most experts of a block.
         """
-        first, experts = 0, len(self.host)
-        while first < experts:
-            last = min(first + at_once, experts)
-            while first < last and self.host[first] == self.begin(first):
-                first += 1
-            if first == last:
-                continue
-            last = min(first + at_once, experts)
-            while self.host[last - 1] == self.begin(last - 1):
-                last -= 1
-            yield first, last
-            first = last
+        for first in range(0, len(self.touched), at_once):
+            yield self.touched[first : first + at_once]
 
-    def part(self, first: int, last: int) -> Offsets:
-        """Those of a block of experts, counted from its own first row."""
-        begin = self.begin(first)
-        return Offsets(self.device[first:last] - begin, [end - begin for end in self.host[first:last]])
+    def rows(self, block: Sequence[int]) -> slice:
+        """The rows of a block of experts."""
+        return slice(self.host[block[0]] - self.counts[block[0]], self.host[block[-1]])
+
+    def part(self, block: Sequence[int]) -> Offsets:
+        """The offsets of a block of experts, counted from its own first row; made once, as both matrices and the
+        backward pass ask for them.
+        """
+        key = tuple(block)
+        if key not in self._parts:
+            begin = self.rows(block).start
+            self._parts[key] = Offsets(
+                self.device[as_index(block)] - begin, [self.host[number] - begin for number in block]
+            )
+        return self._parts[key]
+
+    @functools.cached_property
+    def rounds(self) -> list[Round]:
+        """Rounds of padded groups; see :func:`plan_rounds`."""
+        found, taken = [], [0] * len(self.counts)
+        for groups, length in plan_rounds(self.counts):
+            begin = [self.host[group] - self.counts[group] + taken[group] for group in groups]
+            left = [self.counts[group] - taken[group] for group in groups]
+            found.append(_round(groups, begin, left, length, self.device.device, whole=len(groups) == len(self.counts)))
+            for group in groups:
+                taken[group] += length
+        return found
+
+
+@dataclass(frozen=True)
+class Round:
+    """A round of equally long groups.
+
+    Args:
+        groups: Groups of the round; None for all.
+        index: Their rows, ``(groups, length)``; padded places have the last row of their group.
+        is_row: Whether a place is not padded.
+    """
+
+    groups: torch.Tensor | None
+    index: torch.Tensor
+    is_row: torch.Tensor
+
+
+def as_index(block: Sequence[int]) -> slice | list[int]:
+    """Experts as an index: a slice where they follow each other, which takes no copy."""
+    follow = block[-1] - block[0] == len(block) - 1
+    return slice(block[0], block[-1] + 1) if follow else list(block)
 
 
 def grouped_product(
-    rows: torch.Tensor, offsets: Offsets, block: Callable[[int, int], torch.Tensor], at_once: int, *, transpose: bool
+    rows: torch.Tensor,
+    offsets: Offsets,
+    block: Callable[[Sequence[int]], torch.Tensor],
+    at_once: int,
+    width: int,
+    *,
+    transpose: bool,
 ) -> torch.Tensor:
     """Rows times the matrices of their experts.
 
     Args:
         rows: ``(rows, inputs)``, sorted by expert.
         offsets: Where each expert's rows end.
-        block: Gives the matrices of experts from a first to a last one, exclusive: ``(experts, a, b)`` in the rows'
-            dtype.
+        block: Gives the matrices of some experts, ``(experts, a, b)``, in the rows' dtype.
         at_once: Most experts that it is asked for.
+        width: Outputs.
         transpose: Whether the matrices are transposed before: ``inputs`` are b then, else a.
 
     Returns:
         ``(rows, outputs)``.
     """
-    found: torch.Tensor | None = None
-    for first, last in offsets.blocks(at_once):
-        matrices = block(first, last)
-        matrices = matrices.transpose(1, 2) if transpose else matrices
-        begin, end = offsets.begin(first), offsets.host[last - 1]
-        if found is None and begin == 0 and end == len(rows):
-            return multiply(rows, matrices, offsets.part(first, last))
-        if found is None:
-            found = rows.new_empty((len(rows), matrices.shape[2]))
-        found[begin:end] = multiply(rows[begin:end], matrices, offsets.part(first, last))
-    if found is None:
-        width = block(0, 1).shape[1 if transpose else 2]
-        return rows.new_zeros((len(rows), width))
+    found = rows.new_empty((len(rows), width))
+    for experts in offsets.blocks(at_once):
+        matrices = block(experts)
+        part = offsets.rows(experts)
+        multiply(rows[part], matrices.transpose(1, 2) if transpose else matrices, offsets.part(experts), found[part])
     return found
 
 
-def multiply(rows: torch.Tensor, matrices: torch.Tensor, offsets: Offsets) -> torch.Tensor:
+def multiply(
+    rows: torch.Tensor, matrices: torch.Tensor, offsets: Offsets, into: torch.Tensor | None = None
+) -> torch.Tensor:
     """Rows times the matrix of their group.
 
     Args:
         rows: ``(rows, inputs)``.
         matrices: ``(groups, inputs, outputs)``, in any order of strides.
         offsets: Where each group's rows end.
+        into: Where the result goes; None for a new tensor.
 
     Returns:
         ``(rows, outputs)``.
     """
-    if takes_kernel(rows, matrices):
-        return _kernel(rows, matrices, offsets.device)
-    found = rows.new_empty((len(rows), matrices.shape[2]))
-    for groups, index, kept, target in _padded(offsets.host, rows.device):
-        product = torch.bmm(rows[index], matrices[groups])
-        found[target] = product.flatten(0, 1)[kept]
+    found = rows.new_empty((len(rows), matrices.shape[2])) if into is None else into
+    if len(rows) and takes_kernel(rows, matrices):
+        return found.copy_(_kernel(rows, matrices, offsets.device))
+    for one in offsets.rounds:
+        product = torch.bmm(rows[one.index], matrices if one.groups is None else matrices[one.groups])
+        # A padded place writes its group's last row once more, with the same numbers.
+        found[one.index.flatten()] = product.flatten(0, 1)
     return found
 
 
@@ -133,11 +185,13 @@ def multiply_between(left: torch.Tensor, right: torch.Tensor, offsets: Offsets) 
         counts = offsets.device.diff(prepend=offsets.device.new_zeros(1))
         return torch.where((counts > 0).view(-1, 1, 1), found, torch.zeros_like(found))
     found = left.new_zeros((len(offsets.host), left.shape[1], right.shape[1]))
-    for groups, index, kept, _ in _padded(offsets.host, left.device):
-        there = left.new_zeros(index.numel())
-        there[kept] = 1
-        padded = left[index] * there.view(*index.shape, 1)
-        found[groups] += torch.bmm(padded.transpose(1, 2), right[index])
+    for one in offsets.rounds:
+        padded = left[one.index] * one.is_row.unsqueeze(-1)
+        product = torch.bmm(padded.transpose(1, 2), right[one.index])
+        if one.groups is None:
+            found += product
+        else:
+            found[one.groups] += product
     return found
 
 
@@ -152,7 +206,7 @@ def row_experts(offsets: Offsets) -> torch.Tensor:
 
 
 def takes_kernel(left: torch.Tensor, right: torch.Tensor) -> bool:
-    """Whether torch's grouped kernel takes two tensors: on a GPU that has it, in bf16, with aligned rows.
+    """Whether torch has a grouped kernel for two tensors: on a GPU that has it, in bf16, with aligned rows.
 
     Args:
         left: ``(rows, inputs)``, or ``(inputs, rows)`` where the groups are among what is summed over.
@@ -160,9 +214,8 @@ def takes_kernel(left: torch.Tensor, right: torch.Tensor) -> bool:
     """
     if not left.is_cuda or left.dtype != torch.bfloat16 or right.dtype != torch.bfloat16:
         return False
-    if not hasattr(torch, "_grouped_mm") or torch.cuda.get_device_capability(left.device) < KERNEL_CAPABILITY:
-        return False
-    return is_aligned(left) and is_aligned(right)
+    major, _ = torch.cuda.get_device_capability(left.device)
+    return hasattr(torch, "_grouped_mm") and major in KERNEL_CAPABILITIES and is_aligned(left) and is_aligned(right)
 
 
 def is_aligned(matrix: torch.Tensor) -> bool:
@@ -188,35 +241,38 @@ def _kernel(left: torch.Tensor, right: torch.Tensor, offsets: torch.Tensor) -> t
 # Padded groups.
 
 
-def _padded(ends: Sequence[int], device: torch.device) -> Iterator[tuple[Any, ...]]:
-    """Rounds of equally long groups, in which each row comes once.
+def plan_rounds(counts: Sequence[int]) -> list[tuple[list[int], int]]:
+    """Rounds of equally long groups in which each row comes once: the groups of each, and their length.
 
-    A group that is much longer than the average is taken in several rounds, so that one expert that everything is sent
-    to does not make all others as long.
+    Groups that are much longer than others are taken in a second round, and so on, where that is cheaper than to pad
+    all of them to the longest; it needs a copy of their matrices, which costs as much as :data:`_COPY_ROWS` rows.
 
     Args:
-        ends: Where each group's rows end.
-        device: Of the indices.
-
-    Yields:
-        Groups of the round, ``(groups,)``; their rows, ``(groups, length)``, where padded places have a group's first
-        row; places of the others among them all; and the rows that these are.
+        counts: Rows of each group.
     """
-    stops = torch.tensor(ends)
-    starts = torch.cat([stops.new_zeros(1), stops[:-1]])
-    groups = (stops > starts).nonzero().flatten()
-    if not len(groups):
-        return
-    average = -(-int(stops[-1]) // len(groups))
-    length = max(_LEAST_ROWS, _MOST_SHARE * average)
-    while len(groups):
-        begin, left = starts[groups], stops[groups] - starts[groups]
-        longest = min(length, int(left.max()))
-        places = torch.arange(longest).unsqueeze(0)
-        is_row = places < left.unsqueeze(1)
-        index = torch.where(is_row, begin.unsqueeze(1) + places, begin.unsqueeze(1))
-        kept = is_row.flatten().nonzero().flatten()
-        target = index.flatten()[kept]
-        yield tuple(tensor.to(device) for tensor in (groups, index, kept, target))
-        starts[groups] += longest
-        groups = groups[left > longest]
+    left = {group: count for group, count in enumerate(counts) if count}
+    found: list[tuple[list[int], int]] = []
+    while left:
+        sizes = list(left.values())
+        longest, average = max(sizes), sum(sizes) / len(sizes)
+        length, least = longest, float(len(sizes) * longest)
+        for times in _LENGTHS:
+            tried = min(int(average * times) + 1, longest)
+            rest = [size - tried for size in sizes if size > tried]
+            cost = len(sizes) * tried + len(rest) * (max(rest, default=0) + _COPY_ROWS)
+            if cost < least:
+                length, least = tried, cost
+        found.append((list(left), length))
+        left = {group: size - length for group, size in left.items() if size > length}
+    return found
+
+
+def _round(
+    groups: list[int], begin: list[int], left: list[int], length: int, device: torch.device, *, whole: bool
+) -> Round:
+    # Small tensors go to the device, which makes the large ones.
+    starts, sizes = torch.tensor([begin, left], device=device).unsqueeze(-1)
+    places = torch.arange(length, device=device).unsqueeze(0)
+    index = starts + torch.minimum(places, sizes - 1)
+    chosen = None if whole else torch.tensor(groups, device=device)
+    return Round(chosen, index, places < sizes)

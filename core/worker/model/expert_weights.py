@@ -11,12 +11,14 @@ Source: NF4 and double quantization, QLoRA, arXiv 2305.14314.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import bitsandbytes as bnb
 import torch
+
+from core.worker.fused.experts import as_index
 
 #: Weights with one scale, and scales with one scale of their own, as in bitsandbytes.
 BLOCK, NESTED_BLOCK = 64, 256
@@ -135,32 +137,32 @@ class ExpertsParams4bit(torch.nn.Parameter):
         state = self.quant_state
         return (self.data, state.absmax) if state.source is None else state.source()
 
-    def block(self, first: int, last: int) -> torch.Tensor:
-        """The matrices of experts from a first to a last one, exclusive, dequantized together: ``(experts, rows,
-        columns)``, the same numbers as of each alone.
+    def block(self, numbers: Sequence[int]) -> torch.Tensor:
+        """The matrices of some experts dequantized together: ``(experts, rows, columns)``, the same numbers as of each
+        alone.
 
         Args:
-            first: The first.
-            last: The one behind the last.
+            numbers: The experts.
         """
         state = self.quant_state
         _, rows, columns = state.shape
         if rows * columns % BLOCK:
             # The last block of an expert is not whole, so that the next one begins within a block of the row of all.
-            return torch.stack([self.expert(number) for number in range(first, last)])
+            return torch.stack([self.expert(number) for number in numbers])
         data, absmax = self.packed()
-        nested = state.nested_absmax[first:last].repeat_interleave(NESTED_BLOCK, 1)[:, : absmax.shape[1]]
-        scales = state.nested_code[absmax[first:last].long()] * nested + state.offset[first:last].unsqueeze(1)
+        chosen = as_index(numbers)
+        nested = state.nested_absmax[chosen].repeat_interleave(NESTED_BLOCK, 1)[:, : absmax.shape[1]]
+        scales = state.nested_code[absmax[chosen].long()] * nested + state.offset[chosen].unsqueeze(1)
         together = bnb.functional.QuantState(
             absmax=scales.flatten(),
-            shape=_whole_blocks((last - first) * rows * columns),
+            shape=_whole_blocks(len(numbers) * rows * columns),
             code=state.code,
             blocksize=BLOCK,
             quant_type="nf4",
             dtype=state.dtype,
         )
-        matrices: torch.Tensor = bnb.functional.dequantize_4bit(data[first:last].reshape(-1, 1), together)
-        return matrices.view(last - first, rows, columns)
+        matrices: torch.Tensor = bnb.functional.dequantize_4bit(data[chosen].reshape(-1, 1), together)
+        return matrices.view(len(numbers), rows, columns)
 
     def bytes(self) -> int:
         """Bytes of the weights and their tables."""

@@ -21,7 +21,7 @@ import torch
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from core.memory.sizes import experts_at_once
-from core.worker.fused.experts import Offsets, grouped_product, multiply, multiply_between, row_experts
+from core.worker.fused.experts import Offsets, as_index, grouped_product, multiply, multiply_between, row_experts
 from core.worker.model.expert_weights import ExpertsParams4bit
 
 #: Name of the implementation in transformers' table.
@@ -201,7 +201,8 @@ def _times_frozen(rows: torch.Tensor, weight: Any, groups: Groups, *, transpose:
         quantized = isinstance(weight, ExpertsParams4bit)
         together = experts_at_once(first * second, rows.element_size()) if quantized else shape[0]
         block = functools.partial(_block, weight, rows.dtype)
-        return grouped_product(rows, groups.ends, block, together, transpose=transpose)
+        width = first if transpose else second
+        return grouped_product(rows, groups.ends, block, together, width, transpose=transpose)
     found = rows.new_empty((len(rows), first if transpose else second))
     for number, part in groups.parts():
         matrix = _matrix(weight, number, rows.dtype)
@@ -209,9 +210,9 @@ def _times_frozen(rows: torch.Tensor, weight: Any, groups: Groups, *, transpose:
     return found
 
 
-def _block(weight: Any, dtype: torch.dtype, first: int, last: int) -> torch.Tensor:
+def _block(weight: Any, dtype: torch.dtype, numbers: Sequence[int]) -> torch.Tensor:
     quantized = isinstance(weight, ExpertsParams4bit)
-    matrices: torch.Tensor = weight.block(first, last) if quantized else weight[first:last]
+    matrices: torch.Tensor = weight.block(numbers) if quantized else weight[as_index(numbers)]
     return matrices.detach().to(dtype)
 
 

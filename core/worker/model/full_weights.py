@@ -57,7 +57,7 @@ def put_weights(model: Any, path: Path, method: str) -> None:
         UserError: If they do not fit it, or some are missing.
     """
     own = dict(model.named_parameters())
-    names = set(tensor_names(path))
+    names = tensor_names(path)
     wanted = {name for name, parameter in own.items() if parameter.is_floating_point()}
     if method != "full":
         numbers = {
@@ -67,7 +67,7 @@ def put_weights(model: Any, path: Path, method: str) -> None:
         }
         trained = {numbers.get(id(own[name])) for name in names if name in own}
         wanted = {name for name in wanted if numbers.get(id(own[name])) in trained - {None}}
-    if missing := wanted - names:
+    if missing := wanted - set(names):
         raise UserError(f"{path} lacks weights that were trained: {tell(missing)}.", "Use an earlier checkpoint.")
     read_tensors(path, {name: own[name] for name in names if name in own})
 

@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from core.errors import UserError
+from core.models.text_part import split_names
 
 #: Dtypes by the names of the format.
 DTYPES = {
@@ -85,15 +86,18 @@ def stream_tensors(path: Path, specs: Mapping[str, TensorSpec], read: Callable[[
             file.write(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
 
 
-def tensor_names(path: Path) -> list[str]:
-    """The names of a file's tensors.
+def tensor_names(path: Path) -> dict[str, str]:
+    """The tensors of a file of trained weights: name in the model to that in the file.
+
+    Files of earlier versions, which trained composite models as a whole, have the names of the whole model, and towers
+    as they were, which are left out.
 
     Raises:
         UserError: If it cannot be read.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            return list(file.keys())
+            return {own: name for name, own in split_names(file.keys()).text.items()}
     except (OSError, SafetensorError) as error:
         raise _unreadable(path, error) from error
 
@@ -104,18 +108,19 @@ def read_tensors(path: Path, into: Mapping[str, torch.Tensor]) -> None:
 
     Args:
         path: A safetensors file.
-        into: Every tensor that the file must hold, and no other, in the same shape and dtype.
+        into: Every tensor that the file must hold, and no other, in the same shape and dtype; see
+            :func:`tensor_names`.
 
     Raises:
         UserError: If it cannot be read or holds something else.
     """
+    names = tensor_names(path)
+    if different := sorted(set(names) ^ set(into)):
+        raise UserError(f"{path} does not fit this model: {different[0]}.", "Use the base it was made from.")
     try:
         with safe_open(path, framework="pt") as file:
-            names = set(file.keys())
-            if different := sorted(names ^ set(into)):
-                raise UserError(f"{path} does not fit this model: {different[0]}.", "Use the base it was made from.")
             for name, tensor in into.items():
-                stored = file.get_tensor(name)
+                stored = file.get_tensor(names[name])
                 if stored.shape != tensor.shape or stored.dtype != tensor.dtype:
                     raise UserError(
                         f"{path} does not fit this model: {name} is {tuple(stored.shape)} {stored.dtype}.",

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from core.errors import UserError
+from core.models.quantized import read_decoded
 from core.models.shapes import by_layer
-from core.models.tensors import Tensor, read_weights
+from core.models.tensors import Tensor
 from core.runs.beside import runs_on_card, runs_on_cpu
 from core.units import format_bytes
 from core.worker.generate.room import free_bytes
@@ -17,7 +19,7 @@ from core.worker.generate.room import free_bytes
 _AROUND = 2 << 30
 
 
-def needed_bytes(tensors: dict[str, Tensor], width: int) -> int:
+def needed_bytes(tensors: Mapping[str, Tensor], width: int) -> int:
     """Bytes that a measurement takes at most: what is outside the layers, and the largest layer twice, as its parts
     are there beside what they are merged into.
 
@@ -36,7 +38,7 @@ def refuse_beside_run(base: Path, device: torch.device, dtype: torch.dtype) -> N
     Raises:
         UserError: If a run trains there, and it does not fit.
     """
-    needed, free = needed_bytes(read_weights(base), dtype.itemsize), free_bytes(device)
+    needed, free = needed_bytes(read_decoded(base).tensors, dtype.itemsize), free_bytes(device)
     if needed <= free:
         return
     if device.type == "cuda":

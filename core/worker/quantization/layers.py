@@ -61,7 +61,14 @@ class LayeredModel:
         self._base = base
         with _layers_left_out(None if beside is None else beside.loaded.model) as sources:
             self.loaded: LoadedModel = load_model(
-                base, method=method, precision=precision, device=device, keep_16bit=keep_16bit, tokenizer=tokenizer
+                base,
+                method=method,
+                precision=precision,
+                device=device,
+                tokenizer=tokenizer,
+                keep_16bit=keep_16bit,
+                # There is room for those of one layer.
+                host_experts=False,
             )
         if len(sources) != 1:
             raise UserError(

@@ -18,7 +18,7 @@ import torch
 from core.errors import UserError
 from core.hardware.cpu import memory
 from core.memory.batching import TOKEN_BUDGETS, chunk_positions
-from core.models.description import read_description
+from core.models.quantized import read_quantization
 from core.quantization.choose import choose_layers, layer_pattern
 from core.quantization.result import Figures, Kept, LayerCost, QuantizationCost
 from core.text import one_line
@@ -75,10 +75,10 @@ def measure_cost(
         UserError: If the model cannot be loaded, or has been saved in 4 bits.
     """
     began = time.monotonic()
-    saved = (read_description(base / "config.json") or {}).get("quantization_config")
-    if isinstance(saved, dict) and saved.get("quant_method") == "bitsandbytes":
+    saved = read_quantization(base)
+    if saved is not None and saved.is_used_as_saved("qlora"):
         raise UserError(
-            f"{one_line(base.name)} was saved quantized by bitsandbytes: there are no 16-bit weights to compare with.",
+            f"{one_line(base.name)} was saved quantized ({saved.name}): there are no 16-bit weights to compare with.",
             "Take the model as it was before that.",
         )
     progress("loading the model without its layers", None, None)

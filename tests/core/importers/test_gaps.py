@@ -31,7 +31,6 @@ NOBODY_SAYS = {
     "train.fused_layers": "a way to compute that changes nothing",
     "memory.keep_dequantized": "a way to compute that changes nothing",
     "memory.offload_experts": "none moves experts alone",
-    "method.target_experts": "they name the tensors of one model",
     "model.keep_16bit": "none says which layers stay in 16 bit by their cost; what they skip is their own choice",
     "method.train_for": "none trains the weights of a GGUF file",
     "eval.min_delta": "the threshold of early stopping is 0 in all of them",
@@ -52,7 +51,7 @@ ONE_DOES_NOT_SAY: dict[str, set[str]] = {
         *("hardware.device", "chat.top_p", "chat.top_k", "chat.min_p", "chat.repetition_penalty"),
         "train.deterministic",
     },
-    "llama-factory": {"eval.samples", "data.format", "template.file", "chat.min_p"},
+    "llama-factory": {"eval.samples", "data.format", "template.file", "chat.min_p", "method.target_experts"},
     "unsloth": {
         *("data.eval", "data.eval_share", "data.columns", "data.weights", "template.name", "template.file"),
         "template.variables",
@@ -61,6 +60,7 @@ ONE_DOES_NOT_SAY: dict[str, set[str]] = {
         *("train.max_grad_norm", "train.precision", "train.compile", "memory.liger", "eval.baseline"),
         *("eval.exact_match", "eval.samples", "eval.patience", "checkpoint.keep", "checkpoint.final"),
         *("hardware.device", "chat.max_new_tokens", "chat.repetition_penalty", "train.deterministic"),
+        "method.target_experts",
     },
 }
 #: Values of a choice that a table of names does not reach, and why.

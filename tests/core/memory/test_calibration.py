@@ -11,7 +11,7 @@ import pytest
 from core import paths
 from core.memory.calibration import Calibration, read_calibration, write_calibration
 
-CARD = Calibration("NVIDIA GeForce RTX 4090", 431 << 20, 0.031, "2.13.0", "2026-01-31", 1.5e14, 8.5e11)
+CARD = Calibration("NVIDIA GeForce RTX 4090", 431 << 20, 0.031, "2.13.0", "2026-01-31", 1.5e14, 8.5e11, 2.4e10)
 
 
 def test_a_calibration_is_read_as_it_was_written_and_is_private() -> None:
@@ -65,11 +65,14 @@ def test_a_file_with_an_implausible_value_is_ignored(changes: dict[str, object])
 
 
 def test_an_implausible_rate_counts_as_not_measured() -> None:
-    write_calibration(CARD).write_text(json.dumps(asdict(CARD) | {"matrix_rate": -1, "memory_rate": 0, "more": 1}))
+    write_calibration(CARD).write_text(
+        json.dumps(asdict(CARD) | {"matrix_rate": -1, "memory_rate": 0, "host_rate": "fast", "more": 1})
+    )
     found = read_calibration(CARD.device)
     assert found is not None
     assert found.matrix_rate is None
     assert found.memory_rate is None
+    assert found.host_rate is None
     assert found.runtime_bytes == CARD.runtime_bytes
 
 

@@ -231,17 +231,20 @@ def test_experts_are_quantized_and_their_routers_are_not() -> None:
     assert wide["experts"] == 48 * 2 * (gate_and_up + down)
 
 
+@pytest.mark.parametrize("targets", ["all-linear", ATTENTION], ids=["all", "attention"])
 @pytest.mark.parametrize(("rows", "limit"), [(1, 22e9), (16, 22e9), (16, 24e9)])
-def test_a_mixture_of_30b_trains_on_a_card_of_24_gb(rows: int, limit: float) -> None:
+def test_a_mixture_of_30b_trains_on_a_card_of_24_gb(rows: int, limit: float, targets: Any) -> None:
+    """Its experts get no adapters of rank 16 by themselves, which would be more than a hundredth of them."""
     plan = plan_of(
         published.QWEN_3_30B_A3B,
         Rows([(2048, rows)]),
         limit=int(limit),
         train={"max_length": 2048, "batch_size": rows},
-        method={"rank": 16, "target_modules": ATTENTION},
+        method={"rank": 16, "target_modules": targets},
         memory={"gradient_checkpointing": "on"},
     )
     assert plan.fits
+    assert dict(plan.targets) == dict.fromkeys(ATTENTION, 48)
     assert plan.total_bytes <= 22e9
 
 

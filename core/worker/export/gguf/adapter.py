@@ -108,7 +108,9 @@ def refuse_unknown(config: dict[str, Any]) -> None:
         "fan_in_fan_out": "transposed weights (fan_in_fan_out)",
         "alora_invocation_tokens": "invocation tokens (aLoRA)",
     }
-    found = [title for key, title in parts.items() if config.get(key)]
+    # Linear layers that PEFT would take for experts are saved as parameters; they are pairs like others.
+    named = [name for name in config.get("target_parameters") or () if not str(name).endswith("_proj.weight")]
+    found = [title for key, title in parts.items() if (named if key == "target_parameters" else config.get(key))]
     if config.get("bias", "none") != "none":
         found.append("biases")
     if found:

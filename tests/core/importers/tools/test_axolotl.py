@@ -251,6 +251,12 @@ def test_what_is_not_offered_says_what_happens_instead(tmp_path: Path) -> None:
         ("gradient_checkpointing: false", "memory.gradient_checkpointing", "off"),
         # Layers.
         ("lora_target_modules: [q_proj, v_proj]", "method.target_modules", ["q_proj", "v_proj"]),
+        (
+            "lora_target_parameters: [mlp.experts.gate_up_proj, mlp.experts.down_proj]",
+            "method.target_experts",
+            "on",
+        ),
+        ("lora_target_parameters: [mlp.experts.down_proj]", "method.target_experts", "on"),
         ("lora_target_modules: '.*.[0-9]+.(q|v)_proj'", "method.target_modules", ["re:.*.[0-9]+.(q|v)_proj"]),
         ("lora_target_modules: '.*.(q|v_proj'", "method.target_modules", "all-linear"),
         ("lora_target_modules: ['.*q_proj', v_proj]", "method.target_modules", "all-linear"),

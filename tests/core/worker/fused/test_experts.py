@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -12,10 +13,12 @@ import torch
 from core.worker.fused import experts as grouped
 from core.worker.fused.experts import (
     Offsets,
+    as_index,
     grouped_product,
     is_aligned,
     multiply,
     multiply_between,
+    plan_rounds,
     row_experts,
     takes_kernel,
 )
@@ -65,25 +68,21 @@ def test_rows_are_multiplied_with_the_matrix_of_their_expert(
     # Sizes that the kernel takes, which a CPU checks as well; others are padded.
     rows, matrices = tensors(counts, *((16, 8) if way == "kernel" else (12, 9)))
     matrices = matrices if transpose else matrices.transpose(1, 2).contiguous()
-    asked: list[tuple[int, int]] = []
+    asked: list[list[int]] = []
 
-    def block(first: int, last: int) -> torch.Tensor:
-        asked.append((first, last))
-        return matrices[first:last]
+    def block(numbers: Sequence[int]) -> torch.Tensor:
+        asked.append(list(numbers))
+        return matrices[as_index(numbers)]
 
-    found = grouped_product(rows, offsets_of(counts), block, at_once, transpose=transpose)
+    found = grouped_product(rows, offsets_of(counts), block, at_once, 8 if way == "kernel" else 9, transpose=transpose)
     wanted = [
         rows[part] @ (matrices[number].T if transpose else matrices[number])
         for number, part in enumerate(parts(counts))
     ]
     torch.testing.assert_close(found, torch.cat(wanted), rtol=1e-5, atol=1e-5)
-    assert all(last - first <= at_once for first, last in asked)
-    # No more blocks than there must be, and none of experts that nobody was sent to.
-    touched = [number for number, count in enumerate(counts) if count]
-    if touched:
-        assert {number for first, last in asked for number in range(first, last)} >= set(touched)
-        assert all(counts[first] and counts[last - 1] for first, last in asked)
-        assert len(asked) <= -(-len(counts) // at_once)
+    # Experts without rows are not asked for, the others once.
+    assert [number for numbers in asked for number in numbers] == [n for n, count in enumerate(counts) if count]
+    assert all(len(numbers) == at_once for numbers in asked[:-1])
 
 
 @pytest.mark.parametrize("name", COUNTS)
@@ -107,15 +106,52 @@ def test_any_numbers_of_rows(seed: int) -> None:
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
-def test_padding_stays_small_where_one_expert_has_most_rows() -> None:
-    """Of 128 experts one has 4,000 rows, the others 32: padded to the longest it would be 512,000."""
-    counts = [32] * 127 + [4000]
-    rounds = list(grouped._padded(offsets_of(counts).host, torch.device("cpu")))
-    padded = sum(index.numel() for _, index, _, _ in rounds)
-    assert padded <= 3 * sum(counts)
-    assert len(rounds) <= 64
-    every = torch.cat([target for _, _, _, target in rounds]).sort().values
-    assert torch.equal(every, torch.arange(sum(counts)))
+def rows_of(counts: list[int]) -> tuple[int, int]:
+    """Padded rows, and matrices that are copied for further rounds."""
+    (first, length), *more = plan_rounds(counts)
+    padded = sum(len(groups) * long for groups, long in more)
+    return len(first) * length + padded, sum(len(groups) for groups, _ in more)
+
+
+@pytest.mark.parametrize(
+    ("counts", "padded", "copies"),
+    [
+        # All alike: one round without padding. A bit uneven: padded to the longest, which is cheaper than a copy.
+        ([128] * 64, 128 * 64, 0),
+        ([120, 140] * 32, 140 * 64, 0),
+        # One of 128 experts has most rows: it goes on alone.
+        ([32] * 127 + [4000], 128 * 64 + 4000 - 64, 1),
+        ([1] * 8, 8, 0),
+    ],
+)
+def test_groups_are_padded_where_that_is_cheaper_than_another_round(
+    counts: list[int], padded: int, copies: int
+) -> None:
+    found = rows_of(counts)
+    assert found[0] <= padded
+    assert found[1] == copies
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_each_row_is_in_one_round(seed: int) -> None:
+    order = random.Random(seed)
+    counts = [order.choice([0, 1, 5, 64, 700]) for _ in range(order.randrange(1, 40))]
+    counts[0] += 1
+    offsets = offsets_of(counts)
+    seen = torch.cat([one.index[one.is_row] for one in offsets.rounds])
+    assert torch.equal(seen.sort().values, torch.arange(sum(counts)))
+    for one in offsets.rounds:
+        groups = torch.arange(len(counts)) if one.groups is None else one.groups
+        # Padded places stay within the rows of their group.
+        assert torch.equal(row_experts(offsets)[one.index], groups.unsqueeze(1).expand_as(one.index))
+
+
+def test_indices_of_a_block_are_made_once() -> None:
+    offsets = offsets_of([3, 0, 4, 2])
+    assert offsets.part([0, 2]) is offsets.part([0, 2])
+    assert offsets.part([2, 3]).host == [4, 6]
+    assert offsets.part([2, 3]).device.tolist() == [4, 6]
+    assert offsets.rows([2, 3]) == slice(3, 9)
 
 
 def test_the_expert_of_each_row() -> None:

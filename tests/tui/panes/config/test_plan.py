@@ -10,10 +10,13 @@ from core.analysis.lengths import measure_lengths
 from core.analysis.result import Analysis
 from core.config.document import ConfigDocument
 from core.errors import UserError
+from core.quantization import job
+from core.quantization.result import ROWS, sentence
 from core.runs import pace
 from core.runs.events import HardwareEvent
 from core.runs.pace import PaceBook
 from core.runs.store import Run, list_runs
+from tests.core.quantization.test_result import COST
 from tests.core.runs.test_pace import record, step
 from tests.tui.config_panes import opened, type_value
 from tests.tui.harness import PaneApp, pane_of, screen_lines, screen_text, wait_for
@@ -50,6 +53,30 @@ def test_the_parts_make_up_the_total(tmp_path: Path) -> None:
     assert view.total > 5 << 30
     assert view.limit is not None
     assert view.fits == (view.total <= view.limit)
+
+
+def test_what_4_bits_cost_stays_below_the_plan_while_the_configuration_is_the_same(tmp_path: Path) -> None:
+    made = document(tmp_path, str(model(tmp_path)), 'hardware.device = "cpu"\n')
+    config = made.validate()
+    key = job._key(config, ROWS)
+    assert key is not None
+    view = plan_document(made)
+    assert view is not None
+    assert view.bits == ""
+    job._keep(key, COST.to_dict())
+    view = plan_document(made)
+    assert view is not None
+    assert view.bits == sentence(COST)
+    for width in (40, 78, 200):
+        lines = draw_plan(view, width).plain.splitlines()
+        said = " ".join(line for line in lines if line and line in sentence(COST))
+        assert sentence(COST).startswith(said)
+        assert said.startswith("4 bits cost 0.21 nats")
+        assert all(len(line) <= width for line in lines)
+    made.set("method.name", "lora")
+    view = plan_document(made)
+    assert view is not None
+    assert view.bits == ""
 
 
 def test_the_bar_and_the_start_card_say_the_same_of_rows_of_known_lengths(tmp_path: Path, private_home: Path) -> None:
