@@ -142,3 +142,17 @@ class Tried:
 def tried(trained: Trained) -> Tried:
     """Where a test tells what it has found."""
     return Tried(trained.name, Path(os.environ[RECORD]) if RECORD in os.environ else None)
+
+
+#: Families that the tables do not know: their plan is that of a measurement.
+MEASURED = (
+    *("qwen3_5", "qwen3_5_moe", "gemma4", "gemma4_moe", "glm4_moe_lite", "lfm2", "lfm2_moe"),
+    *("granitemoehybrid", "granitemoehybrid_dense"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Expect the plans of families that are not measured yet to fail."""
+    for item in items:
+        if item.name.startswith("test_weights_are") and item.name.partition("[")[2].rstrip("]") in MEASURED:
+            item.add_marker(pytest.mark.xfail(strict=True, reason="its family is not measured yet"))

@@ -22,7 +22,7 @@ class Weights:
     """The weights of a loaded base."""
 
     parameters: int
-    """Numbers in them, those of 4-bit tensors counted as before."""
+    """Numbers in them, those of 4-bit tensors counted as before; those that are saved though never trained count."""
     bytes: int
     """Of the tensors, with the tables of 4-bit ones."""
     in_4bit: tuple[str, ...]
@@ -63,6 +63,11 @@ def weights(base: Path, method: str, precision: str) -> Weights:
             continue
         tables = (parameter, state.absmax, state.state2.absmax, state.code, state.state2.code, state.offset)
         size += sum(table.numel() * table.element_size() for table in tables)
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if name not in module._non_persistent_buffers_set:
+                parameters += buffer.numel()
+                size += buffer.numel() * buffer.element_size()
     head = model.get_output_embeddings()
     linear = [
         name
