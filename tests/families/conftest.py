@@ -45,6 +45,11 @@ class Trained:
         return base
 
     @property
+    def experts(self) -> dict[str, str]:
+        """Options of the section ``method`` that put adapters on its experts."""
+        return {"target_experts": "on"} if tiny.FAMILIES[self.name].experts else {}
+
+    @property
     def home(self) -> Path:
         """The home of its runs."""
         return self.directory / "home"
@@ -61,7 +66,7 @@ class Trained:
             {
                 "model": {"base": str(self.base)},
                 "data": {"train": str(rows)},
-                "method": {"name": "qlora", "rank": 8, "alpha": 16, "dropout": 0.05},
+                "method": {"name": "qlora", "rank": 8, "alpha": 16, "dropout": 0.05, **self.experts},
                 "train": {
                     "max_steps": STEPS,
                     "batch_size": len(_ASKED),

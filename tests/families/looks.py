@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ class Weights:
     """The weights of a loaded base."""
 
     parameters: int
-    """Numbers in them, those of 4-bit tensors counted as before."""
+    """Numbers in them, those of 4-bit tensors counted as before; those that are saved though never trained count."""
     bytes: int
     """Of the tensors, with the tables of 4-bit ones."""
     in_4bit: tuple[str, ...]
@@ -62,6 +63,11 @@ def weights(base: Path, method: str, precision: str) -> Weights:
             continue
         tables = (parameter, state.absmax, state.state2.absmax, state.code, state.state2.code, state.offset)
         size += sum(table.numel() * table.element_size() for table in tables)
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if name not in module._non_persistent_buffers_set:
+                parameters += buffer.numel()
+                size += buffer.numel() * buffer.element_size()
     head = model.get_output_embeddings()
     linear = [
         name
@@ -102,12 +108,12 @@ class Pass:
     """Why packing is refused; empty where it is not."""
 
 
-def gradients(base: Path, method: str, train: dict[str, Any]) -> Pass:
+def gradients(base: Path, method: dict[str, Any], train: dict[str, Any]) -> Pass:
     """Loss and gradients of a batch in fp32, with random adapters.
 
     Args:
         base: The model.
-        method: ``lora`` or ``qlora``.
+        method: Options of the section ``method``.
         train: Options of the section ``train``; where ``packing`` is refused, it is left out.
     """
     import torch
@@ -119,16 +125,15 @@ def gradients(base: Path, method: str, train: dict[str, Any]) -> Pass:
     from core.worker.setup.fast_paths import choose_packing, fuse_layers, wants_packing
     from core.worker.setup.self_check import check_model
 
-    config = Config.model_validate(
-        {"data": {"train": "rows.jsonl"}, "method": {"name": method, "rank": 4}, "train": train}
-    )
-    loaded = load_model(base, method=method, precision="fp32", device="cpu", for_training=True)
+    config = Config.model_validate({"data": {"train": "rows.jsonl"}, "method": {"rank": 4, **method}, "train": train})
+    loaded = load_model(base, method=config.method.name, precision="fp32", device="cpu", for_training=True)
     loaded = replace(loaded, model=attach_adapters(loaded.model, config.method, seed=0))
     torch.manual_seed(0)
     for parameter in trainable_parameters(loaded.model):
-        torch.nn.init.normal_(parameter, std=0.05)
+        torch.nn.init.normal_(parameter, std=0.02)
     fused = fuse_layers(config, loaded)
-    rows, refused = _rows(), ""
+    short, long = _rows(10, (4, 17, 9, 12)), _rows(20, (9, 24, 15, 30))
+    rows, refused = short + long, ""
     packed = wants_packing(config, fused)
     check = check_model(loaded, SupervisedLoss(loaded.model), rows, contextlib.nullcontext, laid_out=packed)
     try:
@@ -137,7 +142,9 @@ def gradients(base: Path, method: str, train: dict[str, Any]) -> Pass:
         refused = error.message
         plainly = config.model_copy(update={"train": config.train.model_copy(update={"packing": False})})
         packing = choose_packing(plainly, loaded, rows, fused, check)
-    loss = SupervisedLoss(loaded.model, packing)(*collate(rows, 0, loaded.device))
+    sums = SupervisedLoss(loaded.model, packing)
+    # Rows within the windows of the tiny models lie one behind another; longer ones are padded where there are windows.
+    loss = sums(*collate(short, 0, loaded.device)) + sums(*collate(long, 0, loaded.device))
     found = torch.autograd.grad(loss, trainable_parameters(loaded.model), allow_unused=True)
     used = [gradient for gradient in found if gradient is not None]
     assert len(used) == len(found), "an adapter has no part in the loss"
@@ -151,15 +158,20 @@ def gradients(base: Path, method: str, train: dict[str, Any]) -> Pass:
     )
 
 
-def _rows() -> list[Any]:
-    """Rows of other lengths, longer than the tiny models' windows, with one beginning."""
+def _rows(common: int, lengths: Sequence[int]) -> list[Any]:
+    """Rows that begin with the same tokens.
+
+    Args:
+        common: Number of these.
+        lengths: Numbers of those that follow in each row.
+    """
     from core.worker.data.encode import TokenizedRow
 
     random = np.random.default_rng(0)
     made = []
-    for length in (9, 24, 15, 30):
-        ids = np.concatenate([np.arange(30, 50), random.integers(5, 300, length)]).astype(np.int32)
+    for length in lengths:
+        ids = np.concatenate([np.arange(30, 30 + common), random.integers(5, 300, length)]).astype(np.int32)
         supervised = np.zeros(len(ids), dtype=np.bool_)
-        supervised[22:] = True
+        supervised[common + 2 :] = True
         made.append(TokenizedRow(ids, supervised))
     return made
