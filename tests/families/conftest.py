@@ -137,4 +137,3 @@ class Tried:
 def tried(trained: Trained) -> Tried:
     """Where a test tells what it has found."""
     return Tried(trained.name, Path(os.environ[RECORD]) if RECORD in os.environ else None)
-
