@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -12,6 +15,7 @@ from core.memory.plan import Machine, Plan
 from core.memory.planner import make_plan
 from core.models.architecture.architecture import Architecture
 from core.models.architecture.families import known_families, read_architecture
+from core.models.architecture.load import load_architecture
 from core.presets.choose import fits_card
 from tests.families.fits import CARDS, README, SERIES, readme_table, rows
 from tests.families.published_models import DIRECTORY, PUBLISHED, published_config
@@ -46,6 +50,7 @@ CLAIMED = (0.7, 1.5)
 TORCHTUNE = "pytorch/torchtune README.md, table of memory and training speed (micro-batch 2, packed to 2,048)"
 AXOLOTL = "axolotl-ai-cloud/axolotl examples/"
 UNSLOTH = "unsloth.ai/docs/get-started/fine-tuning-for-beginners/unsloth-requirements"
+TUNING = "unsloth.ai/docs/models/qwen3.5/fine-tune"
 FACTORY = "hiyouga/LLaMA-Factory README.md, hardware requirement, QLoRA in 4 bits"
 
 FIGURES = [
@@ -57,6 +62,13 @@ FIGURES = [
     Figure(
         21.0, AXOLOTL + "devstral", "Mistral-Small-3.2-24B", RAN, {"micro_batch": 2, "rank": 32, "optimizer": "adamw"}
     ),
+    Figure(4.76, AXOLOTL + "ministral3/think", "Ministral-3-3B", RAN, {"micro_batch": 2, "rank": 32}),
+    # A third more than we plan, for a reason that is not told.
+    Figure(11.3, AXOLOTL + "olmo3", "Olmo-3-7B", (0.6, 1.2), {"micro_batch": 2, "rank": 32}),
+    Figure(25.2, AXOLOTL + "gemma4, reserved", "Gemma-4-31B", RAN, {}),
+    Figure(10.0, TUNING, "Qwen3.5-4B", RAN, {"method": "lora"}),
+    Figure(56.0, TUNING, "Qwen3.5-27B", RAN, {"method": "lora"}),
+    Figure(74.0, TUNING, "Qwen3.5-35B-A3B", RAN, {"method": "lora"}),
     Figure(17.5, "qwen.readthedocs.io/zh-cn/latest/training/unsloth.html", "Qwen3-30B-A3B", RAN, {}),
     Figure(14.0, "unsloth.ai/blog/gpt-oss", "gpt-oss-20b", RAN, {"length": 1024, "rank": 8}),
     Figure(3.5, UNSLOTH, "Llama-3.2-3B", CLAIMED, {}),
@@ -68,6 +80,21 @@ FIGURES = [
     Figure(12.0, FACTORY, "Phi-4", CLAIMED, {"rank": 8}),
     Figure(24.0, FACTORY, "Qwen3-32B", CLAIMED, {"rank": 8}),
 ]
+
+
+#: Models of the same shapes.
+SAME = {"Qwen3.6-27B": "Qwen3.5-27B", "Qwen3.6-35B-A3B": "Qwen3.5-35B-A3B"}
+
+
+def _marked(cases: Iterable[Any]) -> list[Any]:
+    """The cases, slow where a model is of a family that has to be measured first."""
+    found = []
+    for case in cases:
+        model, label = (case, case) if isinstance(case, str) else (case.model, f"{case.model}, {case.source}")
+        config = published_config(model)
+        known = config.get("text_config", config)["model_type"] in known_families()
+        found.append(pytest.param(case, id=label, marks=() if known else pytest.mark.slow))
+    return found
 
 
 def test_every_configuration_has_its_numbers_and_its_source() -> None:
@@ -83,45 +110,36 @@ def test_every_configuration_has_its_numbers_and_its_source() -> None:
     assert files <= named
 
 
-def test_every_model_that_is_planned_is_in_the_table() -> None:
-    planned = {name for name in PUBLISHED if _family(name) in known_families()}
-    assert planned == set(rows())
+def test_every_model_is_in_the_table() -> None:
+    assert {name for name in PUBLISHED if name not in SAME} == set(rows())
 
 
 def test_the_readme_has_what_fits_and_what_was_tried() -> None:
     """``make models`` writes it."""
     assert f"\n\n{readme_table()}\n\n" in README.read_text(encoding="utf-8")
     told = [name for series in SERIES for name in series.models.values()]
-    # Of the same shapes.
-    same = {"Qwen3.6-27B": "Qwen3.5-27B", "Qwen3.6-35B-A3B": "Qwen3.5-35B-A3B"}
-    assert set(told) == {same.get(name, name) for name in PUBLISHED}
-    assert all(PUBLISHED[name] == PUBLISHED[other] for name, other in same.items())
+    assert sorted(told) == sorted(rows())
+    assert all(PUBLISHED[name] == PUBLISHED[other] for name, other in SAME.items())
 
 
-@pytest.mark.parametrize("name", rows())
-def test_what_fits_on_which_card(name: str) -> None:
+@pytest.mark.parametrize("name", _marked(rows()))
+def test_all_parameters_are_planned_and_the_table_says_what_fits(name: str, tmp_path: Path) -> None:
+    """The parameters are those of the model, or of its text part where it has towers, but for small buffers: a scalar a
+    layer of Gemma 4, and what LFM2 and GLM add to the scores of experts.
+    """
     gib, *fits = rows()[name]
-    model = read_architecture(published_config(name), name)
-    needed = _plan(model).needed_bytes / GIB
-    assert needed == pytest.approx(float(gib), rel=0.02, abs=0.06)
+    model = _model(name, tmp_path)
+    published = PUBLISHED[name]
+    assert model.parameters == pytest.approx(published.text or published.built, abs=5000)
+    assert _plan(model).needed_bytes / GIB == pytest.approx(float(gib), rel=0.02, abs=0.06)
     assert [_fits(model, card) for card in CARDS] == fits
 
 
-@pytest.mark.parametrize("name", rows())
-def test_a_plan_has_the_published_number_of_parameters(name: str) -> None:
-    """To the element: that of the model, or of its text part where towers are left out, but for a scalar a layer."""
-    published = PUBLISHED[name]
-    planned = read_architecture(published_config(name), name).parameters
-    assert planned == published.built or planned == pytest.approx(published.text, abs=64)
-
-
-@pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: f"{figure.model}, {figure.source}")
-def test_the_plan_is_near_what_others_have_published(figure: Figure) -> None:
-    values = published_config(figure.model)
-    # Magistral and Devstral, which theirs are, have no vision tower.
-    model = read_architecture(values["text_config"] if "Mistral" in figure.model else values, figure.model)
+@pytest.mark.parametrize("figure", _marked(FIGURES))
+def test_the_plan_is_near_what_others_have_published(figure: Figure, tmp_path: Path) -> None:
     least, most = figure.bounds
-    assert least <= _plan(model, **figure.settings).needed_bytes / GIB / figure.gib <= most
+    planned = _plan(_model(figure.model, tmp_path), **figure.settings).needed_bytes / GIB
+    assert least <= planned / figure.gib <= most
 
 
 def test_a_mixture_of_30_billion_trains_on_24_and_on_12_gb() -> None:
@@ -133,10 +151,9 @@ def test_a_mixture_of_30_billion_trains_on_24_and_on_12_gb() -> None:
     assert 14e9 < small.experts_host_bytes < 16e9
 
 
-def _family(name: str) -> str:
-    """The family of a model's text part."""
-    config = published_config(name)
-    return str(config.get("text_config", config)["model_type"])
+def _model(name: str, directory: Path) -> Architecture:
+    (directory / "config.json").write_text(json.dumps(published_config(name)), encoding="utf-8")
+    return load_architecture(directory)
 
 
 def _plan(
