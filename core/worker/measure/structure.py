@@ -96,7 +96,9 @@ def _layer(layer: Any, config: Any, number: int, count: int) -> Layer:
 
 def _experts(layer: Any, config: Any) -> tuple[Experts | None, str]:
     """Stacked experts, if the layer has gated ones with a router, and the name of the router."""
-    stacked = [parameter for parameter in layer.parameters() if parameter.dim() == 3]
+    # The filters of convolutions, in recurrent layers, have three dimensions too.
+    filters = {id(module.weight) for module in layer.modules() if isinstance(module, torch.nn.Conv1d)}
+    stacked = [weight for weight in layer.parameters() if weight.dim() == 3 and id(weight) not in filters]
     active = next((size for name in _ACTIVE if (size := _size(config, name)) is not None), None)
     if len(stacked) != 2 or active is None or len({parameter.shape[0] for parameter in stacked}) != 1:
         return None, ""
@@ -120,6 +122,9 @@ def _experts(layer: Any, config: Any) -> tuple[Experts | None, str]:
 
 def _attention(layer: Any, config: Any, number: int) -> Attention:
     kind = layer_type(config, number)
+    # Layers may differ, as Gemma 4's in key and value heads; the model's own configuration then refuses to say.
+    differing = getattr(config, "per_layer_config", None)
+    config = differing[number] if differing else config
     window = _size(config, "sliding_window") if kind.startswith("sliding") or not kind else None
     heads = _size(config, "num_attention_heads") or 0
     if kind in _WITHOUT_SCORES or not heads:
