@@ -566,8 +566,15 @@ def measured_passes(
             "target_modules": method.target_modules,
             "init": "pissa" if method.init == "pissa" else "default",
             "train_for": method.train_for,
+            "target_experts": method.target_experts,
         }
-    sections = {"data": {"train": "x"}, "method": kept, "train": {"fused_layers": config.train.fused_layers}}
+    sections: dict[str, Any] = {
+        "data": {"train": "x"},
+        "method": kept,
+        "train": {"fused_layers": config.train.fused_layers},
+    }
+    if how.quantized and (patterns := kept_patterns(config.model.keep_16bit)):
+        sections["model"] = {"keep_16bit": list(patterns)}
     # Copies of weights are counted apart; what is dequantized beside them is little.
     found = measure_passes(architecture, sections, asdict(replace(how, dequantized=False)), cached_only=cached_only)
     if found is None:

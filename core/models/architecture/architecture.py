@@ -19,15 +19,12 @@ class Linear:
         outputs: Output features.
         bias: Whether it has a bias.
         transposed: Whether its matrix is transposed, as in transformers' ``Conv1D``.
-        among_all: Whether it gets an adapter for ``all-linear``. If PEFT puts adapters on stacked experts instead of
-            layers of these names, other layers of these names get none.
     """
 
     name: str
     inputs: int
     outputs: int
     bias: bool = False
-    among_all: bool = True
     transposed: bool = False
 
     @property
@@ -93,7 +90,6 @@ class Experts:
         active: Experts per token.
         hidden: Input and output features.
         width: Features inside one expert.
-        adapted: Whether PEFT puts adapters on them for ``all-linear``.
         clamped: Gate and inner values are clamped and the latter shifted, which makes as many tensors more.
     """
 
@@ -101,7 +97,6 @@ class Experts:
     active: int
     hidden: int
     width: int
-    adapted: bool
     clamped: bool = False
 
     @property
@@ -201,8 +196,8 @@ class Architecture:
         head_bias: Whether the output head has a bias.
         linears: Linear layers outside of the decoder layers, the head not among them.
         wide: Parameters that are loaded in fp32 whatever the precision.
-        description: Content of the ``config.json`` of a model whose family the tables do not know: what its layers keep
-            and take is measured (:mod:`core.models.architecture.measuring`). Empty for the others.
+        description: Content of the ``config.json`` of a model of which the tables do not tell what its layers keep and
+            take: that is measured (:mod:`core.models.architecture.measuring`). Empty for the others.
         towers: Parts of a composite model beside the language model, which are not loaded.
         kernels: Optional kernels for its recurrent layers that are not installed.
         checkpoint: Its weights on disk, if present.

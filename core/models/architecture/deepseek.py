@@ -26,7 +26,6 @@ def read_deepseek(values: ConfigValues, family: str) -> Architecture:
         active=values.count("num_experts_per_tok"),
         hidden=hidden,
         width=expert_width,
-        adapted=True,
     )
     sparse = replace(
         layer, linears=(*linears, *_network("mlp.shared_experts", hidden, shared)), width=shared, experts=experts
@@ -72,7 +71,7 @@ def _attention(values: ConfigValues, hidden: int) -> tuple[tuple[Linear, ...], A
 
 def _network(name: str, hidden: int, width: int) -> tuple[Linear, ...]:
     return (
-        Linear(f"{name}.gate_proj", hidden, width, among_all=False),
-        Linear(f"{name}.up_proj", hidden, width, among_all=False),
-        Linear(f"{name}.down_proj", width, hidden, among_all=False),
+        Linear(f"{name}.gate_proj", hidden, width),
+        Linear(f"{name}.up_proj", hidden, width),
+        Linear(f"{name}.down_proj", width, hidden),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -48,7 +49,6 @@ class _Family:
     expert_width: str = "moe_intermediate_size"
     expert_bias: bool = False
     """Whether experts and router have a bias."""
-    experts_adapted: bool = True
     shared_expert: bool = False
     plain: tuple[str, str] | None = None
     """Names of the two linear layers of a feed-forward network without a gate."""
@@ -117,7 +117,6 @@ _LIKE_LLAMA: dict[str, _Family] = {
         output_bias=False,
         mlp_bias=False,
         expert_count="num_experts",
-        experts_adapted=False,
         shared_expert=True,
     ),
     "gpt_oss": _Family(
@@ -129,11 +128,25 @@ _LIKE_LLAMA: dict[str, _Family] = {
         expert_count="num_local_experts",
         expert_width="intermediate_size",
         expert_bias=True,
-        experts_adapted=False,
         window="sliding_window",
     ),
     "qwen3_moe": _Family(kv_heads=4, normed="head", mlp_bias=False, expert_count="num_experts"),
 }
+#: Families whose parameters the tables tell, and not what their layers keep and take: that is measured. By more than
+#: three percent the tables would be off: by dropout and biases that layers keep more of (GPT-2, GPT-NeoX), and by what
+#: experts take.
+_MEASURED = frozenset(
+    {
+        "gpt2",
+        "gpt_neox",
+        "mixtral",
+        "qwen2_moe",
+        "qwen3_moe",
+        "gpt_oss",
+        "deepseek_v2",
+        "deepseek_v3",
+    }
+)
 #: Key and value heads of models whose file omits them: these families then have one for each query head.
 _KV_AS_QUERIES = frozenset({"qwen2", "qwen3", "gemma"})
 #: Families of multimodal models, to the family of their text part.
@@ -163,17 +176,22 @@ def read_architecture(config: Mapping[str, Any], where: str) -> Architecture:
         named = text.get("model_type")
         text["model_type"] = named if isinstance(named, str) else _TEXT_PARTS.get(family, family)
         text.pop("text_config", None)
-        return replace(read_architecture(text, where), towers=read_towers(config))
+        found = replace(read_architecture(text, where), towers=read_towers(config))
+        return _described(found, config) if found.description else found
     family = _TEXT_PARTS.get(family, family)
     values = ConfigValues(config, where)
-    if family in _BUILDERS:
-        return _BUILDERS[family](values, family)
-    if family in _LIKE_LLAMA:
-        return _like_llama(values, family, _LIKE_LLAMA[family])
+    if family in _BUILDERS or family in _LIKE_LLAMA:
+        rules = _LIKE_LLAMA.get(family)
+        found = _BUILDERS[family](values, family) if rules is None else _like_llama(values, family, rules)
+        return _described(found, config) if family in _MEASURED else found
     raise UnknownFamilyError(
         f"{where} is of the family {one_line(family, 60)}, whose memory has to be measured.",
         "Plan a run with it: the model is built without its weights and measured.",
     )
+
+
+def _described(architecture: Architecture, config: Mapping[str, Any]) -> Architecture:
+    return replace(architecture, description=json.dumps(config, sort_keys=True))
 
 
 class UnknownFamilyError(UserError):
@@ -285,7 +303,6 @@ def _with_experts(values: ConfigValues, rules: _Family, layer: Layer, hidden: in
         active=values.count("num_experts_per_tok", 2),
         hidden=hidden,
         width=values.count(rules.expert_width),
-        adapted=rules.experts_adapted,
         clamped=rules.expert_bias,
     )
     bias = experts.count * (2 * experts.width + hidden + 1) if rules.expert_bias else 0
@@ -307,10 +324,6 @@ def _with_experts(values: ConfigValues, rules: _Family, layer: Layer, hidden: in
     if not count:
         return (sparse,)
     plain = replace(_with_network(values, rules, layer, hidden), count=count)
-    if experts.adapted:
-        own = {linear.name for linear in layer.linears}
-        linears = (replace(linear, among_all=linear.name in own) for linear in plain.linears)
-        plain = replace(plain, linears=tuple(linears))
     return (plain,) if count == depth else (replace(sparse, count=depth - count), plain)
 
 

@@ -170,7 +170,7 @@ class GgufHeader:
             if isinstance(value, int) and not isinstance(value, bool):
                 config[ours] = value
         if family == "llama" and config.get("num_experts"):
-            config["model_type"] = "mixtral"
+            config |= {"model_type": "mixtral", "num_local_experts": config.pop("num_experts")}
         tokens = self.metadata.get("tokenizer.ggml.tokens")
         if isinstance(tokens, int):
             config.setdefault("vocab_size", tokens)

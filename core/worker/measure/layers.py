@@ -239,7 +239,7 @@ class Passes:
                     stack.callback(parameter.register_post_accumulate_grad_hook(_drop_gradient).remove)
             stack.enter_context(self._skeleton.mode)
             stack.enter_context(tracker)
-            stack.enter_context(without_values())
+            stack.enter_context(without_values(how))
             if how.cuda and how.autocast:
                 # PEFT and others ask for it.
                 stack.callback(torch.set_autocast_enabled, "cuda", torch.is_autocast_enabled("cuda"))

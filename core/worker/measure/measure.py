@@ -42,9 +42,15 @@ def measure_passes(skeleton: Skeleton, told: Told = lambda _what: None) -> measu
         for parameter in skeleton.model.parameters()
         if parameter.requires_grad
     )
-    targets = Counter(
-        name.rpartition(".")[2] for name, module in skeleton.causal.named_modules() if getattr(module, "lora_A", None)
-    )
+    # The adapters of the matrices of a layer's experts are nested around one module.
+    adapted = {
+        name.replace(".base_layer", "")
+        for name, module in skeleton.causal.named_modules()
+        if getattr(module, "lora_A", None)
+    }
+    # In the order of the names within a layer.
+    ordered = sorted(adapted, key=lambda name: [part for part in name.split(".") if not part.isdecimal()])
+    targets = Counter(name.rpartition(".")[2] for name in ordered)
     return measured.Passes(
         tuple(passes.kinds),
         tuple(regimes),

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
 import bitsandbytes as bnb
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoConfig, AutoModelForCausalLM, masking_utils
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from transformers import AutoConfig, masking_utils
 from transformers.initialization import no_init_weights
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 
@@ -30,9 +30,13 @@ from core.worker.fused.install import fuse
 from core.worker.fused.short_attention import drop_masks
 from core.worker.measure.card import CARD_ATTENTION, CardOperations, register
 from core.worker.model.adapters import TRAINED, attach_adapters
+from core.worker.model.expert_weights import ExpertsParams4bit, ExpertsQuantState
+from core.worker.model.experts import use_own_experts
+from core.worker.model.experts import without_values as experts_without_values
 from core.worker.model.full_weights import choose_weights
 from core.worker.model.model import keep_gradients
-from core.worker.model.quantizer import FourBitQuantizer, four_bit_config
+from core.worker.model.quantizer import FourBitQuantizer, four_bit_config, quantized_experts
+from core.worker.model.text_part import CausalLM, choose_class
 
 
 @dataclass(frozen=True)
@@ -68,8 +72,8 @@ class Skeleton:
         return CardOperations(self.dtype if self.how.autocast else None)
 
 
-def read_text_config(description: Mapping[str, Any], where: str) -> Any:
-    """The configuration of the text model that ``config.json`` describes.
+def read_causal_lm(description: Mapping[str, Any], where: str) -> CausalLM:
+    """The class and the configuration that a run loads for a ``config.json``.
 
     Args:
         description: The content of ``config.json``; of a model that also sees or hears, its text part is taken.
@@ -83,29 +87,20 @@ def read_text_config(description: Mapping[str, Any], where: str) -> Any:
         whole = AutoConfig.for_model(**dict(description))
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise _unmeasured(where, family, error) from error
-    text = whole.get_text_config()
-    if text is not whole and "tie_word_embeddings" in description:
-        # Parts share the key at the top level.
-        text.tie_word_embeddings = bool(description["tie_word_embeddings"])
-    if type(text) not in AutoModelForCausalLM._model_mapping:
-        raise UserError(
-            f"{where} is of the family {family}, for which transformers has no causal language model.",
-            "Choose a model that writes text.",
-        )
-    return text
+    return choose_class(whole, description, where)
 
 
-def build_bare(config: Any, dtype: torch.dtype, where: str) -> Any:
-    """The causal language model of a configuration on torch's meta device, frozen.
+def build_bare(causal: CausalLM, dtype: torch.dtype, where: str) -> Any:
+    """A causal language model on torch's meta device, frozen.
 
     Raises:
         UserError: If transformers cannot build it.
     """
     try:
-        with torch.device("meta"), no_init_weights():
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+        with no_init_weights():
+            model = causal.build(dtype)
     except Exception as error:  # a configuration that is anyone's fails in as many ways as there are lines
-        raise _unmeasured(where, str(config.model_type), error) from error
+        raise _unmeasured(where, str(causal.config.model_type), error) from error
     for name, wide in _kept_wide(model, dtype):
         _put(model, name, torch.nn.Parameter(wide, requires_grad=False))
     model.requires_grad_(False)
@@ -146,8 +141,13 @@ def build_skeleton(model: Any, config: Config, how: Arithmetic) -> Skeleton:
         UserError: If nothing in it is trained.
     """
     dtype = next(iter(model.get_input_embeddings().parameters())).dtype
+    experts: set[int] = set()
     if how.quantized:
-        settings = four_bit_config(dtype, kept_patterns(config.model.keep_16bit))
+        keep = kept_patterns(config.model.keep_16bit)
+        settings = four_bit_config(dtype, keep)
+        experts = {id(model.get_parameter(name)) for name in quantized_experts(model, keep)}
+        if experts:
+            use_own_experts(model)
         skipped = FourBitQuantizer(settings).get_modules_to_not_convert(
             model, settings.llm_int8_skip_modules, list(model._get_dtype_plan(dtype))
         )
@@ -161,7 +161,7 @@ def build_skeleton(model: Any, config: Config, how: Arithmetic) -> Skeleton:
         else:
             trained = attach_adapters(model, config.method, seed=0, fresh=False)
     mode = FakeTensorMode()
-    _give_storage(trained, mode, dtype)
+    _give_storage(trained, mode, dtype, experts)
     if how.quantized:
         keep_gradients(trained)
     if how.fused_layers or how.fused_attention:
@@ -189,15 +189,19 @@ def _without_seed() -> Iterator[None]:
         torch.set_rng_state(state)
 
 
-def _give_storage(model: Any, mode: FakeTensorMode, dtype: torch.dtype) -> None:
-    """Replace parameters and buffers on the meta device by fake tensors on the CPU, tied ones once."""
+def _give_storage(model: Any, mode: FakeTensorMode, dtype: torch.dtype, experts: Set[int]) -> None:
+    """Replace parameters and buffers on the meta device by fake tensors on the CPU, tied ones once, and those of
+    ``experts``, by ``id``, in 4 bits.
+    """
     made: dict[int, torch.nn.Parameter] = {}
     with mode:
         for module in model.modules():
             for name, parameter in module._parameters.items():
                 if parameter is None:
                     continue
-                if id(parameter) not in made:
+                if id(parameter) in experts:
+                    made[id(parameter)] = _four_bit_experts(parameter.shape, dtype)
+                elif id(parameter) not in made:
                     made[id(parameter)] = _parameter(module, name, parameter, dtype)
                 module._parameters[name] = made[id(parameter)]
             for name, buffer in module._buffers.items():
@@ -243,16 +247,45 @@ def _four_bits(module: Any, dtype: torch.dtype) -> torch.nn.Parameter:
     return kept
 
 
+class _FakeExperts(ExpertsParams4bit, FakeTensor):
+    """Experts in 4 bits without values."""
+
+
+def _four_bit_experts(shape: torch.Size, dtype: torch.dtype) -> torch.nn.Parameter:
+    """The weights of the experts of a layer in 4 bits; see
+    :func:`core.worker.model.expert_weights.quantize_experts`."""
+    experts, elements = shape[0], shape[1:].numel()
+    blocks = math.ceil(elements / NF4_BLOCK)
+    weight: Any = torch.empty(experts, math.ceil(elements / 2), dtype=torch.uint8, device="cpu")
+    # A tensor without values is made by its mode alone.
+    weight.__class__ = _FakeExperts
+    weight.quant_state = ExpertsQuantState(
+        shape=shape,
+        dtype=dtype,
+        absmax=torch.empty(experts, blocks, dtype=torch.uint8, device="cpu"),
+        offset=torch.empty(experts, device="cpu"),
+        nested_absmax=torch.empty(experts, math.ceil(blocks / NF4_OUTER_BLOCK), device="cpu"),
+        code=torch.empty(16, device="cpu"),
+        nested_code=torch.empty(256, device="cpu"),
+    )
+    kept: torch.nn.Parameter = weight
+    return kept
+
+
 @contextlib.contextmanager
-def without_values() -> Iterator[None]:
-    """A context in which transformers decides on masks without looking at values, which fake tensors lack: batches are
-    neither padded on the left nor packed.
+def without_values(how: Arithmetic) -> Iterator[None]:
+    """A context in which nobody looks at values, which fake tensors lack: batches are neither padded on the left nor
+    packed, and experts are chosen evenly.
+
+    Args:
+        how: The arithmetic of the run.
     """
     usual = masking_utils.find_packed_sequence_indices
     masking_utils.find_packed_sequence_indices = lambda _positions: None
     drop_masks()
     try:
-        yield
+        with experts_without_values(grouped=how.cuda):
+            yield
     finally:
         # Those made meanwhile have no values.
         drop_masks()

@@ -116,7 +116,7 @@ def _experts(layer: Any, config: Any) -> tuple[Experts | None, str]:
     router = next((name for name, parameter in routers if parameter.shape[1] == hidden), None)
     if router is None:
         return None, ""
-    experts = Experts(count, active, hidden, sizes[0] // hidden, adapted=False)
+    experts = Experts(count, active, hidden, sizes[0] // hidden)
     return experts, router.removesuffix(".weight")
 
 

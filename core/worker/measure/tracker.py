@@ -48,8 +48,10 @@ class AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         """Run an operation and count what it allocates."""
         made = func(*args, **(kwargs or {}))
+        # What is made of numbers (``torch.tensor``) comes as an argument first.
+        known = () if func is torch.ops.aten.lift_fresh.default else args
         for tensor in _tensors(made):
-            self._note(tensor, args)
+            self._note(tensor, known)
         workspace = _WORKSPACES.get(func.name().partition(".")[0]) if hasattr(func, "name") else None
         self.points.append(self.live + (workspace(args) if workspace is not None else 0))
         return made

@@ -12,8 +12,10 @@ gives the matrix of one expert; see :class:`core.worker.model.expert_weights.Exp
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +30,9 @@ from core.worker.model.expert_weights import ExpertsParams4bit
 IMPLEMENTATION = "localtune"
 #: Attribute of a module of experts with the adapters that are in use, by the name of the matrix.
 ADAPTERS = "_expert_adapters"
+
+#: Whether products of tensors without values are grouped; None where tensors have values.
+_grouped_without_values: ContextVar[bool | None] = ContextVar("grouped_without_values", default=None)
 
 
 def is_experts(module: Any) -> bool:
@@ -107,7 +112,10 @@ class Groups:
     @functools.cached_property
     def ends(self) -> Offsets:
         """The offsets on the host, for which it waits the first time."""
-        return Offsets(self.offsets.tolist(), self.offsets.device)
+        if _grouped_without_values.get() is None:
+            return Offsets(self.offsets.tolist(), self.offsets.device)
+        choices, experts = len(self.order), len(self.offsets)
+        return Offsets([choices * number // experts for number in range(1, experts + 1)], self.offsets.device)
 
     def parts(self) -> Iterator[tuple[int, slice]]:
         """Experts that were chosen at all, with their part of the sorted choices. It waits for the device."""
@@ -191,7 +199,22 @@ def is_grouped(device: torch.device) -> bool:
     """Whether products are grouped, as on a GPU, where a loop over experts would be a loop of small kernels; on a CPU
     experts are multiplied one by one, of which each is dequantized alone.
     """
-    return device.type == "cuda"
+    grouped = _grouped_without_values.get()
+    return device.type == "cuda" if grouped is None else grouped
+
+
+@contextlib.contextmanager
+def without_values(*, grouped: bool) -> Iterator[None]:
+    """A context for tensors that have no values, as a measurement has: choices count as split evenly among experts.
+
+    Args:
+        grouped: Whether products are grouped, as on a GPU.
+    """
+    token = _grouped_without_values.set(grouped)
+    try:
+        yield
+    finally:
+        _grouped_without_values.reset(token)
 
 
 def _times_frozen(rows: torch.Tensor, weight: Any, groups: Groups, *, transpose: bool) -> torch.Tensor:

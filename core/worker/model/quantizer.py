@@ -50,6 +50,21 @@ def four_bit_config(dtype: torch.dtype, keep: Sequence[str] = ()) -> BitsAndByte
     )
 
 
+def quantized_experts(model: Any, keep: Sequence[str]) -> dict[str, torch.Size]:
+    """Matrices of experts that are quantized: their names in the model, and their shapes.
+
+    Args:
+        model: A model of transformers, without adapters.
+        keep: Names and patterns of layers that stay in 16 bit.
+    """
+    return {
+        f"{name}.{matrix}": stored_shape(getattr(module, matrix))
+        for name, module in experts_of(model)
+        for matrix in matrix_names(module)
+        if not experts_stay_16bit(name, matrix, keep)
+    }
+
+
 class FourBitQuantizer(Bnb4BitHfQuantizer):  # type: ignore[misc]
     """Quantizer for NF4; entries of ``llm_int8_skip_modules`` are patterns as of ``method.target_modules``."""
 
@@ -63,12 +78,7 @@ class FourBitQuantizer(Bnb4BitHfQuantizer):  # type: ignore[misc]
     def _process_model_before_weight_loading(self, model: Any, device_map: Any, **kwargs: Any) -> None:
         keep = self.quantization_config.llm_int8_skip_modules or ()
         if not self.pre_quantized:
-            self.expert_shapes = {
-                f"{name}.{matrix}": stored_shape(getattr(module, matrix))
-                for name, module in experts_of(model)
-                for matrix in matrix_names(module)
-                if not experts_stay_16bit(name, matrix, keep)
-            }
+            self.expert_shapes = quantized_experts(model, keep)
         super()._process_model_before_weight_loading(model, device_map, **kwargs)
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:

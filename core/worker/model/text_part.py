@@ -53,10 +53,14 @@ class CausalLM:
     key_mapping: dict[str, str] | None = None
     whole: Any = None
 
-    def build(self) -> Any:
-        """The model without its weights, on the device ``meta``."""
+    def build(self, dtype: torch.dtype | None = None) -> Any:
+        """The model without its weights, on the device ``meta``.
+
+        Args:
+            dtype: Of its weights; None for that of the configuration.
+        """
         with torch.device("meta"):
-            model = self.model_class._from_config(copy.deepcopy(self.config))
+            model = self.model_class._from_config(copy.deepcopy(self.config), dtype=dtype)
         _mark(model, self.whole)
         return model
 

@@ -8,14 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from core.config.schema import Config
 from core.memory.plan import Machine
 from core.memory.planner import arithmetic
 from core.worker.fused.install import fuse
 from core.worker.measure.layers import LayerPasses, Passes, SizedPass
-from core.worker.measure.skeleton import Skeleton, build_bare, build_skeleton, read_text_config
+from core.worker.measure.skeleton import Skeleton, build_bare, build_skeleton, read_causal_lm
 from core.worker.model.adapters import TRAINED, attach_adapters
 from core.worker.model.model import load_model
 from tests.families.tiny import FAMILIES
@@ -28,18 +27,27 @@ def config_of(**more: Any) -> Config:
     return Config.model_validate(sections | more)
 
 
+def bare_of(family: str) -> Any:
+    return build_bare(read_causal_lm(FAMILIES[family].config().to_dict(), family), torch.bfloat16, family)
+
+
 def without_values(family: str, config: Config) -> Skeleton:
-    text = read_text_config(FAMILIES[family].config().to_dict(), family)
-    return build_skeleton(build_bare(text, torch.bfloat16, family), config, arithmetic(config, Machine("cpu")))
+    return build_skeleton(bare_of(family), config, arithmetic(config, Machine("cpu")))
 
 
 def with_values(family: str, config: Config, directory: Path) -> Skeleton:
     """The same of real tensors, loaded as a run does."""
-    text = read_text_config(FAMILIES[family].config().to_dict(), family)
+    causal = read_causal_lm(FAMILIES[family].config().to_dict(), family)
     torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(text, dtype=torch.bfloat16).save_pretrained(directory)
+    causal.model_class._from_config(causal.config, dtype=torch.bfloat16).save_pretrained(directory)
     loaded = load_model(
-        directory, method=config.method.name, precision="bf16", device="cpu", for_training=True, tokenizer=object()
+        directory,
+        method=config.method.name,
+        precision="bf16",
+        device="cpu",
+        for_training=True,
+        tokenizer=object(),
+        keep_16bit=config.model.keep_16bit or (),
     )
     model = attach_adapters(loaded.model, config.method, seed=0)
     how = arithmetic(config, Machine("cpu"))
@@ -76,5 +84,20 @@ def test_a_model_without_values_keeps_what_a_real_one_does(family: str, length: 
         real.end_backward.peak,
     )
     assert found.kinds.keys() == real.kinds.keys()
+    for kind, passes in found.kinds.items():
+        assert figures(passes) == figures(real.kinds[kind]), kind
+
+
+@pytest.mark.parametrize("keep", [(), ("layers.0.*",)], ids=["quantized", "kept"])
+@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss"])
+def test_adapters_on_experts_are_kept_as_in_a_real_one(family: str, keep: tuple[str, ...], tmp_path: Path) -> None:
+    """And beside layers in 4 bits those that stay in 16."""
+    config = config_of(method={"rank": 4, "target_experts": "on"}, model={"keep_16bit": list(keep)} if keep else {})
+    skeleton = without_values(family, config)
+    kinds, found = measured(skeleton, 96)
+    real_kinds, real = measured(with_values(family, config, tmp_path), 96)
+    assert kinds == real_kinds
+    experts = [weight for name, weight in skeleton.causal.named_parameters() if name.endswith(".down_proj")]
+    assert [weight.dtype for weight in experts] == [torch.bfloat16 if keep else torch.uint8, torch.uint8]
     for kind, passes in found.kinds.items():
         assert figures(passes) == figures(real.kinds[kind]), kind

@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from core.config.schema import Config
 from core.memory.batching import length_runs
@@ -22,7 +21,7 @@ from core.models.architecture.families import read_architecture
 from core.models.architecture.measuring import Unmeasured, measure_architecture
 from core.worker.loss.loss import SupervisedLoss
 from core.worker.measure.__main__ import measure
-from core.worker.measure.skeleton import read_text_config
+from core.worker.measure.skeleton import read_causal_lm
 from core.worker.measure.tracker import AllocationTracker
 from core.worker.model.adapters import attach_adapters
 from core.worker.model.full_weights import choose_weights
@@ -74,9 +73,9 @@ def measured(family: str) -> Architecture:
 
 def loaded_of(family: str, directory: Path, config: Config) -> LoadedModel:
     """The text part of a tiny model of a family, loaded and made ready as a run does."""
-    text = read_text_config(FAMILIES[family].config().to_dict(), family)
+    causal = read_causal_lm(FAMILIES[family].config().to_dict(), family)
     torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(text, dtype=torch.bfloat16).save_pretrained(directory)
+    causal.model_class._from_config(causal.config, dtype=torch.bfloat16).save_pretrained(directory)
     loaded = load_model(
         directory, method=config.method.name, precision="bf16", device="cpu", for_training=True, tokenizer=object()
     )
