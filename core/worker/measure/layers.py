@@ -6,7 +6,7 @@ import contextlib
 import functools
 import gc
 from collections import UserDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -111,6 +111,15 @@ class SizedPass:
     kinds: dict[tuple[int, bool], LayerPasses] = field(default_factory=dict)
 
 
+#: Types of layers that carry a state from token to token instead of attending.
+WITHOUT_SCORES = frozenset(("linear_attention", "mamba", "conv", "recurrent", "moe", "mlp"))
+
+
+def kinds_without_scores(skeleton: Skeleton, kinds: list[int]) -> frozenset[int]:
+    """Kinds of layers whose memory grows with the tokens, whatever the length of a row."""
+    return frozenset(kind for number, kind in enumerate(kinds) if layer_type(skeleton.config, number) in WITHOUT_SCORES)
+
+
 def layer_multiples(skeleton: Skeleton, kinds: list[int]) -> dict[int, int]:
     """Tokens that a layer of each kind takes rows in pieces of, as scans over a state do; 1 for most."""
     found: dict[int, int] = {}
@@ -180,18 +189,21 @@ class Passes:
         self._beside: dict[int, tuple[Any, ...]] = {}
         self._shared = False
 
-    def measure(self, rows: int, length: int) -> SizedPass:
+    def measure(self, rows: int, length: int, but: Set[int] = frozenset()) -> SizedPass:
         """Measure a micro-batch.
 
         Args:
             rows: Number of its rows.
             length: Tokens of a row.
+            but: Kinds of layers that are left out.
         """
         found = SizedPass(rows, length)
         with self._running() as tracker:
             calls = self._run_decoder(tracker, found)
             first = self.kinds[self.gradient_from] if self.gradient_from >= 0 else None
             for kind, number in self._first.items():
+                if kind in but:
+                    continue
                 self._told(f"layer {number + 1}, {rows} x {length} tokens")
                 for reached in (True, False) if kind == first else (True,):
                     found.kinds[kind, reached] = self._measure(tracker, self._layers[number], calls[kind], reached)

@@ -9,7 +9,7 @@ from typing import Any
 from core.memory.batching import LENGTH_MULTIPLE, SHORT_ROW
 from core.models.architecture import measured
 from core.models.architecture.measured import Growth, LayerGrowth, Peak, Regime, fit_around, fit_layer
-from core.worker.measure.layers import LayerPasses, Passes, SizedPass, Traced, layer_multiples
+from core.worker.measure.layers import LayerPasses, Passes, SizedPass, Traced, kinds_without_scores, layer_multiples
 from core.worker.measure.skeleton import Skeleton
 
 #: Rows of the smallest micro-batch that is measured; what is for all rows is little in it.
@@ -33,10 +33,12 @@ def measure_passes(skeleton: Skeleton, told: Told = lambda _what: None) -> measu
     passes = Passes(skeleton, told)
     bounds = _bounds(skeleton)
     multiples = layer_multiples(skeleton, passes.kinds)
-    regimes = [
-        _regime(passes, multiples, shortest, longest)
-        for shortest, longest in zip((0, *bounds), (*bounds, None), strict=True)
-    ]
+    linear = kinds_without_scores(skeleton, passes.kinds)
+    regimes: list[Regime] = []
+    for shortest, longest in zip((0, *bounds), (*bounds, None), strict=True):
+        # Scans over long rows take long, and grow as those over short ones.
+        known = tuple(layer for layer in regimes[0].layers if layer.kind in linear) if regimes else ()
+        regimes.append(_regime(passes, multiples, shortest, longest, known))
     trained = Counter(
         (parameter.shape[0], parameter.numel() // parameter.shape[0]) if parameter.dim() > 1 else (parameter.numel(), 1)
         for parameter in skeleton.model.parameters()
@@ -78,11 +80,16 @@ def _bounds(skeleton: Skeleton) -> list[int]:
     return bounds
 
 
-def _regime(passes: Passes, multiples: dict[int, int], shortest: int, longest: int | None) -> Regime:
-    """The regime of rows longer than ``shortest``, up to ``longest`` tokens."""
+def _regime(
+    passes: Passes, multiples: dict[int, int], shortest: int, longest: int | None, known: tuple[LayerGrowth, ...]
+) -> Regime:
+    """The regime of rows longer than ``shortest``, up to ``longest`` tokens; with ``known`` layers, which are as in
+    another.
+    """
     short = max(LONG, 2 * shortest) if longest is None else _padded((shortest + longest) // 2)
     long = 2 * short if longest is None else longest
-    sizes = [passes.measure(ROWS, short), passes.measure(2 * ROWS, short), passes.measure(ROWS, long)]
+    but = {layer.kind for layer in known}
+    sizes = [passes.measure(rows, length, but) for rows, length in ((ROWS, short), (2 * ROWS, short), (ROWS, long))]
     middle = (short + long) // 2
     around = [(one.rows, one.length, float(one.around)) for one in sizes]
     around += [
@@ -97,7 +104,8 @@ def _regime(passes: Passes, multiples: dict[int, int], shortest: int, longest: i
         tuple(
             _layer(sizes, kind, reached, multiples[kind], [one.kinds[kind, reached] for one in sizes])
             for kind, reached in sizes[0].kinds
-        ),
+        )
+        + known,
     )
 
 

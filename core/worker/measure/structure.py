@@ -10,11 +10,9 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from core.models.architecture.architecture import Architecture, Attention, Experts, Layer, Linear
-from core.worker.measure.layers import layer_kinds, layer_type
+from core.worker.measure.layers import WITHOUT_SCORES, layer_kinds, layer_type
 from core.worker.model.model import decoder_layers
 
-#: Types of layers that carry a state from token to token instead of attending.
-_WITHOUT_SCORES = frozenset(("linear_attention", "mamba", "conv", "recurrent", "moe", "mlp"))
 #: Names of the number of experts that a token passes through.
 _ACTIVE = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_topk", "moe_top_k")
 
@@ -127,7 +125,7 @@ def _attention(layer: Any, config: Any, number: int) -> Attention:
     config = differing[number] if differing else config
     window = _size(config, "sliding_window") if kind.startswith("sliding") or not kind else None
     heads = _size(config, "num_attention_heads") or 0
-    if kind in _WITHOUT_SCORES or not heads:
+    if kind in WITHOUT_SCORES or not heads:
         return Attention(0, 0, 0, rotary=False)
     own = [size for module in layer.modules() if isinstance(size := getattr(module, "head_dim", None), int)]
     head_dim = own[0] if own else _size(config, "head_dim") or max(config.hidden_size // heads, 1)

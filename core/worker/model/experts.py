@@ -112,10 +112,13 @@ class Groups:
     @functools.cached_property
     def ends(self) -> Offsets:
         """The offsets on the host, for which it waits the first time."""
-        if _grouped_without_values.get() is None:
+        if (grouped := _grouped_without_values.get()) is None:
             return Offsets(self.offsets.tolist(), self.offsets.device)
         choices, experts = len(self.order), len(self.offsets)
-        return Offsets([choices * number // experts for number in range(1, experts + 1)], self.offsets.device)
+        # One by one each takes what another does, so that two stand for all.
+        chosen = experts if grouped else min(experts, 2)
+        ends = [choices * min(number, chosen) // chosen for number in range(1, experts + 1)]
+        return Offsets(ends, self.offsets.device)
 
     def parts(self) -> Iterator[tuple[int, slice]]:
         """Experts that were chosen at all, with their part of the sorted choices. It waits for the device."""
@@ -205,7 +208,7 @@ def is_grouped(device: torch.device) -> bool:
 
 @contextlib.contextmanager
 def without_values(*, grouped: bool) -> Iterator[None]:
-    """A context for tensors that have no values, as a measurement has: choices count as split evenly among experts.
+    """A context for tensors that have no values, as a measurement has: choices count as split evenly.
 
     Args:
         grouped: Whether products are grouped, as on a GPU.

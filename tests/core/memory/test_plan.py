@@ -419,14 +419,8 @@ NAMES = st.sampled_from(
         "Llama-3-8B",
         "Qwen2.5-7B",
         "Gemma-2-9B",
-        "Phi-3-mini",
-        "GPT-2",
-        "Pythia-160M",
-        "Mixtral-8x7B",
-        "Qwen1.5-MoE-A2.7B",
-        "Gemma-3-4B",
-        "gpt-oss-20b",
-        "DeepSeek-V2-Lite",
+        "SmolLM3-3B",
+        "Qwen3-4B",
     ]
 )
 SETTINGS = st.fixed_dictionaries(

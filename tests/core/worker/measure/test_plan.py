@@ -13,14 +13,13 @@ import torch
 from core.config.schema import Config
 from core.memory.batching import length_runs
 from core.memory.plan import Machine, Plan
-from core.memory.planner import make_plan
+from core.memory.planner import arithmetic, make_plan
 from core.memory.rows import Rows
-from core.models.architecture import measuring
+from core.memory.static import weight_parts
 from core.models.architecture.architecture import Architecture
-from core.models.architecture.families import read_architecture
+from core.models.architecture.families import known_families, read_architecture
 from core.models.architecture.measuring import Unmeasured, measure_architecture
 from core.worker.loss.loss import SupervisedLoss
-from core.worker.measure.__main__ import measure
 from core.worker.measure.skeleton import read_causal_lm
 from core.worker.measure.tracker import AllocationTracker
 from core.worker.model.adapters import attach_adapters
@@ -36,22 +35,12 @@ from core.worker.setup.fast_paths import fuse_layers
 from tests.core.models.architecture import published
 from tests.core.worker.setup.test_memory_decision import ROWS, comes_and_goes
 from tests.families.tiny import FAMILIES
+from tests.measured_here import measured_here
+
+__all__ = ["measured_here"]
 
 #: Families whose layers put keys and values where other layers read them.
 SHARING = {"gemma4", "gemma4_moe"}
-
-
-class Silent:
-    """Answers that nobody reads."""
-
-    def progress(self, activity: str, done: int | None = None, total: int | None = None) -> None:
-        """Nothing."""
-
-
-@pytest.fixture(autouse=True)
-def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measure without a process of its own, whose imports take seconds."""
-    monkeypatch.setattr(measuring, "_run", lambda job: measure(job, Silent()))  # type: ignore[arg-type]
 
 
 def config_of(directory: Path, checkpointing: bool = False, fused: bool = True, **method: Any) -> Config:
@@ -122,29 +111,60 @@ def test_the_plan_of_a_measured_model_is_what_torch_allocates(family: str, check
     assert 0.955 <= found <= (1.2 if checkpointing and family in SHARING else 1.05)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [
-        *((name, "cuda") for name in ("Llama-3-8B", "Qwen3-4B", "Mistral-7B", "Gemma-2-9B", "SmolLM3-3B")),
-        ("Qwen2.5-0.5B", "cuda"),
-        ("Qwen2.5-0.5B", "cpu"),
-    ],
-)
-def test_the_tables_are_held_against_the_measurement(
-    name: str, kind: Literal["cuda", "cpu"], checkpointing: bool, tmp_path: Path
-) -> None:
-    description = published.PARAMETERS[name][0]
-    table = read_architecture(description, name)
-    found = measure_architecture(Unmeasured(json.dumps(description, sort_keys=True), name))
+#: Shapes of a published model of every family of which the tables tell what layers keep.
+TABLES: dict[str, dict[str, Any]] = {
+    "llama": published.LLAMA_3_8B,
+    "mistral": published.MISTRAL_7B,
+    "ministral": {**published.MISTRAL_7B, "model_type": "ministral", "head_dim": 128},
+    "smollm3": published.SMOLLM3_3B,
+    "olmo2": {**published.LLAMA_2_7B, "model_type": "olmo2"},
+    "qwen2": published.QWEN_2_5_05B,
+    "qwen3": published.QWEN_3_4B,
+    "gemma": {**published.GEMMA_2_9B, "model_type": "gemma"},
+    "gemma2": published.GEMMA_2_9B,
+    "starcoder2": {**published.LLAMA_3_8B, "model_type": "starcoder2", "use_bias": True},
+}
+
+
+@pytest.mark.parametrize("kind", ["cuda", "cpu"])
+@pytest.mark.parametrize("family", TABLES)
+def test_the_tables_are_held_against_the_measurement(family: str, kind: Literal["cuda", "cpu"], tmp_path: Path) -> None:
+    description = {**TABLES[family], "num_hidden_layers": 6}
+    table = read_architecture(description, family)
+    assert not table.description
+    found = measure_architecture(Unmeasured(json.dumps(description, sort_keys=True), family))
     assert found.parameters == table.parameters
-    config, rows = config_of(tmp_path, checkpointing), Rows(length_runs([1024] * ROWS), 0.02)
-    plans = [make_plan(model, config, Machine(kind), rows) for model in (table, found)]
-    by_table, by_measurement = (plan.by_name() for plan in plans)
-    for part in ("linear_weights", "embeddings", "norms", "adapters", "optimizer"):
-        assert by_table[part] == by_measurement[part], part
-    assert dict(plans[0].targets) == dict(plans[1].targets)
-    assert comes_and_goes(plans[0]) == pytest.approx(comes_and_goes(plans[1]), rel=0.03)
+    for checkpointing in (False, True):
+        config, rows = config_of(tmp_path, checkpointing), Rows(length_runs([1024] * ROWS), 0.02)
+        plans = [make_plan(model, config, Machine(kind), rows) for model in (table, found)]
+        by_table, by_measurement = (plan.by_name() for plan in plans)
+        for part in ("linear_weights", "linear_16bit", "embeddings", "norms", "adapters", "optimizer"):
+            assert by_table.get(part) == by_measurement.get(part), part
+        assert plans[0].targets == plans[1].targets
+        assert comes_and_goes(plans[0]) == pytest.approx(comes_and_goes(plans[1]), rel=0.03)
+
+
+def test_there_is_a_model_of_every_family_of_the_tables() -> None:
+    """Of the others the description says that they are to be measured."""
+        measured_ones = {family for family in known_families() if family not in TABLES} - {"gemma3", "mistral3"}
+    assert measured_ones <= every
+    for description, _ in published.PARAMETERS.values():
+        family = description.get("text_config", description).get("model_type")
+        assert bool(read_architecture(description, "m").description) == (family in measured_ones)
+
+
+MIXTURES = [published.QWEN_1_5_MOE, published.MIXTRAL_8X7B, published.GPT_OSS_20B, published.DEEPSEEK_V2_LITE]
+
+
+@pytest.mark.parametrize(
+    "description", [*MIXTURES, published.GPT_2, published.PYTHIA_160M], ids=lambda one: one["model_type"]
+)
+def test_weights_by_the_tables_are_those_of_the_structure(description: dict[str, Any], tmp_path: Path) -> None:
+    table = read_architecture(description, "m")
+    found = measure_architecture(Unmeasured(json.dumps(description, sort_keys=True), "m"))
+    how = arithmetic(config_of(tmp_path), Machine("cuda"))
+    parts = [{part.name: part.bytes for part in weight_parts(model, how, 0)} for model in (table, found)]
+    assert parts[0] == parts[1]
 
 
 @pytest.mark.parametrize("name", published.PARAMETERS)

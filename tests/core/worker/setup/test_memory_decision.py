@@ -62,6 +62,9 @@ from core.worker.setup.memory_decision import (
 from core.worker.steps.window import first_budget
 from tests.core.models.architecture import published
 from tests.core.worker.steps.stepper import make_state
+from tests.measured_here import measured_here
+
+__all__ = ["measured_here"]
 
 SMALL = {
     "hidden_size": 256,
@@ -72,7 +75,6 @@ SMALL = {
     "head_dim": 64,
     "vocab_size": 3000,
 }
-PLAIN = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 3, "num_attention_heads": 4}
 #: A model whose layers' inputs are much of what it takes.
 DEEP = {**SMALL, "model_type": "llama", "intermediate_size": 256, "num_hidden_layers": 8}
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -87,9 +89,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "starcoder2": {**SMALL, "model_type": "starcoder2"},
     "olmo2": {**SMALL, "model_type": "olmo2"},
     "granite": {**SMALL, "model_type": "granite"},
-    "gpt2": {"model_type": "gpt2", "n_embd": 256, "n_layer": 3, "n_head": 4, "vocab_size": 3000},
-    "gpt-neox": {**PLAIN, "model_type": "gpt_neox", "vocab_size": 3000},
 }
+#: A family whose layers are measured.
+MEASURED = {"gpt2": {"model_type": "gpt2", "n_embd": 256, "n_layer": 3, "n_head": 4, "vocab_size": 3000}}
 EXPERTS = {**SMALL, "num_experts_per_tok": 2, "moe_intermediate_size": 192}
 MIXTURES: dict[str, dict[str, Any]] = {
     "mixtral": {**SMALL, "model_type": "mixtral", "num_local_experts": 4},
@@ -147,7 +149,7 @@ def model_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
             ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
             torch.manual_seed(0)
             model = AutoModelForCausalLM.from_config(
-                AutoConfig.for_model(**(FAMILIES | MIXTURES | SEEING | {"deep": DEEP})[family], **ids)
+                AutoConfig.for_model(**(FAMILIES | MEASURED | MIXTURES | SEEING | {"deep": DEEP})[family], **ids)
             )
             model.to(torch.bfloat16).save_pretrained(directory)
             words = {"<pad>": 0, "<s>": 1, "</s>": 2, "a": 3}
@@ -239,7 +241,6 @@ SETTINGS: list[tuple[str, dict[str, Any], float]] = [
     ("llama", {"precision": "fp32"}, 1.0),
     ("llama", {"precision": "fp32", "checkpointing": True}, 0.02),
     ("gemma2", {"precision": "fp32"}, 0.02),
-    ("gpt2", {"precision": "fp32"}, 0.02),
     ("llama", {"name": "lora"}, 0.02),
     ("llama", {"rank": 64}, 0.02),
     ("llama", {"dropout": 0.1}, 0.02),
@@ -263,7 +264,7 @@ def test_the_plan_is_what_torch_allocates(
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt-neox"])
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_rows_beyond_the_fused_attention_are_told_as_well(
     family: str, checkpointing: bool, model_of: Callable[[str], Path]
 ) -> None:
@@ -358,18 +359,14 @@ def test_what_is_moved_away_is_missing_in_the_peak(
     assert sum(moved) / 2 <= plan.host_bytes <= 2 * sum(moved)
 
 
-@pytest.mark.parametrize("fused", [True, False], ids=["fused", "plain"])
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("family", MIXTURES)
-def test_mixtures_of_experts_are_told_roughly(
-    family: str, checkpointing: bool, fused: bool, model_of: Callable[[str], Path]
-) -> None:
-    config = config_of(model_of(family), checkpointing=checkpointing, fused=fused)
-    loaded = prepare(config)
-    plan = plan_of(config, 0.02)
-    trained = sum(parameter.numel() for parameter in trainable_parameters(loaded.model))
-    assert plan.trainable == trained
-    assert 0.9 <= comes_and_goes(plan) / peak_of_tensors(loaded, 0.02) <= 1.2
+@pytest.mark.parametrize("family", ["gpt2", *MIXTURES])
+def test_measured_families_are_told_as_well(family: str, model_of: Callable[[str], Path]) -> None:
+    for checkpointing in (False, True):
+        config = config_of(model_of(family), checkpointing=checkpointing)
+        loaded = prepare(config)
+        plan = plan_of(config, 0.02)
+        assert plan.trainable == sum(parameter.numel() for parameter in trainable_parameters(loaded.model))
+        assert comes_and_goes(plan) == pytest.approx(peak_of_tensors(loaded, 0.02), rel=0.07)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
