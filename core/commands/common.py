@@ -80,6 +80,18 @@ def note(text: str) -> None:
     sys.stderr.flush()
 
 
+def tell_measuring() -> Callable[[str, float], None]:
+    """Tells once that a model is being measured, for :func:`core.models.architecture.measuring.telling`."""
+    said: list[str] = []
+
+    def told(_activity: str, _seconds: float) -> None:
+        if not said:
+            said.append("measuring")
+            note("measuring how much memory a model of this family takes, which is done once and takes some seconds")
+
+    return told
+
+
 def emit(value: Any) -> None:
     """Print a result as one line of JSON on standard output, without the numbers that JSON lacks (``"NaN"``)."""
     from core.runs.events import as_json

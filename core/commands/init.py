@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.commands.common import PROGRAM, add_json_flag, emit, note, put, say
+from core.commands.common import PROGRAM, add_json_flag, emit, note, put, say, tell_measuring
 from core.config.choices import AIMS
 
 if TYPE_CHECKING:
@@ -32,6 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the file, and print the chosen preset with the reason."""
+    from core.models.architecture.measuring import telling
+
+    with telling(tell_measuring()):
+        return _init(args)
+
+
+def _init(args: argparse.Namespace) -> int:
     from core.commands.configuration import choose, find_card_of, gather_facts
     from core.commands.train import check_data, check_model
     from core.config.document import ConfigDocument

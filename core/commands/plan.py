@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.commands.common import add_config, add_json_flag, emit, note, say
+from core.commands.common import add_config, add_json_flag, emit, note, say, tell_measuring
 from core.errors import UserError
 
 if TYPE_CHECKING:
@@ -54,20 +53,8 @@ def run(args: argparse.Namespace) -> int:
     """Plan; the exit code is 0 whether it fits or not."""
     from core.models.architecture.measuring import telling
 
-    with telling(_tell_measuring()):
+    with telling(tell_measuring()):
         return _plan(args)
-
-
-def _tell_measuring() -> Callable[[str, float], None]:
-    """Tells once that something is measured."""
-    said: list[str] = []
-
-    def told(_activity: str, _seconds: float) -> None:
-        if not said:
-            said.append("measuring")
-            note("measuring the model: the tables do not know its family")
-
-    return told
 
 
 def _plan(args: argparse.Namespace) -> int:

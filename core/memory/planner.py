@@ -470,7 +470,8 @@ class _Planner:
         batch = self.batch
         what = "the layers' inputs, kept for recomputing" if self.checkpointing else "what the layers keep for backward"
         if self.checkpointing and self.kept_layers:
-            what = f"what the last {self.kept_layers} layers keep for backward, and the inputs of the others"
+            last = "layer keeps" if self.kept_layers == 1 else f"{self.kept_layers} layers keep"
+            what = f"what the last {last} for backward, and the inputs of the others"
         if self.offload:
             what = "the inputs of two layers, the others in the machine's memory"
         positions = min(chunk_positions(self.model.vocabulary), batch.supervised)
@@ -518,7 +519,9 @@ class _Planner:
     def _caveats(self) -> list[str]:
         found = []
         if self.measured is not None:
-            found.append(f"The memory of the family {self.model.family} was measured: built without its weights.")
+            found.append(
+                f"The memory of the family {self.model.family} was measured, on the model built without its weights."
+            )
         if not self.weights and (sentence := self._bare_experts()) is not None:
             found.append(sentence)
         if self.model.towers is not None:

@@ -30,20 +30,20 @@ class Kernel:
     Args:
         package: Its name in imports.
         distribution: Its name for pip.
-        brings: What it computes in one kernel, in words.
+        without: What PyTorch computes in its place, and how, in words.
     """
 
     package: str
     distribution: str
-    brings: str
+    without: str
 
 
 KERNELS = {
     kernel.package: kernel
     for kernel in (
-        Kernel("fla", "flash-linear-attention", "the gated delta rule, whose chunks are else computed one by one"),
-        Kernel("causal_conv1d", "causal-conv1d", "the short convolutions"),
-        Kernel("mamba_ssm", "mamba-ssm", "the scan of Mamba, whose states are else all kept for backward"),
+        Kernel("fla", "flash-linear-attention", "the gated delta rule chunk by chunk"),
+        Kernel("causal_conv1d", "causal-conv1d", "the short convolutions in several steps"),
+        Kernel("mamba_ssm", "mamba-ssm", "the scan of Mamba with all of its states kept for backward"),
     )
 }
 
@@ -69,11 +69,11 @@ def tell_missing(kernels: tuple[Kernel, ...]) -> str:
     if not kernels:
         return ""
     named = " and ".join(kernel.distribution for kernel in kernels)
-    brings = ", ".join(kernel.brings for kernel in kernels)
+    done = " and ".join(kernel.without for kernel in kernels)
     are = "is" if len(kernels) == 1 else "are"
     return (
-        f"{named} {are} not installed: with the same results, but slower and with more memory, PyTorch computes what "
-        f"would be one kernel each: {brings}."
+        f"{named} {are} not installed, so PyTorch computes {done}: the results are the same, but it takes longer and "
+        "more memory."
     )
 
 

@@ -75,7 +75,7 @@ def choose_preset(
         )
     # A model too large for the CPU trains there too, in its own time.
     fitting = fitting or [preset for preset in presets().values() if preset.memory_gb == 0]
-    size = f"{billions:.3g} billion" if billions >= 1 else f"{billions * 1000:.0f} million"
+    size = f"{billions:.3g} billion" if billions >= 1 else f"{billions * 1000:.3g} million"
     reasons = [
         f"the model has {size} parameters" if known else f"{size} parameters are assumed for a model of unknown shape",
         f"{card_name} has {card / _GIB:.0f} GB" if card else "no NVIDIA card was found",

@@ -16,6 +16,8 @@ ROWS = 16
 _LONGEST = 40
 #: Decimals of a divergence in a sentence.
 _DECIMALS = 2
+#: Divergences below this one are not told apart in a sentence, in nats.
+_LEAST = 0.001
 #: Where the rows are from.
 Data = Literal["eval", "held_out", "training"]
 
@@ -223,4 +225,6 @@ def _figures(figures: Figures) -> str:
 
 
 def _nats(value: float) -> str:
+    if value < _LEAST:
+        return f"less than {_LEAST}"
     return f"{value:.{_DECIMALS}f}" if value >= 0.005 else f"{value:.1g}"

@@ -18,8 +18,10 @@ from core.models.architecture.architecture import Architecture, Checkpoint
 from core.models.architecture.families import UnknownFamilyError, read_architecture
 from core.models.architecture.gguf_header import read_gguf_header
 from core.models.architecture.measuring import Unmeasured, measure_architecture
+from core.models.architecture.towers import read_towers
 from core.models.description import read_description
 from core.models.find import find_model, missing_model, model_path
+from core.models.installed import check_known
 from core.models.kernels import missing_kernels
 from core.models.quantized import decoded, read_quantization
 from core.models.tensors import Tensor, read_header
@@ -80,6 +82,7 @@ def read_model(path: Path) -> Architecture | Unmeasured:
     try:
         architecture = read_architecture(described, str(config_path))
     except UnknownFamilyError:
+        check_known(config, path)
         return Unmeasured(json.dumps(described, sort_keys=True), str(config_path))
     return _complete(architecture, path, config, files)
 
@@ -92,6 +95,8 @@ def complete(architecture: Architecture, path: Path) -> Architecture:
         path: The directory.
     """
     config = _read_config(path, path / "config.json")
+    if isinstance(config.get("text_config"), dict):
+        architecture = replace(architecture, towers=read_towers(config))
     return _complete(architecture, path, config, _read_files(path, config))
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import bitsandbytes as bnb
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from transformers import AutoConfig, masking_utils
+from transformers import AutoConfig, PreTrainedConfig, masking_utils
 from transformers.initialization import no_init_weights
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 
@@ -84,8 +84,9 @@ def read_causal_lm(description: Mapping[str, Any], where: str) -> CausalLM:
     """
     family = one_line(str(description.get("model_type", "")), 60)
     try:
-        whole = AutoConfig.for_model(**dict(description))
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        # JSON has no infinity; transformers writes and reads it in a form of its own.
+        whole = AutoConfig.for_model(**PreTrainedConfig._decode_special_floats(dict(description)))
+    except Exception as error:  # a configuration that is anyone's fails in as many ways as there are lines
         raise _unmeasured(where, family, error) from error
     return choose_class(whole, description, where)
 
@@ -108,8 +109,8 @@ def build_bare(causal: CausalLM, dtype: torch.dtype, where: str) -> Any:
 
 
 def _unmeasured(where: str, family: str, error: Exception) -> UserError:
-    lines = str(error).strip().splitlines()
-    said = one_line(lines[0] if lines else type(error).__name__, 200).rstrip(".")
+    # Some errors name the field in their first line and what is wrong with it in the next.
+    said = one_line(" ".join(str(error).split()) or type(error).__name__, 200).rstrip(".:")
     return UserError(
         f"{where} is of the family {one_line(family, 60)}, and its memory cannot be measured: {said}.",
         "Check its config.json, or take a newer version of transformers.",

@@ -18,6 +18,19 @@ _NAMED = re.compile(
     r"Mamba|DeltaNet|DeltaAttention|ShortConv|LinearAttention|LightningAttention|Recurrent|Rwkv|Retention|xLSTM"
 )
 
+#: What they are called, by a part of the class name.
+_WORDS = (
+    (re.compile(r"Mamba"), "Mamba layers"),
+    (re.compile(r"DeltaNet|DeltaAttention"), "gated delta nets"),
+    (re.compile(r"ShortConv"), "short convolutions"),
+    (re.compile(r"LinearAttention|LightningAttention"), "layers of linear attention"),
+)
+
+
+def describe_kind(kind: str) -> str:
+    """What modules of a class are called, in the plural: ``short convolutions`` for ``Lfm2ShortConv``."""
+    return next((words for pattern, words in _WORDS if pattern.search(kind)), "recurrent layers")
+
 
 def recurrent_kinds(model: Any) -> tuple[str, ...]:
     """Class names of the modules in a model's decoder layers that carry a state; empty where every layer attends.

@@ -20,7 +20,7 @@ from core.worker.fused.attention import LayoutError, spell_windows_out
 from core.worker.fused.attention_kernels import Kernel
 from core.worker.loss.loss import SupervisedLoss
 from core.worker.model.model import LoadedModel, decoder_layers, evaluation_mode
-from core.worker.model.recurrent import recurrent_kinds
+from core.worker.model.recurrent import describe_kind, recurrent_kinds
 from core.worker.oom.retry import MemoryShortageError, attempt, is_out_of_memory
 from core.worker.process.rng import restore_rng, rng_state
 
@@ -136,7 +136,7 @@ def _runs_on(model: Any) -> str | None:
     kinds = recurrent_kinds(model)
     if not kinds:
         return None
-    return f"its {kinds[0]} layers carry a state from token to token, which would run on into the next row"
+    return f"its {describe_kind(kinds[0])} carry a state from token to token, which would run on into the next row"
 
 
 def _mixed(loaded: LoadedModel, loss: SupervisedLoss, laid: LaidOut, wanted: torch.Tensor) -> str | None:

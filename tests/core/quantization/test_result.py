@@ -47,7 +47,9 @@ def test_the_sentence_says_what_was_measured() -> None:
     )
     none = replace(COST, kept=None, free_bytes=0)
     assert sentence(none).endswith("nats on your rows, and there is no memory free to keep layers in 16 bit.")
-    assert sentence(replace(fine, whole=Figures(1.5, 0.00031, 1.0))) == "4 bits cost 0.0003 nats on your rows: fine."
+    assert sentence(replace(fine, whole=Figures(1.5, 0.0031, 1.0))) == "4 bits cost 0.003 nats on your rows: fine."
+    least = replace(fine, whole=Figures(1.5, 0.00006, 1.0))
+    assert sentence(least) == "4 bits cost less than 0.001 nats on your rows: fine."
 
 
 def test_layers_that_are_kept_already_are_told_with_what_they_bring() -> None:

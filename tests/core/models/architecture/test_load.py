@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 from core.errors import UserError
 from core.models.architecture.load import load_architecture, locate_model
 from tests.core.models.architecture import published
+from tests.families.tiny import write_family
 
 SMALL = {**published.SMOLLM2_135M, "num_hidden_layers": 1}
 
@@ -104,6 +106,32 @@ def test_a_model_that_is_not_here_is_refused_in_one_sentence(name: str) -> None:
         locate_model(name)
     assert "\x1b" not in refusal.value.message
     assert "config.json" in refusal.value.hint
+
+
+@pytest.mark.parametrize(
+    ("saved_with", "words"),
+    [
+        ({"transformers_version": "99.1.0"}, "it was saved with transformers 99.1.0, which does"),
+        ({}, "is of the architecture of_tomorrow, which transformers [0-9.]+ does not know[.]"),
+    ],
+)
+def test_a_family_newer_than_transformers_is_refused_by_its_name(
+    tmp_path: Path, saved_with: dict[str, str], words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        load_architecture(write_model(tmp_path / "m", {"model_type": "of_tomorrow", **saved_with}))
+
+
+def test_towers_are_told_of_families_that_are_measured(tmp_path: Path) -> None:
+    model = write_family("qwen3_5", tmp_path / "m")
+    names = load_file(model / "model.safetensors")
+    towers = sum(tensor.nbytes for name, tensor in names.items() if ".visual." in name)
+    found = load_architecture(model)
+    assert found.description
+    assert found.towers is not None
+    assert (found.towers.kinds, found.towers.bytes, found.towers.is_exact) == (("vision",), towers, True)
+    assert found.checkpoint is not None
+    assert found.checkpoint.bytes == (model / "model.safetensors").stat().st_size - towers
 
 
 def test_directories_that_are_no_models_are_refused(tmp_path: Path) -> None:

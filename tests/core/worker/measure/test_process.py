@@ -85,6 +85,18 @@ def test_what_cannot_be_built_is_refused_with_the_reason(description: dict[str, 
     assert not cached()
 
 
+def test_infinity_in_the_form_of_transformers_is_read() -> None:
+    described = FAMILIES["granitemoehybrid"].config().to_dict()
+    described["time_step_limit"] = [0.0, {"__float__": "Infinity"}]
+    assert measure_architecture(Unmeasured(json.dumps(described, default=str), "a model")).depth == 3
+
+
+def test_a_field_that_cannot_be_read_is_named() -> None:
+    with pytest.raises(UserError, match="memory cannot be measured: Validation error for field 'hidden_size': ") as one:
+        measure_architecture(model(hidden_size="wide"))
+    assert "\n" not in one.value.message
+
+
 def test_a_process_without_memory_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measuring, "MEMORY", 64 << 20)
     with pytest.raises(UserError, match="measure") as raised:

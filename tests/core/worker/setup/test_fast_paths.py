@@ -227,7 +227,7 @@ def test_packing_is_refused_where_rows_run_into_one_another_by_less_than_roundin
     kinds = ["conv", "full_attention"]
     convolved = Lfm2Config(**SMALL, **LLAMA, layer_types=kinds, block_ff_dim=48, block_multiple_of=8)
     assert not arrange(convolved).packing.share
-    with pytest.raises(UserError, match="its Lfm2ShortConv layers carry a state from token to token"):
+    with pytest.raises(UserError, match="its short convolutions carry a state from token to token"):
         arrange(convolved, packing=True)
 
 

@@ -18,7 +18,7 @@ from core.worker.loss.loss import SupervisedLoss
 from core.worker.model.adapters import attach_adapters
 from core.worker.model.model import LoadedModel, set_gradient_checkpointing, trainable_parameters
 from core.worker.model.quantizer import FourBitQuantizer, four_bit_config
-from core.worker.model.recurrent import recurrent_kinds
+from core.worker.model.recurrent import describe_kind, recurrent_kinds
 from core.worker.setup.fast_paths import choose_packing, fuse_layers, wants_packing
 from core.worker.setup.self_check import check_model
 from tests.core.worker.hybrids import HYBRIDS, make_hybrid
@@ -75,7 +75,9 @@ def test_packing_is_refused_with_the_reason(name: str) -> None:
     with pytest.raises(UserError) as refusal:
         choose(loaded, wanted, fused)
     if fused.attention:
-        reason = f"its {kinds[0]} layers carry a state from token to token, which would run on into the next row."
+        reason = (
+            f"its {describe_kind(kinds[0])} carry a state from token to token, which would run on into the next row."
+        )
         assert f"would not be kept apart: {reason}" in refusal.value.message
     else:
         assert "would not be kept apart" in refusal.value.message
