@@ -121,7 +121,14 @@ FAMILIES: dict[str, Family] = {
     "llama": Family(_make("LlamaConfig"), "Llama 3"),
     "qwen3": Family(_make("Qwen3Config", head_dim=32, tie_word_embeddings=True), "Qwen3 0.6B to 32B"),
     "qwen3_moe": Family(
-        _make("Qwen3MoeConfig", head_dim=32, num_experts=8, num_experts_per_tok=2, moe_intermediate_size=64),
+        _make(
+            "Qwen3MoeConfig",
+            head_dim=32,
+            num_experts=8,
+            num_experts_per_tok=2,
+            moe_intermediate_size=64,
+            norm_topk_prob=True,
+        ),
         "Qwen3-30B-A3B",
         experts=True,
     ),

@@ -45,6 +45,15 @@ _ACTIVATIONS: dict[str, frozenset[str]] = {
 _LARGE_GEMMA = {"gemma2": 46, "gemma3_text": 62}
 #: Which layers attend to everything, others to a window: every so many-th, by model type.
 _FULL_EVERY = {"gemma2": 2, "gemma3_text": 6, "cohere2": 4}
+#: Whether the weights of a token's experts sum to one in llama.cpp, whatever the configuration says, and whether they do
+#: in transformers where it says nothing, by model type. transformers never asks DeepSeek V2's, and llama.cpp does.
+_NORMALIZED: dict[str, tuple[bool, bool]] = {
+    "qwen3_moe": (True, False),
+    "lfm2_moe": (True, True),
+    "qwen2_moe": (False, False),
+    "olmoe": (False, False),
+    "deepseek_v2": (False, False),
+}
 #: Layers of the one size of EXAONE 4 that has windows in llama.cpp.
 _WINDOWED_EXAONE4 = 64
 _EXPERT = re.compile(r"^(.*\.experts)\.\d+\.(.+)$")
@@ -108,6 +117,7 @@ def check_model(model: Path, converter: Path) -> Checked:
     _check_scale(text_part(config))
     _check_windows(text_part(config))
     _check_activation(text_part(config))
+    _check_routing(text_part(config))
     weights = read_weights(model)
     return Checked(
         dtype=_widest(weights, model),
@@ -188,6 +198,23 @@ def _check_activation(config: Mapping[str, Any]) -> None:
     raise UserError(
         f"llama.cpp computes models of the type {config['model_type']} with {min(computed)}, and this one has the "
         f"activation {one_line(name, 40)}: the file would be another model.",
+        _MERGED,
+    )
+
+
+def _check_routing(config: Mapping[str, Any]) -> None:
+    """Whether the weights of the chosen experts are normalized is part of the architecture in llama.cpp."""
+    kind = str(config.get("model_type"))
+    if kind not in _NORMALIZED:
+        return
+    computed, default = _NORMALIZED[kind]
+    wanted = config.get("norm_topk_prob", default)
+    if bool(wanted) is computed:
+        return
+    said = "has" if "norm_topk_prob" in config else "takes"
+    raise UserError(
+        f"llama.cpp {'always' if computed else 'never'} normalizes the weights of a token's experts in models of the type "
+        f"{kind}, and this one {said} norm_topk_prob = {'true' if wanted else 'false'}: the file would be another model.",
         _MERGED,
     )
 

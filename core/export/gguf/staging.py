@@ -12,7 +12,10 @@ from core.models.files import WEIGHTS_INDEX
 from core.models.tensors import weight_files
 
 #: Files that are taken as they are. A chat template is not among them: the export sets it.
-_LINKED = ("config.json", "generation_config.json", "tokenizer.json", "added_tokens.json", "special_tokens_map.json")
+_LINKED = ("generation_config.json", "tokenizer.json", "added_tokens.json", "special_tokens_map.json")
+#: Model types whose experts are chosen by a sigmoid, which the converter reads from ``scoring_func``. transformers does
+#: not ask for that key; without it llama.cpp takes a softmax, or ends.
+_SIGMOID = ("deepseek_v3", "dots1", "exaone_moe", "glm4_moe_lite")
 #: Forms of a tokenizer that are taken where there is no ``tokenizer.json``.
 _OTHER_FORMS = ("vocab.json", "merges.txt", "tekken.json")
 _SENTENCEPIECE = "tokenizer.model"
@@ -24,7 +27,8 @@ def stage(model: Path, options: GgufOptions, directory: Path) -> None:
     """Fill a directory with what the converter takes of a model.
 
     A ``tokenizer.model`` that transformers has not saved comes from the base; the types of added tokens, which it
-    keeps in ``tokenizer.json`` alone, are written where the converter looks for them.
+    keeps in ``tokenizer.json`` alone, are written where the converter looks for them. So is how experts are scored,
+    where the model's class alone knows it.
 
     Args:
         model: The model's directory.
@@ -41,6 +45,11 @@ def stage(model: Path, options: GgufOptions, directory: Path) -> None:
         _link(model / WEIGHTS_INDEX, directory)
     for name in _LINKED:
         _link(model / name, directory)
+    config = read_description(model / "config.json") or {}
+    if config.get("model_type") in _SIGMOID and "scoring_func" not in config:
+        (directory / "config.json").write_text(json.dumps({**config, "scoring_func": "sigmoid"}), encoding="utf-8")
+    else:
+        _link(model / "config.json", directory)
     if not (model / "tokenizer.json").is_file():
         for name in _OTHER_FORMS:
             _link(model / name, directory)

@@ -15,7 +15,7 @@ from core.models.tensors import Tensor
 from core.worker.export.layout import ExpertPart, Layout, rounded_layers
 from core.worker.model.device import choose_device
 from core.worker.model.model import choose_dtype
-from core.worker.model.nf4 import quantize_quickly
+from core.worker.model.nf4 import dequantize_rightly, quantize_quickly
 from core.worker.model.safetensors_io import DTYPES, TensorSpec
 
 
@@ -47,6 +47,7 @@ class Source:
             self._parts = {key: part for key, part in layout.expert_parts.items() if part.parameter in names}
             if self._device.type == "cpu":
                 quantize_quickly()
+                dequantize_rightly()
 
     @property
     def dtype(self) -> torch.dtype:

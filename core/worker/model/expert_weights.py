@@ -19,6 +19,7 @@ import bitsandbytes as bnb
 import torch
 
 from core.worker.fused.experts import as_index
+from core.worker.model.nf4 import whole_blocks
 
 #: Weights with one scale, and scales with one scale of their own, as in bitsandbytes.
 BLOCK, NESTED_BLOCK = 64, 256
@@ -71,7 +72,7 @@ class ExpertsQuantState:
         )
         return bnb.functional.QuantState(
             absmax=absmax[number],
-            shape=_whole_blocks(self.shape[1:].numel()),
+            shape=whole_blocks(self.shape[1:].numel(), BLOCK),
             code=self.code,
             blocksize=BLOCK,
             quant_type="nf4",
@@ -79,11 +80,6 @@ class ExpertsQuantState:
             offset=self.offset[number],
             state2=nested,
         )
-
-
-def _whole_blocks(elements: int) -> torch.Size:
-    """A shape whose rows are whole blocks: bitsandbytes' kernel for CPUs begins a block with each row."""
-    return torch.Size((elements // BLOCK, BLOCK) if elements % BLOCK == 0 else (1, elements))
 
 
 class ExpertsParams4bit(torch.nn.Parameter):
@@ -155,7 +151,7 @@ class ExpertsParams4bit(torch.nn.Parameter):
         scales = state.nested_code[absmax[chosen].long()] * nested + state.offset[chosen].unsqueeze(1)
         together = bnb.functional.QuantState(
             absmax=scales.flatten(),
-            shape=_whole_blocks(len(numbers) * rows * columns),
+            shape=whole_blocks(len(numbers) * rows * columns, BLOCK),
             code=state.code,
             blocksize=BLOCK,
             quant_type="nf4",

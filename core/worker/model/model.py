@@ -31,7 +31,7 @@ from core.worker.model.cpu_bf16 import prefers_bf16
 from core.worker.model.decode.loading import weights_source
 from core.worker.model.device import choose_device
 from core.worker.model.expert_offload import ExpertOffload, cuda_offload, needs_host_experts
-from core.worker.model.nf4 import quantize_quickly
+from core.worker.model.nf4 import dequantize_rightly, quantize_quickly
 from core.worker.model.quantizer import four_bit_config, install, offloading_experts
 from core.worker.model.refusal import first_line, why_not
 from core.worker.model.text_part import causal_lm
@@ -154,6 +154,7 @@ def load_model(
             offload = cuda_offload(target)
         if target.type == "cpu":
             quantize_quickly()
+            dequantize_rightly()
     if tokenizer is None:
         tokenizer = load_tokenizer(base)
     try:

@@ -1,8 +1,12 @@
-"""Quantization to NF4 on a CPU, without a search for every weight.
+"""Quantization to NF4 on a CPU, without a search for every weight; and back, for rows of any length.
 
 bitsandbytes quantizes there with torch's own operations, and finds each weight's value by a binary search, which takes
 most of the time in which a model is loaded. Here a table tells the value of every small range, and one comparison the
 rest. What comes out is the same to the last bit.
+
+Blocks are counted through a whole tensor, so that one may begin within a row. bitsandbytes' kernel for CPUs begins one
+with each row instead, where the length of rows is a multiple of 16 and not of the block (bitsandbytes 0.50): weights
+come back with the scales of others then. Here it is given the same numbers in rows of whole blocks.
 
 Source: NF4, QLoRA, arXiv 2305.14314.
 """
@@ -10,12 +14,16 @@ Source: NF4, QLoRA, arXiv 2305.14314.
 from __future__ import annotations
 
 import functools
+import math
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import bitsandbytes as bnb
 import torch
 
 OPERATOR = "bitsandbytes::quantize_4bit"
+NAMESPACE, RESTORE = "bitsandbytes", "dequantize_4bit"
 #: Ranges between -1 and 1; so many that no range has two bounds between values in it.
 RANGES = 1024
 #: How far rounding can take a weight out of its range, much exceeded.
@@ -35,6 +43,47 @@ def quantize_quickly() -> bool:
         return False
     torch.library.register_kernel(OPERATOR, "cpu", quantize_4bit)
     return True
+
+
+def whole_blocks(elements: int, block: int) -> torch.Size:
+    """A shape for weights that are quantized, whose rows are whole blocks.
+
+    Args:
+        elements: Their number.
+        block: Weights with one scale.
+    """
+    return torch.Size((elements // block, block) if elements % block == 0 else (1, elements))
+
+
+@functools.cache
+def dequantize_rightly() -> torch.library.Library | None:
+    """Have bitsandbytes restore weights of any width from 4 bit from now on, for tensors on a CPU.
+
+    Returns:
+        What keeps it so; None if bitsandbytes has no code of its own for CPUs, and nothing has to be done.
+    """
+    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{RESTORE}", "CPU"):
+        return None
+    kernel = torch.library.get_kernel(f"{NAMESPACE}::{RESTORE}", "CPU")
+
+    def dequantize(
+        packed: torch.Tensor,
+        absmax: torch.Tensor,
+        blocksize: int,
+        quant_type: str,
+        shape: Sequence[int],
+        dtype: torch.dtype,
+    ) -> torch.Tensor:
+        rows = shape if shape[-1] % blocksize == 0 else whole_blocks(math.prod(shape), blocksize)
+        keys = torch._C._dispatch_keys(packed)
+        found: torch.Tensor = kernel.call_boxed(keys, packed, absmax, blocksize, quant_type, rows, dtype)
+        return found.view(shape)
+
+    library = torch.library.Library(NAMESPACE, "IMPL")  # type: ignore[no-untyped-call]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch tells that a kernel is replaced, which is what is wanted
+        library.impl(RESTORE, dequantize, "CPU", allow_override=True)  # type: ignore[no-untyped-call]
+    return library
 
 
 def quantize_4bit(

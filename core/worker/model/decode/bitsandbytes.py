@@ -9,6 +9,7 @@ import torch
 from bitsandbytes.functional import QuantState
 
 from core.worker.model.decode.scaled import decode_scaled
+from core.worker.model.nf4 import dequantize_rightly
 
 
 def decode_4bit(parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -20,6 +21,8 @@ def decode_4bit(parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """
     others = {f"weight.{role}": part for role, part in parts.items() if role != "weight"}
     state = QuantState.from_dict(others, device=parts["weight"].device)
+    if parts["weight"].device.type == "cpu":
+        dequantize_rightly()
     restored: torch.Tensor = bnb.functional.dequantize_4bit(parts["weight"], state)
     return restored
 

@@ -89,6 +89,30 @@ def test_windows_are_where_llama_cpp_has_them(config: dict[str, Any], is_refused
         checks._check_windows(config)
 
 
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"model_type": "qwen3_moe", "norm_topk_prob": True}, None),
+        ({"model_type": "qwen3_moe", "norm_topk_prob": False}, "always normalizes .* has norm_topk_prob = false"),
+        ({"model_type": "qwen3_moe"}, "always normalizes .* takes norm_topk_prob = false"),
+        ({"model_type": "lfm2_moe"}, None),
+        ({"model_type": "lfm2_moe", "norm_topk_prob": False}, "always normalizes"),
+        ({"model_type": "qwen2_moe"}, None),
+        ({"model_type": "qwen2_moe", "norm_topk_prob": True}, "never normalizes .* has norm_topk_prob = true"),
+        ({"model_type": "olmoe", "norm_topk_prob": True}, "never normalizes"),
+        # Here it is written into the file.
+        ({"model_type": "deepseek_v3", "norm_topk_prob": False}, None),
+    ],
+)
+def test_weights_of_experts_are_what_llama_cpp_computes(config: dict[str, Any], said: str | None) -> None:
+    if said is None:
+        checks._check_routing(config)
+        return
+    with pytest.raises(UserError, match=said) as refused:
+        checks._check_routing(config)
+    assert "merged" in refused.value.hint
+
+
 def test_without_the_library_four_types_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "LIBRARY", "no_such_library")
     for quant in ("F32", "F16", "BF16", "Q8_0"):

@@ -4,6 +4,8 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
+
 from core.export.gguf.options import GgufOptions
 from core.export.gguf.staging import own_templates, stage
 from tests.tiny_model import CHATML
@@ -41,3 +43,25 @@ def test_templates_are_found_in_files_and_in_the_configuration(tiny_model_dir: P
     settings["chat_template"] = [{"name": "default", "template": "a"}, {"name": "tool_use", "template": "b"}]
     (model / "tokenizer_config.json").write_text(json.dumps(settings))
     assert own_templates(model) == ("a", "tools")
+
+
+@pytest.mark.parametrize(
+    ("values", "scored"),
+    [
+        ({"model_type": "deepseek_v3"}, "sigmoid"),
+        ({"model_type": "glm4_moe_lite"}, "sigmoid"),
+        ({"model_type": "deepseek_v3", "scoring_func": "softmax"}, "softmax"),
+        ({"model_type": "qwen3_moe"}, None),
+    ],
+)
+def test_how_experts_are_scored_is_written_where_only_the_class_knows(
+    tiny_model_dir: Path, tmp_path: Path, values: dict[str, str], scored: str | None
+) -> None:
+    model = Path(shutil.copytree(tiny_model_dir, tmp_path / "model"))
+    config = json.loads((model / "config.json").read_text()) | values
+    (model / "config.json").write_text(json.dumps(config))
+    staged = tmp_path / "staged"
+    staged.mkdir()
+    stage(model, GgufOptions(), staged)
+    assert json.loads((staged / "config.json").read_text()).get("scoring_func") == scored
+    assert json.loads((model / "config.json").read_text()) == config

@@ -3,12 +3,13 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import bitsandbytes as bnb
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.worker.model.nf4 import AT_ONCE, quantize_4bit
+from core.worker.model.nf4 import AT_ONCE, dequantize_rightly, quantize_4bit
 
 #: What bitsandbytes makes of tensors in a process in which nothing has been put in its place.
 REFERENCE = """
@@ -47,8 +48,6 @@ def test_it_is_what_bitsandbytes_makes(tmp_path_factory: pytest.TempPathFactory)
 
 @given(st.lists(st.floats(-10, 10, width=32), min_size=64, max_size=64))
 def test_every_weight_becomes_the_nearest_value(drawn: list[float]) -> None:
-    import bitsandbytes as bnb
-
     weights = torch.tensor(drawn)
     packed, largest = quantize_4bit(weights, 64, "nf4", torch.uint8)
     values = bnb.functional.get_4bit_type("nf4", device="cpu")
@@ -64,3 +63,42 @@ def test_other_storage_holds_the_same_bytes() -> None:
     stored, _ = quantize_4bit(weights, 64, "nf4", torch.bfloat16)
     assert stored.dtype == torch.bfloat16
     assert torch.equal(stored.view(torch.uint8).flatten(), packed.flatten())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "shape", [(70, 32), (64, 16), (5, 48), (3, 80), (96, 96), (64, 160), (7, 33), (9, 100), (96, 64), (2, 3, 96), (96,)]
+)
+def test_weights_of_any_width_come_back(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Each is its value of NF4 by the scale of its block, blocks being counted through the whole tensor."""
+    dequantize_rightly()
+    torch.manual_seed(0)
+    weights = torch.randn(shape).to(dtype)
+    packed, state = bnb.functional.quantize_4bit(weights, quant_type="nf4")
+    restored = bnb.functional.dequantize_4bit(packed, state)
+    codes = torch.stack([packed[:, 0] >> 4, packed[:, 0] & 15], dim=1).flatten()[: weights.numel()].long()
+    values = bnb.functional.get_4bit_type("nf4", device="cpu")
+    wanted = values[codes] * state.absmax.repeat_interleave(64)[: weights.numel()]
+    torch.testing.assert_close(restored, wanted.view(shape).to(dtype))
+
+
+@pytest.mark.parametrize("width", [96, 100, 64])
+@pytest.mark.parametrize("rows", [1, 5])
+def test_products_of_layers_of_any_width_are_those_of_their_weights(width: int, rows: int) -> None:
+    """With gradients and without, where bitsandbytes takes another operator."""
+    dequantize_rightly()
+    torch.manual_seed(0)
+    layer = bnb.nn.Linear4bit(width, 80, bias=False, compute_dtype=torch.float32, quant_type="nf4")
+    weight = layer.weight.detach().clone()
+    layer = layer.to("cpu")
+    inputs = torch.randn(rows, width, requires_grad=True)
+    product = layer(inputs)
+    product.square().sum().backward()
+    assert inputs.grad is not None
+    with torch.no_grad():
+        assert torch.equal(layer(inputs), product)
+    restored = bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+    # What 4 bits leave of uniform weights; scales of other blocks would be off by half as much again.
+    assert (restored - weight).abs().max() < 0.16 * weight.abs().max()
+    torch.testing.assert_close(product, inputs @ restored.T)
+    torch.testing.assert_close(inputs.grad, 2 * product.detach() @ restored)

@@ -130,6 +130,20 @@ def make_configurations() -> dict[str, Callable[[int], Any]]:
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 64,
     }
+    latent = {
+        "q_lora_rank": 64,
+        "kv_lora_rank": 64,
+        "qk_nope_head_dim": 32,
+        "qk_rope_head_dim": 32,
+        "v_head_dim": 32,
+    }
+    routed = {
+        "first_k_dense_replace": 1,
+        "n_routed_experts": 8,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "n_shared_experts": 1,
+    }
     return {
         "llama": lambda size: t.LlamaConfig(**base(size)),
         "llama3-rope": lambda size: t.LlamaConfig(**base(size), rope_parameters=llama3),
@@ -144,6 +158,31 @@ def make_configurations() -> dict[str, Callable[[int], Any]]:
             num_experts_per_tok=2,
             moe_intermediate_size=32,
             norm_topk_prob=True,
+        ),
+        "qwen2-moe": lambda size: t.Qwen2MoeConfig(
+            **base(size, num_key_value_heads=4),
+            num_experts=4,
+            num_experts_per_tok=2,
+            moe_intermediate_size=32,
+            shared_expert_intermediate_size=32,
+        ),
+        "lfm2-moe": lambda size: t.Lfm2MoeConfig(
+            **base(size, num_hidden_layers=3),
+            layer_types=["conv", "conv", "full_attention"],
+            num_dense_layers=1,
+            num_experts=4,
+            num_experts_per_tok=2,
+            moe_intermediate_size=32,
+        ),
+        "gpt-oss": lambda size: t.GptOssConfig(
+            **base(size), head_dim=32, num_local_experts=4, num_experts_per_tok=2, sliding_window=32
+        ),
+        "deepseek-v2": lambda size: t.DeepseekV2Config(**base(size, num_key_value_heads=4), **latent, **routed),
+        "deepseek-v3": lambda size: t.DeepseekV3Config(
+            **base(size, num_key_value_heads=4), **latent, **routed, n_group=1, topk_group=1, norm_topk_prob=False
+        ),
+        "dots1": lambda size: t.Dots1Config(
+            **base(size, num_key_value_heads=4), **routed, n_group=1, topk_group=1, norm_topk_prob=True
         ),
         "olmo2": lambda size: t.Olmo2Config(**base(size)),
         "granite": lambda size: t.GraniteConfig(

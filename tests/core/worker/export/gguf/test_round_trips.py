@@ -14,7 +14,7 @@ from .apart import converter_in, lines_of
 NAMES = (
     *("llama", "llama3-rope", "mistral", "mixtral", "qwen2", "qwen3", "qwen3-moe", "olmo2", "olmoe", "granite"),
     *("smollm3", "phi3", "gemma", "gemma2", "gemma3", "cohere", "gpt-neox", "starcoder2", "stablelm", "seed-oss"),
-    "lfm2",
+    *("lfm2", "lfm2-moe", "qwen2-moe", "gpt-oss", "deepseek-v2", "deepseek-v3", "dots1"),
 )
 pytestmark = pytest.mark.skipif(not has_library(), reason="llama-cpp-py-sync is not installed")
 Results = dict[str, dict[str, Any]]
