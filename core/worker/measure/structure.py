@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -43,6 +44,7 @@ def read_structure(causal: Any, description: str) -> Architecture:
     if tied and head is not None:
         parameters.pop(id(head.weight), None)
         parameters[id(embeddings)] = embeddings
+    parameters |= {id(buffer): buffer for buffer in _saved_buffers(causal)}
     total = sum(parameter.numel() for parameter in parameters.values())
     vocabulary, hidden = embeddings.shape
     bias = getattr(head, "bias", None) is not None
@@ -64,6 +66,14 @@ def read_structure(causal: Any, description: str) -> Architecture:
     return replace(made, other=total - made.parameters)
 
 
+def _saved_buffers(module: Any) -> Iterator[torch.Tensor]:
+    """Buffers that are saved with a model, and so count as its parameters: corrections of routers, scales of layers."""
+    for inner in module.modules():
+        for name, buffer in inner._buffers.items():
+            if buffer is not None and name not in inner._non_persistent_buffers_set:
+                yield buffer
+
+
 def _is_linear(module: Any) -> bool:
     return isinstance(module, (torch.nn.Linear, Conv1D))
 
@@ -79,7 +89,7 @@ def _layer(layer: Any, config: Any, number: int, count: int) -> Layer:
     linears = [_linear(name, module) for name, module in layer.named_modules() if _is_linear(module)]
     experts, router = _experts(layer, config)
     linears = [linear for linear in linears if linear.name != router]
-    total = sum(parameter.numel() for parameter in layer.parameters())
+    total = sum(tensor.numel() for tensor in itertools.chain(layer.parameters(), _saved_buffers(layer)))
     explained = sum(linear.parameters for linear in linears) + (experts.weights if experts is not None else 0)
     return Layer(
         count,
