@@ -42,6 +42,8 @@ def read_deepseek(values: ConfigValues, family: str) -> Architecture:
         prefix="model.layers",
         positions=values.count("max_position_embeddings") if values.get("max_position_embeddings") else None,
         other=hidden,
+        # Routers are loaded in fp32.
+        wide=(depth - first) * experts.router,
     )
 
 

@@ -171,6 +171,8 @@ class GgufHeader:
                 config[ours] = value
         if family == "llama" and config.get("num_experts"):
             config |= {"model_type": "mixtral", "num_local_experts": config.pop("num_experts")}
+        if family == "gpt2" and "intermediate_size" in config:
+            config["n_inner"] = config.pop("intermediate_size")
         tokens = self.metadata.get("tokenizer.ggml.tokens")
         if isinstance(tokens, int):
             config.setdefault("vocab_size", tokens)
