@@ -41,7 +41,7 @@ def read_structure(causal: Any, description: str) -> Architecture:
         _layer(layers[run[0]], config, run[0], len(run))
         for run in (list(group) for _, group in itertools.groupby(range(len(layers)), key=kinds.__getitem__))
     ]
-    parameters = {id(parameter): parameter for parameter in causal.parameters()}
+    parameters = {id(tensor): tensor for tensor in _saved(causal)}
     if tied and head is not None:
         parameters.pop(id(head.weight), None)
         parameters[id(embeddings)] = embeddings
@@ -66,6 +66,17 @@ def read_structure(causal: Any, description: str) -> Architecture:
     return replace(made, other=total - made.parameters)
 
 
+def _saved(module: torch.nn.Module) -> list[torch.Tensor]:
+    """Parameters, and the buffers that are saved with them: scales of layers, corrections of routers."""
+    buffers = [
+        buffer
+        for owner in module.modules()
+        for name, buffer in owner.named_buffers(recurse=False)
+        if name not in owner._non_persistent_buffers_set
+    ]
+    return [*module.parameters(), *buffers]
+
+
 def _is_linear(module: Any) -> bool:
     return isinstance(module, (torch.nn.Linear, Conv1D))
 
@@ -81,7 +92,7 @@ def _layer(layer: Any, config: Any, number: int, count: int) -> Layer:
     linears = [_linear(name, module) for name, module in layer.named_modules() if _is_linear(module)]
     experts, router = _experts(layer, config)
     linears = [linear for linear in linears if linear.name != router]
-    total = sum(parameter.numel() for parameter in layer.parameters())
+    total = sum(tensor.numel() for tensor in _saved(layer))
     explained = sum(linear.parameters for linear in linears) + (experts.weights if experts is not None else 0)
     return Layer(
         count,
