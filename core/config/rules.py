@@ -17,8 +17,9 @@ from core.config.facts import Facts
 from core.config.gate import Figure, bar_texts, parse_bar
 from core.config.schema import WEIGHT_METHODS, Config
 from core.config.sixteen_bit import kept_patterns
-from core.config.targets import expression_problem
+from core.config.targets import expression_problem, is_target
 from core.errors import UserError
+from core.models.architecture.architecture import Architecture
 from core.text import one_line
 from core.units import format_bytes
 
@@ -499,9 +500,21 @@ def _experts_need_gpu(config: Config, facts: Facts) -> Findings:
 @_rule("warning", "memory.offload_experts", "model.base")
 def _offload_needs_experts(config: Config, facts: Facts) -> Findings:
     """memory.offload_experts is for mixtures of experts."""
-    model = facts.model
-    if _offloads_experts(config) and model is not None and all(layer.experts is None for layer in model.layers):
+    if _offloads_experts(config) and facts.model is not None and not _has_experts(facts.model):
         yield "memory.offload_experts is on, and the model has no experts.", "Set it to auto."
+
+
+@_rule("warning", "method.target_experts", "model.base")
+def _adapted_experts_are_there(config: Config, facts: Facts) -> Findings:
+    """method.target_experts = on is for mixtures of experts."""
+    if config.method.name in WEIGHT_METHODS or config.method.target_experts != "on":
+        return
+    if facts.model is not None and not _has_experts(facts.model):
+        yield "method.target_experts is on, and the model has no experts.", "Set it to auto."
+
+
+def _has_experts(model: Architecture) -> bool:
+    return any(layer.experts is not None for layer in model.layers)
 
 
 def _offloads_experts(config: Config) -> bool:
@@ -630,6 +643,26 @@ def _only_4_bits_leave_layers_out(config: Config, _: Facts) -> Findings:
             f"model.keep_16bit is set, and with method.name = {config.method.name} all layers are in 16 bit.",
             "Remove it, or set method.name = qlora.",
         )
+
+
+@_rule("warning", "model.keep_16bit", "model.base")
+def _kept_layers_are_there(config: Config, facts: Facts) -> Findings:
+    """Every entry of model.keep_16bit is the name of a layer of the model."""
+    model, entries = facts.model, kept_patterns(config.model.keep_16bit)
+    if model is None or not entries or config.method.name != "qlora":
+        return
+    names = [linear.name for linear in model.linears]
+    layers = (layer for layer in model.layers for _ in range(layer.count))
+    names += [f"{model.prefix}.{number}.{one.name}" for number, layer in enumerate(layers) for one in layer.linears]
+    for entry in entries:
+        # Experts have other names in each family.
+        if "expert" in entry and _has_experts(model):
+            continue
+        if expression_problem(entry) is None and not any(is_target(name, entry) for name in names):
+            yield (
+                f"model.keep_16bit has {one_line(entry, 60)}, and no layer of the model has that name.",
+                'Take a name like "layers.0.*" or "down_proj"; \'localtune-tui bits\' finds out which are worth it.',
+            )
 
 
 @_rule("error", "method.init", "method.name")

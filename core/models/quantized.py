@@ -199,7 +199,7 @@ def _refusal(method: str, settings: Mapping[str, Any]) -> str:
     if method == "bitsandbytes":
         return ""
     if method not in _DECODED:
-        return "no way to decode it is known here"
+        return "it is not decoded"
     bits = settings.get("bits", settings.get("w_bit", 4))
     if method == "gptq":
         layout = settings.get("checkpoint_format", "gptq")

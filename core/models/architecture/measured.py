@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 #: Version of the format; others are measured anew.
-FORMAT = 9
+FORMAT = 4
 
 
 @dataclass(frozen=True)

@@ -156,6 +156,13 @@ BROKEN: list[tuple[dict[str, Any], Facts, str, str]] = [
         "on a CPU all experts are in the machine's memory",
     ),
     ({"memory__offload_experts": "on"}, Facts(model=LLAMA), "warning", "the model has no experts"),
+    ({"method__target_experts": "on"}, Facts(model=LLAMA), "warning", "target_experts is on, and the model has no"),
+    (
+        {"model__keep_16bit": ["layers.0.*", "layers.99.*"]},
+        Facts(model=LLAMA),
+        "warning",
+        "has layers.99.*, and no layer of the model has that name",
+    ),
     ({"method__alpha": 4.0}, Facts(), "warning", "a scale of 0.25, with which little is learned"),
     ({"method__alpha": 128.0}, Facts(), "warning", "a scale of 8, with which training becomes unsteady"),
     ({"method__rslora": True, "method__rank": 64, "method__alpha": 128.0}, Facts(), "warning", "here 16, with which"),

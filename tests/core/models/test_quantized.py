@@ -159,7 +159,7 @@ def test_modules_of_gptq_may_have_bits_of_their_own(llama: Path, tmp_path: Path)
     ("said", "name", "why"),
     [
         *(
-            ({"quant_method": method}, name, "no way to decode it is known here")
+            ({"quant_method": method}, name, "it is not decoded")
             for method, name in (
                 ("aqlm", "AQLM"),
                 ("vptq", "VPTQ"),

@@ -301,7 +301,7 @@ def _model(config: Config, plan: StartPlan | None) -> str:
     if plan is None or plan.parameters is None:
         return base
     count = plan.parameters
-    size = f"{count / 1e9:.3g} billion" if count >= 1e9 else f"{count / 1e6:.0f} million"
+    size = f"{count / 1e9:.3g} billion" if count >= 1e9 else f"{count / 1e6:.3g} million"
     return f"{base} · {size} parameters"
 
 

@@ -53,6 +53,8 @@ _FILLS = "█▓▒░"
 _COLORS = ("$primary", "$accent", "$chart-eval", "$secondary", "$chart-raw", "$chart-event")
 _ADVICE_LINES = 2
 _BITS_LINES = 2
+#: Lines below the bar where there is no plan.
+_WORD_LINES = 3
 #: Columns for the sum of the parts that are not named.
 _REST_WIDTH = 10
 #: Parts whose name in the plan is longer than they are known by.
@@ -82,6 +84,8 @@ class PlanBar(Widget):
 
 def draw_plan(plan: PlanView, width: int) -> Content:
     """The lines of a plan, of at most ``width`` columns."""
+    if not plan.parts:
+        return _draw_words(plan, width)
     verdict, time = _verdict(plan, width), one_line(plan.time)
     lines = [_bar(plan, width), _legend(plan, width)]
     if verdict.cell_length + cell_len(time) + 3 <= width:
@@ -93,6 +97,13 @@ def draw_plan(plan: PlanView, width: int) -> Content:
         Content.styled(fit(f"→ {one_line(text)}", width).rstrip(), "$muted") for text in plan.advice[:_ADVICE_LINES]
     ]
     return Content("\n").join(lines)
+
+
+def _draw_words(plan: PlanView, width: int) -> Content:
+    """What is said where there is no plan, below an empty bar; as many lines as with one, so that nothing jumps."""
+    words = textwrap.wrap(one_line(" ".join(plan.advice)), max(width, 1))[:_WORD_LINES]
+    words += [" "] * (_WORD_LINES - len(words))
+    return Content("\n").join([_bar(plan, width), *(Content.styled(line, "$muted") for line in words)])
 
 
 def _ordered(plan: PlanView) -> list[tuple[str, int]]:

@@ -133,7 +133,7 @@ def test_what_cannot_be_planned_yet_has_no_plan(tmp_path: Path) -> None:
 
 
 def test_a_model_of_an_unknown_shape_is_said(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"config\.json"):
+    with pytest.raises(UserError, match="of the architecture nothing-known, which transformers"):
         plan_document(document(tmp_path, str(model(tmp_path, '{"model_type": "nothing-known"}'))))
 
 
@@ -195,6 +195,19 @@ async def test_the_pane_shows_the_time_reads_the_runs_once_and_again_when_one_en
         await wait_for(pilot, lambda: f"about 16m 40s · 50 Wh · at the pace of {second}" in screen_text(pilot.app))
         assert len(listed) == 2
         assert {line[-1] for line in screen_lines(pilot.app)[1:-1]} == {"│"}
+
+
+@pytest.mark.parametrize("words", ["measuring the model, 3 s", "The model cannot be read. " * 7])
+@pytest.mark.parametrize("width", [12, 76, 196])
+def test_words_without_a_plan_take_the_room_of_one(words: str, width: int) -> None:
+    drawn = draw_plan(PlanView((), 0, advice=(words,)), width).split("\n")
+    assert len(drawn) == 4
+    assert all(line.cell_length <= width for line in drawn)
+    said = " ".join(line.plain for line in drawn[1:]).split()
+    assert said == words.split()[: len(said)]
+    assert "0 B" not in " ".join(said)
+    if width >= 76:
+        assert len(said) == len(words.split())
 
 
 def test_the_legend_names_the_largest_parts_and_sums_up_the_rest() -> None:
