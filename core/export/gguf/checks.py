@@ -45,8 +45,8 @@ _ACTIVATIONS: dict[str, frozenset[str]] = {
 _LARGE_GEMMA = {"gemma2": 46, "gemma3_text": 62}
 #: Which layers attend to everything, others to a window: every so many-th, by model type.
 _FULL_EVERY = {"gemma2": 2, "gemma3_text": 6, "cohere2": 4}
-#: Whether the weights of a token's experts sum to one in llama.cpp, whatever the configuration says, and whether they do
-#: in transformers where it says nothing, by model type. transformers never asks DeepSeek V2's, and llama.cpp does.
+#: Whether the weights of a token's experts sum to one in llama.cpp, whatever the configuration says, and whether they
+#: do in transformers where it says nothing, by model type. transformers never asks DeepSeek V2's, and llama.cpp does.
 _NORMALIZED: dict[str, tuple[bool, bool]] = {
     "qwen3_moe": (True, False),
     "lfm2_moe": (True, True),
@@ -213,8 +213,9 @@ def _check_routing(config: Mapping[str, Any]) -> None:
         return
     said = "has" if "norm_topk_prob" in config else "takes"
     raise UserError(
-        f"llama.cpp {'always' if computed else 'never'} normalizes the weights of a token's experts in models of the type "
-        f"{kind}, and this one {said} norm_topk_prob = {'true' if wanted else 'false'}: the file would be another model.",
+        f"llama.cpp {'always' if computed else 'never'} normalizes the weights of a token's experts in models of the "
+        f"type {kind}, and this one {said} norm_topk_prob = {'true' if wanted else 'false'}: the file would be another "
+        "model.",
         _MERGED,
     )
 
