@@ -250,6 +250,8 @@ def test_experts_of_further_families_compute_what_transformers_does(name: str, t
     assert all(
         isinstance(getattr(one, matrix), ExpertsParams4bit) for one in modules.values() for matrix in matrix_names(one)
     )
+    linear = [module for module in quantized.modules() if isinstance(module, bnb.nn.Linear4bit)]
+    assert all(module.out_features != 8 for module in linear), "routers stay in 16 bit"
     twin = put_weights_of(quantized, load_other(base, "lora"))
     for one, other in ((own, plain), (quantized, twin)):
         logits, gradient = logits_and_gradient(one)
