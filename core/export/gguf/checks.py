@@ -114,10 +114,7 @@ def check_model(model: Path, converter: Path) -> Checked:
             f"{model} is quantized already, and only weights in 16 or 32 bit are converted.",
             "Export from the model as it was before, or merged.",
         )
-    _check_scale(text_part(config))
-    _check_windows(text_part(config))
-    _check_activation(text_part(config))
-    _check_routing(text_part(config))
+    check_arithmetic(model)
     weights = read_weights(model)
     return Checked(
         dtype=_widest(weights, model),
@@ -125,6 +122,22 @@ def check_model(model: Path, converter: Path) -> Checked:
         largest=_largest(weights),
         architecture=_architecture(model),
     )
+
+
+def check_arithmetic(model: Path) -> None:
+    """Check that llama.cpp computes what a model's configuration says, which takes no time.
+
+    Args:
+        model: A directory with the configuration, of the model or of the base that it is trained from.
+
+    Raises:
+        UserError: If it computes something else.
+    """
+    config = text_part(read_description(model / "config.json") or {})
+    _check_scale(config)
+    _check_windows(config)
+    _check_activation(config)
+    _check_routing(config)
 
 
 def check_tokenizer(directory: Path) -> None:
