@@ -13,13 +13,16 @@ from collections.abc import Sequence
 from core.config.targets import is_target
 
 #: Small linear layers whose rounding changes a choice (which expert, how much of a state is kept) rather than a value;
-#: quantizing them saves nothing. Names by family: ``router.proj`` Gemma 4, ``router.layer`` Granite,
-#: ``feed_forward.gate`` LFM2, ``mlp.gate`` and ``shared_expert_gate`` Qwen, ``in_proj_a`` and ``in_proj_b`` the gated
-#: delta net.
+#: quantizing them saves nothing. Names by family: ``router.proj`` Gemma 4, ``router.layer`` Granite, ``router.gate``
+#: AFMoE, ``router.classifier`` LongCat, ``gate.wg`` Hunyuan, ``feed_forward.gate`` LFM2, ``mlp.gate`` and
+#: ``shared_expert_gate`` Qwen, ``in_proj_a`` and ``in_proj_b`` the gated delta net.
 ALWAYS = (
     "router",
     "router.proj",
     "router.layer",
+    "router.gate",
+    "router.classifier",
+    "gate.wg",
     "mlp.gate",
     "feed_forward.gate",
     "shared_expert_gate",

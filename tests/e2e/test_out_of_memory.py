@@ -20,6 +20,7 @@ from core.runs.events import CheckpointEvent, EvalEvent, MemoryEvent, NoticeEven
 from core.runs.history import read_history
 from core.runs.store import Run
 from core.worker.checkpoint.checkpoint import verify_checkpoint
+from tests.families.tiny import write_family
 
 from .workers import Workers, ending, failure, finish, notice_codes, only, steps
 
@@ -167,6 +168,24 @@ def test_a_run_that_meets_it_everywhere_is_the_run_that_never_did(workers: Worke
     assert any("held-out rows at once" in notice.message for notice in notices(run, "memory_evaluation"))
     assert any("prompts at once" in notice.message for notice in notices(run, "memory_answers"))
     assert [event.step for event in only(CheckpointEvent, run)] == [2, 4, 6, 8]
+    assert not set(codes) & {"evaluation_skipped", "checkpoint_failed", "checkpoint_postponed"}
+
+
+def test_a_mixture_with_adapters_on_experts_in_4_bits_is_the_run_that_never_met_it(
+    workers: Workers, tmp_path: Path
+) -> None:
+    """Rows are cut, so that experts get other groups of tokens; steps and a checkpoint are done again."""
+    workers.model = write_family("qwen3_moe", tmp_path / "mixture")
+    method = {"name": "qlora", "target_experts": "on"}
+    undisturbed = start(workers, {}, method=method)
+    finish(undisturbed)
+    plan = {"forward": [10], "backward": [9], "optimizer": [1, 4], "evaluation_limit": [1, 1 << 30], "saving": [1]}
+    run = start(workers, plan, method=method)
+    finish(run)
+    assert_same(run, undisturbed)
+    assert any(".experts." in name for name in adapter(run))
+    codes = notice_codes(run)
+    assert {"memory_cut", "memory_again", "memory_evaluation"} <= set(codes)
     assert not set(codes) & {"evaluation_skipped", "checkpoint_failed", "checkpoint_postponed"}
 
 

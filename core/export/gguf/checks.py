@@ -45,8 +45,8 @@ _ACTIVATIONS: dict[str, frozenset[str]] = {
 _LARGE_GEMMA = {"gemma2": 46, "gemma3_text": 62}
 #: Which layers attend to everything, others to a window: every so many-th, by model type.
 _FULL_EVERY = {"gemma2": 2, "gemma3_text": 6, "cohere2": 4}
-#: Whether the weights of a token's experts sum to one in llama.cpp, whatever the configuration says, and whether they do
-#: in transformers where it says nothing, by model type. transformers never asks DeepSeek V2's, and llama.cpp does.
+#: Whether the weights of a token's experts sum to one in llama.cpp, whatever the configuration says, and whether they
+#: do in transformers where it says nothing, by model type. transformers never asks DeepSeek V2's, and llama.cpp does.
 _NORMALIZED: dict[str, tuple[bool, bool]] = {
     "qwen3_moe": (True, False),
     "lfm2_moe": (True, True),
@@ -114,10 +114,7 @@ def check_model(model: Path, converter: Path) -> Checked:
             f"{model} is quantized already, and only weights in 16 or 32 bit are converted.",
             "Export from the model as it was before, or merged.",
         )
-    _check_scale(text_part(config))
-    _check_windows(text_part(config))
-    _check_activation(text_part(config))
-    _check_routing(text_part(config))
+    check_arithmetic(model)
     weights = read_weights(model)
     return Checked(
         dtype=_widest(weights, model),
@@ -125,6 +122,22 @@ def check_model(model: Path, converter: Path) -> Checked:
         largest=_largest(weights),
         architecture=_architecture(model),
     )
+
+
+def check_arithmetic(model: Path) -> None:
+    """Check that llama.cpp computes what a model's configuration says, which takes no time.
+
+    Args:
+        model: A directory with the configuration, of the model or of the base that it is trained from.
+
+    Raises:
+        UserError: If it computes something else.
+    """
+    config = text_part(read_description(model / "config.json") or {})
+    _check_scale(config)
+    _check_windows(config)
+    _check_activation(config)
+    _check_routing(config)
 
 
 def check_tokenizer(directory: Path) -> None:
@@ -213,8 +226,9 @@ def _check_routing(config: Mapping[str, Any]) -> None:
         return
     said = "has" if "norm_topk_prob" in config else "takes"
     raise UserError(
-        f"llama.cpp {'always' if computed else 'never'} normalizes the weights of a token's experts in models of the type "
-        f"{kind}, and this one {said} norm_topk_prob = {'true' if wanted else 'false'}: the file would be another model.",
+        f"llama.cpp {'always' if computed else 'never'} normalizes the weights of a token's experts in models of the "
+        f"type {kind}, and this one {said} norm_topk_prob = {'true' if wanted else 'false'}: the file would be another "
+        "model.",
         _MERGED,
     )
 

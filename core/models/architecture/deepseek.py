@@ -33,6 +33,8 @@ def read_deepseek(values: ConfigValues, family: str) -> Architecture:
     first = values.get("first_k_dense_replace", 0)
     first = min(first, depth) if isinstance(first, int) and not isinstance(first, bool) and first > 0 else 0
     layers = [replace(dense, count=first), replace(sparse, count=depth - first)]
+    # Routers are kept in fp32, and so is what the third version adds to their scores.
+    wide = (depth - first) * experts.count * (hidden + (family == "deepseek_v3"))
     return Architecture(
         family=family,
         hidden=hidden,
@@ -42,8 +44,7 @@ def read_deepseek(values: ConfigValues, family: str) -> Architecture:
         prefix="model.layers",
         positions=values.count("max_position_embeddings") if values.get("max_position_embeddings") else None,
         other=hidden,
-        # Routers are loaded in fp32.
-        wide=(depth - first) * experts.router,
+        wide=wide,
     )
 
 

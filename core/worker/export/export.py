@@ -16,7 +16,7 @@ from core.errors import UserError
 from core.export.agreement import Agreement
 from core.export.base import BaseModel, describe_base
 from core.export.card import CARD, CardFacts, base_license, write_card
-from core.export.gguf.checks import require_quantizer
+from core.export.gguf.checks import check_arithmetic, require_quantizer
 from core.export.gguf.options import GgufOptions
 from core.export.gguf.tools import fetch_converter
 from core.export.gguf.write import calibration_rows, write_adapter_gguf, write_gguf
@@ -149,6 +149,9 @@ class Export:
             check_adapter(trained.adapter, base)
         if self._request.kind == "card":
             return base, trained.base_sha256
+        if self._request.kind in ("gguf", "ollama"):
+            # Before minutes are spent on hashing and merging.
+            check_arithmetic(base)
         self._progress("comparing the base model with that of the training", None, None)
         fingerprint = BaseFingerprint(base)
         if trained.base_sha256 is not None:

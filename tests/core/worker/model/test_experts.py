@@ -50,7 +50,11 @@ def load(base: Path, method: str, precision: str = "fp32", **more: Any) -> Any:
 
 def dense_twin(quantized: Any, base: Path) -> Any:
     """The same model in full precision with what the 4-bit one has, its experts computed by transformers."""
-    plain = load(base, "lora")
+    return put_weights_of(quantized, load(base, "lora"))
+
+
+def put_weights_of(quantized: Any, plain: Any) -> Any:
+    """The same model in full precision, with what a 4-bit one has, its experts computed by transformers."""
     with torch.no_grad():
         for name, module in quantized.named_modules():
             if isinstance(module, bnb.nn.Linear4bit):
@@ -145,6 +149,132 @@ def test_experts_of_other_kinds_are_computed_alike(kind: str) -> None:
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
     for one, other in zip(gradients, wanted_gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+_ROUTED: dict[str, Any] = {"n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+_GROUPED: dict[str, Any] = {**_ROUTED, "n_shared_experts": 1, "n_group": 1, "topk_group": 1}
+_LATENT: dict[str, Any] = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 64,
+    "kv_lora_rank": 64,
+    "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 32,
+    "v_head_dim": 32,
+    "first_k_dense_replace": 1,
+}
+_EXPERTS: dict[str, Any] = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+_LOCAL: dict[str, Any] = {"num_local_experts": 8, "num_experts_per_tok": 2}
+#: Further families with experts of their own kinds, by the class of their configuration.
+OTHERS: dict[str, dict[str, Any]] = {
+    "MixtralConfig": _LOCAL,
+    "OlmoeConfig": {**_EXPERTS, "num_key_value_heads": 4},
+    "FlexOlmoConfig": {**_EXPERTS, "num_key_value_heads": 4},
+    "Qwen2MoeConfig": {**_EXPERTS, "shared_expert_intermediate_size": 64},
+    "DeepseekV2Config": {**_LATENT, **_ROUTED, "n_shared_experts": 1},
+    "DeepseekV3Config": {**_LATENT, **_GROUPED},
+    "Ernie4_5_MoeConfig": {
+        "moe_num_experts": 8,
+        "moe_k": 2,
+        "moe_intermediate_size": 64,
+        "moe_num_shared_experts": 1,
+        "moe_layer_start_index": 1,
+    },
+    "HunYuanMoEV1Config": {"head_dim": 32, "num_experts": 8, "moe_topk": 2},
+    "Dots1Config": {"first_k_dense_replace": 1, **_GROUPED},
+    "Glm4MoeConfig": {"head_dim": 32, "first_k_dense_replace": 1, **_GROUPED},
+    "MiniMaxConfig": {
+        "head_dim": 32,
+        "layer_types": ["linear_attention", "full_attention"],
+        "block_size": 16,
+        **_LOCAL,
+    },
+    "MiniMaxM2Config": {"head_dim": 32, **_LOCAL},
+    "PhimoeConfig": _LOCAL,
+    "GraniteMoeConfig": _LOCAL,
+    "JambaConfig": {
+        **_EXPERTS,
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "expert_layer_period": 2,
+        "expert_layer_offset": 1,
+        "use_mamba_kernels": False,
+    },
+    "AfmoeConfig": {
+        **_EXPERTS,
+        "head_dim": 32,
+        "num_shared_experts": 1,
+        "num_dense_layers": 1,
+        "n_group": 1,
+        "topk_group": 1,
+    },
+    "NemotronHConfig": {
+        **_GROUPED,
+        "head_dim": 32,
+        "num_hidden_layers": 2,
+        "layers_block_type": ["attention", "moe"],
+        "moe_shared_expert_intermediate_size": 64,
+    },
+}
+
+
+def write_other(name: str, folder: Path, **values: Any) -> Path:
+    """A tiny model of a class of configurations, in bf16; no tokenizer is needed to load it."""
+    shapes: dict[str, Any] = {
+        "vocab_size": 64,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "pad_token_id": 0,
+    }
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(getattr(transformers, name)(**{**shapes, **values}), dtype=torch.bfloat16)
+    model.save_pretrained(folder)
+    return folder
+
+
+def load_other(base: Path, method: str) -> Any:
+    return load_model(base, method=method, precision="fp32", device="cpu", for_training=True, tokenizer=object()).model
+
+
+@pytest.mark.parametrize("name", list(OTHERS))
+def test_experts_of_further_families_compute_what_transformers_does(name: str, tmp_path: Path) -> None:
+    base = write_other(name, tmp_path, **OTHERS[name])
+    plain, own = load_other(base, "lora"), load_other(base, "lora")
+    plain.set_experts_implementation("eager")
+    assert use_own_experts(own) > 0
+    quantized = load_other(base, "qlora")
+    modules = dict(experts_of(quantized))
+    assert modules
+    assert all(
+        isinstance(getattr(one, matrix), ExpertsParams4bit) for one in modules.values() for matrix in matrix_names(one)
+    )
+    linear = [module for module in quantized.modules() if isinstance(module, bnb.nn.Linear4bit)]
+    assert all(module.out_features != 8 for module in linear), "routers stay in 16 bit"
+    twin = put_weights_of(quantized, load_other(base, "lora"))
+    for one, other in ((own, plain), (quantized, twin)):
+        logits, gradient = logits_and_gradient(one)
+        wanted, wanted_gradient = logits_and_gradient(other)
+        torch.testing.assert_close(logits, wanted, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(gradient, wanted_gradient, rtol=1e-4, atol=1e-5)
+
+
+UNMARKED: dict[str, dict[str, Any]] = {
+    "Llama4TextConfig": {"head_dim": 32, "intermediate_size_mlp": 128, "attention_chunk_size": 32, **_LOCAL},
+    "JetMoeConfig": {"kv_channels": 16, **_LOCAL},
+}
+
+
+@pytest.mark.parametrize("name", list(UNMARKED))
+def test_experts_that_transformers_does_not_mark_stay_as_they_are(name: str, tmp_path: Path) -> None:
+    base = write_other(name, tmp_path, **UNMARKED[name])
+    quantized, plain = load_other(base, "qlora"), load_other(base, "lora")
+    assert not list(experts_of(quantized))
+    stacked = {key for key, parameter in plain.named_parameters() if parameter.dim() == 3}
+    assert stacked
+    assert all(torch.equal(quantized.get_parameter(key), plain.get_parameter(key)) for key in stacked)
+    assert torch.isfinite(quantized(input_ids=IDS).logits).all()
 
 
 def test_nothing_of_the_weights_is_kept_for_backward() -> None:
