@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -10,11 +11,9 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from core.models.architecture.architecture import Architecture, Attention, Experts, Layer, Linear
-from core.worker.measure.layers import layer_kinds, layer_type
+from core.worker.measure.layers import WITHOUT_SCORES, layer_kinds, layer_type
 from core.worker.model.model import decoder_layers
 
-#: Types of layers that carry a state from token to token instead of attending.
-_WITHOUT_SCORES = frozenset(("linear_attention", "mamba", "conv", "recurrent", "moe", "mlp"))
 #: Names of the number of experts that a token passes through.
 _ACTIVE = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_topk", "moe_top_k")
 
@@ -41,10 +40,11 @@ def read_structure(causal: Any, description: str) -> Architecture:
         _layer(layers[run[0]], config, run[0], len(run))
         for run in (list(group) for _, group in itertools.groupby(range(len(layers)), key=kinds.__getitem__))
     ]
-    parameters = {id(tensor): tensor for tensor in _saved(causal)}
+    parameters = {id(parameter): parameter for parameter in causal.parameters()}
     if tied and head is not None:
         parameters.pop(id(head.weight), None)
         parameters[id(embeddings)] = embeddings
+    parameters |= {id(buffer): buffer for buffer in _saved_buffers(causal)}
     total = sum(parameter.numel() for parameter in parameters.values())
     vocabulary, hidden = embeddings.shape
     bias = getattr(head, "bias", None) is not None
@@ -66,15 +66,12 @@ def read_structure(causal: Any, description: str) -> Architecture:
     return replace(made, other=total - made.parameters)
 
 
-def _saved(module: torch.nn.Module) -> list[torch.Tensor]:
-    """Parameters, and the buffers that are saved with them: scales of layers, corrections of routers."""
-    buffers = [
-        buffer
-        for owner in module.modules()
-        for name, buffer in owner.named_buffers(recurse=False)
-        if name not in owner._non_persistent_buffers_set
-    ]
-    return [*module.parameters(), *buffers]
+def _saved_buffers(module: Any) -> Iterator[torch.Tensor]:
+    """Buffers that are saved with a model, and so count as its parameters: corrections of routers, scales of layers."""
+    for inner in module.modules():
+        for name, buffer in inner._buffers.items():
+            if buffer is not None and name not in inner._non_persistent_buffers_set:
+                yield buffer
 
 
 def _is_linear(module: Any) -> bool:
@@ -92,7 +89,7 @@ def _layer(layer: Any, config: Any, number: int, count: int) -> Layer:
     linears = [_linear(name, module) for name, module in layer.named_modules() if _is_linear(module)]
     experts, router = _experts(layer, config)
     linears = [linear for linear in linears if linear.name != router]
-    total = sum(tensor.numel() for tensor in _saved(layer))
+    total = sum(tensor.numel() for tensor in itertools.chain(layer.parameters(), _saved_buffers(layer)))
     explained = sum(linear.parameters for linear in linears) + (experts.weights if experts is not None else 0)
     return Layer(
         count,
@@ -127,7 +124,7 @@ def _experts(layer: Any, config: Any) -> tuple[Experts | None, str]:
     router = next((name for name, parameter in routers if parameter.shape[1] == hidden), None)
     if router is None:
         return None, ""
-    experts = Experts(count, active, hidden, sizes[0] // hidden, adapted=False)
+    experts = Experts(count, active, hidden, sizes[0] // hidden)
     return experts, router.removesuffix(".weight")
 
 
@@ -138,7 +135,7 @@ def _attention(layer: Any, config: Any, number: int) -> Attention:
     config = differing[number] if differing else config
     window = _size(config, "sliding_window") if kind.startswith("sliding") or not kind else None
     heads = _size(config, "num_attention_heads") or 0
-    if kind in _WITHOUT_SCORES or not heads:
+    if kind in WITHOUT_SCORES or not heads:
         return Attention(0, 0, 0, rotary=False)
     own = [size for module in layer.modules() if isinstance(size := getattr(module, "head_dim", None), int)]
     head_dim = own[0] if own else _size(config, "head_dim") or max(config.hidden_size // heads, 1)
