@@ -13,6 +13,7 @@ from core.export.request import ExportRequest
 from core.worker.export import export
 from core.worker.export.export import Export
 from tests.core.export.trained_run import make_trained_run, write_rows
+from tests.core.worker.export.bench import train_adapter
 from tests.families.tiny import write_family
 
 
@@ -34,6 +35,7 @@ def test_a_mixture_that_llama_cpp_would_weigh_otherwise_is_refused_at_once(
 def test_a_mixture_in_32_bits_meets_the_bar_of_all_models(tmp_path: Path) -> None:
     base = write_family("qwen3_moe", tmp_path / "base")
     run = make_trained_run(base, write_rows(tmp_path / "rows.jsonl"))
+    train_adapter(base, run.adapter_path, target_experts="on")
     agreement = (
         Export(ExportRequest(run.path, "gguf", quant="F32", out=tmp_path / "out"), lambda *_: None).make().agreement
     )
