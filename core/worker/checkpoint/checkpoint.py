@@ -359,9 +359,11 @@ def _restore_adapter(checkpoint: Checkpoint, model: Any) -> None:
             "The base model has changed since; put the former one back.",
         ) from error
     if wrong:
+        # The base is compared before; earlier versions chose other layers of mixtures, whose experts were in 16 bit.
         raise UserError(
-            f"{checkpoint.path.name} does not fit this model: {wrong[0]}.",
-            "The base model has changed since; put the former one back.",
+            f"{checkpoint.path.name} does not fit this model: its adapters are on other layers ({one_line(wrong[0])}).",
+            "Go on with the version that began the run, or begin a new one; what it has learned can be exported and "
+            "talked to as it is.",
         )
 
 
