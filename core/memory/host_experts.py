@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from core.config.schema import Config
 from core.config.sixteen_bit import experts_stay_16bit, kept_patterns
 from core.memory.plan import Machine, Plan
-from core.memory.sizes import EXPERT_LAYERS, EXPERTS, HOST_SLAB, quantized_experts_bytes
+from core.memory.sizes import EXPERT_LAYERS, HOST_SLAB, quantized_experts_bytes
 from core.memory.step_time import Rates, StepTime
 from core.models.architecture.architecture import Architecture
 from core.units import format_bytes
@@ -65,7 +65,7 @@ def experts_on_host(model: Architecture, keep: Sequence[str] = ()) -> HostExpert
             size = sum(
                 quantized_experts_bytes(layer.experts.count, weights)
                 for name, weights in zip(EXPERT_MATRICES, layer.experts.stacked, strict=True)
-                if not experts_stay_16bit(f"{model.prefix}.{place}.{EXPERTS}", name, keep)
+                if not experts_stay_16bit(f"{model.prefix}.{place}.{layer.experts.name}", name, keep)
             )
             found += [size] if size else []
         number += layer.count

@@ -27,7 +27,7 @@ EXPERT_BUFFER = 256 << 20
 HOST_SLAB = 256 << 20
 #: Layers whose experts are on a GPU at once where they live in host memory: that at work, and the next.
 EXPERT_LAYERS = 2
-#: Name of the module of experts within a layer.
+#: What stands for the experts of a layer among the targets of its adapters.
 EXPERTS = "mlp.experts"
 #: Tensors with fewer elements have 32-bit optimizer states; blocks that share a scale in 8-bit states.
 SMALLEST_8BIT, BLOCK_8BIT = 4096, 256
@@ -122,7 +122,7 @@ def target_linears(layer: Layer, prefix: str, method: MethodSection) -> frozense
     """
     targets = method.target_modules
     found = {linear.name for linear in layer.linears if adapts_linear(f"{prefix}.{linear.name}", targets)}
-    if layer.experts is not None and adapts_experts(method, f"{prefix}.{EXPERTS}", layer.experts.matrices):
+    if layer.experts is not None and adapts_experts(method, f"{prefix}.{layer.experts.name}", layer.experts.matrices):
         found.add(EXPERTS)
     return frozenset(found)
 

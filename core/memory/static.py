@@ -9,7 +9,7 @@ from typing import NamedTuple
 from core.config.sixteen_bit import experts_stay_16bit, stays_16bit
 from core.memory.host_experts import EXPERT_MATRICES, HostExperts
 from core.memory.plan import Part
-from core.memory.sizes import EXPERTS, quantized_bytes, quantized_experts_bytes
+from core.memory.sizes import quantized_bytes, quantized_experts_bytes
 from core.memory.steps import FP32, Adapters, Arithmetic
 from core.models.architecture.architecture import Architecture
 from core.units import format_count
@@ -56,7 +56,7 @@ def _matrices(model: Architecture, keep: Sequence[str]) -> Iterator[_Matrix]:
                 yield _Matrix(linear.weights, count, 0, stays_16bit(f"{name}.{linear.name}", keep))
             if (experts := layer.experts) is not None:
                 for matrix, weights in zip(EXPERT_MATRICES, experts.stacked, strict=True):
-                    kept = experts_stay_16bit(f"{name}.{EXPERTS}", matrix, keep)
+                    kept = experts_stay_16bit(f"{name}.{experts.name}", matrix, keep)
                     yield _Matrix(weights, count, experts.count, kept)
 
 

@@ -91,6 +91,7 @@ class Experts:
         hidden: Input and output features.
         width: Features inside one expert.
         clamped: Gate and inner values are clamped and the latter shifted, which makes as many tensors more.
+        name: Name of their module within the layer.
     """
 
     count: int
@@ -98,6 +99,7 @@ class Experts:
     hidden: int
     width: int
     clamped: bool = False
+    name: str = "mlp.experts"
 
     @property
     def stacked(self) -> tuple[int, int]:

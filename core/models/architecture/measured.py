@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 #: Version of the format; others are measured anew.
-FORMAT = 4
+FORMAT = 5
 
 
 @dataclass(frozen=True)

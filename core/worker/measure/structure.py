@@ -106,7 +106,10 @@ def _experts(layer: Any, config: Any) -> tuple[Experts | None, str]:
     """Stacked experts, if the layer has gated ones with a router, and the name of the router."""
     # The filters of convolutions, in recurrent layers, have three dimensions too.
     filters = {id(module.weight) for module in layer.modules() if isinstance(module, torch.nn.Conv1d)}
-    stacked = [weight for weight in layer.parameters() if weight.dim() == 3 and id(weight) not in filters]
+    named = [
+        (name, weight) for name, weight in layer.named_parameters() if weight.dim() == 3 and id(weight) not in filters
+    ]
+    stacked = [weight for _, weight in named]
     active = next((size for name in _ACTIVE if (size := _size(config, name)) is not None), None)
     if len(stacked) != 2 or active is None or len({parameter.shape[0] for parameter in stacked}) != 1:
         return None, ""
@@ -124,7 +127,8 @@ def _experts(layer: Any, config: Any) -> tuple[Experts | None, str]:
     router = next((name for name, parameter in routers if parameter.shape[1] == hidden), None)
     if router is None:
         return None, ""
-    experts = Experts(count, active, hidden, sizes[0] // hidden)
+    module = named[0][0].rpartition(".")[0]
+    experts = Experts(count, active, hidden, sizes[0] // hidden, name=module)
     return experts, router.removesuffix(".weight")
 
 

@@ -209,3 +209,17 @@ def test_the_header_of_a_gguf_file_describes_a_model_that_can_be_measured(name: 
     assert table.description
     found = measure_architecture(Unmeasured(table.description, "a file"))
     assert (found.parameters, found.depth, found.family) == (table.parameters, 2, table.family)
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [("lfm2_moe", "feed_forward.experts"), ("granitemoehybrid", "block_sparse_moe.experts"), ("gemma4_moe", "experts")],
+)
+def test_experts_are_kept_in_16_bit_by_their_own_name(family: str, name: str, tmp_path: Path) -> None:
+    architecture, how = measured(family), arithmetic(config_of(tmp_path), Machine("cpu"))
+    layer = next(layer for layer in architecture.layers if layer.experts is not None)
+    assert layer.experts is not None
+    assert layer.experts.name.endswith(name)
+    parts = {keep: {part.name for part in weight_parts(architecture, how, 0, [keep])} for keep in (name, "mlp.nothing")}
+    assert "experts_16bit" in parts[name]
+    assert "experts_16bit" not in parts["mlp.nothing"]
