@@ -27,14 +27,20 @@ def read_deepseek(values: ConfigValues, family: str) -> Architecture:
         hidden=hidden,
         width=expert_width,
     )
+    # What the third version adds to the scores of experts is saved beside their weights.
+    added = experts.count if family == "deepseek_v3" else 0
     sparse = replace(
-        layer, linears=(*linears, *_network("mlp.shared_experts", hidden, shared)), width=shared, experts=experts
+        layer,
+        linears=(*linears, *_network("mlp.shared_experts", hidden, shared)),
+        width=shared,
+        experts=experts,
+        other=layer.other + added,
     )
     first = values.get("first_k_dense_replace", 0)
     first = min(first, depth) if isinstance(first, int) and not isinstance(first, bool) and first > 0 else 0
     layers = [replace(dense, count=first), replace(sparse, count=depth - first)]
-    # Routers are kept in fp32, and so is what the third version adds to their scores.
-    wide = (depth - first) * experts.count * (hidden + (family == "deepseek_v3"))
+    # Routers are kept in fp32, and so is what is added to their scores.
+    wide = (depth - first) * (experts.router + added)
     return Architecture(
         family=family,
         hidden=hidden,

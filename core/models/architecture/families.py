@@ -33,6 +33,8 @@ class _Family:
     """Whether the query, key and value projections have a bias, or the key that says so."""
     output_bias: bool | str = "attention_bias"
     mlp_bias: bool | str = "mlp_bias"
+    biased: bool = False
+    """Whether there are these biases if the configuration does not say."""
     normed: Literal["", "head", "all"] = ""
     norms: int = 2
     eager: bool = False
@@ -98,6 +100,7 @@ _LIKE_LLAMA: dict[str, _Family] = {
         qkv_bias="use_bias",
         output_bias="use_bias",
         mlp_bias="use_bias",
+        biased=True,
         plain=("mlp.c_fc", "mlp.c_proj"),
         norm="layer",
         norm_bias=True,
@@ -122,7 +125,7 @@ _LIKE_LLAMA: dict[str, _Family] = {
     "gpt_oss": _Family(
         head_dim=64,
         kv_heads=8,
-        qkv_bias="attention_bias",
+        biased=True,
         eager=True,
         sinks=True,
         expert_count="num_local_experts",
@@ -209,8 +212,8 @@ def _model_type(config: Mapping[str, Any], where: str) -> str:
     raise UserError(f"{where} has no model_type, so it is no model's.", "Copy the model's own config.json.")
 
 
-def _bias(values: ConfigValues, rule: bool | str) -> bool:
-    return values.flag(rule, False) if isinstance(rule, str) else rule
+def _bias(values: ConfigValues, rules: _Family, rule: bool | str) -> bool:
+    return values.flag(rule, rules.biased) if isinstance(rule, str) else rule
 
 
 def _attention(values: ConfigValues, family: str, rules: _Family, hidden: int) -> Attention:
@@ -257,7 +260,7 @@ def _like_llama(values: ConfigValues, family: str, rules: _Family) -> Architectu
     )
     if rules.plain is not None:
         width = values.count("intermediate_size")
-        bias = _bias(values, rules.mlp_bias)
+        bias = _bias(values, rules, rules.mlp_bias)
         network = (Linear(rules.plain[0], hidden, width, bias), Linear(rules.plain[1], width, hidden, bias))
         layers: tuple[Layer, ...] = (replace(dense, linears=(*linears, *network), width=width, gate=""),)
     elif rules.expert_count:
@@ -278,8 +281,8 @@ def _like_llama(values: ConfigValues, family: str, rules: _Family) -> Architectu
 
 
 def _attention_linears(values: ConfigValues, rules: _Family, attention: Attention, hidden: int) -> tuple[Linear, ...]:
-    bias, queries, keys = _bias(values, rules.qkv_bias), attention.queries, attention.keys
-    output = Linear("self_attn.o_proj", queries, hidden, _bias(values, rules.output_bias))
+    bias, queries, keys = _bias(values, rules, rules.qkv_bias), attention.queries, attention.keys
+    output = Linear("self_attn.o_proj", queries, hidden, _bias(values, rules, rules.output_bias))
     if rules.fused:
         return (Linear("self_attn.qkv_proj", hidden, queries + 2 * keys, bias), output)
     return (
@@ -291,7 +294,7 @@ def _attention_linears(values: ConfigValues, rules: _Family, attention: Attentio
 
 
 def _with_network(values: ConfigValues, rules: _Family, layer: Layer, hidden: int) -> Layer:
-    width, bias = values.count("intermediate_size"), _bias(values, rules.mlp_bias)
+    width, bias = values.count("intermediate_size"), _bias(values, rules, rules.mlp_bias)
     down = Linear("mlp.down_proj", width, hidden, bias)
     if rules.fused:
         network: tuple[Linear, ...] = (Linear("mlp.gate_up_proj", hidden, 2 * width, bias), down)

@@ -320,7 +320,7 @@ PARAMETERS: dict[str, tuple[dict[str, Any], int]] = {
     "Qwen2-7B": (QWEN_2_7B, 7_615_616_512),
     "gpt-oss-20b": (GPT_OSS_20B, 20_914_757_184),
     "DeepSeek-V2-Lite": (DEEPSEEK_V2_LITE, 15_706_484_224),
-    "DeepSeek-V3": (DEEPSEEK_V3, 671_026_404_352),
+    "DeepSeek-V3": (DEEPSEEK_V3, 671_026_419_200),
     "SmolLM3-3B": (SMOLLM3_3B, 3_075_098_624),
     "SmolLM2-135M": (SMOLLM2_135M, 134_515_008),
     "GPT-2": (GPT_2, 124_439_808),

@@ -42,6 +42,8 @@ __all__ = ["measured_here"]
 
 #: Families whose layers put keys and values where other layers read them.
 SHARING = {"gemma4", "gemma4_moe"}
+#: Families whose scans are measured at short rows, of which long ones take somewhat less than in proportion.
+SCANNING = {"qwen3_5", "qwen3_5_moe"}
 
 
 def config_of(directory: Path, checkpointing: bool = False, fused: bool = True, **method: Any) -> Config:
@@ -109,7 +111,7 @@ def test_the_plan_of_a_measured_model_is_what_torch_allocates(family: str, check
     assert plan.trainable == sum(parameter.numel() for parameter in trainable_parameters(loaded.model))
     found = comes_and_goes(plan) / peak(loaded, 0.02, length)
     # A tensor of hidden states is four percent of these models. States that layers share count all at once.
-    assert 0.955 <= found <= (1.2 if checkpointing and family in SHARING else 1.05)
+    assert 0.955 <= found <= (1.2 if checkpointing and family in SHARING | SCANNING else 1.05)
 
 
 #: Shapes of a published model of every family of which the tables tell what layers keep.
