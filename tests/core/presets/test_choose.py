@@ -146,9 +146,9 @@ def test_a_mixture_is_chosen_for_by_its_plan(name: str, gib: int, preset: str, a
 
 def test_a_mixture_that_fits_nowhere_is_too_large_and_it_is_said() -> None:
     published = published_config("Qwen3-30B-A3B")
-    deep = read_architecture({**published, "num_hidden_layers": 20 * published["num_hidden_layers"]}, "qwen")
-    with pytest.raises(UserError, match=r"needs .* GB at least, and the card has 12\.9 GB"):
-        choose_preset(Facts(model=deep, device_bytes=12 * GIB))
+    wide = read_architecture({**published, "num_experts": 20 * published["num_experts"]}, "qwen")
+    with pytest.raises(UserError, match=r"needs .* GB at least, and the card has 8\.59 GB"):
+        choose_preset(Facts(model=wide, device_bytes=8 * GIB))
 
 
 def test_a_dense_model_that_is_too_large_has_no_preset() -> None:
