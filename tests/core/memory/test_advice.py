@@ -21,8 +21,12 @@ def config_of(**sections: Any) -> Config:
     return Config.model_validate({"data": {"train": "x"}, **sections})
 
 
+#: Published models whose layers the tables tell; what others take is measured, which takes seconds each.
+TABLED = [name for name, (config, _) in published.PARAMETERS.items() if not read_architecture(config, name).description]
+
+
 @given(
-    st.sampled_from(list(published.PARAMETERS)),
+    st.sampled_from(TABLED),
     st.integers(500_000_000, 60_000_000_000),
     st.sampled_from(["qlora", "lora"]),
     st.sampled_from(["cpu", "cuda"]),
@@ -48,7 +52,7 @@ def test_what_is_advised_fits_when_it_is_done(name: str, limit: int, method: str
         assert all(answer.fits for answer in advice)
 
 
-@pytest.mark.parametrize("name", published.PARAMETERS)
+@pytest.mark.parametrize("name", [*TABLED, "Gemma-3-1B", "Qwen1.5-MoE-A2.7B"])
 def test_of_every_family_a_run_that_is_a_little_too_large_is_made_to_fit(name: str) -> None:
     architecture = read_architecture(published.PARAMETERS[name][0], name)
     memory = {"gradient_checkpointing": "off", "offload_experts": "off"}
@@ -58,13 +62,12 @@ def test_of_every_family_a_run_that_is_a_little_too_large_is_made_to_fit(name: s
     tight = make_plan(architecture, config, machine)
     assert not tight.fits
     answers = advise(architecture, config, machine, None, tight)
-    # Of a model of 671 billion parameters the activations are less than that.
-    assert answers or name == "DeepSeek-V3"
+    assert answers
     for answer in answers:
         applied = make_plan(architecture, changed(config, answer.changes), machine)
         assert applied.total_bytes == answer.total_bytes == tight.total_bytes - answer.saves_bytes
         assert answer.fits == applied.fits
-        assert answer.fits or name == "DeepSeek-V3"
+        assert answer.fits
 
 
 def test_the_cheapest_change_that_is_enough_comes_first() -> None:
