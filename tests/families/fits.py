@@ -25,8 +25,8 @@ model                      GiB    12 GB     16 GB     24 GB
 Qwen3.5-4B                 5.2    yes       yes       yes
 Qwen3.5-9B                10.0    yes       yes       yes
 Qwen3.5-27B               21.6    no        no        yes
-Qwen3.5-35B-A3B           21.1    experts   experts   yes
-Qwen3-30B-A3B             17.9    experts   experts   yes
+Qwen3.5-35B-A3B           21.5    experts   experts   yes
+Qwen3-30B-A3B             18.0    experts   experts   yes
 Qwen3-4B                   4.1    yes       yes       yes
 Qwen3-8B                   7.8    yes       yes       yes
 Qwen3-14B                 12.1    inputs    yes       yes
@@ -39,12 +39,12 @@ Gemma-4-26B-A4B           15.9    experts   experts   yes
 Gemma-3-4B                 4.4    yes       yes       yes
 Gemma-3-12B                9.8    yes       yes       yes
 Gemma-3-27B               19.2    no        no        yes
-gpt-oss-20b               18.7    experts   experts   yes
+gpt-oss-20b               16.1    experts   experts   yes
 Ministral-3-3B             3.8    yes       yes       yes
 Ministral-3-8B             7.7    yes       yes       yes
 Ministral-3-14B           11.1    yes       yes       yes
 Mistral-Small-3.2-24B     16.7    no        no        yes
-GLM-4.7-Flash             17.5    experts   experts   yes
+GLM-4.7-Flash             17.9    experts   experts   yes
 Llama-3.1-8B               7.4    yes       yes       yes
 Llama-3.2-1B               2.2    yes       yes       yes
 Llama-3.2-3B               3.7    yes       yes       yes
@@ -53,12 +53,12 @@ Phi-4-mini                 4.3    yes       yes       yes
 SmolLM3-3B                 3.4    yes       yes       yes
 LFM2-1.2B                  2.0    yes       yes       yes
 LFM2-2.6B                  2.9    yes       yes       yes
-LFM2-8B-A1B                5.6    yes       yes       yes
+LFM2-8B-A1B                5.8    yes       yes       yes
 Olmo-3-7B                  6.6    yes       yes       yes
 Olmo-3-32B                21.3    no        no        yes
 Granite-4.0-Micro          3.6    yes       yes       yes
-Granite-4.0-H-Tiny         5.4    yes       yes       yes
-Granite-4.0-H-Small       20.7    experts   experts   yes
+Granite-4.0-H-Tiny         5.5    yes       yes       yes
+Granite-4.0-H-Small       20.9    experts   experts   yes
 """
 
 #: What was tried of a family, by columns of ``docs/models.md``.
