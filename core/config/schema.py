@@ -26,6 +26,13 @@ Column = Annotated[str, StringConstraints(min_length=1)]
 Paths = Text | Annotated[list[Text], Field(min_length=1)]
 #: A text of any kind, so long as it is whole characters.
 Prose = Annotated[str, StringConstraints(min_length=0)]
+#: A range of hours of the day, which may go over midnight.
+Hours = Annotated[
+    str,
+    StringConstraints(
+        strip_whitespace=True, pattern=r"^([01]?[0-9]|2[0-3]):[0-5][0-9] *- *(([01]?[0-9]|2[0-3]):[0-5][0-9]|24:00)$"
+    ),
+]
 #: A text that ends an answer, which may be a blank or a line break.
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Weight = Annotated[float, Field(gt=0, le=1000)]
@@ -324,6 +331,38 @@ class HardwareSection(Section):
     )
 
 
+class ParkingSection(Section):
+    """When a run gives its device back to others; it goes on by itself when they are done."""
+
+    programs: Text | Annotated[list[Text], Field(min_length=1)] | None = _option(
+        None, "Programs that the run gives the device back to while they run: a name or a list; absent: none."
+    )
+    memory: float | None = _option(
+        None, "Memory of the card held by others from which the run gives it back; absent: none.", unit="GB", gt=0
+    )
+    hours: Hours | Annotated[list[Hours], Field(min_length=1)] | None = _option(
+        None, 'Hours of the day in which the device is not the run\'s: "18:00-23:00", or a list; absent: none.'
+    )
+
+    calm: float = _option(
+        30.0, "Time without any of these after which the run takes the device back.", unit="s", ge=0, le=86_400
+    )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The programs."""
+        return _listed(self.programs)
+
+    @property
+    def ranges(self) -> tuple[str, ...]:
+        """The hours, each range as it is written."""
+        return _listed(self.hours)
+
+
+def _listed(value: str | list[str] | None) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value or ())
+
+
 class TrackingSection(Section):
     """Who is told the figures, besides the run directory."""
 
@@ -370,6 +409,7 @@ class Config(Section):
     eval: EvalSection = EvalSection()
     checkpoint: CheckpointSection = CheckpointSection()
     hardware: HardwareSection = HardwareSection()
+    parking: ParkingSection = ParkingSection()
     tracking: TrackingSection = TrackingSection()
     chat: ChatSection = ChatSection()
 

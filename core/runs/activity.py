@@ -13,6 +13,7 @@ from core.units import format_duration
 #: Requests, the one that decides first, and how a run that is about to carry them out is called.
 _DOING = {
     "stop": "stopping",
+    "park": "parking",
     "pause": "pausing",
     "checkpoint": "saving",
     "skip_evaluation": "skipping the evaluation",

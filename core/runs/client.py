@@ -14,12 +14,14 @@ from typing import Any
 from core.errors import UserError
 from core.runs import protocol
 from core.runs.after_end import way_on
-from core.runs.state import RunState, in_words
+from core.runs.state import RunState, in_words, infer_state
 from core.runs.store import Run
 from core.text import one_line
 
 #: Timeout in seconds of the connection itself; the worker's listener never waits for a training step.
 CONNECT_SECONDS = 5.0
+#: Seconds that a worker may take to become another program: one that waits without the device, or trains again.
+CHANGE_SECONDS = 20.0
 #: Timeout in seconds of an answer: a command is executed between two steps, and a step may be long.
 ANSWER_SECONDS = 60.0
 #: Most bytes of the answers to one command; the longest answer of a model has far fewer.
@@ -130,8 +132,7 @@ class ControlClient:
     def _connect(self) -> socket.socket:
         if self._closed:
             raise self._was_closed()
-        recorded = RunState.read(self.run.state_path)
-        path = (recorded.socket if recorded else None) or str(self.run.socket_path)
+        path = self._socket_path()
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
             connection.settimeout(CONNECT_SECONDS)
@@ -156,6 +157,18 @@ class ControlClient:
             connection.close()
             raise
         return connection
+
+    def _socket_path(self) -> str:
+        """Where the run listens; waited for while its process changes from one program to the next."""
+        deadline = time.monotonic() + CHANGE_SECONDS
+        while True:
+            recorded = RunState.read(self.run.state_path)
+            if recorded is None or recorded.socket is not None or recorded.pid is None:
+                break
+            if infer_state(recorded).is_over or time.monotonic() >= deadline or self._closed:
+                break
+            time.sleep(0.02)
+        return (recorded.socket if recorded else None) or str(self.run.socket_path)
 
     def _messages(self, connection: socket.socket, request: protocol.Request) -> Iterator[dict[str, Any]]:
         """Messages in answer to a request. The timeout starts again with each piece of a streamed answer."""

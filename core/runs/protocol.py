@@ -16,9 +16,9 @@ from typing import Any
 
 from core.errors import UserError
 
-COMMANDS = ("ping", "pause", "resume", "stop", "checkpoint", "generate", "set", "withdraw", "skip_evaluation")
+COMMANDS = ("ping", "pause", "resume", "park", "stop", "checkpoint", "generate", "set", "withdraw", "skip_evaluation")
 #: Commands that wait for the end of a step, or of a pass of an evaluation, and can be taken back until then.
-PENDING = ("pause", "checkpoint", "skip_evaluation", "stop")
+PENDING = ("pause", "checkpoint", "skip_evaluation", "park", "stop")
 #: Longest line accepted from a peer.
 LINE_LIMIT = 4 << 20
 #: Most characters of a request's id and of a command's name.

@@ -43,6 +43,7 @@ _REASONS = {
 #: Commands as past participles.
 _DONE = {
     "pause": "paused",
+    "park": "parked",
     "resume": "resumed",
     "checkpoint": "checkpoint saved",
     "stop": "stopped",

@@ -32,6 +32,8 @@ FILE_LIMIT = 1 << 20
 #: Valid process ids of the kernel, and valid step numbers.
 _PIDS, _COUNTS = range(1 << 31), range(1 << 63)
 
+#: Fields that are shown.
+_TEXTS = ("reason", "host", "refused", "parked")
 #: States as the end of a sentence about a run, where "is" and the state would not do.
 _PHRASES = {"failed": "has failed", "stopped": "was stopped"}
 
@@ -78,11 +80,13 @@ class RunState:
     beat: float | None = None
     """Heartbeat by :func:`time.monotonic`, which cannot be set; valid while the process that wrote it lives."""
     pending: tuple[str, ...] = ()
-    """Requests that were heard and wait for the end of the step: pause, checkpoint, skip_evaluation, stop."""
+    """Requests that were heard and wait for the end of the step: pause, checkpoint, skip_evaluation, park, stop."""
     progress: StepProgress | None = None
     """How far the present step or evaluation is; None between them."""
     refused: str = ""
     """What the result of a finished run misses of ``eval.gate``; empty where it passes."""
+    parked: str = ""
+    """Why a paused run has given its device back; empty while it holds it."""
 
     @property
     def exit_code(self) -> int | None:
@@ -125,7 +129,7 @@ class RunState:
         pending, progress = _pending(values.pop("pending", None)), _progress(values.pop("progress", None))
         if "state" not in values or not all(_is_sound(name, value) for name, value in values.items()):
             return None
-        values.update({name: one_line(values[name]) for name in ("reason", "host", "refused") if name in values})
+        values.update({name: one_line(values[name]) for name in _TEXTS if name in values})
         return cls(**values, pending=pending, progress=progress)
 
 
@@ -164,7 +168,7 @@ def _is_sound(name: str, value: Any) -> bool:
     if name in ("pid", "step", "total_steps", "memory_kills"):
         return type(value) is int and value in (_PIDS if name == "pid" else _COUNTS)
     # No path or identity contains a NUL.
-    return isinstance(value, str) and (name in ("reason", "host", "refused") or "\0" not in value)
+    return isinstance(value, str) and (name in _TEXTS or "\0" not in value)
 
 
 def infer_state(recorded: RunState, *, now: float | None = None) -> RunState:

@@ -287,8 +287,8 @@ class Timings:
             self.anchor = event.t
 
     def _apply_control(self, event: ControlEvent) -> None:
-        if event.command == "pause" and event.result == "ok":
-            self.paused_since = event.t
+        if event.command in ("pause", "park") and event.result == "ok":
+            self.paused_since = event.t if self.paused_since is None else self.paused_since
         elif event.command == "resume" and event.result == "ok" and self.paused_since is not None:
             paused = _sound(event.t - self.paused_since)
             self.paused_since = None

@@ -71,9 +71,9 @@ class WorkingTime:
             self.settle(event.paused_seconds)
         elif isinstance(event, GovernorEvent) and event.action in ("pause", "resume"):
             self._is_paused = event.action == "pause"
-        elif isinstance(event, ControlEvent) and event.command in ("pause", "resume"):
+        elif isinstance(event, ControlEvent) and event.command in ("pause", "park", "resume"):
             if not event.result.startswith("refused"):
-                self._is_paused = event.command == "pause"
+                self._is_paused = event.command != "resume"
         elif isinstance(event, FinishedEvent):
             self._is_over = True
 

@@ -1,6 +1,8 @@
 """The training process: ``python -m core.worker RUN [--resume]``.
 
 It is started detached, owns its run directory alone, and leaves with 0 when finished, 3 when stopped, 4 when failed.
+A run that gives its device back goes on as another program in the same process (``--parked``), and that one as the
+training again.
 """
 
 from __future__ import annotations
@@ -16,9 +18,11 @@ from core.runs.events import ControlEvent, FailedEvent, FinishedEvent, StoppedEv
 from core.runs.lock import hold_worker_lock
 from core.runs.sentences import sender
 from core.runs.state import EXIT_CODES, EXIT_REFUSED
-from core.runs.store import Run
+from core.runs.store import Run, complete_checkpoints
+from core.worker.parked import ASKED, ClaimsWatch, parked_run
 from core.worker.process import environment
-from core.worker.process.control import Controls, ControlServer, StopRequested, install_signals
+from core.worker.process.control import Controls, ControlServer, ParkRequested, StopRequested, install_signals
+from core.worker.process.handover import become
 from core.worker.process.log import log, log_exception, redact_streams
 from core.worker.process.recorder import Recorder
 from core.worker.progress.finite import NotFiniteError
@@ -29,7 +33,11 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="core.worker", description="Carries out one run.")
     parser.add_argument("run", type=Path, help="the run directory")
     parser.add_argument("--resume", action="store_true", help="go on from the newest valid checkpoint")
+    parser.add_argument("--paused", action="store_true", help="begin with a pause")
+    parser.add_argument("--parked", metavar="CAUSE", default="", help="wait without the device until it is free again")
+    parser.add_argument("--needs", metavar="BYTES", type=int, default=0, help="memory that a parked run has to find")
     args = parser.parse_args(argv)
+    started_with = dict(os.environ)
     redact_streams()
     environment.prepare()
     os.umask(0o077)
@@ -44,28 +52,37 @@ def main(argv: list[str] | None = None) -> int:
     try:
         recorder = Recorder(
             run,
-            resume=args.resume,
+            resume=args.resume or bool(args.parked),
             vanished=lambda: controls.request_stop("the removal of its directory", now=True),
             pending=lambda: controls.pending,
             changes=controls.changes,
+            parked=args.parked,
         )
     except OSError as error:
         log(f"error: {run.events_path} cannot be written: {error.strerror or error}.")
         os.close(lock)
         return EXIT_CODES["failed"]
     try:
-        return _work(run, recorder, controls, resume=args.resume)
+        following = _work(run, recorder, controls, args)
+        if isinstance(following, int):
+            return following
+        become([str(run.path), *following], lock, started_with)
     finally:
         os.close(lock)
 
 
-def _work(run: Run, recorder: Recorder, controls: Controls, *, resume: bool) -> int:
+def _work(run: Run, recorder: Recorder, controls: Controls, args: argparse.Namespace) -> int | list[str]:
+    """Do a run, or wait where it is parked; returns the exit code, or the options of the worker that it goes on as."""
     server: ControlServer | None = None
     try:
         server = ControlServer(run.socket_path, controls, lambda: _status(recorder))
         recorder.update(socket=str(server.path))
-        recorder.phase("importing")
         config = run.config()
+        if args.parked:
+            asked_by = parked_run(config, recorder, controls, args.parked, args.needs).wait()
+            return _go_on(run, recorder, controls, server, asked_by, paused=args.paused)
+        recorder.phase("importing")
+        ClaimsWatch(config.parking, controls)
         if config.hardware.device != "cpu":
             environment.choose_gpu(config.hardware.gpu)
         from core.worker.libraries import import_libraries
@@ -75,7 +92,7 @@ def _work(run: Run, recorder: Recorder, controls: Controls, *, resume: bool) -> 
         from core.worker.train import train
 
         SpinControl().start()
-        outcome = train(config, recorder, controls, resume=resume)
+        outcome = train(config, recorder, controls, resume=args.resume, paused=args.paused)
         state, reason = "finished", outcome.reason
         final: FinishedEvent = FinishedEvent(
             reason=reason,
@@ -85,6 +102,8 @@ def _work(run: Run, recorder: Recorder, controls: Controls, *, resume: bool) -> 
             hint=after_refusal(run) if outcome.refused else f"Talk to it: localtune-tui chat {run.id}",
             refused=outcome.refused or None,
         )
+    except ParkRequested as request:
+        return _park(recorder, controls, server, request)
     except StopRequested as request:
         step, adapter = recorder.state.step, _newest_adapter(run)
         state, reason = "stopped", f"stopped {sender(request.sender)} after step {step}"
@@ -108,6 +127,34 @@ def _work(run: Run, recorder: Recorder, controls: Controls, *, resume: bool) -> 
         server.close()
     recorder.close(state, reason, final)
     return EXIT_REFUSED if final.refused else EXIT_CODES[state]
+
+
+def _park(recorder: Recorder, controls: Controls, server: ControlServer | None, request: ParkRequested) -> list[str]:
+    """Leave the device; returns the options of the worker that waits for it."""
+    cause, paused = request.cause or ASKED, recorder.state.state == "paused"
+    if request.cause:
+        message = f"The device is given back: {request.cause}."
+        recorder.notice("info", "parked", message, "The run goes on by itself when that is over.")
+    recorder.event(ControlEvent(command="park", sender=request.sender, result="ok"))
+    controls.close("The run is being parked.", "Ask again in a moment.")
+    if server is not None:
+        server.close()
+    recorder.hand_over(state="paused", parked=cause)
+    needs = ["--needs", str(recorder.device_peak)]
+    return ["--parked", cause, *needs, *(["--paused"] if paused else [])]
+
+
+def _go_on(
+    run: Run, recorder: Recorder, controls: Controls, server: ControlServer, asked_by: str, *, paused: bool
+) -> list[str]:
+    """Take the device back; returns the options of the worker that trains."""
+    recorder.event(ControlEvent(command="resume", sender=asked_by, result="ok"))
+    controls.close("The run is about to go on.", "Ask again in a moment.")
+    server.close()
+    recorder.hand_over(state="starting", parked="")
+    # Before the first step there is nothing to go on from, and the run begins anew.
+    resume = ["--resume"] if complete_checkpoints(run) else []
+    return [*resume, *(["--paused"] if paused and asked_by != "socket" else [])]
 
 
 def _status(recorder: Recorder) -> dict[str, object]:

@@ -102,6 +102,7 @@ class ControlPoint:
             "pause": self._pause,
             "resume": self._resume,
             "checkpoint": self._checkpoint,
+            "park": self._park,
             "stop": self._stop,
             "generate": self._generate,
             "set": self._set,
@@ -153,6 +154,10 @@ class ControlPoint:
         # It is recorded at the end, whoever asked for it.
         command.answer(state="stopping", step=self.state.step)
 
+    def _park(self, command: Command) -> None:
+        # It is recorded when the run has left the device.
+        command.answer(state="parking", step=self.state.step)
+
     def _generate(self, command: Command) -> str:
         model = self.loaded.model
         asked = read_generate_args(command.request.args, self.config)
@@ -178,7 +183,7 @@ class ControlPoint:
                     prompt,
                     asked.settings,
                     lambda piece: command.token(piece, answered_by),
-                    lambda: command.cancelled.is_set() or self.controls.stop_sender is not None,
+                    lambda: command.cancelled.is_set() or self.controls.is_leaving,
                     began=began,
                     json_schema=asked.json_schema,
                 )

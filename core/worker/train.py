@@ -27,7 +27,7 @@ from core.worker.control_point import EvaluationSkipped
 from core.worker.data.batches import make_micro_batch, supervised_count
 from core.worker.loss.objectives import Rewards
 from core.worker.oom.retry import MemoryShortageError, TornUpdateError
-from core.worker.process.control import Controls, StopRequested
+from core.worker.process.control import Controls, ParkRequested, StopRequested
 from core.worker.process.determinism import nondeterminism_explained
 from core.worker.process.recorder import Recorder
 from core.worker.setup.build import Parts, build
@@ -59,7 +59,7 @@ class Gradients:
     rewards: Rewards
 
 
-def train(config: Config, recorder: Recorder, controls: Controls, *, resume: bool) -> Outcome:
+def train(config: Config, recorder: Recorder, controls: Controls, *, resume: bool, paused: bool = False) -> Outcome:
     """Do a run.
 
     Args:
@@ -67,8 +67,10 @@ def train(config: Config, recorder: Recorder, controls: Controls, *, resume: boo
         recorder: Of the run; where events and state go.
         controls: Commands from outside.
         resume: Go on from the newest valid checkpoint.
+        paused: Begin with a pause, as the run was paused when it gave its device back.
 
     Raises:
+        ParkRequested: If it is to give its device back; a checkpoint has then been written, if a step was done.
         StopRequested: If it was stopped; a checkpoint has then been written, if a step was done and time was given.
         UserError: If it cannot go on.
     """
@@ -79,10 +81,13 @@ def train(config: Config, recorder: Recorder, controls: Controls, *, resume: boo
             parts.checkpointer.resume(found)
         if parts.file is not None:
             parts.file.follow()
+        parts.state.paused = paused
         recipe = FinetuneRecipe(config, recorder, controls, parts)
         rehearses = recipe.rehearse()
         try:
-            recipe.loop(rehearses=rehearses)
+            recipe.loop_until_left(rehearses=rehearses)
+        except ParkRequested:
+            raise  # saved already, and not at its end
         except StopRequested as request:
             recipe.stop(save=not request.now)
             raise
@@ -171,6 +176,24 @@ class FinetuneRecipe:
         self.recorder.end_step(state.step)
         if parts.compilation is not None:
             parts.compilation.report(state.step, self.recorder.notice)
+
+    def loop_until_left(self, *, rehearses: bool) -> None:
+        """The loop; gone on with where the device was to be given back and no checkpoint could be written for that.
+
+        Raises:
+            ParkRequested: If the device is to be given back, and all steps are in a checkpoint.
+        """
+        state = self.parts.state
+        while True:
+            try:
+                return self.loop(rehearses=rehearses)
+            except ParkRequested:
+                self.recorder.phase("saving", "checkpoint")
+                self.parts.checkpointer.save()
+                if state.saved == state.step or state.step == 0:
+                    raise
+                self.controls.drop_park()
+                rehearses = False
 
     def loop(self, *, rehearses: bool) -> None:
         """Optimizer steps to the end, evaluations and checkpoints where they are due, and a control point after each.

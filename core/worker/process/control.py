@@ -51,6 +51,19 @@ class StopRequested(Exception):  # noqa: N818 - it is a request, not an error
         self.now = now
 
 
+class ParkRequested(StopRequested):
+    """Raised where a run can stop when it is to give its device back: it stops after a checkpoint, and goes on later.
+
+    Args:
+        sender: Who asked for it.
+        cause: Why, as the end of a sentence: ``ollama is running``; empty where somebody asked.
+    """
+
+    def __init__(self, sender: str, cause: str = "") -> None:
+        super().__init__(sender)
+        self.cause = cause
+
+
 @dataclass(eq=False)
 class Command:
     """A request that waits for the training thread."""
@@ -91,6 +104,7 @@ class Controls:
         self._waiting: deque[Command] = deque()
         self._at_work: Command | None = None
         self._stops: dict[str, bool] = {}
+        self._parks: dict[str, str] = {}
         self._stopping = False
         self._closed = False
         self.changes: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -102,6 +116,11 @@ class Controls:
         return next(iter(list(self._stops)), None)
 
     @property
+    def is_leaving(self) -> bool:
+        """Whether the run is to stop, or to give its device back."""
+        return bool(self._stops or self._parks)
+
+    @property
     def pending(self) -> tuple[str, ...]:
         """The requests that wait for the training thread or are being carried out, of :data:`PENDING`."""
         with self._guard:
@@ -110,7 +129,8 @@ class Controls:
                 names.add(command.request.command)
                 if command.request.command == "resume":
                     names.discard("pause")  # it comes to nothing
-        return tuple(name for name in PENDING if name in names or (name == "stop" and self._stops))
+        asked = {"stop": self._stops, "park": self._parks}
+        return tuple(name for name in PENDING if name in names or asked.get(name))
 
     @property
     def waiting_count(self) -> int:
@@ -130,9 +150,11 @@ class Controls:
                 if name == "stop":
                     self._stops.setdefault("socket", False)
                     self._stops["socket"] |= command.request.args.get("now") is True
+                if name == "park":
+                    self._parks.setdefault("socket", "")
                 if len(self._waiting) < WAITING_LIMIT:
                     self._append(command)
-                elif name == "stop":
+                elif name in ("stop", "park"):
                     answers.append(command.answer)
                 else:
                     hint = "Try again when the training has got to them."
@@ -169,6 +191,8 @@ class Controls:
         answers = self._take_back(command, names)
         if "stop" in names and self._stops.pop("socket", None) is not None and "stop" not in command.taken_back:
             command.taken_back += ("stop",)
+        if "park" in names and self._parks.pop("socket", None) is not None and "park" not in command.taken_back:
+            command.taken_back += ("park",)
         answers.append(partial(command.answer, withdrawn=list(command.taken_back)))
         if command.taken_back and len(self._waiting) < WAITING_LIMIT:
             self._append(command)
@@ -187,19 +211,40 @@ class Controls:
             self._stops[sender] = now
         self.changes.put(None)
 
+    def request_park(self, sender: str, cause: str) -> None:
+        """Ask the run to give its device back.
+
+        Args:
+            sender: Who asks; the first one is told.
+            cause: Why, as the end of a sentence.
+        """
+        with self._guard:
+            self._parks.setdefault(sender, cause)
+        self.changes.put(None)
+
+    def drop_park(self) -> None:
+        """The device cannot be given back now: the checkpoint was not written."""
+        with self._guard:
+            self._parks.clear()
+            self._stopping = False
+        self.changes.put(None)
+
     def check_stop(self) -> None:
         """Raise if a stop was asked for: called in the phases that have nothing to save. From then on it is under way,
         and cannot be taken back.
 
         Raises:
             StopRequested: If so.
+            ParkRequested: If the run is to give its device back, and not to end.
         """
         with self._guard:
-            sender = self.stop_sender
-            if sender is None:
+            sender, parks = self.stop_sender, list(self._parks.items())
+            if sender is None and not parks:
                 return
             self._stopping = True
             now = any(list(self._stops.values()))
+        if sender is None:
+            raise ParkRequested(*parks[0])
         raise StopRequested(sender, now=now)
 
     def waiting(self) -> Iterator[Command]:
@@ -212,7 +257,7 @@ class Controls:
         deadline = time.monotonic() + seconds
         while (command := self._next()) is None:
             left = deadline - time.monotonic()
-            if left <= 0 or self._stops:
+            if left <= 0 or self.is_leaving:
                 return None
             with self._guard:
                 if not self._waiting:
@@ -229,7 +274,7 @@ class Controls:
         with self._guard:
             self._at_work = None
 
-    def close(self) -> None:
+    def close(self, reason: str = "The run has ended.", hint: str = "") -> None:
         """Refuse what still waits and all that comes."""
         with self._guard:
             self._closed = True
@@ -238,8 +283,10 @@ class Controls:
                 continue
             if command.request.command == "stop":
                 command.answer(state="over")
+            elif command.request.command == "park":
+                command.answer(state="parked")
             else:
-                command.refuse("The run has ended.")
+                command.refuse(reason, hint)
 
 
 def install_signals(controls: Controls) -> None:

@@ -58,6 +58,7 @@ class Recorder:
         vanished: Called when the run directory is not there any more, so that nobody will see what is written.
         pending: The requests that wait for the training thread; in the state, until that is to stop.
         changes: Gets an item whenever they have changed, which is then written at once.
+        parked: Why the run has given its device back; the meters are not read then. Empty while it has the device.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Recorder:
         vanished: Callable[[], None] = lambda: None,
         pending: Callable[[], tuple[str, ...]] = tuple,
         changes: queue.SimpleQueue[None] | None = None,
+        parked: str = "",
     ) -> None:
         self.run = run
         self._vanished = vanished
@@ -79,11 +81,12 @@ class Recorder:
         pid, identity = own_identity()
         counter, kills = own_counter()
         self._state = RunState(
-            state="starting",
+            state="paused" if parked else "starting",
+            parked=parked,
             pid=pid,
             pid_started=identity,
             host=hostname(),
-            socket=str(run.socket_path),
+            socket=None if parked else str(run.socket_path),
             memory_events=counter,
             memory_kills=kills,
         )
@@ -91,13 +94,14 @@ class Recorder:
             self._state = dataclasses.replace(self._state, step=before.step, total_steps=before.total_steps)
         self._lock = threading.RLock()
         self._failing: set[str] = set()
+        self._peaks: dict[str, int] = {}
         self._step_began: float | None = None
         self._torn = False
         self._closed = threading.Event()
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         self._file = os.open(run.events_path, flags, FILE_MODE)
         self._mend_last_line()
-        self._sampler = Sampler(HEARTBEAT_SECONDS)
+        self._sampler = None if parked else Sampler(HEARTBEAT_SECONDS)
         self._heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self.update()
         self._heart.start()
@@ -107,10 +111,18 @@ class Recorder:
         """The state as last written."""
         return self._state
 
+    @property
+    def device_peak(self) -> int:
+        """The most bytes that the run has taken of its device's memory so far, as far as it was recorded."""
+        return next((peak for device, peak in self._peaks.items() if device != "cpu"), self._peaks.get("cpu", 0))
+
     def event(self, event: Event) -> None:
         """Append one event, secrets in its texts replaced."""
         if isinstance(event, StepEvent):
             self._watchdog.done(event.seconds)
+        if isinstance(event, MemoryEvent):
+            known = (self._peaks.get(event.device), event.rehearsed_bytes, event.peak_bytes)
+            self._peaks[event.device] = max(bytes_ or 0 for bytes_ in known)
         event = _redacted(event)
         with self._lock:
             # Several threads report; the times in the file go up.
@@ -175,7 +187,8 @@ class Recorder:
 
     def watch(self, device: str) -> None:
         """Read the meters of the run's own device from now on: of the GPU with a UUID, or of the ``cpu``."""
-        self._sampler.watch(device)
+        if self._sampler is not None:
+            self._sampler.watch(device)
 
     def memory(self, device: str, **values: Any) -> None:
         """Record the device's memory, and the peak of this process's resident memory."""
@@ -252,16 +265,32 @@ class Recorder:
         """Write the last event and the end state; nothing is written afterwards."""
         if state not in END_STATES:
             raise ValueError(f"{state} is not an end state")
+        self._end_threads()
+        self.event(final)
+        self._leave(state=state, reason=reason, refused=final.refused or "", parked="")
+
+    def hand_over(self, **changes: Any) -> None:
+        """Leave the record to the program that this process goes on with.
+
+        Args:
+            **changes: Fields of the state.
+        """
+        self._end_threads()
+        self._leave(**changes)
+
+    def _end_threads(self) -> None:
         self._closed.set()
         self._changes.put(None)
         self.end_progress()
         self._heart.join(timeout=2 * HEARTBEAT_SECONDS)
-        self._sampler.close()
-        self.event(final)
+        if self._sampler is not None:
+            self._sampler.close()
+
+    def _leave(self, **changes: Any) -> None:
         with self._lock:
             self.sync()
             self._step_began = None
-            self.update(state=state, reason=reason, refused=final.refused or "", socket=None)
+            self.update(socket=None, **changes)
             os.close(self._file)
 
     def sync(self) -> None:
@@ -285,8 +314,8 @@ class Recorder:
                 self._vanished()
             if (slow := self._watchdog.look()) is not None:
                 self._tell_slow(*slow)
-            devices = self._sampler.latest()
-            if devices:
+            devices = self._sampler.latest() if self._sampler is not None else []
+            if self._sampler is not None and devices:
                 used, total = cpu_memory()
                 self.event(
                     HardwareEvent(

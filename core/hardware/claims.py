@@ -1,0 +1,78 @@
+"""Claims of others on the device of a run, for which it gives the device back (``parking``): programs that run, hours
+that are not the run's, memory of the card that others hold."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import psutil
+
+from core.config.hours import HoursRange
+from core.config.schema import ParkingSection
+from core.text import one_line
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim.
+
+    Args:
+        sender: Who makes it, after "by": ``another program``.
+        cause: What it is, as the end of a sentence: ``ollama is running``.
+    """
+
+    sender: str
+    cause: str
+
+
+def has_conditions(parking: ParkingSection) -> bool:
+    """Whether there is anything for which the device is given back by itself."""
+    return bool(parking.names or parking.ranges)
+
+
+def find_claim(parking: ParkingSection, now: datetime) -> Claim | None:
+    """The first claim that holds.
+
+    Args:
+        parking: The conditions.
+        now: Local time.
+    """
+    for text in parking.ranges:
+        if now in (hours := HoursRange.parse(text)):
+            return Claim("the schedule", f"from {hours} the device is not the run's")
+    if parking.names and (name := running_program(parking.names, commands())) is not None:
+        return Claim("another program", f"{one_line(name, 80)} is running")
+    return None
+
+
+def commands() -> Iterator[Sequence[str]]:
+    """Command lines of the other processes that run, program first without its directory, the kernel's name of the
+    process in its place where the command line cannot be read."""
+    own = os.getpid()
+    for process in psutil.process_iter():
+        try:
+            if process.pid == own or process.status() == psutil.STATUS_ZOMBIE:
+                continue
+            words = process.cmdline()
+            # A process may write over its command line; then it is one word with blanks.
+            yield [os.path.basename(words[0]), *words[1:]] if words and words[0] else [process.name()]
+        except psutil.Error:
+            continue  # gone meanwhile, or another user's that tells nothing
+
+
+def running_program(names: Sequence[str], lines: Iterable[Sequence[str]]) -> str | None:
+    """The first of some programs that is among command lines; None if there is none.
+
+    Args:
+        names: Names of programs (``steam``), or beginnings of command lines (``ollama runner``).
+        lines: The command lines, program first.
+    """
+    wanted = [(name, name.split()) for name in names]
+    for line in lines:
+        for name, words in wanted:
+            if list(line[: len(words)]) == words:
+                return name
+    return None

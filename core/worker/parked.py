@@ -1,0 +1,171 @@
+"""The wait of a parked run: a small program in the place of the training, until the device is the run's again."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from core.config.schema import Config, ParkingSection
+from core.errors import UserError
+from core.hardware.claims import Claim, find_claim, has_conditions
+from core.hardware.cpu import memory as cpu_memory
+from core.hardware.obstacle import look
+from core.hardware.sampler import snapshot
+from core.hardware.snapshot import Device
+from core.hardware.visible import find_gpu
+from core.runs.protocol import refusal
+from core.units import format_bytes
+from core.worker.process.control import Command, Controls, ParkRequested
+from core.worker.process.recorder import Recorder
+
+#: Seconds between two looks at who claims the device, in training and while parked.
+LOOK_SECONDS = 5.0
+#: Seconds until the run is asked again.
+AGAIN_SECONDS = 300.0
+#: Cause of a run that was parked by a person.
+ASKED = "on request"
+
+
+class ClaimsWatch:
+    """A thread that asks a run to give its device back when something claims it; it ends with the process.
+
+    Args:
+        parking: What is a claim.
+        controls: Of the run.
+    """
+
+    def __init__(self, parking: ParkingSection, controls: Controls) -> None:
+        self._parking, self._controls = parking, controls
+        if has_conditions(parking):
+            threading.Thread(target=self._run, name="claims", daemon=True).start()
+
+    def _run(self) -> None:
+        while True:
+            if (claim := find_claim(self._parking, datetime.now())) is not None:
+                self._controls.request_park(claim.sender, claim.cause)
+            # Where the device cannot be given back, the disk being full, a notice has said so.
+            time.sleep(LOOK_SECONDS if claim is None else AGAIN_SECONDS)
+
+
+@dataclass
+class ParkedRun:
+    """A run without its device.
+
+    Args:
+        config: Of the run.
+        recorder: Of the run.
+        controls: The commands that wait.
+        cause: Why it was parked; :data:`ASKED`, if somebody asked for it.
+        needs: Bytes of memory that it took at its peak; 0 where that is not known.
+        free: Free bytes of the device's memory; None where it does not say.
+        claim: Who claims the device now.
+    """
+
+    config: Config
+    recorder: Recorder
+    controls: Controls
+    cause: str
+    needs: int
+    free: Callable[[], int | None] = field(default=lambda: None)
+    claim: Callable[[], Claim | None] = field(default=lambda: None)
+
+    def wait(self) -> str:
+        """Wait until the run can go on; returns who asked for that.
+
+        Raises:
+            StopRequested: If the run is to end instead.
+        """
+        clear_since: float | None = None
+        looked = -LOOK_SECONDS
+        while True:
+            command = self.controls.wait(1.0)
+            if command is not None and self._carry_out(command):
+                return "socket"
+            try:
+                self.controls.check_stop()
+            except ParkRequested:
+                self.controls.drop_park()
+                self._tell(ASKED)
+            if self.cause == ASKED or time.monotonic() - looked < min(LOOK_SECONDS, self.config.parking.calm):
+                continue
+            looked = time.monotonic()
+            if (obstacle := self._obstacle()) is not None:
+                clear_since = None
+                self._tell(obstacle)
+            elif clear_since is None and self.config.parking.calm:
+                clear_since = looked
+                self._tell(f"{self.config.parking.calm:g} s without a claim are waited for")
+            elif clear_since is None or looked - clear_since >= self.config.parking.calm:
+                return "the parking rules"
+
+    def _tell(self, cause: str) -> None:
+        if cause != self.cause:
+            self.cause = cause
+            self.recorder.update(parked=cause)
+
+    def _obstacle(self) -> str | None:
+        """Why the run cannot go on, as the end of a sentence; None if it can."""
+        if (claim := self.claim()) is not None:
+            return claim.cause
+        free = self.free()
+        if free is not None and free < self.needs:
+            return f"the run needs {format_bytes(self.needs)} of memory, and {format_bytes(free)} are free"
+        return None
+
+    def _carry_out(self, command: Command) -> bool:
+        """Carry a command out; whether the run goes on."""
+        name, goes_on = command.request.command, False
+        try:
+            if name == "resume":
+                goes_on = self._resume(command)
+            elif name in ("park", "pause", "stop"):
+                command.answer(state="parked" if name != "stop" else "stopping", step=self.recorder.state.step)
+            elif name != "withdraw":
+                raise UserError("The run is parked: its model is not in memory.", "Let it go on first: 'resume'.")
+        except UserError as error:
+            command.refuse(**refusal(error))
+        self.controls.done()
+        return goes_on
+
+    def _resume(self, command: Command) -> bool:
+        if (obstacle := self._obstacle()) is not None:
+            raise UserError(
+                f"The run cannot have its device back: {obstacle}.",
+                "It goes on by itself when that is over, unless it was parked by hand.",
+            )
+        command.answer(state="training", step=self.recorder.state.step)
+        return True
+
+
+def parked_run(config: Config, recorder: Recorder, controls: Controls, cause: str, needs: int) -> ParkedRun:
+    """A parked run that looks at this machine."""
+    return ParkedRun(
+        config,
+        recorder,
+        controls,
+        cause,
+        needs,
+        free=lambda: free_bytes(config),
+        claim=lambda: find_claim(config.parking, datetime.now()),
+    )
+
+
+def free_bytes(config: Config) -> int | None:
+    """Free memory of the device that a run trains on; None where it does not say."""
+    device = _device_of(config)
+    if device is None or device.kind == "cpu":
+        used, total = cpu_memory()
+        return total - used
+    return device.available
+
+
+def _device_of(config: Config) -> Device | None:
+    if config.hardware.device == "cpu":
+        return None
+    devices = snapshot(LOOK_SECONDS)
+    if config.hardware.gpu is not None and (card := find_gpu(look().cards, config.hardware.gpu)) is not None:
+        devices = [device for device in devices if device.uuid == card.uuid] or devices
+    return devices[0] if devices else None

@@ -1,0 +1,182 @@
+"""Runs that give their device back and take it again: nothing of them is left in memory, and the result is the same."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from core.errors import UserError
+from core.hardware.cpu import process_rss
+from core.runs.client import ControlClient
+from core.runs.events import ControlEvent, StepEvent
+from core.runs.history import read_history
+from core.runs.lock import try_lock
+from core.runs.state import RunState
+from core.runs.store import Run
+from tests.waiting import wait_for
+
+from .workers import (
+    PATIENCE,
+    STEPS,
+    Workers,
+    adapter_bytes,
+    ending,
+    exit_code,
+    finish,
+    kill,
+    log,
+    notice_codes,
+    only,
+    pid_of,
+    steps,
+    wait_until_listening,
+    wait_until_state,
+    wait_until_step,
+)
+
+#: Most resident memory of a parked run, in bytes: an interpreter with the configuration's library.
+MOST_PARKED = 120 << 20
+
+
+def request(run: Run, command: str) -> None:
+    """Ask for something that is answered at the next control point."""
+    with ControlClient(run, timeout=PATIENCE) as client:
+        client.request(command)
+
+
+def wait_until_parked(run: Run) -> RunState:
+    """Wait until a run waits without its device, and takes commands there."""
+
+    def parked() -> RunState | None:
+        state = run.state()
+        assert not state.is_over, (state, log(run))
+        return state if state.parked and state.socket is not None else None
+
+    state = wait_for(parked, PATIENCE, f"{run.id} to be parked")
+    assert state is not None
+    return state
+
+
+@contextmanager
+def running(program: Path) -> Iterator[None]:
+    """A program that runs."""
+    process = subprocess.Popen([program, "600"])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_run_parked_at_random_steps_ends_bit_equal(workers: Workers, reference: Run) -> None:
+    run = workers.start("parked")
+    moments = sorted(random.SystemRandom().sample(range(2, STEPS - 4), 2))
+    print(f"parked at {moments}")  # noqa: T201 - shown when the test fails
+    worker = pid_of(run)
+    for moment in moments:
+        wait_until_step(run, moment)
+        training = process_rss(worker)
+        request(run, "park")
+        state = wait_until_parked(run)
+        assert (state.state, state.parked, state.pid) == ("paused", "on request", worker)
+        resident = process_rss(worker)
+        assert resident is not None
+        assert training is not None
+        assert resident < min(MOST_PARKED, training / 3)
+        assert try_lock(run) is None, "no other worker may take the run meanwhile"
+        with pytest.raises(UserError, match="its model is not in memory"):
+            request(run, "generate")
+        request(run, "resume")
+    finish(run)
+    assert pid_of(run) == worker
+    assert adapter_bytes(run) == adapter_bytes(reference)
+    assert [event.step for event in steps(run)] == list(range(1, STEPS + 1)), "no step is done twice"
+    assert [event.loss for event in steps(run)] == [event.loss for event in steps(reference)]
+    told = [(event.command, event.result) for event in only(ControlEvent, run)]
+    assert told == [("park", "ok"), ("resume", "ok")] * 2
+    assert read_history(run).starts == 3
+
+
+def test_a_run_killed_while_parked_goes_on_from_there(workers: Workers, reference: Run) -> None:
+    run = workers.start("killed")
+    wait_until_step(run, 12)
+    request(run, "park")
+    parked = wait_until_parked(run)
+    kill(run)
+    assert run.state().state == "lost"
+    workers.resume(run)
+    finish(run)
+    assert adapter_bytes(run) == adapter_bytes(reference)
+    assert len(only(StepEvent, run)) == STEPS, f"nothing after step {parked.step} was lost"
+    assert run.state().parked == ""
+
+
+def test_a_run_gives_its_device_to_a_program_until_that_is_gone(
+    workers: Workers, reference: Run, tmp_path: Path
+) -> None:
+    program = tmp_path / "a-game-of-chess"
+    shutil.copy(shutil.which("sleep") or "/bin/sleep", program)
+    with running(program):
+        run = workers.start("guest", parking={"programs": program.name, "calm": 0})
+        state = wait_until_parked(run)
+        assert state.parked == "a-game-of-chess is running"
+        assert notice_codes(run).count("parked") == 1
+        with pytest.raises(UserError, match="cannot have its device back: a-game-of-chess is running"):
+            request(run, "resume")
+    finish(run)
+    assert adapter_bytes(run) == adapter_bytes(reference)
+    senders = [(event.command, event.sender) for event in only(ControlEvent, run)]
+    assert senders == [("park", "another program"), ("resume", "the parking rules")]
+
+
+def test_a_paused_run_is_paused_again_after_it_was_parked_by_itself(workers: Workers, tmp_path: Path) -> None:
+    program = tmp_path / "a-game-of-go"
+    shutil.copy(shutil.which("sleep") or "/bin/sleep", program)
+    run = workers.start("paused", parking={"programs": program.name, "calm": 0})
+    wait_until_step(run, 3)
+    request(run, "pause")
+    wait_until_state(run, "paused")
+    with running(program):
+        wait_until_parked(run)
+    wait_for(
+        lambda: run.state().state == "training" or (run.state().parked == "" and run.state().state == "paused"),
+        PATIENCE,
+        "the run to come back",
+    )
+    wait_for(lambda: run.state().state == "paused" and run.state().step > 0, PATIENCE, "the pause")
+    before = run.state().step
+    request(run, "stop")
+    assert exit_code(run) == 3
+    assert run.state().step == before
+
+
+def test_a_parked_run_can_be_stopped(workers: Workers) -> None:
+    run = workers.start("stopped")
+    wait_until_step(run, 4)
+    request(run, "park")
+    state = wait_until_parked(run)
+    request(run, "stop")
+    assert exit_code(run) == 3
+    ended = run.state()
+    assert (ended.state, ended.step, ended.parked, ended.socket) == ("stopped", state.step, "", None)
+    assert ending(run).hint
+    assert (run.checkpoints_path / f"step-{state.step:08d}").is_dir()
+
+
+def test_a_run_parked_before_its_first_step_begins_anew(workers: Workers, reference: Run) -> None:
+    run = workers.start("early")
+    wait_until_listening(run)
+    request(run, "park")
+    state = wait_until_parked(run)
+    assert state.step == 0
+    assert os.listdir(run.checkpoints_path) == [] if run.checkpoints_path.exists() else True
+    request(run, "resume")
+    finish(run)
+    assert adapter_bytes(run) == adapter_bytes(reference)
