@@ -146,7 +146,7 @@ class ExportRequested(Message):
 @dataclass
 class ControlRequested(Message):
     """Request: send the worker of the shown run a command, or take it back where it waits already: pause, resume,
-    checkpoint, skip_evaluation or stop (confirmed first)."""
+    checkpoint, park, skip_evaluation or stop (confirmed first)."""
 
     command: str
 

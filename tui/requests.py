@@ -64,5 +64,10 @@ def _is_settled(name: str, answered: float, state: RunState) -> bool:
     if answered == math.inf:
         return False
     # The others have no effect on the state, or change it a moment after the answer.
-    in_effect = {"pause": state.state == "paused", "resume": state.state != "paused", "stop": False}
+    in_effect = {
+        "pause": state.state == "paused",
+        "resume": state.state != "paused",
+        "park": bool(state.parked),
+        "stop": False,
+    }
     return in_effect.get(name, True) or state.updated > answered

@@ -17,6 +17,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "watch": ("watch", "follow a run; Ctrl-C leaves it running"),
     "pause": ("control", "hold a run after its present step"),
     "resume": ("control", "let a paused run go on"),
+    "park": ("control", "make a run give its device back, until 'resume'"),
     "checkpoint": ("control", "make a run save a checkpoint now"),
     "set": ("set_", "change the learning rate or an interval of a run while it is on"),
     "stop": ("stop", "stop a run after a checkpoint, at once, or by force"),

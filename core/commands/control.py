@@ -1,8 +1,9 @@
-"""``pause``, ``resume`` and ``checkpoint``: send one command to a live run and report its effect."""
+"""``pause``, ``resume``, ``park`` and ``checkpoint``: send one command to a live run and report its effect."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from core.commands.common import add_json_flag, add_run_argument, describe_state, emit, find_live_run, say
@@ -16,7 +17,12 @@ if TYPE_CHECKING:
 #: Seconds allowed for reaching the requested state; an optimizer step of a large model takes a while.
 DEFAULT_TIMEOUT = 120.0
 
-_REACHED = {"pause": "paused", "resume": "training"}
+#: When a command has had its effect on the state of a run.
+_REACHED: dict[str, Callable[[RunState], bool]] = {
+    "pause": lambda state: state.state == "paused",
+    "resume": lambda state: state.state == "training",
+    "park": lambda state: bool(state.parked),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,10 +52,8 @@ def run(args: argparse.Namespace) -> int:
     target = find_live_run(args.run, command)
     with ControlClient(target, timeout=args.timeout) as client:
         client.request(command)
-    if command == "checkpoint":
-        state = target.state()
-    else:
-        state = wait_until(target, lambda state: state.state == _REACHED[command], args.timeout)
+    reached = _REACHED.get(command)
+    state = wait_until(target, reached, args.timeout) if reached is not None else target.state()
     result = describe(target, command, state)
     if command == "checkpoint":
         result["checkpoint"] = _newest_checkpoint(target)
@@ -70,6 +74,7 @@ def describe(target: Run, command: str, state: RunState) -> dict[str, Any]:
         "state": state.state,
         "step": state.step,
         "total_steps": state.total_steps,
+        "parked": state.parked,
     }
 
 

@@ -151,7 +151,8 @@ def present(followed: Followed) -> str:
     waits = pending_words(state.pending, state, history.timings, now)
     front = f"{waits}  " if waits else ""
     if state.state == "paused":
-        return f"{front}paused at step {state.step} of {state.total_steps}"
+        word = f"parked ({state.parked})" if state.parked else "paused"
+        return f"{front}{word} at step {state.step} of {state.total_steps}"
     eta = "" if waits else f"  ETA {eta_words(followed.eta(now), split=True)}"
     if last is not None and (phase is None or phase.name == "training"):
         within = progress_words(step_progress(state, history.timings, now))

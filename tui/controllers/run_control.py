@@ -150,6 +150,7 @@ class RunControl:
         done = {
             "pause": "Paused",
             "resume": "Resumed",
+            "park": "Giving the device back",
             "checkpoint": "Checkpoint saved",
             "skip_evaluation": "The evaluation is skipped",
             "signal": "The signal is sent; the run stops after a checkpoint",

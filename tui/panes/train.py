@@ -261,6 +261,10 @@ class TrainPane(Pane, can_focus=True):
             pause = "resume" if view.state.state == "paused" else "pause"
             names = [("pause", pause), ("checkpoint", "checkpoint"), ("stop", "stop")]
             # The same key takes a request back that waits for the end of the step.
+            if "park" in pending:
+                names.insert(1, ("park", "park"))
+            elif view.state.parked:
+                names = [entry for entry in names if entry[0] != "checkpoint"]
             entries = [
                 (keys[f"train.{name}"].display, "take back" if name in pending else word) for name, word in names
             ]
@@ -286,6 +290,8 @@ class TrainPane(Pane, can_focus=True):
         view = self._view
         if action in ("toggle_pause", "checkpoint", "stop"):
             return view is not None and view.is_live
+        if action == "park":
+            return view is not None and view.is_live and not view.state.parked
         if action == "change_settings":
             return view is not None
         if action == "skip":
@@ -309,6 +315,10 @@ class TrainPane(Pane, can_focus=True):
         """Pause or resume the run; a pause that waits for the end of the step is taken back."""
         paused = self._view is not None and self._view.state.state == "paused"
         self.post_message(ControlRequested("resume" if paused else "pause"))
+
+    def action_park(self) -> None:
+        """Give the device back until the run is resumed."""
+        self.post_message(ControlRequested("park"))
 
     def action_skip(self) -> None:
         """Skip the evaluation before the first step."""

@@ -209,7 +209,7 @@ def banner(view: RunView, keys: KeyTable) -> Content:
     headline = _headline(view)
     if not headline:
         return Content("")
-    reason = one_line(view.state.reason, 400)
+    reason = one_line(view.state.parked or view.state.reason, 400)
     line = Content.assemble(
         (f"{STATE_GLYPHS.get(name, '?')} {headline}", f"{state_style(name)} bold".strip()),
         f": {reason.rstrip('.')}." if reason else "",
@@ -224,7 +224,8 @@ def banner(view: RunView, keys: KeyTable) -> Content:
 def _headline(view: RunView) -> str:
     step, phase = view.step, view.history.phase
     if view.state.state == "paused":
-        return f"paused at step {step}" if step else "paused"
+        word = "parked, its device given back," if view.state.parked else "paused"
+        return f"{word} at step {step}" if step else word.rstrip(",")
     if view.state.state == "stopping":
         return "stopping after a checkpoint" if phase is not None and phase.name == "saving" else "stopping"
     return "no sign of life" if view.state.state == "stalled" else ""

@@ -25,7 +25,14 @@ from core.errors import UserError
 from core.runs import sockets
 from core.runs.protocol import LINE_LIMIT
 from core.worker.process import control
-from core.worker.process.control import Command, Controls, ControlServer, StopRequested, install_signals
+from core.worker.process.control import (
+    Command,
+    Controls,
+    ControlServer,
+    ParkRequested,
+    StopRequested,
+    install_signals,
+)
 from tests.waiting import wait_for
 
 
@@ -168,6 +175,27 @@ def test_a_stop_is_known_before_it_is_carried_out(place: Place) -> None:
     assert caught.value.sender == "socket"
     place.controls.request_stop("SIGTERM")
     assert place.controls.stop_sender == "socket", "who asked first"
+
+
+def test_giving_the_device_back_waits_for_the_step_and_can_be_taken_back(place: Place) -> None:
+    peer = Peer(place.path)
+    peer.send("park", "p")
+    wait_for(lambda: place.controls.is_leaving, 20, "the request")
+    assert place.controls.pending == ("park",)
+    assert place.controls.stop_sender is None
+    peer.send("withdraw", "w", what="park")
+    answers = {answer["id"]: answer for answer in (peer.read(), peer.read())}
+    assert answers["p"]["withdrawn"] is True
+    assert answers["w"]["withdrawn"] == ["park"]
+    place.controls.check_stop()
+    place.controls.request_park("another program", "chess is running")
+    with pytest.raises(ParkRequested) as caught:
+        place.controls.check_stop()
+    assert (caught.value.sender, caught.value.cause) == ("another program", "chess is running")
+    place.controls.request_stop("SIGTERM")
+    with pytest.raises(StopRequested) as stopped:
+        place.controls.check_stop()
+    assert not isinstance(stopped.value, ParkRequested), "who ends a run does not park it"
 
 
 def test_closing_the_connection_cancels_what_it_asked_for(place: Place) -> None:

@@ -23,7 +23,7 @@ import logging, sys, threading, types, warnings
 from core.worker import __main__ as worker
 TOKEN = "{TOKEN}"
 
-def leak(config, recorder, controls, *, resume):
+def leak(config, recorder, controls, **_):
     print("printed", TOKEN)
     sys.stderr.write("in two pieces " + TOKEN[:9])
     sys.stderr.write(TOKEN[9:] + "\\n")

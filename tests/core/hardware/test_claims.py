@@ -1,0 +1,69 @@
+"""What claims the device of a run."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from core.config.schema import ParkingSection
+from core.hardware.claims import Claim, commands, find_claim, has_conditions, running_program
+from tests.waiting import wait_for
+
+EVENING = datetime(2026, 11, 27, 19, 30)
+
+LINES = [
+    ["systemd"],
+    ["ollama", "serve"],
+    ["steam.sh", "-silent"],
+    ["python3", "-m", "http.server"],
+]
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        (["ollama"], "ollama"),
+        (["ollama runner"], None),
+        (["ollama serve"], "ollama serve"),
+        (["steam"], None),
+        (["blender", "python3 -m"], "python3 -m"),
+        (["serve"], None),
+        (["systemd now"], None),
+    ],
+)
+def test_a_program_is_named_by_itself_or_by_the_beginning_of_its_command_line(
+    names: list[str], found: str | None
+) -> None:
+    assert running_program(names, LINES) == found
+
+
+def test_a_process_of_this_machine_is_found_while_it_runs(tmp_path: Path) -> None:
+    program = tmp_path / "some-game-or-other"
+    shutil.copy(shutil.which("sleep") or "/bin/sleep", program)
+    parking = ParkingSection(programs=program.name)
+    assert find_claim(parking, EVENING) is None
+    process = subprocess.Popen([program, "600"])
+    try:
+        wait_for(lambda: find_claim(parking, EVENING), 20, "the program to be seen")
+        assert find_claim(parking, EVENING) == Claim("another program", "some-game-or-other is running")
+        assert ["some-game-or-other", "600"] in [list(line) for line in commands()]
+    finally:
+        process.kill()
+    # One that has ended and was not collected runs no more.
+    wait_for(lambda: find_claim(parking, EVENING) is None, 20, "the program to be gone")
+    process.wait()
+
+
+def test_hours_claim_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    parking = ParkingSection(hours=["08:00-09:00", "18:00-23:00"])
+    assert find_claim(parking, EVENING) == Claim("the schedule", "from 18:00 to 23:00 the device is not the run's")
+    assert find_claim(parking, EVENING.replace(hour=23)) is None
+
+
+def test_without_conditions_nothing_is_watched() -> None:
+    assert not has_conditions(ParkingSection())
+    assert has_conditions(ParkingSection(hours="18:00-23:00"))

@@ -1,0 +1,132 @@
+"""A run that waits without its device."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from core.config.schema import Config
+from core.hardware.claims import Claim
+from core.runs.events import StoppedEvent
+from core.runs.protocol import Request
+from core.runs.store import create_run
+from core.worker import parked
+from core.worker.parked import ASKED, ClaimsWatch, ParkedRun, free_bytes
+from core.worker.process.control import Command, Controls, ParkRequested, StopRequested
+from core.worker.process.recorder import Recorder
+from tests.waiting import wait_for
+
+GAME = Claim("another program", "chess is running")
+
+
+def config(**parking: Any) -> Config:
+    values = {"data": {"train": "rows.jsonl"}, "parking": parking, "hardware": {"device": "cpu"}}
+    return Config.model_validate(values)
+
+
+@pytest.fixture
+def recorder(private_home: object) -> Iterator[Recorder]:
+    made = Recorder(create_run(config(), "parked"), parked="chess is running")
+    yield made
+    made.close("stopped", "the test is over", StoppedEvent(reason="", step=0))
+
+
+class Waiting:
+    """A parked run in a thread, with claims and room as the test sets them."""
+
+    def __init__(self, recorder: Recorder, cause: str, **parking: Any) -> None:
+        self.claim: Claim | None = GAME
+        self.free = 10
+        self.controls = Controls()
+        self.answers: list[dict[str, Any]] = []
+        self.result: str | Exception | None = None
+        settings = config(**{"calm": 0, **parking})
+        self.run = ParkedRun(
+            settings, recorder, self.controls, cause, 5, free=lambda: self.free, claim=lambda: self.claim
+        )
+        self.thread = threading.Thread(target=self._wait)
+        self.thread.start()
+
+    def _wait(self) -> None:
+        try:
+            self.result = self.run.wait()
+        except StopRequested as request:
+            self.result = request
+
+    def ask(self, command: str) -> dict[str, Any]:
+        """Send a command; its answer."""
+        known = len(self.answers)
+        self.controls.put(Command(Request("1", command), self.answers.append))
+        wait_for(lambda: len(self.answers) > known, 20, f"the answer to {command}")
+        return self.answers[-1]
+
+    def ended(self) -> str | Exception | None:
+        """What the wait came to."""
+        self.thread.join(20)
+        assert not self.thread.is_alive()
+        return self.result
+
+
+def test_it_goes_on_when_the_claim_is_gone_and_there_is_room(recorder: Recorder) -> None:
+    waiting = Waiting(recorder, GAME.cause)
+    assert recorder.state.state == "paused"
+    waiting.free, waiting.claim = 4, None
+    wait_for(lambda: "4 bytes are free" in recorder.state.parked or "4 B" in recorder.state.parked, 20, "the reason")
+    assert waiting.result is None
+    assert "The run cannot have its device back: the run needs 5" in waiting.ask("resume")["error"]
+    waiting.free = 5
+    assert waiting.ended() == "the parking rules"
+
+
+def test_parked_by_hand_it_waits_for_somebody(recorder: Recorder) -> None:
+    waiting = Waiting(recorder, GAME.cause)
+    assert waiting.ask("park")["state"] == "parked"
+    wait_for(lambda: recorder.state.parked == ASKED, 20, "the park to be heard")
+    waiting.claim = None
+    assert waiting.ask("generate")["error"] == "The run is parked: its model is not in memory."
+    assert waiting.ask("pause")["ok"] is True
+    assert waiting.result is None
+    assert waiting.ask("resume")["state"] == "training"
+    assert waiting.ended() == "socket"
+
+
+def test_a_claim_outweighs_the_wish_to_go_on(recorder: Recorder) -> None:
+    waiting = Waiting(recorder, ASKED)
+    assert waiting.ask("resume")["error"] == "The run cannot have its device back: chess is running."
+    waiting.claim = None
+    waiting.ask("resume")
+    assert waiting.ended() == "socket"
+
+
+def test_the_calm_is_waited_for(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parked, "LOOK_SECONDS", 0.05)
+    waiting = Waiting(recorder, GAME.cause, calm=3600)
+    waiting.claim = None
+    wait_for(lambda: recorder.state.parked == "3600 s without a claim are waited for", 20, "the calm")
+    waiting.claim = GAME
+    wait_for(lambda: recorder.state.parked == GAME.cause, 20, "the claim")
+    waiting.controls.request_stop("SIGTERM")
+    ended = waiting.ended()
+    assert isinstance(ended, StopRequested)
+    assert (ended.sender, ended.now) == ("SIGTERM", False)
+
+
+def test_the_watch_asks_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    controls = Controls()
+    ClaimsWatch(config(hours="00:00-24:00").parking, controls)
+    wait_for(lambda: controls.is_leaving, 20, "the schedule to claim the device")
+    assert controls.pending == ("park",)
+    with pytest.raises(ParkRequested) as caught:
+        controls.check_stop()
+    assert caught.value.sender == "the schedule"
+    controls.drop_park()
+    controls.check_stop()
+
+
+def test_free_memory_is_that_of_the_run_s_device() -> None:
+    free = free_bytes(config())
+    assert free is not None
+    assert free > 0
