@@ -12,7 +12,9 @@ import psutil
 
 from core.config.hours import HoursRange
 from core.config.schema import ParkingSection
+from core.hardware.snapshot import Device
 from core.text import one_line
+from core.units import format_bytes
 
 
 @dataclass(frozen=True)
@@ -30,22 +32,31 @@ class Claim:
 
 def has_conditions(parking: ParkingSection) -> bool:
     """Whether there is anything for which the device is given back by itself."""
-    return bool(parking.names or parking.ranges)
+    return bool(parking.names or parking.ranges or parking.memory)
 
 
-def find_claim(parking: ParkingSection, now: datetime) -> Claim | None:
+def find_claim(parking: ParkingSection, now: datetime, device: Device | None) -> Claim | None:
     """The first claim that holds.
 
     Args:
         parking: The conditions.
         now: Local time.
+        device: The device of the run; None where it is not known.
     """
     for text in parking.ranges:
         if now in (hours := HoursRange.parse(text)):
             return Claim("the schedule", f"from {hours} the device is not the run's")
     if parking.names and (name := running_program(parking.names, commands())) is not None:
         return Claim("another program", f"{one_line(name, 80)} is running")
+    if parking.memory is not None and device is not None and (held := others_bytes(device)) >= parking.memory * 1e9:
+        return Claim("another program", f"other programs hold {format_bytes(held)} of the card")
     return None
+
+
+def others_bytes(device: Device) -> int:
+    """Bytes of a device's memory that other processes hold, as far as the driver tells."""
+    own = os.getpid()
+    return sum(process.memory or 0 for process in device.processes if process.pid != own)
 
 
 def commands() -> Iterator[Sequence[str]]:

@@ -82,7 +82,7 @@ def _work(run: Run, recorder: Recorder, controls: Controls, args: argparse.Names
             asked_by = parked_run(config, recorder, controls, args.parked, args.needs).wait()
             return _go_on(run, recorder, controls, server, asked_by, paused=args.paused)
         recorder.phase("importing")
-        ClaimsWatch(config.parking, controls)
+        ClaimsWatch(config.parking, controls, lambda: recorder.device)
         if config.hardware.device != "cpu":
             environment.choose_gpu(config.hardware.gpu)
         from core.worker.libraries import import_libraries

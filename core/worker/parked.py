@@ -35,16 +35,17 @@ class ClaimsWatch:
     Args:
         parking: What is a claim.
         controls: Of the run.
+        device: The device of the run as it is now; None where it is not known.
     """
 
-    def __init__(self, parking: ParkingSection, controls: Controls) -> None:
-        self._parking, self._controls = parking, controls
+    def __init__(self, parking: ParkingSection, controls: Controls, device: Callable[[], Device | None]) -> None:
+        self._parking, self._controls, self._device = parking, controls, device
         if has_conditions(parking):
             threading.Thread(target=self._run, name="claims", daemon=True).start()
 
     def _run(self) -> None:
         while True:
-            if (claim := find_claim(self._parking, datetime.now())) is not None:
+            if (claim := find_claim(self._parking, datetime.now(), self._device())) is not None:
                 self._controls.request_park(claim.sender, claim.cause)
             # Where the device cannot be given back, the disk being full, a notice has said so.
             time.sleep(LOOK_SECONDS if claim is None else AGAIN_SECONDS)
@@ -149,7 +150,7 @@ def parked_run(config: Config, recorder: Recorder, controls: Controls, cause: st
         cause,
         needs,
         free=lambda: free_bytes(config),
-        claim=lambda: find_claim(config.parking, datetime.now()),
+        claim=lambda: find_claim(config.parking, datetime.now(), _device_of(config)),
     )
 
 

@@ -17,12 +17,12 @@ from core.atomic import fsync_dir
 from core.hardware.cpu import memory as cpu_memory
 from core.hardware.cpu import process_rss
 from core.hardware.sampler import Sampler
+from core.hardware.snapshot import Device
 from core.paths import FILE_MODE
 from core.redact import redact
 from core.runs.events import (
     Event,
     FinishedEvent,
-    HardwareEvent,
     MemoryEvent,
     NoticeEvent,
     PhaseEvent,
@@ -34,6 +34,7 @@ from core.runs.oom import own_counter
 from core.runs.process import hostname, own_identity
 from core.runs.state import END_STATES, RunState, StepProgress
 from core.runs.store import Run
+from core.worker.process.hardware_log import HardwareLog
 from core.worker.process.log import log
 from core.worker.process.step_watchdog import StepWatchdog
 
@@ -101,7 +102,9 @@ class Recorder:
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         self._file = os.open(run.events_path, flags, FILE_MODE)
         self._mend_last_line()
+        # A run without its device reads no meters: what they say is of those who have it now.
         self._sampler = None if parked else Sampler(HEARTBEAT_SECONDS)
+        self._hardware = HardwareLog(self._sampler, self.event, self.notice) if self._sampler is not None else None
         self._heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self.update()
         self._heart.start()
@@ -110,6 +113,12 @@ class Recorder:
     def state(self) -> RunState:
         """The state as last written."""
         return self._state
+
+    @property
+    def device(self) -> Device | None:
+        """The run's own device as last read; None where it is not read yet."""
+        devices = self._sampler.latest() if self._sampler is not None else []
+        return devices[0] if devices else None
 
     @property
     def device_peak(self) -> int:
@@ -283,6 +292,8 @@ class Recorder:
         self._changes.put(None)
         self.end_progress()
         self._heart.join(timeout=2 * HEARTBEAT_SECONDS)
+        if self._hardware is not None:
+            self._hardware.close()
         if self._sampler is not None:
             self._sampler.close()
 
@@ -314,17 +325,8 @@ class Recorder:
                 self._vanished()
             if (slow := self._watchdog.look()) is not None:
                 self._tell_slow(*slow)
-            devices = self._sampler.latest() if self._sampler is not None else []
-            if self._sampler is not None and devices:
-                used, total = cpu_memory()
-                self.event(
-                    HardwareEvent(
-                        devices=[device.to_dict() for device in devices],
-                        energy_wh=self._sampler.energy_wh,
-                        host_memory_used=used,
-                        host_memory_total=total,
-                    )
-                )
+            if self._hardware is not None:
+                self._hardware.tick()
 
     def _wait_for_change(self, seconds: float) -> bool:
         """Wait for a change of what is pending, for so long at most; whether the run goes on."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from datetime import datetime
@@ -11,6 +12,7 @@ import pytest
 
 from core.config.schema import ParkingSection
 from core.hardware.claims import Claim, commands, find_claim, has_conditions, running_program
+from core.hardware.snapshot import Device, GpuProcess
 from tests.waiting import wait_for
 
 EVENING = datetime(2026, 11, 27, 19, 30)
@@ -45,25 +47,37 @@ def test_a_process_of_this_machine_is_found_while_it_runs(tmp_path: Path) -> Non
     program = tmp_path / "some-game-or-other"
     shutil.copy(shutil.which("sleep") or "/bin/sleep", program)
     parking = ParkingSection(programs=program.name)
-    assert find_claim(parking, EVENING) is None
+    assert find_claim(parking, EVENING, None) is None
     process = subprocess.Popen([program, "600"])
     try:
-        wait_for(lambda: find_claim(parking, EVENING), 20, "the program to be seen")
-        assert find_claim(parking, EVENING) == Claim("another program", "some-game-or-other is running")
+        wait_for(lambda: find_claim(parking, EVENING, None), 20, "the program to be seen")
+        assert find_claim(parking, EVENING, None) == Claim("another program", "some-game-or-other is running")
         assert ["some-game-or-other", "600"] in [list(line) for line in commands()]
     finally:
         process.kill()
     # One that has ended and was not collected runs no more.
-    wait_for(lambda: find_claim(parking, EVENING) is None, 20, "the program to be gone")
+    wait_for(lambda: find_claim(parking, EVENING, None) is None, 20, "the program to be gone")
     process.wait()
 
 
 def test_hours_claim_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     parking = ParkingSection(hours=["08:00-09:00", "18:00-23:00"])
-    assert find_claim(parking, EVENING) == Claim("the schedule", "from 18:00 to 23:00 the device is not the run's")
-    assert find_claim(parking, EVENING.replace(hour=23)) is None
+    assert find_claim(parking, EVENING, None) == Claim(
+        "the schedule", "from 18:00 to 23:00 the device is not the run's"
+    )
+    assert find_claim(parking, EVENING.replace(hour=23), None) is None
+
+
+def test_memory_that_other_processes_hold_is_a_claim() -> None:
+    processes = [GpuProcess(os.getpid(), 20 << 30), GpuProcess(1, 3 * 10**9), GpuProcess(2, None)]
+    card = Device(index=0, kind="cuda", name="card", processes=processes)
+    parking = ParkingSection(memory=3)
+    assert find_claim(parking, EVENING, card) == Claim("another program", "other programs hold 3.0 GB of the card")
+    assert find_claim(ParkingSection(memory=3.1), EVENING, card) is None
+    assert find_claim(parking, EVENING, None) is None
 
 
 def test_without_conditions_nothing_is_watched() -> None:
     assert not has_conditions(ParkingSection())
+    assert has_conditions(ParkingSection(memory=1))
     assert has_conditions(ParkingSection(hours="18:00-23:00"))

@@ -116,7 +116,7 @@ def test_the_calm_is_waited_for(recorder: Recorder, monkeypatch: pytest.MonkeyPa
 
 def test_the_watch_asks_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     controls = Controls()
-    ClaimsWatch(config(hours="00:00-24:00").parking, controls)
+    ClaimsWatch(config(hours="00:00-24:00").parking, controls, lambda: None)
     wait_for(lambda: controls.is_leaving, 20, "the schedule to claim the device")
     assert controls.pending == ("park",)
     with pytest.raises(ParkRequested) as caught:
