@@ -11,6 +11,7 @@ from textual.widget import Widget
 
 from core.hardware.snapshot import Device
 from core.runs.activity import doing, eta_words
+from core.runs.energy import energy_words
 from core.runs.names import brief_id, slug_of
 from core.text import one_line
 from core.units import format_ago, format_number
@@ -133,6 +134,8 @@ def _run_segments(
     eta = view.eta(now) if is_going_on and total else None
     if is_going_on and total and (eta is not None or is_stepping):
         segments.append(Segment(Content.assemble(("ETA ", "$muted"), eta_words(eta)), 1))
+    if loss and (energy := energy_words(view.history.energy_wh, view.tariff)):
+        segments.append(Segment(Content.styled("  ".join(energy), "$muted"), 11))
     if loss and view.history.last_step is not None:
         value = format_number(view.history.last_step.loss)
         segments.append(Segment(Content.assemble(("loss ", "$muted"), value), 2))

@@ -80,7 +80,7 @@ def test_a_sensor_that_fails_leaves_the_last_reading(monkeypatch: pytest.MonkeyP
     def fail(_: object) -> object:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("core.hardware.host.HostReader.read", fail)
+    monkeypatch.setattr("core.hardware.cpu.Cpu.device", fail)
     wait_for(lambda: "Input/output error" in sampler.reason and sampler.latest()[0].age_s is not None)
     assert sampler.latest()[0].memory_total
     monkeypatch.undo()
