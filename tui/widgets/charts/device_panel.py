@@ -222,7 +222,7 @@ def _details(device: Device, pid: int | None) -> list[Content]:
         ending = "" if off is None else f", off at {off:.0f}"
         found.append(_labeled("slows down at ", f"{device.temperature_slowdown_c:.0f} °C{ending}"))
     if device.memory_clock is not None:
-        found.append(_labeled("memory ", f"{format_count(device.memory_clock)} MHz"))
+        found.append(_labeled("memory clock ", f"{format_count(device.memory_clock)} MHz"))
     if len(device.fans) > 1:
         found.append(_labeled("fans ", " ".join(map(_percent, device.fans)).lstrip()))
     return found

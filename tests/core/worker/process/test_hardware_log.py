@@ -104,6 +104,17 @@ def test_what_matters_is_recorded_at_once(night: Night, changed: Device) -> None
     assert night.look(changed, CARD) == 1
 
 
+def test_memory_that_fills_up_is_recorded_at_once(night: Night) -> None:
+    night.machine = Host(ram_used=10_000, ram_total=64_000)
+    night.look(CARD)
+    night.machine = Host(ram_used=11_000, ram_total=64_000)
+    assert night.look(CARD) == 0
+    night.machine = Host(ram_used=11_300, ram_total=64_000)
+    assert night.look(CARD) == 1
+    assert night.events[-1].host_memory_used == 11_300
+    assert night.look(CARD) == 0
+
+
 def test_the_last_reading_is_recorded_at_the_end_and_nothing_before_the_first(night: Night) -> None:
     night.machine = None
     assert night.look(times=3) == 0

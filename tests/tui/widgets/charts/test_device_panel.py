@@ -122,7 +122,7 @@ def test_a_large_pane_has_all() -> None:
         "to card  2.5 GB/s  from  100 kB/s",
         "limit can be 150 to 480 W",
         "slows down at 89 °C, off at 94",
-        "memory 10,501 MHz",
+        "memory clock 10,501 MHz",
         "fans 54%  53%",
         # The run itself is not told.
         "also on it: ollama of anna 1.2 GB",
