@@ -295,6 +295,16 @@ def test_a_cpu_is_not_blamed_for_having_no_fan() -> None:
     assert second.split() == ["util", "70%", "2,600", "MHz"]
 
 
+def test_the_header_says_when_a_card_is_lost_or_its_values_are_old(home: Path) -> None:
+    for device, told in (
+        (GPU, "RTX 4090 71 °C ok"),
+        (replace(GPU, age_s=3.0), "RTX 4090 71 °C ok"),
+        (replace(GPU, age_s=23.0), "RTX 4090 71 °C old"),
+        (replace(GPU, temperature_c=None, memory_used=None, problem="it is gone"), "RTX 4090 cannot be read"),
+    ):
+        assert told in fit(header_segments(AppState(devices=[device]), 1e9, loss=False), 120).plain
+
+
 def test_energy_has_its_cost_where_the_price_is_known(home: Path) -> None:
     script = ScriptedRun(home)
     script.train_to(30)

@@ -20,6 +20,10 @@ from tui.widgets.charts.meter import WORD_COLORS, memory_word, temperature_word
 from tui.widgets.run_lines import state_head, state_style
 
 
+#: Seconds after which the values of a driver that does not answer are told to be old.
+OLD_SECONDS = 15.0
+
+
 @dataclass(frozen=True)
 class Segment:
     """A segment of the bar. Where room is short, high priorities are shortened first, then left out."""
@@ -150,8 +154,13 @@ def _device_segments(devices: Sequence[Device]) -> list[Segment]:
     found: list[Segment] = []
     name = "CPU" if device.kind == "cpu" else short_device_name(device.name)
     word = temperature_word(device)
-    if word:
-        brief = Content.assemble(f"{device.temperature_c:.0f} °C ", (word, f"${WORD_COLORS[word]}"))
+    if device.problem:
+        brief = Content.styled("cannot be read", "$limit")
+        found.append(Segment(Content.assemble((f"{name} ", "$muted"), brief), 3, brief, right=True))
+    elif word:
+        is_old = device.age_s is not None and device.age_s >= OLD_SECONDS
+        told, color = ("old", "near") if is_old else (word, WORD_COLORS[word])
+        brief = Content.assemble(f"{device.temperature_c:.0f} °C ", (told, f"${color}"))
         found.append(Segment(Content.assemble((f"{name} ", "$muted"), brief), 3, brief, right=True))
     elif device.utilization is not None:
         found.append(Segment(Content.assemble((f"{name} ", "$muted"), f"{_steady(device):3.0f}%"), 7, right=True))

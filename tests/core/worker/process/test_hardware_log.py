@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from core.hardware.snapshot import Device, Host, Xid
 from core.runs.events import HardwareEvent, encode_event
 from core.worker.process.hardware_log import MOVING_SECONDS, STEADY_SECONDS, HardwareLog
+from tests.core.hardware.conftest import Ask, ask_driver, fake_driver
+
+__all__ = ["ask_driver", "fake_driver"]
 
 CARD = Device(
     index=0,
@@ -162,3 +166,44 @@ def test_a_driver_that_is_silent_is_told_after_a_while(night: Night) -> None:
     assert "has not answered for 16 s" in night.notices[0][2]
     night.look(CARD, times=2)
     assert [notice[1] for notice in night.notices] == ["driver_silent", "driver_answers"]
+
+
+WORKER = """
+import json, os, time
+from pathlib import Path
+from core.config.schema import Config, DataSection
+from core.hardware import nvml_source, sampler
+from core.runs.events import StoppedEvent
+from core.runs.store import create_run
+from core.worker.process import recorder as module
+nvml_source.REOPEN_SECONDS = 0.0
+sampler.DEADLINE_SECONDS = module.HEARTBEAT_SECONDS = 0.05
+run = create_run(Config(data=DataSection(train="rows.jsonl")), "test")
+recorder = module.Recorder(run)
+state = Path(os.environ["FAKE_NVML_FILE"])
+def until(text):
+    deadline = time.monotonic() + 20
+    while text not in run.events_path.read_text():
+        assert time.monotonic() < deadline, run.events_path.read_text()
+        time.sleep(0.01)
+until('"temperature_c": 71.0')
+state.write_text("lost=1\\nxid=1:79\\n")
+until("gpu_lost")
+state.write_text("temperature=55\\n")
+until("gpu_back")
+recorder.close("stopped", "", StoppedEvent(reason="", step=0))
+lines = [json.loads(line) for line in run.events_path.read_text().splitlines()]
+print(json.dumps([[line["code"], line["message"]] for line in lines if line["type"] == "notice"]))
+"""
+
+
+def test_a_worker_tells_of_a_card_that_is_lost_and_comes_back(
+    ask_driver: Ask, tmp_path: Path, private_home: Path
+) -> None:
+    scenario = tmp_path / "driver.txt"
+    scenario.write_text("")
+    told = dict(ask_driver(WORKER, "", scenario))
+    assert set(told) == {"xid_79", "gpu_lost", "gpu_back"}
+    assert told["xid_79"].startswith("GPU 0 reports Xid 79: the card has fallen off the bus")
+    assert told["gpu_lost"].startswith("GPU 0, NVIDIA GeForce RTX 4090, cannot be read: the GPU has fallen off the bus")
+    assert told["gpu_back"] == "GPU 0, NVIDIA GeForce RTX 4090, can be read again."
