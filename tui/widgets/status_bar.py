@@ -19,7 +19,6 @@ from tui.state import STATE_GLYPHS, AppState, RunView
 from tui.widgets.charts.meter import WORD_COLORS, memory_word, temperature_word
 from tui.widgets.run_lines import state_head, state_style
 
-
 #: Seconds after which the values of a driver that does not answer are told to be old.
 OLD_SECONDS = 15.0
 

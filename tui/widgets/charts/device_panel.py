@@ -36,6 +36,9 @@ _MOST_CORES = 32
 _SETTINGS = ("application clocks", "sync boost", "display clock")
 #: Those that come of heat, or of a supply that does not keep up.
 HOT = ("thermal slowdown", "hardware thermal slowdown", "hardware slowdown", "power brake", "memory temperature")
+#: The word for that in a narrow pane, and all words where bars have the fewest cells.
+HELD, NARROWEST = "held back", 5
+_SHORT = {OK: "ok", NEAR: "near", LIMIT: "limit", HELD: "held"}
 #: Lines for what is seldom looked for.
 _DETAIL_LINES = 2
 #: The name of a device takes so many columns, and what stands below it begins there.
@@ -163,7 +166,7 @@ def host_line(host: Host, glyphs: GlyphSet, width: int, *, has_cpu: bool = False
 
 def _narrow(device: Device, name: str, width: int, glyphs: GlyphSet, planned: PlannedMemory | None) -> Content:
     """The essentials, and more as far as there is room: a line that wraps would move all below it."""
-    bar_width = 8 if width >= 66 else 5
+    bar_width = 8 if width >= 66 else NARROWEST
     shown = [
         *([Content.styled(name, "bold")] if name else []),
         _temperature(device, bar_width, glyphs, wide=False),
@@ -274,7 +277,9 @@ def _temperature(device: Device, width: int, glyphs: GlyphSet, *, wide: bool) ->
     if not wide:
         # There, no other line says it.
         is_held = any(reason in HOT for reason in device.throttle_reasons)
-        ending, color = f" {'held back' if is_held else word}".ljust(11), "near" if is_held and word == OK else color
+        told = HELD if is_held else word
+        ending = f" {told}".ljust(11) if width > NARROWEST else f" {_SHORT[told]}".ljust(6)
+        color = "near" if is_held and word == OK else color
     return Content.assemble(f"{value:3.0f} °C ", meter, (ending, f"${color}"))
 
 

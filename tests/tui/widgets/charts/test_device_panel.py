@@ -100,6 +100,16 @@ def test_a_narrow_pane_has_the_essentials_in_a_line_that_never_moves() -> None:
         ]
 
 
+def test_half_a_pane_keeps_the_power() -> None:
+    lines = [
+        text_of(replace(FULL, temperature_c=degrees, throttle_reasons=held), 56)[0]
+        for degrees, held in ((71.0, []), (84.0, []), (90.0, []), (71.0, ["thermal slowdown"]))
+    ]
+    assert lines[0] == " 71 °C ━━━━─ ok      VRAM ━━━━┊ 18.2/24.0 GB   312/450 W"
+    assert [line[12:18].strip() for line in lines] == ["ok", "near", "limit", "held"]
+    assert {len(line) for line in lines} == {56}
+
+
 def test_what_holds_it_back_is_told_in_a_narrow_pane_where_it_is_heat() -> None:
     (line,) = text_of(replace(FULL, throttle_reasons=["power cap", "hardware thermal slowdown"]), 76)
     assert "held back" in line
