@@ -31,6 +31,8 @@ from .workers import (
     wait_until_step,
 )
 
+pytestmark = pytest.mark.usefixtures("forked_workers")
+
 STEPS = 12
 QUESTION = [{"role": "user", "content": "ticket login printer"}]
 
