@@ -123,6 +123,7 @@ def test_a_preset_with_which_the_model_would_not_fit_is_not_taken() -> None:
     assert long.preset.name == "12gb-7b-long-context"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "gib", "preset", "away"),
     [
@@ -144,6 +145,7 @@ def test_a_mixture_is_chosen_for_by_its_plan(name: str, gib: int, preset: str, a
     assert (told[1] if told else "") == away
 
 
+@pytest.mark.slow
 def test_a_mixture_that_fits_nowhere_is_too_large_and_it_is_said() -> None:
     published = published_config("Qwen3-30B-A3B")
     wide = read_architecture({**published, "num_experts": 20 * published["num_experts"]}, "qwen")
