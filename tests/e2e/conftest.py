@@ -22,9 +22,10 @@ def forks() -> Iterator[Forks]:
 
 
 @pytest.fixture
-def forked_workers(forks: Forks, monkeypatch: pytest.MonkeyPatch) -> None:
+def forked_workers(forks: Forks) -> Iterator[None]:
     """Workers that are started in this test are forked, which saves their imports."""
-    monkeypatch.setattr("core.launch.launcher.start_detached", forks.start_detached)
+    with forks.replacing():
+        yield
 
 
 @pytest.fixture

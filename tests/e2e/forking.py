@@ -16,9 +16,12 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from core.runs.lock import LOCK_VARIABLE
 
@@ -49,6 +52,8 @@ class Forks:
     def __init__(self) -> None:
         self._socket: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        # Of the threads that start workers at once.
+        self._turn = threading.Lock()
 
     def start_detached(
         self,
@@ -63,10 +68,17 @@ class Forks:
         words = command[command.index("core.worker") + 1 :]
         asked = {"words": words, "cwd": str(cwd), "environment": dict(environment)}
         (lock,) = pass_fds
-        connection = self._connected()
-        with _adopting():
+        with self._turn, _adopting():
+            connection = self._connected()
             socket.send_fds(connection, [json.dumps(asked).encode()], [log, lock])
             return ForkedWorker(int(connection.recv(32)))
+
+    @contextlib.contextmanager
+    def replacing(self) -> Iterator[None]:
+        """Inside, the launcher's workers are forked."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("core.launch.launcher.start_detached", self.start_detached)
+            yield
 
     def close(self) -> None:
         """End the process."""
