@@ -18,14 +18,12 @@ class Linear:
         inputs: Input features.
         outputs: Output features.
         bias: Whether it has a bias.
-        transposed: Whether its matrix is transposed, as in transformers' ``Conv1D``.
     """
 
     name: str
     inputs: int
     outputs: int
     bias: bool = False
-    transposed: bool = False
 
     @property
     def weights(self) -> int:
@@ -47,28 +45,20 @@ class Attention:
         kv_heads: Key and value heads.
         head_dim: Features of one head.
         kernel: ``sdpa`` does not materialize scores, ``eager`` does.
-        fused: Whether one linear layer projects queries, keys and values.
-        rotary: Whether rotary position embeddings are applied, which copies queries and keys.
-        normed: Normalization of queries and keys: none, per head, or over all heads.
+        normed: Whether queries and keys are normalized, head by head.
         softcap: Whether the scores are soft-capped.
         window: Tokens of the sliding window; None without.
         dropout: Share of the scores dropped in training, by the model's own configuration.
-        uneven: Whether values are narrower than keys.
-        sinks: Whether each head has an attention sink, a score of its own in the softmax, which stays in 16 bit then.
     """
 
     heads: int
     kv_heads: int
     head_dim: int
     kernel: Literal["sdpa", "eager"] = "sdpa"
-    fused: bool = False
-    rotary: bool = True
-    normed: Literal["", "head", "all"] = ""
+    normed: bool = False
     softcap: bool = False
     window: int | None = None
     dropout: float = 0.0
-    uneven: bool = False
-    sinks: bool = False
 
     @property
     def queries(self) -> int:
@@ -90,7 +80,6 @@ class Experts:
         active: Experts per token.
         hidden: Input and output features.
         width: Features inside one expert.
-        clamped: Gate and inner values are clamped and the latter shifted, which makes as many tensors more.
         name: Name of their module within the layer.
     """
 
@@ -98,7 +87,6 @@ class Experts:
     active: int
     hidden: int
     width: int
-    clamped: bool = False
     name: str = "mlp.experts"
 
     @property
@@ -131,13 +119,9 @@ class Layer:
         linears: Its linear layers in execution order.
         attention: Its attention.
         width: Intermediate features of the feed-forward network; 0 with experts only.
-        gate: Gating of the feed-forward network: none, by a second linear layer, or by half of a fused one.
-        activation_copies: Tensors of the intermediate width that the activation function keeps for backward.
+        gated: Whether the feed-forward network is gated.
         norms: Number of normalizations over the hidden size.
-        norm: Their kind.
         offset_norm: Whether they scale by one plus their weight, in fp32, as in Gemma.
-        parallel: Whether attention and feed-forward start from the same residual.
-        dropout: Share of the outputs of attention and feed-forward dropped in training, by the model's configuration.
         experts: Its mixture of experts, if any.
         other: Parameters outside of the linear layers: norms.
     """
@@ -146,13 +130,9 @@ class Layer:
     linears: tuple[Linear, ...]
     attention: Attention
     width: int
-    gate: Literal["", "separate", "fused"] = "separate"
-    activation_copies: int = 1
+    gated: bool = True
     norms: int = 2
-    norm: Literal["rms", "layer"] = "rms"
     offset_norm: bool = False
-    parallel: bool = False
-    dropout: float = 0.0
     experts: Experts | None = None
     other: int = 0
 

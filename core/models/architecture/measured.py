@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 #: Version of the format; others are measured anew.
-FORMAT = 5
+FORMAT = 6
 
 
 @dataclass(frozen=True)

@@ -79,10 +79,9 @@ def _is_linear(module: Any) -> bool:
 
 
 def _linear(name: str, module: Any) -> Linear:
-    transposed = isinstance(module, Conv1D)
     rows, columns = module.weight.shape
-    inputs, outputs = (rows, columns) if transposed else (columns, rows)
-    return Linear(name, int(inputs), int(outputs), module.bias is not None, transposed=transposed)
+    inputs, outputs = (rows, columns) if isinstance(module, Conv1D) else (columns, rows)
+    return Linear(name, int(inputs), int(outputs), module.bias is not None)
 
 
 def _layer(layer: Any, config: Any, number: int, count: int) -> Layer:
@@ -140,7 +139,7 @@ def _attention(layer: Any, config: Any, number: int) -> Attention:
     window = _size(config, "sliding_window") if kind.startswith("sliding") or not kind else None
     heads = _size(config, "num_attention_heads") or 0
     if kind in WITHOUT_SCORES or not heads:
-        return Attention(0, 0, 0, rotary=False)
+        return Attention(0, 0, 0)
     own = [size for module in layer.modules() if isinstance(size := getattr(module, "head_dim", None), int)]
     head_dim = own[0] if own else _size(config, "head_dim") or max(config.hidden_size // heads, 1)
     return Attention(
