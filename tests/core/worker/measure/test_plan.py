@@ -21,7 +21,6 @@ from core.models.architecture.families import known_families, read_architecture
 from core.models.architecture.gguf_header import GgufHeader
 from core.models.architecture.measuring import Unmeasured, measure_architecture
 from core.worker.loss.loss import SupervisedLoss
-from core.worker.measure.skeleton import read_causal_lm
 from core.worker.measure.tracker import AllocationTracker
 from core.worker.model.adapters import attach_adapters
 from core.worker.model.full_weights import choose_weights
@@ -32,6 +31,7 @@ from core.worker.model.model import (
     set_gradient_checkpointing,
     trainable_parameters,
 )
+from core.worker.model.text_part import described_causal_lm
 from core.worker.setup.fast_paths import fuse_layers
 from tests.core.models.architecture import published
 from tests.core.worker.setup.test_memory_decision import ROWS, comes_and_goes
@@ -65,7 +65,7 @@ def measured(family: str) -> Architecture:
 
 def loaded_of(family: str, directory: Path, config: Config) -> LoadedModel:
     """The text part of a tiny model of a family, loaded and made ready as a run does."""
-    causal = read_causal_lm(FAMILIES[family].config().to_dict(), family)
+    causal = described_causal_lm(FAMILIES[family].config().to_dict(), family)
     torch.manual_seed(0)
     causal.model_class._from_config(causal.config, dtype=torch.bfloat16).save_pretrained(directory)
     loaded = load_model(
