@@ -501,7 +501,7 @@ def _experts_need_gpu(config: Config, facts: Facts) -> Findings:
 def _offload_needs_experts(config: Config, facts: Facts) -> Findings:
     """memory.offload_experts is for mixtures of experts."""
     if _offloads_experts(config) and facts.model is not None and not _has_experts(facts.model):
-        yield "memory.offload_experts is on, and the model has no experts.", "Set it to auto."
+        yield "memory.offload_experts is on, and the model has no experts in 4 bits.", "Set it to auto."
 
 
 @_rule("warning", "method.target_experts", "model.base")
@@ -510,7 +510,7 @@ def _adapted_experts_are_there(config: Config, facts: Facts) -> Findings:
     if config.method.name in WEIGHT_METHODS or config.method.target_experts != "on":
         return
     if facts.model is not None and not _has_experts(facts.model):
-        yield "method.target_experts is on, and the model has no experts.", "Set it to auto."
+        yield "method.target_experts is on, and the model has no experts that can have adapters.", "Set it to auto."
 
 
 def _has_experts(model: Architecture) -> bool:

@@ -39,7 +39,14 @@ from core.memory.sizes import (
     pinned_bytes,
     split_by_targets,
 )
-from core.memory.static import adapter_parts, copied_weights, is_mapped, own_weight_parts, weight_parts
+from core.memory.static import (
+    adapter_parts,
+    copied_weights,
+    is_mapped,
+    own_weight_parts,
+    tell_bare_experts,
+    weight_parts,
+)
 from core.memory.step_time import (
     LayerWork,
     Rates,
@@ -481,7 +488,7 @@ class _Planner:
         """
         if experts is None:
             return 0.0, 0.0, 1.0
-        one = 3 * experts.hidden * experts.width
+        one = sum(experts.stacked) / experts.count
         touched = touched_experts(experts.count, experts.active, self.batch.tokens)
         return one * experts.active, one * touched, experts.count / max(experts.active, 1)
 
@@ -493,6 +500,8 @@ class _Planner:
         found: list[LayerWork] = []
         for layer in self.model.layers:
             active, touched, spread = self._expert_work(layer.experts)
+            # Families that compute their experts themselves have every token pass through all of them, as Llama 4 does.
+            active += layer.bare_experts
             inner = sum(linear.weights for linear in layer.linears)
             for _ in range(layer.count):
                 kept = regime.layer(measured.kinds[len(found)], reached=True).kept
@@ -582,6 +591,8 @@ class _Planner:
             )
         if not self.weights and (sentence := self._bare_experts()) is not None:
             found.append(sentence)
+        if self.how.quantized and self.model.bare_experts:
+            found.append(tell_bare_experts(self.model.bare_experts, self.how.bytes))
         if self.model.towers is not None:
             found.append(_left_out(self.model.towers))
         if self.cuda and self.model.kernels:

@@ -75,11 +75,15 @@ class Attention:
 class Experts:
     """Mixture of experts. Its matrices are stacked into two tensors: gate and up projections, and down projections.
 
+    It is one of a class that transformers marks as experts (``use_experts_implementation``), so that it can be taken to
+    4 bits and get adapters; see :attr:`Layer.bare_experts` for others.
+
     Args:
         count: Number of experts.
         active: Experts per token.
         hidden: Input and output features.
         width: Features inside one expert.
+        gated: Whether they have gate projections; without, the first tensor has up projections alone.
         name: Name of their module within the layer.
     """
 
@@ -87,17 +91,24 @@ class Experts:
     active: int
     hidden: int
     width: int
+    gated: bool = True
     name: str = "mlp.experts"
 
     @property
     def stacked(self) -> tuple[int, int]:
         """Number of elements of the stacked tensors: of the gate and up projections, and of the down projections."""
-        return 2 * self.count * self.hidden * self.width, self.count * self.hidden * self.width
+        one = self.count * self.hidden * self.width
+        return (2 * one if self.gated else one), one
 
     @property
     def matrices(self) -> tuple[tuple[int, int], tuple[int, int]]:
         """Outputs and inputs of the matrices of one expert."""
-        return (2 * self.width, self.hidden), (self.hidden, self.width)
+        return ((2 if self.gated else 1) * self.width, self.hidden), (self.hidden, self.width)
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """Names of the matrices, in the same order."""
+        return ("gate_up_proj" if self.gated else "up_proj"), "down_proj"
 
     @property
     def router(self) -> int:
@@ -124,6 +135,8 @@ class Layer:
         offset_norm: Whether they scale by one plus their weight, in fp32, as in Gemma.
         experts: Its mixture of experts, if any.
         other: Parameters outside of the linear layers: norms.
+        bare_experts: Those of ``other`` that are experts which stay in 16 bit whatever the method, as transformers does
+            not mark their class.
     """
 
     count: int
@@ -135,6 +148,7 @@ class Layer:
     offset_norm: bool = False
     experts: Experts | None = None
     other: int = 0
+    bare_experts: int = 0
 
     @property
     def parameters(self) -> int:
@@ -221,6 +235,11 @@ class Architecture:
         """Number of elements of the linear layers' matrices, which QLoRA quantizes."""
         inside = sum(layer.count * linear.weights for layer in self.layers for linear in layer.linears)
         return inside + sum(linear.weights for linear in self.linears)
+
+    @property
+    def bare_experts(self) -> int:
+        """Number of elements of all experts that stay in 16 bit whatever the method; see :class:`Layer`."""
+        return sum(layer.count * layer.bare_experts for layer in self.layers)
 
     @property
     def parameters(self) -> int:
