@@ -34,6 +34,7 @@ from core.worker.model.model import (
 from core.worker.model.text_part import described_causal_lm
 from core.worker.setup.fast_paths import fuse_layers
 from tests.core.models.architecture import published
+from tests.core.worker.measure.others import LLAMA_4
 from tests.core.worker.setup.test_memory_decision import ROWS, comes_and_goes
 from tests.families.tiny import FAMILIES
 from tests.measured_here import measured_here
@@ -58,14 +59,20 @@ def config_of(directory: Path, checkpointing: bool = False, fused: bool = True, 
     )
 
 
+def described(family: str) -> dict[str, Any]:
+    config = LLAMA_4() if family == "llama4" else FAMILIES[family].config()
+    description: dict[str, Any] = config.to_dict()
+    return description
+
+
 def measured(family: str) -> Architecture:
-    description = json.dumps(FAMILIES[family].config().to_dict(), sort_keys=True, default=str)
+    description = json.dumps(described(family), sort_keys=True, default=str)
     return measure_architecture(Unmeasured(description, family))
 
 
 def loaded_of(family: str, directory: Path, config: Config) -> LoadedModel:
     """The text part of a tiny model of a family, loaded and made ready as a run does."""
-    causal = described_causal_lm(FAMILIES[family].config().to_dict(), family)
+    causal = described_causal_lm(described(family), family)
     torch.manual_seed(0)
     causal.model_class._from_config(causal.config, dtype=torch.bfloat16).save_pretrained(directory)
     loaded = load_model(
@@ -103,7 +110,7 @@ def peak(loaded: LoadedModel, supervised: float, length: int) -> int:
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, "llama4"])
 def test_the_plan_of_a_measured_model_is_what_torch_allocates(family: str, checkpointing: bool, tmp_path: Path) -> None:
     config, length = config_of(tmp_path, checkpointing), 512
     architecture = measured(family)
