@@ -412,7 +412,7 @@ def _file_has_whole_blocks(config: Config, facts: Facts) -> Findings:
     model = facts.model
     if config.method.train_for is None or model is None:
         return
-    if any(layer.experts is not None for layer in model.layers):
+    if _has_experts(model) or model.bare_experts:
         yield "method.train_for is set, and the model has experts, which have no merged layers.", "Leave it out."
     elif any(linear.inputs % 32 for layer in model.layers for linear in layer.linears) or model.hidden % 32:
         yield (
@@ -514,6 +514,7 @@ def _adapted_experts_are_there(config: Config, facts: Facts) -> Findings:
 
 
 def _has_experts(model: Architecture) -> bool:
+    """Whether a model has experts that can be taken to 4 bits and get adapters."""
     return any(layer.experts is not None for layer in model.layers)
 
 
