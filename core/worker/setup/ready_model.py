@@ -10,6 +10,7 @@ from accelerate import Accelerator
 
 from core.config.schema import WEIGHT_METHODS, Config
 from core.config.sixteen_bit import kept_patterns
+from core.memory.static import tell_bare_experts
 from core.models.description import read_description
 from core.models.kernels import install_command, missing_kernels, tell_missing
 from core.worker.fused.file_weights import FileWeights
@@ -17,6 +18,7 @@ from core.worker.fused.ggml_quant import ggml_type
 from core.worker.fused.install import Fused
 from core.worker.model.adapters import adapted_layers, attach_adapters
 from core.worker.model.expert_adapters import left_out
+from core.worker.model.experts import bare_experts
 from core.worker.model.full_weights import choose_weights
 from core.worker.model.model import LoadedModel, load_model, make_accelerator
 from core.worker.model.recurrent import recurrent_kinds
@@ -107,6 +109,8 @@ def _load_model(
         host_experts=host_experts,
         keep_16bit=kept_patterns(config.model.keep_16bit),
     )
+    if config.method.name == "qlora" and (bare := bare_experts(loaded.model)):
+        recorder.notice("info", "experts", tell_bare_experts(bare, loaded.dtype.itemsize))
     if config.method.name in WEIGHT_METHODS:
         with shortage_explained("in choosing the weights that are trained", SMALLER):
             choose_weights(loaded.model, config.method, seed=config.train.seed)
