@@ -132,7 +132,7 @@ def build(config: Config, recorder: Recorder, controls: Controls, found: Checkpo
     train, in_backward = config.train, updates_in_backward(config)
     token_budget = first_budget(device, whole=in_backward)
     host_experts, why_experts = decide_experts(config, device, dataset, token_budget)
-    model = make_ready(config, prepared, recorder, controls, fresh=found is None, host_experts=host_experts)
+    model = make_ready(config, prepared, recorder, controls, found, host_experts=host_experts)
     _tell_experts(model.loaded, why_experts, recorder)
     loaded, device, fused, autocast = model.loaded, model.loaded.device, model.fused, model.accelerator.autocast
     used = _with_usable_optimizer(config, device, recorder, wsl=is_wsl())
