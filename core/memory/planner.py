@@ -137,9 +137,8 @@ def make_plan(
         recomputed = _is_on(config, machine) or moved if checkpointing is None else checkpointing
         found = plan(Way(first, kept_layers if recomputed else architecture.depth, moved), keeps)
     else:
-        longest = training_rows(architecture, config, rows).runs[0][0] * sequences_per_row(config.train.objective)
         found = choose_way(
-            token_budgets(first, longest),
+            token_budgets(first, _longest(architecture, config, rows)),
             _kept_layers(config, architecture.depth),
             lambda way: plan(way, keeps),
             offload=machine.kind == "cuda"
@@ -156,6 +155,47 @@ def make_plan(
         if with_copies.needed_bytes <= machine.limit_bytes * COPIES_SHARE:
             return with_copies
     return found
+
+
+def make_least_plan(
+    architecture: Architecture,
+    config: Config,
+    machine: Machine,
+    rows: Rows | None = None,
+    *,
+    token_budget: int | None = None,
+) -> Plan:
+    """Make the memory plan of a run in the least memory that it would be given on its device.
+
+    Micro-batches are the smallest that are chosen, all layers recompute their activations where the configuration lets
+    them, and no copies of weights are kept. What is free beyond that makes a run faster, and nothing else.
+
+    Args:
+        architecture: As for :func:`make_plan`.
+        config: The same.
+        machine: The same.
+        rows: The same.
+        token_budget: The same.
+
+    Raises:
+        UserError: As :func:`make_plan`.
+    """
+    first = WHOLE if updates_in_backward(config) else token_budget or TOKEN_BUDGETS[machine.kind]
+    fewest, _ = _kept_layers(config, architecture.depth)
+    return make_plan(
+        architecture,
+        config,
+        machine,
+        rows,
+        token_budget=token_budgets(first, _longest(architecture, config, rows))[-1],
+        checkpointing=fewest == 0,
+        dequantized=config.memory.keep_dequantized == "on",
+    )
+
+
+def _longest(architecture: Architecture, config: Config, rows: Rows | None) -> int:
+    """Tokens of the longest row, all of its sequences included."""
+    return training_rows(architecture, config, rows).runs[0][0] * sequences_per_row(config.train.objective)
 
 
 def _is_on(config: Config, machine: Machine) -> bool:
