@@ -61,10 +61,10 @@ class AdvisedBase:
         for change in changes:
             document.set(change.option, change.after)
         names = ", ".join(change.option for change in changes)
+        is_advised = any(change.after is not None for change in changes)
+        why = f"As advised for {one_line(after, 60)}" if is_advised else "Advised for the former base, and gone"
         undo = self._keys["config.undo"].display
-        form.edited(
-            "values advised for the base model", f"✓ As advised for {one_line(after, 60)}: {names} · {undo} undoes"
-        )
+        form.edited("values advised for the base model", f"✓ {why}: {names} · {undo} undoes")
 
 
 def _base_of(document: ConfigDocument) -> str:

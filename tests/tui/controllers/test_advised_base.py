@@ -52,3 +52,4 @@ async def test_another_base_brings_its_own_advice_as_one_edit(tmp_path: Path, ho
         await type_value(pilot, pane, "model.base", "mine")
         await wait_for(pilot, lambda: value(app, "chat.temperature") is None, 30)
         assert (value(app, "chat.top_k"), value(app, "chat.top_p")) == (None, 0.8)
+        assert "Advised for the former base, and gone: chat" in " ".join(screen_text(app).replace("│", " ").split())
