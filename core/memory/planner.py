@@ -182,10 +182,9 @@ class _Planning:
 
     def _chosen(self, host_experts: bool) -> Plan:
         config, machine = self.config, self.machine
-        longest = training_rows(self.architecture, config, self.rows).runs[0][0]
         may_offload = self.decided.offload is None and config.memory.activation_offload == "auto"
         return choose_way(
-            token_budgets(self._first_budget, longest * sequences_per_row(config.train.objective)),
+            token_budgets(self._first_budget, _longest(self.architecture, config, self.rows)),
             _kept_layers(config, self.architecture.depth),
             lambda way: self._plan(replace(way, host_experts=host_experts), copies=self._keeps_copies),
             offload=machine.kind == "cuda" and machine.pins and may_offload,
@@ -207,6 +206,47 @@ class _Planning:
         return _Planner(
             self.architecture, self.config, self.machine, self.rows, way, copies, cached_only=self.cached_only
         ).plan()
+
+
+def make_least_plan(
+    architecture: Architecture,
+    config: Config,
+    machine: Machine,
+    rows: Rows | None = None,
+    *,
+    token_budget: int | None = None,
+) -> Plan:
+    """Make the memory plan of a run in the least memory that it would be given on its device.
+
+    Micro-batches are the smallest that are chosen, all layers recompute their activations where the configuration lets
+    them, and no copies of weights are kept. What is free beyond that makes a run faster, and nothing else.
+
+    Args:
+        architecture: As for :func:`make_plan`.
+        config: The same.
+        machine: The same.
+        rows: The same.
+        token_budget: The same.
+
+    Raises:
+        UserError: As :func:`make_plan`.
+    """
+    first = WHOLE if updates_in_backward(config) else token_budget or TOKEN_BUDGETS[machine.kind]
+    fewest, _ = _kept_layers(config, architecture.depth)
+    return make_plan(
+        architecture,
+        config,
+        machine,
+        rows,
+        token_budget=token_budgets(first, _longest(architecture, config, rows))[-1],
+        checkpointing=fewest == 0,
+        dequantized=config.memory.keep_dequantized == "on",
+    )
+
+
+def _longest(architecture: Architecture, config: Config, rows: Rows | None) -> int:
+    """Tokens of the longest row, all of its sequences included."""
+    return training_rows(architecture, config, rows).runs[0][0] * sequences_per_row(config.train.objective)
 
 
 def _is_on(config: Config, machine: Machine) -> bool:

@@ -116,7 +116,7 @@ def build_skeleton(model: Any, config: Config, how: Arithmetic) -> Skeleton:
     if how.quantized:
         keep = kept_patterns(config.model.keep_16bit)
         settings = four_bit_config(dtype, keep)
-        experts = {id(model.get_parameter(name)) for name in quantized_experts(model, keep)}
+        experts = {id(model.get_parameter(name)) for name in quantized_experts(model, settings.llm_int8_skip_modules)}
         if experts:
             use_own_experts(model)
         skipped = FourBitQuantizer(settings).get_modules_to_not_convert(

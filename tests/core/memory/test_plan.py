@@ -13,7 +13,7 @@ from core.errors import UserError
 from core.memory.calibration import Calibration
 from core.memory.overhead import CUDA_LIBRARIES
 from core.memory.plan import Machine, Plan
-from core.memory.planner import arithmetic, make_plan
+from core.memory.planner import arithmetic, make_least_plan, make_plan
 from core.memory.rows import Rows
 from core.memory.sizes import (
     HOST_SLAB,
@@ -59,6 +59,21 @@ def test_a_pair_takes_as_much_as_two_rows(objective: str, sequences: int) -> Non
     assert batch.supervised == sequences * plain.supervised
     # As many as the budget of tokens lets through together.
     assert plan_of(published.LLAMA_3_8B, rows, train={"objective": objective, "batch_size": 64}).micro_batch.rows == 16
+
+
+@pytest.mark.parametrize("memory", [{}, {"gradient_checkpointing": "off"}, {"keep_dequantized": "on"}])
+def test_the_least_plan_is_the_one_of_a_run_that_just_fits(memory: dict[str, str]) -> None:
+    model, rows = read_architecture(published.LLAMA_3_8B, "m"), Rows([(1024, 64)])
+    config = config_of(memory=memory)
+    least = make_least_plan(model, config, Machine("cuda", 80 * GIB), rows)
+    assert least.checkpointing == (not memory.get("gradient_checkpointing"))
+    assert least.token_budget == 2048
+    # What is free is not in it, and whoever has just so much is given this plan.
+    assert make_least_plan(model, config, Machine("cuda", 16 * GIB), rows).needed_bytes == least.needed_bytes
+    tight = make_plan(model, config, Machine("cuda", least.needed_bytes), rows)
+    assert tight.fits
+    assert tight.way == least.way
+    assert make_plan(model, config, Machine("cuda", 80 * GIB), rows).needed_bytes > least.needed_bytes
 
 
 def test_optimizer_states_by_kind() -> None:
