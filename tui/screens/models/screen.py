@@ -86,7 +86,6 @@ class ModelScreen(Overlay[str | Path | None]):
 
     DEFAULT_CSS = """
     ModelScreen {
-        align: center middle; background: $background 60%;
         & > Vertical {
             width: 124; max-width: 98%; height: 28; max-height: 94%; padding: 0 1;
             border: round $border-focus; border-title-style: bold; border-subtitle-color: $muted; background: $surface;

@@ -51,7 +51,6 @@ class StartCard(Overlay[Answer]):
     """
 
     DEFAULT_CSS = """
-    StartCard { align: center middle; background: $background 60%; }
     StartCard > Vertical {
         width: 92; max-width: 98%; height: auto; padding: 1 2 0 2; background: $surface;
         border: round $border-focus; border-title-style: bold; border-subtitle-color: $muted;
