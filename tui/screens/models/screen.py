@@ -92,7 +92,7 @@ class ModelScreen(Overlay[str | Path | None]):
         }
         & SafeInput { background: $panel; margin-bottom: 1; }
         & ChoiceList { height: 1fr; }
-        & #model-details { height: 5; border-top: solid $border; }
+        & #model-details { height: auto; min-height: 5; max-height: 70%; border-top: solid $border; }
     }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
