@@ -182,7 +182,8 @@ class LayerLine:
     """Whether it is worth 16 bit."""
 
 
-#: The head of a table of :class:`LayerLine`.
+#: What a table of :class:`LayerLine` says, and its head.
+TABLE = "Each layer alone in 4 bits: what that costs, and what the layer takes more in 16 bit."
 HEAD = f"{'layer':>5}  {'nats':>7}  {'16 bit':>9}  {'':<6}"
 
 

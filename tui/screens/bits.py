@@ -9,7 +9,7 @@ from textual.content import Content
 
 from core.config.schema import Config
 from core.quantization.job import measure
-from core.quantization.result import HEAD, QuantizationCost, facts, layer_lines, sentence
+from core.quantization.result import HEAD, TABLE, QuantizationCost, facts, layer_lines, sentence
 from core.text import one_line
 from tui.glyphs import GlyphSet
 from tui.screens.job import JobScreen, JobState
@@ -90,7 +90,7 @@ def _measured(cost: QuantizationCost, room: int, glyphs: GlyphSet) -> Content:
     """The sentence, the facts, and a line for each layer with a bar of what it costs."""
     lines = [Content.styled(sentence(cost), "bold"), Content("")]
     lines += [Content(line) for line in facts(cost)]
-    lines += [Content(""), Content.styled(HEAD, "$muted")]
+    lines += [Content(""), Content.styled(TABLE, "$muted"), Content.styled(HEAD, "$muted")]
     cells = max(min(room - len(HEAD) - 2, _BAR), 0)
     for layer in layer_lines(cost):
         full, _ = bar(layer.share, cells, glyphs)
