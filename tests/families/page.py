@@ -22,8 +22,8 @@ COLUMNS = {
     "4 bit": "loaded in 4 bits; the cell names experts or towers that stay in 16 bit",
     "plan": "number and bytes of its weights are as planned, in 16 bit and in 4",
     "trains": "20 steps lower the loss, with adapters on the experts where there are some",
-    "fast paths": "fused are adapters, norms, rotation, feed-forward networks and attention; gradients are those of the "
-    "plain model to 1e-4 in fp32, packed and shared too",
+    "fast paths": "fused are adapters, norms, rotation, feed-forward networks and attention; gradients are those of "
+    "the plain model to 1e-4 in fp32, packed and shared too",
     "packing": "rows are trained one behind another in a sequence, and equal beginnings of rows are computed once",
     "resume": "killed in a step and continued, a run has the same adapter, bit for bit",
     "chat": "base and tuned model answer; the tuned one says what it has learned",
