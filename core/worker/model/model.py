@@ -214,6 +214,17 @@ def trainable_parameters(model: Any) -> list[torch.nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
+def decoder_of(causal: Any) -> Any:
+    """The decoder of a causal language model: what makes hidden states of tokens, without the head.
+
+    Args:
+        causal: A causal language model of ``transformers``.
+    """
+    decoder = causal.get_decoder()
+    # Llama 4's text part has its decoder under another name than it says (``base_model_prefix``), and gives itself.
+    return causal.model if decoder is causal else decoder
+
+
 def decoder_layers(model: Any) -> list[Any]:
     """The decoder's layers, from the first to the last, whatever the family calls their list.
 
@@ -221,7 +232,7 @@ def decoder_layers(model: Any) -> list[Any]:
         model: A causal language model of ``transformers``, or a ``PeftModel`` around one.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    decoder = base.get_decoder()
+    decoder = decoder_of(base)
     # Experts and the like are lists too, within the layers.
     lists = [module for module in decoder.children() if isinstance(module, torch.nn.ModuleList)]
     lists = lists or [module for module in decoder.modules() if isinstance(module, torch.nn.ModuleList)]

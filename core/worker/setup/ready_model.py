@@ -9,6 +9,7 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from core.config.schema import WEIGHT_METHODS, Config
+from core.memory.static import tell_bare_experts
 from core.models.description import read_description
 from core.models.kernels import install_command, missing_kernels, tell_missing
 from core.worker.checkpoint.checkpoint import Checkpoint
@@ -18,6 +19,7 @@ from core.worker.fused.ggml_quant import ggml_type
 from core.worker.fused.install import Fused
 from core.worker.model.adapters import adapted_layers, attach_adapters
 from core.worker.model.expert_adapters import left_out
+from core.worker.model.experts import bare_experts
 from core.worker.model.full_weights import choose_weights
 from core.worker.model.model import LoadedModel, load_model, make_accelerator
 from core.worker.model.recurrent import recurrent_kinds
@@ -117,6 +119,8 @@ def _load_model(
         keep_16bit=storage.keep,
         always_16bit=storage.always,
     )
+    if config.method.name == "qlora" and (bare := bare_experts(loaded.model)):
+        recorder.notice("info", "experts", tell_bare_experts(bare, loaded.dtype.itemsize))
     if config.method.name in WEIGHT_METHODS:
         with shortage_explained("in choosing the weights that are trained", SMALLER):
             choose_weights(loaded.model, config.method, seed=config.train.seed)

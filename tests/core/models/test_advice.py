@@ -121,3 +121,16 @@ def test_another_family_with_such_a_name_is_not_advised_on(tmp_path: Path) -> No
 def test_a_broken_description_says_nothing(tmp_path: Path, content: str) -> None:
     (tmp_path / "config.json").write_text(content)
     assert advice_for(str(tmp_path)) == ()
+
+
+def test_a_damaged_model_is_still_advised_on_by_its_name(tmp_path: Path) -> None:
+    """What is wrong with it is told where it is loaded."""
+    model = tmp_path / "Qwen3-8B"
+    model.mkdir()
+    (model / "config.json").write_text("{")
+    assert _told(str(model)) == _told("Qwen3-8B")
+
+
+@pytest.mark.parametrize("name", ["", "a\0b", "x" * 5000, "~nobody/model", "hf://a/b@\0", "\ud800"])
+def test_an_impossible_name_says_nothing(name: str) -> None:
+    assert advice_for(name) == ()
