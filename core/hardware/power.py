@@ -205,7 +205,7 @@ def _kept(record: Path) -> float | None:
     return float(watts) if isinstance(watts, (int, float)) and 0 < watts < 10_000 else None
 
 
-def _with_deadline(call: Callable[[], T], seconds: float = _DRIVER_SECONDS) -> T:
+def _with_deadline(call: Callable[[], T]) -> T:
     """The call's answer, from a thread of its own: a wedged driver never returns."""
     answers: queue.Queue[tuple[Any, UserError | None]] = queue.Queue()
 
@@ -217,10 +217,10 @@ def _with_deadline(call: Callable[[], T], seconds: float = _DRIVER_SECONDS) -> T
 
     threading.Thread(target=ask, name="power limit", daemon=True).start()
     try:
-        answer, error = answers.get(timeout=seconds)
+        answer, error = answers.get(timeout=_DRIVER_SECONDS)
     except queue.Empty:
         raise UserError(
-            f"The driver has not answered for {seconds:g} s, and the power limit is as it was.",
+            f"The driver has not answered for {_DRIVER_SECONDS:g} s about the power limit.",
             "Look for 'Xid' in 'sudo dmesg', and reboot.",
         ) from None
     if error is not None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-_POWERCAP = Path("/sys/class/powercap")
+#: The directory of the counters.
+POWERCAP = Path("/sys/class/powercap")
 #: Seconds between two readings below which power is not computed: the counter is renewed every millisecond.
 _SHORTEST_SPAN = 0.05
 
@@ -21,7 +22,7 @@ class Rapl:
         root: The directory of the counters.
     """
 
-    def __init__(self, root: Path = _POWERCAP) -> None:
+    def __init__(self, root: Path = POWERCAP) -> None:
         self._packages = [
             path for path in sorted(root.glob("intel-rapl:*")) if _read(path / "name").startswith("package")
         ]

@@ -30,8 +30,10 @@ class Reading:
     moment: float
     devices: list[Device] = field(default_factory=list)
     host: Host | None = None
+    read: float | None = None
+    """The moment at which the devices were read; None where they have not answered yet."""
     is_complete: bool = True
-    """Whether every source has answered in time."""
+    """Whether the devices have answered in time."""
 
 
 class GpuReader:
@@ -143,10 +145,9 @@ class Sampler:
         return reading.host if reading else None
 
     def age(self) -> float | None:
-        """Seconds since the oldest of the readings, None before the first; far beyond the interval, a driver hangs."""
-        moments = [thread.moment for thread in self._threads()]
-        known = [moment for moment in moments if moment is not None]
-        return time.monotonic() - min(known) if known and len(known) == len(moments) else None
+        """Seconds since the devices were read, None before the first time; far beyond the interval, a driver hangs."""
+        read = self._reading.read if self._reading is not None else None
+        return None if read is None else time.monotonic() - read
 
     def refresh(self, timeout: float) -> list[Device]:
         """Request a reading, and wait at most ``timeout`` seconds for it; the last one if that is not enough."""
@@ -204,16 +205,16 @@ class Sampler:
         self, moment: float, threads: Sequence[Watched[list[Device]] | Watched[tuple[Device, Host]]]
     ) -> Reading:
         """The newest answers as one reading; the CPU counts where there are no GPUs."""
-        late = [thread for thread in threads if thread.moment is None or thread.moment < moment]
         cpu, host = self._host_thread.answer or (None, None)
         gpus = self._gpu_thread.answer if self._gpu_thread in threads else []
         # A driver that has not answered yet may have cards: the CPU is not shown in their place.
         devices = [] if gpus is None else gpus or ([cpu] if cpu is not None else [])
-        source = self._gpu_thread if gpus else self._host_thread
-        if source in late and source.moment is not None:
-            age = round(moment - source.moment, 1)
-            devices = [replace(device, age_s=age) for device in devices]
-        return Reading(moment, devices, host, not late)
+        # A disk that hangs, or a sensor of the machine that fails, makes no card's values old.
+        read = self._gpu_thread.moment if gpus or gpus is None else self._host_thread.moment
+        is_late = read is None or read < moment
+        if is_late and read is not None:
+            devices = [replace(device, age_s=round(moment - read, 1)) for device in devices]
+        return Reading(moment, devices, host, read, not is_late)
 
 
 _shared: Sampler | None = None

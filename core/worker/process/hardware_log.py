@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from core.hardware.sampler import Sampler
-from core.hardware.snapshot import Device
+from core.hardware.snapshot import Device, Host
 from core.hardware.xid import explain_xid
 from core.runs.events import HardwareEvent
 
@@ -15,6 +15,9 @@ from core.runs.events import HardwareEvent
 STEADY_SECONDS, MOVING_SECONDS = 10.0, 5.0
 #: What counts as moving: degrees, a share of the memory, a share of the power limit, points of utilization.
 _DEGREES, _MEMORY_SHARE, _POWER_SHARE, _POINTS = 2.0, 0.01, 0.1, 20.0
+#: Share of the machine's memory that is recorded at once: where the kernel kills a run for want of memory, the last
+#: record is what tells it.
+_HOST_SHARE = 0.02
 #: Seconds without an answer of a driver after which that is told.
 SILENT_SECONDS = 15.0
 #: Seconds between two notices of the same Xid of a card: a program that fails again and again makes hundreds.
@@ -43,6 +46,7 @@ class HardwareLog:
         self._sampler, self._event, self._clock = sampler, event, clock
         self._news = DeviceNews(notice)
         self._recorded: list[Device] = []
+        self._host: Host | None = None
         self._moment: float | None = None
 
     def tick(self) -> None:
@@ -50,7 +54,8 @@ class HardwareLog:
         devices = self._sampler.latest()
         self._news.tell(devices)
         since = None if self._moment is None else self._clock() - self._moment
-        if self._sampler.host() is not None and is_due(self._recorded, devices, since):
+        host = self._sampler.host()
+        if host is not None and (_has_filled(self._host, host) or is_due(self._recorded, devices, since)):
             self._record(devices)
 
     def close(self) -> None:
@@ -60,7 +65,7 @@ class HardwareLog:
 
     def _record(self, devices: list[Device]) -> None:
         host = self._sampler.host()
-        self._recorded, self._moment = devices, self._clock()
+        self._recorded, self._host, self._moment = devices, host, self._clock()
         self._event(
             HardwareEvent(
                 devices=[device.to_dict() for device in devices],
@@ -138,6 +143,12 @@ def is_due(recorded: Sequence[Device], devices: Sequence[Device], since: float |
     if any(_state(before) != _state(after) for before, after in pairs):
         return True
     return since >= MOVING_SECONDS and any(_has_moved(before, after) for before, after in pairs)
+
+
+def _has_filled(before: Host | None, after: Host) -> bool:
+    """Whether the memory of the machine is another than was recorded."""
+    least = (after.ram_total or 0) * _HOST_SHARE
+    return before is not None and least > 0 and _apart(before.ram_used, after.ram_used, least)
 
 
 def _state(device: Device) -> tuple[object, ...]:

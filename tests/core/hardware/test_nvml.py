@@ -74,8 +74,8 @@ def test_what_a_card_does_not_report_is_none_and_the_rest_stays(ask_driver: Ask)
     assert [second[f"temperature_{name}"] for name in names] == [41.0, 93.0, 95.0, 98.0, 52.0]
     assert (second["memory_temperature_c"], second["memory_temperature_limit_c"]) == (None, 110.0)
     assert second["memory_total"] == 24_000_000_000
-    unknown = ("utilization", "power_w", "power_limit_w", "power_limit_max_w", "fan", "clock", "memory_clock")
-    unknown += ("pcie_generation", "pcie_width_max", "energy_j")
+    unknown = {"utilization", "power_w", "power_limit_w", "power_limit_max_w", "fan", "clock", "memory_clock"}
+    unknown |= {"pcie_generation", "pcie_width_max", "energy_j"}
     assert {second[key] for key in unknown} == {None}
     assert (second["throttle_reasons"], second["fans"]) == ([], [])
 

@@ -80,13 +80,25 @@ def test_a_sensor_that_fails_leaves_the_last_reading(monkeypatch: pytest.MonkeyP
     def fail(_: object) -> object:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("core.hardware.host.HostReader.read", fail)
+    monkeypatch.setattr("core.hardware.cpu.Cpu.device", fail)
     wait_for(lambda: "Input/output error" in sampler.reason and sampler.latest()[0].age_s is not None)
     assert sampler.latest()[0].memory_total
     monkeypatch.undo()
     wait_for(lambda: sampler.latest()[0].age_s is None)
     assert not sampler.reason.startswith("The devices")
     sampler.close()
+
+
+def test_a_machine_that_cannot_be_read_makes_no_cards_values_old(ask_driver: Ask) -> None:
+    program = (
+        "import json\nfrom core.hardware import host, sampler as module\n"
+        "def fail(self): raise OSError(5, 'broken')\nhost.HostReader.read = fail\n"
+        "sampler = module.Sampler(1000.0)\ndevices = sampler.refresh(20.0)\n"
+        "print(json.dumps([[device.age_s for device in devices], sampler.age() < 20, sampler.host(), sampler.reason]))"
+    )
+    ages, is_fresh, host, reason = ask_driver(program)
+    assert (ages, is_fresh, host) == ([None, None], True, None)
+    assert "broken" in reason
 
 
 def test_a_snapshot_has_a_device_and_returns_soon() -> None:

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.hardware.snapshot import Device, GpuProcess, Host, Xid
@@ -76,6 +76,7 @@ def test_damage_counts_as_not_reported() -> None:
             Device.from_dict(broken)
 
 
+@settings(max_examples=40)
 @given(st.dictionaries(st.sampled_from([item.name for item in dataclasses.fields(Device)]), JSON))
 def test_no_event_breaks_a_reader(values: dict[str, Any]) -> None:
     known = {"index": 0, "kind": "cuda", "name": "RTX", **values}

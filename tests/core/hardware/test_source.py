@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from core.hardware.source import Watched
 from tests.waiting import wait_for
@@ -34,8 +34,12 @@ def test_an_answer_that_does_not_come_is_pending_and_asked_for_once() -> None:
 
 
 def test_a_failure_keeps_the_answer_before() -> None:
-    answers = iter([lambda: 1, _fail, lambda: 3])
-    watched: Watched[int] = Watched(lambda: lambda: next(answers)(), "test", lambda: None)
+    answers: Iterator[Callable[[], int]] = iter([lambda: 1, _fail, lambda: 3])
+
+    def read() -> int:
+        return next(answers)()
+
+    watched = Watched(lambda: read, "test", lambda: None)
 
     def ask() -> int | None:
         watched.ask()

@@ -107,6 +107,27 @@ async def test_the_result_is_told_and_not_the_wish(home: Path, worker: SlowWorke
         assert told(app).count("Paused") == 1
 
 
+async def test_a_run_gives_its_device_back_and_says_why(home: Path, worker: SlowWorker) -> None:
+    script = in_step(home)
+    async with LocaltuneApp().run_test(size=(80, 24), notifications=True) as pilot:
+        app = await attached(pilot)
+        await pilot.press("P")
+        assert "◌ parking" in screen_text(app)
+        assert "P take back" in screen_text(app)
+        await wait_for(pilot, lambda: [command for command, _ in worker.heard] == ["park"])
+        worker.step_over.set()
+        script.write_state(
+            state="paused", parked="ollama runner is running", step=11, step_started=None, progress=None
+        )
+        parked = "‖ parked, its device given back, at step 11: ollama runner is running."
+        await wait_for(pilot, lambda: parked in screen_text(app))
+        assert "◌" not in screen_text(app)
+        assert "p resume" in screen_text(app)
+        assert "c checkpoint" not in screen_text(app), "there is nothing to save that is not saved"
+        await pilot.press("P", "p")
+        await wait_for(pilot, lambda: [command for command, _ in worker.heard] == ["park", "resume"])
+
+
 async def test_a_pause_that_is_taken_back_too_late_is_ended(home: Path, worker: SlowWorker) -> None:
     in_step(home)
     async with LocaltuneApp().run_test(size=(80, 24), notifications=True) as pilot:
