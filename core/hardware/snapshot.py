@@ -40,6 +40,10 @@ class Device:
     """Memory that can be allocated: what is neither used nor kept by the driver for itself."""
     uuid: str = ""
     """The UUID of the GPU, or of the MIG instance that is computed on; empty where there is none."""
+    memory_temperature_c: float | None = None
+    power_limit_min_w: float | None = None
+    """The least and the greatest power limit that the card can be set to."""
+    power_limit_max_w: float | None = None
 
     @property
     def available(self) -> int | None:
@@ -84,6 +88,9 @@ class Device:
             power_limit_w=_number(data.get("power_limit_w")),
             fan=_number(data.get("fan")),
             clock=_number(data.get("clock")),
+            memory_temperature_c=_number(data.get("memory_temperature_c")),
+            power_limit_min_w=_number(data.get("power_limit_min_w")),
+            power_limit_max_w=_number(data.get("power_limit_max_w")),
         )
 
     @classmethod
