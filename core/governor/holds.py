@@ -38,6 +38,10 @@ class TemperatureHold:
         self._heating = HeatingRate()
         self._moment: float | None = None
 
+    def learn(self, other: TemperatureHold) -> None:
+        """Take over what another hold of the same temperature has seen."""
+        self._warm, self._heating, self._moment = other._warm, other._heating, other._moment
+
     def observe(self, moment: float, temperature: float, duty: float) -> float:
         """Take a reading in.
 

@@ -1,7 +1,7 @@
 """The policy: readings in, what is to be done out. Without a clock, a device or a thread of its own.
 
-What it does, in this order: a smaller duty cycle between micro-batches; where the system permits it, a lower power limit
-of the card; a pause, which ends by itself; a checkpoint and a stop.
+What it does, in this order: a smaller duty cycle between micro-batches; where the system permits it, a lower power
+limit of the card; a pause, which ends by itself; a checkpoint and a stop.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ HOPELESS_SECONDS = 900.0
 #: The machine's memory: above the limit for so long, a checkpoint; and for so long, a stop.
 MEMORY_CHECKPOINT_SECONDS, MEMORY_STOP_SECONDS = 5.0, 60.0
 MEMORY_BACK_PERCENT = 2.0
+#: Quiet hours: so far above their power at the smallest duty, for so long, and training pauses to their end.
+LOUD_SHARE, LOUD_SECONDS = 1.1, 60.0
 #: Room on the disk, as a share of what is asked for, that ends a pause.
 DISK_BACK = 1.1
 #: A duty cycle below the first is told as slow, from the second on as full again.
@@ -174,12 +176,30 @@ class Policy:
         self._power = None if limits.power_w is None else PowerHold(limits.power_w)
         self._quiet_power = None if limits.quiet is None or limits.quiet_power_w is None else limits.quiet_power_w
         self._quiet_hold: PowerHold | None = None
+        self._loud = _Since()
+        self._is_too_loud = False
         self._disk_pauses = False
         self._memory = _Since()
         self._memory_saved = False
         self._pause: Action | None = None
         self._power_limit: float | None = None
         self._telling = _Telling()
+
+    def with_limits(self, limits: Limits) -> Policy:
+        """A policy of other limits, which goes on from the present duty cycle."""
+        if limits == self.limits:
+            return self
+        policy = Policy(limits)
+        policy.can_limit_power, policy.duty = self.can_limit_power, self.duty
+        policy._pause, policy._power_limit, policy._telling = self._pause, self._power_limit, self._telling
+        before = {heat.cause: heat.hold for heat in self._heats}
+        for heat in policy._heats:
+            if heat.cause in before:
+                heat.hold.learn(before[heat.cause])
+        if self.duty < 1.0:
+            for _, hold in policy._holds():
+                hold.controller.restart(self.duty)
+        return policy
 
     @property
     def own_duty(self) -> float:
@@ -189,7 +209,9 @@ class Policy:
     def observe(self, seen: Observation) -> Decision:
         """Take readings in, about once a second."""
         self._read(seen)
-        causes = [(hold.controller.duty, cause, hold.value, hold.limit) for cause, hold in self._holds()]
+        causes: list[tuple[float, str, float | None, float | None]] = [
+            (hold.controller.duty, cause, hold.value, hold.limit) for cause, hold in self._holds()
+        ]
         causes.append((seen.plan_duty, PLAN, None, None))
         least = min(causes, key=lambda item: item[0])
         self.duty = max(least[0], FLOOR)
@@ -250,9 +272,7 @@ class Policy:
 
     def _settle_pause(self, seen: Observation) -> Iterator[Action]:
         cause = next((heat.action("pause") for heat in self._heats if heat.is_pausing), None)
-        if cause is None and self.limits.quiet is not None and self._quiet_power is None:
-            cause = Action("pause", QUIET_HOURS) if self.limits.quiet.contains(seen.time) else None
-        cause = cause or self._disk_pause(seen.disk_free_gb)
+        cause = cause or self._quiet_pause(seen) or self._disk_pause(seen.disk_free_gb)
         before, self._pause = self._pause, cause
         if before is not None and (cause is None or cause.cause != before.cause):
             value = next((heat.last for heat in self._heats if heat.cause == before.cause), None)
@@ -263,6 +283,19 @@ class Policy:
         if cause is not None and (before is None or before.cause != cause.cause):
             self._telling.forget()
             yield cause
+
+    def _quiet_pause(self, seen: Observation) -> Action | None:
+        """The pause through quiet hours: where nothing is allowed in them, or the least work is too loud."""
+        if self.limits.quiet is None or not self.limits.quiet.contains(seen.time):
+            self._is_too_loud = False
+            return None
+        hold = self._quiet_hold
+        if hold is None:
+            return Action("pause", QUIET_HOURS)
+        loud = self.duty <= FLOOR + 0.01 and hold.value is not None and hold.value > LOUD_SHARE * hold.limit
+        seconds = self._loud.seconds(seen.moment, holds=loud and seen.at_work)
+        self._is_too_loud = self._is_too_loud or seconds >= LOUD_SECONDS
+        return Action("pause", QUIET_POWER, hold.value, hold.limit) if self._is_too_loud else None
 
     def _disk_pause(self, free: float | None) -> Action | None:
         least = self.limits.disk_free_gb

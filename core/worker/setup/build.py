@@ -46,8 +46,10 @@ from core.worker.process.determinism import (
     choose_determinism,
     fix_workspace,
 )
+from core.worker.process.governor import Governor
 from core.worker.process.malloc import keep_freed_memory
 from core.worker.process.recorder import Recorder
+from core.worker.process.throttle import Throttle
 from core.worker.progress.best import BestStep
 from core.worker.progress.finite import FiniteCheck
 from core.worker.progress.intervals import Intervals
@@ -55,6 +57,7 @@ from core.worker.progress.state import TrainState
 from core.worker.setup.compilation import Compilation, compile_layers
 from core.worker.setup.device import settle_device
 from core.worker.setup.fast_paths import choose_packing, keep_weights, wants_packing
+from core.worker.setup.governing import make_governor
 from core.worker.setup.kept_layers import settle_kept_layers
 from core.worker.setup.memory_decision import (
     MemoryDecision,
@@ -97,13 +100,16 @@ class Parts:
     checkpointer: Checkpointer
     rollback: Rollback
     control_point: ControlPoint
+    governor: Governor
     compilation: Compilation | None
     """None where layers run as they are."""
     file: FileTraining | None
     """None where no file's weights are trained."""
 
 
-def build(config: Config, recorder: Recorder, controls: Controls, found: Checkpoint | None) -> Parts:
+def build(
+    config: Config, recorder: Recorder, controls: Controls, found: Checkpoint | None, throttle: Throttle
+) -> Parts:
     """Read the rows, load the model and build what trains it.
 
     Args:
@@ -111,6 +117,7 @@ def build(config: Config, recorder: Recorder, controls: Controls, found: Checkpo
         recorder: Of the run; where events go.
         controls: Stops it.
         found: The checkpoint that the run goes on from; None at its beginning. It is not restored here.
+        throttle: The duty cycle of the training.
 
     Raises:
         StopRequested: If a stop was asked for.
@@ -119,6 +126,7 @@ def build(config: Config, recorder: Recorder, controls: Controls, found: Checkpo
     fix_workspace(config.train.deterministic)
     # What the device cannot do is said before minutes are spent on the rows.
     device = settle_device(config, recorder)
+    governor = make_governor(config, recorder, controls, device, throttle)
     deterministic = _settle_determinism(config, device, recorder)
     prepared = prepare(config, recorder, controls.check_stop, recorder.run.created)
     dataset, held_out = prepared.dataset, prepared.held_out
@@ -185,7 +193,7 @@ def build(config: Config, recorder: Recorder, controls: Controls, found: Checkpo
     if model.file_weights is not None:
         file = FileTraining(model.file_weights, state, loaded.dtype, memory.dequantized, recorder.notice)
     control_point = ControlPoint(
-        config, loaded, autocast, template, state, checkpointer, recorder, controls, model.file_weights
+        config, loaded, autocast, template, state, checkpointer, recorder, controls, model.file_weights, governor
     )
     rollback = Rollback(
         config, prepared.base, base_fingerprint, loaded, update, state, checkpointing, checkpointer, recorder
@@ -227,6 +235,7 @@ def build(config: Config, recorder: Recorder, controls: Controls, found: Checkpo
         checkpointer=checkpointer,
         rollback=rollback,
         control_point=control_point,
+        governor=governor,
         compilation=compilation,
         file=file,
     )
