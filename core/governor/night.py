@@ -11,6 +11,8 @@ from core.governor.limits import Limits
 from core.governor.pace import Pace
 from core.governor.plan import HORIZON, Plan, Span, Wishes, least_energy, plan
 
+#: Share of the time to a deadline that is planned for; what is left is for what nobody foresees.
+USED_SHARE = 0.98
 #: Seconds between two plans.
 PLAN_SECONDS = 30.0
 #: A promise is told again when its end or its energy has moved by this share of what is left, or its end by so much.
@@ -67,7 +69,7 @@ class Night:
 
     def __init__(self, limits: Limits, now: float, *, has_power: bool) -> None:
         self.limits = limits
-        self.deadline = None if limits.deadline is None else next_time(limits.deadline, now)
+        self.deadline, self._aim = _deadline(limits, now)
         self.promise: Promise | None = None
         """The newest promise; None before the first minutes are measured."""
         self._pace = Pace(has_power=has_power)
@@ -81,7 +83,7 @@ class Night:
     def change(self, limits: Limits, now: float) -> None:
         """Other wishes, from now on: planned for, and promised, anew."""
         self.limits = limits
-        self.deadline = None if limits.deadline is None else next_time(limits.deadline, now)
+        self.deadline, self._aim = _deadline(limits, now)
         self.promise, self._planned_at = None, None
 
     def step_done(
@@ -159,12 +161,13 @@ class Night:
             joules = limits.energy_kwh * _JOULES_PER_KWH - used_joules
         return Wishes(
             tuple(spans(limits, now)),
-            self.deadline,
-            joules,
-            limits.power_w,
-            limits.quiet_power_w,
+            deadline=self.deadline,
+            aim=self._aim,
+            joules=joules,
+            power_w=limits.power_w,
+            quiet_power_w=limits.quiet_power_w,
             # What rounding and noise take is no heat.
-            1.0 if self._heat_duty > 0.97 else self._heat_duty,
+            most_duty=1.0 if self._heat_duty > 0.97 else self._heat_duty,
         )
 
     def _cause(self, found: Plan, now: float) -> str:
@@ -198,6 +201,14 @@ class Night:
         if first is None:
             return promise
         return replace(promise, promised_finish=first.promised_finish, promised_energy_kwh=first.promised_energy_kwh)
+
+
+def _deadline(limits: Limits, now: float) -> tuple[float | None, float | None]:
+    """The deadline and the moment before it that is aimed at, in Unix seconds; None where there is none."""
+    if limits.deadline is None:
+        return None, None
+    deadline = next_time(limits.deadline, now)
+    return deadline, now + USED_SHARE * (deadline - now)
 
 
 def spans(limits: Limits, now: float) -> Iterator[Span]:

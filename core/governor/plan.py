@@ -1,21 +1,19 @@
 """The planner: the duty cycles, by day and in quiet hours, that use the least energy and are done in time.
 
-Every pair of duty cycles on a grid of hundredths is walked through the hours to come; there are few, and nothing is
-assumed of the curve.
+Every pair of duty cycles on a grid is walked through the hours to come, and then those near the best, more finely;
+there are few, and nothing is assumed of the curve.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from core.governor.control import FLOOR
 from core.governor.curve import Curve
 
-#: Share of the time to a deadline that is planned for; what is left is for what nobody foresees.
-USED_SHARE = 0.98
-#: Step of the grid of duty cycles.
-STEP = 0.02
+#: Steps of the two grids of duty cycles.
+STEP, FINE_STEP = 0.04, 0.004
 #: How far ahead quiet hours are looked at, in seconds.
 HORIZON = 30 * 86400.0
 
@@ -37,6 +35,8 @@ class Wishes:
     """The time from now on, without gaps; the last one may be as long as it takes."""
     deadline: float | None = None
     """Unix seconds."""
+    aim: float | None = None
+    """When it is to be done if all goes well, before the deadline; None for the deadline itself."""
     joules: float | None = None
     """Energy that is left."""
     power_w: float | None = None
@@ -76,34 +76,35 @@ def plan(curve: Curve, tokens: float, wishes: Wishes) -> Plan:
         tokens: What is left to train, in tokens.
         wishes: What is to be kept.
     """
-    now = wishes.spans[0].begin
-    day = _grid(min(wishes.most_duty, _within(curve, wishes.power_w)))
-    quiet = [0.0]
-    if any(span.is_quiet for span in wishes.spans) and wishes.quiet_power_w is not None:
-        most = min(wishes.most_duty, _within(curve, wishes.quiet_power_w))
-        quiet = _grid(most) if most >= FLOOR else quiet
+    day = min(wishes.most_duty, _within(curve, wishes.power_w))
+    quiet = 0.0
+    if wishes.quiet_power_w is not None and any(span.is_quiet for span in wishes.spans):
+        quiet = min(wishes.most_duty, _within(curve, wishes.quiet_power_w))
+        quiet = quiet if quiet >= FLOOR else 0.0
+    coarse = _best(curve, tokens, wishes, _grid(FLOOR, day, STEP), _grid(FLOOR, quiet, STEP) if quiet else [0.0])
+    near_day = _grid(coarse.duty - STEP, min(coarse.duty + STEP, day), FINE_STEP)
+    near_quiet = [0.0]
+    if quiet:
+        near_quiet = _grid(coarse.quiet_duty - STEP, min(coarse.quiet_duty + STEP, quiet), FINE_STEP)
+    return _best(curve, tokens, wishes, near_day, near_quiet)
+
+
+def _best(curve: Curve, tokens: float, wishes: Wishes, day: Sequence[float], quiet: Sequence[float]) -> Plan:
+    """The best plan of some duty cycles."""
     found = [_walk(curve, tokens, wishes.spans, duty, still) for duty in day for still in quiet]
-    if wishes.deadline is None:
-        in_time = found
-    else:
-        usable = now + USED_SHARE * (wishes.deadline - now)
-        in_time = [item for item in found if item.finish <= usable]
-        in_time = in_time or [item for item in found if item.finish <= wishes.deadline]
-    if not in_time:
-        soonest = min(found, key=lambda item: (item.finish, item.joules))
+    soonest = min(found, key=lambda item: (item.finish, item.joules))
+    if wishes.deadline is not None and soonest.finish > wishes.deadline:
         return _judged(soonest, wishes, misses_deadline=True)
-    if not curve.has_power:
-        return _judged(min(in_time, key=lambda item: item.finish), wishes)
+    aim = wishes.deadline if wishes.aim is None else wishes.aim
+    in_time = [item for item in found if aim is None or item.finish <= aim]
+    if not in_time or not curve.has_power:
+        return _judged(soonest, wishes)
     return _judged(min(in_time, key=lambda item: (item.joules, item.finish)), wishes)
 
 
 def least_energy(curve: Curve, tokens: float, wishes: Wishes) -> Plan:
     """The plan that uses the least energy, whenever it is done."""
-    return plan(curve, tokens, _without_deadline(wishes))
-
-
-def _without_deadline(wishes: Wishes) -> Wishes:
-    return Wishes(wishes.spans, None, None, wishes.power_w, wishes.quiet_power_w, wishes.most_duty)
+    return plan(curve, tokens, replace(wishes, deadline=None, aim=None, joules=None))
 
 
 def _judged(item: Plan, wishes: Wishes, *, misses_deadline: bool = False) -> Plan:
@@ -115,11 +116,11 @@ def _within(curve: Curve, watts: float | None) -> float:
     return 1.0 if watts is None else curve.most_duty(watts, FLOOR)
 
 
-def _grid(most: float) -> list[float]:
-    """Duty cycles from the floor to the most, the most among them."""
-    most = max(most, FLOOR)
-    count = int((most - FLOOR) / STEP + 1e-9)
-    return [*(round(FLOOR + place * STEP, 4) for place in range(count + 1)), most]
+def _grid(least: float, most: float, step: float) -> list[float]:
+    """Duty cycles from the least to the most, the most among them."""
+    least, most = max(least, FLOOR), max(most, FLOOR)
+    count = int((most - least) / step + 1e-9)
+    return [*(round(least + place * step, 4) for place in range(count + 1)), most]
 
 
 def _walk(curve: Curve, tokens: float, spans: Sequence[Span], duty: float, quiet_duty: float) -> Plan:

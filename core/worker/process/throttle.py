@@ -11,6 +11,8 @@ from core.worker.process.control import Controls
 MOST_OWED = 120.0
 #: The longest rest without a look at the duty cycle and at signals, in seconds.
 SLICE = 0.2
+#: The shortest rest that is worth one, in seconds.
+SHORTEST = 1e-4
 
 
 def _nothing() -> None:
@@ -59,7 +61,7 @@ class Throttle:
 
     def _rest(self) -> None:
         began = self._clock()
-        while self._owed > 0 and self.duty < 1.0:
+        while self._owed > SHORTEST and self.duty < 1.0:
             goes_on = self._controls.rest(min(self._owed, SLICE))
             now = self._clock()
             self._owed -= now - began

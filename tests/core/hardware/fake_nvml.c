@@ -4,6 +4,7 @@
  * off the bus), "hang" (a reading never returns), "old" (no event reasons, no v2 memory, no temperature structure, no
  * UUIDs), "eight" (eight cards, of which the third is the fastest and the sixth is divided into two MIG instances),
  * "12.4" (a driver for CUDA 12.4 at most).
+ * FAKE_NVML_READINGS: a file whose three numbers are what card 0 reads now: °C, mW, and mJ so far.
  * Card 0 is like Ada: its slowdown is a distance. Card 1 reports little, like a virtual one.
  */
 #include <stdlib.h>
@@ -23,6 +24,18 @@ static int mode(const char *name)
 {
     const char *value = getenv("FAKE_NVML");
     return value && !strcmp(value, name);
+}
+
+/* A number of the file of readings; the fallback without one. */
+static unsigned long long scripted(int place, unsigned long long fallback)
+{
+    const char *path = getenv("FAKE_NVML_READINGS");
+    unsigned long long found[3];
+    FILE *file = path ? fopen(path, "r") : NULL;
+    if (!file) return fallback;
+    int count = fscanf(file, "%llu %llu %llu", &found[0], &found[1], &found[2]);
+    fclose(file);
+    return place < count ? found[place] : fallback;
 }
 
 static int gone(card *device) { return mode("lost") && device->index == 1; }
@@ -126,7 +139,7 @@ int nvmlDeviceGetTemperatureV(card *device, temperature1 *value)
 {
     NEED(device);
     if (mode("old")) return FUNCTION;
-    value->temperature = device->index ? 41 : 71;
+    value->temperature = device->index ? 41 : (int)scripted(0, 71);
     return OK;
 }
 int nvmlDeviceGetTemperature(card *device, unsigned sensor, unsigned *value)
@@ -161,12 +174,12 @@ int nvmlDeviceGetFieldValues(card *device, int count, field *values)
 }
 typedef struct { unsigned gpu, memory; } utilization;
 int nvmlDeviceGetUtilizationRates(card *device, utilization *value) { ONLY_FIRST(device); value->gpu = 98; return OK; }
-int nvmlDeviceGetPowerUsage(card *device, unsigned *value) { ONLY_FIRST(device); *value = 312400; return OK; }
+int nvmlDeviceGetPowerUsage(card *device, unsigned *value) { ONLY_FIRST(device); *value = (unsigned)scripted(1, 312400); return OK; }
 int nvmlDeviceGetEnforcedPowerLimit(card *device, unsigned *value) { ONLY_FIRST(device); *value = 450000; return OK; }
 int nvmlDeviceGetTotalEnergyConsumption(card *device, unsigned long long *value)
 {
     ONLY_FIRST(device);
-    *value = energy;
+    *value = scripted(2, energy);
     energy += 3600000; /* one Wh a reading */
     return OK;
 }
