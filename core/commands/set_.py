@@ -17,7 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "changes",
         metavar="KEY=VALUE",
         nargs="+",
-        help="train.learning_rate, eval.every_steps or checkpoint.every_steps, and its new value",
+        help="train.learning_rate, eval.every_steps, checkpoint.every_steps, hardware.temperature_limit_c or another "
+        "limit of the governor, and its new value",
     )
     add_timeout(parser)
     add_json_flag(parser)
