@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     changes: dict[str, Any] = {}
     for text in args.changes:
         name, equals, value = text.partition("=")
-        if not equals or not name.strip() or not value.strip():
+        if not equals or not name.strip():
             raise UserError(f"{text!r} is no change.", "Write it as train.learning_rate=1e-4.")
         changes[name.strip()] = value.strip()
     target = find_live_run(args.run, "set")
