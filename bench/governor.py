@@ -25,14 +25,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from core.config.schema import Config  # noqa: E402
-from core.governor.control import FLOOR  # noqa: E402
-from core.governor.holds import TemperatureHold  # noqa: E402
-from core.hardware.sampler import Sampler  # noqa: E402
-from core.worker.process.control import Controls  # noqa: E402
-from core.worker.process.governor import Governor  # noqa: E402
-from core.worker.process.throttle import Throttle  # noqa: E402
-from tests.core.governor.card_model import CardModel  # noqa: E402
+from core.config.schema import Config
+from core.governor.control import FLOOR
+from core.governor.holds import TemperatureHold
+from core.hardware.sampler import Sampler
+from core.worker.process.control import Controls
+from core.worker.process.governor import Governor
+from core.worker.process.throttle import Throttle
+from tests.core.governor.card_model import CardModel
 
 LIMIT = 75.0
 #: The cards: °C per watt, seconds, and °C of the room.

@@ -400,7 +400,7 @@ class RunHistory:
         if event.action in ("slow", "full", "pause"):
             self.slowed = event if event.action == "slow" else None
         line = sentences.governor(event)
-        _append(self.marks, Mark(self.step, "governor", line))
+        _append(self.marks, Mark(self.step, "governor", line.removeprefix("governor: ")))
         self._write(event.t, "warning" if event.action in ("pause", "checkpoint", "stop") else "info", line)
 
     def _apply_night(self, event: NightEvent) -> None:

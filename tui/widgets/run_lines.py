@@ -223,7 +223,7 @@ def banner(view: RunView, keys: KeyTable) -> Content:
 
 
 def _governed(view: RunView) -> Content:
-    """What the governor does to a run in training, ``slowed to 60 % to hold 80 °C``, and what the night will come to."""
+    """What the governor does to a run in training, ``slowed to 60 % to hold 80 °C``, and what the night comes to."""
     slowed, night = view.history.slowed, view.history.night
     if view.state.state != "training":
         return Content("")
@@ -237,7 +237,7 @@ def _governed(view: RunView) -> Content:
         )
         style = "$limit" if night.misses_deadline or night.misses_energy else ""
         parts.append(Content.styled(one_line(line, 200), style))
-    return Content("   ").join(parts)
+    return Content("\n").join(parts)
 
 
 def _headline(view: RunView) -> str:

@@ -130,7 +130,8 @@ class Governor:
         self._last_step_end: float | None = None
         self._joules_before: float | None = None
         self._wants_checkpoint = False
-        self._closed = threading.Event()
+        self._closed = False
+        self._wake = threading.Event()
         self._thread: threading.Thread | None = None
         self._policy = Policy(self._limits)
         self._night: Night | None = None
@@ -185,7 +186,8 @@ class Governor:
         try:
             yield
         finally:
-            self._closed.set()
+            self._closed = True
+            self._wake.set()
             if self._thread is not None:
                 self._thread.join(timeout=2 * FIRST_READING)
             self._limit_power(None)
@@ -194,6 +196,7 @@ class Governor:
         """Keep to other limits from now on."""
         with self._guard:
             self._next = limits
+        self._wake.set()
         if limits.is_any and self._thread is None:
             self._thread = threading.Thread(target=self._run, name="governor", daemon=True)
             self._thread.start()
@@ -225,9 +228,10 @@ class Governor:
     # The thread.
 
     def _run(self) -> None:
-        while not self._closed.is_set():
+        while not self._closed:
             self._look()
-            self._closed.wait(self._interval)
+            self._wake.wait(self._interval)
+            self._wake.clear()
 
     def _look(self) -> None:
         with self._guard:
