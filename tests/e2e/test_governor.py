@@ -14,7 +14,6 @@ from core.runs.client import ControlClient
 from core.runs.events import GovernorEvent
 from core.runs.history import read_history
 from core.runs.store import Run, create_run
-
 from tests.waiting import wait_for
 
 from .workers import (
