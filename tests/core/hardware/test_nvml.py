@@ -44,6 +44,9 @@ def test_a_card_that_reports_everything(ask_driver: Ask) -> None:
         # Half a gigabyte of the rest is the driver's.
         "memory_free": 18_000_000_000,
         "uuid": "GPU-00000010-1111-2222-3333-444455556666",
+        "memory_temperature_c": None,
+        "power_limit_min_w": None,
+        "power_limit_max_w": None,
     }
 
 
