@@ -78,7 +78,7 @@ class QuantizationCost:
     kept: Kept | None
     """The layers that pay most in 16 bit; None where four bits are fine, or no layer would fit."""
     free_bytes: int | None
-    """What the run leaves free of the memory, within which layers were kept; None where that is not known."""
+    """Memory that layers in 16 bit were allowed to take; None where that was not known."""
     seconds: float
     peak_bytes: int
     """Highest memory of the measurement: of the card, or of the process on a CPU."""

@@ -155,6 +155,7 @@ def test_the_plan_is_near_what_others_have_published(figure: Figure, tmp_path: P
     assert least <= planned / figure.gib <= most
 
 
+@pytest.mark.slow
 def test_a_mixture_of_30_billion_trains_on_24_and_on_12_gb() -> None:
     """22 GB are what the preset for 30B on a card of 24 GB may take; experts4bit-qlora claims 10.5 GB on one of 12."""
     model = read_architecture(published_config("Qwen3-30B-A3B"), "Qwen3-30B-A3B")

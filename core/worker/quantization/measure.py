@@ -24,7 +24,7 @@ from core.quantization.result import Figures, Kept, LayerCost, QuantizationCost
 from core.text import one_line
 from core.worker.data.batches import collate, supervised_count
 from core.worker.data.encode import TokenizedRow
-from core.worker.model.model import DTYPES
+from core.worker.model.model import DTYPES, decoder_of
 from core.worker.process.recorder import peak_rss_bytes
 from core.worker.quantization.layers import LayeredModel
 from core.worker.quantization.sample import Sample
@@ -211,7 +211,7 @@ class _Measurement:
             lambda place: self._progress("layer by layer", place + 1, depth),
             self._sizes,
         )
-        decoder = driver.loaded.model.get_decoder()
+        decoder = decoder_of(driver.loaded.model)
         try:
             forward.run(lambda: decoder(input_ids=self._input_ids, use_cache=False))
         except EntangledError:
