@@ -146,9 +146,10 @@ def test_limits_may_be_set_and_unset_while_it_runs(tmp_path: Path) -> None:
         wait_for(lambda: bench.governor.pause is None, PATIENCE, "the pause to end")
 
 
-def test_what_was_set_before_a_resume_is_kept_to(tmp_path: Path) -> None:
+def test_what_was_set_before_a_resume_is_kept_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("core.worker.process.governor.host_memory", lambda: (95, 100))
     bench = Bench(tmp_path)
-    with bench.governing(**{"hardware.host_memory_limit_percent": 10.0}):
+    with bench.governing(**{"hardware.host_memory_limit_percent": 90.0}):
         bench.wait_for("checkpoint")
         wait_for(bench.governor.take_checkpoint, PATIENCE, "the checkpoint to be wanted")
         wait_for(lambda: bench.controls.stop_sender, PATIENCE, "the stop")
