@@ -19,6 +19,7 @@ from core.models.architecture.load import load_architecture
 from core.presets.choose import fits_card
 from tests.families.fits import CARDS, README, SERIES, readme_table, rows
 from tests.families.published_models import DIRECTORY, PUBLISHED, published_config
+from tests.families.tiny import FAMILIES
 
 GIB = 1 << 30
 TOWER = re.compile("vision|visual|audio|projector")
@@ -132,6 +133,8 @@ def test_the_readme_has_what_fits_and_what_was_tried() -> None:
     assert f"\n\n{readme_table()}\n\n" in README.read_text(encoding="utf-8")
     told = [name for series in SERIES for name in series.models.values()]
     assert sorted(told) == sorted(rows())
+    # The table of docs/models.md has the same families.
+    assert {series.family for series in SERIES} == set(FAMILIES)
     assert all(PUBLISHED[name] == PUBLISHED[other] for name, other in SAME.items())
 
 

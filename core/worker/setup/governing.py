@@ -5,10 +5,31 @@ from __future__ import annotations
 import torch
 
 from core.config.schema import Config
+from core.hardware.power import restore, set_power_limit
 from core.worker.process.control import Controls
 from core.worker.process.governor import Governor
 from core.worker.process.recorder import Recorder
 from core.worker.process.throttle import Throttle
+
+
+class CardPower:
+    """The power limit of the run's card, by its driver."""
+
+    def set(self, uuid: str, watts: float) -> float:
+        """Set it; returns the one before, in watts.
+
+        Raises:
+            UserError: If this user may not, or the card cannot be set to it.
+        """
+        return set_power_limit(uuid, watts)
+
+    def restore(self, uuid: str) -> float | None:
+        """Put back the one that was there before; returns it, in watts.
+
+        Raises:
+            UserError: If this user may not.
+        """
+        return restore(uuid)
 
 
 def make_governor(
@@ -39,6 +60,7 @@ def make_governor(
         notice=recorder.notice,
         directory=recorder.run.path,
         is_paused=lambda: recorder.state.state == "paused",
+        lever=CardPower() if device.type == "cuda" else None,
     )
     governor.check()
     return governor

@@ -101,6 +101,7 @@ def test_what_was_chosen_when_memory_was_short_is_chosen_anew_when_there_is_more
         assert recall(config, more) is None
     assert recall(config, 199) is None, "they do not fit"
 
+    assert SHORT.kept is not None
     enough = replace(SHORT, kept=replace(SHORT.kept, figures=Figures(1.2, 0.2, 0.8)))
     remember(config, enough)
     assert recall(config, 10_000) == enough, "more would not be kept with more memory"

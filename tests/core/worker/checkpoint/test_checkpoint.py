@@ -108,12 +108,12 @@ def test_restore_is_exact(tiny_model_dir: Path, tmp_path: Path, options: dict[st
 def test_adapters_on_other_layers_are_refused_by_name_and_can_be_used_as_they_are(
     tiny_model_dir: Path, tmp_path: Path, fewer: bool
 ) -> None:
-    few, more = {"target_modules": ["q_proj"]}, {"target_modules": ["q_proj", "v_proj"]}
+    few, more = ["q_proj"], ["q_proj", "v_proj"]
     then, now = (few, more) if fewer else (more, few)
-    training = Training(tiny_model_dir, **then)
+    training = Training(tiny_model_dir, target_modules=then)
     training.step()
     saved = training.save(tmp_path, 1)
-    other = Training(tiny_model_dir, **now)
+    other = Training(tiny_model_dir, target_modules=now)
     said = f"its adapters are on other layers; it {'lacks' if fewer else 'has'} .*v_proj"
     with pytest.raises(UserError, match=said) as refusal:
         checkpoints.restore(saved, model=other.model, optimizer=other.optimizer)

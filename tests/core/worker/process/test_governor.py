@@ -234,12 +234,12 @@ from core.worker.process.throttle import Throttle
 from tests.core.governor.card_model import CardModel
 
 SPEED, LIMIT = 40.0, 75.0
-readings = Path(os.environ["FAKE_NVML_READINGS"])
+readings = Path(os.environ["FAKE_NVML_FILE"])
 card = CardModel(resistance=0.2, tau=60.0)
 
 def show():
     new = readings.with_suffix(".new")
-    new.write_text(f"{card.reading():.0f} {card.power * 1000:.0f} {card.joules * 1000:.0f}")
+    new.write_text(f"temperature={card.reading():.0f}\\npower={card.power * 1000:.0f}\\n")
     os.replace(new, readings)
 
 show()
@@ -283,7 +283,7 @@ def test_a_real_sampler_and_driver_hold_the_temperature(fake_driver: Path, tmp_p
         **os.environ,
         "LD_LIBRARY_PATH": str(fake_driver),
         "FAKE_NVML": "",
-        "FAKE_NVML_READINGS": str(tmp_path / "readings"),
+        "FAKE_NVML_FILE": str(tmp_path / "readings"),
         "PYTHONPATH": str(ROOT),
     }
     done = subprocess.run(
