@@ -182,7 +182,9 @@ class Governor:
         Args:
             overrides: What was set while the run was on, ``section.key`` to value.
         """
-        self.change(self.check(overrides))
+        limits = self.check(overrides)
+        self._put_back()
+        self.change(limits)
         try:
             yield
         finally:
@@ -191,6 +193,13 @@ class Governor:
             if self._thread is not None:
                 self._thread.join(timeout=2 * FIRST_READING)
             self._limit_power(None)
+
+    def _put_back(self) -> None:
+        """Put back the power limit that a killed run has left on the card."""
+        devices = self._meters.refresh(self._interval) if self._lever is not None else []
+        if self._lever is not None and devices and devices[0].uuid:
+            with contextlib.suppress(UserError):  # what may not be set is as it was
+                self._lever.restore(devices[0].uuid)
 
     def change(self, limits: Limits) -> None:
         """Keep to other limits from now on."""
