@@ -6,11 +6,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 
 import psutil
 
-from core.config.hours import HoursRange
+from core.config.clock import parse_span
 from core.config.schema import ParkingSection
 from core.hardware.snapshot import Device
 from core.text import one_line
@@ -32,20 +31,23 @@ class Claim:
 
 def has_conditions(parking: ParkingSection) -> bool:
     """Whether there is anything for which the device is given back by itself."""
-    return bool(parking.names or parking.ranges or parking.memory)
+    return bool(parking.names or parking.spans or parking.memory)
 
 
-def find_claim(parking: ParkingSection, now: datetime, device: Device | None) -> Claim | None:
+def find_claim(parking: ParkingSection, now: float, device: Device | None) -> Claim | None:
     """The first claim that holds.
 
     Args:
         parking: The conditions.
-        now: Local time.
+        now: Unix seconds.
         device: The device of the run; None where it is not known.
     """
-    for text in parking.ranges:
-        if now in (hours := HoursRange.parse(text)):
-            return Claim("the schedule", f"from {hours} the device is not the run's")
+    for text in parking.spans:
+        if parse_span(text).contains(now):
+            return Claim(
+                "the schedule",
+                f"from {' to '.join(part.strip() for part in text.split('-'))} the device is not the run's",
+            )
     if parking.names and (name := running_program(parking.names, commands())) is not None:
         return Claim("another program", f"{one_line(name, 80)} is running")
     if parking.memory is not None and device is not None and (held := others_bytes(device)) >= parking.memory * 1e9:

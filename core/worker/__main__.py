@@ -131,7 +131,7 @@ def _work(run: Run, recorder: Recorder, controls: Controls, args: argparse.Names
 
 def _park(recorder: Recorder, controls: Controls, server: ControlServer | None, request: ParkRequested) -> list[str]:
     """Leave the device; returns the options of the worker that waits for it."""
-    cause, paused = request.cause or ASKED, recorder.state.state == "paused"
+    cause = request.cause or ASKED
     if request.cause:
         message = f"The device is given back: {request.cause}."
         recorder.notice("info", "parked", message, "The run goes on by itself when that is over.")
@@ -139,9 +139,9 @@ def _park(recorder: Recorder, controls: Controls, server: ControlServer | None, 
     controls.close("The run is being parked.", "Ask again in a moment.")
     if server is not None:
         server.close()
-    recorder.hand_over(state="paused", parked=cause)
+    recorder.hand_over(state="paused", reason="", parked=cause)
     needs = ["--needs", str(recorder.device_peak)]
-    return ["--parked", cause, *needs, *(["--paused"] if paused else [])]
+    return ["--parked", cause, *needs, *(["--paused"] if request.paused else [])]
 
 
 def _go_on(

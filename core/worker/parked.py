@@ -6,14 +6,12 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime
 
 from core.config.schema import Config, ParkingSection
 from core.errors import UserError
 from core.hardware.claims import Claim, find_claim, has_conditions
-from core.hardware.cpu import memory as cpu_memory
 from core.hardware.obstacle import look
-from core.hardware.sampler import snapshot
+from core.hardware.sampler import CPU_ONLY
 from core.hardware.snapshot import Device
 from core.hardware.visible import find_gpu
 from core.runs.protocol import refusal
@@ -45,7 +43,7 @@ class ClaimsWatch:
 
     def _run(self) -> None:
         while True:
-            if (claim := find_claim(self._parking, datetime.now(), self._device())) is not None:
+            if (claim := find_claim(self._parking, time.time(), self._device())) is not None:
                 self._controls.request_park(claim.sender, claim.cause)
             # Where the device cannot be given back, the disk being full, a notice has said so.
             time.sleep(LOOK_SECONDS if claim is None else AGAIN_SECONDS)
@@ -143,30 +141,21 @@ class ParkedRun:
 
 def parked_run(config: Config, recorder: Recorder, controls: Controls, cause: str, needs: int) -> ParkedRun:
     """A parked run that looks at this machine."""
+    if config.hardware.device == "cpu":
+        recorder.watch(CPU_ONLY)
+    elif config.hardware.gpu is not None and (card := find_gpu(look().cards, config.hardware.gpu)) is not None:
+        recorder.watch(card.uuid)
     return ParkedRun(
         config,
         recorder,
         controls,
         cause,
         needs,
-        free=lambda: free_bytes(config),
-        claim=lambda: find_claim(config.parking, datetime.now(), _device_of(config)),
+        free=lambda: free_bytes(recorder.device),
+        claim=lambda: find_claim(config.parking, time.time(), recorder.device),
     )
 
 
-def free_bytes(config: Config) -> int | None:
-    """Free memory of the device that a run trains on; None where it does not say."""
-    device = _device_of(config)
-    if device is None or device.kind == "cpu":
-        used, total = cpu_memory()
-        return total - used
-    return device.available
-
-
-def _device_of(config: Config) -> Device | None:
-    if config.hardware.device == "cpu":
-        return None
-    devices = snapshot(LOOK_SECONDS)
-    if config.hardware.gpu is not None and (card := find_gpu(look().cards, config.hardware.gpu)) is not None:
-        devices = [device for device in devices if device.uuid == card.uuid] or devices
-    return devices[0] if devices else None
+def free_bytes(device: Device | None) -> int | None:
+    """Free memory of a device, of the machine for a run on the CPU; None where it does not say."""
+    return None if device is None else device.available

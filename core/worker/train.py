@@ -30,6 +30,7 @@ from core.worker.oom.retry import MemoryShortageError, TornUpdateError
 from core.worker.process.control import Controls, ParkRequested, StopRequested
 from core.worker.process.determinism import nondeterminism_explained
 from core.worker.process.recorder import Recorder
+from core.worker.process.throttle import Throttle
 from core.worker.setup.build import Parts, build
 
 
@@ -59,7 +60,15 @@ class Gradients:
     rewards: Rewards
 
 
-def train(config: Config, recorder: Recorder, controls: Controls, *, resume: bool, paused: bool = False) -> Outcome:
+def train(
+    config: Config,
+    recorder: Recorder,
+    controls: Controls,
+    *,
+    resume: bool,
+    paused: bool = False,
+    throttle: Throttle | None = None,
+) -> Outcome:
     """Do a run.
 
     Args:
@@ -68,6 +77,7 @@ def train(config: Config, recorder: Recorder, controls: Controls, *, resume: boo
         controls: Commands from outside.
         resume: Go on from the newest valid checkpoint.
         paused: Begin with a pause, as the run was paused when it gave its device back.
+        throttle: The duty cycle that the governor sets; None: full at first.
 
     Raises:
         ParkRequested: If it is to give its device back; a checkpoint has then been written, if a step was done.
@@ -76,7 +86,7 @@ def train(config: Config, recorder: Recorder, controls: Controls, *, resume: boo
     """
     found = find_checkpoint(config, recorder) if resume else None
     with nondeterminism_explained():
-        parts = build(config, recorder, controls, found)
+        parts = build(config, recorder, controls, found, throttle or Throttle(controls))
         if found is not None:
             parts.checkpointer.resume(found)
         if parts.file is not None:
@@ -84,14 +94,15 @@ def train(config: Config, recorder: Recorder, controls: Controls, *, resume: boo
         parts.state.paused = paused
         recipe = FinetuneRecipe(config, recorder, controls, parts)
         rehearses = recipe.rehearse()
-        try:
-            recipe.loop_until_left(rehearses=rehearses)
-        except ParkRequested:
-            raise  # saved already, and not at its end
-        except StopRequested as request:
-            recipe.stop(save=not request.now)
-            raise
-        return recipe.finish()
+        with parts.governor.governing(parts.state.overrides):
+            try:
+                recipe.loop_until_left(rehearses=rehearses)
+            except ParkRequested:
+                raise  # saved already, and not at its end
+            except StopRequested as request:
+                recipe.stop(save=not request.now)
+                raise
+            return recipe.finish()
 
 
 @dataclass(frozen=True)
@@ -129,6 +140,7 @@ class FinetuneRecipe:
             if parts.update.in_backward and not math.isfinite(float(loss.detach())):
                 break  # inside backward, some weights would be updated before the first gradient that is not finite
             parts.accelerator.backward(loss / weight)
+            parts.governor.throttle.rest()
         tokens = sum(data.rows[row].tokens for row in window)
         supervised_tokens = sum(supervised_count(data.rows[row]) for row in window)
         return Gradients(float(total) / weight, tokens, supervised_tokens, objective.rewards())
@@ -136,7 +148,7 @@ class FinetuneRecipe:
     def step(self) -> None:
         """One optimizer step."""
         parts, state = self.parts, self.parts.state
-        began = time.monotonic()
+        began, rested = time.monotonic(), parts.governor.throttle.rested_seconds
         if parts.file is not None:
             parts.file.begin_step()
         self.recorder.begin_step()
@@ -172,6 +184,13 @@ class FinetuneRecipe:
                 reward_accuracy=result.rewards.accuracy,
             )
         )
+        parts.governor.step_done(
+            tokens=result.tokens,
+            seconds=seconds,
+            rested=parts.governor.throttle.rested_seconds - rested,
+            paused=state.paused_seconds,
+            steps_left=state.total_steps - state.step,
+        )
         state.paused_seconds = 0.0
         self.recorder.end_step(state.step)
         if parts.compilation is not None:
@@ -187,7 +206,8 @@ class FinetuneRecipe:
         while True:
             try:
                 return self.loop(rehearses=rehearses)
-            except ParkRequested:
+            except ParkRequested as request:
+                request.paused = state.paused
                 self.recorder.phase("saving", "checkpoint")
                 self.parts.checkpointer.save()
                 if state.saved == state.step or state.step == 0:

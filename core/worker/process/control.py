@@ -62,6 +62,8 @@ class ParkRequested(StopRequested):
     def __init__(self, sender: str, cause: str = "") -> None:
         super().__init__(sender)
         self.cause = cause
+        self.paused = False
+        """Whether the user has paused the run."""
 
 
 @dataclass(eq=False)
@@ -263,6 +265,11 @@ class Controls:
                 if not self._waiting:
                     self._guard.wait(min(left, 0.2))
         return command
+
+    def rest(self, seconds: float) -> bool:
+        """Wait while nothing is asked for, so long at most; whether that was so."""
+        with self._guard:
+            return not self._guard.wait_for(lambda: bool(self._waiting or self._stops), seconds)
 
     def _next(self) -> Command | None:
         with self._guard:

@@ -59,7 +59,7 @@ class Recorder:
         vanished: Called when the run directory is not there any more, so that nobody will see what is written.
         pending: The requests that wait for the training thread; in the state, until that is to stop.
         changes: Gets an item whenever they have changed, which is then written at once.
-        parked: Why the run has given its device back; the meters are not read then. Empty while it has the device.
+        parked: Why the run has given its device back; its meters are not recorded then. Empty while it has the device.
     """
 
     def __init__(
@@ -78,7 +78,9 @@ class Recorder:
         self._changes: queue.SimpleQueue[None] = changes if changes is not None else queue.SimpleQueue()
         self._progress: StepProgress | None = None
         self._directory = os.stat(run.path)
-        self._watchdog = StepWatchdog()
+        self.rested: Callable[[], float] = float
+        """Seconds that the training thread has rested so far, which make no step a slow one."""
+        self._watchdog = StepWatchdog(lambda: time.monotonic() - self.rested())
         pid, identity = own_identity()
         counter, kills = own_counter()
         self._state = RunState(
@@ -102,9 +104,9 @@ class Recorder:
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         self._file = os.open(run.events_path, flags, FILE_MODE)
         self._mend_last_line()
-        # A run without its device reads no meters: what they say is of those who have it now.
-        self._sampler = None if parked else Sampler(HEARTBEAT_SECONDS)
-        self._hardware = HardwareLog(self._sampler, self.event, self.notice) if self._sampler is not None else None
+        self._sampler = Sampler(HEARTBEAT_SECONDS)
+        # What the meters of a parked run's device say is of those who have it now.
+        self._hardware = None if parked else HardwareLog(self._sampler, self.event, self.notice)
         self._heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self.update()
         self._heart.start()
@@ -117,7 +119,7 @@ class Recorder:
     @property
     def device(self) -> Device | None:
         """The run's own device as last read; None where it is not read yet."""
-        devices = self._sampler.latest() if self._sampler is not None else []
+        devices = self._sampler.latest()
         return devices[0] if devices else None
 
     @property
@@ -196,8 +198,12 @@ class Recorder:
 
     def watch(self, device: str) -> None:
         """Read the meters of the run's own device from now on: of the GPU with a UUID, or of the ``cpu``."""
-        if self._sampler is not None:
-            self._sampler.watch(device)
+        self._sampler.watch(device)
+
+    @property
+    def sampler(self) -> Sampler:
+        """The meters of the run's own device."""
+        return self._sampler
 
     def memory(self, device: str, **values: Any) -> None:
         """Record the device's memory, and the peak of this process's resident memory."""
@@ -294,8 +300,7 @@ class Recorder:
         self._heart.join(timeout=2 * HEARTBEAT_SECONDS)
         if self._hardware is not None:
             self._hardware.close()
-        if self._sampler is not None:
-            self._sampler.close()
+        self._sampler.close()
 
     def _leave(self, **changes: Any) -> None:
         with self._lock:

@@ -15,7 +15,7 @@ from core.hardware.claims import Claim, commands, find_claim, has_conditions, ru
 from core.hardware.snapshot import Device, GpuProcess
 from tests.waiting import wait_for
 
-EVENING = datetime(2026, 11, 27, 19, 30)
+EVENING = datetime(2026, 11, 27, 19, 30).timestamp()
 
 LINES = [
     ["systemd"],
@@ -65,7 +65,7 @@ def test_hours_claim_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     assert find_claim(parking, EVENING, None) == Claim(
         "the schedule", "from 18:00 to 23:00 the device is not the run's"
     )
-    assert find_claim(parking, EVENING.replace(hour=23), None) is None
+    assert find_claim(parking, EVENING + 4 * 3600, None) is None
 
 
 def test_memory_that_other_processes_hold_is_a_claim() -> None:

@@ -14,7 +14,7 @@ from core.runs.events import StoppedEvent
 from core.runs.protocol import Request
 from core.runs.store import create_run
 from core.worker import parked
-from core.worker.parked import ASKED, ClaimsWatch, ParkedRun, free_bytes
+from core.worker.parked import ASKED, ClaimsWatch, ParkedRun, free_bytes, parked_run
 from core.worker.process.control import Command, Controls, ParkRequested, StopRequested
 from core.worker.process.recorder import Recorder
 from tests.waiting import wait_for
@@ -116,17 +116,20 @@ def test_the_calm_is_waited_for(recorder: Recorder, monkeypatch: pytest.MonkeyPa
 
 def test_the_watch_asks_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     controls = Controls()
-    ClaimsWatch(config(hours="00:00-24:00").parking, controls, lambda: None)
-    wait_for(lambda: controls.is_leaving, 20, "the schedule to claim the device")
+    monkeypatch.setattr(parked, "find_claim", lambda *_: GAME)
+    ClaimsWatch(config(programs="chess").parking, controls, lambda: None)
+    wait_for(lambda: controls.is_leaving, 20, "the device to be claimed")
     assert controls.pending == ("park",)
     with pytest.raises(ParkRequested) as caught:
         controls.check_stop()
-    assert caught.value.sender == "the schedule"
+    assert (caught.value.sender, caught.value.cause) == (GAME.sender, GAME.cause)
     controls.drop_park()
     controls.check_stop()
 
 
-def test_free_memory_is_that_of_the_run_s_device() -> None:
-    free = free_bytes(config())
+def test_free_memory_is_that_of_the_run_s_device(recorder: Recorder) -> None:
+    waiting = parked_run(config(), recorder, Controls(), ASKED, 1)
+    free = wait_for(waiting.free, 20, "a reading")
     assert free is not None
-    assert free > 0
+    assert 0 < free < 1 << 50
+    assert free_bytes(None) is None

@@ -116,9 +116,7 @@ async def test_a_run_gives_its_device_back_and_says_why(home: Path, worker: Slow
         assert "P take back" in screen_text(app)
         await wait_for(pilot, lambda: [command for command, _ in worker.heard] == ["park"])
         worker.step_over.set()
-        script.write_state(
-            state="paused", parked="ollama runner is running", step=11, step_started=None, progress=None
-        )
+        script.write_state(state="paused", parked="ollama runner is running", step=11, step_started=None, progress=None)
         parked = "‖ parked, its device given back, at step 11: ollama runner is running."
         await wait_for(pilot, lambda: parked in screen_text(app))
         assert "◌" not in screen_text(app)
