@@ -163,7 +163,8 @@ class ControlClient:
         deadline = time.monotonic() + CHANGE_SECONDS
         while True:
             recorded = RunState.read(self.run.state_path)
-            if recorded is None or recorded.socket is not None or recorded.pid is None:
+            changes = recorded is not None and (recorded.parked or recorded.state == "starting")
+            if recorded is None or recorded.socket is not None or not changes:
                 break
             if infer_state(recorded).is_over or time.monotonic() >= deadline or self._closed:
                 break
