@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from core.queue import store
 from core.queue.status import read_status
 from core.runs.process import is_same_process
 from core.runs.state import RunState
@@ -45,4 +44,3 @@ def processes(home: Path) -> Iterator[None]:
         if is_same_process(pid, identity):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-    assert store is not None

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.errors import UserError
@@ -82,7 +82,8 @@ ENTRIES = st.builds(
 )
 
 
-@given(st.lists(ENTRIES, max_size=5, unique_by=lambda entry: entry.run or object()))
+@settings(max_examples=30)
+@given(st.lists(ENTRIES, max_size=3, unique_by=lambda entry: entry.run or object()))
 def test_what_is_written_is_read_again(entries: list[QueueEntry]) -> None:
     queue = Queue().with_added(entries)
     assert Queue.loads(queue.dumps()) == queue
