@@ -1,0 +1,146 @@
+"""View of the queue: its entries with what their runs do, and when each is expected to begin and to end."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from core.errors import UserError
+from core.queue.book import Queue
+from core.queue.entry import ENDED, QueueEntry
+from core.queue.estimate import Estimator
+from core.queue.fate import run_of
+from core.queue.status import RunnerStatus, read_status
+from core.queue.store import read_entry_config, read_queue
+from core.runs.eta import estimate
+from core.runs.history import read_history
+from core.runs.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class EntryView:
+    """An entry with what is expected of it.
+
+    Args:
+        entry: The entry.
+        place: Its place among those that wait, 1 for the next one; None for others.
+        seconds: Expected duration of its run, or of the rest of it; None where that is not known.
+        watt_hours: Expected energy; None where that is not known.
+        begins: Expected begin in Unix seconds; None where that is not known, or no runner is on.
+        ends: Expected end, the same way.
+        state: State of its run; empty where it has none that is live.
+        step: Steps done of a live run.
+        total_steps: Steps of it; 0 while unknown.
+    """
+
+    entry: QueueEntry
+    place: int | None = None
+    seconds: float | None = None
+    watt_hours: float | None = None
+    begins: float | None = None
+    ends: float | None = None
+    state: str = ""
+    step: int = 0
+    total_steps: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The view as JSON."""
+        entry = self.entry
+        return {
+            "id": entry.id,
+            "name": entry.name,
+            "state": entry.state,
+            "place": self.place,
+            "run": entry.run,
+            "run_state": self.state or entry.outcome or None,
+            "step": self.step,
+            "total_steps": self.total_steps,
+            "reason": entry.reason,
+            "source": entry.source,
+            "overrides": list(entry.overrides),
+            "sweep": entry.sweep,
+            "values": dict(entry.values),
+            "added": entry.added,
+            "begun": entry.begun,
+            "ended": entry.ended,
+            "seconds_expected": self.seconds,
+            "watt_hours_expected": self.watt_hours,
+            "begins_expected": self.begins,
+            "ends_expected": self.ends,
+        }
+
+
+@dataclass(frozen=True)
+class QueueView:
+    """The queue as it is shown: what is on, then what waits, then what has ended."""
+
+    rows: tuple[EntryView, ...]
+    runner: RunnerStatus | None
+    """The runner that is on; None where none is, and nothing will start."""
+
+    @property
+    def upcoming(self) -> list[EntryView]:
+        """Entries that are on, wait or are held."""
+        return [row for row in self.rows if not row.entry.is_over]
+
+    @property
+    def ends(self) -> float | None:
+        """When all that waits is expected to be done; None where that is not known."""
+        rows = [row for row in self.upcoming if row.entry.state != "held"]
+        return rows[-1].ends if rows else None
+
+
+def read_view(estimator: Estimator | None = None, now: float | None = None) -> QueueView:
+    """Read the queue with what is expected; blocks, as configurations and records are read.
+
+    Args:
+        estimator: Estimates runs; one that is kept reads less. None for a new one.
+        now: Unix seconds; by default the present.
+
+    Raises:
+        UserError: If the queue cannot be read.
+    """
+    return view_of(read_queue(), read_status(), estimator, time.time() if now is None else now)
+
+
+def view_of(queue: Queue, runner: RunnerStatus | None, estimator: Estimator | None, now: float) -> QueueView:
+    """The view of a queue; without an estimator nothing is expected of what waits."""
+    clock: float | None = now if runner is not None else None
+    shown: list[EntryView] = []
+    if (active := queue.active) is not None:
+        shown.append(_active_view(active, now))
+        clock = shown[0].ends if clock is not None else None
+    for place, entry in enumerate(queue.upcoming, 1):
+        view = _waiting_view(entry, place, estimator)
+        if entry.state == "waiting":
+            ends = clock + view.seconds if clock is not None and view.seconds is not None else None
+            view = EntryView(entry, place, view.seconds, view.watt_hours, clock, ends)
+            clock = ends
+        shown.append(view)
+    over = [entry for entry in queue.entries if entry.state in ENDED and entry.state != "removed"]
+    over.sort(key=lambda entry: (entry.ended or 0.0, entry.id), reverse=True)
+    return QueueView((*shown, *map(EntryView, over)), runner)
+
+
+def _active_view(entry: QueueEntry, now: float) -> EntryView:
+    """The entry whose run is on, with its time left."""
+    if entry.run is None or not (run := run_of(entry)).config_path.is_file():
+        return EntryView(entry, begins=entry.begun)
+    state, history = run.state(), read_history(run)
+    schedule = Schedule.of(run.values()).changed(history.settings)
+    left = estimate(history.timings, schedule, state.total_steps, now)
+    seconds = left.seconds if left is not None else None
+    ends = now + seconds if seconds is not None else None
+    words = "" if state.is_over else state.state
+    return EntryView(entry, None, seconds, None, entry.begun, ends, words, state.step, state.total_steps)
+
+
+def _waiting_view(entry: QueueEntry, place: int, estimator: Estimator | None) -> EntryView:
+    if estimator is None:
+        return EntryView(entry, place)
+    try:
+        found = estimator.estimate(read_entry_config(entry))
+    except UserError:
+        found = None
+    return EntryView(entry, place) if found is None else EntryView(entry, place, found.seconds, found.watt_hours)
