@@ -37,6 +37,7 @@ from tui.controllers.beginnings import Beginnings
 from tui.controllers.configuration import Configuration
 from tui.controllers.desktop import Desktop
 from tui.controllers.leaving import Leaving
+from tui.controllers.queueing import Queueing
 from tui.controllers.returning import Returning
 from tui.controllers.run_control import RunControl
 from tui.controllers.runs import Runs
@@ -126,8 +127,16 @@ class LocaltuneApp(App[str]):
         )
         self.leaving = Leaving(self.desktop, self.state, self.bridge, self.drafts, self.returning)
         self.cards = StartCards(self.desktop, self.state, self.keys, self.beginnings)
+        self.queueing = Queueing(self.desktop, self.state, self.cards, lambda run: self.runs.open(run))
         self.runs = Runs(
-            self.desktop, self.state, self.bridge, self.drafts, self.cards, self.keys, lambda: self.clock()
+            self.desktop,
+            self.state,
+            self.bridge,
+            self.drafts,
+            self.cards,
+            self.queueing,
+            self.keys,
+            lambda: self.clock(),
         )
         self.serving = Serving(self, self.desktop, self.state)
         self.run_control = RunControl(
@@ -588,6 +597,10 @@ class LocaltuneApp(App[str]):
         spec = pane_spec(self.main.current)
         pane = self.desktop.panes.find(spec.id)
         self.push_screen(HelpScreen(spec.title, pane.HELP if pane is not None else "", self.keys, spec.id))
+
+    def action_queue(self) -> None:
+        """Show the queue of runs."""
+        self.queueing.show()
 
     def action_self_test(self) -> None:
         """Open the self-test, which begins when it is told to."""

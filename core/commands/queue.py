@@ -31,7 +31,8 @@ _HEADINGS = ("ID", "STATE", "NAME", "RUN", "BEGINS", "ENDS", "WHY")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of every action."""
-    actions = parser.add_subparsers(metavar="ACTION", dest="action", required=True)
+    actions = parser.add_subparsers(metavar="ACTION", dest="action", help="without one: list")
+    parser.set_defaults(do=_list, json=False)
 
     def action(name: str, help_: str, do: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
         below: argparse.ArgumentParser = actions.add_parser(name, help=help_, description=f"{help_.capitalize()}.")
@@ -175,9 +176,9 @@ def _follow_runner() -> None:
 
 def _list(args: argparse.Namespace) -> int:
     from core.queue.estimate import Estimator
-    from core.queue.view import read_view
+    from core.queue.view import QueueReader
 
-    view = read_view(Estimator())
+    view = QueueReader(Estimator()).read()
     if args.json:
         emit(describe_queue(view))
         return 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from core.errors import UserError
@@ -14,8 +14,10 @@ from core.queue.fate import run_of
 from core.queue.status import RunnerStatus, read_status
 from core.queue.store import read_entry_config, read_queue
 from core.runs.eta import estimate
-from core.runs.history import read_history
+from core.runs.history import RunHistory
 from core.runs.schedule import Schedule
+from core.runs.store import Run
+from core.runs.tail import EventTail
 
 
 @dataclass(frozen=True)
@@ -91,56 +93,81 @@ class QueueView:
         return rows[-1].ends if rows else None
 
 
-def read_view(estimator: Estimator | None = None, now: float | None = None) -> QueueView:
-    """Read the queue with what is expected; blocks, as configurations and records are read.
+class QueueReader:
+    """Reads the queue again and again: of a run that is on only what is new, of datasets and earlier runs once.
+
+    Blocks, as configurations and records are read; belongs to one thread at a time.
 
     Args:
-        estimator: Estimates runs; one that is kept reads less. None for a new one.
-        now: Unix seconds; by default the present.
-
-    Raises:
-        UserError: If the queue cannot be read.
+        estimator: Estimates runs that wait; None where nothing is expected of them.
     """
-    return view_of(read_queue(), read_status(), estimator, time.time() if now is None else now)
+
+    def __init__(self, estimator: Estimator | None = None) -> None:
+        self._estimator = estimator
+        self._followed: tuple[Run, EventTail, RunHistory] | None = None
+        self._known: dict[int, EntryView] = {}
+
+    def read(self, now: float | None = None) -> QueueView:
+        """The queue as it is now.
+
+        Args:
+            now: Unix seconds; by default the present.
+
+        Raises:
+            UserError: If it cannot be read.
+        """
+        return self.view(read_queue(), read_status(), time.time() if now is None else now)
+
+    def view(self, queue: Queue, runner: RunnerStatus | None, now: float) -> QueueView:
+        """The view of a queue."""
+        clock: float | None = now if runner is not None else None
+        shown: list[EntryView] = []
+        if (active := queue.active) is not None:
+            shown.append(self._active(active, now))
+            clock = shown[0].ends if clock is not None else None
+        for place, entry in enumerate(queue.upcoming, 1):
+            view = replace(self._waiting(entry), entry=entry, place=place)
+            if entry.state == "waiting":
+                ends = clock + view.seconds if clock is not None and view.seconds is not None else None
+                view = replace(view, begins=clock, ends=ends)
+                clock = ends
+            shown.append(view)
+        over = [entry for entry in queue.entries if entry.state in ENDED and entry.state != "removed"]
+        over.sort(key=lambda entry: (entry.ended or 0.0, entry.id), reverse=True)
+        return QueueView((*shown, *map(EntryView, over)), runner)
+
+    def _active(self, entry: QueueEntry, now: float) -> EntryView:
+        """The entry whose run is on, with its time left."""
+        if entry.run is None or not (run := run_of(entry)).config_path.is_file():
+            return EntryView(entry, begins=entry.begun)
+        state, history = run.state(), self._history(run)
+        schedule = Schedule.of(run.values()).changed(history.settings)
+        left = estimate(history.timings, schedule, state.total_steps, now)
+        seconds = left.seconds if left is not None else None
+        ends = now + seconds if seconds is not None else None
+        words = "" if state.is_over else state.state
+        return EntryView(entry, None, seconds, None, entry.begun, ends, words, state.step, state.total_steps)
+
+    def _history(self, run: Run) -> RunHistory:
+        if self._followed is None or self._followed[0] != run:
+            self._followed = run, EventTail(run.events_path), RunHistory()
+        _, tail, history = self._followed
+        for events in tail.batches():
+            for event in events:
+                history.apply(event)
+        return history
+
+    def _waiting(self, entry: QueueEntry) -> EntryView:
+        if self._estimator is None:
+            return EntryView(entry)
+        if entry.id not in self._known:
+            self._known[entry.id] = _expected(entry, self._estimator)
+        return self._known[entry.id]
 
 
-def view_of(queue: Queue, runner: RunnerStatus | None, estimator: Estimator | None, now: float) -> QueueView:
-    """The view of a queue; without an estimator nothing is expected of what waits."""
-    clock: float | None = now if runner is not None else None
-    shown: list[EntryView] = []
-    if (active := queue.active) is not None:
-        shown.append(_active_view(active, now))
-        clock = shown[0].ends if clock is not None else None
-    for place, entry in enumerate(queue.upcoming, 1):
-        view = _waiting_view(entry, place, estimator)
-        if entry.state == "waiting":
-            ends = clock + view.seconds if clock is not None and view.seconds is not None else None
-            view = EntryView(entry, place, view.seconds, view.watt_hours, clock, ends)
-            clock = ends
-        shown.append(view)
-    over = [entry for entry in queue.entries if entry.state in ENDED and entry.state != "removed"]
-    over.sort(key=lambda entry: (entry.ended or 0.0, entry.id), reverse=True)
-    return QueueView((*shown, *map(EntryView, over)), runner)
-
-
-def _active_view(entry: QueueEntry, now: float) -> EntryView:
-    """The entry whose run is on, with its time left."""
-    if entry.run is None or not (run := run_of(entry)).config_path.is_file():
-        return EntryView(entry, begins=entry.begun)
-    state, history = run.state(), read_history(run)
-    schedule = Schedule.of(run.values()).changed(history.settings)
-    left = estimate(history.timings, schedule, state.total_steps, now)
-    seconds = left.seconds if left is not None else None
-    ends = now + seconds if seconds is not None else None
-    words = "" if state.is_over else state.state
-    return EntryView(entry, None, seconds, None, entry.begun, ends, words, state.step, state.total_steps)
-
-
-def _waiting_view(entry: QueueEntry, place: int, estimator: Estimator | None) -> EntryView:
-    if estimator is None:
-        return EntryView(entry, place)
+def _expected(entry: QueueEntry, estimator: Estimator) -> EntryView:
     try:
         found = estimator.estimate(read_entry_config(entry))
     except UserError:
         found = None
-    return EntryView(entry, place) if found is None else EntryView(entry, place, found.seconds, found.watt_hours)
+    return EntryView(entry) if found is None else EntryView(entry, None, found.seconds, found.watt_hours)

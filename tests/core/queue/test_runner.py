@@ -13,7 +13,7 @@ from core.queue.runner import MOST_STARTS, Pace
 from core.runs.process import hostname, own_identity
 from core.runs.state import RunState
 from core.runs.store import Run, create_run, list_runs
-from tests.core.queue.helpers import FakeWorkers, add, config_for, make_runner, states
+from tests.core.queue.helpers import FakeWorkers, add, config_for, fill, make_runner, states
 from tests.small_disk import small_disk
 
 
@@ -122,9 +122,7 @@ def test_a_run_that_a_reboot_has_ended_before_a_checkpoint_starts_anew(fakes: Fa
     assert fakes.launched == [(first.id, False), (run_of(1).id, False)]
 
 
-def test_a_continuation_that_was_cut_short_is_made_up_for(
-    fakes: FakeWorkers, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_continuation_that_was_cut_short_is_made_up_for(fakes: FakeWorkers, monkeypatch: pytest.MonkeyPatch) -> None:
     """The runner dies between its record and the start; the one after it does not take that for a second reboot."""
     add("a")
     begin_next(fakes)
@@ -258,9 +256,7 @@ def test_a_full_disk_starts_nothing_and_is_waited_through(
         monkeypatch.setenv("LOCALTUNE_HOME", str(disk / "home"))
         add("a")
         filler = disk / "filler"
-        with filler.open("ab", buffering=0) as file, pytest.raises(OSError, match="space"):
-            while True:
-                file.write(b"x" * 4096)
+        fill(filler)
         runner = make_runner()
         assert runner.tick() == Pace().soonest
         assert states() == {1: "waiting"}

@@ -9,7 +9,7 @@ import pytest
 from core.errors import UserError
 from core.queue import store
 from core.queue.entry import QueueEntry
-from tests.core.queue.helpers import add, config_for, states
+from tests.core.queue.helpers import add, config_for, fill, states
 from tests.small_disk import small_disk
 
 
@@ -63,10 +63,7 @@ def test_a_full_disk_adds_nothing_and_leaves_the_queue_as_it_was(
     with small_disk(tmp_path / "disk", "64k") as disk:
         monkeypatch.setenv("LOCALTUNE_HOME", str(disk / "home"))
         add("a")
-        (disk / "filler").write_bytes(b"x" * 4096)
-        with (disk / "filler").open("ab", buffering=0) as filler, pytest.raises(OSError, match="space"):
-            while True:
-                filler.write(b"x" * 4096)
+        fill(disk / "filler")
         before = sorted(path.name for path in store.queue_path().parent.iterdir())
         with pytest.raises(UserError, match="cannot be written"):
             add("b")
