@@ -117,7 +117,7 @@ class LocaltuneApp(App[str]):
         self.clock: Callable[[], float] = time.time
         """Clock: the present, in Unix seconds."""
         self.bridge = Bridge(self, self.pace)
-        self.desktop = Desktop(self, self.state, lambda: self.clock())
+        self.desktop = Desktop(self, self.state, lambda: self.clock(), self.write_to_terminal)
         remembers = self._settings.remember
         self.drafts = DraftKeeper(self.state, self.desktop.panes, remembers=remembers)
         self.beginnings = Beginnings(self.desktop, self.keys, lambda: self.cards.follow())
@@ -142,6 +142,11 @@ class LocaltuneApp(App[str]):
         self.run_control = RunControl(
             self.desktop, self.state, self.bridge, self.leaving, self.runs.show_lines, lambda: self.clock()
         )
+
+    def write_to_terminal(self, text: str) -> None:
+        """Write to the terminal as it is; nothing before and after the app has one."""
+        if self._driver is not None:
+            self._driver.write(text)
 
     @property
     def main(self) -> MainScreen:

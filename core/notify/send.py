@@ -99,6 +99,6 @@ def _run(what: str, command: Sequence[str], notice: Notice, timeout: float) -> l
         process.communicate()
         return [f"{what} has not ended in {timeout:g} s and was killed."]
     if process.returncode:
-        detail = one_line(said[-2000:].decode("utf-8", errors="replace"), 300)
+        detail = one_line(said[-2000:].decode("utf-8", errors="replace").strip(), 300)
         return [f"{what} {describe_end(process.returncode)}{f': {detail}' if detail else ''}."]
     return []

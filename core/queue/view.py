@@ -31,8 +31,8 @@ class EntryView:
         watt_hours: Expected energy; None where that is not known.
         begins: Expected begin in Unix seconds; None where that is not known, or no runner is on.
         ends: Expected end, the same way.
-        state: State of its run; empty where it has none that is live.
-        step: Steps done of a live run.
+        state: State of the run of an entry that has the device; empty for others.
+        step: Steps done of that run.
         total_steps: Steps of it; 0 while unknown.
     """
 
@@ -145,8 +145,7 @@ class QueueReader:
         left = estimate(history.timings, schedule, state.total_steps, now)
         seconds = left.seconds if left is not None else None
         ends = now + seconds if seconds is not None else None
-        words = "" if state.is_over else state.state
-        return EntryView(entry, None, seconds, None, entry.begun, ends, words, state.step, state.total_steps)
+        return EntryView(entry, None, seconds, None, entry.begun, ends, state.state, state.step, state.total_steps)
 
     def _history(self, run: Run) -> RunHistory:
         if self._followed is None or self._followed[0] != run:

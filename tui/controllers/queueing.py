@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,7 +64,7 @@ class Queueing:
 
         def answered(answer: str | None) -> None:
             if answer == ADD:
-                self._desktop.run(lambda: self._add_and_start(config, name, source), "queue")
+                self._desktop.run(partial(self._add_and_start, config, name, source), "queue")
 
         self._desktop.open(queue_dialog(view, name), answered)
 

@@ -383,7 +383,9 @@ class Runs:
             pane.refresh_lines()
 
     def _announce_end(self, view: RunView) -> None:
-        """Announce the end of a run that was watched, where its pane is not on the screen."""
+        """Announce the end of a run that was watched: outside of the app as the user wants it, and where its pane is
+        not on the screen."""
+        self._desktop.call_for_attention(f"{brief_id(view.run.id)} {in_words(view.state.state)}", view.state.reason)
         if not self._desktop.main.slot("train").display:
             state = view.state
             refused = f" Its result is refused by eval.gate: {state.refused}." if state.refused else ""

@@ -22,6 +22,7 @@ from core.queue import status, store
 from core.queue.entry import PENDING
 from core.queue.estimate import Estimator
 from core.queue.fate import run_of
+from core.queue.sweep import words_of
 from core.queue.view import EntryView, QueueReader, QueueView
 from core.runs.store import Run
 from core.text import one_line
@@ -88,7 +89,7 @@ class QueueScreen(Overlay[Run]):
             box.border_title = Content("Queue")
             yield TextBlock(Content.styled("reading …", "$muted"), id="runner")
             yield ChoiceList()
-            yield TextBlock(id="answer")
+            yield TextBlock(Content(" "), id="answer")
             yield TextBlock(id="keys")
 
     def on_mount(self) -> None:
@@ -104,8 +105,11 @@ class QueueScreen(Overlay[Run]):
 
     def _keys(self) -> Content:
         keys = shell_of(self).keys
-        names = ("add", "hold", "earlier", "later", "remove", "start", "back")
-        return key_line([(keys[f"queue.{name}"].display, keys[f"queue.{name}"].description) for name in names])
+        lines = (("add", "hold", "earlier", "later", "remove", "clear"), ("open", "start", "stop", "back"))
+        return Content("\n").join(
+            key_line([(keys[f"queue.{name}"].display, keys[f"queue.{name}"].description) for name in names])
+            for names in lines
+        )
 
     # Reading.
 
@@ -169,7 +173,8 @@ class QueueScreen(Overlay[Run]):
         return next((row for row in self._view.rows if str(row.entry.id) == options[place].id), None)
 
     def _say(self, text: str, style: str = "$muted") -> None:
-        self.query_one("#answer", TextBlock).show(Content.styled(one_line(text, 400), style))
+        # A blank keeps the line, so that nothing moves.
+        self.query_one("#answer", TextBlock).show(Content.styled(one_line(text, 400) or " ", style))
 
     # Keys.
 
@@ -293,11 +298,9 @@ def _line(row: EntryView, width: int) -> Content:
         doing = f"{doing} {row.step}/{row.total_steps}"
     head = f"{entry.id:>3}  "
     name_width = max(width - len(head) - _STATE - _TIME - 1, 8)
-    about = (
-        entry.name
-        if entry.state not in ("failed", "skipped") or not entry.reason
-        else (f"{entry.name}: {entry.reason}")
-    )
+    about = f"{entry.sweep} · {words_of(entry.values)}" if entry.sweep is not None else entry.name
+    if entry.state in ("failed", "skipped") and entry.reason:
+        about = f"{about}: {entry.reason}"
     return Content.assemble(
         (head, "$muted"),
         (fit(doing, _STATE), _STYLES.get(entry.outcome or entry.state, "$primary" if row.state else "")),
