@@ -195,6 +195,7 @@ class Checkpointer:
             "in restoring it",
             "Close what else holds memory, and continue the run; the checkpoint is untouched.",
         )
+        self.state.limits.resume(manifest.get("limits"))
         kept = {name: value for name, value in manifest["overrides"].items() if name in CHANGEABLE}
         self.state.overrides = kept
         if kept:

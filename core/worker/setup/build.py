@@ -51,6 +51,7 @@ from core.worker.process.recorder import Recorder
 from core.worker.progress.best import BestStep
 from core.worker.progress.finite import FiniteCheck
 from core.worker.progress.intervals import Intervals
+from core.worker.progress.limits import Limits
 from core.worker.progress.state import TrainState
 from core.worker.setup.compilation import Compilation, compile_layers
 from core.worker.setup.device import settle_device
@@ -155,6 +156,7 @@ def build(config: Config, recorder: Recorder, controls: Controls, found: Checkpo
         offloading=memory.offload,
         liger=goal.liger,
         deterministic=deterministic,
+        limits=Limits(train.max_hours, train.max_energy_wh, lambda: recorder.energy_wh),
     )
     retry = Retry(lambda: f"step {state.step + 1}", recorder.warn)
     update = _make_update(used, loaded, model.accelerator, retry, in_backward=in_backward, notice=recorder.warn)
