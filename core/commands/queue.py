@@ -4,6 +4,7 @@ terminal."""
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from core.commands.common import (
     say,
 )
 from core.commands.parser import whole_number
+from core.commands.starting import NOBODY_STARTS, tell_runner
 
 if TYPE_CHECKING:
     from core.queue.book import Queue
@@ -32,12 +34,16 @@ _HEADINGS = ("ID", "STATE", "NAME", "RUN", "BEGINS", "ENDS", "WHY")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of every action."""
     actions = parser.add_subparsers(metavar="ACTION", dest="action", help="without one: list")
-    parser.set_defaults(do=_list, json=False)
+    parser.set_defaults(do=_list)
+    add_json_flag(parser)
 
     def action(name: str, help_: str, do: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
         below: argparse.ArgumentParser = actions.add_parser(name, help=help_, description=f"{help_.capitalize()}.")
         below.set_defaults(do=do)
-        add_json_flag(below)
+        # Without a default, so that one before the action holds.
+        below.add_argument(
+            "--json", action="store_true", default=argparse.SUPPRESS, help="print the result as one JSON object"
+        )
         return below
 
     adding = action("add", "put a run to the end of the queue", _add)
@@ -107,7 +113,7 @@ def _add(args: argparse.Namespace) -> int:
         id=1,
         name=args.name or path.stem,
         state="held" if args.hold else "waiting",
-        added=now(),
+        added=time.time(),
         source=str(path.absolute()),
         overrides=tuple(args.set),
     )
@@ -118,28 +124,6 @@ def _add(args: argparse.Namespace) -> int:
     else:
         say(f"{added.id}")
     return 0
-
-
-def now() -> float:
-    """Unix seconds."""
-    import time
-
-    return time.time()
-
-
-def tell_runner(*, start: bool) -> bool:
-    """Start the runner where that is asked for, and say whether anything will start by itself; returns whether one is
-    on."""
-    from core.queue.status import read_status, start_runner
-
-    if start:
-        status, is_new = start_runner()
-        note(f"The runner {'is started' if is_new else 'is on already'}: process {status.pid}.")
-        return True
-    if read_status() is not None:
-        return True
-    note(f"No runner is on, so nothing starts. Start it with: {PROGRAM} queue start")
-    return False
 
 
 def _start(args: argparse.Namespace) -> int:
@@ -158,8 +142,6 @@ def _start(args: argparse.Namespace) -> int:
 
 
 def _follow_runner() -> None:
-    import time
-
     from core.queue.status import read_status
 
     said = ""
@@ -189,7 +171,7 @@ def _list(args: argparse.Namespace) -> int:
     if view.runner is not None:
         note(f"runner: {view.runner.doing}")
     elif view.upcoming:
-        note(f"No runner is on, so nothing starts. Start it with: {PROGRAM} queue start")
+        note(NOBODY_STARTS)
     return 0
 
 

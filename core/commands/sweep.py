@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.commands.common import EXIT_ERROR, agrees, emit, note, print_table, say
+from core.commands.starting import tell_runner
 
 if TYPE_CHECKING:
     from core.queue.estimate import Total
@@ -17,7 +19,6 @@ if TYPE_CHECKING:
 
 def sweep(args: argparse.Namespace) -> int:
     """Show how many runs it would be and what they would take, ask, and put them into the queue."""
-    from core.commands.queue import now, tell_runner
     from core.queue import store
     from core.queue.entry import QueueEntry
     from core.queue.estimate import Estimator, total_of
@@ -43,7 +44,7 @@ def sweep(args: argparse.Namespace) -> int:
                 QueueEntry(
                     id=1,
                     name=name_of(name, variant.values),
-                    added=now(),
+                    added=time.time(),
                     source=str(path.absolute()),
                     overrides=(*args.set, *variant.assignments),
                     values=variant.values,
