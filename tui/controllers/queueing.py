@@ -39,6 +39,8 @@ class Queueing:
         from tui.screens.queue import QueueScreen
 
         if not self._desktop.is_covered:
+            # Its keys are where they are shown.
+            self._desktop.clear_notices()
             self._desktop.open(QueueScreen(self.add_document), self._left)
 
     def _left(self, run: Run | None) -> None:

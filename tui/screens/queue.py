@@ -82,6 +82,7 @@ class QueueScreen(Overlay[Run]):
         self._view: QueueView | None = None
         self._wanted: int | None = None
         self._turn = asyncio.Lock()
+        self._clock: Callable[[], float] = time.time
 
     def compose(self) -> ComposeResult:
         """The runner, the entries, the answer to the last key, the keys."""
@@ -94,6 +95,7 @@ class QueueScreen(Overlay[Run]):
 
     def on_mount(self) -> None:
         """Read the queue, now and every few seconds."""
+        self._clock = shell_of(self).clock
         self.query_one("#keys", TextBlock).show(self._keys())
         self._look()
         self.set_interval(LOOK_SECONDS * shell_of(self).pace, self._look)
@@ -116,7 +118,7 @@ class QueueScreen(Overlay[Run]):
     @work(thread=True, group="queue-look", exclusive=True)
     def _look(self) -> None:
         try:
-            found = QueueRead(self._reader.read())
+            found = QueueRead(self._reader.read(self._clock()))
         except UserError as error:
             found = QueueRead(None, error)
         self.tell(found)
@@ -145,7 +147,7 @@ class QueueScreen(Overlay[Run]):
         """The lines, the cursor staying on its entry; written only where something has changed."""
         options, width = self._options, max(self._options.size.width, 40)
         here = self._wanted if self._wanted is not None else (row.entry.id if (row := self._row) else None)
-        lines = [_line(row, width) for row in view.rows]
+        lines = [_line(row, width, self._clock()) for row in view.rows]
         ids = [str(row.entry.id) for row in view.rows]
         if [option.id for option in options.options] == ids:
             for index, line in enumerate(lines):
@@ -290,7 +292,7 @@ class QueueScreen(Overlay[Run]):
         self._look()
 
 
-def _line(row: EntryView, width: int) -> Content:
+def _line(row: EntryView, width: int, now: float) -> Content:
     """An entry in one line: its number, its state, when it begins or ends, its name and why."""
     entry = row.entry
     doing = row.state or entry.outcome or entry.state
@@ -304,15 +306,15 @@ def _line(row: EntryView, width: int) -> Content:
     return Content.assemble(
         (head, "$muted"),
         (fit(doing, _STATE), _STYLES.get(entry.outcome or entry.state, "$primary" if row.state else "")),
-        fit(_when(row), _TIME),
+        fit(_when(row, now), _TIME),
         " ",
         fit(one_line(about, 300), name_width),
     )
 
 
-def _when(row: EntryView) -> str:
+def _when(row: EntryView, now: float) -> str:
     """When an entry begins and ends, as far as that is known."""
-    entry, day = row.entry, time.localtime().tm_yday
+    entry, day = row.entry, time.localtime(now).tm_yday
 
     def clock(moment: float) -> str:
         return format_moment(moment, "%H:%M" if time.localtime(moment).tm_yday == day else "%a %H:%M")
