@@ -145,7 +145,7 @@ def contracts(home: Path) -> dict[str, Callable[[], JSON]]:
         "scopes of keys": lambda: list(SCOPES),
         "notify.toml": lambda: fields(NotifySettings),
         "fields of an entry of the queue": lambda: fields(QueueEntry),
-        "states of an entry of the queue": lambda: sorted(STATES),
+        "states of an entry of the queue": lambda: [*sorted(STATES)],
         "settings.toml": lambda: fields(Settings) | {"glyph sets": list(GLYPH_SETS)},
         "the home": lambda: places(home),
         "records of what was fetched": lambda: {

@@ -66,7 +66,7 @@ def test_queue(
     async def open_queue(pilot: Pilot[Any]) -> None:
         # What is told of the run comes before.
         await wait_for(pilot, lambda: app.state.live_run is not None)
-        await until("letters", "Q")(pilot)
+        await until("letters", "3", "Q")(pilot)
 
     assert snap_compare(app, terminal_size=size, run_before=open_queue)
 

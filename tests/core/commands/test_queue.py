@@ -137,8 +137,17 @@ def test_results_mark_the_lowest_held_out_loss(cli: CommandLine, config: Path) -
 
 def test_the_runner_is_started_and_ended(cli: CommandLine, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(status, "start_runner", lambda: (asked.append("start"), (status.own_status(), True))[1])
-    monkeypatch.setattr(status, "stop_runner", lambda: bool(asked.append("stop")))
+
+    def start() -> tuple[status.RunnerStatus, bool]:
+        asked.append("start")
+        return status.own_status(), True
+
+    def stop() -> bool:
+        asked.append("stop")
+        return False
+
+    monkeypatch.setattr(status, "start_runner", start)
+    monkeypatch.setattr(status, "stop_runner", stop)
     assert cli("queue", "add", str(config), "--start", "--json").json["runner"] is True
     assert cli("queue", "start", "--json").json["started"] is True
     assert cli("queue", "stop", "--json").json == {"stopped": False, "run": None}

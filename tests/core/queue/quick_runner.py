@@ -22,5 +22,5 @@ def command(run: Run, *, resume: bool = False) -> list[str]:
 if __name__ == "__main__":
     launcher.worker_command = command
     quick = runner.Pace(follow=0.02, soonest=0.02, latest=0.1)
-    process.QueueRunner = functools.partial(runner.QueueRunner, pace=quick)  # type: ignore[misc, assignment]
+    vars(process)["QueueRunner"] = functools.partial(runner.QueueRunner, pace=quick)
     sys.exit(process.main([]))

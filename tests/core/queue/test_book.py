@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
@@ -41,7 +42,12 @@ def test_an_entry_is_moved_among_those_that_wait(position: int, expected: str) -
 def test_one_that_runs_is_neither_moved_nor_removed_and_the_message_says_how_to_stop_it() -> None:
     queue = queue_of("a", "b")
     queue = queue.with_entry(queue.entry(1).moved("starting", run="20260101-000000-a"))
-    for change in (lambda: queue.removed(1), lambda: queue.with_position(1, 2), lambda: queue.held(1)):
+    changes: list[Callable[[], Queue]] = [
+        lambda: queue.removed(1),
+        lambda: queue.with_position(1, 2),
+        lambda: queue.held(1),
+    ]
+    for change in changes:
         with pytest.raises(UserError, match="Entry 1 is starting") as error:
             change()
         assert "stop 20260101-000000-a" in error.value.hint

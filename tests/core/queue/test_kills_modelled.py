@@ -93,13 +93,13 @@ class QueueUnderKills(RuleBasedStateMachine):
             pass
         self.left = None
 
-    @precondition(lambda self: self.unwritten())
+    @precondition(lambda self: bool(self.unwritten()))
     @rule()
     def a_worker_begins(self) -> None:
         for run in self.unwritten():
             self.workers.begin(run)
 
-    @precondition(lambda self: [run for run in self.live() if run.state().pid is not None])
+    @precondition(lambda self: any(run.state().pid is not None for run in self.live()))
     @rule(how=st.sampled_from(["finished", "failed", "stopped", "killed"]))
     def a_run_ends(self, how: str) -> None:
         run = next(run for run in self.live() if run.state().pid is not None)
@@ -108,7 +108,7 @@ class QueueUnderKills(RuleBasedStateMachine):
         else:
             self.workers.end(run, how)
 
-    @precondition(lambda _: store.read_queue().upcoming)
+    @precondition(lambda _: bool(store.read_queue().upcoming))
     @rule(data=st.data(), what=st.sampled_from(["held", "released", "removed", "first", "last"]))
     def a_command(self, data: st.DataObject, what: str) -> None:
         entry = data.draw(st.sampled_from(store.read_queue().upcoming))

@@ -53,7 +53,7 @@ def test_a_torn_file_is_told_and_never_overwritten(home: Path, text: str) -> Non
     store.queue_path().write_bytes(raw)
     for action in (lambda: add("b"), store.clear, store.read_queue):
         with pytest.raises(UserError, match="cannot be read from"):
-            action()  # type: ignore[operator]
+            action()
     assert store.queue_path().read_bytes() == raw
 
 

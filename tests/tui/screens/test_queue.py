@@ -29,7 +29,12 @@ def runner(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return status.own_status("begins"), True
 
     monkeypatch.setattr(status, "start_runner", start)
-    monkeypatch.setattr(status, "stop_runner", lambda: bool(asked.append("stop")))
+
+    def stop() -> bool:
+        asked.append("stop")
+        return False
+
+    monkeypatch.setattr(status, "stop_runner", stop)
     return asked
 
 
