@@ -24,7 +24,7 @@ from core.queue.fate import Fate, continuable, find_fate, live_run, run_of
 from core.queue.room import lack_of_room
 from core.queue.status import own_status
 from core.runs.process import boot_id, hostname
-from core.runs.state import RunState
+from core.runs.state import END_STATES, RunState
 from core.runs.store import Run, complete_checkpoints, free_run_id, make_run
 from core.text import one_line
 
@@ -186,8 +186,8 @@ class QueueRunner:
         ended = run_state.updated if run_state is not None and run_state.updated else time.time()
         self._record(entry, state, reason=one_line(reason, 500), outcome=outcome, ended=ended)
         self._say(f"entry {entry.id} is {state}{f': {reason}' if reason else ''}", None)
-        if outcome not in ("finished", "stopped", "failed"):
-            # The worker tells of an end that it has come to itself.
+        if outcome not in END_STATES or run_state is None or run_state.pid is None:
+            # A worker tells itself of an end that it has come to.
             self._ended(replace(entry, state=state, reason=reason))
         self._wait = self._pace.soonest
         return 0.0
