@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from core.runs.energy import Tariff
 from core.runs.process import hostname
 from tui.requests import Requests
 
@@ -82,6 +83,8 @@ class RunView:
     """Its evaluations and checkpoints, by its configuration."""
     requests: Requests = field(default_factory=Requests)
     """Requests of the user that wait for its worker."""
+    tariff: Tariff = field(default_factory=Tariff)
+    """The price of its energy, by its configuration."""
 
     @property
     def activity(self) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from core.config.choices import COMPARED, GIVEN_VARIABLES, LEARNED
+from core.config.clock import parse_span, parse_time
 from core.config.derived import step_count, updates_in_backward
 from core.config.facts import Facts
 from core.config.gate import Figure, bar_texts, parse_bar
@@ -423,7 +424,7 @@ def _file_has_whole_blocks(config: Config, facts: Facts) -> Findings:
     model = facts.model
     if config.method.train_for is None or model is None:
         return
-    if any(layer.experts is not None for layer in model.layers):
+    if _has_experts(model) or model.bare_experts:
         yield "method.train_for is set, and the model has experts, which have no merged layers.", "Leave it out."
     elif any(linear.inputs % 32 for layer in model.layers for linear in layer.linears) or model.hidden % 32:
         yield (
@@ -512,7 +513,7 @@ def _experts_need_gpu(config: Config, facts: Facts) -> Findings:
 def _offload_needs_experts(config: Config, facts: Facts) -> Findings:
     """memory.offload_experts is for mixtures of experts."""
     if _offloads_experts(config) and facts.model is not None and not _has_experts(facts.model):
-        yield "memory.offload_experts is on, and the model has no experts.", "Set it to auto."
+        yield "memory.offload_experts is on, and the model has no experts in 4 bits.", "Set it to auto."
 
 
 @_rule("warning", "method.target_experts", "model.base")
@@ -521,10 +522,11 @@ def _adapted_experts_are_there(config: Config, facts: Facts) -> Findings:
     if config.method.name in WEIGHT_METHODS or config.method.target_experts != "on":
         return
     if facts.model is not None and not _has_experts(facts.model):
-        yield "method.target_experts is on, and the model has no experts.", "Set it to auto."
+        yield "method.target_experts is on, and the model has no experts that can have adapters.", "Set it to auto."
 
 
 def _has_experts(model: Architecture) -> bool:
+    """Whether a model has experts that can be taken to 4 bits and get adapters."""
     return any(layer.experts is not None for layer in model.layers)
 
 
@@ -872,6 +874,36 @@ def _checkpoints(count: int) -> str:
 
 
 # Trackers.
+
+
+# The night.
+
+
+@_rule("error", "night.deadline")
+def _deadline_is_read(config: Config, _: Facts) -> Findings:
+    """night.deadline is a time of day, as "07:00"."""
+    if config.night.deadline is not None:
+        try:
+            parse_time(config.night.deadline)
+        except UserError as error:
+            yield f"night.deadline: {error.message}", error.hint
+
+
+@_rule("error", "night.quiet_hours")
+def _quiet_hours_are_read(config: Config, _: Facts) -> Findings:
+    """night.quiet_hours is a span of the day, as "23:00-07:00"."""
+    if config.night.quiet_hours is not None:
+        try:
+            parse_span(config.night.quiet_hours)
+        except UserError as error:
+            yield f"night.quiet_hours: {error.message}", error.hint
+
+
+@_rule("error", "night.quiet_power_w", "night.quiet_hours")
+def _quiet_power_needs_hours(config: Config, _: Facts) -> Findings:
+    """night.quiet_power_w needs night.quiet_hours."""
+    if config.night.quiet_power_w is not None and config.night.quiet_hours is None:
+        yield "night.quiet_power_w is set, but there are no quiet hours.", 'Set night.quiet_hours = "23:00-07:00".'
 
 
 @_rule("error", "tracking.project")

@@ -12,7 +12,7 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from core.config.live import CHANGEABLE
-from core.hardware.snapshot import Device
+from core.hardware.snapshot import Device, Host
 from core.runs import changes, sentences
 from core.runs.events import (
     CheckpointEvent,
@@ -25,6 +25,7 @@ from core.runs.events import (
     GovernorEvent,
     HardwareEvent,
     MemoryEvent,
+    NightEvent,
     NoticeEvent,
     PhaseEvent,
     ProbeEvent,
@@ -157,7 +158,13 @@ class RunHistory:
         self.notices: list[NoticeEvent] = []
         self.governor: GovernorEvent | None = None
         """Last action of the governor."""
+        self.slowed: GovernorEvent | None = None
+        """The newest action that slowed the run; None where it is at full speed, or pauses."""
+        self.night: NightEvent | None = None
+        """The newest promise of the plan for the night."""
         self.devices: list[Device] = []
+        self.host: Host | None = None
+        """The machine around the devices; None in runs of earlier versions."""
         self.energy_wh: float | None = None
         self.marks: list[Mark] = []
         self.log: deque[LogLine] = deque(maxlen=LOG_LINES)
@@ -193,6 +200,7 @@ class RunHistory:
             HardwareEvent: self._apply_hardware,
             CheckpointEvent: self._apply_checkpoint,
             GovernorEvent: self._apply_governor,
+            NightEvent: self._apply_night,
             NoticeEvent: self._apply_notice,
             ControlEvent: self._apply_control,
             FinishedEvent: self._apply_end,
@@ -277,6 +285,7 @@ class RunHistory:
     def _begin_start(self, moment: float) -> None:
         self.starts += 1
         self.phases, self.phase, self.end, self.settings = {}, None, None, {}
+        self.slowed = self.night = None
         self._is_first_of_start = True
         self._sampled_in_start = False
         # A worker counts its own energy.
@@ -380,6 +389,7 @@ class RunHistory:
 
     def _apply_hardware(self, event: HardwareEvent) -> None:
         self.devices = Device.all_from(event.devices)
+        self.host = Host.from_dict(event.host)
         if event.energy_wh is not None and math.isfinite(event.energy_wh):
             self.energy_wh = self._energy_before + event.energy_wh
 
@@ -390,9 +400,15 @@ class RunHistory:
 
     def _apply_governor(self, event: GovernorEvent) -> None:
         self.governor = event
+        if event.action in ("slow", "full", "pause"):
+            self.slowed = event if event.action == "slow" else None
         line = sentences.governor(event)
-        _append(self.marks, Mark(self.step, "governor", line))
-        self._write(event.t, "warning" if event.action != "resume" else "info", line)
+        _append(self.marks, Mark(self.step, "governor", line.removeprefix("governor: ")))
+        self._write(event.t, "warning" if event.action in ("pause", "checkpoint", "stop") else "info", line)
+
+    def _apply_night(self, event: NightEvent) -> None:
+        self.night = event
+        self._write(event.t, "info", sentences.night(event))
 
     def _apply_notice(self, event: NoticeEvent) -> None:
         _append(self.notices, event)

@@ -13,7 +13,9 @@ from textual.widget import Widget
 
 from core.config.document import ConfigDocument
 from core.hardware.snapshot import Device
+from core.runs import events
 from core.runs.catalog import RunRow
+from core.runs.energy import Tariff
 from core.runs.history import LogLine, read_history
 from core.runs.names import slug_of
 from core.runs.state import RunState
@@ -286,9 +288,51 @@ def test_a_run_that_is_queued_has_no_numbers_yet(home: Path) -> None:
         assert run_lines.banner(shown, KeyTable()).plain.partition("\n")[0] == text
 
 
+def test_what_the_governor_does_is_in_the_banner(home: Path) -> None:
+    script = ScriptedRun(home)
+    script.train_to(30)
+    slow = events.GovernorEvent(action="slow", cause="temperature", value=81, limit=80, duty=0.6)
+    script.write(slow)
+    keys = KeyTable()
+    assert run_lines.banner(view_of(script), keys).plain == "slowed to 60 % to hold 80 °C"
+    script.write(events.NightEvent(cause="measured", finish=2e9, promised_finish=2e9, duty=0.6, quiet_duty=0.0))
+    both = run_lines.banner(view_of(script), keys).plain.splitlines()
+    assert both[0] == "slowed to 60 % to hold 80 °C"
+    assert both[1].startswith("done by ")
+    script.write_state(state="paused", reason="the device is at 86 °C (limit 80 °C)")
+    paused = run_lines.banner(view_of(script), keys).plain
+    assert paused == "‖ paused at step 30: the device is at 86 °C (limit 80 °C)."
+
+
 def test_a_cpu_is_not_blamed_for_having_no_fan() -> None:
     cpu = Device(
         index=0, kind="cpu", name="CPU", utilization=70.0, clock=2600.0, memory_used=10**9, memory_total=10**10
     )
     second = device_lines(cpu, 106, BRAILLE)[1].plain
     assert second.split() == ["util", "70%", "2,600", "MHz"]
+
+
+def test_the_header_says_when_a_card_is_lost_or_its_values_are_old(home: Path) -> None:
+    for device, told in (
+        (GPU, "RTX 4090 71 °C ok"),
+        (replace(GPU, age_s=3.0), "RTX 4090 71 °C ok"),
+        (replace(GPU, age_s=23.0), "RTX 4090 71 °C old"),
+        (replace(GPU, temperature_c=None, memory_used=None, problem="it is gone"), "RTX 4090 cannot be read"),
+    ):
+        assert told in fit(header_segments(AppState(devices=[device]), 1e9, loss=False), 120).plain
+
+
+def test_energy_has_its_cost_where_the_price_is_known(home: Path) -> None:
+    script = ScriptedRun(home)
+    script.train_to(30)
+    script.hardware(energy_wh=4100.0)
+    view = view_of(script)
+    assert run_lines.numbers(view, 120).plain.endswith("   4100.0 Wh")
+    view.tariff = Tariff(0.32, "EUR")
+    assert run_lines.numbers(view, 120).plain.endswith("   4100.0 Wh   1.31 EUR")
+    # The cost is the first to go.
+    whole = run_lines.numbers(view, 120).cell_length
+    assert run_lines.numbers(view, whole - 1).plain.endswith("   4100.0 Wh")
+    state = AppState(view=view)
+    assert "4100.0 Wh  1.31 EUR" in fit(header_segments(state, 1e9, loss=True), 180).plain
+    assert "Wh" not in fit(header_segments(state, 1e9, loss=False), 180).plain

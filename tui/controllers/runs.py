@@ -314,12 +314,16 @@ class Runs:
     def attached(self, message: RunAttached) -> None:
         """Show a run that has been read from its beginning."""
         from core.runs.catalog import read_model
+        from core.runs.energy import Tariff
         from core.runs.schedule import Schedule
 
         before = self._state.view
         leftover = message.found and message.state.is_over
-        schedule = Schedule.of(message.run.values())
-        view = RunView(message.run, message.state, message.history, read_model(message.run), leftover, schedule)
+        values = message.run.values()
+        schedule, tariff = Schedule.of(values), Tariff.of(values)
+        view = RunView(
+            message.run, message.state, message.history, read_model(message.run), leftover, schedule, tariff=tariff
+        )
         self._state.view = view
         # One that was opened meanwhile is not the one that is being started.
         self._state.is_starting = self._state.is_starting and not self._has_started

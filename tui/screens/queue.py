@@ -121,7 +121,7 @@ class QueueScreen(Overlay[Run]):
             found = QueueRead(self._reader.read(self._clock()))
         except UserError as error:
             found = QueueRead(None, error)
-        self.tell(found)
+        self.post_from_thread(found)
 
     @on(QueueRead)
     def _show(self, message: QueueRead) -> None:

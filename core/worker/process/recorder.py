@@ -22,7 +22,6 @@ from core.redact import redact
 from core.runs.events import (
     Event,
     FinishedEvent,
-    HardwareEvent,
     MemoryEvent,
     NoticeEvent,
     PhaseEvent,
@@ -34,6 +33,7 @@ from core.runs.oom import own_counter
 from core.runs.process import hostname, own_identity
 from core.runs.state import END_STATES, RunState, StepProgress
 from core.runs.store import Run
+from core.worker.process.hardware_log import HardwareLog
 from core.worker.process.log import log
 from core.worker.process.step_watchdog import StepWatchdog
 
@@ -75,7 +75,9 @@ class Recorder:
         self._changes: queue.SimpleQueue[None] = changes if changes is not None else queue.SimpleQueue()
         self._progress: StepProgress | None = None
         self._directory = os.stat(run.path)
-        self._watchdog = StepWatchdog()
+        self.rested: Callable[[], float] = float
+        """Seconds that the training thread has rested so far, which make no step a slow one."""
+        self._watchdog = StepWatchdog(lambda: time.monotonic() - self.rested())
         pid, identity = own_identity()
         counter, kills = own_counter()
         self._state = RunState(
@@ -98,6 +100,7 @@ class Recorder:
         self._file = os.open(run.events_path, flags, FILE_MODE)
         self._mend_last_line()
         self._sampler = Sampler(HEARTBEAT_SECONDS)
+        self._hardware = HardwareLog(self._sampler, self.event, self.notice)
         self._heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self.update()
         self._heart.start()
@@ -176,6 +179,11 @@ class Recorder:
     def watch(self, device: str) -> None:
         """Read the meters of the run's own device from now on: of the GPU with a UUID, or of the ``cpu``."""
         self._sampler.watch(device)
+
+    @property
+    def sampler(self) -> Sampler:
+        """The meters of the run's own device."""
+        return self._sampler
 
     def memory(self, device: str, **values: Any) -> None:
         """Record the device's memory, and the peak of this process's resident memory."""
@@ -261,6 +269,7 @@ class Recorder:
         self._changes.put(None)
         self.end_progress()
         self._heart.join(timeout=2 * HEARTBEAT_SECONDS)
+        self._hardware.close()
         self._sampler.close()
         self.event(final)
         with self._lock:
@@ -290,17 +299,7 @@ class Recorder:
                 self._vanished()
             if (slow := self._watchdog.look()) is not None:
                 self._tell_slow(*slow)
-            devices = self._sampler.latest()
-            if devices:
-                used, total = cpu_memory()
-                self.event(
-                    HardwareEvent(
-                        devices=[device.to_dict() for device in devices],
-                        energy_wh=self._sampler.energy_wh,
-                        host_memory_used=used,
-                        host_memory_total=total,
-                    )
-                )
+            self._hardware.tick()
 
     def _wait_for_change(self, seconds: float) -> bool:
         """Wait for a change of what is pending, for so long at most; whether the run goes on."""
