@@ -50,6 +50,11 @@ def exports_dir() -> Path:
     return home() / "exports"
 
 
+def queue_dir() -> Path:
+    """The queue of runs, their configurations, and what its runner is doing."""
+    return home() / "queue"
+
+
 def drafts_dir() -> Path:
     """Unsaved work in the app, a file each."""
     return home() / "drafts"

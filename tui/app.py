@@ -37,6 +37,7 @@ from tui.controllers.beginnings import Beginnings
 from tui.controllers.configuration import Configuration
 from tui.controllers.desktop import Desktop
 from tui.controllers.leaving import Leaving
+from tui.controllers.queueing import Queueing
 from tui.controllers.returning import Returning
 from tui.controllers.run_control import RunControl
 from tui.controllers.runs import Runs
@@ -116,7 +117,7 @@ class LocaltuneApp(App[str]):
         self.clock: Callable[[], float] = time.time
         """Clock: the present, in Unix seconds."""
         self.bridge = Bridge(self, self.pace)
-        self.desktop = Desktop(self, self.state, lambda: self.clock())
+        self.desktop = Desktop(self, self.state, lambda: self.clock(), self.write_to_terminal)
         remembers = self._settings.remember
         self.drafts = DraftKeeper(self.state, self.desktop.panes, remembers=remembers)
         self.beginnings = Beginnings(self.desktop, self.keys, lambda: self.cards.follow())
@@ -126,13 +127,26 @@ class LocaltuneApp(App[str]):
         )
         self.leaving = Leaving(self.desktop, self.state, self.bridge, self.drafts, self.returning)
         self.cards = StartCards(self.desktop, self.state, self.keys, self.beginnings)
+        self.queueing = Queueing(self.desktop, self.state, self.cards, lambda run: self.runs.open(run))
         self.runs = Runs(
-            self.desktop, self.state, self.bridge, self.drafts, self.cards, self.keys, lambda: self.clock()
+            self.desktop,
+            self.state,
+            self.bridge,
+            self.drafts,
+            self.cards,
+            self.queueing,
+            self.keys,
+            lambda: self.clock(),
         )
         self.serving = Serving(self, self.desktop, self.state)
         self.run_control = RunControl(
             self.desktop, self.state, self.bridge, self.leaving, self.runs.show_lines, lambda: self.clock()
         )
+
+    def write_to_terminal(self, text: str) -> None:
+        """Write to the terminal as it is; nothing before and after the app has one."""
+        if self._driver is not None:
+            self._driver.write(text)
 
     @property
     def main(self) -> MainScreen:
@@ -588,6 +602,10 @@ class LocaltuneApp(App[str]):
         spec = pane_spec(self.main.current)
         pane = self.desktop.panes.find(spec.id)
         self.push_screen(HelpScreen(spec.title, pane.HELP if pane is not None else "", self.keys, spec.id))
+
+    def action_queue(self) -> None:
+        """Show the queue of runs."""
+        self.queueing.show()
 
     def action_self_test(self) -> None:
         """Open the self-test, which begins when it is told to."""

@@ -22,6 +22,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "set": ("set_", "change the learning rate or an interval of a run while it is on"),
     "stop": ("stop", "stop a run after a checkpoint, at once, or by force"),
     "continue": ("continue_", "go on with an ended run from its last checkpoint"),
+    "queue": ("queue", "let runs wait for the device and start one after the other; sweeps over options"),
+    "notify": ("notify", "send a test notice as notify.toml says, and tell what went wrong"),
     "rm": ("rm", "delete runs, after saying what goes and how large it is"),
     "track": ("track", "send a run's figures to a tracker: what it missed, or all of it"),
     "data": ("data", "what a dataset is, what is wrong with it, and what would be learned of it"),

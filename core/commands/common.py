@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Container, Sequence
 from typing import TYPE_CHECKING, Any
 
 from core.errors import UserError
@@ -90,6 +90,40 @@ def tell_measuring() -> Callable[[str, float], None]:
             note("measuring how much memory a model of this family takes, which is done once and takes some seconds")
 
     return told
+
+
+def agrees(question: str, hint: str) -> bool:
+    """Whether the user says yes.
+
+    Args:
+        question: The question, which ends with ``?``.
+        hint: What to do where there is no terminal to ask at.
+
+    Raises:
+        UserError: If there is none.
+    """
+    if not sys.stdin.isatty():
+        raise UserError(f"{question[:-1]} needs your word.", hint)
+    flush()
+    sys.stderr.write(f"{sanitize(question)} [y/N] ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def print_table(table: Sequence[Sequence[str]], right: Container[int] = ()) -> None:
+    """Print rows of cells in columns, the headings first.
+
+    Args:
+        table: The rows.
+        right: Columns whose cells are at the right.
+    """
+    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
+    for line in table:
+        cells = [
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        say("  ".join(cells).rstrip())
 
 
 def emit(value: Any) -> None:

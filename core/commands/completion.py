@@ -102,7 +102,7 @@ def arguments_of(parser: argparse.ArgumentParser, command: str = "") -> Iterator
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for name, below in action.choices.items():
-                yield from arguments_of(below, name)
+                yield from arguments_of(below, command or name)
         elif action.nargs != 0:
             yield command, action
 

@@ -44,6 +44,14 @@ EXAMPLES: Mapping[str, Sequence[tuple[str, str]]] = {
         ("stop latest --force", "kill a process that hangs"),
     ),
     "continue": (("continue latest", ""), ("continue faq --detach", "any part of an id will do")),
+    "queue": (
+        ("queue add faq.toml --set method.rank=32", "put a run to the end"),
+        ("queue start", "start what waits, one after the other"),
+        ("queue list", "what is on, what comes next, and when"),
+        ("queue sweep faq.toml --over method.rank=8,16", "a run for each value"),
+        ("queue results s1", "what they have come to"),
+    ),
+    "notify": (("notify", ""), ("notify --json", "for a script")),
     "rm": (
         ("rm 20261126-203633-faq", "shows its size, and asks"),
         ("rm --failed", "all that have failed"),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import TYPE_CHECKING, Any
 
 from core.commands.common import (
     EXIT_ERROR,
     PROGRAM,
     add_json_flag,
+    agrees,
     describe_state,
     emit,
     note,
@@ -46,7 +46,11 @@ def run(args: argparse.Namespace) -> int:
     for target in chosen:
         note(f"{target.id:<{width}}  {format_bytes(sizes[target.id]):>8}  {describe_state(target.state())}")
     what = f"{len(chosen)} runs" if len(chosen) != 1 else chosen[0].id
-    if chosen and not args.yes and not _agrees(f"Delete {what}, {format_bytes(total)}?"):
+    if (
+        chosen
+        and not args.yes
+        and not agrees(f"Delete {what}, {format_bytes(total)}?", "Add --yes to delete without a question.")
+    ):
         note("Nothing is deleted.")
         return EXIT_ERROR
     removed, left = [], []
@@ -86,16 +90,3 @@ def _choose(names: list[str], *, failed: bool) -> list[Run]:
     if failed:
         found += [known for known in list_runs() if known.state().state == "failed"]
     return list({target.path.resolve(): target for target in found}.values())
-
-
-def _agrees(question: str) -> bool:
-    """Whether the user says yes.
-
-    Raises:
-        UserError: If there is no terminal to ask at.
-    """
-    if not sys.stdin.isatty():
-        raise UserError(f"{question[:-1]} needs your word.", "Add --yes to delete without a question.")
-    sys.stderr.write(f"{question} [y/N] ")
-    sys.stderr.flush()
-    return sys.stdin.readline().strip().lower() in ("y", "yes")

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from core.commands.common import PROGRAM, add_json_flag, emit, note, say
+from core.commands.common import PROGRAM, add_json_flag, emit, note, print_table
 
 if TYPE_CHECKING:
     from core.runs.catalog import RunRow
@@ -95,11 +95,4 @@ def _print_table(rows: Sequence[RunRow]) -> None:
         step = f"{row.step}/{row.total_steps}" if row.total_steps else "–"
         model = one_line((row.base or "–").rpartition("/")[2], 40)
         table.append((one_line(row.run.id, 60), state_words(row), step, format_number(row.loss), started, model))
-    widths = [max(len(line[column]) for line in table) for column in range(len(_HEADINGS))]
-    numbers = {_HEADINGS.index("STEP"), _HEADINGS.index("LOSS")}
-    for line in table:
-        cells = [
-            cell.rjust(width) if column in numbers else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        say("  ".join(cells).rstrip())
+    print_table(table, {_HEADINGS.index("STEP"), _HEADINGS.index("LOSS")})

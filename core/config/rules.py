@@ -397,6 +397,17 @@ def _trains_for_file(config: Config, _: Facts) -> Findings:
             yield f"method.train_for is {config.method.train_for}, and {sentence}.", f"{hint}, or leave it out."
 
 
+@_rule("error", "train.max_hours", "train.max_energy_wh", "method.train_for")
+def _limits_leave_the_file(config: Config, _: Facts) -> Findings:
+    """train.max_hours and train.max_energy_wh do not go with method.train_for."""
+    for name in ("max_hours", "max_energy_wh"):
+        if config.method.train_for is not None and getattr(config.train, name) is not None:
+            yield (
+                f"train.{name} could end the run before its last third, which trains the weights of the file.",
+                f"Leave train.{name} or method.train_for out.",
+            )
+
+
 @_rule("warning", "method.train_for")
 def _file_gains(config: Config, _: Facts) -> Findings:
     """method.train_for = q8_0 is for the certainty that the file has the weights that were measured."""

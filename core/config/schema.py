@@ -192,6 +192,12 @@ class TrainSection(Section):
     max_steps: int | None = _option(
         None, "Stop after so many optimizer steps, whatever epochs says.", ge=1, le=_MOST, basic=True
     )
+    max_hours: float | None = _option(
+        None, "End the run, with its result, after so many hours of work.", unit="hours", gt=0, le=10_000
+    )
+    max_energy_wh: float | None = _option(
+        None, "End the run, with its result, after so much energy of the device.", unit="Wh", gt=0, le=10_000_000
+    )
     batch_size: int = _option(8, "Rows in one optimizer step.", unit="rows", ge=1, le=65536, basic=True)
     micro_batch_size: int | None = _option(
         None,

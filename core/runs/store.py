@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -22,6 +22,7 @@ from core.config.document import ConfigDocument, dump_config
 from core.config.explain import nearest
 from core.config.files import FileText
 from core.config.schema import WEIGHT_METHODS, Config
+from core.directories import new_directory
 from core.errors import UserError
 from core.redact import redact
 from core.runs.events import FinishedEvent, HardwareEvent
@@ -226,10 +227,56 @@ def create_run(config: Config, name: str) -> Run:
     return run
 
 
+def free_run_id(name: str, taken: Collection[str] = ()) -> str:
+    """A run id that no run has, for a run whose directory is made later by :func:`make_run`.
+
+    Args:
+        name: Subject of the run; its slug ends the id.
+        taken: Ids that are reserved already.
+    """
+    base = f"{datetime.now().strftime(_STAMP)}-{make_slug(redact(name))}"
+    number = 1
+    while True:
+        run_id = base if number == 1 else f"{base}-{number}"
+        if run_id not in taken and not os.path.lexists(paths.runs_dir() / run_id):
+            return run_id
+        number += 1
+
+
+def make_run(run_id: str, configuration: str) -> Run:
+    """Make the directory of a queued run whole or not at all, so that it can be done again after a kill.
+
+    Args:
+        run_id: The id, of :func:`free_run_id`.
+        configuration: The text of its ``run.toml``, every value resolved.
+
+    Returns:
+        The run; as it is, where its directory is there already.
+
+    Raises:
+        UserError: If the home cannot be written or is full.
+    """
+    run = Run(paths.make_private_dir(paths.runs_dir()) / run_id)
+    if run.config_path.is_file():
+        return run
+    try:
+        with new_directory(run.path) as directory:
+            made = Run(directory)
+            write_atomic(made.config_path, configuration)
+            RunState(state="queued", host=hostname(), updated=time.time()).write(made.state_path)
+    except OSError as error:
+        raise UserError(
+            f"{run.path} cannot be written: {error.strerror}.", "Make room or set LOCALTUNE_HOME."
+        ) from error
+    return run
+
+
 def list_runs() -> list[Run]:
     """All runs, newest first."""
     try:
-        found = [Run(path) for path in paths.runs_dir().iterdir() if _is_run(path)]
+        # A hidden one is being made.
+        places = [path for path in paths.runs_dir().iterdir() if not path.name.startswith(".")]
+        found = [Run(path) for path in places if _is_run(path)]
     except OSError:
         return []
     return sorted(found, key=lambda run: run.id, reverse=True)

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from core.errors import UserError
+from core.notify import Notice, notify
 from core.runs.after_end import after_refusal, way_on
 from core.runs.events import ControlEvent, FailedEvent, FinishedEvent, StoppedEvent
 from core.runs.lock import hold_worker_lock
@@ -126,6 +127,8 @@ def _work(run: Run, recorder: Recorder, controls: Controls, args: argparse.Names
     if server is not None:
         server.close()
     recorder.close(state, reason, final)
+    refused = f" Its result is refused by eval.gate: {final.refused}." if final.refused else ""
+    notify(Notice(state, f"{reason}.{refused}" if refused else reason, run.id))
     return EXIT_REFUSED if final.refused else EXIT_CODES[state]
 
 

@@ -33,6 +33,9 @@ from core.worker.process.recorder import Recorder
 from core.worker.process.throttle import Throttle
 from core.worker.setup.build import Parts, build
 
+#: Seconds after which every device that reports its power has done so.
+_SAMPLED_SECONDS = 30.0
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -184,6 +187,7 @@ class FinetuneRecipe:
                 reward_accuracy=result.rewards.accuracy,
             )
         )
+        state.limits.pause(state.paused_seconds)
         parts.governor.step_done(
             tokens=result.tokens,
             seconds=seconds,
@@ -235,7 +239,8 @@ class FinetuneRecipe:
             self._evaluate_if_due()
         self.recorder.phase("training", done=state.step, total=state.total_steps)
         parts.control_point.attend()
-        while state.step < state.total_steps and not self._is_exhausted:
+        is_blind = state.limits.is_blind
+        while state.step < state.total_steps and not self._is_exhausted and self._limit_reached() is None:
             try:
                 self.step()
             except TornUpdateError as error:
@@ -243,6 +248,8 @@ class FinetuneRecipe:
                 if parts.file is not None:
                     parts.file.follow()
                 continue
+            if is_blind:
+                is_blind = self._tell_blindness()
             if rehearses:
                 rehearses = False
                 parts.meter.record(rehearsed=True)
@@ -262,6 +269,24 @@ class FinetuneRecipe:
         """Whether patience is at its end; what ends a run before its file's weights are trained is no end."""
         file = self.parts.file
         return self.parts.state.best.is_exhausted and (file is None or file.weights.in_use)
+
+    def _limit_reached(self) -> str | None:
+        """The limit that ends the run after the step just done, as a reason; none before the first step."""
+        state = self.parts.state
+        return state.limits.reached(state.paused_seconds) if state.step > 0 else None
+
+    def _tell_blindness(self) -> bool:
+        """Say once that an energy limit has no effect here; returns whether that is still to be looked at."""
+        limits = self.parts.state.limits
+        if limits.seconds < _SAMPLED_SECONDS:
+            return True
+        if limits.is_blind:
+            self.recorder.warn(
+                "energy_unknown",
+                "train.max_energy_wh has no effect: no device here reports its power.",
+                "train.max_hours ends a run everywhere.",
+            )
+        return False
 
     def rehearse(self) -> bool:
         """Find out whether the run fits in memory, before its first step; returns whether that step does it, as it has
@@ -405,6 +430,7 @@ class FinetuneRecipe:
     def finish(self) -> Outcome:
         """The last checkpoint, the last evaluation, and the result."""
         parts, state, best = self.parts, self.parts.state, self.parts.state.best
+        limit = self._limit_reached() if state.step < state.total_steps else None
         self.recorder.phase("saving", "checkpoint")
         parts.checkpointer.save()
         if state.paused:
@@ -420,6 +446,8 @@ class FinetuneRecipe:
         reason = ALL_DONE
         if best.is_exhausted and state.step < state.total_steps:
             reason = f"no lower held-out loss in {best.waited} evaluations"
+        elif limit is not None:
+            reason = f"{limit}, after step {state.step} of {state.total_steps}"
         if chosen is not None:
             reason += f"; the {'result' if refused else output.name} is that of step {chosen.step}, {BEST_CHOSEN}"
         return Outcome(state.step, best.best_step, None if refused else output.name, reason, refused)

@@ -29,6 +29,8 @@ from core.commands import COMMANDS, load_command
 from core.commands import chat as chat_command
 from core.commands import eval as eval_command
 from core.commands import fetch as fetch_command
+from core.commands import queue as queue_command
+from core.commands import sweep as sweep_command
 from core.commands.common import EXIT_BROKEN_PIPE, EXIT_ERROR, EXIT_INTERRUPTED, EXIT_LOST, EXIT_USAGE
 from core.commands.control import describe
 from core.commands.demo import summarize_demo
@@ -46,7 +48,13 @@ from core.hub.job import FetchPlan
 from core.hub.store import REFS_NAME, Record
 from core.hub_uri import parse_entry
 from core.models.files import RECORD_NAME
+from core.notify import NotifySettings
 from core.presets.library import presets
+from core.queue.entry import STATES, QueueEntry
+from core.queue.estimate import total_of
+from core.queue.results import SweepRow
+from core.queue.store import queue_path
+from core.queue.view import EntryView, QueueView
 from core.runs import events, protocol
 from core.runs.lock import LOCK_VARIABLE
 from core.runs.state import ACTIVE_STATES, END_STATES, EXIT_CODES, EXIT_REFUSED, INFERRED_STATES, RunState
@@ -135,6 +143,9 @@ def contracts(home: Path) -> dict[str, Callable[[], JSON]]:
         "fields of --json": lambda: json_fields(run),
         "keys": lambda: {key.id: key.keys for key in KEYS},
         "scopes of keys": lambda: list(SCOPES),
+        "notify.toml": lambda: fields(NotifySettings),
+        "fields of an entry of the queue": lambda: fields(QueueEntry),
+        "states of an entry of the queue": lambda: [*sorted(STATES)],
         "settings.toml": lambda: fields(Settings) | {"glyph sets": list(GLYPH_SETS)},
         "the home": lambda: places(home),
         "records of what was fetched": lambda: {
@@ -142,7 +153,9 @@ def contracts(home: Path) -> dict[str, Callable[[], JSON]]:
             "refs": REFS_NAME,
             "of a dataset": keys_of(json.loads(Record("owner/name", "0" * 40, {}).to_json())),
         },
-        "modules that are run": lambda: {name: has_main(name) for name in ("core.worker", "core.tracking", "tui")},
+        "modules that are run": lambda: {
+            name: has_main(name) for name in ("core.worker", "core.tracking", "core.queue", "tui")
+        },
         "project": project,
     }
 
@@ -167,6 +180,7 @@ def places(home: Path) -> dict[str, JSON]:
         "models": paths.models_dir().relative_to(home).as_posix(),
         "datasets": paths.datasets_dir().relative_to(home).as_posix(),
         "runs": paths.runs_dir().relative_to(home).as_posix(),
+        "queue": queue_path().relative_to(home).as_posix(),
         "mode of directories": oct(paths.DIRECTORY_MODE),
         "mode of files": oct(paths.FILE_MODE),
     }
@@ -267,9 +281,17 @@ def arguments(command: str) -> dict[str, JSON]:
     """The words and flags that a command takes."""
     parser = argparse.ArgumentParser(prog=command)
     load_command(command).add_arguments(parser)
+    return _taken(parser)
+
+
+def _taken(parser: argparse.ArgumentParser) -> dict[str, JSON]:
     found: dict[str, JSON] = {}
     for action in parser._actions:
         if action.dest == "help":
+            continue
+        if isinstance(action, argparse._SubParsersAction):
+            for below, taken in action.choices.items():
+                found |= {f"{below} {name}": takes for name, takes in _taken(taken).items()}
             continue
         name = ", ".join(action.option_strings) or str(action.metavar or action.dest)
         choices = "" if action.choices is None else f" of {', '.join(map(str, action.choices))}"
@@ -324,8 +346,16 @@ def json_fields(run: Run) -> dict[str, JSON]:
         "chat": keys_of(chat_command._fields(Answer("", 1, 1.0, 1.0, "base"))),
         "eval": keys_of(an_evaluation() | dict.fromkeys(("means", "answered"), "")),
         "eval --with lm-eval": keys_of(a_benchmark()),
+        "queue list": keys_of(queue_command.describe_queue(QueueView((EntryView(an_entry()),), None))),
+        "queue results": keys_of(SweepRow(1, "done", None, {}).to_dict() | {"values": ""}),
+        "queue sweep": keys_of(sweep_command.describe_sweep("s1", [1], total_of([]), runner=False)),
         "fetch": keys_of(fetch_command._as_json(parse_entry("hf://datasets/a/b"), fetched, [])),
     }
+
+
+def an_entry() -> QueueEntry:
+    """An entry of the queue."""
+    return QueueEntry(id=1, name="a")
 
 
 def an_evaluation() -> dict[str, JSON]:

@@ -30,10 +30,17 @@ class Desktop:
         app: The application, for its stack of screens, its notices and its workers.
         state: The app's state, for the header.
         clock: The present, in Unix seconds.
+        write: Writes to the terminal as it is.
     """
 
-    def __init__(self, app: App[str], state: AppState, clock: Callable[[], float]) -> None:
-        self._app, self._state, self._clock = app, state, clock
+    def __init__(
+        self,
+        app: App[str],
+        state: AppState,
+        clock: Callable[[], float],
+        write: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._app, self._state, self._clock, self._write = app, state, clock, write
         self.panes = Panes(self._find_pane)
 
     @property
@@ -105,6 +112,21 @@ class Desktop:
     def warn(self, title: str, text: str) -> None:
         """Show a warning as a notice."""
         self.tell(one_line(text, 400), one_line(title, 60), severity="warning", seconds=6)
+
+    def call_for_attention(self, title: str, text: str) -> None:
+        """Ring the bell and have the terminal show a notification, as ``notify.toml`` says; by default neither."""
+        from core.notify import load_notify_settings
+
+        try:
+            settings = load_notify_settings()
+        except UserError as error:
+            self.warn("notify.toml is not read", str(error))
+            return
+        if settings.bell:
+            self._app.bell()
+        if settings.desktop:
+            # OSC 9, which terminals show as a notification of the desktop; one that does not know it ignores it.
+            self._write(f"\x1b]9;{one_line(f'{title}: {text}' if text else title, 200)}\x07")
 
     def clear_notices(self) -> None:
         """Take all notices away."""

@@ -11,6 +11,7 @@ from core.runs.state import in_words
 from core.text import one_line
 from tui.bridge import Bridge
 from tui.controllers.desktop import Desktop
+from tui.controllers.queueing import Queueing
 from tui.controllers.start_cards import StartCards
 from tui.draft_keeper import DraftKeeper
 from tui.keys import KeyTable
@@ -18,9 +19,12 @@ from tui.messages import RunAdvanced, RunAttached, RunDetailRead, RunFiguresRead
 from tui.state import AppState, RunView
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from core.config.schema import Config
     from core.hardware.snapshot import Device
     from core.runs.store import Run
+    from tui.screens.start.summary import Start
     from tui.session import Session
 
 
@@ -33,6 +37,7 @@ class Runs:
 
     Args:
         cards: Shows a run before it starts.
+        queueing: Lets a run wait for the one that is on.
         clock: The present, in Unix seconds.
     """
 
@@ -43,11 +48,12 @@ class Runs:
         bridge: Bridge,
         drafts: DraftKeeper,
         cards: StartCards,
+        queueing: Queueing,
         keys: KeyTable,
         clock: Callable[[], float],
     ) -> None:
         self._desktop, self._state, self._bridge, self._drafts, self._clock = desktop, state, bridge, drafts, clock
-        self._cards, self._keys = cards, keys
+        self._cards, self._queueing, self._keys = cards, queueing, keys
         self._landing = ""
         self._chat_told = 0.0
         self._has_started = False
@@ -85,7 +91,7 @@ class Runs:
     def start(self) -> None:
         """Check the configuration, and offer a run of it."""
         document = self._state.document
-        if document is None or self._refuse_second_run():
+        if document is None or (self._state.is_starting and self._refuse_second_run()):
             return
         form = self._desktop.panes.config
         problems = form.check() if form is not None else document.problems()
@@ -103,12 +109,19 @@ class Runs:
         except UserError as error:
             self._desktop.fail("The configuration is not ready", error)
             return
-        start = self._cards.of_document(document, config)
-        self._cards.open(start, lambda shown: self._start(shown, start.name))
+        self._offer(self._cards.of_document(document, config), document.path)
+
+    def _offer(self, start: Start, source: Path | None = None) -> None:
+        """Show a run before it starts; while another is on, offer to let it wait."""
+        view = self._state.live_run
+        if view is not None:
+            self._queueing.offer(view, start.config, start.name, source)
+        else:
+            self._cards.open(start, lambda shown: self._start(shown, start.name))
 
     def start_again(self, run: Run) -> None:
         """Offer a new run of an ended run's own configuration, its ``run.toml``."""
-        if self._refuse_second_run():
+        if self._state.is_starting and self._refuse_second_run():
             return
         from core.config.document import ConfigDocument
         from tui.panes.config.model import ConfigModel
@@ -125,7 +138,7 @@ class Runs:
             return
         notes = (self._tell_edits(run),) if self._has_edits(run) else ()
         start = Start(config, slug_of(run.id), preset=f"as {name} had it", notes=notes, title=f"Start {name} again")
-        self._cards.open(start, lambda shown: self._start(shown, start.name))
+        self._offer(start)
 
     def _has_edits(self, run: Run) -> bool:
         """Whether the configuration in the app is the run's, and has other values by now."""
@@ -374,7 +387,9 @@ class Runs:
             pane.refresh_lines()
 
     def _announce_end(self, view: RunView) -> None:
-        """Announce the end of a run that was watched, where its pane is not on the screen."""
+        """Announce the end of a run that was watched: outside of the app as the user wants it, and where its pane is
+        not on the screen."""
+        self._desktop.call_for_attention(f"{brief_id(view.run.id)} {in_words(view.state.state)}", view.state.reason)
         if not self._desktop.main.slot("train").display:
             state = view.state
             refused = f" Its result is refused by eval.gate: {state.refused}." if state.refused else ""

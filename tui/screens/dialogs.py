@@ -239,3 +239,26 @@ def error_text(error: UserError) -> Content:
     """The sentence of an error, and its remedy below."""
     text = Content(sanitize(error.message))
     return Content.assemble(text, "\n\n", (sanitize(error.hint), "$muted")) if error.hint else text
+
+
+def queue_dialog(view: RunView, name: str) -> ChoiceDialog:
+    """The question about a run that cannot start, as another one is on.
+
+    Args:
+        view: The one that is on.
+        name: The subject of the one that cannot start.
+    """
+    text = Content.assemble(
+        (one_line(view.run.id, 60), "bold"),
+        f" is {view.state.state}, and two do not fit on one device.\n",
+        (one_line(name, 60), "bold"),
+        " can wait in the queue, with the values as they are now.",
+    )
+    return ChoiceDialog(
+        "A run is on",
+        text,
+        [
+            Choice("a", "add", "add it to the queue", "it starts by itself, with the app or without"),
+            Choice("escape", "", "leave it"),
+        ],
+    )

@@ -14,6 +14,7 @@ from core.config.schema import WEIGHT_METHODS, Config
 from core.directories import require_space, whole_directory
 from core.errors import UserError
 from core.models.fingerprint import BaseFingerprint
+from core.notify import Notice, notify
 from core.runs.changes import KEPT, record
 from core.runs.events import CheckpointEvent, ControlEvent
 from core.worker.checkpoint import checkpoint as checkpoints
@@ -120,6 +121,8 @@ class Checkpointer:
                 f"The checkpoint of step {step} was not written: {reason}",
                 "Make room, then resume; earlier checkpoints are untouched.",
             )
+            if not state.paused:
+                notify(Notice("paused", f"the checkpoint was not written: {reason}", self.recorder.run.id))
             state.paused = True
             return
         finally:
@@ -194,6 +197,7 @@ class Checkpointer:
             "in restoring it",
             "Close what else holds memory, and continue the run; the checkpoint is untouched.",
         )
+        self.state.limits.resume(manifest.get("limits"))
         kept = {name: value for name, value in manifest["overrides"].items() if name in CHANGEABLE}
         self.state.overrides = kept
         if kept:

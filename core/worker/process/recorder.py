@@ -276,6 +276,11 @@ class Recorder:
             self._step_began = None
             self.update(step=step)
 
+    @property
+    def energy_wh(self) -> float | None:
+        """Energy that the devices have taken since the worker began, in Wh; None where none reports its power."""
+        return self._sampler.energy_wh
+
     def close(self, state: str, reason: str, final: FinishedEvent) -> None:
         """Write the last event and the end state; nothing is written afterwards."""
         if state not in END_STATES:

@@ -11,6 +11,7 @@ from torch.amp.grad_scaler import GradScaler
 from core.worker.process.determinism import Determinism
 from core.worker.progress.best import BestStep
 from core.worker.progress.finite import FiniteCheck
+from core.worker.progress.limits import Limits
 
 
 @dataclass
@@ -38,6 +39,8 @@ class TrainState:
     file: dict[str, str] | None = None
     """The type of the file whose weights are trained now (``type``), and the dtype that they are merged in
     (``dtype``); None where they are not."""
+    limits: Limits = field(default_factory=Limits)
+    """Hours and energy after which the run ends, and what is spent of them."""
     step: int = 0
     """Optimizer steps done."""
     overrides: dict[str, Any] = field(default_factory=dict)
@@ -61,7 +64,9 @@ class TrainState:
         return self.scaler is not None and self.scaler.get_scale() > 1.0
 
     def facts(self) -> dict[str, Any]:
-        """The state as JSON, under the keys of a checkpoint's manifest."""
+        """The state as JSON, under the keys of a checkpoint's manifest; ``limits`` only of a run that has some, as the
+        checkpoints of two equal runs are equal otherwise."""
+        spent = {"limits": self.limits.facts()} if self.limits.is_set else {}
         return {
             "scaler": self.scaler.state_dict() if self.scaler is not None else None,
             "total_steps": self.total_steps,
@@ -76,6 +81,7 @@ class TrainState:
             "deterministic": self.deterministic,
             "kept_layers": self.kept_layers,
             "file": self.file,
+            **spent,
         }
 
     def restore(self, manifest: Mapping[str, Any]) -> None:

@@ -53,6 +53,7 @@ from core.worker.process.throttle import Throttle
 from core.worker.progress.best import BestStep
 from core.worker.progress.finite import FiniteCheck
 from core.worker.progress.intervals import Intervals
+from core.worker.progress.limits import Limits
 from core.worker.progress.state import TrainState
 from core.worker.setup.compilation import Compilation, compile_layers
 from core.worker.setup.device import settle_device
@@ -231,6 +232,7 @@ def _make_state(
         offloading=memory.offload,
         liger=goal.liger,
         deterministic=deterministic,
+        limits=Limits(train.max_hours, train.max_energy_wh, lambda: recorder.energy_wh),
     )
 
 

@@ -5,7 +5,11 @@ from __future__ import annotations
 import torch
 
 from core.config.schema import Config
+from core.governor.policy import DISK
+from core.governor.words import reason
 from core.hardware.power import restore, set_power_limit
+from core.notify import Notice, notify
+from core.runs.events import Event, GovernorEvent
 from core.worker.process.control import Controls
 from core.worker.process.governor import Governor
 from core.worker.process.recorder import Recorder
@@ -32,6 +36,14 @@ class CardPower:
         return restore(uuid)
 
 
+def _tell(recorder: Recorder, event: Event) -> None:
+    """Write an event of the governor; a pause for want of disk space, which ends only when somebody makes room, is told
+    to the user as well. Pauses for heat end by themselves."""
+    recorder.event(event)
+    if isinstance(event, GovernorEvent) and event.action == "pause" and event.cause == DISK:
+        notify(Notice("paused", reason(event.cause, event.value, event.limit), recorder.run.id))
+
+
 def make_governor(
     config: Config, recorder: Recorder, controls: Controls, device: torch.device, throttle: Throttle
 ) -> Governor:
@@ -56,7 +68,7 @@ def make_governor(
         meters=recorder.sampler,
         controls=controls,
         throttle=throttle,
-        tell=recorder.event,
+        tell=lambda event: _tell(recorder, event),
         notice=recorder.notice,
         directory=recorder.run.path,
         is_paused=lambda: recorder.state.state == "paused",

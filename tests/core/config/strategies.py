@@ -69,6 +69,7 @@ def coherent(changes: list[tuple[str, Any]]) -> bool:
         or (objective != "sft" and (values.get("data.supervise") == "all" or "method.neftune_alpha" in values))
         or (values.get("train.packing") and not values.get("train.fused_layers", True))
         or (values.get("train.packing") and "method.neftune_alpha" in values)
+        or ("method.train_for" in values and {"train.max_hours", "train.max_energy_wh"} & values.keys())
         or (begins == "loftq" and method != "qlora")
         or (begins != "default" and values.get("method.dora"))
         or (

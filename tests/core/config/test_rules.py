@@ -200,6 +200,8 @@ BROKEN: list[tuple[dict[str, Any], Facts, str, str]] = [
     (FOR_FILE, Facts(model=MIXTRAL), "error", "has experts"),
     (FOR_FILE, Facts(model=replace(LLAMA, hidden=LLAMA.hidden + 8)), "error", "no whole blocks of 32"),
     ({"method__train_for": "q8_0"}, Facts(), "warning", "gained nothing measurable"),
+    (FOR_FILE | {"train__max_hours": 8.0}, Facts(), "error", "train.max_hours could end the run before its last third"),
+    (FOR_FILE | {"train__max_energy_wh": 9.0}, Facts(), "error", "train.max_energy_wh could end the run"),
     (
         {"method__target_experts": "on", "method__dora": True, "method__name": "lora"},
         Facts(),
@@ -242,6 +244,7 @@ BROKEN: list[tuple[dict[str, Any], Facts, str, str]] = [
 
 #: The same options and facts, but for what would break the rule.
 KEPT: list[tuple[dict[str, Any], Facts]] = [
+    ({"train__max_hours": 8.0, "train__max_energy_wh": 900.0}, Facts()),
     ({"method__target_experts": "on"}, Facts()),
     ({"method__target_experts": "auto", "method__init": "pissa"}, Facts()),
     (

@@ -33,6 +33,8 @@ NOBODY_SAYS = {
     "memory.offload_experts": "none moves experts alone",
     "model.keep_16bit": "none says which layers stay in 16 bit by their cost; what they skip is their own choice",
     "method.train_for": "none trains the weights of a GGUF file",
+    "train.max_hours": "none ends a run by its time",
+    "train.max_energy_wh": "none ends a run by its energy",
     "eval.min_delta": "the threshold of early stopping is 0 in all of them",
     "eval.prompts": "none reads prompts from a file",
     "eval.max_rows": "all of them measure all rows",

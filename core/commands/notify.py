@@ -1,0 +1,40 @@
+"""``notify``: a test notice, sent as ``notify.toml`` says."""
+
+from __future__ import annotations
+
+import argparse
+
+from core.commands.common import EXIT_ERROR, add_json_flag, emit, note, say
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    add_json_flag(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Send it and wait for it; the exit code is 1 where something went wrong."""
+    from core.notify import Notice, load_notify_settings
+    from core.notify.send import send
+    from core.notify.settings import notify_path
+
+    settings = load_notify_settings()
+    problems = send(Notice("test", "This is a test of localtune-tui's notices."), settings) if settings.sends else []
+    if args.json:
+        emit(
+            {
+                "settings": str(notify_path()),
+                "command": list(settings.command),
+                "bell": settings.bell,
+                "desktop": settings.desktop,
+                "problems": problems,
+            }
+        )
+    elif problems:
+        for problem in problems:
+            note(problem)
+    elif settings.sends:
+        say("The notice is sent.")
+    else:
+        say(f"Nothing is sent: {notify_path()} asks for neither a command nor the desktop.")
+    return EXIT_ERROR if problems else 0

@@ -1,0 +1,284 @@
+"""``queue``: runs that wait for the device, started one after the other by a runner that needs neither app nor
+terminal."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from core.commands.common import (
+    EXIT_ERROR,
+    PROGRAM,
+    add_config,
+    add_json_flag,
+    agrees,
+    emit,
+    note,
+    print_table,
+    say,
+)
+from core.commands.parser import whole_number
+from core.commands.starting import NOBODY_STARTS, tell_runner
+
+if TYPE_CHECKING:
+    from core.queue.book import Queue
+    from core.queue.entry import QueueEntry
+    from core.queue.view import EntryView, QueueView
+
+_HEADINGS = ("ID", "STATE", "NAME", "RUN", "BEGINS", "ENDS", "WHY")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of every action."""
+    actions = parser.add_subparsers(metavar="ACTION", dest="action", help="without one: list")
+    parser.set_defaults(do=_list)
+    add_json_flag(parser)
+
+    def action(name: str, help_: str, do: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+        below: argparse.ArgumentParser = actions.add_parser(name, help=help_, description=f"{help_.capitalize()}.")
+        below.set_defaults(do=do)
+        # Without a default, so that one before the action holds.
+        below.add_argument(
+            "--json", action="store_true", default=argparse.SUPPRESS, help="print the result as one JSON object"
+        )
+        return below
+
+    adding = action("add", "put a run to the end of the queue", _add)
+    add_config(adding)
+    adding.add_argument("--name", help="what the run is about; ends its id (default: the file's name)")
+    adding.add_argument("--hold", action="store_true", help="keep it from being started until it is released")
+    adding.add_argument("--start", action="store_true", help="start the runner as well, if none is on")
+    starting = action("start", "start the runner, which starts the runs in order; it ends when nothing waits", _start)
+    starting.add_argument("--detach", action="store_true", help="do not tell what it does; return at once")
+    action("list", "what is on, what comes next, when it is expected to be done, and what has ended", _list)
+    for name, help_, do in (
+        ("hold", "keep an entry from being started", _hold),
+        ("release", "let a held entry be started", _release),
+        ("remove", "take an entry out that is not started yet", _remove),
+    ):
+        action(name, help_, do).add_argument("id", metavar="ID", type=whole_number, help="number of the entry")
+    moving = action("move", "put an entry to another place among those that wait", _move)
+    moving.add_argument("id", metavar="ID", type=whole_number, help="number of the entry")
+    moving.add_argument(
+        "position", metavar="POSITION", nargs="?", type=whole_number, default=1, help="1, the default, is the next one"
+    )
+    action("stop", "end the runner; the run that is on goes on, and nothing else starts", _stop)
+    action("clear", "take out the entries that have ended; their runs stay", _clear)
+    _add_sweep_actions(action)
+    unit = action("at-boot", "show a systemd user unit that goes on with the queue after a reboot; write it", _at_boot)
+    unit.add_argument("--yes", action="store_true", help="write it without a question")
+
+
+def _add_sweep_actions(action: Callable[..., argparse.ArgumentParser]) -> None:
+    from core.commands.sweep import results, sweep
+
+    sweeping = action("sweep", "a run for each combination of values of some options", sweep)
+    add_config(sweeping)
+    sweeping.add_argument(
+        "--over",
+        metavar="SECTION.KEY=VALUE,…",
+        action="append",
+        required=True,
+        help="an option and its values; may be repeated, for every combination",
+    )
+    sweeping.add_argument("--random", metavar="N", type=whole_number, help="only so many of them, chosen at random")
+    sweeping.add_argument("--seed", type=int, default=0, help="of that choice (default 0)")
+    sweeping.add_argument("--name", help="what the runs are about (default: the file's name)")
+    sweeping.add_argument("--yes", action="store_true", help="do not ask; needed where there is no terminal")
+    sweeping.add_argument("--start", action="store_true", help="start the runner as well, if none is on")
+    found = action("results", "what the runs of a sweep have come to, the best one marked", results)
+    found.add_argument("sweep", metavar="SWEEP", help="id of the sweep: s1")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry out the action."""
+    do: Callable[[argparse.Namespace], int] = args.do
+    return do(args)
+
+
+def _add(args: argparse.Namespace) -> int:
+    from core.commands.configuration import read_config
+    from core.commands.train import check_data, check_model
+    from core.queue import store
+    from core.queue.entry import QueueEntry
+
+    path = Path(args.config)
+    config = read_config(path, args.set)
+    check_model(config)
+    check_data(config)
+    entry = QueueEntry(
+        id=1,
+        name=args.name or path.stem,
+        state="held" if args.hold else "waiting",
+        added=time.time(),
+        source=str(path.absolute()),
+        overrides=tuple(args.set),
+    )
+    (added,) = store.add([(entry, config)])
+    runner = tell_runner(start=args.start)
+    if args.json:
+        emit({"entry": added.id, "state": added.state, "runner": runner})
+    else:
+        say(f"{added.id}")
+    return 0
+
+
+def _start(args: argparse.Namespace) -> int:
+    """Start the runner; without ``--detach`` tell what it does, until Ctrl-C or its end."""
+    from core.queue.status import start_runner
+
+    status, is_new = start_runner()
+    if args.json:
+        emit({"pid": status.pid, "started": is_new})
+        return 0
+    say(f"The runner {'is started' if is_new else 'is on already'}: process {status.pid}.")
+    if not args.detach:
+        note("Ctrl-C leaves it; it goes on.")
+        _follow_runner()
+    return 0
+
+
+def _follow_runner() -> None:
+    from core.queue.status import read_status
+
+    said = ""
+    try:
+        while (status := read_status()) is not None:
+            if status.doing != said:
+                said = status.doing
+                note(said)
+            time.sleep(0.5)
+        note("The runner has ended.")
+    except KeyboardInterrupt:
+        note("")
+
+
+def _list(args: argparse.Namespace) -> int:
+    from core.queue.estimate import Estimator
+    from core.queue.view import QueueReader
+
+    view = QueueReader(Estimator()).read()
+    if args.json:
+        emit(describe_queue(view))
+        return 0
+    if not view.rows:
+        note(f"The queue is empty. Put a run into it with '{PROGRAM} queue add CONFIG'.")
+        return 0
+    print_table([_HEADINGS, *map(_cells, view.rows)])
+    if view.runner is not None:
+        note(f"runner: {view.runner.doing}")
+    elif view.upcoming:
+        note(NOBODY_STARTS)
+    return 0
+
+
+def describe_queue(view: QueueView) -> dict[str, Any]:
+    """The queue, for ``--json``."""
+    runner = view.runner
+    return {
+        "runner": None if runner is None else {"pid": runner.pid, "doing": runner.doing, "entry": runner.entry},
+        "entries": [row.to_dict() for row in view.rows],
+        "ends_expected": view.ends,
+    }
+
+
+def _cells(row: EntryView) -> tuple[str, ...]:
+    from core.queue.sweep import words_of
+    from core.text import one_line
+    from core.units import format_moment
+
+    entry = row.entry
+    doing = row.state or entry.outcome or entry.state
+    words = f"{doing} {row.step}/{row.total_steps}" if row.state and row.total_steps else doing
+    begins, ends = row.begins or entry.begun, row.ends or entry.ended
+    return (
+        str(entry.id),
+        words if entry.state not in ("waiting", "held") else entry.state,
+        one_line(f"{entry.sweep}: {words_of(entry.values)}" if entry.sweep is not None else entry.name, 48),
+        entry.run or "–",
+        format_moment(begins, "%m-%d %H:%M") if begins else "–",
+        f"{'' if entry.ended else '~'}{format_moment(ends, '%m-%d %H:%M')}" if ends else "–",
+        one_line(entry.reason, 60) if entry.state in ("failed", "skipped") else "",
+    )
+
+
+def _hold(args: argparse.Namespace) -> int:
+    return _changed(args, lambda queue: queue.held(args.id))
+
+
+def _release(args: argparse.Namespace) -> int:
+    return _changed(args, lambda queue: queue.released(args.id))
+
+
+def _remove(args: argparse.Namespace) -> int:
+    return _changed(args, lambda queue: queue.removed(args.id))
+
+
+def _move(args: argparse.Namespace) -> int:
+    return _changed(args, lambda queue: queue.with_position(args.id, args.position))
+
+
+def _changed(args: argparse.Namespace, how: Callable[[Queue], Queue]) -> int:
+    """Change one entry, and print what it is now."""
+    from core.queue import store
+
+    queue = store.change(how)
+    entry: QueueEntry = next(entry for entry in queue.entries if entry.id == args.id)
+    place = next((place for place, other in enumerate(queue.upcoming, 1) if other.id == entry.id), None)
+    if args.json:
+        emit({"entry": entry.id, "state": entry.state, "place": place})
+    else:
+        say(f"{entry.id}: {entry.state}{f', place {place}' if place is not None else ''}")
+    return 0
+
+
+def _stop(args: argparse.Namespace) -> int:
+    from core.queue.status import stop_runner
+    from core.queue.store import read_queue
+
+    was_on = stop_runner()
+    active = read_queue().active
+    if args.json:
+        emit({"stopped": was_on, "run": active.run if active is not None else None})
+        return 0
+    say("The runner has ended." if was_on else "No runner was on.")
+    if active is not None and active.run is not None:
+        note(f"{active.run} goes on; '{PROGRAM} stop {active.run}' stops it.")
+    return 0
+
+
+def _clear(args: argparse.Namespace) -> int:
+    from core.queue import store
+
+    count = store.clear()
+    if args.json:
+        emit({"cleared": count})
+    else:
+        say(f"{count} {'entry is' if count == 1 else 'entries are'} taken out; the runs are as they were.")
+    return 0
+
+
+def _at_boot(args: argparse.Namespace) -> int:
+    """Show the unit, ask, write it; what has to be done then is printed, and left to the user."""
+    from core.queue.unit import unit_commands, unit_path, unit_text, write_unit
+
+    path, text = unit_path(), unit_text()
+    if args.json and not args.yes:
+        emit({"path": str(path), "unit": text, "written": False, "commands": unit_commands()})
+        return 0
+    if not args.json:
+        note(f"{path} would be:\n\n{text}")
+    if not args.yes and not agrees(f"Write {path}?", "Add --yes to write it without a question."):
+        note("Nothing is written.")
+        return EXIT_ERROR
+    write_unit()
+    if args.json:
+        emit({"path": str(path), "unit": text, "written": True, "commands": unit_commands()})
+        return 0
+    say(f"{path} is written. To have it started at boot, without a login:")
+    for line in unit_commands():
+        say(f"  {line}")
+    return 0

@@ -1,0 +1,147 @@
+"""``queue sweep`` and ``queue results``: a run for each combination of values, and what they have come to."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from core.commands.common import EXIT_ERROR, agrees, emit, note, print_table, say
+from core.commands.starting import tell_runner
+
+if TYPE_CHECKING:
+    from core.queue.estimate import Total
+    from core.queue.results import SweepRow
+    from core.queue.sweep import Variant
+
+
+def sweep(args: argparse.Namespace) -> int:
+    """Show how many runs it would be and what they would take, ask, and put them into the queue."""
+    from core.queue import store
+    from core.queue.entry import QueueEntry
+    from core.queue.estimate import Estimator, total_of
+    from core.queue.sweep import combinations, make_variants, name_of, parse_axis, words_of
+
+    path = Path(args.config)
+    axes = [parse_axis(text) for text in args.over]
+    variants = make_variants(path, args.set, combinations(axes, args.random, args.seed))
+    _check(variants)
+    estimator = Estimator()
+    total = total_of(estimator.estimate(variant.config) for variant in variants)
+    for variant in variants:
+        note(f"  {words_of(variant.values)}")
+    note(tell_total(len(variants), total))
+    question = f"Put {len(variants)} run{'' if len(variants) == 1 else 's'} into the queue?"
+    if not args.yes and not agrees(question, "Add --yes to do it without a question."):
+        note("Nothing is added.")
+        return EXIT_ERROR
+    name = args.name or path.stem
+    added = store.add(
+        [
+            (
+                QueueEntry(
+                    id=1,
+                    name=name_of(name, variant.values),
+                    added=time.time(),
+                    source=str(path.absolute()),
+                    overrides=(*args.set, *variant.assignments),
+                    values=variant.values,
+                ),
+                variant.config,
+            )
+            for variant in variants
+        ],
+        is_sweep=True,
+    )
+    runner = tell_runner(start=args.start)
+    if args.json:
+        emit(describe_sweep(added[0].sweep or "", [entry.id for entry in added], total, runner=runner))
+    else:
+        say(added[0].sweep or "")
+    return 0
+
+
+def describe_sweep(sweep_id: str, entries: Sequence[int], total: Total, *, runner: bool) -> dict[str, Any]:
+    """A sweep that was added, for ``--json``."""
+    return {
+        "sweep": sweep_id,
+        "entries": list(entries),
+        "seconds_expected": total.seconds if not total.unknown else None,
+        "watt_hours_expected": total.watt_hours if not total.without_energy else None,
+        "runner": runner,
+    }
+
+
+def tell_total(count: int, total: Total) -> str:
+    """What the runs of a sweep would take together, as a sentence; what is not known is said so."""
+    from core.units import format_duration
+
+    runs = f"{count} run{'' if count == 1 else 's'}"
+    if total.seconds is None:
+        return f"{runs}; how long they take is not known, as no earlier run has this model, method and device."
+    known = f" ({total.unknown} of them not known)" if total.unknown else ""
+    energy = "energy not known, as earlier runs have no reading"
+    if total.watt_hours is not None:
+        energy = f"about {total.watt_hours:,.0f} Wh" + (" at least" if total.without_energy else "")
+    return f"{runs}; about {format_duration(total.seconds)} of steps{known}, {energy}."
+
+
+def _check(variants: Sequence[Variant]) -> None:
+    """Refuse what would fail at its start: models, data, and what does not go together.
+
+    Raises:
+        UserError: For the first variant that is refused.
+    """
+    from core.commands.configuration import gather_facts
+    from core.commands.train import check_data, check_model
+    from core.config.rules import check_rules
+    from core.errors import UserError
+
+    seen: set[str] = set()
+    for variant in variants:
+        for remark in check_rules(variant.config, gather_facts(variant.config)):
+            if remark.level == "error":
+                raise UserError(remark.sentence, f"It is the variant {' '.join(variant.assignments)}.")
+        section = variant.config.model_dump_json(include={"model", "data", "template"})
+        if section not in seen:
+            seen.add(section)
+            check_model(variant.config)
+            check_data(variant.config)
+
+
+def results(args: argparse.Namespace) -> int:
+    """Print the table of a sweep."""
+    from core.queue.results import sweep_rows
+    from core.queue.store import read_queue
+
+    rows = sweep_rows(read_queue().of_sweep(args.sweep))
+    if args.json:
+        emit({"sweep": args.sweep, "variants": [row.to_dict() for row in rows]})
+        return 0
+    names = list(dict.fromkeys(name for row in rows for name in row.values))
+    headings = ("", "ID", *(name.rpartition(".")[2] for name in names), "STATE", "EVAL", "LOSS", "TOK/S", "WH", "TIME")
+    print_table([headings, *(_cells(row, names) for row in rows)], set(range(len(names) + 3, len(headings))))
+    if not any(row.is_best for row in rows):
+        note("No variant has a held-out loss yet, so none is the best.")
+    return 0
+
+
+def _cells(row: SweepRow, names: Sequence[str]) -> tuple[str, ...]:
+    from core.text import one_line
+    from core.units import format_duration, format_number
+
+    values = (row.values.get(name) for name in names)
+    rate = f"{row.tokens_per_second:,.0f}" if row.tokens_per_second is not None else "–"
+    return (
+        "*" if row.is_best else "",
+        str(row.entry),
+        *(f"{value:g}" if isinstance(value, float) else one_line(str(value), 24) for value in values),
+        row.state,
+        format_number(row.best_eval_loss),
+        format_number(row.loss),
+        rate,
+        f"{row.energy_wh:,.1f}" if row.energy_wh is not None else "–",
+        format_duration(row.seconds) if row.seconds is not None else "–",
+    )

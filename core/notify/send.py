@@ -1,0 +1,104 @@
+"""Sending of notices: in a process of their own, so that whoever tells waits for nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+
+from core import paths
+from core.errors import UserError
+from core.helper import describe_end, start_detached
+from core.notify.notice import Notice
+from core.notify.settings import NotifySettings, load_notify_settings
+from core.text import one_line
+
+#: Seconds that a command may take.
+LONGEST = 20.0
+_PLACEHOLDER = re.compile(r"\{(run|state|reason)\}")
+_children: list[subprocess.Popen[bytes]] = []
+
+
+def notify(notice: Notice) -> None:
+    """Tell the user as ``notify.toml`` says; returns at once, and raises nothing.
+
+    What goes wrong is written to standard error, which is the log of the run or of the queue's runner.
+    """
+    try:
+        if not load_notify_settings().sends:
+            return
+        arguments = json.dumps([notice.state, notice.reason, notice.run])
+        child = start_detached(
+            [sys.executable, "-m", "core.notify", arguments],
+            log=2,
+            cwd=paths.home(),
+            environment=os.environ,
+        )
+    except (UserError, OSError) as error:
+        sys.stderr.write(f"notice not sent: {one_line(str(error), 400)}\n")
+        return
+    _children[:] = [*(other for other in _children if other.poll() is None), child]
+
+
+def send(notice: Notice, settings: NotifySettings, timeout: float = LONGEST) -> list[str]:
+    """Run the user's command, and ``notify-send``; waits for both.
+
+    Args:
+        notice: What has happened.
+        settings: How the user wants to be told.
+        timeout: Seconds that each may take; it is then killed with what it has started.
+
+    Returns:
+        What went wrong, as sentences; empty where all went well.
+    """
+    problems = []
+    if settings.command:
+        problems += _run("the command of notify.toml", fill_in(settings.command, notice), notice, timeout)
+    if settings.desktop and (program := _desktop_program()) is not None:
+        command = [program, "--app-name=localtune-tui", "--", notice.title, notice.values["reason"]]
+        problems += _run("notify-send", command, notice, timeout)
+    return problems
+
+
+def fill_in(command: Sequence[str], notice: Notice) -> list[str]:
+    """The command with the placeholders replaced; each stays within its argument, whatever the text is."""
+    values = notice.values
+    # In one pass, so that a reason with a placeholder in it is left as it is.
+    return [_PLACEHOLDER.sub(lambda found: values[found[1]], part) for part in command]
+
+
+def _desktop_program() -> str | None:
+    """``notify-send``, where it is and a desktop is there to show anything."""
+    has_desktop = any(os.environ.get(name) for name in ("DBUS_SESSION_BUS_ADDRESS", "DISPLAY", "WAYLAND_DISPLAY"))
+    return shutil.which("notify-send") if has_desktop else None
+
+
+def _run(what: str, command: Sequence[str], notice: Notice, timeout: float) -> list[str]:
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+            env={**os.environ, **notice.environment},
+        )
+    except OSError as error:
+        return [f"{what} cannot be started: {one_line(command[0], 100)}: {error.strerror}."]
+    try:
+        _, said = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        return [f"{what} has not ended in {timeout:g} s and was killed."]
+    if process.returncode:
+        detail = one_line(said[-2000:].decode("utf-8", errors="replace").strip(), 300)
+        return [f"{what} {describe_end(process.returncode)}{f': {detail}' if detail else ''}."]
+    return []

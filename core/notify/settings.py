@@ -1,0 +1,86 @@
+"""Notification settings: ``notify.toml`` next to the keymap.
+
+They are the user's and the machine's, not a run's: a configuration may come from somebody else, and must not be able to
+run a command; and a run's hash has nothing to do with who is told of its end. What is changed holds at once, for runs
+that are on as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import tomli
+
+from core import paths
+from core.errors import UserError
+from core.small_files import read_small
+from core.text import one_line
+
+_LIMIT = 1 << 16
+_SHELLS = frozenset({"sh", "bash", "dash", "zsh", "fish", "ksh"})
+_PLACEHOLDERS = ("{run}", "{state}", "{reason}")
+
+
+@dataclass(frozen=True)
+class NotifySettings:
+    """How the user wants to be told; all of it is off by default."""
+
+    command: tuple[str, ...] = ()
+    """A program and its arguments, with ``{run}``, ``{state}`` and ``{reason}`` replaced; none where empty."""
+    bell: bool = False
+    """Whether the app rings the terminal's bell."""
+    desktop: bool = False
+    """Whether the desktop shows it: by ``notify-send``, and by the app's terminal."""
+
+    @property
+    def sends(self) -> bool:
+        """Whether anything is done outside of the app."""
+        return bool(self.command) or self.desktop
+
+
+def notify_path() -> Path:
+    """The file of the settings."""
+    return paths.config_dir() / "notify.toml"
+
+
+def load_notify_settings() -> NotifySettings:
+    """Read the settings; all is off where there is no file.
+
+    Raises:
+        UserError: If the file cannot be read, or a value makes no sense.
+    """
+    path = notify_path()
+    try:
+        data = tomli.loads(read_small(path, _LIMIT).decode("utf-8"))
+        return _check(data)
+    except FileNotFoundError:
+        return NotifySettings()
+    except (OSError, ValueError, RecursionError) as error:
+        cause = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise UserError(f"{path}: {one_line(cause, 200)}.", "docs/queue.md has an example.") from error
+
+
+def _check(data: Mapping[str, object]) -> NotifySettings:
+    for key in data:
+        if key not in NotifySettings.__dataclass_fields__:
+            raise ValueError(f"there is no setting {one_line(key, 40)}; there are command, bell and desktop")
+    command, bell, desktop = data.get("command", []), data.get("bell", False), data.get("desktop", False)
+    for name, value in (("bell", bell), ("desktop", desktop)):
+        if not isinstance(value, bool):
+            raise ValueError(f"{name} must be true or false")
+    if not isinstance(command, list) or not all(isinstance(part, str) and "\0" not in part for part in command):
+        raise ValueError('command must be a list of a program and its arguments, such as ["notify-me", "{state}"]')
+    _refuse_shell_text([str(part) for part in command])
+    return NotifySettings(tuple(command), bool(bell), bool(desktop))
+
+
+def _refuse_shell_text(command: list[str]) -> None:
+    """Refuse placeholders in what a shell runs: a reason may hold text of others, which would be commands there."""
+    is_shell = bool(command) and Path(command[0]).name in _SHELLS
+    if is_shell and any(mark in part for part in command[1:] for mark in _PLACEHOLDERS):
+        raise ValueError(
+            "a shell would run what stands for {run}, {state} or {reason}; "
+            'write "$LOCALTUNE_RUN", "$LOCALTUNE_STATE", "$LOCALTUNE_REASON" there'
+        )

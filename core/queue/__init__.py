@@ -1,0 +1,1 @@
+"""Queue of runs: what waits for the device, in order, and the process that starts one after the other."""

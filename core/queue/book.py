@@ -1,0 +1,191 @@
+"""Queue as a value: its entries in order, and what may be done with them. No files are touched here."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from core.errors import UserError
+from core.queue.entry import ACTIVE, ENDED, PENDING, EntryState, QueueEntry
+from core.text import one_line
+
+#: Version of ``queue.json``.
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Queue:
+    """The entries, the next one to start first among those that wait.
+
+    Args:
+        entries: All of them; those that have ended stay until the queue is cleared.
+        next_id: Id of the next entry. None is given twice.
+        next_sweep: Number of the next sweep.
+    """
+
+    entries: tuple[QueueEntry, ...] = ()
+    next_id: int = 1
+    next_sweep: int = 1
+
+    # What is in it.
+
+    @property
+    def active(self) -> QueueEntry | None:
+        """The entry that has the device, or is about to; None where there is none."""
+        return next((entry for entry in self.entries if entry.state in ACTIVE), None)
+
+    @property
+    def upcoming(self) -> list[QueueEntry]:
+        """The entries that are to be started or are held, in order."""
+        return [entry for entry in self.entries if entry.state in PENDING]
+
+    @property
+    def next_waiting(self) -> QueueEntry | None:
+        """The entry that is started next; None where none waits."""
+        return next((entry for entry in self.entries if entry.state == "waiting"), None)
+
+    @property
+    def reserved(self) -> frozenset[str]:
+        """Run ids that entries have, whether or not the run is there."""
+        return frozenset(entry.run for entry in self.entries if entry.run is not None)
+
+    def entry(self, entry_id: int) -> QueueEntry:
+        """The entry with an id.
+
+        Raises:
+            UserError: If there is none, or it was removed.
+        """
+        for entry in self.entries:
+            if entry.id == entry_id and entry.state != "removed":
+                return entry
+        raise UserError(f"There is no entry {entry_id} in the queue.", "'localtune-tui queue list' shows them.")
+
+    def of_sweep(self, sweep: str) -> list[QueueEntry]:
+        """The entries of a sweep that were not removed, in order of their ids.
+
+        Raises:
+            UserError: If there is none.
+        """
+        found = [entry for entry in self.entries if entry.sweep == sweep and entry.state != "removed"]
+        if not found:
+            known = sorted({entry.sweep for entry in self.entries if entry.sweep is not None})
+            hint = f"There is {', '.join(known)}." if known else "Start one with 'localtune-tui queue sweep'."
+            raise UserError(f"There is no sweep {one_line(sweep, 40)} in the queue.", hint)
+        return sorted(found, key=lambda entry: entry.id)
+
+    # What may be done with it. Each returns the queue as it is then.
+
+    def with_added(self, entries: Sequence[QueueEntry]) -> Queue:
+        """Entries put to the end; they get the next ids."""
+        added = [dataclasses.replace(entry, id=self.next_id + number) for number, entry in enumerate(entries)]
+        return dataclasses.replace(self, entries=(*self.entries, *added), next_id=self.next_id + len(added))
+
+    def with_entry(self, changed: QueueEntry) -> Queue:
+        """An entry replaced by what it has become."""
+        entries = tuple(changed if entry.id == changed.id else entry for entry in self.entries)
+        return dataclasses.replace(self, entries=entries)
+
+    def held(self, entry_id: int) -> Queue:
+        """An entry kept from being started.
+
+        Raises:
+            UserError: If it does not wait.
+        """
+        return self._move(entry_id, "held", "held", ("waiting",))
+
+    def released(self, entry_id: int) -> Queue:
+        """A held entry allowed to be started.
+
+        Raises:
+            UserError: If it is not held.
+        """
+        return self._move(entry_id, "waiting", "released", ("held",))
+
+    def removed(self, entry_id: int) -> Queue:
+        """An entry taken out before its start.
+
+        Raises:
+            UserError: If it has been started.
+        """
+        return self._move(entry_id, "removed", "removed", ("waiting", "held"))
+
+    def _move(self, entry_id: int, state: EntryState, done: str, allowed: Sequence[str]) -> Queue:
+        entry = self.entry(entry_id)
+        if entry.state in allowed:
+            return self.with_entry(entry.moved(state))
+        raise UserError(f"Entry {entry_id} is {entry.state} and cannot be {done}.", self._way(entry, done))
+
+    @staticmethod
+    def _way(entry: QueueEntry, done: str) -> str:
+        if entry.state in ACTIVE:
+            return f"Its run is {entry.run}: 'localtune-tui stop {entry.run}' stops it, and the queue goes on."
+        if entry.state in ENDED and done == "removed":
+            return "'localtune-tui queue clear' takes out all that have ended."
+        return "'localtune-tui queue list' shows what each one does."
+
+    def with_position(self, entry_id: int, position: int) -> Queue:
+        """An entry put to a place among those that are not started yet; 1 is the next one, and what is too far is the
+        end.
+
+        Raises:
+            UserError: If it has been started.
+        """
+        entry, upcoming = self.entry(entry_id), self.upcoming
+        if entry not in upcoming:
+            raise UserError(f"Entry {entry_id} is {entry.state} and cannot be moved.", self._way(entry, "moved"))
+        others = [other for other in upcoming if other.id != entry_id]
+        index = min(max(position, 1) - 1, len(others))
+        order = [*others[:index], entry, *others[index:]]
+        started = [other for other in self.entries if other.state not in PENDING]
+        return dataclasses.replace(self, entries=(*started, *order))
+
+    def cleared(self) -> Queue:
+        """The queue without the entries that have ended."""
+        return dataclasses.replace(self, entries=tuple(entry for entry in self.entries if not entry.is_over))
+
+    # As a text.
+
+    def dumps(self) -> str:
+        """The text of ``queue.json``."""
+        data = {
+            "format": FORMAT,
+            "next_id": self.next_id,
+            "next_sweep": self.next_sweep,
+            "entries": [entry.to_dict() for entry in self.entries],
+        }
+        return json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+    @classmethod
+    def loads(cls, text: str) -> Queue:
+        """Read ``queue.json``.
+
+        Raises:
+            ValueError: If it is none, or one of a later version; the message says what is wrong.
+        """
+        try:
+            data: Any = json.loads(text)
+        except RecursionError as error:
+            raise ValueError("it is nested too deeply") from error
+        if not isinstance(data, dict) or not isinstance(data.get("entries"), list):
+            raise ValueError("it has no entries")
+        if data.get("format") != FORMAT:
+            raise ValueError("it is of another version of localtune-tui")
+        entries = tuple(QueueEntry.from_dict(item) for item in data["entries"])
+        if len({entry.id for entry in entries}) < len(entries):
+            raise ValueError("two entries have one id")
+        runs = [entry.run for entry in entries if entry.run is not None]
+        if len(set(runs)) < len(runs):
+            raise ValueError("two entries have one run")
+        highest = max((entry.id for entry in entries), default=0)
+        return cls(entries, max(_number(data, "next_id"), highest + 1), _number(data, "next_sweep"))
+
+
+def _number(data: Mapping[str, Any], name: str) -> int:
+    value = data.get(name)
+    if type(value) is not int or not 1 <= value < math.inf:
+        raise ValueError(f"{name} is no number")
+    return value

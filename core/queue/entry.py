@@ -1,0 +1,138 @@
+"""Queue entry: a run that waits for the device, is on, or has ended; and the states that it passes through."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from core.runs.events import TIME_LIMIT
+from core.text import one_line
+
+EntryState = Literal["waiting", "held", "starting", "running", "done", "failed", "skipped", "removed"]
+STATES: frozenset[str] = frozenset(get_args(EntryState))
+#: States of an entry that has the device, or is about to.
+ACTIVE: frozenset[str] = frozenset({"starting", "running"})
+#: States of an entry that is still to be started.
+PENDING: frozenset[str] = frozenset({"waiting", "held"})
+ENDED: frozenset[str] = frozenset({"done", "failed", "skipped", "removed"})
+
+#: By state: the states that may follow. ``starting`` follows on ``running`` where a reboot took a run that had saved
+#: nothing: it starts anew.
+FOLLOWS: Mapping[str, frozenset[str]] = {
+    "waiting": frozenset({"held", "starting", "skipped", "removed"}),
+    "held": frozenset({"waiting", "removed"}),
+    "starting": frozenset({"running", "done", "failed", "skipped"}),
+    "running": frozenset({"starting", "done", "failed"}),
+    "done": frozenset(),
+    "failed": frozenset(),
+    "skipped": frozenset(),
+    "removed": frozenset(),
+}
+
+#: Ids, counts, and the longest text of an entry.
+_COUNTS, _TEXT = range(1, 1 << 31), 2000
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueueEntry:
+    """A line of the queue. Its configuration is a file of its own, as it was when the entry was added."""
+
+    id: int
+    name: str
+    """Subject of the run; its slug ends the run id."""
+    state: EntryState = "waiting"
+    added: float = 0.0
+    """Unix seconds."""
+    source: str = ""
+    """The file that the configuration was read from; empty where it had none."""
+    overrides: tuple[str, ...] = ()
+    """``section.key=value`` on top of the file."""
+    run: str | None = None
+    """Id of its run, written before that is started."""
+    starts: int = 0
+    """Starts in a row of which no process came; see :data:`core.queue.runner.MOST_STARTS`."""
+    continued: str | None = None
+    """Boot id of the boot in which the run was continued after a reboot; None where that was not needed."""
+    reason: str = ""
+    """Why it is in its state; may be empty."""
+    outcome: str = ""
+    """State that its run ended in: finished, stopped, failed or lost; empty before."""
+    begun: float | None = None
+    """Start of its run, in Unix seconds."""
+    ended: float | None = None
+    """End of its run, in Unix seconds."""
+    sweep: str | None = None
+    """Id of the sweep that it belongs to."""
+    values: Mapping[str, Any] = field(default_factory=dict)
+    """What the sweep varies, ``section.key`` to this entry's value."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more will be done with it."""
+        return self.state in ENDED
+
+    def moved(self, state: EntryState, **changes: Any) -> QueueEntry:
+        """The entry in another state.
+
+        Raises:
+            ValueError: If that state cannot follow.
+        """
+        if state not in FOLLOWS[self.state]:
+            raise ValueError(f"entry {self.id} is {self.state} and cannot become {state}")
+        return dataclasses.replace(self, state=state, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The entry as in ``queue.json``."""
+        found = dataclasses.asdict(self)
+        return found | {"overrides": list(self.overrides), "values": dict(self.values)}
+
+    @classmethod
+    def from_dict(cls, data: Any) -> QueueEntry:
+        """Read an entry, its texts safe to show; fields that this version does not know are left out.
+
+        Raises:
+            ValueError: If a field is missing or has a value of the wrong kind; the message names it.
+        """
+        if not isinstance(data, dict):
+            raise ValueError("an entry is no object")
+        known = {item.name: data[item.name] for item in dataclasses.fields(cls) if item.name in data}
+        for name in ("id", "name", "state"):
+            if name not in known:
+                raise ValueError(f"an entry has no {name}")
+        for name, value in known.items():
+            if not _is_sound(name, value):
+                raise ValueError(f"{name} of entry {one_line(str(known['id']), 20)} makes no sense")
+        for name in ("name", "reason", "source", "outcome"):
+            if name in known:
+                known[name] = one_line(known[name], _TEXT)
+        known["overrides"] = tuple(known.get("overrides", ()))
+        return cls(**known)
+
+
+def _is_sound(name: str, value: Any) -> bool:
+    if name == "id":
+        return type(value) is int and value in _COUNTS
+    if name == "starts":
+        return type(value) is int and 0 <= value < _COUNTS.stop
+    if name == "state":
+        return isinstance(value, str) and value in STATES
+    if name in ("begun", "ended", "added"):
+        is_number = type(value) in (int, float) and math.isfinite(value) and abs(value) <= TIME_LIMIT
+        return is_number or (value is None and name != "added")
+    if name == "run":
+        return value is None or (isinstance(value, str) and is_run_id(value))
+    if name in ("continued", "sweep"):
+        return value is None or isinstance(value, str)
+    if name == "overrides":
+        return isinstance(value, list) and all(isinstance(item, str) for item in value)
+    if name == "values":
+        return isinstance(value, dict)
+    return isinstance(value, str)
+
+
+def is_run_id(text: str) -> bool:
+    """Whether a text may be the name of a run directory; one that leads elsewhere is none."""
+    return bool(text) and text not in (".", "..") and not set(text) & {"/", "\0"} and len(text) <= 200

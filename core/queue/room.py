@@ -1,0 +1,66 @@
+"""Room on the GPU: whether a run would fit into it now, while other programs use it too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from core.config.schema import Config
+from core.errors import UserError
+from core.memory.plan import Machine, Plan
+from core.units import format_bytes
+
+
+def lack_of_room(config: Config) -> str | None:
+    """Why a run has to wait for memory of the GPU, in words; None where it can be started.
+
+    A run that would not fit into an empty card is started all the same: its worker says what to change, which waiting
+    would never do. So is one that cannot be planned. Blocks: asks the driver, and reads the model's headers.
+
+    Args:
+        config: Configuration of the run.
+    """
+    if config.hardware.device == "cpu":
+        return None
+    from core.memory.planner import make_plan
+    from core.models.architecture.load import locate_model
+    from core.models.architecture.sandboxed import load_architecture
+    from core.runs.forecast import this_machine
+
+    try:
+        machine = this_machine(config)
+        total = _card_bytes(config) if machine.kind == "cuda" else None
+        if total is None or machine.limit_bytes is None:
+            return None
+        architecture = load_architecture(locate_model(config.model.base))
+        return judge(machine, total, lambda there: make_plan(architecture, config, there))
+    except UserError:
+        return None
+
+
+def judge(machine: Machine, total: int, plan: Callable[[Machine], Plan]) -> str | None:
+    """The reason to wait, from plans for the memory that is free and for all of the card's.
+
+    Args:
+        machine: The machine as it is now.
+        total: Bytes of the card.
+        plan: Plans the run for a machine.
+
+    Raises:
+        UserError: If it cannot be planned.
+    """
+    now = plan(machine)
+    if now.fits is not False:
+        return None
+    empty = plan(replace(machine, limit_bytes=total))
+    if empty.fits is False or machine.limit_bytes is None:
+        return None
+    needed, free = format_bytes(now.needed_bytes), format_bytes(machine.limit_bytes)
+    return f"{needed} of GPU memory, of which {free} are free while other programs use it"
+
+
+def _card_bytes(config: Config) -> int | None:
+    from core.hardware.card import find_card
+
+    card = find_card(gpu=config.hardware.gpu)
+    return card.memory_total if card is not None else None

@@ -1,0 +1,252 @@
+"""Runner of the queue: starts the entries one after the other, and follows each run to its end.
+
+What it has decided is on the disk before it acts, so that it may be killed at any moment: an entry's run id is written
+before the run is made, the directory is made whole or not at all, and the lock that the worker inherits tells whether
+a process was started. A runner that begins looks at these, and goes on from there.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from types import FrameType
+
+from core.config.schema import Config
+from core.errors import UserError
+from core.launch import launcher
+from core.queue import store
+from core.queue.book import Queue
+from core.queue.entry import FOLLOWS, EntryState, QueueEntry
+from core.queue.fate import Fate, continuable, find_fate, live_run, run_of
+from core.queue.room import lack_of_room
+from core.queue.status import own_status
+from core.runs.process import boot_id, hostname
+from core.runs.state import END_STATES, RunState
+from core.runs.store import Run, complete_checkpoints, free_run_id, make_run
+from core.text import one_line
+
+#: Starts in a row of which no process came, before an entry is given up.
+MOST_STARTS = 5
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds between two looks of the runner."""
+
+    follow: float = 1.0
+    """At a run that is on."""
+    soonest: float = 2.0
+    """At what it waits for, at first; twice as long each time."""
+    latest: float = 30.0
+    """The longest."""
+
+
+class QueueRunner:
+    """Carries out the queue, a pass at a time; belongs to the one process that holds the runner's lock.
+
+    Args:
+        told: Gets every event as a sentence: an entry that starts, ends, waits.
+        ended: Told of an entry that has ended without a worker that could tell it itself.
+        room: Why a run has to wait for memory; None where it fits.
+        pace: How often it looks.
+        release: Gives up being the runner; called under the queue's lock when nothing waits.
+    """
+
+    def __init__(
+        self,
+        told: Callable[[str], None],
+        ended: Callable[[QueueEntry], None] = lambda _: None,
+        room: Callable[[Config], str | None] = lack_of_room,
+        pace: Pace | None = None,
+        release: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._told, self._ended, self._room, self._release = told, ended, room, release
+        self._pace = pace or Pace()
+        self._wait = self._pace.soonest
+        self._said = ""
+        self._stopped = threading.Event()
+
+    def stop(self) -> None:
+        """End after the present pass; the run that is on goes on."""
+        self._stopped.set()
+
+    def install_signals(self) -> None:
+        """Let SIGTERM and SIGINT end it; a terminal that is gone does nothing."""
+
+        def ask(_number: int, _frame: FrameType | None) -> None:
+            self.stop()
+
+        signal.signal(signal.SIGTERM, ask)
+        signal.signal(signal.SIGINT, ask)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    def run(self) -> bool:
+        """Pass after pass, until nothing waits or it is stopped; returns whether the queue was carried out."""
+        while not self._stopped.is_set():
+            seconds = self.tick()
+            if seconds is None:
+                return True
+            self._stopped.wait(seconds)
+        return False
+
+    def tick(self) -> float | None:
+        """One pass: at most one step with one entry.
+
+        Returns:
+            Seconds until the next pass; None where nothing is left to do.
+        """
+        try:
+            launcher.reap()
+            queue = store.read_queue()
+            if (active := queue.active) is not None:
+                return self._tend(active)
+            if queue.next_waiting is None:
+                return self._finish()
+            return self._begin(queue.next_waiting)
+        except (UserError, OSError) as error:
+            # A full disk, or a file that cannot be read: neither is a reason to give up the night.
+            return self._await(f"waits: {error}", None)
+
+    # An entry that has the device.
+
+    def _tend(self, entry: QueueEntry) -> float:
+        if entry.run is None:
+            return self._end(entry, "failed", "the queue does not say which run it is")
+        run = run_of(entry)
+        fate = find_fate(run)
+        if fate.kind == "absent" and entry.state == "running":
+            return self._end(entry, "failed", "its run was deleted")
+        if fate.kind in ("absent", "unstarted"):
+            return self._start(entry, run)
+        if fate.kind == "rebooted":
+            return self._go_on(entry, run)
+        if fate.kind == "ended":
+            return self._conclude(entry, fate)
+        return self._follow(entry, fate)
+
+    def _start(self, entry: QueueEntry, run: Run) -> float:
+        """Start the run of an entry that is starting, for the first time or once more after a kill in between."""
+        if entry.starts >= MOST_STARTS:
+            return self._end(entry, "failed", f"{entry.starts} starts of its process came to nothing; see worker.log")
+        try:
+            text = store.read_entry_text(entry)
+        except UserError as error:
+            return self._end(entry, "failed", error.message)
+        entry = self._record(entry, starts=entry.starts + 1)
+        run = make_run(run.id, text)
+        recorded = RunState.read(run.state_path) or RunState(state="queued")
+        # The heartbeat of a run that was made before a power cut is old; without a new one it would read as lost.
+        replace(recorded, host=hostname(), updated=time.time()).write(run.state_path)
+        launcher.launch(run, resume=bool(complete_checkpoints(run)))
+        self._say(f"entry {entry.id} is started as {run.id}", entry.id)
+        return 0.0
+
+    def _follow(self, entry: QueueEntry, fate: Fate) -> float:
+        state = fate.state
+        if entry.state == "starting" and state is not None and state.pid is not None:
+            begun = entry.begun if entry.begun is not None else time.time()
+            self._record(entry, "running", begun=begun, starts=0)
+        words = f" is {state.state}" if state is not None and not state.is_over else " is about to end"
+        self._say(f"follows {entry.run}, which{words}", entry.id, keep=True)
+        return self._pace.follow
+
+    def _conclude(self, entry: QueueEntry, fate: Fate) -> float:
+        state = fate.state
+        if state is None:
+            return self._end(entry, "failed", "nothing of its run can be read")
+        if state.state == "finished":
+            reason = f"refused by eval.gate: {state.refused}" if state.refused else state.reason
+            return self._end(entry, "done", reason, state)
+        if state.state == "stopped":
+            return self._end(entry, "done", state.reason or "it was stopped", state)
+        return self._end(entry, "failed", launcher.failure_reason(run_of(entry)), state)
+
+    def _go_on(self, entry: QueueEntry, run: Run) -> float:
+        """Let a run that a reboot has ended go on from its checkpoint, or anew where it has none; once."""
+        here = boot_id()
+        if entry.continued not in (None, here) or entry.starts >= MOST_STARTS:
+            return self._end(entry, "failed", "the machine was started again, for the second time", run.state())
+        if not continuable(run):
+            if entry.continued is not None:
+                return self._end(entry, "failed", "it was lost again before its first checkpoint", run.state())
+            anew = free_run_id(entry.name, store.read_queue().reserved)
+            self._record(entry, "starting" if entry.state == "running" else None, run=anew, continued=here, starts=0)
+            self._say(f"entry {entry.id} starts anew as {anew}: a reboot ended {run.id} before a checkpoint", entry.id)
+            return 0.0
+        entry = self._record(entry, continued=here, starts=entry.starts + 1)
+        launcher.continue_run(run)
+        self._say(f"{run.id} goes on from its checkpoint after a reboot", entry.id)
+        return 0.0
+
+    def _end(self, entry: QueueEntry, state: EntryState, reason: str, run_state: RunState | None = None) -> float:
+        outcome = run_state.state if run_state is not None else ""
+        ended = run_state.updated if run_state is not None and run_state.updated else time.time()
+        self._record(entry, state, reason=one_line(reason, 500), outcome=outcome, ended=ended)
+        self._say(f"entry {entry.id} is {state}{f': {reason}' if reason else ''}", None)
+        if outcome not in END_STATES or run_state is None or run_state.pid is None:
+            # A worker tells itself of an end that it has come to.
+            self._ended(replace(entry, state=state, reason=reason))
+        self._wait = self._pace.soonest
+        return 0.0
+
+    # The next one.
+
+    def _begin(self, entry: QueueEntry) -> float:
+        if (other := live_run()) is not None:
+            return self._await(f"waits for {other.id}, which is {other.state().state}", entry.id)
+        try:
+            config = store.read_entry_config(entry)
+        except UserError as error:
+            return self._end(entry, "skipped", str(error))
+        if (reason := self._room(config)) is not None:
+            return self._await(f"waits for {reason}", entry.id)
+        self._wait = self._pace.soonest
+        store.change(lambda queue: _claim(queue, entry.id))
+        return 0.0
+
+    def _finish(self) -> float | None:
+        """Give up being the runner, unless something was added at this moment."""
+        with store.locked():
+            if store.read_queue().next_waiting is not None:
+                return 0.0
+            self._release()
+        return None
+
+    # Records and words.
+
+    def _record(self, entry: QueueEntry, state: EntryState | None = None, **changes: object) -> QueueEntry:
+        """Write what an entry has become; returns it."""
+
+        def how(queue: Queue) -> Queue:
+            present = queue.entry(entry.id)
+            if state is None:
+                return queue.with_entry(replace(present, **changes))  # type: ignore[arg-type]
+            # One that was held at this moment, for instance, stays so.
+            return queue.with_entry(present.moved(state, **changes)) if state in FOLLOWS[present.state] else queue
+
+        return store.change(how).entry(entry.id)
+
+    def _await(self, sentence: str, entry: int | None) -> float:
+        self._say(sentence, entry, keep=True)
+        seconds, self._wait = self._wait, min(2 * self._wait, self._pace.latest)
+        return seconds
+
+    def _say(self, sentence: str, entry: int | None, *, keep: bool = False) -> None:
+        """Tell what it does, to people; the same sentence once where ``keep`` is set."""
+        if keep and sentence == self._said:
+            return
+        self._said = sentence
+        own_status(sentence, entry).write()
+        self._told(sentence)
+
+
+def _claim(queue: Queue, entry_id: int) -> Queue:
+    """The entry given the device and a run id, if it is still the next one and nothing else has the device."""
+    entry = queue.next_waiting
+    if entry is None or entry.id != entry_id or queue.active is not None:
+        return queue
+    run = free_run_id(entry.name, queue.reserved)
+    return queue.with_entry(entry.moved("starting", run=run, begun=time.time()))

@@ -1,0 +1,191 @@
+"""Runner of the queue as a process: whether it is on, what it is doing, how it is started and ended."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from core import paths
+from core.atomic import write_atomic
+from core.errors import UserError
+from core.helper import start_detached
+from core.launch.launcher import worker_environment
+from core.runs.process import is_same_process, own_identity
+from core.small_files import read_small
+from core.text import one_line
+
+_LIMIT = 1 << 16
+_children: list[subprocess.Popen[bytes]] = []
+#: Seconds that a runner may take to begin or to end.
+PATIENCE = 20.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunnerStatus:
+    """What the runner last said of itself, in ``runner.json``."""
+
+    pid: int
+    pid_started: str | None
+    doing: str = ""
+    """A sentence for people: what it does or waits for."""
+    entry: int | None = None
+    """The entry that this is about."""
+    updated: float = 0.0
+    """Unix seconds."""
+
+    def write(self) -> None:
+        """Replace the file; nothing where there is no room, as it is only for people."""
+        with contextlib.suppress(OSError):
+            write_atomic(_status_path(), json.dumps(dataclasses.asdict(self), indent=1) + "\n", durable=False)
+
+
+def _status_path() -> Path:
+    return paths.queue_dir() / "runner.json"
+
+
+def log_path() -> Path:
+    """Output of the runner."""
+    return paths.queue_dir() / "runner.log"
+
+
+def try_runner_lock() -> int | None:
+    """Try to become the runner of this home.
+
+    Returns:
+        The descriptor that holds the lock as long as it is open, or None if there is a runner.
+
+    Raises:
+        UserError: If the lock file cannot be made.
+    """
+    path = paths.make_private_dir(paths.queue_dir()) / "runner.lock"
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, paths.FILE_MODE)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}.", "Make room or fix its permissions.") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    except OSError as error:
+        os.close(descriptor)
+        # Without locks, two runners could start an entry twice.
+        raise UserError(
+            f"{path} cannot be locked: {error.strerror}.", "Put LOCALTUNE_HOME on a file system that has locks."
+        ) from error
+    return descriptor
+
+
+def release_runner_lock(descriptor: int) -> None:
+    """Give up being the runner; from then on none is on, though the process takes a moment to end."""
+    _status_path().unlink(missing_ok=True)
+    os.close(descriptor)
+
+
+def read_status() -> RunnerStatus | None:
+    """The status of the runner that is on; None where none is."""
+    try:
+        data: Any = json.loads(read_small(_status_path(), _LIMIT))
+        pid, identity, entry = data["pid"], data["pid_started"], data["entry"]
+        doing, updated = one_line(str(data["doing"]), 400), float(data["updated"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    if type(pid) is not int or not isinstance(identity, str) or not is_same_process(pid, identity):
+        return None
+    is_entry = type(entry) is int
+    return RunnerStatus(pid=pid, pid_started=identity, doing=doing, entry=entry if is_entry else None, updated=updated)
+
+
+def own_status(doing: str = "", entry: int | None = None) -> RunnerStatus:
+    """The status of this process."""
+    pid, identity = own_identity()
+    return RunnerStatus(pid=pid, pid_started=identity, doing=doing, entry=entry, updated=time.time())
+
+
+def runner_command() -> list[str]:
+    """The command line of the runner."""
+    return [sys.executable, "-m", "core.queue"]
+
+
+def start_runner(timeout: float = PATIENCE) -> tuple[RunnerStatus, bool]:
+    """Start the runner, detached; the one that is on, where there is one.
+
+    Returns:
+        Its status, and whether it was started by this.
+
+    Raises:
+        UserError: If it does not begin.
+    """
+    if (status := read_status()) is not None:
+        return status, False
+    paths.make_private_dir(paths.queue_dir())
+    try:
+        log = os.open(
+            log_path(), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, paths.FILE_MODE
+        )
+        try:
+            child = start_detached(runner_command(), log=log, cwd=paths.queue_dir(), environment=worker_environment())
+        finally:
+            os.close(log)
+    except OSError as error:
+        raise UserError(
+            f"The runner of the queue cannot be started: {error.strerror}.", "Close something, then do it again."
+        ) from error
+    _children[:] = [*(other for other in _children if other.poll() is None), child]
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        if (status := read_status()) is not None:
+            return status, status.pid == child.pid
+        if child.poll() is not None and (child.returncode or read_status() is None):
+            break
+        time.sleep(0.02)
+    if child.poll() == 0:
+        # It had nothing to do, and has ended already.
+        return RunnerStatus(pid=child.pid, pid_started=None, doing="has ended: nothing waits"), True
+    raise UserError("The runner of the queue has not begun.", f"Its log is {log_path()}.")
+
+
+def stop_runner(timeout: float = PATIENCE) -> bool:
+    """End the runner; the run that is on goes on, and the next runner takes it over.
+
+    Returns:
+        False where none was on.
+
+    Raises:
+        UserError: If it does not end, or belongs to another user.
+    """
+    status = read_status()
+    if status is None:
+        return False
+    try:
+        handle = os.pidfd_open(status.pid)
+    except ProcessLookupError:
+        return False
+    try:
+        if not is_same_process(status.pid, status.pid_started):
+            return False
+        signal.pidfd_send_signal(handle, signal.SIGTERM)
+    except ProcessLookupError:
+        return False
+    except PermissionError as error:
+        raise UserError(
+            f"The runner, process {status.pid}, belongs to another user.", "Stop it as that user."
+        ) from error
+    finally:
+        os.close(handle)
+    deadline = time.monotonic() + timeout
+    while is_same_process(status.pid, status.pid_started):
+        if time.monotonic() >= deadline:
+            raise UserError(f"The runner, process {status.pid}, has not ended in {timeout:g} s.", "Do it again.")
+        time.sleep(0.02)
+    return True

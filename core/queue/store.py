@@ -1,0 +1,183 @@
+"""Files of the queue: ``queue.json``, the configurations of its entries, the lock that changes are made under."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from core import paths
+from core.atomic import write_atomic
+from core.config.document import ConfigDocument, dump_config
+from core.config.schema import Config
+from core.errors import UserError
+from core.queue.book import Queue
+from core.queue.entry import QueueEntry
+from core.small_files import read_small
+from core.text import one_line
+
+#: Largest file, in bytes.
+LIMIT = 16 << 20
+
+
+def queue_path() -> Path:
+    """The file with the entries."""
+    return paths.queue_dir() / "queue.json"
+
+
+def config_path(entry_id: int) -> Path:
+    """The configuration of an entry, as it was when it was added, every value resolved."""
+    return paths.queue_dir() / f"{entry_id}.toml"
+
+
+def read_queue() -> Queue:
+    """The queue as it is now; an empty one where there was never any. Needs no lock, as the file is replaced whole.
+
+    Raises:
+        UserError: If it cannot be read. Nothing is guessed then, since an entry that is taken for one that waits would
+            be trained twice.
+    """
+    path = queue_path()
+    try:
+        return Queue.loads(read_small(path, LIMIT).decode("utf-8"))
+    except FileNotFoundError:
+        return Queue()
+    except (OSError, ValueError) as error:
+        cause = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise UserError(
+            f"The queue cannot be read from {path}: {one_line(cause, 200)}.",
+            f"Mend the file, or move it away for an empty queue; the configurations are beside it in {path.parent}.",
+        ) from error
+
+
+@contextlib.contextmanager
+def locked() -> Iterator[None]:
+    """Hold the lock of the queue, for as short as possible; who comes second waits.
+
+    Raises:
+        UserError: If its directory cannot be written.
+    """
+    path = paths.make_private_dir(paths.queue_dir()) / "queue.lock"
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, paths.FILE_MODE)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}.", "Make room or fix its permissions.") from error
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def change(how: Callable[[Queue], Queue]) -> Queue:
+    """Change the queue under its lock; what is returned is on the disk.
+
+    Args:
+        how: Makes the new queue of the present one; nothing is written where it raises.
+
+    Raises:
+        UserError: If the queue cannot be read or written; it is then as before.
+    """
+    with locked():
+        before = read_queue()
+        after = how(before)
+        if after != before:
+            write_queue(after)
+        return after
+
+
+def write_queue(queue: Queue) -> None:
+    """Replace ``queue.json``; the caller holds the lock.
+
+    Raises:
+        UserError: If it cannot be written; the old one is then untouched.
+    """
+    _write(queue_path(), queue.dumps())
+
+
+def add(entries: Sequence[tuple[QueueEntry, Config]], *, is_sweep: bool = False) -> list[QueueEntry]:
+    """Put runs to the end of the queue, all of them or none.
+
+    Args:
+        entries: Entries, whose ids are given here, each with its checked configuration, paths absolute.
+        is_sweep: Whether they are the variants of a sweep, which then gets an id.
+
+    Returns:
+        The entries as they were added.
+
+    Raises:
+        UserError: If the queue cannot be read or written.
+    """
+    with locked():
+        queue = read_queue()
+        made = [entry for entry, _ in entries]
+        if is_sweep:
+            sweep = f"s{queue.next_sweep}"
+            made = [replace(entry, sweep=sweep) for entry in made]
+            queue = replace(queue, next_sweep=queue.next_sweep + 1)
+        after = queue.with_added(made)
+        added = list(after.entries[len(queue.entries) :])
+        # Configurations first: an entry without one could not be started.
+        try:
+            for entry, (_, config) in zip(added, entries, strict=True):
+                _write(config_path(entry.id), dump_config(config))
+            write_queue(after)
+        except BaseException:
+            for entry in added:
+                config_path(entry.id).unlink(missing_ok=True)
+            raise
+        return added
+
+
+def clear() -> int:
+    """Take out the entries that have ended, and their configurations; returns how many.
+
+    Raises:
+        UserError: If the queue cannot be read or written.
+    """
+    with locked():
+        before = read_queue()
+        after = before.cleared()
+        if after != before:
+            write_queue(after)
+        kept = {entry.id for entry in after.entries}
+        for entry in before.entries:
+            if entry.id not in kept:
+                config_path(entry.id).unlink(missing_ok=True)
+    return sum(entry.state != "removed" for entry in before.entries) - len(after.entries)
+
+
+def read_entry_config(entry: QueueEntry) -> Config:
+    """The configuration of an entry.
+
+    Raises:
+        UserError: If it is missing or invalid.
+    """
+    return ConfigDocument.load(config_path(entry.id)).validate()
+
+
+def read_entry_text(entry: QueueEntry) -> str:
+    """The text of its configuration.
+
+    Raises:
+        UserError: If it cannot be read.
+    """
+    path = config_path(entry.id)
+    try:
+        return read_small(path, LIMIT).decode("utf-8")
+    except (OSError, ValueError) as error:
+        cause = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise UserError(f"{path} cannot be read: {one_line(cause, 200)}.", "Add the run anew.") from error
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        write_atomic(path, text)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written: {error.strerror or error}.", "Make room or fix its permissions."
+        ) from error

@@ -1,0 +1,169 @@
+"""Sweep: one configuration with several values for some options, each combination a run."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from core.config.document import ConfigDocument, dump_config
+from core.config.schema import Config
+from core.errors import UserError
+from core.text import one_line
+
+#: Most runs of one sweep.
+MOST_VARIANTS = 500
+_OPENING, _CLOSING = "[{(", "]})"
+
+
+@dataclass(frozen=True)
+class Axis:
+    """An option and the values that it takes, as they were typed."""
+
+    name: str
+    values: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One combination.
+
+    Args:
+        assignments: ``section.key=value`` on top of the configuration.
+        values: The same as values.
+        config: The configuration with them.
+    """
+
+    assignments: tuple[str, ...]
+    values: Mapping[str, Any]
+    config: Config
+
+
+def parse_axis(text: str) -> Axis:
+    """Read ``train.learning_rate=1e-4,2e-4``; commas within brackets and quotes do not separate.
+
+    Raises:
+        UserError: If it is not of this form, or a value is there twice.
+    """
+    name, found, listed = text.partition("=")
+    name = name.strip()
+    values = tuple(split_values(listed))
+    if not found or not name or not values or not all(values):
+        raise UserError(
+            f"--over {one_line(text, 80)} names no option with values.", "Write --over train.learning_rate=1e-4,2e-4."
+        )
+    if len(set(values)) < len(values):
+        raise UserError(f"--over {one_line(text, 80)} has a value twice.", "Name each value once.")
+    return Axis(name, values)
+
+
+def split_values(text: str) -> list[str]:
+    """The values in a text, cut at the commas that are in no bracket and no quotes."""
+    found, piece, depth, quote = [], "", 0, ""
+    for character in text:
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "\"'":
+            quote = character
+        elif character in _OPENING:
+            depth += 1
+        elif character in _CLOSING:
+            depth -= 1
+        elif character == "," and depth <= 0:
+            found.append(piece.strip())
+            piece = ""
+            continue
+        piece += character
+    return [*found, piece.strip()]
+
+
+def combinations(axes: Sequence[Axis], count: int | None = None, seed: int = 0) -> list[tuple[str, ...]]:
+    """The assignments of all combinations, the last option varying fastest; or of some of them, chosen at random.
+
+    Args:
+        axes: The options that vary.
+        count: Number of combinations to choose; None for all.
+        seed: Of the choice, so that it can be made again.
+
+    Raises:
+        UserError: If an option is there twice, or there are more than :data:`MOST_VARIANTS`.
+    """
+    names = [axis.name for axis in axes]
+    if doubled := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"--over names {one_line(doubled, 60)} twice.", "Give all its values at once.")
+    total = math.prod(len(axis.values) for axis in axes)
+    wanted = total if count is None else min(count, total)
+    if wanted > MOST_VARIANTS:
+        raise UserError(
+            f"These are {wanted:,} runs, and a sweep has {MOST_VARIANTS} at most.",
+            "Take fewer values, or choose some of the combinations with --random N.",
+        )
+    if count is None or count >= total:
+        chosen: Sequence[int] = range(total)
+    else:
+        chosen = sorted(random.Random(seed).sample(range(total), wanted))  # noqa: S311 - a choice, no secret
+    return [_combination(axes, number) for number in chosen]
+
+
+def _combination(axes: Sequence[Axis], number: int) -> tuple[str, ...]:
+    """The combination with a number, without making all those before it."""
+    found = []
+    for axis in reversed(axes):
+        number, index = divmod(number, len(axis.values))
+        found.append(f"{axis.name}={axis.values[index]}")
+    return tuple(reversed(found))
+
+
+def make_variants(path: Path, overrides: Sequence[str], choices: Sequence[tuple[str, ...]]) -> list[Variant]:
+    """The configurations of the combinations, each checked.
+
+    Args:
+        path: The configuration file.
+        overrides: ``section.key=value`` that hold for all of them.
+        choices: Of :func:`combinations`.
+
+    Raises:
+        UserError: For the first combination that is not valid; the hint names it.
+    """
+    variants = []
+    for assignments in choices:
+        document = ConfigDocument.load(path)
+        document.apply(overrides)
+        try:
+            document.apply(assignments)
+            config = document.validate()
+        except UserError as error:
+            raise UserError(
+                error.message, f"It is the variant {' '.join(assignments)}. {error.hint or ''}".strip()
+            ) from error
+        names = [assignment.partition("=")[0] for assignment in assignments]
+        variants.append(Variant(assignments, {name: _plain(document.get(name)) for name in names}, config))
+    texts = [dump_config(variant.config) for variant in variants]
+    for number, text in enumerate(texts):
+        if text in texts[:number]:
+            raise UserError(
+                f"{' '.join(choices[number])} is the same run as another variant.", "Name each value in one way only."
+            )
+    return variants
+
+
+def _plain(value: Any) -> Any:
+    """A value without the wrappers of the TOML library, as JSON can hold it."""
+    return value.unwrap() if hasattr(value, "unwrap") else value
+
+
+def words_of(values: Mapping[str, Any]) -> str:
+    """The values of a variant in few words: ``learning_rate 0.0001, rank 8``."""
+    return ", ".join(f"{name.rpartition('.')[2]} {_word(value)}" for name, value in values.items())
+
+
+def _word(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else one_line(str(value), 40)
+
+
+def name_of(base: str, values: Mapping[str, Any]) -> str:
+    """The name of a variant's run, whose slug ends its id: ``faq-lr0.0001-r8`` would be cut, so values come shortly."""
+    return f"{base[:16]} {' '.join(_word(value) for value in values.values())}"

@@ -1,0 +1,172 @@
+"""View of the queue: its entries with what their runs do, and when each is expected to begin and to end."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+from core.errors import UserError
+from core.queue.book import Queue
+from core.queue.entry import ENDED, QueueEntry
+from core.queue.estimate import Estimator
+from core.queue.fate import run_of
+from core.queue.status import RunnerStatus, read_status
+from core.queue.store import read_entry_config, read_queue
+from core.runs.eta import estimate
+from core.runs.history import RunHistory
+from core.runs.schedule import Schedule
+from core.runs.store import Run
+from core.runs.tail import EventTail
+
+
+@dataclass(frozen=True)
+class EntryView:
+    """An entry with what is expected of it.
+
+    Args:
+        entry: The entry.
+        place: Its place among those that wait, 1 for the next one; None for others.
+        seconds: Expected duration of its run, or of the rest of it; None where that is not known.
+        watt_hours: Expected energy; None where that is not known.
+        begins: Expected begin in Unix seconds; None where that is not known, or no runner is on.
+        ends: Expected end, the same way.
+        state: State of the run of an entry that has the device; empty for others.
+        step: Steps done of that run.
+        total_steps: Steps of it; 0 while unknown.
+    """
+
+    entry: QueueEntry
+    place: int | None = None
+    seconds: float | None = None
+    watt_hours: float | None = None
+    begins: float | None = None
+    ends: float | None = None
+    state: str = ""
+    step: int = 0
+    total_steps: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The view as JSON."""
+        entry = self.entry
+        return {
+            "id": entry.id,
+            "name": entry.name,
+            "state": entry.state,
+            "place": self.place,
+            "run": entry.run,
+            "run_state": self.state or entry.outcome or None,
+            "step": self.step,
+            "total_steps": self.total_steps,
+            "reason": entry.reason,
+            "source": entry.source,
+            "overrides": list(entry.overrides),
+            "sweep": entry.sweep,
+            "values": dict(entry.values),
+            "added": entry.added,
+            "begun": entry.begun,
+            "ended": entry.ended,
+            "seconds_expected": self.seconds,
+            "watt_hours_expected": self.watt_hours,
+            "begins_expected": self.begins,
+            "ends_expected": self.ends,
+        }
+
+
+@dataclass(frozen=True)
+class QueueView:
+    """The queue as it is shown: what is on, then what waits, then what has ended."""
+
+    rows: tuple[EntryView, ...]
+    runner: RunnerStatus | None
+    """The runner that is on; None where none is, and nothing will start."""
+
+    @property
+    def upcoming(self) -> list[EntryView]:
+        """Entries that are on, wait or are held."""
+        return [row for row in self.rows if not row.entry.is_over]
+
+    @property
+    def ends(self) -> float | None:
+        """When all that waits is expected to be done; None where that is not known."""
+        rows = [row for row in self.upcoming if row.entry.state != "held"]
+        return rows[-1].ends if rows else None
+
+
+class QueueReader:
+    """Reads the queue again and again: of a run that is on only what is new, of datasets and earlier runs once.
+
+    Blocks, as configurations and records are read; belongs to one thread at a time.
+
+    Args:
+        estimator: Estimates runs that wait; None where nothing is expected of them.
+    """
+
+    def __init__(self, estimator: Estimator | None = None) -> None:
+        self._estimator = estimator
+        self._followed: tuple[Run, EventTail, RunHistory] | None = None
+        self._known: dict[int, EntryView] = {}
+
+    def read(self, now: float | None = None) -> QueueView:
+        """The queue as it is now.
+
+        Args:
+            now: Unix seconds; by default the present.
+
+        Raises:
+            UserError: If it cannot be read.
+        """
+        return self.view(read_queue(), read_status(), time.time() if now is None else now)
+
+    def view(self, queue: Queue, runner: RunnerStatus | None, now: float) -> QueueView:
+        """The view of a queue."""
+        clock: float | None = now if runner is not None else None
+        shown: list[EntryView] = []
+        if (active := queue.active) is not None:
+            shown.append(self._active(active, now))
+            clock = shown[0].ends if clock is not None else None
+        for place, entry in enumerate(queue.upcoming, 1):
+            view = replace(self._waiting(entry), entry=entry, place=place)
+            if entry.state == "waiting":
+                ends = clock + view.seconds if clock is not None and view.seconds is not None else None
+                view = replace(view, begins=clock, ends=ends)
+                clock = ends
+            shown.append(view)
+        over = [entry for entry in queue.entries if entry.state in ENDED and entry.state != "removed"]
+        over.sort(key=lambda entry: (entry.ended or 0.0, entry.id), reverse=True)
+        return QueueView((*shown, *map(EntryView, over)), runner)
+
+    def _active(self, entry: QueueEntry, now: float) -> EntryView:
+        """The entry whose run is on, with its time left."""
+        if entry.run is None or not (run := run_of(entry)).config_path.is_file():
+            return EntryView(entry, begins=entry.begun)
+        state, history = run.state(), self._history(run)
+        schedule = Schedule.of(run.values()).changed(history.settings)
+        left = estimate(history.timings, schedule, state.total_steps, now)
+        seconds = left.seconds if left is not None else None
+        ends = now + seconds if seconds is not None else None
+        return EntryView(entry, None, seconds, None, entry.begun, ends, state.state, state.step, state.total_steps)
+
+    def _history(self, run: Run) -> RunHistory:
+        if self._followed is None or self._followed[0] != run:
+            self._followed = run, EventTail(run.events_path), RunHistory()
+        _, tail, history = self._followed
+        for events in tail.batches():
+            for event in events:
+                history.apply(event)
+        return history
+
+    def _waiting(self, entry: QueueEntry) -> EntryView:
+        if self._estimator is None:
+            return EntryView(entry)
+        if entry.id not in self._known:
+            self._known[entry.id] = _expected(entry, self._estimator)
+        return self._known[entry.id]
+
+
+def _expected(entry: QueueEntry, estimator: Estimator) -> EntryView:
+    try:
+        found = estimator.estimate(read_entry_config(entry))
+    except UserError:
+        found = None
+    return EntryView(entry) if found is None else EntryView(entry, None, found.seconds, found.watt_hours)

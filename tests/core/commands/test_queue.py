@@ -1,0 +1,181 @@
+"""``queue`` and ``notify``: the command lines, with a model that is only described."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from core.queue import status, store
+from core.queue.unit import unit_path
+from core.runs.events import EvalEvent, StepEvent, encode_event
+from core.runs.store import create_run
+from tests.core.queue.helpers import add, states
+
+from .conftest import CommandLine
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A configuration that may be added."""
+    monkeypatch.setattr("core.commands.train.check_model", lambda _: None)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "settings"))
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": f"row {n}"}) + "\n" for n in range(40)))
+    path = tmp_path / "faq.toml"
+    path.write_text('[data]\ntrain = "rows.jsonl"\n[hardware]\ndevice = "cpu"\n')
+    return path
+
+
+def test_a_run_is_added_with_its_configuration_as_it_is_now(cli: CommandLine, config: Path) -> None:
+    result = cli("queue", "add", str(config), "--set", "method.rank=32", "--json")
+    assert result.json == {"entry": 1, "state": "waiting", "runner": False}
+    assert "queue start" in result.err
+    config.unlink()
+    entry = store.read_queue().entry(1)
+    assert store.read_entry_config(entry).method.rank == 32
+    assert (entry.name, entry.overrides, entry.source) == ("faq", ("method.rank=32",), str(config))
+    assert cli("queue", "add", str(config)).code == 1
+
+
+def test_what_would_be_refused_at_its_start_is_not_added(cli: CommandLine, config: Path) -> None:
+    assert cli("queue", "add", str(config), "--set", "train.batch_size=0").code == 1
+    (config.parent / "rows.jsonl").unlink()
+    assert "rows.jsonl" in cli("queue", "add", str(config)).err
+    assert store.read_queue().entries == ()
+
+
+def test_entries_are_held_released_moved_removed_and_cleared(cli: CommandLine, config: Path) -> None:
+    add("a", "b", "c")
+    assert cli("queue", "hold", "2", "--json").json == {"entry": 2, "state": "held", "place": 2}
+    assert cli("queue", "release", "2").out == "2: waiting, place 2\n"
+    assert cli("queue", "move", "3").out == "3: waiting, place 1\n"
+    assert cli("queue", "move", "3", "9", "--json").json["place"] == 3
+    assert cli("queue", "remove", "1").out == "1: removed\n"
+    assert states() == {1: "removed", 2: "waiting", 3: "waiting"}
+    result = cli("queue", "release", "2")
+    assert result.code == 1
+    assert "Entry 2 is waiting and cannot be released." in result.err
+    store.change(lambda queue: queue.with_entry(queue.entry(2).moved("skipped")))
+    assert cli("queue", "clear", "--json").json == {"cleared": 1}
+    assert states() == {3: "waiting"}
+
+
+def test_the_list_has_what_waits_in_order(cli: CommandLine, config: Path) -> None:
+    assert "The queue is empty" in cli("queue").err
+    add("a", "b")
+    lines = cli("queue", "list").out.splitlines()
+    assert [line.split()[:3] for line in lines[1:]] == [["1", "waiting", "a"], ["2", "waiting", "b"]]
+    listed = cli("queue", "--json").json
+    assert listed["runner"] is None
+    assert [entry["place"] for entry in listed["entries"]] == [1, 2]
+
+
+def test_a_sweep_asks_and_adds_every_combination(cli: CommandLine, config: Path) -> None:
+    over = ("--over", "train.learning_rate=1e-4,2e-4", "--over", "method.rank=8,16,32")
+    refused = cli("queue", "sweep", str(config), *over)
+    assert refused.code == 1
+    assert "--yes" in refused.err
+    assert "6 runs; how long they take is not known" in refused.err
+    assert store.read_queue().entries == ()
+    result = cli("queue", "sweep", str(config), *over, "--yes", "--json")
+    assert result.json["entries"] == [1, 2, 3, 4, 5, 6]
+    assert result.json["seconds_expected"] is None
+    entries = store.read_queue().of_sweep("s1")
+    assert [dict(entry.values) for entry in entries][:2] == [
+        {"train.learning_rate": 1e-4, "method.rank": 8},
+        {"train.learning_rate": 1e-4, "method.rank": 16},
+    ]
+    assert store.read_entry_config(entries[-1]).method.rank == 32
+    some = cli("queue", "sweep", str(config), *over, "--random", "2", "--yes", "--json").json
+    assert (some["sweep"], len(some["entries"])) == ("s2", 2)
+
+
+@pytest.mark.parametrize(
+    ("over", "said"),
+    [
+        ("method.rank", "names no option with values"),
+        ("method.rank=8,8", "a value twice"),
+        ("method.rank=8,zero", "method.rank"),
+        ("method.rnk=8,16", "method.rank"),
+        ("train.learning_rate=1e-4,0.0001", "the same run as another variant"),
+    ],
+)
+def test_a_sweep_that_makes_no_sense_adds_nothing(cli: CommandLine, config: Path, over: str, said: str) -> None:
+    result = cli("queue", "sweep", str(config), "--over", over, "--yes")
+    assert result.code == 1
+    assert said in result.err
+    assert result.err.count("\n") == 1
+    assert store.read_queue().entries == ()
+
+
+def test_results_mark_the_lowest_held_out_loss(cli: CommandLine, config: Path) -> None:
+    cli("queue", "sweep", str(config), "--over", "method.rank=8,16,32", "--yes")
+    losses = {1: [2.0, 1.5, 1.7], 2: [2.1, 1.9]}
+    for number, values in losses.items():
+        entry = store.read_queue().entry(number)
+        run = create_run(store.read_entry_config(entry), entry.name)
+        events = [
+            StepEvent(
+                t=1.0, step=1, epoch=0.1, loss=3.0, lr=1e-4, grad_norm=1.0, tokens=100, supervised_tokens=50,
+                seconds=2.0, tokens_per_second=50.0,
+            ),
+            *(EvalEvent(t=2.0, step=n, loss=v, perplexity=v, seconds=1.0) for n, v in enumerate([0.1, *values])),
+        ]  # fmt: skip
+        run.events_path.write_text("".join(encode_event(event) + "\n" for event in events))
+        store.change(lambda queue, e=entry, r=run: queue.with_entry(e.moved("starting", run=r.id)))  # type: ignore[misc]
+    variants = cli("queue", "results", "s1", "--json").json["variants"]
+    assert [row["best_eval_loss"] for row in variants] == [1.5, 1.9, None]
+    assert [row["best_step"] for row in variants] == [2, 2, None]
+    assert [row["best"] for row in variants] == [True, False, False]
+    assert variants[0]["tokens_per_second"] == 50.0
+    table = cli("queue", "results", "s1").out.splitlines()
+    assert table[1].startswith("*")
+    assert "1.5" in table[1]
+    assert cli("queue", "results", "s7").code == 1
+
+
+def test_the_runner_is_started_and_ended(cli: CommandLine, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def start() -> tuple[status.RunnerStatus, bool]:
+        asked.append("start")
+        return status.own_status(), True
+
+    def stop() -> bool:
+        asked.append("stop")
+        return False
+
+    monkeypatch.setattr(status, "start_runner", start)
+    monkeypatch.setattr(status, "stop_runner", stop)
+    assert cli("queue", "add", str(config), "--start", "--json").json["runner"] is True
+    assert cli("queue", "start", "--json").json["started"] is True
+    assert cli("queue", "stop", "--json").json == {"stopped": False, "run": None}
+    assert asked == ["start", "start", "stop"]
+
+
+def test_the_unit_is_shown_and_written_only_after_a_yes(cli: CommandLine, config: Path) -> None:
+    shown = cli("queue", "at-boot", "--json").json
+    assert shown["written"] is False
+    assert cli("queue", "at-boot").code == 1
+    assert not unit_path().exists()
+    result = cli("queue", "at-boot", "--yes")
+    assert result.code == 0
+    assert "enable-linger" in result.out
+    text = unit_path().read_text()
+    assert text == shown["unit"]
+    assert "KillMode=process" in text
+    assert "core.queue" in text
+    assert str(unit_path()).startswith(str(config.parent))
+
+
+def test_a_test_notice_is_sent_and_its_failure_told(cli: CommandLine, config: Path) -> None:
+    assert "Nothing is sent" in cli("notify").out
+    directory = config.parent / "settings" / "localtune"
+    directory.mkdir(parents=True)
+    (directory / "notify.toml").write_text('command = ["sh", "-c", "echo no network >&2; exit 3"]\n')
+    result = cli("notify")
+    assert result.code == 1
+    assert "ended with code 3: no network" in result.err
+    (directory / "notify.toml").write_text('command = ["true"]\n')
+    assert cli("notify", "--json").json["problems"] == []

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.notify import Notice, NotifySettings, notify
+from core.notify.send import fill_in, send
+from tests.waiting import wait_for
+
+RUN = "20261127-004446-faq"
+#: A program that writes down how it was called.
+WRITES = (
+    "import json, os, sys; "
+    "told = {name: value for name, value in os.environ.items() if name.startswith('LOCALTUNE_')}; "
+    "json.dump([sys.argv[2:], told], open(sys.argv[1], 'w'))"
+)
+
+
+def test_a_command_gets_the_values_as_arguments_and_as_variables(tmp_path: Path) -> None:
+    out = tmp_path / "called"
+    command = (sys.executable, "-c", WRITES, str(out), "run={run}", "{state}", "{reason}; rm -rf /")
+    notice = Notice("failed", 'the disk is "full" $(touch x) `id`', RUN)
+    assert send(notice, NotifySettings(command)) == []
+    arguments, variables = json.loads(out.read_text())
+    assert arguments == [f"run={RUN}", "failed", 'the disk is "full" $(touch x) `id`; rm -rf /']
+    assert variables["LOCALTUNE_RUN"] == RUN
+    assert variables["LOCALTUNE_REASON"] == 'the disk is "full" $(touch x) `id`'
+
+
+@given(st.text(max_size=30), st.sampled_from(["{run}", "{state}", "{reason}", "{other}", "{{run}}"]))
+def test_a_reason_is_never_taken_for_a_placeholder(reason: str, mark: str) -> None:
+    (found,) = fill_in(["{reason}"], Notice("finished", reason + mark, RUN))
+    assert found == Notice("x", reason + mark).values["reason"]
+
+
+def test_a_command_that_fails_or_is_not_there_is_told() -> None:
+    fails = NotifySettings((sys.executable, "-c", "raise SystemExit('no network')"))
+    (problem,) = send(Notice("finished"), fails)
+    assert problem == "the command of notify.toml ended with code 1: no network."
+    (problem,) = send(Notice("finished"), NotifySettings(("/no/such/program",)))
+    assert "/no/such/program: No such file or directory" in problem
+
+
+def test_a_command_that_hangs_is_killed_with_its_children(tmp_path: Path) -> None:
+    note = tmp_path / "child"
+    script = f"sleep 600 & echo $! > {note}; wait"
+    (problem,) = send(Notice("finished"), NotifySettings(("/bin/sh", "-c", script)), timeout=0.5)
+    assert problem == "the command of notify.toml has not ended in 0.5 s and was killed."
+
+    def is_gone() -> bool:
+        try:
+            os.kill(int(note.read_text()), 0)
+        except ProcessLookupError:
+            return True
+        return "Z" in Path(f"/proc/{int(note.read_text())}/stat").read_text().rpartition(")")[2].split()[0]
+
+    wait_for(is_gone, 10, "the end of the child")
+
+
+def test_notify_waits_for_nothing_and_does_it_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.setenv("LOCALTUNE_HOME", str(tmp_path))
+    out = tmp_path / "called"
+    (tmp_path / "localtune").mkdir()
+    command = json.dumps([sys.executable, "-c", WRITES, str(out), "{state}"])
+    (tmp_path / "localtune" / "notify.toml").write_text(f"command = {command}\n")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
+    notify(Notice("finished", "all steps done", RUN))
+    wait_for(lambda: out.exists() and out.read_text().endswith("]"), 20, "the call of the command")
+    assert json.loads(out.read_text())[0] == ["finished"]
+
+
+def test_settings_that_are_wrong_do_not_end_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    (tmp_path / "localtune").mkdir()
+    (tmp_path / "localtune" / "notify.toml").write_text("bell = 3")
+    notify(Notice("finished"))
+    assert "notice not sent" in capfd.readouterr().err
+
+
+def test_the_desktop_is_told_by_notify_send_where_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program, out = tmp_path / "notify-send", tmp_path / "out"
+    program.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {out}\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("DISPLAY", ":0")
+    assert send(Notice("failed", "--hint=x", RUN), NotifySettings(desktop=True)) == []
+    assert out.read_text().splitlines() == ["--app-name=localtune-tui", "--", f"{RUN}: failed", "--hint=x"]
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "DBUS_SESSION_BUS_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    out.unlink()
+    assert send(Notice("failed"), NotifySettings(desktop=True)) == []
+    assert not out.exists()

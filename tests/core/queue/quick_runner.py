@@ -1,0 +1,26 @@
+"""The runner's process with workers of ``quick_worker.py`` and looks that follow quickly on each other."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from pathlib import Path
+
+from core.launch import launcher
+from core.queue import __main__ as process
+from core.queue import runner
+from core.runs.store import Run
+
+WORKER = Path(__file__).with_name("quick_worker.py")
+
+
+def command(run: Run, *, resume: bool = False) -> list[str]:
+    """The command line of the worker."""
+    return [sys.executable, str(WORKER), str(run.path), *(["--resume"] if resume else [])]
+
+
+if __name__ == "__main__":
+    launcher.worker_command = command
+    quick = runner.Pace(follow=0.02, soonest=0.02, latest=0.1)
+    vars(process)["QueueRunner"] = functools.partial(runner.QueueRunner, pace=quick)
+    sys.exit(process.main([]))

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core.errors import UserError
+from core.queue.book import Queue
+from core.queue.entry import FOLLOWS, STATES, QueueEntry
+
+
+def queue_of(*names: str) -> Queue:
+    return Queue().with_added([QueueEntry(id=1, name=name) for name in names])
+
+
+def order(queue: Queue) -> list[str]:
+    return [entry.name for entry in queue.upcoming]
+
+
+def test_entries_wait_in_the_order_in_which_they_were_added() -> None:
+    queue = queue_of("a", "b").with_added([QueueEntry(id=1, name="c")])
+    assert order(queue) == ["a", "b", "c"]
+    assert [entry.id for entry in queue.entries] == [1, 2, 3]
+    assert queue.next_waiting == queue.entry(1)
+
+
+def test_a_held_entry_lets_the_next_one_go_first() -> None:
+    queue = queue_of("a", "b").held(1)
+    assert queue.next_waiting == queue.entry(2)
+    assert queue.released(1).next_waiting == queue.released(1).entry(1)
+
+
+@pytest.mark.parametrize(("position", "expected"), [(1, "cab"), (2, "acb"), (3, "abc"), (99, "abc"), (-5, "cab")])
+def test_an_entry_is_moved_among_those_that_wait(position: int, expected: str) -> None:
+    assert order(queue_of("a", "b", "c").with_position(3, position)) == list(expected)
+
+
+def test_one_that_runs_is_neither_moved_nor_removed_and_the_message_says_how_to_stop_it() -> None:
+    queue = queue_of("a", "b")
+    queue = queue.with_entry(queue.entry(1).moved("starting", run="20260101-000000-a"))
+    changes: list[Callable[[], Queue]] = [
+        lambda: queue.removed(1),
+        lambda: queue.with_position(1, 2),
+        lambda: queue.held(1),
+    ]
+    for change in changes:
+        with pytest.raises(UserError, match="Entry 1 is starting") as error:
+            change()
+        assert "stop 20260101-000000-a" in error.value.hint
+    assert order(queue.with_position(2, 1)) == ["b"]
+    assert queue.with_position(2, 1).active == queue.entry(1)
+
+
+def test_a_removed_entry_is_not_found_and_its_id_is_not_given_again() -> None:
+    queue = queue_of("a").removed(1)
+    with pytest.raises(UserError, match="no entry 1"):
+        queue.entry(1)
+    cleared = queue.cleared()
+    assert cleared.entries == ()
+    assert cleared.with_added([QueueEntry(id=1, name="b")]).entries[0].id == 2
+
+
+def test_an_entry_takes_no_step_that_its_state_does_not_allow() -> None:
+    for state in STATES:
+        entry = QueueEntry(id=1, name="a", state=state)  # type: ignore[arg-type]
+        for after in STATES - FOLLOWS[state]:
+            with pytest.raises(ValueError, match="cannot become"):
+                entry.moved(after)  # type: ignore[arg-type]
+        assert entry.is_over is (not FOLLOWS[state])
+
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs", "Cc", "Cf", "Zl", "Zp", "Zs", "Co", "Cn"]), max_size=20)
+ENTRIES = st.builds(
+    QueueEntry,
+    id=st.just(1),
+    name=TEXTS,
+    state=st.sampled_from(sorted(STATES)),
+    added=st.floats(0, 4e9),
+    run=st.none() | st.integers(1, 10**9).map(lambda number: f"run-{number}"),
+    starts=st.integers(0, 9),
+    overrides=st.lists(TEXTS, max_size=3).map(tuple),
+    sweep=st.none() | st.just("s1"),
+    values=st.dictionaries(TEXTS, st.integers() | st.booleans() | TEXTS, max_size=3),
+    begun=st.none() | st.floats(0, 4e9),
+)
+
+
+@settings(max_examples=30)
+@given(st.lists(ENTRIES, max_size=3, unique_by=lambda entry: entry.run or object()))
+def test_what_is_written_is_read_again(entries: list[QueueEntry]) -> None:
+    queue = Queue().with_added(entries)
+    assert Queue.loads(queue.dumps()) == queue
+
+
+@given(st.data())
+def test_a_damaged_text_is_refused_or_makes_sense(data: st.DataObject) -> None:
+    text = queue_of("a", "b").dumps()
+    cut, size = data.draw(st.integers(0, len(text))), data.draw(st.integers(0, 20))
+    damaged = text[:cut] + data.draw(st.text(max_size=5)) + text[cut + size :]
+    with contextlib.suppress(ValueError):
+        entries = Queue.loads(damaged).entries
+        assert len({entry.id for entry in entries}) == len(entries)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"state": "flying"}, "state of entry 1"),
+        ({"run": "../../etc"}, "run of entry 1"),
+        ({"id": True}, "id of entry"),
+        ({"added": None}, "added of entry 1"),
+        ({"overrides": "a"}, "overrides of entry 1"),
+        ({"begun": 1e300}, "begun of entry 1"),
+    ],
+)
+def test_a_value_that_makes_no_sense_is_named(change: dict[str, object], said: str) -> None:
+    data = json.loads(queue_of("a").dumps())
+    data["entries"][0].update(change)
+    with pytest.raises(ValueError, match=said):
+        Queue.loads(json.dumps(data))
+
+
+def test_a_file_of_a_later_version_is_refused() -> None:
+    with pytest.raises(ValueError, match="another version"):
+        Queue.loads('{"format": 2, "entries": []}')
+
+
+def test_two_entries_with_one_run_are_refused() -> None:
+    entries = [QueueEntry(id=number, name="a", state="running", run="r") for number in (1, 2)]
+    with pytest.raises(ValueError, match="one run"):
+        Queue.loads(Queue(tuple(entries), 3).dumps())

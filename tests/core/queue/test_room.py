@@ -1,0 +1,50 @@
+"""Room on the GPU, from plans that are made up, as no GPU is there."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import pytest
+
+from core.errors import UserError
+from core.memory.plan import Machine, Plan
+from core.queue.room import judge, lack_of_room
+from tests.core.queue.helpers import config_for
+
+GB = 10**9
+
+
+class Needing:
+    """A plan that needs so many bytes."""
+
+    def __init__(self, needed: int, limit: int | None) -> None:
+        self.needed_bytes, self.fits = needed, None if limit is None else needed <= limit
+
+
+def planned(needed: int, machine: Machine) -> Plan:
+    return cast("Plan", Needing(needed, machine.limit_bytes))
+
+
+@pytest.mark.parametrize(
+    ("free", "needed", "waits"),
+    [(20 * GB, 9 * GB, False), (8 * GB, 9 * GB, True), (20 * GB, 30 * GB, False)],
+    ids=["it fits", "others use the card", "it never fits"],
+)
+def test_a_run_waits_only_for_what_others_may_give_back(free: int, needed: int, waits: bool) -> None:
+    reason = judge(Machine("cuda", free), 24 * GB, lambda machine: planned(needed, machine))
+    assert (reason is not None) is waits
+    if reason is not None:
+        assert reason == "9.0 GB of GPU memory, of which 8.0 GB are free while other programs use it"
+
+
+def test_unknown_memory_is_not_waited_for() -> None:
+    assert judge(Machine("cuda"), 24 * GB, lambda machine: planned(9 * GB, machine)) is None
+
+
+def test_a_run_on_the_cpu_and_one_that_cannot_be_planned_do_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> Machine:
+        raise UserError("There is no such card.")
+
+    monkeypatch.setattr("core.runs.forecast.this_machine", refuse)
+    assert lack_of_room(config_for()) is None
+    assert lack_of_room(config_for(hardware={"device": "cuda"})) is None

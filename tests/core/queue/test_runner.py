@@ -1,0 +1,297 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from core.errors import UserError
+from core.launch import launcher
+from core.queue import store
+from core.queue.entry import QueueEntry
+from core.queue.runner import MOST_STARTS, Pace
+from core.runs.process import hostname, own_identity
+from core.runs.state import RunState
+from core.runs.store import Run, create_run, list_runs
+from tests.core.queue.helpers import FakeWorkers, add, config_for, fill, make_runner, states
+from tests.small_disk import small_disk
+
+
+def run_of(entry_id: int) -> Run:
+    entry = store.read_queue().entry(entry_id)
+    found = {run.id: run for run in list_runs()}
+    assert entry.run is not None
+    return found[entry.run]
+
+
+def begin_next(fakes: FakeWorkers) -> None:
+    """Passes until the next run is on and written down as such."""
+    runner = make_runner()
+    for _ in range(10):
+        runner.tick()
+        active = store.read_queue().active
+        if active is not None and active.state == "running":
+            return
+    pytest.fail("no run came on")
+
+
+def add_checkpoint(run: Run) -> None:
+    directory = run.checkpoints_path / "step-00000003"
+    directory.mkdir(parents=True)
+    (directory / "manifest.json").write_text("{}")
+
+
+def test_runs_start_in_order_one_at_a_time(fakes: FakeWorkers) -> None:
+    add("a", "b")
+    begin_next(fakes)
+    assert states() == {1: "running", 2: "waiting"}
+    assert make_runner().tick() == Pace().follow
+    fakes.end(run_of(1))
+    begin_next(fakes)
+    assert states() == {1: "done", 2: "running"}
+    fakes.end(run_of(2))
+    runner = make_runner()
+    while runner.tick() is not None:
+        pass
+    assert states() == {1: "done", 2: "done"}
+    assert [run.rpartition("-")[2] for run, _ in fakes.launched] == ["a", "b"]
+
+
+def test_the_run_is_of_the_configuration_of_the_entry(fakes: FakeWorkers) -> None:
+    add("a", train={"learning_rate": 7e-4})
+    begin_next(fakes)
+    assert run_of(1).config() == config_for(train={"learning_rate": 7e-4})
+    assert run_of(1).config_path.read_text() == store.config_path(1).read_text()
+
+
+@pytest.mark.parametrize(("state", "became"), [("failed", "failed"), ("stopped", "done"), ("finished", "done")])
+def test_whatever_a_run_ends_in_the_next_one_starts(fakes: FakeWorkers, state: str, became: str) -> None:
+    add("a", "b")
+    begin_next(fakes)
+    fakes.end(run_of(1), state, reason="the disk is full")
+    begin_next(fakes)
+    entry = store.read_queue().entry(1)
+    assert (entry.state, entry.outcome, entry.reason) == (became, state, "the disk is full")
+    assert states()[2] == "running"
+
+
+def test_a_result_that_the_gate_refuses_is_done_and_says_so(fakes: FakeWorkers) -> None:
+    add("a")
+    begin_next(fakes)
+    fakes.end(run_of(1), refused="loss 2 is above 1")
+    make_runner().tick()
+    assert store.read_queue().entry(1).reason == "refused by eval.gate: loss 2 is above 1"
+
+
+def test_a_process_that_is_killed_is_told_and_not_started_again(fakes: FakeWorkers) -> None:
+    told: list[QueueEntry] = []
+    add("a", "b")
+    begin_next(fakes)
+    fakes.vanish(run_of(1))
+    make_runner(ended=told.append).tick()
+    assert states()[1] == "failed"
+    assert "wrote no end" in store.read_queue().entry(1).reason
+    assert [entry.id for entry in told] == [1]
+    assert store.read_queue().entry(1).outcome == "lost"
+
+
+def test_a_run_that_a_reboot_has_ended_goes_on_from_its_checkpoint_once(fakes: FakeWorkers) -> None:
+    add("a")
+    begin_next(fakes)
+    run = run_of(1)
+    add_checkpoint(run)
+    fakes.vanish(run, boot="an-earlier-boot")
+    make_runner().tick()
+    assert fakes.launched == [(run.id, False), (run.id, True)]
+    begin_next(fakes)
+    entry = store.read_queue().entry(1)
+    store.change(lambda queue: queue.with_entry(replace(entry, continued="the-boot-before")))
+    fakes.vanish(run, boot="another-boot")
+    make_runner().tick()
+    assert store.read_queue().entry(1).state == "failed"
+    assert "second time" in store.read_queue().entry(1).reason
+
+
+def test_a_run_that_a_reboot_has_ended_before_a_checkpoint_starts_anew(fakes: FakeWorkers) -> None:
+    add("a")
+    begin_next(fakes)
+    first = run_of(1)
+    fakes.vanish(first, boot="an-earlier-boot")
+    begin_next(fakes)
+    assert run_of(1).id != first.id
+    assert fakes.launched == [(first.id, False), (run_of(1).id, False)]
+
+
+def test_a_continuation_that_was_cut_short_is_made_up_for(fakes: FakeWorkers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runner dies between its record and the start; the one after it does not take that for a second reboot."""
+    add("a")
+    begin_next(fakes)
+    run = run_of(1)
+    add_checkpoint(run)
+    fakes.vanish(run, boot="an-earlier-boot")
+    with monkeypatch.context() as patch:
+
+        def die(_: Run) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr(launcher, "continue_run", die)
+        with pytest.raises(KeyboardInterrupt):
+            make_runner().tick()
+    begin_next(fakes)
+    assert fakes.launched == [(run.id, False), (run.id, True)]
+
+
+def test_a_run_of_somebody_else_is_waited_for(fakes: FakeWorkers) -> None:
+    other = create_run(config_for(), "other")
+    pid, identity = own_identity()
+    state = RunState(state="paused", pid=pid, pid_started=identity, host=hostname())
+    state.write(other.state_path)
+    said: list[str] = []
+    add("a")
+    runner = make_runner(pace=Pace(soonest=1, latest=3))
+    runner._told = said.append
+    assert [runner.tick() for _ in range(4)] == [1, 2, 3, 3]
+    assert said == [f"waits for {other.id}, which is stalled"]
+    replace(state, state="finished").write(other.state_path)
+    runner.tick()
+    assert states() == {1: "starting"}
+
+
+def test_memory_is_waited_for_and_told(fakes: FakeWorkers) -> None:
+    add("a")
+    lacking = ["9 GB of GPU memory", None]
+    said: list[str] = []
+    runner = make_runner(room=lambda _: lacking.pop(0))
+    runner._told = said.append
+    runner.tick()
+    assert said == ["waits for 9 GB of GPU memory"]
+    runner.tick()
+    assert states() == {1: "starting"}
+
+
+def test_an_entry_whose_configuration_is_gone_is_skipped(fakes: FakeWorkers) -> None:
+    add("a", "b")
+    store.config_path(1).write_text("[train]\nflight = 1\n")
+    begin_next(fakes)
+    assert states() == {1: "skipped", 2: "running"}
+    assert "flight" in store.read_queue().entry(1).reason
+
+
+def test_a_run_that_was_deleted_is_not_made_again(fakes: FakeWorkers) -> None:
+    import shutil
+
+    add("a")
+    begin_next(fakes)
+    run = run_of(1)
+    fakes.unlock(run)
+    shutil.rmtree(run.path)
+    make_runner().tick()
+    assert states() == {1: "failed"}
+    assert store.read_queue().entry(1).reason == "its run was deleted"
+
+
+def test_a_worker_that_never_comes_is_given_up_after_some_starts(
+    fakes: FakeWorkers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add("a")
+    starts: list[str] = []
+    monkeypatch.setattr(launcher, "launch", lambda run, **_: starts.append(run.id))
+    runner = make_runner()
+    for _ in range(20):
+        runner.tick()
+    assert len(starts) == MOST_STARTS
+    assert states() == {1: "failed"}
+
+
+def test_a_run_that_was_made_long_ago_is_started_all_the_same(
+    fakes: FakeWorkers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a power cut between the directory and the process: its heartbeat is old."""
+    add("a")
+    runner = make_runner()
+    runner.tick()
+    with monkeypatch.context() as patch:
+
+        def die(run: Run, *, resume: bool = False) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr(launcher, "launch", die)
+        with pytest.raises(KeyboardInterrupt):
+            runner.tick()
+    run = run_of(1)
+    RunState(state="queued", host=hostname(), updated=1000.0).write(run.state_path)
+    assert run.state().state == "lost"
+    begin_next(fakes)
+    assert fakes.launched == [(run.id, False)]
+
+
+def test_an_entry_that_is_added_at_the_last_moment_is_not_forgotten(fakes: FakeWorkers) -> None:
+    released: list[bool] = []
+    runner = make_runner(release=lambda: released.append(True))
+    assert runner.tick() is None
+    assert released == [True]
+    add("a")
+    store.change(lambda queue: queue.held(1))
+    assert make_runner().tick() is None, "a held entry keeps no runner"
+
+
+def test_a_queue_that_cannot_be_read_starts_nothing_and_ends_nothing(fakes: FakeWorkers) -> None:
+    add("a")
+    text = store.queue_path().read_text()
+    store.queue_path().write_text(text[:40])
+    said: list[str] = []
+    runner = make_runner()
+    runner._told = said.append
+    assert runner.tick() == Pace().soonest
+    assert "cannot be read" in said[0]
+    store.queue_path().write_text(text)
+    runner.tick()
+    assert states() == {1: "starting"}
+
+
+def test_a_full_disk_starts_nothing_and_is_waited_through(
+    tmp_path: Path, fakes: FakeWorkers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with small_disk(tmp_path / "disk", "128k") as disk:
+        monkeypatch.setenv("LOCALTUNE_HOME", str(disk / "home"))
+        add("a")
+        filler = disk / "filler"
+        fill(filler)
+        runner = make_runner()
+        assert runner.tick() == Pace().soonest
+        assert states() == {1: "waiting"}
+        assert fakes.launched == []
+        filler.unlink()
+        begin_next(fakes)
+        assert len(fakes.launched) == 1
+        fakes.unlock(run_of(1))
+
+
+def test_two_runs_of_one_second_and_one_name_have_two_directories(fakes: FakeWorkers) -> None:
+    add("a", "a", "a")
+    for entry_id in (1, 2, 3):
+        begin_next(fakes)
+        fakes.end(run_of(entry_id))
+    assert len({run for run, _ in fakes.launched}) == 3
+
+
+def test_a_start_that_is_refused_since_a_worker_has_the_lock_adopts_it(
+    fakes: FakeWorkers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add("a")
+    runner = make_runner()
+    runner.tick()
+
+    def raced(run: Run, *, resume: bool = False) -> None:
+        fakes.spawn(run)
+        raise UserError(f"Run {run.id} already has a worker.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(launcher, "launch", raced)
+        runner.tick()
+    assert states() == {1: "starting"}
+    runner.tick()
+    fakes.begin(run_of(1))
+    runner.tick()
+    assert states() == {1: "running"}
+    assert len(fakes.launched) == 1

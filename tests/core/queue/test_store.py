@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+import pytest
+
+from core.errors import UserError
+from core.queue import store
+from core.queue.entry import QueueEntry
+from tests.core.queue.helpers import add, config_for, fill, states
+from tests.small_disk import small_disk
+
+
+def test_a_queue_that_was_never_used_is_empty_and_makes_no_files(home: Path) -> None:
+    assert store.read_queue().entries == ()
+    assert not home.exists()
+
+
+def test_an_entry_keeps_its_configuration_whatever_becomes_of_the_file(home: Path) -> None:
+    (entry,) = add("a", train={"learning_rate": 3e-4})
+    assert store.read_entry_config(entry) == config_for(train={"learning_rate": 3e-4})
+    assert store.config_path(entry.id).stat().st_mode & 0o777 == 0o600
+    data = json.loads(store.queue_path().read_text(encoding="utf-8"))
+    assert data["entries"][0]["name"] == "a"
+
+
+def test_variants_of_a_sweep_have_one_id_and_the_next_sweep_another(home: Path) -> None:
+    config = config_for()
+    for number in (1, 2):
+        added = store.add([(QueueEntry(id=1, name="a"), config)] * 2, is_sweep=True)
+        assert {entry.sweep for entry in added} == {f"s{number}"}
+    assert len(store.read_queue().of_sweep("s2")) == 2
+    with pytest.raises(UserError, match="no sweep s9") as error:
+        store.read_queue().of_sweep("s9")
+    assert "s1, s2" in error.value.hint
+
+
+def test_clearing_takes_what_has_ended_with_its_configuration(home: Path) -> None:
+    first, second, third = add("a", "b", "c")
+    store.change(lambda queue: queue.removed(first.id))
+    store.change(lambda queue: queue.with_entry(queue.entry(second.id).moved("skipped")))
+    assert store.clear() == 1
+    assert states() == {third.id: "waiting"}
+    assert [path.name for path in sorted(store.queue_path().parent.glob("*.toml"))] == [f"{third.id}.toml"]
+
+
+@pytest.mark.parametrize("text", ["", '{"format": 1, "entries": [{"id"', "[" * 100_000, "\ud800"])
+def test_a_torn_file_is_told_and_never_overwritten(home: Path, text: str) -> None:
+    add("a")
+    raw = text.encode("utf-8", "surrogatepass")
+    store.queue_path().write_bytes(raw)
+    for action in (lambda: add("b"), store.clear, store.read_queue):
+        with pytest.raises(UserError, match="cannot be read from"):
+            action()
+    assert store.queue_path().read_bytes() == raw
+
+
+def test_a_full_disk_adds_nothing_and_leaves_the_queue_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with small_disk(tmp_path / "disk", "64k") as disk:
+        monkeypatch.setenv("LOCALTUNE_HOME", str(disk / "home"))
+        add("a")
+        fill(disk / "filler")
+        before = sorted(path.name for path in store.queue_path().parent.iterdir())
+        with pytest.raises(UserError, match="cannot be written"):
+            add("b")
+        with pytest.raises(UserError, match="cannot be written"):
+            store.change(lambda queue: queue.held(1))
+        assert states() == {1: "waiting"}
+        assert sorted(path.name for path in store.queue_path().parent.iterdir()) == before
+
+
+def test_changes_from_several_places_at_once_are_all_kept(home: Path) -> None:
+    threads = [threading.Thread(target=add, args=(str(number), "x")) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    entries = store.read_queue().entries
+    assert [entry.id for entry in entries] == list(range(1, 17))
+    assert {entry.name for entry in entries} == {*map(str, range(8)), "x"}

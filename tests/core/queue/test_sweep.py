@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.errors import UserError
+from core.queue.sweep import MOST_VARIANTS, Axis, combinations, make_variants, parse_axis, split_values, words_of
+
+
+def test_an_axis_is_an_option_with_its_values() -> None:
+    assert parse_axis("train.learning_rate=1e-4, 2e-4") == Axis("train.learning_rate", ("1e-4", "2e-4"))
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("a,b", ["a", "b"]),
+        ('["q_proj","v_proj"],all-linear', ['["q_proj","v_proj"]', "all-linear"]),
+        ('"a,b",c', ['"a,b"', "c"]),
+        ("a", ["a"]),
+        ("a,,b", ["a", "", "b"]),
+    ],
+)
+def test_commas_in_brackets_and_quotes_belong_to_a_value(text: str, values: list[str]) -> None:
+    assert split_values(text) == values
+
+
+@pytest.mark.parametrize("text", ["", "=1,2", "a=", "a=1,", "a"])
+def test_an_axis_without_a_name_or_a_value_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="names no option with values"):
+        parse_axis(text)
+
+
+AXES = st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=4, unique=True), min_size=1, max_size=4).map(
+    lambda lists: [Axis(f"a.b{place}", tuple(map(str, values))) for place, values in enumerate(lists)]
+)
+
+
+@given(AXES)
+def test_all_combinations_are_there_once_the_last_axis_varying_fastest(axes: list[Axis]) -> None:
+    found = combinations(axes)
+    assert len(found) == len(set(found)) == math.prod(len(axis.values) for axis in axes)
+    assert found[0] == tuple(f"{axis.name}={axis.values[0]}" for axis in axes)
+    if len(axes[-1].values) > 1:
+        assert found[1][:-1] == found[0][:-1]
+
+
+@given(AXES, st.integers(1, 20), st.integers(0, 5))
+def test_a_choice_is_of_the_combinations_and_can_be_made_again(axes: list[Axis], count: int, seed: int) -> None:
+    every, some = combinations(axes), combinations(axes, count, seed)
+    assert set(some) <= set(every)
+    assert len(some) == min(count, len(every))
+    assert some == combinations(axes, count, seed)
+
+
+def test_too_many_runs_are_refused_and_some_of_very_many_are_chosen() -> None:
+    axes = [Axis(f"a.b{place}", tuple(map(str, range(50)))) for place in range(6)]
+    with pytest.raises(UserError, match=f"a sweep has {MOST_VARIANTS} at most"):
+        combinations(axes)
+    assert len(combinations(axes, 10)) == 10
+    with pytest.raises(UserError, match="twice"):
+        combinations([axes[0], axes[0]])
+
+
+def test_variants_are_whole_configurations(tmp_path: Path) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text('[data]\ntrain = "rows.jsonl"\n[method]\nrank = 4\n')
+    choices = combinations([parse_axis("method.rank=8,16"), parse_axis('method.target_modules=["q_proj"],all-linear')])
+    variants = make_variants(path, ["train.seed=3"], choices)
+    assert [variant.config.method.rank for variant in variants] == [8, 8, 16, 16]
+    assert {variant.config.train.seed for variant in variants} == {3}
+    assert variants[0].config.data.train == str(tmp_path / "rows.jsonl")
+    assert dict(variants[0].values) == {"method.rank": 8, "method.target_modules": ["q_proj"]}
+    assert words_of({"train.learning_rate": 1e-4, "method.rank": 8}) == "learning_rate 0.0001, rank 8"
+
+
+def test_a_variant_that_is_not_valid_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text('[data]\ntrain = "rows.jsonl"\n')
+    with pytest.raises(UserError) as error:
+        make_variants(path, [], combinations([parse_axis("method.rank=8,0")]))
+    assert "It is the variant method.rank=0." in error.value.hint

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from core.config.schema import Config
+from core.queue import store
+from core.queue.estimate import Estimator, total_of
+from core.queue.status import RunnerStatus
+from core.queue.view import QueueReader
+from core.runs.events import StepEvent, encode_event
+from core.runs.forecast import Estimate
+from core.runs.pace import PaceBook
+from core.runs.process import hostname, own_identity
+from core.runs.state import RunState
+from core.runs.store import create_run
+from tests.core.queue.helpers import add, config_for
+
+RUNNER = RunnerStatus(pid=1, pid_started="x", doing="waits", entry=None, updated=0.0)
+NOW = 10_000.0
+
+
+class Known(Estimator):
+    """An estimator with a figure for every run that says how many steps it has."""
+
+    def __init__(self) -> None:
+        super().__init__(PaceBook([]))
+
+    def estimate(self, config: Config) -> Estimate | None:
+        steps = config.train.max_steps
+        return None if steps is None else Estimate(10.0 * steps, steps, 2.0 * steps, "r")
+
+
+def test_each_begins_when_the_one_before_is_expected_to_end(home: Path) -> None:
+    add("a", train={"max_steps": 6})
+    add("b", train={"max_steps": 3})
+    add("c", train={"max_steps": 2})
+    store.change(lambda queue: queue.held(2))
+    view = QueueReader(Known()).view(store.read_queue(), RUNNER, NOW)
+    assert [(row.begins, row.ends) for row in view.rows] == [(NOW, NOW + 60), (None, None), (NOW + 60, NOW + 80)]
+    assert [row.place for row in view.rows] == [1, 2, 3]
+    assert view.ends == NOW + 80
+
+
+def test_what_is_not_known_makes_what_follows_unknown(home: Path) -> None:
+    add("a", train={"max_steps": 6})
+    add("b")
+    add("c", train={"max_steps": 2})
+    view = QueueReader(Known()).view(store.read_queue(), RUNNER, NOW)
+    assert [(row.begins, row.ends) for row in view.rows] == [(NOW, NOW + 60), (NOW + 60, None), (None, None)]
+    assert view.ends is None
+
+
+def test_without_a_runner_nothing_is_expected_to_begin(home: Path) -> None:
+    add("a", train={"max_steps": 6})
+    (row,) = QueueReader(Known()).view(store.read_queue(), None, NOW).rows
+    assert (row.begins, row.ends, row.seconds) == (None, None, 60)
+
+
+def step(number: int, moment: float) -> StepEvent:
+    return StepEvent(
+        t=moment, step=number, epoch=0.1, loss=2.0, lr=1e-4, grad_norm=1.0, tokens=80, supervised_tokens=40,
+        seconds=10.0, tokens_per_second=8.0,
+    )  # fmt: skip
+
+
+def test_a_live_run_ends_as_its_steps_tell_and_only_what_is_new_is_read(home: Path) -> None:
+    add("a", "b")
+    run = create_run(config_for(train={"max_steps": 10}), "a")
+    pid, identity = own_identity()
+    state = RunState(
+        state="training", pid=pid, pid_started=identity, host=hostname(), step=6, total_steps=10, updated=NOW
+    )
+    state.write(run.state_path)
+    lines = [encode_event(step(number, NOW - 10 * (6 - number))) + "\n" for number in range(1, 7)]
+    run.events_path.write_text("".join(lines))
+    store.change(lambda queue: queue.with_entry(queue.entry(1).moved("starting", run=run.id, begun=NOW - 60)))
+    reader = QueueReader(Known())
+    row = reader.view(store.read_queue(), RUNNER, NOW).rows[0]
+    assert row.ends == pytest.approx(NOW + 40, abs=3)
+    assert (row.step, row.total_steps, row.begins) == (6, 10, NOW - 60)
+    with run.events_path.open("a") as file:
+        file.write(encode_event(step(7, NOW + 10)) + "\n")
+    replace(state, step=7).write(run.state_path)
+    row = reader.view(store.read_queue(), RUNNER, NOW + 10).rows[0]
+    assert row.ends == pytest.approx(NOW + 40, abs=3)
+
+
+def test_rows_are_counted_where_epochs_decide_and_the_pace_is_that_of_an_earlier_run(
+    home: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps({"text": f"row {n}"}) + "\n" for n in range(80)))
+    config = config_for(data={"train": str(data)}, train={"batch_size": 8})
+    estimator = Estimator()
+    assert estimator.estimate(config) is None, "no earlier run"
+    run = create_run(config, "before")
+    run.events_path.write_text("".join(encode_event(step(number, float(number))) + "\n" for number in range(1, 6)))
+    found = Estimator().estimate(config)
+    assert found is not None
+    assert (found.steps, found.watt_hours) == (10, None)
+    assert found.seconds == pytest.approx(100.0)
+    total = total_of([found, None])
+    assert (total.seconds, total.unknown, total.watt_hours, total.without_energy) == (found.seconds, 1, None, 2)

@@ -1,0 +1,186 @@
+"""The queue in the app: its screen, and a run that waits for the one that is on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from textual.pilot import Pilot
+
+from core.queue import status, store
+from core.queue.entry import QueueEntry
+from core.queue.status import RunnerStatus
+from tests.core.queue.helpers import add, config_for, states
+from tests.tui.harness import HOSTILE, asks, screen_text, wait_for
+from tests.tui.scripted_run import ScriptedRun
+from tui.app import LocaltuneApp
+from tui.screens.queue import QueueScreen
+
+
+@pytest.fixture
+def runner(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is asked of the runner; none is started."""
+    asked: list[str] = []
+
+    def start(timeout: float = 0) -> tuple[RunnerStatus, bool]:
+        asked.append("start")
+        return status.own_status("begins"), True
+
+    monkeypatch.setattr(status, "start_runner", start)
+
+    def stop() -> bool:
+        asked.append("stop")
+        return False
+
+    monkeypatch.setattr(status, "stop_runner", stop)
+    return asked
+
+
+@pytest.fixture
+def config(tmp_path: Path, home: Path) -> Path:
+    """A configuration that may be added, with a model that is only described."""
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": f"row {n}"}) + "\n" for n in range(40)))
+    path = tmp_path / "mine.toml"
+    path.write_text('[data]\ntrain = "rows.jsonl"\n[train]\nlearning_rate = 3e-4\n')
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _any_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("core.commands.train.check_model", lambda _: None)
+
+
+async def show(pilot: Pilot[Any], app: LocaltuneApp) -> QueueScreen:
+    await wait_for(pilot, lambda: app.state.document is not None)
+    await pilot.press("Q")
+    await wait_for(pilot, lambda: isinstance(app.screen, QueueScreen))
+    screen = app.screen
+    assert isinstance(screen, QueueScreen)
+    await wait_for(pilot, lambda: screen._view is not None)
+    return screen
+
+
+async def test_an_empty_queue_says_so_and_takes_the_configuration(config: Path, runner: list[str]) -> None:
+    app = LocaltuneApp(config)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await show(pilot, app)
+        await wait_for(pilot, lambda: "Nothing waits." in screen_text(app))
+        await pilot.press("a")
+        await wait_for(pilot, lambda: "Added as entry 1" in screen_text(app))
+        await wait_for(pilot, lambda: "mine" in screen_text(app))
+        (entry,) = store.read_queue().entries
+        assert store.read_entry_config(entry).train.learning_rate == 3e-4
+        assert entry.source == str(config)
+        await pilot.press("s")
+        await wait_for(pilot, lambda: runner == ["start"])
+
+
+async def test_entries_are_moved_held_and_removed_with_the_cursor_on_them(home: Path, runner: list[str]) -> None:
+    add("a", "b", "c")
+    app = LocaltuneApp()
+    async with app.run_test(size=(120, 40)) as pilot:
+        screen = await show(pilot, app)
+        await wait_for(pilot, lambda: screen._options.option_count == 3)
+        await pilot.press("j", "j", "K")
+        await wait_for(pilot, lambda: [entry.name for entry in store.read_queue().upcoming] == ["a", "c", "b"])
+        await wait_for(pilot, lambda: [option.id for option in screen._options.options] == ["1", "3", "2"])
+        assert screen._row is not None
+        assert screen._row.entry.name == "c"
+        await pilot.press("h")
+        await wait_for(pilot, lambda: states()[3] == "held")
+        await wait_for(pilot, lambda: "Entry 3 is held." in screen_text(app))
+        await wait_for(pilot, lambda: screen._row is not None and screen._row.entry.state == "held")
+        await pilot.press("h")
+        await wait_for(pilot, lambda: states()[3] == "waiting")
+        await pilot.press("d")
+        await wait_for(pilot, lambda: states()[3] == "removed")
+        await pilot.press("S")
+        await wait_for(pilot, lambda: runner == ["stop"])
+        await pilot.press("escape")
+        await wait_for(pilot, lambda: not isinstance(app.screen, QueueScreen))
+
+
+async def test_what_may_not_be_done_is_said_on_the_screen(home: Path) -> None:
+    add("a")
+    run = ScriptedRun(home)
+    store.change(lambda queue: queue.with_entry(queue.entry(1).moved("starting", run=run.run.id)))
+    app = LocaltuneApp()
+    async with app.run_test(size=(120, 40)) as pilot:
+        await show(pilot, app)
+        await wait_for(pilot, lambda: "120" in screen_text(app))
+        await pilot.press("d")
+        await wait_for(pilot, lambda: "Entry 1 is starting and cannot be removed." in screen_text(app))
+
+
+async def test_enter_shows_the_run_of_an_entry(home: Path) -> None:
+    run = ScriptedRun(home)
+    run.train_to(10)
+    run.end("finished")
+    add("a", "b")
+    store.change(lambda queue: queue.with_entry(queue.entry(1).moved("starting", run=run.run.id)))
+    app = LocaltuneApp()
+    async with app.run_test(size=(120, 40)) as pilot:
+        screen = await show(pilot, app)
+        await wait_for(pilot, lambda: screen._row is not None and screen._row.entry.id == 1)
+        await pilot.press("enter")
+        await wait_for(pilot, lambda: not isinstance(app.screen, QueueScreen))
+        await wait_for(pilot, lambda: app.state.view is not None and app.state.view.run == run.run)
+
+
+async def test_a_torn_queue_is_told(home: Path) -> None:
+    add("a")
+    store.queue_path().write_text("{")
+    app = LocaltuneApp()
+    async with app.run_test(size=(120, 40)) as pilot:
+        await wait_for(pilot, lambda: app.state.document is not None)
+        await pilot.press("Q")
+        await wait_for(pilot, lambda: "The queue cannot be read" in screen_text(app))
+
+
+async def test_names_of_others_do_not_reach_the_terminal(home: Path) -> None:
+    store.add([(QueueEntry(id=1, name=HOSTILE), config_for())])
+    app = LocaltuneApp()
+    async with app.run_test(size=(120, 40)) as pilot:
+        screen = await show(pilot, app)
+        await wait_for(pilot, lambda: screen._options.option_count == 1)
+        assert not set(screen_text(app)) & set("\x1b\x07\x9b\x7f\u202e\u2066")
+
+
+async def test_a_run_while_another_is_on_is_offered_to_the_queue(home: Path, config: Path, runner: list[str]) -> None:
+    script = ScriptedRun(home)
+    script.train_to(10)
+    app = LocaltuneApp(config)
+    async with app.run_test(size=(120, 40)) as pilot:
+        await wait_for(pilot, lambda: app.state.live_run is not None and app.state.document is not None)
+        await wait_for(pilot, lambda: app.desktop.panes.config is not None)
+        await pilot.press("2", "r")
+        await wait_for(pilot, lambda: asks(app, "add it to the queue"))
+        await pilot.press("a")
+        await wait_for(pilot, lambda: states() == {1: "waiting"})
+        await wait_for(pilot, lambda: runner == ["start"])
+        await wait_for(pilot, lambda: any("Entry 1 of the queue" in told.message for told in app._notifications))
+
+
+async def test_the_end_of_a_run_rings_and_is_shown_by_the_terminal_where_that_is_asked_for(
+    home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "settings"))
+    directory = tmp_path / "settings" / "localtune"
+    directory.mkdir(parents=True)
+    script = ScriptedRun(home)
+    script.train_to(10)
+    app = LocaltuneApp()
+    rung: list[str] = []
+    monkeypatch.setattr(app, "bell", lambda: rung.append("bell"))
+    app.desktop._write = rung.append
+    async with app.run_test(size=(120, 40)) as pilot:
+        await wait_for(pilot, lambda: app.state.live_run is not None)
+        (directory / "notify.toml").write_text("bell = true\ndesktop = true\n")
+        script.end("failed", "the disk is \x1b[31mfull")
+        await wait_for(pilot, lambda: len(rung) == 2)
+    assert rung[0] == "bell"
+    assert rung[1].startswith("\x1b]9;143600-tickets has failed: the disk is")
+    assert rung[1].endswith("\x07")
+    assert "\x1b" not in rung[1][1:]

@@ -1,0 +1,328 @@
+"""The queue of runs: what is on, what comes next and when, and what has ended."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from textual import on, work
+from textual.app import ComposeResult
+from textual.binding import BindingType
+from textual.containers import Vertical
+from textual.content import Content
+from textual.message import Message
+from textual.widgets import OptionList
+from textual.widgets.option_list import Option
+
+from core.errors import UserError
+from core.queue import status, store
+from core.queue.entry import PENDING
+from core.queue.estimate import Estimator
+from core.queue.fate import run_of
+from core.queue.sweep import words_of
+from core.queue.view import EntryView, QueueReader, QueueView
+from core.runs.store import Run
+from core.text import one_line
+from core.units import format_duration, format_moment
+from tui.keys import bindings
+from tui.screens.overlay import Overlay, key_line
+from tui.shell import shell_of
+from tui.widgets.lists.choice_list import ChoiceList
+from tui.widgets.strips import fit
+from tui.widgets.text_block import TextBlock
+
+if TYPE_CHECKING:
+    from core.queue.book import Queue
+
+#: Seconds between two looks at the queue.
+LOOK_SECONDS = 2.0
+#: Columns of a line without its name.
+_STATE, _TIME = 18, 21
+_STYLES = {"failed": "$limit", "lost": "$limit", "skipped": "$near", "held": "$muted", "finished": "$muted"}
+
+
+@dataclass
+class QueueRead(Message):
+    """The queue has been read."""
+
+    view: QueueView | None
+    error: UserError | None = None
+
+
+class QueueScreen(Overlay[Run]):
+    """The screen of the queue; returns the run that is to be shown.
+
+    Args:
+        add: Adds a run of the configuration in the app, and says so in a sentence.
+    """
+
+    DEFAULT_CSS = """
+    QueueScreen {
+        align: center middle; background: $background 60%;
+        & > Vertical {
+            width: 110; max-width: 96%; height: auto; max-height: 90%; padding: 0 1;
+            border: round $border-focus; border-title-style: bold; background: $surface;
+        }
+        & #runner { margin-bottom: 1; }
+        & ChoiceList { height: auto; max-height: 24; min-height: 4; }
+        & #answer { height: 2; margin-top: 1; }
+    }
+    """
+    SCOPE = "queue"
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings("queue")]
+    AUTO_FOCUS = "ChoiceList"
+
+    def __init__(self, add: Callable[[], Awaitable[str]]) -> None:
+        super().__init__()
+        self._add = add
+        self._reader = QueueReader(Estimator())
+        self._view: QueueView | None = None
+        self._wanted: int | None = None
+        self._turn = asyncio.Lock()
+        self._clock: Callable[[], float] = time.time
+
+    def compose(self) -> ComposeResult:
+        """The runner, the entries, the answer to the last key, the keys."""
+        with Vertical() as box:
+            box.border_title = Content("Queue")
+            yield TextBlock(Content.styled("reading …", "$muted"), id="runner")
+            yield ChoiceList()
+            yield TextBlock(Content(" "), id="answer")
+            yield TextBlock(id="keys")
+
+    def on_mount(self) -> None:
+        """Read the queue, now and every few seconds."""
+        self._clock = shell_of(self).clock
+        self.query_one("#keys", TextBlock).show(self._keys())
+        self._look()
+        self.set_interval(LOOK_SECONDS * shell_of(self).pace, self._look)
+
+    def on_resize(self) -> None:
+        """Lines are as wide as there is room."""
+        if self._view is not None:
+            self._show_entries(self._view)
+
+    def _keys(self) -> Content:
+        keys = shell_of(self).keys
+        lines = (("add", "hold", "earlier", "later", "remove", "clear"), ("open", "start", "stop", "back"))
+        return Content("\n").join(
+            key_line([(keys[f"queue.{name}"].display, keys[f"queue.{name}"].description) for name in names])
+            for names in lines
+        )
+
+    # Reading.
+
+    @work(thread=True, group="queue-look", exclusive=True)
+    def _look(self) -> None:
+        try:
+            found = QueueRead(self._reader.read(self._clock()))
+        except UserError as error:
+            found = QueueRead(None, error)
+        self.post_from_thread(found)
+
+    @on(QueueRead)
+    def _show(self, message: QueueRead) -> None:
+        message.stop()
+        if message.view is None:
+            if message.error is not None:
+                self._say(str(message.error), "$limit")
+            return
+        self._view = message.view
+        self.query_one("#runner", TextBlock).show(self._runner_line(message.view))
+        self._show_entries(message.view)
+
+    def _runner_line(self, view: QueueView) -> Content:
+        if view.runner is not None:
+            ends = f" · all done ~{format_moment(view.ends, '%a %H:%M')}" if view.ends is not None else ""
+            return Content.assemble(("on", "$primary bold"), f" · {one_line(view.runner.doing, 200)}{ends}")
+        shows = shell_of(self).keys["queue.start"].display
+        if not view.upcoming:
+            return Content.styled("Nothing waits.", "$muted")
+        return Content.assemble("No runner is on, so nothing starts · ", (shows, "$primary bold"), " starts it")
+
+    def _show_entries(self, view: QueueView) -> None:
+        """The lines, the cursor staying on its entry; written only where something has changed."""
+        options, width = self._options, max(self._options.size.width, 40)
+        here = self._wanted if self._wanted is not None else (row.entry.id if (row := self._row) else None)
+        lines = [_line(row, width, self._clock()) for row in view.rows]
+        ids = [str(row.entry.id) for row in view.rows]
+        if [option.id for option in options.options] == ids:
+            for index, line in enumerate(lines):
+                if options.options[index].prompt != line:
+                    options.replace_option_prompt_at_index(index, line)
+        else:
+            options.clear_options()
+            options.add_options([Option(line, id=name) for line, name in zip(lines, ids, strict=True)])
+        if ids:
+            options.highlighted = (
+                ids.index(str(here)) if str(here) in ids else min(options.highlighted or 0, len(ids) - 1)
+            )
+        self._wanted = None
+
+    @property
+    def _options(self) -> ChoiceList:
+        return self.query_one(ChoiceList)
+
+    @property
+    def _row(self) -> EntryView | None:
+        """The entry under the cursor."""
+        place, options = self._options.highlighted, self._options.options
+        if self._view is None or place is None or place >= len(options):
+            return None
+        return next((row for row in self._view.rows if str(row.entry.id) == options[place].id), None)
+
+    def _say(self, text: str, style: str = "$muted") -> None:
+        # A blank keeps the line, so that nothing moves.
+        self.query_one("#answer", TextBlock).show(Content.styled(one_line(text, 400) or " ", style))
+
+    # Keys.
+
+    def action_move(self, lines: int) -> None:
+        """Move the cursor."""
+        if lines > 0:
+            self._options.action_cursor_down()
+        else:
+            self._options.action_cursor_up()
+
+    def action_back(self) -> None:
+        """Leave the screen."""
+        self.dismiss(None)
+
+    def action_open(self) -> None:
+        """Show the run of the entry under the cursor."""
+        row = self._row
+        if row is None:
+            return
+        if row.entry.run is None or not (run := run_of(row.entry)).config_path.is_file():
+            self._say(f"Entry {row.entry.id} has no run yet.")
+            return
+        self.dismiss(run)
+
+    @on(OptionList.OptionSelected)
+    def _selected(self, message: OptionList.OptionSelected) -> None:
+        message.stop()
+        self.action_open()
+
+    def action_add(self) -> None:
+        """Add a run of the configuration in the app."""
+        self._do(self._add)
+
+    def action_hold(self) -> None:
+        """Hold the entry under the cursor, or release it."""
+        if (row := self._row) is None:
+            return
+        entry = row.entry
+        if entry.state == "held":
+            self._change(lambda queue: queue.released(entry.id), f"Entry {entry.id} is released.")
+        else:
+            self._change(lambda queue: queue.held(entry.id), f"Entry {entry.id} is held.")
+
+    def action_shift(self, places: int) -> None:
+        """Let the entry under the cursor start earlier or later."""
+        if (row := self._row) is None:
+            return
+        entry_id = row.entry.id
+
+        def shift(queue: Queue) -> Queue:
+            ids = [entry.id for entry in queue.upcoming]
+            place = ids.index(entry_id) + 1 if entry_id in ids else 1
+            return queue.with_position(entry_id, max(place + places, 1))
+
+        self._wanted = entry_id
+        self._change(shift, "")
+
+    def action_remove(self) -> None:
+        """Take the entry under the cursor out."""
+        if (row := self._row) is not None:
+            entry_id = row.entry.id
+            self._change(lambda queue: queue.removed(entry_id), f"Entry {entry_id} is removed.")
+
+    def action_clear(self) -> None:
+        """Take out what has ended."""
+
+        async def clear() -> str:
+            count = await asyncio.to_thread(store.clear)
+            return f"{count} {'entry is' if count == 1 else 'entries are'} taken out; the runs are as they were."
+
+        self._do(clear)
+
+    def action_start(self) -> None:
+        """Start the runner."""
+        if self._view is not None and not any(row.entry.state in PENDING for row in self._view.upcoming):
+            active = any(not row.entry.is_over for row in self._view.rows)
+            if not active:
+                self._say("Nothing waits, so there is nothing to start.")
+                return
+
+        async def start() -> str:
+            _, is_new = await asyncio.to_thread(status.start_runner)
+            return "The runner is started; it goes on without the app." if is_new else "The runner is on already."
+
+        self._do(start)
+
+    def action_stop(self) -> None:
+        """End the runner."""
+
+        async def stop() -> str:
+            was_on = await asyncio.to_thread(status.stop_runner)
+            return "The runner has ended; a run that is on goes on." if was_on else "No runner is on."
+
+        self._do(stop)
+
+    def _change(self, how: Callable[[Queue], Queue], said: str) -> None:
+        async def change() -> str:
+            await asyncio.to_thread(store.change, how)
+            return said
+
+        self._do(change)
+
+    @work(group="queue-change")
+    async def _do(self, what: Callable[[], Awaitable[str]]) -> None:
+        """Carry out a key, one after the other; then read the queue again."""
+        async with self._turn:
+            try:
+                said = await what()
+            except UserError as error:
+                self._say(str(error), "$near")
+            else:
+                self._say(said)
+        self._look()
+
+
+def _line(row: EntryView, width: int, now: float) -> Content:
+    """An entry in one line: its number, its state, when it begins or ends, its name and why."""
+    entry = row.entry
+    doing = row.state or entry.outcome or entry.state
+    if row.state and row.total_steps:
+        doing = f"{doing} {row.step}/{row.total_steps}"
+    head = f"{entry.id:>3}  "
+    name_width = max(width - len(head) - _STATE - _TIME - 1, 8)
+    about = f"{entry.sweep} · {words_of(entry.values)}" if entry.sweep is not None else entry.name
+    if entry.state in ("failed", "skipped") and entry.reason:
+        about = f"{about}: {entry.reason}"
+    return Content.assemble(
+        (head, "$muted"),
+        (fit(doing, _STATE), _STYLES.get(entry.outcome or entry.state, "$primary" if row.state else "")),
+        fit(_when(row, now), _TIME),
+        " ",
+        fit(one_line(about, 300), name_width),
+    )
+
+
+def _when(row: EntryView, now: float) -> str:
+    """When an entry begins and ends, as far as that is known."""
+    entry, day = row.entry, time.localtime(now).tm_yday
+
+    def clock(moment: float) -> str:
+        return format_moment(moment, "%H:%M" if time.localtime(moment).tm_yday == day else "%a %H:%M")
+
+    if entry.ended is not None:
+        return f"ended {clock(entry.ended)}"
+    if row.state and row.ends is not None:
+        return f"until ~{clock(row.ends)}"
+    if row.begins is not None and row.ends is not None:
+        return f"{clock(row.begins)} – {clock(row.ends)}"
+    return f"takes ~{format_duration(row.seconds)}" if row.seconds is not None else ""
