@@ -25,6 +25,7 @@ from core.config.schema import WEIGHT_METHODS, Config
 from core.errors import UserError
 from core.redact import redact
 from core.runs.events import FinishedEvent, HardwareEvent
+from core.runs.labels import read_labels
 from core.runs.names import slug_of
 from core.runs.oom import memory_death
 from core.runs.process import hostname
@@ -243,7 +244,7 @@ def _is_run(path: Path) -> bool:
 
 
 def find_run(name: str) -> Run:
-    """Find the run that a user names by an id, the beginning or a part of one, a path, or ``latest``.
+    """Find the run that a user names by an id, the beginning or a part of one, a display name, a path, or ``latest``.
 
     Raises:
         UserError: If there is no such run, more than one, or the name is empty.
@@ -261,6 +262,8 @@ def find_run(name: str) -> Run:
     if name == "latest":
         return runs[0]
     matches = [run for run in runs if run.id == name] or [run for run in runs if name in run.id]
+    # A display name is no part of an id: it is looked for only where no id is meant.
+    matches = matches or [run for run in runs if read_labels(run.path).name.lower() == name.lower()]
     if not matches:
         raise UserError(f"There is no run called {one_line(name, 200)}.", _guess(name, runs))
     if len(matches) > 1:
