@@ -35,7 +35,7 @@ EXAMPLES: Mapping[str, Sequence[tuple[str, str]]] = {
     ),
     "compare": (
         ("compare tickets-1 tickets-2", ""),
-        ("compare latest 'more data' --markdown both.md --csv both.csv", "a report, and the curves"),
+        ("compare latest 'more data' --markdown both.md --csv both.csv", ""),
     ),
     "label": (
         ("label latest --name 'more data' --tag keep --note 'best so far'", ""),

@@ -78,12 +78,13 @@ def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change
     if not before or not after:
         return []
     return [
-        Change(name, _shown(name, value), _shown(name, after.get(name)))
+        Change(name, shown_value(name, value), shown_value(name, after.get(name)))
         for name, value in differences(after, before).items()
     ]
 
 
-def _shown(name: str, value: Any) -> str:
+def shown_value(name: str, value: Any) -> str:
+    """A value of an option for a narrow column: the end of a path, a float without noise, ``–`` for none."""
     from core.config.explain import shown
     from core.config.schema import find_option
 
