@@ -6,7 +6,6 @@ answers to the same question stand side by side.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,14 +15,14 @@ from core.config.compare import differing
 from core.errors import UserError
 from core.runs.answers import questions_of
 from core.runs.catalog import RunCatalog, RunRow
+from core.runs.checkpoints import newest_manifest
 from core.runs.events import StepEvent
 from core.runs.figures import RunFigures, read_figures
 from core.runs.history import RunHistory
 from core.runs.names import brief_id
 from core.runs.series import Series
-from core.runs.store import Run, complete_checkpoints
+from core.runs.store import Run
 from core.runs.tail import EventTail
-from core.small_files import read_small
 from core.text import one_line
 
 #: Most runs that are compared at once: as many as there are colors and glyphs to tell their curves apart.
@@ -32,8 +31,6 @@ MOST_RUNS = 6
 LETTERS = "ABCDEF"
 #: Most questions whose answers are compared, and characters of each text.
 MOST_QUESTIONS, TEXT_LIMIT = 20, 4000
-#: Most bytes of a checkpoint's manifest.
-_MANIFEST_LIMIT = 16 << 20
 
 Axis = Literal["step", "tokens", "time"]
 #: What curves can be laid over, in the order in which a key turns through them.
@@ -160,7 +157,7 @@ class Comparison:
 
 def read_record(run: Run, row: RunRow | None = None) -> RunRecord:
     """Read a run whole."""
-    record = RunRecord(row or RunCatalog().row(run), read_figures(run), run.values(), manifest=_newest_manifest(run))
+    record = RunRecord(row or RunCatalog().row(run), read_figures(run), run.values(), manifest=newest_manifest(run))
     history = record.history
     for events in EventTail(run.events_path).batches():
         for event in events:
@@ -181,17 +178,6 @@ def compare_runs(records: Sequence[RunRecord]) -> Comparison:
         raise UserError(f"{len(records)} runs cannot be compared.", f"Choose two to {MOST_RUNS}.")
     figures, options, data = _figures(records), _options(records), _data(records)
     return Comparison(tuple(records), figures, options, data, _answers(records), _verdict(records, options, data))
-
-
-def _newest_manifest(run: Run) -> Mapping[str, Any]:
-    for path in reversed(complete_checkpoints(run)):
-        try:
-            found = json.loads(read_small(path / "manifest.json", _MANIFEST_LIMIT))
-        except (OSError, ValueError, RecursionError):
-            continue
-        if isinstance(found, dict):
-            return found
-    return {}
 
 
 def _fact(name: str, values: Sequence[Any], words: Callable[[Any], str], better: Better = "", unit: str = "") -> Fact:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-from core.runs.catalog import RunRow
-from core.runs.figures import RunFigures
+if TYPE_CHECKING:
+    from core.runs.catalog import RunRow
+    from core.runs.figures import RunFigures
 
 #: A value to sort by; None where it is unknown.
 _Value: TypeAlias = float | str | None

@@ -16,7 +16,8 @@ from tui.widgets.charts.plot_geometry import DotGrid, Scale, draw_line
 
 if TYPE_CHECKING:
     from core.runs.catalog import RunRow
-    from core.runs.detail import Change, RunDetail, RunFigures
+    from core.runs.detail import Change, RunDetail
+    from core.runs.figures import RunFigures
     from core.runs.series import Series
 
 #: Cells of the curve beside the text, and rows of the one among its lines.
