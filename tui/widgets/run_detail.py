@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.cells import cell_len
 from textual.content import Content
 
-from core.text import one_line
+from core.text import one_line, steady
 from core.units import exact_number, format_bytes, format_duration, format_fixed, format_number
 from tui.glyphs import GlyphSet
 from tui.state import STATE_GLYPHS
@@ -110,8 +110,12 @@ def _facts(row: RunRow, detail: RunDetail, figures: RunFigures | None) -> list[t
     def change(values: tuple[float, ...]) -> str:
         return " → ".join(format_number(value) for value in dict.fromkeys(values))
 
+    best = f"{format_number(figures.best_loss)} at step {figures.best_step}" if figures and figures.best_step else ""
     facts = [
+        ("note", steady(row.labels.note)),
+        ("tags", " ".join(f"#{steady(tag)}" for tag in row.labels.tags)),
         ("eval loss", change(detail.evals)),
+        ("best", best),
         ("exact", " → ".join(dict.fromkeys(format_fixed(value, 2) for value in detail.exact_matches))),
         ("model", row.model),
         ("data", detail.data),

@@ -63,8 +63,8 @@ class CompareScreen(Overlay[None]):
         border: round $border-focus; border-title-style: bold; border-subtitle-color: $muted; background: $surface;
     }
     CompareScreen #head { color: $muted; }
-    CompareScreen LineChart { height: 2fr; min-height: 6; }
-    CompareScreen VerticalScroll { height: 3fr; border-top: solid $border; scrollbar-size-vertical: 1; }
+    CompareScreen LineChart { height: 1fr; min-height: 6; }
+    CompareScreen VerticalScroll { height: 1fr; border-top: solid $border; scrollbar-size-vertical: 1; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("compare")]
     SCOPE = "compare"
@@ -142,7 +142,7 @@ class CompareScreen(Overlay[None]):
         self.query_one(VerticalScroll).display = comparison is not None and not self.has_class("-zoomed")
         if comparison is not None and not self.has_class("-zoomed"):
             # Less the scrollbar, which may come with the lines.
-            width = max(self.query_one(VerticalScroll).size.width - 2, 20)
+            width = max(self.query_one(Vertical).content_size.width - 2, 20)
             tables.show((fact_tables if self._part == 0 else answer_lines)(comparison, width))
         self._show_hints()
 
@@ -193,14 +193,8 @@ class CompareScreen(Overlay[None]):
         if self._comparison is None:
             names = [("back", "close")]
         else:
-            other = _PARTS[1 - self._part]
-            names = [
-                ("metric", "next curve"),
-                ("axis", "steps, tokens, time"),
-                ("part", other),
-                ("zoom", "curves alone"),
-            ]
-            names += [("save", "Markdown"), ("save_csv", "CSV"), ("back", "close")]
+            names = [("metric", "curve"), ("axis", "axis"), ("part", _PARTS[1 - self._part]), ("save", "Markdown")]
+            names += [("save_csv", "CSV"), ("zoom", "curves alone"), ("back", "close")]
         box.border_subtitle = Content("  ".join(f"{keys[f'compare.{name}'].display} {text}" for name, text in names))
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:

@@ -46,7 +46,7 @@ def fact_tables(comparison: Comparison, width: int) -> Content:
 def _head(comparison: Comparison, title: str, name_width: int, column: int) -> Content:
     parts: list[Content | tuple[str, str]] = [(_fit(title, name_width), "$muted bold")]
     for place, record in enumerate(comparison.records):
-        name = f"{LETTERS[place]} {steady(one_line(record.name, 40))}"
+        name = f"{LETTERS[place]} {steady(one_line(record.name, 40))} "
         parts.append((f"  {_fit(name, column, right=True)}", f"{curve_style(place)} bold"))
     return Content.assemble(*parts)
 
@@ -56,7 +56,7 @@ def _fact_line(fact: Fact, name_width: int, column: int) -> Content:
     for place, words in enumerate(fact.words):
         is_best = place in fact.best
         # The star keeps its column, so that digits stay below each other.
-        text = steady(one_line(words, 100)) + ("*" if is_best else " " if fact.best else "")
+        text = steady(one_line(words, 100)) + ("*" if is_best else " ")
         parts.append((f"  {_fit(text, column, right=True)}", "bold" if is_best else ""))
     return Content.assemble(*parts)
 

@@ -88,11 +88,12 @@ def configuration(values: Mapping[str, Any], width: int) -> Content:
     if not values:
         return Content.styled("Its configuration, run.toml, cannot be read.", "$muted")
     changed = differences(values, {})
-    lines = [Content.styled("differs from the defaults", "bold")]
+    lines = [Content.styled("what differs from the defaults", "bold")]
     for name, default in changed.items():
         text = Content(one_line(_value(values.get(name)), max(width - 32, 20)))
         was = f"  default {one_line(_value(default), 40)}" if default is not None else ""
-        lines.append(Content.assemble((f"• {name:<28}  ", "$muted"), text, (was, "$muted")))
+        line = Content.assemble((f"• {name:<28}  ", "$muted"), text, (was, "$muted"))
+        lines.append(line.truncate(max(width, 20), ellipsis=True))
     section = ""
     for option in options():
         if option.section != section:

@@ -60,8 +60,8 @@ class RunScreen(Overlay[None]):
         border: round $border-focus; border-title-style: bold; border-subtitle-color: $muted; background: $surface;
     }
     RunScreen #parts { margin-bottom: 1; }
-    RunScreen LineChart { height: 2fr; min-height: 6; }
-    RunScreen VerticalScroll { height: 3fr; scrollbar-size-vertical: 1; }
+    RunScreen LineChart { height: 1fr; min-height: 6; }
+    RunScreen VerticalScroll { height: 1fr; scrollbar-size-vertical: 1; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("run")]
     SCOPE = "run"
@@ -130,7 +130,7 @@ class RunScreen(Overlay[None]):
         read, text = self._read_run, self.query_one("#text", TextBlock)
         if read is not None:
             # Less the scrollbar, which may come with the lines.
-            width = max(self.query_one(VerticalScroll).size.width - 2, 20)
+            width = max(self.query_one(Vertical).content_size.width - 2, 20)
             text.show(self._parts[self._part][1](read, width))
         elif self._glimpse is not None:
             text.show(Content.styled("Some of its steps; reading all of them takes a while …", "$muted"))

@@ -19,7 +19,7 @@ from textual.reactive import reactive
 from textual.strip import Strip
 from textual.widget import Widget
 
-from core.runs.series import Bucket, Series
+from core.runs.series import SMOOTH_COLUMNS, Bucket, Series
 from core.text import one_line
 from tui.glyphs import BRAILLE, GlyphSet
 from tui.widgets.charts import plot_geometry as geometry
@@ -221,6 +221,14 @@ class LineChart(Widget):
     def _bounds(self) -> list[float]:
         """The extremes of all shown values; on a log axis, of the positive ones."""
         found: list[float] = []
+        for curve in self.data.curves:
+            # What is not drawn needs no room.
+            if curve.is_smoothed:
+                found += [
+                    value for item in curve.series.smooth_bucket(SMOOTH_COLUMNS) for value in (item.low, item.high)
+                ]
+        if found:
+            return [value for value in found if math.isfinite(value)]
         for series in self.data.shown:
             if self.log_axis and (least := series.least_positive()) is not None:
                 found.append(least)

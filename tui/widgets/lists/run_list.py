@@ -331,8 +331,9 @@ class RunList(ScrollView, can_focus=True):
         room = self.scrollable_content_region.width - 1
         chosen: set[str] = set()
         used = 0
-        # A column that is sorted by is seen.
-        for column in sorted(_COLUMNS, key=lambda column: (column.sort != self._sorted[0], column.priority)):
+        # A column that is sorted by is seen, but for that of the usual order.
+        wanted = self._sorted[0] if self._sorted[0] != DEFAULT_SORT else ""
+        for column in sorted(_COLUMNS, key=lambda column: (not wanted or column.sort != wanted, column.priority)):
             if column.title == "note" and not self._has_notes:
                 continue
             if column.priority == 0 or used + column.width + 2 <= room:
@@ -347,6 +348,8 @@ class RunList(ScrollView, can_focus=True):
     def _title(self, column: _Column) -> str:
         """The title of a column, with an arrow where the rows are sorted by it."""
         name, descending = self._sorted
+        # The latest start is the least age.
+        descending = descending != (column.title == "age")
         return f"{column.title}{'↓' if descending else '↑'}" if column.sort == name else column.title
 
     def render_line(self, y: int) -> Strip:
