@@ -369,7 +369,8 @@ def follow_run(
 ) -> None:
     """Read a run and post its events, until ``stop`` is set.
 
-    The first message is a :class:`RunAttached` with the whole history, which is owned by the receiver from then on;
+    The first message is a :class:`RunAttached` with the whole history, after one with a glimpse of it where reading it
+    takes long, which is owned by the receiver from then on;
     after that comes a :class:`RunAdvanced` whenever there is something new. However long the history is, little of it
     is held at a time: a message takes the events of one piece of the file.
 
@@ -381,11 +382,14 @@ def follow_run(
         pace: Factor of the seconds between two polls.
     """
     from core.launch.launcher import reap
+    from core.runs.glimpse import glimpse_history, read_glimpse
     from core.runs.history import RunHistory
     from core.runs.tail import EventTail
 
     tail, history = EventTail(run.events_path), RunHistory()
     shown = run.state()
+    if (glimpse := read_glimpse(run)) is not None:
+        post(RunAttached(run, shown, glimpse_history(glimpse), found, is_partial=True))
     for events in tail.batches():
         for event in events:
             history.apply(event)

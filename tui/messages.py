@@ -216,6 +216,8 @@ class RunAttached(Message):
     history: RunHistory
     found: bool = False
     """Whether the app found it by itself, without a request of the user."""
+    is_partial: bool = False
+    """Whether the history has some of the steps only; the whole one follows."""
 
 
 @dataclass

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from core.runs.catalog import MOST_FILES, file_names
-from core.runs.history import read_history
+from core.runs.events import FinishedEvent
+from core.runs.glimpse import glimpse_history, read_glimpse
+from core.runs.history import RunHistory, last_evaluation, read_history
 from core.runs.series import Series
 from core.runs.store import Run
+from core.runs.tail import last_events
 from core.text import one_line
 from core.units import exact_number
 
@@ -51,7 +54,8 @@ class RunDetail:
 
 def read_detail(run: Run, before: Run | None) -> RunDetail:
     """The account of a run, compared with another one."""
-    history, state, values = read_history(run), run.state(), run.values()
+    state, values = run.state(), run.values()
+    history = _read_long(run) or read_history(run)
     reason = history.end_reason(state)
     if state.refused:
         reason = f"{reason.rstrip('.')}. Refused by eval.gate: {state.refused}".lstrip(". ")
@@ -70,6 +74,19 @@ def read_detail(run: Run, before: Run | None) -> RunDetail:
         before=before,
         changes=tuple(_changes(before.values(), values)) if before is not None else (),
     )
+
+
+def _read_long(run: Run) -> RunHistory | None:
+    """What the account of a run with a long record needs of it: some of its steps, its last evaluation and its end; None
+    for any other run."""
+    glimpse = read_glimpse(run)
+    if glimpse is None:
+        return None
+    history = glimpse_history(glimpse)
+    evaluated = last_evaluation(run)
+    history.evals = [evaluated] if evaluated is not None else []
+    history.end = next((event for event in last_events(run.events_path) if isinstance(event, FinishedEvent)), None)
+    return history
 
 
 def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:

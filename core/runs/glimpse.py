@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from io import FileIO
 
 from core.runs.events import LINE_LIMIT, StepEvent, decode_step
+from core.runs.history import RunHistory
 from core.runs.series import Series
 from core.runs.store import Run
 from core.small_files import open_regular
@@ -26,6 +27,13 @@ class Glimpse:
 
     loss: Series
     last_step: StepEvent
+
+
+def glimpse_history(glimpse: Glimpse) -> RunHistory:
+    """A history that has only the curve and the newest step; what it counts is wrong."""
+    history = RunHistory()
+    history.loss, history.last_step = glimpse.loss, glimpse.last_step
+    return history
 
 
 def is_long(run: Run) -> bool:

@@ -331,11 +331,15 @@ class Runs:
         from core.runs.catalog import read_model
         from core.runs.schedule import Schedule
 
-        before = self._state.view
+        before = self._state.view if self._state.view is None or not self._state.view.is_partial else None
         leftover = message.found and message.state.is_over
         schedule = Schedule.of(message.run.values())
         view = RunView(message.run, message.state, message.history, read_model(message.run), leftover, schedule)
+        view.is_partial = message.is_partial
         self._state.view = view
+        if message.is_partial:
+            self._show_run()
+            return
         # One that was opened meanwhile is not the one that is being started.
         self._state.is_starting = self._state.is_starting and not self._has_started
         if leftover:

@@ -85,6 +85,8 @@ class RunsPane(Pane):
         self._account = Content("")
         self.ask_bar = AskBar(id="runs-ask")
         self._sort, self._is_reversed, self._lists_archived = DEFAULT_SORT, False, False
+        # Whoever sorts looks at the first row, also when figures come later.
+        self._stays_first = False
 
     def compose(self) -> ComposeResult:
         yield EmptyState("Looking for runs …", id="empty")
@@ -127,6 +129,8 @@ class RunsPane(Pane):
         had_focus = self.has_focus_within
         run_list.show_order(self._sort, descending=SORT_COLUMNS[self._sort].descending != self._is_reversed)
         run_list.show(kept)
+        if self._stays_first and kept and run_list.selected != kept[0]:
+            run_list.move(-run_list.row_count)
         self.query_one("#runs").display = bool(kept)
         empty.display = not kept
         if not kept:
@@ -167,7 +171,7 @@ class RunsPane(Pane):
 
     def _show_hints(self) -> None:
         """The keys that matter most; with marked runs, the comparison first."""
-        names = ["open", "details", "compare", "sort", "filter", "delete", "edit", "continue", "export"]
+        names = ["open", "details", "compare", "sort", "filter", "delete", "edit"]
         if self.query_one(RunList).marked:
             names = ["compare", "mark", "open", "details", "sort", "filter"]
         self.set_hints([f"runs.{name}" for name in names])
@@ -288,6 +292,7 @@ class RunsPane(Pane):
         """Mark the run under the cursor, or take its mark away, and go on to the next."""
         run_list = self.query_one(RunList)
         run_list.toggle_mark()
+        self._stays_first = False
         run_list.move(1)
         self._marks_changed()
 
@@ -314,11 +319,12 @@ class RunsPane(Pane):
         """Sort by the next column, or the one before, in its usual direction."""
         names = list(SORT_COLUMNS)
         self._sort, self._is_reversed = names[(names.index(self._sort) + by) % len(names)], False
+        self._stays_first = True
         self._filter()
 
     def action_reverse(self) -> None:
         """Sort in the other direction."""
-        self._is_reversed = not self._is_reversed
+        self._is_reversed, self._stays_first = not self._is_reversed, True
         self._filter()
 
     def action_toggle_archived(self) -> None:
@@ -415,15 +421,18 @@ class RunsPane(Pane):
 
     def action_move(self, by: int) -> None:
         """Move the cursor."""
+        self._stays_first = False
         self.query_one(RunList).move(by)
 
     def action_move_page(self, by: int) -> None:
         """Move the cursor by pages."""
+        self._stays_first = False
         run_list = self.query_one(RunList)
         run_list.move(by * max(run_list.page_rows, 1))
 
     def action_move_end(self, direction: int) -> None:
         """Move the cursor to the first or the last run."""
+        self._stays_first = False
         run_list = self.query_one(RunList)
         run_list.move(direction * run_list.row_count)
 

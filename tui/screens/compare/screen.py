@@ -226,9 +226,8 @@ class CompareScreen(Overlay[None]):
         chart = self.query_one(LineChart)
         chart.log_axis = not chart.log_axis
 
-    def action_part(self, by: int) -> None:
+    def action_part(self) -> None:
         """Show the figures or the answers."""
-        del by
         self._part = 1 - self._part
         self.remove_class("-zoomed")
         self._show()
