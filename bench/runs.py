@@ -5,8 +5,9 @@
 
 It makes the runs in a directory of its own: the files of an ended run of 200 steps with evaluations, devices and two
 checkpoints, and a record of a million steps. Every figure is a median of processes that take turns, each new, so that
-nothing is in memory but what the system keeps of the files. ``cold`` is without the file of what is known of ended runs,
-``warm`` is with it. Memory is the peak of the process (``ru_maxrss``).
+nothing is in memory but what the system keeps of the files. ``cold`` is without the files of what is known of ended
+runs, ``warm`` is with them, ``first`` is what the app shows at once, before all facts are read. Memory is the peak of
+the process (``ru_maxrss``); processor time tells how much of the seconds was spent waiting for a busy machine.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -51,37 +53,45 @@ PROGRAMS = {
     "list": """
 from core.runs.catalog import RunCatalog
 from core.runs.summary_cache import SummaryCache
-begun = time.perf_counter()
+begun = time.perf_counter(), time.process_time()
 rows = RunCatalog(SummaryCache("run-facts")).rows()
-print(time.perf_counter() - begun)
+print(time.perf_counter() - begun[0], time.process_time() - begun[1])
+""",
+    "first rows": """
+from core.runs.catalog import RunCatalog
+from core.runs.summary_cache import SummaryCache
+from tui.bridge import FACTS_SECONDS
+begun = time.perf_counter(), time.process_time()
+rows = RunCatalog(SummaryCache("run-facts")).rows(FACTS_SECONDS)
+print(time.perf_counter() - begun[0], time.process_time() - begun[1])
 """,
     "figures": """
 from core.runs.figures import FigureReader
 from core.runs.store import list_runs
 from core.runs.summary_cache import SummaryCache
-begun = time.perf_counter()
+begun = time.perf_counter(), time.process_time()
 reader = FigureReader(SummaryCache("run-figures"))
 for run in list_runs():
     reader.read(run)
 reader.save()
-print(time.perf_counter() - begun)
+print(time.perf_counter() - begun[0], time.process_time() - begun[1])
 """,
     "first curve": """
 from core.runs.glimpse import read_glimpse
 from core.runs.store import list_runs
 run = next(run for run in list_runs() if "million" in run.id)
-begun = time.perf_counter()
+begun = time.perf_counter(), time.process_time()
 found = read_glimpse(run)
 assert found is not None and len(found.loss) > 1000
-print(time.perf_counter() - begun)
+print(time.perf_counter() - begun[0], time.process_time() - begun[1])
 """,
     "whole curve": """
 from core.runs.history import read_history
 from core.runs.store import list_runs
 run = next(run for run in list_runs() if "million" in run.id)
-begun = time.perf_counter()
+begun = time.perf_counter(), time.process_time()
 assert len(read_history(run).loss) > 1000
-print(time.perf_counter() - begun)
+print(time.perf_counter() - begun[0], time.process_time() - begun[1])
 """,
 }
 
@@ -144,12 +154,21 @@ def make_home(runs: int, steps: int) -> None:
     make_run(runs, steps, "million")
 
 
-def measure(program: str) -> tuple[float, float]:
-    """Seconds that a program tells, and the peak of its process in MB."""
-    code = f"import time\n{program}\nimport resource\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6)"
+@dataclass(frozen=True)
+class Measured:
+    """One turn of a program."""
+
+    seconds: float
+    cpu_seconds: float
+    peak_mb: float
+
+
+def measure(program: str) -> Measured:
+    """What a program tells of itself, and the peak of its process."""
+    peak = "import resource\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6)"
+    code = f"import time\n{program}\n{peak}"
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True)
-    seconds, peak = map(float, done.stdout.split())
-    return seconds, peak
+    return Measured(*map(float, done.stdout.split()))
 
 
 def forget() -> None:
@@ -160,6 +179,7 @@ def forget() -> None:
 def compare(repeats: int, *, whole: bool) -> dict[str, dict[str, float]]:
     """The medians of processes that take turns."""
     turns: dict[str, tuple[Callable[[], None], str]] = {
+        "first rows": (forget, PROGRAMS["first rows"]),
         "list, cold": (forget, PROGRAMS["list"]),
         "list, warm": (lambda: None, PROGRAMS["list"]),
         "figures, cold": (forget, PROGRAMS["figures"]),
@@ -168,18 +188,20 @@ def compare(repeats: int, *, whole: bool) -> dict[str, dict[str, float]]:
     }
     if whole:
         turns["whole curve"] = (lambda: None, PROGRAMS["whole curve"])
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in turns}
+    found: dict[str, list[Measured]] = {name: [] for name in turns}
     for _ in range(repeats):
         for name, (prepare, program) in turns.items():
             prepare()
-            found[name].append(measure(program))
-            print(f"{name:<16} {found[name][-1][0]:8.3f} s  {found[name][-1][1]:6.0f} MB", file=sys.stderr)
+            found[name].append(last := measure(program))
+            print(
+                f"{name:<16} {last.seconds:8.3f} s  {last.cpu_seconds:8.3f} s  {last.peak_mb:6.0f} MB", file=sys.stderr
+            )
     return {
         name: {
-            "seconds": round(statistics.median(seconds for seconds, _ in figures), 4),
-            "peak_mb": round(statistics.median(peak for _, peak in figures), 1),
+            item.name: round(statistics.median(getattr(turn, item.name) for turn in measured), 4)
+            for item in fields(Measured)
         }
-        for name, figures in found.items()
+        for name, measured in found.items()
     }
 
 

@@ -77,8 +77,10 @@ def read_detail(run: Run, before: Run | None) -> RunDetail:
 
 
 def _read_long(run: Run) -> RunHistory | None:
-    """What the account of a run with a long record needs of it: some of its steps, its last evaluation and its end; None
-    for any other run."""
+    """What the account of a run with a long record needs: some of its steps, its last evaluation and its end.
+
+    None for a run whose record is short.
+    """
     glimpse = read_glimpse(run)
     if glimpse is None:
         return None
