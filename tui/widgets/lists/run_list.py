@@ -124,7 +124,7 @@ def _note(row: RunRow, _figures: RunFigures | None, _now: float) -> str:
 
 _COLUMNS = (
     _Column("state", 10, _state, sort="state"),
-    _Column("run", 22, _name, sort="name"),
+    _Column("run", 24, _name, sort="name"),
     _Column("model", 16, _model, priority=7, sort="model"),
     _Column("method", 10, _method, priority=6, sort="method"),
     _Column("data", 14, _data, priority=9, sort="data"),
