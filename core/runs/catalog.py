@@ -12,9 +12,9 @@ from typing import Any
 
 from core.config.schema import WEIGHT_METHODS
 from core.runs.history import last_step
-from core.runs.labels import NO_LABELS, Labels, labels_path, read_labels
+from core.runs.labels import FILE_NAME, NO_LABELS, Labels, read_labels
 from core.runs.state import StepProgress
-from core.runs.store import Run, list_runs
+from core.runs.store import CONFIG_NAME, EVENTS_NAME, Run, list_runs
 from core.runs.summary_cache import SummaryCache
 from core.text import one_line
 
@@ -212,7 +212,9 @@ class RunCatalog:
 
     def _facts(self, run: Run, *, is_over: bool) -> _Known:
         """The facts of a run, read where its files have changed and there is time for it."""
-        stamp = (_modified(run.config_path), _modified(run.events_path))
+        # As text: of a thousand runs, making paths would take longer than all else.
+        place = os.fspath(run.path)
+        stamp = (_modified(f"{place}/{CONFIG_NAME}"), _modified(f"{place}/{EVENTS_NAME}"))
         known = self._known.get(run.id) or (_Known.recall(self._cache.get(run.id)) if self._cache is not None else None)
         if known is not None and known.stamp == stamp:
             self._known[run.id] = known
@@ -231,14 +233,14 @@ class RunCatalog:
 
     def _read_labels(self, run: Run) -> Labels:
         """The labels of a run; read again where their file has changed."""
-        stamp = _modified(labels_path(run.path))
+        stamp = _modified(f"{os.fspath(run.path)}/{FILE_NAME}")
         before = self._labels.get(run.id)
         if before is None or before[0] != stamp:
             before = self._labels[run.id] = stamp, read_labels(run.path) if stamp else NO_LABELS
         return before[1]
 
 
-def _modified(path: Path) -> int:
+def _modified(path: Path | str) -> int:
     try:
         return os.stat(path).st_mtime_ns
     except OSError:

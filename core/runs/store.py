@@ -34,6 +34,8 @@ from core.runs.state import RunState, infer_state
 from core.runs.tail import last_events
 from core.text import one_line
 
+#: Names of the configuration and of the event record in a run directory.
+CONFIG_NAME, EVENTS_NAME = "run.toml", "events.jsonl"
 #: Time format of the beginning of a run id.
 _STAMP = "%Y%m%d-%H%M%S"
 _STAMPED = re.compile(r"(\d{4})(\d\d)(\d\d)-(\d\d)(\d\d)(\d\d)", re.ASCII)
@@ -69,7 +71,7 @@ class Run:
     @property
     def config_path(self) -> Path:
         """Configuration of the run, every value resolved."""
-        return self.path / "run.toml"
+        return self.path / CONFIG_NAME
 
     @property
     def template_path(self) -> Path:
@@ -84,7 +86,7 @@ class Run:
     @property
     def events_path(self) -> Path:
         """Append-only event record."""
-        return self.path / "events.jsonl"
+        return self.path / EVENTS_NAME
 
     @property
     def log_path(self) -> Path:
@@ -230,7 +232,8 @@ def create_run(config: Config, name: str) -> Run:
 def list_runs() -> list[Run]:
     """All runs, newest first."""
     try:
-        found = [Run(path) for path in paths.runs_dir().iterdir() if _is_run(path)]
+        with os.scandir(paths.runs_dir()) as entries:
+            found = [Run(Path(entry.path)) for entry in entries if os.path.isfile(f"{entry.path}/{CONFIG_NAME}")]
     except OSError:
         return []
     return sorted(found, key=lambda run: run.id, reverse=True)
