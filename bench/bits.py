@@ -1,8 +1,8 @@
-"""What 4 bits cost: the starter model on held-out tickets, layer by layer.
+"""The cost of 4 bits, layer by layer: the starter model on held-out tickets.
 
 ``python bench/bits.py`` measures as ``localtune-tui bits`` does and writes ``bench/results/bits-DATE.json``: losses and
-divergences in nats over supervised tokens, seconds, and the process's highest resident memory, which is held against
-that of the run by its plan.
+divergences in nats over supervised tokens, seconds, and the highest resident memory of the process, beside the one that
+is planned for the run.
 """
 
 from __future__ import annotations

@@ -111,6 +111,16 @@ def private_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.M
 
 
 @pytest.fixture(scope="session")
+def measurements(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Measurements of models that the tests of this run have made, in all of its processes."""
+    base = tmp_path_factory.getbasetemp()
+    # A process of pytest-xdist has a directory within the one of all.
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "measured"
+    shared.mkdir(mode=0o700, exist_ok=True)
+    return shared
+
+
+@pytest.fixture(scope="session")
 def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random two-layer Llama with a byte-level tokenizer and ChatML, as a directory of safetensors."""
     return write_tiny_model(tmp_path_factory.mktemp("tiny-model"))

@@ -1,12 +1,18 @@
-"""Measurement within the process of a test, whose imports a process of its own would repeat."""
+"""Measurements of models within the process of a test, whose imports a process of its own would repeat.
+
+The tests of a run share them, whichever process they run in: each configuration is measured once. A run begins with
+none, so that what a change of the sources does to them is never hidden.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from core.models.architecture import measuring
+from core.paths import make_private_dir
 
 
 class Silent:
@@ -16,14 +22,26 @@ class Silent:
         """Nothing."""
 
 
-def _run(job: dict[str, Any]) -> dict[str, Any]:
+def run_here(job: dict[str, Any]) -> dict[str, Any]:
+    """Measure in this process."""
     # Tests that measure nothing do without torch.
     from core.worker.measure.__main__ import measure
 
     return measure(job, Silent())  # type: ignore[arg-type]
 
 
+def share(home: Path, measurements: Path) -> None:
+    """Let a home have the measurements of all tests, and theirs have its own.
+
+    Args:
+        home: That of a test or of its workers.
+        measurements: The fixture.
+    """
+    (make_private_dir(home / "cache") / "measured").symlink_to(measurements)
+
+
 @pytest.fixture(autouse=True)
-def measured_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measure in this process; what was measured is remembered from test to test."""
-    monkeypatch.setattr(measuring, "_run", _run)
+def measured_here(private_home: Path, measurements: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure in this process what no test has measured."""
+    share(private_home, measurements)
+    monkeypatch.setattr(measuring, "_run", run_here)

@@ -615,10 +615,10 @@ class LocaltuneApp(App[str]):
 
     def action_self_test(self) -> None:
         """Open the self-test, which begins when it is told to."""
-        from tui.screens.selftest import SelfTestScreen
+        from tui.screens.selftest import selftest_screen
 
         if not self.desktop.is_covered:
-            self.push_screen(SelfTestScreen())
+            self.push_screen(selftest_screen())
 
     def action_evaluate(self) -> None:
         """Put a file of prompts to the model of the run that is shown."""

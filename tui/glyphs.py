@@ -31,6 +31,8 @@ class GlyphSet:
     """A tick on the horizontal axis."""
     bar_full: str
     bar_empty: str
+    bar_tick: str
+    """A mark on a bar."""
 
 
 def _braille() -> str:
@@ -41,9 +43,9 @@ def _braille() -> str:
     )
 
 
-BRAILLE = GlyphSet("braille", 2, 4, _braille(), _braille(), "◆", "◇", "▼", "│", "─", "└", "┤", "┬", "━", "─")
+BRAILLE = GlyphSet("braille", 2, 4, _braille(), _braille(), "◆", "◇", "▼", "│", "─", "└", "┤", "┬", "━", "─", "┊")
 _QUADRANTS = " ▘▝▀▖▌▞▛▗▚▐▜▄▙▟█"
-BLOCK = GlyphSet("block", 2, 2, _QUADRANTS, _QUADRANTS, "◆", "◇", "▼", "│", "─", "└", "┤", "┬", "━", "─")
-ASCII = GlyphSet("ascii", 1, 2, " ***", " '.:", "o", "g", "v", "|", "-", "+", "+", "+", "#", ".")
+BLOCK = GlyphSet("block", 2, 2, _QUADRANTS, _QUADRANTS, "◆", "◇", "▼", "│", "─", "└", "┤", "┬", "━", "─", "┊")
+ASCII = GlyphSet("ascii", 1, 2, " ***", " '.:", "o", "g", "v", "|", "-", "+", "+", "+", "#", ".", ":")
 
 GLYPH_SETS = {glyphs.name: glyphs for glyphs in (BRAILLE, BLOCK, ASCII)}

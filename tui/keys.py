@@ -75,6 +75,8 @@ _NAMES = {
     "pageup": "pgup",
     "pagedown": "pgdn",
     "vertical_line": "|",
+    # Unicode calls it a reverse solidus.
+    "backslash": "\\",
 }
 _ARROWS = {"up": "↑", "down": "↓", "left": "←", "right": "→"}
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from core.runs.energy import Tariff
 from core.runs.process import hostname
 from tui.requests import Requests
 
@@ -84,6 +85,8 @@ class RunView:
     """Requests of the user that wait for its worker."""
     is_partial: bool = False
     """Whether its history has some of its steps only, and the whole one is still being read."""
+    tariff: Tariff = field(default_factory=Tariff)
+    """The price of its energy, by its configuration."""
 
     @property
     def activity(self) -> str:

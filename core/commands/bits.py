@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     from core.commands.configuration import read_config
     from core.commands.progress import PLAIN_SECONDS, LiveLine
     from core.quantization.job import measure
-    from core.quantization.result import HEAD, advice, facts, layer_lines, sentence
+    from core.quantization.result import HEAD, TABLE, advice, facts, layer_lines, sentence
 
     if not 1 <= args.rows <= MOST_ROWS:
         raise UserError(f"--rows {args.rows} is no number of rows from 1 to {MOST_ROWS}.", "Write it as 16.")
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         emit(cost.to_dict())
         return 0
     say(sentence(cost))
-    for text in ("", *facts(cost), "", HEAD.rstrip()):
+    for text in ("", *facts(cost), "", TABLE, HEAD.rstrip()):
         say(text)
     for layer in layer_lines(cost):
         say(f"{layer.text}  {'#' * round(_BAR * layer.share)}".rstrip())

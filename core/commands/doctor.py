@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
 
 def examine(*, quick: bool = False) -> list[Finding]:
     """All findings, the basics first and what depends on them later."""
-    from core.commands.checks import gpu, security, software, system, terminal
+    from core.commands.checks import gpu, meters, security, software, system, terminal
     from core.hardware.drivers import installed_build
 
     driver = gpu.check_gpu()
@@ -53,8 +53,11 @@ def examine(*, quick: bool = False) -> list[Finding]:
         system.check_socket(),
         system.check_logout(),
         *system.check_wsl(),
+        *meters.check_platform(),
         *terminal.check_terminal(),
+        meters.check_cpu_meters(),
         *driver.findings,
+        *meters.check_amd(),
         *gpu.check_cuda(driver, installed_build()),
         *([] if quick else software.check_torch(driver)),
     ]

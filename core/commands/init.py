@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from core.commands.common import PROGRAM, add_json_flag, emit, note, put, say, tell_measuring
 from core.config.choices import AIMS
@@ -39,26 +39,70 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _init(args: argparse.Namespace) -> int:
-    from core.commands.configuration import choose, find_card_of, gather_facts
-    from core.commands.train import check_data, check_model
-    from core.config.document import ConfigDocument
     from core.errors import UserError
-    from core.presets.advised import taken_values
-    from core.presets.begin import advice_on, held_out_of
 
     if args.list:
         return _list(as_json=args.json)
     args.data = [*args.files, *(args.data or [])]
     if not args.data:
         raise UserError("There is no data to train on.", f"Name a file: {PROGRAM} init FILE.")
+    out = _output(args)
+    made = _make(args, out or Path("draft.toml"))
+    if out is not None:
+        _write(out, made.text, force=args.force)
+    if args.json:
+        emit(_as_json(made, out))
+    elif out is None:
+        for line in (made.choice.why, *map(str, made.advised)):
+            note(line)
+        put(made.text)
+    else:
+        _tell(made, out)
+    return 0
+
+
+def _output(args: argparse.Namespace) -> Path | None:
+    """The file to write; None where it is printed.
+
+    Raises:
+        UserError: If it exists and may not be replaced.
+    """
+    from core.errors import UserError
+
     out = None if args.out == "-" else Path(os.path.expanduser(args.out or f"{_stem(args.data[0])}.toml"))
     if out is not None and not args.force and os.path.lexists(out):
         raise UserError(f"{out} exists already.", "Choose another name with --out, or replace it with --force.")
-    base = out.parent if out is not None else Path()
-    asked = _asked(args, base)
+    return out
+
+
+class _Made(NamedTuple):
+    """A new configuration, and what was decided for it."""
+
+    text: str
+    choice: Choice
+    held_out: HeldOut | None
+    advised: tuple[Advised, ...]
+
+
+def _make(args: argparse.Namespace, path: Path) -> _Made:
+    """The configuration for the model and the rows, checked; remarks on it are noted.
+
+    Args:
+        args: The command's arguments.
+        path: The file that it is for; paths in it are relative to its directory.
+
+    Raises:
+        UserError: If model or rows cannot be used.
+    """
+    from core.commands.configuration import choose, find_card_of, gather_facts
+    from core.commands.train import check_data, check_model
+    from core.config.document import ConfigDocument
+    from core.presets.advised import taken_values
+    from core.presets.begin import advice_on, held_out_of
+
+    asked = _asked(args, path.parent)
     # Checked before the choice, which reads the model and the rows.
-    probe = ConfigDocument(_toml(asked), base / "draft.toml")
-    config = probe.validate()
+    config = ConfigDocument(_toml(asked), path.parent / "draft.toml").validate()
     check_model(config)
     check_data(config)
     choice = choose(args.preset, config, args.aim)
@@ -71,39 +115,41 @@ def _init(args: argparse.Namespace) -> int:
     if choice.max_length is not None:
         values["train.max_length"] = choice.max_length
     text = _draft(values, choice, held_out, advised)
-    document = ConfigDocument(text, out or base / "draft.toml")
-    config = document.validate()
-    for remark in document.remarks(gather_facts(config)):
+    document = ConfigDocument(text, path)
+    for remark in document.remarks(gather_facts(document.validate())):
         note(f"{remark.level}: {remark.sentence} {remark.hint}")
-    if out is None and not args.json:
-        note(choice.why)
-        for item in advised:
-            note(str(item))
-        put(text)
-        return 0
-    if out is not None:
-        _write(out, text, force=args.force)
-    if args.json:
-        file = str(out) if out is not None else None
-        advice = [
-            {
-                "option": item.advice.option or None,
-                "value": item.advice.value,
-                "taken": item.taken,
-                "says": f"{item.advice.models}: {item.advice.says} {item.why}".strip(),
-                "source": item.advice.source,
-            }
-            for item in advised
-        ]
-        emit({"file": file, "preset": choice.preset.name, "why": choice.why, "advice": advice, "toml": text})
-    else:
-        say(f"Written to {out} with the preset {choice.why}")
-        if held_out is not None:
-            note(f"{held_out} (data.eval_share), to measure on; --eval names other rows.")
-        for item in advised:
-            note(str(item))
-        note(f"Look at it and start it: {PROGRAM} {out}   (or {PROGRAM} train {out})")
-    return 0
+    return _Made(text, choice, held_out, advised)
+
+
+def _as_json(made: _Made, out: Path | None) -> dict[str, Any]:
+    advice = [
+        {
+            "option": item.advice.option or None,
+            "value": item.advice.value,
+            "taken": item.taken,
+            "says": f"{item.advice.models}: {item.advice.says} {item.why}".strip(),
+            "source": item.advice.source,
+        }
+        for item in made.advised
+    ]
+    file = str(out) if out is not None else None
+    return {
+        "file": file,
+        "preset": made.choice.preset.name,
+        "why": made.choice.why,
+        "advice": advice,
+        "toml": made.text,
+    }
+
+
+def _tell(made: _Made, out: Path) -> None:
+    """What was written, why, and how to go on."""
+    say(f"Written to {out} with the preset {made.choice.why}")
+    if made.held_out is not None:
+        note(f"{made.held_out} (data.eval_share), to measure on; --eval names other rows.")
+    for item in made.advised:
+        note(str(item))
+    note(f"Look at it and start it: {PROGRAM} {out}   (or {PROGRAM} train {out})")
 
 
 def _asked(args: argparse.Namespace, base: Path) -> dict[str, Any]:

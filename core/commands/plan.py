@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +14,13 @@ from core.commands.common import add_config, add_json_flag, emit, note, say, tel
 from core.errors import UserError
 
 if TYPE_CHECKING:
+    from core.config.document import ConfigDocument
+    from core.config.rules import Remark
     from core.config.schema import Config
-    from core.memory.plan import Plan
+    from core.memory.advice import Advice
+    from core.memory.plan import Machine, Plan
     from core.memory.rows import Rows
+    from core.models.architecture.architecture import Architecture
     from core.runs.forecast import Estimate, Forecast
 
 #: Characters of the stacked bar.
@@ -60,27 +66,30 @@ def run(args: argparse.Namespace) -> int:
 def _plan(args: argparse.Namespace) -> int:
     from core.memory.planner import make_plan
     from core.models.architecture.load import locate_model
-    from core.models.architecture.sandboxed import load_architecture
+    from core.models.architecture.sandboxed import load_architecture, read_model
     from core.runs.forecast import forecast, this_machine
 
-    config, has_rows = _config(args)
+    document, has_rows = _document(args)
+    config = document.validate()
     machine = this_machine(config, _size(args.gpu_memory))
-    # Errors of the model or the options are reported before the rows are measured, which may take a while.
     base = locate_model(config.model.base)
-    architecture = load_architecture(base)
-    # After it: what is too damaged to plan for is said once.
+    # What is too damaged to plan for, or asks for foreign code, is refused before a family is measured; other errors of
+    # the model and the options before the rows are, which may take a while as well.
+    read_model(base)
     _warn(base)
+    architecture = load_architecture(base)
+    remarks = _remarks(document, config, machine, architecture) if args.config is not None else []
     make_plan(architecture, config, machine)
     found = forecast(config, machine, _rows(config, args.lengths) if has_rows else None)
     if args.json:
-        emit(as_json(found))
+        emit(as_json(found, remarks))
         return 0
     for line in render(found):
         say(line)
     return 0
 
 
-def _config(args: argparse.Namespace) -> tuple[Config, bool]:
+def _document(args: argparse.Namespace) -> tuple[ConfigDocument, bool]:
     """The configuration to plan for, and whether it has rows."""
     from core.config.document import ConfigDocument
 
@@ -110,7 +119,23 @@ def _config(args: argparse.Namespace) -> tuple[Config, bool]:
             raise UserError(
                 "--lengths always needs rows, and data.train is not set.", "Set it, or leave --lengths out."
             )
-    return document.validate(), has_rows
+    return document, has_rows
+
+
+def _remarks(
+    document: ConfigDocument, config: Config, machine: Machine, architecture: Architecture
+) -> list[tuple[Remark, str]]:
+    """Findings of the rules between options, with their place in the file; they are told as ``train`` tells them."""
+    from core.commands.configuration import gather_facts
+
+    facts = replace(gather_facts(config), model=architecture)
+    if machine.kind == "cuda" and facts.device is None:
+        # The card may be one that is not here.
+        facts = replace(facts, device="cuda", device_bytes=machine.limit_bytes)
+    found = [(remark, str(document.complaint(remark))) for remark in document.remarks(facts)]
+    for remark, complaint in found:
+        note(f"warning: {'A run would be refused: ' if remark.level == 'error' else ''}{complaint}")
+    return found
 
 
 def _length(text: str | None) -> int:
@@ -192,12 +217,16 @@ def _is_large(config: Config) -> bool:
 # JSON.
 
 
-def as_json(found: Forecast) -> dict[str, Any]:
-    """The result as described in ``docs/commands.md``."""
+def as_json(found: Forecast, remarks: Sequence[tuple[Remark, str]] = ()) -> dict[str, Any]:
+    """The result as described in ``docs/commands.md``.
+
+    Args:
+        found: The plan and what goes with it.
+        remarks: Findings of the rules between options, with their place in the file.
+    """
     from core.memory.batching import WHOLE
 
     plan = found.plan
-    guess = found.estimate
     return {
         "model": str(found.base),
         "family": found.architecture.family,
@@ -227,30 +256,27 @@ def as_json(found: Forecast) -> dict[str, Any]:
             "length": plan.micro_batch.length,
             "supervised": plan.micro_batch.supervised,
         },
-        "advice": [
-            {
-                "changes": advice.changes,
-                "text": advice.text,
-                "cost": advice.cost,
-                "saves_bytes": advice.saves_bytes,
-                "total_bytes": advice.total_bytes,
-                "fits": advice.fits,
-            }
-            for advice in found.advice
-        ],
+        "advice": [_advice_as_json(advice) for advice in found.advice],
         "checkpoint_bytes": plan.checkpoint_bytes,
         "disk_bytes": plan.disk_bytes,
         "disk_free_bytes": plan.disk_free_bytes,
         "disk_fits": plan.disk_fits,
-        "estimate": None
-        if guess is None
-        else {
-            "seconds": guess.seconds,
-            "steps": guess.steps,
-            "watt_hours": guess.watt_hours,
-            "run": guess.run,
-        },
+        "estimate": asdict(found.estimate) if found.estimate is not None else None,
         "notes": list(plan.notes),
+        "remarks": [
+            {"level": remark.level, "options": list(remark.options), "text": complaint} for remark, complaint in remarks
+        ],
+    }
+
+
+def _advice_as_json(advice: Advice) -> dict[str, Any]:
+    return {
+        "changes": advice.changes,
+        "text": advice.text,
+        "cost": advice.cost,
+        "saves_bytes": advice.saves_bytes,
+        "total_bytes": advice.total_bytes,
+        "fits": advice.fits,
     }
 
 

@@ -10,11 +10,12 @@ from core.commands.follow import Followed
 from core.errors import UserError
 from core.launch.launcher import failure_reason
 from core.runs.after_end import after_refusal, way_on
+from core.runs.energy import energy_words
 from core.runs.result import PROBE_LOSS, RunResult, refusal_of, result_of, result_path
 from core.runs.store import Run, complete_checkpoints
 from core.text import one_line
 from core.tracking.start import places
-from core.units import format_bytes, format_duration, format_fixed, format_number, format_rate
+from core.units import format_bytes, format_duration, format_number, format_rate
 
 
 def summarize(followed: Followed) -> dict[str, Any]:
@@ -102,8 +103,8 @@ def _gain_lines(result: RunResult) -> list[str]:
         for measure in result.measures
         if measure.name == PROBE_LOSS and measure.before is not None
     ]
-    energy = f", {format_fixed(result.energy_wh, 1)} Wh" if result.energy_wh is not None else ""
-    return [*lines, *([f"took      {format_duration(result.seconds)}{energy}"] if result.step else [])]
+    took = ", ".join([format_duration(result.seconds), *energy_words(result.energy_wh, result.tariff)])
+    return [*lines, *([f"took      {took}"] if result.step else [])]
 
 
 def _tracker_lines(run: Run) -> list[str]:

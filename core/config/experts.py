@@ -1,4 +1,4 @@
-"""Adapters in a mixture of experts: what gets them, their shapes on experts, and the sentence that says why not.
+"""Adapters in a mixture of experts: what gets them, and the sentence that says why not.
 
 The memory plan and the worker both ask here, so that what is planned is what is trained.
 """
@@ -74,20 +74,6 @@ def adapter_share(matrices: Matrices, rank: int) -> float:
     """Parameters of the adapters of experts by the experts' own; the number of experts does not matter."""
     own = sum(outputs * inputs for outputs, inputs in matrices)
     return rank * sum(outputs + inputs for outputs, inputs in matrices) / own
-
-
-def adapter_shapes(matrices: Matrices, count: int, rank: int) -> list[tuple[int, int]]:
-    """Shapes of the adapters of the experts of a layer, as PEFT saves them for ``target_parameters``.
-
-    For each fused matrix ``(rank * experts, inputs)`` and ``(outputs, rank * experts)``.
-
-    Args:
-        matrices: Shapes of the matrices of one expert.
-        count: Number of experts.
-        rank: Rank of the adapter of one matrix of one expert.
-    """
-    pairs = [((rank * count, inputs), (outputs, rank * count)) for outputs, inputs in matrices]
-    return [shape for pair in pairs for shape in pair]
 
 
 def without_adapters(method: MethodSection, matrices: Matrices, experts: int) -> str | None:

@@ -412,7 +412,7 @@ def _file_has_whole_blocks(config: Config, facts: Facts) -> Findings:
     model = facts.model
     if config.method.train_for is None or model is None:
         return
-    if any(layer.experts is not None for layer in model.layers):
+    if _has_experts(model) or model.bare_experts:
         yield "method.train_for is set, and the model has experts, which have no merged layers.", "Leave it out."
     elif any(linear.inputs % 32 for layer in model.layers for linear in layer.linears) or model.hidden % 32:
         yield (
@@ -501,7 +501,7 @@ def _experts_need_gpu(config: Config, facts: Facts) -> Findings:
 def _offload_needs_experts(config: Config, facts: Facts) -> Findings:
     """memory.offload_experts is for mixtures of experts."""
     if _offloads_experts(config) and facts.model is not None and not _has_experts(facts.model):
-        yield "memory.offload_experts is on, and the model has no experts.", "Set it to auto."
+        yield "memory.offload_experts is on, and the model has no experts in 4 bits.", "Set it to auto."
 
 
 @_rule("warning", "method.target_experts", "model.base")
@@ -510,10 +510,11 @@ def _adapted_experts_are_there(config: Config, facts: Facts) -> Findings:
     if config.method.name in WEIGHT_METHODS or config.method.target_experts != "on":
         return
     if facts.model is not None and not _has_experts(facts.model):
-        yield "method.target_experts is on, and the model has no experts.", "Set it to auto."
+        yield "method.target_experts is on, and the model has no experts that can have adapters.", "Set it to auto."
 
 
 def _has_experts(model: Architecture) -> bool:
+    """Whether a model has experts that can be taken to 4 bits and get adapters."""
     return any(layer.experts is not None for layer in model.layers)
 
 

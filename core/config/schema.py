@@ -322,6 +322,13 @@ class HardwareSection(Section):
     gpu: Text | None = _option(
         None, "Card by its number in nvidia-smi or its UUID, as text; absent: the first one that is visible."
     )
+    tariff: float | None = _option(
+        None,
+        "Price of a kilowatt-hour, so that a run shows what its energy costs; absent: no cost.",
+        ge=0,
+        le=1_000_000,
+    )
+    currency: Text | None = _option(None, "Currency of hardware.tariff, as it is shown: EUR; absent: none is named.")
 
 
 class TrackingSection(Section):

@@ -39,25 +39,29 @@ def kept_patterns(keep: str | Sequence[str] | None) -> tuple[str, ...]:
     return () if keep is None or isinstance(keep, str) else tuple(keep)
 
 
-def stays_16bit(name: str, keep: str | Sequence[str] | None = ()) -> bool:
+def stays_16bit(name: str, keep: str | Sequence[str] | None = (), always: Sequence[str] = ALWAYS) -> bool:
     """Whether a linear layer of the decoder stays in 16 bit; the output head does so in any case and is not asked for.
 
     Args:
         name: The module's name in the model: ``model.layers.0.mlp.gate``.
         keep: ``model.keep_16bit``, whose names and patterns are matched as those of ``method.target_modules``.
+        always: Names that stay in 16 bit besides; another list than :data:`ALWAYS` for a base as it was in a run.
     """
-    return is_read_by_kernels(name) or any(is_target(name, entry) for entry in (*ALWAYS, *kept_patterns(keep)))
+    return is_read_by_kernels(name) or any(is_target(name, entry) for entry in (*always, *kept_patterns(keep)))
 
 
-def experts_stay_16bit(module: str, matrix: str, keep: str | Sequence[str] | None = ()) -> bool:
+def experts_stay_16bit(
+    module: str, matrix: str, keep: str | Sequence[str] | None = (), always: Sequence[str] = ALWAYS
+) -> bool:
     """Whether a matrix of the experts of a layer stays in 16 bit: where it is named, or all of them are.
 
     Args:
         module: Name of the module of the experts: ``model.layers.0.mlp.experts``.
         matrix: Name of the matrix: ``gate_up_proj``.
         keep: ``model.keep_16bit``.
+        always: As for :func:`stays_16bit`.
     """
-    return stays_16bit(module, keep) or stays_16bit(f"{module}.{matrix}", keep)
+    return stays_16bit(module, keep, always) or stays_16bit(f"{module}.{matrix}", keep, always)
 
 
 @functools.cache

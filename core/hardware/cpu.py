@@ -8,6 +8,7 @@ from typing import Any
 
 import psutil
 
+from core.hardware.rapl import Rapl
 from core.hardware.snapshot import Device
 from core.text import one_line
 
@@ -22,10 +23,15 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 class Cpu:
-    """A reader of the CPU; utilization is the share since the last reading, so the first one has none."""
+    """A reader of the CPU; utilization and power are those since the last reading, so the first one has none.
 
-    def __init__(self) -> None:
+    Args:
+        rapl: The counters of its energy, which are read with it; None: those of this machine.
+    """
+
+    def __init__(self, rapl: Rapl | None = None) -> None:
         self._name = cpu_name()
+        self._rapl = rapl if rapl is not None else Rapl()
         self._before: tuple[float, float] | None = None
         self._percent: float | None = None
 
@@ -33,12 +39,16 @@ class Cpu:
         """The current state of the CPU; its memory is that of the machine, or the limit of its container."""
         used, total = memory()
         temperature, limit = _temperature()
+        self._rapl.read()
         return Device(
             index=0,
             kind="cpu",
             name=self._name,
             temperature_c=temperature,
             temperature_limit_c=limit,
+            temperature_margin_c=None if temperature is None or limit is None else limit - temperature,
+            power_w=self._rapl.power_w,
+            energy_j=self._rapl.energy_j,
             memory_used=used,
             memory_total=total,
             utilization=self._utilization(),
@@ -133,7 +143,7 @@ def _inactive_file(cgroup: Path) -> int:
 
 
 def _temperature() -> tuple[float | None, float | None]:
-    """(temperature, limit) in °C, None where the machine has no such sensor."""
+    """Temperature and limit of the processor in °C; None where the machine has no such sensor."""
     try:
         chips: dict[str, list[Any]] = psutil.sensors_temperatures()
     except (OSError, AttributeError, ValueError):

@@ -1,73 +1,73 @@
-"""Background sampling of the devices, so that a driver that hangs never blocks the meters."""
+"""Background sampling of the devices and of the machine, so that a driver that hangs never blocks the meters."""
 
 from __future__ import annotations
 
-import os
 import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
-import psutil
-
-from core.hardware.cpu import Cpu
-from core.hardware.nvml import Nvml, NvmlUnavailableError
-from core.hardware.snapshot import Device
-from core.hardware.visible import visible_cards
+from core.hardware.amd import AmdSource
+from core.hardware.host import HostReader
+from core.hardware.nvml_source import NvmlSource
+from core.hardware.snapshot import Device, Host
+from core.hardware.source import DeviceSource, Watched
 
 #: In the place of a UUID: no GPU is read.
 CPU_ONLY = "cpu"
 #: Seconds that :func:`snapshot` waits for a fresh reading before it returns the last one.
 SNAPSHOT_SECONDS = 0.5
+#: Seconds that all sources have to answer; the readings of one that has not are those before, with their age.
+DEADLINE_SECONDS = 1.5
 #: Longest time between two readings over which power is assumed constant, in seconds.
 _LONGEST_GAP = 30.0
 
 
 @dataclass(frozen=True)
 class Reading:
-    """All devices at one moment (``time.monotonic``), and the joules counted by each GPU so far."""
+    """All devices and the machine at one moment (``time.monotonic``)."""
 
     moment: float
-    devices: list[Device]
-    joules: dict[int, float]
+    devices: list[Device] = field(default_factory=list)
+    host: Host | None = None
+    read: float | None = None
+    """The moment at which the devices were read; None where they have not answered yet."""
+    is_complete: bool = True
+    """Whether the devices have answered in time."""
 
 
-class DeviceReader:
-    """A reader of the GPUs that CUDA sees, in its order, else of the CPU. It may hang, so it belongs in a background
-    thread.
+class GpuReader:
+    """A reader of the GPUs of all sources. It may hang, so it belongs in a :class:`Watched`.
 
-    ``reason`` explains why there are no GPUs; ``only`` is the UUID of the one GPU to read, or ``cpu`` for none.
+    NVIDIA's cards come first; AMD's count where there are none of these.
+
+    Args:
+        sources: The sources, the first that has devices counts; None: those of this machine.
     """
 
-    def __init__(self) -> None:
-        self.reason = ""
+    def __init__(self, sources: Sequence[DeviceSource] | None = None) -> None:
+        self._sources = sources if sources is not None else (NvmlSource(), AmdSource())
         self.only: str | None = None
-        self._cpu = Cpu()
-        self._nvml: Nvml | None = None
-        try:
-            self._nvml = Nvml()
-        except NvmlUnavailableError as error:
-            self.reason = error.reason
+        """The UUID of the one GPU to read; None: all that CUDA sees."""
 
-    def read(self) -> Reading:
-        """One reading."""
-        moment = time.monotonic()
-        devices: list[Device] = []
-        if self._nvml is not None and self.only != CPU_ONLY:
-            visible = visible_cards(self._nvml.identities(), os.environ)
-            chosen = [device for device in visible if self.only in (None, device.uuid)]
-            devices = [self._nvml.device(device) for device in chosen or visible]
-        joules: dict[int, float] = {}
-        for device in devices:
-            if self._nvml and (counted := self._nvml.energy_joules(device.index)) is not None:
-                joules[device.index] = counted
-        return Reading(moment, devices or [self._cpu.device()], joules)
+    @property
+    def reason(self) -> str:
+        """The reason why there are no GPUs; empty where there are, or none are missed."""
+        return next((source.reason for source in self._sources if source.reason), "")
+
+    def read(self) -> list[Device]:
+        """The GPUs in their current state."""
+        for source in self._sources:
+            if devices := source.read(self.only):
+                return devices
+        return []
 
 
 class EnergyMeter:
-    """Energy over a series of readings: by the cards' counters, or by their power where they have none."""
+    """Energy over a series of readings: by the devices' counters, or by their power where they have none."""
 
     def __init__(self) -> None:
-        self._before: Reading | None = None
+        self._before: dict[tuple[str, int], tuple[float, Device]] = {}
         self._joules: float | None = None
 
     @property
@@ -76,27 +76,28 @@ class EnergyMeter:
         return None if self._joules is None else self._joules / 3600
 
     def add(self, reading: Reading) -> None:
-        """Add a reading."""
-        before, self._before = self._before, reading
+        """Add a reading; a device that did not answer is left to the next."""
         for device in reading.devices:
-            if device.index in reading.joules or device.power_w is not None:
-                used = 0.0 if before is None else _joules_between(before, reading, device)
-                self._joules = (self._joules or 0.0) + used
+            if device.age_s is not None or (device.energy_j is None and device.power_w is None):
+                continue
+            key = device.kind, device.index
+            before = self._before.get(key)
+            used = 0.0 if before is None else _joules_between(before[1], device, reading.moment - before[0])
+            self._before[key] = reading.moment, device
+            self._joules = (self._joules or 0.0) + used
 
 
-def _joules_between(before: Reading, after: Reading, device: Device) -> float:
-    if device.index in before.joules and device.index in after.joules:
+def _joules_between(earlier: Device, later: Device, seconds: float) -> float:
+    if earlier.energy_j is not None and later.energy_j is not None:
         # A counter restarts when the driver is loaded again.
-        return max(after.joules[device.index] - before.joules[device.index], 0.0)
-    earlier = next((item.power_w for item in before.devices if item.index == device.index), None)
-    seconds = after.moment - before.moment
-    if earlier is None or device.power_w is None or not 0 < seconds <= _LONGEST_GAP:
+        return max(later.energy_j - earlier.energy_j, 0.0)
+    if earlier.power_w is None or later.power_w is None or not 0 < seconds <= _LONGEST_GAP:
         return 0.0
-    return seconds * (earlier + device.power_w) / 2
+    return seconds * (earlier.power_w + later.power_w) / 2
 
 
 class Sampler:
-    """A sampler of the devices in a daemon thread of its own, until closed.
+    """A sampler of the devices and the machine in daemon threads of its own, until closed.
 
     Args:
         interval: Seconds between two readings.
@@ -106,11 +107,13 @@ class Sampler:
         self.interval = interval
         self._reading: Reading | None = None
         self._meter = EnergyMeter()
-        self._reason = ""
+        self._gpus = GpuReader()
         self._only: str | None = None
         self._wanted = threading.Event()
         self._closed = threading.Event()
-        self._fresh = threading.Condition()
+        self._changed = threading.Condition()
+        self._gpu_thread = Watched(lambda: self._gpus.read, "gpus", self._notify)
+        self._host_thread = Watched(lambda: HostReader().read, "host", self._notify)
         threading.Thread(target=self._run, name="hardware", daemon=True).start()
 
     @property
@@ -120,53 +123,98 @@ class Sampler:
 
     @property
     def reason(self) -> str:
-        """The reason why there are no GPUs; empty when there are, or when it is not known yet."""
-        return self._reason
+        """The reason why there are no GPUs, or why devices cannot be read; empty when there are, or when it is not
+        known yet."""
+        failure = self._gpu_thread.failure or self._host_thread.failure
+        return f"The devices cannot be read: {failure}." if failure else self._gpus.reason
 
     def watch(self, only: str) -> None:
         """Read one device from now on: a GPU by its UUID, or ``cpu``."""
         self._only = only
+        self._gpus.only = only
 
     def latest(self) -> list[Device]:
-        """The devices as last read; empty before the first reading. Never waits."""
+        """The devices as last read, with their age where they did not answer since; empty before the first reading.
+        Never waits."""
         reading = self._reading
         return list(reading.devices) if reading else []
 
-    def age(self) -> float | None:
-        """Seconds since the last reading, None before the first; far beyond the interval, the driver hangs."""
+    def host(self) -> Host | None:
+        """The machine as last read; None before the first reading. Never waits."""
         reading = self._reading
-        return time.monotonic() - reading.moment if reading else None
+        return reading.host if reading else None
+
+    def age(self) -> float | None:
+        """Seconds since the devices were read, None before the first time; far beyond the interval, a driver hangs."""
+        read = self._reading.read if self._reading is not None else None
+        return None if read is None else time.monotonic() - read
 
     def refresh(self, timeout: float) -> list[Device]:
         """Request a reading, and wait at most ``timeout`` seconds for it; the last one if that is not enough."""
         asked = time.monotonic()
         self._wanted.set()
-        with self._fresh:
-            self._fresh.wait_for(lambda: self._reading is not None and self._reading.moment >= asked, timeout)
+
+        def is_fresh() -> bool:
+            reading = self._reading
+            return reading is not None and reading.is_complete and reading.moment >= asked
+
+        with self._changed:
+            self._changed.wait_for(is_fresh, timeout)
         return self.latest()
 
     def close(self) -> None:
-        """End the thread; it is not waited for, since it may hang in the driver."""
+        """End the threads; they are not waited for, since they may hang in the driver."""
         self._closed.set()
         self._wanted.set()
+        self._gpu_thread.close()
+        self._host_thread.close()
+        self._notify()
+
+    def _threads(self) -> list[Watched[list[Device]] | Watched[tuple[Device, Host]]]:
+        return [self._host_thread] if self._only == CPU_ONLY else [self._host_thread, self._gpu_thread]
+
+    def _notify(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
 
     def _run(self) -> None:
-        reader = DeviceReader()
-        self._reason = reader.reason
         while not self._closed.is_set():
             self._wanted.clear()
-            try:
-                reader.only = self._only
-                reading = reader.read()
-            except (OSError, ValueError, RuntimeError, psutil.Error) as error:
-                # A sensor that fails now may answer next time; meanwhile age() shows how old the last reading is.
-                self._reason = f"The devices cannot be read: {error}."
-            else:
-                self._meter.add(reading)
-                with self._fresh:
-                    self._reading = reading
-                    self._fresh.notify_all()
-            self._wanted.wait(self.interval)
+            moment, threads = time.monotonic(), self._threads()
+            for thread in threads:
+                thread.ask()
+            self._await(threads)
+            reading = self._compose(moment, threads)
+            self._meter.add(reading)
+            with self._changed:
+                self._reading = reading
+                self._changed.notify_all()
+            # One who is late is looked at again soon, also where the next reading is far off.
+            self._wanted.wait(self.interval if reading.is_complete else min(self.interval, DEADLINE_SECONDS))
+
+    def _await(self, threads: Sequence[Watched[list[Device]] | Watched[tuple[Device, Host]]]) -> None:
+        """Wait until all have answered, or the time for that is over."""
+
+        def is_over() -> bool:
+            return self._closed.is_set() or not any(thread.is_pending for thread in threads)
+
+        with self._changed:
+            self._changed.wait_for(is_over, DEADLINE_SECONDS)
+
+    def _compose(
+        self, moment: float, threads: Sequence[Watched[list[Device]] | Watched[tuple[Device, Host]]]
+    ) -> Reading:
+        """The newest answers as one reading; the CPU counts where there are no GPUs."""
+        cpu, host = self._host_thread.answer or (None, None)
+        gpus = self._gpu_thread.answer if self._gpu_thread in threads else []
+        # A driver that has not answered yet may have cards: the CPU is not shown in their place.
+        devices = [] if gpus is None else gpus or ([cpu] if cpu is not None else [])
+        # A disk that hangs, or a sensor of the machine that fails, makes no card's values old.
+        read = self._gpu_thread.moment if gpus or gpus is None else self._host_thread.moment
+        is_late = read is None or read < moment
+        if is_late and read is not None:
+            devices = [replace(device, age_s=round(moment - read, 1)) for device in devices]
+        return Reading(moment, devices, host, read, not is_late)
 
 
 _shared: Sampler | None = None
@@ -178,8 +226,8 @@ _ON_DEMAND = 3600.0
 def snapshot(timeout: float = SNAPSHOT_SECONDS) -> list[Device]:
     """The current devices: GPUs where there are any, else the CPU.
 
-    Never raises, and waits at most ``timeout`` seconds: with a driver that hangs, the last reading is returned (empty
-    when there has been none).
+    Never raises, and waits at most ``timeout`` seconds: with a driver that hangs, the last reading is returned with its
+    age (empty when there has been none).
     """
     global _shared
     with _shared_guard:

@@ -1,4 +1,4 @@
-"""A snapshot of one device, whatever its source."""
+"""A snapshot of one device, and of the machine around it, whatever their sources."""
 
 from __future__ import annotations
 
@@ -10,13 +10,64 @@ from typing import Any
 #: Limits of plausible values: no machine has more devices, nor a device a greater reading in any of its units.
 _MOST_DEVICES, _MOST = 1 << 16, 1e9
 _MOST_BYTES = 1 << 60
+#: Most entries of a list in an event; a record from elsewhere may hold any number.
+_MOST_ENTRIES = 256
+#: The most that a counter of joules (thirty years at 1 kW), a rate of bytes or a time in seconds may be.
+_MOST_COUNTED = 1e12
+
+
+@dataclass(frozen=True)
+class GpuProcess:
+    """A process that uses memory of a GPU; ``memory`` in bytes, None when the driver does not report it.
+
+    ``name`` and ``owner`` are empty where the process is gone or in another container.
+    """
+
+    pid: int
+    memory: int | None
+    name: str = ""
+    owner: str = ""
+
+    @classmethod
+    def from_dict(cls, data: object) -> GpuProcess:
+        """A process from an event.
+
+        Raises:
+            TypeError: If it is not an object with a process id.
+        """
+        if not isinstance(data, Mapping) or type(pid := data.get("pid")) is not int:
+            raise TypeError("a process needs an id")
+        return cls(pid, _bytes(data.get("memory")), _text(data.get("name")), _text(data.get("owner")))
+
+
+@dataclass(frozen=True)
+class Xid:
+    """An error of a GPU as its driver numbers them (:mod:`core.hardware.xid` has the words), and when it was read, in
+    Unix seconds."""
+
+    code: int
+    t: float
+
+    @classmethod
+    def from_dict(cls, data: object) -> Xid:
+        """An error from an event.
+
+        Raises:
+            TypeError: If it is not an object with a code and a time.
+        """
+        if not isinstance(data, Mapping) or type(code := data.get("code")) is not int or not 0 <= code < _MOST:
+            raise TypeError("an Xid needs a code")
+        if (moment := _number(data.get("t"), _MOST_COUNTED)) is None:
+            raise TypeError("an Xid needs a time")
+        return cls(code, moment)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
     """A GPU or the CPU. A value that the device does not report is None, never 0.
 
-    Temperatures in °C, memory in bytes, utilization and fan in percent, power in W, clock in MHz.
+    Temperatures in °C, memory in bytes, utilization and fans in percent, power in W, clocks in MHz, PCIe traffic in
+    bytes per second, energy in J.
     """
 
     index: int
@@ -25,13 +76,16 @@ class Device:
     name: str
     temperature_c: float | None = None
     temperature_limit_c: float | None = None
+    """The temperature at which the device begins to hold itself back."""
     memory_used: int | None = None
     memory_total: int | None = None
     utilization: float | None = None
     power_w: float | None = None
     power_limit_w: float | None = None
     fan: float | None = None
+    """The fastest of the fans."""
     clock: float | None = None
+    """The clock of the multiprocessors."""
     throttle_reasons: list[str] = field(default_factory=list)
     """Reasons for throttling, in words: ``power cap``, ``thermal slowdown``."""
     problem: str = ""
@@ -40,6 +94,32 @@ class Device:
     """Memory that can be allocated: what is neither used nor kept by the driver for itself."""
     uuid: str = ""
     """The UUID of the GPU, or of the MIG instance that is computed on; empty where there is none."""
+    memory_temperature_c: float | None = None
+    memory_temperature_limit_c: float | None = None
+    temperature_slowdown_c: float | None = None
+    """The temperature at which the hardware forces the clocks down."""
+    temperature_shutdown_c: float | None = None
+    temperature_margin_c: float | None = None
+    """Degrees left until the device holds itself back; negative beyond."""
+    power_limit_min_w: float | None = None
+    power_limit_max_w: float | None = None
+    memory_clock: float | None = None
+    fans: list[float] = field(default_factory=list)
+    pcie_generation: int | None = None
+    pcie_width: int | None = None
+    pcie_generation_max: int | None = None
+    pcie_width_max: int | None = None
+    pcie_tx: float | None = None
+    """Bytes per second from the device to the host."""
+    pcie_rx: float | None = None
+    energy_j: float | None = None
+    """Energy by the device's own counter, which begins when its driver is loaded."""
+    processes: list[GpuProcess] = field(default_factory=list)
+    """The processes that use the device's memory, most first."""
+    xid: list[Xid] = field(default_factory=list)
+    """The newest errors that the driver reported while it was read."""
+    age_s: float | None = None
+    """Seconds since these values were read, where the driver has not answered since; None while it answers."""
 
     @property
     def available(self) -> int | None:
@@ -66,39 +146,105 @@ class Device:
             raise TypeError("a device needs an index, a kind and a name")
         if index not in range(_MOST_DEVICES):
             raise TypeError("no machine has so many devices")
-        reasons, problem, uuid = data.get("throttle_reasons"), data.get("problem"), data.get("uuid")
+        numbers: dict[str, Any] = {key: _number(data.get(key)) for key in _NUMBERS}
+        numbers |= {key: _bytes(data.get(key)) for key in _BYTES}
         return cls(
             index=index,
             kind=kind,
             name=name,
-            throttle_reasons=[item for item in reasons if isinstance(item, str)] if isinstance(reasons, list) else [],
-            problem=problem if isinstance(problem, str) else "",
-            uuid=uuid if isinstance(uuid, str) else "",
-            memory_free=_bytes(data.get("memory_free")),
-            memory_used=_bytes(data.get("memory_used")),
-            memory_total=_bytes(data.get("memory_total")),
-            temperature_c=_number(data.get("temperature_c")),
-            temperature_limit_c=_number(data.get("temperature_limit_c")),
-            utilization=_number(data.get("utilization")),
-            power_w=_number(data.get("power_w")),
-            power_limit_w=_number(data.get("power_limit_w")),
-            fan=_number(data.get("fan")),
-            clock=_number(data.get("clock")),
+            problem=_text(data.get("problem")),
+            uuid=_text(data.get("uuid")),
+            throttle_reasons=[item for item in _entries(data, "throttle_reasons") if isinstance(item, str)],
+            fans=[value for item in _entries(data, "fans") if (value := _number(item)) is not None],
+            processes=_all_of(GpuProcess, _entries(data, "processes")),
+            xid=_all_of(Xid, _entries(data, "xid")),
+            energy_j=_number(data.get("energy_j"), _MOST_COUNTED),
+            pcie_tx=_number(data.get("pcie_tx"), _MOST_COUNTED),
+            pcie_rx=_number(data.get("pcie_rx"), _MOST_COUNTED),
+            **numbers,
         )
 
     @classmethod
     def all_from(cls, items: Iterable[object]) -> list[Device]:
         """The devices of an event; invalid ones are left out, as a missing meter is better than no view of the run."""
-        found: list[Device] = []
-        for item in items:
-            with suppress(TypeError):
-                found.append(cls.from_dict(item))
-        return found
+        return _all_of(cls, items)
 
 
-def _number(value: object) -> float | None:
-    return float(value) if type(value) in (int, float) and abs(value) <= _MOST else None  # type: ignore[arg-type]
+#: The fields of a device that are numbers, and those that are whole ones.
+_NUMBERS = (
+    *("temperature_c", "temperature_limit_c", "temperature_slowdown_c", "temperature_shutdown_c"),
+    *("temperature_margin_c", "memory_temperature_c", "memory_temperature_limit_c", "utilization", "power_w"),
+    *("power_limit_w", "power_limit_min_w", "power_limit_max_w", "fan", "clock", "memory_clock", "age_s"),
+)
+_BYTES = (
+    *("memory_free", "memory_used", "memory_total", "pcie_generation", "pcie_width", "pcie_generation_max"),
+    *("pcie_width_max",),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Host:
+    """The machine around the devices, or the container. A value that is not reported is None, never 0.
+
+    Memory and disk in bytes, temperature in °C, power in W, utilization in percent.
+    """
+
+    load: float | None = None
+    """Processes that run or wait to, over the last minute."""
+    cores: list[float] = field(default_factory=list)
+    """The utilization of each core since the last reading; empty at the first."""
+    ram_used: int | None = None
+    ram_total: int | None = None
+    swap_used: int | None = None
+    swap_total: int | None = None
+    disk_free: int | None = None
+    """Free space where the home is."""
+    cpu_temperature_c: float | None = None
+    cpu_power_w: float | None = None
+    """Power of the processor packages, by RAPL."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The machine as in a ``hardware`` event."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: object) -> Host | None:
+        """The machine from an event; None where there is none in it."""
+        if not isinstance(data, Mapping):
+            return None
+        return cls(
+            load=_number(data.get("load")),
+            cores=[value for item in _entries(data, "cores") if (value := _number(item)) is not None],
+            ram_used=_bytes(data.get("ram_used")),
+            ram_total=_bytes(data.get("ram_total")),
+            swap_used=_bytes(data.get("swap_used")),
+            swap_total=_bytes(data.get("swap_total")),
+            disk_free=_bytes(data.get("disk_free")),
+            cpu_temperature_c=_number(data.get("cpu_temperature_c")),
+            cpu_power_w=_number(data.get("cpu_power_w")),
+        )
+
+
+def _number(value: object, most: float = _MOST) -> float | None:
+    return float(value) if type(value) in (int, float) and abs(value) <= most else None  # type: ignore[arg-type]
 
 
 def _bytes(value: object) -> int | None:
     return value if type(value) is int and 0 <= value <= _MOST_BYTES else None
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _entries(data: Mapping[Any, object], key: str) -> list[Any]:
+    found = data.get(key)
+    return found[:_MOST_ENTRIES] if isinstance(found, list) else []
+
+
+def _all_of(kind: Any, items: Iterable[object]) -> list[Any]:
+    found = []
+    for item in items:
+        with suppress(TypeError):
+            found.append(kind.from_dict(item))
+    return found

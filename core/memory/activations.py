@@ -1,8 +1,10 @@
 """Activation memory of one decoder layer: tensors kept for backward, and transient memory while it runs.
 
-A layer is modeled as the steps of its forward pass, in order, operation by operation: those of eager PyTorch with
-transformers' models and PEFT's adapters, or those of the worker's own functions (:mod:`core.worker.fused`) where these
-replace them. Tests compare the figures with torch's actual allocations.
+These are the layers of the families that the tables tell: RMS norms, rotary embeddings, a gated feed-forward network.
+Those of other families are measured (:mod:`core.worker.measure`). A layer is modeled as the steps of its forward pass,
+in order, operation by operation: those of eager PyTorch with transformers' models and PEFT's adapters, or those of the
+worker's own functions (:mod:`core.worker.fused`) where these replace them. Tests compare the figures with torch's
+actual allocations.
 """
 
 from __future__ import annotations
@@ -12,13 +14,9 @@ from dataclasses import replace
 from typing import Literal
 
 from core.memory.attention import attention_step, keeps_output
-from core.memory.norms import keeps_input, norm_form, norm_step
-from core.memory.sizes import EXPERTS, expert_adapters, expert_workspace
+from core.memory.norms import norm_form, norm_step
 from core.memory.steps import FP32, Adapters, Arithmetic, Step
-from core.models.architecture.architecture import Experts, Layer, Linear
-
-#: Routing bytes of a token per active expert: positions, weights and choices.
-ROUTED = 64
+from core.models.architecture.architecture import Layer, Linear
 
 #: Computation of a linear layer: frozen and without an adapter; with its own weights trained; with an adapter by PEFT;
 #: with an adapter by the worker's function.
@@ -47,7 +45,7 @@ class LayerSteps:
     @property
     def keeps_input(self) -> bool:
         """Whether the tensor that the first norm keeps is the layer's own input."""
-        return keeps_input(self._norm, self._how)
+        return self._norm == "fused"
 
     def steps(self) -> list[Step]:
         """Steps in the order of the forward pass."""
@@ -55,11 +53,10 @@ class LayerSteps:
 
     def _steps(self) -> Iterator[Step]:
         layer, a, hidden = self._layer, self._how.bytes, self._hidden
-        by_name = {linear.name: linear for linear in layer.linears}
         attention = [linear for linear in layer.linears if "mlp" not in linear.name]
-        network = [by_name[linear.name] for linear in layer.linears if "mlp" in linear.name]
+        network = [linear for linear in layer.linears if "mlp" in linear.name]
         # If the norm keeps it, it is counted there.
-        residual = 0 if self._norm == "fused rms" else a * hidden
+        residual = 0 if self.keeps_input else a * hidden
         yield self._normalize(hidden, residual)
         *projections, output = attention
         yield from self._project(projections, residual)
@@ -69,31 +66,16 @@ class LayerSteps:
         yield from self._linear(
             output, held=held, shared=keeps_output(layer.attention, self._how, self._row), alone=True
         )
-        yield from self._drop(layer.dropout, hidden)
         if layer.norms == 4:
             yield self._normalize(hidden, residual)
-        yield self._normalize(hidden, residual, again=layer.parallel)
-        if layer.experts is not None:
-            if network:
-                yield from self._feed_forward(network, residual)
-            if network and network[-1].outputs == 1:
-                # The output of the shared expert, kept for its gate; it waits for that of the others.
-                yield Step("shared gate", kept=a * hidden, beside=residual + a * hidden, beside_backward=2 * a * hidden)
-                residual += a * hidden
-            yield from self._mix(layer.experts, residual)
-        else:
-            yield from self._feed_forward(network, residual)
-        yield from self._drop(layer.dropout, hidden)
+        yield self._normalize(hidden, residual)
+        yield from self._feed_forward(network, residual)
         if layer.norms == 4:
             yield self._normalize(hidden, residual)
 
-    def _normalize(self, width: int, held: float, heads: int = 1, *, again: bool = False) -> Step:
-        """A normalization; ``heads`` of them per token if it is over the features of a head.
-
-        ``again`` if its input is kept already.
-        """
-        trained = self._adapters.weights
-        return norm_step(self._norm, self._how, width, held, heads=heads, again=again, trained=trained)
+    def _normalize(self, width: int, held: float, heads: int = 1) -> Step:
+        """A normalization; ``heads`` of them per token if it is over the features of a head."""
+        return norm_step(self._norm, self._how, width, held, heads=heads, trained=self._adapters.weights)
 
     # Linear layers
 
@@ -103,8 +85,7 @@ class LayerSteps:
             return "trained"
         if linear.name not in adapters.targets:
             return "frozen"
-        # A transposed one is transposed back when it is quantized.
-        plain = not adapters.dora and not adapters.paired and (how.quantized or not linear.transposed)
+        plain = not adapters.dora and not adapters.paired
         return "fused" if how.fused_layers and plain else "peft"
 
     def _keeps_input(self, linear: Linear) -> bool:
@@ -230,40 +211,24 @@ class LayerSteps:
         queries, keys = attention.queries, attention.keys
         if attention.normed:
             projected = residual + a * (queries + 2 * keys)
-            per_head = attention.normed == "head"
-            yield self._normalize(queries, projected, attention.heads if per_head else 1)
-            yield self._normalize(keys, projected, attention.kv_heads if per_head else 1)
+            yield self._normalize(queries, projected, attention.heads)
+            yield self._normalize(keys, projected, attention.kv_heads)
         yield attention_step(attention, self._how, self._row, residual)
 
     # Feed-forward networks
 
     def _feed_forward(self, network: list[Linear], residual: float) -> Iterator[Step]:
-        layer, a, width = self._layer, self._how.bytes, self._layer.width
-        held = residual + self._unkept_input(network[:-1])
-        if layer.gate and self._is_gated_again(network):
+        a, width = self._how.bytes, self._layer.width
+        if self._is_gated_again(network):
             yield from self._gated_feed_forward(network, residual)
             return
-        if layer.gate == "separate":
-            gate, up, down, *more = network
-            yield from self._linear(gate, held=residual, shared=False)
-            yield Step("activation", kept=2 * a * width, beside=held)
-            yield from self._linear(up, held=residual, shared=self._keeps_input(gate))
-            yield Step("gate", kept=a * width, beside=held + a * width, beside_backward=3 * a * width)
-            yield from self._linear(down, held=held, shared=False, alone=True)
-            for linear in more:
-                shared = self._keeps_input(gate) or self._keeps_input(up)
-                yield from self._linear(linear, held=held, shared=shared)
-            return
-        first, second = network
-        yield from self._linear(first, held=residual, shared=False, alone=not layer.parallel)
-        if layer.gate == "fused":
-            yield Step("activation", kept=3 * a * width, beside=held + a * width, beside_backward=4 * a * width)
-        else:
-            copies = layer.activation_copies
-            # Gradients of output and input, and of the intermediates of an activation made of several operations.
-            backward = (3 if copies > 1 else 2) * a * width
-            yield Step("activation", kept=copies * a * width, beside=held + a * width, beside_backward=backward)
-        yield from self._linear(second, held=held, shared=False, alone=True)
+        gate, up, down = network
+        held = residual + self._unkept_input([gate, up])
+        yield from self._linear(gate, held=residual, shared=False)
+        yield Step("activation", kept=2 * a * width, beside=held)
+        yield from self._linear(up, held=residual, shared=self._keeps_input(gate))
+        yield Step("gate", kept=a * width, beside=held + a * width, beside_backward=3 * a * width)
+        yield from self._linear(down, held=held, shared=False, alone=True)
 
     def _is_gated_again(self, network: list[Linear]) -> bool:
         """Whether the worker's function makes the gated product again in backward."""
@@ -272,22 +237,14 @@ class LayerSteps:
 
     def _gated_feed_forward(self, network: list[Linear], residual: float) -> Iterator[Step]:
         """A gated network of which the projections alone are kept."""
-        layer, a, width = self._layer, self._how.bytes, self._layer.width
-        count = 2 if layer.gate == "separate" else 1
-        projections, down, more = network[:count], network[count], network[count + 1 :]
-        held = residual + self._unkept_input(projections)
-        shared = False
-        for place, linear in enumerate(projections):
-            alone = count == 1 and not layer.parallel
-            yield from self._linear(linear, held=residual + place * a * width, shared=shared, alone=alone)
-            shared = shared or self._keeps_input(linear)
-        # The activated gate and the product; in backward the product, its gradient and that of a projection, and where
-        # one layer makes both, its gradient.
-        joined = 0 if count == 2 else 2
-        yield Step("gate", kept=2 * a * width, beside=held + 2 * a * width, beside_backward=(3 + joined) * a * width)
+        a, width = self._how.bytes, self._layer.width
+        gate, up, down = network
+        held = residual + self._unkept_input([gate, up])
+        yield from self._linear(gate, held=residual, shared=False)
+        yield from self._linear(up, held=residual + a * width, shared=self._keeps_input(gate))
+        # The activated gate and the product; in backward the product, its gradient and that of a projection.
+        yield Step("gate", kept=2 * a * width, beside=held + 2 * a * width, beside_backward=3 * a * width)
         yield from self._gated_down(down, held)
-        for linear in more:
-            yield from self._linear(linear, held=held, shared=shared)
 
     def _gated_down(self, down: Linear, held: float) -> Iterator[Step]:
         """The down projection; with an adapter it keeps the dropout of its input, a byte for each feature."""
@@ -299,36 +256,3 @@ class LayerSteps:
             dropped = self._adapters.dropout
             kept = a * self._adapters.rank + (width if dropped else 0)
             yield replace(step, kept=kept, beside=step.beside + a * width * (2 if dropped else 1))
-
-    def _mix(self, experts: Experts, residual: float) -> Iterator[Step]:
-        a, tokens, one = self._how.bytes, experts.active, replace(self._layer, count=1)
-        # Gate and inner values, the weighted outputs, and the router's choices and probabilities.
-        inner = (6 if experts.clamped else 3) * a * experts.width
-        kept = tokens * (inner + a * experts.hidden + ROUTED) + 2 * FP32 * experts.count
-        once = 0.0
-        if EXPERTS in self._adapters.targets:
-            # Each adapter's input and its inner activation for each choice, and the casts of the adapters' weights.
-            rank = self._adapters.rank
-            kept += tokens * a * (experts.hidden + experts.width + 2 * rank)
-            elements = sum(rows * columns for rows, columns, _ in expert_adapters(one, rank))
-            once = a * elements if self._how.autocast else 0
-        workspace = expert_workspace(experts, a, cuda=self._how.cuda) if self._how.quantized else 0
-        # The gradients of the weighted outputs and of the routing weights; or those of gate and inner values, when the
-        # outputs have been given back.
-        backward = tokens * a * max(2 * experts.hidden, 3 * experts.width - experts.hidden)
-        yield Step(
-            "experts",
-            kept=kept,
-            kept_once=once,
-            beside=residual + 2 * a * experts.hidden * tokens,
-            beside_once=workspace,
-            beside_backward=backward,
-            # The gradients of the adapters' weights, in the dtype of the products.
-            beside_backward_once=workspace + once,
-            starts_gradient=EXPERTS in self._adapters.targets,
-        )
-
-    def _drop(self, share: float, width: int) -> Iterator[Step]:
-        """Dropout of the model itself, not of adapters."""
-        if share:
-            yield Step("dropout", kept=(1 if self._how.cuda else self._how.bytes) * width)

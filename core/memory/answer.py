@@ -58,7 +58,7 @@ def _of_layer(layer: Layer, tokens: int, width: int) -> int:
 def _pass(layer: Layer, hidden: int, read: int, prompt: int, width: int) -> int:
     """Transient bytes of a layer's pass; the mask and, without a kernel, the scores are of all pairs of tokens."""
     attention = layer.attention
-    network = 3 * layer.width if layer.gate else 2 * layer.width
+    network = 3 * layer.width if layer.gated else 2 * layer.width
     experts = layer.experts
     if experts is not None:
         network = max(network, 3 * experts.width * experts.active)

@@ -31,10 +31,8 @@ def attention_step(attention: Attention, how: Arithmetic, row: int, held: float)
         held: Bytes per token alive meanwhile.
     """
     a, queries, keys = how.bytes, attention.queries, attention.keys
-    # After the rotation queries and keys are new tensors; the values are views of the projection's output, and keep all
-    # of it alive if the projection is fused. Without rotation all three are views of it.
-    kept = a * (queries + keys) if attention.rotary else 0
-    kept += a * ((queries + 2 * keys) if attention.fused else keys)
+    # After the rotation queries and keys are new tensors; the values are views of the projection's output.
+    kept = a * (queries + 2 * keys)
     beside = held + a * (queries + keys) + a * queries
     if attention.kernel == "eager":
         return _eager(attention, how, beside)
@@ -89,18 +87,18 @@ def _is_short(attention: Attention, how: Arithmetic, row: int) -> bool:
 
 
 def _makes_scores(attention: Attention, how: Arithmetic) -> bool:
-    """Whether SDPA materializes scores, in fp32: the CPU has no kernel with dropout, or for values narrower than keys,
-    and a GPU none for grouped heads where flash attention does not serve. The worker's function repeats keys there.
+    """Whether SDPA materializes scores, in fp32: the CPU has no kernel with dropout, and a GPU none for grouped heads
+    where flash attention does not serve. The worker's function repeats keys there.
     """
     if how.cuda:
         grouped = attention.heads != attention.kv_heads
         return grouped and not how.fused_attention and not _is_flash(attention, how)
-    return bool(attention.dropout or attention.uneven)
+    return bool(attention.dropout)
 
 
 def _is_flash(attention: Attention, how: Arithmetic) -> bool:
     """Whether flash attention serves on a GPU."""
-    return how.flash and attention.head_dim <= FLASH_HEAD and not attention.uneven
+    return how.flash and attention.head_dim <= FLASH_HEAD
 
 
 def _short(attention: Attention, how: Arithmetic, row: int, kept: float, held: float) -> Step:
@@ -125,17 +123,6 @@ def _short(attention: Attention, how: Arithmetic, row: int, kept: float, held: f
 
 def _eager(attention: Attention, how: Arithmetic, beside: float) -> Step:
     a, queries = how.bytes, attention.queries
-    if attention.sinks:
-        # The softmax stays in the scores' dtype; the probabilities are kept, without their last column as a view.
-        return Step(
-            "attention",
-            kept=3 * a * queries,
-            kept_scores=a * attention.heads,
-            beside=beside + 2 * a * queries,
-            beside_scores=2 * a * attention.heads,
-            beside_backward=3 * a * queries,
-            beside_backward_scores=2 * a * attention.heads,
-        )
     # The softmax is computed in fp32 and cast back, which makes no second tensor of fp32 scores.
     scores = attention.heads * (FP32 + (a if how.autocast else 0) + (a if attention.softcap else 0))
     return Step(

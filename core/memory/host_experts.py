@@ -14,10 +14,6 @@ from core.memory.step_time import Rates, StepTime
 from core.models.architecture.architecture import Architecture
 from core.units import format_bytes
 
-#: Names of the matrices of experts, as transformers has them.
-EXPERT_MATRICES = ("gate_up_proj", "down_proj")
-
-
 #: Why they are not moved under WSL 2.
 _NOT_PINNED = "pinned memory is short under WSL 2, and memory.offload_experts = on takes it all the same"
 
@@ -64,7 +60,7 @@ def experts_on_host(model: Architecture, keep: Sequence[str] = ()) -> HostExpert
                 continue
             size = sum(
                 quantized_experts_bytes(layer.experts.count, weights)
-                for name, weights in zip(EXPERT_MATRICES, layer.experts.stacked, strict=True)
+                for name, weights in zip(layer.experts.names, layer.experts.stacked, strict=True)
                 if not experts_stay_16bit(f"{model.prefix}.{place}.{layer.experts.name}", name, keep)
             )
             found += [size] if size else []

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from core.config.derived import sequences_per_row, updates_in_backward
@@ -35,14 +34,19 @@ from core.memory.phases import MicroBatch, Pass, Phase
 from core.memory.plan import RECLAIMABLE, Machine, Part, Plan, Way
 from core.memory.rows import Rows
 from core.memory.sizes import (
-    EXPERTS,
     OFFLOAD_SMALLEST,
-    expert_adapters,
     optimizer_bytes,
     pinned_bytes,
     split_by_targets,
 )
-from core.memory.static import adapter_parts, copied_weights, is_mapped, own_weight_parts, weight_parts
+from core.memory.static import (
+    adapter_parts,
+    copied_weights,
+    is_mapped,
+    own_weight_parts,
+    tell_bare_experts,
+    weight_parts,
+)
 from core.memory.step_time import (
     LayerWork,
     Rates,
@@ -111,51 +115,138 @@ def make_plan(
     Raises:
         UserError: If no layer of the model is trained, or its positions are fewer than the rows' tokens.
     """
-    if host_experts is None:
-        placed = partial(
-            make_plan,
-            architecture,
-            config,
-            machine,
-            rows,
-            token_budget=token_budget,
-            checkpointing=checkpointing,
-            kept_layers=kept_layers,
-            dequantized=dequantized,
-            offload=offload,
+    decided = _Decided(token_budget, checkpointing, kept_layers, dequantized, offload)
+    planning = _Planning(architecture, config, machine, rows, decided, cached_only)
+    if host_experts is not None:
+        return planning.plan(host_experts)
+    return place_experts(architecture, config, machine, planning.plan)
+
+
+@dataclass(frozen=True)
+class _Decided:
+    """What the worker has decided; None, or no kept layers, for what is left to the plan. See :func:`make_plan`."""
+
+    token_budget: int | None
+    checkpointing: bool | None
+    kept_layers: int
+    dequantized: bool | None
+    offload: bool | None
+
+
+@dataclass(frozen=True)
+class _Planning:
+    """The search for the way of a run, with its experts in one place or the other; see :func:`make_plan`."""
+
+    architecture: Architecture
+    config: Config
+    machine: Machine
+    rows: Rows | None
+    decided: _Decided
+    cached_only: bool
+
+    def plan(self, host_experts: bool) -> Plan:
+        """The plan of the chosen way, with copies of weights where there is plenty of memory."""
+        found = self._fixed(host_experts) if self._is_fixed else self._chosen(host_experts)
+        return self._with_copies(found)
+
+    @property
+    def _first_budget(self) -> int:
+        """The token budget to begin with."""
+        if updates_in_backward(self.config):
+            return WHOLE
+        return self.decided.token_budget or TOKEN_BUDGETS[self.machine.kind]
+
+    @property
+    def _offloads(self) -> bool:
+        """Whether checkpointed layer inputs are offloaded whatever fits."""
+        if self.decided.offload is not None:
+            return self.decided.offload
+        return self.machine.kind == "cuda" and self.config.memory.activation_offload == "on"
+
+    @property
+    def _is_fixed(self) -> bool:
+        """Whether there is no way to choose."""
+        return self.decided.checkpointing is not None or self._offloads or self.machine.limit_bytes is None
+
+    @property
+    def _keeps_copies(self) -> bool:
+        """Whether dequantized copies of weights are kept before it is known whether they fit."""
+        asked = self.config.memory.keep_dequantized == "on"
+        return asked if self.decided.dequantized is None else self.decided.dequantized
+
+    def _fixed(self, host_experts: bool) -> Plan:
+        depth, checkpointing = self.architecture.depth, self.decided.checkpointing
+        recomputed = _is_on(self.config, self.machine) or self._offloads if checkpointing is None else checkpointing
+        kept = self.decided.kept_layers if recomputed else depth
+        return self._plan(Way(self._first_budget, kept, self._offloads, host_experts), copies=self._keeps_copies)
+
+    def _chosen(self, host_experts: bool) -> Plan:
+        config, machine = self.config, self.machine
+        may_offload = self.decided.offload is None and config.memory.activation_offload == "auto"
+        return choose_way(
+            token_budgets(self._first_budget, _longest(self.architecture, config, self.rows)),
+            _kept_layers(config, self.architecture.depth),
+            lambda way: self._plan(replace(way, host_experts=host_experts), copies=self._keeps_copies),
+            offload=machine.kind == "cuda" and machine.pins and may_offload,
         )
-        return place_experts(architecture, config, machine, lambda there: placed(host_experts=there))
-    keeps = config.memory.keep_dequantized == "on" if dequantized is None else dequantized
 
-    def plan(way: Way, keeps: bool) -> Plan:
-        way = replace(way, host_experts=host_experts)
-        return _Planner(architecture, config, machine, rows, way, keeps, cached_only=cached_only).plan()
+    def _with_copies(self, found: Plan) -> Plan:
+        """The plan with dequantized copies of weights, if that is left open and they take little of what is free."""
+        memory, limit = self.config.memory, self.machine.limit_bytes
+        # If memory had to be freed already, there is none for copies.
+        freed = found.checkpointing or found.token_budget < self._first_budget
+        tight = freed and memory.gradient_checkpointing != "on"
+        wanted = self.decided.dequantized is None and memory.keep_dequantized == "auto"
+        if not wanted or tight or limit is None:
+            return found
+        copied = replace(self._plan(found.way, copies=True), reason=found.reason)
+        return copied if copied.needed_bytes <= limit * COPIES_SHARE else found
 
+    def _plan(self, way: Way, *, copies: bool) -> Plan:
+        return _Planner(
+            self.architecture, self.config, self.machine, self.rows, way, copies, cached_only=self.cached_only
+        ).plan()
+
+
+def make_least_plan(
+    architecture: Architecture,
+    config: Config,
+    machine: Machine,
+    rows: Rows | None = None,
+    *,
+    token_budget: int | None = None,
+) -> Plan:
+    """Make the memory plan of a run in the least memory that it would be given on its device.
+
+    Micro-batches are the smallest that are chosen, all layers recompute their activations where the configuration lets
+    them, and no copies of weights are kept. What is free beyond that makes a run faster, and nothing else.
+
+    Args:
+        architecture: As for :func:`make_plan`.
+        config: The same.
+        machine: The same.
+        rows: The same.
+        token_budget: The same.
+
+    Raises:
+        UserError: As :func:`make_plan`.
+    """
     first = WHOLE if updates_in_backward(config) else token_budget or TOKEN_BUDGETS[machine.kind]
-    moved = (machine.kind == "cuda" and config.memory.activation_offload == "on") if offload is None else offload
-    if checkpointing is not None or moved or machine.limit_bytes is None:
-        recomputed = _is_on(config, machine) or moved if checkpointing is None else checkpointing
-        found = plan(Way(first, kept_layers if recomputed else architecture.depth, moved), keeps)
-    else:
-        longest = training_rows(architecture, config, rows).runs[0][0] * sequences_per_row(config.train.objective)
-        found = choose_way(
-            token_budgets(first, longest),
-            _kept_layers(config, architecture.depth),
-            lambda way: plan(way, keeps),
-            offload=machine.kind == "cuda"
-            and machine.pins
-            and offload is None
-            and config.memory.activation_offload == "auto",
-        )
-    # If memory had to be freed already, there is none for copies.
-    freed = found.checkpointing or found.token_budget < first
-    tight = freed and config.memory.gradient_checkpointing != "on"
-    wanted = dequantized is None and config.memory.keep_dequantized == "auto"
-    if wanted and not tight and machine.limit_bytes is not None:
-        with_copies = replace(plan(found.way, True), reason=found.reason)
-        if with_copies.needed_bytes <= machine.limit_bytes * COPIES_SHARE:
-            return with_copies
-    return found
+    fewest, _ = _kept_layers(config, architecture.depth)
+    return make_plan(
+        architecture,
+        config,
+        machine,
+        rows,
+        token_budget=token_budgets(first, _longest(architecture, config, rows))[-1],
+        checkpointing=fewest == 0,
+        dequantized=config.memory.keep_dequantized == "on",
+    )
+
+
+def _longest(architecture: Architecture, config: Config, rows: Rows | None) -> int:
+    """Tokens of the longest row, all of its sequences included."""
+    return training_rows(architecture, config, rows).runs[0][0] * sequences_per_row(config.train.objective)
 
 
 def _is_on(config: Config, machine: Machine) -> bool:
@@ -220,7 +311,6 @@ class _Planner:
         how = arithmetic(config, machine)
         self.dequantized = dequantized and (how.quantized or how.merged) and how.fused_layers
         self.how = replace(how, dequantized=self.dequantized)
-        self.notes: list[str] = []
         self.batch = self._micro_batch()
         # The input of a layer.
         self.hidden = self.how.bytes * self.model.hidden * self.batch.tokens
@@ -251,9 +341,6 @@ class _Planner:
 
     def _micro_batch(self) -> MicroBatch:
         train, model, kept = self.config.train, self.model, self.rows
-        if self.assumed:
-            length = min(train.max_length, model.positions or train.max_length)
-            self.notes.append(f"Every row is taken to have {length} tokens, all of them learned.")
         sequences = sequences_per_row(train.objective)
         budget = max(1, self.budget // sequences)
         before, rows, width = kept.largest_shape(train.batch_size, budget, train.micro_batch_size)
@@ -264,6 +351,12 @@ class _Planner:
             )
         learned = math.ceil((min(tokens_of_rows(kept.runs, before, rows), rows * width) - rows) * kept.supervised)
         return MicroBatch(rows * sequences, width, max(1, learned) * sequences)
+
+    @property
+    def _assumed_length(self) -> int:
+        """Tokens of every row, where their lengths are not known."""
+        longest = self.config.train.max_length
+        return min(longest, self.model.positions or longest)
 
     def _targets(self) -> Counter[str]:
         if self.measured is not None:
@@ -288,61 +381,24 @@ class _Planner:
                     found += [(rank, linear.inputs, layer.count), (linear.outputs, rank, layer.count)]
                     if adapters.dora:
                         found.append((linear.outputs, 1, layer.count))
-            if layer.experts is not None and EXPERTS in adapters.targets:
-                found += expert_adapters(layer, rank)
         return found
 
     # Phases
 
     def plan(self) -> Plan:
+        """The plan."""
         tensors = self._trained_tensors()
         kind = self.config.train.optimizer
         trainable = sum(rows * columns * count for rows, columns, count in tensors)
         states = sum(optimizer_bytes(kind, rows * columns, columns) * count for rows, columns, count in tensors)
-        copied = copied_weights(self.model, self.adapters) if self.dequantized else 0
-        weights = weight_parts(self.model, self.how, copied, self.keep, self.experts)
-        static = [*weights, *self._trained(trainable, states)]
-        phases = Pass(
-            self.model,
-            self.how,
-            self.adapters,
-            self.batch,
-            kept_layers=self.kept_layers,
-            offload=self.offload,
-            gradient_from={"full": "embeddings", "freeze": "trained"}.get(self.config.method.name, "first layer"),
-            measured=self.measured,
-        ).phases()
-        if self.weights:
-            phases = with_updates(phases, self.model, self.config, tensors, self.how.bytes, cuda=self.cuda)
-        name = max(phases, key=lambda name: phases[name].total)
-        moving = self._moving(phases[name])
-        parts = [*static, *moving, *self._surroundings([*static, *moving], phases)]
-        loading = self._loading(weights)
-        # Paged optimizer states move to host memory when anything else needs the GPU.
-        paged = states if self._pages else 0
-        needed = max(_needed(parts) - paged, _needed(loading))
-        on_host = states_host_bytes(kind, tensors) if paged else 0
-        if paged > PAGED_NOTE:
-            self.notes.append(
-                f"{format_bytes(paged)} of optimizer states are paged: they move to the machine's memory where the "
-                f"card's does not suffice{self._shortage(on_host)}."
-            )
-        if sum(part.bytes for part in loading) > sum(part.bytes for part in parts):
-            name, parts = "loading", loading
+        phase, parts, needed = self._peak(tensors, trainable, states)
+        on_host = states_host_bytes(kind, tensors) if self._pages else 0
         pinned = pinned_bytes(self.model.depth, self.hidden) if self.offload else 0
-        self._tell_pinned(pinned)
         step = self._step_time(trainable)
-        if self.experts is not None:
-            self.notes.append(tell_host_experts(self.experts, step, self._rates(), self.machine.host_bytes))
-        width = self.how.bytes if self.weights else FP32
-        saved = trainable * width * (2 if self._paired else 1)
-        checkpoint = saved + states + CHECKPOINT_EXTRA
-        final = self.model.parameters * width if self.weights else saved
-        # A new checkpoint is complete before the oldest is deleted.
-        disk = (self.config.checkpoint.keep + 1) * checkpoint + final + ADAPTER_EXTRA
+        checkpoint, disk = self._on_disk(trainable, states)
         return Plan(
             parts=tuple(part for part in parts if part.bytes),
-            phase=name,
+            phase=phase,
             micro_batch=self.batch,
             needed_bytes=needed,
             trainable=trainable,
@@ -360,11 +416,67 @@ class _Planner:
             host_bytes=pinned,
             states_host_bytes=on_host,
             host_free_bytes=self.machine.host_bytes,
-            notes=tuple(self.notes + self._caveats()),
+            notes=(*self._notes(states if self._pages else 0, on_host, pinned, step), *self._caveats()),
             targets=tuple(self._targets().items()),
             dequantized=self.dequantized,
             experts_host_bytes=self.experts.host_bytes if self.experts is not None else 0,
         )
+
+    def _peak(self, tensors: Tensors, trainable: int, states: int) -> tuple[str, list[Part], int]:
+        """The phase of the peak, the parts of the memory then, and what of it must be resident."""
+        copied = copied_weights(self.model, self.adapters) if self.dequantized else 0
+        weights = weight_parts(self.model, self.how, copied, self.keep, self.experts)
+        phases = self._phases(tensors)
+        name = max(phases, key=lambda name: phases[name].total)
+        inside = [*weights, *self._trained(trainable, states), *self._moving(phases[name])]
+        parts = [*inside, *self._surroundings(inside, phases)]
+        loading = self._loading(weights)
+        # Paged optimizer states move to host memory when anything else needs the GPU.
+        needed = max(_needed(parts) - (states if self._pages else 0), _needed(loading))
+        if sum(part.bytes for part in loading) > sum(part.bytes for part in parts):
+            name, parts = "loading", loading
+        return name, parts, needed
+
+    def _phases(self, tensors: Tensors) -> dict[str, Phase]:
+        phases = Pass(
+            self.model,
+            self.how,
+            self.adapters,
+            self.batch,
+            kept_layers=self.kept_layers,
+            offload=self.offload,
+            gradient_from={"full": "embeddings", "freeze": "trained"}.get(self.config.method.name, "first layer"),
+            measured=self.measured,
+        ).phases()
+        if not self.weights:
+            return phases
+        return with_updates(phases, self.model, self.config, tensors, self.how.bytes, cuda=self.cuda)
+
+    def _on_disk(self, trainable: int, states: int) -> tuple[int, int]:
+        """Bytes of a checkpoint, and of all that a run has on the disk at once."""
+        width = self.how.bytes if self.weights else FP32
+        saved = trainable * width * (2 if self._paired else 1)
+        checkpoint = saved + states + CHECKPOINT_EXTRA
+        final = self.model.parameters * width if self.weights else saved
+        # A new checkpoint is complete before the oldest is deleted.
+        return checkpoint, (self.config.checkpoint.keep + 1) * checkpoint + final + ADAPTER_EXTRA
+
+    def _notes(self, paged: int, on_host: int, pinned: int, step: StepTime) -> list[str]:
+        """Remarks on what is assumed, and on what is in the machine's memory."""
+        found = []
+        if self.assumed:
+            found.append(f"Every row is taken to have {self._assumed_length} tokens, all of them learned.")
+        if paged > PAGED_NOTE:
+            found.append(
+                f"{format_bytes(paged)} of optimizer states are paged: they move to the machine's memory where the "
+                f"card's does not suffice{self._shortage(on_host)}."
+            )
+        if pinned:
+            short = self._shortage(pinned)
+            found.append(f"The layers' inputs take up to {format_bytes(pinned)} of the machine's memory{short}.")
+        if self.experts is not None:
+            found.append(tell_host_experts(self.experts, step, self._rates(), self.machine.host_bytes))
+        return found
 
     def _rates(self) -> Rates:
         machine = self.machine
@@ -393,7 +505,6 @@ class _Planner:
         found: list[LayerWork] = []
         for layer, adapters in zip(self.model.layers, self.adapters, strict=True):
             steps = LayerSteps(layer, self.model.hidden, self.how, adapters, self.batch.length).steps()
-            active, touched, spread = self._expert_work(layer.experts)
             inner = sum(linear.weights for linear in layer.linears)
             learned = sum(
                 adapters.rank * (linear.inputs + linear.outputs)
@@ -401,13 +512,12 @@ class _Planner:
                 if linear.name in adapters.targets
             )
             work = LayerWork(
-                weights=inner + active + learned,
-                frozen=0 if adapters.weights else inner + active,
-                dequantized=touched + (0 if self.how.dequantized else inner) if self.how.quantized else 0,
+                weights=inner + learned,
+                frozen=0 if adapters.weights else inner,
+                dequantized=inner if self.how.quantized and not self.how.dequantized else 0,
                 attention=attention_work(layer.attention.queries),
                 moved=sum(step.kept for step in steps),
                 layers=1,
-                spread=(inner + learned + active * spread) / max(inner + learned + active, 1),
             )
             found += [work] * layer.count
         return found
@@ -418,7 +528,7 @@ class _Planner:
         """
         if experts is None:
             return 0.0, 0.0, 1.0
-        one = 3 * experts.hidden * experts.width
+        one = sum(experts.stacked) / experts.count
         touched = touched_experts(experts.count, experts.active, self.batch.tokens)
         return one * experts.active, one * touched, experts.count / max(experts.active, 1)
 
@@ -430,6 +540,8 @@ class _Planner:
         found: list[LayerWork] = []
         for layer in self.model.layers:
             active, touched, spread = self._expert_work(layer.experts)
+            # Families that compute their experts themselves have every token pass through all of them, as Llama 4 does.
+            active += layer.bare_experts
             inner = sum(linear.weights for linear in layer.linears)
             for _ in range(layer.count):
                 kept = regime.layer(measured.kinds[len(found)], reached=True).kept
@@ -444,11 +556,6 @@ class _Planner:
                 )
                 found.append(work)
         return found
-
-    def _tell_pinned(self, pinned: int) -> None:
-        if pinned:
-            short = self._shortage(pinned)
-            self.notes.append(f"The layers' inputs take up to {format_bytes(pinned)} of the machine's memory{short}.")
 
     def _shortage(self, wanted: int) -> str:
         """A clause for host memory that does not suffice."""
@@ -524,6 +631,8 @@ class _Planner:
             )
         if not self.weights and (sentence := self._bare_experts()) is not None:
             found.append(sentence)
+        if self.how.quantized and self.model.bare_experts:
+            found.append(tell_bare_experts(self.model.bare_experts, self.how.bytes))
         if self.model.towers is not None:
             found.append(_left_out(self.model.towers))
         if self.cuda and self.model.kernels:

@@ -6,11 +6,10 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from core.config.experts import adapter_shapes, adapts_experts, adapts_linear
+from core.config.experts import adapts_experts, adapts_linear
 from core.config.schema import MethodSection
-from core.config.targets import is_target
 from core.memory.steps import FP32
-from core.models.architecture.architecture import Experts, Layer
+from core.models.architecture.architecture import Layer
 
 #: NF4: half a byte a weight; for each block of 64 weights one byte, and for each 256 of these blocks four (QLoRA,
 #: arXiv 2305.14314, with bitsandbytes' block sizes).
@@ -65,21 +64,6 @@ def experts_at_once(weights: int, width: int) -> int:
     return max(1, EXPERT_BUFFER // (weights * width))
 
 
-def expert_workspace(experts: Experts, width: int, *, cuda: bool) -> int:
-    """Most bytes of dequantized experts at once: matrices in the arithmetic's dtype, and scales in fp32.
-
-    On a GPU these are the experts of one grouped product; on a CPU one expert's.
-
-    Args:
-        experts: The mixture of experts.
-        width: Bytes of an element of the arithmetic.
-        cuda: Whether it runs on a GPU.
-    """
-    one = max(experts.stacked) // experts.count
-    together = min(experts.count, experts_at_once(one, width)) if cuda else 1
-    return together * (width * one + FP32 * math.ceil(one / NF4_BLOCK))
-
-
 def pinned_bytes(layers: int, size: int) -> int:
     """Most pinned host memory for offloaded layer inputs.
 
@@ -127,11 +111,6 @@ def target_linears(layer: Layer, prefix: str, method: MethodSection) -> frozense
     return frozenset(found)
 
 
-def is_any_target(name: str, targets: str | Sequence[str]) -> bool:
-    """Whether a linear layer with this full name gets an adapter; see :func:`target_linears`."""
-    return isinstance(targets, str) or any(is_target(name, target) for target in targets)
-
-
 def split_by_targets(
     layers: Sequence[Layer], prefix: str, method: MethodSection
 ) -> Iterator[tuple[Layer, frozenset[str]]]:
@@ -157,14 +136,3 @@ def split_by_targets(
                 run = 0
             run, adapted = run + 1, found
         yield replace(layer, count=run), adapted
-
-
-def expert_adapters(layer: Layer, rank: int) -> list[tuple[int, int, int]]:
-    """Rows, columns and number of the adapters of the experts of these layers; see
-    :func:`core.config.experts.adapter_shapes`.
-    """
-    experts = layer.experts
-    if experts is None:
-        return []
-    shapes = adapter_shapes(experts.matrices, experts.count, rank)
-    return [(rows, columns, layer.count) for rows, columns in shapes]

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from core.config.sixteen_bit import experts_stay_16bit, stays_16bit
-from core.memory.host_experts import EXPERT_MATRICES, HostExperts
+from core.memory.host_experts import HostExperts
 from core.memory.plan import Part
 from core.memory.sizes import quantized_bytes, quantized_experts_bytes
 from core.memory.steps import FP32, Adapters, Arithmetic
 from core.models.architecture.architecture import Architecture
-from core.units import format_count
+from core.units import format_bytes, format_count
 
 #: Notes on the optimizers' states.
 STATES = {
@@ -55,7 +55,7 @@ def _matrices(model: Architecture, keep: Sequence[str]) -> Iterator[_Matrix]:
             for linear in layer.linears:
                 yield _Matrix(linear.weights, count, 0, stays_16bit(f"{name}.{linear.name}", keep))
             if (experts := layer.experts) is not None:
-                for matrix, weights in zip(EXPERT_MATRICES, experts.stacked, strict=True):
+                for matrix, weights in zip(experts.names, experts.stacked, strict=True):
                     kept = experts_stay_16bit(f"{name}.{experts.name}", matrix, keep)
                     yield _Matrix(weights, count, experts.count, kept)
 
@@ -75,7 +75,8 @@ def weight_parts(
     a = how.bytes
     routers = sum(layer.count * layer.experts.router for layer in model.layers if layer.experts is not None)
     experts = sum(layer.count * sum(layer.experts.stacked) for layer in model.layers if layer.experts is not None)
-    rest = model.parameters - model.embeddings - model.linear_weights - experts - routers
+    bare = model.bare_experts
+    rest = model.parameters - model.embeddings - model.linear_weights - experts - bare - routers
     found = []
     if how.quantized:
         sizes: Counter[tuple[bool, bool]] = Counter()
@@ -88,20 +89,35 @@ def weight_parts(
         if on_host is not None:
             size, what = on_host.device_bytes, f"{what}: of two layers, the others in the machine's memory"
         found.append(Part("experts", size, what))
-        found.append(Part("experts_16bit", sizes[True, True], f"experts that stay in {8 * a} bit"))
+        found.append(Part("experts_16bit", sizes[True, True] + a * bare, f"experts that stay in {8 * a} bit"))
     else:
         found.append(Part("linear_weights", a * model.linear_weights, f"linear layers in {8 * a} bit"))
-        found.append(Part("experts", a * experts, f"{_active(model)} in {8 * a} bit"))
+        found.append(Part("experts", a * (experts + bare), f"{_active(model) or 'experts'} in {8 * a} bit"))
     if copied:
         found.append(Part("dequantized", a * copied, f"copies of them in {8 * a} bit"))
     found.append(Part("embeddings", a * model.embeddings, f"embeddings and output head in {8 * a} bit"))
     found.append(Part("routers", a * routers, f"routers of the experts in {8 * a} bit"))
     found.append(Part("norms", a * rest + (FP32 - a) * model.wide, f"norms, biases and positions in {8 * a} bit"))
     if not how.cuda and how.quantized and is_mapped(model, how):
+        # What stays in 16 bit is a view of the file, and counts above.
         size = a * (model.linear_weights + experts)
         what = "the file's own linear layers and experts" if experts else "the file's own linear layers"
         found.append(Part("weights_file", size, f"{what}, mapped; given back when memory is short"))
     return [part for part in found if part.bytes or part.name in ("linear_weights", "embeddings", "norms")]
+
+
+def tell_bare_experts(elements: int, width: int) -> str:
+    """Sentence on the experts that stay in 16 bit under QLoRA, as transformers does not mark their class.
+
+    Args:
+        elements: Number of their elements.
+        width: Bytes of an element.
+    """
+    return (
+        f"The experts stay in {8 * width} bit, where they take {format_bytes(width * elements)} instead of "
+        f"{format_bytes(quantized_bytes(elements))} in 4 bits: transformers computes those of this family in a way of "
+        "their own."
+    )
 
 
 def _active(model: Architecture) -> str:

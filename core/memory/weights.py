@@ -68,11 +68,6 @@ def _of_layer(layer: Layer, hidden: int) -> Iterator[tuple[int, int, int]]:
         yield linear.outputs, linear.inputs, layer.count
         if linear.bias:
             yield linear.outputs, 1, layer.count
-    if layer.experts is not None:
-        experts = layer.experts
-        yield experts.count * 2 * experts.width, experts.hidden, layer.count
-        yield experts.count * experts.hidden, experts.width, layer.count
-        yield experts.count, experts.hidden, layer.count
     yield from _small(layer.other, hidden, layer.count)
 
 

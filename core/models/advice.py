@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 from collections.abc import Iterable, Sequence
@@ -13,6 +14,7 @@ import tomli
 from core.errors import UserError
 from core.models.description import read_description
 from core.models.find import find_model
+from core.models.text_part import text_model_type
 
 FILE = Path(__file__).with_name("advice.toml")
 #: Values as TOML has them.
@@ -86,14 +88,11 @@ def advice_for(base: str, relative_to: Path | None = None) -> tuple[Advice, ...]
         relative_to: The directory that a relative path starts from; the working directory by default.
     """
     names, families = [base], []
-    try:
+    # Advice stops nobody: a model that is missing or damaged is refused, with the reason, by who loads it
+    # (:func:`core.models.sandboxed.check_base`). Its name alone tells which model is meant.
+    with contextlib.suppress(UserError, OSError):
         path = find_model(base, relative_to)
         if path is not None and (config := read_description(path / "config.json")) is not None:
-            text = config.get("text_config")
-            kinds = (config.get("model_type"), text.get("model_type") if isinstance(text, dict) else None)
-            families = [kind for kind in kinds if isinstance(kind, str)]
+            families = [kind for kind in (config.get("model_type"), text_model_type(config)) if isinstance(kind, str)]
             names += [path.name, str(config.get("_name_or_path", ""))]
-    except (UserError, OSError, ValueError):
-        # Errors of the model are reported where it is needed.
-        pass
     return advice_by_identity(families, names)

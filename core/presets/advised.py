@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from core.config.document import ConfigDocument
+from core.config.schema import options
 from core.models.advice import Advice, advice_for
 from core.models.architecture.architecture import Architecture
 from core.presets.choose import fits_card, needed_bytes
+from core.presets.switch import Change, preset_in
 from core.units import format_bytes
 
 _METHOD = "method.name"
@@ -72,6 +75,41 @@ def advise(
 def taken_values(advised: tuple[Advised, ...]) -> dict[str, Any]:
     """The values that are taken, ``section.key`` to value."""
     return {item.advice.option: item.advice.value for item in advised if item.taken}
+
+
+def follow_base(document: ConfigDocument, before: str, after: str, directory: Path | None = None) -> tuple[Change, ...]:
+    """The changes by which a configuration follows its base model: values that were advised for the one before become
+    those advised for the new one, or its preset's, or go.
+
+    Values of the user stay, and a configuration that has none of the advised values stays as it is. The method does so
+    in any case, as whether 16 bits fit is another question.
+
+    Args:
+        document: The configuration; nothing is changed yet.
+        before: The former base, as ``model.base``.
+        after: The new one.
+        directory: The directory that relative ones start from; the working directory by default.
+    """
+    old, new = _values_for(before, directory), _values_for(after, directory)
+    followed = {name for name, value in old.items() if document.get(name) == value}
+    if not followed:
+        return ()
+    preset = preset_in(document)
+    values = {**(preset.values if preset is not None else {}), **new}
+    changes = []
+    for option in options():
+        name, present = option.name, document.get(option.name)
+        # What is advised anew is written where nothing is; what the user wrote stays.
+        if name not in followed and (name not in new or present is not None):
+            continue
+        if present != values.get(name):
+            changes.append(Change(name, present, values.get(name)))
+    return tuple(changes)
+
+
+def _values_for(base: str, directory: Path | None) -> dict[str, Any]:
+    found = advice_for(base, directory)
+    return {advice.option: advice.value for advice in found if advice.value is not None and advice.option != _METHOD}
 
 
 def _written(value: Any) -> str:

@@ -12,7 +12,8 @@ from core.config.schema import Config
 from core.errors import UserError
 from core.memory.host_experts import experts_on_host, movable_experts
 from core.memory.plan import Machine, Plan
-from core.memory.planner import make_plan
+from core.memory.planner import arithmetic, make_plan
+from core.memory.static import weight_parts
 from core.models.architecture.architecture import Architecture
 from core.presets.library import Preset, presets
 from core.units import format_bytes
@@ -88,8 +89,7 @@ def choose_preset(
     if card and facts.model is not None:
         first, chosen = chosen, _roomy(fitting, chosen, facts.model, card)
         if chosen is not first:
-            needed = format_bytes(needed_bytes(first.values, facts.model, card))
-            reasons.append(f"{first.name} would need {needed} with this model")
+            reasons.append(f"{first.name} would need {_needed_at_least(first, facts.model, card)} with this model")
         away = _plan(chosen.values, facts.model, card).experts_host_bytes
         if away:
             reasons.append(f"its experts live in the machine's memory, where they take {format_bytes(away)}")
@@ -116,16 +116,32 @@ def _roomy(candidates: Sequence[Preset], wanted: Preset, model: Architecture, ca
     """The wanted preset if the model fits by the memory plan; else the next one with which it fits."""
     others = [preset for preset in candidates if preset is not wanted]
     others.sort(key=lambda preset: (preset.aim != wanted.aim, preset.aim != "balanced", -preset.memory_gb))
-    least = None
-    for preset in (wanted, *others):
-        needed = needed_bytes(preset.values, model, card)
-        if fits_card(needed, card):
-            return preset
-        least = min(needed, least or needed)
+    ordered = (wanted, *others)
+    # A plan may have to be measured, which takes seconds for each preset; where the weights alone are too much for all,
+    # that is known at once.
+    weights = [weights_on_card(preset.values, model) for preset in ordered]
+    least = min(weights)
+    if fits_card(least, card):
+        least = 0
+        for preset, size in zip(ordered, weights, strict=True):
+            if not fits_card(size, card):
+                continue
+            needed = needed_bytes(preset.values, model, card)
+            if fits_card(needed, card):
+                return preset
+            least = min(needed, least or needed)
     raise UserError(
         f"The model needs {format_bytes(least)} at least, and the card has {format_bytes(card)}.",
         "Choose a smaller model, or name a preset and change what it says; 'localtune-tui plan' tells what that takes.",
     )
+
+
+def _needed_at_least(preset: Preset, model: Architecture, card: int) -> str:
+    """What a preset would need, in words; where the weights alone are too much nothing more is measured."""
+    weights = weights_on_card(preset.values, model)
+    if not fits_card(weights, card):
+        return f"more than {format_bytes(weights)}"
+    return format_bytes(needed_bytes(preset.values, model, card))
 
 
 def needed_bytes(values: Mapping[str, Any], model: Architecture, card: int | None = None) -> int:
@@ -140,12 +156,30 @@ def needed_bytes(values: Mapping[str, Any], model: Architecture, card: int | Non
     return _plan(values, model, card).needed_bytes
 
 
-def _plan(values: Mapping[str, Any], model: Architecture, card: int | None) -> Plan:
+def weights_on_card(values: Mapping[str, Any], model: Architecture) -> int:
+    """GPU memory of a model's weights alone with the values of a preset: no run takes less, and nothing is measured for
+    it. Experts that can live in the machine's memory count there.
+
+    Args:
+        values: The preset's values.
+        model: The base model.
+    """
+    config = _config(values)
+    away = experts_on_host(model) if movable_experts(model, config) else None
+    parts = weight_parts(model, arithmetic(config, Machine("cuda")), 0, on_host=away)
+    return sum(part.bytes for part in parts)
+
+
+def _config(values: Mapping[str, Any]) -> Config:
     sections: dict[str, dict[str, object]] = {"data": {"train": "rows.jsonl"}}
     for name, value in values.items():
         section, _, key = name.partition(".")
         sections.setdefault(section, {})[key] = value
-    config = Config.model_validate(sections)
+    return Config.model_validate(sections)
+
+
+def _plan(values: Mapping[str, Any], model: Architecture, card: int | None) -> Plan:
+    config = _config(values)
     limited = card is not None and movable_experts(model, config)
     limit = int(_USABLE_SHARE * card) if card is not None and limited else None
     return make_plan(model, config, Machine("cuda", limit_bytes=limit))

@@ -1,1 +1,1 @@
-"""What four bits cost on the user's own rows: the measurement as a job, its result in words, what to keep in 16 bit."""
+"""The cost of NF4 on the user's rows: its measurement as a job, its result in words, the layers to keep in 16 bit."""

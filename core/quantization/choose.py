@@ -32,7 +32,7 @@ def choose_layers(
     """
     if whole <= FINE:
         return ()
-    goal = max(_HALF * whole, FINE)
+    goal = _goal(whole)
     share = 1 - goal / whole
     found: dict[tuple[int, ...], float] = {}
     below, above = (0.0, whole), None
@@ -52,8 +52,22 @@ def choose_layers(
             share = min(share * (whole - goal) / max(whole - left, whole / 20), 1.0)
         else:
             share = below[0] + (above[0] - below[0]) * (below[1] - goal) / (below[1] - above[1])
-    enough = [chosen for chosen, left in found.items() if left <= _ABOUT[1] * goal]
+    enough = [chosen for chosen, left in found.items() if is_enough(whole, left)]
     return min(enough, key=len) if enough else min(found, key=lambda chosen: found[chosen], default=())
+
+
+def is_enough(whole: float, left: float) -> bool:
+    """Whether about half of the cost is gone, or it is fine.
+
+    Args:
+        whole: Divergence with all layers in 4 bits, in nats.
+        left: Divergence with some in 16 bit.
+    """
+    return left <= _ABOUT[1] * _goal(whole)
+
+
+def _goal(whole: float) -> float:
+    return max(_HALF * whole, FINE)
 
 
 def most_costly(layers: Sequence[LayerCost], share: float, free_bytes: int | None) -> tuple[int, ...]:

@@ -17,9 +17,10 @@ from core.data.registries.resolve import flat_sources
 from core.directories import Progress
 from core.errors import UserError
 from core.export.process import run_process
-from core.memory.planner import make_plan
+from core.memory.planner import make_least_plan
 from core.models.architecture.load import locate_model
 from core.models.architecture.sandboxed import load_architecture
+from core.quantization.choose import is_enough, most_costly
 from core.quantization.result import FINE, ROWS, QuantizationCost, kept_sentence, sentence
 from core.runs.forecast import machine_for
 from core.small_files import read_small
@@ -30,7 +31,7 @@ VERSION = 1
 #: Results kept, the newest ones.
 KEPT = 64
 _LIMIT = 1 << 20
-#: Share of the memory that the plan leaves free that layers in 16 bit may take.
+#: Share of the memory beyond the least that the run needs that layers in 16 bit may take.
 SHARE = 0.9
 
 
@@ -60,9 +61,19 @@ def measure(config: Config, progress: Progress, *, rows: int = ROWS) -> Quantiza
     }
     answer = run_process(MODULE, job, "the measurement of 4 bits", progress)
     cost = QuantizationCost.from_dict(answer)
-    if key is not None:
-        _keep(key, answer)
+    _keep(key, answer)
     return cost
+
+
+def remember(config: Config, cost: QuantizationCost, *, rows: int = ROWS) -> None:
+    """Keep a result that a run has measured itself.
+
+    Args:
+        config: As for :func:`measure`.
+        cost: The result.
+        rows: As for :func:`measure`.
+    """
+    _keep(_key(config, rows), cost.to_dict())
 
 
 def known(config: Config, *, rows: int = ROWS) -> QuantizationCost | None:
@@ -110,28 +121,38 @@ def known_sentence(config: Config) -> str:
 
 
 def free_bytes(config: Config) -> int | None:
-    """Memory that a run with ``qlora`` leaves free by its plan, which layers in 16 bit may take; None where that is not
-    known."""
+    """Memory that layers in 16 bit may take: what is free beyond the least that a run with ``qlora`` needs by its plan,
+    but for a reserve; None where that is not known."""
     quantized = config.model_copy(update={"method": config.method.model_copy(update={"name": "qlora"})})
     with contextlib.suppress(UserError):
-        plan = make_plan(load_architecture(locate_model(config.model.base)), quantized, machine_for(config))
+        plan = make_least_plan(load_architecture(locate_model(config.model.base)), quantized, machine_for(config))
         if plan.limit_bytes is not None:
             return int(max(plan.limit_bytes - plan.needed_bytes, 0) * SHARE)
     return None
 
 
 def _suits(cost: QuantizationCost, free: int | None) -> bool:
-    """Whether a result from before still says what to keep: there may be more or less memory now."""
-    if cost.kept is not None:
-        return free is None or cost.kept.bytes <= free
-    return cost.whole.kl <= FINE or cost.free_bytes == free
+    """Whether a result from before is what would be chosen within the memory of now.
+
+    Layers are taken in the order of their cost for their bytes, as far as they fit. So another amount of memory is
+    another choice only where it ends that order elsewhere, and there were not layers enough before its end.
+    """
+    kept, bound = cost.kept, cost.free_bytes
+    if kept is not None and free is not None and kept.bytes > free:
+        return False
+    if cost.whole.kl <= FINE or (kept is not None and is_enough(cost.whole.kl, kept.figures.kl)):
+        return True
+    is_smaller = bound is None or (free is not None and free <= bound)
+    return is_smaller or most_costly(cost.layers, 1.0, free) == most_costly(cost.layers, 1.0, bound)
 
 
 def _path(key: str) -> Path:
     return paths.home() / "cache" / "quantization" / f"{key}.json"
 
 
-def _keep(key: str, result: dict[str, Any]) -> None:
+def _keep(key: str | None, result: dict[str, Any]) -> None:
+    if key is None:  # files went missing meanwhile
+        return
     path = _path(key)
     with contextlib.suppress(OSError):  # it is measured again then
         paths.make_private_dir(path.parent)

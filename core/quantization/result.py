@@ -16,8 +16,8 @@ ROWS = 16
 _LONGEST = 40
 #: Decimals of a divergence in a sentence.
 _DECIMALS = 2
-#: Divergences below this one are not told apart in a sentence, in nats.
-_LEAST = 0.001
+#: Divergences below this one are not told apart in a sentence, and below this one in the table, in nats.
+_LEAST, _LEAST_OF_LAYER = 0.001, 0.00005
 #: Where the rows are from.
 Data = Literal["eval", "held_out", "training"]
 
@@ -78,7 +78,7 @@ class QuantizationCost:
     kept: Kept | None
     """The layers that pay most in 16 bit; None where four bits are fine, or no layer would fit."""
     free_bytes: int | None
-    """What the run leaves free of the memory, within which layers were kept; None where that is not known."""
+    """Memory that layers in 16 bit were allowed to take; None where that was not known."""
     seconds: float
     peak_bytes: int
     """Highest memory of the measurement: of the card, or of the process on a CPU."""
@@ -176,24 +176,29 @@ class LayerLine:
     text: str
     """Its number, nats, what it takes more in 16 bit, and a word where it is kept; always as wide."""
     share: float
-    """Of the greatest cost, from 0 to 1."""
+    """Length of its bar, from 0 to 1: its cost against that of the costliest layer, or against an even share of
+    :data:`FINE` where that is more; 0 where the table shows no cost."""
     is_kept: bool
     """Whether it is worth 16 bit."""
 
 
-#: The head of a table of :class:`LayerLine`.
+#: What a table of :class:`LayerLine` says, and its head.
+TABLE = "Each layer alone in 4 bits: what that costs, and what the layer takes more in 16 bit."
 HEAD = f"{'layer':>5}  {'nats':>7}  {'16 bit':>9}  {'':<6}"
 
 
 def layer_lines(cost: QuantizationCost) -> list[LayerLine]:
     """The layers, most costly first."""
     kept = set(cost.kept.layers if cost.kept is not None else ())
-    greatest = max((layer.kl for layer in cost.layers), default=0.0)
+    # Of layers that cost next to nothing, no bar is long.
+    longest = max((FINE / len(cost.layers), *(layer.kl for layer in cost.layers))) if cost.layers else FINE
     lines = []
     for index, layer in sorted(enumerate(cost.layers), key=lambda item: -item[1].kl):
+        # Rounding can make a divergence of nothing negative.
+        nats = layer.kl if layer.kl >= _LEAST_OF_LAYER else 0.0
         more = f"+{format_bytes(layer.bytes)}"
-        text = f"{index:>5}  {layer.kl:>7.4f}  {more:>9}  {'keep' if index in kept else '':<6}"
-        lines.append(LayerLine(text, max(layer.kl, 0.0) / greatest if greatest > 0 else 0.0, index in kept))
+        text = f"{index:>5}  {nats:>7.4f}  {more:>9}  {'keep' if index in kept else '':<6}"
+        lines.append(LayerLine(text, nats / longest, index in kept))
     return lines
 
 

@@ -162,14 +162,16 @@ class SampleEvent(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class HardwareEvent(Event):
-    """Devices as dictionaries of :class:`core.hardware.snapshot.Device`, and the memory of the machine or of the
-    container in bytes, which the kernel kills for; missing figures are null."""
+    """Devices as dictionaries of :class:`core.hardware.snapshot.Device`, the memory of the machine or of the container
+    in bytes, which the kernel kills for, and the rest of the machine as a dictionary of
+    :class:`core.hardware.snapshot.Host`; missing figures are null."""
 
     type: ClassVar[str] = "hardware"
     devices: list[dict[str, Any]]
     energy_wh: float | None = None
     host_memory_used: int | None = None
     host_memory_total: int | None = None
+    host: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -341,18 +343,32 @@ def _to_counts(value: JSONValue) -> dict[str, int]:
 def _to_objects(value: JSONValue) -> list[dict[str, Any]]:
     if len(value) > ENTRIES_LIMIT or not all(isinstance(item, dict) for item in value):
         raise TypeError("not objects")
-    return [{name[:NAME_LIMIT]: _to_plain(inner) for name, inner in _first(item.items())} for item in value]
+    return [_to_object(item) for item in value]
+
+
+def _to_object(value: JSONValue) -> dict[str, Any]:
+    return {name[:NAME_LIMIT]: _to_plain(inner) for name, inner in _first(value.items())}
 
 
 def _to_plain(value: JSONValue) -> JSONValue:
-    """A value without nesting: a number, a text or a list of them; None for anything else."""
+    """A number, a text, or a list of them or of objects that have nothing else; None for anything else."""
     if isinstance(value, list):
-        return [_to_plain(item) for item in _first(value) if not isinstance(item, (list, dict))]
+        return [_to_leaf(item) for item in _first(value) if not isinstance(item, list)]
+    return _to_scalar(value)
+
+
+def _to_leaf(value: JSONValue) -> JSONValue:
+    if isinstance(value, dict):
+        return {name[:NAME_LIMIT]: _to_scalar(inner) for name, inner in _first(value.items())}
+    return _to_scalar(value)
+
+
+def _to_scalar(value: JSONValue) -> JSONValue:
     if isinstance(value, str):
         return value[:NAME_LIMIT]
     if type(value) is int and abs(value) > INTEGER_LIMIT:
         return None
-    return None if isinstance(value, dict) else value
+    return None if isinstance(value, (dict, list)) else value
 
 
 def _first(items: Iterable[Any]) -> list[Any]:
@@ -367,6 +383,7 @@ _READERS: dict[str, tuple[frozenset[type], Callable[[JSONValue], JSONValue]]] = 
     "bool": (frozenset({bool}), _same),
     "dict[str, int]": (frozenset({dict}), _to_counts),
     "list[dict[str, Any]]": (frozenset({list}), _to_objects),
+    "dict[str, Any]": (frozenset({dict}), _to_object),
 }
 
 

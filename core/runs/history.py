@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from core.config.live import CHANGEABLE
-from core.hardware.snapshot import Device
+from core.hardware.snapshot import Device, Host
 from core.runs import changes, sentences
 from core.runs.events import (
     CheckpointEvent,
@@ -123,6 +123,8 @@ class RunHistory:
         self.governor: GovernorEvent | None = None
         """Last action of the governor."""
         self.devices: list[Device] = []
+        self.host: Host | None = None
+        """The machine around the devices; None in runs of earlier versions."""
         self.energy_wh: float | None = None
         self.marks: list[Mark] = []
         self.log: deque[LogLine] = deque(maxlen=LOG_LINES)
@@ -345,6 +347,7 @@ class RunHistory:
 
     def _apply_hardware(self, event: HardwareEvent) -> None:
         self.devices = Device.all_from(event.devices)
+        self.host = Host.from_dict(event.host)
         if event.energy_wh is not None and math.isfinite(event.energy_wh):
             self.energy_wh = self._energy_before + event.energy_wh
 

@@ -83,7 +83,7 @@ def _is_alike(config: Config, mine: str, other: Config, theirs: str) -> bool:
     return (
         (config.model.base == other.model.base or mine == theirs)
         and config.method.name == other.method.name
-        and config.hardware == other.hardware
+        and (config.hardware.device, config.hardware.gpu) == (other.hardware.device, other.hardware.gpu)
         and config.memory == other.memory
     )
 

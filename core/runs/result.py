@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from core.runs.energy import Tariff
 from core.runs.events import EvalEvent, FinishedEvent
 from core.runs.history import RunHistory
 from core.runs.series import Series
@@ -58,6 +59,7 @@ class RunResult:
     seconds: float
     """Seconds of work, without pauses and the time between a stop and its continuation."""
     energy_wh: float | None
+    """Energy over all starts, in Wh; None where no device reported any."""
     reason: str
     """Why it ended; empty where all steps were done."""
     hint: str
@@ -73,6 +75,8 @@ class RunResult:
     is_model: bool
     saved_step: int | None
     """Step of the newest checkpoint."""
+    tariff: Tariff = field(default_factory=Tariff)
+    """The price of the energy."""
     refused: str = ""
     """What it misses of ``eval.gate``; empty where it passes."""
 
@@ -107,6 +111,7 @@ def result_of(run: Run, state: RunState, history: RunHistory) -> RunResult:
         bytes=size,
         is_model=end is not None and end.adapter == "model",
         saved_step=history.checkpoints[-1].step if history.checkpoints else None,
+        tariff=Tariff.of(run.values()),
         refused=refusal_of(state, end),
     )
 

@@ -11,7 +11,7 @@ from core.runs.events import INTEGER_LIMIT, EvalEvent, Event, HardwareEvent, Mem
 
 _STEP = ("loss", "lr", "grad_norm", "epoch", "tokens", "supervised_tokens", "seconds", "tokens_per_second")
 _EVAL = ("loss", "perplexity", "seconds", "exact_match", "valid_json", "rows", "probe_loss")
-_DEVICE = ("temperature_c", "memory_used", "utilization", "power_w", "fan", "clock")
+_DEVICE = ("temperature_c", "memory_temperature_c", "memory_used", "utilization", "power_w", "fan", "clock")
 #: The form of a device's name; a tracker makes a series of each name.
 _DEVICE_NAME = re.compile(r"[a-z]{1,16}([:-][0-9]{1,4})?")
 #: Sections of the configuration that are sent to a tracker; data and prompts are not.

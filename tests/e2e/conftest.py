@@ -9,7 +9,23 @@ import pytest
 
 from core.runs.store import Run
 
+from .forking import Forks
 from .workers import Workers, finish
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """What workers are forked from."""
+    made = Forks()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def forked_workers(forks: Forks) -> Iterator[None]:
+    """Workers that are started in this test are forked, which saves their imports."""
+    with forks.replacing():
+        yield
 
 
 @pytest.fixture

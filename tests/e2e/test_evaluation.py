@@ -7,6 +7,8 @@ import math
 import signal
 from typing import Any
 
+import pytest
+
 from core.config.document import dump_config
 from core.runs.client import ControlClient
 from core.runs.events import CheckpointEvent, ControlEvent, EvalEvent, PhaseEvent, SampleEvent
@@ -29,6 +31,8 @@ from .workers import (
     steps,
     wait_until_step,
 )
+
+pytestmark = pytest.mark.usefixtures("forked_workers")
 
 #: Steps so long that the held-out loss soon rises.
 RISING: dict[str, Any] = {

@@ -16,6 +16,7 @@ from core.runs.client import ControlClient
 from core.runs.events import NoticeEvent
 from core.runs.history import read_history
 from tests.families.tiny import write_family
+from tests.measured_here import share
 
 from .test_serving import serving
 from .workers import (
@@ -30,12 +31,15 @@ from .workers import (
     wait_until_step,
 )
 
+pytestmark = pytest.mark.usefixtures("forked_workers")
+
 STEPS = 12
 QUESTION = [{"role": "user", "content": "ticket login printer"}]
 
 
 @pytest.fixture
-def mixture(workers: Workers, tmp_path: Path) -> Workers:
+def mixture(workers: Workers, tmp_path: Path, measurements: Path) -> Workers:
+    share(workers.home, measurements)
     workers.model = write_family("qwen3_moe", tmp_path / "mixture")
     return workers
 

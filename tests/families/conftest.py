@@ -17,6 +17,9 @@ from core.config.schema import Config
 from core.runs.store import Run
 from tests.families import forked, tiny
 from tests.families.page import read_cells
+from tests.measured_here import measured_here, share
+
+__all__ = ["measured_here"]
 
 #: What all rows answer, and the steps in which a tiny model learns it by heart.
 ANSWER, STEPS = "urgency high", 20
@@ -94,9 +97,11 @@ class Trained:
 
 
 @pytest.fixture(scope="session", params=tiny.FAMILIES)
-def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, measurements: Path) -> Trained:
     """A family; all tests of one follow each other, so that its model is made once."""
-    return Trained(request.param, tmp_path_factory.mktemp(request.param))
+    made = Trained(request.param, tmp_path_factory.mktemp(request.param))
+    share(made.home, measurements)
+    return made
 
 
 @pytest.fixture(scope="session")

@@ -72,18 +72,20 @@ class Series(NamedTuple):
     Args:
         name: What they are called.
         family: Their row in ``docs/models.md``.
-        models: What sets each apart, and its name in the table.
+        models: What sets each apart, and its name in the table; empty where no published configuration is planned.
+        also: Models of the same shapes as one of these.
     """
 
     name: str
     family: str
     models: dict[str, str]
+    also: str = ""
 
 
 SERIES = (
     Series("Qwen3", "qwen3", {size: f"Qwen3-{size}" for size in ("4B", "8B", "14B", "32B")}),
     Series("Qwen3", "qwen3_moe", {"30B-A3B": "Qwen3-30B-A3B"}),
-    Series("Qwen3.5, Qwen3.6", "qwen3_5", {size: f"Qwen3.5-{size}" for size in ("4B", "9B", "27B")}),
+    Series("Qwen3.5", "qwen3_5", {size: f"Qwen3.5-{size}" for size in ("4B", "9B", "27B")}, "Qwen3.6 27B"),
     Series("Qwen3.5, Qwen3.6", "qwen3_5_moe", {"35B-A3B": "Qwen3.5-35B-A3B"}),
     Series("Gemma 4", "gemma4", {size: f"Gemma-4-{size}" for size in ("E2B", "E4B", "12B", "31B")}),
     Series("Gemma 4", "gemma4_moe", {"26B-A4B": "Gemma-4-26B-A4B"}),
@@ -98,6 +100,7 @@ SERIES = (
     Series("LFM2", "lfm2", {size: f"LFM2-{size}" for size in ("1.2B", "2.6B")}),
     Series("LFM2", "lfm2_moe", {"8B-A1B": "LFM2-8B-A1B"}),
     Series("OLMo 3", "olmo3", {size: f"Olmo-3-{size}" for size in ("7B", "32B")}),
+    Series("Granite 3", "granite", {}),
     Series("Granite 4", "granitemoehybrid_dense", {"Micro": "Granite-4.0-Micro"}),
     Series("Granite 4", "granitemoehybrid", {size: f"Granite-4.0-{size}" for size in ("H-Tiny", "H-Small")}),
 )
@@ -114,7 +117,8 @@ def readme_table() -> str:
     lines = [["models", "tried", *(f"{card} GB" for card in CARDS)], ["---"] * (2 + len(CARDS))]
     for series in SERIES:
         cells = [_fitting(series, found, 1 + place) for place in range(len(CARDS))]
-        lines.append([f"{series.name} {', '.join(series.models)}", _tried(tried[series.family]), *cells])
+        models = ", ".join(filter(None, (*series.models, series.also)))
+        lines.append([f"{series.name} {models}".strip(), _tried(tried[series.family]), *cells])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

@@ -4,6 +4,7 @@ the imports alone take six. Each begins as a new worker does: nothing that anoth
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import pickle
@@ -17,7 +18,9 @@ from typing import Any, TypeVar
 import pytest
 
 from core.config.schema import Config
+from core.models.architecture import measuring
 from core.runs.store import Run, create_run
+from tests.measured_here import run_here
 
 T = TypeVar("T")
 
@@ -99,11 +102,31 @@ def _work(run: Path, home: Path, resumes: bool, dies_in_step: int | None) -> Non
     os.setsid()
     _print_to(run / "worker.log")
     os.environ["LOCALTUNE_HOME"] = str(home)
+    _measure_beside()
     if dies_in_step is not None:
         _die_in_step(dies_in_step)
     from core.worker.__main__ import main
 
     sys.exit(main([str(run), *(["--resume"] if resumes else [])]))
+
+
+def _measure_beside() -> None:
+    """Have models measured in a process forked from this one as it began, instead of one that imports all anew."""
+    here, there = multiprocessing.Pipe()
+    if os.fork() == 0:
+        here.close()
+        with contextlib.suppress(EOFError):  # the worker has ended
+            while True:
+                there.send(run_here(there.recv()))
+        os._exit(0)
+    there.close()
+
+    def ask(job: dict[str, Any]) -> dict[str, Any]:
+        here.send(job)
+        found: dict[str, Any] = here.recv()
+        return found
+
+    measuring._run = ask
 
 
 def _die_in_step(step: int) -> None:

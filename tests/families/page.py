@@ -18,15 +18,16 @@ PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 BEGIN, END = "<!-- families: begin; make models writes this -->", "<!-- families: end -->"
 #: What is tried, in the order of the columns, and what a cell of it says.
 COLUMNS = {
-    "16 bit": "loaded in 16 bit; its logits are those of transformers' model of the whole checkpoint",
-    "4 bit": "loaded in 4 bits: what of it stays in 16",
-    "plan": "numbers and bytes of its weights are those of the plan, in both",
+    "16 bit": "loaded in 16 bit; its logits are those of the same checkpoint loaded whole by transformers",
+    "4 bit": "loaded in 4 bits; the cell names experts or towers that stay in 16 bit",
+    "plan": "number and bytes of its weights are as planned, in 16 bit and in 4",
     "trains": "20 steps lower the loss, with adapters on the experts where there are some",
-    "fast paths": "what is fused; gradients are those of the plain model to 1e-4 in fp32, packed and shared too",
-    "packing": "rows one behind another, and beginnings computed once",
-    "resume": "killed in a step and continued: the same adapter, bit for bit",
-    "chat": "base and tuned model answer; the tuned one as it has learned",
-    "mask": "learned are the tokens that must follow the prompt, with the templates of its models",
+    "fast paths": "fused are adapters, norms, rotation, feed-forward networks and attention; gradients are those of "
+    "the plain model to 1e-4 in fp32, packed and shared too",
+    "packing": "rows are trained one behind another in a sequence, and equal beginnings of rows are computed once",
+    "resume": "killed in a step and continued, a run has the same adapter, bit for bit",
+    "chat": "base and tuned model answer; the tuned one says what it has learned",
+    "mask": "the learned tokens are exactly those that the model has to write, with the chat templates of its models",
 }
 _LIBRARIES = ("transformers", "torch", "peft", "bitsandbytes")
 

@@ -11,7 +11,8 @@ from core.chat.engine import ChatEngine, ModelSpec
 from core.chat.request import ChatRequest, GenerationSettings
 from core.config.sixteen_bit import stays_16bit
 from core.memory.plan import Machine
-from core.memory.planner import make_plan
+from core.memory.planner import arithmetic
+from core.memory.static import weight_parts
 from core.models.architecture.load import load_architecture
 from tests.core.template.model_families import MODEL_FAMILIES
 from tests.core.template.test_mask import learned_turns, mask
@@ -60,9 +61,9 @@ def test_weights_are_those_of_the_plan_to_the_byte(trained: Trained, tried: Trie
         config = trained.config
         for section, values in changes.items():
             config = config.model_copy(update={section: getattr(config, section).model_copy(update=values)})
-        parts = make_plan(architecture, config, Machine("cpu")).by_name()
+        parts = weight_parts(architecture, arithmetic(config, Machine("cpu")), copied=0)
         assert architecture.parameters == found.parameters
-        assert sum(parts.get(name, 0) for name in WEIGHTS) == found.bytes, method
+        assert sum(part.bytes for part in parts if part.name in WEIGHTS) == found.bytes, method
     tried("plan", "yes")
 
 

@@ -19,6 +19,7 @@ from core.models.architecture.load import load_architecture
 from core.presets.choose import fits_card
 from tests.families.fits import CARDS, README, SERIES, readme_table, rows
 from tests.families.published_models import DIRECTORY, PUBLISHED, published_config
+from tests.families.tiny import FAMILIES
 
 GIB = 1 << 30
 TOWER = re.compile("vision|visual|audio|projector")
@@ -132,6 +133,8 @@ def test_the_readme_has_what_fits_and_what_was_tried() -> None:
     assert f"\n\n{readme_table()}\n\n" in README.read_text(encoding="utf-8")
     told = [name for series in SERIES for name in series.models.values()]
     assert sorted(told) == sorted(rows())
+    # The table of docs/models.md has the same families.
+    assert {series.family for series in SERIES} == set(FAMILIES)
     assert all(PUBLISHED[name] == PUBLISHED[other] for name, other in SAME.items())
 
 
@@ -155,6 +158,7 @@ def test_the_plan_is_near_what_others_have_published(figure: Figure, tmp_path: P
     assert least <= planned / figure.gib <= most
 
 
+@pytest.mark.slow
 def test_a_mixture_of_30_billion_trains_on_24_and_on_12_gb() -> None:
     """22 GB are what the preset for 30B on a card of 24 GB may take; experts4bit-qlora claims 10.5 GB on one of 12."""
     model = read_architecture(published_config("Qwen3-30B-A3B"), "Qwen3-30B-A3B")

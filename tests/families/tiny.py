@@ -283,7 +283,7 @@ FAMILIES: dict[str, Family] = {
 
 
 def write_family(name: str, directory: Path, *, dtype: str = "bfloat16", seed: int = 0) -> Path:
-    """A random model of a family with a byte-level tokenizer and ChatML, saved as published ones are.
+    """A random model of a family, as :func:`write_model` makes it.
 
     Args:
         name: A key of :data:`FAMILIES`.
@@ -291,18 +291,31 @@ def write_family(name: str, directory: Path, *, dtype: str = "bfloat16", seed: i
         dtype: Of its weights.
         seed: Of its weights.
     """
+    family = FAMILIES[name]
+    return write_model(family.config(), directory, sees=family.sees, dtype=dtype, seed=seed)
+
+
+def write_model(config: Any, directory: Path, *, sees: bool = False, dtype: str = "bfloat16", seed: int = 0) -> Path:
+    """A random model with a byte-level tokenizer and ChatML, saved as published ones are.
+
+    Args:
+        config: Its configuration.
+        directory: Where it goes.
+        sees: Whether it has a tower besides its text part.
+        dtype: Of its weights.
+        seed: Of its weights.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedTokenizerFast
 
-    family = FAMILIES[name]
     backend = train_byte_level(_CORPUS, ["<|endoftext|>", "<|im_start|>", "<|im_end|>"], VOCABULARY)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>", bos_token="<|im_start|>"
     )
     tokenizer.chat_template = CHATML
     torch.manual_seed(seed)
-    loader = AutoModelForImageTextToText if family.sees else AutoModelForCausalLM
-    model = loader.from_config(family.config(), dtype=getattr(torch, dtype))
+    loader = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+    model = loader.from_config(config, dtype=getattr(torch, dtype))
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from core.hardware.snapshot import Device
+from core.hardware.snapshot import Device, Host
 from core.runs import events
 from core.runs.process import hostname, own_identity
 from core.runs.state import RunState
@@ -42,6 +42,33 @@ GPU = Device(
     power_limit_w=450.0,
     fan=54.0,
     clock=2520.0,
+    uuid="GPU-1111",
+    memory_temperature_c=84.0,
+    temperature_slowdown_c=88.0,
+    temperature_shutdown_c=93.0,
+    temperature_margin_c=12.0,
+    power_limit_min_w=150.0,
+    power_limit_max_w=480.0,
+    memory_clock=10501.0,
+    fans=[54.0, 53.0],
+    pcie_generation=4,
+    pcie_width=16,
+    pcie_generation_max=4,
+    pcie_width_max=16,
+    pcie_tx=8e6,
+    pcie_rx=2.1e8,
+    energy_j=4.1e6,
+)
+HOST = Host(
+    load=1.62,
+    cores=[96.0, 12.0, 4.0, 31.0, 7.0, 2.0, 18.0, 5.0],
+    ram_used=12_100_000_000,
+    ram_total=64_000_000_000,
+    swap_used=0,
+    swap_total=8_000_000_000,
+    disk_free=312_000_000_000,
+    cpu_temperature_c=54.0,
+    cpu_power_w=65.0,
 )
 
 
@@ -106,6 +133,14 @@ class ScriptedRun:
             )
         )
         self.phase("rehearsing", 0.6, detail="longest batch 8×212")
+        self.write(
+            events.MemoryEvent(
+                t=self.pass_time(0.0),
+                device="cuda:0",
+                predicted_bytes={"weights": 16_000_000_000, "activations": 3_100_000_000},
+                limit_bytes=23_600_000_000,
+            )
+        )
         self.phase("training", 1.5)
         self.write_state(state="training")
 
@@ -167,7 +202,10 @@ class ScriptedRun:
         shown = devices or (GPU,)
         self.write(
             events.HardwareEvent(
-                t=self.pass_time(0.0), devices=[device.to_dict() for device in shown], energy_wh=energy_wh
+                t=self.pass_time(0.0),
+                devices=[device.to_dict() for device in shown],
+                energy_wh=energy_wh,
+                host=HOST.to_dict(),
             )
         )
 

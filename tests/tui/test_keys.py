@@ -88,7 +88,11 @@ def test_bindings_carry_their_ids() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "shown"), [("ctrl+p", "^p"), ("question_mark", "?"), ("escape", "esc"), ("f1", "f1"), ("slash", "/")]
+    ("key", "shown"),
+    [
+        *(("ctrl+p", "^p"), ("question_mark", "?"), ("escape", "esc"), ("f1", "f1"), ("slash", "/")),
+        *(("backslash", "\\"), ("left_square_bracket", "[")),
+    ],
 )
 def test_keys_are_written_as_people_write_them(key: str, shown: str) -> None:
     assert display_key(key) == shown

@@ -14,6 +14,7 @@ from textual.widget import Widget
 from core.config.document import ConfigDocument
 from core.hardware.snapshot import Device
 from core.runs.catalog import RunRow
+from core.runs.energy import Tariff
 from core.runs.history import LogLine, read_history
 from core.runs.names import slug_of
 from core.runs.state import RunState
@@ -292,3 +293,29 @@ def test_a_cpu_is_not_blamed_for_having_no_fan() -> None:
     )
     second = device_lines(cpu, 106, BRAILLE)[1].plain
     assert second.split() == ["util", "70%", "2,600", "MHz"]
+
+
+def test_the_header_says_when_a_card_is_lost_or_its_values_are_old(home: Path) -> None:
+    for device, told in (
+        (GPU, "RTX 4090 71 °C ok"),
+        (replace(GPU, age_s=3.0), "RTX 4090 71 °C ok"),
+        (replace(GPU, age_s=23.0), "RTX 4090 71 °C old"),
+        (replace(GPU, temperature_c=None, memory_used=None, problem="it is gone"), "RTX 4090 cannot be read"),
+    ):
+        assert told in fit(header_segments(AppState(devices=[device]), 1e9, loss=False), 120).plain
+
+
+def test_energy_has_its_cost_where_the_price_is_known(home: Path) -> None:
+    script = ScriptedRun(home)
+    script.train_to(30)
+    script.hardware(energy_wh=4100.0)
+    view = view_of(script)
+    assert run_lines.numbers(view, 120).plain.endswith("   4100.0 Wh")
+    view.tariff = Tariff(0.32, "EUR")
+    assert run_lines.numbers(view, 120).plain.endswith("   4100.0 Wh   1.31 EUR")
+    # The cost is the first to go.
+    whole = run_lines.numbers(view, 120).cell_length
+    assert run_lines.numbers(view, whole - 1).plain.endswith("   4100.0 Wh")
+    state = AppState(view=view)
+    assert "4100.0 Wh  1.31 EUR" in fit(header_segments(state, 1e9, loss=True), 180).plain
+    assert "Wh" not in fit(header_segments(state, 1e9, loss=False), 180).plain

@@ -60,24 +60,29 @@ class Beginnings:
         self._document, self._subject, self.is_pending = document, None, False
         self.preset, self._given = "", {}
 
-    def follow(self, document: ConfigDocument) -> None:
-        """Choose for a configuration that has been edited, where its data or its model are others than before."""
+    def follow(self, document: ConfigDocument) -> bool:
+        """Choose for a configuration that has been edited, where its data or its model are others than before.
+
+        Returns:
+            Whether the configuration is one that is chosen for: what was advised for its model is chosen anew with it.
+        """
         if document is not self._document or document.path is not None:
             self.is_pending = False
-            return
+            return False
         self._drop_share(document)
         subject = _Subject.of(document)
         if subject == self._subject:
-            return
+            return True
         self._subject = subject
         if subject is None:
             # Without data it is as new as at first.
             self.preset, self.is_pending = "", False
-            return
+            return True
         if self._is_taken_back(document):
-            return
+            return False
         self.is_pending = True
         self._desktop.run(partial(self._choose, document, subject), "begin")
+        return True
 
     def _is_taken_back(self, document: ConfigDocument) -> bool:
         """Whether the user has undone the choice, or taken another preset."""

@@ -12,6 +12,7 @@ from core.errors import UserError
 from core.hub_uri import is_hub_entry
 from core.paths import working_directory
 from core.text import one_line
+from tui.controllers.advised_base import AdvisedBase
 from tui.controllers.beginnings import Beginnings
 from tui.controllers.desktop import Desktop
 from tui.data_paths import data_paths, path_text
@@ -35,6 +36,7 @@ class Configuration:
     ) -> None:
         self._desktop, self._state, self._drafts, self._keys = desktop, state, drafts, keys
         self._beginnings = beginnings
+        self._advised = AdvisedBase(desktop, keys)
 
     def loaded(self, document: ConfigDocument) -> None:
         """Show a configuration that has been read or begun, and offer a draft that an earlier app has left."""
@@ -86,8 +88,15 @@ class Configuration:
             self._show_data(message.document)
         else:
             self._configure_data(message.document)
-        self._beginnings.follow(message.document)
+        self._follow_base(message.document)
         self._desktop.show_header()
+
+    def _follow_base(self, document: ConfigDocument) -> None:
+        """Have presets and advised values follow an edit: a new configuration is chosen for as a whole."""
+        if self._beginnings.follow(document):
+            self._advised.hold(document)
+        else:
+            self._advised.follow(document)
 
     def saved(self, document: ConfigDocument) -> None:
         """Note that the configuration in the app is now the same as its file."""
@@ -114,8 +123,10 @@ class Configuration:
             self._drafts.adopt(document, draft)
         elif is_other:
             self._drafts.look()
-        if is_other and document.path is None and not document.dumps():
-            self._beginnings.begin(document)
+        if is_other:
+            self._advised.hold(document)
+            if document.path is None and not document.dumps():
+                self._beginnings.begin(document)
 
     def _show_data(self, document: ConfigDocument) -> None:
         """Show the training data of the configuration in the data pane, and whether a run can start of it."""
@@ -227,7 +238,7 @@ class Configuration:
             pane.load(document)
         if notice:
             self._desktop.tell(one_line(notice, 200))
-        self._beginnings.follow(document)
+        self._follow_base(document)
         self._desktop.show_header()
 
     def open_form(self, form: Literal["template", "columns"]) -> None:

@@ -329,12 +329,16 @@ class Runs:
     def attached(self, message: RunAttached) -> None:
         """Show a run that has been read from its beginning."""
         from core.runs.catalog import read_model
+        from core.runs.energy import Tariff
         from core.runs.schedule import Schedule
 
         before = self._state.view if self._state.view is None or not self._state.view.is_partial else None
         leftover = message.found and message.state.is_over
-        schedule = Schedule.of(message.run.values())
-        view = RunView(message.run, message.state, message.history, read_model(message.run), leftover, schedule)
+        values = message.run.values()
+        schedule, tariff = Schedule.of(values), Tariff.of(values)
+        view = RunView(
+            message.run, message.state, message.history, read_model(message.run), leftover, schedule, tariff=tariff
+        )
         view.is_partial = message.is_partial
         self._state.view = view
         if message.is_partial:

@@ -14,6 +14,7 @@ from textual.content import Content
 from core.errors import UserError
 from core.runs.answers import questions_of
 from core.runs.names import brief_id
+from core.runs.planned import PlannedMemory, planned_memory
 from core.text import one_line
 from tui.datasets.here import Here
 from tui.keys import bindings
@@ -29,7 +30,7 @@ from tui.messages import (
 )
 from tui.panes.base import Pane
 from tui.widgets import run_end, run_lines
-from tui.widgets.charts.device_panel import DevicePanel
+from tui.widgets.charts.device_panel import Around, DevicePanel
 from tui.widgets.charts.line_chart import ChartData, LineChart
 from tui.widgets.first_steps import FirstSteps, Way, ways_to_begin
 from tui.widgets.lists.answers_view import AnswersView
@@ -37,6 +38,7 @@ from tui.widgets.lists.log_view import LogView
 from tui.widgets.text_block import TextBlock
 
 if TYPE_CHECKING:
+    from core.hardware.snapshot import Device
     from core.runs.result import RunResult
     from tui.state import RunView
 
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
 ROOMY = 36
 #: Columns from which the answers stand beside the curve, and are shown without being asked for.
 BESIDE = 150
+#: Rows from which the meters tell all that they know.
+DETAILED = 26
 #: Seconds after which devices of a live run count as not reported any more.
 STALE_SECONDS = 15.0
 
@@ -233,7 +237,15 @@ class TrainPane(Pane, can_focus=True):
         if panel.display:
             age = now - view.history.updated if view.history.updated is not None else 0.0
             stale = f"{age:.0f} s old" if age > STALE_SECONDS and view.state.state == "stalled" else ""
-            panel.show_devices(view.history.devices, stale)
+            panel.show_devices(view.history.devices, stale, self._around(view))
+
+    def _around(self, view: RunView) -> Around:
+        """What belongs to the meters beside the devices."""
+
+        def planned(device: Device) -> PlannedMemory | None:
+            return planned_memory(view.history.memory, device, view.state.pid)
+
+        return Around(planned, view.history.host, view.state.pid, is_detailed=self.size.height >= DETAILED)
 
     def _tick(self) -> None:
         view = self._view

@@ -32,7 +32,6 @@ class ChatSettings(Overlay[tuple[str, GenerationSettings]]):
 
     DEFAULT_CSS = """
     ChatSettings {
-        align: center middle; background: $background 60%;
         & > VerticalScroll {
             width: 84; max-width: 96%; height: auto; max-height: 90%; padding: 1 2;
             border: round $border-focus; border-title-style: bold; background: $surface; scrollbar-size-vertical: 1;

@@ -36,7 +36,6 @@ class ChatSources(Overlay[tuple[Source, ...]]):
 
     DEFAULT_CSS = """
     ChatSources {
-        align: center middle; background: $background 60%;
         & > Vertical {
             width: 84; max-width: 96%; height: auto; max-height: 90%; padding: 0 1;
             border: round $border-focus; border-title-style: bold; background: $surface;

@@ -40,7 +40,6 @@ class ChoiceDialog(Overlay[str]):
     """
 
     DEFAULT_CSS = """
-    ChoiceDialog { align: center middle; background: $background 60%; }
     ChoiceDialog > VerticalScroll {
         width: 72; max-width: 96%; height: auto; max-height: 90%; padding: 1 2;
         border: round $border-focus; border-title-style: bold; background: $surface; scrollbar-size-vertical: 1;

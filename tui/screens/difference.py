@@ -7,12 +7,12 @@ from typing import ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import VerticalScroll
 from textual.content import Content
 
 from core.config.compare import DiffLine
 from core.text import one_line
 from tui.datasets.summary import counted
+from tui.screens.box import OverlayBox
 from tui.screens.overlay import Overlay
 from tui.widgets.text_block import TextBlock
 
@@ -30,20 +30,8 @@ class DifferenceScreen(Overlay[None]):
         lines: The comparison.
     """
 
-    DEFAULT_CSS = """
-    DifferenceScreen { align: center middle; background: $background 60%; }
-    DifferenceScreen > VerticalScroll {
-        width: 120; max-width: 98%; height: auto; max-height: 94%; padding: 0 1;
-        border: round $border-focus; border-title-style: bold; border-subtitle-color: $muted;
-        background: $surface; scrollbar-size-vertical: 1;
-    }
-    """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,q,enter,v", "dismiss(None)", show=False),
-        Binding("j", "scroll('down')", show=False),
-        Binding("k", "scroll('up')", show=False),
-        Binding("g", "scroll('home')", show=False),
-        Binding("G", "scroll('end')", show=False),
         Binding("n", "place(1)", show=False),
         Binding("N", "place(-1)", show=False),
     ]
@@ -54,11 +42,10 @@ class DifferenceScreen(Overlay[None]):
 
     def compose(self) -> ComposeResult:
         """The titles of the two versions, and the lines."""
-        with VerticalScroll() as box:
-            box.border_title = Content("Compare")
-            box.border_subtitle = Content("n next place  j k scroll  esc close")
-            yield TextBlock(self._head())
-            yield from (_block(lines, index) for index, lines in enumerate(_places(self._lines)))
+        places = (_block(lines, index) for index, lines in enumerate(_places(self._lines)))
+        box = OverlayBox(TextBlock(self._head()), *places, title="Compare", width=120, tight=True)
+        box.show_keys("n next place  j k scroll  esc close")
+        yield box
 
     def _head(self) -> Content:
         removed = sum(line.kind == "removed" for line in self._lines)
@@ -71,15 +58,9 @@ class DifferenceScreen(Overlay[None]):
             parts = [*parts, Content(""), Content("They say the same.")]
         return Content("\n").join(parts)
 
-    def action_scroll(self, where: str) -> None:
-        """Scroll by a line, or to an end."""
-        box = self.query_one(VerticalScroll)
-        ways = {"down": box.scroll_down, "up": box.scroll_up, "home": box.scroll_home, "end": box.scroll_end}
-        ways[where](animate=False)
-
     def action_place(self, step: int) -> None:
         """Go to the next difference, or to the one before."""
-        box = self.query_one(VerticalScroll)
+        box = self.query_one(OverlayBox)
         tops = [block.virtual_region.y for block in self.query(".-place")]
         here = round(box.scroll_y)
         following = [top for top in tops if (top > here if step > 0 else top < here)]

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from textual import events, on, work
 from textual.app import ComposeResult
-from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.message import Message
 from textual.worker import get_current_worker
@@ -20,6 +19,7 @@ from core.export.request import ExportRequest
 from core.paths import shown_path, user_path, working_directory
 from core.text import one_line, sanitize
 from core.units import format_bytes, format_duration
+from tui.screens.box import OverlayBox
 from tui.screens.overlay import Overlay
 from tui.screens.progress import Progressed, progress_bar
 from tui.shell import shell_of
@@ -78,13 +78,7 @@ class ExportScreen(Overlay[None]):
     """
 
     DEFAULT_CSS = """
-    ExportScreen { align: center middle; background: $background 60%; }
-    ExportScreen > VerticalScroll {
-        width: 96; max-width: 98%; height: auto; max-height: 94%; padding: 1 2;
-        border: round $border-focus; border-title-style: bold; border-subtitle-color: $muted;
-        background: $surface; scrollbar-size-vertical: 1;
-    }
-    ExportScreen.-alarm > VerticalScroll { border: round $limit; border-title-color: $limit; }
+    ExportScreen.-alarm > OverlayBox { border: round $limit; border-title-color: $limit; }
     ExportScreen #export-text { min-height: 8; }
     ExportScreen PathInput { background: $panel; display: none; }
     ExportScreen.-editing PathInput { display: block; }
@@ -105,17 +99,13 @@ class ExportScreen(Overlay[None]):
     @property
     def known_keys(self) -> Container[str]:
         """The keys that do something here."""
-        return {
-            *("enter", "escape", "q", "j", "k", "h", "l", "down", "up", "left", "right", "space", "tab", "shift+tab"),
-            *("pageup", "pagedown"),
-        }
+        return {*self.active_bindings, "enter", "escape", "q", "h", "l", "left", "right", "tab", "shift+tab"}
 
     def compose(self) -> ComposeResult:
         """The fields, or the progress, or the result; and an input for the directory."""
-        with VerticalScroll() as box:
-            box.border_title = Content(f"Export {one_line(self._run.id, 60)}")
-            yield HangingBlock(id="export-text")
-            yield PathInput(placeholder="the directory to make; empty: in the home, named after the run")
+        line = PathInput(placeholder="the directory to make; empty: in the home, named after the run")
+        text = HangingBlock(id="export-text")
+        yield OverlayBox(text, line, title=f"Export {one_line(self._run.id, 60)}", width=96)
 
     def on_mount(self) -> None:
         """Show what can be exported."""
@@ -201,24 +191,19 @@ class ExportScreen(Overlay[None]):
 
     def _close_input(self) -> None:
         self.remove_class("-editing")
-        self.set_focus(None)
+        self.set_focus(self.query_one(OverlayBox))
 
     # Keys.
 
     def on_key(self, event: events.Key) -> None:
-        """Choose, begin, cancel, leave, or scroll."""
+        """Choose, begin, cancel, or leave; the box scrolls by what is left."""
         if isinstance(self.focused, PathInput):
             return
-        box, key = self.query_one(VerticalScroll), event.key
-        if key in ("pagedown", "pageup"):
-            (box.scroll_page_down if key == "pagedown" else box.scroll_page_up)(animate=False)
-        elif self._ended is not None:
-            if key in ("j", "down", "k", "up"):
-                (box.scroll_down if key in ("j", "down") else box.scroll_up)(animate=False)
-            elif key in ("escape", "enter", "q"):
-                self.dismiss()
-            else:
+        key = event.key
+        if self._ended is not None:
+            if key not in ("escape", "enter", "q"):
                 return
+            self.dismiss()
         elif self._job is not None:
             if key != "escape":
                 return
@@ -291,7 +276,7 @@ class ExportScreen(Overlay[None]):
 
     def _show(self) -> None:
         self.query_one("#export-text", TextBlock).show(self._text())
-        self.query_one(VerticalScroll).border_subtitle = Content(self._keys())
+        self.query_one(OverlayBox).show_keys(self._keys())
 
     def _keys(self) -> str:
         """What keys do now, for the border."""

@@ -52,7 +52,6 @@ class FetchDialog(Overlay[bool]):
     """
 
     DEFAULT_CSS = """
-    FetchDialog { align: center middle; background: $background 60%; }
     FetchDialog > VerticalScroll {
         width: 72; max-width: 96%; height: auto; max-height: 90%; padding: 1 2;
         border: round $border-focus; border-title-style: bold; background: $surface; scrollbar-size-vertical: 1;

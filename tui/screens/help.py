@@ -6,12 +6,12 @@ from typing import ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import VerticalScroll
 from textual.content import Content
 
 from core.paths import config_dir, shown_path
 from core.text import one_line
 from tui.keys import Key, KeyTable, display_key
+from tui.screens.box import OverlayBox
 from tui.screens.overlay import Overlay
 from tui.widgets.text_block import HangingBlock
 
@@ -31,20 +31,8 @@ class HelpScreen(Overlay[None]):
         scope: The pane's scope.
     """
 
-    DEFAULT_CSS = """
-    HelpScreen { align: center middle; background: $background 60%; }
-    HelpScreen > VerticalScroll {
-        width: 84; max-width: 96%; height: auto; max-height: 94%; padding: 1 2;
-        border: round $border-focus; border-title-style: bold; border-subtitle-color: $muted;
-        background: $surface; scrollbar-size-vertical: 1;
-    }
-    """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,q,question_mark,f1,enter", "dismiss(None)", "close", show=False),
-        Binding("j", "scroll('down')", show=False),
-        Binding("k", "scroll('up')", show=False),
-        Binding("g", "scroll('home')", show=False),
-        Binding("G", "scroll('end')", show=False),
     ]
 
     def __init__(self, title: str, about: str, keys: KeyTable, scope: str) -> None:
@@ -52,20 +40,10 @@ class HelpScreen(Overlay[None]):
         self._title, self._about, self._keys, self._scope = title, about, keys, scope
 
     def compose(self) -> ComposeResult:
-        with VerticalScroll() as box:
-            box.border_title = Content(f"Help · {self._title}")
-            box.border_subtitle = Content("j k scroll  esc close")
-            yield HangingBlock(help_content(self._title, self._about, self._keys, self._scope))
-
-    def action_scroll(self, where: str) -> None:
-        """Scroll by a line, or to an end."""
-        box = self.query_one(VerticalScroll)
-        {
-            "down": box.scroll_down,
-            "up": box.scroll_up,
-            "home": box.scroll_home,
-            "end": box.scroll_end,
-        }[where](animate=False)
+        text = HangingBlock(help_content(self._title, self._about, self._keys, self._scope))
+        box = OverlayBox(text, title=f"Help · {self._title}", width=84)
+        box.show_keys("j k scroll  esc close")
+        yield box
 
 
 def help_content(title: str, about: str, keys: KeyTable, scope: str) -> Content:

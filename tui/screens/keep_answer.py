@@ -58,7 +58,6 @@ class KeepAnswer(Overlay[KeptAnswer]):
 
     DEFAULT_CSS = """
     KeepAnswer {
-        align: center middle; background: $background 60%;
         & > Vertical {
             width: 96; max-width: 96%; height: 80%; max-height: 28; padding: 1 2;
             border: round $border-focus; border-title-style: bold; background: $surface;

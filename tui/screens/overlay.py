@@ -30,6 +30,8 @@ def key_line(keys: Sequence[tuple[str, str]]) -> Content:
 class Overlay(ModalScreen[ScreenResultType]):
     """A screen that is dismissed once: a key typed after the dismissing one may still reach it, and is no answer."""
 
+    DEFAULT_CSS = "Overlay { align: center middle; }"
+
     TAKES_TEXT: ClassVar[bool] = False
     """Whether keys are text even before an input has the focus."""
     SCOPE: ClassVar[str] = ""
@@ -46,11 +48,6 @@ class Overlay(ModalScreen[ScreenResultType]):
 
     def post_from_thread(self, message: Message) -> None:
         """Post a message from a thread with a job of the screen; nothing where the screen has been left meanwhile."""
-        if self.is_attached:
-            self.post_message(message)
-
-    def tell(self, message: Message) -> None:
-        """Post a message from the thread of a job; nothing where the screen has been left meanwhile."""
         if self.is_attached:
             self.post_message(message)
 

@@ -66,7 +66,6 @@ class PickScreen(Overlay[str | None]):
 
     DEFAULT_CSS = """
     PickScreen {
-        align: center middle; background: $background 60%;
         & > Vertical {
             width: 84; max-width: 96%; height: auto; max-height: 90%; padding: 0 1;
             border: round $border-focus; border-title-style: bold; border-subtitle-color: $muted; background: $surface;

@@ -53,7 +53,6 @@ class PresetScreen(Overlay[Switch | None]):
 
     DEFAULT_CSS = """
     PresetScreen {
-        align: center middle; background: $background 60%;
         & > Container {
             width: 150; max-width: 98%; height: 94%; max-height: 44; padding: 0 1; background: $surface;
             border: round $border-focus; border-title-style: bold; border-subtitle-color: $muted;

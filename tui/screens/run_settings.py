@@ -44,7 +44,6 @@ class RunSettings(Overlay[None]):
 
     DEFAULT_CSS = """
     RunSettings {
-        align: center middle; background: $background 60%;
         & > VerticalScroll {
             width: 76; max-width: 96%; height: auto; max-height: 90%; padding: 1 2;
             border: round $border-focus; border-title-style: bold; background: $surface; scrollbar-size-vertical: 1;

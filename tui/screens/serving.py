@@ -6,10 +6,10 @@ from collections.abc import Container
 
 from textual import events
 from textual.app import ComposeResult
-from textual.containers import VerticalScroll
 from textual.content import Content
 
 from core.text import one_line
+from tui.screens.box import OverlayBox
 from tui.screens.overlay import Overlay, key_line
 from tui.state import ServingView
 from tui.widgets.text_block import TextBlock
@@ -32,15 +32,6 @@ class ServeScreen(Overlay[str]):
         view: The server.
     """
 
-    DEFAULT_CSS = """
-    ServeScreen { align: center middle; background: $background 60%; }
-    ServeScreen > VerticalScroll {
-        width: 100; max-width: 98%; height: auto; max-height: 94%; padding: 1 2;
-        border: round $border-focus; border-title-style: bold; border-subtitle-color: $muted;
-        background: $surface; scrollbar-size-vertical: 1;
-    }
-    """
-
     def __init__(self, view: ServingView) -> None:
         super().__init__()
         self._view = view
@@ -49,13 +40,11 @@ class ServeScreen(Overlay[str]):
     @property
     def known_keys(self) -> Container[str]:
         """The keys that do something here."""
-        return {"escape", "q", "S", "s", "u", "y", "m", "c"}
+        return {*self.active_bindings, "escape", "q", "S", "s", *self._copyable}
 
     def compose(self) -> ComposeResult:
         """A text, which scrolls; the keys are in the border."""
-        with VerticalScroll() as box:
-            box.border_title = Content("Serve")
-            yield TextBlock()
+        yield OverlayBox(TextBlock(), title="Serve", width=100)
 
     def on_mount(self) -> None:
         """Show the server."""
@@ -101,7 +90,7 @@ class ServeScreen(Overlay[str]):
         is_over = self._view.error is not None
         keys = [("c", "copy the lines"), ("u", "URL"), ("y", "key"), ("m", "model")] if self._copyable else []
         keys += [("esc", "close")] if is_over else [("s", "stop"), ("esc", "leave it on")]
-        self.query_one(VerticalScroll).border_subtitle = key_line(keys)
+        self.query_one(OverlayBox).show_keys(key_line(keys))
 
     def _text(self) -> Content:
         view = self._view

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from textual.content import Content
 
+from core.runs.energy import energy_words
 from core.text import one_line
-from core.units import format_bytes, format_duration, format_fixed
+from core.units import format_bytes, format_duration
 from tui.glyphs import GlyphSet
 from tui.keys import KeyTable
 from tui.state import STATE_COLORS, STATE_GLYPHS
@@ -87,8 +88,7 @@ def _head(result: RunResult, width: int) -> list[Content]:
     event, took = _event(result), format_duration(result.seconds)
     is_whole = result.step and result.step == result.total_steps
     facts = [f"{result.step} {'step' if result.step == 1 else 'steps'} in {took}" if is_whole else f"{took} of work"]
-    if result.energy_wh is not None:
-        facts.append(f"{format_fixed(result.energy_wh, 1)} Wh")
+    facts += energy_words(result.energy_wh, result.tariff)
     of_total = f" of {result.total_steps}" if result.step and result.total_steps and not is_whole else ""
     glyph = STATE_GLYPHS.get(result.state, "?")
     head = Content.assemble((f"{glyph} {event}{of_total}", style), *(f" · {text}" for text in facts if result.step))

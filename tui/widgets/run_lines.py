@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from textual.content import Content
 
 from core.runs.activity import doing, eta_words, pending_words, progress_words, step_progress
+from core.runs.energy import energy_words
 from core.runs.eta import Eta, evaluation_seconds_left
 from core.runs.schedule import Schedule
 from core.runs.sentences import phase_name
@@ -76,8 +77,7 @@ def numbers(view: RunView, width: int) -> Content:
     fields.append(Content.assemble(("grad ", "$muted"), format_number(step.grad_norm).rjust(7)))
     fields.append(Content.assemble(("lr ", "$muted"), format_number(step.lr).rjust(7)))
     fields.append(Content(format_rate(history.tokens_per_second).rjust(11)))
-    if history.energy_wh is not None:
-        fields.append(Content(f"{format_fixed(history.energy_wh, 1)} Wh"))
+    fields += map(Content, energy_words(history.energy_wh, view.tariff))
     gap = "   " if width >= 90 else "  "
     kept: list[Content] = []
     used = 0

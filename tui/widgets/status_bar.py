@@ -11,12 +11,16 @@ from textual.widget import Widget
 
 from core.hardware.snapshot import Device
 from core.runs.activity import doing, eta_words
+from core.runs.energy import energy_words
 from core.runs.names import brief_id, slug_of
 from core.text import one_line
 from core.units import format_ago, format_number
 from tui.state import STATE_GLYPHS, AppState, RunView
 from tui.widgets.charts.meter import WORD_COLORS, memory_word, temperature_word
 from tui.widgets.run_lines import state_head, state_style
+
+#: Seconds after which the values of a driver that does not answer are told to be old.
+OLD_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
@@ -133,6 +137,8 @@ def _run_segments(
     eta = view.eta(now) if is_going_on and total else None
     if is_going_on and total and (eta is not None or is_stepping):
         segments.append(Segment(Content.assemble(("ETA ", "$muted"), eta_words(eta)), 1))
+    if loss and (energy := energy_words(view.history.energy_wh, view.tariff)):
+        segments.append(Segment(Content.styled("  ".join(energy), "$muted"), 11))
     if loss and view.history.last_step is not None:
         value = format_number(view.history.last_step.loss)
         segments.append(Segment(Content.assemble(("loss ", "$muted"), value), 2))
@@ -147,8 +153,13 @@ def _device_segments(devices: Sequence[Device]) -> list[Segment]:
     found: list[Segment] = []
     name = "CPU" if device.kind == "cpu" else short_device_name(device.name)
     word = temperature_word(device)
-    if word:
-        brief = Content.assemble(f"{device.temperature_c:.0f} °C ", (word, f"${WORD_COLORS[word]}"))
+    if device.problem:
+        brief = Content.styled("cannot be read", "$limit")
+        found.append(Segment(Content.assemble((f"{name} ", "$muted"), brief), 3, brief, right=True))
+    elif word:
+        is_old = device.age_s is not None and device.age_s >= OLD_SECONDS
+        told, color = ("old", "near") if is_old else (word, WORD_COLORS[word])
+        brief = Content.assemble(f"{device.temperature_c:.0f} °C ", (told, f"${color}"))
         found.append(Segment(Content.assemble((f"{name} ", "$muted"), brief), 3, brief, right=True))
     elif device.utilization is not None:
         found.append(Segment(Content.assemble((f"{name} ", "$muted"), f"{_steady(device):3.0f}%"), 7, right=True))

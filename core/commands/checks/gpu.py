@@ -8,17 +8,16 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 from core.commands.checks.finding import Finding
+from core.commands.checks.meters import check_card_meters
 from core.hardware.allocator import allocator_defaults, describe_allocator
 from core.hardware.card import BF16_CAPABILITY, choose
 from core.hardware.drivers import Build, describe_table, driver_sentence, driver_suffices, install_command
 from core.hardware.nvml import GpuProcess, Nvml, NvmlUnavailableError
+from core.hardware.nvml_card import named
 from core.hardware.obstacle import parse_cuda
 from core.hardware.snapshot import Device
 from core.hardware.wsl import is_wsl
-from core.text import one_line
 from core.units import format_bytes
 
 #: Seconds allowed for all answers of the driver.
@@ -76,7 +75,7 @@ def _ask_driver() -> DriverReport:
         wsl = is_wsl()
         for device in devices:
             capability, processes = nvml.compute_capability(device.index), nvml.processes(device.index)
-            found += describe_device(device, capability, processes, wsl=wsl)
+            found += [*describe_device(device, capability, processes, wsl=wsl), *check_card_meters(device)]
         usable = sum(not device.problem for device in devices)
         first = choose(nvml.identities(), os.environ, None)
         if first is not None and len(devices) > 1:
@@ -160,11 +159,8 @@ def _memory(name: str, free: int, total: int, processes: list[GpuProcess], *, ws
 
 def describe_process(item: GpuProcess) -> str:
     """A process in words: ``pid 4312 (ollama of anna, 5.1 GB)``."""
-    try:
-        process = psutil.Process(item.pid)
-        who = f"{one_line(process.name(), 40)} of {one_line(process.username(), 40)}"
-    except psutil.Error:
-        who = "a process that is gone or in another container"
+    known = named(item)
+    who = f"{known.name} of {known.owner}" if known.name else "a process that is gone or in another container"
     size = f", {format_bytes(item.memory)}" if item.memory else ""
     return f"pid {item.pid} ({who}{size})"
 

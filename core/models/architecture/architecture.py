@@ -18,14 +18,12 @@ class Linear:
         inputs: Input features.
         outputs: Output features.
         bias: Whether it has a bias.
-        transposed: Whether its matrix is transposed, as in transformers' ``Conv1D``.
     """
 
     name: str
     inputs: int
     outputs: int
     bias: bool = False
-    transposed: bool = False
 
     @property
     def weights(self) -> int:
@@ -47,28 +45,20 @@ class Attention:
         kv_heads: Key and value heads.
         head_dim: Features of one head.
         kernel: ``sdpa`` does not materialize scores, ``eager`` does.
-        fused: Whether one linear layer projects queries, keys and values.
-        rotary: Whether rotary position embeddings are applied, which copies queries and keys.
-        normed: Normalization of queries and keys: none, per head, or over all heads.
+        normed: Whether queries and keys are normalized, head by head.
         softcap: Whether the scores are soft-capped.
         window: Tokens of the sliding window; None without.
         dropout: Share of the scores dropped in training, by the model's own configuration.
-        uneven: Whether values are narrower than keys.
-        sinks: Whether each head has an attention sink, a score of its own in the softmax, which stays in 16 bit then.
     """
 
     heads: int
     kv_heads: int
     head_dim: int
     kernel: Literal["sdpa", "eager"] = "sdpa"
-    fused: bool = False
-    rotary: bool = True
-    normed: Literal["", "head", "all"] = ""
+    normed: bool = False
     softcap: bool = False
     window: int | None = None
     dropout: float = 0.0
-    uneven: bool = False
-    sinks: bool = False
 
     @property
     def queries(self) -> int:
@@ -85,12 +75,15 @@ class Attention:
 class Experts:
     """Mixture of experts. Its matrices are stacked into two tensors: gate and up projections, and down projections.
 
+    It is one of a class that transformers marks as experts (``use_experts_implementation``), so that it can be taken to
+    4 bits and get adapters; see :attr:`Layer.bare_experts` for others.
+
     Args:
         count: Number of experts.
         active: Experts per token.
         hidden: Input and output features.
         width: Features inside one expert.
-        clamped: Gate and inner values are clamped and the latter shifted, which makes as many tensors more.
+        gated: Whether they have gate projections; without, the first tensor has up projections alone.
         name: Name of their module within the layer.
     """
 
@@ -98,18 +91,24 @@ class Experts:
     active: int
     hidden: int
     width: int
-    clamped: bool = False
+    gated: bool = True
     name: str = "mlp.experts"
 
     @property
     def stacked(self) -> tuple[int, int]:
         """Number of elements of the stacked tensors: of the gate and up projections, and of the down projections."""
-        return 2 * self.count * self.hidden * self.width, self.count * self.hidden * self.width
+        one = self.count * self.hidden * self.width
+        return (2 * one if self.gated else one), one
 
     @property
     def matrices(self) -> tuple[tuple[int, int], tuple[int, int]]:
         """Outputs and inputs of the matrices of one expert."""
-        return (2 * self.width, self.hidden), (self.hidden, self.width)
+        return ((2 if self.gated else 1) * self.width, self.hidden), (self.hidden, self.width)
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """Names of the matrices, in the same order."""
+        return ("gate_up_proj" if self.gated else "up_proj"), "down_proj"
 
     @property
     def router(self) -> int:
@@ -131,30 +130,25 @@ class Layer:
         linears: Its linear layers in execution order.
         attention: Its attention.
         width: Intermediate features of the feed-forward network; 0 with experts only.
-        gate: Gating of the feed-forward network: none, by a second linear layer, or by half of a fused one.
-        activation_copies: Tensors of the intermediate width that the activation function keeps for backward.
+        gated: Whether the feed-forward network is gated.
         norms: Number of normalizations over the hidden size.
-        norm: Their kind.
         offset_norm: Whether they scale by one plus their weight, in fp32, as in Gemma.
-        parallel: Whether attention and feed-forward start from the same residual.
-        dropout: Share of the outputs of attention and feed-forward dropped in training, by the model's configuration.
         experts: Its mixture of experts, if any.
         other: Parameters outside of the linear layers: norms.
+        bare_experts: Those of ``other`` that are experts which stay in 16 bit whatever the method, as transformers does
+            not mark their class.
     """
 
     count: int
     linears: tuple[Linear, ...]
     attention: Attention
     width: int
-    gate: Literal["", "separate", "fused"] = "separate"
-    activation_copies: int = 1
+    gated: bool = True
     norms: int = 2
-    norm: Literal["rms", "layer"] = "rms"
     offset_norm: bool = False
-    parallel: bool = False
-    dropout: float = 0.0
     experts: Experts | None = None
     other: int = 0
+    bare_experts: int = 0
 
     @property
     def parameters(self) -> int:
@@ -241,6 +235,11 @@ class Architecture:
         """Number of elements of the linear layers' matrices, which QLoRA quantizes."""
         inside = sum(layer.count * linear.weights for layer in self.layers for linear in layer.linears)
         return inside + sum(linear.weights for linear in self.linears)
+
+    @property
+    def bare_experts(self) -> int:
+        """Number of elements of all experts that stay in 16 bit whatever the method; see :class:`Layer`."""
+        return sum(layer.count * layer.bare_experts for layer in self.layers)
 
     @property
     def parameters(self) -> int:

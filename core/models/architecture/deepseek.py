@@ -72,10 +72,7 @@ def _attention(values: ConfigValues, hidden: int) -> tuple[tuple[Linear, ...], A
         Linear("self_attn.kv_b_proj", latent, heads * (plain + value)),
         Linear("self_attn.o_proj", heads * value, hidden, bias),
     )
-    attention = Attention(
-        heads, heads, plain + rope, dropout=values.share("attention_dropout"), uneven=value != plain + rope
-    )
-    return linears, attention, norms
+    return linears, Attention(heads, heads, plain + rope), norms
 
 
 def _network(name: str, hidden: int, width: int) -> tuple[Linear, ...]:

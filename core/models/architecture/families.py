@@ -15,9 +15,6 @@ from core.models.architecture.towers import read_towers
 from core.models.text_part import is_tied
 from core.text import one_line
 
-#: Tensors of the intermediate width that an activation function keeps for backward; others keep one.
-_ACTIVATION_COPIES = {"gelu_new": 4, "gelu_fast": 4, "quick_gelu": 2, "relu2": 2}
-
 
 @dataclass(frozen=True)
 class _Family:
@@ -54,7 +51,6 @@ class _Family:
     shared_expert: bool = False
     plain: tuple[str, str] | None = None
     """Names of the two linear layers of a feed-forward network without a gate."""
-    norm: Literal["rms", "layer"] = "rms"
     norm_bias: bool = False
     offset_norm: bool = False
     """Whether norms scale by one plus their weight."""
@@ -102,7 +98,6 @@ _LIKE_LLAMA: dict[str, _Family] = {
         mlp_bias="use_bias",
         biased=True,
         plain=("mlp.c_fc", "mlp.c_proj"),
-        norm="layer",
         norm_bias=True,
         window="sliding_window",
     ),
@@ -227,12 +222,10 @@ def _attention(values: ConfigValues, family: str, rules: _Family, hidden: int) -
         kv_heads=values.count("num_key_value_heads", kv_default),
         head_dim=values.count("head_dim", rules.head_dim or max(hidden // heads, 1)),
         kernel="eager" if rules.softcap or rules.eager else "sdpa",
-        fused=rules.fused,
-        normed=rules.normed,
+        normed=rules.normed == "head",
         softcap=rules.softcap and values.capped("attn_logit_softcapping", True),
         window=window,
         dropout=values.share("attention_dropout"),
-        sinks=rules.sinks,
     )
 
 
@@ -254,7 +247,6 @@ def _like_llama(values: ConfigValues, family: str, rules: _Family) -> Architectu
         attention,
         0,
         norms=rules.norms,
-        norm=rules.norm,
         offset_norm=rules.offset_norm,
         other=other,
     )
@@ -262,7 +254,7 @@ def _like_llama(values: ConfigValues, family: str, rules: _Family) -> Architectu
         width = values.count("intermediate_size")
         bias = _bias(values, rules, rules.mlp_bias)
         network = (Linear(rules.plain[0], hidden, width, bias), Linear(rules.plain[1], width, hidden, bias))
-        layers: tuple[Layer, ...] = (replace(dense, linears=(*linears, *network), width=width, gate=""),)
+        layers: tuple[Layer, ...] = (replace(dense, linears=(*linears, *network), width=width, gated=False),)
     elif rules.expert_count:
         layers = _with_experts(values, rules, dense, hidden, depth)
     else:
@@ -300,8 +292,7 @@ def _with_network(values: ConfigValues, rules: _Family, layer: Layer, hidden: in
         network: tuple[Linear, ...] = (Linear("mlp.gate_up_proj", hidden, 2 * width, bias), down)
     else:
         network = (Linear("mlp.gate_proj", hidden, width, bias), Linear("mlp.up_proj", hidden, width, bias), down)
-    gate: Literal["separate", "fused"] = "fused" if rules.fused else "separate"
-    return replace(layer, linears=(*layer.linears, *network), width=width, gate=gate)
+    return replace(layer, linears=(*layer.linears, *network), width=width)
 
 
 def _with_experts(values: ConfigValues, rules: _Family, layer: Layer, hidden: int, depth: int) -> tuple[Layer, ...]:
@@ -310,7 +301,6 @@ def _with_experts(values: ConfigValues, rules: _Family, layer: Layer, hidden: in
         active=values.count("num_experts_per_tok", 2),
         hidden=hidden,
         width=values.count(rules.expert_width),
-        clamped=rules.expert_bias,
     )
     bias = experts.count * (2 * experts.width + hidden + 1) if rules.expert_bias else 0
     sparse = replace(layer, experts=experts, other=layer.other + bias)
@@ -339,30 +329,13 @@ def _gpt2(values: ConfigValues, family: str) -> Architecture:
     heads, width = values.count("num_attention_heads"), values.count("intermediate_size", 4 * hidden)
     positions = values.count("max_position_embeddings", 1024)
     linears = (
-        Linear("attn.c_attn", hidden, 3 * hidden, True, transposed=True),
-        Linear("attn.c_proj", hidden, hidden, True, transposed=True),
-        Linear("mlp.c_fc", hidden, width, True, transposed=True),
-        Linear("mlp.c_proj", width, hidden, True, transposed=True),
+        Linear("attn.c_attn", hidden, 3 * hidden, True),
+        Linear("attn.c_proj", hidden, hidden, True),
+        Linear("mlp.c_fc", hidden, width, True),
+        Linear("mlp.c_proj", width, hidden, True),
     )
-    attention = Attention(
-        heads,
-        heads,
-        max(hidden // heads, 1),
-        fused=True,
-        rotary=False,
-        dropout=_share_or(values, "attn_pdrop", 0.1),
-    )
-    layer = Layer(
-        depth,
-        linears,
-        attention,
-        width,
-        gate="",
-        activation_copies=_ACTIVATION_COPIES.get(str(values.get("activation_function", "gelu_new")), 1),
-        norm="layer",
-        dropout=_share_or(values, "resid_pdrop", 0.1),
-        other=4 * hidden,
-    )
+    attention = Attention(heads, heads, max(hidden // heads, 1))
+    layer = Layer(depth, linears, attention, width, gated=False, other=4 * hidden)
     return Architecture(
         family=family,
         hidden=hidden,
@@ -376,10 +349,6 @@ def _gpt2(values: ConfigValues, family: str) -> Architecture:
     )
 
 
-def _share_or(values: ConfigValues, key: str, default: float) -> float:
-    return values.share(key) if values.get(key) is not None else default
-
-
 def _gpt_neox(values: ConfigValues, family: str) -> Architecture:
     hidden, depth = values.count("hidden_size"), values.count("num_hidden_layers", most=MOST_LAYERS)
     heads, width = values.count("num_attention_heads"), values.count("intermediate_size")
@@ -390,19 +359,8 @@ def _gpt_neox(values: ConfigValues, family: str) -> Architecture:
         Linear("mlp.dense_h_to_4h", hidden, width, True),
         Linear("mlp.dense_4h_to_h", width, hidden, True),
     )
-    attention = Attention(heads, heads, max(hidden // heads, 1), fused=True, dropout=values.share("attention_dropout"))
-    layer = Layer(
-        depth,
-        linears,
-        attention,
-        width,
-        gate="",
-        activation_copies=_ACTIVATION_COPIES.get(str(values.get("hidden_act", "gelu")), 1),
-        norm="layer",
-        parallel=values.flag("use_parallel_residual", True),
-        dropout=values.share("hidden_dropout"),
-        other=4 * hidden,
-    )
+    attention = Attention(heads, heads, max(hidden // heads, 1))
+    layer = Layer(depth, linears, attention, width, gated=False, other=4 * hidden)
     return Architecture(
         family=family,
         hidden=hidden,

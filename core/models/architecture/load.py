@@ -21,6 +21,7 @@ from core.models.architecture.measuring import Unmeasured, measure_architecture
 from core.models.architecture.towers import read_towers
 from core.models.description import read_description
 from core.models.find import find_model, missing_model, model_path
+from core.models.foreign import refuse_foreign
 from core.models.installed import check_known
 from core.models.kernels import missing_kernels
 from core.models.quantized import decoded, read_quantization
@@ -71,7 +72,8 @@ def read_model(path: Path) -> Architecture | Unmeasured:
         path: As for :func:`load_architecture`.
 
     Raises:
-        UserError: As that function.
+        UserError: As that function; also if the model is measured, which builds it, and its description asks for code
+            of others.
     """
     if path.is_file():
         return read_architecture(read_gguf_header(path).config(str(path)), str(path))
@@ -81,7 +83,10 @@ def read_model(path: Path) -> Architecture | Unmeasured:
     described = as_files_are_tied(config, (name for name, _ in files.tensors))
     try:
         architecture = read_architecture(described, str(config_path))
+        if architecture.description:
+            refuse_foreign(config, config_path)
     except UnknownFamilyError:
+        refuse_foreign(config, config_path)
         check_known(config, path)
         return Unmeasured(json.dumps(described, sort_keys=True), str(config_path))
     return _complete(architecture, path, config, files)

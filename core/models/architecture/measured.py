@@ -6,6 +6,7 @@ It is measured at a few sizes (:mod:`core.worker.measure`), and grows between an
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 #: Version of the format; others are measured anew.
-FORMAT = 5
+FORMAT = 6
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Growth:
         per_pair: For each pair of tokens of a row.
         per_column: For each token of a row, whatever the number of rows: tables of positions.
         per_square: For each pair of tokens of a row, whatever the number of rows: masks.
+        per_row: For each row, whatever its tokens: negative where the last piece of a row keeps less than others, as in
+            scans over a state.
     """
 
     once: float = 0.0
@@ -33,6 +36,7 @@ class Growth:
     per_pair: float = 0.0
     per_column: float = 0.0
     per_square: float = 0.0
+    per_row: float = 0.0
 
     def at(self, tokens: int, row: int) -> float:
         """Bytes at a size.
@@ -42,7 +46,7 @@ class Growth:
             row: Tokens of a row, padding included.
         """
         grown = tokens * (self.per_token + row * self.per_pair) + row * (self.per_column + row * self.per_square)
-        return self.once + grown
+        return self.once + grown + self.per_row * tokens / row
 
 
 #: A peak: the largest of several moments counts.
@@ -177,6 +181,26 @@ def fit_layer(samples: Sequence[Sample]) -> Growth:
     pairs = (third - once) / (rows * longer) - tokens / (rows * length)
     per_pair = pairs / (longer - length)
     return Growth(_whole(once), _whole(tokens / (rows * length) - per_pair * length), _whole(per_pair))
+
+
+def fit_scan(samples: Sequence[Sample]) -> tuple[Growth, ...]:
+    """Growth of something of a layer that carries a state from token to token, which takes no pairs of tokens.
+
+    Args:
+        samples: Of ``(r, l)``, ``(2r, l)``, and ``(r, k)`` rows and tokens, with more of longer rows.
+
+    Returns:
+        A growth for each two lengths that follow each other; of a peak the larger counts, as different moments are the
+        peak of short and of long rows.
+    """
+    (rows, length, first), (_, _, double), *longer = samples
+    once = 2 * first - double
+    by_row = [(length, (first - once) / rows), *((tokens, (value - once) / rows) for _, tokens, value in longer)]
+    found = []
+    for (short, less), (long, more) in itertools.pairwise(by_row):
+        per_token = (more - less) / (long - short)
+        found.append(Growth(_whole(once), _whole(per_token), per_row=_whole(less - per_token * short)))
+    return tuple(found)
 
 
 def fit_around(samples: Sequence[Sample]) -> Growth:

@@ -361,7 +361,8 @@ def _restore_adapter(checkpoint: Checkpoint, model: Any) -> None:
     if wrong:
         # The base is compared before; earlier versions chose other layers of mixtures, whose experts were in 16 bit.
         raise UserError(
-            f"{checkpoint.path.name} does not fit this model: its adapters are on other layers ({one_line(wrong[0])}).",
+            f"{checkpoint.path.name} does not fit this model: its adapters are on other layers; "
+            f"{'it has' if wrong[0] in state else 'it lacks'} {one_line(wrong[0])}.",
             "Go on with the version that began the run, or begin a new one; what it has learned can be exported and "
             "talked to as it is.",
         )

@@ -18,6 +18,7 @@ from core.runs.changes import KEPT, record
 from core.runs.events import CheckpointEvent, ControlEvent
 from core.worker.checkpoint import checkpoint as checkpoints
 from core.worker.checkpoint.checkpoint import Checkpoint
+from core.worker.checkpoint.storage import check_storage, storage_facts
 from core.worker.model.full_weights import trained_tensors
 from core.worker.model.model import LoadedModel
 from core.worker.model.safetensors_io import read_tensors
@@ -133,7 +134,7 @@ class Checkpointer:
 
     def _write(self) -> Checkpoint:
         step, facts = self.state.step, self.state.facts()
-        same = {
+        same = storage_facts(self.config, self.loaded.model) | {
             "config_sha256": config_hash(self.config),
             "data_sha256": self.fingerprints.data,
             "held_out_sha256": self.fingerprints.held_out,
@@ -175,7 +176,7 @@ class Checkpointer:
         """Put a run that goes on where it was, with what was set while it was running.
 
         Raises:
-            UserError: If data or base have changed since.
+            UserError: If data or base have changed since, or what of the base is in 4 bits.
         """
         manifest, now = found.manifest, self.fingerprints
         for what, is_as_before in (
@@ -186,6 +187,7 @@ class Checkpointer:
         ):
             if not is_as_before:
                 raise UserError(f"{what} has changed since {found.path.name}.", "Put it back, or start a new run.")
+        stored = check_storage(found, self.config, self.loaded.model)
         Retry(lambda: found.path.name, self.recorder.warn).run(
             lambda: self.restore(found),
             lambda: None,
@@ -198,7 +200,7 @@ class Checkpointer:
             # What is told before it may have been changed after the checkpoint, and holds no more.
             self.recorder.event(ControlEvent(command="set", sender=KEPT, result=record(kept)))
         self.recorder.update(step=self.state.step)
-        self.recorder.notice("info", "resumed", f"Going on from {found.path.name}.")
+        self.recorder.notice("info", "resumed", f"Going on from {found.path.name}.", stored)
 
     def restore(self, found: Checkpoint) -> None:
         """Restore weights, optimizer, random state and training state from a checkpoint.

@@ -16,7 +16,7 @@ import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from torch.autograd.function import once_differentiable
 
 from core.worker.fused.frozen_weight import FrozenWeight
-from core.worker.fused.lora import Adapter, FusedLora, adapter_gradients, arithmetic_of, product_with_adapter
+from core.worker.fused.lora import Adapter, FusedLora, adapter_gradients, arithmetic_of, product_with_adapter, shaped_as
 from core.worker.fused.mode import is_fused
 
 #: An activation function's backward: the gradient of its output, its input, and the tensor for the result, which may be
@@ -182,7 +182,7 @@ class GatedLoraLinear(torch.autograd.Function):
         out, low = product_with_adapter(flat, seen, down, up, scale, weight, dtype)
         ctx.save_for_backward(first, second, kept, low, down, up)
         ctx.scale, ctx.dropout, ctx.weight, ctx.dtype, ctx.gating = scale, dropout, weight, dtype, gating
-        return out.reshape(*product.shape[:-1], out.shape[-1])
+        return shaped_as(out, product)
 
     @staticmethod
     @once_differentiable

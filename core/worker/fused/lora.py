@@ -77,6 +77,14 @@ def adapter_gradients(
     return (through.T @ seen).to(down.dtype), (gradient.T @ low).to(up.dtype).mul_(scale)
 
 
+def shaped_as(flat: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Rows in the shape of an input but for the last dimension: no view to autograd, as no output of torch's own linear
+    layers is, so that a model may change it in place (Llama 4 adds its experts' output to that of the shared one).
+    """
+    shaped: torch.Tensor = torch.ops.aten._unsafe_view(flat, (*like.shape[:-1], flat.shape[-1]))
+    return shaped
+
+
 class LoraLinear(torch.autograd.Function):
     """The autograd function; matrix products are in the dtype of the arithmetic, the adapter's gradients in its own."""
 
@@ -109,7 +117,7 @@ class LoraLinear(torch.autograd.Function):
         ctx.save_for_backward(seen, low, down, up)
         ctx.scale, ctx.weight, ctx.dtype, ctx.shape, ctx.separate = scale, weight, dtype, x.shape, dropped is not None
         ctx.input_dtype = x.dtype
-        return out.reshape(*x.shape[:-1], out.shape[-1])
+        return shaped_as(out, x)
 
     @staticmethod
     @once_differentiable
@@ -150,7 +158,7 @@ class FrozenLinear(torch.autograd.Function):
         flat = x.reshape(-1, x.shape[-1]).to(dtype)
         ctx.weight, ctx.dtype, ctx.input_dtype = weight, dtype, x.dtype
         out = torch.nn.functional.linear(flat, weight.matrix(dtype), weight.bias(dtype))
-        return out.reshape(*x.shape[:-1], out.shape[-1])
+        return shaped_as(out, x)
 
     @staticmethod
     @once_differentiable

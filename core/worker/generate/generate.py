@@ -25,7 +25,7 @@ from core.worker.generate.grammar import Grammar
 from core.worker.generate.prefix_cache import PrefixCache
 from core.worker.generate.stops import StopTexts
 from core.worker.model.adapters import switched_off
-from core.worker.oom.retry import MemoryShortageError, attempt, ignore, is_out_of_memory, release
+from core.worker.oom.retry import Attempt, MemoryShortageError, attempt, ignore, is_out_of_memory, release
 
 __all__ = ["Generation", "GenerationSettings", "answering_as", "generate", "generate_batch"]
 
@@ -171,52 +171,85 @@ def answer_prompt(
         source: Whose they are.
         json_schema: A JSON Schema that the answer follows, as JSON.
     """
-    network, tokens, read = prompt.network, prompt.tokens, 0
-    stream, stops = TextStream(tokenizer), StopTexts(settings.stop)
+    tokens, limit, read = prompt.tokens, prompt.context_limit, 0
     grammar = Grammar(tokenizer, prompt.stop_ids, json_schema) if json_schema is not None else None
-    finish: Finish = "length"
-    first = began
-
-    def give(piece: str) -> None:
-        if piece:
-            on_token(piece)
-
+    answer = _Answer(prompt, TextStream(tokenizer), StopTexts(settings.stop), grammar, on_token)
     with _out_of_memory_explained(), _no_gradients(model):
+        network = prompt.network
         state, read = kept.take(source, tokens, network) if kept is not None else (KeyValues(network), 0)
         logits = state.read(tokens[read:], cancelled)
         if logits is None:
-            return Generation(
-                "", 0, time.monotonic() - began, 0.0, "cancelled", len(tokens), prompt.context_limit, read
-            )
-        sampler = Sampler(settings, before=tokens)
-        while True:
-            token = sampler.choose(logits[0] if grammar is None else grammar.allow(logits[0]))
-            if not stream.tokens:
-                first = time.monotonic()
-            if token in prompt.stop_ids:
-                finish = "stop"
-                break
-            give(stops.push(stream.push(token)))
-            if grammar is not None:
-                grammar.take(token)
-            if stops.found or (grammar is not None and grammar.is_complete):
-                finish = "stop"
-                break
-            if len(stream.tokens) >= prompt.budget:
-                break
-            if cancelled():
-                finish = "cancelled"
-                break
-            logits = state.extend(torch.tensor([[token]]))
+            return Generation("", 0, time.monotonic() - began, 0.0, "cancelled", len(tokens), limit, read)
+        finish = answer.decode(state, logits, Sampler(settings, before=tokens), cancelled)
         if kept is not None:
-            kept.keep(source, [*tokens, *stream.tokens], state)
-    give(stops.push(stream.flush()))
-    give(stops.flush())
-    ended = time.monotonic()
-    count = len(stream.tokens)
+            kept.keep(source, [*tokens, *answer.tokens], state)
+    answer.flush()
+    ended, first, count = time.monotonic(), answer.first_token, len(answer.tokens)
     decoded, seconds = (count - 1, ended - first) if count > 1 else (count, ended - began)
     rate = decoded / max(seconds, 1e-9)
-    return Generation(stops.text, count, first - began, rate, finish, len(tokens), prompt.context_limit, read)
+    return Generation(answer.text, count, first - began, rate, finish, len(tokens), limit, read)
+
+
+@dataclass
+class _Answer:
+    """An answer while it is decoded: its tokens, and the text that is passed on."""
+
+    prompt: Prompt
+    stream: TextStream
+    stops: StopTexts
+    grammar: Grammar | None
+    on_token: Callable[[str], None]
+    first_token: float = 0.0
+    """When the first token came, by the monotonic clock."""
+
+    @property
+    def tokens(self) -> list[int]:
+        """Tokens so far, without the one that ends it."""
+        return self.stream.tokens
+
+    @property
+    def text(self) -> str:
+        """The text up to a stop text."""
+        return self.stops.text
+
+    def decode(self, state: KeyValues, logits: torch.Tensor, sampler: Sampler, cancelled: Callable[[], bool]) -> Finish:
+        """Decode until it ends; the reason why it does.
+
+        Args:
+            state: Keys and values of the prompt; those of the answer are added.
+            logits: Of the first token.
+            sampler: Chooses tokens.
+            cancelled: Asked between two tokens.
+        """
+        while True:
+            token = sampler.choose(logits[0] if self.grammar is None else self.grammar.allow(logits[0]))
+            if (finish := self._take(token)) is not None:
+                return finish
+            if cancelled():
+                return "cancelled"
+            logits = state.extend(torch.tensor([[token]]))
+
+    def _take(self, token: int) -> Finish | None:
+        """Take a token; the reason why the answer ends with it, None where it goes on."""
+        if not self.tokens:
+            self.first_token = time.monotonic()
+        if token in self.prompt.stop_ids:
+            return "stop"
+        self._give(self.stops.push(self.stream.push(token)))
+        if self.grammar is not None:
+            self.grammar.take(token)
+        if self.stops.found or (self.grammar is not None and self.grammar.is_complete):
+            return "stop"
+        return "length" if len(self.tokens) >= self.prompt.budget else None
+
+    def flush(self) -> None:
+        """Pass on what was held back."""
+        self._give(self.stops.push(self.stream.flush()))
+        self._give(self.stops.flush())
+
+    def _give(self, piece: str) -> None:
+        if piece:
+            self.on_token(piece)
 
 
 def generate_batch(
@@ -251,20 +284,12 @@ def generate_batch(
     stop_ids = frozenset(stop_token_ids(getattr(network, "generation_config", None), tokenizer, template))
     prompts = _encode(tokenizer, conversations, stop_ids, template)
     budgets = [_room(network, prompt, max_new_tokens) for prompt in prompts]
-    answers: list[list[int]] = [[] for _ in prompts]
-    done = 0
+    answers: dict[int, list[int]] = {}
 
     def answer(batch: list[int]) -> list[list[int]]:
         chosen, budget = [prompts[row] for row in batch], min(budgets[row] for row in batch)
         decoder = BatchDecoder(network, chosen, tokenizer.pad_token_id or 0, stop_ids)
-        reported = -1
-        for step in range(budget):
-            decoder.step()
-            if decoder.finished != reported or step % STEPS_PER_REPORT == 0:
-                reported = decoder.finished
-                progress(done + reported, len(prompts))
-            if decoder.finished == len(batch):
-                break
+        _decode(decoder, budget, len(batch), lambda finished: progress(len(answers) + finished, len(prompts)))
         return decoder.answers
 
     with _no_gradients(model):
@@ -273,25 +298,39 @@ def generate_batch(
         waiting = _batches([len(prompt) for prompt in prompts], max_new_tokens, padded=together)
         while waiting:
             batch = waiting.pop(0)
-            tried = attempt(functools.partial(answer, batch))
-            if tried.result is None and len(batch) == 1:
-                tried = attempt(functools.partial(answer, batch))  # what was cached has been given back
-            if tried.result is None:
-                if len(batch) == 1:
-                    raise _too_large(tried.reason or "")
-                half = (len(batch) + 1) // 2
-                notice(f"Memory ran out in answering {len(batch)} prompts at once: it is done with {half}.")
-                rows = [row for each in (batch, *waiting) for row in each]
-                waiting = [rows[begin : begin + half] for begin in range(0, len(rows), half)]
+            tried = _try(answer, batch)
+            if tried.result is not None:
+                answers.update(zip(batch, tried.result, strict=True))
+                progress(len(answers), len(prompts))
                 continue
-            for row, tokens in zip(batch, tried.result, strict=True):
-                answers[row] = tokens
-            done += len(batch)
-            progress(done, len(prompts))
+            if (half := (len(batch) + 1) // 2) == len(batch):
+                raise _too_large(tried.reason or "")
+            notice(f"Memory ran out in answering {len(batch)} prompts at once: it is done with {half}.")
+            rows = [row for each in (batch, *waiting) for row in each]
+            waiting = [rows[begin : begin + half] for begin in range(0, len(rows), half)]
+    tokens = [answers[row] for row in range(len(prompts))]
     return [
         str(text)
-        for text in tokenizer.batch_decode(answers, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        for text in tokenizer.batch_decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     ]
+
+
+def _decode(decoder: BatchDecoder, budget: int, rows: int, report: Callable[[int], None]) -> None:
+    """Decode a batch until all rows are done, or the budget is; told how many are, several times."""
+    reported = -1
+    for step in range(budget):
+        decoder.step()
+        if decoder.finished != reported or step % STEPS_PER_REPORT == 0:
+            reported = decoder.finished
+            report(reported)
+        if decoder.finished == rows:
+            return
+
+
+def _try(answer: Callable[[list[int]], list[list[int]]], batch: list[int]) -> Attempt[list[list[int]]]:
+    """Answer a batch, where memory may run out; a single row is tried again with what was cached given back."""
+    tried = attempt(functools.partial(answer, batch))
+    return attempt(functools.partial(answer, batch)) if tried.result is None and len(batch) == 1 else tried
 
 
 def _batches(lengths: Sequence[int], max_new_tokens: int, *, padded: bool = True) -> list[list[int]]:

@@ -16,6 +16,7 @@ from core.worker.data.batches import HostBatch, upload
 from core.worker.data.packing import UNPACKED, LaidOut, Packing, choose_layout
 from core.worker.fused.attention import LayoutError, masks_left_out
 from core.worker.fused.mode import comparable
+from core.worker.model.model import decoder_of
 
 #: Sums the cross-entropy of a head's logits, as :func:`chunked_cross_entropy` does.
 SummedLoss = Callable[[Any, torch.Tensor, torch.Tensor, int], torch.Tensor]
@@ -185,7 +186,7 @@ class SupervisedLoss:
         self.packing = packing
         self._sum_losses = sum_losses
         self._causal = model.get_base_model() if isinstance(model, PeftModel) else model
-        self._decoder = self._causal.get_decoder()
+        self._decoder = decoder_of(self._causal)
         self.head = Head(self._causal)
 
     def __call__(self, input_ids: torch.Tensor, supervised: torch.Tensor) -> torch.Tensor:

@@ -29,8 +29,9 @@ def measure(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
     from core.models.architecture.measured import passes_to_dict
     from core.models.architecture.measuring import architecture_to_dict
     from core.worker.measure.measure import measure_passes
-    from core.worker.measure.skeleton import build_bare, build_skeleton, read_causal_lm
+    from core.worker.measure.skeleton import build_bare, build_skeleton
     from core.worker.measure.structure import read_structure
+    from core.worker.model.text_part import described_causal_lm
 
     torch.set_num_threads(1)
     gc.collect()
@@ -39,7 +40,7 @@ def measure(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
     answers.progress("building the model without weights")
     try:
         with cpu_limit(float(job["seconds"])):
-            causal = read_causal_lm(json.loads(job["description"]), where)
+            causal = described_causal_lm(json.loads(job["description"]), where)
             how = Arithmetic(**job["how"]) if "how" in job else None
             dtype = torch.float32 if how is not None and how.bytes == 4 else torch.bfloat16
             bare = build_bare(causal, dtype, where)

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from core.memory.batching import SHORT_ROW
 from core.worker.measure.skeleton import Skeleton, without_values
 from core.worker.measure.tracker import AllocationTracker
-from core.worker.model.model import decoder_layers
+from core.worker.model.model import decoder_layers, decoder_of
 
 #: Names of a layer's or module's own number in the code of transformers.
 _NUMBERS = frozenset(("layer_idx", "layer_number", "layer_id", "idx"))
@@ -308,7 +308,7 @@ class Passes:
             layer.forward = functools.partial(forward, number)
         try:
             with self._skeleton.arithmetic():
-                out = self._skeleton.causal.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+                out = decoder_of(self._skeleton.causal)(input_ids=ids, use_cache=False).last_hidden_state
         finally:
             for layer, replaced in zip(self._layers, usual, strict=True):
                 if replaced is None:

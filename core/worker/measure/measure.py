@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence, Set
 
 from core.memory.batching import LENGTH_MULTIPLE, SHORT_ROW
 from core.models.architecture import measured
-from core.models.architecture.measured import Growth, LayerGrowth, Peak, Regime, fit_around, fit_layer
+from core.models.architecture.measured import (
+    Growth,
+    LayerGrowth,
+    Peak,
+    Regime,
+    Sample,
+    fit_around,
+    fit_layer,
+    fit_scan,
+)
 from core.worker.measure.layers import LayerPasses, Passes, SizedPass, Traced, kinds_without_scores, layer_multiples
 from core.worker.measure.skeleton import Skeleton
 
@@ -16,11 +24,15 @@ from core.worker.measure.skeleton import Skeleton
 ROWS = 2
 #: Shortest rows of the last regime that are measured.
 LONG = 512
+#: Shortest rows at which layers without scores are measured, and how often these double: scans of long rows take long.
+SCAN, DOUBLED = 128, 2
 #: Rows and lengths at which moments of a peak are compared; one that is the largest at none of them is dropped.
 _COMPARED_ROWS = (1, 2, 4, 8, 16, 64, 256)
 _COMPARED_LENGTHS = (8, 64, 256, 512, 1024, 4096, 16_384, 131_072)
 
 Told = Callable[[str], None]
+#: Growths that fit samples.
+Fit = Callable[[Sequence[Sample]], tuple[Growth, ...]]
 
 
 def measure_passes(skeleton: Skeleton, told: Told = lambda _what: None) -> measured.Passes:
@@ -33,12 +45,11 @@ def measure_passes(skeleton: Skeleton, told: Told = lambda _what: None) -> measu
     passes = Passes(skeleton, told)
     bounds = _bounds(skeleton)
     multiples = layer_multiples(skeleton, passes.kinds)
-    linear = kinds_without_scores(skeleton, passes.kinds)
-    regimes: list[Regime] = []
-    for shortest, longest in zip((0, *bounds), (*bounds, None), strict=True):
-        # Scans over long rows take long, and grow as those over short ones.
-        known = tuple(layer for layer in regimes[0].layers if layer.kind in linear) if regimes else ()
-        regimes.append(_regime(passes, multiples, shortest, longest, known))
+    scans = _scans(passes, multiples, kinds_without_scores(skeleton, passes.kinds))
+    regimes = [
+        _regime(passes, multiples, shortest, longest, scans)
+        for shortest, longest in zip((0, *bounds), (*bounds, None), strict=True)
+    ]
     trained = Counter(
         (parameter.shape[0], parameter.numel() // parameter.shape[0]) if parameter.dim() > 1 else (parameter.numel(), 1)
         for parameter in skeleton.model.parameters()
@@ -80,12 +91,27 @@ def _bounds(skeleton: Skeleton) -> list[int]:
     return bounds
 
 
+def _scans(passes: Passes, multiples: dict[int, int], kinds: Set[int]) -> tuple[LayerGrowth, ...]:
+    """Layers without scores, whatever the regime: measured at rows of whole pieces of a scan."""
+    if not kinds:
+        return ()
+    piece = max(multiples[kind] for kind in kinds)
+    short = -(-SCAN // piece) * piece
+    lengths = [short << times for times in range(DOUBLED + 1)]
+    sizes = [
+        passes.measure(rows, length, set(passes.kinds) - kinds)
+        for rows, length in ((ROWS, short), (2 * ROWS, short), *((ROWS, length) for length in lengths[1:]))
+    ]
+    return tuple(
+        _layer(sizes, kind, reached, multiples[kind], [one.kinds[kind, reached] for one in sizes], fit_scan)
+        for kind, reached in sizes[0].kinds
+    )
+
+
 def _regime(
     passes: Passes, multiples: dict[int, int], shortest: int, longest: int | None, known: tuple[LayerGrowth, ...]
 ) -> Regime:
-    """The regime of rows longer than ``shortest``, up to ``longest`` tokens; with ``known`` layers, which are as in
-    another.
-    """
+    """The regime of rows longer than ``shortest``, up to ``longest`` tokens; with ``known`` layers, the same in all."""
     short = max(LONG, 2 * shortest) if longest is None else _padded((shortest + longest) // 2)
     long = 2 * short if longest is None else longest
     but = {layer.kind for layer in known}
@@ -98,11 +124,11 @@ def _regime(
     return Regime(
         longest,
         fit_around(around),
-        _fitted(sizes, lambda one: one.shared),
-        _fitted(sizes, lambda one: one.end_kept),
-        _peak(sizes, [one.end_backward for one in sizes]),
+        _fitted(sizes, [one.shared for one in sizes], _fit),
+        _fitted(sizes, [one.end_kept for one in sizes], _fit),
+        _peak(sizes, [one.end_backward for one in sizes], _fit),
         tuple(
-            _layer(sizes, kind, reached, multiples[kind], [one.kinds[kind, reached] for one in sizes])
+            _layer(sizes, kind, reached, multiples[kind], [one.kinds[kind, reached] for one in sizes], _fit)
             for kind, reached in sizes[0].kinds
         )
         + known,
@@ -113,27 +139,35 @@ def _padded(length: int) -> int:
     return -(-length // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
 
 
+def _fit(samples: Sequence[Sample]) -> tuple[Growth, ...]:
+    return (fit_layer(samples),)
+
+
 def _layer(
-    sizes: Sequence[SizedPass], kind: int, reached: bool, multiple: int, found: Sequence[LayerPasses]
+    sizes: Sequence[SizedPass], kind: int, reached: bool, multiple: int, found: Sequence[LayerPasses], fit: Fit
 ) -> LayerGrowth:
-    by_size = dict(zip(map(id, sizes), found, strict=True))
     return LayerGrowth(
         kind,
         reached,
         multiple,
-        kept=_fitted(sizes, lambda one: by_size[id(one)].kept),
-        casts=_fitted(sizes, lambda one: by_size[id(one)].casts),
-        forward=_peak(sizes, [one.forward for one in found]),
-        backward=_peak(sizes, [one.backward for one in found]),
-        again=_peak(sizes, [one.again for one in found]),
+        kept=_fitted(sizes, [one.kept for one in found], fit),
+        casts=_fitted(sizes, [one.casts for one in found], fit),
+        forward=_peak(sizes, [one.forward for one in found], fit),
+        backward=_peak(sizes, [one.backward for one in found], fit),
+        again=_peak(sizes, [one.again for one in found], fit),
     )
 
 
-def _fitted(sizes: Sequence[SizedPass], value: Callable[[Any], int]) -> Growth:
-    return fit_layer([(one.rows, one.length, float(value(one))) for one in sizes])
+def _fitted(sizes: Sequence[SizedPass], values: Sequence[int], fit: Fit) -> Growth:
+    """Growth of what is there in rows of any length: that between the longest counts."""
+    return _grown(sizes, values, fit)[-1]
 
 
-def _peak(sizes: Sequence[SizedPass], traces: Sequence[Traced]) -> Peak:
+def _grown(sizes: Sequence[SizedPass], values: Sequence[int], fit: Fit) -> tuple[Growth, ...]:
+    return fit([(one.rows, one.length, float(value)) for one, value in zip(sizes, values, strict=True)])
+
+
+def _peak(sizes: Sequence[SizedPass], traces: Sequence[Traced], fit: Fit) -> Peak:
     """The moments of a pass that are its peak at some size; of passes whose operations differ in number, as loops over
     pieces of a row make them, the peak itself.
     """
@@ -142,10 +176,7 @@ def _peak(sizes: Sequence[SizedPass], traces: Sequence[Traced]) -> Peak:
     else:
         moments = [list(moment) for moment in zip(*(trace.points for trace in traces), strict=True)]
     unique = {tuple(moment) for moment in moments}
-    growths = [
-        fit_layer([(one.rows, one.length, float(value)) for one, value in zip(sizes, moment, strict=True)])
-        for moment in unique
-    ]
+    growths = [growth for moment in unique for growth in _grown(sizes, moment, fit)]
     kept: dict[Growth, None] = {}
     for length in _COMPARED_LENGTHS:
         for rows in _COMPARED_ROWS:

@@ -8,23 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from typing import Any
 
 import bitsandbytes as bnb
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from transformers import AutoConfig, PreTrainedConfig, masking_utils
+from transformers import masking_utils
 from transformers.initialization import no_init_weights
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 
 from core.config.schema import WEIGHT_METHODS, Config
 from core.config.sixteen_bit import kept_patterns
-from core.errors import UserError
 from core.memory.sizes import NF4_BLOCK, NF4_OUTER_BLOCK
 from core.memory.steps import Arithmetic
-from core.text import one_line
 from core.worker.fused.ggml_quant import ggml_type
 from core.worker.fused.install import fuse
 from core.worker.fused.short_attention import drop_masks
@@ -36,7 +34,7 @@ from core.worker.model.experts import without_values as experts_without_values
 from core.worker.model.full_weights import choose_weights
 from core.worker.model.model import keep_gradients
 from core.worker.model.quantizer import FourBitQuantizer, four_bit_config, quantized_experts
-from core.worker.model.text_part import CausalLM, choose_class
+from core.worker.model.text_part import CausalLM, cannot_be_built
 
 
 @dataclass(frozen=True)
@@ -72,25 +70,6 @@ class Skeleton:
         return CardOperations(self.dtype if self.how.autocast else None)
 
 
-def read_causal_lm(description: Mapping[str, Any], where: str) -> CausalLM:
-    """The class and the configuration that a run loads for a ``config.json``.
-
-    Args:
-        description: The content of ``config.json``; of a model that also sees or hears, its text part is taken.
-        where: Name of the model in messages.
-
-    Raises:
-        UserError: If the installed transformers does not know it, or it describes no model that writes text.
-    """
-    family = one_line(str(description.get("model_type", "")), 60)
-    try:
-        # JSON has no infinity; transformers writes and reads it in a form of its own.
-        whole = AutoConfig.for_model(**PreTrainedConfig._decode_special_floats(dict(description)))
-    except Exception as error:  # a configuration that is anyone's fails in as many ways as there are lines
-        raise _unmeasured(where, family, error) from error
-    return choose_class(whole, description, where)
-
-
 def build_bare(causal: CausalLM, dtype: torch.dtype, where: str) -> Any:
     """A causal language model on torch's meta device, frozen.
 
@@ -101,20 +80,11 @@ def build_bare(causal: CausalLM, dtype: torch.dtype, where: str) -> Any:
         with no_init_weights():
             model = causal.build(dtype)
     except Exception as error:  # a configuration that is anyone's fails in as many ways as there are lines
-        raise _unmeasured(where, str(causal.config.model_type), error) from error
+        raise cannot_be_built(where, str(causal.config.model_type), error) from error
     for name, wide in _kept_wide(model, dtype):
         _put(model, name, torch.nn.Parameter(wide, requires_grad=False))
     model.requires_grad_(False)
     return model
-
-
-def _unmeasured(where: str, family: str, error: Exception) -> UserError:
-    # Some errors name the field in their first line and what is wrong with it in the next.
-    said = one_line(" ".join(str(error).split()) or type(error).__name__, 200).rstrip(".:")
-    return UserError(
-        f"{where} is of the family {one_line(family, 60)}, and its memory cannot be measured: {said}.",
-        "Check its config.json, or take a newer version of transformers.",
-    )
 
 
 def _kept_wide(model: Any, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
@@ -146,7 +116,7 @@ def build_skeleton(model: Any, config: Config, how: Arithmetic) -> Skeleton:
     if how.quantized:
         keep = kept_patterns(config.model.keep_16bit)
         settings = four_bit_config(dtype, keep)
-        experts = {id(model.get_parameter(name)) for name in quantized_experts(model, keep)}
+        experts = {id(model.get_parameter(name)) for name in quantized_experts(model, settings.llm_int8_skip_modules)}
         if experts:
             use_own_experts(model)
         skipped = FourBitQuantizer(settings).get_modules_to_not_convert(

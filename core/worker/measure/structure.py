@@ -12,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from core.models.architecture.architecture import Architecture, Attention, Experts, Layer, Linear
 from core.worker.measure.layers import WITHOUT_SCORES, layer_kinds, layer_type
+from core.worker.model.experts import bare_experts, expert_count, experts_of, matrix_shapes
 from core.worker.model.model import decoder_layers
 
 #: Names of the number of experts that a token passes through.
@@ -79,10 +80,9 @@ def _is_linear(module: Any) -> bool:
 
 
 def _linear(name: str, module: Any) -> Linear:
-    transposed = isinstance(module, Conv1D)
     rows, columns = module.weight.shape
-    inputs, outputs = (rows, columns) if transposed else (columns, rows)
-    return Linear(name, int(inputs), int(outputs), module.bias is not None, transposed=transposed)
+    inputs, outputs = (rows, columns) if isinstance(module, Conv1D) else (columns, rows)
+    return Linear(name, int(inputs), int(outputs), module.bias is not None)
 
 
 def _layer(layer: Any, config: Any, number: int, count: int) -> Layer:
@@ -99,37 +99,27 @@ def _layer(layer: Any, config: Any, number: int, count: int) -> Layer:
         norms=0,
         experts=experts,
         other=total - explained,
+        bare_experts=bare_experts(layer),
     )
 
 
 def _experts(layer: Any, config: Any) -> tuple[Experts | None, str]:
-    """Stacked experts, if the layer has gated ones with a router, and the name of the router."""
-    # The filters of convolutions, in recurrent layers, have three dimensions too.
-    filters = {id(module.weight) for module in layer.modules() if isinstance(module, torch.nn.Conv1d)}
-    named = [
-        (name, weight) for name, weight in layer.named_parameters() if weight.dim() == 3 and id(weight) not in filters
-    ]
-    stacked = [weight for _, weight in named]
-    active = next((size for name in _ACTIVE if (size := _size(config, name)) is not None), None)
-    if len(stacked) != 2 or active is None or len({parameter.shape[0] for parameter in stacked}) != 1:
+    """The experts of a layer that can be taken to 4 bits, and the name of the router."""
+    name, module = next(experts_of(layer), ("", None))
+    if module is None:
         return None, ""
-    count = int(stacked[0].shape[0])
-    sizes = sorted(parameter.numel() // count for parameter in stacked)
-    # The projections to gate and inner values are one tensor of twice the size of the other.
-    if sizes[1] != 2 * sizes[0]:
-        return None, ""
-    routers = [
-        (name, parameter)
-        for name, parameter in layer.named_parameters()
-        if parameter.dim() == 2 and parameter.shape[0] == count and sizes[0] % parameter.shape[1] == 0
-    ]
-    hidden = config.hidden_size
-    router = next((name for name, parameter in routers if parameter.shape[1] == hidden), None)
-    if router is None:
-        return None, ""
-    module = named[0][0].rpartition(".")[0]
-    experts = Experts(count, active, hidden, sizes[0] // hidden, name=module)
-    return experts, router.removesuffix(".weight")
+    count, (_, (hidden, width)) = expert_count(module), matrix_shapes(module)
+    active = next((size for key in _ACTIVE if (size := _size(config, key)) is not None), count)
+    inputs = config.hidden_size
+    router = next(
+        (
+            key
+            for key, parameter in layer.named_parameters()
+            if tuple(parameter.shape) == (count, inputs) and not key.startswith(f"{name}.")
+        ),
+        "",
+    )
+    return Experts(count, active, hidden, width, bool(module.has_gate), name), router.removesuffix(".weight")
 
 
 def _attention(layer: Any, config: Any, number: int) -> Attention:
@@ -140,7 +130,7 @@ def _attention(layer: Any, config: Any, number: int) -> Attention:
     window = _size(config, "sliding_window") if kind.startswith("sliding") or not kind else None
     heads = _size(config, "num_attention_heads") or 0
     if kind in WITHOUT_SCORES or not heads:
-        return Attention(0, 0, 0, rotary=False)
+        return Attention(0, 0, 0)
     own = [size for module in layer.modules() if isinstance(size := getattr(module, "head_dim", None), int)]
     head_dim = own[0] if own else _size(config, "head_dim") or max(config.hidden_size // heads, 1)
     return Attention(

@@ -54,7 +54,7 @@ from core.worker.model.expert_adapters import (
     target_modules,
     target_parameters,
 )
-from core.worker.model.experts import experts_of
+from core.worker.model.experts import bare_experts, experts_of
 from core.worker.model.lora_init import Factors, loftq_factors, pissa_factors
 from core.worker.model.text_part import is_text_part
 from core.worker.model.weight_files import WeightFiles
@@ -132,7 +132,7 @@ def _targets(model: Any, targets: str | list[str]) -> str | list[str]:
 
     So are those of a mixture in any case, as PEFT would take experts and routers for some of them.
     """
-    if any(True for _ in experts_of(model)):
+    if any(True for _ in experts_of(model)) or bare_experts(model):
         return target_modules(model, targets) or (targets if isinstance(targets, list) else [targets])
     if not has_patterns(targets):
         return targets

@@ -56,6 +56,23 @@ def experts_of(model: Any) -> Iterator[tuple[str, Any]]:
             yield name, module
 
 
+def bare_experts(model: Any) -> int:
+    """Number of elements of experts whose class transformers does not mark, as in Llama 4, DBRX and JetMoE.
+
+    They are computed as their family does it: they stay in 16 bit, and get no adapters.
+
+    Args:
+        model: A model of transformers, or a part of one, without adapters or beneath them.
+    """
+    return sum(
+        parameter.numel()
+        for module in model.modules()
+        if "Expert" in type(module).__name__ and not is_experts(module) and not isinstance(module, torch.nn.Linear)
+        for parameter in module.parameters(recurse=False)
+        if parameter.dim() > 1
+    )
+
+
 def matrix_names(module: Any) -> tuple[str, str]:
     """Names of the matrices of experts, in the order of computation.
 

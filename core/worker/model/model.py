@@ -21,6 +21,7 @@ from peft import PeftModel
 from transformers import AutoTokenizer
 
 from core.config.schema import WEIGHT_METHODS
+from core.config.sixteen_bit import ALWAYS
 from core.errors import UserError, is_panic
 from core.models.description import read_description
 from core.models.quantized import read_decoded
@@ -126,6 +127,7 @@ def load_model(
     for_training: bool = False,
     tokenizer: Any = None,
     keep_16bit: Sequence[str] = (),
+    always_16bit: Sequence[str] = ALWAYS,
     host_experts: bool | None = None,
 ) -> LoadedModel:
     """Load a base model from a directory, with an adapter where one is given.
@@ -139,6 +141,7 @@ def load_model(
         for_training: Whether the adapter's weights are to be trained.
         tokenizer: Its tokenizer, where that is loaded already.
         keep_16bit: Names and patterns of the layers that ``qlora`` leaves in 16 bit.
+        always_16bit: Those that it leaves so besides, in every model.
         host_experts: Whether 4-bit experts live in host memory; None where a GPU has no room for them.
 
     Raises:
@@ -149,7 +152,7 @@ def load_model(
     quantization, offload = None, None
     if method == "qlora":
         install()
-        quantization = four_bit_config(dtype, keep_16bit)
+        quantization = four_bit_config(dtype, keep_16bit, always_16bit)
         if needs_host_experts(base, target, dtype.itemsize, keep_16bit) if host_experts is None else host_experts:
             offload = cuda_offload(target)
         if target.type == "cpu":
@@ -211,6 +214,17 @@ def trainable_parameters(model: Any) -> list[torch.nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
+def decoder_of(causal: Any) -> Any:
+    """The decoder of a causal language model: what makes hidden states of tokens, without the head.
+
+    Args:
+        causal: A causal language model of ``transformers``.
+    """
+    decoder = causal.get_decoder()
+    # Llama 4's text part has its decoder under another name than it says (``base_model_prefix``), and gives itself.
+    return causal.model if decoder is causal else decoder
+
+
 def decoder_layers(model: Any) -> list[Any]:
     """The decoder's layers, from the first to the last, whatever the family calls their list.
 
@@ -218,7 +232,7 @@ def decoder_layers(model: Any) -> list[Any]:
         model: A causal language model of ``transformers``, or a ``PeftModel`` around one.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    decoder = base.get_decoder()
+    decoder = decoder_of(base)
     # Experts and the like are lists too, within the layers.
     lists = [module for module in decoder.children() if isinstance(module, torch.nn.ModuleList)]
     lists = lists or [module for module in decoder.modules() if isinstance(module, torch.nn.ModuleList)]

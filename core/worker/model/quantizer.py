@@ -26,7 +26,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 from transformers.quantizers.base import get_keys_to_not_convert
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 
-from core.config.sixteen_bit import experts_stay_16bit, stays_16bit
+from core.config.sixteen_bit import ALWAYS, experts_stay_16bit, stays_16bit
 from core.worker.model.expert_offload import ExpertOffload
 from core.worker.model.expert_weights import ExpertsParams4bit, quantize_experts
 from core.worker.model.experts import experts_of, matrix_names, stored_shape, use_own_experts
@@ -34,19 +34,20 @@ from core.worker.model.experts import experts_of, matrix_names, stored_shape, us
 _OFFLOAD: ContextVar[ExpertOffload | None] = ContextVar("offload", default=None)
 
 
-def four_bit_config(dtype: torch.dtype, keep: Sequence[str] = ()) -> BitsAndBytesConfig:
+def four_bit_config(dtype: torch.dtype, keep: Sequence[str] = (), always: Sequence[str] = ALWAYS) -> BitsAndBytesConfig:
     """Configuration for NF4 with double quantization.
 
     Args:
         dtype: Of the arithmetic.
         keep: Names and patterns of layers that stay in 16 bit, as ``model.keep_16bit``.
+        always: Those that do so besides, in every model.
     """
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=list(keep) or None,
+        llm_int8_skip_modules=[*keep, *always] or None,
     )
 
 
@@ -55,13 +56,13 @@ def quantized_experts(model: Any, keep: Sequence[str]) -> dict[str, torch.Size]:
 
     Args:
         model: A model of transformers, without adapters.
-        keep: Names and patterns of layers that stay in 16 bit.
+        keep: Names and patterns of all layers that stay in 16 bit.
     """
     return {
         f"{name}.{matrix}": stored_shape(getattr(module, matrix))
         for name, module in experts_of(model)
         for matrix in matrix_names(module)
-        if not experts_stay_16bit(name, matrix, keep)
+        if not experts_stay_16bit(name, matrix, keep, always=())
     }
 
 
@@ -121,7 +122,7 @@ class FourBitQuantizer(Bnb4BitHfQuantizer):  # type: ignore[misc]
         kept = [
             name
             for name, module in model.named_modules()
-            if isinstance(module, (torch.nn.Linear, Conv1D)) and stays_16bit(name, skip_modules or ())
+            if isinstance(module, (torch.nn.Linear, Conv1D)) and stays_16bit(name, skip_modules or (), always=())
         ]
         return sorted({*get_keys_to_not_convert(model), *kept, *(keep_in_fp32_modules or ())})
 

@@ -1,4 +1,4 @@
-"""What a library says of a model that it does not load, as a sentence, and what to do about it."""
+"""Refusals of libraries: what one says of a model that it does not load, as a sentence, and what to do about it."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """The class that a base is loaded as: its causal language model, of a composite model the text part alone.
 
 Everything that builds or loads a base asks here, so that a run, its chat, its exports and their proof have the same
-model: :func:`causal_lm` for class, configuration and names of weights; :func:`whole_name` for the names that modules
-have in the whole model, by which adapters are saved.
+model: :func:`causal_lm` for class, configuration and names of weights, :func:`described_causal_lm` where there is a
+``config.json`` alone; :func:`whole_name` for the names that modules have in the whole model, by which adapters are
+saved.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.core_model_loading import WeightRenaming
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
@@ -127,20 +128,45 @@ def causal_lm(base: Path) -> CausalLM:
         # Weights that are missing or damaged are told when they are to be loaded.
         with contextlib.suppress(UserError):
             names = read_weights(base)
-    return choose_class(config, as_files_are_tied(said, names), str(base))
+    return _choose_class(config, as_files_are_tied(said, names), str(base))
 
 
-def choose_class(config: Any, said: Mapping[str, Any], base: str) -> CausalLM:
-    """The class that a base is loaded as, by its configuration.
+def described_causal_lm(said: Mapping[str, Any], where: str) -> CausalLM:
+    """How a base with this ``config.json`` is loaded; nothing of it is looked at but that.
 
     Args:
-        config: The configuration object of transformers.
-        said: The content of ``config.json``.
-        base: Name of the model in messages.
+        said: The content of ``config.json``; whether a composite model's embeddings are tied is as it says.
+        where: Name of the model in messages.
 
     Raises:
-        UserError: If there is none.
+        UserError: If the installed transformers does not know it, or has no class for it, as :func:`causal_lm`.
     """
+    try:
+        # JSON has no infinity; transformers writes and reads it in a form of its own.
+        config = AutoConfig.for_model(**PreTrainedConfig._decode_special_floats(dict(said)))
+    except Exception as error:  # a configuration that is anyone's fails in as many ways as there are lines
+        raise cannot_be_built(where, str(said.get("model_type", "")), error) from error
+    return _choose_class(config, said, where)
+
+
+def cannot_be_built(where: str, family: str, error: Exception) -> UserError:
+    """The error for a model that transformers cannot build by its configuration.
+
+    Args:
+        where: Name of the model in messages.
+        family: Its ``model_type``.
+        error: What transformers raised.
+    """
+    # Some errors name the field in their first line and what is wrong with it in the next.
+    why = one_line(" ".join(str(error).split()) or type(error).__name__, 200).rstrip(".:")
+    return UserError(
+        f"{where} is of the family {one_line(family, 60)}, and its memory cannot be measured: {why}.",
+        "Check its config.json, or take a newer version of transformers.",
+    )
+
+
+def _choose_class(config: Any, said: Mapping[str, Any], base: str) -> CausalLM:
+    """The class that a base is loaded as, by its configuration object and the content of its ``config.json``."""
     found = _class_of(config)
     if not is_composite(said):
         if found is None:

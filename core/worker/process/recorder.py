@@ -22,7 +22,6 @@ from core.redact import redact
 from core.runs.events import (
     Event,
     FinishedEvent,
-    HardwareEvent,
     MemoryEvent,
     NoticeEvent,
     PhaseEvent,
@@ -34,6 +33,7 @@ from core.runs.oom import own_counter
 from core.runs.process import hostname, own_identity
 from core.runs.state import END_STATES, RunState, StepProgress
 from core.runs.store import Run
+from core.worker.process.hardware_log import HardwareLog
 from core.worker.process.log import log
 from core.worker.process.step_watchdog import StepWatchdog
 
@@ -98,6 +98,7 @@ class Recorder:
         self._file = os.open(run.events_path, flags, FILE_MODE)
         self._mend_last_line()
         self._sampler = Sampler(HEARTBEAT_SECONDS)
+        self._hardware = HardwareLog(self._sampler, self.event, self.notice)
         self._heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self.update()
         self._heart.start()
@@ -256,6 +257,7 @@ class Recorder:
         self._changes.put(None)
         self.end_progress()
         self._heart.join(timeout=2 * HEARTBEAT_SECONDS)
+        self._hardware.close()
         self._sampler.close()
         self.event(final)
         with self._lock:
@@ -285,17 +287,7 @@ class Recorder:
                 self._vanished()
             if (slow := self._watchdog.look()) is not None:
                 self._tell_slow(*slow)
-            devices = self._sampler.latest()
-            if devices:
-                used, total = cpu_memory()
-                self.event(
-                    HardwareEvent(
-                        devices=[device.to_dict() for device in devices],
-                        energy_wh=self._sampler.energy_wh,
-                        host_memory_used=used,
-                        host_memory_total=total,
-                    )
-                )
+            self._hardware.tick()
 
     def _wait_for_change(self, seconds: float) -> bool:
         """Wait for a change of what is pending, for so long at most; whether the run goes on."""

@@ -1,1 +1,1 @@
-"""What four bits cost on rows of the user's: the base in 16 bit against the base in 4 bits, layer by layer."""
+"""The measurement of what NF4 costs: the base in 4 bits against the base in 16 bit, layer by layer, on some rows."""

@@ -1,7 +1,7 @@
-"""The measurement: loss and divergence of the base in 4 bits against the base in 16 bit, and what each layer costs.
+"""The cost of NF4: loss and Kullback-Leibler divergence of the base in 4 bits against the base in 16 bit, by layer.
 
-Per layer it is the direct figure, the divergence with this layer alone in 4 bits. All layers are measured in one pass:
-a stream of hidden states leaves the one in 16 bit at its layer and goes on in 16 bit.
+The cost of a layer is measured directly: the divergence with this layer alone in 4 bits. All layers are measured in one
+pass: a stream of hidden states leaves the one in 16 bit at its layer and goes on in 16 bit.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from core.quantization.result import Figures, Kept, LayerCost, QuantizationCost
 from core.text import one_line
 from core.worker.data.batches import collate, supervised_count
 from core.worker.data.encode import TokenizedRow
-from core.worker.model.model import DTYPES
+from core.worker.model.model import DTYPES, decoder_of
 from core.worker.process.recorder import peak_rss_bytes
 from core.worker.quantization.layers import LayeredModel
 from core.worker.quantization.sample import Sample
@@ -75,32 +75,64 @@ def measure_cost(
         UserError: If the model cannot be loaded, or has been saved in 4 bits.
     """
     began = time.monotonic()
+    _refuse_saved_quantized(base)
+    progress("loading the model without its layers", None, None)
+    plain, coarse = _load_both(base, settings, tokenizer)
+    measured = _Measurement(plain, coarse, sample.rows, progress)
+    whole, costs = measured.costs()
+    kept = _keep_costliest(measured, costs, whole, free_bytes)
+    return QuantizationCost(
+        rows=len(sample.rows),
+        tokens=sum(map(supervised_count, sample.rows)),
+        data=sample.data,
+        device=plain.loaded.device.type,
+        precision=next(name for name, dtype in DTYPES.items() if dtype == plain.loaded.dtype),
+        loss_16bit=measured.reference_loss,
+        whole=whole,
+        layers=tuple(costs),
+        kept=kept,
+        free_bytes=free_bytes,
+        seconds=time.monotonic() - began,
+        peak_bytes=_peak_bytes(plain.loaded.device),
+        keep_16bit=tuple(settings.keep_16bit),
+    )
+
+
+def _refuse_saved_quantized(base: Path) -> None:
+    """Check that the files have weights in 16 bit to compare with.
+
+    Raises:
+        UserError: If the model was saved in 4 bits, which ``qlora`` uses as they are.
+    """
     saved = read_quantization(base)
     if saved is not None and saved.is_used_as_saved("qlora"):
         raise UserError(
             f"{one_line(base.name)} was saved quantized ({saved.name}): there are no 16-bit weights to compare with.",
             "Take the model as it was before that.",
         )
-    progress("loading the model without its layers", None, None)
 
-    def load(method: str, keep: Sequence[str] = (), beside: LayeredModel | None = None) -> LayeredModel:
-        return LayeredModel(
-            base,
-            method=method,
-            precision=settings.precision,
-            device=settings.device,
-            keep_16bit=keep,
-            tokenizer=tokenizer if beside is None else beside.loaded.tokenizer,
-            beside=beside,
-        )
 
-    plain = load("lora")
-    device = plain.loaded.device
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    coarse = load("qlora", settings.keep_16bit, plain)
-    measured = _Measurement(plain, coarse, sample.rows, progress)
-    whole, costs = measured.costs()
+def _load_both(base: Path, settings: Settings, tokenizer: Any) -> tuple[LayeredModel, LayeredModel]:
+    """The base in 16 bit and in 4 bits, without their layers; the peak of a card's memory counts from here."""
+    plain = LayeredModel(base, method="lora", precision=settings.precision, device=settings.device, tokenizer=tokenizer)
+    if plain.loaded.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(plain.loaded.device)
+    coarse = LayeredModel(
+        base,
+        method="qlora",
+        precision=settings.precision,
+        device=settings.device,
+        keep_16bit=settings.keep_16bit,
+        tokenizer=plain.loaded.tokenizer,
+        beside=plain,
+    )
+    return plain, coarse
+
+
+def _keep_costliest(
+    measured: _Measurement, costs: Sequence[LayerCost], whole: Figures, free_bytes: int | None
+) -> Kept | None:
+    """The layers that pay most in 16 bit, with the figures measured with them there; None where none are kept."""
     tried: dict[tuple[int, ...], Figures] = {}
 
     def with_kept(layers: tuple[int, ...]) -> float:
@@ -108,28 +140,15 @@ def measure_cost(
         return tried[layers].kl
 
     chosen = choose_layers(costs, whole.kl, free_bytes, with_kept)
-    kept = None
-    if chosen:
-        patterns = tuple(layer_pattern(costs[place].name) for place in chosen)
-        more = sum(costs[place].bytes for place in chosen)
-        kept = Kept(chosen, patterns, more, tried[chosen])
-    arithmetic = next(name for name, dtype in DTYPES.items() if dtype == plain.loaded.dtype)
-    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_rss_bytes()
-    return QuantizationCost(
-        rows=len(sample.rows),
-        tokens=sum(map(supervised_count, sample.rows)),
-        data=sample.data,
-        device=device.type,
-        precision=arithmetic,
-        loss_16bit=measured.reference_loss,
-        whole=whole,
-        layers=tuple(costs),
-        kept=kept,
-        free_bytes=free_bytes,
-        seconds=time.monotonic() - began,
-        peak_bytes=int(peak),
-        keep_16bit=tuple(settings.keep_16bit),
-    )
+    if not chosen:
+        return None
+    patterns = tuple(layer_pattern(costs[place].name) for place in chosen)
+    return Kept(chosen, patterns, sum(costs[place].bytes for place in chosen), tried[chosen])
+
+
+def _peak_bytes(device: torch.device) -> int:
+    """Highest memory of the measurement: of the card, or of the process on a CPU."""
+    return int(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else peak_rss_bytes()
 
 
 def token_budget(device: torch.device) -> int:
@@ -211,7 +230,7 @@ class _Measurement:
             lambda place: self._progress("layer by layer", place + 1, depth),
             self._sizes,
         )
-        decoder = driver.loaded.model.get_decoder()
+        decoder = decoder_of(driver.loaded.model)
         try:
             forward.run(lambda: decoder(input_ids=self._input_ids, use_cache=False))
         except EntangledError:

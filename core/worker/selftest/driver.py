@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from core.hardware import cpu
 from core.hardware.card import Card, find_card
 from core.hardware.cpu_bf16 import prefers_bf16
 from core.hardware.nvml import Nvml, NvmlUnavailableError
+from core.hardware.power import may_set_power
 from core.hardware.snapshot import Device
 from core.units import format_bytes
 from core.worker.selftest.bench import Bench, Outcome
@@ -19,8 +19,6 @@ from core.worker.selftest.bench import Bench, Outcome
 #: How far NVML's memory may be from torch's: of the total, of which torch leaves out what the driver keeps for itself,
 #: and of what is free, which other programs change between two readings. As a share of the card.
 TOTAL_MARGIN, FREE_MARGIN = 0.06, 0.03
-#: Bit of CAP_SYS_ADMIN among a process's capabilities, which setting a power limit takes.
-_SYS_ADMIN = 21
 
 
 @dataclass(frozen=True)
@@ -147,16 +145,6 @@ def describe_power(limit: float | None, right: PowerRight) -> str:
     low, high = right.range_w
     who = "this user may" if right.is_allowed else "root alone may"
     return f"power limit {limit:.0f} W, which {who} set from {low:.0f} to {high:.0f} W"
-
-
-def may_set_power(status: Path = Path("/proc/self/status")) -> bool:
-    """Whether this process may set a power limit; nothing is set to find it out."""
-    try:
-        lines = status.read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return os.geteuid() == 0
-    effective = next((line.split()[1] for line in lines if line.startswith("CapEff:")), "0")
-    return os.geteuid() == 0 and bool(int(effective, 16) >> _SYS_ADMIN & 1)
 
 
 def judge_cpu(planned: Card | None, facts: dict[str, Any]) -> Outcome:

@@ -22,7 +22,7 @@ from core.worker.data.batches import DataOrder
 from core.worker.data.dataset import Dataset
 from core.worker.evaluate.evaluate import Evaluator
 from core.worker.evaluate.probe import Probe
-from core.worker.evaluate.samples import SampleWriter, choose_questions
+from core.worker.evaluate.samples import Questions, SampleWriter, choose_questions
 from core.worker.loss.fused_loss import LossChoice, choose_for_run
 from core.worker.loss.loss import SupervisedLoss
 from core.worker.loss.objectives import Objective, make_objectives
@@ -121,34 +121,101 @@ def build(config: Config, recorder: Recorder, controls: Controls, found: Checkpo
     device = settle_device(config, recorder)
     deterministic = _settle_determinism(config, device, recorder)
     prepared = prepare(config, recorder, controls.check_stop, recorder.run.created)
-    dataset, held_out = prepared.dataset, prepared.held_out
     config = settle_kept_layers(config, prepared, device, recorder, controls.check_stop)
-    questions = choose_questions(config, held_out)
+    questions = choose_questions(config, prepared.held_out)
 
     controls.check_stop()
     recorder.phase("loading_model", config.model.base)
     # Beside the loading, which reads the same files.
-    base_fingerprint = BaseFingerprint(prepared.base)
-    train, in_backward = config.train, updates_in_backward(config)
-    token_budget = first_budget(device, whole=in_backward)
-    host_experts, why_experts = decide_experts(config, device, dataset, token_budget)
-    model = make_ready(config, prepared, recorder, controls, fresh=found is None, host_experts=host_experts)
-    _tell_experts(model.loaded, why_experts, recorder)
-    loaded, device, fused, autocast = model.loaded, model.loaded.device, model.fused, model.accelerator.autocast
-    used = _with_usable_optimizer(config, device, recorder, wsl=is_wsl())
-    used = with_experts(used, there=host_experts)
-    memory = decide_memory(used, device, dataset, token_budget)
-    if memory.dequantized:
-        keep_weights(fused, loaded.dtype, recorder.warn)
-    goal = _make_goal(config, model, prepared, recorder, controls, found)
+    fingerprint = BaseFingerprint(prepared.base)
+    placed = _place_model(config, prepared, device, recorder, controls, found)
+    goal = _make_goal(config, placed.model, prepared, recorder, controls, found)
 
-    order = DataOrder(dataset.lengths, train.batch_size, train.seed)
-    state = TrainState(
+    dataset = prepared.dataset
+    order = DataOrder(dataset.lengths, config.train.batch_size, config.train.seed)
+    state = _make_state(config, order, placed, goal, dataset, recorder, deterministic)
+    training = _make_training(config, placed, goal, dataset, state, recorder)
+    keeping = _make_keeping(config, prepared, fingerprint, placed, training, state, recorder, controls)
+    measuring = _make_measuring(config, prepared, placed, goal, keeping.control_point, questions, recorder)
+    recorder.update(total_steps=state.total_steps)
+    fingerprint.settle(controls.check_stop)
+    loaded = placed.model.loaded
+    return Parts(
+        loaded=loaded,
+        dataset=dataset,
+        state=state,
+        order=order,
+        micro_batches=training.micro_batches,
+        noise=training.noise,
+        objective=goal.objective,
+        accelerator=placed.model.accelerator,
+        update=training.update,
+        learning_rate=LearningRate(config.train, state),
+        intervals=Intervals(config, state, order.steps_per_epoch),
+        evaluator=measuring.evaluator,
+        probe=measuring.probe,
+        samples=measuring.samples,
+        memory=placed.memory,
+        meter=MemoryMeter(placed.used, loaded.device, dataset, state, placed.model.fused, recorder),
+        checkpointer=keeping.checkpointer,
+        rollback=keeping.rollback,
+        control_point=keeping.control_point,
+        compilation=training.compilation,
+        file=keeping.file,
+    )
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """The model of a run on its device, and what is decided of its memory."""
+
+    model: ReadyModel
+    memory: MemoryDecision
+    used: Config
+    """The configuration with the optimizer and the place of experts that are used."""
+    token_budget: int
+    """The most tokens of a micro-batch, if there is room."""
+
+
+def _place_model(
+    config: Config,
+    prepared: Prepared,
+    device: torch.device,
+    recorder: Recorder,
+    controls: Controls,
+    found: Checkpoint | None,
+) -> _Placed:
+    """Load the model and make it ready, with what has to be decided of its memory before and after."""
+    token_budget = first_budget(device, whole=updates_in_backward(config))
+    host_experts, why_experts = decide_experts(config, device, prepared.dataset, token_budget)
+    model = make_ready(config, prepared, recorder, controls, found, host_experts=host_experts)
+    loaded = model.loaded
+    _tell_experts(loaded, why_experts, recorder)
+    used = _with_usable_optimizer(config, loaded.device, recorder, wsl=is_wsl())
+    used = with_experts(used, there=host_experts)
+    memory = decide_memory(used, loaded.device, prepared.dataset, token_budget)
+    if memory.dequantized:
+        keep_weights(model.fused, loaded.dtype, recorder.warn)
+    return _Placed(model, memory, used, token_budget)
+
+
+def _make_state(
+    config: Config,
+    order: DataOrder,
+    placed: _Placed,
+    goal: _Goal,
+    dataset: Dataset,
+    recorder: Recorder,
+    deterministic: Determinism,
+) -> TrainState:
+    """The state of the training at its beginning."""
+    train, memory = config.train, placed.memory
+    return TrainState(
         total_steps=train.max_steps or math.ceil(train.epochs * order.steps_per_epoch),
         token_budget=memory.token_budget,
         best=BestStep(config.eval.patience, config.eval.min_delta),
         finite=FiniteCheck(recorder.warn, dataset.places),
-        scaler=model.accelerator.scaler,
+        scaler=placed.model.accelerator.scaler,
         reference_budget=goal.reference_budget,
         checkpointing=memory.checkpointing,
         kept_layers=memory.kept_layers,
@@ -156,10 +223,28 @@ def build(config: Config, recorder: Recorder, controls: Controls, found: Checkpo
         liger=goal.liger,
         deterministic=deterministic,
     )
+
+
+@dataclass(frozen=True)
+class _Training:
+    """The parts that make a step."""
+
+    update: Update
+    noise: EmbeddingNoise
+    checkpointing: GradientCheckpointing
+    micro_batches: MicroBatches
+    compilation: Compilation | None
+
+
+def _make_training(
+    config: Config, placed: _Placed, goal: _Goal, dataset: Dataset, state: TrainState, recorder: Recorder
+) -> _Training:
+    """The optimizer, the micro-batches, and what layers do with their activations."""
+    model, loaded, in_backward = placed.model, placed.model.loaded, updates_in_backward(config)
     retry = Retry(lambda: f"step {state.step + 1}", recorder.warn)
-    update = _make_update(used, loaded, model.accelerator, retry, in_backward=in_backward, notice=recorder.warn)
+    update = _make_update(placed.used, loaded, model.accelerator, retry, in_backward=in_backward, notice=recorder.warn)
     noise = EmbeddingNoise(loaded.model, config.method.neftune_alpha)
-    offload = available_offload(config.memory.activation_offload, device)
+    offload = available_offload(config.memory.activation_offload, loaded.device)
     checkpointing = GradientCheckpointing(loaded.model, state, offload)
     micro_batches = MicroBatches(
         loaded,
@@ -168,68 +253,98 @@ def build(config: Config, recorder: Recorder, controls: Controls, found: Checkpo
         goal.objective,
         state,
         checkpointing,
-        train.micro_batch_size,
+        config.train.micro_batch_size,
         recorder.warn,
         partial=lambda: update.partial,
         whole=in_backward,
         place=dataset.place,
-        free_caches=fused.drop_weights,
+        free_caches=model.fused.drop_weights,
     )
-    if device.type == "cpu":
+    if loaded.device.type == "cpu":
         keep_freed_memory()
     compilation = compile_layers(loaded, recorder.warn) if model.is_compiled else None
-    template = prepared.template
-    fingerprints = Fingerprints(prepared.data_fingerprint, prepared.held_out_fingerprint, base_fingerprint)
+    return _Training(update, noise, checkpointing, micro_batches, compilation)
+
+
+@dataclass(frozen=True)
+class _Keeping:
+    """The parts that keep what is trained, and let others ask for it."""
+
+    checkpointer: Checkpointer
+    file: FileTraining | None
+    control_point: ControlPoint
+    rollback: Rollback
+
+
+def _make_keeping(
+    config: Config,
+    prepared: Prepared,
+    base: BaseFingerprint,
+    placed: _Placed,
+    training: _Training,
+    state: TrainState,
+    recorder: Recorder,
+    controls: Controls,
+) -> _Keeping:
+    """Checkpoints, the rollback to them, and the control point."""
+    model, loaded, template = placed.model, placed.model.loaded, prepared.template
+    update, checkpointing = training.update, training.checkpointing
+    fingerprints = Fingerprints(prepared.data_fingerprint, prepared.held_out_fingerprint, base)
     checkpointer = Checkpointer(config, loaded, update, state, checkpointing, fingerprints, template, recorder)
     file = None
     if model.file_weights is not None:
-        file = FileTraining(model.file_weights, state, loaded.dtype, memory.dequantized, recorder.notice)
+        file = FileTraining(model.file_weights, state, loaded.dtype, placed.memory.dequantized, recorder.notice)
     control_point = ControlPoint(
-        config, loaded, autocast, template, state, checkpointer, recorder, controls, model.file_weights
+        config,
+        loaded,
+        model.accelerator.autocast,
+        template,
+        state,
+        checkpointer,
+        recorder,
+        controls,
+        model.file_weights,
     )
-    rollback = Rollback(
-        config, prepared.base, base_fingerprint, loaded, update, state, checkpointing, checkpointer, recorder
-    )
+    rollback = Rollback(config, prepared.base, base, loaded, update, state, checkpointing, checkpointer, recorder)
+    return _Keeping(checkpointer, file, control_point, rollback)
+
+
+@dataclass(frozen=True)
+class _Measuring:
+    """The parts that measure what is trained, and show it."""
+
+    samples: SampleWriter
+    evaluator: Evaluator | None
+    probe: Probe | None
+
+
+def _make_measuring(
+    config: Config,
+    prepared: Prepared,
+    placed: _Placed,
+    goal: _Goal,
+    control_point: ControlPoint,
+    questions: Questions,
+    recorder: Recorder,
+) -> _Measuring:
+    """Samples, the evaluation on held-out rows, and the general probe."""
+    loaded, autocast, token_budget = placed.model.loaded, placed.model.accelerator.autocast, placed.token_budget
     samples = SampleWriter(
         loaded,
         questions,
         autocast=autocast,
-        template=template,
+        template=prepared.template,
         warn=lambda message, hint: recorder.warn("no_samples", message, hint),
     )
     evaluator = None
-    if held_out is not None and goal.held_out is not None:
+    if prepared.held_out is not None and goal.held_out is not None:
         shown = 0 if samples.is_needed else config.eval.samples
-        evaluator = _make_evaluator(config, control_point, held_out, goal.held_out, token_budget, shown)
+        evaluator = _make_evaluator(config, control_point, prepared.held_out, goal.held_out, token_budget, shown)
     probe = None
     if evaluator is not None and prepared.probe:
-        budget = min(token_budget, TOKEN_BUDGETS[device.type])
+        budget = min(token_budget, TOKEN_BUDGETS[loaded.device.type])
         probe = Probe(loaded, goal.loss, prepared.probe, budget, autocast, control_point.attend, recorder.warn)
-    recorder.update(total_steps=state.total_steps)
-    base_fingerprint.settle(controls.check_stop)
-    return Parts(
-        loaded=loaded,
-        dataset=dataset,
-        state=state,
-        order=order,
-        micro_batches=micro_batches,
-        noise=noise,
-        objective=goal.objective,
-        accelerator=model.accelerator,
-        update=update,
-        learning_rate=LearningRate(train, state),
-        intervals=Intervals(config, state, order.steps_per_epoch),
-        evaluator=evaluator,
-        probe=probe,
-        samples=samples,
-        memory=memory,
-        meter=MemoryMeter(used, device, dataset, state, fused, recorder),
-        checkpointer=checkpointer,
-        rollback=rollback,
-        control_point=control_point,
-        compilation=compilation,
-        file=file,
-    )
+    return _Measuring(samples, evaluator, probe)
 
 
 def _settle_determinism(config: Config, device: torch.device, recorder: Recorder) -> Determinism:

@@ -10,7 +10,7 @@ from core.atomic import write_atomic
 from core.config.document import dump_config
 from core.config.schema import Config
 from core.directories import disk_error
-from core.quantization.job import SHARE, recall
+from core.quantization.job import SHARE, recall, remember
 from core.quantization.result import ROWS, Data, sentence
 from core.worker.oom.retry import release
 from core.worker.process.recorder import Recorder
@@ -50,14 +50,16 @@ def settle_kept_layers(
     else:
         report = recorder.reporter("loading_model", check_stop)
         free = int(spare * SHARE)
-        cost = recall(config, free) or measure_cost(
-            prepared.base,
-            _sample(config, prepared, budget),
-            Settings(config.train.precision, config.hardware.device),
-            lambda activity, done, total: report(f"what 4 bits cost: {activity}", done, total),
-            free_bytes=free,
-            tokenizer=prepared.tokenizer,
-        )
+        if (cost := recall(config, free)) is None:
+            cost = measure_cost(
+                prepared.base,
+                _sample(config, prepared, budget),
+                Settings(config.train.precision, config.hardware.device),
+                lambda activity, done, total: report(f"what 4 bits cost: {activity}", done, total),
+                free_bytes=free,
+                tokenizer=prepared.tokenizer,
+            )
+            remember(config, cost)
         release()
         patterns = cost.kept.patterns if cost.kept is not None else ()
         hint = f"Kept: {', '.join(patterns)}." if patterns else "All layers are in 4 bits."

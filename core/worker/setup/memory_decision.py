@@ -17,8 +17,8 @@ from core.hardware.wsl import NO_PINNED_MEMORY, is_wsl
 from core.memory.calibration import read_calibration
 from core.memory.overhead import gpu_runtime
 from core.memory.plan import Machine, Plan
-from core.memory.planner import make_plan
-from core.memory.rows import rows_of_tokens
+from core.memory.planner import make_least_plan, make_plan
+from core.memory.rows import Rows, rows_of_tokens
 from core.models.architecture.load import load_architecture, locate_model
 from core.units import format_bytes
 from core.worker.data.batches import supervised_count
@@ -238,7 +238,8 @@ def decide_offload(
 
 
 def spare_bytes(config: Config, device: torch.device, dataset: Dataset, token_budget: int) -> int | None:
-    """Memory that the run leaves free by its plan; None where it cannot be planned.
+    """Memory beyond the least that the run needs by its plan, which quality has before speed; None where that cannot be
+    planned.
 
     Args:
         config: Of the run.
@@ -246,10 +247,17 @@ def spare_bytes(config: Config, device: torch.device, dataset: Dataset, token_bu
         dataset: What is trained on.
         token_budget: The most tokens of a micro-batch, if there is room.
     """
-    plan = _plan(config, _with_limit(device), dataset, token_budget)
-    if plan is None or plan.limit_bytes is None:
+    try:
+        plan = make_least_plan(
+            load_architecture(locate_model(config.model.base)),
+            config,
+            _with_limit(device),
+            _rows(config, dataset),
+            token_budget=token_budget,
+        )
+    except UserError:
         return None
-    return max(plan.limit_bytes - plan.needed_bytes, 0)
+    return None if plan.limit_bytes is None else max(plan.limit_bytes - plan.needed_bytes, 0)
 
 
 def _plan(
@@ -269,10 +277,7 @@ def _plan(
             load_architecture(locate_model(config.model.base)),
             config,
             machine,
-            rows_of_tokens(
-                dataset.lengths,
-                sum(map(supervised_count, dataset.rows)) // sequences_per_row(config.train.objective),
-            ),
+            _rows(config, dataset),
             token_budget=token_budget,
             checkpointing=checkpointing,
             kept_layers=kept_layers,
@@ -281,6 +286,12 @@ def _plan(
         )
     except UserError:
         return None
+
+
+def _rows(config: Config, dataset: Dataset) -> Rows:
+    """The rows that are trained on, as the plan takes them."""
+    supervised = sum(map(supervised_count, dataset.rows)) // sequences_per_row(config.train.objective)
+    return rows_of_tokens(dataset.lengths, supervised)
 
 
 def _machine(device: torch.device) -> Machine:

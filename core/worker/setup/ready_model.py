@@ -9,14 +9,17 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from core.config.schema import WEIGHT_METHODS, Config
-from core.config.sixteen_bit import kept_patterns
+from core.memory.static import tell_bare_experts
 from core.models.description import read_description
 from core.models.kernels import install_command, missing_kernels, tell_missing
+from core.worker.checkpoint.checkpoint import Checkpoint
+from core.worker.checkpoint.storage import storage_of
 from core.worker.fused.file_weights import FileWeights
 from core.worker.fused.ggml_quant import ggml_type
 from core.worker.fused.install import Fused
 from core.worker.model.adapters import adapted_layers, attach_adapters
 from core.worker.model.expert_adapters import left_out
+from core.worker.model.experts import bare_experts
 from core.worker.model.full_weights import choose_weights
 from core.worker.model.model import LoadedModel, load_model, make_accelerator
 from core.worker.model.recurrent import recurrent_kinds
@@ -52,8 +55,8 @@ def make_ready(
     prepared: Prepared,
     recorder: Recorder,
     controls: Controls,
+    found: Checkpoint | None,
     *,
-    fresh: bool,
     host_experts: bool = False,
 ) -> ReadyModel:
     """Load the model and make it ready.
@@ -63,7 +66,8 @@ def make_ready(
         prepared: The inputs of the run.
         recorder: Told how far it is.
         controls: Stops it.
-        fresh: Whether the run begins; else its adapters come from a checkpoint.
+        found: The checkpoint that its adapters come from, and the way in which its base is stored; None where the run
+            begins.
         host_experts: Whether 4-bit experts live in the machine's memory.
 
     Raises:
@@ -71,7 +75,7 @@ def make_ready(
         UserError: If the model cannot be loaded or changed as the configuration says.
         MemoryShortageError: If memory runs out.
     """
-    loaded = _load_model(config, prepared, recorder, controls, fresh=fresh, host_experts=host_experts)
+    loaded = _load_model(config, prepared, recorder, controls, found, host_experts=host_experts)
     Retry(lambda: "the start", recorder.warn).run(
         lambda: create_handles(loaded.device), lambda: None, "in creating the handles of matrix products", SMALLER
     )
@@ -94,9 +98,16 @@ def _tell_kernels(base: Path, loaded: LoadedModel, recorder: Recorder) -> None:
 
 
 def _load_model(
-    config: Config, prepared: Prepared, recorder: Recorder, controls: Controls, *, fresh: bool, host_experts: bool
+    config: Config,
+    prepared: Prepared,
+    recorder: Recorder,
+    controls: Controls,
+    found: Checkpoint | None,
+    *,
+    host_experts: bool,
 ) -> LoadedModel:
     """The base model with what is trained of it: adapters, or weights of its own."""
+    storage = storage_of(config, found)
     loaded = load_model(
         prepared.base,
         method=config.method.name,
@@ -105,8 +116,11 @@ def _load_model(
         for_training=True,
         tokenizer=prepared.tokenizer,
         host_experts=host_experts,
-        keep_16bit=kept_patterns(config.model.keep_16bit),
+        keep_16bit=storage.keep,
+        always_16bit=storage.always,
     )
+    if config.method.name == "qlora" and (bare := bare_experts(loaded.model)):
+        recorder.notice("info", "experts", tell_bare_experts(bare, loaded.dtype.itemsize))
     if config.method.name in WEIGHT_METHODS:
         with shortage_explained("in choosing the weights that are trained", SMALLER):
             choose_weights(loaded.model, config.method, seed=config.train.seed)
@@ -119,15 +133,15 @@ def _load_model(
             config.method,
             seed=config.train.seed,
             base=prepared.base,
-            fresh=fresh,
+            fresh=found is None,
             progress=lambda done, total: report("beginning of the adapters", done, total),
         )
     if (sentence := left_out(model.get_base_model(), config.method)) is not None:
         recorder.notice("info", "experts", sentence)
     if config.method.target_modules != "all-linear":
-        found = adapted_layers(model)
-        names = ", ".join(f"{name} {count}" for name, count in found.items())
-        recorder.notice("info", "adapters", f"{sum(found.values())} layers have adapters: {names}.")
+        adapted = adapted_layers(model)
+        names = ", ".join(f"{name} {count}" for name, count in adapted.items())
+        recorder.notice("info", "adapters", f"{sum(adapted.values())} layers have adapters: {names}.")
     return dataclasses.replace(loaded, model=model)
 
 

@@ -337,7 +337,7 @@ GPU_PROGRAM = (
 def test_cards_are_described_with_who_holds_their_memory(ask_driver: Ask) -> None:
     found = {item["name"]: item for item in ask_driver(GPU_PROGRAM.replace("TIMEOUT", "20"))}
     assert found["driver"]["what"] == "driver 580.95.05, CUDA up to 13.0"
-    card = "NVIDIA GeForce RTX 4090, compute 8.9, with bf16, limit 450 W, 71 °C (slows down at 89)"
+    card = "NVIDIA GeForce RTX 4090, compute 8.9, with bf16, limit 450 W, 71 °C (slows down at 87)"
     assert found["gpu 0"]["what"] == card
     assert found["gpu 0 clock"]["status"] == "warn"
     assert "thermal slowdown" in found["gpu 0 clock"]["what"]
@@ -346,6 +346,9 @@ def test_cards_are_described_with_who_holds_their_memory(ask_driver: Ask) -> Non
     assert memory["what"].startswith("18.0 GB of 24.0 GB free; held by pid 4194300 (a process that is gone")
     assert "python" in memory["what"]
     assert "No process admits" in found["gpu 1 memory"]["hint"]
+    assert found["gpu 0 meters"]["what"].startswith("all can be read")
+    assert "all but memory temperature, utilization, power" in found["gpu 1 meters"]["what"]
+    assert "the power limit, from 150 to 480 W" in found["gpu 0 power"]["what"]
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from core.commands.plan import bar
 from core.config.schema import Config
 from core.memory.plan import Machine
 from core.memory.planner import make_plan
+from core.models.architecture import measuring
 from core.models.architecture.families import read_architecture
 from core.runs.events import StepEvent, encode_event
 from core.runs.store import create_run
@@ -72,6 +73,40 @@ def test_what_a_run_would_refuse_about_the_model_is_said(cli: CommandLine, base:
     described = {**published.LLAMA_3_8B, "quantization_config": {"quant_method": "hqq"}}
     (base / "config.json").write_text(json.dumps(described))
     assert "saved quantized (HQQ)" in cli("plan", config, "--gpu-memory", "24GB").err
+
+
+@pytest.mark.parametrize("family", ["gemma3_text", "of_tomorrow"])
+def test_a_model_that_asks_for_foreign_code_is_refused_before_it_is_measured(
+    cli: CommandLine, base: Path, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measuring, "_run", lambda _job: pytest.fail("measured"))
+    described = {**published.LLAMA_3_8B, "model_type": family, "auto_map": {"AutoModel": "modeling.Own"}}
+    (base / "config.json").write_text(json.dumps(described))
+    for args in ((config_file(cli, base),), ("--model", str(base))):
+        result = cli("plan", *args, "--gpu-memory", "24GB")
+        assert result.code == 1
+        assert "brings Python code of its own" in result.err
+        assert result.err.count("\n") == 1
+
+
+def test_what_the_rules_find_is_told_as_train_tells_it(cli: CommandLine, base: Path) -> None:
+    config = config_file(cli, base, learning_rate=0.2, micro_batch_size=2)
+    result = cli("plan", config, "--gpu-memory", "24GB", "--json")
+    assert result.code == 0
+    (remark,) = [one for one in result.json["remarks"] if "train.learning_rate" in one["options"]]
+    assert remark["level"] == "warning"
+    assert f"{config}, line" in remark["text"]
+    assert f"warning: {remark['text']}" in result.err
+    assert cli("plan", "--model", str(base), "--gpu-memory", "24GB", "--json").json["remarks"] == []
+
+
+def test_rules_that_a_run_would_be_refused_by_do_not_keep_a_plan_from_being_made(cli: CommandLine, base: Path) -> None:
+    (base / "config.json").write_text(json.dumps({**published.LLAMA_3_8B, "intermediate_size": 14_340}))
+    options = ("--set", "method.name=lora", "--set", "method.train_for=q4_0", "--set", "memory.keep_dequantized=off")
+    result = cli("plan", config_file(cli, base), *options, "--gpu-memory", "24GB", "--json")
+    assert result.code == 0, result.err
+    assert [one["level"] for one in result.json["remarks"]][:1] == ["error"]
+    assert "warning: A run would be refused: " in result.err
 
 
 def test_what_does_not_fit_is_said_with_what_would_and_exits_with_0(cli: CommandLine, base: Path) -> None:

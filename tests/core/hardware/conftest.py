@@ -7,14 +7,29 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.waiting import wait_for
+
 Ask = Callable[..., Any]
 ROOT = Path(__file__).parents[3]
+#: A sampler that prints what it has read when a line is written to it.
+_SAMPLER = """
+import json, sys
+from core.hardware import nvml_source, nvml_card
+nvml_source.REOPEN_SECONDS = nvml_card.SLOW_SECONDS = 0.0
+from core.hardware import sampler as module
+module.DEADLINE_SECONDS = 0.2
+sampler = module.Sampler(1000.0)
+for line in sys.stdin:
+    devices = sampler.refresh(float(line))
+    print(json.dumps([[device.to_dict() for device in devices], sampler.host() is not None]), flush=True)
+"""
 
 
 @pytest.fixture(scope="session")
@@ -32,21 +47,90 @@ def fake_driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+def with_driver(directory: Path, mode: str = "", scenario: Path | None = None) -> dict[str, str]:
+    """The environment of a process that has the fake driver."""
+    said = {} if scenario is None else {"FAKE_NVML_FILE": str(scenario)}
+    paths = {"LD_LIBRARY_PATH": str(directory), "FAKE_NVML": mode, "PYTHONPATH": str(ROOT)}
+    return {**os.environ, **paths, **said}
+
+
 @pytest.fixture
 def ask_driver(fake_driver: Path) -> Ask:
     """Run a program in a process of its own that has the fake driver; its last line of output, as JSON."""
 
-    def ask(program: str, mode: str = "") -> Any:
-        environment = {
-            **os.environ,
-            "LD_LIBRARY_PATH": str(fake_driver),
-            "FAKE_NVML": mode,
-            "PYTHONPATH": str(ROOT),
-        }
+    def ask(program: str, mode: str = "", scenario: Path | None = None) -> Any:
         done = subprocess.run(
-            [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60, check=False
+            [sys.executable, "-c", program],
+            env=with_driver(fake_driver, mode, scenario),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
         )
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout.splitlines()[-1])
 
     return ask
+
+
+class Scene:
+    """A sampler in a process of its own, on a fake driver whose state a test changes.
+
+    Args:
+        process: The process.
+        path: The file of the driver's state.
+    """
+
+    def __init__(self, process: subprocess.Popen[str], path: Path) -> None:
+        self._process, self._path = process, path
+        self.has_host = False
+
+    def set(self, **values: object) -> None:
+        """Set the state of the driver, at once and whole."""
+        lines = "".join(f"{key}={value}\n" for key, value in values.items())
+        part = self._path.with_suffix(".part")
+        part.write_text(lines, encoding="ascii")
+        part.replace(self._path)
+
+    def read(self, timeout: float = 20.0, **values: object) -> list[dict[str, Any]]:
+        """Set the state and read all devices, waiting so many seconds at most."""
+        self.set(**values)
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(timeout, file=self._process.stdin, flush=True)
+        devices, self.has_host = json.loads(self._process.stdout.readline())
+        return devices  # type: ignore[no-any-return]
+
+    def read_until(self, condition: Callable[[list[dict[str, Any]]], bool], **values: object) -> list[dict[str, Any]]:
+        """Set the state and read until a condition holds."""
+        found: list[list[dict[str, Any]]] = []
+
+        def holds() -> bool:
+            found.append(self.read(1.0, **values))
+            return condition(found[-1])
+
+        wait_for(holds, 20.0, "what the driver was set to")
+        return found[-1]
+
+
+@pytest.fixture
+def scene(fake_driver: Path, tmp_path: Path) -> Iterator[Scene]:
+    """A sampler on a driver whose state can be changed."""
+    with open_scene(fake_driver, tmp_path / "driver.txt") as made:
+        yield made
+
+
+@contextmanager
+def open_scene(directory: Path, path: Path) -> Iterator[Scene]:
+    """A sampler in a process of its own."""
+    with subprocess.Popen(
+        [sys.executable, "-c", _SAMPLER],
+        env=with_driver(directory, "", path),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            yield Scene(process, path)
+        finally:
+            process.kill()

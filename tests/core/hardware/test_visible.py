@@ -118,10 +118,10 @@ PROGRAM = """
 import json, os
 os.environ.update({environment})
 from core.hardware.card import find_card
-from core.hardware.sampler import DeviceReader
+from core.hardware.sampler import snapshot
 card = find_card(20, gpu={gpu!r})
 print(json.dumps([card and [card.index, card.uuid, card.memory_total, card.memory_free],
-                  [[device.index, device.uuid] for device in DeviceReader().read().devices]]))
+                  [[device.index, device.uuid] for device in snapshot(20)]]))
 """
 
 

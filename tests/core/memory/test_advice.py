@@ -52,7 +52,11 @@ def test_what_is_advised_fits_when_it_is_done(name: str, limit: int, method: str
         assert all(answer.fits for answer in advice)
 
 
-@pytest.mark.parametrize("name", [*TABLED, "Gemma-3-1B", "Qwen1.5-MoE-A2.7B"])
+#: Two of the others.
+MEASURED = [pytest.param(name, marks=pytest.mark.slow) for name in ("Gemma-3-1B", "Qwen1.5-MoE-A2.7B")]
+
+
+@pytest.mark.parametrize("name", [*TABLED, *MEASURED])
 def test_of_every_family_a_run_that_is_a_little_too_large_is_made_to_fit(name: str) -> None:
     architecture = read_architecture(published.PARAMETERS[name][0], name)
     memory = {"gradient_checkpointing": "off", "offload_experts": "off"}
@@ -103,6 +107,7 @@ def test_where_it_is_the_layers_inputs_they_are_advised_to_be_moved() -> None:
     assert first.changes == {"memory.activation_offload": "on", "memory.gradient_checkpointing": "on"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pins", [True, False])
 def test_where_it_is_the_experts_they_are_advised_to_be_moved(pins: bool) -> None:
     architecture, rows = read_architecture(published.QWEN_3_30B_A3B, "x"), Rows([(2048, 8)])

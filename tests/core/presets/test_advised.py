@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from core.config.document import ConfigDocument
 from core.models.architecture.architecture import Architecture
 from core.models.architecture.families import read_architecture
-from core.presets.advised import Advised, advise, taken_values
+from core.presets.advised import Advised, advise, follow_base, taken_values
 from core.presets.library import find_preset
 from tests.families.published_models import published_config
 
@@ -52,3 +53,26 @@ def test_a_preset_that_has_no_4_bits_needs_no_advice_against_them(preset: str) -
 
 def test_of_an_unknown_model_nothing_is_said() -> None:
     assert advise("my-model", find_preset("24gb-7b").values, shape("Llama-3.1-8B"), 24 * GIB) == ()
+
+
+def test_advised_values_follow_the_base_and_the_users_own_stay() -> None:
+    document = ConfigDocument("[chat]\ntemperature = 1.0\ntop_p = 0.8\ntop_k = 64\n\n[train]\nlearning_rate = 0.001\n")
+    found = follow_base(document, "google/gemma-4-12B-it", "LiquidAI/LFM2-8B-A1B")
+    assert {change.option: (change.before, change.after) for change in found} == {
+        "chat.temperature": (1.0, 0.3),
+        "chat.top_k": (64, None),
+        "chat.min_p": (None, 0.15),
+        "chat.repetition_penalty": (None, 1.05),
+    }
+    gone = follow_base(document, "google/gemma-4-12B-it", "my-model")
+    assert {change.option: change.after for change in gone} == {"chat.temperature": None, "chat.top_k": None}
+    assert follow_base(document, "LiquidAI/LFM2-8B-A1B", "google/gemma-4-12B-it") == (), "nothing of it was advised"
+
+
+def test_what_was_advised_in_place_of_the_presets_value_is_the_presets_again() -> None:
+    preset = find_preset("24gb-30b")
+    document = ConfigDocument('# preset: 24gb-30b\n[method]\nname = "lora"\n[train]\nlearning_rate = 2e-4\n')
+    (change,) = follow_base(document, "openai/gpt-oss-20b", "my-model")
+    assert (change.option, change.after) == ("train.learning_rate", preset.values["train.learning_rate"])
+    # Whether 16 bits fit is another question.
+    assert follow_base(document, "Qwen/Qwen3.5-4B", "my-model") == ()

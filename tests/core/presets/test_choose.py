@@ -8,6 +8,7 @@ import pytest
 from core.config.choices import AIMS, Aim
 from core.config.facts import Facts
 from core.errors import UserError
+from core.models.architecture import measuring
 from core.models.architecture.architecture import Architecture
 from core.models.architecture.families import read_architecture
 from core.presets.choose import choose_preset
@@ -123,16 +124,18 @@ def test_a_preset_with_which_the_model_would_not_fit_is_not_taken() -> None:
     assert long.preset.name == "12gb-7b-long-context"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "gib", "preset", "away"),
     [
         ("Qwen3-30B-A3B", 8, "8gb-7b", "15.0 GB"),
-        ("Qwen3-30B-A3B", 12, "12gb-7b", "15.0 GB"),
-        ("Qwen3-30B-A3B", 16, "16gb-13b", "15.0 GB"),
         ("Qwen3-30B-A3B", 24, "24gb-30b", ""),
-        ("gpt-oss-20b", 12, "12gb-7b", "9.9 GB"),
-        ("gpt-oss-20b", 16, "16gb-13b", "9.9 GB"),
-        ("gpt-oss-20b", 24, "24gb-30b", ""),
+        # Every other rank is another measurement.
+        pytest.param("Qwen3-30B-A3B", 12, "12gb-7b", "15.0 GB", marks=pytest.mark.slow),
+        pytest.param("Qwen3-30B-A3B", 16, "16gb-13b", "15.0 GB", marks=pytest.mark.slow),
+        pytest.param("gpt-oss-20b", 12, "12gb-7b", "9.9 GB", marks=pytest.mark.slow),
+        pytest.param("gpt-oss-20b", 16, "16gb-13b", "9.9 GB", marks=pytest.mark.slow),
+        pytest.param("gpt-oss-20b", 24, "24gb-30b", "", marks=pytest.mark.slow),
     ],
 )
 def test_a_mixture_is_chosen_for_by_its_plan(name: str, gib: int, preset: str, away: str) -> None:
@@ -144,7 +147,9 @@ def test_a_mixture_is_chosen_for_by_its_plan(name: str, gib: int, preset: str, a
     assert (told[1] if told else "") == away
 
 
-def test_a_mixture_that_fits_nowhere_is_too_large_and_it_is_said() -> None:
+def test_a_mixture_that_fits_nowhere_is_too_large_and_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its weights alone: nothing of it is measured."""
+    monkeypatch.setattr(measuring, "_run", lambda _job: pytest.fail("measured"))
     published = published_config("Qwen3-30B-A3B")
     wide = read_architecture({**published, "num_experts": 20 * published["num_experts"]}, "qwen")
     with pytest.raises(UserError, match=r"needs .* GB at least, and the card has 8\.6 GB"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ from core import paths
 from core.config.schema import Config
 from core.errors import UserError
 from core.quantization import job
-from core.quantization.job import known, known_sentence, measure
-from core.quantization.result import QuantizationCost, kept_sentence, sentence
+from core.quantization.job import free_bytes, known, known_sentence, measure, recall, remember
+from core.quantization.result import Figures, Kept, LayerCost, QuantizationCost, kept_sentence, sentence
+from core.runs import forecast
 from tests.core.worker.quantization.hurt import write_hurt
 from tests.e2e.workers import write_rows
 
@@ -71,6 +73,57 @@ def test_it_is_measured_once_and_again_when_rows_or_settings_change(
     file = Path(str(config.data.eval))
     os.utime(file, ns=(1, 1))
     assert known(config, rows=3) is None
+
+
+#: What was found where 250 bytes were free: two of three layers, which are not enough.
+SHORT = QuantizationCost(
+    rows=16,
+    tokens=80,
+    data="eval",
+    device="cpu",
+    precision="fp32",
+    loss_16bit=1.0,
+    whole=Figures(2.0, 0.4, 0.5),
+    layers=tuple(LayerCost(f"model.layers.{place}", cost, 100) for place, cost in enumerate((0.2, 0.1, 0.15))),
+    kept=Kept((0, 2), ("model.layers.0.*", "model.layers.2.*"), 200, Figures(1.5, 0.3, 0.6)),
+    free_bytes=250,
+    seconds=1.0,
+    peak_bytes=1,
+)
+
+
+def test_what_was_chosen_when_memory_was_short_is_chosen_anew_when_there_is_more(config: Config) -> None:
+    remember(config, SHORT)
+    assert known(config) == SHORT
+    for free in (250, 299, 240, 200):
+        assert recall(config, free) == SHORT, "no other layer would fit"
+    for more in (300, 10_000, None):
+        assert recall(config, more) is None
+    assert recall(config, 199) is None, "they do not fit"
+
+    assert SHORT.kept is not None
+    enough = replace(SHORT, kept=replace(SHORT.kept, figures=Figures(1.2, 0.2, 0.8)))
+    remember(config, enough)
+    assert recall(config, 10_000) == enough, "more would not be kept with more memory"
+    fine = replace(SHORT, whole=Figures(1.0, 0.01, 1.0), kept=None)
+    remember(config, fine)
+    assert recall(config, 10_000) == fine
+    nothing = replace(SHORT, kept=None, free_bytes=50)
+    remember(config, nothing)
+    assert recall(config, 99) == nothing
+    assert recall(config, 100) is None
+
+
+def test_what_may_be_kept_is_all_that_the_run_could_do_without(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    def free_of(limit: int) -> int:
+        monkeypatch.setattr(job, "machine_for", lambda _: replace(forecast.machine_for(config), limit_bytes=limit))
+        found = free_bytes(config)
+        assert found is not None
+        return found
+
+    # All that more memory is spent on is speed: each byte of it is there for quality first.
+    assert free_of(3_000_000_000) - free_of(2_000_000_000) == pytest.approx(0.9e9, abs=2)
+    assert free_of(1000) == 0
 
 
 def test_the_sentence_is_known_while_the_configuration_is_the_same(config: Config) -> None:

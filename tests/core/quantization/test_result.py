@@ -86,6 +86,30 @@ def test_the_table_is_in_order_of_cost_and_marks_what_is_kept() -> None:
     assert advice(replace(COST, kept=None)) == ""
 
 
+@pytest.mark.parametrize(
+    ("costs", "shares"),
+    [
+        # Nothing is lost: no bars.
+        ((0.0, 0.0, 0.0), [0, 0, 0]),
+        ((0.00004, -0.00003, 0.00001), [0, 0, 0]),
+        # Three layers that cost a third of what is fine each would be full.
+        ((0.005, 0.001, 0.0), [0.3, 0.06, 0]),
+        # More than that: against the costliest.
+        ((0.2, 0.1, 0.001), [1, 0.5, 0.005]),
+    ],
+)
+def test_bars_are_as_long_as_what_is_lost(costs: tuple[float, ...], shares: list[float]) -> None:
+    cost = replace(COST, layers=tuple(LayerCost(f"model.layers.{place}", each, 1) for place, each in enumerate(costs)))
+    lines = layer_lines(cost)
+    assert [line.share for line in lines] == pytest.approx(shares)
+    assert [("0.0000" in line.text) for line in lines] == [share == 0 for share in shares]
+    assert all("-" not in line.text for line in lines)
+
+
+def test_a_model_without_layers_has_an_empty_table() -> None:
+    assert layer_lines(replace(COST, layers=())) == []
+
+
 def test_it_is_read_back_from_json() -> None:
     assert QuantizationCost.from_dict(COST.to_dict()) == COST
     assert COST.to_dict()["sentence"] == sentence(COST)

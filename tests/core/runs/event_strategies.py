@@ -11,6 +11,13 @@ from core.runs import events
 from core.runs.events import TIME_LIMIT
 
 _TEXT = st.text(st.characters(), max_size=30)
+_SCALAR = st.one_of(st.none(), st.integers(-(2**63), 2**63), _TEXT, st.floats(allow_nan=False, allow_infinity=False))
+#: An object with lists of values, and of objects such as the processes of a device.
+_OBJECT = st.dictionaries(
+    _TEXT,
+    _SCALAR | st.lists(_SCALAR, max_size=2) | st.lists(st.dictionaries(_TEXT, _SCALAR, max_size=2), max_size=2),
+    max_size=3,
+)
 _BY_ANNOTATION: dict[str, st.SearchStrategy[Any]] = {
     "int": st.integers(-(2**63), 2**63),
     "float": st.floats(),
@@ -18,13 +25,8 @@ _BY_ANNOTATION: dict[str, st.SearchStrategy[Any]] = {
     "str": _TEXT,
     "bool": st.booleans(),
     "dict[str, int]": st.dictionaries(_TEXT, st.integers(0, 2**40), max_size=3),
-    "list[dict[str, Any]]": st.lists(
-        st.dictionaries(
-            _TEXT,
-            st.one_of(st.none(), st.integers(-(2**63), 2**63), _TEXT, st.floats(allow_nan=False, allow_infinity=False)),
-        ),
-        max_size=2,
-    ),
+    "dict[str, Any]": _OBJECT,
+    "list[dict[str, Any]]": st.lists(_OBJECT, max_size=2),
 }
 
 

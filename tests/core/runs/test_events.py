@@ -190,7 +190,7 @@ def test_nothing_is_nested_in_a_device() -> None:
     found = decode_event(json.dumps({"t": 1, "type": "hardware", "devices": [device]}))
     assert isinstance(found, events.HardwareEvent)
     (read,) = found.devices
-    assert read == {"index": 0, "deep": [], "object": None, "huge": None, "list": ["a", 2], "k" * 200: 1}
+    assert read == {"index": 0, "deep": [], "object": None, "huge": None, "list": ["a", {}, 2], "k" * 200: 1}
     assert decode_event(encode_event(found)) == found
     many: list[object] = [{}] * 300
     for devices in (many, [{"a": 1}, 5]):

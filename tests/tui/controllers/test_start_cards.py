@@ -11,6 +11,7 @@ from textual.pilot import Pilot
 
 from core.config.schema import Config
 from core.runs.store import Run
+from tests.core.models.spoiling import copy_model
 from tests.tui.harness import pane_of, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tests.tui.test_typing_ahead import type_at_once
@@ -18,6 +19,7 @@ from tui.app import LocaltuneApp
 from tui.messages import DatasetChosen
 from tui.screens.presets import PresetScreen
 from tui.screens.start.card import StartCard
+from tui.screens.start.finding import find_flaw
 
 
 class Started(list[Config]):
@@ -52,6 +54,37 @@ async def ready(pilot: Pilot[Any], app: LocaltuneApp) -> None:
     await wait_for(pilot, lambda: app.state.document is not None and pane_of(app, "config").form.fields)
     await wait_for(pilot, lambda: pane_of(app, "train") is not None)
     await pilot.pause()
+
+
+@pytest.mark.parametrize("size", [(80, 24), (200, 50)])
+async def test_a_base_model_that_would_be_refused_is_told_before_anything_starts(
+    config: Path, tiny_model_dir: Path, tmp_path: Path, size: tuple[int, int]
+) -> None:
+    base = copy_model(tiny_model_dir, tmp_path / "torn")
+    (base / "tokenizer.json").unlink()
+    config.write_text('[model]\nbase = "torn"\n' + config.read_text())
+    app = LocaltuneApp(config_path=config)
+    async with app.run_test(size=size) as pilot:
+        await ready(pilot, app)
+        await pilot.press("r")
+        await wait_for(pilot, lambda: has_card(app) and "The run would be refused: torn has" in screen_text(app), 60)
+        assert "tokenizer" in screen_text(app)
+
+
+async def test_nothing_is_said_of_a_base_model_that_is_whole(
+    config: Path, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    copy_model(tiny_model_dir, tmp_path / "whole")
+    config.write_text('[model]\nbase = "whole"\n' + config.read_text())
+    app = LocaltuneApp(config_path=config)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await ready(pilot, app)
+        await pilot.press("r")
+        await wait_for(pilot, lambda: has_card(app) and "fits" in screen_text(app), 60)
+        card = app.screen
+        assert isinstance(card, StartCard)
+        assert find_flaw(card.start.config) == ""
+        assert "refused" not in screen_text(app)
 
 
 def has_card(app: LocaltuneApp) -> bool:

@@ -18,7 +18,7 @@ from core.quantization.result import Figures, QuantizationCost, sentence
 from tests.core.quantization.test_result import COST
 from tests.tui.harness import pane_of, screen_lines, screen_text, wait_for
 from tui.app import LocaltuneApp
-from tui.screens.bits import BitsScreen
+from tui.screens.job import JobScreen
 
 
 class Measurement:
@@ -68,7 +68,7 @@ async def open_screen(pilot: Pilot[Any], app: LocaltuneApp, path: Path) -> None:
     await pilot.press("2")
     await wait_for(pilot, lambda: "mine.toml" in screen_text(app))
     await pilot.press("B")
-    await wait_for(pilot, lambda: isinstance(app.screen, BitsScreen) and "enter begin" in screen_text(app))
+    await wait_for(pilot, lambda: isinstance(app.screen, JobScreen) and "enter begin" in screen_text(app))
 
 
 @pytest.mark.parametrize("size", [(80, 24), (200, 50)])
@@ -90,7 +90,7 @@ async def test_progress_then_the_sentence_and_the_layers_which_can_be_kept(
         assert all(len(line) <= size[0] for line in screen_lines(app))
         assert measurement.configs[0].data.train == str(config_file.parent / "rows.jsonl")
         await pilot.press("enter")
-        await wait_for(pilot, lambda: not isinstance(app.screen, BitsScreen))
+        await wait_for(pilot, lambda: not isinstance(app.screen, JobScreen))
         pane = pane_of(app, "config")
         await wait_for(pilot, lambda: pane.document.get("model.keep_16bit") is not None)
         assert pane.document.get("model.keep_16bit") == ["model.layers.0.*", "model.layers.2.*"]
@@ -106,7 +106,7 @@ async def test_leaving_gives_the_measurement_up(measurement: Measurement, config
         await pilot.press("enter")
         await wait_for(pilot, lambda: "7 of 30" in screen_text(app))
         await pilot.press("escape")
-        await wait_for(pilot, lambda: not isinstance(app.screen, BitsScreen) and measurement.given_up.is_set())
+        await wait_for(pilot, lambda: not isinstance(app.screen, JobScreen) and measurement.given_up.is_set())
         assert pane_of(app, "config").document.get("model.keep_16bit") is None
 
 
@@ -120,8 +120,37 @@ async def test_what_is_fine_offers_nothing_to_keep(measurement: Measurement, con
         await wait_for(pilot, lambda: "0.02 nats on your rows: fine." in screen_text(app))
         assert "keep them" not in screen_text(app)
         await pilot.press("enter")
-        await wait_for(pilot, lambda: not isinstance(app.screen, BitsScreen))
+        await wait_for(pilot, lambda: not isinstance(app.screen, JobScreen))
         assert pane_of(app, "config").document.get("model.keep_16bit") is None
+
+
+async def test_where_nothing_is_lost_there_are_no_bars(measurement: Measurement, config_file: Path) -> None:
+    layers = tuple(replace(layer, kl=0.00002) for layer in COST.layers)
+    measurement.result = replace(COST, whole=Figures(1.5, 0.0, 1.0), layers=layers, kept=None)
+    measurement.may_end.set()
+    app = LocaltuneApp()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await open_screen(pilot, app, config_file)
+        await pilot.press("enter")
+        await wait_for(pilot, lambda: "0.0000" in screen_text(app))
+        assert "what that costs" in screen_text(app)
+        table = [line for line in screen_lines(app) if "+200 MB" in line]
+        assert [("0.0000" in line) for line in table] == [True] * len(COST.layers)
+        assert not any(app.glyphs.bar_full in line for line in table)
+
+
+@pytest.mark.parametrize(("width", "is_shown"), [(70, False), (80, True), (120, True)])
+async def test_its_key_is_among_the_hints_and_in_the_help(config_file: Path, width: int, is_shown: bool) -> None:
+    app = LocaltuneApp(config_path=config_file)
+    async with app.run_test(size=(width, 24)) as pilot:
+        await wait_for(pilot, lambda: app.state.document is not None and pane_of(app, "config").form.fields)
+        await pilot.press("2")
+        await wait_for(pilot, lambda: "/ search" in screen_text(app))
+        assert ("B 4 bits" in screen_text(app)) is is_shown
+        await pilot.press("question_mark")
+        await wait_for(pilot, lambda: "Help · Config" in screen_text(app))
+        await pilot.press("pagedown")
+        await wait_for(pilot, lambda: "Measure what 4 bits cost" in screen_text(app))
 
 
 async def test_a_failure_is_a_sentence(measurement: Measurement, config_file: Path) -> None:

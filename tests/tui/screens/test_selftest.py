@@ -13,7 +13,7 @@ from core.selftest.checks import SUBJECTS
 from core.selftest.job import SelfTest
 from tests.tui.harness import screen_lines, screen_text, wait_for
 from tui.app import LocaltuneApp
-from tui.screens.selftest import SelfTestScreen
+from tui.screens.job import JobScreen
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ async def test_the_key_opens_it_and_the_table_is_there_at_the_end(
     app = LocaltuneApp()
     async with app.run_test(size=size) as pilot:
         await pilot.press("f8")
-        await wait_for(pilot, lambda: isinstance(app.screen, SelfTestScreen))
+        await wait_for(pilot, lambda: isinstance(app.screen, JobScreen))
         await wait_for(pilot, lambda: "enter begin" in screen_text(app))
         assert all(subject.title in screen_text(app) for subject in SUBJECTS)
         await pilot.press("enter")
@@ -52,7 +52,7 @@ async def test_the_key_opens_it_and_the_table_is_there_at_the_end(
         assert all(len(line) <= size[0] for line in screen_lines(app))
         assert (paths.selftest_dir() / "report.txt").is_file()
         await pilot.press("escape")
-        await wait_for(pilot, lambda: not isinstance(app.screen, SelfTestScreen))
+        await wait_for(pilot, lambda: not isinstance(app.screen, JobScreen))
 
 
 async def test_escape_cancels_it_and_ends_its_processes(scripted: pytest.MonkeyPatch) -> None:
@@ -74,9 +74,9 @@ async def test_escape_cancels_it_and_ends_its_processes(scripted: pytest.MonkeyP
         assert helper is not None
         assert "esc cancel" in screen_text(app)
         await pilot.press("enter")
-        assert isinstance(app.screen, SelfTestScreen)
+        assert isinstance(app.screen, JobScreen)
         await pilot.press("escape")
-        await wait_for(pilot, lambda: not isinstance(app.screen, SelfTestScreen))
+        await wait_for(pilot, lambda: not isinstance(app.screen, JobScreen))
         await wait_for(pilot, lambda: helper.process.poll() is not None)
         await wait_for(pilot, lambda: os.listdir(paths.selftest_dir()) == [".lock"])
 
@@ -116,7 +116,7 @@ async def test_a_screenshot_is_taken_of_a_screen_that_covers_the_panes(
     app = LocaltuneApp()
     async with app.run_test(size=(80, 24)) as pilot:
         await pilot.press("f8")
-        await wait_for(pilot, lambda: isinstance(app.screen, SelfTestScreen))
+        await wait_for(pilot, lambda: isinstance(app.screen, JobScreen))
         await wait_for(pilot, lambda: "enter begin" in screen_text(app))
         await pilot.press("f4")
         await wait_for(pilot, lambda: list(tmp_path.glob("localtune*.svg")))

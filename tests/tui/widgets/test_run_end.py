@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from core.runs.energy import Tariff
 from core.runs.result import Measure, RunResult
 from tui.glyphs import ASCII, BRAILLE
 from tui.keys import KeyTable
@@ -45,6 +46,8 @@ def lines(result: RunResult, width: int = 78, *, answers: bool = True) -> list[s
 def test_a_finish_says_what_was_gained_and_what_to_do_next() -> None:
     shown = lines(FINISHED)
     assert shown[0] == "✓ finished · 30 steps in 3m 32s · 9.1 Wh"
+    priced = lines(replace(FINISHED, tariff=Tariff(0.5, "EUR"), energy_wh=900.0))
+    assert priced[0] == "✓ finished · 30 steps in 3m 32s · 900.0 Wh · 0.45 EUR"
     assert shown[1].split() == ["before", "after"]
     assert shown[2].split() == ["exact", "match", "0.00", "→", "0.35", "▁▃▅█"]
     assert shown[3].split() == ["valid", "JSON", "0.00", "→", "1.00"], "two values need no curve"

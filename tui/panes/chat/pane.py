@@ -58,6 +58,11 @@ class ChatPane(Pane):
         & > #chat-prompt { dock: bottom; }
     }
     """
+    HELP = (
+        "While a run trains, its model answers between two steps, and the answer names the step. When none is on, the "
+        "result of the run that is shown answers; it is loaded with the first question. Conversations are kept with "
+        "the run."
+    )
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("chat")]
 
     def __init__(self, open_session: SessionFactory | None = None, *, id: str | None = None) -> None:  # noqa: A002

@@ -95,7 +95,7 @@ class ConfigPane(Pane):
     def refresh_hints(self) -> None:
         """Show the most important keys in the lower border."""
         others = "basic options" if self.filter.shows_expert else "all options"
-        names = ("edit", "search", "expert", "presets", "undo", "save")
+        names = ("edit", "search", "expert", "presets", "undo", "save", "bits")
         keys = [self.keys[f"config.{name}"] for name in names]
         self.show_hints([(key.display, others if key.id == "config.expert" else key.description) for key in keys])
 
@@ -685,10 +685,10 @@ class ConfigPane(Pane):
         await self._converse(self._measure_bits)
 
     async def _measure_bits(self) -> None:
-        from tui.screens.bits import BitsScreen
+        from tui.screens.bits import bits_screen
 
         config = ConfigDocument(self.document.dumps(), self.document.path).validate()
-        kept = await self.app.push_screen_wait(BitsScreen(config))
+        kept = await self.app.push_screen_wait(bits_screen(config))
         if kept is not None:
             self.document.set("model.keep_16bit", list(kept))
             undo = self.keys["config.undo"].display

@@ -41,7 +41,6 @@ class EvaluationForm(Overlay[EvaluationRequest | EvaluationRecord]):
 
     DEFAULT_CSS = """
     EvaluationForm {
-        align: center middle; background: $background 60%;
         & > VerticalScroll {
             width: 96; max-width: 96%; height: auto; max-height: 90%; padding: 1 2;
             border: round $border-focus; border-title-style: bold; background: $surface; scrollbar-size-vertical: 1;

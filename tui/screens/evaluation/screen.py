@@ -65,7 +65,6 @@ class EvaluationScreen(Overlay[None]):
     """
 
     DEFAULT_CSS = """
-    EvaluationScreen { align: center middle; background: $background 60%; }
     EvaluationScreen > Vertical {
         width: 98%; height: 96%; padding: 0 1;
         border: round $border-focus; border-title-style: bold; border-subtitle-color: $muted; background: $surface;

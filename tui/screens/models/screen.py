@@ -86,14 +86,13 @@ class ModelScreen(Overlay[str | Path | None]):
 
     DEFAULT_CSS = """
     ModelScreen {
-        align: center middle; background: $background 60%;
         & > Vertical {
             width: 124; max-width: 98%; height: 28; max-height: 94%; padding: 0 1;
             border: round $border-focus; border-title-style: bold; border-subtitle-color: $muted; background: $surface;
         }
         & SafeInput { background: $panel; margin-bottom: 1; }
         & ChoiceList { height: 1fr; }
-        & #model-details { height: 5; border-top: solid $border; }
+        & #model-details { height: auto; min-height: 5; max-height: 70%; border-top: solid $border; }
     }
     """
     BINDINGS: ClassVar[list[BindingType]] = [

@@ -20,7 +20,7 @@ from core.errors import UserError
 from core.text import one_line
 from tui.keys import bindings
 from tui.screens.overlay import Overlay
-from tui.screens.start.finding import analysis_job, find_warnings
+from tui.screens.start.finding import analysis_job, find_flaw, find_warnings
 from tui.screens.start.summary import Found, SeenRows, Start, StartPlan, StartRows, card_lines, hint_keys
 from tui.shell import shell_of
 from tui.widgets.forms.answer_keys import AnswerKeys
@@ -51,7 +51,6 @@ class StartCard(Overlay[Answer]):
     """
 
     DEFAULT_CSS = """
-    StartCard { align: center middle; background: $background 60%; }
     StartCard > Vertical {
         width: 92; max-width: 98%; height: auto; padding: 1 2 0 2; background: $surface;
         border: round $border-focus; border-title-style: bold; border-subtitle-color: $muted;
@@ -141,6 +140,7 @@ class StartCard(Overlay[Answer]):
         self.found = replace(self.found, rows=self._known_rows(seen), plan=None)
         if seen is None and not goes_on:
             self._analyze()
+        self._check_base()
         self._work_out(seen.analysis if seen is not None else None)
         self._show()
 
@@ -207,6 +207,15 @@ class StartCard(Overlay[Answer]):
         if self._job is not None:
             self._job.close()
             self._job = None
+
+    @work(exclusive=True, group="start-base")
+    async def _check_base(self) -> None:
+        """Look whether the files of the base model would be refused."""
+        config = self.start.config
+        flaw = await asyncio.to_thread(find_flaw, config)
+        if config == self.start.config:
+            self.found = replace(self.found, flaw=flaw)
+            self._show()
 
     @work(exclusive=True, group="start-plan")
     async def _work_out(self, analysis: Analysis | None) -> None:

@@ -61,6 +61,25 @@ def find_plan(config: Config, analysis: Analysis | None, used: int | None, paces
     )
 
 
+def find_flaw(config: Config) -> str:
+    """Why the files of the base model would be refused; empty where they would not, or it is not a directory here.
+
+    Headers are read by a helper process, so call it from a thread.
+    """
+    from core.models.find import find_model
+    from core.models.sandboxed import check_model_directory
+
+    directory = find_model(config.model.base)
+    if directory is None or not directory.is_dir():
+        return ""
+    try:
+        check_model_directory(directory)
+    except UserError as error:
+        # Named as in the configuration, in fewer words than its path.
+        return str(error).replace(str(directory), directory.name)
+    return ""
+
+
 def find_warnings(config: Config, used: int | None) -> tuple[str, ...]:
     """Warnings of the rules between options; asks for the card and the disk, so call it from a thread."""
     from core.commands.configuration import gather_facts

@@ -191,11 +191,13 @@ class Found:
         rows: The rows.
         plan: What the run will take; None while that is being worked out.
         warnings: Warnings of the rules between options.
+        flaw: Why the files of the base model would be refused; empty where nothing is known against them.
     """
 
     rows: StartRows = field(default_factory=StartRows)
     plan: StartPlan | None = None
     warnings: tuple[str, ...] = ()
+    flaw: str = ""
 
 
 def card_lines(start: Start, found: Found, keys: KeyTable, width: int, now: float) -> list[Content]:
@@ -244,6 +246,8 @@ def _warning_lines(start: Start, found: Found, width: int) -> list[Content]:
     texts = [*found.rows.doubts, *start.notes, *found.warnings]
     if found.plan is not None and found.plan.advice:
         texts.insert(0, found.plan.advice)
+    if found.flaw:
+        texts.insert(0, f"The run would be refused: {found.flaw}")
     more = len(texts) - WARNING_LINES + 1 if len(texts) > WARNING_LINES else 0
     if more:
         texts = texts[: WARNING_LINES - 1]

@@ -57,7 +57,7 @@ SUFFIXES = (".jinja", ".j2", ".txt")
 HELP = (
     "A chat template turns a conversation into the text that the model sees. The list has the model's own, the file of "
     "template.file and those that come with the app. The row shows what is learned with the one under the cursor, and "
-    "the generation prompt with which the model is let to answer. ● marks the one in force, ✗ one that cannot be used "
+    "the generation prompt, after which the model answers. ● marks the one in force, ✗ one that cannot be used "
     "for this row. What is chosen is in the configuration at once and in its file when that is saved."
 )
 

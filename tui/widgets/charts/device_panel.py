@@ -2,25 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from textual.content import Content
 
-from core.hardware.snapshot import Device
+from core.hardware.snapshot import Device, Host
+from core.runs.planned import PlannedMemory
 from core.text import one_line
-from core.units import format_count
+from core.units import format_bytes, format_count
 from tui.glyphs import BRAILLE, GlyphSet
-from tui.widgets.charts.meter import LIMIT, NEAR, OK, WORD_COLORS, bar, memory_word, temperature_limit, temperature_word
+from tui.widgets.charts.meter import (
+    LIMIT,
+    NEAR,
+    OK,
+    WORD_COLORS,
+    bar,
+    memory_word,
+    temperature_limit,
+    temperature_word,
+    tick_place,
+)
+from tui.widgets.charts.sparkline import sparkline
 from tui.widgets.text_block import TextBlock
 
 #: Minimum columns for two lines a device, with wide bars.
 WIDE = 96
 #: Maximum number of devices shown; further ones are counted.
 MOST = 4
+#: Most cores that are drawn; of more, some between are left out.
+_MOST_CORES = 32
+#: Reasons for throttling that are told in the narrow line: those that are more than a setting.
+_SETTINGS = ("application clocks", "sync boost", "display clock")
+#: Those that come of heat, or of a supply that does not keep up.
+HOT = ("thermal slowdown", "hardware thermal slowdown", "hardware slowdown", "power brake", "memory temperature")
+#: The word for that in a narrow pane, and all words where bars have the fewest cells.
+HELD, NARROWEST = "held back", 5
+_SHORT = {OK: "ok", NEAR: "near", LIMIT: "limit", HELD: "held"}
+#: Lines for what is seldom looked for.
+_DETAIL_LINES = 2
+#: The name of a device takes so many columns, and what stands below it begins there.
+_NAME_WIDTH = 6
+
+
+@dataclass(frozen=True)
+class Around:
+    """What belongs to the meters of a run beside its devices.
+
+    Args:
+        planned: What the plan predicts for a device; None: no figure.
+        host: The machine; None where it is not known.
+        pid: The run's own process.
+        is_detailed: Whether there is room for all values.
+    """
+
+    planned: Callable[[Device], PlannedMemory | None] = lambda _: None
+    host: Host | None = None
+    pid: int | None = None
+    is_detailed: bool = False
 
 
 class DevicePanel(TextBlock):
-    """A panel of devices, one line each, two where the pane is wide.
+    """A panel of devices: the essentials in one line each, two where the pane is wide, all where it is high too.
 
     Args:
         glyphs: The glyphs of the bars.
@@ -31,10 +74,11 @@ class DevicePanel(TextBlock):
         self._glyphs = glyphs
         self._devices: Sequence[Device] = ()
         self._stale = ""
+        self._around = Around()
 
-    def show_devices(self, devices: Sequence[Device], stale: str = "") -> None:
+    def show_devices(self, devices: Sequence[Device], stale: str = "", around: Around | None = None) -> None:
         """Show a sample; ``stale`` is its age in words, where it is old."""
-        self._devices, self._stale = devices, stale
+        self._devices, self._stale, self._around = devices, stale, around or Around()
         self._compose_lines()
 
     def on_resize(self) -> None:
@@ -46,92 +90,284 @@ class DevicePanel(TextBlock):
         shown = self._devices[:MOST]
         lines: list[Content] = []
         for device in shown:
-            lines += device_lines(device, width, self._glyphs, several=len(self._devices) > 1)
+            found = device_lines(device, width, self._glyphs, several=len(self._devices) > 1, around=self._around)
+            age = "" if device.age_s is None else f"{device.age_s:.0f} s old: the driver does not answer"
+            lines += _with_age(found, age, width)
         if len(self._devices) > MOST:
             lines.append(Content.styled(f"{len(self._devices) - MOST} more devices", "$muted"))
-        if lines and self._stale:
-            lines = [line.stylize("$muted") for line in lines]
-            fits = lines[-1].cell_length + 3 + len(self._stale) <= width
-            lines += [] if fits else [Content("")]
-            lines[-1] = Content.assemble(lines[-1], (f"   {self._stale}", "$near"))
-        self.show(Content("\n").join(lines))
+        if lines and self._around.host is not None and self._around.is_detailed and width >= WIDE:
+            lines.append(host_line(self._around.host, self._glyphs, width, has_cpu=_has_cpu(self._devices)))
+        self.show(Content("\n").join(_with_age(lines, self._stale, width)))
 
 
-def device_lines(device: Device, width: int, glyphs: GlyphSet, *, several: bool = False) -> list[Content]:
-    """The lines of a device in a number of columns: one when narrow, two when wide."""
+def _has_cpu(devices: Sequence[Device]) -> bool:
+    return any(device.kind == "cpu" for device in devices)
+
+
+def _with_age(lines: list[Content], age: str, width: int) -> list[Content]:
+    """Lines that are old, dim and with their age in the last one, or below it where that has no room."""
+    if not lines or not age:
+        return lines
+    dim = [line.stylize("$muted") for line in lines]
+    fits = dim[-1].cell_length + 3 + len(age) <= width
+    dim += [] if fits else [Content("")]
+    dim[-1] = Content.assemble(dim[-1], (f"   {age}", "$near"))
+    return dim
+
+
+def device_lines(
+    device: Device, width: int, glyphs: GlyphSet, *, several: bool = False, around: Around | None = None
+) -> list[Content]:
+    """The lines of a device in a number of columns: one when narrow, two when wide, three where there is room for all.
+
+    Args:
+        device: The device.
+        width: Columns.
+        glyphs: The glyphs of the bars.
+        several: Whether there are other devices, so that its name is needed.
+        around: What belongs to it.
+    """
+    around = around or Around()
     wide = width >= WIDE
-    name = ("CPU" if device.kind == "cpu" else f"GPU {device.index}") if wide or several or device.kind == "cpu" else ""
-    memory_name = "RAM" if device.kind == "cpu" else "VRAM"
-    bar_width = max(min((width - 62) // 2, 24), 8) if wide else (8 if width >= 66 else 5)
-    parts = [_temperature(device, bar_width, glyphs, wide), _memory(device, memory_name, bar_width, glyphs, wide)]
+    name = _name(device) if wide or several or device.kind == "cpu" else ""
+    if device.problem:
+        return [_lost(device, name or _name(device), width)]
+    planned = around.planned(device)
     if not wide:
-        rest = [text for text in (_power(device, short=True), _percent(device.utilization)) if text != "–"]
-        shown = [*([Content.styled(name, "bold")] if name else []), *parts]
-        # Power and utilization as far as there is room: a line that wraps would move all below it.
-        for piece in map(Content, rest):
-            if sum(part.cell_length + 3 for part in shown) + piece.cell_length <= width:
-                shown.append(piece)
-        return [Content("   ").join(shown)]
-    title = Content.styled(name.ljust(6), "bold")
+        return [_narrow(device, name, width, glyphs, planned)]
+    room = width - 66 - (12 if planned is not None else 0) - (13 if _has_memory_heat(device) else 0)
+    bar_width = max(min(room // 2, 24), 8)
+    meters = [
+        _temperature(device, bar_width, glyphs, wide=True),
+        *([_memory_heat(device)] if _has_memory_heat(device) else []),
+        _memory(device, bar_width, glyphs, planned, wide=True),
+    ]
+    lines = [Content.styled(name.ljust(_NAME_WIDTH), "bold") + Content("   ").join(meters), _second(device, width)]
+    details = _details(device, around.pid) if around.is_detailed else []
+    return [*lines, *map(_below, _flowing(details, width - _NAME_WIDTH))]
+
+
+def host_line(host: Host, glyphs: GlyphSet, width: int, *, has_cpu: bool = False) -> Content:
+    """The machine in a line: load, cores, swap and disk; memory and the processor's heat where no device shows them."""
+    swap = host.swap_used, host.swap_total
+    pieces = [
+        _labeled("load ", "–" if host.load is None else f"{host.load:4.1f}"),
+        *([_labeled("cores ", _cores(host.cores, glyphs))] if host.cores else []),
+        *([] if has_cpu else [_labeled("RAM ", _of(host.ram_used, host.ram_total))]),
+        *([_labeled("swap ", _of(*swap))] if swap[1] else []),
+        _labeled("disk ", f"{format_bytes(host.disk_free)} free" if host.disk_free is not None else "–"),
+    ]
+    if not has_cpu:
+        heat = "–" if host.cpu_temperature_c is None else f"{host.cpu_temperature_c:3.0f} °C"
+        power = "" if host.cpu_power_w is None else f" {host.cpu_power_w:3.0f} W"
+        pieces.append(_labeled("CPU ", heat + power))
+    return Content.styled("host".ljust(_NAME_WIDTH), "bold") + _fitting(pieces, width - _NAME_WIDTH)
+
+
+def _narrow(device: Device, name: str, width: int, glyphs: GlyphSet, planned: PlannedMemory | None) -> Content:
+    """The essentials, and more as far as there is room: a line that wraps would move all below it."""
+    bar_width = 8 if width >= 66 else NARROWEST
+    shown = [
+        *([Content.styled(name, "bold")] if name else []),
+        _temperature(device, bar_width, glyphs, wide=False),
+        _memory(device, bar_width, glyphs, planned, wide=False),
+    ]
+    held = [reason for reason in device.throttle_reasons if reason not in _SETTINGS]
+    pressed = memory_word(device)
+    rest = [
+        *([Content(_power(device, short=True))] if device.power_w is not None else []),
+        *([Content(_percent(device.utilization))] if device.utilization is not None else []),
+        *([Content.styled(f"memory {pressed}", f"${WORD_COLORS[pressed]}")] if pressed not in ("", OK) else []),
+        *([Content.styled(f"held back: {one_line(held[0], 30)}", "$near")] if held else []),
+    ]
+    for piece in rest:
+        if _length(shown) + 3 + piece.cell_length <= width:
+            shown.append(piece)
+    return Content("   ").join(shown)
+
+
+def _second(device: Device, width: int) -> Content:
+    """Power, load, fan and clock, and what holds the device back as far as there is room."""
     pieces = [
         ("", _power(device)),
-        ("util ", _percent(device.utilization).rjust(4)),
-        ("fan ", _percent(device.fan).rjust(4)),
-        ("", "–" if device.clock is None else f"{format_count(device.clock)} MHz"),
+        ("util ", _percent(device.utilization)),
+        ("fan ", _percent(device.fan)),
+        ("", "–" if device.clock is None else f"{format_count(device.clock).rjust(5)} MHz"),
     ]
-    second = [
-        Content.assemble((label, "$muted"), value)
-        for label, value in pieces
-        if not (device.kind == "cpu" and value.strip() in ("–", "– W"))
-    ]
-    if device.kind != "cpu" or device.throttle_reasons:
-        reasons = ", ".join(one_line(reason, 40) for reason in device.throttle_reasons) or "nothing"
-        second.append(
-            Content.assemble(("held back by: ", "$muted"), (reasons, "" if reasons == "nothing" else "$near"))
-        )
-    return [title + Content("   ").join(parts), Content(" " * 6) + Content("   ").join(second)]
+    is_cpu = device.kind == "cpu"
+    second = [_labeled(label, value) for label, value in pieces if not (is_cpu and value.strip() in ("–", "– W"))]
+    line = _below(Content("   ").join(second))
+    if is_cpu and not device.throttle_reasons:
+        return line
+    label = "   held back by: "
+    reasons = one_line(", ".join(device.throttle_reasons), max(width - line.cell_length - len(label), 8))
+    return Content.assemble(line, (label, "$muted"), (reasons, "$near") if reasons else "nothing")
 
 
-def _temperature(device: Device, width: int, glyphs: GlyphSet, wide: bool) -> Content:
+def _details(device: Device, pid: int | None) -> list[Content]:
+    """What is seldom looked for: the bus, the limits, who else is on the card."""
+    if device.kind == "cpu":
+        return []
+    found = [_labeled("PCIe ", _bus(device))]
+    if device.pcie_tx is not None or device.pcie_rx is not None:
+        found.append(_labeled("to card ", _rate(device.pcie_rx)) + _labeled("  from ", _rate(device.pcie_tx)))
+    others = [item for item in device.processes if item.pid != pid]
+    if others:
+        first = others[0]
+        who = one_line(first.name, 20) or f"process {first.pid}"
+        owner = f" of {one_line(first.owner, 16)}" if first.owner else ""
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+        found.append(_labeled("also on it: ", f"{who}{owner} {format_bytes(first.memory)}{more}"))
+    if device.power_limit_min_w is not None and device.power_limit_max_w is not None:
+        found.append(_labeled("limit can be ", f"{device.power_limit_min_w:.0f} to {device.power_limit_max_w:.0f} W"))
+    if device.temperature_slowdown_c is not None:
+        off = device.temperature_shutdown_c
+        ending = "" if off is None else f", off at {off:.0f}"
+        found.append(_labeled("slows down at ", f"{device.temperature_slowdown_c:.0f} °C{ending}"))
+    if device.memory_clock is not None:
+        found.append(_labeled("memory clock ", f"{format_count(device.memory_clock)} MHz"))
+    if len(device.fans) > 1:
+        found.append(_labeled("fans ", " ".join(map(_percent, device.fans)).lstrip()))
+    return found
+
+
+def _bus(device: Device) -> str:
+    """The link to the card, and the best that it could have where that is more under load: ``4.0 ×16``."""
+    now = _link(device.pcie_generation, device.pcie_width)
+    best = _link(device.pcie_generation_max, device.pcie_width_max)
+    return now if best in (now, "–") else f"{now} of {best}"
+
+
+def _link(generation: int | None, width: int | None) -> str:
+    return "–" if generation is None or width is None else f"{generation}.0 ×{width}"
+
+
+def _rate(value: float | None) -> str:
+    return ("–" if value is None else f"{format_bytes(value)}/s").rjust(9)
+
+
+def _lost(device: Device, name: str, width: int) -> Content:
+    head = f"{one_line(device.name, 40)}: " if width >= WIDE else ""
+    text = one_line(f"{head}{one_line(device.problem, 200)}", max(width - _NAME_WIDTH - 1, 8))
+    return Content.assemble((name.ljust(_NAME_WIDTH), "bold"), " ", (text, "$limit"))
+
+
+def _name(device: Device) -> str:
+    return "CPU" if device.kind == "cpu" else f"GPU {device.index}"
+
+
+def _has_memory_heat(device: Device) -> bool:
+    return device.memory_temperature_c is not None
+
+
+def _memory_heat(device: Device) -> Content:
+    value, limit = device.memory_temperature_c or 0.0, device.memory_temperature_limit_c
+    style = "$limit" if limit is not None and value >= limit else ""
+    return Content.assemble(("memory ", "$muted"), (f"{value:3.0f} °C", style))
+
+
+def _temperature(device: Device, width: int, glyphs: GlyphSet, *, wide: bool) -> Content:
     value, word = device.temperature_c, temperature_word(device)
     if value is None:
         return Content.assemble(("–", ""), (" °C", "$muted")) if not wide else Content.styled("temperature –", "$muted")
     limit = temperature_limit(device)
     # 30 °C is a cool idle; the part of the scale that matters is between it and the limit.
     meter = _bar((value - 30) / max(limit - 30, 1), width, glyphs, word)
-    ending = f" {word}, limit {limit:.0f}" if wide else f" {word}"
-    return Content.assemble(f"{value:3.0f} °C ", meter, (ending.ljust(21) if wide else ending, f"${WORD_COLORS[word]}"))
+    ending, color = f" {word}, limit {limit:.0f}".ljust(21), WORD_COLORS[word]
+    if not wide:
+        # There, no other line says it.
+        is_held = any(reason in HOT for reason in device.throttle_reasons)
+        told = HELD if is_held else word
+        ending = f" {told}".ljust(11) if width > NARROWEST else f" {_SHORT[told]}".ljust(6)
+        color = "near" if is_held and word == OK else color
+    return Content.assemble(f"{value:3.0f} °C ", meter, (ending, f"${color}"))
 
 
-def _memory(device: Device, name: str, width: int, glyphs: GlyphSet, wide: bool) -> Content:
+def _memory(device: Device, width: int, glyphs: GlyphSet, planned: PlannedMemory | None, *, wide: bool) -> Content:
+    name = "RAM" if device.kind == "cpu" else "VRAM"
     if device.memory_used is None or not device.memory_total:
         return Content.assemble((f"{name} ", "$muted"), "–")
     share, word = device.memory_used / device.memory_total, memory_word(device)
+    tick = tick_place(None if planned is None else planned.used / device.memory_total, width)
     text = f" {device.memory_used / 1e9:4.1f}/{device.memory_total / 1e9:.1f} GB"
     text += f" {share:4.0%}" if wide else ""
-    ending = "" if word == OK else f" {word}"
+    text += f"  plan {planned.bytes / 1e9:.1f}" if wide and planned is not None else ""
+    ending = f" {word}" if wide and word != OK else ""
     return Content.assemble(
-        (f"{name} ", "$muted"), _bar(share, width, glyphs, word), text, (ending, f"${WORD_COLORS[word]}")
+        (f"{name} ", "$muted"), _bar(share, width, glyphs, word, tick), text, (ending, f"${WORD_COLORS[word]}")
     )
 
 
-def _bar(share: float, width: int, glyphs: GlyphSet, word: str) -> Content:
+def _bar(share: float, width: int, glyphs: GlyphSet, word: str, tick: int | None = None) -> Content:
+    """A bar, with a mark in one of its cells."""
     full, empty = bar(share, width, glyphs)
     color = {NEAR: "$near", LIMIT: "$limit"}.get(word, "$meter-fill")
-    return Content.assemble((full, color), (empty, "$meter-track"))
+    if tick is None:
+        return Content.assemble((full, color), (empty, "$meter-track"))
+    filled = len(full)
+    cells = full + empty
+    return Content.assemble(
+        (cells[: min(tick, filled)], color),
+        (cells[filled:tick], "$meter-track"),
+        (glyphs.bar_tick, "bold"),
+        (cells[tick + 1 : filled], color),
+        (cells[max(tick + 1, filled) :], "$meter-track"),
+    )
 
 
 def _power(device: Device, *, short: bool = False) -> str:
     if device.power_w is None:
-        return "–" if short else "– W"
+        return "– W"
     if device.power_limit_w is None:
         return f"{device.power_w:3.0f} W"
-    return (
-        f"{device.power_w:.0f}/{device.power_limit_w:.0f} W"
-        if short
-        else f"{device.power_w:3.0f} W / {device.power_limit_w:.0f} W"
-    )
+    limit = f"{device.power_limit_w:.0f}"
+    used = f"{device.power_w:.0f}".rjust(len(limit))
+    return f"{used}/{limit} W" if short else f"{used} W / {limit} W"
 
 
 def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:.0f}%"
+    return ("–" if value is None else f"{value:.0f}%").rjust(4)
+
+
+def _cores(cores: Sequence[float], glyphs: GlyphSet) -> str:
+    """The load of each core as a bar between nothing and all of it."""
+    # The ends of the scale are drawn and cut off again: a bar is between the least and the greatest of its values.
+    return sparkline([0.0, *_spread(cores), 100.0], min(len(cores), _MOST_CORES) + 2, glyphs)[1:-1]
+
+
+def _spread(cores: Sequence[float]) -> list[float]:
+    count = min(len(cores), _MOST_CORES)
+    return [cores[round(place * (len(cores) - 1) / max(count - 1, 1))] for place in range(count)]
+
+
+def _of(used: int | None, total: int | None) -> str:
+    return "–" if used is None or not total else f"{used / 1e9:.1f}/{total / 1e9:.1f} GB"
+
+
+def _labeled(label: str, value: str) -> Content:
+    return Content.assemble((label, "$muted"), value)
+
+
+def _below(content: Content) -> Content:
+    return Content(" " * _NAME_WIDTH) + content
+
+
+def _fitting(pieces: Sequence[Content], width: int) -> Content:
+    """As many of the pieces as there is room for, the first ones first."""
+    return next(iter(_flowing(pieces, width, most=1)), Content(""))
+
+
+def _flowing(pieces: Sequence[Content], width: int, most: int = _DETAIL_LINES) -> list[Content]:
+    """Pieces in lines; one that has room in none is left out."""
+    lines: list[list[Content]] = []
+    for piece in pieces:
+        line = next((line for line in lines if _length(line) + 3 + piece.cell_length <= width), None)
+        if line is not None:
+            line.append(piece)
+        elif len(lines) < most and piece.cell_length <= width:
+            lines.append([piece])
+    return [Content("   ").join(line) for line in lines]
+
+
+def _length(pieces: Sequence[Content]) -> int:
+    return sum(piece.cell_length for piece in pieces) + 3 * max(len(pieces) - 1, 0)

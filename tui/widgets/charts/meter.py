@@ -25,6 +25,11 @@ def bar(fraction: float, width: int, glyphs: GlyphSet) -> tuple[str, str]:
     return glyphs.bar_full * full, glyphs.bar_empty * (width - full)
 
 
+def tick_place(fraction: float | None, width: int) -> int | None:
+    """The cell of a bar in which a mark stands; None where there is none, or it would be beyond the bar."""
+    return min(int(fraction * width), width - 1) if fraction is not None and 0 < fraction <= 1 else None
+
+
 def temperature_limit(device: Device) -> float:
     """The throttling temperature of a device, °C: its own where that is believable, else a usual one."""
     limit = device.temperature_limit_c

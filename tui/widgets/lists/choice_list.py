@@ -26,6 +26,10 @@ class ChoiceList(OptionList):
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id, markup=False)
 
+    def on_resize(self) -> None:
+        """Keep the highlighted entry in sight when a neighbor takes lines from the list."""
+        self.call_after_refresh(self.scroll_to_highlight)
+
     async def _on_click(self, event: events.Click) -> None:
         place = event.style.meta.get("option")
         if place is not None and place != self.highlighted and not self.options[place].disabled:

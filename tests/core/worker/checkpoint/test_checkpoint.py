@@ -23,7 +23,7 @@ from core.config.schema import MethodSection, TrainSection
 from core.errors import UserError
 from core.small_files import hash_file
 from core.worker.checkpoint import checkpoint as checkpoints
-from core.worker.model.adapters import attach_adapters
+from core.worker.model.adapters import attach_adapters, load_adapter
 from core.worker.model.model import load_model, trainable_parameters
 from core.worker.optim.optim import make_optimizer
 from tests.small_disk import small_disk
@@ -102,6 +102,26 @@ def test_restore_is_exact(tiny_model_dir: Path, tmp_path: Path, options: dict[st
     assert ([other.step() for _ in range(3)], np.random.random(), random.random()) == expected
     for mine, theirs in zip(trainable_parameters(original.model), trainable_parameters(other.model), strict=True):
         assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("fewer", [True, False])
+def test_adapters_on_other_layers_are_refused_by_name_and_can_be_used_as_they_are(
+    tiny_model_dir: Path, tmp_path: Path, fewer: bool
+) -> None:
+    few, more = ["q_proj"], ["q_proj", "v_proj"]
+    then, now = (few, more) if fewer else (more, few)
+    training = Training(tiny_model_dir, target_modules=then)
+    training.step()
+    saved = training.save(tmp_path, 1)
+    other = Training(tiny_model_dir, target_modules=now)
+    said = f"its adapters are on other layers; it {'lacks' if fewer else 'has'} .*v_proj"
+    with pytest.raises(UserError, match=said) as refusal:
+        checkpoints.restore(saved, model=other.model, optimizer=other.optimizer)
+    assert "can be exported and talked to as it is" in refusal.value.hint
+    base = load_model(tiny_model_dir, method="lora", precision="fp32", device="cpu").model
+    used = load_adapter(base, saved.adapter_path, trainable=False)
+    trained = training.model.state_dict()
+    assert all(torch.equal(value, trained[name]) for name, value in used.state_dict().items())
 
 
 def test_a_checkpoint_is_private_complete_and_says_what_it_is(saved: Path) -> None:

@@ -14,9 +14,10 @@ from core.memory.plan import Machine
 from core.memory.planner import arithmetic
 from core.worker.fused.install import fuse
 from core.worker.measure.layers import LayerPasses, Passes, SizedPass
-from core.worker.measure.skeleton import Skeleton, build_bare, build_skeleton, read_causal_lm
+from core.worker.measure.skeleton import Skeleton, build_bare, build_skeleton
 from core.worker.model.adapters import TRAINED, attach_adapters
 from core.worker.model.model import load_model
+from core.worker.model.text_part import described_causal_lm
 from tests.families.tiny import FAMILIES
 
 ROWS = 2
@@ -28,7 +29,7 @@ def config_of(**more: Any) -> Config:
 
 
 def bare_of(family: str) -> Any:
-    return build_bare(read_causal_lm(FAMILIES[family].config().to_dict(), family), torch.bfloat16, family)
+    return build_bare(described_causal_lm(FAMILIES[family].config().to_dict(), family), torch.bfloat16, family)
 
 
 def without_values(family: str, config: Config) -> Skeleton:
@@ -37,7 +38,7 @@ def without_values(family: str, config: Config) -> Skeleton:
 
 def with_values(family: str, config: Config, directory: Path) -> Skeleton:
     """The same of real tensors, loaded as a run does."""
-    causal = read_causal_lm(FAMILIES[family].config().to_dict(), family)
+    causal = described_causal_lm(FAMILIES[family].config().to_dict(), family)
     torch.manual_seed(0)
     causal.model_class._from_config(causal.config, dtype=torch.bfloat16).save_pretrained(directory)
     loaded = load_model(

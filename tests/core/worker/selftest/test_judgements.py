@@ -73,19 +73,6 @@ def test_readings_of_another_card_or_none_fail(changed: dict[str, object], said:
     assert said in detail
 
 
-def test_the_right_to_set_the_power_limit_is_read_not_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    status = tmp_path / "status"
-    for user, capabilities, allowed in (
-        (0, "000001ffffffffff", True),
-        (0, "00000000a80425fb", False),  # root of a container
-        (1000, "000001ffffffffff", False),
-        (1000, "0000000000000000", False),
-    ):
-        monkeypatch.setattr("os.geteuid", lambda user=user: user)
-        status.write_text(f"Name:\tpython\nCapEff:\t{capabilities}\n", encoding="ascii")
-        assert driver.may_set_power(status) is allowed
-
-
 def test_power_in_words() -> None:
     assert driver.describe_power(None, RIGHT) == "its power limit cannot be read"
     assert driver.describe_power(450, PowerRight(None, True)) == "power limit 450 W, which cannot be set"

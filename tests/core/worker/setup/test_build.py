@@ -27,6 +27,11 @@ from core.worker.setup import build as building
 from core.worker.setup import kept_layers, ready_model
 from core.worker.setup.build import Parts, build
 from tests.core.quantization.test_result import COST
+from tests.core.worker.measure.others import LLAMA_4
+from tests.families.tiny import write_model
+from tests.measured_here import measured_here
+
+__all__ = ["measured_here"]
 
 FULL = "CUDA out of memory. Tried to allocate 2.00 GiB."
 
@@ -182,3 +187,12 @@ def test_what_was_measured_before_is_taken_by_a_run(start: Start, monkeypatch: p
     assert not any(".layers.0." in name for name in quantized)
     assert start.recorder is not None
     assert start.recorder.run.config().model.keep_16bit == ["model.layers.0.*", "model.layers.2.*"]
+
+
+def test_experts_that_stay_in_16_bit_are_told(start: Start, tmp_path: Path) -> None:
+    start.base = str(write_model(LLAMA_4(), tmp_path / "llama4"))
+    parts = start()
+    (notice,) = start.notices("experts")
+    assert "The experts stay in 16 bit, where they take 197 kB" in notice.message
+    # Its routers return more than a layer does, and get no adapters.
+    assert not any("router" in name for name, _ in parts.loaded.model.named_parameters() if "lora_" in name)

@@ -47,7 +47,7 @@ from core.worker.model.model import (
     set_gradient_checkpointing,
     trainable_parameters,
 )
-from core.worker.model.text_part import choose_class
+from core.worker.model.text_part import described_causal_lm
 from core.worker.optim.optim import make_optimizer
 from core.worker.progress.state import TrainState
 from core.worker.setup import memory_decision as prediction
@@ -384,7 +384,7 @@ def test_adapters_on_experts_are_told(family: str, checkpointing: bool, model_of
 def test_parameters_are_those_of_transformers(name: str) -> None:
     """Of models as large as they are, built without memory; saved buffers count, as they are in the files."""
     config, parameters = published.PARAMETERS[name]
-    model = choose_class(AutoConfig.for_model(**config), config, name).build()
+    model = described_causal_lm(config, name).build()
     saved = {id(tensor): tensor for tensor in model.state_dict(keep_vars=True).values()}
     assert sum(tensor.numel() for tensor in saved.values()) == parameters
     assert read_architecture(config, name).parameters == parameters
@@ -395,7 +395,7 @@ def test_parameters_are_those_of_transformers(name: str) -> None:
 def test_adapters_are_those_that_peft_puts_there(name: str, targets: Any) -> None:
     config = dict(published.PARAMETERS[name][0])
     method = Config.model_validate({"data": {"train": "x"}, "method": {"rank": 4, "target_modules": targets}}).method
-    model = choose_class(AutoConfig.for_model(**config), config, name).build()
+    model = described_causal_lm(config, name).build()
     with torch.device("meta"):
         model.requires_grad_(False)
         adapted = attach_adapters(model, method, seed=0)

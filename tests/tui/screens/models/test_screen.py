@@ -14,6 +14,8 @@ from textual.pilot import Pilot
 from core import paths
 from core.config.document import ConfigDocument
 from core.models.find import STARTER_NAME, find_model
+from core.models.inspection import ModelFacts
+from core.models.places import FoundModel
 from core.runs.model_catalog import ModelCatalog
 from tests.core.hub.fake_hub import FakeHub, Repository, running_hub
 from tests.core.models.spoiling import copy_model, edit_json
@@ -22,6 +24,7 @@ from tests.tui.harness import ShellApp, screen_text, wait_for
 from tui.screens.fetch import FetchDialog
 from tui.screens.models.screen import ModelScreen
 from tui.widgets.forms.safe_input import SafeInput
+from tui.widgets.lists.choice_list import ChoiceList
 
 PATIENCE = 60
 DIGEST = "cd" * 32
@@ -353,3 +356,30 @@ async def test_without_a_network_there_is_one_sentence(work: Path, monkeypatch: 
             monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
             monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     assert app.answers == []
+
+
+@pytest.mark.parametrize("size", [(60, 20), (80, 24), (200, 50)])
+async def test_a_long_reason_is_told_whole_and_the_model_under_the_cursor_stays_in_sight(
+    work: Path, tiny_model_dir: Path, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(24):
+        copy_model(tiny_model_dir, work / f"model-{number:02}")
+    reason = " ".join(f"reason{number}" for number in range(36))
+
+    def read(_catalog: ModelCatalog, model: FoundModel) -> ModelFacts:
+        return ModelFacts(flaw=reason, hint="Take another.") if model.name == "model-23" else ModelFacts()
+
+    monkeypatch.setattr(ModelCatalog, "read", read)
+    app = Chooser(ConfigDocument('model.base = "model-22"\n', work / "a.toml"))
+    async with app.run_test(size=size) as pilot:
+        await read_all(pilot)
+        before = app.screen.query_one(ChoiceList).size.height
+        # The last model in the list, whose reason takes lines from the list that it is at the end of.
+        await pilot.press(*["down"] * 30)
+        await wait_for(pilot, lambda: "reason35" in screen_text(app) and "Take another." in screen_text(app))
+        await wait_for(pilot, lambda: "▸" in line_of(pilot, "model-23 "))
+        assert all(f"reason{number}" in screen_text(app) for number in range(36))
+        assert size[1] > 24 or app.screen.query_one(ChoiceList).size.height < before
+        await pilot.press("up")
+        await wait_for(pilot, lambda: app.screen.query_one(ChoiceList).size.height == before)
+        assert "▸" in line_of(pilot, "model-22 ")

@@ -1,0 +1,113 @@
+"""Checks of the meters: what of heat, power and load can be read on this machine, and what not."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from core.commands.checks.finding import Finding
+from core.hardware.amd import AmdSource
+from core.hardware.cpu import Cpu
+from core.hardware.power import changed_limits, may_set_power, set_command
+from core.hardware.rapl import POWERCAP, Rapl
+from core.hardware.snapshot import Device
+from core.units import format_bytes
+
+#: What a card may report, in words, by the fields that tell it.
+_METERS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("temperature", ("temperature_c",)),
+    ("where it slows down", ("temperature_limit_c",)),
+    ("where it shuts down", ("temperature_shutdown_c",)),
+    ("memory temperature", ("memory_temperature_c",)),
+    ("memory in use", ("memory_used",)),
+    ("utilization", ("utilization",)),
+    ("power", ("power_w",)),
+    ("power limit", ("power_limit_w",)),
+    ("clocks", ("clock", "memory_clock")),
+    ("fans", ("fan",)),
+    ("PCIe link", ("pcie_generation", "pcie_width")),
+    ("energy counter", ("energy_j",)),
+)
+_COUNTERS = "/sys/class/powercap/intel-rapl:*/energy_uj"
+#: The sentence for those who come with a Mac.
+APPLE = (
+    "Training on Apple's GPUs is not supported: 4-bit training needs CUDA here, and what PyTorch and bitsandbytes do "
+    "on Metal is neither built in nor tried."
+)
+_APPLE_HINT = "Use a Linux machine with an NVIDIA card, over SSH from this one; 'ssh' is all that it takes here."
+_AMD_HINT = "Runs go to the CPU (docs/gpu.md). These meters were tried with made-up files only, never on a card."
+
+
+def check_platform(platform: str = sys.platform) -> list[Finding]:
+    """Check that this is a system that the program is made for; no finding on Linux."""
+    if platform == "darwin":
+        return [Finding("apple", "fail", APPLE, _APPLE_HINT)]
+    return []
+
+
+def check_card_meters(device: Device) -> list[Finding]:
+    """The findings about the meters of an NVIDIA card, and about its power limit."""
+    if device.problem:
+        return []
+    name = f"gpu {device.index}"
+    missing = missing_meters(device)
+    said = f"all but {', '.join(missing)}" if missing else "all"
+    what = f"{said} can be read; errors of the card (Xid) are told while a run is on"
+    found = [Finding(f"{name} meters", "ok", what)]
+    low, high = device.power_limit_min_w, device.power_limit_max_w
+    if low is not None and high is not None:
+        who = "this user may set" if may_set_power() else "root alone may set"
+        what = f"{who} the power limit, from {low:.0f} to {high:.0f} W"
+        hint = "" if may_set_power() else f"For less heat: {set_command(device.index, max(low, round(0.75 * high)))}"
+        found.append(Finding(f"{name} power", "ok", what, hint))
+    before = changed_limits().get(device.uuid)
+    if before is not None and device.power_limit_w is not None and abs(before - device.power_limit_w) >= 1:
+        what = f"the power limit is {device.power_limit_w:.0f} W, and was {before:.0f} W before a run changed it"
+        hint = f"If no run is on, put it back: {set_command(device.index, before)}"
+        found.append(Finding(f"{name} limit", "warn", what, hint))
+    return found
+
+
+def missing_meters(device: Device) -> list[str]:
+    """The meters that a device does not report, in words."""
+    return [words for words, fields in _METERS if all(getattr(device, field) is None for field in fields)]
+
+
+def check_amd(source: AmdSource | None = None) -> list[Finding]:
+    """The findings about AMD's cards; none where there are none."""
+    found = []
+    for device in (source or AmdSource()).read():
+        parts = [device.name]
+        if device.temperature_c is not None:
+            limit = f" (slows down at {device.temperature_limit_c:.0f})" if device.temperature_limit_c else ""
+            parts.append(f"{device.temperature_c:.0f} °C{limit}")
+        if device.power_w is not None:
+            parts.append(f"{device.power_w:.0f} W")
+        if device.memory_total:
+            parts.append(f"{format_bytes(device.memory_used)} of {format_bytes(device.memory_total)} in use")
+        if missing := missing_meters(device):
+            parts.append(f"not reported: {', '.join(missing)}")
+        what = f"{', '.join(parts)}; training on AMD's cards is not supported yet"
+        found.append(Finding(f"amd {device.index}", "warn", what, _AMD_HINT))
+    return found
+
+
+def check_cpu_meters(cpu: Device | None = None, root: Path = POWERCAP) -> Finding:
+    """The finding about the meters of the processor.
+
+    Args:
+        cpu: The CPU as it was read; None: read now.
+        root: The directory of the counters of energy.
+    """
+    device = cpu if cpu is not None else Cpu(Rapl(root)).device()
+    heat = "its temperature can be read" if device.temperature_c is not None else "there is no sensor of its heat here"
+    if device.energy_j is not None:
+        return Finding("cpu meters", "ok", f"{heat}, and so can its power")
+    if not any(root.glob("intel-rapl:*/energy_uj")):
+        return Finding("cpu meters", "ok", f"{heat}; it counts no energy (RAPL) here")
+    what = f"{heat}; its energy (RAPL) root alone may read"
+    hint = (
+        f"Until the next boot: sudo chmod a+r {_COUNTERS}. From then on every program here can learn from it what "
+        "others compute (CVE-2020-8694)."
+    )
+    return Finding("cpu meters", "ok", what, hint)

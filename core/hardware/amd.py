@@ -1,0 +1,225 @@
+"""AMD GPUs, read from the files of the ``amdgpu`` driver under ``/sys``, which everybody may read.
+
+Not through the package ``amdsmi``: it binds ROCm's library, raises a KeyError on import where that is missing, and has
+little that these files do not. Units and names: the kernel's *Interfaces exposed by amdgpu*
+(docs.kernel.org/gpu/amdgpu/thermal.html) and hwmon's (docs.kernel.org/hwmon/sysfs-interface.html).
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from pathlib import Path
+
+from core.hardware.nvml_card import MOST_PROCESSES, named, plausible_limit
+from core.hardware.snapshot import Device, GpuProcess
+from core.text import one_line
+
+_VENDOR = "0x1002"
+#: Memory in bytes below which it is the graphics of a processor, which nobody trains on.
+_LEAST_MEMORY = 2 << 30
+#: Where the kernel's names of devices may be.
+_PCI_NAMES = ("usr/share/hwdata/pci.ids", "usr/share/misc/pci.ids")
+#: GT/s of a lane, by generation of PCIe.
+_SPEEDS = {2.5: 1, 5.0: 2, 8.0: 3, 16.0: 4, 32.0: 5, 64.0: 6}
+#: The sensor that throttles first, best first: the hottest spot, else the edge of the die.
+_SENSORS = ("junction", "edge")
+#: Throttling in the driver's table of metrics, version 1.3 (RDNA 2 and 3, CDNA): place, and bits that mean the same.
+_METRICS_VERSION, _THROTTLE_PLACE = (1, 3), 112
+_THROTTLING: tuple[tuple[int, str], ...] = (
+    (0x0000_0000_0000_00FF, "power cap"),
+    (0x0000_0000_00FF_0000, "current limit"),
+    (0x0000_0004_0000_0000, "memory temperature"),
+    (0x0000_003B_0000_0000, "thermal slowdown"),
+    (0x0000_3FC0_0000_0000, "voltage regulator temperature"),
+    (0x0000_C000_0000_0000, "hardware thermal slowdown"),
+)
+
+
+class AmdSource:
+    """AMD's cards by the system's files. They never hang for long, and one that is gone has lost its files.
+
+    Args:
+        root: The root of the file system, of another tree in tests.
+    """
+
+    reason = ""
+
+    def __init__(self, root: Path = Path("/")) -> None:
+        self._root = root
+        self._names: dict[Path, str] = {}
+
+    def read(self, only: str | None = None) -> list[Device]:
+        """The cards in their current state; ``only`` is the UUID of one."""
+        cards = enumerate(find_cards(self._root))
+        return [self._device(index, path) for index, path in cards if only in (None, uuid_of(path))]
+
+    def _device(self, index: int, path: Path) -> Device:
+        sensors = _sensors(path)
+        chip = _chip(path)
+        temperature, limit, shutdown = next((sensors[name] for name in _SENSORS if name in sensors), (None, None, None))
+        memory_temperature, memory_limit, _ = sensors.get("mem", (None, None, None))
+        used, total = _whole(path / "mem_info_vram_used"), _whole(path / "mem_info_vram_total")
+        fans = _fans(chip)
+        if path not in self._names:
+            self._names[path] = _name(path, self._root)
+        return Device(
+            index=index,
+            kind="rocm",
+            name=self._names[path],
+            uuid=uuid_of(path),
+            temperature_c=temperature,
+            temperature_limit_c=limit,
+            temperature_slowdown_c=limit,
+            temperature_shutdown_c=shutdown,
+            temperature_margin_c=None if temperature is None or limit is None else limit - temperature,
+            memory_temperature_c=memory_temperature,
+            memory_temperature_limit_c=memory_limit,
+            memory_used=used,
+            memory_total=total,
+            utilization=_scaled(path / "gpu_busy_percent", 1),
+            # Newer cards report the present power only, older ones its mean.
+            power_w=_scaled(chip / "power1_average", 1e6) or _scaled(chip / "power1_input", 1e6),
+            power_limit_w=_scaled(chip / "power1_cap", 1e6),
+            power_limit_min_w=_scaled(chip / "power1_cap_min", 1e6),
+            power_limit_max_w=_scaled(chip / "power1_cap_max", 1e6),
+            fan=max(fans, default=None),
+            fans=fans,
+            clock=_clock(path / "pp_dpm_sclk", chip / "freq1_input"),
+            memory_clock=_clock(path / "pp_dpm_mclk", chip / "freq2_input"),
+            pcie_generation=_generation(path / "current_link_speed"),
+            pcie_width=_whole(path / "current_link_width"),
+            pcie_generation_max=_generation(path / "max_link_speed"),
+            pcie_width_max=_whole(path / "max_link_width"),
+            energy_j=_scaled(chip / "energy1_input", 1e6),
+            throttle_reasons=_throttle_reasons(path / "gpu_metrics"),
+            processes=_processes(path, self._root),
+        )
+
+
+def find_cards(root: Path = Path("/")) -> list[Path]:
+    """The directories of AMD's cards that are fit to train on, in the order of the bus."""
+    found = []
+    for card in (root / "sys/class/drm").glob("card*"):
+        device = card / "device"
+        if not re.fullmatch(r"card\d+", card.name) or _text(device / "vendor") != _VENDOR:
+            continue
+        if (_whole(device / "mem_info_vram_total") or 0) >= _LEAST_MEMORY:
+            found.append(device)
+    return sorted(found, key=lambda device: device.resolve().name)
+
+
+def uuid_of(device: Path) -> str:
+    """A name that stays with the card: of its own number, else of its place on the bus."""
+    number = _text(device / "unique_id")
+    return f"AMD-{number}" if number.strip("0") else f"AMD-{device.resolve().name}"
+
+
+def power_cap_of(device: Path) -> Path:
+    """The file that holds a card's power limit, in millionths of a watt."""
+    return _chip(device) / "power1_cap"
+
+
+def _chip(device: Path) -> Path:
+    return next(iter(sorted((device / "hwmon").glob("hwmon*"))), device / "hwmon")
+
+
+def _sensors(device: Path) -> dict[str, tuple[float | None, float | None, float | None]]:
+    """Temperature, limit and shutdown in °C, by the sensor's label."""
+    chip = _chip(device)
+    found: dict[str, tuple[float | None, float | None, float | None]] = {}
+    for place in range(1, 4):
+        temperature = _scaled(chip / f"temp{place}_input", 1000)
+        limits = [_scaled(chip / f"temp{place}_{kind}", 1000) for kind in ("crit", "emergency")]
+        limit, shutdown = (None if value is None else plausible_limit(value) for value in limits)
+        if temperature is not None:
+            # Cards before Vega have one sensor without a label.
+            found[_text(chip / f"temp{place}_label") or "edge"] = (temperature, limit, shutdown)
+    return found
+
+
+def _fans(chip: Path) -> list[float]:
+    """Fan speeds in percent: what the driver asks for of 255, else revolutions of the most."""
+    asked = _scaled(chip / "pwm1", 2.55)
+    if asked is not None:
+        return [round(asked)]
+    turns, most = _whole(chip / "fan1_input"), _whole(chip / "fan1_max")
+    return [round(100 * turns / most)] if turns is not None and most else []
+
+
+def _clock(levels: Path, frequency: Path) -> float | None:
+    """A clock in MHz: the one in use now, else the level that has a star."""
+    if (hertz := _scaled(frequency, 1e6)) is not None:
+        return hertz
+    match = re.search(r"(\d+)\s*Mhz\s*\*", _text(levels), re.IGNORECASE)
+    return float(match[1]) if match else None
+
+
+def _generation(path: Path) -> int | None:
+    match = re.match(r"(\d+(?:\.\d+)?)", _text(path))
+    return _SPEEDS.get(float(match[1])) if match else None
+
+
+def _throttle_reasons(path: Path) -> list[str]:
+    """Reasons for throttling by the driver's table of metrics, whose layout is known for one version."""
+    try:
+        table = path.read_bytes()
+    except OSError:
+        return []
+    if len(table) < _THROTTLE_PLACE + 8 or tuple(table[2:4]) != _METRICS_VERSION:
+        return []
+    (bits,) = struct.unpack_from("<Q", table, _THROTTLE_PLACE)
+    # All ones: the driver has no such figure for this card.
+    return [words for mask, words in _THROTTLING if bits & mask] if bits != (1 << 64) - 1 else []
+
+
+def _processes(device: Path, root: Path) -> list[GpuProcess]:
+    """The processes that compute on a card, most memory first; none where the driver for computing is not loaded."""
+    number = _compute_number(device, root)
+    found = []
+    for path in (root / "sys/class/kfd/kfd/proc").glob("*") if number else ():
+        if path.name.isdecimal() and (memory := _whole(path / f"vram_{number}")):
+            found.append(GpuProcess(int(path.name), memory))
+    found.sort(key=lambda item: -(item.memory or 0))
+    return [named(item) for item in found[:MOST_PROCESSES]]
+
+
+def _compute_number(device: Path, root: Path) -> str:
+    """The number that the driver for computing gives a card, found by the node under ``/dev/dri`` that both name."""
+    minors = {path.name.removeprefix("renderD") for path in (device / "drm").glob("renderD*")}
+    for node in (root / "sys/class/kfd/kfd/topology/nodes").glob("*"):
+        match = re.search(r"^drm_render_minor (\d+)$", _text(node / "properties"), re.MULTILINE)
+        if match and match[1] in minors:
+            return _text(node / "gpu_id")
+    return ""
+
+
+def _name(device: Path, root: Path) -> str:
+    """The card's name: its own, else that of the list of PCI devices, else its number."""
+    own = _text(device / "product_name")
+    if own:
+        return one_line(own if own.startswith("AMD") else f"AMD {own}", 80)
+    number = _text(device / "device").removeprefix("0x").lower()
+    for place in _PCI_NAMES:
+        match = re.search(rf"^1002 .*?^\t{number}  ([^\n]+)", _text(root / place), re.MULTILINE | re.DOTALL)
+        if match and number:
+            inside = re.search(r"\[([^\]]+)\]", match[1])
+            return one_line(f"AMD {inside[1] if inside else match[1]}", 80)
+    return f"AMD GPU {number}".strip()
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def _whole(path: Path) -> int | None:
+    text = _text(path)
+    return int(text) if re.fullmatch(r"-?\d{1,18}", text, re.ASCII) else None
+
+
+def _scaled(path: Path, divisor: float) -> float | None:
+    number = _whole(path)
+    return None if number is None else round(number / divisor, 3)

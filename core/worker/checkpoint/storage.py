@@ -1,0 +1,132 @@
+"""Storage of the base that a run goes on with: the layers that were in 16 bit when its checkpoint was written.
+
+Which layers of a 4-bit base stay in 16 bit is a choice of the version that loads it. A run goes on with the base that
+it began with: a checkpoint lists these layers, and they are loaded so, whatever is chosen for new runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from core.config.schema import Config
+from core.config.sixteen_bit import ALWAYS, kept_patterns, stays_16bit
+from core.errors import UserError
+from core.text import one_line
+from core.worker.checkpoint.checkpoint import Checkpoint
+from core.worker.model.storage import has_4bit_experts, layers_4bit, layers_16bit
+
+#: The key of a manifest; its value is null where nothing is in 4 bits.
+KEY = "layers_16bit"
+#: Names that a sentence has at most.
+_SHOWN = 3
+_ANOTHER_VERSION = (
+    "Go on with the version that began the run, or begin a new one; what it has learned can be exported and talked to "
+    "as it is."
+)
+_ANOTHER_PACKAGE = (
+    "Put mamba-ssm and transformers back as they were, or begin a new run; what it has learned can be exported and "
+    "talked to as it is."
+)
+
+
+@dataclass(frozen=True)
+class Storage:
+    """What is left in 16 bit when a base is loaded in 4 bits.
+
+    Args:
+        keep: Names and patterns that the run asks for.
+        always: Names that stay so besides.
+    """
+
+    keep: tuple[str, ...]
+    always: tuple[str, ...] = ALWAYS
+
+
+def storage_of(config: Config, found: Checkpoint | None) -> Storage:
+    """What the base of a run has in 16 bit.
+
+    Args:
+        config: Of the run.
+        found: The checkpoint that it goes on from; None at its beginning.
+
+    Raises:
+        UserError: If the checkpoint's list is none.
+    """
+    keep = kept_patterns(config.model.keep_16bit)
+    if found is None or config.method.name != "qlora":
+        return Storage(keep)
+    if (recorded := _recorded(found)) is not None:
+        return Storage(tuple(recorded), ())
+    # Not recorded: an earlier version, in which every layer but the head was in 4 bits, and experts were not.
+    return Storage(keep) if _is_as_now(config) else Storage((), ())
+
+
+def storage_facts(config: Config, model: Any) -> dict[str, Any]:
+    """What a checkpoint's manifest says of the base.
+
+    Args:
+        config: Of the run.
+        model: That is trained.
+    """
+    return {KEY: layers_16bit(model) if config.method.name == "qlora" else None}
+
+
+def check_storage(found: Checkpoint, config: Config, model: Any) -> str:
+    """Refuse a base that is not stored as that of a checkpoint.
+
+    Args:
+        found: The checkpoint.
+        config: Of the run.
+        model: Loaded as :func:`storage_of` says, with its adapters.
+
+    Returns:
+        A sentence that says in what its base is another than that of a new run; empty where it is none.
+
+    Raises:
+        UserError: If it is another.
+    """
+    if config.method.name != "qlora":
+        return ""
+    name, quantized, recorded = found.path.name, layers_4bit(model), _recorded(found)
+    if recorded is not None:
+        before, here = set(recorded), set(layers_16bit(model))
+        for others, was, now in ((before - here, "16 bit", "4 bits"), (here - before, "4 bits", "16 bit")):
+            if others:
+                message = f"{name} was trained on a base with {_tell(sorted(others))} in {was}, now in {now} or gone."
+                raise UserError(message, _ANOTHER_PACKAGE)
+    elif has_4bit_experts(model) and not _is_as_now(config):
+        raise UserError(
+            f"{name} does not say that its experts were in 4 bits, as they are now: earlier versions had them in 16.",
+            _ANOTHER_VERSION,
+        )
+    if changed := [layer for layer in quantized if stays_16bit(layer)]:
+        return f"As before, {_tell(changed)} are in 4 bits; a new run has them in 16."
+    return ""
+
+
+def _is_as_now(config: Config) -> bool:
+    """Whether a run has options that came after the choice of what stays in 16 bit, as it is now."""
+    return bool(kept_patterns(config.model.keep_16bit)) or config.method.target_experts != "auto"
+
+
+def _recorded(found: Checkpoint) -> list[str] | None:
+    """The list in a manifest; None where there is none.
+
+    Raises:
+        UserError: If it is something else.
+    """
+    value = found.manifest.get(KEY)
+    if value is None:
+        return None
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise UserError(f"{found.path.name}: {KEY} in its manifest is no list of names.", "Take the checkpoint before.")
+    return value
+
+
+def _tell(names: Sequence[str]) -> str:
+    """Names without their layers' numbers, each once: ``linear_attn.in_proj_a``."""
+    ends = list(dict.fromkeys(one_line(".".join(name.split(".")[-2:]), 80) for name in names))
+    shown = ", ".join(ends[:_SHOWN])
+    return shown if len(ends) <= _SHOWN else f"{shown} and {len(ends) - _SHOWN} more"

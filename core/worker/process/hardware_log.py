@@ -1,0 +1,174 @@
+"""The hardware in a run's record: samples of the devices, and notices of what happens to them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from core.hardware.sampler import Sampler
+from core.hardware.snapshot import Device, Host
+from core.hardware.xid import explain_xid
+from core.runs.events import HardwareEvent
+
+#: Seconds between two samples while nothing changes, and while the meters move. A card warms by a degree in seconds and
+#: its fans take minutes: 10 s show every turn of such a curve, and make half a megabyte of record in an hour.
+STEADY_SECONDS, MOVING_SECONDS = 10.0, 5.0
+#: What counts as moving: degrees, a share of the memory, a share of the power limit, points of utilization.
+_DEGREES, _MEMORY_SHARE, _POWER_SHARE, _POINTS = 2.0, 0.01, 0.1, 20.0
+#: Share of the machine's memory that is recorded at once: where the kernel kills a run for want of memory, the last
+#: record is what tells it.
+_HOST_SHARE = 0.02
+#: Seconds without an answer of a driver after which that is told.
+SILENT_SECONDS = 15.0
+#: Seconds between two notices of the same Xid of a card: a program that fails again and again makes hundreds.
+XID_SECONDS = 60.0
+
+Notice = Callable[[str, str, str, str], None]
+
+
+class HardwareLog:
+    """The samples and notices of one run.
+
+    Args:
+        sampler: The sampler of the devices.
+        event: Writes an event.
+        notice: Writes a notice of a level, a code, a message and a hint.
+        clock: Seconds on a clock that is not set.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        event: Callable[[HardwareEvent], None],
+        notice: Notice,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._sampler, self._event, self._clock = sampler, event, clock
+        self._news = DeviceNews(notice)
+        self._recorded: list[Device] = []
+        self._host: Host | None = None
+        self._moment: float | None = None
+
+    def tick(self) -> None:
+        """Look at the newest reading: tell what is new, and record it when it is time to."""
+        devices = self._sampler.latest()
+        self._news.tell(devices)
+        since = None if self._moment is None else self._clock() - self._moment
+        host = self._sampler.host()
+        if host is not None and (_has_filled(self._host, host) or is_due(self._recorded, devices, since)):
+            self._record(devices)
+
+    def close(self) -> None:
+        """Record the last reading, so that the energy is that of the whole run."""
+        if self._sampler.host() is not None:
+            self._record(self._sampler.latest())
+
+    def _record(self, devices: list[Device]) -> None:
+        host = self._sampler.host()
+        self._recorded, self._host, self._moment = devices, host, self._clock()
+        self._event(
+            HardwareEvent(
+                devices=[device.to_dict() for device in devices],
+                energy_wh=self._sampler.energy_wh,
+                host_memory_used=host.ram_used if host else None,
+                host_memory_total=host.ram_total if host else None,
+                host=host.to_dict() if host else None,
+            )
+        )
+
+
+class DeviceNews:
+    """What is told of devices in words, each once: an error, a card that is lost or back, a driver that is silent.
+
+    Args:
+        notice: Writes a notice of a level, a code, a message and a hint.
+    """
+
+    def __init__(self, notice: Notice) -> None:
+        self._notice = notice
+        self._lost: set[tuple[str, int]] = set()
+        self._silent: set[tuple[str, int]] = set()
+        self._told: dict[tuple[int, int], float] = {}
+
+    def tell(self, devices: Sequence[Device]) -> None:
+        """Tell what is new."""
+        for device in devices:
+            self._tell_xids(device)
+            self._tell_loss(device)
+            self._tell_silence(device)
+
+    def _tell_xids(self, device: Device) -> None:
+        for xid in device.xid:
+            key = device.index, xid.code
+            before = self._told.get(key)
+            if before is not None and xid.t - before < XID_SECONDS:
+                continue
+            self._told[key] = xid.t
+            meaning = explain_xid(xid.code)
+            message = f"GPU {device.index} reports Xid {xid.code}: {meaning.words}."
+            self._notice(meaning.level, f"xid_{xid.code}", message, meaning.hint)
+
+    def _tell_loss(self, device: Device) -> None:
+        key, name = (device.kind, device.index), f"GPU {device.index}, {device.name},"
+        if device.problem and key not in self._lost:
+            self._lost.add(key)
+            hint = "The meters stand still until it can be; training goes on as long as CUDA does."
+            self._notice("warning", "gpu_lost", f"{name} cannot be read: {device.problem}.", hint)
+        elif not device.problem and key in self._lost:
+            self._lost.discard(key)
+            self._notice("info", "gpu_back", f"{name} can be read again.", "")
+
+    def _tell_silence(self, device: Device) -> None:
+        key, age = (device.kind, device.index), device.age_s or 0.0
+        if age >= SILENT_SECONDS and key not in self._silent:
+            self._silent.add(key)
+            message = f"The driver of {device.name} has not answered for {age:.0f} s; the meters show its last values."
+            self._notice("warning", "driver_silent", message, "If it stays so, look for 'Xid' in 'sudo dmesg'.")
+        elif device.age_s is None and key in self._silent:
+            self._silent.discard(key)
+            self._notice("info", "driver_answers", f"The driver of {device.name} answers again.", "")
+
+
+def is_due(recorded: Sequence[Device], devices: Sequence[Device], since: float | None) -> bool:
+    """Whether a reading is to be recorded.
+
+    Args:
+        recorded: The devices as last recorded.
+        devices: The devices now.
+        since: Seconds since the last record; None where there is none.
+    """
+    if since is None or since >= STEADY_SECONDS or len(recorded) != len(devices):
+        return True
+    pairs = list(zip(recorded, devices, strict=True))
+    if any(_state(before) != _state(after) for before, after in pairs):
+        return True
+    return since >= MOVING_SECONDS and any(_has_moved(before, after) for before, after in pairs)
+
+
+def _has_filled(before: Host | None, after: Host) -> bool:
+    """Whether the memory of the machine is another than was recorded."""
+    least = (after.ram_total or 0) * _HOST_SHARE
+    return before is not None and least > 0 and _apart(before.ram_used, after.ram_used, least)
+
+
+def _state(device: Device) -> tuple[object, ...]:
+    """What is recorded at once when it changes."""
+    return device.uuid, device.problem, device.age_s is None, len(device.xid), device.power_limit_w
+
+
+def _has_moved(before: Device, after: Device) -> bool:
+    memory, power = (after.memory_total or 1) * _MEMORY_SHARE, (after.power_limit_w or 100.0) * _POWER_SHARE
+    return (
+        _apart(before.temperature_c, after.temperature_c, _DEGREES)
+        or _apart(before.memory_temperature_c, after.memory_temperature_c, _DEGREES)
+        or _apart(before.memory_used, after.memory_used, memory)
+        or _apart(before.power_w, after.power_w, power)
+        or _apart(before.utilization, after.utilization, _POINTS)
+        or before.throttle_reasons != after.throttle_reasons
+    )
+
+
+def _apart(before: float | None, after: float | None, least: float) -> bool:
+    if before is None or after is None:
+        return before is not after
+    return abs(after - before) >= least

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from core.commands.checks.meters import APPLE, check_amd, check_card_meters, check_cpu_meters, check_platform
+from core.hardware.amd import AmdSource
+from core.hardware.snapshot import Device
+from tests.core.hardware.amd_tree import CARD, make_card
+
+NVIDIA = Device(
+    index=1,
+    kind="cuda",
+    name="RTX 4090",
+    uuid="GPU-1",
+    temperature_c=71.0,
+    temperature_limit_c=87.0,
+    memory_used=1,
+    utilization=1.0,
+    power_w=300.0,
+    power_limit_w=280.0,
+    power_limit_min_w=150.0,
+    power_limit_max_w=480.0,
+    clock=1.0,
+    fan=0.0,
+    pcie_generation=4,
+    energy_j=1.0,
+)
+
+
+@pytest.fixture(autouse=True)
+def _home(private_home: Path) -> None:
+    """Records of limits are in the home."""
+
+
+def test_what_a_card_does_not_report_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("core.commands.checks.meters.may_set_power", lambda: False)
+    meters, power = check_card_meters(NVIDIA)
+    assert meters.name == "gpu 1 meters"
+    assert meters.what.startswith("all but where it shuts down, memory temperature can be read")
+    assert power.what == "root alone may set the power limit, from 150 to 480 W"
+    assert power.hint == "For less heat: sudo nvidia-smi -i 1 -pl 360"
+    monkeypatch.setattr("core.commands.checks.meters.may_set_power", lambda: True)
+    power = check_card_meters(NVIDIA)[1]
+    assert (power.what, power.hint) == ("this user may set the power limit, from 150 to 480 W", "")
+    assert check_card_meters(replace(NVIDIA, problem="gone")) == []
+
+
+def test_a_limit_that_a_run_left_is_told(private_home: Path) -> None:
+    (private_home / "power").mkdir(parents=True)
+    (private_home / "power/GPU-1.json").write_text(json.dumps({"uuid": "GPU-1", "watts": 450.0}))
+    finding = check_card_meters(NVIDIA)[-1]
+    assert finding.status == "warn"
+    assert finding.what == "the power limit is 280 W, and was 450 W before a run changed it"
+    assert finding.hint.endswith("sudo nvidia-smi -i 1 -pl 450")
+    # It was put back by other means.
+    assert [item.status for item in check_card_meters(replace(NVIDIA, power_limit_w=450.0))] == ["ok", "ok"]
+
+
+def test_amds_cards_are_said_to_be_untried(tmp_path: Path) -> None:
+    make_card(tmp_path, {**CARD, "product_name": "Radeon RX 7900 XTX"})
+    (finding,) = check_amd(AmdSource(tmp_path))
+    assert finding.status == "warn"
+    assert finding.what == (
+        "AMD Radeon RX 7900 XTX, 83 °C (slows down at 110), 301 W, 19.3 GB of 25.8 GB in use, not reported: "
+        "energy counter; training on AMD's cards is not supported yet"
+    )
+    assert "made-up files only" in finding.hint
+    assert check_amd(AmdSource(tmp_path / "nothing")) == []
+
+
+def test_the_processors_counters(tmp_path: Path) -> None:
+    cpu = Device(index=0, kind="cpu", name="CPU", temperature_c=50.0)
+    assert check_cpu_meters(cpu, tmp_path).what == "its temperature can be read; it counts no energy (RAPL) here"
+    counter = tmp_path / "intel-rapl:0/energy_uj"
+    counter.parent.mkdir()
+    counter.write_text("5\n")
+    finding = check_cpu_meters(replace(cpu, temperature_c=None), tmp_path)
+    assert finding.what == "there is no sensor of its heat here; its energy (RAPL) root alone may read"
+    assert "CVE-2020-8694" in finding.hint
+    assert check_cpu_meters(replace(cpu, energy_j=0.0), tmp_path).what.endswith("and so can its power")
+
+
+def test_a_mac_is_told_why_not() -> None:
+    assert [finding.what for finding in check_platform("darwin")] == [APPLE]
+    assert check_platform("linux") == []

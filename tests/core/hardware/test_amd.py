@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from core.hardware.amd import AmdSource, find_cards, uuid_of
+from core.hardware.sampler import GpuReader
+from core.hardware.snapshot import Device, GpuProcess
+from tests.core.hardware.amd_tree import CARD, PLACE, make_card, make_processes, metrics
+
+CHIP = "hwmon/hwmon4/"
+
+
+def read(root: Path) -> Device:
+    (device,) = AmdSource(root).read()
+    return device
+
+
+def test_a_card_that_reports_everything(tmp_path: Path) -> None:
+    make_card(tmp_path, {**CARD, "gpu_metrics": metrics(1 << 36 | 1)})
+    make_processes(tmp_path, {os.getpid(): 17 * 2**30, 4194300: 5})
+    names = tmp_path / "usr/share/hwdata/pci.ids"
+    names.parent.mkdir(parents=True)
+    names.write_text("1001  Other\n\t744c  Wrong\n1002  AMD\n\t744b  Another\n\t744c  Navi 31 [Radeon RX 7900 XTX]\n")
+    device = read(tmp_path)
+    mine, gone = device.processes
+    assert (mine.pid, mine.memory) == (os.getpid(), 17 * 2**30)
+    assert mine.name
+    assert mine.owner
+    assert gone == GpuProcess(4194300, 5)
+    assert device == Device(
+        index=0,
+        kind="rocm",
+        name="AMD Radeon RX 7900 XTX",
+        uuid="AMD-d6c8e5a2f0914b37",
+        # Of the hottest spot, which is what holds the card back.
+        temperature_c=83.0,
+        temperature_limit_c=110.0,
+        temperature_slowdown_c=110.0,
+        temperature_shutdown_c=115.0,
+        temperature_margin_c=27.0,
+        memory_temperature_c=78.0,
+        memory_temperature_limit_c=108.0,
+        memory_used=18 * 2**30,
+        memory_total=24 * 2**30,
+        utilization=97.0,
+        power_w=301.0,
+        power_limit_w=339.0,
+        power_limit_min_w=305.0,
+        power_limit_max_w=389.0,
+        fan=40.0,
+        fans=[40.0],
+        clock=2371.0,
+        memory_clock=1249.0,
+        pcie_generation=4,
+        pcie_width=16,
+        pcie_generation_max=5,
+        pcie_width_max=16,
+        throttle_reasons=["power cap", "thermal slowdown"],
+        processes=[mine, gone],
+    )
+
+
+def test_what_a_card_does_not_report_is_none(tmp_path: Path) -> None:
+    kept = {"vendor", "device", "mem_info_vram_total"}
+    make_card(tmp_path, {key: value for key, value in CARD.items() if key in kept})
+    assert read(tmp_path) == Device(
+        index=0, kind="rocm", name="AMD GPU 744c", uuid=f"AMD-{PLACE}", memory_total=24 * 2**30
+    )
+
+
+def test_older_and_newer_cards(tmp_path: Path) -> None:
+    older = {key: value for key, value in CARD.items() if not key.startswith(CHIP) and key != "unique_id"}
+    older |= {
+        f"{CHIP}temp1_input": "70000",
+        f"{CHIP}temp1_crit": "94000",
+        f"{CHIP}power1_input": "120500000",
+        f"{CHIP}fan1_input": "1500",
+        f"{CHIP}fan1_max": "3000",
+        f"{CHIP}freq1_input": "1340000000",
+        "product_name": "Radeon \x1b[31mVII",
+    }
+    make_card(tmp_path, older)
+    device = read(tmp_path)
+    assert (device.temperature_c, device.temperature_limit_c) == (70.0, 94.0)
+    assert (device.power_w, device.fan, device.clock) == (120.5, 50.0, 1340.0)
+    assert device.name == "AMD Radeon \ufffd[31mVII"
+
+
+@pytest.mark.parametrize(
+    ("table", "reasons"),
+    [
+        (metrics(0), []),
+        (metrics(1 << 34), ["memory temperature"]),
+        (metrics(1 << 46 | 1 << 16), ["current limit", "hardware thermal slowdown"]),
+        (metrics((1 << 64) - 1), []),
+        (metrics(1, (1, 4)), []),
+        (metrics(1)[:100], []),
+        (b"", []),
+    ],
+)
+def test_reasons_for_throttling(tmp_path: Path, table: bytes, reasons: list[str]) -> None:
+    make_card(tmp_path, {**CARD, "gpu_metrics": table})
+    assert read(tmp_path).throttle_reasons == reasons
+
+
+def test_only_cards_of_amd_that_are_fit_to_train_on_count(tmp_path: Path) -> None:
+    make_card(tmp_path, {**CARD, "vendor": "0x10de"}, 0, "0000:01:00.0")
+    make_card(tmp_path, {**CARD, "mem_info_vram_total": str(512 << 20)}, 1, "0000:0a:00.0")
+    make_card(tmp_path, {**CARD, "unique_id": "2"}, 2, "0000:09:00.0")
+    make_card(tmp_path, {**CARD, "unique_id": "1"}, 3, "0000:03:00.0")
+    assert [uuid_of(path) for path in find_cards(tmp_path)] == ["AMD-1", "AMD-2"]
+    assert [device.index for device in AmdSource(tmp_path).read("AMD-2")] == [1]
+    # A run on another card does not show these.
+    assert AmdSource(tmp_path).read("GPU-1234") == []
+    assert AmdSource(tmp_path / "nothing").read() == []
+
+
+class Nvidia:
+    """A source with a card of NVIDIA's, or without one."""
+
+    def __init__(self, devices: list[Device], reason: str = "") -> None:
+        self.devices, self.reason = devices, reason
+
+    def read(self, only: str | None = None) -> list[Device]:
+        return self.devices
+
+
+def test_nvidias_cards_come_first(tmp_path: Path) -> None:
+    make_card(tmp_path, CARD)
+    card = Device(index=0, kind="cuda", name="RTX")
+    assert GpuReader([Nvidia([card]), AmdSource(tmp_path)]).read() == [card]
+    reader = GpuReader([Nvidia([], "There is no driver."), AmdSource(tmp_path)])
+    assert [device.kind for device in reader.read()] == ["rocm"]
+    assert reader.reason == "There is no driver."

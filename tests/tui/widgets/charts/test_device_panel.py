@@ -1,0 +1,189 @@
+"""Meters of devices in the room that there is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core.hardware.snapshot import Device, GpuProcess, Host
+from core.runs.planned import PlannedMemory
+from tests.tui.scripted_run import GPU
+from tui.glyphs import ASCII, BRAILLE
+from tui.widgets.charts.device_panel import WIDE, Around, device_lines, host_line
+from tui.widgets.charts.meter import tick_place
+
+FULL = replace(
+    GPU,
+    temperature_limit_c=87.0,
+    memory_temperature_c=84.0,
+    memory_temperature_limit_c=95.0,
+    temperature_slowdown_c=89.0,
+    temperature_shutdown_c=94.0,
+    power_limit_min_w=150.0,
+    power_limit_max_w=480.0,
+    memory_clock=10501.0,
+    fans=[54.0, 53.0],
+    pcie_generation=4,
+    pcie_width=8,
+    pcie_generation_max=4,
+    pcie_width_max=16,
+    pcie_tx=1e5,
+    pcie_rx=2.5e9,
+    processes=[GpuProcess(10, 17_000_000_000, "python", "me"), GpuProcess(77, 1_200_000_000, "ollama", "anna")],
+    throttle_reasons=["power cap"],
+)
+HOST = Host(
+    load=3.21,
+    cores=[0.0, 100.0, 50.0],
+    ram_used=12_100_000_000,
+    ram_total=64_000_000_000,
+    swap_used=0,
+    swap_total=8_000_000_000,
+    disk_free=312_000_000_000,
+    cpu_temperature_c=54.0,
+    cpu_power_w=65.2,
+)
+AROUND = Around(lambda _: PlannedMemory(19_100_000_000, 20_300_000_000), HOST, 10, is_detailed=True)
+#: Devices of all kinds of readings.
+DEVICES = st.builds(
+    Device,
+    index=st.integers(0, 11),
+    kind=st.sampled_from(["cuda", "rocm", "cpu"]),
+    name=st.sampled_from(["RTX", "\x1b[31m" * 40]),
+    temperature_c=st.none() | st.floats(-10, 130),
+    temperature_limit_c=st.none() | st.floats(0, 255),
+    memory_temperature_c=st.none() | st.floats(1, 130),
+    memory_used=st.none() | st.integers(0, 200 * 10**9),
+    memory_total=st.none() | st.integers(0, 200 * 10**9),
+    utilization=st.none() | st.floats(0, 100),
+    power_w=st.none() | st.floats(0, 1500),
+    power_limit_w=st.none() | st.floats(0, 1500),
+    fans=st.lists(st.floats(0, 100), max_size=3),
+    clock=st.none() | st.floats(0, 9000),
+    pcie_generation=st.none() | st.integers(1, 6),
+    pcie_width=st.none() | st.integers(1, 16),
+    processes=st.lists(st.builds(GpuProcess, st.integers(1, 9), st.none() | st.integers(0, 10**11)), max_size=3),
+    throttle_reasons=st.lists(st.sampled_from(["power cap", "hardware thermal slowdown", "\x1b" * 90]), max_size=4),
+    problem=st.sampled_from(["", "the GPU has fallen off the bus; " * 5]),
+)
+
+
+def text_of(device: Device, width: int, around: Around = AROUND) -> list[str]:
+    return [line.plain for line in device_lines(device, width, BRAILLE, around=around)]
+
+
+@settings(max_examples=60)
+@given(DEVICES, st.integers(58, 196), st.booleans())
+def test_no_reading_is_wider_than_the_pane(device: Device, width: int, detailed: bool) -> None:
+    around = replace(AROUND, is_detailed=detailed)
+    if width < 76:
+        # Beyond what a card has, a line may be long there: the pane is 76 columns wide at least.
+        device = replace(device, memory_total=24 * 10**9, memory_used=None, kind="cuda")
+    for line in device_lines(device, width, BRAILLE, several=True, around=around):
+        assert line.cell_length <= width or width < WIDE, line.plain
+    assert host_line(HOST, ASCII, width).cell_length <= width
+
+
+def test_a_narrow_pane_has_the_essentials_in_a_line_that_never_moves() -> None:
+    (line,) = text_of(FULL, 76)
+    assert line == " 71 °C ━━━━━━── ok           VRAM ━━━━━━┊─ 18.2/24.0 GB   312/450 W    98%"
+    cooler = replace(FULL, temperature_c=9.0, power_w=7.0, utilization=0.0, memory_used=900_000_000)
+    hotter = replace(FULL, temperature_c=104.0, power_w=449.9, utilization=100.0, memory_used=23_900_000_000)
+    for other in (cooler, hotter):
+        (moved,) = text_of(other, 76)
+        assert len(moved) == len(line)
+        assert [moved.index(part) for part in ("°C", "VRAM", "GB", " W", "%")] == [
+            line.index(part) for part in ("°C", "VRAM", "GB", " W", "%")
+        ]
+
+
+def test_half_a_pane_keeps_the_power() -> None:
+    lines = [
+        text_of(replace(FULL, temperature_c=degrees, throttle_reasons=held), 56)[0]
+        for degrees, held in ((71.0, []), (84.0, []), (90.0, []), (71.0, ["thermal slowdown"]))
+    ]
+    assert lines[0] == " 71 °C ━━━━─ ok      VRAM ━━━━┊ 18.2/24.0 GB   312/450 W"
+    assert [line[12:18].strip() for line in lines] == ["ok", "near", "limit", "held"]
+    assert {len(line) for line in lines} == {56}
+
+
+def test_what_holds_it_back_is_told_in_a_narrow_pane_where_it_is_heat() -> None:
+    (line,) = text_of(replace(FULL, throttle_reasons=["power cap", "hardware thermal slowdown"]), 76)
+    assert "held back" in line
+    assert "held back" not in text_of(FULL, 76)[0]
+    assert "held back: power cap" in text_of(replace(FULL, utilization=None), 95)[0]
+
+
+def test_a_wide_pane_has_the_plan_the_memorys_heat_and_the_reason() -> None:
+    first, second = text_of(FULL, 106, replace(AROUND, is_detailed=False))
+    assert first.startswith("GPU 0  71 °C ━━━━━━── ok, limit 87 ")
+    assert "memory  84 °C" in first
+    assert first.endswith("VRAM ━━━━━━┊─ 18.2/24.0 GB  76%  plan 19.1")
+    assert second.split("   ")[2:] == ["312 W / 450 W", "util  98%", "fan  54%", "2,520 MHz", "held back by: power cap"]
+
+
+def test_a_large_pane_has_all() -> None:
+    text = "\n".join(text_of(FULL, 196))
+    for part in (
+        "PCIe 4.0 ×8 of 4.0 ×16",
+        "to card  2.5 GB/s  from  100 kB/s",
+        "limit can be 150 to 480 W",
+        "slows down at 89 °C, off at 94",
+        "memory clock 10,501 MHz",
+        "fans 54%  53%",
+        # The run itself is not told.
+        "also on it: ollama of anna 1.2 GB",
+    ):
+        assert part in text, part
+    assert "python" not in text
+    two = text_of(replace(FULL, processes=[*FULL.processes, GpuProcess(5, None)]), 196)
+    assert "ollama of anna 1.2 GB and 1 more" in "\n".join(two)
+    assert "PCIe 4.0 ×16   " in "\n".join(text_of(replace(FULL, pcie_width=16), 196))
+
+
+def test_what_is_not_reported_is_a_dash_and_never_nothing() -> None:
+    bare = Device(index=0, kind="cuda", name="GRID")
+    text = "\n".join(text_of(bare, 106))
+    for part in ("temperature –", "VRAM –", "– W", "util    –", "fan    –", "PCIe –", "held back by: nothing"):
+        assert part in text, part
+    assert "0" not in text.replace("GPU 0", "")
+
+
+def test_a_lost_card_says_why() -> None:
+    lost = replace(FULL, problem="the GPU has fallen off the bus; reboot, and check its cooling")
+    assert text_of(lost, 106) == [
+        "GPU 0  NVIDIA GeForce RTX 4090: the GPU has fallen off the bus; reboot, and check its cooling"
+    ]
+    assert text_of(lost, 76) == ["GPU 0  the GPU has fallen off the bus; reboot, and check its cooling"]
+    assert len(text_of(lost, 60)[0]) == 60
+
+
+def test_the_machine_is_a_line() -> None:
+    line = host_line(HOST, BRAILLE, 120).plain
+    assert line == (
+        "host  load  3.2   cores ▁█▅   RAM 12.1/64.0 GB   swap 0.0/8.0 GB   disk 312 GB free   CPU  54 °C  65 W"
+    )
+    # Where the CPU is the device, its own line has them.
+    assert "RAM" not in host_line(HOST, BRAILLE, 120, has_cpu=True).plain
+    assert host_line(Host(), BRAILLE, 120).plain == "host  load –   RAM –   disk –   CPU –"
+    many = host_line(replace(HOST, cores=[50.0] * 128), BRAILLE, 196).plain
+    assert "▅" * 32 in many
+    assert "▅" * 33 not in many
+
+
+@pytest.mark.parametrize(
+    ("share", "cell"), [(None, None), (0.0, None), (0.001, 0), (0.5, 4), (0.99, 7), (1.0, 7), (1.2, None)]
+)
+def test_the_mark_of_the_plan_stands_in_the_bar(share: float | None, cell: int | None) -> None:
+    assert tick_place(share, 8) == cell
+
+
+@pytest.mark.parametrize(("used", "bar"), [(0, "....:..."), (6, "##..:..."), (13, "####:..."), (24, "####:###")])
+def test_the_mark_takes_a_cell_of_the_bar(used: int, bar: str) -> None:
+    device = replace(GPU, memory_used=used * 10**9)
+    around = Around(lambda _: PlannedMemory(1, 13_000_000_000))
+    (line,) = device_lines(device, 76, ASCII, around=around)
+    assert f"VRAM {bar} " in line.plain

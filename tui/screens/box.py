@@ -1,0 +1,73 @@
+"""The box of a screen that covers the panes: a frame around a text that scrolls."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal, TypeAlias
+
+from textual.binding import Binding, BindingType
+from textual.containers import VerticalScroll
+from textual.content import Content
+from textual.widget import Widget
+
+_Way: TypeAlias = Literal["down", "up", "page_down", "page_up", "home", "end"]
+_KEYS: dict[str, _Way] = {
+    "j,down": "down",
+    "k,up": "up",
+    "pagedown,space": "page_down",
+    "pageup": "page_up",
+    "g,home": "home",
+    "G,end": "end",
+}
+#: Share of the terminal's width that the box has at most, in percent.
+_SHARE = 98
+
+
+class OverlayBox(VerticalScroll, inherit_bindings=False):
+    """The box of an overlay: its title is in the upper border, its keys are in the lower one, its content scrolls.
+
+    Args:
+        children: Its content.
+        title: Its title, external text in it sanitized.
+        width: Columns at most, those of border, padding and scrollbar included.
+        tight: Whether the padding is small, for lines of code and tables.
+    """
+
+    DEFAULT_CSS = """
+    OverlayBox {
+        max-width: 98%; height: auto; max-height: 94%; padding: 1 2;
+        border: round $border-focus; border-title-style: bold; border-subtitle-color: $muted;
+        background: $surface; scrollbar-size-vertical: 1;
+        &.-tight { padding: 0 1; }
+    }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding(keys, f"scroll('{way}')", show=False) for keys, way in _KEYS.items()
+    ]
+
+    def __init__(self, *children: Widget, title: str, width: int, tight: bool = False) -> None:
+        super().__init__(*children, classes="-tight" if tight else None)
+        self.styles.width = self._width = width
+        # Border, padding, and the scrollbar.
+        self._frame = 5 if tight else 7
+        self.border_title = Content(title)
+
+    @property
+    def room(self) -> int:
+        """Columns of a line in it."""
+        return min(self._width, self.app.size.width * _SHARE // 100) - self._frame
+
+    def show_keys(self, keys: str | Content) -> None:
+        """Say in the border what keys do now."""
+        self.border_subtitle = Content(keys) if isinstance(keys, str) else keys
+
+    def action_scroll(self, way: _Way) -> None:
+        """Scroll by a line or a page, or to an end, at once."""
+        ways = {
+            "down": self.scroll_down,
+            "up": self.scroll_up,
+            "page_down": self.scroll_page_down,
+            "page_up": self.scroll_page_up,
+            "home": self.scroll_home,
+            "end": self.scroll_end,
+        }
+        ways[way](animate=False)
