@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from core.runs import glimpse
 from core.runs.labels import Labels, read_labels
 from core.runs.trash import list_trash
 from tests.tui.harness import asks, pane_of, screen_lines, screen_text, wait_for
 from tests.tui.scripted_run import CONFIG, ScriptedRun
 from tui.app import LocaltuneApp
+from tui.panes.train import TrainPane
+from tui.state import RunView
 
 pytestmark = pytest.mark.slow
 
@@ -256,6 +259,36 @@ async def test_everything_about_a_run_is_turned_through(home: Path, size: tuple[
         await pilot.resize_terminal(*size)
         await pilot.press("escape")
         await wait_for(pilot, lambda: "5 Runs · 2" in screen_text(app) and "[Samples]" not in screen_text(app))
+
+
+async def test_a_long_run_is_shown_before_all_of_it_is_read(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(glimpse, "LONG_BYTES", 4096)
+    first, second = two_runs(home)
+    seen: list[bool] = []
+    show = TrainPane.show
+
+    def noted(pane: TrainPane, view: RunView | None) -> None:
+        if view is not None:
+            seen.append(view.is_partial)
+        show(pane, view)
+
+    monkeypatch.setattr(TrainPane, "show", noted)
+    app = LocaltuneApp()
+    async with app.run_test(size=(120, 34)) as pilot:
+        await wait_for(pilot, lambda: app.state.view is not None and pane_of(app, "runs") is not None)
+        await pilot.press("5")
+        await wait_for(pilot, lambda: "5 Runs · 2" in screen_text(app))
+        await pilot.press("j", "enter")
+        await wait_for(pilot, lambda: app.state.view.run == first.run and not app.state.view.is_partial)
+        assert True in seen
+        assert app.state.view is not None
+        assert len(app.state.view.history.loss) == 60
+        # The whole record has brought the end of the run, and its model to the chat.
+        await wait_for(pilot, lambda: "reading the rest" not in screen_text(app) and "finished" in screen_text(app))
+        await wait_for(pilot, lambda: pane_of(app, "chat").target == first.run)
+        # The account beside the list is made of the glimpse.
+        await pilot.press("5")
+        await wait_for(pilot, lambda: "eval loss 0.480" in screen_text(app))
 
 
 async def test_the_app_opens_with_data(home: Path, tmp_path: Path) -> None:
