@@ -263,7 +263,7 @@ async def test_everything_about_a_run_is_turned_through(home: Path, size: tuple[
 
 async def test_a_long_run_is_shown_before_all_of_it_is_read(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(glimpse, "LONG_BYTES", 4096)
-    first, second = two_runs(home)
+    first, _ = two_runs(home)
     seen: list[bool] = []
     show = TrainPane.show
 
