@@ -59,6 +59,7 @@ EXAMPLES: Mapping[str, Sequence[tuple[str, str]]] = {
     "set": (
         ("set latest train.learning_rate=1e-4", ""),
         ("set latest eval.every_steps=20 checkpoint.every_steps=100", "several at once"),
+        ("set latest hardware.temperature_limit_c=78", "hold a temperature from now on"),
     ),
     "stop": (
         ("stop latest", "after a checkpoint"),

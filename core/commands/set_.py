@@ -17,7 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "changes",
         metavar="KEY=VALUE",
         nargs="+",
-        help="train.learning_rate, eval.every_steps or checkpoint.every_steps, and its new value",
+        help="train.learning_rate, eval.every_steps, checkpoint.every_steps, hardware.temperature_limit_c or another "
+        "limit of the governor, and its new value; none takes a limit away",
     )
     add_timeout(parser)
     add_json_flag(parser)
@@ -32,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
         name, equals, value = text.partition("=")
         if not equals or not name.strip() or not value.strip():
             raise UserError(f"{text!r} is no change.", "Write it as train.learning_rate=1e-4.")
-        changes[name.strip()] = value.strip()
+        changes[name.strip()] = None if value.strip() == "none" else value.strip()
     target = find_live_run(args.run, "set")
     with ControlClient(target, timeout=args.timeout) as client:
         answer = client.request("set", **changes)

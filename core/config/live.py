@@ -12,8 +12,22 @@ from core.config.schema import Config, find_option
 from core.config.values import parse_value
 from core.errors import UserError
 
-#: Their names, as ``section.key``.
-CHANGEABLE = ("train.learning_rate", "eval.every_steps", "checkpoint.every_steps")
+#: Those of the training, as ``section.key``.
+TRAINING = ("train.learning_rate", "eval.every_steps", "checkpoint.every_steps")
+#: Those that the governor keeps to.
+GOVERNED = (
+    "hardware.temperature_limit_c",
+    "hardware.memory_temperature_limit_c",
+    "hardware.power_limit_w",
+    "hardware.host_memory_limit_percent",
+    "hardware.disk_free_min_gb",
+    "night.deadline",
+    "night.energy_kwh",
+    "night.quiet_hours",
+    "night.quiet_power_w",
+)
+#: All of them.
+CHANGEABLE = (*TRAINING, *GOVERNED)
 
 
 def read_changes(config: Config, asked: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from core.config.choices import COMPARED, GIVEN_VARIABLES, LEARNED
+from core.config.clock import parse_span, parse_time
 from core.config.derived import step_count, updates_in_backward
 from core.config.facts import Facts
 from core.config.gate import Figure, bar_texts, parse_bar
@@ -862,6 +863,36 @@ def _checkpoints(count: int) -> str:
 
 
 # Trackers.
+
+
+# The night.
+
+
+@_rule("error", "night.deadline")
+def _deadline_is_read(config: Config, _: Facts) -> Findings:
+    """night.deadline is a time of day, as "07:00"."""
+    if config.night.deadline is not None:
+        try:
+            parse_time(config.night.deadline)
+        except UserError as error:
+            yield f"night.deadline: {error.message}", error.hint
+
+
+@_rule("error", "night.quiet_hours")
+def _quiet_hours_are_read(config: Config, _: Facts) -> Findings:
+    """night.quiet_hours is a span of the day, as "23:00-07:00"."""
+    if config.night.quiet_hours is not None:
+        try:
+            parse_span(config.night.quiet_hours)
+        except UserError as error:
+            yield f"night.quiet_hours: {error.message}", error.hint
+
+
+@_rule("error", "night.quiet_power_w", "night.quiet_hours")
+def _quiet_power_needs_hours(config: Config, _: Facts) -> Findings:
+    """night.quiet_power_w needs night.quiet_hours."""
+    if config.night.quiet_power_w is not None and config.night.quiet_hours is None:
+        yield "night.quiet_power_w is set, but there are no quiet hours.", 'Set night.quiet_hours = "23:00-07:00".'
 
 
 @_rule("error", "tracking.project")

@@ -329,6 +329,54 @@ class HardwareSection(Section):
         le=1_000_000,
     )
     currency: Text | None = _option(None, "Currency of hardware.tariff, as it is shown: EUR; absent: none is named.")
+    temperature_limit_c: float | None = _option(
+        None,
+        "Temperature of the device that is held, by resting between micro-batches; absent: none.",
+        unit="°C",
+        ge=40,
+        le=110,
+    )
+    memory_temperature_limit_c: float | None = _option(
+        None, "The same for the memory of the card, where it tells its temperature.", unit="°C", ge=40, le=120
+    )
+    power_limit_w: float | None = _option(
+        None, "Average power of the device that is held; absent: none.", unit="W", ge=10, le=2000
+    )
+    host_memory_limit_percent: float | None = _option(
+        None,
+        "Memory of the machine in use from which on a checkpoint is written, and a minute later the run stopped.",
+        unit="%",
+        ge=10,
+        le=100,
+    )
+    disk_free_min_gb: float | None = _option(
+        None, "Room on the disk of the run below which training pauses.", unit="GB", ge=0, le=1_000_000
+    )
+
+
+class NightSection(Section):
+    """When it is to be done, and how quietly."""
+
+    deadline: Text | None = _option(
+        None, 'Time of day by which the run is to be done, as "07:00"; the cheapest way there is planned.'
+    )
+    energy_kwh: float | None = _option(
+        None,
+        "Energy that the device may use for the run; planned for, and told early where it will not do.",
+        unit="kWh",
+        gt=0,
+        le=100_000,
+    )
+    quiet_hours: Text | None = _option(
+        None, 'Span of every day in which it is to be quiet, as "23:00-07:00"; training pauses, or see quiet_power_w.'
+    )
+    quiet_power_w: float | None = _option(
+        None,
+        "Average power in the quiet hours, so low that the fans are quiet; absent: training pauses.",
+        unit="W",
+        ge=10,
+        le=2000,
+    )
 
 
 class TrackingSection(Section):
@@ -377,6 +425,7 @@ class Config(Section):
     eval: EvalSection = EvalSection()
     checkpoint: CheckpointSection = CheckpointSection()
     hardware: HardwareSection = HardwareSection()
+    night: NightSection = NightSection()
     tracking: TrackingSection = TrackingSection()
     chat: ChatSection = ChatSection()
 

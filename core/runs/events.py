@@ -187,13 +187,46 @@ class CheckpointEvent(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class GovernorEvent(Event):
-    """Training was paused or throttled for heat or power."""
+    """The governor acts for heat, power, memory, disk or the night (:mod:`core.governor.policy`): ``action`` is
+    ``slow``, ``full``, ``power_limit``, ``pause``, ``resume``, ``checkpoint`` or ``stop``; ``duty`` the share of the
+    time that is worked from now on."""
 
     type: ClassVar[str] = "governor"
     action: str
     cause: str
     value: float | None = None
     limit: float | None = None
+    duty: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class NightEvent(Event):
+    """What the plan for the night promises, beside what it promised first (:class:`core.governor.night.Promise`);
+    times in Unix seconds, energies in kWh of this start."""
+
+    type: ClassVar[str] = "night"
+    cause: str
+    finish: float
+    promised_finish: float
+    duty: float
+    quiet_duty: float
+    deadline: float | None = None
+    energy_kwh: float | None = None
+    promised_energy_kwh: float | None = None
+    used_kwh: float | None = None
+    energy_limit_kwh: float | None = None
+    least_kwh: float | None = None
+
+    @property
+    def misses_deadline(self) -> bool:
+        """Whether it will be done too late."""
+        return self.deadline is not None and self.finish > self.deadline
+
+    @property
+    def misses_energy(self) -> bool:
+        """Whether it will use too much."""
+        limit, expected = self.energy_limit_kwh, self.energy_kwh
+        return limit is not None and expected is not None and expected > limit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,6 +296,7 @@ _TYPES: dict[str, type[Event]] = {
         HardwareEvent,
         CheckpointEvent,
         GovernorEvent,
+        NightEvent,
         NoticeEvent,
         ControlEvent,
         FinishedEvent,

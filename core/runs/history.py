@@ -24,6 +24,7 @@ from core.runs.events import (
     GovernorEvent,
     HardwareEvent,
     MemoryEvent,
+    NightEvent,
     NoticeEvent,
     PhaseEvent,
     ProbeEvent,
@@ -122,6 +123,10 @@ class RunHistory:
         self.notices: list[NoticeEvent] = []
         self.governor: GovernorEvent | None = None
         """Last action of the governor."""
+        self.slowed: GovernorEvent | None = None
+        """The newest action that slowed the run; None where it is at full speed, or pauses."""
+        self.night: NightEvent | None = None
+        """The newest promise of the plan for the night."""
         self.devices: list[Device] = []
         self.host: Host | None = None
         """The machine around the devices; None in runs of earlier versions."""
@@ -160,6 +165,7 @@ class RunHistory:
             HardwareEvent: self._apply_hardware,
             CheckpointEvent: self._apply_checkpoint,
             GovernorEvent: self._apply_governor,
+            NightEvent: self._apply_night,
             NoticeEvent: self._apply_notice,
             ControlEvent: self._apply_control,
             FinishedEvent: self._apply_end,
@@ -244,6 +250,7 @@ class RunHistory:
     def _begin_start(self, moment: float) -> None:
         self.starts += 1
         self.phases, self.phase, self.end, self.settings = {}, None, None, {}
+        self.slowed = self.night = None
         self._is_first_of_start = True
         self._sampled_in_start = False
         # A worker counts its own energy.
@@ -358,9 +365,15 @@ class RunHistory:
 
     def _apply_governor(self, event: GovernorEvent) -> None:
         self.governor = event
+        if event.action in ("slow", "full", "pause"):
+            self.slowed = event if event.action == "slow" else None
         line = sentences.governor(event)
-        _append(self.marks, Mark(self.step, "governor", line))
-        self._write(event.t, "warning" if event.action != "resume" else "info", line)
+        _append(self.marks, Mark(self.step, "governor", line.removeprefix("governor: ")))
+        self._write(event.t, "warning" if event.action in ("pause", "checkpoint", "stop") else "info", line)
+
+    def _apply_night(self, event: NightEvent) -> None:
+        self.night = event
+        self._write(event.t, "info", sentences.night(event))
 
     def _apply_notice(self, event: NoticeEvent) -> None:
         _append(self.notices, event)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from core.governor import words
 from core.runs import changes
 from core.runs.events import (
     CheckpointEvent,
@@ -12,6 +13,7 @@ from core.runs.events import (
     EvalEvent,
     FinishedEvent,
     GovernorEvent,
+    NightEvent,
     NoticeEvent,
     PhaseEvent,
     ProbeEvent,
@@ -122,11 +124,16 @@ def checkpoint(event: CheckpointEvent) -> str:
 
 
 def governor(event: GovernorEvent) -> str:
-    """Sentence of a governor action, ``governor: pause, temperature 86 (limit 83)``."""
-    line = f"governor: {safe(event.action)}, {safe(event.cause)}"
-    if event.value is not None:
-        line += f" {format_number(event.value)}"
-    return line + (f" (limit {format_number(event.limit)})" if event.limit is not None else "")
+    """Sentence of a governor action, ``governor: slowed to 60 % to hold 80 °C``."""
+    return safe(f"governor: {words.describe(event.action, event.cause, event.value, event.limit, event.duty)}")
+
+
+def night(event: NightEvent) -> str:
+    """Sentence of a promise, ``night: done by 06:40 with 0.82 kWh (promised 06:35, 0.80 kWh), 0.31 kWh so far``."""
+    line = words.promised(
+        event.finish, event.energy_kwh, event.promised_finish, event.promised_energy_kwh, event.used_kwh
+    )
+    return safe(f"night: {line}")
 
 
 def notice(event: NoticeEvent) -> str:

@@ -14,6 +14,7 @@ from core.runs.events import (
     EvalEvent,
     Event,
     FinishedEvent,
+    GovernorEvent,
     HardwareEvent,
     MemoryEvent,
     NoticeEvent,
@@ -114,6 +115,7 @@ class Timings:
         """Present phase and its detail."""
         self.anchor: float | None = None
         """When that which is being done has begun: a step, an evaluation, saving."""
+        self._pausers: set[str] = set()
         self.paused_since: float | None = None
         """When the pause has begun that is on; None where there is none."""
         self._steps: deque[StepTiming] = deque(maxlen=MOST_STEPS)
@@ -216,11 +218,14 @@ class Timings:
             self._apply_checkpoint(event)
         elif isinstance(event, ControlEvent):
             self._apply_control(event)
+        elif isinstance(event, GovernorEvent) and event.action in ("pause", "resume"):
+            self._apply_pause("governor", event.t, is_on=event.action == "pause")
         elif isinstance(event, DataEvent):
             self.data = event
         elif isinstance(event, FinishedEvent):
             self._close_evaluation(event.t)
             self.phase, self.anchor, self.paused_since = "", None, None
+            self._pausers.clear()
         if not isinstance(event, (*_BESIDE, StepEvent)):
             self._last_step_at = None
 
@@ -233,6 +238,7 @@ class Timings:
         self._close_evaluation(event.t)
         if event.name == "importing":
             self._is_first, self.paused_since = True, None
+            self._pausers.clear()
         self.phase, self.detail, self.anchor = event.name, event.detail, event.t
         if event.name == "training" and event.done is not None:
             self.step = event.done  # one that goes on may begin before the last step that was reported
@@ -287,18 +293,27 @@ class Timings:
             self.anchor = event.t
 
     def _apply_control(self, event: ControlEvent) -> None:
-        if event.command == "pause" and event.result == "ok":
-            self.paused_since = event.t
-        elif event.command == "resume" and event.result == "ok" and self.paused_since is not None:
-            paused = _sound(event.t - self.paused_since)
-            self.paused_since = None
-            if self.evaluation is not None:
-                self.evaluation.paused += paused
-            if self.anchor is not None:
-                self.anchor = min(self.anchor + paused, event.t)
+        if event.command in ("pause", "resume") and event.result == "ok":
+            self._apply_pause("user", event.t, is_on=event.command == "pause")
         elif event.command == "skip_evaluation" and event.result == "ok" and self.evaluation is not None:
             self.evaluation.measured = False
             self.evaluation.part = ""
+
+    def _apply_pause(self, who: str, moment: float, *, is_on: bool) -> None:
+        """The user or the governor pauses, or goes on; it lasts until both do."""
+        if is_on:
+            self._pausers.add(who)
+            self.paused_since = moment if self.paused_since is None else self.paused_since
+            return
+        self._pausers.discard(who)
+        if self._pausers or self.paused_since is None:
+            return
+        paused = _sound(moment - self.paused_since)
+        self.paused_since = None
+        if self.evaluation is not None:
+            self.evaluation.paused += paused
+        if self.anchor is not None:
+            self.anchor = min(self.anchor + paused, moment)
 
 
 def _steady(seconds: list[float]) -> float:

@@ -26,7 +26,7 @@ class WorkingTime:
         self._worked = 0.0
         self._paused = 0.0
         self._pausing = 0.0
-        self._is_paused = False
+        self._pausers: set[str] = set()
         self._is_over = False
 
     @property
@@ -45,10 +45,10 @@ class WorkingTime:
         if isinstance(event, StepEvent):
             self.settle(event.paused_seconds)
         elif isinstance(event, GovernorEvent) and event.action in ("pause", "resume"):
-            self._is_paused = event.action == "pause"
+            self._pause("governor", is_on=event.action == "pause")
         elif isinstance(event, ControlEvent) and event.command in ("pause", "resume"):
             if not event.result.startswith("refused"):
-                self._is_paused = event.command == "pause"
+                self._pause("user", is_on=event.command == "pause")
         elif isinstance(event, FinishedEvent):
             self._is_over = True
 
@@ -58,13 +58,21 @@ class WorkingTime:
         if phase and (self._is_over or (phase == _FIRST_PHASE and self._phase != _FIRST_PHASE)):
             self.settle(0.0)
             self.starts += 1
-            self._is_over = self._is_paused = False
+            self._is_over = False
+            self._pausers.clear()
         elif self._last is not None and not self._is_over:
             passed = sound(time - self._last)
             self._worked += passed
-            self._pausing += passed if self._is_paused else 0.0
+            self._pausing += passed if self._pausers else 0.0
         self._phase = phase or self._phase
         self._last = time if not math.isnan(time) else self._last
+
+    def _pause(self, who: str, *, is_on: bool) -> None:
+        """Apply the beginning or the end of a pause; that of the user and that of the governor end apart."""
+        if is_on:
+            self._pausers.add(who)
+        else:
+            self._pausers.discard(who)
 
     def settle(self, paused: float) -> None:
         """Apply the seconds of pause since the step before, as a step tells them."""

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from core.chat.request import BASE, TUNED, ChatRequest, settings_of
-from core.config.live import read_changes
+from core.config.live import GOVERNED, read_changes
 from core.config.schema import WEIGHT_METHODS, Config
 from core.errors import UserError
+from core.governor.policy import Action
+from core.governor.words import reason
 from core.runs.changes import record
 from core.runs.events import ControlEvent
 from core.runs.protocol import refusal
@@ -23,6 +25,7 @@ from core.worker.generate.room import ask_for_room
 from core.worker.model.model import LoadedModel
 from core.worker.oom.retry import MemoryShortageError
 from core.worker.process.control import Command, Controls
+from core.worker.process.governor import Governor
 from core.worker.process.log import log_exception
 from core.worker.process.recorder import Recorder
 from core.worker.progress.state import TrainState
@@ -46,6 +49,7 @@ class ControlPoint:
         recorder: Where events go.
         controls: The commands that wait.
         file_weights: Those of the file that is trained for, where there is one.
+        governor: Pauses the run by itself, for heat and the like; None for no governor.
     """
 
     config: Config
@@ -57,6 +61,12 @@ class ControlPoint:
     recorder: Recorder
     controls: Controls
     file_weights: FileWeights | None = None
+    governor: Governor | None = None
+
+    @property
+    def _hold(self) -> Action | None:
+        """Why the governor pauses the run; None where it does not."""
+        return None if self.governor is None else self.governor.pause
 
     def attend(self) -> None:
         """Carry out the commands that wait; while paused, wait for more. Called between two steps, and in the long
@@ -72,8 +82,12 @@ class ControlPoint:
             self._carry_out(command, is_repeated=command.request.command in told)
             told.add(command.request.command)
         self.controls.check_stop()
-        if self.state.paused:
+        if self.governor is not None and self.governor.take_checkpoint() and self.state.step:
+            self.checkpointer.save()
+        if self.state.paused or self._hold is not None:
             self._wait()
+        elif self.governor is not None:
+            self.governor.throttle.rest()
         if self.state.skipping:
             raise EvaluationSkipped
 
@@ -84,17 +98,27 @@ class ControlPoint:
             StopRequested: If a stop is asked for; the run is still paused then.
         """
         state, controls = self.state, self.controls
-        self.recorder.update(state="paused")
+        self._tell_paused()
         began = time.monotonic()
         try:
-            while state.paused:
-                command = controls.wait(1.0)
+            while state.paused or self._hold is not None:
+                command = controls.wait(0.5 if self._hold is not None else 1.0)
                 if command is not None:
                     self._carry_out(command)
                 controls.check_stop()
+                self._tell_paused()
         finally:
             state.paused_seconds += time.monotonic() - began
-        self.recorder.update(state="training")
+            if self.governor is not None:
+                self.governor.throttle.paused()
+        self.recorder.update(state="training", reason="")
+
+    def _tell_paused(self) -> None:
+        """Put the pause into the state, with the reason where it is the governor's."""
+        hold, state = self._hold, self.recorder.state
+        why = "" if hold is None else reason(hold.cause, hold.value, hold.limit)
+        if (state.state, state.reason) != ("paused", why):
+            self.recorder.update(state="paused", reason=why)
 
     def _carry_out(self, command: Command, *, is_repeated: bool = False) -> None:
         name = command.request.command
@@ -127,6 +151,12 @@ class ControlPoint:
 
     def _resume(self, command: Command) -> str | None:
         was_paused, self.state.paused = self.state.paused, False
+        if (hold := self._hold) is not None:
+            why = reason(hold.cause, hold.value, hold.limit)
+            raise UserError(
+                f"The governor pauses the run: {why}.",
+                "It goes on by itself; 'localtune-tui set' changes the limit." + (" Your pause is over." * was_paused),
+            )
         command.answer(state="training", step=self.state.step)
         return "ok" if was_paused else None
 
@@ -210,6 +240,8 @@ class ControlPoint:
 
     def _set(self, command: Command) -> str:
         state, changes = self.state, read_changes(self.config, command.request.args)
+        if self.governor is not None and changes.keys() & set(GOVERNED):
+            self.governor.change(self.governor.check(state.overrides | changes))
         state.overrides |= changes
         command.answer(step=state.step, **{name.replace(".", "_"): value for name, value in changes.items()})
         return record(changes)

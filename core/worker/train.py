@@ -30,6 +30,7 @@ from core.worker.oom.retry import MemoryShortageError, TornUpdateError
 from core.worker.process.control import Controls, StopRequested
 from core.worker.process.determinism import nondeterminism_explained
 from core.worker.process.recorder import Recorder
+from core.worker.process.throttle import Throttle
 from core.worker.setup.build import Parts, build
 
 
@@ -59,7 +60,9 @@ class Gradients:
     rewards: Rewards
 
 
-def train(config: Config, recorder: Recorder, controls: Controls, *, resume: bool) -> Outcome:
+def train(
+    config: Config, recorder: Recorder, controls: Controls, *, resume: bool, throttle: Throttle | None = None
+) -> Outcome:
     """Do a run.
 
     Args:
@@ -67,6 +70,7 @@ def train(config: Config, recorder: Recorder, controls: Controls, *, resume: boo
         recorder: Of the run; where events and state go.
         controls: Commands from outside.
         resume: Go on from the newest valid checkpoint.
+        throttle: The duty cycle that the governor sets; None: full at first.
 
     Raises:
         StopRequested: If it was stopped; a checkpoint has then been written, if a step was done and time was given.
@@ -74,19 +78,20 @@ def train(config: Config, recorder: Recorder, controls: Controls, *, resume: boo
     """
     found = find_checkpoint(config, recorder) if resume else None
     with nondeterminism_explained():
-        parts = build(config, recorder, controls, found)
+        parts = build(config, recorder, controls, found, throttle or Throttle(controls))
         if found is not None:
             parts.checkpointer.resume(found)
         if parts.file is not None:
             parts.file.follow()
         recipe = FinetuneRecipe(config, recorder, controls, parts)
         rehearses = recipe.rehearse()
-        try:
-            recipe.loop(rehearses=rehearses)
-        except StopRequested as request:
-            recipe.stop(save=not request.now)
-            raise
-        return recipe.finish()
+        with parts.governor.governing(parts.state.overrides):
+            try:
+                recipe.loop(rehearses=rehearses)
+            except StopRequested as request:
+                recipe.stop(save=not request.now)
+                raise
+            return recipe.finish()
 
 
 @dataclass(frozen=True)
@@ -124,6 +129,7 @@ class FinetuneRecipe:
             if parts.update.in_backward and not math.isfinite(float(loss.detach())):
                 break  # inside backward, some weights would be updated before the first gradient that is not finite
             parts.accelerator.backward(loss / weight)
+            parts.governor.throttle.rest()
         tokens = sum(data.rows[row].tokens for row in window)
         supervised_tokens = sum(supervised_count(data.rows[row]) for row in window)
         return Gradients(float(total) / weight, tokens, supervised_tokens, objective.rewards())
@@ -131,7 +137,7 @@ class FinetuneRecipe:
     def step(self) -> None:
         """One optimizer step."""
         parts, state = self.parts, self.parts.state
-        began = time.monotonic()
+        began, rested = time.monotonic(), parts.governor.throttle.rested_seconds
         if parts.file is not None:
             parts.file.begin_step()
         self.recorder.begin_step()
@@ -166,6 +172,13 @@ class FinetuneRecipe:
                 reward_margin=result.rewards.margin,
                 reward_accuracy=result.rewards.accuracy,
             )
+        )
+        parts.governor.step_done(
+            tokens=result.tokens,
+            seconds=seconds,
+            rested=parts.governor.throttle.rested_seconds - rested,
+            paused=state.paused_seconds,
+            steps_left=state.total_steps - state.step,
         )
         state.paused_seconds = 0.0
         self.recorder.end_step(state.step)

@@ -13,6 +13,7 @@ from textual.widget import Widget
 
 from core.config.document import ConfigDocument
 from core.hardware.snapshot import Device
+from core.runs import events
 from core.runs.catalog import RunRow
 from core.runs.energy import Tariff
 from core.runs.history import LogLine, read_history
@@ -285,6 +286,22 @@ def test_a_run_that_is_queued_has_no_numbers_yet(home: Path) -> None:
     for state, text in (("paused", "‖ paused"), ("stalled", "! no sign of life"), ("training", "")):
         shown = RunView(view.run, RunState(state=state), view.history)
         assert run_lines.banner(shown, KeyTable()).plain.partition("\n")[0] == text
+
+
+def test_what_the_governor_does_is_in_the_banner(home: Path) -> None:
+    script = ScriptedRun(home)
+    script.train_to(30)
+    slow = events.GovernorEvent(action="slow", cause="temperature", value=81, limit=80, duty=0.6)
+    script.write(slow)
+    keys = KeyTable()
+    assert run_lines.banner(view_of(script), keys).plain == "slowed to 60 % to hold 80 °C"
+    script.write(events.NightEvent(cause="measured", finish=2e9, promised_finish=2e9, duty=0.6, quiet_duty=0.0))
+    both = run_lines.banner(view_of(script), keys).plain.splitlines()
+    assert both[0] == "slowed to 60 % to hold 80 °C"
+    assert both[1].startswith("done by ")
+    script.write_state(state="paused", reason="the device is at 86 °C (limit 80 °C)")
+    paused = run_lines.banner(view_of(script), keys).plain
+    assert paused == "‖ paused at step 30: the device is at 86 °C (limit 80 °C)."
 
 
 def test_a_cpu_is_not_blamed_for_having_no_fan() -> None:

@@ -1,4 +1,4 @@
-"""Settings of a live run: the learning rate, and the intervals of evaluations and checkpoints."""
+"""Settings of a live run: the learning rate, the intervals of evaluations and checkpoints, limits of heat and power."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from textual.containers import Horizontal, VerticalScroll
 from textual.content import Content
 
 from core.config.facts import Facts
-from core.config.live import CHANGEABLE, changed, read_changes
+from core.config.live import TRAINING, changed, read_changes
 from core.config.rules import check_rules
 from core.config.schema import Config
 from core.errors import UserError
@@ -25,10 +25,14 @@ from tui.widgets.forms.option_field import format_value
 from tui.widgets.forms.safe_input import SafeInput
 from tui.widgets.text_block import TextBlock
 
+#: The settings, in this order.
+SETTINGS = (*TRAINING, "hardware.temperature_limit_c", "hardware.power_limit_w")
 _LABELS = {
     "train.learning_rate": "learning rate",
     "eval.every_steps": "evaluate every",
     "checkpoint.every_steps": "save every",
+    "hardware.temperature_limit_c": "temperature",
+    "hardware.power_limit_w": "average power",
 }
 _KEYS = (("tab", "next"), ("enter", "change"), ("esc", "leave as it is"))
 
@@ -66,14 +70,14 @@ class RunSettings(Overlay[None]):
         self._view, self._config, self._send = view, config, send
         self._lines: dict[str, SafeInput] = {}
         self._present: dict[str, Any] = {}
-        for name in CHANGEABLE:
+        for name in SETTINGS:
             section, _, key = name.partition(".")
             self._present[name] = view.history.settings.get(name, getattr(getattr(config, section), key))
             line = SafeInput(format_value(self._present[name]), id=f"line-{key}-{section}")
             # Typed text replaces the value.
             line.select_all()
             self._lines[name] = line
-        self._last_line = self._lines[CHANGEABLE[0]]
+        self._last_line = self._lines[SETTINGS[0]]
         self._is_waiting = False
 
     def compose(self) -> ComposeResult:
@@ -103,6 +107,10 @@ class RunSettings(Overlay[None]):
             return f"the peak of the schedule, {format_value(self._present[name])} now"
         if name == "checkpoint.every_steps":
             return "steps; empty: ten times in the run"
+        if name == "hardware.temperature_limit_c":
+            return "°C at the most; empty: no limit"
+        if name == "hardware.power_limit_w":
+            return "W at the most; empty: no limit"
         epochs = self._config.eval.every_epochs
         return f"steps; empty: {f'every {exact_number(epochs)} epochs' if epochs is not None else 'at the end only'}"
 
@@ -112,7 +120,7 @@ class RunSettings(Overlay[None]):
         """Keys typed before the first input had the focus are its text all the same."""
         if isinstance(self.focused, SafeInput) or self._is_waiting:
             return
-        if not self._lines[CHANGEABLE[0]].take_key(event) and event.key == "enter":
+        if not self._lines[SETTINGS[0]].take_key(event) and event.key == "enter":
             event.stop()
             self._submit()
 

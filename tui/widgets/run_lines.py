@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from textual.content import Content
 
+from core.governor import words
 from core.runs.activity import doing, eta_words, pending_words, progress_words, step_progress
 from core.runs.energy import energy_words
 from core.runs.eta import Eta, evaluation_seconds_left
@@ -208,7 +209,7 @@ def banner(view: RunView, keys: KeyTable) -> Content:
     name = view.state.state
     headline = _headline(view)
     if not headline:
-        return Content("")
+        return _governed(view)
     reason = one_line(view.state.reason, 400)
     line = Content.assemble(
         (f"{STATE_GLYPHS.get(name, '?')} {headline}", f"{state_style(name)} bold".strip()),
@@ -219,6 +220,24 @@ def banner(view: RunView, keys: KeyTable) -> Content:
         return line
     hints = [Content.assemble((key, "$primary bold"), f" {what}") for key, what in following]
     return Content("\n").join([line, Content("   ").join(hints)])
+
+
+def _governed(view: RunView) -> Content:
+    """What the governor does to a run in training, ``slowed to 60 % to hold 80 °C``, and what the night comes to."""
+    slowed, night = view.history.slowed, view.history.night
+    if view.state.state != "training":
+        return Content("")
+    parts: list[Content] = []
+    if slowed is not None:
+        line = words.describe(slowed.action, slowed.cause, slowed.value, slowed.limit, slowed.duty)
+        parts.append(Content.styled(one_line(line, 200), "$near"))
+    if night is not None:
+        line = words.promised(
+            night.finish, night.energy_kwh, night.promised_finish, night.promised_energy_kwh, night.used_kwh
+        )
+        style = "$limit" if night.misses_deadline or night.misses_energy else ""
+        parts.append(Content.styled(one_line(line, 200), style))
+    return Content("\n").join(parts)
 
 
 def _headline(view: RunView) -> str:

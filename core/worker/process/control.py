@@ -219,6 +219,11 @@ class Controls:
                     self._guard.wait(min(left, 0.2))
         return command
 
+    def rest(self, seconds: float) -> bool:
+        """Wait while nothing is asked for, so long at most; whether that was so."""
+        with self._guard:
+            return not self._guard.wait_for(lambda: bool(self._waiting or self._stops), seconds)
+
     def _next(self) -> Command | None:
         with self._guard:
             self._at_work = self._waiting.popleft() if self._waiting else None

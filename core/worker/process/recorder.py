@@ -75,7 +75,9 @@ class Recorder:
         self._changes: queue.SimpleQueue[None] = changes if changes is not None else queue.SimpleQueue()
         self._progress: StepProgress | None = None
         self._directory = os.stat(run.path)
-        self._watchdog = StepWatchdog()
+        self.rested: Callable[[], float] = float
+        """Seconds that the training thread has rested so far, which make no step a slow one."""
+        self._watchdog = StepWatchdog(lambda: time.monotonic() - self.rested())
         pid, identity = own_identity()
         counter, kills = own_counter()
         self._state = RunState(
@@ -177,6 +179,11 @@ class Recorder:
     def watch(self, device: str) -> None:
         """Read the meters of the run's own device from now on: of the GPU with a UUID, or of the ``cpu``."""
         self._sampler.watch(device)
+
+    @property
+    def sampler(self) -> Sampler:
+        """The meters of the run's own device."""
+        return self._sampler
 
     def memory(self, device: str, **values: Any) -> None:
         """Record the device's memory, and the peak of this process's resident memory."""

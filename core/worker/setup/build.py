@@ -46,8 +46,10 @@ from core.worker.process.determinism import (
     choose_determinism,
     fix_workspace,
 )
+from core.worker.process.governor import Governor
 from core.worker.process.malloc import keep_freed_memory
 from core.worker.process.recorder import Recorder
+from core.worker.process.throttle import Throttle
 from core.worker.progress.best import BestStep
 from core.worker.progress.finite import FiniteCheck
 from core.worker.progress.intervals import Intervals
@@ -55,6 +57,7 @@ from core.worker.progress.state import TrainState
 from core.worker.setup.compilation import Compilation, compile_layers
 from core.worker.setup.device import settle_device
 from core.worker.setup.fast_paths import choose_packing, keep_weights, wants_packing
+from core.worker.setup.governing import make_governor
 from core.worker.setup.kept_layers import settle_kept_layers
 from core.worker.setup.memory_decision import (
     MemoryDecision,
@@ -97,13 +100,16 @@ class Parts:
     checkpointer: Checkpointer
     rollback: Rollback
     control_point: ControlPoint
+    governor: Governor
     compilation: Compilation | None
     """None where layers run as they are."""
     file: FileTraining | None
     """None where no file's weights are trained."""
 
 
-def build(config: Config, recorder: Recorder, controls: Controls, found: Checkpoint | None) -> Parts:
+def build(
+    config: Config, recorder: Recorder, controls: Controls, found: Checkpoint | None, throttle: Throttle
+) -> Parts:
     """Read the rows, load the model and build what trains it.
 
     Args:
@@ -111,6 +117,7 @@ def build(config: Config, recorder: Recorder, controls: Controls, found: Checkpo
         recorder: Of the run; where events go.
         controls: Stops it.
         found: The checkpoint that the run goes on from; None at its beginning. It is not restored here.
+        throttle: The duty cycle of the training.
 
     Raises:
         StopRequested: If a stop was asked for.
@@ -119,6 +126,7 @@ def build(config: Config, recorder: Recorder, controls: Controls, found: Checkpo
     fix_workspace(config.train.deterministic)
     # What the device cannot do is said before minutes are spent on the rows.
     device = settle_device(config, recorder)
+    governor = make_governor(config, recorder, controls, device, throttle)
     deterministic = _settle_determinism(config, device, recorder)
     prepared = prepare(config, recorder, controls.check_stop, recorder.run.created)
     config = settle_kept_layers(config, prepared, device, recorder, controls.check_stop)
@@ -135,7 +143,7 @@ def build(config: Config, recorder: Recorder, controls: Controls, found: Checkpo
     order = DataOrder(dataset.lengths, config.train.batch_size, config.train.seed)
     state = _make_state(config, order, placed, goal, dataset, recorder, deterministic)
     training = _make_training(config, placed, goal, dataset, state, recorder)
-    keeping = _make_keeping(config, prepared, fingerprint, placed, training, state, recorder, controls)
+    keeping = _make_keeping(config, prepared, fingerprint, placed, training, state, recorder, controls, governor)
     measuring = _make_measuring(config, prepared, placed, goal, keeping.control_point, questions, recorder)
     recorder.update(total_steps=state.total_steps)
     fingerprint.settle(controls.check_stop)
@@ -160,6 +168,7 @@ def build(config: Config, recorder: Recorder, controls: Controls, found: Checkpo
         checkpointer=keeping.checkpointer,
         rollback=keeping.rollback,
         control_point=keeping.control_point,
+        governor=governor,
         compilation=training.compilation,
         file=keeping.file,
     )
@@ -285,6 +294,7 @@ def _make_keeping(
     state: TrainState,
     recorder: Recorder,
     controls: Controls,
+    governor: Governor,
 ) -> _Keeping:
     """Checkpoints, the rollback to them, and the control point."""
     model, loaded, template = placed.model, placed.model.loaded, prepared.template
@@ -304,6 +314,7 @@ def _make_keeping(
         recorder,
         controls,
         model.file_weights,
+        governor,
     )
     rollback = Rollback(config, prepared.base, base, loaded, update, state, checkpointing, checkpointer, recorder)
     return _Keeping(checkpointer, file, control_point, rollback)

@@ -172,6 +172,7 @@ def test_set_changes_options_of_a_live_run(cli: CommandLine) -> None:
     assert result.code == 0
     assert result.json["set"] == {"train.learning_rate": "1e-5", "eval.every_steps": "7"}
     assert "eval.every_steps = 9 after step" in cli("set", run.id, "eval.every_steps=9").out
+    assert cli("set", run.id, "eval.every_steps=none", "--json").json["set"] == {"eval.every_steps": None}
     for wrong in ("eval.every_steps", "=3", "eval.every_steps="):
         refused = cli("set", run.id, wrong)
         assert (refused.code, refused.out) == (1, "")

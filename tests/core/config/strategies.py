@@ -18,6 +18,9 @@ def value_of(option: Option) -> st.SearchStrategy[Any]:
     text = st.text(st.characters(categories=("L", "M", "N", "P", "S", "Zs")), min_size=1, max_size=20).filter(str.strip)
     if option.name == "eval.gate":
         return st.sampled_from(["loss <= 2", ["loss < 9.5", "probe_loss <= 4"], "perplexity < 1e3"])
+    if option.name in ("night.deadline", "night.quiet_hours"):
+        times = ["07:00", "23:59"] if option.name == "night.deadline" else ["23:00-07:00", "9:00-17:30"]
+        return st.sampled_from(times)
     if option.name == "template.variables":
         values = st.booleans() | st.integers(-9, 9) | st.floats(-1e6, 1e6) | text
         return st.dictionaries(st.sampled_from(["enable_thinking", "effort", "x_1"]), values, min_size=1, max_size=3)
@@ -55,6 +58,7 @@ def coherent(changes: list[tuple[str, Any]]) -> bool:
         or ("data.eval" in values and values.get("data.eval_share"))
         or ("template.name" in values and ("template.file" in values or "template.variables" in values))
         or ("eval.every_steps" in values and "eval.every_epochs" in values)
+        or ("night.quiet_power_w" in values and "night.quiet_hours" not in values)
         or (not held_out and ("eval.patience" in values or values.get("checkpoint.final") == "best"))
         or ("eval.gate" in values and not (held_out and values.get("eval.probe", True)))
         or set(values.get("tracking.project", "")) & set("/\\#?%:")

@@ -99,6 +99,9 @@ BROKEN: list[tuple[dict[str, Any], Facts, str, str]] = [
         "error",
         "gradients cannot be added up over several",
     ),
+    ({"night__deadline": "7 o'clock"}, Facts(), "error", "night.deadline: '7 o'clock' is no time of day."),
+    ({"night__quiet_hours": "23:00"}, Facts(), "error", "night.quiet_hours: '23:00' is no span of the day."),
+    ({"night__quiet_power_w": 150.0}, Facts(), "error", "night.quiet_power_w is set, but there are no quiet hours."),
     ({"tracking__project": "a/b"}, Facts(), "error", "the trackers do not take it as a name"),
     ({"tracking__wandb_mode": "online"}, Facts(), "warning", "wandb is not among tracking.tools"),
     (
@@ -268,6 +271,7 @@ KEPT: list[tuple[dict[str, Any], Facts]] = [
     ({"train__precision": "bf16", "hardware__device": "cpu"}, Facts(bf16=False)),
     ({"model__keep_16bit": ["layers.0.*", "re:.*down_proj"]}, Facts()),
     ({"method__alpha": 8.0}, Facts()),
+    ({"night__deadline": "07:00", "night__quiet_hours": "23:00-07:00", "night__quiet_power_w": 150.0}, Facts()),
     ({"method__alpha": 64.0}, Facts()),
     ({"method__rslora": True}, Facts()),
     ({"method__dora": True, "method__name": "lora"}, Facts()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,9 @@ from core.memory.advice import advise, changed
 from core.memory.plan import Machine
 from core.memory.planner import make_plan
 from core.memory.rows import Rows
+from core.models.architecture import measuring
 from core.models.architecture.families import read_architecture
+from core.models.architecture.measured import Growth, LayerGrowth, Passes, Regime, passes_to_dict
 from tests.core.models.architecture import published
 
 
@@ -172,3 +175,29 @@ def test_there_is_nothing_to_say_without_need(limit: int | None) -> None:
     config = config_of(memory={"gradient_checkpointing": "off"})
     machine = Machine("cuda", limit)
     assert advise(architecture, config, machine, None, make_plan(architecture, config, machine)) == ()
+
+
+def test_what_would_have_to_be_measured_first_is_not_advised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Advice is immediate: of a measured model only changes are told that leave what its layers keep as it is."""
+    jobs: list[dict[str, Any]] = []
+
+    def run(job: dict[str, Any]) -> dict[str, Any]:
+        jobs.append(job)
+        kept = Growth(per_token=100_000)
+        layer = LayerGrowth(0, True, 1, kept, Growth(), (kept,), (kept,), (kept,))
+        regime = Regime(None, Growth(), Growth(), Growth(), (), (layer,))
+        return {"passes": passes_to_dict(Passes((0,) * 28, (regime,), ((16, 2048, 100),), (("q_proj", 28),), 0))}
+
+    monkeypatch.setattr(measuring, "_run", run)
+    monkeypatch.setattr(measuring, "_remembered", {})
+    architecture = replace(read_architecture(published.QWEN_2_5_05B, "m"), description="{}")
+    architecture = replace(architecture, layers=(replace(architecture.layers[0], count=28),))
+    config = config_of(method={"dropout": 0.1}, train={"max_length": 1024})
+    machine = Machine("cuda", 1_300_000_000)
+    rows = Rows([(1024, 30)])
+    plan = make_plan(architecture, config, machine, rows)
+    assert not plan.fits
+    assert len(jobs) == 1
+    advice = advise(architecture, config, machine, rows, plan)
+    assert len(jobs) == 1
+    assert all(not {"method.rank", "method.dropout"} & one.changes.keys() for one in advice)

@@ -95,7 +95,7 @@ def test_the_log_says_what_a_person_would() -> None:
         "410 of 412 rows used (dropped: 2 too long), longest 212 tokens, 33% learned",
         "checkpoint step-30 (1.2 s, 39 MB)",
         "eval loss 0.455, exact match 0.83 (60 rows)",
-        "governor: pause, temperature 86.0 (limit 83.0)",
+        "governor: paused: the device is at 86 °C (limit 83 °C)",
         "A row is odd. Look at it.",
         "paused on request",
         "stopped by SIGTERM",
@@ -307,3 +307,48 @@ def test_work_is_counted_without_pauses_and_without_the_time_between_two_starts(
     )
     assert history.working_seconds == 12 + 12 + 1
     assert history.energy_wh == 2.5
+
+
+def test_pauses_of_the_user_and_of_the_governor_end_apart() -> None:
+    history = fold(
+        phase("importing", 0),
+        phase("training", 5),
+        step(1, t=10),
+        events.GovernorEvent(t=20, action="pause", cause="disk"),
+        events.ControlEvent(t=30, command="pause", sender="socket", result="ok"),
+        events.GovernorEvent(t=40, action="resume", cause="disk"),
+        events.HardwareEvent(t=50, devices=[]),
+    )
+    assert history.timings.paused_since == 20
+    assert history.working_seconds == 20
+    history.apply(events.ControlEvent(t=60, command="resume", sender="socket", result="ok"))
+    assert history.timings.paused_since is None
+
+
+def test_what_slows_a_run_is_known_until_it_is_over() -> None:
+    slow = events.GovernorEvent(t=11, action="slow", cause="temperature", value=81, limit=80, duty=0.6)
+    history = fold(phase("importing", 0), phase("training", 5), step(1, t=10), slow)
+    assert history.slowed == slow
+    assert (history.marks[-1].kind, history.marks[-1].text) == ("governor", "slowed to 60 % to hold 80 °C")
+    history.apply(events.GovernorEvent(t=12, action="full", cause="temperature", duty=1.0))
+    assert history.slowed is None
+
+
+def test_a_promise_is_shown_beside_the_truth() -> None:
+    night = events.NightEvent(
+        t=11,
+        cause="measured",
+        finish=1e9,
+        promised_finish=1e9 - 900,
+        duty=0.7,
+        quiet_duty=0.0,
+        deadline=1e9 - 60,
+        energy_kwh=0.9,
+        promised_energy_kwh=0.8,
+        used_kwh=0.3,
+        energy_limit_kwh=1.0,
+    )
+    history = fold(phase("importing", 0), night)
+    assert history.night == night
+    assert (night.misses_deadline, night.misses_energy) == (True, False)
+    assert lines(history)[-1].endswith("0.80 kWh), 0.30 kWh so far")

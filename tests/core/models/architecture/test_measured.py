@@ -15,6 +15,7 @@ from core.models.architecture.measured import (
     Regime,
     fit_around,
     fit_layer,
+    fit_scan,
     passes_from_dict,
     passes_to_dict,
     peak_at,
@@ -30,6 +31,24 @@ def test_the_growth_of_a_layer_is_found_from_three_sizes(once: int, per_token: i
     found = fit_layer([(rows, length, growth.at(rows * length, length)) for rows, length in sizes])
     for rows, length in ((1, 64), (3, 2048), (7, 16_384)):
         assert found.at(rows * length, length) == pytest.approx(growth.at(rows * length, length), rel=1e-6, abs=1)
+
+
+@given(COUNTS, COUNTS, st.integers(-(1 << 20), 0))
+def test_the_growth_of_a_scan_is_found_from_rows_that_double(once: int, per_token: int, per_row: int) -> None:
+    growth = Growth(once, per_token, per_row=per_row)
+    sizes = [(2, 128), (4, 128), (2, 256), (2, 512)]
+    for found in fit_scan([(rows, length, growth.at(rows * length, length)) for rows, length in sizes]):
+        for rows, length in ((1, 64), (3, 2048), (7, 16_384)):
+            assert found.at(rows * length, length) == pytest.approx(growth.at(rows * length, length), rel=1e-6, abs=1)
+
+
+def test_the_peak_of_a_scan_is_the_larger_of_what_peaks_in_short_and_in_long_rows() -> None:
+    short, long = Growth(0, 100, per_row=10_000), Growth(0, 140, per_row=-100)
+    sizes = [(2, 128), (4, 128), (2, 256), (2, 512)]
+    found = fit_scan([(rows, n, peak_at((short, long), rows * n, n)) for rows, n in sizes])
+    for rows, length in ((1, 4096), (2, 512), (8, 128)):
+        tokens = rows * length
+        assert peak_at(found, tokens, length) == pytest.approx(peak_at((short, long), tokens, length), rel=1e-6)
 
 
 @given(COUNTS, COUNTS, COUNTS, COUNTS, st.integers(0, 64))

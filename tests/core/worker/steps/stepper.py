@@ -12,6 +12,8 @@ from core.worker.loss.loss import SupervisedLoss
 from core.worker.loss.objectives import Objective, SupervisedObjective
 from core.worker.model.activation_offload import ActivationOffload
 from core.worker.model.model import LoadedModel, make_accelerator
+from core.worker.process.control import Controls
+from core.worker.process.throttle import Throttle
 from core.worker.progress.best import BestStep
 from core.worker.progress.finite import FiniteCheck
 from core.worker.progress.state import TrainState
@@ -76,6 +78,7 @@ class Stepper:
             noise=noise or EmbeddingNoise(loaded.model, None),
             accelerator=make_accelerator(loaded),
             update=SimpleNamespace(in_backward=whole),
+            governor=SimpleNamespace(throttle=Throttle(Controls())),
         )
         nothing: Any = None
         recorder: Any = SimpleNamespace(progress=lambda *_: None)

@@ -1,0 +1,65 @@
+"""What the governor keeps to, by a configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from core.config.clock import DailySpan, parse_span, parse_time
+from core.config.schema import Config
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Limits and wishes; None where nothing is asked for."""
+
+    temperature_c: float | None = None
+    memory_temperature_c: float | None = None
+    power_w: float | None = None
+    """Average power."""
+    host_memory_percent: float | None = None
+    disk_free_gb: float | None = None
+    quiet: DailySpan | None = None
+    quiet_power_w: float | None = None
+    """Average power in quiet hours; None for a pause through them."""
+    deadline: int | None = None
+    """Minutes after midnight."""
+    energy_kwh: float | None = None
+
+    @classmethod
+    def of(cls, config: Config) -> Limits:
+        """Those of a configuration.
+
+        Raises:
+            UserError: If a time is none.
+        """
+        hardware, night = config.hardware, config.night
+        return cls(
+            temperature_c=hardware.temperature_limit_c,
+            memory_temperature_c=hardware.memory_temperature_limit_c,
+            power_w=hardware.power_limit_w,
+            host_memory_percent=hardware.host_memory_limit_percent,
+            disk_free_gb=hardware.disk_free_min_gb,
+            quiet=None if night.quiet_hours is None else parse_span(night.quiet_hours),
+            quiet_power_w=night.quiet_power_w,
+            deadline=None if night.deadline is None else parse_time(night.deadline),
+            energy_kwh=night.energy_kwh,
+        )
+
+    @property
+    def is_any(self) -> bool:
+        """Whether anything is asked for."""
+        return self != Limits()
+
+    @property
+    def wants_plan(self) -> bool:
+        """Whether there is something to plan for."""
+        return self.deadline is not None or self.energy_kwh is not None
+
+    @property
+    def needs_power(self) -> str:
+        """The option that cannot be kept without a meter of power; empty where there is none."""
+        if self.power_w is not None:
+            return "hardware.power_limit_w"
+        if self.energy_kwh is not None:
+            return "night.energy_kwh"
+        return "night.quiet_power_w" if self.quiet_power_w is not None else ""

@@ -1,0 +1,375 @@
+"""The governor: a thread that reads the meters, asks the policy, and has its decisions carried out."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from core.config.live import GOVERNED, changed
+from core.config.schema import Config
+from core.errors import UserError
+from core.governor.limits import Limits
+from core.governor.night import Night, Promise, impossible
+from core.governor.policy import Action, Observation, Policy
+from core.governor.words import misses, stopped_by
+from core.hardware.cpu import memory as host_memory
+from core.hardware.snapshot import Device
+from core.runs.events import Event, GovernorEvent, NightEvent
+from core.worker.process.control import Controls
+from core.worker.process.throttle import Throttle
+
+#: Seconds between two looks at the meters, and for the first reading.
+INTERVAL, FIRST_READING = 1.0, 5.0
+#: Seconds without a reading after which the user is told that nothing is held.
+BLIND_SECONDS = 30.0
+
+
+class Meters(Protocol):
+    """What the governor needs of a :class:`core.hardware.sampler.Sampler`."""
+
+    @property
+    def energy_wh(self) -> float | None:
+        """Energy used so far; None where the device does not tell."""
+
+    def refresh(self, timeout: float) -> list[Device]:
+        """A fresh reading, or the last one."""
+
+    def age(self) -> float | None:
+        """Seconds since the last reading."""
+
+
+class PowerLever(Protocol):
+    """Sets the power limit of a card, where the system permits it."""
+
+    def set(self, uuid: str, watts: float) -> object:
+        """Set it.
+
+        Raises:
+            UserError: If it cannot be set.
+        """
+
+    def restore(self, uuid: str) -> object:
+        """Put back the one that was there before.
+
+        Raises:
+            UserError: If it cannot be set.
+        """
+
+
+class Notice(Protocol):
+    """Tells the user something: ``notice(level, code, message, hint)``."""
+
+    def __call__(self, level: str, code: str, message: str, hint: str = "") -> None:
+        """Tell it."""
+
+
+@dataclass(frozen=True)
+class _Step:
+    """An optimizer step, as the training thread tells it."""
+
+    tokens: int
+    seconds: float
+    rested: float
+    between: float
+    paused: float
+    steps_left: int
+    joules: float | None
+    """Energy counted at its end."""
+
+
+class Governor:
+    """Governs one run. With nothing to keep to, it has no thread.
+
+    Args:
+        config: Of the run.
+        meters: Of the run's device.
+        controls: Stops the run.
+        throttle: Slows the training thread.
+        tell: Where events go.
+        notice: Tells the user something.
+        directory: The run's, whose disk is watched.
+        is_paused: Whether the run is paused, by whomever.
+        lever: Sets the card's power limit; None where there is no way.
+        interval: Seconds between two looks.
+        clock: Seconds that only ever go up.
+        wall: Unix seconds.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        meters: Meters,
+        controls: Controls,
+        throttle: Throttle,
+        tell: Callable[[Event], None],
+        notice: Notice,
+        directory: Path,
+        is_paused: Callable[[], bool],
+        lever: PowerLever | None = None,
+        interval: float = INTERVAL,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self.throttle = throttle
+        self.pause: Action | None = None
+        """Why training pauses by itself; None where it does not. Read by the training thread."""
+        self._config, self._meters, self._controls = config, meters, controls
+        self._tell, self._notice, self._directory, self._is_paused = tell, notice, directory, is_paused
+        self._lever, self._interval, self._clock, self._wall = lever, interval, clock, wall
+        self._limits = Limits.of(config)
+        self._next: Limits | None = None
+        self._guard = threading.Lock()
+        self._steps: list[_Step] = []
+        self._last_step_end: float | None = None
+        self._joules_before: float | None = None
+        self._wants_checkpoint = False
+        self._closed = False
+        self._wake = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._policy = Policy(self._limits)
+        self._night: Night | None = None
+        self._looked: float | None = None
+        self._limited = ""
+        self._told: set[str] = set()
+        self._has_stopped = False
+
+    # For the training thread.
+
+    def check(self, overrides: Mapping[str, Any] | None = None) -> Limits:
+        """The limits of the configuration, with what is set; they are kept only where the device can tell.
+
+        Args:
+            overrides: ``section.key`` to value.
+
+        Raises:
+            UserError: If a limit cannot be held here, or a wish cannot be kept whatever the run costs.
+        """
+        mine = {name: value for name, value in (overrides or {}).items() if name in GOVERNED}
+        limits = Limits.of(changed(self._config, mine))
+        if limits.is_any:
+            if (problem := impossible(limits, self._wall())) is not None:
+                raise UserError(*problem)
+            self._check_device(limits)
+        return limits
+
+    def _check_device(self, limits: Limits) -> None:
+        devices = self._meters.refresh(FIRST_READING)
+        if not devices:
+            return
+        device = devices[0]
+        missing = ""
+        if limits.temperature_c is not None and device.temperature_c is None:
+            missing = "its temperature, so hardware.temperature_limit_c"
+        elif limits.memory_temperature_c is not None and device.memory_temperature_c is None:
+            missing = "the temperature of its memory, so hardware.memory_temperature_limit_c"
+        elif limits.needs_power and device.power_w is None and self._meters.energy_wh is None:
+            missing = f"its power, so {limits.needs_power}"
+        if missing:
+            hint = "Remove the option, or unset it."
+            raise UserError(f"{device.name} does not tell {missing} cannot be kept.", hint)
+
+    @contextlib.contextmanager
+    def governing(self, overrides: Mapping[str, Any]) -> Iterator[None]:
+        """Govern inside; the card's power limit is put back at the end.
+
+        Args:
+            overrides: What was set while the run was on, ``section.key`` to value.
+        """
+        limits = self.check(overrides)
+        self._put_back()
+        self.change(limits)
+        try:
+            yield
+        finally:
+            self._closed = True
+            self._wake.set()
+            if self._thread is not None:
+                self._thread.join(timeout=2 * FIRST_READING)
+            self._limit_power(None)
+
+    def _put_back(self) -> None:
+        """Put back the power limit that a killed run has left on the card."""
+        devices = self._meters.refresh(self._interval) if self._lever is not None else []
+        if self._lever is not None and devices and devices[0].uuid:
+            with contextlib.suppress(UserError):  # what may not be set is as it was
+                self._lever.restore(devices[0].uuid)
+
+    def change(self, limits: Limits) -> None:
+        """Keep to other limits from now on."""
+        with self._guard:
+            self._next = limits
+        self._wake.set()
+        if limits.is_any and self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="governor", daemon=True)
+            self._thread.start()
+
+    def step_done(self, *, tokens: int, seconds: float, rested: float, paused: float, steps_left: int) -> None:
+        """An optimizer step is done.
+
+        Args:
+            tokens: Trained in it.
+            seconds: It took, rests included.
+            rested: Seconds of it that were rest.
+            paused: Seconds of pause before it.
+            steps_left: Optimizer steps to come.
+        """
+        if self._thread is None:
+            return
+        now = self._clock()
+        between = 0.0 if self._last_step_end is None else max(now - self._last_step_end - seconds - paused, 0.0)
+        self._last_step_end = now
+        step = _Step(tokens, seconds, rested, between, paused, steps_left, self._joules())
+        with self._guard:
+            self._steps.append(step)
+
+    def take_checkpoint(self) -> bool:
+        """Whether a checkpoint is wanted; it is asked for once."""
+        wanted, self._wants_checkpoint = self._wants_checkpoint, False
+        return wanted
+
+    # The thread.
+
+    def _run(self) -> None:
+        while not self._closed:
+            self._look()
+            self._wake.wait(self._interval)
+            self._wake.clear()
+
+    def _look(self) -> None:
+        with self._guard:
+            limits, self._next = self._next, None
+            steps, self._steps = self._steps, []
+        if limits is not None:
+            self._begin(limits)
+        devices = self._meters.refresh(self._interval)
+        device = devices[0] if devices else None
+        joules, now, wall = self._joules(), self._clock(), self._wall()
+        plan_duty = self._plan(steps, now, wall, joules)
+        used, total = host_memory()
+        decision = self._policy.observe(
+            Observation(
+                moment=now,
+                time=wall,
+                at_work=not self._is_paused(),
+                device=device,
+                joules=joules,
+                host_memory_percent=100.0 * used / max(total, 1),
+                disk_free_gb=self._disk_free(),
+                plan_duty=plan_duty,
+            )
+        )
+        self.throttle.duty = decision.duty
+        for action in decision.actions:
+            self._carry_out(action, device)
+        self.pause = decision.pause
+        self._tell_blindness()
+
+    def _begin(self, limits: Limits) -> None:
+        """Take limits in; what is held already goes on where its limit is the same."""
+        self._policy = self._policy.with_limits(limits)
+        if not limits.wants_plan:
+            self._night = None
+        elif self._night is None:
+            has_power = self._joules() is not None
+            self._night = Night(limits, self._wall(), has_power=has_power)
+        else:
+            self._night.change(limits, self._wall())
+
+    def _plan(self, steps: list[_Step], now: float, wall: float, joules: float | None) -> float:
+        """The most duty that the plan wants, after the steps that are done."""
+        night = self._night
+        seconds, self._looked = now - (self._looked if self._looked is not None else now), now
+        for step in steps:
+            before, self._joules_before = self._joules_before, step.joules
+            if night is not None:
+                used = step.joules - before if step.joules is not None and before is not None else None
+                if used is not None:
+                    # What was used between two steps was used at about the same power.
+                    used *= step.seconds / max(step.seconds + step.between + step.paused, 1e-9)
+                night.step_done(
+                    tokens=step.tokens,
+                    seconds=step.seconds,
+                    duty=1.0 - step.rested / max(step.seconds, 1e-9),
+                    joules=used,
+                    between=step.between,
+                    steps_left=step.steps_left,
+                )
+        if night is None:
+            return 1.0
+        promise = night.look(wall, seconds, self._policy.own_duty, joules)
+        if promise is not None:
+            self._promise(promise)
+        return night.duty(wall)
+
+    def _promise(self, promise: Promise) -> None:
+        self._tell(NightEvent(**vars(promise)))
+        for code, message, hint in misses(promise):
+            if code not in self._told:
+                self._told.add(code)
+                self._notice("warning", code, message, hint)
+
+    def _carry_out(self, action: Action, device: Device | None) -> None:
+        if action.action == "power_limit":
+            if not self._limit_power(action.value, device):
+                return
+        elif action.action == "checkpoint":
+            self._wants_checkpoint = True
+        elif action.action == "stop":
+            if self._has_stopped:
+                return
+            self._has_stopped = True
+        self._tell(GovernorEvent(**vars(action)))
+        if action.action == "stop":
+            self._controls.request_stop(stopped_by(action.cause, action.value, action.limit))
+
+    def _limit_power(self, watts: float | None, device: Device | None = None) -> bool:
+        """Set the card's power limit, or put its own back; whether that was done."""
+        lever = self._lever
+        if watts is None and not self._limited:
+            return False
+        if lever is None or (watts is not None and (device is None or not device.uuid)):
+            self._policy.can_limit_power = False
+            return False
+        try:
+            if watts is None:
+                lever.restore(self._limited)
+                self._limited = ""
+            elif device is not None:
+                lever.set(device.uuid, watts)
+                self._limited = device.uuid
+        except UserError as error:
+            self._policy.can_limit_power = False
+            self._limited = ""
+            if "power_limit" not in self._told:
+                self._told.add("power_limit")
+                message = f"Power is held by rests. {error.message}"
+                self._notice("info", "governor_power_limit", message, error.hint)
+            return False
+        return True
+
+    def _joules(self) -> float | None:
+        hours = self._meters.energy_wh
+        return None if hours is None else 3600.0 * hours
+
+    def _disk_free(self) -> float | None:
+        if self._policy.limits.disk_free_gb is None:
+            return None
+        try:
+            return shutil.disk_usage(self._directory).free / 1e9
+        except OSError:
+            return None
+
+    def _tell_blindness(self) -> None:
+        age = self._meters.age()
+        if age is None or age < BLIND_SECONDS or "blind" in self._told:
+            return
+        self._told.add("blind")
+        message = f"The device has told nothing for {age:.0f} s: heat and power are not held meanwhile."
+        self._notice("warning", "governor_blind", message, "Try 'nvidia-smi'; if it hangs as well, reboot.")

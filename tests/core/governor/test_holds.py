@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from core.governor.control import FLOOR
+from core.governor.holds import PowerHold, TemperatureHold
+from tests.core.governor.card_model import CardModel
+
+LIMIT = 75.0
+#: Within so many degrees, from so many seconds after a disturbance on.
+BAND, SETTLING = 2.0, 120
+
+
+def hold(card: CardModel, held: TemperatureHold, seconds: int, duty: float) -> list[tuple[float, float]]:
+    """Temperature and duty cycle at each second."""
+    told = []
+    for _ in range(seconds):
+        card.run(1.0, duty)
+        duty = held.observe(card.moment, card.reading(), duty)
+        told.append((card.temperature, duty))
+    return told
+
+
+def off_limit(told: list[tuple[float, float]]) -> float:
+    """The most degrees above the limit, or below it while more duty was to be had."""
+    return max(max(warm - LIMIT, (LIMIT - warm) if duty < 0.97 else 0.0) for warm, duty in told)
+
+
+cards = st.builds(
+    CardModel,
+    resistance=st.floats(0.1, 0.3),
+    tau=st.floats(15, 300),
+    ambient=st.floats(16, 34),
+    seed=st.integers(0, 99),
+)
+
+
+def test_temperature_is_held_at_the_highest_duty_after_a_disturbance() -> None:
+    for disturb in ("room", "fan"):
+        card, held = CardModel(resistance=0.2), TemperatureHold(LIMIT)
+        before = hold(card, held, 900, 1.0)
+        assert max(warm for warm, _ in before) < LIMIT + BAND, "it does not overshoot when it gets there"
+        assert off_limit(before[400:]) < BAND
+        if disturb == "room":
+            card.ambient += 8
+        else:
+            card.resistance *= 1.3
+        after = hold(card, held, 900, before[-1][1])
+        assert off_limit(after[SETTLING:]) < BAND, disturb
+        mean = sum(duty for _, duty in after[SETTLING:]) / len(after[SETTLING:])
+        assert mean == pytest.approx(card.duty_for(LIMIT), abs=0.03), "no slower than it has to be"
+
+
+@given(cards, st.sampled_from(["room", "fan"]))
+def test_temperature_is_held_on_any_card(card: CardModel, disturb: str) -> None:
+    room, resistance = (8.0, 1.0) if disturb == "room" else (0.0, 1.3)
+    worst = CardModel(resistance=card.resistance * resistance, ambient=card.ambient + room)
+    assume(worst.duty_for(LIMIT) > FLOOR + 0.05)
+    held = TemperatureHold(LIMIT)
+    before = hold(card, held, 700, 1.0)
+    card.ambient += room
+    card.resistance *= resistance
+    after = hold(card, held, 400, before[-1][1])
+    assert off_limit(after[SETTLING:]) < BAND + 0.5
+
+
+@given(cards)
+def test_a_card_that_stays_cool_is_not_slowed(card: CardModel) -> None:
+    assume(card.settled(1.0) < LIMIT - 4)
+    told = hold(card, TemperatureHold(LIMIT), 600, 1.0)
+    assert sum(duty for _, duty in told) / len(told) > 0.985
+
+
+@given(st.floats(0.2, 0.95), st.integers(0, 9))
+def test_average_power_is_held(share: float, seed: int) -> None:
+    card = CardModel(seed=seed)
+    limit = card.idle_w + share * (card.busy_w - card.idle_w)
+    held, duty, joules = PowerHold(limit), 1.0, 0.0
+    for second in range(400):
+        if second == 200:
+            joules = card.joules
+        card.run(1.0, duty)
+        duty = held.observe(card.moment, card.joules)
+    assert (card.joules - joules) / 200 == pytest.approx(limit, rel=0.02)

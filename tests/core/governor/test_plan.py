@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from core.governor.control import FLOOR
+from core.governor.curve import Curve, Point
+from core.governor.plan import Plan, Span, Wishes, plan
+
+HOUR = 3600.0
+
+
+def curve(idle: float = 40.0, busy: float = 300.0, bend: float = 0.0, speed: float = 1000.0) -> Curve:
+    """A card whose power bends: a warmer chip leaks more."""
+    return Curve(
+        [Point(duty, speed * duty, idle + (busy - idle) * duty + bend * duty * duty) for duty in (0.45, 0.7, 1.0)]
+    )
+
+
+def always(**wishes: float) -> Wishes:
+    return Wishes([Span(0.0, math.inf, is_quiet=False)], **wishes)
+
+
+def test_a_curve_is_straight_between_what_was_measured() -> None:
+    found = curve()
+    assert found.watts(0.0) == pytest.approx(40.0)
+    assert found.watts(0.85) == pytest.approx(261.0)
+    assert found.tokens_per_second(0.2) == pytest.approx(200.0)
+    assert found.most_duty(170.0, FLOOR) == pytest.approx(0.5)
+    assert found.most_duty(30.0, FLOOR) == 0.0
+
+
+def test_without_leakage_the_fastest_is_the_cheapest() -> None:
+    found = plan(curve(), 1000 * HOUR, always(deadline=10 * HOUR))
+    assert (found.duty, found.keeps) == (1.0, True)
+    assert found.finish == pytest.approx(HOUR)
+    assert found.joules == pytest.approx(300 * HOUR)
+
+
+def test_leakage_makes_slow_work_cheaper_as_far_as_the_deadline_allows() -> None:
+    leaky = curve(idle=10.0, busy=250.0, bend=150.0)
+    relaxed = plan(leaky, 1000 * HOUR, always(deadline=10 * HOUR))
+    hurried = plan(leaky, 1000 * HOUR, always(deadline=1.3 * HOUR))
+    assert relaxed.duty < hurried.duty < 1.0
+    assert relaxed.joules < hurried.joules < plan(leaky, 1000 * HOUR, always(deadline=1.03 * HOUR)).joules
+    assert hurried.finish == pytest.approx(1.3 * HOUR, rel=0.04)
+
+
+def test_what_cannot_be_is_told_with_the_nearest() -> None:
+    late = plan(curve(), 1000 * HOUR, always(deadline=0.5 * HOUR))
+    assert late.misses_deadline
+    assert late.finish == pytest.approx(HOUR), "the soonest"
+    costly = plan(curve(), 1000 * HOUR, always(deadline=2 * HOUR, joules=100 * HOUR))
+    assert (costly.misses_deadline, costly.misses_energy) == (False, True)
+    assert costly.joules == pytest.approx(300 * HOUR), "the least"
+
+
+def test_quiet_hours_are_slow_or_none() -> None:
+    spans = [Span(0.0, HOUR, is_quiet=False), Span(HOUR, 3 * HOUR, is_quiet=True), Span(3 * HOUR, 99 * HOUR, False)]
+    parked = plan(curve(), 2000 * HOUR, Wishes(spans, deadline=5 * HOUR))
+    assert parked.quiet_duty == 0.0
+    assert parked.finish == pytest.approx(4 * HOUR)
+    assert parked.joules == pytest.approx((600 + 2 * 40) * HOUR)
+    quiet = plan(curve(), 2000 * HOUR, Wishes(spans, deadline=5 * HOUR, quiet_power_w=170.0))
+    assert quiet.quiet_duty == pytest.approx(0.5)
+    assert quiet.finish == pytest.approx(3 * HOUR)
+
+
+def test_heat_bounds_the_plan() -> None:
+    found = plan(curve(), 1000 * HOUR, always(deadline=0.9 * HOUR, most_duty=0.6))
+    assert found.duty == 0.6
+    assert found.misses_deadline
+
+
+def test_without_a_meter_it_is_done_soonest() -> None:
+    blind = Curve([Point(1.0, 1000.0, None)])
+    found = plan(blind, 1000 * HOUR, always(deadline=3 * HOUR))
+    assert (found.duty, found.joules, found.keeps) == (1.0, 0.0, True)
+
+
+@given(
+    idle=st.floats(5, 80),
+    busy=st.floats(120, 400),
+    bend=st.floats(0, 150),
+    hours=st.floats(0.2, 5),
+    slack=st.floats(1.1, 6),
+)
+def test_no_duty_cycle_that_is_in_time_is_cheaper(
+    idle: float, busy: float, bend: float, hours: float, slack: float
+) -> None:
+    found_curve = curve(idle, busy, bend)
+    tokens, deadline = 1000 * hours * HOUR, slack * hours * HOUR
+    found = plan(found_curve, tokens, always(deadline=deadline))
+    assert found.finish <= deadline
+    for step in range(10, 101):
+        duty = step / 100
+        seconds = tokens / found_curve.tokens_per_second(duty)
+        if seconds <= deadline:
+            assert found.joules <= found_curve.watts(duty) * seconds * 1.003
+
+
+@given(st.floats(0.1, 1), st.floats(10, 400))
+def test_average_power_is_kept_by_the_plan(hours: float, watts: float) -> None:
+    assume(curve().watts(FLOOR) < watts)
+    found: Plan = plan(curve(), 1000 * hours * HOUR, always(power_w=watts))
+    assert curve().watts(found.duty) <= watts + 1e-6

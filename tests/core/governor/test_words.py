@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import pytest
+
+from core.governor.words import describe, stopped_by
+
+
+@pytest.mark.parametrize(
+    ("action", "said"),
+    [
+        (("slow", "temperature", 81.4, 80.0, 0.6), "slowed to 60 % to hold 80 °C"),
+        (("slow", "power", 310.0, 280.0, 0.85), "slowed to 85 % to hold 280 W"),
+        (("slow", "plan", None, None, 0.7), "slowed to 70 % by the plan for the night"),
+        (("full", "temperature", 74.0, 80.0, 1.0), "at full speed again"),
+        (("power_limit", "power", 200.0, 200.0, None), "the card's power limit is 200 W now"),
+        (("power_limit", "power", None, None, None), "the card's own power limit again"),
+        (("pause", "temperature", 86.0, 83.0, None), "paused: the device is at 86 °C (limit 83 °C)"),
+        (("pause", "quiet hours", None, None, None), "paused: these are quiet hours"),
+        (("resume", "quiet hours", None, None, None), "goes on: the quiet hours are over"),
+        (
+            ("resume", "memory temperature", 84.0, 90.0, None),
+            "goes on: the memory of the card is at 84 °C (limit 90 °C)",
+        ),
+        (("pause", "disk", 3.21, 5.0, None), "paused: room on the disk is at 3.2 GB (least 5.0 GB)"),
+        (
+            ("checkpoint", "host memory", 95.2, 90.0, None),
+            "writes a checkpoint: the machine's memory is at 95 % (limit 90 %)",
+        ),
+        (("stop", "temperature", 95.0, 80.0, None), "stops: the device is at 95 °C (limit 80 °C)"),
+        (("dance", "moon", 1.0, None, None), "dance: moon is 1.00"),
+    ],
+)
+def test_actions_are_told_as_a_person_would(
+    action: tuple[str, str, float | None, float | None, float | None], said: str
+) -> None:
+    assert describe(*action) == said
+
+
+def test_a_stop_names_who_and_why() -> None:
+    assert stopped_by("temperature", 95.0, 80.0) == "the governor, as the device is at 95 °C (limit 80 °C)"

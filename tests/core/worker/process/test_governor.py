@@ -1,0 +1,299 @@
+"""The governor's thread: on meters that a test sets, and on the real binding with a scripted driver."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.config.schema import Config
+from core.errors import UserError
+from core.hardware.snapshot import Device
+from core.runs.events import Event, GovernorEvent, NightEvent
+from core.worker.process.control import Controls
+from core.worker.process.governor import Governor
+from core.worker.process.throttle import Throttle
+from tests.core.hardware.conftest import fake_driver as fake_driver
+from tests.waiting import wait_for
+
+CARD = Device(index=0, kind="cuda", name="RTX 4090", temperature_c=60.0, power_w=300.0, uuid="GPU-1")
+PATIENCE = 20.0
+ROOT = Path(__file__).parents[4]
+
+
+class Meters:
+    """Meters that show what a test sets."""
+
+    def __init__(self, device: Device) -> None:
+        self.device, self.energy_wh = device, 0.0 if device.power_w is not None else None
+        self.seconds_old = 0.0
+
+    def refresh(self, timeout: float) -> list[Device]:
+        return [self.device]
+
+    def age(self) -> float | None:
+        return self.seconds_old
+
+
+class Lever:
+    """Sets power limits, or refuses to."""
+
+    def __init__(self, *, permitted: bool = True) -> None:
+        self.permitted, self.calls = permitted, list[tuple[str, float | None]]()
+
+    def set(self, uuid: str, watts: float) -> None:
+        if not self.permitted:
+            raise UserError("This user may not set the power limit.", "Run: sudo nvidia-smi -i 0 -pl 200")
+        self.calls.append((uuid, watts))
+
+    def restore(self, uuid: str) -> None:
+        self.calls.append((uuid, None))
+
+
+class Bench:
+    """A governor with all that it acts on."""
+
+    def __init__(self, directory: Path, device: Device = CARD, lever: Lever | None = None, **sections: Any) -> None:
+        self.meters, self.controls = Meters(device), Controls()
+        self.throttle = Throttle(self.controls)
+        self.events: list[Event] = []
+        self.notices: list[tuple[str, str]] = []
+        self.now = datetime(2026, 11, 26, 12, 0).timestamp()
+        self.paused = False
+        self._moment = 0.0
+        config = Config.model_validate({"data": {"train": "rows.jsonl"}, **sections})
+        self.governor = Governor(
+            config,
+            meters=self.meters,
+            controls=self.controls,
+            throttle=self.throttle,
+            tell=self.events.append,
+            notice=lambda _, code, message, hint="": self.notices.append((code, f"{message} {hint}")),
+            directory=directory,
+            is_paused=lambda: self.paused,
+            lever=lever,
+            interval=0.002,
+            clock=self._clock,
+            wall=lambda: self.now,
+        )
+
+    def _clock(self) -> float:
+        """A second between two looks."""
+        self._moment += 0.5
+        return self._moment
+
+    @contextmanager
+    def governing(self, **overrides: Any) -> Iterator[None]:
+        with self.governor.governing(overrides):
+            yield
+
+    def wait_for(self, action: str) -> GovernorEvent:
+        def told() -> GovernorEvent | None:
+            return next((e for e in self.events if isinstance(e, GovernorEvent) and e.action == action), None)
+
+        found = wait_for(told, PATIENCE, f"the governor to {action}")
+        assert found is not None
+        return found
+
+
+def test_without_limits_there_is_no_thread(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    with bench.governing():
+        assert bench.governor._thread is None
+        bench.governor.step_done(tokens=1, seconds=1.0, rested=0.0, paused=0.0, steps_left=1)
+        assert bench.throttle.duty == 1.0
+
+
+def test_heat_slows_and_then_pauses_until_it_is_cool(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, replace(CARD, temperature_c=95.0), hardware={"temperature_limit_c": 80.0})
+    with bench.governing():
+        slow = bench.wait_for("slow")
+        assert (slow.cause, slow.limit) == ("temperature", 80.0)
+        assert bench.throttle.duty < 1.0
+        bench.wait_for("pause")
+        wait_for(lambda: bench.governor.pause, PATIENCE, "the pause")
+        bench.meters.device = replace(CARD, temperature_c=70.0)
+        bench.wait_for("resume")
+        wait_for(lambda: bench.governor.pause is None, PATIENCE, "the pause to end")
+
+
+def test_heat_that_stays_stops_the_run_with_the_reason(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, replace(CARD, temperature_c=95.0), hardware={"temperature_limit_c": 80.0})
+    with bench.governing():
+        wait_for(lambda: bench.controls.stop_sender, PATIENCE, "the stop")
+        assert bench.controls.stop_sender == "the governor, as the device is at 95 °C (limit 80 °C)"
+        bench.wait_for("stop")
+    assert sum(isinstance(event, GovernorEvent) and event.action == "stop" for event in bench.events) == 1
+
+
+def test_limits_may_be_set_and_unset_while_it_runs(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    with bench.governing():
+        limits = bench.governor.check({"hardware.disk_free_min_gb": 1_000_000.0, "train.learning_rate": 1.0})
+        bench.governor.change(limits)
+        assert bench.wait_for("pause").cause == "disk"
+        bench.governor.change(bench.governor.check({"hardware.disk_free_min_gb": None}))
+        bench.wait_for("resume")
+        wait_for(lambda: bench.governor.pause is None, PATIENCE, "the pause to end")
+
+
+def test_what_was_set_before_a_resume_is_kept_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("core.worker.process.governor.host_memory", lambda: (95, 100))
+    bench = Bench(tmp_path)
+    with bench.governing(**{"hardware.host_memory_limit_percent": 90.0}):
+        bench.wait_for("checkpoint")
+        wait_for(bench.governor.take_checkpoint, PATIENCE, "the checkpoint to be wanted")
+        wait_for(lambda: bench.controls.stop_sender, PATIENCE, "the stop")
+
+
+def test_the_cards_power_limit_is_set_and_put_back(tmp_path: Path) -> None:
+    device = replace(CARD, power_limit_min_w=100.0, power_limit_max_w=450.0)
+    lever = Lever()
+    bench = Bench(tmp_path, device, lever, hardware={"power_limit_w": 200.0})
+    with bench.governing():
+        assert bench.wait_for("power_limit").value == 200.0
+    # The first one is for what a killed run has left.
+    assert lever.calls == [("GPU-1", None), ("GPU-1", 200.0), ("GPU-1", None)]
+
+
+def test_without_permission_power_is_held_by_rests_and_the_command_is_told(tmp_path: Path) -> None:
+    device = replace(CARD, power_limit_min_w=100.0, power_limit_max_w=450.0)
+    bench = Bench(tmp_path, device, Lever(permitted=False), hardware={"power_limit_w": 200.0})
+    with bench.governing():
+        wait_for(lambda: bench.notices, PATIENCE, "the notice")
+    assert bench.notices[0][0] == "governor_power_limit"
+    assert "sudo nvidia-smi -i 0 -pl 200" in bench.notices[0][1]
+    assert not any(isinstance(event, GovernorEvent) and event.action == "power_limit" for event in bench.events)
+
+
+def test_a_driver_that_hangs_is_told_once(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, hardware={"temperature_limit_c": 80.0})
+    bench.meters.seconds_old = 45.0
+    with bench.governing():
+        wait_for(lambda: bench.notices, PATIENCE, "the notice")
+    assert [code for code, _ in bench.notices] == ["governor_blind"]
+
+
+def test_a_night_is_promised_after_the_first_steps(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, night={"deadline": "12:30", "energy_kwh": 0.1})
+    with bench.governing():
+        for left in range(40, 0, -1):
+            bench.meters.energy_wh = (bench.meters.energy_wh or 0.0) + 60 * 300 / 3600
+            bench.now += 60
+            before = bench.governor._night
+            bench.governor.step_done(tokens=1000, seconds=60.0, rested=0.0, paused=0.0, steps_left=left)
+            wait_for(lambda: not bench.governor._steps, PATIENCE, "the step to be taken in")
+            if any(isinstance(event, NightEvent) for event in bench.events):
+                break
+            assert before is None or before is bench.governor._night
+        wait_for(lambda: len(bench.notices) == 2, PATIENCE, "both misses to be told")
+    assert {code for code, _ in bench.notices} == {"night_deadline", "night_energy"}
+    (night, *_) = [event for event in bench.events if isinstance(event, NightEvent)]
+    assert night.misses_deadline
+    assert night.misses_energy
+    assert night.promised_finish == night.finish
+
+
+BLIND = Device(index=0, kind="cpu", name="Some CPU")
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"hardware": {"temperature_limit_c": 80.0}}, "Some CPU does not tell its temperature, so hardware.temp"),
+        ({"hardware": {"memory_temperature_limit_c": 90.0}}, "the temperature of its memory"),
+        ({"hardware": {"power_limit_w": 100.0}}, "hardware.power_limit_w cannot be kept"),
+        ({"night": {"energy_kwh": 1.0}}, "night.energy_kwh cannot be kept"),
+        ({"night": {"quiet_hours": "11:00-13:00", "deadline": "12:30"}}, "nothing would be trained"),
+    ],
+)
+def test_what_cannot_be_kept_here_is_refused(tmp_path: Path, sections: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError) as error:
+        Bench(tmp_path, BLIND, **sections).governor.check()
+    assert said in error.value.message
+
+
+#: A run of sleeps on a card that warms by it, in a fortieth of the time: the sampler, the binding and the driver are
+#: real, the card is not.
+PROGRAM = """
+import json, os, sys, time
+from pathlib import Path
+from core.config.schema import Config
+from core.hardware.sampler import Sampler
+from core.worker.process.control import Controls
+from core.worker.process.governor import Governor
+from core.worker.process.throttle import Throttle
+from tests.core.governor.card_model import CardModel
+
+SPEED, LIMIT = 40.0, 75.0
+readings = Path(os.environ["FAKE_NVML_FILE"])
+card = CardModel(resistance=0.2, tau=60.0)
+
+def show():
+    new = readings.with_suffix(".new")
+    new.write_text(f"temperature={card.reading():.0f}\\npower={card.power * 1000:.0f}\\n")
+    os.replace(new, readings)
+
+show()
+sampler, controls, events = Sampler(1.0), Controls(), []
+sampler.watch("GPU-00000010-1111-2222-3333-444455556666")
+throttle = Throttle(controls)
+governor = Governor(
+    Config.model_validate({"data": {"train": "x"}, "hardware": {"temperature_limit_c": LIMIT}}),
+    meters=sampler, controls=controls, throttle=throttle, tell=events.append, notice=print,
+    directory=Path("."), is_paused=lambda: False, interval=1.0 / SPEED, clock=lambda: time.monotonic() * SPEED,
+)
+
+def train(seconds):
+    warm, duties, end = [], [], card.moment + seconds
+    while card.moment < end:
+        began = time.monotonic()
+        time.sleep(0.01)
+        card.run((time.monotonic() - began) * SPEED, 1.0)
+        began = time.monotonic()
+        throttle.rest()
+        card.run((time.monotonic() - began) * SPEED, 0.0)
+        show()
+        warm.append(card.temperature)
+        duties.append(throttle.duty)
+    return warm, duties
+
+with governor.governing({}):
+    before, _ = train(330)
+    card.ambient += 8.0
+    train(120)
+    after, duties = train(130)
+print(json.dumps({
+    "before": before[-len(before) // 6:], "after": after, "duty": sum(duties) / len(duties),
+    "wanted": card.duty_for(LIMIT), "actions": [event.action for event in events],
+}))
+"""
+
+
+def test_a_real_sampler_and_driver_hold_the_temperature(fake_driver: Path, tmp_path: Path) -> None:
+    environment = {
+        **os.environ,
+        "LD_LIBRARY_PATH": str(fake_driver),
+        "FAKE_NVML": "",
+        "FAKE_NVML_FILE": str(tmp_path / "readings"),
+        "PYTHONPATH": str(ROOT),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    for part in ("before", "after"):
+        mean = sum(told[part]) / len(told[part])
+        assert mean == pytest.approx(75.0, abs=2.0), part
+    assert told["duty"] == pytest.approx(told["wanted"], abs=0.1)
+    assert told["actions"][0] == "slow"
