@@ -65,6 +65,16 @@ def tools_dir() -> Path:
     return home() / "tools"
 
 
+def cache_dir() -> Path:
+    """What is known of runs, so that it need not be read again; may be deleted at any time."""
+    return home() / "cache"
+
+
+def trash_dir() -> Path:
+    """Runs that were deleted and can be restored, a directory for each deletion."""
+    return home() / "trash"
+
+
 def calibration_dir() -> Path:
     """The memory plan's constants as measured on this machine's devices, a file each."""
     return home() / "calibration"

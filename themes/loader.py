@@ -47,6 +47,13 @@ VARIABLES: dict[str, tuple[str, str]] = {
     "chart-eval": ("#d7af5f", "#875f00"),
     "chart-event": ("#d787d7", "#870087"),
     "chart-axis": ("#6c6c6c", "#767676"),
+    # Curves of several runs; each has a letter besides.
+    "curve-1": ("#5fafff", "#005faf"),
+    "curve-2": ("#ffaf00", "#875f00"),
+    "curve-3": ("#87d787", "#005f00"),
+    "curve-4": ("#ff87d7", "#870087"),
+    "curve-5": ("#ffff87", "#000000"),
+    "curve-6": ("#d0d0d0", "#5f5f5f"),
     "meter-track": ("#3a3a3a", "#c6c6c6"),
     "meter-fill": ("#5fafd7", "#005faf"),
     "selected-background": ("#303030", "#d7d7ff"),

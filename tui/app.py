@@ -510,7 +510,31 @@ class LocaltuneApp(App[str]):
 
     @on(messages.RunDeleted)
     def _run_deleted(self, message: messages.RunDeleted) -> None:
-        self.runs.deleted(message.run)
+        self.runs.deleted(message.run, in_trash=message.in_trash)
+
+    @on(messages.LabelRequested)
+    def _label_requested(self, message: messages.LabelRequested) -> None:
+        self.bridge.label(message.run, message.labels)
+
+    @on(messages.RunLabeled)
+    def _run_labeled(self, message: messages.RunLabeled) -> None:
+        self.runs.labeled(message.run, message.labels)
+
+    @on(messages.CompareRequested)
+    def _compare_requested(self, message: messages.CompareRequested) -> None:
+        self.runs.compare(message.runs)
+
+    @on(messages.DetailsRequested)
+    def _details_requested(self, message: messages.DetailsRequested) -> None:
+        self.runs.show_details(message.run)
+
+    @on(messages.RestoreRequested)
+    def _restore_requested(self) -> None:
+        self.bridge.restore_last()
+
+    @on(messages.RunRestored)
+    def _run_restored(self, message: messages.RunRestored) -> None:
+        self.runs.restored(message.run)
 
     @on(messages.ControlRequested)
     def _control_requested(self, message: messages.ControlRequested) -> None:

@@ -28,6 +28,8 @@ from tui.messages import (
     RunDeleted,
     RunDetailRead,
     RunFiguresRead,
+    RunLabeled,
+    RunRestored,
     RunsInView,
     RunsListed,
     RunStarted,
@@ -37,7 +39,8 @@ from tui.messages import (
 if TYPE_CHECKING:
     from core.config.schema import Config
     from core.runs.client import ControlClient
-    from core.runs.detail import RunFigures
+    from core.runs.figures import RunFigures
+    from core.runs.labels import Labels
     from core.runs.state import RunState
     from core.runs.store import Run
     from tui.session import Session
@@ -48,6 +51,8 @@ LIVE_SECONDS, OVER_SECONDS = 0.5, 2.0
 CATCH_UP_SECONDS = 0.1
 #: Seconds between two samples of the devices, and between two scans of the list of runs.
 SAMPLE_SECONDS, LIST_SECONDS = 5.0, 2.0
+#: Seconds between two messages with figures, which may sort the list anew.
+FIGURES_SECONDS = 0.3
 #: Seconds within which a list reads what is not known yet of its runs.
 FACTS_SECONDS = 0.1
 #: Seconds for a worker to identify itself, and for a killed one to be gone; memory of a device takes a while to free.
@@ -193,8 +198,9 @@ class Bridge:
 
         def work() -> None:
             from core.runs.catalog import RunCatalog
+            from core.runs.summary_cache import SummaryCache
 
-            catalog = RunCatalog()
+            catalog = RunCatalog(SummaryCache("run-facts"))
             while not stop.is_set():
                 self._post(RunsListed(catalog.rows(FACTS_SECONDS)))
                 stop.wait(LIST_SECONDS * self._pace if catalog.is_whole else CATCH_UP_SECONDS)
@@ -209,9 +215,11 @@ class Bridge:
 
     def _read_figures(self, stop: threading.Event) -> None:
         """Read what the list needs of each run in view, the run under the cursor first, and again when it changes."""
-        from core.runs.detail import FigureReader, read_detail, rest_after
+        from core.runs.detail import read_detail
+        from core.runs.figures import FigureReader, rest_after
+        from core.runs.summary_cache import SummaryCache
 
-        reader = FigureReader()
+        reader = FigureReader(SummaryCache("run-figures"))
         shown: dict[str, RunFigures] = {}
         accounted: tuple[object, ...] = ()
         rest = 0.0
@@ -223,22 +231,57 @@ class Bridge:
                 if wish[:2] != accounted[:2] or (wish != accounted and now >= rest):
                     self._post(RunDetailRead(read_detail(run, view.before)))
                     accounted, rest = wish, rest_after(now)
-            for run in view.runs:
+            fresh: dict[str, RunFigures] = {}
+            told = time.monotonic()
+            for run in [*view.runs, *view.others]:
                 if stop.is_set() or self._wanted.is_set():
                     break
                 if shown.get(run.id) != (figures := reader.read(run)):
-                    shown[run.id] = figures
-                    self._post(RunFiguresRead({run.id: figures}))
+                    shown[run.id] = fresh[run.id] = figures
+                if fresh and time.monotonic() - told >= FIGURES_SECONDS:
+                    self._post(RunFiguresRead(fresh))
+                    fresh, told = {}, time.monotonic()
+            if fresh:
+                self._post(RunFiguresRead(fresh))
             self._wanted.wait(LIST_SECONDS * self._pace)
+        reader.save()
 
-    def delete(self, run: Run) -> None:
-        """Delete an ended run."""
+    def label(self, run: Run, labels: Labels) -> None:
+        """Write the labels of a run."""
+
+        def work() -> None:
+            from core.runs.labels import write_labels
+
+            write_labels(run.path, labels)
+            self._post(RunLabeled(run, labels))
+
+        self._try("The labels could not be written", work, "label")
+
+    def restore_last(self) -> None:
+        """Restore the run that was deleted last."""
+
+        def work() -> None:
+            from core.runs.trash import list_trash, restore_run
+
+            trash = list_trash()
+            if not trash:
+                raise UserError("The trash is empty.", "Runs that are deleted for good are not in it.")
+            self._post(RunRestored(restore_run(trash[0])))
+
+        self._try("The run could not be restored", work, "delete")
+
+    def delete(self, run: Run, *, now: bool) -> None:
+        """Move an ended run to the trash, or delete it for good."""
 
         def work() -> None:
             from core.runs.removal import remove_run
+            from core.runs.trash import trash_run
 
-            remove_run(run)
-            self._post(RunDeleted(run))
+            if now:
+                remove_run(run)
+            else:
+                trash_run(run)
+            self._post(RunDeleted(run, in_trash=not now))
 
         self._try("The run could not be deleted", work, "delete")
 
@@ -326,7 +369,8 @@ def follow_run(
 ) -> None:
     """Read a run and post its events, until ``stop`` is set.
 
-    The first message is a :class:`RunAttached` with the whole history, which is owned by the receiver from then on;
+    The first message is a :class:`RunAttached` with the whole history, after one with a glimpse of it where reading it
+    takes long, which is owned by the receiver from then on;
     after that comes a :class:`RunAdvanced` whenever there is something new. However long the history is, little of it
     is held at a time: a message takes the events of one piece of the file.
 
@@ -338,11 +382,14 @@ def follow_run(
         pace: Factor of the seconds between two polls.
     """
     from core.launch.launcher import reap
+    from core.runs.glimpse import glimpse_history, read_glimpse
     from core.runs.history import RunHistory
     from core.runs.tail import EventTail
 
     tail, history = EventTail(run.events_path), RunHistory()
     shown = run.state()
+    if (glimpse := read_glimpse(run)) is not None:
+        post(RunAttached(run, shown, glimpse_history(glimpse), found, is_partial=True))
     for events in tail.batches():
         for event in events:
             history.apply(event)

@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from core.hardware.snapshot import Device
     from core.runs.again import Origin
     from core.runs.catalog import RunRow
-    from core.runs.detail import RunDetail, RunFigures
+    from core.runs.detail import RunDetail
     from core.runs.events import Event
+    from core.runs.figures import RunFigures
     from core.runs.history import RunHistory
+    from core.runs.labels import Labels
     from core.runs.state import RunState
     from core.runs.store import Run
     from core.serve.options import ServerAddress
@@ -214,6 +216,8 @@ class RunAttached(Message):
     history: RunHistory
     found: bool = False
     """Whether the app found it by itself, without a request of the user."""
+    is_partial: bool = False
+    """Whether the history has some of the steps only; the whole one follows."""
 
 
 @dataclass
@@ -255,6 +259,50 @@ class RunsInView(Message):
     chosen: Run | None = None
     before: Run | None = None
     """The run that the chosen one is compared with."""
+    others: Sequence[Run] = ()
+    """Runs out of sight whose figures are wanted too, to sort by."""
+
+
+@dataclass
+class LabelRequested(Message):
+    """Request: other labels for a run."""
+
+    run: Run
+    labels: Labels
+
+
+@dataclass
+class RunLabeled(Message):
+    """A run has other labels."""
+
+    run: Run
+    labels: Labels
+
+
+@dataclass
+class CompareRequested(Message):
+    """Request: runs side by side."""
+
+    runs: Sequence[Run]
+
+
+@dataclass
+class DetailsRequested(Message):
+    """Request: everything about a run."""
+
+    run: Run
+
+
+@dataclass
+class RestoreRequested(Message):
+    """Request: the run that was deleted last comes back from the trash."""
+
+
+@dataclass
+class RunRestored(Message):
+    """A run has come back from the trash."""
+
+    run: Run
 
 
 @dataclass
@@ -311,6 +359,8 @@ class RunDeleted(Message):
     """A run has been deleted."""
 
     run: Run
+    in_trash: bool = False
+    """Whether it can be restored."""
 
 
 @dataclass

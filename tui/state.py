@@ -83,6 +83,8 @@ class RunView:
     """Its evaluations and checkpoints, by its configuration."""
     requests: Requests = field(default_factory=Requests)
     """Requests of the user that wait for its worker."""
+    is_partial: bool = False
+    """Whether its history has some of its steps only, and the whole one is still being read."""
     tariff: Tariff = field(default_factory=Tariff)
     """The price of its energy, by its configuration."""
 

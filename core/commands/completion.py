@@ -28,6 +28,9 @@ _BY_METAVAR = {
 }
 #: The same by command and argument, where the name of the value does not say enough.
 _BY_ARGUMENT = {
+    ("compare", "markdown"): "any_file",
+    ("compare", "csv"): "any_file",
+    ("compare", "curves"): "any_file",
     ("data", "template"): "template_file",
     ("export", "out"): "any_file",
     ("eval", "prompts"): "any_file",
@@ -40,6 +43,7 @@ _BY_ARGUMENT = {
     ("schema", "out"): "any_file",
     ("serve", "uds"): "any_file",
     ("train", "preset"): "presets",
+    ("trash", "runs"): "trash",
 }
 #: Text behind the script. For bash, an option's value follows its name without a space; fish has no files by itself.
 _AFTER = {

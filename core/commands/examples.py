@@ -28,8 +28,31 @@ EXAMPLES: Mapping[str, Sequence[tuple[str, str]]] = {
         ("train faq.toml --set train.epochs=2 --set method.rank=32", "with other values for this run"),
         ("train faq.toml --preset auto --detach", "fill in the rest, and return at once"),
     ),
-    "runs": (("runs", ""), ("runs --json", "for a script")),
-    "watch": (("watch latest", ""), ("watch faq --json", "a line of JSON for each event")),
+    "runs": (
+        ("runs", ""),
+        ("runs --sort best --filter 'tickets #keep'", "the best first"),
+        ("runs --all --json", "all figures of all runs, for a script"),
+    ),
+    "compare": (
+        ("compare tickets-1 tickets-2", ""),
+        ("compare latest 'more data' --markdown both.md --csv both.csv", ""),
+    ),
+    "label": (
+        ("label latest --name 'more data' --tag keep --note 'best so far'", ""),
+        ("label tickets-1 tickets-2 --archive", "lists leave them out"),
+        ("label latest --untag keep --note ''", "take labels away"),
+        ("label latest", "show them"),
+    ),
+    "watch": (
+        ("watch latest", ""),
+        ("watch latest --plain", "lines only, for a pipe or a screen reader"),
+        ("watch faq --json", "a line of JSON for each event"),
+    ),
+    "status": (
+        ("status", "the live run, or else the newest"),
+        ("status latest --width 60", "for tmux's status bar"),
+        ("status --prometheus", "gauges of all live runs"),
+    ),
     "pause": (("pause latest", ""), ("pause 20261126-203633-faq --timeout 600", "wait longer for a slow step")),
     "resume": (("resume latest", ""),),
     "checkpoint": (("checkpoint latest", ""), ("checkpoint latest --json", "prints the directory for a script")),
@@ -55,7 +78,13 @@ EXAMPLES: Mapping[str, Sequence[tuple[str, str]]] = {
     "rm": (
         ("rm 20261126-203633-faq", "shows its size, and asks"),
         ("rm --failed", "all that have failed"),
-        ("rm faq-2 faq-3 --yes", "without a question"),
+        ("rm faq-2 faq-3 --now --yes", "for good, without a question"),
+    ),
+    "trash": (
+        ("trash list", ""),
+        ("trash restore faq-2", ""),
+        ("trash empty", "delete all of it for good"),
+        ("trash empty faq-2 --yes", "one of them, without a question"),
     ),
     "track": (
         ("track latest --to tensorboard", ""),

@@ -50,10 +50,14 @@ def log_words(line: LogLine) -> str:
 
 
 class LiveLine:
-    """A line on standard error that is drawn over itself; nothing where that is no terminal."""
+    """A line on standard error that is drawn over itself; nothing where that is no terminal, or one without a cursor.
 
-    def __init__(self) -> None:
-        self.is_live = sys.stderr.isatty()
+    Args:
+        plain: Whether to draw nothing on any terminal.
+    """
+
+    def __init__(self, *, plain: bool = False) -> None:
+        self.is_live = not plain and sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
         # Another thread may print a message while the line is drawn.
         self._lock = threading.Lock()
         self._line = ""

@@ -1,4 +1,4 @@
-"""``rm RUN…``: delete runs, after their sizes have been shown and the user has agreed."""
+"""``rm RUN…``: move runs to the trash, or delete them, after their sizes have been shown and the user has agreed."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "runs", metavar="RUN", nargs="*", help="a run: its id, a part of it, its directory, or 'latest'; or several"
     )
     parser.add_argument("--failed", action="store_true", help="all runs that have failed, too")
+    parser.add_argument("--now", action="store_true", help="delete for good, without the trash")
     parser.add_argument("--yes", action="store_true", help="do not ask; needed where there is no terminal")
     add_json_flag(parser)
 
@@ -35,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Show what will go, ask, and delete; the exit code is 1 where something is left, or the answer is no."""
     from core.runs.removal import directory_size, refuse_removal, remove_run
+    from core.runs.trash import free_bytes, trash_run
     from core.units import format_bytes
 
     chosen = _choose(args.runs, failed=args.failed)
@@ -46,17 +48,14 @@ def run(args: argparse.Namespace) -> int:
     for target in chosen:
         note(f"{target.id:<{width}}  {format_bytes(sizes[target.id]):>8}  {describe_state(target.state())}")
     what = f"{len(chosen)} runs" if len(chosen) != 1 else chosen[0].id
-    if (
-        chosen
-        and not args.yes
-        and not agrees(f"Delete {what}, {format_bytes(total)}?", "Add --yes to delete without a question.")
-    ):
+    question = _question(what, format_bytes(total), now=args.now)
+    if chosen and not args.yes and not agrees(question, "Add --yes to delete without a question."):
         note("Nothing is deleted.")
         return EXIT_ERROR
     removed, left = [], []
     for target in chosen:
         try:
-            remove_run(target)
+            (remove_run if args.now else trash_run)(target)
             removed.append(target)
         except UserError as error:
             left.append({"run": target.id, "reason": str(error)})
@@ -67,13 +66,30 @@ def run(args: argparse.Namespace) -> int:
             "removed": [{"run": target.id, "bytes": sizes[target.id]} for target in removed],
             "bytes": freed,
             "left": left,
+            "trash": not args.now,
+            "free_bytes": free_bytes(),
         }
         emit(result)
     elif removed:
-        say(f"Deleted {len(removed)} run{'' if len(removed) == 1 else 's'}, {format_bytes(freed)}.")
+        count = f"{len(removed)} run{'' if len(removed) == 1 else 's'}, {format_bytes(freed)}"
+        say(f"Deleted {count}. {_room()}" if args.now else f"Moved to the trash: {count}. {_room()}")
     elif not chosen:
         say("No run has failed; nothing is deleted.")
     return EXIT_ERROR if left else 0
+
+
+def _question(what: str, size: str, *, now: bool) -> str:
+    return f"Delete {what} for good, {size}?" if now else f"Move {what} to the trash, {size}?"
+
+
+def _room() -> str:
+    """The free bytes of the disk, and how to get more."""
+    from core.runs.trash import free_bytes, list_trash
+    from core.units import format_bytes
+
+    trash = sum(item.size for item in list_trash())
+    more = f" '{PROGRAM} trash empty' frees {format_bytes(trash)}." if trash else ""
+    return f"Free on this disk: {format_bytes(free_bytes())}.{more}"
 
 
 def _choose(names: list[str], *, failed: bool) -> list[Run]:

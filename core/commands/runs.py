@@ -1,22 +1,51 @@
-"""``runs``: all runs, newest first."""
+"""``runs``: runs with what each came to, newest first or in another order."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from core.commands.common import PROGRAM, add_json_flag, emit, note, print_table
+from core.runs.run_table import DEFAULT_SORT, SORT_COLUMNS
 
 if TYPE_CHECKING:
     from core.runs.catalog import RunRow
+    from core.runs.figures import RunFigures
 
-_HEADINGS = ("RUN", "STATE", "STEP", "LOSS", "STARTED", "MODEL")
+#: Figures of a run in the list, as the fields of :class:`~core.runs.figures.RunFigures`.
+_FIGURES = (
+    "eval_loss",
+    "exact_match",
+    "best_loss",
+    "best_step",
+    "tokens",
+    "tokens_per_second",
+    "energy_wh",
+    "working_seconds",
+    "size",
+)
+#: Runs whose records take long enough to read that it is said.
+_MANY = 50
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
+    parser.add_argument(
+        "--sort", choices=tuple(SORT_COLUMNS), default=DEFAULT_SORT, help="order; unknown values come last"
+    )
+    parser.add_argument("--reverse", action="store_true", help="the other direction")
+    parser.add_argument(
+        "--filter",
+        metavar="WORDS",
+        default="",
+        help="only runs that have all these words in id, name, state, model, method, data, tags or note; "
+        "'#keep' is a tag, 'data:tickets' looks in one of them",
+    )
+    parser.add_argument("--all", action="store_true", help="archived runs too")
     add_json_flag(parser, "print a JSON array with an object for each run")
 
 
@@ -25,37 +54,66 @@ def run(args: argparse.Namespace) -> int:
     from core.export.result import list_exports
     from core.runs.catalog import RunCatalog
     from core.runs.oom import SIGN
+    from core.runs.run_table import select_rows, sort_rows
+    from core.runs.summary_cache import SummaryCache
 
-    rows = RunCatalog().rows()
+    known = RunCatalog(SummaryCache("run-facts")).rows()
+    rows = select_rows(known, args.filter, archived=args.all)
+    figures = read_figures(rows)
+    rows = sort_rows(rows, figures, args.sort, reverse=args.reverse)
     if args.json:
         exports: dict[str, list[str]] = {}
         for export in list_exports():
             exports.setdefault(export.run, []).append(str(export.path))
-        emit([describe_row(row, exports.get(row.run.id, ())) for row in rows])
+        emit([describe_row(row, exports.get(row.run.id, ()), figures[row.run.id]) for row in rows])
     elif rows:
-        _print_table(rows)
+        _print_table(rows, figures)
         for row in rows:
             if SIGN in row.reason:
                 note(f"{row.run.id}: {row.reason}")
+    elif known:
+        archived = sum(row.labels.archived for row in known)
+        more = f" {archived} of {len(known)} are archived: --all lists them." if archived and not args.all else ""
+        note(f"No run matches.{more}")
     else:
         note(f"There are no runs yet. Start one with '{PROGRAM} demo' or '{PROGRAM} train CONFIG'.")
     return 0
 
 
-def describe_row(row: RunRow, exports: Sequence[str] = ()) -> dict[str, Any]:
+def read_figures(rows: Sequence[RunRow]) -> dict[str, RunFigures]:
+    """The figures of runs, by id; those of ended ones are kept for the next time."""
+    from core.runs.figures import FigureReader
+    from core.runs.summary_cache import SummaryCache
+
+    reader = FigureReader(SummaryCache("run-figures"))
+    missing = sum(not reader.is_known(row.run) for row in rows)
+    if missing > _MANY:
+        note(f"Reading the records of {missing} runs, which is done once …")
+    found = {row.run.id: reader.read(row.run) for row in rows}
+    reader.save()
+    return found
+
+
+def describe_row(row: RunRow, exports: Sequence[str] = (), figures: RunFigures | None = None) -> dict[str, Any]:
     """A run as an entry of the list.
 
     Args:
         row: The run.
         exports: The directories of its exports.
+        figures: Its figures; None where they are unknown.
 
     Returns:
         ``id``, ``state``, ``reason``, ``step``, ``total_steps``, ``loss`` (of the last step), ``model``, ``started``
         and ``updated`` (Unix seconds), ``path``, ``pending`` (requests that wait for the end of the step),
         ``progress`` (``what``, ``done`` and ``total`` within a step or an evaluation), ``exports`` (the directories of
         its exports in the home, newest first) and ``refused`` (what the result misses of ``eval.gate``, empty where it
-        passes); None where something is unknown.
+        passes); of its configuration ``method``, ``rank``, ``learning_rate``, ``batch_size`` and ``data`` (file names);
+        its labels ``name``, ``tags``, ``note`` and ``archived``; its figures ``eval_loss`` and ``exact_match`` (of the
+        last evaluation), ``best_loss`` and ``best_step`` (of the best one), ``tokens``, ``tokens_per_second``,
+        ``energy_wh``, ``working_seconds`` and ``size`` (bytes). None where something is unknown.
     """
+    labels = row.labels
+    told = dict.fromkeys(_FIGURES) if figures is None else {name: getattr(figures, name) for name in _FIGURES}
     return {
         "id": row.run.id,
         "state": row.state,
@@ -71,6 +129,16 @@ def describe_row(row: RunRow, exports: Sequence[str] = ()) -> dict[str, Any]:
         "progress": dataclasses.asdict(row.progress) if row.progress is not None else None,
         "exports": list(exports),
         "refused": row.refused,
+        "method": row.method or None,
+        "rank": row.rank,
+        "learning_rate": row.learning_rate,
+        "batch_size": row.batch_size,
+        "data": list(row.data),
+        "name": labels.name,
+        "tags": list(labels.tags),
+        "note": labels.note,
+        "archived": labels.archived,
+        **told,
     }
 
 
@@ -85,14 +153,46 @@ def state_words(row: RunRow) -> str:
     return f"{row.state} ({told})" if told and row.state not in ("stalled", "stopping") else row.state
 
 
-def _print_table(rows: Sequence[RunRow]) -> None:
+def _cells(row: RunRow, figures: RunFigures) -> dict[str, str]:
+    """The cells of a row by heading, each number with its unit or under a heading that has it."""
     from core.text import one_line
-    from core.units import format_moment, format_number
+    from core.units import format_bytes, format_fixed, format_moment, format_number, format_rate
 
-    table = [_HEADINGS]
-    for row in rows:
-        started = format_moment(row.started, "%Y-%m-%d %H:%M") if row.started else "–"
-        step = f"{row.step}/{row.total_steps}" if row.total_steps else "–"
-        model = one_line((row.base or "–").rpartition("/")[2], 40)
-        table.append((one_line(row.run.id, 60), state_words(row), step, format_number(row.loss), started, model))
-    print_table(table, {_HEADINGS.index("STEP"), _HEADINGS.index("LOSS")})
+    labels = row.labels
+    tags = " ".join(f"#{tag}" for tag in labels.tags)
+    name = f"{labels.name} ({row.run.id})" if labels.name else one_line(row.run.id, 60)
+    return {
+        "RUN": name,
+        "STATE": state_words(row),
+        "STEP": f"{row.step}/{row.total_steps}" if row.total_steps else "–",
+        "LOSS": format_number(row.loss),
+        "BEST": format_number(figures.best_loss),
+        "SPEED": format_rate(figures.tokens_per_second),
+        "ENERGY": "–" if figures.energy_wh is None else f"{format_fixed(figures.energy_wh, 1)} Wh",
+        "STARTED": format_moment(row.started, "%Y-%m-%d %H:%M") if row.started else "–",
+        "MODEL": one_line(row.base_name or "–", 40),
+        "METHOD": row.method_words or "–",
+        "DATA": one_line(", ".join(row.data) or "–", 40),
+        "SIZE": format_bytes(figures.size),
+        "NOTE": "  ".join(part for part in (tags, one_line(labels.note, 80), "(archived)" * labels.archived) if part),
+    }
+
+
+#: Columns that are right-aligned, and those that are left out first where a terminal is too narrow.
+_NUMBERS = frozenset({"STEP", "LOSS", "BEST", "SPEED", "ENERGY", "SIZE"})
+_LEAVING = ("SIZE", "METHOD", "DATA", "ENERGY", "SPEED", "MODEL", "NOTE", "STARTED", "BEST")
+
+
+def _print_table(rows: Sequence[RunRow], figures: Mapping[str, RunFigures]) -> None:
+    table = [_cells(row, figures[row.run.id]) for row in rows]
+    widths = {name: max(len(name), *(len(cells[name]) for cells in table)) for name in table[0]}
+    if not any(cells["NOTE"] for cells in table):
+        del widths["NOTE"]
+    if sys.stdout.isatty():
+        room = shutil.get_terminal_size().columns
+        for name in _LEAVING:
+            if sum(widths.values()) + 2 * (len(widths) - 1) > room:
+                widths.pop(name, None)
+    headings = list(widths)
+    numbers = {column for column, name in enumerate(headings) if name in _NUMBERS}
+    print_table([headings, *([cells[name] for name in headings] for cells in table)], numbers)

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     add_run_argument(parser)
+    parser.add_argument(
+        "--plain", action="store_true", help="lines only: nothing is drawn over, for a screen reader or a slow line"
+    )
     add_json_flag(parser, "print each event as a line of JSON, as in the run's events.jsonl")
 
 
@@ -42,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     from core.runs.store import find_run
 
     target = find_run(args.run)
-    view: View = JsonLines() if args.json else Log()
+    view: View = JsonLines() if args.json else Log(plain=args.plain)
     followed = follow(target, view, stop_on_interrupt=False)
     if followed is None:
         return leave(target)
@@ -94,12 +97,16 @@ class JsonLines:
 
 class Log:
     """A view that prints a line per event with its time, and on a terminal what the run is doing below; a
-    :class:`~core.commands.follow.View`."""
+    :class:`~core.commands.follow.View`.
 
-    def __init__(self) -> None:
+    Args:
+        plain: Whether to leave out the line below, on any terminal.
+    """
+
+    def __init__(self, *, plain: bool = False) -> None:
         from core.commands.progress import LiveLine
 
-        self._line = LiveLine()
+        self._line = LiveLine(plain=plain)
         self._state = ""
         self._pending: tuple[str, ...] = ()
 

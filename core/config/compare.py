@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -54,6 +54,20 @@ def differences(values: Mapping[str, Any], others: Mapping[str, Any]) -> dict[st
         mine, other = (_said(option, given) for given in (values, others))
         if _plain(mine) != _plain(other):
             found[option.name] = other
+    return found
+
+
+def differing(configurations: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """The options whose values are not the same in all configurations, each with its value in every one of them.
+
+    Args:
+        configurations: As for :func:`differences`; an option that one lacks has its default there.
+    """
+    found = {}
+    for option in options():
+        values = [_said(option, given) for given in configurations]
+        if any(_plain(value) != _plain(values[0]) for value in values[1:]):
+            found[option.name] = values
     return found
 
 

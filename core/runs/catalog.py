@@ -6,17 +6,20 @@ import math
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from core.config.schema import WEIGHT_METHODS
-from core.runs.events import StepEvent
 from core.runs.history import last_step
+from core.runs.labels import FILE_NAME, NO_LABELS, Labels, read_labels
 from core.runs.state import StepProgress
-from core.runs.store import Run, list_runs
+from core.runs.store import CONFIG_NAME, EVENTS_NAME, Run, list_runs
+from core.runs.summary_cache import SummaryCache
 from core.text import one_line
 
+#: Most names of data files that are told.
+MOST_FILES = 4
 #: Greatest plausible value of an option.
 _GREATEST = 1e9
 
@@ -62,6 +65,26 @@ class RunRow:
     progress: StepProgress | None = None
     refused: str = ""
     """What the result misses of ``eval.gate``."""
+    method: str = ""
+    """``method.name``; empty if the configuration cannot be read."""
+    data: tuple[str, ...] = ()
+    """Names of the files that it is trained on, without their directories."""
+    labels: Labels = NO_LABELS
+
+    @property
+    def name(self) -> str:
+        """What lists call it: its display name, else its id."""
+        return self.labels.name or one_line(self.run.id, 64)
+
+    @property
+    def base_name(self) -> str:
+        """The base model's name without its directory; empty if unknown."""
+        return _name_of(self.base) if self.base is not None else ""
+
+    @property
+    def method_words(self) -> str:
+        """The method, and the rank of its adapter: ``qlora r16``; empty if unknown."""
+        return f"{self.method} r{self.rank}" if self.method and self.rank is not None else self.method
 
 
 @dataclass(frozen=True)
@@ -69,22 +92,70 @@ class _Known:
     """Cached facts of a run, and the modification times of its files when they were read."""
 
     stamp: tuple[int, int]
-    base: str | None
-    model: str
-    last: StepEvent | None
+    base: str | None = None
+    model: str = ""
+    step: int = 0
+    loss: float | None = None
     learning_rate: float | None = None
     rank: int | None = None
     batch_size: int | None = None
+    method: str = ""
+    data: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, run: Run, stamp: tuple[int, int]) -> _Known:
+        """The facts of a run as its files have them."""
+        values = run.values()
+        method = values.get("method.name")
+        known = cls(
+            stamp,
+            _base(values),
+            _label(values),
+            learning_rate=_positive(values.get("train.learning_rate")),
+            rank=_count(values.get("method.rank")) if method not in WEIGHT_METHODS else None,
+            batch_size=_count(values.get("train.batch_size")),
+            method=one_line(method, 20) if isinstance(method, str) else "",
+            data=tuple(file_names(values.get("data.train"))[:MOST_FILES]),
+        )
+        return known.advanced(run, stamp)
+
+    def advanced(self, run: Run, stamp: tuple[int, int]) -> _Known:
+        """The same with the run's newest step."""
+        last = last_step(run)
+        if last is None:
+            return replace(self, stamp=stamp)
+        return replace(self, stamp=stamp, step=last.step, loss=last.loss)
+
+    def entry(self) -> dict[str, Any]:
+        """The facts as they are kept beyond the process."""
+        return asdict(self)
+
+    @classmethod
+    def recall(cls, entry: Mapping[str, Any] | None) -> _Known | None:
+        """The facts as they were kept; None if they are none."""
+        if entry is None or not entry.keys() <= _FACTS:
+            return None
+        stamp, data = entry.get("stamp"), entry.get("data")
+        if not isinstance(stamp, list) or len(stamp) != 2 or not isinstance(data, list):
+            return None
+        return cls(**{**entry, "stamp": (stamp[0], stamp[1]), "data": tuple(map(str, data))})
 
 
-_UNKNOWN = _Known((-1, -1), None, "", None)
+_FACTS = frozenset(item.name for item in fields(_Known))
+_UNKNOWN = _Known((-1, -1))
 
 
 class RunCatalog:
-    """Reads all runs into rows; belongs to one thread."""
+    """Reads all runs into rows; belongs to one thread.
 
-    def __init__(self) -> None:
+    Args:
+        cache: Keeps the facts of ended runs beyond the process; None keeps none.
+    """
+
+    def __init__(self, cache: SummaryCache | None = None) -> None:
+        self._cache = cache
         self._known: dict[str, _Known] = {}
+        self._labels: dict[str, tuple[int, Labels]] = {}
         self._started: dict[str, float] = {}
         self._seconds_left = math.inf
         self.is_whole = True
@@ -103,44 +174,26 @@ class RunCatalog:
         self._seconds_left = math.inf
         alive = {run.id for run in runs}
         self._known = {identity: known for identity, known in self._known.items() if identity in alive}
+        if self._cache is not None and self.is_whole:
+            self._cache.keep_only(alive)
+            self._cache.save()
         return found
 
     def row(self, run: Run) -> RunRow:
         """Row of one run as it is now."""
         state = run.state()
-        stamp = (_modified(run.config_path), _modified(run.events_path))
-        known = self._known.get(run.id)
-        if (known is None or known.stamp != stamp) and self._seconds_left <= 0:
-            self.is_whole, known = False, known or _UNKNOWN
-        elif known is None or known.stamp != stamp:
-            begun = time.monotonic()
-            if known is not None and known.stamp[0] == stamp[0]:
-                known = replace(known, stamp=stamp, last=last_step(run))
-            else:
-                values = run.values()
-                known = _Known(
-                    stamp,
-                    _base(values),
-                    _label(values),
-                    last_step(run),
-                    _positive(values.get("train.learning_rate")),
-                    _count(values.get("method.rank")) if values.get("method.name") not in WEIGHT_METHODS else None,
-                    _count(values.get("train.batch_size")),
-                )
-            self._known[run.id] = known
-            self._seconds_left -= time.monotonic() - begun
+        known = self._facts(run, is_over=state.is_over)
         started = self._started.get(run.id)
         if started is None:
             started = self._started[run.id] = started_at(run)
-        last = known.last
         ended = time.time() if not state.is_over else max(state.updated, started)
         return RunRow(
             run=run,
             state=state.state,
             model=known.model,
-            step=state.step or (last.step if last is not None else 0),
+            step=state.step or known.step,
             total_steps=state.total_steps,
-            loss=last.loss if last is not None else None,
+            loss=known.loss,
             started=started,
             seconds=max(ended - started, 0.0),
             reason=state.reason,
@@ -152,10 +205,42 @@ class RunCatalog:
             pending=state.pending if not state.is_over else (),
             progress=state.progress if not state.is_over else None,
             refused=state.refused,
+            method=known.method,
+            data=known.data,
+            labels=self._read_labels(run),
         )
 
+    def _facts(self, run: Run, *, is_over: bool) -> _Known:
+        """The facts of a run, read where its files have changed and there is time for it."""
+        # As text: of a thousand runs, making paths would take longer than all else.
+        place = os.fspath(run.path)
+        stamp = (_modified(f"{place}/{CONFIG_NAME}"), _modified(f"{place}/{EVENTS_NAME}"))
+        known = self._known.get(run.id) or (_Known.recall(self._cache.get(run.id)) if self._cache is not None else None)
+        if known is not None and known.stamp == stamp:
+            self._known[run.id] = known
+            return known
+        if self._seconds_left <= 0:
+            self.is_whole = False
+            return known or _UNKNOWN
+        begun = time.monotonic()
+        is_same_config = known is not None and known.stamp[0] == stamp[0]
+        known = known.advanced(run, stamp) if known is not None and is_same_config else _Known.read(run, stamp)
+        self._known[run.id] = known
+        if self._cache is not None and is_over:
+            self._cache.put(run.id, known.entry())
+        self._seconds_left -= time.monotonic() - begun
+        return known
 
-def _modified(path: Path) -> int:
+    def _read_labels(self, run: Run) -> Labels:
+        """The labels of a run; read again where their file has changed."""
+        stamp = _modified(f"{os.fspath(run.path)}/{FILE_NAME}")
+        before = self._labels.get(run.id)
+        if before is None or before[0] != stamp:
+            before = self._labels[run.id] = stamp, read_labels(run.path) if stamp else NO_LABELS
+        return before[1]
+
+
+def _modified(path: Path | str) -> int:
     try:
         return os.stat(path).st_mtime_ns
     except OSError:
@@ -185,10 +270,20 @@ def _base(values: Mapping[str, Any]) -> str | None:
     return base if isinstance(base, str) else None
 
 
+def _name_of(base: str) -> str:
+    return one_line(Path(base).name or base, 60).removesuffix(".gguf")
+
+
+def file_names(value: object) -> list[str]:
+    """Names of the files that an option names, without their directories."""
+    values = [value] if isinstance(value, str) else value if isinstance(value, list) else []
+    return [one_line(os.path.basename(item.rstrip("/")), 60) for item in values if isinstance(item, str)]
+
+
 def _label(values: Mapping[str, Any]) -> str:
     base, kind, rank = _base(values), values.get("method.name"), values.get("method.rank")
     if base is None:
         return ""
-    name = one_line(Path(base).name or base, 60).removesuffix(".gguf")
+    name = _name_of(base)
     is_known = isinstance(kind, str) and type(rank) is int and 0 < rank < 1 << 31
     return f"{name} · {one_line(str(kind), 20)} r{rank}" if is_known else name

@@ -1,44 +1,21 @@
-"""Details of runs for their list: figures that take a look at every file, and an account of one run.
-
-Unlike the rows of :mod:`core.runs.catalog` they are read for the runs in view only.
-"""
+"""The account of one run beside the list of runs; unlike its rows it is read for the run under the cursor only."""
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core.runs.history import last_evaluation, read_history
-from core.runs.removal import directory_size
+from core.runs.catalog import MOST_FILES, file_names
+from core.runs.events import FinishedEvent
+from core.runs.glimpse import glimpse_history, read_glimpse
+from core.runs.history import RunHistory, last_evaluation, read_history
 from core.runs.series import Series
 from core.runs.store import Run
-from core.runs.working_time import working_seconds
+from core.runs.tail import last_events
 from core.text import one_line
 from core.units import exact_number
-
-#: Times as long as it took to read a run it is left alone then.
-_REST = 30.0
-
-
-@dataclass(frozen=True)
-class RunFigures:
-    """Figures of a run.
-
-    Args:
-        size: Bytes on the disk.
-        working_seconds: Time that its workers have spent on it, pauses left out; None if unknown.
-        eval_loss: Loss of the last evaluation; None before one.
-        exact_match: Share of exact answers in it; None where the dataset defines none.
-    """
-
-    size: int
-    working_seconds: float | None
-    eval_loss: float | None
-    exact_match: float | None
 
 
 @dataclass(frozen=True)
@@ -75,51 +52,10 @@ class RunDetail:
     changes: tuple[Change, ...]
 
 
-class FigureReader:
-    """Reads figures of runs, which are cached while their files stay as they are; belongs to one thread."""
-
-    def __init__(self) -> None:
-        self._known: dict[str, tuple[tuple[int, ...], float, RunFigures]] = {}
-
-    @staticmethod
-    def stamp(run: Run) -> tuple[int, ...]:
-        """Times of the last changes of a run, which differ once it has to be read again."""
-        return tuple(map(_modified, (run.path, run.events_path, run.checkpoints_path)))
-
-    def read(self, run: Run) -> RunFigures:
-        """The figures of a run as it is now."""
-        stamp = self.stamp(run)
-        known, now = self._known.get(run.id), time.monotonic()
-        if known is None or (known[0] != stamp and now >= known[1]):
-            figures = read_figures(run)
-            known = self._known[run.id] = stamp, rest_after(now), figures
-        return known[2]
-
-
-def rest_after(begun: float) -> float:
-    """The time from which a live run may be read again, by the monotonic clock: a long record is not read all the time.
-
-    Args:
-        begun: The time at which reading it has begun.
-    """
-    now = time.monotonic()
-    return now + _REST * (now - begun)
-
-
-def read_figures(run: Run) -> RunFigures:
-    """The figures of a run; reads its whole event record once."""
-    evaluated = last_evaluation(run)
-    return RunFigures(
-        size=directory_size(run.path),
-        working_seconds=working_seconds(run.events_path),
-        eval_loss=evaluated.loss if evaluated is not None else None,
-        exact_match=evaluated.exact_match if evaluated is not None else None,
-    )
-
-
 def read_detail(run: Run, before: Run | None) -> RunDetail:
     """The account of a run, compared with another one."""
-    history, state, values = read_history(run), run.state(), run.values()
+    state, values = run.state(), run.values()
+    history = _read_long(run) or read_history(run)
     reason = history.end_reason(state)
     if state.refused:
         reason = f"{reason.rstrip('.')}. Refused by eval.gate: {state.refused}".lstrip(". ")
@@ -134,10 +70,25 @@ def read_detail(run: Run, before: Run | None) -> RunDetail:
         evals=tuple(event.loss for event in ends),
         exact_matches=tuple(matches),
         reason=" ".join(f"{text.rstrip('.')}." for text in (one_line(reason, 300), one_line(hint, 300)) if text),
-        data=", ".join(_names(values.get("data.train"))[:4]),
+        data=", ".join(file_names(values.get("data.train"))[:MOST_FILES]),
         before=before,
         changes=tuple(_changes(before.values(), values)) if before is not None else (),
     )
+
+
+def _read_long(run: Run) -> RunHistory | None:
+    """What the account of a run with a long record needs: some of its steps, its last evaluation and its end.
+
+    None for a run whose record is short.
+    """
+    glimpse = read_glimpse(run)
+    if glimpse is None:
+        return None
+    history = glimpse_history(glimpse)
+    evaluated = last_evaluation(run)
+    history.evals = [evaluated] if evaluated is not None else []
+    history.end = next((event for event in last_events(run.events_path) if isinstance(event, FinishedEvent)), None)
+    return history
 
 
 def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:
@@ -146,12 +97,13 @@ def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change
     if not before or not after:
         return []
     return [
-        Change(name, _shown(name, value), _shown(name, after.get(name)))
+        Change(name, shown_value(name, value), shown_value(name, after.get(name)))
         for name, value in differences(after, before).items()
     ]
 
 
-def _shown(name: str, value: Any) -> str:
+def shown_value(name: str, value: Any) -> str:
+    """A value of an option for a narrow column: the end of a path, a float without noise, ``–`` for none."""
     from core.config.explain import shown
     from core.config.schema import find_option
 
@@ -159,21 +111,9 @@ def _shown(name: str, value: Any) -> str:
         value = option.default
     if value is None:
         return "–"
-    if name.startswith("data.") and (names := _names(value)):
-        return ", ".join(names[:4])
+    if name.startswith("data.") and (names := file_names(value)):
+        return ", ".join(names[:MOST_FILES])
     if type(value) is float:
         return exact_number(float(f"{value:.6g}"))
     # A path in full has no room; its end says which one it is.
     return Path(value).name or value if isinstance(value, str) and value.startswith("/") else shown(value).strip('"')
-
-
-def _names(value: Any) -> list[str]:
-    values = [value] if isinstance(value, str) else value if isinstance(value, list) else []
-    return [one_line(os.path.basename(item.rstrip("/")), 60) for item in values if isinstance(item, str)]
-
-
-def _modified(path: Path) -> int:
-    try:
-        return os.stat(path).st_mtime_ns
-    except OSError:
-        return 0

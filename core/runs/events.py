@@ -14,6 +14,7 @@ import functools
 import itertools
 import json
 import math
+import re
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -451,6 +452,42 @@ _FIELDS: dict[type[Event], list[_Field]] = {
 }
 
 
+_NUMBER = rb"(-?(?:0|[1-9]\d{0,15})(?:\.\d{1,20})?(?:[eE][+-]?\d{1,3})?)"
+_COUNT = rb"(0|[1-9]\d{0,17})"
+#: A step as :func:`encode_event` writes it, without rewards and with finite figures: nearly all lines of a long record.
+_STEP_LINE = re.compile(
+    rb'\{"t": %(n)b, "type": "step", "step": %(c)b, "epoch": %(n)b, "loss": %(n)b, "lr": %(n)b, "grad_norm": %(n)b, '
+    rb'"tokens": %(c)b, "supervised_tokens": %(c)b, "seconds": %(n)b, "tokens_per_second": %(n)b, '
+    rb'"paused_seconds": %(n)b, "reward_margin": null, "reward_accuracy": null\}\s*' % {b"n": _NUMBER, b"c": _COUNT}
+)
+
+
+def decode_step(line: bytes) -> StepEvent | None:
+    """A step in its usual form, in a quarter of the time that any event takes; None for any other line."""
+    found = _STEP_LINE.fullmatch(line)
+    if found is None:
+        return None
+    moment, step, epoch, loss, lr, norm, tokens, supervised, seconds, rate, paused = found.groups()
+    event = object.__new__(StepEvent)
+    # The class is frozen: its own constructor sets each field through a function.
+    vars(event).update(
+        t=_to_time(float(moment)),
+        step=int(step),
+        epoch=float(epoch),
+        loss=float(loss),
+        lr=float(lr),
+        grad_norm=float(norm),
+        tokens=int(tokens),
+        supervised_tokens=int(supervised),
+        seconds=float(seconds),
+        tokens_per_second=float(rate),
+        paused_seconds=float(paused),
+        reward_margin=None,
+        reward_accuracy=None,
+    )
+    return event
+
+
 def decode_event(line: str | bytes) -> Event | None:
     """Decode one line.
 
@@ -463,6 +500,8 @@ def decode_event(line: str | bytes) -> Event | None:
     Raises:
         MalformedEventError: If it is not JSON, has no type, lacks a field or has one of the wrong type.
     """
+    if isinstance(line, bytes) and (step := decode_step(line)) is not None:
+        return step
     try:
         data = json.loads(line)
     except (ValueError, RecursionError) as error:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -38,6 +37,7 @@ from core.runs.state import RunState
 from core.runs.store import Run
 from core.runs.tail import EventTail, last_events
 from core.runs.timings import Timings
+from core.runs.totals import StepTotals, sound
 from core.runs.working_time import WorkingTime
 
 T = TypeVar("T")
@@ -52,9 +52,6 @@ SAMPLE_CHARACTERS = 1 << 22
 KEPT = 500
 #: Most distinct phases and devices; a run has a handful of each.
 NAMES = 32
-#: Newest steps that can be rolled back one by one.
-REWOUND_STEPS = 1 << 15
-_LONGEST_SECONDS = 3e9
 _TAIL_LIMIT, _EVAL_LIMIT = 16 << 20, 4 << 20
 #: Phases that recur within one start.
 _RECURRING = frozenset({"training", "evaluating", "saving"})
@@ -95,38 +92,6 @@ class Mark:
     step: int
     kind: str
     text: str
-
-
-@dataclass
-class _Totals:
-    """Cumulative sums at each of the newest steps, so that replayed steps can be rolled back.
-
-    If a run goes back further than is kept, they start from zero.
-    """
-
-    steps: list[int] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-    paused: list[float] = field(default_factory=list)
-    dropped: int = 0
-    """Number of older steps, which have been dropped."""
-
-    def append(self, event: StepEvent) -> None:
-        self.steps.append(event.step)
-        self.tokens.append((self.tokens[-1] if self.tokens else 0) + max(event.tokens, 0))
-        self.seconds.append((self.seconds[-1] if self.seconds else 0.0) + _sound(event.seconds))
-        self.paused.append((self.paused[-1] if self.paused else 0.0) + _sound(event.paused_seconds))
-        if len(self.steps) >= 2 * REWOUND_STEPS:
-            self.dropped += len(self.steps) - REWOUND_STEPS
-            for sums in (self.steps, self.tokens, self.seconds, self.paused):
-                del sums[:-REWOUND_STEPS]
-
-    def truncate(self, step: int) -> None:
-        """Roll back the steps from ``step`` on."""
-        keep = bisect_left(self.steps, step)
-        for sums in (self.steps, self.tokens, self.seconds, self.paused):
-            del sums[keep:]
-        self.dropped = self.dropped if keep else 0
 
 
 class RunHistory:
@@ -180,7 +145,7 @@ class RunHistory:
         """Number of lines that were not events, as counted by the reader."""
         self.updated: float | None = None
         """Time of the last event that has one, in Unix seconds."""
-        self._totals = _Totals()
+        self._totals = StepTotals()
         self._sample_characters = 0
         self.timings = Timings()
         """Timings of its steps, evaluations and checkpoints."""
@@ -246,7 +211,7 @@ class RunHistory:
     @property
     def tokens_per_second(self) -> float | None:
         """Tokens without padding over the seconds of all steps; None before the first."""
-        return self.tokens / self.step_seconds if self.step_seconds > 0 else None
+        return self._totals.rate
 
     def phase_elapsed(self, now: float) -> float:
         """Seconds since the present phase was entered, at the Unix time ``now``; 0 if there is none."""
@@ -266,7 +231,7 @@ class RunHistory:
         starting = isinstance(event, PhaseEvent) and self._is_new_start(event)
         if self.phase is not None and self.updated is not None and not starting:
             # The time between a killed worker and its successor belongs to no phase.
-            passed = _sound(event.t - self.updated)
+            passed = sound(event.t - self.updated)
             self.phase.seconds += passed
             self.phase_seconds[self.phase.name] = self.phase_seconds.get(self.phase.name, 0.0) + passed
         if starting:
@@ -331,7 +296,7 @@ class RunHistory:
         self.grad_norm.append(event.step, event.grad_norm)
         self.learning_rate.append(event.step, event.lr)
         self.throughput.append(event.step, event.tokens_per_second)
-        self._totals.append(event)
+        self._totals.append(event.step, event.tokens, event.seconds, event.paused_seconds)
         if was_finite and not math.isfinite(event.loss):
             self._write(event.t, "error", f"the loss is not a finite number at step {event.step}")
 
@@ -434,11 +399,6 @@ class RunHistory:
 
 def _characters(event: SampleEvent) -> int:
     return len(event.prompt) + len(event.text) + len(event.expected or "")
-
-
-def _sound(seconds: float) -> float:
-    """A plausible duration: not negative (a clock may have been set back), and no longer than a life."""
-    return seconds if 0 < seconds < _LONGEST_SECONDS else 0.0
 
 
 def _append(items: list[T], item: T) -> None:

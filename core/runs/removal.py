@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sys
@@ -62,13 +63,11 @@ def refuse_removal(run: Run) -> None:
         )
 
 
-def remove_run(run: Run) -> None:
-    """Delete an ended run with everything in it.
-
-    It is moved aside first, so that no half of a run is ever listed; links in it are deleted, and never followed.
+def move_aside(run: Run, place: Path) -> None:
+    """Move an ended run into another directory of the same file system, at once and whole, and forget its socket.
 
     Raises:
-        UserError: If it is live, or cannot be deleted; the message says what is left of it.
+        UserError: If it is live, or cannot be moved.
     """
     refuse_removal(run)
     lock = try_lock(run)
@@ -76,22 +75,40 @@ def remove_run(run: Run) -> None:
         raise UserError(f"{run.id} has a worker.", f"Stop it first with 'localtune-tui stop {run.id}'.")
     socket = run.socket_path
     try:
-        aside = Path(tempfile.mkdtemp(prefix=_ASIDE, dir=run.path.parent))
-        try:
-            os.rename(run.path, aside / run.id)
-        except OSError:
-            aside.rmdir()
-            raise
+        os.rename(run.path, place / run.id)
     except OSError as error:
-        raise UserError(
-            f"{run.id} cannot be deleted: {error.strerror}.", f"Fix the permissions of {run.path.parent}."
-        ) from error
+        hint = f"Fix the permissions of {run.path.parent}."
+        if error.errno == errno.EXDEV:
+            hint = "The trash is on another disk; delete it without the trash: localtune-tui rm --now."
+        raise UserError(f"{run.id} cannot be deleted: {error.strerror}.", hint) from error
     finally:
         os.close(lock)
     if socket.parent != run.path:
         with suppress(OSError):
             socket.unlink()
-    if (fault := _delete(aside)) is not None:
+
+
+def remove_run(run: Run) -> None:
+    """Delete an ended run with everything in it, for good.
+
+    It is moved aside first, so that no half of a run is ever listed; links in it are deleted, and never followed.
+
+    Raises:
+        UserError: If it is live, or cannot be deleted; the message says what is left of it.
+    """
+    refuse_removal(run)
+    try:
+        aside = Path(tempfile.mkdtemp(prefix=_ASIDE, dir=run.path.parent))
+    except OSError as error:
+        raise UserError(
+            f"{run.id} cannot be deleted: {error.strerror}.", f"Fix the permissions of {run.path.parent}."
+        ) from error
+    try:
+        move_aside(run, aside)
+    except BaseException:
+        aside.rmdir()
+        raise
+    if (fault := delete_directory(aside)) is not None:
         raise UserError(
             f"{run.id} is deleted only in part, as {fault}.",
             f"What is left of it takes room in {one_line(str(aside), 200)}; delete that.",
@@ -99,7 +116,7 @@ def remove_run(run: Run) -> None:
     _sweep(run.path.parent)
 
 
-def _delete(directory: Path) -> str | None:
+def delete_directory(directory: Path) -> str | None:
     """Delete a directory as far as possible; the first failure in words."""
     faults: list[str] = []
 

@@ -26,6 +26,7 @@ from core.directories import new_directory
 from core.errors import UserError
 from core.redact import redact
 from core.runs.events import FinishedEvent, HardwareEvent
+from core.runs.labels import read_labels
 from core.runs.names import slug_of
 from core.runs.oom import memory_death
 from core.runs.process import hostname
@@ -34,6 +35,8 @@ from core.runs.state import RunState, infer_state
 from core.runs.tail import last_events
 from core.text import one_line
 
+#: Names of the configuration and of the event record in a run directory.
+CONFIG_NAME, EVENTS_NAME = "run.toml", "events.jsonl"
 #: Time format of the beginning of a run id.
 _STAMP = "%Y%m%d-%H%M%S"
 _STAMPED = re.compile(r"(\d{4})(\d\d)(\d\d)-(\d\d)(\d\d)(\d\d)", re.ASCII)
@@ -69,7 +72,7 @@ class Run:
     @property
     def config_path(self) -> Path:
         """Configuration of the run, every value resolved."""
-        return self.path / "run.toml"
+        return self.path / CONFIG_NAME
 
     @property
     def template_path(self) -> Path:
@@ -84,7 +87,7 @@ class Run:
     @property
     def events_path(self) -> Path:
         """Append-only event record."""
-        return self.path / "events.jsonl"
+        return self.path / EVENTS_NAME
 
     @property
     def log_path(self) -> Path:
@@ -274,9 +277,10 @@ def make_run(run_id: str, configuration: str) -> Run:
 def list_runs() -> list[Run]:
     """All runs, newest first."""
     try:
-        # A hidden one is being made.
-        places = [path for path in paths.runs_dir().iterdir() if not path.name.startswith(".")]
-        found = [Run(path) for path in places if _is_run(path)]
+        with os.scandir(paths.runs_dir()) as entries:
+            # A hidden one is being made.
+            names = [entry.path for entry in entries if not entry.name.startswith(".")]
+            found = [Run(Path(name)) for name in names if os.path.isfile(f"{name}/{CONFIG_NAME}")]
     except OSError:
         return []
     return sorted(found, key=lambda run: run.id, reverse=True)
@@ -290,7 +294,7 @@ def _is_run(path: Path) -> bool:
 
 
 def find_run(name: str) -> Run:
-    """Find the run that a user names by an id, the beginning or a part of one, a path, or ``latest``.
+    """Find the run that a user names by an id, the beginning or a part of one, a display name, a path, or ``latest``.
 
     Raises:
         UserError: If there is no such run, more than one, or the name is empty.
@@ -308,6 +312,8 @@ def find_run(name: str) -> Run:
     if name == "latest":
         return runs[0]
     matches = [run for run in runs if run.id == name] or [run for run in runs if name in run.id]
+    # A display name is no part of an id: it is looked for only where no id is meant.
+    matches = matches or [run for run in runs if read_labels(run.path).name.lower() == name.lower()]
     if not matches:
         raise UserError(f"There is no run called {one_line(name, 200)}.", _guess(name, runs))
     if len(matches) > 1:

@@ -2,40 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import math
-import re
-from pathlib import Path
 
-from core.runs.events import (
-    LINE_LIMIT,
-    ControlEvent,
-    Event,
-    FailedEvent,
-    FinishedEvent,
-    GovernorEvent,
-    MalformedEventError,
-    PhaseEvent,
-    StepEvent,
-    StoppedEvent,
-    decode_event,
-)
-from core.small_files import open_regular
+from core.runs.events import ControlEvent, Event, FinishedEvent, GovernorEvent, PhaseEvent, StepEvent
+from core.runs.totals import sound
 
 #: First phase of a worker.
 _FIRST_PHASE = "importing"
-#: Longest plausible time between two events, in seconds.
-_LONGEST_SECONDS = 3e9
-
-_NUMBER = rb"(\d{1,16}(?:\.\d*)?(?:[eE][+-]?\d{1,2})?)"
-#: The beginning of an event as it is encoded: its time, its type, and of a phase the name.
-_BEGINNING = re.compile(rb'\{"t": ' + _NUMBER + rb', "type": "(\w+)"(?:, "name": "(\w+)")?')
-_PAUSED = re.compile(rb'"paused_seconds": ' + _NUMBER)
-_STEP, _PHASE = StepEvent.type.encode(), PhaseEvent.type.encode()
-#: Types of which more than the time counts, and of which there are few.
-_DECODED = frozenset(
-    kind.type.encode() for kind in (ControlEvent, GovernorEvent, FinishedEvent, StoppedEvent, FailedEvent)
-)
 
 
 class WorkingTime:
@@ -46,6 +19,8 @@ class WorkingTime:
     """
 
     def __init__(self) -> None:
+        self.starts = 0
+        """Number of times that a worker has started."""
         self._last: float | None = None
         self._phase = ""
         self._worked = 0.0
@@ -82,10 +57,11 @@ class WorkingTime:
         # A worker reports its first phase again where that has got further.
         if phase and (self._is_over or (phase == _FIRST_PHASE and self._phase != _FIRST_PHASE)):
             self.settle(0.0)
+            self.starts += 1
             self._is_over = False
             self._pausers.clear()
         elif self._last is not None and not self._is_over:
-            passed = _sound(time - self._last)
+            passed = sound(time - self._last)
             self._worked += passed
             self._pausing += passed if self._pausers else 0.0
         self._phase = phase or self._phase
@@ -100,42 +76,5 @@ class WorkingTime:
 
     def settle(self, paused: float) -> None:
         """Apply the seconds of pause since the step before, as a step tells them."""
-        self._paused += max(_sound(paused), self._pausing)
+        self._paused += max(sound(paused), self._pausing)
         self._pausing = 0.0
-
-
-def working_seconds(events: Path) -> float | None:
-    """The working time of a run from its event record, of which only what matters is decoded.
-
-    Returns:
-        None if the record cannot be read, or has no event.
-    """
-    found = WorkingTime()
-    try:
-        with io.BufferedReader(open_regular(events), 1 << 16) as file:
-            for line in file:
-                if line.endswith(b"\n") and len(line) <= LINE_LIMIT:
-                    _apply_line(found, line)
-    except OSError:
-        return None
-    return found.seconds if found.has_begun else None
-
-
-def _apply_line(found: WorkingTime, line: bytes) -> None:
-    begins = _BEGINNING.match(line)
-    if begins is None or begins[2] in _DECODED:
-        try:
-            event = decode_event(line)
-        except MalformedEventError:
-            return
-        if event is not None:
-            found.apply(event)
-        return
-    found.advance(float(begins[1]), (begins[3] or b"").decode() if begins[2] == _PHASE else "")
-    if begins[2] == _STEP and (paused := _PAUSED.search(line)) is not None:
-        found.settle(float(paused[1]))
-
-
-def _sound(seconds: float) -> float:
-    """A plausible duration: not negative, as a clock may have been set back, and no longer than a life."""
-    return seconds if 0 < seconds < _LONGEST_SECONDS else 0.0

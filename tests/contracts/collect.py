@@ -56,6 +56,9 @@ from core.queue.results import SweepRow
 from core.queue.store import queue_path
 from core.queue.view import EntryView, QueueView
 from core.runs import events, protocol
+from core.runs.compare import compare_runs, read_record
+from core.runs.compare_report import to_json
+from core.runs.labels import labels_path
 from core.runs.lock import LOCK_VARIABLE
 from core.runs.state import ACTIVE_STATES, END_STATES, EXIT_CODES, EXIT_REFUSED, INFERRED_STATES, RunState
 from core.runs.store import Run, create_run
@@ -181,6 +184,7 @@ def places(home: Path) -> dict[str, JSON]:
         "datasets": paths.datasets_dir().relative_to(home).as_posix(),
         "runs": paths.runs_dir().relative_to(home).as_posix(),
         "queue": queue_path().relative_to(home).as_posix(),
+        "trash": paths.trash_dir().relative_to(home).as_posix(),
         "mode of directories": oct(paths.DIRECTORY_MODE),
         "mode of files": oct(paths.FILE_MODE),
     }
@@ -198,6 +202,7 @@ def names(run: Run) -> dict[str, JSON]:
             ("checkpoints", run.checkpoints_path),
             ("adapter", run.adapter_path),
             ("model", run.model_path),
+            ("labels", labels_path(run.path)),
         )
     }
     return found | {
@@ -333,6 +338,13 @@ def json_fields(run: Run) -> dict[str, JSON]:
     # The keys of what is emptied are names and numbers of the data, or what there is hangs on the machine.
     return {
         "runs": keys_of(json.loads(printed("runs"))),
+        "compare": keys_of(
+            to_json(compare_runs([read_record(run)] * 2)) | dict.fromkeys(("data", "options", "answers"), "")
+        ),
+        "label": keys_of(json.loads(printed("label", run.id))),
+        "status": keys_of(json.loads(printed("status", run.id)) | {"devices": ""}),
+        "trash list": keys_of(json.loads(printed("trash", "list"))),
+        "rm": keys_of(json.loads(printed("rm", "--failed", "--yes"))),
         "data": keys_of(rows | dict.fromkeys(("dropped", "turns", "scripts", "lengths"), "")),
         "plan": keys_of(plan | dict.fromkeys(("targets", "parts", "explanations", "advice", "notes", "remarks"), "")),
         "doctor": keys_of(json.loads(printed("doctor", "--quick"))),

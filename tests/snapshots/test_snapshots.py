@@ -57,13 +57,13 @@ def test_no_runs(snap_compare: Compare, app: LocaltuneApp) -> None:
 
 def test_runs(snap_compare: Compare, app: LocaltuneApp, private_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The real sizes have the number of the process in them.
-    monkeypatch.setattr("core.runs.detail.directory_size", lambda _: 78_000_000)
+    monkeypatch.setattr("core.runs.figures.directory_size", lambda _: 78_000_000)
     for number, state in enumerate(("finished", "stopped", "failed")):
         script = ScriptedRun(private_home, f"2026112{number}-090000-tickets-{state}", start=MOMENT)
         script.train_to(40 * (number + 1))
         script.end(state, "as asked")
         script.write_state(updated=MOMENT - 86400.0 * (3 - number))
-    assert snap_compare(app, terminal_size=(120, 34), run_before=until("55s", "5"))
+    assert snap_compare(app, terminal_size=(120, 34), run_before=until("2m 33s of work", "5"))
 
 
 def test_starting(snap_compare: Compare, app: LocaltuneApp, private_home: Path) -> None:

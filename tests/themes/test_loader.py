@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator
 from collections.abc import Sequence
@@ -22,7 +23,18 @@ CUBE = {(r, g, b) for r in _LEVELS for g in _LEVELS for b in _LEVELS} | {
 }
 
 #: What is read, or means something by its color.
-TEXT = ("foreground", "muted", "ok", "near", "limit", "chart-smooth", "chart-eval", "chart-event", "role-user")
+TEXT = (
+    "foreground",
+    "muted",
+    "ok",
+    "near",
+    "limit",
+    "chart-smooth",
+    "chart-eval",
+    "chart-event",
+    "role-user",
+    *(f"curve-{n}" for n in range(1, 7)),
+)
 
 
 def test_the_themes_that_ship() -> None:
@@ -77,6 +89,7 @@ APART = (
     ("chart-smooth", "chart-eval"),
     ("chart-smooth", "chart-event"),
     ("border", "border-focus"),
+    *itertools.combinations([f"curve-{number}" for number in range(1, 7)], 2),
 )
 #: Linear RGB as people without red or green cones see it (Machado, Oliveira, Fernandes 2009, severity 1).
 BLINDNESS = {

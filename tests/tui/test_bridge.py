@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from core.runs import glimpse
 from core.runs.catalog import RunCatalog, read_model
 from core.runs.store import Run
 from tests.tui.scripted_run import ScriptedRun
@@ -49,6 +50,24 @@ def test_the_history_comes_whole_and_then_what_is_new(home: Path, posted: list[o
     stop.set()
     thread.join(5)
     assert not thread.is_alive()
+
+
+def test_of_a_long_record_a_glimpse_comes_first(
+    home: Path, posted: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(glimpse, "LONG_BYTES", 4096)
+    script = ScriptedRun(home)
+    script.train_to(60)
+    thread, stop = follow(script, posted)
+    wait_for(lambda: len(posted) > 1, 10, "the whole record")
+    stop.set()
+    thread.join(5)
+    first, whole = posted[:2]
+    assert isinstance(first, RunAttached)
+    assert isinstance(whole, RunAttached)
+    assert (first.is_partial, whole.is_partial) == (True, False)
+    assert len(first.history.loss) > 5
+    assert (first.history.evals, len(whole.history.loss)) == ([], 60)
 
 
 def test_a_heartbeat_alone_is_no_news(home: Path, posted: list[object]) -> None:

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from core.hardware.snapshot import Device
 from core.runs.answers import questions_of
 from core.runs.catalog import RunCatalog
-from core.runs.detail import read_detail, read_figures
+from core.runs.detail import read_detail
+from core.runs.figures import read_figures
 from core.runs.result import result_of
 from core.runs.state import RunState
 from core.runs.store import Run

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from core.config.schema import Config
     from core.hardware.snapshot import Device
+    from core.runs.labels import Labels
     from core.runs.store import Run
     from tui.screens.start.summary import Start
     from tui.session import Session
@@ -237,7 +238,7 @@ class Runs:
             run: The run.
             size: Its bytes on the disk; None if unknown.
         """
-        from tui.screens.dialogs import YES, delete_dialog
+        from tui.screens.dialogs import FOR_GOOD, YES, delete_dialog
 
         state = run.state()
         if not state.is_over:
@@ -245,8 +246,8 @@ class Runs:
             return
 
         def answered(answer: str | None) -> None:
-            if answer == YES:
-                self._bridge.delete(run)
+            if answer in (YES, FOR_GOOD):
+                self._bridge.delete(run, now=answer == FOR_GOOD)
 
         self._desktop.open(delete_dialog(run, state, size), answered)
 
@@ -275,9 +276,36 @@ class Runs:
         if not self._desktop.is_covered:
             self._desktop.open(EvaluationForm(run), answered)
 
-    def deleted(self, run: Run) -> None:
+    def compare(self, runs: Sequence[Run]) -> None:
+        """Show runs side by side."""
+        from tui.screens.compare.screen import CompareScreen
+
+        if not self._desktop.is_covered:
+            self._desktop.open(CompareScreen(runs))
+
+    def show_details(self, run: Run) -> None:
+        """Show everything about a run."""
+        from tui.screens.run.screen import RunScreen
+
+        if not self._desktop.is_covered:
+            self._desktop.open(RunScreen(run))
+
+    def labeled(self, run: Run, labels: Labels) -> None:
+        """Show the new labels of a run."""
+        if (pane := self._desktop.panes.runs) is not None:
+            pane.relabel(run, labels)
+
+    def restored(self, run: Run) -> None:
+        """Show a run that has come back from the trash."""
+        self._desktop.tell(f"Restored {run.id}.")
+        self._bridge.look_around()
+        if self._desktop.main.slot("runs").display:
+            self._bridge.list_runs(on=True)
+
+    def deleted(self, run: Run, *, in_trash: bool) -> None:
         """Take a deleted run from the screen."""
-        self._desktop.tell(f"Deleted {run.id}.")
+        back = f" {self._keys['runs.restore'].display} restores it." if in_trash else ""
+        self._desktop.tell(f"{'Moved to the trash' if in_trash else 'Deleted'}: {run.id}.{back}")
         if (pane := self._desktop.panes.runs) is not None:
             pane.forget(run)
         self._bridge.look_around()
@@ -317,14 +345,18 @@ class Runs:
         from core.runs.energy import Tariff
         from core.runs.schedule import Schedule
 
-        before = self._state.view
+        before = self._state.view if self._state.view is None or not self._state.view.is_partial else None
         leftover = message.found and message.state.is_over
         values = message.run.values()
         schedule, tariff = Schedule.of(values), Tariff.of(values)
         view = RunView(
             message.run, message.state, message.history, read_model(message.run), leftover, schedule, tariff=tariff
         )
+        view.is_partial = message.is_partial
         self._state.view = view
+        if message.is_partial:
+            self._show_run()
+            return
         # One that was opened meanwhile is not the one that is being started.
         self._state.is_starting = self._state.is_starting and not self._has_started
         if leftover:

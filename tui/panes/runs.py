@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 from textual import events, on
@@ -12,26 +13,35 @@ from textual.containers import Container
 from textual.content import Content
 from textual.widgets import Input, Static
 
-from core.runs.catalog import RunRow
+from core.errors import UserError
+from core.runs.run_table import DEFAULT_SORT, SORT_COLUMNS, select_rows, sort_rows
 from tui.keys import bindings
 from tui.messages import (
+    CompareRequested,
     ContinueRequested,
     DeleteRequested,
+    DetailsRequested,
     EditRunRequested,
     EvaluationRequested,
     ExportRequested,
+    LabelRequested,
     OpenRunRequested,
+    RestoreRequested,
     RunsInView,
     ServeRequested,
 )
 from tui.panes.base import Pane
 from tui.widgets.empty_state import EmptyState
+from tui.widgets.forms.ask_bar import AskBar
 from tui.widgets.forms.safe_input import SafeInput
 from tui.widgets.lists.run_list import RunList
 from tui.widgets.run_detail import account_column, account_rows
 
 if TYPE_CHECKING:
-    from core.runs.detail import RunDetail, RunFigures
+    from core.runs.catalog import RunRow
+    from core.runs.detail import RunDetail
+    from core.runs.figures import RunFigures
+    from core.runs.labels import Labels
     from core.runs.store import Run
 
 #: Columns from which the account of a run stands beside the list, and rows from which it stands below.
@@ -63,8 +73,8 @@ class RunsPane(Pane):
     """
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("runs")]
     HELP = (
-        "All runs, newest first. Opening a live one follows it; an ended one can be continued from its last "
-        "checkpoint, or its configuration be edited and started as a new run."
+        "All runs, newest first or by another column. Opening a live one follows it; an ended one can be continued "
+        "from its last checkpoint, or its configuration be edited and started as a new run. Marked runs are compared."
     )
 
     def __init__(self) -> None:
@@ -73,19 +83,24 @@ class RunsPane(Pane):
         self._detail: RunDetail | None = None
         self._view: RunsInView | None = None
         self._account = Content("")
+        self.ask_bar = AskBar(id="runs-ask")
+        self._sort, self._is_reversed, self._lists_archived = DEFAULT_SORT, False, False
+        # Whoever sorts looks at the first row, also when figures come later.
+        self._stays_first = False
 
     def compose(self) -> ComposeResult:
         yield EmptyState("Looking for runs …", id="empty")
         with Container(id="runs"):
             yield RunList(self.shell.clock)
             yield Static(id="detail", markup=False)
-        yield FilterInput(placeholder="filter by id, model or state · enter keep · esc clear")
+        yield FilterInput(placeholder="words, #tag, data:word, state:word · enter keep · esc clear")
+        yield self.ask_bar
 
     def on_mount(self) -> None:
         """Start without a list."""
         self.set_title("5 Runs")
         self.query_one("#runs").display = False
-        self.set_hints(["runs.open", "runs.edit", "runs.continue", "runs.export", "runs.delete", "runs.filter"])
+        self._show_hints()
 
     def on_resize(self, event: events.Resize) -> None:
         """Put the account of a run where there is room for it."""
@@ -103,27 +118,63 @@ class RunsPane(Pane):
         rows = self._rows
         if rows is None:
             return
-        words = self.query_one(FilterInput).value.lower().split()
-        kept = [row for row in rows if all(word in f"{row.run.id} {row.model} {row.state}".lower() for word in words)]
+        text = self.query_one(FilterInput).value
         run_list, empty = self.query_one(RunList), self.query_one("#empty", EmptyState)
+        kept = sort_rows(
+            select_rows(rows, text, archived=self._lists_archived),
+            run_list.figures,
+            self._sort,
+            reverse=self._is_reversed,
+        )
         had_focus = self.has_focus_within
+        run_list.show_order(self._sort, descending=SORT_COLUMNS[self._sort].descending != self._is_reversed)
         run_list.show(kept)
+        if self._stays_first and kept and run_list.selected != kept[0]:
+            run_list.move(-run_list.row_count)
         self.query_one("#runs").display = bool(kept)
         empty.display = not kept
-        keys = self.keys
-        if not rows:
-            start = (keys["app.start"].display, "start a run of the configuration")
-            empty.say("No runs yet.", [start, (keys["app.train"].display, "see how to come to one")])
-        elif not kept:
-            empty.say("No run matches.", [("esc", "clear the filter")])
-        live = sum(
-            1 for row in rows if row.state in ("queued", "starting", "training", "paused", "stopping", "stalled")
-        )
-        count = f"{len(kept)} of {len(rows)}" if words else str(len(rows))
-        self.set_title("5 Runs", count, f"{live} live" if live else "")
+        if not kept:
+            self._explain_empty(bool(text.split()))
+        self._show_title(kept)
         self._look()
         if had_focus and kept and not self.has_focus_within:
             run_list.focus()
+
+    def _explain_empty(self, is_filtered: bool) -> None:
+        empty, keys = self.query_one("#empty", EmptyState), self.keys
+        if not self._rows:
+            start = (keys["app.start"].display, "start a run of the configuration")
+            empty.say("No runs yet.", [start, (keys["app.train"].display, "see how to come to one")])
+        elif is_filtered:
+            empty.say("No run matches.", [("esc", "clear the filter")])
+        else:
+            empty.say("All runs are archived.", [(keys["runs.archived"].display, "list them")])
+
+    def _show_title(self, kept: Sequence[RunRow]) -> None:
+        """The number of runs, and what the list leaves out or is sorted by."""
+        rows = self._rows or ()
+        live = sum(
+            1 for row in rows if row.state in ("queued", "starting", "training", "paused", "stopping", "stalled")
+        )
+        archived = sum(row.labels.archived for row in rows) if not self._lists_archived else 0
+        is_filtered = bool(self.query_one(FilterInput).value.split())
+        count = f"{len(kept)} of {len(rows)}" if is_filtered else str(len(rows) - archived)
+        marked = len(self.query_one(RunList).marked)
+        self.set_title(
+            "5 Runs",
+            count,
+            f"{live} live" if live else "",
+            f"{archived} archived" if archived else "",
+            f"by {self._sort}" if self._sort != DEFAULT_SORT else "",
+            f"{marked} marked" if marked else "",
+        )
+
+    def _show_hints(self) -> None:
+        """The keys that matter most; with marked runs, the comparison first."""
+        names = ["open", "details", "compare", "sort", "filter", "delete", "edit"]
+        if self.query_one(RunList).marked:
+            names = ["compare", "mark", "open", "details", "sort", "filter"]
+        self.set_hints([f"runs.{name}" for name in names])
 
     @on(RunList.Moved)
     def _moved(self, event: RunList.Moved) -> None:
@@ -136,9 +187,11 @@ class RunsPane(Pane):
         chosen, older = run_list.selected, run_list.older
         before = older.run if older is not None else None
         has_room = self.has_class("-beside") or self.has_class("-below")
-        view = RunsInView(
-            [row.run for row in run_list.in_view], chosen.run if chosen is not None and has_room else None, before
-        )
+        in_view = [row.run for row in run_list.in_view]
+        seen = {run.id for run in in_view}
+        wanted = (self._rows or ()) if SORT_COLUMNS[self._sort].needs_figures else ()
+        others = [row.run for row in wanted if row.run.id not in seen]
+        view = RunsInView(in_view, chosen.run if chosen is not None and has_room else None, before, others)
         if view != self._view:
             self._view = view
             self.post_message(view)
@@ -148,6 +201,8 @@ class RunsPane(Pane):
         """Show figures of runs in the list."""
         run_list = self.query_one(RunList)
         run_list.show_figures(figures)
+        if SORT_COLUMNS[self._sort].needs_figures:
+            self._filter()
         if run_list.selected is not None and run_list.selected.run.id in figures:
             self._show_account()
 
@@ -168,6 +223,10 @@ class RunsPane(Pane):
         if not content.is_same(self._account):
             self._account = content
             place.update(content)
+
+    def relabel(self, run: Run, labels: Labels) -> None:
+        """Show the new labels of a run, before the runs are listed anew."""
+        self.show([replace(row, labels=labels) if row.run == run else row for row in self._rows or ()])
 
     def forget(self, run: Run) -> None:
         """Take a deleted run from the list, before the runs are listed anew."""
@@ -192,16 +251,24 @@ class RunsPane(Pane):
 
     def action_leave_filter(self) -> None:
         """Show all runs again."""
-        line = self.query_one(FilterInput)
+        line, run_list = self.query_one(FilterInput), self.query_one(RunList)
+        if not line.value and not line.has_focus:
+            run_list.clear_marks()
+            self._marks_changed()
         line.value = ""
         line.remove_class("-open")
-        self.query_one(RunList).focus()
+        run_list.focus()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Moving and opening are disabled without a list."""
         if action in ("filter", "leave_filter"):
             allowed = super().check_action(action, parameters)
-            return allowed if action == "filter" else bool(self.query_one(FilterInput).value) and allowed
+            has_more = bool(self.query_one(FilterInput).value) or bool(self.query_one(RunList).marked)
+            return allowed if action == "filter" else has_more and allowed
+        if action in ("restore", "toggle_archived"):
+            return super().check_action(action, parameters)
+        if action in ("rename", "tag", "note") and not super().check_action(action, parameters):
+            return False
         return self.query_one(RunList).selected is not None
 
     def action_filter(self) -> None:
@@ -215,6 +282,110 @@ class RunsPane(Pane):
         """Show the run under the cursor."""
         if (row := self.query_one(RunList).selected) is not None:
             self.post_message(OpenRunRequested(row.run))
+
+    def action_details(self) -> None:
+        """Show everything about the run under the cursor."""
+        if (row := self.query_one(RunList).selected) is not None:
+            self.post_message(DetailsRequested(row.run))
+
+    def action_mark(self) -> None:
+        """Mark the run under the cursor, or take its mark away, and go on to the next."""
+        run_list = self.query_one(RunList)
+        run_list.toggle_mark()
+        self._stays_first = False
+        run_list.move(1)
+        self._marks_changed()
+
+    def _marks_changed(self) -> None:
+        self._show_title(
+            select_rows(self._rows or (), self.query_one(FilterInput).value, archived=self._lists_archived)
+        )
+        self._show_hints()
+
+    def action_compare(self) -> None:
+        """Compare the marked runs; without two marks, the run under the cursor with the marked one or the next one."""
+        run_list = self.query_one(RunList)
+        chosen = list(run_list.marked)
+        if len(chosen) < 2:
+            others = chosen or [row for row in (run_list.older,) if row is not None]
+            chosen = [row for row in (run_list.selected, *others) if row is not None]
+        runs = list({row.run.id: row.run for row in chosen}.values())
+        if len(runs) < 2:
+            self.notify(f"Mark two runs with {self.keys['runs.mark'].display} to compare them.", markup=False)
+        else:
+            self.post_message(CompareRequested(runs))
+
+    def action_sort(self, by: int) -> None:
+        """Sort by the next column, or the one before, in its usual direction."""
+        names = list(SORT_COLUMNS)
+        self._sort, self._is_reversed = names[(names.index(self._sort) + by) % len(names)], False
+        self._stays_first = True
+        self._filter()
+
+    def action_reverse(self) -> None:
+        """Sort in the other direction."""
+        self._is_reversed, self._stays_first = not self._is_reversed, True
+        self._filter()
+
+    def action_toggle_archived(self) -> None:
+        """List archived runs too, or leave them out."""
+        self._lists_archived = not self._lists_archived
+        self._filter()
+
+    def action_archive(self) -> None:
+        """Archive the marked runs, or the one under the cursor; or list them again."""
+        run_list = self.query_one(RunList)
+        rows = run_list.marked or [row for row in (run_list.selected,) if row is not None]
+        archived = not all(row.labels.archived for row in rows)
+        for row in rows:
+            self.post_message(LabelRequested(row.run, replace(row.labels, archived=archived)))
+        run_list.clear_marks()
+        self._marks_changed()
+        if archived and not self._lists_archived:
+            self.notify(
+                f"Archived: {len(rows)} run{'s' if len(rows) > 1 else ''}. "
+                f"{self.keys['runs.archived'].display} lists them too.",
+                markup=False,
+            )
+
+    async def action_rename(self) -> None:
+        """Ask for a name to show for the run under the cursor."""
+        await self._ask("name", lambda labels: labels.name, _named, "a name to show; its id stays")
+
+    async def action_tag(self) -> None:
+        """Ask for the tags of the run under the cursor."""
+        await self._ask("tags", lambda labels: " ".join(labels.tags), _tagged, "words, as: keep baseline")
+
+    async def action_note(self) -> None:
+        """Ask for a note on the run under the cursor."""
+        await self._ask("note", lambda labels: labels.note, _noted, "what to remember of it")
+
+    async def _ask(
+        self, label: str, present: Callable[[Labels], str], change: Callable[[Labels, str], Labels], placeholder: str
+    ) -> None:
+        if (row := self.query_one(RunList).selected) is not None:
+            await self.ask_bar.converse(self._relabel(row, label, present, change, placeholder))
+
+    async def _relabel(
+        self,
+        row: RunRow,
+        label: str,
+        present: Callable[[Labels], str],
+        change: Callable[[Labels, str], Labels],
+        placeholder: str,
+    ) -> None:
+        text = present(row.labels)
+        answer = await self.ask_bar.ask(label, text, placeholder=placeholder)
+        if answer is None or answer == text:
+            return
+        try:
+            self.post_message(LabelRequested(row.run, change(row.labels, answer)))
+        except UserError as error:
+            self.notify(f"{error.message} {error.hint}", severity="warning", markup=False)
+
+    def action_restore(self) -> None:
+        """Restore the run that was deleted last."""
+        self.post_message(RestoreRequested())
 
     def action_continue_run(self) -> None:
         """Continue the run under the cursor."""
@@ -250,14 +421,35 @@ class RunsPane(Pane):
 
     def action_move(self, by: int) -> None:
         """Move the cursor."""
+        self._stays_first = False
         self.query_one(RunList).move(by)
 
     def action_move_page(self, by: int) -> None:
         """Move the cursor by pages."""
+        self._stays_first = False
         run_list = self.query_one(RunList)
         run_list.move(by * max(run_list.page_rows, 1))
 
     def action_move_end(self, direction: int) -> None:
         """Move the cursor to the first or the last run."""
+        self._stays_first = False
         run_list = self.query_one(RunList)
         run_list.move(direction * run_list.row_count)
+
+
+def _named(labels: Labels, text: str) -> Labels:
+    from core.runs.labels import NAME_LIMIT, clean_text
+
+    return replace(labels, name=clean_text(text, NAME_LIMIT, "name"))
+
+
+def _tagged(labels: Labels, text: str) -> Labels:
+    from core.runs.labels import clean_tags
+
+    return replace(labels, tags=clean_tags([text]))
+
+
+def _noted(labels: Labels, text: str) -> Labels:
+    from core.runs.labels import NOTE_LIMIT, clean_text
+
+    return replace(labels, note=clean_text(text, NOTE_LIMIT, "note"))

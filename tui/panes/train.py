@@ -159,7 +159,7 @@ class TrainPane(Pane, can_focus=True):
 
     def _update(self, view: RunView) -> None:
         history = view.history
-        if view.is_live:
+        if view.is_live or view.is_partial:
             self._result = None
         elif self._result is None or history.end is not self._end:
             # Imported here: it brings the checks of a configuration along, which take as long as the first paint.
@@ -204,7 +204,8 @@ class TrainPane(Pane, can_focus=True):
             self._sampled = version
             answers.show(questions_of(samples))
         place = f"answers {answers.place + 1}/{answers.count}" if answers.display and answers.count else ""
-        self.set_title("3 Train", one_line(view.run.id, 60), place)
+        reading = "reading the rest of its record …" if view.is_partial else ""
+        self.set_title("3 Train", one_line(view.run.id, 60), place, reading)
         self._subtitle()
 
     def _update_lines(self, view: RunView) -> None:

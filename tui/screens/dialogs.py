@@ -17,7 +17,7 @@ SAVE, DISCARD = "save", "discard"
 RESTORE = "restore"
 STOP_NOW, SIGNAL, KILL, TAKE_BACK = "stop now", "signal", "kill", "take back"
 COPY_CODE, COPY_PATH = "copy code", "copy path"
-YES = "yes"
+YES, FOR_GOOD = "yes", "for good"
 
 
 def quit_dialog(view: RunView) -> ChoiceDialog:
@@ -176,9 +176,14 @@ def delete_dialog(run: Run, state: RunState, size: int | None) -> ChoiceDialog:
     text = Content.assemble(
         (one_line(run.id, 60), "bold"),
         f" {in_words(state.state)}{steps}.\n",
-        f"{f'Its {format_bytes(size)}' if size is not None else 'All of it'} will be gone for good: {listed}.",
+        f"{f'It holds {format_bytes(size)}' if size is not None else 'It holds'}: {listed}.",
     )
-    return ChoiceDialog("Delete the run", text, [Choice("n", "", "keep it"), Choice("y", YES, "delete it")], alarm=True)
+    choices = [
+        Choice("n", "", "keep it"),
+        Choice("y", YES, "move it to the trash", "it can be restored, and takes its room until the trash is emptied"),
+        Choice("d", FOR_GOOD, "delete it for good", "frees its room at once"),
+    ]
+    return ChoiceDialog("Delete the run", text, choices, alarm=True)
 
 
 def unanswered_dialog(error: UserError) -> ChoiceDialog:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.cells import cell_len
 from textual.content import Content
 
-from core.text import one_line
+from core.text import one_line, steady
 from core.units import exact_number, format_bytes, format_duration, format_fixed, format_number
 from tui.glyphs import GlyphSet
 from tui.state import STATE_GLYPHS
@@ -16,7 +16,8 @@ from tui.widgets.charts.plot_geometry import DotGrid, Scale, draw_line
 
 if TYPE_CHECKING:
     from core.runs.catalog import RunRow
-    from core.runs.detail import Change, RunDetail, RunFigures
+    from core.runs.detail import Change, RunDetail
+    from core.runs.figures import RunFigures
     from core.runs.series import Series
 
 #: Cells of the curve beside the text, and rows of the one among its lines.
@@ -109,8 +110,12 @@ def _facts(row: RunRow, detail: RunDetail, figures: RunFigures | None) -> list[t
     def change(values: tuple[float, ...]) -> str:
         return " → ".join(format_number(value) for value in dict.fromkeys(values))
 
+    best = f"{format_number(figures.best_loss)} at step {figures.best_step}" if figures and figures.best_step else ""
     facts = [
+        ("note", steady(row.labels.note)),
+        ("tags", " ".join(f"#{steady(tag)}" for tag in row.labels.tags)),
         ("eval loss", change(detail.evals)),
+        ("best", best),
         ("exact", " → ".join(dict.fromkeys(format_fixed(value, 2) for value in detail.exact_matches))),
         ("model", row.model),
         ("data", detail.data),

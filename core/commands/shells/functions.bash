@@ -24,6 +24,7 @@ _localtune_tui_matching() {
 }
 
 _localtune_tui_runs() { compgen -W latest -- "$1"; _localtune_tui_named "$1" 'runs/*/run.toml'; }
+_localtune_tui_trash() { _localtune_tui_named "$1" 'trash/*/*/run.toml'; }
 _localtune_tui_models_or_dirs() {
   _localtune_tui_named "$1" 'models/*/config.json'
   compgen -f -X '!*.gguf' -- "$1"

@@ -3,7 +3,10 @@ function _localtune_tui_named
   set -l home ~/.local/share/localtune
   test -n "$XDG_DATA_HOME"; and set home $XDG_DATA_HOME/localtune
   test -n "$LOCALTUNE_HOME"; and set home $LOCALTUNE_HOME
-  for file in $home/$argv[1]/*/$argv[2]
+  set -l files $home/$argv[1]/*/$argv[2]
+  # A run in the trash lies below the time of its deletion.
+  test $argv[1] = trash; and set files $home/trash/*/*/$argv[2]
+  for file in $files
     string match -r '^[A-Za-z0-9._-]+$' -- (string split -r -m2 / -- $file)[2]
   end
 end
@@ -31,6 +34,9 @@ end
 function _localtune_tui_runs
   echo latest
   _localtune_tui_named runs run.toml
+end
+function _localtune_tui_trash
+  _localtune_tui_named trash run.toml
 end
 function _localtune_tui_models_or_dirs
   _localtune_tui_named models config.json

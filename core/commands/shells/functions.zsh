@@ -6,6 +6,7 @@ _localtune_tui_named() {
 }
 
 _localtune_tui_runs() { compadd latest; _localtune_tui_named 'runs/*/run.toml'; }
+_localtune_tui_trash() { _localtune_tui_named 'trash/*/*/run.toml'; }
 _localtune_tui_models_or_dirs() { _localtune_tui_named 'models/*/config.json'; _files -g '*.gguf'; }
 _localtune_tui_chat_dirs() { _localtune_tui_runs; _localtune_tui_models_or_dirs; }
 _localtune_tui_any_file() { _files; }

@@ -46,6 +46,12 @@ FREE = {
     ("data", "row"),
     ("export", "rows"),
     ("fetch", "entry"),
+    ("label", "name"),
+    ("label", "tag"),
+    ("label", "untag"),
+    ("label", "note"),
+    ("runs", "filter"),
+    ("status", "width"),
     ("bits", "rows"),
     ("plan", "gpu_memory"),
     ("plan", "length"),
@@ -74,6 +80,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for run in (RUN, ODD):
         (home / "runs" / run).mkdir(parents=True)
         (home / "runs" / run / "run.toml").touch()
+    (home / "trash" / "20261126-203633" / "old-run").mkdir(parents=True)
+    (home / "trash" / "20261126-203633" / "old-run" / "run.toml").touch()
     (home / "models" / "tiny").mkdir(parents=True)
     (home / "models" / "tiny" / "config.json").touch()
     (work / "rows").mkdir(parents=True)
@@ -178,6 +186,9 @@ CASES = [
     ("localtune-tui watch ", ["latest", RUN], [ODD]),
     ("localtune-tui rm latest 2026", [RUN], ["latest2"]),
     ("localtune-tui --run 2026", [RUN], []),
+    ("localtune-tui trash ", ["list", "restore", "empty"], []),
+    ("localtune-tui trash restore old", ["old-run"], [RUN]),
+    ("localtune-tui compare latest 2026", [RUN], []),
     ("localtune-tui chat ", [RUN, "tiny"], ["faq.csv"]),
     ("localtune-tui set latest eval", ["eval.every_steps="], []),
     ("localtune-tui completion ", list(SHELLS), []),

@@ -72,6 +72,37 @@ def test_the_failed_ones(cli: CommandLine) -> None:
     assert (result.code, result.out) == (0, "No run has failed; nothing is deleted.\n")
 
 
+def test_what_is_deleted_can_be_had_back_until_the_trash_is_emptied(cli: CommandLine) -> None:
+    run = ended(cli, "tickets")
+    result = cli("rm", "tickets", "--yes")
+    assert "Moved to the trash: 1 run, " in result.out
+    assert "'localtune-tui trash empty' frees " in result.out
+    assert "Free on this disk: " in result.out
+    listed = cli("trash", "list", "--json").json
+    assert [entry["run"] for entry in listed["runs"]] == [run.id]
+    assert listed["bytes"] == listed["runs"][0]["bytes"] > 0
+    assert run.id in cli("trash", "list").out
+    assert cli("trash", "restore", "tickets", "--json").json == {"restored": [run.id], "left": []}
+    assert list_runs() == [run]
+    cli("rm", "tickets", "--yes")
+    refused = cli("trash", "empty")
+    assert (refused.code, "Add --yes" in refused.err) == (1, True)
+    emptied = cli("trash", "empty", "--yes", "--json").json
+    assert (emptied["removed"], emptied["left"]) == ([run.id], [])
+    assert emptied["bytes"] == listed["bytes"]
+    assert "The trash is empty" in cli("trash", "empty").out
+    assert cli("trash", "restore").code == 1
+    assert "There is no run called tickets in the trash." in cli("trash", "restore", "tickets").err
+
+
+def test_without_the_trash_it_is_gone(cli: CommandLine) -> None:
+    ended(cli, "tickets")
+    result = cli("rm", "tickets", "--now", "--yes")
+    assert result.out.startswith("Deleted 1 run, ")
+    assert cli("trash", "list", "--json").json["runs"] == []
+    assert list_runs() == []
+
+
 def test_one_live_run_among_them_keeps_all(cli: CommandLine) -> None:
     ended(cli, "good")
     pid, started = own_identity()

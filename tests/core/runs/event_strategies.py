@@ -87,6 +87,7 @@ _USUAL = {
     "str": ['"cpu"', '"training"', '"importing"', '"x"'],
     "bool": ["true", "false"],
     "dict[str, int]": ['{"a": 1}'],
+    "dict[str, Any]": ['{"a": 1}'],
     "list[dict[str, Any]]": ['[{"index": 0, "kind": "cpu", "name": "c", "memory_used": 5, "memory_total": 9}]'],
 }
 

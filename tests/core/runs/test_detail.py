@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from core.runs import detail
+from core.runs import figures
 from core.runs.catalog import RunCatalog
-from core.runs.detail import FigureReader, RunFigures, read_detail, read_figures
+from core.runs.detail import read_detail
 from core.runs.events import (
     ControlEvent,
     EvalEvent,
@@ -22,10 +22,10 @@ from core.runs.events import (
     StoppedEvent,
     encode_event,
 )
+from core.runs.figures import FigureReader, RecordFigures, read_figures, read_record_figures
 from core.runs.history import read_history
 from core.runs.state import RunState
 from core.runs.store import Run, create_run
-from core.runs.working_time import working_seconds
 from tests.core.runs.helpers import config_for
 
 
@@ -74,41 +74,41 @@ def run(private_home: Path) -> Run:
 
 
 def test_working_time_has_neither_pauses_nor_the_time_between_two_workers(run: Run) -> None:
-    assert working_seconds(run.events_path) == pytest.approx(50.0 - 30.0 + 13.0)
+    assert read_record_figures(run.events_path).working_seconds == pytest.approx(50.0 - 30.0 + 13.0)
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe\n", b'{"t": "x"}\n', b'{"t": 1e99}', b"{" * 100_000])
 def test_a_damaged_record_has_no_working_time(run: Run, content: bytes) -> None:
     run.events_path.write_bytes(content)
-    assert working_seconds(run.events_path) in (None, 0.0)
+    assert read_record_figures(run.events_path).working_seconds in (None, 0.0)
     run.events_path.unlink()
-    assert working_seconds(run.events_path) is None
+    assert read_record_figures(run.events_path).working_seconds is None
 
 
 def test_figures(run: Run) -> None:
-    figures = read_figures(run)
-    assert (figures.eval_loss, figures.exact_match) == (1.5, 0.35)
-    assert figures.working_seconds == pytest.approx(33.0)
-    assert figures.size == sum(path.stat().st_size for path in run.path.iterdir())
+    found = read_figures(run)
+    assert (found.eval_loss, found.exact_match) == (1.5, 0.35)
+    assert found.working_seconds == pytest.approx(33.0)
+    assert found.size == sum(path.stat().st_size for path in run.path.iterdir())
 
 
 def test_figures_are_read_again_only_when_a_file_has_changed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(detail, "_REST", 0.0)
+    monkeypatch.setattr(figures, "_REST", 0.0)
     reader = FigureReader()
     before = reader.read(run)
-    read: list[Run] = []
+    read: list[Path] = []
 
-    def note(run: Run) -> RunFigures:
-        read.append(run)
+    def note(events: Path) -> RecordFigures:
+        read.append(events)
         return before
 
-    monkeypatch.setattr(detail, "read_figures", note)
+    monkeypatch.setattr(figures, "read_record_figures", note)
     reader.read(run)
     assert not read
     with run.events_path.open("a", encoding="utf-8") as file:
         file.write(encode_event(step(90_020.0, 4)))
     reader.read(run)
-    assert read == [run]
+    assert read == [run.events_path]
 
 
 def test_the_account_of_a_run(run: Run, private_home: Path) -> None:
@@ -157,9 +157,9 @@ def test_the_working_time_of_a_record_is_that_of_its_history(run: Run) -> None:
     )
     with run.events_path.open("a", encoding="utf-8") as file:
         file.write("".join(map(encode_event, more)))
-    assert working_seconds(run.events_path) == pytest.approx(33.0 + 12.0 - 2.0)
+    assert read_record_figures(run.events_path).working_seconds == pytest.approx(33.0 + 12.0 - 2.0)
     assert read_history(run).working_seconds == pytest.approx(33.0 + 12.0 - 2.0)
     # As another program may have written it.
     loose = run.events_path.read_text(encoding="utf-8").replace('{"t": ', '{"t":').replace('": ', '":')
     run.events_path.write_text(loose, encoding="utf-8")
-    assert working_seconds(run.events_path) == pytest.approx(43.0)
+    assert read_record_figures(run.events_path).working_seconds == pytest.approx(43.0)

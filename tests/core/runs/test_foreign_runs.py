@@ -65,8 +65,10 @@ def show_all(run: Run) -> str:
             for line in summary_lines(followed, summarize(followed)):
                 say(line)
             progress.Progress().message(progress.present(followed))
-        runs._print_table([RunCatalog().row(run)])
-        emit([runs.describe_row(RunCatalog().row(run))])
+        row = RunCatalog().row(run)
+        figures = runs.read_figures([row])
+        runs._print_table([row], figures)
+        emit([runs.describe_row(row, (), figures[run.id])])
     return out.getvalue()
 
 

@@ -6,9 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from core.runs import glimpse
+from core.runs.labels import Labels, read_labels
+from core.runs.trash import list_trash
 from tests.tui.harness import asks, pane_of, screen_lines, screen_text, wait_for
 from tests.tui.scripted_run import CONFIG, ScriptedRun
 from tui.app import LocaltuneApp
+from tui.panes.train import TrainPane
+from tui.state import RunView
 
 pytestmark = pytest.mark.slow
 
@@ -39,8 +44,10 @@ async def test_the_run_under_the_cursor_is_told_of(home: Path, size: tuple[int, 
         await pilot.press("j")
         await wait_for(pilot, lambda: "loss 2" in screen_text(app) and "≠" not in screen_text(app))
         if size[0] >= 120:
-            # The last evaluation, and the size of the files.
-            await wait_for(pilot, lambda: "0.83" in screen_text(app) and " kB" in screen_text(app))
+            # The share of exact answers, and where there is room the size of the files.
+            await wait_for(pilot, lambda: "0.83" in screen_text(app))
+        if size[0] >= 200:
+            await wait_for(pilot, lambda: " kB" in screen_text(app))
 
 
 async def test_the_filter_shows_what_is_typed_and_esc_leaves_a_kept_one(home: Path) -> None:
@@ -67,26 +74,35 @@ async def test_a_run_is_deleted_after_a_yes_only(home: Path) -> None:
         assert app.state.view is not None
         assert app.state.view.run == second.run
         await pilot.press("5")
-        await wait_for(pilot, lambda: " kB" in screen_text(app))
+        await wait_for(pilot, lambda: "of work" in screen_text(app))
         await pilot.press("D")
-        await wait_for(pilot, lambda: asks(app, "delete it"))
+        await wait_for(pilot, lambda: asks(app, "move it to the trash"))
         assert "20261124-090000-second has failed at step 10 of 120." in screen_text(app)
-        assert " kB will be gone for good: the record and the adapter." in screen_text(app)
+        assert " kB: the record and the adapter." in screen_text(app)
         # The first answer, which enter gives, keeps it.
         await pilot.press("enter")
-        await wait_for(pilot, lambda: not asks(app, "delete it"))
+        await wait_for(pilot, lambda: not asks(app, "move it to the trash"))
         assert second.run.path.exists()
         await pilot.press("D")
-        await wait_for(pilot, lambda: asks(app, "delete it"))
+        await wait_for(pilot, lambda: asks(app, "move it to the trash"))
         await pilot.press("y")
         await wait_for(pilot, lambda: not second.run.path.exists())
         await wait_for(pilot, lambda: "5 Runs · 1" in screen_text(app))
+        assert [item.id for item in list_trash()] == [second.run.id]
+        # It comes back whole, and can be deleted for good.
+        await pilot.press("u")
+        await wait_for(pilot, lambda: second.run.path.exists() and "5 Runs · 2" in screen_text(app))
+        await pilot.press("g", "D")
+        await wait_for(pilot, lambda: asks(app, "delete it for good"))
+        await pilot.press("d")
+        await wait_for(pilot, lambda: not second.run.path.exists() and "5 Runs · 1" in screen_text(app))
+        assert list_trash() == []
         # The app shows the one that is left.
         await wait_for(pilot, lambda: app.state.view is not None and app.state.view.run == first.run)
         await wait_for(pilot, lambda: pane_of(app, "chat").target == first.run)
         # Of a run that is gone nothing can be asked.
         await pilot.press("D")
-        await wait_for(pilot, lambda: asks(app, "delete it"))
+        await wait_for(pilot, lambda: asks(app, "move it to the trash"))
         await pilot.press("y")
         await wait_for(pilot, lambda: app.state.view is None)
         assert pane_of(app, "chat").target is None
@@ -102,7 +118,177 @@ async def test_a_live_run_is_not_deleted(home: Path) -> None:
         await wait_for(pilot, lambda: "▸ ● training" in screen_text(app))
         await pilot.press("D")
         await wait_for(pilot, lambda: "Not deleted" in screen_text(app))
-        assert not asks(app, "delete it")
+        assert not asks(app, "move it to the trash")
+
+
+async def test_names_tags_notes_and_the_archive(home: Path) -> None:
+    first, second = two_runs(home)
+    app = LocaltuneApp()
+    async with app.run_test(size=(120, 34)) as pilot:
+        await wait_for(pilot, lambda: pane_of(app, "runs") is not None)
+        await pilot.press("5")
+        await wait_for(pilot, lambda: "5 Runs · 2" in screen_text(app))
+        await pilot.press("n", *"more data", "enter")
+        await wait_for(pilot, lambda: read_labels(second.run.path).name == "more data")
+        await wait_for(pilot, lambda: any("▸" in line and "more data" in line for line in screen_lines(app)))
+        await pilot.press("t", *"keep v2", "enter")
+        await wait_for(pilot, lambda: read_labels(second.run.path).tags == ("keep", "v2"))
+        await pilot.press("N", *"too hot", "enter")
+        await wait_for(pilot, lambda: read_labels(second.run.path).note == "too hot")
+        await wait_for(pilot, lambda: "#keep #v2" in screen_text(app))
+        # The filter knows them; the other run has none.
+        await pilot.press("slash", *"#keep", "enter")
+        await wait_for(pilot, lambda: "5 Runs · 1 of 2" in screen_text(app))
+        await pilot.press("escape", "a")
+        await wait_for(pilot, lambda: "5 Runs · 1 · 1 archived" in screen_text(app))
+        assert read_labels(second.run.path) == Labels("more data", ("keep", "v2"), "too hot", archived=True)
+        assert "more data" not in "".join(line for line in screen_lines(app) if "▸" in line)
+        await pilot.press("A")
+        await wait_for(pilot, lambda: "5 Runs · 2" in screen_text(app) and "more data" in screen_text(app))
+        await pilot.press("g", "a")
+        await wait_for(pilot, lambda: not read_labels(second.run.path).archived)
+        assert read_labels(first.run.path) == Labels()
+
+
+async def test_the_list_is_sorted_by_figures_of_runs_out_of_sight(home: Path) -> None:
+    for number in range(30):
+        run = ScriptedRun(home, f"20261123-09{number:02d}00-run{number}", start=1_700_000_000.0 + number * 60)
+        # The oldest one has the most steps, and so the least loss.
+        run.train_to(60 if number == 0 else 32)
+        run.end("finished", "all steps done")
+    app = LocaltuneApp()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await wait_for(pilot, lambda: pane_of(app, "runs") is not None)
+        await pilot.press("5")
+        await wait_for(pilot, lambda: "5 Runs · 30" in screen_text(app))
+        await pilot.press("s")
+        await wait_for(pilot, lambda: "by best" in screen_text(app) and "best↑" in screen_text(app))
+        await wait_for(pilot, lambda: "run0 " in screen_lines(app)[3] and "▸" in screen_lines(app)[3])
+        await pilot.press("R")
+        await wait_for(pilot, lambda: "best↓" in screen_text(app) and "run0 " not in screen_text(app))
+        widths = {len(line) for line in screen_lines(app)}
+        assert widths == {80}
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 34), (200, 50)])
+async def test_marked_runs_are_compared(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    two_runs(home)
+    app = LocaltuneApp()
+    async with app.run_test(size=size, notifications=True) as pilot:
+        await wait_for(pilot, lambda: pane_of(app, "runs") is not None)
+        await pilot.press("5")
+        await wait_for(pilot, lambda: "5 Runs · 2" in screen_text(app))
+        await pilot.press("space", "space")
+        await wait_for(pilot, lambda: "2 marked" in screen_text(app))
+        await pilot.press("c")
+        await wait_for(pilot, lambda: "2 runs compared" in screen_text(app) and "best eval loss" in screen_text(app))
+        # In the order in which they were marked, each with its letter on its curve and in the tables.
+        assert "A 090000-second" in screen_text(app)
+        assert "B 090000-first" in screen_text(app)
+        assert "training loss over steps" in screen_text(app)
+        await pilot.press("x")
+        await wait_for(pilot, lambda: "training loss over tokens" in screen_text(app))
+        assert " tokens" in screen_text(app)
+        await pilot.press("x", "m")
+        await wait_for(pilot, lambda: "eval loss over time spent in steps" in screen_text(app))
+        await pilot.press("M", "x", "G")
+        await wait_for(pilot, lambda: "method.rank" in screen_text(app))
+        await pilot.press("tab")
+        await wait_for(pilot, lambda: "figures" in screen_lines(app)[-2])
+        await pilot.press("s", "S")
+        await wait_for(pilot, lambda: len(list(tmp_path.glob("compare*"))) == 3)
+        report = next(tmp_path.glob("compare-*.md")).read_text(encoding="utf-8")
+        assert "20261124-090000-second" in report
+        await pilot.resize_terminal(20, 5)
+        await pilot.pause()
+        await pilot.resize_terminal(*size)
+        await pilot.press("z")
+        await wait_for(pilot, lambda: "best eval loss" not in screen_text(app) and "A 09" in screen_text(app))
+        await pilot.press("escape", "escape")
+        await wait_for(pilot, lambda: "marked" not in screen_text(app))
+
+
+async def test_without_a_second_run_there_is_nothing_to_compare(home: Path) -> None:
+    run = ScriptedRun(home)
+    run.train_to(3)
+    run.end("finished", "all steps done")
+    app = LocaltuneApp()
+    async with app.run_test(size=(80, 24), notifications=True) as pilot:
+        await wait_for(pilot, lambda: pane_of(app, "runs") is not None)
+        await pilot.press("5")
+        await wait_for(pilot, lambda: "▸" in screen_text(app))
+        await pilot.press("c")
+        await wait_for(pilot, lambda: "Mark two runs with space to compare them." in screen_text(app))
+
+
+@pytest.mark.parametrize("size", [(80, 24), (200, 50)])
+async def test_everything_about_a_run_is_turned_through(home: Path, size: tuple[int, int]) -> None:
+    first, _ = two_runs(home)
+    checkpoint = first.run.checkpoints_path / "step-00000060"
+    checkpoint.mkdir(parents=True, exist_ok=True)
+    (checkpoint / "manifest.json").write_text("{}")
+    first.run.log_path.write_text("loading \x1b[31mweights\n")
+    app = LocaltuneApp()
+    async with app.run_test(size=size) as pilot:
+        await wait_for(pilot, lambda: pane_of(app, "runs") is not None)
+        await pilot.press("5")
+        await wait_for(pilot, lambda: "5 Runs · 2" in screen_text(app))
+        await pilot.press("j", "d")
+        await wait_for(pilot, lambda: "[Curve]" in screen_text(app) and "finished, step 60" in screen_text(app))
+        assert "◆" in screen_text(app)
+        for part, said in (
+            ("Configuration", "what differs from the defaults"),
+            ("Evaluations", "best"),
+            ("Checkpoints", "newest"),
+            ("Samples", ""),
+            ("Events", "finished at step 60"),
+            ("Log", "weights"),
+        ):
+            await pilot.press("tab")
+            await wait_for(
+                pilot, lambda part=part, said=said: f"[{part}]" in screen_text(app) and said in screen_text(app)
+            )
+        assert "\x1b" not in screen_text(app)
+        await pilot.press("left", "left")
+        await wait_for(pilot, lambda: "[Samples]" in screen_text(app))
+        await pilot.resize_terminal(20, 5)
+        await pilot.pause()
+        await pilot.resize_terminal(*size)
+        await pilot.press("escape")
+        await wait_for(pilot, lambda: "5 Runs · 2" in screen_text(app) and "[Samples]" not in screen_text(app))
+
+
+async def test_a_long_run_is_shown_before_all_of_it_is_read(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(glimpse, "LONG_BYTES", 4096)
+    first, _ = two_runs(home)
+    seen: list[bool] = []
+    show = TrainPane.show
+
+    def noted(pane: TrainPane, view: RunView | None) -> None:
+        if view is not None:
+            seen.append(view.is_partial)
+        show(pane, view)
+
+    monkeypatch.setattr(TrainPane, "show", noted)
+    app = LocaltuneApp()
+    async with app.run_test(size=(120, 34)) as pilot:
+        await wait_for(pilot, lambda: app.state.view is not None and pane_of(app, "runs") is not None)
+        await pilot.press("5")
+        await wait_for(pilot, lambda: "5 Runs · 2" in screen_text(app))
+        await pilot.press("j", "enter")
+        await wait_for(pilot, lambda: app.state.view.run == first.run and not app.state.view.is_partial)
+        assert True in seen
+        assert app.state.view is not None
+        assert len(app.state.view.history.loss) == 60
+        # The whole record has brought the end of the run, and its model to the chat.
+        await wait_for(pilot, lambda: "reading the rest" not in screen_text(app) and "finished" in screen_text(app))
+        await wait_for(pilot, lambda: pane_of(app, "chat").target == first.run)
+        # The account beside the list is made of the glimpse.
+        await pilot.press("5")
+        await wait_for(pilot, lambda: "eval loss 0.480" in screen_text(app))
 
 
 async def test_the_app_opens_with_data(home: Path, tmp_path: Path) -> None:

@@ -19,15 +19,33 @@ from textual.reactive import reactive
 from textual.strip import Strip
 from textual.widget import Widget
 
-from core.runs.series import Series
+from core.runs.series import SMOOTH_COLUMNS, Bucket, Series
 from core.text import one_line
 from tui.glyphs import BRAILLE, GlyphSet
 from tui.widgets.charts import plot_geometry as geometry
 from tui.widgets.charts.plot_geometry import DotGrid, Scale
+from tui.widgets.charts.x_axis import STEPS, XAxis
 
 #: A cell of a frame: a character and the component class that colors it.
 Cell = tuple[str, str]
 _BLANK: Cell = (" ", "")
+#: Number of colors of curves.
+COLORS = 6
+#: Columns between two letters of a curve.
+_LETTERS_APART = 24
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One of several curves; its letter tells it apart where there are no colors."""
+
+    letter: str
+    name: str
+    series: Series
+    color: int
+    """Number of its color, from 1 to :data:`COLORS`."""
+    is_smoothed: bool = True
+    """Whether it is drawn smoothed; values of evaluations are not."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +61,20 @@ class ChartData:
     """Whether the run has ended, so that its axis does not grow any more."""
     probe: Series = field(default_factory=Series)
     """The loss on the general probe."""
+    curves: Sequence[Curve] = ()
+    """Curves over each other, in front of all else."""
+    x_axis: XAxis = STEPS
+
+    @property
+    def shown(self) -> list[Series]:
+        """All series."""
+        return [self.loss, self.evals, self.probe, *(curve.series for curve in self.curves)]
 
     @property
     def version(self) -> tuple[object, ...]:
         """Changes whenever the picture may: series only grow, or are replaced from a step on."""
-        series = [
-            (id(each), len(each), each.last_step, repr(each.last)) for each in (self.loss, self.evals, self.probe)
-        ]
-        return (*series, tuple(self.marks), self.total_steps, self.is_over)
+        series = [(id(each), len(each), each.last_step, repr(each.last)) for each in self.shown]
+        return (*series, tuple(self.marks), self.total_steps, self.is_over, tuple(self.curves), self.x_axis)
 
 
 @dataclass
@@ -88,6 +112,12 @@ class LineChart(Widget):
     LineChart > .line-chart--event { color: $chart-event; }
     LineChart > .line-chart--axis { color: $chart-axis; }
     LineChart > .line-chart--label { color: $muted; }
+    LineChart > .line-chart--curve-1 { color: $curve-1; }
+    LineChart > .line-chart--curve-2 { color: $curve-2; }
+    LineChart > .line-chart--curve-3 { color: $curve-3; }
+    LineChart > .line-chart--curve-4 { color: $curve-4; }
+    LineChart > .line-chart--curve-5 { color: $curve-5; }
+    LineChart > .line-chart--curve-6 { color: $curve-6; }
     """
     COMPONENT_CLASSES: ClassVar[set[str]] = {
         "line-chart--smooth",
@@ -97,6 +127,7 @@ class LineChart(Widget):
         "line-chart--event",
         "line-chart--axis",
         "line-chart--label",
+        *(f"line-chart--curve-{number}" for number in range(1, COLORS + 1)),
     }
 
     log_axis: reactive[bool] = reactive(False, init=False)
@@ -172,29 +203,40 @@ class LineChart(Widget):
         axis = geometry.value_axis(self._bounds(), plot_rows, self.glyphs.rows, self.log_axis)
         labels = geometry.tick_labels([value for _, value in axis.ticks])
         left = max([cell_len(label) for label in labels], default=1) + 1
-        plot = _Plot(frame, self.glyphs, left + 1, plot_rows, axis.scale, self._window())
+        plot = _Plot(frame, self.glyphs, left + 1, plot_rows, axis.scale, self._window(), data.x_axis)
         plot.axes([(row, label) for (row, _), label in zip(axis.ticks, labels, strict=True)])
         if not self._bounds():
             return frame
         plot.series(data)
+        plot.curves(data.curves)
         plot.evaluations(data.probe, self.glyphs.probe_mark, "probe")
         plot.evaluations(data.evals, self.glyphs.eval_mark, "eval")
         if plot_rows >= 6 and width >= 50:
             plot.legend(data, log=axis.scale.log)
+        elif data.curves:
+            plot.curve_names(data.curves, "")
         plot.marks(data.marks)
         return frame
 
     def _bounds(self) -> list[float]:
         """The extremes of all shown values; on a log axis, of the positive ones."""
         found: list[float] = []
-        for series in (self.data.loss, self.data.evals, self.data.probe):
+        for curve in self.data.curves:
+            # What is not drawn needs no room.
+            if curve.is_smoothed:
+                found += [
+                    value for item in curve.series.smooth_bucket(SMOOTH_COLUMNS) for value in (item.low, item.high)
+                ]
+        if found:
+            return [value for value in found if math.isfinite(value)]
+        for series in self.data.shown:
             if self.log_axis and (least := series.least_positive()) is not None:
                 found.append(least)
             found += series.bounds() or ()
         return [value for value in found if math.isfinite(value)]
 
     def _window(self) -> Scale:
-        shown = [series for series in (self.data.loss, self.data.evals, self.data.probe) if len(series)]
+        shown = [series for series in self.data.shown if len(series)]
         first = min((series.steps[0] for series in shown), default=1)
         last = max((series.steps[-1] for series in shown), default=1)
         return geometry.step_window(first, last, self.data.total_steps, is_over=self.data.is_over)
@@ -216,6 +258,7 @@ class _Plot:
     rows: int
     scale: Scale
     window: Scale
+    x_axis: XAxis = STEPS
 
     @property
     def width(self) -> int:
@@ -249,22 +292,19 @@ class _Plot:
     def _step_labels(self) -> None:
         """Round steps, and the last one of the axis at its end."""
         window, end = self.window, self.frame.width
-        last = f"step {window.high:.0f}"
+        last = self.x_axis.end(window.high)
         self.frame.put(end - 1, self.rows, self.glyphs.tick_down, "axis")
         self.frame.put(end - len(last), self.rows + 1, last, "label")
-        values = [
-            value
-            for value in geometry.nice_ticks(window.low, window.high, max(self.width // 10, 2))
-            if value == int(value)
-        ]
-        for value, label in zip(values, geometry.tick_labels(values), strict=True):
+        taken = 0
+        for value, label in self.x_axis.ticks(window.low, window.high, max(self.width // 10, 2)):
             x = self.column(value)
             if x is None:
                 continue
             start = max(x - len(label) // 2, 0)
-            if start + len(label) < end - len(last) - 1:
+            if taken <= start and start + len(label) < end - len(last) - 1:
                 self.frame.put(x, self.rows, self.glyphs.tick_down, "axis")
                 self.frame.put(start, self.rows + 1, label, "label")
+                taken = start + len(label) + 1
 
     def series(self, data: ChartData) -> None:
         """The loss of each step as a dim line, and the smoothed line over it: a cell shows one of the two."""
@@ -280,6 +320,50 @@ class _Plot:
                 elif pattern := raw.bits[y][x]:
                     self.frame.cells[y][self.left + x] = (self.glyphs.points[pattern], "raw")
 
+    def curves(self, curves: Sequence[Curve]) -> None:
+        """Several curves: the later ones over the earlier ones, then the letters of all, so that none is hidden."""
+        first, last = int(self.window.low), int(self.window.high)
+        letters: list[tuple[int, int, Curve]] = []
+        for place, curve in enumerate(curves):
+            grid = DotGrid(self.width, self.rows, self.glyphs)
+            read = curve.series.smooth_bucket if curve.is_smoothed else curve.series.bucket
+            buckets = read(grid.columns, first, last)
+            geometry.draw_line(grid, buckets, self.scale)
+            for y, bits in enumerate(grid.bits):
+                for x, pattern in enumerate(bits):
+                    if pattern:
+                        self.frame.cells[y][self.left + x] = (self.glyphs.line[pattern], f"curve-{curve.color}")
+            letters += self._letters(curve, buckets, place * _LETTERS_APART // max(len(curves), 1))
+        for x, y, curve in letters:
+            self.frame.put(x, y, curve.letter, f"curve-{curve.color}")
+
+    def _letters(self, curve: Curve, buckets: Sequence[Bucket], shift: int) -> list[tuple[int, int, Curve]]:
+        """The places of a curve's letter: now and then along it, shifted against the other curves, and at its end."""
+        found: dict[int, int] = {}
+        for item in buckets:
+            dot = self.scale.dot(item.last, self.rows * self.glyphs.rows)
+            if dot is not None:
+                found[item.x // self.glyphs.columns] = self.rows - 1 - dot // self.glyphs.rows
+        wanted = [x for x in found if x % _LETTERS_APART == shift % _LETTERS_APART]
+        if not wanted or (found and max(found) - wanted[-1] > _LETTERS_APART // 2):
+            wanted += [max(found)] if found else []
+        return [(self.left + x, found[x], curve) for x in wanted]
+
+    def curve_names(self, curves: Sequence[Curve], before: str) -> None:
+        """The letters and names of curves at the top right; names are shortened to fit, and then left out."""
+        room = self.frame.width - self.left - cell_len(before) - 2
+        each = room // max(len(curves), 1) - 4
+        names = [one_line(curve.name, each) if each >= 6 else "" for curve in curves]
+        parts = [(before, "label")] if before else []
+        for curve, name in zip(curves, names, strict=True):
+            if not len(curve.series):
+                name = f"{name} –" if name else "–"
+            parts += [(f"{curve.letter} " if name else curve.letter, f"curve-{curve.color}"), (f"{name}  ", "label")]
+        x = self.frame.width - sum(len(text) for text, _ in parts)
+        for text, style in parts:
+            self.frame.put(x, 0, text, style)
+            x += len(text)
+
     def evaluations(self, series: Series, mark: str, style: str) -> None:
         """A mark for each value of an evaluation."""
         for step, value in zip(series.steps, series.values, strict=True):
@@ -289,6 +373,9 @@ class _Plot:
 
     def legend(self, data: ChartData, *, log: bool) -> None:
         """The legend of the marks, at the top right."""
+        if data.curves:
+            self.curve_names(data.curves, "log axis  " if log else "")
+            return
         ascii_only = self.glyphs.name == "ascii"
         line = "*" if ascii_only else "━"
         parts = [("loss ", "label"), (line, "smooth")]

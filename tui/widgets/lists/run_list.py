@@ -15,13 +15,24 @@ from textual.message import Message
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
-from core.text import one_line
-from core.units import exact_number, format_bytes, format_duration, format_fixed, format_moment, format_number
+from core.runs.names import brief_id
+from core.runs.run_table import DEFAULT_SORT
+from core.text import one_line, steady
+from core.units import (
+    exact_number,
+    format_ago,
+    format_bytes,
+    format_duration,
+    format_fixed,
+    format_number,
+    format_rate,
+)
 from tui.state import STATE_COLORS, STATE_GLYPHS
 
 if TYPE_CHECKING:
     from core.runs.catalog import RunRow
-    from core.runs.detail import RunFigures
+    from core.runs.figures import RunFigures
+    from core.runs.labels import Labels
 
 _HEADER_ROWS = 1
 
@@ -34,18 +45,29 @@ class _Column:
     right: bool = False
     priority: int = 0
     """Priority: columns with low numbers get their room first, those with 0 always."""
+    sort: str = ""
+    """Its name as a column to sort by; empty for none."""
 
 
 def _state(row: RunRow, _figures: RunFigures | None, _now: float) -> str:
     return f"{STATE_GLYPHS.get(row.state, '?')} {'refused' if row.refused else row.state}"
 
 
-def _identity(row: RunRow, _figures: RunFigures | None, _now: float) -> str:
-    return one_line(row.run.id, 64)
+def _name(row: RunRow, _figures: RunFigures | None, _now: float) -> str:
+    """The display name; without one the id, and where that has no room, its end: the date is in another column."""
+    return steady(row.labels.name) if row.labels.name else one_line(row.run.id, 64)
 
 
 def _model(row: RunRow, _figures: RunFigures | None, _now: float) -> str:
-    return row.model
+    return steady(row.base_name)
+
+
+def _method(row: RunRow, _figures: RunFigures | None, _now: float) -> str:
+    return row.method_words
+
+
+def _data(row: RunRow, _figures: RunFigures | None, _now: float) -> str:
+    return steady(", ".join(row.data))
 
 
 def _steps(row: RunRow, _figures: RunFigures | None, _now: float) -> str:
@@ -56,10 +78,9 @@ def _loss(row: RunRow, _figures: RunFigures | None, _now: float) -> str:
     return format_number(row.loss)
 
 
-def _when(row: RunRow, _figures: RunFigures | None, now: float) -> str:
-    """The start time: ``today 14:36``, else the date."""
-    is_today = format_moment(row.started, "%x") == format_moment(now, "%x")
-    return format_moment(row.started, "today %H:%M" if is_today else "%d %b %H:%M")
+def _age(row: RunRow, _figures: RunFigures | None, now: float) -> str:
+    """The time since its start, in one unit."""
+    return format_ago(now - row.started).removesuffix(" ago") if row.started else "–"
 
 
 def _took(_row: RunRow, figures: RunFigures | None, _now: float) -> str:
@@ -67,8 +88,20 @@ def _took(_row: RunRow, figures: RunFigures | None, _now: float) -> str:
     return format_duration(figures.working_seconds) if figures is not None else ""
 
 
-def _eval_loss(_row: RunRow, figures: RunFigures | None, _now: float) -> str:
-    return format_number(figures.eval_loss) if figures is not None else ""
+def _best(_row: RunRow, figures: RunFigures | None, _now: float) -> str:
+    return format_number(figures.best_loss) if figures is not None else ""
+
+
+def _speed(_row: RunRow, figures: RunFigures | None, _now: float) -> str:
+    if figures is None:
+        return ""
+    return "–" if figures.tokens_per_second is None else format_rate(figures.tokens_per_second).removesuffix(" tok/s")
+
+
+def _energy(_row: RunRow, figures: RunFigures | None, _now: float) -> str:
+    if figures is None:
+        return ""
+    return "–" if figures.energy_wh is None else f"{format_number(figures.energy_wh)} Wh"
 
 
 def _exact(_row: RunRow, figures: RunFigures | None, _now: float) -> str:
@@ -80,24 +113,41 @@ def _size(_row: RunRow, figures: RunFigures | None, _now: float) -> str:
 
 
 def _options(row: RunRow, _figures: RunFigures | None, _now: float) -> str:
-    """Learning rate, rank and batch size: ``5e-4·16·4``."""
+    """Learning rate and batch size: ``5e-4·4``."""
     rate = exact_number(float(f"{row.learning_rate:.3g}")) if row.learning_rate is not None else ""
-    return "·".join(part for part in (rate, str(row.rank or ""), str(row.batch_size or "")) if part)
+    return "·".join(part for part in (rate, str(row.batch_size or "")) if part)
+
+
+def _note(row: RunRow, _figures: RunFigures | None, _now: float) -> str:
+    return steady(label_words(row.labels))
 
 
 _COLUMNS = (
-    _Column("state", 10, _state),
-    _Column("run", 28, _identity),
-    _Column("model", 34, _model, priority=6),
-    _Column("lr·rank·batch", 13, _options, right=True, priority=5),
-    _Column("step", 11, _steps, right=True),
-    _Column("loss", 7, _loss, right=True, priority=1),
-    _Column("eval", 7, _eval_loss, right=True, priority=3),
-    _Column("exact", 5, _exact, right=True, priority=3),
-    _Column("started", 12, _when, priority=7),
-    _Column("took", 7, _took, right=True, priority=2),
-    _Column("size", 7, _size, right=True, priority=4),
+    _Column("state", 10, _state, sort="state"),
+    _Column("run", 24, _name, sort="name"),
+    _Column("model", 16, _model, priority=7, sort="model"),
+    _Column("method", 10, _method, priority=6, sort="method"),
+    _Column("data", 14, _data, priority=9, sort="data"),
+    _Column("lr·batch", 9, _options, right=True, priority=13),
+    _Column("step", 11, _steps, right=True, sort="step"),
+    _Column("loss", 7, _loss, right=True, priority=2, sort="loss"),
+    _Column("best", 7, _best, right=True, priority=1, sort="best"),
+    _Column("exact", 5, _exact, right=True, priority=10),
+    _Column("tok/s", 7, _speed, right=True, priority=3, sort="speed"),
+    _Column("energy", 8, _energy, right=True, priority=4, sort="energy"),
+    _Column("took", 7, _took, right=True, priority=11, sort="took"),
+    _Column("size", 7, _size, right=True, priority=12, sort="size"),
+    _Column("age", 8, _age, right=True, priority=5, sort="started"),
+    _Column("note", 16, _note, priority=8),
 )
+#: Most columns by which a wide list widens the names, and the notes.
+_WIDER_NAME, _WIDER_NOTE = 14, 40
+
+
+def label_words(labels: Labels) -> str:
+    """Tags, note and archive in a line: ``#keep  best so far``."""
+    tags = " ".join(f"#{tag}" for tag in labels.tags)
+    return "  ".join(part for part in ("archived" if labels.archived else "", tags, labels.note) if part)
 
 
 class RunList(ScrollView, can_focus=True):
@@ -110,6 +160,7 @@ class RunList(ScrollView, can_focus=True):
     DEFAULT_CSS = """
     RunList { height: 1fr; overflow-x: hidden; scrollbar-size-vertical: 1; background: $background; }
     RunList > .run-list--header { color: $muted; }
+    RunList > .run-list--mark { color: $accent; text-style: bold; }
     RunList > .run-list--cursor { background: $selected-background; text-style: bold; }
     RunList > .run-list--ok { color: $ok; }
     RunList > .run-list--near { color: $near; }
@@ -118,6 +169,7 @@ class RunList(ScrollView, can_focus=True):
     COMPONENT_CLASSES: ClassVar[set[str]] = {
         "run-list--header",
         "run-list--cursor",
+        "run-list--mark",
         "run-list--ok",
         "run-list--near",
         "run-list--limit",
@@ -138,6 +190,42 @@ class RunList(ScrollView, can_focus=True):
         self._rows: Sequence[RunRow] = ()
         self._figures: dict[str, RunFigures] = {}
         self._cursor = 0
+        self._marked: dict[str, None] = {}
+        self._sorted = (DEFAULT_SORT, True)
+        self._has_notes = False
+
+    @property
+    def marked(self) -> Sequence[RunRow]:
+        """The marked rows, in the order in which they were marked."""
+        by_id = {row.run.id: row for row in self._rows}
+        return [by_id[identity] for identity in self._marked if identity in by_id]
+
+    def toggle_mark(self) -> None:
+        """Mark the row under the cursor, or take its mark away."""
+        if (row := self.selected) is None:
+            return
+        if row.run.id in self._marked:
+            del self._marked[row.run.id]
+        else:
+            self._marked[row.run.id] = None
+        self._refresh_row(self._cursor)
+
+    def clear_marks(self) -> None:
+        """Take all marks away."""
+        if self._marked:
+            self._marked = {}
+            self.refresh()
+
+    def show_order(self, column: str, *, descending: bool) -> None:
+        """Show by which column the rows are sorted, a name of :data:`~core.runs.run_table.SORT_COLUMNS`."""
+        if (column, descending) != self._sorted:
+            self._sorted = column, descending
+            self.refresh(Region(0, 0, self.size.width, _HEADER_ROWS))
+
+    @property
+    def figures(self) -> Mapping[str, RunFigures]:
+        """The figures that are known, by run id."""
+        return self._figures
 
     @property
     def row_count(self) -> int:
@@ -181,6 +269,10 @@ class RunList(ScrollView, can_focus=True):
         """Show other rows; the cursor stays on its run where that is still there. Only changed rows are repainted."""
         before, chosen = self._rows, self.selected
         self._rows = rows
+        has_notes = any(label_words(row.labels) for row in rows)
+        if has_notes != self._has_notes:
+            self._has_notes = has_notes
+            self.refresh()
         if chosen is not None:
             same = next((i for i, row in enumerate(rows) if row.run.id == chosen.run.id), None)
             self._cursor = same if same is not None else min(self._cursor, max(len(rows) - 1, 0))
@@ -239,20 +331,33 @@ class RunList(ScrollView, can_focus=True):
         room = self.scrollable_content_region.width - 1
         chosen: set[str] = set()
         used = 0
-        for column in sorted(_COLUMNS, key=lambda column: column.priority):
+        # A column that is sorted by is seen, but for that of the usual order.
+        wanted = self._sorted[0] if self._sorted[0] != DEFAULT_SORT else ""
+        for column in sorted(_COLUMNS, key=lambda column: (not wanted or column.sort != wanted, column.priority)):
+            if column.title == "note" and not self._has_notes:
+                continue
             if column.priority == 0 or used + column.width + 2 <= room:
                 chosen.add(column.title)
                 used += column.width + 2
         columns = [column for column in _COLUMNS if column.title in chosen]
         spare = max(room - used, 0)
-        return [(column, column.width + (min(spare, 12) if column.title == "run" else 0)) for column in columns]
+        wider = {"run": min(spare, _WIDER_NAME)}
+        wider["note"] = min(spare - wider["run"], _WIDER_NOTE)
+        return [(column, column.width + wider.get(column.title, 0)) for column in columns]
+
+    def _title(self, column: _Column) -> str:
+        """The title of a column, with an arrow where the rows are sorted by it."""
+        name, descending = self._sorted
+        # The latest start is the least age.
+        descending = descending != (column.title == "age")
+        return f"{column.title}{'↓' if descending else '↑'}" if column.sort == name else column.title
 
     def render_line(self, y: int) -> Strip:
         """The strip of the header, or of a row."""
         width = self.scrollable_content_region.width
         if y < _HEADER_ROWS:
             style = self.get_component_rich_style("run-list--header")
-            cells = [_fit(column.title, size, column.right) for column, size in self._columns()]
+            cells = [_fit(self._title(column), size, column.right) for column, size in self._columns()]
             return Strip([Segment("  " + "  ".join(cells), style)]).adjust_cell_length(width, self.rich_style)
         index = y - _HEADER_ROWS + self.scroll_offset.y
         if index >= len(self._rows):
@@ -261,13 +366,20 @@ class RunList(ScrollView, can_focus=True):
         figures = self.figures_of(row)
         at_cursor = index == self._cursor
         base: Style = self.get_component_rich_style("run-list--cursor") if at_cursor else self.rich_style
-        segments = [Segment("▸ " if at_cursor else "  ", base)]
+        segments = [Segment("▸" if at_cursor else " ", base)]
+        is_marked = row.run.id in self._marked
+        segments.append(
+            Segment("*" if is_marked else " ", base + self.get_component_rich_style("run-list--mark", partial=True))
+        )
         for column, size in self._columns():
             style = base
             if column.title == "state" and row.state in STATE_COLORS:
                 color = self.get_component_rich_style(f"run-list--{STATE_COLORS[row.state]}").color
                 style = base + Style(color=color)
-            segments.append(Segment(_fit(column.cell(row, figures, now), size, column.right), style))
+            text = column.cell(row, figures, now)
+            if column.title == "run" and not row.labels.name and cell_len(text) > size:
+                text = brief_id(row.run.id)
+            segments.append(Segment(_fit(text, size, column.right), style))
             segments.append(Segment("  ", base))
         return Strip(segments).adjust_cell_length(width, base)
 

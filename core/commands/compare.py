@@ -1,0 +1,60 @@
+"""``compare RUN RUN …``: which was better, and what was different about it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from core.commands.common import add_json_flag, emit, note, say
+from core.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument(
+        "runs", metavar="RUN", nargs="+", help="two to six runs: ids, parts of them, directories, or 'latest'"
+    )
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write a report; '-' is standard output")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write figures and what differs, a row a run")
+    parser.add_argument("--curves", type=Path, metavar="FILE", help="write the curves as CSV, a row a value")
+    add_json_flag(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the comparison, or write it to files.
+
+    Raises:
+        UserError: If a run is unknown, there are too few or too many, or a file cannot be written.
+    """
+    from core.runs.compare import compare_runs, read_record
+    from core.runs.compare_report import text_lines, to_csv, to_curves_csv, to_json, to_markdown
+    from core.runs.store import find_run
+
+    chosen = list({found.path.resolve(): found for found in map(find_run, args.runs)}.values())
+    comparison = compare_runs([read_record(target) for target in chosen])
+    files = ((args.markdown, to_markdown), (args.csv, to_csv), (args.curves, to_curves_csv))
+    wanted = [(path, write) for path, write in files if path is not None]
+    for path, write in wanted:
+        _write(path, write(comparison))
+    if args.json:
+        emit(to_json(comparison))
+    elif not wanted:
+        for line in text_lines(comparison):
+            say(line)
+    return 0
+
+
+def _write(path: Path, text: str) -> None:
+    from core.atomic import write_atomic
+    from core.paths import user_path
+
+    if str(path) == "-":
+        for line in text.splitlines():
+            say(line)
+        return
+    target = user_path(path)
+    try:
+        write_atomic(target.resolve(), text)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}.", "Name another file.") from error
+    note(f"written: {target}")

@@ -1,0 +1,84 @@
+"""``label RUN…``: a display name, tags and a note for runs, and whether lists leave them out."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from core.commands.common import add_json_flag, emit, say
+from core.errors import UserError
+
+if TYPE_CHECKING:
+    from core.runs.labels import Labels
+    from core.runs.store import Run
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument(
+        "runs", metavar="RUN", nargs="+", help="a run: its id, a part of it, its directory, or 'latest'; or several"
+    )
+    parser.add_argument("--name", metavar="TEXT", help="a display name; the id stays; '' takes it away")
+    parser.add_argument("--tag", metavar="TAG", action="append", default=[], help="add a tag; may be repeated")
+    parser.add_argument("--untag", metavar="TAG", action="append", default=[], help="take a tag away; may be repeated")
+    parser.add_argument("--note", metavar="TEXT", help="a note, on one line; '' takes it away")
+    archived = parser.add_mutually_exclusive_group()
+    archived.add_argument("--archive", action="store_true", help="leave it out of lists that are not asked for all")
+    archived.add_argument("--unarchive", action="store_true", help="list it again")
+    add_json_flag(parser, "print a JSON array with an object for each run")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Change what is given, and show the labels.
+
+    Raises:
+        UserError: If there is no such run, a text is too long, or several runs would get one name.
+    """
+    from core.runs.labels import read_labels, write_labels
+    from core.runs.store import find_run
+
+    chosen = list({found.path.resolve(): found for found in map(find_run, args.runs)}.values())
+    if args.name and len(chosen) > 1:
+        raise UserError("A name is for one run.", "Name one run, or give tags to several.")
+    before = [read_labels(target.path) for target in chosen]
+    after = [changed(labels, args) for labels in before]
+    for target, old, new in zip(chosen, before, after, strict=True):
+        if old != new:
+            write_labels(target.path, new)
+    if args.json:
+        emit([describe(target, labels) for target, labels in zip(chosen, after, strict=True)])
+    else:
+        for target, labels in zip(chosen, after, strict=True):
+            say(f"{target.id}  {words(labels)}".rstrip())
+    return 0
+
+
+def changed(labels: Labels, args: argparse.Namespace) -> Labels:
+    """Labels with what the arguments ask for.
+
+    Raises:
+        UserError: If a text is too long, or there are too many tags.
+    """
+    from core.runs.labels import NAME_LIMIT, NOTE_LIMIT, clean_tags, clean_text
+
+    gone = set(clean_tags(args.untag))
+    tags = clean_tags([*(tag for tag in labels.tags if tag not in gone), *args.tag])
+    return dataclasses.replace(
+        labels,
+        name=labels.name if args.name is None else clean_text(args.name, NAME_LIMIT, "name"),
+        tags=tags,
+        note=labels.note if args.note is None else clean_text(args.note, NOTE_LIMIT, "note"),
+        archived=args.archive or (labels.archived and not args.unarchive),
+    )
+
+
+def describe(target: Run, labels: Labels) -> dict[str, Any]:
+    """The labels of a run: ``run``, ``name``, ``tags``, ``note`` and ``archived``."""
+    return {"run": target.id, **dataclasses.asdict(labels), "tags": list(labels.tags)}
+
+
+def words(labels: Labels) -> str:
+    """Labels on one line: ``more data  #keep  best so far  (archived)``."""
+    tags = " ".join(f"#{tag}" for tag in labels.tags)
+    return "  ".join(part for part in (labels.name, tags, labels.note, "(archived)" if labels.archived else "") if part)

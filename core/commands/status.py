@@ -1,0 +1,169 @@
+"""``status``: a run in one line for a status bar, or all live runs as metrics for Prometheus."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import TYPE_CHECKING, Any
+
+from core.commands.common import EXIT_ERROR, add_json_flag, emit, put, say
+from core.commands.parser import whole_number
+
+if TYPE_CHECKING:
+    from core.hardware.snapshot import Device
+    from core.runs.status import RunStatus
+    from core.runs.store import Run
+
+#: Columns of the line where nothing else is asked for.
+DEFAULT_WIDTH = 80
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument(
+        "run",
+        metavar="RUN",
+        nargs="?",
+        help="a run: its id, a part of it, its directory, or 'latest'; by default the live one, or else the newest",
+    )
+    parser.add_argument(
+        "--width",
+        type=whole_number,
+        default=DEFAULT_WIDTH,
+        metavar="COLUMNS",
+        help="most columns of the line; what matters least is left out (default: 80)",
+    )
+    parser.add_argument(
+        "--prometheus", action="store_true", help="all live runs in Prometheus' text format, for its textfile collector"
+    )
+    add_json_flag(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the line; without any run an empty one, so that a status bar stays empty."""
+    from core.runs.status import read_status
+
+    if args.prometheus:
+        from core.runs.prometheus import exposition
+        from core.runs.status import live_runs
+
+        now = time.time()
+        put(
+            exposition(
+                [read_status(target, now) for target in live_runs() if args.run is None or _is(target, args.run)]
+            )
+        )
+        return 0
+    target = _find(args.run)
+    if target is None:
+        if args.json:
+            emit(None)
+        return EXIT_ERROR if args.json else 0
+    status = read_status(target, time.time())
+    if args.json:
+        emit(describe(status))
+    else:
+        say(status_line(status, args.width))
+    return 0
+
+
+def _find(name: str | None) -> Run | None:
+    """The run that is named, else the newest live one, else the newest one.
+
+    Raises:
+        UserError: If there is no run of that name.
+    """
+    from core.runs.status import live_runs
+    from core.runs.store import find_run, list_runs
+
+    if name is not None:
+        return find_run(name)
+    return next(iter([*live_runs()[:1], *list_runs()[:1]]), None)
+
+
+def _is(target: Run, name: str) -> bool:
+    from core.runs.store import find_run
+
+    return find_run(name).path.resolve() == target.path.resolve()
+
+
+def describe(status: RunStatus) -> dict[str, Any]:
+    """The status of a run.
+
+    Returns:
+        ``run``, ``name``, ``state``, ``reason``, ``step``, ``total_steps``, ``loss``, ``eval_loss``,
+        ``tokens_per_second`` (of the newest step), ``remaining_seconds`` (None while it is unknown), ``energy_wh``
+        (since its worker has started), ``updated`` (Unix seconds) and ``devices`` (as in ``hardware`` events).
+    """
+    last, state = status.recent.last_step, status.state
+    return {
+        "run": status.run.id,
+        "name": status.row.labels.name,
+        "state": state.state,
+        "reason": state.reason,
+        "step": status.row.step,
+        "total_steps": state.total_steps,
+        "loss": status.row.loss,
+        "eval_loss": status.eval_loss,
+        "tokens_per_second": last.tokens_per_second if last is not None else None,
+        "remaining_seconds": status.eta.seconds if status.eta is not None else None,
+        "energy_wh": status.recent.energy_wh,
+        "updated": state.updated or None,
+        "devices": [device.to_dict() for device in status.recent.devices] if not state.is_over else [],
+    }
+
+
+def status_line(status: RunStatus, width: int) -> str:
+    """A run in at most so many columns: the parts that matter least are left out, and none is cut in two."""
+    from core.text import one_line
+
+    parts = _parts(status)
+    kept: set[int] = set()
+    room = width
+    # By importance; the first one is there in any case, cut if it must be.
+    for place in sorted(range(len(parts)), key=lambda place: parts[place][0]):
+        needed = len(parts[place][1]) + (2 if kept else 0)
+        if needed <= room or not kept:
+            kept.add(place)
+            room -= needed
+    return one_line("  ".join(parts[place][1] for place in sorted(kept)), width)
+
+
+def _parts(status: RunStatus) -> list[tuple[int, str]]:
+    """The parts of the line in their order, each with its importance; the least number is the most important one."""
+    from core.runs.activity import doing, eta_words
+    from core.runs.names import brief_id
+    from core.text import one_line
+    from core.units import format_fixed, format_number, format_rate
+
+    state, last, history = status.state, status.recent.last_step, status.recent
+    share = f" {status.row.step / state.total_steps:.0%}" if state.total_steps else ""
+    steps = f" {status.row.step}/{state.total_steps}{share}" if state.total_steps else ""
+    word = doing(state.pending) if not state.is_over else ""
+    parts = [(0, f"{word or state.state}{', refused' if state.refused else ''}{steps}")]
+    parts.append((6, one_line(status.row.labels.name, 30) or one_line(brief_id(status.run.id), 30)))
+    if status.row.loss is not None:
+        parts.append((2, f"loss {format_number(status.row.loss)}"))
+    if status.eval_loss is not None:
+        parts.append((4, f"eval {format_number(status.eval_loss)}"))
+    if state.is_over:
+        return parts
+    if last is not None:
+        parts.append((5, format_rate(last.tokens_per_second)))
+        parts.append((1, f"ETA {eta_words(status.eta)}"))
+    for device in history.devices[:2]:
+        parts += _device_parts(device)
+    if history.energy_wh is not None:
+        parts.append((8, f"{format_fixed(history.energy_wh, 1)} Wh"))
+    return parts
+
+
+def _device_parts(device: Device) -> list[tuple[int, str]]:
+    from core.units import format_bytes
+
+    parts = []
+    if device.temperature_c is not None:
+        parts.append((3, f"{device.temperature_c:.0f} °C"))
+    if device.memory_used is not None and device.memory_total:
+        parts.append((7, f"{format_bytes(device.memory_used)} of {format_bytes(device.memory_total)}"))
+    return parts

@@ -1,0 +1,179 @@
+"""``status``: one line of a run, and metrics of all live ones; ``watch --plain``."""
+
+from __future__ import annotations
+
+import math
+import os
+import pty
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from core.commands.status import status_line
+from core.runs.events import EvalEvent, HardwareEvent, PhaseEvent, StepEvent, encode_event
+from core.runs.labels import Labels, write_labels
+from core.runs.process import hostname, own_identity
+from core.runs.prometheus import exposition
+from core.runs.state import RunState
+from core.runs.status import live_runs, read_status
+from core.runs.store import Run, create_run
+from tests.core.runs.helpers import config_for
+
+from .conftest import CommandLine
+
+DEVICE = {
+    "index": 0, "kind": "cuda", "name": 'RTX "4090"\\', "temperature_c": 71.4, "memory_used": 18_200_000_000,
+    "memory_total": 24_000_000_000, "utilization": 98.0, "power_w": 312.0,
+}  # fmt: skip
+#: A line of the text format: name, labels with escapes, number.
+_SAMPLE = re.compile(
+    r'(localtune_\w+)(?:\{((?:\w+="(?:[^"\\\n]|\\["\\n])*",?)*)\})? (NaN|[+-]Inf|-?\d+(?:\.\d+)?(?:e[+-]?\d+)?)'
+)
+
+
+@pytest.fixture
+def live(cli: CommandLine) -> Iterator[Run]:
+    """A run whose process is that of the tests."""
+    run = create_run(config_for(cli.home), "tickets")
+    now = time.time()
+    events = [PhaseEvent(t=now - 60, name="importing"), PhaseEvent(t=now - 50, name="training")]
+    steps = [
+        StepEvent(
+            t=now - 40 + step, step=step, epoch=0.5, loss=2.0 / step, lr=1e-4, grad_norm=0.6, tokens=100,
+            supervised_tokens=50, seconds=1.0, tokens_per_second=318.0,
+        )
+        for step in range(1, 35)
+    ]  # fmt: skip
+    more = [
+        EvalEvent(t=now - 5, step=30, loss=0.455, perplexity=1.5, seconds=1.0),
+        HardwareEvent(t=now - 4, devices=[DEVICE], energy_wh=1.94),
+    ]
+    run.events_path.write_text("".join(map(encode_event, [*events, *steps, *more])), encoding="utf-8")
+    pid, started = own_identity()
+    RunState(
+        state="training", pid=pid, pid_started=started, host=hostname(), step=34, total_steps=120, updated=now
+    ).write(run.state_path)
+    yield run
+    # The process of the tests is no worker that could be ended with the home.
+    RunState(state="stopped", updated=now).write(run.state_path)
+
+
+def test_a_line_for_a_status_bar(cli: CommandLine, live: Run) -> None:
+    line = cli("status", "--width", "200").out
+    identity = live.id.partition("-")[2]
+    assert line.startswith(f"training 34/120 28%  {identity}  loss 0.0588  eval 0.455  318 tok/s  ETA ")
+    assert line.endswith("71 °C  18.2 GB of 24.0 GB  1.9 Wh\n")
+    write_labels(live.path, Labels(name="more data"))
+    assert "  more data  " in cli("status", "latest", "--width", "200").out
+
+
+@pytest.mark.parametrize("width", [5, 20, 40, 60, 80, 120])
+def test_the_line_is_never_wider_and_no_part_is_cut(live: Run, width: int) -> None:
+    status = read_status(live, time.time())
+    whole = status_line(status, 500).split("  ")
+    line = status_line(status, width)
+    assert len(line) <= width
+    if width >= 20:
+        assert set(line.split("  ")) <= set(whole)
+        assert line.startswith("training 34/120 28%")
+    assert ("ETA" in line) == (width >= 40)
+
+
+def test_figures_of_a_run_as_json(cli: CommandLine, live: Run) -> None:
+    status = cli("status", "--json").json
+    assert (status["run"], status["state"], status["step"], status["total_steps"]) == (live.id, "training", 34, 120)
+    assert (status["eval_loss"], status["tokens_per_second"], status["energy_wh"]) == (0.455, 318.0, 1.94)
+    assert 0 < status["remaining_seconds"] < 1000
+    assert status["devices"][0]["temperature_c"] == 71.4
+
+
+def test_a_bar_without_runs_stays_empty(cli: CommandLine) -> None:
+    assert cli("status").out == ""
+    assert (cli("status").code, cli("status", "nothing").code) == (0, 1)
+    assert cli("status", "--prometheus").out.splitlines()[-1] == "localtune_live_runs 0"
+
+
+def test_an_ended_run_has_no_time_left(cli: CommandLine, live: Run) -> None:
+    RunState(state="finished", step=34, total_steps=34, updated=time.time()).write(live.state_path)
+    assert "ETA" not in cli("status").out
+    assert cli("status").out.startswith("finished 34/34 100%")
+    assert live_runs() == []
+
+
+def test_metrics_are_in_the_text_format(cli: CommandLine, live: Run) -> None:
+    write_labels(live.path, Labels(name='a "b" \\c'))
+    text = cli("status", "--prometheus").out
+    assert text.endswith("\n")
+    values: dict[str, float] = {}
+    declared: dict[str, str] = {}
+    for line in text.splitlines():
+        if line.startswith("# HELP "):
+            assert len(line.split(" ", 3)) == 4
+        elif line.startswith("# TYPE "):
+            _, _, name, kind = line.split(" ")
+            assert name not in declared
+            declared[name] = kind
+        else:
+            found = _SAMPLE.fullmatch(line)
+            assert found is not None, line
+            assert found[1] in declared
+            values[found[1]] = float(found[3])
+    assert values["localtune_live_runs"] == 1
+    assert values["localtune_run_step"] == 34
+    assert values["localtune_run_steps"] == 120
+    assert values["localtune_run_energy_joules_total"] == pytest.approx(1.94 * 3600)
+    assert declared["localtune_run_energy_joules_total"] == "counter"
+    assert values["localtune_device_utilization_ratio"] == pytest.approx(0.98)
+    assert values["localtune_device_memory_used_bytes"] == 18_200_000_000
+    assert f'run="{live.id}"' in text
+    assert 'display_name="a \\"b\\" \\\\c"' in text
+    assert 'name="RTX \\"4090\\"\\\\"' in text
+    # What the device does not report has no line.
+    assert "localtune_device_fan_ratio" not in text
+
+
+def test_a_loss_that_is_no_number_is_one_of_the_format(live: Run) -> None:
+    with live.events_path.open("a") as file:
+        file.write(
+            encode_event(
+                StepEvent(
+                    step=35, epoch=0.5, loss=math.nan, lr=1e-4, grad_norm=math.inf, tokens=1, supervised_tokens=1,
+                    seconds=1.0, tokens_per_second=1.0,
+                )
+            )
+        )  # fmt: skip
+    text = exposition([read_status(live, time.time())])
+    assert f'localtune_run_loss{{run="{live.id}"}} NaN\n' in text
+    assert f'localtune_run_gradient_norm{{run="{live.id}"}} +Inf\n' in text
+
+
+def test_plain_lines_have_no_control_characters_on_a_terminal(cli: CommandLine) -> None:
+    cli.script(steps=3, demo=True)
+    cli("train", str(cli.config()))
+    for words, term in ((["--plain"], "xterm-256color"), ([], "dumb")):
+        leader, follower = pty.openpty()
+        process = cli.spawn(
+            "watch", "latest", *words, stdout=follower, stderr=follower, stdin=subprocess.DEVNULL,
+            env={**os.environ, "TERM": term, "PYTHONPATH": str(Path(__file__).parents[3])},
+        )  # fmt: skip
+        assert process.wait(timeout=60) == 0
+        os.close(follower)
+        shown = b""
+        while piece := _read(leader):
+            shown += piece
+        os.close(leader)
+        assert b"\x1b" not in shown
+        assert b"step 2/3" in shown
+        # A carriage return is only that of the end of a line.
+        assert re.search(rb"\r(?!\n)", shown.replace(b"\r\r\n", b"\r\n")) is None
+
+
+def _read(descriptor: int) -> bytes:
+    try:
+        return os.read(descriptor, 1 << 16)
+    except OSError:  # the other end is closed, and all is read
+        return b""

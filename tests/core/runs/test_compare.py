@@ -1,0 +1,191 @@
+"""Comparison of runs: which was better and why, curves over other axes, and reports that other programs read."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from core.config.document import dump_config
+from core.errors import UserError
+from core.runs.compare import METRICS, MOST_RUNS, Comparison, RunRecord, compare_runs, read_record
+from core.runs.compare_report import text_lines, to_csv, to_curves_csv, to_json, to_markdown
+from core.runs.events import (
+    DataEvent,
+    EvalEvent,
+    Event,
+    HardwareEvent,
+    PhaseEvent,
+    SampleEvent,
+    StepEvent,
+    encode_event,
+)
+from core.runs.labels import Labels, write_labels
+from core.runs.state import RunState
+from core.runs.store import Run, create_run
+from tests.core.runs.helpers import config_for
+from tests.tui.harness import FORBIDDEN, HOSTILE
+
+
+def step(number: int, tokens: int, seconds: float, loss: float) -> StepEvent:
+    return StepEvent(
+        t=100.0 + number, step=number, epoch=0.1, loss=loss, lr=1e-4, grad_norm=1.0, tokens=tokens,
+        supervised_tokens=5, seconds=seconds, tokens_per_second=tokens / seconds,
+    )  # fmt: skip
+
+
+def evaluation(number: int, loss: float, **more: float) -> EvalEvent:
+    return EvalEvent(t=200.0, step=number, loss=loss, perplexity=None, seconds=1.0, **more)  # type: ignore[arg-type]
+
+
+def make(home: Path, name: str, events: list[Event], **train: object) -> Run:
+    config = config_for(home)
+    run = create_run(config.model_copy(update={"train": config.train.model_copy(update=train)}), name)
+    head = [PhaseEvent(t=100.0, name="importing"), PhaseEvent(t=100.0, name="training")]
+    run.events_path.write_text("".join(map(encode_event, [*head, *events])), encoding="utf-8")
+    RunState(state="finished", step=3, total_steps=3, updated=300.0).write(run.state_path)
+    return run
+
+
+def sample(prompt: str, text: str, number: int, *, right: bool | None = None) -> SampleEvent:
+    expected = None if right is None else "yes"
+    return SampleEvent(
+        t=201.0, step=number, prompt=prompt, text=text, source=f"step-{number}", expected=expected, exact_match=right
+    )
+
+
+@pytest.fixture
+def pair(home: Path) -> list[RunRecord]:
+    """A run, and one with half the learning rate and longer steps that came to less loss."""
+    data = {"dropped": {}, "tokens": 1000, "supervised_tokens": 300, "longest": 50, "held_out_rows": 10}
+    first = make(
+        home, "first",
+        [
+            DataEvent(rows=100, used=90, **data),  # type: ignore[arg-type]
+            *(step(number, 100, 2.0, 2.0 / number) for number in (1, 2, 3)),
+            evaluation(2, 0.5, exact_match=0.4), evaluation(3, 0.6, exact_match=0.5),
+            HardwareEvent(t=202.0, devices=[], energy_wh=3.0),
+            sample("Is it?", "no", 3, right=False), sample("Only here", "a", 3),
+        ],
+    )  # fmt: skip
+    second = make(
+        home, "second",
+        [
+            DataEvent(rows=200, used=180, **data),  # type: ignore[arg-type]
+            *(step(number, 300, 1.0, 1.0 / number) for number in (1, 2, 3)),
+            evaluation(3, 0.4, exact_match=0.5),
+            sample("Is it?", "maybe", 2, right=False), sample("Is it?", "yes", 3, right=True),
+        ],
+        learning_rate=1e-4, batch_size=4,
+    )  # fmt: skip
+    write_labels(second.path, Labels(name="half the rate"))
+    return [read_record(first), read_record(second)]
+
+
+@pytest.fixture
+def compared(pair: list[RunRecord]) -> Comparison:
+    return compare_runs(pair)
+
+
+def test_it_says_which_was_better_and_what_differs(compared: Comparison) -> None:
+    assert compared.verdict.startswith("B was better on held-out rows: eval loss 0.400 at step 3, A 0.500.")
+    assert "train.learning_rate" in compared.verdict
+    figures = {fact.name: fact for fact in compared.figures}
+    assert (figures["best eval loss"].values, figures["best eval loss"].best) == ((0.5, 0.4), (1,))
+    assert (figures["speed"].words, figures["speed"].best) == (("50 tok/s", "300 tok/s"), (1,))
+    assert (figures["energy"].words, figures["energy"].best) == (("3.0 Wh", "–"), ())
+    # What is alike in both is better in none.
+    assert figures["exact match"].best == ()
+    options = {fact.name: fact.words for fact in compared.options}
+    assert options == {"train.batch_size": ("8", "4"), "train.learning_rate": ("2e-4", "1e-4")}
+    data = {fact.name: fact.values for fact in compared.data}
+    assert data == {"rows": (100, 200), "rows used": (90, 180)}
+
+
+def test_the_last_answers_stand_side_by_side(compared: Comparison) -> None:
+    asked, alone = compared.answers
+    assert (asked.prompt, asked.texts, asked.steps, asked.right) == ("Is it?", ("no", "yes"), (3, 3), (False, True))
+    assert (alone.prompt, alone.texts) == ("Only here", ("a", None))
+
+
+def test_curves_over_steps_tokens_and_time(pair: list[RunRecord]) -> None:
+    first, second = pair
+    assert first.curve("loss").steps == [1, 2, 3]
+    assert second.curve("loss", "tokens").steps == [300, 600, 900]
+    assert second.curve("loss", "tokens").values == [1.0, 0.5, 1 / 3]
+    assert first.curve("loss", "time").steps == [2000, 4000, 6000]
+    assert first.curve("eval_loss", "tokens").steps == [200, 300]
+    assert all(len(first.curve(name, "time")) == len(first.curve(name)) for name in METRICS)
+
+
+def test_losses_on_other_rows_say_nothing(home: Path, pair: list[RunRecord]) -> None:
+    other = config_for(home).model_copy()
+    other = other.model_copy(update={"data": other.data.model_copy(update={"eval": "/data/other.jsonl"})})
+    pair[1].run.config_path.write_text(dump_config(other), encoding="utf-8")
+    compared = compare_runs([pair[0], read_record(pair[1].run)])
+    assert compared.verdict == "Their losses were measured on different held-out rows, and do not say which is better."
+
+
+def test_the_rows_are_told_apart_by_their_hash(pair: list[RunRecord]) -> None:
+    for record, digest in zip(pair, ("a" * 64, "b" * 64), strict=True):
+        checkpoint = record.run.checkpoints_path / "step-00000003"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "manifest.json").write_text(json.dumps({"data_sha256": digest, "held_out_sha256": "c" * 64}))
+    compared = compare_runs([read_record(record.run) for record in pair])
+    data = {fact.name: fact.words for fact in compared.data}
+    assert data["SHA-256 of the rows"] == ("a" * 11, "b" * 11)
+    assert "SHA-256 of those held out" not in data
+
+
+@pytest.mark.parametrize("count", [0, 1, MOST_RUNS + 1])
+def test_other_numbers_of_runs_are_refused(pair: list[RunRecord], count: int) -> None:
+    with pytest.raises(UserError, match="Choose two to 6"):
+        compare_runs((pair * MOST_RUNS)[:count])
+
+
+def test_runs_without_anything_are_compared(home: Path) -> None:
+    empty = [read_record(create_run(config_for(home), name)) for name in ("a", "b")]
+    (empty[0].run.config_path).write_text("= nonsense")
+    compared = compare_runs([read_record(record.run) for record in empty])
+    assert "Fewer than two of these runs have an evaluation" in compared.verdict
+    assert to_markdown(compared)
+    assert text_lines(compared)
+
+
+def test_the_csv_is_read_back(compared: Comparison) -> None:
+    rows = list(csv.DictReader(io.StringIO(to_csv(compared))))
+    assert [row["name"] for row in rows] == ["", "half the rate"]
+    assert [float(row["best eval loss"]) for row in rows] == [0.5, 0.4]
+    assert [row["energy (Wh)"] for row in rows] == ["3.0", ""]
+    assert [row["train.batch_size"] for row in rows] == ["8", "4"]
+    curves = list(csv.DictReader(io.StringIO(to_curves_csv(compared))))
+    second = [row for row in curves if row["run"].endswith("second") and row["metric"] == "loss"]
+    assert [(int(row["step"]), int(row["tokens"]), float(row["seconds"])) for row in second] == [
+        (1, 300, 1.0),
+        (2, 600, 2.0),
+        (3, 900, 3.0),
+    ]
+
+
+def test_reports_are_safe_whatever_runs_are_called(pair: list[RunRecord]) -> None:
+    write_labels(pair[0].run.path, Labels(name="=cmd|'/C calc'!A1", note="| a | <b> " + HOSTILE))
+    compared = compare_runs([read_record(record.run) for record in pair])
+    rows = list(csv.reader(io.StringIO(to_csv(compared))))
+    assert rows[1][1].startswith("'=cmd")
+    report = to_markdown(compared)
+    assert "<b>" not in report
+    # Each line of a table has the cells of its head.
+    tables = [line for line in report.splitlines() if line.startswith("|")]
+    assert {line.replace("\\|", "").count("|") for line in tables} == {4}
+    for text in (report, to_csv(compared), "\n".join(text_lines(compared))):
+        assert not FORBIDDEN & set(text)
+
+
+def test_the_object_for_scripts_has_plain_values(compared: Comparison) -> None:
+    found = json.loads(json.dumps(to_json(compared)))
+    figures = {fact["name"]: fact for fact in found["figures"]}
+    assert figures["speed"] == {"name": "speed", "unit": "tokens/s", "values": [50.0, 300.0], "best": [1]}
+    assert [run["letter"] for run in found["runs"]] == ["A", "B"]

@@ -1,0 +1,115 @@
+"""The parts of a run and the tables of a comparison as text: whole, and safe whatever the run directory holds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from core.runs.checkpoints import kept_checkpoints
+from core.runs.compare import RunRecord, compare_runs, read_record
+from core.runs.events import CheckpointEvent, EvalEvent, FinishedEvent, NoticeEvent, SampleEvent, encode_event
+from core.runs.labels import labels_path
+from core.runs.store import Run, create_run
+from tests.core.runs.helpers import config_for
+from tests.tui.harness import FORBIDDEN, HOSTILE
+from tui.screens.compare.tables import answer_lines, fact_tables
+from tui.screens.run import parts
+
+SHOWN = HOSTILE.replace("\x00", "")
+
+
+def checkpoint(run: Run, step: int, **manifest: object) -> None:
+    directory = run.checkpoints_path / f"step-{step:08d}"
+    directory.mkdir(parents=True)
+    (directory / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+
+
+@pytest.fixture
+def run(private_home: Path) -> Run:
+    made = create_run(config_for(private_home), "tickets")
+    events = [
+        EvalEvent(t=1e9, step=10, loss=0.4, perplexity=1.5, seconds=1.0, exact_match=0.5),
+        EvalEvent(t=1e9 + 90_000, step=20, loss=0.6, perplexity=1.8, seconds=1.0, exact_match=0.6),
+        SampleEvent(
+            t=1e9, step=20, prompt=HOSTILE, text=HOSTILE, source="step-20", expected=HOSTILE, exact_match=False
+        ),
+        NoticeEvent(t=1e9, level="warning", code="x", message=HOSTILE),
+        CheckpointEvent(t=1e9, step=20, path="checkpoints/step-00000020", bytes=5, seconds=1.0),
+        FinishedEvent(t=1e9, reason=HOSTILE, step=20, best=10, adapter="adapter"),
+    ]
+    made.events_path.write_text("".join(map(encode_event, events)), encoding="utf-8")
+    config = made.config_path.read_text(encoding="utf-8")
+    made.config_path.write_text(config + '\n[odd]\n"k\\u001b" = "v\\u001b[31m"\n', encoding="utf-8")
+    labels_path(made.path).write_text(json.dumps({"name": HOSTILE, "note": HOSTILE}), encoding="utf-8")
+    return made
+
+
+@pytest.fixture
+def record(run: Run) -> RunRecord:
+    return read_record(run)
+
+
+def test_why_a_checkpoint_is_kept(run: Run, record: RunRecord) -> None:
+    for step in (5, 10, 20):
+        checkpoint(run, step)
+    found = kept_checkpoints(run, record.history)
+    assert [(item.step, item.reasons) for item in found] == [(20, ("newest", "result")), (10, ("best",)), (5, ())]
+    assert [item.eval_loss for item in found] == [0.6, 0.4, None]
+    text = parts.checkpoints(found, 80).plain
+    assert "newest, result" in text
+    assert "one of the last" in text
+    assert "3 checkpoints, " in text
+
+
+def test_the_best_is_that_of_the_worker(run: Run, record: RunRecord) -> None:
+    # It counts by its own rule, which may be exact answers.
+    checkpoint(run, 10)
+    checkpoint(run, 20, best={"step": 20, "loss": 0.6})
+    newest, older = kept_checkpoints(run, record.history)
+    assert newest.reasons == ("best", "newest", "result")
+    assert older.reasons == ()
+
+
+def test_a_configuration_tells_what_differs_first(record: RunRecord) -> None:
+    head, _, rest = parts.configuration(record.values, 100).plain.partition("\n\n")
+    assert "• data.train" in head
+    assert "rank" not in head
+    assert "  rank " in rest
+    assert "of another version" in rest
+    assert "cannot be read" in parts.configuration({}, 80).plain
+
+
+@pytest.mark.parametrize("width", [20, 74, 190])
+def test_no_part_has_what_a_terminal_acts_on(run: Run, record: RunRecord, width: int) -> None:
+    checkpoint(run, 20)
+    texts = [
+        parts.summary(record, width),
+        parts.configuration(record.values, width),
+        parts.evaluations(record, width),
+        parts.checkpoints(kept_checkpoints(run, record.history), width),
+        parts.samples(record, width),
+        parts.events(record, width),
+        parts.worker_log(HOSTILE + "\n" + SHOWN, width),
+        fact_tables(compare_runs([record, record]), width),
+        answer_lines(compare_runs([record, record]), width),
+    ]
+    for text in texts:
+        assert text.plain.strip()
+        assert not FORBIDDEN & set(text.plain)
+
+
+def test_an_empty_run_says_what_is_missing(private_home: Path) -> None:
+    empty = read_record(create_run(config_for(private_home), "empty"))
+    assert "not evaluated" in parts.evaluations(empty, 80).plain
+    assert "no checkpoint" in parts.checkpoints([], 80).plain
+    assert "no sample" in parts.samples(empty, 80).plain
+    assert "empty" in parts.events(empty, 80).plain
+    assert "nothing" in parts.worker_log("", 80).plain
+    assert "None of these runs" in answer_lines(compare_runs([empty, empty]), 80).plain
+
+
+def test_events_of_several_days_stand_under_their_days(record: RunRecord) -> None:
+    lines = parts.events(record, 100).plain.split("\n")
+    assert sum(line.startswith(("2001-09-09", "2001-09-10", "2001-09-08")) for line in lines) >= 2
