@@ -36,11 +36,8 @@ class Governed:
             self.card.run(1.0, 0.0 if paused else self.decision.duty)
             self.time += 1.0
             device = replace(self.device, temperature_c=self.card.reading())
-            observation = Observation(
-                moment=self.card.moment,
-                time=self.time,
-                **{"at_work": not paused, "device": device, "joules": self.card.joules} | self.seen,
-            )
+            told: dict[str, Any] = {"at_work": not paused, "device": device, "joules": self.card.joules}
+            observation = Observation(moment=self.card.moment, time=self.time, **told | self.seen)
             self.decision = self.policy.observe(observation)
             self.told += self.decision.actions
         return self.decision

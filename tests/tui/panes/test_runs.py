@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -248,9 +249,8 @@ async def test_everything_about_a_run_is_turned_through(home: Path, size: tuple[
             ("Log", "weights"),
         ):
             await pilot.press("tab")
-            await wait_for(
-                pilot, lambda part=part, said=said: f"[{part}]" in screen_text(app) and said in screen_text(app)
-            )
+            for text in (f"[{part}]", said):
+                await wait_for(pilot, partial(is_shown, app, text))
         assert "\x1b" not in screen_text(app)
         await pilot.press("left", "left")
         await wait_for(pilot, lambda: "[Samples]" in screen_text(app))
@@ -259,6 +259,10 @@ async def test_everything_about_a_run_is_turned_through(home: Path, size: tuple[
         await pilot.resize_terminal(*size)
         await pilot.press("escape")
         await wait_for(pilot, lambda: "5 Runs · 2" in screen_text(app) and "[Samples]" not in screen_text(app))
+
+
+def is_shown(app: LocaltuneApp, text: str) -> bool:
+    return text in screen_text(app)
 
 
 async def test_a_long_run_is_shown_before_all_of_it_is_read(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,7 +283,12 @@ async def test_a_long_run_is_shown_before_all_of_it_is_read(home: Path, monkeypa
         await pilot.press("5")
         await wait_for(pilot, lambda: "5 Runs · 2" in screen_text(app))
         await pilot.press("j", "enter")
-        await wait_for(pilot, lambda: app.state.view.run == first.run and not app.state.view.is_partial)
+
+        def is_whole() -> bool:
+            view = app.state.view
+            return view is not None and view.run == first.run and not view.is_partial
+
+        await wait_for(pilot, is_whole)
         assert True in seen
         assert app.state.view is not None
         assert len(app.state.view.history.loss) == 60

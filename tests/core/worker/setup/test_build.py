@@ -23,6 +23,7 @@ from core.worker.oom import handles
 from core.worker.oom.retry import MemoryShortageError
 from core.worker.process.control import Controls
 from core.worker.process.recorder import Recorder
+from core.worker.process.throttle import Throttle
 from core.worker.setup import build as building
 from core.worker.setup import kept_layers, ready_model
 from core.worker.setup.build import Parts, build
@@ -60,7 +61,7 @@ class Start:
         )
         run = create_run(config, "start")
         self.recorder = Recorder(run)
-        return build(config, self.recorder, Controls(), None)
+        return build(config, self.recorder, Controls(), None, Throttle())
 
     def notices(self, code: str) -> list[NoticeEvent]:
         assert self.recorder is not None
