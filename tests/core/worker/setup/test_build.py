@@ -61,7 +61,8 @@ class Start:
         )
         run = create_run(config, "start")
         self.recorder = Recorder(run)
-        return build(config, self.recorder, Controls(), None, Throttle())
+        controls = Controls()
+        return build(config, self.recorder, controls, None, Throttle(controls))
 
     def notices(self, code: str) -> list[NoticeEvent]:
         assert self.recorder is not None
