@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from core.config.clock import DailySpan, parse_span, parse_time
-from core.config.schema import Config
+
+if TYPE_CHECKING:
+    from core.config.schema import Config
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,6 @@ import asyncio
 from functools import partial
 from typing import TYPE_CHECKING
 
-from core.config.schema import find_option
 from core.text import one_line
 from tui.controllers.desktop import Desktop
 from tui.keys import KeyTable
@@ -68,6 +67,8 @@ class AdvisedBase:
 
 
 def _base_of(document: ConfigDocument) -> str:
+    from core.config.schema import find_option
+
     option = find_option(_BASE)
     value = document.get(_BASE)
     return value if isinstance(value, str) else str(option.default if option is not None else "")
