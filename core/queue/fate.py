@@ -11,7 +11,7 @@ from core.errors import UserError
 from core.queue.entry import QueueEntry
 from core.runs.lock import try_lock
 from core.runs.process import boot_id, hostname, is_same_process
-from core.runs.state import ACTIVE_STATES, RunState, infer_state
+from core.runs.state import ACTIVE_STATES, PARKED_BY_HAND, RunState, infer_state
 from core.runs.store import Run, list_runs
 
 FateKind = Literal["absent", "unstarted", "live", "ended", "rebooted"]
@@ -84,7 +84,9 @@ def _is_of_earlier_boot(recorded: RunState) -> bool:
 
 
 def live_run(besides: str | None = None) -> Run | None:
-    """A run of this home that is live on this machine; None where there is none.
+    """A run of this home that is live on this machine and has its device, or will have it; None where there is none.
+
+    One that was parked by hand has given it back until somebody asks for it.
 
     Args:
         besides: Id of a run that does not count.
@@ -95,7 +97,7 @@ def live_run(besides: str | None = None) -> Run | None:
         recorded = RunState.read(run.state_path)
         if recorded is None or recorded.state not in ACTIVE_STATES or recorded.host not in ("", hostname()):
             continue
-        if not infer_state(recorded).is_over:
+        if recorded.parked != PARKED_BY_HAND and not infer_state(recorded).is_over:
             return run
     return None
 

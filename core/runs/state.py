@@ -32,6 +32,8 @@ FILE_LIMIT = 1 << 20
 #: Valid process ids of the kernel, and valid step numbers.
 _PIDS, _COUNTS = range(1 << 31), range(1 << 63)
 
+#: What ``parked`` says of a run that a person has parked, which comes back when a person asks for it.
+PARKED_BY_HAND = "on request"
 #: Fields that are shown.
 _TEXTS = ("reason", "host", "refused", "parked")
 #: States as the end of a sentence about a run, where "is" and the state would not do.

@@ -18,9 +18,9 @@ from core.runs.after_end import after_refusal, way_on
 from core.runs.events import ControlEvent, FailedEvent, FinishedEvent, StoppedEvent
 from core.runs.lock import hold_worker_lock
 from core.runs.sentences import sender
-from core.runs.state import EXIT_CODES, EXIT_REFUSED
+from core.runs.state import EXIT_CODES, EXIT_REFUSED, PARKED_BY_HAND
 from core.runs.store import Run, complete_checkpoints
-from core.worker.parked import ASKED, ClaimsWatch, parked_run
+from core.worker.parked import ClaimsWatch, parked_run
 from core.worker.process import environment
 from core.worker.process.control import Controls, ControlServer, ParkRequested, StopRequested, install_signals
 from core.worker.process.handover import become
@@ -134,7 +134,7 @@ def _work(run: Run, recorder: Recorder, controls: Controls, args: argparse.Names
 
 def _park(recorder: Recorder, controls: Controls, server: ControlServer | None, request: ParkRequested) -> list[str]:
     """Leave the device; returns the options of the worker that waits for it."""
-    cause = request.cause or ASKED
+    cause = request.cause or PARKED_BY_HAND
     if request.cause:
         message = f"The device is given back: {request.cause}."
         recorder.notice("info", "parked", message, "The run goes on by itself when that is over.")

@@ -15,6 +15,7 @@ from core.hardware.sampler import CPU_ONLY
 from core.hardware.snapshot import Device
 from core.hardware.visible import find_gpu
 from core.runs.protocol import refusal
+from core.runs.state import PARKED_BY_HAND
 from core.units import format_bytes
 from core.worker.process.control import Command, Controls, ParkRequested
 from core.worker.process.recorder import Recorder
@@ -23,8 +24,6 @@ from core.worker.process.recorder import Recorder
 LOOK_SECONDS = 5.0
 #: Seconds until the run is asked again.
 AGAIN_SECONDS = 300.0
-#: Cause of a run that was parked by a person.
-ASKED = "on request"
 
 
 class ClaimsWatch:
@@ -57,7 +56,7 @@ class ParkedRun:
         config: Of the run.
         recorder: Of the run.
         controls: The commands that wait.
-        cause: Why it was parked; :data:`ASKED`, if somebody asked for it.
+        cause: Why it was parked; :data:`~core.runs.state.PARKED_BY_HAND`, if somebody asked for it.
         needs: Bytes of memory that it took at its peak; 0 where that is not known.
         free: Free bytes of the device's memory; None where it does not say.
         claim: Who claims the device now.
@@ -87,8 +86,8 @@ class ParkedRun:
                 self.controls.check_stop()
             except ParkRequested:
                 self.controls.drop_park()
-                self._tell(ASKED)
-            if self.cause == ASKED or time.monotonic() - looked < min(LOOK_SECONDS, self.config.parking.calm):
+                self._tell(PARKED_BY_HAND)
+            if self.cause == PARKED_BY_HAND or time.monotonic() - looked < min(LOOK_SECONDS, self.config.parking.calm):
                 continue
             looked = time.monotonic()
             if (obstacle := self._obstacle()) is not None:

@@ -12,9 +12,10 @@ from core.config.schema import Config
 from core.hardware.claims import Claim
 from core.runs.events import StoppedEvent
 from core.runs.protocol import Request
+from core.runs.state import PARKED_BY_HAND
 from core.runs.store import create_run
 from core.worker import parked
-from core.worker.parked import ASKED, ClaimsWatch, ParkedRun, free_bytes, parked_run
+from core.worker.parked import ClaimsWatch, ParkedRun, free_bytes, parked_run
 from core.worker.process.control import Command, Controls, ParkRequested, StopRequested
 from core.worker.process.recorder import Recorder
 from tests.waiting import wait_for
@@ -84,7 +85,7 @@ def test_it_goes_on_when_the_claim_is_gone_and_there_is_room(recorder: Recorder)
 def test_parked_by_hand_it_waits_for_somebody(recorder: Recorder) -> None:
     waiting = Waiting(recorder, GAME.cause)
     assert waiting.ask("park")["state"] == "parked"
-    wait_for(lambda: recorder.state.parked == ASKED, 20, "the park to be heard")
+    wait_for(lambda: recorder.state.parked == PARKED_BY_HAND, 20, "the park to be heard")
     waiting.claim = None
     assert waiting.ask("generate")["error"] == "The run is parked: its model is not in memory."
     assert waiting.ask("pause")["ok"] is True
@@ -94,7 +95,7 @@ def test_parked_by_hand_it_waits_for_somebody(recorder: Recorder) -> None:
 
 
 def test_a_claim_outweighs_the_wish_to_go_on(recorder: Recorder) -> None:
-    waiting = Waiting(recorder, ASKED)
+    waiting = Waiting(recorder, PARKED_BY_HAND)
     assert waiting.ask("resume")["error"] == "The run cannot have its device back: chess is running."
     waiting.claim = None
     waiting.ask("resume")
@@ -128,7 +129,7 @@ def test_the_watch_asks_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_free_memory_is_that_of_the_run_s_device(recorder: Recorder) -> None:
-    waiting = parked_run(config(), recorder, Controls(), ASKED, 1)
+    waiting = parked_run(config(), recorder, Controls(), PARKED_BY_HAND, 1)
     free = wait_for(waiting.free, 20, "a reading")
     assert free is not None
     assert 0 < free < 1 << 50
