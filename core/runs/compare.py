@@ -19,6 +19,7 @@ from core.runs.checkpoints import newest_manifest
 from core.runs.events import StepEvent
 from core.runs.figures import RunFigures, read_figures
 from core.runs.history import RunHistory
+from core.runs.metrics import METRICS
 from core.runs.names import brief_id
 from core.runs.series import Series
 from core.runs.store import Run
@@ -39,32 +40,6 @@ AXES: tuple[Axis, ...] = ("step", "tokens", "time")
 PER_SECOND = 1000
 
 Better = Literal["low", "high", ""]
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A curve that runs are compared by."""
-
-    name: str
-    label: str
-    read: Callable[[RunHistory], Series]
-    is_sparse: bool = False
-    """Whether its few values are measured at evaluations."""
-
-
-#: By name, in the order in which a key turns through them.
-METRICS: Mapping[str, Metric] = {
-    metric.name: metric
-    for metric in (
-        Metric("loss", "training loss", lambda history: history.loss),
-        Metric("eval_loss", "eval loss", lambda history: history.eval_loss, is_sparse=True),
-        Metric("exact_match", "exact match", lambda history: history.exact_match, is_sparse=True),
-        Metric("probe_loss", "probe loss", lambda history: history.probe_loss, is_sparse=True),
-        Metric("learning_rate", "learning rate", lambda history: history.learning_rate),
-        Metric("grad_norm", "gradient norm", lambda history: history.grad_norm),
-        Metric("tokens_per_second", "tokens/s", lambda history: history.throughput),
-    )
-}
 
 
 @dataclass

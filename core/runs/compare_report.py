@@ -8,7 +8,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from core.runs.compare import LETTERS, METRICS, PER_SECOND, Comparison, Fact
+from core.runs.compare import LETTERS, PER_SECOND, Comparison, Fact
+from core.runs.metrics import METRICS
 from core.text import one_line, sanitize
 
 #: Most values of a curve in the file of curves, a run and metric.

@@ -52,6 +52,10 @@ SAMPLE_CHARACTERS = 1 << 22
 KEPT = 500
 #: Most distinct phases and devices; a run has a handful of each.
 NAMES = 32
+#: Bytes in a gigabyte, as the meters count.
+_GIGABYTE = 1e9
+#: Commands that halt a run or let it go on, and the kind of mark that each leaves.
+_HALTS = {"pause": "paused", "park": "parked", "resume": "going_on"}
 _TAIL_LIMIT, _EVAL_LIMIT = 16 << 20, 4 << 20
 #: Phases that recur within one start.
 _RECURRING = frozenset({"training", "evaluating", "saving"})
@@ -87,7 +91,11 @@ class LogLine:
 
 @dataclass(frozen=True)
 class Mark:
-    """Annotation of the chart at a step: ``warning``, ``error``, ``governor`` or ``resumed``."""
+    """Annotation of the chart at a step.
+
+    Its kind is ``warning``, ``error``, ``memory`` (micro-batches made smaller, or layers computed again, for want of
+    memory), ``governor``, ``paused``, ``parked``, ``going_on`` (after either) or ``resumed`` (a new start).
+    """
 
     step: int
     kind: str
@@ -117,6 +125,14 @@ class RunHistory:
         self.exact_match = Series()
         self.probe_loss = Series()
         """Loss on the general probe, from before the first step on."""
+        self.times = Series()
+        """Unix time at the end of each step."""
+        self.temperature = Series()
+        """Temperature of the first device in °C, by the last step done; likewise power and memory."""
+        self.power = Series()
+        """Power of the first device in W."""
+        self.device_memory = Series()
+        """Memory in use on the first device in GB, whoever uses it."""
         self.evals: list[EvalEvent] = []
         self.samples: deque[SampleEvent] = deque()
         self.checkpoints: list[CheckpointEvent] = []
@@ -296,6 +312,7 @@ class RunHistory:
         self.grad_norm.append(event.step, event.grad_norm)
         self.learning_rate.append(event.step, event.lr)
         self.throughput.append(event.step, event.tokens_per_second)
+        self.times.append(event.step, event.t)
         self._totals.append(event.step, event.tokens, event.seconds, event.paused_seconds)
         if was_finite and not math.isfinite(event.loss):
             self._write(event.t, "error", f"the loss is not a finite number at step {event.step}")
@@ -311,6 +328,10 @@ class RunHistory:
             self.eval_loss,
             self.exact_match,
             self.probe_loss,
+            self.times,
+            self.temperature,
+            self.power,
+            self.device_memory,
         ):
             series.truncate(step)
         for items in (self.evals, self.checkpoints, self.marks):
@@ -355,8 +376,22 @@ class RunHistory:
     def _apply_hardware(self, event: HardwareEvent) -> None:
         self.devices = Device.all_from(event.devices)
         self.host = Host.from_dict(event.host)
+        self._sample_device(self.devices[0] if self.devices else None)
         if event.energy_wh is not None and math.isfinite(event.energy_wh):
             self.energy_wh = self._energy_before + event.energy_wh
+
+    def _sample_device(self, device: Device | None) -> None:
+        """Add a measurement of the first device to its curves; what is not reported, or old, is a gap in them."""
+        read = device if device is not None and not device.problem and device.age_s is None else None
+        used = read.memory_used if read is not None else None
+        for series, value in (
+            (self.temperature, read.temperature_c if read is not None else None),
+            (self.power, read.power_w if read is not None else None),
+            (self.device_memory, used / _GIGABYTE if used is not None else None),
+        ):
+            # A value that was never there is no gap.
+            if value is not None or len(series):
+                series.gather(self.step, math.nan if value is None else value)
 
     def _apply_checkpoint(self, event: CheckpointEvent) -> None:
         _truncate(self.checkpoints, event.step)
@@ -379,13 +414,17 @@ class RunHistory:
         _append(self.notices, event)
         line = sentences.notice(event)
         if event.level in ("warning", "error"):
-            _append(self.marks, Mark(self.step, event.level, line))
+            kind = "memory" if event.code.startswith("memory_") else event.level
+            _append(self.marks, Mark(self.step, kind, line))
         self._write(event.t, event.level if event.level in ("warning", "error") else "info", line)
 
     def _apply_control(self, event: ControlEvent) -> None:
         if event.command == "set" and not event.result.startswith("refused"):
             self.settings |= {name: value for name, value in changes.recall(event.result).items() if name in CHANGEABLE}
-        self._write(event.t, "info", sentences.control(event))
+        line = sentences.control(event)
+        if event.command in _HALTS and not event.result.startswith("refused"):
+            _append(self.marks, Mark(self.step, _HALTS[event.command], line))
+        self._write(event.t, "info", line)
 
     def _apply_end(self, event: FinishedEvent) -> None:
         self.end, self.phase = event, None

@@ -3,13 +3,14 @@
 Values that are not finite are gaps: they interrupt the curve, are listed, and never touch bounds or smoothing.
 
 A curve never has more points than a screen can resolve. If it would, neighbors are merged into one point, which keeps
-their extremes and their sum.
+their extremes and their sum. All is kept in arrays: 64 bytes a point.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+from array import array
 from bisect import bisect_left, bisect_right
 from typing import NamedTuple
 
@@ -19,6 +20,8 @@ from core.runs.smoothing import GREATEST, Point, greatest_half_window, smooth
 MOST_POINTS = 1 << 16
 #: Most columns that a curve is smoothed in.
 SMOOTH_COLUMNS = 180
+#: Greatest step, positive or negative, that an array holds.
+GREATEST_STEP = (1 << 63) - 1
 
 
 class Bucket(NamedTuple):
@@ -39,17 +42,17 @@ class Series:
     """Values by step, steps ascending."""
 
     def __init__(self) -> None:
-        self.steps: list[int] = []
+        self.steps: array[int] = array("q")
         """Step of each point; of a merged point, the first step."""
-        self.values: list[float] = []
+        self.values: array[float] = array("d")
         """Values as appended, NaN and infinities included; of a merged point, the newest finite one."""
-        self.gaps: list[int] = []
+        self.gaps: array[int] = array("q")
         """The newest steps whose value is not finite."""
         # The same values with each gap as the neutral element of min and max, so that both run at C speed.
         self._extremes = _Extremes()
         # Sum and number of the finite values of each point.
-        self._sums: list[float] = []
-        self._counts: list[int] = []
+        self._sums: array[float] = array("d")
+        self._counts: array[int] = array("q")
         self._last_step: int | None = None
         #: Values per merged point, and the number already in the newest point.
         self._stride = 1
@@ -70,6 +73,7 @@ class Series:
 
     def append(self, step: int, value: float) -> None:
         """Append a value. A step not beyond the last one replaces everything from it on, as in a resumed run."""
+        step = min(max(step, -GREATEST_STEP), GREATEST_STEP)
         if self._last_step is not None and step <= self._last_step:
             self.truncate(step)
         self._last_step = step
@@ -81,11 +85,7 @@ class Series:
                 del self.gaps[:-MOST_POINTS]
         if self._filled < self._stride and self.steps:
             self._filled += 1
-            if finite or not math.isfinite(self.values[-1]):
-                self.values[-1] = value
-            self._sums[-1] += part
-            self._counts[-1] += finite
-            self._extremes.widen(value)
+            self._merge(value, part)
             return
         self.steps.append(step)
         self.values.append(value)
@@ -96,17 +96,38 @@ class Series:
         if len(self.steps) >= MOST_POINTS:
             self._halve()
 
+    def gather(self, step: int, value: float) -> None:
+        """Append a value, or merge it into the newest point where that is of the same step: several measurements of
+        what goes on during one step. Its extremes stay, and its value becomes the newest finite one."""
+        if step != self._last_step or not self.steps:
+            self.append(step, value)
+            return
+        self._merge(value, min(max(value, -GREATEST), GREATEST) if math.isfinite(value) else 0.0)
+
+    def _merge(self, value: float, part: float) -> None:
+        """Merge a value into the newest point; ``part`` is what it adds to the sum."""
+        finite = math.isfinite(value)
+        if finite or not math.isfinite(self.values[-1]):
+            self.values[-1] = value
+        self._sums[-1] += part
+        self._counts[-1] += finite
+        self._extremes.widen(value)
+
     def _halve(self) -> None:
         """Merge pairs of neighbors."""
         is_even = len(self.steps) % 2 == 0
         values = self.values
-        self.values = [
-            second if math.isfinite(second) else first
-            for first, second in zip(values[::2], values[1::2] + values[-1:], strict=False)
-        ]
+        self.values = array(
+            "d",
+            [
+                second if math.isfinite(second) else first
+                for first, second in zip(values[::2], values[1::2] + values[-1:], strict=False)
+            ],
+        )
         self.steps = self.steps[::2]
-        self._sums = list(map(sum, itertools.zip_longest(self._sums[::2], self._sums[1::2], fillvalue=0.0)))
-        self._counts = list(map(sum, itertools.zip_longest(self._counts[::2], self._counts[1::2], fillvalue=0)))
+        sums, counts = self._sums, self._counts
+        self._sums = array("d", map(sum, itertools.zip_longest(sums[::2], sums[1::2], fillvalue=0.0)))
+        self._counts = array("q", map(sum, itertools.zip_longest(counts[::2], counts[1::2], fillvalue=0)))
         self._extremes.halve()
         self._filled += self._stride if is_even else 0
         self._stride *= 2
@@ -129,11 +150,11 @@ class Series:
         index = bisect_right(self.steps, step) - 1
         return self.values[index] if index >= 0 else None
 
-    def least_positive(self) -> float | None:
-        """Least finite value above 0, for a logarithmic axis; None if there is none."""
-        return min(
-            filter(lambda value: 0 < value < math.inf, itertools.chain(self._extremes.lows, self.values)), default=None
-        )
+    def least_positive(self, first: int | None = None, last: int | None = None) -> float | None:
+        """Least finite value above 0 between two steps (inclusive), for a logarithmic axis; None if there is none."""
+        start, stop = self._slice(first, last)
+        values = itertools.chain(self._extremes.lows[start:stop], self.values[start:stop])
+        return min(filter(lambda value: 0 < value < math.inf, values), default=None)
 
     def bounds(self, first: int | None = None, last: int | None = None) -> tuple[float, float] | None:
         """Least and greatest finite value between two steps (inclusive); None if there is none."""
@@ -243,20 +264,20 @@ class Series:
         return start, len(self.steps) if last is None else bisect_right(self.steps, last)
 
 
-def _seconds(values: list[float]) -> list[float]:
+def _seconds(values: array[float]) -> array[float]:
     """The second value of each pair, and the last one if it has no partner."""
-    return values[1::2] + (values[-1:] if len(values) % 2 else [])
+    return values[1::2] + values[len(values) - len(values) % 2 :]
 
 
 class _Extremes:
     """Least and greatest finite value of any slice of points."""
 
     def __init__(self) -> None:
-        self.lows: list[float] = []
-        self._highs: list[float] = []
+        self.lows: array[float] = array("d")
+        self._highs: array[float] = array("d")
         # Running extremes, so that points can be dropped without reading the others.
-        self._low_so_far: list[float] = []
-        self._high_so_far: list[float] = []
+        self._low_so_far: array[float] = array("d")
+        self._high_so_far: array[float] = array("d")
 
     def append(self, value: float) -> None:
         finite = math.isfinite(value)
@@ -279,8 +300,8 @@ class _Extremes:
 
     def halve(self) -> None:
         """Merge pairs of neighbors."""
-        self.lows = list(map(min, self.lows[::2], self.lows[1::2] + self.lows[-1:]))
-        self._highs = list(map(max, self._highs[::2], self._highs[1::2] + self._highs[-1:]))
+        self.lows = array("d", map(min, self.lows[::2], self.lows[1::2] + self.lows[-1:]))
+        self._highs = array("d", map(max, self._highs[::2], self._highs[1::2] + self._highs[-1:]))
         self._low_so_far, self._high_so_far = _seconds(self._low_so_far), _seconds(self._high_so_far)
 
     def truncate(self, keep: int) -> None:

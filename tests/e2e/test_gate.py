@@ -50,7 +50,7 @@ def test_the_probe_is_told_and_changes_nothing_of_what_is_trained(workers: Worke
     assert only(ProbeEvent, silent) == []
     assert all(event.probe_loss is None for event in only(EvalEvent, silent))
     history = read_history(told)
-    assert history.probe_loss.steps == [0, 4, 8]
+    assert list(history.probe_loss.steps) == [0, 4, 8]
     measure = next(found for found in result_of(told, told.state(), history).measures if found.name == "probe loss")
     assert (measure.before, measure.after) == (before.loss, measured[-1].probe_loss)
 

@@ -122,7 +122,7 @@ def test_the_account_of_a_run(run: Run, private_home: Path) -> None:
     run.state_path.write_text(json.dumps({**json.loads(run.state_path.read_text()), "state": "finished"}))
     assert "Go on with it" not in read_detail(run, other).reason
     assert account.data == "train.jsonl"
-    assert account.loss.values == [4.0, 2.0, 4.0 / 3]
+    assert list(account.loss.values) == [4.0, 2.0, 4.0 / 3]
     changes = {change.name: (change.before, change.after) for change in account.changes}
     assert changes["train.batch_size"] == ("4", "8")
     assert changes["train.learning_rate"] == ("0.001", "2e-4")

@@ -47,7 +47,7 @@ def test_of_replayed_steps_the_last_ones_are_kept(run: Run) -> None:
     run.events_path.write_text("".join(map(line, [*range(1, 1000), *range(500, 800)])), encoding="utf-8")
     found = read_glimpse(run)
     assert found is not None
-    assert found.loss.steps == sorted(set(found.loss.steps))
+    assert list(found.loss.steps) == sorted(set(found.loss.steps))
     assert found.loss.steps[-1] < 800
 
 

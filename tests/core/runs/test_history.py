@@ -152,11 +152,12 @@ def test_a_resumed_run_replaces_the_steps_it_does_again() -> None:
     for item in (phase("importing", 5000), phase("training", 5001), step(3, t=5002, loss=30)):
         history.apply(item)
     assert history.starts == 2
-    assert history.loss.steps == [1, 2, 3]
-    assert history.loss.values == [1, 2, 30]
-    assert history.grad_norm.steps == [1, 2, 3]
+    assert list(history.loss.steps) == [1, 2, 3]
+    assert list(history.loss.values) == [1, 2, 30]
+    assert list(history.grad_norm.steps) == [1, 2, 3]
     assert history.tokens == 300
-    assert (history.evals, history.eval_loss.steps, history.exact_match.steps, history.checkpoints) == ([], [], [], [])
+    assert (history.evals, history.checkpoints) == ([], [])
+    assert len(history.eval_loss) == len(history.exact_match) == 0
     assert [(mark.step, mark.kind) for mark in history.marks] == [(3, "resumed")]
     assert "continued after step 6" in lines(history)
     # The hour between the two workers is nobody's.
@@ -197,7 +198,7 @@ def test_devices_of_another_version_are_left_out() -> None:
 def test_a_loss_that_is_no_number_is_an_error_once() -> None:
     history = fold(step(1), step(2, loss=math.nan), step(3, loss=math.nan))
     assert lines(history) == ["the loss is not a finite number at step 2"]
-    assert history.loss.gaps == [2, 3]
+    assert list(history.loss.gaps) == [2, 3]
 
 
 def test_new_lines_can_be_asked_for() -> None:
@@ -224,7 +225,7 @@ def test_no_event_breaks_the_view_and_every_line_is_safe(items: list[Event]) -> 
         assert "\n" not in line.text
         assert not [c for c in line.text if ord(c) < 0x20 or 0x7F <= ord(c) < 0xA0 or "\u202a" <= c <= "\u202e"]
     assert all(math.isfinite(phase.seconds) and phase.seconds >= 0 for phase in history.phases.values())
-    assert history.loss.steps == sorted(set(history.loss.steps))
+    assert list(history.loss.steps) == sorted(set(history.loss.steps))
 
 
 def test_a_history_is_read_from_its_file(run: Run) -> None:
@@ -352,3 +353,58 @@ def test_a_promise_is_shown_beside_the_truth() -> None:
     assert history.night == night
     assert (night.misses_deadline, night.misses_energy) == (True, False)
     assert lines(history)[-1].endswith("0.80 kWh), 0.30 kWh so far")
+
+
+def device(**values: object) -> dict[str, object]:
+    return Device.from_dict({"index": 0, "kind": "cuda", "name": "card", **values}).to_dict()
+
+
+def test_the_first_device_has_curves_by_the_step_that_was_done() -> None:
+    def sample(t: float, **values: object) -> Event:
+        other = device(temperature_c=20.0)
+        return events.HardwareEvent(t=t, devices=[device(**values), other])
+
+    history = fold(
+        step(1),
+        sample(101, temperature_c=60.0, power_w=300.0, memory_used=8_000_000_000),
+        step(2),
+        sample(102, temperature_c=75.0, power_w=320.0, memory_used=9_000_000_000),
+        sample(103, temperature_c=70.0, power_w=310.0, memory_used=9_500_000_000),
+        step(3),
+        sample(104, temperature_c=71.0, age_s=30.0),
+    )
+    assert list(history.temperature.steps) == [1, 2, 3]
+    assert history.temperature.bounds() == (60.0, 75.0), "the hottest moment of a step stays"
+    assert list(history.temperature.values)[:2] == [60.0, 70.0]
+    assert list(history.temperature.gaps) == list(history.power.gaps) == [3], "old values are none"
+    assert list(history.power.values)[:2] == [300.0, 310.0]
+    assert list(history.device_memory.values)[:2] == [8.0, 9.5]
+    assert history.times.at(2) == 102.0
+    history.apply(step(2, t=200))
+    assert list(history.temperature.steps) == [1]
+
+
+def test_what_a_device_never_reports_has_no_curve() -> None:
+    history = fold(step(1), events.HardwareEvent(t=1, devices=[device(temperature_c=50.0)]))
+    history.apply(events.HardwareEvent(t=2, devices=[]))
+    assert (len(history.temperature), len(history.power), len(history.device_memory)) == (1, 0, 0)
+
+
+def test_what_halts_a_run_is_marked_each_with_its_kind() -> None:
+    def control(command: str, result: str = "ok") -> Event:
+        return events.ControlEvent(t=1, command=command, sender="socket", result=result)
+
+    history = fold(
+        step(1),
+        control("pause"),
+        control("resume", "refused: no"),
+        control("resume"),
+        step(2),
+        control("park"),
+        control("checkpoint"),
+        events.NoticeEvent(t=2, level="warning", code="memory_cut", message="cut to 2"),
+        events.NoticeEvent(t=2, level="warning", code="slow_step", message="slow"),
+    )
+    kinds = [(1, "paused"), (1, "going_on"), (2, "parked"), (2, "memory"), (2, "warning")]
+    assert [(mark.step, mark.kind) for mark in history.marks] == kinds
+    assert history.marks[0].text == "paused on request"

@@ -55,7 +55,7 @@ def test_a_smoothed_curve_is_nearer_to_the_truth_than_its_points_and_does_not_la
     for seed in range(10):
         series = noisy(count, seed)
         found = smoothed(series)
-        errors.append(error(found, truth) / error(series.values, truth))
+        errors.append(error(found, truth) / error(list(series.values), truth))
         lags.append(sum(found) - sum(truth))
         ends.append(found[-1] - truth[-1])
     assert max(errors) < 1.0
@@ -67,7 +67,7 @@ def test_a_smoothed_curve_is_nearer_to_the_truth_than_its_points_and_does_not_la
 
 def test_without_noise_a_straight_line_stays_what_it_is() -> None:
     series = build([(1, 5.0 - step / 50) for step in range(200)])
-    assert smoothed(series) == pytest.approx(series.values)
+    assert smoothed(series) == pytest.approx(list(series.values))
 
 
 @pytest.mark.parametrize("count", [1, 2, 29])
@@ -118,7 +118,7 @@ def test_the_mean_of_some_steps() -> None:
 
 def test_gaps_interrupt_without_touching_bounds_or_average() -> None:
     series = build([(1, 1.0), (1, math.nan), (1, math.inf), (1, 3.0)])
-    assert series.gaps == [2, 3]
+    assert list(series.gaps) == [2, 3]
     assert series.bounds() == (1.0, 3.0)
     assert [bucket.joined for bucket in series.bucket(4)] == [False, False]
     assert math.isnan(build([(1, 1.0), (1, math.nan)]).last or 0.0)
@@ -142,8 +142,8 @@ def test_an_empty_series_has_nothing_to_show() -> None:
 def test_a_step_again_replaces_what_came_after() -> None:
     series = build([(1, float(step)) for step in range(10)])
     series.append(4, -1.0)
-    assert series.steps == [1, 2, 3, 4]
-    assert series.values == [0.0, 1.0, 2.0, -1.0]
+    assert list(series.steps) == [1, 2, 3, 4]
+    assert list(series.values) == [0.0, 1.0, 2.0, -1.0]
     assert series.bounds() == (-1.0, 2.0)
 
 
@@ -244,7 +244,7 @@ def test_many_points_become_few_and_lose_no_extreme(points: list[tuple[int, floa
     assert series.last_step == whole.last_step
     assert (series.mean() is None) == (whole.mean() is None)
     assert series.mean() is None or series.mean() == pytest.approx(whole.mean(), rel=1e-6, abs=1.0)
-    assert series.steps == sorted(set(series.steps))
+    assert list(series.steps) == sorted(set(series.steps))
     assert set(series.steps) <= set(whole.steps)
     buckets = series.bucket(width)
     if buckets:
@@ -279,3 +279,35 @@ def test_the_greatest_floats_are_smoothed() -> None:
     series = build([(1, 1.7e308), (1, -1.7e308), (1, 1.7e308), (1, 1.0)] * 20)
     assert all(map(math.isfinite, smoothed(series)))
     assert series.bounds() == (-1.7e308, 1.7e308)
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), VALUES), max_size=120), st.integers(3, 9))
+def test_measurements_of_one_step_are_one_point_that_keeps_their_extremes(
+    points: list[tuple[int, float]], most: int
+) -> None:
+    series, step = Series(), 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(series_module, "MOST_POINTS", most)
+        for distance, value in points:
+            step += distance
+            series.gather(step, value)
+    assert len(series) <= most
+    assert list(series.steps) == sorted(set(series.steps))
+    finite = [value for _, value in points if math.isfinite(value)]
+    assert series.bounds() == ((min(finite), max(finite)) if finite else None)
+    assert series.last_step == (step if points else None)
+    assert sum(series._counts) == len(finite)
+
+
+def test_steps_beyond_64_bits_are_kept_within() -> None:
+    series = build([(1 << 70, 1.0), (1, 2.0)])
+    assert list(series.steps) == [(1 << 63) - 1]
+    assert list(series.values) == [2.0]
+
+
+@given(POINTS, st.integers(0, 100), st.integers(0, 100))
+def test_the_least_positive_value_of_a_range(points: list[tuple[int, float]], first: int, length: int) -> None:
+    series = build(points)
+    inside = [v for s, v in zip(series.steps, series.values, strict=True) if first <= s <= first + length]
+    positive = [value for value in inside if 0 < value < math.inf]
+    assert series.least_positive(first, first + length) == min(positive, default=None)

@@ -14,7 +14,8 @@ from textual.content import Content
 from textual.message import Message
 
 from core.errors import UserError
-from core.runs.compare import AXES, LETTERS, METRICS, Axis, Comparison, RunRecord, compare_runs, read_record
+from core.runs.compare import AXES, LETTERS, Axis, Comparison, RunRecord, compare_runs, read_record
+from core.runs.metrics import METRICS
 from core.runs.compare_report import to_csv, to_curves_csv, to_markdown
 from core.runs.glimpse import is_long, read_glimpse
 from core.runs.series import Series
