@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -33,6 +34,19 @@ class GlyphSet:
     bar_empty: str
     bar_tick: str
     """A mark on a bar."""
+    corner_right: str
+    """The end of the horizontal axis at a second vertical one."""
+    tick_right: str
+    """A tick on the vertical axis at the right."""
+    marks: Mapping[str, str]
+    """Marks of the chart by kind (:class:`core.runs.history.Mark`); other kinds have ``event_mark``."""
+
+    @property
+    def sparse(self) -> int:
+        """The bits of the dots of every second column, by which a dotted line is told from a whole one; all of them
+        where a cell has one column."""
+        dots = range(self.columns * self.rows)
+        return sum(1 << dot for dot in dots if self.columns == 1 or dot % self.columns == 0)
 
 
 def _braille() -> str:
@@ -43,9 +57,31 @@ def _braille() -> str:
     )
 
 
-BRAILLE = GlyphSet("braille", 2, 4, _braille(), _braille(), "◆", "◇", "▼", "│", "─", "└", "┤", "┬", "━", "─", "┊")
+_SHAPES = ("│", "─", "└", "┤", "┬", "━", "─", "┊", "┘", "├")
+_MARKS = {
+    "checkpoint": "▲",
+    "warning": "!",
+    "error": "✗",
+    "memory": "▽",
+    "paused": "‖",
+    "parked": "■",
+    "going_on": "▷",
+    "resumed": "▷",
+}
+_ASCII_MARKS = {
+    "checkpoint": "^",
+    "warning": "!",
+    "error": "x",
+    "memory": "m",
+    "paused": "=",
+    "parked": "P",
+    "going_on": ">",
+    "resumed": ">",
+}
 _QUADRANTS = " ▘▝▀▖▌▞▛▗▚▐▜▄▙▟█"
-BLOCK = GlyphSet("block", 2, 2, _QUADRANTS, _QUADRANTS, "◆", "◇", "▼", "│", "─", "└", "┤", "┬", "━", "─", "┊")
-ASCII = GlyphSet("ascii", 1, 2, " ***", " '.:", "o", "g", "v", "|", "-", "+", "+", "+", "#", ".", ":")
+BRAILLE = GlyphSet("braille", 2, 4, _braille(), _braille(), "◆", "◇", "▼", *_SHAPES, _MARKS)
+BLOCK = GlyphSet("block", 2, 2, _QUADRANTS, _QUADRANTS, "◆", "◇", "▼", *_SHAPES, _MARKS)
+_ASCII_SHAPES = ("|", "-", "+", "+", "+", "#", ".", ":", "+", "+")
+ASCII = GlyphSet("ascii", 1, 2, " ***", " '.:", "o", "g", "v", *_ASCII_SHAPES, _ASCII_MARKS)
 
 GLYPH_SETS = {glyphs.name: glyphs for glyphs in (BRAILLE, BLOCK, ASCII)}

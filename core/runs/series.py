@@ -147,8 +147,13 @@ class Series:
 
     def at(self, step: int) -> float | None:
         """Value of the newest point not beyond ``step``; None if there is none."""
+        index = self.index_at(step)
+        return None if index is None else self.values[index]
+
+    def index_at(self, step: int) -> int | None:
+        """Index of the newest point not beyond ``step``; None if there is none."""
         index = bisect_right(self.steps, step) - 1
-        return self.values[index] if index >= 0 else None
+        return index if index >= 0 else None
 
     def least_positive(self, first: int | None = None, last: int | None = None) -> float | None:
         """Least finite value above 0 between two steps (inclusive), for a logarithmic axis; None if there is none."""

@@ -32,9 +32,12 @@ from tui.keys import KeyTable
 from tui.messages import RunAdvanced, RunAttached
 from tui.state import AppState, RunView
 from tui.widgets.answer_lines import question_lines
+from tui.widgets.charts.chart_data import ChartData
 from tui.widgets.charts.device_panel import device_lines
-from tui.widgets.charts.line_chart import ChartData, LineChart
+from tui.widgets.charts.line_chart import LineChart
 from tui.widgets.charts.meter import bar
+from tui.widgets.charts.run_chart import RunChart
+from tui.widgets.charts.zoom import Zoom
 from tui.widgets.lists import run_list
 from tui.widgets.run_end import end_hints, end_lines
 from tui.widgets.run_lines import banner, numbers, phases, progress
@@ -62,11 +65,13 @@ def draw_all(view: RunView) -> list[str]:
         found += [line.plain for width in (60, 120) for item in devices for line in device_lines(item, width, BRAILLE)]
     for glyphs in (BRAILLE, BLOCK, ASCII):
         chart = LineChart(glyphs)
-        marks = [(mark.step, mark.text) for mark in view.history.marks]
-        chart.data = ChartData(view.history.loss, view.history.eval_loss, marks, view.state.total_steps)
+        curves = RunChart()
+        curves.turn_second(view.history, -1)
+        chart.data = curves.data(view)
         for is_log in (False, True):
             chart.set_reactive(LineChart.log_axis, is_log)
-            for width, height in ((120, 20), (13, 4), (3, 2)):
+            for width, height in ((120, 20), (13, 4), (3, 2), (80, 10)):
+                chart.cursor, chart.zoom = (view.step, Zoom(9.0)) if width == 80 else (None, Zoom())
                 found += ["".join(cell[0] for cell in row) for row in chart._draw(width, height).cells]
     return found
 
@@ -103,7 +108,13 @@ def test_a_chart_holds_whatever_floats_there_are(values: list[float], first: int
     chart.data = ChartData(chart.data.loss, chart.data.evals, (), total)
     for is_log in (False, True):
         chart.set_reactive(LineChart.log_axis, is_log)
-        chart._draw(80, 12)
+        for keys in ("", "hh+", "l+>", "--<"):
+            for key in keys:
+                by = 1 if key in "l+>" else -1
+                {"h": chart.move_cursor, "l": chart.move_cursor, "+": chart.zoom_by, "-": chart.zoom_by}.get(
+                    key, chart.pan
+                )(by)
+            chart._draw(80, 12)
     assert all(math.isfinite(bucket.last) for bucket in chart.data.loss.smooth_bucket(80))
 
 

@@ -33,8 +33,10 @@ from tui.screens.help import HelpScreen
 from tui.state import AppState, RunView
 from tui.widgets import run_lines
 from tui.widgets.answer_lines import question_lines
+from tui.widgets.charts.chart_data import ChartData, ChartMark
 from tui.widgets.charts.device_panel import DevicePanel
-from tui.widgets.charts.line_chart import ChartData, LineChart
+from tui.widgets.charts.line_chart import LineChart
+from tui.widgets.charts.run_chart import chart_marks
 from tui.widgets.empty_state import EmptyState
 from tui.widgets.lists.log_view import LogView
 from tui.widgets.lists.run_list import RunList
@@ -93,7 +95,7 @@ def _events() -> Iterator[events.Event]:
 
 def _chart(view: RunView) -> Widget:
     chart = LineChart()
-    marks = [(mark.step, mark.text) for mark in view.history.marks] + [(2, EVIL)]
+    marks = [*chart_marks(view.history), ChartMark(2, EVIL), ChartMark(2, EVIL, EVIL)]
     chart.data = ChartData(view.history.loss, view.history.eval_loss, marks, 9)
     return chart
 

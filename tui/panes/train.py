@@ -31,7 +31,8 @@ from tui.messages import (
 from tui.panes.base import Pane
 from tui.widgets import run_end, run_lines
 from tui.widgets.charts.device_panel import Around, DevicePanel
-from tui.widgets.charts.line_chart import ChartData, LineChart
+from tui.widgets.charts.line_chart import LineChart
+from tui.widgets.charts.run_chart import RunChart, name_of
 from tui.widgets.first_steps import FirstSteps, Way, ways_to_begin
 from tui.widgets.lists.answers_view import AnswersView
 from tui.widgets.lists.log_view import LogView
@@ -68,7 +69,8 @@ class TrainPane(Pane, can_focus=True):
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("train")]
     HELP = (
         "What the run is doing. The dim line is the loss of each step, the bright one is smoothed, ◆ is the loss on "
-        "held-out rows, ◇ that on the general probe, which rises where the model forgets."
+        "held-out rows, ◇ that on the general probe, which rises where the model forgets. Marks: ▲ a checkpoint "
+        "(on the axis), ▼ the governor, ‖ a pause, ■ parked, ▷ going on, ▽ smaller for want of memory, ! a warning."
     )
 
     def __init__(self) -> None:
@@ -80,6 +82,7 @@ class TrainPane(Pane, can_focus=True):
         self._end: object = None
         self._answers_wanted: bool | None = None
         self._sampled: object = None
+        self._curves = RunChart()
 
     def compose(self) -> ComposeResult:
         glyphs = self.shell.glyphs
@@ -119,6 +122,7 @@ class TrainPane(Pane, can_focus=True):
                 self._log_count = 0
                 self._result = self._answers_wanted = None
                 self.query_one(LogView).clear()
+                self._chart.reset()
             self._update(view)
         self._subtitle()
 
@@ -166,18 +170,21 @@ class TrainPane(Pane, can_focus=True):
             from core.runs.result import result_of
 
             self._result, self._end = result_of(view.run, view.state, history), history.end
-        marks = [(mark.step, mark.text) for mark in history.marks]
-        if not view.is_live and view.state.state != "finished":
-            marks.append((view.step, view.state.state))
-        total = view.state.total_steps
-        self.query_one(LineChart).show(
-            ChartData(history.loss, history.eval_loss, marks, total, is_over=not view.is_live, probe=history.probe_loss)
-        )
+        self._show_chart(view)
         self._set_stage()
         self._update_lines(view)
         log = self.query_one(LogView)
         log.append(history.log_since(self._log_count))
         self._log_count = history.log_count
+
+    def _show_chart(self, view: RunView) -> None:
+        chart = self._chart
+        chart.show(self._curves.data(view))
+        chart.log_axis = self._curves.is_logarithmic(self._curves.main(view.history))
+
+    @property
+    def _chart(self) -> LineChart:
+        return self.query_one(LineChart)
 
     @property
     def _has_samples(self) -> bool:
@@ -188,15 +195,27 @@ class TrainPane(Pane, can_focus=True):
         wanted = self.has_class("-beside") if self._answers_wanted is None else self._answers_wanted
         return wanted and self._has_samples
 
+    @property
+    def _shows_chart(self) -> bool:
+        return self._view is not None and self._chart.display and len(self._view.history.loss) > 0
+
+    @property
+    def _covers_curve(self) -> bool:
+        """Whether answers are shown in place of the curve."""
+        return self._shows_answers and not self.has_class("-beside")
+
+    @property
+    def _is_zoomed(self) -> bool:
+        return self._chart.zoom.span is not None
+
     def _set_stage(self) -> None:
         """Show the curve, the answers, or both where there is room."""
         view = self._view
         if view is None:
             return
-        charted, answers = len(view.history.loss) > 0, self.query_one(AnswersView)
-        chart = self.query_one(LineChart)
+        charted, answers, chart = len(view.history.loss) > 0, self.query_one(AnswersView), self._chart
         answers.display = self._shows_answers
-        chart.display = charted and (not answers.display or self.has_class("-beside"))
+        chart.display = charted and not self._covers_curve
         self.query_one("#stage").display = chart.display or answers.display
         samples = view.history.samples
         version = (samples[-1], len(samples)) if samples else None
@@ -288,15 +307,27 @@ class TrainPane(Pane, can_focus=True):
             entries = []
         if self._shows_answers and self.query_one(AnswersView).count > 1:
             entries.append((keys["train.question"].display, "next question"))
-        if self._shows_answers and not self.has_class("-beside"):
+        if self._covers_curve:
             entries.append((keys["train.curve"].display, "loss curve"))
         elif view is not None and len(view.history.loss):
             if self._has_samples and not self._shows_answers and view.is_live:
                 entries.append((keys["train.answers"].display, "answers"))
-            entries.append((keys["train.log_axis"].display, "log axis"))
+            entries += self._chart_hints(view)
         if tuple(entries) != self._hints:
             self.refresh_bindings()
         self.show_hints(entries)
+
+    def _chart_hints(self, view: RunView) -> list[tuple[str, str]]:
+        """The keys of the chart that make a difference now."""
+        keys, history, chart = self.keys, view.history, self._chart
+        main, second = self._curves.main(history), self._curves.second(history)
+        named = [("metric", name_of(main, history)), ("second", name_of(second, history) if second else "second curve")]
+        if main.has_log_axis:
+            named.insert(0, ("log_axis", "log axis"))
+        if chart.cursor is not None:
+            named.insert(0, ("back", "cursor off"))
+        named += [("zoom_in", "zoom"), *([("zoom_out", "out"), ("whole", "all steps")] if self._is_zoomed else [])]
+        return [(keys[f"train.{name}"].display, word) for name, word in named]
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Whether an action makes sense for the run that is shown."""
@@ -314,8 +345,16 @@ class TrainPane(Pane, can_focus=True):
         if action == "sample":
             # Only where its line is: over a run of the user's, its letter would be an accident.
             return view is None
-        if action in ("toggle_log_axis", "follow_log", "unfold_log"):
+        if action in ("follow_log", "unfold_log"):
             return view is not None
+        if action == "toggle_log_axis":
+            return view is not None and self._curves.main(view.history).has_log_axis
+        if action in ("turn_curve", "turn_second", "zoom", "show_all", "pan", "move_cursor"):
+            return self._shows_chart
+        if action == "move_sideways":
+            return self._shows_answers or self._shows_chart
+        if action == "back":
+            return self._covers_curve or (self._shows_chart and (self._chart.cursor is not None or self._is_zoomed))
         if action == "toggle_answers":
             return self._has_samples
         if action in ("show_curve", "turn_question", "scroll_answers", "page_answers"):
@@ -376,9 +415,62 @@ class TrainPane(Pane, can_focus=True):
         self.post_message(SampleRequested())
 
     def action_toggle_log_axis(self) -> None:
-        """Switch the loss axis between linear and logarithmic."""
-        chart = self.query_one(LineChart)
-        chart.log_axis = not chart.log_axis
+        """Switch the axis of values between linear and logarithmic."""
+        if self._view is not None:
+            self._curves.toggle_log(self._view.history)
+            self._show_chart(self._view)
+
+    def action_turn_curve(self, by: int) -> None:
+        """Show the next curve of the run, or the one before."""
+        if self._view is not None:
+            self._curves.turn(self._view.history, by)
+            self._show_chart(self._view)
+            self._subtitle()
+
+    def action_turn_second(self, by: int) -> None:
+        """Show the next second curve over the first one, or the one before; none is one of them."""
+        if self._view is not None:
+            self._curves.turn_second(self._view.history, by)
+            self._show_chart(self._view)
+            self._subtitle()
+
+    def action_zoom(self, direction: int) -> None:
+        """Show fewer steps (1) or more (-1), around the cursor or the newest one."""
+        self._chart.zoom_by(direction)
+        self._subtitle()
+
+    def action_show_all(self) -> None:
+        """Show all steps."""
+        self._chart.show_all()
+        self._subtitle()
+
+    def action_pan(self, by: int) -> None:
+        """Show later steps, or earlier ones."""
+        self._chart.pan(by)
+
+    def action_move_cursor(self, by: int) -> None:
+        """Move the cursor of the chart."""
+        self._chart.move_cursor(by)
+        self._subtitle()
+
+    def action_move_sideways(self, by: int) -> None:
+        """Turn to another question where answers are shown; else move the cursor of the chart."""
+        if self._shows_answers:
+            self.action_turn_question(by)
+        else:
+            self.action_move_cursor(by)
+
+    def action_back(self) -> None:
+        """Go back a step: from the answers to the curve, else take the cursor away, else show all steps."""
+        if self._covers_curve:
+            self.action_show_curve()
+        elif self._chart.cursor is not None:
+            self._chart.drop_cursor()
+        elif self._is_zoomed:
+            self._chart.show_all()
+        else:
+            self.action_show_curve()
+        self._subtitle()
 
     def action_toggle_answers(self) -> None:
         """Show the answers over time, or the curve again."""

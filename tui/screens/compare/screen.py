@@ -15,9 +15,9 @@ from textual.message import Message
 
 from core.errors import UserError
 from core.runs.compare import AXES, LETTERS, Axis, Comparison, RunRecord, compare_runs, read_record
-from core.runs.metrics import METRICS
 from core.runs.compare_report import to_csv, to_curves_csv, to_markdown
 from core.runs.glimpse import is_long, read_glimpse
+from core.runs.metrics import METRICS
 from core.runs.series import Series
 from core.runs.store import Run
 from core.text import one_line, steady
@@ -26,7 +26,8 @@ from tui.saving import save_text
 from tui.screens.compare.tables import answer_lines, fact_tables
 from tui.screens.overlay import Overlay
 from tui.shell import shell_of
-from tui.widgets.charts.line_chart import ChartData, Curve, LineChart
+from tui.widgets.charts.chart_data import ChartData, Curve
+from tui.widgets.charts.line_chart import LineChart
 from tui.widgets.charts.x_axis import STEPS, TIME, TOKENS
 from tui.widgets.text_block import TextBlock
 

@@ -23,7 +23,9 @@ from tui.keys import bindings
 from tui.screens.overlay import Overlay
 from tui.screens.run import parts
 from tui.shell import shell_of
-from tui.widgets.charts.line_chart import ChartData, LineChart
+from tui.widgets.charts.chart_data import ChartData
+from tui.widgets.charts.line_chart import LineChart
+from tui.widgets.charts.run_chart import chart_marks
 from tui.widgets.text_block import TextBlock
 
 #: Bytes of the end of the worker's log.
@@ -161,9 +163,10 @@ class RunScreen(Overlay[None]):
         if read is None:
             return ChartData(glimpse.loss, total_steps=glimpse.last_step.step, is_over=True) if glimpse else None
         history = read.record.history
-        marks = [(mark.step, mark.text) for mark in history.marks]
         total = read.record.row.total_steps
-        return ChartData(history.loss, history.eval_loss, marks, total, is_over=True, probe=history.probe_loss)
+        return ChartData(
+            history.loss, history.eval_loss, chart_marks(history), total, is_over=True, probe=history.probe_loss
+        )
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Before the run has been read there is only the way out."""

@@ -1,4 +1,4 @@
-"""The loss chart: the loss of each step, a smoothed line, evaluations and events over steps, on the Line API.
+"""The line chart of a run: one or two of its series, evaluations and events over steps, on the Line API.
 
 A frame that differs little from the one before refreshes only the cells that changed: that keeps the chart
 cheap over SSH.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import ClassVar
 
 from rich.cells import cell_len
@@ -19,89 +18,23 @@ from textual.reactive import reactive
 from textual.strip import Strip
 from textual.widget import Widget
 
-from core.runs.series import SMOOTH_COLUMNS, Bucket, Series
-from core.text import one_line
+from core.runs.series import SMOOTH_COLUMNS, Series
 from tui.glyphs import BRAILLE, GlyphSet
 from tui.widgets.charts import plot_geometry as geometry
-from tui.widgets.charts.plot_geometry import DotGrid, Scale
-from tui.widgets.charts.x_axis import STEPS, XAxis
+from tui.widgets.charts.chart_data import ChartData
+from tui.widgets.charts.plot import Cell, Frame, Plot
+from tui.widgets.charts.plot_geometry import Scale, ValueAxis
+from tui.widgets.charts.readout import readout
+from tui.widgets.charts.zoom import Zoom
 
-#: A cell of a frame: a character and the component class that colors it.
-Cell = tuple[str, str]
-_BLANK: Cell = (" ", "")
 #: Number of colors of curves.
 COLORS = 6
-#: Columns between two letters of a curve.
-_LETTERS_APART = 24
-
-
-@dataclass(frozen=True)
-class Curve:
-    """One of several curves; its letter tells it apart where there are no colors."""
-
-    letter: str
-    name: str
-    series: Series
-    color: int
-    """Number of its color, from 1 to :data:`COLORS`."""
-    is_smoothed: bool = True
-    """Whether it is drawn smoothed; values of evaluations are not."""
-
-
-@dataclass(frozen=True)
-class ChartData:
-    """The data of the chart; steps rise, and values that are not finite leave gaps."""
-
-    loss: Series = field(default_factory=Series)
-    evals: Series = field(default_factory=Series)
-    marks: Sequence[tuple[float, str]] = ()
-    """Events: a step and a label each."""
-    total_steps: int = 0
-    is_over: bool = False
-    """Whether the run has ended, so that its axis does not grow any more."""
-    probe: Series = field(default_factory=Series)
-    """The loss on the general probe."""
-    curves: Sequence[Curve] = ()
-    """Curves over each other, in front of all else."""
-    x_axis: XAxis = STEPS
-
-    @property
-    def shown(self) -> list[Series]:
-        """All series."""
-        return [self.loss, self.evals, self.probe, *(curve.series for curve in self.curves)]
-
-    @property
-    def version(self) -> tuple[object, ...]:
-        """Changes whenever the picture may: series only grow, or are replaced from a step on."""
-        series = [(id(each), len(each), each.last_step, repr(each.last)) for each in self.shown]
-        return (*series, tuple(self.marks), self.total_steps, self.is_over, tuple(self.curves), self.x_axis)
-
-
-@dataclass
-class _Frame:
-    """A frame of cells, by rows."""
-
-    width: int
-    height: int
-    cells: list[list[Cell]] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.cells = [[_BLANK] * self.width for _ in range(self.height)]
-
-    def put(self, x: int, y: int, text: str, style: str) -> None:
-        """Write single-width text, cut at the edges."""
-        if 0 <= y < self.height:
-            for offset, character in enumerate(text):
-                if 0 <= x + offset < self.width:
-                    self.cells[y][x + offset] = (character, style)
-
-    def is_free(self, x: int, y: int, width: int) -> bool:
-        """Whether a cell is empty."""
-        return x >= 0 and x + width <= self.width and all(cell[0] in " \u2800" for cell in self.cells[y][x : x + width])
+#: Factor of the shown steps at each press of a key that zooms.
+ZOOM_STEP = 2.0
 
 
 class LineChart(Widget):
-    """A line chart of the loss over steps."""
+    """A line chart over steps, with a part that is shown and a cursor."""
 
     DEFAULT_CSS = """
     LineChart { width: 100%; height: 1fr; min-height: 4; }
@@ -109,6 +42,9 @@ class LineChart(Widget):
     LineChart > .line-chart--raw { color: $chart-raw; }
     LineChart > .line-chart--eval { color: $chart-eval; text-style: bold; }
     LineChart > .line-chart--probe { color: $chart-event; }
+    LineChart > .line-chart--second { color: $curve-2; }
+    LineChart > .line-chart--cursor { color: $foreground; }
+    LineChart > .line-chart--readout { color: $foreground; text-style: bold; }
     LineChart > .line-chart--event { color: $chart-event; }
     LineChart > .line-chart--axis { color: $chart-axis; }
     LineChart > .line-chart--label { color: $muted; }
@@ -124,6 +60,9 @@ class LineChart(Widget):
         "line-chart--raw",
         "line-chart--eval",
         "line-chart--probe",
+        "line-chart--second",
+        "line-chart--cursor",
+        "line-chart--readout",
         "line-chart--event",
         "line-chart--axis",
         "line-chart--label",
@@ -131,15 +70,21 @@ class LineChart(Widget):
     }
 
     log_axis: reactive[bool] = reactive(False, init=False)
-    """Whether the loss axis is logarithmic."""
+    """Whether the axis at the left is logarithmic."""
 
     def __init__(self, glyphs: GlyphSet = BRAILLE) -> None:
         super().__init__()
         self.glyphs = glyphs
         self.data = ChartData()
-        self._frame: _Frame | None = None
+        self.zoom = Zoom()
+        """The part of the steps that is shown."""
+        self.cursor: int | None = None
+        """The step that is read out; None where there is no cursor."""
+        self._frame: Frame | None = None
         self._version: tuple[object, ...] = ()
         self._styles: dict[str, Style] = {}
+        #: Columns beside the plot in the newest frame.
+        self._margin = 0
 
     def show(self, data: ChartData) -> None:
         """Show new data, and refresh only the cells that changed."""
@@ -148,6 +93,11 @@ class LineChart(Widget):
         if before is not None and version == self._version:
             return
         self._version = version
+        self._redraw()
+
+    def _redraw(self) -> None:
+        """Draw again, and refresh only the cells that changed."""
+        before = self._frame
         if before is None or (before.width, before.height) != (self.size.width, self.size.height):
             self._frame = None
             self.refresh()
@@ -162,10 +112,53 @@ class LineChart(Widget):
         if regions:
             self.refresh(*regions)
 
+    def reset(self) -> None:
+        """Show all steps, without a cursor."""
+        self.zoom, self.cursor = Zoom(), None
+        self._redraw()
+
+    def show_all(self) -> None:
+        """Show all steps; the cursor stays."""
+        self.zoom = Zoom()
+        self._redraw()
+
+    def zoom_by(self, direction: int) -> None:
+        """Show half the steps (``direction`` 1) or twice as many (-1), around the cursor or else the newest step."""
+        factor = ZOOM_STEP**-direction
+        self.zoom = self.zoom.scaled(factor, self._whole, self.data.newest, self.cursor)
+        self._redraw()
+
+    def pan(self, by: int) -> None:
+        """Show later steps (``by`` 1) or earlier ones (-1). The cursor stays in sight."""
+        self.zoom = self.zoom.panned(by, self._whole, self.data.newest)
+        if self.cursor is not None:
+            window = self._window
+            self.cursor = self._done(round(min(max(self.cursor, window.low), window.high)))
+        self._redraw()
+
+    def move_cursor(self, by: int) -> None:
+        """Move the cursor by a column and a step at least; the first time, show it at the newest step in sight."""
+        window = self._window
+        if self.cursor is None:
+            self.cursor = self._done(int(window.high))
+        else:
+            columns = max(self.size.width - self._margin, 1)
+            self.cursor = self._done(self.cursor + by * max(round((window.high - window.low) / columns), 1))
+        self.zoom = self.zoom.holding(self.cursor, self._whole, self.data.newest)
+        self._redraw()
+
+    def drop_cursor(self) -> None:
+        """Take the cursor away."""
+        self.cursor = None
+        self._redraw()
+
+    def _done(self, step: int) -> int:
+        """The nearest step that is done."""
+        return min(max(step, self.data.oldest), self.data.newest)
+
     def watch_log_axis(self) -> None:
         """Draw again on the other axis."""
-        self._frame = None
-        self.refresh()
+        self._redraw()
 
     def notify_style_update(self) -> None:
         """Drop the colors of the old theme."""
@@ -194,32 +187,50 @@ class LineChart(Widget):
             self._styles[name] = self.get_component_rich_style(f"line-chart--{name}") if name else self.rich_style
         return self._styles[name]
 
-    def _draw(self, width: int, height: int) -> _Frame:
-        """A new frame: axes, dots, line, marks, legend."""
-        frame = _Frame(width, height)
+    def _draw(self, width: int, height: int) -> Frame:
+        """A new frame: axes, dots, line, marks, legend or what is at the cursor."""
+        frame = Frame(width, height)
         if width < 12 or height < 4:
             return frame
         data, plot_rows = self.data, height - 2
-        axis = geometry.value_axis(self._bounds(), plot_rows, self.glyphs.rows, self.log_axis)
-        labels = geometry.tick_labels([value for _, value in axis.ticks])
-        left = max([cell_len(label) for label in labels], default=1) + 1
-        plot = _Plot(frame, self.glyphs, left + 1, plot_rows, axis.scale, self._window(), data.x_axis)
-        plot.axes([(row, label) for (row, _), label in zip(axis.ticks, labels, strict=True)])
-        if not self._bounds():
-            return frame
-        plot.series(data)
+        bounds, second, window = self._bounds(), self._second_bounds(), self._window
+        axis = geometry.value_axis(bounds, plot_rows, self.glyphs.rows, self.log_axis)
+        other = geometry.value_axis(second, plot_rows, self.glyphs.rows, data.second is not None and data.second.log)
+        labels, others = _labels(axis), _labels(other) if second else []
+        left, right = _width(labels, data.main.unit), 0
+        if data.second is not None and second:
+            right = _width(others, data.second.unit) + 1
+        if width - left - right < 10:
+            right = 0
+        self._margin = left + 1 + right
+        plot = Plot(frame, self.glyphs, left + 1, plot_rows, axis.scale, window, data.x_axis, right)
+        plot.axes(labels, data.main.unit)
+        if data.second is not None and right:
+            plot.second_axis(others, data.second.unit)
+            plot.second(data.second, other.scale)
+        if bounds:
+            self._draw_values(plot, axis)
+        return frame
+
+    def _draw_values(self, plot: Plot, axis: ValueAxis) -> None:
+        data = self.data
+        plot.series(data.main, alone=not plot.right)
         plot.curves(data.curves)
-        plot.evaluations(data.probe, self.glyphs.probe_mark, "probe")
-        plot.evaluations(data.evals, self.glyphs.eval_mark, "eval")
-        if plot_rows >= 6 and width >= 50:
+        if data.measured is None:
+            plot.evaluations(data.probe, self.glyphs.probe_mark, "probe")
+            plot.evaluations(data.evals, self.glyphs.eval_mark, "eval")
+        plot.marks(data.marks)
+        if self.cursor is not None:
+            step = self._done(self.cursor)
+            plot.cursor(step)
+            plot.readout(readout(data, step, plot))
+        elif plot.rows >= 6 and plot.frame.width >= 50:
             plot.legend(data, log=axis.scale.log)
         elif data.curves:
             plot.curve_names(data.curves, "")
-        plot.marks(data.marks)
-        return frame
 
     def _bounds(self) -> list[float]:
-        """The extremes of all shown values; on a log axis, of the positive ones."""
+        """The extremes of all values in sight; on a log axis, of the positive ones."""
         found: list[float] = []
         for curve in self.data.curves:
             # What is not drawn needs no room.
@@ -227,184 +238,45 @@ class LineChart(Widget):
                 found += [
                     value for item in curve.series.smooth_bucket(SMOOTH_COLUMNS) for value in (item.low, item.high)
                 ]
-        if found:
-            return [value for value in found if math.isfinite(value)]
-        for series in self.data.shown:
-            if self.log_axis and (least := series.least_positive()) is not None:
-                found.append(least)
-            found += series.bounds() or ()
+        if not found:
+            found = [value for each in self.data.on_main_axis for value in self._extremes(each, log=self.log_axis)]
         return [value for value in found if math.isfinite(value)]
 
+    def _second_bounds(self) -> list[float]:
+        second = self.data.second
+        return self._extremes(second.series, log=second.log) if second is not None else []
+
+    def _extremes(self, series: Series, *, log: bool) -> list[float]:
+        """The extremes of the values in sight, and on a log axis the least positive one."""
+        shown: tuple[int | None, int | None] = (None, None)
+        if self.zoom.span is not None:
+            shown = int(self._window.low), int(self._window.high)
+        least = series.least_positive(*shown) if log else None
+        return [*(() if least is None else (least,)), *(series.bounds(*shown) or ())]
+
+    @property
     def _window(self) -> Scale:
-        shown = [series for series in self.data.shown if len(series)]
-        first = min((series.steps[0] for series in shown), default=1)
-        last = max((series.steps[-1] for series in shown), default=1)
-        return geometry.step_window(first, last, self.data.total_steps, is_over=self.data.is_over)
+        """The steps in sight."""
+        return self.zoom.window(self._whole, self.data.newest)
+
+    @property
+    def _whole(self) -> Scale:
+        data = self.data
+        return geometry.step_window(data.oldest, data.newest, data.total_steps, is_over=data.is_over)
+
+
+def _labels(axis: ValueAxis) -> list[tuple[int, str]]:
+    """The row and the label of each tick."""
+    words = geometry.tick_labels([value for _, value in axis.ticks])
+    return [(row, label) for (row, _), label in zip(axis.ticks, words, strict=True)]
+
+
+def _width(labels: Sequence[tuple[int, str]], unit: str) -> int:
+    """The columns that the labels of an axis and its unit take."""
+    return max([cell_len(text) for text in (*(label for _, label in labels), unit)], default=1) + 1
 
 
 def _changed(old: Sequence[Cell], new: Sequence[Cell]) -> tuple[int, int]:
     """The first and last column at which two rows differ."""
     columns = [x for x, (before, after) in enumerate(zip(old, new, strict=True)) if before != after]
     return columns[0], columns[-1]
-
-
-@dataclass
-class _Plot:
-    """A plot of the parts of a chart into a frame; the plot's own area begins at column ``left``."""
-
-    frame: _Frame
-    glyphs: GlyphSet
-    left: int
-    rows: int
-    scale: Scale
-    window: Scale
-    x_axis: XAxis = STEPS
-
-    @property
-    def width(self) -> int:
-        """The width of the plot's own area in cells."""
-        return self.frame.width - self.left
-
-    def column(self, step: float) -> int | None:
-        """The cell column of a step; None outside the window."""
-        if not self.window.low <= step <= self.window.high:
-            return None
-        dots = self.width * self.glyphs.columns
-        dot = self.window.dot(step, dots)
-        return None if dot is None else self.left + dot // self.glyphs.columns
-
-    def row(self, value: float) -> int | None:
-        """The cell row of a value; None where it is not on the axis."""
-        dot = self.scale.dot(value, self.rows * self.glyphs.rows)
-        return None if dot is None else self.rows - 1 - dot // self.glyphs.rows
-
-    def axes(self, y_ticks: Sequence[tuple[int, str]]) -> None:
-        """Both axes with ticks and labels; rows of ticks are counted from the bottom."""
-        glyphs, frame, axis = self.glyphs, self.frame, self.left - 1
-        for y in range(self.rows):
-            frame.put(axis, y, glyphs.vertical, "axis")
-        for row, label in y_ticks:
-            frame.put(axis - len(label), self.rows - 1 - row, label, "label")
-            frame.put(axis, self.rows - 1 - row, glyphs.tick_left, "axis")
-        frame.put(axis, self.rows, glyphs.corner + glyphs.horizontal * self.width, "axis")
-        self._step_labels()
-
-    def _step_labels(self) -> None:
-        """Round steps, and the last one of the axis at its end."""
-        window, end = self.window, self.frame.width
-        last = self.x_axis.end(window.high)
-        self.frame.put(end - 1, self.rows, self.glyphs.tick_down, "axis")
-        self.frame.put(end - len(last), self.rows + 1, last, "label")
-        taken = 0
-        for value, label in self.x_axis.ticks(window.low, window.high, max(self.width // 10, 2)):
-            x = self.column(value)
-            if x is None:
-                continue
-            start = max(x - len(label) // 2, 0)
-            if taken <= start and start + len(label) < end - len(last) - 1:
-                self.frame.put(x, self.rows, self.glyphs.tick_down, "axis")
-                self.frame.put(start, self.rows + 1, label, "label")
-                taken = start + len(label) + 1
-
-    def series(self, data: ChartData) -> None:
-        """The loss of each step as a dim line, and the smoothed line over it: a cell shows one of the two."""
-        raw, line = (DotGrid(self.width, self.rows, self.glyphs) for _ in range(2))
-        first, last = int(self.window.low), int(self.window.high)
-        if data.loss.is_smoothed:
-            geometry.draw_line(raw, data.loss.bucket(raw.columns, first, last), self.scale)
-        geometry.draw_line(line, data.loss.smooth_bucket(line.columns, first, last), self.scale)
-        for y in range(self.rows):
-            for x in range(self.width):
-                if pattern := line.bits[y][x]:
-                    self.frame.cells[y][self.left + x] = (self.glyphs.line[pattern], "smooth")
-                elif pattern := raw.bits[y][x]:
-                    self.frame.cells[y][self.left + x] = (self.glyphs.points[pattern], "raw")
-
-    def curves(self, curves: Sequence[Curve]) -> None:
-        """Several curves: the later ones over the earlier ones, then the letters of all, so that none is hidden."""
-        first, last = int(self.window.low), int(self.window.high)
-        letters: list[tuple[int, int, Curve]] = []
-        for place, curve in enumerate(curves):
-            grid = DotGrid(self.width, self.rows, self.glyphs)
-            read = curve.series.smooth_bucket if curve.is_smoothed else curve.series.bucket
-            buckets = read(grid.columns, first, last)
-            geometry.draw_line(grid, buckets, self.scale)
-            for y, bits in enumerate(grid.bits):
-                for x, pattern in enumerate(bits):
-                    if pattern:
-                        self.frame.cells[y][self.left + x] = (self.glyphs.line[pattern], f"curve-{curve.color}")
-            letters += self._letters(curve, buckets, place * _LETTERS_APART // max(len(curves), 1))
-        for x, y, curve in letters:
-            self.frame.put(x, y, curve.letter, f"curve-{curve.color}")
-
-    def _letters(self, curve: Curve, buckets: Sequence[Bucket], shift: int) -> list[tuple[int, int, Curve]]:
-        """The places of a curve's letter: now and then along it, shifted against the other curves, and at its end."""
-        found: dict[int, int] = {}
-        for item in buckets:
-            dot = self.scale.dot(item.last, self.rows * self.glyphs.rows)
-            if dot is not None:
-                found[item.x // self.glyphs.columns] = self.rows - 1 - dot // self.glyphs.rows
-        wanted = [x for x in found if x % _LETTERS_APART == shift % _LETTERS_APART]
-        if not wanted or (found and max(found) - wanted[-1] > _LETTERS_APART // 2):
-            wanted += [max(found)] if found else []
-        return [(self.left + x, found[x], curve) for x in wanted]
-
-    def curve_names(self, curves: Sequence[Curve], before: str) -> None:
-        """The letters and names of curves at the top right; names are shortened to fit, and then left out."""
-        room = self.frame.width - self.left - cell_len(before) - 2
-        each = room // max(len(curves), 1) - 4
-        names = [one_line(curve.name, each) if each >= 6 else "" for curve in curves]
-        parts = [(before, "label")] if before else []
-        for curve, name in zip(curves, names, strict=True):
-            if not len(curve.series):
-                name = f"{name} –" if name else "–"
-            parts += [(f"{curve.letter} " if name else curve.letter, f"curve-{curve.color}"), (f"{name}  ", "label")]
-        x = self.frame.width - sum(len(text) for text, _ in parts)
-        for text, style in parts:
-            self.frame.put(x, 0, text, style)
-            x += len(text)
-
-    def evaluations(self, series: Series, mark: str, style: str) -> None:
-        """A mark for each value of an evaluation."""
-        for step, value in zip(series.steps, series.values, strict=True):
-            x, y = self.column(step), self.row(value)
-            if x is not None and y is not None:
-                self.frame.put(x, y, mark, style)
-
-    def legend(self, data: ChartData, *, log: bool) -> None:
-        """The legend of the marks, at the top right."""
-        if data.curves:
-            self.curve_names(data.curves, "log axis  " if log else "")
-            return
-        ascii_only = self.glyphs.name == "ascii"
-        line = "*" if ascii_only else "━"
-        parts = [("loss ", "label"), (line, "smooth")]
-        if data.loss.is_smoothed:
-            parts = [
-                ("each step ", "label"),
-                ("." if ascii_only else "─", "raw"),
-                ("  smoothed ", "label"),
-                (line, "smooth"),
-            ]
-        if len(data.evals):
-            parts += [("  eval ", "label"), (self.glyphs.eval_mark, "eval")]
-        if len(data.probe):
-            parts += [("  probe ", "label"), (self.glyphs.probe_mark, "probe")]
-        if log:
-            parts.insert(0, ("log axis  ", "label"))
-        x = self.frame.width - sum(len(text) for text, _ in parts) - 1
-        for text, style in parts:
-            self.frame.put(x, 0, text, style)
-            x += len(text)
-
-    def marks(self, marks: Sequence[tuple[float, str]]) -> None:
-        """A mark for each event below the legend, with its label where there is room."""
-        y = 1 if self.rows >= 6 else 0
-        for step, label in marks:
-            x = self.column(step)
-            if x is None:
-                continue
-            self.frame.put(x, y, self.glyphs.event_mark, "event")
-            text = " " + one_line(label, 32)
-            if cell_len(text) == len(text) and self.frame.is_free(x + 1, y, len(text) + 1):
-                self.frame.put(x + 1, y, text, "event")

@@ -9,7 +9,7 @@ import pytest
 from core.runs.series import Series
 from tests.tui.widgets.charts.test_line_chart import draw, series
 from tui.glyphs import ASCII, BLOCK, BRAILLE, GlyphSet
-from tui.widgets.charts.line_chart import ChartData, Curve
+from tui.widgets.charts.chart_data import ChartData, Curve
 from tui.widgets.charts.x_axis import STEPS, TIME, TOKENS, short_time, short_tokens
 
 

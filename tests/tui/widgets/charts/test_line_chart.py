@@ -13,7 +13,8 @@ from core.runs.series import Series
 from tests.tui.harness import screen_lines, wait_for
 from themes.loader import variable_defaults
 from tui.glyphs import ASCII, BLOCK, BRAILLE, GlyphSet
-from tui.widgets.charts.line_chart import ChartData, LineChart
+from tui.widgets.charts.chart_data import ChartData, ChartMark
+from tui.widgets.charts.line_chart import LineChart
 
 
 class ChartApp(App[None]):
@@ -94,7 +95,7 @@ async def test_nothing_finite_is_an_empty_plot() -> None:
 async def test_evaluations_and_events_are_marked_with_words() -> None:
     evals = Series()
     evals.append(30, 1.0)
-    lines = await draw(ChartData(falling(60), evals, [(20, "batch 8→4 (memory)")], 60), size=(80, 16))
+    lines = await draw(ChartData(falling(60), evals, [ChartMark(20, "batch 8→4 (memory)")], 60), size=(80, 16))
     assert sum(line.count("◆") for line in lines[1:]) == 1
     assert "▼ batch 8→4 (memory)" in lines[1]
     assert "each step ─  smoothed ━  eval ◆" in lines[0]
@@ -114,7 +115,8 @@ async def test_the_probe_has_a_mark_of_its_own_and_a_place_on_the_axis() -> None
 
 
 async def test_a_short_run_is_one_line_of_its_own_values() -> None:
-    lines = await draw(ChartData(falling(20), total_steps=25, marks=[(20, "stopped")], is_over=True), size=(80, 14))
+    data = ChartData(falling(20), total_steps=25, marks=[ChartMark(20, "stopped")], is_over=True)
+    lines = await draw(data, size=(80, 14))
     assert "loss ━" in lines[0]
     assert "smoothed" not in lines[0]
     assert "▼ stopped" in lines[1]

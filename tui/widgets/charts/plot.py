@@ -1,0 +1,320 @@
+"""Parts of a chart drawn into a frame of cells: axes, lines, marks, legend, cursor. No widget in here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from rich.cells import cell_len
+
+from core.runs.series import Bucket, Series
+from core.text import one_line
+from tui.glyphs import GlyphSet
+from tui.widgets.charts import plot_geometry as geometry
+from tui.widgets.charts.chart_data import ChartData, ChartMark, Curve, Measured
+from tui.widgets.charts.plot_geometry import DotGrid, Scale
+from tui.widgets.charts.x_axis import STEPS, XAxis
+
+#: A cell of a frame: a character and the component class that colors it.
+Cell = tuple[str, str]
+_BLANK: Cell = (" ", "")
+#: Columns between two letters of a curve.
+_LETTERS_APART = 24
+#: Kinds of marks by rising importance, of which the last one in a cell is seen, and what the legend calls them.
+KINDS = {
+    "going_on": "goes on",
+    "resumed": "goes on",
+    "checkpoint": "checkpoint",
+    "governor": "governor",
+    "warning": "warning",
+    "paused": "pause",
+    "parked": "parked",
+    "memory": "memory",
+    "error": "error",
+    "": "",
+}
+#: Fewest and most columns of the label of a mark; in less room it has none.
+_SHORTEST_LABEL, _LONGEST_LABEL = 7, 32
+#: Most of the width that the legend takes with the marks in it.
+_LEGEND_SHARE = 0.6
+
+
+@dataclass
+class Frame:
+    """A frame of cells, by rows."""
+
+    width: int
+    height: int
+    cells: list[list[Cell]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.cells = [[_BLANK] * self.width for _ in range(self.height)]
+
+    def put(self, x: int, y: int, text: str, style: str) -> None:
+        """Write single-width text, cut at the edges."""
+        if 0 <= y < self.height:
+            for offset, character in enumerate(text):
+                if 0 <= x + offset < self.width:
+                    self.cells[y][x + offset] = (character, style)
+
+    def is_free(self, x: int, y: int, width: int) -> bool:
+        """Whether a cell is empty."""
+        return x >= 0 and x + width <= self.width and all(cell[0] in " \u2800" for cell in self.cells[y][x : x + width])
+
+
+@dataclass
+class Plot:
+    """A plot of the parts of a chart into a frame; the plot's own area begins at column ``left``, and ``right``
+    columns are kept beside it."""
+
+    frame: Frame
+    glyphs: GlyphSet
+    left: int
+    rows: int
+    scale: Scale
+    window: Scale
+    x_axis: XAxis = STEPS
+    right: int = 0
+    smooth: Sequence[Bucket] = ()
+    """The smoothed curve as it was drawn."""
+
+    @property
+    def end(self) -> int:
+        """The column after the last one."""
+        return self.frame.width - self.right
+
+    @property
+    def width(self) -> int:
+        """The width of the plot's own area in cells."""
+        return self.end - self.left
+
+    def column(self, step: float) -> int | None:
+        """The cell column of a step; None outside the window."""
+        if not self.window.low <= step <= self.window.high:
+            return None
+        dots = self.width * self.glyphs.columns
+        dot = self.window.dot(step, dots)
+        return None if dot is None else self.left + dot // self.glyphs.columns
+
+    def row(self, value: float) -> int | None:
+        """The cell row of a value; None where it is not on the axis."""
+        dot = self.scale.dot(value, self.rows * self.glyphs.rows)
+        return None if dot is None else self.rows - 1 - dot // self.glyphs.rows
+
+    def axes(self, y_ticks: Sequence[tuple[int, str]], unit: str = "") -> None:
+        """Both axes with ticks and labels; rows of ticks are counted from the bottom. The unit is below the labels."""
+        glyphs, frame, axis = self.glyphs, self.frame, self.left - 1
+        for y in range(self.rows):
+            frame.put(axis, y, glyphs.vertical, "axis")
+        for row, label in y_ticks:
+            frame.put(axis - len(label), self.rows - 1 - row, label, "label")
+            frame.put(axis, self.rows - 1 - row, glyphs.tick_left, "axis")
+        frame.put(axis - len(unit), self.rows, unit, "label")
+        frame.put(axis, self.rows, glyphs.corner + glyphs.horizontal * self.width, "axis")
+        self._step_labels()
+
+    def second_axis(self, y_ticks: Sequence[tuple[int, str]], unit: str) -> None:
+        """The vertical axis at the right, likewise."""
+        glyphs, frame = self.glyphs, self.frame
+        for y in range(self.rows):
+            frame.put(self.end, y, glyphs.vertical, "axis")
+        for row, label in y_ticks:
+            frame.put(self.end, self.rows - 1 - row, glyphs.tick_right, "axis")
+            frame.put(self.end + 1, self.rows - 1 - row, label, "label")
+        frame.put(self.end, self.rows, glyphs.corner_right, "axis")
+        frame.put(self.end + 1, self.rows, unit, "label")
+
+    def _step_labels(self) -> None:
+        """Round steps, and the last one of the axis at its end."""
+        window, end = self.window, self.end
+        last = self.x_axis.end(window.high)
+        self.frame.put(end - 1, self.rows, self.glyphs.tick_down, "axis")
+        self.frame.put(end - len(last), self.rows + 1, last, "label")
+        taken = 0
+        for value, label in self.x_axis.ticks(window.low, window.high, max(self.width // 10, 2)):
+            x = self.column(value)
+            if x is None:
+                continue
+            start = max(x - len(label) // 2, 0)
+            if taken <= start and start + len(label) < end - len(last) - 1:
+                self.frame.put(x, self.rows, self.glyphs.tick_down, "axis")
+                self.frame.put(start, self.rows + 1, label, "label")
+                taken = start + len(label) + 1
+
+    def series(self, shown: Measured, *, alone: bool) -> None:
+        """A series; a noisy one as a dim line of its values and the smoothed line over it, of which a cell shows one.
+
+        Beside another series the values are left out: of three lines in one place none could be followed.
+        """
+        raw, line = (DotGrid(self.width, self.rows, self.glyphs) for _ in range(2))
+        if shown.is_smoothed and alone:
+            geometry.draw_line(raw, shown.series.bucket(raw.columns, *self._steps), self.scale)
+        self.smooth = self._line(shown)
+        geometry.draw_line(line, self.smooth, self.scale)
+        for y in range(self.rows):
+            for x in range(self.width):
+                if pattern := line.bits[y][x]:
+                    self.frame.cells[y][self.left + x] = (self.glyphs.line[pattern], "smooth")
+                elif pattern := raw.bits[y][x]:
+                    self.frame.cells[y][self.left + x] = (self.glyphs.points[pattern], "raw")
+
+    def second(self, shown: Measured, scale: Scale) -> None:
+        """The series of the axis at the right, as a dotted line."""
+        grid = DotGrid(self.width, self.rows, self.glyphs)
+        geometry.draw_line(grid, self._line(shown), scale)
+        for y, bits in enumerate(grid.bits):
+            for x, pattern in enumerate(bits):
+                if dots := pattern & self.glyphs.sparse:
+                    self.frame.cells[y][self.left + x] = (self.glyphs.points[dots], "second")
+
+    def _line(self, shown: Measured) -> list[Bucket]:
+        width = self.width * self.glyphs.columns
+        return (shown.series.smooth_bucket if shown.is_noisy else shown.series.bucket)(width, *self._steps)
+
+    @property
+    def _steps(self) -> tuple[int, int]:
+        """The first and the last step that are shown."""
+        return int(self.window.low), int(self.window.high)
+
+    def smoothed_at(self, step: int) -> float | None:
+        """The smoothed value nearest to a step; None where there is none."""
+        place = self.window.dot(step, self.width * self.glyphs.columns)
+        if place is None:
+            return None
+        return min(self.smooth, key=lambda item: abs(item.x - place)).last if self.smooth else None
+
+    def cursor(self, step: int) -> None:
+        """A line down the cells that are free, at a step, and a mark on the axis."""
+        x = self.column(step)
+        if x is None:
+            return
+        for y in range(self.rows):
+            if self.frame.is_free(x, y, 1):
+                self.frame.put(x, y, self.glyphs.bar_tick, "cursor")
+        self.frame.put(x, self.rows, self.glyphs.tick_down, "cursor")
+
+    def readout(self, parts: Sequence[str]) -> None:
+        """What is at the cursor, in the top row in place of the legend: as many parts as fit, the first ones first."""
+        line = ""
+        for part in parts:
+            added = f"{line}  {part}" if line else part
+            if cell_len(added) <= self.width and cell_len(added) == len(added):
+                line = added
+        self.frame.put(self.left, 0, line.ljust(self.width), "readout")
+
+    def curves(self, curves: Sequence[Curve]) -> None:
+        """Several curves: the later ones over the earlier ones, then the letters of all, so that none is hidden."""
+        first, last = self._steps
+        letters: list[tuple[int, int, Curve]] = []
+        for place, curve in enumerate(curves):
+            grid = DotGrid(self.width, self.rows, self.glyphs)
+            read = curve.series.smooth_bucket if curve.is_smoothed else curve.series.bucket
+            buckets = read(grid.columns, first, last)
+            geometry.draw_line(grid, buckets, self.scale)
+            for y, bits in enumerate(grid.bits):
+                for x, pattern in enumerate(bits):
+                    if pattern:
+                        self.frame.cells[y][self.left + x] = (self.glyphs.line[pattern], f"curve-{curve.color}")
+            letters += self._letters(curve, buckets, place * _LETTERS_APART // max(len(curves), 1))
+        for x, y, curve in letters:
+            self.frame.put(x, y, curve.letter, f"curve-{curve.color}")
+
+    def _letters(self, curve: Curve, buckets: Sequence[Bucket], shift: int) -> list[tuple[int, int, Curve]]:
+        """The places of a curve's letter: now and then along it, shifted against the other curves, and at its end."""
+        found: dict[int, int] = {}
+        for item in buckets:
+            dot = self.scale.dot(item.last, self.rows * self.glyphs.rows)
+            if dot is not None:
+                found[item.x // self.glyphs.columns] = self.rows - 1 - dot // self.glyphs.rows
+        wanted = [x for x in found if x % _LETTERS_APART == shift % _LETTERS_APART]
+        if not wanted or (found and max(found) - wanted[-1] > _LETTERS_APART // 2):
+            wanted += [max(found)] if found else []
+        return [(self.left + x, found[x], curve) for x in wanted]
+
+    def curve_names(self, curves: Sequence[Curve], before: str) -> None:
+        """The letters and names of curves at the top right; names are shortened to fit, and then left out."""
+        room = self.width - cell_len(before) - 2
+        each = room // max(len(curves), 1) - 4
+        names = [one_line(curve.name, each) if each >= 6 else "" for curve in curves]
+        parts = [(before, "label")] if before else []
+        for curve, name in zip(curves, names, strict=True):
+            if not len(curve.series):
+                name = f"{name} –" if name else "–"
+            parts += [(f"{curve.letter} " if name else curve.letter, f"curve-{curve.color}"), (f"{name}  ", "label")]
+        x = self.end - sum(len(text) for text, _ in parts)
+        for text, style in parts:
+            self.frame.put(x, 0, text, style)
+            x += len(text)
+
+    def evaluations(self, series: Series, mark: str, style: str) -> None:
+        """A mark for each value of an evaluation."""
+        for step, value in zip(series.steps, series.values, strict=True):
+            x, y = self.column(step), self.row(value)
+            if x is not None and y is not None:
+                self.frame.put(x, y, mark, style)
+
+    def legend(self, data: ChartData, *, log: bool) -> None:
+        """The legend at the top right: the series, and where there is room the marks."""
+        if data.curves:
+            self.curve_names(data.curves, "log axis  " if log else "")
+            return
+        parts = [("log axis  ", "label")] if log else []
+        parts += self._series_legend(data)
+        marks = self._mark_legend(data.marks)
+        if sum(len(text) for text, _ in [*marks, *parts]) <= self.width * _LEGEND_SHARE:
+            parts = [*marks, *parts]
+        x = self.end - sum(len(text) for text, _ in parts) - 1
+        for text, style in parts:
+            self.frame.put(x, 0, text, style)
+            x += len(text)
+
+    def _series_legend(self, data: ChartData) -> list[Cell]:
+        ascii_only, shown, second = self.glyphs.name == "ascii", data.main, data.second
+        line, name = "*" if ascii_only else "━", f"{shown.name} "
+        parts = [(name, "label"), (line, "smooth")]
+        if shown.is_smoothed and second is None:
+            dim = "." if ascii_only else "─"
+            before = name if data.measured is not None else ""
+            parts = [(f"{before}each step ", "label"), (dim, "raw"), ("  smoothed ", "label"), (line, "smooth")]
+        if data.measured is None:
+            if len(data.evals):
+                parts += [("  eval ", "label"), (self.glyphs.eval_mark, "eval")]
+            if len(data.probe):
+                parts += [("  probe ", "label"), (self.glyphs.probe_mark, "probe")]
+        if second is not None:
+            log = ", log" if second.log else ""
+            parts += [(f"  {second.name} (right{log}) ", "label"), (".." if ascii_only else "┈┈", "second")]
+        return parts
+
+    def _mark_legend(self, marks: Sequence[ChartMark]) -> list[Cell]:
+        """The glyphs of the marks that are seen, with their names."""
+        # Of those in one cell only the last one is seen.
+        seen = {(x, y): mark.kind for x, y, mark in self._placed(marks)}.values()
+        names = {KINDS[kind]: self._glyph(kind) for kind in KINDS if kind in seen and KINDS[kind]}
+        return [part for name, glyph in names.items() for part in ((f"{glyph} ", "event"), (f"{name}  ", "label"))]
+
+    def _glyph(self, kind: str) -> str:
+        return self.glyphs.marks.get(kind, self.glyphs.event_mark)
+
+    def _placed(self, marks: Sequence[ChartMark]) -> list[tuple[int, int, ChartMark]]:
+        """The column and the row of each mark in sight, the least important first: below the legend, or on the axis."""
+        kinds = list(KINDS)
+        y = 1 if self.rows >= 6 else 0
+        ranked = sorted(marks, key=lambda mark: kinds.index(mark.kind) if mark.kind in KINDS else 0)
+        return [
+            (x, self.rows if mark.kind == "checkpoint" else y, mark)
+            for mark in ranked
+            if (x := self.column(mark.step)) is not None
+        ]
+
+    def marks(self, marks: Sequence[ChartMark]) -> None:
+        """The marks, with their labels where there is room; a checkpoint's mark says enough."""
+        placed = self._placed(marks)
+        for x, y, mark in placed:
+            self.frame.put(x, y, self._glyph(mark.kind), "event")
+        for x, y, mark in reversed(placed):
+            free = range(x + 1, self.end)
+            room = next((place for place in free if not self.frame.is_free(place, y, 1)), self.end) - x - 3
+            text = " " + one_line(mark.label, min(room, _LONGEST_LABEL))
+            if mark.kind != "checkpoint" and room >= _SHORTEST_LABEL and cell_len(text) == len(text):
+                self.frame.put(x + 1, y, text, "event")
