@@ -68,3 +68,11 @@ def test_another_pane_costs_what_differs(terminal: Terminal) -> None:
     cost(terminal, "5")
     costs = [cost(terminal, key) for key in "12345"]
     assert 0 < sum(costs) <= SWITCH * len(costs), costs
+
+
+def test_the_chart_costs_what_differs(terminal: Terminal) -> None:
+    cost(terminal, "3")
+    costs = [cost(terminal, key) for key in "hhlhhl"]
+    assert 0 < sum(costs) <= MOVE * len(costs), costs
+    costs = [cost(terminal, key) for key in ("\x1b", "m", "o", "+", "-", "M", "O")]
+    assert 0 < sum(costs) <= SWITCH * len(costs), costs

@@ -106,7 +106,7 @@ class TrainPane(Pane, can_focus=True):
 
     def show(self, view: RunView | None) -> None:
         """Show a run, or the empty state."""
-        fresh = view is not self._view
+        before, fresh = self._view, view is not self._view
         self._view, self._is_looking = view, False
         self.set_class(view is None, "-empty")
         if view is None:
@@ -122,7 +122,8 @@ class TrainPane(Pane, can_focus=True):
                 self._log_count = 0
                 self._result = self._answers_wanted = None
                 self.query_one(LogView).clear()
-                self._chart.reset()
+                if before is None or before.run.path != view.run.path:
+                    self._chart.reset()
             self._update(view)
         self._subtitle()
 
@@ -354,7 +355,7 @@ class TrainPane(Pane, can_focus=True):
         if action == "move_sideways":
             return self._shows_answers or self._shows_chart
         if action == "back":
-            return self._covers_curve or (self._shows_chart and (self._chart.cursor is not None or self._is_zoomed))
+            return self._shows_answers or (self._shows_chart and (self._chart.cursor is not None or self._is_zoomed))
         if action == "toggle_answers":
             return self._has_samples
         if action in ("show_curve", "turn_question", "scroll_answers", "page_answers"):

@@ -88,11 +88,6 @@ class ChartData:
         return [self.loss, self.evals, self.probe, *(curve.series for curve in self.curves)]
 
     @property
-    def on_main_axis(self) -> list[Series]:
-        """The series that the vertical axis at the left is for."""
-        return [self.measured.series] if self.measured is not None else self.losses
-
-    @property
     def main(self) -> Measured:
         """The series of the axis at the left."""
         return self.measured or Measured(self.loss, "loss", is_noisy=True)

@@ -21,7 +21,7 @@ from textual.widget import Widget
 from core.runs.series import SMOOTH_COLUMNS, Series
 from tui.glyphs import BRAILLE, GlyphSet
 from tui.widgets.charts import plot_geometry as geometry
-from tui.widgets.charts.chart_data import ChartData
+from tui.widgets.charts.chart_data import ChartData, Measured
 from tui.widgets.charts.plot import Cell, Frame, Plot
 from tui.widgets.charts.plot_geometry import Scale, ValueAxis
 from tui.widgets.charts.readout import readout
@@ -31,6 +31,8 @@ from tui.widgets.charts.zoom import Zoom
 COLORS = 6
 #: Factor of the shown steps at each press of a key that zooms.
 ZOOM_STEP = 2.0
+#: Least range of an axis of what a meter reads, as a part of its values.
+_LEAST_RANGE = 0.02
 
 
 class LineChart(Widget):
@@ -238,13 +240,24 @@ class LineChart(Widget):
                 found += [
                     value for item in curve.series.smooth_bucket(SMOOTH_COLUMNS) for value in (item.low, item.high)
                 ]
-        if not found:
-            found = [value for each in self.data.on_main_axis for value in self._extremes(each, log=self.log_axis)]
+        if not found and self.data.measured is not None:
+            found = self._measured_bounds(self.data.measured, log=self.log_axis)
+        elif not found:
+            found = [value for each in self.data.losses for value in self._extremes(each, log=self.log_axis)]
         return [value for value in found if math.isfinite(value)]
 
     def _second_bounds(self) -> list[float]:
         second = self.data.second
-        return self._extremes(second.series, log=second.log) if second is not None else []
+        return self._measured_bounds(second, log=second.log) if second is not None else []
+
+    def _measured_bounds(self, shown: Measured, *, log: bool) -> list[float]:
+        """The extremes in sight, a little apart for what stays the same: the noise of a meter is not looked for."""
+        found = self._extremes(shown.series, log=log)
+        least = max(map(abs, found), default=0.0) * _LEAST_RANGE
+        if not found or not shown.unit or log or max(found) - min(found) >= least:
+            return found
+        middle = (max(found) + min(found)) / 2
+        return [middle - least / 2, middle + least / 2]
 
     def _extremes(self, series: Series, *, log: bool) -> list[float]:
         """The extremes of the values in sight, and on a log axis the least positive one."""

@@ -184,14 +184,15 @@ class Plot:
         return min(self.smooth, key=lambda item: abs(item.x - place)).last if self.smooth else None
 
     def cursor(self, step: int) -> None:
-        """A line down the cells that are free, at a step, and a mark on the axis."""
+        """A line down the cells that are free, at a step, and a tick on the axis."""
         x = self.column(step)
         if x is None:
             return
         for y in range(self.rows):
             if self.frame.is_free(x, y, 1):
                 self.frame.put(x, y, self.glyphs.bar_tick, "cursor")
-        self.frame.put(x, self.rows, self.glyphs.tick_down, "cursor")
+        if self.frame.cells[self.rows][x][1] == "axis":
+            self.frame.put(x, self.rows, self.glyphs.tick_down, "cursor")
 
     def readout(self, parts: Sequence[str]) -> None:
         """What is at the cursor, in the top row in place of the legend: as many parts as fit, the first ones first."""
