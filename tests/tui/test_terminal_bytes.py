@@ -71,8 +71,11 @@ def test_another_pane_costs_what_differs(terminal: Terminal) -> None:
 
 
 def test_the_chart_costs_what_differs(terminal: Terminal) -> None:
-    cost(terminal, "3")
+    cost(terminal, "5")
+    cost(terminal, "\r")
+    assert "┤" in terminal.text, terminal.text
     costs = [cost(terminal, key) for key in "hhlhhl"]
+    assert "step 19" in terminal.text
     assert 0 < sum(costs) <= MOVE * len(costs), costs
     costs = [cost(terminal, key) for key in ("\x1b", "m", "o", "+", "-", "M", "O")]
     assert 0 < sum(costs) <= SWITCH * len(costs), costs
