@@ -32,7 +32,7 @@ from tui.panes.base import Pane
 from tui.widgets import run_end, run_lines
 from tui.widgets.charts.device_panel import Around, DevicePanel
 from tui.widgets.charts.line_chart import LineChart
-from tui.widgets.charts.run_chart import RunChart, name_of
+from tui.widgets.charts.run_chart import RunChart
 from tui.widgets.first_steps import FirstSteps, Way, ways_to_begin
 from tui.widgets.lists.answers_view import AnswersView
 from tui.widgets.lists.log_view import LogView
@@ -320,15 +320,13 @@ class TrainPane(Pane, can_focus=True):
 
     def _chart_hints(self, view: RunView) -> list[tuple[str, str]]:
         """The keys of the chart that make a difference now."""
-        keys, history, chart = self.keys, view.history, self._chart
-        main, second = self._curves.main(history), self._curves.second(history)
-        named = [("metric", name_of(main, history)), ("second", name_of(second, history) if second else "second curve")]
-        if main.has_log_axis:
-            named.insert(0, ("log_axis", "log axis"))
-        if chart.cursor is not None:
-            named.insert(0, ("back", "cursor off"))
-        named += [("zoom_in", "zoom"), *([("zoom_out", "out"), ("whole", "all steps")] if self._is_zoomed else [])]
-        return [(keys[f"train.{name}"].display, word) for name, word in named]
+        named = [("back", "cursor off")] if self._chart.cursor is not None else []
+        if self._curves.main(view.history).has_log_axis:
+            named.append(("log_axis", "log axis"))
+        named += [("metric", "curve"), ("second", "second curve"), ("zoom_in", "zoom")]
+        if self._is_zoomed:
+            named += [("zoom_out", "out"), ("whole", "all steps")]
+        return [(self.keys[f"train.{name}"].display, word) for name, word in named]
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Whether an action makes sense for the run that is shown."""
