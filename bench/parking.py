@@ -1,9 +1,9 @@
 """A run that is parked again and again, against one that nothing disturbs.
 
-``python bench/parking.py --times 20`` trains a tiny model with dropout and evaluations, parks the run after steps that are
-chosen at random, waits until nothing of it is left in memory, and lets it go on; then the final adapters and the losses
-are compared, byte for byte. It prints the resident memory in training and while parked, and how long giving the device back
-and taking it again take. Values go to ``bench/results/parking-DATE.json``.
+``python bench/parking.py --times 20`` trains a tiny model with dropout and evaluations, parks the run after steps that
+are chosen at random, waits until nothing of it is left in memory, and lets it go on; then the final adapters and the
+losses are compared, byte for byte. It prints the resident memory in training and while parked, and how long giving the
+device back and taking it again take. Values go to ``bench/results/parking-DATE.json``.
 """
 
 from __future__ import annotations
