@@ -32,7 +32,8 @@ _DATA_MAGIC = (b"PAR1", b"ARROW1", b"\x1f\x8b", b"\x28\xb5\x2f\xfd")
 #: The first line of a configuration: one of its sections, or an option of one.
 _CONFIG_LINE = re.compile(
     rb"\s*(\[\s*{0}\s*\]\s*(#.*)?|{0}\.\w+\s*=.*)".replace(
-        b"{0}", b"(model|data|template|method|train|memory|eval|checkpoint|hardware|tracking|chat|distributed)"
+        b"{0}",
+        b"(model|data|template|method|train|memory|eval|checkpoint|hardware|night|parking|tracking|chat|distributed)",
     )
 )
 #: What the description of a model has, and no other config.json.

@@ -476,6 +476,10 @@ class LocaltuneApp(App[str]):
     def _runs_listed(self, message: messages.RunsListed) -> None:
         self.runs.listed(message)
 
+    @on(messages.QueueListed)
+    def _queue_listed(self, message: messages.QueueListed) -> None:
+        self.runs.show_queue(message)
+
     @on(messages.RunsInView)
     def _runs_in_view(self, message: messages.RunsInView) -> None:
         self.bridge.look_at(message)

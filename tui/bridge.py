@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from tui.messages import (
     ControlFailed,
     DevicesSampled,
     NoRunFound,
+    QueueListed,
     RunAdvanced,
     RunAttached,
     RunDeleted,
@@ -207,6 +209,25 @@ class Bridge:
 
         self._run(work, "list")
         self._run(partial(self._read_figures, stop), "figures")
+        self._run(partial(self._read_queue, stop), "queue")
+
+    def _read_queue(self, stop: threading.Event) -> None:
+        """Read the queue, where there is one, as long as the runs are listed."""
+        from core.queue.store import queue_path
+
+        while not queue_path().exists():
+            if stop.wait(LIST_SECONDS * self._pace):
+                return
+        from core.errors import UserError
+        from core.queue.estimate import Estimator
+        from core.queue.view import QueueReader
+
+        reader = QueueReader(Estimator())
+        while not stop.is_set():
+            # What is wrong with the queue, its screen says.
+            with suppress(UserError):
+                self._post(QueueListed(reader.read()))
+            stop.wait(LIST_SECONDS * self._pace)
 
     def look_at(self, view: RunsInView) -> None:
         """Read the figures of these runs from now on, while the runs are listed."""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from core.config.document import ConfigDocument
     from core.errors import UserError
     from core.hardware.snapshot import Device
+    from core.queue.view import QueueView
     from core.runs.again import Origin
     from core.runs.catalog import RunRow
     from core.runs.detail import RunDetail
@@ -249,6 +250,17 @@ class RunsListed(Message):
     def can_replace(self, message: Message) -> bool:
         """Only the newest list matters."""
         return isinstance(message, RunsListed)
+
+
+@dataclass
+class QueueListed(Message):
+    """The queue of runs as it is now."""
+
+    view: QueueView
+
+    def can_replace(self, message: Message) -> bool:
+        """Only the newest one matters."""
+        return isinstance(message, QueueListed)
 
 
 @dataclass

@@ -391,7 +391,7 @@ class ParkingSection(Section):
     programs: Text | Annotated[list[Text], Field(min_length=1)] | None = _option(
         None, "Programs that the run gives the device back to while they run: a name or a list; absent: none."
     )
-    memory: float | None = _option(
+    memory_gb: float | None = _option(
         None, "Memory of the card held by others from which the run gives it back; absent: none.", unit="GB", gt=0
     )
     hours: Text | Annotated[list[Text], Field(min_length=1)] | None = _option(

@@ -31,7 +31,7 @@ class Claim:
 
 def has_conditions(parking: ParkingSection) -> bool:
     """Whether there is anything for which the device is given back by itself."""
-    return bool(parking.names or parking.spans or parking.memory)
+    return bool(parking.names or parking.spans or parking.memory_gb)
 
 
 def find_claim(parking: ParkingSection, now: float, device: Device | None) -> Claim | None:
@@ -50,7 +50,11 @@ def find_claim(parking: ParkingSection, now: float, device: Device | None) -> Cl
             )
     if parking.names and (name := running_program(parking.names, commands())) is not None:
         return Claim("another program", f"{one_line(name, 80)} is running")
-    if parking.memory is not None and device is not None and (held := others_bytes(device)) >= parking.memory * 1e9:
+    if (
+        parking.memory_gb is not None
+        and device is not None
+        and (held := others_bytes(device)) >= parking.memory_gb * 1e9
+    ):
         return Claim("another program", f"other programs hold {format_bytes(held)} of the card")
     return None
 

@@ -15,7 +15,7 @@ from tui.controllers.queueing import Queueing
 from tui.controllers.start_cards import StartCards
 from tui.draft_keeper import DraftKeeper
 from tui.keys import KeyTable
-from tui.messages import RunAdvanced, RunAttached, RunDetailRead, RunFiguresRead, RunsListed
+from tui.messages import QueueListed, RunAdvanced, RunAttached, RunDetailRead, RunFiguresRead, RunsListed
 from tui.state import AppState, RunView
 
 if TYPE_CHECKING:
@@ -477,6 +477,11 @@ class Runs:
         """Show the account of the run under the cursor of the list."""
         if (pane := self._desktop.panes.runs) is not None:
             pane.show_detail(message.detail)
+
+    def show_queue(self, message: QueueListed) -> None:
+        """Show what comes next in the queue."""
+        if (pane := self._desktop.panes.runs) is not None:
+            pane.show_queue(message.view)
 
     def listed(self, message: RunsListed) -> None:
         """Show the runs on this machine."""

@@ -35,9 +35,12 @@ from tui.widgets.empty_state import EmptyState
 from tui.widgets.forms.ask_bar import AskBar
 from tui.widgets.forms.safe_input import SafeInput
 from tui.widgets.lists.run_list import RunList
+from tui.widgets.queue_line import queue_line
 from tui.widgets.run_detail import account_column, account_rows
+from tui.widgets.text_block import TextBlock
 
 if TYPE_CHECKING:
+    from core.queue.view import QueueView
     from core.runs.catalog import RunRow
     from core.runs.detail import RunDetail
     from core.runs.figures import RunFigures
@@ -64,6 +67,7 @@ class RunsPane(Pane):
     RunsPane FilterInput { dock: bottom; background: $panel; border: none; height: 1; display: none; }
     RunsPane FilterInput:focus { border: none; }
     RunsPane FilterInput.-open { display: block; }
+    RunsPane #queue { height: 1; text-overflow: ellipsis; text-wrap: nowrap; }
     RunsPane #runs { height: 1fr; layout: vertical; }
     RunsPane #detail { display: none; height: auto; color: $foreground; }
     RunsPane.-below #detail { display: block; height: 8; border-top: solid $border; }
@@ -89,6 +93,7 @@ class RunsPane(Pane):
         self._stays_first = False
 
     def compose(self) -> ComposeResult:
+        yield TextBlock(id="queue")
         yield EmptyState("Looking for runs …", id="empty")
         with Container(id="runs"):
             yield RunList(self.shell.clock)
@@ -108,6 +113,10 @@ class RunsPane(Pane):
         self.set_class(width >= BESIDE_WIDTH, "-beside")
         self.set_class(width < BESIDE_WIDTH and height >= BELOW_HEIGHT, "-below")
         self.call_after_refresh(self._show_account)
+
+    def show_queue(self, view: QueueView) -> None:
+        """Show what comes next in the queue, and when it will be done."""
+        self.query_one("#queue", TextBlock).show(queue_line(view, self.keys["app.queue"].display))
 
     def show(self, rows: Sequence[RunRow]) -> None:
         """Show the list, keeping the cursor on its run."""

@@ -70,7 +70,8 @@ def test_temperature_is_held_on_any_card(card: CardModel, disturb: str) -> None:
 def test_a_card_that_stays_cool_is_not_slowed(card: CardModel) -> None:
     assume(card.settled(1.0) < LIMIT - 4)
     told = hold(card, TemperatureHold(LIMIT), 600, 1.0)
-    assert sum(duty for _, duty in told) / len(told) > 0.985
+    # A small card that comes within some degrees of the limit is held back for seconds on the way there.
+    assert sum(duty for _, duty in told) / len(told) > 0.97
 
 
 @given(st.floats(0.2, 0.95), st.integers(0, 9))

@@ -71,13 +71,13 @@ def test_hours_claim_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_memory_that_other_processes_hold_is_a_claim() -> None:
     processes = [GpuProcess(os.getpid(), 20 << 30), GpuProcess(1, 3 * 10**9), GpuProcess(2, None)]
     card = Device(index=0, kind="cuda", name="card", processes=processes)
-    parking = ParkingSection(memory=3)
+    parking = ParkingSection(memory_gb=3)
     assert find_claim(parking, EVENING, card) == Claim("another program", "other programs hold 3.0 GB of the card")
-    assert find_claim(ParkingSection(memory=3.1), EVENING, card) is None
+    assert find_claim(ParkingSection(memory_gb=3.1), EVENING, card) is None
     assert find_claim(parking, EVENING, None) is None
 
 
 def test_without_conditions_nothing_is_watched() -> None:
     assert not has_conditions(ParkingSection())
-    assert has_conditions(ParkingSection(memory=1))
+    assert has_conditions(ParkingSection(memory_gb=1))
     assert has_conditions(ParkingSection(hours="18:00-23:00"))

@@ -41,6 +41,19 @@ NOBODY_SAYS = {
     "eval.probe": "the texts that it is measured on are ours",
     "eval.gate": "none refuses a result",
     "eval.every_epochs": "they count in steps; an epoch is written as its steps",
+    "hardware.tariff": "none tells what energy costs",
+    "hardware.currency": "none tells what energy costs",
+    **dict.fromkeys(
+        (
+            *("hardware.temperature_limit_c", "hardware.memory_temperature_limit_c", "hardware.power_limit_w"),
+            *("hardware.host_memory_limit_percent", "hardware.disk_free_min_gb"),
+            *("night.deadline", "night.energy_kwh", "night.quiet_hours", "night.quiet_power_w"),
+        ),
+        "none acts on heat, power or the hour",
+    ),
+    **dict.fromkeys(
+        ("parking.programs", "parking.memory_gb", "parking.hours", "parking.calm"), "none gives the device back"
+    ),
     "hardware.gpu": "they leave it to CUDA_VISIBLE_DEVICES",
     "chat.system": "none has a system prompt for its chat alone",
     "chat.seed": "a seed of theirs is that of the training",

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 
+from core.queue import store
 from core.runs import glimpse
 from core.runs.labels import Labels, read_labels
 from core.runs.trash import list_trash
+from tests.core.queue.helpers import add
 from tests.tui.harness import asks, pane_of, screen_lines, screen_text, wait_for
 from tests.tui.scripted_run import CONFIG, ScriptedRun
 from tui.app import LocaltuneApp
@@ -65,6 +68,23 @@ async def test_the_filter_shows_what_is_typed_and_esc_leaves_a_kept_one(home: Pa
         await pilot.press("escape")
         await wait_for(pilot, lambda: "5 Runs · 2" in screen_text(app))
         assert not any(line.strip("│ ") == "second" for line in screen_lines(app))
+
+
+async def test_what_comes_next_in_the_queue_stands_above_the_list(home: Path) -> None:
+    two_runs(home)
+    app = LocaltuneApp()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await wait_for(pilot, lambda: app.state.view is not None and pane_of(app, "runs") is not None)
+        await pilot.press("5")
+        await wait_for(pilot, lambda: "5 Runs · 2" in screen_text(app))
+        assert "Queue" not in screen_text(app)
+        add("tickets", "orders")
+        await wait_for(pilot, lambda: "Queue  next tickets · 2 wait" in screen_text(app))
+        assert "no runner is on" in screen_text(app)
+        store.change(lambda queue: queue.with_entry(queue.entry(1).moved("held")))
+        await wait_for(pilot, lambda: "Queue  next orders · 1 waits · 1 held" in screen_text(app))
+        store.change(lambda queue: replace(queue, entries=()))
+        await wait_for(pilot, lambda: "Queue" not in screen_text(app))
 
 
 async def test_a_run_is_deleted_after_a_yes_only(home: Path) -> None:

@@ -1,0 +1,39 @@
+"""The queue in a line of the Runs pane."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from core.queue.entry import QueueEntry
+from core.queue.status import RunnerStatus
+from core.queue.view import EntryView, QueueView
+from tui.widgets.queue_line import queue_line
+
+NIGHT = 1_795_750_000.0
+RUNNER = RunnerStatus(pid=1, pid_started=None)
+
+
+def row(number: int, state: str = "waiting", **view: float | int | None) -> EntryView:
+    entry = QueueEntry(id=number, name=f"tickets-{number}", state=state, added=NIGHT)
+    return EntryView(entry, **view)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("rows", "runner", "line"),
+    [
+        ([], RUNNER, ""),
+        ([row(1, "done")], None, ""),
+        (
+            [row(1, "running"), row(2, place=1, begins=NIGHT, ends=NIGHT + 60), row(3, place=2, ends=NIGHT + 120)],
+            RUNNER,
+            r"Queue  next tickets-2 at ~\w+ \d\d:\d\d · 2 wait · all done ~\w+ \d\d:\d\d   Q queue",
+        ),
+        ([row(2, place=1), row(3, "held")], None, r"Queue  next tickets-2 · 1 waits · 1 held · no runner is on, .*"),
+        ([row(1, "running", ends=NIGHT)], RUNNER, r"Queue  tickets-1, done ~\w+ \d\d:\d\d, is the last one   Q queue"),
+        ([row(1, "held")], None, r"Queue  nothing waits · 1 held   Q queue"),
+    ],
+)
+def test_what_comes_next_is_told(rows: list[EntryView], runner: RunnerStatus | None, line: str) -> None:
+    assert re.fullmatch(line, queue_line(QueueView(tuple(rows), runner), "Q").plain)
