@@ -67,8 +67,9 @@ def test_a_word_finds_the_command_that_is_meant(typed: str, first: str) -> None:
     assert found(typed)[0] == first
 
 
-def test_zoom_finds_the_panes_and_the_tiles() -> None:
-    assert set(found("zoom")) == {f"app.{name}" for name in ("data", "config", "train", "chat", "runs", "tile")}
+def test_zoom_finds_the_panes_the_tiles_and_the_chart() -> None:
+    panes = {f"app.{name}" for name in ("data", "config", "train", "chat", "runs", "tile")}
+    assert set(found("zoom")) == panes | {"train.zoom_in", "train.zoom_out", "train.whole"}
 
 
 @pytest.mark.parametrize("typed", ["tme", "xq", "expt", "theme zzz"])
