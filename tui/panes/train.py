@@ -320,7 +320,7 @@ class TrainPane(Pane, can_focus=True):
 
     def _chart_hints(self, view: RunView) -> list[tuple[str, str]]:
         """The keys of the chart that make a difference now."""
-        named = [("back", "cursor off")] if self._chart.cursor is not None else []
+        named = [("curve", "cursor off")] if self._chart.cursor is not None else []
         if self._curves.main(view.history).has_log_axis:
             named.append(("log_axis", "log axis"))
         named += [("metric", "curve"), ("second", "second curve"), ("zoom_in", "zoom")]
@@ -350,13 +350,13 @@ class TrainPane(Pane, can_focus=True):
             return view is not None and self._curves.main(view.history).has_log_axis
         if action in ("turn_curve", "turn_second", "zoom", "show_all", "pan", "move_cursor"):
             return self._shows_chart
-        if action == "move_sideways":
+        if action == "turn_question":
             return self._shows_answers or self._shows_chart
-        if action == "back":
+        if action == "show_curve":
             return self._shows_answers or (self._shows_chart and (self._chart.cursor is not None or self._is_zoomed))
         if action == "toggle_answers":
             return self._has_samples
-        if action in ("show_curve", "turn_question", "scroll_answers", "page_answers"):
+        if action in ("scroll_answers", "page_answers"):
             return self._shows_answers
         if action in ("copy_path", "export", "use_elsewhere"):
             return self._result is not None and self._result.path is not None
@@ -452,37 +452,27 @@ class TrainPane(Pane, can_focus=True):
         self._chart.move_cursor(by)
         self._subtitle()
 
-    def action_move_sideways(self, by: int) -> None:
-        """Turn to another question where answers are shown; else move the cursor of the chart."""
-        if self._shows_answers:
-            self.action_turn_question(by)
-        else:
-            self.action_move_cursor(by)
-
-    def action_back(self) -> None:
-        """Go back a step: from the answers to the curve, else take the cursor away, else show all steps."""
-        if self._covers_curve:
-            self.action_show_curve()
-        elif self._chart.cursor is not None:
-            self._chart.drop_cursor()
-        elif self._is_zoomed:
-            self._chart.show_all()
-        else:
-            self.action_show_curve()
-        self._subtitle()
-
     def action_toggle_answers(self) -> None:
         """Show the answers over time, or the curve again."""
         self._answers_wanted = not self._shows_answers
         self._set_stage()
 
     def action_show_curve(self) -> None:
-        """Show the curve instead of the answers."""
-        self._answers_wanted = False
-        self._set_stage()
+        """Go back a step: from the answers to the curve, else take the cursor away, else show all steps."""
+        if self._shows_chart and self._chart.cursor is not None:
+            self._chart.drop_cursor()
+        elif self._shows_chart and self._is_zoomed:
+            self._chart.show_all()
+        else:
+            self._answers_wanted = False
+            self._set_stage()
+        self._subtitle()
 
     def action_turn_question(self, step: int) -> None:
-        """Show the answers to another question."""
+        """Show the answers to another question; where no answers are shown, move the cursor of the chart."""
+        if not self._shows_answers:
+            self.action_move_cursor(step)
+            return
         self.query_one(AnswersView).turn(step)
         self._set_stage()
 
