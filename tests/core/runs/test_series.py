@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import random
 import time
+from array import array
 
 import pytest
 from hypothesis import given
@@ -311,3 +312,12 @@ def test_the_least_positive_value_of_a_range(points: list[tuple[int, float]], fi
     inside = [v for s, v in zip(series.steps, series.values, strict=True) if first <= s <= first + length]
     positive = [value for value in inside if 0 < value < math.inf]
     assert series.least_positive(first, first + length) == min(positive, default=None)
+
+
+def test_a_curve_of_a_million_steps_takes_some_megabytes() -> None:
+    series = Series()
+    for step in range(1_000_000):
+        series.append(step, 1.0 + step % 7)
+    kept = [*vars(series).values(), *vars(series._extremes).values()]
+    assert sum(each.itemsize * len(each) for each in kept if isinstance(each, array)) < 5_000_000
+    assert not any(isinstance(each, list) for each in kept)

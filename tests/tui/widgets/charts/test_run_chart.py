@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,7 @@ from tui.widgets.charts.zoom import Zoom
 START = 1_795_530_960.0
 
 
-def run_of(home: Path, **device: float | None) -> RunView:
+def run_of(home: Path, **device: Any) -> RunView:
     """A run of 60 steps, with a sample of its device after each, a checkpoint and a pause."""
     script = ScriptedRun(home, total=60, start=START)
     script.begin()
@@ -168,7 +169,7 @@ async def test_the_weightiest_mark_of_a_place_is_seen_and_what_is_hidden_has_no_
     assert "▷" not in "".join(lines)
 
 
-def test_the_cursor_reads_out_what_is_there(view: RunView, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cursor_reads_out_what_is_there(view: RunView) -> None:
     chart, curves, history = LineChart(), RunChart(), view.history
     curves.turn_second(history, -1)
     chart.data, chart.cursor = curves.data(view), 30
