@@ -55,6 +55,7 @@ EXAMPLES: Mapping[str, Sequence[tuple[str, str]]] = {
     ),
     "pause": (("pause latest", ""), ("pause 20261126-203633-faq --timeout 600", "wait longer for a slow step")),
     "resume": (("resume latest", ""),),
+    "park": (("park latest", "give the card to something else"),),
     "checkpoint": (("checkpoint latest", ""), ("checkpoint latest --json", "prints the directory for a script")),
     "set": (
         ("set latest train.learning_rate=1e-4", ""),

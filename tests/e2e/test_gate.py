@@ -82,14 +82,15 @@ def test_a_refused_result_is_not_written_and_the_run_says_why(
     assert state.refused in trained.warning
 
     with workers.environment():
-        assert watch.run(argparse.Namespace(run=run.id, json=False)) == EXIT_REFUSED
+        assert watch.run(argparse.Namespace(run=run.id, json=False, plain=False)) == EXIT_REFUSED
         lines = capsys.readouterr().out
         assert "refused by eval.gate" in lines
         assert "adapter   " not in lines
-        runs.run(argparse.Namespace(json=True))
+        listed = {"sort": "start", "reverse": False, "filter": "", "all": False}
+        runs.run(argparse.Namespace(json=True, **listed))
         rows = {row["id"]: row for row in json.loads(capsys.readouterr().out)}
         assert rows[run.id]["refused"] == state.refused
-        runs.run(argparse.Namespace(json=False))
+        runs.run(argparse.Namespace(json=False, **listed))
         assert "finished (refused)" in capsys.readouterr().out
 
 

@@ -135,7 +135,7 @@ def test_the_end_is_told_last_and_written_to_the_state(reference: Run) -> None:
     raw = json.loads(reference.state_path.read_text())
     contract = ["state", "reason", "pid", "pid_started", "host", "step", "total_steps", "updated", "socket"]
     assert sorted(raw) == sorted(
-        [*contract, "step_started", "memory_events", "memory_kills", "beat", "pending", "progress", "refused"]
+        [*contract, "step_started", "memory_events", "memory_kills", "beat", "pending", "progress", "refused", "parked"]
     )
     assert (raw["state"], raw["step"], raw["total_steps"], raw["socket"]) == ("finished", STEPS, STEPS, None)
     assert raw["host"] == hostname()
