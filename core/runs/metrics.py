@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from core.runs.history import RunHistory
-from core.runs.series import Series
+if TYPE_CHECKING:
+    from core.runs.history import RunHistory
+    from core.runs.series import Series
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ Compare = Callable[..., bool]
 #: Number of turns without change before a snapshot is taken.
 STILL = 3
 #: Groups of the app's workers that run as long as it does, or as long as a question is open.
-LASTING = {"sample", "follow", "list", "figures", "default"}
+LASTING = {"sample", "follow", "list", "figures", "queue", "default"}
 
 
 @pytest.fixture(autouse=True)
