@@ -20,6 +20,7 @@ from core.runs.client import ControlClient
 from core.runs.events import EvalEvent, ProbeEvent, StepEvent
 from core.runs.history import read_history
 from core.runs.result import result_of
+from core.runs.run_table import DEFAULT_SORT
 from core.runs.state import EXIT_REFUSED
 from core.runs.trained import checkpoint_steps, find_trained
 from core.units import format_number
@@ -86,7 +87,7 @@ def test_a_refused_result_is_not_written_and_the_run_says_why(
         lines = capsys.readouterr().out
         assert "refused by eval.gate" in lines
         assert "adapter   " not in lines
-        listed = {"sort": "start", "reverse": False, "filter": "", "all": False}
+        listed = {"sort": DEFAULT_SORT, "reverse": False, "filter": "", "all": False}
         runs.run(argparse.Namespace(json=True, **listed))
         rows = {row["id"]: row for row in json.loads(capsys.readouterr().out)}
         assert rows[run.id]["refused"] == state.refused

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from core.queue.entry import QueueEntry
+from core.queue.entry import EntryState, QueueEntry
 from core.queue.status import RunnerStatus
 from core.queue.view import EntryView, QueueView
 from tui.widgets.queue_line import queue_line
@@ -15,7 +15,7 @@ NIGHT = 1_795_750_000.0
 RUNNER = RunnerStatus(pid=1, pid_started=None)
 
 
-def row(number: int, state: str = "waiting", **view: float | int | None) -> EntryView:
+def row(number: int, state: EntryState = "waiting", **view: float | int | None) -> EntryView:
     entry = QueueEntry(id=number, name=f"tickets-{number}", state=state, added=NIGHT)
     return EntryView(entry, **view)  # type: ignore[arg-type]
 
