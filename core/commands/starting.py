@@ -1,4 +1,4 @@
-"""What the commands that add to the queue say of its runner."""
+"""The queue's runner, as the commands that add entries tell of it."""
 
 from __future__ import annotations
 

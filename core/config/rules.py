@@ -7,7 +7,7 @@ the known facts, and is silent about anything unknown.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -873,40 +873,34 @@ def _checkpoints(count: int) -> str:
     return f"{count} checkpoint{'' if count == 1 else 's'}"
 
 
-# Trackers.
-
-
 # The night.
+
+
+def _unread(name: str, texts: Iterable[str], read: Callable[[str], object]) -> Findings:
+    """Times of day that are none."""
+    for text in texts:
+        try:
+            read(text)
+        except UserError as error:
+            yield f"{name}: {error.message}", error.hint
 
 
 @_rule("error", "night.deadline")
 def _deadline_is_read(config: Config, _: Facts) -> Findings:
     """night.deadline is a time of day, as "07:00"."""
-    if config.night.deadline is not None:
-        try:
-            parse_time(config.night.deadline)
-        except UserError as error:
-            yield f"night.deadline: {error.message}", error.hint
+    yield from _unread("night.deadline", filter(None, [config.night.deadline]), parse_time)
 
 
 @_rule("error", "night.quiet_hours")
 def _quiet_hours_are_read(config: Config, _: Facts) -> Findings:
     """night.quiet_hours is a span of the day, as "23:00-07:00"."""
-    if config.night.quiet_hours is not None:
-        try:
-            parse_span(config.night.quiet_hours)
-        except UserError as error:
-            yield f"night.quiet_hours: {error.message}", error.hint
+    yield from _unread("night.quiet_hours", filter(None, [config.night.quiet_hours]), parse_span)
 
 
 @_rule("error", "parking.hours")
 def _parking_hours_are_read(config: Config, _: Facts) -> Findings:
     """parking.hours are spans of the day, as "18:00-23:00"."""
-    for text in config.parking.spans:
-        try:
-            parse_span(text)
-        except UserError as error:
-            yield f"parking.hours: {error.message}", error.hint
+    yield from _unread("parking.hours", config.parking.spans, parse_span)
 
 
 @_rule("error", "night.quiet_power_w", "night.quiet_hours")
@@ -914,6 +908,9 @@ def _quiet_power_needs_hours(config: Config, _: Facts) -> Findings:
     """night.quiet_power_w needs night.quiet_hours."""
     if config.night.quiet_power_w is not None and config.night.quiet_hours is None:
         yield "night.quiet_power_w is set, but there are no quiet hours.", 'Set night.quiet_hours = "23:00-07:00".'
+
+
+# Trackers.
 
 
 @_rule("error", "tracking.project")

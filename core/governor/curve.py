@@ -1,4 +1,4 @@
-"""What a run does at a duty cycle: tokens a second and watts, by what was measured at some."""
+"""Curve of a run over its duty cycle: tokens a second and watts, by what was measured at some."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the governor keeps to, by a configuration."""
+"""Limits and wishes that the governor keeps to, by a configuration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run costs, measured: tokens a second and watts at a few duty cycles in its first minutes, and ever since."""
+"""Pace and power of a run, measured: tokens a second and watts at a few duty cycles, at first and ever since."""
 
 from __future__ import annotations
 

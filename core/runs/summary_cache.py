@@ -1,4 +1,4 @@
-"""What is known of ended runs, in a file of the home: reading a thousand of them anew would take seconds.
+"""Summary cache: what is known of ended runs, in a file of the home; to read a thousand of them anew takes seconds.
 
 The file can be deleted at any time; a stamp in each entry tells whether it still holds.
 """
