@@ -93,9 +93,7 @@ class RunView:
         """The activity in a word: the state, or ``evaluating`` while steps wait for an evaluation."""
         phase = self.history.phase
         return (
-            "evaluating"
-            if self.state.state == "training" and phase and phase.name == "evaluating"
-            else self.state.state
+            "evaluating" if self.state.state == "training" and phase and phase.name == "evaluating" else self.state.word
         )
 
     @property

@@ -279,7 +279,7 @@ def find_live_run(name: str, purpose: str) -> Run:
 
 def describe_state(state: RunState) -> str:
     """A state in words: ``training, step 34 of 120``."""
-    words = "parked" if state.parked and not state.is_over else state.state
+    words = state.word
     if state.total_steps:
         words += f", step {state.step} of {state.total_steps}"
     if state.refused:

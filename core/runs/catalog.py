@@ -65,6 +65,8 @@ class RunRow:
     progress: StepProgress | None = None
     refused: str = ""
     """What the result misses of ``eval.gate``."""
+    word: str = ""
+    """The state as it is shown."""
     method: str = ""
     """``method.name``; empty if the configuration cannot be read."""
     data: tuple[str, ...] = ()
@@ -205,6 +207,7 @@ class RunCatalog:
             pending=state.pending if not state.is_over else (),
             progress=state.progress if not state.is_over else None,
             refused=state.refused,
+            word=state.word,
             method=known.method,
             data=known.data,
             labels=self._read_labels(run),

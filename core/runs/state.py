@@ -96,6 +96,11 @@ class RunState:
         return EXIT_REFUSED if self.state == "finished" and self.refused else EXIT_CODES.get(self.state)
 
     @property
+    def word(self) -> str:
+        """The state as it is shown: a run that has given its device back is ``parked``."""
+        return "parked" if self.parked and self.state == "paused" else self.state
+
+    @property
     def is_over(self) -> bool:
         """Whether the run will do nothing more by itself."""
         return self.state in END_STATES or self.state == "lost"

@@ -253,7 +253,8 @@ class TrainPane(Pane, can_focus=True):
             else Content("")
         )
         panel = self.query_one(DevicePanel)
-        panel.display = view.is_live and bool(view.history.devices)
+        # What the meters of a parked run last said is of no use: others have the device now.
+        panel.display = view.is_live and not view.state.parked and bool(view.history.devices)
         if panel.display:
             age = now - view.history.updated if view.history.updated is not None else 0.0
             stale = f"{age:.0f} s old" if age > STALE_SECONDS and view.state.state == "stalled" else ""

@@ -97,7 +97,7 @@ def state_head(view: RunView, now: float, *, is_short: bool = False) -> Content:
     if words:
         return Content.styled(f"{PENDING_GLYPH} {words}", "$near")
     name = view.state.state
-    return Content.styled(f"{STATE_GLYPHS.get(name, '?')} {name}", state_style(name))
+    return Content.styled(f"{STATE_GLYPHS.get(name, '?')} {view.state.word}", state_style(name))
 
 
 def progress(view: RunView, width: int, glyphs: GlyphSet, now: float, *, answer_awaited: bool = False) -> Content:
@@ -148,7 +148,7 @@ def _tail(view: RunView, now: float, *, answer_awaited: bool) -> list[str]:
     """The texts after the bar, the most important first; each replaces none of the others."""
     state, history, phase = view.state, view.history, view.history.phase
     step = max(history.step, state.step)
-    if view.is_live and phase is not None and phase.name not in ("training", "importing"):
+    if view.is_live and not state.parked and phase is not None and phase.name not in ("training", "importing"):
         done = f" {phase.done}/{phase.total}" if phase.done is not None and phase.total else ""
         found = [f"   {phase_name(phase.name)}{done} {format_duration(history.phase_elapsed(now))}"]
         left = evaluation_seconds_left(history.timings, view.schedule or Schedule(), now)

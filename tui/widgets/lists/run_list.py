@@ -50,7 +50,7 @@ class _Column:
 
 
 def _state(row: RunRow, _figures: RunFigures | None, _now: float) -> str:
-    return f"{STATE_GLYPHS.get(row.state, '?')} {'refused' if row.refused else row.state}"
+    return f"{STATE_GLYPHS.get(row.state, '?')} {'refused' if row.refused else row.word or row.state}"
 
 
 def _name(row: RunRow, _figures: RunFigures | None, _now: float) -> str:
