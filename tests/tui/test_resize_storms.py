@@ -23,7 +23,7 @@ SCREENS = {
     "the palette": ("\x10", "Commands", "\x1b"),
 }
 #: Seconds without output after which a key counts as answered.
-QUIET = 0.3
+QUIET = 0.8
 #: Variables, and a color that must not be selected.
 TERMINALS = {
     "256 colors": ({"TERM": "xterm-256color"}, rb"\x1b\[[0-9;]*[34]8;2;"),
@@ -56,23 +56,29 @@ def terminal(request: pytest.FixtureRequest, home: Path) -> Iterator[Terminal]:
         yield opened
 
 
+def settle(terminal: Terminal) -> None:
+    """Read until all has been drawn: a key that comes while the one before is not yet read would be one with it."""
+    while terminal.pump(QUIET):
+        pass
+
+
 def storm(terminal: Terminal, sign: str) -> None:
-    """Drag a terminal through all sizes; then a screen is there again, small or large."""
+    """Drag a terminal through all sizes; then a screen is there again, large and small."""
     for size in STORM:
         terminal.resize(*size)
-    terminal.wait_for(lambda: terminal.text.strip())
+    settle(terminal)
     for size in ((200, 50), (80, 24)):
         terminal.resize(*size)
         terminal.wait_for_text(sign)
+        settle(terminal)
 
 
 def press(terminal: Terminal, key: str) -> None:
-    """Press a key that paints something, and wait for all of it: keys that come at once would be taken for a text."""
+    """Press a key that paints something, and wait for all of it."""
     terminal.press(key)
     before = len(terminal.output)
     terminal.wait_for(lambda: len(terminal.output) > before)
-    while terminal.pump(QUIET):
-        pass
+    settle(terminal)
 
 
 @pytest.mark.parametrize("terminal", TERMINALS, indirect=True)
