@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import ipaddress
 import socket
-import struct
-from collections.abc import Iterator
-from pathlib import Path
+
+import psutil
 
 from core.errors import UserError
 from core.text import one_line
 
-#: ioctl that asks for the IPv4 address of an interface (linux/sockios.h).
-_SIOCGIFADDR = 0x8915
-_IF_INET6 = Path("/proc/net/if_inet6")
 #: Seconds for one machine to reach another.
 REACH_SECONDS = 5.0
+#: Seconds between two signs of life of the head, and seconds of silence after which it is taken for gone.
+SIGN_SECONDS, SILENCE_SECONDS = 5.0, 30.0
+#: The environment variables with the network interface that gloo and NCCL use.
+INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 
 def resolve(address: str) -> str:
@@ -37,8 +35,11 @@ def resolve(address: str) -> str:
 
 def interface_of(address: str) -> str | None:
     """The network interface that has a numeric address, for ``GLOO_SOCKET_IFNAME``; None if none has it."""
-    wanted = ipaddress.ip_address(address.partition("%")[0])
-    return next((name for name, found in _addresses() if found == wanted), None)
+    wanted = address.partition("%")[0]
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(found.address.partition("%")[0] == wanted for found in addresses):
+            return name
+    return None
 
 
 def own_address_towards(address: str, port: int) -> str:
@@ -57,20 +58,6 @@ def own_address_towards(address: str, port: int) -> str:
             f"{socket.gethostname()} has no way to {one_line(address, 80)}: {error.strerror}.",
             "Set distributed.address to an address that all machines reach.",
         ) from error
-
-
-def _addresses() -> Iterator[tuple[str, ipaddress.IPv4Address | ipaddress.IPv6Address]]:
-    """The interfaces with their addresses, the first of each for IPv4."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        for _, name in socket.if_nameindex():
-            request = struct.pack("256s", name.encode()[:15])
-            with contextlib.suppress(OSError):
-                answer = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, request)
-                yield name, ipaddress.IPv4Address(answer[20:24])
-    with contextlib.suppress(OSError, ValueError):
-        for line in _IF_INET6.read_text(encoding="ascii").splitlines():
-            number, *_, name = line.split()
-            yield name, ipaddress.IPv6Address(int(number, 16))
 
 
 class MeetingPoint:

@@ -30,8 +30,8 @@ _OPTIONS = (
 )
 #: A name for ssh: user, name or address, port by ``ssh://``. Nothing that ssh or a shell takes for something else.
 _HOST = re.compile(r"(?:ssh://)?[A-Za-z0-9_][A-Za-z0-9_.%@:\[\]-]*", re.ASCII)
-#: Finds the Python that has this program there: where it is here, else that of the command ``localtune-tui``. It runs in
-#: the root, so that no directory called core in the user's home is imported.
+#: Finds the Python that has this program there: where it is here, else that of the command ``localtune-tui``. It runs
+#: in the root, so that no directory called core in the user's home is imported.
 _SCRIPT = """
 has() { [ -x "$1" ] && PYTHONSAFEPATH=1 PYTHONPATH="$2" "$1" -c "import core.launch.nodes" 2>/dev/null; }
 cd / && root=$2
