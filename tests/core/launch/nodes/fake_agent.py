@@ -1,7 +1,7 @@
-"""The agent with ranks that do not train: what each does is the ``--set`` of nothing but its own environment.
+"""The agent with ranks that do not train.
 
-``FAKE_RANK`` selects it: ``train`` until it is killed, ``fail`` with some last words, ``finish``. Each writes its pid to
-the file ``RANK`` in ``FAKE_PIDS``.
+``FAKE_RANK`` selects what they do: ``train`` until they are killed, or ``fail`` with some last words. Each writes its
+pid to the file of its number in ``FAKE_PIDS``.
 """
 
 from __future__ import annotations
