@@ -182,7 +182,7 @@ def processes(record: RunRecord, found: Sequence[Rank], width: int, now: float) 
             rank.device or "–",
             "–" if rank.pid is None else str(rank.pid),
             "" if is_over else sign_words(rank, now),
-            "" if is_over or not rank.is_waiting else "waits for the others",
+            "" if is_over or not rank.is_waiting else "waiting",
         ]
         for rank in found
     ]
