@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,14 +65,13 @@ class Rank:
         """From JSON that may be of anybody; None if it is no rank."""
         if not isinstance(value, dict) or not _is_count(value.get("rank")):
             return None
-        heard, pid = value.get("heard"), value.get("pid")
-        is_time = type(heard) in (int, float) and math.isfinite(heard) and abs(heard) <= TIME_LIMIT
+        pid = value.get("pid")
         return cls(
             rank=value["rank"],
             host=_text(value.get("host")),
             pid=pid if _is_count(pid) else None,
             device=_text(value.get("device")),
-            heard=float(heard) if is_time else None,
+            heard=_time(value.get("heard")),
             is_waiting=value.get("is_waiting") is True,
         )
 
@@ -140,6 +138,11 @@ def silent_words(ranks: Sequence[Rank], now: float) -> str:
 
 def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value < 1 << 31
+
+
+def _time(value: Any) -> float | None:
+    # Not a number, and what is beyond the calendar, compare as false.
+    return float(value) if type(value) in (int, float) and abs(value) <= TIME_LIMIT else None
 
 
 def _text(value: Any) -> str:

@@ -6,7 +6,6 @@ import json
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from core.config.document import dump_config
@@ -15,9 +14,10 @@ from core.errors import UserError
 from core.launch.nodes.facts import MachineFacts, gather
 from core.launch.nodes.network import MeetingPoint
 from core.launch.nodes.places import Places
-from core.launch.nodes.ssh import ssh_command, ssh_failure
+from core.launch.nodes.ssh import ssh_failure, start_ssh
 from core.text import one_line
 
+AGENT = "core.launch.nodes.agent"
 #: Most bytes of an answer.
 _ANSWER_LIMIT = 4 << 20
 #: Digits of a hash in a sentence.
@@ -40,7 +40,6 @@ def compare_machines(config: Config, tell: Callable[[str], None] = lambda _: Non
     hosts = config.distributed.other_hosts
     with MeetingPoint(config.distributed.address or "", config.distributed.port) as meeting:
         request = {
-            "want": "facts",
             "config": dump_config(config),
             "places": Places.here().to_dict(),
             "address": meeting.address,
@@ -49,7 +48,7 @@ def compare_machines(config: Config, tell: Callable[[str], None] = lambda _: Non
         tell(f"comparing software, model and data with {', '.join(one_line(host, 60) for host in hosts)}")
         with _Questions(hosts, request) as questions:
             head = gather(config, config)
-            others = [MachineFacts.from_dict(answer) for answer in questions.answers()]
+            others = list(questions.answers())
     for host, other in zip(hosts, others, strict=True):
         for problem in differences(head, host, other):
             raise problem
@@ -127,7 +126,7 @@ class _Questions:
         self._outputs: list[tuple[bytes, bytes]] = [(b"", b"") for _ in hosts]
         try:
             for host in hosts:
-                self._processes.append(start_ssh(host))
+                self._processes.append(start_ssh(host, AGENT))
         except BaseException:
             self._end()
             raise
@@ -145,7 +144,7 @@ class _Questions:
         for thread in self._threads:
             thread.join()
 
-    def answers(self) -> Iterator[Any]:
+    def answers(self) -> Iterator[MachineFacts]:
         """The answers in the order of the machines.
 
         Raises:
@@ -165,29 +164,7 @@ class _Questions:
                 process.kill()
 
 
-def start_ssh(host: str) -> subprocess.Popen[bytes]:
-    """Start the agent of another machine, its standard streams as pipes, in a session without a terminal.
-
-    Raises:
-        UserError: If there is no ssh on this machine.
-    """
-    command = ssh_command(host)
-    try:
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            cwd=Path("/"),
-            start_new_session=True,
-        )
-    except OSError as error:
-        raise UserError(
-            f"ssh cannot be started: {error.strerror}.", "Install OpenSSH's client; distributed.hosts needs it."
-        ) from error
-
-
-def _answer(host: str, status: int, output: bytes, said: bytes) -> Any:
+def _answer(host: str, status: int, output: bytes, said: bytes) -> MachineFacts:
     lines = [line for line in said.decode("utf-8", "replace").splitlines() if line.strip()]
     try:
         answer = json.loads(output[:_ANSWER_LIMIT].splitlines()[-1])
@@ -195,4 +172,7 @@ def _answer(host: str, status: int, output: bytes, said: bytes) -> Any:
         raise ssh_failure(host, status, lines) from None
     if isinstance(answer, dict) and isinstance(answer.get("error"), str):
         raise UserError(f"{host}: {one_line(answer['error'])}", one_line(str(answer.get("hint", ""))))
-    return answer
+    try:
+        return MachineFacts.from_dict(answer)
+    except ValueError:
+        raise UserError(f"{host} has another version of localtune-tui.", "Install the same one there.") from None

@@ -61,14 +61,15 @@ class MachineFacts:
             ValueError: If it is none.
         """
         try:
-            texts = {name: _text(value[name]) for name in ("host", "model", "address")}
-            tables = {name: {_text(key): _text(item) for key, item in value[name].items()} for name in _TABLES}
+            return cls(
+                host=_text(value["host"]),
+                software=_table(value["software"]),
+                model=_text(value["model"]),
+                files=_table(value["files"]),
+                address=_text(value["address"]),
+            )
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError("no facts of a machine") from error
-        return cls(**texts, **tables)
-
-
-_TABLES = ("software", "files")
 
 
 def gather(config: Config, named: Config) -> MachineFacts:
@@ -144,6 +145,10 @@ def _hash(path: Path) -> str:
         raise UserError(
             f"{one_line(str(path), 200)} cannot be read: {error.strerror}.", "Copy the file there, to the same path."
         ) from error
+
+
+def _table(value: Any) -> dict[str, str]:
+    return {_text(key): _text(item) for key, item in value.items()}
 
 
 def _text(value: Any) -> str:

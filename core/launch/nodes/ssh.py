@@ -1,14 +1,14 @@
 """Commands on another machine over ssh: without a password, without a daemon, without a word of the configuration in
 a shell.
 
-What is run there is always the same: the agent (:mod:`core.launch.nodes.agent`), which is told everything else on its
-standard input.
+What is run there is a module of this program, which is told everything else on its standard input.
 """
 
 from __future__ import annotations
 
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +20,6 @@ from core.text import one_line
 CONNECT_SECONDS, ALIVE_SECONDS, ALIVE_MISSED = 10, 5, 3
 #: The exit code of ssh itself where it could not connect, and that of a shell that found no program.
 SSH_FAILED, NOT_FOUND = 255, 127
-AGENT = "core.launch.nodes.agent"
 
 #: Options of ssh. It asks nothing, forwards nothing, and has a connection of its own that ends with it.
 _OPTIONS = (
@@ -70,11 +69,12 @@ def check_host(host: str) -> None:
         )
 
 
-def ssh_command(host: str, python: str = sys.executable) -> list[str]:
-    """The command line that runs the agent on another machine.
+def ssh_command(host: str, module: str, python: str = sys.executable) -> list[str]:
+    """The command line that runs a module of this program on another machine.
 
     Args:
-        host: The machine's name for ssh, checked.
+        host: The machine, as ssh names it.
+        module: The module.
         python: The interpreter that is tried there first.
 
     Raises:
@@ -82,9 +82,29 @@ def ssh_command(host: str, python: str = sys.executable) -> list[str]:
     """
     check_host(host)
     root = str(Path(__file__).resolve().parents[3])
-    remote = " ".join(["exec", "sh", "-c", *(shlex.quote(word) for word in (_SCRIPT, "sh", python, root, AGENT))])
+    remote = " ".join(["exec", "sh", "-c", *(shlex.quote(word) for word in (_SCRIPT, "sh", python, root, module))])
     options = [word for option in _OPTIONS for word in ("-o", option)]
     return ["ssh", "-T", *options, "--", host, remote]
+
+
+def start_ssh(host: str, module: str) -> subprocess.Popen[bytes]:
+    """Start a module on another machine, its standard streams as pipes; it has no terminal to ask at.
+
+    Raises:
+        UserError: If there is no ssh on this machine, or the name is none.
+    """
+    try:
+        return subprocess.Popen(
+            ssh_command(host, module),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=Path("/"),
+        )
+    except OSError as error:
+        raise UserError(
+            f"ssh cannot be started: {error.strerror}.", "Install OpenSSH's client; distributed.hosts needs it."
+        ) from error
 
 
 def ssh_failure(host: str, status: int, last_words: Sequence[str]) -> UserError:

@@ -16,13 +16,14 @@ def test_names_that_ssh_takes(host: str) -> None:
 @pytest.mark.parametrize("host", ["-oProxyCommand=touch /tmp/x", "", "a b", "a;b", "$(b)", "a\nb", "`b`", "--"])
 def test_what_is_no_name_is_refused(host: str) -> None:
     with pytest.raises(UserError, match="no name of a machine"):
-        ssh_command(host)
+        ssh_command(host, "core.x")
 
 
 def test_nothing_is_asked_and_the_paths_are_quoted() -> None:
-    command = ssh_command("tower", python="/home/o'neil; rm -rf ~/python")
+    command = ssh_command("tower", "core.x", python="/home/o'neil; rm -rf ~/python")
     assert "BatchMode=yes" in command
     assert command[-3:-1] == ["--", "tower"]
     words = shlex.split(command[-1])
     assert words[:3] == ["exec", "sh", "-c"]
+    assert words[7:] == ["core.x"]
     assert words[5] == "/home/o'neil; rm -rf ~/python"
