@@ -43,7 +43,8 @@ def test_all_that_they_say_to_each_other(tmp_path: Path, monkeypatch: pytest.Mon
         found["sums"] = strategy.reduce(made, [0.25, float(ranks.rank)])
         found["gradients"] = [None if p.grad is None else p.grad.tolist() for p in made]
         found["dtypes"] = [None if p.grad is None else p.grad.dtype for p in made]
-        weights = {"a": mine.clone(), "b": mine.to(torch.bfloat16)}
+        fresh = torch.full((3,), 1.0 + ranks.rank)
+        weights = {"a": fresh, "b": fresh.to(torch.bfloat16)}
         strategy.begin(weights)
         found["begin"] = [weight.tolist() for weight in weights.values()]
         # The first one gives orders, with signs of life in between; the other hears them in turn.

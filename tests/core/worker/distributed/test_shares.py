@@ -37,7 +37,7 @@ def test_one_process_has_the_window_as_it_is(window: tuple[list[int], list[int]]
 
 def test_long_rows_are_spread_and_the_short_ones_fill_up() -> None:
     costs = [100, 10, 90, 20, 10, 10]
-    assert split_rows(range(6), costs, 2) == [[0, 1, 5], [2, 3, 4]]
+    assert split_rows(range(6), costs, 2) == [[0, 1, 4], [2, 3, 5]]
 
 
 def test_there_may_be_fewer_rows_than_processes() -> None:
