@@ -20,9 +20,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
+from core.config.derived import wants_several
 from core.config.schema import Config
 from core.errors import UserError
-from core.hardware.run_cards import asks_for_several, process_cards
+from core.hardware.run_cards import process_cards
 from core.hardware.visible import VISIBLE
 from core.launch.launcher import AGENT_VARIABLES
 from core.launch.nodes.network import resolve
@@ -252,7 +253,7 @@ def supervisor_of(run: Run, lock: int, environment: Mapping[str, str]) -> Superv
     try:
         config = run.config()
         spread = bool(config.distributed.other_hosts)
-        cards = process_cards(config) if spread or asks_for_several(config) else []
+        cards = process_cards(config) if wants_several(config) else []
     except UserError:
         return None
     # What opens the user's keys is for ssh alone.
