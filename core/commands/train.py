@@ -33,6 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--preset", metavar="NAME", help="preset, or auto, for what the file leaves out; 'init --list' lists them"
     )
+    parser.add_argument(
+        "--processes",
+        metavar="N",
+        type=int,
+        help="train with so many processes on each machine, one for each card; sets distributed.processes",
+    )
     parser.add_argument("--name", help="what the run is about; ends its id (default: the file's name)")
     parser.add_argument(
         "--no-start",
@@ -50,7 +56,8 @@ def run(args: argparse.Namespace) -> int:
     from core.commands.machines import check_machines
 
     path = Path(args.config)
-    config = read_config(path, args.set, args.preset)
+    several = [] if args.processes is None else [f"distributed.processes={args.processes}"]
+    config = read_config(path, [*args.set, *several], args.preset)
     if args.allow:
         config = allow(config, args.allow)
     check_model(config)

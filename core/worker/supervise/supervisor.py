@@ -46,7 +46,7 @@ _LOOK_SECONDS = 0.5
 #: Seconds that the end of a lost process may take to be known after that of those who noticed.
 _SETTLE_SECONDS = 2.0
 #: Seconds that the others may take to end after the first one has recorded the end, and after one is lost.
-_GRACE_SECONDS, _LOST_SECONDS = 10.0, 1.0
+_GRACE_SECONDS, _LOST_SECONDS = 5.0, 1.0
 
 #: Makes the starts of all processes: told their options (``--resume``) and a file to meet over that does not exist yet.
 Starts = Callable[[Sequence[str], Path], Sequence[Start]]
@@ -120,7 +120,7 @@ class Supervisor:
             for start in self.starts(options, meeting):
                 processes.append(RankProcess(start, self.lock))
             verdict = self._watch(processes)
-            grace = _LOST_SECONDS if isinstance(verdict, Lost) else _GRACE_SECONDS
+            grace = _GRACE_SECONDS if isinstance(verdict, Ended) else _LOST_SECONDS
         except BaseException:
             grace = 0.0
             raise
