@@ -67,7 +67,7 @@ def test_another_model_is_refused_by_its_hash(config: Config, ssh: FakeSsh, tmp_
     ssh.machine("tower", f"printf x >> {tmp_path}/model/model.safetensors")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compare, "gather", lambda *_: own)
-        with pytest.raises(UserError, match="The base model differs: its hash is [0-9a-f]{12} on tower and"):
+        with pytest.raises(UserError, match=r"The base model differs: its hash is [0-9a-f]{12} on tower and"):
             compare_machines(config)
 
 
