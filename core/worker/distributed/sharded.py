@@ -14,12 +14,11 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import bitsandbytes as bnb
 import torch
-import torch.distributed as dist
 from peft import PeftModel
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
@@ -29,9 +28,6 @@ from core.worker.distributed.collectives import Collectives
 from core.worker.model.expert_weights import ExpertsParams4bit
 from core.worker.model.model import decoder_layers, decoder_of
 
-#: The processes that a leader tells what comes next.
-_DONE, _FORWARD = 0, 1
-
 
 class ShardedModel:
     """A model that is shared out, and the passes in which all processes have to take part.
@@ -40,7 +36,6 @@ class ShardedModel:
         model: A causal language model of transformers, or a ``PeftModel`` around one; on the host or the device.
         mesh: The processes, one dimension.
         device: That of this process.
-        control: A gloo group of the same processes, for what they tell each other.
         offload: Whether what is shared out lives in the machine's memory.
 
     Raises:
@@ -52,14 +47,12 @@ class ShardedModel:
         model: Any,
         mesh: DeviceMesh,
         device: torch.device,
-        control: dist.ProcessGroup | None = None,
         *,
         offload: bool = False,
     ) -> None:
         self.model = model
         self.device = device
         self.collectives = Collectives()
-        self._control = control
         self._causal = model.get_base_model() if isinstance(model, PeftModel) else model
         self._decoder = decoder_of(self._causal)
         _refuse_experts(self._causal)
@@ -73,17 +66,22 @@ class ShardedModel:
             # The first forward decides which module is the root.
             self._causal(input_ids=self._token(), use_cache=False)
         self._root: FSDPModule = self._causal
-        self._root.reshard()
-        self._forward_collectives = self._count_forward()
+        self.lend()
+        self._forward_collectives = self.collectives.issued
+        self.release()
 
     # Passes of training.
 
     def begin_pass(self) -> None:
-        """Begin a forward pass with its backward."""
-        # What passes without gradients leave behind changes which layer is fetched early, and so the order.
-        self._root.reset_iter_state()
+        """Begin a forward pass with its backward, once what came before is given back."""
+        self.release()
         self.collectives.begin()
         self._root.unshard()
+
+    def release(self) -> None:
+        """Give back what a pass has brought together. Passes without gradients leave it, and change which layer is
+        fetched early, and so the order of collectives."""
+        self._root.reset_iter_state()
 
     def idle_pass(self) -> None:
         """Take part in a forward and a backward pass of the others, with a token that has no weight."""
@@ -93,7 +91,7 @@ class ShardedModel:
     def end_failed_pass(self) -> None:
         """Take part in what is left of a pass that has failed here. Its gradients are good for nothing, on every
         process."""
-        self._root.reset_iter_state()
+        self.release()
         self.collectives.repeat()
         self._root.unshard()
         self._run_token()
@@ -107,66 +105,46 @@ class ShardedModel:
     def _token(self) -> torch.Tensor:
         return torch.zeros((1, 1), dtype=torch.int64, device=self.device)
 
-    # Passes that one process does alone.
+    # Forwards that one process does alone: an evaluation, samples, a chat. The others lend it their shares.
 
     @contextlib.contextmanager
-    def leading(self) -> Iterator[None]:
-        """Inside, this process runs forward passes of its own, without gradients, while all others
-        :meth:`follow`: an evaluation, samples, a chat. They lend it their shares of the layers."""
+    def leading(self, announce: Callable[[], None]) -> Iterator[None]:
+        """Inside, this process runs forward passes of its own, without gradients.
+
+        Args:
+            announce: Called before each of them: tells all others to :meth:`lend`.
+        """
+
+        def begin(_module: Any, _inputs: Any) -> None:
+            announce()
+            self.begin_pass()
+
         handles = [
-            self._decoder.register_forward_pre_hook(lambda _module, _inputs: self._announce()),
+            self._decoder.register_forward_pre_hook(begin),
             self._decoder.register_forward_hook(lambda *_: self._complete(), always_call=True),
         ]
-        self._root.unshard()
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
-            self._tell(_DONE)
-            self._root.reshard()
-
-    def follow(self, leader: int = 0) -> None:
-        """Take part in the forward passes of the process that is :meth:`leading`, until it is done.
-
-        Args:
-            leader: Its rank.
-        """
-        self._root.unshard()
-        word = torch.zeros(1, dtype=torch.int64)
-        while True:
-            dist.broadcast(word, leader, group=self._control)
-            if int(word) == _DONE:
-                break
-            self._forward_token()
-        self._root.reshard()
-
-    def _announce(self) -> None:
-        self._tell(_FORWARD)
-        self.collectives.begin()
-
-    def _complete(self) -> None:
-        """End a forward pass for the others, which has failed here."""
-        if self.collectives.issued < self._forward_collectives:
-            self.collectives.repeat()
-            for layer in _sharded_layers(self._causal):
-                layer.unshard()
-                layer.reshard()
-
-    def _tell(self, word: int) -> None:
-        dist.broadcast(torch.tensor([word]), dist.get_rank(), group=self._control)
+            self.release()
 
     @torch.no_grad()
-    def _forward_token(self) -> None:
+    def lend(self) -> None:
+        """Take part in a forward pass of the process that is :meth:`leading`."""
+        self.begin_pass()
         self._decoder(input_ids=self._token(), use_cache=False)
 
-    def _count_forward(self) -> int:
-        """Collectives of a forward pass, that of embeddings and head aside."""
-        self._root.unshard()
-        self.collectives.begin()
-        self._forward_token()
-        self._root.reshard()
-        return self.collectives.issued
+    def _complete(self) -> None:
+        """End a forward pass for the others that has failed here."""
+        if self.collectives.issued >= self._forward_collectives:
+            return
+        self.release()
+        self.collectives.repeat()
+        for module in (self._root, *decoder_layers(self._causal)):
+            module.unshard()
+            module.reshard()
 
 
 def _shard(
@@ -228,7 +206,3 @@ def _refuse_experts(causal: Any) -> None:
             "distributed.strategy = fsdp2 cannot share out experts in 4 bits.",
             "Set distributed.strategy = replicate, or method.name = lora, which has them in 16 bit.",
         )
-
-
-def _sharded_layers(causal: Any) -> list[Any]:
-    return [layer for layer in decoder_layers(causal) if isinstance(layer, FSDPModule)]
