@@ -20,6 +20,7 @@ from core.runs.events import CheckpointEvent, ControlEvent
 from core.worker.checkpoint import checkpoint as checkpoints
 from core.worker.checkpoint.checkpoint import Checkpoint
 from core.worker.checkpoint.storage import check_storage, storage_facts
+from core.worker.distributed.ranks import Ranks
 from core.worker.model.full_weights import trained_tensors
 from core.worker.model.model import LoadedModel
 from core.worker.model.safetensors_io import read_tensors
@@ -284,6 +285,23 @@ def find_checkpoint(config: Config, recorder: Recorder) -> Checkpoint:
     if found.manifest["config_sha256"] != config_hash(config):
         raise UserError(f"{run.config_path} has changed since {found.path.name}.", "Put it back, or start a new run.")
     return found
+
+
+def agreed_checkpoint(config: Config, recorder: Recorder, ranks: Ranks) -> Checkpoint:
+    """The checkpoint that all processes of a run go on from: the one that the first of them finds.
+
+    Raises:
+        RankLostError: If another process does not answer.
+        UserError: As :func:`find_checkpoint`; or if this process cannot read that checkpoint.
+    """
+    if ranks.is_single:
+        return find_checkpoint(config, recorder)
+    if ranks.is_first:
+        found = find_checkpoint(config, recorder)
+        ranks.broadcast({"step": found.step})
+        return found
+    step = int(ranks.broadcast()["step"])
+    return checkpoints.verify_checkpoint(recorder.run.checkpoints_path / checkpoints.checkpoint_name(step))
 
 
 def newest_checkpoint(recorder: Recorder) -> Checkpoint | None:
