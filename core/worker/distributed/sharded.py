@@ -1,9 +1,10 @@
 """A model whose decoder layers are shared out among the processes by FSDP2, ``torch.distributed.fsdp.fully_shard``.
 
-What is shared out: the matrices of the decoder layers, 4-bit ones as they are packed; and, where the model's own weights
-are trained, all that is trained, with its gradients and optimizer states. What every process has whole: adapters, which
-are small and whose gradients are added up once a step; embeddings, head and norms where they are frozen, as their
-memory would have to be there during a whole pass anyway; and the scales of 4-bit weights, a thirtieth of these.
+What is shared out: the matrices of the decoder layers, 4-bit ones as they are packed; and, where the model's own
+weights are trained, all that is trained, with its gradients and optimizer states. What every process has whole:
+adapters, which are small and whose gradients are added up once a step; embeddings, head and norms where they are
+frozen, as their memory would have to be there during a whole pass anyway; and the scales of 4-bit weights, a thirtieth
+of these.
 
 ``fully_shard`` is called directly: accelerate makes DDP of it on a CPU, without a word.
 
@@ -26,7 +27,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from core.errors import UserError
 from core.worker.distributed.collectives import Collectives
 from core.worker.model.expert_weights import ExpertsParams4bit
-from core.worker.model.model import decoder_layers, decoder_of
+from core.worker.model.model import decoder_layers, decoder_of, evaluation_mode
 
 
 class ShardedModel:
@@ -62,10 +63,14 @@ class ShardedModel:
         # As DTensors; a module has them in its attributes only while it is not in use.
         names = dict(model.named_parameters())
         self.trained = {name: names[name] for name in self.trained}
-        with torch.no_grad():
-            # The first forward decides which module is the root.
-            self._causal(input_ids=self._token(), use_cache=False)
         self._root: FSDPModule = self._causal
+        self._forward_collectives = 0
+
+    def begin(self) -> None:
+        """Run a first pass, once all processes have shared the model out. Together."""
+        with torch.no_grad(), evaluation_mode(self._causal):
+            # The module that runs first becomes the root.
+            self._causal(input_ids=self._token(), use_cache=False)
         self.lend()
         self._forward_collectives = self.collectives.issued
         self.release()
@@ -134,7 +139,9 @@ class ShardedModel:
     def lend(self) -> None:
         """Take part in a forward pass of the process that is :meth:`leading`."""
         self.begin_pass()
-        self._decoder(input_ids=self._token(), use_cache=False)
+        # Without dropout: nothing is drawn.
+        with evaluation_mode(self._causal):
+            self._decoder(input_ids=self._token(), use_cache=False)
 
     def _complete(self) -> None:
         """End a forward pass for the others that has failed here."""
@@ -165,7 +172,10 @@ def _shard(
     mixed = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
     layers = decoder_layers(causal)
     for module in (*layers, causal):
+        family = type(module).__module__
         fully_shard(module, mesh=mesh, mp_policy=mixed, offload_policy=policy, ignored_params=whole)
+        # The class of a sharded module is one of torch's making; others look for the family's code in its module.
+        type(module).__module__ = family
         collectives.install(module)
         # The loss is divided by the weight of the whole window: gradients are added, not averaged.
         module.set_gradient_divide_factor(1.0)
@@ -192,8 +202,8 @@ def _trained(model: Any) -> dict[str, torch.nn.Parameter]:
 
 
 def _keep_scales(causal: Any, device: torch.device) -> None:
-    """Hang the scales of 4-bit weights on their layers, where bitsandbytes finds them: a shared-out parameter is a plain
-    one when it is brought together."""
+    """Hang the scales of 4-bit weights on their layers, where bitsandbytes looks for them as well: a shared-out
+    parameter is a plain one when it is brought together."""
     for module in causal.modules():
         if isinstance(module, bnb.nn.Linear4bit):
             module.quant_state = module.weight.quant_state

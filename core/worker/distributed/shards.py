@@ -57,11 +57,9 @@ class Shards:
         found = {name: self.gather(name, parameter.detach()) for name, parameter in self.parameters.items()}
         return {name: tensor for name, tensor in found.items() if tensor is not None}
 
-    @torch.no_grad()
-    def put_weights(self, whole: Mapping[str, torch.Tensor]) -> None:
-        """Copy this process's rows of whole tensors over the trained ones."""
-        for name, parameter in self.parameters.items():
-            parameter.copy_(self.part(whole[name]))
+    def own_rows(self, name: str) -> slice:
+        """The rows of a tensor that belong to this process."""
+        return own_rows(self.rows(name))
 
 
 class ShardedUpdate:
@@ -112,8 +110,10 @@ class ShardedUpdate:
         rows = self._shards.rows(name)
 
         def part(value: Any) -> Any:
-            is_cut = isinstance(value, torch.Tensor) and value.dim() > 0 and len(value) == rows
-            return self._shards.part(value).clone() if is_cut else value
+            if not isinstance(value, torch.Tensor):
+                return value
+            # Copies, as what is read may be a file's memory.
+            return (self._shards.part(value) if value.dim() and len(value) == rows else value).clone()
 
         return {**state, "state": {at: _mapped(values, part) for at, values in state["state"].items()}}
 
