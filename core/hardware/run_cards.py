@@ -5,20 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
+from core.config.derived import ALL_GPUS
 from core.config.schema import Config
 from core.errors import UserError
 from core.hardware.obstacle import Sight, find_obstacle, look
 from core.hardware.visible import find_gpu, visible_cards
-
-#: What ``distributed.gpus`` says for every visible card.
-ALL = "all"
-
-
-def asks_for_several(config: Config) -> bool:
-    """Whether a configuration may ask for more than one process on this machine; told without a look at the cards."""
-    distributed = config.distributed
-    return (distributed.processes or 1) > 1 or len(distributed.named_gpus) > 1 or ALL in distributed.named_gpus
-
 
 def process_cards(
     config: Config, sight: Sight | None = None, environment: Mapping[str, str] | None = None
@@ -42,7 +33,7 @@ def process_cards(
         if (wanted or 1) == 1:
             return [None] if only is None else [_named(sight or look(), only)]
     sight = sight or look()
-    if named and ALL not in named:
+    if named and ALL_GPUS not in named:
         cards: list[str | None] = [_named(sight, name) for name in named]
     else:
         seen = visible_cards(sight.cards, os.environ if environment is None else environment)

@@ -20,9 +20,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
+from core.config.derived import wants_several
 from core.config.schema import Config
 from core.errors import UserError
-from core.hardware.run_cards import asks_for_several, process_cards
+from core.hardware.run_cards import process_cards
 from core.hardware.visible import VISIBLE
 from core.notify import Notice, notify
 from core.runs.after_end import way_on
@@ -231,7 +232,7 @@ def supervisor_of(run: Run, lock: int, environment: Mapping[str, str]) -> Superv
     """
     try:
         config = run.config()
-        cards = process_cards(config) if asks_for_several(config) else []
+        cards = process_cards(config) if wants_several(config) else []
     except UserError:
         return None
     if len(cards) < 2:
