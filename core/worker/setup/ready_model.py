@@ -110,10 +110,10 @@ def _load_shared(
         return _load_model(config, prepared, recorder, controls, found, host_experts=host_experts, on_host=on_host)
 
     if not strategy.is_sharded:
-        loaded = load()
-        return dataclasses.replace(loaded, model=strategy.prepare(loaded.model))
+        alone = load()
+        return dataclasses.replace(alone, model=strategy.prepare(alone.model))
     in_turns = needs_turns(config, prepared.base, strategy.ranks)
-    loaded = None
+    loaded: LoadedModel | None = None
     for turn in range(strategy.ranks.count if in_turns else 1):
         if not in_turns or turn == strategy.ranks.rank:
             loaded = load()

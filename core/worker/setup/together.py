@@ -66,11 +66,6 @@ def refuse_unshared(config: Config) -> None:
             f"cannot share out the states of {config.train.optimizer}, which belong to whole tensors",
             "Set train.optimizer = adamw",
         ),
-        (
-            config.memory.optimizer_in_backward == "on",
-            "adds gradients up after backward, so that weights cannot be updated inside it",
-            "Set memory.optimizer_in_backward = auto",
-        ),
     ):
         if refused:
             raise UserError(
@@ -79,26 +74,18 @@ def refuse_unshared(config: Config) -> None:
 
 
 def settle_options(config: Config, strategy: Strategy, recorder: Recorder) -> Config:
-    """The configuration with what several processes do otherwise.
+    """The configuration with what is off where weights are shared out.
 
     Args:
         config: Of the run.
         strategy: Of the run.
         recorder: Told what is off.
     """
-    if strategy.ranks.is_single:
+    if not strategy.is_sharded or not config.train.compile:
         return config
-    section, train = config.memory, config.train
-    if section.optimizer_in_backward == "auto":
-        # Gradients are complete when all processes have added theirs.
-        section = section.model_copy(update={"optimizer_in_backward": "off"})
-    if strategy.is_sharded and train.compile:
-        train = train.model_copy(update={"compile": False})
-        message = (
-            f"Layers are not compiled: distributed.strategy = {config.distributed.strategy} changes their weights."
-        )
-        recorder.notice("info", "not_compiled", message, "The numbers are the same.")
-    return config.model_copy(update={"memory": section, "train": train})
+    message = f"Layers are not compiled: distributed.strategy = {config.distributed.strategy} moves their weights."
+    recorder.notice("info", "not_compiled", message, "The numbers are the same.")
+    return config.model_copy(update={"train": config.train.model_copy(update={"compile": False})})
 
 
 def agree_memory(decision: MemoryDecision, strategy: Strategy) -> MemoryDecision:

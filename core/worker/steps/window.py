@@ -83,8 +83,8 @@ class MicroBatches:
         whole: Whether a window must be one micro-batch.
         place: Says where a row comes from: ``rows.jsonl, line 7``.
         free_caches: Gives up memory that only saves time; returns whether there was any.
-        failures: Told the micro-batches of a window for which there was no memory, or None; gives them back, or those of
-            the other processes that have to run it again as well, or None.
+        failures: Told the micro-batches of a window for which there was no memory, or None; gives them back, or those
+            of the other processes that have to run it again as well, or None.
     """
 
     loaded: LoadedModel
