@@ -120,14 +120,24 @@ class ShardedModel:
             announce: Called before each of them: tells all others to :meth:`lend`.
         """
 
-        def begin(_module: Any, _inputs: Any) -> None:
-            announce()
-            self.begin_pass()
+        entered: list[Any] = []
 
-        handles = [
-            self._decoder.register_forward_pre_hook(begin),
-            self._decoder.register_forward_hook(lambda *_: self._complete(), always_call=True),
-        ]
+        def begin(module: Any, _inputs: Any) -> None:
+            # Answers go through the whole model, the loss through the decoder alone.
+            if not entered:
+                entered.append(module)
+                announce()
+                self.begin_pass()
+
+        def end(module: Any, _inputs: Any, _output: Any) -> None:
+            if entered == [module]:
+                entered.clear()
+                self._complete()
+
+        handles = []
+        for module in (self._causal, self._decoder):
+            handles.append(module.register_forward_pre_hook(begin, prepend=True))
+            handles.append(module.register_forward_hook(end, always_call=True))
         try:
             yield
         finally:
