@@ -11,6 +11,7 @@ from core.errors import UserError
 from core.hardware.obstacle import Sight, find_obstacle, look
 from core.hardware.visible import find_gpu, visible_cards
 
+
 def process_cards(
     config: Config, sight: Sight | None = None, environment: Mapping[str, str] | None = None
 ) -> list[str | None]:

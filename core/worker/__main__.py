@@ -23,7 +23,7 @@ from core.runs.state import EXIT_CODES, EXIT_REFUSED, PARKED_BY_HAND
 from core.runs.store import Run, complete_checkpoints
 from core.worker.distributed.errors import RankLostError
 from core.worker.distributed.rendezvous import Meeting, read_meeting
-from core.worker.follower import follow_first, meet
+from core.worker.follower import follow_first, meet, tell_ranks
 from core.worker.parked import ClaimsWatch, parked_run
 from core.worker.process import environment
 from core.worker.process.control import Controls, ControlServer, ParkRequested, StopRequested, install_signals
@@ -118,6 +118,7 @@ def _work(
         ranks = None
         if meeting is not None:
             ranks = meet(config, meeting, reports)
+            tell_ranks(run, config, recorder, ranks.members, is_supervised=reports.supervisor is not None)
         elif config.hardware.device != "cpu":
             environment.choose_card(config)
         from core.worker.libraries import import_libraries

@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from core.config.schema import Config
 from core.errors import UserError
+from core.runs.events import RanksEvent
+from core.runs.process import hostname
+from core.runs.ranks import Rank, write_ranks
 from core.runs.state import EXIT_CODES
 from core.runs.store import Run
 from core.worker.distributed.errors import RankLostError
@@ -87,4 +91,25 @@ def meet(config: Config, meeting: Meeting, reports: Reports) -> Any:
     cuda = choose_device(config.hardware.device).type == "cuda"
     ranks = join(meeting, config.distributed.timeout, cuda=cuda)
     reports.is_waiting = lambda: ranks.is_waiting
+    where = {"host": hostname(), "pid": os.getpid(), "device": f"cuda:{meeting.local}" if cuda else "cpu"}
+    reports.tell(**where)
+    ranks.members = ranks.gather({"rank": meeting.rank, **where})
     return ranks
+
+
+def tell_ranks(
+    run: Run, config: Config, recorder: Recorder, members: list[dict[str, Any]], *, is_supervised: bool
+) -> None:
+    """Record, in the first process, which processes the run has.
+
+    Args:
+        run: The run.
+        config: Its configuration.
+        recorder: Its recorder.
+        members: The processes.
+        is_supervised: Whether a supervisor hears their signs of life, and records them itself.
+    """
+    recorder.event(RanksEvent(ranks=members, strategy=config.distributed.strategy))
+    if not is_supervised:
+        with suppress(OSError):
+            write_ranks(run, Rank.all_from(members))

@@ -41,6 +41,8 @@ class Ranks:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     is_waiting: bool = field(default=False, init=False)
     """Whether this process waits for the others right now; read by the thread that gives signs of life."""
+    members: list[dict[str, Any]] = field(default_factory=list, init=False)
+    """Each process as :class:`core.runs.ranks.Rank`; empty in a run of one."""
 
     @classmethod
     def single(cls) -> Ranks:
@@ -91,6 +93,28 @@ class Ranks:
             dist.broadcast(body, 0)
         found: dict[str, Any] = json.loads(bytes(body.numpy()))
         return found
+
+    def gather(self, message: dict[str, Any]) -> list[dict[str, Any]]:
+        """The messages of all processes, by their numbers, in each of them.
+
+        Args:
+            message: JSON of this process.
+
+        Raises:
+            RankLostError: If one does not answer.
+        """
+        if self.is_single:
+            return [message]
+        data = json.dumps(message).encode("utf-8")
+        longest = torch.tensor([len(data)], dtype=torch.int64)
+        with self._waiting():
+            dist.all_reduce(longest, op=dist.ReduceOp.MAX)
+            # JSON ends where the zeros begin.
+            own = torch.zeros(int(longest), dtype=torch.uint8)
+            own[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+            found = [torch.empty_like(own) for _ in range(self.count)]
+            dist.all_gather(found, own)
+        return [json.loads(bytes(body.numpy()).rstrip(b"\0")) for body in found]
 
     def sum(self, values: torch.Tensor) -> None:
         """Replace values by their sum over all processes, the same bits in each.

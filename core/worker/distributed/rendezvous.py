@@ -80,6 +80,16 @@ def file_meeting(path: Path) -> str:
     return path.absolute().as_uri()
 
 
+def tcp_meeting(address: str, port: int) -> str:
+    """The place of a meeting over a network.
+
+    Args:
+        address: A numeric address of the machine of the first process.
+        port: The port.
+    """
+    return f"tcp://[{address}]:{port}" if ":" in address else f"tcp://{address}:{port}"
+
+
 def read_meeting(environment: Mapping[str, str]) -> Meeting | None:
     """The place of this process, as its environment says: by our own supervisor, torchrun or srun. None where it is the
     only one.

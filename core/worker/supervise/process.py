@@ -124,6 +124,9 @@ class RankProcess:
             error=one_line(str(self._signs.get("error", ""))),
             hint=one_line(str(self._signs.get("hint", ""))),
             following=None if following is None else tuple(map(str, following)),
+            host=one_line(str(self._signs.get("host", "")), 200),
+            pid=pid if isinstance(pid := self._signs.get("pid"), int) else None,
+            device=one_line(str(self._signs.get("device", "")), 200),
         )
 
     def signal(self, number: signal.Signals) -> None:

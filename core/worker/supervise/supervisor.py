@@ -25,15 +25,20 @@ from core.config.schema import Config
 from core.errors import UserError
 from core.hardware.run_cards import process_cards
 from core.hardware.visible import VISIBLE
+from core.launch.launcher import AGENT_VARIABLES
+from core.launch.nodes.network import resolve
 from core.notify import Notice, notify
 from core.runs.after_end import way_on
 from core.runs.append import append_events
 from core.runs.events import Event, FailedEvent, NoticeEvent
 from core.runs.state import EXIT_CODES, RunState
 from core.runs.store import Run, complete_checkpoints
-from core.worker.distributed.rendezvous import Meeting, file_meeting
+from core.worker.distributed.rendezvous import Meeting, file_meeting, tcp_meeting
 from core.worker.process.log import log
+from core.worker.supervise.compared import compare_for
 from core.worker.supervise.process import RankProcess, Start
+from core.worker.supervise.signs import RankSigns
+from core.worker.supervise.ssh_rank import SIBLINGS
 from core.worker.supervise.verdict import EXIT_LOST, Ended, Lost, Refused, Verdict, judge
 
 #: Seconds between two looks when nothing happens.
@@ -41,7 +46,7 @@ _LOOK_SECONDS = 0.5
 #: Seconds that the end of a lost process may take to be known after that of those who noticed.
 _SETTLE_SECONDS = 2.0
 #: Seconds that the others may take to end after the first one has recorded the end, and after one is lost.
-_GRACE_SECONDS, _LOST_SECONDS = 10.0, 1.0
+_GRACE_SECONDS, _LOST_SECONDS = 5.0, 1.0
 
 #: Makes the starts of all processes: told their options (``--resume``) and a file to meet over that does not exist yet.
 Starts = Callable[[Sequence[str], Path], Sequence[Start]]
@@ -65,6 +70,8 @@ class Supervisor:
     config: Config
     lock: int
     starts: Starts
+    prepare: Callable[[], None] = lambda: None
+    """What comes before the first start; may raise a UserError."""
     _stops: list[signal.Signals] = field(default_factory=list, init=False)
     _wake: int = field(default=-1, init=False)
 
@@ -78,19 +85,31 @@ class Supervisor:
             The exit code, or the options of the worker that the run goes on as.
         """
         with self._hearing_stops():
-            restarts = 0
-            while True:
-                verdict, words = self._attempt(restarts, options)
-                if isinstance(verdict, Ended):
-                    return verdict.code if verdict.following is None else list(verdict.following)
-                if isinstance(verdict, Refused):
-                    return self._fail(verdict.error, verdict.hint)
-                sentence = _sentence(verdict, words)
-                if restarts >= self.config.distributed.restarts:
-                    again = "" if not restarts else f", after {restarts} new starts" if restarts > 1 else ", again"
-                    return self._fail(f"{sentence}{again}", way_on(self.run))
-                restarts += 1
-                options = self._begin_again(sentence, restarts)
+            try:
+                self.prepare()
+                return self._go_through(options)
+            except UserError as error:
+                return self._fail(error.message, error.hint)
+
+    def _go_through(self, options: Sequence[str]) -> int | list[str]:
+        """Start the processes, again where one was lost, until the run has ended.
+
+        Raises:
+            UserError: If they cannot be started.
+        """
+        restarts = 0
+        while True:
+            verdict, words = self._attempt(restarts, options)
+            if isinstance(verdict, Ended):
+                return verdict.code if verdict.following is None else list(verdict.following)
+            if isinstance(verdict, Refused):
+                return self._fail(verdict.error, verdict.hint)
+            sentence = _sentence(verdict, words)
+            if restarts >= self.config.distributed.restarts:
+                again = "" if not restarts else f", after {restarts} new starts" if restarts > 1 else ", again"
+                return self._fail(f"{sentence}{again}", way_on(self.run))
+            restarts += 1
+            options = self._begin_again(sentence, restarts)
 
     def _attempt(self, number: int, options: Sequence[str]) -> tuple[Verdict, Words]:
         """Start all processes and wait for a verdict, with what each is called and has said last."""
@@ -101,7 +120,7 @@ class Supervisor:
             for start in self.starts(options, meeting):
                 processes.append(RankProcess(start, self.lock))
             verdict = self._watch(processes)
-            grace = _LOST_SECONDS if isinstance(verdict, Lost) else _GRACE_SECONDS
+            grace = _GRACE_SECONDS if isinstance(verdict, Ended) else _LOST_SECONDS
         except BaseException:
             grace = 0.0
             raise
@@ -125,7 +144,7 @@ class Supervisor:
             poll.register(process.handle, select.POLLIN)
         poll.register(self._wake, select.POLLIN)
         lost_since: float | None = None
-        sent = 0
+        sent, record = 0, RankSigns(self.run)
         while True:
             for descriptor, _ in poll.poll(1000 * _LOOK_SECONDS):
                 if descriptor == self._wake:
@@ -138,6 +157,7 @@ class Supervisor:
                     processes[0].signal(number)
                 sent = len(self._stops)
             signs = [process.sign() for process in processes]
+            record.keep(signs)
             if lost_since is None and any(sign.status == EXIT_LOST for sign in signs):
                 lost_since = time.monotonic()
             settled = lost_since is not None and time.monotonic() - lost_since >= _SETTLE_SECONDS
@@ -232,12 +252,16 @@ def supervisor_of(run: Run, lock: int, environment: Mapping[str, str]) -> Superv
     """
     try:
         config = run.config()
+        spread = bool(config.distributed.other_hosts)
         cards = process_cards(config) if wants_several(config) else []
     except UserError:
         return None
-    if len(cards) < 2:
-        return None
-    return Supervisor(run, config, lock, local_starts(run, cards, environment))
+    # What opens the user's keys is for ssh alone.
+    bare = {name: value for name, value in environment.items() if name not in AGENT_VARIABLES}
+    if spread:
+        starts = spread_starts(run, config, cards, bare, environment)
+        return Supervisor(run, config, lock, starts, prepare=lambda: compare_for(run, config))
+    return Supervisor(run, config, lock, local_starts(run, cards, bare)) if len(cards) > 1 else None
 
 
 def local_starts(run: Run, cards: Sequence[str | None], environment: Mapping[str, str]) -> Starts:
@@ -261,6 +285,44 @@ def local_starts(run: Run, cards: Sequence[str | None], environment: Mapping[str
             )
             for rank, card in enumerate(cards)
         ]
+
+    return make
+
+
+def spread_starts(
+    run: Run,
+    config: Config,
+    cards: Sequence[str | None],
+    environment: Mapping[str, str],
+    ssh_environment: Mapping[str, str],
+) -> Starts:
+    """How the processes of a run on several machines are started: here as on one machine, elsewhere over ssh.
+
+    Args:
+        run: The run.
+        config: Its configuration; every machine has as many processes.
+        cards: The card of each process of this machine.
+        environment: Of the supervisor as it was started.
+        ssh_environment: The same with what ssh needs.
+    """
+    hosts, here = config.distributed.other_hosts, len(cards)
+    count = here * (1 + len(hosts))
+
+    def elsewhere(host: str, number: int, local: int, place: str, options: Sequence[str]) -> Start:
+        variables = {**ssh_environment, **Meeting(number, count, local, place).variables(), SIBLINGS: str(here)}
+        command = [sys.executable, "-m", "core.worker.supervise.ssh_rank", host, str(run.path), *options]
+        log = run.path / f"worker-rank{number}.log"
+        return Start(number, command, variables, log, f"Process {number} on {host}")
+
+    def make(options: Sequence[str], _meeting: Path) -> list[Start]:
+        place = tcp_meeting(resolve(config.distributed.address or ""), config.distributed.port)
+        starts = [
+            local_start(run, Meeting(rank, count, rank, place), card, options, environment, siblings=here)
+            for rank, card in enumerate(cards)
+        ]
+        for order, host in enumerate(hosts, start=1):
+            starts += [elsewhere(host, order * here + local, local, place, options) for local in range(here)]
+        return starts
 
     return make
 

@@ -30,6 +30,7 @@ class Sign:
         error: Why it ends, if it has said so.
         hint: What to do about that.
         following: What it says the run goes on as.
+        host: Its machine, as it has said; likewise its pid there and its device.
     """
 
     rank: int
@@ -39,6 +40,9 @@ class Sign:
     error: str = ""
     hint: str = ""
     following: tuple[str, ...] | None = None
+    host: str = ""
+    pid: int | None = None
+    device: str = ""
 
 
 @dataclass(frozen=True)
