@@ -16,9 +16,10 @@ from core.config.schema import WEIGHT_METHODS, Config
 from core.errors import UserError
 from core.memory.advice import Advice, advise
 from core.memory.calibration import read_calibration
+from core.memory.cards import Cards, cards_of
 from core.memory.plan import Machine, Plan
-from core.memory.planner import make_plan
 from core.memory.rows import Rows, rows_of_lengths
+from core.memory.strategy import Chosen, chosen_strategy, part_of_card, part_of_machine
 from core.models.architecture.architecture import Architecture
 from core.models.architecture.load import locate_model
 from core.models.architecture.sandboxed import load_architecture
@@ -50,7 +51,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Forecast:
-    """Memory plan and estimates before a run."""
+    """Memory plan and estimates before a run; with several cards, ``plan`` and ``advice`` are of one of them."""
 
     base: Path
     architecture: Architecture
@@ -59,6 +60,8 @@ class Forecast:
     estimate: Estimate | None
     rows: Rows | None = None
     """Lengths of the rows that it was made for; None for rows of ``train.max_length``."""
+    chosen: Chosen | None = None
+    """How several cards share the run; None for one card."""
 
 
 def forecast(
@@ -67,6 +70,7 @@ def forecast(
     rows: Rows | None = None,
     paces: PaceBook | None = None,
     count: int | None = None,
+    cards: Cards | None = None,
 ) -> Forecast:
     """Forecast a configuration's run.
 
@@ -76,21 +80,25 @@ def forecast(
         rows: Lengths of the rows; None if unknown.
         paces: Earlier runs, if already read; None to read them now.
         count: Number of rows, if their lengths are unknown.
+        cards: Cards of the run; None for those of ``distributed``, of which "all" counts as one.
 
     Raises:
         UserError: If the model is not on this machine or its memory cannot be planned, or the rows do not suit it.
     """
     base = locate_model(config.model.base)
     architecture = load_architecture(base)
-    plan = make_plan(architecture, config, machine, rows)
+    found = cards_of(config.distributed) if cards is None else cards
+    chosen = chosen_strategy(architecture, config, machine, rows, cards=found)
     pace = (PaceBook() if paces is None else paces).pace(config)
+    part, card = part_of_card(config, chosen.sharing), part_of_machine(machine, found)
     return Forecast(
         base,
         architecture,
-        plan,
-        advise(architecture, config, machine, rows, plan),
+        chosen.plan,
+        advise(architecture, part, card, rows, chosen.plan, chosen.sharing.or_none),
         None if pace is None else estimate(config, rows, pace, count),
         rows,
+        chosen if found.number > 1 or chosen.sharing.optimizer else None,
     )
 
 
