@@ -180,9 +180,7 @@ class _Adviser:
         if sharing is not None:
             sharing = sharing_of(config, sharing.cards, sharing.strategy)
         try:
-            tried = make_plan(
-                self._architecture, config, self._machine, self._rows, sharing=sharing, cached_only=True
-            )
+            tried = make_plan(self._architecture, config, self._machine, self._rows, sharing=sharing, cached_only=True)
         except UserError:
             return None  # no row is left, or it would have to be measured first
         more = tried.offload > self._plan.offload or any(

@@ -93,7 +93,11 @@ class Sharing:
         return self.weights and self.offload == "all"
 
     def of_update(self, size: float) -> float:
-        """Bytes that the update of a tensor takes for a while on the card, of as many on a card that updates all of it."""
+        """Bytes that the update of a tensor takes for a while on the card.
+
+        Args:
+            size: The same on a card that updates all of it.
+        """
         if self.offloads_states:
             return 0.0
         return size / self.cards.number if self.optimizer else size

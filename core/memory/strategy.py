@@ -23,11 +23,20 @@ class Chosen:
         sharing: The strategy, with what goes with it.
         plan: Memory plan of one card; its host memory is that card's part.
         reason: Why it is taken, in a sentence.
+        rows: Most rows of a step on one card.
+        host_free_bytes: Free memory of each machine; None if unknown.
     """
 
     sharing: Sharing
     plan: Plan
     reason: str
+    rows: int
+    host_free_bytes: int | None
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether the card and its machine have the memory; None if that of the card is unknown."""
+        return None if self.plan.fits is None else self.plan.fits and self.plan.host_fits is not False
 
     @property
     def strategy(self) -> Strategy:
@@ -68,10 +77,12 @@ def chosen_strategy(
         return _planned(architecture, config, machine, rows, Sharing("none"), "One process needs no strategy.")
     whole = _planned(architecture, config, machine, rows, sharing_of(config, cards, "replicate"), "")
     needed, free = format_bytes(whole.plan.needed_bytes), format_bytes(whole.plan.limit_bytes)
-    if whole.plan.fits is None:
+    if whole.fits is None:
         return replace(whole, reason="replicate: it is not known how much memory is free on a card.")
-    if whole.plan.fits and whole.plan.host_fits is not False:
-        return replace(whole, reason=f"replicate: the whole model fits on each card, where it takes {needed} of {free}.")
+    if whole.fits:
+        return replace(
+            whole, reason=f"replicate: the whole model fits on each card, where it takes {needed} of {free}."
+        )
     reason = f"fsdp2: with the whole model a card would need {needed}, and {free} are free."
     return _planned(architecture, config, machine, rows, sharing_of(config, cards, "fsdp2"), reason)
 
@@ -79,8 +90,8 @@ def chosen_strategy(
 def part_of_card(config: Config, sharing: Sharing) -> Config:
     """One card's part of a run: its rows of a step, without what several cards cannot do.
 
-    Gradients have to be there when they are summed over the cards, so that no weight is updated inside backward; weights
-    that are shared out are neither copied nor moved elsewhere one by one.
+    Gradients have to be there when they are summed over the cards, so that no weight is updated inside backward.
+    Weights that are shared out are neither copied nor moved elsewhere one by one.
 
     Args:
         config: Configuration of the run.
@@ -113,7 +124,8 @@ def _planned(
     architecture: Architecture, config: Config, machine: Machine, rows: Rows | None, sharing: Sharing, reason: str
 ) -> Chosen:
     part, card = part_of_card(config, sharing), part_of_machine(machine, sharing.cards)
-    return Chosen(sharing, make_plan(architecture, part, card, rows, sharing=sharing.or_none), reason)
+    plan = make_plan(architecture, part, card, rows, sharing=sharing.or_none)
+    return Chosen(sharing, plan, reason, part.train.batch_size, machine.host_bytes)
 
 
 def _named(config: Config) -> str:

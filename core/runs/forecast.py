@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +30,8 @@ from core.runs.pace import Pace, PaceBook
 if TYPE_CHECKING:
     from core.hardware.snapshot import Device
 
+#: What ``distributed.gpus`` says for every card.
+_ALL = "all"
 #: Floating-point operations a second that training reaches on a card and on a core, for a guess without a measurement.
 _CARD_RATE, _CORE_RATE = 3e13, 5e10
 
@@ -80,14 +84,14 @@ def forecast(
         rows: Lengths of the rows; None if unknown.
         paces: Earlier runs, if already read; None to read them now.
         count: Number of rows, if their lengths are unknown.
-        cards: Cards of the run; None for those of ``distributed``, of which "all" counts as one.
+        cards: Cards of the run; None for those of ``distributed``.
 
     Raises:
         UserError: If the model is not on this machine or its memory cannot be planned, or the rows do not suit it.
     """
     base = locate_model(config.model.base)
     architecture = load_architecture(base)
-    found = cards_of(config.distributed) if cards is None else cards
+    found = cards_here(config) if cards is None else cards
     chosen = chosen_strategy(architecture, config, machine, rows, cards=found)
     pace = (PaceBook() if paces is None else paces).pace(config)
     part, card = part_of_card(config, chosen.sharing), part_of_machine(machine, found)
@@ -124,6 +128,16 @@ def forecast_here(config: Config, lengths: Lengths | None, count: int | None, pa
     except UserError:
         machine = Machine("cuda")
     return forecast(config, machine, rows, paces, count)
+
+
+def cards_here(config: Config) -> Cards:
+    """The cards of a run; asks the driver how many there are where a run takes all of them."""
+    from core.hardware.sampler import snapshot
+
+    section = config.distributed
+    everything = _ALL in section.named_gpus and section.processes is None
+    gpus = [device for device in snapshot(timeout=5.0) if device.kind == "cuda"] if everything else []
+    return cards_of(section, len(gpus))
 
 
 def machine_for(config: Config) -> Machine:
@@ -178,7 +192,7 @@ def rough_seconds(config: Config, plan: Plan, steps: int, row_tokens: float) -> 
 
 
 def this_machine(config: Config, gpu_memory: int | None = None) -> Machine:
-    """This machine's present resources for a run.
+    """This machine's present resources for a run; with several cards, those of the one with the least free memory.
 
     Args:
         config: Configuration, for its device.
@@ -212,9 +226,8 @@ def this_machine(config: Config, gpu_memory: int | None = None) -> Machine:
         raise obstacle
     gpus = [] if wanted == "cpu" else [device for device in snapshot(timeout=5.0) if device.kind == "cuda"]
     if gpus:
-        named = [device for device in gpus if gpu is not None and _is_called(device, gpu)]
         host_used, host_total = cpu_memory()
-        card = (named or gpus)[0]
+        card = _smallest(config, gpus)
         free = card.available
         return replace(
             machine,
@@ -232,6 +245,16 @@ def this_machine(config: Config, gpu_memory: int | None = None) -> Machine:
     used_bytes, total_bytes = cpu_memory()
     name = cpu_name()
     return replace(machine, limit_bytes=total_bytes - used_bytes, device=name, calibration=read_calibration(name))
+
+
+def _smallest(config: Config, gpus: Sequence[Device]) -> Device:
+    """The card of a run; of several that with the least free memory."""
+    names = config.distributed.named_gpus or ((config.hardware.gpu,) if config.hardware.gpu is not None else ())
+    if _ALL in names:
+        found = list(gpus)
+    else:
+        found = [device for device in gpus if any(_is_called(device, name) for name in names)] or list(gpus[:1])
+    return min(found, key=lambda device: math.inf if device.available is None else device.available)
 
 
 def _is_called(device: Device, gpu: str) -> bool:

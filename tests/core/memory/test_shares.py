@@ -15,7 +15,7 @@ from core.memory.shares import BUCKET, Shares
 from core.models.architecture.families import read_architecture
 from tests.core.models.architecture import published
 
-#: ZeRO's example (arXiv 1910.02054, figure 1): 7.5 billion parameters in 16 bit, AdamW with 12 bytes for each, 64 cards.
+#: ZeRO's example (arXiv 1910.02054, figure 1): 7.5 billion parameters in 16 bit, AdamW's 12 bytes for each, 64 cards.
 PSI, SIXTY_FOUR = 7_500_000_000, Cards(8, 8)
 STATES = [
     Part("linear_weights", 2 * PSI, "weights in 16 bit"),
