@@ -85,7 +85,7 @@ class Gap(Enum):
 
     LAUNCHER = (
         "localtune-tui train starts the processes, one on each card that distributed.gpus names, or Slurm does.",
-        "*.*ray* distributed.*rank* distributed.*launcher* distributed.*backend* distributed.*tpu* distributed.*master*",
+        "*.*ray* distributed.*rank* distributed.*launcher* distributed.*backend* distributed.*tpu*",
     )
     REDUCTION = (
         "Gradients are summed over the cards once a step, by the tokens that are learned.",

@@ -124,7 +124,9 @@ NOT_OFFERED: dict[str, Missing] = missing(
         ),
         Gap.COMPILER: "deepcompile",
         Gap.DEVICE: "device device_map",
-        Gap.LAUNCHER: "world_size local_rank accelerator_config use_ray ray_run_name ray_num_workers resources_per_worker",
+        Gap.LAUNCHER: (
+            "world_size local_rank accelerator_config use_ray ray_run_name ray_num_workers resources_per_worker"
+        ),
         Gap.REDUCTION: "ddp ddp_bucket_cap_mb ddp_broadcast_buffers ddp_find_unused_parameters",
         Gap.PARALLEL: (
             "dp_shard_size dp_replicate_size sequence_parallel_degree context_parallel_size heads_k_stride "

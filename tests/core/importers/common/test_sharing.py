@@ -203,10 +203,19 @@ def test_fsdp(tmp_path: Path, base: str, text: str, strategy: str | None, offloa
 def test_every_setting_of_fsdp_has_a_line(tmp_path: Path) -> None:
     rows(tmp_path / "rows.jsonl")
     settings = {
-        **{"offload_params": True, "cpu_ram_efficient_loading": True, "sync_module_states": True},
-        **{"auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "transformer_layer_cls_to_wrap": "LlamaDecoderLayer"},
-        **{"state_dict_type": "FULL_STATE_DICT", "sharding_strategy": "FULL_SHARD", "reshard_after_forward": False},
-        **{"activation_checkpointing": True, "use_orig_params": False, "xla": True, "version": 2, "mixed": None},
+        "offload_params": True,
+        "cpu_ram_efficient_loading": True,
+        "sync_module_states": True,
+        "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+        "transformer_layer_cls_to_wrap": "LlamaDecoderLayer",
+        "state_dict_type": "FULL_STATE_DICT",
+        "sharding_strategy": "FULL_SHARD",
+        "reshard_after_forward": False,
+        "activation_checkpointing": True,
+        "use_orig_params": False,
+        "xla": True,
+        "version": 2,
+        "mixed": None,
     }
     lines = "".join(f"  {name}: {json.dumps(value)}\n" for name, value in settings.items())
     result = carry(
