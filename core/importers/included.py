@@ -60,11 +60,11 @@ def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
         UserError: If there are too many, or they lie too deep.
     """
     found: dict[str, Any] = {}
-    waiting: list[tuple[str, int, Any]] = [(str(key), 1, value) for key, value in reversed(settings.items())]
+    waiting: list[tuple[str, int, Any]] = [(str(key), 1, value) for key, value in reversed(list(settings.items()))]
     while waiting:
         name, depth, value = waiting.pop()
         if isinstance(value, Mapping) and value and depth < DEEPEST:
-            waiting += [(f"{name}.{key}", depth + 1, inner) for key, inner in reversed(value.items())]
+            waiting += [(f"{name}.{key}", depth + 1, inner) for key, inner in reversed(list(value.items()))]
         else:
             found[name] = value
         if len(found) + len(waiting) > MOST_SETTINGS:
