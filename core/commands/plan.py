@@ -373,8 +373,8 @@ def verdict(found: Forecast) -> str:
 
     plan, chosen = found.plan, found.chosen
     takes = f"it takes {format_bytes(plan.needed_bytes)}"
-    if chosen is not None and chosen.sharing.cards.number > 1:
-        takes += f" on each of {chosen.sharing.cards.number} cards"
+    if found.cards > 1:
+        takes += f" on each of {found.cards} cards"
     if plan.limit_bytes is None:
         return f"How much memory is free is not known: {takes}."
     left, free = format_bytes(abs(plan.limit_bytes - plan.needed_bytes)), format_bytes(plan.limit_bytes)

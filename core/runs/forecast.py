@@ -67,6 +67,16 @@ class Forecast:
     chosen: Chosen | None = None
     """How several cards share the run; None for one card."""
 
+    @property
+    def fits(self) -> bool | None:
+        """Whether the run fits, on each of several cards and in their machine's memory; None if unknown."""
+        return self.plan.fits if self.chosen is None else self.chosen.fits
+
+    @property
+    def cards(self) -> int:
+        """Number of cards."""
+        return 1 if self.chosen is None else self.chosen.sharing.cards.number
+
 
 def forecast(
     config: Config,

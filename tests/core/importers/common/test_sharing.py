@@ -134,6 +134,7 @@ def test_a_file_that_is_not_here_is_told(tmp_path: Path, text: str) -> None:
     where, found = entry(result, "deepspeed")
     assert (where, found.to) == ("changed", "distributed.strategy")
     assert "The file is not here" in found.reason
+    assert "multiply by their number" in comment(result, "train.batch_size")
     assert setting(result, "distributed.strategy") == "deepspeed"
     fsdp = carry(tmp_path, f"{text}fsdp: full_shard\nfsdp_config: fsdp.json\n")
     assert "The file is not here" in entry(fsdp, "fsdp_config")[1].reason

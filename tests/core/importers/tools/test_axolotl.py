@@ -176,7 +176,6 @@ def test_what_is_not_offered_says_what_happens_instead(tmp_path: Path) -> None:
         assert where == "unsupported", key
         assert said.to is None
         assert len(said.reason) > 15
-    assert "multiply by their number" in comment(imported, "train.batch_size")
     assert "Packed rows" in comment(imported, "train.batch_size")
 
 
