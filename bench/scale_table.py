@@ -1,7 +1,7 @@
 """Several cards on paper, as tables: ``python bench/scale_table.py``, with ``--write`` into docs/scale.md.
 
-For each model and arrangement of cards: the bytes that a card sends in a step and its memory, by the memory plan, and what
-the step takes by the estimated rates of the card and assumed rates of the links. Arithmetic only; nothing is run.
+For each model and arrangement of cards: the bytes that a card sends in a step and its memory, by the memory plan, and
+what the step takes by the estimated rates of the card and assumed rates of the links. Arithmetic only; nothing is run.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 #: Characters of the stacked bar.
 BAR_WIDTH = 60
 #: The letter of each part in the bar.
-LETTERS = "ABCDEFGHIJKLMNOP"
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 #: Methods that ``--method`` takes.
 METHODS = ("qlora", "lora", "full", "freeze")
 #: Tokens of a row with ``--model`` by default, and the fewest and most, as for ``train.max_length``.
@@ -326,7 +326,7 @@ def render(found: Forecast) -> list[str]:
         "",
         f"{'model':<12} {one_line(str(found.base), 200)}",
         f"{'':<12} {found.architecture.family}, {_count(plan.parameters)} parameters, {_count(plan.trainable)} trained",
-        f"{'adapters':<12} {_layers(plan)}",
+        *([f"{'adapters':<12} {_layers(plan)}"] if plan.targets else ()),
         f"{'device':<12} {device}, {format_bytes(plan.limit_bytes)} free",
         f"{'micro-batch':<12} {batch.rows} x {batch.length} tokens at most, {batch.supervised} learned{recomputed}",
         *(_shared(found.chosen) if found.chosen is not None else ()),
@@ -372,9 +372,7 @@ def verdict(found: Forecast) -> str:
     from core.units import format_bytes
 
     plan, chosen = found.plan, found.chosen
-    takes = f"it takes {format_bytes(plan.needed_bytes)}"
-    if found.cards > 1:
-        takes += f" on each of {found.cards} cards"
+    takes = f"it takes {format_bytes(plan.needed_bytes)} {found.each}".rstrip()
     if plan.limit_bytes is None:
         return f"How much memory is free is not known: {takes}."
     left, free = format_bytes(abs(plan.limit_bytes - plan.needed_bytes)), format_bytes(plan.limit_bytes)
@@ -383,7 +381,7 @@ def verdict(found: Forecast) -> str:
         return f"The run does not fit in {free}: {takes}, {left} too much{given_back}."
     if chosen is not None and not chosen.fits:
         host = f"{format_bytes(chosen.host_bytes)} of {format_bytes(chosen.host_free_bytes)}"
-        return f"The run does not fit: {takes}, which a card has, and of the machine's memory {host}."
+        return f"The run does not fit: {takes}, and of the machine's memory {host}."
     return f"The run fits in {free}: {takes}, {left} to spare{given_back}."
 
 
@@ -394,9 +392,9 @@ def _shared(chosen: Chosen) -> list[str]:
     cards, lines = chosen.sharing.cards, []
     where = "" if cards.machines == 1 else f", {cards.here} on each of {cards.machines} machines"
     rows = f"at most {chosen.rows} rows of a step on each" if chosen.rows > 1 else "a row of a step on each"
-    lines.append(f"{'cards':<12} {cards.number}{where}; {rows}")
+    lines.append(f"{'cards' if chosen.unit == 'card' else 'processes':<12} {cards.number}{where}; {rows}")
     lines.append(f"{'strategy':<12} {chosen.reason}")
-    lines.append(f"{'network':<12} {format_bytes(chosen.plan.wire_bytes)} sent by each card in a step")
+    lines.append(f"{'network':<12} {format_bytes(chosen.plan.wire_bytes)} sent by each {chosen.unit} in a step")
     if chosen.host_bytes:
         free = chosen.host_free_bytes
         of = f", {format_bytes(free)} are free" if free is not None else ""

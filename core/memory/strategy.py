@@ -39,6 +39,11 @@ class Chosen:
         return None if self.plan.fits is None else self.plan.fits and self.plan.host_fits is not False
 
     @property
+    def unit(self) -> str:
+        """The noun for what shares the run."""
+        return "card" if self.plan.device == "cuda" else "process"
+
+    @property
     def strategy(self) -> Strategy:
         """Its name; ``none`` for one process."""
         return self.sharing.strategy
@@ -76,9 +81,10 @@ def chosen_strategy(
     if cards.number == 1:
         return _planned(architecture, config, machine, rows, Sharing("none"), "One process needs no strategy.")
     whole = _planned(architecture, config, machine, rows, sharing_of(config, cards, "replicate"), "")
+    unit = whole.unit
     needed, free = format_bytes(whole.plan.needed_bytes), format_bytes(whole.plan.limit_bytes)
     if whole.fits is None:
-        return replace(whole, reason="replicate: it is not known how much memory is free on a card.")
+        return replace(whole, reason=f"replicate: it is not known how much memory a {unit} has.")
     if whole.fits:
         return replace(
             whole, reason=f"replicate: the whole model fits on each card, where it takes {needed} of {free}."

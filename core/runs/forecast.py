@@ -73,9 +73,10 @@ class Forecast:
         return self.plan.fits if self.chosen is None else self.chosen.fits
 
     @property
-    def cards(self) -> int:
-        """Number of cards."""
-        return 1 if self.chosen is None else self.chosen.sharing.cards.number
+    def each(self) -> str:
+        """Where the planned memory is, of several cards or processes: ``on each of 2 cards``; empty for one."""
+        number = 1 if self.chosen is None else self.chosen.sharing.cards.number
+        return f"on each of {number} {'cards' if self.plan.device == 'cuda' else 'processes'}" if number > 1 else ""
 
 
 def forecast(

@@ -45,7 +45,7 @@ def plan_document(
         return None
     found = forecast_here(config, lengths, count, PaceBook(()) if paces is None else paces)
     batch = found.plan.micro_batch
-    each = f", on each of {found.cards} cards" if found.cards > 1 else ""
+    each = f", {found.each}" if found.each else ""
     return PlanView(
         [(part.name, part.bytes) for part in found.plan.parts if part.bytes and part.name not in RECLAIMABLE],
         found.plan.needed_bytes,
