@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from core.runs.store import Run
-
 from tests.forking import Forks
 
 from .workers import Workers, finish
