@@ -177,6 +177,9 @@ def _can_be_forked(command: Sequence[str], environment: Mapping[str, str]) -> bo
     """Whether a command is one of a worker's modules, by this Python and without other sources before its own."""
     if len(command) < 3 or command[:2] != [_PYTHON, "-m"] or not command[2].startswith("core.worker"):
         return False
+    # The one that watches over several processes imports none of the libraries.
+    if command[2].startswith("core.worker.supervise"):
+        return False
     paths = {path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path}
     return paths <= _PATHS and all(environment.get(name) == value for name, value in _BEGUN_WITH.items())
 
