@@ -333,7 +333,7 @@ def json_fields(run: Run) -> dict[str, JSON]:
     for step in (0, 1):
         followed.apply(events.EvalEvent(step=step, loss=1.0, perplexity=1.0, seconds=1.0))
     rows: dict[str, JSON] = json.loads(printed("data", data, "--model", "tiny-llama", "--row", "1"))
-    plan: dict[str, JSON] = json.loads(printed("plan", str(run.config_path)))
+    plan: dict[str, JSON] = json.loads(printed("plan", str(run.config_path), "--cards", "2"))
     listed: list[dict[str, JSON]] = json.loads(printed("init", "--list"))
     fetched = FetchPlan("hf://datasets/a/b", "0" * 40, "/d", 1, 1, 0, "")
     # The keys of what is emptied are names and numbers of the data, or what there is hangs on the machine.

@@ -53,6 +53,8 @@ FREE = {
     ("runs", "filter"),
     ("status", "width"),
     ("bits", "rows"),
+    ("init", "gpu_memory"),
+    ("plan", "cards"),
     ("plan", "gpu_memory"),
     ("plan", "length"),
     ("queue", "id"),
