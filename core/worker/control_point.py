@@ -52,6 +52,7 @@ class ControlPoint:
         file_weights: Those of the file that is trained for, where there is one.
         governor: Pauses the run by itself, for heat and the like; None for no governor.
         orders: Tells the other processes of the run to wait meanwhile; None where there are none.
+        leading: Makes a context in which this process runs the model alone.
     """
 
     config: Config
@@ -65,6 +66,7 @@ class ControlPoint:
     file_weights: FileWeights | None = None
     governor: Governor | None = None
     orders: Orders | None = None
+    leading: Callable[[], AbstractContextManager[None]] = nullcontext
 
     @property
     def _hold(self) -> Action | None:
@@ -208,7 +210,7 @@ class ControlPoint:
         answered_by = BASE if asked.source == BASE and has_base else f"step-{self.state.step}"
         try:
             began = time.monotonic()
-            with self.autocast(), self._weights_of(asked.source), answering_as(model, asked.source):
+            with self.leading(), self.autocast(), self._weights_of(asked.source), answering_as(model, asked.source):
                 prompt = prepare_prompt(
                     model,
                     self.loaded.tokenizer,

@@ -109,7 +109,8 @@ def tell_ranks(
         members: The processes.
         is_supervised: Whether a supervisor hears their signs of life, and records them itself.
     """
-    recorder.event(RanksEvent(ranks=members, strategy=config.distributed.strategy))
+    strategy = config.distributed.strategy
+    recorder.event(RanksEvent(ranks=members, strategy="" if strategy == "auto" else strategy))
     if not is_supervised:
         with suppress(OSError):
             write_ranks(run, Rank.all_from(members))

@@ -196,7 +196,7 @@ class FinetuneRecipe:
         weight = objective.begin(window, parts.state.token_budget)
         total = torch.zeros((), dtype=torch.float32, device=device)
         parts.noise.begin_window(None if whole is None else whole.noise)
-        for done, rows in enumerate(micro_batches):
+        for done, rows in enumerate(parts.strategy.passes(micro_batches)):
             if len(micro_batches) > 1:
                 self.recorder.progress("micro_batches", done, len(micro_batches))
             # Made while the device still computes the gradients of the one before.
@@ -241,10 +241,13 @@ class FinetuneRecipe:
         """
         parts, state = self.parts, self.parts.state
         while (order := parts.orders.take()).name != "leave":
-            if order.name != "step":
-                raise ValueError(f"There is no order {order.name}.")
-            state.step, state.overrides = int(order.args["step"]), dict(order.args["overrides"])
-            self.step()
+            if order.name == "step":
+                state.step, state.overrides = int(order.args["step"]), dict(order.args["overrides"])
+                self.step()
+            elif order.name == "forward":
+                parts.strategy.lend()
+            else:
+                parts.checkpointer.lend(order.name)
 
     def step(self) -> None:
         """One optimizer step."""
@@ -425,7 +428,7 @@ class FinetuneRecipe:
             return
         state.measures_baseline = step == 0
         try:
-            with contextlib.suppress(StopRequested):
+            with contextlib.suppress(StopRequested), parts.strategy.leading():
                 self._measure()
         except EvaluationSkipped:
             state.evaluated, state.skipping = step, False
@@ -475,7 +478,7 @@ class FinetuneRecipe:
         recorder.phase("evaluating", "probe")
         state.measures_baseline, paused, began = True, state.paused_seconds, time.monotonic()
         try:
-            with contextlib.suppress(StopRequested):
+            with contextlib.suppress(StopRequested), parts.strategy.leading():
                 loss = parts.probe.measure(functools.partial(tell, "probe"))
                 if loss is not None:
                     seconds = time.monotonic() - began - (state.paused_seconds - paused)
@@ -502,7 +505,7 @@ class FinetuneRecipe:
         recorder.phase("evaluating", what)
         state.measures_baseline = True
         try:
-            with contextlib.suppress(StopRequested):
+            with contextlib.suppress(StopRequested), parts.strategy.leading():
                 if evaluator is not None:
                     samples = evaluator.answer_samples(state.step, report)
                 else:

@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 from core.worker.distributed.ranks import Ranks
 
-#: ``step``: one optimizer step · ``leave``: the end. The others are there for strategies whose model runs by all
-#: together: ``evaluate``, ``probe``, ``samples``, ``generate``, ``save``, ``result``; and ``next`` within these.
-OrderName = Literal["step", "leave", "evaluate", "probe", "samples", "generate", "save", "result", "next"]
+#: ``step``: one optimizer step · ``leave``: the end. The others are there for strategies that share the weights out:
+#: ``forward``: lend the first process the shares for a pass · ``save``, ``result``: send it them.
+OrderName = Literal["step", "leave", "forward", "save", "result"]
 _WAIT = "wait"
 #: Orders to wait in the time after which a process is taken for lost, and the most seconds between two of them: the
 #: others raise their flags with them.

@@ -7,13 +7,18 @@ for itself.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from core.worker.distributed.orders import Orders
 from core.worker.distributed.ranks import Ranks
 from core.worker.distributed.shares import split_rows
+from core.worker.model.safetensors_io import read_tensors
+from core.worker.optim.update import Update, WeightUpdate
 
 #: The most elements that are sent at once: 128 MB in fp32, more than adapters have.
 BUCKET = 1 << 25
@@ -28,7 +33,13 @@ class Replicate:
     """
 
     ranks: Ranks
-    takes_all = False
+    is_sharded = False
+
+    def connect(self, orders: Orders) -> None:
+        """Nothing is said between two steps."""
+
+    def place(self, model: Any) -> None:
+        """It is where it belongs."""
 
     def prepare(self, model: Any) -> Any:
         """The model as it is."""
@@ -50,6 +61,14 @@ class Replicate:
         if self.ranks.is_single:
             return list(window)
         return split_rows(window, costs, self.ranks.count)[self.ranks.rank]
+
+    def passes(self, micro_batches: Sequence[list[int]]) -> Iterator[list[int]]:
+        """The micro-batches, by this process alone."""
+        yield from micro_batches
+
+    def failures(self, failed: list[list[int]] | None) -> list[list[int]] | None:
+        """Those of this process."""
+        return failed
 
     def reduce(self, parameters: Sequence[torch.nn.Parameter], sums: Sequence[float]) -> list[float]:
         """Sum gradients and numbers in one message, as long as all fit into :data:`BUCKET`."""
@@ -75,14 +94,38 @@ class Replicate:
         """The norm is that of the summed gradients, which every process has."""
         return float(torch.nn.utils.clip_grad_norm_(parameters, limit))
 
-    def whole(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The tensor: every process has all of it."""
-        return tensor
+    def leading(self) -> AbstractContextManager[None]:
+        """Each process has the whole model."""
+        return nullcontext()
 
-    def part(self, whole: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-        """The whole tensor."""
-        del like
-        return whole
+    def lend(self) -> None:
+        """Never asked for."""
+        raise ValueError("Every process has the whole model.")
+
+    def trained(self, usual: Mapping[str, torch.nn.Parameter]) -> Mapping[str, torch.nn.Parameter]:
+        """All that is trained."""
+        return usual
+
+    def square_sum(self, value: float) -> float:
+        """The number: all processes update the same."""
+        return value
+
+    def whole_update(self, update: WeightUpdate) -> Update:
+        """The update."""
+        return update
+
+    def whole_weights(self, usual: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """What is trained."""
+        return usual
+
+    def read_weights(self, path: Path, usual: Mapping[str, torch.Tensor]) -> None:
+        """Read all of it."""
+        read_tensors(path, usual)
+
+    def whole_model(self, model: Any) -> dict[str, torch.Tensor] | None:
+        """The model has them."""
+        del model
+        return None
 
 
 def single() -> Replicate:

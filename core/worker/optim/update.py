@@ -160,6 +160,7 @@ class WeightUpdate:
         retry: Does again what has run out of memory.
         kernels: Add updates on a GPU, and leave out those of gradients that are not finite without the host waiting
             for each; None for the plain way.
+        square_sum: Adds up the squares of the norms of parts that other processes have.
     """
 
     def __init__(
@@ -173,8 +174,10 @@ class WeightUpdate:
         in_backward: bool,
         retry: Retry | None = None,
         kernels: Kernels | None = None,
+        square_sum: Callable[[float], float] = float,
     ) -> None:
         retry = retry or Retry()
+        self._sum_parts = square_sum
         self._retry = retry
         self.in_backward = in_backward
         self._limit = max_grad_norm or math.inf
@@ -215,7 +218,7 @@ class WeightUpdate:
                 "in taking the norm of the gradients",
                 HINT,
             )
-        norm = math.sqrt(_square_sum(self._norms))
+        norm = math.sqrt(self._sum_parts(_square_sum(self._norms)))
         self._scale = min(1.0, self._limit / (norm + 1e-6))
         return norm
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -73,7 +72,13 @@ from core.worker.setup.memory_decision import (
 from core.worker.setup.preparation import Prepared, prepare
 from core.worker.setup.ready_model import SMALLER, ReadyModel, make_ready
 from core.worker.setup.self_check import check_head, check_model
-from core.worker.setup.together import agree_kept_layers, first_goes_ahead, make_strategy
+from core.worker.setup.together import (
+    agree_kept_layers,
+    agree_memory,
+    first_goes_ahead,
+    make_strategy,
+    settle_options,
+)
 from core.worker.steps.file_training import FileTraining
 from core.worker.steps.gradient_checkpointing import GradientCheckpointing
 from core.worker.steps.neftune import EmbeddingNoise
@@ -140,6 +145,7 @@ def build(
         UserError: If the run cannot be done.
     """
     strategy = make_strategy(config, ranks or Ranks.single())
+    config = settle_options(config, strategy, recorder)
     fix_workspace(config.train.deterministic)
     # What the device cannot do is said before minutes are spent on the rows.
     device = settle_device(config, recorder)
@@ -162,8 +168,9 @@ def build(
     state = _make_state(config, order, placed, goal, dataset, recorder, deterministic)
     training = _make_training(config, placed, goal, dataset, state, recorder, strategy)
     orders = Orders(strategy.ranks, config.distributed.timeout, holds=lambda: governor.pause is not None)
+    strategy.connect(orders)
     keeping = _make_keeping(
-        config, prepared, fingerprint, placed, training, state, recorder, controls, governor, orders
+        config, prepared, fingerprint, placed, training, state, recorder, controls, governor, orders, strategy
     )
     measuring = _make_measuring(config, prepared, placed, goal, keeping.control_point, questions, recorder)
     recorder.update(total_steps=state.total_steps)
@@ -221,16 +228,15 @@ def _place_model(
     """Load the model and make it ready, with what has to be decided of its memory before and after."""
     token_budget = first_budget(device, whole=updates_in_backward(config))
     host_experts, why_experts = decide_experts(config, device, prepared.dataset, token_budget)
-    model = make_ready(config, prepared, recorder, controls, found, host_experts=host_experts)
+    model = make_ready(config, prepared, recorder, controls, found, strategy, host_experts=host_experts)
     loaded = model.loaded
     _tell_experts(loaded, why_experts, recorder)
     used = _with_usable_optimizer(config, loaded.device, recorder, wsl=is_wsl())
     used = with_experts(used, there=host_experts)
-    memory = decide_memory(used, loaded.device, prepared.dataset, token_budget)
+    memory = agree_memory(decide_memory(used, loaded.device, prepared.dataset, token_budget), strategy)
     if memory.dequantized:
         keep_weights(model.fused, loaded.dtype, recorder.warn)
-    ready = dataclasses.replace(loaded, model=strategy.prepare(loaded.model))
-    return _Placed(dataclasses.replace(model, loaded=ready), memory, used, token_budget)
+    return _Placed(model, memory, used, token_budget)
 
 
 def _make_state(
@@ -302,6 +308,7 @@ def _make_training(
         whole=in_backward,
         place=dataset.place,
         free_caches=model.fused.drop_weights,
+        failures=strategy.failures,
     )
     if loaded.device.type == "cpu":
         keep_freed_memory()
@@ -330,12 +337,15 @@ def _make_keeping(
     controls: Controls,
     governor: Governor,
     orders: Orders,
+    strategy: Strategy,
 ) -> _Keeping:
     """Checkpoints, the rollback to them, and the control point."""
     model, loaded, template = placed.model, placed.model.loaded, prepared.template
     update, checkpointing = training.update, training.checkpointing
     fingerprints = Fingerprints(prepared.data_fingerprint, prepared.held_out_fingerprint, base)
-    checkpointer = Checkpointer(config, loaded, update, state, checkpointing, fingerprints, template, recorder)
+    checkpointer = Checkpointer(
+        config, loaded, update, state, checkpointing, fingerprints, template, recorder, strategy, orders
+    )
     file = None
     if model.file_weights is not None:
         file = FileTraining(model.file_weights, state, loaded.dtype, placed.memory.dequantized, recorder.notice)
@@ -351,6 +361,7 @@ def _make_keeping(
         model.file_weights,
         governor,
         orders,
+        strategy.leading,
     )
     rollback = Rollback(config, prepared.base, base, loaded, update, state, checkpointing, checkpointer, recorder)
     return _Keeping(checkpointer, file, control_point, rollback)
@@ -529,13 +540,16 @@ def _make_update(
         optimizer = make_optimizer(groups, train)
         return AdapterUpdate(accelerator, optimizer, parameters, train.max_grad_norm, retry, strategy.clip)
     buffers = PagedBuffers()
-    return WeightUpdate(
-        trained_tensors(loaded.model),
+    trained = strategy.trained(trained_tensors(loaded.model))
+    update = WeightUpdate(
+        trained,
         lambda parameters: make_optimizer(parameters, train, weight_decay=0.0, buffers=buffers),
         states_in_fp32=train.optimizer in FP32_STATES,
         weight_decay=train.weight_decay,
         max_grad_norm=train.max_grad_norm,
         in_backward=in_backward,
         retry=retry,
-        kernels=choose_kernels(loaded.device, notice),
+        kernels=choose_kernels(next(iter(trained.values())).device, notice),
+        square_sum=strategy.square_sum,
     )
+    return strategy.whole_update(update)
