@@ -39,6 +39,11 @@ def make_strategy(config: Config, ranks: Ranks) -> Strategy:
         from core.worker.distributed.fsdp2 import Fsdp2  # slow to import, and needed by few
 
         return Fsdp2(ranks, offload=config.distributed.offload != "none")
+    if wanted == "deepspeed":
+        raise UserError(
+            "distributed.strategy = deepspeed is not in this version.",
+            "Set it to fsdp2, which shares weights, gradients and optimizer states out as ZeRO-3 does.",
+        )
     raise UserError(f"distributed.strategy is {wanted}, with {ranks.count} processes.", "Set it to replicate.")
 
 
@@ -81,7 +86,12 @@ def settle_options(config: Config, strategy: Strategy, recorder: Recorder) -> Co
         strategy: Of the run.
         recorder: Told what is off.
     """
-    if not strategy.is_sharded or not config.train.compile:
+    if not strategy.is_sharded:
+        return config
+    if config.distributed.offload == "optimizer":
+        message = "FSDP2 keeps optimizer states where the weights are: both are in the machine's memory."
+        recorder.notice("info", "offloaded", message, "distributed.offload = all says the same.")
+    if not config.train.compile:
         return config
     message = f"Layers are not compiled: distributed.strategy = {config.distributed.strategy} moves their weights."
     recorder.notice("info", "not_compiled", message, "The numbers are the same.")

@@ -68,15 +68,15 @@ def failing_once(collective: int) -> Iterator[None]:
     usual, windows = Fsdp2.passes, itertools.count()
 
     def passes(strategy: Fsdp2, micro_batches: Sequence[list[int]]) -> Iterator[list[int]]:
+        def fail(issued: int) -> None:
+            if issued == collective:
+                strategy.sharded.collectives.before = lambda _: None
+                raise torch.OutOfMemoryError("CUDA out of memory, injected")
+
         # The first of all is the rehearsal.
         if next(windows) == 2:
             strategy.sharded.collectives.before = fail
         yield from usual(strategy, micro_batches)
-        strategy.sharded.collectives.before = lambda _: None
-
-    def fail(issued: int) -> None:
-        if issued == collective:
-            raise torch.OutOfMemoryError("CUDA out of memory, injected")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Fsdp2, "passes", passes)
