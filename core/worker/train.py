@@ -64,6 +64,7 @@ class Gradients:
     """Mean over the supervised tokens of the whole window, or over what else the objective takes it."""
     tokens: int
     supervised_tokens: int
+    rewards: Rewards
 
 
 @dataclass(frozen=True)
@@ -210,9 +211,11 @@ class FinetuneRecipe:
             parts.governor.throttle.rest()
         tokens = sum(data.rows[row].tokens for row in window)
         supervised_tokens = sum(supervised_count(data.rows[row]) for row in window)
-        return Gradients(float(total) / weight, tokens, supervised_tokens)
+        # Those of a share say nothing.
+        rewards = objective.rewards() if whole is None else Rewards()
+        return Gradients(float(total) / weight, tokens, supervised_tokens, rewards)
 
-    def _gradients(self, window: list[int]) -> tuple[Gradients, Rewards]:
+    def _gradients(self, window: list[int]) -> Gradients:
         """The gradients of a window, summed over all processes."""
         parts, objective, strategy = self.parts, self.parts.objective, self.parts.strategy
         where = f"step {self.parts.state.step + 1}"
@@ -220,7 +223,7 @@ class FinetuneRecipe:
             for attempt in parts.micro_batches.attempts(window, where=where):
                 with attempt:
                     result = self.accumulate(attempt.micro_batches)
-            return result, objective.rewards()
+            return result
         share, whole = strategy.share(window, parts.dataset.lengths), WholeWindow(window, parts.noise.draw())
         with own_draws(self.config.train.seed, parts.state.step, strategy.ranks.rank):
             for attempt in parts.micro_batches.attempts(share, where=where):
@@ -228,7 +231,7 @@ class FinetuneRecipe:
                     result = self.accumulate(attempt.micro_batches, whole=whole)
         parameters = list(trained_tensors(parts.loaded.model).values())
         loss, *sums = strategy.reduce(parameters, [result.loss, *objective.reward_sums()])
-        return dataclasses.replace(result, loss=loss), objective.rewards_of(sums)
+        return dataclasses.replace(result, loss=loss, rewards=objective.rewards_of(sums))
 
     def follow(self) -> None:
         """In a process that is not the first: carry out its orders, until one says to leave.
@@ -258,7 +261,7 @@ class FinetuneRecipe:
         learning_rate = parts.learning_rate()
         parts.update.begin(learning_rate)
         window = parts.order.window(state.step)
-        result, rewards = self._gradients(window)
+        result = self._gradients(window)
         norm = parts.update.clip()
         if state.finite.accepts(state.step + 1, result.loss, norm, window, overflow=state.may_overflow):
             state.best.proved(state.step)
@@ -281,8 +284,8 @@ class FinetuneRecipe:
                 seconds=seconds,
                 tokens_per_second=result.tokens / seconds,
                 paused_seconds=state.paused_seconds,
-                reward_margin=rewards.margin,
-                reward_accuracy=rewards.accuracy,
+                reward_margin=result.rewards.margin,
+                reward_accuracy=result.rewards.accuracy,
             )
         )
         state.limits.pause(state.paused_seconds)
