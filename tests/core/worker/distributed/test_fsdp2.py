@@ -63,8 +63,8 @@ def all_trainings(directory: Path, base: Path, ranks: Ranks) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def failing_once(collective: int) -> Iterator[None]:
-    """Let memory run out in the first pass of the run's first window, before a collective: the second one is in the forward
-    pass, the sixth in the backward one."""
+    """Let memory run out in the first pass of the run's first window, before a collective: the second one is in the
+    forward pass, the sixth in the backward one."""
     usual, windows = Fsdp2.passes, itertools.count()
 
     def passes(strategy: Fsdp2, micro_batches: Sequence[list[int]]) -> Iterator[list[int]]:
