@@ -112,6 +112,7 @@ EXAMPLES: Mapping[str, Sequence[tuple[str, str]]] = {
     "plan": (
         ("plan faq.toml", ""),
         ("plan faq.toml --gpu-memory 24GB", "on another card"),
+        ("plan faq.toml --cards 2", "on each of two cards"),
         ("plan faq.toml --set train.max_length=4096 --json", ""),
     ),
     "bits": (

@@ -24,8 +24,8 @@ def summarize(followed: Followed) -> dict[str, Any]:
     Returns:
         ``run``, ``state``, ``step``, ``total_steps``, ``loss`` (of the last step), ``tokens_per_second`` (padding,
         pauses and start-up left out), ``peak_rss_bytes`` (of the first process), ``processes``, ``adapter`` (an
-        absolute path, or None), and for a run that did not finish ``reason`` and ``hint``; of a result that ``eval.gate`` refuses, what it misses as
-        ``refused``, and ``hint``.
+        absolute path, or None), and for a run that did not finish ``reason`` and ``hint``; of a result that
+        ``eval.gate`` refuses, what it misses as ``refused``, and ``hint``.
     """
     run, state, history = followed.run, followed.state, followed.history
     last = history.last_step

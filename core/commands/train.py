@@ -53,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
     """Train; the exit code is that of the run: 0 finished, 3 stopped, 4 failed, 5 refused by ``eval.gate``."""
     from core.commands.configuration import read_config
     from core.commands.follow import Interrupts
+    from core.commands.machines import check_machines
 
     path = Path(args.config)
     several = [] if args.processes is None else [f"distributed.processes={args.processes}"]
@@ -64,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
     if args.no_start:
         report_prepared(config, args.name or path.stem, as_json=args.json)
         return 0
+    check_machines(config)
     # Interrupts are counted from here on: a Ctrl-C between the start and the first read would leave an unknown run.
     with Interrupts() as interrupts:
         started = start(config, args.name or path.stem)

@@ -62,7 +62,8 @@ class Recorder:
         parked: Why the run has given its device back; its meters are not recorded then. Empty while it has the device.
         owner: The pid of the process that the run is known by, which starts and ends this one; None for this one.
         keeps: Whether anything is written. It is not by the processes of a run that are not its first: they have the
-            same recipe, and a log of their own, where their notices go.
+            same recipe, and a log of their own.
+        pass_on: Told the warnings of such a process: ``pass_on(level, code, message, hint)``.
     """
 
     def __init__(
@@ -76,8 +77,10 @@ class Recorder:
         parked: str = "",
         owner: int | None = None,
         keeps: bool = True,
+        pass_on: Callable[[str, str, str, str], None] = lambda *_: None,
     ) -> None:
         self.run = run
+        self._pass_on = pass_on
         self._keeps = keeps
         self._vanished = vanished
         self._read_pending = pending
@@ -196,6 +199,8 @@ class Recorder:
     def notice(self, level: str, code: str, message: str, hint: str = "") -> None:
         """Tell the user something, in the run's record and in the log."""
         self.event(NoticeEvent(level=level, code=code, message=message, hint=hint))
+        if level != "info":
+            self._pass_on(level, code, message, hint)
         log(f"{level}: {message} {hint}".rstrip())
 
     def warn(self, code: str, message: str, hint: str) -> None:

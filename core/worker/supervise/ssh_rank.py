@@ -56,7 +56,8 @@ def main(argv: list[str] | None = None) -> int:
         return EXIT_CODES["failed"]
     if status < 0:
         # It ends as the rank did, so that the supervisor can say so.
-        signal.signal(-status, signal.SIG_DFL)
+        with contextlib.suppress(OSError):  # SIGKILL has no handler
+            signal.signal(-status, signal.SIG_DFL)
         os.kill(os.getpid(), -status)
     return status
 

@@ -14,7 +14,12 @@ while [ "$1" != "--" ]; do shift; done
 host=$2; shift 2
 prefix=
 . "$FAKE_SSH/$host.machine"
-exec $prefix sh -c "$*"
+# As with a real one, what runs there does not die with ssh; it only sees its standard input end.
+exec 3<&0
+setsid $prefix sh -c "$*" <&3 3<&- &
+there=$!
+exec 3<&- 0< /dev/null
+wait "$there"
 """
 
 

@@ -36,14 +36,19 @@ def free_port() -> int:
 
 
 @pytest.fixture
-def config(tmp_path: Path, tiny_model_dir: Path) -> Config:
+def config(tmp_path: Path) -> Config:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text('{"model_type": "llama"}')
+    (model / "model.safetensors").write_bytes(bytes(1000))
     rows = tmp_path / "head" / "rows.jsonl"
     rows.parent.mkdir()
     rows.write_text('{"prompt": "a", "completion": "b"}\n' * 3)
     return Config.model_validate(
         {
-            "model": {"base": str(tiny_model_dir)},
+            "model": {"base": str(model)},
             "data": {"train": str(rows)},
+            "hardware": {"device": "cpu"},
             "distributed": {"hosts": ["tower"], "address": address(), "port": free_port()},
         }
     )
@@ -56,6 +61,15 @@ def test_machines_that_have_the_same_are_taken(config: Config, ssh: FakeSsh) -> 
     assert (other.software, other.model, other.files) == (head.software, head.model, head.files)
     assert set(head.files) == {config.data.train}
     assert other.address == config.distributed.address
+
+
+def test_another_model_is_refused_by_its_hash(config: Config, ssh: FakeSsh, tmp_path: Path) -> None:
+    own = compare.gather(config, config)
+    ssh.machine("tower", f"printf x >> {tmp_path}/model/model.safetensors")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compare, "gather", lambda *_: own)
+        with pytest.raises(UserError, match=r"The base model differs: its hash is [0-9a-f]{12} on tower and"):
+            compare_machines(config)
 
 
 def test_another_data_file_is_refused_by_its_name(config: Config, ssh: FakeSsh, tmp_path: Path) -> None:
@@ -113,6 +127,13 @@ def test_two_names_of_one_machine_are_refused(config: Config, ssh: FakeSsh) -> N
     distributed = config.distributed.model_copy(update={"hosts": ["tower", "me@tower"]})
     with pytest.raises(UserError, match="tower and me@tower are one machine"):
         compare_machines(config.model_copy(update={"distributed": distributed}))
+
+
+def test_a_name_of_this_machine_is_refused_where_its_cards_would_be_taken_twice(config: Config, ssh: FakeSsh) -> None:
+    ssh.machine("tower")
+    hardware = config.hardware.model_copy(update={"device": "auto"})
+    with pytest.raises(UserError, match="This machine and tower are one machine"):
+        compare_machines(config.model_copy(update={"hardware": hardware}))
 
 
 @pytest.mark.parametrize(
