@@ -344,6 +344,8 @@ def test_the_table_of_8b_and_13b_shapes(
         (("--model", "BASE", "--set", "method.rnak=4"), "Did you mean method.rank?"),
         (("--model", "BASE", "--gpu-memory", "much"), "--gpu-memory much is no size."),
         (("--model", "BASE", "--cards", "two"), "--cards two is no number of cards from 1 to 64."),
+        (("--model", "BASE", "--cards", "9" * 5000), "is no number of cards"),
+        (("--model", "BASE", "--length", "9" * 5000), "is no number of tokens"),
         (("--model", "BASE", "--cards", "0"), "--cards 0 is no number of cards"),
         (("--model", "BASE", "--cards", "2", "--set", "distributed.strategy=none"), "the run would have 2 processes"),
     ],
