@@ -32,9 +32,9 @@ BEGIN, END = "<!-- bench/scale_table.py writes from here -->\n", "<!-- to here -
 CARD, FREE = "NVIDIA GeForce RTX 4090", 23 << 30
 #: Rows of a step and their tokens, all of them learned.
 ROWS, LENGTH = 16, 2048
-#: Bytes a second that a card sends while it receives as many. Cards for the home have no way to one another but over host
-#: memory, so that a byte takes the bus twice: half of the 20 GB/s assumed for copies. Of Ethernet 94 in 100 bits are
-#: data, in frames of 1,500 bytes.
+#: Bytes a second that a card sends while it receives as many. Cards for the home have no way to one another but over
+#: host memory, so that a byte takes the bus twice: half of the 20 GB/s assumed for copies. Of Ethernet 94 in 100 bits
+#: are data, in frames of 1,500 bytes.
 BUS, TEN_GIGABIT, GIGABIT = 10e9, 0.94 * 10e9 / 8, 0.94 * 1e9 / 8
 
 MODELS: dict[str, ModelShape] = {

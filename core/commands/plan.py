@@ -72,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _plan(args: argparse.Namespace) -> int:
+    from core.commands.machines import warn_of_machines
     from core.memory.planner import make_plan
     from core.models.architecture.load import locate_model
     from core.models.architecture.sandboxed import load_architecture, read_model
@@ -85,6 +86,8 @@ def _plan(args: argparse.Namespace) -> int:
     # the model and the options before the rows are, which may take a while as well.
     read_model(base)
     _warn(base)
+    if has_rows:
+        warn_of_machines(config)
     architecture = load_architecture(base)
     remarks = _remarks(document, config, machine, architecture) if args.config is not None else []
     make_plan(architecture, config, machine)

@@ -432,7 +432,8 @@ class DistributedSection(Section):
         2, "What DeepSpeed shares out: 1 optimizer states, 2 gradients as well, 3 weights as well.", ge=1, le=3
     )
     offload: Literal["none", "optimizer", "all"] = _option(
-        "none", "What fsdp2 and deepspeed keep in the memory of the machine: optimizer states, or all that is shared out."
+        "none",
+        "What fsdp2 and deepspeed keep in the memory of the machine: optimizer states, or all that is shared out.",
     )
     hosts: Text | Annotated[list[Text], Field(min_length=1, max_length=64)] | None = _option(
         None, "Other machines of the run, as ssh names them: a name or a list; absent: this machine alone."

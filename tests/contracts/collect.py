@@ -60,6 +60,7 @@ from core.runs.compare import compare_runs, read_record
 from core.runs.compare_report import to_json
 from core.runs.labels import labels_path
 from core.runs.lock import LOCK_VARIABLE
+from core.runs.ranks import Rank
 from core.runs.state import ACTIVE_STATES, END_STATES, EXIT_CODES, EXIT_REFUSED, INFERRED_STATES, RunState
 from core.runs.store import Run, create_run
 from core.selftest.checks import Check
@@ -342,7 +343,9 @@ def json_fields(run: Run) -> dict[str, JSON]:
             to_json(compare_runs([read_record(run)] * 2)) | dict.fromkeys(("data", "options", "answers"), "")
         ),
         "label": keys_of(json.loads(printed("label", run.id))),
-        "status": keys_of(json.loads(printed("status", run.id)) | {"devices": ""}),
+        "status": keys_of(json.loads(printed("status", run.id)) | {"devices": "", "ranks": ""}),
+        "a process in status": list(Rank(rank=0).to_dict()),
+        "slurm": keys_of(json.loads(printed("slurm", str(run.config_path), "--output", str(run.path / "job.sbatch")))),
         "trash list": keys_of(json.loads(printed("trash", "list"))),
         "rm": keys_of(json.loads(printed("rm", "--failed", "--yes"))),
         "data": keys_of(rows | dict.fromkeys(("dropped", "turns", "scripts", "lengths"), "")),
