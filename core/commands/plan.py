@@ -301,7 +301,7 @@ def _cards_as_json(chosen: Chosen) -> dict[str, Any]:
         "strategy": chosen.strategy,
         "reason": chosen.reason,
         "zero_stage": sharing.stage if chosen.strategy == "deepspeed" else None,
-        "offload": sharing.offload if sharing.optimizer else None,
+        "offload": sharing.offload if sharing.shares else None,
         "rows": chosen.rows,
         "fits": chosen.fits,
         "host_bytes": chosen.host_bytes,

@@ -63,7 +63,7 @@ def test_a_forecast_is_of_one_card_and_fits_if_the_machine_has_memory_too(tmp_pa
     assert (one.chosen, one.each, one.fits) == (None, "", True)
     section = {"processes": 2, "strategy": "fsdp2", "offload": "all"}
     both = forecast(
-        configured(str(tmp_path), distributed=section), Machine("cuda", 24_000_000_000, host_bytes=4_000_000_000)
+        configured(str(tmp_path), distributed=section), Machine("cuda", 24_000_000_000, host_bytes=3_000_000_000)
     )
     assert both.chosen is not None
     assert (both.each, both.plan.fits, both.fits) == ("on each of 2 cards", True, False)
