@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib
 import json
 import os
 import socket
@@ -25,6 +26,8 @@ import pytest
 
 from core.runs.lock import LOCK_VARIABLE
 
+#: The environment variable of a forked worker with the faults that it is to meet, for tests.faults.injections.
+FAULT_VARIABLE = "LOCALTUNE_TEST_FAULT"
 #: Of ``prctl``: whether this process becomes the parent of descendants that have lost theirs.
 _SUBREAPER = 36
 #: Largest request: a command and an environment.
@@ -142,6 +145,8 @@ def _become_worker(asked: dict[str, Any], log: int, lock: int) -> None:
     os.close(log)
     os.environ.clear()
     os.environ.update(asked["environment"] | {LOCK_VARIABLE: str(lock)})
+    if fault := asked["environment"].get(FAULT_VARIABLE):
+        importlib.import_module("tests.faults.injections").inject(fault)
     from core.worker.__main__ import main
 
     sys.exit(main(asked["words"]))

@@ -16,10 +16,7 @@ from core.runs.events import CheckpointEvent, NoticeEvent
 from core.runs.history import read_history
 from core.runs.store import Run
 from core.worker.checkpoint.checkpoint import verify_checkpoint
-from tests.small_disk import small_disk
-from tests.waiting import wait_for
-
-from .workers import (
+from tests.e2e.workers import (
     PATIENCE,
     STEPS,
     Workers,
@@ -33,6 +30,8 @@ from .workers import (
     wait_until_state,
     wait_until_step,
 )
+from tests.small_disk import small_disk
+from tests.waiting import wait_for
 
 PAGE = 4096
 

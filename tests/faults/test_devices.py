@@ -1,0 +1,96 @@
+"""Devices that fail: a card that is lost in the middle of a step, a step that hangs."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from core.hardware.snapshot import Device, Xid
+from core.runs.events import NoticeEvent
+from core.worker.process.device_failure import device_failure
+from tests.e2e.forking import FAULT_VARIABLE
+from tests.e2e.workers import (
+    PATIENCE,
+    Workers,
+    adapter_bytes,
+    exit_code,
+    failure,
+    finish,
+    notice_codes,
+    only,
+    steps,
+)
+from tests.faults.injections import LOST_GPU, RELEASE_VARIABLE
+from tests.waiting import wait_for
+
+pytestmark = pytest.mark.usefixtures("forked_workers")
+
+
+def test_a_card_that_is_lost_in_a_step_ends_the_run_in_a_sentence_and_loses_nothing(workers: Workers) -> None:
+    options = {"eval": {"every_steps": None}, "train": {"max_steps": 14}}
+    run = workers.start("lost", {FAULT_VARIABLE: "lost_gpu:9"}, **options)
+    end = failure(run)
+    done = [event.step for event in steps(run)]
+    assert done == list(range(1, end.step + 1))
+    assert end.reason.startswith(f"The GPU failed in step {end.step + 1}: the card has stopped at an error (CUDA error")
+    assert "update the driver" in end.hint
+    assert f"continue {run.id}" in end.hint
+    assert end.adapter == "checkpoints/step-00000005/adapter"
+    assert exit_code(run) == 4
+    # On a card that is there again it goes on, to what it would have been.
+    undisturbed = workers.start("undisturbed", **options)
+    workers.resume(run)
+    for each in (run, undisturbed):
+        finish(each)
+    assert adapter_bytes(run) == adapter_bytes(undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "hint"),
+    [
+        (LOST_GPU, "stopped at an error", "overclocking"),
+        ("CUDA error: no CUDA-capable device is detected", "cannot be reached any more", "Reboot"),
+        ("CUDA error: uncorrectable ECC error encountered", "memory or processors have failed", "memory tested"),
+        ("HIP error: something new", "reports an error", "sudo dmesg"),
+        ("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`", "reports an error", "sudo dmesg"),
+    ],
+)
+def test_what_torch_raises_is_told_with_what_helps(text: str, words: str, hint: str) -> None:
+    found = device_failure(RuntimeError(text), 11, None)
+    assert found is not None
+    assert found.message.startswith("The GPU failed in step 12: ")
+    assert words in found.message
+    assert hint in found.hint
+
+
+def test_the_drivers_own_error_is_told_where_it_is_fresh() -> None:
+    now = time.time()
+    fresh, old = Xid(79, now - 5), Xid(31, now - 3600)
+    found = device_failure(RuntimeError(LOST_GPU), 3, Device(index=0, kind="cuda", name="card", xid=[old, fresh]))
+    assert found is not None
+    assert "The driver reports Xid 79: the card has fallen off the bus" in found.message
+    assert found.hint.startswith("Reboot")
+    found = device_failure(RuntimeError(LOST_GPU), 3, Device(index=0, kind="cuda", name="card", xid=[old]))
+    assert found is not None
+    assert "Xid" not in found.message
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shapes do not fit"), ValueError("CUDA error: no"), KeyError("x")])
+def test_other_errors_are_none_of_the_card(error: Exception) -> None:
+    assert device_failure(error, 1, None) is None
+
+
+def test_a_step_that_hangs_in_its_rows_says_so(workers: Workers, tmp_path: Path) -> None:
+    release = tmp_path / "release"
+    faults = {FAULT_VARIABLE: "hang_in_rows:25", RELEASE_VARIABLE: str(release)}
+    # One micro-batch a step, so that the call that hangs is one of a step.
+    run = workers.start("hung", faults, train={"max_steps": 40, "micro_batch_size": 4}, eval={"every_steps": None})
+    wait_for(lambda: "slow_step" in notice_codes(run), PATIENCE, "the notice")
+    (notice,) = [event for event in only(NoticeEvent, run) if event.code == "slow_step"]
+    assert " takes long: " in notice.message
+    assert notice.message.endswith("It is at reading its rows.")
+    assert f"stop --force {run.id}" in notice.hint
+    release.touch()
+    finish(run)
