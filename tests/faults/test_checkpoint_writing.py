@@ -42,7 +42,7 @@ class Cut:
 def cuts(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> list[Cut]:
     """A checkpoint cut short before its first call, its second one, and so on, until it is whole."""
     place = tmp_path_factory.mktemp("cuts")
-    return call(cut_everywhere, tiny_model_dir, place, True, log=place / "log")
+    return call(cut_everywhere, tiny_model_dir, place, log=place / "log")
 
 
 def test_a_kill_before_any_call_leaves_the_newest_whole_checkpoint(cuts: list[Cut]) -> None:
@@ -67,7 +67,7 @@ def test_a_run_that_goes_on_from_there_leaves_nothing_of_what_was_cut_short(cuts
 
 
 def test_files_that_are_not_made_durable_would_be_noticed(tmp_path: Path, tiny_model_dir: Path) -> None:
-    found: list[Cut] = call(cut_everywhere, tiny_model_dir, tmp_path, False, log=tmp_path / "log")
+    found: list[Cut] = call(cut_everywhere, tiny_model_dir, tmp_path, 4, False, log=tmp_path / "log")
     assert any(cut.damaged_without_power for cut in found)
     assert all(cut.newest_without_power in (*BEFORE, WRITTEN, None) for cut in found)
 
@@ -75,12 +75,13 @@ def test_files_that_are_not_made_durable_would_be_noticed(tmp_path: Path, tiny_m
 # In a process that has the libraries.
 
 
-def cut_everywhere(model: Path, place: Path, durable: bool) -> list[Cut]:
+def cut_everywhere(model: Path, place: Path, stride: int = 1, durable: bool = True) -> list[Cut]:
     """Cut a checkpoint short before each of its calls.
 
     Args:
         model: The base model.
         place: A directory.
+        stride: Of the calls it is cut short before, from one to the next.
         durable: Whether files are fsynced, as they are.
     """
     from core.worker.checkpoint import checkpoint as checkpoints
@@ -92,7 +93,7 @@ def cut_everywhere(model: Path, place: Path, durable: bool) -> list[Cut]:
     for step in BEFORE:
         training.save(saved, step)
     cuts: list[Cut] = []
-    for number in itertools.count(1):
+    for number in itertools.count(1, stride):
         where = Path(shutil.copytree(saved, place / f"cut-{number}"))
         notes = place / f"notes-{number}"
         notes.touch()
