@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import ast
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+import tomli
 
 ROOT = Path(__file__).resolve().parents[2]
 #: What a fault happens to.
@@ -39,7 +35,7 @@ class Row:
 
 def read_matrix() -> list[Row]:
     """The rows, in their order."""
-    data = tomllib.loads(Path(__file__).with_name("matrix.toml").read_text(encoding="utf-8"))
+    data = tomli.loads(Path(__file__).with_name("matrix.toml").read_text(encoding="utf-8"))
     return [Row(**{**row, "tests": tuple(row.get("tests", ()))}) for row in data["row"]]
 
 
