@@ -39,20 +39,18 @@ from core.runs.history import read_history
 from core.runs.store import Run, complete_checkpoints
 from core.runs.tail import EventTail
 from core.worker.checkpoint.checkpoint import newest_valid
-from tests.e2e.forking import ForkedWorker, Forks
+from tests.e2e.forking import FAULT_VARIABLE, ForkedWorker, Forks
 from tests.e2e.workers import Workers, adapter_bytes, events, log, only
 from tests.tiny_model import write_tiny_model
 
 #: Steps that a life of a worker makes on average: the run is as long as its kills need it.
-STEPS_A_LIFE = 5
+STEPS_A_LIFE = 2
 #: What a kill is aimed at, and how often.
 AIMS = {"any time": 5, "before the first step": 2, "checkpoint": 2, "evaluation": 1}
 #: Seconds between two looks at a worker; a checkpoint of the tiny model takes ten times as long.
 _LOOK = 0.001
 #: Seconds that a worker may take to whatever it is killed in.
 _PATIENCE = 300.0
-#: States of a run whose worker was killed: one that had not yet written its state was never there.
-_CUT_SHORT = ("lost", "queued")
 #: Phases of a worker that is not there yet or has told nothing.
 _SILENT = "before its first word"
 
@@ -65,7 +63,9 @@ def recipe(steps: int, ranks: int = 1) -> dict[str, dict[str, Any]]:
         "checkpoint": {"every_steps": 3, "keep": 2},
         "chat": {"max_new_tokens": 4},
     }
-    return sections | ({"distributed": {"strategy": "replicate", "processes": ranks}} if ranks > 1 else {})
+    # A run that has lost a process begins again by itself, as often as there are kills.
+    several = {"distributed": {"strategy": "replicate", "processes": ranks, "restarts": 1000, "timeout": 60.0}}
+    return sections | (several if ranks > 1 else {})
 
 
 @dataclass(frozen=True)
@@ -110,41 +110,63 @@ class Pace:
 
 
 class Launches:
-    """The processes that the launcher has started, newest run of them last."""
+    """The process that the launcher has started last, and those that it has started where a run has several.
 
-    def __init__(self, forks: Forks) -> None:
-        self._forks = forks
-        self.newest: list[ForkedWorker] = []
+    Args:
+        forks: Forks them.
+        ranks: Processes of a run.
+    """
+
+    def __init__(self, forks: Forks, ranks: int) -> None:
+        self._forks, self._ranks = forks, ranks
+        self._newest: ForkedWorker | None = None
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
         """Inside, workers are forked and seen."""
 
         def start(*args: Any, **kwargs: Any) -> ForkedWorker:
-            self.newest.append(self._forks.start_detached(*args, **kwargs))
-            return self.newest[-1]
+            self._newest = self._forks.start_detached(*args, **kwargs)
+            return self._newest
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("core.launch.launcher.start_detached", start)
+            if self._ranks > 1:
+                patch.setenv(FAULT_VARIABLE, "fork_ranks:0")
             yield
-
-    def forget(self) -> None:
-        """Forget those that have ended."""
-        launcher.reap()
-        self.newest = []
 
     @property
     def is_over(self) -> bool:
-        """Whether the first process of the run, which writes its end, is gone."""
-        return self.newest[0].poll() is not None
+        """Whether the process that the launcher has started is gone."""
+        assert self._newest is not None
+        return self._newest.poll() is not None
+
+    @property
+    def pids(self) -> list[int]:
+        """The run's processes that write or train: the worker, or those below the supervisor of several."""
+        assert self._newest is not None
+        return [self._newest.pid] if self._ranks == 1 else _children(self._newest.pid)
+
+    def end(self) -> None:
+        """Kill all of the run's processes."""
+        assert self._newest is not None
+        there = [self._newest.pid, *self.pids]
+        for pid in there:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        _wait(lambda: self.is_over and not any(map(_lives, there)))
 
     def kill(self, dice: random.Random) -> None:
-        """Kill: of several one at random, or all at once; wait until all of them are gone."""
-        victims = self.newest if len(self.newest) == 1 or dice.random() < 0.5 else [dice.choice(self.newest)]
-        for worker in victims:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(worker.pid, signal.SIGKILL)
-        _wait(lambda: all(worker.poll() is not None for worker in self.newest))
+        """Kill one of the run's processes at random, and wait until all that ends with it is gone: of several, those
+        of the same start, whoever starts the next ones."""
+        assert self._newest is not None
+        there = self.pids
+        victim = dice.choice([self._newest.pid, *there]) if self._ranks > 1 else self._newest.pid
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(victim, signal.SIGKILL)
+        if victim == self._newest.pid:
+            _wait(lambda: self.is_over)
+        _wait(lambda: not any(map(_lives, there)))
 
 
 class Chaos:
@@ -168,7 +190,7 @@ class Chaos:
         self._begin()
 
     def _begin(self) -> None:
-        self._launches.forget()
+        launcher.reap()
         self._began = time.time()
         self.run = self._workers.start("chaos", **self._sections)
         self._tail, self._resumes = EventTail(self.run.events_path), False
@@ -197,13 +219,14 @@ class Chaos:
             is_start = len(self.falls) < starts
             aim = "before the first step" if is_start else self._dice.choices(aims, weights)[0]
             self._reach(aim)
+            pids = self._launches.pids
             if not self._launches.is_over:
                 self._launches.kill(self._dice)
-            if self.run.state().state not in _CUT_SHORT:
+            if self.run.state().state == "finished":
                 self._end()
                 self._begin()
                 continue
-            self.falls.append(self._post_mortem())
+            self.falls.append(self._post_mortem(pids))
             if progress and len(self.falls) % 50 == 0:
                 print(f"{len(self.falls)} kills, step {self.run.state().step}", flush=True)
             self._go_on(anew=is_start)
@@ -223,11 +246,15 @@ class Chaos:
         _wait(lambda: condition() or self._launches.is_over)
 
     def _writes_checkpoint(self) -> bool:
-        sign = f".{self._launches.newest[0].pid}."
+        return self._half_written(self._launches.pids)
+
+    def _half_written(self, pids: list[int]) -> bool:
+        signs = [f".{pid}." for pid in pids]
         try:
-            return any(name.startswith(".step-") and sign in name for name in os.listdir(self.run.checkpoints_path))
+            names = os.listdir(self.run.checkpoints_path)
         except FileNotFoundError:
             return False
+        return any(name.startswith(".step-") and sign in name for name in names for sign in signs)
 
     def _evaluates(self) -> bool:
         told = self._peek.read_all()
@@ -238,12 +265,12 @@ class Chaos:
         """Reads what this life has told so far, without taking it from the post-mortem."""
         return EventTail(self.run.events_path, self._tail.offset)
 
-    def _post_mortem(self) -> Fall:
+    def _post_mortem(self, pids: list[int]) -> Fall:
         told = self._tail.read_all()
         saved = [int(path.name.removeprefix("step-")) for path in complete_checkpoints(self.run)]
         newest = saved[-1] if saved else 0
         done = max([event.step for event in only(StepEvent, told)], default=0)
-        partial = self._writes_checkpoint()
+        partial = self._half_written(pids)
         self.damaged += sum(event.code == "checkpoint_damaged" for event in only(NoticeEvent, told))
         return Fall(
             phase=self._phase(told, newest, partial),
@@ -270,11 +297,17 @@ class Chaos:
         return any(event.step == step for event in only(StepEvent, told))
 
     def _go_on(self, *, anew: bool) -> None:
-        """Continue the run; before its first checkpoint there is nothing to go on from, and it is begun again."""
+        """Continue the run, unless it does so by itself; before its first checkpoint it is begun again, as there is
+        nothing to go on from."""
+        if not self._launches.is_over and not anew:
+            self._began, self._resumes = time.time(), True
+            return
+        if not self._launches.is_over:
+            self._launches.end()
         if anew or not complete_checkpoints(self.run):
             self._begin()
             return
-        self._launches.forget()
+        launcher.reap()
         self._began, self._resumes = time.time(), True
         self._workers.resume(self.run)
 
@@ -283,6 +316,22 @@ class Chaos:
         self.pace.look_at(told := self._tail.read_all(), self._began)
         self.damaged += sum(event.code == "checkpoint_damaged" for event in only(NoticeEvent, told))
         self.finished.append(self.run)
+
+
+def _children(pid: int) -> list[int]:
+    """The processes that a process has started and that it has not yet collected."""
+    try:
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def _lives(pid: int) -> bool:
+    """Whether a process is there and no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 def _wait(condition: Any, patience: float | None = _PATIENCE) -> None:
@@ -357,7 +406,7 @@ def measure(
     """
     workers = Workers(place, write_tiny_model(place / "model"))
     forks = Forks()
-    launches = Launches(forks)
+    launches = Launches(forks, ranks)
     try:
         with launches.watched():
             chaos = Chaos(workers, launches, random.Random(seed), recipe(steps, ranks))
@@ -374,7 +423,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--kills", type=int, default=100, help="how often its worker is killed")
     parser.add_argument("--ranks", type=int, default=1, help="processes of the run")
-    parser.add_argument("--steps", type=int, default=None, help="optimizer steps of the run (default: 5 a kill)")
+    parser.add_argument("--steps", type=int, default=None, help="optimizer steps of the run (default: 2 a kill)")
     parser.add_argument("--seed", type=int, default=None, help="of the moments")
     args = parser.parse_args()
     seed = args.seed if args.seed is not None else random.SystemRandom().randrange(1 << 30)

@@ -7,9 +7,12 @@ test knows nothing of it.
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 #: What a card that has fallen off the bus makes of the next call, in torch's words.
@@ -61,4 +64,65 @@ def hang_in_rows(step: int) -> None:
     batches.pad = hanging
 
 
-FAULTS: dict[str, Callable[[int], None]] = {"lost_gpu": lost_gpu, "hang_in_rows": hang_in_rows}
+def fork_ranks(_: int) -> None:
+    """No fault: a forked supervisor forks the processes of its run, which saves their imports too."""
+    from core.worker.supervise import process
+
+    process.subprocess = SimpleNamespace(  # type: ignore[assignment]
+        Popen=ForkedRank, DEVNULL=subprocess.DEVNULL, TimeoutExpired=subprocess.TimeoutExpired
+    )
+
+
+class ForkedRank:
+    """A process of a run, forked instead of started, as its supervisor looks at it."""
+
+    def __init__(self, command: list[str], *, stdout: int, env: dict[str, str], **_: object) -> None:
+        self.returncode: int | None = None
+        if (pid := os.fork()) == 0:
+            self._become(command[command.index("core.worker") + 1 :], stdout, env)
+        self.pid = pid
+
+    @staticmethod
+    def _become(words: list[str], log: int, environment: dict[str, str]) -> None:
+        os.setsid()
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.environ.clear()
+        os.environ.update(environment)
+        from core.worker.__main__ import main
+
+        code = 1
+        try:
+            code = main(words)
+        finally:
+            os._exit(code)
+
+    def poll(self) -> int | None:
+        """Its exit code; None while it lives."""
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+    def wait(self, timeout: float) -> int:
+        """Wait for its end."""
+        deadline = time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if time.monotonic() >= deadline:
+                raise subprocess.TimeoutExpired("a process", timeout)
+            time.sleep(0.002)
+        return code
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        os.kill(self.pid, number)
+
+
+FAULTS: dict[str, Callable[[int], None]] = {
+    "lost_gpu": lost_gpu,
+    "hang_in_rows": hang_in_rows,
+    "fork_ranks": fork_ranks,
+}

@@ -1,7 +1,8 @@
 """The table of ``docs/reliability.md``, made from what ran.
 
 ``python -m tests.faults.table --list`` prints the tests of the fault matrix; run them with ``--junit-xml=FILE``, and
-``python -m tests.faults.table FILE`` writes the table with their results.
+``python -m tests.faults.table FILE`` writes the table with their results. Of several reports the last one that has a
+test counts.
 """
 
 from __future__ import annotations
@@ -89,15 +90,17 @@ def write(page: Path, results: dict[str, list[str]]) -> None:
 def main() -> int:
     """Write the table, or print the tests."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("junit", nargs="?", type=Path, help="report of pytest's --junit-xml")
+    parser.add_argument("junit", nargs="*", type=Path, help="reports of pytest's --junit-xml")
     parser.add_argument("--list", action="store_true", help="print the tests instead")
     args = parser.parse_args()
     if args.list:
         print("\n".join(dict.fromkeys(test for row in read_matrix() for test in row.tests)))  # noqa: T201
         return 0
-    if args.junit is None:
+    if not args.junit:
         parser.error("name a report, or --list")
-    results = read_results(args.junit)
+    results: dict[str, list[str]] = {}
+    for report in args.junit:
+        results |= read_results(report)
     write(PAGE, results)
     return 1 if any("failed" in told for told in results.values()) else 0
 
