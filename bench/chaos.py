@@ -20,6 +20,7 @@ import platform
 import random
 import signal
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -39,8 +40,8 @@ from core.runs.history import read_history
 from core.runs.store import Run, complete_checkpoints
 from core.runs.tail import EventTail
 from core.worker.checkpoint.checkpoint import newest_valid
-from tests.e2e.forking import FAULT_VARIABLE, ForkedWorker, Forks
 from tests.e2e.workers import Workers, adapter_bytes, events, log, only
+from tests.forking import FAULT_VARIABLE, Forks
 from tests.tiny_model import write_tiny_model
 
 #: Steps that a life of a worker makes on average: the run is as long as its kills need it.
@@ -119,17 +120,19 @@ class Launches:
 
     def __init__(self, forks: Forks, ranks: int) -> None:
         self._forks, self._ranks = forks, ranks
-        self._newest: ForkedWorker | None = None
+        self._newest: subprocess.Popen[bytes] | None = None
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
         """Inside, workers are forked and seen."""
 
-        def start(*args: Any, **kwargs: Any) -> ForkedWorker:
-            self._newest = self._forks.start_detached(*args, **kwargs)
+        start_detached = launcher.start_detached
+
+        def start(*args: Any, **kwargs: Any) -> subprocess.Popen[bytes]:
+            self._newest = start_detached(*args, **kwargs)
             return self._newest
 
-        with pytest.MonkeyPatch.context() as patch:
+        with self._forks.replacing(), pytest.MonkeyPatch.context() as patch:
             patch.setattr("core.launch.launcher.start_detached", start)
             if self._ranks > 1:
                 patch.setenv(FAULT_VARIABLE, "fork_ranks:0")
@@ -319,11 +322,14 @@ class Chaos:
 
 
 def _children(pid: int) -> list[int]:
-    """The processes that a process has started and that it has not yet collected."""
-    try:
-        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
+    """The processes that a process has started in sessions of their own, and that it has not yet collected."""
+    found = []
+    # It may end at any moment, and they too.
+    with contextlib.suppress(OSError):
+        for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            if os.getsid(int(word)) == int(word):
+                found.append(int(word))
+    return found
 
 
 def _lives(pid: int) -> bool:

@@ -1,4 +1,4 @@
-"""Forked workers for the faults, and one undisturbed run that others are compared with."""
+"""Workers for the faults, and one undisturbed run that others are compared with."""
 
 from __future__ import annotations
 
@@ -7,21 +7,17 @@ from pathlib import Path
 import pytest
 
 from core.runs.store import Run
-from tests.e2e.conftest import forked_workers as forked_workers
-from tests.e2e.conftest import forks as forks
 from tests.e2e.conftest import workers as workers
-from tests.e2e.forking import Forks
 from tests.e2e.workers import Workers, finish
 
 
 @pytest.fixture(scope="session")
-def reference(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path, forks: Forks) -> Run:
+def reference(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Run:
     """A run of the recipe that nothing disturbed, finished."""
     found = Workers(tmp_path_factory.mktemp("reference"), tiny_model_dir)
     try:
-        with forks.replacing():
-            run = found.start("reference")
-            finish(run)
+        run = found.start("reference")
+        finish(run)
     finally:
         found.close()
     return run

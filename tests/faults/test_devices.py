@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from core.runs.events import NoticeEvent
-from tests.e2e.forking import FAULT_VARIABLE
 from tests.e2e.workers import (
     PATIENCE,
     Workers,
@@ -20,9 +17,8 @@ from tests.e2e.workers import (
     steps,
 )
 from tests.faults.injections import RELEASE_VARIABLE
+from tests.forking import FAULT_VARIABLE
 from tests.waiting import wait_for
-
-pytestmark = pytest.mark.usefixtures("forked_workers")
 
 
 def test_a_card_that_is_lost_in_a_step_ends_the_run_in_a_sentence_and_loses_nothing(workers: Workers) -> None:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
-
 from core.runs.events import EvalEvent
 from tests.e2e.workers import Workers, adapter_bytes, finish, only, steps
-
-pytestmark = pytest.mark.usefixtures("forked_workers")
 
 
 def test_evaluations_between_steps_change_no_bit_of_a_base_in_4_bits(workers: Workers) -> None:

@@ -5,13 +5,9 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
-import pytest
-
 from core.runs.events import ControlEvent
 from tests.e2e.workers import PATIENCE, Workers, exit_code, only, signal_worker, wait_until_state, wait_until_step
 from tests.tui.terminal import Terminal
-
-pytestmark = pytest.mark.usefixtures("forked_workers")
 
 
 def header(app: Terminal) -> str:

@@ -38,8 +38,6 @@ from tests.e2e.workers import (
 from tests.small_disk import read_only, small_disk
 from tests.waiting import wait_for
 
-pytestmark = pytest.mark.usefixtures("forked_workers")
-
 PAGE = 4096
 
 
