@@ -14,6 +14,7 @@ import contextlib
 import ctypes
 import fcntl
 import gc
+import importlib
 import json
 import os
 import resource
@@ -31,6 +32,8 @@ from typing import IO, Any
 
 import pytest
 
+#: The environment variable of a forked worker with the fault that it is to meet, for :mod:`tests.faults.injections`.
+FAULT_VARIABLE = "LOCALTUNE_TEST_FAULT"
 #: Of ``prctl``: whether this process becomes the parent of descendants that have lost theirs.
 _SUBREAPER = 36
 #: Largest request: a command and an environment.
@@ -247,6 +250,8 @@ def _become(asked: dict[str, Any], descriptors: Sequence[int]) -> None:
     os.environ.update(asked["environment"])
     module, *words = asked["words"]
     sys.argv = [module, *words]
+    if module == "core.worker" and (fault := os.environ.get(FAULT_VARIABLE)):
+        importlib.import_module("tests.faults.injections").inject(fault)
     with helpers.replacing():
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     sys.exit(0)

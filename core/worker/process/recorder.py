@@ -36,6 +36,7 @@ from core.runs.state import END_STATES, RunState, StepProgress
 from core.runs.store import Run
 from core.worker.process.hardware_log import HardwareLog
 from core.worker.process.log import log
+from core.worker.process.stage import stage_of
 from core.worker.process.step_watchdog import StepWatchdog
 
 #: Seconds between heartbeats (the contract allows five) and between hardware samples.
@@ -368,10 +369,13 @@ class Recorder:
             self.update()
 
     def _tell_slow(self, seconds: float, median: float) -> None:
+        stage = stage_of(threading.main_thread())
+        where = f" It is at {stage}." if stage else ""
         self.notice(
             "warning",
             "slow_step",
-            f"Step {self._state.step + 1} takes long: {seconds:.0f} s so far, where the median is {median:.2g} s.",
+            f"Step {self._state.step + 1} takes long: {seconds:.0f} s so far, where the median is {median:.2g} s."
+            f"{where}",
             "Look at the meters: another program may hold the device, or memory may be swapped out. "
             f"'localtune-tui stop --force {self.run.id}' ends a step that hangs.",
         )
