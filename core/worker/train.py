@@ -22,6 +22,7 @@ from core.runs.events import BEST_CHOSEN, ProbeEvent, StepEvent
 from core.runs.gate import GateFigures, judge
 from core.runs.sentences import ALL_DONE
 from core.runs.tail import EventTail
+from core.worker.checkpoint.checkpoint import Checkpoint
 from core.worker.checkpoint.checkpointer import find_checkpoint
 from core.worker.control_point import EvaluationSkipped
 from core.worker.data.batches import make_micro_batch, supervised_count
@@ -89,23 +90,34 @@ def train(
     """
     found = find_checkpoint(config, recorder) if resume else None
     with nondeterminism_explained():
-        parts = build(config, recorder, controls, found, throttle or Throttle(controls))
-        if found is not None:
-            parts.checkpointer.resume(found)
-        if parts.file is not None:
-            parts.file.follow()
-        parts.state.paused = paused
-        recipe = FinetuneRecipe(config, recorder, controls, parts)
-        rehearses = recipe.rehearse()
-        with parts.governor.governing(parts.state.overrides):
-            try:
-                recipe.loop_until_left(rehearses=rehearses)
-            except ParkRequested:
-                raise  # saved already, and not at its end
-            except StopRequested as request:
-                recipe.stop(save=not request.now)
-                raise
-            return recipe.finish()
+        recipe = make_recipe(config, recorder, controls, found, throttle or Throttle(controls))
+        recipe.parts.state.paused = paused
+        return recipe.run()
+
+
+def make_recipe(
+    config: Config, recorder: Recorder, controls: Controls, found: Checkpoint | None, throttle: Throttle
+) -> FinetuneRecipe:
+    """Build a run up to where it begins or goes on, and seal what goes into it.
+
+    Args:
+        config: The configuration, paths absolute.
+        recorder: Of the run.
+        controls: Commands from outside.
+        found: The checkpoint that it goes on from; None at its beginning.
+        throttle: The duty cycle of the training.
+
+    Raises:
+        StopRequested: If a stop was asked for.
+        UserError: If it cannot go on.
+    """
+    parts = build(config, recorder, controls, found, throttle)
+    if found is not None:
+        parts.checkpointer.resume(found)
+    if parts.file is not None:
+        parts.file.follow()
+    recorder.seal("start", parts.origin.facts(config, found))
+    return FinetuneRecipe(config, recorder, controls, parts)
 
 
 @dataclass(frozen=True)
@@ -117,6 +129,25 @@ class FinetuneRecipe:
     recorder: Recorder
     controls: Controls
     parts: Parts
+
+    def run(self) -> Outcome:
+        """The rehearsal, the steps and the result.
+
+        Raises:
+            ParkRequested: As :func:`train`.
+            StopRequested: As :func:`train`.
+            UserError: If it cannot go on.
+        """
+        rehearses = self.rehearse()
+        with self.parts.governor.governing(self.parts.state.overrides):
+            try:
+                self.loop_until_left(rehearses=rehearses)
+            except ParkRequested:
+                raise  # saved already, and not at its end
+            except StopRequested as request:
+                self.stop(save=not request.now)
+                raise
+            return self.finish()
 
     def accumulate(self, micro_batches: list[list[int]], *, most_shared: int | None = None) -> Gradients:
         """Gradient accumulation: forward, loss and backward of each micro-batch. The loss is summed over the window and

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 
 from core.config.derived import FP32_STATES, updates_in_backward
 from core.config.schema import WEIGHT_METHODS, Config
+from core.data.registries.data_files import DataHashes
 from core.hardware.wsl import is_wsl
 from core.memory.batching import TOKEN_BUDGETS
 from core.models.fingerprint import BaseFingerprint
@@ -67,6 +68,7 @@ from core.worker.setup.memory_decision import (
     decide_memory,
     with_experts,
 )
+from core.worker.setup.origin import Origin
 from core.worker.setup.preparation import Prepared, prepare
 from core.worker.setup.ready_model import SMALLER, ReadyModel, make_ready
 from core.worker.setup.self_check import check_head, check_model
@@ -106,6 +108,7 @@ class Parts:
     """None where layers run as they are."""
     file: FileTraining | None
     """None where no file's weights are trained."""
+    origin: Origin
 
 
 def build(
@@ -136,7 +139,7 @@ def build(
     controls.check_stop()
     recorder.phase("loading_model", config.model.base)
     # Beside the loading, which reads the same files.
-    fingerprint = BaseFingerprint(prepared.base)
+    fingerprint, files = BaseFingerprint(prepared.base), DataHashes(config.data)
     placed = _place_model(config, prepared, device, recorder, controls, found)
     goal = _make_goal(config, placed.model, prepared, recorder, controls, found)
 
@@ -172,6 +175,7 @@ def build(
         governor=governor,
         compilation=training.compilation,
         file=keeping.file,
+        origin=Origin(files, dataset, keeping.checkpointer),
     )
 
 
