@@ -22,7 +22,6 @@ from core.runs.events import BEST_CHOSEN, ProbeEvent, StepEvent
 from core.runs.gate import GateFigures, judge
 from core.runs.sentences import ALL_DONE
 from core.runs.tail import EventTail
-from core.worker.checkpoint.checkpoint import Checkpoint
 from core.worker.checkpoint.checkpointer import find_checkpoint
 from core.worker.control_point import EvaluationSkipped
 from core.worker.data.batches import make_micro_batch, supervised_count
@@ -90,34 +89,14 @@ def train(
     """
     found = find_checkpoint(config, recorder) if resume else None
     with nondeterminism_explained():
-        recipe = make_recipe(config, recorder, controls, found, throttle or Throttle(controls))
-        recipe.parts.state.paused = paused
-        return recipe.run()
-
-
-def make_recipe(
-    config: Config, recorder: Recorder, controls: Controls, found: Checkpoint | None, throttle: Throttle
-) -> FinetuneRecipe:
-    """Build a run up to where it begins or goes on, and seal what goes into it.
-
-    Args:
-        config: The configuration, paths absolute.
-        recorder: Of the run.
-        controls: Commands from outside.
-        found: The checkpoint that it goes on from; None at its beginning.
-        throttle: The duty cycle of the training.
-
-    Raises:
-        StopRequested: If a stop was asked for.
-        UserError: If it cannot go on.
-    """
-    parts = build(config, recorder, controls, found, throttle)
-    if found is not None:
-        parts.checkpointer.resume(found)
-    if parts.file is not None:
-        parts.file.follow()
-    recorder.seal("start", parts.origin.facts(config, found))
-    return FinetuneRecipe(config, recorder, controls, parts)
+        parts = build(config, recorder, controls, found, throttle or Throttle(controls))
+        if found is not None:
+            parts.checkpointer.resume(found)
+        if parts.file is not None:
+            parts.file.follow()
+        recorder.seal("start", parts.origin.facts(config, found))
+        parts.state.paused = paused
+        return FinetuneRecipe(config, recorder, controls, parts).run()
 
 
 @dataclass(frozen=True)
