@@ -165,7 +165,7 @@ class Replay:
     def _compare(self, copies: Path, step: int) -> list[Difference]:
         again = verify_checkpoint(copies / checkpoint_name(step))
         path = self.run.checkpoints_path / checkpoint_name(step)
-        return compare_checkpoints(Recorded(step, self.manifests[step], path), again)
+        return compare_checkpoints(Recorded(step, self.manifests[step], path, is_unseeded=not self.start), again)
 
     def _tell_step(self, step: int) -> None:
         self.progress(f"step {step}", step - self.span.begin, self.span.end - self.span.begin)

@@ -50,6 +50,7 @@ from core.worker.process.determinism import (
 from core.worker.process.governor import Governor
 from core.worker.process.malloc import keep_freed_memory
 from core.worker.process.recorder import Recorder
+from core.worker.process.rng import seed_unused
 from core.worker.process.throttle import Throttle
 from core.worker.progress.best import BestStep
 from core.worker.progress.finite import FiniteCheck
@@ -128,6 +129,7 @@ def build(
         UserError: If the run cannot be done.
     """
     fix_workspace(config.train.deterministic)
+    seed_unused(config.train.seed)
     # What the device cannot do is said before minutes are spent on the rows.
     device = settle_device(config, recorder)
     governor = make_governor(config, recorder, controls, device, throttle)
