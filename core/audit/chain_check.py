@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -94,8 +95,8 @@ def check_chain(run: Run, sealed: Sealed) -> ChainResult:
     """
     if not sealed.exists:
         note = (
-            "The run has no hash chain, as an earlier version made it: that nobody has changed its events, options, rows "
-            "or base since is not covered; its training is, where it is executed again."
+            "The run has no hash chain, as an earlier version made it: that nobody has changed its events, options, "
+            "rows or base since is not covered; its training is, where it is executed again."
         )
         return ChainResult(notes=(note,), differences=tuple(_damaged_checkpoints(run, {})))
     differences: list[Difference] = []
@@ -107,7 +108,9 @@ def check_chain(run: Run, sealed: Sealed) -> ChainResult:
         differences += _changed_options(run, sealed)
         differences += _changed_result(run, sealed.links)
     except OSError as error:
-        raise UserError(f"{error.filename or run.path} cannot be read: {error.strerror}.", "Fix it, or copy the run.") from error
+        raise UserError(
+            f"{error.filename or run.path} cannot be read: {error.strerror}.", "Fix it, or copy the run."
+        ) from error
     head = sealed.links[-1].link if sealed.links else None
     return ChainResult(
         head=head, links=len(sealed.links), notes=tuple(_uncovered(run, sealed)), differences=tuple(differences)
@@ -123,12 +126,12 @@ def _uncovered(run: Run, sealed: Sealed) -> Iterator[str]:
         yield f"The chain begins at step {first.body['step']}, with a later version; what was before is not covered."
     size = run.events_path.stat().st_size if run.events_path.is_file() else 0
     if last.kind != "end" and size > last.events.end:
-        yield f"{EVENTS_NAME} goes on after the last link, as the worker was ended by force; these lines are not covered."
+        yield f"{EVENTS_NAME} goes on after the last link, as the worker was killed; these lines are not covered."
     known = sealed.manifests
     for path in complete_checkpoints(run):
         step = int(path.name.removeprefix("step-"))
         if step not in known:
-            yield f"{path.name} is not in the chain: the worker was ended as it was written, or it came from elsewhere."
+            yield f"{path.name} is not in the chain: it was written as the worker was killed, or came from elsewhere."
 
 
 # Events.
@@ -160,8 +163,6 @@ def _is_as_sealed(path: Path, link: Link) -> bool:
 
 
 def _digest(path: Path, link: Link) -> str:
-    import hashlib
-
     with path.open("rb") as file:
         file.seek(link.events.begin)
         digest, left = hashlib.sha256(), link.events.end - link.events.begin

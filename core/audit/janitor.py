@@ -1,4 +1,4 @@
-"""The janitor of an audit: ``python -m core.audit.janitor DIRECTORY`` removes a directory when whoever started it is gone.
+"""The janitor of an audit: ``python -m core.audit.janitor DIRECTORY`` removes a directory when its starter is gone.
 
 It has a session of its own and waits for the end of its standard input, whose other end only the audit holds. However
 the audit ends, by SIGKILL too, nothing of its copies is left.

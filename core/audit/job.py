@@ -34,8 +34,8 @@ MODULE = "core.worker.audit"
 _JANITOR = "core.audit.janitor"
 _WORK = "work-"
 _FAST = (
-    "The run is fast, not strict, on its card: what is computed again is equal to rounding, and not bit for bit. Only the "
-    "chain is checked; train.deterministic = strict makes a new run that can be executed again."
+    "The run is fast, not strict, on its card: what is computed again is equal to rounding, and not bit for bit. Only "
+    "the chain is checked; train.deterministic = strict makes a new run that can be executed again."
 )
 _SEVERAL = "The run was computed by several processes, whose sums are not made in one order; only the chain is checked."
 
@@ -101,7 +101,7 @@ class AuditJob:
         sealed = read_sealed(self._run)
         chain = check_chain(self._run, sealed)
         plan = self._plan(sealed, chain)
-        answer: dict[str, Any] = {"inputs": [], "spans": []}
+        answer: dict[str, Any] = {"inputs": [], "spans": [], "notes": []}
         if plan.manifests or sealed.starts:
             with _work_directory() as work:
                 answer = self._execute(plan, work, progress)
@@ -110,7 +110,7 @@ class AuditJob:
             chain=chain,
             inputs=tuple(map(Difference.from_dict, answer["inputs"])),
             spans=tuple(map(_span_result, answer["spans"])),
-            notes=tuple(plan.notes),
+            notes=(*plan.notes, *map(str, answer["notes"])),
             seed=self._seed,
             seconds=round(time.monotonic() - began, 3),
         )

@@ -26,7 +26,9 @@ PLAIN_SECONDS = 5.0
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("run", metavar="RUN", help="a run that is over: its id, a part of it, its directory, or 'latest'")
+    parser.add_argument(
+        "run", metavar="RUN", help="a run that is over: its id, a part of it, its directory, or 'latest'"
+    )
     parser.add_argument(
         "--spans",
         metavar="N",

@@ -2,12 +2,12 @@
 
 A link is a line of JSON: ``n`` (counted from 0), ``kind``, ``t`` (Unix seconds), ``events`` (the lines of
 ``events.jsonl`` since the link before), ``body`` (by kind), ``prev`` (the ``link`` of the line before, 64 zeros for the
-first) and ``link``, the SHA-256 of all the rest in canonical JSON. The last ``link`` is the head: whoever has written it
-down can tell whether anything before it was changed.
+first) and ``link``, the SHA-256 of all the rest in canonical JSON. The last ``link`` is the head: whoever has written
+it down can tell whether anything before it was changed.
 
 =============  ========================================================================================================
-``start``      a worker has rows and model ready: configuration, base, rows, files, machine, software, the checkpoint that
-               it goes on from
+``start``      a worker has rows and model ready: configuration, base, rows, files, machine, software, the checkpoint
+               that it goes on from
 ``checkpoint`` a checkpoint is durable: its whole manifest, which has the hash of each file
 ``rollback``   the run has gone back within its process: to which step
 ``parked``     the device was given back

@@ -1,9 +1,10 @@
 """The process of an audit: ``python -m core.worker.audit``.
 
-Its job has the run (``run``), a ``directory`` for copies, the ``spans`` that are executed again (``begin``, ``end``,
-``script`` and the rest of :class:`core.audit.spans.Span`), the ``manifests`` by step, the ``starts`` of the spans and the
-``config``. It answers with ``inputs`` and ``spans``. Each span is executed by a process of its own, forked from this one
-when the libraries are imported, as the first to train would leave its settings to the next.
+Its job has the run (``run``), a ``directory`` for copies, the ``spans`` that are executed again (as
+:mod:`core.audit.request` has them, each with the body of its ``start`` link), the ``manifests`` by step, the newest
+``start`` and ``manifest``, and the ``config``. It answers with ``inputs``, ``spans`` and ``notes``. Each span is
+executed by a process of its own, forked from this one when the libraries are imported, as the first to train would leave
+its settings to the next.
 """
 
 from __future__ import annotations
@@ -39,24 +40,25 @@ def audit(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
     from core.worker.libraries import import_libraries
 
     import_libraries()
-    from core.worker.audit.inputs import changed_base, changed_files
+    from core.worker.audit.inputs import compare_inputs
 
-    base = changed_base(config, job["start"], job["manifest"], answers.progress)
-    answers.progress("reading the data files")
-    inputs = [*base, *changed_files(config, job["start"])]
+    found = compare_inputs(config, job["start"], job["manifest"], answers.progress)
+    obstacle = found.obstacle
     spans: list[dict[str, Any]] = []
-    rows = ""
     for place, span in enumerate(job["spans"]):
-        if base or rows:
-            spans.append(_skipped(span, "The base is another." if base else "The rows are others."))
+        if obstacle:
+            spans.append(_skipped(span, obstacle))
             continue
-        where = f"interval {place + 1} of {len(job['spans'])}"
-        told = _forked(job, span, config, answers, where)
-        rows = told.pop("rows", "")
-        spans.append(_skipped(span, "The rows are others.") if rows else told)
-    if rows:
-        inputs.append(Difference(what=rows))
-    return {"inputs": [asdict(difference) for difference in inputs], "spans": spans}
+        told = _forked(job, span, config, answers, f"interval {place + 1} of {len(job['spans'])}")
+        if rows := told.pop("rows", ""):
+            found.differences.append(Difference(what=rows))
+            obstacle = "The rows are others."
+        spans.append(_skipped(span, obstacle) if rows else told)
+    return {
+        "inputs": [asdict(difference) for difference in found.differences],
+        "spans": spans,
+        "notes": found.notes,
+    }
 
 
 def _skipped(span: dict[str, Any], reason: str) -> dict[str, Any]:
@@ -112,7 +114,9 @@ def _in_child(
         os._exit(code)
 
 
-def _replay(job: dict[str, Any], span: dict[str, Any], config: Config, work: Path, progress: Progress) -> dict[str, Any]:
+def _replay(
+    job: dict[str, Any], span: dict[str, Any], config: Config, work: Path, progress: Progress
+) -> dict[str, Any]:
     from core.worker.audit.replay import ChangedRowsError, Replay
     from core.worker.process.openmp import SpinControl
 

@@ -163,7 +163,9 @@ def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from _flat(f"{name}.{key}" if name else str(key), inner)
-    elif isinstance(value, (list, tuple)) and any(isinstance(item, (dict, list, tuple, torch.Tensor)) for item in value):
+    elif isinstance(value, (list, tuple)) and any(
+        isinstance(item, (dict, list, tuple, torch.Tensor)) for item in value
+    ):
         for place, inner in enumerate(value):
             yield from _flat(f"{name}.{place}" if name else str(place), inner)
     else:

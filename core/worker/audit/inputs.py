@@ -2,36 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from core.audit.result import Difference
 from core.config.schema import Config
 from core.data.registries.data_files import hash_data_files
+from core.directories import Progress
 from core.errors import UserError
 from core.models.fingerprint import BaseFingerprint
 from core.text import one_line
 from core.worker.model.starter import resolve_base
 
 
-def changed_base(
-    config: Config,
-    start: Mapping[str, Any],
-    manifest: Mapping[str, Any],
-    progress: Callable[[str, int | None, int | None], None],
-) -> list[Difference]:
-    """Whether the base is another than that of the training; its files are all read.
+@dataclass
+class Inputs:
+    """What base and data files are against what was recorded."""
+
+    differences: list[Difference] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """What is not there to be compared, in sentences."""
+    obstacle: str = ""
+    """Why nothing can be executed again, in a sentence; empty where it can."""
+
+
+def compare_inputs(config: Config, start: Mapping[str, Any], manifest: Mapping[str, Any], progress: Progress) -> Inputs:
+    """Compare base and data files, which are all read.
 
     Args:
         config: Of the run.
         start: What the chain says of its start; empty where it says nothing.
         manifest: Of a checkpoint.
         progress: Told what is done.
-
-    Raises:
-        UserError: If the base is not there.
     """
+    found = Inputs()
+    try:
+        found.differences += _changed_base(config, start, manifest, progress)
+        found.obstacle = "The base is another." if found.differences else ""
+    except UserError as error:
+        found.notes.append(f"The base cannot be compared: {error.message}")
+        found.obstacle = "The base is not there."
+    progress("reading the data files", None, None)
+    sealed = start.get("files")
+    try:
+        now = hash_data_files(config.data)
+    except UserError as error:
+        found.notes.append(f"The data cannot be compared: {error.message}")
+        return found
+    for difference in _of_files(sealed, now) if isinstance(sealed, dict) and sealed else ():
+        found.differences.append(difference)
+    for name, digest in now.items():
+        if not digest:
+            found.notes.append(f"The data file {one_line(name, 200)} is not there, or cannot be read.")
+    return found
+
+
+def _changed_base(
+    config: Config, start: Mapping[str, Any], manifest: Mapping[str, Any], progress: Progress
+) -> list[Difference]:
     path = resolve_base(config.model.base, progress)
     progress("reading the base", None, None)
     prints = BaseFingerprint(path, cached=False)
@@ -54,26 +84,16 @@ def _of_base(path: Path, name: str, sealed: Mapping[str, Any], now: Mapping[str,
     )
 
 
-def changed_files(config: Config, start: Mapping[str, Any]) -> list[Difference]:
-    """Data files that are not what the chain says."""
-    sealed = start.get("files")
-    if not isinstance(sealed, dict) or not sealed:
-        return []
-    try:
-        now = hash_data_files(config.data)
-    except UserError as error:
-        return [Difference(what=f"The data cannot be read: {error.message}")]
-    return list(_of_files(sealed, now))
-
-
 def _of_files(sealed: Mapping[str, Any], now: Mapping[str, str]) -> Iterator[Difference]:
     for name in _unequal(sealed, now):
-        what = "was added" if name not in sealed else "cannot be read" if not now.get(name) else "has changed"
+        if name in now and not now[name]:
+            continue  # not there, which proves nothing
+        what = "was added" if name not in sealed else "is read no more" if name not in now else "has changed"
         yield Difference(
             what=f"The data file {one_line(name, 200)} {what} since the run began.",
             file=name,
             recorded=str(sealed.get(name)),
-            found=now.get(name) or None,
+            found=now.get(name),
         )
 
 

@@ -206,5 +206,5 @@ def _name_rows(parts: Parts, digits: str, count: Any) -> str:
         return "The training rows are not those of the run."
     named = ", ".join(dataset.place(row) for row in changed[:_NAMED_ROWS])
     more = f" and {len(changed) - _NAMED_ROWS} more" if len(changed) > _NAMED_ROWS else ""
-    is_one = len(changed) == 1
-    return f"{'A row was' if is_one else 'Rows were'} changed since the run learned {'it' if is_one else 'them'}: {named}{more}."
+    was = "A row was changed since the run learned it" if len(changed) == 1 else "Rows were changed since the run"
+    return f"{was}: {named}{more}."

@@ -33,8 +33,11 @@ from core.worker.process.control import Command, Controls
 _TIMES = frozenset({"t", "seconds", "tokens_per_second", "paused_seconds", "bytes"})
 
 
-class ReplayEnded(BaseException):  # noqa: N818 - it is no error; nothing on its way catches it
-    """Raised when all of an interval has been told again, or when it goes another way."""
+class ReplayEnded(BaseException):
+    """Raised when all of an interval has been told again, or when it goes another way.
+
+    It is no error, so that nothing on its way catches it.
+    """
 
 
 class Script:
@@ -178,6 +181,7 @@ class ShortOfMemory:
 
     def __init__(self, objective: Objective, script: Script) -> None:
         self._objective, self._script = objective, script
+        self.sequences_per_row = objective.sequences_per_row
         self.sequences = objective.sequences
         self.forward, self.loss = objective.forward, objective.loss
         self.rewards, self.reference_sequences = objective.rewards, objective.reference_sequences

@@ -26,7 +26,7 @@ def software() -> dict[str, str]:
     found = {"localtune-tui": __version__, "python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            found[name] = version(name)  # type: ignore[no-untyped-call]
         except PackageNotFoundError:
             continue
     return found

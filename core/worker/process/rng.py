@@ -35,8 +35,8 @@ def rng_state() -> dict[str, Any]:
 
 
 def seed_unused(seed: int) -> None:
-    """Seed the generators of Python and NumPy, which nothing in training draws from and checkpoints hold: two equal runs
-    have equal checkpoints. Torch's is seeded where it is first drawn from.
+    """Seed the generators of Python and NumPy, which checkpoints hold and nothing in training draws from, so that equal
+    runs have equal checkpoints. Torch's is seeded where it is first drawn from.
 
     Args:
         seed: Of the run.
