@@ -3,8 +3,8 @@
 Its job has the run (``run``), a ``directory`` for copies, the ``spans`` that are executed again (as
 :mod:`core.audit.request` has them, each with the body of its ``start`` link), the ``manifests`` by step, the newest
 ``start`` and ``manifest``, and the ``config``. It answers with ``inputs``, ``spans`` and ``notes``. Each span is
-executed by a process of its own, forked from this one when the libraries are imported, as the first to train would leave
-its settings to the next.
+executed by a process of its own, forked from this one when the libraries are imported, as the first to train would
+leave its settings to the next.
 """
 
 from __future__ import annotations
