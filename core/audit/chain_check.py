@@ -125,7 +125,7 @@ def _uncovered(run: Run, sealed: Sealed) -> Iterator[str]:
     if first.kind == "start" and first.body.get("step"):
         yield f"The chain begins at step {first.body['step']}, with a later version; what was before is not covered."
     size = run.events_path.stat().st_size if run.events_path.is_file() else 0
-    if last.kind != "end" and size > last.events.end:
+    if size > last.events.end:
         yield f"{EVENTS_NAME} goes on after the last link, as the worker was killed; these lines are not covered."
     known = sealed.manifests
     for path in complete_checkpoints(run):
@@ -148,7 +148,7 @@ def _changed_events(run: Run, links: Sequence[Link]) -> list[Difference]:
         return [Difference(what=f"{EVENTS_NAME} is gone.", file=EVENTS_NAME)]
     present = [lines[at : at + SHORT] for at in range(0, len(lines), SHORT)]
     # What comes after the last link is not covered.
-    if links[-1].kind != "end" and present[: len(recorded)] == recorded:
+    if present[: len(recorded)] == recorded:
         present = present[: len(recorded)]
     return _compare_lines(run, recorded, present) or [
         Difference(what=f"{EVENTS_NAME} is not as it was sealed.", file=EVENTS_NAME)

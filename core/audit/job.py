@@ -19,7 +19,7 @@ from core import paths
 from core.audit.chain_check import Sealed, check_chain, read_manifest, read_sealed, sealed_config
 from core.audit.request import span_to
 from core.audit.result import Audit, ChainResult, Difference, SpanResult
-from core.audit.spans import Span, choose, spans_of
+from core.audit.spans import Span, choose, join, spans_of
 from core.config.schema import Config
 from core.directories import disk_error
 from core.errors import UserError
@@ -77,10 +77,11 @@ class AuditJob:
         run: The run, which is over; it is only read.
         spans: How many intervals between checkpoints are executed again.
         seed: Chooses them.
+        whole: Execute all of it instead, from the untouched base on.
     """
 
-    def __init__(self, run: Run, *, spans: int, seed: int) -> None:
-        self._run, self._spans, self._seed = run, spans, seed
+    def __init__(self, run: Run, *, spans: int, seed: int, whole: bool = False) -> None:
+        self._run, self._spans, self._seed, self._whole = run, spans, seed, whole
         self._guard = threading.Lock()
         self._helper: Helper | None = None
         self._is_closed = False
@@ -139,17 +140,19 @@ class AuditJob:
         if obstacle and spans:
             notes.append(obstacle)
             spans = []
+        spans = join(spans) if self._whole else spans
         usable = [span for span in spans if span.begin == 0 or span.begin in there - damaged]
         if spans and len(usable) < len(spans):
             notes.append(
                 f"{len(usable)} of {len(spans)} intervals can be executed again: checkpoint.keep has removed the "
-                "checkpoints that the others begin with."
+                "checkpoints that the others begin with. With --whole, all steps are."
                 if not damaged
                 else f"{len(usable)} of {len(spans)} intervals have a whole checkpoint to begin with."
             )
         # One whose end is damaged tells what was changed in it.
         first = [span for span in usable if span.end in damaged and not span.obstacle]
-        chosen = choose(usable, there - damaged, self._spans, self._seed)
+        count = len(usable) if self._whole else self._spans
+        chosen = choose(usable, there - damaged, count, self._seed)
         chosen = sorted({span.end: span for span in [*chosen, *first]}.values(), key=lambda span: span.end)
         return _Plan(chosen, config, sealed, manifests, notes)
 
@@ -164,7 +167,7 @@ class AuditJob:
             "config": plan.config.model_dump(mode="json", exclude_defaults=True),
             "start": known[-1].body if known else {},
             "manifest": next(reversed(plan.manifests.values()), {}),
-            "manifests": {span.end: plan.manifests[span.end] for span in plan.spans},
+            "manifests": plan.manifests,
             "spans": [span_to(span) | {"start": start} for span, start in zip(plan.spans, starts, strict=True)],
         }
         with tempfile.TemporaryFile() as log:

@@ -128,6 +128,19 @@ def choose(spans: Sequence[Span], starts: Collection[int], count: int, seed: int
     return sorted(drawn, key=lambda span: span.end)
 
 
+def join(spans: Sequence[Span]) -> list[Span]:
+    """Spans that follow one another as one each, executed in one go; broken off where one cannot be executed again, or
+    begins with a rollback."""
+    found: list[Span] = []
+    for span in spans:
+        before = found[-1] if found else None
+        if before is None or before.obstacle or span.obstacle or span.rolled_back or before.end != span.begin:
+            found.append(span)
+        else:
+            found[-1] = replace(before, end=span.end, script=(*before.script, *span.script))
+    return found
+
+
 def _segments(events: Iterable[Event]) -> list[_Segment]:
     found = [_Segment(is_rollback=False)]
     for event in events:

@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -44,6 +46,43 @@ class ForkedWorker:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             self.returncode = os.waitstatus_to_exitcode(status) if pid else None
         return self.returncode
+
+
+class ForkedHelper:
+    """A helper process as :class:`core.helper.Helper` is one, without what that needs to be ended by the kernel.
+
+    Args:
+        process: A child of this process.
+        sending: Descriptor of its standard input.
+        told: Its standard output.
+    """
+
+    def __init__(self, process: ForkedWorker, sending: int, told: IO[bytes]) -> None:
+        self.process, self._sending, self._told = process, sending, told
+
+    def __enter__(self) -> ForkedHelper:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.end()
+        os.close(self._sending)
+        self._told.close()
+
+    def send(self, data: bytes) -> None:
+        """Write to its standard input."""
+        while data:
+            data = data[os.write(self._sending, data) :]
+
+    def answers(self) -> Iterator[Any]:
+        """The JSON values of its standard output."""
+        return map(json.loads, self._told)
+
+    def end(self) -> int:
+        """End it; its exit status."""
+        if self.process.poll() is None:
+            os.kill(self.process.pid, signal.SIGKILL)
+            self.process.returncode = os.waitstatus_to_exitcode(os.waitpid(self.process.pid, 0)[1])
+        return int(self.process.returncode or 0)
 
 
 class Forks:
@@ -73,11 +112,25 @@ class Forks:
             socket.send_fds(connection, [json.dumps(asked).encode()], [log, lock])
             return ForkedWorker(int(connection.recv(32)))
 
+    def start_helper(self, module: str, *, environment: Mapping[str, str], log: int) -> ForkedHelper:
+        """As :class:`core.helper.Helper`, for a module with a ``main``."""
+        reading, sending = os.pipe()
+        told, writing = os.pipe()
+        asked = {"helper": module, "cwd": os.getcwd(), "environment": dict(environment)}
+        with self._turn, _adopting():
+            connection = self._connected()
+            socket.send_fds(connection, [json.dumps(asked).encode()], [log, reading, writing])
+            process = ForkedWorker(int(connection.recv(32)))
+        os.close(reading)
+        os.close(writing)
+        return ForkedHelper(process, sending, os.fdopen(told, "rb"))
+
     @contextlib.contextmanager
     def replacing(self) -> Iterator[None]:
-        """Inside, the launcher's workers are forked."""
+        """Inside, the launcher's workers are forked, and the processes of audits."""
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("core.launch.launcher.start_detached", self.start_detached)
+            patch.setattr("core.audit.job.Helper", self.start_helper)
             yield
 
     def close(self) -> None:
@@ -116,14 +169,14 @@ def _serve(connection: socket.socket) -> None:
     import tests.families.warm  # noqa: F401
 
     while True:
-        asked, descriptors, _, _ = socket.recv_fds(connection, _LIMIT, 2)
+        asked, descriptors, _, _ = socket.recv_fds(connection, _LIMIT, 3)
         if not asked:
             return
         worker, told = os.pipe()
         if (between := os.fork()) == 0:
             if (pid := os.fork()) == 0:
                 connection.close()
-                _become_worker(json.loads(asked), *descriptors)
+                _become(json.loads(asked), *descriptors)
             os.write(told, str(pid).encode())
             os._exit(0)
         # When the process in between has ended, the worker is an orphan, and the child of whoever adopts it.
@@ -133,18 +186,27 @@ def _serve(connection: socket.socket) -> None:
             os.close(descriptor)
 
 
-def _become_worker(asked: dict[str, Any], log: int, lock: int) -> None:
+def _become(asked: dict[str, Any], log: int, *others: int) -> None:
     os.setsid()
     os.chdir(asked["cwd"])
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    os.close(log)
     os.environ.clear()
-    os.environ.update(asked["environment"] | {LOCK_VARIABLE: str(lock)})
+    os.environ.update(asked["environment"])
+    if "helper" in asked:
+        _wire(*others, log)
+        sys.exit(importlib.import_module(f"{asked['helper']}.__main__").main())
+    (lock,) = others
+    _wire(os.open(os.devnull, os.O_RDONLY), os.dup(log), log)
+    os.environ[LOCK_VARIABLE] = str(lock)
     from core.worker.__main__ import main
 
     sys.exit(main(asked["words"]))
+
+
+def _wire(*streams: int) -> None:
+    """Make descriptors the standard streams."""
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
 
 
 if __name__ == "__main__":

@@ -129,5 +129,10 @@ def _replay(
         return {"rows": str(error)}
 
 
+def main() -> int:
+    """Do the job on standard input; returns the exit code."""
+    return run_job(audit)
+
+
 if __name__ == "__main__":
-    sys.exit(run_job(audit))
+    sys.exit(main())
