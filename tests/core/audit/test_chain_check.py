@@ -180,5 +180,3 @@ def test_a_run_without_a_chain_has_its_checkpoints_checked_by_their_manifests(ru
     (run.path / CHAIN_NAME).unlink()
     (run.checkpoints_path / "step-00000003/rng.pt").write_bytes(b"other")
     assert told(run) == ["step-00000003: rng.pt is not what was written: its SHA-256 is another."]
-
-
