@@ -1,9 +1,9 @@
 """Honest runs, executed again: all of them must come out equal in every byte.
 
-``python bench/verify.py --runs 100`` trains tiny models by recipes that are drawn at random: adapters and whole weights,
+``python bench/verify.py --runs 100`` trains tiny models by recipes that are drawn at random: adapters, whole weights,
 dropout, noise on embeddings, packing, preferences, early stopping; a third of the runs have the learning rate and
-intervals set while they are on, a third are killed and continued. Each is verified by its chain and by one replay of all
-of it or of two intervals. Values go to ``bench/results/verify-DATE.json``.
+intervals set while they are on, a third are killed and continued. Each is verified by its chain and by one replay of
+all of it or of two intervals. Values go to ``bench/results/verify-DATE.json``.
 """
 
 from __future__ import annotations

@@ -214,14 +214,11 @@ def killed_and_stopped(workers: Workers, run: Run) -> None:
 
 
 def test_a_run_that_was_killed_stopped_parked_and_continued(workers: Workers) -> None:
-    run = start(workers, "rough", train={"max_steps": 30})
+    run = start(workers, "rough", train={"max_steps": 20})
     killed_and_stopped(workers, run)
     parked(run)
     finish(run)
-    found = audit(workers, run, spans=4)
-    assert_verified(found, 4)
-    assert found.chain.differences == ()
-    assert audit(workers, run, whole=True).verdict == "verified"
+    assert_verified(audit(workers, run, whole=True), 1)
 
 
 @pytest.mark.parametrize(
@@ -237,7 +234,7 @@ def test_a_run_that_was_killed_stopped_parked_and_continued(workers: Workers) ->
 def test_honest_runs_of_other_kinds(workers: Workers, sections: dict[str, dict[str, Any]]) -> None:
     run = start(workers, "kind", **sections)
     finish(run)
-    assert_verified(audit(workers, run, spans=2), 2)
+    assert_verified(audit(workers, run, whole=True), 1)
 
 
 def test_an_honest_run_of_preferences(workers: Workers) -> None:
@@ -252,7 +249,7 @@ def test_an_honest_run_of_preferences(workers: Workers) -> None:
         train={"objective": "dpo", "learning_rate": 1e-3, "max_steps": 6},
     )
     finish(run)
-    assert_verified(audit(workers, run, spans=3), 3)
+    assert_verified(audit(workers, run, spans=2), 2)
 
 
 def test_kill_leaves_nothing_of_an_audit_and_ctrl_c_neither(honest: tuple[Workers, Run]) -> None:
@@ -286,7 +283,7 @@ def test_a_step_that_ran_out_of_memory_is_cut_again(workers: Workers) -> None:
         run = shortage.start(workers, {"backward": [5, 9]}, train={"max_steps": 6})
         finish(run)
     assert notice_codes(run).count("memory_cut") == 2
-    assert_verified(audit(workers, run), 3)
+    assert_verified(audit(workers, run, spans=3), 3)
     manifest = json.loads((run.checkpoints_path / "step-00000006/manifest.json").read_text())
     first = json.loads((run.checkpoints_path / "step-00000002/manifest.json").read_text())
     assert manifest["token_budget"] < 4096

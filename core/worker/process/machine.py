@@ -26,7 +26,7 @@ def software() -> dict[str, str]:
     found = {"localtune-tui": __version__, "python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = version(name)  # type: ignore[no-untyped-call]
+            found[name] = version(name)
         except PackageNotFoundError:
             continue
     return found
@@ -50,7 +50,7 @@ def machine(device: torch.device) -> dict[str, Any]:
         properties = torch.cuda.get_device_properties(device)
         found["card"] = properties.name
         found["cuda"] = str(torch.version.cuda or torch.version.hip)
-        found["cudnn"] = torch.backends.cudnn.version()
+        found["cudnn"] = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
     return found
 
 

@@ -21,30 +21,30 @@ def start() -> Event:
     return PhaseEvent(name="importing")
 
 
-def step(number: int) -> Event:
+def step(number: int) -> StepEvent:
     return StepEvent(
         step=number, epoch=0.1, loss=1.0, lr=0.1, grad_norm=1.0, tokens=1, supervised_tokens=1, seconds=1.0,
         tokens_per_second=1.0,
     )  # fmt: skip
 
 
-def steps(first: int, last: int) -> list[Event]:
+def steps(first: int, last: int) -> list[StepEvent]:
     return [step(number) for number in range(first, last + 1)]
 
 
-def checkpoint(number: int) -> Event:
+def checkpoint(number: int) -> CheckpointEvent:
     return CheckpointEvent(step=number, path=f"checkpoints/step-{number:08d}", bytes=1, seconds=1.0)
 
 
-def control(command: str, result: str, sender: str = "socket") -> Event:
+def control(command: str, result: str, sender: str = "socket") -> ControlEvent:
     return ControlEvent(command=command, sender=sender, result=result)
 
 
-def notice(code: str, message: str = "") -> Event:
+def notice(code: str, message: str = "") -> NoticeEvent:
     return NoticeEvent(level="warning", code=code, message=message)
 
 
-def evaluation(number: int) -> Event:
+def evaluation(number: int) -> EvalEvent:
     return EvalEvent(step=number, loss=1.0, perplexity=2.0, seconds=1.0)
 
 
