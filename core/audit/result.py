@@ -96,7 +96,8 @@ class Audit:
         """What it comes to."""
         if self.chain.differences or self.inputs or any(span.outcome == "differs" for span in self.spans):
             return "differs"
-        return "verified" if any(span.outcome == "equal" for span in self.spans) else "unproven"
+        outcomes = {span.outcome for span in self.spans}
+        return "verified" if "equal" in outcomes and "inexact" not in outcomes else "unproven"
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""

@@ -93,7 +93,9 @@ def result_lines(audit: Audit) -> Iterator[str]:
             yield f"           {_tell(difference)}"
     for sentence in (*chain.notes, *audit.notes):
         yield f"note       {sentence}"
-    yield f"{_VERDICTS[audit.verdict]} Seed {audit.seed}, {format_duration(audit.seconds)}."
+    is_chain_alone = audit.verdict == "unproven" and not audit.spans and chain.head is not None
+    verdict = "The chain is whole; nothing was executed again." if is_chain_alone else _VERDICTS[audit.verdict]
+    yield f"{verdict} Seed {audit.seed}, {format_duration(audit.seconds)}."
 
 
 _VERDICTS = {

@@ -58,6 +58,7 @@ from core.queue.results import SweepRow
 from core.queue.store import queue_path
 from core.queue.view import EntryView, QueueView
 from core.runs import events, protocol
+from core.runs.chain import CHAIN_NAME
 from core.runs.compare import compare_runs, read_record
 from core.runs.compare_report import to_json
 from core.runs.labels import labels_path
@@ -206,6 +207,7 @@ def names(run: Run) -> dict[str, JSON]:
             ("adapter", run.adapter_path),
             ("model", run.model_path),
             ("labels", labels_path(run.path)),
+            ("hash chain", run.path / CHAIN_NAME),
         )
     }
     return found | {

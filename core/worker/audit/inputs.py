@@ -28,6 +28,12 @@ class Inputs:
     """Why nothing can be executed again, in a sentence; empty where it can."""
 
 
+def part_of(facts: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A part of what a chain says; empty where it is none, as a chain may come from anywhere."""
+    found = facts.get(name)
+    return found if isinstance(found, dict) else {}
+
+
 def compare_inputs(config: Config, start: Mapping[str, Any], manifest: Mapping[str, Any], progress: Progress) -> Inputs:
     """Compare base and data files, which are all read.
 
@@ -45,14 +51,13 @@ def compare_inputs(config: Config, start: Mapping[str, Any], manifest: Mapping[s
         found.notes.append(f"The base cannot be compared: {error.message}")
         found.obstacle = "The base is not there."
     progress("reading the data files", None, None)
-    sealed = start.get("files")
     try:
         now = hash_data_files(config.data)
     except UserError as error:
         found.notes.append(f"The data cannot be compared: {error.message}")
         return found
-    for difference in _of_files(sealed, now) if isinstance(sealed, dict) and sealed else ():
-        found.differences.append(difference)
+    if sealed := part_of(start, "files"):
+        found.differences += _of_files(sealed, now)
     for name, digest in now.items():
         if not digest:
             found.notes.append(f"The data file {one_line(name, 200)} is not there, or cannot be read.")
@@ -66,8 +71,7 @@ def _changed_base(
     progress("reading the base", None, None)
     prints = BaseFingerprint(path, cached=False)
     prints.settle()
-    sealed = start.get("base", {}).get("files")
-    if isinstance(sealed, dict) and sealed:
+    if sealed := part_of(part_of(start, "base"), "files"):
         return [_of_base(path, name, sealed, prints.files) for name in _unequal(sealed, prints.files)]
     if not prints.matches(str(manifest.get("base_sha256"))):
         return [Difference(what=f"The base {path} is not the one that the run was trained on.", file=str(path))]

@@ -21,6 +21,7 @@ from core.config.schema import Config, NightSection
 from core.errors import UserError
 from core.runs.store import EVENTS_NAME, Run
 from core.worker.audit.compare import Recorded, compare_checkpoints
+from core.worker.audit.inputs import part_of
 from core.worker.audit.script import ReplayEnded, Script, ShortOfMemory
 from core.worker.checkpoint.checkpoint import Checkpoint, checkpoint_name, verify_checkpoint
 from core.worker.process.control import Controls
@@ -113,10 +114,9 @@ class Replay:
         """
         prints = parts.checkpointer.fingerprints
         recorded = self.manifests[self.span.end]
-        if recorded["data_sha256"] != prints.data:
-            digits = self.start.get("rows", {}).get("digits", "")
-            count = self.start.get("rows", {}).get("count")
-            raise ChangedRowsError(_name_rows(parts, digits, count))
+        if recorded.get("data_sha256") != prints.data:
+            rows = part_of(self.start, "rows")
+            raise ChangedRowsError(_name_rows(parts, str(rows.get("digits", "")), rows.get("count")))
         if recorded.get("held_out_sha256", prints.held_out) != prints.held_out:
             raise ChangedRowsError("The held-out rows are not those that the run was measured on.")
 
@@ -139,13 +139,13 @@ class Replay:
 
     def _decide_as_before(self, parts: Parts) -> None:
         """What was decided by the memory that was free then is not decided anew."""
-        facts = self.start.get("facts") or self.manifests[self.span.end]
+        facts = part_of(self.start, "facts") or self.manifests[self.span.end]
         state = parts.state
         if not self.start and any(event.type == "notice" for event in self.span.script):
             return  # what was in force before memory ran out is not known
-        state.token_budget = int(facts.get("token_budget", state.token_budget))
+        state.token_budget = _count(facts.get("token_budget"), state.token_budget)
         state.checkpointing = bool(facts.get("gradient_checkpointing", state.checkpointing))
-        state.kept_layers = int(facts.get("kept_layers", 0))
+        state.kept_layers = _count(facts.get("kept_layers"), 0)
         state.offloading = bool(facts.get("activation_offload", False))
         parts.checkpointer.checkpointing.apply()
 
@@ -182,6 +182,10 @@ class Replay:
             reason = f"Equal bits are not to be expected here: {'; '.join(self._changed)}."
             return SpanResult(begin=begin, end=end, outcome="inexact", reason=reason, differences=differences)
         return SpanResult(begin=begin, end=end, outcome="differs", differences=differences)
+
+
+def _count(value: Any, otherwise: int) -> int:
+    return value if type(value) is int and value >= 0 else otherwise
 
 
 class ChangedRowsError(Exception):
