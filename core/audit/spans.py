@@ -130,15 +130,22 @@ def choose(spans: Sequence[Span], starts: Collection[int], count: int, seed: int
 
 def join(spans: Sequence[Span]) -> list[Span]:
     """Spans that follow one another as one each, executed in one go; broken off where one cannot be executed again, or
-    begins with a rollback."""
+    begins with a rollback, or a rehearsal that ran out of memory."""
     found: list[Span] = []
     for span in spans:
         before = found[-1] if found else None
-        if before is None or before.obstacle or span.obstacle or span.rolled_back or before.end != span.begin:
+        is_apart = span.rolled_back or any(map(ran_out_in_rehearsal, span.script))
+        if before is None or before.obstacle or span.obstacle or is_apart or before.end != span.begin:
             found.append(span)
         else:
             found[-1] = replace(before, end=span.end, script=(*before.script, *span.script))
     return found
+
+
+def ran_out_in_rehearsal(event: Event) -> bool:
+    """Whether it tells that memory ran out in the rehearsal before a start's first step."""
+    found = _RAN_OUT.match(event.message) if isinstance(event, NoticeEvent) else None
+    return found is not None and found[1] == "the rehearsal"
 
 
 def _segments(events: Iterable[Event]) -> list[_Segment]:

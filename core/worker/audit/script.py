@@ -13,12 +13,13 @@ from typing import Any
 import torch
 
 from core.audit.result import Difference
-from core.audit.spans import SHORTAGES, TOLD, Span, changes_of
+from core.audit.spans import SHORTAGES, TOLD, Span, changes_of, ran_out_in_rehearsal
 from core.runs.events import (
     CheckpointEvent,
     ControlEvent,
     Event,
     NoticeEvent,
+    PhaseEvent,
     SampleEvent,
     StepEvent,
     as_json,
@@ -60,6 +61,7 @@ class Script:
         self._span, self._controls, self._compare, self._tell = span, controls, compare, step
         self._place = 0
         self._saved = span.begin
+        self._rehearses = False
         self.differences: list[Difference] = []
         self.is_astray = ""
         """Why it is not the run's fault that the replay went another way; empty where it is."""
@@ -70,8 +72,9 @@ class Script:
 
     @property
     def expects_shortage(self) -> bool:
-        """Whether memory runs out next."""
-        return isinstance(self._next, NoticeEvent)
+        """Whether memory runs out next: in the rehearsal where it did there, else in the step."""
+        expected = self._next
+        return isinstance(expected, NoticeEvent) and ran_out_in_rehearsal(expected) == self._rehearses
 
     def heard(self, event: Event) -> None:
         """Compare what training tells with what it has told.
@@ -79,6 +82,8 @@ class Script:
         Raises:
             ReplayEnded: If that was all, or it is something else.
         """
+        if isinstance(event, PhaseEvent):
+            self._rehearses = event.name == "rehearsing"
         is_shortage = isinstance(event, NoticeEvent) and event.code in SHORTAGES
         if not is_shortage and not isinstance(event, TOLD):
             return

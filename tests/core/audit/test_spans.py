@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from core.audit.request import span_from, span_to
-from core.audit.spans import choose, spans_of
+from core.audit.spans import choose, join, spans_of
 from core.runs.events import (
     CheckpointEvent,
     ControlEvent,
@@ -133,6 +133,17 @@ def test_what_went_another_way_for_want_of_memory_or_room_is_told() -> None:
     assert second.obstacle == ""
     assert third.obstacle == "a checkpoint could not be written"
     assert choose([first, second, third], {2, 4}, 9, seed=1) == [second]
+
+
+def test_spans_are_joined_but_where_one_has_to_begin_anew() -> None:
+    events = [
+        start(), step(1), checkpoint(1), step(2), checkpoint(2),
+        start(), notice("memory_cut", "Memory ran out at the rehearsal: cut."), step(3), checkpoint(3),
+        step(4), checkpoint(4), notice("memory_replay"), step(5), checkpoint(5),
+    ]  # fmt: skip
+    joined = join(spans_of(events))
+    assert [(span.begin, span.end) for span in joined] == [(0, 2), (2, 4), (4, 5)]
+    assert [event.type for event in joined[0].script] == ["step", "checkpoint"] * 2
 
 
 def test_a_seed_chooses_the_same_of_those_that_can_be_begun() -> None:

@@ -82,6 +82,18 @@ def test_answers_after_the_checkpoint_of_their_step_may_be_told_or_not() -> None
         made.heard(late)
 
 
+def test_a_shortage_of_a_step_is_not_one_of_the_rehearsal_before_it() -> None:
+    for message, rehearses in (
+        ("Memory ran out at step 1: cut.", False),
+        ("Memory ran out at the rehearsal: cut.", True),
+    ):
+        made, _, _ = script(notice("memory_cut", message), step(1))
+        made.heard(PhaseEvent(name="rehearsing"))
+        assert made.expects_shortage is rehearses
+        made.heard(PhaseEvent(name="training"))
+        assert made.expects_shortage is not rehearses
+
+
 class Objective:
     """An objective that counts its windows."""
 
