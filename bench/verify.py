@@ -31,9 +31,9 @@ from core.audit.result import Audit
 from core.errors import UserError
 from core.runs.client import ControlClient
 from core.runs.store import Run
-from tests.e2e.forking import Forks
 from tests.e2e.test_preference import write_rows as write_pairs
 from tests.e2e.workers import PATIENCE, Workers, exit_code, finish, signal_worker, wait_until_step
+from tests.forking import Forks
 from tests.tiny_model import write_tiny_model
 
 STEPS = 6

@@ -223,7 +223,9 @@ def _is_content(difference: Difference) -> bool:
 
 def _obstacle(config: Config, manifests: Mapping[int, Mapping[str, Any]]) -> str:
     """Why nothing of a run can be executed again bit for bit; empty where it can."""
-    if int(getattr(getattr(config, "distributed", None), "processes", None) or 1) > 1:
+    distributed = config.distributed
+    several = isinstance(distributed.gpus, list) and len(distributed.gpus) > 1
+    if distributed.hosts or several or distributed.gpus == "all" or (distributed.processes or 1) > 1:
         return _SEVERAL
     if any(manifest.get("deterministic") == "fast" for manifest in manifests.values()):
         return _FAST

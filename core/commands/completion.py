@@ -42,6 +42,7 @@ _BY_ARGUMENT = {
     ("init", "preset"): "presets",
     ("schema", "out"): "any_file",
     ("serve", "uds"): "any_file",
+    ("slurm", "output"): "any_file",
     ("train", "preset"): "presets",
     ("trash", "runs"): "trash",
 }

@@ -70,7 +70,7 @@ class Link:
 
 
 class Chain:
-    """Writes the chain of a run; to be used by one process, and by one thread at a time.
+    """Writes the chain of a run; to be used by one process at a time, and by one thread.
 
     Args:
         directory: Of the run.
@@ -81,7 +81,7 @@ class Chain:
         self._path, self._events = directory / CHAIN_NAME, events
         self._n, self._prev, self._sealed = 0, NOTHING, 0
         self._waiting: list[bytes] = []
-        self._is_open = False
+        self._size: int | None = None
 
     def append(self, kind: str, body: dict[str, Any]) -> None:
         """Add a link, durably. One that cannot be written is kept, and written before the next.
@@ -93,8 +93,8 @@ class Chain:
         Raises:
             OSError: If it cannot be written now.
         """
-        if not self._is_open:
-            self._open()
+        if self._size_now() != self._size and not self._waiting:
+            self._open()  # the first time, or when another process of the run has written meanwhile
         link: dict[str, Any] = {
             "n": self._n,
             "kind": kind,
@@ -108,9 +108,15 @@ class Chain:
         self._waiting.append(canonical(link) + b"\n")
         self._write()
 
+    def _size_now(self) -> int | None:
+        try:
+            return os.stat(self._path).st_size
+        except FileNotFoundError:
+            return None
+
     def _open(self) -> None:
         """Go on from the last whole link; a line that a killed worker left unfinished is cut off."""
-        end = 0
+        end, self._n, self._prev, self._sealed = 0, 0, NOTHING, 0
         try:
             with open_regular(self._path) as file:
                 for line in file:
@@ -122,7 +128,7 @@ class Chain:
             pass
         else:
             os.truncate(self._path, end)
-        self._is_open = True
+        self._size = end
 
     def _follow(self, line: bytes) -> None:
         try:
@@ -145,6 +151,7 @@ class Chain:
                 os.ftruncate(file, before)
                 raise
             self._waiting.clear()
+            self._size = before + len(data)
         finally:
             os.close(file)
 

@@ -23,11 +23,8 @@ from core.runs.client import ControlClient
 from core.runs.store import Run
 from tests.waiting import wait_for
 
-from .forking import Forks
 from .test_preference import write_rows as write_pairs
 from .workers import PATIENCE, Workers, exit_code, finish, kill, notice_codes, signal_worker, wait_until_step
-
-pytestmark = pytest.mark.usefixtures("forked_workers")
 
 #: A short run: every second step a checkpoint, every third an evaluation; all of them are kept.
 SHORT: dict[str, dict[str, Any]] = {
@@ -58,18 +55,15 @@ def sentences(found: Audit) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def honest(
-    tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path, forks: Forks
-) -> Iterator[tuple[Workers, Run]]:
+def honest(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Iterator[tuple[Workers, Run]]:
     """A finished run in which rates and intervals were set, and a checkpoint was asked for."""
     workers = Workers(tmp_path_factory.mktemp("honest"), tiny_model_dir)
-    with forks.replacing():
-        run = start(workers, "honest", train={"max_steps": 10})
-        wait_until_step(run, 2)
-        with ControlClient(run, timeout=PATIENCE) as client:
-            client.request("set", **{"train.learning_rate": 1e-3, "eval.every_steps": 2})
-            client.request("checkpoint")
-        finish(run)
+    run = start(workers, "honest", train={"max_steps": 10})
+    wait_until_step(run, 2)
+    with ControlClient(run, timeout=PATIENCE) as client:
+        client.request("set", **{"train.learning_rate": 1e-3, "eval.every_steps": 2})
+        client.request("checkpoint")
+    finish(run)
     yield workers, run
     workers.close()
 
@@ -275,13 +269,8 @@ def test_a_live_run_is_refused(workers: Workers) -> None:
 def test_a_step_that_ran_out_of_memory_is_cut_again(workers: Workers) -> None:
     from . import test_out_of_memory as shortage
 
-    with pytest.MonkeyPatch.context() as real:
-        # The hooks that make it run out are put in place as a worker starts.
-        from core.helper import start_detached
-
-        real.setattr("core.launch.launcher.start_detached", start_detached)
-        run = shortage.start(workers, {"backward": [5, 9]}, train={"max_steps": 6})
-        finish(run)
+    run = shortage.start(workers, {"backward": [5, 9]}, train={"max_steps": 6})
+    finish(run)
     assert notice_codes(run).count("memory_cut") == 2
     assert_verified(audit(workers, run, spans=3), 3)
     manifest = json.loads((run.checkpoints_path / "step-00000006/manifest.json").read_text())

@@ -24,6 +24,7 @@ from core.worker.audit.compare import Recorded, compare_checkpoints
 from core.worker.audit.inputs import part_of
 from core.worker.audit.script import ReplayEnded, Script, ShortOfMemory
 from core.worker.checkpoint.checkpoint import Checkpoint, checkpoint_name, verify_checkpoint
+from core.worker.model.full_weights import trained_tensors
 from core.worker.process.control import Controls
 from core.worker.process.determinism import nondeterminism_explained
 from core.worker.process.machine import machine, software
@@ -133,6 +134,7 @@ class Replay:
         state.limits = Limits()
         if self.span.rolled_back:
             parts.checkpointer.checkpointing.enable()
+        parts.strategy.begin(trained_tensors(parts.loaded.model))
         if parts.file is not None:
             parts.file.follow()
         self._note_machine(parts)
