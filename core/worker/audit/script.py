@@ -192,6 +192,7 @@ class ShortOfMemory:
         self.sequences = objective.sequences
         self.forward, self.loss = objective.forward, objective.loss
         self.rewards, self.reference_sequences = objective.rewards, objective.reference_sequences
+        self.reward_sums, self.rewards_of = objective.reward_sums, objective.rewards_of
 
     def begin(self, window: Any, token_budget: int) -> float:
         """Begin a window, or run out of memory."""

@@ -106,7 +106,7 @@ class Objective:
         self.begun += 1
         return 1.0
 
-    sequences = forward = loss = rewards = reference_sequences = None
+    sequences = forward = loss = rewards = reference_sequences = reward_sums = rewards_of = None
 
 
 def test_memory_runs_out_again_where_it_did_and_nowhere_else() -> None:
