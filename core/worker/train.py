@@ -105,23 +105,8 @@ def train(
     """
     with nondeterminism_explained():
         recipe = _make_recipe(config, recorder, controls, throttle, ranks, resume=resume)
-        parts = recipe.parts
-        parts.state.paused = paused
-        rehearses = recipe.rehearse()
-        parts.orders.begin()
-        with parts.governor.governing(parts.state.overrides):
-            try:
-                recipe.loop_until_left(rehearses=rehearses)
-            except ParkRequested:
-                parts.orders.give("leave")
-                raise  # saved already, and not at its end
-            except StopRequested as request:
-                recipe.stop(save=not request.now)
-                parts.orders.give("leave")
-                raise
-            outcome = recipe.finish()
-            parts.orders.give("leave")
-            return outcome
+        recipe.parts.state.paused = paused
+        return recipe.run()
 
 
 def follow(config: Config, recorder: Recorder, controls: Controls, ranks: Ranks, *, resume: bool) -> None:
@@ -163,6 +148,7 @@ def _make_recipe(
     parts.strategy.begin(trained_tensors(parts.loaded.model))
     if parts.file is not None:
         parts.file.follow()
+    recorder.seal("start", parts.origin.facts(config, found))
     return FinetuneRecipe(config, recorder, controls, parts)
 
 
@@ -175,6 +161,30 @@ class FinetuneRecipe:
     recorder: Recorder
     controls: Controls
     parts: Parts
+
+    def run(self) -> Outcome:
+        """The rehearsal, the steps and the result.
+
+        Raises:
+            ParkRequested: As :func:`train`.
+            StopRequested: As :func:`train`.
+            UserError: If it cannot go on.
+        """
+        rehearses, orders = self.rehearse(), self.parts.orders
+        orders.begin()
+        with self.parts.governor.governing(self.parts.state.overrides):
+            try:
+                self.loop_until_left(rehearses=rehearses)
+            except ParkRequested:
+                orders.give("leave")
+                raise  # saved already, and not at its end
+            except StopRequested as request:
+                self.stop(save=not request.now)
+                orders.give("leave")
+                raise
+            outcome = self.finish()
+            orders.give("leave")
+            return outcome
 
     def accumulate(
         self,

@@ -21,6 +21,7 @@ from core.models.fingerprint import BaseFingerprint
 from core.notify import Notice, notify
 from core.runs.changes import KEPT, record
 from core.runs.events import CheckpointEvent, ControlEvent
+from core.small_files import hash_file
 from core.text import one_line
 from core.worker.checkpoint import checkpoint as checkpoints
 from core.worker.checkpoint.checkpoint import Checkpoint
@@ -142,6 +143,7 @@ class Checkpointer:
             return
         finally:
             self.recorder.end_progress()
+        self.recorder.seal("checkpoint", {"step": step, "manifest": written.manifest})
         state.saved = step
         self.postponed = False
         state.best.saved(step)
@@ -207,6 +209,7 @@ class Checkpointer:
         """Delete the checkpoints after the last good one, so that whoever goes on begins there."""
         if good is not None and (path := self._path(good)).is_dir():
             self._rotate(path)
+            self.recorder.seal("rollback", {"step": good})
 
     def _path(self, step: int) -> Path:
         return self.recorder.run.checkpoints_path / checkpoints.checkpoint_name(step)
@@ -313,6 +316,9 @@ class Checkpointer:
                 f"The {output.name} cannot be written to {output}: {error}.",
                 f"The newest checkpoint holds it; make room and 'localtune-tui continue {self.recorder.run.id}'.",
             ) from error
+        step = self.state.step if chosen is None else chosen.step
+        files = {str(path.relative_to(output)): hash_file(path) for path in sorted(output.rglob("*")) if path.is_file()}
+        self.recorder.seal("result", {"step": step, "directory": output.name, "files": files})
 
     def _whole_model(self, chosen: Checkpoint | None) -> Mapping[str, torch.Tensor] | None:
         """The weights of the result, where no process has all of them."""
