@@ -72,10 +72,6 @@ class Gap(Enum):
         "A run goes on with localtune-tui continue; this one begins anew.",
         "*.*resume* *.*continue*",
     )
-    LOSS_LIMIT = (
-        "A run stops where a loss is not a number, not where it is above a limit.",
-        "*.*watchdog* *.*loss_limit* *.max_loss* *.*spike*",
-    )
     BEST_BY_LOSS = (
         "The best step is that of the lowest held-out loss, and no other figure decides.",
         "*.*metric* *.*best_by* checkpoint.*greater*",

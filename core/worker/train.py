@@ -31,6 +31,7 @@ from core.worker.process.control import Controls, ParkRequested, StopRequested
 from core.worker.process.determinism import nondeterminism_explained
 from core.worker.process.recorder import Recorder
 from core.worker.process.throttle import Throttle
+from core.worker.progress.spikes import Spike
 from core.worker.setup.build import Parts, build
 
 #: Seconds after which every device that reports its power has done so.
@@ -154,6 +155,9 @@ class FinetuneRecipe:
         began, rested = time.monotonic(), parts.governor.throttle.rested_seconds
         if parts.file is not None:
             parts.file.begin_step()
+        if state.step + 1 in state.spikes.left_out:
+            state.step += 1
+            return self.recorder.end_step(state.step)
         self.recorder.begin_step()
         learning_rate = parts.learning_rate()
         parts.update.begin(learning_rate)
@@ -162,8 +166,7 @@ class FinetuneRecipe:
             with attempt:
                 result = self.accumulate(attempt.micro_batches)
         norm = parts.update.clip()
-        if state.finite.accepts(state.step + 1, result.loss, norm, window, overflow=state.may_overflow):
-            state.best.proved(state.step)
+        if self._accepts(result, norm, window):
             parts.update.step()
             if parts.file is not None:
                 parts.file.updated()
@@ -199,6 +202,16 @@ class FinetuneRecipe:
         self.recorder.end_step(state.step)
         if parts.compilation is not None:
             parts.compilation.report(state.step, self.recorder.notice)
+
+    def _accepts(self, result: Gradients, norm: float, window: list[int]) -> bool:
+        """Whether the update of a step may be made, and what it says of the weights that its loss was computed with."""
+        state, step = self.parts.state, self.parts.state.step + 1
+        if not state.finite.accepts(step, result.loss, norm, window, overflow=state.may_overflow):
+            return False
+        accepted = state.spikes.accepts(step, result.loss, result.supervised_tokens, window)
+        if state.spikes.is_trusted:
+            state.best.proved(state.step)
+        return accepted
 
     def loop_until_left(self, *, rehearses: bool) -> None:
         """The loop; gone on with where the device was to be given back and no checkpoint could be written for that.
@@ -256,13 +269,39 @@ class FinetuneRecipe:
             if state.finite.is_hopeless:
                 parts.checkpointer.drop_after(state.best.last_good)
                 raise state.finite.verdict(state.best.last_good)
+            if (spike := state.spikes.due) is not None:
+                self._answer_spike(spike)
+                continue
             if state.step < state.total_steps:
                 self._evaluate_if_due()
             # A pause here is one for a best checkpoint that could not be written; another would fail as well.
             due = parts.intervals.is_checkpoint_due or parts.checkpointer.postponed
+            due = due or (state.saved is None and state.spikes.needs_checkpoint)
             if due and not state.paused:
                 parts.checkpointer.save()
             parts.control_point.attend()
+
+    def _answer_spike(self, spike: Spike) -> None:
+        """Go back to the last good checkpoint, and leave the steps of a spike out.
+
+        Raises:
+            StopRequested: If the run is to end there.
+        """
+        parts, state = self.parts, self.parts.state
+        if state.spikes.may_go_back and parts.rollback.leave_out(spike):
+            if parts.file is not None:
+                parts.file.follow()
+            return
+        good = state.best.last_good
+        parts.checkpointer.drop_after(good)
+        kept = f"the last good checkpoint is that of step {good}" if good else "no checkpoint is known to be good"
+        times = f" after {state.spikes.rollbacks} rollbacks" if state.spikes.rollbacks else ""
+        self.recorder.warn(
+            "loss_spike_stop",
+            f"The run stops{times}: {kept}. The rows of the spike: {state.spikes.name(spike)}.",
+            "Look at them; a lower train.learning_rate or train.max_grad_norm makes training steadier.",
+        )
+        raise StopRequested(f"a loss spike ({spike.sentence})", now=True)
 
     @property
     def _is_exhausted(self) -> bool:
@@ -361,7 +400,7 @@ class FinetuneRecipe:
             event = dataclasses.replace(event, seconds=seconds)
             for told in (event, *samples):
                 recorder.event(told)
-            if state.best.measured(step, event.loss):
+            if state.best.measured(step, event.loss, proves=state.spikes.is_trusted):
                 parts.checkpointer.save()
         state.evaluated = step
         for sample in parts.samples.write(step, functools.partial(report, "samples")):

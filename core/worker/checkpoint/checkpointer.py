@@ -31,6 +31,8 @@ from core.worker.steps.gradient_checkpointing import GradientCheckpointing
 
 #: Sections of the configuration that a resumed run must share with its beginning.
 FIXED_SECTIONS = ("model", "data", "template", "method", "train")
+#: What of them it need not: a run that has stopped for a loss spike may go on with another rule.
+FREE_OPTIONS = ("on_loss_spike", "loss_spike", "loss_spike_patience", "loss_limit")
 
 
 @dataclass(frozen=True)
@@ -299,4 +301,5 @@ def config_hash(config: Config) -> str:
     # Without what is as always, so that a version with more options goes on with the runs of an earlier one.
     dumped = config.model_dump(mode="json", exclude_defaults=True)
     fixed = {section: dumped.get(section, {}) for section in FIXED_SECTIONS}
+    fixed["train"] = {name: value for name, value in fixed["train"].items() if name not in FREE_OPTIONS}
     return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode("utf-8")).hexdigest()
