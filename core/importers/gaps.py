@@ -201,7 +201,8 @@ class Gap(Enum):
     )
     LOSS = (
         "The loss is the usual one: the mean over the tokens that are learned.",
-        "train.loss* train.*dft* train.*distill* train.*teacher* train.*aux* train.*diffusion*",
+        "train.loss train.loss_f* train.loss_t* train.*dft* train.*distill* train.*teacher* train.*aux* "
+        "train.*diffusion*",
     )
     PREFERENCES = (
         "Preferences are learned by dpo, orpo and kto as their papers say, without additions; rewards are not.",

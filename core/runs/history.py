@@ -95,8 +95,8 @@ class Mark:
     """Annotation of the chart at a step.
 
     Its kind is ``warning``, ``error``, ``memory`` (micro-batches made smaller, or layers computed again, for want of
-    memory), ``rollback`` (back to this step for a loss spike), ``governor``, ``paused``, ``parked``, ``going_on`` (after
-    either) or ``resumed`` (a new start).
+    memory), ``rollback`` (back to this step for a loss spike), ``governor``, ``paused``, ``parked``, ``going_on``
+    (after either) or ``resumed`` (a new start).
     """
 
     step: int

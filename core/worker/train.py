@@ -202,6 +202,7 @@ class FinetuneRecipe:
         self.recorder.end_step(state.step)
         if parts.compilation is not None:
             parts.compilation.report(state.step, self.recorder.notice)
+        return None
 
     def _accepts(self, result: Gradients, norm: float, window: list[int]) -> bool:
         """Whether the update of a step may be made, and what it says of the weights that its loss was computed with."""

@@ -27,8 +27,8 @@ Told = Callable[[str, str, str], None]
 class RecentLosses:
     """The losses of the last steps, robustly summed up: their level, and how far above it a step has to be.
 
-    The level is the median of the last :data:`LEVEL` losses, moved by the median of the residuals, that is by the trend.
-    The noise is the greater one of two robust deviations of the residuals: by their median, and by their 95th
+    The level is the median of the last :data:`LEVEL` losses, moved by the median of the residuals, that is the
+    trend. The noise is the greater one of two robust deviations of the residuals: by their median, and by their 95th
     percentile, which sees a few steps in twenty that are of another kind, such as those of the shortest rows.
     """
 

@@ -60,14 +60,16 @@ NOBODY_SAYS = {
     "chat.stop": "they end an answer where their template does",
 }
 #: The same for one tool: it has no such key, or takes it for all.
+_SPIKES = {"train.on_loss_spike", "train.loss_spike", "train.loss_spike_patience", "train.loss_limit"}
 ONE_DOES_NOT_SAY: dict[str, set[str]] = {
     "axolotl": {
         *("eval.baseline", "eval.exact_match", "method.trainable_layers", "method.trainable_end"),
         *("hardware.device", "chat.top_p", "chat.top_k", "chat.min_p", "chat.repetition_penalty"),
         "train.deterministic",
     },
-    "llama-factory": {"eval.samples", "data.format", "template.file", "chat.min_p", "method.target_experts"},
+    "llama-factory": {"eval.samples", "data.format", "template.file", "chat.min_p", "method.target_experts", *_SPIKES},
     "unsloth": {
+        *_SPIKES,
         *("data.eval", "data.eval_share", "data.columns", "data.weights", "template.name", "template.file"),
         "template.variables",
         *("method.trainable_layers", "method.trainable_end", "method.loraplus_ratio", "method.neftune_alpha"),
@@ -169,6 +171,7 @@ COMMON = {
     *("max_new_tokens", "name", "optimizer", "precision", "project", "rank", "seed", "special_tokens", "system"),
     *("target_modules", "temperature", "top_k", "top_p", "train", "warmup", "weights"),
 }
+
 
 @pytest.mark.parametrize("tool", EVERY, ids=lambda tool: tool.kind)
 def test_no_denied_key_is_called_as_an_option_is(tool: Tool) -> None:

@@ -120,7 +120,7 @@ def test_neither_warm_up_nor_the_first_steps_are_looked_at() -> None:
     watched.feed([40.0])
     assert watched.notices == []
     watched = Watched(warmup=5)
-    watched.feed([30.0, 1.0, 30.0, 1.0, 30.0] + noise(FEWEST + 1))
+    watched.feed([30.0, 1.0, 30.0, 1.0, 30.0, *noise(FEWEST + 1)])
     watched.feed([9.0])
     assert len(watched.notices) == 1, "and what they had is forgotten"
 
