@@ -19,6 +19,14 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
+    add_run_options(parser)
+    parser.add_argument("--name", help="what the run is about; ends its id (default: the file's name)")
+    parser.add_argument("--detach", action="store_true", help="print the run's id and return while it trains")
+    add_json_flag(parser)
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Declare what a run is made from: the configuration, and what is added to it for this run."""
     from core.config.choices import RefusalCode
 
     add_config(parser)
@@ -33,22 +41,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--preset", metavar="NAME", help="preset, or auto, for what the file leaves out; 'init --list' lists them"
     )
-    parser.add_argument("--name", help="what the run is about; ends its id (default: the file's name)")
-    parser.add_argument("--detach", action="store_true", help="print the run's id and return while it trains")
-    add_json_flag(parser)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Train; the exit code is that of the run: 0 finished, 3 stopped, 4 failed, 5 refused by ``eval.gate``."""
+def read_run_config(args: argparse.Namespace) -> Config:
+    """The configuration that :func:`add_run_options` has been given.
+
+    Raises:
+        UserError: If it is wrong, if there is no such model, or if the check of the data refuses it.
+    """
     from core.commands.configuration import read_config
-    from core.commands.follow import Interrupts
 
-    path = Path(args.config)
-    config = read_config(path, args.set, args.preset)
+    config = read_config(Path(args.config), args.set, args.preset)
     if args.allow:
         config = allow(config, args.allow)
     check_model(config)
     check_data(config)
+    return config
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train; the exit code is that of the run: 0 finished, 3 stopped, 4 failed, 5 refused by ``eval.gate``."""
+    from core.commands.follow import Interrupts
+
+    path, config = Path(args.config), read_run_config(args)
     # Interrupts are counted from here on: a Ctrl-C between the start and the first read would leave an unknown run.
     with Interrupts() as interrupts:
         started = start(config, args.name or path.stem)
