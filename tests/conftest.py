@@ -7,11 +7,13 @@ import random
 import shutil
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.forking import Forks
 from tests.tiny_model import CHATML as CHATML
 from tests.tiny_model import write_tiny_model
 
@@ -95,6 +97,23 @@ def same_draws() -> None:
         sys.modules["numpy"].random.seed(0)
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forks() -> Iterator[Forks]:
+    """What a worker's processes are forked from, in all tests that are not marked ``anew``."""
+    made = Forks()
+    with made.replacing():
+        yield made
+    made.close()
+
+
+@pytest.fixture(autouse=True)
+def _forked_or_anew(request: pytest.FixtureRequest, forks: Forks) -> Iterator[None]:
+    """Whether the processes of this test are forked."""
+    forks.anew = request.node.get_closest_marker("anew") is not None
+    yield
+    forks.anew = False
 
 
 @pytest.fixture(autouse=True)

@@ -405,6 +405,7 @@ def follow_run(
     from core.launch.launcher import reap
     from core.runs.glimpse import glimpse_history, read_glimpse
     from core.runs.history import RunHistory
+    from core.runs.ranks import read_ranks
     from core.runs.tail import EventTail
 
     tail, history = EventTail(run.events_path), RunHistory()
@@ -417,7 +418,8 @@ def follow_run(
         if stop.is_set():
             return
     history.skipped = tail.skipped
-    post(RunAttached(run, shown, history, found))
+    signs = read_ranks(run)
+    post(RunAttached(run, shown, history, found, ranks=signs))
     wait = OVER_SECONDS if shown.is_over else LIVE_SECONDS
     while not stop.wait(wait * pace):
         reap()
@@ -426,8 +428,9 @@ def follow_run(
         # The end is not posted before the events that lead to it.
         state = shown if is_more and state.is_over else state
         wait = CATCH_UP_SECONDS if is_more else OVER_SECONDS if state.is_over else LIVE_SECONDS
-        if events or _looks_different(shown, state):
-            post(RunAdvanced(run, state, events))
+        before, signs = signs, signs if state.is_over else read_ranks(run)
+        if events or signs != before or _looks_different(shown, state):
+            post(RunAdvanced(run, state, events, signs))
         shown = state
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from core.runs.figures import RunFigures
     from core.runs.history import RunHistory
     from core.runs.labels import Labels
+    from core.runs.ranks import Rank
     from core.runs.state import RunState
     from core.runs.store import Run
     from core.serve.options import ServerAddress
@@ -219,6 +220,8 @@ class RunAttached(Message):
     """Whether the app found it by itself, without a request of the user."""
     is_partial: bool = False
     """Whether the history has some of the steps only; the whole one follows."""
+    ranks: Sequence[Rank] = ()
+    """Its processes with their signs of life; empty for a run of one."""
 
 
 @dataclass
@@ -228,6 +231,8 @@ class RunAdvanced(Message):
     run: Run
     state: RunState
     events: Sequence[Event]
+    ranks: Sequence[Rank] = ()
+    """Its processes as in :class:`RunAttached`."""
 
 
 @dataclass

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from core.runs.again import Origin
     from core.runs.eta import Eta
     from core.runs.history import RunHistory
+    from core.runs.ranks import Rank
     from core.runs.schedule import Schedule
     from core.runs.state import RunState
     from core.runs.store import Run
@@ -87,6 +88,8 @@ class RunView:
     """Whether its history has some of its steps only, and the whole one is still being read."""
     tariff: Tariff = field(default_factory=Tariff)
     """The price of its energy, by its configuration."""
+    ranks: Sequence[Rank] = ()
+    """Its processes with their signs of life; empty for a run of one."""
 
     @property
     def activity(self) -> str:

@@ -285,3 +285,19 @@ def describe_state(state: RunState) -> str:
     if state.refused:
         words += ", refused by eval.gate"
     return f"{words} ({state.reason})" if state.reason else words
+
+
+def card_memory(text: str | None) -> int | None:
+    """Bytes that ``--gpu-memory`` says; None without it.
+
+    Raises:
+        UserError: If it is no size.
+    """
+    if text is None:
+        return None
+    from core.units import parse_bytes
+
+    size = parse_bytes(text)
+    if not size:
+        raise UserError(f"--gpu-memory {text} is no size.", "Write it as 24GB or 22.5GiB.")
+    return size

@@ -43,6 +43,7 @@ _BY_ARGUMENT = {
     ("queue", "preset"): "presets",
     ("schema", "out"): "any_file",
     ("serve", "uds"): "any_file",
+    ("slurm", "output"): "any_file",
     ("train", "preset"): "presets",
     ("trash", "runs"): "trash",
 }

@@ -57,13 +57,14 @@ def _fill(document: ConfigDocument, config: Config, name: str) -> Config:
     return document.validate()
 
 
-def choose(name: str, config: Config, aim: Aim = "balanced") -> Choice:
+def choose(name: str, config: Config, aim: Aim = "balanced", gpu_memory: int | None = None) -> Choice:
     """The preset with a name, or the one that suits the model, the card and the first rows of the data.
 
     Args:
         name: Its name, or ``auto``.
         config: A checked configuration, its data readable.
         aim: The aim of ``auto``.
+        gpu_memory: As for :func:`find_card_of`.
 
     Raises:
         UserError: If there is none with that name.
@@ -71,11 +72,18 @@ def choose(name: str, config: Config, aim: Aim = "balanced") -> Choice:
     if name != AUTO:
         preset = find_preset(name)
         return Choice(preset, None, f"{preset.name}: {preset.about}")
-    return suitable_preset(config.model.base, find_card_of(config), config, aim=aim)
+    return suitable_preset(config.model.base, find_card_of(config, gpu_memory), config, aim=aim)
 
 
-def find_card_of(config: Config) -> Card | None:
-    """The card that a configuration trains on; None for the CPU."""
+def find_card_of(config: Config, gpu_memory: int | None = None) -> Card | None:
+    """The card that a configuration trains on; None for the CPU.
+
+    Args:
+        config: The configuration.
+        gpu_memory: Bytes of a card that is elsewhere; None for the card of this machine.
+    """
+    if gpu_memory is not None:
+        return Card("card", gpu_memory, None)
     return find_card(gpu=config.hardware.gpu) if config.hardware.device != "cpu" else None
 
 

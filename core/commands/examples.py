@@ -28,6 +28,10 @@ EXAMPLES: Mapping[str, Sequence[tuple[str, str]]] = {
         ("train faq.toml --set train.epochs=2 --set method.rank=32", "with other values for this run"),
         ("train faq.toml --preset auto --detach", "fill in the rest, and return at once"),
     ),
+    "slurm": (
+        ("slurm run.toml --nodes 2 --cards-per-node 4 --time 12:00:00", "eight processes on two nodes"),
+        ("slurm run.toml --output - | sbatch", "hand it in at once"),
+    ),
     "runs": (
         ("runs", ""),
         ("runs --sort best --filter 'tickets #keep'", "the best first"),
@@ -108,6 +112,7 @@ EXAMPLES: Mapping[str, Sequence[tuple[str, str]]] = {
     "plan": (
         ("plan faq.toml", ""),
         ("plan faq.toml --gpu-memory 24GB", "on another card"),
+        ("plan faq.toml --cards 2", "on each of two cards"),
         ("plan faq.toml --set train.max_length=4096 --json", ""),
     ),
     "bits": (

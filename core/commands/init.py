@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from core.commands.common import PROGRAM, add_json_flag, emit, note, put, say, tell_measuring
+from core.commands.common import PROGRAM, add_json_flag, card_memory, emit, note, put, say, tell_measuring
 from core.config.choices import AIMS
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--eval", metavar="FILE", action="append", help="rows to measure on; may be repeated")
     parser.add_argument("--preset", metavar="NAME", default="auto", help="preset, or auto to have it chosen (default)")
     parser.add_argument("--aim", choices=AIMS, default="balanced", help="what auto looks for (default: balanced)")
+    parser.add_argument("--gpu-memory", metavar="SIZE", help="choose for a GPU with so much memory: 24GB, 22.5GiB")
     parser.add_argument("--out", metavar="FILE", help="file to write, - for standard output (default: the data's name)")
     parser.add_argument("--force", action="store_true", help="replace the file if it is there")
     parser.add_argument("--list", action="store_true", help="list the presets")
@@ -105,9 +107,10 @@ def _make(args: argparse.Namespace, path: Path) -> _Made:
     config = ConfigDocument(_toml(asked), path.parent / "draft.toml").validate()
     check_model(config)
     check_data(config)
-    choice = choose(args.preset, config, args.aim)
+    memory = card_memory(args.gpu_memory)
+    choice = choose(args.preset, config, args.aim, memory)
     held_out = held_out_of(config)
-    advised = advice_on(config.model.base, choice, find_card_of(config))
+    advised = advice_on(config.model.base, choice, find_card_of(config, memory))
     given = held_out.values if held_out is not None else {}
     values = {**choice.preset.values, **given, **taken_values(advised), **asked}
     if values.get("eval.every_steps") is not None:
@@ -116,7 +119,10 @@ def _make(args: argparse.Namespace, path: Path) -> _Made:
         values["train.max_length"] = choice.max_length
     text = _draft(values, choice, held_out, advised)
     document = ConfigDocument(text, path)
-    for remark in document.remarks(gather_facts(document.validate())):
+    facts = gather_facts(document.validate())
+    if memory is not None:
+        facts = replace(facts, device="cuda", device_bytes=memory, bf16=None)
+    for remark in document.remarks(facts):
         note(f"{remark.level}: {remark.sentence} {remark.hint}")
     return _Made(text, choice, held_out, advised)
 

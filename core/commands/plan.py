@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.commands.common import add_config, add_json_flag, emit, note, say, tell_measuring
+from core.commands.common import add_config, add_json_flag, card_memory, emit, note, say, tell_measuring
 from core.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,17 +20,20 @@ if TYPE_CHECKING:
     from core.memory.advice import Advice
     from core.memory.plan import Machine, Plan
     from core.memory.rows import Rows
+    from core.memory.strategy import Chosen
     from core.models.architecture.architecture import Architecture
     from core.runs.forecast import Estimate, Forecast
 
 #: Characters of the stacked bar.
 BAR_WIDTH = 60
 #: The letter of each part in the bar.
-LETTERS = "ABCDEFGHIJKLMNOP"
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 #: Methods that ``--method`` takes.
 METHODS = ("qlora", "lora", "full", "freeze")
 #: Tokens of a row with ``--model`` by default, and the fewest and most, as for ``train.max_length``.
 DEFAULT_LENGTH, SHORTEST, LONGEST = 2048, 8, 1 << 20
+#: Most cards of a machine, as for ``distributed.processes``.
+MOST_CARDS = 64
 #: Data above this size is analyzed only on request.
 QUICK_DATA_BYTES = 64 << 20
 
@@ -46,6 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--method", choices=METHODS, help="with --model: what is trained (qlora)")
     parser.add_argument("--length", metavar="TOKENS", help="with --model: tokens of every row (2048)")
     parser.add_argument("--gpu-memory", metavar="SIZE", help="plan for a GPU with so much free memory: 24GB, 22.5GiB")
+    parser.add_argument(
+        "--cards", metavar="N", help="plan for so many cards on each machine; --gpu-memory is then that of each"
+    )
     parser.add_argument(
         "--lengths",
         choices=("auto", "always", "never"),
@@ -64,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _plan(args: argparse.Namespace) -> int:
+    from core.commands.machines import warn_of_machines
     from core.memory.planner import make_plan
     from core.models.architecture.load import locate_model
     from core.models.architecture.sandboxed import load_architecture, read_model
@@ -71,12 +78,14 @@ def _plan(args: argparse.Namespace) -> int:
 
     document, has_rows = _document(args)
     config = document.validate()
-    machine = this_machine(config, _size(args.gpu_memory))
+    machine = this_machine(config, card_memory(args.gpu_memory))
     base = locate_model(config.model.base)
     # What is too damaged to plan for, or asks for foreign code, is refused before a family is measured; other errors of
     # the model and the options before the rows are, which may take a while as well.
     read_model(base)
     _warn(base)
+    if has_rows:
+        warn_of_machines(config)
     architecture = load_architecture(base)
     remarks = _remarks(document, config, machine, architecture) if args.config is not None else []
     make_plan(architecture, config, machine)
@@ -111,6 +120,8 @@ def _document(args: argparse.Namespace) -> tuple[ConfigDocument, bool]:
         document.set("method.name", args.method or "qlora")
         document.set("train.max_length", _length(args.length))
     document.apply(args.set)
+    if args.cards is not None:
+        document.set("distributed.processes", _cards(args.cards))
     has_rows = document.get("data.train") is not None
     if not has_rows:
         # The option is required, and a plan can do without it.
@@ -138,6 +149,12 @@ def _remarks(
     return found
 
 
+def _cards(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= MOST_CARDS:
+        raise UserError(f"--cards {text} is no number of cards from 1 to {MOST_CARDS}.", "Write it as 2.")
+    return int(text)
+
+
 def _length(text: str | None) -> int:
     if text is None:
         return DEFAULT_LENGTH
@@ -160,17 +177,6 @@ def _warn(base: Path) -> None:
             check_model_directory(base)
     except UserError as error:
         note(f"warning: A run would be refused: {error}")
-
-
-def _size(text: str | None) -> int | None:
-    if text is None:
-        return None
-    from core.units import parse_bytes
-
-    size = parse_bytes(text)
-    if not size:
-        raise UserError(f"--gpu-memory {text} is no size.", "Write it as 24GB or 22.5GiB.")
-    return size
 
 
 def _rows(config: Config, wanted: str) -> Rows | None:
@@ -263,9 +269,28 @@ def as_json(found: Forecast, remarks: Sequence[tuple[Remark, str]] = ()) -> dict
         "disk_fits": plan.disk_fits,
         "estimate": asdict(found.estimate) if found.estimate is not None else None,
         "notes": list(plan.notes),
+        "cards": _cards_as_json(found.chosen) if found.chosen is not None else None,
         "remarks": [
             {"level": remark.level, "options": list(remark.options), "text": complaint} for remark, complaint in remarks
         ],
+    }
+
+
+def _cards_as_json(chosen: Chosen) -> dict[str, Any]:
+    sharing = chosen.sharing
+    return {
+        "number": sharing.cards.number,
+        "here": sharing.cards.here,
+        "machines": sharing.cards.machines,
+        "strategy": chosen.strategy,
+        "reason": chosen.reason,
+        "zero_stage": sharing.stage if chosen.strategy == "deepspeed" else None,
+        "offload": sharing.offload if sharing.optimizer else None,
+        "rows": chosen.rows,
+        "fits": chosen.fits,
+        "host_bytes": chosen.host_bytes,
+        "host_fits": chosen.plan.host_fits,
+        "wire_bytes": chosen.plan.wire_bytes,
     }
 
 
@@ -300,17 +325,20 @@ def render(found: Forecast) -> list[str]:
     recomputed += ", experts in the machine's memory" if plan.experts_host_bytes else ""
     batch = plan.micro_batch
     lines = [
+        verdict(found),
+        "",
         f"{'model':<12} {one_line(str(found.base), 200)}",
         f"{'':<12} {found.architecture.family}, {_count(plan.parameters)} parameters, {_count(plan.trainable)} trained",
-        f"{'adapters':<12} {_layers(plan)}",
+        *([f"{'adapters':<12} {_layers(plan)}"] if plan.targets else ()),
         f"{'device':<12} {device}, {format_bytes(plan.limit_bytes)} free",
         f"{'micro-batch':<12} {batch.rows} x {batch.length} tokens at most, {batch.supervised} learned{recomputed}",
+        *(_shared(found.chosen) if found.chosen is not None else ()),
         "",
     ]
     width = max(len(part.name) for part in plan.parts)
     for letter, part in zip(LETTERS, plan.parts, strict=False):
         lines.append(f"{letter} {part.name.replace('_', ' '):<{width}} {format_bytes(part.bytes):>8}  {part.what}")
-    lines += [f"  {'total':<{width}} {format_bytes(plan.total_bytes):>8}  {_verdict(plan)}", "", bar(plan), ""]
+    lines += [f"  {'total':<{width}} {format_bytes(plan.total_bytes):>8}", "", bar(plan), ""]
     lines.append(f"{'disk':<12} {_disk(plan)}")
     lines += [f"{'time':<12} {_time(found.estimate)}"] if found.estimate is not None else []
     for place, advice in enumerate(found.advice):
@@ -342,16 +370,39 @@ def _layers(plan: Plan) -> str:
     return f"on {sum(count for _, count in plan.targets)} layers: {names}"
 
 
-def _verdict(plan: Plan) -> str:
+def verdict(found: Forecast) -> str:
+    """Whether the run fits, in a sentence."""
     from core.units import format_bytes
 
+    plan, chosen = found.plan, found.chosen
+    takes = f"it takes {format_bytes(plan.needed_bytes)} {found.each}".rstrip()
     if plan.limit_bytes is None:
-        return "how much is free is not known"
+        return f"How much memory is free is not known: {takes}."
     left, free = format_bytes(abs(plan.limit_bytes - plan.needed_bytes)), format_bytes(plan.limit_bytes)
     given_back = ", what can be given back left out" if plan.reclaimable_bytes else ""
-    if plan.fits:
-        return f"fits in {free}, {left} to spare{given_back}"
-    return f"does not fit in {free}: {left} too much{given_back}"
+    if not plan.fits:
+        return f"The run does not fit in {free}: {takes}, {left} too much{given_back}."
+    if chosen is not None and not chosen.fits:
+        host = f"{format_bytes(chosen.host_bytes)} of {format_bytes(chosen.host_free_bytes)}"
+        return f"The run does not fit: {takes}, and of the machine's memory {host}."
+    return f"The run fits in {free}: {takes}, {left} to spare{given_back}."
+
+
+def _shared(chosen: Chosen) -> list[str]:
+    """How several cards share the run, in lines."""
+    from core.units import format_bytes
+
+    cards, lines = chosen.sharing.cards, []
+    where = "" if cards.machines == 1 else f", {cards.here} on each of {cards.machines} machines"
+    rows = f"at most {chosen.rows} rows of a step on each" if chosen.rows > 1 else "a row of a step on each"
+    lines.append(f"{'cards' if chosen.unit == 'card' else 'processes':<12} {cards.number}{where}; {rows}")
+    lines.append(f"{'strategy':<12} {chosen.reason}")
+    lines.append(f"{'network':<12} {format_bytes(chosen.plan.wire_bytes)} sent by each {chosen.unit} in a step")
+    if chosen.host_bytes:
+        free = chosen.host_free_bytes
+        of = f", {format_bytes(free)} are free" if free is not None else ""
+        lines.append(f"{'host':<12} {format_bytes(chosen.host_bytes)} of each machine's memory{of}")
+    return lines
 
 
 def _disk(plan: Plan) -> str:

@@ -93,7 +93,8 @@ def describe(status: RunStatus) -> dict[str, Any]:
     Returns:
         ``run``, ``name``, ``state``, ``reason``, ``step``, ``total_steps``, ``loss``, ``eval_loss``,
         ``tokens_per_second`` (of the newest step), ``remaining_seconds`` (None while it is unknown), ``energy_wh``
-        (since its worker has started), ``updated`` (Unix seconds) and ``devices`` (as in ``hardware`` events).
+        (since its worker has started), ``updated`` (Unix seconds), ``devices`` (as in ``hardware`` events) and
+        ``ranks`` (the processes of a run of several, :class:`core.runs.ranks.Rank`).
     """
     last, state = status.recent.last_step, status.state
     return {
@@ -110,6 +111,7 @@ def describe(status: RunStatus) -> dict[str, Any]:
         "energy_wh": status.recent.energy_wh,
         "updated": state.updated or None,
         "devices": [device.to_dict() for device in status.recent.devices] if not state.is_over else [],
+        "ranks": [rank.to_dict() for rank in status.ranks],
     }
 
 
@@ -133,6 +135,7 @@ def _parts(status: RunStatus) -> list[tuple[int, str]]:
     """The parts of the line in their order, each with its importance; the least number is the most important one."""
     from core.runs.activity import doing, eta_words
     from core.runs.names import brief_id
+    from core.runs.ranks import silent_words
     from core.text import one_line
     from core.units import format_fixed, format_number, format_rate
 
@@ -142,6 +145,8 @@ def _parts(status: RunStatus) -> list[tuple[int, str]]:
     word = doing(state.pending) if not state.is_over else ""
     parts = [(0, f"{word or state.state}{', refused' if state.refused else ''}{steps}")]
     parts.append((6, one_line(status.row.labels.name, 30) or one_line(brief_id(status.run.id), 30)))
+    if silent := silent_words(status.ranks, time.time()) if not state.is_over else "":
+        parts.append((1, silent))
     if status.row.loss is not None:
         parts.append((2, f"loss {format_number(status.row.loss)}"))
     if status.eval_loss is not None:

@@ -23,9 +23,9 @@ def summarize(followed: Followed) -> dict[str, Any]:
 
     Returns:
         ``run``, ``state``, ``step``, ``total_steps``, ``loss`` (of the last step), ``tokens_per_second`` (padding,
-        pauses and start-up left out), ``peak_rss_bytes``, ``adapter`` (an absolute path, or None), and for a run that
-        did not finish ``reason`` and ``hint``; of a result that ``eval.gate`` refuses, what it misses as
-        ``refused``, and ``hint``.
+        pauses and start-up left out), ``peak_rss_bytes`` (of the first process), ``processes``, ``adapter`` (an
+        absolute path, or None), and for a run that did not finish ``reason`` and ``hint``; of a result that
+        ``eval.gate`` refuses, what it misses as ``refused``, and ``hint``.
     """
     run, state, history = followed.run, followed.state, followed.history
     last = history.last_step
@@ -37,6 +37,7 @@ def summarize(followed: Followed) -> dict[str, Any]:
         "loss": last.loss if last else None,
         "tokens_per_second": history.tokens_per_second,
         "peak_rss_bytes": followed.peak_rss_bytes,
+        "processes": max(len(history.ranks), 1),
         "adapter": adapter_of(followed),
     }
     if state.state != "finished":
@@ -74,7 +75,7 @@ def summary_lines(followed: Followed, summary: dict[str, Any]) -> list[str]:
         f"loss      {format_number(summary['loss'])}",
         *_gain_lines(result_of(run, followed.state, followed.history)),
         f"speed     {format_rate(summary['tokens_per_second'])}",
-        f"memory    {format_bytes(summary['peak_rss_bytes'])} at most",
+        f"memory    {format_bytes(summary['peak_rss_bytes'])} at most{_each(summary['processes'])}",
     ]
     if summary["adapter"]:
         lines.append(f"adapter   {summary['adapter']}")
@@ -89,6 +90,11 @@ def summary_lines(followed: Followed, summary: dict[str, Any]) -> list[str]:
     else:
         lines.append(f"next      {PROGRAM} chat {run.id}")
     return lines + _tracker_lines(run)
+
+
+def _each(processes: int) -> str:
+    """That memory is that of one of several processes."""
+    return f" in the first of {processes} processes" if processes > 1 else ""
 
 
 def _gain_lines(result: RunResult) -> list[str]:

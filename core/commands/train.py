@@ -20,7 +20,18 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     add_run_options(parser)
+    parser.add_argument(
+        "--processes",
+        metavar="N",
+        type=int,
+        help="train with so many processes on each machine, one for each card; sets distributed.processes",
+    )
     parser.add_argument("--name", help="what the run is about; ends its id (default: the file's name)")
+    parser.add_argument(
+        "--no-start",
+        action="store_true",
+        help="make the run's directory, print its path and start nothing: torchrun or Slurm start its processes",
+    )
     parser.add_argument("--detach", action="store_true", help="print the run's id and return while it trains")
     add_json_flag(parser)
 
@@ -43,15 +54,19 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def read_run_config(args: argparse.Namespace) -> Config:
+def read_run_config(args: argparse.Namespace, more: Sequence[str] = ()) -> Config:
     """The configuration that :func:`add_run_options` has been given.
+
+    Args:
+        args: The arguments.
+        more: Assignments besides, ``section.key=value``.
 
     Raises:
         UserError: If it is wrong, if there is no such model, or if the check of the data refuses it.
     """
     from core.commands.configuration import read_config
 
-    config = read_config(Path(args.config), args.set, args.preset)
+    config = read_config(Path(args.config), [*args.set, *more], args.preset)
     if args.allow:
         config = allow(config, args.allow)
     check_model(config)
@@ -62,8 +77,14 @@ def read_run_config(args: argparse.Namespace) -> Config:
 def run(args: argparse.Namespace) -> int:
     """Train; the exit code is that of the run: 0 finished, 3 stopped, 4 failed, 5 refused by ``eval.gate``."""
     from core.commands.follow import Interrupts
+    from core.commands.machines import check_machines
 
-    path, config = Path(args.config), read_run_config(args)
+    several = [] if args.processes is None else [f"distributed.processes={args.processes}"]
+    path, config = Path(args.config), read_run_config(args, several)
+    if args.no_start:
+        report_prepared(config, args.name or path.stem, as_json=args.json)
+        return 0
+    check_machines(config)
     # Interrupts are counted from here on: a Ctrl-C between the start and the first read would leave an unknown run.
     with Interrupts() as interrupts:
         started = start(config, args.name or path.stem)
@@ -127,6 +148,22 @@ def start(config: Config, name: str) -> Run:
     from core.launch.launcher import start_run
 
     return start_run(config, name)
+
+
+def report_prepared(config: Config, name: str, *, as_json: bool) -> None:
+    """Make the directory of a run that other programs start, and print its path.
+
+    Raises:
+        UserError: If it cannot be written.
+    """
+    from core.runs.store import create_run
+
+    made = create_run(config, name)
+    if as_json:
+        emit({"run": made.id, "directory": str(made.path)})
+        return
+    say(str(made.path))
+    note(f"Start its processes within a minute: torchrun … -m core.worker {made.path}")
 
 
 def report_detached(started: Run, *, as_json: bool) -> None:

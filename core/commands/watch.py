@@ -109,11 +109,12 @@ class Log:
         self._line = LiveLine(plain=plain)
         self._state = ""
         self._pending: tuple[str, ...] = ()
+        self._silent = False
 
     def event(self, event: Event, log: list[LogLine], followed: Followed) -> None:
         """Print the event in words."""
         from core.commands.progress import log_words, sample_words, step_words
-        from core.runs.events import SampleEvent, StepEvent
+        from core.runs.events import RanksEvent, SampleEvent, StepEvent
         from core.runs.sentences import clock
 
         for line in log:
@@ -122,6 +123,9 @@ class Log:
             self._say(f"{clock(event.t)} {step_words(event, followed.state.total_steps)}")
         elif isinstance(event, SampleEvent):
             self._say(f"{clock(event.t)} {sample_words(event)}")
+        elif isinstance(event, RanksEvent):
+            for rank in followed.history.ranks:
+                self._say(f"{clock(event.t)} process {rank.rank}: {rank.host}, {rank.device}, pid {rank.pid}")
 
     def tick(self, followed: Followed) -> None:
         """Print what no event reports: a state, and requests that wait for the end of a step."""
@@ -132,6 +136,7 @@ class Log:
         state, now = followed.state, time.time()
         if state.state != self._state and state.state in ("paused", "stalled", "lost"):
             self._say(f"{clock(now)} {describe_state(state)}")
+        self._tell_silence(followed, now)
         pending = () if state.is_over else state.pending
         if set(pending) - set(self._pending):
             self._say(f"{clock(now)} {pending_words(pending, state, followed.history.timings, now)}")
@@ -140,6 +145,18 @@ class Log:
             self._line.clear()
         else:
             self._line.draw(present(followed))
+
+    def _tell_silence(self, followed: Followed, now: float) -> None:
+        """Print when processes stop giving signs of life, and when they do again."""
+        from core.runs.ranks import read_ranks, silent_words
+        from core.runs.sentences import clock
+
+        if len(followed.history.ranks) < 2 or followed.state.is_over:
+            return
+        words = silent_words(read_ranks(followed.run), now)
+        if bool(words) != self._silent:
+            self._silent = bool(words)
+            self._say(f"{clock(now)} {words or 'all processes give signs of life again'}")
 
     def _say(self, text: str) -> None:
         self._line.clear()

@@ -9,16 +9,27 @@ from core.config.schema import WEIGHT_METHODS, Config
 
 #: Optimizers that keep their states in the dtype of the parameter; the others come from bitsandbytes.
 FP32_STATES = frozenset({"adamw", "adafactor"})
+#: What ``distributed.gpus`` says for every visible card.
+ALL_GPUS = "all"
 #: Share of the steps, the last ones, that train the weights of a file (``method.train_for``), and how much longer than
 #: others they take; see docs/performance.md.
 FILE_SHARE, FILE_SLOWNESS = 1 / 3, 1.8
 
 
+def wants_several(config: Config) -> bool:
+    """Whether a configuration asks for more than one process; ``distributed.gpus = "all"`` may come to one."""
+    distributed = config.distributed
+    named = distributed.named_gpus
+    return (distributed.processes or 1) > 1 or len(named) > 1 or ALL_GPUS in named or bool(distributed.other_hosts)
+
+
 def updates_in_backward(config: Config) -> bool:
-    """Whether the optimizer step runs inside backward: by choice, and by default where a whole model is trained."""
+    """Whether the optimizer step runs inside backward: by choice, and by default where a whole model is trained by one
+    process; the gradients of several are added up before."""
     wanted = config.memory.optimizer_in_backward
-    trains_weights = config.method.name in WEIGHT_METHODS
-    return trains_weights and (wanted == "on" or (wanted == "auto" and config.method.name == "full"))
+    if config.method.name not in WEIGHT_METHODS:
+        return False
+    return wanted == "on" or (wanted == "auto" and config.method.name == "full" and not wants_several(config))
 
 
 def step_count(config: Config, rows: int | None) -> int | None:

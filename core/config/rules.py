@@ -13,7 +13,7 @@ from typing import Literal
 
 from core.config.choices import COMPARED, GIVEN_VARIABLES, LEARNED
 from core.config.clock import parse_span, parse_time
-from core.config.derived import step_count, updates_in_backward
+from core.config.derived import ALL_GPUS, step_count, updates_in_backward, wants_several
 from core.config.facts import Facts
 from core.config.gate import Figure, bar_texts, parse_bar
 from core.config.schema import WEIGHT_METHODS, Config
@@ -543,6 +543,105 @@ def _has_experts(model: Architecture) -> bool:
 
 def _offloads_experts(config: Config) -> bool:
     return config.memory.offload_experts == "on" and config.method.name == "qlora"
+
+
+# Several processes.
+
+
+@_rule("error", "distributed.strategy", "distributed.processes", "distributed.gpus", "distributed.hosts")
+def _one_process_without_strategy(config: Config, _: Facts) -> Findings:
+    """distributed.strategy = none is for one process."""
+    if config.distributed.strategy == "none" and wants_several(config):
+        yield (
+            "distributed.strategy is none, and the run is to have more than one process.",
+            "Set it to auto, or leave distributed.processes, distributed.gpus and distributed.hosts out.",
+        )
+
+
+@_rule("error", "distributed.address", "distributed.hosts")
+def _hosts_need_address(config: Config, _: Facts) -> Findings:
+    """distributed.hosts needs distributed.address."""
+    if config.distributed.other_hosts and config.distributed.address is None:
+        yield (
+            "distributed.hosts names other machines, and distributed.address does not say where they meet this one.",
+            "Set it to this machine's address in the network that joins them.",
+        )
+
+
+@_rule("error", "distributed.processes", "distributed.gpus")
+def _a_card_for_each_process(config: Config, _: Facts) -> Findings:
+    """distributed.processes is not more than the cards of distributed.gpus, unless that is all."""
+    named, wanted = config.distributed.named_gpus, config.distributed.processes
+    if named and ALL_GPUS not in named and wanted is not None and wanted > len(named):
+        yield (
+            f"distributed.processes is {wanted}, and distributed.gpus names {len(named)}.",
+            "Name a card for each, or leave distributed.processes out.",
+        )
+
+
+@_rule("error", "distributed.gpus")
+def _cards_are_named_once(config: Config, _: Facts) -> Findings:
+    """distributed.gpus names every card once, or is all."""
+    named = config.distributed.named_gpus
+    if len(set(named)) < len(named):
+        yield "distributed.gpus names a card twice.", "Each process has a card of its own: name others."
+    elif ALL_GPUS in named and len(named) > 1:
+        yield "distributed.gpus has all and other names.", "Leave one of them out."
+
+
+@_rule("error", "distributed.gpus", "hardware.gpu")
+def _one_way_to_name_cards(config: Config, _: Facts) -> Findings:
+    """Only one of hardware.gpu and distributed.gpus names cards, and with hardware.gpu there is one process."""
+    several = (config.distributed.processes or 1) > 1
+    if config.hardware.gpu is not None and (config.distributed.named_gpus or several):
+        what = "distributed.gpus names others" if config.distributed.named_gpus else "distributed.processes wants more"
+        yield f"hardware.gpu names one card, and {what}.", "Remove hardware.gpu, and name them in distributed.gpus."
+
+
+@_rule("error", "memory.optimizer_in_backward", "distributed.processes", "distributed.gpus", "distributed.hosts")
+def _no_sum_in_backward(config: Config, _: Facts) -> Findings:
+    """With more than one process, memory.optimizer_in_backward is not on."""
+    wanted, method = config.memory.optimizer_in_backward, config.method.name
+    if wanted == "on" and method in WEIGHT_METHODS and wants_several(config):
+        yield (
+            "memory.optimizer_in_backward is on, and the gradients of several processes are added up after backward.",
+            "Set it to auto.",
+        )
+
+
+@_rule("warning", "train.batch_size", "distributed.processes")
+def _rows_for_each_process(config: Config, _: Facts) -> Findings:
+    """train.batch_size has a row for each process at least."""
+    processes = max(config.distributed.processes or 1, len(config.distributed.named_gpus))
+    processes *= 1 + len(config.distributed.other_hosts)
+    if config.train.batch_size < processes:
+        yield (
+            f"train.batch_size is {config.train.batch_size}, and {processes} processes share the rows of a step.",
+            f"Set it to {processes} or more: some have nothing to do otherwise.",
+        )
+
+
+@_rule("warning", "distributed.zero_stage", "distributed.strategy")
+def _stage_of_deepspeed(config: Config, _: Facts) -> Findings:
+    """distributed.zero_stage is for distributed.strategy = deepspeed."""
+    distributed = config.distributed
+    if distributed.zero_stage != 2 and distributed.strategy != "deepspeed":
+        yield (
+            f"distributed.zero_stage is {distributed.zero_stage}, and with distributed.strategy = "
+            f"{distributed.strategy} it does nothing.",
+            "Set distributed.strategy = deepspeed, or remove it.",
+        )
+
+
+@_rule("warning", "distributed.offload", "distributed.strategy")
+def _offload_of_shares(config: Config, _: Facts) -> Findings:
+    """distributed.offload is for distributed.strategy = fsdp2 or deepspeed, or auto where that takes fsdp2."""
+    if config.distributed.offload != "none" and config.distributed.strategy in ("none", "replicate"):
+        yield (
+            f"distributed.offload is {config.distributed.offload}, and with distributed.strategy = "
+            f"{config.distributed.strategy} nothing is shared out that could be moved.",
+            "Set distributed.strategy = fsdp2, or remove it.",
+        )
 
 
 # Training of the weights themselves.

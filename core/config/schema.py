@@ -436,6 +436,50 @@ def _listed(value: str | list[str] | None) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(value or ())
 
 
+class DistributedSection(Section):
+    """More than one card, on one machine or several."""
+
+    strategy: Literal["auto", "none", "replicate", "fsdp2", "deepspeed"] = _option(
+        "auto", "How the cards share the work; auto: replicate where the model fits on each card, else fsdp2."
+    )
+    gpus: Text | Annotated[list[Text], Field(min_length=1, max_length=64)] | None = _option(
+        None, 'Cards of the run, by number or UUID: ["0", "1"], or "all"; absent: one card, that of hardware.gpu.'
+    )
+    processes: int | None = _option(
+        None, "Processes on each machine, one for each card; absent: as many as distributed.gpus names.", ge=1, le=64
+    )
+    zero_stage: int = _option(
+        2, "What DeepSpeed shares out: 1 optimizer states, 2 gradients as well, 3 weights as well.", ge=1, le=3
+    )
+    offload: Literal["none", "optimizer", "all"] = _option(
+        "none",
+        "What fsdp2 and deepspeed keep in the memory of the machine: optimizer states, or all that is shared out.",
+    )
+    hosts: Text | Annotated[list[Text], Field(min_length=1, max_length=64)] | None = _option(
+        None, "Other machines of the run, as ssh names them: a name or a list; absent: this machine alone."
+    )
+    address: Text | None = _option(
+        None, "Address of this machine at which the others meet it; needed with distributed.hosts."
+    )
+    port: int = _option(29_500, "Port of that address.", ge=1024, le=65_535)
+    timeout: float = _option(
+        600.0, "Time after which a process that does not answer is taken for lost.", unit="s", ge=5, le=86_400
+    )
+    restarts: int = _option(
+        3, "How often the run starts again from its last checkpoint after it lost a process.", ge=0, le=1000
+    )
+
+    @property
+    def named_gpus(self) -> tuple[str, ...]:
+        """The cards that are named, each as it is written."""
+        return _listed(self.gpus)
+
+    @property
+    def other_hosts(self) -> tuple[str, ...]:
+        """The other machines."""
+        return _listed(self.hosts)
+
+
 class TrackingSection(Section):
     """Who is told the figures, besides the run directory."""
 
@@ -484,6 +528,7 @@ class Config(Section):
     hardware: HardwareSection = HardwareSection()
     night: NightSection = NightSection()
     parking: ParkingSection = ParkingSection()
+    distributed: DistributedSection = DistributedSection()
     tracking: TrackingSection = TrackingSection()
     chat: ChatSection = ChatSection()
 

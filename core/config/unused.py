@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from core.config.schema import WEIGHT_METHODS
 
-_METHOD, _OBJECTIVE = "method.name", "train.objective"
+_METHOD, _OBJECTIVE, _STRATEGY = "method.name", "train.objective", "distributed.strategy"
 _ADAPTERS = ("qlora", "lora")
 #: Options that others do not use: the option that decides, and its values that use them.
 _USERS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -23,6 +23,8 @@ _USERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "memory.offload_experts": (_METHOD, ("qlora",)),
     "model.keep_16bit": (_METHOD, ("qlora",)),
     "method.neftune_alpha": (_OBJECTIVE, ("sft",)),
+    "distributed.zero_stage": (_STRATEGY, ("deepspeed",)),
+    "distributed.offload": (_STRATEGY, ("auto", "fsdp2", "deepspeed")),
     "train.beta": (_OBJECTIVE, ("dpo", "orpo", "kto")),
     "train.dpo_loss": (_OBJECTIVE, ("dpo",)),
     "train.desirable_weight": (_OBJECTIVE, ("kto",)),
@@ -31,7 +33,7 @@ _USERS: dict[str, tuple[str, tuple[str, ...]]] = {
 
 
 def used_by(name: str, value_of: Callable[[str], object]) -> tuple[str, ...]:
-    """The values of ``method.name`` or ``train.objective`` that an option is for; none where it is for the present one.
+    """The values of the deciding option that an option is for; none where it is for the present one.
 
     Args:
         name: The option.

@@ -79,9 +79,18 @@ class Gap(Enum):
 
     # The machine.
 
-    DEVICES = (
-        "One device is used, in a process of its own.",
-        "distributed.strategy *.*processes* *.*deepspeed* *.*fsdp* *.*ddp* hardware.devices *.*parallel* *.*ray*",
+    LAUNCHER = (
+        "localtune-tui train starts the processes, one on each card that distributed.gpus names, or Slurm does.",
+        "*.*ray* distributed.*rank* distributed.*launcher* distributed.*backend* distributed.*tpu*",
+    )
+    REDUCTION = (
+        "Gradients are summed over the cards once a step, by the tokens that are learned.",
+        "distributed.*bucket* distributed.*buffers* distributed.*average* *.*ddp* distributed.*static*",
+    )
+    PARALLEL = (
+        "Cards share a model as distributed.strategy says: not by tensors, sequences, experts or pipelines.",
+        "*.*parallel* distributed.*tensor* distributed.*pipeline* distributed.*degree* distributed.strategy=*tensor* "
+        "distributed.strategy=*pipeline* distributed.strategy=*expert*",
     )
     DEVICE = (
         "hardware.device says where it runs: a CUDA card or the CPU.",

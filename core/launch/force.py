@@ -8,9 +8,9 @@ import time
 
 from core.errors import UserError
 from core.launch.launcher import reap, terminate
-from core.paths import FILE_MODE
 from core.runs.after_end import way_on
-from core.runs.events import ControlEvent, StoppedEvent, encode_event
+from core.runs.append import append_events
+from core.runs.events import ControlEvent, StoppedEvent
 from core.runs.lock import try_lock
 from core.runs.state import RunState
 from core.runs.store import Run, complete_checkpoints
@@ -61,18 +61,11 @@ def _record_kill(run: Run, recorded: RunState) -> None:
     found = complete_checkpoints(run)
     adapter = str((found[-1] / "adapter").relative_to(run.path)) if found else None
     result = "killed on request, without a checkpoint"
-    lines = encode_event(ControlEvent(command="stop", sender="SIGKILL", result=result))
-    lines += encode_event(StoppedEvent(reason=reason, step=step, adapter=adapter, hint=way_on(run)))
-    try:
-        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        with os.fdopen(os.open(run.events_path, flags, FILE_MODE), "ab+") as file:
-            if file.tell():
-                file.seek(-1, os.SEEK_END)
-                # A line that the kill cut short is terminated first.
-                lines = lines if file.read(1) == b"\n" else "\n" + lines
-            file.write(lines.encode("utf-8"))
-    except OSError as error:
-        raise UserError(f"{run.events_path} cannot be written: {error.strerror}.", "Fix its permissions.") from error
+    append_events(
+        run,
+        ControlEvent(command="stop", sender="SIGKILL", result=result),
+        StoppedEvent(reason=reason, step=step, adapter=adapter, hint=way_on(run)),
+    )
     over = dataclasses.replace(recorded, state="stopped", reason=reason, socket=None, step_started=None)
     try:
         dataclasses.replace(over, updated=time.time()).write(run.state_path)

@@ -9,6 +9,7 @@ from typing import Any
 from core.config.derived import updates_in_backward
 from core.config.schema import WEIGHT_METHODS, Config
 from core.errors import UserError
+from core.memory.cards import Sharing, sharing_of
 from core.memory.host_experts import movable_experts
 from core.memory.plan import Machine, Plan
 from core.memory.planner import make_plan
@@ -54,7 +55,12 @@ class Advice:
 
 
 def advise(
-    architecture: Architecture, config: Config, machine: Machine, rows: Rows | None, plan: Plan
+    architecture: Architecture,
+    config: Config,
+    machine: Machine,
+    rows: Rows | None,
+    plan: Plan,
+    sharing: Sharing | None = None,
 ) -> tuple[Advice, ...]:
     """One or two pieces of advice on a plan.
 
@@ -64,6 +70,7 @@ def advise(
         machine: As for that function.
         rows: As for that function.
         plan: Its result.
+        sharing: As for that function.
 
     Returns:
         If it does not fit: the cheapest single changes that make it fit; if none does, the smallest combination; if
@@ -72,14 +79,21 @@ def advise(
     """
     if plan.limit_bytes is None:
         return ()
-    adviser = _Adviser(architecture, config, machine, rows, plan)
+    adviser = _Adviser(architecture, config, machine, rows, plan, sharing)
     return tuple(adviser.make_faster() if plan.fits else adviser.make_fit())
 
 
 class _Adviser:
     def __init__(
-        self, architecture: Architecture, config: Config, machine: Machine, rows: Rows | None, plan: Plan
+        self,
+        architecture: Architecture,
+        config: Config,
+        machine: Machine,
+        rows: Rows | None,
+        plan: Plan,
+        sharing: Sharing | None,
     ) -> None:
+        self._sharing = sharing
         self._architecture = architecture
         self._config = config
         self._machine = machine
@@ -162,13 +176,16 @@ class _Adviser:
         return advice
 
     def _try(self, changes: Mapping[str, Any], cost: str) -> Advice | None:
+        config, sharing = changed(self._config, changes), self._sharing
+        if sharing is not None:
+            sharing = sharing_of(config, sharing.cards, sharing.strategy)
         try:
-            tried = make_plan(
-                self._architecture, changed(self._config, changes), self._machine, self._rows, cached_only=True
-            )
+            tried = make_plan(self._architecture, config, self._machine, self._rows, sharing=sharing, cached_only=True)
         except UserError:
             return None  # no row is left, or it would have to be measured first
-        more = tried.offload > self._plan.offload or tried.experts_host_bytes > self._plan.experts_host_bytes
+        more = tried.offload > self._plan.offload or any(
+            getattr(tried, name) > getattr(self._plan, name) for name in ("experts_host_bytes", "shares_host_bytes")
+        )
         if more and tried.host_fits is False:
             return None
         saves = self._plan.total_bytes - tried.total_bytes
@@ -189,12 +206,7 @@ class _Adviser:
             if config.memory.gradient_checkpointing == "off":
                 changes["memory.gradient_checkpointing"] = "on"
             yield changes, "The result is the same; the layers' inputs go to the machine's memory and back."
-        if plan.device == "cuda" and not plan.experts_host_bytes and movable_experts(self._architecture, config):
-            how = "auto" if self._machine.pins else "on"
-            yield (
-                {"memory.offload_experts": how},
-                "The result is the same; the experts come from the machine's memory for each micro-batch.",
-            )
+        yield from self._to_host()
         if config.train.optimizer == "adamw":
             yield {"train.optimizer": "adamw_8bit"}, "The moments are rounded to 8 bit."
         if config.train.precision == "fp32" and (plan.device == "cuda" or self._machine.bf16):
@@ -215,6 +227,22 @@ class _Adviser:
                 yield {"method.rank": rank}, "The adapters hold less."
         yield from self._shorter()
 
+    def _to_host(self) -> Iterator[tuple[dict[str, Any], str]]:
+        """Weights and optimizer states moved to the machine's memory."""
+        sharing, plan = self._sharing, self._plan
+        if sharing is not None and sharing.optimizer:
+            wanted = ("optimizer", "all") if sharing.weights else ("optimizer",)
+            for offload in wanted[0 if sharing.offload == "none" else 1 :] if sharing.offload != "all" else ():
+                yield {"distributed.offload": offload}, "The result is the same; steps take longer."
+        is_shared = sharing is not None and sharing.weights
+        movable = plan.device == "cuda" and not plan.experts_host_bytes and not is_shared
+        if movable and movable_experts(self._architecture, self._config):
+            how = "auto" if self._machine.pins else "on"
+            yield (
+                {"memory.offload_experts": how},
+                "The result is the same; the experts come from the machine's memory for each micro-batch.",
+            )
+
     def _for_weights(self) -> Iterator[tuple[dict[str, Any], str]]:
         config, plan = self._config, self._plan
         if updates_in_backward(config):
@@ -222,7 +250,7 @@ class _Adviser:
             while rows >= 1:
                 yield {"train.batch_size": rows}, "A step has fewer rows, so it is noisier."
                 rows //= 2
-        else:
+        elif self._sharing is None:
             yield (
                 {"memory.optimizer_in_backward": "on", "train.micro_batch_size": None, "train.max_grad_norm": 0.0},
                 "Each weight is updated inside backward; gradients are not clipped.",

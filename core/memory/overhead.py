@@ -18,6 +18,8 @@ CUDA_RUNTIME = 600 << 20
 CUDA_FRAGMENTATION = 0.04
 #: The same without expandable segments, which WSL 2 does not support; an assumption.
 CUDA_FRAGMENTATION_FIXED = 0.09
+#: Channels of NCCL and their buffers, where a run has several cards; an assumption, not measured here.
+NCCL_BUFFERS = 256 << 20
 #: Resident memory of the worker's interpreter and libraries before a model is loaded: CPython 3.11, torch 2.13 for
 #: the CPU, transformers 5.24, peft 0.21, bitsandbytes 0.50; measured by bench/memory.py.
 CPU_RUNTIME = 420 << 20
@@ -43,12 +45,13 @@ def gpu_runtime(calibration: Calibration | None) -> int:
     return CUDA_RUNTIME if calibration is None else calibration.runtime_bytes
 
 
-def around_gpu(tensors: Iterable[Part], machine: Machine) -> list[Part]:
+def around_gpu(tensors: Iterable[Part], machine: Machine, cards: int = 1) -> list[Part]:
     """Overhead on a GPU.
 
     Args:
         tensors: Memory allocated at the peak.
         machine: The machine, with what was measured on it.
+        cards: Cards of the run.
     """
     used, calibration = sum(part.bytes for part in tensors), machine.calibration
     assumed = CUDA_FRAGMENTATION if machine.expandable else CUDA_FRAGMENTATION_FIXED
@@ -59,6 +62,7 @@ def around_gpu(tensors: Iterable[Part], machine: Machine) -> list[Part]:
     return [
         Part("fragmentation", int(share * used), f"held by the allocator and not used; {source}"),
         Part("runtime", gpu_runtime(calibration), f"CUDA context and libraries; {runtime_source}"),
+        Part("communication", NCCL_BUFFERS if cards > 1 else 0, "channels of NCCL between the cards; assumed"),
     ]
 
 

@@ -107,6 +107,9 @@ class Plan:
         targets: Last name components of the layers that get adapters, and the number of layers of each.
         dequantized: Whether 16-bit copies of 4-bit weights are kept.
         experts_host_bytes: Pinned host memory of the 4-bit experts that live there; 0 where they are on the device.
+        shares_host_bytes: Host memory for what the card shares in with others and does not hold
+            (``distributed.offload``).
+        wire_bytes: Bytes that the card sends to others in an optimizer step.
         reason: Why activations are kept or recomputed, as a sentence; empty where it was decided before.
     """
 
@@ -133,6 +136,8 @@ class Plan:
     targets: tuple[tuple[str, int], ...] = field(default=())
     dequantized: bool = False
     experts_host_bytes: int = 0
+    shares_host_bytes: int = 0
+    wire_bytes: int = 0
     reason: str = ""
 
     @property
@@ -162,10 +167,13 @@ class Plan:
 
     @property
     def host_fits(self) -> bool | None:
-        """Whether offloaded activations and experts, and paged states fit into host memory; None if unknown."""
-        if self.host_free_bytes is None:
-            return None
-        return self.host_bytes + self.states_host_bytes + self.experts_host_bytes <= self.host_free_bytes
+        """Whether what is in host memory fits there; None if unknown."""
+        return None if self.host_free_bytes is None else self.on_host_bytes <= self.host_free_bytes
+
+    @property
+    def on_host_bytes(self) -> int:
+        """Host memory of offloaded activations and experts, paged states and shares."""
+        return self.host_bytes + self.states_host_bytes + self.experts_host_bytes + self.shares_host_bytes
 
     @property
     def disk_fits(self) -> bool | None:

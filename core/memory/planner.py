@@ -26,13 +26,16 @@ from core.memory.batching import (
     token_budgets,
     tokens_of_rows,
 )
+from core.memory.cards import Sharing
 from core.memory.choice import choose_way
+from core.memory.gathered import gathered_sizes
 from core.memory.host import states_host_bytes
 from core.memory.host_experts import experts_on_host, place_experts, tell_host_experts
 from core.memory.overhead import around_cpu, around_gpu, process
 from core.memory.phases import MicroBatch, Pass, Phase
 from core.memory.plan import RECLAIMABLE, Machine, Part, Plan, Way
 from core.memory.rows import Rows
+from core.memory.shares import Shares
 from core.memory.sizes import (
     OFFLOAD_SMALLEST,
     optimizer_bytes,
@@ -90,6 +93,7 @@ def make_plan(
     dequantized: bool | None = None,
     offload: bool | None = None,
     host_experts: bool | None = None,
+    sharing: Sharing | None = None,
     cached_only: bool = False,
 ) -> Plan:
     """Make the memory plan of a run.
@@ -105,6 +109,8 @@ def make_plan(
         dequantized: Whether dequantized copies of 4-bit weights are kept, if the worker has decided it.
         offload: Whether checkpointed layer inputs are offloaded to host memory, if the worker has decided it.
         host_experts: Whether 4-bit experts live in host memory; None for what ``memory.offload_experts`` says.
+        sharing: How several cards share the run; the plan is then that of one of them, ``config`` its part of the run
+            (:func:`core.memory.strategy.part_of_card`), ``machine`` the card and its part of host memory.
         cached_only: Whether to refuse what would have to be measured first, which takes seconds.
 
     If undecided, the token budget, or a part of it, and the number of layers with gradient checkpointing are those of
@@ -116,7 +122,7 @@ def make_plan(
         UserError: If no layer of the model is trained, or its positions are fewer than the rows' tokens.
     """
     decided = _Decided(token_budget, checkpointing, kept_layers, dequantized, offload)
-    planning = _Planning(architecture, config, machine, rows, decided, cached_only)
+    planning = _Planning(architecture, config, machine, rows, decided, sharing, cached_only)
     if host_experts is not None:
         return planning.plan(host_experts)
     return place_experts(architecture, config, machine, planning.plan)
@@ -142,6 +148,7 @@ class _Planning:
     machine: Machine
     rows: Rows | None
     decided: _Decided
+    sharing: Sharing | None
     cached_only: bool
 
     def plan(self, host_experts: bool) -> Plan:
@@ -204,7 +211,14 @@ class _Planning:
 
     def _plan(self, way: Way, *, copies: bool) -> Plan:
         return _Planner(
-            self.architecture, self.config, self.machine, self.rows, way, copies, cached_only=self.cached_only
+            self.architecture,
+            self.config,
+            self.machine,
+            self.rows,
+            way,
+            copies,
+            sharing=self.sharing,
+            cached_only=self.cached_only,
         ).plan()
 
 
@@ -296,8 +310,10 @@ class _Planner:
         way: Way,
         dequantized: bool,
         *,
+        sharing: Sharing | None,
         cached_only: bool,
     ) -> None:
+        self.sharing = sharing
         split = list(split_by_targets(architecture.layers, architecture.prefix, config.method))
         self.model = replace(architecture, layers=tuple(layer for layer, _ in split))
         self.config = config
@@ -391,8 +407,11 @@ class _Planner:
         kind = self.config.train.optimizer
         trainable = sum(rows * columns * count for rows, columns, count in tensors)
         states = sum(optimizer_bytes(kind, rows * columns, columns) * count for rows, columns, count in tensors)
-        phase, parts, needed = self._peak(tensors, trainable, states)
-        on_host = states_host_bytes(kind, tensors) if self._pages else 0
+        held = [*self._weights(), *self._trained(trainable, states)]
+        shares = self._shares(tensors)
+        phase, parts, needed = self._peak(tensors, held if shares is None else shares.of_card(held))
+        paged = sum(part.bytes for part in parts if part.name == "optimizer") if self._pages else 0
+        on_host = min(states_host_bytes(kind, tensors), paged)
         pinned = pinned_bytes(self.model.depth, self.hidden) if self.offload else 0
         step = self._step_time(trainable)
         checkpoint, disk = self._on_disk(trainable, states)
@@ -416,23 +435,42 @@ class _Planner:
             host_bytes=pinned,
             states_host_bytes=on_host,
             host_free_bytes=self.machine.host_bytes,
-            notes=(*self._notes(states if self._pages else 0, on_host, pinned, step), *self._caveats()),
+            notes=(*self._notes(paged, on_host, pinned, step), *self._caveats()),
             targets=tuple(self._targets().items()),
             dequantized=self.dequantized,
             experts_host_bytes=self.experts.host_bytes if self.experts is not None else 0,
+            shares_host_bytes=shares.on_host(held) if shares is not None else 0,
+            wire_bytes=shares.on_wire(step.micro_batches) if shares is not None else 0,
         )
 
-    def _peak(self, tensors: Tensors, trainable: int, states: int) -> tuple[str, list[Part], int]:
-        """The phase of the peak, the parts of the memory then, and what of it must be resident."""
+    def _shares(self, tensors: Tensors) -> Shares | None:
+        """What the card shares with others; None for one card."""
+        if self.sharing is None:
+            return None
+        width = self.how.bytes if self.weights else FP32
+        return Shares(
+            self.sharing, gathered_sizes(self.model, self.how, self.keep, tensors, width=width, whole=self.weights)
+        )
+
+    def _weights(self) -> list[Part]:
         copied = copied_weights(self.model, self.adapters) if self.dequantized else 0
-        weights = weight_parts(self.model, self.how, copied, self.keep, self.experts)
+        return weight_parts(self.model, self.how, copied, self.keep, self.experts)
+
+    def _peak(self, tensors: Tensors, held: list[Part]) -> tuple[str, list[Part], int]:
+        """The phase of the peak, the parts of the memory then, and what of it must be resident.
+
+        Args:
+            tensors: Trained tensors.
+            held: Weights, and what is trained with its gradients and optimizer states.
+        """
         phases = self._phases(tensors)
         name = max(phases, key=lambda name: phases[name].total)
-        inside = [*weights, *self._trained(trainable, states), *self._moving(phases[name])]
+        inside = [*held, *self._moving(phases[name])]
         parts = [*inside, *self._surroundings(inside, phases)]
-        loading = self._loading(weights)
+        loading = self._loading(self._weights())
         # Paged optimizer states move to host memory when anything else needs the GPU.
-        needed = max(_needed(parts) - (states if self._pages else 0), _needed(loading))
+        paged = sum(part.bytes for part in held if part.name == "optimizer") if self._pages else 0
+        needed = max(_needed(parts) - paged, _needed(loading))
         if sum(part.bytes for part in loading) > sum(part.bytes for part in parts):
             name, parts = "loading", loading
         return name, parts, needed
@@ -450,7 +488,10 @@ class _Planner:
         ).phases()
         if not self.weights:
             return phases
-        return with_updates(phases, self.model, self.config, tensors, self.how.bytes, cuda=self.cuda)
+        found = with_updates(phases, self.model, self.config, tensors, self.how.bytes, cuda=self.cuda)
+        if self.sharing is None:
+            return found
+        return {name: replace(phase, update=self.sharing.of_update(phase.update)) for name, phase in found.items()}
 
     def _on_disk(self, trainable: int, states: int) -> tuple[int, int]:
         """Bytes of a checkpoint, and of all that a run has on the disk at once."""
@@ -602,7 +643,8 @@ class _Planner:
             kept = self.how.quantized or is_mapped(self.model, self.how)
             return around_cpu(self.model, phases, 0 if kept else self._file_bytes(), self.machine)
         # Paged optimizer states are not in the caching allocator.
-        return around_gpu((part for part in tensors if not (self._pages and part.name == "optimizer")), self.machine)
+        allocated = (part for part in tensors if not (self._pages and part.name == "optimizer"))
+        return around_gpu(allocated, self.machine, self.sharing.cards.number if self.sharing is not None else 1)
 
     def _loading(self, weights: list[Part]) -> list[Part]:
         """Loading: while weights are converted, their source file is memory-mapped at the same time."""

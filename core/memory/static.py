@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -11,7 +12,7 @@ from core.memory.host_experts import HostExperts
 from core.memory.plan import Part
 from core.memory.sizes import quantized_bytes, quantized_experts_bytes
 from core.memory.steps import FP32, Adapters, Arithmetic
-from core.models.architecture.architecture import Architecture
+from core.models.architecture.architecture import Architecture, Layer
 from core.units import format_bytes, format_count
 
 #: Notes on the optimizers' states.
@@ -40,24 +41,72 @@ class _Matrix(NamedTuple):
         """Bytes of one of them in 4 bits."""
         return quantized_experts_bytes(self.experts, self.weights) if self.experts else quantized_bytes(self.weights)
 
+    @property
+    def packed(self) -> int:
+        """Those of its bytes in 4 bits that are the weights themselves, without their scales."""
+        return math.ceil(self.weights / 2)
+
 
 def _matrices(model: Architecture, keep: Sequence[str]) -> Iterator[_Matrix]:
     """Matrices of linear layers and experts, without those of embeddings and routers."""
     for linear in model.linears:
         yield _Matrix(linear.weights, 1, 0, stays_16bit(linear.name, keep))
+    for layer, name, count in _layers(model, keep):
+        yield from _of_layer(layer, name, count, keep)
+
+
+def _layers(model: Architecture, keep: Sequence[str]) -> Iterator[tuple[Layer, str, int]]:
+    """Decoder layers with the name of the first of them that are alike, and how many these are."""
     number = 0
     for layer in model.layers:
         # Without patterns all layers of a kind are alike.
         runs = [(number + place, 1) for place in range(layer.count)] if keep else [(number, layer.count)]
         number += layer.count
         for place, count in runs:
-            name = f"{model.prefix}.{place}"
-            for linear in layer.linears:
-                yield _Matrix(linear.weights, count, 0, stays_16bit(f"{name}.{linear.name}", keep))
-            if (experts := layer.experts) is not None:
-                for matrix, weights in zip(experts.names, experts.stacked, strict=True):
-                    kept = experts_stay_16bit(f"{name}.{experts.name}", matrix, keep)
-                    yield _Matrix(weights, count, experts.count, kept)
+            yield layer, f"{model.prefix}.{place}", count
+
+
+def _of_layer(layer: Layer, name: str, count: int, keep: Sequence[str]) -> Iterator[_Matrix]:
+    """Matrices of decoder layers that are alike."""
+    for linear in layer.linears:
+        yield _Matrix(linear.weights, count, 0, stays_16bit(f"{name}.{linear.name}", keep))
+    if (experts := layer.experts) is not None:
+        for matrix, weights in zip(experts.names, experts.stacked, strict=True):
+            kept = experts_stay_16bit(f"{name}.{experts.name}", matrix, keep)
+            yield _Matrix(weights, count, experts.count, kept)
+
+
+def layer_bytes(model: Architecture, how: Arithmetic, keep: Sequence[str] = ()) -> list[tuple[int, int]]:
+    """Bytes of the weights of a decoder layer, those in 4 bits without their scales, and how many layers have as many.
+
+    Args:
+        model: Architecture of the model.
+        how: Dtypes and quantization.
+        keep: Names and patterns of layers that stay in 16 bit, as ``model.keep_16bit``.
+    """
+    found = []
+    for layer, name, count in _layers(model, keep):
+        matrices = list(_of_layer(layer, name, 1, keep))
+        packed = [each for each in matrices if how.quantized and not each.kept]
+        wide = layer.parameters - sum(each.weights for each in packed)
+        found.append((how.bytes * wide + sum(each.packed for each in packed), count))
+    return found
+
+
+def scale_bytes(model: Architecture, how: Arithmetic, keep: Sequence[str] = ()) -> dict[str, int]:
+    """Bytes of the scales of weights in 4 bits, by the name of their part of the plan.
+
+    Args:
+        model: Architecture of the model.
+        how: Dtypes and quantization.
+        keep: Names and patterns of layers that stay in 16 bit, as ``model.keep_16bit``.
+    """
+    found: Counter[str] = Counter()
+    for matrix in _matrices(model, keep) if how.quantized else ():
+        if not matrix.kept:
+            part = "experts" if matrix.experts else "linear_weights"
+            found[part] += matrix.number * (matrix.quantized - matrix.packed)
+    return dict(found)
 
 
 def weight_parts(

@@ -175,6 +175,16 @@ class HardwareEvent(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RanksEvent(Event):
+    """The processes of a run of several, at each start of them: dictionaries of :class:`core.runs.ranks.Rank`, and the
+    ``strategy`` by which they share the work."""
+
+    type: ClassVar[str] = "ranks"
+    ranks: list[dict[str, Any]]
+    strategy: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class CheckpointEvent(Event):
     """A checkpoint is complete and durable; ``path`` is relative to the run directory."""
 
@@ -309,6 +319,7 @@ _TYPES: dict[str, type[Event]] = {
         ProbeEvent,
         SampleEvent,
         HardwareEvent,
+        RanksEvent,
         CheckpointEvent,
         GovernorEvent,
         NightEvent,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,9 +18,10 @@ from core.config.schema import WEIGHT_METHODS, Config
 from core.errors import UserError
 from core.memory.advice import Advice, advise
 from core.memory.calibration import read_calibration
+from core.memory.cards import Cards, cards_of
 from core.memory.plan import Machine, Plan
-from core.memory.planner import make_plan
 from core.memory.rows import Rows, rows_of_lengths
+from core.memory.strategy import Chosen, chosen_strategy, part_of_card, part_of_machine
 from core.models.architecture.architecture import Architecture
 from core.models.architecture.load import locate_model
 from core.models.architecture.sandboxed import load_architecture
@@ -27,6 +30,8 @@ from core.runs.pace import Pace, PaceBook
 if TYPE_CHECKING:
     from core.hardware.snapshot import Device
 
+#: What ``distributed.gpus`` says for every card.
+_ALL = "all"
 #: Floating-point operations a second that training reaches on a card and on a core, for a guess without a measurement.
 _CARD_RATE, _CORE_RATE = 3e13, 5e10
 
@@ -50,7 +55,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Forecast:
-    """Memory plan and estimates before a run."""
+    """Memory plan and estimates before a run; with several cards, ``plan`` and ``advice`` are of one of them."""
 
     base: Path
     architecture: Architecture
@@ -59,6 +64,19 @@ class Forecast:
     estimate: Estimate | None
     rows: Rows | None = None
     """Lengths of the rows that it was made for; None for rows of ``train.max_length``."""
+    chosen: Chosen | None = None
+    """How several cards share the run; None for one card."""
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether the run fits, on each of several cards and in their machine's memory; None if unknown."""
+        return self.plan.fits if self.chosen is None else self.chosen.fits
+
+    @property
+    def each(self) -> str:
+        """Where the planned memory is, of several cards or processes: ``on each of 2 cards``; empty for one."""
+        number = 1 if self.chosen is None else self.chosen.sharing.cards.number
+        return f"on each of {number} {'cards' if self.plan.device == 'cuda' else 'processes'}" if number > 1 else ""
 
 
 def forecast(
@@ -67,6 +85,7 @@ def forecast(
     rows: Rows | None = None,
     paces: PaceBook | None = None,
     count: int | None = None,
+    cards: Cards | None = None,
 ) -> Forecast:
     """Forecast a configuration's run.
 
@@ -76,21 +95,25 @@ def forecast(
         rows: Lengths of the rows; None if unknown.
         paces: Earlier runs, if already read; None to read them now.
         count: Number of rows, if their lengths are unknown.
+        cards: Cards of the run; None for those of ``distributed``.
 
     Raises:
         UserError: If the model is not on this machine or its memory cannot be planned, or the rows do not suit it.
     """
     base = locate_model(config.model.base)
     architecture = load_architecture(base)
-    plan = make_plan(architecture, config, machine, rows)
+    found = cards_here(config) if cards is None else cards
+    chosen = chosen_strategy(architecture, config, machine, rows, cards=found)
     pace = (PaceBook() if paces is None else paces).pace(config)
+    part, card = part_of_card(config, chosen.sharing), part_of_machine(machine, found)
     return Forecast(
         base,
         architecture,
-        plan,
-        advise(architecture, config, machine, rows, plan),
+        chosen.plan,
+        advise(architecture, part, card, rows, chosen.plan, chosen.sharing.or_none),
         None if pace is None else estimate(config, rows, pace, count),
         rows,
+        chosen if found.number > 1 or chosen.sharing.optimizer else None,
     )
 
 
@@ -116,6 +139,16 @@ def forecast_here(config: Config, lengths: Lengths | None, count: int | None, pa
     except UserError:
         machine = Machine("cuda")
     return forecast(config, machine, rows, paces, count)
+
+
+def cards_here(config: Config) -> Cards:
+    """The cards of a run; asks the driver how many there are where a run takes all of them."""
+    from core.hardware.sampler import snapshot
+
+    section = config.distributed
+    everything = _ALL in section.named_gpus and section.processes is None
+    gpus = [device for device in snapshot(timeout=5.0) if device.kind == "cuda"] if everything else []
+    return cards_of(section, len(gpus))
 
 
 def machine_for(config: Config) -> Machine:
@@ -170,7 +203,7 @@ def rough_seconds(config: Config, plan: Plan, steps: int, row_tokens: float) -> 
 
 
 def this_machine(config: Config, gpu_memory: int | None = None) -> Machine:
-    """This machine's present resources for a run.
+    """This machine's present resources for a run; with several cards, those of the one with the least free memory.
 
     Args:
         config: Configuration, for its device.
@@ -204,9 +237,8 @@ def this_machine(config: Config, gpu_memory: int | None = None) -> Machine:
         raise obstacle
     gpus = [] if wanted == "cpu" else [device for device in snapshot(timeout=5.0) if device.kind == "cuda"]
     if gpus:
-        named = [device for device in gpus if gpu is not None and _is_called(device, gpu)]
         host_used, host_total = cpu_memory()
-        card = (named or gpus)[0]
+        card = _smallest(config, gpus)
         free = card.available
         return replace(
             machine,
@@ -224,6 +256,16 @@ def this_machine(config: Config, gpu_memory: int | None = None) -> Machine:
     used_bytes, total_bytes = cpu_memory()
     name = cpu_name()
     return replace(machine, limit_bytes=total_bytes - used_bytes, device=name, calibration=read_calibration(name))
+
+
+def _smallest(config: Config, gpus: Sequence[Device]) -> Device:
+    """The card of a run; of several that with the least free memory."""
+    names = config.distributed.named_gpus or ((config.hardware.gpu,) if config.hardware.gpu is not None else ())
+    if _ALL in names:
+        found = list(gpus)
+    else:
+        found = [device for device in gpus if any(_is_called(device, name) for name in names)] or list(gpus[:1])
+    return min(found, key=lambda device: math.inf if device.available is None else device.available)
 
 
 def _is_called(device: Device, gpu: str) -> bool:

@@ -28,11 +28,13 @@ from core.runs.events import (
     NoticeEvent,
     PhaseEvent,
     ProbeEvent,
+    RanksEvent,
     RollbackEvent,
     SampleEvent,
     StepEvent,
     StoppedEvent,
 )
+from core.runs.ranks import Rank
 from core.runs.series import Series
 from core.runs.state import RunState
 from core.runs.store import Run
@@ -149,6 +151,8 @@ class RunHistory:
         self.host: Host | None = None
         """The machine around the devices; None in runs of earlier versions."""
         self.energy_wh: float | None = None
+        self.ranks: tuple[Rank, ...] = ()
+        """The processes of the newest start; empty where there is only one."""
         self.marks: list[Mark] = []
         self.log: deque[LogLine] = deque(maxlen=LOG_LINES)
         self.log_count = 0
@@ -181,6 +185,7 @@ class RunHistory:
             ProbeEvent: self._apply_probe,
             SampleEvent: self._apply_sample,
             HardwareEvent: self._apply_hardware,
+            RanksEvent: self._apply_ranks,
             CheckpointEvent: self._apply_checkpoint,
             GovernorEvent: self._apply_governor,
             NightEvent: self._apply_night,
@@ -270,6 +275,7 @@ class RunHistory:
         self.starts += 1
         self.phases, self.phase, self.end, self.settings = {}, None, None, {}
         self.slowed = self.night = None
+        self.ranks = ()
         self._is_first_of_start = True
         self._sampled_in_start = False
         # A worker counts its own energy.
@@ -395,6 +401,10 @@ class RunHistory:
             # A value that was never there is no gap.
             if value is not None or len(series):
                 series.gather(self.step, math.nan if value is None else value)
+
+    def _apply_ranks(self, event: RanksEvent) -> None:
+        self.ranks = Rank.all_from(event.ranks)
+        self._write(event.t, "info", sentences.ranks(self.ranks, event.strategy))
 
     def _apply_checkpoint(self, event: CheckpointEvent) -> None:
         _truncate(self.checkpoints, event.step)

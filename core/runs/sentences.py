@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from core.governor import words
 from core.runs import changes
@@ -19,6 +20,7 @@ from core.runs.events import (
     ProbeEvent,
     RollbackEvent,
 )
+from core.runs.ranks import Rank, in_words
 from core.text import one_line
 from core.units import format_bytes, format_fixed, format_moment, format_number
 
@@ -118,6 +120,11 @@ def evaluation(event: EvalEvent) -> str:
 def probe(event: ProbeEvent) -> str:
     """Sentence of the probe before the first step, ``probe loss 2.31 before the first step``."""
     return f"probe loss {format_number(event.loss)} before the first step"
+
+
+def ranks(found: Sequence[Rank], strategy: str) -> str:
+    """Sentence of the processes of a run, ``2 processes on 2 machines: head (cuda:0), tower (cuda:0)``."""
+    return safe(in_words(found) + (f"; {strategy}" if strategy else ""))
 
 
 def checkpoint(event: CheckpointEvent) -> str:

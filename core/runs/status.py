@@ -8,6 +8,7 @@ from core.runs.catalog import RunCatalog, RunRow
 from core.runs.eta import Eta, estimate
 from core.runs.events import Event
 from core.runs.history import RunHistory, last_evaluation
+from core.runs.ranks import Rank, read_ranks
 from core.runs.schedule import Schedule
 from core.runs.state import RunState
 from core.runs.store import Run, list_runs
@@ -30,6 +31,8 @@ class RunStatus:
     """Loss of the last evaluation; None before one."""
     eta: Eta | None
     """The time left, by the pace of the newest steps; None while it is unknown."""
+    ranks: tuple[Rank, ...] = ()
+    """Its processes with their signs of life; empty for a run of one."""
 
 
 def read_status(run: Run, now: float) -> RunStatus:
@@ -46,7 +49,8 @@ def read_status(run: Run, now: float) -> RunStatus:
     evaluated = recent.evals[-1] if recent.evals else last_evaluation(run)
     schedule = Schedule.of(run.values()).changed(recent.settings)
     eta = None if state.is_over else estimate(recent.timings, schedule, state.total_steps, now)
-    return RunStatus(run, state, RunCatalog().row(run), recent, evaluated.loss if evaluated is not None else None, eta)
+    loss = evaluated.loss if evaluated is not None else None
+    return RunStatus(run, state, RunCatalog().row(run), recent, loss, eta, read_ranks(run))
 
 
 def live_runs() -> list[Run]:

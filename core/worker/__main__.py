@@ -2,7 +2,8 @@
 
 It is started detached, owns its run directory alone, and leaves with 0 when finished, 3 when stopped, 4 when failed.
 A run that gives its device back goes on as another program in the same process (``--parked``), and that one as the
-training again.
+training again. A run of several processes has this one as their supervisor, which starts them by the same command line
+with their numbers in the environment (:mod:`core.worker.distributed.rendezvous`).
 """
 
 from __future__ import annotations
@@ -20,13 +21,19 @@ from core.runs.lock import hold_worker_lock
 from core.runs.sentences import sender
 from core.runs.state import EXIT_CODES, EXIT_REFUSED, PARKED_BY_HAND
 from core.runs.store import Run, complete_checkpoints
+from core.worker.distributed.errors import RankLostError
+from core.worker.distributed.rendezvous import Meeting, read_meeting
+from core.worker.follower import follow_first, meet, tell_ranks
 from core.worker.parked import ClaimsWatch, parked_run
 from core.worker.process import environment
 from core.worker.process.control import Controls, ControlServer, ParkRequested, StopRequested, install_signals
 from core.worker.process.handover import become
 from core.worker.process.log import log, log_exception, redact_streams
 from core.worker.process.recorder import Recorder
+from core.worker.process.reports import Reports, report_to_supervisor
 from core.worker.progress.finite import NotFiniteError
+from core.worker.supervise.supervisor import supervisor_of
+from core.worker.supervise.verdict import EXIT_CRASHED, EXIT_LOST
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -43,11 +50,34 @@ def main(argv: list[str] | None = None) -> int:
     environment.prepare()
     os.umask(0o077)
     run = Run(args.run.absolute())
+    reports = report_to_supervisor()
     try:
-        lock = hold_worker_lock(run)
+        meeting = read_meeting(os.environ)
+        lock = hold_worker_lock(run) if meeting is None or meeting.rank == 0 or reports.supervisor is not None else -1
     except UserError as error:
         log(f"error: {error}")
         return EXIT_CODES["failed"]
+    if meeting is not None and meeting.rank > 0:
+        return follow_first(run, meeting, reports, resume=args.resume)
+    try:
+        if meeting is None and not args.parked and (supervisor := supervisor_of(run, lock, started_with)) is not None:
+            options = [*(["--resume"] if args.resume else []), *(["--paused"] if args.paused else [])]
+            following = supervisor.supervise(options)
+        else:
+            following = _worker(run, args, meeting, reports)
+        if isinstance(following, int):
+            return following
+        if reports.supervisor is not None:
+            reports.tell(following=following)
+            return 0
+        become([str(run.path), *following], lock, started_with)
+    finally:
+        os.close(lock)
+
+
+def _worker(run: Run, args: argparse.Namespace, meeting: Meeting | None, reports: Reports) -> int | list[str]:
+    """Be the worker of a run, the first of its processes where there are several; returns the exit code, or the options
+    of the worker that it goes on as."""
     controls = Controls()
     install_signals(controls)
     try:
@@ -58,21 +88,22 @@ def main(argv: list[str] | None = None) -> int:
             pending=lambda: controls.pending,
             changes=controls.changes,
             parked=args.parked,
+            owner=reports.supervisor,
         )
     except OSError as error:
         log(f"error: {run.events_path} cannot be written: {error.strerror or error}.")
-        os.close(lock)
         return EXIT_CODES["failed"]
-    try:
-        following = _work(run, recorder, controls, args)
-        if isinstance(following, int):
-            return following
-        become([str(run.path), *following], lock, started_with)
-    finally:
-        os.close(lock)
+    return _work(run, recorder, controls, args, meeting, reports)
 
 
-def _work(run: Run, recorder: Recorder, controls: Controls, args: argparse.Namespace) -> int | list[str]:
+def _work(
+    run: Run,
+    recorder: Recorder,
+    controls: Controls,
+    args: argparse.Namespace,
+    meeting: Meeting | None,
+    reports: Reports,
+) -> int | list[str]:
     """Do a run, or wait where it is parked; returns the exit code, or the options of the worker that it goes on as."""
     server: ControlServer | None = None
     try:
@@ -84,8 +115,12 @@ def _work(run: Run, recorder: Recorder, controls: Controls, args: argparse.Names
             return _go_on(run, recorder, controls, server, asked_by, paused=args.paused)
         recorder.phase("importing")
         ClaimsWatch(config.parking, controls, lambda: recorder.device)
-        if config.hardware.device != "cpu":
-            environment.choose_gpu(config.hardware.gpu)
+        ranks = None
+        if meeting is not None:
+            ranks = meet(config, meeting, reports)
+            tell_ranks(run, config, recorder, ranks.members, is_supervised=reports.supervisor is not None)
+        elif config.hardware.device != "cpu":
+            environment.choose_card(config)
         from core.worker.libraries import import_libraries
 
         import_libraries()
@@ -93,7 +128,7 @@ def _work(run: Run, recorder: Recorder, controls: Controls, args: argparse.Names
         from core.worker.train import train
 
         SpinControl().start()
-        outcome = train(config, recorder, controls, resume=args.resume, paused=args.paused)
+        outcome = train(config, recorder, controls, resume=args.resume, paused=args.paused, ranks=ranks)
         state, reason = "finished", outcome.reason
         final: FinishedEvent = FinishedEvent(
             reason=reason,
@@ -116,8 +151,16 @@ def _work(run: Run, recorder: Recorder, controls: Controls, args: argparse.Names
         state, reason = "failed", error.message
         adapter = None if isinstance(error, NotFiniteError) and error.good is None else _newest_adapter(run)
         final = FailedEvent(reason=reason, step=recorder.state.step, adapter=adapter, hint=error.hint)
+    except RankLostError as error:
+        # The run goes on by new processes, or the supervisor records its end.
+        log(f"error: another process of the run does not answer: {error}")
+        reports.tell(error=str(error))
+        return EXIT_LOST
     except BaseException as error:
         log_exception()
+        if reports.supervisor is not None:
+            reports.tell(error=f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
+            return EXIT_CRASHED
         state = "failed"
         first = (str(error).splitlines() or [""])[0]
         reason = f"An error that should not happen: {type(error).__name__}: {first}"

@@ -19,6 +19,7 @@ from core.runs.events import ControlEvent
 from core.runs.protocol import refusal
 from core.text import one_line
 from core.worker.checkpoint.checkpointer import Checkpointer
+from core.worker.distributed.orders import Orders
 from core.worker.fused.file_weights import FileWeights
 from core.worker.generate.generate import answer_prompt, answering_as, prepare_prompt
 from core.worker.generate.room import ask_for_room
@@ -50,6 +51,8 @@ class ControlPoint:
         controls: The commands that wait.
         file_weights: Those of the file that is trained for, where there is one.
         governor: Pauses the run by itself, for heat and the like; None for no governor.
+        orders: Tells the other processes of the run to wait meanwhile; None where there are none.
+        leading: Makes a context in which this process runs the model alone.
     """
 
     config: Config
@@ -62,6 +65,8 @@ class ControlPoint:
     controls: Controls
     file_weights: FileWeights | None = None
     governor: Governor | None = None
+    orders: Orders | None = None
+    leading: Callable[[], AbstractContextManager[None]] = nullcontext
 
     @property
     def _hold(self) -> Action | None:
@@ -76,6 +81,7 @@ class ControlPoint:
             StopRequested: If a stop was asked for.
             EvaluationSkipped: If the evaluation that is under way is to be left out.
         """
+        self._keep_alive()
         told: set[str] = set()
         for command in self.controls.waiting():
             # A key that is pressed twice asks for one thing, and makes one entry in the log.
@@ -107,6 +113,7 @@ class ControlPoint:
                     self._carry_out(command)
                 controls.check_stop()
                 self._tell_paused()
+                self._keep_alive()
         finally:
             state.paused_seconds += time.monotonic() - began
             if self.governor is not None:
@@ -196,7 +203,7 @@ class ControlPoint:
         answered_by = BASE if asked.source == BASE and has_base else f"step-{self.state.step}"
         try:
             began = time.monotonic()
-            with self.autocast(), self._weights_of(asked.source), answering_as(model, asked.source):
+            with self.leading(), self.autocast(), self._weights_of(asked.source), answering_as(model, asked.source):
                 prompt = prepare_prompt(
                     model,
                     self.loaded.tokenizer,
@@ -213,7 +220,7 @@ class ControlPoint:
                     prompt,
                     asked.settings,
                     lambda piece: command.token(piece, answered_by),
-                    lambda: command.cancelled.is_set() or self.controls.is_leaving,
+                    lambda: self._is_to_end(command),
                     began=began,
                     json_schema=asked.json_schema,
                 )
@@ -238,6 +245,16 @@ class ControlPoint:
             context_limit=generation.context_limit,
         )
         return f"{answered_by}: {generation.tokens} tokens, {generation.finish}"
+
+    def _is_to_end(self, command: Command) -> bool:
+        """Whether an answer is to end; asked before each of its tokens."""
+        self._keep_alive()
+        return command.cancelled.is_set() or self.controls.is_leaving
+
+    def _keep_alive(self) -> None:
+        """The other processes of the run wait, and are told that this one is there."""
+        if self.orders is not None:
+            self.orders.keep_alive()
 
     def _weights_of(self, source: str) -> AbstractContextManager[None]:
         """The weights that a source answers with: the base with its own, where a file's are trained."""

@@ -12,6 +12,7 @@ import functools
 import itertools
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,14 +23,17 @@ from core.runs.events import BEST_CHOSEN, ProbeEvent, StepEvent
 from core.runs.gate import GateFigures, judge
 from core.runs.sentences import ALL_DONE
 from core.runs.tail import EventTail
-from core.worker.checkpoint.checkpointer import find_checkpoint
+from core.worker.checkpoint.checkpointer import agreed_checkpoint
 from core.worker.control_point import EvaluationSkipped
 from core.worker.data.batches import make_micro_batch, supervised_count
+from core.worker.distributed.ranks import Ranks
 from core.worker.loss.objectives import Rewards
+from core.worker.model.full_weights import trained_tensors
 from core.worker.oom.retry import MemoryShortageError, TornUpdateError
 from core.worker.process.control import Controls, ParkRequested, StopRequested
 from core.worker.process.determinism import nondeterminism_explained
 from core.worker.process.recorder import Recorder
+from core.worker.process.rng import own_draws
 from core.worker.process.throttle import Throttle
 from core.worker.progress.spikes import Spike
 from core.worker.setup.build import Parts, build
@@ -61,7 +65,16 @@ class Gradients:
     """Mean over the supervised tokens of the whole window, or over what else the objective takes it."""
     tokens: int
     supervised_tokens: int
-    rewards: Rewards
+
+
+@dataclass(frozen=True)
+class WholeWindow:
+    """A window of which this process has a share."""
+
+    rows: Sequence[int]
+    """All of its rows."""
+    noise: int
+    """Its number in :class:`~core.worker.steps.neftune.EmbeddingNoise`, the same in all processes."""
 
 
 def train(
@@ -72,8 +85,9 @@ def train(
     resume: bool,
     paused: bool = False,
     throttle: Throttle | None = None,
+    ranks: Ranks | None = None,
 ) -> Outcome:
-    """Do a run.
+    """Do a run; one of several processes does it as the first of them.
 
     Args:
         config: The configuration, paths absolute.
@@ -82,31 +96,74 @@ def train(
         resume: Go on from the newest valid checkpoint.
         paused: Begin with a pause, as the run was paused when it gave its device back.
         throttle: The duty cycle that the governor sets; None: full at first.
+        ranks: The processes of the run; None for this one alone.
 
     Raises:
         ParkRequested: If it is to give its device back; a checkpoint has then been written, if a step was done.
         StopRequested: If it was stopped; a checkpoint has then been written, if a step was done and time was given.
         UserError: If it cannot go on.
     """
-    found = find_checkpoint(config, recorder) if resume else None
     with nondeterminism_explained():
-        parts = build(config, recorder, controls, found, throttle or Throttle(controls))
-        if found is not None:
-            parts.checkpointer.resume(found)
-        if parts.file is not None:
-            parts.file.follow()
+        recipe = _make_recipe(config, recorder, controls, throttle, ranks, resume=resume)
+        parts = recipe.parts
         parts.state.paused = paused
-        recipe = FinetuneRecipe(config, recorder, controls, parts)
         rehearses = recipe.rehearse()
+        parts.orders.begin()
         with parts.governor.governing(parts.state.overrides):
             try:
                 recipe.loop_until_left(rehearses=rehearses)
             except ParkRequested:
+                parts.orders.give("leave")
                 raise  # saved already, and not at its end
             except StopRequested as request:
                 recipe.stop(save=not request.now)
+                parts.orders.give("leave")
                 raise
-            return recipe.finish()
+            outcome = recipe.finish()
+            parts.orders.give("leave")
+            return outcome
+
+
+def follow(config: Config, recorder: Recorder, controls: Controls, ranks: Ranks, *, resume: bool) -> None:
+    """Do the part of a run that belongs to a process which is not its first.
+
+    Args:
+        config: The configuration, paths absolute.
+        recorder: One that writes nothing.
+        controls: Those of nobody: commands are heard by the first process.
+        ranks: The processes of the run.
+        resume: Whether the run goes on from a checkpoint.
+
+    Raises:
+        RankLostError: If another process does not answer.
+        UserError: If it cannot go on.
+    """
+    with nondeterminism_explained():
+        recipe = _make_recipe(config, recorder, controls, None, ranks, resume=resume)
+        recipe.rehearse()
+        with recipe.parts.governor.governing(recipe.parts.state.overrides):
+            recipe.follow()
+
+
+def _make_recipe(
+    config: Config,
+    recorder: Recorder,
+    controls: Controls,
+    throttle: Throttle | None,
+    ranks: Ranks | None,
+    *,
+    resume: bool,
+) -> FinetuneRecipe:
+    """Build what trains, and put it where it goes on from."""
+    ranks = ranks or Ranks.single()
+    found = agreed_checkpoint(config, recorder, ranks) if resume else None
+    parts = build(config, recorder, controls, found, throttle or Throttle(controls), ranks)
+    if found is not None:
+        parts.checkpointer.resume(found)
+    parts.strategy.begin(trained_tensors(parts.loaded.model))
+    if parts.file is not None:
+        parts.file.follow()
+    return FinetuneRecipe(config, recorder, controls, parts)
 
 
 @dataclass(frozen=True)
@@ -119,20 +176,27 @@ class FinetuneRecipe:
     controls: Controls
     parts: Parts
 
-    def accumulate(self, micro_batches: list[list[int]], *, most_shared: int | None = None) -> Gradients:
+    def accumulate(
+        self,
+        micro_batches: list[list[int]],
+        *,
+        whole: WholeWindow | None = None,
+        most_shared: int | None = None,
+    ) -> Gradients:
         """Gradient accumulation: forward, loss and backward of each micro-batch. The loss is summed over the window and
         divided by its weight, in supervised learning its supervised tokens, so that the cut changes nothing.
 
         Args:
             micro_batches: Row indices of each.
+            whole: The window, where other processes work on some of its rows; None: the micro-batches are all of it.
             most_shared: The most tokens of a common beginning that are computed once; None for no limit.
         """
         parts, objective, data, device = self.parts, self.parts.objective, self.parts.dataset, self.parts.loaded.device
-        window = [row for rows in micro_batches for row in rows]
+        window = [row for rows in micro_batches for row in rows] if whole is None else whole.rows
         weight = objective.begin(window, parts.state.token_budget)
         total = torch.zeros((), dtype=torch.float32, device=device)
-        parts.noise.begin_window()
-        for done, rows in enumerate(micro_batches):
+        parts.noise.begin_window(None if whole is None else whole.noise)
+        for done, rows in enumerate(parts.strategy.passes(micro_batches)):
             if len(micro_batches) > 1:
                 self.recorder.progress("micro_batches", done, len(micro_batches))
             # Made while the device still computes the gradients of the one before.
@@ -147,24 +211,58 @@ class FinetuneRecipe:
             parts.governor.throttle.rest()
         tokens = sum(data.rows[row].tokens for row in window)
         supervised_tokens = sum(supervised_count(data.rows[row]) for row in window)
-        return Gradients(float(total) / weight, tokens, supervised_tokens, objective.rewards())
+        return Gradients(float(total) / weight, tokens, supervised_tokens)
+
+    def _gradients(self, window: list[int]) -> tuple[Gradients, Rewards]:
+        """The gradients of a window, summed over all processes."""
+        parts, objective, strategy = self.parts, self.parts.objective, self.parts.strategy
+        where = f"step {self.parts.state.step + 1}"
+        if strategy.ranks.is_single:
+            for attempt in parts.micro_batches.attempts(window, where=where):
+                with attempt:
+                    result = self.accumulate(attempt.micro_batches)
+            return result, objective.rewards()
+        share, whole = strategy.share(window, parts.dataset.lengths), WholeWindow(window, parts.noise.draw())
+        with own_draws(self.config.train.seed, parts.state.step, strategy.ranks.rank):
+            for attempt in parts.micro_batches.attempts(share, where=where):
+                with attempt:
+                    result = self.accumulate(attempt.micro_batches, whole=whole)
+        parameters = list(trained_tensors(parts.loaded.model).values())
+        loss, *sums = strategy.reduce(parameters, [result.loss, *objective.reward_sums()])
+        return dataclasses.replace(result, loss=loss), objective.rewards_of(sums)
+
+    def follow(self) -> None:
+        """In a process that is not the first: carry out its orders, until one says to leave.
+
+        Raises:
+            RankLostError: If it does not answer.
+        """
+        parts, state = self.parts, self.parts.state
+        while (order := parts.orders.take()).name != "leave":
+            if order.name == "step":
+                state.step, state.overrides = int(order.args["step"]), dict(order.args["overrides"])
+                self.step()
+            elif order.name == "forward":
+                parts.strategy.lend()
+            else:
+                parts.checkpointer.lend(order.name)
 
     def step(self) -> None:
         """One optimizer step."""
         parts, state = self.parts, self.parts.state
+        if state.step + 1 in state.spikes.left_out:
+            self._pass_over()
+            return
+        if parts.strategy.ranks.is_first:
+            parts.orders.give("step", step=state.step, overrides=state.overrides)
         began, rested = time.monotonic(), parts.governor.throttle.rested_seconds
         if parts.file is not None:
             parts.file.begin_step()
-        if state.step + 1 in state.spikes.left_out:
-            state.step += 1
-            return self.recorder.end_step(state.step)
         self.recorder.begin_step()
         learning_rate = parts.learning_rate()
         parts.update.begin(learning_rate)
         window = parts.order.window(state.step)
-        for attempt in parts.micro_batches.attempts(window, where=f"step {state.step + 1}"):
-            with attempt:
-                result = self.accumulate(attempt.micro_batches)
+        result, rewards = self._gradients(window)
         norm = parts.update.clip()
         if self._accepts(result, norm, window):
             parts.update.step()
@@ -186,8 +284,8 @@ class FinetuneRecipe:
                 seconds=seconds,
                 tokens_per_second=result.tokens / seconds,
                 paused_seconds=state.paused_seconds,
-                reward_margin=result.rewards.margin,
-                reward_accuracy=result.rewards.accuracy,
+                reward_margin=rewards.margin,
+                reward_accuracy=rewards.accuracy,
             )
         )
         state.limits.pause(state.paused_seconds)
@@ -202,7 +300,13 @@ class FinetuneRecipe:
         self.recorder.end_step(state.step)
         if parts.compilation is not None:
             parts.compilation.report(state.step, self.recorder.notice)
-        return None
+
+    def _pass_over(self) -> None:
+        """Leave a step out: only the schedule goes on."""
+        if self.parts.file is not None:
+            self.parts.file.begin_step()
+        self.parts.state.step += 1
+        self.recorder.end_step(self.parts.state.step)
 
     def _accepts(self, result: Gradients, norm: float, window: list[int]) -> bool:
         """Whether the update of a step may be made, and what it says of the weights that its loss was computed with."""
@@ -289,7 +393,9 @@ class FinetuneRecipe:
             StopRequested: If the run is to end there.
         """
         parts, state = self.parts, self.parts.state
-        if state.spikes.may_go_back and parts.rollback.leave_out(spike):
+        # Of several processes each would have to go back: they stop, and are continued together.
+        can_go_back = state.spikes.may_go_back and parts.strategy.ranks.is_single
+        if can_go_back and parts.rollback.leave_out(spike):
             if parts.file is not None:
                 parts.file.follow()
             return
@@ -340,7 +446,8 @@ class FinetuneRecipe:
         if state.step == 0 and parts.memory.offload_reason:
             self.recorder.notice("info", "activation_offload", parts.memory.offload_reason)
         parts.meter.reset_peak()
-        first = state.step == 0 and not parts.update.in_backward
+        # The share of a process may be larger in a later window.
+        first = state.step == 0 and not parts.update.in_backward and parts.strategy.ranks.is_single
         by_first_step = first and parts.micro_batches.has_largest(parts.order.window(0), batch_size)
         if by_first_step:
             self.recorder.phase("rehearsing", "the first step is as large as any", done=1, total=1)
@@ -366,7 +473,7 @@ class FinetuneRecipe:
             return
         state.measures_baseline = step == 0
         try:
-            with contextlib.suppress(StopRequested):
+            with contextlib.suppress(StopRequested), parts.strategy.leading():
                 self._measure()
         except EvaluationSkipped:
             state.evaluated, state.skipping = step, False
@@ -416,7 +523,7 @@ class FinetuneRecipe:
         recorder.phase("evaluating", "probe")
         state.measures_baseline, paused, began = True, state.paused_seconds, time.monotonic()
         try:
-            with contextlib.suppress(StopRequested):
+            with contextlib.suppress(StopRequested), parts.strategy.leading():
                 loss = parts.probe.measure(functools.partial(tell, "probe"))
                 if loss is not None:
                     seconds = time.monotonic() - began - (state.paused_seconds - paused)
@@ -443,7 +550,7 @@ class FinetuneRecipe:
         recorder.phase("evaluating", what)
         state.measures_baseline = True
         try:
-            with contextlib.suppress(StopRequested):
+            with contextlib.suppress(StopRequested), parts.strategy.leading():
                 if evaluator is not None:
                     samples = evaluator.answer_samples(state.step, report)
                 else:

@@ -60,6 +60,7 @@ from core.runs.compare import compare_runs, read_record
 from core.runs.compare_report import to_json
 from core.runs.labels import labels_path
 from core.runs.lock import LOCK_VARIABLE
+from core.runs.ranks import Rank
 from core.runs.state import ACTIVE_STATES, END_STATES, EXIT_CODES, EXIT_REFUSED, INFERRED_STATES, RunState
 from core.runs.store import Run, create_run
 from core.selftest.checks import Check
@@ -332,7 +333,7 @@ def json_fields(run: Run) -> dict[str, JSON]:
     for step in (0, 1):
         followed.apply(events.EvalEvent(step=step, loss=1.0, perplexity=1.0, seconds=1.0))
     rows: dict[str, JSON] = json.loads(printed("data", data, "--model", "tiny-llama", "--row", "1"))
-    plan: dict[str, JSON] = json.loads(printed("plan", str(run.config_path)))
+    plan: dict[str, JSON] = json.loads(printed("plan", str(run.config_path), "--cards", "2"))
     listed: list[dict[str, JSON]] = json.loads(printed("init", "--list"))
     fetched = FetchPlan("hf://datasets/a/b", "0" * 40, "/d", 1, 1, 0, "")
     # The keys of what is emptied are names and numbers of the data, or what there is hangs on the machine.
@@ -342,7 +343,9 @@ def json_fields(run: Run) -> dict[str, JSON]:
             to_json(compare_runs([read_record(run)] * 2)) | dict.fromkeys(("data", "options", "answers"), "")
         ),
         "label": keys_of(json.loads(printed("label", run.id))),
-        "status": keys_of(json.loads(printed("status", run.id)) | {"devices": ""}),
+        "status": keys_of(json.loads(printed("status", run.id)) | {"devices": "", "ranks": ""}),
+        "a process in status": list(Rank(rank=0).to_dict()),
+        "slurm": keys_of(json.loads(printed("slurm", str(run.config_path), "--output", str(run.path / "job.sbatch")))),
         "trash list": keys_of(json.loads(printed("trash", "list"))),
         "rm": keys_of(json.loads(printed("rm", "--failed", "--yes"))),
         "data": keys_of(rows | dict.fromkeys(("dropped", "turns", "scripts", "lengths"), "")),

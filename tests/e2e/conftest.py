@@ -8,24 +8,9 @@ from pathlib import Path
 import pytest
 
 from core.runs.store import Run
+from tests.forking import Forks
 
-from .forking import Forks
 from .workers import Workers, finish
-
-
-@pytest.fixture(scope="session")
-def forks() -> Iterator[Forks]:
-    """What workers are forked from."""
-    made = Forks()
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def forked_workers(forks: Forks) -> Iterator[None]:
-    """Workers that are started in this test are forked, which saves their imports."""
-    with forks.replacing():
-        yield
 
 
 @pytest.fixture
@@ -37,11 +22,13 @@ def workers(tmp_path: Path, tiny_model_dir: Path) -> Iterator[Workers]:
 
 
 @pytest.fixture(scope="session")
-def reference(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Run:
-    """A run of the recipe that nothing disturbed, finished."""
+def reference(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path, forks: Forks) -> Run:
+    """A run of the recipe that nothing disturbed, finished; its worker is started as the program does it."""
     found = Workers(tmp_path_factory.mktemp("reference"), tiny_model_dir)
     try:
+        forks.anew = True
         run = found.start("reference")
+        forks.anew = False
         finish(run)
     finally:
         found.close()

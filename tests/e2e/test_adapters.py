@@ -13,8 +13,6 @@ from core.runs.history import read_history
 
 from .workers import Workers, adapter_bytes, finish, kill, notice_codes, only, wait_until_listening, wait_until_step
 
-pytestmark = pytest.mark.usefixtures("forked_workers")
-
 STEPS = 14
 QUESTION = [{"role": "user", "content": "ticket login printer"}]
 WAYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {

@@ -16,7 +16,6 @@ from core.runs.events import NoticeEvent
 from core.runs.store import Run
 from tests.core.models.spoiling import drop_tensors, edit_json
 
-from .forking import Forks
 from .workers import Workers, exit_code, failure, only, steps
 
 
@@ -120,7 +119,7 @@ CASES = {
 
 
 @pytest.fixture(scope="module")
-def failed(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path, forks: Forks) -> Any:
+def failed(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Any:
     """A run for each case, all over; a few at a time."""
     workers = Workers(tmp_path_factory.mktemp("bad"), tiny_model_dir)
     workers.home.mkdir()
@@ -132,7 +131,7 @@ def failed(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path, forks
         exit_code(run)
         return run
 
-    with workers.environment(), forks.replacing(), ThreadPoolExecutor(3) as pool:
+    with workers.environment(), ThreadPoolExecutor(3) as pool:
         runs = dict(zip(CASES, pool.map(work, CASES), strict=True))
     yield runs
     workers.close()

@@ -257,8 +257,8 @@ def wait_until_pending(run: Run, *names: str) -> None:
 
 
 def test_what_is_asked_in_the_middle_of_a_step_is_told_at_once_and_can_be_taken_back(workers: Workers) -> None:
-    workers.train_data = write_rows(workers.directory / "large.jsonl", 400, seed=5)
-    rows = {"max_steps": 3, "batch_size": 400, "micro_batch_size": 1}
+    workers.train_data = write_rows(workers.directory / "large.jsonl", 160, seed=5)
+    rows = {"max_steps": 3, "batch_size": 160, "micro_batch_size": 1}
     run = workers.start("heard", train=rows, eval={"every_steps": None, "exact_match": False})
     client = ControlClient(run)
     wait_until_within_step(run, 1)

@@ -7,8 +7,6 @@ import math
 import signal
 from typing import Any
 
-import pytest
-
 from core.config.document import dump_config
 from core.runs.client import ControlClient
 from core.runs.events import CheckpointEvent, ControlEvent, EvalEvent, PhaseEvent, SampleEvent
@@ -31,8 +29,6 @@ from .workers import (
     steps,
     wait_until_step,
 )
-
-pytestmark = pytest.mark.usefixtures("forked_workers")
 
 #: Steps so long that the held-out loss soon rises.
 RISING: dict[str, Any] = {
@@ -142,13 +138,13 @@ def test_prompts_of_a_file_are_answered_where_nothing_is_held_out(workers: Worke
 
 def test_commands_are_carried_out_while_samples_are_written_and_a_stop_ends_them(workers: Workers) -> None:
     prompts = workers.directory / "many.jsonl"
-    rows = [{"prompt": "ticket " + "network " * number} for number in range(60)]
+    rows = [{"prompt": "ticket " + "network " * number} for number in range(30)]
     prompts.write_text("\n".join(map(json.dumps, rows)))
     run = workers.start(
         "long",
         eval={"every_steps": 3, "exact_match": False, "prompts": str(prompts)},
         checkpoint={"every_steps": 1000},
-        chat={"max_new_tokens": 400},
+        chat={"max_new_tokens": 250},
     )
 
     def writes() -> bool:

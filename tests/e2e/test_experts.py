@@ -31,8 +31,6 @@ from .workers import (
     wait_until_step,
 )
 
-pytestmark = pytest.mark.usefixtures("forked_workers")
-
 STEPS = 12
 QUESTION = [{"role": "user", "content": "ticket login printer"}]
 

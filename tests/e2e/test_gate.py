@@ -28,8 +28,6 @@ from core.worker.checkpoint.checkpoint import checkpoint_name
 from tests.e2e.test_serving import QUESTION, serving
 from tests.e2e.workers import Workers, adapter_bytes, ending, exit_code, finish, log, only, wait_until_step
 
-pytestmark = pytest.mark.usefixtures("forked_workers")
-
 #: Few steps, measured in between, with dropout on.
 SHORT: dict[str, dict[str, Any]] = {"train": {"max_steps": 8}, "eval": {"every_steps": 4, "exact_match": False}}
 

@@ -17,8 +17,6 @@ from tests.core.worker.quantization.hurt import write_hurt
 
 from .workers import Workers, adapter_bytes, finish, kill, notice_codes, only, steps, wait_until_step
 
-pytestmark = pytest.mark.usefixtures("forked_workers")
-
 OPTIONS: dict[str, dict[str, Any]] = {
     "method": {"dropout": 0.0},
     "train": {"max_steps": 12, "precision": "fp32", "learning_rate": 1e-4, "max_length": 512},

@@ -75,6 +75,7 @@ def running(program: Path) -> Iterator[None]:
         process.wait()
 
 
+@pytest.mark.anew
 def test_a_run_parked_at_random_steps_ends_bit_equal(workers: Workers, reference: Run) -> None:
     run = workers.start("parked")
     moments = sorted(random.SystemRandom().sample(range(2, STEPS - 4), 2))

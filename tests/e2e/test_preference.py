@@ -15,8 +15,6 @@ from core.runs.store import Run
 
 from .workers import Workers, adapter_bytes, failure, finish, kill, notice_codes, only, steps, wait_until_step
 
-pytestmark = pytest.mark.usefixtures("forked_workers")
-
 STEPS = 24
 AREAS = ("billing", "login", "printer", "network")
 

@@ -16,8 +16,6 @@ from core.runs.events import DataEvent, NoticeEvent, PhaseEvent
 
 from .workers import Workers, exit_code, failure, log, only, write_rows
 
-pytestmark = pytest.mark.usefixtures("forked_workers")
-
 Sections = dict[str, dict[str, Any]]
 
 #: A run of a few steps.

@@ -14,8 +14,6 @@ from tests.packers import quantize_checkpoint
 
 from .workers import Workers, adapter_bytes, finish, kill, steps, wait_until_step
 
-pytestmark = pytest.mark.usefixtures("forked_workers")
-
 STEPS = 6
 
 

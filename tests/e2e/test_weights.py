@@ -16,8 +16,6 @@ from core.worker.model.model import load_model
 
 from .workers import Workers, ending, exit_code, failure, finish, kill, notice_codes, wait_until_step
 
-pytestmark = pytest.mark.usefixtures("forked_workers")
-
 SETTINGS = GenerationSettings(max_new_tokens=6)
 MESSAGES = [{"role": "user", "content": "ticket printer"}]
 

@@ -352,7 +352,7 @@ class Runs:
         view = RunView(
             message.run, message.state, message.history, read_model(message.run), leftover, schedule, tariff=tariff
         )
-        view.is_partial = message.is_partial
+        view.is_partial, view.ranks = message.is_partial, message.ranks
         self._state.view = view
         if message.is_partial:
             self._show_run()
@@ -376,7 +376,7 @@ class Runs:
         was_live = view.is_live
         for event in message.events:
             view.history.apply(event)
-        view.state = message.state
+        view.state, view.ranks = message.state, message.ranks
         view.is_leftover = view.is_leftover and not view.is_live
         self._tell_chat(view)
         if was_live != view.is_live:

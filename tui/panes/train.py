@@ -94,6 +94,7 @@ class TrainPane(Pane, can_focus=True):
             yield AnswersView()
         yield TextBlock(id="phases")
         yield TextBlock(id="progress")
+        yield TextBlock(id="ranks")
         yield DevicePanel(glyphs)
         yield LogView()
 
@@ -251,6 +252,9 @@ class TrainPane(Pane, can_focus=True):
             run_lines.progress(view, width, glyphs, now, answer_awaited=self.shell.state.answer_awaited)
             if result is None
             else Content("")
+        )
+        self.query_one("#ranks", TextBlock).show(
+            run_lines.ranks(view.ranks or view.history.ranks, width, now) if view.is_live else Content("")
         )
         panel = self.query_one(DevicePanel)
         # What the meters of a parked run last said is of no use: others have the device now.

@@ -11,6 +11,7 @@ from core.governor import words
 from core.runs.activity import doing, eta_words, pending_words, progress_words, step_progress
 from core.runs.energy import energy_words
 from core.runs.eta import Eta, evaluation_seconds_left
+from core.runs.ranks import Rank, silent_words
 from core.runs.schedule import Schedule
 from core.runs.sentences import phase_name
 from core.runs.series import Series
@@ -88,6 +89,29 @@ def numbers(view: RunView, width: int) -> Content:
             break
         kept.append(item)
     return Content(gap).join(kept)
+
+
+def ranks(found: Sequence[Rank], width: int, now: float) -> Content:
+    """The processes of a run by machine, ``4 processes  head 0 cuda:0, 1 cuda:1 · tower 2 cuda:0, 3 cuda:1``, or those
+    that give no sign of life; empty for a run of one.
+
+    Args:
+        found: The processes.
+        width: Columns.
+        now: Unix seconds.
+    """
+    if len(found) < 2:
+        return Content("")
+    head = Content.styled(f"{len(found)} processes  ", "$muted")
+    if silent := silent_words(found, now):
+        text = Content.styled(silent, "$near")
+    else:
+        hosts: dict[str, list[str]] = {}
+        for rank in found:
+            hosts.setdefault(rank.host, []).append(f"{rank.rank} {rank.device}".rstrip())
+        parts = [Content.assemble((f"{host} ", "bold"), ", ".join(named)) for host, named in hosts.items()]
+        text = Content(" · ").join(parts)
+    return (head + text).truncate(max(width, 10), ellipsis=True)
 
 
 def state_head(view: RunView, now: float, *, is_short: bool = False) -> Content:

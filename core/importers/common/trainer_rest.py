@@ -19,12 +19,15 @@ TRAINER_REST: dict[str, Missing] = missing(
             "push_to_hub hub_model_id hub_strategy hub_private_repo hub_always_push hub_revision hub_token "
             "push_to_hub_model_id push_to_hub_organization push_to_hub_token"
         ),
-        Gap.DEVICES: (
-            "local_rank deepspeed fsdp fsdp_config fsdp_min_num_params fsdp_transformer_layer_cls_to_wrap ddp_backend "
-            "ddp_timeout ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph "
-            "parallelism_config accelerator_config average_tokens_across_devices split_batches dispatch_batches "
-            "save_on_each_node tpu_num_cores tpu_metrics_debug"
+        Gap.LAUNCHER: (
+            "local_rank accelerator_config split_batches dispatch_batches save_on_each_node tpu_num_cores "
+            "tpu_metrics_debug"
         ),
+        Gap.REDUCTION: (
+            "ddp_backend ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph "
+            "average_tokens_across_devices"
+        ),
+        Gap.PARALLEL: "parallelism_config",
         Gap.OPTIMIZER_SETTINGS: ("optim_args adam_beta1 adam_beta2 adam_epsilon optim_target_modules"),
         Gap.SCHEDULE_SETTINGS: "lr_scheduler_kwargs",
         Gap.SMOOTHING: "label_smoothing_factor",
@@ -65,6 +68,7 @@ TRAINER_REST: dict[str, Missing] = missing(
         "adam_epsilon": (1e-8,),
         "prediction_loss_only": (True,),
         "ddp_find_unused_parameters": (True, False),
+        "average_tokens_across_devices": (True,),
         "resume_from_checkpoint": (False, "", "none"),
     },
 )

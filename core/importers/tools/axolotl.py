@@ -9,6 +9,8 @@ from core.config.schema import MethodSection
 from core.importers.common.activations import ACTIVATION_OPTIONS, axolotl_activations
 from core.importers.common.answers import SAMPLE_OPTIONS, axolotl_samples
 from core.importers.common.compiling import COMPILE_KEYS, COMPILE_OPTIONS, COMPILE_SETTINGS, axolotl_compiling
+from core.importers.common.deepspeed import DEEPSPEED_OPTIONS, deepspeed
+from core.importers.common.fsdp import AXOLOTL_FSDP, FSDP_OPTIONS, axolotl_fsdp, names_of
 from core.importers.common.kernels import LIGER, axolotl_plugins
 from core.importers.common.packing import PACKED_ROWS, PACKING_OPTIONS, axolotl_packing
 from core.importers.common.preference import PREFERENCE_OPTIONS, axolotl_rl
@@ -45,6 +47,7 @@ from core.importers.common.stopping import (
     axolotl_stopping,
     axolotl_watchdog,
 )
+from core.importers.common.timeouts import TIMEOUT_OPTION, ddp_timeout
 from core.importers.common.tracking import TRACKING_OPTIONS, axolotl_trackers
 from core.importers.rules import Choice, Copy, is_one_of
 from core.importers.tool import Joint, Rule, Tool, table
@@ -357,6 +360,9 @@ _OFFERED: dict[str, Rule] = {
     **dict.fromkeys(
         ("gradient_checkpointing", "activation_offloading"), Joint(axolotl_activations, ACTIVATION_OPTIONS)
     ),
+    "deepspeed": Joint(deepspeed, DEEPSPEED_OPTIONS),
+    **dict.fromkeys(AXOLOTL_FSDP, Joint(axolotl_fsdp, FSDP_OPTIONS)),
+    "ddp_timeout": Joint(ddp_timeout, (TIMEOUT_OPTION,)),
     "plugins": Joint(axolotl_plugins, ("memory.liger",)),
     "liger_fused_linear_cross_entropy": LIGER,
     **dict.fromkeys(("save_steps", "saves_per_epoch", "save_strategy"), Joint(_saves, ("checkpoint.every_steps",))),
@@ -374,7 +380,7 @@ _OFFERED: dict[str, Rule] = {
 
 
 def _places(values: Mapping[str, Any]) -> Iterable[str]:
-    names = [values.get("base_model"), values.get("chat_template_jinja")]
+    names = [values.get("base_model"), values.get("chat_template_jinja"), *names_of(values)]
     for key in ("datasets", "test_datasets", "pretraining_dataset"):
         entries = values.get(key)
         for entry in entries if isinstance(entries, list) else [entries]:

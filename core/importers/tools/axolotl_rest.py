@@ -122,13 +122,17 @@ NOT_OFFERED: dict[str, Missing] = missing(
         Gap.MEMORY: (
             "auto_find_batch_size gpu_memory_limit max_memory gc_steps torch_empty_cache_steps gc_collect_steps"
         ),
-        Gap.DEVICES: (
-            "deepspeed deepcompile fsdp fsdp_config fsdp_version fsdp_final_state_dict_type device device_map "
-            "world_size local_rank ddp ddp_timeout ddp_bucket_cap_mb ddp_broadcast_buffers ddp_find_unused_parameters "
+        Gap.COMPILER: "deepcompile",
+        Gap.DEVICE: "device device_map",
+        Gap.LAUNCHER: (
+            "world_size local_rank accelerator_config use_ray ray_run_name ray_num_workers resources_per_worker"
+        ),
+        Gap.REDUCTION: "ddp ddp_bucket_cap_mb ddp_broadcast_buffers ddp_find_unused_parameters",
+        Gap.PARALLEL: (
             "dp_shard_size dp_replicate_size sequence_parallel_degree context_parallel_size heads_k_stride "
-            "ring_attn_func tensor_parallel_size accelerator_config expert_parallel_size expert_parallel_backend "
+            "ring_attn_func tensor_parallel_size expert_parallel_size expert_parallel_backend "
             "expert_parallel_num_nvl_bytes expert_parallel_num_rdma_bytes expert_parallel_token_capacity "
-            "expert_parallel_fallback_on_unsupported use_ray ray_run_name ray_num_workers resources_per_worker"
+            "expert_parallel_fallback_on_unsupported"
         ),
         Gap.MEASURING: (
             "eval_batch_size do_causal_lm_eval eval_causal_lm_metrics do_bench_eval bench_dataset bench_split "

@@ -11,6 +11,8 @@ from core.config.schema import WEIGHT_METHODS
 from core.importers.common.activations import ACTIVATION_OPTIONS, llama_factory_activations
 from core.importers.common.answers import ANSWER_OPTIONS, llama_factory_answers, llama_factory_chat
 from core.importers.common.compiling import COMPILE_KEYS, COMPILE_OPTIONS, OLD_BACKEND, trainer_compiling
+from core.importers.common.deepspeed import DEEPSPEED_OPTIONS, deepspeed
+from core.importers.common.fsdp import FSDP_OPTIONS, TRAINER_FSDP, names_of, trainer_fsdp
 from core.importers.common.kernels import LIGER
 from core.importers.common.packing import PACKED_ROWS, PACKING_OPTIONS, llama_factory_packing
 from core.importers.common.preference import PREFERENCE_OPTIONS, llama_factory_stage
@@ -37,6 +39,7 @@ from core.importers.common.shared import (
 )
 from core.importers.common.steps import every, per_epoch, save_strategy
 from core.importers.common.stopping import BEST_KEYS, STOPPING_OPTIONS, llama_factory_stopping
+from core.importers.common.timeouts import TIMEOUT_OPTION, ddp_timeout
 from core.importers.common.tracking import TRACKING_OPTIONS, trainer_trackers
 from core.importers.redact import shown
 from core.importers.rules import Choice, Copy, is_one_of
@@ -340,6 +343,9 @@ _OFFERED: dict[str, Rule] = {
         Joint(llama_factory_activations, ACTIVATION_OPTIONS),
     ),
     **dict.fromkeys(("enable_liger_kernel", "use_liger_kernel"), LIGER),
+    "deepspeed": Joint(deepspeed, DEEPSPEED_OPTIONS),
+    **dict.fromkeys(TRAINER_FSDP, Joint(trainer_fsdp, FSDP_OPTIONS)),
+    "ddp_timeout": Joint(ddp_timeout, (TIMEOUT_OPTION,)),
     **dict.fromkeys(("save_steps", "save_strategy"), Joint(_saves, ("checkpoint.every_steps",))),
     "save_total_limit": Copy("checkpoint.keep", "integer", unset=(0,)),
     **dict.fromkeys(("use_cpu", "no_cuda"), Joint(_device, ("hardware.device",))),
@@ -357,7 +363,7 @@ def _places(values: Mapping[str, Any]) -> Iterable[str]:
     directory = values.get("dataset_dir", "data")
     model = values.get("model_name_or_path")
     names = [str(Path(directory) / REGISTRY)] if isinstance(directory, str) and "\0" not in directory else []
-    return [*names, *([model] if isinstance(model, str) else [])]
+    return [*names, *([model] if isinstance(model, str) else []), *names_of(values)]
 
 
 LLAMA_FACTORY = Tool(

@@ -54,7 +54,9 @@ NOT_OFFERED: dict[str, Missing] = table(
                 "cache_dir low_cpu_mem_usage offload_folder rope_scaling compute_dtype model_max_length block_diag_attn"
             ),
             Gap.KERNELS: (
-                "flash_attn use_unsloth use_v1_kernels use_kv_cache "
+                "flash_attn use_unsloth use_v1_kernels use_kv_cache use_kt kt_config kt_cpu_activation kt_weight_path "
+                "kt_non_expert_weight_path kt_expert_checkpoint_path kt_use_lora_experts kt_lora_expert_num "
+                "kt_lora_expert_intermediate_size "
                 "upcast_layernorm upcast_lmhead_output use_reentrant_gc fp8 fp8_backend "
                 "fp8_enable_fsdp_float8_all_gather"
             ),
@@ -89,18 +91,17 @@ NOT_OFFERED: dict[str, Missing] = table(
                 "vllm_config sglang_maxlen sglang_mem_fraction sglang_tp_size sglang_config sglang_lora_backend"
             ),
             Gap.CHAT_SAMPLING: ("num_beams max_length length_penalty skip_special_tokens"),
-            Gap.DEVICES: (
-                "ray_num_workers ray_init_kwargs master_addr master_port use_mca use_megatron_bridge "
-                "megatron_bridge_args use_hyper_parallel hyper_parallel_args hyper_parallel_cp_size use_kt kt_config "
-                "kt_cpu_activation kt_weight_path kt_non_expert_weight_path kt_expert_checkpoint_path "
-                "kt_use_lora_experts kt_lora_expert_num kt_lora_expert_intermediate_size tensor_model_parallel_size "
-                "pipeline_model_parallel_size expert_model_parallel_size context_parallel_size "
-                "virtual_pipeline_model_parallel_size sequence_parallel recompute_granularity recompute_method "
-                "recompute_num_layers account_for_embedding_in_pipeline_split account_for_loss_in_pipeline_split "
-                "bias_activation_fusion apply_rope_fusion masked_softmax_fusion cross_entropy_loss_fusion "
-                "moe_grouped_gemm moe_token_dispatcher_type calculate_per_token_loss use_distributed_optimizer "
-                "overlap_param_gather overlap_grad_reduce use_packed_sequences mixed_precision "
-                "megatron_pretrained_checkpoint export_hf_on_finish extra_config"
+            Gap.LAUNCHER: "ray_num_workers ray_init_kwargs master_addr master_port",
+            Gap.PARALLEL: (
+                "use_mca use_megatron_bridge megatron_bridge_args use_hyper_parallel hyper_parallel_args "
+                "hyper_parallel_cp_size tensor_model_parallel_size pipeline_model_parallel_size "
+                "expert_model_parallel_size context_parallel_size virtual_pipeline_model_parallel_size "
+                "sequence_parallel recompute_granularity recompute_method recompute_num_layers "
+                "account_for_embedding_in_pipeline_split account_for_loss_in_pipeline_split bias_activation_fusion "
+                "apply_rope_fusion masked_softmax_fusion cross_entropy_loss_fusion moe_grouped_gemm "
+                "moe_token_dispatcher_type calculate_per_token_loss use_distributed_optimizer overlap_param_gather "
+                "overlap_grad_reduce use_packed_sequences mixed_precision megatron_pretrained_checkpoint "
+                "export_hf_on_finish extra_config"
             ),
             Gap.BENCHMARKS: "task task_dir batch_size lang n_shot save_dir download_mode",
         },

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -92,14 +92,19 @@ def save_adapter(model: Any, directory: Path) -> None:
     config.save_pretrained(str(directory))
 
 
-def save_model(model: Any, directory: Path) -> None:
+def save_model(model: Any, directory: Path, state: Mapping[str, torch.Tensor] | None = None) -> None:
     """Write a whole model in the transformers format, as safetensors.
+
+    Args:
+        model: The model.
+        directory: Where it goes.
+        state: Its weights by name; None for those that it has.
 
     Raises:
         OSError: If it cannot be written.
     """
     try:
-        model.save_pretrained(str(directory))
+        model.save_pretrained(str(directory), state_dict=None if state is None else dict(state))
     except SafetensorError as error:  # how its writer tells of a full disk
         raise OSError(str(error)) from error
 
@@ -111,6 +116,7 @@ def save_checkpoint(
     optimizer: Any,
     step: int,
     facts: dict[str, Any],
+    weights: Mapping[str, torch.Tensor] | None = None,
 ) -> Checkpoint:
     """Write a checkpoint; on failure nothing of it remains.
 
@@ -121,6 +127,7 @@ def save_checkpoint(
         step: Optimizer steps done.
         facts: What must be equal at resume (configuration and data hashes) and what is restored besides (schedule,
             token counts); JSON.
+        weights: The trained weights, where the model is no ``PeftModel``; None for those that it has.
 
     Raises:
         OSError: If it cannot be written, for want of room above all.
@@ -134,7 +141,7 @@ def save_checkpoint(
             save_adapter(model, directory / "adapter")
         else:
             (directory / WEIGHTS).parent.mkdir(mode=DIRECTORY_MODE)
-            write_tensors(directory / WEIGHTS, trained_tensors(model))
+            write_tensors(directory / WEIGHTS, trained_tensors(model) if weights is None else weights)
         save_tensors(optimizer.state_dict(), directory / "optimizer.pt")
         save_tensors(rng_state(), directory / "rng.pt")
         files = {
@@ -304,9 +311,21 @@ def newest_valid(checkpoints: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, damaged
 
 
-def restore(checkpoint: Checkpoint, *, model: Any, optimizer: Any) -> None:
+def restore(
+    checkpoint: Checkpoint,
+    *,
+    model: Any,
+    optimizer: Any,
+    read: Callable[[Path, Mapping[str, torch.Tensor]], None] = read_tensors,
+) -> None:
     """Put what was trained, optimizer and random state back, bit for bit. Whether what is computed from there is the
     same as well is a matter of :mod:`core.worker.process.determinism`.
+
+    Args:
+        checkpoint: The checkpoint.
+        model: The model that is trained.
+        optimizer: Has ``load_state_dict``.
+        read: Reads the trained weights of a file, as :func:`~core.worker.model.safetensors_io.read_tensors`.
 
     Raises:
         UserError: If it does not fit the model.
@@ -314,7 +333,7 @@ def restore(checkpoint: Checkpoint, *, model: Any, optimizer: Any) -> None:
     if isinstance(model, PeftModel):
         _restore_adapter(checkpoint, model)
     else:
-        read_tensors(checkpoint.weights_path, trained_tensors(model))
+        read(checkpoint.weights_path, trained_tensors(model))
     # On a CPU the tensors that were read become the states, and would keep a file alive that is deleted in time.
     elsewhere = next(model.parameters()).device.type != "cpu"
     saved = load_tensors(checkpoint.path / "optimizer.pt", mapped=elsewhere)

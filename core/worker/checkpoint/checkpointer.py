@@ -6,8 +6,12 @@ import hashlib
 import json
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
+
+import torch
 
 from core.config.live import CHANGEABLE
 from core.config.schema import WEIGHT_METHODS, Config
@@ -20,6 +24,10 @@ from core.runs.events import CheckpointEvent, ControlEvent
 from core.worker.checkpoint import checkpoint as checkpoints
 from core.worker.checkpoint.checkpoint import Checkpoint
 from core.worker.checkpoint.storage import check_storage, storage_facts
+from core.worker.distributed.orders import Orders
+from core.worker.distributed.ranks import Ranks
+from core.worker.distributed.replicate import single
+from core.worker.distributed.strategy import Strategy
 from core.worker.model.full_weights import trained_tensors
 from core.worker.model.model import LoadedModel
 from core.worker.model.safetensors_io import read_tensors
@@ -59,6 +67,8 @@ class Checkpointer:
         fingerprints: Of data and base.
         template: A chat template instead of the tokenizer's own.
         recorder: Of the run; where events and notices go.
+        strategy: How processes share what is trained.
+        orders: Tells the others to send their shares.
     """
 
     config: Config
@@ -69,6 +79,8 @@ class Checkpointer:
     fingerprints: Fingerprints
     template: str | None
     recorder: Recorder
+    strategy: Strategy = field(default_factory=single)
+    orders: Orders | None = None
     postponed: bool = field(default=False, init=False)
     """Whether one could not be written for want of memory, and is to be tried again."""
 
@@ -146,13 +158,16 @@ class Checkpointer:
             "base_sha256": self.fingerprints.base.value,
         }
 
+        weights, optimizer = self._gathered()
+
         def write() -> Checkpoint:
             return checkpoints.save_checkpoint(
                 self.recorder.run.checkpoints_path,
                 model=self.loaded.model,
-                optimizer=self.update,
+                optimizer=optimizer,
                 step=step,
                 facts=same | facts,
+                weights=weights,
             )
 
         reason = ""
@@ -162,6 +177,29 @@ class Checkpointer:
                 return tried.result
             reason = tried.reason or ""
         raise MemoryShortageError(f"Memory ran out in saving the checkpoint of step {step}: {reason}", "")
+
+    def _gathered(self) -> tuple[Mapping[str, torch.Tensor] | None, Any]:
+        """Trained weights and what has the optimizer's states, as in a run of one process."""
+        if not self.strategy.is_sharded:
+            return None, self.update
+        self._order("save")
+        return self.strategy.whole_weights(trained_tensors(self.loaded.model)), _Held(self.update.state_dict())
+
+    def _order(self, name: Literal["save", "result"]) -> None:
+        if self.orders is not None:
+            self.orders.give(name)
+
+    def lend(self, name: str) -> None:
+        """In a process that is not the first: send it what it asks for.
+
+        Args:
+            name: ``save`` or ``result``.
+        """
+        if name == "save":
+            self.strategy.whole_weights(trained_tensors(self.loaded.model))
+            self.update.state_dict()
+        else:
+            self.strategy.whole_model(self.loaded.model)
 
     def drop_after(self, good: int | None) -> None:
         """Delete the checkpoints after the last good one, so that whoever goes on begins there."""
@@ -214,7 +252,7 @@ class Checkpointer:
         Raises:
             UserError: If it does not fit the model.
         """
-        checkpoints.restore(found, model=self.loaded.model, optimizer=self.update)
+        checkpoints.restore(found, model=self.loaded.model, optimizer=self.update, read=self.strategy.read_weights)
         self.state.restore(found.manifest)
         self.checkpointing.apply()
         self.postponed = False
@@ -245,13 +283,14 @@ class Checkpointer:
             UserError: If it cannot be written.
         """
         model, output = self.loaded.model, self.output
+        state = self._whole_model(chosen) if output == self.recorder.run.model_path else None
 
         def write() -> None:
             with whole_directory(output) as directory:
                 if output == self.recorder.run.model_path:
-                    if chosen is not None:
+                    if chosen is not None and state is None:
                         read_tensors(chosen.weights_path, trained_tensors(model))
-                    checkpoints.save_model(model, directory)
+                    checkpoints.save_model(model, directory, state)
                 elif chosen is not None:
                     shutil.copytree(chosen.adapter_path, directory, dirs_exist_ok=True)
                 else:
@@ -273,6 +312,27 @@ class Checkpointer:
                 f"The newest checkpoint holds it; make room and 'localtune-tui continue {self.recorder.run.id}'.",
             ) from error
 
+    def _whole_model(self, chosen: Checkpoint | None) -> Mapping[str, torch.Tensor] | None:
+        """The weights of the result, where no process has all of them."""
+        if not self.strategy.is_sharded:
+            return None
+        self._order("result")
+        state = self.strategy.whole_model(self.loaded.model)
+        if chosen is not None and state is not None:
+            read_tensors(chosen.weights_path, {name: state[name] for name in trained_tensors(self.loaded.model)})
+        return state
+
+
+@dataclass(frozen=True)
+class _Held:
+    """An optimizer's states that have been gathered."""
+
+    states: dict[str, Any]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The states."""
+        return self.states
+
 
 def find_checkpoint(config: Config, recorder: Recorder) -> Checkpoint:
     """The checkpoint that a run goes on from; asked before minutes are spent on the rows and the model.
@@ -286,6 +346,23 @@ def find_checkpoint(config: Config, recorder: Recorder) -> Checkpoint:
     if found.manifest["config_sha256"] != config_hash(config):
         raise UserError(f"{run.config_path} has changed since {found.path.name}.", "Put it back, or start a new run.")
     return found
+
+
+def agreed_checkpoint(config: Config, recorder: Recorder, ranks: Ranks) -> Checkpoint:
+    """The checkpoint that all processes of a run go on from: the one that the first of them finds.
+
+    Raises:
+        RankLostError: If another process does not answer.
+        UserError: As :func:`find_checkpoint`; or if this process cannot read that checkpoint.
+    """
+    if ranks.is_single:
+        return find_checkpoint(config, recorder)
+    if ranks.is_first:
+        found = find_checkpoint(config, recorder)
+        ranks.broadcast({"step": found.step})
+        return found
+    step = int(ranks.broadcast()["step"])
+    return checkpoints.verify_checkpoint(recorder.run.checkpoints_path / checkpoints.checkpoint_name(step))
 
 
 def newest_checkpoint(recorder: Recorder) -> Checkpoint | None:

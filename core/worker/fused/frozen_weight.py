@@ -128,7 +128,8 @@ class FrozenWeight:
 
     def _dequantized(self, dtype: torch.dtype | None = None) -> torch.Tensor:
         weight = self._layer.weight
-        state = weight.quant_state
+        # A weight that is shared out among processes is a plain tensor where it is brought together.
+        state = getattr(weight, "quant_state", None) or self._layer.quant_state
         if dtype is not None and state.dtype != dtype:
             state = copy.copy(state)
             state.dtype = dtype

@@ -72,6 +72,12 @@ class Objective(Protocol):
     def rewards(self) -> Rewards:
         """Rewards over the micro-batches since :meth:`begin`."""
 
+    def reward_sums(self) -> list[float]:
+        """Numbers whose sums over the processes of a run are what :meth:`rewards_of` wants; always as many."""
+
+    def rewards_of(self, sums: Sequence[float]) -> Rewards:
+        """Rewards over the micro-batches of all processes."""
+
     def reference_sequences(self) -> list[TokenizedRow]:
         """All sequences that the reference may be asked about."""
 
@@ -112,6 +118,15 @@ class SupervisedObjective:
         """No rewards."""
         return Rewards()
 
+    def reward_sums(self) -> list[float]:
+        """No numbers."""
+        return []
+
+    def rewards_of(self, sums: Sequence[float]) -> Rewards:
+        """No rewards."""
+        del sums
+        return Rewards()
+
     def reference_sequences(self) -> list[TokenizedRow]:
         """No sequences: there is no reference."""
         return []
@@ -143,6 +158,16 @@ class _Pairs:
         """Margin and accuracy over the pairs."""
         margins = torch.cat(self._margins)
         return Rewards(float(margins.mean()), float((margins > 0).float().mean()))
+
+    def reward_sums(self) -> list[float]:
+        """The sum of the margins, the pairs in the right order, and all pairs."""
+        margins = torch.cat(self._margins) if self._margins else torch.zeros(0)
+        return [float(margins.sum()), float((margins > 0).sum()), float(margins.numel())]
+
+    def rewards_of(self, sums: Sequence[float]) -> Rewards:
+        """Margin and accuracy over the pairs."""
+        margin, right, pairs = sums
+        return Rewards(margin / pairs, right / pairs)
 
     def _note(self, chosen: torch.Tensor, rejected: torch.Tensor) -> None:
         self._margins.append(self._beta * (chosen - rejected).detach())
@@ -303,6 +328,21 @@ class KtoObjective:
         if bool(good.any()) and not bool(good.all()):
             margin = float(self._beta * (ratios[good].mean() - ratios[~good].mean()))
         return Rewards(margin, float(((ratios > self._divergence) == good).float().mean()))
+
+    def reward_sums(self) -> list[float]:
+        """The sum over good answers and their number, the same of the bad ones, and those on the right side."""
+        if not self._ratios:
+            return [0.0] * 5
+        ratios, good = torch.cat(self._ratios), torch.cat(self._good)
+        counts = [float(good.sum()), float((~good).sum())]
+        right = float(((ratios > self._divergence) == good).sum())
+        return [float(ratios[good].sum()), counts[0], float(ratios[~good].sum()), counts[1], right]
+
+    def rewards_of(self, sums: Sequence[float]) -> Rewards:
+        """As :meth:`rewards`."""
+        good, good_count, bad, bad_count, right = sums
+        margin = self._beta * (good / good_count - bad / bad_count) if good_count and bad_count else None
+        return Rewards(margin, right / (good_count + bad_count))
 
     def reference_sequences(self) -> list[TokenizedRow]:
         """The rows, and their prompts with other answers."""

@@ -33,7 +33,7 @@ from core.worker.model.decode.loading import weights_source
 from core.worker.model.device import choose_device
 from core.worker.model.expert_offload import ExpertOffload, cuda_offload, needs_host_experts
 from core.worker.model.nf4 import dequantize_rightly, quantize_quickly
-from core.worker.model.quantizer import four_bit_config, install, offloading_experts
+from core.worker.model.quantizer import four_bit_config, install, offloading_experts, staging_on_host
 from core.worker.model.refusal import first_line, why_not
 from core.worker.model.text_part import causal_lm
 from core.worker.oom.retry import is_out_of_memory, shortage_reason
@@ -129,6 +129,7 @@ def load_model(
     keep_16bit: Sequence[str] = (),
     always_16bit: Sequence[str] = ALWAYS,
     host_experts: bool | None = None,
+    on_host: bool = False,
 ) -> LoadedModel:
     """Load a base model from a directory, with an adapter where one is given.
 
@@ -143,6 +144,8 @@ def load_model(
         keep_16bit: Names and patterns of the layers that ``qlora`` leaves in 16 bit.
         always_16bit: Those that it leaves so besides, in every model.
         host_experts: Whether 4-bit experts live in host memory; None where a GPU has no room for them.
+        on_host: Whether what is large of it stays in host memory, from where it is shared out among devices: 4-bit
+            weights, or all weights.
 
     Raises:
         UserError: If it cannot be loaded.
@@ -161,7 +164,8 @@ def load_model(
     if tokenizer is None:
         tokenizer = load_tokenizer(base)
     try:
-        with _loading_explained(base), offloading_experts(offload):
+        staged = on_host and method == "qlora"
+        with _loading_explained(base), offloading_experts(offload), staging_on_host(staged=staged):
             found = causal_lm(base)
             with weights_source(base, found.config, method, target) as source:
                 model, loading = found.load(
@@ -169,7 +173,7 @@ def load_model(
                     **source,
                     ignore_mismatched_sizes=True,
                     dtype=dtype,
-                    device_map={"": target},
+                    device_map={"": torch.device("cpu") if on_host and not staged else target},
                     quantization_config=quantization,
                     use_safetensors=True,
                 )

@@ -32,6 +32,7 @@ from core.worker.model.expert_weights import ExpertsParams4bit, quantize_experts
 from core.worker.model.experts import experts_of, matrix_names, stored_shape, use_own_experts
 
 _OFFLOAD: ContextVar[ExpertOffload | None] = ContextVar("offload", default=None)
+_STAGED: ContextVar[bool] = ContextVar("staged", default=False)
 
 
 def four_bit_config(dtype: torch.dtype, keep: Sequence[str] = (), always: Sequence[str] = ALWAYS) -> BitsAndBytesConfig:
@@ -133,7 +134,7 @@ class _Quantize(Bnb4bitQuantize):  # type: ignore[misc]
     def convert(self, input_dict: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
         shapes = self.hf_quantizer.expert_shapes
         if not any(name in shapes for name in input_dict):
-            return dict(super().convert(input_dict, *args, **kwargs))
+            return _staged(dict(super().convert(input_dict, *args, **kwargs)))
         found: dict[str, Any] = {}
         for name, value in input_dict.items():
             fused = value[0] if isinstance(value, list) else value
@@ -190,6 +191,29 @@ class _ExpertConverter(WeightConverter):  # type: ignore[misc]
             parameter = hf_quantizer.quantize_experts(layer_name, merged())
         sources.clear()
         return {layer_name: parameter}
+
+
+def _staged(found: dict[str, Any]) -> dict[str, Any]:
+    """Quantized weights, on the host where :func:`staging_on_host` says so; their scales stay on the device."""
+    if _STAGED.get():
+        for parameter in found.values():
+            parameter.data = parameter.data.cpu()
+    return found
+
+
+@contextlib.contextmanager
+def staging_on_host(*, staged: bool) -> Iterator[None]:
+    """Have the 4-bit weights of models that are loaded inside go to the host, each as soon as it is quantized: they are
+    shared out from there, as one device would not hold all of them.
+
+    Args:
+        staged: Whether they do.
+    """
+    token = _STAGED.set(staged)
+    try:
+        yield
+    finally:
+        _STAGED.reset(token)
 
 
 @contextlib.contextmanager

@@ -103,13 +103,14 @@ def tensor_names(path: Path) -> dict[str, str]:
 
 
 @torch.no_grad()
-def read_tensors(path: Path, into: Mapping[str, torch.Tensor]) -> None:
+def read_tensors(path: Path, into: Mapping[str, torch.Tensor], *, rows: Callable[[str], slice] | None = None) -> None:
     """Copy a file's tensors over those of the same names.
 
     Args:
         path: A safetensors file.
         into: Every tensor that the file must hold, and no other, in the same shape and dtype; see
             :func:`tensor_names`.
+        rows: Those of a tensor that are read, by its name; None for all.
 
     Raises:
         UserError: If it cannot be read or holds something else.
@@ -120,7 +121,7 @@ def read_tensors(path: Path, into: Mapping[str, torch.Tensor]) -> None:
     try:
         with safe_open(path, framework="pt") as file:
             for name, tensor in into.items():
-                stored = file.get_tensor(names[name])
+                stored = file.get_tensor(names[name]) if rows is None else file.get_slice(names[name])[rows(name)]
                 if stored.shape != tensor.shape or stored.dtype != tensor.dtype:
                     raise UserError(
                         f"{path} does not fit this model: {name} is {tuple(stored.shape)} {stored.dtype}.",

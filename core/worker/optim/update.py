@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -26,6 +26,15 @@ from core.worker.optim.rounding_trial import Kernels
 
 #: Makes an optimizer, without weight decay, over the given parameters.
 OptimizerMaker = Callable[[list[torch.nn.Parameter]], Any]
+
+
+#: Clips the gradients of parameters to a norm; returns their norm before.
+Clip = Callable[[Sequence[torch.nn.Parameter], float], float]
+
+
+def clip_norm(parameters: Sequence[torch.nn.Parameter], limit: float) -> float:
+    """Clip gradients by their common norm; returns it."""
+    return float(torch.nn.utils.clip_grad_norm_(parameters, limit))
 
 
 class Update(Protocol):
@@ -71,6 +80,7 @@ class AdapterUpdate:
         parameters: What is trained.
         max_grad_norm: Gradients are clipped to this norm; 0 leaves them.
         retry: Does again what has run out of memory.
+        clip: Clips gradients by their common norm, which it returns; told the parameters and the most norm.
     """
 
     in_backward = False
@@ -83,7 +93,9 @@ class AdapterUpdate:
         parameters: list[torch.nn.Parameter],
         max_grad_norm: float,
         retry: Retry,
+        clip: Clip = clip_norm,
     ) -> None:
+        self._clip_gradients = clip
         self._accelerator = accelerator
         self._retry = retry
         self._states = optimizer
@@ -115,7 +127,7 @@ class AdapterUpdate:
 
     def _clip_norm(self) -> float:
         # It takes memory for the norms only, and scales in place afterwards: what fails has changed nothing.
-        return float(torch.nn.utils.clip_grad_norm_(self._parameters, self._limit))
+        return self._clip_gradients(self._parameters, self._limit)
 
     @contextlib.contextmanager
     def rehearsal(self) -> Iterator[None]:
@@ -148,6 +160,7 @@ class WeightUpdate:
         retry: Does again what has run out of memory.
         kernels: Add updates on a GPU, and leave out those of gradients that are not finite without the host waiting
             for each; None for the plain way.
+        square_sum: Adds up the squares of the norms of parts that other processes have.
     """
 
     def __init__(
@@ -161,8 +174,10 @@ class WeightUpdate:
         in_backward: bool,
         retry: Retry | None = None,
         kernels: Kernels | None = None,
+        square_sum: Callable[[float], float] = float,
     ) -> None:
         retry = retry or Retry()
+        self._sum_parts = square_sum
         self._retry = retry
         self.in_backward = in_backward
         self._limit = max_grad_norm or math.inf
@@ -203,7 +218,7 @@ class WeightUpdate:
                 "in taking the norm of the gradients",
                 HINT,
             )
-        norm = math.sqrt(_square_sum(self._norms))
+        norm = math.sqrt(self._sum_parts(_square_sum(self._norms)))
         self._scale = min(1.0, self._limit / (norm + 1e-6))
         return norm
 

@@ -7,8 +7,11 @@ import os
 import sys
 import warnings
 
+from core.config.schema import Config
+from core.errors import UserError
 from core.hardware.allocator import allocator_defaults
 from core.hardware.obstacle import find_obstacle, look
+from core.hardware.run_cards import process_cards
 from core.hardware.visible import ORDER, VISIBLE, find_gpu
 from core.hardware.wsl import is_wsl
 from core.hub.offline import OFFLINE
@@ -55,3 +58,23 @@ def choose_gpu(gpu: str | None) -> None:
         raise obstacle
     if (chosen := find_gpu(sight.cards, gpu)) is not None:
         os.environ[VISIBLE] = chosen.uuid or str(chosen.index)
+
+
+def choose_card(config: Config, number: int = 0) -> None:
+    """Leave CUDA the card of one of the processes of a run on this machine.
+
+    Args:
+        config: Of the run.
+        number: Of the process on this machine.
+
+    Raises:
+        UserError: If there is no such card, or it is hidden.
+    """
+    cards = process_cards(config)
+    if number >= len(cards):
+        raise UserError(
+            f"There are {len(cards)} cards for the run here, and this is its process {number + 1}.",
+            "Start as many processes on each machine as it has cards.",
+        )
+    if (card := cards[number]) is not None:
+        os.environ[VISIBLE] = card

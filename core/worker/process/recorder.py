@@ -31,7 +31,7 @@ from core.runs.events import (
     encode_event,
 )
 from core.runs.oom import own_counter
-from core.runs.process import hostname, own_identity
+from core.runs.process import hostname, own_identity, start_identity
 from core.runs.state import END_STATES, RunState, StepProgress
 from core.runs.store import Run
 from core.worker.process.hardware_log import HardwareLog
@@ -60,6 +60,9 @@ class Recorder:
         pending: The requests that wait for the training thread; in the state, until that is to stop.
         changes: Gets an item whenever they have changed, which is then written at once.
         parked: Why the run has given its device back; its meters are not recorded then. Empty while it has the device.
+        owner: The pid of the process that the run is known by, which starts and ends this one; None for this one.
+        keeps: Whether anything is written. It is not by the processes of a run that are not its first: they have the
+            same recipe, and a log of their own, where their notices go.
     """
 
     def __init__(
@@ -71,8 +74,11 @@ class Recorder:
         pending: Callable[[], tuple[str, ...]] = tuple,
         changes: queue.SimpleQueue[None] | None = None,
         parked: str = "",
+        owner: int | None = None,
+        keeps: bool = True,
     ) -> None:
         self.run = run
+        self._keeps = keeps
         self._vanished = vanished
         self._read_pending = pending
         self._changes: queue.SimpleQueue[None] = changes if changes is not None else queue.SimpleQueue()
@@ -81,7 +87,7 @@ class Recorder:
         self.rested: Callable[[], float] = float
         """Seconds that the training thread has rested so far, which make no step a slow one."""
         self._watchdog = StepWatchdog(lambda: time.monotonic() - self.rested())
-        pid, identity = own_identity()
+        pid, identity = own_identity() if owner is None else (owner, start_identity(owner))
         counter, kills = own_counter()
         self._state = RunState(
             state="paused" if parked else "starting",
@@ -102,11 +108,11 @@ class Recorder:
         self._torn = False
         self._closed = threading.Event()
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        self._file = os.open(run.events_path, flags, FILE_MODE)
+        self._file = os.open(run.events_path if keeps else os.devnull, flags, FILE_MODE)
         self._mend_last_line()
         self._sampler = Sampler(HEARTBEAT_SECONDS)
         # What the meters of a parked run's device say is of those who have it now.
-        self._hardware = None if parked else HardwareLog(self._sampler, self.event, self.notice)
+        self._hardware = None if parked or not keeps else HardwareLog(self._sampler, self.event, self.notice)
         self._heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self.update()
         self._heart.start()
@@ -250,6 +256,8 @@ class Recorder:
                 pending=self._pending(changes.get("state", self._state.state)),
                 progress=self._progress,
             )
+            if not self._keeps:
+                return
             try:
                 self._state.write(self.run.state_path)
                 self._failing.discard("state.json")
@@ -316,6 +324,8 @@ class Recorder:
 
     def sync(self) -> None:
         """Make the events so far survive a power cut."""
+        if not self._keeps:
+            return
         try:
             os.fsync(self._file)
             fsync_dir(self.run.path)

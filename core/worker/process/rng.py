@@ -6,7 +6,10 @@ are visible than before.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -44,3 +47,23 @@ def restore_rng(state: dict[str, Any]) -> None:
     if state.get("cuda") and torch.cuda.is_available():
         # Earlier versions kept one for each visible card, and trained on the first.
         torch.cuda.set_rng_state(state["cuda"][0])
+
+
+@contextlib.contextmanager
+def own_draws(seed: int, step: int, rank: int) -> Iterator[None]:
+    """Inside, torch draws from numbers that belong to one process and one step, as dropout must differ between the
+    processes of a run; afterwards it goes on as if nothing had been drawn, so that all of them, and the checkpoints,
+    have the same state.
+
+    Args:
+        seed: Of the run.
+        step: Steps done.
+        rank: Number of the process.
+    """
+    before = rng_state()
+    digest = hashlib.blake2b(f"{seed}:{step}:{rank}".encode(), digest_size=8).digest()
+    torch.manual_seed(int.from_bytes(digest, "little") >> 1)
+    try:
+        yield
+    finally:
+        restore_rng(before)

@@ -20,6 +20,9 @@ from core.worker.checkpoint.rollback import Rollback
 from core.worker.control_point import ControlPoint
 from core.worker.data.batches import DataOrder
 from core.worker.data.dataset import Dataset
+from core.worker.distributed.orders import Orders
+from core.worker.distributed.ranks import Ranks
+from core.worker.distributed.strategy import Strategy
 from core.worker.evaluate.evaluate import Evaluator
 from core.worker.evaluate.probe import Probe
 from core.worker.evaluate.samples import Questions, SampleWriter, choose_questions
@@ -60,7 +63,6 @@ from core.worker.setup.compilation import Compilation, compile_layers
 from core.worker.setup.device import settle_device
 from core.worker.setup.fast_paths import choose_packing, keep_weights, wants_packing
 from core.worker.setup.governing import make_governor
-from core.worker.setup.kept_layers import settle_kept_layers
 from core.worker.setup.memory_decision import (
     MemoryDecision,
     MemoryMeter,
@@ -71,6 +73,13 @@ from core.worker.setup.memory_decision import (
 from core.worker.setup.preparation import Prepared, prepare
 from core.worker.setup.ready_model import SMALLER, ReadyModel, make_ready
 from core.worker.setup.self_check import check_head, check_model
+from core.worker.setup.together import (
+    agree_kept_layers,
+    agree_memory,
+    first_goes_ahead,
+    make_strategy,
+    settle_options,
+)
 from core.worker.steps.file_training import FileTraining
 from core.worker.steps.gradient_checkpointing import GradientCheckpointing
 from core.worker.steps.neftune import EmbeddingNoise
@@ -107,10 +116,19 @@ class Parts:
     """None where layers run as they are."""
     file: FileTraining | None
     """None where no file's weights are trained."""
+    strategy: Strategy
+    """How the processes of the run share the model and the work."""
+    orders: Orders
+    """What the first of them tells the others to do."""
 
 
 def build(
-    config: Config, recorder: Recorder, controls: Controls, found: Checkpoint | None, throttle: Throttle
+    config: Config,
+    recorder: Recorder,
+    controls: Controls,
+    found: Checkpoint | None,
+    throttle: Throttle,
+    ranks: Ranks | None = None,
 ) -> Parts:
     """Read the rows, load the model and build what trains it.
 
@@ -120,32 +138,41 @@ def build(
         controls: Stops it.
         found: The checkpoint that the run goes on from; None at its beginning. It is not restored here.
         throttle: The duty cycle of the training.
+        ranks: The processes of the run; None for this one alone.
 
     Raises:
+        RankLostError: If another process does not answer.
         StopRequested: If a stop was asked for.
         UserError: If the run cannot be done.
     """
+    strategy = make_strategy(config, ranks or Ranks.single())
+    config = settle_options(config, strategy, recorder)
     fix_workspace(config.train.deterministic)
     # What the device cannot do is said before minutes are spent on the rows.
     device = settle_device(config, recorder)
     governor = make_governor(config, recorder, controls, device, throttle)
     deterministic = _settle_determinism(config, device, recorder)
+    first_goes_ahead(config, recorder, controls.check_stop, strategy.ranks)
     prepared = prepare(config, recorder, controls.check_stop, recorder.run.created)
-    config = settle_kept_layers(config, prepared, device, recorder, controls.check_stop)
+    config = agree_kept_layers(config, prepared, device, recorder, controls.check_stop, strategy.ranks)
     questions = choose_questions(config, prepared.held_out)
 
     controls.check_stop()
     recorder.phase("loading_model", config.model.base)
     # Beside the loading, which reads the same files.
     fingerprint = BaseFingerprint(prepared.base)
-    placed = _place_model(config, prepared, device, recorder, controls, found)
+    placed = _place_model(config, prepared, device, recorder, controls, found, strategy)
     goal = _make_goal(config, placed.model, prepared, recorder, controls, found)
 
     dataset = prepared.dataset
     order = DataOrder(dataset.lengths, config.train.batch_size, config.train.seed)
     state = _make_state(config, order, placed, goal, dataset, recorder, deterministic)
-    training = _make_training(config, placed, goal, dataset, state, recorder)
-    keeping = _make_keeping(config, prepared, fingerprint, placed, training, state, recorder, controls, governor)
+    training = _make_training(config, placed, goal, dataset, state, recorder, strategy)
+    orders = Orders(strategy.ranks, config.distributed.timeout, holds=lambda: governor.pause is not None)
+    strategy.connect(orders)
+    keeping = _make_keeping(
+        config, prepared, fingerprint, placed, training, state, recorder, controls, governor, orders, strategy
+    )
     measuring = _make_measuring(config, prepared, placed, goal, keeping.control_point, questions, recorder)
     recorder.update(total_steps=state.total_steps)
     fingerprint.settle(controls.check_stop)
@@ -173,6 +200,8 @@ def build(
         governor=governor,
         compilation=training.compilation,
         file=keeping.file,
+        strategy=strategy,
+        orders=orders,
     )
 
 
@@ -195,16 +224,17 @@ def _place_model(
     recorder: Recorder,
     controls: Controls,
     found: Checkpoint | None,
+    strategy: Strategy,
 ) -> _Placed:
     """Load the model and make it ready, with what has to be decided of its memory before and after."""
     token_budget = first_budget(device, whole=updates_in_backward(config))
     host_experts, why_experts = decide_experts(config, device, prepared.dataset, token_budget)
-    model = make_ready(config, prepared, recorder, controls, found, host_experts=host_experts)
+    model = make_ready(config, prepared, recorder, controls, found, strategy, host_experts=host_experts)
     loaded = model.loaded
     _tell_experts(loaded, why_experts, recorder)
     used = _with_usable_optimizer(config, loaded.device, recorder, wsl=is_wsl())
     used = with_experts(used, there=host_experts)
-    memory = decide_memory(used, loaded.device, prepared.dataset, token_budget)
+    memory = agree_memory(decide_memory(used, loaded.device, prepared.dataset, token_budget), strategy)
     if memory.dequantized:
         keep_weights(model.fused, loaded.dtype, recorder.warn)
     return _Placed(model, memory, used, token_budget)
@@ -264,12 +294,20 @@ class _Training:
 
 
 def _make_training(
-    config: Config, placed: _Placed, goal: _Goal, dataset: Dataset, state: TrainState, recorder: Recorder
+    config: Config,
+    placed: _Placed,
+    goal: _Goal,
+    dataset: Dataset,
+    state: TrainState,
+    recorder: Recorder,
+    strategy: Strategy,
 ) -> _Training:
     """The optimizer, the micro-batches, and what layers do with their activations."""
     model, loaded, in_backward = placed.model, placed.model.loaded, updates_in_backward(config)
     retry = Retry(lambda: f"step {state.step + 1}", recorder.warn)
-    update = _make_update(placed.used, loaded, model.accelerator, retry, in_backward=in_backward, notice=recorder.warn)
+    update = _make_update(
+        placed.used, loaded, model.accelerator, retry, strategy, in_backward=in_backward, notice=recorder.warn
+    )
     noise = EmbeddingNoise(loaded.model, config.method.neftune_alpha)
     offload = available_offload(config.memory.activation_offload, loaded.device)
     checkpointing = GradientCheckpointing(loaded.model, state, offload)
@@ -286,6 +324,7 @@ def _make_training(
         whole=in_backward,
         place=dataset.place,
         free_caches=model.fused.drop_weights,
+        failures=strategy.failures,
     )
     if loaded.device.type == "cpu":
         keep_freed_memory()
@@ -313,12 +352,16 @@ def _make_keeping(
     recorder: Recorder,
     controls: Controls,
     governor: Governor,
+    orders: Orders,
+    strategy: Strategy,
 ) -> _Keeping:
     """Checkpoints, the rollback to them, and the control point."""
     model, loaded, template = placed.model, placed.model.loaded, prepared.template
     update, checkpointing = training.update, training.checkpointing
     fingerprints = Fingerprints(prepared.data_fingerprint, prepared.held_out_fingerprint, base)
-    checkpointer = Checkpointer(config, loaded, update, state, checkpointing, fingerprints, template, recorder)
+    checkpointer = Checkpointer(
+        config, loaded, update, state, checkpointing, fingerprints, template, recorder, strategy, orders
+    )
     file = None
     if model.file_weights is not None:
         file = FileTraining(model.file_weights, state, loaded.dtype, placed.memory.dequantized, recorder.notice)
@@ -333,6 +376,8 @@ def _make_keeping(
         controls,
         model.file_weights,
         governor,
+        orders,
+        strategy.leading,
     )
     rollback = Rollback(config, prepared.base, base, loaded, update, state, checkpointing, checkpointer, recorder)
     return _Keeping(checkpointer, file, control_point, rollback)
@@ -498,6 +543,7 @@ def _make_update(
     loaded: LoadedModel,
     accelerator: Accelerator,
     retry: Retry,
+    strategy: Strategy,
     *,
     in_backward: bool,
     notice: Callable[[str, str, str], None],
@@ -507,15 +553,19 @@ def _make_update(
     if config.method.name not in WEIGHT_METHODS:
         parameters = trainable_parameters(loaded.model)
         groups = parameter_groups(loaded.model, config.method.loraplus_ratio)
-        return AdapterUpdate(accelerator, make_optimizer(groups, train), parameters, train.max_grad_norm, retry)
+        optimizer = make_optimizer(groups, train)
+        return AdapterUpdate(accelerator, optimizer, parameters, train.max_grad_norm, retry, strategy.clip)
     buffers = PagedBuffers()
-    return WeightUpdate(
-        trained_tensors(loaded.model),
+    trained = strategy.trained(trained_tensors(loaded.model))
+    update = WeightUpdate(
+        trained,
         lambda parameters: make_optimizer(parameters, train, weight_decay=0.0, buffers=buffers),
         states_in_fp32=train.optimizer in FP32_STATES,
         weight_decay=train.weight_decay,
         max_grad_norm=train.max_grad_norm,
         in_backward=in_backward,
         retry=retry,
-        kernels=choose_kernels(loaded.device, notice),
+        kernels=choose_kernels(next(iter(trained.values())).device, notice),
+        square_sum=strategy.square_sum,
     )
+    return strategy.whole_update(update)

@@ -14,6 +14,7 @@ from core.models.description import read_description
 from core.models.kernels import install_command, missing_kernels, tell_missing
 from core.worker.checkpoint.checkpoint import Checkpoint
 from core.worker.checkpoint.storage import storage_of
+from core.worker.distributed.strategy import Strategy
 from core.worker.fused.file_weights import FileWeights
 from core.worker.fused.ggml_quant import ggml_type
 from core.worker.fused.install import Fused
@@ -30,6 +31,7 @@ from core.worker.process.recorder import Recorder
 from core.worker.setup.compilation import try_compilation
 from core.worker.setup.fast_paths import fuse_layers
 from core.worker.setup.preparation import Prepared
+from core.worker.setup.together import needs_turns
 
 #: Advice where memory runs out before there is a step that could be cut smaller.
 SMALLER = "Close what else holds memory, or choose a smaller model or method.name = qlora."
@@ -56,6 +58,7 @@ def make_ready(
     recorder: Recorder,
     controls: Controls,
     found: Checkpoint | None,
+    strategy: Strategy,
     *,
     host_experts: bool = False,
 ) -> ReadyModel:
@@ -68,6 +71,7 @@ def make_ready(
         controls: Stops it.
         found: The checkpoint that its adapters come from, and the way in which its base is stored; None where the run
             begins.
+        strategy: How processes share it; shares it out before anything is run through it.
         host_experts: Whether 4-bit experts live in the machine's memory.
 
     Raises:
@@ -75,7 +79,7 @@ def make_ready(
         UserError: If the model cannot be loaded or changed as the configuration says.
         MemoryShortageError: If memory runs out.
     """
-    loaded = _load_model(config, prepared, recorder, controls, found, host_experts=host_experts)
+    loaded = _load_shared(config, prepared, recorder, controls, found, strategy, host_experts=host_experts)
     Retry(lambda: "the start", recorder.warn).run(
         lambda: create_handles(loaded.device), lambda: None, "in creating the handles of matrix products", SMALLER
     )
@@ -87,6 +91,38 @@ def make_ready(
     file_type = config.method.train_for
     file_weights = None if file_type is None else FileWeights(loaded.model, fused.lora, ggml_type(file_type))
     return ReadyModel(loaded, accelerator, fused, compiled, file_weights)
+
+
+def _load_shared(
+    config: Config,
+    prepared: Prepared,
+    recorder: Recorder,
+    controls: Controls,
+    found: Checkpoint | None,
+    strategy: Strategy,
+    *,
+    host_experts: bool,
+) -> LoadedModel:
+    """The model with what is trained of it, shared out among the processes."""
+
+    def load() -> LoadedModel:
+        on_host = strategy.is_sharded
+        return _load_model(config, prepared, recorder, controls, found, host_experts=host_experts, on_host=on_host)
+
+    if not strategy.is_sharded:
+        alone = load()
+        return dataclasses.replace(alone, model=strategy.prepare(alone.model))
+    in_turns = needs_turns(config, prepared.base, strategy.ranks)
+    loaded: LoadedModel | None = None
+    for turn in range(strategy.ranks.count if in_turns else 1):
+        if not in_turns or turn == strategy.ranks.rank:
+            loaded = load()
+            strategy.place(loaded.model)
+        strategy.ranks.any([False])
+    if loaded is None:
+        raise ValueError("This process had no turn.")
+    with shortage_explained("in sharing the model out", SMALLER):
+        return dataclasses.replace(loaded, model=strategy.prepare(loaded.model))
 
 
 def _tell_kernels(base: Path, loaded: LoadedModel, recorder: Recorder) -> None:
@@ -105,6 +141,7 @@ def _load_model(
     found: Checkpoint | None,
     *,
     host_experts: bool,
+    on_host: bool,
 ) -> LoadedModel:
     """The base model with what is trained of it: adapters, or weights of its own."""
     storage = storage_of(config, found)
@@ -118,6 +155,7 @@ def _load_model(
         host_experts=host_experts,
         keep_16bit=storage.keep,
         always_16bit=storage.always,
+        on_host=on_host,
     )
     if config.method.name == "qlora" and (bare := bare_experts(loaded.model)):
         recorder.notice("info", "experts", tell_bare_experts(bare, loaded.dtype.itemsize))

@@ -29,11 +29,17 @@ class EmbeddingNoise:
         self._seed = 0
         self._seen: Counter[int] = Counter()
 
-    def begin_window(self) -> None:
+    def draw(self) -> int:
         """Draw a window's number from torch's generator, which checkpoints keep."""
-        if self._alpha is None:
-            return
-        self._seed = int(torch.randint(1 << 62, ()))
+        return 0 if self._alpha is None else int(torch.randint(1 << 62, ()))
+
+    def begin_window(self, number: int | None = None) -> None:
+        """Begin a window.
+
+        Args:
+            number: As :meth:`draw` gives it, where several processes have the rows of the window; None: it is drawn.
+        """
+        self._seed = self.draw() if number is None else number
         self._seen.clear()
 
     @contextlib.contextmanager

@@ -83,6 +83,8 @@ class MicroBatches:
         whole: Whether a window must be one micro-batch.
         place: Says where a row comes from: ``rows.jsonl, line 7``.
         free_caches: Gives up memory that only saves time; returns whether there was any.
+        failures: Told the micro-batches of a window for which there was no memory, or None; gives them back, or those
+            of the other processes that have to run it again as well, or None.
     """
 
     loaded: LoadedModel
@@ -97,6 +99,7 @@ class MicroBatches:
     whole: bool = False
     place: Callable[[int], str] = lambda row: f"row {row + 1}"
     free_caches: Callable[[], bool] = lambda: False
+    failures: Callable[[list[list[int]] | None], list[list[int]] | None] = lambda failed: failed
 
     def attempts(self, window: Sequence[int], *, where: str) -> Iterator[Attempt]:
         """Attempts at the gradients of a window, cut finer until one fits. For each, :attr:`Attempt.micro_batches` are
@@ -115,7 +118,8 @@ class MicroBatches:
         while True:
             attempt = Attempt(self._split(window), self.partial)
             yield attempt
-            if not attempt.ran_out:
+            failed = self.failures(attempt.micro_batches if attempt.ran_out else None)
+            if failed is None:
                 return
             release()
             self._drop_gradients()
@@ -125,7 +129,7 @@ class MicroBatches:
                     "Lower train.batch_size or train.max_length, and start again; checkpoints from before are whole.",
                 )
             restore_rng(before)
-            self._cut(attempt.micro_batches, where)
+            self._cut(failed, where)
 
     def has_largest(self, window: Sequence[int], batch_size: int) -> bool:
         """Whether a window has a micro-batch as large as any that the data can produce, so that running it rehearses.

@@ -53,6 +53,8 @@ FREE = {
     ("runs", "filter"),
     ("status", "width"),
     ("bits", "rows"),
+    ("init", "gpu_memory"),
+    ("plan", "cards"),
     ("plan", "gpu_memory"),
     ("plan", "length"),
     ("queue", "id"),
@@ -67,6 +69,12 @@ FREE = {
     ("serve", "key"),
     ("serve", "port"),
     ("serve", "queue"),
+    ("slurm", "account"),
+    ("slurm", "cards_per_node"),
+    ("slurm", "name"),
+    ("slurm", "nodes"),
+    ("slurm", "partition"),
+    ("slurm", "time"),
     ("train", "name"),
 }
 RUN, ODD = "20260101-101010-faq", "20260102-101010-$(touch hacked) x"

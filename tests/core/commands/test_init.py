@@ -58,6 +58,16 @@ def test_a_file_is_written_that_can_be_trained(cli: CommandLine, work: Path) -> 
     assert cli("train", "rows.toml").code == 0
 
 
+def test_a_card_that_is_elsewhere_is_chosen_for(cli: CommandLine, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(configuration, "find_card", lambda **_: None)
+    asked = ("init", "--model", "llama", "--data", "rows.jsonl", "--out", "-", "--json")
+    assert cli(*asked, "--gpu-memory", "24GB").json["preset"] == "24gb-7b"
+    result = cli(*asked, "--gpu-memory", "12GiB")
+    assert result.json["preset"].startswith("12gb-")
+    assert "the card has 12 GB" in result.json["why"]
+    assert "--gpu-memory much is no size" in cli(*asked, "--gpu-memory", "much").err
+
+
 def test_a_file_that_is_there_is_not_replaced(cli: CommandLine, work: Path) -> None:
     (work / "rows.toml").write_text("# mine\n")
     result = cli("init", "--data", "rows.jsonl")

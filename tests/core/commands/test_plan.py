@@ -132,7 +132,7 @@ def test_for_people_every_part_has_a_line_and_a_letter(cli: CommandLine, base: P
     assert result.code == 0
     lines = result.out.splitlines()
     assert any(line.startswith("A linear weights") and "NF4" in line for line in lines)
-    assert any("does not fit in 7.5 GB" in line for line in lines)
+    assert lines[0].startswith("The run does not fit in 7.5 GB: it takes ")
     stacked = next(line for line in lines if line.startswith("["))
     assert "A" in stacked
     assert "|" in stacked
@@ -142,6 +142,58 @@ def test_for_people_every_part_has_a_line_and_a_letter(cli: CommandLine, base: P
     assert any(
         line.startswith("micro-batch") and line.endswith("activations recomputed and offloaded") for line in lines
     )
+
+
+def test_the_first_line_says_whether_it_fits(cli: CommandLine, base: Path) -> None:
+    fits = cli("plan", "--model", str(base), "--gpu-memory", "24GB").out.splitlines()
+    assert fits[0].startswith("The run fits in 24.0 GB: it takes ")
+    assert fits[0].endswith(" to spare.")
+
+
+def test_cards_are_planned_one_by_one(cli: CommandLine, base: Path) -> None:
+    asked = ("plan", "--model", str(base), "--gpu-memory", "24GB")
+    assert cli(*asked, "--json").json["cards"] is None
+    plan = cli(*asked, "--cards", "2", "--json").json
+    assert plan["limit_bytes"] == 24_000_000_000
+    assert plan["parts"]["all_reduce"] == plan["cards"]["wire_bytes"] == 4 * plan["trainable"]
+    assert plan["cards"] == {
+        "number": 2,
+        "here": 2,
+        "machines": 1,
+        "strategy": "replicate",
+        "zero_stage": None,
+        "offload": None,
+        "reason": plan["cards"]["reason"],
+        "rows": 4,
+        "fits": True,
+        "host_bytes": 0,
+        "host_fits": None,
+        "wire_bytes": 167_772_160,
+    }
+    shown = cli(*asked, "--cards", "2").out
+    assert "on each of 2 cards" in shown.splitlines()[0]
+    assert plan["cards"]["reason"] in shown
+    assert "168 MB sent by each card in a step" in shown
+
+
+def test_cards_of_a_configuration_are_planned_as_it_shares_them(cli: CommandLine, base: Path) -> None:
+    options = ("strategy=deepspeed", "zero_stage=3", "offload=all", "processes=2", "hosts=tower", "address=10.0.0.1")
+    flags = [word for option in options for word in ("--set", f"distributed.{option}")]
+    plan = cli("plan", config_file(cli, base), *flags, "--gpu-memory", "12GB", "--json").json
+    cards = plan["cards"]
+    assert (cards["number"], cards["here"], cards["machines"]) == (4, 2, 2)
+    assert (cards["strategy"], cards["zero_stage"], cards["offload"]) == ("deepspeed", 3, "all")
+    assert cards["host_bytes"] > 0
+    shown = cli("plan", config_file(cli, base), *flags, "--gpu-memory", "12GB").out
+    assert "4, 2 on each of 2 machines" in shown
+    assert "of each machine's memory" in shown
+
+
+def test_too_small_cards_share_the_weights_out(cli: CommandLine, base: Path) -> None:
+    plan = cli("plan", "--model", str(base), "--gpu-memory", "7.3GB", "--cards", "2", "--json").json
+    assert plan["cards"]["strategy"] == "fsdp2"
+    assert "a card would need" in plan["cards"]["reason"]
+    assert plan["parts"]["gathered"] > 0
 
 
 def test_rows_are_measured_where_there_is_a_tokenizer(
@@ -291,6 +343,9 @@ def test_the_table_of_8b_and_13b_shapes(
         (("--model", "BASE", "--lengths", "always"), "data.train is not set"),
         (("--model", "BASE", "--set", "method.rnak=4"), "Did you mean method.rank?"),
         (("--model", "BASE", "--gpu-memory", "much"), "--gpu-memory much is no size."),
+        (("--model", "BASE", "--cards", "two"), "--cards two is no number of cards from 1 to 64."),
+        (("--model", "BASE", "--cards", "0"), "--cards 0 is no number of cards"),
+        (("--model", "BASE", "--cards", "2", "--set", "distributed.strategy=none"), "the run would have 2 processes"),
     ],
 )
 def test_bad_input_without_a_configuration_is_one_clear_line(

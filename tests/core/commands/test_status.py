@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 
 from core.commands.status import status_line
-from core.runs.events import EvalEvent, HardwareEvent, PhaseEvent, StepEvent, encode_event
+from core.runs.events import EvalEvent, HardwareEvent, PhaseEvent, RanksEvent, StepEvent, encode_event
 from core.runs.labels import Labels, write_labels
 from core.runs.process import hostname, own_identity
 from core.runs.prometheus import exposition
+from core.runs.ranks import Rank, write_ranks
 from core.runs.state import RunState
 from core.runs.status import live_runs, read_status
 from core.runs.store import Run, create_run
@@ -89,6 +90,20 @@ def test_figures_of_a_run_as_json(cli: CommandLine, live: Run) -> None:
     assert (status["eval_loss"], status["tokens_per_second"], status["energy_wh"]) == (0.455, 318.0, 1.94)
     assert 0 < status["remaining_seconds"] < 1000
     assert status["devices"][0]["temperature_c"] == 71.4
+
+
+def test_the_processes_of_a_run_and_one_that_is_silent(cli: CommandLine, live: Run) -> None:
+    now = time.time()
+    ranks = [Rank(rank=0, host="head", pid=1, device="cpu", heard=now), Rank(rank=1, host="tower", heard=now - 20)]
+    with live.events_path.open("a") as file:
+        file.write(encode_event(RanksEvent(ranks=[rank.to_dict() for rank in ranks])))
+    write_ranks(live, ranks)
+    shown = cli("status", live.id, "--json").json["ranks"]
+    assert [(rank["rank"], rank["host"], rank["pid"], rank["heard"]) for rank in shown] == [
+        (0, "head", 1, now),
+        (1, "tower", None, now - 20),
+    ]
+    assert "no sign of life for 20s: 1 on tower" in status_line(read_status(live, now), 80)
 
 
 def test_a_bar_without_runs_stays_empty(cli: CommandLine) -> None:

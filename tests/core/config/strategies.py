@@ -20,6 +20,8 @@ def value_of(option: Option) -> st.SearchStrategy[Any]:
         return st.sampled_from(["loss <= 2", ["loss < 9.5", "probe_loss <= 4"], "perplexity < 1e3"])
     if option.name == "parking.hours":
         return st.sampled_from(["18:00-23:00", ["23:00-07:00", "9:00-17:30"]])
+    if option.name == "distributed.gpus":
+        return st.sampled_from(["all", "0", ["0", "1"], ["GPU-1", "GPU-2", "3"]])
     if option.name in ("night.deadline", "night.quiet_hours"):
         times = ["07:00", "23:59"] if option.name == "night.deadline" else ["23:00-07:00", "9:00-17:30"]
         return st.sampled_from(times)
@@ -89,7 +91,22 @@ def coherent(changes: list[tuple[str, Any]]) -> bool:
         )
         or (values.get("memory.activation_offload") == "on" and values.get("memory.gradient_checkpointing") == "off")
         or (objective in ("dpo", "kto") and begins == "loftq")
+        or not _are_processes(values)
         or (values.get("method.train_for") is not None and not _can_train_for_file(values))
+    )
+
+
+def _are_processes(values: dict[str, Any]) -> bool:
+    gpus = values.get("distributed.gpus", [])
+    named = [gpus] if isinstance(gpus, str) else gpus
+    processes, hosts = values.get("distributed.processes", 1), "distributed.hosts" in values
+    several = processes > 1 or len(named) > 1 or "all" in named or hosts
+    return not (
+        (several and values.get("distributed.strategy") == "none")
+        or (hosts and "distributed.address" not in values)
+        or ("hardware.gpu" in values and (named or processes > 1))
+        or (named and "all" not in named and processes > len(named))
+        or (several and values.get("memory.optimizer_in_backward") == "on")
     )
 
 

@@ -119,6 +119,32 @@ BROKEN: list[tuple[dict[str, Any], Facts, str, str]] = [
         "the norm is known when all is done",
     ),
     ({"method__name": "full"}, Facts(), "warning", "weights that are trained themselves diverge"),
+    ({"distributed__strategy": "none", "distributed__processes": 2}, Facts(), "error", "distributed.strategy is none"),
+    ({"distributed__hosts": "tower"}, Facts(), "error", "does not say where they meet"),
+    ({"distributed__gpus": ["0", "1"], "distributed__processes": 3}, Facts(), "error", "distributed.gpus names 2"),
+    ({"distributed__gpus": ["0", "0"]}, Facts(), "error", "distributed.gpus names a card twice"),
+    ({"distributed__gpus": ["0", "all"]}, Facts(), "error", "has all and other names"),
+    ({"distributed__gpus": "1", "hardware__gpu": "0"}, Facts(), "error", "hardware.gpu names one card, and"),
+    ({"distributed__processes": 2, "hardware__gpu": "0"}, Facts(), "error", "distributed.processes wants more"),
+    (
+        {
+            "distributed__processes": 2,
+            "memory__optimizer_in_backward": "on",
+            "method__name": "full",
+            "train__learning_rate": 1e-5,
+        },
+        Facts(),
+        "error",
+        "the gradients of several processes are added up after backward",
+    ),
+    ({"distributed__processes": 9}, Facts(), "warning", "9 processes share the rows of a step"),
+    ({"distributed__zero_stage": 3}, Facts(), "warning", "with distributed.strategy = auto it does nothing"),
+    (
+        {"distributed__offload": "all", "distributed__strategy": "replicate"},
+        Facts(),
+        "warning",
+        "nothing is shared out that could be moved",
+    ),
     ({"template__name": "chatml", "template__file": "a"}, Facts(), "error", "are both set"),
     ({"data__format": "preference"}, Facts(), "error", "train.objective is sft, which learns answers as they are"),
     (
@@ -250,6 +276,20 @@ BROKEN: list[tuple[dict[str, Any], Facts, str, str]] = [
 
 #: The same options and facts, but for what would break the rule.
 KEPT: list[tuple[dict[str, Any], Facts]] = [
+    ({"distributed__gpus": ["0", "1"], "distributed__processes": 2}, Facts()),
+    ({"distributed__gpus": "all", "distributed__processes": 4}, Facts()),
+    (
+        {
+            "distributed__hosts": ["a", "b"],
+            "distributed__address": "10.0.0.1",
+            "distributed__strategy": "deepspeed",
+            "distributed__zero_stage": 3,
+            "distributed__offload": "all",
+        },
+        Facts(),
+    ),
+    ({"distributed__strategy": "none"}, Facts()),
+    ({"distributed__processes": 2, "method__name": "full", "train__learning_rate": 1e-5}, Facts()),
     ({"train__max_hours": 8.0, "train__max_energy_wh": 900.0}, Facts()),
     ({"method__target_experts": "on"}, Facts()),
     ({"train__on_loss_spike": "rollback", "method__name": "full", "train__learning_rate": 1e-5}, Facts()),

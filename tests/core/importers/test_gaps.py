@@ -20,7 +20,7 @@ SAYABLE = [
     *(f"{option.name}={choice}" for option in options() for choice in option.choices),
 ]
 #: Sections that the schema has not, and which would be made for what is missing.
-NEW_SECTIONS = {"*", "distributed", "export", "bench", "run"}
+NEW_SECTIONS = {"*", "export", "bench", "run"}
 
 #: Reasons that rules for several keys give, by the values of the keys.
 IN_RULES = {Gap.COMPILER, Gap.BEST_BY_LOSS}
@@ -55,6 +55,13 @@ NOBODY_SAYS = {
         ("parking.programs", "parking.memory_gb", "parking.hours", "parking.calm"), "none gives the device back"
     ),
     "hardware.gpu": "they leave it to CUDA_VISIBLE_DEVICES",
+    **dict.fromkeys(
+        (
+            *("distributed.gpus", "distributed.processes", "distributed.hosts", "distributed.address"),
+            *("distributed.port", "distributed.restarts"),
+        ),
+        "the launcher that starts them says it",
+    ),
     "chat.system": "none has a system prompt for its chat alone",
     "chat.seed": "a seed of theirs is that of the training",
     "chat.stop": "they end an answer where their template does",
@@ -78,6 +85,7 @@ ONE_DOES_NOT_SAY: dict[str, set[str]] = {
         *("eval.exact_match", "eval.samples", "eval.patience", "checkpoint.keep", "checkpoint.final"),
         *("hardware.device", "chat.max_new_tokens", "chat.repetition_penalty", "train.deterministic"),
         "method.target_experts",
+        *("distributed.strategy", "distributed.zero_stage", "distributed.offload", "distributed.timeout"),
     },
 }
 #: Values of a choice that a table of names does not reach, and why.
@@ -134,7 +142,8 @@ def test_a_gap_can_be_ended_and_is_of_use(gap: Gap) -> None:
         (Gap.OPTIMIZER, "train.optimizer=muon"),
         (Gap.SCHEDULE_SETTINGS, "train.min_learning_rate"),
         (Gap.EXPORT, "export.gguf"),
-        (Gap.DEVICES, "distributed.strategy"),
+        (Gap.PARALLEL, "distributed.tensor_parallel"),
+        (Gap.REDUCTION, "distributed.bucket_mb"),
         (Gap.SMOOTHING, "train.label_smoothing"),
         (Gap.CHAT_SAMPLING, "chat.num_beams"),
         (Gap.OTHER_MODULES, "method.modules_to_save"),
@@ -168,7 +177,8 @@ def test_every_value_of_a_choice_has_a_name_there(tool: Tool) -> None:
 #: Names of options so common that a key may well end in one and mean something else.
 COMMON = {
     *("alpha", "batch_size", "beta", "columns", "device", "dropout", "epochs", "eval", "format", "keep", "max_length"),
-    *("max_new_tokens", "name", "optimizer", "precision", "project", "rank", "seed", "special_tokens", "system"),
+    *("max_new_tokens", "name", "offload", "optimizer", "port", "precision", "processes", "project", "rank", "seed"),
+    *("special_tokens", "strategy", "system", "timeout"),
     *("target_modules", "temperature", "top_k", "top_p", "train", "warmup", "weights"),
 }
 

@@ -45,16 +45,17 @@ def plan_document(
         return None
     found = forecast_here(config, lengths, count, PaceBook(()) if paces is None else paces)
     batch = found.plan.micro_batch
+    each = f", {found.each}" if found.each else ""
     return PlanView(
         [(part.name, part.bytes) for part in found.plan.parts if part.bytes and part.name not in RECLAIMABLE],
         found.plan.needed_bytes,
         found.plan.limit_bytes,
-        found.plan.fits,
+        found.fits,
         [advice.text for advice in found.advice],
         _time(found.estimate),
-        f"{counted(batch.rows, 'row')} of {format_count(batch.length)} tokens at once"
+        f"{counted(batch.rows, 'row')} of {format_count(batch.length)} tokens at once{each}"
         if found.rows is not None
-        else f"for rows of {format_count(config.train.max_length)} tokens",
+        else f"for rows of {format_count(config.train.max_length)} tokens{each}",
         known_sentence(config),
     )
 

@@ -15,6 +15,7 @@ from core.config.schema import find_option, options
 from core.runs.answers import questions_of
 from core.runs.checkpoints import KeptCheckpoint
 from core.runs.compare import RunRecord
+from core.runs.ranks import Rank, in_words, sign_words, silent_words
 from core.text import one_line, sanitize, steady
 from core.units import (
     format_bytes,
@@ -158,6 +159,37 @@ def checkpoints(found: Sequence[KeptCheckpoint], width: int) -> Content:
     total = sum(item.bytes for item in found)
     foot = Content.styled(f"{len(found)} checkpoint{'s' if len(found) > 1 else ''}, {format_bytes(total)}", "$muted")
     return Content("\n").join([_table(titles, rows, width), Content(""), foot])
+
+
+def processes(record: RunRecord, found: Sequence[Rank], width: int, now: float) -> Content:
+    """Each process: its machine, device and process id, and while the run is on its last sign of life.
+
+    Args:
+        record: The run.
+        found: Its processes as last recorded.
+        width: Columns.
+        now: Unix seconds.
+    """
+    found = found or record.history.ranks
+    if len(found) < 2:
+        return Content.styled("It has one process.", "$muted")
+    is_over = record.run.state().is_over
+    titles = [("process", True), ("machine", False), ("device", False), ("pid", True), ("last sign of life", False)]
+    rows = [
+        [
+            str(rank.rank),
+            rank.host or "–",
+            rank.device or "–",
+            "–" if rank.pid is None else str(rank.pid),
+            "" if is_over else sign_words(rank, now),
+            "" if is_over or not rank.is_waiting else "waiting",
+        ]
+        for rank in found
+    ]
+    lines = [_table([*titles, ("", False)], rows, width), Content(""), Content.styled(in_words(found), "$muted")]
+    if not is_over and (silent := silent_words(found, now)):
+        lines.append(Content.styled(f"! {silent}", "$near"))
+    return Content("\n").join(lines)
 
 
 def samples(record: RunRecord, width: int) -> Content:

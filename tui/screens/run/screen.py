@@ -16,6 +16,7 @@ from textual.message import Message
 from core.runs.checkpoints import KeptCheckpoint, kept_checkpoints
 from core.runs.compare import RunRecord, read_record
 from core.runs.glimpse import Glimpse, read_glimpse
+from core.runs.ranks import Rank, read_ranks
 from core.runs.store import Run
 from core.small_files import open_regular
 from core.text import one_line
@@ -30,6 +31,8 @@ from tui.widgets.text_block import TextBlock
 
 #: Bytes of the end of the worker's log.
 _LOG_BYTES = 128 << 10
+#: Seconds between two looks at the signs of life of a run's processes.
+SIGN_SECONDS = 2.0
 
 
 @dataclass
@@ -39,6 +42,7 @@ class RunRead(Message):
     record: RunRecord
     checkpoints: list[KeptCheckpoint] = field(default_factory=list)
     log: str = ""
+    ranks: tuple[Rank, ...] = ()
 
 
 @dataclass
@@ -112,7 +116,8 @@ class RunScreen(Overlay[None]):
         if (glimpse := read_glimpse(self._run)) is not None:
             self.post_from_thread(RunGlimpsed(glimpse))
         record = read_record(self._run)
-        self.post_from_thread(RunRead(record, kept_checkpoints(self._run, record.history), _end_of_log(self._run)))
+        kept, log = kept_checkpoints(self._run, record.history), _end_of_log(self._run)
+        self.post_from_thread(RunRead(record, kept, log, read_ranks(self._run)))
 
     @on(RunGlimpsed)
     def _glimpsed(self, message: RunGlimpsed) -> None:
@@ -122,7 +127,20 @@ class RunScreen(Overlay[None]):
     @on(RunRead)
     def _has_read(self, message: RunRead) -> None:
         self._read_run = message
+        if len(message.ranks) > 1 or len(message.record.history.ranks) > 1:
+            self._parts = (*self._parts[:1], ("Processes", self._processes), *self._parts[1:])
+            if not self._run.state().is_over:
+                self.set_interval(SIGN_SECONDS * shell_of(self).pace, self._look_at_signs)
         self._show()
+
+    def _processes(self, read: RunRead, width: int) -> Content:
+        return parts.processes(read.record, read.ranks, width, shell_of(self).clock())
+
+    def _look_at_signs(self) -> None:
+        """Show the newest signs of life of the processes, where they are looked at."""
+        if self._read_run is not None and self._parts[self._part][0] == "Processes":
+            self._read_run.ranks = read_ranks(self._run)
+            self._show()
 
     def _show(self) -> None:
         if not self.query("#text"):  # neither before its parts are there nor after

@@ -43,7 +43,7 @@ def find_plan(config: Config, analysis: Analysis | None, used: int | None, paces
     if seconds is None and steps is not None and rows is not None and rows.tokens:
         seconds = rough_seconds(config, plan, steps, rows.tokens / max(rows.count, 1))
     advice = ""
-    if plan.fits is False:
+    if found.fits is False:
         first_advice = f" {found.advice[0].text}" if found.advice else ""
         advice = f"The memory does not suffice.{first_advice}"
     elif plan.disk_fits is False:
@@ -52,7 +52,7 @@ def find_plan(config: Config, analysis: Analysis | None, used: int | None, paces
         parameters=plan.parameters,
         needed=plan.needed_bytes,
         free=plan.limit_bytes,
-        fits=plan.fits,
+        fits=found.fits,
         advice=advice,
         steps=steps,
         seconds=seconds,

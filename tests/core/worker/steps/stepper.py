@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from core.worker.data.dataset import Dataset
 from core.worker.data.encode import TokenizedRow
+from core.worker.distributed.replicate import single
 from core.worker.loss.loss import SupervisedLoss
 from core.worker.loss.objectives import Objective, SupervisedObjective
 from core.worker.model.activation_offload import ActivationOffload
@@ -79,6 +80,7 @@ class Stepper:
             accelerator=make_accelerator(loaded),
             update=SimpleNamespace(in_backward=whole),
             governor=SimpleNamespace(throttle=Throttle(Controls())),
+            strategy=single(),
         )
         nothing: Any = None
         recorder: Any = SimpleNamespace(progress=lambda *_: None)

@@ -125,6 +125,14 @@ def test_a_gpu_that_is_not_here_is_planned_without_a_limit(tmp_path: Path) -> No
     assert view.fits is None
 
 
+def test_the_plan_of_several_cards_says_that_it_is_of_one_of_them(tmp_path: Path) -> None:
+    text = 'hardware.device = "cuda"\ndistributed.processes = 2\n'
+    view = plan_document(document(tmp_path, str(model(tmp_path)), text))
+    assert view is not None
+    assert view.rows.endswith(", on each of 2 cards")
+    assert "all_reduce" in dict(view.parts)
+
+
 def test_what_cannot_be_planned_yet_has_no_plan(tmp_path: Path) -> None:
     assert plan_document(document(tmp_path, "not-here")) is None
     (tmp_path / "tokenizer").mkdir()

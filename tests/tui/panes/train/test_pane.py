@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 from textual.pilot import Pilot
 
 from core.runs import events
+from core.runs.ranks import Rank, write_ranks
 from tests.tui.harness import pane_of, screen_lines, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
@@ -207,3 +210,20 @@ async def test_a_run_without_a_result_offers_none(home: Path) -> None:
         assert app.screen is app.main
         for text in ("copy path", "continue from there", "ask it"):
             assert text not in screen_text(app)
+
+
+async def test_several_processes_have_a_line_and_a_screen(home: Path) -> None:
+    script = ScriptedRun(home, total=60)
+    script.begin()
+    ranks = [Rank(rank=0, host="head", pid=11, device="cuda:0"), Rank(rank=1, host="tower", pid=7, device="cuda:0")]
+    script.write(events.RanksEvent(t=script.pass_time(0.1), ranks=[rank.to_dict() for rank in ranks]))
+    script.steps(1, 5)
+    app = open_app()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await shown(pilot, "2 processes  head 0 cuda:0 · tower 1 cuda:0")
+        write_ranks(script.run, [replace(rank, heard=time.time() - 30 * rank.rank) for rank in ranks])
+        await shown(pilot, "2 processes  no sign of life for 3", "1 on tower")
+        await pilot.press("5", "d")
+        await shown(pilot, "Curve")
+        await pilot.press("tab")
+        await shown(pilot, "[Processes]", "1  tower    cuda:0    7  3")

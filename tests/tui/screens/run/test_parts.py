@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,11 @@ from core.runs.checkpoints import kept_checkpoints
 from core.runs.compare import RunRecord, compare_runs, read_record
 from core.runs.events import CheckpointEvent, EvalEvent, FinishedEvent, NoticeEvent, SampleEvent, encode_event
 from core.runs.labels import labels_path
+from core.runs.process import hostname, start_identity
+from core.runs.ranks import Rank
+from core.runs.state import RunState
 from core.runs.store import Run, create_run
+from core.text import one_line
 from tests.core.runs.helpers import config_for
 from tests.tui.harness import FORBIDDEN, HOSTILE
 from tui.screens.compare.tables import answer_lines, fact_tables
@@ -113,3 +119,23 @@ def test_an_empty_run_says_what_is_missing(private_home: Path) -> None:
 def test_events_of_several_days_stand_under_their_days(record: RunRecord) -> None:
     lines = parts.events(record, 100).plain.split("\n")
     assert sum(line.startswith(("2001-09-09", "2001-09-10", "2001-09-08")) for line in lines) >= 2
+
+
+def test_processes_with_their_machines(run: Run, record: RunRecord) -> None:
+    assert "It has one process." in parts.processes(record, (), 80, 0.0).plain
+    found = [
+        Rank(rank=0, host="head", pid=4711, device="cuda:0", heard=100.0, is_waiting=True),
+        Rank(rank=1, host=one_line(HOSTILE), pid=None, device="cuda:0", heard=80.0),
+    ]
+    RunState(
+        state="training", pid=os.getpid(), pid_started=start_identity(os.getpid()), host=hostname(), updated=time.time()
+    ).write(run.state_path)
+    text = parts.processes(record, found, 120, 100.0).plain
+    assert "0  head" in text
+    assert "0s ago" in text
+    assert "waiting" in text
+    assert "! no sign of life for 20s: 1 on " in text
+    assert not FORBIDDEN & set(text)
+    assert max(len(line) for line in parts.processes(record, found, 40, 100.0).plain.split("\n")[:3]) <= 40
+    RunState(state="stopped").write(run.state_path)
+    assert "sign of life" not in parts.processes(record, found, 120, 100.0).plain

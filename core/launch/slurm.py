@@ -1,0 +1,130 @@
+"""Files for Slurm's ``sbatch``: one task for each card, met at the first node, continued where the time ran out."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from core.errors import UserError
+from core.text import one_line
+
+#: Seconds before the end of its time at which Slurm tells a job, so that a checkpoint can be written.
+NOTICE_SECONDS = 180
+#: What Slurm takes for a time limit: minutes, minutes:seconds, hours:minutes:seconds, days-hours[:minutes[:seconds]].
+_TIME = re.compile(r"\d+(:\d\d){0,2}|\d+-\d+(:\d\d){0,2}", re.ASCII)
+#: Names of partitions and accounts; a list of them with commas.
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.,+-]*", re.ASCII)
+
+_BODY = """
+# Nothing is downloaded and no package of the directory that sbatch was called in is imported.
+export PYTHONSAFEPATH=1
+python={python}
+
+# The processes meet at the first node, at a port of this job's own.
+MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
+export MASTER_ADDR MASTER_PORT
+
+# A job that was queued again goes on with its run; the home of localtune-tui is on a disk that all nodes share.
+note="${{SLURM_SUBMIT_DIR:-.}}/.localtune-$SLURM_JOB_ID"
+if [ ! -s "$note" ]; then
+  "$python" -m tui train {config}{assignments} --name {name} --no-start > "$note.new" || exit
+  mv "$note.new" "$note"
+fi
+run=$(cat "$note")
+
+# Slurm's notice before the time is over, and before a job of higher priority takes the cards: the first process saves a
+# checkpoint and stops, and the job is queued again.
+noticed=
+srun=
+trap 'noticed=1; [ -n "$srun" ] && kill -TERM "$srun"' TERM USR1
+
+for attempt in $(seq 0 {restarts}); do
+  resume=
+  if ls -d "$run"/checkpoints/step-* > /dev/null 2>&1; then resume=--resume; fi
+  # A lost process is noticed by the others, which end by themselves; the first one must be left to record its end.
+  srun --kill-on-bad-exit=0 "$python" -m core.worker "$run" $resume &
+  srun=$!
+  wait "$srun"; status=$?
+  # A signal ends the waiting early.
+  while kill -0 "$srun" 2> /dev/null; do wait "$srun"; status=$?; done
+  # 0 finished, 3 stopped, 4 failed, 5 refused by eval.gate; anything else is a process that was lost.
+  case $status in 0|3|4|5) break ;; esac
+  [ -n "$noticed" ] && break
+done
+
+case $status in
+  0|4|5) rm -f "$note" ;;
+  *) if [ -n "$noticed" ]; then scontrol requeue "$SLURM_JOB_ID"; fi ;;
+esac
+exit "$status"
+"""
+
+
+@dataclass(frozen=True)
+class SlurmJob:
+    """A training as a job of Slurm.
+
+    Args:
+        config: The configuration file, absolute.
+        assignments: ``section.key=value`` overrides.
+        name: What the run is about.
+        nodes: How many machines.
+        processes: Processes on each.
+        cards: Cards on each; 0 on a CPU.
+        restarts: How often it starts again after it lost a process.
+        time: Time limit as Slurm writes it; empty for the partition's.
+        partition: Partition; empty for the default one.
+        account: Account; empty for the default one.
+        python: The interpreter, on a disk that all nodes share.
+    """
+
+    config: Path
+    assignments: Sequence[str] = ()
+    name: str = "run"
+    nodes: int = 1
+    processes: int = 1
+    cards: int = 1
+    restarts: int = 3
+    time: str = ""
+    partition: str = ""
+    account: str = ""
+    python: str = sys.executable
+
+    def __post_init__(self) -> None:
+        if self.time and not _TIME.fullmatch(self.time):
+            raise UserError(
+                f"--time {one_line(self.time, 40)} is no time limit.", "Write it as 12:00:00 or 2-00:00:00."
+            )
+        for flag, value in (("--partition", self.partition), ("--account", self.account)):
+            if value and not _NAME.fullmatch(value):
+                raise UserError(f"{flag} {one_line(value, 40)} is no name that Slurm knows.", "'sinfo' lists them.")
+
+    def batch_file(self) -> str:
+        """The text for ``sbatch``."""
+        wanted = [
+            f"--job-name={self.name}",
+            f"--nodes={self.nodes}",
+            f"--ntasks-per-node={self.processes}",
+            *([f"--gpus-per-node={self.cards}"] if self.cards else []),
+            *([f"--time={self.time}"] if self.time else []),
+            *([f"--partition={self.partition}"] if self.partition else []),
+            *([f"--account={self.account}"] if self.account else []),
+            f"--output={self.name}-%j.log",
+            "--open-mode=append",
+            "--requeue",
+            f"--signal=B:TERM@{NOTICE_SECONDS}",
+        ]
+        head = "".join(f"#SBATCH {option}\n" for option in wanted)
+        body = _BODY.format(
+            python=shlex.quote(self.python),
+            config=shlex.quote(str(self.config)),
+            assignments="".join(f" --set {shlex.quote(text)}" for text in self.assignments),
+            name=shlex.quote(self.name),
+            restarts=self.restarts,
+        )
+        return f"#!/bin/bash\n{head}{body}"

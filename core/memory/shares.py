@@ -1,0 +1,152 @@
+"""Shares of a card: the parts of a plan under a strategy, what is in host memory instead, and what goes over the wire.
+
+The arithmetic of ZeRO is that of its paper (Rajbhandari et al., arXiv 1910.02054, sections 3 and 7), that of offloading
+its sequel's (Ren et al., arXiv 2101.06840); FSDP2 shares out all three states like ZeRO's stage 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from core.memory.cards import Sharing
+from core.memory.gathered import Gathered
+from core.memory.plan import Part
+from core.memory.steps import FP32
+
+#: Parts that are the model's weights, or trained beside them.
+WEIGHTS = frozenset(
+    {
+        *("linear_weights", "linear_16bit", "experts", "experts_16bit", "embeddings", "routers", "norms"),
+        *("adapters", "initial"),
+    }
+)
+#: Layers that are whole on a card at once: that at work, and the next, which is gathered in the meantime.
+GATHERED_LAYERS = 2
+#: Most elements that DeepSpeed reduces at once, its own ``reduce_bucket_size``.
+BUCKET = 500_000_000
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Shares of one card.
+
+    Args:
+        sharing: The strategy.
+        sizes: Sizes of what is gathered and scattered.
+    """
+
+    sharing: Sharing
+    sizes: Gathered
+
+    def of_card(self, parts: Iterable[Part]) -> list[Part]:
+        """Weights, gradients and optimizer states as one card holds them.
+
+        Args:
+            parts: The same on a card that holds them all.
+        """
+        found = []
+        for part in parts:
+            here, what = self._here(part), part.what
+            if 0 < here < part.bytes:
+                away = "the rest in the machine's memory" if self._is_away(part.name) else f"a share{self._one_in}"
+                what = f"{what}; {away}"
+            found.append(replace(part, bytes=here, what=what))
+        return [*found, *self._reduced(), *self._gathered()]
+
+    def on_host(self, parts: Sequence[Part]) -> int:
+        """Bytes of host memory for what the card shares in and does not hold.
+
+        Args:
+            parts: Weights, gradients and optimizer states on a card that holds them all.
+        """
+        sharing, sizes = self.sharing, self.sizes
+        if not sharing.offloads_states:
+            return 0
+        kept = sum(part.bytes for part in parts if part.name == "optimizer")
+        # The optimizer works there on gradients and on copies of the weights; DeepSpeed has both in fp32.
+        width = FP32 if sharing.strategy == "deepspeed" else sizes.width
+        are_there = sharing.strategy == "fsdp2" and sharing.offloads_weights
+        kept += (1 if are_there else 2) * width * sizes.trained
+        weights = [part for part in parts if part.name in WEIGHTS and sharing.offloads_weights]
+        return sharing.share(kept) + sum(map(self._share, weights))
+
+    def on_wire(self, micro_batches: int) -> int:
+        """Bytes that the card sends in an optimizer step, by ring algorithms: a gather or a scatter of a tensor takes
+        all of it but the card's own share, an all-reduce both.
+
+        Args:
+            micro_batches: Micro-batches of the step on the card.
+        """
+        sharing, sizes = self.sharing, self.sizes
+        if sharing.strategy == "replicate":
+            sent = 2 * sizes.gradients
+        elif sharing.weights:
+            # Forward and again backward; embeddings and head stay from forward to backward under FSDP2.
+            outside = sizes.outside if sharing.strategy == "fsdp2" else 2 * sizes.outside
+            sent = micro_batches * (2 * sizes.layers + outside + sizes.gradients)
+        elif sharing.optimizer:
+            # Scattered gradients, for each micro-batch where they are shared out, and the updated weights.
+            sent = (micro_batches if sharing.gradients else 1) * sizes.gradients + sizes.gradients
+        else:
+            return 0
+        cards = sharing.cards.number
+        return sent * (cards - 1) // cards
+
+    @property
+    def _one_in(self) -> str:
+        return f" of 1 in {self.sharing.cards.number}"
+
+    def _is_away(self, name: str) -> bool:
+        """Whether a part is in host memory."""
+        sharing = self.sharing
+        if name in WEIGHTS:
+            return sharing.offloads_weights
+        if name == "gradients" and sharing.strategy == "deepspeed":
+            return sharing.offloads_states and sharing.gradients
+        if name == "gradients":
+            return sharing.offloads_weights
+        return name == "optimizer" and sharing.offloads_states
+
+    def _share(self, part: Part) -> int:
+        """The card's share of a part, without what no card shares out of it."""
+        return self.sharing.share(part.bytes - self.sizes.scales.get(part.name, 0))
+
+    def _here(self, part: Part) -> int:
+        """Bytes of a part on the card."""
+        sharing = self.sharing
+        shared = {"gradients": sharing.gradients, "optimizer": sharing.optimizer}
+        if not shared.get(part.name, part.name in WEIGHTS and sharing.weights):
+            return part.bytes
+        return self.sizes.scales.get(part.name, 0) + (0 if self._is_away(part.name) else self._share(part))
+
+    def _reduced(self) -> list[Part]:
+        """What is on the card for summing gradients over the cards."""
+        sharing, sizes = self.sharing, self.sizes
+        if sharing.strategy == "replicate":
+            return [Part("all_reduce", sizes.gradients, "the gradients in one piece, to be summed over the cards")]
+        if sharing.strategy == "fsdp2":
+            size = GATHERED_LAYERS * sizes.layer_gradients + sizes.outside_gradients
+            return [Part("whole_gradients", size, "gradients of two layers, before they are shared out")]
+        if sharing.strategy == "none":
+            return []
+        # ZeRO keeps its share of the trained weights in fp32, whatever their own dtype is.
+        master = 0 if sharing.offloads_states else sharing.share(FP32 * sizes.trained)
+        bucket = sizes.width * min(BUCKET, sizes.trained)
+        return [
+            Part("master_weights", master, f"DeepSpeed's own copy in fp32, a share{self._one_in}"),
+            Part("all_reduce", bucket, "DeepSpeed's bucket of gradients on their way"),
+        ]
+
+    def _gathered(self) -> list[Part]:
+        """Layers that are whole on the card."""
+        sharing, sizes = self.sharing, self.sizes
+        if not sharing.weights:
+            return []
+        layers = GATHERED_LAYERS * sizes.largest
+        if sharing.strategy == "fsdp2":
+            what = "layers brought together: that at work, the next, embeddings and head"
+            return [Part("gathered", layers + sizes.outside, what)]
+        # ZeRO lets go of the embeddings before the second layer, and of the layers before the head.
+        what = "layers brought together: that at work, the next; or embeddings or head"
+        return [Part("gathered", max(layers, sizes.largest + sizes.matrix), what)]

@@ -1,0 +1,138 @@
+"""Strategy of a run on several cards: the one that is taken, why, and the memory plan of each card with it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from core.config.schema import Config
+from core.errors import UserError
+from core.memory.cards import Cards, Sharing, Strategy, sharing_of
+from core.memory.plan import Machine, Plan
+from core.memory.planner import make_plan
+from core.memory.rows import Rows
+from core.models.architecture.architecture import Architecture
+from core.units import format_bytes
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The strategy of a run.
+
+    Args:
+        sharing: The strategy, with what goes with it.
+        plan: Memory plan of one card; its host memory is that card's part.
+        reason: Why it is taken, in a sentence.
+        rows: Most rows of a step on one card.
+        host_free_bytes: Free memory of each machine; None if unknown.
+    """
+
+    sharing: Sharing
+    plan: Plan
+    reason: str
+    rows: int
+    host_free_bytes: int | None
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether the card and its machine have the memory; None if that of the card is unknown."""
+        return None if self.plan.fits is None else self.plan.fits and self.plan.host_fits is not False
+
+    @property
+    def unit(self) -> str:
+        """The noun for what shares the run."""
+        return "card" if self.plan.device == "cuda" else "process"
+
+    @property
+    def strategy(self) -> Strategy:
+        """Its name; ``none`` for one process."""
+        return self.sharing.strategy
+
+    @property
+    def host_bytes(self) -> int:
+        """Host memory that a machine needs for all of its cards."""
+        return self.plan.on_host_bytes * self.sharing.cards.here
+
+
+def chosen_strategy(
+    architecture: Architecture, config: Config, machine: Machine, rows: Rows | None = None, *, cards: Cards
+) -> Chosen:
+    """The strategy that a run takes: the one that is named, or the first that fits on each card.
+
+    Args:
+        architecture: The base model.
+        config: Configuration of the run, as the user wrote it.
+        machine: A card, the smallest of them, with the host memory of its whole machine; the CPU's memory is that of
+            all processes.
+        rows: Lengths of the training rows; None if unknown.
+        cards: The cards of the run.
+
+    Raises:
+        UserError: If the strategy does not go with so many cards, or the run cannot be planned.
+    """
+    wanted = config.distributed.strategy
+    if wanted == "none" and cards.number > 1:
+        raise UserError(
+            f"distributed.strategy is none, and the run would have {cards.number} processes.",
+            "Write distributed.strategy = auto, or take one card.",
+        )
+    if wanted != "auto":
+        return _planned(architecture, config, machine, rows, sharing_of(config, cards, wanted), _named(config))
+    if cards.number == 1:
+        return _planned(architecture, config, machine, rows, Sharing("none"), "One process needs no strategy.")
+    whole = _planned(architecture, config, machine, rows, sharing_of(config, cards, "replicate"), "")
+    unit = whole.unit
+    needed, free = format_bytes(whole.plan.needed_bytes), format_bytes(whole.plan.limit_bytes)
+    if whole.fits is None:
+        return replace(whole, reason=f"replicate: it is not known how much memory a {unit} has.")
+    if whole.fits:
+        return replace(
+            whole, reason=f"replicate: the whole model fits on each card, where it takes {needed} of {free}."
+        )
+    reason = f"fsdp2: with the whole model a card would need {needed}, and {free} are free."
+    return _planned(architecture, config, machine, rows, sharing_of(config, cards, "fsdp2"), reason)
+
+
+def part_of_card(config: Config, sharing: Sharing) -> Config:
+    """One card's part of a run: its rows of a step, without what several cards cannot do.
+
+    Gradients have to be there when they are summed over the cards, so that no weight is updated inside backward.
+    Weights that are shared out are neither copied nor moved elsewhere one by one.
+
+    Args:
+        config: Configuration of the run.
+        sharing: The strategy.
+    """
+    rows = math.ceil(config.train.batch_size / sharing.cards.number)
+    train = config.train.model_copy(update={"batch_size": rows})
+    memory = config.memory
+    if sharing.cards.number > 1 or sharing.weights:
+        memory = memory.model_copy(update={"optimizer_in_backward": "off"})
+    if sharing.weights:
+        memory = memory.model_copy(update={"keep_dequantized": "off", "offload_experts": "off"})
+    return config.model_copy(update={"train": train, "memory": memory})
+
+
+def part_of_machine(machine: Machine, cards: Cards) -> Machine:
+    """One card with its part of its machine's memory.
+
+    Args:
+        machine: A card with all of its machine's memory.
+        cards: The cards of the run.
+    """
+    host, limit = machine.host_bytes, machine.limit_bytes
+    if machine.kind == "cpu" and limit is not None:
+        limit //= cards.here
+    return replace(machine, limit_bytes=limit, host_bytes=None if host is None else host // cards.here)
+
+
+def _planned(
+    architecture: Architecture, config: Config, machine: Machine, rows: Rows | None, sharing: Sharing, reason: str
+) -> Chosen:
+    part, card = part_of_card(config, sharing), part_of_machine(machine, sharing.cards)
+    plan = make_plan(architecture, part, card, rows, sharing=sharing.or_none)
+    return Chosen(sharing, plan, reason, part.train.batch_size, machine.host_bytes)
+
+
+def _named(config: Config) -> str:
+    return f"{config.distributed.strategy}: distributed.strategy says so."

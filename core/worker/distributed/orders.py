@@ -1,0 +1,97 @@
+"""Orders: what the first process tells the others to do next, so that all do the same at the same moment.
+
+The first process alone decides: what a command asks for, whether a limit is reached, whether an evaluation is due. The
+others carry out orders until one tells them to leave. While it does something alone (a pause, an evaluation) it tells
+them every now and then to wait, as each of them takes it for lost otherwise.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from core.worker.distributed.ranks import Ranks
+
+#: ``step``: one optimizer step · ``leave``: the end. The others are there for strategies that share the weights out:
+#: ``forward``: lend the first process the shares for a pass · ``save``, ``result``: send it them.
+OrderName = Literal["step", "leave", "forward", "save", "result"]
+_WAIT = "wait"
+#: Orders to wait in the time after which a process is taken for lost.
+_SIGNS = 10.0
+#: The fewest seconds between two of them.
+_FEWEST_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be done next."""
+
+    name: str
+    args: dict[str, Any]
+
+
+@dataclass
+class Orders:
+    """Gives orders in the first process, and takes them in the others.
+
+    With every order each process can raise a flag, which the first one hears.
+
+    Args:
+        ranks: The processes.
+        timeout: Seconds after which one that says nothing is taken for lost.
+        holds: Whether this process wants no step now, for the heat of its card, say.
+        clock: Seconds that only ever go up.
+    """
+
+    ranks: Ranks
+    timeout: float = 600.0
+    holds: Callable[[], bool] = lambda: False
+    clock: Callable[[], float] = time.monotonic
+    others_hold: bool = field(default=False, init=False)
+    """In the first process: whether any other wants no step now."""
+    _last: float | None = field(default=None, init=False)
+
+    def begin(self) -> None:
+        """In the first process: the others are about to take orders, and can be told to wait."""
+        self._last = self.clock()
+
+    def give(self, name: OrderName, **args: Any) -> None:
+        """Give an order, in the first process of several; nothing in the only one.
+
+        Raises:
+            RankLostError: If another process does not answer.
+        """
+        if not self.ranks.is_single:
+            self._exchange({"do": name, **args})
+
+    def keep_alive(self) -> None:
+        """Tell the others to wait, if they have not been told anything for a while. Cheap; called wherever the first
+        process does something alone.
+
+        Raises:
+            RankLostError: If another process does not answer.
+        """
+        if self.ranks.is_single or self._last is None or not self.ranks.is_first:
+            return
+        if self.clock() - self._last >= max(self.timeout / _SIGNS, _FEWEST_SECONDS):
+            self._exchange({"do": _WAIT})
+
+    def take(self) -> Order:
+        """In the other processes: wait for the next order.
+
+        Raises:
+            RankLostError: If the first process does not answer.
+        """
+        while True:
+            message = self._exchange(None)
+            if (name := str(message.pop("do"))) != _WAIT:
+                return Order(name, message)
+
+    def _exchange(self, message: dict[str, Any] | None) -> dict[str, Any]:
+        (held,) = self.ranks.any([not self.ranks.is_first and self.holds()])
+        self.others_hold = held
+        found = self.ranks.broadcast(message)
+        self._last = self.clock()
+        return found

@@ -1,0 +1,224 @@
+"""Ranks: the processes of a run and what they say to each other, over :mod:`torch.distributed`.
+
+What is said is numbers and JSON, never a pickled object. Every wait has a limit: a process that is lost, or a cable
+that is pulled, ends the others with :class:`RankLostError`, and whoever started them starts them again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import TCPStore
+
+from core.errors import UserError
+from core.worker.distributed.errors import RankLostError
+from core.worker.distributed.rendezvous import Meeting
+from core.worker.oom.retry import is_out_of_memory
+
+
+@dataclass
+class Ranks:
+    """The processes of a run as one of them sees them.
+
+    A run of one process has :meth:`single`, with which nothing below does anything or costs anything.
+
+    Args:
+        rank: The number of this process.
+        count: How many there are.
+        device: Where gradients are.
+    """
+
+    rank: int
+    count: int
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    is_waiting: bool = field(default=False, init=False)
+    """Whether this process waits for the others right now; read by the thread that gives signs of life."""
+    members: list[dict[str, Any]] = field(default_factory=list, init=False)
+    """Each process as :class:`core.runs.ranks.Rank`; empty in a run of one."""
+
+    @classmethod
+    def single(cls) -> Ranks:
+        """The ranks of a run of one process."""
+        return cls(0, 1)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the one that writes the record, hears commands and decides."""
+        return self.rank == 0
+
+    @property
+    def is_single(self) -> bool:
+        """Whether there is no other."""
+        return self.count == 1
+
+    def any(self, flags: Sequence[bool]) -> list[bool]:
+        """For each flag, whether any process has raised it.
+
+        Raises:
+            RankLostError: If one does not answer.
+        """
+        if self.is_single:
+            return list(flags)
+        raised = torch.tensor([int(flag) for flag in flags], dtype=torch.int32)
+        with self._waiting():
+            dist.all_reduce(raised, op=dist.ReduceOp.MAX)
+        return [bool(flag) for flag in raised.tolist()]
+
+    def broadcast(self, message: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The message of the first process, in all of them.
+
+        Args:
+            message: JSON; that of the others is not looked at.
+
+        Raises:
+            RankLostError: If one does not answer.
+        """
+        if self.is_single:
+            return message or {}
+        data = json.dumps(message).encode("utf-8") if self.is_first else b""
+        length = torch.tensor([len(data)], dtype=torch.int64)
+        with self._waiting():
+            dist.broadcast(length, 0)
+            body = torch.empty(int(length), dtype=torch.uint8)
+            if self.is_first:
+                body.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+            dist.broadcast(body, 0)
+        found: dict[str, Any] = json.loads(bytes(body.numpy()))
+        return found
+
+    def gather(self, message: dict[str, Any]) -> list[dict[str, Any]]:
+        """The messages of all processes, by their numbers, in each of them.
+
+        Args:
+            message: JSON of this process.
+
+        Raises:
+            RankLostError: If one does not answer.
+        """
+        if self.is_single:
+            return [message]
+        data = json.dumps(message).encode("utf-8")
+        longest = torch.tensor([len(data)], dtype=torch.int64)
+        with self._waiting():
+            dist.all_reduce(longest, op=dist.ReduceOp.MAX)
+            # JSON ends where the zeros begin.
+            own = torch.zeros(int(longest), dtype=torch.uint8)
+            own[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+            found = [torch.empty_like(own) for _ in range(self.count)]
+            dist.all_gather(found, own)
+        return [json.loads(bytes(body.numpy()).rstrip(b"\0")) for body in found]
+
+    def sum(self, values: torch.Tensor) -> None:
+        """Replace values by their sum over all processes, the same bits in each.
+
+        Args:
+            values: Contiguous; on the CPU or on the device.
+
+        Raises:
+            RankLostError: If one does not answer.
+        """
+        if not self.is_single:
+            with self._waiting():
+                dist.all_reduce(values, op=dist.ReduceOp.SUM)
+                _settle(values)
+
+    def spread(self, values: torch.Tensor) -> None:
+        """Replace values by those of the first process.
+
+        Args:
+            values: Contiguous; on the CPU or on the device.
+
+        Raises:
+            RankLostError: If one does not answer.
+        """
+        if not self.is_single:
+            with self._waiting():
+                dist.broadcast(values, 0)
+                _settle(values)
+
+    def close(self) -> None:
+        """Leave the others; not waited for, as one may be gone."""
+        if not self.is_single and dist.is_initialized():
+            with contextlib.suppress(RuntimeError):
+                dist.destroy_process_group()
+
+    @contextlib.contextmanager
+    def _waiting(self) -> Iterator[None]:
+        self.is_waiting = True
+        try:
+            yield
+        except RuntimeError as error:  # torch's own errors of distribution are these as well
+            if is_out_of_memory(error):
+                raise
+            first = (str(error).splitlines() or [""])[0]
+            raise RankLostError(f"{type(error).__name__}: {first}") from error
+        finally:
+            self.is_waiting = False
+
+
+def _settle(values: torch.Tensor) -> None:
+    """Wait on the host for what a card has been given to do, so that its limit of time is noticed here."""
+    if values.device.type == "cuda":
+        torch.cuda.synchronize(values.device)
+
+
+def join(meeting: Meeting, seconds: float, *, cuda: bool) -> Ranks:
+    """Meet the other processes of the run.
+
+    Args:
+        meeting: Where, and who this is.
+        seconds: How long each waits for the others, here and ever after.
+        cuda: Whether gradients are on a card, so that NCCL carries them; all else goes by gloo.
+
+    Raises:
+        RankLostError: If they do not come in time.
+        UserError: If the address cannot be listened at.
+    """
+    timeout = timedelta(seconds=seconds)
+    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+    device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
+    ranks = Ranks(meeting.rank, meeting.count, device)
+    with ranks._waiting():
+        if meeting.is_local:
+            dist.init_process_group(
+                backend, init_method=meeting.place, rank=meeting.rank, world_size=meeting.count, timeout=timeout
+            )
+        else:
+            store = _store(meeting, timeout)
+            dist.init_process_group(backend, store=store, rank=meeting.rank, world_size=meeting.count, timeout=timeout)
+    return ranks
+
+
+def _store(meeting: Meeting, timeout: timedelta) -> Any:
+    """The store at the address of the meeting; the first process listens there, and on no other address."""
+    address, port = meeting.address
+    listening = None
+    if meeting.rank == 0:
+        try:
+            listener = socket.create_server((address, port), family=_family(address), backlog=meeting.count)
+        except OSError as error:
+            raise UserError(
+                f"{address}:{port} cannot be listened at: {error.strerror}.",
+                "Name an address of this machine in distributed.address, and a free port in distributed.port.",
+            ) from error
+        listening = listener.detach()
+    return TCPStore(
+        address,
+        port,
+        meeting.count,
+        is_master=meeting.rank == 0,
+        timeout=timeout,
+        master_listen_fd=listening,
+    )
+
+
+def _family(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET

@@ -1,0 +1,162 @@
+"""Replicated training: every process has the whole model and works on its rows; gradients are summed once a step.
+
+There is no wrapper around the model, so that a window may be cut, and run again after memory ran out, in each process
+for itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from core.worker.distributed.orders import Orders
+from core.worker.distributed.ranks import Ranks
+from core.worker.distributed.shares import split_rows
+from core.worker.model.safetensors_io import read_tensors
+from core.worker.optim.update import Update, WeightUpdate
+
+#: The most elements that are sent at once: 128 MB in fp32, more than adapters have.
+BUCKET = 1 << 25
+
+
+@dataclass(frozen=True)
+class Replicate:
+    """The strategy of replicated training, and that of a run of one process, for which it does nothing.
+
+    Args:
+        ranks: The processes.
+    """
+
+    ranks: Ranks
+    is_sharded = False
+
+    def connect(self, orders: Orders) -> None:
+        """Nothing is said between two steps."""
+
+    def place(self, model: Any) -> None:
+        """It is where it belongs."""
+
+    def prepare(self, model: Any) -> Any:
+        """The model as it is."""
+        return model
+
+    def begin(self, trained: Mapping[str, torch.Tensor]) -> None:
+        """Send what is trained from the first process to the others."""
+        if self.ranks.is_single:
+            return
+        for bucket in _buckets(list(trained.values())):
+            flat = _flat([tensor.detach() for tensor in bucket])
+            self.ranks.spread(flat)
+            with torch.no_grad():
+                _put_back(flat, bucket)
+
+    def share(self, window: Sequence[int], costs: Sequence[int]) -> list[int]:
+        """Rows with about as many tokens as the other processes have; see
+        :func:`~core.worker.distributed.shares.split_rows`."""
+        if self.ranks.is_single:
+            return list(window)
+        return split_rows(window, costs, self.ranks.count)[self.ranks.rank]
+
+    def passes(self, micro_batches: Sequence[list[int]]) -> Iterator[list[int]]:
+        """The micro-batches, by this process alone."""
+        yield from micro_batches
+
+    def failures(self, failed: list[list[int]] | None) -> list[list[int]] | None:
+        """Those of this process."""
+        return failed
+
+    def reduce(self, parameters: Sequence[torch.nn.Parameter], sums: Sequence[float]) -> list[float]:
+        """Sum gradients and numbers in one message, as long as all fit into :data:`BUCKET`."""
+        if self.ranks.is_single:
+            return list(sums)
+        # Whether a parameter has a gradient anywhere: one without any is left without, as the optimizer passes it over.
+        extra = torch.tensor([*sums, *(float(parameter.grad is not None) for parameter in parameters)])
+        extra = extra.to(self.ranks.device)
+        gradients = [_gradient(parameter) for parameter in parameters]
+        first = True
+        for bucket in _buckets(gradients):
+            flat = _flat([*bucket, extra] if first else bucket)
+            self.ranks.sum(flat)
+            if first:
+                extra, first = flat[flat.numel() - extra.numel() :].clone(), False
+            _put_back(flat, bucket)
+        numbers: list[float] = extra.tolist()
+        for parameter, gradient, present in zip(parameters, gradients, numbers[len(sums) :], strict=True):
+            parameter.grad = gradient if present else None
+        return numbers[: len(sums)]
+
+    def clip(self, parameters: Sequence[torch.nn.Parameter], limit: float) -> float:
+        """The norm is that of the summed gradients, which every process has."""
+        return float(torch.nn.utils.clip_grad_norm_(parameters, limit))
+
+    def leading(self) -> AbstractContextManager[None]:
+        """Each process has the whole model."""
+        return nullcontext()
+
+    def lend(self) -> None:
+        """Never asked for."""
+        raise ValueError("Every process has the whole model.")
+
+    def trained(self, usual: Mapping[str, torch.nn.Parameter]) -> Mapping[str, torch.nn.Parameter]:
+        """All that is trained."""
+        return usual
+
+    def square_sum(self, value: float) -> float:
+        """The number: all processes update the same."""
+        return value
+
+    def whole_update(self, update: WeightUpdate) -> Update:
+        """The update."""
+        return update
+
+    def whole_weights(self, usual: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """What is trained."""
+        return usual
+
+    def read_weights(self, path: Path, usual: Mapping[str, torch.Tensor]) -> None:
+        """Read all of it."""
+        read_tensors(path, usual)
+
+    def whole_model(self, model: Any) -> dict[str, torch.Tensor] | None:
+        """The model has them."""
+        del model
+        return None
+
+
+def single() -> Replicate:
+    """The strategy of a run of one process."""
+    return Replicate(Ranks.single())
+
+
+def _gradient(parameter: torch.nn.Parameter) -> torch.Tensor:
+    return parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
+
+
+def _buckets(tensors: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+    """The tensors in order, as many together as fit into :data:`BUCKET`; at least one bucket."""
+    bucket: list[torch.Tensor] = []
+    size = 0
+    for tensor in tensors:
+        if bucket and size + tensor.numel() > BUCKET:
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(tensor)
+        size += tensor.numel()
+    yield bucket
+
+
+def _flat(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The values of tensors one after another, in fp32."""
+    return torch.cat([tensor.reshape(-1).to(torch.float32) for tensor in tensors])
+
+
+def _put_back(flat: torch.Tensor, tensors: Sequence[torch.Tensor]) -> None:
+    begin = 0
+    for tensor in tensors:
+        tensor.copy_(flat[begin : begin + tensor.numel()].view_as(tensor))
+        begin += tensor.numel()

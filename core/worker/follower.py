@@ -1,0 +1,115 @@
+"""A process of a run that is not its first one: it carries out what that one orders, and writes no record."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from core.config.schema import Config
+from core.errors import UserError
+from core.runs.events import RanksEvent
+from core.runs.process import hostname
+from core.runs.ranks import Rank, write_ranks
+from core.runs.state import EXIT_CODES
+from core.runs.store import Run
+from core.worker.distributed.errors import RankLostError
+from core.worker.distributed.rendezvous import Meeting, forget
+from core.worker.process import environment
+from core.worker.process.control import Controls
+from core.worker.process.log import log, log_exception
+from core.worker.process.recorder import Recorder
+from core.worker.process.reports import Reports
+from core.worker.supervise.verdict import EXIT_CRASHED, EXIT_LOST
+
+
+def follow_first(run: Run, meeting: Meeting, reports: Reports, *, resume: bool) -> int:
+    """Do this process's part of a run; returns the exit code.
+
+    Args:
+        run: The run.
+        meeting: Its place among the others.
+        reports: To its supervisor.
+        resume: Whether the run goes on from a checkpoint.
+    """
+    # A stop is heard by the first one, which tells the others.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    recorder = Recorder(run, keeps=False)
+
+    def work() -> int:
+        config = run.config()
+        ranks = meet(config, meeting, reports)
+        from core.worker.train import follow
+
+        follow(config, recorder, Controls(), ranks, resume=resume)
+        ranks.close()
+        return 0
+
+    return reporting(reports, work)
+
+
+def reporting(reports: Reports, work: Callable[[], int]) -> int:
+    """Do the work of a process; its exit code, once the supervisor has been told why where it fails."""
+    try:
+        return work()
+    except RankLostError as error:
+        log(f"error: another process of the run does not answer: {error}")
+        reports.tell(error=str(error))
+        return EXIT_LOST
+    except UserError as error:
+        log(f"error: {error}")
+        reports.tell(error=error.message, hint=error.hint)
+        return EXIT_CODES["failed"]
+    except BaseException as error:
+        log_exception()
+        first = (str(error).splitlines() or [""])[0]
+        reports.tell(error=f"{type(error).__name__}: {first}")
+        return EXIT_CRASHED
+
+
+def meet(config: Config, meeting: Meeting, reports: Reports) -> Any:
+    """Import the libraries and meet the other processes; returns the :class:`~core.worker.distributed.ranks.Ranks`.
+
+    Raises:
+        RankLostError: If they do not come.
+        UserError: If the device cannot be used.
+    """
+    meeting.keep_inside(os.environ)
+    # Libraries that are told of several processes by the environment would meet by themselves.
+    forget()
+    if reports.supervisor is None and config.hardware.device != "cpu":
+        environment.choose_card(config, meeting.local)
+    from core.worker.libraries import import_libraries
+
+    import_libraries()
+    from core.worker.distributed.ranks import join
+    from core.worker.model.device import choose_device
+
+    cuda = choose_device(config.hardware.device).type == "cuda"
+    ranks = join(meeting, config.distributed.timeout, cuda=cuda)
+    reports.is_waiting = lambda: ranks.is_waiting
+    where = {"host": hostname(), "pid": os.getpid(), "device": f"cuda:{meeting.local}" if cuda else "cpu"}
+    reports.tell(**where)
+    ranks.members = ranks.gather({"rank": meeting.rank, **where})
+    return ranks
+
+
+def tell_ranks(
+    run: Run, config: Config, recorder: Recorder, members: list[dict[str, Any]], *, is_supervised: bool
+) -> None:
+    """Record, in the first process, which processes the run has.
+
+    Args:
+        run: The run.
+        config: Its configuration.
+        recorder: Its recorder.
+        members: The processes.
+        is_supervised: Whether a supervisor hears their signs of life, and records them itself.
+    """
+    recorder.event(RanksEvent(ranks=members, strategy=config.distributed.strategy))
+    if not is_supervised:
+        with suppress(OSError):
+            write_ranks(run, Rank.all_from(members))

@@ -1,0 +1,92 @@
+"""Reports of a process of a run to its supervisor, as lines of JSON in a pipe: signs of life, the reason of an end."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+#: Environment variables with the descriptor of the pipe, and the supervisor's pid.
+REPORTS, SUPERVISOR = "LOCALTUNE_REPORTS", "LOCALTUNE_SUPERVISOR"
+#: Seconds between two signs of life.
+BEAT_SECONDS = 1.0
+#: Of ``prctl``: the signal that this process gets when its parent ends.
+_PDEATHSIG = 1
+
+
+class Relay:
+    """The end of the pipe in a process of a run, or in one that stands for it and passes on what it reports.
+
+    Args:
+        descriptor: Of the pipe; None where nobody reads.
+    """
+
+    def __init__(self, descriptor: int | None) -> None:
+        self._descriptor = descriptor
+        self._guard = threading.Lock()
+        if descriptor is not None:
+            os.set_inheritable(descriptor, False)
+
+    def tell(self, **fields: Any) -> None:
+        """Tell the supervisor something.
+
+        Args:
+            **fields: ``error`` and ``hint``: why the process ends; ``following``: what the run goes on as; ``host``,
+                ``pid`` and ``device``: where it is.
+        """
+        if self._descriptor is None:
+            return
+        line = json.dumps(fields).encode("utf-8") + b"\n"
+        # Without a supervisor this process is about to be ended as well.
+        with self._guard, contextlib.suppress(OSError):
+            os.write(self._descriptor, line)
+
+
+class Reports(Relay):
+    """The reports of a process of a run, with its signs of life.
+
+    Args:
+        descriptor: Of the pipe; None where nobody reads.
+        supervisor: The pid of who reads.
+    """
+
+    def __init__(self, descriptor: int | None, supervisor: int | None) -> None:
+        super().__init__(descriptor)
+        self.supervisor = supervisor
+        self.is_waiting: Callable[[], bool] = lambda: False
+        """Whether the process waits for the others."""
+        if descriptor is not None:
+            threading.Thread(target=self._beat, name="reports", daemon=True).start()
+
+    def _beat(self) -> None:
+        while True:
+            self.tell(waiting=self.is_waiting())
+            time.sleep(BEAT_SECONDS)
+
+
+def report_to_supervisor() -> Reports:
+    """The reports of this process, which ends with its supervisor from now on; none where it has none."""
+    return Reports(*_found())
+
+
+def relay_to_supervisor() -> Relay:
+    """As :func:`report_to_supervisor`, for a process that stands for one: its signs of life are those of the other."""
+    return Relay(_found()[0])
+
+
+def _found() -> tuple[int | None, int | None]:
+    """The pipe and the pid of the supervisor, with which this process ends from now on."""
+    number, supervisor = os.environ.pop(REPORTS, ""), os.environ.pop(SUPERVISOR, "")
+    if not number or not supervisor:
+        return None, None
+    # Also a process that is suspended, or deep in a driver's code, ends by this.
+    ctypes.CDLL(None, use_errno=True).prctl(_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    if os.getppid() != int(supervisor):
+        os._exit(1)  # it has ended before that
+    return int(number), int(supervisor)

@@ -1,0 +1,160 @@
+"""What the processes of a run settle together before they train: the strategy, who prepares the base, 16-bit layers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from core.config.schema import WEIGHT_METHODS, Config
+from core.errors import UserError
+from core.hardware.cpu import memory
+from core.worker.distributed.ranks import Ranks
+from core.worker.distributed.replicate import Replicate
+from core.worker.distributed.strategy import Strategy
+from core.worker.model.starter import resolve_base
+from core.worker.process.recorder import Recorder
+from core.worker.setup.kept_layers import settle_kept_layers
+from core.worker.setup.memory_decision import MemoryDecision
+from core.worker.setup.preparation import Prepared
+
+
+def make_strategy(config: Config, ranks: Ranks) -> Strategy:
+    """The strategy of a run.
+
+    Args:
+        config: Of the run.
+        ranks: Its processes.
+
+    Raises:
+        UserError: If it refuses several processes.
+    """
+    wanted = config.distributed.strategy
+    if ranks.is_single or wanted in ("auto", "replicate"):
+        return Replicate(ranks)
+    if wanted == "fsdp2":
+        refuse_unshared(config)
+        from core.worker.distributed.fsdp2 import Fsdp2  # slow to import, and needed by few
+
+        return Fsdp2(ranks, offload=config.distributed.offload != "none")
+    raise UserError(f"distributed.strategy is {wanted}, with {ranks.count} processes.", "Set it to replicate.")
+
+
+def refuse_unshared(config: Config) -> None:
+    """Refuse what needs whole weights in each process.
+
+    Raises:
+        UserError: If the configuration has some of it.
+    """
+    method, wanted = config.method, config.distributed.strategy
+    trains_weights = method.name in WEIGHT_METHODS
+    for refused, message, hint in (
+        (
+            method.train_for is not None,
+            "cannot train for a file, which needs whole weights",
+            "Leave method.train_for out",
+        ),
+        (
+            config.train.objective in ("dpo", "kto") and not trains_weights,
+            f"does not train {config.train.objective}, whose reference is the model without its adapters",
+            "Set train.objective = sft or orpo",
+        ),
+        (
+            trains_weights and config.train.optimizer != "adamw",
+            f"cannot share out the states of {config.train.optimizer}, which belong to whole tensors",
+            "Set train.optimizer = adamw",
+        ),
+    ):
+        if refused:
+            raise UserError(
+                f"distributed.strategy = {wanted} {message}.", f"{hint}, or set distributed.strategy = replicate."
+            )
+
+
+def settle_options(config: Config, strategy: Strategy, recorder: Recorder) -> Config:
+    """The configuration with what is off where weights are shared out.
+
+    Args:
+        config: Of the run.
+        strategy: Of the run.
+        recorder: Told what is off.
+    """
+    if not strategy.is_sharded or not config.train.compile:
+        return config
+    message = f"Layers are not compiled: distributed.strategy = {config.distributed.strategy} moves their weights."
+    recorder.notice("info", "not_compiled", message, "The numbers are the same.")
+    return config.model_copy(update={"train": config.train.model_copy(update={"compile": False})})
+
+
+def agree_memory(decision: MemoryDecision, strategy: Strategy) -> MemoryDecision:
+    """The memory decision of the first process, for all, where their passes depend on each other.
+
+    Raises:
+        RankLostError: If another process does not answer.
+    """
+    if not strategy.is_sharded:
+        return decision
+    said = strategy.ranks.broadcast({**dataclasses.asdict(decision), "dequantized": False})
+    return MemoryDecision(**said)
+
+
+#: Share of the machine's free memory that copies of the model may take while it is shared out.
+_FOR_COPIES = 0.8
+#: Bytes of a 4-bit model beside those of its files, which are in 16 bit.
+_QUANTIZED = 0.35
+
+
+def needs_turns(config: Config, base: Path, ranks: Ranks) -> bool:
+    """Whether the processes have to load the model one after another, as the machine has no room for a copy each.
+
+    Args:
+        config: Of the run.
+        base: Directory of the base model.
+        ranks: The processes.
+
+    Raises:
+        RankLostError: If another process does not answer.
+    """
+    size = sum(path.stat().st_size for path in base.glob("*.safetensors"))
+    size = int(size * _QUANTIZED) if config.method.name == "qlora" else size
+    used, total = memory()
+    (found,) = ranks.any([size * ranks.count > _FOR_COPIES * (total - used)])
+    return found
+
+
+def first_goes_ahead(config: Config, recorder: Recorder, check_stop: Callable[[], None], ranks: Ranks) -> None:
+    """Let the first process prepare a base that is not ready yet, while the others wait: it is made once.
+
+    Raises:
+        RankLostError: If another process does not answer.
+        UserError: If there is no such model.
+    """
+    if ranks.is_single:
+        return
+    if ranks.is_first:
+        resolve_base(config.model.base, recorder.reporter("preparing_model", check_stop))
+    ranks.broadcast({})
+
+
+def agree_kept_layers(
+    config: Config,
+    prepared: Prepared,
+    device: torch.device,
+    recorder: Recorder,
+    check_stop: Callable[[], None],
+    ranks: Ranks,
+) -> Config:
+    """As :func:`~core.worker.setup.kept_layers.settle_kept_layers`, by the memory of the first process, for all.
+
+    Raises:
+        RankLostError: If another process does not answer.
+        UserError: If the base cannot be measured.
+    """
+    if ranks.is_first:
+        config = settle_kept_layers(config, prepared, device, recorder, check_stop)
+        ranks.broadcast({"keep_16bit": config.model.keep_16bit})
+        return config
+    kept = ranks.broadcast()["keep_16bit"]
+    return config.model_copy(update={"model": config.model.model_copy(update={"keep_16bit": kept})})

@@ -1,0 +1,356 @@
+"""The supervisor of a run of several processes: ``python -m core.worker RUN`` becomes it before torch is imported.
+
+Its pid is the run's, and it holds the run's lock. It starts the processes of the run, of which the first is a worker
+like that of any run; passes stop signals on to that one; and when a process is lost, ends all and starts them again
+from the last checkpoint, so often at most as ``distributed.restarts`` says. A process that waits for others runs no
+handler of a signal, and one that is suspended none at all: they are ended by SIGKILL.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+from core.config.derived import wants_several
+from core.config.schema import Config
+from core.errors import UserError
+from core.hardware.run_cards import process_cards
+from core.hardware.visible import VISIBLE
+from core.launch.launcher import AGENT_VARIABLES
+from core.launch.nodes.network import resolve
+from core.notify import Notice, notify
+from core.runs.after_end import way_on
+from core.runs.append import append_events
+from core.runs.events import Event, FailedEvent, NoticeEvent
+from core.runs.state import EXIT_CODES, RunState
+from core.runs.store import Run, complete_checkpoints
+from core.worker.distributed.rendezvous import Meeting, file_meeting, tcp_meeting
+from core.worker.process.log import log
+from core.worker.supervise.compared import compare_for
+from core.worker.supervise.process import RankProcess, Start
+from core.worker.supervise.signs import RankSigns
+from core.worker.supervise.ssh_rank import SIBLINGS
+from core.worker.supervise.verdict import EXIT_LOST, Ended, Lost, Refused, Verdict, judge
+
+#: Seconds between two looks when nothing happens.
+_LOOK_SECONDS = 0.5
+#: Seconds that the end of a lost process may take to be known after that of those who noticed.
+_SETTLE_SECONDS = 2.0
+#: Seconds that the others may take to end after the first one has recorded the end, and after one is lost.
+_GRACE_SECONDS, _LOST_SECONDS = 5.0, 1.0
+
+#: Makes the starts of all processes: told their options (``--resume``) and a file to meet over that does not exist yet.
+Starts = Callable[[Sequence[str], Path], Sequence[Start]]
+
+#: What each process is called, and what it has said last.
+Words = dict[int, tuple[str, str]]
+
+
+@dataclass
+class Supervisor:
+    """Supervises one run.
+
+    Args:
+        run: The run.
+        config: Its configuration.
+        lock: Descriptor of the worker lock.
+        starts: How its processes are started.
+    """
+
+    run: Run
+    config: Config
+    lock: int
+    starts: Starts
+    prepare: Callable[[], None] = lambda: None
+    """What comes before the first start; may raise a UserError."""
+    _stops: list[signal.Signals] = field(default_factory=list, init=False)
+    _wake: int = field(default=-1, init=False)
+
+    def supervise(self, options: Sequence[str]) -> int | list[str]:
+        """Carry the run out.
+
+        Args:
+            options: Those that the worker was started with.
+
+        Returns:
+            The exit code, or the options of the worker that the run goes on as.
+        """
+        with self._hearing_stops():
+            try:
+                self.prepare()
+                return self._go_through(options)
+            except UserError as error:
+                return self._fail(error.message, error.hint)
+
+    def _go_through(self, options: Sequence[str]) -> int | list[str]:
+        """Start the processes, again where one was lost, until the run has ended.
+
+        Raises:
+            UserError: If they cannot be started.
+        """
+        restarts = 0
+        while True:
+            verdict, words = self._attempt(restarts, options)
+            if isinstance(verdict, Ended):
+                return verdict.code if verdict.following is None else list(verdict.following)
+            if isinstance(verdict, Refused):
+                return self._fail(verdict.error, verdict.hint)
+            sentence = _sentence(verdict, words)
+            if restarts >= self.config.distributed.restarts:
+                again = "" if not restarts else f", after {restarts} new starts" if restarts > 1 else ", again"
+                return self._fail(f"{sentence}{again}", way_on(self.run))
+            restarts += 1
+            options = self._begin_again(sentence, restarts)
+
+    def _attempt(self, number: int, options: Sequence[str]) -> tuple[Verdict, Words]:
+        """Start all processes and wait for a verdict, with what each is called and has said last."""
+        meeting = self.run.path / f".meeting-{os.getpid()}-{number}"
+        meeting.unlink(missing_ok=True)
+        processes: list[RankProcess] = []
+        try:
+            for start in self.starts(options, meeting):
+                processes.append(RankProcess(start, self.lock))
+            verdict = self._watch(processes)
+            grace = _GRACE_SECONDS if isinstance(verdict, Ended) else _LOST_SECONDS
+        except BaseException:
+            grace = 0.0
+            raise
+        finally:
+            deadline = time.monotonic() + grace
+            gone = [process.end(max(deadline - time.monotonic(), 0.0)) for process in processes]
+            words: Words = {process.rank: (process.start.label, process.last_words()) for process in processes}
+            for process in processes:
+                process.close()
+            meeting.unlink(missing_ok=True)
+        if not all(gone) and not isinstance(verdict, Ended):
+            # Whoever it is waits for a driver or a disk; another set of processes would share its device with it.
+            label = words[gone.index(False)][0]
+            verdict = Refused(gone.index(False), f"{label} does not end: it waits for a device or a disk", "Reboot.")
+        return verdict, words
+
+    def _watch(self, processes: Sequence[RankProcess]) -> Verdict:
+        poll = select.poll()
+        for process in processes:
+            poll.register(process.reading, select.POLLIN)
+            poll.register(process.handle, select.POLLIN)
+        poll.register(self._wake, select.POLLIN)
+        lost_since: float | None = None
+        sent, record = 0, RankSigns(self.run)
+        while True:
+            for descriptor, _ in poll.poll(1000 * _LOOK_SECONDS):
+                if descriptor == self._wake:
+                    with contextlib.suppress(BlockingIOError):
+                        os.read(self._wake, 64)
+            for process in processes:
+                process.listen()
+            if processes[0].has_begun:
+                for number in self._stops[sent:]:
+                    processes[0].signal(number)
+                sent = len(self._stops)
+            signs = [process.sign() for process in processes]
+            record.keep(signs)
+            if lost_since is None and any(sign.status == EXIT_LOST for sign in signs):
+                lost_since = time.monotonic()
+            settled = lost_since is not None and time.monotonic() - lost_since >= _SETTLE_SECONDS
+            if (verdict := judge(signs, self.config.distributed.timeout, settled=settled)) is not None:
+                return verdict
+            _forget_ended(poll, processes)
+
+    def _begin_again(self, sentence: str, number: int) -> list[str]:
+        """Tell that all starts again; returns the options for that."""
+        state = RunState.read(self.run.state_path)
+        found = complete_checkpoints(self.run)
+        where = f"goes on from {found[-1].name}" if found else "begins again"
+        of = self.config.distributed.restarts
+        message = f"{sentence}. The run {where}, by new processes ({number} of {of} times)."
+        self._tell(NoticeEvent(level="warning", code="rank_lost", message=message, hint=""))
+        # A pause of the governor's has a reason, and ends with it.
+        paused = state is not None and state.state == "paused" and not state.reason
+        return [*(["--resume"] if found else []), *(["--paused"] if paused else [])]
+
+    def _fail(self, reason: str, hint: str) -> int:
+        """Record that the run has failed, as its first process cannot."""
+        recorded = RunState.read(self.run.state_path) or RunState(state="starting", pid=os.getpid())
+        found = complete_checkpoints(self.run)
+        adapter = str((found[-1] / "adapter").relative_to(self.run.path)) if found else None
+        reason = reason if reason.endswith((".", ")")) else f"{reason}."
+        self._tell(FailedEvent(reason=reason, step=recorded.step, adapter=adapter, hint=hint))
+        over = dataclasses.replace(recorded, state="failed", reason=reason, socket=None, step_started=None, pending=())
+        try:
+            dataclasses.replace(over, updated=time.time(), progress=None).write(self.run.state_path)
+        except OSError as error:
+            log(f"error: {self.run.state_path} cannot be written: {error.strerror}")
+        notify(Notice("failed", reason, self.run.id))
+        return EXIT_CODES["failed"]
+
+    def _tell(self, event: Event) -> None:
+        try:
+            append_events(self.run, event)
+        except UserError as error:
+            log(f"error: {error}")
+        if isinstance(event, NoticeEvent):
+            log(f"{event.level}: {event.message} {event.hint}".rstrip())
+        elif isinstance(event, FailedEvent):
+            log(f"error: {event.reason} {event.hint}".rstrip())
+
+    @contextlib.contextmanager
+    def _hearing_stops(self) -> Iterator[None]:
+        """Inside, SIGTERM and SIGINT are kept for the first process; SIGHUP means nothing."""
+
+        def keep(number: int, _frame: FrameType | None) -> None:
+            self._stops.append(signal.Signals(number))
+
+        self._wake, writing = os.pipe()
+        for descriptor in (self._wake, writing):
+            os.set_blocking(descriptor, False)
+        signal.set_wakeup_fd(writing)
+        before = {number: signal.signal(number, keep) for number in (signal.SIGTERM, signal.SIGINT)}
+        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(-1)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            os.close(self._wake)
+            os.close(writing)
+
+
+def _forget_ended(poll: select.poll, processes: Sequence[RankProcess]) -> None:
+    """Do not poll processes that have ended: their descriptors are readable for good."""
+    for process in processes:
+        if process.sign().status is not None:
+            for descriptor in (process.reading, process.handle):
+                with contextlib.suppress(KeyError, OSError):
+                    poll.unregister(descriptor)
+
+
+def _sentence(lost: Lost, words: Words) -> str:
+    """What became of whom, with the last words."""
+    if lost.rank is None:
+        return f"The processes of the run {lost.what}"
+    label, said = words[lost.rank]
+    return f"{label} {lost.what}{f'; its last words: {said}' if said else ''}"
+
+
+def supervisor_of(run: Run, lock: int, environment: Mapping[str, str]) -> Supervisor | None:
+    """The supervisor of a run; None where it has one process, or a configuration that its worker will refuse.
+
+    Args:
+        run: The run.
+        lock: Descriptor of the worker lock.
+        environment: Of this process as it was started.
+    """
+    try:
+        config = run.config()
+        spread = bool(config.distributed.other_hosts)
+        cards = process_cards(config) if wants_several(config) else []
+    except UserError:
+        return None
+    # What opens the user's keys is for ssh alone.
+    bare = {name: value for name, value in environment.items() if name not in AGENT_VARIABLES}
+    if spread:
+        starts = spread_starts(run, config, cards, bare, environment)
+        return Supervisor(run, config, lock, starts, prepare=lambda: compare_for(run, config))
+    return Supervisor(run, config, lock, local_starts(run, cards, bare)) if len(cards) > 1 else None
+
+
+def local_starts(run: Run, cards: Sequence[str | None], environment: Mapping[str, str]) -> Starts:
+    """How the processes of a run on this machine alone are started.
+
+    Args:
+        run: The run.
+        cards: The card of each.
+        environment: Of the supervisor as it was started.
+    """
+
+    def make(options: Sequence[str], meeting: Path) -> list[Start]:
+        return [
+            local_start(
+                run,
+                Meeting(rank, len(cards), rank, file_meeting(meeting)),
+                card,
+                options,
+                environment,
+                siblings=len(cards),
+            )
+            for rank, card in enumerate(cards)
+        ]
+
+    return make
+
+
+def spread_starts(
+    run: Run,
+    config: Config,
+    cards: Sequence[str | None],
+    environment: Mapping[str, str],
+    ssh_environment: Mapping[str, str],
+) -> Starts:
+    """How the processes of a run on several machines are started: here as on one machine, elsewhere over ssh.
+
+    Args:
+        run: The run.
+        config: Its configuration; every machine has as many processes.
+        cards: The card of each process of this machine.
+        environment: Of the supervisor as it was started.
+        ssh_environment: The same with what ssh needs.
+    """
+    hosts, here = config.distributed.other_hosts, len(cards)
+    count = here * (1 + len(hosts))
+
+    def elsewhere(host: str, number: int, local: int, place: str, options: Sequence[str]) -> Start:
+        variables = {**ssh_environment, **Meeting(number, count, local, place).variables(), SIBLINGS: str(here)}
+        command = [sys.executable, "-m", "core.worker.supervise.ssh_rank", host, str(run.path), *options]
+        log = run.path / f"worker-rank{number}.log"
+        return Start(number, command, variables, log, f"Process {number} on {host}")
+
+    def make(options: Sequence[str], _meeting: Path) -> list[Start]:
+        place = tcp_meeting(resolve(config.distributed.address or ""), config.distributed.port)
+        starts = [
+            local_start(run, Meeting(rank, count, rank, place), card, options, environment, siblings=here)
+            for rank, card in enumerate(cards)
+        ]
+        for order, host in enumerate(hosts, start=1):
+            starts += [elsewhere(host, order * here + local, local, place, options) for local in range(here)]
+        return starts
+
+    return make
+
+
+def local_start(
+    run: Run,
+    meeting: Meeting,
+    card: str | None,
+    options: Sequence[str],
+    environment: Mapping[str, str],
+    *,
+    siblings: int,
+) -> Start:
+    """How one process on this machine is started.
+
+    Args:
+        run: The run.
+        meeting: Its place among the others.
+        card: Its card; None for none that was chosen.
+        options: Those of the worker.
+        environment: Of the supervisor as it was started.
+        siblings: How many share the cores of this machine.
+    """
+    variables = {**environment, **meeting.variables()}
+    if card is not None:
+        variables[VISIBLE] = card
+    cores = len(os.sched_getaffinity(0))
+    variables.setdefault("OMP_NUM_THREADS", str(max(1, cores // siblings)))
+    path = run.log_path if meeting.rank == 0 else run.path / f"worker-rank{meeting.rank}.log"
+    command = [sys.executable, "-m", "core.worker", str(run.path), *options]
+    return Start(meeting.rank, command, variables, path, f"Process {meeting.rank}")

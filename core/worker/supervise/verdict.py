@@ -1,0 +1,112 @@
+"""Verdicts on the processes of a run: whether it is over, and which process is lost. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from core.helper import describe_end
+from core.runs.state import EXIT_CODES, EXIT_REFUSED
+
+#: Exit code of a process that another one of the run does not answer any more.
+EXIT_LOST = 75
+#: Exit code of a process that ended by an error that should not happen; Python's own.
+EXIT_CRASHED = 1
+#: Exit codes of the first process with which it has recorded the end of the run.
+FINAL = frozenset({*EXIT_CODES.values(), EXIT_REFUSED})
+#: Seconds without a sign of life after which a process is the one that others have waited for in vain.
+QUIET_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Sign:
+    """What is known of one process.
+
+    Args:
+        rank: Its number.
+        status: Its exit code, negative for the signal that ended it; None while it lives.
+        silent: Seconds since its last sign of life.
+        is_waiting: Whether it said then that it waits for the others.
+        error: Why it ends, if it has said so.
+        hint: What to do about that.
+        following: What it says the run goes on as.
+        host: Its machine, as it has said; likewise its pid there and its device.
+    """
+
+    rank: int
+    status: int | None = None
+    silent: float = 0.0
+    is_waiting: bool = False
+    error: str = ""
+    hint: str = ""
+    following: tuple[str, ...] | None = None
+    host: str = ""
+    pid: int | None = None
+    device: str = ""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The run has ended, or goes on as something else; the first process has recorded it."""
+
+    code: int
+    following: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A process other than the first one cannot go on, whatever is tried."""
+
+    rank: int
+    error: str
+    hint: str
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A process is lost; None where it is not known which one."""
+
+    rank: int | None
+    what: str
+    """What became of it, as the rest of a sentence: ``was ended by SIGKILL``."""
+
+
+Verdict = Ended | Refused | Lost
+
+
+def judge(signs: Sequence[Sign], timeout: float, *, settled: bool) -> Verdict | None:
+    """The verdict on the processes of a run; None while it goes on.
+
+    Args:
+        signs: Of each process, the first one first.
+        timeout: Seconds without a sign of life after which a process is lost.
+        settled: Whether those who have lost another have ended for long enough that the other's end is known too.
+    """
+    first = signs[0]
+    if first.status in FINAL:
+        return Ended(first.status, first.following)
+    for sign in signs[1:]:
+        if sign.status == EXIT_CODES["failed"] and sign.error:
+            return Refused(sign.rank, sign.error, sign.hint)
+    for sign in signs:
+        if sign.status not in (None, 0, EXIT_LOST):
+            return Lost(sign.rank, describe_end(sign.status))
+    for sign in signs:
+        if sign.status is None and sign.silent >= timeout:
+            return Lost(sign.rank, f"gave no sign of life for {sign.silent:.0f} s")
+    if settled and any(sign.status == EXIT_LOST for sign in signs):
+        return _of_those_left(signs)
+    return None
+
+
+def _of_those_left(signs: Sequence[Sign]) -> Lost:
+    """The process that others have waited for in vain."""
+    left = [sign for sign in signs if sign.status is None]
+    for sign in left:
+        if sign.silent >= QUIET_SECONDS:
+            return Lost(sign.rank, f"gave no sign of life for {sign.silent:.0f} s")
+    for sign in left:
+        if not sign.is_waiting:
+            return Lost(sign.rank, "did not come to where the others waited for it")
+    said = next((sign.error for sign in signs if sign.error), "")
+    return Lost(None, f"cannot reach each other{f' ({said})' if said else ''}")

@@ -1,0 +1,244 @@
+"""Files of DeepSpeed and FSDP, named or within: each of their settings is carried or left with a reason."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.errors import UserError
+from core.importers.convert import Imported, import_config
+from core.importers.included import flat, read_settings
+from tests.core.data.sample_files import write
+from tests.core.importers.helpers import carry, comment, entries, entry, loaded, rows, setting
+
+AXOLOTL = (
+    "base_model: org/model\ndatasets:\n  - path: rows.jsonl\n    type: alpaca\nadapter: lora\nlora_r: 8\n"
+    "sequence_len: 512\n"
+)
+FACTORY = "model_name_or_path: org/model\nfinetuning_type: lora\nlora_rank: 8\ncutoff_len: 512\ndataset: mine\n"
+AUTO = {
+    "train_batch_size": "auto",
+    "train_micro_batch_size_per_gpu": "auto",
+    "gradient_accumulation_steps": "auto",
+    "gradient_clipping": "auto",
+    "zero_allow_untested_optimizer": True,
+    "bf16": {"enabled": "auto"},
+    "fp16": {"enabled": "auto", "loss_scale": 0, "initial_scale_power": 16},
+}
+
+
+def zero(stage: int, **more: Any) -> dict[str, Any]:
+    """Settings of the shape that both tools ship."""
+    optimization = {"stage": stage, "overlap_comm": True, "reduce_bucket_size": "auto", "sub_group_size": 1e9, **more}
+    return {**AUTO, "zero_optimization": optimization}
+
+
+def named(directory: Path, text: str, settings: Any, file: str = "ds.json") -> Imported:
+    """A configuration that names a file with these settings."""
+    rows(directory / "rows.jsonl")
+    write(directory / file, settings if isinstance(settings, str) else json.dumps(settings))
+    return carry(directory, text)
+
+
+@pytest.mark.parametrize("text", [AXOLOTL, FACTORY], ids=["axolotl", "llama-factory"])
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_file_of_deepspeed_beside_the_configuration(tmp_path: Path, text: str, stage: int) -> None:
+    result = named(tmp_path, f"{text}deepspeed: examples/deepspeed/ds.json\n", zero(stage))
+    assert setting(result, "distributed.strategy") == "deepspeed"
+    assert setting(result, "distributed.zero_stage") == stage
+    assert setting(result, "distributed.offload") is None
+    assert "set distributed.gpus" in comment(result, "distributed.strategy")
+    where, found = entry(result, "deepspeed.zero_optimization.stage")
+    assert (where, found.value, found.to) == ("carried", stage, "distributed.zero_stage")
+    settings = {f"deepspeed.{name}" for name in flat(zero(stage))}
+    assert settings == {one.key for one in entries(result)} & settings
+    assert entry(result, "deepspeed.train_batch_size")[0] == "carried"
+    assert entry(result, "deepspeed.zero_optimization.sub_group_size")[0] == "unsupported"
+    assert entry(result, "deepspeed.zero_optimization.reduce_bucket_size")[0] == "carried"
+    assert not result.unknown
+
+
+@pytest.mark.parametrize(
+    ("stage", "optimizer", "param", "ours", "lists"),
+    [
+        (2, "cpu", None, "optimizer", ("carried", "")),
+        (3, "cpu", "cpu", "all", ("carried", "carried")),
+        (3, None, "cpu", "all", ("", "changed")),
+        (3, "none", "none", None, ("carried", "carried")),
+        (3, "nvme", "nvme", "all", ("changed", "changed")),
+        (2, "cpu", "cpu", "optimizer", ("carried", "unsupported")),
+        (0, "cpu", None, None, ("unsupported", "")),
+    ],
+)
+def test_what_deepspeed_offloads(
+    tmp_path: Path, stage: int, optimizer: str | None, param: str | None, ours: str | None, lists: tuple[str, str]
+) -> None:
+    tables = {"offload_optimizer": optimizer, "offload_param": param}
+    more = {name: {"device": device, "pin_memory": True} for name, device in tables.items() if device}
+    result = named(tmp_path, f"{FACTORY}deepspeed: ds.json\n", zero(stage, **more))
+    assert setting(result, "distributed.offload") == ours
+    for name, where in zip(tables, lists, strict=True):
+        if where:
+            assert entry(result, f"deepspeed.zero_optimization.{name}.device")[0] == where
+
+
+def test_without_a_stage_every_card_has_the_whole_model(tmp_path: Path) -> None:
+    result = named(tmp_path, f"{FACTORY}deepspeed: ds.json\n", AUTO)
+    assert setting(result, "distributed.strategy") == "replicate"
+    assert setting(result, "distributed.zero_stage") is None
+    odd = named(tmp_path, f"{FACTORY}deepspeed: ds.json\n", zero(7))
+    assert entry(odd, "deepspeed.zero_optimization.stage")[0] == "unsupported"
+    assert setting(odd, "distributed.strategy") == "deepspeed"
+
+
+def test_settings_within_the_configuration(tmp_path: Path) -> None:
+    rows(tmp_path / "rows.jsonl")
+    result = carry(tmp_path, f"{AXOLOTL}deepspeed:\n  zero_optimization:\n    stage: 3\n  gradient_clipping: 0.5\n")
+    assert (setting(result, "distributed.zero_stage"), setting(result, "train.max_grad_norm")) == (3, 0.5)
+    assert entry(result, "deepspeed")[0] == "changed"
+    config = loaded(tmp_path, result)
+    assert (config.distributed.strategy, config.train.max_grad_norm) == ("deepspeed", 0.5)
+
+
+def test_the_configurations_own_clipping_counts(tmp_path: Path) -> None:
+    settings = {**zero(2), "gradient_clipping": 0.5}
+    result = named(tmp_path, f"{FACTORY}max_grad_norm: 2.0\ndeepspeed: ds.json\n", settings)
+    assert setting(result, "train.max_grad_norm") == 2.0
+    assert entry(result, "deepspeed.gradient_clipping")[0] == "carried"
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"optimizer": {"type": "AdamW", "params": {"lr": "auto"}}}, "train.optimizer"),
+        ({"scheduler": {"type": "WarmupLR"}}, "train.scheduler"),
+        ({"wall_clock_breakdown": True}, "events"),
+        ({"zero_optimization": {"stage": 3, "zero_quantized_weights": True}}, "quantized"),
+        ({"some_new_thing": {"a": 1}}, "own default"),
+    ],
+)
+def test_what_is_left_has_a_reason(tmp_path: Path, settings: dict[str, Any], words: str) -> None:
+    result = named(tmp_path, f"{FACTORY}deepspeed: ds.json\n", settings)
+    reasons = [one.reason for one in result.unsupported if one.key.startswith("deepspeed.")]
+    assert any(words in reason for reason in reasons), reasons
+
+
+@pytest.mark.parametrize("text", [AXOLOTL, FACTORY], ids=["axolotl", "llama-factory"])
+def test_a_file_that_is_not_here_is_told(tmp_path: Path, text: str) -> None:
+    rows(tmp_path / "rows.jsonl")
+    result = carry(tmp_path, f"{text}deepspeed: deepspeed_configs/zero3.json\n")
+    where, found = entry(result, "deepspeed")
+    assert (where, found.to) == ("changed", "distributed.strategy")
+    assert "The file is not here" in found.reason
+    assert "multiply by their number" in comment(result, "train.batch_size")
+    assert setting(result, "distributed.strategy") == "deepspeed"
+    fsdp = carry(tmp_path, f"{text}fsdp: full_shard\nfsdp_config: fsdp.json\n")
+    assert "The file is not here" in entry(fsdp, "fsdp_config")[1].reason
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "line 1 is not JSON"),
+        ("[1]", "must have a table of keys"),
+        ('{"a": NaN}', "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+        ("{" + " " * (1 << 17) + "}", "it is larger than 128 KiB"),
+        (json.dumps({f"a{number}": 1 for number in range(500)}), "more than 400 settings"),
+    ],
+)
+def test_hostile_files_are_refused_in_a_sentence(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        named(tmp_path, f"{FACTORY}deepspeed: ds.json\n", text)
+
+
+def test_a_pipe_blocks_nothing(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "ds.json")
+    with pytest.raises(UserError, match="it is a named pipe"):
+        read_settings(tmp_path / "ds.json")
+
+
+def test_values_of_a_wrong_kind_are_refused(tmp_path: Path) -> None:
+    for text, words in (
+        ("deepspeed: 3\n", "deepspeed must be a file or a table of keys, not 3"),
+        ("fsdp: 3\n", "fsdp must be names such as full_shard, not 3"),
+        ("deepspeed: a.json\nfsdp: full_shard\n", "deepspeed and FSDP do not go together"),
+    ):
+        with pytest.raises(UserError, match=words):
+            import_config(write(tmp_path / "theirs.yml", FACTORY + text), None, tmp_path)
+
+
+def test_secrets_in_settings_are_redacted(tmp_path: Path) -> None:
+    result = named(tmp_path, f"{FACTORY}deepspeed: ds.json\n", {"wandb": {"api_key": "0123456789abcdef" * 2}})
+    assert "0123456789abcdef" not in json.dumps(result.to_dict())
+
+
+@pytest.mark.parametrize(
+    ("text", "strategy", "offload"),
+    [
+        ("fsdp:\n  - full_shard\n  - auto_wrap\n", "fsdp2", None),
+        ("fsdp: full_shard auto_wrap offload\n", "fsdp2", "all"),
+        ("fsdp: true\n", "fsdp2", None),
+        ("fsdp: shard_grad_op\n", "fsdp2", None),
+        ("fsdp: no_shard\n", "replicate", None),
+        ("fsdp: full_shard\nfsdp_config:\n  fsdp_offload_params: true\n", "fsdp2", "all"),
+        ("fsdp_config:\n  offload_params: false\n", "fsdp2", None),
+        ("fsdp_config:\n  fsdp_sharding_strategy: NO_SHARD\n", "replicate", None),
+        ("fsdp: []\nfsdp_config: {}\n", None, None),
+        ("fsdp: ''\n", None, None),
+    ],
+)
+@pytest.mark.parametrize("base", [AXOLOTL, FACTORY], ids=["axolotl", "llama-factory"])
+def test_fsdp(tmp_path: Path, base: str, text: str, strategy: str | None, offload: str | None) -> None:
+    rows(tmp_path / "rows.jsonl")
+    result = carry(tmp_path, base + text)
+    assert setting(result, "distributed.strategy") == strategy
+    assert setting(result, "distributed.offload") == offload
+    assert loaded(tmp_path, result).distributed.strategy == (strategy or "auto")
+
+
+def test_every_setting_of_fsdp_has_a_line(tmp_path: Path) -> None:
+    rows(tmp_path / "rows.jsonl")
+    settings = {
+        "offload_params": True,
+        "cpu_ram_efficient_loading": True,
+        "sync_module_states": True,
+        "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+        "transformer_layer_cls_to_wrap": "LlamaDecoderLayer",
+        "state_dict_type": "FULL_STATE_DICT",
+        "sharding_strategy": "FULL_SHARD",
+        "reshard_after_forward": False,
+        "activation_checkpointing": True,
+        "use_orig_params": False,
+        "xla": True,
+        "version": 2,
+        "mixed": None,
+    }
+    lines = "".join(f"  {name}: {json.dumps(value)}\n" for name, value in settings.items())
+    result = carry(
+        tmp_path, f"{AXOLOTL}fsdp_version: 2\nfsdp_final_state_dict_type: FULL_STATE_DICT\nfsdp_config:\n{lines}"
+    )
+    found = {name: entry(result, f"fsdp_config.{name}")[0] for name in settings}
+    left = {name for name, where in found.items() if where == "unsupported"}
+    assert left == {"state_dict_type", "reshard_after_forward", "xla"}
+    assert set(found.values()) == {"carried", "unsupported"}
+    assert setting(result, "memory.gradient_checkpointing") == "on"
+    assert entry(result, "fsdp_version")[0] == "carried"
+    assert entry(result, "fsdp_final_state_dict_type")[0] == "unsupported"
+
+
+def test_files_of_fsdp_may_be_json_or_yaml(tmp_path: Path) -> None:
+    for file, text in (("f.json", '{"fsdp_offload_params": true}'), ("f.yaml", "fsdp_offload_params: true\n")):
+        result = named(tmp_path, f"{FACTORY}fsdp: full_shard\nfsdp_config: {file}\n", text, file)
+        assert setting(result, "distributed.offload") == "all"
+
+
+@pytest.mark.parametrize(("given", "ours", "where"), [(3600, 3600.0, "carried"), (180_000_000, 86_400.0, "changed")])
+def test_how_long_processes_wait_for_each_other(tmp_path: Path, given: int, ours: float, where: str) -> None:
+    result = carry(tmp_path, f"{FACTORY}ddp_timeout: {given}\n")
+    assert setting(result, "distributed.timeout") == ours
+    assert entry(result, "ddp_timeout")[0] == where

@@ -1,0 +1,185 @@
+"""Shares of a card against figures computed by hand from the published formulas, and their sums over all cards."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from core.config.schema import Config
+from core.memory.cards import Cards, Sharing, Strategy, cards_of
+from core.memory.gathered import Gathered, gathered_sizes
+from core.memory.plan import Machine, Part
+from core.memory.planner import arithmetic
+from core.memory.shares import BUCKET, Shares
+from core.models.architecture.families import read_architecture
+from tests.core.models.architecture import published
+
+#: ZeRO's example (arXiv 1910.02054, figure 1): 7.5 billion parameters in 16 bit, AdamW's 12 bytes for each, 64 cards.
+PSI, SIXTY_FOUR = 7_500_000_000, Cards(8, 8)
+STATES = [
+    Part("linear_weights", 2 * PSI, "weights in 16 bit"),
+    Part("gradients", 2 * PSI, "gradients in 16 bit"),
+    Part("optimizer", 8 * PSI, "two moments in fp32"),
+]
+#: The names of the model states; what is beside them (buckets, gathered layers) the paper does not count.
+MODEL_STATES = ("linear_weights", "gradients", "optimizer", "master_weights")
+
+
+def sizes(**changes: Any) -> Gathered:
+    """Sizes of a model of two alike layers without anything outside, all of it trained."""
+    given: dict[str, Any] = {
+        "largest": PSI,
+        "layers": 2 * PSI,
+        "outside": 0,
+        "matrix": 0,
+        "scales": {},
+        "trained": PSI,
+        "width": 2,
+        "layer_gradients": PSI,
+        "outside_gradients": 0,
+    }
+    return Gathered(**given | changes)
+
+
+def by_name(parts: list[Part]) -> dict[str, int]:
+    return {part.name: part.bytes for part in parts}
+
+
+@pytest.mark.parametrize(("stage", "gigabytes"), [(1, 31.4), (2, 16.6), (3, 1.9)])
+def test_the_model_states_of_zero_are_those_of_its_paper(stage: int, gigabytes: float) -> None:
+    shares = Shares(Sharing("deepspeed", SIXTY_FOUR, stage), sizes())
+    found = by_name(shares.of_card(STATES))
+    assert sum(found[name] for name in MODEL_STATES) / 1e9 == pytest.approx(gigabytes, abs=0.05)
+
+
+def test_without_a_strategy_they_are_all_there_and_replicated_ones_too() -> None:
+    assert Shares(Sharing("none"), sizes()).of_card(STATES) == STATES
+    found = Shares(Sharing("replicate", SIXTY_FOUR), sizes()).of_card(STATES)
+    assert found[:3] == STATES
+    assert by_name(found)["all_reduce"] == 2 * PSI
+
+
+@pytest.mark.parametrize(
+    ("stage", "micro_batches", "times"),
+    # ZeRO, section 7: as much as an all-reduce, 2 Ψ, for stages 1 and 2; 3 Ψ for stage 3. Gradients of 16 bit.
+    [(1, 1, 2), (1, 4, 2), (2, 1, 2), (2, 4, 5), (3, 1, 3), (3, 4, 12)],
+)
+def test_bytes_on_the_wire_are_those_of_the_paper(stage: int, micro_batches: int, times: int) -> None:
+    shares = Shares(Sharing("deepspeed", SIXTY_FOUR, stage), sizes())
+    assert shares.on_wire(micro_batches) == times * 2 * PSI * 63 // 64
+
+
+@pytest.mark.parametrize(("cards", "times"), [(1, 0), (2, 1.0), (4, 1.5), (8, 1.75)])
+def test_a_replicated_step_sends_the_gradients_once_around_the_ring(cards: int, times: float) -> None:
+    shares = Shares(Sharing("replicate", Cards(cards)), sizes(trained=1000, width=4))
+    assert shares.on_wire(7) == times * 4000
+
+
+def test_fsdp2_gathers_layers_forward_and_backward_and_what_is_outside_once() -> None:
+    shares = Shares(Sharing("fsdp2", Cards(2)), sizes(layers=600, outside=50, trained=100, width=4))
+    # For each of three micro-batches 2 x 600 + 50 + 400, of which a card has half itself.
+    assert shares.on_wire(3) == 3 * (1200 + 50 + 400) // 2
+
+
+def test_offloaded_optimizers_take_16_bytes_for_each_parameter_of_a_machine() -> None:
+    # DeepSpeed's own estimate for ZeRO with an offloaded optimizer, without its factor for buffers.
+    for stage in (2, 3):
+        shares = Shares(Sharing("deepspeed", Cards(4), stage, "optimizer"), sizes())
+        assert 4 * shares.on_host(STATES) == 16 * PSI
+        found = by_name(shares.of_card(STATES))
+        assert (found["optimizer"], found["gradients"], found["master_weights"]) == (0, 0, 0)
+        assert found["linear_weights"] == (2 * PSI if stage == 2 else PSI // 2)
+    shares = Shares(Sharing("deepspeed", Cards(4), 3, "all"), sizes())
+    assert 4 * shares.on_host(STATES) == 18 * PSI
+    assert by_name(shares.of_card(STATES))["linear_weights"] == 0
+
+
+def test_fsdp2_offloads_what_it_shares_out() -> None:
+    optimizer = Shares(Sharing("fsdp2", Cards(2), offload="optimizer"), sizes())
+    # Moments, and copies of weights and gradients in 16 bit.
+    assert 2 * optimizer.on_host(STATES) == (8 + 2 + 2) * PSI
+    assert by_name(optimizer.of_card(STATES)) | {"optimizer": 0, "linear_weights": PSI, "gradients": PSI} == by_name(
+        optimizer.of_card(STATES)
+    )
+    everything = Shares(Sharing("fsdp2", Cards(2), offload="all"), sizes())
+    assert 2 * everything.on_host(STATES) == (8 + 2 + 2) * PSI
+    found = by_name(everything.of_card(STATES))
+    assert (found["linear_weights"], found["gradients"], found["optimizer"]) == (0, 0, 0)
+    assert found["gathered"] == 2 * PSI
+
+
+@pytest.mark.parametrize("offload", ["none", "optimizer", "all"])
+def test_stages_that_do_not_share_weights_out_keep_them(offload: Any) -> None:
+    found = by_name(Shares(Sharing("deepspeed", Cards(4), 2, offload), sizes()).of_card(STATES))
+    assert found["linear_weights"] == 2 * PSI
+    assert "gathered" not in found
+
+
+def test_a_bucket_is_no_larger_than_what_is_trained() -> None:
+    few = Shares(Sharing("deepspeed", Cards(2)), sizes(trained=1000, width=4))
+    many = Shares(Sharing("deepspeed", Cards(2)), sizes())
+    assert by_name(few.of_card([]))["all_reduce"] == 4000
+    assert by_name(many.of_card([]))["all_reduce"] == 2 * BUCKET
+
+
+def test_gathered_sizes_of_a_published_model_in_4_bits() -> None:
+    model = read_architecture(published.LLAMA_3_8B, "x")
+    config = Config.model_validate({"data": {"train": "x"}})
+    how = arithmetic(config, Machine("cuda"))
+    found = gathered_sizes(model, how, (), [(16, 4096, 32 * 7)], width=4, whole=False)
+    # A layer of Llama 3 8B: q and o 4096², k and v 4096 x 1024, three of 4096 x 14336; two norms in 16 bit.
+    weights = 2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336
+    adapters = 4 * 16 * 4096 * 7
+    assert found.largest == weights // 2 + 2 * 2 * 4096 + adapters
+    assert found.layers == 32 * found.largest
+    assert (found.matrix, found.outside) == (2 * 128256 * 4096, 2 * (2 * 128256 * 4096 + 4096))
+    assert found.outside_gradients == 0
+    assert found.gradients == 32 * found.layer_gradients == 32 * adapters
+    # One byte for each 64 weights and four for each 256 of these, and the code books of each matrix.
+    tables = 32 * 7 * (16 + 256 + 1) * 4
+    assert found.scales == {"linear_weights": 32 * weights // 64 + 32 * weights // 64 // 256 * 4 + tables}
+
+
+def test_gradients_of_a_model_that_is_trained_whole_are_inside_and_outside() -> None:
+    model = read_architecture(published.LLAMA_3_8B, "x")
+    config = Config.model_validate({"data": {"train": "x"}, "method": {"name": "full"}})
+    how = arithmetic(config, Machine("cuda"))
+    trained = [(128256, 4096, 2), (4096, 4096, 64)]
+    found = gathered_sizes(model, how, (), trained, width=2, whole=True)
+    assert found.outside_gradients == 2 * 2 * 128256 * 4096
+    assert found.layer_gradients == 2 * 2 * 4096 * 4096
+
+
+@pytest.mark.parametrize(
+    ("strategy", "stage", "shared"),
+    [
+        ("none", 2, (False, False, False)),
+        ("replicate", 2, (False, False, False)),
+        ("fsdp2", 1, (True, True, True)),
+        ("deepspeed", 1, (True, False, False)),
+        ("deepspeed", 2, (True, True, False)),
+        ("deepspeed", 3, (True, True, True)),
+    ],
+)
+def test_what_each_strategy_shares_out(strategy: Strategy, stage: int, shared: tuple[bool, bool, bool]) -> None:
+    sharing = Sharing(strategy, Cards(2), stage)
+    assert (sharing.optimizer, sharing.gradients, sharing.weights) == shared
+
+
+@pytest.mark.parametrize(
+    ("section", "visible", "expected"),
+    [
+        ({}, 4, Cards(1, 1)),
+        ({"gpus": ["0", "2"]}, 4, Cards(2, 1)),
+        ({"gpus": "all"}, 4, Cards(4, 1)),
+        ({"gpus": "all"}, 0, Cards(1, 1)),
+        ({"processes": 3}, 1, Cards(3, 1)),
+        ({"processes": 2, "gpus": "all"}, 4, Cards(2, 1)),
+        ({"gpus": "0", "hosts": ["tower", "attic"]}, 1, Cards(1, 3)),
+    ],
+)
+def test_cards_of_a_configuration(section: dict[str, Any], visible: int, expected: Cards) -> None:
+    config = Config.model_validate({"data": {"train": "x"}, "distributed": section})
+    assert cards_of(config.distributed, visible) == expected
+    assert expected.number == expected.here * expected.machines

@@ -1,0 +1,58 @@
+"""Two processes that meet, forked from this one: what each does is a function of its ranks."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from core.worker.distributed.ranks import Ranks, join
+from core.worker.distributed.rendezvous import Meeting, file_meeting
+
+#: Seconds for the first to come to an end, and then for the others.
+PATIENCE, OTHERS = 120.0, 3.0
+
+
+def run_pair(directory: Path, work: Callable[[Ranks], Any], *, count: int = 2, timeout: float = 60.0) -> list[Any]:
+    """Let processes do some work together; what each returns, or the text of what it raised.
+
+    Args:
+        directory: Where they meet.
+        work: Done by each.
+        count: How many there are.
+        timeout: Seconds that each waits for the others.
+    """
+    place = file_meeting(directory / "meeting")
+    context = multiprocessing.get_context("fork")
+    started = []
+    for rank in range(count):
+        reading, writing = context.Pipe(duplex=False)
+        process = context.Process(target=_be, args=(Meeting(rank, count, rank, place), work, timeout, writing))
+        process.start()
+        writing.close()
+        started.append((process, reading))
+    found = []
+    for process, reading in started:
+        try:
+            found.append(reading.recv() if reading.poll(OTHERS if found else PATIENCE) else "hangs")
+        except EOFError:
+            found.append("gone")
+        process.kill()
+        process.join()
+    return found
+
+
+def _be(meeting: Meeting, work: Callable[[Ranks], Any], timeout: float, answer: Connection) -> None:
+    meeting.keep_inside(os.environ)
+    try:
+        result = work(join(meeting, timeout, cuda=False))
+    except BaseException as error:
+        traceback.print_exc()
+        result = f"{type(error).__name__}: {error}"
+    answer.send(result)
+    answer.close()
+    os._exit(0)

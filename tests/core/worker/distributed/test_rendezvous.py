@@ -1,0 +1,64 @@
+"""The place of a process among those of its run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from core.errors import UserError
+from core.worker.distributed.rendezvous import Meeting, file_meeting, forget, interface_of, read_meeting
+
+TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29501"}
+SRUN = {"SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_LOCALID": "1", "MASTER_ADDR": "10.0.0.1"}
+
+
+def test_a_process_reads_the_place_that_it_was_given(tmp_path: Path) -> None:
+    meeting = Meeting(1, 2, 1, file_meeting(tmp_path / "a b"))
+    assert read_meeting(meeting.variables()) == meeting
+    assert meeting.is_local
+    assert meeting.place == f"file://{tmp_path}/a%20b"
+
+
+@pytest.mark.parametrize(("environment", "port"), [(TORCHRUN, 29501), (SRUN, 29500)])
+def test_torchrun_and_slurm_are_understood(environment: dict[str, str], port: int) -> None:
+    found = read_meeting(environment)
+    assert found == Meeting(3, 4, 1, f"tcp://10.0.0.1:{port}")
+    assert found.address == ("10.0.0.1", port)
+    assert not found.is_local
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        TORCHRUN | {"WORLD_SIZE": "1", "RANK": "0"},
+        # A shell in an allocation of Slurm: nobody says where to meet.
+        {"SLURM_PROCID": "0", "SLURM_NTASKS": "4"},
+    ],
+)
+def test_the_only_process_has_no_place(environment: dict[str, str]) -> None:
+    assert read_meeting(environment) is None
+
+
+@pytest.mark.parametrize("change", [{"RANK": "x"}, {"RANK": "4"}, {"WORLD_SIZE": "-2"}, {"LOCAL_RANK": "1.5"}])
+def test_places_that_make_no_sense_are_refused(change: dict[str, str]) -> None:
+    with pytest.raises(UserError):
+        read_meeting(TORCHRUN | change)
+
+
+def test_on_one_machine_nothing_but_loopback_is_used(tmp_path: Path) -> None:
+    environment: dict[str, str] = {}
+    Meeting(0, 2, 0, file_meeting(tmp_path / "meeting")).keep_inside(environment)
+    assert environment == {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+
+
+def test_an_address_has_its_interface() -> None:
+    assert interface_of("127.0.0.1") == "lo"
+    assert interface_of("192.0.2.1") is None
+
+
+def test_libraries_are_not_told_the_place() -> None:
+    environment = {**TORCHRUN, "PATH": "/bin"}
+    forget(environment)
+    assert environment == {"PATH": "/bin"}

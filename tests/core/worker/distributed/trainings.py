@@ -1,0 +1,137 @@
+"""Whole runs of processes that have met already, one after another, so that libraries are imported once for all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from core.config.schema import Config
+from core.runs.client import ControlClient
+from core.runs.events import FinishedEvent
+from core.runs.store import Run, dump_config
+from core.worker.distributed.ranks import Ranks
+from core.worker.process.control import Controls, ControlServer
+from core.worker.process.recorder import Recorder
+from core.worker.train import follow, train
+
+#: Asks a live run something; what it returns is kept.
+Ask = Callable[[ControlClient], Any]
+
+
+def write_rows(path: Path) -> Path:
+    """Conversations of different length."""
+    rows = []
+    for number in range(30):
+        words = ("high low " * (1 + number % 9)).strip()
+        answer = ("area " + "normal " * (1 + number % 4)).strip()
+        messages = [{"role": "user", "content": f"ticket {words}"}, {"role": "assistant", "content": answer}]
+        rows.append(json.dumps({"messages": messages}))
+    path.write_text("\n".join(rows) + "\n")
+    return path
+
+
+class Trainings:
+    """Runs in one directory, done by this process and those that it has met.
+
+    Args:
+        directory: Where runs go; the same in all processes.
+        options: Of all runs: section to its options.
+        ranks: The processes.
+    """
+
+    def __init__(self, directory: Path, options: dict[str, dict[str, Any]], ranks: Ranks) -> None:
+        self._directory, self._options, self._ranks = directory, options, ranks
+
+    def run(
+        self,
+        name: str,
+        *,
+        together: bool,
+        resume_of: str | None = None,
+        step: int = 2,
+        ask: Ask | None = None,
+        **sections: dict[str, Any],
+    ) -> Any:
+        """Do a run to its end.
+
+        Args:
+            name: Of the run.
+            together: By all processes; else by the first one alone, while the others go on.
+            resume_of: The run that it goes on from, as that was after ``step``.
+            step: Its checkpoint.
+            ask: Asks the run while it is paused at its beginning.
+            sections: Options of this run.
+
+        Returns:
+            What ``ask`` found, in the first process.
+        """
+        run = Run(self._directory / name)
+        if self._ranks.is_first:
+            self._write(run, resume_of, step, sections)
+        self._ranks.any([False])
+        if together and not self._ranks.is_first:
+            follow(run.config(), Recorder(run, keeps=False), Controls(), self._ranks, resume=resume_of is not None)
+        elif self._ranks.is_first:
+            return _lead(run, self._ranks if together else None, ask, resume=resume_of is not None)
+        return None
+
+    def _write(self, run: Run, resume_of: str | None, step: int, sections: dict[str, dict[str, Any]]) -> None:
+        if resume_of is not None:
+            shutil.copytree(self._directory / resume_of, run.path)
+            for path in run.checkpoints_path.iterdir():
+                if int(path.name.removeprefix("step-")) > step:
+                    shutil.rmtree(path)
+            for left in (run.adapter_path, run.model_path):
+                shutil.rmtree(left, ignore_errors=True)
+        else:
+            run.path.mkdir(parents=True)
+        merged = {**self._options}
+        for section, options in sections.items():
+            merged[section] = {**merged.get(section, {}), **options}
+        run.config_path.write_text(dump_config(Config.model_validate(merged)))
+
+
+def _lead(run: Run, ranks: Ranks | None, ask: Ask | None, *, resume: bool) -> Any:
+    controls = Controls()
+    recorder = Recorder(run, resume=resume)
+    found: list[Any] = []
+    server = ControlServer(run.socket_path, controls, dict)
+    asker = threading.Thread(target=lambda: found.append(_ask(run, ask)))
+    with contextlib.ExitStack() as closing:
+        closing.callback(server.close)
+        if ask is not None:
+            asker.start()
+            closing.callback(asker.join)
+        done = train(run.config(), recorder, controls, resume=resume, paused=ask is not None, ranks=ranks)
+        final = FinishedEvent(reason=done.reason, step=done.step, best=done.best_step, adapter=done.adapter, hint="")
+        recorder.close("finished", done.reason, final)
+    return found[0] if found else None
+
+
+def _ask(run: Run, ask: Ask | None) -> Any:
+    client = ControlClient(run)
+    try:
+        return None if ask is None else ask(client)
+    finally:
+        client.request("resume")
+
+
+def result(run: Run) -> dict[str, torch.Tensor]:
+    """The tensors of a run's result."""
+    (path,) = [*run.adapter_path.glob("*.safetensors"), *run.model_path.glob("*.safetensors")]
+    found: dict[str, torch.Tensor] = load_file(path)
+    return found
+
+
+def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """Of two sets of tensors with the same names."""
+    assert one.keys() == other.keys()
+    return max(float((one[name].float() - other[name].float()).abs().max()) for name in one)

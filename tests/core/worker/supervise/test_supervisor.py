@@ -1,0 +1,232 @@
+"""A supervisor with processes that do what a test asks of them: no training."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from core.config.schema import Config
+from core.helper import finding_core
+from core.runs.events import FailedEvent, NoticeEvent
+from core.runs.lock import try_lock
+from core.runs.process import is_same_process, own_identity, start_identity
+from core.runs.state import RunState
+from core.runs.store import Run, create_run
+from core.runs.tail import EventTail
+from core.worker.process.reports import REPORTS, SUPERVISOR
+from core.worker.supervise.process import Start
+from core.worker.supervise.supervisor import Supervisor
+from tests.waiting import wait_for
+
+#: A process of a run: notes that it was started and by which options, then does what its file of acts says for this
+#: start; the first act is that of the first start, and the last one holds for all that follow.
+PROGRAM = """
+import json, os, signal, sys, time
+from pathlib import Path
+from core.worker.process.reports import report_to_supervisor
+directory, rank = Path(sys.argv[1]), sys.argv[2]
+starts = directory / f"starts-{rank}"
+with starts.open("a") as file:
+    file.write(json.dumps([os.getpid(), *sys.argv[3:]]) + "\\n")
+acts = json.loads((directory / f"acts-{rank}").read_text())
+act = acts[min(len(starts.read_text().splitlines()), len(acts)) - 1]
+heard = []
+signal.signal(signal.SIGTERM, lambda *_: heard.append(1))
+reports = report_to_supervisor()
+print("rank", rank, "says", act, flush=True)
+if "say" in act:
+    reports.tell(**act["say"])
+if act.get("kill"):
+    os.kill(os.getpid(), signal.SIGKILL)
+if act.get("stop"):
+    os.kill(os.getpid(), signal.SIGSTOP)
+while "exit" not in act and not heard:
+    time.sleep(0.01)
+sys.exit(act.get("exit", 3))
+"""
+WAITS: dict[str, object] = {}
+
+
+class Scene:
+    """A run whose two processes follow a script.
+
+    Args:
+        directory: Where all is.
+        first: What the first process does in each of its starts.
+        second: What the second does.
+        distributed: Options of the run.
+    """
+
+    def __init__(self, directory: Path, first: list[object], second: list[object], **distributed: float) -> None:
+        values = {"data": {"train": str(directory / "rows.jsonl")}, "distributed": {"timeout": 30.0, **distributed}}
+        self.config = Config.model_validate(values)
+        self.run = create_run(self.config, "scene")
+        self.directory = directory
+        for rank, acts in enumerate((first, second)):
+            (directory / f"acts-{rank}").write_text(json.dumps(acts))
+        pid, identity = own_identity()
+        RunState(state="training", pid=pid, pid_started=identity, step=7).write(self.run.state_path)
+
+    def starts(self, options: Sequence[str], meeting: Path) -> list[Start]:
+        """How they are started."""
+        assert not meeting.exists()
+        return [
+            Start(
+                rank,
+                [sys.executable, "-c", PROGRAM, str(self.directory), str(rank), *options],
+                finding_core(os.environ),
+                self.directory / f"log-{rank}",
+                f"Process {rank}",
+            )
+            for rank in range(2)
+        ]
+
+    def supervise(self, *options: str) -> int | list[str]:
+        """Let it run to its end; the exit code, or what the run goes on as."""
+        lock = try_lock(self.run)
+        assert lock is not None
+        try:
+            return Supervisor(self.run, self.config, lock, self.starts).supervise(options)
+        finally:
+            os.close(lock)
+
+    def started(self, rank: int) -> list[list[object]]:
+        """Pid and options of each start of a process."""
+        path = self.directory / f"starts-{rank}"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def events(self) -> list[object]:
+        """What the supervisor has told."""
+        return list(EventTail(self.run.events_path).read_all())
+
+
+def make_checkpoint(run: Run, step: int) -> None:
+    """Something that looks like a checkpoint to those who do not read it."""
+    path = run.checkpoints_path / f"step-{step:08d}"
+    path.mkdir(parents=True)
+    (path / "manifest.json").write_text("{}")
+
+
+def test_the_end_of_the_first_is_the_end_and_the_others_go_with_it(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, [{"exit": 5}], [{"exit": 0}])
+    assert scene.supervise("--resume") == 5
+    assert [words[1:] for words in scene.started(0)] == [["--resume"]]
+    assert scene.events() == []
+
+
+def test_what_the_run_goes_on_as_is_handed_on(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, [{"exit": 0, "say": {"following": ["--parked", "a game"]}}], [{"exit": 0}])
+    assert scene.supervise() == ["--parked", "a game"]
+
+
+def test_a_killed_process_is_named_and_all_start_again_from_the_last_checkpoint(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, [WAITS, {"exit": 0}], [{"kill": True}, {"exit": 0}])
+    make_checkpoint(scene.run, 5)
+    assert scene.supervise() == 0
+    assert [words[1:] for words in scene.started(0)] == [[], ["--resume"]]
+    assert [words[1:] for words in scene.started(1)] == [[], ["--resume"]]
+    (notice,) = scene.events()
+    assert isinstance(notice, NoticeEvent)
+    assert (notice.level, notice.code) == ("warning", "rank_lost")
+    assert notice.message == (
+        "Process 1 was ended by SIGKILL; its last words: rank 1 says {'kill': True}. The run goes on from "
+        "step-00000005, by new processes (1 of 3 times)."
+    )
+
+
+def test_a_paused_run_is_paused_again(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, [{"kill": True}, {"exit": 0}], [WAITS, {"exit": 0}])
+    recorded = RunState.read(scene.run.state_path)
+    assert recorded is not None
+    RunState(state="paused", pid=recorded.pid, pid_started=recorded.pid_started).write(scene.run.state_path)
+    assert scene.supervise() == 0
+    assert [words[1:] for words in scene.started(0)] == [[], ["--paused"]]
+    assert "The run begins again, by new processes" in scene.events()[0].message  # type: ignore[attr-defined]
+
+
+def test_a_suspended_process_is_noticed_and_ended(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, [WAITS, {"exit": 0}], [{"stop": True}, {"exit": 0}], timeout=5.0)
+    assert scene.supervise() == 0
+    assert "Process 1 gave no sign of life for 5 s" in scene.events()[0].message  # type: ignore[attr-defined]
+    for pid in (scene.started(0)[0][0], scene.started(1)[0][0]):
+        assert start_identity(int(str(pid))) is None
+
+
+def test_a_run_fails_with_the_last_words_when_its_starts_are_used_up(tmp_path: Path) -> None:
+    said = {"error": "RuntimeError: the card has fallen off the bus"}
+    scene = Scene(tmp_path, [WAITS], [{"exit": 1, "say": said}], restarts=1)
+    assert scene.supervise() == 4
+    assert len(scene.started(0)) == 2
+    *_, failed = scene.events()
+    assert isinstance(failed, FailedEvent)
+    assert failed.reason == (
+        "Process 1 ended with code 1; its last words: RuntimeError: the card has fallen off the bus, again."
+    )
+    assert failed.step == 7
+    state = scene.run.state()
+    assert (state.state, state.reason, state.step) == ("failed", failed.reason, 7)
+
+
+def test_what_no_new_start_would_mend_is_not_tried_again(tmp_path: Path) -> None:
+    said = {"error": "A single row does not fit.", "hint": "Lower train.max_length."}
+    scene = Scene(tmp_path, [WAITS], [{"exit": 4, "say": said}])
+    assert scene.supervise() == 4
+    assert len(scene.started(0)) == 1
+    (failed,) = scene.events()
+    assert isinstance(failed, FailedEvent)
+    assert (failed.reason, failed.hint) == ("A single row does not fit.", "Lower train.max_length.")
+
+
+def test_a_stop_goes_to_the_first_process_and_again_to_the_one_that_takes_its_place(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, [{"exit": 1}, WAITS], [WAITS, {"exit": 0}])
+
+    def stop() -> None:
+        wait_for(lambda: scene.started(0), 30, "the first start")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    assert scene.supervise() == 3
+    thread.join()
+    assert len(scene.started(0)) == 2
+
+
+def test_all_processes_end_with_their_supervisor(tmp_path: Path) -> None:
+    """Also one that is suspended; and the lock of the run is held until they have."""
+    scene = Scene(tmp_path, [WAITS], [{"stop": True}], timeout=86400.0)
+    code = (
+        "import sys; from pathlib import Path; from core.runs.store import Run; "
+        "from tests.core.worker.supervise.test_supervisor import Scene; "
+        "scene = Scene.__new__(Scene); scene.directory, scene.run = Path(sys.argv[1]), Run(Path(sys.argv[2])); "
+        "scene.config = scene.run.config(); scene.supervise()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path), str(scene.run.path)]
+    with subprocess.Popen(command, env=finding_core(os.environ)) as supervisor:
+        wait_for(lambda: scene.started(0) and scene.started(1), 30, "both to start")
+        pids = [int(str(words[0])) for rank in range(2) for words in scene.started(rank)]
+        identities = [(pid, start_identity(pid)) for pid in pids]
+        assert try_lock(scene.run) is None
+        supervisor.kill()
+    wait_for(lambda: not any(is_same_process(*identity) for identity in identities), 30, "the processes to be gone")
+    lock = wait_for(lambda: try_lock(scene.run), 10, "the lock to be free")
+    assert lock is not None
+    os.close(lock)
+
+
+@pytest.mark.parametrize("name", [REPORTS, SUPERVISOR])
+def test_a_process_without_a_supervisor_reports_to_nobody(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    from core.worker.process.reports import report_to_supervisor
+
+    monkeypatch.setenv(name, "1")
+    reports = report_to_supervisor()
+    reports.tell(error="x")
+    assert reports.supervisor is None
+    assert name not in os.environ

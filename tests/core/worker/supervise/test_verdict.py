@@ -1,0 +1,43 @@
+"""Verdicts on the processes of a run."""
+
+from __future__ import annotations
+
+import pytest
+
+from core.worker.supervise.verdict import EXIT_LOST, Ended, Lost, Refused, Sign, Verdict, judge
+
+TIMEOUT = 60.0
+
+
+@pytest.mark.parametrize(
+    ("signs", "settled", "verdict"),
+    [
+        ([Sign(0), Sign(1)], False, None),
+        ([Sign(0), Sign(1, status=0)], False, None),
+        ([Sign(0, status=0), Sign(1)], False, Ended(0)),
+        ([Sign(0, status=3), Sign(1, status=-9)], False, Ended(3)),
+        ([Sign(0, status=5), Sign(1, status=0)], False, Ended(5)),
+        ([Sign(0, status=0, following=("--parked", "x")), Sign(1)], False, Ended(0, ("--parked", "x"))),
+        ([Sign(0), Sign(1, status=4, error="No.", hint="Do.")], False, Refused(1, "No.", "Do.")),
+        ([Sign(0), Sign(1, status=4)], False, Lost(1, "ended with code 4")),
+        ([Sign(0), Sign(1, status=-9)], False, Lost(1, "was ended by SIGKILL")),
+        ([Sign(0, status=-9), Sign(1, status=EXIT_LOST)], False, Lost(0, "was ended by SIGKILL")),
+        ([Sign(0, status=1), Sign(1)], False, Lost(0, "ended with code 1")),
+        ([Sign(0), Sign(1, silent=61.0)], False, Lost(1, "gave no sign of life for 61 s")),
+        # Who has lost another is not lost; whose end is not known yet is waited for.
+        ([Sign(0, status=EXIT_LOST), Sign(1)], False, None),
+        ([Sign(0, status=EXIT_LOST), Sign(1, silent=9.0)], True, Lost(1, "gave no sign of life for 9 s")),
+        (
+            [Sign(0, status=EXIT_LOST), Sign(1, is_waiting=True), Sign(2)],
+            True,
+            Lost(2, "did not come to where the others waited for it"),
+        ),
+        (
+            [Sign(0, status=EXIT_LOST, error="Timed out"), Sign(1, status=EXIT_LOST)],
+            True,
+            Lost(None, "cannot reach each other (Timed out)"),
+        ),
+    ],
+)
+def test_the_verdict(signs: list[Sign], settled: bool, verdict: Verdict | None) -> None:
+    assert judge(signs, TIMEOUT, settled=settled) == verdict

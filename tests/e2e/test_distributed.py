@@ -1,0 +1,195 @@
+"""Several processes as one run: the same result, controlled as one, and none of them can be lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from core.config.document import ConfigDocument
+from core.runs.client import ControlClient
+from core.runs.events import CheckpointEvent, EvalEvent, NoticeEvent
+from core.runs.process import start_identity
+from core.runs.ranks import read_ranks
+from core.runs.store import Run
+from tests.waiting import wait_for
+
+from .workers import (
+    PATIENCE,
+    Workers,
+    adapter_bytes,
+    ending,
+    exit_code,
+    failure,
+    finish,
+    log,
+    notice_codes,
+    only,
+    pid_of,
+    signal_worker,
+    steps,
+    wait_until_listening,
+    wait_until_state,
+    wait_until_step,
+)
+
+STEPS = 12
+#: NF4 and LoRA in fp32 arithmetic, so that what differs is the order of sums alone.
+EXACT: dict[str, dict[str, Any]] = {
+    "method": {"dropout": 0.0},
+    "train": {"max_steps": STEPS, "precision": "fp32"},
+    "eval": {"every_steps": 6, "exact_match": False, "samples": 0},
+    "checkpoint": {"every_steps": 3},
+}
+#: With dropout, whose draws belong to a process and a step.
+DROPPING = EXACT | {"method": {"dropout": 0.1}}
+PAIR: dict[str, Any] = {"processes": 2, "timeout": 60.0}
+
+
+@pytest.fixture(scope="module")
+def team(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Any:
+    """Workers of all tests here."""
+    found = Workers(tmp_path_factory.mktemp("distributed"), tiny_model_dir)
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="module")
+def alone(team: Workers) -> Run:
+    """The run of one process that others are compared with."""
+    run = team.start("alone", **EXACT)
+    finish(run)
+    return run
+
+
+@pytest.fixture(scope="module")
+def undisturbed(team: Workers) -> Run:
+    """A run of two processes that nothing disturbed."""
+    run = team.start("pair", distributed=PAIR, **DROPPING)
+    assert_nothing_listens_but_on_loopback(run)
+    finish(run)
+    return run
+
+
+def pids_of(run: Run) -> list[int]:
+    """The processes of a run, the first one first."""
+
+    def told() -> list[int]:
+        pids = [rank.pid for rank in read_ranks(run) if rank.pid is not None and start_identity(rank.pid)]
+        return pids if len(pids) == 2 else []
+
+    found = wait_for(told, PATIENCE, "the processes to be told")
+    assert found is not None
+    return found
+
+
+def assert_nothing_listens_but_on_loopback(run: Run) -> None:
+    """All sockets of the run's processes are on loopback or in the file system."""
+    wait_until_step(run, 2)
+    inodes = set()
+    for pid in [pid_of(run), *pids_of(run)]:
+        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+            try:
+                inodes.add(os.readlink(descriptor).removeprefix("socket:[").rstrip("]"))
+            except FileNotFoundError:
+                continue  # closed meanwhile
+    addresses = []
+    for name in ("tcp", "tcp6", "udp", "udp6"):
+        for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[9] in inodes:
+                addresses += [fields[1].partition(":")[0], fields[2].partition(":")[0]]
+    assert addresses, "two processes speak with each other somehow"
+    # 127.0.0.1, and for one that listens no peer.
+    assert set(addresses) <= {"0100007F", "00000000"}
+    assert "0100007F" in addresses
+
+
+def losses(run: Run) -> dict[int, float]:
+    """The loss of each step, that of the last time it was done."""
+    return {event.step: event.loss for event in steps(run)}
+
+
+def assert_close(run: Run, reference: Run) -> None:
+    """Two runs learned the same, to rounding."""
+    mine, theirs = losses(run), losses(reference)
+    assert list(mine) == list(theirs) == list(range(1, STEPS + 1))
+    assert mine == pytest.approx(theirs, abs=1e-5)
+    ours, others = (load_file(each.adapter_path / "adapter_model.safetensors") for each in (run, reference))
+    assert ours.keys() == others.keys()
+    for name, weights in ours.items():
+        # Adam makes steps of the same length of gradients that are next to nothing.
+        assert (weights - others[name]).abs().max() < 1e-3, name
+        assert (weights - others[name]).norm() < 1e-3 * others[name].norm() + 1e-4, name
+
+
+def set_processes(run: Run, count: int) -> None:
+    """Let a run that ended go on with another number of processes."""
+    document = ConfigDocument.load(run.config_path)
+    document.set("distributed.processes", count)
+    run.config_path.write_text(document.dumps())
+
+
+def test_a_run_of_two_is_recorded_as_one(undisturbed: Run) -> None:
+    assert [event.step for event in steps(undisturbed)] == list(range(1, STEPS + 1))
+    assert [event.step for event in only(EvalEvent, undisturbed)] == [6, STEPS]
+    assert [event.step for event in only(CheckpointEvent, undisturbed)] == [3, 6, 9, STEPS]
+    assert ending(undisturbed).step == STEPS
+    assert notice_codes(undisturbed).count("rank_lost") == 0
+    kept = sorted(path.name for path in undisturbed.path.iterdir() if not path.name.startswith("worker"))
+    assert [name for name in kept if "meeting" in name] == []
+    assert "Traceback" not in (undisturbed.path / "worker-rank1.log").read_text()
+
+
+def test_two_killed_again_and_again_end_bit_equal(team: Workers, undisturbed: Run) -> None:
+    run = team.start("killed", distributed=PAIR, **DROPPING)
+    wait_until_listening(run)
+    client = ControlClient(run)
+    # A pause lands between two steps of both, however far each is.
+    paused = client.request("pause")
+    assert wait_until_state(run, "paused").step == paused["step"]
+    client.request("resume")
+    wait_until_step(run, 4)
+    os.kill(pids_of(run)[1], signal.SIGKILL)
+    wait_for(lambda: notice_codes(run).count("rank_lost") == 1, PATIENCE, "the loss of the second to be told")
+    wait_until_step(run, 7)
+    os.kill(pids_of(run)[0], signal.SIGKILL)
+    wait_for(lambda: notice_codes(run).count("rank_lost") == 2, PATIENCE, "the loss of the first to be told")
+    finish(run)
+    told = [notice.message for notice in only(NoticeEvent, run) if notice.code == "rank_lost"]
+    assert told[0].startswith("Process 1 was ended by SIGKILL")
+    assert told[1].startswith("Process 0 was ended by SIGKILL")
+    assert "The run goes on from step-0000000" in told[0]
+    assert adapter_bytes(run) == adapter_bytes(undisturbed)
+    assert losses(run) == losses(undisturbed)
+
+
+def test_one_goes_on_as_two_and_two_as_one(team: Workers, alone: Run) -> None:
+    run = team.start("changing", distributed={"timeout": 10.0, "restarts": 0}, **EXACT)
+    wait_until_step(run, 2)
+    signal_worker(run, signal.SIGTERM)
+    assert exit_code(run) == 3, log(run)
+    begun = run.state().step
+
+    set_processes(run, 2)
+    team.resume(run)
+    wait_until_step(run, begun + 1)
+    client = ControlClient(run)
+    asked = client.request("checkpoint")
+    wait_until_step(run, max(int(asked["step"]), begun + 5))
+    second = pids_of(run)[1]
+    os.kill(second, signal.SIGSTOP)
+    failed = failure(run)
+    assert failed.reason.startswith("Process 1 gave no sign of life for ")
+    assert start_identity(second) is None
+    shared = [event.step for event in steps(run) if event.step > begun]
+    assert len(shared) >= 5
+
+    set_processes(run, 1)
+    team.resume(run)
+    finish(run)
+    assert_close(run, alone)
