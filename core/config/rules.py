@@ -408,6 +408,17 @@ def _limits_leave_the_file(config: Config, _: Facts) -> Findings:
             )
 
 
+@_rule("error", "train.on_loss_spike", "memory.optimizer_in_backward", "method.name")
+def _skips_whole_updates(config: Config, _: Facts) -> Findings:
+    """train.on_loss_spike = skip does not go with updates inside backward."""
+    if config.train.on_loss_spike == "skip" and updates_in_backward(config):
+        yield (
+            "train.on_loss_spike is skip, but with updates inside backward the weights have changed when the loss is "
+            "known.",
+            "Set it to rollback, or memory.optimizer_in_backward = off.",
+        )
+
+
 @_rule("warning", "method.train_for")
 def _file_gains(config: Config, _: Facts) -> Findings:
     """method.train_for = q8_0 is for the certainty that the file has the weights that were measured."""

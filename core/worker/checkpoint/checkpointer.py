@@ -43,6 +43,8 @@ from core.worker.steps.gradient_checkpointing import GradientCheckpointing
 FIXED_SECTIONS = ("model", "data", "template", "method", "train")
 #: Options that a refusal names.
 _MOST_CHANGES = 3
+#: What of them it need not: a run that has stopped for a loss spike may go on with another rule.
+FREE_OPTIONS = ("on_loss_spike", "loss_spike", "loss_spike_patience", "loss_limit")
 
 
 @dataclass(frozen=True)
@@ -417,4 +419,6 @@ def fixed_options(config: Config) -> dict[str, Any]:
     """The options that decide what is trained and how, by section."""
     # Without what is as always, so that a version with more options goes on with the runs of an earlier one.
     dumped = config.model_dump(mode="json", exclude_defaults=True)
-    return {section: dumped.get(section, {}) for section in FIXED_SECTIONS}
+    fixed = {section: dumped.get(section, {}) for section in FIXED_SECTIONS}
+    fixed["train"] = {name: value for name, value in fixed["train"].items() if name not in FREE_OPTIONS}
+    return fixed

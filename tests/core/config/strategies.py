@@ -72,6 +72,11 @@ def coherent(changes: list[tuple[str, Any]]) -> bool:
         or (values.get("train.packing") and not values.get("train.fused_layers", True))
         or (values.get("train.packing") and "method.neftune_alpha" in values)
         or ("method.train_for" in values and {"train.max_hours", "train.max_energy_wh"} & values.keys())
+        or (
+            values.get("train.on_loss_spike") == "skip"
+            and method in ("full", "freeze")
+            and values.get("memory.optimizer_in_backward", "auto") != "off"
+        )
         or (begins == "loftq" and method != "qlora")
         or (begins != "default" and values.get("method.dora"))
         or (

@@ -252,6 +252,12 @@ BROKEN: list[tuple[dict[str, Any], Facts, str, str]] = [
     (FOR_FILE | {"train__max_hours": 8.0}, Facts(), "error", "train.max_hours could end the run before its last third"),
     (FOR_FILE | {"train__max_energy_wh": 9.0}, Facts(), "error", "train.max_energy_wh could end the run"),
     (
+        {"train__on_loss_spike": "skip", "method__name": "full", "train__learning_rate": 1e-5},
+        Facts(),
+        "error",
+        "the weights have changed when the loss is known",
+    ),
+    (
         {"method__target_experts": "on", "method__dora": True, "method__name": "lora"},
         Facts(),
         "error",
@@ -311,6 +317,8 @@ KEPT: list[tuple[dict[str, Any], Facts]] = [
     ({"distributed__processes": 2, "method__name": "full", "train__learning_rate": 1e-5}, Facts()),
     ({"train__max_hours": 8.0, "train__max_energy_wh": 900.0}, Facts()),
     ({"method__target_experts": "on"}, Facts()),
+    ({"train__on_loss_spike": "rollback", "method__name": "full", "train__learning_rate": 1e-5}, Facts()),
+    ({"train__on_loss_spike": "skip", "method__name": "freeze", "train__learning_rate": 1e-5}, Facts()),
     ({"method__target_experts": "auto", "method__init": "pissa"}, Facts()),
     (
         {
