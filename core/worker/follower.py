@@ -37,7 +37,7 @@ def follow_first(run: Run, meeting: Meeting, reports: Reports, *, resume: bool) 
     # A stop is heard by the first one, which tells the others.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    recorder = Recorder(run, keeps=False)
+    recorder = Recorder(run, keeps=False, pass_on=lambda *notice: reports.tell(notice=notice))
 
     def work() -> int:
         config = run.config()

@@ -58,6 +58,8 @@ class RankProcess:
     lock: int
     reading: int = field(init=False)
     """The pipe with its reports."""
+    notices: list[Any] = field(init=False, default_factory=list)
+    """Warnings that it has reported: level, code, message and hint of each."""
     _signs: dict[str, Any] = field(init=False, default_factory=dict)
     _rest: bytes = field(init=False, default=b"")
 
@@ -113,6 +115,7 @@ class RankProcess:
             with contextlib.suppress(ValueError):
                 said = json.loads(line)
                 if isinstance(said, dict):
+                    self.notices += [said.pop("notice")] if "notice" in said else []
                     self._signs.update(said)
 
     def sign(self) -> Sign:
