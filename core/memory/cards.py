@@ -55,8 +55,8 @@ class Sharing:
         cards: The cards of the run.
         stage: Stage of ZeRO; counts with ``deepspeed`` alone.
         offload: What is kept in host memory; counts where something is shared out. FSDP2 moves all of it or nothing.
-        adapters: Whether adapters are trained. FSDP2 leaves these whole on every card, and what is frozen outside of
-            the layers.
+        adapters: Whether adapters are trained, which FSDP2 leaves whole on every card, as what is frozen outside
+            of the layers.
     """
 
     strategy: Strategy
