@@ -22,6 +22,7 @@ from core.notify import Notice, notify
 from core.runs.changes import KEPT, record
 from core.runs.events import CheckpointEvent, ControlEvent
 from core.small_files import hash_file
+from core.text import one_line
 from core.worker.checkpoint import checkpoint as checkpoints
 from core.worker.checkpoint.checkpoint import Checkpoint
 from core.worker.checkpoint.storage import check_storage, storage_facts
@@ -40,6 +41,10 @@ from core.worker.steps.gradient_checkpointing import GradientCheckpointing
 
 #: Sections of the configuration that a resumed run must share with its beginning.
 FIXED_SECTIONS = ("model", "data", "template", "method", "train")
+#: Options that a refusal names.
+_MOST_CHANGES = 3
+#: What of them it need not: a run that has stopped for a loss spike may go on with another rule.
+FREE_OPTIONS = ("on_loss_spike", "loss_spike", "loss_spike_patience", "loss_limit")
 
 
 @dataclass(frozen=True)
@@ -152,6 +157,7 @@ class Checkpointer:
     def _write(self) -> Checkpoint:
         step, facts = self.state.step, self.state.facts()
         same = storage_facts(self.config, self.loaded.model) | {
+            "config": fixed_options(self.config),
             "config_sha256": config_hash(self.config),
             "data_sha256": self.fingerprints.data,
             "held_out_sha256": self.fingerprints.held_out,
@@ -348,8 +354,35 @@ def find_checkpoint(config: Config, recorder: Recorder) -> Checkpoint:
     if found is None:
         raise UserError(f"Run {run.id} has no valid checkpoint to go on from.", "Start it again.")
     if found.manifest["config_sha256"] != config_hash(config):
-        raise UserError(f"{run.config_path} has changed since {found.path.name}.", "Put it back, or start a new run.")
+        changed = _changes(found.manifest.get("config"), fixed_options(config))
+        message = f"{run.config_path} has changed since {found.path.name}{changed}."
+        raise UserError(message, "Put it back, or start a new run.")
     return found
+
+
+def _changes(before: Any, now: dict[str, Any]) -> str:
+    """The options that are not as they were, as the end of a sentence; empty where a checkpoint does not hold them."""
+    if not isinstance(before, dict):
+        return ""
+    then, here = _flat(before), _flat(now)
+    differing = [name for name in sorted(then.keys() | here.keys()) if then.get(name) != here.get(name)]
+    told = [f"{name} was {_shown(then, name)} and is {_shown(here, name)}" for name in differing[:_MOST_CHANGES]]
+    if more := len(differing) - len(told):
+        told.append(f"{more} more")
+    return f": {', '.join(told)}" if told else ""
+
+
+def _flat(sections: dict[str, Any]) -> dict[str, Any]:
+    return {
+        f"{section}.{name}": value
+        for section, options in sections.items()
+        if isinstance(options, dict)
+        for name, value in options.items()
+    }
+
+
+def _shown(options: dict[str, Any], name: str) -> str:
+    return one_line(json.dumps(options[name]), 60) if name in options else "as always"
 
 
 def agreed_checkpoint(config: Config, recorder: Recorder, ranks: Ranks) -> Checkpoint:
@@ -379,7 +412,13 @@ def newest_checkpoint(recorder: Recorder) -> Checkpoint | None:
 
 def config_hash(config: Config) -> str:
     """SHA-256 over the sections that decide what is trained and how."""
+    return hashlib.sha256(json.dumps(fixed_options(config), sort_keys=True).encode("utf-8")).hexdigest()
+
+
+def fixed_options(config: Config) -> dict[str, Any]:
+    """The options that decide what is trained and how, by section."""
     # Without what is as always, so that a version with more options goes on with the runs of an earlier one.
     dumped = config.model_dump(mode="json", exclude_defaults=True)
     fixed = {section: dumped.get(section, {}) for section in FIXED_SECTIONS}
-    return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode("utf-8")).hexdigest()
+    fixed["train"] = {name: value for name, value in fixed["train"].items() if name not in FREE_OPTIONS}
+    return fixed

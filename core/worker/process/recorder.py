@@ -37,6 +37,7 @@ from core.runs.state import END_STATES, RunState, StepProgress
 from core.runs.store import Run
 from core.worker.process.hardware_log import HardwareLog
 from core.worker.process.log import log
+from core.worker.process.stage import stage_of
 from core.worker.process.step_watchdog import StepWatchdog
 
 #: Seconds between heartbeats (the contract allows five) and between hardware samples.
@@ -64,7 +65,8 @@ class Recorder:
         heard: Told each event, in the thread that it comes from.
         owner: The pid of the process that the run is known by, which starts and ends this one; None for this one.
         keeps: Whether anything is written. It is not by the processes of a run that are not its first: they have the
-            same recipe, and a log of their own, where their notices go.
+            same recipe, and a log of their own.
+        pass_on: Told the warnings of such a process: ``pass_on(level, code, message, hint)``.
     """
 
     def __init__(
@@ -79,8 +81,10 @@ class Recorder:
         heard: Callable[[Event], None] = lambda _: None,
         owner: int | None = None,
         keeps: bool = True,
+        pass_on: Callable[[str, str, str, str], None] = lambda *_: None,
     ) -> None:
         self.run = run
+        self._pass_on = pass_on
         self._heard = heard
         self._chain = Chain(run.path, run.events_path)
         self._keeps = keeps
@@ -218,6 +222,8 @@ class Recorder:
     def notice(self, level: str, code: str, message: str, hint: str = "") -> None:
         """Tell the user something, in the run's record and in the log."""
         self.event(NoticeEvent(level=level, code=code, message=message, hint=hint))
+        if level != "info":
+            self._pass_on(level, code, message, hint)
         log(f"{level}: {message} {hint}".rstrip())
 
     def warn(self, code: str, message: str, hint: str) -> None:
@@ -388,10 +394,13 @@ class Recorder:
             self.update()
 
     def _tell_slow(self, seconds: float, median: float) -> None:
+        stage = stage_of(threading.main_thread())
+        where = f" It is at {stage}." if stage else ""
         self.notice(
             "warning",
             "slow_step",
-            f"Step {self._state.step + 1} takes long: {seconds:.0f} s so far, where the median is {median:.2g} s.",
+            f"Step {self._state.step + 1} takes long: {seconds:.0f} s so far, where the median is {median:.2g} s."
+            f"{where}",
             "Look at the meters: another program may hold the device, or memory may be swapped out. "
             f"'localtune-tui stop --force {self.run.id}' ends a step that hangs.",
         )

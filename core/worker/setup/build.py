@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from core.config.derived import FP32_STATES, updates_in_backward
-from core.config.schema import WEIGHT_METHODS, Config
+from core.config.schema import WEIGHT_METHODS, Config, TrainSection
 from core.data.registries.data_files import DataHashes
 from core.hardware.wsl import is_wsl
 from core.memory.batching import TOKEN_BUDGETS
@@ -39,7 +39,7 @@ from core.worker.oom.retry import Retry, shortage_explained
 from core.worker.optim.optim import make_optimizer
 from core.worker.optim.paged import PagedBuffers, unpaged_where_needed
 from core.worker.optim.rounding_trial import choose_kernels
-from core.worker.optim.schedule import LearningRate
+from core.worker.optim.schedule import LearningRate, warmup_steps
 from core.worker.optim.update import AdapterUpdate, Update, WeightUpdate
 from core.worker.process.control import Controls
 from core.worker.process.determinism import (
@@ -59,6 +59,7 @@ from core.worker.progress.best import BestStep
 from core.worker.progress.finite import FiniteCheck
 from core.worker.progress.intervals import Intervals
 from core.worker.progress.limits import Limits
+from core.worker.progress.spikes import LossSpikes
 from core.worker.progress.state import TrainState
 from core.worker.setup.compilation import Compilation, compile_layers
 from core.worker.setup.device import settle_device
@@ -256,8 +257,9 @@ def _make_state(
 ) -> TrainState:
     """The state of the training at its beginning."""
     train, memory = config.train, placed.memory
+    total_steps = train.max_steps or math.ceil(train.epochs * order.steps_per_epoch)
     return TrainState(
-        total_steps=train.max_steps or math.ceil(train.epochs * order.steps_per_epoch),
+        total_steps=total_steps,
         token_budget=memory.token_budget,
         best=BestStep(config.eval.patience, config.eval.min_delta),
         finite=FiniteCheck(recorder.warn, dataset.places),
@@ -268,7 +270,21 @@ def _make_state(
         offloading=memory.offload,
         liger=goal.liger,
         deterministic=deterministic,
+        spikes=_make_spikes(train, total_steps, dataset, recorder),
         limits=Limits(train.max_hours, train.max_energy_wh, lambda: recorder.energy_wh),
+    )
+
+
+def _make_spikes(train: TrainSection, total_steps: int, dataset: Dataset, recorder: Recorder) -> LossSpikes:
+    """What looks for loss spikes."""
+    return LossSpikes(
+        train.on_loss_spike,
+        threshold=train.loss_spike,
+        patience=train.loss_spike_patience,
+        limit=train.loss_limit,
+        warmup=warmup_steps(train.warmup, total_steps),
+        notice=recorder.warn,
+        places=dataset.places,
     )
 
 
