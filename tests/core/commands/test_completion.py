@@ -76,6 +76,7 @@ FREE = {
     ("slurm", "partition"),
     ("slurm", "time"),
     ("train", "name"),
+    ("train", "processes"),
     ("verify", "seed"),
     ("verify", "spans"),
 }
