@@ -40,6 +40,7 @@ _BY_ARGUMENT = {
     ("import", "out"): "config_file",
     ("init", "out"): "config_file",
     ("init", "preset"): "presets",
+    ("queue", "preset"): "presets",
     ("schema", "out"): "any_file",
     ("serve", "uds"): "any_file",
     ("slurm", "output"): "any_file",

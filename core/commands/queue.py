@@ -46,8 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         )
         return below
 
+    from core.commands.train import add_run_options
+
     adding = action("add", "put a run to the end of the queue", _add)
-    add_config(adding)
+    add_run_options(adding)
     adding.add_argument("--name", help="what the run is about; ends its id (default: the file's name)")
     adding.add_argument("--hold", action="store_true", help="keep it from being started until it is released")
     adding.add_argument("--start", action="store_true", help="start the runner as well, if none is on")
@@ -100,15 +102,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _add(args: argparse.Namespace) -> int:
-    from core.commands.configuration import read_config
-    from core.commands.train import check_data, check_model
+    from core.commands.train import read_run_config
     from core.queue import store
     from core.queue.entry import QueueEntry
 
-    path = Path(args.config)
-    config = read_config(path, args.set)
-    check_model(config)
-    check_data(config)
+    path, config = Path(args.config), read_run_config(args)
     entry = QueueEntry(
         id=1,
         name=args.name or path.stem,

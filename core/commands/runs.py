@@ -110,7 +110,8 @@ def describe_row(row: RunRow, exports: Sequence[str] = (), figures: RunFigures |
         passes); of its configuration ``method``, ``rank``, ``learning_rate``, ``batch_size`` and ``data`` (file names);
         its labels ``name``, ``tags``, ``note`` and ``archived``; its figures ``eval_loss`` and ``exact_match`` (of the
         last evaluation), ``best_loss`` and ``best_step`` (of the best one), ``tokens``, ``tokens_per_second``,
-        ``energy_wh``, ``working_seconds`` and ``size`` (bytes). None where something is unknown.
+        ``energy_wh``, ``working_seconds`` and ``size`` (bytes), and with its tariff ``cost`` and ``currency``. None
+        where something is unknown.
     """
     labels = row.labels
     told = dict.fromkeys(_FIGURES) if figures is None else {name: getattr(figures, name) for name in _FIGURES}
@@ -139,6 +140,8 @@ def describe_row(row: RunRow, exports: Sequence[str] = (), figures: RunFigures |
         "note": labels.note,
         "archived": labels.archived,
         **told,
+        "cost": row.tariff.cost(told["energy_wh"]),
+        "currency": row.tariff.currency,
     }
 
 
@@ -169,6 +172,7 @@ def _cells(row: RunRow, figures: RunFigures) -> dict[str, str]:
         "BEST": format_number(figures.best_loss),
         "SPEED": format_rate(figures.tokens_per_second),
         "ENERGY": "–" if figures.energy_wh is None else f"{format_fixed(figures.energy_wh, 1)} Wh",
+        "COST": row.tariff.words(figures.energy_wh),
         "STARTED": format_moment(row.started, "%Y-%m-%d %H:%M") if row.started else "–",
         "MODEL": one_line(row.base_name or "–", 40),
         "METHOD": row.method_words or "–",
@@ -179,15 +183,16 @@ def _cells(row: RunRow, figures: RunFigures) -> dict[str, str]:
 
 
 #: Columns that are right-aligned, and those that are left out first where a terminal is too narrow.
-_NUMBERS = frozenset({"STEP", "LOSS", "BEST", "SPEED", "ENERGY", "SIZE"})
-_LEAVING = ("SIZE", "METHOD", "DATA", "ENERGY", "SPEED", "MODEL", "NOTE", "STARTED", "BEST")
+_NUMBERS = frozenset({"STEP", "LOSS", "BEST", "SPEED", "ENERGY", "COST", "SIZE"})
+_LEAVING = ("SIZE", "METHOD", "DATA", "COST", "ENERGY", "SPEED", "MODEL", "NOTE", "STARTED", "BEST")
 
 
 def _print_table(rows: Sequence[RunRow], figures: Mapping[str, RunFigures]) -> None:
     table = [_cells(row, figures[row.run.id]) for row in rows]
     widths = {name: max(len(name), *(len(cells[name]) for cells in table)) for name in table[0]}
-    if not any(cells["NOTE"] for cells in table):
-        del widths["NOTE"]
+    for name in ("COST", "NOTE"):
+        if not any(cells[name] for cells in table):
+            del widths[name]
     if sys.stdout.isatty():
         room = shutil.get_terminal_size().columns
         for name in _LEAVING:

@@ -19,20 +19,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    from core.config.choices import RefusalCode
-
-    add_config(parser)
-    parser.add_argument(
-        "--allow",
-        metavar="CODE",
-        action="append",
-        default=[],
-        choices=get_args(RefusalCode),
-        help=f"go on where the check of the data refuses: {', '.join(get_args(RefusalCode))}; may be repeated",
-    )
-    parser.add_argument(
-        "--preset", metavar="NAME", help="preset, or auto, for what the file leaves out; 'init --list' lists them"
-    )
+    add_run_options(parser)
     parser.add_argument(
         "--processes",
         metavar="N",
@@ -49,19 +36,51 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_json_flag(parser)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Train; the exit code is that of the run: 0 finished, 3 stopped, 4 failed, 5 refused by ``eval.gate``."""
-    from core.commands.configuration import read_config
-    from core.commands.follow import Interrupts
-    from core.commands.machines import check_machines
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Declare what a run is made from: the configuration, and what is added to it for this run."""
+    from core.config.choices import RefusalCode
 
-    path = Path(args.config)
-    several = [] if args.processes is None else [f"distributed.processes={args.processes}"]
-    config = read_config(path, [*args.set, *several], args.preset)
+    add_config(parser)
+    parser.add_argument(
+        "--allow",
+        metavar="CODE",
+        action="append",
+        default=[],
+        choices=get_args(RefusalCode),
+        help=f"go on where the check of the data refuses: {', '.join(get_args(RefusalCode))}; may be repeated",
+    )
+    parser.add_argument(
+        "--preset", metavar="NAME", help="preset, or auto, for what the file leaves out; 'init --list' lists them"
+    )
+
+
+def read_run_config(args: argparse.Namespace, more: Sequence[str] = ()) -> Config:
+    """The configuration that :func:`add_run_options` has been given.
+
+    Args:
+        args: The arguments.
+        more: Assignments besides, ``section.key=value``.
+
+    Raises:
+        UserError: If it is wrong, if there is no such model, or if the check of the data refuses it.
+    """
+    from core.commands.configuration import read_config
+
+    config = read_config(Path(args.config), [*args.set, *more], args.preset)
     if args.allow:
         config = allow(config, args.allow)
     check_model(config)
     check_data(config)
+    return config
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train; the exit code is that of the run: 0 finished, 3 stopped, 4 failed, 5 refused by ``eval.gate``."""
+    from core.commands.follow import Interrupts
+    from core.commands.machines import check_machines
+
+    several = [] if args.processes is None else [f"distributed.processes={args.processes}"]
+    path, config = Path(args.config), read_run_config(args, several)
     if args.no_start:
         report_prepared(config, args.name or path.stem, as_json=args.json)
         return 0

@@ -408,6 +408,17 @@ def _limits_leave_the_file(config: Config, _: Facts) -> Findings:
             )
 
 
+@_rule("error", "train.on_loss_spike", "memory.optimizer_in_backward", "method.name")
+def _skips_whole_updates(config: Config, _: Facts) -> Findings:
+    """train.on_loss_spike = skip does not go with updates inside backward."""
+    if config.train.on_loss_spike == "skip" and updates_in_backward(config):
+        yield (
+            "train.on_loss_spike is skip, but with updates inside backward the weights have changed when the loss is "
+            "known.",
+            "Set it to rollback, or memory.optimizer_in_backward = off.",
+        )
+
+
 @_rule("warning", "method.train_for")
 def _file_gains(config: Config, _: Facts) -> Findings:
     """method.train_for = q8_0 is for the certainty that the file has the weights that were measured."""
@@ -630,6 +641,30 @@ def _offload_of_shares(config: Config, _: Facts) -> Findings:
             f"distributed.offload is {config.distributed.offload}, and with distributed.strategy = "
             f"{config.distributed.strategy} nothing is shared out that could be moved.",
             "Set distributed.strategy = fsdp2, or remove it.",
+        )
+
+
+@_rule("error", "distributed.strategy", "train.objective", "train.optimizer", "method.train_for", "method.name")
+def _shares_are_no_whole_weights(config: Config, _: Facts) -> Findings:
+    """distributed.strategy = fsdp2 is not for what needs whole weights in each process: dpo and kto with adapters,
+    optimizers of trained weights other than AdamW, method.train_for."""
+    if config.distributed.strategy != "fsdp2":
+        return
+    trains_weights, train = config.method.name in WEIGHT_METHODS, config.train
+    if train.objective in ("dpo", "kto") and not trains_weights:
+        yield (
+            f"distributed.strategy is fsdp2, and the reference of {train.objective} is the model without its adapters.",
+            "Set distributed.strategy = replicate, or train.objective = sft or orpo.",
+        )
+    if trains_weights and train.optimizer != "adamw":
+        yield (
+            f"distributed.strategy is fsdp2, and the states of {train.optimizer} belong to whole tensors.",
+            "Set train.optimizer = adamw, or distributed.strategy = replicate.",
+        )
+    if config.method.train_for is not None:
+        yield (
+            "distributed.strategy is fsdp2, and method.train_for needs whole weights.",
+            "Set distributed.strategy = replicate, or leave method.train_for out.",
         )
 
 

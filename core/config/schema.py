@@ -198,6 +198,26 @@ class TrainSection(Section):
     max_energy_wh: float | None = _option(
         None, "End the run, with its result, after so much energy of the device.", unit="Wh", gt=0, le=10_000_000
     )
+    on_loss_spike: Literal["warn", "skip", "rollback", "stop"] = _option(
+        "warn",
+        "At a loss spike: warn; skip the step's update; go back and leave its rows out; stop at the last good step.",
+    )
+    loss_spike: float = _option(
+        8.0,
+        "How far above the last losses a step's loss is a spike, in deviations; 0: they are not compared.",
+        ge=0,
+        le=1000,
+    )
+    loss_spike_patience: int = _option(
+        3,
+        "Spiking steps in a row after which the run goes back or stops; with skip, the most that are skipped.",
+        unit="steps",
+        ge=1,
+        le=1000,
+    )
+    loss_limit: float | None = _option(
+        None, "Loss above which a step is a spike, whatever was before; absent: no limit.", gt=0, le=1_000_000
+    )
     batch_size: int = _option(8, "Rows in one optimizer step.", unit="rows", ge=1, le=65536, basic=True)
     micro_batch_size: int | None = _option(
         None,

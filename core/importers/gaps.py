@@ -72,10 +72,6 @@ class Gap(Enum):
         "A run goes on with localtune-tui continue; this one begins anew.",
         "*.*resume* *.*continue*",
     )
-    LOSS_LIMIT = (
-        "A run stops where a loss is not a number, not where it is above a limit.",
-        "*.*watchdog* *.*loss_limit* *.max_loss* *.*spike*",
-    )
     BEST_BY_LOSS = (
         "The best step is that of the lowest held-out loss, and no other figure decides.",
         "*.*metric* *.*best_by* checkpoint.*greater*",
@@ -214,7 +210,8 @@ class Gap(Enum):
     )
     LOSS = (
         "The loss is the usual one: the mean over the tokens that are learned.",
-        "train.loss* train.*dft* train.*distill* train.*teacher* train.*aux* train.*diffusion*",
+        "train.loss train.loss_f* train.loss_t* train.*dft* train.*distill* train.*teacher* train.*aux* "
+        "train.*diffusion*",
     )
     PREFERENCES = (
         "Preferences are learned by dpo, orpo and kto as their papers say, without additions; rewards are not.",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from core.config.schema import WEIGHT_METHODS
+from core.runs.energy import NO_TARIFF, Tariff
 from core.runs.history import last_step
 from core.runs.labels import FILE_NAME, NO_LABELS, Labels, read_labels
 from core.runs.state import StepProgress
@@ -72,6 +73,8 @@ class RunRow:
     data: tuple[str, ...] = ()
     """Names of the files that it is trained on, without their directories."""
     labels: Labels = NO_LABELS
+    tariff: Tariff = NO_TARIFF
+    """What its energy costs, by its configuration."""
 
     @property
     def name(self) -> str:
@@ -103,12 +106,14 @@ class _Known:
     batch_size: int | None = None
     method: str = ""
     data: tuple[str, ...] = ()
+    per_kwh: float | None = None
+    currency: str = ""
 
     @classmethod
     def read(cls, run: Run, stamp: tuple[int, int]) -> _Known:
         """The facts of a run as its files have them."""
         values = run.values()
-        method = values.get("method.name")
+        method, tariff = values.get("method.name"), Tariff.of(values)
         known = cls(
             stamp,
             _base(values),
@@ -118,6 +123,8 @@ class _Known:
             batch_size=_count(values.get("train.batch_size")),
             method=one_line(method, 20) if isinstance(method, str) else "",
             data=tuple(file_names(values.get("data.train"))[:MOST_FILES]),
+            per_kwh=tariff.per_kwh,
+            currency=one_line(tariff.currency, 20),
         )
         return known.advanced(run, stamp)
 
@@ -134,8 +141,8 @@ class _Known:
 
     @classmethod
     def recall(cls, entry: Mapping[str, Any] | None) -> _Known | None:
-        """The facts as they were kept; None if they are none."""
-        if entry is None or not entry.keys() <= _FACTS:
+        """The facts as they were kept; None if they are none, or not all, as an earlier version knew less."""
+        if entry is None or entry.keys() != _FACTS:
             return None
         stamp, data = entry.get("stamp"), entry.get("data")
         if not isinstance(stamp, list) or len(stamp) != 2 or not isinstance(data, list):
@@ -210,6 +217,7 @@ class RunCatalog:
             word=state.word,
             method=known.method,
             data=known.data,
+            tariff=Tariff(known.per_kwh, known.currency),
             labels=self._read_labels(run),
         )
 

@@ -53,6 +53,10 @@ class Tariff:
         return f"{figure} {one_line(self.currency, _CURRENCY)}".rstrip()
 
 
+#: Of a run that names no price.
+NO_TARIFF = Tariff()
+
+
 def energy_words(energy_wh: float | None, tariff: Tariff) -> list[str]:
     """An energy and its cost, ``1.9 Wh`` and ``0.42 EUR``; what is not known is left out.
 

@@ -240,6 +240,21 @@ class NightEvent(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RollbackEvent(Event):
+    """The run has gone back to the checkpoint of ``step`` for a loss spike; the steps from ``first`` to ``last``, whose
+    loss was up to ``loss`` where about ``expected`` was expected, are left out from then on. ``rows`` says where their
+    rows are."""
+
+    type: ClassVar[str] = "rollback"
+    step: int
+    first: int
+    last: int
+    loss: float
+    expected: float | None = None
+    rows: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class NoticeEvent(Event):
     """A message for the user; ``level`` is ``info``, ``warning`` or ``error``."""
 
@@ -308,6 +323,7 @@ _TYPES: dict[str, type[Event]] = {
         CheckpointEvent,
         GovernorEvent,
         NightEvent,
+        RollbackEvent,
         NoticeEvent,
         ControlEvent,
         FinishedEvent,

@@ -29,6 +29,7 @@ from core.runs.events import (
     PhaseEvent,
     ProbeEvent,
     RanksEvent,
+    RollbackEvent,
     SampleEvent,
     StepEvent,
     StoppedEvent,
@@ -96,7 +97,8 @@ class Mark:
     """Annotation of the chart at a step.
 
     Its kind is ``warning``, ``error``, ``memory`` (micro-batches made smaller, or layers computed again, for want of
-    memory), ``governor``, ``paused``, ``parked``, ``going_on`` (after either) or ``resumed`` (a new start).
+    memory), ``rollback`` (back to this step for a loss spike), ``governor``, ``paused``, ``parked``, ``going_on``
+    (after either) or ``resumed`` (a new start).
     """
 
     step: int
@@ -187,6 +189,7 @@ class RunHistory:
             CheckpointEvent: self._apply_checkpoint,
             GovernorEvent: self._apply_governor,
             NightEvent: self._apply_night,
+            RollbackEvent: self._apply_rollback,
             NoticeEvent: self._apply_notice,
             ControlEvent: self._apply_control,
             FinishedEvent: self._apply_end,
@@ -419,6 +422,13 @@ class RunHistory:
     def _apply_night(self, event: NightEvent) -> None:
         self.night = event
         self._write(event.t, "info", sentences.night(event))
+
+    def _apply_rollback(self, event: RollbackEvent) -> None:
+        # The steps that were undone go at once: their marks would come after that of the rollback.
+        self._rewind(event.step + 1)
+        line = sentences.rollback(event)
+        _append(self.marks, Mark(event.step, "rollback", line))
+        self._write(event.t, "warning", line)
 
     def _apply_notice(self, event: NoticeEvent) -> None:
         _append(self.notices, event)

@@ -18,6 +18,7 @@ from core.runs.events import (
     NoticeEvent,
     PhaseEvent,
     ProbeEvent,
+    RollbackEvent,
 )
 from core.runs.ranks import Rank, in_words
 from core.text import one_line
@@ -142,6 +143,16 @@ def night(event: NightEvent) -> str:
         event.finish, event.energy_kwh, event.promised_finish, event.promised_energy_kwh, event.used_kwh
     )
     return safe(f"night: {line}")
+
+
+def rollback(event: RollbackEvent) -> str:
+    """Sentence of a rollback, ``back to step-30, without steps 41 to 43: loss 7.13 where about 1.2 was expected; their
+    rows: faq.jsonl lines 3 and 9``."""
+    steps = f"step {event.first}" if event.first == event.last else f"steps {event.first} to {event.last}"
+    line = f"back to step-{event.step}, without {steps}: loss {format_number(event.loss)}"
+    if event.expected is not None:
+        line += f" where about {format_number(event.expected)} was expected"
+    return safe(line + (f"; rows: {event.rows}" if event.rows else ""))
 
 
 def notice(event: NoticeEvent) -> str:

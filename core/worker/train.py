@@ -35,6 +35,7 @@ from core.worker.process.determinism import nondeterminism_explained
 from core.worker.process.recorder import Recorder
 from core.worker.process.rng import own_draws
 from core.worker.process.throttle import Throttle
+from core.worker.progress.spikes import Spike
 from core.worker.setup.build import Parts, build
 
 #: Seconds after which every device that reports its power has done so.
@@ -64,6 +65,7 @@ class Gradients:
     """Mean over the supervised tokens of the whole window, or over what else the objective takes it."""
     tokens: int
     supervised_tokens: int
+    rewards: Rewards
 
 
 @dataclass(frozen=True)
@@ -104,23 +106,8 @@ def train(
     """
     with nondeterminism_explained():
         recipe = _make_recipe(config, recorder, controls, throttle, ranks, resume=resume)
-        parts = recipe.parts
-        parts.state.paused = paused
-        rehearses = recipe.rehearse()
-        parts.orders.begin()
-        with parts.governor.governing(parts.state.overrides):
-            try:
-                recipe.loop_until_left(rehearses=rehearses)
-            except ParkRequested:
-                parts.orders.give("leave")
-                raise  # saved already, and not at its end
-            except StopRequested as request:
-                recipe.stop(save=not request.now)
-                parts.orders.give("leave")
-                raise
-            outcome = recipe.finish()
-            parts.orders.give("leave")
-            return outcome
+        recipe.parts.state.paused = paused
+        return recipe.run()
 
 
 def follow(config: Config, recorder: Recorder, controls: Controls, ranks: Ranks, *, resume: bool) -> None:
@@ -162,6 +149,7 @@ def _make_recipe(
     parts.strategy.begin(trained_tensors(parts.loaded.model))
     if parts.file is not None:
         parts.file.follow()
+    recorder.seal("start", parts.origin.facts(config, found))
     return FinetuneRecipe(config, recorder, controls, parts)
 
 
@@ -174,6 +162,30 @@ class FinetuneRecipe:
     recorder: Recorder
     controls: Controls
     parts: Parts
+
+    def run(self) -> Outcome:
+        """The rehearsal, the steps and the result.
+
+        Raises:
+            ParkRequested: As :func:`train`.
+            StopRequested: As :func:`train`.
+            UserError: If it cannot go on.
+        """
+        rehearses, orders = self.rehearse(), self.parts.orders
+        orders.begin()
+        with self.parts.governor.governing(self.parts.state.overrides):
+            try:
+                self.loop_until_left(rehearses=rehearses)
+            except ParkRequested:
+                orders.give("leave")
+                raise  # saved already, and not at its end
+            except StopRequested as request:
+                self.stop(save=not request.now)
+                orders.give("leave")
+                raise
+            outcome = self.finish()
+            orders.give("leave")
+            return outcome
 
     def accumulate(
         self,
@@ -210,9 +222,11 @@ class FinetuneRecipe:
             parts.governor.throttle.rest()
         tokens = sum(data.rows[row].tokens for row in window)
         supervised_tokens = sum(supervised_count(data.rows[row]) for row in window)
-        return Gradients(float(total) / weight, tokens, supervised_tokens)
+        # Those of a share say nothing.
+        rewards = objective.rewards() if whole is None else Rewards()
+        return Gradients(float(total) / weight, tokens, supervised_tokens, rewards)
 
-    def _gradients(self, window: list[int]) -> tuple[Gradients, Rewards]:
+    def _gradients(self, window: list[int]) -> Gradients:
         """The gradients of a window, summed over all processes."""
         parts, objective, strategy = self.parts, self.parts.objective, self.parts.strategy
         where = f"step {self.parts.state.step + 1}"
@@ -220,7 +234,7 @@ class FinetuneRecipe:
             for attempt in parts.micro_batches.attempts(window, where=where):
                 with attempt:
                     result = self.accumulate(attempt.micro_batches)
-            return result, objective.rewards()
+            return result
         share, whole = strategy.share(window, parts.dataset.lengths), WholeWindow(window, parts.noise.draw())
         with own_draws(self.config.train.seed, parts.state.step, strategy.ranks.rank):
             for attempt in parts.micro_batches.attempts(share, where=where):
@@ -228,7 +242,7 @@ class FinetuneRecipe:
                     result = self.accumulate(attempt.micro_batches, whole=whole)
         parameters = list(trained_tensors(parts.loaded.model).values())
         loss, *sums = strategy.reduce(parameters, [result.loss, *objective.reward_sums()])
-        return dataclasses.replace(result, loss=loss), objective.rewards_of(sums)
+        return dataclasses.replace(result, loss=loss, rewards=objective.rewards_of(sums))
 
     def follow(self) -> None:
         """In a process that is not the first: carry out its orders, until one says to leave.
@@ -249,6 +263,9 @@ class FinetuneRecipe:
     def step(self) -> None:
         """One optimizer step."""
         parts, state = self.parts, self.parts.state
+        if state.step + 1 in state.spikes.left_out:
+            self._pass_over()
+            return
         if parts.strategy.ranks.is_first:
             parts.orders.give("step", step=state.step, overrides=state.overrides)
         began, rested = time.monotonic(), parts.governor.throttle.rested_seconds
@@ -258,10 +275,9 @@ class FinetuneRecipe:
         learning_rate = parts.learning_rate()
         parts.update.begin(learning_rate)
         window = parts.order.window(state.step)
-        result, rewards = self._gradients(window)
+        result = self._gradients(window)
         norm = parts.update.clip()
-        if state.finite.accepts(state.step + 1, result.loss, norm, window, overflow=state.may_overflow):
-            state.best.proved(state.step)
+        if self._accepts(result, norm, window):
             parts.update.step()
             if parts.file is not None:
                 parts.file.updated()
@@ -281,8 +297,8 @@ class FinetuneRecipe:
                 seconds=seconds,
                 tokens_per_second=result.tokens / seconds,
                 paused_seconds=state.paused_seconds,
-                reward_margin=rewards.margin,
-                reward_accuracy=rewards.accuracy,
+                reward_margin=result.rewards.margin,
+                reward_accuracy=result.rewards.accuracy,
             )
         )
         state.limits.pause(state.paused_seconds)
@@ -297,6 +313,23 @@ class FinetuneRecipe:
         self.recorder.end_step(state.step)
         if parts.compilation is not None:
             parts.compilation.report(state.step, self.recorder.notice)
+
+    def _pass_over(self) -> None:
+        """Leave a step out: only the schedule goes on."""
+        if self.parts.file is not None:
+            self.parts.file.begin_step()
+        self.parts.state.step += 1
+        self.recorder.end_step(self.parts.state.step)
+
+    def _accepts(self, result: Gradients, norm: float, window: list[int]) -> bool:
+        """Whether the update of a step may be made, and what it says of the weights that its loss was computed with."""
+        state, step = self.parts.state, self.parts.state.step + 1
+        if not state.finite.accepts(step, result.loss, norm, window, overflow=state.may_overflow):
+            return False
+        accepted = state.spikes.accepts(step, result.loss, result.supervised_tokens, window)
+        if state.spikes.is_trusted:
+            state.best.proved(state.step)
+        return accepted
 
     def loop_until_left(self, *, rehearses: bool) -> None:
         """The loop; gone on with where the device was to be given back and no checkpoint could be written for that.
@@ -354,13 +387,41 @@ class FinetuneRecipe:
             if state.finite.is_hopeless:
                 parts.checkpointer.drop_after(state.best.last_good)
                 raise state.finite.verdict(state.best.last_good)
+            if (spike := state.spikes.due) is not None:
+                self._answer_spike(spike)
+                continue
             if state.step < state.total_steps:
                 self._evaluate_if_due()
             # A pause here is one for a best checkpoint that could not be written; another would fail as well.
             due = parts.intervals.is_checkpoint_due or parts.checkpointer.postponed
+            due = due or (state.saved is None and state.spikes.needs_checkpoint)
             if due and not state.paused:
                 parts.checkpointer.save()
             parts.control_point.attend()
+
+    def _answer_spike(self, spike: Spike) -> None:
+        """Go back to the last good checkpoint, and leave the steps of a spike out.
+
+        Raises:
+            StopRequested: If the run is to end there.
+        """
+        parts, state = self.parts, self.parts.state
+        # Of several processes each would have to go back: they stop, and are continued together.
+        can_go_back = state.spikes.may_go_back and parts.strategy.ranks.is_single
+        if can_go_back and parts.rollback.leave_out(spike):
+            if parts.file is not None:
+                parts.file.follow()
+            return
+        good = state.best.last_good
+        parts.checkpointer.drop_after(good)
+        kept = f"the last good checkpoint is that of step {good}" if good else "no checkpoint is known to be good"
+        times = f" after {state.spikes.rollbacks} rollbacks" if state.spikes.rollbacks else ""
+        self.recorder.warn(
+            "loss_spike_stop",
+            f"The run stops{times}: {kept}. The rows of the spike: {state.spikes.name(spike)}.",
+            "Look at them; a lower train.learning_rate or train.max_grad_norm makes training steadier.",
+        )
+        raise StopRequested(f"a loss spike ({spike.sentence})", now=True)
 
     @property
     def _is_exhausted(self) -> bool:
@@ -460,7 +521,7 @@ class FinetuneRecipe:
             event = dataclasses.replace(event, seconds=seconds)
             for told in (event, *samples):
                 recorder.event(told)
-            if state.best.measured(step, event.loss):
+            if state.best.measured(step, event.loss, proves=state.spikes.is_trusted):
                 parts.checkpointer.save()
         state.evaluated = step
         for sample in parts.samples.write(step, functools.partial(report, "samples")):

@@ -11,16 +11,20 @@ import pytest
 
 from core.errors import UserError
 from core.runs.client import ControlClient
-from core.runs.events import GovernorEvent
+from core.runs.events import CheckpointEvent, GovernorEvent
 from core.runs.history import read_history
 from core.runs.store import Run, create_run
+from tests.core.hardware.conftest import fake_driver as fake_driver
 from tests.waiting import wait_for
 
 from .workers import (
     PATIENCE,
     Workers,
     adapter_bytes,
+    ending,
+    exit_code,
     finish,
+    log,
     only,
     steps,
     wait_until_state,
@@ -49,6 +53,42 @@ throttle = Throttle(controls, duty=float(sys.argv[2]))
 train(run.config(), Recorder(run), controls, resume=False, throttle=throttle)
 print(throttle.rested_seconds)
 """
+
+#: A worker on the CPU whose meters are those of the driver's card, whose governor lives 400 times as fast, and whose
+#: clock on the wall begins just after 23:00 and goes 7,200 times as fast.
+HOOKS = """
+import time
+from datetime import datetime
+from core.worker.process import governor, recorder
+began, evening = time.monotonic(), datetime(2026, 11, 26, 23, 1).timestamp()
+watch, begin = recorder.Recorder.watch, governor.Governor.__init__
+recorder.Recorder.watch = lambda self, device: watch(self, "GPU-00000010-1111-2222-3333-444455556666")
+def fast(self, *args, **options):
+    wall = lambda: evening + (time.monotonic() - began) * 7200
+    begin(self, *args, **options, interval=0.02, clock=lambda: time.monotonic() * 400, wall=wall)
+governor.Governor.__init__ = fast
+"""
+
+
+class Card:
+    """The card of a fake driver, and the environment of workers that read its meters."""
+
+    def __init__(self, directory: Path, driver: Path) -> None:
+        self._readings, hooks = directory / "readings", directory / "hooks"
+        hooks.mkdir()
+        (hooks / "sitecustomize.py").write_text(HOOKS)
+        self.variables = {
+            "LD_LIBRARY_PATH": str(driver),
+            "FAKE_NVML": "",
+            "FAKE_NVML_FILE": str(self._readings),
+            "PYTHONPATH": os.pathsep.join([str(hooks), str(ROOT)]),
+        }
+
+    def show(self, temperature: int) -> None:
+        """Have the driver report a temperature, in °C."""
+        new = self._readings.with_suffix(".new")
+        new.write_text(f"temperature={temperature}\npower=200000\n")
+        new.replace(self._readings)
 
 
 def train_at(workers: Workers, duty: float) -> tuple[Run, float]:
@@ -102,3 +142,52 @@ def test_a_pause_of_the_governor_and_one_of_the_user_end_apart(workers: Workers)
     assert history.settings == {"hardware.disk_free_min_gb": None, "night.deadline": "07:00"}
     assert [mark.kind for mark in history.marks].count("governor") == 2
     assert history.paused_seconds > 0
+
+
+def test_heat_that_no_pause_cools_stops_the_run_after_a_checkpoint(workers: Workers, fake_driver: Path) -> None:
+    card = Card(workers.directory, fake_driver)
+    card.show(60)
+    limit = {"temperature_limit_c": 80.0}
+    run = workers.start(
+        "hot", variables=card.variables, train={"max_steps": 200}, eval={"every_steps": None}, hardware=limit
+    )
+    wait_until_step(run, 3)
+    assert not only(GovernorEvent, run), "it is cool"
+    card.show(95)
+    state = wait_until_state(run, "paused", "stopped")
+    assert exit_code(run) == 3, (state, log(run))
+    end = ending(run)
+    assert end.reason.startswith("stopped by the governor, as the device is at 95 °C (limit 80 °C)")
+    events = only(GovernorEvent, run)
+    assert [event.action for event in events if event.action not in ("slow", "full")] == ["pause", "stop"]
+    assert only(CheckpointEvent, run)[-1].step == end.step
+    assert {(event.cause, event.limit) for event in events} == {("temperature", 80.0)}
+    card.show(60)
+    with workers.environment(**card.variables):
+        workers.resume(run)
+    wait_until_step(run, end.step + 1)
+    assert only(GovernorEvent, run) == events, "it is cool again"
+    ControlClient(run).request("stop")
+    assert exit_code(run) == 3
+    done = [event.step for event in steps(run)]
+    assert done == list(range(1, done[-1] + 1)), "no step is lost or done twice"
+
+
+def test_a_run_started_in_quiet_hours_waits_for_the_morning(workers: Workers, fake_driver: Path) -> None:
+    card = Card(workers.directory, fake_driver)
+    card.show(60)
+    quiet = {"quiet_hours": "23:00-07:00"}
+    run = workers.start(
+        "quiet", variables=card.variables, train={"max_steps": 400}, eval={"every_steps": None}, night=quiet
+    )
+    wait_for(lambda: len(only(GovernorEvent, run)) >= 2, PATIENCE, "the night to be over")
+    ControlClient(run).request("stop", now=True)
+    assert exit_code(run) == 3
+    pause, resume = only(GovernorEvent, run)[:2]
+    assert [(event.action, event.cause) for event in (pause, resume)] == [
+        ("pause", "quiet hours"),
+        ("resume", "quiet hours"),
+    ]
+    # Eight hours by the wall; the night was on when the run began.
+    assert 0 < (resume.t - pause.t) * 7200 / 3600 < 8.5
+    assert not [event for event in steps(run) if pause.t + 1.0 < event.t < resume.t]

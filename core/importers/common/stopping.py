@@ -9,6 +9,9 @@ from core.importers.translation import Translation
 
 #: Options that the functions here may set.
 STOPPING_OPTIONS = ("eval.patience", "checkpoint.final")
+#: The same of :func:`axolotl_watchdog`, and its keys.
+WATCHDOG_OPTIONS = ("train.loss_limit", "train.loss_spike_patience", "train.on_loss_spike", "train.loss_spike")
+WATCHDOG_KEYS = ("loss_watchdog_threshold", "loss_watchdog_patience")
 #: Keys of the best checkpoint in the transformers trainer, which the other tools hand on.
 BEST_KEYS = ("load_best_model_at_end", "metric_for_best_model", "greater_is_better")
 
@@ -32,6 +35,22 @@ def axolotl_stopping(work: Translation) -> None:
         reason = f"With {key}, Axolotl takes the best step."
         work.change(_BEST, "checkpoint.final", "best", reason)
     _best(work, counts=patience)
+
+
+def axolotl_watchdog(work: Translation) -> None:
+    """Axolotl: a run stops after some steps in a row, three if it is not said, with a loss above a limit."""
+    threshold, patience = WATCHDOG_KEYS
+    limit, steps = work.number(threshold), work.integer(patience)
+    if limit is None:
+        if work.has(patience):
+            work.carry(patience, None, reason=f"It counts only with {threshold}.")
+        return
+    work.change(threshold, "train.loss_limit", limit, "The run stops at its last good checkpoint.")
+    if "train.loss_limit" in work.settings:
+        work.put("train.on_loss_spike", "stop", f"As {threshold} asks.")
+        work.put("train.loss_spike", 0.0, f"{threshold} is the only limit.")
+    if steps is not None:
+        work.carry(patience, "train.loss_spike_patience", steps)
 
 
 def _patience(work: Translation, key: str) -> bool:

@@ -39,7 +39,14 @@ from core.importers.common.shared import (
     trains_weights,
 )
 from core.importers.common.steps import every, per_epoch, save_strategy
-from core.importers.common.stopping import BEST_KEYS, STOPPING_OPTIONS, axolotl_stopping
+from core.importers.common.stopping import (
+    BEST_KEYS,
+    STOPPING_OPTIONS,
+    WATCHDOG_KEYS,
+    WATCHDOG_OPTIONS,
+    axolotl_stopping,
+    axolotl_watchdog,
+)
 from core.importers.common.timeouts import TIMEOUT_OPTION, ddp_timeout
 from core.importers.common.tracking import TRACKING_OPTIONS, axolotl_trackers
 from core.importers.rules import Choice, Copy, is_one_of
@@ -335,6 +342,7 @@ _OFFERED: dict[str, Rule] = {
         Joint(_evaluation, ("eval.every_steps",)),
     ),
     **dict.fromkeys(("early_stopping_patience", *BEST_KEYS), Joint(axolotl_stopping, STOPPING_OPTIONS)),
+    **dict.fromkeys(WATCHDOG_KEYS, Joint(axolotl_watchdog, WATCHDOG_OPTIONS)),
     **dict.fromkeys(
         ("generate_samples", "num_generation_samples", "eval_table_size"), Joint(axolotl_samples, SAMPLE_OPTIONS)
     ),

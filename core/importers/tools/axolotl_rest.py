@@ -138,7 +138,6 @@ NOT_OFFERED: dict[str, Missing] = missing(
             "eval_batch_size do_causal_lm_eval eval_causal_lm_metrics do_bench_eval bench_dataset bench_split "
             "lm_eval_tasks lm_eval_batch_size lm_eval_post_train lm_eval_model"
         ),
-        Gap.LOSS_LIMIT: "loss_watchdog_threshold loss_watchdog_patience",
         Gap.WHOLE_CHECKPOINTS: "save_only_model save_safetensors",
         Gap.ON_DEMAND: "save_first_step dynamic_checkpoint",
         Gap.RESUMING: ("resume_from_checkpoint auto_resume_from_checkpoints"),

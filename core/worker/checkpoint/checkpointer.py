@@ -21,6 +21,7 @@ from core.models.fingerprint import BaseFingerprint
 from core.notify import Notice, notify
 from core.runs.changes import KEPT, record
 from core.runs.events import CheckpointEvent, ControlEvent
+from core.small_files import hash_file
 from core.text import one_line
 from core.worker.checkpoint import checkpoint as checkpoints
 from core.worker.checkpoint.checkpoint import Checkpoint
@@ -42,6 +43,8 @@ from core.worker.steps.gradient_checkpointing import GradientCheckpointing
 FIXED_SECTIONS = ("model", "data", "template", "method", "train")
 #: Options that a refusal names.
 _MOST_CHANGES = 3
+#: What of them it need not: a run that has stopped for a loss spike may go on with another rule.
+FREE_OPTIONS = ("on_loss_spike", "loss_spike", "loss_spike_patience", "loss_limit")
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,7 @@ class Checkpointer:
             return
         finally:
             self.recorder.end_progress()
+        self.recorder.seal("checkpoint", {"step": step, "manifest": written.manifest})
         state.saved = step
         self.postponed = False
         state.best.saved(step)
@@ -207,6 +211,7 @@ class Checkpointer:
         """Delete the checkpoints after the last good one, so that whoever goes on begins there."""
         if good is not None and (path := self._path(good)).is_dir():
             self._rotate(path)
+            self.recorder.seal("rollback", {"step": good})
 
     def _path(self, step: int) -> Path:
         return self.recorder.run.checkpoints_path / checkpoints.checkpoint_name(step)
@@ -313,6 +318,9 @@ class Checkpointer:
                 f"The {output.name} cannot be written to {output}: {error}.",
                 f"The newest checkpoint holds it; make room and 'localtune-tui continue {self.recorder.run.id}'.",
             ) from error
+        step = self.state.step if chosen is None else chosen.step
+        files = {str(path.relative_to(output)): hash_file(path) for path in sorted(output.rglob("*")) if path.is_file()}
+        self.recorder.seal("result", {"step": step, "directory": output.name, "files": files})
 
     def _whole_model(self, chosen: Checkpoint | None) -> Mapping[str, torch.Tensor] | None:
         """The weights of the result, where no process has all of them."""
@@ -411,4 +419,6 @@ def fixed_options(config: Config) -> dict[str, Any]:
     """The options that decide what is trained and how, by section."""
     # Without what is as always, so that a version with more options goes on with the runs of an earlier one.
     dumped = config.model_dump(mode="json", exclude_defaults=True)
-    return {section: dumped.get(section, {}) for section in FIXED_SECTIONS}
+    fixed = {section: dumped.get(section, {}) for section in FIXED_SECTIONS}
+    fixed["train"] = {name: value for name, value in fixed["train"].items() if name not in FREE_OPTIONS}
+    return fixed

@@ -1,10 +1,15 @@
-"""Rollback to where the weights were whole, when memory ran out with some of a step's updates made.
+"""Rollback to where the weights were whole or good: when memory ran out with some of a step's updates made, or for a
+loss spike.
 
 Where weights are updated inside backward, such a step cannot be run again. The run goes back within its process to its
 newest checkpoint, or without one to the untouched base, and does the steps from there again with activations
 recomputed. Rows, order, schedule and random state are those of that moment, so that what comes out is what a run gives
 that had activations recomputed from there on: bit for bit where the run is deterministic, which on a GPU is with
 ``train.deterministic = strict``, else to rounding.
+
+For a spike the run goes back to its last good checkpoint and leaves the steps of the spike out when they come again, as
+PaLM's training did (arXiv 2204.02311, section 5.1): what comes out is what a run gives that has left them out from the
+first. Nothing is written for it. Whoever is killed before the next checkpoint meets the spike again, and decides again.
 """
 
 from __future__ import annotations
@@ -19,6 +24,7 @@ from core.config.schema import Config
 from core.config.sixteen_bit import kept_patterns
 from core.errors import UserError
 from core.models.fingerprint import BaseFingerprint
+from core.runs.events import RollbackEvent
 from core.worker.checkpoint.checkpoint import Checkpoint
 from core.worker.checkpoint.checkpointer import Checkpointer, newest_checkpoint
 from core.worker.model.model import LoadedModel, load_model
@@ -26,13 +32,14 @@ from core.worker.oom.retry import Retry, TornUpdateError, release
 from core.worker.optim.update import Update
 from core.worker.process.recorder import Recorder
 from core.worker.process.rng import restore_rng, rng_state
+from core.worker.progress.spikes import Spike
 from core.worker.progress.state import TrainState
 from core.worker.steps.gradient_checkpointing import GradientCheckpointing
 
 
 @dataclass
 class Rollback:
-    """Rolls a run back, once: when it runs out of memory in this way again, activations are recomputed already.
+    """Rolls a run back. For memory once: when it runs out in this way again, activations are recomputed already.
 
     It is made when no step is done and no checkpoint restored, as it keeps the states of that moment.
 
@@ -93,7 +100,48 @@ class Rollback:
         state.evaluated = None
         recorder.end_step(state.step)
         recorder.warn("memory_replay", f"{error.message} {_sentence(found)}", "This takes about a quarter more time.")
+        recorder.seal("rollback", {"step": state.step})
         recorder.phase("training", done=state.step, total=state.total_steps)
+
+    def leave_out(self, spike: Spike) -> bool:
+        """Go on from the last good checkpoint, without the steps of a spike.
+
+        Returns:
+            Whether there is one.
+
+        Raises:
+            UserError: If memory does not suffice for it.
+        """
+        state, recorder = self.state, self.recorder
+        if state.best.last_good is None:
+            return False
+        self.checkpointer.drop_after(state.best.last_good)
+        found = newest_checkpoint(recorder)
+        if found is None:
+            return False
+        state.spikes.leave_out(spike)
+        recorder.phase("loading_model", found.path.name)
+        Retry(lambda: f"step {spike.last}", recorder.warn).run(
+            lambda: self.checkpointer.restore(found),
+            lambda: None,
+            "in going back",
+            "Close what else holds memory, and continue the run; the checkpoint is untouched.",
+        )
+        state.evaluated = None
+        recorder.end_step(state.step)
+        rows = state.spikes.name(spike)
+        recorder.event(
+            RollbackEvent(
+                step=state.step,
+                first=spike.first,
+                last=spike.last,
+                loss=spike.loss,
+                expected=spike.expected,
+                rows=rows,
+            )
+        )
+        recorder.phase("training", done=state.step, total=state.total_steps)
+        return True
 
     def _to_base(self) -> None:
         """As if no step had been done."""

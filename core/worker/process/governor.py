@@ -161,8 +161,8 @@ class Governor:
 
     def _check_device(self, limits: Limits) -> None:
         devices = self._meters.refresh(FIRST_READING)
-        if not devices:
-            return
+        if not devices or devices[0].problem:
+            return  # who cannot be read says nothing of what can be kept
         device = devices[0]
         missing = ""
         if limits.temperature_c is not None and device.temperature_c is None:

@@ -42,8 +42,13 @@ class BestStep:
         """Steps whose checkpoints outlive the rotation."""
         return frozenset(step for step in (self.best_step, self.last_good) if step is not None)
 
-    def measured(self, step: int, loss: float) -> bool:
+    def measured(self, step: int, loss: float, *, proves: bool = True) -> bool:
         """Take in an evaluation; the untouched model (step 0) is no candidate.
+
+        Args:
+            step: Of the weights.
+            loss: The held-out loss.
+            proves: Whether a finite one proves the weights good, as it does not while the training loss spikes.
 
         Returns:
             Whether it is the best one so far.
@@ -53,7 +58,7 @@ class BestStep:
         self.last_measured = step
         if step == 0:
             return False
-        if math.isfinite(loss):
+        if proves and math.isfinite(loss):
             self.proved(step)
         if loss < self._reference - self.min_delta:
             self._reference, self.waited = loss, 0

@@ -12,6 +12,7 @@ from core.worker.process.determinism import Determinism
 from core.worker.progress.best import BestStep
 from core.worker.progress.finite import FiniteCheck
 from core.worker.progress.limits import Limits
+from core.worker.progress.spikes import LossSpikes
 
 
 @dataclass
@@ -41,6 +42,8 @@ class TrainState:
     (``dtype``); None where they are not."""
     limits: Limits = field(default_factory=Limits)
     """Hours and energy after which the run ends, and what is spent of them."""
+    spikes: LossSpikes = field(default_factory=LossSpikes)
+    """Steps whose loss is far too high, and those that are left out for it."""
     step: int = 0
     """Optimizer steps done."""
     overrides: dict[str, Any] = field(default_factory=dict)
@@ -64,9 +67,10 @@ class TrainState:
         return self.scaler is not None and self.scaler.get_scale() > 1.0
 
     def facts(self) -> dict[str, Any]:
-        """The state as JSON, under the keys of a checkpoint's manifest; ``limits`` only of a run that has some, as the
-        checkpoints of two equal runs are equal otherwise."""
+        """The state as JSON, under the keys of a checkpoint's manifest; ``limits`` and ``spikes`` only
+        of a run that has some, or acts on them, as the checkpoints of two equal runs are equal otherwise."""
         spent = {"limits": self.limits.facts()} if self.limits.is_set else {}
+        spikes = {"spikes": self.spikes.facts()} if self.spikes.acts else {}
         return {
             "scaler": self.scaler.state_dict() if self.scaler is not None else None,
             "total_steps": self.total_steps,
@@ -82,6 +86,7 @@ class TrainState:
             "kept_layers": self.kept_layers,
             "file": self.file,
             **spent,
+            **spikes,
         }
 
     def restore(self, manifest: Mapping[str, Any]) -> None:
@@ -102,6 +107,7 @@ class TrainState:
         self.offloading = bool(manifest.get("activation_offload", False))
         self.best.restore(manifest["selection"], self.step)
         self.finite.restore(manifest["health"])
+        self.spikes.restore(manifest.get("spikes"))
 
     def restart(self, beginning: Mapping[str, Any]) -> None:
         """Go back to before the first step, with what memory has asked for since still given up.
@@ -112,3 +118,4 @@ class TrainState:
         self.step, self.saved = 0, None
         self.best.restore(beginning["selection"], None)
         self.finite.restore(beginning["health"])
+        self.spikes.restore(beginning.get("spikes"))

@@ -10,7 +10,8 @@ import torch
 from accelerate import Accelerator
 
 from core.config.derived import FP32_STATES, updates_in_backward
-from core.config.schema import WEIGHT_METHODS, Config
+from core.config.schema import WEIGHT_METHODS, Config, TrainSection
+from core.data.registries.data_files import DataHashes
 from core.hardware.wsl import is_wsl
 from core.memory.batching import TOKEN_BUDGETS
 from core.models.fingerprint import BaseFingerprint
@@ -38,7 +39,7 @@ from core.worker.oom.retry import Retry, shortage_explained
 from core.worker.optim.optim import make_optimizer
 from core.worker.optim.paged import PagedBuffers, unpaged_where_needed
 from core.worker.optim.rounding_trial import choose_kernels
-from core.worker.optim.schedule import LearningRate
+from core.worker.optim.schedule import LearningRate, warmup_steps
 from core.worker.optim.update import AdapterUpdate, Update, WeightUpdate
 from core.worker.process.control import Controls
 from core.worker.process.determinism import (
@@ -52,11 +53,13 @@ from core.worker.process.determinism import (
 from core.worker.process.governor import Governor
 from core.worker.process.malloc import keep_freed_memory
 from core.worker.process.recorder import Recorder
+from core.worker.process.rng import seed_unused
 from core.worker.process.throttle import Throttle
 from core.worker.progress.best import BestStep
 from core.worker.progress.finite import FiniteCheck
 from core.worker.progress.intervals import Intervals
 from core.worker.progress.limits import Limits
+from core.worker.progress.spikes import LossSpikes
 from core.worker.progress.state import TrainState
 from core.worker.setup.compilation import Compilation, compile_layers
 from core.worker.setup.device import settle_device
@@ -69,6 +72,7 @@ from core.worker.setup.memory_decision import (
     decide_memory,
     with_experts,
 )
+from core.worker.setup.origin import Origin
 from core.worker.setup.preparation import Prepared, prepare
 from core.worker.setup.ready_model import SMALLER, ReadyModel, make_ready
 from core.worker.setup.self_check import check_head, check_model
@@ -115,6 +119,7 @@ class Parts:
     """None where layers run as they are."""
     file: FileTraining | None
     """None where no file's weights are trained."""
+    origin: Origin
     strategy: Strategy
     """How the processes of the run share the model and the work."""
     orders: Orders
@@ -147,6 +152,7 @@ def build(
     strategy = make_strategy(config, ranks or Ranks.single())
     config = settle_options(config, strategy, recorder)
     fix_workspace(config.train.deterministic)
+    seed_unused(config.train.seed)
     # What the device cannot do is said before minutes are spent on the rows.
     device = settle_device(config, recorder)
     governor = make_governor(config, recorder, controls, device, throttle)
@@ -159,7 +165,7 @@ def build(
     controls.check_stop()
     recorder.phase("loading_model", config.model.base)
     # Beside the loading, which reads the same files.
-    fingerprint = BaseFingerprint(prepared.base)
+    fingerprint, files = BaseFingerprint(prepared.base), DataHashes(config.data)
     placed = _place_model(config, prepared, device, recorder, controls, found, strategy)
     goal = _make_goal(config, placed.model, prepared, recorder, controls, found)
 
@@ -199,6 +205,7 @@ def build(
         governor=governor,
         compilation=training.compilation,
         file=keeping.file,
+        origin=Origin(files, dataset, keeping.checkpointer),
         strategy=strategy,
         orders=orders,
     )
@@ -250,8 +257,9 @@ def _make_state(
 ) -> TrainState:
     """The state of the training at its beginning."""
     train, memory = config.train, placed.memory
+    total_steps = train.max_steps or math.ceil(train.epochs * order.steps_per_epoch)
     return TrainState(
-        total_steps=train.max_steps or math.ceil(train.epochs * order.steps_per_epoch),
+        total_steps=total_steps,
         token_budget=memory.token_budget,
         best=BestStep(config.eval.patience, config.eval.min_delta),
         finite=FiniteCheck(recorder.warn, dataset.places),
@@ -262,7 +270,21 @@ def _make_state(
         offloading=memory.offload,
         liger=goal.liger,
         deterministic=deterministic,
+        spikes=_make_spikes(train, total_steps, dataset, recorder),
         limits=Limits(train.max_hours, train.max_energy_wh, lambda: recorder.energy_wh),
+    )
+
+
+def _make_spikes(train: TrainSection, total_steps: int, dataset: Dataset, recorder: Recorder) -> LossSpikes:
+    """What looks for loss spikes."""
+    return LossSpikes(
+        train.on_loss_spike,
+        threshold=train.loss_spike,
+        patience=train.loss_spike_patience,
+        limit=train.loss_limit,
+        warmup=warmup_steps(train.warmup, total_steps),
+        notice=recorder.warn,
+        places=dataset.places,
     )
 
 

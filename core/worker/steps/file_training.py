@@ -50,6 +50,7 @@ class FileTraining:
         self._use(True)
         if state.step == self.before:
             state.best.begin_anew()
+            state.spikes.begin_anew()
             self.notice(
                 "info",
                 "file_weights",

@@ -38,6 +38,16 @@ def test_a_run_is_added_with_its_configuration_as_it_is_now(cli: CommandLine, co
     assert cli("queue", "add", str(config)).code == 1
 
 
+def test_a_preset_and_what_the_check_may_find_are_taken_as_train_takes_them(cli: CommandLine, config: Path) -> None:
+    result = cli("queue", "add", str(config), "--preset", "cpu-small", "--allow", "stop_untrained", "--json")
+    assert result.code == 0, result.err
+    assert "preset cpu-small" in result.err
+    kept = store.read_entry_config(store.read_queue().entry(1))
+    assert kept.data.allow == ["stop_untrained"]
+    assert kept.train.max_length != type(kept.train)().max_length, "the preset says it"
+    assert cli("queue", "add", str(config), "--preset", "nothing-like-it").code == 1
+
+
 def test_what_would_be_refused_at_its_start_is_not_added(cli: CommandLine, config: Path) -> None:
     assert cli("queue", "add", str(config), "--set", "train.batch_size=0").code == 1
     (config.parent / "rows.jsonl").unlink()

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from core.runs.events import decode_event
-from core.runs.store import complete_checkpoints, find_run
+from core.runs.events import HardwareEvent, decode_event, encode_event
+from core.runs.store import complete_checkpoints, find_run, list_runs
 from core.runs.tail import EventTail
 
 from .conftest import CommandLine, wait_for
@@ -258,3 +258,22 @@ def test_demo_joins_the_sample_run_that_is_on(cli: CommandLine) -> None:
     out, _ = first.communicate(timeout=30)
     assert result.json["run"] == json.loads(out)["run"]
     assert "joining" in result.err
+
+
+def test_the_list_has_what_the_energy_costs_by_the_runs_own_tariff(cli: CommandLine) -> None:
+    for name, tariff in (("with", ["hardware.tariff=0.5", "hardware.currency=EUR"]), ("without", [])):
+        cli.script(steps=1)
+        cli("train", str(cli.config()), "--name", name, *(part for value in tariff for part in ("--set", value)))
+    assert "COST" not in cli("runs").out, "no device has told its energy"
+    for run in list_runs():
+        with run.events_path.open("a", encoding="utf-8") as file:
+            for t in (1.0, 2.0):
+                file.write(encode_event(HardwareEvent(t=4e9 + t, devices=[], energy_wh=640.0)))
+    rows = {row["id"].rpartition("-")[2]: row for row in cli("runs", "--json").json}
+    assert (rows["with"]["energy_wh"], rows["with"]["cost"], rows["with"]["currency"]) == (640.0, 0.32, "EUR")
+    assert (rows["without"]["cost"], rows["without"]["currency"]) == (None, "")
+    heading, *lines = cli("runs").out.splitlines()
+    assert "COST" in heading
+    assert [("0.32 EUR" in line) for line in lines] == [
+        ("-with " in f"{line} " and "-without" not in line) for line in lines
+    ]

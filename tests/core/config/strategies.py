@@ -72,6 +72,11 @@ def coherent(changes: list[tuple[str, Any]]) -> bool:
         or (values.get("train.packing") and not values.get("train.fused_layers", True))
         or (values.get("train.packing") and "method.neftune_alpha" in values)
         or ("method.train_for" in values and {"train.max_hours", "train.max_energy_wh"} & values.keys())
+        or (
+            values.get("train.on_loss_spike") == "skip"
+            and method in ("full", "freeze")
+            and values.get("memory.optimizer_in_backward", "auto") != "off"
+        )
         or (begins == "loftq" and method != "qlora")
         or (begins != "default" and values.get("method.dora"))
         or (
@@ -102,6 +107,16 @@ def _are_processes(values: dict[str, Any]) -> bool:
         or ("hardware.gpu" in values and (named or processes > 1))
         or (named and "all" not in named and processes > len(named))
         or (several and values.get("memory.optimizer_in_backward") == "on")
+        or (values.get("distributed.strategy") == "fsdp2" and _needs_whole_weights(values))
+    )
+
+
+def _needs_whole_weights(values: dict[str, Any]) -> bool:
+    trains_weights = values.get("method.name", "qlora") in ("full", "freeze")
+    return (
+        "method.train_for" in values
+        or (values.get("train.objective") in ("dpo", "kto") and not trains_weights)
+        or (values.get("train.optimizer", "adamw") != "adamw" and trains_weights)
     )
 
 

@@ -74,10 +74,10 @@ int nvmlInitWithFlags(unsigned flags)
 {
     (void)flags;
     int code = (int)value_of("driver", 0);
-    opened = !code;
+    opened = code ? 0 : opened + 1; /* counted, as the driver library does */
     return mode("mismatch") ? MISMATCH : mode("unloaded") ? NOT_LOADED : code;
 }
-int nvmlShutdown(void) { opened = 0; return OK; }
+int nvmlShutdown(void) { if (opened) opened--; return OK; }
 const char *nvmlErrorString(int code) { (void)code; return "a fake error"; }
 int nvmlSystemGetDriverVersion(char *text, unsigned length) { snprintf(text, length, mode("12.4") ? "550.54.14" : "580.95.05"); return OK; }
 int nvmlSystemGetCudaDriverVersion(int *version) { *version = mode("12.4") ? 12040 : 13000; return OK; }

@@ -408,3 +408,20 @@ def test_what_halts_a_run_is_marked_each_with_its_kind() -> None:
     kinds = [(1, "paused"), (1, "going_on"), (2, "parked"), (2, "memory"), (2, "warning")]
     assert [(mark.step, mark.kind) for mark in history.marks] == kinds
     assert history.marks[0].text == "paused on request"
+
+
+def test_a_rollback_forgets_what_it_undid_and_is_marked_where_the_run_goes_on() -> None:
+    history = RunHistory()
+    for number in range(1, 11):
+        history.apply(step(number))
+    history.apply(events.NoticeEvent(level="warning", code="loss_spike", message="The loss spikes."))
+    history.apply(events.RollbackEvent(step=6, first=9, last=10, loss=7.125, expected=1.2, rows="a.jsonl line 3"))
+    for number in (7, 8, 11):
+        history.apply(step(number))
+    assert [(mark.step, mark.kind) for mark in history.marks] == [(6, "rollback")]
+    assert list(history.loss.steps) == [1, 2, 3, 4, 5, 6, 7, 8, 11]
+    line = history.log[-1]
+    assert line.level == "warning"
+    assert line.text == (
+        "back to step-6, without steps 9 to 10: loss 7.12 where about 1.20 was expected; rows: a.jsonl line 3"
+    )

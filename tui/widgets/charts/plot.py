@@ -30,6 +30,7 @@ KINDS = {
     "paused": "pause",
     "parked": "parked",
     "memory": "memory",
+    "rollback": "rollback",
     "error": "error",
     "": "",
 }

@@ -165,7 +165,7 @@ def test_a_loss_or_a_number_that_does_not_count_is_told(tmp_path: Path) -> None:
 
 def test_what_is_not_offered_says_what_happens_instead(tmp_path: Path) -> None:
     text = (
-        f"{BASE}loss_watchdog_threshold: 5\ntensor_parallel_size: 2\nuse_comet: true\nwandb_entity: mine\n"
+        f"{BASE}tensor_parallel_size: 2\nuse_comet: true\nwandb_entity: mine\n"
         "sample_packing: true\nrl: grpo\n"
         "lora_modules_to_save: [lm_head]\nresume_from_checkpoint: ckpt\nplugins: [x.y]\nearly_stopping_patience: 3\n"
         "gpu_memory_limit: 20GiB\nmodel_type: LlamaForCausalLM\n"
@@ -177,6 +177,21 @@ def test_what_is_not_offered_says_what_happens_instead(tmp_path: Path) -> None:
         assert said.to is None
         assert len(said.reason) > 15
     assert "Packed rows" in comment(imported, "train.batch_size")
+
+
+@pytest.mark.parametrize(("text", "patience"), [("", 3), ("loss_watchdog_patience: 5\n", 5)])
+def test_the_loss_watchdog_is_the_same_rule(tmp_path: Path, text: str, patience: int) -> None:
+    imported = carry(tmp_path, f"{BASE}loss_watchdog_threshold: 5\n{text}")
+    assert entry(imported, "loss_watchdog_threshold")[0] == "changed"
+    train = loaded(tmp_path, imported).train
+    assert (train.loss_limit, train.on_loss_spike, train.loss_spike) == (5.0, "stop", 0.0)
+    assert train.loss_spike_patience == patience
+
+
+def test_the_patience_of_a_watchdog_without_a_limit_says_nothing(tmp_path: Path) -> None:
+    imported = carry(tmp_path, f"{BASE}loss_watchdog_patience: 5\n")
+    assert entry(imported, "loss_watchdog_patience")[1].to is None
+    assert loaded(tmp_path, imported).train.on_loss_spike == "warn"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,297 @@
+"""Loss spikes: steps whose loss is far above what the steps before lead to expect, and what is done about them."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from core.analysis.file_lines import FileLine, name_places
+from core.units import exact_number, format_number
+
+#: Times that a run goes back for a spike; at the next one it stops.
+ROLLBACK_LIMIT = 3
+#: Losses whose median is the level; residuals that tell the noise; how many of these there have to be.
+LEVEL, NOISE, FEWEST = 16, 128, 20
+#: The least noise that is assumed, in nats: where rows are known by heart, one that is not stands out by nature.
+LEAST_NOISE = 0.05
+#: Spikes that are told in a start of a run.
+MOST_TOLD = 10
+
+Action = Literal["warn", "skip", "rollback", "stop"]
+Told = Callable[[str, str, str], None]
+
+
+class RecentLosses:
+    """The losses of the last steps, robustly summed up: their level, and how far above it a step has to be.
+
+    The level is the median of the last :data:`LEVEL` losses, moved by the median of the residuals, that is the
+    trend. The noise is the greater one of two robust deviations of the residuals: by their median, and by their 95th
+    percentile, which sees a few steps in twenty that are of another kind, such as those of the shortest rows.
+    """
+
+    def __init__(self) -> None:
+        self._losses: deque[float] = deque(maxlen=LEVEL)
+        self._residuals: deque[float] = deque(maxlen=NOISE)
+        self._tokens: deque[int] = deque(maxlen=NOISE)
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether they say anything yet."""
+        return len(self._residuals) >= FEWEST
+
+    def add(self, loss: float, tokens: int) -> None:
+        """Take a step in.
+
+        Args:
+            loss: Its mean loss, in nats.
+            tokens: The supervised tokens that it is the mean of.
+        """
+        if self._losses:
+            self._residuals.append(loss - _median(self._losses))
+            self._tokens.append(tokens)
+        self._losses.append(loss)
+
+    def expected(self) -> float:
+        """The loss that the next step should have."""
+        return _median(self._losses) + _median(self._residuals)
+
+    def deviations(self, loss: float, tokens: int) -> float:
+        """How many deviations a loss is above the expected one; 0 where one of the last steps was as far above the
+        level. The mean of few tokens deviates more, by the root of their number."""
+        level, trend, usual = _median(self._losses), _median(self._residuals), _median(self._tokens)
+        if loss - level <= max(self._residuals):
+            return 0.0
+        apart = sorted(
+            (residual - trend) / _widening(count, usual)
+            for residual, count in zip(self._residuals, self._tokens, strict=True)
+        )
+        typical = 1.4826 * _median([abs(residual) for residual in apart])
+        upper = apart[math.ceil(0.95 * (len(apart) - 1))] / 1.645
+        return (loss - level - trend) / (max(typical, upper, LEAST_NOISE) * _widening(tokens, usual))
+
+    def forget(self) -> None:
+        """Begin anew, at another level."""
+        for each in (self._losses, self._residuals, self._tokens):
+            each.clear()
+
+    def facts(self) -> dict[str, Any]:
+        """All of it as JSON, for a checkpoint."""
+        return {"losses": list(self._losses), "residuals": list(self._residuals), "tokens": list(self._tokens)}
+
+    def restore(self, facts: Mapping[str, Any]) -> None:
+        """Put :meth:`facts` back."""
+        self.forget()
+        self._losses.extend(map(float, facts["losses"]))
+        self._residuals.extend(map(float, facts["residuals"]))
+        self._tokens.extend(map(int, facts["tokens"]))
+
+
+@dataclass(frozen=True)
+class Spike:
+    """Steps in a row whose losses were far too high."""
+
+    first: int
+    """The first of them, counted from 1."""
+    last: int
+    loss: float
+    """The highest loss."""
+    expected: float | None
+    """The loss that the first one should have had; None where that is not known yet."""
+    rows: tuple[int, ...]
+    """Indices of their rows."""
+
+    @property
+    def count(self) -> int:
+        """How many steps they are."""
+        return self.last - self.first + 1
+
+    def followed_by(self, step: int, loss: float, window: Sequence[int]) -> Spike:
+        """With one more step."""
+        return Spike(self.first, step, max(loss, self.loss), self.expected, (*self.rows, *window))
+
+    @property
+    def sentence(self) -> str:
+        """In words: ``7.13 at step 41, where about 1.2 was expected``."""
+        at = f"step {self.first}" if self.count == 1 else f"steps {self.first} to {self.last}"
+        about = "" if self.expected is None else f", where about {format_number(self.expected)} was expected"
+        return f"{format_number(self.loss)} at {at}{about}"
+
+
+class LossSpikes:
+    """Looks for spikes in the losses of a run, and says what is to be done.
+
+    Args:
+        action: As ``train.on_loss_spike``.
+        threshold: Deviations above the expected loss from which a step is one; 0: losses are not compared.
+        patience: Such steps in a row after which the run goes back or stops; when updates are skipped, the most.
+        limit: A loss above which a step is one whatever was before; None for no limit.
+        warmup: Steps of warm-up, which are not looked at.
+        notice: Told of spikes: ``notice(code, message, hint)``.
+        places: Where the training rows come from, by their index.
+    """
+
+    def __init__(
+        self,
+        action: Action = "warn",
+        *,
+        threshold: float = 8.0,
+        patience: int = 3,
+        limit: float | None = None,
+        warmup: int = 0,
+        notice: Told = lambda *_: None,
+        places: Sequence[FileLine] = (),
+    ) -> None:
+        self._action, self._patience, self._limit = action, patience, limit
+        self._threshold = threshold or math.inf
+        self._warmup, self._notice, self._places = warmup, notice, places
+        self._recent = RecentLosses()
+        self._told = 0
+        self.spike: Spike | None = None
+        """The one that is on; None while losses are as expected."""
+        self.left_out: set[int] = set()
+        """Steps, counted from 1, that are left out as a spike began with their rows."""
+        self.rollbacks = 0
+        """Times that the run went back for a spike."""
+
+    @property
+    def acts(self) -> bool:
+        """Whether a spike changes what is trained."""
+        return self._action != "warn"
+
+    @property
+    def _ends(self) -> bool:
+        """Whether the run returns to a good checkpoint."""
+        return self._action in ("rollback", "stop")
+
+    @property
+    def is_trusted(self) -> bool:
+        """Whether the weights may be called good."""
+        return self.spike is None or not self._ends
+
+    @property
+    def needs_checkpoint(self) -> bool:
+        """Whether there has to be a checkpoint that the run can return to."""
+        return self._ends and self.spike is None and (self._recent.is_enough or self._limit is not None)
+
+    @property
+    def due(self) -> Spike | None:
+        """The spike for which the run has to go back or stop now."""
+        return self.spike if self.spike is not None and self._ends and self.spike.count >= self._patience else None
+
+    @property
+    def may_go_back(self) -> bool:
+        """Whether the run goes on after a rollback, and does not stop."""
+        return self._action == "rollback" and self.rollbacks < ROLLBACK_LIMIT
+
+    def accepts(self, step: int, loss: float, tokens: int, window: Sequence[int]) -> bool:
+        """Whether the update of a step may be made.
+
+        Args:
+            step: The step under way, counted from 1.
+            loss: Its mean loss, which is finite.
+            tokens: Its supervised tokens.
+            window: Indices of its rows.
+        """
+        above = 0.0
+        if self._recent.is_enough and step > self._warmup:
+            above = self._recent.deviations(loss, tokens)
+        is_over = self._limit is not None and loss > self._limit
+        if above <= self._threshold and not is_over:
+            self.spike = None
+            if step > self._warmup:
+                self._recent.add(loss, tokens)
+            return True
+        if self.spike is None:
+            expected = self._recent.expected() if self._recent.is_enough else None
+            self.spike = Spike(step, step, loss, expected, tuple(window))
+            self._tell(self.spike, above)
+        else:
+            self.spike = self.spike.followed_by(step, loss, window)
+        if self._ends or self.spike.count <= self._patience:
+            return self._action != "skip"
+        self._settle(self.spike, loss, tokens)
+        return True
+
+    def _settle(self, spike: Spike, loss: float, tokens: int) -> None:
+        """Take a loss that has stayed high for the new level."""
+        if spike.count == self._patience + 1:
+            self._recent.forget()
+            if self._action == "skip":
+                self._notice(
+                    "loss_spike_stays",
+                    f"The loss stays high after {self._patience} steps whose update was skipped: updates are made "
+                    "again, as it is not a matter of a few rows.",
+                    "With train.on_loss_spike = rollback the run would go back to before.",
+                )
+        self._recent.add(loss, tokens)
+
+    def _tell(self, spike: Spike, above: float) -> None:
+        self._told += 1
+        if self._told > MOST_TOLD:
+            return
+        if above > self._threshold:
+            why = f"{spike.sentence} ({format_number(above)} deviations above it)"
+        else:
+            why = f"{spike.sentence}; train.loss_limit is {exact_number(self._limit or 0.0)}"
+        hint = {
+            "warn": "Look at these rows; train.on_loss_spike says what a run does about it.",
+            "skip": "Its update is skipped. Look at these rows.",
+            "rollback": f"After {self._patience} such steps in a row the run goes back to its last good checkpoint.",
+            "stop": f"After {self._patience} such steps in a row the run stops at its last good checkpoint.",
+        }[self._action]
+        more = " Further spikes of this start are not told." if self._told == MOST_TOLD else ""
+        self._notice("loss_spike", f"The loss spikes: {why}. Its rows: {self.name(spike)}.{more}", hint)
+
+    def name(self, spike: Spike) -> str:
+        """Where the rows of a spike are."""
+        # Rows that were made in memory, as tests do, come from nowhere.
+        return name_places([self._places[row] for row in spike.rows if row < len(self._places)])
+
+    def begin_anew(self) -> None:
+        """What was before is compared with no more: other weights are trained from now on."""
+        self._recent.forget()
+        self.spike = None
+
+    def leave_out(self, spike: Spike) -> None:
+        """The steps of a spike are not done again when the run has gone back."""
+        self.left_out.update(range(spike.first, spike.last + 1))
+        self.rollbacks += 1
+
+    def facts(self) -> dict[str, Any]:
+        """All of it as JSON, for a checkpoint."""
+        return {
+            "recent": self._recent.facts(),
+            "spike": None if self.spike is None else vars(self.spike),
+            "left_out": sorted(self.left_out),
+            "rollbacks": self.rollbacks,
+        }
+
+    def restore(self, facts: Mapping[str, Any] | None) -> None:
+        """Put :meth:`facts` back; what was left out since stays so.
+
+        Args:
+            facts: None where a checkpoint has none, as the run did nothing about spikes then.
+        """
+        self._recent.forget()
+        self.spike = None
+        if facts is None:
+            return
+        self._recent.restore(facts["recent"])
+        if (spike := facts["spike"]) is not None:
+            self.spike = Spike(**{**spike, "rows": tuple(spike["rows"])})
+        self.left_out |= set(facts["left_out"])
+        self.rollbacks = max(self.rollbacks, int(facts["rollbacks"]))
+
+
+def _widening(tokens: int, usual: float) -> float:
+    """By how much the mean of few tokens deviates more than that of the usual number."""
+    return math.sqrt(max(usual / max(tokens, 1), 1.0))
+
+
+def _median(values: Sequence[float] | deque[float] | deque[int]) -> float:
+    ordered = sorted(values)
+    middle = len(ordered) // 2
+    return float(ordered[middle]) if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
