@@ -85,6 +85,11 @@ def calibration_dir() -> Path:
     return home() / "calibration"
 
 
+def audits_dir() -> Path:
+    """Copies of runs that are executed again; empty but for audits that are on."""
+    return home() / "audits"
+
+
 def selftest_dir() -> Path:
     """The last report of the self-test, and its runs while it is on."""
     return home() / "selftest"

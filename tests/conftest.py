@@ -29,6 +29,7 @@ settings.load_profile("steady")
 #: them out. A single test of another module has ``@pytest.mark.slow``.
 SLOW = (
     "tests/e2e",
+    "tests/faults",
     "tests/snapshots",
     "tests/tui",
     "tests/contracts/test_continues.py",
@@ -62,6 +63,7 @@ SLOW = (
 )
 #: Modules of slow folders that are fast all the same.
 QUICK = (
+    "tests/faults/test_matrix.py",
     "tests/core/worker/data/test_batches.py",
     "tests/core/serve/test_same_tokens.py",
     "tests/core/worker/optim/test_schedule.py",

@@ -14,8 +14,10 @@ import contextlib
 import ctypes
 import fcntl
 import gc
+import importlib
 import json
 import os
+import resource
 import runpy
 import signal
 import socket
@@ -30,16 +32,21 @@ from typing import IO, Any
 
 import pytest
 
+#: The environment variable of a forked worker with the fault that it is to meet, for :mod:`tests.faults.injections`.
+FAULT_VARIABLE = "LOCALTUNE_TEST_FAULT"
 #: Of ``prctl``: whether this process becomes the parent of descendants that have lost theirs.
 _SUBREAPER = 36
 #: Largest request: a command and an environment.
 _LIMIT = 1 << 20
 #: Most descriptors that a process is given.
 _DESCRIPTORS = 16
+#: Limits that a process has from the one that starts it.
+_LIMITS = (resource.RLIMIT_AS, resource.RLIMIT_CPU, resource.RLIMIT_DATA, resource.RLIMIT_FSIZE, resource.RLIMIT_NOFILE)
 #: The Python of the tests; one that a test has put in its place is started.
 _PYTHON = sys.executable
-#: Variables that are read as a process begins.
-_AT_START = ("LD_PRELOAD", "LD_LIBRARY_PATH")
+#: Where modules come from, and variables that are read as a process begins, both as this process has them.
+_PATHS = {str(Path(__file__).resolve().parents[1]), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))}
+_BEGUN_WITH = {name: os.environ.get(name) for name in ("LD_PRELOAD", "LD_LIBRARY_PATH")}
 
 
 class ForkedProcess:
@@ -135,6 +142,7 @@ class Forks:
                 "environment": dict(options.get("env") or os.environ),
                 "places": [0, 1, 2, *passed],
                 "umask": options.get("umask", -1),
+                "limits": {str(number): resource.getrlimit(number) for number in _LIMITS},
             }
             with self._turn, _adopting():
                 connection = self._connected()
@@ -162,7 +170,8 @@ class Forks:
                     [_PYTHON, "-m", __name__, str(theirs.fileno())],
                     pass_fds=[theirs.fileno()],
                     cwd=Path(__file__).parents[1],
-                    env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+                    env=os.environ
+                    | {"PYTHONPATH": os.pathsep.join(_PATHS), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
                 )
         return self._socket
 
@@ -171,14 +180,11 @@ def _can_be_forked(command: Sequence[str], environment: Mapping[str, str]) -> bo
     """Whether a command is one of a worker's modules, by this Python and without other sources before its own."""
     if len(command) < 3 or command[:2] != [_PYTHON, "-m"] or not command[2].startswith("core.worker"):
         return False
-    usual = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    paths = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
-    root = str(Path(__file__).resolve().parents[1])
-    return {*paths} <= {root, *usual} and all(environment.get(name) == _BEGUN_WITH[name] for name in _AT_START)
-
-
-#: What this process has begun with, and the one that others are forked from.
-_BEGUN_WITH = {name: os.environ.get(name) for name in _AT_START}
+    # The one that watches over several processes imports none of the libraries.
+    if command[2].startswith("core.worker.supervise"):
+        return False
+    paths = {path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path}
+    return paths <= _PATHS and all(environment.get(name) == value for name, value in _BEGUN_WITH.items())
 
 
 def _stream(asked: int | None, number: int, theirs: contextlib.ExitStack) -> tuple[int, IO[bytes] | None]:
@@ -237,11 +243,15 @@ def _become(asked: dict[str, Any], descriptors: Sequence[int]) -> None:
     os.chdir(asked["cwd"])
     if asked["umask"] >= 0:
         os.umask(asked["umask"])
+    for number, limit in asked["limits"].items():
+        resource.setrlimit(int(number), limit)
     _place(descriptors, asked["places"], {helpers.fileno()})
     os.environ.clear()
     os.environ.update(asked["environment"])
     module, *words = asked["words"]
     sys.argv = [module, *words]
+    if module == "core.worker" and (fault := os.environ.get(FAULT_VARIABLE)):
+        importlib.import_module("tests.faults.injections").inject(fault)
     with helpers.replacing():
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     sys.exit(0)

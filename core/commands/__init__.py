@@ -37,6 +37,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "plan": ("plan", "how much memory a run would take, and whether it fits"),
     "bits": ("bits", "what 4 bits cost on your rows, layer by layer, before a run"),
     "chat": ("chat", "talk to a run's model, or to any model"),
+    "verify": ("verify", "check a run's hash chain, and execute parts of it again: every byte must come out equal"),
     "export": ("export", "write a run's result as files for other programs, proven to answer as it does"),
     "eval": ("eval", "put a file of prompts to models and compare the answers, or measure a benchmark"),
     "serve": ("serve", "let other programs use a run's model: OpenAI's API, on this machine alone"),

@@ -125,6 +125,10 @@ EXAMPLES: Mapping[str, Sequence[tuple[str, str]]] = {
         ("chat latest --base --prompt -", "the base model; reads the question"),
         ("chat smollm2-135m-instruct", "a model without a run"),
     ),
+    "verify": (
+        ("verify latest", "the chain, and three intervals executed again"),
+        ("verify latest --spans 10 --seed 7 --json", "more of them, the same ones each time, for programs"),
+    ),
     "export": (
         ("export latest --to gguf", "for llama.cpp, LM Studio and others"),
         ("export latest --to gguf --quant Q4_K_M", "smaller"),

@@ -34,6 +34,8 @@ METHODS = ("qlora", "lora", "full", "freeze")
 DEFAULT_LENGTH, SHORTEST, LONGEST = 2048, 8, 1 << 20
 #: Most cards of a machine, as for ``distributed.processes``.
 MOST_CARDS = 64
+#: Most digits of a number that a flag takes.
+MOST_DIGITS = 9
 #: Data above this size is analyzed only on request.
 QUICK_DATA_BYTES = 64 << 20
 
@@ -150,17 +152,31 @@ def _remarks(
 
 
 def _cards(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= MOST_CARDS:
-        raise UserError(f"--cards {text} is no number of cards from 1 to {MOST_CARDS}.", "Write it as 2.")
-    return int(text)
+    number = _whole(text)
+    if number is None or not 1 <= number <= MOST_CARDS:
+        raise UserError(f"--cards {_shown(text)} is no number of cards from 1 to {MOST_CARDS}.", "Write it as 2.")
+    return number
 
 
 def _length(text: str | None) -> int:
     if text is None:
         return DEFAULT_LENGTH
-    if not text.isdecimal() or not SHORTEST <= int(text) <= LONGEST:
-        raise UserError(f"--length {text} is no number of tokens from {SHORTEST} to {LONGEST:,}.", "Write it as 2048.")
-    return int(text)
+    number = _whole(text)
+    if number is None or not SHORTEST <= number <= LONGEST:
+        what = f"--length {_shown(text)} is no number of tokens from {SHORTEST} to {LONGEST:,}."
+        raise UserError(what, "Write it as 2048.")
+    return number
+
+
+def _whole(text: str) -> int | None:
+    """A whole number; None for anything else, and for more digits than any number here has."""
+    return int(text) if text.isdecimal() and len(text) <= MOST_DIGITS else None
+
+
+def _shown(text: str) -> str:
+    from core.text import one_line
+
+    return one_line(text, 40)
 
 
 def _warn(base: Path) -> None:
@@ -285,7 +301,7 @@ def _cards_as_json(chosen: Chosen) -> dict[str, Any]:
         "strategy": chosen.strategy,
         "reason": chosen.reason,
         "zero_stage": sharing.stage if chosen.strategy == "deepspeed" else None,
-        "offload": sharing.offload if sharing.optimizer else None,
+        "offload": sharing.offload if sharing.shares else None,
         "rows": chosen.rows,
         "fits": chosen.fits,
         "host_bytes": chosen.host_bytes,

@@ -644,6 +644,30 @@ def _offload_of_shares(config: Config, _: Facts) -> Findings:
         )
 
 
+@_rule("error", "distributed.strategy", "train.objective", "train.optimizer", "method.train_for", "method.name")
+def _shares_are_no_whole_weights(config: Config, _: Facts) -> Findings:
+    """distributed.strategy = fsdp2 is not for what needs whole weights in each process: dpo and kto with adapters,
+    optimizers of trained weights other than AdamW, method.train_for."""
+    if config.distributed.strategy != "fsdp2":
+        return
+    trains_weights, train = config.method.name in WEIGHT_METHODS, config.train
+    if train.objective in ("dpo", "kto") and not trains_weights:
+        yield (
+            f"distributed.strategy is fsdp2, and the reference of {train.objective} is the model without its adapters.",
+            "Set distributed.strategy = replicate, or train.objective = sft or orpo.",
+        )
+    if trains_weights and train.optimizer != "adamw":
+        yield (
+            f"distributed.strategy is fsdp2, and the states of {train.optimizer} belong to whole tensors.",
+            "Set train.optimizer = adamw, or distributed.strategy = replicate.",
+        )
+    if config.method.train_for is not None:
+        yield (
+            "distributed.strategy is fsdp2, and method.train_for needs whole weights.",
+            "Set distributed.strategy = replicate, or leave method.train_for out.",
+        )
+
+
 # Training of the weights themselves.
 
 

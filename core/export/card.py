@@ -21,6 +21,7 @@ from core.models.architecture.gguf_header import read_gguf_header
 from core.models.files import read_record
 from core.models.find import model_path
 from core.paths import user_path
+from core.runs.chain import chain_head
 from core.runs.history import read_history
 from core.runs.names import slug_of
 from core.runs.result import result_of
@@ -193,7 +194,10 @@ def _training(trained: TrainedModel) -> list[str]:
     result = result_of(trained.run, state, history)
     steps = trained.step if trained.step is not None else result.step
     facts = [_method(trained.config.method), f"{steps} optimizer steps", f"{format_duration(result.seconds)} of work"]
-    return [", ".join(facts) + ". Options that differ from the defaults:", *_options(trained)]
+    told = [", ".join(facts) + ". Options that differ from the defaults:", *_options(trained)]
+    if (head := chain_head(trained.run.path)) is not None:
+        told.append(f"The hash chain of the run ends with `{head}`.")
+    return told
 
 
 def _options(trained: TrainedModel) -> list[str]:

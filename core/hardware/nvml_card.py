@@ -278,6 +278,14 @@ def named(item: GpuProcess) -> GpuProcess:
         return item
 
 
+def age_of(item: GpuProcess) -> float | None:
+    """Seconds that a process has been running; None where it is gone or in another container."""
+    try:
+        return max(time.time() - psutil.Process(item.pid).create_time(), 0.0)
+    except psutil.Error:
+        return None
+
+
 def plausible_limit(degrees: float) -> float | None:
     """A threshold in °C, or None where it is a placeholder."""
     low, high = LIMIT_RANGE_C

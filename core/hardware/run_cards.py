@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from core.config.derived import ALL_GPUS
 from core.config.schema import Config
 from core.errors import UserError
-from core.hardware.obstacle import Sight, find_obstacle, look
+from core.hardware.obstacle import CardUnusableError, Sight, find_obstacle, look
 from core.hardware.visible import find_gpu, visible_cards
 
 
@@ -32,10 +32,10 @@ def process_cards(
     if not named:
         only = config.hardware.gpu
         if (wanted or 1) == 1:
-            return [None] if only is None else [_named(sight or look(), only)]
+            return [None] if only is None else [_named(sight or look(), only, "hardware.gpu")]
     sight = sight or look()
     if named and ALL_GPUS not in named:
-        cards: list[str | None] = [_named(sight, name) for name in named]
+        cards: list[str | None] = [_named(sight, name, "distributed.gpus") for name in named]
     else:
         seen = visible_cards(sight.cards, os.environ if environment is None else environment)
         cards = [card.uuid or str(card.index) for card in seen]
@@ -52,8 +52,9 @@ def process_cards(
     return cards[: wanted or len(cards)]
 
 
-def _named(sight: Sight, name: str) -> str | None:
+def _named(sight: Sight, name: str, option: str) -> str | None:
+    """The card that an option names."""
     if (obstacle := find_obstacle(sight, None, gpu=name)) is not None:
-        raise obstacle
+        raise CardUnusableError(obstacle.message.replace("hardware.gpu", option), obstacle.hint)
     card = find_gpu(sight.cards, name)
     return None if card is None else card.uuid or str(card.index)

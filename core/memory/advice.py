@@ -230,9 +230,10 @@ class _Adviser:
     def _to_host(self) -> Iterator[tuple[dict[str, Any], str]]:
         """Weights and optimizer states moved to the machine's memory."""
         sharing, plan = self._sharing, self._plan
-        if sharing is not None and sharing.optimizer:
-            wanted = ("optimizer", "all") if sharing.weights else ("optimizer",)
-            for offload in wanted[0 if sharing.offload == "none" else 1 :] if sharing.offload != "all" else ():
+        if sharing is not None and sharing.shares and sharing.offload != "all":
+            # FSDP2 moves all that is shared out.
+            wanted = ["optimizer"] if sharing.strategy == "deepspeed" and sharing.offload == "none" else []
+            for offload in [*wanted, *(["all"] if sharing.weights else [])]:
                 yield {"distributed.offload": offload}, "The result is the same; steps take longer."
         is_shared = sharing is not None and sharing.weights
         movable = plan.device == "cuda" and not plan.experts_host_bytes and not is_shared

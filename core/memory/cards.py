@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from core.config.schema import Config, DistributedSection
+from core.config.schema import WEIGHT_METHODS, Config, DistributedSection
 
 Strategy = Literal["none", "replicate", "fsdp2", "deepspeed"]
 Offload = Literal["none", "optimizer", "all"]
@@ -54,13 +54,16 @@ class Sharing:
         strategy: The strategy.
         cards: The cards of the run.
         stage: Stage of ZeRO; counts with ``deepspeed`` alone.
-        offload: What is kept in host memory; counts where something is shared out.
+        offload: What is kept in host memory; counts where something is shared out. FSDP2 moves all of it or nothing.
+        adapters: Whether adapters are trained, which FSDP2 leaves whole on every card, as what is frozen outside
+            of the layers.
     """
 
     strategy: Strategy
     cards: Cards = Cards()
     stage: int = 2
     offload: Offload = "none"
+    adapters: bool = False
 
     @property
     def or_none(self) -> Sharing | None:
@@ -70,17 +73,22 @@ class Sharing:
     @property
     def optimizer(self) -> bool:
         """Whether optimizer states are shared out."""
-        return self.strategy in ("fsdp2", "deepspeed")
+        return self.strategy == "deepspeed" or (self.strategy == "fsdp2" and not self.adapters)
 
     @property
     def gradients(self) -> bool:
         """Whether gradients are shared out."""
-        return self.strategy == "fsdp2" or (self.strategy == "deepspeed" and self.stage >= 2)
+        return self.optimizer and (self.strategy == "fsdp2" or self.stage >= 2)
 
     @property
     def weights(self) -> bool:
         """Whether weights are shared out, and gathered layer by layer."""
         return self.strategy == "fsdp2" or (self.strategy == "deepspeed" and self.stage >= WEIGHTS_STAGE)
+
+    @property
+    def shares(self) -> bool:
+        """Whether anything is shared out."""
+        return self.optimizer or self.weights
 
     @property
     def offloads_states(self) -> bool:
@@ -90,7 +98,7 @@ class Sharing:
     @property
     def offloads_weights(self) -> bool:
         """Whether the shares of the weights are in host memory."""
-        return self.weights and self.offload == "all"
+        return self.weights and (self.offload == "all" or (self.strategy == "fsdp2" and self.offload != "none"))
 
     def of_update(self, size: float) -> float:
         """Bytes that the update of a tensor takes for a while on the card.
@@ -116,4 +124,5 @@ def sharing_of(config: Config, cards: Cards, strategy: Strategy) -> Sharing:
         strategy: The strategy.
     """
     section = config.distributed
-    return Sharing(strategy, cards, section.zero_stage, section.offload)
+    adapters = config.method.name not in WEIGHT_METHODS
+    return Sharing(strategy, cards, section.zero_stage, section.offload, adapters)

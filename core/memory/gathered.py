@@ -16,8 +16,10 @@ class Gathered:
     """Bytes of a model's parts, whole.
 
     Args:
-        largest: Weights of the largest decoder layer, 4-bit ones as they are packed, with what is trained beside them.
+        largest: Weights of the largest decoder layer, 4-bit ones as they are packed.
         layers: The same of all decoder layers.
+        beside: What is trained beside the weights of a layer.
+        depth: Number of decoder layers.
         outside: Embeddings, head, last norm and what else is outside of the layers.
         matrix: The largest of these alone.
         scales: Scales of 4-bit weights by the name of their part. They belong to no parameter, so that each card has
@@ -30,6 +32,8 @@ class Gathered:
 
     largest: int
     layers: int
+    beside: int
+    depth: int
     outside: int
     matrix: int
     scales: dict[str, int]
@@ -63,12 +67,12 @@ def gathered_sizes(
     outer = model.embeddings if any(rows * columns == matrix for rows, columns, _ in trained) else 0
     inner = width * (elements - outer) // model.depth
     sizes = layer_bytes(model, how, keep)
-    beside = 0 if whole else inner
-    inside = sum(size * count for size, count in sizes)
     rest = how.bytes * (model.parameters - sum(layer.count * layer.parameters for layer in model.layers))
     return Gathered(
-        largest=max(size for size, _ in sizes) + beside,
-        layers=inside + beside * model.depth,
+        largest=max(size for size, _ in sizes),
+        layers=sum(size * count for size, count in sizes),
+        beside=0 if whole else inner,
+        depth=model.depth,
         outside=rest,
         matrix=how.bytes * matrix,
         scales=scale_bytes(model, how, keep),

@@ -21,10 +21,14 @@ WEIGHTS = frozenset(
         *("adapters", "initial"),
     }
 )
+#: Those of them that FSDP2 shares out where adapters are trained: frozen matrices of the layers.
+FROZEN = frozenset({"linear_weights", "linear_16bit", "experts", "experts_16bit", "routers"})
 #: Layers that are whole on a card at once: that at work, and the next, which is gathered in the meantime.
 GATHERED_LAYERS = 2
-#: Most elements that DeepSpeed reduces at once, its own ``reduce_bucket_size``.
-BUCKET = 500_000_000
+#: Most elements that are summed over the cards at once where what is trained is on all of them: 128 MB in fp32.
+BUCKET = 1 << 25
+#: The same in DeepSpeed, its own ``reduce_bucket_size``.
+DEEPSPEED_BUCKET = 500_000_000
 
 
 @dataclass(frozen=True)
@@ -61,14 +65,13 @@ class Shares:
             parts: Weights, gradients and optimizer states on a card that holds them all.
         """
         sharing, sizes = self.sharing, self.sizes
-        if not sharing.offloads_states:
-            return 0
-        kept = sum(part.bytes for part in parts if part.name == "optimizer")
-        # The optimizer works there on gradients and on copies of the weights; DeepSpeed has both in fp32.
-        width = FP32 if sharing.strategy == "deepspeed" else sizes.width
-        are_there = sharing.strategy == "fsdp2" and sharing.offloads_weights
-        kept += (1 if are_there else 2) * width * sizes.trained
-        weights = [part for part in parts if part.name in WEIGHTS and sharing.offloads_weights]
+        kept = 0
+        if sharing.offloads_states:
+            kept = sum(part.bytes for part in parts if part.name == "optimizer")
+            # DeepSpeed's optimizer works there on gradients and on copies of the weights in fp32, FSDP2's on both as
+            # they are.
+            kept += 2 * FP32 * sizes.trained if sharing.strategy == "deepspeed" else sizes.gradients
+        weights = [part for part in parts if part.name in self._names and sharing.offloads_weights]
         return sharing.share(kept) + sum(map(self._share, weights))
 
     def on_wire(self, micro_batches: int) -> int:
@@ -78,20 +81,31 @@ class Shares:
         Args:
             micro_batches: Micro-batches of the step on the card.
         """
-        sharing, sizes = self.sharing, self.sizes
-        if sharing.strategy == "replicate":
-            sent = 2 * sizes.gradients
+        sharing, sizes, cards = self.sharing, self.sizes, self.sharing.cards.number
+        # Forward and again backward.
+        gathered = 2 * sizes.layers if sharing.weights else 0
+        if sharing.strategy == "none":
+            return 0
+        if self._replicates:
+            sent = micro_batches * gathered + 2 * sizes.gradients
         elif sharing.weights:
-            # Forward and again backward; embeddings and head stay from forward to backward under FSDP2.
+            # Embeddings and head stay from forward to backward under FSDP2.
             outside = sizes.outside if sharing.strategy == "fsdp2" else 2 * sizes.outside
-            sent = micro_batches * (2 * sizes.layers + outside + sizes.gradients)
-        elif sharing.optimizer:
+            sent = micro_batches * (gathered + 2 * sizes.depth * sizes.beside + outside + sizes.gradients)
+        else:
             # Scattered gradients, for each micro-batch where they are shared out, and the updated weights.
             sent = (micro_batches if sharing.gradients else 1) * sizes.gradients + sizes.gradients
-        else:
-            return 0
-        cards = sharing.cards.number
         return sent * (cards - 1) // cards
+
+    @property
+    def _replicates(self) -> bool:
+        """Whether all that is trained is on every card, and its gradients are summed once a step."""
+        return not self.sharing.optimizer and self.sharing.strategy != "none"
+
+    @property
+    def _names(self) -> frozenset[str]:
+        """Names of the weights that are shared out, where any are."""
+        return FROZEN if self.sharing.strategy == "fsdp2" and self.sharing.adapters else WEIGHTS
 
     @property
     def _one_in(self) -> str:
@@ -100,12 +114,12 @@ class Shares:
     def _is_away(self, name: str) -> bool:
         """Whether a part is in host memory."""
         sharing = self.sharing
-        if name in WEIGHTS:
+        if name in self._names:
             return sharing.offloads_weights
         if name == "gradients" and sharing.strategy == "deepspeed":
             return sharing.offloads_states and sharing.gradients
         if name == "gradients":
-            return sharing.offloads_weights
+            return sharing.offloads_states
         return name == "optimizer" and sharing.offloads_states
 
     def _share(self, part: Part) -> int:
@@ -116,23 +130,26 @@ class Shares:
         """Bytes of a part on the card."""
         sharing = self.sharing
         shared = {"gradients": sharing.gradients, "optimizer": sharing.optimizer}
-        if not shared.get(part.name, part.name in WEIGHTS and sharing.weights):
+        if not shared.get(part.name, part.name in self._names and sharing.weights):
             return part.bytes
         return self.sizes.scales.get(part.name, 0) + (0 if self._is_away(part.name) else self._share(part))
 
     def _reduced(self) -> list[Part]:
         """What is on the card for summing gradients over the cards."""
         sharing, sizes = self.sharing, self.sizes
-        if sharing.strategy == "replicate":
-            return [Part("all_reduce", sizes.gradients, "the gradients in one piece, to be summed over the cards")]
-        if sharing.strategy == "fsdp2":
-            size = GATHERED_LAYERS * sizes.layer_gradients + sizes.outside_gradients
-            return [Part("whole_gradients", size, "gradients of two layers, before they are shared out")]
         if sharing.strategy == "none":
             return []
+        if self._replicates:
+            size = sizes.width * min(BUCKET, sizes.trained)
+            return [Part("all_reduce", size, "gradients in one piece, to be summed over the cards")]
+        if sharing.strategy == "fsdp2":
+            # Those of a layer once more in fp32, in which they are summed.
+            inside = (GATHERED_LAYERS * sizes.width + FP32) * sizes.layer_gradients // sizes.width
+            size = inside + sizes.outside_gradients
+            return [Part("whole_gradients", size, "gradients of two layers, before they are shared out")]
         # ZeRO keeps its share of the trained weights in fp32, whatever their own dtype is.
         master = 0 if sharing.offloads_states else sharing.share(FP32 * sizes.trained)
-        bucket = sizes.width * min(BUCKET, sizes.trained)
+        bucket = sizes.width * min(DEEPSPEED_BUCKET, sizes.trained)
         return [
             Part("master_weights", master, f"DeepSpeed's own copy in fp32, a share{self._one_in}"),
             Part("all_reduce", bucket, "DeepSpeed's bucket of gradients on their way"),
@@ -143,10 +160,13 @@ class Shares:
         sharing, sizes = self.sharing, self.sizes
         if not sharing.weights:
             return []
-        layers = GATHERED_LAYERS * sizes.largest
+        if sharing.strategy == "fsdp2" and sharing.adapters:
+            what = "layers brought together: that at work, and the next"
+            return [Part("gathered", GATHERED_LAYERS * sizes.largest, what)]
+        layer = sizes.largest + sizes.beside
         if sharing.strategy == "fsdp2":
             what = "layers brought together: that at work, the next, embeddings and head"
-            return [Part("gathered", layers + sizes.outside, what)]
+            return [Part("gathered", GATHERED_LAYERS * layer + sizes.outside, what)]
         # ZeRO lets go of the embeddings before the second layer, and of the layers before the head.
         what = "layers brought together: that at work, the next; or embeddings or head"
-        return [Part("gathered", max(layers, sizes.largest + sizes.matrix), what)]
+        return [Part("gathered", max(GATHERED_LAYERS * layer, layer + sizes.matrix), what)]

@@ -54,10 +54,14 @@ class BaseFingerprint:
     Args:
         directory: Directory of the model, in the transformers format; must not change until :meth:`settle` has
             returned.
+        cached: Take the hashes of files that look unchanged from the cache; without it, all of them are read, as a bit
+            that flips on the disk changes no time of a file.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, cached: bool = True) -> None:
         self._directory = directory
+        self._cached = cached
+        self._files: dict[Path, str] = {}
         self._identities: dict[Path, _Identity] = {}
         self._value: str | None = None
         self._failure: UserError | None = None
@@ -68,7 +72,8 @@ class BaseFingerprint:
         try:
             files = _files(self._directory)
             self._identities = {path: _identity(path) for path in files}
-            self._value = PREFIX + _hash_files(self._identities)
+            self._files = _hash_files(self._identities, _read_cache() if self._cached else {})
+            self._value = PREFIX + _whole(self._identities, self._files)
         except OSError as error:
             self._failure = unreadable(Path(error.filename or self._directory), error)
         except UserError as error:
@@ -85,6 +90,16 @@ class BaseFingerprint:
         if self._value is None:
             raise self._failure or UserError(f"The files in {self._directory} could not be hashed.", "Try again.")
         return self._value
+
+    @property
+    def files(self) -> dict[str, str]:
+        """SHA-256 of each file by its name in the directory; blocks until computed.
+
+        Raises:
+            UserError: If one cannot be read.
+        """
+        _ = self.value
+        return {os.path.relpath(path, self._directory): digest for path, digest in self._files.items()}
 
     def settle(self, check: Callable[[], None] = lambda: None) -> None:
         """Wait for the fingerprint of a model that was loaded meanwhile, and check that the files did not change during
@@ -167,11 +182,10 @@ def _identity_now(path: Path) -> _Identity | None:
     return None
 
 
-def _hash_files(identities: dict[Path, _Identity]) -> str:
-    """SHA-256 over names and contents, with known hashes taken from the cache."""
-    known = _read_cache()
+def _hash_files(identities: dict[Path, _Identity], known: dict[str, list[Any]]) -> dict[Path, str]:
+    """SHA-256 of each file, with known hashes taken from the cache."""
     found: dict[str, list[Any]] = {}
-    whole = hashlib.sha256()
+    hashes: dict[Path, str] = {}
     for path, identity in identities.items():
         key = os.path.abspath(path)
         entry = known.get(key)
@@ -179,9 +193,18 @@ def _hash_files(identities: dict[Path, _Identity]) -> str:
             entry = [*identity, hash_file(path)]
         if time.time() - max(identity[3:]) / 1e9 >= _SETTLED_SECONDS and _identity_now(path) == identity:
             found[key] = entry
-        whole.update(f"{path.name}:{identity[2]}:{entry[-1]}\n".encode("utf-8", "surrogateescape"))
+        hashes[path] = entry[-1]
     if any(known.get(key) != entry for key, entry in found.items()):
-        _write_cache({**{key: entry for key, entry in known.items() if key not in found}, **found})
+        kept = known or _read_cache()
+        _write_cache({**{key: entry for key, entry in kept.items() if key not in found}, **found})
+    return hashes
+
+
+def _whole(identities: dict[Path, _Identity], hashes: dict[Path, str]) -> str:
+    """SHA-256 over names, sizes and hashes."""
+    whole = hashlib.sha256()
+    for path, identity in identities.items():
+        whole.update(f"{path.name}:{identity[2]}:{hashes[path]}\n".encode("utf-8", "surrogateescape"))
     return whole.hexdigest()
 
 

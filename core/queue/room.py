@@ -22,10 +22,10 @@ def lack_of_room(config: Config) -> str | None:
     """
     if config.hardware.device == "cpu":
         return None
-    from core.memory.planner import make_plan
+    from core.memory.strategy import chosen_strategy
     from core.models.architecture.load import locate_model
     from core.models.architecture.sandboxed import load_architecture
-    from core.runs.forecast import this_machine
+    from core.runs.forecast import cards_here, this_machine
 
     try:
         machine = this_machine(config)
@@ -33,7 +33,8 @@ def lack_of_room(config: Config) -> str | None:
         if total is None or machine.limit_bytes is None:
             return None
         architecture = load_architecture(locate_model(config.model.base))
-        return judge(machine, total, lambda there: make_plan(architecture, config, there))
+        cards = cards_here(config)
+        return judge(machine, total, lambda there: chosen_strategy(architecture, config, there, cards=cards).plan)
     except UserError:
         return None
 

@@ -485,7 +485,8 @@ _COUNT = rb"(0|[1-9]\d{0,17})"
 _STEP_LINE = re.compile(
     rb'\{"t": %(n)b, "type": "step", "step": %(c)b, "epoch": %(n)b, "loss": %(n)b, "lr": %(n)b, "grad_norm": %(n)b, '
     rb'"tokens": %(c)b, "supervised_tokens": %(c)b, "seconds": %(n)b, "tokens_per_second": %(n)b, '
-    rb'"paused_seconds": %(n)b, "reward_margin": null, "reward_accuracy": null\}\s*' % {b"n": _NUMBER, b"c": _COUNT}
+    rb'"paused_seconds": %(n)b, "reward_margin": null, "reward_accuracy": null\}[ \t\r\n]*'
+    % {b"n": _NUMBER, b"c": _COUNT}
 )
 
 

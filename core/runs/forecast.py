@@ -113,7 +113,7 @@ def forecast(
         advise(architecture, part, card, rows, chosen.plan, chosen.sharing.or_none),
         None if pace is None else estimate(config, rows, pace, count),
         rows,
-        chosen if found.number > 1 or chosen.sharing.optimizer else None,
+        chosen if found.number > 1 or chosen.sharing.shares else None,
     )
 
 

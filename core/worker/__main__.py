@@ -27,6 +27,7 @@ from core.worker.follower import follow_first, meet, tell_ranks
 from core.worker.parked import ClaimsWatch, parked_run
 from core.worker.process import environment
 from core.worker.process.control import Controls, ControlServer, ParkRequested, StopRequested, install_signals
+from core.worker.process.device_failure import device_failure
 from core.worker.process.handover import become
 from core.worker.process.log import log, log_exception, redact_streams
 from core.worker.process.recorder import Recorder
@@ -158,14 +159,11 @@ def _work(
         return EXIT_LOST
     except BaseException as error:
         log_exception()
+        final = _unforeseen(run, recorder, error)
         if reports.supervisor is not None:
-            reports.tell(error=f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
+            reports.tell(error=final.reason)
             return EXIT_CRASHED
-        state = "failed"
-        first = (str(error).splitlines() or [""])[0]
-        reason = f"An error that should not happen: {type(error).__name__}: {first}"
-        hint = f"The whole of it is in {run.log_path}; please report it."
-        final = FailedEvent(reason=reason, step=recorder.state.step, adapter=_newest_adapter(run), hint=hint)
+        state, reason = "failed", final.reason
     controls.close()
     if server is not None:
         server.close()
@@ -173,6 +171,18 @@ def _work(
     refused = f" Its result is refused by eval.gate: {final.refused}." if final.refused else ""
     notify(Notice(state, f"{reason}.{refused}" if refused else reason, run.id))
     return EXIT_REFUSED if final.refused else EXIT_CODES[state]
+
+
+def _unforeseen(run: Run, recorder: Recorder, error: BaseException) -> FailedEvent:
+    """The end by an error that nothing was done about: of the GPU, or of the program."""
+    step, adapter = recorder.state.step, _newest_adapter(run)
+    if (failure := device_failure(error, step, recorder.device)) is not None:
+        hint = f"{failure.hint} {way_on(run)}"
+        return FailedEvent(reason=failure.message, step=step, adapter=adapter, hint=hint)
+    first = (str(error).splitlines() or [""])[0]
+    reason = f"An error that should not happen: {type(error).__name__}: {first}"
+    hint = f"The whole of it is in {run.log_path}; please report it."
+    return FailedEvent(reason=reason, step=step, adapter=adapter, hint=hint)
 
 
 def _park(recorder: Recorder, controls: Controls, server: ControlServer | None, request: ParkRequested) -> list[str]:

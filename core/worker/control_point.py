@@ -73,6 +73,11 @@ class ControlPoint:
         """Why the governor pauses the run; None where it does not."""
         return None if self.governor is None else self.governor.pause
 
+    @property
+    def _is_held(self) -> bool:
+        """Whether a governor pauses the run, this process's or another's."""
+        return self._hold is not None or (self.orders is not None and self.orders.others_hold)
+
     def attend(self) -> None:
         """Carry out the commands that wait; while paused, wait for more. Called between two steps, and in the long
         stretches without one, between two passes of an evaluation: no command meets half a step.
@@ -90,7 +95,7 @@ class ControlPoint:
         self.controls.check_stop()
         if self.governor is not None and self.governor.take_checkpoint() and self.state.step:
             self.checkpointer.save()
-        if self.state.paused or self._hold is not None:
+        if self.state.paused or self._is_held:
             self._wait()
         elif self.governor is not None:
             self.governor.throttle.rest()
@@ -107,8 +112,8 @@ class ControlPoint:
         self._tell_paused()
         began = time.monotonic()
         try:
-            while state.paused or self._hold is not None:
-                command = controls.wait(0.5 if self._hold is not None else 1.0)
+            while state.paused or self._is_held:
+                command = controls.wait(0.5 if self._is_held else 1.0)
                 if command is not None:
                     self._carry_out(command)
                 controls.check_stop()
@@ -124,6 +129,8 @@ class ControlPoint:
         """Put the pause into the state, with the reason where it is the governor's."""
         hold, state = self._hold, self.recorder.state
         why = "" if hold is None else reason(hold.cause, hold.value, hold.limit)
+        if hold is None and self._is_held:
+            why = "the governor of another process of the run pauses it"
         if (state.state, state.reason) != ("paused", why):
             self.recorder.update(state="paused", reason=why)
 

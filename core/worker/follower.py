@@ -37,7 +37,7 @@ def follow_first(run: Run, meeting: Meeting, reports: Reports, *, resume: bool) 
     # A stop is heard by the first one, which tells the others.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    recorder = Recorder(run, keeps=False)
+    recorder = Recorder(run, keeps=False, pass_on=lambda *notice: reports.tell(notice=notice))
 
     def work() -> int:
         config = run.config()
@@ -109,7 +109,8 @@ def tell_ranks(
         members: The processes.
         is_supervised: Whether a supervisor hears their signs of life, and records them itself.
     """
-    recorder.event(RanksEvent(ranks=members, strategy=config.distributed.strategy))
+    strategy = config.distributed.strategy
+    recorder.event(RanksEvent(ranks=members, strategy="" if strategy == "auto" else strategy))
     if not is_supervised:
         with suppress(OSError):
             write_ranks(run, Rank.all_from(members))

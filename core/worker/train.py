@@ -65,6 +65,7 @@ class Gradients:
     """Mean over the supervised tokens of the whole window, or over what else the objective takes it."""
     tokens: int
     supervised_tokens: int
+    rewards: Rewards
 
 
 @dataclass(frozen=True)
@@ -105,23 +106,8 @@ def train(
     """
     with nondeterminism_explained():
         recipe = _make_recipe(config, recorder, controls, throttle, ranks, resume=resume)
-        parts = recipe.parts
-        parts.state.paused = paused
-        rehearses = recipe.rehearse()
-        parts.orders.begin()
-        with parts.governor.governing(parts.state.overrides):
-            try:
-                recipe.loop_until_left(rehearses=rehearses)
-            except ParkRequested:
-                parts.orders.give("leave")
-                raise  # saved already, and not at its end
-            except StopRequested as request:
-                recipe.stop(save=not request.now)
-                parts.orders.give("leave")
-                raise
-            outcome = recipe.finish()
-            parts.orders.give("leave")
-            return outcome
+        recipe.parts.state.paused = paused
+        return recipe.run()
 
 
 def follow(config: Config, recorder: Recorder, controls: Controls, ranks: Ranks, *, resume: bool) -> None:
@@ -163,6 +149,7 @@ def _make_recipe(
     parts.strategy.begin(trained_tensors(parts.loaded.model))
     if parts.file is not None:
         parts.file.follow()
+    recorder.seal("start", parts.origin.facts(config, found))
     return FinetuneRecipe(config, recorder, controls, parts)
 
 
@@ -175,6 +162,30 @@ class FinetuneRecipe:
     recorder: Recorder
     controls: Controls
     parts: Parts
+
+    def run(self) -> Outcome:
+        """The rehearsal, the steps and the result.
+
+        Raises:
+            ParkRequested: As :func:`train`.
+            StopRequested: As :func:`train`.
+            UserError: If it cannot go on.
+        """
+        rehearses, orders = self.rehearse(), self.parts.orders
+        orders.begin()
+        with self.parts.governor.governing(self.parts.state.overrides):
+            try:
+                self.loop_until_left(rehearses=rehearses)
+            except ParkRequested:
+                orders.give("leave")
+                raise  # saved already, and not at its end
+            except StopRequested as request:
+                self.stop(save=not request.now)
+                orders.give("leave")
+                raise
+            outcome = self.finish()
+            orders.give("leave")
+            return outcome
 
     def accumulate(
         self,
@@ -211,9 +222,11 @@ class FinetuneRecipe:
             parts.governor.throttle.rest()
         tokens = sum(data.rows[row].tokens for row in window)
         supervised_tokens = sum(supervised_count(data.rows[row]) for row in window)
-        return Gradients(float(total) / weight, tokens, supervised_tokens)
+        # Those of a share say nothing.
+        rewards = objective.rewards() if whole is None else Rewards()
+        return Gradients(float(total) / weight, tokens, supervised_tokens, rewards)
 
-    def _gradients(self, window: list[int]) -> tuple[Gradients, Rewards]:
+    def _gradients(self, window: list[int]) -> Gradients:
         """The gradients of a window, summed over all processes."""
         parts, objective, strategy = self.parts, self.parts.objective, self.parts.strategy
         where = f"step {self.parts.state.step + 1}"
@@ -221,7 +234,7 @@ class FinetuneRecipe:
             for attempt in parts.micro_batches.attempts(window, where=where):
                 with attempt:
                     result = self.accumulate(attempt.micro_batches)
-            return result, objective.rewards()
+            return result
         share, whole = strategy.share(window, parts.dataset.lengths), WholeWindow(window, parts.noise.draw())
         with own_draws(self.config.train.seed, parts.state.step, strategy.ranks.rank):
             for attempt in parts.micro_batches.attempts(share, where=where):
@@ -229,7 +242,7 @@ class FinetuneRecipe:
                     result = self.accumulate(attempt.micro_batches, whole=whole)
         parameters = list(trained_tensors(parts.loaded.model).values())
         loss, *sums = strategy.reduce(parameters, [result.loss, *objective.reward_sums()])
-        return dataclasses.replace(result, loss=loss), objective.rewards_of(sums)
+        return dataclasses.replace(result, loss=loss, rewards=objective.rewards_of(sums))
 
     def follow(self) -> None:
         """In a process that is not the first: carry out its orders, until one says to leave.
@@ -262,7 +275,7 @@ class FinetuneRecipe:
         learning_rate = parts.learning_rate()
         parts.update.begin(learning_rate)
         window = parts.order.window(state.step)
-        result, rewards = self._gradients(window)
+        result = self._gradients(window)
         norm = parts.update.clip()
         if self._accepts(result, norm, window):
             parts.update.step()
@@ -284,8 +297,8 @@ class FinetuneRecipe:
                 seconds=seconds,
                 tokens_per_second=result.tokens / seconds,
                 paused_seconds=state.paused_seconds,
-                reward_margin=rewards.margin,
-                reward_accuracy=rewards.accuracy,
+                reward_margin=result.rewards.margin,
+                reward_accuracy=result.rewards.accuracy,
             )
         )
         state.limits.pause(state.paused_seconds)

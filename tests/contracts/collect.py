@@ -24,6 +24,7 @@ from typing import get_args
 import tomli
 
 from core import paths
+from core.audit.result import Audit, ChainResult, Difference, SpanResult
 from core.chat.session import Answer
 from core.commands import COMMANDS, load_command
 from core.commands import chat as chat_command
@@ -35,6 +36,7 @@ from core.commands.common import EXIT_BROKEN_PIPE, EXIT_ERROR, EXIT_INTERRUPTED,
 from core.commands.control import describe
 from core.commands.demo import summarize_demo
 from core.commands.follow import Followed
+from core.commands.verify import EXIT_DIFFERS
 from core.config.choices import AIMS, TRACKERS
 from core.config.document import dump_config
 from core.config.live import CHANGEABLE
@@ -56,6 +58,7 @@ from core.queue.results import SweepRow
 from core.queue.store import queue_path
 from core.queue.view import EntryView, QueueView
 from core.runs import events, protocol
+from core.runs.chain import CHAIN_NAME
 from core.runs.compare import compare_runs, read_record
 from core.runs.compare_report import to_json
 from core.runs.labels import labels_path
@@ -123,6 +126,7 @@ def contracts(home: Path) -> dict[str, Callable[[], JSON]]:
             "interrupted": EXIT_INTERRUPTED,
             "broken pipe": EXIT_BROKEN_PIPE,
             "refused": EXIT_REFUSED,
+            "differs": EXIT_DIFFERS,
         },
         "fields of state.json": lambda: fields(RunState),
         "events": lambda: {kind.type: event_fields(kind) for kind in event_types(events.Event)},
@@ -204,6 +208,7 @@ def names(run: Run) -> dict[str, JSON]:
             ("adapter", run.adapter_path),
             ("model", run.model_path),
             ("labels", labels_path(run.path)),
+            ("hash chain", run.path / CHAIN_NAME),
         )
     }
     return found | {
@@ -324,6 +329,14 @@ def printed(*words: str) -> str:
     return found.getvalue()
 
 
+def an_audit() -> dict[str, JSON]:
+    """An audit that has found something."""
+    differences = (Difference(what="A row was changed."),)
+    chain = ChainResult(differences=differences, notes=("It has no end.",))
+    span = SpanResult(begin=0, end=1, outcome="differs", differences=differences)
+    return Audit(run="r", chain=chain, inputs=differences, spans=(span,), notes=(), seed=1, seconds=1.0).to_dict()
+
+
 def json_fields(run: Run) -> dict[str, JSON]:
     """The keys of what the commands print with ``--json``, where they can be asked without a training."""
     data = str(next(run.path.parents[1].glob("datasets/*/*/train.jsonl")))
@@ -351,6 +364,7 @@ def json_fields(run: Run) -> dict[str, JSON]:
         "data": keys_of(rows | dict.fromkeys(("dropped", "turns", "scripts", "lengths"), "")),
         "plan": keys_of(plan | dict.fromkeys(("targets", "parts", "explanations", "advice", "notes", "remarks"), "")),
         "doctor": keys_of(json.loads(printed("doctor", "--quick"))),
+        "verify": keys_of(an_audit()),
         "selftest": keys_of(Report.of({}, [Check("driver", "pass", "", 0.0)]).to_dict() | {"device": ""}),
         "init --list": keys_of([preset | {"values": ""} for preset in listed]),
         "init": keys_of(json.loads(printed("init", "--data", data, "--model", "tiny-llama", "--out", "-"))),

@@ -193,3 +193,22 @@ def test_one_goes_on_as_two_and_two_as_one(team: Workers, alone: Run) -> None:
     team.resume(run)
     finish(run)
     assert_close(run, alone)
+
+
+def test_all_processes_give_the_device_back(team: Workers) -> None:
+    run = team.start(
+        "parked", distributed=PAIR, train={"max_steps": 8, "precision": "fp32"}, eval={"exact_match": False}
+    )
+    wait_until_step(run, 1)
+    pids = pids_of(run)
+    client = ControlClient(run)
+    client.request("park")
+    wait_for(lambda: run.state().parked and run.state().socket, PATIENCE, "the run to be parked")
+    wait_for(lambda: not any(start_identity(pid) for pid in pids), PATIENCE, "its processes to be gone")
+    supervisor = pid_of(run)
+    assert start_identity(supervisor) is not None
+    ControlClient(run).request("resume")
+    finish(run)
+    assert pid_of(run) == supervisor
+    assert [event.step for event in steps(run)] == list(range(1, 9))
+    assert "rank_lost" not in notice_codes(run)

@@ -101,6 +101,15 @@ class Terminal:
         """Type keys."""
         os.write(self.descriptor, keys.encode())
 
+    def resize(self, columns: int, rows: int) -> None:
+        """Give it another size, as a window does that is dragged."""
+        fcntl.ioctl(self.descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+        self.signal(signal.SIGWINCH)
+        # What was written for the size before is no longer on it.
+        self._read_as_screen = len(self.output)
+        self._screen.resize(rows, columns)
+        self._screen.reset()
+
     def signal(self, number: int) -> None:
         """Send a signal to the child."""
         os.kill(self.pid, number)

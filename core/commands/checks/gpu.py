@@ -14,11 +14,11 @@ from core.hardware.allocator import allocator_defaults, describe_allocator
 from core.hardware.card import BF16_CAPABILITY, choose
 from core.hardware.drivers import Build, describe_table, driver_sentence, driver_suffices, install_command
 from core.hardware.nvml import GpuProcess, Nvml, NvmlUnavailableError
-from core.hardware.nvml_card import named
+from core.hardware.nvml_card import age_of, named
 from core.hardware.obstacle import parse_cuda
 from core.hardware.snapshot import Device
 from core.hardware.wsl import is_wsl
-from core.units import format_bytes
+from core.units import format_bytes, format_duration
 
 #: Seconds allowed for all answers of the driver.
 DRIVER_SECONDS = 15.0
@@ -158,11 +158,12 @@ def _memory(name: str, free: int, total: int, processes: list[GpuProcess], *, ws
 
 
 def describe_process(item: GpuProcess) -> str:
-    """A process in words: ``pid 4312 (ollama of anna, 5.1 GB)``."""
-    known = named(item)
+    """A process in words: ``pid 4312 (ollama of anna, 5.1 GB, for 2h 05m)``."""
+    known, age = named(item), age_of(item)
     who = f"{known.name} of {known.owner}" if known.name else "a process that is gone or in another container"
     size = f", {format_bytes(item.memory)}" if item.memory else ""
-    return f"pid {item.pid} ({who}{size})"
+    since = f", for {format_duration(age)}" if known.name and age is not None else ""
+    return f"pid {item.pid} ({who}{size}{since})"
 
 
 def _pci_card(root: Path = Path("/sys/bus/pci/devices")) -> bool:

@@ -52,7 +52,9 @@ def compare_machines(config: Config, tell: Callable[[str], None] = lambda _: Non
     for host, other in zip(hosts, others, strict=True):
         for problem in differences(head, host, other):
             raise problem
-    _refuse_same_machine(hosts, others)
+    # On a CPU it does no harm, and is a way to try things out.
+    own = {} if config.hardware.device == "cpu" else {meeting.address: "This machine"}
+    _refuse_same_machine(own, hosts, others)
     return [head, *others]
 
 
@@ -91,9 +93,14 @@ def differences(head: MachineFacts, host: str, other: MachineFacts) -> Iterator[
         )
 
 
-def _refuse_same_machine(hosts: Sequence[str], others: Sequence[MachineFacts]) -> None:
-    """Refuse two names of one machine: its cards would be taken twice."""
-    seen: dict[str, str] = {}
+def _refuse_same_machine(seen: dict[str, str], hosts: Sequence[str], others: Sequence[MachineFacts]) -> None:
+    """Refuse two names of one machine: its cards would be taken twice.
+
+    Args:
+        seen: Names that are taken, by address.
+        hosts: The names of the others.
+        others: Their facts.
+    """
     for host, other in zip(hosts, others, strict=True):
         if other.address in seen:
             raise UserError(

@@ -115,7 +115,7 @@ def ssh_failure(host: str, status: int, last_words: Sequence[str]) -> UserError:
         status: The exit status of ssh; negative for a signal.
         last_words: The last lines of its standard error.
     """
-    said = one_line(last_words[-1], 300).rstrip(".") if last_words else ""
+    said = one_line(last_words[-1], 300).removeprefix("ssh: ").rstrip(".") if last_words else ""
     if status == NOT_FOUND:
         return UserError(f"localtune-tui is not installed on {host}.", "Install the same version there.")
     if status == SSH_FAILED:

@@ -89,6 +89,10 @@ def save_adapter(model: Any, directory: Path) -> None:
     state, config = adapter_state(model)
     write_tensors(directory / "adapter_model.safetensors", state)
     config.inference_mode = True
+    for name, value in list(vars(config).items()):
+        if isinstance(value, set):
+            # A set has another order in each process; equal adapters are equal files.
+            setattr(config, name, sorted(value))
     config.save_pretrained(str(directory))
 
 

@@ -21,6 +21,8 @@ from core.models.fingerprint import BaseFingerprint
 from core.notify import Notice, notify
 from core.runs.changes import KEPT, record
 from core.runs.events import CheckpointEvent, ControlEvent
+from core.small_files import hash_file
+from core.text import one_line
 from core.worker.checkpoint import checkpoint as checkpoints
 from core.worker.checkpoint.checkpoint import Checkpoint
 from core.worker.checkpoint.storage import check_storage, storage_facts
@@ -41,6 +43,8 @@ from core.worker.steps.gradient_checkpointing import GradientCheckpointing
 FIXED_SECTIONS = ("model", "data", "template", "method", "train")
 #: What of them it need not: a run that has stopped for a loss spike may go on with another rule.
 FREE_OPTIONS = ("on_loss_spike", "loss_spike", "loss_spike_patience", "loss_limit")
+#: Options that a refusal names.
+_MOST_CHANGES = 3
 
 
 @dataclass(frozen=True)
@@ -141,6 +145,7 @@ class Checkpointer:
             return
         finally:
             self.recorder.end_progress()
+        self.recorder.seal("checkpoint", {"step": step, "manifest": written.manifest})
         state.saved = step
         self.postponed = False
         state.best.saved(step)
@@ -152,6 +157,7 @@ class Checkpointer:
     def _write(self) -> Checkpoint:
         step, facts = self.state.step, self.state.facts()
         same = storage_facts(self.config, self.loaded.model) | {
+            "config": fixed_options(self.config),
             "config_sha256": config_hash(self.config),
             "data_sha256": self.fingerprints.data,
             "held_out_sha256": self.fingerprints.held_out,
@@ -205,6 +211,7 @@ class Checkpointer:
         """Delete the checkpoints after the last good one, so that whoever goes on begins there."""
         if good is not None and (path := self._path(good)).is_dir():
             self._rotate(path)
+            self.recorder.seal("rollback", {"step": good})
 
     def _path(self, step: int) -> Path:
         return self.recorder.run.checkpoints_path / checkpoints.checkpoint_name(step)
@@ -311,6 +318,9 @@ class Checkpointer:
                 f"The {output.name} cannot be written to {output}: {error}.",
                 f"The newest checkpoint holds it; make room and 'localtune-tui continue {self.recorder.run.id}'.",
             ) from error
+        step = self.state.step if chosen is None else chosen.step
+        files = {str(path.relative_to(output)): hash_file(path) for path in sorted(output.rglob("*")) if path.is_file()}
+        self.recorder.seal("result", {"step": step, "directory": output.name, "files": files})
 
     def _whole_model(self, chosen: Checkpoint | None) -> Mapping[str, torch.Tensor] | None:
         """The weights of the result, where no process has all of them."""
@@ -344,8 +354,35 @@ def find_checkpoint(config: Config, recorder: Recorder) -> Checkpoint:
     if found is None:
         raise UserError(f"Run {run.id} has no valid checkpoint to go on from.", "Start it again.")
     if found.manifest["config_sha256"] != config_hash(config):
-        raise UserError(f"{run.config_path} has changed since {found.path.name}.", "Put it back, or start a new run.")
+        changed = _changes(found.manifest.get("config"), fixed_options(config))
+        message = f"{run.config_path} has changed since {found.path.name}{changed}."
+        raise UserError(message, "Put it back, or start a new run.")
     return found
+
+
+def _changes(before: Any, now: dict[str, Any]) -> str:
+    """The options that are not as they were, as the end of a sentence; empty where a checkpoint does not hold them."""
+    if not isinstance(before, dict):
+        return ""
+    then, here = _flat(before), _flat(now)
+    differing = [name for name in sorted(then.keys() | here.keys()) if then.get(name) != here.get(name)]
+    told = [f"{name} was {_shown(then, name)} and is {_shown(here, name)}" for name in differing[:_MOST_CHANGES]]
+    if more := len(differing) - len(told):
+        told.append(f"{more} more")
+    return f": {', '.join(told)}" if told else ""
+
+
+def _flat(sections: dict[str, Any]) -> dict[str, Any]:
+    return {
+        f"{section}.{name}": value
+        for section, options in sections.items()
+        if isinstance(options, dict)
+        for name, value in options.items()
+    }
+
+
+def _shown(options: dict[str, Any], name: str) -> str:
+    return one_line(json.dumps(options[name]), 60) if name in options else "as always"
 
 
 def agreed_checkpoint(config: Config, recorder: Recorder, ranks: Ranks) -> Checkpoint:
@@ -375,8 +412,13 @@ def newest_checkpoint(recorder: Recorder) -> Checkpoint | None:
 
 def config_hash(config: Config) -> str:
     """SHA-256 over the sections that decide what is trained and how."""
+    return hashlib.sha256(json.dumps(fixed_options(config), sort_keys=True).encode("utf-8")).hexdigest()
+
+
+def fixed_options(config: Config) -> dict[str, Any]:
+    """The options that decide what is trained and how, by section."""
     # Without what is as always, so that a version with more options goes on with the runs of an earlier one.
     dumped = config.model_dump(mode="json", exclude_defaults=True)
     fixed = {section: dumped.get(section, {}) for section in FIXED_SECTIONS}
     fixed["train"] = {name: value for name, value in fixed["train"].items() if name not in FREE_OPTIONS}
-    return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode("utf-8")).hexdigest()
+    return fixed

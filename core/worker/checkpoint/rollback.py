@@ -100,6 +100,7 @@ class Rollback:
         state.evaluated = None
         recorder.end_step(state.step)
         recorder.warn("memory_replay", f"{error.message} {_sentence(found)}", "This takes about a quarter more time.")
+        recorder.seal("rollback", {"step": state.step})
         recorder.phase("training", done=state.step, total=state.total_steps)
 
     def leave_out(self, spike: Spike) -> bool:

@@ -209,10 +209,19 @@ def fingerprint(rows: Sequence[TokenizedRow]) -> str:
     """SHA-256 over all tokens, masks and labels in order: whether a resumed run sees the data it began with."""
     digest = hashlib.sha256()
     for row in rows:
-        for sequence in row.sequences:
-            digest.update(len(sequence).to_bytes(8, "little"))
-            digest.update(sequence.input_ids.astype("<i4").tobytes())
-            digest.update(sequence.supervised.tobytes())
-        if row.label is not None:
-            digest.update(bytes([row.label]))
+        digest.update(row_bytes(row))
     return digest.hexdigest()
+
+
+def row_bytes(row: TokenizedRow) -> bytes:
+    """What a row is to a run: its tokens, masks and label."""
+    parts = list[bytes]()
+    for sequence in row.sequences:
+        parts += (
+            len(sequence).to_bytes(8, "little"),
+            sequence.input_ids.astype("<i4").tobytes(),
+            sequence.supervised.tobytes(),
+        )
+    if row.label is not None:
+        parts.append(bytes([row.label]))
+    return b"".join(parts)

@@ -18,10 +18,9 @@ from core.worker.distributed.ranks import Ranks
 #: ``forward``: lend the first process the shares for a pass · ``save``, ``result``: send it them.
 OrderName = Literal["step", "leave", "forward", "save", "result"]
 _WAIT = "wait"
-#: Orders to wait in the time after which a process is taken for lost.
-_SIGNS = 10.0
-#: The fewest seconds between two of them.
-_FEWEST_SECONDS = 0.5
+#: Orders to wait in the time after which a process is taken for lost, and the most seconds between two of them: the
+#: others raise their flags with them.
+_SIGNS, _MOST_SECONDS = 10.0, 5.0
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ class Orders:
         """
         if self.ranks.is_single or self._last is None or not self.ranks.is_first:
             return
-        if self.clock() - self._last >= max(self.timeout / _SIGNS, _FEWEST_SECONDS):
+        if self.clock() - self._last >= min(self.timeout / _SIGNS, _MOST_SECONDS):
             self._exchange({"do": _WAIT})
 
     def take(self) -> Order:

@@ -14,14 +14,12 @@ from typing import Any
 
 import torch
 
+from core.memory.shares import BUCKET
 from core.worker.distributed.orders import Orders
 from core.worker.distributed.ranks import Ranks
 from core.worker.distributed.shares import split_rows
 from core.worker.model.safetensors_io import read_tensors
 from core.worker.optim.update import Update, WeightUpdate
-
-#: The most elements that are sent at once: 128 MB in fp32, more than adapters have.
-BUCKET = 1 << 25
 
 
 @dataclass(frozen=True)

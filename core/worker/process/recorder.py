@@ -20,6 +20,7 @@ from core.hardware.sampler import Sampler
 from core.hardware.snapshot import Device
 from core.paths import FILE_MODE
 from core.redact import redact
+from core.runs.chain import CHAIN_NAME, Chain
 from core.runs.events import (
     Event,
     FinishedEvent,
@@ -36,6 +37,7 @@ from core.runs.state import END_STATES, RunState, StepProgress
 from core.runs.store import Run
 from core.worker.process.hardware_log import HardwareLog
 from core.worker.process.log import log
+from core.worker.process.stage import stage_of
 from core.worker.process.step_watchdog import StepWatchdog
 
 #: Seconds between heartbeats (the contract allows five) and between hardware samples.
@@ -60,9 +62,11 @@ class Recorder:
         pending: The requests that wait for the training thread; in the state, until that is to stop.
         changes: Gets an item whenever they have changed, which is then written at once.
         parked: Why the run has given its device back; its meters are not recorded then. Empty while it has the device.
+        heard: Told each event, in the thread that it comes from.
         owner: The pid of the process that the run is known by, which starts and ends this one; None for this one.
         keeps: Whether anything is written. It is not by the processes of a run that are not its first: they have the
-            same recipe, and a log of their own, where their notices go.
+            same recipe, and a log of their own.
+        pass_on: Told the warnings of such a process: ``pass_on(level, code, message, hint)``.
     """
 
     def __init__(
@@ -74,10 +78,15 @@ class Recorder:
         pending: Callable[[], tuple[str, ...]] = tuple,
         changes: queue.SimpleQueue[None] | None = None,
         parked: str = "",
+        heard: Callable[[Event], None] = lambda _: None,
         owner: int | None = None,
         keeps: bool = True,
+        pass_on: Callable[[str, str, str, str], None] = lambda *_: None,
     ) -> None:
         self.run = run
+        self._pass_on = pass_on
+        self._heard = heard
+        self._chain = Chain(run.path, run.events_path)
         self._keeps = keeps
         self._vanished = vanished
         self._read_pending = pending
@@ -156,6 +165,23 @@ class Recorder:
                 self._failing.discard("events.jsonl")
             except OSError as error:
                 self._warn_once("events.jsonl", error)
+        self._heard(event)
+
+    def seal(self, kind: str, body: dict[str, Any]) -> None:
+        """Add a link to the run's hash chain, over the events so far (:mod:`core.runs.chain`).
+
+        Args:
+            kind: What it tells of.
+            body: As JSON.
+        """
+        if not self._keeps:
+            return
+        with self._lock:
+            try:
+                self._chain.append(kind, body)
+                self._failing.discard(CHAIN_NAME)
+            except OSError as error:
+                self._warn_once(CHAIN_NAME, error)
 
     def phase(self, name: str, detail: str = "", done: int | None = None, total: int | None = None) -> None:
         """Say which phase it is, or how far."""
@@ -196,6 +222,8 @@ class Recorder:
     def notice(self, level: str, code: str, message: str, hint: str = "") -> None:
         """Tell the user something, in the run's record and in the log."""
         self.event(NoticeEvent(level=level, code=code, message=message, hint=hint))
+        if level != "info":
+            self._pass_on(level, code, message, hint)
         log(f"{level}: {message} {hint}".rstrip())
 
     def warn(self, code: str, message: str, hint: str) -> None:
@@ -295,6 +323,7 @@ class Recorder:
             raise ValueError(f"{state} is not an end state")
         self._end_threads()
         self.event(final)
+        self.seal("end", {"state": state, "step": final.step})
         self._leave(state=state, reason=reason, refused=final.refused or "", parked="")
 
     def hand_over(self, **changes: Any) -> None:
@@ -304,6 +333,8 @@ class Recorder:
             **changes: Fields of the state.
         """
         self._end_threads()
+        if cause := changes.get("parked"):
+            self.seal("parked", {"cause": cause})
         self._leave(**changes)
 
     def _end_threads(self) -> None:
@@ -363,10 +394,13 @@ class Recorder:
             self.update()
 
     def _tell_slow(self, seconds: float, median: float) -> None:
+        stage = stage_of(threading.main_thread())
+        where = f" It is at {stage}." if stage else ""
         self.notice(
             "warning",
             "slow_step",
-            f"Step {self._state.step + 1} takes long: {seconds:.0f} s so far, where the median is {median:.2g} s.",
+            f"Step {self._state.step + 1} takes long: {seconds:.0f} s so far, where the median is {median:.2g} s."
+            f"{where}",
             "Look at the meters: another program may hold the device, or memory may be swapped out. "
             f"'localtune-tui stop --force {self.run.id}' ends a step that hangs.",
         )

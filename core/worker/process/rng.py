@@ -37,6 +37,17 @@ def rng_state() -> dict[str, Any]:
     return state
 
 
+def seed_unused(seed: int) -> None:
+    """Seed the generators of Python and NumPy, which checkpoints hold and nothing in training draws from, so that equal
+    runs have equal checkpoints. Torch's is seeded where it is first drawn from.
+
+    Args:
+        seed: Of the run.
+    """
+    random.seed(seed)
+    np.random.seed(seed % (1 << 32))
+
+
 def restore_rng(state: dict[str, Any]) -> None:
     """Put :func:`rng_state` back, where it was made with as many cards or not."""
     torch.set_rng_state(state["torch"])

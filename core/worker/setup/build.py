@@ -11,6 +11,7 @@ from accelerate import Accelerator
 
 from core.config.derived import FP32_STATES, updates_in_backward
 from core.config.schema import WEIGHT_METHODS, Config, TrainSection
+from core.data.registries.data_files import DataHashes
 from core.hardware.wsl import is_wsl
 from core.memory.batching import TOKEN_BUDGETS
 from core.models.fingerprint import BaseFingerprint
@@ -52,6 +53,7 @@ from core.worker.process.determinism import (
 from core.worker.process.governor import Governor
 from core.worker.process.malloc import keep_freed_memory
 from core.worker.process.recorder import Recorder
+from core.worker.process.rng import seed_unused
 from core.worker.process.throttle import Throttle
 from core.worker.progress.best import BestStep
 from core.worker.progress.finite import FiniteCheck
@@ -70,6 +72,7 @@ from core.worker.setup.memory_decision import (
     decide_memory,
     with_experts,
 )
+from core.worker.setup.origin import Origin
 from core.worker.setup.preparation import Prepared, prepare
 from core.worker.setup.ready_model import SMALLER, ReadyModel, make_ready
 from core.worker.setup.self_check import check_head, check_model
@@ -116,6 +119,7 @@ class Parts:
     """None where layers run as they are."""
     file: FileTraining | None
     """None where no file's weights are trained."""
+    origin: Origin
     strategy: Strategy
     """How the processes of the run share the model and the work."""
     orders: Orders
@@ -148,6 +152,7 @@ def build(
     strategy = make_strategy(config, ranks or Ranks.single())
     config = settle_options(config, strategy, recorder)
     fix_workspace(config.train.deterministic)
+    seed_unused(config.train.seed)
     # What the device cannot do is said before minutes are spent on the rows.
     device = settle_device(config, recorder)
     governor = make_governor(config, recorder, controls, device, throttle)
@@ -160,7 +165,7 @@ def build(
     controls.check_stop()
     recorder.phase("loading_model", config.model.base)
     # Beside the loading, which reads the same files.
-    fingerprint = BaseFingerprint(prepared.base)
+    fingerprint, files = BaseFingerprint(prepared.base), DataHashes(config.data)
     placed = _place_model(config, prepared, device, recorder, controls, found, strategy)
     goal = _make_goal(config, placed.model, prepared, recorder, controls, found)
 
@@ -200,6 +205,7 @@ def build(
         governor=governor,
         compilation=training.compilation,
         file=keeping.file,
+        origin=Origin(files, dataset, keeping.checkpointer),
         strategy=strategy,
         orders=orders,
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from core.config.schema import WEIGHT_METHODS, Config
+from core.config.schema import Config
 from core.errors import UserError
 from core.hardware.cpu import memory
 from core.worker.distributed.ranks import Ranks
@@ -35,42 +35,15 @@ def make_strategy(config: Config, ranks: Ranks) -> Strategy:
     if ranks.is_single or wanted in ("auto", "replicate"):
         return Replicate(ranks)
     if wanted == "fsdp2":
-        refuse_unshared(config)
         from core.worker.distributed.fsdp2 import Fsdp2  # slow to import, and needed by few
 
         return Fsdp2(ranks, offload=config.distributed.offload != "none")
+    if wanted == "deepspeed":
+        raise UserError(
+            "distributed.strategy = deepspeed is not in this version.",
+            "Set it to fsdp2, which shares weights, gradients and optimizer states out as ZeRO-3 does.",
+        )
     raise UserError(f"distributed.strategy is {wanted}, with {ranks.count} processes.", "Set it to replicate.")
-
-
-def refuse_unshared(config: Config) -> None:
-    """Refuse what needs whole weights in each process.
-
-    Raises:
-        UserError: If the configuration has some of it.
-    """
-    method, wanted = config.method, config.distributed.strategy
-    trains_weights = method.name in WEIGHT_METHODS
-    for refused, message, hint in (
-        (
-            method.train_for is not None,
-            "cannot train for a file, which needs whole weights",
-            "Leave method.train_for out",
-        ),
-        (
-            config.train.objective in ("dpo", "kto") and not trains_weights,
-            f"does not train {config.train.objective}, whose reference is the model without its adapters",
-            "Set train.objective = sft or orpo",
-        ),
-        (
-            trains_weights and config.train.optimizer != "adamw",
-            f"cannot share out the states of {config.train.optimizer}, which belong to whole tensors",
-            "Set train.optimizer = adamw",
-        ),
-    ):
-        if refused:
-            raise UserError(
-                f"distributed.strategy = {wanted} {message}.", f"{hint}, or set distributed.strategy = replicate."
-            )
 
 
 def settle_options(config: Config, strategy: Strategy, recorder: Recorder) -> Config:
@@ -81,7 +54,12 @@ def settle_options(config: Config, strategy: Strategy, recorder: Recorder) -> Co
         strategy: Of the run.
         recorder: Told what is off.
     """
-    if not strategy.is_sharded or not config.train.compile:
+    if not strategy.is_sharded:
+        return config
+    if config.distributed.offload == "optimizer":
+        message = "FSDP2 keeps optimizer states where the weights are: both are in the machine's memory."
+        recorder.notice("info", "offloaded", message, "distributed.offload = all says the same.")
+    if not config.train.compile:
         return config
     message = f"Layers are not compiled: distributed.strategy = {config.distributed.strategy} moves their weights."
     recorder.notice("info", "not_compiled", message, "The numbers are the same.")

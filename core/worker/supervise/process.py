@@ -58,6 +58,8 @@ class RankProcess:
     lock: int
     reading: int = field(init=False)
     """The pipe with its reports."""
+    notices: list[Any] = field(init=False, default_factory=list)
+    """Warnings that it has reported: level, code, message and hint of each."""
     _signs: dict[str, Any] = field(init=False, default_factory=dict)
     _rest: bytes = field(init=False, default=b"")
 
@@ -67,6 +69,8 @@ class RankProcess:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
             log = os.open(self.start.log, flags, FILE_MODE)
+            # What stands there already are the words of others.
+            self._log_began = os.fstat(log).st_size
             try:
                 self._child = subprocess.Popen(
                     list(self.start.command),
@@ -111,6 +115,7 @@ class RankProcess:
             with contextlib.suppress(ValueError):
                 said = json.loads(line)
                 if isinstance(said, dict):
+                    self.notices += [said.pop("notice")] if "notice" in said else []
                     self._signs.update(said)
 
     def sign(self) -> Sign:
@@ -163,7 +168,7 @@ class RankProcess:
             return one_line(said)
         try:
             with self.start.log.open("rb") as file:
-                file.seek(max(file.seek(0, os.SEEK_END) - _TAIL_BYTES, 0))
+                file.seek(max(file.seek(0, os.SEEK_END) - _TAIL_BYTES, self._log_began))
                 lines = file.read(_TAIL_BYTES).decode("utf-8", errors="replace").splitlines()
         except OSError:
             return ""

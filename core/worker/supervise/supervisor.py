@@ -152,6 +152,7 @@ class Supervisor:
                         os.read(self._wake, 64)
             for process in processes:
                 process.listen()
+                self._pass_on(process)
             if processes[0].has_begun:
                 for number in self._stops[sent:]:
                     processes[0].signal(number)
@@ -164,6 +165,12 @@ class Supervisor:
             if (verdict := judge(signs, self.config.distributed.timeout, settled=settled)) is not None:
                 return verdict
             _forget_ended(poll, processes)
+
+    def _pass_on(self, process: RankProcess) -> None:
+        """Tell the warnings of a process that writes no record."""
+        while process.notices:
+            level, code, message, hint = map(str, process.notices.pop(0))
+            self._tell(NoticeEvent(level=level, code=code, message=f"{process.start.label}: {message}", hint=hint))
 
     def _begin_again(self, sentence: str, number: int) -> list[str]:
         """Tell that all starts again; returns the options for that."""

@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -370,7 +371,8 @@ def test_broken_drivers_fail_with_advice(ask_driver: Ask, mode: str, seconds: st
 def test_a_free_card_is_well() -> None:
     device = Device(index=0, kind="cuda", name="RTX", memory_used=10**9, memory_total=24 * 10**9)
     assert statuses(gpu.describe_device(device, None, [])) == {"gpu 0": "ok", "gpu 0 memory": "ok"}
-    assert str(os.getpid()) in gpu.describe_process(GpuProcess(os.getpid(), None))
+    told = gpu.describe_process(GpuProcess(os.getpid(), None))
+    assert re.fullmatch(rf"pid {os.getpid()} \(.+ of .+, for [0-9dhms. ]+\)", told), told
 
 
 def test_a_card_without_a_driver_is_seen_on_the_bus(tmp_path: Path) -> None:

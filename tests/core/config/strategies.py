@@ -107,6 +107,16 @@ def _are_processes(values: dict[str, Any]) -> bool:
         or ("hardware.gpu" in values and (named or processes > 1))
         or (named and "all" not in named and processes > len(named))
         or (several and values.get("memory.optimizer_in_backward") == "on")
+        or (values.get("distributed.strategy") == "fsdp2" and _needs_whole_weights(values))
+    )
+
+
+def _needs_whole_weights(values: dict[str, Any]) -> bool:
+    trains_weights = values.get("method.name", "qlora") in ("full", "freeze")
+    return (
+        "method.train_for" in values
+        or (values.get("train.objective") in ("dpo", "kto") and not trains_weights)
+        or (values.get("train.optimizer", "adamw") != "adamw" and trains_weights)
     )
 
 

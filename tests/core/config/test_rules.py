@@ -145,6 +145,29 @@ BROKEN: list[tuple[dict[str, Any], Facts, str, str]] = [
         "warning",
         "nothing is shared out that could be moved",
     ),
+    (
+        {"distributed__strategy": "fsdp2", "train__objective": "dpo", "data__format": "preference"},
+        Facts(),
+        "error",
+        "the reference of dpo is the model without its adapters",
+    ),
+    (
+        {
+            "distributed__strategy": "fsdp2",
+            "method__name": "full",
+            "train__learning_rate": 1e-5,
+            "train__optimizer": "adamw_8bit",
+        },
+        Facts(),
+        "error",
+        "the states of adamw_8bit belong to whole tensors",
+    ),
+    (
+        {"distributed__strategy": "fsdp2", "method__train_for": "q4_0"},
+        Facts(),
+        "error",
+        "method.train_for needs whole weights",
+    ),
     ({"template__name": "chatml", "template__file": "a"}, Facts(), "error", "are both set"),
     ({"data__format": "preference"}, Facts(), "error", "train.objective is sft, which learns answers as they are"),
     (
@@ -289,6 +312,8 @@ KEPT: list[tuple[dict[str, Any], Facts]] = [
         Facts(),
     ),
     ({"distributed__strategy": "none"}, Facts()),
+    ({"distributed__strategy": "fsdp2", "train__optimizer": "adamw_8bit"}, Facts()),
+    ({"distributed__strategy": "fsdp2", "method__name": "full", "train__learning_rate": 1e-5}, Facts()),
     ({"distributed__processes": 2, "method__name": "full", "train__learning_rate": 1e-5}, Facts()),
     ({"train__max_hours": 8.0, "train__max_energy_wh": 900.0}, Facts()),
     ({"method__target_experts": "on"}, Facts()),

@@ -11,7 +11,7 @@ from core.memory.cards import Cards, Sharing, Strategy, cards_of
 from core.memory.gathered import Gathered, gathered_sizes
 from core.memory.plan import Machine, Part
 from core.memory.planner import arithmetic
-from core.memory.shares import BUCKET, Shares
+from core.memory.shares import BUCKET, DEEPSPEED_BUCKET, Shares
 from core.models.architecture.families import read_architecture
 from tests.core.models.architecture import published
 
@@ -31,6 +31,8 @@ def sizes(**changes: Any) -> Gathered:
     given: dict[str, Any] = {
         "largest": PSI,
         "layers": 2 * PSI,
+        "beside": 0,
+        "depth": 2,
         "outside": 0,
         "matrix": 0,
         "scales": {},
@@ -57,7 +59,7 @@ def test_without_a_strategy_they_are_all_there_and_replicated_ones_too() -> None
     assert Shares(Sharing("none"), sizes()).of_card(STATES) == STATES
     found = Shares(Sharing("replicate", SIXTY_FOUR), sizes()).of_card(STATES)
     assert found[:3] == STATES
-    assert by_name(found)["all_reduce"] == 2 * PSI
+    assert by_name(found)["all_reduce"] == 2 * BUCKET
 
 
 @pytest.mark.parametrize(
@@ -82,6 +84,20 @@ def test_fsdp2_gathers_layers_forward_and_backward_and_what_is_outside_once() ->
     assert shares.on_wire(3) == 3 * (1200 + 50 + 400) // 2
 
 
+def test_fsdp2_leaves_adapters_whole_and_sums_their_gradients_once() -> None:
+    whole = sizes(layers=600, largest=300, beside=40, outside=50, trained=20, width=4)
+    shares = Shares(Sharing("fsdp2", Cards(2), adapters=True), whole)
+    # For each of three micro-batches 2 x 600, and twice 80 of gradients; a card has half itself.
+    assert shares.on_wire(3) == (3 * 1200 + 160) // 2
+    named = {"linear_weights": 600, "embeddings": 40, "norms": 2, "adapters": 80, "gradients": 80, "optimizer": 160}
+    found = by_name(shares.of_card([Part(name, size, "") for name, size in named.items()]))
+    assert found == named | {"linear_weights": 300, "all_reduce": 80, "gathered": 600}
+    away = Shares(Sharing("fsdp2", Cards(2), offload="optimizer", adapters=True), whole)
+    parts = [Part(name, size, "") for name, size in named.items()]
+    assert away.on_host(parts) == 300
+    assert by_name(away.of_card(parts)) == named | {"linear_weights": 0, "all_reduce": 80, "gathered": 600}
+
+
 def test_offloaded_optimizers_take_16_bytes_for_each_parameter_of_a_machine() -> None:
     # DeepSpeed's own estimate for ZeRO with an offloaded optimizer, without its factor for buffers.
     for stage in (2, 3):
@@ -95,16 +111,11 @@ def test_offloaded_optimizers_take_16_bytes_for_each_parameter_of_a_machine() ->
     assert by_name(shares.of_card(STATES))["linear_weights"] == 0
 
 
-def test_fsdp2_offloads_what_it_shares_out() -> None:
-    optimizer = Shares(Sharing("fsdp2", Cards(2), offload="optimizer"), sizes())
-    # Moments, and copies of weights and gradients in 16 bit.
-    assert 2 * optimizer.on_host(STATES) == (8 + 2 + 2) * PSI
-    assert by_name(optimizer.of_card(STATES)) | {"optimizer": 0, "linear_weights": PSI, "gradients": PSI} == by_name(
-        optimizer.of_card(STATES)
-    )
-    everything = Shares(Sharing("fsdp2", Cards(2), offload="all"), sizes())
-    assert 2 * everything.on_host(STATES) == (8 + 2 + 2) * PSI
-    found = by_name(everything.of_card(STATES))
+@pytest.mark.parametrize("offload", ["optimizer", "all"])
+def test_fsdp2_moves_all_that_it_shares_out(offload: Any) -> None:
+    shares = Shares(Sharing("fsdp2", Cards(2), offload=offload), sizes())
+    assert 2 * shares.on_host(STATES) == (8 + 2 + 2) * PSI
+    found = by_name(shares.of_card(STATES))
     assert (found["linear_weights"], found["gradients"], found["optimizer"]) == (0, 0, 0)
     assert found["gathered"] == 2 * PSI
 
@@ -120,7 +131,7 @@ def test_a_bucket_is_no_larger_than_what_is_trained() -> None:
     few = Shares(Sharing("deepspeed", Cards(2)), sizes(trained=1000, width=4))
     many = Shares(Sharing("deepspeed", Cards(2)), sizes())
     assert by_name(few.of_card([]))["all_reduce"] == 4000
-    assert by_name(many.of_card([]))["all_reduce"] == 2 * BUCKET
+    assert by_name(many.of_card([]))["all_reduce"] == 2 * DEEPSPEED_BUCKET
 
 
 def test_gathered_sizes_of_a_published_model_in_4_bits() -> None:
@@ -131,8 +142,8 @@ def test_gathered_sizes_of_a_published_model_in_4_bits() -> None:
     # A layer of Llama 3 8B: q and o 4096², k and v 4096 x 1024, three of 4096 x 14336; two norms in 16 bit.
     weights = 2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336
     adapters = 4 * 16 * 4096 * 7
-    assert found.largest == weights // 2 + 2 * 2 * 4096 + adapters
-    assert found.layers == 32 * found.largest
+    assert found.largest == weights // 2 + 2 * 2 * 4096
+    assert (found.layers, found.beside, found.depth) == (32 * found.largest, adapters, 32)
     assert (found.matrix, found.outside) == (2 * 128256 * 4096, 2 * (2 * 128256 * 4096 + 4096))
     assert found.outside_gradients == 0
     assert found.gradients == 32 * found.layer_gradients == 32 * adapters
@@ -165,6 +176,9 @@ def test_gradients_of_a_model_that_is_trained_whole_are_inside_and_outside() -> 
 def test_what_each_strategy_shares_out(strategy: Strategy, stage: int, shared: tuple[bool, bool, bool]) -> None:
     sharing = Sharing(strategy, Cards(2), stage)
     assert (sharing.optimizer, sharing.gradients, sharing.weights) == shared
+    adapters = Sharing(strategy, Cards(2), stage, adapters=True)
+    own = (False, False, True) if strategy == "fsdp2" else shared
+    assert (adapters.optimizer, adapters.gradients, adapters.weights) == own
 
 
 @pytest.mark.parametrize(

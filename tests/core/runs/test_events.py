@@ -5,7 +5,7 @@ import json
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from core.runs import events
@@ -73,6 +73,7 @@ def read(line: bytes | str) -> events.Event | None:
 
 
 @given(st.binary(max_size=200) | st.binary(max_size=20).map(lambda noise: encode_event(STEP).encode() + noise))
+@example(encode_event(STEP).encode() + b"\x0b")
 def test_bytes_are_an_event_or_malformed(data: bytes) -> None:
     event = read(data)
     if event is not None:

@@ -48,6 +48,7 @@ def config(tmp_path: Path) -> Config:
         {
             "model": {"base": str(model)},
             "data": {"train": str(rows)},
+            "hardware": {"device": "cpu"},
             "distributed": {"hosts": ["tower"], "address": address(), "port": free_port()},
         }
     )
@@ -126,6 +127,13 @@ def test_two_names_of_one_machine_are_refused(config: Config, ssh: FakeSsh) -> N
     distributed = config.distributed.model_copy(update={"hosts": ["tower", "me@tower"]})
     with pytest.raises(UserError, match="tower and me@tower are one machine"):
         compare_machines(config.model_copy(update={"distributed": distributed}))
+
+
+def test_a_name_of_this_machine_is_refused_where_its_cards_would_be_taken_twice(config: Config, ssh: FakeSsh) -> None:
+    ssh.machine("tower")
+    hardware = config.hardware.model_copy(update={"device": "auto"})
+    with pytest.raises(UserError, match="This machine and tower are one machine"):
+        compare_machines(config.model_copy(update={"hardware": hardware}))
 
 
 @pytest.mark.parametrize(

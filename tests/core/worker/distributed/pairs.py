@@ -17,7 +17,9 @@ from core.worker.distributed.rendezvous import Meeting, file_meeting
 PATIENCE, OTHERS = 120.0, 3.0
 
 
-def run_pair(directory: Path, work: Callable[[Ranks], Any], *, count: int = 2, timeout: float = 60.0) -> list[Any]:
+def run_pair(
+    directory: Path, work: Callable[[Ranks], Any], *, count: int = 2, timeout: float = 60.0, patience: float = PATIENCE
+) -> list[Any]:
     """Let processes do some work together; what each returns, or the text of what it raised.
 
     Args:
@@ -25,6 +27,7 @@ def run_pair(directory: Path, work: Callable[[Ranks], Any], *, count: int = 2, t
         work: Done by each.
         count: How many there are.
         timeout: Seconds that each waits for the others.
+        patience: Seconds for the first to come to an end.
     """
     place = file_meeting(directory / "meeting")
     context = multiprocessing.get_context("fork")
@@ -38,7 +41,7 @@ def run_pair(directory: Path, work: Callable[[Ranks], Any], *, count: int = 2, t
     found = []
     for process, reading in started:
         try:
-            found.append(reading.recv() if reading.poll(OTHERS if found else PATIENCE) else "hangs")
+            found.append(reading.recv() if reading.poll(OTHERS if found else patience) else "hangs")
         except EOFError:
             found.append("gone")
         process.kill()

@@ -28,6 +28,7 @@ pytestmark = pytest.mark.slow
 #: Adam makes steps of the same length of gradients that are next to nothing.
 CLOSE = 1e-4
 FULL: dict[str, Any] = {"method": {"name": "full"}, "memory": {"optimizer_in_backward": "off"}}
+OFFLOADED: dict[str, Any] = {"distributed": {"strategy": "fsdp2", "processes": 2, "offload": "all"}}
 SHARED: dict[str, Any] = {"distributed": {"strategy": "fsdp2", "processes": 2}}
 
 
@@ -38,7 +39,7 @@ def all_trainings(directory: Path, base: Path, ranks: Ranks) -> dict[str, Any]:
         "data": {"train": str(directory / "rows.jsonl"), "eval_share": 0.2},
         "method": {"name": "qlora", "rank": 4, "alpha": 8, "dropout": 0.0},
         "train": {"max_steps": 4, "batch_size": 5, "precision": "fp32", "learning_rate": 1e-3},
-        "eval": {"every_steps": 2, "samples": 1, "probe": False},
+        "eval": {"every_steps": 2, "samples": 0, "probe": False},
         "checkpoint": {"every_steps": 1, "keep": 10},
         "hardware": {"device": "cpu"},
         "chat": {"max_new_tokens": 8},
@@ -55,28 +56,27 @@ def all_trainings(directory: Path, base: Path, ranks: Ranks) -> dict[str, Any]:
         found[name] = trainings.run(name, together=True, ask=ask, **sections, **SHARED)
         trainings.run(f"{name}-again", together=True, resume_of=name, **sections, **SHARED)
         trainings.run(f"{name}-two-one", together=False, resume_of=name, **sections)
-        trainings.run(f"{name}-one-two", together=True, resume_of=f"{name}-alone", **sections, **SHARED)
         with failing_once(5 if sections else 1) if ranks.rank == 1 else contextlib.nullcontext():
-            trainings.run(f"{name}-short", together=True, **sections, **SHARED)
+            trainings.run(f"{name}-one-two", together=True, resume_of=f"{name}-alone", **sections, **OFFLOADED)
     return found
 
 
 @contextlib.contextmanager
 def failing_once(collective: int) -> Iterator[None]:
-    """Let memory run out in the first pass of the second window, before a collective: the second one is in the forward
-    pass, the sixth in the backward one."""
+    """Let memory run out in the first pass of the run's first window, before a collective: the second one is in the
+    forward pass, the sixth in the backward one."""
     usual, windows = Fsdp2.passes, itertools.count()
 
     def passes(strategy: Fsdp2, micro_batches: Sequence[list[int]]) -> Iterator[list[int]]:
+        def fail(issued: int) -> None:
+            if issued == collective:
+                strategy.sharded.collectives.before = lambda _: None
+                raise torch.OutOfMemoryError("CUDA out of memory, injected")
+
         # The first of all is the rehearsal.
-        if next(windows) == 2:
+        if next(windows) == 1:
             strategy.sharded.collectives.before = fail
         yield from usual(strategy, micro_batches)
-        strategy.sharded.collectives.before = lambda _: None
-
-    def fail(issued: int) -> None:
-        if issued == collective:
-            raise torch.OutOfMemoryError("CUDA out of memory, injected")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Fsdp2, "passes", passes)
@@ -88,7 +88,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> T
     """All runs, done once."""
     directory = tmp_path_factory.mktemp("fsdp2")
     write_rows(directory / "rows.jsonl")
-    first, _ = run_pair(directory, lambda ranks: all_trainings(directory, tiny_model_dir, ranks))
+    first, _ = run_pair(directory, lambda ranks: all_trainings(directory, tiny_model_dir, ranks), patience=900.0)
     assert isinstance(first, dict), first
     return Trained(directory / "runs", first)
 
@@ -146,5 +146,6 @@ def test_the_model_is_measured_and_asked_between_two_steps(trained: Trained, nam
 
 @BOTH
 def test_memory_that_runs_out_in_one_process_costs_all_a_finer_window(trained: Trained, name: str) -> None:
-    assert "memory_cut" in [notice.code for notice in trained.events(f"{name}-short", NoticeEvent)]
-    assert largest_difference(result(trained.run(name)), result(trained.run(f"{name}-short"))) < CLOSE
+    assert "memory_cut" in [notice.code for notice in trained.events(f"{name}-one-two", NoticeEvent)]
+    # What it learned is compared with the others above.
+    assert trained.events(f"{name}-one-two", StepEvent)[-1].step == 4

@@ -1,25 +1,26 @@
-"""A disk that is full: refused before training, survived in the middle of it."""
+"""A disk that is full or becomes read-only, files that may not grow: refused before training, survived within it."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from core.errors import UserError
+from core.launch import launcher
 from core.runs.client import ControlClient
 from core.runs.events import CheckpointEvent, NoticeEvent
 from core.runs.history import read_history
 from core.runs.store import Run
 from core.worker.checkpoint.checkpoint import verify_checkpoint
-from tests.small_disk import small_disk
-from tests.waiting import wait_for
-
-from .workers import (
+from tests.e2e.workers import (
     PATIENCE,
     STEPS,
     Workers,
@@ -29,10 +30,13 @@ from .workers import (
     finish,
     notice_codes,
     only,
+    pid_of,
     steps,
     wait_until_state,
     wait_until_step,
 )
+from tests.small_disk import read_only, small_disk
+from tests.waiting import wait_for
 
 PAGE = 4096
 
@@ -147,3 +151,51 @@ def test_an_adapter_that_cannot_be_written_ends_in_a_sentence_and_can_be_continu
     finish(run)
     assert adapter_bytes(run)
     assert exit_code(run) == 0
+
+
+def test_a_home_that_is_read_only_is_refused_before_training_and_can_be_looked_at(workers: Workers) -> None:
+    run = workers.start("whole", train={"max_steps": 2}, eval={"every_steps": None})
+    finish(run)
+    with read_only(workers.home), workers.environment():
+        with pytest.raises(UserError, match="is not a directory that can be written to") as refusal:
+            launcher.start_run(workers.config(), "late")
+        assert refusal.value.hint
+        command = [sys.executable, "-m", "tui", "runs", "--json"]
+        listed = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert run.id in listed.stdout
+        assert read_history(run).end is not None
+
+
+def test_a_disk_that_becomes_read_only_pauses_training_and_costs_nothing(workers: Workers, reference: Run) -> None:
+    """As a disk does that has met errors."""
+    run = workers.start("worn")
+    wait_until_step(run, 6)
+    client = ControlClient(run)
+    step = client.request("pause")["step"]
+    with read_only(workers.home):
+        client.request("resume")
+        expected = {"state": "paused", "step": step - step % 5 + 5}
+        wait_for(lambda: expected.items() <= ping(run).items(), PATIENCE, "a checkpoint to fail")
+    assert "checkpoint_failed" in notice_codes(run)
+    client.request("resume")
+    finish(run)
+    assert adapter_bytes(run) == adapter_bytes(reference)
+
+
+def test_files_that_may_not_grow_pause_training_and_cost_nothing(workers: Workers, reference: Run) -> None:
+    """A limit on the size of files, below that of a checkpoint: of the record, too, nothing is torn."""
+    run = workers.start("limited")
+    wait_until_step(run, 6)
+    client = ControlClient(run)
+    step = client.request("pause")["step"]
+    usual = resource.prlimit(pid_of(run), resource.RLIMIT_FSIZE, (16 * PAGE, resource.RLIM_INFINITY))
+    client.request("resume")
+    expected = {"state": "paused", "step": step - step % 5 + 5}
+    wait_for(lambda: expected.items() <= ping(run).items(), PATIENCE, "a checkpoint to fail")
+    resource.prlimit(pid_of(run), resource.RLIMIT_FSIZE, usual)
+    client.request("resume")
+    finish(run)
+    assert adapter_bytes(run) == adapter_bytes(reference)
+    history = read_history(run)
+    assert history.skipped <= 1
+    assert history.end is not None

@@ -1,0 +1,27 @@
+"""Spans as JSON, between the process that asks for an audit and the one that executes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from core.audit.spans import Span
+from core.runs.events import Event, decode_event, encode_event
+
+
+def span_to(span: Span) -> dict[str, Any]:
+    """A span as JSON."""
+    return {
+        "begin": span.begin,
+        "end": span.end,
+        "script": [encode_event(event) for event in span.script],
+        "rolled_back": span.rolled_back,
+        "changes": span.changes,
+    }
+
+
+def span_from(values: Mapping[str, Any]) -> Span:
+    """What :func:`span_to` made."""
+    events = [decode_event(line.encode("utf-8", errors="replace")) for line in values["script"]]
+    script: tuple[Event, ...] = tuple(event for event in events if event is not None)
+    return Span(values["begin"], values["end"], script, bool(values["rolled_back"]), dict(values["changes"]))

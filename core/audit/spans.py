@@ -1,0 +1,226 @@
+"""Spans of a run: the intervals between its checkpoints, each with the events by which it is executed again.
+
+The record of a run that was killed, continued or rolled back has steps more than once. Only those that its last step
+goes back to count: from the end, each start is followed to the checkpoint that it went on from.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from core.config.live import TRAINING
+from core.runs.changes import KEPT, recall
+from core.runs.events import (
+    CheckpointEvent,
+    ControlEvent,
+    EvalEvent,
+    Event,
+    FinishedEvent,
+    NoticeEvent,
+    PhaseEvent,
+    ProbeEvent,
+    SampleEvent,
+    StepEvent,
+)
+
+#: What training itself tells, and a replay tells again.
+TOLD = (StepEvent, EvalEvent, ProbeEvent, SampleEvent, CheckpointEvent)
+#: Notices of a step that ran out of memory and was cut; it is cut again at the same step.
+SHORTAGES = ("memory_weights", "memory_cut", "memory_checkpointing", "memory_offload")
+#: Notices of what went another way for want of memory or room, and cannot be made to happen again.
+_OTHERWISE = {
+    "evaluation_skipped": "an evaluation was left out for want of memory",
+    "memory_evaluation": "memory ran out in an evaluation",
+    "memory_answers": "memory ran out in an evaluation",
+    "memory_probe": "memory ran out in the general probe",
+    "memory_reference": "memory ran out in measuring the reference",
+    "checkpoint_failed": "a checkpoint could not be written",
+    "checkpoint_postponed": "a checkpoint was postponed for want of memory",
+}
+_RAN_OUT = re.compile(r"Memory ran out at (step \d+|the rehearsal)")
+
+
+@dataclass(frozen=True)
+class Span:
+    """An interval of training between two checkpoints.
+
+    Args:
+        begin: The step of the checkpoint that it begins with; 0 for the untouched base.
+        end: The step of the checkpoint that it ends with.
+        script: The events in it that training told, and the commands that changed it, in order; the end's checkpoint
+            is one of them.
+        rolled_back: Whether it begins by a rollback, after which activations are recomputed.
+        changes: Options that were in force at its beginning although the checkpoint does not have them.
+        obstacle: Why it cannot be executed again, as the rest of a sentence; empty where it can.
+    """
+
+    begin: int
+    end: int
+    script: tuple[Event, ...]
+    rolled_back: bool = False
+    changes: dict[str, Any] = field(default_factory=dict)
+    obstacle: str = ""
+
+
+@dataclass
+class _Segment:
+    """Events from a start of the worker, or a rollback, to the next one."""
+
+    is_rollback: bool
+    events: list[Event] = field(default_factory=list)
+
+    @property
+    def begin(self) -> int | None:
+        """The step that it goes on from; None where it has done none."""
+        return next((event.step - 1 for event in self.events if isinstance(event, StepEvent)), None)
+
+    def up_to(self, step: int) -> _Segment | None:
+        """The part that ends with the checkpoint of a step; None where it has none."""
+        for place in range(len(self.events) - 1, -1, -1):
+            event = self.events[place]
+            if isinstance(event, CheckpointEvent) and event.step == step:
+                return _Segment(self.is_rollback, self.events[: place + 1])
+        return None
+
+
+def spans_of(events: Iterable[Event]) -> list[Span]:
+    """The spans that the last step of a run goes back to, in order.
+
+    Args:
+        events: All that it has told.
+    """
+    segments = _segments(events)
+    found: list[Span] = []
+    wanted: int | None = None
+    for place in range(len(segments) - 1, -1, -1):
+        segment = segments[place]
+        if wanted is not None:
+            cut = segment.up_to(wanted)
+            if cut is None:
+                continue
+            segment = cut
+        begin = segment.begin
+        if begin is None:
+            continue
+        changes = _changes_before(segments[:place], begin) if segment.is_rollback else {}
+        found = [*_cut(segment, begin, changes), *found]
+        if begin == 0:
+            break
+        wanted = begin
+    return found
+
+
+def choose(spans: Sequence[Span], starts: Collection[int], count: int, seed: int) -> list[Span]:
+    """Some spans at random, those that can be executed again before those that cannot, in order.
+
+    Args:
+        spans: Of a run.
+        starts: Steps whose checkpoints are there and whole; the beginning needs none.
+        count: How many.
+        seed: The same one chooses the same.
+    """
+    usable = [span for span in spans if not span.obstacle and (span.begin == 0 or span.begin in starts)]
+    drawn = random.Random(seed).sample(usable, min(count, len(usable)))  # noqa: S311 - a choice, not a secret
+    return sorted(drawn, key=lambda span: span.end)
+
+
+def join(spans: Sequence[Span]) -> list[Span]:
+    """Spans that follow one another as one each, executed in one go; broken off where one cannot be executed again, or
+    begins with a rollback, or a rehearsal that ran out of memory."""
+    found: list[Span] = []
+    for span in spans:
+        before = found[-1] if found else None
+        is_apart = span.rolled_back or any(map(ran_out_in_rehearsal, span.script))
+        if before is None or before.obstacle or span.obstacle or is_apart or before.end != span.begin:
+            found.append(span)
+        else:
+            found[-1] = replace(before, end=span.end, script=(*before.script, *span.script))
+    return found
+
+
+def ran_out_in_rehearsal(event: Event) -> bool:
+    """Whether it tells that memory ran out in the rehearsal before a start's first step."""
+    found = _RAN_OUT.match(event.message) if isinstance(event, NoticeEvent) else None
+    return found is not None and found[1] == "the rehearsal"
+
+
+def _segments(events: Iterable[Event]) -> list[_Segment]:
+    found = [_Segment(is_rollback=False)]
+    for event in events:
+        if isinstance(event, PhaseEvent) and event.name == "importing":
+            found.append(_Segment(is_rollback=False))
+        elif isinstance(event, NoticeEvent) and event.code == "memory_replay":
+            found.append(_Segment(is_rollback=True))
+        elif isinstance(event, (*TOLD, NoticeEvent, ControlEvent, FinishedEvent)):
+            found[-1].events.append(event)
+    return found
+
+
+def _cut(segment: _Segment, begin: int, changes: dict[str, Any]) -> list[Span]:
+    """The spans of a segment: from one checkpoint to the next."""
+    found: list[Span] = []
+    start, script, obstacle = begin, list[Event](), ""
+    for event in segment.events:
+        if isinstance(event, NoticeEvent) and event.code in _OTHERWISE:
+            obstacle = _OTHERWISE[event.code]
+        if not _belongs(event, start):
+            continue
+        script.append(event)
+        if isinstance(event, CheckpointEvent) and event.step > start:
+            first = not found
+            found.append(
+                Span(
+                    start,
+                    event.step,
+                    tuple(script),
+                    rolled_back=first and segment.is_rollback,
+                    changes=changes if first else {},
+                    obstacle=obstacle,
+                )
+            )
+            start, script, obstacle = event.step, [], ""
+    is_finished = any(type(event) is FinishedEvent for event in segment.events)
+    if found and is_finished and not obstacle:
+        # The last evaluation comes after the last checkpoint.
+        last = next((place for place in range(len(script), 0, -1) if isinstance(script[place - 1], EvalEvent)), 0)
+        found[-1] = replace(found[-1], script=(*found[-1].script, *script[:last]))
+    return found
+
+
+def _belongs(event: Event, start: int) -> bool:
+    """Whether an event is one that a replay tells again, or follows."""
+    if isinstance(event, SampleEvent):
+        # Those of the checkpoint's own step were told by whoever wrote it, before or after.
+        return start == 0 or event.step > start
+    if isinstance(event, NoticeEvent):
+        return event.code in SHORTAGES and _RAN_OUT.match(event.message) is not None
+    if isinstance(event, ControlEvent):
+        return bool(changes_of(event)) or (event.command == "skip_evaluation" and event.result == "ok")
+    return isinstance(event, TOLD)
+
+
+def changes_of(event: Event) -> dict[str, Any]:
+    """The options of the training that a command has changed; those that a run was continued with are in its
+    checkpoint."""
+    if not isinstance(event, ControlEvent) or event.command != "set" or event.sender == KEPT:
+        return {}
+    if event.result.startswith("refused"):
+        return {}
+    return {name: value for name, value in recall(event.result).items() if name in TRAINING}
+
+
+def _changes_before(segments: Sequence[_Segment], begin: int) -> dict[str, Any]:
+    """What was set between a checkpoint and the rollback to it, which stays in force."""
+    found: dict[str, Any] = {}
+    for segment in segments[-1:]:
+        reached = begin == 0
+        for event in segment.events:
+            if isinstance(event, CheckpointEvent) and event.step == begin:
+                reached = True
+            elif reached:
+                found |= changes_of(event)
+    return found

@@ -1,0 +1,153 @@
+"""``verify RUN``: the hash chain of a run checked, and intervals of its training executed again."""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from core.commands.common import CLEAR_LINE, EXIT_ERROR, EXIT_INTERRUPTED, add_json_flag, emit, note, say
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from core.audit.job import AuditProgress
+    from core.audit.result import Audit, Difference, SpanResult
+
+#: Exit code of a run that is not what was recorded.
+EXIT_DIFFERS = 6
+#: Intervals that are executed again by default.
+SPANS = 3
+#: Seconds between two lines of progress where standard error is no terminal.
+PLAIN_SECONDS = 5.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument(
+        "run", metavar="RUN", help="a run that is over: its id, a part of it, its directory, or 'latest'"
+    )
+    parser.add_argument(
+        "--spans",
+        metavar="N",
+        type=_count,
+        default=SPANS,
+        help=f"intervals between two checkpoints that are executed again (default: {SPANS}; 0: the chain alone)",
+    )
+    parser.add_argument("--whole", action="store_true", help="execute all of the run again, from the base on")
+    parser.add_argument("--seed", metavar="S", type=int, help="choose the same intervals again (default: at random)")
+    add_json_flag(parser)
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise ValueError("negative")
+    return number
+
+
+def run(args: argparse.Namespace) -> int:
+    """Make the audit, and print what it comes to; the exit code is 6 where something is not what was recorded."""
+    from core.audit.job import AuditJob
+    from core.runs.store import find_run
+
+    found = find_run(args.run)
+    seed = random.SystemRandom().randrange(1 << 31) if args.seed is None else args.seed
+    job, shown = AuditJob(found, spans=args.spans, seed=seed, whole=args.whole), _Shown()
+    try:
+        audit = job.run(shown.show)
+    except KeyboardInterrupt:
+        shown.end()
+        note("The audit was broken off; nothing of it is left.")
+        return EXIT_INTERRUPTED
+    finally:
+        job.close()
+        shown.end()
+    if args.json:
+        emit(audit.to_dict())
+    else:
+        for line in result_lines(audit):
+            say(line)
+    # The chain alone is what was asked for.
+    enough = args.spans == 0 and not args.whole and audit.chain.head is not None
+    return {"verified": 0, "differs": EXIT_DIFFERS}.get(audit.verdict, 0 if enough else EXIT_ERROR)
+
+
+def result_lines(audit: Audit) -> Iterator[str]:
+    """An audit in lines."""
+    from core.units import format_duration
+
+    chain = audit.chain
+    if chain.head is not None:
+        state = "broken" if chain.differences else "whole"
+        yield f"chain      {state}, {chain.links} links, head {chain.head}"
+    else:
+        yield "chain      none"
+    for difference in (*chain.differences, *audit.inputs):
+        yield f"           {_tell(difference)}"
+    for span in audit.spans:
+        yield f"{_steps(span):<25}  {_came_to(span)}"
+        for difference in span.differences:
+            yield f"           {_tell(difference)}"
+    for sentence in (*chain.notes, *audit.notes):
+        yield f"note       {sentence}"
+    is_chain_alone = audit.verdict == "unproven" and not audit.spans and chain.head is not None
+    verdict = "The chain is whole; nothing was executed again." if is_chain_alone else _VERDICTS[audit.verdict]
+    yield f"{verdict} Seed {audit.seed}, {format_duration(audit.seconds)}."
+
+
+_VERDICTS = {
+    "verified": "Verified: every byte came out as it was recorded.",
+    "differs": "Not what was recorded.",
+    "unproven": "Not proven: nothing could be compared bit for bit.",
+}
+
+
+def _steps(span: SpanResult) -> str:
+    return f"steps {span.begin + 1} to {span.end}"
+
+
+def _came_to(span: SpanResult) -> str:
+    from core.units import format_duration
+
+    words = {"equal": "equal in every byte", "differs": "differs", "inexact": "differs", "skipped": "not executed"}
+    seconds = f", in {format_duration(span.seconds)}" if span.seconds else ""
+    return f"{words[span.outcome]}{seconds}" + (f": {span.reason}" if span.reason else "")
+
+
+def _tell(difference: Difference) -> str:
+    values = ""
+    if difference.recorded is not None and difference.found is not None and len(difference.recorded) < 60:
+        values = f" Recorded {difference.recorded}, found {difference.found}."
+    return f"{difference.what}{values}"
+
+
+class _Shown:
+    """Progress on standard error: a line that is overwritten on a terminal, a line now and then elsewhere."""
+
+    def __init__(self) -> None:
+        self._is_terminal = sys.stderr.isatty()
+        self._drawn = False
+        self._told = ""
+        self._printed = time.monotonic()
+
+    def show(self, progress: AuditProgress) -> None:
+        """Show progress."""
+        counted = f" of {progress.total}" if progress.total and progress.done is not None else ""
+        text = f"{progress.activity}{f' ({progress.done}{counted})' if counted else ' …'}"
+        if self._is_terminal:
+            sys.stderr.write(CLEAR_LINE + text)
+            sys.stderr.flush()
+            self._drawn = True
+        elif text != self._told and time.monotonic() - self._printed >= PLAIN_SECONDS:
+            self._told, self._printed = text, time.monotonic()
+            note(text)
+
+    def end(self) -> None:
+        """Clear the line."""
+        if self._drawn:
+            sys.stderr.write(CLEAR_LINE)
+            sys.stderr.flush()
+            self._drawn = False

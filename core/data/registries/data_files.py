@@ -1,0 +1,82 @@
+"""The files that the rows of a configuration come from, and their hashes."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from core.data.registries.resolve import flat_sources
+from core.data.registries.source import DataSource
+from core.errors import UserError
+from core.small_files import hash_file
+
+if TYPE_CHECKING:
+    from core.config.schema import DataSection
+
+
+def data_files(data: DataSection) -> list[Path]:
+    """The files that rows are read from, each once, in order; those of a directory are all that are not hidden.
+
+    Raises:
+        UserError: If an entry cannot be resolved.
+    """
+    entries = (data.train, data.eval)
+    sources = [source for entry in entries if entry for source in flat_sources(entry, data.format, data.columns)]
+    return list(dict.fromkeys(path for source in sources for path in _files_of(source)))
+
+
+def _files_of(source: DataSource) -> Iterator[Path]:
+    if source.files:
+        yield from source.files
+        return
+    whole = source.path if os.path.exists(source.path) else Path(str(source.path).rpartition("#")[0])
+    if not os.path.isdir(whole):
+        yield whole
+        return
+    for directory, below, names in os.walk(whole):
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        yield from (Path(directory) / name for name in sorted(names) if not name.startswith("."))
+
+
+def hash_data_files(data: DataSection) -> dict[str, str]:
+    """SHA-256 of each data file by its path; empty text for one that cannot be read.
+
+    Raises:
+        UserError: If an entry cannot be resolved.
+    """
+    found = {}
+    for path in data_files(data):
+        try:
+            found[str(path)] = hash_file(path)
+        except OSError:
+            found[str(path)] = ""
+    return found
+
+
+class DataHashes:
+    """Hashes the data files of a run on a thread, beside the loading of the model.
+
+    Args:
+        data: Names them.
+    """
+
+    def __init__(self, data: DataSection) -> None:
+        self._data = data
+        self._found: dict[str, str] = {}
+        self._thread = threading.Thread(target=self._compute, name="data hashes", daemon=True)
+        self._thread.start()
+
+    def _compute(self) -> None:
+        try:
+            self._found = hash_data_files(self._data)
+        except UserError:
+            self._found = {}
+
+    @property
+    def found(self) -> dict[str, str]:
+        """SHA-256 by path; blocks until computed. Empty where the files are not there any more."""
+        self._thread.join()
+        return self._found

@@ -1,0 +1,260 @@
+"""The hash chain of a run, ``chain.jsonl``: what went into it and what came out, each link sealing those before it.
+
+A link is a line of JSON: ``n`` (counted from 0), ``kind``, ``t`` (Unix seconds), ``events`` (the lines of
+``events.jsonl`` since the link before), ``body`` (by kind), ``prev`` (the ``link`` of the line before, 64 zeros for the
+first) and ``link``, the SHA-256 of all the rest in canonical JSON. The last ``link`` is the head: whoever has written
+it down can tell whether anything before it was changed.
+
+=============  ========================================================================================================
+``start``      a worker has rows and model ready: configuration, base, rows, files, machine, software, the checkpoint
+               that it goes on from
+``checkpoint`` a checkpoint is durable: its whole manifest, which has the hash of each file
+``rollback``   the run has gone back within its process: to which step
+``parked``     the device was given back
+``result``     the adapter or the model was written: the hash of each file
+``end``        how the run ended
+=============  ========================================================================================================
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from core.paths import FILE_MODE
+from core.small_files import open_regular
+
+CHAIN_NAME = "chain.jsonl"
+#: What stands for the link before the first.
+NOTHING = "0" * 64
+#: Hexadecimal digits that tell one line or row from another, to say which was changed; links seal them by SHA-256.
+SHORT = 6
+#: Most bytes of a link; a manifest has 16 MiB at most, and is the largest part of one.
+LINK_LIMIT = 32 << 20
+_BLOCK = 1 << 20
+
+
+class DamagedLinkError(ValueError):
+    """A line of a chain that is no link, or not the one that was written; its text says why."""
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """The part of ``events.jsonl`` that a link seals."""
+
+    begin: int
+    """Offset in bytes, of the beginning of a line."""
+    end: int
+    sha256: str
+    lines: str
+    """:data:`SHORT` digits of the SHA-256 of each line, one after the other."""
+
+
+@dataclass(frozen=True)
+class Link:
+    """A link that is sound in itself."""
+
+    n: int
+    kind: str
+    t: float
+    events: Sealed
+    body: dict[str, Any]
+    prev: str
+    link: str
+
+
+class Chain:
+    """Writes the chain of a run; to be used by one process at a time, and by one thread.
+
+    Args:
+        directory: Of the run.
+        events: Its record of events.
+    """
+
+    def __init__(self, directory: Path, events: Path) -> None:
+        self._path, self._events = directory / CHAIN_NAME, events
+        self._n, self._prev, self._sealed = 0, NOTHING, 0
+        self._waiting: list[bytes] = []
+        self._size: int | None = None
+
+    def append(self, kind: str, body: dict[str, Any]) -> None:
+        """Add a link, durably. One that cannot be written is kept, and written before the next.
+
+        Args:
+            kind: What it tells of.
+            body: As JSON.
+
+        Raises:
+            OSError: If it cannot be written now.
+        """
+        if self._size_now() != self._size and not self._waiting:
+            self._open()  # the first time, or when another process of the run has written meanwhile
+        link: dict[str, Any] = {
+            "n": self._n,
+            "kind": kind,
+            "t": time.time(),
+            "events": seal_events(self._events, self._sealed),
+            "body": body,
+            "prev": self._prev,
+        }
+        link["link"] = digest_of(link)
+        self._n, self._prev, self._sealed = self._n + 1, link["link"], link["events"]["to"]
+        self._waiting.append(canonical(link) + b"\n")
+        self._write()
+
+    def _size_now(self) -> int | None:
+        try:
+            return os.stat(self._path).st_size
+        except FileNotFoundError:
+            return None
+
+    def _open(self) -> None:
+        """Go on from the last whole link; a line that a killed worker left unfinished is cut off."""
+        end, self._n, self._prev, self._sealed = 0, 0, NOTHING, 0
+        try:
+            with open_regular(self._path) as file:
+                for line in file:
+                    if not line.endswith(b"\n"):
+                        break
+                    end += len(line)
+                    self._follow(line)
+        except FileNotFoundError:
+            pass
+        else:
+            os.truncate(self._path, end)
+        self._size = end
+
+    def _follow(self, line: bytes) -> None:
+        try:
+            link = json.loads(line)
+            self._n, self._prev, self._sealed = int(link["n"]) + 1, str(link["link"]), int(link["events"]["to"])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            self._n += 1  # whoever verifies the chain is told of this line
+
+    def _write(self) -> None:
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        file = os.open(self._path, flags, FILE_MODE)
+        try:
+            before = os.fstat(file).st_size
+            data = b"".join(self._waiting)
+            try:
+                if os.write(file, data) < len(data):
+                    raise OSError(None, "only a part of the link could be written")
+                os.fsync(file)
+            except OSError:
+                os.ftruncate(file, before)
+                raise
+            self._waiting.clear()
+            self._size = before + len(data)
+        finally:
+            os.close(file)
+
+
+def canonical(value: Any) -> bytes:
+    """A value as the one JSON text that digests are made of."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode("ascii")
+
+
+def digest_of(link: dict[str, Any]) -> str:
+    """The SHA-256 of a link without its own, in hexadecimal."""
+    return hashlib.sha256(canonical({name: value for name, value in link.items() if name != "link"})).hexdigest()
+
+
+def short(data: bytes) -> str:
+    """A few digits that tell a line or a row from others."""
+    return hashlib.sha256(data).hexdigest()[:SHORT]
+
+
+def seal_events(path: Path, begin: int) -> dict[str, Any]:
+    """The whole lines of an event record from an offset on, as a link has them.
+
+    Raises:
+        OSError: If they cannot be read.
+    """
+    digest, lines, end, rest = hashlib.sha256(), list[str](), begin, b""
+    with open_regular(path) as file:
+        file.seek(begin)
+        while block := file.read(_BLOCK):
+            *whole, rest = (rest + block).split(b"\n")
+            for line in whole:
+                digest.update(line + b"\n")
+                lines.append(short(line))
+                end += len(line) + 1
+    return {"from": begin, "to": end, "sha256": digest.hexdigest(), "lines": "".join(lines)}
+
+
+def read_links(path: Path) -> Iterator[Link | DamagedLinkError]:
+    """The links of a chain; in the place of one that is not sound, what is wrong with it.
+
+    Raises:
+        OSError: If it cannot be read.
+    """
+    prev = NOTHING
+    with open_regular(path) as file:
+        number = 0
+        while line := file.readline(LINK_LIMIT):
+            number += 1
+            if not line.endswith(b"\n"):
+                # A link is written at once: a torn one was never sealed, and the next worker cuts it off.
+                return
+            try:
+                link = parse_link(line)
+                if link.n != number - 1:
+                    raise DamagedLinkError(f"it is link {link.n}: links were removed, added or moved")
+                if link.prev != prev:
+                    raise DamagedLinkError("it does not follow from the line before")
+                prev = link.link
+                yield link
+            except DamagedLinkError as error:
+                yield DamagedLinkError(f"{CHAIN_NAME}, line {number}: {error}")
+                return
+
+
+def parse_link(line: bytes) -> Link:
+    """A line of a chain.
+
+    Raises:
+        DamagedLinkError: If it is no link, or its digest is not that of its content.
+    """
+    try:
+        found = json.loads(line)
+        events = found["events"]
+        sealed = Sealed(_count(events["from"]), _count(events["to"]), str(events["sha256"]), str(events["lines"]))
+        link = Link(
+            _count(found["n"]),
+            str(found["kind"]),
+            float(found["t"]),
+            sealed,
+            dict(found["body"]),
+            str(found["prev"]),
+            str(found["link"]),
+        )
+        is_sound = digest_of(found) == link.link
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise DamagedLinkError("it is no link") from error
+    if not is_sound:
+        raise DamagedLinkError("its digest is not that of its content: it was changed")
+    return link
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError("no count")
+    return value
+
+
+def chain_head(directory: Path) -> str | None:
+    """The last link of a run's chain as it is written there, unchecked; None without one."""
+    head = None
+    try:
+        for link in read_links(directory / CHAIN_NAME):
+            head = link.link if isinstance(link, Link) else head
+    except OSError:
+        return None
+    return head

@@ -1,0 +1,105 @@
+"""The base and the data files of a run against what its hash chain, or its checkpoints, say of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from core.audit.result import Difference
+from core.config.schema import Config
+from core.data.registries.data_files import hash_data_files
+from core.directories import Progress
+from core.errors import UserError
+from core.models.fingerprint import BaseFingerprint
+from core.text import one_line
+from core.worker.model.starter import resolve_base
+
+
+@dataclass
+class Inputs:
+    """What base and data files are against what was recorded."""
+
+    differences: list[Difference] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """What is not there to be compared, in sentences."""
+    obstacle: str = ""
+    """Why nothing can be executed again, in a sentence; empty where it can."""
+
+
+def part_of(facts: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A part of what a chain says; empty where it is none, as a chain may come from anywhere."""
+    found = facts.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def compare_inputs(config: Config, start: Mapping[str, Any], manifest: Mapping[str, Any], progress: Progress) -> Inputs:
+    """Compare base and data files, which are all read.
+
+    Args:
+        config: Of the run.
+        start: What the chain says of its start; empty where it says nothing.
+        manifest: Of a checkpoint.
+        progress: Told what is done.
+    """
+    found = Inputs()
+    try:
+        found.differences += _changed_base(config, start, manifest, progress)
+        found.obstacle = "The base is another." if found.differences else ""
+    except UserError as error:
+        found.notes.append(f"The base cannot be compared: {error.message}")
+        found.obstacle = "The base is not there."
+    progress("reading the data files", None, None)
+    try:
+        now = hash_data_files(config.data)
+    except UserError as error:
+        found.notes.append(f"The data cannot be compared: {error.message}")
+        return found
+    if sealed := part_of(start, "files"):
+        found.differences += _of_files(sealed, now)
+    for name, digest in now.items():
+        if not digest:
+            found.notes.append(f"The data file {one_line(name, 200)} is not there, or cannot be read.")
+    return found
+
+
+def _changed_base(
+    config: Config, start: Mapping[str, Any], manifest: Mapping[str, Any], progress: Progress
+) -> list[Difference]:
+    path = resolve_base(config.model.base, progress)
+    progress("reading the base", None, None)
+    prints = BaseFingerprint(path, cached=False)
+    prints.settle()
+    if sealed := part_of(part_of(start, "base"), "files"):
+        return [_of_base(path, name, sealed, prints.files) for name in _unequal(sealed, prints.files)]
+    if not prints.matches(str(manifest.get("base_sha256"))):
+        return [Difference(what=f"The base {path} is not the one that the run was trained on.", file=str(path))]
+    return []
+
+
+def _of_base(path: Path, name: str, sealed: Mapping[str, Any], now: Mapping[str, str]) -> Difference:
+    what = "is missing" if name not in now else "was added" if name not in sealed else "is another"
+    return Difference(
+        what=f"The base is not the one of the training: {one_line(name, 120)} in {path} {what}.",
+        file=str(path / name),
+        recorded=str(sealed.get(name)),
+        found=now.get(name),
+    )
+
+
+def _of_files(sealed: Mapping[str, Any], now: Mapping[str, str]) -> Iterator[Difference]:
+    for name in _unequal(sealed, now):
+        if name in now and not now[name]:
+            continue  # not there, which proves nothing
+        what = "was added" if name not in sealed else "is read no more" if name not in now else "has changed"
+        yield Difference(
+            what=f"The data file {one_line(name, 200)} {what} since the run began.",
+            file=name,
+            recorded=str(sealed.get(name)),
+            found=now.get(name),
+        )
+
+
+def _unequal(sealed: Mapping[str, Any], now: Mapping[str, str]) -> list[str]:
+    return [name for name in {**sealed, **now} if sealed.get(name) != now.get(name)]

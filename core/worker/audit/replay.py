@@ -1,0 +1,216 @@
+"""A span of a run executed again, in a private copy: built as the run was, from the checkpoint that it began with."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from core import paths
+from core.atomic import write_atomic
+from core.audit.result import Difference, SpanResult
+from core.audit.spans import Span
+from core.config.document import dump_config
+from core.config.live import TRAINING
+from core.config.schema import Config, NightSection
+from core.errors import UserError
+from core.runs.store import EVENTS_NAME, Run
+from core.worker.audit.compare import Recorded, compare_checkpoints
+from core.worker.audit.inputs import part_of
+from core.worker.audit.script import ReplayEnded, Script, ShortOfMemory
+from core.worker.checkpoint.checkpoint import Checkpoint, checkpoint_name, verify_checkpoint
+from core.worker.model.full_weights import trained_tensors
+from core.worker.process.control import Controls
+from core.worker.process.determinism import nondeterminism_explained
+from core.worker.process.machine import machine, software
+from core.worker.process.recorder import Recorder
+from core.worker.process.throttle import Throttle
+from core.worker.progress.limits import Limits
+from core.worker.setup.build import Parts, build
+from core.worker.setup.origin import changed_rows
+from core.worker.train import FinetuneRecipe
+
+#: Rows that are named one by one.
+_NAMED_ROWS = 5
+#: Governed options that a replay keeps to: those that protect the machine, and cost only time.
+_KEPT_LIMITS = ("temperature_limit_c", "memory_temperature_limit_c")
+_DROPPED_LIMITS = ("power_limit_w", "host_memory_limit_percent", "disk_free_min_gb")
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What is executed again, and what it is compared with.
+
+    Args:
+        run: The run; it is only read.
+        config: The configuration that it was started with.
+        span: The interval.
+        work: An empty directory for the copy.
+        manifests: Manifests by step, as recorded.
+        start: What the chain says of the start that the span belongs to; empty where it says nothing.
+        progress: Told what is done, how much of it, and of how much.
+    """
+
+    run: Run
+    config: Config
+    span: Span
+    work: Path
+    manifests: Mapping[int, Mapping[str, Any]]
+    start: Mapping[str, Any]
+    progress: Callable[[str, int | None, int | None], None]
+    _changed: list[str] = field(default_factory=list)
+
+    def execute(self) -> SpanResult:
+        """Execute the span; whatever happens, there is a result."""
+        began = time.monotonic()
+        try:
+            result = self._execute()
+        except UserError as error:
+            result = SpanResult(begin=self.span.begin, end=self.span.end, outcome="skipped", reason=str(error))
+        return dataclasses.replace(result, seconds=round(time.monotonic() - began, 3))
+
+    def _execute(self) -> SpanResult:
+        copy = self._copy()
+        controls = Controls()
+        copies = copy.checkpoints_path
+        script = Script(self.span, controls, lambda step: self._compare(copies, step), self._tell_step)
+        recorder = Recorder(copy, heard=script.heard)
+        with suppress(ReplayEnded):
+            self._train(copy, recorder, controls, script)
+        return self._judge(script)
+
+    def _copy(self) -> Run:
+        """The run's directory for the replay, with the checkpoint that it begins with. It is named as the run, whose
+        name has the date that templates may write."""
+        copy = Run(self.work / self.run.id)
+        copy.checkpoints_path.mkdir(mode=paths.DIRECTORY_MODE, parents=True)
+        write_atomic(copy.config_path, dump_config(self.config))
+        if self.span.begin:
+            name = checkpoint_name(self.span.begin)
+            shutil.copytree(self.run.checkpoints_path / name, copy.checkpoints_path / name)
+        return copy
+
+    def _train(self, copy: Run, recorder: Recorder, controls: Controls, script: Script) -> None:
+        config = _undisturbed(self.config)
+        found = verify_checkpoint(copy.checkpoints_path / checkpoint_name(self.span.begin)) if self.span.begin else None
+        self.progress("loading rows and model", None, None)
+        with nondeterminism_explained():
+            parts = build(config, recorder, controls, found, Throttle(controls))
+            self._check_rows(parts)
+            self._begin(parts, found)
+            parts = dataclasses.replace(parts, objective=ShortOfMemory(parts.objective, script))
+            script.begin()
+            FinetuneRecipe(config, recorder, controls, parts).run()
+
+    def _check_rows(self, parts: Parts) -> None:
+        """Refuse rows that are not those of the run, by their names.
+
+        Raises:
+            ChangedRowsError: If so.
+        """
+        prints = parts.checkpointer.fingerprints
+        recorded = self.manifests[self.span.end]
+        if recorded.get("data_sha256") != prints.data:
+            rows = part_of(self.start, "rows")
+            raise ChangedRowsError(_name_rows(parts, str(rows.get("digits", "")), rows.get("count")))
+        if recorded.get("held_out_sha256", prints.held_out) != prints.held_out:
+            raise ChangedRowsError("The held-out rows are not those that the run was measured on.")
+
+    def _begin(self, parts: Parts, found: Checkpoint | None) -> None:
+        """Put the state where it was at the beginning of the span."""
+        state = parts.state
+        if found is not None:
+            parts.checkpointer.resume(found)
+        else:
+            self._decide_as_before(parts)
+        state.overrides = {name: value for name, value in state.overrides.items() if name in TRAINING}
+        state.overrides |= self.span.changes
+        # A replay is not to end earlier for being slower.
+        state.limits = Limits()
+        if self.span.rolled_back:
+            parts.checkpointer.checkpointing.enable()
+        parts.strategy.begin(trained_tensors(parts.loaded.model))
+        if parts.file is not None:
+            parts.file.follow()
+        self._note_machine(parts)
+
+    def _decide_as_before(self, parts: Parts) -> None:
+        """What was decided by the memory that was free then is not decided anew."""
+        facts = part_of(self.start, "facts") or self.manifests[self.span.end]
+        state = parts.state
+        if not self.start and any(event.type == "notice" for event in self.span.script):
+            return  # what was in force before memory ran out is not known
+        state.token_budget = _count(facts.get("token_budget"), state.token_budget)
+        state.checkpointing = bool(facts.get("gradient_checkpointing", state.checkpointing))
+        state.kept_layers = _count(facts.get("kept_layers"), 0)
+        state.offloading = bool(facts.get("activation_offload", False))
+        parts.checkpointer.checkpointing.apply()
+
+    def _note_machine(self, parts: Parts) -> None:
+        now = machine(parts.loaded.device)
+        for what, recorded, present in (
+            ("machine", self.start.get("machine"), now),
+            ("software", self.start.get("software"), software()),
+        ):
+            if not isinstance(recorded, dict):
+                self._changed.append(f"the {what} of the run was not recorded")
+                continue
+            for name in sorted({*recorded, *present}):
+                if recorded.get(name) != present.get(name):
+                    self._changed.append(f"{name} was {recorded.get(name) or 'absent'} and is {present.get(name)}")
+
+    def _compare(self, copies: Path, step: int) -> list[Difference]:
+        again = verify_checkpoint(copies / checkpoint_name(step))
+        path = self.run.checkpoints_path / checkpoint_name(step)
+        return compare_checkpoints(Recorded(step, self.manifests[step], path, is_unseeded=not self.start), again)
+
+    def _tell_step(self, step: int) -> None:
+        self.progress(f"step {step}", step - self.span.begin, self.span.end - self.span.begin)
+
+    def _judge(self, script: Script) -> SpanResult:
+        begin, end = self.span.begin, self.span.end
+        if script.is_astray:
+            return SpanResult(begin=begin, end=end, outcome="skipped", reason=script.is_astray)
+        if not script.differences:
+            return SpanResult(begin=begin, end=end, outcome="equal")
+        differences = tuple(script.differences)
+        # Where weights and states came out equal, the machine computes the same bits, and what differs was changed.
+        if self._changed and any(difference.file != EVENTS_NAME for difference in differences):
+            reason = f"Equal bits are not to be expected here: {'; '.join(self._changed)}."
+            return SpanResult(begin=begin, end=end, outcome="inexact", reason=reason, differences=differences)
+        return SpanResult(begin=begin, end=end, outcome="differs", differences=differences)
+
+
+def _count(value: Any, otherwise: int) -> int:
+    return value if type(value) is int and value >= 0 else otherwise
+
+
+class ChangedRowsError(Exception):
+    """The rows are not those of the run; its text is a sentence that names them."""
+
+
+def _undisturbed(config: Config) -> Config:
+    """The configuration without what only says when a run rests, waits or ends."""
+    hardware = config.hardware.model_copy(update=dict.fromkeys(_DROPPED_LIMITS))
+    return config.model_copy(update={"hardware": hardware, "night": NightSection()})
+
+
+def _name_rows(parts: Parts, digits: str, count: Any) -> str:
+    """The sentence about rows that are not those of the run."""
+    dataset = parts.dataset
+    if not digits:
+        return "The training rows are not those of the run; which of them is not recorded."
+    if count != len(dataset.rows):
+        return f"The run was trained on {count} rows, and there are {len(dataset.rows)} now."
+    changed = changed_rows(dataset, digits)
+    if not changed:
+        return "The training rows are not those of the run."
+    named = ", ".join(dataset.place(row) for row in changed[:_NAMED_ROWS])
+    more = f" and {len(changed) - _NAMED_ROWS} more" if len(changed) > _NAMED_ROWS else ""
+    was = "A row was changed since the run learned it" if len(changed) == 1 else "Rows were changed since the run"
+    return f"{was}: {named}{more}."

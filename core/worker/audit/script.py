@@ -1,0 +1,201 @@
+"""The script of a replay: what was recorded of an interval, compared event by event with what is told again.
+
+Commands that changed the training are given again where they were carried out, checkpoints that somebody asked for are
+written again, and memory runs out again where it did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from typing import Any
+
+import torch
+
+from core.audit.result import Difference
+from core.audit.spans import SHORTAGES, TOLD, Span, changes_of, ran_out_in_rehearsal
+from core.runs.events import (
+    CheckpointEvent,
+    ControlEvent,
+    Event,
+    NoticeEvent,
+    PhaseEvent,
+    SampleEvent,
+    StepEvent,
+    as_json,
+)
+from core.runs.protocol import Request
+from core.text import one_line
+from core.worker.audit.compare import MOST
+from core.worker.loss.objectives import Objective
+from core.worker.process.control import Command, Controls
+
+#: Fields that tell of time, and so differ each time.
+_TIMES = frozenset({"t", "seconds", "tokens_per_second", "paused_seconds", "bytes"})
+
+
+class ReplayEnded(BaseException):
+    """Raised when all of an interval has been told again, or when it goes another way.
+
+    It is no error, so that nothing on its way catches it.
+    """
+
+
+class Script:
+    """Follows a span while it is executed again.
+
+    Args:
+        span: What was recorded.
+        controls: Of the replay; commands are given by it.
+        compare: Compares the checkpoint of a step that was just written.
+        step: Told each step that is done.
+    """
+
+    def __init__(
+        self,
+        span: Span,
+        controls: Controls,
+        compare: Callable[[int], list[Difference]],
+        step: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        self._span, self._controls, self._compare, self._tell = span, controls, compare, step
+        self._place = 0
+        self._saved = span.begin
+        self._rehearses = False
+        self.differences: list[Difference] = []
+        self.is_astray = ""
+        """Why it is not the run's fault that the replay went another way; empty where it is."""
+
+    def begin(self) -> None:
+        """Give the commands that come before the first step."""
+        self._give()
+
+    @property
+    def expects_shortage(self) -> bool:
+        """Whether memory runs out next: in the rehearsal where it did there, else in the step."""
+        expected = self._next
+        return isinstance(expected, NoticeEvent) and ran_out_in_rehearsal(expected) == self._rehearses
+
+    def heard(self, event: Event) -> None:
+        """Compare what training tells with what it has told.
+
+        Raises:
+            ReplayEnded: If that was all, or it is something else.
+        """
+        if isinstance(event, PhaseEvent):
+            self._rehearses = event.name == "rehearsing"
+        is_shortage = isinstance(event, NoticeEvent) and event.code in SHORTAGES
+        if not is_shortage and not isinstance(event, TOLD):
+            return
+        expected = self._next
+        if isinstance(event, SampleEvent) and event.step == self._saved and not isinstance(expected, SampleEvent):
+            return  # told after the checkpoint of its step, where one span ends and another begins
+        if expected is None or type(expected) is not type(event) or _step(expected) != _step(event):
+            self._stray(event, expected)
+        self._place += 1
+        if expected is not None:
+            self.differences += compare_events(expected, event)
+        if isinstance(event, CheckpointEvent):
+            self._saved = event.step
+            self.differences += self._compare(event.step)
+        elif isinstance(event, StepEvent):
+            self._tell(event.step)
+        if len(self.differences) >= MOST or self._next is None:
+            raise ReplayEnded
+        self._give()
+
+    @property
+    def _next(self) -> Event | None:
+        script = self._span.script
+        return script[self._place] if self._place < len(script) else None
+
+    def _give(self) -> None:
+        """Give what was asked for here."""
+        while isinstance(self._next, ControlEvent):
+            event = self._next
+            if event.command == "set":
+                self._put("set", changes_of(event))
+            else:
+                self._put(event.command, {})
+            self._place += 1
+        if isinstance(self._next, CheckpointEvent):
+            # Where one is due it is written before that is carried out, which then does nothing.
+            self._put("checkpoint", {})
+
+    def _put(self, command: str, args: dict[str, Any]) -> None:
+        self._controls.put(Command(Request("replay", command, args), lambda _: None))
+
+    def _stray(self, event: Event, expected: Event | None) -> None:
+        if isinstance(event, NoticeEvent):
+            self.is_astray = f"Memory ran out as it was executed again, and not in the run: {event.message}"
+            raise ReplayEnded
+        told = "nothing more" if expected is None else _name(expected)
+        self.differences.append(
+            Difference(
+                what=f"The record has {told} where {_name(event)} came out.",
+                step=_step(event),
+                file="events.jsonl",
+                recorded=told,
+                found=_name(event),
+            )
+        )
+        raise ReplayEnded
+
+
+def compare_events(recorded: Event, again: Event) -> Iterator[Difference]:
+    """What differs in two events, times aside: losses, norms and rates to the last bit."""
+    for item in fields(recorded):
+        if item.name in _TIMES:
+            continue
+        before, now = as_json(getattr(recorded, item.name)), as_json(getattr(again, item.name))
+        # One of an earlier version may lack a figure.
+        if before is not None and (before != now or type(before) is not type(now)):
+            yield Difference(
+                what=f"{item.name} of {_name(recorded)} came out otherwise.",
+                step=_step(recorded),
+                file="events.jsonl",
+                tensor=item.name,
+                recorded=one_line(repr(before), 200),
+                found=one_line(repr(now), 200),
+            )
+
+
+def _step(event: Event) -> int | None:
+    step = getattr(event, "step", None)
+    return step if type(step) is int else None
+
+
+def _name(event: Event) -> str:
+    what = {
+        "step": "step",
+        "eval": "the evaluation after step",
+        "probe": "the general probe after step",
+        "sample": "a sample answer after step",
+        "checkpoint": "the checkpoint of step",
+    }
+    if event.type in what:
+        return f"{what[event.type]} {_step(event)}"
+    return one_line(event.message, 120) if isinstance(event, NoticeEvent) else event.type
+
+
+class ShortOfMemory:
+    """An objective that runs out of memory where the script says so, as a micro-batch of the run did.
+
+    Args:
+        objective: Does the work.
+        script: Says where.
+    """
+
+    def __init__(self, objective: Objective, script: Script) -> None:
+        self._objective, self._script = objective, script
+        self.sequences_per_row = objective.sequences_per_row
+        self.sequences = objective.sequences
+        self.forward, self.loss = objective.forward, objective.loss
+        self.rewards, self.reference_sequences = objective.rewards, objective.reference_sequences
+        self.reward_sums, self.rewards_of = objective.reward_sums, objective.rewards_of
+
+    def begin(self, window: Any, token_budget: int) -> float:
+        """Begin a window, or run out of memory."""
+        if self._script.expects_shortage:
+            raise torch.OutOfMemoryError("Out of memory, as in the run.")
+        return self._objective.begin(window, token_budget)

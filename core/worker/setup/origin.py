@@ -1,0 +1,82 @@
+"""The origin of a run, as the first link of each start in its hash chain has it: what goes into the training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from core.config.schema import Config
+from core.data.registries.data_files import DataHashes
+from core.runs.chain import short
+from core.worker.checkpoint.checkpoint import Checkpoint
+from core.worker.checkpoint.checkpointer import Checkpointer
+from core.worker.data.batches import row_bytes
+from core.worker.data.dataset import Dataset
+from core.worker.process.machine import machine, software
+
+#: Rows that are told from one another; of more, neighbors share their digits.
+_TOLD_ROWS = 100_000
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a run is made of.
+
+    Args:
+        files: Hashes of its data files.
+        dataset: The rows trained on.
+        checkpointer: Knows the fingerprints of rows and base, and the state.
+    """
+
+    files: DataHashes
+    dataset: Dataset
+    checkpointer: Checkpointer
+
+    def facts(self, config: Config, found: Checkpoint | None) -> dict[str, Any]:
+        """The body of a ``start`` link.
+
+        Args:
+            config: Of the run.
+            found: The checkpoint that the run goes on from; None at its beginning.
+        """
+        prints, state = self.checkpointer.fingerprints, self.checkpointer.state
+        return {
+            "step": state.step,
+            "manifest": None if found is None else found.manifest,
+            "config": config.model_dump(mode="json", exclude_defaults=True),
+            "base": {"sha256": prints.base.value, "files": prints.base.files},
+            "rows": {
+                "sha256": prints.data,
+                "held_out_sha256": prints.held_out,
+                "count": len(self.dataset.rows),
+                "digits": row_digits(self.dataset),
+            },
+            "files": self.files.found,
+            "machine": machine(self.checkpointer.loaded.device),
+            "software": software(),
+            "facts": {name: value for name, value in state.facts().items() if name != "limits"},
+        }
+
+
+def row_digits(dataset: Dataset) -> str:
+    """A few digits of each training row, one after the other, by which a changed one is found."""
+    rows = dataset.rows
+    each = rows_together(len(rows))
+    return "".join(short(b"".join(map(row_bytes, rows[first : first + each]))) for first in range(0, len(rows), each))
+
+
+def rows_together(rows: int) -> int:
+    """Neighboring rows that share their digits."""
+    return -(-rows // _TOLD_ROWS) or 1
+
+
+def changed_rows(dataset: Dataset, recorded: str) -> Sequence[int]:
+    """The rows whose digits are not those that were recorded for their place."""
+    now, each = row_digits(dataset), rows_together(len(dataset.rows))
+    width = len(short(b""))
+    return [
+        row
+        for row in range(len(dataset.rows))
+        if now[(start := row // each * width) : start + width] != recorded[start : start + width]
+    ]

@@ -1,0 +1,17 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bench import chaos
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_at_random_moments_ends_bit_equal(tmp_path: Path) -> None:
+    """Five kills; ``python bench/chaos.py --kills 1000`` for more."""
+    found = chaos.measure(tmp_path, kills=5, steps=24, seed=5)
+    assert found["bit_equal"] == {"adapter": True, "optimizer": True, "losses": True}
+    assert found["kills"] == sum(found["phases"].values()) == 5
+    assert found["checkpoints_damaged"] == 0
+    assert found["steps_lost"]["most"] <= 3

@@ -1,0 +1,182 @@
+"""What was changed in a run's directory is found by its chain, and named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.audit.chain_check import check_chain, read_sealed, sealed_config
+from core.audit.result import ChainResult
+from core.config.document import dump_config
+from core.config.schema import Config
+from core.runs.chain import CHAIN_NAME, Chain
+from core.runs.events import Event, NoticeEvent, encode_event
+from core.runs.store import Run
+from core.small_files import hash_file
+
+from .test_spans import checkpoint, start, step
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """A run of six steps with two checkpoints and a result, made by hand."""
+    made = Run(tmp_path / "20260101-000000-made")
+    made.checkpoints_path.mkdir(parents=True)
+    config = Config.model_validate({"model": {"base": "/models/tiny"}, "data": {"train": "/rows.jsonl"}})
+    made.config_path.write_text(dump_config(config))
+    chain = Chain(made.path, made.events_path)
+    tell(made, start())
+    chain.append("start", {"step": 0, "config": config.model_dump(mode="json", exclude_defaults=True), "machine": {}})
+    for first in (1, 4):
+        tell(made, *(step(number) for number in range(first, first + 3)))
+        chain.append("checkpoint", {"step": first + 2, "manifest": save(made, first + 2)})
+        tell(made, checkpoint(first + 2))
+    made.adapter_path.mkdir()
+    (made.adapter_path / "adapter_model.safetensors").write_bytes(b"result")
+    digest = hash_file(made.adapter_path / "adapter_model.safetensors")
+    chain.append("result", {"step": 6, "directory": "adapter", "files": {"adapter_model.safetensors": digest}})
+    tell(made, NoticeEvent(level="info", code="done", message="It is done."))
+    chain.append("end", {"state": "finished", "step": 6})
+    return made
+
+
+def tell(run: Run, *events: Event) -> None:
+    with run.events_path.open("a") as file:
+        file.writelines(map(encode_event, events))
+
+
+def save(run: Run, number: int) -> dict[str, Any]:
+    directory = run.checkpoints_path / f"step-{number:08d}"
+    (directory / "adapter").mkdir(parents=True)
+    files = {"adapter/adapter_model.safetensors": b"weights", "optimizer.pt": b"states", "rng.pt": b"dice"}
+    for name, content in files.items():
+        (directory / name).write_bytes(content + str(number).encode())
+    listed = {name: {"bytes": len(files[name]) + 1, "sha256": hash_file(directory / name)} for name in files}
+    manifest = {"version": 1, "step": number, "files": listed, "selection": {"reference": 0.1}}
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+    return manifest
+
+
+def checked(run: Run) -> ChainResult:
+    return check_chain(run, read_sealed(run))
+
+
+def told(run: Run) -> list[str]:
+    return [difference.what for difference in checked(run).differences]
+
+
+def test_a_run_that_nobody_touched_is_whole(run: Run) -> None:
+    found = checked(run)
+    assert (found.differences, found.notes, found.links) == ((), (), 5)
+    assert found.head == json.loads((run.path / CHAIN_NAME).read_bytes().splitlines()[-1])["link"]
+    config = sealed_config(read_sealed(run))
+    assert config is not None
+    assert config.model.base == "/models/tiny"
+    assert read_sealed(run).start_of(6)["step"] == 0
+
+
+def change_lines(run: Run, change: Callable[[list[bytes]], object]) -> None:
+    lines = run.events_path.read_bytes().splitlines(keepends=True)
+    change(lines)
+    run.events_path.write_bytes(b"".join(lines))
+
+
+def edit(lines: list[bytes]) -> None:
+    lines[2] = lines[2].replace(b'"loss": 1.0', b'"loss": 0.5')
+
+
+@pytest.mark.parametrize(
+    ("change", "sentences"),
+    [
+        (edit, ["events.jsonl: line 3 (a step event of step 2) was changed."]),
+        (
+            lambda lines: lines.pop(5),
+            ["events.jsonl: a line was removed, the 6th of the record, before that of step 5."],
+        ),
+        (lambda lines: lines.insert(3, lines[2]), ["events.jsonl: line 4 (a step event of step 2) was added."]),
+        (
+            lambda lines: lines.insert(1, lines.pop(3)),
+            ["events.jsonl: line 2 (a step event of step 3) was moved there."],
+        ),
+        (lambda lines: lines.pop(), ["events.jsonl: a line was removed, the 10th of the record."]),
+    ],
+    ids=["edited", "removed", "added", "moved", "the last one removed"],
+)
+def test_changed_events_are_named(run: Run, change: Callable[[list[bytes]], object], sentences: list[str]) -> None:
+    change_lines(run, change)
+    assert told(run) == sentences
+
+
+def test_a_flipped_bit_a_missing_file_and_an_edited_manifest_are_named(run: Run) -> None:
+    first, second = sorted(run.checkpoints_path.iterdir())
+    (first / "optimizer.pt").write_bytes(b"statez3")
+    (second / "rng.pt").unlink()
+    manifest = json.loads((second / "manifest.json").read_text()) | {"token_budget": 1}
+    (second / "manifest.json").write_text(json.dumps(manifest))
+    found = checked(run).differences
+    assert [(difference.file, difference.step) for difference in found] == [
+        ("checkpoints/step-00000003/optimizer.pt", 3),
+        ("checkpoints/step-00000006/manifest.json", 6),
+        ("checkpoints/step-00000006/rng.pt", 6),
+    ]
+    assert found[2].what == "step-00000006: rng.pt is missing."
+
+
+def test_a_manifest_that_was_made_to_fit_is_found_by_the_chain(run: Run) -> None:
+    directory = run.checkpoints_path / "step-00000006"
+    (directory / "rng.pt").write_bytes(b"loaded6")
+    manifest = json.loads((directory / "manifest.json").read_text())
+    manifest["files"]["rng.pt"]["sha256"] = hash_file(directory / "rng.pt")
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+    assert told(run) == [
+        "step-00000006: its manifest is not the one in the chain.",
+        "step-00000006: rng.pt is not what was written: its SHA-256 is another.",
+    ]
+
+
+def test_options_and_result_are_named(run: Run) -> None:
+    changed = Config.model_validate(
+        {"model": {"base": "/models/tiny"}, "data": {"train": "/rows.jsonl"}, "train": {"learning_rate": 1e-3}}
+    )
+    run.config_path.write_text(dump_config(changed))
+    (run.adapter_path / "adapter_model.safetensors").write_bytes(b"better")
+    assert told(run) == [
+        "run.toml: train.learning_rate was as always and is 0.001.",
+        "adapter/adapter_model.safetensors is not what was written: its SHA-256 is another.",
+    ]
+
+
+def test_a_link_that_was_changed_is_named_and_those_before_it_count(run: Run) -> None:
+    path = run.path / CHAIN_NAME
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[2] = lines[2].replace(b'"reference":0.1', b'"reference":0.2')
+    path.write_bytes(b"".join(lines))
+    found = checked(run)
+    assert found.links == 2
+    assert found.differences[0].what == (
+        "The hash chain is broken: chain.jsonl, line 3: its digest is not that of its content: it was changed."
+    )
+
+
+def test_what_is_not_covered_is_said_and_is_no_difference(run: Run) -> None:
+    path = run.path / CHAIN_NAME
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:2]))
+    found = checked(run)
+    assert found.differences == ()
+    assert found.notes == (
+        "events.jsonl goes on after the last link, as the worker was killed; these lines are not covered.",
+        "step-00000006 is not in the chain: it was written as the worker was killed, or came from elsewhere.",
+    )
+    path.unlink()
+    assert checked(run).head is None
+    assert "no hash chain" in checked(run).notes[0]
+
+
+def test_a_run_without_a_chain_has_its_checkpoints_checked_by_their_manifests(run: Run) -> None:
+    (run.path / CHAIN_NAME).unlink()
+    (run.checkpoints_path / "step-00000003/rng.pt").write_bytes(b"other")
+    assert told(run) == ["step-00000003: rng.pt is not what was written: its SHA-256 is another."]

@@ -1,0 +1,158 @@
+"""Spans: the intervals that the last step of a run goes back to, whatever happened on the way."""
+
+from __future__ import annotations
+
+from core.audit.request import span_from, span_to
+from core.audit.spans import choose, join, spans_of
+from core.runs.events import (
+    CheckpointEvent,
+    ControlEvent,
+    EvalEvent,
+    Event,
+    FinishedEvent,
+    NoticeEvent,
+    PhaseEvent,
+    SampleEvent,
+    StepEvent,
+)
+
+
+def start() -> Event:
+    return PhaseEvent(name="importing")
+
+
+def step(number: int) -> StepEvent:
+    return StepEvent(
+        step=number, epoch=0.1, loss=1.0, lr=0.1, grad_norm=1.0, tokens=1, supervised_tokens=1, seconds=1.0,
+        tokens_per_second=1.0,
+    )  # fmt: skip
+
+
+def steps(first: int, last: int) -> list[StepEvent]:
+    return [step(number) for number in range(first, last + 1)]
+
+
+def checkpoint(number: int) -> CheckpointEvent:
+    return CheckpointEvent(step=number, path=f"checkpoints/step-{number:08d}", bytes=1, seconds=1.0)
+
+
+def control(command: str, result: str, sender: str = "socket") -> ControlEvent:
+    return ControlEvent(command=command, sender=sender, result=result)
+
+
+def notice(code: str, message: str = "") -> NoticeEvent:
+    return NoticeEvent(level="warning", code=code, message=message)
+
+
+def evaluation(number: int) -> EvalEvent:
+    return EvalEvent(step=number, loss=1.0, perplexity=2.0, seconds=1.0)
+
+
+def bounds(events: list[Event]) -> list[tuple[int, int]]:
+    return [(span.begin, span.end) for span in spans_of(events)]
+
+
+def test_intervals_between_checkpoints_from_the_beginning() -> None:
+    events = [start(), *steps(1, 4), checkpoint(4), *steps(5, 8), checkpoint(8), *steps(9, 9)]
+    assert bounds(events) == [(0, 4), (4, 8)]
+    first, second = spans_of(events)
+    assert first.script == (*steps_like(first.script, 1, 4), first.script[-1])
+    assert [event.type for event in second.script] == ["step"] * 4 + ["checkpoint"]
+
+
+def steps_like(script: tuple[Event, ...], first: int, last: int) -> list[Event]:
+    found = [event for event in script if isinstance(event, StepEvent)]
+    assert [event.step for event in found] == list(range(first, last + 1))
+    return list(found)
+
+
+def test_steps_that_were_done_again_after_a_kill_count_once() -> None:
+    killed = [start(), *steps(1, 4), checkpoint(4), *steps(5, 8), checkpoint(8), *steps(9, 10)]
+    from_older = [start(), notice("resumed"), *steps(5, 9), checkpoint(9), *steps(10, 12), checkpoint(12)]
+    assert bounds([*killed, *from_older]) == [(0, 4), (4, 9), (9, 12)]
+    span = spans_of([*killed, *from_older])[1]
+    steps_like(span.script, 5, 9)
+
+
+def test_a_start_that_did_no_step_is_passed_over() -> None:
+    events = [start(), *steps(1, 4), checkpoint(4), start(), notice("resumed"), start(), *steps(5, 6), checkpoint(6)]
+    assert bounds(events) == [(0, 4), (4, 6)]
+
+
+def test_a_run_that_was_begun_anew_has_only_its_second_beginning() -> None:
+    events = [start(), *steps(1, 3), start(), *steps(1, 4), checkpoint(4)]
+    (span,) = spans_of(events)
+    steps_like(span.script, 1, 4)
+
+
+def test_commands_evaluations_and_shortages_are_part_of_the_script_and_talk_is_not() -> None:
+    events = [
+        start(), step(1), control("set", "train.learning_rate = 0.001"), control("set", "refused: no"),
+        control("set", "night.deadline = 07:00"), control("generate", "step-1: 3 tokens, stop"),
+        control("pause", "ok"), step(2), notice("memory_cut", "Memory ran out at step 3: micro-batches are cut."),
+        notice("memory_again", "Memory ran out."), step(3), evaluation(3), checkpoint(3),
+    ]  # fmt: skip
+    (span,) = spans_of(events)
+    assert [event.type for event in span.script] == ["step", "control", "step", "notice", "step", "eval", "checkpoint"]
+    again = span_from(span_to(span))
+    assert again == span
+
+
+def test_the_last_evaluation_belongs_to_a_run_that_finished() -> None:
+    events = [start(), *steps(1, 2), checkpoint(2), evaluation(2)]
+    assert [event.type for event in spans_of(events)[0].script][-1] == "checkpoint"
+    done = [*events, FinishedEvent(reason="all done", step=2)]
+    assert [event.type for event in spans_of(done)[0].script][-2:] == ["checkpoint", "eval"]
+
+
+def test_answers_of_the_step_that_a_span_begins_with_are_not_told_again() -> None:
+    sample = SampleEvent(step=2, prompt="p", text="t", source="step-2")
+    later = SampleEvent(step=3, prompt="p", text="t", source="step-3")
+    events = [start(), *steps(1, 2), checkpoint(2), sample, step(3), later, checkpoint(3)]
+    assert [event.type for event in spans_of(events)[1].script] == ["step", "sample", "checkpoint"]
+
+
+def test_a_rollback_begins_a_span_with_what_was_set_before_it() -> None:
+    events = [
+        start(), *steps(1, 2), checkpoint(2), step(3), control("set", "train.learning_rate = 0.5"), step(4),
+        notice("memory_replay", "Memory ran out at step 5."), *steps(3, 6), checkpoint(6), *steps(7, 8), checkpoint(8),
+    ]  # fmt: skip
+    before, back, after = spans_of(events)
+    assert (before.begin, before.end, before.rolled_back) == (0, 2, False)
+    assert (back.begin, back.end, back.rolled_back, back.changes) == (2, 6, True, {"train.learning_rate": 0.5})
+    assert (after.begin, after.end, after.rolled_back, after.changes) == (6, 8, False, {})
+
+
+def test_what_went_another_way_for_want_of_memory_or_room_is_told() -> None:
+    events = [
+        start(), step(1), notice("evaluation_skipped"), step(2), checkpoint(2), *steps(3, 4), checkpoint(4),
+        step(5), notice("checkpoint_failed"), step(6), checkpoint(6),
+    ]  # fmt: skip
+    first, second, third = spans_of(events)
+    assert first.obstacle == "an evaluation was left out for want of memory"
+    assert second.obstacle == ""
+    assert third.obstacle == "a checkpoint could not be written"
+    assert choose([first, second, third], {2, 4}, 9, seed=1) == [second]
+
+
+def test_spans_are_joined_but_where_one_has_to_begin_anew() -> None:
+    events = [
+        start(), step(1), checkpoint(1), step(2), checkpoint(2),
+        start(), notice("memory_cut", "Memory ran out at the rehearsal: cut."), step(3), checkpoint(3),
+        step(4), checkpoint(4), notice("memory_replay"), step(5), checkpoint(5),
+    ]  # fmt: skip
+    joined = join(spans_of(events))
+    assert [(span.begin, span.end) for span in joined] == [(0, 2), (2, 4), (4, 5)]
+    assert [event.type for event in joined[0].script] == ["step", "checkpoint"] * 2
+
+
+def test_a_seed_chooses_the_same_of_those_that_can_be_begun() -> None:
+    events = [start(), *[event for at in range(1, 40) for event in (step(at), checkpoint(at))]]
+    spans = spans_of(events)
+    starts = set(range(10, 39))
+    chosen = choose(spans, starts, 5, seed=3)
+    assert chosen == choose(spans, starts, 5, seed=3)
+    assert chosen == sorted(chosen, key=lambda span: span.end)
+    assert len(chosen) == 5
+    assert all(span.begin == 0 or span.begin in starts for span in chosen)
+    assert chosen != choose(spans, starts, 5, seed=4)

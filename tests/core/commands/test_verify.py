@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from core.audit import job as audit_job
+from core.audit.result import Audit, ChainResult, Difference, Outcome, SpanResult
+from core.commands.command_line import command_parser
+from core.commands.verify import EXIT_DIFFERS
+from core.config.schema import Config
+from core.runs.state import RunState
+from core.runs.store import Run, create_run
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """A run that has failed before its first step."""
+    config = Config.model_validate({"model": {"base": "tiny"}, "data": {"train": str(tmp_path / "rows.jsonl")}})
+    made = create_run(config, "tickets")
+    RunState(state="failed", reason="no base").write(made.state_path)
+    return made
+
+
+def verify(*words: str) -> int:
+    args = command_parser("verify").parse_args(list(words))
+    code: int = args.run_command(args)
+    return code
+
+
+def found(outcome: Outcome, *differences: Difference, head: str | None = "f00d") -> Audit:
+    span = SpanResult(begin=0, end=4, outcome=outcome, reason="Because.", differences=differences, seconds=2.0)
+    chain = ChainResult(head=head, links=3)
+    return Audit(run="r", chain=chain, inputs=(), spans=(span,), notes=("A note.",), seed=7, seconds=3.0)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code", "said"),
+    [
+        ("equal", 0, "Verified: every byte came out as it was recorded."),
+        ("differs", EXIT_DIFFERS, "Not what was recorded."),
+        ("inexact", 1, "Not proven"),
+        ("skipped", 1, "Not proven"),
+    ],
+)
+def test_exit_codes_and_sentences(
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    outcome: Outcome,
+    code: int,
+    said: str,
+) -> None:
+    difference = Difference(what="loss of step 3 came out otherwise.", step=3, recorded="0.1", found="0.2")
+    audit = found(outcome, *([difference] if outcome in ("differs", "inexact") else []))
+    monkeypatch.setattr(audit_job.AuditJob, "run", lambda *_: audit)
+    assert verify(run.id) == code
+    out = capsys.readouterr().out
+    assert said in out
+    assert "chain      whole, 3 links, head f00d" in out
+    assert "note       A note." in out
+    assert ("Recorded 0.1, found 0.2." in out) == bool(audit.spans[0].differences)
+    assert verify(run.id, "--json") == code
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == audit.to_dict()
+    assert printed["spans"][0]["from"] == 0
+
+
+def test_the_chain_alone_is_enough_where_it_was_asked_for(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    audit = Audit(run="r", chain=ChainResult(head="f00d", links=3), inputs=(), spans=(), notes=(), seed=7, seconds=3.0)
+    monkeypatch.setattr(audit_job.AuditJob, "run", lambda *_: audit)
+    assert verify(run.id, "--spans", "0") == 0
+    assert "The chain is whole; nothing was executed again." in capsys.readouterr().out
+    assert verify(run.id) == 1
+
+
+def test_a_run_without_steps_is_not_proven_and_starts_no_process(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert verify(run.id) == 1
+    out = capsys.readouterr().out
+    assert "chain      none" in out
+    assert "The run has no checkpoint that its training could be compared with." in out
+
+
+@pytest.mark.parametrize("words", [["--spans", "-1"], ["--spans", "x"], ["--seed", "x"]])
+def test_wrong_usage(run: Run, words: list[str]) -> None:
+    with pytest.raises(SystemExit):
+        verify(run.id, *words)

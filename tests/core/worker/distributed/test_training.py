@@ -1,0 +1,137 @@
+"""Two processes train as one does: methods, objectives, and one that runs out of memory alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from core.config.schema import Config
+from core.runs.events import FinishedEvent, NoticeEvent, StepEvent
+from core.runs.store import Run, create_run
+from core.runs.tail import EventTail
+from core.worker import train as recipe
+from core.worker.distributed.ranks import Ranks
+from core.worker.process.control import Controls
+from core.worker.process.recorder import Recorder
+
+from .pairs import run_pair
+
+STEPS = 6
+
+
+def write_rows(path: Path, kind: str) -> Path:
+    """Rows of different lengths: prompts with an answer, with two, or with a label."""
+    with path.open("w") as file:
+        for number in range(24):
+            row: dict[str, Any] = {"prompt": f"ticket {number} " + "please " * (number % 7)}
+            good, bad = f"the area is {number % 3}", "it is not known, perhaps " + "so " * (number % 4)
+            if kind == "pairs":
+                row |= {"chosen": good, "rejected": bad}
+            elif kind == "labels":
+                row |= {"completion": good if number % 2 else bad, "label": bool(number % 2)}
+            else:
+                row |= {"completion": good}
+            file.write(json.dumps(row) + "\n")
+    return path
+
+
+def train(directory: Path, config: Config, count: int, spoil: Callable[[Ranks], None] = lambda _: None) -> Run:
+    """A run of some processes, forked from this one."""
+    directory.mkdir()
+    run = create_run(config, directory.name)
+
+    def work(ranks: Ranks) -> str:
+        spoil(ranks)
+        recorder = Recorder(run, keeps=ranks.is_first)
+        if not ranks.is_first:
+            recipe.follow(config, recorder, Controls(), ranks, resume=False)
+            return "followed"
+        outcome = recipe.train(config, recorder, Controls(), resume=False, ranks=ranks)
+        recorder.close("finished", "", FinishedEvent(reason="", step=outcome.step, adapter=outcome.adapter))
+        return outcome.reason
+
+    assert run_pair(directory, work, count=count) == ["all steps done", *["followed"] * (count - 1)]
+    return run
+
+
+def steps(run: Run) -> list[StepEvent]:
+    """The steps of a run."""
+    return [event for event in EventTail(run.events_path).read_all() if isinstance(event, StepEvent)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "method", "options"),
+    [
+        ("rows", {"name": "qlora", "neftune_alpha": 5.0}, {}),
+        ("rows", {"name": "full"}, {"learning_rate": 1e-3}),
+        ("pairs", {"name": "lora"}, {"objective": "dpo"}),
+        ("pairs", {"name": "lora"}, {"objective": "orpo"}),
+        ("labels", {"name": "lora"}, {"objective": "kto"}),
+    ],
+    ids=["noise", "full", "dpo", "orpo", "kto"],
+)
+def test_two_train_as_one_does(
+    tmp_path: Path, tiny_model_dir: Path, kind: str, method: dict[str, Any], options: dict[str, Any]
+) -> None:
+    def config(processes: int) -> Config:
+        values = {
+            "model": {"base": str(tiny_model_dir)},
+            "data": {"train": str(write_rows(tmp_path / "rows.jsonl", kind))},
+            "method": method,
+            # Three processes would have rows of 7 left over; so has the last step of each epoch.
+            "train": {"max_steps": STEPS, "batch_size": 7, "precision": "fp32", "learning_rate": 5e-3, **options},
+            "memory": {"optimizer_in_backward": "auto" if processes > 1 else "off"},
+            "eval": {"probe": False},
+            "hardware": {"device": "cpu"},
+            "distributed": {"processes": processes},
+        }
+        return Config.model_validate(values)
+
+    alone, pair = (steps(train(tmp_path / str(count), config(count), count)) for count in (1, 2))
+    assert len(alone) == len(pair) == STEPS
+    for one, two in zip(alone, pair, strict=True):
+        assert two.loss == pytest.approx(one.loss, abs=1e-5)
+        assert two.grad_norm == pytest.approx(one.grad_norm, rel=1e-4)
+        assert (two.tokens, two.supervised_tokens, two.lr) == (one.tokens, one.supervised_tokens, one.lr)
+        assert two.reward_margin == (None if one.reward_margin is None else pytest.approx(one.reward_margin, abs=1e-5))
+        assert two.reward_accuracy == (
+            None if one.reward_accuracy is None else pytest.approx(one.reward_accuracy, abs=1e-6)
+        )
+
+
+def test_a_process_that_runs_out_of_memory_runs_its_share_again_alone(tmp_path: Path, tiny_model_dir: Path) -> None:
+    config = Config.model_validate(
+        {
+            "model": {"base": str(tiny_model_dir)},
+            "data": {"train": str(write_rows(tmp_path / "rows.jsonl", "rows"))},
+            "method": {"name": "lora"},
+            "train": {"max_steps": STEPS, "batch_size": 8, "precision": "fp32"},
+            "eval": {"probe": False},
+            "hardware": {"device": "cpu"},
+            "distributed": {"processes": 2},
+        }
+    )
+
+    def spoil(ranks: Ranks) -> None:
+        if ranks.is_first:
+            return
+        whole = recipe.FinetuneRecipe.accumulate
+
+        def accumulate(self: Any, micro_batches: list[list[int]], **asked: Any) -> Any:
+            result = whole(self, micro_batches, **asked)
+            if max(map(len, micro_batches)) > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory. Injected.")
+            return result
+
+        recipe.FinetuneRecipe.accumulate = accumulate  # type: ignore[method-assign]
+
+    undisturbed, cut = train(tmp_path / "well", config, 2), train(tmp_path / "cut", config, 2, spoil)
+    losses = [event.loss for event in steps(undisturbed)]
+    assert [event.loss for event in steps(cut)] == pytest.approx(losses, abs=1e-5)
+    told = [event.code for event in EventTail(cut.events_path).read_all() if isinstance(event, NoticeEvent)]
+    assert "memory_cut" not in told, "the first process had memory, and cuts nothing"

@@ -1,0 +1,128 @@
+"""Faults inside a forked worker: functions of libraries that fail, or do not return, at a given step.
+
+A test names one in the environment of the worker that it starts: ``LOCALTUNE_TEST_FAULT=lost_gpu:8``. The code under
+test knows nothing of it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+#: What a card that has fallen off the bus makes of the next call, in torch's words.
+LOST_GPU = (
+    "CUDA error: unspecified launch failure\n"
+    "CUDA kernel errors might be asynchronously reported at some other API call."
+)
+#: Until the file that it names is there, :func:`hang_in_rows` does not return.
+RELEASE_VARIABLE = "LOCALTUNE_TEST_RELEASE"
+
+
+def inject(fault: str) -> None:
+    """Put a fault in: its name and a step."""
+    name, _, step = fault.partition(":")
+    FAULTS[name](int(step))
+
+
+def lost_gpu(step: int) -> None:
+    """A backward pass that fails as on a card that is gone."""
+    import torch
+
+    backward, done = torch.Tensor.backward, 0
+
+    def failing(self: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+        nonlocal done
+        backward(self, *args, **kwargs)  # type: ignore[no-untyped-call]
+        done += 1
+        if done >= step:
+            raise torch.AcceleratorError(LOST_GPU)
+
+    torch.Tensor.backward = failing  # type: ignore[method-assign,assignment]
+
+
+def hang_in_rows(step: int) -> None:
+    """Padding of rows that does not return; any step counts as long that takes ten times more than the others."""
+    from core.worker.data import batches
+    from core.worker.process import step_watchdog
+
+    step_watchdog.LONG_SECONDS = 0.0
+    pad, done = batches.pad, 0
+
+    def hanging(rows: Any, pad_id: int) -> Any:
+        nonlocal done
+        done += 1
+        while done == step and not Path(os.environ[RELEASE_VARIABLE]).exists():
+            time.sleep(0.01)
+        return pad(rows, pad_id)
+
+    batches.pad = hanging
+
+
+def fork_ranks(_: int) -> None:
+    """No fault: a forked supervisor forks the processes of its run, which saves their imports too."""
+    from core.worker.supervise import process
+
+    process.subprocess = SimpleNamespace(  # type: ignore[assignment]
+        Popen=ForkedRank, DEVNULL=subprocess.DEVNULL, TimeoutExpired=subprocess.TimeoutExpired
+    )
+
+
+class ForkedRank:
+    """A process of a run, forked instead of started, as its supervisor looks at it."""
+
+    def __init__(self, command: list[str], *, stdout: int, env: dict[str, str], **_: object) -> None:
+        self.returncode: int | None = None
+        if (pid := os.fork()) == 0:
+            self._become(command[command.index("core.worker") + 1 :], stdout, env)
+        self.pid = pid
+
+    @staticmethod
+    def _become(words: list[str], log: int, environment: dict[str, str]) -> None:
+        os.setsid()
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.environ.clear()
+        os.environ.update(environment)
+        from core.worker.__main__ import main
+
+        code = 1
+        try:
+            code = main(words)
+        finally:
+            os._exit(code)
+
+    def poll(self) -> int | None:
+        """Its exit code; None while it lives."""
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+    def wait(self, timeout: float) -> int:
+        """Wait for its end."""
+        deadline = time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if time.monotonic() >= deadline:
+                raise subprocess.TimeoutExpired("a process", timeout)
+            time.sleep(0.002)
+        return code
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        os.kill(self.pid, number)
+
+
+FAULTS: dict[str, Callable[[int], None]] = {
+    "lost_gpu": lost_gpu,
+    "hang_in_rows": hang_in_rows,
+    "fork_ranks": fork_ranks,
+}

@@ -1,0 +1,124 @@
+"""A clock that is set while a run is on: rates, order, signs of life and the result do not depend on it."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import struct
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from core.launch.launcher import worker_environment
+from core.runs.history import read_history
+from core.runs.store import Run
+from tests.e2e.workers import STEPS, Workers, adapter_bytes, finish, kill, steps, wait_until_step
+
+DAY = 86_400.0
+#: A C library put in front of the system's: the time of day is off by what a file says.
+SHIM = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <math.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/time.h>
+#include <time.h>
+
+static const volatile double *offset;
+
+__attribute__((constructor)) static void begin(void) {
+    int file = open(getenv("TEST_CLOCK"), O_RDONLY);
+    if (file >= 0) offset = mmap(0, sizeof(double), PROT_READ, MAP_SHARED, file, 0);
+}
+
+int clock_gettime(clockid_t clock, struct timespec *found) {
+    static int (*real)(clockid_t, struct timespec *);
+    if (!real) real = dlsym(RTLD_NEXT, "clock_gettime");
+    int code = real(clock, found);
+    if (!code && clock == CLOCK_REALTIME && offset) found->tv_sec += (time_t)*offset;
+    return code;
+}
+
+int gettimeofday(struct timeval *found, void *zone) {
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    found->tv_sec = now.tv_sec;
+    found->tv_usec = now.tv_nsec / 1000;
+    return 0;
+}
+
+time_t time(time_t *found) {
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    if (found) *found = now.tv_sec;
+    return now.tv_sec;
+}
+"""
+
+
+class Clock:
+    """The time of day of the processes that are started with its variables.
+
+    Args:
+        directory: For the library.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._file = directory / "offset"
+        self.set(0.0)
+        source, library = directory / "clock.c", directory / "clock.so"
+        source.write_text(SHIM)
+        subprocess.run(["gcc", "-shared", "-fPIC", "-O1", "-o", library, source, "-ldl"], check=True)
+        self.variables = {"LD_PRELOAD": str(library), "TEST_CLOCK": str(self._file)}
+
+    def set(self, seconds: float) -> None:
+        """Be off by so many seconds from now on."""
+        with self._file.open("r+b" if self._file.exists() else "wb") as file:
+            file.write(struct.pack("d", seconds))
+
+
+@pytest.fixture
+def clock(tmp_path: Path) -> Clock:
+    if shutil.which("gcc") is None:
+        pytest.skip("not run: there is no gcc to make a clock that jumps")
+    return Clock(tmp_path)
+
+
+def test_the_clock_of_the_test_jumps(clock: Clock) -> None:
+    clock.set(-DAY)
+    program = "import time; print(time.time())"
+    variables = worker_environment() | clock.variables
+    told = subprocess.run(["python3", "-c", program], env=variables, capture_output=True, text=True, check=True)
+    assert float(told.stdout) == pytest.approx(os.times().elapsed * 0 + _now() - DAY, abs=600)
+
+
+def _now() -> float:
+    return Path("/proc/self").stat().st_mtime
+
+
+def test_a_clock_that_jumps_by_days_changes_neither_rates_nor_result(
+    workers: Workers, clock: Clock, reference: Run
+) -> None:
+    run = workers.start("jumping", clock.variables)
+    for step, offset in ((3, DAY), (8, -DAY), (13, -400 * DAY), (18, DAY)):
+        wait_until_step(run, step)
+        clock.set(offset)
+        wait_until_step(run, step + 1)
+        assert run.state().state == "training", "neither hung nor lost"
+    wait_until_step(run, 22)
+    kill(run)
+    assert run.state().state == "lost"
+    workers.resume(run)
+    finish(run)
+    assert adapter_bytes(run) == adapter_bytes(reference)
+    done = steps(run)
+    assert all(0 < event.seconds < 3600 and math.isfinite(event.tokens_per_second) for event in done)
+    assert all(event.tokens_per_second > 0 for event in done)
+    history = read_history(run)
+    assert list(history.loss.steps) == list(range(1, STEPS + 1)), "in the order of steps, not of times"
+    assert list(history.loss.values) == list(read_history(reference).loss.values)
+    assert history.paused_seconds == 0

@@ -1,0 +1,54 @@
+"""Devices that fail: a card that is lost in the middle of a step, a step that hangs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from core.runs.events import NoticeEvent
+from tests.e2e.workers import (
+    PATIENCE,
+    Workers,
+    adapter_bytes,
+    exit_code,
+    failure,
+    finish,
+    notice_codes,
+    only,
+    steps,
+)
+from tests.faults.injections import RELEASE_VARIABLE
+from tests.forking import FAULT_VARIABLE
+from tests.waiting import wait_for
+
+
+def test_a_card_that_is_lost_in_a_step_ends_the_run_in_a_sentence_and_loses_nothing(workers: Workers) -> None:
+    options = {"eval": {"every_steps": None}, "train": {"max_steps": 14}}
+    run = workers.start("lost", {FAULT_VARIABLE: "lost_gpu:9"}, **options)
+    end = failure(run)
+    done = [event.step for event in steps(run)]
+    assert done == list(range(1, end.step + 1))
+    assert end.reason.startswith(f"The GPU failed in step {end.step + 1}: the card has stopped at an error (CUDA error")
+    assert "update the driver" in end.hint
+    assert f"continue {run.id}" in end.hint
+    assert end.adapter == "checkpoints/step-00000005/adapter"
+    assert exit_code(run) == 4
+    # On a card that is there again it goes on, to what it would have been.
+    undisturbed = workers.start("undisturbed", **options)
+    workers.resume(run)
+    for each in (run, undisturbed):
+        finish(each)
+    assert adapter_bytes(run) == adapter_bytes(undisturbed)
+
+
+def test_a_step_that_hangs_in_its_rows_says_so(workers: Workers, tmp_path: Path) -> None:
+    release = tmp_path / "release"
+    faults = {FAULT_VARIABLE: "hang_in_rows:25", RELEASE_VARIABLE: str(release)}
+    # One micro-batch a step, so that the call that hangs is one of a step.
+    run = workers.start("hung", faults, train={"max_steps": 40, "micro_batch_size": 4}, eval={"every_steps": None})
+    wait_for(lambda: "slow_step" in notice_codes(run), PATIENCE, "the notice")
+    (notice,) = [event for event in only(NoticeEvent, run) if event.code == "slow_step"]
+    assert " takes long: " in notice.message
+    assert notice.message.endswith("It is at reading its rows.")
+    assert f"stop --force {run.id}" in notice.hint
+    release.touch()
+    finish(run)

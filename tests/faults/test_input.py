@@ -1,0 +1,65 @@
+"""Rows that change while a run is on, and a configuration that was changed before it goes on."""
+
+from __future__ import annotations
+
+import os
+
+from core.runs.client import ControlClient
+from core.runs.store import Run
+from tests.e2e.workers import (
+    Workers,
+    adapter_bytes,
+    failure,
+    finish,
+    kill,
+    notice_codes,
+    wait_until_step,
+    write_rows,
+)
+
+
+def test_rows_that_change_under_a_run_are_not_seen_by_it_and_refused_when_it_goes_on(
+    workers: Workers, reference: Run
+) -> None:
+    """Replaced, cut short and appended to: a run has its rows in memory, by hash."""
+    rows = workers.train_data.read_bytes()
+    run = workers.start("changing")
+    wait_until_step(run, 3)
+    client = ControlClient(run)
+    client.request("pause")
+    write_rows(workers.train_data, 40, seed=99)
+    client.request("resume")
+    wait_until_step(run, 7)
+    kill(run)
+    for change in (rows[: len(rows) // 2], rows + rows[:200]):
+        workers.train_data.write_bytes(change)
+        workers.resume(run)
+        end = failure(run)
+        assert "has changed since step-" in end.reason or "line " in end.reason, end.reason
+        assert end.step >= 5
+    workers.train_data.write_bytes(rows)
+    workers.resume(run)
+    finish(run)
+    assert adapter_bytes(run) == adapter_bytes(reference)
+    assert "resumed" in notice_codes(run)
+
+
+def test_options_that_were_changed_before_a_run_goes_on_are_named(workers: Workers) -> None:
+    run = workers.start("changed", train={"max_steps": 12}, eval={"every_steps": None})
+    wait_until_step(run, 6)
+    kill(run)
+    text = run.config_path.read_text()
+    changed = text.replace("learning_rate = 0.005", "learning_rate = 0.006").replace("rank = 4\n", "rank = 8\n")
+    assert changed.count("0.006") == changed.count("rank = 8\n") == 1
+    run.config_path.write_text(changed)
+    workers.resume(run)
+    end = failure(run)
+    assert end.reason == (
+        f"{run.config_path} has changed since step-00000005: method.rank was 4 and is 8, "
+        "train.learning_rate was 0.005 and is 0.006."
+    )
+    assert end.hint == "Put it back, or start a new run."
+    run.config_path.write_text(text)
+    os.utime(run.config_path)
+    workers.resume(run)
+    finish(run)

@@ -1,0 +1,69 @@
+"""The fault matrix is whole: forty rows, each with tests that are there or with a reason, all on the page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.faults import table
+from tests.faults.matrix import FAMILIES, Row, functions_of, read_matrix
+
+ROWS = read_matrix()
+
+
+def test_there_are_forty_rows_each_of_a_family() -> None:
+    assert [row.number for row in ROWS] == list(range(1, 41))
+    assert {row.family for row in ROWS} == set(FAMILIES)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: str(row.number))
+def test_a_row_has_tests_that_are_there_or_a_reason(row: Row) -> None:
+    assert bool(row.tests) != bool(row.reason), "one or the other"
+    for test in row.tests:
+        file, _, name = test.partition("::")
+        assert name in functions_of(file), f"{test} is gone"
+    assert all(text and "\n" not in text for text in (row.fault, row.injected, row.holds))
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: str(row.number))
+def test_a_row_is_on_the_page(row: Row) -> None:
+    """With any result: that is of the machine that it ran on."""
+    cells = table.line(row, "").removesuffix(" |").rstrip()
+    found = [
+        line for line in table.PAGE.read_text(encoding="utf-8").splitlines() if line.startswith(f"| {row.number} |")
+    ]
+    assert len(found) == 1
+    assert found[0].startswith(cells), "write it anew: python -m tests.faults.table"
+
+
+def test_the_table_tells_what_ran(tmp_path: Path) -> None:
+    report = tmp_path / "report.xml"
+    report.write_text(
+        "<testsuites><testsuite>"
+        '<testcase classname="tests.a.test_x" name="test_one[1-a]"/>'
+        '<testcase classname="tests.a.test_x" name="test_one[2]"><skipped message="not run: no GPU"/></testcase>'
+        '<testcase classname="tests.a.test_x" name="test_two"><failure message="no"/></testcase>'
+        '<testcase classname="tests.a.test_x" name="test_three"/>'
+        "</testsuite></testsuites>"
+    )
+    results = table.read_results(report)
+
+    def told(*names: str, reason: str = "") -> str:
+        tests = tuple(f"tests/a/test_x.py::{name}" for name in names)
+        row = Row(number=1, family="clock", fault="f", injected="i", holds="h", tests=tests, reason=reason)
+        return table.verdict(row, results)
+
+    assert told("test_three") == "passed"
+    assert told("test_three", "test_one") == "2 of 3 passed; not run: no GPU"
+    assert told("test_three", "test_two") == "**failed**"
+    assert told("test_three", "test_four") == "1 of 2 passed; not run"
+    assert told(reason="Why.") == "no test: Why."
+    page = tmp_path / "page.md"
+    page.write_text(f"Before.\n{table.BEGIN}\nan earlier one\n{table.END}\nAfter.\n")
+    table.write(page, results)
+    text = page.read_text()
+    assert text.startswith("Before.\n")
+    assert text.endswith(f"{table.END}\nAfter.\n")
+    assert "an earlier one" not in text
+    assert text.count("\n| ") == len(ROWS) + len(FAMILIES)

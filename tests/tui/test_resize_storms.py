@@ -1,0 +1,106 @@
+"""Every screen in a terminal that is dragged through all sizes: it stays whole, with many colors, sixteen and none."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.tui.scripted_run import ScriptedRun
+from tests.tui.terminal import Terminal
+
+#: Sizes that come one after the other, faster than any can be drawn.
+STORM = [(200, 50), (20, 5), (61, 20), (1, 1), (120, 34), (33, 7), (80, 3), (9, 60), (59, 19), (20, 5)]
+#: The keys to each screen from the Runs pane, what is on it at every usual size, and the keys back.
+SCREENS = {
+    "the queue": ("Q", "Nothing waits.", "\x1b"),
+    "the trash": ("D", "to the trash", "n"),
+    "details": ("d", "[Curve]", "\x1b"),
+    "runs compared": ("c", "runs compared", "\x1b"),
+    "a curve with a cursor": ("\rmo+hh", "┤", "\x1b5"),
+    "the palette": ("\x10", "Commands", "\x1b"),
+}
+#: Seconds without output after which a key counts as answered.
+QUIET = 0.8
+#: Variables, and a color that must not be selected.
+TERMINALS = {
+    "256 colors": ({"TERM": "xterm-256color"}, rb"\x1b\[[0-9;]*[34]8;2;"),
+    "16 colors": ({"TERM": "linux"}, rb"\x1b\[[0-9;]*[34]8;[25];"),
+    "no colors": ({"TERM": "xterm-256color", "NO_COLOR": "1"}, rb"\x1b\[([0-9;]*;)?[34][1-6][;m]"),
+}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two ended runs, with figures enough for a curve."""
+    made = tmp_path_factory.mktemp("home")
+    for number in range(2):
+        script = ScriptedRun(made, f"20261101-00000{number}-tickets", total=60)
+        script.begin()
+        script.steps(1, 60)
+        script.checkpoint(60)
+        script.end("finished")
+    return made
+
+
+@pytest.fixture
+def terminal(request: pytest.FixtureRequest, home: Path) -> Iterator[Terminal]:
+    """The app at its Runs pane."""
+    environment = {"LOCALTUNE_HOME": str(home), "XDG_CONFIG_HOME": str(home), **TERMINALS[request.param][0]}
+    with Terminal.app(environment=environment) as opened:
+        opened.wait_for_text("5 Runs", 60)
+        opened.press("5")
+        opened.wait_for_text("20261101-000000", 60)
+        yield opened
+
+
+def settle(terminal: Terminal) -> None:
+    """Read until all has been drawn: a key that comes while the one before is not yet read would be one with it."""
+    while terminal.pump(QUIET):
+        pass
+
+
+def storm(terminal: Terminal, sign: str) -> None:
+    """Drag a terminal through all sizes; then a screen is there again, large and small."""
+    for size in STORM:
+        terminal.resize(*size)
+    settle(terminal)
+    for size in ((200, 50), (80, 24)):
+        terminal.resize(*size)
+        terminal.wait_for_text(sign)
+        settle(terminal)
+
+
+def press(terminal: Terminal, key: str) -> None:
+    """Press a key that paints something, and wait for all of it."""
+    terminal.press(key)
+    before = len(terminal.output)
+    terminal.wait_for(lambda: len(terminal.output) > before)
+    settle(terminal)
+
+
+@pytest.mark.parametrize("terminal", TERMINALS, indirect=True)
+def test_no_storm_of_sizes_breaks_a_screen(terminal: Terminal, home: Path, request: pytest.FixtureRequest) -> None:
+    for there, sign, back in SCREENS.values():
+        for key in there:
+            press(terminal, key)
+        terminal.wait_for_text(sign)
+        storm(terminal, sign)
+        for key in back:
+            press(terminal, key)
+        terminal.wait_for(lambda: sign not in terminal.text)  # noqa: B023 - within this turn of the loop
+    terminal.press("\x11")
+    assert terminal.wait_for_end() == 0
+    assert b"Traceback" not in terminal.output
+    assert not (home / "crashes").exists()
+    unwanted = TERMINALS[request.node.callspec.params["terminal"]][1]
+    assert re.search(unwanted, terminal.output) is None
+
+
+def test_a_terminal_that_cannot_place_text_is_refused_in_a_sentence(home: Path) -> None:
+    with Terminal.app(environment={"LOCALTUNE_HOME": str(home), "TERM": "dumb"}) as terminal:
+        assert terminal.wait_for_end(60) == 2
+        assert b"TERM=dumb" in terminal.output
+        assert b"\x1b" not in terminal.output
