@@ -82,6 +82,7 @@ from core.worker.setup.together import (
     first_goes_ahead,
     make_strategy,
     settle_options,
+    settle_strategy,
 )
 from core.worker.steps.file_training import FileTraining
 from core.worker.steps.gradient_checkpointing import GradientCheckpointing
@@ -149,15 +150,17 @@ def build(
         StopRequested: If a stop was asked for.
         UserError: If the run cannot be done.
     """
-    strategy = make_strategy(config, ranks or Ranks.single())
-    config = settle_options(config, strategy, recorder)
+    ranks = ranks or Ranks.single()
     fix_workspace(config.train.deterministic)
     seed_unused(config.train.seed)
     # What the device cannot do is said before minutes are spent on the rows.
     device = settle_device(config, recorder)
     governor = make_governor(config, recorder, controls, device, throttle)
     deterministic = _settle_determinism(config, device, recorder)
-    first_goes_ahead(config, recorder, controls.check_stop, strategy.ranks)
+    first_goes_ahead(config, recorder, controls.check_stop, ranks)
+    config = settle_strategy(config, device, recorder, ranks)
+    strategy = make_strategy(config, ranks)
+    config = settle_options(config, strategy, recorder)
     prepared = prepare(config, recorder, controls.check_stop, recorder.run.created)
     config = agree_kept_layers(config, prepared, device, recorder, controls.check_stop, strategy.ranks)
     questions = choose_questions(config, prepared.held_out)

@@ -15,10 +15,12 @@ from core.hardware import cpu
 from core.hardware.cpu_bf16 import prefers_bf16
 from core.hardware.wsl import NO_PINNED_MEMORY, is_wsl
 from core.memory.calibration import read_calibration
+from core.memory.cards import Cards
 from core.memory.overhead import gpu_runtime
 from core.memory.plan import Machine, Plan
 from core.memory.planner import make_least_plan, make_plan
 from core.memory.rows import Rows, rows_of_tokens
+from core.memory.strategy import Chosen, chosen_strategy
 from core.models.architecture.load import load_architecture, locate_model
 from core.units import format_bytes
 from core.worker.data.batches import supervised_count
@@ -258,6 +260,24 @@ def spare_bytes(config: Config, device: torch.device, dataset: Dataset, token_bu
     except UserError:
         return None
     return None if plan.limit_bytes is None else max(plan.limit_bytes - plan.needed_bytes, 0)
+
+
+def plan_strategy(config: Config, device: torch.device, processes: int) -> Chosen | None:
+    """The strategy of a run of several processes, by the memory that its device has for this one; None where it cannot
+    be planned.
+
+    Args:
+        config: Of the run.
+        device: Where this process runs; the model is not loaded yet.
+        processes: How many there are, on all machines.
+    """
+    machines = 1 + len(config.distributed.other_hosts)
+    cards = Cards(max(processes // machines, 1), machines)
+    try:
+        architecture = load_architecture(locate_model(config.model.base))
+        return chosen_strategy(architecture, config, _with_limit(device), cards=cards)
+    except UserError:
+        return None
 
 
 def _plan(

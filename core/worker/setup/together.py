@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from core.config.rules import check_rules
 from core.config.schema import Config
 from core.errors import UserError
 from core.hardware.cpu import memory
@@ -17,8 +18,38 @@ from core.worker.distributed.strategy import Strategy
 from core.worker.model.starter import resolve_base
 from core.worker.process.recorder import Recorder
 from core.worker.setup.kept_layers import settle_kept_layers
-from core.worker.setup.memory_decision import MemoryDecision
+from core.worker.setup.memory_decision import MemoryDecision, plan_strategy
 from core.worker.setup.preparation import Prepared
+
+
+def settle_strategy(config: Config, device: torch.device, recorder: Recorder, ranks: Ranks) -> Config:
+    """The configuration with the strategy that ``auto`` takes: fsdp2 where the plan says that some process's device is
+    too small for the whole model, and the run can be done so.
+
+    Args:
+        config: Of the run.
+        device: Where this process runs.
+        recorder: Told which and why.
+        ranks: The processes.
+
+    Raises:
+        RankLostError: If another process does not answer.
+    """
+    if ranks.is_single or config.distributed.strategy != "auto":
+        return config
+    chosen = plan_strategy(config, device, ranks.count)
+    too_small = chosen is not None and chosen.strategy == "fsdp2"
+    (shares,) = ranks.any([too_small])
+    shared = _with_strategy(config, "fsdp2")
+    if shares and not any(remark.level == "error" for remark in check_rules(shared)):
+        reason = chosen.reason if chosen is not None and too_small else "fsdp2: another process's card is too small."
+        recorder.notice("info", "strategy", f"Strategy {reason}", "Name another in distributed.strategy.")
+        return shared
+    return _with_strategy(config, "replicate")
+
+
+def _with_strategy(config: Config, strategy: str) -> Config:
+    return config.model_copy(update={"distributed": config.distributed.model_copy(update={"strategy": strategy})})
 
 
 def make_strategy(config: Config, ranks: Ranks) -> Strategy:
