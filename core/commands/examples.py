@@ -30,7 +30,7 @@ EXAMPLES: Mapping[str, Sequence[tuple[str, str]]] = {
     ),
     "slurm": (
         ("slurm run.toml --nodes 2 --cards-per-node 4 --time 12:00:00", "eight processes on two nodes"),
-        ("slurm run.toml --output - | sbatch", "hand it in at once"),
+        ("slurm run.toml --output -", "print it"),
     ),
     "runs": (
         ("runs", ""),

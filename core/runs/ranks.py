@@ -11,14 +11,16 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from core.atomic import write_atomic
 from core.runs.events import TIME_LIMIT
-from core.runs.store import Run
 from core.small_files import read_small
 from core.text import one_line
 from core.units import format_duration
+
+if TYPE_CHECKING:
+    from core.runs.store import Run
 
 #: Most processes of a run, and the largest file of them, in bytes.
 MOST_RANKS, FILE_LIMIT = 4096, 1 << 20

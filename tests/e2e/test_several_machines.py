@@ -73,5 +73,5 @@ def test_two_machines_train_as_one_and_survive_the_loss_of_one(
     losses = {step.step: step.loss for step in steps(run)}
     # Adam makes much of the last bit of a gradient that is close to zero.
     assert list(losses.values()) == pytest.approx([step.loss for step in steps(alone)], rel=1e-4)
-    assert not list(there.glob("store/ranks/*"))
+    wait_for(lambda: not list(there.glob("store/ranks/*")), PATIENCE, "the other machine to tidy up")
     assert all("BatchMode=yes" in asked for asked in ssh.asked)

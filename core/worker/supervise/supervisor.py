@@ -246,7 +246,7 @@ def _sentence(lost: Lost, words: Words) -> str:
     if lost.rank is None:
         return f"The processes of the run {lost.what}"
     label, said = words[lost.rank]
-    return f"{label} {lost.what}{f'; its last words: {said}' if said else ''}"
+    return f"{label} {lost.what}{f'; its last words: {said.rstrip(".")}' if said else ''}"
 
 
 def supervisor_of(run: Run, lock: int, environment: Mapping[str, str]) -> Supervisor | None:
