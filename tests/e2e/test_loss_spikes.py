@@ -108,6 +108,7 @@ def test_a_run_that_went_back_is_one_that_never_saw_the_rows(workers: Workers) -
     assert adapter_bytes(killed) == adapter_bytes(run)
 
 
+@pytest.mark.anew
 def test_left_out_from_the_first_gives_the_same(workers: Workers) -> None:
     write_nonsense(workers, (27, 28, 29))
     hooks = workers.directory / "hooks"
