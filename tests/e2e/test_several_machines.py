@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -36,7 +37,7 @@ def remote_ranks(run: Run) -> list[psutil.Process]:
 def test_two_machines_train_as_one_and_survive_the_loss_of_one(
     workers: Workers, machines: TwoMachines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = {
+    recipe: dict[str, Any] = {
         "method": {"name": "lora", "dropout": 0.0},
         "train": {"max_steps": 8, "batch_size": 4},
         "eval": {"every_steps": None, "exact_match": False},
