@@ -8,6 +8,8 @@ import random
 from collections.abc import Iterable
 from typing import Any
 
+import pytest
+
 from core.runs.events import CheckpointEvent, NoticeEvent, RollbackEvent
 from core.runs.history import read_history
 from core.runs.store import Run
