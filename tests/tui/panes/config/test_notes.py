@@ -174,7 +174,7 @@ async def test_a_start_with_errors_goes_to_the_first_and_says_how_many(
         await wait_for(pilot, lambda: "✗ Not started. 1 of 3 problems (p next): method.dropout" in screen_text(app))
         await wait_for(pilot, lambda: pane.form.has_focus)
         assert pane.form.current is pane.form.field("method.dropout")
-        assert any("▸✗ dropout" in line for line in screen_lines(app))
+        await wait_for(pilot, lambda: any("▸✗ dropout" in line for line in screen_lines(app)))
         await pilot.press("p")
         await wait_for(pilot, lambda: pane.form.current is pane.form.field("train.epochs"))
 
