@@ -153,7 +153,7 @@ def test_a_paused_run_is_paused_again(tmp_path: Path) -> None:
 
 
 def test_a_suspended_process_is_noticed_and_ended(tmp_path: Path) -> None:
-    scene = Scene(tmp_path, [WAITS, {"exit": 0}], [{"stop": True}, {"exit": 0}], timeout=5.0)
+    scene = Scene(tmp_path, [WAITS, {"exit": 0}], [{"stop": True, "say": {"device": "cpu"}}, {"exit": 0}], timeout=5.0)
     assert scene.supervise() == 0
     assert "Process 1 gave no sign of life for 5 s" in scene.events()[0].message  # type: ignore[attr-defined]
     for pid in (scene.started(0)[0][0], scene.started(1)[0][0]):
