@@ -1,4 +1,4 @@
-"""What watching costs a run: tokens a second with the app at its Train pane and without, in turns, in one training.
+"""Cost of the app for a run: tokens a second with it at its Train pane and without, in turns, in one training.
 
 ``python bench/ui_cost.py`` trains the starter model on the sample. The app is started in a pseudo-terminal of 200×50,
 shows the run, is read for a while and ended; then the run goes on alone for as long. Besides the trained tokens a

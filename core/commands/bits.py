@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure, and print the result in a sentence with the layers below; the exit code is 0 whatever it is."""
     from core.commands.configuration import read_config
-    from core.commands.progress import PLAIN_SECONDS, LiveLine
+    from core.commands.live_line import PLAIN_SECONDS, LiveLine
     from core.quantization.job import measure
     from core.quantization.result import HEAD, TABLE, advice, facts, layer_lines, sentence
 

@@ -332,7 +332,7 @@ def _is_step(text: str) -> bool:
 
 def _prepare(session: ChatSession) -> None:
     """Load the model, and say on a terminal that it is being loaded."""
-    from core.commands.progress import LiveLine
+    from core.commands.live_line import LiveLine
 
     line = LiveLine()
     try:

@@ -111,7 +111,7 @@ def _show(args: argparse.Namespace) -> int:
 
 def _evaluate(evaluation: Evaluation) -> bool:
     """Ask; whether it was done and not interrupted."""
-    from core.commands.progress import LiveLine
+    from core.commands.live_line import LiveLine
 
     line = LiveLine()
     try:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from core.commands.common import CLEAR_LINE, EXIT_INTERRUPTED, add_json_flag, emit, note, say
+from core.commands.common import EXIT_INTERRUPTED, add_json_flag, emit, note, say
+from core.commands.live_line import ProgressLine
 from core.export.kinds import KINDS, QUANTS
 from core.export.request import MERGE_FROM, ROWS
 
@@ -16,9 +15,6 @@ if TYPE_CHECKING:
     from core.export.job import ExportProgress
     from core.export.plan import ExportPlan
     from core.export.result import ExportResult
-
-#: Seconds between two lines of progress where standard error is no terminal.
-PLAIN_SECONDS = 5.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,20 +88,20 @@ def run(args: argparse.Namespace) -> int:
     note(plan_line(plan))
     if (reason := plan.unverified) is not None:
         note(f"{reason.message} {reason.hint}")
-    shown = _Shown()
+    line = ProgressLine()
     try:
-        result = ExportJob(request).run(shown.show)
+        result = ExportJob(request).run(lambda progress: line.show(progress_line(progress)))
     except KeyboardInterrupt:
-        shown.end()
+        line.clear()
         note("The export was broken off; nothing of it is left.")
         return EXIT_INTERRUPTED
     finally:
-        shown.end()
+        line.clear()
     if args.json:
         emit(result.to_dict())
     else:
-        for line in result_lines(result):
-            say(line)
+        for sentence in result_lines(result):
+            say(sentence)
     return 0
 
 
@@ -137,34 +133,6 @@ def result_lines(result: ExportResult) -> list[str]:
         rows.append((state, f"in {format_duration(result.seconds)}"))
     width = max(len(name) for name, _ in rows)
     return [f"{name:<{width}}  {text}" for name, text in rows]
-
-
-class _Shown:
-    """Progress on standard error: a line that is overwritten on a terminal, a line now and then elsewhere."""
-
-    def __init__(self) -> None:
-        self._is_terminal = sys.stderr.isatty()
-        self._drawn = False
-        self._told = ""
-        self._printed = time.monotonic()
-
-    def show(self, progress: ExportProgress) -> None:
-        """Show progress."""
-        text = progress_line(progress)
-        if self._is_terminal:
-            sys.stderr.write(CLEAR_LINE + text)
-            sys.stderr.flush()
-            self._drawn = True
-        elif text != self._told and time.monotonic() - self._printed >= PLAIN_SECONDS:
-            self._told, self._printed = text, time.monotonic()
-            note(text)
-
-    def end(self) -> None:
-        """Clear the line."""
-        if self._drawn:
-            sys.stderr.write(CLEAR_LINE)
-            sys.stderr.flush()
-            self._drawn = False
 
 
 def progress_line(progress: ExportProgress) -> str:

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
-import time
 from typing import TYPE_CHECKING, Any
 
-from core.commands.common import CLEAR_LINE, add_json_flag, emit, note, say
+from core.commands.common import add_json_flag, emit, note, say
+from core.commands.live_line import ProgressLine
 
 if TYPE_CHECKING:
     from core.hub.job import FetchPlan, FetchProgress
     from core.hub_uri import HubEntry
-
-#: Seconds between two lines of progress where standard error is no terminal.
-PLAIN_SECONDS = 5.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,27 +36,27 @@ def run(args: argparse.Namespace) -> int:
     entry = parse_entry(args.entry)
     hub_endpoint()
     job = FetchJob(entry)
-    progress = _Progress()
+    shown = ProgressLine()
     note(f"asking {hub_host()} for {entry}")
     proposed: list[FetchPlan] = []
 
     def confirm(plan: FetchPlan) -> bool:
-        progress.clear()
+        shown.clear()
         note(_size_words(plan))
         proposed.append(plan)
         return True
 
     try:
-        plan = job.run(progress, confirm)
+        plan = job.run(lambda progress: shown.show(_progress_words(progress)), confirm)
     except KeyboardInterrupt:
-        progress.clear()
+        shown.clear()
         if proposed:
             note("What has come is kept; the same command goes on.")
         raise
     except FetchCancelledError:
         return 1
     finally:
-        progress.clear()
+        shown.clear()
         job.close()
     if args.json:
         emit(_as_json(entry, plan, proposed))
@@ -97,33 +93,12 @@ def _render(entry: HubEntry, plan: FetchPlan, proposed: list[FetchPlan]) -> list
     return [*lines, f'{"use it as":<10} model.base = "{entry.repository}"']
 
 
-class _Progress:
-    """A progress line that is redrawn; where standard error is no terminal, a line now and then."""
+def _progress_words(progress: FetchProgress) -> str:
+    from core.text import one_line
+    from core.units import format_bytes
 
-    def __init__(self) -> None:
-        self._live = sys.stderr.isatty()
-        self._drawn = False
-        self._printed = time.monotonic()
-
-    def __call__(self, progress: FetchProgress) -> None:
-        from core.text import one_line
-        from core.units import format_bytes
-
-        text = one_line(progress.stage, 60)
-        if progress.done is not None and progress.total:
-            size = f"{format_bytes(progress.done)} of {format_bytes(progress.total)}"
-            text = f"{progress.done / progress.total:4.0%}  {size}  {text}"
-        if self._live:
-            sys.stderr.write(CLEAR_LINE + text)
-            sys.stderr.flush()
-            self._drawn = True
-        elif time.monotonic() - self._printed >= PLAIN_SECONDS:
-            self._printed = time.monotonic()
-            note(text)
-
-    def clear(self) -> None:
-        """Clear the line."""
-        if self._drawn:
-            sys.stderr.write(CLEAR_LINE)
-            sys.stderr.flush()
-            self._drawn = False
+    text = one_line(progress.stage, 60)
+    if progress.done is not None and progress.total:
+        size = f"{format_bytes(progress.done)} of {format_bytes(progress.total)}"
+        text = f"{progress.done / progress.total:4.0%}  {size}  {text}"
+    return text

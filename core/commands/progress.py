@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import sys
-import threading
 import time
 
-from core.commands.common import CLEAR_LINE
 from core.commands.follow import Followed
+from core.commands.live_line import PLAIN_SECONDS, LiveLine
 from core.runs import sentences
 from core.runs.activity import eta_words, pending_words, progress_words, step_progress
 from core.runs.answers import verdict
@@ -17,10 +14,6 @@ from core.runs.events import Event, SampleEvent, StepEvent
 from core.runs.history import LogLine, Phase
 from core.text import one_line
 from core.units import format_duration, format_fixed, format_number, format_rate
-
-#: Seconds between two plain lines where standard error is no terminal.
-PLAIN_SECONDS = 5.0
-_DEFAULT_COLUMNS = 80
 
 
 def step_words(event: StepEvent, total_steps: int) -> str:
@@ -47,61 +40,6 @@ def sample_words(event: SampleEvent) -> str:
 def log_words(line: LogLine) -> str:
     """A log line, with its level in front unless it is information."""
     return line.text if line.level == "info" else f"{line.level}: {line.text}"
-
-
-class LiveLine:
-    """A line on standard error that is drawn over itself; nothing where that is no terminal, or one without a cursor.
-
-    Args:
-        plain: Whether to draw nothing on any terminal.
-    """
-
-    def __init__(self, *, plain: bool = False) -> None:
-        self.is_live = not plain and sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
-        # Another thread may print a message while the line is drawn.
-        self._lock = threading.Lock()
-        self._line = ""
-
-    def draw(self, text: str) -> None:
-        """Draw the line, cut to the terminal's width."""
-        if not self.is_live or text == self._line:
-            return
-        try:
-            # A terminal without a size reports 0.
-            width = os.get_terminal_size(sys.stderr.fileno()).columns or _DEFAULT_COLUMNS
-        except OSError:
-            width = _DEFAULT_COLUMNS
-        with self._lock:
-            # The last column is left free: filling it makes some terminals wrap.
-            self._write(CLEAR_LINE + text[: max(width - 1, 1)])
-            self._line = text
-
-    def loading(self, detail: str, done: int | None, total: int | None) -> None:
-        """Draw what of a model is being loaded (:data:`core.chat.engine.Progress`); a sentence is a warning, and stays
-        above the line."""
-        if detail.endswith("."):
-            self.message(f"warning: {detail}")
-        else:
-            self.draw(one_line(detail, 60) + (f" {done / total:.0%}" if done is not None and total else ""))
-
-    def message(self, text: str) -> None:
-        """Print a line above it."""
-        with self._lock:
-            self._write((CLEAR_LINE if self._line else "") + one_line(text) + "\n")
-            self._line = ""
-
-    def clear(self) -> None:
-        """Clear the line."""
-        with self._lock:
-            if self._line:
-                self._write(CLEAR_LINE)
-            self._line = ""
-
-    @staticmethod
-    def _write(text: str) -> None:
-        sys.stdout.flush()
-        sys.stderr.write(text)
-        sys.stderr.flush()
 
 
 class Progress:

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     from core.serve.requirements import check_installed
 
     check_installed()
-    from core.commands.progress import LiveLine
+    from core.commands.live_line import LiveLine
     from core.serve.options import KEY_VARIABLE, ServeOptions
     from core.serve.server import serve
     from core.text import one_line

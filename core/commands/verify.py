@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import random
-import sys
-import time
 from typing import TYPE_CHECKING
 
-from core.commands.common import CLEAR_LINE, EXIT_ERROR, EXIT_INTERRUPTED, add_json_flag, emit, note, say
+from core.commands.common import EXIT_ERROR, EXIT_INTERRUPTED, add_json_flag, emit, note, say
+from core.commands.live_line import ProgressLine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
 EXIT_DIFFERS = 6
 #: Intervals that are executed again by default.
 SPANS = 3
-#: Seconds between two lines of progress where standard error is no terminal.
-PLAIN_SECONDS = 5.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,21 +52,21 @@ def run(args: argparse.Namespace) -> int:
 
     found = find_run(args.run)
     seed = random.SystemRandom().randrange(1 << 31) if args.seed is None else args.seed
-    job, shown = AuditJob(found, spans=args.spans, seed=seed, whole=args.whole), _Shown()
+    job, line = AuditJob(found, spans=args.spans, seed=seed, whole=args.whole), ProgressLine()
     try:
-        audit = job.run(shown.show)
+        audit = job.run(lambda progress: line.show(progress_words(progress)))
     except KeyboardInterrupt:
-        shown.end()
+        line.clear()
         note("The audit was broken off; nothing of it is left.")
         return EXIT_INTERRUPTED
     finally:
         job.close()
-        shown.end()
+        line.clear()
     if args.json:
         emit(audit.to_dict())
     else:
-        for line in result_lines(audit):
-            say(line)
+        for sentence in result_lines(audit):
+            say(sentence)
     if audit.verdict != "unproven":
         return EXIT_DIFFERS if audit.verdict == "differs" else 0
     if args.spans == 0 and not args.whole and audit.chain.head is not None:
@@ -127,30 +124,8 @@ def _tell(difference: Difference) -> str:
     return f"{difference.what}{values}"
 
 
-class _Shown:
-    """Progress on standard error: a line that is overwritten on a terminal, a line now and then elsewhere."""
-
-    def __init__(self) -> None:
-        self._is_terminal = sys.stderr.isatty()
-        self._drawn = False
-        self._told = ""
-        self._printed = time.monotonic()
-
-    def show(self, progress: AuditProgress) -> None:
-        """Show progress."""
-        counted = f" of {progress.total}" if progress.total and progress.done is not None else ""
-        text = f"{progress.activity}{f' ({progress.done}{counted})' if counted else ' …'}"
-        if self._is_terminal:
-            sys.stderr.write(CLEAR_LINE + text)
-            sys.stderr.flush()
-            self._drawn = True
-        elif text != self._told and time.monotonic() - self._printed >= PLAIN_SECONDS:
-            self._told, self._printed = text, time.monotonic()
-            note(text)
-
-    def end(self) -> None:
-        """Clear the line."""
-        if self._drawn:
-            sys.stderr.write(CLEAR_LINE)
-            sys.stderr.flush()
-            self._drawn = False
+def progress_words(progress: AuditProgress) -> str:
+    """Progress in words: what is being done, and how far it is."""
+    if progress.done is None:
+        return f"{progress.activity} …"
+    return f"{progress.activity} ({progress.done}{f' of {progress.total}' if progress.total else ''})"

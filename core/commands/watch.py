@@ -104,7 +104,7 @@ class Log:
     """
 
     def __init__(self, *, plain: bool = False) -> None:
-        from core.commands.progress import LiveLine
+        from core.commands.live_line import LiveLine
 
         self._line = LiveLine(plain=plain)
         self._state = ""

@@ -125,7 +125,7 @@ class Chain:
                     end += len(line)
                     self._follow(line)
         except FileNotFoundError:
-            pass
+            pass  # a chain that begins
         else:
             os.truncate(self._path, end)
         self._size = end

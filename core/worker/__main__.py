@@ -14,6 +14,7 @@ import os
 import sys
 from pathlib import Path
 
+from core.config.schema import Config
 from core.errors import UserError
 from core.notify import Notice, notify
 from core.runs.after_end import after_refusal, way_on
@@ -120,31 +121,8 @@ def _work(
         if args.parked:
             asked_by = parked_run(config, recorder, controls, args.parked, args.needs).wait()
             return _go_on(run, recorder, controls, server, asked_by, paused=args.paused)
-        recorder.phase("importing")
-        ClaimsWatch(config.parking, controls, lambda: recorder.device)
-        ranks = None
-        if meeting is not None:
-            ranks = meet(config, meeting, reports)
-            tell_ranks(run, config, recorder, ranks.members, is_supervised=reports.supervisor is not None)
-        elif config.hardware.device != "cpu":
-            environment.choose_card(config)
-        from core.worker.libraries import import_libraries
-
-        import_libraries()
-        from core.worker.process.openmp import SpinControl
-        from core.worker.train import train
-
-        SpinControl().start()
-        outcome = train(config, recorder, controls, resume=args.resume, paused=args.paused, ranks=ranks)
-        state, reason = "finished", outcome.reason
-        final: FinishedEvent = FinishedEvent(
-            reason=reason,
-            step=outcome.step,
-            best=outcome.best_step,
-            adapter=outcome.adapter,
-            hint=after_refusal(run) if outcome.refused else f"Talk to it: localtune-tui chat {run.id}",
-            refused=outcome.refused or None,
-        )
+        final: FinishedEvent = _train(run, config, recorder, controls, args, meeting, reports)
+        state, reason = "finished", final.reason
     except ParkRequested as request:
         return _park(recorder, controls, server, request)
     except StopRequested as request:
@@ -177,6 +155,42 @@ def _work(
     refused = f" Its result is refused by eval.gate: {final.refused}." if final.refused else ""
     notify(Notice(state, f"{reason}.{refused}" if refused else reason, run.id))
     return EXIT_REFUSED if final.refused else EXIT_CODES[state]
+
+
+def _train(
+    run: Run,
+    config: Config,
+    recorder: Recorder,
+    controls: Controls,
+    args: argparse.Namespace,
+    meeting: Meeting | None,
+    reports: Reports,
+) -> FinishedEvent:
+    """Import the libraries, meet the other processes of the run if it has any, and train."""
+    recorder.phase("importing")
+    ClaimsWatch(config.parking, controls, lambda: recorder.device)
+    ranks = None
+    if meeting is not None:
+        ranks = meet(config, meeting, reports)
+        tell_ranks(run, config, recorder, ranks.members, is_supervised=reports.supervisor is not None)
+    elif config.hardware.device != "cpu":
+        environment.choose_card(config)
+    from core.worker.libraries import import_libraries
+
+    import_libraries()
+    from core.worker.process.openmp import SpinControl
+    from core.worker.train import train
+
+    SpinControl().start()
+    outcome = train(config, recorder, controls, resume=args.resume, paused=args.paused, ranks=ranks)
+    return FinishedEvent(
+        reason=outcome.reason,
+        step=outcome.step,
+        best=outcome.best_step,
+        adapter=outcome.adapter,
+        hint=after_refusal(run) if outcome.refused else f"Talk to it: localtune-tui chat {run.id}",
+        refused=outcome.refused or None,
+    )
 
 
 def _unforeseen(run: Run, recorder: Recorder, error: BaseException) -> FailedEvent:

@@ -1,4 +1,4 @@
-"""What this machine has of a run, for the head on another one: ``python -m core.launch.nodes.agent``, started over ssh.
+"""Agent on another machine of a run, which tells the head what is there; run over ssh as a module.
 
 It reads one request as a line of JSON, and answers with one line of JSON on standard output; nothing else is printed
 there.

@@ -1,4 +1,4 @@
-"""What has to be the same on every machine of a run: the software, the base model, the rows.
+"""Facts of a machine that have to be the same on all machines of a run: the software, the base model, the rows.
 
 Nothing here imports torch: the versions are those of the installed packages, and the model's hash is that of its files,
 kept from run to run (:mod:`core.models.fingerprint`).

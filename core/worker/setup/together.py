@@ -1,4 +1,4 @@
-"""What the processes of a run settle together before they train: the strategy, who prepares the base, 16-bit layers."""
+"""Strategy of a run of several processes, and what else they settle before they train: memory, 16-bit layers."""
 
 from __future__ import annotations
 

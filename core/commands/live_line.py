@@ -1,0 +1,91 @@
+"""Live lines on standard error: one that is drawn over itself on a terminal, a plain one now and then elsewhere."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+
+from core.commands.common import CLEAR_LINE, note
+from core.text import one_line
+
+#: Seconds between two plain lines where standard error is no terminal.
+PLAIN_SECONDS = 5.0
+_DEFAULT_COLUMNS = 80
+
+
+class LiveLine:
+    """A line on standard error that is drawn over itself; nothing where that is no terminal, or one without a cursor.
+
+    Args:
+        plain: Whether to draw nothing on any terminal.
+    """
+
+    def __init__(self, *, plain: bool = False) -> None:
+        self.is_live = not plain and sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+        # Another thread may print a message while the line is drawn.
+        self._lock = threading.Lock()
+        self._line = ""
+
+    def draw(self, text: str) -> None:
+        """Draw the line, cut to the terminal's width."""
+        if not self.is_live or text == self._line:
+            return
+        try:
+            # A terminal without a size reports 0.
+            width = os.get_terminal_size(sys.stderr.fileno()).columns or _DEFAULT_COLUMNS
+        except OSError:
+            width = _DEFAULT_COLUMNS
+        with self._lock:
+            # The last column is left free: filling it makes some terminals wrap.
+            self._write(CLEAR_LINE + text[: max(width - 1, 1)])
+            self._line = text
+
+    def loading(self, detail: str, done: int | None, total: int | None) -> None:
+        """Draw what of a model is being loaded (:data:`core.chat.engine.Progress`); a sentence is a warning, and stays
+        above the line."""
+        if detail.endswith("."):
+            self.message(f"warning: {detail}")
+        else:
+            self.draw(one_line(detail, 60) + (f" {done / total:.0%}" if done is not None and total else ""))
+
+    def message(self, text: str) -> None:
+        """Print a line above it."""
+        with self._lock:
+            self._write((CLEAR_LINE if self._line else "") + one_line(text) + "\n")
+            self._line = ""
+
+    def clear(self) -> None:
+        """Clear the line."""
+        with self._lock:
+            if self._line:
+                self._write(CLEAR_LINE)
+            self._line = ""
+
+    @staticmethod
+    def _write(text: str) -> None:
+        sys.stdout.flush()
+        sys.stderr.write(text)
+        sys.stderr.flush()
+
+
+class ProgressLine:
+    """The progress of something that takes a while, on a live line; a plain line now and then where there is none."""
+
+    def __init__(self) -> None:
+        self._line = LiveLine()
+        self._told = ""
+        self._printed = time.monotonic()
+
+    def show(self, text: str) -> None:
+        """Show how far it is."""
+        if self._line.is_live:
+            self._line.draw(text)
+        elif text != self._told and time.monotonic() - self._printed >= PLAIN_SECONDS:
+            self._told, self._printed = text, time.monotonic()
+            note(text)
+
+    def clear(self) -> None:
+        """Clear the line."""
+        self._line.clear()
