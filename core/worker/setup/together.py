@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from core import deepspeed
 from core.config.rules import check_rules
 from core.config.schema import Config
 from core.errors import UserError
@@ -52,12 +53,13 @@ def _with_strategy(config: Config, strategy: str) -> Config:
     return config.model_copy(update={"distributed": config.distributed.model_copy(update={"strategy": strategy})})
 
 
-def make_strategy(config: Config, ranks: Ranks) -> Strategy:
+def make_strategy(config: Config, ranks: Ranks, recorder: Recorder) -> Strategy:
     """The strategy of a run.
 
     Args:
         config: Of the run.
         ranks: Its processes.
+        recorder: Told what takes long.
 
     Raises:
         UserError: If it refuses several processes.
@@ -70,10 +72,11 @@ def make_strategy(config: Config, ranks: Ranks) -> Strategy:
 
         return Fsdp2(ranks, offload=config.distributed.offload != "none")
     if wanted == "deepspeed":
-        raise UserError(
-            "distributed.strategy = deepspeed is not in this version.",
-            "Set it to fsdp2, which shares weights, gradients and optimizer states out as ZeRO-3 does.",
-        )
+        if not deepspeed.is_installed():
+            raise UserError(*deepspeed.MISSING)
+        from core.worker.distributed.deepspeed import DeepSpeed  # needed by few
+
+        return DeepSpeed(ranks, config, lambda what: recorder.phase("loading_model", what))
     raise UserError(f"distributed.strategy is {wanted}, with {ranks.count} processes.", "Set it to replicate.")
 
 

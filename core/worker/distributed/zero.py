@@ -1,0 +1,283 @@
+"""ZeRO by DeepSpeed: gradients and optimizer states of what is trained are shared out among the processes, by stage 3
+the weights of the whole model as well.
+
+``deepspeed.initialize`` is called directly: through accelerate every process takes itself for the only one, on a CPU.
+The model is run as ever, not through DeepSpeed's engine; of this only the optimizer is used, and the hooks that it hangs
+on parameters and modules.
+
+Source: Rajbhandari et al., ZeRO (arXiv 1910.02054); Ren et al., ZeRO-Offload (arXiv 2101.06840).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from core.config.schema import Config, TrainSection
+from core.memory.shares import DEEPSPEED_BUCKET
+from core.worker.distributed.ranks import Ranks
+from core.worker.optim.optim import make_optimizer
+
+#: DeepSpeed's kernels for sums between processes of one machine: gloo does the same, and nothing is to be compiled.
+_SUMS_IN_SHARED_MEMORY = "deepspeed_shm_comm"
+#: The moments of Adam, as torch and DeepSpeed call them.
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class ZeroOptions:
+    """The options of a run that DeepSpeed has to know.
+
+    Args:
+        stage: 1, 2 or 3.
+        on_host: Whether optimizer states live in the machine's memory.
+        weights_on_host: Whether the weights do so too; by stage 3 alone.
+        max_grad_norm: Gradients are clipped to this norm; 0 leaves them.
+        timeout: Seconds after which a process that says nothing is taken for lost.
+    """
+
+    stage: int
+    on_host: bool
+    weights_on_host: bool
+    max_grad_norm: float
+    timeout: float
+
+    @classmethod
+    def of(cls, config: Config) -> ZeroOptions:
+        """Those of a configuration."""
+        section = config.distributed
+        stage, offload = section.zero_stage, section.offload
+        whole = offload == "all" and stage == 3
+        return cls(stage, offload != "none", whole, config.train.max_grad_norm, section.timeout)
+
+
+def make_adam(groups: list[dict[str, Any]], train: TrainSection, *, on_host: bool) -> Any:
+    """AdamW over groups of parameters: torch's, or DeepSpeed's own for states in the machine's memory, which it compiles
+    when it is first used."""
+    if not on_host:
+        return make_optimizer(groups, train)
+    from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+    return DeepSpeedCPUAdam(groups, lr=train.learning_rate, weight_decay=train.weight_decay, adamw_mode=True)
+
+
+def import_package(device: torch.device) -> Any:
+    """Import DeepSpeed, which asks the environment which kind of device it is for."""
+    os.environ.setdefault("DS_ACCELERATOR", device.type)
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    import deepspeed
+
+    deepspeed.utils.logger.setLevel(logging.WARNING)
+    deepspeed.ops.__compatible_ops__[_SUMS_IN_SHARED_MEMORY] = False
+    return deepspeed
+
+
+class Zero:
+    """What is trained, shared out by DeepSpeed.
+
+    Args:
+        module: Has what is trained; by stage 3 the model.
+        trained: What is trained, by name.
+        optimizer: AdamW over it.
+        options: Of the run.
+        ranks: The processes.
+    """
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        trained: Mapping[str, torch.nn.Parameter],
+        optimizer: Any,
+        options: ZeroOptions,
+        ranks: Ranks,
+    ) -> None:
+        self.trained = dict(trained)
+        self.stage = options.stage
+        self.is_first = ranks.is_first
+        self.is_restored = False
+        """Whether weights and states are those of a checkpoint, which all processes have read."""
+        self._count = ranks.count
+        self._inner = optimizer
+        with _place_in_environment(ranks):
+            self.engine, self.optimizer, *_ = import_package(ranks.device).initialize(
+                model=module,
+                optimizer=optimizer,
+                model_parameters=list(self.trained.values()),
+                config=_settings(self.trained, options, ranks),
+                dist_init_required=False,
+            )
+        # Groups that it makes wait for half an hour otherwise.
+        dist.distributed_c10d._set_pg_timeout(timedelta(seconds=options.timeout), self.optimizer.dp_process_group)
+
+    # A step.
+
+    def begin_pass(self, *, last: bool) -> None:
+        """Begin a pass forward and backward within which gradients are summed.
+
+        Args:
+            last: Whether it is the last one of a step.
+        """
+        self.engine.set_gradient_accumulation_boundary(last)
+        self.optimizer.clear_backward_seen_flag()
+        self.optimizer.backward_prologue()
+        self.optimizer.enter_backward()
+
+    def norm(self) -> float:
+        """The norm of all gradients, summed over the processes; not a number where one is not finite. Together."""
+        with self._summing():
+            if self.stage == 3:
+                from deepspeed.runtime.zero.utils import combine_grad_norm_groups
+
+                found = float(combine_grad_norm_groups(self.optimizer._get_norm_groups()))
+            else:
+                found = float(self.optimizer.scaled_global_norm())
+        # It says -1 where the norm is not finite.
+        return found * self._count if found >= 0 else math.nan
+
+    def step(self) -> None:
+        """A step by the clipped gradients, which are dropped. Together."""
+        with self._summing():
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def drop(self) -> None:
+        """Drop gradients that have been summed already."""
+        optimizer = self.optimizer
+        optimizer.zero_grad(set_to_none=True)
+        for group in list(optimizer.averaged_gradients):
+            optimizer.averaged_gradients[group] = None
+        if self.stage == 3:
+            optimizer._pre_step()
+        else:
+            optimizer.all_grad_tensors.update(dict.fromkeys(optimizer.all_grad_tensors))
+            optimizer.micro_step_id = -1
+        optimizer.reset_cpu_buffers()
+
+    @contextlib.contextmanager
+    def _summing(self) -> Iterator[None]:
+        """Inside, gradients are taken for sums over the processes: DeepSpeed has made means of them, whose scale it takes
+        out with that of the loss."""
+        self.optimizer.override_loss_scale(1.0 / self._count)
+        try:
+            yield
+        finally:
+            self.optimizer.custom_loss_scaler = False
+
+    # Weights and states, whole.
+
+    def take_weights(self) -> None:
+        """Have the optimizer begin from the weights as they are in the model."""
+        self.optimizer.refresh_fp32_params()
+
+    @property
+    def steps(self) -> int:
+        """Steps that the optimizer has done."""
+        states = [self._inner.state.get(flat) for flat in self._flats]
+        return max((int(state["step"]) for state in states if state), default=0)
+
+    @property
+    def _flats(self) -> list[torch.Tensor]:
+        """The shares of this process, as the optimizer updates them."""
+        optimizer = self.optimizer
+        found = optimizer.fp32_partitioned_groups_flat if self.stage == 3 else optimizer.single_partition_of_fp32_groups
+        return list(found)
+
+    def begin_states(self, steps: int) -> None:
+        """Give the optimizer states, to be filled, of so many steps."""
+        on_host = type(self._inner).__name__ == "DeepSpeedCPUAdam"
+        for flat in self._flats:
+            state = self._inner.state[flat]
+            for name in MOMENTS:
+                if name not in state:
+                    state[name] = torch.zeros_like(flat.detach())
+            state["step"] = steps if on_host else torch.tensor(float(steps), device=flat.device)
+        if self.stage != 3:
+            self.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def gather(self, name: str, moment: str | None = None) -> torch.Tensor:
+        """A whole tensor in fp32 on the device: the weight of a name, or a moment of it. Together."""
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        parameter = self.trained[name]
+        if moment is None:
+            found: torch.Tensor = safe_get_full_fp32_param(parameter)
+        else:
+            found = safe_get_full_optimizer_state(parameter, moment)
+        return found
+
+    def gather_first(self, name: str, moment: str | None = None) -> torch.Tensor | None:
+        """As :meth:`gather`, on the host of the first process; None elsewhere. Together."""
+        found = self.gather(name, moment)
+        return found.cpu() if self.is_first else None
+
+    def has_master(self, name: str) -> bool:
+        """Whether the optimizer has a copy of a weight in fp32 that says more than the weight."""
+        return self.trained[name].dtype != torch.float32
+
+    def put(self, name: str, whole: torch.Tensor, moment: str | None = None) -> None:
+        """Put this process's share of a whole tensor where :meth:`gather` takes it from."""
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+        parameter = self.trained[name]
+        value = whole.to(device=parameter.device, dtype=torch.float32)
+        if moment is None:
+            safe_set_full_fp32_param(parameter, value)
+        else:
+            safe_set_full_optimizer_state(parameter, value, moment)
+
+
+def _settings(trained: Mapping[str, torch.nn.Parameter], options: ZeroOptions, ranks: Ranks) -> dict[str, Any]:
+    """DeepSpeed's configuration."""
+    elements = sum(parameter.numel() for parameter in trained.values())
+    bucket = max(2, min(DEEPSPEED_BUCKET, elements) // 2 * 2)
+    host = {"device": "cpu", "pin_memory": ranks.device.type == "cuda"}
+    zero: dict[str, Any] = {
+        "stage": options.stage,
+        "overlap_comm": False,
+        "reduce_bucket_size": bucket,
+        "allgather_bucket_size": bucket,
+    }
+    if options.on_host:
+        zero["offload_optimizer"] = host
+    if options.weights_on_host:
+        zero["offload_param"] = host
+    if options.stage == 3:
+        # A layer is fetched when it is its turn: what is fetched early depends on what ran before, which between two
+        # steps is not the same in all processes.
+        zero |= {"stage3_prefetch_bucket_size": 0, "stage3_max_reuse_distance": 0, "stage3_param_persistence_threshold": 0}
+    return {
+        # Of these DeepSpeed makes the number of rows that it reports.
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": options.max_grad_norm,
+        "zero_optimization": zero,
+        "bf16": {"enabled": any(parameter.dtype == torch.bfloat16 for parameter in trained.values())},
+        "communication_data_type": "fp32",
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+    }
+
+
+@contextlib.contextmanager
+def _place_in_environment(ranks: Ranks) -> Iterator[None]:
+    """Inside, the environment tells which process this is and which card it has, as DeepSpeed wants it."""
+    wanted = {"RANK": ranks.rank, "WORLD_SIZE": ranks.count, "LOCAL_RANK": ranks.device.index or 0}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update({name: str(value) for name, value in wanted.items()})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
