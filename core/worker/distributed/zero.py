@@ -70,6 +70,22 @@ def make_adam(groups: list[dict[str, Any]], train: TrainSection, *, on_host: boo
     return DeepSpeedCPUAdam(groups, lr=train.learning_rate, weight_decay=train.weight_decay, adamw_mode=True)
 
 
+def _forget_powers(optimizer: Any) -> None:
+    """Have DeepSpeed's own AdamW compute the powers of its betas anew. It multiplies them on from step to step, and so has
+    others, in the last bit, than one that goes on from a checkpoint."""
+    native, group = optimizer.ds_opt_adam, optimizer.param_groups[0]
+    native.destroy_adam(optimizer.opt_id)
+    native.create_adam(
+        optimizer.opt_id,
+        group["lr"],
+        *group["betas"],
+        group["eps"],
+        group["weight_decay"],
+        optimizer.adam_w_mode,
+        False,
+    )
+
+
 def import_package(device: torch.device) -> Any:
     """Import DeepSpeed, which asks the environment which kind of device it is for."""
     os.environ.setdefault("DS_ACCELERATOR", device.type)
@@ -107,6 +123,8 @@ class Zero:
         """Whether weights and states are those of a checkpoint, which all processes have read."""
         self._count = ranks.count
         self._inner = optimizer
+        self._is_own = options.on_host
+        """Whether AdamW is DeepSpeed's own."""
         with _place_in_environment(ranks):
             self.engine, self.optimizer, *_ = import_package(ranks.device).initialize(
                 model=module,
@@ -117,6 +135,10 @@ class Zero:
             )
         # Groups that it makes wait for half an hour otherwise.
         dist.distributed_c10d._set_pg_timeout(timedelta(seconds=options.timeout), self.optimizer.dp_process_group)
+        # DeepSpeed finds the states of the first group only, where they come to be in its first step.
+        self.set_steps(0)
+        if self.stage != 3:
+            self.optimizer._lazy_init_hp_params_optimizer_state()
 
     # A step.
 
@@ -145,6 +167,8 @@ class Zero:
 
     def step(self) -> None:
         """A step by the clipped gradients, which are dropped. Together."""
+        if self._is_own:
+            _forget_powers(self._inner)
         with self._summing():
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -191,17 +215,14 @@ class Zero:
         found = optimizer.fp32_partitioned_groups_flat if self.stage == 3 else optimizer.single_partition_of_fp32_groups
         return list(found)
 
-    def begin_states(self, steps: int) -> None:
-        """Give the optimizer states, to be filled, of so many steps."""
-        on_host = type(self._inner).__name__ == "DeepSpeedCPUAdam"
+    def set_steps(self, steps: int) -> None:
+        """Say how many steps the optimizer's states are of; zero ones where it has none."""
         for flat in self._flats:
             state = self._inner.state[flat]
             for name in MOMENTS:
                 if name not in state:
                     state[name] = torch.zeros_like(flat.detach())
-            state["step"] = steps if on_host else torch.tensor(float(steps), device=flat.device)
-        if self.stage != 3:
-            self.optimizer._lazy_init_hp_params_optimizer_state()
+            state["step"] = steps if self._is_own else torch.tensor(float(steps), device=flat.device)
 
     def gather(self, name: str, moment: str | None = None) -> torch.Tensor:
         """A whole tensor in fp32 on the device: the weight of a name, or a moment of it. Together."""

@@ -101,7 +101,7 @@ class ZeroUpdate:
         steps = max((int(values["step"]) for values in states.values() if values), default=0)
         if not steps:
             return
-        self._zero.begin_states(steps)
+        self._zero.set_steps(steps)
         for name, values in states.items():
             for moment in MOMENTS:
                 if values:
