@@ -8,8 +8,9 @@ out in one, the run ends with a sentence, as what DeepSpeed has summed by then c
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from core.worker.distributed.ranks import Ranks
 from core.worker.distributed.replicate import Replicate
 from core.worker.distributed.token_pass import run_token
 from core.worker.distributed.zero import Zero, ZeroOptions, import_package, make_adam
+from core.worker.distributed.zero_layers import ZeroLayers
 from core.worker.distributed.zero_update import ZeroUpdate
 from core.worker.model.adapters import parameter_groups
 from core.worker.model.full_weights import trained_tensors
@@ -45,14 +47,27 @@ class DeepSpeed:
     ranks: Ranks
     config: Config
     tell: Callable[[str], None] = lambda _: None
-    is_sharded: bool = field(default=False, init=False)
     gathers: bool = field(default=True, init=False)
     _causal: Any = field(default=None, init=False)
+    _layers: ZeroLayers | None = field(default=None, init=False)
+    _orders: Orders | None = field(default=None, init=False)
+    _update: ZeroUpdate | None = field(default=None, init=False)
+    _leads: int = field(default=0, init=False)
     _zero: Zero | None = field(default=None, init=False)
     _held: AbstractContextManager[None] | None = field(default=None, init=False)
     """Holds the sums of gradients back until the end of a step; None where they are made within each pass."""
     _stays_whole: bool = field(default=True, init=False)
     """Whether a process has all gradients until then."""
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether weights are shared out as well."""
+        return self.config.distributed.zero_stage == 3
+
+    @property
+    def fetches_modules(self) -> bool:
+        """Whether weights are shared out as well: DeepSpeed fetches them module by module."""
+        return self.is_sharded
 
     @property
     def _replicated(self) -> Replicate:
@@ -69,18 +84,36 @@ class DeepSpeed:
             raise ValueError("Nothing is shared out yet.")
         return self._zero
 
+    @property
+    def layers(self) -> ZeroLayers:
+        """The parts of the model that are shared out, where some are."""
+        if self._layers is None:
+            raise ValueError("Every process has the whole model.")
+        return self._layers
+
     def connect(self, orders: Orders) -> None:
-        """Nothing is said between two steps."""
+        """Have the other processes told of the passes that the first one does alone."""
+        self._orders = orders
 
     def place(self, model: Any) -> None:
-        """It is where it belongs."""
+        """Tell what of the model is shared out, and bring the rest to the device. Each process does so for itself."""
+        if self.is_sharded:
+            self._layers = ZeroLayers(model, self.ranks.device)
 
     def prepare(self, model: Any) -> Any:
-        """The model as it is."""
+        """Share weights out, where they are, and run the first pass. Together then."""
+        if self.is_sharded:
+            self._update = self._make_update(model)
+            self.layers.begin(self.zero.optimizer.parameter_offload.get_param_coordinator())
         return model
 
     def own_update(self, model: Any) -> Update:
         """DeepSpeed's optimizer. Together."""
+        if self._update is None:
+            self._update = self._make_update(model)
+        return self._update
+
+    def _make_update(self, model: Any) -> Update:
         options, train = ZeroOptions.of(self.config), self.config.train
         trained = trained_tensors(model)
         if options.on_host:
@@ -91,12 +124,14 @@ class DeepSpeed:
         order = [names[id(parameter)] for group in groups for parameter in group["params"]]
         kept = self._groups_of_one(model)
         self._causal = model.get_base_model() if isinstance(model, PeftModel) else model
-        module = torch.nn.ParameterList(trained.values())
+        module = self.layers.module if self.is_sharded else torch.nn.ParameterList(trained.values())
         optimizer = make_adam(groups, train, on_host=options.on_host)
         self._zero = Zero(module, trained, optimizer, options, self.ranks)
         self._stays_whole = options.stage == 1 or (options.stage == 2 and not self._trains_weights)
-        self._hold()
-        return ZeroUpdate(self._zero, order, kept, by_name=self._trains_weights, stepped=self._hold)
+        if self.is_sharded:
+            self._zero.optimizer.persistent_parameters = self.layers.pinned
+        self._stepped()
+        return ZeroUpdate(self._zero, order, kept, by_name=self._trains_weights, stepped=self._stepped)
 
     def _groups(self, model: Any) -> list[dict[str, Any]]:
         """The groups of the optimizer. Norms and biases of weights that are trained have no weight decay."""
@@ -121,7 +156,8 @@ class DeepSpeed:
     def begin(self, trained: Mapping[str, torch.Tensor]) -> None:
         """What is trained becomes that of the first process, unless all have read it from a checkpoint. Together."""
         if not self.zero.is_restored:
-            self._replicated.begin(trained)
+            if not (self.is_sharded and self._trains_weights):  # these have been read by each, and are the same
+                self._replicated.begin(trained)
             self.zero.take_weights()
 
     # A step.
@@ -177,21 +213,36 @@ class DeepSpeed:
         """Never asked for: the update does it."""
         raise ValueError("DeepSpeed clips in its step.")
 
-    def _hold(self) -> None:
-        """Hold the sums of gradients back until the end of the next step, where that can be."""
+    def _stepped(self) -> None:
+        """After a step: hold the sums of gradients back until the end of the next one, where that can be, and bring
+        together what is to be whole."""
+        if self.is_sharded:
+            self.layers.pin()
         if self._stays_whole and self._held is None:
             self._held = self.zero.engine.coalesce_grad_reduction()
             self._held.__enter__()
 
     # Between two steps.
 
-    def leading(self) -> AbstractContextManager[None]:
-        """Each process has the whole model."""
-        return nullcontext()
+    @contextlib.contextmanager
+    def leading(self) -> Iterator[None]:
+        """Inside, the first process runs the model alone, without gradients; may be nested."""
+        if self._orders is None:
+            raise ValueError("The others are not connected yet.")
+        orders = self._orders
+        self._leads += 1
+        try:
+            if self._leads > 1 or not self.is_sharded:
+                yield
+            else:
+                with self.layers.leading(lambda: orders.give("forward")):
+                    yield
+        finally:
+            self._leads -= 1
 
     def lend(self) -> None:
-        """Never asked for."""
-        raise ValueError("Every process has the whole model.")
+        """In another process: take part in a pass of the first one."""
+        self.layers.lend()
 
     # What is trained.
 
@@ -208,14 +259,16 @@ class DeepSpeed:
         return update
 
     def whole_weights(self, usual: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-        """What is trained, which every process has whole."""
-        return usual
+        """What is trained, whole; in the first process alone where weights are shared out. Together then."""
+        if not (self.is_sharded and self._trains_weights):
+            return usual
+        return self.zero.whole_weights(usual)
 
     def read_weights(self, path: Path, usual: Mapping[str, torch.Tensor]) -> None:
         """Read all of it; the optimizer takes it from there with its states."""
-        read_tensors(path, usual)
+        read_tensors(path, self.zero.places(usual) if self.is_sharded else usual)
 
     def whole_model(self, model: Any) -> dict[str, torch.Tensor] | None:
-        """The model has them."""
-        del model
-        return None
+        """All weights of the model, on the host of the first process; None where the model has them. Together where
+        weights are shared out."""
+        return self.zero.whole_weights(dict(model.named_parameters())) if self.is_sharded else None

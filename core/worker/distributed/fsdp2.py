@@ -39,6 +39,7 @@ class Fsdp2:
     ranks: Ranks
     offload: bool = False
     is_sharded: bool = field(default=True, init=False)
+    fetches_modules: bool = field(default=False, init=False)
     gathers: bool = field(default=True, init=False)
     _model: ShardedModel | None = field(default=None, init=False)
     _shards: Shards | None = field(default=None, init=False)

@@ -32,6 +32,7 @@ class Replicate:
 
     ranks: Ranks
     is_sharded = False
+    fetches_modules = False
     gathers = False
 
     def connect(self, orders: Orders) -> None:

@@ -29,6 +29,10 @@ class Strategy(Protocol):
         """Whether a process has a share of the weights only, so that a pass of the model needs all of them."""
 
     @property
+    def fetches_modules(self) -> bool:
+        """Whether weights are there only while their own module is called, so that layers cannot be fused."""
+
+    @property
     def gathers(self) -> bool:
         """Whether optimizer states, or weights, are brought together for a checkpoint, which needs all processes."""
 

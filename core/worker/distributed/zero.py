@@ -101,7 +101,7 @@ class Zero:
     """What is trained, shared out by DeepSpeed.
 
     Args:
-        module: Has what is trained; by stage 3 the model.
+        module: Has what is trained; by stage 3 all that is shared out.
         trained: What is trained, by name.
         optimizer: AdamW over it.
         options: Of the run.
@@ -125,12 +125,17 @@ class Zero:
         self._inner = optimizer
         self._is_own = options.on_host
         """Whether AdamW is DeepSpeed's own."""
+        package, settings = import_package(ranks.device), _settings(self.trained, options, ranks)
         with _place_in_environment(ranks):
-            self.engine, self.optimizer, *_ = import_package(ranks.device).initialize(
+            if self.stage == 3:
+                # Otherwise all of it goes to the device at once before it is shared out.
+                where = "cpu" if options.weights_on_host else None
+                package.zero.Init(module=module, config_dict_or_path=settings, remote_device=where, pin_memory=False)
+            self.engine, self.optimizer, *_ = package.initialize(
                 model=module,
                 optimizer=optimizer,
                 model_parameters=list(self.trained.values()),
-                config=_settings(self.trained, options, ranks),
+                config=settings,
                 dist_init_required=False,
             )
         # Groups that it makes wait for half an hour otherwise.
@@ -157,13 +162,11 @@ class Zero:
         """The norm of all gradients, summed over the processes; not a number where one is not finite. Together."""
         with self._summing():
             if self.stage == 3:
-                from deepspeed.runtime.zero.utils import combine_grad_norm_groups
-
-                found = float(combine_grad_norm_groups(self.optimizer._get_norm_groups()))
+                norms = [float(norm) for norm in self.optimizer._get_norm_groups()]
             else:
-                found = float(self.optimizer.scaled_global_norm())
-        # It says -1 where the norm is not finite.
-        return found * self._count if found >= 0 else math.nan
+                norms = [float(self.optimizer.scaled_global_norm())]
+        # It says -1 of a norm that is not finite.
+        return math.hypot(*norms) * self._count if min(norms) >= 0 else math.nan
 
     def step(self) -> None:
         """A step by the clipped gradients, which are dropped. Together."""
@@ -198,9 +201,45 @@ class Zero:
 
     # Weights and states, whole.
 
+    @torch.no_grad()
     def take_weights(self) -> None:
         """Have the optimizer begin from the weights as they are in the model."""
-        self.optimizer.refresh_fp32_params()
+        if self.stage != 3:
+            self.optimizer.refresh_fp32_params()
+            return
+        for name, parameter in self.trained.items():
+            if parameter.numel() == parameter.ds_numel:  # type: ignore[attr-defined]
+                self.put(name, parameter.data)
+            else:
+                self._put_share(parameter, parameter.ds_tensor.data)  # type: ignore[attr-defined]
+
+    def whole_weights(self, wanted: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Weights of the model, whole, on the host of the first process; empty elsewhere. Together.
+
+        Args:
+            wanted: Parameters, by name.
+        """
+        from deepspeed.zero import GatheredParameters
+
+        found: dict[str, torch.Tensor] = {}
+        for name, parameter in wanted.items():
+            gathered = GatheredParameters([parameter]) if hasattr(parameter, "ds_id") else contextlib.nullcontext()
+            with gathered:
+                if self.is_first:
+                    found[name] = parameter.detach().to("cpu", copy=True)
+        return found
+
+    def places(self, wanted: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """Tensors to read weights into that are shared out: whole ones, of which this process takes its share."""
+        return _Places(self, wanted)
+
+    @torch.no_grad()
+    def put_weight(self, name: str, whole: torch.Tensor) -> None:
+        """Put a weight into the model, of which this process has a share; the optimizer takes it from there."""
+        parameter: Any = self.trained[name]
+        parameter.ds_tensor.data.copy_(_share(parameter, whole))
+        if parameter.numel() == parameter.ds_numel:
+            parameter.data.copy_(whole)
 
     @property
     def steps(self) -> int:
@@ -249,11 +288,53 @@ class Zero:
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
         parameter = self.trained[name]
+        if self.stage == 3:
+            if moment is None:
+                self.put_weight(name, whole)
+            self._put_share(parameter, _share(parameter, whole), moment)
+            return
         value = whole.to(device=parameter.device, dtype=torch.float32)
         if moment is None:
             safe_set_full_fp32_param(parameter, value)
         else:
             safe_set_full_optimizer_state(parameter, value, moment)
+
+
+    def _put_share(self, parameter: Any, share: torch.Tensor, moment: str | None = None) -> None:
+        """Put this process's share of a tensor into the optimizer."""
+        self.optimizer.set_local_hp_param(share, parameter, moment)
+
+
+class _Places(Mapping[str, torch.Tensor]):
+    """Whole tensors, one at a time: what has been written into one is shared out before the next."""
+
+    def __init__(self, zero: Zero, wanted: Mapping[str, torch.Tensor]) -> None:
+        self._zero = zero
+        self._wanted = wanted
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        parameter: Any = self._wanted[name]
+        return torch.empty(parameter.ds_shape, dtype=parameter.dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._wanted)
+
+    def __len__(self) -> int:
+        return len(self._wanted)
+
+    def items(self) -> Any:
+        """Names and tensors; each counts until the next is asked for."""
+        for name in self._wanted:
+            whole = self[name]
+            yield name, whole
+            self._zero.put_weight(name, whole)
+
+
+def _share(parameter: Any, whole: torch.Tensor) -> torch.Tensor:
+    """This process's share of a whole tensor, flat; zeros behind its end, where the last processes have less."""
+    length = parameter.ds_tensor.numel()
+    own = whole.reshape(-1)[dist.get_rank() * length :][:length]
+    return torch.nn.functional.pad(own, (0, length - own.numel()))
 
 
 def _settings(trained: Mapping[str, torch.nn.Parameter], options: ZeroOptions, ranks: Ranks) -> dict[str, Any]:
