@@ -208,7 +208,7 @@ class Zero:
             self.optimizer.refresh_fp32_params()
             return
         for name, parameter in self.trained.items():
-            if parameter.numel() == parameter.ds_numel:  # type: ignore[attr-defined]
+            if is_whole(parameter):
                 self.put(name, parameter.data)
             else:
                 self._put_share(parameter, parameter.ds_tensor.data)  # type: ignore[attr-defined]
@@ -219,12 +219,11 @@ class Zero:
         Args:
             wanted: Parameters, by name.
         """
-        from deepspeed.zero import GatheredParameters
+        from deepspeed.runtime.zero import GatheredParameters
 
         found: dict[str, torch.Tensor] = {}
         for name, parameter in wanted.items():
-            gathered = GatheredParameters([parameter]) if hasattr(parameter, "ds_id") else contextlib.nullcontext()
-            with gathered:
+            with contextlib.nullcontext() if is_whole(parameter) else GatheredParameters([parameter]):
                 if self.is_first:
                     found[name] = parameter.detach().to("cpu", copy=True)
         return found
@@ -238,7 +237,7 @@ class Zero:
         """Put a weight into the model, of which this process has a share; the optimizer takes it from there."""
         parameter: Any = self.trained[name]
         parameter.ds_tensor.data.copy_(_share(parameter, whole))
-        if parameter.numel() == parameter.ds_numel:
+        if is_whole(parameter):
             parameter.data.copy_(whole)
 
     @property
@@ -303,6 +302,11 @@ class Zero:
     def _put_share(self, parameter: Any, share: torch.Tensor, moment: str | None = None) -> None:
         """Put this process's share of a tensor into the optimizer."""
         self.optimizer.set_local_hp_param(share, parameter, moment)
+
+
+def is_whole(parameter: Any) -> bool:
+    """Whether this process has a parameter whole right now."""
+    return parameter.numel() == getattr(parameter, "ds_numel", parameter.numel())
 
 
 class _Places(Mapping[str, torch.Tensor]):

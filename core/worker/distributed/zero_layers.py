@@ -20,6 +20,7 @@ from peft import PeftModel
 
 from core.errors import UserError
 from core.worker.distributed.token_pass import run_token, token
+from core.worker.distributed.zero import is_whole
 from core.worker.model.expert_weights import ExpertsParams4bit
 from core.worker.model.full_weights import trained_tensors
 from core.worker.model.model import decoder_layers, decoder_of, evaluation_mode
@@ -58,7 +59,7 @@ class ZeroLayers:
 
     def pin(self) -> None:
         """Bring together what is pinned, where it is not, and keep it. Together."""
-        missing = [parameter for parameter in self.pinned if parameter.ds_status.name == "NOT_AVAILABLE"]  # type: ignore[attr-defined]
+        missing = [parameter for parameter in self.pinned if not is_whole(parameter)]
         if missing:
             missing[0].all_gather(missing)  # type: ignore[attr-defined]
         for parameter in self.pinned:
