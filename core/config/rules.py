@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from core import deepspeed
 from core.config.choices import COMPARED, GIVEN_VARIABLES, LEARNED
 from core.config.clock import parse_span, parse_time
 from core.config.derived import ALL_GPUS, step_count, updates_in_backward, wants_several
@@ -666,6 +667,51 @@ def _shares_are_no_whole_weights(config: Config, _: Facts) -> Findings:
             "distributed.strategy is fsdp2, and method.train_for needs whole weights.",
             "Set distributed.strategy = replicate, or leave method.train_for out.",
         )
+
+
+@_rule(
+    "error",
+    "distributed.strategy",
+    "distributed.zero_stage",
+    "train.objective",
+    "train.optimizer",
+    "train.precision",
+    "method.train_for",
+    "method.name",
+)
+def _what_deepspeed_trains(config: Config, _: Facts) -> Findings:
+    """distributed.strategy = deepspeed trains with adamw in bf16 or fp32, and not for a file (method.train_for); its third
+    stage not dpo and kto with adapters."""
+    if config.distributed.strategy != "deepspeed":
+        return
+    train, stage = config.train, config.distributed.zero_stage
+    if train.optimizer != "adamw":
+        yield (
+            f"distributed.strategy is deepspeed, and the states of {train.optimizer} cannot be shared out by it.",
+            "Set train.optimizer = adamw, or distributed.strategy = replicate.",
+        )
+    if train.precision == "fp16":
+        yield (
+            "distributed.strategy is deepspeed, and train.precision fp16 needs a scaler of its own there.",
+            "Set train.precision = auto, or distributed.strategy = replicate.",
+        )
+    if config.method.train_for is not None:
+        yield (
+            "distributed.strategy is deepspeed, and method.train_for needs its weights as they are.",
+            "Set distributed.strategy = replicate, or leave method.train_for out.",
+        )
+    if stage == 3 and train.objective in ("dpo", "kto") and config.method.name not in WEIGHT_METHODS:
+        yield (
+            f"distributed.zero_stage is 3, and the reference of {train.objective} is the model without its adapters.",
+            "Set distributed.zero_stage = 2, or train.objective = sft or orpo.",
+        )
+
+
+@_rule("error", "distributed.strategy")
+def _deepspeed_is_installed(config: Config, facts: Facts) -> Findings:
+    """DeepSpeed is installed where distributed.strategy = deepspeed."""
+    if config.distributed.strategy == "deepspeed" and facts.has_deepspeed is False:
+        yield deepspeed.MISSING
 
 
 # Training of the weights themselves.

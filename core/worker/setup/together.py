@@ -90,7 +90,7 @@ def settle_options(config: Config, strategy: Strategy, recorder: Recorder) -> Co
     """
     if not strategy.is_sharded:
         return config
-    if config.distributed.offload == "optimizer":
+    if config.distributed.strategy == "fsdp2" and config.distributed.offload == "optimizer":
         message = "FSDP2 keeps optimizer states where the weights are: both are in the machine's memory."
         recorder.notice("info", "offloaded", message, "distributed.offload = all says the same.")
     if not config.train.compile:
