@@ -122,12 +122,15 @@ class ZeroLayers:
 
     @contextlib.contextmanager
     def _noting(self, called: list[Any]) -> Iterator[None]:
-        """Inside, modules whose weights have been brought together are noted when they are called."""
+        """Inside, modules whose weights have been brought together are noted when they are called; not those of what is
+        pinned, which answers without adapters leave out."""
 
         def note(module: Any, _inputs: Any) -> None:
             called.append(module)
 
-        handles = [module.register_forward_pre_hook(note) for module in self.module.modules()]
+        pinned = {id(parameter) for parameter in self.pinned}
+        fetched = {id(parameter) for parameter in self.module.parameters()} - pinned
+        handles = [module.register_forward_pre_hook(note) for module in self.module.modules() if _owns(module, fetched)]
         try:
             yield
         finally:
@@ -142,6 +145,8 @@ class ZeroLayers:
         """
         if called >= len(self._order):
             return
+        if all(is_whole(parameter) for parameter in self._order[called].parameters(recurse=False)):
+            called += 1  # its weights had been brought together when it failed
         for parameter in self.module.parameters():
             if _PIN not in parameter.ds_active_sub_modules:  # type: ignore[attr-defined]
                 parameter.ds_active_sub_modules.clear()  # type: ignore[attr-defined]

@@ -93,6 +93,11 @@ def settle_options(config: Config, strategy: Strategy, recorder: Recorder) -> Co
     if config.distributed.strategy == "fsdp2" and config.distributed.offload == "optimizer":
         message = "FSDP2 keeps optimizer states where the weights are: both are in the machine's memory."
         recorder.notice("info", "offloaded", message, "distributed.offload = all says the same.")
+    if strategy.fetches_modules and config.method.name == "qlora" and config.memory.gradient_checkpointing != "on":
+        message = "Activations are recomputed: 4-bit weights that DeepSpeed brings together stay with them otherwise."
+        recorder.notice("info", "checkpointing", message, "memory.gradient_checkpointing = on says the same.")
+        memory = config.memory.model_copy(update={"gradient_checkpointing": "on"})
+        config = config.model_copy(update={"memory": memory})
     if not config.train.compile:
         return config
     message = f"Layers are not compiled: distributed.strategy = {config.distributed.strategy} moves their weights."
