@@ -669,22 +669,12 @@ def _shares_are_no_whole_weights(config: Config, _: Facts) -> Findings:
         )
 
 
-@_rule(
-    "error",
-    "distributed.strategy",
-    "distributed.zero_stage",
-    "train.objective",
-    "train.optimizer",
-    "train.precision",
-    "method.train_for",
-    "method.name",
-)
+@_rule("error", "distributed.strategy", "train.optimizer", "train.precision", "method.train_for")
 def _what_deepspeed_trains(config: Config, _: Facts) -> Findings:
-    """distributed.strategy = deepspeed trains with adamw in bf16 or fp32, and not for a file (method.train_for); its third
-    stage not dpo and kto with adapters."""
+    """distributed.strategy = deepspeed trains with adamw, in bf16 or fp32, and not for a file (method.train_for)."""
     if config.distributed.strategy != "deepspeed":
         return
-    train, stage = config.train, config.distributed.zero_stage
+    train = config.train
     if train.optimizer != "adamw":
         yield (
             f"distributed.strategy is deepspeed, and the states of {train.optimizer} cannot be shared out by it.",
@@ -700,10 +690,39 @@ def _what_deepspeed_trains(config: Config, _: Facts) -> Findings:
             "distributed.strategy is deepspeed, and method.train_for needs its weights as they are.",
             "Set distributed.strategy = replicate, or leave method.train_for out.",
         )
-    if stage == 3 and train.objective in ("dpo", "kto") and config.method.name not in WEIGHT_METHODS:
+
+
+@_rule(
+    "error",
+    "distributed.zero_stage",
+    "distributed.strategy",
+    "train.objective",
+    "method.dora",
+    "method.init",
+    "method.name",
+)
+def _what_the_third_stage_trains(config: Config, _: Facts) -> Findings:
+    """distributed.zero_stage = 3 is not for adapters that need whole weights: dpo and kto, method.dora, and method.init
+    pissa and loftq."""
+    if config.distributed.strategy != "deepspeed" or config.distributed.zero_stage != 3:
+        return
+    if config.method.name in WEIGHT_METHODS:
+        return
+    method, objective = config.method, config.train.objective
+    if objective in ("dpo", "kto"):
         yield (
-            f"distributed.zero_stage is 3, and the reference of {train.objective} is the model without its adapters.",
+            f"distributed.zero_stage is 3, and the reference of {objective} is the model without its adapters.",
             "Set distributed.zero_stage = 2, or train.objective = sft or orpo.",
+        )
+    if method.dora:
+        yield (
+            "distributed.zero_stage is 3, and method.dora takes the norms of whole weights.",
+            "Set distributed.zero_stage = 2, or method.dora = false.",
+        )
+    if method.init != "default":
+        yield (
+            f"distributed.zero_stage is 3, and method.init = {method.init} has a second adapter beside the first.",
+            "Set distributed.zero_stage = 2, or method.init = default.",
         )
 
 

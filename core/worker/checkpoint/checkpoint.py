@@ -212,7 +212,7 @@ def size_estimate(model: Any, optimizer: str = "adamw") -> int:
         model: The model.
         optimizer: As ``train.optimizer``.
     """
-    trained: list[Any] = list(trained_tensors(model).values())
+    trained = list(trained_tensors(model).values())
     # DeepSpeed says of a weight that it has shared out how large it is as a whole.
     shapes = [torch.Size(getattr(tensor, "ds_shape", tensor.shape)) for tensor in trained]
     states = sum(optimizer_bytes(optimizer, shape.numel(), shape[-1] if len(shape) > 1 else 1) for shape in shapes)

@@ -113,7 +113,7 @@ class DeepSpeed:
             self._update = self._make_update(model)
         return self._update
 
-    def _make_update(self, model: Any) -> Update:
+    def _make_update(self, model: Any) -> ZeroUpdate:
         options, train = ZeroOptions.of(self.config), self.config.train
         trained = trained_tensors(model)
         if options.on_host:
@@ -211,6 +211,7 @@ class DeepSpeed:
 
     def clip(self, parameters: Sequence[torch.nn.Parameter], limit: float) -> float:
         """Never asked for: the update does it."""
+        del parameters, limit
         raise ValueError("DeepSpeed clips in its step.")
 
     def _stepped(self) -> None:

@@ -2,8 +2,8 @@
 the weights of the whole model as well.
 
 ``deepspeed.initialize`` is called directly: through accelerate every process takes itself for the only one, on a CPU.
-The model is run as ever, not through DeepSpeed's engine; of this only the optimizer is used, and the hooks that it hangs
-on parameters and modules.
+The model is run as ever, not through DeepSpeed's engine; of this only the optimizer is used, and the hooks that it
+hangs on parameters and modules.
 
 Source: Rajbhandari et al., ZeRO (arXiv 1910.02054); Ren et al., ZeRO-Offload (arXiv 2101.06840).
 """
@@ -71,8 +71,8 @@ def make_adam(groups: list[dict[str, Any]], train: TrainSection, *, on_host: boo
 
 
 def _forget_powers(optimizer: Any) -> None:
-    """Have DeepSpeed's own AdamW compute the powers of its betas anew. It multiplies them on from step to step, and so has
-    others, in the last bit, than one that goes on from a checkpoint."""
+    """Have DeepSpeed's own AdamW compute the powers of its betas anew: it multiplies them on from step to step, and so
+    has others, in the last bit, than one that goes on from a checkpoint."""
     native, group = optimizer.ds_opt_adam, optimizer.param_groups[0]
     native.destroy_adam(optimizer.opt_id)
     native.create_adam(
@@ -191,8 +191,8 @@ class Zero:
 
     @contextlib.contextmanager
     def _summing(self) -> Iterator[None]:
-        """Inside, gradients are taken for sums over the processes: DeepSpeed has made means of them, whose scale it takes
-        out with that of the loss."""
+        """Inside, gradients are taken for sums over the processes: DeepSpeed has made means of them, whose scale it
+        takes out with that of the loss."""
         self.optimizer.override_loss_scale(1.0 / self._count)
         try:
             yield
@@ -298,7 +298,6 @@ class Zero:
         else:
             safe_set_full_optimizer_state(parameter, value, moment)
 
-
     def _put_share(self, parameter: Any, share: torch.Tensor, moment: str | None = None) -> None:
         """Put this process's share of a tensor into the optimizer."""
         self.optimizer.set_local_hp_param(share, parameter, moment)
@@ -306,7 +305,7 @@ class Zero:
 
 def is_whole(parameter: Any) -> bool:
     """Whether this process has a parameter whole right now."""
-    return parameter.numel() == getattr(parameter, "ds_numel", parameter.numel())
+    return bool(parameter.numel() == getattr(parameter, "ds_numel", parameter.numel()))
 
 
 class _Places(Mapping[str, torch.Tensor]):
@@ -359,7 +358,11 @@ def _settings(trained: Mapping[str, torch.nn.Parameter], options: ZeroOptions, r
     if options.stage == 3:
         # A layer is fetched when it is its turn: what is fetched early depends on what ran before, which between two
         # steps is not the same in all processes.
-        zero |= {"stage3_prefetch_bucket_size": 0, "stage3_max_reuse_distance": 0, "stage3_param_persistence_threshold": 0}
+        zero |= {
+            "stage3_prefetch_bucket_size": 0,
+            "stage3_max_reuse_distance": 0,
+            "stage3_param_persistence_threshold": 0,
+        }
     return {
         # Of these DeepSpeed makes the number of rows that it reports.
         "train_micro_batch_size_per_gpu": 1,

@@ -17,6 +17,7 @@ from typing import Any
 import bitsandbytes as bnb
 import torch
 from peft import PeftModel
+from peft.tuners.lora.layer import ParamWrapper
 
 from core.errors import UserError
 from core.worker.distributed.token_pass import run_token, token
@@ -177,4 +178,9 @@ def _refuse_experts(causal: Any) -> None:
         raise UserError(
             "distributed.zero_stage = 3 cannot share out experts in 4 bits.",
             "Set distributed.zero_stage = 2, or method.name = lora, which has them in 16 bit.",
+        )
+    if any(isinstance(module, ParamWrapper) for module in causal.modules()):
+        raise UserError(
+            "distributed.zero_stage = 3 cannot share out experts with adapters, which use their weights from outside.",
+            "Set distributed.zero_stage = 2, or method.target_experts = off.",
         )

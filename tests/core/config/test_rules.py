@@ -169,6 +169,18 @@ BROKEN: list[tuple[dict[str, Any], Facts, str, str]] = [
         "error",
         "distributed.zero_stage is 3, and the reference of dpo",
     ),
+    (
+        {"distributed__strategy": "deepspeed", "distributed__zero_stage": 3, "method__dora": True},
+        Facts(),
+        "error",
+        "method.dora takes the norms of whole weights",
+    ),
+    (
+        {"distributed__strategy": "deepspeed", "distributed__zero_stage": 3, "method__init": "pissa"},
+        Facts(),
+        "error",
+        "method.init = pissa has a second adapter",
+    ),
     ({"distributed__zero_stage": 3}, Facts(), "warning", "with distributed.strategy = auto it does nothing"),
     (
         {"distributed__offload": "all", "distributed__strategy": "replicate"},

@@ -176,7 +176,9 @@ def test_what_each_strategy_shares_out(strategy: Strategy, stage: int, shared: t
     sharing = Sharing(strategy, Cards(2), stage)
     assert (sharing.optimizer, sharing.gradients, sharing.weights) == shared
     adapters = Sharing(strategy, Cards(2), stage, adapters=True)
-    own = (False, False, True) if strategy == "fsdp2" else (shared[0], strategy == "deepspeed" and stage == 3, shared[2])
+    own = (
+        (False, False, True) if strategy == "fsdp2" else (shared[0], strategy == "deepspeed" and stage == 3, shared[2])
+    )
     assert (adapters.optimizer, adapters.gradients, adapters.weights) == own
 
 

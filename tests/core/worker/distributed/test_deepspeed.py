@@ -247,7 +247,9 @@ def test_memory_that_runs_out_where_sums_have_begun_ends_the_run_with_a_sentence
             trainings.run("short", together=True, **shared("full-3"))
 
     _, other = run_pair(tmp_path, work, patience=300.0)
-    assert other.startswith("MemoryShortageError: Memory ran out in a pass of 2 rows, and with distributed.zero_stage = 3")
+    assert other.startswith(
+        "MemoryShortageError: Memory ran out in a pass of 2 rows, and with distributed.zero_stage = 3"
+    )
 
 
 def test_a_package_that_is_missing_is_told_before_anything_is_loaded(
