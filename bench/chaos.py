@@ -34,6 +34,7 @@ sys.path.insert(0, str(ROOT))
 
 import pytest
 
+from core.helper import start_detached
 from core.launch import launcher
 from core.runs.events import CheckpointEvent, EvalEvent, Event, NoticeEvent, PhaseEvent, StepEvent
 from core.runs.history import read_history
@@ -125,8 +126,6 @@ class Launches:
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
         """Inside, workers are forked and seen."""
-
-        start_detached = launcher.start_detached
 
         def start(*args: Any, **kwargs: Any) -> subprocess.Popen[bytes]:
             self._newest = start_detached(*args, **kwargs)

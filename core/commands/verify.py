@@ -70,9 +70,12 @@ def run(args: argparse.Namespace) -> int:
     else:
         for line in result_lines(audit):
             say(line)
-    # The chain alone is what was asked for.
-    enough = args.spans == 0 and not args.whole and audit.chain.head is not None
-    return {"verified": 0, "differs": EXIT_DIFFERS}.get(audit.verdict, 0 if enough else EXIT_ERROR)
+    if audit.verdict != "unproven":
+        return EXIT_DIFFERS if audit.verdict == "differs" else 0
+    if args.spans == 0 and not args.whole and audit.chain.head is not None:
+        return 0  # the chain alone is what was asked for
+    note(f"Nothing of {found.id} could be compared bit for bit.")
+    return EXIT_ERROR
 
 
 def result_lines(audit: Audit) -> Iterator[str]:

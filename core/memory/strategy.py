@@ -6,8 +6,10 @@ import math
 from dataclasses import dataclass, replace
 
 from core.config.schema import Config
+from core.config.sixteen_bit import kept_patterns
 from core.errors import UserError
 from core.memory.cards import Cards, Sharing, Strategy, sharing_of
+from core.memory.host_experts import experts_on_host
 from core.memory.plan import Machine, Plan
 from core.memory.planner import make_plan
 from core.memory.rows import Rows
@@ -89,6 +91,11 @@ def chosen_strategy(
         return replace(
             whole, reason=f"replicate: the whole model fits on each card, where it takes {needed} of {free}."
         )
+    if config.method.name == "qlora" and experts_on_host(architecture, kept_patterns(config.model.keep_16bit)).layers:
+        reason = (
+            f"replicate: a card would need {needed}, and {free} are free; fsdp2 does not share out experts in 4 bits."
+        )
+        return replace(whole, reason=reason)
     reason = f"fsdp2: with the whole model a card would need {needed}, and {free} are free."
     return _planned(architecture, config, machine, rows, sharing_of(config, cards, "fsdp2"), reason)
 

@@ -9,6 +9,7 @@ with their numbers in the environment (:mod:`core.worker.distributed.rendezvous`
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from core.notify import Notice, notify
 from core.runs.after_end import after_refusal, way_on
 from core.runs.events import ControlEvent, FailedEvent, FinishedEvent, StoppedEvent
 from core.runs.lock import hold_worker_lock
+from core.runs.ranks import ranks_path
 from core.runs.sentences import sender
 from core.runs.state import EXIT_CODES, EXIT_REFUSED, PARKED_BY_HAND
 from core.runs.store import Run, complete_checkpoints
@@ -58,6 +60,10 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         log(f"error: {error}")
         return EXIT_CODES["failed"]
+    if meeting is None:
+        # Those of an earlier start, which may have had several.
+        with contextlib.suppress(OSError):
+            ranks_path(run).unlink(missing_ok=True)
     if meeting is not None and meeting.rank > 0:
         return follow_first(run, meeting, reports, resume=args.resume)
     try:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bench.scale_table import ARRANGEMENTS, EIGHT, GIGABIT, LENGTH, MODELS, ONE, PAGE, ROWS, page, plan_step
+from bench.gpu_checks.models import EIGHT
+from bench.scale_table import ARRANGEMENTS, GIGABIT, LENGTH, MODELS, ONE, PAGE, ROWS, page, plan_step
 from core.models.architecture.families import read_architecture
 
 

@@ -191,7 +191,7 @@ def test_what_is_in_its_directory_is_called_as_ever(continued: Continued) -> Non
     assert_contract("files of a finished run", dict.fromkeys(sorted(names), ""))
     manifest = json.loads((checkpoint / "manifest.json").read_text(encoding="utf-8"))
     files = dict.fromkeys(next(iter(manifest["files"].values())), "")
-    assert_contract("keys of a manifest", keys_of(manifest | {"files": {"NAME": files}, "overrides": {}}))
+    assert_contract("keys of a manifest", keys_of(manifest | {"files": {"NAME": files}, "overrides": {}, "config": {}}))
     state = json.loads((continued.run / "state.json").read_text(encoding="utf-8"))
     assert_contract("keys of state.json", keys_of(state))
     for path in [checkpoint, *checkpoint.rglob("*"), continued.run / "adapter", *(continued.run / "adapter").iterdir()]:

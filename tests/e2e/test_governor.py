@@ -144,6 +144,7 @@ def test_a_pause_of_the_governor_and_one_of_the_user_end_apart(workers: Workers)
     assert history.paused_seconds > 0
 
 
+@pytest.mark.anew
 def test_heat_that_no_pause_cools_stops_the_run_after_a_checkpoint(workers: Workers, fake_driver: Path) -> None:
     card = Card(workers.directory, fake_driver)
     card.show(60)
@@ -173,6 +174,7 @@ def test_heat_that_no_pause_cools_stops_the_run_after_a_checkpoint(workers: Work
     assert done == list(range(1, done[-1] + 1)), "no step is lost or done twice"
 
 
+@pytest.mark.anew
 def test_a_run_started_in_quiet_hours_waits_for_the_morning(workers: Workers, fake_driver: Path) -> None:
     card = Card(workers.directory, fake_driver)
     card.show(60)

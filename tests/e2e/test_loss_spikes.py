@@ -79,7 +79,6 @@ def start(
     return workers.start(name, variables, train=train, eval={"every_steps": None}, checkpoint=saving)
 
 
-@pytest.mark.usefixtures("forked_workers")
 def test_a_run_that_went_back_is_one_that_never_saw_the_rows(workers: Workers) -> None:
     where = write_nonsense(workers, (27, 28, 29))
     run = start(workers, "back", "rollback")
@@ -111,6 +110,7 @@ def test_a_run_that_went_back_is_one_that_never_saw_the_rows(workers: Workers) -
     assert adapter_bytes(killed) == adapter_bytes(run)
 
 
+@pytest.mark.anew
 def test_left_out_from_the_first_gives_the_same(workers: Workers) -> None:
     write_nonsense(workers, (27, 28, 29))
     hooks = workers.directory / "hooks"
@@ -127,7 +127,6 @@ def test_left_out_from_the_first_gives_the_same(workers: Workers) -> None:
     assert adapter_bytes(back) == adapter_bytes(without)
 
 
-@pytest.mark.usefixtures("forked_workers")
 def test_a_run_that_keeps_spiking_stops_at_its_good_checkpoint_and_goes_on_by_another_rule(workers: Workers) -> None:
     write_nonsense(workers, range(25, 33))
     run = start(workers, "often", "rollback", every=1)
@@ -152,7 +151,6 @@ def test_a_run_that_keeps_spiking_stops_at_its_good_checkpoint_and_goes_on_by_an
     finish(run)
 
 
-@pytest.mark.usefixtures("forked_workers")
 def test_a_skipped_update_changes_no_weight(workers: Workers) -> None:
     write_nonsense(workers, (27, 29))
     run = start(workers, "skipped", "skip", every=1, keep=9)

@@ -288,7 +288,7 @@ def last_facts(run: Run) -> dict[str, Any]:
     """What the last checkpoint says, paths aside, and the hashes of its files; of the random generators only torch's is
     seeded."""
     checkpoint = verify_checkpoint(run.checkpoints_path / "step-00000008")
-    left_out = ("manifest_sha256", "config_sha256")
+    left_out = ("manifest_sha256", "config", "config_sha256")
     facts = {name: value for name, value in checkpoint.manifest.items() if name not in left_out}
     files = {name: value for name, value in facts["files"].items() if name != "rng.pt"}
     dice = torch.load(checkpoint.path / "rng.pt", weights_only=True)["torch"]

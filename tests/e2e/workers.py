@@ -159,7 +159,7 @@ def wait_until_step(run: Run, step: int) -> None:
     def reached() -> bool:
         state = run.state()
         assert not state.is_over or state.step >= step, (state, log(run))
-        return state.step >= step and state.state != "starting"
+        return state.step >= step and state.state not in ("queued", "starting")
 
     wait_for(reached, PATIENCE, f"step {step} of {run.id}", interval=0.002)
 

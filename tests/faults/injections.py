@@ -43,7 +43,7 @@ def lost_gpu(step: int) -> None:
         if done >= step:
             raise torch.AcceleratorError(LOST_GPU)
 
-    torch.Tensor.backward = failing  # type: ignore[method-assign,assignment]
+    torch.Tensor.backward = failing  # type: ignore[method-assign]
 
 
 def hang_in_rows(step: int) -> None:
@@ -68,7 +68,7 @@ def fork_ranks(_: int) -> None:
     """No fault: a forked supervisor forks the processes of its run, which saves their imports too."""
     from core.worker.supervise import process
 
-    process.subprocess = SimpleNamespace(  # type: ignore[assignment]
+    process.subprocess = SimpleNamespace(  # type: ignore[attr-defined,assignment]
         Popen=ForkedRank, DEVNULL=subprocess.DEVNULL, TimeoutExpired=subprocess.TimeoutExpired
     )
 

@@ -141,7 +141,7 @@ def cutting(where: Path, notes: Path, number: int, durable: bool) -> Iterator[No
             os.write(told, f"durable {facts.st_ino} {facts.st_mtime_ns}\n".encode())
 
     sys.addaudithook(heard)
-    os.fsync = noted
+    os.fsync = noted  # type: ignore[assignment]
     yield
     is_on = False
     os.write(told, b"call none\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from core.runs.events import NoticeEvent
 from tests.e2e.workers import (
@@ -22,7 +23,7 @@ from tests.waiting import wait_for
 
 
 def test_a_card_that_is_lost_in_a_step_ends_the_run_in_a_sentence_and_loses_nothing(workers: Workers) -> None:
-    options = {"eval": {"every_steps": None}, "train": {"max_steps": 14}}
+    options: dict[str, Any] = {"eval": {"every_steps": None}, "train": {"max_steps": 14}}
     run = workers.start("lost", {FAULT_VARIABLE: "lost_gpu:9"}, **options)
     end = failure(run)
     done = [event.step for event in steps(run)]

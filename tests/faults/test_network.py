@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -66,7 +67,11 @@ def test_servers_of_trackers_that_refuse_or_hang_change_nothing_of_a_run(
     runs: list[Run] = []
     try:
         for tools in ([], list(ports)):
-            options = {"train": {"max_steps": 8}, "eval": {"every_steps": None}, "tracking": {"tools": tools}}
+            options: dict[str, Any] = {
+                "train": {"max_steps": 8},
+                "eval": {"every_steps": None},
+                "tracking": {"tools": tools},
+            }
             runs.append(workers.start("tracked", {"PYTHONPATH": path}, **options))
             finish(runs[-1])
         plain, tracked = runs

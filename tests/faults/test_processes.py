@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import signal
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from core.runs.events import ControlEvent
 from tests.e2e.workers import PATIENCE, Workers, exit_code, only, signal_worker, wait_until_state, wait_until_step
@@ -15,8 +17,17 @@ def header(app: Terminal) -> str:
     return app.text.partition("\n")[0]
 
 
+def shows(app: Terminal, state: str) -> bool:
+    """Whether an app names a state of the run."""
+    return state in header(app)
+
+
 def test_two_apps_on_one_run_see_what_either_asks_and_one_may_be_killed(workers: Workers, tmp_path: Path) -> None:
-    endless = {"train": {"max_steps": 100_000}, "eval": {"every_steps": None}, "checkpoint": {"every_steps": 100_000}}
+    endless: dict[str, Any] = {
+        "train": {"max_steps": 100_000},
+        "eval": {"every_steps": None},
+        "checkpoint": {"every_steps": 100_000},
+    }
     run = workers.start("shared", **endless)
     wait_until_step(run, 2)
     variables = {"LOCALTUNE_HOME": str(workers.home), "XDG_CONFIG_HOME": str(tmp_path / "config")}
@@ -25,21 +36,21 @@ def test_two_apps_on_one_run_see_what_either_asks_and_one_may_be_killed(workers:
         Terminal.app("--run", run.id, size=(120, 34), environment=variables) as other,
     ):
         for app in (one, other):
-            app.wait_for(lambda app=app: "training" in header(app), PATIENCE)
+            app.wait_for(partial(shows, app, "training"), PATIENCE)
             app.press("3")
         one.press("p")
         for app in (one, other):
-            app.wait_for(lambda app=app: "paused" in header(app), PATIENCE)
+            app.wait_for(partial(shows, app, "paused"), PATIENCE)
         step = wait_until_state(run, "paused").step
         other.press("p")
         wait_until_step(run, step + 1)
-        one.wait_for(lambda: "training" in header(one), PATIENCE)
+        one.wait_for(partial(shows, one, "training"), PATIENCE)
         one.signal(signal.SIGKILL)
         one.wait_for_end()
         wait_until_step(run, run.state().step + 2)
         other.press("p")
         wait_until_state(run, "paused")
-        other.wait_for(lambda: "paused" in header(other), PATIENCE)
+        other.wait_for(partial(shows, other, "paused"), PATIENCE)
     asked = [event.command for event in only(ControlEvent, run)]
     assert asked == ["pause", "resume", "pause"]
     signal_worker(run, signal.SIGTERM)

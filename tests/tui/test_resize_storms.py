@@ -28,7 +28,7 @@ QUIET = 0.8
 TERMINALS = {
     "256 colors": ({"TERM": "xterm-256color"}, rb"\x1b\[[0-9;]*[34]8;2;"),
     "16 colors": ({"TERM": "linux"}, rb"\x1b\[[0-9;]*[34]8;[25];"),
-    "no colors": ({"TERM": "xterm-256color", "NO_COLOR": "1"}, rb"\x1b\[([0-9;]*;)?[34][1-6][;m]"),
+    "no colors": ({"TERM": "xterm-256color", "NO_COLOR": "1"}, rb"\x1b\[([0-9;]*;)?[34][1-6](;[0-9;]*)?m"),
 }
 
 

@@ -24,8 +24,8 @@ from core.worker.checkpoint.checkpoint import Checkpoint, load_tensors
 #: Facts of a manifest that are not a matter of the training: names and hashes that are compared by themselves, and the
 #: time and the energy that a run took.
 _ELSEWHERE = frozenset(
-    {"files", "manifest_sha256", "version", "step", "limits", "config_sha256", "base_sha256", "data_sha256"}
-    | {"held_out_sha256"}
+    {"files", "manifest_sha256", "version", "step", "limits", "config", "config_sha256", "base_sha256"}
+    | {"data_sha256", "held_out_sha256"}
 )
 #: Differences of one kind that are told one by one.
 MOST = 20

@@ -41,10 +41,10 @@ from core.worker.steps.gradient_checkpointing import GradientCheckpointing
 
 #: Sections of the configuration that a resumed run must share with its beginning.
 FIXED_SECTIONS = ("model", "data", "template", "method", "train")
-#: Options that a refusal names.
-_MOST_CHANGES = 3
 #: What of them it need not: a run that has stopped for a loss spike may go on with another rule.
 FREE_OPTIONS = ("on_loss_spike", "loss_spike", "loss_spike_patience", "loss_limit")
+#: Options that a refusal names.
+_MOST_CHANGES = 3
 
 
 @dataclass(frozen=True)

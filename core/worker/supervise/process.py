@@ -125,6 +125,7 @@ class RankProcess:
             rank=self.rank,
             status=self._child.poll(),
             silent=time.monotonic() - self._heard,
+            has_begun=self.has_begun,
             is_waiting=bool(self._signs.get("waiting")),
             error=one_line(str(self._signs.get("error", ""))),
             hint=one_line(str(self._signs.get("hint", ""))),

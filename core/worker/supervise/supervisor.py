@@ -246,7 +246,8 @@ def _sentence(lost: Lost, words: Words) -> str:
     if lost.rank is None:
         return f"The processes of the run {lost.what}"
     label, said = words[lost.rank]
-    return f"{label} {lost.what}{f'; its last words: {said.rstrip(".")}' if said else ''}"
+    words_said = f"; its last words: {said.rstrip('.')}" if said else ""
+    return f"{label} {lost.what}{words_said}"
 
 
 def supervisor_of(run: Run, lock: int, environment: Mapping[str, str]) -> Supervisor | None:

@@ -16,6 +16,8 @@ EXIT_CRASHED = 1
 FINAL = frozenset({*EXIT_CODES.values(), EXIT_REFUSED})
 #: Seconds without a sign of life after which a process is the one that others have waited for in vain.
 QUIET_SECONDS = 5.0
+#: Seconds that a process may take to its first sign of life: an interpreter starts, on a busy machine or over ssh.
+START_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class Sign:
     Args:
         rank: Its number.
         status: Its exit code, negative for the signal that ended it; None while it lives.
-        silent: Seconds since its last sign of life.
+        silent: Seconds since its last sign of life, or since its start.
+        has_begun: Whether it has given one.
         is_waiting: Whether it said then that it waits for the others.
         error: Why it ends, if it has said so.
         hint: What to do about that.
@@ -36,6 +39,7 @@ class Sign:
     rank: int
     status: int | None = None
     silent: float = 0.0
+    has_begun: bool = True
     is_waiting: bool = False
     error: str = ""
     hint: str = ""
@@ -92,7 +96,8 @@ def judge(signs: Sequence[Sign], timeout: float, *, settled: bool) -> Verdict | 
         if sign.status not in (None, 0, EXIT_LOST):
             return Lost(sign.rank, describe_end(sign.status))
     for sign in signs:
-        if sign.status is None and sign.silent >= timeout:
+        patience = timeout if sign.has_begun else max(timeout, START_SECONDS)
+        if sign.status is None and sign.silent >= patience:
             return Lost(sign.rank, f"gave no sign of life for {sign.silent:.0f} s")
     if settled and any(sign.status == EXIT_LOST for sign in signs):
         return _of_those_left(signs)

@@ -77,6 +77,8 @@ FREE = {
     ("slurm", "time"),
     ("train", "name"),
     ("train", "processes"),
+    ("verify", "seed"),
+    ("verify", "spans"),
 }
 RUN, ODD = "20260101-101010-faq", "20260102-101010-$(touch hacked) x"
 Completer = Callable[[str], list[str]]

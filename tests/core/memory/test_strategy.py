@@ -66,6 +66,14 @@ def test_auto_shares_the_weights_out_where_a_card_is_too_small() -> None:
     assert found.plan.by_name()["gathered"] > 0
 
 
+def test_auto_replicates_experts_in_4_bits_which_cannot_be_shared_out() -> None:
+    mixture = read_architecture(published.QWEN_3_30B_A3B, "x")
+    machine = Machine("cuda", int(12e9), host_bytes=HOST)
+    found = chosen_strategy(mixture, configured(memory={"offload_experts": "off"}), machine, cards=Cards(2))
+    assert (found.strategy, found.fits) == ("replicate", False)
+    assert "fsdp2 does not share out experts in 4 bits" in found.reason
+
+
 def test_auto_replicates_where_nothing_is_known_of_the_memory() -> None:
     found = chosen(None)
     assert (found.strategy, found.fits) == ("replicate", None)
@@ -93,7 +101,10 @@ def test_a_model_of_70b_fits_on_two_cards_that_share_it_and_on_none_alone() -> N
 
 
 def test_rows_of_a_step_are_divided_and_so_are_its_micro_batches() -> None:
-    sections = {"train": {"batch_size": 8, "max_length": 2048}, "memory": {"gradient_checkpointing": "on"}}
+    sections: dict[str, Any] = {
+        "train": {"batch_size": 8, "max_length": 2048},
+        "memory": {"gradient_checkpointing": "on"},
+    }
     whole, half, third = (chosen(24, cards, **sections) for cards in (1, 2, 3))
     assert (whole.rows, half.rows, third.rows) == (8, 4, 3)
     assert whole.plan.step.micro_batches == 2 * half.plan.step.micro_batches
@@ -155,7 +166,7 @@ def test_host_memory_that_does_not_suffice_is_no_fit() -> None:
 
 
 def test_nothing_is_updated_inside_backward_where_gradients_are_summed_over_cards() -> None:
-    full = {"method": {"name": "full"}}
+    full: dict[str, Any] = {"method": {"name": "full"}}
     assert "gradients" not in chosen(None, 1, **full).plan.by_name()
     for strategy in ("replicate", "fsdp2", "deepspeed"):
         found = chosen(None, 2, distributed={"strategy": strategy}, **full).plan.by_name()

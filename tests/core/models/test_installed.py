@@ -15,6 +15,7 @@ from core.models.sandboxed import check_base, inspect_model
 from tests.core.models.spoiling import copy_model, edit_json
 
 
+@pytest.mark.slow
 def test_the_known_architectures_are_those_of_transformers() -> None:
     """As transformers itself says, in another process: it must not be imported here."""
     code = "from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES as names; print(*names)"

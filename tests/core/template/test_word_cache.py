@@ -82,6 +82,7 @@ def test_words_have_the_tokens_of_their_text(kind: str, batches: list[list[str]]
         assert [ids.tolist() for ids in by_words.encode(texts)] == tokenizer.encode(texts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", _KINDS)
 def test_every_character_beside_a_space(kind: str) -> None:
     tokenizer = _tokenizer(kind)

@@ -13,7 +13,7 @@ from core.config.schema import Config
 from core.errors import UserError
 from core.launch.nodes import compare, network
 from core.launch.nodes.compare import compare_machines, differences
-from core.launch.nodes.facts import MachineFacts
+from core.launch.nodes.facts import MachineFacts, gather
 from tests.core.launch.nodes.fake_ssh import FakeSsh
 
 FACTS = MachineFacts("head", {"torch": "2.13.0", "code": "aa"}, "sha256:" + "1" * 64, {"/rows.jsonl": "a" * 64})
@@ -64,7 +64,7 @@ def test_machines_that_have_the_same_are_taken(config: Config, ssh: FakeSsh) -> 
 
 
 def test_another_model_is_refused_by_its_hash(config: Config, ssh: FakeSsh, tmp_path: Path) -> None:
-    own = compare.gather(config, config)
+    own = gather(config, config)
     ssh.machine("tower", f"printf x >> {tmp_path}/model/model.safetensors")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compare, "gather", lambda *_: own)
@@ -79,7 +79,7 @@ def test_another_data_file_is_refused_by_its_name(config: Config, ssh: FakeSsh, 
     shutil.copy(head / "rows.jsonl", there)
     with (there / "rows.jsonl").open("a") as file:
         file.write('{"prompt": "c", "completion": "d"}\n')
-    own = compare.gather(config, config)
+    own = gather(config, config)
     ssh.machine("tower", f"export HOME={there} LOCALTUNE_HOME={there}/store")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compare, "gather", lambda *_: own)
@@ -93,7 +93,7 @@ def test_another_data_file_is_refused_by_its_name(config: Config, ssh: FakeSsh, 
 
 def test_a_missing_file_names_the_machine(config: Config, ssh: FakeSsh, tmp_path: Path) -> None:
     ssh.machine("tower", f"mv {tmp_path}/head/rows.jsonl {tmp_path}/elsewhere")
-    own = compare.gather(config, config)
+    own = gather(config, config)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compare, "gather", lambda *_: own)
         with pytest.raises(UserError, match=r"^tower: .*rows\.jsonl"):

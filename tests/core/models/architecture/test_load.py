@@ -122,6 +122,7 @@ def test_a_family_newer_than_transformers_is_refused_by_its_name(
         load_architecture(write_model(tmp_path / "m", {"model_type": "of_tomorrow", **saved_with}))
 
 
+@pytest.mark.slow
 def test_towers_are_told_of_families_that_are_measured(tmp_path: Path) -> None:
     model = write_family("qwen3_5", tmp_path / "m")
     names = load_file(model / "model.safetensors")

@@ -38,7 +38,7 @@ def run_pair(
         process.start()
         writing.close()
         started.append((process, reading))
-    found = []
+    found: list[Any] = []
     for process, reading in started:
         try:
             found.append(reading.recv() if reading.poll(OTHERS if found else patience) else "hangs")

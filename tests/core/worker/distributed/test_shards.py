@@ -48,12 +48,15 @@ def test_a_forward_that_fails_alone_leaves_nobody_waiting(tmp_path: Path, tiny_m
                 sharded.lend()
             return sharded.collectives.issued
 
+        def announce() -> None:
+            ranks.broadcast({"forward": True})
+
         def fail(issued: int) -> None:
             if issued == 2:
                 sharded.collectives.before = lambda _: None
                 raise torch.OutOfMemoryError("CUDA out of memory, injected")
 
-        with torch.no_grad(), sharded.leading(lambda: ranks.broadcast({"forward": True})):
+        with torch.no_grad(), sharded.leading(announce):
             sharded.collectives.before = fail
             with pytest.raises(torch.OutOfMemoryError):
                 model(input_ids=ids, use_cache=False)

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from core.config.document import dump_config
 from core.config.schema import Config
 from core.runs.client import ControlClient
 from core.runs.events import FinishedEvent
-from core.runs.store import Run, dump_config
+from core.runs.store import Run
 from core.worker.distributed.ranks import Ranks
 from core.worker.process.control import Controls, ControlServer
 from core.worker.process.recorder import Recorder

@@ -17,11 +17,11 @@ class Waiting(torch.autograd.Function):
     inside, release = threading.Event(), threading.Event()
 
     @staticmethod
-    def forward(_ctx: object, value: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    def forward(_ctx: object, value: torch.Tensor) -> torch.Tensor:
         return value * 1
 
     @staticmethod
-    def backward(_ctx: object, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    def backward(_ctx: object, gradient: torch.Tensor) -> torch.Tensor:
         batches.pad([], 0)
         return gradient
 
@@ -37,7 +37,7 @@ def read_rows() -> None:
 
 
 def go_backward() -> None:
-    Waiting.apply(torch.ones(1, requires_grad=True)).sum().backward()
+    Waiting.apply(torch.ones(1, requires_grad=True)).sum().backward()  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.parametrize(

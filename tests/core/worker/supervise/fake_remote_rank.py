@@ -36,5 +36,5 @@ def command(run: Run, *, resume: bool = False) -> list[str]:
 
 
 if __name__ == "__main__":
-    remote_rank.worker_command = command
+    remote_rank.worker_command = command  # type: ignore[attr-defined]
     sys.exit(remote_rank.main())

@@ -116,7 +116,12 @@ def test_a_rank_runs_there_with_its_checkpoint_and_ends_with_its_process_here(
     monkeypatch.setenv("FAKE_RANK", "train")
     process = begin("--resume")
     pid = pid_in(pids)
-    wait_for(lambda: process.listen() or process.sign().host, 30, "its report")
+
+    def reported() -> str:
+        process.listen()
+        return process.sign().host
+
+    wait_for(reported, 30, "its report")
     assert (process.sign().host, process.sign().pid, process.sign().device) == ("tower", pid, "cpu")
     log = run.path / "worker-rank2.log"
     lines = wait_for(lambda: len(found := log.read_text().splitlines()) == 2 and found, 30, "its output")

@@ -24,6 +24,8 @@ TIMEOUT = 60.0
         ([Sign(0, status=-9), Sign(1, status=EXIT_LOST)], False, Lost(0, "was ended by SIGKILL")),
         ([Sign(0, status=1), Sign(1)], False, Lost(0, "ended with code 1")),
         ([Sign(0), Sign(1, silent=61.0)], False, Lost(1, "gave no sign of life for 61 s")),
+        ([Sign(0), Sign(1, silent=61.0, has_begun=False)], False, None),
+        ([Sign(0), Sign(1, silent=121.0, has_begun=False)], False, Lost(1, "gave no sign of life for 121 s")),
         # Who has lost another is not lost; whose end is not known yet is waited for.
         ([Sign(0, status=EXIT_LOST), Sign(1)], False, None),
         ([Sign(0, status=EXIT_LOST), Sign(1, silent=9.0)], True, Lost(1, "gave no sign of life for 9 s")),
