@@ -61,7 +61,7 @@ class ZeroOptions:
 
 
 def make_adam(groups: list[dict[str, Any]], train: TrainSection, *, on_host: bool) -> Any:
-    """AdamW over groups of parameters: torch's, or for states in the machine's memory DeepSpeed's own, which it compiles
+    """AdamW over groups of parameters: torch's, or DeepSpeed's own for states in the machine's memory. That is compiled
     when it is first used."""
     if not on_host:
         return make_optimizer(groups, train)
