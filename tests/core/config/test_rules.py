@@ -170,7 +170,12 @@ BROKEN: list[tuple[dict[str, Any], Facts, str, str]] = [
         "distributed.zero_stage is 3, and the reference of dpo",
     ),
     (
-        {"distributed__strategy": "deepspeed", "distributed__zero_stage": 3, "method__dora": True},
+        {
+            "distributed__strategy": "deepspeed",
+            "distributed__zero_stage": 3,
+            "method__dora": True,
+            "method__name": "lora",
+        },
         Facts(),
         "error",
         "method.dora takes the norms of whole weights",
