@@ -85,7 +85,8 @@ def make_ready(
     )
     accelerator = make_accelerator(loaded)
     with shortage_explained("in fusing the layers", f"Set train.fused_layers = false. {SMALLER}"):
-        compiled = config.train.compile and _try_compilation(config, loaded, accelerator, recorder, controls)
+        wanted = config.train.compile and not strategy.is_sharded
+        compiled = wanted and _try_compilation(config, loaded, accelerator, recorder, controls)
         fused = fuse_layers(config, loaded, attention_alone=compiled or strategy.fetches_modules)
     _tell_kernels(prepared.base, loaded, recorder)
     file_type = config.method.train_for

@@ -98,11 +98,11 @@ def settle_options(config: Config, strategy: Strategy, recorder: Recorder) -> Co
         recorder.notice("info", "checkpointing", message, "memory.gradient_checkpointing = on says the same.")
         memory = config.memory.model_copy(update={"gradient_checkpointing": "on"})
         config = config.model_copy(update={"memory": memory})
-    if not config.train.compile:
-        return config
-    message = f"Layers are not compiled: distributed.strategy = {config.distributed.strategy} moves their weights."
-    recorder.notice("info", "not_compiled", message, "The numbers are the same.")
-    return config.model_copy(update={"train": config.train.model_copy(update={"compile": False})})
+    if config.train.compile:
+        # The option stays as it is: a checkpoint is compared with those of the run's file.
+        message = f"Layers are not compiled: distributed.strategy = {config.distributed.strategy} moves their weights."
+        recorder.notice("info", "not_compiled", message, "The numbers are the same.")
+    return config
 
 
 def agree_memory(decision: MemoryDecision, strategy: Strategy) -> MemoryDecision:
