@@ -240,7 +240,7 @@ def test_memory_that_runs_out_in_one_process_costs_it_a_finer_window(trained: Tr
 @needs_deepspeed
 def test_weights_in_16_bit_go_on_exactly_from_their_copies_in_32(tmp_path: Path, tiny_model_dir: Path) -> None:
     write_rows(tmp_path / "rows.jsonl")
-    bf16 = {"train": {"precision": "bf16"}}
+    bf16: dict[str, Any] = {"train": {"precision": "bf16"}}
 
     def work(ranks: Ranks) -> str:
         trainings = Trainings(tmp_path / "runs", options_of(tmp_path, tiny_model_dir), ranks)
