@@ -20,12 +20,16 @@ from peft import PeftModel
 from peft.tuners.lora.layer import ParamWrapper
 
 from core.errors import UserError
+from core.text import one_line
 from core.worker.distributed.token_pass import run_token, token
 from core.worker.distributed.zero import is_whole
 from core.worker.model.expert_weights import ExpertsParams4bit
 from core.worker.model.full_weights import trained_tensors
 from core.worker.model.model import decoder_layers, decoder_of, evaluation_mode
+from core.worker.oom.retry import is_out_of_memory
 
+#: What carries messages between processes, as its errors name it.
+_LIBRARIES = ("gloo", "nccl")
 #: Stands for a module that never ends, among those that a weight is in use by.
 _PIN = -1
 
@@ -75,11 +79,24 @@ class ZeroLayers:
 
         Args:
             coordinator: DeepSpeed's, which brings weights together.
+
+        Raises:
+            UserError: If the model uses weights that are not there, as their own module is not called.
         """
         self._coordinator = coordinator
         self.pin()
-        with self._noting(self._order):
-            self.lend()
+        try:
+            with self._noting(self._order):
+                self.lend()
+        except RuntimeError as error:
+            first = (str(error).splitlines() or [""])[0]
+            if is_out_of_memory(error) or any(library in first.lower() for library in _LIBRARIES):
+                raise
+            raise UserError(
+                f"distributed.zero_stage = 3 cannot share this model out, whose layers use weights from outside of the "
+                f"modules that have them ({one_line(first, 120)}).",
+                "Set distributed.strategy = fsdp2, which brings whole layers together.",
+            ) from error
 
     @contextlib.contextmanager
     def leading(self, announce: Callable[[], None]) -> Iterator[None]:

@@ -274,6 +274,26 @@ def test_memory_that_runs_out_where_sums_have_begun_ends_the_run_with_a_sentence
     )
 
 
+@pytest.mark.slow
+@needs_deepspeed
+def test_a_model_that_uses_weights_from_outside_of_their_modules_is_refused(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_rows(tmp_path / "rows.jsonl")
+
+    def forward(network: Any, states: torch.Tensor) -> torch.Tensor:
+        return states @ network.up_proj.weight.T @ network.down_proj.weight.T
+
+    monkeypatch.setattr("transformers.models.llama.modeling_llama.LlamaMLP.forward", forward)
+
+    def work(ranks: Ranks) -> None:
+        trainings = Trainings(tmp_path / "runs", options_of(tmp_path, tiny_model_dir), ranks)
+        trainings.run(SHORT, together=True, **shared(SHORT))
+
+    for refused in run_pair(tmp_path, work, patience=300.0):
+        assert refused.startswith("UserError: distributed.zero_stage = 3 cannot share this model out")
+
+
 def test_a_package_that_is_missing_is_told_before_anything_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
