@@ -281,7 +281,7 @@ def test_a_model_that_uses_weights_from_outside_of_their_modules_is_refused(
 ) -> None:
     write_rows(tmp_path / "rows.jsonl")
 
-    def forward(network: Any, states: torch.Tensor) -> torch.Tensor:
+    def forward(network: Any, states: torch.Tensor) -> Any:
         return states @ network.up_proj.weight.T @ network.down_proj.weight.T
 
     monkeypatch.setattr("transformers.models.llama.modeling_llama.LlamaMLP.forward", forward)
