@@ -726,10 +726,11 @@ def _what_the_third_stage_trains(config: Config, _: Facts) -> Findings:
         )
 
 
-@_rule("error", "distributed.strategy")
+@_rule("error", "distributed.strategy", "distributed.processes", "distributed.gpus", "distributed.hosts")
 def _deepspeed_is_installed(config: Config, facts: Facts) -> Findings:
-    """DeepSpeed is installed where distributed.strategy = deepspeed."""
-    if config.distributed.strategy == "deepspeed" and facts.has_deepspeed is False:
+    """DeepSpeed is installed where more than one process has distributed.strategy = deepspeed."""
+    wanted = config.distributed.strategy == "deepspeed" and wants_several(config)
+    if wanted and facts.has_deepspeed is False:
         yield deepspeed.MISSING
 
 

@@ -19,6 +19,7 @@ import torch
 from peft import PeftModel
 
 from core.config.schema import WEIGHT_METHODS, Config
+from core.errors import UserError
 from core.worker.distributed.orders import Orders
 from core.worker.distributed.ranks import Ranks
 from core.worker.distributed.replicate import Replicate
@@ -116,6 +117,8 @@ class DeepSpeed:
     def _make_update(self, model: Any) -> ZeroUpdate:
         options, train = ZeroOptions.of(self.config), self.config.train
         trained = trained_tensors(model)
+        self._causal = model.get_base_model() if isinstance(model, PeftModel) else model
+        _refuse_fp16(self._causal)
         if options.on_host:
             self.tell("DeepSpeed's optimizer, which is compiled at first use: some minutes, once")
         import_package(self.ranks.device)
@@ -123,7 +126,6 @@ class DeepSpeed:
         groups = self._groups(model)
         order = [names[id(parameter)] for group in groups for parameter in group["params"]]
         kept = self._groups_of_one(model)
-        self._causal = model.get_base_model() if isinstance(model, PeftModel) else model
         module = self.layers.module if self.is_sharded else torch.nn.ParameterList(trained.values())
         optimizer = make_adam(groups, train, on_host=options.on_host)
         self._zero = Zero(module, trained, optimizer, options, self.ranks)
@@ -273,3 +275,12 @@ class DeepSpeed:
         """All weights of the model, on the host of the first process; None where the model has them. Together where
         weights are shared out."""
         return self.zero.whole_weights(dict(model.named_parameters())) if self.is_sharded else None
+
+
+def _refuse_fp16(causal: Any) -> None:
+    """Refuse a card that computes in fp16 by itself, where ``train.precision`` is auto."""
+    if causal.get_input_embeddings().weight.dtype == torch.float16:
+        raise UserError(
+            "distributed.strategy is deepspeed, and this card trains in fp16, which needs a scaler of its own there.",
+            "Set distributed.strategy = replicate, or train.precision = fp32.",
+        )

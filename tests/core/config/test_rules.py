@@ -138,7 +138,12 @@ BROKEN: list[tuple[dict[str, Any], Facts, str, str]] = [
         "the gradients of several processes are added up after backward",
     ),
     ({"distributed__processes": 9}, Facts(), "warning", "9 processes share the rows of a step"),
-    ({"distributed__strategy": "deepspeed"}, Facts(has_deepspeed=False), "error", "DeepSpeed is not installed"),
+    (
+        {"distributed__strategy": "deepspeed", "distributed__processes": 2},
+        Facts(has_deepspeed=False),
+        "error",
+        "DeepSpeed is not installed",
+    ),
     (
         {"distributed__strategy": "deepspeed", "train__optimizer": "adamw_8bit"},
         Facts(),
@@ -360,7 +365,8 @@ KEPT: list[tuple[dict[str, Any], Facts]] = [
         Facts(),
     ),
     ({"distributed__strategy": "none"}, Facts()),
-    ({"distributed__strategy": "deepspeed"}, Facts(has_deepspeed=True)),
+    ({"distributed__strategy": "deepspeed", "distributed__processes": 2}, Facts(has_deepspeed=True)),
+    ({"distributed__strategy": "deepspeed"}, Facts(has_deepspeed=False)),
     (
         {
             "distributed__strategy": "deepspeed",
