@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
-from core import paths
+from core import deepspeed, paths
 from core.commands.common import note
 from core.config.choices import Aim
 from core.config.document import ConfigDocument
@@ -106,5 +106,6 @@ def gather_facts(config: Config) -> Facts:
         device_bytes=card.memory_total if card is not None else None,
         free_bytes=free,
         missing_trackers=find_missing_trackers() if config.tracking.tools else None,
+        has_deepspeed=deepspeed.is_installed() if config.distributed.strategy == "deepspeed" else None,
         disk_need=partial(disk_need, model),
     )

@@ -39,6 +39,7 @@ class Facts:
         free_bytes: Free space on the disk of the runs.
         rows: Training rows of an epoch.
         missing_trackers: Trackers that are not installed.
+        has_deepspeed: Whether DeepSpeed is installed.
         disk_need: Computes the bytes that a run of a configuration writes; None where that is unknown.
     """
 
@@ -49,6 +50,7 @@ class Facts:
     free_bytes: int | None = None
     rows: int | None = None
     missing_trackers: frozenset[str] | None = None
+    has_deepspeed: bool | None = None
     disk_need: Callable[[Config], DiskNeed | None] = _unknown_need
 
 

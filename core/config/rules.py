@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from core import deepspeed
 from core.config.choices import COMPARED, GIVEN_VARIABLES, LEARNED
 from core.config.clock import parse_span, parse_time
 from core.config.derived import ALL_GPUS, step_count, updates_in_backward, wants_several
@@ -666,6 +667,71 @@ def _shares_are_no_whole_weights(config: Config, _: Facts) -> Findings:
             "distributed.strategy is fsdp2, and method.train_for needs whole weights.",
             "Set distributed.strategy = replicate, or leave method.train_for out.",
         )
+
+
+@_rule("error", "distributed.strategy", "train.optimizer", "train.precision", "method.train_for")
+def _what_deepspeed_trains(config: Config, _: Facts) -> Findings:
+    """distributed.strategy = deepspeed trains with adamw, in bf16 or fp32, and not for a file (method.train_for)."""
+    if config.distributed.strategy != "deepspeed":
+        return
+    train = config.train
+    if train.optimizer != "adamw":
+        yield (
+            f"distributed.strategy is deepspeed, and the states of {train.optimizer} cannot be shared out by it.",
+            "Set train.optimizer = adamw, or distributed.strategy = replicate.",
+        )
+    if train.precision == "fp16":
+        yield (
+            "distributed.strategy is deepspeed, and train.precision fp16 needs a scaler of its own there.",
+            "Set train.precision = auto, or distributed.strategy = replicate.",
+        )
+    if config.method.train_for is not None:
+        yield (
+            "distributed.strategy is deepspeed, and method.train_for needs its weights as they are.",
+            "Set distributed.strategy = replicate, or leave method.train_for out.",
+        )
+
+
+@_rule(
+    "error",
+    "distributed.zero_stage",
+    "distributed.strategy",
+    "train.objective",
+    "method.dora",
+    "method.init",
+    "method.name",
+)
+def _what_the_third_stage_trains(config: Config, _: Facts) -> Findings:
+    """distributed.zero_stage = 3 is not for adapters that need whole weights: dpo and kto, method.dora, and method.init
+    pissa and loftq."""
+    if config.distributed.strategy != "deepspeed" or config.distributed.zero_stage != 3:
+        return
+    if config.method.name in WEIGHT_METHODS:
+        return
+    method, objective = config.method, config.train.objective
+    if objective in ("dpo", "kto"):
+        yield (
+            f"distributed.zero_stage is 3, and the reference of {objective} is the model without its adapters.",
+            "Set distributed.zero_stage = 2, or train.objective = sft or orpo.",
+        )
+    if method.dora:
+        yield (
+            "distributed.zero_stage is 3, and method.dora takes the norms of whole weights.",
+            "Set distributed.zero_stage = 2, or method.dora = false.",
+        )
+    if method.init != "default":
+        yield (
+            f"distributed.zero_stage is 3, and method.init = {method.init} has a second adapter beside the first.",
+            "Set distributed.zero_stage = 2, or method.init = default.",
+        )
+
+
+@_rule("error", "distributed.strategy", "distributed.processes", "distributed.gpus", "distributed.hosts")
+def _deepspeed_is_installed(config: Config, facts: Facts) -> Findings:
+    """DeepSpeed is installed where more than one process has distributed.strategy = deepspeed."""
+    wanted = config.distributed.strategy == "deepspeed" and wants_several(config)
+    if wanted and facts.has_deepspeed is False:
+        yield deepspeed.MISSING
 
 
 # Training of the weights themselves.

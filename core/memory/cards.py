@@ -77,8 +77,9 @@ class Sharing:
 
     @property
     def gradients(self) -> bool:
-        """Whether gradients are shared out."""
-        return self.optimizer and (self.strategy == "fsdp2" or self.stage >= 2)
+        """Whether gradients are shared out: those of adapters, which are small, by stage 3 alone, so that a pass can be
+        run again by each card for itself."""
+        return self.optimizer and (self.strategy == "fsdp2" or self.stage > (2 if self.adapters else 1))
 
     @property
     def weights(self) -> bool:

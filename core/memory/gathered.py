@@ -21,7 +21,6 @@ class Gathered:
         beside: What is trained beside the weights of a layer.
         depth: Number of decoder layers.
         outside: Embeddings, head, last norm and what else is outside of the layers.
-        matrix: The largest of these alone.
         scales: Scales of 4-bit weights by the name of their part. They belong to no parameter, so that each card has
             them all.
         trained: Number of trained elements.
@@ -35,7 +34,6 @@ class Gathered:
     beside: int
     depth: int
     outside: int
-    matrix: int
     scales: dict[str, int]
     trained: int
     width: int
@@ -74,7 +72,6 @@ def gathered_sizes(
         beside=0 if whole else inner,
         depth=model.depth,
         outside=rest,
-        matrix=how.bytes * matrix,
         scales=scale_bytes(model, how, keep),
         trained=elements,
         width=width,

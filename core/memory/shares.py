@@ -88,10 +88,13 @@ class Shares:
             return 0
         if self._replicates:
             sent = micro_batches * gathered + 2 * sizes.gradients
+        elif sharing.weights and sharing.adapters:
+            # DeepSpeed scatters the gradients of adapters in each pass, and gathers adapters after the update.
+            sent = micro_batches * (gathered + sizes.gradients) + sizes.gradients
         elif sharing.weights:
-            # Embeddings and head stay from forward to backward under FSDP2.
-            outside = sizes.outside if sharing.strategy == "fsdp2" else 2 * sizes.outside
-            sent = micro_batches * (gathered + 2 * sizes.depth * sizes.beside + outside + sizes.gradients)
+            # Embeddings and head stay from forward to backward, under DeepSpeed from step to step.
+            times = micro_batches if sharing.strategy == "fsdp2" else 1
+            sent = micro_batches * (gathered + 2 * sizes.depth * sizes.beside + sizes.gradients) + times * sizes.outside
         else:
             # Scattered gradients, for each micro-batch where they are shared out, and the updated weights.
             sent = (micro_batches if sharing.gradients else 1) * sizes.gradients + sizes.gradients
@@ -105,7 +108,7 @@ class Shares:
     @property
     def _names(self) -> frozenset[str]:
         """Names of the weights that are shared out, where any are."""
-        return FROZEN if self.sharing.strategy == "fsdp2" and self.sharing.adapters else WEIGHTS
+        return FROZEN if self.sharing.adapters else WEIGHTS
 
     @property
     def _one_in(self) -> str:
@@ -160,13 +163,9 @@ class Shares:
         sharing, sizes = self.sharing, self.sizes
         if not sharing.weights:
             return []
-        if sharing.strategy == "fsdp2" and sharing.adapters:
+        if sharing.adapters:
             what = "layers brought together: that at work, and the next"
             return [Part("gathered", GATHERED_LAYERS * sizes.largest, what)]
         layer = sizes.largest + sizes.beside
-        if sharing.strategy == "fsdp2":
-            what = "layers brought together: that at work, the next, embeddings and head"
-            return [Part("gathered", GATHERED_LAYERS * layer + sizes.outside, what)]
-        # ZeRO lets go of the embeddings before the second layer, and of the layers before the head.
-        what = "layers brought together: that at work, the next; or embeddings or head"
-        return [Part("gathered", max(GATHERED_LAYERS * layer, layer + sizes.matrix), what)]
+        what = "layers brought together: that at work, the next, embeddings and head"
+        return [Part("gathered", GATHERED_LAYERS * layer + sizes.outside, what)]

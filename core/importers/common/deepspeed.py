@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from core.importers.common.fsdp import LAUNCHER, NOT_HERE
+from core.importers.common.shared import OPTIMIZERS
 from core.importers.included import flat, included
 from core.importers.rules import OFF, is_one_of
 from core.importers.translation import Translation
 
 DEEPSPEED_OPTIONS = (
     *("distributed.strategy", "distributed.zero_stage", "distributed.offload"),
-    "train.max_grad_norm",
+    *("train.max_grad_norm", "train.optimizer"),
 )
 _KEY = "deepspeed"
 _ZERO = "zero_optimization"
@@ -67,11 +68,14 @@ def deepspeed(work: Translation) -> None:
     if settings is None:
         reason = f"By DeepSpeed, with its stage 2, as long as the file does not say it. {NOT_HERE} {LAUNCHER}"
         work.change(_KEY, "distributed.strategy", "deepspeed", reason)
+        _optimizer(work)
         return
     named = flat(settings)
     work.inner.update({f"{_KEY}.{name}": value for name, value in named.items()})
     stage = _stage(work, named)
     _offload(work, named, stage)
+    if stage:
+        _optimizer(work)
     _clipping(work, named)
     for name, value in named.items():
         _rest(work, name, value)
@@ -97,6 +101,19 @@ def _stage(work: Translation, named: dict[str, Any]) -> int:
     work.put("distributed.strategy", "deepspeed", f"By DeepSpeed's ZeRO. {LAUNCHER}")
     work.carry(key, "distributed.zero_stage", stage)
     return stage
+
+
+def _optimizer(work: Translation) -> None:
+    """AdamW in place of what else the configuration names: DeepSpeed shares out the states of no other here."""
+    reason = "DeepSpeed shares out the states of AdamW alone here, in 32 bits."
+    for key in ("optimizer", "optim"):
+        word = work.values.get(key)
+        if not isinstance(word, str):
+            continue
+        word = word.strip().lower()
+        near = OPTIMIZERS.near.get(word, OPTIMIZERS.otherwise)
+        if OPTIMIZERS.same.get(word, near[0]) != "adamw":
+            work.change(key, OPTIMIZERS.option, "adamw", reason)
 
 
 def _offload(work: Translation, named: dict[str, Any], stage: int) -> None:

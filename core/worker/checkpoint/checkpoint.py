@@ -212,9 +212,12 @@ def size_estimate(model: Any, optimizer: str = "adamw") -> int:
         model: The model.
         optimizer: As ``train.optimizer``.
     """
-    trained = trained_tensors(model).values()
-    states = sum(optimizer_bytes(optimizer, t.numel(), t.shape[-1] if t.dim() > 1 else 1) for t in trained)
-    return sum(t.numel() * t.element_size() for t in trained) + states + initial_parameters(model) * 4
+    trained = list(trained_tensors(model).values())
+    # DeepSpeed says of a weight that it has shared out how large it is as a whole.
+    shapes = [torch.Size(getattr(tensor, "ds_shape", tensor.shape)) for tensor in trained]
+    states = sum(optimizer_bytes(optimizer, shape.numel(), shape[-1] if len(shape) > 1 else 1) for shape in shapes)
+    weights = sum(shape.numel() * tensor.element_size() for shape, tensor in zip(shapes, trained, strict=True))
+    return weights + states + initial_parameters(model) * 4
 
 
 def list_checkpoints(checkpoints: Path) -> list[Path]:

@@ -186,7 +186,7 @@ class Checkpointer:
 
     def _gathered(self) -> tuple[Mapping[str, torch.Tensor] | None, Any]:
         """Trained weights and what has the optimizer's states, as in a run of one process."""
-        if not self.strategy.is_sharded:
+        if not self.strategy.gathers:
             return None, self.update
         self._order("save")
         return self.strategy.whole_weights(trained_tensors(self.loaded.model)), _Held(self.update.state_dict())

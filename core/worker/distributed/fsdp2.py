@@ -39,6 +39,8 @@ class Fsdp2:
     ranks: Ranks
     offload: bool = False
     is_sharded: bool = field(default=True, init=False)
+    fetches_modules: bool = field(default=False, init=False)
+    gathers: bool = field(default=True, init=False)
     _model: ShardedModel | None = field(default=None, init=False)
     _shards: Shards | None = field(default=None, init=False)
     _orders: Orders | None = field(default=None, init=False)
@@ -170,6 +172,11 @@ class Fsdp2:
         sums = torch.tensor([value], dtype=torch.float64)
         self.ranks.sum(sums)
         return float(sums)
+
+    def own_update(self, model: Any) -> Update | None:
+        """None: shares are updated as whole tensors are."""
+        del model
+        return None
 
     def whole_update(self, update: WeightUpdate) -> Update:
         """An update whose states are saved and loaded whole."""

@@ -32,6 +32,8 @@ class Replicate:
 
     ranks: Ranks
     is_sharded = False
+    fetches_modules = False
+    gathers = False
 
     def connect(self, orders: Orders) -> None:
         """Nothing is said between two steps."""
@@ -107,6 +109,11 @@ class Replicate:
     def square_sum(self, value: float) -> float:
         """The number: all processes update the same."""
         return value
+
+    def own_update(self, model: Any) -> Update | None:
+        """None: every process has an optimizer over all."""
+        del model
+        return None
 
     def whole_update(self, update: WeightUpdate) -> Update:
         """The update."""

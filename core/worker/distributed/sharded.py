@@ -26,6 +26,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 
 from core.errors import UserError
 from core.worker.distributed.collectives import Collectives
+from core.worker.distributed.token_pass import run_token, token
 from core.worker.model.expert_weights import ExpertsParams4bit
 from core.worker.model.model import decoder_layers, decoder_of, evaluation_mode
 
@@ -70,7 +71,7 @@ class ShardedModel:
         """Run a first pass, once all processes have shared the model out. Together."""
         with torch.no_grad(), evaluation_mode(self._causal):
             # The module that runs first becomes the root.
-            self._causal(input_ids=self._token(), use_cache=False)
+            self._causal(input_ids=token(self.device), use_cache=False)
         self.lend()
         self._forward_collectives = self.collectives.issued
         self.release()
@@ -91,7 +92,7 @@ class ShardedModel:
     def idle_pass(self) -> None:
         """Take part in a forward and a backward pass of the others, with a token that has no weight."""
         self.begin_pass()
-        self._run_token()
+        run_token(self._causal, self.device)
 
     def end_failed_pass(self) -> None:
         """Take part in what is left of a pass that has failed here. Its gradients are good for nothing, on every
@@ -99,16 +100,7 @@ class ShardedModel:
         self.release()
         self.collectives.repeat()
         self._root.unshard()
-        self._run_token()
-
-    def _run_token(self) -> None:
-        states = self._decoder(input_ids=self._token(), use_cache=False).last_hidden_state
-        head = self._causal.get_output_embeddings()
-        trained = any(parameter.requires_grad for parameter in head.parameters())
-        (0.0 * (head(states) if trained else states).float().sum()).backward()
-
-    def _token(self) -> torch.Tensor:
-        return torch.zeros((1, 1), dtype=torch.int64, device=self.device)
+        run_token(self._causal, self.device)
 
     # Forwards that one process does alone: an evaluation, samples, a chat. The others lend it their shares.
 
@@ -151,7 +143,7 @@ class ShardedModel:
         self.begin_pass()
         # Without dropout: nothing is drawn.
         with evaluation_mode(self._causal):
-            self._decoder(input_ids=self._token(), use_cache=False)
+            self._decoder(input_ids=token(self.device), use_cache=False)
 
     def _complete(self) -> None:
         """End a forward pass for the others that has failed here."""

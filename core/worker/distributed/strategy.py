@@ -28,6 +28,14 @@ class Strategy(Protocol):
     def is_sharded(self) -> bool:
         """Whether a process has a share of the weights only, so that a pass of the model needs all of them."""
 
+    @property
+    def fetches_modules(self) -> bool:
+        """Whether weights are there only while their own module is called, so that layers cannot be fused."""
+
+    @property
+    def gathers(self) -> bool:
+        """Whether optimizer states, or weights, are brought together for a checkpoint, which needs all processes."""
+
     def connect(self, orders: Orders) -> None:
         """Told how the first process speaks to the others."""
 
@@ -103,6 +111,13 @@ class Strategy(Protocol):
 
     def square_sum(self, value: float) -> float:
         """The sum of a number over processes that update different things. Together where :attr:`is_sharded`."""
+
+    def own_update(self, model: Any) -> Update | None:
+        """The update of a strategy that has an optimizer of its own; None where the recipe's is used. Together.
+
+        Args:
+            model: The model, ready to be trained.
+        """
 
     def whole_update(self, update: WeightUpdate) -> Update:
         """An update whose states are saved and loaded as those of a run of one process."""

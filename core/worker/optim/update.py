@@ -24,6 +24,8 @@ from core.worker.optim.retryable_step import HINT, WHAT, RetryableStep, keep_sta
 from core.worker.optim.rounding import add_slices
 from core.worker.optim.rounding_trial import Kernels
 
+#: Name of the fp32 copy of a 16-bit weight among its states, which other optimizers have made; there is none here.
+MASTER = "master"
 #: Makes an optimizer, without weight decay, over the given parameters.
 OptimizerMaker = Callable[[list[torch.nn.Parameter]], Any]
 
@@ -388,7 +390,8 @@ class _TensorStepper:
     def load(self, state: dict[str, Any]) -> None:
         """Put an optimizer's state back, in place of the one there is; paged states become paged again."""
         self._fresh = not state["state"]
-        load_states(self.optimizer, state, lambda _: self.parameter)
+        own = {at: {key: value for key, value in kept.items() if key != MASTER} for at, kept in state["state"].items()}
+        load_states(self.optimizer, {**state, "state": own}, lambda _: self.parameter)
 
     @torch.no_grad()
     def _run(self, learning_rate: float, scale: float, wanted: torch.Tensor | None = None) -> torch.Tensor:

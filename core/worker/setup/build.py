@@ -159,7 +159,7 @@ def build(
     deterministic = _settle_determinism(config, device, recorder)
     first_goes_ahead(config, recorder, controls.check_stop, ranks)
     config = settle_strategy(config, device, recorder, ranks)
-    strategy = make_strategy(config, ranks)
+    strategy = make_strategy(config, ranks, recorder)
     config = settle_options(config, strategy, recorder)
     prepared = prepare(config, recorder, controls.check_stop, recorder.run.created)
     config = agree_kept_layers(config, prepared, device, recorder, controls.check_stop, strategy.ranks)
@@ -559,6 +559,8 @@ def _make_update(
 ) -> Update:
     """One optimizer over all adapters, or one for each tensor of the model's own weights."""
     train = config.train
+    if (own := strategy.own_update(loaded.model)) is not None:
+        return own
     if config.method.name not in WEIGHT_METHODS:
         parameters = trainable_parameters(loaded.model)
         groups = parameter_groups(loaded.model, config.method.loraplus_ratio)

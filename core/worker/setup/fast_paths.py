@@ -18,18 +18,18 @@ from core.worker.oom.retry import attempt, release
 from core.worker.setup.self_check import SelfCheck
 
 
-def fuse_layers(config: Config, loaded: LoadedModel, *, compiled: bool = False) -> Fused:
-    """Put the fused parts into a model that is about to be trained. Where its layers are to be compiled, that is only
-    the attention: the compiler fuses the rest by itself.
+def fuse_layers(config: Config, loaded: LoadedModel, *, attention_alone: bool = False) -> Fused:
+    """Put the fused parts into a model that is about to be trained.
 
     Args:
         config: Of the run.
         loaded: The model, adapters attached.
-        compiled: Whether its layers are to be compiled.
+        attention_alone: Leave the other layers as they are: they are to be compiled, and the compiler fuses them by
+            itself, or their weights are there only while a module is called.
     """
     if not config.train.fused_layers:
         return Fused((), 0, False, False)
-    return fuse(loaded.model, TRAINED, attention_alone=compiled)
+    return fuse(loaded.model, TRAINED, attention_alone=attention_alone)
 
 
 def keep_weights(fused: Fused, dtype: torch.dtype, notice: Callable[[str, str, str], None]) -> None:

@@ -85,8 +85,9 @@ def make_ready(
     )
     accelerator = make_accelerator(loaded)
     with shortage_explained("in fusing the layers", f"Set train.fused_layers = false. {SMALLER}"):
-        compiled = config.train.compile and _try_compilation(config, loaded, accelerator, recorder, controls)
-        fused = fuse_layers(config, loaded, compiled=compiled)
+        wanted = config.train.compile and not strategy.is_sharded
+        compiled = wanted and _try_compilation(config, loaded, accelerator, recorder, controls)
+        fused = fuse_layers(config, loaded, attention_alone=compiled or strategy.fetches_modules)
     _tell_kernels(prepared.base, loaded, recorder)
     file_type = config.method.train_for
     file_weights = None if file_type is None else FileWeights(loaded.model, fused.lora, ggml_type(file_type))
@@ -187,7 +188,7 @@ def _try_compilation(
     config: Config, loaded: LoadedModel, accelerator: Accelerator, recorder: Recorder, controls: Controls
 ) -> bool:
     """Whether the model's layers can be compiled; the attention of training is in them when that is tried."""
-    fuse_layers(config, loaded, compiled=True)
+    fuse_layers(config, loaded, attention_alone=True)
     controls.check_stop()
     recorder.phase("loading_model", "compiling a layer")
     return try_compilation(loaded, accelerator.autocast, recorder.warn)

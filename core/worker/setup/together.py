@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from core import deepspeed
 from core.config.rules import check_rules
 from core.config.schema import Config
 from core.errors import UserError
@@ -52,12 +53,13 @@ def _with_strategy(config: Config, strategy: str) -> Config:
     return config.model_copy(update={"distributed": config.distributed.model_copy(update={"strategy": strategy})})
 
 
-def make_strategy(config: Config, ranks: Ranks) -> Strategy:
+def make_strategy(config: Config, ranks: Ranks, recorder: Recorder) -> Strategy:
     """The strategy of a run.
 
     Args:
         config: Of the run.
         ranks: Its processes.
+        recorder: Told what takes long.
 
     Raises:
         UserError: If it refuses several processes.
@@ -70,10 +72,11 @@ def make_strategy(config: Config, ranks: Ranks) -> Strategy:
 
         return Fsdp2(ranks, offload=config.distributed.offload != "none")
     if wanted == "deepspeed":
-        raise UserError(
-            "distributed.strategy = deepspeed is not in this version.",
-            "Set it to fsdp2, which shares weights, gradients and optimizer states out as ZeRO-3 does.",
-        )
+        if not deepspeed.is_installed():
+            raise UserError(*deepspeed.MISSING)
+        from core.worker.distributed.deepspeed import DeepSpeed  # needed by few
+
+        return DeepSpeed(ranks, config, lambda what: recorder.phase("loading_model", what))
     raise UserError(f"distributed.strategy is {wanted}, with {ranks.count} processes.", "Set it to replicate.")
 
 
@@ -87,14 +90,19 @@ def settle_options(config: Config, strategy: Strategy, recorder: Recorder) -> Co
     """
     if not strategy.is_sharded:
         return config
-    if config.distributed.offload == "optimizer":
+    if config.distributed.strategy == "fsdp2" and config.distributed.offload == "optimizer":
         message = "FSDP2 keeps optimizer states where the weights are: both are in the machine's memory."
         recorder.notice("info", "offloaded", message, "distributed.offload = all says the same.")
-    if not config.train.compile:
-        return config
-    message = f"Layers are not compiled: distributed.strategy = {config.distributed.strategy} moves their weights."
-    recorder.notice("info", "not_compiled", message, "The numbers are the same.")
-    return config.model_copy(update={"train": config.train.model_copy(update={"compile": False})})
+    if strategy.fetches_modules and config.method.name == "qlora" and config.memory.gradient_checkpointing != "on":
+        message = "Activations are recomputed: 4-bit weights that DeepSpeed brings together stay with them otherwise."
+        recorder.notice("info", "checkpointing", message, "memory.gradient_checkpointing = on says the same.")
+        memory = config.memory.model_copy(update={"gradient_checkpointing": "on"})
+        config = config.model_copy(update={"memory": memory})
+    if config.train.compile:
+        # The option stays as it is: a checkpoint is compared with those of the run's file.
+        message = f"Layers are not compiled: distributed.strategy = {config.distributed.strategy} moves their weights."
+        recorder.notice("info", "not_compiled", message, "The numbers are the same.")
+    return config
 
 
 def agree_memory(decision: MemoryDecision, strategy: Strategy) -> MemoryDecision:

@@ -129,9 +129,10 @@ def test_shares_of_all_cards_are_the_whole(strategy: str) -> None:
     for cards in (2, 8):
         found = chosen(None, cards, distributed={"strategy": strategy, "zero_stage": 3}).plan.by_name()
         for name in names:
-            # Scales of 4-bit weights are on every card, and all that FSDP2 does not share out.
+            # Scales of 4-bit weights are on every card, and all but the layers that FSDP2 does not share out.
             everywhere = whole[name] - 6_979_321_856 // 2 if name == "linear_weights" else 0
-            everywhere = whole[name] if strategy == "fsdp2" and name not in FROZEN else everywhere
+            shared = FROZEN if strategy == "fsdp2" else FROZEN | {"gradients", "optimizer"}
+            everywhere = everywhere if name in shared else whole[name]
             assert found[name] - everywhere == pytest.approx((whole[name] - everywhere) / cards, abs=1)
 
 

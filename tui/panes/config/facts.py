@@ -10,6 +10,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from core import deepspeed
 from core.config.facts import Facts, find_missing_trackers, read_shape
 from core.errors import UserError
 from core.memory.disk import disk_need
@@ -33,7 +34,7 @@ class FactsFinder:
     """A cache of the facts that rules and comparisons need; slow lookups are done in a thread."""
 
     def __init__(self) -> None:
-        self.facts = Facts(missing_trackers=find_missing_trackers())
+        self.facts = Facts(missing_trackers=find_missing_trackers(), has_deepspeed=deepspeed.is_installed())
         self.card: Card | None = None
         self.last_run: LikeRun | None = None
         self.advice: tuple[Advice, ...] = ()

@@ -242,3 +242,19 @@ def test_how_long_processes_wait_for_each_other(tmp_path: Path, given: int, ours
     result = carry(tmp_path, f"{FACTORY}ddp_timeout: {given}\n")
     assert setting(result, "distributed.timeout") == ours
     assert entry(result, "ddp_timeout")[0] == where
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "stage", "optimizer"),
+    [
+        (f"{AXOLOTL}optimizer: adamw_bnb_8bit\n", "optimizer", 2, "adamw"),
+        (f"{FACTORY}optim: paged_lion_8bit\n", "optim", 3, "adamw"),
+        (f"{FACTORY}optim: paged_adamw_8bit\n", "optim", 0, "paged_adamw_8bit"),
+    ],
+)
+def test_deepspeed_has_adamw_alone(tmp_path: Path, text: str, key: str, stage: int, optimizer: str) -> None:
+    result = named(tmp_path, f"{text}deepspeed: ds.json\n", zero(stage))
+    assert setting(result, "train.optimizer") == optimizer
+    where, found = entry(result, key)
+    assert (where, found.to) == ("carried" if stage == 0 else "changed", "train.optimizer")
+    assert not [remark for remark in result.remarks if "states of" in remark]

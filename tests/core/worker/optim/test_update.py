@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from core.config.derived import FP32_STATES
 from core.config.schema import Config
 from core.worker.optim.optim import make_optimizer
-from core.worker.optim.update import WeightUpdate
+from core.worker.optim.update import MASTER, WeightUpdate
 from tests.core.worker.optim.plain_kernels import PlainKernels
 
 OPTIMIZERS = ("adamw", "adamw_8bit", "paged_adamw_8bit")
@@ -143,6 +143,17 @@ def test_states_go_on_bit_for_bit(optimizer: str, in_backward: bool) -> None:
     resumed.update.load_state_dict(state)
     run(resumed, 3, 6)
     assert equal(whole.weights(), resumed.weights())
+
+
+def test_copies_of_weights_that_deepspeed_has_made_are_not_kept() -> None:
+    setup = Setup("adamw", in_backward=False, dtype=torch.bfloat16)
+    setup.step(0)
+    state = copy.deepcopy(setup.update.state_dict())
+    for name, parameter in setup.net.named_parameters():
+        state[name]["state"][0][MASTER] = parameter.detach().float()
+    setup.update.load_state_dict(state)
+    for kept in setup.update.state_dict().values():
+        assert set(kept["state"][0]) == {"step", "exp_avg", "exp_avg_sq"}
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

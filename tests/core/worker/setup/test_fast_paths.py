@@ -64,7 +64,7 @@ class Setup:
         for parameter in trainable_parameters(model):
             torch.nn.init.normal_(parameter, std=0.05)
         self.loaded = LoadedModel(model, loaded.tokenizer, loaded.device, loaded.dtype)
-        self.fused = fuse_layers(wanted, self.loaded, compiled=wanted.train.compile)
+        self.fused = fuse_layers(wanted, self.loaded, attention_alone=wanted.train.compile)
         self.loss = settle(wanted, self.loaded, self.fused)
 
     def gradient(self, chosen: list[TokenizedRow]) -> torch.Tensor:

@@ -189,7 +189,7 @@ def prepare(config: Config) -> LoadedModel:
     file = sys.modules[type(loaded.model if own else loaded.model.get_base_model()).__module__]
     if hasattr(file, ROTATION):
         setattr(file, ROTATION, rotations.setdefault(file.__name__, getattr(file, ROTATION)))
-    fuse_layers(config, loaded, compiled=config.train.compile)
+    fuse_layers(config, loaded, attention_alone=config.train.compile)
     set_gradient_checkpointing(loaded.model, config.memory.gradient_checkpointing == "on")
     return loaded
 

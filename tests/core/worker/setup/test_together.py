@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from core.config.schema import Config
+from core.worker.checkpoint.checkpointer import config_hash
 from core.worker.distributed.ranks import Ranks
+from core.worker.distributed.replicate import Replicate
 from core.worker.process.recorder import Recorder
 from core.worker.setup import memory_decision
-from core.worker.setup.together import settle_strategy
+from core.worker.setup.together import settle_options, settle_strategy
 
 
 class Two:
@@ -76,3 +78,26 @@ def test_auto_replicates_what_cannot_be_shared_out(tiny_model_dir: Path) -> None
 def test_one_process_and_a_named_strategy_stay(tiny_model_dir: Path) -> None:
     assert settled(tiny_model_dir, Ranks.single(), Told()) == "auto"
     assert settled(tiny_model_dir, Two(True), Told(), distributed={"strategy": "replicate"}) == "replicate"
+
+
+class Shared(Replicate):
+    """A strategy that shares weights out, as far as its options go."""
+
+    is_sharded = True
+    fetches_modules = True
+
+
+@pytest.mark.parametrize("strategy", ["fsdp2", "deepspeed"])
+def test_a_run_goes_on_whatever_is_off_where_weights_are_shared_out(strategy: str) -> None:
+    told = Told()
+    section = {"strategy": strategy, "zero_stage": 3}
+    given = {"model": {"base": "x"}, "data": {"train": "x"}, "train": {"compile": True}, "distributed": section}
+    config = Config.model_validate(given)
+    found = settle_options(config, Shared(Ranks(0, 2)), cast(Recorder, told))
+    assert config_hash(found) == config_hash(config)
+    assert found.memory.gradient_checkpointing == "on"
+    assert [message.split(":")[0] for message in told.messages] == [
+        "Activations are recomputed",
+        "Layers are not compiled",
+    ]
+    assert settle_options(config, Replicate(Ranks(0, 2)), cast(Recorder, told)) is config

@@ -1,0 +1,286 @@
+"""The strategy ``deepspeed``: ZeRO shares out optimizer states (stage 1), gradients (2) and weights (3).
+
+Where every process has the whole model and gradients are small or stay whole (stage 1, and 2 with adapters), they stay
+in the process until the end of a step: its rows may be cut, and run again, as with ``replicate``. Elsewhere every pass
+has sums of gradients in it, which need all processes: they agree on the number of micro-batches, and where memory runs
+out in one, the run ends with a sentence, as what DeepSpeed has summed by then cannot be taken back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+
+from core.config.schema import WEIGHT_METHODS, Config
+from core.errors import UserError
+from core.worker.distributed.orders import Orders
+from core.worker.distributed.ranks import Ranks
+from core.worker.distributed.replicate import Replicate
+from core.worker.distributed.token_pass import run_token
+from core.worker.distributed.zero import Zero, ZeroOptions, import_package, make_adam
+from core.worker.distributed.zero_layers import ZeroLayers
+from core.worker.distributed.zero_update import ZeroUpdate
+from core.worker.model.adapters import parameter_groups
+from core.worker.model.full_weights import trained_tensors
+from core.worker.model.safetensors_io import read_tensors
+from core.worker.oom.retry import MemoryShortageError
+from core.worker.optim.optim import make_optimizer
+from core.worker.optim.update import Update, WeightUpdate
+
+
+@dataclass
+class DeepSpeed:
+    """What is trained shared out by DeepSpeed's ZeRO.
+
+    Args:
+        ranks: The processes.
+        config: Of the run.
+        tell: Told what takes long.
+    """
+
+    ranks: Ranks
+    config: Config
+    tell: Callable[[str], None] = lambda _: None
+    gathers: bool = field(default=True, init=False)
+    _causal: Any = field(default=None, init=False)
+    _layers: ZeroLayers | None = field(default=None, init=False)
+    _orders: Orders | None = field(default=None, init=False)
+    _update: ZeroUpdate | None = field(default=None, init=False)
+    _leads: int = field(default=0, init=False)
+    _zero: Zero | None = field(default=None, init=False)
+    _held: AbstractContextManager[None] | None = field(default=None, init=False)
+    """Holds the sums of gradients back until the end of a step; None where they are made within each pass."""
+    _stays_whole: bool = field(default=True, init=False)
+    """Whether a process has all gradients until then."""
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether weights are shared out as well."""
+        return self.config.distributed.zero_stage == 3
+
+    @property
+    def fetches_modules(self) -> bool:
+        """Whether weights are shared out as well: DeepSpeed fetches them module by module."""
+        return self.is_sharded
+
+    @property
+    def _replicated(self) -> Replicate:
+        return Replicate(self.ranks)
+
+    @property
+    def _trains_weights(self) -> bool:
+        return self.config.method.name in WEIGHT_METHODS
+
+    @property
+    def zero(self) -> Zero:
+        """What is trained, once it is shared out."""
+        if self._zero is None:
+            raise ValueError("Nothing is shared out yet.")
+        return self._zero
+
+    @property
+    def layers(self) -> ZeroLayers:
+        """The parts of the model that are shared out, where some are."""
+        if self._layers is None:
+            raise ValueError("Every process has the whole model.")
+        return self._layers
+
+    def connect(self, orders: Orders) -> None:
+        """Have the other processes told of the passes that the first one does alone."""
+        self._orders = orders
+
+    def place(self, model: Any) -> None:
+        """Tell what of the model is shared out, and bring the rest to the device. Each process does so for itself."""
+        if self.is_sharded:
+            self._layers = ZeroLayers(model, self.ranks.device)
+
+    def prepare(self, model: Any) -> Any:
+        """Share weights out, where they are, and run the first pass. Together then."""
+        if self.is_sharded:
+            self._update = self._make_update(model)
+            self.layers.begin(self.zero.optimizer.parameter_offload.get_param_coordinator())
+        return model
+
+    def own_update(self, model: Any) -> Update:
+        """DeepSpeed's optimizer. Together."""
+        if self._update is None:
+            self._update = self._make_update(model)
+        return self._update
+
+    def _make_update(self, model: Any) -> ZeroUpdate:
+        options, train = ZeroOptions.of(self.config), self.config.train
+        trained = trained_tensors(model)
+        self._causal = model.get_base_model() if isinstance(model, PeftModel) else model
+        _refuse_fp16(self._causal)
+        if options.on_host:
+            self.tell("DeepSpeed's optimizer, which is compiled at first use: some minutes, once")
+        import_package(self.ranks.device)
+        names = {id(parameter): name for name, parameter in trained.items()}
+        groups = self._groups(model)
+        order = [names[id(parameter)] for group in groups for parameter in group["params"]]
+        kept = self._groups_of_one(model)
+        module = self.layers.module if self.is_sharded else torch.nn.ParameterList(trained.values())
+        optimizer = make_adam(groups, train, on_host=options.on_host)
+        self._zero = Zero(module, trained, optimizer, options, self.ranks)
+        self._stays_whole = options.stage == 1 or (options.stage == 2 and not self._trains_weights)
+        if self.is_sharded:
+            self._zero.optimizer.persistent_parameters = self.layers.pinned
+        self._stepped()
+        return ZeroUpdate(self._zero, order, kept, by_name=self._trains_weights, stepped=self._stepped)
+
+    def _groups(self, model: Any) -> list[dict[str, Any]]:
+        """The groups of the optimizer. Norms and biases of weights that are trained have no weight decay."""
+        if not self._trains_weights:
+            found: Any = parameter_groups(model, self.config.method.loraplus_ratio)
+            return found if isinstance(found[0], dict) else [{"params": found}]
+        trained = list(trained_tensors(model).values())
+        matrices = {"params": [one for one in trained if one.dim() > 1]}
+        others = {"params": [one for one in trained if one.dim() <= 1], "weight_decay": 0.0}
+        return [group for group in (matrices, others) if group["params"]]
+
+    def _groups_of_one(self, model: Any) -> list[dict[str, Any]]:
+        """The groups, as the optimizer of a run of one process saves them: over all adapters, or over one tensor."""
+        if self._trains_weights:
+            one = [torch.nn.Parameter(torch.empty(0))]
+            optimizer = make_optimizer(one, self.config.train, weight_decay=0.0)
+        else:
+            optimizer = make_optimizer(self._groups(model), self.config.train)
+        saved: list[dict[str, Any]] = optimizer.state_dict()["param_groups"]
+        return saved
+
+    def begin(self, trained: Mapping[str, torch.Tensor]) -> None:
+        """What is trained becomes that of the first process, unless all have read it from a checkpoint. Together."""
+        if not self.zero.is_restored:
+            if not (self.is_sharded and self._trains_weights):  # these have been read by each, and are the same
+                self._replicated.begin(trained)
+            self.zero.take_weights()
+
+    # A step.
+
+    def share(self, window: Sequence[int], costs: Sequence[int]) -> list[int]:
+        """As :meth:`Replicate.share`."""
+        return self._replicated.share(window, costs)
+
+    def passes(self, micro_batches: Sequence[list[int]]) -> Iterator[list[int]]:
+        """The micro-batches of this process, and passes for the others where gradients are summed within each pass and
+        they have more. Together then."""
+        if self._held is not None:
+            yield from micro_batches
+            return
+        counts = torch.zeros(self.ranks.count)
+        counts[self.ranks.rank] = len(micro_batches)
+        self.ranks.sum(counts)
+        total = int(counts.max())
+        for number in range(total):
+            self.zero.begin_pass(last=number == total - 1)
+            if number < len(micro_batches):
+                yield micro_batches[number]
+            else:
+                run_token(self._causal, self.ranks.device)
+
+    def failures(self, failed: list[list[int]] | None) -> list[list[int]] | None:
+        """Those of this process.
+
+        Raises:
+            MemoryShortageError: If there are any, and the sums of their gradients have begun.
+        """
+        if failed is not None and self._held is None:
+            raise MemoryShortageError(
+                f"Memory ran out in a pass of {max(map(len, failed))} rows, and with distributed.zero_stage = "
+                f"{self.zero.stage} DeepSpeed cannot do one again: its sums of gradients have begun.",
+                "Lower train.micro_batch_size, set memory.gradient_checkpointing = on, or set distributed.strategy = "
+                "fsdp2, which cuts such passes finer by itself; a checkpoint is continued by either.",
+            )
+        return failed
+
+    def reduce(self, parameters: Sequence[torch.nn.Parameter], sums: Sequence[float]) -> list[float]:
+        """Sum the numbers, and gradients that are not yet. Together."""
+        if self._held is not None:
+            for parameter in parameters:
+                # All processes sum the same ones, also one without a row.
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+            held, self._held = self._held, None
+            held.__exit__(None, None, None)
+        return self._replicated.reduce([], sums)
+
+    def clip(self, parameters: Sequence[torch.nn.Parameter], limit: float) -> float:
+        """Never asked for: the update does it."""
+        del parameters, limit
+        raise ValueError("DeepSpeed clips in its step.")
+
+    def _stepped(self) -> None:
+        """After a step: hold the sums of gradients back until the end of the next one, where that can be, and bring
+        together what is to be whole."""
+        if self.is_sharded:
+            self.layers.pin()
+        if self._stays_whole and self._held is None:
+            self._held = self.zero.engine.coalesce_grad_reduction()
+            self._held.__enter__()
+
+    # Between two steps.
+
+    @contextlib.contextmanager
+    def leading(self) -> Iterator[None]:
+        """Inside, the first process runs the model alone, without gradients; may be nested."""
+        if self._orders is None:
+            raise ValueError("The others are not connected yet.")
+        orders = self._orders
+        self._leads += 1
+        try:
+            if self._leads > 1 or not self.is_sharded:
+                yield
+            else:
+                with self.layers.leading(lambda: orders.give("forward")):
+                    yield
+        finally:
+            self._leads -= 1
+
+    def lend(self) -> None:
+        """In another process: take part in a pass of the first one."""
+        self.layers.lend()
+
+    # What is trained.
+
+    def trained(self, usual: Mapping[str, torch.nn.Parameter]) -> Mapping[str, torch.nn.Parameter]:
+        """All of it, by an optimizer of its own."""
+        return usual
+
+    def square_sum(self, value: float) -> float:
+        """Never asked for: the update knows the norm."""
+        return value
+
+    def whole_update(self, update: WeightUpdate) -> Update:
+        """Never asked for: the update is this strategy's own."""
+        return update
+
+    def whole_weights(self, usual: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """What is trained, whole; in the first process alone where weights are shared out. Together then."""
+        if not (self.is_sharded and self._trains_weights):
+            return usual
+        return self.zero.whole_weights(usual)
+
+    def read_weights(self, path: Path, usual: Mapping[str, torch.Tensor]) -> None:
+        """Read all of it; the optimizer takes it from there with its states."""
+        read_tensors(path, self.zero.places(usual) if self.is_sharded else usual)
+
+    def whole_model(self, model: Any) -> dict[str, torch.Tensor] | None:
+        """All weights of the model, on the host of the first process; None where the model has them. Together where
+        weights are shared out."""
+        return self.zero.whole_weights(dict(model.named_parameters())) if self.is_sharded else None
+
+
+def _refuse_fp16(causal: Any) -> None:
+    """Refuse a card that computes in fp16 by itself, where ``train.precision`` is auto."""
+    if causal.get_input_embeddings().weight.dtype == torch.float16:
+        raise UserError(
+            "distributed.strategy is deepspeed, and this card trains in fp16, which needs a scaler of its own there.",
+            "Set distributed.strategy = replicate, or train.precision = fp32.",
+        )

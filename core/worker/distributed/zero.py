@@ -1,0 +1,392 @@
+"""ZeRO by DeepSpeed: gradients and optimizer states of what is trained are shared out among the processes, by stage 3
+the weights of the whole model as well.
+
+``deepspeed.initialize`` is called directly: through accelerate every process takes itself for the only one, on a CPU.
+The model is run as ever, not through DeepSpeed's engine; of this only the optimizer is used, and the hooks that it
+hangs on parameters and modules.
+
+Source: Rajbhandari et al., ZeRO (arXiv 1910.02054); Ren et al., ZeRO-Offload (arXiv 2101.06840).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from core.config.schema import Config, TrainSection
+from core.memory.shares import DEEPSPEED_BUCKET
+from core.worker.distributed.ranks import Ranks
+from core.worker.optim.optim import make_optimizer
+
+#: DeepSpeed's kernels for sums between processes of one machine: gloo does the same, and nothing is to be compiled.
+_SUMS_IN_SHARED_MEMORY = "deepspeed_shm_comm"
+#: The moments of Adam, as torch and DeepSpeed call them.
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class ZeroOptions:
+    """The options of a run that DeepSpeed has to know.
+
+    Args:
+        stage: 1, 2 or 3.
+        on_host: Whether optimizer states live in the machine's memory.
+        weights_on_host: Whether the weights do so too; by stage 3 alone.
+        max_grad_norm: Gradients are clipped to this norm; 0 leaves them.
+        timeout: Seconds after which a process that says nothing is taken for lost.
+    """
+
+    stage: int
+    on_host: bool
+    weights_on_host: bool
+    max_grad_norm: float
+    timeout: float
+
+    @classmethod
+    def of(cls, config: Config) -> ZeroOptions:
+        """Those of a configuration."""
+        section = config.distributed
+        stage, offload = section.zero_stage, section.offload
+        whole = offload == "all" and stage == 3
+        return cls(stage, offload != "none", whole, config.train.max_grad_norm, section.timeout)
+
+
+def make_adam(groups: list[dict[str, Any]], train: TrainSection, *, on_host: bool) -> Any:
+    """AdamW over groups of parameters: torch's, or DeepSpeed's own for states in the machine's memory. That is compiled
+    when it is first used."""
+    if not on_host:
+        return make_optimizer(groups, train)
+    from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+    return DeepSpeedCPUAdam(groups, lr=train.learning_rate, weight_decay=train.weight_decay, adamw_mode=True)
+
+
+def _forget_powers(optimizer: Any) -> None:
+    """Have DeepSpeed's own AdamW compute the powers of its betas anew: it multiplies them on from step to step, and so
+    has others, in the last bit, than one that goes on from a checkpoint."""
+    native, group = optimizer.ds_opt_adam, optimizer.param_groups[0]
+    native.destroy_adam(optimizer.opt_id)
+    native.create_adam(
+        optimizer.opt_id,
+        group["lr"],
+        *group["betas"],
+        group["eps"],
+        group["weight_decay"],
+        optimizer.adam_w_mode,
+        False,
+    )
+
+
+def import_package(device: torch.device) -> Any:
+    """Import DeepSpeed, which asks the environment which kind of device it is for."""
+    os.environ.setdefault("DS_ACCELERATOR", device.type)
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    import deepspeed
+
+    deepspeed.utils.logger.setLevel(logging.WARNING)
+    deepspeed.ops.__compatible_ops__[_SUMS_IN_SHARED_MEMORY] = False
+    return deepspeed
+
+
+class Zero:
+    """What is trained, shared out by DeepSpeed.
+
+    Args:
+        module: Has what is trained; by stage 3 all that is shared out.
+        trained: What is trained, by name.
+        optimizer: AdamW over it.
+        options: Of the run.
+        ranks: The processes.
+    """
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        trained: Mapping[str, torch.nn.Parameter],
+        optimizer: Any,
+        options: ZeroOptions,
+        ranks: Ranks,
+    ) -> None:
+        self.trained = dict(trained)
+        self.stage = options.stage
+        self.is_first = ranks.is_first
+        self.is_restored = False
+        """Whether weights and states are those of a checkpoint, which all processes have read."""
+        self._count = ranks.count
+        self._inner = optimizer
+        self._is_own = options.on_host
+        """Whether AdamW is DeepSpeed's own."""
+        package, settings = import_package(ranks.device), _settings(self.trained, options, ranks)
+        with _place_in_environment(ranks):
+            if self.stage == 3:
+                # Otherwise all of it goes to the device at once before it is shared out.
+                where = "cpu" if options.weights_on_host else None
+                package.zero.Init(module=module, config_dict_or_path=settings, remote_device=where, pin_memory=False)
+            self.engine, self.optimizer, *_ = package.initialize(
+                model=module,
+                optimizer=optimizer,
+                model_parameters=list(self.trained.values()),
+                config=settings,
+                dist_init_required=False,
+            )
+        # Groups that it makes wait for half an hour otherwise.
+        dist.distributed_c10d._set_pg_timeout(timedelta(seconds=options.timeout), self.optimizer.dp_process_group)
+        # DeepSpeed finds the states of the first group only, where they come to be in its first step.
+        self.set_steps(0)
+        if self.stage != 3:
+            self.optimizer._lazy_init_hp_params_optimizer_state()
+
+    # A step.
+
+    def begin_pass(self, *, last: bool) -> None:
+        """Begin a pass forward and backward within which gradients are summed.
+
+        Args:
+            last: Whether it is the last one of a step.
+        """
+        self.engine.set_gradient_accumulation_boundary(last)
+        self.optimizer.clear_backward_seen_flag()
+        self.optimizer.backward_prologue()
+        self.optimizer.enter_backward()
+
+    def norm(self) -> float:
+        """The norm of all gradients, summed over the processes; not a number where one is not finite. Together."""
+        with self._summing():
+            if self.stage == 3:
+                norms = [float(norm) for norm in self.optimizer._get_norm_groups()]
+            else:
+                norms = [float(self.optimizer.scaled_global_norm())]
+        # It says -1 of a norm that is not finite.
+        return math.hypot(*norms) * self._count if min(norms) >= 0 else math.nan
+
+    def step(self) -> None:
+        """A step by the clipped gradients, which are dropped. Together."""
+        if self._is_own:
+            _forget_powers(self._inner)
+        with self._summing():
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def drop(self) -> None:
+        """Drop gradients that have been summed already."""
+        optimizer = self.optimizer
+        optimizer.zero_grad(set_to_none=True)
+        for group in list(optimizer.averaged_gradients):
+            optimizer.averaged_gradients[group] = None
+        if self.stage == 3:
+            optimizer._pre_step()
+        else:
+            optimizer.all_grad_tensors.update(dict.fromkeys(optimizer.all_grad_tensors))
+            optimizer.micro_step_id = -1
+        optimizer.reset_cpu_buffers()
+
+    @contextlib.contextmanager
+    def _summing(self) -> Iterator[None]:
+        """Inside, gradients are taken for sums over the processes: DeepSpeed has made means of them, whose scale it
+        takes out with that of the loss."""
+        self.optimizer.override_loss_scale(1.0 / self._count)
+        try:
+            yield
+        finally:
+            self.optimizer.custom_loss_scaler = False
+
+    # Weights and states, whole.
+
+    @torch.no_grad()
+    def take_weights(self) -> None:
+        """Have the optimizer begin from the weights as they are in the model."""
+        if self.stage != 3:
+            self.optimizer.refresh_fp32_params()
+            return
+        for name, parameter in self.trained.items():
+            if is_whole(parameter):
+                self.put(name, parameter.data)
+            else:
+                self._put_share(parameter, parameter.ds_tensor.data)  # type: ignore[attr-defined]
+
+    def whole_weights(self, wanted: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Weights of the model, whole, on the host of the first process; empty elsewhere. Together.
+
+        Args:
+            wanted: Parameters, by name.
+        """
+        from deepspeed.runtime.zero import GatheredParameters
+
+        found: dict[str, torch.Tensor] = {}
+        for name, parameter in wanted.items():
+            with contextlib.nullcontext() if is_whole(parameter) else GatheredParameters([parameter]):
+                if self.is_first:
+                    found[name] = parameter.detach().to("cpu", copy=True)
+        return found
+
+    def places(self, wanted: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """Tensors to read weights into that are shared out: whole ones, of which this process takes its share."""
+        return _Places(self, wanted)
+
+    @torch.no_grad()
+    def put_weight(self, name: str, whole: torch.Tensor) -> None:
+        """Put a weight into the model, of which this process has a share; the optimizer takes it from there."""
+        parameter: Any = self.trained[name]
+        parameter.ds_tensor.data.copy_(_share(parameter, whole))
+        if is_whole(parameter):
+            parameter.data.copy_(whole)
+
+    @property
+    def steps(self) -> int:
+        """Steps that the optimizer has done."""
+        states = [self._inner.state.get(flat) for flat in self._flats]
+        return max((int(state["step"]) for state in states if state), default=0)
+
+    @property
+    def _flats(self) -> list[torch.Tensor]:
+        """The shares of this process, as the optimizer updates them."""
+        optimizer = self.optimizer
+        found = optimizer.fp32_partitioned_groups_flat if self.stage == 3 else optimizer.single_partition_of_fp32_groups
+        return list(found)
+
+    def set_steps(self, steps: int) -> None:
+        """Say how many steps the optimizer's states are of; zero ones where it has none."""
+        for flat in self._flats:
+            state = self._inner.state[flat]
+            for name in MOMENTS:
+                if name not in state:
+                    state[name] = torch.zeros_like(flat.detach())
+            state["step"] = steps if self._is_own else torch.tensor(float(steps), device=flat.device)
+
+    def gather(self, name: str, moment: str | None = None) -> torch.Tensor:
+        """A whole tensor in fp32 on the device: the weight of a name, or a moment of it. Together."""
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        parameter = self.trained[name]
+        if moment is None:
+            found: torch.Tensor = safe_get_full_fp32_param(parameter)
+        else:
+            found = safe_get_full_optimizer_state(parameter, moment)
+        return found
+
+    def gather_first(self, name: str, moment: str | None = None) -> torch.Tensor | None:
+        """As :meth:`gather`, on the host of the first process; None elsewhere. Together."""
+        found = self.gather(name, moment)
+        return found.cpu() if self.is_first else None
+
+    def has_master(self, name: str) -> bool:
+        """Whether the optimizer has a copy of a weight in fp32 that says more than the weight."""
+        return self.trained[name].dtype != torch.float32
+
+    def put(self, name: str, whole: torch.Tensor, moment: str | None = None) -> None:
+        """Put this process's share of a whole tensor where :meth:`gather` takes it from."""
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+        parameter = self.trained[name]
+        if self.stage == 3:
+            if moment is None:
+                self.put_weight(name, whole)
+            self._put_share(parameter, _share(parameter, whole), moment)
+            return
+        value = whole.to(device=parameter.device, dtype=torch.float32)
+        if moment is None:
+            safe_set_full_fp32_param(parameter, value)
+        else:
+            safe_set_full_optimizer_state(parameter, value, moment)
+
+    def _put_share(self, parameter: Any, share: torch.Tensor, moment: str | None = None) -> None:
+        """Put this process's share of a tensor into the optimizer."""
+        self.optimizer.set_local_hp_param(share, parameter, moment)
+
+
+def is_whole(parameter: Any) -> bool:
+    """Whether this process has a parameter whole right now."""
+    return bool(parameter.numel() == getattr(parameter, "ds_numel", parameter.numel()))
+
+
+class _Places(Mapping[str, torch.Tensor]):
+    """Whole tensors, one at a time: what has been written into one is shared out before the next."""
+
+    def __init__(self, zero: Zero, wanted: Mapping[str, torch.Tensor]) -> None:
+        self._zero = zero
+        self._wanted = wanted
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        parameter: Any = self._wanted[name]
+        return torch.empty(parameter.ds_shape, dtype=parameter.dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._wanted)
+
+    def __len__(self) -> int:
+        return len(self._wanted)
+
+    def items(self) -> Any:
+        """Names and tensors; each counts until the next is asked for."""
+        for name in self._wanted:
+            whole = self[name]
+            yield name, whole
+            self._zero.put_weight(name, whole)
+
+
+def _share(parameter: Any, whole: torch.Tensor) -> torch.Tensor:
+    """This process's share of a whole tensor, flat; zeros behind its end, where the last processes have less."""
+    length = parameter.ds_tensor.numel()
+    own = whole.reshape(-1)[dist.get_rank() * length :][:length]
+    return torch.nn.functional.pad(own, (0, length - own.numel()))
+
+
+def _settings(trained: Mapping[str, torch.nn.Parameter], options: ZeroOptions, ranks: Ranks) -> dict[str, Any]:
+    """DeepSpeed's configuration."""
+    elements = sum(parameter.numel() for parameter in trained.values())
+    bucket = max(2, min(DEEPSPEED_BUCKET, elements) // 2 * 2)
+    host = {"device": "cpu", "pin_memory": ranks.device.type == "cuda"}
+    zero: dict[str, Any] = {
+        "stage": options.stage,
+        "overlap_comm": False,
+        "reduce_bucket_size": bucket,
+        "allgather_bucket_size": bucket,
+    }
+    if options.on_host:
+        zero["offload_optimizer"] = host
+    if options.weights_on_host:
+        zero["offload_param"] = host
+    if options.stage == 3:
+        # A layer is fetched when it is its turn: what is fetched early depends on what ran before, which between two
+        # steps is not the same in all processes.
+        zero |= {
+            "stage3_prefetch_bucket_size": 0,
+            "stage3_max_reuse_distance": 0,
+            "stage3_param_persistence_threshold": 0,
+        }
+    return {
+        # Of these DeepSpeed makes the number of rows that it reports.
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": options.max_grad_norm,
+        "zero_optimization": zero,
+        "bf16": {"enabled": any(parameter.dtype == torch.bfloat16 for parameter in trained.values())},
+        "communication_data_type": "fp32",
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+    }
+
+
+@contextlib.contextmanager
+def _place_in_environment(ranks: Ranks) -> Iterator[None]:
+    """Inside, the environment tells which process this is and which card it has, as DeepSpeed wants it."""
+    wanted = {"RANK": ranks.rank, "WORLD_SIZE": ranks.count, "LOCAL_RANK": ranks.device.index or 0}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update({name: str(value) for name, value in wanted.items()})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

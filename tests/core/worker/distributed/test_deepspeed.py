@@ -1,0 +1,316 @@
+"""DeepSpeed on two processes against one: each stage, offload, checkpoints that know nothing of processes, steps that
+are dropped, and memory that runs out in one of them."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from core import deepspeed
+from core.config.schema import Config
+from core.errors import UserError
+from core.runs.client import ControlClient
+from core.runs.events import EvalEvent, StepEvent
+from core.runs.store import Run
+from core.runs.tail import EventTail
+from core.worker.distributed.ranks import Ranks
+from core.worker.evaluate.evaluate import Evaluator
+from core.worker.model.model import decoder_layers
+from core.worker.process.recorder import Recorder
+from core.worker.progress.finite import FiniteCheck
+from core.worker.setup.together import make_strategy
+
+from .pairs import run_pair
+from .trainings import Trainings, largest_difference, result, write_rows
+
+needs_deepspeed = pytest.mark.skipif(
+    not deepspeed.is_installed(), reason="DeepSpeed is not installed; docs/distributed.md says how to run these"
+)
+
+#: Adam makes steps of the same length of gradients that are next to nothing.
+CLOSE = 1e-4
+FULL: dict[str, Any] = {"method": {"name": "full"}, "memory": {"optimizer_in_backward": "off"}}
+#: Runs by name: stage, offload, and other options.
+RUNS: dict[str, tuple[int, str, dict[str, Any]]] = {
+    "adapters-2": (2, "none", {}),
+    "full-1": (1, "none", FULL),
+    "full-2": (2, "optimizer", FULL),
+    "adapters-3": (3, "none", {}),
+    "full-3": (3, "all", FULL),
+}
+#: One whose optimizer needs no compilation, which is looked for in the home of a test.
+SHORT = "full-short"
+ALL = pytest.mark.parametrize("name", list(RUNS))
+#: The step that every run drops.
+DROPPED = 3
+
+
+def options_of(directory: Path, base: Path) -> dict[str, dict[str, Any]]:
+    """Options of all runs."""
+    return {
+        "model": {"base": str(base)},
+        "data": {"train": str(directory / "rows.jsonl"), "eval_share": 0.2},
+        "method": {"name": "qlora", "rank": 4, "alpha": 8, "dropout": 0.0, "loraplus_ratio": 4.0},
+        # 5 rows of very different length: the processes have different numbers of micro-batches.
+        "train": {"max_steps": 4, "batch_size": 5, "precision": "fp32", "learning_rate": 1e-3, "micro_batch_size": 2}
+        | {"weight_decay": 0.1},
+        "eval": {"every_steps": 2, "samples": 0, "probe": False},
+        "checkpoint": {"every_steps": 1, "keep": 10},
+        "hardware": {"device": "cpu"},
+        "chat": {"max_new_tokens": 8},
+    }
+
+
+def shared(name: str) -> dict[str, Any]:
+    """The options of a run by both processes."""
+    stage, offload, sections = (3, "none", FULL) if name == SHORT else RUNS[name]
+    section = {"strategy": "deepspeed", "processes": 2, "zero_stage": stage, "offload": offload}
+    return {**sections, "distributed": section}
+
+
+def ask(client: ControlClient) -> list[str]:
+    """What a run answers, with what it trains and without."""
+    asked = {"messages": [{"role": "user", "content": "ticket high low"}], "temperature": 0.0}
+    return [str(list(client.generate({**asked, "source": source}))[-1]["text"]) for source in ("tuned", "base")]
+
+
+def all_trainings(directory: Path, base: Path, ranks: Ranks) -> dict[str, Any]:
+    """All runs that are compared, by both processes or by the first one alone."""
+    trainings = Trainings(directory / "runs", options_of(directory, base), ranks)
+    found: dict[str, Any] = {}
+    for method, sections in (("adapters", {}), ("full", FULL)):
+        with dropping():
+            found[method] = trainings.run(method, together=False, ask=ask, **sections)
+    for name, (stage, _, sections) in RUNS.items():
+        with dropping(), failing_in_evaluation() if stage == 3 and ranks.is_first else contextlib.nullcontext():
+            found[name] = trainings.run(name, together=True, ask=ask, **shared(name))
+        with dropping():
+            trainings.run(f"{name}-again", together=True, resume_of=name, **shared(name))
+            trainings.run(f"{name}-two-one", together=False, resume_of=name, **sections)
+            alone = name.partition("-")[0]
+            with failing_once() if name == "adapters-2" and ranks.rank == 1 else contextlib.nullcontext():
+                trainings.run(f"{name}-one-two", together=True, resume_of=alone, **shared(name))
+    return found
+
+
+@contextlib.contextmanager
+def dropping() -> Iterator[None]:
+    """Have the update of a step dropped, as one whose norm is not finite is."""
+    usual = FiniteCheck.accepts
+
+    def accepts(check: FiniteCheck, step: int, *others: Any, **named: Any) -> bool:
+        return usual(check, step, *others, **named) and step != DROPPED
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FiniteCheck, "accepts", accepts)
+        yield
+
+
+@contextlib.contextmanager
+def patched_passes(fail: Callable[[int], bool]) -> Iterator[None]:
+    """Let memory run out after the first pass of windows, by their number; the first of all is the rehearsal."""
+    from core.worker.distributed.deepspeed import DeepSpeed
+
+    usual, windows = DeepSpeed.passes, itertools.count()
+
+    def passes(strategy: DeepSpeed, micro_batches: Sequence[list[int]]) -> Iterator[list[int]]:
+        window = next(windows)
+        for number, rows in enumerate(usual(strategy, micro_batches)):
+            yield rows
+            if fail(window) and not number:
+                raise torch.OutOfMemoryError("CUDA out of memory, injected")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DeepSpeed, "passes", passes)
+        yield
+
+
+def failing_once() -> contextlib.AbstractContextManager[None]:
+    """Let memory run out in the first window of a run, once."""
+    return patched_passes(lambda window: window == 1)
+
+
+@contextlib.contextmanager
+def failing_in_evaluation() -> Iterator[None]:
+    """Let memory run out in the middle of the first pass of the first evaluation, between two modules of a layer."""
+    usual, due = Evaluator.measure, itertools.count()
+
+    def measure(evaluator: Evaluator, *others: Any) -> Any:
+        middle = decoder_layers(evaluator._loaded.model)[1].mlp.up_proj
+
+        def fail(_module: Any, _inputs: Any) -> None:
+            if next(due) == 0:
+                raise torch.OutOfMemoryError("CUDA out of memory, injected")
+
+        handle = middle.register_forward_pre_hook(fail)
+        try:
+            return usual(evaluator, *others)
+        finally:
+            handle.remove()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Evaluator, "measure", measure)
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Trained:
+    """All runs, done once."""
+    directory = tmp_path_factory.mktemp("deepspeed")
+    write_rows(directory / "rows.jsonl")
+    first, _ = run_pair(directory, lambda ranks: all_trainings(directory, tiny_model_dir, ranks), patience=1800.0)
+    assert isinstance(first, dict), first
+    return Trained(directory / "runs", first)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came of all runs."""
+
+    runs: Path
+    answers: dict[str, Any]
+
+    def run(self, name: str) -> Run:
+        """A run by its name."""
+        return Run(self.runs / name)
+
+    def alone(self, name: str) -> str:
+        """The run of one process that is like a run of two."""
+        return name.partition("-")[0]
+
+    def events(self, name: str, kind: type[Any]) -> list[Any]:
+        """Its events of one kind."""
+        batches = EventTail(self.run(name).events_path).batches()
+        return [event for event in itertools.chain.from_iterable(batches) if isinstance(event, kind)]
+
+
+@pytest.mark.slow
+@needs_deepspeed
+@ALL
+def test_two_learn_what_one_learns(trained: Trained, name: str) -> None:
+    one, two = (trained.events(run, StepEvent) for run in (trained.alone(name), name))
+    assert [event.step for event in two] == [1, 2, 3, 4]
+    for mine, theirs in zip(two, one, strict=True):
+        assert mine.loss == pytest.approx(theirs.loss, abs=1e-5)
+        assert mine.grad_norm == pytest.approx(theirs.grad_norm, rel=1e-4)
+    assert largest_difference(result(trained.run(name)), result(trained.run(trained.alone(name)))) < CLOSE
+
+
+@pytest.mark.slow
+@needs_deepspeed
+@ALL
+def test_a_run_goes_on_exactly_where_it_was(trained: Trained, name: str) -> None:
+    assert largest_difference(result(trained.run(name)), result(trained.run(f"{name}-again"))) == 0.0
+
+
+@pytest.mark.slow
+@needs_deepspeed
+@ALL
+@pytest.mark.parametrize("way", ["two-one", "one-two"])
+def test_checkpoints_know_nothing_of_processes(trained: Trained, name: str, way: str) -> None:
+    assert largest_difference(result(trained.run(name)), result(trained.run(f"{name}-{way}"))) < CLOSE
+
+
+@pytest.mark.slow
+@needs_deepspeed
+@ALL
+def test_the_model_is_measured_and_asked_between_two_steps(trained: Trained, name: str) -> None:
+    alone = trained.alone(name)
+    assert trained.answers[name] == trained.answers[alone]
+    one, two = (trained.events(run, EvalEvent) for run in (alone, name))
+    assert [event.step for event in two] == [2, 4]
+    assert [event.loss for event in two] == pytest.approx([event.loss for event in one], abs=1e-5)
+
+
+@pytest.mark.slow
+@needs_deepspeed
+def test_memory_that_runs_out_in_one_process_costs_it_a_finer_window(trained: Trained) -> None:
+    # In the other process, which writes no record: the run has come to its end with the same result.
+    assert trained.events("adapters-2-one-two", StepEvent)[-1].step == 4
+
+
+@pytest.mark.slow
+@needs_deepspeed
+def test_weights_in_16_bit_go_on_exactly_from_their_copies_in_32(tmp_path: Path, tiny_model_dir: Path) -> None:
+    write_rows(tmp_path / "rows.jsonl")
+    bf16: dict[str, Any] = {"train": {"precision": "bf16"}}
+
+    def work(ranks: Ranks) -> str:
+        trainings = Trainings(tmp_path / "runs", options_of(tmp_path, tiny_model_dir), ranks)
+        trainings.run("two", together=True, **shared(SHORT), **bf16)
+        trainings.run("again", together=True, resume_of="two", **shared(SHORT), **bf16)
+        trainings.run("one", together=False, resume_of="two", **FULL, **bf16)
+        return "done"
+
+    assert run_pair(tmp_path, work, patience=300.0)[0] == "done"
+    two, again, one = (result(Run(tmp_path / "runs" / name)) for name in ("two", "again", "one"))
+    assert largest_difference(two, again) == 0.0
+    # One process rounds stochastically: the last of the 8 bits of a weight.
+    assert 0.0 < largest_difference(two, one) < 2e-2
+
+
+@pytest.mark.slow
+@needs_deepspeed
+def test_memory_that_runs_out_where_sums_have_begun_ends_the_run_with_a_sentence(
+    tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    write_rows(tmp_path / "rows.jsonl")
+
+    def work(ranks: Ranks) -> None:
+        trainings = Trainings(tmp_path / "runs", options_of(tmp_path, tiny_model_dir), ranks)
+        with failing_once() if ranks.rank == 1 else contextlib.nullcontext():
+            trainings.run(SHORT, together=True, **shared(SHORT))
+
+    _, other = run_pair(tmp_path, work, patience=300.0)
+    assert other.startswith(
+        "MemoryShortageError: Memory ran out in a pass of 2 rows, and with distributed.zero_stage = 3"
+    )
+
+
+@pytest.mark.slow
+@needs_deepspeed
+def test_a_model_that_uses_weights_from_outside_of_their_modules_is_refused(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_rows(tmp_path / "rows.jsonl")
+
+    def forward(network: Any, states: torch.Tensor) -> Any:
+        return states @ network.up_proj.weight.T @ network.down_proj.weight.T
+
+    monkeypatch.setattr("transformers.models.llama.modeling_llama.LlamaMLP.forward", forward)
+
+    def work(ranks: Ranks) -> None:
+        trainings = Trainings(tmp_path / "runs", options_of(tmp_path, tiny_model_dir), ranks)
+        trainings.run(SHORT, together=True, **shared(SHORT))
+
+    for refused in run_pair(tmp_path, work, patience=300.0):
+        assert refused.startswith("UserError: distributed.zero_stage = 3 cannot share this model out")
+
+
+def test_a_package_that_is_missing_is_told_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deepspeed, "PACKAGE", "deepspeed_that_is_not_there")
+    config = Config.model_validate(
+        {"model": {"base": "x"}, "data": {"train": "x"}, "distributed": {"strategy": "deepspeed"}}
+    )
+    with pytest.raises(UserError, match="DeepSpeed is not installed") as refused:
+        make_strategy(config, Ranks(0, 2), Recorder(Run(tmp_path), keeps=False))
+    assert "pip install 'localtune-tui[deepspeed]'" in refused.value.hint
+
+
+def test_a_card_that_trains_in_fp16_by_itself_is_refused(tiny_model_dir: Path) -> None:
+    from core.worker.distributed.deepspeed import DeepSpeed
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float16)
+    config = Config.model_validate({"data": {"train": "x"}, "distributed": {"strategy": "deepspeed"}})
+    with pytest.raises(UserError, match="this card trains in fp16"):
+        DeepSpeed(Ranks(0, 2), config).own_update(model)
