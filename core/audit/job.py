@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -25,6 +25,7 @@ from core.directories import disk_error
 from core.errors import UserError
 from core.helper import Helper, describe_end, finding_core
 from core.launch.launcher import worker_environment
+from core.runs.events import Event, RanksEvent
 from core.runs.state import in_words
 from core.runs.store import Run, complete_checkpoints
 from core.runs.tail import EventTail
@@ -130,13 +131,14 @@ class AuditJob:
         there = set(manifests)
         manifests = {step: manifest for step, manifest in manifests.items() if manifest} | sealed.manifests
         damaged = {difference.step for difference in chain.differences if _is_content(difference)}
-        spans = [span for span in spans_of(EventTail(run.events_path).read_all()) if span.end in manifests]
+        events = EventTail(run.events_path).read_all()
+        spans = [span for span in spans_of(events) if span.end in manifests]
         if not spans:
             notes.append("The run has no checkpoint that its training could be compared with.")
         for span in spans:
             if span.obstacle:
                 notes.append(f"Steps {span.begin + 1} to {span.end} cannot be executed again: {span.obstacle}.")
-        obstacle = _obstacle(config, manifests)
+        obstacle = _obstacle(events, manifests)
         if obstacle and spans:
             notes.append(obstacle)
             spans = []
@@ -221,11 +223,9 @@ def _is_content(difference: Difference) -> bool:
     return difference.step is not None and (difference.file or "").startswith("checkpoints/")
 
 
-def _obstacle(config: Config, manifests: Mapping[int, Mapping[str, Any]]) -> str:
+def _obstacle(events: Sequence[Event], manifests: Mapping[int, Mapping[str, Any]]) -> str:
     """Why nothing of a run can be executed again bit for bit; empty where it can."""
-    distributed = config.distributed
-    several = isinstance(distributed.gpus, list) and len(distributed.gpus) > 1
-    if distributed.hosts or several or distributed.gpus == "all" or (distributed.processes or 1) > 1:
+    if any(isinstance(event, RanksEvent) and len(event.ranks) > 1 for event in events):
         return _SEVERAL
     if any(manifest.get("deterministic") == "fast" for manifest in manifests.values()):
         return _FAST

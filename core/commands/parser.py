@@ -68,6 +68,15 @@ def whole_number(text: str) -> int:
     return int(_number(text, int, lambda value: 1 <= value <= 10**18, "a whole number from 1 to 10^18"))
 
 
+def whole_or_none(text: str) -> int:
+    """A whole number from 0 to 10^18; the type of an argument.
+
+    Raises:
+        argparse.ArgumentTypeError: If the text is not one.
+    """
+    return int(_number(text, int, lambda value: 0 <= value <= 10**18, "a whole number from 0 to 10^18"))
+
+
 def column_parts(text: str) -> dict[str, str]:
     """Parts of a row and their columns, ``user=question,assistant=answer``; the type of an argument.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from core.commands.common import EXIT_ERROR, EXIT_INTERRUPTED, add_json_flag, emit, note, say
 from core.commands.live_line import ProgressLine
+from core.commands.parser import whole_or_none
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,20 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--spans",
         metavar="N",
-        type=_count,
+        type=whole_or_none,
         default=SPANS,
         help=f"intervals between two checkpoints that are executed again (default: {SPANS}; 0: the chain alone)",
     )
     parser.add_argument("--whole", action="store_true", help="execute all of the run again, from the base on")
     parser.add_argument("--seed", metavar="S", type=int, help="choose the same intervals again (default: at random)")
     add_json_flag(parser)
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise ValueError("negative")
-    return number
 
 
 def run(args: argparse.Namespace) -> int:

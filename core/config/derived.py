@@ -20,7 +20,8 @@ def wants_several(config: Config) -> bool:
     """Whether a configuration asks for more than one process; ``distributed.gpus = "all"`` may come to one."""
     distributed = config.distributed
     named = distributed.named_gpus
-    return (distributed.processes or 1) > 1 or len(named) > 1 or ALL_GPUS in named or bool(distributed.other_hosts)
+    here = len(named) > 1 or ALL_GPUS in named if distributed.processes is None else distributed.processes > 1
+    return here or bool(distributed.other_hosts)
 
 
 def updates_in_backward(config: Config) -> bool:

@@ -613,7 +613,7 @@ def _no_sum_in_backward(config: Config, _: Facts) -> Findings:
 @_rule("warning", "train.batch_size", "distributed.processes")
 def _rows_for_each_process(config: Config, _: Facts) -> Findings:
     """train.batch_size has a row for each process at least."""
-    processes = max(config.distributed.processes or 1, len(config.distributed.named_gpus))
+    processes = config.distributed.processes or len(config.distributed.named_gpus) or 1
     processes *= 1 + len(config.distributed.other_hosts)
     if config.train.batch_size < processes:
         yield (

@@ -87,7 +87,7 @@ class Shares:
         if sharing.strategy == "none":
             return 0
         if self._replicates:
-            sent = micro_batches * gathered + 2 * sizes.gradients
+            sent = micro_batches * gathered + 2 * self._summed
         elif sharing.weights and sharing.adapters:
             # DeepSpeed scatters the gradients of adapters in each pass, and gathers adapters after the update.
             sent = micro_batches * (gathered + sizes.gradients) + sizes.gradients
@@ -99,6 +99,11 @@ class Shares:
             # Scattered gradients, for each micro-batch where they are shared out, and the updated weights.
             sent = (micro_batches if sharing.gradients else 1) * sizes.gradients + sizes.gradients
         return sent * (cards - 1) // cards
+
+    @property
+    def _summed(self) -> int:
+        """Bytes of the gradients as they are summed: in fp32, but by DeepSpeed, which sums them as they are."""
+        return self.sizes.gradients if self.sharing.strategy == "deepspeed" else FP32 * self.sizes.trained
 
     @property
     def _replicates(self) -> bool:
@@ -143,7 +148,8 @@ class Shares:
         if sharing.strategy == "none":
             return []
         if self._replicates:
-            size = sizes.width * min(BUCKET, sizes.trained)
+            # In fp32; those of another dtype are converted one by one, and then put together.
+            size = (FP32 if sizes.width == FP32 else 2 * FP32) * min(BUCKET, sizes.trained)
             return [Part("all_reduce", size, "gradients in one piece, to be summed over the cards")]
         if sharing.strategy == "fsdp2":
             # Those of a layer once more in fp32, in which they are summed.

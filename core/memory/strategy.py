@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from core.config.rules import check_rules
 from core.config.schema import Config
 from core.config.sixteen_bit import kept_patterns
 from core.errors import UserError
@@ -78,10 +79,10 @@ def chosen_strategy(
             f"distributed.strategy is none, and the run would have {cards.number} processes.",
             "Write distributed.strategy = auto, or take one card.",
         )
-    if wanted != "auto":
-        return _planned(architecture, config, machine, rows, sharing_of(config, cards, wanted), _named(config))
     if cards.number == 1:
         return _planned(architecture, config, machine, rows, Sharing("none"), "One process needs no strategy.")
+    if wanted != "auto":
+        return _planned(architecture, config, machine, rows, sharing_of(config, cards, wanted), _named(config))
     whole = _planned(architecture, config, machine, rows, sharing_of(config, cards, "replicate"), "")
     unit = whole.unit
     needed, free = format_bytes(whole.plan.needed_bytes), format_bytes(whole.plan.limit_bytes)
@@ -95,6 +96,10 @@ def chosen_strategy(
         reason = (
             f"replicate: a card would need {needed}, and {free} are free; fsdp2 does not share out experts in 4 bits."
         )
+        return replace(whole, reason=reason)
+    named = config.distributed.model_copy(update={"strategy": "fsdp2"})
+    if any(found.level == "error" for found in check_rules(config.model_copy(update={"distributed": named}))):
+        reason = f"replicate: a card would need {needed}, and {free} are free; fsdp2 cannot do what this run does."
         return replace(whole, reason=reason)
     reason = f"fsdp2: with the whole model a card would need {needed}, and {free} are free."
     return _planned(architecture, config, machine, rows, sharing_of(config, cards, "fsdp2"), reason)

@@ -1,4 +1,4 @@
-"""Events added to a run's record by a process that is not its worker, when that is gone."""
+"""Events added to a run's record by a process that is not its worker, in one write each time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def append_events(run: Run, *events: Event) -> None:
     """Append events to ``events.jsonl``.
 
     Args:
-        run: The run, which no worker writes any more.
+        run: The run; its worker may be alive.
         *events: What is told.
 
     Raises:

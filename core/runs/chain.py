@@ -24,6 +24,7 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,7 @@ class Chain:
         """Go on from the last whole link; a line that a killed worker left unfinished is cut off."""
         end, self._n, self._prev, self._sealed = 0, 0, NOTHING, 0
         try:
-            with open_regular(self._path) as file:
+            with BufferedReader(open_regular(self._path)) as file:
                 for line in file:
                     if not line.endswith(b"\n"):
                         break
@@ -196,7 +197,7 @@ def read_links(path: Path) -> Iterator[Link | DamagedLinkError]:
         OSError: If it cannot be read.
     """
     prev = NOTHING
-    with open_regular(path) as file:
+    with BufferedReader(open_regular(path)) as file:
         number = 0
         while line := file.readline(LINK_LIMIT):
             number += 1

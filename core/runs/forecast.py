@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from core import paths
 from core.analysis.lengths import Lengths
 from core.analysis.split import held_out_count
-from core.config.derived import sequences_per_row, step_count, usual_steps
+from core.config.derived import ALL_GPUS, sequences_per_row, step_count, usual_steps
 from core.config.schema import WEIGHT_METHODS, Config
 from core.errors import UserError
 from core.memory.advice import Advice, advise
@@ -30,8 +30,6 @@ from core.runs.pace import Pace, PaceBook
 if TYPE_CHECKING:
     from core.hardware.snapshot import Device
 
-#: What ``distributed.gpus`` says for every card.
-_ALL = "all"
 #: Floating-point operations a second that training reaches on a card and on a core, for a guess without a measurement.
 _CARD_RATE, _CORE_RATE = 3e13, 5e10
 
@@ -146,7 +144,7 @@ def cards_here(config: Config) -> Cards:
     from core.hardware.sampler import snapshot
 
     section = config.distributed
-    everything = _ALL in section.named_gpus and section.processes is None
+    everything = ALL_GPUS in section.named_gpus and section.processes is None
     gpus = [device for device in snapshot(timeout=5.0) if device.kind == "cuda"] if everything else []
     return cards_of(section, len(gpus))
 
@@ -261,7 +259,7 @@ def this_machine(config: Config, gpu_memory: int | None = None) -> Machine:
 def _smallest(config: Config, gpus: Sequence[Device]) -> Device:
     """The card of a run; of several that with the least free memory."""
     names = config.distributed.named_gpus or ((config.hardware.gpu,) if config.hardware.gpu is not None else ())
-    if _ALL in names:
+    if ALL_GPUS in names:
         found = list(gpus)
     else:
         found = [device for device in gpus if any(_is_called(device, name) for name in names)] or list(gpus[:1])

@@ -149,7 +149,8 @@ def _make_recipe(
     parts.strategy.begin(trained_tensors(parts.loaded.model))
     if parts.file is not None:
         parts.file.follow()
-    recorder.seal("start", parts.origin.facts(config, found))
+    if ranks.is_first:
+        recorder.seal("start", parts.origin.facts(config, found))
     return FinetuneRecipe(config, recorder, controls, parts)
 
 

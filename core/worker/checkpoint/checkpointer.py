@@ -319,7 +319,13 @@ class Checkpointer:
                 f"The newest checkpoint holds it; make room and 'localtune-tui continue {self.recorder.run.id}'.",
             ) from error
         step = self.state.step if chosen is None else chosen.step
-        files = {str(path.relative_to(output)): hash_file(path) for path in sorted(output.rglob("*")) if path.is_file()}
+        try:
+            found = sorted(path for path in output.rglob("*") if path.is_file())
+            files = {str(path.relative_to(output)): hash_file(path) for path in found}
+        except OSError as error:
+            message = f"The {output.name} is not in the hash chain: {error.strerror or error}."
+            self.recorder.warn("unsealed", message, "It is whole; verify compares the checkpoints alone.")
+            return
         self.recorder.seal("result", {"step": step, "directory": output.name, "files": files})
 
     def _whole_model(self, chosen: Checkpoint | None) -> Mapping[str, torch.Tensor] | None:

@@ -139,20 +139,26 @@ def single() -> Replicate:
 
 
 def _gradient(parameter: torch.nn.Parameter) -> torch.Tensor:
-    return parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
+    found = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
+    return found.contiguous()
 
 
 def _buckets(tensors: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
-    """The tensors in order, as many together as fit into :data:`BUCKET`; at least one bucket."""
+    """The tensors in order, as many together as fit into :data:`BUCKET`, larger ones in pieces that share their values;
+    at least one bucket."""
     bucket: list[torch.Tensor] = []
     size = 0
-    for tensor in tensors:
+    for tensor in (piece for whole in tensors for piece in _pieces(whole)):
         if bucket and size + tensor.numel() > BUCKET:
             yield bucket
             bucket, size = [], 0
         bucket.append(tensor)
         size += tensor.numel()
     yield bucket
+
+
+def _pieces(tensor: torch.Tensor) -> Sequence[torch.Tensor]:
+    return [tensor] if tensor.numel() <= BUCKET else torch.split(tensor.detach().view(-1), BUCKET)
 
 
 def _flat(tensors: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -209,7 +209,9 @@ class LossSpikes:
             self.spike = Spike(step, step, loss, expected, tuple(window))
             self._tell(self.spike, above)
         else:
-            self.spike = self.spike.followed_by(step, loss, window)
+            # Of one that stays, only the steps that are acted on keep their rows.
+            rows = window if self.spike.count < self._patience else ()
+            self.spike = self.spike.followed_by(step, loss, rows)
         if self._ends or self.spike.count <= self._patience:
             return self._action != "skip"
         self._settle(self.spike, loss, tokens)

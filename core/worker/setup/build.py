@@ -59,7 +59,7 @@ from core.worker.progress.best import BestStep
 from core.worker.progress.finite import FiniteCheck
 from core.worker.progress.intervals import Intervals
 from core.worker.progress.limits import Limits
-from core.worker.progress.spikes import LossSpikes
+from core.worker.progress.spikes import LossSpikes, Told
 from core.worker.progress.state import TrainState
 from core.worker.setup.compilation import Compilation, compile_layers
 from core.worker.setup.device import settle_device
@@ -174,7 +174,9 @@ def build(
 
     dataset = prepared.dataset
     order = DataOrder(dataset.lengths, config.train.batch_size, config.train.seed)
-    state = _make_state(config, order, placed, goal, dataset, recorder, deterministic)
+    # All processes see the same losses: one of them tells.
+    warn = recorder.warn if ranks.is_first else _silent
+    state = _make_state(config, order, placed, goal, dataset, recorder, deterministic, warn)
     training = _make_training(config, placed, goal, dataset, state, recorder, strategy)
     orders = Orders(strategy.ranks, config.distributed.timeout, holds=lambda: governor.pause is not None)
     strategy.connect(orders)
@@ -257,6 +259,7 @@ def _make_state(
     dataset: Dataset,
     recorder: Recorder,
     deterministic: Determinism,
+    warn: Told,
 ) -> TrainState:
     """The state of the training at its beginning."""
     train, memory = config.train, placed.memory
@@ -265,7 +268,7 @@ def _make_state(
         total_steps=total_steps,
         token_budget=memory.token_budget,
         best=BestStep(config.eval.patience, config.eval.min_delta),
-        finite=FiniteCheck(recorder.warn, dataset.places),
+        finite=FiniteCheck(warn, dataset.places),
         scaler=placed.model.accelerator.scaler,
         reference_budget=goal.reference_budget,
         checkpointing=memory.checkpointing,
@@ -273,12 +276,16 @@ def _make_state(
         offloading=memory.offload,
         liger=goal.liger,
         deterministic=deterministic,
-        spikes=_make_spikes(train, total_steps, dataset, recorder),
+        spikes=_make_spikes(train, total_steps, dataset, warn),
         limits=Limits(train.max_hours, train.max_energy_wh, lambda: recorder.energy_wh),
     )
 
 
-def _make_spikes(train: TrainSection, total_steps: int, dataset: Dataset, recorder: Recorder) -> LossSpikes:
+def _silent(code: str, message: str, hint: str) -> None:
+    """Tell nothing."""
+
+
+def _make_spikes(train: TrainSection, total_steps: int, dataset: Dataset, warn: Told) -> LossSpikes:
     """What looks for loss spikes."""
     return LossSpikes(
         train.on_loss_spike,
@@ -286,7 +293,7 @@ def _make_spikes(train: TrainSection, total_steps: int, dataset: Dataset, record
         patience=train.loss_spike_patience,
         limit=train.loss_limit,
         warmup=warmup_steps(train.warmup, total_steps),
-        notice=recorder.warn,
+        notice=warn,
         places=dataset.places,
     )
 

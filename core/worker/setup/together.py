@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 
 from core import deepspeed
-from core.config.rules import check_rules
 from core.config.schema import Config
 from core.errors import UserError
 from core.hardware.cpu import memory
@@ -41,11 +40,10 @@ def settle_strategy(config: Config, device: torch.device, recorder: Recorder, ra
     chosen = plan_strategy(config, device, ranks.count)
     too_small = chosen is not None and chosen.strategy == "fsdp2"
     (shares,) = ranks.any([too_small])
-    shared = _with_strategy(config, "fsdp2")
-    if shares and not any(remark.level == "error" for remark in check_rules(shared)):
+    if shares:
         reason = chosen.reason if chosen is not None and too_small else "fsdp2: another process's card is too small."
         recorder.notice("info", "strategy", f"Strategy {reason}", "Name another in distributed.strategy.")
-        return shared
+        return _with_strategy(config, "fsdp2")
     return _with_strategy(config, "replicate")
 
 

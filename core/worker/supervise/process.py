@@ -120,10 +120,13 @@ class RankProcess:
 
     def sign(self) -> Sign:
         """What is known of it now."""
+        # The status first: what a process has said before it ended is then there to be read.
+        status = self._child.poll()
+        self.listen()
         following = self._signs.get("following")
         return Sign(
             rank=self.rank,
-            status=self._child.poll(),
+            status=status,
             silent=time.monotonic() - self._heard,
             has_begun=self.has_begun,
             is_waiting=bool(self._signs.get("waiting")),

@@ -118,7 +118,7 @@ class Supervisor:
         processes: list[RankProcess] = []
         try:
             for start in self.starts(options, meeting):
-                processes.append(RankProcess(start, self.lock))
+                processes.append(_started(start, self.lock))
             verdict = self._watch(processes)
             grace = _GRACE_SECONDS if isinstance(verdict, Ended) else _LOST_SECONDS
         except BaseException:
@@ -230,6 +230,21 @@ class Supervisor:
                 signal.signal(number, handler)
             os.close(self._wake)
             os.close(writing)
+
+
+def _started(start: Start, lock: int) -> RankProcess:
+    """A process of the run.
+
+    Raises:
+        UserError: If it cannot be started.
+    """
+    try:
+        return RankProcess(start, lock)
+    except OSError as error:
+        raise UserError(
+            f"{start.label} cannot be started: {error.strerror or error}.",
+            "Look at the disk of the run, and at the limits of processes and open files.",
+        ) from error
 
 
 def _forget_ended(poll: select.poll, processes: Sequence[RankProcess]) -> None:

@@ -64,3 +64,10 @@ def test_what_is_no_such_file_is_a_sentence(tmp_path: Path, content: bytes) -> N
 def test_a_full_disk_is_an_oserror() -> None:
     with pytest.raises(OSError, match="No space left"):
         write_tensors(Path("/dev/full"), {"a": torch.ones(100_000)})
+
+
+def test_a_share_without_rows_is_passed_over(tmp_path: Path) -> None:
+    save_file({"a": torch.ones(1, 4), "b": torch.ones(3, 4)}, tmp_path / "x.safetensors")
+    into = {"a": torch.empty(0, 4), "b": torch.zeros(1, 4)}
+    read_tensors(tmp_path / "x.safetensors", into, rows={"a": slice(1, 1), "b": slice(2, 3)}.__getitem__)
+    assert into["b"].tolist() == [[1.0] * 4]

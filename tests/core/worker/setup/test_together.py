@@ -71,8 +71,9 @@ def test_auto_takes_the_same_in_every_process(tiny_model_dir: Path) -> None:
     assert "another process's card is too small" in told.messages[0]
 
 
-def test_auto_replicates_what_cannot_be_shared_out(tiny_model_dir: Path) -> None:
-    assert settled(tiny_model_dir, Two(True), Told(), train={"objective": "dpo"}) == "replicate"
+def test_auto_replicates_what_cannot_be_shared_out(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small(monkeypatch, 1 << 20)
+    assert settled(tiny_model_dir, Two(False), Told(), train={"objective": "dpo"}) == "replicate"
 
 
 def test_one_process_and_a_named_strategy_stay(tiny_model_dir: Path) -> None:
