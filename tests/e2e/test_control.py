@@ -112,6 +112,7 @@ def disturb_with_garbage(run: Run) -> None:
     assert ControlClient(run).request("ping")["state"] == "paused"
 
 
+@pytest.mark.anew
 def test_nothing_that_is_asked_of_a_run_changes_its_result(workers: Workers, reference: Run) -> None:
     run = workers.start("disturbed")
     pause_at_start(run)
@@ -154,6 +155,7 @@ def test_nothing_that_is_asked_of_a_run_changes_its_result(workers: Workers, ref
     assert "Traceback" not in log(run)
 
 
+@pytest.mark.anew
 def test_the_learning_rate_can_be_set_and_the_change_outlives_a_stop(workers: Workers, reference: Run) -> None:
     run = workers.start("set")
     pause_at_start(run)

@@ -166,6 +166,7 @@ def test_a_parked_run_can_be_stopped(workers: Workers) -> None:
     assert (run.checkpoints_path / f"step-{state.step:08d}").is_dir()
 
 
+@pytest.mark.anew
 def test_a_run_parked_before_its_first_step_begins_anew(workers: Workers, reference: Run) -> None:
     run = workers.start("early")
     wait_until_listening(run)

@@ -33,6 +33,8 @@ from core.worker.process.control import Command, Controls, ControlServer, instal
 from core.worker.process.recorder import Recorder
 
 HOSTILE = "a \x1b]52;c;x\x07 word"
+#: Is in the run directory from the first step on that takes a second or more: commands wait from then on.
+LONG_STEP = "long-step"
 
 
 class ScriptedWorker:
@@ -83,6 +85,8 @@ class ScriptedWorker:
         self.recorder.event(event)
 
     def _train(self) -> None:
+        if self.pace >= 1:
+            (self.run.path / LONG_STEP).touch()
         time.sleep(self.pace)
         self.step += 1
         loss = float("nan") if self.step == 2 else 1 / self.step

@@ -15,6 +15,7 @@ from core.runs.store import complete_checkpoints, find_run, list_runs
 from core.runs.tail import EventTail
 
 from .conftest import CommandLine, wait_for
+from .scripted_worker import LONG_STEP
 
 
 def test_no_runs_yet(cli: CommandLine) -> None:
@@ -221,6 +222,7 @@ def test_unknown_run(cli: CommandLine) -> None:
 
 def test_a_pause_that_takes_too_long_says_so(cli: CommandLine) -> None:
     run = cli.start(steps=5, pace=60)
+    wait_for((run.path / LONG_STEP).exists, "the worker to be in its step")
     result = cli("pause", run.id, "--timeout", "2")
     assert result.code == 1
     assert "2 s" in result.err
