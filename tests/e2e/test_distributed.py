@@ -11,6 +11,7 @@ import pytest
 from safetensors.torch import load_file
 
 from core.config.document import ConfigDocument
+from core.errors import UserError
 from core.runs.client import ControlClient
 from core.runs.events import CheckpointEvent, EvalEvent, NoticeEvent
 from core.runs.process import start_identity
@@ -32,17 +33,17 @@ from .workers import (
     pid_of,
     signal_worker,
     steps,
-    wait_until_listening,
     wait_until_state,
     wait_until_step,
 )
 
-STEPS = 12
+#: Enough that a test gets to act on a run before it is over: a step takes a few hundredths of a second.
+STEPS = 60
 #: NF4 and LoRA in fp32 arithmetic, so that what differs is the order of sums alone.
 EXACT: dict[str, dict[str, Any]] = {
     "method": {"dropout": 0.0},
     "train": {"max_steps": STEPS, "precision": "fp32"},
-    "eval": {"every_steps": 6, "exact_match": False, "samples": 0},
+    "eval": {"every_steps": 30, "exact_match": False, "samples": 0},
     "checkpoint": {"every_steps": 3},
 }
 #: With dropout, whose draws belong to a process and a step.
@@ -70,7 +71,9 @@ def alone(team: Workers) -> Run:
 def undisturbed(team: Workers) -> Run:
     """A run of two processes that nothing disturbed."""
     run = team.start("pair", distributed=PAIR, **DROPPING)
+    pause(run)
     assert_nothing_listens_but_on_loopback(run)
+    go_on(run)
     finish(run)
     return run
 
@@ -87,9 +90,29 @@ def pids_of(run: Run) -> list[int]:
     return found
 
 
+def pause(run: Run) -> int:
+    """Hold a run that is still on its way to its first steps; the step after which it waits."""
+
+    def asked() -> dict[str, Any] | None:
+        try:
+            return ControlClient(run).request("pause")
+        except UserError:
+            return None  # its processes are still starting
+
+    answer = wait_for(asked, PATIENCE, f"{run.id} to take commands")
+    assert answer is not None
+    # A pause lands between two steps of both, however far each is.
+    assert wait_until_state(run, "paused").step == answer["step"]
+    return int(answer["step"])
+
+
+def go_on(run: Run) -> None:
+    """Let a paused run go on."""
+    ControlClient(run).request("resume")
+
+
 def assert_nothing_listens_but_on_loopback(run: Run) -> None:
-    """All sockets of the run's processes are on loopback or in the file system."""
-    wait_until_step(run, 2)
+    """All sockets of a paused run's processes are on loopback or in the file system."""
     inodes = set()
     for pid in [pid_of(run), *pids_of(run)]:
         for descriptor in Path(f"/proc/{pid}/fd").iterdir():
@@ -136,8 +159,8 @@ def set_processes(run: Run, count: int) -> None:
 
 def test_a_run_of_two_is_recorded_as_one(undisturbed: Run) -> None:
     assert [event.step for event in steps(undisturbed)] == list(range(1, STEPS + 1))
-    assert [event.step for event in only(EvalEvent, undisturbed)] == [6, STEPS]
-    assert [event.step for event in only(CheckpointEvent, undisturbed)] == [3, 6, 9, STEPS]
+    assert [event.step for event in only(EvalEvent, undisturbed)] == [30, STEPS]
+    assert [event.step for event in only(CheckpointEvent, undisturbed)] == [*range(3, STEPS + 1, 3)]
     assert ending(undisturbed).step == STEPS
     assert notice_codes(undisturbed).count("rank_lost") == 0
     kept = sorted(path.name for path in undisturbed.path.iterdir() if not path.name.startswith("worker"))
@@ -147,23 +170,24 @@ def test_a_run_of_two_is_recorded_as_one(undisturbed: Run) -> None:
 
 def test_two_killed_again_and_again_end_bit_equal(team: Workers, undisturbed: Run) -> None:
     run = team.start("killed", distributed=PAIR, **DROPPING)
-    wait_until_listening(run)
-    client = ControlClient(run)
-    # A pause lands between two steps of both, however far each is.
-    paused = client.request("pause")
-    assert wait_until_state(run, "paused").step == paused["step"]
-    client.request("resume")
-    wait_until_step(run, 4)
-    os.kill(pids_of(run)[1], signal.SIGKILL)
+    step = pause(run)
+    second = pids_of(run)[1]
+    go_on(run)
+    wait_until_step(run, step + 4)
+    os.kill(second, signal.SIGKILL)
     wait_for(lambda: notice_codes(run).count("rank_lost") == 1, PATIENCE, "the loss of the second to be told")
-    wait_until_step(run, 7)
-    os.kill(pids_of(run)[0], signal.SIGKILL)
+    wait_for(lambda: second not in pids_of(run), PATIENCE, "the processes to be started anew")
+    step = pause(run)
+    first = pids_of(run)[0]
+    go_on(run)
+    wait_until_step(run, step + 2)
+    os.kill(first, signal.SIGKILL)
     wait_for(lambda: notice_codes(run).count("rank_lost") == 2, PATIENCE, "the loss of the first to be told")
     finish(run)
     told = [notice.message for notice in only(NoticeEvent, run) if notice.code == "rank_lost"]
     assert told[0].startswith("Process 1 was ended by SIGKILL")
     assert told[1].startswith("Process 0 was ended by SIGKILL")
-    assert "The run goes on from step-0000000" in told[0]
+    assert "The run goes on from step-000000" in told[0]
     assert adapter_bytes(run) == adapter_bytes(undisturbed)
     assert losses(run) == losses(undisturbed)
 
@@ -177,11 +201,11 @@ def test_one_goes_on_as_two_and_two_as_one(team: Workers, alone: Run) -> None:
 
     set_processes(run, 2)
     team.resume(run)
-    wait_until_step(run, begun + 1)
-    client = ControlClient(run)
-    asked = client.request("checkpoint")
-    wait_until_step(run, max(int(asked["step"]), begun + 5))
+    step = pause(run)
     second = pids_of(run)[1]
+    go_on(run)
+    asked = ControlClient(run).request("checkpoint")
+    wait_until_step(run, max(int(asked["step"]), step + 5))
     os.kill(second, signal.SIGSTOP)
     failed = failure(run)
     assert failed.reason.startswith("Process 1 gave no sign of life for ")
@@ -199,10 +223,9 @@ def test_all_processes_give_the_device_back(team: Workers) -> None:
     run = team.start(
         "parked", distributed=PAIR, train={"max_steps": 8, "precision": "fp32"}, eval={"exact_match": False}
     )
-    wait_until_step(run, 1)
+    pause(run)
     pids = pids_of(run)
-    client = ControlClient(run)
-    client.request("park")
+    ControlClient(run).request("park")
     wait_for(lambda: run.state().parked and run.state().socket, PATIENCE, "the run to be parked")
     wait_for(lambda: not any(start_identity(pid) for pid in pids), PATIENCE, "its processes to be gone")
     supervisor = pid_of(run)

@@ -114,7 +114,9 @@ def test_events_of_many_threads_do_not_mix(run: Run, recorder: Recorder) -> None
 
 def test_the_heart_beats_and_the_devices_are_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorder_module, "HEARTBEAT_SECONDS", 0.05)
+    others = set(threading.enumerate())
     recorder = Recorder(run)
+    (heart,) = (thread for thread in threading.enumerate() if thread not in others and thread.name == "heartbeat")
     first = recorded(run).updated
     wait_for(lambda: recorded(run).updated > first, 10, "a heartbeat")
 
@@ -127,7 +129,7 @@ def test_the_heart_beats_and_the_devices_are_told(run: Run, monkeypatch: pytest.
     assert 0 < used < total
     recorder.close("stopped", "", StoppedEvent(reason="", step=0))
     ended = run.events_path.read_bytes(), run.state_path.read_bytes()
-    assert not any(thread.name == "heartbeat" for thread in threading.enumerate())
+    assert not heart.is_alive()
     assert (run.events_path.read_bytes(), run.state_path.read_bytes()) == ended
 
 
