@@ -27,7 +27,11 @@ from .workers import (
 )
 
 #: A run of a few steps without anything between them.
-SHORT: dict[str, dict[str, Any]] = {"eval": {"every_steps": None}, "checkpoint": {"every_steps": None}, "parking": {"calm": 0}}
+SHORT: dict[str, dict[str, Any]] = {
+    "eval": {"every_steps": None},
+    "checkpoint": {"every_steps": None},
+    "parking": {"calm": 0},
+}
 
 
 def start_alone(workers: Workers, name: str, steps_: int = 3, **sections: dict[str, Any]) -> Run:

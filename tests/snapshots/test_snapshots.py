@@ -186,3 +186,19 @@ def test_columns(snap_compare: Compare, app: LocaltuneApp, forms_config: Path, s
         await wait_for(pilot, lambda: "2 of the first 3 rows" in screen_text(app))
 
     assert snap_compare(app, terminal_size=SIZES[size], run_before=run)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_trash(
+    snap_compare: Compare, app: LocaltuneApp, private_home: Path, monkeypatch: pytest.MonkeyPatch, size: str
+) -> None:
+    sizes = {
+        "old": 1_270_000_000,
+        "tickets": 78_000_000,
+        "faq-with-a-longer-name-than-there-is-room-for-in-a-narrow-terminal": 78_000_000,
+    }
+    monkeypatch.setattr("core.runs.trash.directory_size", lambda path: sizes[path.name.split("-", 2)[2]])
+    monkeypatch.setattr("tui.screens.trash.free_bytes", lambda: 214_000_000_000)
+    for day, name in enumerate(sizes):
+        (private_home / f"trash/202611{20 + day}-0{day}3000/202611{10 + day}-090000-{name}").mkdir(parents=True)
+    assert snap_compare(app, terminal_size=SIZES[size], run_before=until("3 runs, ", "5", "U"))
