@@ -16,6 +16,8 @@ def span_to(span: Span) -> dict[str, Any]:
         "end": span.end,
         "script": [encode_event(event) for event in span.script],
         "rolled_back": span.rolled_back,
+        "left_out": list(span.left_out),
+        "rollbacks": span.rollbacks,
         "changes": span.changes,
     }
 
@@ -24,4 +26,12 @@ def span_from(values: Mapping[str, Any]) -> Span:
     """What :func:`span_to` made."""
     events = [decode_event(line.encode("utf-8", errors="replace")) for line in values["script"]]
     script: tuple[Event, ...] = tuple(event for event in events if event is not None)
-    return Span(values["begin"], values["end"], script, bool(values["rolled_back"]), dict(values["changes"]))
+    return Span(
+        values["begin"],
+        values["end"],
+        script,
+        rolled_back=bool(values["rolled_back"]),
+        left_out=tuple(map(int, values["left_out"])),
+        rollbacks=int(values["rollbacks"]),
+        changes=dict(values["changes"]),
+    )

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from core.config.live import TRAINING
 from core.runs.changes import KEPT, recall
@@ -23,6 +23,7 @@ from core.runs.events import (
     NoticeEvent,
     PhaseEvent,
     ProbeEvent,
+    RollbackEvent,
     SampleEvent,
     StepEvent,
 )
@@ -53,7 +54,9 @@ class Span:
         end: The step of the checkpoint that it ends with.
         script: The events in it that training told, and the commands that changed it, in order; the end's checkpoint
             is one of them.
-        rolled_back: Whether it begins by a rollback, after which activations are recomputed.
+        rolled_back: Whether it begins by a rollback for want of memory, after which activations are recomputed.
+        left_out: Steps that are left out from its beginning on, where that is a rollback for a loss spike.
+        rollbacks: How many of these there were by then.
         changes: Options that were in force at its beginning although the checkpoint does not have them.
         obstacle: Why it cannot be executed again, as the rest of a sentence; empty where it can.
     """
@@ -62,28 +65,51 @@ class Span:
     end: int
     script: tuple[Event, ...]
     rolled_back: bool = False
+    left_out: tuple[int, ...] = ()
+    rollbacks: int = 0
     changes: dict[str, Any] = field(default_factory=dict)
     obstacle: str = ""
 
 
+@dataclass(frozen=True)
+class _Spiked:
+    """What a run has done about loss spikes so far, as its checkpoints have it."""
+
+    left_out: frozenset[int] = frozenset()
+    rollbacks: int = 0
+
+    def after(self, event: RollbackEvent) -> _Spiked:
+        """With one more rollback."""
+        return _Spiked(self.left_out | set(range(event.first, event.last + 1)), self.rollbacks + 1)
+
+
 @dataclass
 class _Segment:
-    """Events from a start of the worker, or a rollback, to the next one."""
+    """Events from a start of the worker, or a rollback, to the next one.
 
-    is_rollback: bool
+    Args:
+        kind: What it begins with: a start, a rollback for want of memory, or one for a loss spike.
+        begin: The step that it goes on from; None where it has done none.
+        spiked: As of its beginning.
+        events: The events.
+    """
+
+    kind: Literal["start", "memory", "spike"]
+    begin: int | None = None
+    spiked: _Spiked = _Spiked()
     events: list[Event] = field(default_factory=list)
 
     @property
-    def begin(self) -> int | None:
-        """The step that it goes on from; None where it has done none."""
-        return next((event.step - 1 for event in self.events if isinstance(event, StepEvent)), None)
+    def is_rollback(self) -> bool:
+        """Whether it begins with a rollback."""
+        return self.kind != "start"
 
     def up_to(self, step: int) -> _Segment | None:
         """The part that ends with the checkpoint of a step; None where it has none."""
         for place in range(len(self.events) - 1, -1, -1):
             event = self.events[place]
             if isinstance(event, CheckpointEvent) and event.step == step:
-                return _Segment(self.is_rollback, self.events[: place + 1])
+                return replace(self, events=self.events[: place + 1])
         return None
 
 
@@ -134,7 +160,7 @@ def join(spans: Sequence[Span]) -> list[Span]:
     found: list[Span] = []
     for span in spans:
         before = found[-1] if found else None
-        is_apart = span.rolled_back or any(map(ran_out_in_rehearsal, span.script))
+        is_apart = span.rolled_back or span.rollbacks or any(map(ran_out_in_rehearsal, span.script))
         if before is None or before.obstacle or span.obstacle or is_apart or before.end != span.begin:
             found.append(span)
         else:
@@ -149,15 +175,46 @@ def ran_out_in_rehearsal(event: Event) -> bool:
 
 
 def _segments(events: Iterable[Event]) -> list[_Segment]:
-    found = [_Segment(is_rollback=False)]
+    found = [_Segment("start")]
     for event in events:
         if isinstance(event, PhaseEvent) and event.name == "importing":
-            found.append(_Segment(is_rollback=False))
+            found.append(_Segment("start"))
         elif isinstance(event, NoticeEvent) and event.code == "memory_replay":
-            found.append(_Segment(is_rollback=True))
+            found.append(_Segment("memory"))
+        elif isinstance(event, RollbackEvent):
+            found.append(_Segment("spike", begin=event.step, events=[event]))
         elif isinstance(event, (*TOLD, NoticeEvent, ControlEvent, FinishedEvent)):
             found[-1].events.append(event)
+    _find_beginnings(found)
     return found
+
+
+def _find_beginnings(segments: Sequence[_Segment]) -> None:
+    """Find out from which step each segment goes on, and which steps its run leaves out by then."""
+    saved: dict[int, _Spiked] = {}
+    before = _Spiked()
+    for segment in segments:
+        first = next((event.step for event in segment.events if isinstance(event, StepEvent)), None)
+        if segment.kind == "spike":
+            (rollback,) = (event for event in segment.events if isinstance(event, RollbackEvent))
+            segment.spiked = before.after(rollback)
+            # Later checkpoints are deleted at a rollback.
+            saved = {step: spiked for step, spiked in saved.items() if step <= rollback.step}
+        elif first is not None:
+            segment.begin = _gone_on_from(first, saved)
+            # A rollback that no checkpoint tells of is forgotten when the process ends.
+            segment.spiked = before if segment.kind == "memory" else saved.get(segment.begin, _Spiked())
+        before = segment.spiked
+        saved |= {event.step: before for event in segment.events if isinstance(event, CheckpointEvent)}
+
+
+def _gone_on_from(first: int, saved: Mapping[int, _Spiked]) -> int:
+    """The step after which a segment began: that of a checkpoint from which all steps up to the first one that was done
+    are left out."""
+    for step in range(first - 1, 0, -1):
+        if step in saved:
+            return step if saved[step].left_out.issuperset(range(step + 1, first)) else first - 1
+    return first - 1
 
 
 def _cut(segment: _Segment, begin: int, changes: dict[str, Any]) -> list[Span]:
@@ -177,7 +234,9 @@ def _cut(segment: _Segment, begin: int, changes: dict[str, Any]) -> list[Span]:
                     start,
                     event.step,
                     tuple(script),
-                    rolled_back=first and segment.is_rollback,
+                    rolled_back=first and segment.kind == "memory",
+                    left_out=tuple(sorted(segment.spiked.left_out)) if first and segment.kind == "spike" else (),
+                    rollbacks=segment.spiked.rollbacks if first and segment.kind == "spike" else 0,
                     changes=changes if first else {},
                     obstacle=obstacle,
                 )
@@ -216,11 +275,13 @@ def changes_of(event: Event) -> dict[str, Any]:
 def _changes_before(segments: Sequence[_Segment], begin: int) -> dict[str, Any]:
     """What was set between a checkpoint and the rollback to it, which stays in force."""
     found: dict[str, Any] = {}
-    for segment in segments[-1:]:
-        reached = begin == 0
+    # Those of the same process: from its start on.
+    since = max(place for place, segment in enumerate(segments) if not segment.is_rollback)
+    reached = begin in (0, segments[since].begin)
+    for segment in segments[since:]:
         for event in segment.events:
             if isinstance(event, CheckpointEvent) and event.step == begin:
-                reached = True
+                found, reached = {}, True
             elif reached:
                 found |= changes_of(event)
     return found

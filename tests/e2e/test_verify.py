@@ -20,11 +20,12 @@ from core.errors import UserError
 from core.helper import finding_core
 from core.runs.chain import CHAIN_NAME
 from core.runs.client import ControlClient
+from core.runs.events import RollbackEvent
 from core.runs.store import Run
 from tests.waiting import wait_for
 
 from .test_preference import write_rows as write_pairs
-from .workers import PATIENCE, Workers, exit_code, finish, kill, notice_codes, signal_worker, wait_until_step
+from .workers import PATIENCE, Workers, exit_code, finish, kill, notice_codes, only, signal_worker, wait_until_step
 
 #: A short run: every second step a checkpoint, every third an evaluation; all of them are kept.
 SHORT: dict[str, dict[str, Any]] = {
@@ -277,3 +278,27 @@ def test_a_step_that_ran_out_of_memory_is_cut_again(workers: Workers) -> None:
     first = json.loads((run.checkpoints_path / "step-00000002/manifest.json").read_text())
     assert manifest["token_budget"] < 4096
     assert manifest["token_budget"] <= first["token_budget"]
+
+
+def test_a_run_that_went_back_for_a_loss_spike_is_equal_killed_or_not(workers: Workers) -> None:
+    from . import test_loss_spikes as spikes
+
+    spikes.write_nonsense(workers, (27, 28, 29))
+    # Checkpoints between the good one and the spike, of steps that are left out, and after both.
+    run = spikes.start(workers, "back", "rollback", every=1, keep=99)
+    finish(run)
+    (rollback,) = only(RollbackEvent, run)
+    assert rollback.step < 26
+    whole = audit(workers, run, whole=True)
+    assert_verified(whole, 2)
+    assert [(span.begin, span.end) for span in whole.spans] == [(0, rollback.step), (rollback.step, 32)]
+    flip(run.path / "checkpoints/step-00000030/adapter/adapter_model.safetensors")
+    assert audit(workers, run, spans=0).verdict == "differs"
+
+    killed = spikes.start(workers, "killed", "rollback", every=4, keep=99)
+    wait_for(lambda: only(RollbackEvent, killed), PATIENCE, "the rollback", interval=0.001)
+    kill(killed)
+    workers.resume(killed)
+    finish(killed)
+    assert len(only(RollbackEvent, killed)) == 2
+    assert_verified(audit(workers, killed, whole=True), 2)

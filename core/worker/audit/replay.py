@@ -130,6 +130,8 @@ class Replay:
             self._decide_as_before(parts)
         state.overrides = {name: value for name, value in state.overrides.items() if name in TRAINING}
         state.overrides |= self.span.changes
+        state.spikes.left_out.update(self.span.left_out)
+        state.spikes.rollbacks = max(state.spikes.rollbacks, self.span.rollbacks)
         # A replay is not to end earlier for being slower.
         state.limits = Limits()
         if self.span.rolled_back:

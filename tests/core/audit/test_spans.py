@@ -12,6 +12,7 @@ from core.runs.events import (
     FinishedEvent,
     NoticeEvent,
     PhaseEvent,
+    RollbackEvent,
     SampleEvent,
     StepEvent,
 )
@@ -156,3 +157,50 @@ def test_a_seed_chooses_the_same_of_those_that_can_be_begun() -> None:
     assert len(chosen) == 5
     assert all(span.begin == 0 or span.begin in starts for span in chosen)
     assert chosen != choose(spans, starts, 5, seed=4)
+
+
+def rollback(step: int, first: int, last: int) -> RollbackEvent:
+    return RollbackEvent(step=step, first=first, last=last, loss=9.0)
+
+
+def test_after_a_rollback_for_a_spike_its_steps_are_left_out_and_what_was_before_does_not_count() -> None:
+    events = [
+        start(), *steps(1, 2), checkpoint(2), *steps(3, 3), checkpoint(3), *steps(4, 5), rollback(2, 4, 5),
+        step(3), checkpoint(3), checkpoint(5), step(6), checkpoint(6), *steps(7, 8), rollback(6, 7, 8), step(9),
+        checkpoint(9),
+    ]  # fmt: skip
+    spans = spans_of(events)
+    assert [(span.begin, span.end, span.left_out, span.rollbacks) for span in spans] == [
+        (0, 2, (), 0), (2, 3, (4, 5), 1), (3, 5, (), 0), (5, 6, (), 0), (6, 9, (4, 5, 7, 8), 2),
+    ]  # fmt: skip
+    assert [len(span.script) for span in spans] == [3, 2, 1, 2, 2]
+    assert not any(span.rolled_back for span in spans)
+    assert [span_from(span_to(span)) for span in spans] == spans
+    assert [(span.begin, span.end) for span in join(spans)] == [(0, 2), (2, 6), (6, 9)]
+
+
+def test_a_rollback_directly_before_the_steps_that_are_left_out_goes_on_from_its_checkpoint() -> None:
+    events = [start(), *steps(1, 2), checkpoint(2), *steps(3, 4), rollback(2, 3, 4), *steps(5, 6), checkpoint(6)]
+    assert bounds(events) == [(0, 2), (2, 6)]
+
+
+def test_a_start_goes_on_from_a_checkpoint_over_steps_that_it_leaves_out() -> None:
+    spiked = [start(), *steps(1, 2), checkpoint(2), *steps(3, 5), rollback(2, 4, 5), step(3), checkpoint(3)]
+    assert bounds([*spiked, start(), *steps(6, 7), checkpoint(7)]) == [(0, 2), (2, 3), (3, 7)]
+    # Killed before a checkpoint had it, it meets the spike again.
+    killed = [start(), *steps(1, 2), checkpoint(2), *steps(3, 5), rollback(2, 4, 5), step(3)]
+    again = [start(), *steps(3, 5), rollback(2, 4, 5), step(3), step(6), checkpoint(6)]
+    spans = spans_of([*killed, *again])
+    assert [(span.begin, span.end, span.left_out, span.rollbacks) for span in spans] == [
+        (0, 2, (), 0),
+        (2, 6, (4, 5), 1),
+    ]
+
+
+def test_what_was_set_since_the_checkpoint_stays_in_force_over_two_rollbacks() -> None:
+    events = [
+        start(), *steps(1, 2), control("set", "train.learning_rate = 0.1"), checkpoint(2),
+        control("set", "train.learning_rate = 0.5"), *steps(3, 4), rollback(2, 3, 4), *steps(5, 6), rollback(2, 5, 6),
+        step(7), checkpoint(7),
+    ]  # fmt: skip
+    assert spans_of(events)[1].changes == {"train.learning_rate": 0.5}
