@@ -18,6 +18,7 @@ from core.runs.catalog import RunRow
 from core.runs.energy import Tariff
 from core.runs.history import LogLine, read_history
 from core.runs.names import slug_of
+from core.runs.ranks import Rank
 from core.runs.state import RunState
 from core.runs.store import Run
 from tests.tui.harness import screen_lines, screen_text, wait_for
@@ -347,6 +348,18 @@ def test_the_header_keeps_state_and_heat_of_several_cards(home: Path, width: int
     assert line.cell_length <= width
     for part in ("64/120", "ETA", "71", "°C ok", " GB"):
         assert part in line.plain
+
+
+def test_the_line_of_processes_tells_where_each_is_also_where_it_is_narrow() -> None:
+    hosts = ["tower", "tower", "a-long-name.example.org", "a-long-name.example.org"]
+    found = [Rank(rank=rank, host=host, device=f"cuda:{rank % 2}", heard=99.0) for rank, host in enumerate(hosts)]
+    whole = "4 processes  tower 0 cuda:0, 1 cuda:1 · a-long-name.example.org 2 cuda:0, 3 cuda:1"
+    assert run_lines.ranks(found, 100, 100.0).plain == whole
+    assert run_lines.ranks(found, 76, 100.0).plain == "4 processes  tower 0, 1 · a-long-name.example.org 2, 3"
+    found[3] = replace(found[3], heard=57.0)
+    silent = run_lines.ranks(found, 76, 100.0).plain
+    assert silent == "4 processes  no sign of life for 43s: 3 on a-long-name.example.org"
+    assert run_lines.ranks(found[:1], 76, 100.0).plain == ""
 
 
 def test_energy_has_its_cost_where_the_price_is_known(home: Path) -> None:
