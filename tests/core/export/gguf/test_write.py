@@ -84,6 +84,7 @@ def command_of(process: psutil.Process) -> list[str]:
         return []
 
 
+@pytest.mark.anew
 def test_giving_up_ends_the_processes_and_leaves_nothing(tiny_model_dir: Path, tmp_path: Path, converter: Path) -> None:
     class GivenUpError(Exception):
         pass
@@ -98,6 +99,7 @@ def test_giving_up_ends_the_processes_and_leaves_nothing(tiny_model_dir: Path, t
     assert not [child for child in psutil.Process().children() if "core.worker.export" in " ".join(command_of(child))]
 
 
+@pytest.mark.anew
 def test_a_killed_converter_is_told_in_one_sentence(tiny_model_dir: Path, tmp_path: Path, converter: Path) -> None:
     failures: list[UserError] = []
 

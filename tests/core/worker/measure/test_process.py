@@ -97,6 +97,7 @@ def test_a_field_that_cannot_be_read_is_named() -> None:
     assert "\n" not in one.value.message
 
 
+@pytest.mark.anew
 def test_a_process_without_memory_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measuring, "MEMORY", 64 << 20)
     with pytest.raises(UserError, match="measure") as raised:

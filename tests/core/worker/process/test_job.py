@@ -70,6 +70,7 @@ def test_any_other_failure_is_told_with_what_was_tried(tmp_path: Path) -> None:
     assert failed.value.hint == "Do so."
 
 
+@pytest.mark.anew
 def test_a_module_that_cannot_start_is_told_by_its_last_words() -> None:
     with pytest.raises(
         UserError, match=r"^The quantizer ended with code 1: .*No module named core\.worker\.export\.no"
