@@ -60,6 +60,11 @@ def queue_dir() -> Path:
     return home() / "queue"
 
 
+def devices_dir() -> Path:
+    """Locks of this machine's devices, a file each."""
+    return home() / "devices"
+
+
 def drafts_dir() -> Path:
     """Unsaved work in the app, a file each."""
     return home() / "drafts"

@@ -536,6 +536,10 @@ class LocaltuneApp(App[str]):
     def _restore_requested(self) -> None:
         self.bridge.restore_last()
 
+    @on(messages.TrashRequested)
+    def _trash_requested(self) -> None:
+        self.runs.show_trash()
+
     @on(messages.RunRestored)
     def _run_restored(self, message: messages.RunRestored) -> None:
         self.runs.restored(message.run)

@@ -24,7 +24,7 @@ from tui.settings import LIMIT
 #: The key of the chat pane that does what ``app.ask`` does everywhere; they share keys.
 _ASKS = "chat.write"
 #: Screens that cover the panes; the keys of the app do not work there.
-SCREENS = ("template", "columns", "start", "evaluation", "queue", "compare", "run")
+SCREENS = ("template", "columns", "start", "evaluation", "queue", "trash", "compare", "run")
 SCOPES = ("app", "data", "config", "train", "chat", "runs", *SCREENS)
 
 

@@ -316,6 +316,11 @@ class RestoreRequested(Message):
 
 
 @dataclass
+class TrashRequested(Message):
+    """Request: the runs in the trash."""
+
+
+@dataclass
 class RunRestored(Message):
     """A run has come back from the trash."""
 

@@ -20,6 +20,7 @@ from core.errors import UserError
 from core.helper import describe_end, finding_core, start_detached
 from core.redact import is_secret_name
 from core.runs.after_end import start_again
+from core.runs.device_lock import ALONE_VARIABLE
 from core.runs.lock import LOCK_VARIABLE, try_lock
 from core.runs.process import hostname, is_same_process
 from core.runs.state import RunState, in_words
@@ -56,12 +57,13 @@ def start_run(config: Config, name: str) -> Run:
     return run
 
 
-def launch(run: Run, *, resume: bool = False) -> int:
+def launch(run: Run, *, resume: bool = False, alone: bool = False) -> int:
     """Start the worker of a run, detached: own session, no terminal, output to ``worker.log``.
 
     Args:
         run: A queued run.
         resume: Whether the worker continues from the last checkpoint.
+        alone: Whether it waits until it has its device to itself.
 
     Returns:
         The worker's pid.
@@ -71,13 +73,17 @@ def launch(run: Run, *, resume: bool = False) -> int:
     """
     lock = _lock_or_refuse(run)
     try:
-        return _spawn(run, resume=resume, lock=lock)
+        return _spawn(run, resume=resume, lock=lock, alone=alone)
     finally:
         os.close(lock)
 
 
-def continue_run(run: Run) -> None:
+def continue_run(run: Run, *, alone: bool = False) -> None:
     """Continue an ended run (stopped, failed or lost) from its last checkpoint.
+
+    Args:
+        run: The run.
+        alone: Whether it waits until it has its device to itself.
 
     Raises:
         UserError: If the run is live or finished, or has no checkpoint; nothing is changed then.
@@ -99,7 +105,7 @@ def continue_run(run: Run) -> None:
             beat=None,
         )
         _write_state(run, queued)
-        _spawn(run, resume=True, lock=lock)
+        _spawn(run, resume=True, lock=lock, alone=alone)
     finally:
         os.close(lock)
 
@@ -283,10 +289,11 @@ def _lock_or_refuse(run: Run) -> int:
     return lock
 
 
-def _spawn(run: Run, *, resume: bool, lock: int) -> int:
+def _spawn(run: Run, *, resume: bool, lock: int, alone: bool) -> int:
     try:
         with _open_log(run, resume) as log:
             environment = worker_environment() | _for_ssh(run) | {LOCK_VARIABLE: str(lock)}
+            environment |= {ALONE_VARIABLE: "1" if alone else ""}
             command = worker_command(run, resume=resume)
             child = start_detached(command, log=log, cwd=run.path, environment=environment, pass_fds=(lock,))
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Room on the GPU: whether a run would fit into it now, while other programs use it too."""
+"""Room for a run: whether its device is free, and whether it fits into the GPU while other programs use it too."""
 
 from __future__ import annotations
 
@@ -8,7 +8,22 @@ from dataclasses import replace
 from core.config.schema import Config
 from core.errors import UserError
 from core.memory.plan import Machine, Plan
+from core.runs.device_lock import occupant, run_devices
 from core.units import format_bytes
+
+
+def device_taken(config: Config) -> str | None:
+    """What a run has to wait for on its device, in words: another run, or one that has just ended and still holds
+    memory; None where the device is free. Asks the driver.
+
+    Args:
+        config: Configuration of the run.
+    """
+    try:
+        found = occupant(run_devices(config))
+    except UserError:
+        return None  # its worker says what is wrong with the device
+    return None if found is None else f"the device, which {found} has"
 
 
 def lack_of_room(config: Config) -> str | None:

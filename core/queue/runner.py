@@ -21,7 +21,7 @@ from core.queue import store
 from core.queue.book import Queue
 from core.queue.entry import FOLLOWS, EntryState, QueueEntry
 from core.queue.fate import Fate, continuable, find_fate, live_run, run_of
-from core.queue.room import lack_of_room
+from core.queue.room import device_taken, lack_of_room
 from core.queue.status import own_status
 from core.runs.process import boot_id, hostname
 from core.runs.state import END_STATES, RunState
@@ -140,7 +140,7 @@ class QueueRunner:
         recorded = RunState.read(run.state_path) or RunState(state="queued")
         # The heartbeat of a run that was made before a power cut is old; without a new one it would read as lost.
         replace(recorded, host=hostname(), updated=time.time()).write(run.state_path)
-        launcher.launch(run, resume=bool(complete_checkpoints(run)))
+        launcher.launch(run, resume=bool(complete_checkpoints(run)), alone=True)
         self._say(f"entry {entry.id} is started as {run.id}", entry.id)
         return 0.0
 
@@ -177,7 +177,7 @@ class QueueRunner:
             self._say(f"entry {entry.id} starts anew as {anew}: a reboot ended {run.id} before a checkpoint", entry.id)
             return 0.0
         entry = self._record(entry, continued=here, starts=entry.starts + 1)
-        launcher.continue_run(run)
+        launcher.continue_run(run, alone=True)
         self._say(f"{run.id} goes on from its checkpoint after a reboot", entry.id)
         return 0.0
 
@@ -201,7 +201,7 @@ class QueueRunner:
             config = store.read_entry_config(entry)
         except UserError as error:
             return self._end(entry, "skipped", str(error))
-        if (reason := self._room(config)) is not None:
+        if (reason := device_taken(config) or self._room(config)) is not None:
             return self._await(f"waits for {reason}", entry.id)
         self._wait = self._pace.soonest
         store.change(lambda queue: _claim(queue, entry.id))

@@ -18,6 +18,7 @@ from core.config.schema import Config
 from core.errors import UserError
 from core.notify import Notice, notify
 from core.runs.after_end import after_refusal, way_on
+from core.runs.device_lock import Hold
 from core.runs.events import ControlEvent, FailedEvent, FinishedEvent, StoppedEvent
 from core.runs.lock import hold_worker_lock
 from core.runs.ranks import ranks_path
@@ -31,6 +32,7 @@ from core.worker.parked import ClaimsWatch, parked_run
 from core.worker.process import environment
 from core.worker.process.control import Controls, ControlServer, ParkRequested, StopRequested, install_signals
 from core.worker.process.device_failure import device_failure
+from core.worker.process.devices import hold_devices, shared_device
 from core.worker.process.handover import become
 from core.worker.process.log import log, log_exception, redact_streams
 from core.worker.process.recorder import Recorder
@@ -67,12 +69,18 @@ def main(argv: list[str] | None = None) -> int:
             ranks_path(run).unlink(missing_ok=True)
     if meeting is not None and meeting.rank > 0:
         return follow_first(run, meeting, reports, resume=args.resume)
+    paused = ["--paused"] if args.paused else []
+    begins = meeting is None and not args.parked
     try:
-        if meeting is None and not args.parked and (supervisor := supervisor_of(run, lock, started_with)) is not None:
-            options = [*(["--resume"] if args.resume else []), *(["--paused"] if args.paused else [])]
-            following = supervisor.supervise(options)
+        following: int | list[str]
+        held = hold_devices(run) if begins else Hold()
+        if isinstance(held, str):
+            # It waits as a parked run does: it takes commands, and has loaded nothing.
+            following = ["--parked", held, *paused]
+        elif begins and (supervisor := supervisor_of(run, lock, started_with, held)) is not None:
+            following = supervisor.supervise([*(["--resume"] if args.resume else []), *paused])
         else:
-            following = _worker(run, args, meeting, reports)
+            following = _worker(run, args, meeting, reports, held.beside)
         if isinstance(following, int):
             return following
         if reports.supervisor is not None:
@@ -83,9 +91,11 @@ def main(argv: list[str] | None = None) -> int:
         os.close(lock)
 
 
-def _worker(run: Run, args: argparse.Namespace, meeting: Meeting | None, reports: Reports) -> int | list[str]:
+def _worker(
+    run: Run, args: argparse.Namespace, meeting: Meeting | None, reports: Reports, beside: str
+) -> int | list[str]:
     """Be the worker of a run, the first of its processes where there are several; returns the exit code, or the options
-    of the worker that it goes on as."""
+    of the worker that it goes on as. It may be ``beside`` another run on its device."""
     controls = Controls()
     install_signals(controls)
     try:
@@ -101,6 +111,9 @@ def _worker(run: Run, args: argparse.Namespace, meeting: Meeting | None, reports
     except OSError as error:
         log(f"error: {run.events_path} cannot be written: {error.strerror or error}.")
         return EXIT_CODES["failed"]
+    if beside:
+        notice = shared_device(beside)
+        recorder.warn(notice.code, notice.message, notice.hint)
     return _work(run, recorder, controls, args, meeting, reports)
 
 
@@ -119,7 +132,7 @@ def _work(
         recorder.update(socket=str(server.path))
         config = run.config()
         if args.parked:
-            asked_by = parked_run(config, recorder, controls, args.parked, args.needs).wait()
+            asked_by = parked_run(run, config, recorder, controls, args.parked, args.needs).wait()
             return _go_on(run, recorder, controls, server, asked_by, paused=args.paused)
         final: FinishedEvent = _train(run, config, recorder, controls, args, meeting, reports)
         state, reason = "finished", final.reason
@@ -171,7 +184,7 @@ def _train(
     ClaimsWatch(config.parking, controls, lambda: recorder.device)
     ranks = None
     if meeting is not None:
-        ranks = meet(config, meeting, reports)
+        ranks = meet(run, config, meeting, reports)
         tell_ranks(run, config, recorder, ranks.members, is_supervised=reports.supervisor is not None)
     elif config.hardware.device != "cpu":
         environment.choose_card(config)

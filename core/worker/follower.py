@@ -10,6 +10,7 @@ from typing import Any
 
 from core.config.schema import Config
 from core.errors import UserError
+from core.runs.device_lock import take_beside
 from core.runs.events import RanksEvent
 from core.runs.process import hostname
 from core.runs.ranks import Rank, write_ranks
@@ -19,6 +20,7 @@ from core.worker.distributed.errors import RankLostError
 from core.worker.distributed.rendezvous import Meeting, forget
 from core.worker.process import environment
 from core.worker.process.control import Controls
+from core.worker.process.devices import own_device
 from core.worker.process.log import log, log_exception
 from core.worker.process.recorder import Recorder
 from core.worker.process.reports import Reports
@@ -41,7 +43,7 @@ def follow_first(run: Run, meeting: Meeting, reports: Reports, *, resume: bool) 
 
     def work() -> int:
         config = run.config()
-        ranks = meet(config, meeting, reports)
+        ranks = meet(run, config, meeting, reports)
         from core.worker.train import follow
 
         follow(config, recorder, Controls(), ranks, resume=resume)
@@ -70,7 +72,7 @@ def reporting(reports: Reports, work: Callable[[], int]) -> int:
         return EXIT_CRASHED
 
 
-def meet(config: Config, meeting: Meeting, reports: Reports) -> Any:
+def meet(run: Run, config: Config, meeting: Meeting, reports: Reports) -> Any:
     """Import the libraries and meet the other processes; returns the :class:`~core.worker.distributed.ranks.Ranks`.
 
     Raises:
@@ -80,8 +82,11 @@ def meet(config: Config, meeting: Meeting, reports: Reports) -> Any:
     meeting.keep_inside(os.environ)
     # Libraries that are told of several processes by the environment would meet by themselves.
     forget()
-    if reports.supervisor is None and config.hardware.device != "cpu":
-        environment.choose_card(config, meeting.local)
+    if reports.supervisor is None:
+        if config.hardware.device != "cpu":
+            environment.choose_card(config, meeting.local)
+        # Processes that another program has started: none can wait alone for its card.
+        take_beside([own_device(config, meeting.local)], run.id)
     from core.worker.libraries import import_libraries
 
     import_libraries()

@@ -16,8 +16,10 @@ from core.hardware.snapshot import Device
 from core.hardware.visible import find_gpu
 from core.runs.protocol import refusal
 from core.runs.state import PARKED_BY_HAND
+from core.runs.store import Run
 from core.units import format_bytes
 from core.worker.process.control import Command, Controls, ParkRequested
+from core.worker.process.devices import reason_to_wait
 from core.worker.process.recorder import Recorder
 
 #: Seconds between two looks at who claims the device, in training and while parked.
@@ -60,6 +62,7 @@ class ParkedRun:
         needs: Bytes of memory that it took at its peak; 0 where that is not known.
         free: Free bytes of the device's memory; None where it does not say.
         claim: Who claims the device now.
+        taken: Which run has the device that this one is to have to itself, as the end of a sentence.
     """
 
     config: Config
@@ -69,6 +72,7 @@ class ParkedRun:
     needs: int
     free: Callable[[], int | None] = field(default=lambda: None)
     claim: Callable[[], Claim | None] = field(default=lambda: None)
+    taken: Callable[[], str | None] = field(default=lambda: None)
 
     def wait(self) -> str:
         """Wait until the run can go on; returns who asked for that.
@@ -108,6 +112,8 @@ class ParkedRun:
         """Why the run cannot go on, as the end of a sentence; None if it can."""
         if (claim := self.claim()) is not None:
             return claim.cause
+        if (taken := self.taken()) is not None:
+            return taken
         free = self.free()
         if free is not None and free < self.needs:
             return f"the run needs {format_bytes(self.needs)} of memory, and {format_bytes(free)} are free"
@@ -138,7 +144,7 @@ class ParkedRun:
         return True
 
 
-def parked_run(config: Config, recorder: Recorder, controls: Controls, cause: str, needs: int) -> ParkedRun:
+def parked_run(run: Run, config: Config, recorder: Recorder, controls: Controls, cause: str, needs: int) -> ParkedRun:
     """A parked run that looks at this machine."""
     if config.hardware.device == "cpu":
         recorder.watch(CPU_ONLY)
@@ -152,6 +158,7 @@ def parked_run(config: Config, recorder: Recorder, controls: Controls, cause: st
         needs,
         free=lambda: free_bytes(recorder.device),
         claim=lambda: find_claim(config.parking, time.time(), recorder.device),
+        taken=reason_to_wait(run),
     )
 
 

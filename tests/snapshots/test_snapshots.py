@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from textual.pilot import Pilot
 
+from core.runs.labels import Labels, write_labels
 from tests.snapshots.conftest import MOMENT, Compare, settle, until
 from tests.tui.harness import pane_of, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
@@ -186,3 +187,34 @@ def test_columns(snap_compare: Compare, app: LocaltuneApp, forms_config: Path, s
         await wait_for(pilot, lambda: "2 of the first 3 rows" in screen_text(app))
 
     assert snap_compare(app, terminal_size=SIZES[size], run_before=run)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_trash(
+    snap_compare: Compare, app: LocaltuneApp, private_home: Path, monkeypatch: pytest.MonkeyPatch, size: str
+) -> None:
+    sizes = {
+        "old": 1_270_000_000,
+        "tickets": 78_000_000,
+        "faq-with-a-longer-name-than-there-is-room-for-in-a-narrow-terminal": 78_000_000,
+    }
+    monkeypatch.setattr("core.runs.trash.directory_size", lambda path: sizes[path.name.split("-", 2)[2]])
+    monkeypatch.setattr("tui.screens.trash.free_bytes", lambda: 214_000_000_000)
+    for day, name in enumerate(sizes):
+        (private_home / f"trash/202611{20 + day}-0{day}3000/202611{10 + day}-090000-{name}").mkdir(parents=True)
+    assert snap_compare(app, terminal_size=SIZES[size], run_before=until("3 runs, ", "5", "U"))
+
+
+def test_runs_with_notes_and_costs(
+    snap_compare: Compare, app: LocaltuneApp, private_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("core.runs.figures.directory_size", lambda _: 78_000_000)
+    for number, note in enumerate(("", "best so far, but the answers are too long", "baseline")):
+        script = ScriptedRun(private_home, f"2026112{number}-090000-tickets-{number}", start=MOMENT)
+        tariff = '\n[hardware]\ntariff = 32.0\ncurrency = "EUR"\n'
+        script.run.config_path.write_text(script.run.config_path.read_text() + tariff)
+        script.train_to(40 * (number + 1))
+        script.end("finished", "all steps done")
+        script.write_state(updated=MOMENT - 86400.0 * (3 - number))
+        write_labels(script.run.path, Labels(note=note))
+    assert snap_compare(app, terminal_size=SIZES["200x50"], run_before=until("2m 33s of work", "5"))

@@ -16,7 +16,8 @@ STORM = [(200, 50), (20, 5), (61, 20), (1, 1), (120, 34), (33, 7), (80, 3), (9, 
 #: The keys to each screen from the Runs pane, what is on it at every usual size, and the keys back.
 SCREENS = {
     "the queue": ("Q", "Nothing waits.", "\x1b"),
-    "the trash": ("D", "to the trash", "n"),
+    "a deletion": ("D", "to the trash", "n"),
+    "the trash": ("U", "The trash is empty", "\x1b"),
     "details": ("d", "[Curve]", "\x1b"),
     "runs compared": ("c", "runs compared", "\x1b"),
     "a curve with a cursor": ("\rmo+hh", "┤", "\x1b5"),

@@ -18,6 +18,7 @@ from core.runs.catalog import RunRow
 from core.runs.energy import Tariff
 from core.runs.history import LogLine, read_history
 from core.runs.names import slug_of
+from core.runs.ranks import Rank
 from core.runs.state import RunState
 from core.runs.store import Run
 from tests.tui.harness import screen_lines, screen_text, wait_for
@@ -320,6 +321,45 @@ def test_the_header_says_when_a_card_is_lost_or_its_values_are_old(home: Path) -
         (replace(GPU, temperature_c=None, memory_used=None, problem="it is gone"), "RTX 4090 cannot be read"),
     ):
         assert told in fit(header_segments(AppState(devices=[device]), 1e9, loss=False), 120).plain
+
+
+def test_the_header_shows_all_cards() -> None:
+    second = replace(GPU, index=1, temperature_c=82.0, memory_used=int(23.5e9))
+    other = replace(second, name="NVIDIA RTX A6000", memory_total=48_000_000_000)
+    for devices, told in (
+        ([GPU, second], "2× RTX 4090 71·82 °C near limit  18.2·23.5/24 GB at limit"),
+        ([GPU, other], "2 cards 71·82 °C near limit  41.7/72 GB"),
+        ([GPU, *[second] * 5], "6× RTX 4090 71–82 °C near limit  18.2–23.5/24 GB at limit"),
+        ([GPU, replace(second, age_s=23.0)], "2× RTX 4090 71·82 °C old"),
+        ([GPU, replace(second, problem="it is gone")], "2× RTX 4090 1 of 2 cannot be read"),
+        ([replace(GPU, temperature_c=None, utilization=9.0)] * 2, "2× RTX 4090 9·9%"),
+    ):
+        assert told in fit(header_segments(AppState(devices=devices), 1e9, loss=False), 120).plain
+    narrow = fit(header_segments(AppState(devices=[GPU, second]), 1e9, loss=False), 45).plain
+    assert "82 °C near limit  41.7/48 GB at limit" in narrow
+
+
+@pytest.mark.parametrize("width", [78, 118, 198])
+def test_the_header_keeps_state_and_heat_of_several_cards(home: Path, width: int) -> None:
+    script = ScriptedRun(home)
+    script.train_to(64)
+    script.hardware(GPU, replace(GPU, index=1, temperature_c=64.0))
+    line = fit(header_segments(AppState(view=view_of(script), host="ws1"), 1e9, loss=width < 160), width)
+    assert line.cell_length <= width
+    for part in ("64/120", "ETA", "71", "°C ok", " GB"):
+        assert part in line.plain
+
+
+def test_the_line_of_processes_tells_where_each_is_also_where_it_is_narrow() -> None:
+    hosts = ["tower", "tower", "a-long-name.example.org", "a-long-name.example.org"]
+    found = [Rank(rank=rank, host=host, device=f"cuda:{rank % 2}", heard=99.0) for rank, host in enumerate(hosts)]
+    whole = "4 processes  tower 0 cuda:0, 1 cuda:1 · a-long-name.example.org 2 cuda:0, 3 cuda:1"
+    assert run_lines.ranks(found, 100, 100.0).plain == whole
+    assert run_lines.ranks(found, 76, 100.0).plain == "4 processes  tower 0, 1 · a-long-name.example.org 2, 3"
+    found[3] = replace(found[3], heard=57.0)
+    silent = run_lines.ranks(found, 76, 100.0).plain
+    assert silent == "4 processes  no sign of life for 43s: 3 on a-long-name.example.org"
+    assert run_lines.ranks(found[:1], 76, 100.0).plain == ""
 
 
 def test_energy_has_its_cost_where_the_price_is_known(home: Path) -> None:

@@ -295,9 +295,26 @@ class Runs:
         if (pane := self._desktop.panes.runs) is not None:
             pane.relabel(run, labels)
 
+    def show_trash(self) -> None:
+        """Show the runs in the trash."""
+        from tui.screens.trash import TrashScreen
+
+        def left(has_restored: bool | None) -> None:
+            if has_restored:
+                self._list_anew()
+
+        if not self._desktop.is_covered:
+            # Its answers are where its keys are.
+            self._desktop.clear_notices()
+            self._desktop.open(TrashScreen(), left)
+
     def restored(self, run: Run) -> None:
         """Show a run that has come back from the trash."""
         self._desktop.tell(f"Restored {run.id}.")
+        self._list_anew()
+
+    def _list_anew(self) -> None:
+        """List the runs, as there are others now."""
         self._bridge.look_around()
         if self._desktop.main.slot("runs").display:
             self._bridge.list_runs(on=True)

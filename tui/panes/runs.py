@@ -29,6 +29,7 @@ from tui.messages import (
     RestoreRequested,
     RunsInView,
     ServeRequested,
+    TrashRequested,
 )
 from tui.panes.base import Pane
 from tui.widgets.empty_state import EmptyState
@@ -274,7 +275,7 @@ class RunsPane(Pane):
             allowed = super().check_action(action, parameters)
             has_more = bool(self.query_one(FilterInput).value) or bool(self.query_one(RunList).marked)
             return allowed if action == "filter" else has_more and allowed
-        if action in ("restore", "toggle_archived"):
+        if action in ("restore", "trash", "toggle_archived"):
             return super().check_action(action, parameters)
         if action in ("rename", "tag", "note") and not super().check_action(action, parameters):
             return False
@@ -395,6 +396,10 @@ class RunsPane(Pane):
     def action_restore(self) -> None:
         """Restore the run that was deleted last."""
         self.post_message(RestoreRequested())
+
+    def action_trash(self) -> None:
+        """Show the runs in the trash."""
+        self.post_message(TrashRequested())
 
     def action_continue_run(self) -> None:
         """Continue the run under the cursor."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from textual.content import Content
 
@@ -106,12 +106,21 @@ def ranks(found: Sequence[Rank], width: int, now: float) -> Content:
     if silent := silent_words(found, now):
         text = Content.styled(silent, "$near")
     else:
-        hosts: dict[str, list[str]] = {}
-        for rank in found:
-            hosts.setdefault(rank.host, []).append(f"{rank.rank} {rank.device}".rstrip())
-        parts = [Content.assemble((f"{host} ", "bold"), ", ".join(named)) for host, named in hosts.items()]
-        text = Content(" · ").join(parts)
+        text = _by_machine(found, lambda rank: f"{rank.rank} {rank.device}".rstrip())
+        if head.cell_length + text.cell_length > width:
+            # Which process is where matters more than the number of its card there.
+            text = _by_machine(found, lambda rank: str(rank.rank))
     return (head + text).truncate(max(width, 10), ellipsis=True)
+
+
+def _by_machine(found: Sequence[Rank], name: Callable[[Rank], str]) -> Content:
+    """Processes by machine: ``head 0, 1 · tower 2, 3``."""
+    hosts: dict[str, list[str]] = {}
+    for rank in found:
+        hosts.setdefault(rank.host, []).append(name(rank))
+    return Content(" · ").join(
+        Content.assemble((f"{host} ", "bold"), ", ".join(named)) for host, named in hosts.items()
+    )
 
 
 def state_head(view: RunView, now: float, *, is_short: bool = False) -> Content:

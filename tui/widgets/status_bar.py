@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from textual.content import Content
@@ -21,6 +21,8 @@ from tui.widgets.run_lines import state_head, state_style
 
 #: Seconds after which the values of a driver that does not answer are told to be old.
 OLD_SECONDS = 15.0
+#: Cards whose values are told one by one.
+MOST_LISTED = 4
 
 
 @dataclass(frozen=True)
@@ -146,8 +148,11 @@ def _run_segments(
 
 
 def _device_segments(devices: Sequence[Device]) -> list[Segment]:
-    """Segments of the first device: a GPU where there is one."""
-    device = next((item for item in devices if item.kind != "cpu"), devices[0] if devices else None)
+    """Segments of the devices: of the GPUs where there are any."""
+    cards = [item for item in devices if item.kind != "cpu"]
+    if len(cards) > 1:
+        return _card_segments(cards)
+    device = next(iter(cards), devices[0] if devices else None)
     if device is None:
         return []
     found: list[Segment] = []
@@ -170,6 +175,58 @@ def _device_segments(devices: Sequence[Device]) -> list[Segment]:
         label = "RAM " if device.kind == "cpu" else ""
         found.append(Segment(Content.assemble((label, "$muted"), memory), 4, memory, right=True))
     return found
+
+
+def _card_segments(cards: Sequence[Device]) -> list[Segment]:
+    """Segments of several cards: what each of them has beside the others, with the word of the worst."""
+    names = {short_device_name(card.name) for card in cards}
+    name = f"{len(cards)}× {names.pop()}" if len(names) == 1 else f"{len(cards)} cards"
+    return [*_heat_segments(name, cards), *_memory_segments(cards)]
+
+
+def _heat_segments(name: str, cards: Sequence[Device]) -> Iterator[Segment]:
+    """What cannot be read, else temperatures, else loads; shortened to the hottest card."""
+    lead = (f"{name} ", "$muted")
+    hot = [card for card in cards if card.temperature_c is not None]
+    loads = [f"{card.utilization:.0f}" for card in cards if card.utilization is not None]
+    if unread := sum(bool(card.problem) for card in cards):
+        brief = Content.styled(f"{unread} of {len(cards)} cannot be read", "$limit")
+        yield Segment(Content.assemble(lead, brief), 3, brief, right=True)
+    elif hot:
+        word = _worst(temperature_word(card) for card in hot)
+        is_old = any(card.age_s is not None and card.age_s >= OLD_SECONDS for card in hot)
+        told = ("old", "$near") if is_old else (word, f"${WORD_COLORS[word]}")
+        degrees = [f"{card.temperature_c:.0f}" for card in hot]
+        whole = Content.assemble(lead, f"{_listed(degrees)} °C ", told)
+        yield Segment(whole, 3, Content.assemble(f"{max(degrees, key=float)} °C ", told), right=True)
+    elif loads:
+        yield Segment(Content.assemble(lead, f"{_listed(loads)}%"), 7, right=True)
+
+
+def _memory_segments(cards: Sequence[Device]) -> Iterator[Segment]:
+    """Memory of each card where all are as large, else of all together, to which it is shortened."""
+    filled = [(card.memory_used, card.memory_total) for card in cards if card.memory_used is not None]
+    sizes = [(used / 1e9, total / 1e9) for used, total in filled if total]
+    if not sizes:
+        return
+    word = _worst(memory_word(card) for card in cards if memory_word(card))
+    pressed = (f" {word}", f"${WORD_COLORS[word]}") if word != "ok" else ""
+    together = f"{sum(used for used, _ in sizes):.1f}/{sum(total for _, total in sizes):.0f} GB"
+    totals = {f"{total:.0f}" for _, total in sizes}
+    each = f"{_listed([f'{used:.1f}' for used, _ in sizes])}/{totals.pop()} GB" if len(totals) == 1 else together
+    yield Segment(Content.assemble(each, pressed), 4, Content.assemble(together, pressed), right=True)
+
+
+def _listed(values: Sequence[str]) -> str:
+    """A value of each card, the least and the greatest where there are many: ``71·83``, ``61–74``."""
+    if len(values) <= MOST_LISTED:
+        return "·".join(values)
+    return f"{min(values, key=float)}–{max(values, key=float)}"
+
+
+def _worst(words: Iterable[str]) -> str:
+    """The word of the card that is nearest to its limit."""
+    return max(words, key=list(WORD_COLORS).index)
 
 
 def _steady(device: Device) -> float:

@@ -49,6 +49,7 @@ class RankProcess:
     Args:
         start: How.
         lock: Descriptor of the worker lock, which it holds too: the run is taken until all its processes are gone.
+        devices: Descriptors of the locks of its devices, which are taken as long.
 
     Raises:
         OSError: If it cannot be started.
@@ -56,6 +57,7 @@ class RankProcess:
 
     start: Start
     lock: int
+    devices: Sequence[int] = ()
     reading: int = field(init=False)
     """The pipe with its reports."""
     notices: list[Any] = field(init=False, default_factory=list)
@@ -84,7 +86,7 @@ class RankProcess:
                         LOCK_VARIABLE: str(self.lock),
                     },
                     start_new_session=True,
-                    pass_fds=(writing, self.lock),
+                    pass_fds=(writing, self.lock, *self.devices),
                 )
             finally:
                 os.close(log)

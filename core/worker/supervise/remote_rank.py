@@ -33,6 +33,7 @@ from core.launch.launcher import worker_command, worker_environment
 from core.launch.nodes.agent import REQUEST_LIMIT, configurations
 from core.launch.nodes.network import INTERFACES, SILENCE_SECONDS, interface_of, own_address_towards
 from core.paths import make_private_dir
+from core.runs.device_lock import CPU, take_beside
 from core.runs.process import hostname
 from core.runs.store import Run
 from core.text import one_line
@@ -56,6 +57,8 @@ def main() -> int:
         with rank_directory(request["run"], variables[RANK], config) as run:
             receive(sys.stdin.buffer, request["files"], run.path)
             environment = {**variables, **surroundings(request, config, int(variables[LOCAL_RANK]))}
+            # Its queue on this machine waits; the run itself cannot, as the other machines would wait with it.
+            take_beside([environment.get(VISIBLE) or CPU], run.id)
             with Rank(run, environment, resume=bool(request["resume"])) as rank:
                 return 0 if pass_on(rank, sys.stdin.buffer, output) else 1
     except UserError as error:

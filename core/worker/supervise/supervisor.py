@@ -30,10 +30,12 @@ from core.launch.nodes.network import resolve
 from core.notify import Notice, notify
 from core.runs.after_end import way_on
 from core.runs.append import append_events
+from core.runs.device_lock import Hold
 from core.runs.events import Event, FailedEvent, NoticeEvent
 from core.runs.state import EXIT_CODES, RunState
 from core.runs.store import Run, complete_checkpoints
 from core.worker.distributed.rendezvous import Meeting, file_meeting, tcp_meeting
+from core.worker.process.devices import shared_device
 from core.worker.process.log import log
 from core.worker.supervise.compared import compare_for
 from core.worker.supervise.process import RankProcess, Start
@@ -72,6 +74,8 @@ class Supervisor:
     starts: Starts
     prepare: Callable[[], None] = lambda: None
     """What comes before the first start; may raise a UserError."""
+    devices: Hold = field(default_factory=Hold)
+    """The devices of the processes of this machine, which they hold too."""
     _stops: list[signal.Signals] = field(default_factory=list, init=False)
     _wake: int = field(default=-1, init=False)
 
@@ -86,6 +90,8 @@ class Supervisor:
         """
         with self._hearing_stops():
             try:
+                if self.devices.beside:
+                    self._tell(shared_device(self.devices.beside))
                 self.prepare()
                 return self._go_through(options)
             except UserError as error:
@@ -118,7 +124,7 @@ class Supervisor:
         processes: list[RankProcess] = []
         try:
             for start in self.starts(options, meeting):
-                processes.append(_started(start, self.lock))
+                processes.append(_started(start, self.lock, self.devices.descriptors))
             verdict = self._watch(processes)
             grace = _GRACE_SECONDS if isinstance(verdict, Ended) else _LOST_SECONDS
         except BaseException:
@@ -232,14 +238,14 @@ class Supervisor:
             os.close(writing)
 
 
-def _started(start: Start, lock: int) -> RankProcess:
+def _started(start: Start, lock: int, devices: Sequence[int]) -> RankProcess:
     """A process of the run.
 
     Raises:
         UserError: If it cannot be started.
     """
     try:
-        return RankProcess(start, lock)
+        return RankProcess(start, lock, devices)
     except OSError as error:
         raise UserError(
             f"{start.label} cannot be started: {error.strerror or error}.",
@@ -265,14 +271,18 @@ def _sentence(lost: Lost, words: Words) -> str:
     return f"{label} {lost.what}{words_said}"
 
 
-def supervisor_of(run: Run, lock: int, environment: Mapping[str, str]) -> Supervisor | None:
+def supervisor_of(
+    run: Run, lock: int, environment: Mapping[str, str], devices: Hold | None = None
+) -> Supervisor | None:
     """The supervisor of a run; None where it has one process, or a configuration that its worker will refuse.
 
     Args:
         run: The run.
         lock: Descriptor of the worker lock.
         environment: Of this process as it was started.
+        devices: The devices of this machine that it holds.
     """
+    held = devices or Hold()
     try:
         config = run.config()
         spread = bool(config.distributed.other_hosts)
@@ -283,8 +293,8 @@ def supervisor_of(run: Run, lock: int, environment: Mapping[str, str]) -> Superv
     bare = {name: value for name, value in environment.items() if name not in AGENT_VARIABLES}
     if spread:
         starts = spread_starts(run, config, cards, bare, environment)
-        return Supervisor(run, config, lock, starts, prepare=lambda: compare_for(run, config))
-    return Supervisor(run, config, lock, local_starts(run, cards, bare)) if len(cards) > 1 else None
+        return Supervisor(run, config, lock, starts, prepare=lambda: compare_for(run, config), devices=held)
+    return Supervisor(run, config, lock, local_starts(run, cards, bare), devices=held) if len(cards) > 1 else None
 
 
 def local_starts(run: Run, cards: Sequence[str | None], environment: Mapping[str, str]) -> Starts:

@@ -58,9 +58,9 @@ class FakeWorkers:
         """Run ids in the order of their starts, with whether they went on from a checkpoint."""
         self._locks: dict[str, int] = {}
         monkeypatch.setattr(launcher, "launch", self.launch)
-        monkeypatch.setattr(launcher, "continue_run", lambda run: self.launch(run, resume=True))
+        monkeypatch.setattr(launcher, "continue_run", lambda run, **_: self.launch(run, resume=True))
 
-    def launch(self, run: Run, *, resume: bool = False) -> int:
+    def launch(self, run: Run, *, resume: bool = False, alone: bool = True) -> int:
         """Start a run, with its pid written at once."""
         self.spawn(run, resume=resume)
         self.begin(run)

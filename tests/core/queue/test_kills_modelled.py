@@ -45,7 +45,7 @@ class QueueUnderKills(RuleBasedStateMachine):
         self.patch.setattr(os, "fsync", lambda _: None)
         write, begun = store.write_queue, self.workers.begin
 
-        def spawn_and_begin(run: Run, *, resume: bool = False) -> None:
+        def spawn_and_begin(run: Run, *, resume: bool = False, alone: bool = False) -> None:
             self.act(lambda: self.workers.spawn(run, resume=resume))
             begun(run)
 

@@ -9,7 +9,8 @@ from core.errors import UserError
 from core.launch import launcher
 from core.queue import store
 from core.queue.entry import QueueEntry
-from core.queue.runner import MOST_STARTS, Pace
+from core.queue.runner import MOST_STARTS, Pace, QueueRunner
+from core.runs.device_lock import take_beside
 from core.runs.process import hostname, own_identity
 from core.runs.state import RunState
 from core.runs.store import Run, create_run, list_runs
@@ -131,7 +132,7 @@ def test_a_continuation_that_was_cut_short_is_made_up_for(fakes: FakeWorkers, mo
     fakes.vanish(run, boot="an-earlier-boot")
     with monkeypatch.context() as patch:
 
-        def die(_: Run) -> None:
+        def die(_: Run, **_options: bool) -> None:
             raise KeyboardInterrupt
 
         patch.setattr(launcher, "continue_run", die)
@@ -212,7 +213,7 @@ def test_a_run_that_was_made_long_ago_is_started_all_the_same(
     runner.tick()
     with monkeypatch.context() as patch:
 
-        def die(run: Run, *, resume: bool = False) -> None:
+        def die(run: Run, *, resume: bool = False, alone: bool = False) -> None:
             raise KeyboardInterrupt
 
         patch.setattr(launcher, "launch", die)
@@ -282,7 +283,7 @@ def test_a_start_that_is_refused_since_a_worker_has_the_lock_adopts_it(
     runner = make_runner()
     runner.tick()
 
-    def raced(run: Run, *, resume: bool = False) -> None:
+    def raced(run: Run, *, resume: bool = False, alone: bool = False) -> None:
         fakes.spawn(run)
         raise UserError(f"Run {run.id} already has a worker.")
 
@@ -295,3 +296,13 @@ def test_a_start_that_is_refused_since_a_worker_has_the_lock_adopts_it(
     runner.tick()
     assert states() == {1: "running"}
     assert len(fakes.launched) == 1
+
+
+def test_a_device_that_a_process_still_holds_is_waited_for(fakes: FakeWorkers) -> None:
+    add("a")
+    held, told = take_beside(["cpu"], "ended-just-now"), list[str]()
+    assert QueueRunner(told.append).tick() == Pace().soonest
+    assert (states(), told) == ({1: "waiting"}, ["waits for the device, which another run has"])
+    held.release()
+    begin_next(fakes)
+    assert states() == {1: "running"}

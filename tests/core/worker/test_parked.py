@@ -129,7 +129,7 @@ def test_the_watch_asks_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_free_memory_is_that_of_the_run_s_device(recorder: Recorder) -> None:
-    waiting = parked_run(config(), recorder, Controls(), PARKED_BY_HAND, 1)
+    waiting = parked_run(recorder.run, config(), recorder, Controls(), PARKED_BY_HAND, 1)
     free = wait_for(waiting.free, 20, "a reading")
     assert free is not None
     assert 0 < free < 1 << 50

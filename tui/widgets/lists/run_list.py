@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from core.runs.labels import Labels
 
 _HEADER_ROWS = 1
+#: Blanks after a column.
+_GAP = 2
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,13 @@ class _Column:
     """Priority: columns with low numbers get their room first, those with 0 always."""
     sort: str = ""
     """Its name as a column to sort by; empty for none."""
+    least: int = 0
+    """Least width where there is little room; 0 where it has one width only."""
+
+    @property
+    def narrowest(self) -> int:
+        """The columns that it takes at least, with the gap after it."""
+        return (self.least or self.width) + _GAP
 
 
 def _state(row: RunRow, _figures: RunFigures | None, _now: float) -> str:
@@ -104,6 +113,10 @@ def _energy(_row: RunRow, figures: RunFigures | None, _now: float) -> str:
     return "–" if figures.energy_wh is None else f"{format_number(figures.energy_wh)} Wh"
 
 
+def _cost(row: RunRow, figures: RunFigures | None, _now: float) -> str:
+    return (row.tariff.words(figures.energy_wh) or "–") if figures is not None else ""
+
+
 def _exact(_row: RunRow, figures: RunFigures | None, _now: float) -> str:
     return format_fixed(figures.exact_match, 2) if figures is not None else ""
 
@@ -125,9 +138,9 @@ def _note(row: RunRow, _figures: RunFigures | None, _now: float) -> str:
 _COLUMNS = (
     _Column("state", 10, _state, sort="state"),
     _Column("run", 24, _name, sort="name"),
-    _Column("model", 16, _model, priority=7, sort="model"),
+    _Column("model", 16, _model, priority=7, sort="model", least=10),
     _Column("method", 10, _method, priority=6, sort="method"),
-    _Column("data", 14, _data, priority=9, sort="data"),
+    _Column("data", 14, _data, priority=9, sort="data", least=9),
     _Column("lr·batch", 9, _options, right=True, priority=13),
     _Column("step", 11, _steps, right=True, sort="step"),
     _Column("loss", 7, _loss, right=True, priority=2, sort="loss"),
@@ -135,11 +148,14 @@ _COLUMNS = (
     _Column("exact", 5, _exact, right=True, priority=10),
     _Column("tok/s", 7, _speed, right=True, priority=3, sort="speed"),
     _Column("energy", 8, _energy, right=True, priority=4, sort="energy"),
+    _Column("cost", 10, _cost, right=True, priority=4),
     _Column("took", 7, _took, right=True, priority=11, sort="took"),
     _Column("size", 7, _size, right=True, priority=12, sort="size"),
     _Column("age", 8, _age, right=True, priority=5, sort="started"),
-    _Column("note", 16, _note, priority=8),
+    _Column("note", 16, _note, priority=8, least=8),
 )
+#: The priority of the energy where its cost is known, which tells the same to whom it matters.
+_ENERGY_BESIDE_COST = 10
 #: Most columns by which a wide list widens the names, and the notes.
 _WIDER_NAME, _WIDER_NOTE = 14, 40
 
@@ -192,7 +208,7 @@ class RunList(ScrollView, can_focus=True):
         self._cursor = 0
         self._marked: dict[str, None] = {}
         self._sorted = (DEFAULT_SORT, True)
-        self._has_notes = False
+        self._has_notes = self._has_costs = False
 
     @property
     def marked(self) -> Sequence[RunRow]:
@@ -270,8 +286,9 @@ class RunList(ScrollView, can_focus=True):
         before, chosen = self._rows, self.selected
         self._rows = rows
         has_notes = any(label_words(row.labels) for row in rows)
-        if has_notes != self._has_notes:
-            self._has_notes = has_notes
+        has_costs = any(row.tariff.per_kwh is not None for row in rows)
+        if (has_notes, has_costs) != (self._has_notes, self._has_costs):
+            self._has_notes, self._has_costs = has_notes, has_costs
             self.refresh()
         if chosen is not None:
             same = next((i for i, row in enumerate(rows) if row.run.id == chosen.run.id), None)
@@ -327,23 +344,38 @@ class RunList(ScrollView, can_focus=True):
         self.post_message(self.Moved())
 
     def _columns(self) -> list[tuple[_Column, int]]:
-        """The columns that fit, with their widths; remaining room goes to the run's id."""
+        """The columns that fit, with their widths. Room that is left goes to texts that are cut, to the run's id and to
+        the notes."""
         room = self.scrollable_content_region.width - 1
-        chosen: set[str] = set()
+        chosen: list[_Column] = []
         used = 0
+        for column in sorted(_COLUMNS, key=self._rank):
+            if self._is_told(column) and (column.priority == 0 or used + column.narrowest <= room):
+                chosen.append(column)
+                used += column.narrowest
+        spare = max(room - used, 0)
+        widths: dict[str, int] = {}
+        for column in chosen:
+            more = min(spare, column.width + _GAP - column.narrowest)
+            widths[column.title] = column.narrowest - _GAP + more
+            spare -= more
+        for title, most in (("run", _WIDER_NAME), ("note", _WIDER_NOTE)):
+            if title in widths:
+                more = min(spare, most)
+                widths[title] += more
+                spare -= more
+        return [(column, widths[column.title]) for column in _COLUMNS if column.title in widths]
+
+    def _is_told(self, column: _Column) -> bool:
+        """Whether any run says something in a column."""
+        return {"note": self._has_notes, "cost": self._has_costs}.get(column.title, True)
+
+    def _rank(self, column: _Column) -> tuple[bool, int]:
+        """The place of a column among those that want room."""
         # A column that is sorted by is seen, but for that of the usual order.
         wanted = self._sorted[0] if self._sorted[0] != DEFAULT_SORT else ""
-        for column in sorted(_COLUMNS, key=lambda column: (not wanted or column.sort != wanted, column.priority)):
-            if column.title == "note" and not self._has_notes:
-                continue
-            if column.priority == 0 or used + column.width + 2 <= room:
-                chosen.add(column.title)
-                used += column.width + 2
-        columns = [column for column in _COLUMNS if column.title in chosen]
-        spare = max(room - used, 0)
-        wider = {"run": min(spare, _WIDER_NAME)}
-        wider["note"] = min(spare - wider["run"], _WIDER_NOTE)
-        return [(column, column.width + wider.get(column.title, 0)) for column in columns]
+        is_doubled = column.title == "energy" and self._has_costs
+        return not wanted or column.sort != wanted, _ENERGY_BESIDE_COST if is_doubled else column.priority
 
     def _title(self, column: _Column) -> str:
         """The title of a column, with an arrow where the rows are sorted by it."""

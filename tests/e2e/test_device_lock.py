@@ -1,0 +1,116 @@
+"""Real workers that want the same device: one of the queue waits, one that was started by hand goes on beside."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from core.errors import UserError
+from core.launch import launcher
+from core.runs.client import ControlClient
+from core.runs.device_lock import occupant
+from core.runs.state import RunState
+from core.runs.store import Run, create_run
+from tests.waiting import wait_for
+
+from .workers import (
+    PATIENCE,
+    Workers,
+    exit_code,
+    finish,
+    kill,
+    log,
+    notice_codes,
+    steps,
+    wait_until_step,
+)
+
+#: A run of a few steps without anything between them.
+SHORT: dict[str, dict[str, Any]] = {
+    "eval": {"every_steps": None},
+    "checkpoint": {"every_steps": None},
+    "parking": {"calm": 0},
+}
+
+
+def start_alone(workers: Workers, name: str, steps_: int = 3, **sections: dict[str, Any]) -> Run:
+    """Start a run as the queue does."""
+    config = workers.config(**SHORT, train={"max_steps": steps_}, **sections)
+    with workers.environment():
+        run = create_run(config, name)
+        launcher.launch(run, alone=True)
+    workers.runs.append(run)
+    return run
+
+
+def wait_until_waiting(run: Run) -> RunState:
+    """Wait until a run waits for its device, and takes commands there."""
+
+    def waiting() -> RunState | None:
+        state = run.state()
+        assert not state.is_over, (state, log(run))
+        return state if "has the device" in state.parked and state.socket is not None else None
+
+    state = wait_for(waiting, PATIENCE, f"{run.id} to wait")
+    assert state is not None
+    return state
+
+
+def test_a_run_of_the_queue_waits_for_one_by_hand_and_goes_on_by_itself(workers: Workers) -> None:
+    by_hand = workers.start("hand", **SHORT, train={"max_steps": 10_000})
+    wait_until_step(by_hand, 1)
+    queued = start_alone(workers, "queued")
+    assert wait_until_waiting(queued).parked == f"{by_hand.id} has the device"
+    with ControlClient(queued, timeout=PATIENCE) as client, pytest.raises(UserError, match="has the device"):
+        client.request("resume")
+    assert not steps(queued)
+    kill(by_hand)
+    finish(queued)
+    assert len(steps(queued)) == 3
+    assert log(queued).count("== worker started anew") == 2
+    with workers.environment():
+        assert occupant(["cpu"]) is None
+
+
+def test_one_that_waits_can_be_stopped_and_loads_nothing(workers: Workers) -> None:
+    by_hand = workers.start("hand", **SHORT, train={"max_steps": 10_000})
+    wait_until_step(by_hand, 1)
+    queued = start_alone(workers, "queued", distributed={"processes": 2})
+    wait_until_waiting(queued)
+    with ControlClient(queued, timeout=PATIENCE) as client:
+        client.request("stop")
+    assert exit_code(queued) == 3
+    assert queued.state().state == "stopped"
+    assert not (queued.path / "worker-rank1.log").exists()
+
+
+def test_one_by_hand_trains_beside_one_of_the_queue_with_a_warning(workers: Workers) -> None:
+    queued = start_alone(workers, "queued", 10_000)
+    wait_until_step(queued, 1)
+    by_hand = workers.start("hand", **SHORT, train={"max_steps": 2})
+    finish(by_hand)
+    assert notice_codes(by_hand).count("shared_device") == 1
+    assert "shared_device" not in notice_codes(queued)
+    with workers.environment():
+        assert occupant(["cpu"]) == queued.id
+
+
+def test_a_parked_run_has_given_its_device_back_to_one_of_the_queue(workers: Workers) -> None:
+    by_hand = workers.start("hand", **SHORT, train={"max_steps": 10_000})
+    wait_until_step(by_hand, 1)
+    with ControlClient(by_hand, timeout=PATIENCE) as client:
+        client.request("park")
+    wait_for(lambda: by_hand.state().parked, PATIENCE, "the run to be parked")
+    queued = start_alone(workers, "queued")
+    finish(queued)
+    assert log(queued).count("== worker started anew") == 0
+
+
+def test_the_processes_of_a_run_hold_its_device_together(workers: Workers) -> None:
+    run = start_alone(workers, "two", 10_000, distributed={"processes": 2})
+    wait_until_step(run, 1)
+    with workers.environment():
+        assert occupant(["cpu"]) == run.id
+        kill(run)  # the supervisor: the kernel ends its processes
+        wait_for(lambda: occupant(["cpu"]) is None, PATIENCE, "the device to be free")

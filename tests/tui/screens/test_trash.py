@@ -1,0 +1,94 @@
+"""The trash in the app: what was deleted comes back, whichever it was, or is gone for good after a yes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from textual.pilot import Pilot
+
+from core.runs.store import Run
+from core.runs.trash import list_trash, trash_run
+from tests.tui.harness import asks, pane_of, screen_text, wait_for
+from tests.tui.scripted_run import ScriptedRun
+from tui.app import LocaltuneApp
+from tui.screens.trash import TrashScreen
+
+NAMES = ("20261101-000001-first", "20261102-000002-second", "20261103-000003-third")
+
+
+@pytest.fixture
+def runs(home: Path) -> list[Run]:
+    """Three runs in the trash, the last one deleted last, and one that is not."""
+    made = []
+    for name in (*NAMES, "20261104-000004-kept"):
+        script = ScriptedRun(home, name)
+        script.train_to(5)
+        script.end("finished", "all steps done")
+        made.append(script.run)
+    for run in made[:3]:
+        trash_run(run)
+    return made
+
+
+async def show(pilot: Pilot[Any], app: LocaltuneApp) -> None:
+    """Open the trash from the Runs pane."""
+    await wait_for(pilot, lambda: app.state.view is not None and pane_of(app, "runs") is not None)
+    await pilot.press("5")
+    await wait_for(pilot, lambda: "5 Runs · 1" in screen_text(app))
+    await pilot.press("U")
+    await wait_for(pilot, lambda: isinstance(app.screen, TrashScreen))
+
+
+@pytest.mark.parametrize("size", [(80, 24), (200, 50)])
+async def test_any_run_in_the_trash_is_restored_and_listed(runs: list[Run], size: tuple[int, int]) -> None:
+    app = LocaltuneApp()
+    async with app.run_test(size=size) as pilot:
+        await show(pilot, app)
+        await wait_for(pilot, lambda: "3 runs, " in screen_text(app))
+        shown = screen_text(app)
+        assert shown.index("third") < shown.index("second") < shown.index("first")
+        assert "free on this disk" in shown
+        await pilot.press("j", "enter")
+        await wait_for(pilot, lambda: "Restored 20261102-000002-second." in screen_text(app))
+        assert runs[1].path.is_dir()
+        await wait_for(pilot, lambda: "2 runs, " in screen_text(app))
+        await pilot.press("escape")
+        await wait_for(pilot, lambda: "5 Runs · 2" in screen_text(app))
+
+
+async def test_what_is_deleted_for_good_is_asked_first(runs: list[Run]) -> None:
+    app = LocaltuneApp()
+    async with app.run_test(size=(100, 30)) as pilot:
+        await show(pilot, app)
+        await wait_for(pilot, lambda: "3 runs, " in screen_text(app))
+        await pilot.press("D")
+        await wait_for(pilot, lambda: asks(app, "delete 20261103-000003-third for good"))
+        await pilot.press("n")
+        await wait_for(pilot, lambda: isinstance(app.screen, TrashScreen))
+        assert len(list_trash()) == 3
+        await pilot.press("D")
+        await wait_for(pilot, lambda: asks(app, "delete 20261103-000003-third for good"))
+        await pilot.press("y")
+        await wait_for(pilot, lambda: "freed." in screen_text(app) and "2 runs, " in screen_text(app))
+        assert [item.id for item in list_trash()] == [NAMES[1], NAMES[0]]
+        await pilot.press("E")
+        await wait_for(pilot, lambda: asks(app, "delete all of them for good"))
+        await pilot.press("y")
+        await wait_for(pilot, lambda: "The trash is empty" in screen_text(app))
+        assert list_trash() == []
+        # Keys about a run do nothing without one.
+        await pilot.press("enter", "D", "E")
+        assert isinstance(app.screen, TrashScreen)
+
+
+async def test_a_run_whose_id_is_taken_again_stays_and_says_why(runs: list[Run]) -> None:
+    runs[2].path.mkdir()
+    app = LocaltuneApp()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await show(pilot, app)
+        await wait_for(pilot, lambda: "3 runs, " in screen_text(app))
+        await pilot.press("enter")
+        await wait_for(pilot, lambda: "There is a run 20261103-000003-third again." in screen_text(app))
+        assert len(list_trash()) == 3

@@ -1,0 +1,234 @@
+"""The trash: the runs that were deleted, with their sizes, to restore or to delete for good."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from textual import on, work
+from textual.app import ComposeResult
+from textual.binding import BindingType
+from textual.containers import Vertical
+from textual.content import Content
+from textual.message import Message
+from textual.widgets import OptionList
+from textual.widgets.option_list import Option
+
+from core.errors import UserError
+from core.runs.trash import TrashedRun, free_bytes, list_trash, remove_trashed, restore_run, sweep_trash
+from core.text import one_line
+from core.units import format_bytes, format_moment
+from tui.keys import bindings
+from tui.screens.choice import Choice, ChoiceDialog
+from tui.screens.overlay import Overlay, key_line
+from tui.shell import shell_of
+from tui.widgets.lists.choice_list import ChoiceList
+from tui.widgets.strips import fit
+from tui.widgets.text_block import TextBlock
+
+#: Columns of a line without the run: its size, and when it was deleted.
+_SIZE, _TIME = 9, 26
+_FOR_GOOD = "for good"
+
+
+@dataclass(frozen=True)
+class TrashRow:
+    """A run in the trash, with its bytes on the disk."""
+
+    item: TrashedRun
+    size: int
+
+
+@dataclass
+class TrashRead(Message):
+    """The trash has been read; ``free`` are the free bytes of its disk, if they can be told."""
+
+    rows: Sequence[TrashRow]
+    free: int | None
+
+
+class TrashScreen(Overlay[bool]):
+    """The screen of the trash; returns whether a run was restored."""
+
+    DEFAULT_CSS = """
+    TrashScreen {
+        align: center middle; background: $background 60%;
+        & > Vertical {
+            width: 100; max-width: 96%; height: auto; max-height: 90%; padding: 0 1;
+            border: round $border-focus; border-title-style: bold; background: $surface;
+        }
+        & #room { margin-bottom: 1; }
+        & ChoiceList { height: auto; max-height: 24; min-height: 4; }
+        & #answer { height: 2; margin-top: 1; }
+    }
+    """
+    SCOPE = "trash"
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings("trash")]
+    AUTO_FOCUS = "ChoiceList"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._rows: Sequence[TrashRow] = ()
+        self._has_restored = False
+        self._turn = asyncio.Lock()
+
+    def compose(self) -> ComposeResult:
+        """What the trash takes, its runs, the answer to the last key, the keys."""
+        with Vertical() as box:
+            box.border_title = Content("Trash")
+            yield TextBlock(Content.styled("reading …", "$muted"), id="room")
+            yield ChoiceList()
+            yield TextBlock(Content(" "), id="answer")
+            yield TextBlock(id="keys")
+
+    def on_mount(self) -> None:
+        """Read the trash."""
+        keys = shell_of(self).keys
+        names = ("restore", "remove", "empty", "back")
+        pairs = [(keys[f"trash.{name}"].display, keys[f"trash.{name}"].description) for name in names]
+        self.query_one("#keys", TextBlock).show(key_line(pairs))
+        self._look()
+
+    def on_resize(self) -> None:
+        """Lines are as wide as there is room."""
+        self._show_rows()
+
+    @work(thread=True, group="trash-look", exclusive=True)
+    def _look(self) -> None:
+        rows = [TrashRow(item, item.size) for item in list_trash()]
+        self.post_from_thread(TrashRead(rows, free_bytes()))
+
+    @on(TrashRead)
+    def _show(self, message: TrashRead) -> None:
+        message.stop()
+        self._rows = message.rows
+        free = f" · free on this disk: {format_bytes(message.free)}" if message.free is not None else ""
+        said = f"{_amount(self._rows)}{free}" if self._rows else f"The trash is empty{free}"
+        self.query_one("#room", TextBlock).show(Content.styled(said, "$muted"))
+        self._show_rows()
+
+    def _show_rows(self) -> None:
+        options = self._options
+        here, width = options.highlighted or 0, max(options.size.width, 40)
+        options.clear_options()
+        options.add_options([Option(_line(row, width)) for row in self._rows])
+        if self._rows:
+            options.highlighted = min(here, len(self._rows) - 1)
+
+    @property
+    def _options(self) -> ChoiceList:
+        return self.query_one(ChoiceList)
+
+    @property
+    def _row(self) -> TrashRow | None:
+        """The run under the cursor."""
+        place = self._options.highlighted
+        return self._rows[place] if place is not None and place < len(self._rows) else None
+
+    def _say(self, text: str, style: str = "$muted") -> None:
+        # A blank keeps the line, so that nothing moves.
+        self.query_one("#answer", TextBlock).show(Content.styled(one_line(text, 400) or " ", style))
+
+    # Keys.
+
+    def action_move(self, lines: int) -> None:
+        """Move the cursor."""
+        if lines > 0:
+            self._options.action_cursor_down()
+        else:
+            self._options.action_cursor_up()
+
+    def action_back(self) -> None:
+        """Leave the screen."""
+        self.dismiss(self._has_restored)
+
+    @on(OptionList.OptionSelected)
+    def _selected(self, message: OptionList.OptionSelected) -> None:
+        message.stop()
+        self.action_restore()
+
+    def action_restore(self) -> None:
+        """Move the run under the cursor back among the runs."""
+        if (row := self._row) is None:
+            return
+
+        async def restore() -> str:
+            run = await asyncio.to_thread(restore_run, row.item)
+            self._has_restored = True
+            return f"Restored {run.id}."
+
+        self._do(restore)
+
+    def action_remove(self) -> None:
+        """Delete the run under the cursor for good, after a question."""
+        if (row := self._row) is not None:
+            self._delete([row], is_whole=False)
+
+    def action_empty(self) -> None:
+        """Delete all of them for good, after a question."""
+        if self._rows:
+            self._delete(self._rows, is_whole=True)
+
+    def _delete(self, rows: Sequence[TrashRow], *, is_whole: bool) -> None:
+        async def delete() -> str:
+            if await self.app.push_screen_wait(_question(rows)) != _FOR_GOOD:
+                return ""
+            return await asyncio.to_thread(_remove, rows, is_whole=is_whole)
+
+        self._do(delete)
+
+    @work(group="trash-change")
+    async def _do(self, what: Callable[[], Awaitable[str]]) -> None:
+        """Carry out a key, one after the other; then read the trash again."""
+        async with self._turn:
+            try:
+                said = await what()
+            except UserError as error:
+                self._say(str(error), "$near")
+            else:
+                self._say(said)
+        self._look()
+
+
+def _remove(rows: Sequence[TrashRow], *, is_whole: bool) -> str:
+    """Delete runs for good, and say what was freed.
+
+    Raises:
+        UserError: If one is not deleted, or not all of it; the others are all the same.
+    """
+    freed, failure = 0, None
+    for row in rows:
+        try:
+            remove_trashed(row.item)
+            freed += row.size
+        except UserError as error:
+            failure = failure or error
+    if is_whole:
+        sweep_trash()
+    if failure is not None:
+        raise failure
+    return f"{format_bytes(freed)} freed."
+
+
+def _question(rows: Sequence[TrashRow]) -> ChoiceDialog:
+    what = one_line(rows[0].item.id, 60) if len(rows) == 1 else "all of them"
+    text = Content.assemble((_amount(rows), "bold"), ". They cannot be restored then." if len(rows) > 1 else ".")
+    choices = [Choice("n", "", "keep"), Choice("y", _FOR_GOOD, f"delete {what} for good")]
+    return ChoiceDialog("Delete for good", text, choices, alarm=True)
+
+
+def _amount(rows: Sequence[TrashRow]) -> str:
+    count = f"{len(rows)} run{'' if len(rows) == 1 else 's'}"
+    return f"{count}, {format_bytes(sum(row.size for row in rows))}"
+
+
+def _line(row: TrashRow, width: int) -> Content:
+    """A run in one line: its id, its size, when it was deleted."""
+    when = f"deleted {format_moment(row.item.deleted, '%Y-%m-%d %H:%M')}" if row.item.deleted else ""
+    return Content.assemble(
+        fit(one_line(row.item.id, 300), max(width - _SIZE - _TIME - 3, 12)),
+        f" {format_bytes(row.size):>{_SIZE}}",
+        (f"  {when}", "$muted"),
+    )
