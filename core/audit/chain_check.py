@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from core.audit.result import ChainResult, Difference
+from core.config.changed import changed_options
 from core.config.schema import Config
 from core.errors import UserError
 from core.runs.chain import CHAIN_NAME, SHORT, DamagedLinkError, Link, canonical, read_links, seal_events
@@ -290,32 +291,17 @@ def _changed_options(run: Run, sealed: Sealed) -> list[Difference]:
         present = run.config().model_dump(mode="json", exclude_defaults=True)
     except UserError as error:
         return [Difference(what=f"run.toml cannot be used: {error.message}", file="run.toml")]
-    found = []
-    for name, before, now in _different(configs[-1], present):
-        found.append(
-            Difference(
-                what=f"run.toml: {name} was {_shown(before)} and is {_shown(now)}.",
-                file="run.toml",
-                tensor=name,
-                recorded=_shown(before),
-                found=_shown(now),
-            )
+    found = [
+        Difference(
+            what=f"run.toml: {option}.",
+            file="run.toml",
+            tensor=option.name,
+            recorded=option.before_in_words,
+            found=option.now_in_words,
         )
+        for option in changed_options(configs[-1], present)
+    ]
     return found[:_MOST]
-
-
-def _different(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    for section in sorted({*before, *now}):
-        old, new = before.get(section, {}), now.get(section, {})
-        if not isinstance(old, dict) or not isinstance(new, dict):
-            continue
-        for key in sorted({*old, *new}):
-            if old.get(key) != new.get(key):
-                yield f"{section}.{key}", old.get(key), new.get(key)
-
-
-def _shown(value: Any) -> str:
-    return "as always" if value is None else one_line(json.dumps(value, ensure_ascii=False), 200)
 
 
 def sealed_config(sealed: Sealed) -> Config | None:

@@ -23,7 +23,7 @@ from core.audit.spans import Span, choose, join, spans_of
 from core.config.schema import Config
 from core.directories import disk_error
 from core.errors import UserError
-from core.helper import Helper, describe_end, finding_core
+from core.helper import Helper, HelperProgress, describe_end, finding_core
 from core.launch.launcher import worker_environment
 from core.runs.events import Event, RanksEvent
 from core.runs.state import in_words
@@ -43,21 +43,6 @@ _SEVERAL = "The run was computed by several processes, whose sums are not made i
 
 class AuditCancelledError(Exception):
     """The audit was closed before it was done; nothing of it remains."""
-
-
-@dataclass(frozen=True)
-class AuditProgress:
-    """Progress of an audit.
-
-    Args:
-        activity: What is being done, in a few words.
-        done: How much of it, where that is counted; else None.
-        total: Of how much.
-    """
-
-    activity: str
-    done: int | None = None
-    total: int | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +72,7 @@ class AuditJob:
         self._helper: Helper | None = None
         self._is_closed = False
 
-    def run(self, progress: Callable[[AuditProgress], None] = lambda _: None) -> Audit:
+    def run(self, progress: Callable[[HelperProgress], None] = lambda _: None) -> Audit:
         """Make the audit.
 
         Args:
@@ -99,7 +84,7 @@ class AuditJob:
         """
         began = time.monotonic()
         refuse_live(self._run)
-        progress(AuditProgress("checking the chain"))
+        progress(HelperProgress("checking the chain"))
         sealed = read_sealed(self._run)
         chain = check_chain(self._run, sealed)
         plan = self._plan(sealed, chain)
@@ -158,7 +143,7 @@ class AuditJob:
         chosen = sorted({span.end: span for span in [*chosen, *first]}.values(), key=lambda span: span.end)
         return _Plan(chosen, config, sealed, manifests, notes)
 
-    def _execute(self, plan: _Plan, work: Path, progress: Callable[[AuditProgress], None]) -> dict[str, Any]:
+    def _execute(self, plan: _Plan, work: Path, progress: Callable[[HelperProgress], None]) -> dict[str, Any]:
         starts = [plan.sealed.start_of(span.end) for span in plan.spans]
         known = plan.sealed.starts
         job = {
@@ -188,7 +173,7 @@ class AuditJob:
             return self._helper
 
     def _follow(
-        self, helper: Helper, job: dict[str, Any], log: IO[bytes], progress: Callable[[AuditProgress], None]
+        self, helper: Helper, job: dict[str, Any], log: IO[bytes], progress: Callable[[HelperProgress], None]
     ) -> dict[str, Any]:
         with contextlib.suppress(OSError, ValueError):  # it died or was closed: its missing answer tells
             helper.send(json.dumps(job).encode() + b"\n")
@@ -198,7 +183,7 @@ class AuditJob:
             if "error" in answer:
                 raise UserError(one_line(answer["error"]), one_line(answer["hint"]))
             told = answer["progress"]
-            progress(AuditProgress(one_line(told["activity"], 100), told["done"], told["total"]))
+            progress(HelperProgress(one_line(told["activity"], 100), told["done"], told["total"]))
         if self._is_closed:
             raise AuditCancelledError
         raise _death(helper.end(), log)

@@ -13,8 +13,8 @@ from core.commands.parser import whole_or_none
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from core.audit.job import AuditProgress
     from core.audit.result import Audit, Difference, SpanResult
+    from core.helper import HelperProgress
 
 #: Exit code of a run that is not what was recorded.
 EXIT_DIFFERS = 6
@@ -118,7 +118,7 @@ def _tell(difference: Difference) -> str:
     return f"{difference.what}{values}"
 
 
-def progress_words(progress: AuditProgress) -> str:
+def progress_words(progress: HelperProgress) -> str:
     """Progress in words: what is being done, and how far it is."""
     if progress.done is None:
         return f"{progress.activity} …"

@@ -145,7 +145,7 @@ def test_a_changed_option_is_named_and_the_run_is_executed_with_its_own(honest: 
     run.config_path.write_text(text.replace("learning_rate = 0.005", "learning_rate = 0.006"))
     assert run.config_path.read_text() != text
     found = audit(workers, run, spans=1)
-    assert sentences(found) == ["run.toml: train.learning_rate was 0.005 and is 0.006."]
+    assert sentences(found) == ["run.toml: train.learning_rate changed from 0.005 to 0.006."]
     assert [span.outcome for span in found.spans] == ["equal"]
     assert found.verdict == "differs"
 

@@ -164,7 +164,8 @@ class Replay:
                 continue
             for name in sorted({*recorded, *present}):
                 if recorded.get(name) != present.get(name):
-                    self._changed.append(f"{name} was {recorded.get(name) or 'absent'} and is {present.get(name)}")
+                    before, here = recorded.get(name) or "none", present.get(name) or "none"
+                    self._changed.append(f"{name} changed from {before} to {here}")
 
     def _compare(self, copies: Path, step: int) -> list[Difference]:
         again = verify_checkpoint(copies / checkpoint_name(step))

@@ -145,7 +145,7 @@ def test_options_and_result_are_named(run: Run) -> None:
     run.config_path.write_text(dump_config(changed))
     (run.adapter_path / "adapter_model.safetensors").write_bytes(b"better")
     assert told(run) == [
-        "run.toml: train.learning_rate was as always and is 0.001.",
+        "run.toml: train.learning_rate changed from 2e-4 (the default) to 0.001.",
         "adapter/adapter_model.safetensors is not what was written: its SHA-256 is another.",
     ]
 
