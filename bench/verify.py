@@ -70,7 +70,10 @@ KINDS: dict[str, Sections] = {
     "kto": {"train": {"objective": "kto", "learning_rate": 1e-3}},
     "orpo": {"train": {"objective": "orpo", "learning_rate": 1e-3}},
     "early stopping": {"eval": {"every_steps": 1, "patience": 2, "min_delta": 5.0}},
-    "rows that are cut": {"train": {"max_length": 64, "batch_size": 6}, "data": {"overlong": "truncate"}},
+    "rows that are cut": {
+        "train": {"max_length": 64, "batch_size": 6},
+        "data": {"overlong": "truncate", "allow": "nothing_supervised"},
+    },
 }
 #: Options that are drawn beside a kind, each for one run in four; those that do not go with it are left out.
 OPTIONS: tuple[tuple[str, str, Any], ...] = (
@@ -157,6 +160,7 @@ def draw(workers: Workers, number: int, dice: random.Random) -> Drawn:
         "train": {"max_steps": STEPS, "seed": dice.randrange(1000)},
         "eval": {"every_steps": dice.choice((2, 3)), "exact_match": False, "samples": 0},
         "checkpoint": {"every_steps": dice.choice((1, 2, 3)), "keep": dice.choice((2, 9))},
+        "chat": {"max_new_tokens": 3},
     }
     for name, values in KINDS[kind].items():
         sections[name] = sections.get(name, {}) | values
