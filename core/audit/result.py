@@ -12,6 +12,8 @@ Outcome = Literal["equal", "differs", "inexact", "skipped"]
 #: ``verified``: the chain is whole and intervals were equal; ``differs``: something is not what was recorded;
 #: ``unproven``: neither, as nothing could be compared bit for bit.
 Verdict = Literal["verified", "differs", "unproven"]
+#: Differences of one kind that are told one by one.
+MOST = 20
 
 
 @dataclass(frozen=True, kw_only=True)
