@@ -268,6 +268,9 @@ def _other_adapter(run: Run, sealed: Sealed, step: Any) -> Iterator[Difference]:
         return
     checkpoint = run.checkpoints_path / f"step-{step:08d}"
     files = (sealed.manifests.get(step) or read_manifest(checkpoint)).get("files")
+    if files is None and sealed.links and not sealed.links[0].body.get("step"):
+        what = f"{run.adapter_path.name} is said to be of step {step}, which has no checkpoint in the chain."
+        yield Difference(what=what, file=run.adapter_path.name)
     for name, facts in files.items() if isinstance(files, dict) else ():
         directory, _, file = one_line(str(name), 120).partition("/")
         if directory == run.adapter_path.name and _wrong_file(run.adapter_path / file, facts) is not None:

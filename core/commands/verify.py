@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         return EXIT_DIFFERS if audit.verdict == "differs" else 0
     if args.spans == 0 and not args.whole and audit.chain.head is not None:
         return 0  # the chain alone is what was asked for
-    note(f"Nothing of {found.id} could be compared bit for bit.")
+    note(f"{found.id} is neither verified nor found to differ; the lines above say what was missing.")
     return EXIT_ERROR
 
 
@@ -93,9 +93,9 @@ def result_lines(audit: Audit) -> Iterator[str]:
 
 
 _VERDICTS = {
-    "verified": "Verified: every byte came out as it was recorded.",
+    "verified": "Verified: every byte that was computed again came out as it was recorded.",
     "differs": "Not what was recorded.",
-    "unproven": "Not proven: nothing could be compared bit for bit.",
+    "unproven": "Not proven: not all of it could be executed again and compared bit for bit.",
 }
 
 
