@@ -86,7 +86,7 @@ class ControlPoint:
             StopRequested: If a stop was asked for.
             EvaluationSkipped: If the evaluation that is under way is to be left out.
         """
-        self._keep_alive()
+        self._look_after()
         told: set[str] = set()
         for command in self.controls.waiting():
             # A key that is pressed twice asks for one thing, and makes one entry in the log.
@@ -118,7 +118,7 @@ class ControlPoint:
                     self._carry_out(command)
                 controls.check_stop()
                 self._tell_paused()
-                self._keep_alive()
+                self._look_after()
         finally:
             state.paused_seconds += time.monotonic() - began
             if self.governor is not None:
@@ -255,13 +255,13 @@ class ControlPoint:
 
     def _is_to_end(self, command: Command) -> bool:
         """Whether an answer is to end; asked before each of its tokens."""
-        self._keep_alive()
+        self._look_after()
         return command.cancelled.is_set() or self.controls.is_leaving
 
-    def _keep_alive(self) -> None:
-        """The other processes of the run wait, and are told that this one is there."""
+    def _look_after(self) -> None:
+        """The other processes of the run wait, and are asked whether they are there."""
         if self.orders is not None:
-            self.orders.keep_alive()
+            self.orders.look_after()
 
     def _weights_of(self, source: str) -> AbstractContextManager[None]:
         """The weights that a source answers with: the base with its own, where a file's are trained."""

@@ -144,8 +144,10 @@ def _make_recipe(
     ranks = ranks or Ranks.single()
     found = agreed_checkpoint(config, recorder, ranks) if resume else None
     parts = build(config, recorder, controls, found, throttle or Throttle(controls), ranks)
+    ranks.meet()
     if found is not None:
         parts.checkpointer.resume(found)
+    ranks.meet()
     parts.strategy.begin(trained_tensors(parts.loaded.model))
     if parts.file is not None:
         parts.file.follow()
@@ -173,6 +175,7 @@ class FinetuneRecipe:
             UserError: If it cannot go on.
         """
         rehearses, orders = self.rehearse(), self.parts.orders
+        self.parts.strategy.ranks.meet()
         orders.begin()
         with self.parts.governor.governing(self.parts.state.overrides):
             try:
@@ -252,6 +255,7 @@ class FinetuneRecipe:
             RankLostError: If it does not answer.
         """
         parts, state = self.parts, self.parts.state
+        parts.strategy.ranks.meet()
         while (order := parts.orders.take()).name != "leave":
             if order.name == "step":
                 state.step, state.overrides = int(order.args["step"]), dict(order.args["overrides"])

@@ -176,6 +176,8 @@ def build(
     order = DataOrder(dataset.lengths, config.train.batch_size, config.train.seed)
     # All processes see the same losses: one of them tells.
     warn = recorder.warn if ranks.is_first else _silent
+    # Some have loaded the model from a slower disk; an optimizer that is shared out is made together.
+    ranks.meet()
     state = _make_state(config, order, placed, goal, dataset, recorder, deterministic, warn)
     training = _make_training(config, placed, goal, dataset, state, recorder, strategy)
     orders = Orders(strategy.ranks, config.distributed.timeout, holds=lambda: governor.pause is not None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,15 @@ from core.runs.events import FinishedEvent, NoticeEvent, StepEvent
 from core.runs.store import Run, create_run
 from core.runs.tail import EventTail
 from core.worker import train as recipe
+from core.worker.checkpoint import checkpoint as checkpoints
 from core.worker.distributed.ranks import Ranks
+from core.worker.evaluate.evaluate import Evaluator
 from core.worker.process.control import Controls
 from core.worker.process.recorder import Recorder
+from core.worker.setup import build as setup
 
 from .pairs import run_pair
+from .trainings import largest_difference, result
 
 STEPS = 6
 
@@ -40,7 +45,13 @@ def write_rows(path: Path, kind: str) -> Path:
     return path
 
 
-def train(directory: Path, config: Config, count: int, spoil: Callable[[Ranks], None] = lambda _: None) -> Run:
+def train(
+    directory: Path,
+    config: Config,
+    count: int,
+    spoil: Callable[[Ranks], None] = lambda _: None,
+    timeout: float = 60.0,
+) -> Run:
     """A run of some processes, forked from this one."""
     directory.mkdir()
     run = create_run(config, directory.name)
@@ -55,7 +66,7 @@ def train(directory: Path, config: Config, count: int, spoil: Callable[[Ranks], 
         recorder.close("finished", "", FinishedEvent(reason="", step=outcome.step, adapter=outcome.adapter))
         return outcome.reason
 
-    assert run_pair(directory, work, count=count) == ["all steps done", *["followed"] * (count - 1)]
+    assert run_pair(directory, work, count=count, timeout=timeout) == ["all steps done", *["followed"] * (count - 1)]
     return run
 
 
@@ -135,3 +146,42 @@ def test_a_process_that_runs_out_of_memory_runs_its_share_again_alone(tmp_path: 
     assert [event.loss for event in steps(cut)] == pytest.approx(losses, abs=1e-5)
     told = [event.code for event in EventTail(cut.events_path).read_all() if isinstance(event, NoticeEvent)]
     assert "memory_cut" not in told, "the first process had memory, and cuts nothing"
+
+
+def test_the_first_process_may_prepare_evaluate_and_save_for_longer_than_the_others_wait(
+    tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    seconds = 5.0
+    config = Config.model_validate(
+        {
+            "model": {"base": str(tiny_model_dir)},
+            "data": {"train": str(write_rows(tmp_path / "rows.jsonl", "rows")), "eval_share": 0.2},
+            "method": {"name": "lora"},
+            "train": {"max_steps": 2, "batch_size": 8},
+            "eval": {"probe": False, "exact_match": False, "samples": 0},
+            "checkpoint": {"every_steps": 1},
+            "hardware": {"device": "cpu"},
+            "distributed": {"processes": 2, "timeout": seconds},
+        }
+    )
+
+    def spoil(ranks: Ranks) -> None:
+        if ranks.is_first:
+            for owner, name in ((setup, "prepare"), (checkpoints, "save_checkpoint"), (Evaluator, "measure")):
+                setattr(owner, name, slow_once(getattr(owner, name), 1.3 * seconds))
+
+    undisturbed = train(tmp_path / "well", config, 2, timeout=seconds)
+    slow = train(tmp_path / "slow", config, 2, spoil, timeout=seconds)
+    assert result(slow).keys() == result(undisturbed).keys()
+    assert largest_difference(result(slow), result(undisturbed)) == 0.0
+
+
+def slow_once(work: Callable[..., Any], seconds: float) -> Callable[..., Any]:
+    """A function that takes so many seconds longer the first time."""
+    delays = iter([seconds])
+
+    def slowed(*args: Any, **options: Any) -> Any:
+        threading.Event().wait(next(delays, 0.0))
+        return work(*args, **options)
+
+    return slowed
