@@ -19,7 +19,9 @@ from core.runs.events import ControlEvent
 from core.runs.protocol import refusal
 from core.text import one_line
 from core.worker.checkpoint.checkpointer import Checkpointer
+from core.worker.distributed.errors import RankLostError
 from core.worker.distributed.orders import Orders
+from core.worker.distributed.ranks import lost_ranks_told
 from core.worker.fused.file_weights import FileWeights
 from core.worker.generate.generate import answer_prompt, answering_as, prepare_prompt
 from core.worker.generate.room import ask_for_room
@@ -210,7 +212,13 @@ class ControlPoint:
         answered_by = BASE if asked.source == BASE and has_base else f"step-{self.state.step}"
         try:
             began = time.monotonic()
-            with self.leading(), self.autocast(), self._weights_of(asked.source), answering_as(model, asked.source):
+            with (
+                lost_ranks_told(),
+                self.leading(),
+                self.autocast(),
+                self._weights_of(asked.source),
+                answering_as(model, asked.source),
+            ):
                 prompt = prepare_prompt(
                     model,
                     self.loaded.tokenizer,
@@ -234,7 +242,7 @@ class ControlPoint:
         except MemoryShortageError as error:
             self.recorder.warn("memory_chat", f"A chat question is refused. {error.message}", error.hint)
             raise
-        except UserError:
+        except (UserError, RankLostError):
             raise
         except Exception as error:  # a chat is a guest here: whatever goes wrong with it, the training goes on
             log_exception()

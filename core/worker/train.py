@@ -26,7 +26,7 @@ from core.runs.tail import EventTail
 from core.worker.checkpoint.checkpointer import agreed_checkpoint
 from core.worker.control_point import EvaluationSkipped
 from core.worker.data.batches import make_micro_batch, supervised_count
-from core.worker.distributed.ranks import Ranks
+from core.worker.distributed.ranks import Ranks, lost_ranks_told
 from core.worker.loss.objectives import Rewards
 from core.worker.model.full_weights import trained_tensors
 from core.worker.oom.retry import MemoryShortageError, TornUpdateError
@@ -101,10 +101,11 @@ def train(
 
     Raises:
         ParkRequested: If it is to give its device back; a checkpoint has then been written, if a step was done.
+        RankLostError: If another process does not answer.
         StopRequested: If it was stopped; a checkpoint has then been written, if a step was done and time was given.
         UserError: If it cannot go on.
     """
-    with nondeterminism_explained():
+    with nondeterminism_explained(), lost_ranks_told():
         recipe = _make_recipe(config, recorder, controls, throttle, ranks, resume=resume)
         recipe.parts.state.paused = paused
         return recipe.run()
@@ -124,7 +125,7 @@ def follow(config: Config, recorder: Recorder, controls: Controls, ranks: Ranks,
         RankLostError: If another process does not answer.
         UserError: If it cannot go on.
     """
-    with nondeterminism_explained():
+    with nondeterminism_explained(), lost_ranks_told():
         recipe = _make_recipe(config, recorder, controls, None, ranks, resume=resume)
         recipe.rehearse()
         with recipe.parts.governor.governing(recipe.parts.state.overrides):

@@ -68,8 +68,8 @@ class Ranks:
         return self.count == 1
 
     def meet(self) -> None:
-        """Wait until all have come here, whatever each has been doing, for as long as they live. Together; before common
-        work, in which a wait is short.
+        """Wait until all have come here, whatever each has been doing, for as long as they live. Together; before
+        common work, in which a wait is short.
 
         Raises:
             RankLostError: If one is gone.
@@ -184,10 +184,34 @@ class Ranks:
         except RuntimeError as error:  # torch's own errors of distribution are these as well
             if is_out_of_memory(error):
                 raise
-            first = (str(error).splitlines() or [""])[0]
-            raise RankLostError(f"{type(error).__name__}: {first}") from error
+            raise _lost(error) from error
         finally:
             self.is_waiting = False
+
+
+@contextlib.contextmanager
+def lost_ranks_told() -> Iterator[None]:
+    """Inside, libraries may let the processes speak with each other: FSDP, say, which brings weights together.
+
+    Raises:
+        RankLostError: In place of what they raise when another process does not answer.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if is_out_of_memory(error) or not _is_of_connections(error):
+            raise
+        raise _lost(error) from error
+
+
+def _is_of_connections(error: RuntimeError) -> bool:
+    # Those of gloo are plain ones, and name its source file.
+    return isinstance(error, dist.DistError) or "/gloo/" in str(error)
+
+
+def _lost(error: RuntimeError) -> RankLostError:
+    first = (str(error).splitlines() or [""])[0]
+    return RankLostError(f"{type(error).__name__}: {first}")
 
 
 def _settle(values: torch.Tensor) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
+import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +20,8 @@ from core.runs.store import Run, create_run
 from core.runs.tail import EventTail
 from core.worker import train as recipe
 from core.worker.checkpoint import checkpoint as checkpoints
+from core.worker.distributed import shards
+from core.worker.distributed.fsdp2 import Fsdp2
 from core.worker.distributed.ranks import Ranks
 from core.worker.evaluate.evaluate import Evaluator
 from core.worker.process.control import Controls
@@ -53,6 +58,15 @@ def train(
     timeout: float = 60.0,
 ) -> Run:
     """A run of some processes, forked from this one."""
+    run, ends = attempt(directory, config, count, spoil, timeout)
+    assert ends == ["all steps done", *["followed"] * (count - 1)]
+    return run
+
+
+def attempt(
+    directory: Path, config: Config, count: int, spoil: Callable[[Ranks], None], timeout: float
+) -> tuple[Run, list[Any]]:
+    """A run that may fail, and how each of its processes has ended."""
     directory.mkdir()
     run = create_run(config, directory.name)
 
@@ -66,8 +80,7 @@ def train(
         recorder.close("finished", "", FinishedEvent(reason="", step=outcome.step, adapter=outcome.adapter))
         return outcome.reason
 
-    assert run_pair(directory, work, count=count, timeout=timeout) == ["all steps done", *["followed"] * (count - 1)]
-    return run
+    return run, run_pair(directory, work, count=count, timeout=timeout)
 
 
 def steps(run: Run) -> list[StepEvent]:
@@ -185,3 +198,48 @@ def slow_once(work: Callable[..., Any], seconds: float) -> Callable[..., Any]:
         return work(*args, **options)
 
     return slowed
+
+
+@pytest.mark.parametrize("order", ["save", "forward"])
+def test_the_first_process_knows_that_another_is_lost_while_weights_are_gathered(
+    tmp_path: Path, tiny_model_dir: Path, order: str
+) -> None:
+    config = Config.model_validate(
+        {
+            "model": {"base": str(tiny_model_dir)},
+            "data": {"train": str(write_rows(tmp_path / "rows.jsonl", "rows")), "eval_share": 0.2},
+            "method": {"name": "full"},
+            "memory": {"optimizer_in_backward": "off"},
+            "train": {"max_steps": 2, "batch_size": 8},
+            "eval": {"probe": False, "exact_match": False, "samples": 0, "every_steps": 1},
+            "hardware": {"device": "cpu"},
+            "distributed": {"processes": 2, "strategy": "fsdp2"},
+        }
+    )
+
+    def spoil(ranks: Ranks) -> None:
+        if ranks.is_first:
+            return
+        gather, lend, collectives = shards.gather_rows, Fsdp2.lend, itertools.count()
+
+        def die_at_the_third(_: Any = None) -> None:
+            if next(collectives) == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        def gather_less(local: torch.Tensor, rows: int) -> torch.Tensor | None:
+            die_at_the_third()
+            return gather(local, rows)
+
+        def lend_less(strategy: Fsdp2) -> None:
+            strategy.sharded.collectives.before = die_at_the_third
+            lend(strategy)
+
+        if order == "save":
+            shards.gather_rows = gather_less
+        else:
+            Fsdp2.lend = lend_less  # type: ignore[method-assign]
+
+    _, (first, second) = attempt(tmp_path / "run", config, 2, spoil, 600.0)
+    assert first.startswith("RankLostError: RuntimeError: ")
+    assert "gloo" in first
+    assert second == "gone"
