@@ -41,12 +41,17 @@ def interface_of(address: str) -> str | None:
 
 
 def interface_variables(name: str) -> dict[str, str]:
-    """The environment variables that have gloo and NCCL use a network interface.
+    """The environment variables that have gloo and NCCL use a network interface and no other.
+
+    gloo takes a name as it is; NCCL takes it for the beginning of names, ``eth1`` for that of ``eth10``, unless ``=``
+    stands before it.
 
     Args:
         name: Of the interface.
+
+    Source: NVIDIA, NCCL user guide, Environment Variables, NCCL_SOCKET_IFNAME.
     """
-    return {"GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": name}
+    return {"GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": f"={name}"}
 
 
 def own_address_towards(address: str, port: int) -> str:

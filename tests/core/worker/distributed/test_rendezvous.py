@@ -52,7 +52,7 @@ def test_places_that_make_no_sense_are_refused(change: dict[str, str]) -> None:
 def test_on_one_machine_nothing_but_loopback_is_used(tmp_path: Path) -> None:
     environment: dict[str, str] = {}
     Meeting(0, 2, 0, file_meeting(tmp_path / "meeting")).keep_inside(environment)
-    assert environment == {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+    assert environment == {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "=lo"}
 
 
 @pytest.mark.parametrize("place", ["tcp://[fe80::7%eth7]:29500", "tcp://[fe80::7]:29500"])
@@ -64,7 +64,8 @@ def test_the_interface_of_an_address_is_used_with_and_without_its_zone(
     monkeypatch.setattr(psutil, "net_if_addrs", lambda: named)
     environment: dict[str, str] = {}
     Meeting(0, 2, 0, place).keep_inside(environment)
-    assert environment["GLOO_SOCKET_IFNAME"] == "eth7"
+    # NCCL would take eth70 as well otherwise.
+    assert environment == {"GLOO_SOCKET_IFNAME": "eth7", "NCCL_SOCKET_IFNAME": "=eth7"}
 
 
 def test_libraries_are_not_told_the_place() -> None:

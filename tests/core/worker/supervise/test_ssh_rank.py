@@ -129,6 +129,7 @@ def test_a_rank_runs_there_with_its_checkpoint_and_ends_with_its_process_here(
     place = json.loads(lines[0])
     assert (place["RANK"], place["WORLD_SIZE"], place["LOCAL_RANK"], place["SSH_AUTH_SOCK"]) == ("2", "6", "0", None)
     assert place["GLOO_SOCKET_IFNAME"]
+    assert place["NCCL_SOCKET_IFNAME"] == f"={place['GLOO_SOCKET_IFNAME']}"
     assert place["LOCALTUNE_MEETING"] == f"tcp://{run.config().distributed.address}:{run.config().distributed.port}"
     assert "checkpoints/step-00000004/weights.bin" in lines[1]
     assert "['--resume']" in lines[1]
