@@ -152,7 +152,7 @@ def _make_recipe(
     parts.strategy.begin(trained_tensors(parts.loaded.model))
     if parts.file is not None:
         parts.file.follow()
-    if ranks.is_first:
+    if parts.origin is not None:
         recorder.seal("start", parts.origin.facts(config, found))
     return FinetuneRecipe(config, recorder, controls, parts)
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from core.config.schema import Config
+from core.runs.chain import CHAIN_NAME, Link, read_links
 from core.runs.events import FinishedEvent, NoticeEvent, StepEvent
 from core.runs.store import Run, create_run
 from core.runs.tail import EventTail
@@ -243,3 +244,26 @@ def test_the_first_process_knows_that_another_is_lost_while_weights_are_gathered
     assert first.startswith("RankLostError: RuntimeError: ")
     assert "gloo" in first
     assert second == "gone"
+
+
+def test_only_the_first_process_hashes_the_data(tmp_path: Path, tiny_model_dir: Path) -> None:
+    config = Config.model_validate(
+        {
+            "model": {"base": str(tiny_model_dir)},
+            "data": {"train": str(write_rows(tmp_path / "rows.jsonl", "rows"))},
+            "method": {"name": "lora"},
+            "train": {"max_steps": 1, "batch_size": 8},
+            "eval": {"probe": False},
+            "hardware": {"device": "cpu"},
+            "distributed": {"processes": 2},
+        }
+    )
+
+    def spoil(ranks: Ranks) -> None:
+        if not ranks.is_first:
+            setup.DataHashes = None  # type: ignore[misc, assignment, attr-defined]
+
+    run = train(tmp_path / "run", config, 2, spoil)
+    start = next(read_links(run.path / CHAIN_NAME))
+    assert isinstance(start, Link)
+    assert list(start.body["files"]) == [str(tmp_path / "rows.jsonl")]
