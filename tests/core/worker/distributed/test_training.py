@@ -238,7 +238,7 @@ def test_the_first_process_knows_that_another_is_lost_while_weights_are_gathered
         if order == "save":
             shards.gather_rows = gather_less
         else:
-            Fsdp2.lend = lend_less  # type: ignore[method-assign]
+            Fsdp2.lend = lend_less  # type: ignore[method-assign, assignment]
 
     _, (first, second) = attempt(tmp_path / "run", config, 2, spoil, 600.0)
     assert first.startswith("RankLostError: RuntimeError: ")
@@ -261,7 +261,7 @@ def test_only_the_first_process_hashes_the_data(tmp_path: Path, tiny_model_dir: 
 
     def spoil(ranks: Ranks) -> None:
         if not ranks.is_first:
-            setup.DataHashes = None  # type: ignore[misc, assignment, attr-defined]
+            setup.DataHashes = None  # type: ignore[assignment, attr-defined]
 
     run = train(tmp_path / "run", config, 2, spoil)
     start = next(read_links(run.path / CHAIN_NAME))
