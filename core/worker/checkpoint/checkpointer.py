@@ -388,8 +388,10 @@ def agreed_checkpoint(config: Config, recorder: Recorder, ranks: Ranks) -> Check
         return find_checkpoint(config, recorder)
     if ranks.is_first:
         found = find_checkpoint(config, recorder)
+        ranks.meet()
         ranks.broadcast({"step": found.step})
         return found
+    ranks.meet()
     step = int(ranks.broadcast()["step"])
     return checkpoints.verify_checkpoint(recorder.run.checkpoints_path / checkpoints.checkpoint_name(step))
 

@@ -120,7 +120,8 @@ class Parts:
     """None where layers run as they are."""
     file: FileTraining | None
     """None where no file's weights are trained."""
-    origin: Origin
+    origin: Origin | None
+    """None in a process that is not the first one of the run."""
     strategy: Strategy
     """How the processes of the run share the model and the work."""
     orders: Orders
@@ -168,7 +169,9 @@ def build(
     controls.check_stop()
     recorder.phase("loading_model", config.model.base)
     # Beside the loading, which reads the same files.
-    fingerprint, files = BaseFingerprint(prepared.base), DataHashes(config.data)
+    fingerprint = BaseFingerprint(prepared.base)
+    # They go into the record, which the first process writes.
+    files = DataHashes(config.data) if ranks.is_first else None
     placed = _place_model(config, prepared, device, recorder, controls, found, strategy)
     goal = _make_goal(config, placed.model, prepared, recorder, controls, found)
 
@@ -176,6 +179,8 @@ def build(
     order = DataOrder(dataset.lengths, config.train.batch_size, config.train.seed)
     # All processes see the same losses: one of them tells.
     warn = recorder.warn if ranks.is_first else _silent
+    # Some have loaded the model from a slower disk; an optimizer that is shared out is made together.
+    ranks.meet()
     state = _make_state(config, order, placed, goal, dataset, recorder, deterministic, warn)
     training = _make_training(config, placed, goal, dataset, state, recorder, strategy)
     orders = Orders(strategy.ranks, config.distributed.timeout, holds=lambda: governor.pause is not None)
@@ -186,6 +191,8 @@ def build(
     measuring = _make_measuring(config, prepared, placed, goal, keeping.control_point, questions, recorder)
     recorder.update(total_steps=state.total_steps)
     fingerprint.settle(controls.check_stop)
+    if files is not None:
+        files.settle(controls.check_stop)
     loaded = placed.model.loaded
     return Parts(
         loaded=loaded,
@@ -210,7 +217,7 @@ def build(
         governor=governor,
         compilation=training.compilation,
         file=keeping.file,
-        origin=Origin(files, dataset, keeping.checkpointer),
+        origin=None if files is None else Origin(files, dataset, keeping.checkpointer),
         strategy=strategy,
         orders=orders,
     )
