@@ -94,8 +94,7 @@ def check_chain(run: Run, sealed: Sealed) -> ChainResult:
             "The run has no hash chain, as an earlier version made it: that nobody has changed its events, options, "
             "rows or base since is not covered; its training is, where it is executed again."
         )
-        differences = [*_damaged_checkpoints(run, {}), *_changed_result(run, sealed)]
-        return ChainResult(notes=(note,), differences=tuple(differences))
+        return ChainResult(notes=(note,), differences=(*_damaged_checkpoints(run, {}), *_changed_result(run, sealed)))
     differences: list[Difference] = []
     if sealed.damage:
         differences.append(Difference(what=f"The hash chain is broken: {sealed.damage}.", file=CHAIN_NAME))
