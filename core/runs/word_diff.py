@@ -1,6 +1,6 @@
 """Word differences of two texts: which words of each the other one does not have in that place.
 
-Myers' greedy algorithm ("An O(ND) Difference Algorithm and Its Variations", 1986) over words, with a bound on its work: texts
+Myers' greedy algorithm ("An O(ND) Difference Algorithm and Its Variations", 1986) over words, its work bounded: texts
 that have little in common are told to be rewritten, as marks on nearly every word say no more than that.
 """
 

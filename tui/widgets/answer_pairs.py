@@ -1,4 +1,4 @@
-"""Answers beside their former selves, in lines: side by side where there is room, else the newer one above the older."""
+"""Answers beside their former selves, in lines: in columns where there is room, else the newer above the older."""
 
 from __future__ import annotations
 
@@ -48,14 +48,16 @@ def pair_lines(question: Question, walk: AnswerWalk, width: int, height: int) ->
         width: Cells of a line.
         height: Lines in view, of which question and wanted answer take some at most; answers are never cut to them.
     """
-    column, is_wide = label_width(question), width >= 2 * BESIDE + len(_GAP)
+    column = label_width(question)
     now, other, note = _sides(question, walk)
     lines = head_lines(question, width, max(height // 6, 2), column, wanted=other.name != "wanted")
     if len(question.answers) > 1:
         lines.append(_course(question, walk, other.name, width, column, note))
-    if is_wide:
-        return [*lines, *_beside(other, now, width)]
-    return [*lines, *_stacked(now, width, column), *_stacked(other, width, column)]
+    stacked = [_stacked(side, width, column) for side in (now, other)]
+    # Of two lines, one above the other is the easiest to compare.
+    if width < 2 * BESIDE + len(_GAP) or max(map(len, stacked)) == 1:
+        return [*lines, *stacked[0], *stacked[1]]
+    return [*lines, *_beside(other, now, width)]
 
 
 @dataclass(frozen=True)

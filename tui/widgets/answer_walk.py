@@ -1,4 +1,4 @@
-"""A walk through the answers of a run: the question and the evaluation that are looked at, and what they stand beside."""
+"""A walk through the answers of a run: the question and the evaluation looked at, and what they stand beside."""
 
 from __future__ import annotations
 
