@@ -315,13 +315,14 @@ class TrainPane(Pane, can_focus=True):
             entries.append((keys["train.settings"].display, "settings"))
         else:
             entries = []
-        if self._shows_answers:
-            entries += self._answer_hints()
         if self._covers_curve:
-            entries.append((keys["train.curve"].display, "loss curve"))
-        elif view is not None and len(view.history.loss):
-            if self._has_samples and not self._shows_answers and view.is_live:
-                entries.append((keys["train.answers"].display, "answers"))
+            # What is looked at comes first where not all keys have room.
+            entries = [*self._answer_hints(), (keys["train.curve"].display, "loss curve"), *entries]
+        elif self._shows_answers:
+            entries += self._answer_hints()
+        elif self._has_samples and self._shows_chart and view is not None and view.is_live:
+            entries.append((keys["train.answers"].display, "answers"))
+        if view is not None and self._shows_chart:
             entries += self._chart_hints(view)
         if tuple(entries) != self._hints:
             self.refresh_bindings()
@@ -330,7 +331,7 @@ class TrainPane(Pane, can_focus=True):
     def _answer_hints(self) -> list[tuple[str, str]]:
         """The keys of the answers that make a difference now."""
         walk = self.query_one(AnswersView).walk
-        named = [("question", "next question")] if len(walk.questions) > 1 else []
+        named = [("question", "question")] if len(walk.questions) > 1 else []
         named += [("earlier_answers", "step before")] if walk.leads(-1) else []
         named += [("later_answers", "step after")] if walk.leads(1) else []
         named += [("beside", LAYOUT_WORDS[walk.next_layout])] if walk.questions else []

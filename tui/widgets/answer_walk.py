@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 Layout = Literal["former", "first", "wanted", "all"]
 #: The layouts in the order of their key, each with what a hint calls it.
 LAYOUT_WORDS: dict[Layout, str] = {
-    "former": "beside those before",
+    "former": "beside the former",
     "first": "beside the first",
     "wanted": "beside the wanted",
-    "all": "all steps",
+    "all": "all answers",
 }
 
 

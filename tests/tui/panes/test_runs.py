@@ -294,10 +294,10 @@ async def test_samples_of_a_run_stand_beside_their_former_selves(home: Path, siz
         await wait_for(pilot, lambda: "L log axis" in screen_text(app))
         await pilot.press("v", "n", *["tab"] * 4)
         for keys, texts in (
-            ([], ("[Samples]", "Router 12", "(30 ✗)[60 ✓]", "n next question  [ step before  v beside the first")),
+            ([], ("[Samples]", "Router 12", "(30 ✗)[60 ✓]", "n question  [ step before  v beside the first")),
             (["n", "left_square_bracket"], ("Invoice 7", "(0 ✗)[30 ✗]", "no JSON", "rewritten")),
-            (["N", "right_square_bracket", "v", "v"], ("Router 12", "[60 ✓]", "wanted   the same", "v all steps")),
-            (["v", "j", "space"], ("step 0   ✗ no JSON", "v beside those before")),
+            (["N", "right_square_bracket", "v", "v"], ("Router 12", "[60 ✓]", "wanted   the same", "v all answers")),
+            (["v", "j", "space"], ("step 0   ✗ no JSON", "v beside the former")),
             (["tab"], ("[Events]", "finished at step 60")),
         ):
             await pilot.press(*keys)

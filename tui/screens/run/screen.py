@@ -115,12 +115,12 @@ class RunScreen(Overlay[None]):
 
     def _show_hints(self) -> None:
         keys, walk = shell_of(self).keys, self.query_one(AnswersView).walk
-        hints = [("next", "next part"), ("down", "scroll")]
+        hints = [("next", "next part")]
         if self._shows_samples and walk.questions:
-            hints += [("question", "next question")] if len(walk.questions) > 1 else []
+            hints += [("question", "question")] if len(walk.questions) > 1 else []
             hints += [("earlier_answers", "step before"), ("beside", LAYOUT_WORDS[walk.next_layout])]
-        elif not self._part:
-            hints.append(("log_axis", "log axis"))
+        else:
+            hints += [("down", "scroll"), ("log_axis", "log axis")]
         hints.append(("back", "close"))
         self.query_one(Vertical).border_subtitle = Content(
             "  ".join(f"{keys[f'run.{name}'].display} {text}" for name, text in hints)

@@ -165,9 +165,9 @@ async def test_evaluations_are_walked_through_with_their_answers_beside_others(h
         await pilot.press("right_square_bracket", "right_square_bracket", "v")
         await shown(pilot, "(0 ✗) 30 ✗ [60 ✓]", "step 0   ✗ no JSON", "v beside the wanted")
         await pilot.press("v")
-        await shown(pilot, "wanted   the same", "v all steps")
+        await shown(pilot, "wanted   the same", "v all answers")
         await pilot.press("v")
-        await shown(pilot, "step 0   ✗", "step 30  ✗", "step 60  ✓", "v beside those before")
+        await shown(pilot, "step 0   ✗", "step 30  ✗", "step 60  ✓", "v beside the former")
         assert "steps" not in "".join(screen_lines(app)[8:16])
 
 
@@ -191,7 +191,7 @@ async def test_long_answers_scroll_and_the_walk_of_a_run_ends_with_it(home: Path
         await pilot.press("a", "left_square_bracket")
         await shown(pilot, "[30]", "It was 30.")
         assert "The end." not in screen_text(app)
-        await pilot.press(*["pagedown"] * 4)
+        await pilot.press(*["pagedown"] * 12)
         await shown(pilot, "The end.", "It was 0.")
         await pilot.press("k")
         view = pane_of(app, "train").query_one(AnswersView)
