@@ -301,7 +301,8 @@ async def test_samples_of_a_run_stand_beside_their_former_selves(home: Path, siz
             (["tab"], ("[Events]", "finished at step 60")),
         ):
             await pilot.press(*keys)
-            await wait_for(pilot, lambda texts=texts: all(text in screen_text(app) for text in texts))
+            for text in texts:
+                await wait_for(pilot, partial(is_shown, app, text))
         assert "step before" not in screen_text(app)
 
 

@@ -65,7 +65,7 @@ def test_questions_follow_each_other_in_a_ring() -> None:
 
 def test_the_wanted_answers_are_a_layout_where_there_are_some() -> None:
     def layouts(walk: AnswerWalk) -> list[str]:
-        found = []
+        found: list[str] = []
         for _ in range(4):
             found.append(walk.layout)
             walk.turn_layout()
