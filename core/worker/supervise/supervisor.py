@@ -35,6 +35,7 @@ from core.runs.events import Event, FailedEvent, NoticeEvent
 from core.runs.state import EXIT_CODES, RunState
 from core.runs.store import Run, complete_checkpoints
 from core.worker.distributed.rendezvous import Meeting, file_meeting, tcp_meeting
+from core.worker.process.control import STOP_SIGNALS
 from core.worker.process.devices import shared_device
 from core.worker.process.log import log
 from core.worker.supervise.compared import compare_for
@@ -217,7 +218,7 @@ class Supervisor:
 
     @contextlib.contextmanager
     def _hearing_stops(self) -> Iterator[None]:
-        """Inside, SIGTERM and SIGINT are kept for the first process; SIGHUP means nothing."""
+        """Inside, signals that ask for a stop are kept for the first process; SIGHUP means nothing."""
 
         def keep(number: int, _frame: FrameType | None) -> None:
             self._stops.append(signal.Signals(number))
@@ -226,7 +227,7 @@ class Supervisor:
         for descriptor in (self._wake, writing):
             os.set_blocking(descriptor, False)
         signal.set_wakeup_fd(writing)
-        before = {number: signal.signal(number, keep) for number in (signal.SIGTERM, signal.SIGINT)}
+        before = {number: signal.signal(number, keep) for number in STOP_SIGNALS}
         before[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
         try:
             yield
