@@ -79,6 +79,7 @@ from core.worker.setup.self_check import check_head, check_model
 from core.worker.setup.together import (
     agree_kept_layers,
     agree_memory,
+    check_strategy,
     first_goes_ahead,
     make_strategy,
     settle_options,
@@ -157,11 +158,12 @@ def build(
     device = settle_device(config, recorder)
     governor = make_governor(config, recorder, controls, device, throttle)
     deterministic = _settle_determinism(config, device, recorder)
+    check_strategy(config, ranks)
     first_goes_ahead(config, recorder, controls.check_stop, ranks)
-    config = settle_strategy(config, device, recorder, ranks)
+    prepared = prepare(config, recorder, controls.check_stop, recorder.run.created)
+    config = settle_strategy(config, device, prepared.dataset, recorder, ranks)
     strategy = make_strategy(config, ranks, recorder)
     config = settle_options(config, strategy, recorder)
-    prepared = prepare(config, recorder, controls.check_stop, recorder.run.created)
     config = agree_kept_layers(config, prepared, device, recorder, controls.check_stop, strategy.ranks)
     questions = choose_questions(config, prepared.held_out)
 
