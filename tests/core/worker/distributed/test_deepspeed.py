@@ -24,7 +24,6 @@ from core.runs.tail import EventTail
 from core.worker.distributed.ranks import Ranks
 from core.worker.evaluate.evaluate import Evaluator
 from core.worker.model.model import decoder_layers
-from core.worker.process.recorder import Recorder
 from core.worker.progress.finite import FiniteCheck
 from core.worker.setup.together import check_strategy
 
