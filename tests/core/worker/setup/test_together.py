@@ -91,7 +91,10 @@ def test_auto_takes_what_the_plan_told_by_the_lengths_of_the_rows(
 ) -> None:
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps({"text": "a few words " * (1 + number % 3)}) + "\n" for number in range(20)))
-    options = {"train": {"max_length": 512, "batch_size": 8}, "data": {"train": str(data), "eval_share": 0.0}}
+    options: dict[str, dict[str, Any]] = {
+        "train": {"max_length": 512, "batch_size": 8},
+        "data": {"train": str(data), "eval_share": 0.0},
+    }
     config = config_of(tiny_model_dir, **options)
     lengths = analyze(request_for(config, model=str(tiny_model_dir), template=None)).lengths
     assert lengths is not None
