@@ -79,7 +79,7 @@ def numbers(view: RunView, width: int) -> Content:
     fields.append(Content.assemble(("grad ", "$muted"), format_number(step.grad_norm).rjust(7)))
     fields.append(Content.assemble(("lr ", "$muted"), format_number(step.lr).rjust(7)))
     fields.append(Content(format_rate(history.tokens_per_second).rjust(11)))
-    fields += map(Content, energy_words(history.energy_wh, view.tariff))
+    fields += map(Content, energy_words(view.reading().energy_wh, view.tariff))
     gap = "   " if width >= 90 else "  "
     kept: list[Content] = []
     used = 0
@@ -183,6 +183,9 @@ def _tail(view: RunView, now: float, *, answer_awaited: bool) -> list[str]:
     step = max(history.step, state.step)
     if view.is_live and not state.parked and phase is not None and phase.name not in ("training", "importing"):
         done = f" {phase.done}/{phase.total}" if phase.done is not None and phase.total else ""
+        if state.state == "paused":
+            # Its clock stands still.
+            return [f"   {phase_name(phase.name)}{done}"]
         found = [f"   {phase_name(phase.name)}{done} {format_duration(history.phase_elapsed(now))}"]
         left = evaluation_seconds_left(history.timings, view.schedule or Schedule(), now)
         if left is not None and left >= 1:
@@ -222,7 +225,8 @@ def phases(view: RunView, now: float, width: int, glyphs: GlyphSet) -> Content:
         if name != current:
             lines.append(Content.assemble(("✓ ", "$ok"), label, (format_duration(known.seconds).rjust(8), "$muted")))
             continue
-        seconds = format_duration(history.phase_elapsed(now) if view.is_live else known.seconds).rjust(8)
+        elapsed = history.phase_elapsed(now) if view.is_live else known.seconds
+        seconds = "" if view.state.state == "paused" else format_duration(elapsed).rjust(8)
         line = Content.assemble(("▸ ", "$primary"), (label, "bold"), (seconds, "$muted"))
         if known.total and known.done is not None:
             full, empty = bar(known.done / known.total, 12, glyphs)
