@@ -35,7 +35,7 @@ _BURST = 0.01
 #: The same behind several keys at once: another program, or a slow line, may deliver the rest of a text a little later.
 BURST_GOES_ON = 0.1
 #: Keys of a burst up to which each is handled before the next is told, and seconds for all of that; more are text.
-_PACED, _PACE_PATIENCE = 64, 1.0
+_PACED, _PACE_PATIENCE = 64, 3.0
 
 
 class TerminalDriver(LinuxDriver):
