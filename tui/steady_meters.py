@@ -30,7 +30,7 @@ class Band:
 #: Degrees; a processor's sensor follows every burst of work.
 _HEAT, _CPU_HEAT = Band(2.0, 1.0), Band(8.0, 4.0)
 #: Bytes of a card, of which a tenth of a gigabyte is shown; shares of the machine's memory.
-_VRAM, _RAM_SHARE = Band(1e8, 5e7), Band(0.05, 0.02)
+_VRAM, _RAM_SHARE = Band(1e8, 5e7), Band(0.15, 0.03)
 #: Points of load; that of a processor is never worth a repaint of its own unless it lasts.
 _LOAD, _CPU_LOAD = Band(20.0, 10.0), Band(1000.0, 20.0)
 #: W, and points of the fastest fan.

@@ -76,6 +76,7 @@ def test_a_key_behind_a_marked_paste_is_typed(environment: dict[str, str]) -> No
         send(terminal, b"zzzyyyxxx\x1b[200~pasted\x1b[201~?")
         terminal.wait_for_text("Help · ")
 
+
 def test_escape_and_the_key_behind_it_are_both_heard(environment: dict[str, str]) -> None:
     with Terminal.app(environment=environment) as terminal:
         terminal.wait_for_text("5 Runs")

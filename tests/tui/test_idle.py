@@ -13,8 +13,8 @@ from textual._compositor import CompositorUpdate
 from textual.events import AppBlur, AppFocus
 from textual.pilot import Pilot
 
-from core.runs.events import ControlEvent
 import tui.app
+from core.runs.events import ControlEvent
 from tests.tui.conftest import CPU
 from tests.tui.harness import screen_lines, wait_for
 from tests.tui.scripted_run import GPU, ScriptedRun

@@ -22,9 +22,7 @@ IDLE = replace(GPU, temperature_c=41.0, utilization=0.0, power_w=21.0, memory_us
 def shown(devices: Sequence[Device], *, rests: bool = True, is_watched: bool = True) -> list[Device]:
     """The readings of one device that are shown one after the other, each once."""
     meters = SteadyMeters()
-    found = [
-        meters.follow(MeterReading([device]), rests=rests, is_watched=is_watched).devices[0] for device in devices
-    ]
+    found = [meters.follow(MeterReading([device]), rests=rests, is_watched=is_watched).devices[0] for device in devices]
     return [device for device, _ in itertools.groupby(found)]
 
 
@@ -94,7 +92,7 @@ def test_a_load_that_lasts_is_shown() -> None:
 
 
 def test_memory_of_the_machine_that_fills_is_shown_at_once() -> None:
-    fuller = replace(CPU, memory_used=8_000_000_000)
+    fuller = replace(CPU, memory_used=10_000_000_000)
     assert shown([CPU, fuller]) == [CPU, fuller]
     full = replace(CPU, memory_used=31_000_000_000)
     assert shown([CPU, fuller, full], is_watched=False) == [CPU, full]

@@ -18,7 +18,7 @@ from core.units import coarse_ago, format_number
 from tui.state import STATE_GLYPHS, AppState, RunView
 from tui.steady_meters import OLD_SECONDS
 from tui.thresholds import WORD_COLORS, memory_word, temperature_word
-from tui.widgets.run_lines import state_head, state_style
+from tui.widgets.run_lines import ETA_WIDTH, state_head, state_style
 
 #: Cards whose values are told one by one.
 MOST_LISTED = 4
@@ -120,7 +120,7 @@ def _run_segments(
         segments.append(Segment(Content.styled(view.model, "$muted"), 10))
     name, total, activity = view.state.state, view.state.total_steps, view.activity
     step = max(view.history.step, view.state.step)
-    count = f" {step}/{total}" if total else ""
+    count = f" {step:{len(str(total))}}/{total}" if total else ""
     glyph, style = STATE_GLYPHS.get(name, "?"), state_style(name)
     phase = view.history.phase
     if activity == "evaluating":
@@ -137,7 +137,7 @@ def _run_segments(
     is_going_on = name == "training" and activity != "answering" and doing(pending) not in ("stopping", "pausing")
     eta = view.eta(now) if is_going_on and total else None
     if is_going_on and total and (eta is not None or is_stepping):
-        segments.append(Segment(Content.assemble(("ETA ", "$muted"), eta_words(eta)), 1))
+        segments.append(Segment(Content.assemble(("ETA ", "$muted"), f"{eta_words(eta):{ETA_WIDTH}}"), 1))
     if loss and (energy := energy_words(view.reading().energy_wh, view.tariff)):
         segments.append(Segment(Content.styled("  ".join(energy), "$muted"), 11))
     if loss and view.history.last_step is not None:
