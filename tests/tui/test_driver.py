@@ -86,6 +86,11 @@ def test_escape_and_the_key_behind_it_are_both_heard(environment: dict[str, str]
         terminal.press("\x1b5")
         terminal.wait_for_text("No runs yet.")
         assert "Help · " not in terminal.text
+        # Of alt+enter, Textual tells enter alone, which would answer.
+        terminal.press("?")
+        terminal.wait_for_text("Help · ")
+        terminal.press("\x1b\r")
+        terminal.wait_for(lambda: "Help · " not in terminal.text)
 
 
 #: The app, which is busy whenever a screen is left.
