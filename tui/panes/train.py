@@ -263,11 +263,12 @@ class TrainPane(Pane, can_focus=True):
         )
         panel = self.query_one(DevicePanel)
         # What the meters of a parked run last said is of no use: others have the device now.
-        panel.display = view.is_live and not view.state.parked and bool(view.history.devices)
+        shown = view.reading()
+        panel.display = view.is_live and not view.state.parked and bool(shown.devices)
         if panel.display:
             age = now - view.history.updated if view.history.updated is not None else 0.0
             stale = f"{age:.0f} s old" if age > STALE_SECONDS and view.state.state == "stalled" else ""
-            panel.show_devices(view.history.devices, stale, self._around(view))
+            panel.show_devices(shown.devices, stale, self._around(view))
 
     def _around(self, view: RunView) -> Around:
         """What belongs to the meters beside the devices."""
@@ -275,7 +276,7 @@ class TrainPane(Pane, can_focus=True):
         def planned(device: Device) -> PlannedMemory | None:
             return planned_memory(view.history.memory, device, view.state.pid)
 
-        return Around(planned, view.history.host, view.state.pid, is_detailed=self.size.height >= DETAILED)
+        return Around(planned, view.reading().host, view.state.pid, is_detailed=self.size.height >= DETAILED)
 
     def _tick(self) -> None:
         view = self._view
