@@ -1,8 +1,8 @@
 """Remembered operations on fake tensors: what one has made of arguments of some shapes it makes of such again.
 
-``FakeTensorMode`` has a cache of its own, whose keys and tensors cost several times what is needed here: all tensors are
-on one device, their shapes are numbers, and none has a value. Layers run the same operations again and again, forward,
-backward and once more; scans over the pieces of a row do so within a layer.
+``FakeTensorMode`` has a cache of its own, whose keys and tensors cost several times what is needed here: all tensors
+are on one device, their shapes are numbers, and none has a value. Layers run the same operations again and again,
+forward, backward and once more; scans over the pieces of a row do so within a layer.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class RememberedOperations:
 
     def __init__(self, mode: FakeTensorMode) -> None:
         self._mode = mode
-        #: What operations make; None for those that the mode has to be asked about each time.
-        self._recipes: dict[Hashable, tuple[_Recipe, ...] | None] = {}
+        #: What operations make, one tensor or several; None for those that the mode has to be asked about each time.
+        self._recipes: dict[Hashable, _Recipe | tuple[_Recipe, ...] | list[_Recipe] | None] = {}
         self._by_shapes: dict[Any, bool] = {}
 
     def __call__(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -66,16 +66,17 @@ class RememberedOperations:
         except _UnknownError:
             return func(*args, **kwargs)
         if key in self._recipes:
-            recipes = self._recipes[key]
-            return func(*args, **kwargs) if recipes is None else self._made(recipes, tensors)
+            known = self._recipes[key]
+            return func(*args, **kwargs) if known is None else self._made(known, tensors)
         made = func(*args, **kwargs)
         self._recipes[key] = _recipes(made, tensors)
         return made
 
-    def _made(self, recipes: tuple[_Recipe, ...], tensors: Sequence[torch.Tensor]) -> Any:
+    def _made(self, known: Any, tensors: Sequence[torch.Tensor]) -> Any:
         with no_dispatch():
-            made = tuple(self._tensor(recipe, tensors) for recipe in recipes)
-        return made[0] if len(made) == 1 else made
+            if isinstance(known, _Recipe):
+                return self._tensor(known, tensors)
+            return type(known)([self._tensor(recipe, tensors) for recipe in known])
 
     def _tensor(self, recipe: _Recipe, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
         if recipe.base is None:
@@ -116,12 +117,15 @@ def _key(value: Any, tensors: list[torch.Tensor]) -> Hashable:
     return kind, value
 
 
-def _recipes(made: Any, tensors: Sequence[torch.Tensor]) -> tuple[_Recipe, ...] | None:
-    several = type(made) is tuple
-    found = [_recipe(one, tensors) for one in (made if several else (made,))]
-    if several and len(found) < 2:
+def _recipes(made: Any, tensors: Sequence[torch.Tensor]) -> _Recipe | tuple[_Recipe, ...] | list[_Recipe] | None:
+    kind = type(made)
+    if kind is not tuple and kind is not list:
+        return _recipe(made, tensors)
+    found = [_recipe(one, tensors) for one in made]
+    recipes = [one for one in found if one is not None]
+    if len(recipes) < len(found):
         return None
-    return None if None in found else tuple(one for one in found if one is not None)
+    return recipes if kind is list else tuple(recipes)
 
 
 def _recipe(made: Any, tensors: Sequence[torch.Tensor]) -> _Recipe | None:
