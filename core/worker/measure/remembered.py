@@ -135,7 +135,7 @@ def _recipe(made: Any, tensors: Sequence[torch.Tensor]) -> _Recipe | None:
         return None
     storage = made.untyped_storage()
     bases = [place for place, one in enumerate(tensors) if one.untyped_storage()._cdata == storage._cdata]
-    recipe = _Recipe(made.shape, made.stride(), made.storage_offset(), made.dtype, bases[0] if bases else None)
+    recipe = _Recipe(made.shape, made.stride(), int(made.storage_offset()), made.dtype, bases[0] if bases else None)
     if bases:
         return recipe
     with no_dispatch():

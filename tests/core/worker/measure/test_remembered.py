@@ -31,7 +31,8 @@ def made_by(run: Run, mode: FakeTensorMode, make: Make, dtype: torch.dtype = tor
     """What is made of a tensor of two rows, and how often the mode was asked."""
     with mode:
         x = torch.empty(2, 8, 6, dtype=dtype)
-        with Asked() as asked, AllocationTracker(run) as tracker:
+        asked = Asked()  # type: ignore[no-untyped-call]
+        with asked, AllocationTracker(run) as tracker:
             before = tracker.live
             made = make(x)
             told: list[Any] = [tracker.live - before]
