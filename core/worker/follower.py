@@ -96,10 +96,21 @@ def meet(run: Run, config: Config, meeting: Meeting, reports: Reports) -> Any:
     cuda = choose_device(config.hardware.device).type == "cuda"
     ranks = join(meeting, config.distributed.timeout, cuda=cuda)
     reports.is_waiting = lambda: ranks.is_waiting
+    if reports.supervisor is None:
+        from core.worker.distributed.heartbeats import keep_beating
+
+        keep_beating(ranks.rank, ranks.count, config.distributed.timeout, reports.is_waiting, _give_up)
     where = {"host": hostname(), "pid": os.getpid(), "device": f"cuda:{meeting.local}" if cuda else "cpu"}
     reports.tell(**where)
     ranks.members = ranks.gather({"rank": meeting.rank, **where})
     return ranks
+
+
+def _give_up(why: str) -> None:
+    """End this process, which waits for one that is lost, from another thread; a wait in a library cannot be broken off
+    otherwise."""
+    log(f"error: another process of the run does not answer: {why}")
+    os._exit(EXIT_LOST)
 
 
 def tell_ranks(

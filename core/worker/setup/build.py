@@ -121,7 +121,8 @@ class Parts:
     """None where layers run as they are."""
     file: FileTraining | None
     """None where no file's weights are trained."""
-    origin: Origin
+    origin: Origin | None
+    """None in a process that is not the first one of the run."""
     strategy: Strategy
     """How the processes of the run share the model and the work."""
     orders: Orders
@@ -156,16 +157,22 @@ def build(
     controls.check_stop()
     recorder.phase("loading_model", config.model.base)
     # Beside the loading, which reads the same files.
-    base, files = BaseFingerprint(run.prepared.base), DataHashes(config.data)
+    base = BaseFingerprint(run.prepared.base)
+    # They go into the record, which the first process writes.
+    files = DataHashes(config.data) if run.ranks.is_first else None
     placed = _place_model(run)
     goal = _make_goal(run, placed.model)
     order = DataOrder(run.prepared.dataset.lengths, config.train.batch_size, config.train.seed)
+    # Some have loaded the model from a slower disk; an optimizer that is shared out is made together.
+    run.ranks.meet()
     state = _make_state(run, order, placed, goal)
     training = _make_training(run, placed, goal, state)
     keeping = _make_keeping(run, base, placed, training, state)
     measuring = _make_measuring(run, placed, goal, keeping.control_point, questions)
     recorder.update(total_steps=state.total_steps)
     base.settle(controls.check_stop)
+    if files is not None:
+        files.settle(controls.check_stop)
     return _joined(run, files, order, state, placed, goal, training, keeping, measuring)
 
 
@@ -216,7 +223,7 @@ def _settle(
 
 def _joined(
     run: _Settled,
-    files: DataHashes,
+    files: DataHashes | None,
     order: DataOrder,
     state: TrainState,
     placed: _Placed,
@@ -250,7 +257,7 @@ def _joined(
         governor=run.governor,
         compilation=training.compilation,
         file=keeping.file,
-        origin=Origin(files, dataset, keeping.checkpointer),
+        origin=None if files is None else Origin(files, dataset, keeping.checkpointer),
         strategy=run.strategy,
         orders=keeping.orders,
     )

@@ -121,6 +121,7 @@ def agree_memory(decision: MemoryDecision, strategy: Strategy) -> MemoryDecision
     """
     if not strategy.is_sharded:
         return decision
+    strategy.ranks.meet()
     said = strategy.ranks.broadcast({**dataclasses.asdict(decision), "dequantized": False})
     return MemoryDecision(**said)
 
@@ -160,7 +161,7 @@ def first_goes_ahead(config: Config, recorder: Recorder, check_stop: Callable[[]
         return
     if ranks.is_first:
         resolve_base(config.model.base, recorder.reporter("preparing_model", check_stop))
-    ranks.broadcast({})
+    ranks.meet()
 
 
 def agree_kept_layers(
@@ -179,6 +180,9 @@ def agree_kept_layers(
     """
     if ranks.is_first:
         config = settle_kept_layers(config, prepared, device, recorder, check_stop)
+    # It comes after the rows, for which no two machines take equally long.
+    ranks.meet()
+    if ranks.is_first:
         ranks.broadcast({"keep_16bit": config.model.keep_16bit})
         return config
     kept = ranks.broadcast()["keep_16bit"]
