@@ -64,6 +64,7 @@ SLOW = (
 #: Modules of slow folders that are fast all the same.
 QUICK = (
     "tests/faults/test_matrix.py",
+    "tests/core/commands/test_parser.py",
     "tests/core/worker/data/test_batches.py",
     "tests/core/serve/test_same_tokens.py",
     "tests/core/worker/optim/test_schedule.py",
