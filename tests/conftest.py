@@ -14,14 +14,16 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.examples import SEARCH
 from tests.forking import Forks
 from tests.tiny_model import CHATML as CHATML
 from tests.tiny_model import write_tiny_model
 
 # The machine may be busy; the duration of an example says nothing about the code. The examples are the same ones each
-# time, so that a change answers for its own failures; 'pytest --hypothesis-profile=search' draws new ones.
-settings.register_profile("search", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.register_profile("steady", settings.get_profile("search"), derandomize=True)
+# time, so that a change answers for its own failures, and few enough to go through with each change;
+# 'pytest --hypothesis-profile=search' draws new ones, and three times as many (tests/examples.py).
+settings.register_profile(SEARCH, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("steady", settings.get_profile(SEARCH), derandomize=True, max_examples=40)
 # Few examples of each property, for 'make check'.
 settings.register_profile("quick", settings.get_profile("steady"), max_examples=15)
 settings.load_profile("steady")

@@ -28,8 +28,9 @@ E = TypeVar("E", bound=Event)
 #: Seconds for a worker to get anywhere: it takes a few by itself, and many where the machine is busy.
 PATIENCE = 120.0
 STEPS = 48
-#: What every run does unless a test says otherwise: dropout is on, evaluations with answers come in between. The probe,
-#: an eighth of such a run, is in the undisturbed run that others are compared with: it changes nothing of what is trained.
+#: What every run does unless a test says otherwise: dropout is on, evaluations with answers come in between. The
+#: probe, an eighth of such a run, is in the undisturbed one that others are compared with: it changes nothing of
+#: what is trained.
 RECIPE: dict[str, dict[str, Any]] = {
     "method": {"name": "qlora", "rank": 4, "alpha": 8, "dropout": 0.1},
     "train": {"max_steps": STEPS, "batch_size": 4, "max_length": 256, "learning_rate": 5e-3, "seed": 7},
