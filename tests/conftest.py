@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import random
@@ -18,6 +19,9 @@ from tests.examples import SEARCH
 from tests.forking import Forks
 from tests.tiny_model import CHATML as CHATML
 from tests.tiny_model import write_tiny_model
+
+# Importing the tests and what they test makes millions of objects and hardly any garbage.
+gc.set_threshold(200_000, 50, 100)
 
 # The machine may be busy; the duration of an example says nothing about the code. The examples are the same ones each
 # time, so that a change answers for its own failures, and few enough to go through with each change;
@@ -94,6 +98,8 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 10)
+    # At the end it is freed like everything else: libraries print what of theirs is left.
+    atexit.register(gc.unfreeze)
 
 
 # A job in the background of a shell ignores ctrl-c, and so would every process that the tests interrupt.

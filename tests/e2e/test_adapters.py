@@ -38,7 +38,7 @@ def test_a_killed_run_ends_bit_equal(workers: Workers, way: str) -> None:
     undisturbed = workers.start("undisturbed", **sections)
     finish(undisturbed)
 
-    run = workers.start("killed", **sections)
+    run = workers.start("killed", hold=(0, 7), **sections)
     wait_until_listening(run)
     answer = ControlClient(run).request("generate", messages=QUESTION, source="base", max_new_tokens=4)
     assert answer["source"] == "base"

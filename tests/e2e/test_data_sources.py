@@ -27,7 +27,7 @@ def test_packed_mapped_mixed_and_split_data_survive_a_kill(workers: Workers, tmp
         "eval": None,
         "eval_share": 0.1,
     }
-    run = workers.start("sources", data=data, train={"max_steps": 30})
+    run = workers.start("sources", hold=(8,), data=data, train={"max_steps": 30})
     wait_until_step(run, 8)
     kill(run)
     workers.resume(run)

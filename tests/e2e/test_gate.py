@@ -140,7 +140,7 @@ def test_a_gate_counts_what_was_measured_before_the_run_was_continued(workers: W
         "train": {"max_steps": 20},
         "eval": PROBED | {"every_steps": 20, "baseline": True, "gate": "probe_loss <= before - 100"},
     }
-    run = workers.start("cut", **options)
+    run = workers.start("cut", hold=(3,), **options)
     wait_until_step(run, 3)
     with ControlClient(run) as client:
         client.request("stop")

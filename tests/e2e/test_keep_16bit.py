@@ -55,7 +55,7 @@ def test_auto_keeps_what_costs_most_and_whoever_goes_on_has_the_same(workers: Wo
     finish(plain)
     assert adapter_bytes(plain) != adapter_bytes(whole)
 
-    killed = workers.start("killed", **OPTIONS, **auto)
+    killed = workers.start("killed", hold=(4,), **OPTIONS, **auto)
     wait_until_step(killed, 4)
     kill(killed)
     assert kept(killed) == kept(whole)

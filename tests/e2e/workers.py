@@ -21,6 +21,7 @@ from core.runs.events import Event, FailedEvent, FinishedEvent, NoticeEvent, Pha
 from core.runs.state import RunState
 from core.runs.store import Run
 from core.runs.tail import EventTail
+from tests.forking import FAULT_VARIABLE
 from tests.waiting import wait_for
 
 E = TypeVar("E", bound=Event)
@@ -89,10 +90,25 @@ class Workers:
                 patch.setenv(name, value)
             yield
 
-    def start(self, name: str = "tiny", variables: dict[str, str] | None = None, **sections: dict[str, Any]) -> Run:
-        """Start a run of the recipe with some options changed."""
+    def start(
+        self,
+        name: str = "tiny",
+        variables: dict[str, str] | None = None,
+        hold: tuple[int, ...] = (),
+        **sections: dict[str, Any],
+    ) -> Run:
+        """Start a run of the recipe with some options changed.
+
+        Args:
+            name: Of the run.
+            variables: More of its environment.
+            hold: Steps after which it waits until something is asked of it, or it is killed; 0 is before the first. A
+                step takes 20 ms: without it, a run may be over before a busy machine gets to its test again.
+            sections: The options, by section.
+        """
         config = self.config(**sections)
-        with self.environment(**(variables or {})):
+        held = {FAULT_VARIABLE: f"hold:{','.join(map(str, hold))}"} if hold else {}
+        with self.environment(**held, **(variables or {})):
             run = launcher.start_run(config, name)
         self.runs.append(run)
         return run
