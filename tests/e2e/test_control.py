@@ -29,6 +29,7 @@ from .workers import (
     ending,
     exit_code,
     finish,
+    held_at,
     log,
     notice_codes,
     only,
@@ -113,7 +114,7 @@ def disturb_with_garbage(run: Run) -> None:
 
 
 def test_nothing_that_is_asked_of_a_run_changes_its_result(workers: Workers, reference: Run) -> None:
-    run = workers.start("disturbed", hold=(0, 3))
+    run = workers.start("disturbed", held_at(0, 3))
     pause_at_start(run)
     disturb_with_garbage(run)
     pieces, answer = ask(run, source="base", temperature=0.9, seed=1)
@@ -155,7 +156,7 @@ def test_nothing_that_is_asked_of_a_run_changes_its_result(workers: Workers, ref
 
 
 def test_the_learning_rate_can_be_set_and_the_change_outlives_a_stop(workers: Workers, reference: Run) -> None:
-    run = workers.start("set", hold=(0, 6))
+    run = workers.start("set", held_at(0, 6))
     pause_at_start(run)
     client = ControlClient(run)
     for args in (

@@ -26,7 +26,7 @@ from core.runs.trained import checkpoint_steps, find_trained
 from core.units import format_number
 from core.worker.checkpoint.checkpoint import checkpoint_name
 from tests.e2e.test_serving import QUESTION, serving
-from tests.e2e.workers import Workers, adapter_bytes, ending, exit_code, finish, log, only, wait_until_step
+from tests.e2e.workers import Workers, adapter_bytes, ending, exit_code, finish, held_at, log, only, wait_until_step
 
 PROBED = {"every_steps": 4, "exact_match": False, "probe": True}
 #: Few steps, measured in between, with dropout on.
@@ -140,7 +140,7 @@ def test_a_gate_counts_what_was_measured_before_the_run_was_continued(workers: W
         "train": {"max_steps": 20},
         "eval": PROBED | {"every_steps": 20, "baseline": True, "gate": "probe_loss <= before - 100"},
     }
-    run = workers.start("cut", hold=(3,), **options)
+    run = workers.start("cut", held_at(3), **options)
     wait_until_step(run, 3)
     with ControlClient(run) as client:
         client.request("stop")

@@ -55,6 +55,15 @@ def write_rows(path: Path, count: int, seed: int = 1) -> Path:
     return path
 
 
+def held_at(*steps: int) -> dict[str, str]:
+    """Variables of a run that waits after some steps, 0 for before the first, until something is asked of it by its socket
+    or a signal, or it is killed.
+
+    A step takes 20 ms: other runs may be over before a busy machine gets to their test again.
+    """
+    return {FAULT_VARIABLE: f"hold:{','.join(map(str, steps))}"}
+
+
 @dataclass
 class Workers:
     """Starts workers in a home of their own.
@@ -90,25 +99,10 @@ class Workers:
                 patch.setenv(name, value)
             yield
 
-    def start(
-        self,
-        name: str = "tiny",
-        variables: dict[str, str] | None = None,
-        hold: tuple[int, ...] = (),
-        **sections: dict[str, Any],
-    ) -> Run:
-        """Start a run of the recipe with some options changed.
-
-        Args:
-            name: Of the run.
-            variables: More of its environment.
-            hold: Steps after which it waits until something is asked of it, or it is killed; 0 is before the first. A
-                step takes 20 ms: without it, a run may be over before a busy machine gets to its test again.
-            sections: The options, by section.
-        """
+    def start(self, name: str = "tiny", variables: dict[str, str] | None = None, **sections: dict[str, Any]) -> Run:
+        """Start a run of the recipe with some options changed."""
         config = self.config(**sections)
-        held = {FAULT_VARIABLE: f"hold:{','.join(map(str, hold))}"} if hold else {}
-        with self.environment(**held, **(variables or {})):
+        with self.environment(**(variables or {})):
             run = launcher.start_run(config, name)
         self.runs.append(run)
         return run
