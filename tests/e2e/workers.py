@@ -56,8 +56,8 @@ def write_rows(path: Path, count: int, seed: int = 1) -> Path:
 
 
 def held_at(*steps: int) -> dict[str, str]:
-    """Variables of a run that waits after some steps, 0 for before the first, until something is asked of it by its socket
-    or a signal, or it is killed.
+    """Variables of a run that waits after some steps, 0 for before the first, until something is asked of it by its
+    socket or a signal, or it is killed.
 
     A step takes 20 ms: other runs may be over before a busy machine gets to their test again.
     """
