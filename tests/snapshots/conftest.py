@@ -13,6 +13,7 @@ from textual.pilot import Pilot
 from textual.widgets import Input, TextArea
 
 from tests.tui.conftest import CPU
+from tests.tui.conftest import parsed_once as parsed_once
 from tests.tui.harness import screen_text, wait_for
 from tui.app import LocaltuneApp
 

@@ -23,6 +23,7 @@ from core.runs.result import result_of
 from core.runs.state import RunState
 from core.runs.store import Run
 from tests.core.runs.event_strategies import HOSTILE_LINES
+from tests.examples import examples
 from tests.tui.harness import FORBIDDEN, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tui import bridge
@@ -80,7 +81,9 @@ def draw_all(view: RunView) -> list[str]:
     return found
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(
+    deadline=None, max_examples=examples(60), suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
 @given(st.lists(HOSTILE_LINES, max_size=12), st.sampled_from(["training", "failed", "finished", "lost", "stalled"]))
 def test_no_record_ends_what_is_drawn(lines: list[bytes], state: str) -> None:
     with tempfile.TemporaryDirectory() as directory:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from core.errors import UserError
 from core.queue.book import Queue
 from core.queue.entry import FOLLOWS, STATES, QueueEntry
+from tests.examples import examples
 
 
 def queue_of(*names: str) -> Queue:
@@ -89,7 +90,7 @@ ENTRIES = st.builds(
 )
 
 
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 @given(st.lists(ENTRIES, max_size=3, unique_by=lambda entry: entry.run or object()))
 def test_what_is_written_is_read_again(entries: list[QueueEntry]) -> None:
     queue = Queue().with_added(entries)
