@@ -68,17 +68,18 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _find(name: str | None) -> Run | None:
-    """The run that is named, else the newest live one, else the newest one.
+    """The run that is named, else the newest that is going on, else the newest one.
 
     Raises:
         UserError: If there is no run of that name.
     """
-    from core.runs.status import live_runs
+    from core.runs.status import newest_live
     from core.runs.store import find_run, list_runs
 
     if name is not None:
         return find_run(name)
-    return next(iter([*live_runs()[:1], *list_runs()[:1]]), None)
+    runs = list_runs()
+    return newest_live(runs) or next(iter(runs), None)
 
 
 def _is(target: Run, name: str) -> bool:
