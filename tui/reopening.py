@@ -129,7 +129,7 @@ def _find_ended(session: Session | None) -> Outcome | None:
 
 
 def find_shown(session: Session | None) -> Run | None:
-    """The run to show: the newest that is going on, one that is newer than the session, the one that was shown, the newest.
+    """The run to show: the newest that goes on, one newer than the session, the one that was shown, the newest.
 
     None where there is none.
     """
