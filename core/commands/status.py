@@ -144,7 +144,7 @@ def _parts(status: RunStatus) -> list[tuple[int, str]]:
     share = f" {status.row.step / state.total_steps:.0%}" if state.total_steps else ""
     steps = f" {status.row.step}/{state.total_steps}{share}" if state.total_steps else ""
     word = doing(state.pending) if not state.is_over else ""
-    parts = [(0, f"{word or state.state}{', refused' if state.refused else ''}{steps}")]
+    parts = [(0, f"{word or state.word}{', refused' if state.refused else ''}{steps}")]
     parts.append((6, one_line(status.row.labels.name, 30) or one_line(brief_id(status.run.id), 30)))
     if silent := silent_words(status.ranks, time.time()) if not state.is_over else "":
         parts.append((1, silent))

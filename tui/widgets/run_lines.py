@@ -208,7 +208,7 @@ def _eta_texts(view: RunView, now: float) -> list[str]:
 
 
 def phases(view: RunView, now: float, width: int, glyphs: GlyphSet) -> Content:
-    """Phases of a run before its first step, of a live one also those to come: ``✓ importing  3.1 s``, ``▸ training``."""
+    """Phases of a run before its first step: ``✓ importing  3.1 s``, ``▸ rehearsing``; those to come while it lives."""
     history = view.history
     coming = EXPECTED_PHASES if view.is_live else ()
     names = [*history.phases, *(name for name in coming if name not in history.phases)]
