@@ -100,7 +100,7 @@ def report(arguments: argparse.Namespace, found: dict[tuple[str, int], list[floa
         rows.append({"strategy": strategy, "processes": processes, "median": median, "all": values})
         print(f"| {strategy if processes > 1 else 'one process'} | {processes} | {median:.0f} | {median / one:.2f} |")
     about = {"machine": platform.processor() or platform.machine(), "cores": os.cpu_count(), "load": os.getloadavg()}
-    options = {name: str(value) for name, value in vars(arguments).items()}
+    options = {name: value.name if isinstance(value, Path) else value for name, value in vars(arguments).items()}
     path = ROOT / "bench" / "results" / f"scale-{date.today().isoformat()}.json"
     path.write_text(json.dumps({**about, "options": options, "rows": rows}, indent=1) + "\n", encoding="utf-8")
 

@@ -15,7 +15,7 @@ from core.errors import UserError
 
 if TYPE_CHECKING:
     from core.config.document import ConfigDocument
-    from core.config.rules import Remark
+    from core.config.rules.rule import Remark
     from core.config.schema import Config
     from core.memory.advice import Advice
     from core.memory.plan import Machine, Plan

@@ -96,7 +96,7 @@ def _check(variants: Sequence[Variant]) -> None:
     """
     from core.commands.configuration import gather_facts
     from core.commands.train import check_data, check_model
-    from core.config.rules import check_rules
+    from core.config.rules.check import check_rules
     from core.errors import UserError
 
     seen: set[str] = set()

@@ -16,6 +16,11 @@ ALL_GPUS = "all"
 FILE_SHARE, FILE_SLOWNESS = 1 / 3, 1.8
 
 
+def holds_out(config: Config) -> bool:
+    """Whether there are held-out rows."""
+    return config.data.eval is not None or config.data.eval_share > 0
+
+
 def wants_several(config: Config) -> bool:
     """Whether a configuration asks for more than one process; ``distributed.gpus = "all"`` may come to one."""
     distributed = config.distributed

@@ -18,7 +18,8 @@ from core.config.explain import SECRET_HINT, explain, unknown_option
 from core.config.facts import Facts
 from core.config.files import FileText
 from core.config.lines import line_of, repeated_line
-from core.config.rules import Remark, check_rules
+from core.config.rules.check import check_rules
+from core.config.rules.rule import Remark
 from core.config.schema import Config, find_option
 from core.config.values import describe_type, parse_value
 from core.errors import UserError

@@ -54,6 +54,11 @@ class Facts:
     disk_need: Callable[[Config], DiskNeed | None] = _unknown_need
 
 
+def trains_on_cpu(config: Config, facts: Facts) -> bool:
+    """Whether a run is known to train on the CPU."""
+    return config.hardware.device == "cpu" or (config.hardware.device == "auto" and facts.device == "cpu")
+
+
 def find_missing_trackers() -> frozenset[str]:
     """The trackers whose libraries are not installed, found without importing any."""
     return frozenset(tool for tool in TRACKERS if find_spec(tool) is None)

@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
-from core.config.rules import RULES
+from core.config.rules.check import RULES
 from core.config.schema import Option, options, sections
 from core.config.values import describe_type
 from core.units import exact_number

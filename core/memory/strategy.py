@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from core.config.rules import check_rules
+from core.config.rules.check import check_rules
 from core.config.schema import Config
 from core.config.sixteen_bit import kept_patterns
 from core.errors import UserError

@@ -14,7 +14,7 @@ from textual.content import Content
 
 from core.config.facts import Facts
 from core.config.live import TRAINING, changed, read_changes
-from core.config.rules import check_rules
+from core.config.rules.check import check_rules
 from core.config.schema import Config
 from core.errors import UserError
 from core.text import one_line, sanitize

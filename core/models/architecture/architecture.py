@@ -237,6 +237,11 @@ class Architecture:
         return inside + sum(linear.weights for linear in self.linears)
 
     @property
+    def has_experts(self) -> bool:
+        """Whether it has experts that can be taken to 4 bits and get adapters."""
+        return any(layer.experts is not None for layer in self.layers)
+
+    @property
     def bare_experts(self) -> int:
         """Number of elements of all experts that stay in 16 bit whatever the method; see :class:`Layer`."""
         return sum(layer.count * layer.bare_experts for layer in self.layers)

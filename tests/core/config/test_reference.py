@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from core.config.reference import render_reference
-from core.config.rules import RULES
+from core.config.rules.check import RULES
 from core.config.schema import options
 
 PAGE = Path(__file__).parents[3] / "docs" / "reference" / "configuration.md"

@@ -7,7 +7,7 @@ import pytest
 from core.config.choices import AIMS
 from core.config.document import ConfigDocument
 from core.config.facts import Facts
-from core.config.rules import check_rules
+from core.config.rules.check import check_rules
 from core.config.schema import sections
 from core.errors import UserError
 from core.memory.plan import Machine

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from core.config.document import ConfigDocument, describe_type
-from core.config.rules import RULES
+from core.config.rules.check import RULES
 from core.config.schema import Option
 from core.models.advice import Advice
 from core.presets.library import Preset

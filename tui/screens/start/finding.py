@@ -83,7 +83,7 @@ def find_flaw(config: Config) -> str:
 def find_warnings(config: Config, used: int | None) -> tuple[str, ...]:
     """Warnings of the rules between options; asks for the card and the disk, so call it from a thread."""
     from core.commands.configuration import gather_facts
-    from core.config.rules import check_rules
+    from core.config.rules.check import check_rules
 
     facts = replace(gather_facts(config), rows=used)
     return tuple(remark.sentence for remark in check_rules(config, facts) if remark.level == "warning")

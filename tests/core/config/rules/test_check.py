@@ -13,7 +13,7 @@ import sample_data
 from core.config.derived import step_count
 from core.config.document import ConfigDocument
 from core.config.facts import Facts, read_shape
-from core.config.rules import RULES, check_rules
+from core.config.rules.check import RULES, check_rules
 from core.config.schema import Config, find_option
 from core.errors import UserError
 from core.memory.disk import disk_need
