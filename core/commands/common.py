@@ -29,6 +29,8 @@ CLEAR_LINE = "\r\x1b[K"
 
 EXIT_ERROR = 1
 EXIT_USAGE = 2
+#: Why two arguments do not go together of which each prints its own.
+BOTH_PRINTED = "both are printed to standard output."
 #: A run that ended without a final state counts as failed.
 EXIT_LOST = 4
 EXIT_INTERRUPTED = 130

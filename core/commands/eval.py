@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.commands.common import EXIT_INTERRUPTED, EXIT_USAGE, PROGRAM, add_json_flag, emit, note, say
+from core.commands.parser import ArgumentParser
 
 if TYPE_CHECKING:
     from core.evaluation.evaluation import Evaluation, EvaluationProgress
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from core.evaluation.table import EvaluationTable
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument(
         "targets",
@@ -55,6 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tasks", metavar="NAMES", help="its tasks, separated by commas")
     parser.add_argument("--include", metavar="DIRECTORY", help="a directory with tasks of your own for it")
     add_json_flag(parser)
+    for asks in ("--prompts", "--against", "--limit", "--max-new-tokens", "--check", "--with"):
+        parser.add_conflict("--show", asks, "--show asks nothing.")
 
 
 def run(args: argparse.Namespace) -> int:

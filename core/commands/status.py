@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from core.commands.common import EXIT_ERROR, add_json_flag, emit, put, say
-from core.commands.parser import whole_number
+from core.commands.parser import ArgumentParser, whole_number
 
 if TYPE_CHECKING:
     from core.hardware.snapshot import Device
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 DEFAULT_WIDTH = 80
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument(
         "run",
@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prometheus", action="store_true", help="all live runs in Prometheus' text format, for its textfile collector"
     )
     add_json_flag(parser)
+    parser.add_conflict("--prometheus", "--json", "each is a format of its own.")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -55,8 +55,8 @@ def test_options_that_were_changed_before_a_run_goes_on_are_named(workers: Worke
     workers.resume(run)
     end = failure(run)
     assert end.reason == (
-        f"{run.config_path} has changed since step-00000005: method.rank was 4 and is 8, "
-        "train.learning_rate was 0.005 and is 0.006."
+        f"{run.config_path} has changed since step-00000005: method.rank changed from 4 to 8, "
+        "train.learning_rate changed from 0.005 to 0.006."
     )
     assert end.hint == "Put it back, or start a new run."
     run.config_path.write_text(text)

@@ -49,7 +49,7 @@ def _without_blinking(mount: Callable[..., Any]) -> Callable[..., Any]:
 
 def make_app(home: Path, config: Path | None = None) -> LocaltuneApp:
     """The app at a fixed time."""
-    home.mkdir(parents=True)
+    home.mkdir(parents=True, exist_ok=True)
     app = LocaltuneApp(config)
     app.clock = lambda: MOMENT + 110
     app.state.host = "ws1"
