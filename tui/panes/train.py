@@ -71,7 +71,8 @@ class TrainPane(Pane, can_focus=True):
     HELP = (
         "What the run is doing. The dim line is the loss of each step, the bright one is smoothed, ◆ is the loss on "
         "held-out rows, ◇ that on the general probe, which rises where the model forgets. Marks: ▲ a checkpoint "
-        "(on the axis), ▼ the governor, ‖ a pause, ■ parked, ▷ going on, ▽ smaller for want of memory, ! a warning."
+        "(on the axis), ▼ the governor, ‖ a pause, ■ parked, ▷ going on, ▽ smaller for want of memory, ! a warning. "
+        "In the answers, underlined words are not in the other answer; = is the answer of the step before."
     )
 
     def __init__(self) -> None:
@@ -335,7 +336,7 @@ class TrainPane(Pane, can_focus=True):
         named = [("question", "question")] if len(walk.questions) > 1 else []
         named += [("earlier_answers", "step before")] if walk.leads(-1) else []
         named += [("later_answers", "step after")] if walk.leads(1) else []
-        named += [("beside", LAYOUT_WORDS[walk.next_layout])] if walk.questions else []
+        named += [("beside", LAYOUT_WORDS[walk.next_layout])] if len(walk.steps) > 1 else []
         return [(self.keys[f"train.{name}"].display, word) for name, word in named]
 
     def _chart_hints(self, view: RunView) -> list[tuple[str, str]]:

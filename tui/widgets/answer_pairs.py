@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 from rich.cells import cell_len
@@ -53,10 +54,12 @@ def pair_lines(question: Question, walk: AnswerWalk, width: int, height: int) ->
     lines = head_lines(question, width, max(height // 6, 2), column, wanted=other.name != "wanted")
     if len(question.answers) > 1:
         lines.append(_course(question, walk, other.name, width, column, note))
-    stacked = [_stacked(side, width, column) for side in (now, other)]
+    # An only answer needs no words about the one before.
+    sides = [now, other] if other.text is not None or len(question.answers) > 1 else [now]
+    stacked = [_stacked(side, width, column) for side in sides]
     # Of two lines, one above the other is the easiest to compare.
-    if width < 2 * BESIDE + len(_GAP) or max(map(len, stacked)) == 1:
-        return [*lines, *stacked[0], *stacked[1]]
+    if other.text is None or width < 2 * BESIDE + len(_GAP) or max(map(len, stacked)) == 1:
+        return [*lines, *itertools.chain(*stacked)]
     return [*lines, *_beside(other, now, width)]
 
 

@@ -82,6 +82,14 @@ def test_what_did_not_change_and_what_is_all_new_is_said() -> None:
     ]
 
 
+def test_an_only_answer_and_the_first_one_have_the_whole_width() -> None:
+    only = Question("q", None, [answer(0, SKY[2])])
+    assert [line[:6] for line in lines(walk_to(only), 100)] == ["ask   ", "step 0", " " * 6, " " * 6]
+    first = lines(walk_to(BLUE, back=2), 100)
+    assert first[-1] == "before   no earlier answer"
+    assert not any("│" in line for line in first)
+
+
 def test_it_can_stand_beside_the_first_the_wanted_and_all() -> None:
     assert lines(walk_to(ROUTER, layouts=1))[-1].startswith("step 0   ✗ no JSON  Have you")
     walk = walk_to(ROUTER, back=1, layouts=2)
