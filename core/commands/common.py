@@ -105,7 +105,7 @@ def agrees(question: str, hint: str) -> bool:
         UserError: If there is none.
     """
     if not sys.stdin.isatty():
-        raise UserError(f"{question[:-1]} needs your word.", hint)
+        raise UserError(f'"{question}" needs an answer, and there is no terminal to ask at.', hint)
     flush()
     sys.stderr.write(f"{sanitize(question)} [y/N] ")
     sys.stderr.flush()

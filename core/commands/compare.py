@@ -61,4 +61,4 @@ def _write(path: Path, text: str) -> None:
         write_atomic(target.resolve(), text)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}.", "Name another file.") from error
-    note(f"written: {target}")
+    note(f"Written to {target}.")

@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     table = EvaluationTable.of(record)
     if done:
         if args.out is not None:
-            note(f"written to {write_report(record, table, args.out)}")
+            note(f"Written to {write_report(record, table, args.out)}.")
     else:
         note(f"{record.done} of {record.total} answers are kept; the same command goes on with the rest.")
     _print(evaluation.file.path if evaluation.file is not None else None, record, table, as_json=args.json)
@@ -105,7 +105,7 @@ def _show(args: argparse.Namespace) -> int:
     path, record = newest_record(None if names_model(name) else find_run_at(name)[0])
     table = EvaluationTable.of(record)
     if args.out is not None:
-        note(f"written to {write_report(record, table, args.out)}")
+        note(f"Written to {write_report(record, table, args.out)}.")
     if record.state != "done":
         note(f"It is unfinished: {record.done} of {record.total} answers.")
     _print(path, record, table, as_json=args.json)

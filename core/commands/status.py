@@ -69,17 +69,18 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _find(name: str | None) -> Run | None:
-    """The run that is named, else the newest live one, else the newest one.
+    """The run that is named, else the newest that is going on, else the newest one.
 
     Raises:
         UserError: If there is no run of that name.
     """
-    from core.runs.status import live_runs
+    from core.runs.status import newest_live
     from core.runs.store import find_run, list_runs
 
     if name is not None:
         return find_run(name)
-    return next(iter([*live_runs()[:1], *list_runs()[:1]]), None)
+    runs = list_runs()
+    return newest_live(runs) or next(iter(runs), None)
 
 
 def _is(target: Run, name: str) -> bool:
@@ -144,7 +145,7 @@ def _parts(status: RunStatus) -> list[tuple[int, str]]:
     share = f" {status.row.step / state.total_steps:.0%}" if state.total_steps else ""
     steps = f" {status.row.step}/{state.total_steps}{share}" if state.total_steps else ""
     word = doing(state.pending) if not state.is_over else ""
-    parts = [(0, f"{word or state.state}{', refused' if state.refused else ''}{steps}")]
+    parts = [(0, f"{word or state.word}{', refused' if state.refused else ''}{steps}")]
     parts.append((6, one_line(status.row.labels.name, 30) or one_line(brief_id(status.run.id), 30)))
     if silent := silent_words(status.ranks, time.time()) if not state.is_over else "":
         parts.append((1, silent))
