@@ -2,9 +2,10 @@
 
 ``python bench/ui_cost.py`` trains the starter model on the sample. The app is started in a pseudo-terminal of 200×50,
 shows the run, is read for a while and ended; then the run goes on alone for as long. Besides the trained tokens a
-second of wall time it gives the processor time of the app and the bytes that it writes, and both once more when the
-run is over and nothing moves. Pairs of neighboring turns are compared, so that what else the machine does in a minute
-is in both. Values go to ``bench/results/ui-cost-DATE.json``.
+second of wall time it gives the processor time of the app and the bytes that it writes; and both once more for each
+pane and the queue while nothing moves: before there is a run, while it is paused, and when it is over. Pairs of
+neighboring turns are compared, so that what else the machine does in a minute is in both. Values go to
+``bench/results/ui-cost-DATE.json``.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from bench.app_session import Session
 from core.config.document import load_config
 from core.config.schema import Config
 from core.launch.launcher import start_run, terminate
+from core.runs.client import ControlClient
 from core.runs.store import Run
 from tests.tui.terminal import Terminal
 from tests.waiting import wait_for
@@ -42,6 +44,10 @@ _ONLY_STEPS = (
     "eval.baseline=false",
     "checkpoint.every_steps=100000",
 )
+#: The panes and the queue, by the keys that lead there from anywhere.
+_PLACES = {"data": "1", "config": "2", "train": "3", "chat": "4", "runs": "5", "queue": "Q"}
+#: Seconds without output after which a pane counts as painted.
+_QUIET = 1.0
 #: Seconds that the app has to load all panes and to read the run before a turn begins.
 _SETTLING = 6.0
 #: Seconds for the worker to get to its first steps, or the app to show them.
@@ -85,6 +91,16 @@ def look(app: Session, seconds: float) -> Watching:
     return Watching((app.cpu_seconds - cpu) / wall, (len(app.terminal.output) - written) / wall)
 
 
+def look_around(app: Session, seconds: float) -> dict[str, Watching]:
+    """Look at each pane, and at the queue, when all of it has been painted."""
+    found = {}
+    for name, key in _PLACES.items():
+        app.terminal.press(key)
+        app.settle(_QUIET)
+        found[name] = look(app, seconds)
+    return found
+
+
 def turn(run: Run, seconds: float, app: Session | None) -> Turn:
     """A turn, with the app or without."""
     begun, watching = len(steps(run)), None
@@ -100,20 +116,29 @@ def turn(run: Run, seconds: float, app: Session | None) -> Turn:
 
 
 @contextlib.contextmanager
-def opened(run: Run) -> Iterator[Session]:
-    """The app in a terminal, showing a run."""
-    with Terminal.app("--run", run.id, size=SIZE, environment={"LOCALTUNE_HOME": os.environ["LOCALTUNE_HOME"]}) as made:
-        made.wait_for_text("tok/s", _PATIENCE)
+def opened(run: Run | None = None) -> Iterator[Session]:
+    """The app in a terminal, showing a run where there is one."""
+    arguments, sign = ("--run", run.id) if run is not None else (), "tok/s" if run is not None else "5 Runs"
+    with Terminal.app(*arguments, size=SIZE, environment={"LOCALTUNE_HOME": os.environ["LOCALTUNE_HOME"]}) as made:
+        made.wait_for_text(sign, _PATIENCE)
         app = Session(made)
         look(app, _SETTLING)
         yield app
+        made.press("\x1b")
+        app.settle(_QUIET)
         made.press("\x11")
+        # Beside a live run it asks.
+        app.settle(_QUIET)
+        made.press("l")
         with contextlib.suppress(AssertionError):
             made.wait_for_end(3)
 
 
-def measure(config: Config, rounds: int, seconds: float) -> tuple[list[Turn], Watching]:
-    """Train, and measure in turns; and the app beside the ended run."""
+def measure(config: Config, rounds: int, seconds: float) -> tuple[list[Turn], dict[str, dict[str, Watching]]]:
+    """Train, and measure in turns; and the app while nothing moves: without a run, beside a paused and an ended one."""
+    idle = {}
+    with opened() as app:
+        idle["no run"] = look_around(app, seconds)
     run = start_run(config, "ui-cost")
     try:
         wait_for(lambda: run.state().step >= 3 or run.state().is_over, _PATIENCE, "the first steps")
@@ -124,10 +149,15 @@ def measure(config: Config, rounds: int, seconds: float) -> tuple[list[Turn], Wa
             turns.append(turn(run, seconds, None))
             with opened(run) as app:
                 turns.append(turn(run, seconds, app))
+        ControlClient(run).request("pause")
+        wait_for(lambda: run.state().state == "paused", _PATIENCE, "the pause")
+        with opened(run) as app:
+            idle["paused"] = look_around(app, seconds)
     finally:
         terminate(run, force=True)
     with opened(run) as app:
-        return turns, look(app, seconds)
+        idle["ended"] = look_around(app, seconds)
+    return turns, idle
 
 
 def compared(turns: list[Turn]) -> float:
@@ -157,7 +187,7 @@ def main() -> None:
         "tokens_per_second_watched_over_alone": round(compared(turns), 4),
         "core_share": round(statistics.median(one.core_share for one in looked), 4),
         "bytes_per_second": round(statistics.median(one.bytes_per_second for one in looked), 1),
-        "idle": asdict(idle),
+        "idle": {state: {name: asdict(one) for name, one in places.items()} for state, places in idle.items()},
         "turns": [asdict(one) for one in turns],
     }
     print(json.dumps({name: value for name, value in kept.items() if name != "turns"}, indent=1))

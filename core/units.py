@@ -91,6 +91,14 @@ def format_ago(seconds: float) -> str:
     return f"{count} {unit}{'s' if unit == 'day' and count > 1 else ''} ago"
 
 
+def coarse_ago(seconds: float) -> str:
+    """A time in the past as by :func:`format_ago`, in steps of five minutes within the first hour.
+
+    For what stands on a screen for long, which is repainted whenever it differs.
+    """
+    return format_ago(seconds // 300 * 300 if 0 <= seconds < 3600 else seconds)
+
+
 def format_number(value: float | None, digits: int = 3) -> str:
     """A measured number with a fixed count of significant digits (``0.412``, ``8.1e-4``); ``–`` where unknown."""
     if value is None:

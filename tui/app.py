@@ -472,6 +472,10 @@ class LocaltuneApp(App[str]):
     def _devices_sampled(self, message: messages.DevicesSampled) -> None:
         self.runs.show_devices(message.devices)
 
+    def on_app_focus(self) -> None:
+        """Bring the header up to date for whoever comes back to the terminal."""
+        self.runs.looked_at()
+
     @on(messages.RunsListed)
     def _runs_listed(self, message: messages.RunsListed) -> None:
         self.runs.listed(message)

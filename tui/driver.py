@@ -21,6 +21,7 @@ from tui.messages import KeysAhead, KeysHandled, TerminalGone
 from tui.shell import Shell
 from tui.terminal_image import TerminalImage
 from tui.terminal_input import TerminalInput, within_limits
+from tui.widgets.forms.ask_bar import takes_text
 
 #: Seconds between two looks at pending input, and at whether the app ends.
 _TICK = 0.1
@@ -34,7 +35,7 @@ _BURST = 0.01
 #: The same behind several keys at once: another program, or a slow line, may deliver the rest of a text a little later.
 BURST_GOES_ON = 0.1
 #: Keys of a burst up to which each is handled before the next is told, and seconds for all of that; more are text.
-_PACED, _PACE_PATIENCE = 64, 1.0
+_PACED, _PACE_PATIENCE = 64, 3.0
 
 
 class TerminalDriver(LinuxDriver):
@@ -53,6 +54,7 @@ class TerminalDriver(LinuxDriver):
         """What the terminal shows."""
         self._key_time = 0.0
         self._was_burst = False
+        self._handled: threading.Event | None = None
 
     def _get_terminal_size(self) -> tuple[int, int]:
         return within_limits(*super()._get_terminal_size())
@@ -77,7 +79,7 @@ class TerminalDriver(LinuxDriver):
 
     def run_input_thread(self) -> None:
         """Read the terminal's input and post its events; post a message when the terminal is gone."""
-        reader = TerminalInput()
+        reader = TerminalInput(is_alt=self._is_alt)
         with selectors.SelectSelector() as selector:
             selector.register(self.fileno, selectors.EVENT_READ)
             while not self.exit_event.is_set():
@@ -115,17 +117,35 @@ class TerminalDriver(LinuxDriver):
         if len(keys) > 1 or goes_on:
             self._tell([KeysAhead(keys, goes_on)])
         for key in keys:
+            if len(keys) <= _PACED:
+                # Also where they come apart: the app may be busy, and the key before may be the one that leaves a
+                # screen, in which the next would be lost.
+                self._wait_until_handled(now + _PACE_PATIENCE)
             if self.exit_event.is_set():
                 # The terminal is lent to another program: what was typed for this one is not meant for later.
                 return
             self._tell([key])
-            if 1 < len(keys) <= _PACED:
-                self._wait_until_handled(now + _PACE_PATIENCE)
+            self._handled = threading.Event()
+            if len(keys) <= _PACED:
+                self._tell([KeysHandled(self._handled.set)])
+
+    def _is_alt(self, key: Key) -> bool:
+        """Whether alt with a key has a meaning where the focus is; else it was two keys."""
+        app = self._app
+        if takes_text(app.focused):
+            # Who writes knows such keys from other programs, and escape leaves the text.
+            return True
+        # Of some, as of alt+enter, Textual tells the key alone: it would be the escape that is lost.
+        return key.key.startswith("alt+") and isinstance(app, Shell) and app.keys.has(key.key)
 
     def _wait_until_handled(self, until: float) -> None:
-        reached = threading.Event()
-        self._tell([KeysHandled(reached.set)])
-        while not reached.wait(_TICK) and not self.exit_event.is_set() and time.monotonic() < until:
+        reached, self._handled = self._handled, None
+        while (
+            reached is not None
+            and not reached.wait(_TICK)
+            and not self.exit_event.is_set()
+            and time.monotonic() < until
+        ):
             pass
 
     def _tell(self, messages: Iterable[Message]) -> None:

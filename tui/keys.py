@@ -227,6 +227,10 @@ class KeyTable:
         own = self._by_key.get((scope, key))
         return own if own is not None or not scope or scope in SCREENS else self._by_key.get(("app", key))
 
+    def has(self, key: str) -> bool:
+        """Whether a key has a meaning anywhere."""
+        return any(known == key for _, known in self._by_key)
+
     def __getitem__(self, identity: str) -> Key:
         return self._by_id[identity]
 

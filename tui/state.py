@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from core.runs.energy import Tariff
 from core.runs.process import hostname
 from tui.requests import Requests
+from tui.steady_meters import MeterReading, SteadyMeters
 
 if TYPE_CHECKING:
     from core.config.document import ConfigDocument
@@ -90,6 +91,13 @@ class RunView:
     """The price of its energy, by its configuration."""
     ranks: Sequence[Rank] = ()
     """Its processes with their signs of life; empty for a run of one."""
+    meters: SteadyMeters = field(default_factory=SteadyMeters)
+    """What is on the screen of its devices."""
+
+    def reading(self) -> MeterReading:
+        """The devices and the energy to show: the newest, but for what only jitters while the run is paused."""
+        newest = MeterReading(self.history.devices, self.history.host, self.history.energy_wh)
+        return self.meters.follow(newest, rests=self.state.state == "paused")
 
     @property
     def activity(self) -> str:
@@ -152,6 +160,7 @@ class AppState:
     """Whether the configuration that the app begins with is still being looked for."""
     view: RunView | None = None
     devices: Sequence[Device] = ()
+    """The devices to show where no run reports any."""
     answer_awaited: bool = False
     """Whether a question from the chat holds up the training."""
     serving: ServingView | None = None

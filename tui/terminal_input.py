@@ -46,12 +46,16 @@ class TerminalInput:
 
     Args:
         clock: A monotonic clock, in seconds.
+        is_alt: Whether alt with a key has a meaning. Where it has none, an escape and a character that come together
+            are two keys: a slow line, or a busy machine, delivers at once what was pressed one after the other.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, is_alt: Callable[[events.Key], bool] = lambda _: True
+    ) -> None:
         self.reports_size = False
         """Whether the terminal was asked to report its size in sequences; unasked reports are ignored."""
-        self._clock = clock
+        self._clock, self._is_alt = clock, is_alt
         self._heard = clock()
         self._parser = XTermParser()
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -114,7 +118,7 @@ class TerminalInput:
             self._go_on(byte, self._in_string)
         elif characters := self._decoder.decode(bytes([byte])):
             self._end()
-            self._parse("\x1b" + characters[0], alone=True)
+            self._parse_behind_escape(characters[0])
             for character in characters[1:]:
                 self._parse(character)
 
@@ -210,8 +214,11 @@ class TerminalInput:
         missing = self._decoder.decode(b"", final=True)
         is_key = not self._is_long and len(self._held) in (1, 2)
         sequence = self._end()
-        if is_key:
-            self._parse(sequence + missing[:1], alone=True)
+        following = sequence[1:] + missing[:1]
+        if is_key and following:
+            self._parse_behind_escape(following)
+        elif is_key:
+            self._parse(sequence, alone=True)
         else:
             for character in missing:
                 self._parse(character)
@@ -294,6 +301,17 @@ class TerminalInput:
         if is_lost:
             self._renew()
         self._out += filter(_is_sound, found)
+
+    def _parse_behind_escape(self, character: str) -> None:
+        """Parse a character behind an escape: alt with its key, or two keys."""
+        before = len(self._out)
+        self._parse(f"\x1b{character}", alone=True)
+        is_one = all(isinstance(found, events.Key) and self._is_alt(found) for found in self._out[before:])
+        # Behind a bracket, the rest of a report may only be late.
+        if not is_one and character not in "[]" and (character.isprintable() or character == "\r"):
+            del self._out[before:]
+            self._parse("\x1b", alone=True)
+            self._parse(character, alone=True)
 
     @property
     def _is_within(self) -> bool:

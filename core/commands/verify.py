@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from core.commands.common import EXIT_ERROR, EXIT_INTERRUPTED, add_json_flag, emit, note, say
 from core.commands.live_line import ProgressLine
-from core.commands.parser import whole_or_none
+from core.commands.parser import ArgumentParser, whole_or_none
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,7 +22,7 @@ EXIT_DIFFERS = 6
 SPANS = 3
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument(
         "run", metavar="RUN", help="a run that is over: its id, a part of it, its directory, or 'latest'"
@@ -37,6 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--whole", action="store_true", help="execute all of the run again, from the base on")
     parser.add_argument("--seed", metavar="S", type=int, help="choose the same intervals again (default: at random)")
     add_json_flag(parser)
+    for chosen in ("--spans", "--seed"):
+        parser.add_conflict("--whole", chosen, "all of the run is executed again, and nothing is chosen.")
 
 
 def run(args: argparse.Namespace) -> int:

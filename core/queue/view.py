@@ -144,7 +144,8 @@ class QueueReader:
         schedule = Schedule.of(run.values()).changed(history.settings)
         left = estimate(history.timings, schedule, state.total_steps, now)
         seconds = left.seconds if left is not None else None
-        ends = now + seconds if seconds is not None else None
+        # Nobody knows for how long a pause will be.
+        ends = now + seconds if seconds is not None and state.state != "paused" else None
         return EntryView(entry, None, seconds, None, entry.begun, ends, state.state, state.step, state.total_steps)
 
     def _history(self, run: Run) -> RunHistory:

@@ -19,7 +19,7 @@ from core.runs.store import Run
 from core.worker.distributed.errors import RankLostError
 from core.worker.distributed.rendezvous import Meeting, forget
 from core.worker.process import environment
-from core.worker.process.control import Controls
+from core.worker.process.control import STOP_SIGNALS, Controls
 from core.worker.process.devices import own_device
 from core.worker.process.log import log, log_exception
 from core.worker.process.recorder import Recorder
@@ -37,7 +37,7 @@ def follow_first(run: Run, meeting: Meeting, reports: Reports, *, resume: bool) 
         resume: Whether the run goes on from a checkpoint.
     """
     # A stop is heard by the first one, which tells the others.
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in (*STOP_SIGNALS, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     recorder = Recorder(run, keeps=False, pass_on=lambda *notice: reports.tell(notice=notice))
 

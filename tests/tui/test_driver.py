@@ -77,6 +77,45 @@ def test_a_key_behind_a_marked_paste_is_typed(environment: dict[str, str]) -> No
         terminal.wait_for_text("Help · ")
 
 
+def test_escape_and_the_key_behind_it_are_both_heard(environment: dict[str, str]) -> None:
+    with Terminal.app(environment=environment) as terminal:
+        terminal.wait_for_text("5 Runs")
+        terminal.press("?")
+        terminal.wait_for_text("Help · ")
+        # In one read, as a slow line delivers them: alt+5 to a terminal.
+        terminal.press("\x1b5")
+        terminal.wait_for_text("No runs yet.")
+        assert "Help · " not in terminal.text
+        # Of alt+enter, Textual tells enter alone, which would answer.
+        terminal.press("?")
+        terminal.wait_for_text("Help · ")
+        terminal.press("\x1b\r")
+        terminal.wait_for(lambda: "Help · " not in terminal.text)
+
+
+#: The app, which is busy whenever a screen is left.
+BUSY = """
+import sys, time
+from tui.screens.overlay import Overlay
+leave = Overlay.dismiss
+Overlay.dismiss = lambda self, result=None: (time.sleep(0.4), leave(self, result))[1]
+from tui.__main__ import main
+sys.exit(main([]))
+"""
+
+
+def test_a_key_waits_for_the_one_before_in_an_app_that_is_busy(environment: dict[str, str]) -> None:
+    with Terminal([sys.executable, "-c", BUSY], environment=environment) as terminal:
+        terminal.wait_for_text("5 Runs")
+        terminal.press("?")
+        terminal.wait_for_text("Help · ")
+        terminal.press("\x1b")
+        # Longer than an escape waits for the rest of a sequence, and shorter than the app is busy.
+        terminal.pump(0.2)
+        terminal.press("5")
+        terminal.wait_for_text("No runs yet.")
+
+
 def blind(terminal: Terminal) -> None:
     """Stop parsing output as a screen: this one is not as large as the drawn one."""
     terminal._stream.feed = lambda _: None

@@ -100,6 +100,38 @@ def test_no_storm_of_sizes_breaks_a_screen(terminal: Terminal, home: Path, reque
     assert re.search(unwanted, terminal.output) is None
 
 
+#: The keys to screens from the Runs pane, and what their frame says of ``enter`` at the least size.
+TINY = {
+    "D": ("Delete the run", "enter keep it"),
+    "Q": ("Queue", "enter show its ru"),
+    "U": ("Trash", "enter restore"),
+    "2P": ("Presets", "enter apply"),
+}
+
+
+@pytest.mark.parametrize("terminal", ["256 colors"], indirect=True)
+def test_screens_say_at_any_size_what_they_ask_and_what_enter_does(terminal: Terminal) -> None:
+    for keys, (title, enter) in TINY.items():
+        for key in keys:
+            press(terminal, key)
+        terminal.resize(20, 5)
+        terminal.wait_for_text(enter[:16])
+        first, *lines, last = terminal.text.splitlines()
+        assert title in first
+        assert any(line.strip() for line in lines)
+        assert enter in last
+        if title == "Delete the run":
+            assert "20261101-000001-tickets" in "".join(line.strip() for line in lines)
+            # The rest is scrolled to.
+            terminal.press("\x1b[F")
+            terminal.wait_for_text("d  delete it for")
+        terminal.resize(80, 24)
+        terminal.wait_for_text("d  delete it for good" if title == "Delete the run" else title)
+        settle(terminal)
+        press(terminal, "\x1b")
+        press(terminal, "5")
+
+
 def test_a_terminal_that_cannot_place_text_is_refused_in_a_sentence(home: Path) -> None:
     with Terminal.app(environment={"LOCALTUNE_HOME": str(home), "TERM": "dumb"}) as terminal:
         assert terminal.wait_for_end(60) == 2

@@ -24,6 +24,7 @@ from core.runs.store import Run
 from tests.tui.harness import screen_lines, screen_text, wait_for
 from tests.tui.scripted_run import GPU, ScriptedRun
 from themes.loader import variable_defaults
+from tui import thresholds
 from tui.glyphs import ASCII, BRAILLE
 from tui.keys import KeyTable
 from tui.settings import load_settings, resolve_glyphs, save_setting
@@ -60,17 +61,17 @@ def view_of(script: ScriptedRun) -> RunView:
     [(71, 83, "ok"), (78, 83, "near limit"), (83, 83, "at limit"), (80, 127, "near limit"), (80, None, "near limit")],
 )
 def test_temperature_words(temperature: float, limit: float | None, word: str) -> None:
-    assert meter.temperature_word(replace(GPU, temperature_c=temperature, temperature_limit_c=limit)) == word
+    assert thresholds.temperature_word(replace(GPU, temperature_c=temperature, temperature_limit_c=limit)) == word
 
 
 @pytest.mark.parametrize(("share", "word"), [(0.5, "ok"), (0.8, "near limit"), (0.95, "at limit")])
 def test_memory_words(share: float, word: str) -> None:
-    assert meter.memory_word(replace(GPU, memory_used=int(share * 100), memory_total=100)) == word
+    assert thresholds.memory_word(replace(GPU, memory_used=int(share * 100), memory_total=100)) == word
 
 
 def test_what_is_not_reported_has_no_word() -> None:
     bare = Device(index=0, kind="cuda", name="x")
-    assert (meter.temperature_word(bare), meter.memory_word(bare)) == ("", "")
+    assert (thresholds.temperature_word(bare), thresholds.memory_word(bare)) == ("", "")
 
 
 @pytest.mark.parametrize(("fraction", "full"), [(-1.0, 0), (0.0, 0), (0.5, 5), (1.0, 10), (7.0, 10)])
@@ -284,6 +285,8 @@ def test_a_run_that_is_queued_has_no_numbers_yet(home: Path) -> None:
     view = view_of(script)
     assert run_lines.numbers(view, 80).plain == ""
     assert "the worker is starting" in run_lines.phases(view, 0.0, 80, BRAILLE).plain
+    ended = RunView(view.run, RunState(state="lost"), view.history)
+    assert run_lines.phases(ended, 0.0, 80, BRAILLE).plain == ""
     for state, text in (("paused", "‖ paused"), ("stalled", "! no sign of life"), ("training", "")):
         shown = RunView(view.run, RunState(state=state), view.history)
         assert run_lines.banner(shown, KeyTable()).plain.partition("\n")[0] == text

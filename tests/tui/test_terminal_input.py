@@ -206,3 +206,33 @@ def test_it_does_not_matter_how_bytes_are_cut(pieces: list[bytes], cuts: list[in
         cut.append(data[position : position + length])
         position += length
     assert keys(Reader().read(data)) == keys(Reader().read(*cut, data[position:]))
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"\x1bq", ["escape", "q"]),
+        (b"\x1bQ", ["escape", "Q"]),
+        (b"\x1b?", ["escape", "question_mark"]),
+        (b"\x1b1", ["escape", "1"]),
+        (b"\x1b ", ["escape", "space"]),
+        (b"\x1b\r", ["escape", "enter"]),
+        ("\x1bé".encode(), ["escape", "é"]),
+        (b"\x1bO", ["escape", "O"]),
+        (b"\x1bP", ["escape", "P"]),
+        (b"\x1b\x1bq", ["escape", "escape", "q"]),
+        # The rest of a report may be late.
+        (b"\x1b[", ["left_square_bracket"]),
+        # Only alone is an escape before these a key of its own.
+        (b"\x1b\x7f", ["ctrl+w"]),
+        (b"\x1b[A", ["up"]),
+        # A terminal that tells them apart has said that it is alt.
+        (b"\x1b[113;3u", ["alt+q"]),
+    ],
+    ids=lambda value: repr(value)[:40],
+)
+def test_escape_and_a_key_that_come_together_are_two_where_alt_means_nothing(data: bytes, expected: list[str]) -> None:
+    reader = Reader()
+    reader.input = TerminalInput(reader.clock, is_alt=lambda key: key.key == "alt+x")
+    assert keys(reader.read(data)) == expected
+    assert keys(reader.read(b"\x1bx")) == ["alt+x"]

@@ -73,6 +73,11 @@ class Desktop:
         return len(self._app.screen_stack) > 1
 
     @property
+    def is_watched(self) -> bool:
+        """Whether the terminal has the focus, as far as it tells."""
+        return self._app.app_focus
+
+    @property
     def top(self) -> Screen[object]:
         """The active screen."""
         return self._app.screen

@@ -17,6 +17,7 @@ from tui.draft_keeper import DraftKeeper
 from tui.keys import KeyTable
 from tui.messages import QueueListed, RunAdvanced, RunAttached, RunDetailRead, RunFiguresRead, RunsListed
 from tui.state import AppState, RunView
+from tui.steady_meters import MeterReading, SteadyMeters
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,6 +56,7 @@ class Runs:
     ) -> None:
         self._desktop, self._state, self._bridge, self._drafts, self._clock = desktop, state, bridge, drafts, clock
         self._cards, self._queueing, self._keys = cards, queueing, keys
+        self._meters = SteadyMeters()
         self._landing = ""
         self._chat_told = 0.0
         self._has_started = False
@@ -481,8 +483,17 @@ class Runs:
         self._desktop.show_header()
 
     def show_devices(self, devices: Sequence[Device]) -> None:
-        """Show the devices as sampled by this process."""
-        self._state.devices = devices
+        """Show the devices as sampled by this process, if they say more than what is shown."""
+        # Where a run computes, they have been sampled because it does not report them.
+        live = self._state.live_run
+        rests = live is None or live.state.state == "paused"
+        reading = MeterReading(devices)
+        self._state.devices = self._meters.follow(reading, rests=rests, is_watched=self._desktop.is_watched).devices
+        self._desktop.show_header()
+
+    def looked_at(self) -> None:
+        """Show the newest sample to whoever comes back to the terminal."""
+        self._state.devices = self._meters.catch_up().devices
         self._desktop.show_header()
 
     def show_figures(self, message: RunFiguresRead) -> None:

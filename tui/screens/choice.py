@@ -45,6 +45,9 @@ class ChoiceDialog(Overlay[str]):
         border: round $border-focus; border-title-style: bold; background: $surface; scrollbar-size-vertical: 1;
     }
     ChoiceDialog.-alarm > VerticalScroll { border: round $limit; border-title-color: $limit; }
+    ChoiceDialog.-alarm.-tiny > VerticalScroll {
+        border: none; border-top: solid $limit; border-bottom: solid $limit;
+    }
     ChoiceDialog #choices { margin-top: 1; }
     """
 
@@ -88,6 +91,10 @@ class ChoiceDialog(Overlay[str]):
 
     def _painted(self) -> None:
         self._is_read = True
+
+    def keys_in_frame(self) -> str:
+        """What ``enter`` answers."""
+        return f"enter {self.choices[0].label}" if self.choices else ""
 
     @property
     def known_keys(self) -> Container[str]:

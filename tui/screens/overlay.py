@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Container, Sequence
 from typing import ClassVar
 
@@ -10,9 +11,13 @@ from textual.binding import Binding, BindingType
 from textual.content import Content
 from textual.message import Message
 from textual.screen import ModalScreen, ScreenResultType
+from textual.widget import Widget
 
 from tui.keys import bindings
+from tui.widgets.text_block import TextBlock
 
+#: Rows below which a screen has a frame without sides, and nothing around its text.
+TINY_ROWS = 12
 #: Bindings of a dialog with several inputs.
 INPUT_BINDINGS = (
     Binding("escape", "dismiss(None)", "leave", show=False),
@@ -30,7 +35,22 @@ def key_line(keys: Sequence[tuple[str, str]]) -> Content:
 class Overlay(ModalScreen[ScreenResultType]):
     """A screen that is dismissed once: a key typed after the dismissing one may still reach it, and is no answer."""
 
-    DEFAULT_CSS = "Overlay { align: center middle; }"
+    DEFAULT_CSS = """
+    Overlay { align: center middle; }
+    Overlay.-tiny {
+        & > Vertical, & > VerticalScroll {
+            width: 100%; max-width: 100%; max-height: 100%; padding: 0 1;
+            border: none; border-top: solid $border-focus; border-bottom: solid $border-focus;
+        }
+        & > Vertical { height: 100%; overflow-y: auto; }
+        & ChoiceList { height: 1fr; min-height: 1; }
+        & #room, & #runner { margin-bottom: 0; }
+        & #answer { height: 1; margin-top: 0; }
+        & #keys { height: 0; margin-top: 0; }
+        & #choices { margin-top: 0; }
+    }
+    """
+    VERTICAL_BREAKPOINTS: ClassVar[list[tuple[int, str]] | None] = [(0, "-tiny"), (TINY_ROWS, "-usual")]
 
     TAKES_TEXT: ClassVar[bool] = False
     """Whether keys are text even before an input has the focus."""
@@ -40,6 +60,24 @@ class Overlay(ModalScreen[ScreenResultType]):
     BINDINGS: ClassVar[list[BindingType]] = [binding for binding in bindings("app") if binding.id == "app.picture"]
 
     _is_left = False
+    _has_keys_in_frame = False
+
+    def on_resize(self) -> None:
+        """Where there are few rows, say in the frame what the keys do: below the text they would be out of sight."""
+        self.call_after_refresh(self._place_keys)
+
+    def _place_keys(self) -> None:
+        told = self.keys_in_frame() if self.app.size.height < TINY_ROWS else ""
+        if not told and not self._has_keys_in_frame:
+            return
+        for box in self.query_children("Vertical, VerticalScroll").results(Widget):
+            box.border_subtitle, self._has_keys_in_frame = Content(told), bool(told)
+
+    def keys_in_frame(self) -> str:
+        """The keys that the frame tells where there are few rows, ``enter`` first; empty where it always tells them."""
+        lines = "\n".join(block.content.plain for block in self.query("#keys").results(TextBlock))
+        told = [part.strip() for part in re.split(r"\n| {3}", lines) if part.strip()]
+        return "  ".join(sorted(told, key=lambda part: (not part.startswith("enter"), not part.startswith("esc"))))
 
     @property
     def known_keys(self) -> Container[str]:

@@ -72,6 +72,8 @@ class PickScreen(Overlay[str | None]):
         }
         & SafeInput { background: $panel; margin-bottom: 1; }
         &.-keys { align: center top; & > Vertical { margin-top: 2; max-height: 80%; } }
+        &.-tiny > Vertical { margin-top: 0; max-height: 100%; }
+        &.-tiny SafeInput { margin-bottom: 0; }
         & ChoiceList { height: auto; max-height: 24; }
     }
     """

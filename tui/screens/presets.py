@@ -62,6 +62,10 @@ class PresetScreen(Overlay[Switch | None]):
             height: 1fr; border-top: solid $border; scrollbar-size-vertical: 1;
             &:focus { border-top: solid $border-focus; }
         }
+        &.-tiny > Container {
+            width: 100%; max-width: 100%; height: 100%;
+            border: none; border-top: solid $border-focus; border-bottom: solid $border-focus;
+        }
         &.-beside > Container { layout: horizontal; }
         &.-beside ChoiceList { width: 11fr; height: 100%; }
         &.-beside VerticalScroll {

@@ -15,7 +15,7 @@ from core.errors import UserError
 from core.runs.names import slug_of
 from core.runs.state import ACTIVE_STATES, END_STATES
 from core.text import one_line
-from core.units import format_ago, format_bytes, format_count
+from core.units import coarse_ago, format_bytes, format_count
 from tui.datasets.here import FoundFile, Here
 from tui.keys import Key, KeyTable
 from tui.shell import shell_of
@@ -152,7 +152,7 @@ def _tell_runs(here: Here, now: float) -> str:
     # What it does just now changes too often to be told here.
     state = "in progress" if here.last_state in ACTIVE_STATES else one_line(here.last_state, 20)
     has_ended = here.last_state in END_STATES and 0 < here.last_ended <= now
-    ended = f"{subject}, {state}" + (f" {format_ago(now - here.last_ended)}" if has_ended else "")
+    ended = f"{subject}, {state}" + (f" {coarse_ago(now - here.last_ended)}" if has_ended else "")
     return f"my run: {ended}" if here.runs == 1 else f"my {format_count(here.runs)} runs · last: {ended}"
 
 

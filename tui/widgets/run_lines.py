@@ -24,6 +24,9 @@ from tui.widgets.charts.meter import bar
 
 #: Fewest columns of the bar of progress, which texts beside it leave.
 SHORTEST_BAR = 8
+#: Columns of a time left, so that nothing moves when an hour or a minute less is to go; and cells of which a bar is a
+#: multiple where texts beside it get longer and shorter.
+ETA_WIDTH, _BAR_STEP = 7, 8
 #: Phases of a run, so that those to come can be named.
 EXPECTED_PHASES = ("importing", "preparing_data", "loading_model", "rehearsing", "training")
 
@@ -64,7 +67,7 @@ def numbers(view: RunView, width: int) -> Content:
     ]
     if history.evals:
         last = history.evals[-1]
-        text = f"{format_number(last.loss).rjust(7)} @{last.step}"
+        text = f"{format_number(last.loss).rjust(7)} @{last.step}".ljust(9 + len(str(view.state.total_steps)))
         fields.append(Content.assemble(("eval ", "$muted"), text))
         if last.probe_loss is not None and width >= 104:
             fields.append(Content.assemble(("probe ", "$muted"), format_number(last.probe_loss)))
@@ -79,7 +82,7 @@ def numbers(view: RunView, width: int) -> Content:
     fields.append(Content.assemble(("grad ", "$muted"), format_number(step.grad_norm).rjust(7)))
     fields.append(Content.assemble(("lr ", "$muted"), format_number(step.lr).rjust(7)))
     fields.append(Content(format_rate(history.tokens_per_second).rjust(11)))
-    fields += map(Content, energy_words(history.energy_wh, view.tariff))
+    fields += map(Content, energy_words(view.reading().energy_wh, view.tariff))
     gap = "   " if width >= 90 else "  "
     kept: list[Content] = []
     used = 0
@@ -147,7 +150,7 @@ def progress(view: RunView, width: int, glyphs: GlyphSet, now: float, *, answer_
     total = state.total_steps
     step = max(history.step, state.step)
     head = state_head(view, now)
-    count = f" {step}/{total}" if total else f" step {step}" if step else ""
+    count = f" {step:{len(str(total))}}/{total}" if total else f" step {step}" if step else ""
     if view.pending:
         count = f" {count}"
     share = (step + _share_of_step(view)) / total if total else 0.0
@@ -160,6 +163,7 @@ def progress(view: RunView, width: int, glyphs: GlyphSet, now: float, *, answer_
     room = width - head.cell_length - len(tail) - 4
     if not total or room < 6:
         return head + Content(tail)
+    room = room // _BAR_STEP * _BAR_STEP if room > _BAR_STEP else room
     full, empty = bar(min(share, 1.0), min(room, 60), glyphs)
     return Content.assemble(
         head,
@@ -183,6 +187,9 @@ def _tail(view: RunView, now: float, *, answer_awaited: bool) -> list[str]:
     step = max(history.step, state.step)
     if view.is_live and not state.parked and phase is not None and phase.name not in ("training", "importing"):
         done = f" {phase.done}/{phase.total}" if phase.done is not None and phase.total else ""
+        if state.state == "paused":
+            # Its clock stands still.
+            return [f"   {phase_name(phase.name)}{done}"]
         found = [f"   {phase_name(phase.name)}{done} {format_duration(history.phase_elapsed(now))}"]
         left = evaluation_seconds_left(history.timings, view.schedule or Schedule(), now)
         if left is not None and left >= 1:
@@ -204,14 +211,15 @@ def _eta_texts(view: RunView, now: float) -> list[str]:
         return []
     eta = view.eta(now)
     whole, parts = eta_words(eta), eta_words(eta, split=True)
-    return [f"   ETA {whole}", parts.removeprefix(whole)]
+    return [f"   ETA {whole:{ETA_WIDTH}}", parts.removeprefix(whole)]
 
 
 def phases(view: RunView, now: float, width: int, glyphs: GlyphSet) -> Content:
-    """Phases of a run before its first step: ``✓ importing  3.1 s``, ``▸ rehearsing``, and those to come."""
+    """Phases of a run before its first step: ``✓ importing  3.1 s``, ``▸ rehearsing``; those to come while it lives."""
     history = view.history
-    names = [*history.phases, *(name for name in EXPECTED_PHASES if name not in history.phases)]
-    label_width = max(len(phase_name(name)) for name in names) + 2
+    coming = EXPECTED_PHASES if view.is_live else ()
+    names = [*history.phases, *(name for name in coming if name not in history.phases)]
+    label_width = max((len(phase_name(name)) for name in names), default=0) + 2
     lines: list[Content] = []
     current = history.phase.name if history.phase is not None else None
     for name in names:
@@ -222,7 +230,8 @@ def phases(view: RunView, now: float, width: int, glyphs: GlyphSet) -> Content:
         if name != current:
             lines.append(Content.assemble(("✓ ", "$ok"), label, (format_duration(known.seconds).rjust(8), "$muted")))
             continue
-        seconds = format_duration(history.phase_elapsed(now) if view.is_live else known.seconds).rjust(8)
+        elapsed = history.phase_elapsed(now) if view.is_live else known.seconds
+        seconds = "" if view.state.state == "paused" else format_duration(elapsed).rjust(8)
         line = Content.assemble(("▸ ", "$primary"), (label, "bold"), (seconds, "$muted"))
         if known.total and known.done is not None:
             full, empty = bar(known.done / known.total, 12, glyphs)
@@ -232,7 +241,7 @@ def phases(view: RunView, now: float, width: int, glyphs: GlyphSet) -> Content:
             room = max(width - line.cell_length - 3, 0)
             line = Content.assemble(line, "  ", (one_line(known.detail, max(room, 1)), "$muted")) if room > 8 else line
         lines.append(line)
-    if not history.phases:
+    if not history.phases and view.is_live:
         lines.insert(0, Content.styled("the worker is starting", "$muted"))
     return Content("\n").join(lines)
 

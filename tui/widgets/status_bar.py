@@ -14,13 +14,12 @@ from core.runs.activity import doing, eta_words
 from core.runs.energy import energy_words
 from core.runs.names import brief_id, slug_of
 from core.text import one_line
-from core.units import format_ago, format_number
+from core.units import coarse_ago, format_number
 from tui.state import STATE_GLYPHS, AppState, RunView
-from tui.widgets.charts.meter import WORD_COLORS, memory_word, temperature_word
-from tui.widgets.run_lines import state_head, state_style
+from tui.steady_meters import OLD_SECONDS
+from tui.thresholds import WORD_COLORS, memory_word, temperature_word
+from tui.widgets.run_lines import ETA_WIDTH, state_head, state_style
 
-#: Seconds after which the values of a driver that does not answer are told to be old.
-OLD_SECONDS = 15.0
 #: Cards whose values are told one by one.
 MOST_LISTED = 4
 
@@ -87,15 +86,15 @@ def header_segments(state: AppState, now: float, *, loss: bool) -> list[Segment]
         glyph, style = ("●", "$ok") if is_on else ("◌", "$near")
         brief = Content.styled(f"{glyph} serving", style)
         segments.append(Segment(brief + Content(f" {one_line(state.serving.name, 40)}"), 4, brief))
-    devices = view.history.devices if view is not None and view.is_live and view.history.devices else state.devices
-    segments += _device_segments(devices)
+    of_run = view.reading().devices if view is not None and view.is_live else ()
+    segments += _device_segments(of_run or state.devices)
     segments.append(Segment(Content.styled(one_line(state.host, 30), "$muted"), 6, right=True))
     return segments
 
 
 def _other_run(view: RunView, now: float) -> list[Segment]:
     """The segment of an ended run of another configuration: its state is not that of the one that is open."""
-    ended = f"{view.state.state} {format_ago(now - view.state.updated)}"
+    ended = f"{view.state.state} {coarse_ago(now - view.state.updated)}"
     which = "last run" if view.is_leftover else "other run"
     brief = Content.styled(f"{which} {ended}", "$muted")
     return [Segment(Content.styled(f"{which}: {brief_id(view.run.id)} {ended}", "$muted"), 2, brief)]
@@ -121,7 +120,7 @@ def _run_segments(
         segments.append(Segment(Content.styled(view.model, "$muted"), 10))
     name, total, activity = view.state.state, view.state.total_steps, view.activity
     step = max(view.history.step, view.state.step)
-    count = f" {step}/{total}" if total else ""
+    count = f" {step:{len(str(total))}}/{total}" if total else ""
     glyph, style = STATE_GLYPHS.get(name, "?"), state_style(name)
     phase = view.history.phase
     if activity == "evaluating":
@@ -138,8 +137,8 @@ def _run_segments(
     is_going_on = name == "training" and activity != "answering" and doing(pending) not in ("stopping", "pausing")
     eta = view.eta(now) if is_going_on and total else None
     if is_going_on and total and (eta is not None or is_stepping):
-        segments.append(Segment(Content.assemble(("ETA ", "$muted"), eta_words(eta)), 1))
-    if loss and (energy := energy_words(view.history.energy_wh, view.tariff)):
+        segments.append(Segment(Content.assemble(("ETA ", "$muted"), f"{eta_words(eta):{ETA_WIDTH}}"), 1))
+    if loss and (energy := energy_words(view.reading().energy_wh, view.tariff)):
         segments.append(Segment(Content.styled("  ".join(energy), "$muted"), 11))
     if loss and view.history.last_step is not None:
         value = format_number(view.history.last_step.loss)

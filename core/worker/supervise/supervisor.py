@@ -32,6 +32,7 @@ from core.runs.events import Event, FailedEvent, FinishedEvent, NoticeEvent, Sto
 from core.runs.sentences import sender
 from core.runs.state import EXIT_CODES, RunState
 from core.runs.store import Run, complete_checkpoints
+from core.worker.process.control import STOP_SIGNALS
 from core.worker.process.devices import shared_device
 from core.worker.process.log import log
 from core.worker.supervise.away import machine_away
@@ -250,7 +251,7 @@ class Supervisor:
 
     @contextlib.contextmanager
     def _hearing_stops(self) -> Iterator[None]:
-        """Inside, SIGTERM and SIGINT are kept for the first process; SIGHUP means nothing."""
+        """Inside, signals that ask for a stop are kept for the first process; SIGHUP means nothing."""
 
         def keep(number: int, _frame: FrameType | None) -> None:
             self._stops.append(signal.Signals(number))
@@ -259,7 +260,7 @@ class Supervisor:
         for descriptor in (self._wake, writing):
             os.set_blocking(descriptor, False)
         signal.set_wakeup_fd(writing)
-        before = {number: signal.signal(number, keep) for number in (signal.SIGTERM, signal.SIGINT)}
+        before = {number: signal.signal(number, keep) for number in STOP_SIGNALS}
         before[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
         try:
             yield

@@ -12,17 +12,8 @@ from core.runs.planned import PlannedMemory
 from core.text import one_line
 from core.units import format_bytes, format_count
 from tui.glyphs import BRAILLE, GlyphSet
-from tui.widgets.charts.meter import (
-    LIMIT,
-    NEAR,
-    OK,
-    WORD_COLORS,
-    bar,
-    memory_word,
-    temperature_limit,
-    temperature_word,
-    tick_place,
-)
+from tui.thresholds import LIMIT, NEAR, OK, WORD_COLORS, memory_word, temperature_limit, temperature_word
+from tui.widgets.charts.meter import bar, tick_place
 from tui.widgets.charts.sparkline import sparkline
 from tui.widgets.text_block import TextBlock
 
@@ -289,7 +280,7 @@ def _memory(device: Device, width: int, glyphs: GlyphSet, planned: PlannedMemory
         return Content.assemble((f"{name} ", "$muted"), "–")
     share, word = device.memory_used / device.memory_total, memory_word(device)
     tick = tick_place(None if planned is None else planned.used / device.memory_total, width)
-    text = f" {device.memory_used / 1e9:4.1f}/{device.memory_total / 1e9:.1f} GB"
+    text = f" {_of(device.memory_used, device.memory_total, 4)}"
     text += f" {share:4.0%}" if wide else ""
     text += f"  plan {planned.bytes / 1e9:.1f}" if wide and planned is not None else ""
     ending = f" {word}" if wide and word != OK else ""
@@ -340,8 +331,12 @@ def _spread(cores: Sequence[float]) -> list[float]:
     return [cores[round(place * (len(cores) - 1) / max(count - 1, 1))] for place in range(count)]
 
 
-def _of(used: int | None, total: int | None) -> str:
-    return "–" if used is None or not total else f"{used / 1e9:.1f}/{total / 1e9:.1f} GB"
+def _of(used: int | None, total: int | None, least: int = 0) -> str:
+    """A size of another in GB; the first is as wide as the second, and ``least`` columns at least."""
+    if used is None or not total:
+        return "–"
+    whole = f"{total / 1e9:.1f}"
+    return f"{used / 1e9:{max(len(whole), least)}.1f}/{whole} GB"
 
 
 def _labeled(label: str, value: str) -> Content:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from rich.cells import cell_len, set_cell_size
@@ -19,8 +19,8 @@ from core.runs.names import brief_id
 from core.runs.run_table import DEFAULT_SORT
 from core.text import one_line, steady
 from core.units import (
+    coarse_ago,
     exact_number,
-    format_ago,
     format_bytes,
     format_duration,
     format_fixed,
@@ -89,7 +89,7 @@ def _loss(row: RunRow, _figures: RunFigures | None, _now: float) -> str:
 
 def _age(row: RunRow, _figures: RunFigures | None, now: float) -> str:
     """The time since its start, in one unit."""
-    return format_ago(now - row.started).removesuffix(" ago") if row.started else "–"
+    return coarse_ago(now - row.started).removesuffix(" ago") if row.started else "–"
 
 
 def _took(_row: RunRow, figures: RunFigures | None, _now: float) -> str:
@@ -156,6 +156,8 @@ _COLUMNS = (
 )
 #: The priority of the energy where its cost is known, which tells the same to whom it matters.
 _ENERGY_BESIDE_COST = 10
+#: Share of its energy from which that of a paused run is told anew.
+_IDLE_ENERGY = 0.02
 #: Most columns by which a wide list widens the names, and the notes.
 _WIDER_NAME, _WIDER_NOTE = 14, 40
 
@@ -209,6 +211,7 @@ class RunList(ScrollView, can_focus=True):
         self._marked: dict[str, None] = {}
         self._sorted = (DEFAULT_SORT, True)
         self._has_notes = self._has_costs = False
+        self._ages: Sequence[str] = ()
 
     @property
     def marked(self) -> Sequence[RunRow]:
@@ -276,10 +279,21 @@ class RunList(ScrollView, can_focus=True):
 
     def show_figures(self, figures: Mapping[str, RunFigures]) -> None:
         """Show figures of runs."""
-        self._figures.update(figures)
         for index, row in enumerate(self._rows):
-            if row.run.id in figures:
+            identity = row.run.id
+            if identity in figures and not (row.state == "paused" and self._is_idling(identity, figures[identity])):
+                self._figures[identity] = figures[identity]
                 self._refresh_row(index)
+        listed = {row.run.id for row in self._rows}
+        self._figures.update((identity, value) for identity, value in figures.items() if identity not in listed)
+
+    def _is_idling(self, identity: str, figures: RunFigures) -> bool:
+        """Whether nothing but the energy of a device that waits, and the record of that, differs from what is shown."""
+        shown = self._figures.get(identity)
+        if shown is None or replace(figures, energy_wh=shown.energy_wh, size=shown.size) != shown:
+            return False
+        before, after = shown.energy_wh, figures.energy_wh
+        return before is after if before is None or after is None else after - before < _IDLE_ENERGY * before
 
     def show(self, rows: Sequence[RunRow]) -> None:
         """Show other rows; the cursor stays on its run where that is still there. Only changed rows are repainted."""
@@ -297,8 +311,10 @@ class RunList(ScrollView, can_focus=True):
             self.virtual_size = Size(self.size.width, len(rows) + _HEADER_ROWS)
             self.refresh()
             return
+        ages, now = self._ages, self._clock()
+        self._ages = [_age(row, None, now) for row in rows]
         for index, (old, new) in enumerate(zip(before, rows, strict=True)):
-            if old != new:
+            if old != new or (index < len(ages) and ages[index] != self._ages[index]):
                 self._refresh_row(index)
 
     def move(self, by: int) -> None:

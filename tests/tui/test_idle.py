@@ -1,0 +1,207 @@
+"""An app at rest writes nothing to its terminal: its ticks are driven by hand, over figures that jitter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from rich.color import ColorSystem
+from textual._compositor import CompositorUpdate
+from textual.events import AppBlur, AppFocus
+from textual.pilot import Pilot
+
+import tui.app
+from core.runs.events import ControlEvent
+from tests.tui.conftest import CPU
+from tests.tui.harness import screen_lines, wait_for
+from tests.tui.scripted_run import GPU, ScriptedRun
+from tests.tui.test_app import ready
+from tui.app import LocaltuneApp
+from tui.messages import DevicesSampled
+from tui.terminal_image import TerminalImage
+from tui.widgets.status_bar import StatusBar
+
+PANES = ("1", "2", "3", "4", "5", "Q")
+#: Readings of a card that waits, and of a processor with nothing to do.
+CARDS = [
+    replace(GPU, temperature_c=41.0 + number % 2, power_w=20.0 + number % 3, utilization=float(number % 4), clock=210.0)
+    for number in range(6)
+]
+PROCESSORS = [
+    replace(CPU, utilization=load, memory_used=round(used * 1e9))
+    for load, used in ((3.0, 4.0), (31.0, 4.3), (8.0, 4.1), (0.0, 4.4), (44.0, 4.2), (5.0, 4.1))
+]
+
+
+class WrittenApp(LocaltuneApp):
+    """The app, with what it would write to a terminal."""
+
+    CSS_PATH: ClassVar[str] = str(Path(tui.app.__file__).parent / "app.tcss")
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.written: list[str] = []
+        self._shows = TerminalImage()
+
+    def _display(self, screen: Any, renderable: Any) -> None:
+        if isinstance(renderable, CompositorUpdate):
+            output = self._shows.bring(renderable, ColorSystem.TRUECOLOR, screen.outer_size)
+            self.written += [output] if output else []
+        super()._display(screen, renderable)
+
+
+async def show(pilot: Pilot[Any], app: WrittenApp, key: str) -> None:
+    """Show a pane, or the queue, and wait until all that there is has been painted."""
+    await ready(pilot)
+    await pilot.press(key)
+    if key == "Q":
+        await wait_for(pilot, lambda: "Nothing waits." in "\n".join(screen_lines(app)))
+    await settled(pilot, app)
+
+
+async def settled(pilot: Pilot[Any], app: WrittenApp) -> None:
+    """Wait until a few rounds have written nothing; then forget what was written."""
+    rounds = 0
+
+    def is_quiet() -> bool:
+        nonlocal rounds
+        rounds = 0 if app.written else rounds + 1
+        app.written.clear()
+        return rounds > 8
+
+    await wait_for(pilot, is_quiet)
+
+
+async def ticks(pilot: Pilot[Any], app: WrittenApp, devices: list[Any], pass_time: Callable[[], None]) -> None:
+    """Everything that comes by itself: samples of the devices, and the clocks of header and pane."""
+    for device in devices:
+        pass_time()
+        app.post_message(DevicesSampled([device]))
+        await pilot.pause()
+        app.runs.count_down()
+        if (pane := app.desktop.panes.train) is not None:
+            pane._tick()
+        app.desktop.show_header()
+        await pilot.pause()
+
+
+def ended(home: Path) -> ScriptedRun:
+    """A run that has ended a while ago."""
+    script = ScriptedRun(home, start=1e9)
+    script.train_to(60)
+    script.heartbeat = 1e9 + 200
+    script.end("finished")
+    return script
+
+
+def paused(home: Path) -> ScriptedRun:
+    """A run whose worker waits and reports its card."""
+    script = ScriptedRun(home)
+    script.train_to(34)
+    script.hardware(CARDS[0])
+    script.write(ControlEvent(t=script.pass_time(0), command="pause", sender="socket", result="ok"))
+    script.write_state(state="paused")
+    return script
+
+
+@pytest.mark.parametrize("state", ["none", "ended"])
+async def test_nothing_is_written_while_nothing_happens(
+    home: Path, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    monkeypatch.setattr("core.hardware.sampler.snapshot", lambda **_: [PROCESSORS[0]])
+    if state == "ended":
+        ended(home)
+    app = WrittenApp()
+    now = 1e9 + 1000.0
+    app.clock = lambda: now
+    async with app.run_test(size=(120, 34)) as pilot:
+
+        def pass_time() -> None:
+            nonlocal now
+            now += 5
+
+        for key in PANES:
+            await show(pilot, app, key)
+            await ticks(pilot, app, PROCESSORS, pass_time)
+            assert app.written == [], key
+
+
+async def test_a_paused_run_writes_what_has_changed_on_its_card(home: Path) -> None:
+    script = paused(home)
+    app = WrittenApp()
+    async with app.run_test(size=(200, 50)) as pilot:
+        await show(pilot, app, "3")
+        for number, card in enumerate(CARDS[1:]):
+            script.hardware(card, energy_wh=2.0 + number / 10)
+            await wait_for(pilot, lambda card=card: app.state.view.history.devices == [card])  # type: ignore[misc]
+            await ticks(pilot, app, [CPU], lambda: None)
+        assert app.written == []
+        script.hardware(replace(CARDS[0], temperature_c=52.0), energy_wh=2.7)
+        await wait_for(pilot, lambda: app.written)
+        await settled(pilot, app)
+        assert "52 °C" in screen_lines(app)[0]
+        assert any("52 °C" in line for line in screen_lines(app)[1:])
+
+
+async def test_a_paused_run_is_quiet_in_the_list(home: Path) -> None:
+    script = paused(home)
+    app = WrittenApp()
+    async with app.run_test(size=(200, 50)) as pilot:
+        await show(pilot, app, "5")
+        script.hardware(CARDS[1], energy_wh=1.91)
+        # The first news of a run brings the chat's title up to date.
+        await wait_for(pilot, lambda: app.state.view.history.devices == [CARDS[1]])  # type: ignore[union-attr]
+        await settled(pilot, app)
+        for card in CARDS:
+            script.write_state()
+            script.hardware(card, energy_wh=1.91)
+            await wait_for(pilot, lambda card=card: app.state.view.history.devices == [card])  # type: ignore[misc]
+            await ticks(pilot, app, [CPU], lambda: None)
+        assert app.written == []
+
+
+async def test_a_real_change_is_written_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("core.hardware.sampler.snapshot", lambda **_: [CARDS[0]])
+    app = WrittenApp()
+    async with app.run_test(size=(120, 34)) as pilot:
+        await show(pilot, app, "3")
+        warm = replace(CARDS[0], temperature_c=55.0)
+        await ticks(pilot, app, [warm, warm, replace(warm, temperature_c=56.0)], lambda: None)
+        assert len(app.written) == 1
+        assert "55 °C" in screen_lines(app)[0]
+
+
+async def test_a_terminal_without_the_focus_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("core.hardware.sampler.snapshot", lambda **_: [CPU])
+    app = WrittenApp()
+    async with app.run_test(size=(120, 34)) as pilot:
+        await show(pilot, app, "3")
+        app.post_message(AppBlur())
+        await settled(pilot, app)
+        busy = [replace(CPU, utilization=100.0) for _ in range(8)]
+        await ticks(pilot, app, busy, lambda: None)
+        assert app.written == []
+        app.post_message(AppFocus())
+        await wait_for(pilot, lambda: "100%" in screen_lines(app)[0])
+
+
+async def test_the_age_of_a_run_is_told_in_five_minutes(home: Path) -> None:
+    script = ended(home)
+    app = WrittenApp()
+    app.clock = lambda: 1e9 + 200 + 299
+    async with app.run_test(size=(120, 34)) as pilot:
+        await ready(pilot)
+        view = app.state.view
+        assert view is not None
+        assert view.run == script.run
+        view.is_leftover = True
+        app.state.document.set("data.train", "/data/other.csv")  # type: ignore[union-attr]
+        found = set()
+        for seconds in range(0, 900, 30):
+            app.clock = lambda seconds=seconds: 1e9 + 200 + seconds  # type: ignore[misc]
+            app.desktop.show_header()
+            found.add(app.main.query_one(StatusBar).render().plain.partition("finished")[2].split("  ")[0].strip())
+        assert found == {"just now", "5 min ago", "10 min ago"}

@@ -1,0 +1,128 @@
+"""The meters of devices that rest: a reading is shown once it says more than the one on the screen.
+
+A temperature that goes to and fro between two degrees, or a load of a few percent, tells nobody anything, and over SSH
+each of its repaints is a packet that wakes a radio and keeps a line from idling. What somebody would act on is shown
+with the reading that has it: a card that warms, memory that fills, a limit that is reached, a device that is lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from core.hardware.snapshot import Device, Host
+from tui.thresholds import memory_word, temperature_word
+
+#: Readings that a small difference has to last for; they are 5 to 10 s apart.
+LASTING = 3
+#: Seconds after which the values of a driver that does not answer are told to be old.
+OLD_SECONDS = 15.0
+
+
+@dataclass(frozen=True)
+class Band:
+    """What a figure may differ by: from ``large`` on it is shown at once, from ``small`` on if it lasts."""
+
+    large: float
+    small: float
+
+
+#: Degrees; a processor's sensor follows every burst of work.
+_HEAT, _CPU_HEAT = Band(2.0, 1.0), Band(8.0, 4.0)
+#: Bytes of a card, of which a tenth of a gigabyte is shown; shares of the machine's memory.
+_VRAM, _RAM_SHARE = Band(1e8, 5e7), Band(0.15, 0.03)
+#: Points of load; that of a processor is never worth a repaint of its own unless it lasts.
+_LOAD, _CPU_LOAD = Band(20.0, 10.0), Band(1000.0, 20.0)
+#: W, and points of the fastest fan.
+_POWER, _FAN = Band(15.0, 5.0), Band(15.0, 5.0)
+
+
+@dataclass(frozen=True)
+class MeterReading:
+    """The devices and the machine at one moment, and the energy so far, in Wh."""
+
+    devices: Sequence[Device] = ()
+    host: Host | None = None
+    energy_wh: float | None = None
+
+
+class SteadyMeters:
+    """What is on the screen of a series of readings."""
+
+    def __init__(self) -> None:
+        self._shown = MeterReading()
+        self._newest = MeterReading()
+        self._count = 0
+
+    def catch_up(self) -> MeterReading:
+        """Show the newest reading, whatever it differs in."""
+        return self._show(self._newest)
+
+    def follow(self, reading: MeterReading, *, rests: bool, is_watched: bool = True) -> MeterReading:
+        """Take the newest reading; returns the one to show.
+
+        Args:
+            reading: The newest one; the same one may come several times.
+            rests: Whether nothing trains; else every reading is shown.
+            is_watched: Whether somebody may be looking. Where not, small differences are not shown, and of a processor
+                nothing but its limits.
+        """
+        is_new = reading.devices is not self._newest.devices
+        self._newest = reading
+        if not rests or _is_large(self._shown.devices, reading.devices, is_watched=is_watched):
+            return self._show(reading)
+        if is_new and is_watched:
+            self._count = self._count + 1 if _differs(self._shown.devices, reading.devices) else 0
+            if self._count >= LASTING:
+                return self._show(reading)
+        return self._shown
+
+    def _show(self, reading: MeterReading) -> MeterReading:
+        self._shown, self._count = reading, 0
+        return reading
+
+
+def _is_large(before: Sequence[Device], after: Sequence[Device], *, is_watched: bool) -> bool:
+    """Whether a difference is shown at once."""
+    if [_facts(device) for device in before] != [_facts(device) for device in after]:
+        return True
+    pairs = zip(before, after, strict=True)
+    return any(_moved(old, new, large=True) for old, new in pairs if is_watched or new.kind != "cpu")
+
+
+def _differs(before: Sequence[Device], after: Sequence[Device]) -> bool:
+    """Whether there is a difference that is shown if it lasts."""
+    return any(_moved(old, new, large=False) for old, new in zip(before, after, strict=True))
+
+
+def _facts(device: Device) -> tuple[object, ...]:
+    """What is no figure: which device it is, its words, and what holds it."""
+    is_old = device.age_s is not None and device.age_s >= OLD_SECONDS
+    return (
+        *(device.kind, device.index, device.name, device.problem, device.memory_total, device.power_limit_w),
+        *(temperature_word(device), memory_word(device), device.age_s if is_old else None),
+        *(tuple(device.throttle_reasons), frozenset(item.pid for item in device.processes)),
+    )
+
+
+def _moved(before: Device, after: Device, *, large: bool) -> bool:
+    """Whether a figure of a device has moved out of its band."""
+    is_cpu = after.kind == "cpu"
+    share = float(after.memory_total or 1)
+    memory = Band(_RAM_SHARE.large * share, _RAM_SHARE.small * share) if is_cpu else _VRAM
+    bands = (
+        (_CPU_HEAT if is_cpu else _HEAT, before.temperature_c, after.temperature_c),
+        (_HEAT, before.memory_temperature_c, after.memory_temperature_c),
+        (memory, before.memory_used, after.memory_used),
+        (_CPU_LOAD if is_cpu else _LOAD, before.utilization, after.utilization),
+        (_POWER, before.power_w, after.power_w),
+        (_FAN, before.fan, after.fan),
+    )
+    return any(_left(band, old, new, large=large) for band, old, new in bands)
+
+
+def _left(band: Band, before: float | None, after: float | None, *, large: bool) -> bool:
+    if before is None or after is None:
+        # It is reported now, or not any more.
+        return before is not after
+    return abs(after - before) >= (band.large if large else band.small)
