@@ -34,7 +34,7 @@ import torch
 
 from core.audit.job import AuditJob
 from core.audit.result import Audit
-from core.config.rules import check_rules
+from core.config.rules.check import check_rules
 from core.errors import UserError
 from core.launch import launcher
 from core.runs.client import ControlClient
