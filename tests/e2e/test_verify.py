@@ -374,7 +374,7 @@ def test_a_run_that_went_back_for_a_loss_spike_is_equal_killed_or_not(workers: W
 
     spikes.write_nonsense(workers, (27, 28, 29))
     # Checkpoints between the good one and the spike, of steps that are left out, and after both.
-    run = spikes.start(workers, "back", "rollback", every=1, keep=99)
+    run = spikes.start(workers, "back", "rollback", every=2, keep=99)
     finish(run)
     (rollback,) = only(RollbackEvent, run)
     assert rollback.step < 26
