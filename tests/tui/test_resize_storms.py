@@ -129,7 +129,6 @@ def test_screens_say_at_any_size_what_they_ask_and_what_enter_does(terminal: Ter
         terminal.wait_for_text("d  delete it for good" if title == "Delete the run" else title)
         settle(terminal)
         press(terminal, "\x1b")
-        press(terminal, "5")
 
 
 def test_a_terminal_that_cannot_place_text_is_refused_in_a_sentence(home: Path) -> None:
