@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import random
 import shutil
@@ -13,14 +15,19 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.examples import SEARCH
 from tests.forking import Forks
 from tests.tiny_model import CHATML as CHATML
 from tests.tiny_model import write_tiny_model
 
+# Importing the tests and what they test makes millions of objects and hardly any garbage.
+gc.set_threshold(200_000, 50, 100)
+
 # The machine may be busy; the duration of an example says nothing about the code. The examples are the same ones each
-# time, so that a change answers for its own failures; 'pytest --hypothesis-profile=search' draws new ones.
-settings.register_profile("search", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.register_profile("steady", settings.get_profile("search"), derandomize=True)
+# time, so that a change answers for its own failures, and few enough to go through with each change;
+# 'pytest --hypothesis-profile=search' draws new ones, and three times as many (tests/examples.py).
+settings.register_profile(SEARCH, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("steady", settings.get_profile(SEARCH), derandomize=True, max_examples=40)
 # Few examples of each property, for 'make check'.
 settings.register_profile("quick", settings.get_profile("steady"), max_examples=15)
 settings.load_profile("steady")
@@ -64,6 +71,7 @@ SLOW = (
 #: Modules of slow folders that are fast all the same.
 QUICK = (
     "tests/faults/test_matrix.py",
+    "tests/core/commands/test_parser.py",
     "tests/core/worker/data/test_batches.py",
     "tests/core/serve/test_same_tokens.py",
     "tests/core/worker/optim/test_schedule.py",
@@ -83,6 +91,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         name = item.path.relative_to(root).as_posix()
         if name.startswith(SLOW) and not name.startswith(QUICK):
             item.add_marker("slow")
+
+
+def pytest_collection_finish() -> None:
+    """Leave what has been collected, and the libraries, out of garbage collection: nothing of it is ever garbage, and
+    looking through it again and again took a quarter of the time of a test that drives the app."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 10)
+    # At the end it is freed like everything else: libraries print what of theirs is left.
+    atexit.register(gc.unfreeze)
 
 
 # A job in the background of a shell ignores ctrl-c, and so would every process that the tests interrupt.

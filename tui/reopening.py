@@ -13,6 +13,7 @@ from core.hub_uri import is_hub_entry
 from core.paths import working_directory
 from core.runs.again import read_run
 from core.runs.outcome import Outcome, ended_since, read_outcome
+from core.runs.status import newest_live
 from core.runs.store import Run, find_run, list_runs
 from core.text import one_line
 from tui.data_paths import entry_path, entry_text, follow_links
@@ -128,12 +129,12 @@ def _find_ended(session: Session | None) -> Outcome | None:
 
 
 def find_shown(session: Session | None) -> Run | None:
-    """The run to show: the newest live one, one that is newer than the session, the one that was shown, the newest.
+    """The run to show: the newest that goes on, one newer than the session, the one that was shown, the newest.
 
     None where there is none.
     """
     runs = list_runs()
-    live = next((run for run in runs if not run.state().is_over), None)
+    live = newest_live(runs)
     newest = runs[0] if runs else None
     if live is not None or session is None or (newest is not None and _is_newer(newest, session)):
         return live or newest

@@ -12,7 +12,7 @@ import torch
 from bench.gpu_checks.subjects import Found
 from bench.gpu_checks.trainer import Stand
 from core.worker.fused.experts import takes_kernel
-from core.worker.model import experts
+from core.worker.model import experts, experts_implementation
 from core.worker.model.activation_mover import CudaLanes
 from core.worker.model.expert_offload import ExpertOffload
 from core.worker.model.expert_weights import quantize_experts
@@ -57,7 +57,7 @@ class _Stack(torch.nn.Module):
     def __init__(self, config: Any, device: torch.device, layers: int) -> None:
         super().__init__()
         self.layers = torch.nn.ModuleList(_Layer(config, device, seed) for seed in range(layers))
-        experts.use_own_experts(self)
+        experts_implementation.use_own_experts(self)
 
     def forward(self, tokens: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         for layer in self.layers:

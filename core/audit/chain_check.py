@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import difflib
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from core.audit.result import ChainResult, Difference
+from core.audit.event_check import changed_events
+from core.audit.result import MOST, ChainResult, Difference
+from core.config.changed import changed_options
 from core.config.schema import Config
 from core.errors import UserError
-from core.runs.chain import CHAIN_NAME, SHORT, DamagedLinkError, Link, canonical, read_links, seal_events
+from core.runs.chain import CHAIN_NAME, DamagedLinkError, Link, canonical, read_links
 from core.runs.store import EVENTS_NAME, Run, complete_checkpoints
+from core.runs.trained import result_step
 from core.small_files import hash_file, read_small
 from core.text import one_line
 
-#: Differences of one kind that are told one by one.
-_MOST = 20
 _MANIFEST_LIMIT = 16 << 20
-#: Lines around a change in which it is looked for; more of them are told as a stretch.
-_WINDOW = 5_000
 
 
 @dataclass
@@ -98,15 +94,17 @@ def check_chain(run: Run, sealed: Sealed) -> ChainResult:
             "The run has no hash chain, as an earlier version made it: that nobody has changed its events, options, "
             "rows or base since is not covered; its training is, where it is executed again."
         )
-        return ChainResult(notes=(note,), differences=tuple(_damaged_checkpoints(run, {})))
+        differences = [*_damaged_checkpoints(run, {}), *_changed_result(run, sealed)]
+        return ChainResult(notes=(note,), differences=tuple(differences))
     differences: list[Difference] = []
     if sealed.damage:
         differences.append(Difference(what=f"The hash chain is broken: {sealed.damage}.", file=CHAIN_NAME))
     try:
-        differences += _changed_events(run, sealed.links)
+        differences += _broken_off(run, sealed)
+        differences += changed_events(run, sealed.links) or _added_at_the_end(run, sealed.links)
         differences += _damaged_checkpoints(run, sealed.manifests)
         differences += _changed_options(run, sealed)
-        differences += _changed_result(run, sealed.links)
+        differences += _changed_result(run, sealed)
     except OSError as error:
         raise UserError(
             f"{error.filename or run.path} cannot be read: {error.strerror}.", "Fix it, or copy the run."
@@ -117,6 +115,35 @@ def check_chain(run: Run, sealed: Sealed) -> ChainResult:
     )
 
 
+def _broken_off(run: Run, sealed: Sealed) -> Iterator[Difference]:
+    """A chain that lacks its beginning, or the end of a run that has finished."""
+    if sealed.damage or not sealed.links:
+        return
+    first, last = sealed.links[0], sealed.links[-1]
+    if first.kind != "start":
+        yield Difference(what="The hash chain does not begin with a start of the run.", file=CHAIN_NAME)
+    if run.state().state != "finished":
+        return
+    if last.kind != "end":
+        what = (
+            "The hash chain breaks off before the end of the run, which has finished: links were removed from its end."
+        )
+        yield Difference(what=what, file=CHAIN_NAME)
+
+
+def _added_at_the_end(run: Run, links: Sequence[Link]) -> list[Difference]:
+    """Lines after the end of a run that has finished, after which a worker writes none."""
+    if not links or links[-1].kind != "end" or run.state().state != "finished":
+        return []
+    if _size_of_events(run) <= links[-1].events.end:
+        return []
+    return [Difference(what=f"{EVENTS_NAME}: lines were added after the end of the run.", file=EVENTS_NAME)]
+
+
+def _size_of_events(run: Run) -> int:
+    return run.events_path.stat().st_size if run.events_path.is_file() else 0
+
+
 def _uncovered(run: Run, sealed: Sealed) -> Iterator[str]:
     """What the chain says nothing of, in sentences."""
     if not sealed.links:
@@ -124,114 +151,15 @@ def _uncovered(run: Run, sealed: Sealed) -> Iterator[str]:
     first, last = sealed.links[0], sealed.links[-1]
     if first.kind == "start" and first.body.get("step"):
         yield f"The chain begins at step {first.body['step']}, with a later version; what was before is not covered."
-    size = run.events_path.stat().st_size if run.events_path.is_file() else 0
-    if size > last.events.end:
+    if _size_of_events(run) > last.events.end and run.state().state != "finished":
         yield f"{EVENTS_NAME} goes on after the last link, as the worker was killed; these lines are not covered."
     known = sealed.manifests
     for path in complete_checkpoints(run):
         step = int(path.name.removeprefix("step-"))
         if step not in known:
             yield f"{path.name} is not in the chain: it was written as the worker was killed, or came from elsewhere."
-
-
-# Events.
-
-
-def _changed_events(run: Run, links: Sequence[Link]) -> list[Difference]:
-    """Lines of the record that were changed, removed, added or moved; as said by the links."""
-    if all(_is_as_sealed(run.events_path, link) for link in links):
-        return []
-    recorded = [link.events.lines[at : at + SHORT] for link in links for at in range(0, len(link.events.lines), SHORT)]
-    try:
-        lines = seal_events(run.events_path, 0)["lines"]
-    except FileNotFoundError:
-        return [Difference(what=f"{EVENTS_NAME} is gone.", file=EVENTS_NAME)]
-    present = [lines[at : at + SHORT] for at in range(0, len(lines), SHORT)]
-    # What comes after the last link is not covered.
-    if present[: len(recorded)] == recorded:
-        present = present[: len(recorded)]
-    return _compare_lines(run, recorded, present) or [
-        Difference(what=f"{EVENTS_NAME} is not as it was sealed.", file=EVENTS_NAME)
-    ]
-
-
-def _is_as_sealed(path: Path, link: Link) -> bool:
-    try:
-        return _digest(path, link) == link.events.sha256
-    except OSError:
-        return False
-
-
-def _digest(path: Path, link: Link) -> str:
-    with path.open("rb") as file:
-        file.seek(link.events.begin)
-        digest, left = hashlib.sha256(), link.events.end - link.events.begin
-        while left > 0 and (block := file.read(min(left, 1 << 20))):
-            digest.update(block)
-            left -= len(block)
-    return digest.hexdigest()
-
-
-def _compare_lines(run: Run, recorded: list[str], present: list[str]) -> list[Difference]:
-    head = next(
-        (place for place, pair in enumerate(zip(recorded, present, strict=False)) if pair[0] != pair[1]),
-        min(len(recorded), len(present)),
-    )
-    tail = 0
-    while tail < min(len(recorded), len(present)) - head and recorded[-1 - tail] == present[-1 - tail]:
-        tail += 1
-    before, now = recorded[head : len(recorded) - tail], present[head : len(present) - tail]
-    if max(len(before), len(now)) > _WINDOW:
-        return [Difference(what=f"{EVENTS_NAME}: lines {head + 1} to {head + len(now)} are others.", file=EVENTS_NAME)]
-    found = difflib.SequenceMatcher(None, before, now, autojunk=False).get_opcodes()
-    added = {digits for tag, _, _, a, b in found if tag in ("insert", "replace") for digits in now[a:b]}
-    gone = {digits for tag, a, b, _, _ in found if tag in ("delete", "replace") for digits in before[a:b]}
-    told: list[Difference] = []
-    for tag, a, b, c, d in found:
-        if tag == "equal":
-            continue
-        changed = min(b - a, d - c)
-        for offset in range(changed):
-            what = "moved" if now[c + offset] in gone else "changed"
-            told.append(_line(run, head + c + offset, f"was {what}"))
-        for offset in range(changed, d - c):
-            what = "was moved there" if now[c + offset] in gone else "was added"
-            told.append(_line(run, head + c + offset, what))
-        for offset in range(changed, b - a):
-            if before[a + offset] not in added:
-                told.append(_missing(run, head + c + changed, head + a + offset))
-    return told[:_MOST]
-
-
-def _line(run: Run, number: int, what: str) -> Difference:
-    """A line that is there; numbers count from 0."""
-    event = _event_at(run, number)
-    kind, step = one_line(str(event.get("type", "")), 40), event.get("step")
-    named = f" (a {kind} event{f' of step {step}' if type(step) is int else ''})" if kind else ""
-    return Difference(
-        what=f"{EVENTS_NAME}: line {number + 1}{named} {what}.",
-        file=EVENTS_NAME,
-        step=step if type(step) is int else None,
-    )
-
-
-def _missing(run: Run, place: int, number: int) -> Difference:
-    """A line that is not there any more."""
-    event = _event_at(run, place)
-    step = event.get("step")
-    before = f", before that of step {step}" if type(step) is int else ""
-    return Difference(
-        what=f"{EVENTS_NAME}: a line was removed, the {number + 1}th of the record{before}.", file=EVENTS_NAME
-    )
-
-
-def _event_at(run: Run, number: int) -> Mapping[str, Any]:
-    try:
-        with run.events_path.open("rb") as file:
-            found = json.loads(next(islice(file, number, None), b"{}"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    if run.adapter_path.is_dir() and not any(link.kind == "result" for link in sealed.links):
+        yield f"{run.adapter_path.name} is not in the chain; it is compared with its checkpoint."
 
 
 # Checkpoints.
@@ -290,32 +218,17 @@ def _changed_options(run: Run, sealed: Sealed) -> list[Difference]:
         present = run.config().model_dump(mode="json", exclude_defaults=True)
     except UserError as error:
         return [Difference(what=f"run.toml cannot be used: {error.message}", file="run.toml")]
-    found = []
-    for name, before, now in _different(configs[-1], present):
-        found.append(
-            Difference(
-                what=f"run.toml: {name} was {_shown(before)} and is {_shown(now)}.",
-                file="run.toml",
-                tensor=name,
-                recorded=_shown(before),
-                found=_shown(now),
-            )
+    found = [
+        Difference(
+            what=f"run.toml: {option}.",
+            file="run.toml",
+            tensor=option.name,
+            recorded=option.before_in_words,
+            found=option.now_in_words,
         )
-    return found[:_MOST]
-
-
-def _different(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    for section in sorted({*before, *now}):
-        old, new = before.get(section, {}), now.get(section, {})
-        if not isinstance(old, dict) or not isinstance(new, dict):
-            continue
-        for key in sorted({*old, *new}):
-            if old.get(key) != new.get(key):
-                yield f"{section}.{key}", old.get(key), new.get(key)
-
-
-def _shown(value: Any) -> str:
-    return "as always" if value is None else one_line(json.dumps(value, ensure_ascii=False), 200)
+        for option in changed_options(configs[-1], present)
+    ]
+    return found[:MOST]
 
 
 def sealed_config(sealed: Sealed) -> Config | None:
@@ -331,16 +244,35 @@ def sealed_config(sealed: Sealed) -> Config | None:
 # The result.
 
 
-def _changed_result(run: Run, links: Sequence[Link]) -> list[Difference]:
-    results = [link.body for link in links if link.kind == "result"]
-    if not results or not isinstance(files := results[-1].get("files"), dict):
-        return []
-    directory = run.path / Path(str(results[-1].get("directory"))).name
-    if not directory.is_dir():
-        return []  # moved or removed by the user; nothing false can be taken for it
-    found = []
-    for name, digest in files.items():
-        if (wrong := _wrong_file(directory / str(name), {"sha256": digest})) is not None:
-            file = f"{directory.name}/{one_line(str(name), 120)}"
-            found.append(Difference(what=f"{file} {wrong}.", file=file))
-    return found[:_MOST]
+def _changed_result(run: Run, sealed: Sealed) -> list[Difference]:
+    """Files of the result that are not what the chain says, or not those of the checkpoint that it is a copy of."""
+    results = [link.body for link in sealed.links if link.kind == "result"]
+    said = results[-1] if results else {}
+    # By its name alone, as a chain may come from anywhere.
+    directory = run.path / Path(str(said.get("directory", run.adapter_path.name))).name
+    files = said.get("files")
+    found = {}
+    if directory.is_dir() and isinstance(files, dict):  # one that the user has moved is not taken for another
+        for name, digest in files.items():
+            if (wrong := _wrong_file(directory / str(name), {"sha256": digest})) is not None:
+                file = f"{directory.name}/{one_line(str(name), 120)}"
+                found[file] = Difference(what=f"{file} {wrong}.", file=file)
+    copied = {difference.file: difference for difference in _other_adapter(run, sealed, said.get("step"))}
+    return list((copied | found).values())[:MOST]
+
+
+def _other_adapter(run: Run, sealed: Sealed, step: Any) -> Iterator[Difference]:
+    """Files of the adapter that are not those of the checkpoint that it is a copy of."""
+    step = step if type(step) is int else result_step(run)
+    if step is None or not run.adapter_path.is_dir():
+        return
+    checkpoint = run.checkpoints_path / f"step-{step:08d}"
+    files = (sealed.manifests.get(step) or read_manifest(checkpoint)).get("files")
+    if files is None and sealed.links and not sealed.links[0].body.get("step"):
+        what = f"{run.adapter_path.name} is said to be of step {step}, which has no checkpoint in the chain."
+        yield Difference(what=what, file=run.adapter_path.name)
+    for name, facts in files.items() if isinstance(files, dict) else ():
+        directory, _, file = one_line(str(name), 120).partition("/")
+        if directory == run.adapter_path.name and _wrong_file(run.adapter_path / file, facts) is not None:
+            what = f"{directory}/{file} is not that of {checkpoint.name}, which the result is a copy of."
+            yield Difference(what=what, file=f"{directory}/{file}")

@@ -23,12 +23,13 @@ from core.audit.spans import Span, choose, join, spans_of
 from core.config.schema import Config
 from core.directories import disk_error
 from core.errors import UserError
-from core.helper import Helper, describe_end, finding_core
+from core.helper import Helper, HelperProgress, describe_end, finding_core
 from core.launch.launcher import worker_environment
 from core.runs.events import Event, RanksEvent
 from core.runs.state import in_words
 from core.runs.store import Run, complete_checkpoints
 from core.runs.tail import EventTail
+from core.runs.trained import result_step
 from core.text import one_line
 
 MODULE = "core.worker.audit"
@@ -46,21 +47,6 @@ class AuditCancelledError(Exception):
 
 
 @dataclass(frozen=True)
-class AuditProgress:
-    """Progress of an audit.
-
-    Args:
-        activity: What is being done, in a few words.
-        done: How much of it, where that is counted; else None.
-        total: Of how much.
-    """
-
-    activity: str
-    done: int | None = None
-    total: int | None = None
-
-
-@dataclass(frozen=True)
 class _Plan:
     """What is executed again."""
 
@@ -69,6 +55,8 @@ class _Plan:
     sealed: Sealed
     manifests: dict[int, dict[str, Any]]
     notes: list[str]
+    last: int
+    """The step of the result, or of the last checkpoint."""
 
 
 class AuditJob:
@@ -87,7 +75,7 @@ class AuditJob:
         self._helper: Helper | None = None
         self._is_closed = False
 
-    def run(self, progress: Callable[[AuditProgress], None] = lambda _: None) -> Audit:
+    def run(self, progress: Callable[[HelperProgress], None] = lambda _: None) -> Audit:
         """Make the audit.
 
         Args:
@@ -99,7 +87,7 @@ class AuditJob:
         """
         began = time.monotonic()
         refuse_live(self._run)
-        progress(AuditProgress("checking the chain"))
+        progress(HelperProgress("checking the chain"))
         sealed = read_sealed(self._run)
         chain = check_chain(self._run, sealed)
         plan = self._plan(sealed, chain)
@@ -107,14 +95,17 @@ class AuditJob:
         if plan.manifests or sealed.starts:
             with _work_directory() as work:
                 answer = self._execute(plan, work, progress)
+        spans = tuple(map(_span_result, answer["spans"]))
+        gap = _gap(spans, plan.last) if self._whole else ""
         return Audit(
             run=self._run.id,
             chain=chain,
             inputs=tuple(map(Difference.from_dict, answer["inputs"])),
-            spans=tuple(map(_span_result, answer["spans"])),
-            notes=(*plan.notes, *map(str, answer["notes"])),
+            spans=spans,
+            notes=(*plan.notes, *map(str, answer["notes"]), *([gap] if gap else [])),
             seed=self._seed,
             seconds=round(time.monotonic() - began, 3),
+            complete=not gap,
         )
 
     def close(self) -> None:
@@ -132,7 +123,9 @@ class AuditJob:
         manifests = {step: manifest for step, manifest in manifests.items() if manifest} | sealed.manifests
         damaged = {difference.step for difference in chain.differences if _is_content(difference)}
         events = EventTail(run.events_path).read_all()
-        spans = [span for span in spans_of(events) if span.end in manifests]
+        recorded = spans_of(events)
+        spans = [span for span in recorded if span.end in manifests]
+        last = max([result_step(run) or 0, *(span.end for span in recorded)])
         if not spans:
             notes.append("The run has no checkpoint that its training could be compared with.")
         for span in spans:
@@ -156,9 +149,9 @@ class AuditJob:
         count = len(usable) if self._whole else self._spans
         chosen = choose(usable, there - damaged, count, self._seed)
         chosen = sorted({span.end: span for span in [*chosen, *first]}.values(), key=lambda span: span.end)
-        return _Plan(chosen, config, sealed, manifests, notes)
+        return _Plan(chosen, config, sealed, manifests, notes, last)
 
-    def _execute(self, plan: _Plan, work: Path, progress: Callable[[AuditProgress], None]) -> dict[str, Any]:
+    def _execute(self, plan: _Plan, work: Path, progress: Callable[[HelperProgress], None]) -> dict[str, Any]:
         starts = [plan.sealed.start_of(span.end) for span in plan.spans]
         known = plan.sealed.starts
         job = {
@@ -188,7 +181,7 @@ class AuditJob:
             return self._helper
 
     def _follow(
-        self, helper: Helper, job: dict[str, Any], log: IO[bytes], progress: Callable[[AuditProgress], None]
+        self, helper: Helper, job: dict[str, Any], log: IO[bytes], progress: Callable[[HelperProgress], None]
     ) -> dict[str, Any]:
         with contextlib.suppress(OSError, ValueError):  # it died or was closed: its missing answer tells
             helper.send(json.dumps(job).encode() + b"\n")
@@ -198,7 +191,7 @@ class AuditJob:
             if "error" in answer:
                 raise UserError(one_line(answer["error"]), one_line(answer["hint"]))
             told = answer["progress"]
-            progress(AuditProgress(one_line(told["activity"], 100), told["done"], told["total"]))
+            progress(HelperProgress(one_line(told["activity"], 100), told["done"], told["total"]))
         if self._is_closed:
             raise AuditCancelledError
         raise _death(helper.end(), log)
@@ -230,6 +223,18 @@ def _obstacle(events: Sequence[Event], manifests: Mapping[int, Mapping[str, Any]
     if any(manifest.get("deterministic") == "fast" for manifest in manifests.values()):
         return _FAST
     return ""
+
+
+def _gap(spans: Sequence[SpanResult], last: int) -> str:
+    """The sentence about a run that was not executed again up to its last step; empty where it was."""
+    reached = 0
+    for span in spans:
+        if span.begin != reached or span.outcome == "skipped":
+            break
+        reached = span.end
+    if reached >= last:
+        return ""
+    return f"Not all of the run was executed again: that its steps after {reached} follow from the base is not proven."
 
 
 def _threads(starts: list[dict[str, Any]]) -> int | None:

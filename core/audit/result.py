@@ -9,9 +9,11 @@ from typing import Any, Literal
 #: ``equal``: every byte; ``differs``: something; ``inexact``: it differs, and bit equality is not to be expected here;
 #: ``skipped``: it could not be executed again.
 Outcome = Literal["equal", "differs", "inexact", "skipped"]
-#: ``verified``: the chain is whole and intervals were equal; ``differs``: something is not what was recorded;
-#: ``unproven``: neither, as nothing could be compared bit for bit.
+#: ``verified``: the chain is whole and all intervals that were chosen were equal; ``differs``: something is not what
+#: was recorded; ``unproven``: neither, as something could not be executed again, or not be compared bit for bit.
 Verdict = Literal["verified", "differs", "unproven"]
+#: Differences of one kind that are told one by one.
+MOST = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,14 +92,17 @@ class Audit:
     """What could not be looked at, in sentences."""
     seed: int
     seconds: float
+    complete: bool = True
+    """Whether all was executed again that was to be: each step up to the last checkpoint, where that was all of the
+    run."""
 
     @property
     def verdict(self) -> Verdict:
         """What it comes to."""
         if self.chain.differences or self.inputs or any(span.outcome == "differs" for span in self.spans):
             return "differs"
-        outcomes = {span.outcome for span in self.spans}
-        return "verified" if "equal" in outcomes and "inexact" not in outcomes else "unproven"
+        are_equal = bool(self.spans) and all(span.outcome == "equal" for span in self.spans)
+        return "verified" if are_equal and self.complete else "unproven"
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
@@ -110,6 +115,7 @@ class Audit:
             "notes": list(self.notes),
             "seed": self.seed,
             "seconds": self.seconds,
+            "complete": self.complete,
         }
 
 

@@ -29,6 +29,8 @@ CLEAR_LINE = "\r\x1b[K"
 
 EXIT_ERROR = 1
 EXIT_USAGE = 2
+#: Why two arguments do not go together of which each prints its own.
+BOTH_PRINTED = "both are printed to standard output."
 #: A run that ended without a final state counts as failed.
 EXIT_LOST = 4
 EXIT_INTERRUPTED = 130
@@ -103,7 +105,7 @@ def agrees(question: str, hint: str) -> bool:
         UserError: If there is none.
     """
     if not sys.stdin.isatty():
-        raise UserError(f"{question[:-1]} needs your word.", hint)
+        raise UserError(f'"{question}" needs an answer, and there is no terminal to ask at.', hint)
     flush()
     sys.stderr.write(f"{sanitize(question)} [y/N] ")
     sys.stderr.flush()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 from pathlib import Path
 
-from core.commands.common import add_json_flag, emit, note, say
+from core.commands.common import BOTH_PRINTED, add_json_flag, emit, note, say
+from core.commands.parser import ArgumentParser
 from core.errors import UserError
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument(
         "runs", metavar="RUN", nargs="+", help="two to six runs: ids, parts of them, directories, or 'latest'"
@@ -18,6 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write figures and what differs, a row a run")
     parser.add_argument("--curves", type=Path, metavar="FILE", help="write the curves as CSV, a row a value")
     add_json_flag(parser)
+    for first, second in itertools.combinations(("--markdown -", "--csv -", "--curves -", "--json"), 2):
+        parser.add_conflict(first, second, BOTH_PRINTED)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -57,4 +61,4 @@ def _write(path: Path, text: str) -> None:
         write_atomic(target.resolve(), text)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}.", "Name another file.") from error
-    note(f"written: {target}")
+    note(f"Written to {target}.")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.commands.common import EXIT_INTERRUPTED, EXIT_USAGE, PROGRAM, add_json_flag, emit, note, say
+from core.commands.parser import ArgumentParser
 
 if TYPE_CHECKING:
     from core.evaluation.evaluation import Evaluation, EvaluationProgress
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from core.evaluation.table import EvaluationTable
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument(
         "targets",
@@ -55,6 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tasks", metavar="NAMES", help="its tasks, separated by commas")
     parser.add_argument("--include", metavar="DIRECTORY", help="a directory with tasks of your own for it")
     add_json_flag(parser)
+    for asks in ("--prompts", "--against", "--limit", "--max-new-tokens", "--check", "--with"):
+        parser.add_conflict("--show", asks, "--show asks nothing.")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -83,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     table = EvaluationTable.of(record)
     if done:
         if args.out is not None:
-            note(f"written to {write_report(record, table, args.out)}")
+            note(f"Written to {write_report(record, table, args.out)}.")
     else:
         note(f"{record.done} of {record.total} answers are kept; the same command goes on with the rest.")
     _print(evaluation.file.path if evaluation.file is not None else None, record, table, as_json=args.json)
@@ -102,7 +105,7 @@ def _show(args: argparse.Namespace) -> int:
     path, record = newest_record(None if names_model(name) else find_run_at(name)[0])
     table = EvaluationTable.of(record)
     if args.out is not None:
-        note(f"written to {write_report(record, table, args.out)}")
+        note(f"Written to {write_report(record, table, args.out)}.")
     if record.state != "done":
         note(f"It is unfinished: {record.done} of {record.total} answers.")
     _print(path, record, table, as_json=args.json)

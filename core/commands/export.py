@@ -12,9 +12,9 @@ from core.export.kinds import KINDS, QUANTS
 from core.export.request import MERGE_FROM, ROWS
 
 if TYPE_CHECKING:
-    from core.export.job import ExportProgress
     from core.export.plan import ExportPlan
     from core.export.result import ExportResult
+    from core.helper import HelperProgress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -135,7 +135,7 @@ def result_lines(result: ExportResult) -> list[str]:
     return [f"{name:<{width}}  {text}" for name, text in rows]
 
 
-def progress_line(progress: ExportProgress) -> str:
+def progress_line(progress: HelperProgress) -> str:
     """Progress in a line: what is done, and how far it is."""
     if progress.done is None or not progress.total:
         return f"{progress.activity} …"

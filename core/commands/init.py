@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from core.commands.common import PROGRAM, add_json_flag, card_memory, emit, note, put, say, tell_measuring
+from core.commands.parser import ArgumentParser
 from core.config.choices import AIMS
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from core.presets.choose import Choice
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("files", metavar="FILE", nargs="*", help="training rows, as with --data")
     parser.add_argument("--model", metavar="MODEL", help="base model: a directory, a GGUF file or a prepared model")
@@ -30,6 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="replace the file if it is there")
     parser.add_argument("--list", action="store_true", help="list the presets")
     add_json_flag(parser)
+    for written in ("FILE", "--data", "--out"):
+        parser.add_conflict("--list", written, "--list makes no configuration.")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -58,11 +58,13 @@ def changed(labels: Labels, args: argparse.Namespace) -> Labels:
     """Labels with what the arguments ask for.
 
     Raises:
-        UserError: If a text is too long, or there are too many tags.
+        UserError: If a text is too long, there are too many tags, or one is to be added and taken away.
     """
     from core.runs.labels import NAME_LIMIT, NOTE_LIMIT, clean_tags, clean_text
 
     gone = set(clean_tags(args.untag))
+    if both := gone & set(clean_tags(args.tag)):
+        raise UserError(f"The tag {min(both)} is to be added and taken away.", "Name it in --tag or in --untag.")
     tags = clean_tags([*(tag for tag in labels.tags if tag not in gone), *args.tag])
     return dataclasses.replace(
         labels,

@@ -36,6 +36,34 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{**options, "allow_abbrev": False})
+        self._conflicts: list[tuple[str, str, str]] = []
+
+    def add_conflict(self, first: str, second: str, why: str) -> None:
+        """Refuse two arguments that contradict each other.
+
+        Args:
+            first: One of them as it is typed: ``--detach``, ``--out -`` for one value of an option, or the name of a
+                positional one in the help.
+            second: The other one.
+            why: The reason, as the end of a sentence.
+        """
+        self._conflicts.append((first, second, why))
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As :class:`argparse.ArgumentParser`, and with exit code 2 for arguments that contradict each other."""
+        found, rest = super().parse_known_args(args, namespace)
+        for first, second, why in self._conflicts:
+            if self._is_given(first, found) and self._is_given(second, found):
+                self.error(f"{first} and {second} do not go together: {why}")
+        return found, rest
+
+    def _is_given(self, words: str, found: argparse.Namespace) -> bool:
+        name, _, value = words.partition(" ")
+        action = next(action for action in self._actions if name in (*action.option_strings, action.metavar))
+        given = getattr(found, action.dest)
+        if value:
+            return str(given) == value
+        return given is not None and given != [] and given != self.get_default(action.dest)
 
     def error(self, message: str) -> NoReturn:
         """Print the usage and the error, and exit with 2."""

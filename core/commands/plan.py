@@ -181,7 +181,7 @@ def _shown(text: str) -> str:
 
 def _warn(base: Path) -> None:
     """Warn about a model that a run would refuse; a directory with only its ``config.json`` is enough here."""
-    from core.models.quantized import check_quantization
+    from core.models.quantization_config import check_quantization
     from core.models.sandboxed import check_model_config, check_model_directory
 
     if not base.is_dir() or not (base / "config.json").is_file():

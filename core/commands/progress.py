@@ -77,7 +77,6 @@ class Progress:
         """Print a line above the live one."""
         self._line.message(text)
         self._told = ""
-        self._printed = time.monotonic()
 
     def close(self) -> None:
         """Clear the live line."""

@@ -184,7 +184,6 @@ def describe_queue(view: QueueView) -> dict[str, Any]:
 
 
 def _cells(row: EntryView) -> tuple[str, ...]:
-    from core.queue.sweep import words_of
     from core.text import one_line
     from core.units import format_moment
 
@@ -195,7 +194,7 @@ def _cells(row: EntryView) -> tuple[str, ...]:
     return (
         str(entry.id),
         words if entry.state not in ("waiting", "held") else entry.state,
-        one_line(f"{entry.sweep}: {words_of(entry.values)}" if entry.sweep is not None else entry.name, 48),
+        one_line(entry.title, 48),
         entry.run or "–",
         format_moment(begins, "%m-%d %H:%M") if begins else "–",
         f"{'' if entry.ended else '~'}{format_moment(ends, '%m-%d %H:%M')}" if ends else "–",

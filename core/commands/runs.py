@@ -153,7 +153,8 @@ def state_words(row: RunRow) -> str:
         return f"{row.state} (refused)"
     within = progress_words(row.progress) if row.progress is not None and row.progress.total > 1 else ""
     told = doing(row.pending) or within
-    return f"{row.state} ({told})" if told and row.state not in ("stalled", "stopping") else row.state
+    word = row.word or row.state
+    return f"{word} ({told})" if told and row.state not in ("stalled", "stopping") else word
 
 
 def _cells(row: RunRow, figures: RunFigures) -> dict[str, str]:

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core.commands.common import add_json_flag, emit, note, say
+from core.commands.parser import ArgumentParser
 
 if TYPE_CHECKING:
     from core.serve.options import ServeOptions, ServerAddress
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: ArgumentParser) -> None:
     """Declare the arguments."""
     from core.serve.options import KEY_VARIABLE, LOOPBACK, PORT, QUEUE
 
@@ -48,6 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--queue", metavar="N", type=int, default=QUEUE, help="requests that may wait (default: %(default)s)"
     )
     add_json_flag(parser, "print address, key and models as one JSON object when clients can connect")
+    for place in ("--host", "--port"):
+        parser.add_conflict("--uds", place, "a Unix socket has neither address nor port.")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -42,5 +42,5 @@ def run(args: argparse.Namespace) -> int:
         emit({"run": target.id, "command": "set", "step": answer.get("step"), "set": holding})
         return 0
     for name, value in holding.items():
-        say(f"{target.id}: {name} = {value} after step {answer.get('step')}")
+        say(f"{target.id}: {name} = {'none' if value is None else value} after step {answer.get('step')}")
     return 0

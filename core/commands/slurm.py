@@ -7,14 +7,14 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from core.commands.common import add_config, add_json_flag, emit, note, put, say
-from core.commands.parser import whole_number
+from core.commands.common import BOTH_PRINTED, add_config, add_json_flag, emit, note, put, say
+from core.commands.parser import ArgumentParser, whole_number
 
 if TYPE_CHECKING:
     from core.config.schema import Config
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: ArgumentParser) -> None:
     """Declare the arguments."""
     add_config(parser)
     parser.add_argument("--nodes", metavar="N", type=whole_number, default=1, help="machines (default: 1)")
@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", metavar="FILE", help="file to write, - for standard output (default: NAME.sbatch)")
     parser.add_argument("--force", action="store_true", help="replace the file if it is there")
     add_json_flag(parser)
+    parser.add_conflict("--output -", "--json", BOTH_PRINTED)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from core.commands.common import EXIT_ERROR, add_json_flag, emit, put, say
-from core.commands.parser import whole_number
+from core.commands.parser import ArgumentParser, whole_number
 
 if TYPE_CHECKING:
     from core.hardware.snapshot import Device
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 DEFAULT_WIDTH = 80
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument(
         "run",
@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prometheus", action="store_true", help="all live runs in Prometheus' text format, for its textfile collector"
     )
     add_json_flag(parser)
+    parser.add_conflict("--prometheus", "--json", "each is a format of its own.")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -68,17 +69,18 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _find(name: str | None) -> Run | None:
-    """The run that is named, else the newest live one, else the newest one.
+    """The run that is named, else the newest that is going on, else the newest one.
 
     Raises:
         UserError: If there is no run of that name.
     """
-    from core.runs.status import live_runs
+    from core.runs.status import newest_live
     from core.runs.store import find_run, list_runs
 
     if name is not None:
         return find_run(name)
-    return next(iter([*live_runs()[:1], *list_runs()[:1]]), None)
+    runs = list_runs()
+    return newest_live(runs) or next(iter(runs), None)
 
 
 def _is(target: Run, name: str) -> bool:
@@ -143,7 +145,7 @@ def _parts(status: RunStatus) -> list[tuple[int, str]]:
     share = f" {status.row.step / state.total_steps:.0%}" if state.total_steps else ""
     steps = f" {status.row.step}/{state.total_steps}{share}" if state.total_steps else ""
     word = doing(state.pending) if not state.is_over else ""
-    parts = [(0, f"{word or state.state}{', refused' if state.refused else ''}{steps}")]
+    parts = [(0, f"{word or state.word}{', refused' if state.refused else ''}{steps}")]
     parts.append((6, one_line(status.row.labels.name, 30) or one_line(brief_id(status.run.id), 30)))
     if silent := silent_words(status.ranks, time.time()) if not state.is_over else "":
         parts.append((1, silent))

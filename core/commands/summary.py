@@ -69,14 +69,15 @@ def report(followed: Followed, *, as_json: bool) -> int:
 def summary_lines(followed: Followed, summary: dict[str, Any]) -> list[str]:
     """The summary for a reader, with what to do next."""
     run = followed.run
-    lines = [
-        f"run       {run.id}",
-        f"state     {describe_state(followed.state)}",
-        f"loss      {format_number(summary['loss'])}",
-        *_gain_lines(result_of(run, followed.state, followed.history)),
-        f"speed     {format_rate(summary['tokens_per_second'])}",
-        f"memory    {format_bytes(summary['peak_rss_bytes'])} at most{_each(summary['processes'])}",
-    ]
+    lines = [f"run       {run.id}", f"state     {describe_state(followed.state)}"]
+    # What a run that ended before its first step has not measured is left out.
+    if summary["loss"] is not None:
+        lines.append(f"loss      {format_number(summary['loss'])}")
+    lines += _gain_lines(result_of(run, followed.state, followed.history))
+    if (speed := summary["tokens_per_second"]) is not None:
+        lines.append(f"speed     {format_rate(speed)}")
+    if (peak := summary["peak_rss_bytes"]) is not None:
+        lines.append(f"memory    {format_bytes(peak)} at most{_each(summary['processes'])}")
     if summary["adapter"]:
         lines.append(f"adapter   {summary['adapter']}")
     if refused := summary.get("refused"):
@@ -98,11 +99,13 @@ def _each(processes: int) -> str:
 
 
 def _gain_lines(result: RunResult) -> list[str]:
-    """Each figure that was measured before and after, and what it took."""
+    """Each figure of an evaluation, what was gained where it was measured before too, and what it took."""
     lines = [
-        f"gained    {measure.name} {measure.words(measure.before)} → {measure.words(measure.after)}"
+        f"measured  {measure.name} {measure.words(measure.after)}"
+        if measure.before is None
+        else f"gained    {measure.name} {measure.words(measure.before)} → {measure.words(measure.after)}"
         for measure in result.measures
-        if measure.before is not None and measure.name not in ("training loss", PROBE_LOSS)
+        if measure.name not in ("training loss", PROBE_LOSS)
     ]
     lines += [
         f"probe     loss {measure.words(measure.before)} → {measure.words(measure.after)}, {measure.note}"
@@ -128,5 +131,7 @@ def _tracker_lines(run: Run) -> list[str]:
 
 def _hint(run: Run) -> str:
     if complete_checkpoints(run):
+        return way_on(run)
+    if not run.log_path.exists():
         return way_on(run)
     return f"It saved no checkpoint; the whole log is {run.log_path}."

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 def sweep(args: argparse.Namespace) -> int:
     """Show how many runs it would be and what they would take, ask, and put them into the queue."""
     from core.queue import store
-    from core.queue.entry import QueueEntry
+    from core.queue.entry import QueueEntry, words_of
     from core.queue.estimate import Estimator, total_of
-    from core.queue.sweep import combinations, make_variants, name_of, parse_axis, words_of
+    from core.queue.sweep import combinations, make_variants, name_of, parse_axis
 
     path = Path(args.config)
     axes = [parse_axis(text) for text in args.over]

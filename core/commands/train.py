@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from core.commands.common import PROGRAM, add_config, add_json_flag, emit, note, say
+from core.commands.parser import ArgumentParser
 
 if TYPE_CHECKING:
     from core.commands.follow import Interrupts
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from core.runs.store import Run
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: ArgumentParser) -> None:
     """Declare the arguments."""
     add_run_options(parser)
     parser.add_argument(
@@ -33,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="make the run's directory, print its path and start nothing: torchrun or Slurm start its processes",
     )
     parser.add_argument("--detach", action="store_true", help="print the run's id and return while it trains")
+    parser.add_conflict("--detach", "--no-start", "a run that is not started does not train.")
     add_json_flag(parser)
 
 

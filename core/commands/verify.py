@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from core.commands.common import EXIT_ERROR, EXIT_INTERRUPTED, add_json_flag, emit, note, say
 from core.commands.live_line import ProgressLine
-from core.commands.parser import whole_or_none
+from core.commands.parser import ArgumentParser, whole_or_none
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from core.audit.job import AuditProgress
     from core.audit.result import Audit, Difference, SpanResult
+    from core.helper import HelperProgress
 
 #: Exit code of a run that is not what was recorded.
 EXIT_DIFFERS = 6
@@ -22,7 +22,7 @@ EXIT_DIFFERS = 6
 SPANS = 3
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument(
         "run", metavar="RUN", help="a run that is over: its id, a part of it, its directory, or 'latest'"
@@ -37,6 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--whole", action="store_true", help="execute all of the run again, from the base on")
     parser.add_argument("--seed", metavar="S", type=int, help="choose the same intervals again (default: at random)")
     add_json_flag(parser)
+    for chosen in ("--spans", "--seed"):
+        parser.add_conflict("--whole", chosen, "all of the run is executed again, and nothing is chosen.")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -65,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         return EXIT_DIFFERS if audit.verdict == "differs" else 0
     if args.spans == 0 and not args.whole and audit.chain.head is not None:
         return 0  # the chain alone is what was asked for
-    note(f"Nothing of {found.id} could be compared bit for bit.")
+    note(f"{found.id} is neither verified nor found to differ; the lines above say what was missing.")
     return EXIT_ERROR
 
 
@@ -93,9 +95,9 @@ def result_lines(audit: Audit) -> Iterator[str]:
 
 
 _VERDICTS = {
-    "verified": "Verified: every byte came out as it was recorded.",
+    "verified": "Verified: every byte that was computed again came out as it was recorded.",
     "differs": "Not what was recorded.",
-    "unproven": "Not proven: nothing could be compared bit for bit.",
+    "unproven": "Not proven: not all of it could be executed again and compared bit for bit.",
 }
 
 
@@ -118,7 +120,7 @@ def _tell(difference: Difference) -> str:
     return f"{difference.what}{values}"
 
 
-def progress_words(progress: AuditProgress) -> str:
+def progress_words(progress: HelperProgress) -> str:
     """Progress in words: what is being done, and how far it is."""
     if progress.done is None:
         return f"{progress.activity} …"

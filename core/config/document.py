@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import os
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
@@ -12,7 +13,7 @@ from typing import Any
 import tomlkit
 import tomlkit.exceptions
 from pydantic import ValidationError
-from tomlkit.items import Float, Item, Table
+from tomlkit.items import Float, Table
 
 from core.config.explain import SECRET_HINT, explain, unknown_option
 from core.config.facts import Facts
@@ -53,6 +54,8 @@ class ConfigDocument:
         self._file: FileText | None = None
         self._overridden: set[str] = set()
         self._toml = self._parse(text)
+        # Of the document as plain objects; a form asks for each of its options at every key.
+        self._plain: Mapping[str, Any] | None = None
 
     def _parse(self, text: str) -> tomlkit.TOMLDocument:
         if text.lstrip()[:1] == "{":
@@ -155,13 +158,16 @@ class ConfigDocument:
             UserError: If the text is not TOML; the old one stays.
         """
         self._toml = self._parse(text)
+        self._plain = None
 
     def get(self, name: str) -> Any:
         """The value of ``section.key`` in the file; None where it is not written."""
+        if self._plain is None:
+            self._plain = self._toml.unwrap()
         section, _, key = name.partition(".")
-        table = self._toml.get(section)
+        table = self._plain.get(section)
         value = table.get(key) if isinstance(table, Mapping) else None
-        return value.unwrap() if isinstance(value, Item) else value
+        return copy.deepcopy(value) if isinstance(value, (list, dict)) else value
 
     def set(self, name: str, value: Any, typed: str = "") -> None:
         """Write ``section.key``; None removes it, and its section once empty, so that the default applies again.
@@ -176,6 +182,7 @@ class ConfigDocument:
         """
         if find_option(name) is None:
             raise unknown_option(name)
+        self._plain = None
         section, _, key = name.partition(".")
         table = self._toml.get(section)
         if table is not None and not isinstance(table, MutableMapping):

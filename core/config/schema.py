@@ -559,7 +559,7 @@ class Option:
     manual: Entry = NOTHING_SAID
     """The long help: effect, cost and source."""
 
-    @property
+    @functools.cached_property
     def name(self) -> str:
         """The name of the option: ``section.key``."""
         return f"{self.section}.{self.key}"

@@ -7,7 +7,6 @@ import json
 import tempfile
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import IO
 
 from core import paths
@@ -17,7 +16,7 @@ from core.export.plan import ExportPlan, plan_export
 from core.export.process import last_line
 from core.export.request import ExportRequest
 from core.export.result import ExportResult
-from core.helper import Helper, describe_end
+from core.helper import Helper, HelperProgress, describe_end
 from core.launch.launcher import worker_environment
 from core.text import one_line
 
@@ -26,21 +25,6 @@ MODULE = "core.worker.export"
 
 class ExportCancelledError(Exception):
     """The export was closed before it was done; nothing of it remains."""
-
-
-@dataclass(frozen=True)
-class ExportProgress:
-    """Progress of an export.
-
-    Args:
-        activity: What is being done, in a few words.
-        done: How much of it, where that is counted; else None.
-        total: Of how much.
-    """
-
-    activity: str
-    done: int | None = None
-    total: int | None = None
 
 
 class ExportJob:
@@ -56,7 +40,7 @@ class ExportJob:
         self._helper: Helper | None = None
         self._is_closed = False
 
-    def run(self, progress: Callable[[ExportProgress], None] = lambda _: None) -> ExportResult:
+    def run(self, progress: Callable[[HelperProgress], None] = lambda _: None) -> ExportResult:
         """Make the export.
 
         Args:
@@ -100,7 +84,7 @@ class ExportJob:
             return self._helper
 
     def _follow(
-        self, helper: Helper, plan: ExportPlan, log: IO[bytes], progress: Callable[[ExportProgress], None]
+        self, helper: Helper, plan: ExportPlan, log: IO[bytes], progress: Callable[[HelperProgress], None]
     ) -> ExportResult:
         with contextlib.suppress(OSError, ValueError):  # it died or was closed: its missing answer tells
             job = {
@@ -118,7 +102,7 @@ class ExportJob:
                     raise ExportCancelledError
                 raise UserError(one_line(answer["error"]), one_line(answer["hint"]))
             told = answer["progress"]
-            progress(ExportProgress(one_line(told["activity"], 100), told["done"], told["total"]))
+            progress(HelperProgress(one_line(told["activity"], 100), told["done"], told["total"]))
         if self._is_closed:
             raise ExportCancelledError
         raise _death(helper.end(), log, plan)

@@ -110,7 +110,7 @@ class Night:
 
     def duty(self, now: float) -> float:
         """The most duty that is wanted now."""
-        if (trial := self._pace.trial) is not None:
+        if self._steps_left and (trial := self._pace.trial) is not None:
             return trial
         if self._plan is None:
             return 1.0
@@ -133,7 +133,8 @@ class Night:
         if not is_quiet:
             weight = min(seconds / HEAT_SECONDS, 1.0)
             self._heat_duty += weight * (own_duty - self._heat_duty)
-        curve = self._pace.curve
+        # After the last step nothing is left to plan for: the last evaluation is done at the pace of the steps.
+        curve = self._pace.curve if self._steps_left else None
         if curve is None or (self._planned_at is not None and now - self._planned_at < PLAN_SECONDS):
             return None
         self._planned_at = now

@@ -121,9 +121,11 @@ def promised(
 
 
 def _day_time(moment: float) -> str:
-    """A time in the hours to come: ``06:40``, on another day than the next one ``Sat 06:40``."""
+    """A time in the hours to come: ``06:40``, on another day than the next one ``Sat 06:40``; a begun minute counts
+    whole, as an end that is told must not lie before the true one."""
     if not math.isfinite(moment):
         return "a day that is far off"
+    moment = math.ceil(moment / 60) * 60
     return format_moment(moment, "%H:%M" if moment - time.time() < 20 * 3600 else "%a %H:%M", "--:--")
 
 

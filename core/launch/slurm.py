@@ -20,7 +20,38 @@ _TIME = re.compile(r"\d+(:\d\d){0,2}|\d+-\d+(:\d\d){0,2}", re.ASCII)
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.,+-]*", re.ASCII)
 
 _BODY = """
-# Nothing is downloaded and no package of the directory that sbatch was called in is imported.
+# USR1 is Slurm's notice that the time is nearly over, TERM the end of the job: most often it was cancelled. Both let
+# the run save a checkpoint and stop. srun passes USR1 on to its tasks; at TERM it would kill them.
+noticed= ended= unseen= child= tell=TERM
+heard() {{
+  unseen=1
+  if [ -n "$child" ]; then kill -s "$tell" "$child" 2> /dev/null; fi
+}}
+trap 'noticed=1; heard' USR1
+trap 'ended=1; heard' TERM
+
+# Runs a command and takes its status. A signal ends 'wait' early, and the shell keeps the status of what is over, so
+# that asking again is never too late.
+attend() {{
+  "$@" &
+  child=$!
+  if [ -n "$noticed$ended" ]; then heard; fi
+  unseen=
+  wait "$child"; status=$?
+  while [ -n "$unseen" ]; do
+    unseen=
+    wait "$child" 2> /dev/null; again=$?
+    if [ "$again" != 127 ]; then status=$again; fi
+  done
+  child=
+}}
+newest() {{ ls -d "$run"/checkpoints/step-* 2> /dev/null | tail -n 1; }}
+too_soon() {{
+  echo "The time was over before a step was saved; the job is not queued again, as it would come no further."
+  echo "Give it more time (--time), or earlier notice (--signal=B:USR1@SECONDS)."
+}} >&2
+
+# No package of the directory that sbatch was called in is imported.
 export PYTHONSAFEPATH=1
 python={python}
 
@@ -32,35 +63,41 @@ export MASTER_ADDR MASTER_PORT
 # A job that was queued again goes on with its run; the home of localtune-tui is on a disk that all nodes share.
 note="${{SLURM_SUBMIT_DIR:-.}}/.localtune-$SLURM_JOB_ID"
 if [ ! -s "$note" ]; then
-  "$python" -m tui train {config}{assignments} --name {name} --no-start > "$note.new" || exit
+  attend "$python" -m tui train {config}{assignments} --name {name} --no-start > "$note.new"
+  if [ "$status" != 0 ]; then
+    rm -f "$note.new"
+    if [ -n "$noticed" ]; then too_soon; fi
+    exit "$status"
+  fi
   mv "$note.new" "$note"
 fi
 run=$(cat "$note")
 
-# Slurm's notice before the time is over, and before a job of higher priority takes the cards: the first process saves a
-# checkpoint and stops, and the job is queued again.
-noticed=
-srun=
-trap 'noticed=1; [ -n "$srun" ] && kill -TERM "$srun"' TERM USR1
-
+before=$(newest)
+status=3
+tell=USR1
 for attempt in $(seq 0 {restarts}); do
+  if [ -n "$noticed$ended" ]; then break; fi
   resume=
-  if ls -d "$run"/checkpoints/step-* > /dev/null 2>&1; then resume=--resume; fi
+  if [ -n "$(newest)" ]; then resume=--resume; fi
   # A lost process is noticed by the others, which end by themselves; the first one must be left to record its end.
-  srun --kill-on-bad-exit=0 "$python" -m core.worker "$run" $resume &
-  srun=$!
-  wait "$srun"; status=$?
-  # A signal ends the waiting early.
-  while kill -0 "$srun" 2> /dev/null; do wait "$srun"; status=$?; done
+  attend srun --kill-on-bad-exit=0 "$python" -m core.worker "$run" $resume
   # 0 finished, 3 stopped, 4 failed, 5 refused by eval.gate; anything else is a process that was lost.
   case $status in 0|3|4|5) break ;; esac
-  [ -n "$noticed" ] && break
 done
 
-case $status in
-  0|4|5) rm -f "$note" ;;
-  *) if [ -n "$noticed" ]; then scontrol requeue "$SLURM_JOB_ID"; fi ;;
-esac
+case $status in 0|4|5) rm -f "$note"; exit "$status" ;; esac
+if [ -n "$noticed" ] && [ "$(newest)" = "$before" ]; then
+  too_soon
+elif [ -n "$noticed" ]; then
+  if [ -n "$ended" ] && scontrol show job "$SLURM_JOB_ID" | grep -q 'Reason=TimeLimit'; then
+    # The time ran out while the checkpoint was written.
+    scontrol requeue "$SLURM_JOB_ID"
+  else
+    # Nothing comes of this where the job was cancelled, even a moment ago.
+    scontrol requeue incomplete "$SLURM_JOB_ID"
+  fi
+fi
 exit "$status"
 """
 
@@ -117,7 +154,7 @@ class SlurmJob:
             f"--output={self.name}-%j.log",
             "--open-mode=append",
             "--requeue",
-            f"--signal=B:TERM@{NOTICE_SECONDS}",
+            f"--signal=B:USR1@{NOTICE_SECONDS}",
         ]
         head = "".join(f"#SBATCH {option}\n" for option in wanted)
         body = _BODY.format(

@@ -101,7 +101,8 @@ def chosen_strategy(
     if any(found.level == "error" for found in check_rules(config.model_copy(update={"distributed": named}))):
         reason = f"replicate: a card would need {needed}, and {free} are free; fsdp2 cannot do what this run does."
         return replace(whole, reason=reason)
-    reason = f"fsdp2: with the whole model a card would need {needed}, and {free} are free."
+    assumed = "; all rows are assumed to have train.max_length tokens" if rows is None else ""
+    reason = f"fsdp2: with the whole model a card would need {needed}, and {free} are free{assumed}."
     return _planned(architecture, config, machine, rows, sharing_of(config, cards, "fsdp2"), reason)
 
 

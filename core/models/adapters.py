@@ -11,7 +11,8 @@ from core.errors import UserError
 from core.models.description import read_description
 from core.models.files import PICKLES
 from core.models.foreign import refuse_foreign
-from core.models.quantized import read_decoded, read_quantization
+from core.models.quantization_config import read_quantization
+from core.models.quantized_weights import read_decoded
 from core.models.shapes import LAYER_NAME, by_layer, of_text_part
 from core.models.tensors import Tensor, read_header
 from core.models.text_part import is_composite, split_names

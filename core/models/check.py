@@ -17,7 +17,7 @@ from core.models.description import read_description, unreadable
 from core.models.files import TOKENIZERS
 from core.models.foreign import refuse_foreign
 from core.models.installed import check_known
-from core.models.quantized import read_decoded
+from core.models.quantized_weights import read_decoded
 from core.models.shapes import check_shapes, embedding_rows, of_text_part
 from core.models.tokens import check_tokens
 

@@ -21,7 +21,8 @@ from core.models.check import check_model_config, check_model_directory
 from core.models.description import read_description
 from core.models.files import PICKLES, TOKENIZERS, WEIGHTS
 from core.models.gguf import check_gguf
-from core.models.quantized import check_quantization, read_decoded, saved_quantization
+from core.models.quantization_config import check_quantization, saved_quantization
+from core.models.quantized_weights import read_decoded
 from core.models.tensors import weight_files
 from core.text import one_line
 
@@ -52,7 +53,7 @@ class ModelFacts:
         architecture: Its architecture, for the memory plan.
         unmeasured: What is to be measured for that, if the tables do not know its family.
         quantization: Quantization that its weights were saved in, as of
-            :func:`core.models.quantized.saved_quantization`.
+            :func:`core.models.quantization_config.saved_quantization`.
         is_incomplete: Whether files of it are missing, as after a download that was broken off.
         flaw: The reason why it cannot be trained, in a sentence; empty where none is known.
         hint: The remedy.

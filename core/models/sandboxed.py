@@ -11,7 +11,7 @@ from core.errors import UserError
 from core.models.architecture.sandboxed import load_architecture
 from core.models.find import STARTER_NAME, find_model, missing_model, model_path
 from core.models.inspection import ModelFacts
-from core.models.quantized import check_quantization
+from core.models.quantization_config import check_quantization
 from core.sandbox.pool import sandboxed
 from core.text import one_line
 

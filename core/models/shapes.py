@@ -11,7 +11,7 @@ from core.errors import UserError
 from core.models.architecture.architecture import Architecture
 from core.models.architecture.families import read_architecture
 from core.models.description import walk
-from core.models.quantized import read_quantization
+from core.models.quantization_config import read_quantization
 from core.models.tensors import Tensor
 from core.models.text_part import as_files_are_tied, is_composite, split_names
 from core.text import one_line

@@ -72,8 +72,10 @@ class Queue:
         """
         found = [entry for entry in self.entries if entry.sweep == sweep and entry.state != "removed"]
         if not found:
-            known = sorted({entry.sweep for entry in self.entries if entry.sweep is not None})
-            hint = f"There is {', '.join(known)}." if known else "Start one with 'localtune-tui queue sweep'."
+            there = (entry for entry in self.entries if entry.state != "removed")
+            known = sorted({entry.sweep for entry in there if entry.sweep is not None})
+            are = "is" if len(known) == 1 else "are"
+            hint = f"There {are} {', '.join(known)}." if known else "Start one with 'localtune-tui queue sweep'."
             raise UserError(f"There is no sweep {one_line(sweep, 40)} in the queue.", hint)
         return sorted(found, key=lambda entry: entry.id)
 
@@ -117,7 +119,9 @@ class Queue:
         entry = self.entry(entry_id)
         if entry.state in allowed:
             return self.with_entry(entry.moved(state))
-        raise UserError(f"Entry {entry_id} is {entry.state} and cannot be {done}.", self._way(entry, done))
+        same = f"Entry {entry_id} is {state} already."
+        cannot = f"Entry {entry_id} is {entry.state} and cannot be {done}."
+        raise UserError(same if entry.state == state else cannot, self._way(entry, done))
 
     @staticmethod
     def _way(entry: QueueEntry, done: str) -> str:

@@ -36,6 +36,16 @@ FOLLOWS: Mapping[str, frozenset[str]] = {
 _COUNTS, _TEXT = range(1, 1 << 31), 2000
 
 
+def words_of(values: Mapping[str, Any]) -> str:
+    """The values of a variant in few words: ``learning_rate 0.0001, rank 8``."""
+    return ", ".join(f"{name.rpartition('.')[2]} {word(value)}" for name, value in values.items())
+
+
+def word(value: Any) -> str:
+    """A value of a variant, short and safe to show."""
+    return f"{value:g}" if isinstance(value, float) else one_line(str(value), 40)
+
+
 @dataclass(frozen=True, kw_only=True)
 class QueueEntry:
     """A line of the queue. Its configuration is a file of its own, as it was when the entry was added."""
@@ -68,6 +78,11 @@ class QueueEntry:
     """Id of the sweep that it belongs to."""
     values: Mapping[str, Any] = field(default_factory=dict)
     """What the sweep varies, ``section.key`` to this entry's value."""
+
+    @property
+    def title(self) -> str:
+        """Its name for a list; of a variant the sweep and what it varies: ``s1: learning_rate 0.0001, rank 8``."""
+        return self.name if self.sweep is None else f"{self.sweep}: {words_of(self.values)}"
 
     @property
     def is_over(self) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 from core.config.document import ConfigDocument, dump_config
 from core.config.schema import Config
 from core.errors import UserError
+from core.queue.entry import word
 from core.text import one_line
 
 #: Most runs of one sweep.
@@ -155,15 +156,6 @@ def _plain(value: Any) -> Any:
     return value.unwrap() if hasattr(value, "unwrap") else value
 
 
-def words_of(values: Mapping[str, Any]) -> str:
-    """The values of a variant in few words: ``learning_rate 0.0001, rank 8``."""
-    return ", ".join(f"{name.rpartition('.')[2]} {_word(value)}" for name, value in values.items())
-
-
-def _word(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else one_line(str(value), 40)
-
-
 def name_of(base: str, values: Mapping[str, Any]) -> str:
     """The name of a variant's run, whose slug ends its id: ``faq-lr0.0001-r8`` would be cut, so values come shortly."""
-    return f"{base[:16]} {' '.join(_word(value) for value in values.values())}"
+    return f"{base[:16]} {' '.join(word(value) for value in values.values())}"

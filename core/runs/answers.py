@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ from core.runs.events import SampleEvent
 LONGEST_EXACT = 80
 
 Verdict = Literal["right", "wrong", ""]
+#: What an answer is put beside: that of the evaluation before, the first one of the run, or the wanted one.
+Against = Literal["former", "first", "wanted"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,22 @@ class Question:
     expected: str | None
     answers: list[SampleAnswer] = field(default_factory=list)
     """Answers by rising step."""
+
+    def at(self, step: int) -> SampleAnswer | None:
+        """The answer at a step; None where there is none."""
+        return next((answer for answer in self.answers if answer.step == step), None)
+
+    def beside(self, step: int, against: Against) -> SampleAnswer | None:
+        """The earlier answer to put beside that of a step; None where there is none, or the wanted one is."""
+        if against == "wanted" and self.expected is not None:
+            return None
+        earlier = [answer for answer in self.answers if answer.step < step]
+        return next(iter(earlier if against == "first" else reversed(earlier)), None)
+
+    @property
+    def repeats(self) -> set[int]:
+        """The steps at which the answer was that of the evaluation before, to the letter."""
+        return {now.step for former, now in itertools.pairwise(self.answers) if now.text == former.text}
 
 
 def verdict(event: SampleEvent) -> Verdict:
@@ -63,3 +82,8 @@ def questions_of(samples: Iterable[SampleEvent]) -> list[Question]:
             SampleAnswer(event.step, event.text, verdict(event), is_broken_json=event.valid_json is False)
         )
     return list(found.values())
+
+
+def steps_of(questions: Iterable[Question]) -> list[int]:
+    """The steps at which any question was answered, rising."""
+    return sorted({answer.step for question in questions for answer in question.answers})

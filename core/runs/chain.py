@@ -196,7 +196,7 @@ def read_links(path: Path) -> Iterator[Link | DamagedLinkError]:
     Raises:
         OSError: If it cannot be read.
     """
-    prev = NOTHING
+    prev, sealed = NOTHING, 0
     with BufferedReader(open_regular(path)) as file:
         number = 0
         while line := file.readline(LINK_LIMIT):
@@ -210,7 +210,9 @@ def read_links(path: Path) -> Iterator[Link | DamagedLinkError]:
                     raise DamagedLinkError(f"it is link {link.n}: links were removed, added or moved")
                 if link.prev != prev:
                     raise DamagedLinkError("it does not follow from the line before")
-                prev = link.link
+                if link.events.begin != sealed or link.events.end < sealed:
+                    raise DamagedLinkError("it leaves out a part of events.jsonl")
+                prev, sealed = link.link, link.events.end
                 yield link
             except DamagedLinkError as error:
                 yield DamagedLinkError(f"{CHAIN_NAME}, line {number}: {error}")

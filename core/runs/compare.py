@@ -150,7 +150,9 @@ def compare_runs(records: Sequence[RunRecord]) -> Comparison:
         UserError: If they are fewer than two, or too many.
     """
     if not 2 <= len(records) <= MOST_RUNS:
-        raise UserError(f"{len(records)} runs cannot be compared.", f"Choose two to {MOST_RUNS}.")
+        count = "One run is" if len(records) == 1 else f"{len(records)} runs are"
+        wrong = "too many" if len(records) > MOST_RUNS else "nothing"
+        raise UserError(f"{count} {wrong} to compare.", f"Name two to {MOST_RUNS} different ones.")
     figures, options, data = _figures(records), _options(records), _data(records)
     return Comparison(tuple(records), figures, options, data, _answers(records), _verdict(records, options, data))
 

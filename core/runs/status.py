@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from core.runs.catalog import RunCatalog, RunRow
@@ -56,3 +57,19 @@ def read_status(run: Run, now: float) -> RunStatus:
 def live_runs() -> list[Run]:
     """The runs that have not ended, newest first."""
     return [run for run in list_runs() if not run.state().is_over]
+
+
+def newest_live(runs: Sequence[Run]) -> Run | None:
+    """The run that is going on: the first of some that has a process, else the first that waits for one.
+
+    Args:
+        runs: The runs, newest first.
+    """
+    waiting = None
+    for run in runs:
+        state = run.state()
+        if state.pid is not None and not state.is_over:
+            return run
+        if waiting is None and not state.is_over:
+            waiting = run
+    return waiting

@@ -19,7 +19,9 @@ from core.runs.events import ControlEvent
 from core.runs.protocol import refusal
 from core.text import one_line
 from core.worker.checkpoint.checkpointer import Checkpointer
+from core.worker.distributed.errors import RankLostError
 from core.worker.distributed.orders import Orders
+from core.worker.distributed.ranks import lost_ranks_told
 from core.worker.fused.file_weights import FileWeights
 from core.worker.generate.generate import answer_prompt, answering_as, prepare_prompt
 from core.worker.generate.room import ask_for_room
@@ -86,7 +88,7 @@ class ControlPoint:
             StopRequested: If a stop was asked for.
             EvaluationSkipped: If the evaluation that is under way is to be left out.
         """
-        self._keep_alive()
+        self._look_after()
         told: set[str] = set()
         for command in self.controls.waiting():
             # A key that is pressed twice asks for one thing, and makes one entry in the log.
@@ -118,7 +120,7 @@ class ControlPoint:
                     self._carry_out(command)
                 controls.check_stop()
                 self._tell_paused()
-                self._keep_alive()
+                self._look_after()
         finally:
             state.paused_seconds += time.monotonic() - began
             if self.governor is not None:
@@ -210,7 +212,13 @@ class ControlPoint:
         answered_by = BASE if asked.source == BASE and has_base else f"step-{self.state.step}"
         try:
             began = time.monotonic()
-            with self.leading(), self.autocast(), self._weights_of(asked.source), answering_as(model, asked.source):
+            with (
+                lost_ranks_told(),
+                self.leading(),
+                self.autocast(),
+                self._weights_of(asked.source),
+                answering_as(model, asked.source),
+            ):
                 prompt = prepare_prompt(
                     model,
                     self.loaded.tokenizer,
@@ -234,7 +242,7 @@ class ControlPoint:
         except MemoryShortageError as error:
             self.recorder.warn("memory_chat", f"A chat question is refused. {error.message}", error.hint)
             raise
-        except UserError:
+        except (UserError, RankLostError):
             raise
         except Exception as error:  # a chat is a guest here: whatever goes wrong with it, the training goes on
             log_exception()
@@ -255,13 +263,13 @@ class ControlPoint:
 
     def _is_to_end(self, command: Command) -> bool:
         """Whether an answer is to end; asked before each of its tokens."""
-        self._keep_alive()
+        self._look_after()
         return command.cancelled.is_set() or self.controls.is_leaving
 
-    def _keep_alive(self) -> None:
-        """The other processes of the run wait, and are told that this one is there."""
+    def _look_after(self) -> None:
+        """The other processes of the run wait, and are asked whether they are there."""
         if self.orders is not None:
-            self.orders.keep_alive()
+            self.orders.look_after()
 
     def _weights_of(self, source: str) -> AbstractContextManager[None]:
         """The weights that a source answers with: the base with its own, where a file's are trained."""

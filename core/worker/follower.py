@@ -19,7 +19,7 @@ from core.runs.store import Run
 from core.worker.distributed.errors import RankLostError
 from core.worker.distributed.rendezvous import Meeting, forget
 from core.worker.process import environment
-from core.worker.process.control import Controls
+from core.worker.process.control import STOP_SIGNALS, Controls
 from core.worker.process.devices import own_device
 from core.worker.process.log import log, log_exception
 from core.worker.process.recorder import Recorder
@@ -37,7 +37,7 @@ def follow_first(run: Run, meeting: Meeting, reports: Reports, *, resume: bool) 
         resume: Whether the run goes on from a checkpoint.
     """
     # A stop is heard by the first one, which tells the others.
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in (*STOP_SIGNALS, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     recorder = Recorder(run, keeps=False, pass_on=lambda *notice: reports.tell(notice=notice))
 
@@ -96,10 +96,21 @@ def meet(run: Run, config: Config, meeting: Meeting, reports: Reports) -> Any:
     cuda = choose_device(config.hardware.device).type == "cuda"
     ranks = join(meeting, config.distributed.timeout, cuda=cuda)
     reports.is_waiting = lambda: ranks.is_waiting
+    if reports.supervisor is None:
+        from core.worker.distributed.heartbeats import keep_beating
+
+        keep_beating(ranks.rank, ranks.count, config.distributed.timeout, reports.is_waiting, _give_up)
     where = {"host": hostname(), "pid": os.getpid(), "device": f"cuda:{meeting.local}" if cuda else "cpu"}
     reports.tell(**where)
     ranks.members = ranks.gather({"rank": meeting.rank, **where})
     return ranks
+
+
+def _give_up(why: str) -> None:
+    """End this process, which waits for one that is lost, from another thread; a wait in a library cannot be broken off
+    otherwise."""
+    log(f"error: another process of the run does not answer: {why}")
+    os._exit(EXIT_LOST)
 
 
 def tell_ranks(

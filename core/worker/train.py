@@ -26,7 +26,7 @@ from core.runs.tail import EventTail
 from core.worker.checkpoint.checkpointer import agreed_checkpoint
 from core.worker.control_point import EvaluationSkipped
 from core.worker.data.batches import make_micro_batch, supervised_count
-from core.worker.distributed.ranks import Ranks
+from core.worker.distributed.ranks import Ranks, lost_ranks_told
 from core.worker.loss.objectives import Rewards
 from core.worker.model.full_weights import trained_tensors
 from core.worker.oom.retry import MemoryShortageError, TornUpdateError
@@ -101,10 +101,11 @@ def train(
 
     Raises:
         ParkRequested: If it is to give its device back; a checkpoint has then been written, if a step was done.
+        RankLostError: If another process does not answer.
         StopRequested: If it was stopped; a checkpoint has then been written, if a step was done and time was given.
         UserError: If it cannot go on.
     """
-    with nondeterminism_explained():
+    with nondeterminism_explained(), lost_ranks_told():
         recipe = _make_recipe(config, recorder, controls, throttle, ranks, resume=resume)
         recipe.parts.state.paused = paused
         return recipe.run()
@@ -124,7 +125,7 @@ def follow(config: Config, recorder: Recorder, controls: Controls, ranks: Ranks,
         RankLostError: If another process does not answer.
         UserError: If it cannot go on.
     """
-    with nondeterminism_explained():
+    with nondeterminism_explained(), lost_ranks_told():
         recipe = _make_recipe(config, recorder, controls, None, ranks, resume=resume)
         recipe.rehearse()
         with recipe.parts.governor.governing(recipe.parts.state.overrides):
@@ -144,12 +145,14 @@ def _make_recipe(
     ranks = ranks or Ranks.single()
     found = agreed_checkpoint(config, recorder, ranks) if resume else None
     parts = build(config, recorder, controls, found, throttle or Throttle(controls), ranks)
+    ranks.meet()
     if found is not None:
         parts.checkpointer.resume(found)
+    ranks.meet()
     parts.strategy.begin(trained_tensors(parts.loaded.model))
     if parts.file is not None:
         parts.file.follow()
-    if ranks.is_first:
+    if parts.origin is not None:
         recorder.seal("start", parts.origin.facts(config, found))
     return FinetuneRecipe(config, recorder, controls, parts)
 
@@ -173,6 +176,7 @@ class FinetuneRecipe:
             UserError: If it cannot go on.
         """
         rehearses, orders = self.rehearse(), self.parts.orders
+        self.parts.strategy.ranks.meet()
         orders.begin()
         with self.parts.governor.governing(self.parts.state.overrides):
             try:
@@ -252,6 +256,7 @@ class FinetuneRecipe:
             RankLostError: If it does not answer.
         """
         parts, state = self.parts, self.parts.state
+        parts.strategy.ranks.meet()
         while (order := parts.orders.take()).name != "leave":
             if order.name == "step":
                 state.step, state.overrides = int(order.args["step"]), dict(order.args["overrides"])

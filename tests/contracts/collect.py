@@ -36,6 +36,7 @@ from core.commands.common import EXIT_BROKEN_PIPE, EXIT_ERROR, EXIT_INTERRUPTED,
 from core.commands.control import describe
 from core.commands.demo import summarize_demo
 from core.commands.follow import Followed
+from core.commands.parser import ArgumentParser
 from core.commands.verify import EXIT_DIFFERS
 from core.config.choices import AIMS, TRACKERS
 from core.config.document import dump_config
@@ -290,7 +291,7 @@ def option_of(option: Option) -> str:
 
 def arguments(command: str) -> dict[str, JSON]:
     """The words and flags that a command takes."""
-    parser = argparse.ArgumentParser(prog=command)
+    parser = ArgumentParser(prog=command)
     load_command(command).add_arguments(parser)
     return _taken(parser)
 

@@ -27,7 +27,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path, fo
     found = Workers(tmp_path_factory.mktemp("reference"), tiny_model_dir)
     try:
         forks.anew = True
-        run = found.start("reference")
+        run = found.start("reference", eval={"probe": True})
         forks.anew = False
         finish(run)
     finally:

@@ -11,7 +11,17 @@ from core.runs.client import ControlClient
 from core.runs.events import NoticeEvent
 from core.runs.history import read_history
 
-from .workers import Workers, adapter_bytes, finish, kill, notice_codes, only, wait_until_listening, wait_until_step
+from .workers import (
+    Workers,
+    adapter_bytes,
+    finish,
+    held_at,
+    kill,
+    notice_codes,
+    only,
+    wait_until_listening,
+    wait_until_step,
+)
 
 STEPS = 14
 QUESTION = [{"role": "user", "content": "ticket login printer"}]
@@ -38,7 +48,7 @@ def test_a_killed_run_ends_bit_equal(workers: Workers, way: str) -> None:
     undisturbed = workers.start("undisturbed", **sections)
     finish(undisturbed)
 
-    run = workers.start("killed", **sections)
+    run = workers.start("killed", held_at(0, 7), **sections)
     wait_until_listening(run)
     answer = ControlClient(run).request("generate", messages=QUESTION, source="base", max_new_tokens=4)
     assert answer["source"] == "base"

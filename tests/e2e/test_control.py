@@ -18,6 +18,7 @@ from core.runs.history import read_history
 from core.runs.protocol import LINE_LIMIT
 from core.runs.store import Run
 from core.worker.checkpoint.checkpoint import newest_valid
+from tests.forking import FAULT_VARIABLE
 from tests.waiting import wait_for
 
 from .workers import (
@@ -28,6 +29,7 @@ from .workers import (
     ending,
     exit_code,
     finish,
+    held_at,
     log,
     notice_codes,
     only,
@@ -89,8 +91,7 @@ def raw_exchange(run: Run, line: bytes) -> dict[str, Any]:
 def pause_at_start(run: Run) -> None:
     """Have a run wait before its first step."""
     wait_until_listening(run)
-    answer = ControlClient(run).request("ping")
-    assert (answer["state"], answer["step"]) == ("starting", 0)
+    assert ControlClient(run).request("ping")["step"] == 0
     assert ControlClient(run).request("pause") == {"state": "paused", "step": 0}
     wait_until_state(run, "paused")
 
@@ -112,9 +113,8 @@ def disturb_with_garbage(run: Run) -> None:
     assert ControlClient(run).request("ping")["state"] == "paused"
 
 
-@pytest.mark.anew
 def test_nothing_that_is_asked_of_a_run_changes_its_result(workers: Workers, reference: Run) -> None:
-    run = workers.start("disturbed")
+    run = workers.start("disturbed", held_at(0, 3))
     pause_at_start(run)
     disturb_with_garbage(run)
     pieces, answer = ask(run, source="base", temperature=0.9, seed=1)
@@ -155,9 +155,8 @@ def test_nothing_that_is_asked_of_a_run_changes_its_result(workers: Workers, ref
     assert "Traceback" not in log(run)
 
 
-@pytest.mark.anew
 def test_the_learning_rate_can_be_set_and_the_change_outlives_a_stop(workers: Workers, reference: Run) -> None:
-    run = workers.start("set")
+    run = workers.start("set", held_at(0, 6))
     pause_at_start(run)
     client = ControlClient(run)
     for args in (
@@ -259,9 +258,10 @@ def wait_until_pending(run: Run, *names: str) -> None:
 
 
 def test_what_is_asked_in_the_middle_of_a_step_is_told_at_once_and_can_be_taken_back(workers: Workers) -> None:
-    workers.train_data = write_rows(workers.directory / "large.jsonl", 160, seed=5)
-    rows = {"max_steps": 3, "batch_size": 160, "micro_batch_size": 1}
-    run = workers.start("heard", train=rows, eval={"every_steps": None, "exact_match": False})
+    # Two seconds a step, most of them waited.
+    slow = {FAULT_VARIABLE: "slow_rows:50"}
+    rows = {"max_steps": 3, "batch_size": 40, "micro_batch_size": 1}
+    run = workers.start("heard", slow, train=rows, eval={"every_steps": None, "exact_match": False})
     client = ControlClient(run)
     wait_until_within_step(run, 1)
     for command in ("pause", "checkpoint", "stop"):

@@ -23,6 +23,7 @@ from .workers import (
     Workers,
     adapter_bytes,
     finish,
+    held_at,
     kill,
     notice_codes,
     only,
@@ -57,7 +58,7 @@ def test_a_killed_run_ends_bit_equal_with_adapters_on_experts(mixture: Workers) 
     losses = [event.loss for event in steps(undisturbed)]
     assert losses[-1] < losses[0] - 0.3
 
-    run = mixture.start("killed", **sections(target_experts="on"))
+    run = mixture.start("killed", held_at(0, 7), **sections(target_experts="on"))
     wait_until_listening(run)
     answer = ControlClient(run).request("generate", messages=QUESTION, source="base", max_new_tokens=4)
     assert answer["source"] == "base"

@@ -26,10 +26,11 @@ from core.runs.trained import checkpoint_steps, find_trained
 from core.units import format_number
 from core.worker.checkpoint.checkpoint import checkpoint_name
 from tests.e2e.test_serving import QUESTION, serving
-from tests.e2e.workers import Workers, adapter_bytes, ending, exit_code, finish, log, only, wait_until_step
+from tests.e2e.workers import Workers, adapter_bytes, ending, exit_code, finish, held_at, log, only, wait_until_step
 
+PROBED = {"every_steps": 4, "exact_match": False, "probe": True}
 #: Few steps, measured in between, with dropout on.
-SHORT: dict[str, dict[str, Any]] = {"train": {"max_steps": 8}, "eval": {"every_steps": 4, "exact_match": False}}
+SHORT: dict[str, dict[str, Any]] = {"train": {"max_steps": 8}, "eval": PROBED}
 
 
 def test_the_probe_is_told_and_changes_nothing_of_what_is_trained(workers: Workers) -> None:
@@ -137,9 +138,9 @@ def test_the_best_step_that_is_refused_is_the_one_that_is_named_asked_exported_a
 def test_a_gate_counts_what_was_measured_before_the_run_was_continued(workers: Workers) -> None:
     options = SHORT | {
         "train": {"max_steps": 20},
-        "eval": {"every_steps": 20, "exact_match": False, "baseline": True, "gate": "probe_loss <= before - 100"},
+        "eval": PROBED | {"every_steps": 20, "baseline": True, "gate": "probe_loss <= before - 100"},
     }
-    run = workers.start("cut", **options)
+    run = workers.start("cut", held_at(3), **options)
     wait_until_step(run, 3)
     with ControlClient(run) as client:
         client.request("stop")

@@ -15,7 +15,7 @@ from core.runs.store import Run
 from core.runs.trained import find_trained
 from tests.core.worker.quantization.hurt import write_hurt
 
-from .workers import Workers, adapter_bytes, finish, kill, notice_codes, only, steps, wait_until_step
+from .workers import Workers, adapter_bytes, finish, held_at, kill, notice_codes, only, steps, wait_until_step
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "method": {"dropout": 0.0},
@@ -55,7 +55,7 @@ def test_auto_keeps_what_costs_most_and_whoever_goes_on_has_the_same(workers: Wo
     finish(plain)
     assert adapter_bytes(plain) != adapter_bytes(whole)
 
-    killed = workers.start("killed", **OPTIONS, **auto)
+    killed = workers.start("killed", held_at(4), **OPTIONS, **auto)
     wait_until_step(killed, 4)
     kill(killed)
     assert kept(killed) == kept(whole)

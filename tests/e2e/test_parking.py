@@ -30,6 +30,7 @@ from .workers import (
     ending,
     exit_code,
     finish,
+    held_at,
     kill,
     log,
     notice_codes,
@@ -106,7 +107,7 @@ def test_a_run_parked_at_random_steps_ends_bit_equal(workers: Workers, reference
 
 
 def test_a_run_killed_while_parked_goes_on_from_there(workers: Workers, reference: Run) -> None:
-    run = workers.start("killed")
+    run = workers.start("killed", held_at(12))
     wait_until_step(run, 12)
     request(run, "park")
     parked = wait_until_parked(run)
@@ -140,7 +141,7 @@ def test_a_run_gives_its_device_to_a_program_until_that_is_gone(
 def test_a_paused_run_is_paused_again_after_it_was_parked_by_itself(workers: Workers, tmp_path: Path) -> None:
     program = tmp_path / "a-game-of-go"
     shutil.copy(shutil.which("sleep") or "/bin/sleep", program)
-    run = workers.start("paused", parking={"programs": program.name, "calm": 0})
+    run = workers.start("paused", held_at(3), parking={"programs": program.name, "calm": 0})
     wait_until_step(run, 3)
     request(run, "pause")
     wait_until_state(run, "paused")
@@ -154,7 +155,7 @@ def test_a_paused_run_is_paused_again_after_it_was_parked_by_itself(workers: Wor
 
 
 def test_a_parked_run_can_be_stopped(workers: Workers) -> None:
-    run = workers.start("stopped")
+    run = workers.start("stopped", held_at(4))
     wait_until_step(run, 4)
     request(run, "park")
     state = wait_until_parked(run)
@@ -166,9 +167,8 @@ def test_a_parked_run_can_be_stopped(workers: Workers) -> None:
     assert (run.checkpoints_path / f"step-{state.step:08d}").is_dir()
 
 
-@pytest.mark.anew
 def test_a_run_parked_before_its_first_step_begins_anew(workers: Workers, reference: Run) -> None:
-    run = workers.start("early")
+    run = workers.start("early", held_at(0))
     wait_until_listening(run)
     request(run, "park")
     state = wait_until_parked(run)

@@ -12,7 +12,7 @@ from core.chat.request import ChatRequest, GenerationSettings
 from tests.families.tiny import write_family
 from tests.packers import quantize_checkpoint
 
-from .workers import Workers, adapter_bytes, finish, kill, steps, wait_until_step
+from .workers import Workers, adapter_bytes, finish, held_at, kill, steps, wait_until_step
 
 STEPS = 6
 
@@ -49,7 +49,7 @@ def test_a_killed_run_goes_on_bit_equal_and_its_result_answers(workers: Workers,
     twins = quantize_checkpoint(write_family("llama", tmp_path / "source"), tmp_path, "fp8")
     undisturbed = workers.start("undisturbed", **sections(twins.quantized, "qlora"))
     finish(undisturbed)
-    run = workers.start("killed", **sections(twins.quantized, "qlora"))
+    run = workers.start("killed", held_at(4), **sections(twins.quantized, "qlora"))
     wait_until_step(run, 4)
     kill(run)
     workers.resume(run)

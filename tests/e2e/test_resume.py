@@ -30,6 +30,7 @@ from .workers import (
     exit_code,
     failure,
     finish,
+    held_at,
     kill,
     log,
     notice_codes,
@@ -115,7 +116,7 @@ def test_a_run_killed_again_and_again_ends_bit_equal(workers: Workers, reference
 def stopped(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> tuple[Workers, Run]:
     """A run that was stopped after some checkpoints, to be copied and damaged."""
     found = Workers(tmp_path_factory.mktemp("stopped"), tiny_model_dir)
-    run = found.start("stopped")
+    run = found.start("stopped", held_at(17))
     wait_until_step(run, 17)
     signal_worker(run, signal.SIGTERM)
     assert exit_code(run) == 3
@@ -185,7 +186,7 @@ def test_a_run_whose_template_writes_the_time_goes_on_at_another(workers: Worker
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
-    run = workers.start("timed", template={"file": str(template)})
+    run = workers.start("timed", held_at(6), template={"file": str(template)})
     wait_until_step(run, 6)
     signal_worker(run, signal.SIGTERM)
     assert exit_code(run) == 3
@@ -224,7 +225,7 @@ def wide_model(tmp_path: Path, tiny_model_dir: Path) -> Path:
 
 
 def test_a_base_changed_in_its_middle_is_refused_by_continue_and_by_chat(workers: Workers, wide_model: Path) -> None:
-    run = workers.start("middle", model={"base": str(wide_model)})
+    run = workers.start("middle", held_at(6), model={"base": str(wide_model)})
     wait_until_step(run, 6)
     kill(run)
     weights = wide_model / "model.safetensors"

@@ -1,8 +1,7 @@
-"""A job of Slurm with stand-ins for srun and scontrol: two real tasks that train as one run."""
+"""A job of Slurm with stand-ins for its programs: two real tasks that train as one run."""
 
 from __future__ import annotations
 
-import signal
 import sys
 from pathlib import Path
 
@@ -10,16 +9,16 @@ import pytest
 
 from core.config.document import dump_config
 from core.launch.slurm import SlurmJob
-from core.runs.events import RanksEvent
+from core.runs.events import CheckpointEvent, RanksEvent, StoppedEvent
 from core.runs.ranks import read_ranks
 from core.runs.store import complete_checkpoints, list_runs
 from tests.core.launch.fake_slurm import FakeSlurm
 from tests.waiting import wait_for
 
-from .workers import PATIENCE, Workers, only, wait_until_step
+from .workers import PATIENCE, Workers, only, steps, wait_until_step
 
 
-def test_two_tasks_train_as_one_run_and_save_it_when_the_time_is_over(
+def test_two_tasks_train_as_one_run_that_goes_on_after_its_time_and_ends_when_it_is_cancelled(
     workers: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = workers.config(
@@ -31,25 +30,33 @@ def test_two_tasks_train_as_one_run_and_save_it_when_the_time_is_over(
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     slurm = FakeSlurm(tmp_path / "cluster", monkeypatch)
     job = SlurmJob(tmp_path / "tickets.toml", name="tickets", processes=2, cards=0, python=sys.executable)
-    file = slurm.directory / "tickets.sbatch"
-    file.write_text(job.batch_file())
 
-    started = slurm.start(file, tasks=2)
+    handed_in = slurm.sbatch(job.batch_file())
     try:
         (run,) = wait_for(list_runs, PATIENCE, "the run to be made")
         wait_for(lambda: run.state().state == "training", PATIENCE, "the run to train")
         wait_until_step(run, 3)
-        assert [(rank.rank, rank.device, rank.heard) for rank in read_ranks(run)] == [
-            (0, "cpu", None),
-            (1, "cpu", None),
-        ]
+        told = [(rank.rank, rank.device, rank.heard) for rank in read_ranks(run)]
+        assert told == [(0, "cpu", None), (1, "cpu", None)]
+        slurm.notice()
+        wait_for(lambda: slurm.requeued, PATIENCE, "the job to be queued again")
+        saved = only(CheckpointEvent, run)[-1].step
+        wait_for(lambda: run.state().state == "training", PATIENCE, "the run to go on")
+        wait_until_step(run, saved + 3)
     finally:
-        started.send_signal(signal.SIGTERM)
-        said, _ = started.communicate(timeout=PATIENCE)
-    assert started.returncode == 3, said
+        slurm.end()
+        status = handed_in.wait(PATIENCE)
+    assert status == 3, slurm.log
     assert slurm.requeued == ["4711"]
+    first, last = only(StoppedEvent, run)
+    assert first.reason == f"stopped by SIGUSR1 after step {saved}"
     state = run.state()
-    assert (state.state, state.reason) == ("stopped", f"stopped by SIGTERM after step {state.step}")
-    assert [path.name for path in complete_checkpoints(run)] == [f"step-{state.step:08d}"]
-    (told,) = only(RanksEvent, run)
-    assert len({rank["pid"] for rank in told.ranks}) == 2
+    # Slurm tells the tasks, and the shell tells srun: which comes first is open.
+    assert state.state == "stopped"
+    assert state.reason in [f"stopped by {name} after step {state.step}" for name in ("SIGTERM", "SIGUSR1")]
+    assert last.step == state.step
+    assert [path.name for path in complete_checkpoints(run)][-1] == f"step-{state.step:08d}"
+    assert [step.step for step in steps(run)] == list(range(1, state.step + 1))
+    assert len(list_runs()) == 1
+    for ranks in only(RanksEvent, run):
+        assert len({rank["pid"] for rank in ranks.ranks}) == 2

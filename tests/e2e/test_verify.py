@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +18,27 @@ import pytest
 
 from core.audit.job import AuditJob
 from core.audit.result import Audit
-from core.errors import UserError
 from core.helper import finding_core
-from core.runs.chain import CHAIN_NAME
+from core.runs.chain import CHAIN_NAME, NOTHING, canonical, digest_of, short
 from core.runs.client import ControlClient
-from core.runs.events import RollbackEvent
+from core.runs.events import EvalEvent, NoticeEvent, RollbackEvent, encode_event
 from core.runs.store import Run
+from core.small_files import hash_file
 from tests.waiting import wait_for
 
 from .test_preference import write_rows as write_pairs
-from .workers import PATIENCE, Workers, exit_code, finish, kill, notice_codes, only, signal_worker, wait_until_step
+from .workers import (
+    PATIENCE,
+    Workers,
+    exit_code,
+    finish,
+    kill,
+    notice_codes,
+    only,
+    signal_worker,
+    wait_until_listening,
+    wait_until_step,
+)
 
 #: A short run: every second step a checkpoint, every third an evaluation; all of them are kept.
 SHORT: dict[str, dict[str, Any]] = {
@@ -59,10 +72,13 @@ def sentences(found: Audit) -> list[str]:
 def honest(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Iterator[tuple[Workers, Run]]:
     """A finished run in which rates and intervals were set, and a checkpoint was asked for."""
     workers = Workers(tmp_path_factory.mktemp("honest"), tiny_model_dir)
-    run = start(workers, "honest", train={"max_steps": 10})
-    wait_until_step(run, 2)
+    run = start(workers, "honest")
+    wait_until_listening(run)
     with ControlClient(run, timeout=PATIENCE) as client:
+        client.request("pause")
         client.request("set", **{"train.learning_rate": 1e-3, "eval.every_steps": 2})
+        client.request("resume")
+        wait_until_step(run, 1)
         client.request("checkpoint")
     finish(run)
     yield workers, run
@@ -72,12 +88,23 @@ def honest(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> It
 def test_a_run_with_commands_is_equal_in_every_byte_and_is_only_read(honest: tuple[Workers, Run]) -> None:
     workers, run = honest
     before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
-    found = audit(workers, run, spans=3)
-    assert_verified(found, 3)
+    assert_verified(audit(workers, run, spans=3), 3)
     assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
     assert list((workers.home / "audits").iterdir()) == []
-    whole = audit(workers, run, whole=True)
-    assert [(span.begin, span.end, span.outcome) for span in whole.spans] == [(0, 10, "equal")]
+
+
+def test_all_of_a_run_that_was_renamed_elsewhere_and_commented_is_equal(
+    honest: tuple[Workers, Run], tmp_path: Path
+) -> None:
+    workers, original = honest
+    run = Run(tmp_path / "the good one")
+    shutil.copytree(original.path, run.path)
+    run.config_path.write_text("# mine\n" + run.config_path.read_text())
+    (run.path / "notes.md").write_text("Mine.")
+    found = audit(workers, run, whole=True)
+    assert_verified(found, 1)
+    assert [(span.begin, span.end) for span in found.spans] == [(0, 8)]
+    assert found.complete
 
 
 def flip(path: Path, at: int = -1) -> None:
@@ -86,68 +113,127 @@ def flip(path: Path, at: int = -1) -> None:
     path.write_bytes(raw)
 
 
-def test_a_flipped_bit_is_named_with_its_tensor_and_both_values(honest: tuple[Workers, Run]) -> None:
-    workers, original = honest
-    run = workers.copy(original, "flipped")
-    flip(run.path / "checkpoints/step-00000004/adapter/adapter_model.safetensors")
-    found = audit(workers, run, spans=0)
-    assert found.verdict == "differs"
-    file = "checkpoints/step-00000004/adapter/adapter_model.safetensors"
-    assert [difference.file for difference in found.chain.differences] == [file]
-    # The interval that ends with it is executed again, and tells what it was.
-    (span,) = found.spans
-    (difference,) = span.differences
-    assert (span.end, span.outcome, difference.file, difference.step) == (4, "differs", file, 4)
-    assert difference.tensor is not None
-    assert "lora" in difference.tensor
-    assert difference.recorded != difference.found
+WEIGHTS = "adapter/adapter_model.safetensors"
+OF_4 = f"checkpoints/step-00000004/{WEIGHTS}"
 
 
-def test_a_flipped_bit_of_the_result_is_named(honest: tuple[Workers, Run]) -> None:
-    workers, original = honest
-    run = workers.copy(original, "result")
-    flip(run.path / "adapter/adapter_model.safetensors")
-    assert sentences(audit(workers, run, spans=0)) == [
-        "adapter/adapter_model.safetensors is not what was written: its SHA-256 is another."
-    ]
-
-
-def edit_step(lines: list[bytes]) -> None:
-    place = next(place for place, line in enumerate(lines) if b'"step": 5,' in line and b'"type": "step"' in line)
-    lines[place] = lines[place].replace(b'"loss": ', b'"loss": 1')
-
-
-def test_an_edited_event_is_named_by_the_chain_and_by_the_replay(honest: tuple[Workers, Run]) -> None:
-    workers, original = honest
-    run = workers.copy(original, "edited")
+def edit(run: Run, kind: str, number: int, old: bytes, new: bytes) -> None:
+    """Change the event of a kind and a step."""
     lines = run.events_path.read_bytes().splitlines(keepends=True)
-    edit_step(lines)
+    marks = f'"step": {number},'.encode(), f'"type": "{kind}"'.encode()
+    (place,) = (place for place, line in enumerate(lines) if all(mark in line for mark in marks))
+    lines[place] = lines[place].replace(old, new)
     run.events_path.write_bytes(b"".join(lines))
-    found = audit(workers, run, spans=0)
-    (told,) = found.chain.differences
-    assert "(a step event of step 5) was changed" in told.what
-    assert (told.step, found.verdict) == (5, "differs")
-    # Without the chain, as of an earlier version, the replay finds it.
-    (run.path / CHAIN_NAME).unlink()
-    alone = audit(workers, run, whole=True)
-    assert alone.chain.head is None
-    assert "no hash chain" in alone.chain.notes[0]
-    (span,) = alone.spans
-    (difference,) = span.differences
-    assert (span.outcome, difference.what) == ("differs", "loss of step 5 came out otherwise.")
-    assert str(difference.recorded).startswith("1")
 
 
-def test_a_changed_option_is_named_and_the_run_is_executed_with_its_own(honest: tuple[Workers, Run]) -> None:
+def test_what_was_changed_is_named_by_the_chain_and_by_the_replay(honest: tuple[Workers, Run]) -> None:
     workers, original = honest
-    run = workers.copy(original, "option")
+    run = workers.copy(original, "changed")
+    flip(run.path / OF_4)
+    flip(run.path / WEIGHTS)
+    edit(run, "step", 4, b'"loss": ', b'"loss": 1')
     text = run.config_path.read_text()
     run.config_path.write_text(text.replace("learning_rate = 0.005", "learning_rate = 0.006"))
-    assert run.config_path.read_text() != text
+    found = audit(workers, run, spans=0)
+    line = run.events_path.read_bytes().partition(b'"loss": 1')[0].count(b"\n") + 1
+    assert sentences(found) == [
+        f"events.jsonl: line {line} (a step event of step 4) was changed.",
+        "step-00000004: adapter/adapter_model.safetensors is not what was written: its SHA-256 is another.",
+        "run.toml: train.learning_rate changed from 0.005 to 0.006.",
+        f"{WEIGHTS} is not what was written: its SHA-256 is another.",
+    ]
+    # The interval that ends with the damage is executed again, with the options of the run, and tells what it was.
+    (span,) = found.spans
+    loss, weight = span.differences
+    assert (span.end, span.outcome, found.verdict) == (4, "differs", "differs")
+    assert (loss.what, loss.step) == ("loss of step 4 came out otherwise.", 4)
+    assert str(loss.recorded).startswith("1")
+    assert (weight.file, weight.step) == (OF_4, 4)
+    assert "lora" in str(weight.tensor)
+    assert weight.recorded != weight.found
+
+
+def test_without_a_chain_the_replay_finds_what_was_changed_and_says_what_it_left_out(
+    honest: tuple[Workers, Run],
+) -> None:
+    workers, original = honest
+    run = workers.copy(original, "unsealed")
+    (run.path / CHAIN_NAME).unlink()
+    excuse = encode_event(NoticeEvent(level="warning", code="checkpoint_failed", message="")).encode()
+    edit(run, "step", 8, b'{"t"', excuse + b'{"t"')
+    flip(run.path / WEIGHTS)
+    found = audit(workers, run, whole=True)
+    assert found.chain.head is None
+    assert "no hash chain" in found.chain.notes[0]
+    assert sentences(found) == [f"{WEIGHTS} is not that of step-00000008, which the result is a copy of."]
+    (span,) = found.spans
+    assert (span.begin, span.outcome, found.complete) == (0, "equal", False)
+    assert found.notes[-1].endswith(f"that its steps after {span.end} follow from the base is not proven.")
+
+
+def reseal(run: Run, change: Callable[[list[dict[str, Any]]], object] = list) -> None:
+    """Make a sound chain over a run as it is now, with links changed, as somebody can who knows how it is made."""
+    path, prev, end = run.path / CHAIN_NAME, NOTHING, 0
+    links = [json.loads(line) for line in path.read_bytes().splitlines()]
+    lines = run.events_path.read_bytes().splitlines(keepends=True)
+    change(links)
+    for link in links:
+        count = len(link["events"]["lines"]) // len(short(b""))
+        mine, lines = lines[:count], lines[count:]
+        begin, end = end, end + sum(map(len, mine))
+        digits = "".join(short(line.rstrip(b"\n")) for line in mine)
+        link["events"] = {"from": begin, "to": end, "lines": digits, "sha256": sha256(b"".join(mine)).hexdigest()}
+        link["prev"] = prev
+        prev = link["link"] = digest_of(link)
+    path.write_bytes(b"".join(canonical(link) + b"\n" for link in links))
+
+
+def other_torch(links: list[dict[str, Any]]) -> None:
+    links[0]["body"]["software"]["torch"] = "2.0"
+
+
+def test_a_figure_made_nicer_is_found_though_the_chain_was_made_anew(honest: tuple[Workers, Run]) -> None:
+    workers, original = honest
+    run = workers.copy(original, "nicer")
+    (measured,) = (event for event in only(EvalEvent, run) if event.step == 4)
+    edit(run, "eval", 4, f'"loss": {measured.loss}'.encode(), b'"loss": 0.25')
+    # Another version is no excuse where the weights come out as they were.
+    reseal(run, other_torch)
+    found = audit(workers, run)
+    assert (found.verdict, sentences(found)) == ("differs", [])
+    (span,) = (span for span in found.spans if span.outcome != "equal")
+    (difference,) = span.differences
+    assert (difference.what, difference.recorded) == ("loss of the evaluation after step 4 came out otherwise.", "0.25")
+
+
+def test_weights_that_are_said_to_be_of_another_version_are_not_verified(honest: tuple[Workers, Run]) -> None:
+    workers, original = honest
+    run = workers.copy(original, "excused")
+    flip(run.path / OF_4)
+    path = run.path / "checkpoints/step-00000004/manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["files"][WEIGHTS]["sha256"] = hash_file(run.path / OF_4)
+    path.write_text(json.dumps(manifest))
+
+    def change(links: list[dict[str, Any]]) -> None:
+        other_torch(links)
+        (link,) = (link for link in links if link["kind"] == "checkpoint" and link["body"]["step"] == 4)
+        link["body"]["manifest"] = manifest
+
+    reseal(run, change)
+    found = audit(workers, run)
+    assert (found.verdict, sentences(found)) == ("unproven", [])
+    inexact = next(span for span in found.spans if span.outcome != "equal")
+    assert (inexact.end, inexact.outcome) == (4, "inexact")
+    assert "torch changed from 2.0 to " in inexact.reason
+
+
+def test_rows_that_the_chain_alone_names_otherwise_are_found(honest: tuple[Workers, Run]) -> None:
+    workers, original = honest
+    run = workers.copy(original, "rows")
+    reseal(run, lambda links: links[0]["body"]["rows"].update(sha256="0" * 64))
     found = audit(workers, run, spans=1)
-    assert sentences(found) == ["run.toml: train.learning_rate was 0.005 and is 0.006."]
-    assert [span.outcome for span in found.spans] == ["equal"]
-    assert found.verdict == "differs"
+    assert sentences(found) == ["The training rows are not those of the run."]
 
 
 @contextlib.contextmanager
@@ -181,7 +267,9 @@ def test_a_changed_row_is_named_by_its_line(honest: tuple[Workers, Run]) -> None
 def test_another_base_is_named_by_its_file(honest: tuple[Workers, Run], tiny_model_dir: Path) -> None:
     workers, run = honest
     weights = tiny_model_dir / "model.safetensors"
+    before = weights.stat()
     with changed(weights, lambda raw: raw[:-1] + bytes([raw[-1] ^ 1])):
+        os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
         found = audit(workers, run, spans=1)
     assert sentences(found) == [
         f"The base is not the one of the training: model.safetensors in {tiny_model_dir} is another."
@@ -209,7 +297,7 @@ def killed_and_stopped(workers: Workers, run: Run) -> None:
 
 
 def test_a_run_that_was_killed_stopped_parked_and_continued(workers: Workers) -> None:
-    run = start(workers, "rough", train={"max_steps": 20})
+    run = start(workers, "rough", train={"max_steps": 16})
     killed_and_stopped(workers, run)
     parked(run)
     finish(run)
@@ -219,12 +307,14 @@ def test_a_run_that_was_killed_stopped_parked_and_continued(workers: Workers) ->
 @pytest.mark.parametrize(
     "sections",
     [
-        {"method": {"name": "full", "dropout": 0.0}},
-        {"method": {"name": "lora", "neftune_alpha": 5.0, "init": "pissa"}},
-        {"train": {"packing": True}},
-        {"eval": {"every_steps": 1, "patience": 2, "min_delta": 5.0, "baseline": True}},
+        {
+            "method": {"name": "full", "dropout": 0.0},
+            "train": {"packing": True},
+            "eval": {"every_steps": 1, "patience": 2, "min_delta": 5.0, "baseline": True},
+        },
+        {"method": {"name": "lora", "neftune_alpha": 5.0, "init": "pissa"}, "train": {"max_steps": 4}},
     ],
-    ids=["full weights", "noise and another beginning", "packing", "early stopping"],
+    ids=["full weights, packing, stopped early", "noise, another beginning"],
 )
 def test_honest_runs_of_other_kinds(workers: Workers, sections: dict[str, dict[str, Any]]) -> None:
     run = start(workers, "kind", **sections)
@@ -241,30 +331,29 @@ def test_an_honest_run_of_preferences(workers: Workers) -> None:
         workers,
         "pairs",
         data={"train": str(rows), "eval": str(measured)},
-        train={"objective": "dpo", "learning_rate": 1e-3, "max_steps": 6},
+        train={"objective": "dpo", "learning_rate": 1e-3, "max_steps": 4},
     )
     finish(run)
     assert_verified(audit(workers, run, spans=2), 2)
 
 
-def test_kill_leaves_nothing_of_an_audit_and_ctrl_c_neither(honest: tuple[Workers, Run]) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "begun"),
+    [(signal.SIGKILL, -signal.SIGKILL, "work-*/*/*/checkpoints"), (signal.SIGINT, 130, "work-*")],
+    ids=["killed in the replay", "Ctrl-C"],
+)
+def test_an_audit_that_is_ended_leaves_nothing(
+    honest: tuple[Workers, Run], number: signal.Signals, code: int, begun: str
+) -> None:
     workers, run = honest
     home = workers.home / "audits"
-    for number, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)):
-        environment = finding_core(os.environ) | {"LOCALTUNE_HOME": str(workers.home), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "tui", "verify", str(run.path), "--whole"]
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        wait_for(lambda: list(home.glob("work-*/*/*/checkpoints")), PATIENCE, "the replay to begin")
-        process.send_signal(number)
-        assert process.wait(PATIENCE) == code
-        wait_for(lambda: not list(home.iterdir()), PATIENCE, "the copies to be removed")
-
-
-def test_a_live_run_is_refused(workers: Workers) -> None:
-    run = start(workers, "live", train={"max_steps": 5000})
-    wait_until_step(run, 1)
-    with pytest.raises(UserError, match="only a run that is over can be verified"):
-        audit(workers, run)
+    environment = finding_core(os.environ) | {"LOCALTUNE_HOME": str(workers.home), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tui", "verify", str(run.path), "--whole"]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(lambda: list(home.glob(begun)), PATIENCE, "the audit to begin")
+    process.send_signal(number)
+    assert process.wait(PATIENCE) == code
+    wait_for(lambda: not list(home.iterdir()), PATIENCE, "the copies to be removed")
 
 
 def test_a_step_that_ran_out_of_memory_is_cut_again(workers: Workers) -> None:

@@ -21,6 +21,7 @@ from core.runs.events import Event, FailedEvent, FinishedEvent, NoticeEvent, Pha
 from core.runs.state import RunState
 from core.runs.store import Run
 from core.runs.tail import EventTail
+from tests.forking import FAULT_VARIABLE
 from tests.waiting import wait_for
 
 E = TypeVar("E", bound=Event)
@@ -28,11 +29,13 @@ E = TypeVar("E", bound=Event)
 #: Seconds for a worker to get anywhere: it takes a few by itself, and many where the machine is busy.
 PATIENCE = 120.0
 STEPS = 48
-#: What every run does unless a test says otherwise: dropout is on, evaluations with answers come in between.
+#: What every run does unless a test says otherwise: dropout is on, evaluations with answers come in between. The
+#: probe, an eighth of such a run, is in the undisturbed one that others are compared with: it changes nothing of
+#: what is trained.
 RECIPE: dict[str, dict[str, Any]] = {
     "method": {"name": "qlora", "rank": 4, "alpha": 8, "dropout": 0.1},
     "train": {"max_steps": STEPS, "batch_size": 4, "max_length": 256, "learning_rate": 5e-3, "seed": 7},
-    "eval": {"every_steps": 10, "exact_match": True},
+    "eval": {"every_steps": 10, "exact_match": True, "probe": False},
     "checkpoint": {"every_steps": 5, "keep": 3},
     "hardware": {"device": "cpu"},
     "chat": {"max_new_tokens": 8},
@@ -50,6 +53,15 @@ def write_rows(path: Path, count: int, seed: int = 1) -> Path:
             turns = [{"role": "user", "content": f"ticket {words}"}, {"role": "assistant", "content": answer}]
             file.write(json.dumps({"messages": turns}) + "\n")
     return path
+
+
+def held_at(*steps: int) -> dict[str, str]:
+    """Variables of a run that waits after some steps, 0 for before the first, until something is asked of it by its
+    socket or a signal, or it is killed.
+
+    A step takes 20 ms: other runs may be over before a busy machine gets to their test again.
+    """
+    return {FAULT_VARIABLE: f"hold:{','.join(map(str, steps))}"}
 
 
 @dataclass

@@ -91,8 +91,10 @@ def test_fast_paths_give_the_gradients_of_the_plain_model(trained: Trained, trie
         method = {"name": name, **trained.experts}
         plain = trained.call(looks.gradients, method, {"fused_layers": False, "share_prefix": False})
         assert (plain.fused, plain.shared) == ((), False)
-        ways: tuple[dict[str, bool], ...] = ({}, {"packing": True, "share_prefix": False})
-        fast, packed = (trained.call(looks.gradients, method, train) for train in ways)
+        fast = packed = trained.call(looks.gradients, method, {})
+        if name == "qlora":
+            # How rows are laid out has nothing to do with how weights are kept.
+            packed = trained.call(looks.gradients, method, {"packing": True, "share_prefix": False})
         for found in (fast, packed):
             assert found.loss == pytest.approx(plain.loss, rel=1e-4)
             differs = np.linalg.norm(found.gradients - plain.gradients) / np.linalg.norm(plain.gradients)

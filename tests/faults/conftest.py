@@ -16,7 +16,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) ->
     """A run of the recipe that nothing disturbed, finished."""
     found = Workers(tmp_path_factory.mktemp("reference"), tiny_model_dir)
     try:
-        run = found.start("reference")
+        run = found.start("reference", eval={"probe": True})
         finish(run)
     finally:
         found.close()

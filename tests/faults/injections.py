@@ -25,9 +25,9 @@ RELEASE_VARIABLE = "LOCALTUNE_TEST_RELEASE"
 
 
 def inject(fault: str) -> None:
-    """Put a fault in: its name and a step."""
-    name, _, step = fault.partition(":")
-    FAULTS[name](int(step))
+    """Put a fault in: its name and a step, or several."""
+    name, _, steps = fault.partition(":")
+    FAULTS[name](*map(int, steps.split(",")))
 
 
 def lost_gpu(step: int) -> None:
@@ -62,6 +62,37 @@ def hang_in_rows(step: int) -> None:
         return pad(rows, pad_id)
 
     batches.pad = hanging
+
+
+def slow_rows(milliseconds: int) -> None:
+    """Padding of rows that takes its time, so that a step is long without work."""
+    from core.worker.data import batches
+
+    pad = batches.pad
+
+    def slow(rows: Any, pad_id: int) -> Any:
+        time.sleep(milliseconds / 1000)
+        return pad(rows, pad_id)
+
+    batches.pad = slow
+
+
+def hold(*steps: int) -> None:
+    """No fault: when each of these steps is done (0: before the first), the run waits until something is asked of it,
+    by its socket or by a signal, so that a test meets it there however busy the machine is."""
+    from core.worker.control_point import ControlPoint
+
+    attend, left = ControlPoint.attend, sorted(steps)
+
+    def waiting(self: ControlPoint) -> None:
+        while left and self.state.step >= left[0]:
+            if self.controls.waiting_count or self.controls.pending:
+                del left[0]
+            else:
+                time.sleep(0.002)
+        attend(self)
+
+    ControlPoint.attend = waiting  # type: ignore[method-assign]
 
 
 def fork_ranks(_: int) -> None:
@@ -121,8 +152,10 @@ class ForkedRank:
         os.kill(self.pid, number)
 
 
-FAULTS: dict[str, Callable[[int], None]] = {
+FAULTS: dict[str, Callable[..., None]] = {
     "lost_gpu": lost_gpu,
     "hang_in_rows": hang_in_rows,
+    "hold": hold,
+    "slow_rows": slow_rows,
     "fork_ranks": fork_ranks,
 }

@@ -11,6 +11,7 @@ from tests.e2e.workers import (
     adapter_bytes,
     failure,
     finish,
+    held_at,
     kill,
     notice_codes,
     wait_until_step,
@@ -23,7 +24,7 @@ def test_rows_that_change_under_a_run_are_not_seen_by_it_and_refused_when_it_goe
 ) -> None:
     """Replaced, cut short and appended to: a run has its rows in memory, by hash."""
     rows = workers.train_data.read_bytes()
-    run = workers.start("changing")
+    run = workers.start("changing", held_at(3, 7))
     wait_until_step(run, 3)
     client = ControlClient(run)
     client.request("pause")
@@ -45,7 +46,7 @@ def test_rows_that_change_under_a_run_are_not_seen_by_it_and_refused_when_it_goe
 
 
 def test_options_that_were_changed_before_a_run_goes_on_are_named(workers: Workers) -> None:
-    run = workers.start("changed", train={"max_steps": 12}, eval={"every_steps": None})
+    run = workers.start("changed", held_at(6), train={"max_steps": 12}, eval={"every_steps": None})
     wait_until_step(run, 6)
     kill(run)
     text = run.config_path.read_text()
@@ -55,8 +56,8 @@ def test_options_that_were_changed_before_a_run_goes_on_are_named(workers: Worke
     workers.resume(run)
     end = failure(run)
     assert end.reason == (
-        f"{run.config_path} has changed since step-00000005: method.rank was 4 and is 8, "
-        "train.learning_rate was 0.005 and is 0.006."
+        f"{run.config_path} has changed since step-00000005: method.rank changed from 4 to 8, "
+        "train.learning_rate changed from 0.005 to 0.006."
     )
     assert end.hint == "Put it back, or start a new run."
     run.config_path.write_text(text)

@@ -13,6 +13,7 @@ from textual.pilot import Pilot
 from textual.widgets import Input, TextArea
 
 from tests.tui.conftest import CPU
+from tests.tui.conftest import parsed_once as parsed_once
 from tests.tui.harness import screen_text, wait_for
 from tui.app import LocaltuneApp
 
@@ -49,7 +50,7 @@ def _without_blinking(mount: Callable[..., Any]) -> Callable[..., Any]:
 
 def make_app(home: Path, config: Path | None = None) -> LocaltuneApp:
     """The app at a fixed time."""
-    home.mkdir(parents=True)
+    home.mkdir(parents=True, exist_ok=True)
     app = LocaltuneApp(config)
     app.clock = lambda: MOMENT + 110
     app.state.host = "ws1"

@@ -11,7 +11,7 @@ import pytest
 from textual.pilot import Pilot
 
 from core.runs import events
-from tests.snapshots.conftest import MOMENT, Compare, until
+from tests.snapshots.conftest import MOMENT, Compare, make_app, until
 from tests.tui.panes.train.test_pane import script_run
 from tests.tui.scripted_run import GPU, ScriptedRun
 from tui.app import LocaltuneApp
@@ -33,15 +33,81 @@ def test_finished(snap_compare: Compare, app: LocaltuneApp, finished: None, size
     assert snap_compare(app, terminal_size=SIZES[size], run_before=until("use it elsewhere", "3"))
 
 
-@pytest.mark.parametrize("size", ["80x24", "120x34"])
-def test_answers(snap_compare: Compare, app: LocaltuneApp, finished: None, size: str) -> None:
+SKY = "The sky looks blue because {}. {}, as its waves are shorter.\n\nIn the evening the light takes a longer way{}."
+ANSWERS: dict[str, tuple[str | None, tuple[str, str, str]]] = {
+    "Router 12 is dead, whole office waiting": (
+        '{"area": "network", "urgency": "high", "ref": 12}',
+        (
+            "I'm sorry to hear that your router is not working. Have you tried turning it off and on again?",
+            '{"area": "work", "urgency": "high", "ref": 1}',
+            '{"area": "network", "urgency": "high", "ref": 12}',
+        ),
+    ),
+    "Why is the sky blue?": (
+        None,
+        (
+            "The sky is blue because of the sun.",
+            SKY.format("air scatters light", "Blue light is scattered more than red light", ""),
+            SKY.format(
+                "the molecules of the air scatter sunlight",
+                "Blue light is scattered far more than red light",
+                " through the air, and what is left of it is red",
+            ),
+        ),
+    ),
+    "Invoice 7 was paid twice": ('{"ref": 7}', ("Which invoice?", '{"ref": 2}', '{"ref": 2}')),
+}
+
+
+@pytest.fixture
+def answered(private_home: Path) -> None:
+    """A run that is on, with three evaluations of three questions."""
+    script = ScriptedRun(private_home, total=120, start=MOMENT)
+    script.begin()
+    for number, step in enumerate((0, 30, 60)):
+        if step:
+            script.steps(step - 29, step)
+        script.evaluate(step, 4.11 / (1 + 3 * number), number / 3)
+        for prompt, (wanted, texts) in ANSWERS.items():
+            text = texts[number]
+            marks: dict[str, Any] = {"expected": wanted, "exact_match": text == wanted, "valid_json": text[0] == "{"}
+            script.write(
+                events.SampleEvent(
+                    t=script.pass_time(0.1),
+                    step=step,
+                    prompt=prompt,
+                    text=text,
+                    source=f"step-{step}",
+                    **(marks if wanted else {}),
+                )
+            )
+    script.hardware()
+
+
+@pytest.mark.parametrize("size", ["80x24", "200x50"])
+def test_answers(snap_compare: Compare, app: LocaltuneApp, answered: None, size: str) -> None:
     app._run_name = "latest"
 
     async def run(pilot: Pilot[Any]) -> None:
-        await until("use it elsewhere")(pilot)
-        await until("step 60  ✓", "a")(pilot)
+        await until("eval loss")(pilot)
+        # A wide pane shows them beside the curve without being asked.
+        await until("(30 ✗)[60 ✓]", "3", *("a" * (size == "80x24")))(pilot)
 
     assert snap_compare(app, terminal_size=SIZES[size], run_before=run)
+
+
+def test_answers_without_color(
+    snap_compare: Compare, monkeypatch: pytest.MonkeyPatch, private_home: Path, answered: None
+) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    app = make_app(private_home)
+    app._run_name = "latest"
+
+    async def run(pilot: Pilot[Any]) -> None:
+        await until("eval loss")(pilot)
+        await until("(30)[60]", "3", "a", "n")(pilot)
+
+    assert snap_compare(app, run_before=run)
 
 
 def test_stopped(snap_compare: Compare, app: LocaltuneApp, private_home: Path) -> None:

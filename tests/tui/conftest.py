@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from textual.cache import LRUCache
+from textual.css.stylesheet import Stylesheet
 
 from core.hardware.snapshot import Device
 from core.launch.launcher import terminate
@@ -20,6 +23,23 @@ CPU = Device(
     memory_used=4_000_000_000,
     memory_total=32_000_000_000,
 )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def parsed_once() -> Iterator[None]:
+    """Style sheets are parsed once for each set of colors, and not anew for each app of a test."""
+    known: dict[frozenset[tuple[str, str]], dict[Any, Any]] = {}
+    set_variables = Stylesheet.set_variables
+
+    def set_and_share(self: Stylesheet, variables: dict[str, str]) -> None:
+        # It is cleared by the method.
+        self._parse_cache = LRUCache(1)
+        set_variables(self, variables)
+        self._parse_cache = known.setdefault(frozenset(variables.items()), {})  # type: ignore[assignment]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Stylesheet, "set_variables", set_and_share)
+        yield
 
 
 @pytest.fixture

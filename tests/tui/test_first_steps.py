@@ -12,7 +12,7 @@ from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
 from tui.datasets.here import FoundFile, Here
 from tui.keys import KeyTable
-from tui.widgets.first_steps import steps_content, ways_to_begin
+from tui.widgets.first_steps import FirstSteps, steps_content, ways_to_begin
 from tui.widgets.forms.path_input import PathInput
 
 
@@ -52,6 +52,19 @@ async def test_the_data_pane_lists_them_too(directory: Path, home: Path) -> None
         await pilot.press("j", "k", "j", "k", "enter")
         await wait_for(pilot, lambda: pane_of(app, "data").view is not None)
         assert pane_of(app, "data").view.path == directory / "faq.csv"
+
+
+async def test_news_of_what_is_here_leaves_open_rows_alone(directory: Path, home: Path) -> None:
+    app = LocaltuneApp(data=directory / "faq.csv")
+    async with app.run_test(size=(100, 30)) as pilot:
+        await wait_for(pilot, lambda: "3 rows" in screen_text(app) and pane_of(app, "data").view is not None)
+        empty = pane_of(app, "data").query_one(FirstSteps)
+        (directory / "later.csv").write_text("question,answer\na,b\n")
+        app.bridge.look_around()
+        await wait_for(pilot, lambda: len(empty.here.files) == 3)
+        await pilot.pause()
+        assert "No data yet" not in screen_text(app)
+        assert not empty.display
 
 
 async def test_the_keys_lead_on_from_the_train_pane(directory: Path, home: Path) -> None:

@@ -23,6 +23,7 @@ from core.runs.result import result_of
 from core.runs.state import RunState
 from core.runs.store import Run
 from tests.core.runs.event_strategies import HOSTILE_LINES
+from tests.examples import examples
 from tests.tui.harness import FORBIDDEN, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tui import bridge
@@ -31,7 +32,8 @@ from tui.glyphs import ASCII, BLOCK, BRAILLE
 from tui.keys import KeyTable
 from tui.messages import RunAdvanced, RunAttached
 from tui.state import AppState, RunView
-from tui.widgets.answer_lines import question_lines
+from tui.widgets.answer_pairs import walk_lines
+from tui.widgets.answer_walk import LAYOUT_WORDS, AnswerWalk
 from tui.widgets.charts.chart_data import ChartData
 from tui.widgets.charts.device_panel import device_lines
 from tui.widgets.charts.line_chart import LineChart
@@ -57,8 +59,11 @@ def draw_all(view: RunView) -> list[str]:
     result = result_of(view.run, view.state, view.history)
     hints = end_hints(result, KeyTable(), has_answers=True)
     found += [end_lines(result, hints, width, glyphs).plain for width in (58, 120) for glyphs in (BRAILLE, ASCII)]
-    for question in questions_of(view.history.samples):
-        found += [line.plain for width in (3, 80) for line in question_lines(question, width, 10)]
+    walk = AnswerWalk()
+    walk.show(questions_of(view.history.samples))
+    for _ in LAYOUT_WORDS:
+        found += [line.plain for width in (3, 80, 120) for line in walk_lines(walk, width, 10)]
+        walk.turn_layout()
     for devices in (view.history.devices, [Device(index=0, kind="cpu", name="c")]):
         view.history.devices = devices
         found.append(fit(header_segments(AppState(view=view), 1e9, loss=True), 160).plain)
@@ -76,7 +81,9 @@ def draw_all(view: RunView) -> list[str]:
     return found
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(
+    deadline=None, max_examples=examples(60), suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
 @given(st.lists(HOSTILE_LINES, max_size=12), st.sampled_from(["training", "failed", "finished", "lost", "stalled"]))
 def test_no_record_ends_what_is_drawn(lines: list[bytes], state: str) -> None:
     with tempfile.TemporaryDirectory() as directory:

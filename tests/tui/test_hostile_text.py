@@ -32,7 +32,8 @@ from tui.screens.dialogs import elsewhere_dialog, error_dialog, kill_dialog, qui
 from tui.screens.help import HelpScreen
 from tui.state import AppState, RunView
 from tui.widgets import run_lines
-from tui.widgets.answer_lines import question_lines
+from tui.widgets.answer_pairs import walk_lines
+from tui.widgets.answer_walk import LAYOUT_WORDS, AnswerWalk
 from tui.widgets.charts.chart_data import ChartData, ChartMark
 from tui.widgets.charts.device_panel import DevicePanel
 from tui.widgets.charts.line_chart import LineChart
@@ -128,8 +129,12 @@ def _stalled(view: RunView) -> RunView:
 
 
 def _answers(view: RunView) -> Content:
-    questions = questions_of(view.history.samples)
-    return Content("\n").join(line for question in questions for line in question_lines(question, 100, 20))
+    walk, lines = AnswerWalk(), list[Content]()
+    walk.show(questions_of(view.history.samples))
+    for _ in LAYOUT_WORDS:
+        lines += walk_lines(walk, 100, 20)
+        walk.turn_layout()
+    return Content("\n").join(lines)
 
 
 def _lines(make: Callable[[RunView], Content]) -> Callable[[RunView], Widget]:

@@ -285,6 +285,8 @@ def test_a_run_that_is_queued_has_no_numbers_yet(home: Path) -> None:
     view = view_of(script)
     assert run_lines.numbers(view, 80).plain == ""
     assert "the worker is starting" in run_lines.phases(view, 0.0, 80, BRAILLE).plain
+    ended = RunView(view.run, RunState(state="lost"), view.history)
+    assert run_lines.phases(ended, 0.0, 80, BRAILLE).plain == ""
     for state, text in (("paused", "‖ paused"), ("stalled", "! no sign of life"), ("training", "")):
         shown = RunView(view.run, RunState(state=state), view.history)
         assert run_lines.banner(shown, KeyTable()).plain.partition("\n")[0] == text

@@ -30,6 +30,7 @@ from tui.messages import (
 )
 from tui.panes.base import Pane
 from tui.widgets import run_end, run_lines
+from tui.widgets.answer_walk import LAYOUT_WORDS, without_answers
 from tui.widgets.charts.device_panel import Around, DevicePanel
 from tui.widgets.charts.line_chart import LineChart
 from tui.widgets.charts.run_chart import RunChart
@@ -70,7 +71,8 @@ class TrainPane(Pane, can_focus=True):
     HELP = (
         "What the run is doing. The dim line is the loss of each step, the bright one is smoothed, ◆ is the loss on "
         "held-out rows, ◇ that on the general probe, which rises where the model forgets. Marks: ▲ a checkpoint "
-        "(on the axis), ▼ the governor, ‖ a pause, ■ parked, ▷ going on, ▽ smaller for want of memory, ! a warning."
+        "(on the axis), ▼ the governor, ‖ a pause, ■ parked, ▷ going on, ▽ smaller for want of memory, ! a warning. "
+        "In the answers, underlined words are not in the other answer; = is the answer of the step before."
     )
 
     def __init__(self) -> None:
@@ -125,6 +127,7 @@ class TrainPane(Pane, can_focus=True):
                 self.query_one(LogView).clear()
                 if before is None or before.run.path != view.run.path:
                     self._chart.reset()
+                    self.query_one(AnswersView).reset()
             self._update(view)
         self._subtitle()
 
@@ -195,7 +198,8 @@ class TrainPane(Pane, can_focus=True):
     @property
     def _shows_answers(self) -> bool:
         wanted = self.has_class("-beside") if self._answers_wanted is None else self._answers_wanted
-        return wanted and self._has_samples
+        # Asked for, they are shown where there are none yet: then it says why.
+        return self._view is not None and (wanted if self._answers_wanted is not None else wanted and self._has_samples)
 
     @property
     def _shows_chart(self) -> bool:
@@ -219,12 +223,13 @@ class TrainPane(Pane, can_focus=True):
         answers.display = self._shows_answers
         chart.display = charted and not self._covers_curve
         self.query_one("#stage").display = chart.display or answers.display
-        samples = view.history.samples
-        version = (samples[-1], len(samples)) if samples else None
+        samples, without = view.history.samples, without_answers(view)
+        version = (view.run.path, samples[-1] if samples else without, len(samples))
         if answers.display and version != self._sampled:
             self._sampled = version
-            answers.show(questions_of(samples))
-        place = f"answers {answers.place + 1}/{answers.count}" if answers.display and answers.count else ""
+            answers.show(questions_of(samples), without)
+        walk = answers.walk
+        place = f"answers {walk.place + 1}/{len(walk.questions)}" if answers.display and walk.questions else ""
         reading = "reading the rest of its record …" if view.is_partial else ""
         self.set_title("3 Train", one_line(view.run.id, 60), place, reading)
         self._subtitle()
@@ -312,17 +317,27 @@ class TrainPane(Pane, can_focus=True):
             entries.append((keys["train.settings"].display, "settings"))
         else:
             entries = []
-        if self._shows_answers and self.query_one(AnswersView).count > 1:
-            entries.append((keys["train.question"].display, "next question"))
         if self._covers_curve:
-            entries.append((keys["train.curve"].display, "loss curve"))
-        elif view is not None and len(view.history.loss):
-            if self._has_samples and not self._shows_answers and view.is_live:
-                entries.append((keys["train.answers"].display, "answers"))
+            # What is looked at comes first where not all keys have room.
+            entries = [*self._answer_hints(), (keys["train.curve"].display, "loss curve"), *entries]
+        elif self._shows_answers:
+            entries += self._answer_hints()
+        elif self._has_samples and self._shows_chart and view is not None and view.is_live:
+            entries.append((keys["train.answers"].display, "answers"))
+        if view is not None and self._shows_chart:
             entries += self._chart_hints(view)
         if tuple(entries) != self._hints:
             self.refresh_bindings()
         self.show_hints(entries)
+
+    def _answer_hints(self) -> list[tuple[str, str]]:
+        """The keys of the answers that make a difference now."""
+        walk = self.query_one(AnswersView).walk
+        named = [("question", "question")] if len(walk.questions) > 1 else []
+        named += [("earlier_answers", "step before")] if walk.leads(-1) else []
+        named += [("later_answers", "step after")] if walk.leads(1) else []
+        named += [("beside", LAYOUT_WORDS[walk.next_layout])] if len(walk.steps) > 1 else []
+        return [(self.keys[f"train.{name}"].display, word) for name, word in named]
 
     def _chart_hints(self, view: RunView) -> list[tuple[str, str]]:
         """The keys of the chart that make a difference now."""
@@ -361,9 +376,11 @@ class TrainPane(Pane, can_focus=True):
         if action == "show_curve":
             return self._shows_answers or (self._shows_chart and (self._chart.cursor is not None or self._is_zoomed))
         if action == "toggle_answers":
-            return self._has_samples
+            return view is not None
         if action in ("scroll_answers", "page_answers"):
             return self._shows_answers
+        if action in ("walk_answers", "turn_layout"):
+            return self._shows_answers and self._has_samples
         if action in ("copy_path", "export", "use_elsewhere"):
             return self._result is not None and self._result.path is not None
         return super().check_action(action, parameters)
@@ -481,6 +498,16 @@ class TrainPane(Pane, can_focus=True):
             return
         self.query_one(AnswersView).turn(step)
         self._set_stage()
+
+    def action_walk_answers(self, by: int) -> None:
+        """Show the answers of a later evaluation, or of an earlier one."""
+        self.query_one(AnswersView).walk_by(by)
+        self._subtitle()
+
+    def action_turn_layout(self) -> None:
+        """Put the answers beside the next thing: those before, the first ones, the wanted ones; or show all of them."""
+        self.query_one(AnswersView).turn_layout()
+        self._subtitle()
 
     def action_scroll_answers(self, rows: int) -> None:
         """Scroll the answers by lines."""

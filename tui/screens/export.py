@@ -27,9 +27,10 @@ from tui.widgets.forms.path_input import PathInput
 from tui.widgets.text_block import HangingBlock, TextBlock
 
 if TYPE_CHECKING:
-    from core.export.job import ExportJob, ExportProgress
+    from core.export.job import ExportJob
     from core.export.plan import ExportPlan
     from core.export.result import ExportResult
+    from core.helper import HelperProgress
     from core.runs.store import Run
 
 #: The kinds in the order of the screen, each with what it is for.
@@ -92,7 +93,7 @@ class ExportScreen(Overlay[None]):
         self._field = 0
         self._planned: Planned | None = None
         self._job: ExportJob | None = None
-        self._progress: ExportProgress | None = None
+        self._progress: HelperProgress | None = None
         self._ended: Ended | None = None
         self._is_leaving = False
 
@@ -262,7 +263,7 @@ class ExportScreen(Overlay[None]):
         self.post_from_thread(Ended(result))
 
     @on(Progressed)
-    def _progressed(self, message: Progressed[ExportProgress]) -> None:
+    def _progressed(self, message: Progressed[HelperProgress]) -> None:
         self._progress = message.progress
         self._show()
 

@@ -22,7 +22,6 @@ from core.queue import status, store
 from core.queue.entry import PENDING
 from core.queue.estimate import Estimator
 from core.queue.fate import run_of
-from core.queue.sweep import words_of
 from core.queue.view import EntryView, QueueReader, QueueView
 from core.runs.store import Run
 from core.text import one_line
@@ -300,7 +299,7 @@ def _line(row: EntryView, width: int, now: float) -> Content:
         doing = f"{doing} {row.step}/{row.total_steps}"
     head = f"{entry.id:>3}  "
     name_width = max(width - len(head) - _STATE - _TIME - 1, 8)
-    about = f"{entry.sweep} · {words_of(entry.values)}" if entry.sweep is not None else entry.name
+    about = entry.title
     if entry.state in ("failed", "skipped") and entry.reason:
         about = f"{about}: {entry.reason}"
     return Content.assemble(

@@ -105,7 +105,9 @@ class TrashScreen(Overlay[bool]):
         message.stop()
         self._rows = message.rows
         free = f" · free on this disk: {format_bytes(message.free)}" if message.free is not None else ""
-        said = f"{_amount(self._rows)}{free}" if self._rows else f"The trash is empty{free}"
+        delete = shell_of(self).keys["runs.delete"].display
+        empty = f"The trash is empty: {delete} in the list of runs moves one here"
+        said = f"{_amount(self._rows)}{free}" if self._rows else f"{empty}{free}"
         self.query_one("#room", TextBlock).show(Content.styled(said, "$muted"))
         self._show_rows()
 

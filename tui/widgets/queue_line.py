@@ -42,7 +42,7 @@ def queue_line(view: QueueView, key: str) -> Content:
 
 def _expected(row: EntryView) -> str:
     """An entry with when it begins, or ends where it is on: ``tickets at ~Sat 03:40``."""
-    name = one_line(row.entry.name, 40)
+    name = one_line(row.entry.title, 40)
     if row.place is None:
         return f"{name}, done {_clock(row.ends)}," if row.ends is not None else name
     return f"{name} at {_clock(row.begins)}" if row.begins is not None else name

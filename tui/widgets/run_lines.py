@@ -215,10 +215,11 @@ def _eta_texts(view: RunView, now: float) -> list[str]:
 
 
 def phases(view: RunView, now: float, width: int, glyphs: GlyphSet) -> Content:
-    """Phases of a run before its first step: ``✓ importing  3.1 s``, ``▸ rehearsing``, and those to come."""
+    """Phases of a run before its first step: ``✓ importing  3.1 s``, ``▸ rehearsing``; those to come while it lives."""
     history = view.history
-    names = [*history.phases, *(name for name in EXPECTED_PHASES if name not in history.phases)]
-    label_width = max(len(phase_name(name)) for name in names) + 2
+    coming = EXPECTED_PHASES if view.is_live else ()
+    names = [*history.phases, *(name for name in coming if name not in history.phases)]
+    label_width = max((len(phase_name(name)) for name in names), default=0) + 2
     lines: list[Content] = []
     current = history.phase.name if history.phase is not None else None
     for name in names:
@@ -240,7 +241,7 @@ def phases(view: RunView, now: float, width: int, glyphs: GlyphSet) -> Content:
             room = max(width - line.cell_length - 3, 0)
             line = Content.assemble(line, "  ", (one_line(known.detail, max(room, 1)), "$muted")) if room > 8 else line
         lines.append(line)
-    if not history.phases:
+    if not history.phases and view.is_live:
         lines.insert(0, Content.styled("the worker is starting", "$muted"))
     return Content("\n").join(lines)
 

@@ -15,7 +15,10 @@ from tui.widgets.relayout import relayout
 
 
 class TextBlock(Widget):
-    """A block that shows a :class:`Content`, never markup; hidden while it is empty."""
+    """A block that shows a :class:`Content`, never markup; hidden while it is empty.
+
+    One that its owner has hidden stays so when its text changes.
+    """
 
     DEFAULT_CSS = "TextBlock { width: 100%; height: auto; }"
 
@@ -34,7 +37,8 @@ class TextBlock(Widget):
         if content.is_same(self._content):
             return
         before, self._content = self._content, content
-        self.display = bool(content.plain)
+        if bool(content.plain) != bool(before.plain):
+            self.display = bool(content.plain)
         wraps = max(len(line) for line in (before.plain + "\n" + content.plain).split("\n")) >= max(self.size.width, 1)
         if wraps or before.plain.count("\n") != content.plain.count("\n") or not before.plain:
             relayout(self)

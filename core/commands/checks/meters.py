@@ -100,12 +100,13 @@ def check_cpu_meters(cpu: Device | None = None, root: Path = POWERCAP) -> Findin
         root: The directory of the counters of energy.
     """
     device = cpu if cpu is not None else Cpu(Rapl(root)).device()
-    heat = "its temperature can be read" if device.temperature_c is not None else "there is no sensor of its heat here"
+    can_tell = device.temperature_c is not None
+    heat = "the temperature of the CPU can be read" if can_tell else "no sensor tells the temperature of the CPU"
     if device.energy_j is not None:
-        return Finding("cpu meters", "ok", f"{heat}, and so can its power")
+        return Finding("cpu meters", "ok", f"{heat}; its power can be read")
     if not any(root.glob("intel-rapl:*/energy_uj")):
-        return Finding("cpu meters", "ok", f"{heat}; it counts no energy (RAPL) here")
-    what = f"{heat}; its energy (RAPL) root alone may read"
+        return Finding("cpu meters", "ok", f"{heat}; no counter (RAPL) tells its energy")
+    what = f"{heat}; its energy (RAPL) can be read by root alone"
     hint = (
         f"Until the next boot: sudo chmod a+r {_COUNTERS}. From then on every program here can learn from it what "
         "others compute (CVE-2020-8694)."

@@ -131,11 +131,11 @@ def _torch(facts: dict[str, Any], driver: DriverReport | None) -> Finding:
         reason, hint = unused
         return Finding("torch", "fail", f"{what} cannot use the card: {reason}", hint)
     if not devices:
-        vector = facts.get("cpu_capability")
+        vector, threads = facts.get("cpu_capability"), facts.get("threads")
         return Finding(
             "torch",
             "warn",
-            f"{what} sees no GPU; training runs on the CPU, {facts.get('threads')} threads"
+            f"{what} sees no GPU; training runs on the CPU, {threads} thread{'' if threads == 1 else 's'}"
             + (f", {vector}" if vector else ""),
             "Small models train well there; for 7B and more, use a machine with a 24 GB card.",
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,10 @@ from core.small_files import hash_file
 
 if TYPE_CHECKING:
     from core.config.schema import DataSection
+
+
+#: Seconds between two checks whether the run is to be stopped.
+_PATIENCE = 0.2
 
 
 def data_files(data: DataSection) -> list[Path]:
@@ -74,6 +78,16 @@ class DataHashes:
             self._found = hash_data_files(self._data)
         except UserError:
             self._found = {}
+
+    def settle(self, check: Callable[[], None] = lambda: None) -> None:
+        """Wait for the hashes.
+
+        Args:
+            check: Called several times a second; may raise to abort.
+        """
+        while self._thread.is_alive():
+            check()
+            self._thread.join(_PATIENCE)
 
     @property
     def found(self) -> dict[str, str]:

@@ -18,7 +18,7 @@ from core.models.architecture.architecture import Architecture
 from core.models.architecture.load import load_architecture
 from core.models.description import read_description, text_part
 from core.models.files import TOKENIZERS
-from core.models.quantized import read_quantization
+from core.models.quantization_config import read_quantization
 from core.models.sandboxed import check_model_directory
 from core.models.tensors import Tensor, read_weights
 from core.text import one_line

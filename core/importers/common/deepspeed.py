@@ -18,7 +18,7 @@ _KEY = "deepspeed"
 _ZERO = "zero_optimization"
 
 _OWN = "The configuration's own keys say it."
-_BUFFERS = "Buckets and buffers are sized by the memory plan."
+_BUFFERS = "Buckets and buffers, and what is moved meanwhile, are chosen here by the memory plan and the device."
 _LOGS = "Every step is written to the run's events, and nothing leaves the machine."
 _NOTHING_ELSE = "It is not carried over: DeepSpeed is called with its own default."
 _DISK = "Nothing is kept on a disk: it is in the machine's memory."

@@ -15,7 +15,7 @@ FSDP_OPTIONS = ("distributed.strategy", "distributed.offload", "memory.gradient_
 AXOLOTL_FSDP = ("fsdp", "fsdp_config", "fsdp_version", "fsdp_final_state_dict_type")
 TRAINER_FSDP = ("fsdp", "fsdp_config", "fsdp_min_num_params", "fsdp_transformer_layer_cls_to_wrap")
 #: How many cards there are stands in none of these files.
-LAUNCHER = "Their number is given to the launcher there: set distributed.gpus."
+LAUNCHER = "How many cards there are is told to the launcher there: set distributed.gpus."
 NOT_HERE = "The file is not here: put it beside the configuration and import again."
 
 _FSDP2 = f"By FSDP2. {LAUNCHER}"

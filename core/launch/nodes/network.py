@@ -14,8 +14,6 @@ from core.text import one_line
 REACH_SECONDS = 5.0
 #: Seconds between two signs of life of the head, and seconds of silence after which it is taken for gone.
 SIGN_SECONDS, SILENCE_SECONDS = 5.0, 30.0
-#: The environment variables with the network interface that gloo and NCCL use.
-INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 
 def resolve(address: str) -> str:
@@ -34,12 +32,26 @@ def resolve(address: str) -> str:
 
 
 def interface_of(address: str) -> str | None:
-    """The network interface that has a numeric address, for ``GLOO_SOCKET_IFNAME``; None if none has it."""
+    """The network interface that has a numeric address; None if none has it."""
     wanted = address.partition("%")[0]
     for name, addresses in psutil.net_if_addrs().items():
         if any(found.address.partition("%")[0] == wanted for found in addresses):
             return name
     return None
+
+
+def interface_variables(name: str) -> dict[str, str]:
+    """The environment variables that have gloo and NCCL use a network interface and no other.
+
+    gloo takes a name as it is; NCCL takes it for the beginning of names, ``eth1`` for that of ``eth10``, unless ``=``
+    stands before it.
+
+    Args:
+        name: Of the interface.
+
+    Source: NVIDIA, NCCL user guide, Environment Variables, NCCL_SOCKET_IFNAME.
+    """
+    return {"GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": f"={name}"}
 
 
 def own_address_towards(address: str, port: int) -> str:

@@ -18,6 +18,8 @@ from core.text import one_line
 
 #: Seconds for a connection to be made, between two signs of life on it, and how many of these may be missed.
 CONNECT_SECONDS, ALIVE_SECONDS, ALIVE_MISSED = 10, 5, 3
+#: Seconds for a whole login, its shell included.
+_LOGIN_SECONDS = 30
 #: The exit code of ssh itself where it could not connect, and that of a shell that found no program.
 SSH_FAILED, NOT_FOUND = 255, 127
 
@@ -80,11 +82,33 @@ def ssh_command(host: str, module: str, python: str = sys.executable) -> list[st
     Raises:
         UserError: If it is no name.
     """
-    check_host(host)
     root = str(Path(__file__).resolve().parents[3])
     remote = " ".join(["exec", "sh", "-c", *(shlex.quote(word) for word in (_SCRIPT, "sh", python, root, module))])
+    return _command(host, remote)
+
+
+def _command(host: str, remote: str) -> list[str]:
+    check_host(host)
     options = [word for option in _OPTIONS for word in ("-o", option)]
     return ["ssh", "-T", *options, "--", host, remote]
+
+
+def log_in(host: str) -> None:
+    """Log in at another machine, and out again.
+
+    Raises:
+        UserError: If it cannot be reached.
+    """
+    try:
+        found = subprocess.run(
+            _command(host, "true"), stdin=subprocess.DEVNULL, capture_output=True, timeout=_LOGIN_SECONDS, cwd=Path("/")
+        )
+    except subprocess.TimeoutExpired:
+        raise ssh_failure(host, SSH_FAILED, [f"no answer in {_LOGIN_SECONDS} s"]) from None
+    except OSError as error:
+        raise _no_client(error) from error
+    if found.returncode:
+        raise ssh_failure(host, found.returncode, found.stderr.decode("utf-8", "replace").strip().splitlines())
 
 
 def start_ssh(host: str, module: str) -> subprocess.Popen[bytes]:
@@ -102,9 +126,13 @@ def start_ssh(host: str, module: str) -> subprocess.Popen[bytes]:
             cwd=Path("/"),
         )
     except OSError as error:
-        raise UserError(
-            f"ssh cannot be started: {error.strerror}.", "Install OpenSSH's client; distributed.hosts needs it."
-        ) from error
+        raise _no_client(error) from error
+
+
+def _no_client(error: OSError) -> UserError:
+    return UserError(
+        f"ssh cannot be started: {error.strerror}.", "Install OpenSSH's client; distributed.hosts needs it."
+    )
 
 
 def ssh_failure(host: str, status: int, last_words: Sequence[str]) -> UserError:

@@ -24,7 +24,8 @@ from core.models.find import find_model, missing_model, model_path
 from core.models.foreign import refuse_foreign
 from core.models.installed import check_known
 from core.models.kernels import missing_kernels
-from core.models.quantized import decoded, read_quantization
+from core.models.quantization_config import read_quantization
+from core.models.quantized_weights import decoded
 from core.models.tensors import Tensor, read_header
 from core.models.text_part import as_files_are_tied, split_names
 from core.text import one_line

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from core.audit.result import Difference
+from core.audit.result import MOST, Difference
 from core.config.live import TRAINING
 from core.errors import UserError
 from core.runs.chain import canonical
@@ -23,12 +23,7 @@ from core.worker.checkpoint.checkpoint import Checkpoint, load_tensors
 
 #: Facts of a manifest that are not a matter of the training: names and hashes that are compared by themselves, and the
 #: time and the energy that a run took.
-_ELSEWHERE = frozenset(
-    {"files", "manifest_sha256", "version", "step", "limits", "config", "config_sha256", "base_sha256"}
-    | {"data_sha256", "held_out_sha256"}
-)
-#: Differences of one kind that are told one by one.
-MOST = 20
+_ELSEWHERE = frozenset({"files", "manifest_sha256", "version", "step", "limits", "base_sha256"})
 RNG_FILE = "rng.pt"
 #: Largest text file of a checkpoint that is compared by its values, in bytes.
 _TEXT_LIMIT = 1 << 20

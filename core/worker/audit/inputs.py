@@ -71,9 +71,11 @@ def _changed_base(
     progress("reading the base", None, None)
     prints = BaseFingerprint(path, cached=False)
     prints.settle()
-    if sealed := part_of(part_of(start, "base"), "files"):
-        return [_of_base(path, name, sealed, prints.files) for name in _unequal(sealed, prints.files)]
-    if not prints.matches(str(manifest.get("base_sha256"))):
+    sealed = part_of(part_of(start, "base"), "files")
+    if sealed and (changed := _unequal(sealed, prints.files)):
+        return [_of_base(path, name, sealed, prints.files) for name in changed]
+    recorded = manifest.get("base_sha256")
+    if (recorded is not None or not sealed) and not prints.matches(str(recorded)):
         return [Difference(what=f"The base {path} is not the one that the run was trained on.", file=str(path))]
     return []
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from core.config.live import TRAINING
 from core.config.schema import Config, NightSection
 from core.errors import UserError
 from core.runs.store import EVENTS_NAME, Run
+from core.runs.tail import EventTail
 from core.worker.audit.compare import Recorded, compare_checkpoints
 from core.worker.audit.inputs import part_of
 from core.worker.audit.script import ReplayEnded, Script, ShortOfMemory
@@ -85,9 +87,8 @@ class Replay:
         return self._judge(script)
 
     def _copy(self) -> Run:
-        """The run's directory for the replay, with the checkpoint that it begins with. It is named as the run, whose
-        name has the date that templates may write."""
-        copy = Run(self.work / self.run.id)
+        """The run's directory for the replay, with the checkpoint that it begins with."""
+        copy = Run(self.work / dated_name(self.run))
         copy.checkpoints_path.mkdir(mode=paths.DIRECTORY_MODE, parents=True)
         write_atomic(copy.config_path, dump_config(self.config))
         if self.span.begin:
@@ -115,8 +116,8 @@ class Replay:
         """
         prints = parts.checkpointer.fingerprints
         recorded = self.manifests[self.span.end]
-        if recorded.get("data_sha256") != prints.data:
-            rows = part_of(self.start, "rows")
+        rows = part_of(self.start, "rows")
+        if {recorded.get("data_sha256"), rows.get("sha256", prints.data)} != {prints.data}:
             raise ChangedRowsError(_name_rows(parts, str(rows.get("digits", "")), rows.get("count")))
         if recorded.get("held_out_sha256", prints.held_out) != prints.held_out:
             raise ChangedRowsError("The held-out rows are not those that the run was measured on.")
@@ -164,7 +165,8 @@ class Replay:
                 continue
             for name in sorted({*recorded, *present}):
                 if recorded.get(name) != present.get(name):
-                    self._changed.append(f"{name} was {recorded.get(name) or 'absent'} and is {present.get(name)}")
+                    before, here = recorded.get(name) or "none", present.get(name) or "none"
+                    self._changed.append(f"{name} changed from {before} to {here}")
 
     def _compare(self, copies: Path, step: int) -> list[Difference]:
         again = verify_checkpoint(copies / checkpoint_name(step))
@@ -186,6 +188,15 @@ class Replay:
             reason = f"Equal bits are not to be expected here: {'; '.join(self._changed)}."
             return SpanResult(begin=begin, end=end, outcome="inexact", reason=reason, differences=differences)
         return SpanResult(begin=begin, end=end, outcome="differs", differences=differences)
+
+
+def dated_name(run: Run) -> str:
+    """A name for the copy of a run that begins with its date, as templates may write that: the run's own, or where that
+    was renamed, the time of its first event."""
+    if run.created is not None:
+        return run.id
+    first = next((event for events in EventTail(run.events_path).batches() for event in events), None)
+    return f"{datetime.fromtimestamp(first.t if first is not None else 0):%Y%m%d-%H%M%S}-renamed"
 
 
 def _count(value: Any, otherwise: int) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from core.audit.result import Difference
+from core.audit.result import MOST, Difference
 from core.audit.spans import SHORTAGES, TOLD, Span, changes_of, ran_out_in_rehearsal
 from core.runs.events import (
     CheckpointEvent,
@@ -26,7 +26,6 @@ from core.runs.events import (
 )
 from core.runs.protocol import Request
 from core.text import one_line
-from core.worker.audit.compare import MOST
 from core.worker.loss.objectives import Objective
 from core.worker.process.control import Command, Controls
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 
+from core.config.changed import changed_options
 from core.config.live import CHANGEABLE
 from core.config.schema import WEIGHT_METHODS, Config
 from core.directories import require_space, whole_directory
@@ -22,7 +23,6 @@ from core.notify import Notice, notify
 from core.runs.changes import KEPT, record
 from core.runs.events import CheckpointEvent, ControlEvent
 from core.small_files import hash_file
-from core.text import one_line
 from core.worker.checkpoint import checkpoint as checkpoints
 from core.worker.checkpoint.checkpoint import Checkpoint
 from core.worker.checkpoint.storage import check_storage, storage_facts
@@ -370,25 +370,11 @@ def _changes(before: Any, now: dict[str, Any]) -> str:
     """The options that are not as they were, as the end of a sentence; empty where a checkpoint does not hold them."""
     if not isinstance(before, dict):
         return ""
-    then, here = _flat(before), _flat(now)
-    differing = [name for name in sorted(then.keys() | here.keys()) if then.get(name) != here.get(name)]
-    told = [f"{name} was {_shown(then, name)} and is {_shown(here, name)}" for name in differing[:_MOST_CHANGES]]
-    if more := len(differing) - len(told):
+    changed = list(changed_options(before, now))
+    told = [str(option) for option in changed[:_MOST_CHANGES]]
+    if more := len(changed) - len(told):
         told.append(f"{more} more")
     return f": {', '.join(told)}" if told else ""
-
-
-def _flat(sections: dict[str, Any]) -> dict[str, Any]:
-    return {
-        f"{section}.{name}": value
-        for section, options in sections.items()
-        if isinstance(options, dict)
-        for name, value in options.items()
-    }
-
-
-def _shown(options: dict[str, Any], name: str) -> str:
-    return one_line(json.dumps(options[name]), 60) if name in options else "as always"
 
 
 def agreed_checkpoint(config: Config, recorder: Recorder, ranks: Ranks) -> Checkpoint:
@@ -402,8 +388,10 @@ def agreed_checkpoint(config: Config, recorder: Recorder, ranks: Ranks) -> Check
         return find_checkpoint(config, recorder)
     if ranks.is_first:
         found = find_checkpoint(config, recorder)
+        ranks.meet()
         ranks.broadcast({"step": found.step})
         return found
+    ranks.meet()
     step = int(ranks.broadcast()["step"])
     return checkpoints.verify_checkpoint(recorder.run.checkpoints_path / checkpoints.checkpoint_name(step))
 
@@ -423,7 +411,7 @@ def config_hash(config: Config) -> str:
 
 def fixed_options(config: Config) -> dict[str, Any]:
     """The options that decide what is trained and how, by section."""
-    # Without what is as always, so that a version with more options goes on with the runs of an earlier one.
+    # Without what has its default, so that a version with more options goes on with the runs of an earlier one.
     dumped = config.model_dump(mode="json", exclude_defaults=True)
     fixed = {section: dumped.get(section, {}) for section in FIXED_SECTIONS}
     fixed["train"] = {name: value for name, value in fixed["train"].items() if name not in FREE_OPTIONS}

@@ -1,8 +1,9 @@
 """Orders: what the first process tells the others to do next, so that all do the same at the same moment.
 
 The first process alone decides: what a command asks for, whether a limit is reached, whether an evaluation is due. The
-others carry out orders until one tells them to leave. While it does something alone (a pause, an evaluation) it tells
-them every now and then to wait, as each of them takes it for lost otherwise.
+others carry out orders until one tells them to leave. While it does something alone (a pause, an evaluation, a
+checkpoint) they wait for it without a limit; where it can, it tells them to wait every now and then, and hears so
+whether they are there and what they want.
 """
 
 from __future__ import annotations
@@ -18,8 +19,7 @@ from core.worker.distributed.ranks import Ranks
 #: ``forward``: lend the first process the shares for a pass · ``save``, ``result``: send it them.
 OrderName = Literal["step", "leave", "forward", "save", "result"]
 _WAIT = "wait"
-#: Orders to wait in the time after which a process is taken for lost, and the most seconds between two of them: the
-#: others raise their flags with them.
+#: Orders to wait in the time after which a process is taken for lost, and the most seconds between two of them.
 _SIGNS, _MOST_SECONDS = 10.0, 5.0
 
 
@@ -53,7 +53,9 @@ class Orders:
     _last: float | None = field(default=None, init=False)
 
     def begin(self) -> None:
-        """In the first process: the others are about to take orders, and can be told to wait."""
+        """In the first process: the others are about to take orders, and are taken for lost where they are not there in
+        time from now on."""
+        self.ranks.limit_patience(self.timeout)
         self._last = self.clock()
 
     def give(self, name: OrderName, **args: Any) -> None:
@@ -65,9 +67,9 @@ class Orders:
         if not self.ranks.is_single:
             self._exchange({"do": name, **args})
 
-    def keep_alive(self) -> None:
-        """Tell the others to wait, if they have not been told anything for a while. Cheap; called wherever the first
-        process does something alone.
+    def look_after(self) -> None:
+        """Tell the others to wait, and hear their flags, if they have not been told anything for a while. Cheap; called
+        wherever the first process waits alone, or goes on after a while.
 
         Raises:
             RankLostError: If another process does not answer.
@@ -89,7 +91,7 @@ class Orders:
                 return Order(name, message)
 
     def _exchange(self, message: dict[str, Any] | None) -> dict[str, Any]:
-        (held,) = self.ranks.any([not self.ranks.is_first and self.holds()])
+        (held,) = self.ranks.any([not self.ranks.is_first and self.holds()], patient=True)
         self.others_hold = held
         found = self.ranks.broadcast(message)
         self._last = self.clock()

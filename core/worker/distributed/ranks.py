@@ -1,7 +1,10 @@
 """Ranks: the processes of a run and what they say to each other, over :mod:`torch.distributed`.
 
-What is said is numbers and JSON, never a pickled object. Every wait has a limit: a process that is lost, or a cable
-that is pulled, ends the others with :class:`RankLostError`, and whoever started them starts them again.
+What is said is numbers and JSON, never a pickled object. A wait in the midst of common work has a limit: a process that
+is lost, or a cable that is pulled, ends the others with :class:`RankLostError`, and whoever started them starts them
+again. Where one process may do something alone for as long as it takes, such as writing a checkpoint, the others wait
+without a limit, by a group of their own: there its signs of life count, which its supervisor hears, or the others
+(:mod:`core.worker.distributed.heartbeats`).
 """
 
 from __future__ import annotations
@@ -23,6 +26,9 @@ from core.worker.distributed.errors import RankLostError
 from core.worker.distributed.rendezvous import Meeting
 from core.worker.oom.retry import is_out_of_memory
 
+#: As good as no limit of a wait.
+_UNLIMITED = timedelta(days=365)
+
 
 @dataclass
 class Ranks:
@@ -34,11 +40,13 @@ class Ranks:
         rank: The number of this process.
         count: How many there are.
         device: Where gradients are.
+        patient: The group in which they wait for each other without a limit.
     """
 
     rank: int
     count: int
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    patient: dist.ProcessGroup | None = None
     is_waiting: bool = field(default=False, init=False)
     """Whether this process waits for the others right now; read by the thread that gives signs of life."""
     members: list[dict[str, Any]] = field(default_factory=list, init=False)
@@ -59,8 +67,26 @@ class Ranks:
         """Whether there is no other."""
         return self.count == 1
 
-    def any(self, flags: Sequence[bool]) -> list[bool]:
+    def meet(self) -> None:
+        """Wait until all have come here, whatever each has been doing, for as long as they live. Together; before
+        common work, in which a wait is short.
+
+        Raises:
+            RankLostError: If one is gone.
+        """
+        self.any([False], patient=True)
+
+    def limit_patience(self, seconds: float) -> None:
+        """From now on this process waits for so long at most wherever it does."""
+        if self.patient is not None:
+            dist.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), self.patient)
+
+    def any(self, flags: Sequence[bool], *, patient: bool = False) -> list[bool]:
         """For each flag, whether any process has raised it.
+
+        Args:
+            flags: Those of this process.
+            patient: Whether the others are waited for without a limit.
 
         Raises:
             RankLostError: If one does not answer.
@@ -69,7 +95,7 @@ class Ranks:
             return list(flags)
         raised = torch.tensor([int(flag) for flag in flags], dtype=torch.int32)
         with self._waiting():
-            dist.all_reduce(raised, op=dist.ReduceOp.MAX)
+            dist.all_reduce(raised, op=dist.ReduceOp.MAX, group=self.patient if patient else None)
         return [bool(flag) for flag in raised.tolist()]
 
     def broadcast(self, message: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -158,10 +184,34 @@ class Ranks:
         except RuntimeError as error:  # torch's own errors of distribution are these as well
             if is_out_of_memory(error):
                 raise
-            first = (str(error).splitlines() or [""])[0]
-            raise RankLostError(f"{type(error).__name__}: {first}") from error
+            raise _lost(error) from error
         finally:
             self.is_waiting = False
+
+
+@contextlib.contextmanager
+def lost_ranks_told() -> Iterator[None]:
+    """Inside, libraries may let the processes speak with each other: FSDP, say, which brings weights together.
+
+    Raises:
+        RankLostError: In place of what they raise when another process does not answer.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if is_out_of_memory(error) or not _is_of_connections(error):
+            raise
+        raise _lost(error) from error
+
+
+def _is_of_connections(error: RuntimeError) -> bool:
+    # Those of gloo are plain ones, and name its source file.
+    return isinstance(error, dist.DistError) or "/gloo/" in str(error)
+
+
+def _lost(error: RuntimeError) -> RankLostError:
+    first = (str(error).splitlines() or [""])[0]
+    return RankLostError(f"{type(error).__name__}: {first}")
 
 
 def _settle(values: torch.Tensor) -> None:
@@ -175,7 +225,7 @@ def join(meeting: Meeting, seconds: float, *, cuda: bool) -> Ranks:
 
     Args:
         meeting: Where, and who this is.
-        seconds: How long each waits for the others, here and ever after.
+        seconds: How long each waits for the others, here and in common work.
         cuda: Whether gradients are on a card, so that NCCL carries them; all else goes by gloo.
 
     Raises:
@@ -194,6 +244,8 @@ def join(meeting: Meeting, seconds: float, *, cuda: bool) -> Ranks:
         else:
             store = _store(meeting, timeout)
             dist.init_process_group(backend, store=store, rank=meeting.rank, world_size=meeting.count, timeout=timeout)
+        ranks.patient = dist.new_group(backend="gloo", timeout=timeout)
+        ranks.limit_patience(_UNLIMITED.total_seconds())
     return ranks
 
 

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import psutil
-
 from core.errors import UserError
+from core.launch.nodes.network import interface_of, interface_variables
 
 #: Environment variable with the place where the processes meet: ``file:///…`` or ``tcp://address:port``.
 MEETING = "LOCALTUNE_MEETING"
@@ -23,8 +22,6 @@ RANK, WORLD_SIZE, LOCAL_RANK = "RANK", "WORLD_SIZE", "LOCAL_RANK"
 MASTER_ADDRESS, MASTER_PORT = "MASTER_ADDR", "MASTER_PORT"
 #: The same of Slurm's srun, which does not say where they meet.
 _SLURM = {RANK: "SLURM_PROCID", WORLD_SIZE: "SLURM_NTASKS", LOCAL_RANK: "SLURM_LOCALID"}
-#: The network interface that gloo and NCCL use.
-_INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 _LOOPBACK = "lo"
 
 
@@ -72,7 +69,7 @@ class Meeting:
         """Have gloo and NCCL use the interface of the meeting and no other; before torch is imported."""
         name = _LOOPBACK if self.is_local else interface_of(self.address[0])
         if name is not None:
-            environment.update(dict.fromkeys(_INTERFACES, name))
+            environment.update(interface_variables(name))
 
 
 def file_meeting(path: Path) -> str:
@@ -116,18 +113,6 @@ def read_meeting(environment: Mapping[str, str]) -> Meeting | None:
         )
     local = int(values[LOCAL_RANK] or 0)
     return Meeting(int(values[RANK]), int(values[WORLD_SIZE]), local, place)
-
-
-def interface_of(address: str) -> str | None:
-    """The network interface that has an address; None where none has, as for the name of a machine.
-
-    Args:
-        address: An IP address.
-    """
-    for name, addresses in psutil.net_if_addrs().items():
-        if any(found.address.partition("%")[0] == address for found in addresses):
-            return name
-    return None
 
 
 def forget(environment: MutableMapping[str, str] | None = None) -> None:

@@ -29,7 +29,7 @@ from core.models.adapters import check_adapter
 from core.models.description import read_description
 from core.models.find import find_model, model_path
 from core.models.fingerprint import BaseFingerprint
-from core.models.quantized import read_quantization
+from core.models.quantization_config import read_quantization
 from core.models.text_part import is_composite
 from core.runs.names import slug_of
 from core.runs.trained import TrainedModel

@@ -13,7 +13,7 @@ from core.directories import Progress
 from core.export.agreement import Agreement
 from core.export.kinds import Quant
 from core.export.request import MergeFrom
-from core.models.quantized import read_quantization
+from core.models.quantization_config import read_quantization
 from core.runs.trained import TrainedModel
 from core.units import format_number
 from core.worker.export.beside import Conversation, copy_tokenizer, write_configs

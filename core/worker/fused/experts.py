@@ -8,7 +8,7 @@ ends of the groups are asked of the device once a layer.
 torch's ``grouped_mm`` is a kernel in bf16 on cards of compute capability 9 and 10 alone. On others, those of consumers
 among them, it is a loop over all groups (pytorch/pytorch#161407, issue 186620), which padded groups replace here.
 
-The arithmetic is that of the loop in :mod:`core.worker.model.experts`, which stays the way of a CPU.
+The arithmetic is that of the loop in :mod:`core.worker.model.experts_implementation`, which stays the way of a CPU.
 """
 
 from __future__ import annotations

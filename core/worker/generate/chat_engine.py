@@ -253,7 +253,7 @@ def _ask_beside_runs(base: Path, method: str, device: str) -> None:
     Raises:
         UserError: If it does not.
     """
-    from core.models.quantized import read_decoded
+    from core.models.quantized_weights import read_decoded
     from core.models.tensors import weight_files
     from core.runs.beside import model_bytes, refuse_crowding
     from core.worker.generate.room import free_bytes

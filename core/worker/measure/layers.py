@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from core.memory.batching import SHORT_ROW
+from core.worker.measure.remembered import RememberedOperations
 from core.worker.measure.skeleton import Skeleton, without_values
-from core.worker.measure.tracker import AllocationTracker
+from core.worker.measure.tracker import AllocationTracker, Run, run_operation
 from core.worker.model.model import decoder_layers, decoder_of
 
 #: Names of a layer's or module's own number in the code of transformers.
@@ -181,6 +183,9 @@ class Passes:
     def __init__(self, skeleton: Skeleton, told: Callable[[str], None] = lambda _what: None) -> None:
         self._skeleton = skeleton
         self._told = told
+        # A model with values runs as it is.
+        mode = skeleton.mode
+        self._run: Run = RememberedOperations(mode) if isinstance(mode, FakeTensorMode) else run_operation
         self._layers = decoder_layers(skeleton.causal)
         self.kinds = layer_kinds(skeleton.causal)
         self._first = dict(sorted((kind, self.kinds.index(kind)) for kind in set(self.kinds)))
@@ -238,7 +243,7 @@ class Passes:
 
     @contextlib.contextmanager
     def _running(self) -> Iterator[AllocationTracker]:
-        how, tracker = self._skeleton.how, AllocationTracker()
+        how, tracker = self._skeleton.how, AllocationTracker(self._run)
         gc.collect()
         with contextlib.ExitStack() as stack:
             if gc.isenabled():

@@ -29,8 +29,8 @@ from core.worker.fused.short_attention import drop_masks
 from core.worker.measure.card import CARD_ATTENTION, CardOperations, register
 from core.worker.model.adapters import TRAINED, attach_adapters
 from core.worker.model.expert_weights import ExpertsParams4bit, ExpertsQuantState
-from core.worker.model.experts import use_own_experts
-from core.worker.model.experts import without_values as experts_without_values
+from core.worker.model.experts_implementation import use_own_experts
+from core.worker.model.experts_implementation import without_values as experts_without_values
 from core.worker.model.full_weights import choose_weights
 from core.worker.model.model import keep_gradients
 from core.worker.model.quantizer import FourBitQuantizer, four_bit_config, quantized_experts

@@ -2,8 +2,8 @@
 
 PEFT adds the adapters' product to the whole tensor of experts in every pass, which needs it in 16 bit, as large as a
 layer, and keeps it for backward. :class:`ParamWrapper` hands the two narrow matrices to
-:func:`core.worker.model.experts.experts_forward` instead, which multiplies the rows of each expert with its own.
-Names and shapes of what is saved are PEFT's, so that PEFT loads it on the 16-bit model by itself.
+:func:`core.worker.model.experts_implementation.experts_forward` instead, which multiplies the rows of each expert with
+its own. Names and shapes of what is saved are PEFT's, so that PEFT loads it on the 16-bit model by itself.
 
 PEFT also rewrites the target modules of some families: of ``gate_proj``, ``up_proj`` and ``down_proj`` it makes
 adapters on experts, those of shared experts and dense layers included. What gets adapters is decided here by
@@ -26,16 +26,8 @@ from transformers.pytorch_utils import Conv1D
 
 from core.config.experts import adapts_experts, adapts_linear, without_adapters
 from core.config.schema import MethodSection
-from core.worker.model.experts import (
-    ADAPTERS,
-    ExpertAdapter,
-    expert_count,
-    experts_of,
-    matrix_names,
-    matrix_shapes,
-    stored_shape,
-    use_own_experts,
-)
+from core.worker.model.experts import expert_count, experts_of, matrix_names, matrix_shapes, stored_shape
+from core.worker.model.experts_implementation import ADAPTERS, ExpertAdapter, use_own_experts
 
 _WEIGHT = ".weight"
 

@@ -24,7 +24,7 @@ from core.config.schema import WEIGHT_METHODS
 from core.config.sixteen_bit import ALWAYS
 from core.errors import UserError, is_panic
 from core.models.description import read_description
-from core.models.quantized import read_decoded
+from core.models.quantized_weights import read_decoded
 from core.worker.model.activation_offload import ActivationOffload
 from core.worker.model.adapters import load_adapter
 from core.worker.model.completeness import TAKE_BOTH, check_loaded, tell, unconverted

@@ -29,7 +29,8 @@ from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 from core.config.sixteen_bit import ALWAYS, experts_stay_16bit, stays_16bit
 from core.worker.model.expert_offload import ExpertOffload
 from core.worker.model.expert_weights import ExpertsParams4bit, quantize_experts
-from core.worker.model.experts import experts_of, matrix_names, stored_shape, use_own_experts
+from core.worker.model.experts import experts_of, matrix_names, stored_shape
+from core.worker.model.experts_implementation import use_own_experts
 
 _OFFLOAD: ContextVar[ExpertOffload | None] = ContextVar("offload", default=None)
 _STAGED: ContextVar[bool] = ContextVar("staged", default=False)

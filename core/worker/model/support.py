@@ -10,7 +10,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from core.errors import UserError
 from core.models.check import check_model_config
 from core.models.installed import unknown_architecture
-from core.models.quantized import check_quantization, read_decoded
+from core.models.quantization_config import check_quantization
+from core.models.quantized_weights import read_decoded
 from core.models.shapes import shapes_are_known
 from core.models.text_part import split_names, text_model_type
 from core.worker.model.completeness import check_size

@@ -40,6 +40,9 @@ SEND_SECONDS = 5
 WAITING_LIMIT = 100
 #: Seconds between two tries to accept a connection when the system has no room for one.
 ACCEPT_SECONDS = 0.5
+#: Signals that ask for a stop after a checkpoint. SIGUSR1 is for Slurm: its srun passes that one on to the processes,
+#: and kills them at SIGTERM.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class StopRequested(Exception):  # noqa: N818 - it is a request, not an error
@@ -297,13 +300,13 @@ class Controls:
 
 
 def install_signals(controls: Controls) -> None:
-    """SIGTERM and SIGINT stop after a checkpoint; SIGHUP means nothing (the terminal may go)."""
+    """Stop after a checkpoint at one of :data:`STOP_SIGNALS`; SIGHUP means nothing (the terminal may go)."""
 
     def stop(number: int, _frame: FrameType | None) -> None:
         controls.request_stop(signal.Signals(number).name)
 
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
+    for number in STOP_SIGNALS:
+        signal.signal(number, stop)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 

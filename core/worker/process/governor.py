@@ -172,7 +172,7 @@ class Governor:
         elif limits.needs_power and device.power_w is None and self._meters.energy_wh is None:
             missing = f"its power, so {limits.needs_power}"
         if missing:
-            hint = "Remove the option, or unset it."
+            hint = "Remove the option."
             raise UserError(f"{device.name} does not tell {missing} cannot be kept.", hint)
 
     @contextlib.contextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from core.errors import UserError
-from core.models.quantized import read_decoded
+from core.models.quantized_weights import read_decoded
 from core.models.shapes import by_layer
 from core.models.tensors import Tensor
 from core.runs.beside import runs_on_card, runs_on_cpu

@@ -18,7 +18,7 @@ import torch
 from core.errors import UserError
 from core.hardware.cpu import memory
 from core.memory.batching import TOKEN_BUDGETS, chunk_positions
-from core.models.quantized import read_quantization
+from core.models.quantization_config import read_quantization
 from core.quantization.choose import choose_layers, layer_pattern
 from core.quantization.result import Figures, Kept, LayerCost, QuantizationCost
 from core.text import one_line

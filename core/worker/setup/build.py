@@ -79,6 +79,7 @@ from core.worker.setup.self_check import check_head, check_model
 from core.worker.setup.together import (
     agree_kept_layers,
     agree_memory,
+    check_strategy,
     first_goes_ahead,
     make_strategy,
     settle_options,
@@ -120,7 +121,8 @@ class Parts:
     """None where layers run as they are."""
     file: FileTraining | None
     """None where no file's weights are trained."""
-    origin: Origin
+    origin: Origin | None
+    """None in a process that is not the first one of the run."""
     strategy: Strategy
     """How the processes of the run share the model and the work."""
     orders: Orders
@@ -150,69 +152,114 @@ def build(
         StopRequested: If a stop was asked for.
         UserError: If the run cannot be done.
     """
-    ranks = ranks or Ranks.single()
-    fix_workspace(config.train.deterministic)
-    seed_unused(config.train.seed)
-    # What the device cannot do is said before minutes are spent on the rows.
-    device = settle_device(config, recorder)
-    governor = make_governor(config, recorder, controls, device, throttle)
-    deterministic = _settle_determinism(config, device, recorder)
-    first_goes_ahead(config, recorder, controls.check_stop, ranks)
-    config = settle_strategy(config, device, recorder, ranks)
-    strategy = make_strategy(config, ranks, recorder)
-    config = settle_options(config, strategy, recorder)
-    prepared = prepare(config, recorder, controls.check_stop, recorder.run.created)
-    config = agree_kept_layers(config, prepared, device, recorder, controls.check_stop, strategy.ranks)
-    questions = choose_questions(config, prepared.held_out)
-
+    run = _settle(config, recorder, controls, found, throttle, ranks or Ranks.single())
+    questions = choose_questions(run.config, run.prepared.held_out)
     controls.check_stop()
     recorder.phase("loading_model", config.model.base)
     # Beside the loading, which reads the same files.
-    fingerprint, files = BaseFingerprint(prepared.base), DataHashes(config.data)
-    placed = _place_model(config, prepared, device, recorder, controls, found, strategy)
-    goal = _make_goal(config, placed.model, prepared, recorder, controls, found)
-
-    dataset = prepared.dataset
-    order = DataOrder(dataset.lengths, config.train.batch_size, config.train.seed)
-    # All processes see the same losses: one of them tells.
-    warn = recorder.warn if ranks.is_first else _silent
-    state = _make_state(config, order, placed, goal, dataset, recorder, deterministic, warn)
-    training = _make_training(config, placed, goal, dataset, state, recorder, strategy)
-    orders = Orders(strategy.ranks, config.distributed.timeout, holds=lambda: governor.pause is not None)
-    strategy.connect(orders)
-    keeping = _make_keeping(
-        config, prepared, fingerprint, placed, training, state, recorder, controls, governor, orders, strategy
-    )
-    measuring = _make_measuring(config, prepared, placed, goal, keeping.control_point, questions, recorder)
+    base = BaseFingerprint(run.prepared.base)
+    # They go into the record, which the first process writes.
+    files = DataHashes(config.data) if run.ranks.is_first else None
+    placed = _place_model(run)
+    goal = _make_goal(run, placed.model)
+    order = DataOrder(run.prepared.dataset.lengths, config.train.batch_size, config.train.seed)
+    # Some have loaded the model from a slower disk; an optimizer that is shared out is made together.
+    run.ranks.meet()
+    state = _make_state(run, order, placed, goal)
+    training = _make_training(run, placed, goal, state)
+    keeping = _make_keeping(run, base, placed, training, state)
+    measuring = _make_measuring(run, placed, goal, keeping.control_point, questions)
     recorder.update(total_steps=state.total_steps)
-    fingerprint.settle(controls.check_stop)
-    loaded = placed.model.loaded
+    base.settle(controls.check_stop)
+    if files is not None:
+        files.settle(controls.check_stop)
+    return _joined(run, files, order, state, placed, goal, training, keeping, measuring)
+
+
+@dataclass(frozen=True)
+class _Settled:
+    """A run whose rows are read and whose options are settled, by all of its processes; its model is not loaded."""
+
+    config: Config
+    recorder: Recorder
+    controls: Controls
+    found: Checkpoint | None
+    device: torch.device
+    governor: Governor
+    deterministic: Determinism
+    strategy: Strategy
+    prepared: Prepared
+
+    @property
+    def ranks(self) -> Ranks:
+        """The processes."""
+        return self.strategy.ranks
+
+
+def _settle(
+    config: Config,
+    recorder: Recorder,
+    controls: Controls,
+    found: Checkpoint | None,
+    throttle: Throttle,
+    ranks: Ranks,
+) -> _Settled:
+    """Read the rows, and settle what comes before the model."""
+    fix_workspace(config.train.deterministic)
+    seed_unused(config.train.seed)
+    # What the device and the strategy cannot do is said before minutes are spent on the rows.
+    device = settle_device(config, recorder)
+    governor = make_governor(config, recorder, controls, device, throttle)
+    deterministic = _settle_determinism(config, device, recorder)
+    check_strategy(config, ranks)
+    first_goes_ahead(config, recorder, controls.check_stop, ranks)
+    prepared = prepare(config, recorder, controls.check_stop, recorder.run.created)
+    config = settle_strategy(config, device, prepared.dataset, recorder, ranks)
+    strategy = make_strategy(config, ranks, recorder)
+    config = settle_options(config, strategy, recorder)
+    config = agree_kept_layers(config, prepared, device, recorder, controls.check_stop, strategy.ranks)
+    return _Settled(config, recorder, controls, found, device, governor, deterministic, strategy, prepared)
+
+
+def _joined(
+    run: _Settled,
+    files: DataHashes | None,
+    order: DataOrder,
+    state: TrainState,
+    placed: _Placed,
+    goal: _Goal,
+    training: _Training,
+    keeping: _Keeping,
+    measuring: _Measuring,
+) -> Parts:
+    """All parts of a run."""
+    model, dataset = placed.model, run.prepared.dataset
     return Parts(
-        loaded=loaded,
+        loaded=model.loaded,
         dataset=dataset,
         state=state,
         order=order,
         micro_batches=training.micro_batches,
         noise=training.noise,
         objective=goal.objective,
-        accelerator=placed.model.accelerator,
+        accelerator=model.accelerator,
         update=training.update,
-        learning_rate=LearningRate(config.train, state),
-        intervals=Intervals(config, state, order.steps_per_epoch),
+        learning_rate=LearningRate(run.config.train, state),
+        intervals=Intervals(run.config, state, order.steps_per_epoch),
         evaluator=measuring.evaluator,
         probe=measuring.probe,
         samples=measuring.samples,
         memory=placed.memory,
-        meter=MemoryMeter(placed.used, loaded.device, dataset, state, placed.model.fused, recorder),
+        meter=MemoryMeter(placed.used, model.loaded.device, dataset, state, model.fused, run.recorder),
         checkpointer=keeping.checkpointer,
         rollback=keeping.rollback,
         control_point=keeping.control_point,
-        governor=governor,
+        governor=run.governor,
         compilation=training.compilation,
         file=keeping.file,
-        origin=Origin(files, dataset, keeping.checkpointer),
-        strategy=strategy,
-        orders=orders,
+        origin=None if files is None else Origin(files, dataset, keeping.checkpointer),
+        strategy=run.strategy,
+        orders=keeping.orders,
     )
 
 
@@ -228,41 +275,27 @@ class _Placed:
     """The most tokens of a micro-batch, if there is room."""
 
 
-def _place_model(
-    config: Config,
-    prepared: Prepared,
-    device: torch.device,
-    recorder: Recorder,
-    controls: Controls,
-    found: Checkpoint | None,
-    strategy: Strategy,
-) -> _Placed:
+def _place_model(run: _Settled) -> _Placed:
     """Load the model and make it ready, with what has to be decided of its memory before and after."""
-    token_budget = first_budget(device, whole=updates_in_backward(config))
-    host_experts, why_experts = decide_experts(config, device, prepared.dataset, token_budget)
-    model = make_ready(config, prepared, recorder, controls, found, strategy, host_experts=host_experts)
+    config, recorder, dataset, strategy = run.config, run.recorder, run.prepared.dataset, run.strategy
+    token_budget = first_budget(run.device, whole=updates_in_backward(config))
+    host_experts, why_experts = decide_experts(config, run.device, dataset, token_budget)
+    model = make_ready(config, run.prepared, recorder, run.controls, run.found, strategy, host_experts=host_experts)
     loaded = model.loaded
     _tell_experts(loaded, why_experts, recorder)
     used = _with_usable_optimizer(config, loaded.device, recorder, wsl=is_wsl())
     used = with_experts(used, there=host_experts)
-    memory = agree_memory(decide_memory(used, loaded.device, prepared.dataset, token_budget), strategy)
+    memory = agree_memory(decide_memory(used, loaded.device, dataset, token_budget), strategy)
     if memory.dequantized:
         keep_weights(model.fused, loaded.dtype, recorder.warn)
     return _Placed(model, memory, used, token_budget)
 
 
-def _make_state(
-    config: Config,
-    order: DataOrder,
-    placed: _Placed,
-    goal: _Goal,
-    dataset: Dataset,
-    recorder: Recorder,
-    deterministic: Determinism,
-    warn: Told,
-) -> TrainState:
+def _make_state(run: _Settled, order: DataOrder, placed: _Placed, goal: _Goal) -> TrainState:
     """The state of the training at its beginning."""
-    train, memory = config.train, placed.memory
+    config, dataset, train, memory = run.config, run.prepared.dataset, run.config.train, placed.memory
+    # All processes see the same losses: one of them tells.
+    warn = run.recorder.warn if run.ranks.is_first else _silent
     total_steps = train.max_steps or math.ceil(train.epochs * order.steps_per_epoch)
     return TrainState(
         total_steps=total_steps,
@@ -275,9 +308,9 @@ def _make_state(
         kept_layers=memory.kept_layers,
         offloading=memory.offload,
         liger=goal.liger,
-        deterministic=deterministic,
+        deterministic=run.deterministic,
         spikes=_make_spikes(train, total_steps, dataset, warn),
-        limits=Limits(train.max_hours, train.max_energy_wh, lambda: recorder.energy_wh),
+        limits=Limits(train.max_hours, train.max_energy_wh, lambda: run.recorder.energy_wh),
     )
 
 
@@ -309,16 +342,9 @@ class _Training:
     compilation: Compilation | None
 
 
-def _make_training(
-    config: Config,
-    placed: _Placed,
-    goal: _Goal,
-    dataset: Dataset,
-    state: TrainState,
-    recorder: Recorder,
-    strategy: Strategy,
-) -> _Training:
+def _make_training(run: _Settled, placed: _Placed, goal: _Goal, state: TrainState) -> _Training:
     """The optimizer, the micro-batches, and what layers do with their activations."""
+    config, recorder, dataset, strategy = run.config, run.recorder, run.prepared.dataset, run.strategy
     model, loaded, in_backward = placed.model, placed.model.loaded, updates_in_backward(config)
     retry = Retry(lambda: f"step {state.step + 1}", recorder.warn)
     update = _make_update(
@@ -352,6 +378,7 @@ def _make_training(
 class _Keeping:
     """The parts that keep what is trained, and let others ask for it."""
 
+    orders: Orders
     checkpointer: Checkpointer
     file: FileTraining | None
     control_point: ControlPoint
@@ -359,21 +386,14 @@ class _Keeping:
 
 
 def _make_keeping(
-    config: Config,
-    prepared: Prepared,
-    base: BaseFingerprint,
-    placed: _Placed,
-    training: _Training,
-    state: TrainState,
-    recorder: Recorder,
-    controls: Controls,
-    governor: Governor,
-    orders: Orders,
-    strategy: Strategy,
+    run: _Settled, base: BaseFingerprint, placed: _Placed, training: _Training, state: TrainState
 ) -> _Keeping:
-    """Checkpoints, the rollback to them, and the control point."""
+    """Orders to the other processes, checkpoints, the rollback to them, and the control point."""
+    config, recorder, prepared, strategy = run.config, run.recorder, run.prepared, run.strategy
     model, loaded, template = placed.model, placed.model.loaded, prepared.template
     update, checkpointing = training.update, training.checkpointing
+    orders = Orders(run.ranks, config.distributed.timeout, holds=lambda: run.governor.pause is not None)
+    strategy.connect(orders)
     fingerprints = Fingerprints(prepared.data_fingerprint, prepared.held_out_fingerprint, base)
     checkpointer = Checkpointer(
         config, loaded, update, state, checkpointing, fingerprints, template, recorder, strategy, orders
@@ -389,14 +409,14 @@ def _make_keeping(
         state,
         checkpointer,
         recorder,
-        controls,
+        run.controls,
         model.file_weights,
-        governor,
+        run.governor,
         orders,
         strategy.leading,
     )
     rollback = Rollback(config, prepared.base, base, loaded, update, state, checkpointing, checkpointer, recorder)
-    return _Keeping(checkpointer, file, control_point, rollback)
+    return _Keeping(orders, checkpointer, file, control_point, rollback)
 
 
 @dataclass(frozen=True)
@@ -409,15 +429,10 @@ class _Measuring:
 
 
 def _make_measuring(
-    config: Config,
-    prepared: Prepared,
-    placed: _Placed,
-    goal: _Goal,
-    control_point: ControlPoint,
-    questions: Questions,
-    recorder: Recorder,
+    run: _Settled, placed: _Placed, goal: _Goal, control_point: ControlPoint, questions: Questions
 ) -> _Measuring:
     """Samples, the evaluation on held-out rows, and the general probe."""
+    config, recorder, prepared = run.config, run.recorder, run.prepared
     loaded, autocast, token_budget = placed.model.loaded, placed.model.accelerator.autocast, placed.token_budget
     samples = SampleWriter(
         loaded,
@@ -462,19 +477,13 @@ class _Goal:
     """The most tokens of a batch in which the reference was measured; None where it was not, before training."""
 
 
-def _make_goal(
-    config: Config,
-    model: ReadyModel,
-    prepared: Prepared,
-    recorder: Recorder,
-    controls: Controls,
-    found: Checkpoint | None,
-) -> _Goal:
+def _make_goal(run: _Settled, model: ReadyModel) -> _Goal:
     """The loss, once the model has passed the self-check, and the objectives with it."""
+    config, recorder, prepared, found = run.config, run.recorder, run.prepared, run.found
     loaded, held_out = model.loaded, prepared.held_out
     with shortage_explained("in the check of the model", SMALLER):
         loss, choice = _make_loss(config, model, prepared.dataset, found)
-    report = recorder.reporter("loading_model", controls.check_stop)
+    report = recorder.reporter("loading_model", run.controls.check_stop)
     reference = None
     if config.method.name in WEIGHT_METHODS:
         budget = found.manifest.get("reference_budget") if found is not None else None

@@ -262,20 +262,21 @@ def spare_bytes(config: Config, device: torch.device, dataset: Dataset, token_bu
     return None if plan.limit_bytes is None else max(plan.limit_bytes - plan.needed_bytes, 0)
 
 
-def plan_strategy(config: Config, device: torch.device, processes: int) -> Chosen | None:
+def plan_strategy(config: Config, device: torch.device, dataset: Dataset, processes: int) -> Chosen | None:
     """The strategy of a run of several processes, by the memory that its device has for this one; None where it cannot
     be planned.
 
     Args:
         config: Of the run.
         device: Where this process runs; the model is not loaded yet.
+        dataset: What is trained on.
         processes: How many there are, on all machines.
     """
     machines = 1 + len(config.distributed.other_hosts)
     cards = Cards(max(processes // machines, 1), machines)
     try:
         architecture = load_architecture(locate_model(config.model.base))
-        return chosen_strategy(architecture, config, _with_limit(device), cards=cards)
+        return chosen_strategy(architecture, config, _with_limit(device), _rows(config, dataset), cards=cards)
     except UserError:
         return None
 

@@ -119,7 +119,7 @@ def _load_shared(
         if not in_turns or turn == strategy.ranks.rank:
             loaded = load()
             strategy.place(loaded.model)
-        strategy.ranks.any([False])
+        strategy.ranks.meet()
     if loaded is None:
         raise ValueError("This process had no turn.")
     with shortage_explained("in sharing the model out", SMALLER):

@@ -12,6 +12,7 @@ from core import deepspeed
 from core.config.schema import Config
 from core.errors import UserError
 from core.hardware.cpu import memory
+from core.worker.data.dataset import Dataset
 from core.worker.distributed.ranks import Ranks
 from core.worker.distributed.replicate import Replicate
 from core.worker.distributed.strategy import Strategy
@@ -22,13 +23,29 @@ from core.worker.setup.memory_decision import MemoryDecision, plan_strategy
 from core.worker.setup.preparation import Prepared
 
 
-def settle_strategy(config: Config, device: torch.device, recorder: Recorder, ranks: Ranks) -> Config:
+def check_strategy(config: Config, ranks: Ranks) -> None:
+    """Refuse a strategy that several processes cannot have here, before minutes are spent on the rows.
+
+    Raises:
+        UserError: If so.
+    """
+    wanted = config.distributed.strategy
+    if ranks.is_single:
+        return
+    if wanted == "none":
+        raise UserError(f"distributed.strategy is none, with {ranks.count} processes.", "Set it to replicate.")
+    if wanted == "deepspeed" and not deepspeed.is_installed():
+        raise UserError(*deepspeed.MISSING)
+
+
+def settle_strategy(config: Config, device: torch.device, dataset: Dataset, recorder: Recorder, ranks: Ranks) -> Config:
     """The configuration with the strategy that ``auto`` takes: fsdp2 where the plan says that some process's device is
     too small for the whole model, and the run can be done so.
 
     Args:
         config: Of the run.
-        device: Where this process runs.
+        device: Where this process runs; the model is not loaded yet.
+        dataset: What is trained on: the plan counts by the lengths of its rows.
         recorder: Told which and why.
         ranks: The processes.
 
@@ -37,7 +54,7 @@ def settle_strategy(config: Config, device: torch.device, recorder: Recorder, ra
     """
     if ranks.is_single or config.distributed.strategy != "auto":
         return config
-    chosen = plan_strategy(config, device, ranks.count)
+    chosen = plan_strategy(config, device, dataset, ranks.count)
     too_small = chosen is not None and chosen.strategy == "fsdp2"
     (shares,) = ranks.any([too_small])
     if shares:
@@ -52,30 +69,23 @@ def _with_strategy(config: Config, strategy: str) -> Config:
 
 
 def make_strategy(config: Config, ranks: Ranks, recorder: Recorder) -> Strategy:
-    """The strategy of a run.
+    """The strategy of a run, once it is checked and settled.
 
     Args:
         config: Of the run.
         ranks: Its processes.
         recorder: Told what takes long.
-
-    Raises:
-        UserError: If it refuses several processes.
     """
-    wanted = config.distributed.strategy
-    if ranks.is_single or wanted in ("auto", "replicate"):
-        return Replicate(ranks)
+    wanted = "replicate" if ranks.is_single else config.distributed.strategy
     if wanted == "fsdp2":
         from core.worker.distributed.fsdp2 import Fsdp2  # slow to import, and needed by few
 
         return Fsdp2(ranks, offload=config.distributed.offload != "none")
     if wanted == "deepspeed":
-        if not deepspeed.is_installed():
-            raise UserError(*deepspeed.MISSING)
         from core.worker.distributed.deepspeed import DeepSpeed  # needed by few
 
         return DeepSpeed(ranks, config, lambda what: recorder.phase("loading_model", what))
-    raise UserError(f"distributed.strategy is {wanted}, with {ranks.count} processes.", "Set it to replicate.")
+    return Replicate(ranks)
 
 
 def settle_options(config: Config, strategy: Strategy, recorder: Recorder) -> Config:
@@ -111,6 +121,7 @@ def agree_memory(decision: MemoryDecision, strategy: Strategy) -> MemoryDecision
     """
     if not strategy.is_sharded:
         return decision
+    strategy.ranks.meet()
     said = strategy.ranks.broadcast({**dataclasses.asdict(decision), "dequantized": False})
     return MemoryDecision(**said)
 
@@ -150,7 +161,7 @@ def first_goes_ahead(config: Config, recorder: Recorder, check_stop: Callable[[]
         return
     if ranks.is_first:
         resolve_base(config.model.base, recorder.reporter("preparing_model", check_stop))
-    ranks.broadcast({})
+    ranks.meet()
 
 
 def agree_kept_layers(
@@ -169,6 +180,9 @@ def agree_kept_layers(
     """
     if ranks.is_first:
         config = settle_kept_layers(config, prepared, device, recorder, check_stop)
+    # It comes after the rows, for which no two machines take equally long.
+    ranks.meet()
+    if ranks.is_first:
         ranks.broadcast({"keep_16bit": config.model.keep_16bit})
         return config
     kept = ranks.broadcast()["keep_16bit"]

@@ -1,10 +1,12 @@
-"""The machines of a run compared before its processes start, while the run is seen to live."""
+"""The machines of a run compared before its processes start; and the heartbeat of a run that has none yet."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 
 from core.config.schema import Config
@@ -32,6 +34,18 @@ def compare_for(run: Run, config: Config) -> None:
     state = dataclasses.replace(state, state="starting", pid=pid, pid_started=identity, host=hostname())
     with suppress(UserError):
         append_events(run, PhaseEvent(name="importing", detail="comparing the machines"))
+    with seen_to_live(run, state):
+        compare_machines(config, log)
+
+
+@contextlib.contextmanager
+def seen_to_live(run: Run, state: RunState) -> Iterator[None]:
+    """Inside, the state of a run is written with a heartbeat.
+
+    Args:
+        run: The run.
+        state: The state.
+    """
     done = threading.Event()
 
     def beat() -> None:
@@ -44,7 +58,7 @@ def compare_for(run: Run, config: Config) -> None:
     heart = threading.Thread(target=beat, name="heartbeat", daemon=True)
     heart.start()
     try:
-        compare_machines(config, log)
+        yield
     finally:
         done.set()
         heart.join()

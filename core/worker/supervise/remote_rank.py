@@ -31,7 +31,7 @@ from core.hardware.visible import VISIBLE
 from core.helper import private_output
 from core.launch.launcher import worker_command, worker_environment
 from core.launch.nodes.agent import REQUEST_LIMIT, configurations
-from core.launch.nodes.network import INTERFACES, SILENCE_SECONDS, interface_of, own_address_towards
+from core.launch.nodes.network import SILENCE_SECONDS, interface_of, interface_variables, own_address_towards
 from core.paths import make_private_dir
 from core.runs.device_lock import CPU, take_beside
 from core.runs.process import hostname
@@ -88,7 +88,7 @@ def surroundings(request: Mapping[str, Any], config: Config, number: int) -> dic
             "Set distributed.processes to what every machine has.",
         )
     interface = interface_of(own_address_towards(request["address"], request["port"]))
-    found = {} if interface is None else dict.fromkeys(INTERFACES, interface)
+    found = {} if interface is None else interface_variables(interface)
     if (card := cards[number]) is not None:
         found[VISIBLE] = card
     if "OMP_NUM_THREADS" not in os.environ:

@@ -13,45 +13,43 @@ import dataclasses
 import os
 import select
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import FrameType
+from typing import Literal
 
 from core.config.derived import wants_several
 from core.config.schema import Config
 from core.errors import UserError
 from core.hardware.run_cards import process_cards
-from core.hardware.visible import VISIBLE
 from core.launch.launcher import AGENT_VARIABLES
-from core.launch.nodes.network import resolve
 from core.notify import Notice, notify
 from core.runs.after_end import way_on
 from core.runs.append import append_events
 from core.runs.device_lock import Hold
-from core.runs.events import Event, FailedEvent, NoticeEvent
+from core.runs.events import Event, FailedEvent, FinishedEvent, NoticeEvent, StoppedEvent
+from core.runs.sentences import sender
 from core.runs.state import EXIT_CODES, RunState
 from core.runs.store import Run, complete_checkpoints
-from core.worker.distributed.rendezvous import Meeting, file_meeting, tcp_meeting
+from core.worker.process.control import STOP_SIGNALS
 from core.worker.process.devices import shared_device
 from core.worker.process.log import log
-from core.worker.supervise.compared import compare_for
+from core.worker.supervise.away import machine_away
+from core.worker.supervise.compared import compare_for, seen_to_live
 from core.worker.supervise.process import RankProcess, Start
 from core.worker.supervise.signs import RankSigns
-from core.worker.supervise.ssh_rank import SIBLINGS
+from core.worker.supervise.starts import Starts, local_starts, spread_starts
 from core.worker.supervise.verdict import EXIT_LOST, Ended, Lost, Refused, Verdict, judge
 
 #: Seconds between two looks when nothing happens.
 _LOOK_SECONDS = 0.5
+#: Seconds between two looks for a machine that is away.
+_AWAY_SECONDS = 5.0
 #: Seconds that the end of a lost process may take to be known after that of those who noticed.
 _SETTLE_SECONDS = 2.0
 #: Seconds that the others may take to end after the first one has recorded the end, and after one is lost.
 _GRACE_SECONDS, _LOST_SECONDS = 5.0, 1.0
-
-#: Makes the starts of all processes: told their options (``--resume``) and a file to meet over that does not exist yet.
-Starts = Callable[[Sequence[str], Path], Sequence[Start]]
 
 #: What each process is called, and what it has said last.
 Words = dict[int, tuple[str, str]]
@@ -76,6 +74,8 @@ class Supervisor:
     """What comes before the first start; may raise a UserError."""
     devices: Hold = field(default_factory=Hold)
     """The devices of the processes of this machine, which they hold too."""
+    away: Callable[[], UserError | None] = lambda: None
+    """Why a machine of the run cannot be used just now; asked before every new start."""
     _stops: list[signal.Signals] = field(default_factory=list, init=False)
     _wake: int = field(default=-1, init=False)
 
@@ -105,17 +105,42 @@ class Supervisor:
         """
         restarts = 0
         while True:
-            verdict, words = self._attempt(restarts, options)
-            if isinstance(verdict, Ended):
-                return verdict.code if verdict.following is None else list(verdict.following)
-            if isinstance(verdict, Refused):
-                return self._fail(verdict.error, verdict.hint)
-            sentence = _sentence(verdict, words)
+            away = self._wait_for_machines() if restarts else None
+            if away is not None and self._stops:
+                return self._stopped()
+            if away is None:
+                verdict, words = self._attempt(restarts, options)
+                if isinstance(verdict, Ended):
+                    return verdict.code if verdict.following is None else list(verdict.following)
+                if isinstance(verdict, Refused) and (verdict.has_met or not restarts):
+                    return self._fail(verdict.error, verdict.hint)
+                sentence = _sentence(verdict, words)
+            else:
+                sentence = away.message.rstrip(".")
             if restarts >= self.config.distributed.restarts:
                 again = "" if not restarts else f", after {restarts} new starts" if restarts > 1 else ", again"
                 return self._fail(f"{sentence}{again}", way_on(self.run))
             restarts += 1
             options = self._begin_again(sentence, restarts)
+
+    def _wait_for_machines(self) -> UserError | None:
+        """Wait for a machine that is away, as long as the processes wait for each other; what is wrong with it if it
+        has not come back by then, or a stop was asked for. None when all are there."""
+        away = self.away()
+        if away is None:
+            return None
+        seconds = self.config.distributed.timeout
+        message = f"{away.message} The run waits for that machine, {seconds:.0f} s at most."
+        self._tell(NoticeEvent(level="warning", code="machine_away", message=message, hint=away.hint))
+        recorded = RunState.read(self.run.state_path) or RunState(state="starting", pid=os.getpid())
+        waits = dataclasses.replace(recorded, socket=None, step_started=None, pending=(), progress=None)
+        stopped, deadline = select.poll(), time.monotonic() + seconds
+        stopped.register(self._wake, select.POLLIN)
+        with seen_to_live(self.run, waits):
+            while away is not None and not self._stops and time.monotonic() < deadline:
+                stopped.poll(1000 * _AWAY_SECONDS)
+                away = self.away()
+        return away
 
     def _attempt(self, number: int, options: Sequence[str]) -> tuple[Verdict, Words]:
         """Start all processes and wait for a verdict, with what each is called and has said last."""
@@ -192,18 +217,27 @@ class Supervisor:
 
     def _fail(self, reason: str, hint: str) -> int:
         """Record that the run has failed, as its first process cannot."""
+        return self._end("failed", FailedEvent, reason if reason.endswith((".", ")")) else f"{reason}.", hint)
+
+    def _stopped(self) -> int:
+        """Record that the run was stopped while it had no processes."""
+        step = (RunState.read(self.run.state_path) or RunState(state="starting")).step
+        by = sender(self._stops[0].name)
+        return self._end("stopped", StoppedEvent, f"stopped {by} after step {step}", way_on(self.run))
+
+    def _end(self, state: Literal["failed", "stopped"], kind: type[FinishedEvent], reason: str, hint: str) -> int:
+        """Record the end of the run; its exit code."""
         recorded = RunState.read(self.run.state_path) or RunState(state="starting", pid=os.getpid())
         found = complete_checkpoints(self.run)
         adapter = str((found[-1] / "adapter").relative_to(self.run.path)) if found else None
-        reason = reason if reason.endswith((".", ")")) else f"{reason}."
-        self._tell(FailedEvent(reason=reason, step=recorded.step, adapter=adapter, hint=hint))
-        over = dataclasses.replace(recorded, state="failed", reason=reason, socket=None, step_started=None, pending=())
+        self._tell(kind(reason=reason, step=recorded.step, adapter=adapter, hint=hint))
+        over = dataclasses.replace(recorded, state=state, reason=reason, socket=None, step_started=None, pending=())
         try:
             dataclasses.replace(over, updated=time.time(), progress=None).write(self.run.state_path)
         except OSError as error:
             log(f"error: {self.run.state_path} cannot be written: {error.strerror}")
-        notify(Notice("failed", reason, self.run.id))
-        return EXIT_CODES["failed"]
+        notify(Notice(state, reason, self.run.id))
+        return EXIT_CODES[state]
 
     def _tell(self, event: Event) -> None:
         try:
@@ -217,7 +251,7 @@ class Supervisor:
 
     @contextlib.contextmanager
     def _hearing_stops(self) -> Iterator[None]:
-        """Inside, SIGTERM and SIGINT are kept for the first process; SIGHUP means nothing."""
+        """Inside, signals that ask for a stop are kept for the first process; SIGHUP means nothing."""
 
         def keep(number: int, _frame: FrameType | None) -> None:
             self._stops.append(signal.Signals(number))
@@ -226,7 +260,7 @@ class Supervisor:
         for descriptor in (self._wake, writing):
             os.set_blocking(descriptor, False)
         signal.set_wakeup_fd(writing)
-        before = {number: signal.signal(number, keep) for number in (signal.SIGTERM, signal.SIGINT)}
+        before = {number: signal.signal(number, keep) for number in STOP_SIGNALS}
         before[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
         try:
             yield
@@ -262,8 +296,10 @@ def _forget_ended(poll: select.poll, processes: Sequence[RankProcess]) -> None:
                     poll.unregister(descriptor)
 
 
-def _sentence(lost: Lost, words: Words) -> str:
+def _sentence(lost: Lost | Refused, words: Words) -> str:
     """What became of whom, with the last words."""
+    if isinstance(lost, Refused):
+        return f"{words[lost.rank][0]} cannot start: {lost.error.rstrip('.')}"
     if lost.rank is None:
         return f"The processes of the run {lost.what}"
     label, said = words[lost.rank]
@@ -293,97 +329,6 @@ def supervisor_of(
     bare = {name: value for name, value in environment.items() if name not in AGENT_VARIABLES}
     if spread:
         starts = spread_starts(run, config, cards, bare, environment)
-        return Supervisor(run, config, lock, starts, prepare=lambda: compare_for(run, config), devices=held)
+        prepare, away = (lambda: compare_for(run, config)), (lambda: machine_away(config))
+        return Supervisor(run, config, lock, starts, prepare, held, away)
     return Supervisor(run, config, lock, local_starts(run, cards, bare), devices=held) if len(cards) > 1 else None
-
-
-def local_starts(run: Run, cards: Sequence[str | None], environment: Mapping[str, str]) -> Starts:
-    """How the processes of a run on this machine alone are started.
-
-    Args:
-        run: The run.
-        cards: The card of each.
-        environment: Of the supervisor as it was started.
-    """
-
-    def make(options: Sequence[str], meeting: Path) -> list[Start]:
-        return [
-            local_start(
-                run,
-                Meeting(rank, len(cards), rank, file_meeting(meeting)),
-                card,
-                options,
-                environment,
-                siblings=len(cards),
-            )
-            for rank, card in enumerate(cards)
-        ]
-
-    return make
-
-
-def spread_starts(
-    run: Run,
-    config: Config,
-    cards: Sequence[str | None],
-    environment: Mapping[str, str],
-    ssh_environment: Mapping[str, str],
-) -> Starts:
-    """How the processes of a run on several machines are started: here as on one machine, elsewhere over ssh.
-
-    Args:
-        run: The run.
-        config: Its configuration; every machine has as many processes.
-        cards: The card of each process of this machine.
-        environment: Of the supervisor as it was started.
-        ssh_environment: The same with what ssh needs.
-    """
-    hosts, here = config.distributed.other_hosts, len(cards)
-    count = here * (1 + len(hosts))
-
-    def elsewhere(host: str, number: int, local: int, place: str, options: Sequence[str]) -> Start:
-        variables = {**ssh_environment, **Meeting(number, count, local, place).variables(), SIBLINGS: str(here)}
-        command = [sys.executable, "-m", "core.worker.supervise.ssh_rank", host, str(run.path), *options]
-        log = run.path / f"worker-rank{number}.log"
-        return Start(number, command, variables, log, f"Process {number} on {host}")
-
-    def make(options: Sequence[str], _meeting: Path) -> list[Start]:
-        place = tcp_meeting(resolve(config.distributed.address or ""), config.distributed.port)
-        starts = [
-            local_start(run, Meeting(rank, count, rank, place), card, options, environment, siblings=here)
-            for rank, card in enumerate(cards)
-        ]
-        for order, host in enumerate(hosts, start=1):
-            starts += [elsewhere(host, order * here + local, local, place, options) for local in range(here)]
-        return starts
-
-    return make
-
-
-def local_start(
-    run: Run,
-    meeting: Meeting,
-    card: str | None,
-    options: Sequence[str],
-    environment: Mapping[str, str],
-    *,
-    siblings: int,
-) -> Start:
-    """How one process on this machine is started.
-
-    Args:
-        run: The run.
-        meeting: Its place among the others.
-        card: Its card; None for none that was chosen.
-        options: Those of the worker.
-        environment: Of the supervisor as it was started.
-        siblings: How many share the cores of this machine.
-    """
-    variables = {**environment, **meeting.variables()}
-    if card is not None:
-        variables[VISIBLE] = card
-    cores = len(os.sched_getaffinity(0))
-    variables.setdefault("OMP_NUM_THREADS", str(max(1, cores // siblings)))
-    path = run.log_path if meeting.rank == 0 else run.path / f"worker-rank{meeting.rank}.log"
-    command = [sys.executable, "-m", "core.worker", str(run.path), *options]
-    return Start(meeting.rank, command, variables, path, f"Process {meeting.rank}")

@@ -59,11 +59,14 @@ class Ended:
 
 @dataclass(frozen=True)
 class Refused:
-    """A process other than the first one cannot go on, whatever is tried."""
+    """A process other than the first one cannot go on."""
 
     rank: int
     error: str
     hint: str
+    has_met: bool = True
+    """Whether it had met the others. In a new start what comes before that was otherwise a moment ago: a machine that
+    boots, a network that is down. What comes after it is the same, whatever is tried."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ def judge(signs: Sequence[Sign], timeout: float, *, settled: bool) -> Verdict | 
         return Ended(first.status, first.following)
     for sign in signs[1:]:
         if sign.status == EXIT_CODES["failed"] and sign.error:
-            return Refused(sign.rank, sign.error, sign.hint)
+            return Refused(sign.rank, sign.error, sign.hint, has_met=sign.pid is not None)
     for sign in signs:
         if sign.status not in (None, 0, EXIT_LOST):
             return Lost(sign.rank, describe_end(sign.status))

@@ -15,6 +15,7 @@ from core.analysis.result import AnalysisRequest
 from core.analysis.survey import survey
 from core.data.conversation import Example, make_text
 from tests.core.data.sample_files import json_lines, write
+from tests.examples import examples
 
 WORDS = [f"word{number}" for number in range(400)]
 
@@ -45,7 +46,7 @@ def near_pairs(texts: list[str], held_out: set[int]) -> tuple[int, int]:
     return len(same), len(near)
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(
     st.lists(st.tuples(st.integers(0, 40), st.integers(0, 4)), min_size=30, max_size=120),
     st.floats(0.05, 0.4),

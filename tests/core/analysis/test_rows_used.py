@@ -20,6 +20,7 @@ from core.template.settings import mask_settings
 from core.worker.data.dataset import Loader
 from core.worker.data.encode import Encoder
 from tests.core.data.sample_files import json_lines, write, write_parquet
+from tests.examples import examples
 
 #: Tokens of the embedding in ``padded_model``, more than the tokenizer has.
 EMBEDDED = 352
@@ -277,7 +278,7 @@ def test_many_rows_looked_at_by_several_processes(both: Both, tmp_path: Path) ->
     assert analysis.rows == 4000
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(40), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     kinds=st.lists(st.sampled_from(sorted(MESSY)), min_size=1, max_size=40),
     overlong=st.sampled_from(["drop", "truncate"]),

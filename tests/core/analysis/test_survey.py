@@ -19,6 +19,7 @@ from core.data.conversation import Example, make_tokens
 from core.errors import UserError
 from core.template.settings import MaskSettings
 from tests.core.data.sample_files import json_lines, write, write_arrow, write_parquet, write_zstd
+from tests.examples import examples
 
 WORDS = [f"word{number}" for number in range(500)]
 
@@ -251,7 +252,7 @@ def test_rows_of_tokens_are_compared_too() -> None:
     assert find_near(found, same) == {1: 0}
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(60), suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.integers(0, 5), max_size=30), st.lists(st.integers(0, 8), max_size=30))
 def test_same_and_shared_are_what_comparing_all_with_all_finds(train: list[int], held_out: list[int]) -> None:
     texts = [f"Row  number {number}" for number in range(9)]

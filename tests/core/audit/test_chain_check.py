@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,9 @@ from core.audit.chain_check import check_chain, read_sealed, sealed_config
 from core.audit.result import ChainResult
 from core.config.document import dump_config
 from core.config.schema import Config
-from core.runs.chain import CHAIN_NAME, Chain
-from core.runs.events import Event, NoticeEvent, encode_event
+from core.runs.chain import CHAIN_NAME, NOTHING, Chain, canonical, digest_of
+from core.runs.events import Event, FinishedEvent, NoticeEvent, encode_event
+from core.runs.state import RunState
 from core.runs.store import Run
 from core.small_files import hash_file
 
@@ -35,12 +38,12 @@ def run(tmp_path: Path) -> Run:
         tell(made, *(step(number) for number in range(first, first + 3)))
         chain.append("checkpoint", {"step": first + 2, "manifest": save(made, first + 2)})
         tell(made, checkpoint(first + 2))
-    made.adapter_path.mkdir()
-    (made.adapter_path / "adapter_model.safetensors").write_bytes(b"result")
+    shutil.copytree(made.checkpoints_path / "step-00000006/adapter", made.adapter_path)
     digest = hash_file(made.adapter_path / "adapter_model.safetensors")
     chain.append("result", {"step": 6, "directory": "adapter", "files": {"adapter_model.safetensors": digest}})
     tell(made, NoticeEvent(level="info", code="done", message="It is done."))
     chain.append("end", {"state": "finished", "step": 6})
+    RunState(state="finished", step=6).write(made.state_path)
     return made
 
 
@@ -145,7 +148,7 @@ def test_options_and_result_are_named(run: Run) -> None:
     run.config_path.write_text(dump_config(changed))
     (run.adapter_path / "adapter_model.safetensors").write_bytes(b"better")
     assert told(run) == [
-        "run.toml: train.learning_rate was as always and is 0.001.",
+        "run.toml: train.learning_rate changed from 2e-4 (the default) to 0.001.",
         "adapter/adapter_model.safetensors is not what was written: its SHA-256 is another.",
     ]
 
@@ -162,18 +165,89 @@ def test_a_link_that_was_changed_is_named_and_those_before_it_count(run: Run) ->
     )
 
 
-def test_what_is_not_covered_is_said_and_is_no_difference(run: Run) -> None:
+def cut(run: Run, links: int) -> None:
     path = run.path / CHAIN_NAME
-    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:2]))
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:links]))
+
+
+def test_what_a_killed_run_has_not_sealed_is_said_and_is_no_difference(run: Run) -> None:
+    RunState(state="died", step=6).write(run.state_path)
+    shutil.rmtree(run.adapter_path)
+    cut(run, 2)
     found = checked(run)
     assert found.differences == ()
     assert found.notes == (
         "events.jsonl goes on after the last link, as the worker was killed; these lines are not covered.",
         "step-00000006 is not in the chain: it was written as the worker was killed, or came from elsewhere.",
     )
-    path.unlink()
+    (run.path / CHAIN_NAME).unlink()
     assert checked(run).head is None
     assert "no hash chain" in checked(run).notes[0]
+
+
+@pytest.mark.parametrize("links", [2, 3, 4])
+def test_a_chain_that_was_cut_off_is_not_whole_where_the_run_has_finished(run: Run, links: int) -> None:
+    cut(run, links)
+    assert told(run) == [
+        "The hash chain breaks off before the end of the run, which has finished: links were removed from its end."
+    ]
+
+
+def test_lines_after_the_end_of_a_finished_run_are_a_difference(run: Run) -> None:
+    tell(run, step(7))
+    assert told(run) == ["events.jsonl: lines were added after the end of the run."]
+
+
+def reseal(run: Run, change: Callable[[list[dict[str, Any]]], object]) -> None:
+    """Change links, and make the chain over them sound again, as somebody can who knows how it is made."""
+    path = run.path / CHAIN_NAME
+    links = [json.loads(line) for line in path.read_bytes().splitlines()]
+    change(links)
+    prev = NOTHING
+    for number, link in enumerate(links):
+        link |= {"n": number, "prev": prev}
+        prev = link["link"] = digest_of(link)
+    path.write_bytes(b"".join(canonical(link) + b"\n" for link in links))
+
+
+def skip_events(links: list[dict[str, Any]]) -> None:
+    links[1]["events"] |= {"from": links[1]["events"]["to"], "lines": "", "sha256": hashlib.sha256(b"").hexdigest()}
+
+
+def test_a_chain_that_was_made_anew_has_to_cover_all_from_the_start(run: Run) -> None:
+    reseal(run, list)
+    assert told(run) == []
+    reseal(run, skip_events)
+    assert told(run)[0] == "The hash chain is broken: chain.jsonl, line 2: it leaves out a part of events.jsonl."
+
+
+def test_a_chain_without_a_start_does_not_begin_there(run: Run) -> None:
+    reseal(run, lambda links: links[0].update(kind="parked"))
+    assert told(run) == ["The hash chain does not begin with a start of the run."]
+
+
+@pytest.mark.parametrize("sealed", ["anew", "not at all"])
+def test_another_adapter_is_told_from_its_checkpoint_though_the_chain_has_it(run: Run, sealed: str) -> None:
+    path = run.adapter_path / "adapter_model.safetensors"
+    path.write_bytes(b"better")
+    if sealed == "anew":
+        reseal(run, lambda links: links[3]["body"].update(files={path.name: hash_file(path)}))
+    else:
+        (run.path / CHAIN_NAME).unlink()
+        change_lines(run, lambda lines: lines.append(encode_event(FinishedEvent(reason="Done.", step=6)).encode()))
+    assert told(run) == [
+        "adapter/adapter_model.safetensors is not that of step-00000006, which the result is a copy of."
+    ]
+
+
+def test_a_copy_elsewhere_notes_and_comments_change_nothing(run: Run, tmp_path: Path) -> None:
+    shutil.copytree(run.path, tmp_path / "elsewhere")
+    copied = Run(tmp_path / "elsewhere")
+    copied.config_path.write_text("# the good one\n" + copied.config_path.read_text() + "\n# end\n")
+    (copied.path / "notes.md").write_text("Mine.")
+    (copied.adapter_path / "README.md").write_text("Mine too.")
+    found = checked(copied)
+    assert (found.differences, found.notes, found.head) == ((), (), checked(run).head)
 
 
 def test_a_run_without_a_chain_has_its_checkpoints_checked_by_their_manifests(run: Run) -> None:

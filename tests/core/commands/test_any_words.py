@@ -22,6 +22,7 @@ from core.commands.command_line import command_parser
 from core.errors import UserError
 from core.runs.state import RunState
 from tests.core.commands.conftest import ROOT, Result
+from tests.examples import examples
 from tui import __main__ as program
 
 NOT_UTF8 = os.fsdecode(b"caf\xe9.jsonl")
@@ -190,7 +191,7 @@ def test_words_that_no_parser_knows_are_refused_in_a_line(
 HOSTILE = st.text(st.characters(), max_size=30) | st.binary(max_size=20).map(os.fsdecode)
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=examples(60), suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(case=st.sampled_from(CASES), value=HOSTILE.filter(lambda text: "\0" not in text))
 def test_any_text_is_taken_or_refused_in_a_line(
     place: Path, capsys: pytest.CaptureFixture[str], case: tuple[str, str], value: str

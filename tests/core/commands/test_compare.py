@@ -28,7 +28,7 @@ def test_two_runs_are_compared(cli: CommandLine, tmp_path: Path) -> None:
 def test_what_cannot_be_compared_is_said(cli: CommandLine, tmp_path: Path) -> None:
     cli.script(steps=1)
     cli("train", str(cli.config()), "--name", "only")
-    assert "Choose two to 6." in cli("compare", "only").err
+    assert "One run is nothing to compare. Name two to 6 different ones." in cli("compare", "only").err
     assert "Choose two to 6." in cli("compare", "only", "latest").err
     cli("train", str(cli.config()), "--name", "other")
     refused = cli("compare", "only", "other", "--csv", str(tmp_path / "none" / "x.csv"))

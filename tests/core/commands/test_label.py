@@ -88,3 +88,10 @@ def test_the_list_is_sorted_and_has_units(cli: CommandLine) -> None:
     assert " tok/s " in line
     assert " kB" in line
     assert cli("runs", "--sort", "beauty").code == 2
+
+
+def test_a_tag_cannot_be_added_and_taken_away(cli: CommandLine, runs: list[Run]) -> None:
+    refused = cli("label", "first", "--tag", "keep", "--untag", "#keep")
+    assert refused.code == 1
+    assert "The tag keep is to be added and taken away." in refused.err
+    assert read_labels(runs[0].path) == Labels()

@@ -65,7 +65,7 @@ def test_entries_are_held_released_moved_removed_and_cleared(cli: CommandLine, c
     assert states() == {1: "removed", 2: "waiting", 3: "waiting"}
     result = cli("queue", "release", "2")
     assert result.code == 1
-    assert "Entry 2 is waiting and cannot be released." in result.err
+    assert "Entry 2 is waiting already." in result.err
     store.change(lambda queue: queue.with_entry(queue.entry(2).moved("skipped")))
     assert cli("queue", "clear", "--json").json == {"cleared": 1}
     assert states() == {3: "waiting"}

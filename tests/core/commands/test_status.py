@@ -112,6 +112,24 @@ def test_a_bar_without_runs_stays_empty(cli: CommandLine) -> None:
     assert cli("status", "--prometheus").out.splitlines()[-1] == "localtune_live_runs 0"
 
 
+def test_a_run_that_waits_for_a_process_does_not_hide_the_one_that_trains(cli: CommandLine, live: Run) -> None:
+    waiting = create_run(config_for(cli.home), "zzz")
+    assert [run.id for run in live_runs()] == [waiting.id, live.id]
+    assert cli("status").out.startswith("training 34/120")
+    RunState(state="finished", step=34, total_steps=34, updated=time.time()).write(live.state_path)
+    assert cli("status").out.startswith("queued")
+
+
+def test_a_parked_run_is_called_so(cli: CommandLine, live: Run) -> None:
+    pid, started = own_identity()
+    RunState(
+        state="paused", parked="on request", pid=pid, pid_started=started, host=hostname(), step=34, total_steps=120,
+        updated=time.time(),
+    ).write(live.state_path)  # fmt: skip
+    assert cli("status").out.startswith("parked 34/120")
+    assert "parked" in cli("runs").out.splitlines()[1]
+
+
 def test_an_ended_run_has_no_time_left(cli: CommandLine, live: Run) -> None:
     RunState(state="finished", step=34, total_steps=34, updated=time.time()).write(live.state_path)
     assert "ETA" not in cli("status").out

@@ -44,5 +44,27 @@ def test_the_end_says_what_was_gained_and_what_it_took(tmp_path: Path) -> None:
     assert "took      1m 30s, 1.3 Wh" in lines
 
 
+def test_what_was_not_measured_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text("")
+    RunState(state="queued").write(tmp_path / "state.json")
+    followed = Followed(Run(tmp_path), RunState(state="lost", reason="its process never started"))
+    assert summary_lines(followed, summarize(followed)) == [
+        f"run       {tmp_path.name}",
+        "state     lost (its process never started)",
+        f"next      It saved no checkpoint; start it again with 'localtune-tui train {tmp_path}/run.toml'.",
+    ]
+
+
+def test_an_evaluation_without_one_before_is_told(tmp_path: Path) -> None:
+    followed = Followed(Run(tmp_path), RunState(state="finished", step=2, total_steps=2))
+    for event in (_evaluation(2, 0.1, 0.35), FinishedEvent(t=90.0, reason="all steps done", step=2)):
+        followed.apply(event)
+    lines = summary_lines(followed, summarize(followed))
+    assert [line for line in lines if line.startswith("measured")] == [
+        "measured  exact match 0.35",
+        "measured  eval loss 0.100",
+    ]
+
+
 def _evaluation(step: int, loss: float, exact: float) -> EvalEvent:
     return EvalEvent(t=float(step), step=step, loss=loss, perplexity=1.0, seconds=1.0, exact_match=exact)

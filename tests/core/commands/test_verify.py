@@ -38,7 +38,7 @@ def found(outcome: Outcome, *differences: Difference, head: str | None = "f00d")
 @pytest.mark.parametrize(
     ("outcome", "code", "said"),
     [
-        ("equal", 0, "Verified: every byte came out as it was recorded."),
+        ("equal", 0, "Verified: every byte that was computed again came out as it was recorded."),
         ("differs", EXIT_DIFFERS, "Not what was recorded."),
         ("inexact", 1, "Not proven"),
         ("skipped", 1, "Not proven"),

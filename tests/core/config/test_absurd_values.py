@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from core.config.document import ConfigDocument, dump_config, load_config
 from core.config.schema import Config, Option, options
 from core.errors import UserError
+from tests.examples import examples
 
 EVERY = list(options())
 FS = "f" * 100_000
@@ -118,7 +119,7 @@ def test_an_absurd_value_is_taken_or_refused_in_a_sentence_that_names_the_key(op
         assert is_any_text or len(values) > len(ABSURD) / 4, (way, len(values))
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=examples(150), suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(option=st.sampled_from(EVERY), value=st.text(max_size=40) | st.binary(max_size=20).map(os.fsdecode))
 def test_any_text_behind_an_option_is_taken_as_its_value_alone_or_refused(
     tmp_path: Path, option: Option, value: str

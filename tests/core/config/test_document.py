@@ -14,6 +14,7 @@ from core.config.schema import Config, Option, find_option
 from core.config.values import describe_type, parse_value
 from core.errors import UserError
 from tests.core.config.strategies import CHANGES, EVERY, MINIMAL
+from tests.examples import examples
 
 AUTHORED = """\
 # My tickets
@@ -27,7 +28,7 @@ epochs = 2 # twice
 """
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(CHANGES)
 def test_comments_and_everything_else_survive_an_edit(changes: list[tuple[str, Any]]) -> None:
     document = ConfigDocument(AUTHORED)
@@ -45,7 +46,7 @@ def test_comments_and_everything_else_survive_an_edit(changes: list[tuple[str, A
     assert again.problems() == {}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(CHANGES)
 def test_a_configuration_written_out_reads_as_itself(changes: list[tuple[str, Any]]) -> None:
     document = ConfigDocument(MINIMAL, Path("/somewhere/run.toml"))

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from core.config.document import ConfigDocument
 from core.errors import UserError
 from tests.core.config.strategies import CHANGES
+from tests.examples import examples
 from tests.waiting import wait_for
 
 ROOT = Path(__file__).parents[3]
@@ -49,7 +50,7 @@ def test_a_file_that_is_saved_as_it_was_read_is_the_same(tmp_path: Path, style: 
     assert ConfigDocument.load(path).validate() == before
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(st.sampled_from(sorted(STYLES)), st.sampled_from(["\n", "\r\n"]), CHANGES)
 def test_an_edited_configuration_comes_back_equal_with_its_comments(
     tmp_path_factory: pytest.TempPathFactory, style: str, ends: str, changes: list[tuple[str, Any]]

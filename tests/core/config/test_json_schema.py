@@ -15,6 +15,7 @@ from core.config.json_schema import DIALECT, json_schema
 from core.config.schema import Option, sections
 from core.presets.library import Preset, apply_preset, presets
 from tests.core.config.strategies import CHANGES, EVERY, MINIMAL
+from tests.examples import examples
 
 SCHEMA = json_schema()
 
@@ -76,7 +77,7 @@ def test_presets_pass(preset: Preset) -> None:
     assert accepts(document.dumps())
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(CHANGES)
 def test_what_is_valid_passes(changes: list[tuple[str, Any]]) -> None:
     document = ConfigDocument(MINIMAL)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.evaluation.bootstrap import LEAST_PAIRS, paired_bootstrap
+from tests.examples import examples
 
 SCORES = st.lists(
     st.tuples(st.sampled_from([0.0, 0.5, 1.0]), st.sampled_from([0.0, 0.5, 1.0])), min_size=5, max_size=30
@@ -17,7 +18,7 @@ SCORES = st.lists(
 
 
 @given(SCORES, st.integers(0, 99))
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 def test_the_interval_is_around_the_difference_and_turns_with_the_models(
     pairs: list[tuple[float, float]], seed: int
 ) -> None:

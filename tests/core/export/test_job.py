@@ -12,9 +12,10 @@ import pytest
 
 from core import paths
 from core.errors import UserError
-from core.export.job import ExportCancelledError, ExportJob, ExportProgress
+from core.export.job import ExportCancelledError, ExportJob
 from core.export.request import ExportRequest
 from core.export.result import list_exports
+from core.helper import HelperProgress
 from core.runs.store import Run
 from tests.core.export.trained_run import make_trained_run, write_rows
 from tests.waiting import wait_for
@@ -30,11 +31,11 @@ def left() -> list[str]:
     return sorted(os.listdir(paths.exports_dir())) if paths.exports_dir().exists() else []
 
 
-def at(activity: str, act: Callable[[], object]) -> Callable[[ExportProgress], None]:
+def at(activity: str, act: Callable[[], object]) -> Callable[[HelperProgress], None]:
     """Progress that acts once, when an activity is told."""
     done = False
 
-    def look(progress: ExportProgress) -> None:
+    def look(progress: HelperProgress) -> None:
         nonlocal done
         if not done and progress.activity == activity:
             done = True
@@ -44,7 +45,7 @@ def at(activity: str, act: Callable[[], object]) -> Callable[[ExportProgress], N
 
 
 def test_a_merged_model_is_made_and_proven_in_processes_of_their_own(run: Run) -> None:
-    seen: list[ExportProgress] = []
+    seen: list[HelperProgress] = []
     result = ExportJob(ExportRequest(run.path, "merged", rows=2)).run(seen.append)
     assert result.verified
     assert result.agreement is not None

@@ -89,6 +89,29 @@ def test_done_by_seven_and_near_the_least_energy() -> None:
     assert first.energy_kwh == pytest.approx(run.joules / 3.6e6, rel=0.05)
 
 
+@pytest.mark.parametrize("has_power", [True, False])
+def test_after_the_last_step_the_pace_stays(has_power: bool) -> None:
+    run = Overnight(Limits(deadline=parse_time("22:00")), steps=200)
+    run.night = Night(run.limits, run.now, has_power=has_power)
+    run.run(199)
+    duty = run.night.duty(run.now)
+    assert duty > 0.3
+    run.run()
+    told = len(run.told)
+    for _ in range(3):  # minutes of the last evaluation, with nothing left to train
+        run._wait(60.0)
+        assert run.night.duty(run.now) == pytest.approx(duty, abs=0.1)
+    assert len(run.told) == told
+
+
+def test_a_run_that_ends_while_its_pace_is_measured_is_not_held_back() -> None:
+    run = Overnight(Limits(deadline=parse_time("07:00")), steps=8)
+    run.run(7)
+    assert run.night.duty(run.now) < 1.0, "a trial"
+    run.run()
+    assert run.night.duty(run.now) == 1.0
+
+
 def test_a_disturbance_is_planned_around() -> None:
     run = Overnight(Limits(deadline=parse_time("07:00")), steps=3000)
     run.run(1000)

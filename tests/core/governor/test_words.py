@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import time
+
 import pytest
 
-from core.governor.words import describe, stopped_by
+from core.governor.night import Promise
+from core.governor.words import describe, misses, promised, stopped_by
 
 
 @pytest.mark.parametrize(
@@ -34,6 +37,17 @@ def test_actions_are_told_as_a_person_would(
     action: tuple[str, str, float | None, float | None, float | None], said: str
 ) -> None:
     assert describe(*action) == said
+
+
+def test_an_end_that_is_told_does_not_lie_before_the_true_one() -> None:
+    seven = time.mktime((2026, 11, 27, 7, 0, 0, 0, 0, -1))
+    late = Promise(
+        cause="measured", finish=seven + 20, energy_kwh=None, promised_finish=seven, promised_energy_kwh=None,
+        used_kwh=None, duty=1.0, quiet_duty=1.0, deadline=seven, energy_limit_kwh=None,
+    )  # fmt: skip
+    ((_, message, _),) = misses(late)
+    assert message.endswith("07:01 is the soonest.")
+    assert promised(seven, None, seven, None, None).endswith("07:00")
 
 
 def test_a_stop_names_who_and_why() -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from core.hardware.snapshot import Device, GpuProcess, Host, Xid
 from core.runs.events import HardwareEvent, decode_event, encode_event
+from tests.examples import examples
 
 FULL = Device(
     index=1,
@@ -76,7 +77,7 @@ def test_damage_counts_as_not_reported() -> None:
             Device.from_dict(broken)
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(st.dictionaries(st.sampled_from([item.name for item in dataclasses.fields(Device)]), JSON))
 def test_no_event_breaks_a_reader(values: dict[str, Any]) -> None:
     known = {"index": 0, "kind": "cuda", "name": "RTX", **values}

@@ -21,6 +21,7 @@ from core.importers.rules import Choice, Copy, Missing, is_one_of
 from core.importers.tool import Rule, Tool, missing
 from tests.core.data.sample_files import write
 from tests.core.importers.helpers import assert_all_accounted, carry, entries, entry, keys_of, loaded, setting
+from tests.examples import examples
 
 EVERY = list(TOOLS.values())
 MINIMAL = {
@@ -240,7 +241,7 @@ def _files(draw: st.DrawFn) -> tuple[Tool, dict[str, Any]]:
     return tool, values
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(300), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(_files())
 def test_every_key_is_accounted_for_once(
     tmp_path_factory: pytest.TempPathFactory, file: tuple[Tool, dict[str, Any]]
@@ -267,7 +268,7 @@ def test_every_key_is_accounted_for_once(
     assert {f"{section}.{key}" for section, table in tomli.loads(document.dumps()).items() for key in table} <= declared
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(st.text(st.characters(codec="utf-8"), min_size=1, max_size=30))
 def test_texts_are_what_they_were(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     directory = tmp_path_factory.getbasetemp()

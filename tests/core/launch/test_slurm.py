@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,11 +21,23 @@ _PYTHON = """#!/bin/bash
 here=$(dirname "$0")
 if [ "$2" = tui ]; then
   echo "${@:3}" >> "$here/made"
+  while [ -e "$here/checking" ]; do sleep 0.02; done
   mkdir -p "$here/the run"; echo "$here/the run"; exit 0
 fi
 echo "$SLURM_PROCID of $SLURM_NTASKS at $MASTER_ADDR:$MASTER_PORT ${*:3}" >> "$here/tasks"
+save() { mkdir -p "$run/checkpoints/step-00000005"; }
+stay() { while [ ! -e "$here/$1" ]; do sleep 0.02; done; }
+run=$3
 . "$here/do"
 """
+#: A worker that trains until it is told to stop, and then saves when it is let.
+_TRAINS = """
+if [ "$4" = --resume ]; then exit 0; fi
+trap 'touch "$here/told-$SLURM_PROCID"; stay let; save; exit 3' TERM USR1
+touch "$here/ready-$SLURM_PROCID"
+stay never
+"""
+PATIENCE = 20
 
 
 @pytest.fixture
@@ -30,69 +45,144 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
     return FakeSlurm(tmp_path / "cluster", monkeypatch)
 
 
-def job(slurm: FakeSlurm, do: str, *, restarts: int = 2) -> Path:
+def start(slurm: FakeSlurm, do: str, *, tasks: int = 2, restarts: int = 2) -> subprocess.Popen[str]:
     python = slurm.directory / "a python's $(name)"
     python.write_text(_PYTHON)
     python.chmod(0o755)
     (slurm.directory / "do").write_text(do)
-    made = SlurmJob(Path("/data/it's.toml"), ["train.seed=1"], "tickets", 2, 1, 1, restarts, python=str(python))
-    file = slurm.directory / "job.sbatch"
-    file.write_text(made.batch_file())
-    return file
+    made = SlurmJob(Path("/data/it's.toml"), ["train.seed=1"], "tickets", 1, tasks, 1, restarts, python=str(python))
+    return slurm.sbatch(made.batch_file())
 
 
 def tasks(slurm: FakeSlurm) -> list[str]:
     return sorted((slurm.directory / "tasks").read_text().splitlines())
 
 
+def made(slurm: FakeSlurm) -> list[str]:
+    return (slurm.directory / "made").read_text().splitlines()
+
+
+def there(slurm: FakeSlurm, pattern: str, count: int = 2) -> None:
+    wait_for(lambda: len(list(slurm.directory.glob(pattern))) == count, PATIENCE, pattern)
+
+
+def let(slurm: FakeSlurm) -> None:
+    """Let the tasks save."""
+    (slurm.directory / "let").touch()
+
+
+def trained(slurm: FakeSlurm) -> bool:
+    """Whether a step was saved."""
+    return (slurm.directory / "the run/checkpoints/step-00000005").is_dir()
+
+
 def test_each_task_is_told_its_place(slurm: FakeSlurm) -> None:
-    done = slurm.start(job(slurm, "exit 0"), tasks=2)
-    assert done.communicate()[0] == ""
-    assert done.returncode == 0
+    assert start(slurm, "exit 0").wait(PATIENCE) == 0
+    assert slurm.log == ""
     place = f"at 127.0.0.1:24711 {slurm.directory}/the run"
     assert tasks(slurm) == [f"0 of 2 {place}", f"1 of 2 {place}"]
-    made = (slurm.directory / "made").read_text()
-    assert made == "train /data/it's.toml --set train.seed=1 --name tickets --no-start\n"
+    assert made(slurm) == ["train /data/it's.toml --set train.seed=1 --name tickets --no-start"]
     assert not list(slurm.directory.glob(".localtune-*"))
 
 
-def test_a_job_whose_time_is_over_saves_a_checkpoint_and_is_queued_again(slurm: FakeSlurm) -> None:
-    do = 'trap \'mkdir -p "$3/checkpoints/step-00000005"; exit 3\' TERM; touch "$here/ready-$SLURM_PROCID"\n'
-    file = job(slurm, do + "while :; do sleep 0.05; done")
-    started = slurm.start(file, tasks=2)
-    wait_for(lambda: len(list(slurm.directory.glob("ready-*"))) == 2, 20, "both tasks")
-    started.send_signal(signal.SIGTERM)
-    assert started.communicate()[0] == ""
-    assert started.returncode == 3
+def test_a_job_whose_time_is_nearly_over_saves_a_step_and_is_queued_again(slurm: FakeSlurm) -> None:
+    job = start(slurm, _TRAINS)
+    there(slurm, "ready-*")
+    slurm.notice()
+    let(slurm)
+    assert job.wait(PATIENCE) == 0
     assert slurm.requeued == ["4711"]
-    (slurm.directory / "do").write_text("exit 0")
-    (slurm.directory / "tasks").unlink()
-    again = slurm.start(file, tasks=2)
-    again.communicate()
-    assert again.returncode == 0
-    assert all(line.endswith("the run --resume") for line in tasks(slurm))
-    assert len((slurm.directory / "made").read_text().splitlines()) == 1
+    assert [line.endswith("the run --resume") for line in tasks(slurm)] == [False, True, False, True]
+    assert len(made(slurm)) == 1
+    assert slurm.log == ""
+
+
+@pytest.mark.parametrize("everywhere", [True, False])
+def test_a_job_that_is_cancelled_saves_a_step_and_is_not_queued_again(slurm: FakeSlurm, everywhere: bool) -> None:
+    job = start(slurm, _TRAINS)
+    there(slurm, "ready-*")
+    slurm.end(tasks=everywhere)
+    let(slurm)
+    assert job.wait(PATIENCE) == 3
+    assert trained(slurm)
+    assert slurm.requeued == []
+
+
+@pytest.mark.parametrize(("reason", "requeued"), [("None", []), ("TimeLimit", ["4711"])])
+def test_a_job_that_ends_while_it_saves_goes_on_only_if_its_time_was_over(
+    slurm: FakeSlurm, reason: str, requeued: list[str]
+) -> None:
+    job = start(slurm, _TRAINS)
+    there(slurm, "ready-*")
+    slurm.notice()
+    there(slurm, "told-*")
+    slurm.end(reason)
+    let(slurm)
+    assert job.wait(PATIENCE) == (0 if requeued else 3)
+    assert slurm.requeued == requeued
+
+
+def test_a_job_that_was_cancelled_a_moment_ago_is_not_queued_again(slurm: FakeSlurm) -> None:
+    job = start(slurm, _TRAINS)
+    there(slurm, "ready-*")
+    slurm.notice()
+    there(slurm, "told-*")
+    slurm.record()
+    let(slurm)
+    assert job.wait(PATIENCE) == 3
+    assert slurm.requeued == []
+
+
+def test_a_job_that_would_come_no_further_is_not_queued_again(slurm: FakeSlurm) -> None:
+    job = start(slurm, _TRAINS.replace("save; ", ""))
+    there(slurm, "ready-*")
+    slurm.notice()
+    let(slurm)
+    assert job.wait(PATIENCE) == 3
+    assert slurm.requeued == []
+    assert "The time was over before a step was saved" in slurm.log
+
+
+@pytest.mark.parametrize("by", [FakeSlurm.notice, FakeSlurm.end])
+def test_a_job_that_still_checks_its_data_ends_at_once(slurm: FakeSlurm, by: Callable[[FakeSlurm], None]) -> None:
+    (slurm.directory / "checking").touch()
+    job = start(slurm, "exit 0")
+    there(slurm, "made", 1)
+    by(slurm)
+    assert job.wait(PATIENCE) == 128 + signal.SIGTERM
+    assert not (slurm.directory / "tasks").exists()
+    assert not list(slurm.directory.glob(".localtune-*"))
+    assert slurm.requeued == []
+    assert ("The time was over" in slurm.log) == (by is FakeSlurm.notice)
+
+
+def test_the_status_is_that_of_the_run_however_many_signals_come(slurm: FakeSlurm) -> None:
+    job = start(slurm, "trap '' USR1; save; touch \"$here/ready-$SLURM_PROCID\"; stay let; exit 4")
+    there(slurm, "ready-*")
+    shell = slurm.shell
+    for number in range(400):
+        if number == 100:
+            let(slurm)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(shell, signal.SIGUSR1)
+    assert job.wait(PATIENCE) == 4
+    assert len(tasks(slurm)) == 2
+    assert slurm.requeued == []
 
 
 def test_a_lost_process_starts_the_run_again_so_often(slurm: FakeSlurm) -> None:
-    started = slurm.start(job(slurm, "exit 75", restarts=2), tasks=2)
-    started.communicate()
-    assert started.returncode == 75
+    assert start(slurm, "exit 75", restarts=2).wait(PATIENCE) == 75
     assert len(tasks(slurm)) == 6
     assert slurm.requeued == []
 
 
 def test_a_run_that_failed_is_not_started_again(slurm: FakeSlurm) -> None:
-    started = slurm.start(job(slurm, "exit 4"), tasks=2)
-    started.communicate()
-    assert started.returncode == 4
+    assert start(slurm, "exit 4").wait(PATIENCE) == 4
     assert len(tasks(slurm)) == 2
 
 
 def test_a_run_that_somebody_stopped_stays_stopped(slurm: FakeSlurm) -> None:
-    started = slurm.start(job(slurm, "exit 3"), tasks=1)
-    started.communicate()
-    assert started.returncode == 3
+    assert start(slurm, "save; exit 3", tasks=1).wait(PATIENCE) == 3
     assert slurm.requeued == []
 
 
@@ -120,7 +210,7 @@ def test_what_slurm_is_asked_for() -> None:
         "#SBATCH --output=tickets-%j.log",
         "#SBATCH --open-mode=append",
         "#SBATCH --requeue",
-        "#SBATCH --signal=B:TERM@180",
+        "#SBATCH --signal=B:USR1@180",
     ]
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from core.errors import UserError
 from core.queue.book import Queue
 from core.queue.entry import FOLLOWS, STATES, QueueEntry
+from tests.examples import examples
 
 
 def queue_of(*names: str) -> Queue:
@@ -55,6 +56,17 @@ def test_one_that_runs_is_neither_moved_nor_removed_and_the_message_says_how_to_
     assert queue.with_position(2, 1).active == queue.entry(1)
 
 
+def test_a_sweep_that_was_taken_out_is_not_named_among_those_there_are() -> None:
+    entries = [QueueEntry(id=1, name=name, sweep=name) for name in ("s1", "s2", "s3")]
+    queue = Queue().with_added(entries).removed(1)
+    with pytest.raises(UserError, match="no sweep s1") as error:
+        queue.of_sweep("s1")
+    assert error.value.hint == "There are s2, s3."
+    with pytest.raises(UserError) as error:
+        queue.removed(2).of_sweep("s1")
+    assert error.value.hint == "There is s3."
+
+
 def test_a_removed_entry_is_not_found_and_its_id_is_not_given_again() -> None:
     queue = queue_of("a").removed(1)
     with pytest.raises(UserError, match="no entry 1"):
@@ -89,7 +101,7 @@ ENTRIES = st.builds(
 )
 
 
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 @given(st.lists(ENTRIES, max_size=3, unique_by=lambda entry: entry.run or object()))
 def test_what_is_written_is_read_again(entries: list[QueueEntry]) -> None:
     queue = Queue().with_added(entries)

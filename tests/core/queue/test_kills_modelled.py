@@ -21,6 +21,7 @@ from core.queue.entry import ACTIVE
 from core.queue.fate import run_of
 from core.runs.store import Run, make_run
 from tests.core.queue.helpers import FakeWorkers, add, make_runner
+from tests.examples import examples
 
 T = TypeVar("T")
 
@@ -156,5 +157,5 @@ class QueueUnderKills(RuleBasedStateMachine):
         assert not left
 
 
-QueueUnderKills.TestCase.settings = settings(max_examples=25, stateful_step_count=16, deadline=None)
+QueueUnderKills.TestCase.settings = settings(max_examples=examples(25), stateful_step_count=16, deadline=None)
 TestQueueUnderKills = QueueUnderKills.TestCase

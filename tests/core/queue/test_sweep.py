@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import UserError
-from core.queue.sweep import MOST_VARIANTS, Axis, combinations, make_variants, parse_axis, split_values, words_of
+from core.queue.entry import words_of
+from core.queue.sweep import MOST_VARIANTS, Axis, combinations, make_variants, parse_axis, split_values
 
 
 def test_an_axis_is_an_option_with_its_values() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from core.runs.answers import questions_of, verdict
+from core.runs.answers import Against, questions_of, steps_of, verdict
 from core.runs.events import SampleEvent
 
 
@@ -56,3 +56,30 @@ def test_only_where_there_is_one_right_answer_is_another_one_wrong(
     expected: str | None, match: bool | None, is_json: bool | None, wanted: str
 ) -> None:
     assert verdict(sample(1, expected=expected, exact_match=match, valid_json=is_json)) == wanted
+
+
+def test_what_an_answer_stands_beside() -> None:
+    events = [
+        sample(step, "q", text, expected="yes") for step, text in ((0, "no"), (10, "no"), (20, "maybe"), (30, "yes"))
+    ]
+    (question,) = questions_of(events)
+
+    def text_beside(step: int, against: Against) -> str | None:
+        found = question.beside(step, against)
+        return None if found is None else found.text
+
+    assert question.at(20) is question.answers[2]
+    assert question.at(25) is None
+    assert [text_beside(step, "former") for step in (0, 10, 30)] == [None, "no", "maybe"]
+    assert [text_beside(step, "first") for step in (0, 10, 30)] == [None, "no", "no"]
+    assert text_beside(30, "wanted") is None, "the wanted answer is beside it"
+    assert question.repeats == {10}
+
+
+def test_without_a_wanted_answer_the_one_before_takes_its_place() -> None:
+    questions = questions_of([sample(0, "q", "a"), sample(5, "q", "b"), sample(5, "other", "c")])
+    found = questions[0].beside(5, "wanted")
+    assert found is not None
+    assert found.text == "a"
+    assert questions[1].beside(5, "former") is None
+    assert steps_of(questions) == [0, 5]

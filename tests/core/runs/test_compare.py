@@ -143,7 +143,7 @@ def test_the_rows_are_told_apart_by_their_hash(pair: list[RunRecord]) -> None:
 
 @pytest.mark.parametrize("count", [0, 1, MOST_RUNS + 1])
 def test_other_numbers_of_runs_are_refused(pair: list[RunRecord], count: int) -> None:
-    with pytest.raises(UserError, match="Choose two to 6"):
+    with pytest.raises(UserError, match="Name two to 6"):
         compare_runs((pair * MOST_RUNS)[:count])
 
 

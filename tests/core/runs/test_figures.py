@@ -31,6 +31,7 @@ from core.runs.state import RunState
 from core.runs.store import Run
 from core.runs.summary_cache import SummaryCache
 from tests.core.runs.event_strategies import EVENTS as ANY_EVENTS
+from tests.examples import examples
 
 
 def step(moment: float, number: int, loss: float = 1.0) -> StepEvent:
@@ -94,7 +95,7 @@ def test_the_evaluation_that_was_replayed_is_not_the_best(run: Run) -> None:
     assert read_record_figures(run.events_path).best_loss == 0.1
 
 
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 @given(st.lists(ANY_EVENTS, max_size=12))
 def test_lines_of_steps_are_read_alike_either_way(found: list[Event]) -> None:
     for event in found:

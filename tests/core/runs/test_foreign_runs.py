@@ -30,6 +30,7 @@ from core.runs.tail import EventTail
 from core.tracking.figures import figures, step_of
 from tests.core.runs.event_strategies import HOSTILE_LINES
 from tests.core.runs.helpers import config_for
+from tests.examples import examples
 
 DEAD = {
     "state": "training",
@@ -72,7 +73,9 @@ def show_all(run: Run) -> str:
     return out.getvalue()
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(
+    deadline=None, max_examples=examples(60), suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
 @given(st.lists(HOSTILE_LINES, max_size=12))
 def test_no_record_ends_a_command(lines: list[bytes]) -> None:
     with tempfile.TemporaryDirectory() as directory:
@@ -94,7 +97,9 @@ def test_no_record_ends_a_command(lines: list[bytes]) -> None:
             assert abs(event.t) <= 2.5e11 or event.t != event.t
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(
+    deadline=None, max_examples=examples(60), suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
 @given(st.lists(HOSTILE_LINES, max_size=30))
 def test_every_line_is_read_or_counted(lines: list[bytes]) -> None:
     with tempfile.TemporaryDirectory() as directory:

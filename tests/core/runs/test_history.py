@@ -17,6 +17,7 @@ from core.runs.schedule import Schedule
 from core.runs.sentences import clock
 from core.runs.store import Run
 from tests.core.runs.event_strategies import EVENTS
+from tests.examples import examples
 
 
 def step(number: int, *, t: float = 0.0, loss: float = 1.0, seconds: float = 2.0, paused: float = 0.0) -> StepEvent:
@@ -213,7 +214,7 @@ def test_new_lines_can_be_asked_for() -> None:
     assert len(history.log_since(0)) == len(history.log) == 5000
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(st.lists(EVENTS, max_size=30))
 def test_no_event_breaks_the_view_and_every_line_is_safe(items: list[Event]) -> None:
     history = fold(*items)

@@ -25,6 +25,7 @@ from core.runs.labels import (
     write_labels,
 )
 from core.runs.store import Run, find_run
+from tests.examples import examples
 from tests.tui.harness import FORBIDDEN, HOSTILE
 
 
@@ -62,7 +63,7 @@ def test_a_pipe_is_not_waited_for(run: Run) -> None:
     assert read_labels(run.path) == NO_LABELS
 
 
-@settings(max_examples=25)
+@settings(max_examples=examples(25))
 @given(
     st.fixed_dictionaries(
         {},

@@ -35,6 +35,7 @@ from tests.core.template.families import (
 )
 from tests.core.template.oracle import answer_ids, prompt_ids, reference
 from tests.core.template.toy_tokenizers import id_of
+from tests.examples import examples
 
 TOOLS = ({"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": {"type": "object"}}},)
 
@@ -118,7 +119,7 @@ def conversations(draw: st.DrawFn) -> Example:
 
 
 @pytest.mark.parametrize("family", MARKED, ids=lambda family: family.name)
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(example=conversations())
 def test_learned_is_what_must_follow_each_prompt_of_inference(family: Family, example: Example) -> None:
     row = mask(family, example)
@@ -128,7 +129,7 @@ def test_learned_is_what_must_follow_each_prompt_of_inference(family: Family, ex
 
 
 @pytest.mark.parametrize("family", [family for family in MARKED if family.one_row], ids=lambda family: family.name)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(example=conversations())
 def test_a_row_is_the_conversation_as_transformers_tokenizes_it(family: Family, example: Example) -> None:
     row = mask(family, example)

@@ -13,6 +13,7 @@ from tests.core.template.model_families import MODEL_FAMILIES, ModelFamily, Thin
 from tests.core.template.oracle import answer_ids, prompt_ids
 from tests.core.template.test_mask import CONTENT, TOOLS, learned_turns, mask, refusal, with_tools
 from tests.core.template.toy_tokenizers import id_of
+from tests.examples import examples
 
 CASES = [
     pytest.param(model, thinking, id=f"{model.family.name}{'' if thinking is None else f' {thinking}'}")
@@ -103,7 +104,7 @@ def expected(model: ModelFamily, thinking: Thinking, example: Example) -> list[t
 
 
 @pytest.mark.parametrize(("model", "thinking"), CASES)
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(30), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_learned_is_what_must_be_generated_after_the_prompt(
     model: ModelFamily, thinking: Thinking, data: st.DataObject

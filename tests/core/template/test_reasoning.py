@@ -36,6 +36,7 @@ from tests.core.template.test_mask import (
     talk,
     with_tools,
 )
+from tests.examples import examples
 
 
 def said(family: Family, example: Example) -> list[str]:
@@ -49,7 +50,7 @@ def shown(family: Family, example: Example) -> list[str]:
 
 
 @pytest.mark.parametrize("family", REASONING_MARKED, ids=lambda family: family.name)
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(40), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(example=conversations())
 def test_learned_is_what_must_follow_each_prompt_of_inference(family: Family, example: Example) -> None:
     row = mask(family, example)

@@ -13,6 +13,7 @@ from core.template.preview import SAMPLE, Preview
 from core.template.render_preview import preview_template
 from core.template.rows import MaskedRow
 from tests.core.template.families import FAMILIES, GEMMA3, LLAMA3, MISTRAL, SMOLLM2, Family
+from tests.examples import examples
 
 TOKENIZER = SMOLLM2.tokenizer()
 
@@ -117,7 +118,7 @@ def test_without_a_tokenizer_special_tokens_go_by_their_names() -> None:
     assert text.endswith("Rome.<eos_token>")
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(source=st.text(alphabet="{%}- abm'[]().|+\n\ud800é", max_size=40), words=st.text(min_size=1, max_size=20))
 def test_no_template_and_no_row_breaks_it(source: str, words: str) -> None:
     example = Example(messages=(Message("user", "q"), Message("assistant", words.encode("utf-8", "replace").decode())))

@@ -13,6 +13,7 @@ from core.template.answer_turns import RowText
 from core.template.row_tokenizer import RowTokenizer, any_of
 from core.template.tokenizer import ModelTokenizer
 from tests.core.template.toy_tokenizers import KINDS, make_backend
+from tests.examples import examples
 
 SPECIALS = ("<s>", "</s>", "<|end|>")
 PIECES = ["a", "b c", " ", "\n", "\n\n", "<|end", "|>", "é", "the answer", ":"]
@@ -39,7 +40,7 @@ def rows(draw: st.DrawFn) -> RowText:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rstrip", [False, True])
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(batch=st.lists(rows(), min_size=1, max_size=4))
 def test_each_answer_follows_the_tokens_of_its_prompt(kind: str, rstrip: bool, batch: list[RowText]) -> None:
     tokenizer, pieces = make(kind, rstrip=rstrip)

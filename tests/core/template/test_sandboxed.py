@@ -25,6 +25,7 @@ from core.template.rows import MaskedRow
 from core.template.sandboxed import RowMasks, check_template, preview, read_tokenizer
 from core.template.settings import MaskSettings
 from tests.conftest import CHATML
+from tests.examples import examples
 
 #: Processor time that a call gets here, in seconds.
 SECONDS = 2
@@ -272,7 +273,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(data=st.data())
 def test_a_mutated_tokenizer_is_read_or_refused(data: st.DataObject, mutated: Path, tiny_model_dir: Path) -> None:
     name = data.draw(st.sampled_from(["tokenizer.json", "tokenizer_config.json", "config.json"]))
@@ -294,7 +295,7 @@ def test_a_mutated_tokenizer_is_read_or_refused(data: st.DataObject, mutated: Pa
         (mutated / name).write_bytes(whole)
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(st.text(alphabet="{}%-#'\"|()[] \nabcfor in if endfor set=namespace.messagesrange9*+~,", max_size=200))
 def test_any_text_as_a_template_is_shown_or_refused(source: str) -> None:
     try:

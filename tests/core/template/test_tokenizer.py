@@ -16,6 +16,7 @@ from tokenizers import AddedToken, Tokenizer
 from core.errors import UserError
 from core.template.tokenizer import ModelTokenizer, load_tokenizer
 from tests.core.template.toy_tokenizers import KINDS, make_backend, save
+from tests.examples import examples
 
 SPECIALS = ("<s>", "</s>", "<|end|>")
 
@@ -156,7 +157,7 @@ def test_a_file_is_no_directory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(text=st.text(st.characters(exclude_categories=["Cs"], max_codepoint=0x1F700), max_size=40))
 def test_the_texts_of_tokens_are_the_text(kind: str, text: str) -> None:
     tokenizer = make(kind)
@@ -181,7 +182,7 @@ def test_a_character_of_several_tokens_is_shown_with_the_last() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     before=st.sampled_from(["x", "the answer: ", "a\n", "</s>"]),
     after=st.text(st.sampled_from(list("ab .\n-Ñ中")), min_size=1, max_size=12),
@@ -196,7 +197,7 @@ class TestCuts:
     """Text may be cut at these tokens without changing the tokens of any text."""
 
     @pytest.mark.parametrize("kind", KINDS)
-    @settings(max_examples=80, deadline=None)
+    @settings(max_examples=examples(80), deadline=None)
     @given(parts=st.lists(st.sampled_from(["a", " ", "\n", "<", "|>", "the ", "<|end|>", "</s>", "é"]), max_size=10))
     def test_the_parts_have_the_tokens_of_the_whole(self, kind: str, parts: list[str]) -> None:
         tokenizer = make(kind)

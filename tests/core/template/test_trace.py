@@ -15,6 +15,7 @@ from core.template.render import ChatTemplate
 from core.template.rows import MaskedRow
 from core.template.trace import InspectedError, TracedTemplate, placeholder
 from tests.core.template.families import FAMILIES, GEMMA3, LLAMA3, MARKED, QWEN3, SMOLLM2, Family
+from tests.examples import examples
 
 #: Contents that templates ask about, or that trimming changes.
 _PIECES = ["a", "b c", " ", "\n", "</think>", "<think>", "<tool_response>", "</tool_response>", "{{", "é", "'"]
@@ -22,7 +23,7 @@ CONTENT = st.lists(st.sampled_from(_PIECES), max_size=6).map("".join)
 
 
 @st.composite
-def examples(draw: st.DrawFn) -> Example:
+def talks(draw: st.DrawFn) -> Example:
     turns = [Message(role, draw(CONTENT)) for _ in range(draw(st.integers(1, 3))) for role in ("user", "assistant")]
     if draw(st.booleans()):
         turns.insert(0, Message("system", draw(CONTENT)))
@@ -37,8 +38,8 @@ def one_by_one(tokenizer: Any) -> Masker:
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
-@settings(max_examples=40, deadline=None)
-@given(batch=st.lists(examples(), min_size=1, max_size=4))
+@settings(max_examples=examples(40), deadline=None)
+@given(batch=st.lists(talks(), min_size=1, max_size=4))
 def test_rows_of_a_shape_are_those_of_each_rendering(family: Family, batch: list[Example]) -> None:
     tokenizer = family.tokenizer()
     for fast, slow in zip(Masker(tokenizer).mask(batch), one_by_one(tokenizer).mask(batch), strict=True):

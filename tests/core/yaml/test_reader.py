@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from core.errors import UserError
 from core.yaml.reader import LIMIT, read_document
 from tests.core.data.sample_files import write
+from tests.examples import examples
 
 
 def bomb(levels: int) -> str:
@@ -133,7 +134,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         assert caught.value.hint
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(st.text(st.sampled_from("ab:-[]{}&*!<>|?'\"#,\n 1.e\t%@`~"), max_size=60))
 @example("a: &x {<<: *x}")
 @example("<<: {<<: {a: 1}}")

@@ -14,6 +14,7 @@ from core.runs.labels import Labels, read_labels
 from core.runs.trash import list_trash
 from tests.core.queue.helpers import add
 from tests.tui.harness import asks, pane_of, screen_lines, screen_text, wait_for
+from tests.tui.panes.train.test_pane import script_run
 from tests.tui.scripted_run import CONFIG, ScriptedRun
 from tui.app import LocaltuneApp
 from tui.panes.train import TrainPane
@@ -264,7 +265,7 @@ async def test_everything_about_a_run_is_turned_through(home: Path, size: tuple[
             ("Configuration", "what differs from the defaults"),
             ("Evaluations", "best"),
             ("Checkpoints", "newest"),
-            ("Samples", ""),
+            ("Samples", "It has no sample answers."),
             ("Events", "finished at step 60"),
             ("Log", "weights"),
         ):
@@ -279,6 +280,30 @@ async def test_everything_about_a_run_is_turned_through(home: Path, size: tuple[
         await pilot.resize_terminal(*size)
         await pilot.press("escape")
         await wait_for(pilot, lambda: "5 Runs · 2" in screen_text(app) and "[Samples]" not in screen_text(app))
+
+
+@pytest.mark.parametrize("size", [(80, 24), (200, 50)])
+async def test_samples_of_a_run_stand_beside_their_former_selves(home: Path, size: tuple[int, int]) -> None:
+    script_run(home).end("finished")
+    app = LocaltuneApp()
+    async with app.run_test(size=size) as pilot:
+        await wait_for(pilot, lambda: pane_of(app, "runs") is not None)
+        await pilot.press("5")
+        await wait_for(pilot, lambda: "▸" in screen_text(app))
+        await pilot.press("d")
+        await wait_for(pilot, lambda: "L log axis" in screen_text(app))
+        await pilot.press("v", "n", *["tab"] * 4)
+        for keys, texts in (
+            ([], ("[Samples]", "Router 12", "(30 ✗)[60 ✓]", "n question  [ step before  v beside the first")),
+            (["n", "left_square_bracket"], ("Invoice 7", "(0 ✗)[30 ✗]", "no JSON", "rewritten")),
+            (["N", "right_square_bracket", "v", "v"], ("Router 12", "[60 ✓]", "wanted   the same", "v all answers")),
+            (["v", "j", "space"], ("step 0   ✗ no JSON", "v beside the former")),
+            (["tab"], ("[Events]", "finished at step 60")),
+        ):
+            await pilot.press(*keys)
+            for text in texts:
+                await wait_for(pilot, partial(is_shown, app, text))
+        assert "step before" not in screen_text(app)
 
 
 def is_shown(app: LocaltuneApp, text: str) -> bool:

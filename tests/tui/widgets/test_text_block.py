@@ -47,3 +47,14 @@ async def test_a_block_that_changes_again_after_a_layout_has_the_height_of_the_l
         pilot.app.screen._refresh_layout()
         block.show(Content("one\ntwo\nthree"))
         await wait_for(pilot, lambda: block.size.height == 3)
+
+
+async def test_a_block_that_its_owner_has_hidden_stays_hidden_when_its_text_changes() -> None:
+    async with BlockApp().run_test() as pilot:
+        block = pilot.app.query_one(TextBlock)
+        block.display = False
+        block.show(Content("two"))
+        assert not block.display
+        block.show(Content(""))
+        block.show(Content("three"))
+        assert block.display

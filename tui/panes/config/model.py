@@ -11,7 +11,7 @@ from typing import Any
 from core.analysis.split import held_out_count
 from core.config.document import ConfigDocument, parse_value
 from core.config.facts import Facts
-from core.config.schema import Option, options
+from core.config.schema import Option, find_option, options
 from core.config.unused import used_by
 from core.errors import UserError
 from core.hub.store import is_fetched
@@ -163,7 +163,8 @@ class ConfigModel:
         value = self.document.get(name)
         if value is not None:
             return value
-        return next((option.default for option in self.options if option.name == name), None)
+        option = find_option(name)
+        return option.default if option is not None else None
 
     def train_paths(self) -> list[Path]:
         """The training files that exist."""

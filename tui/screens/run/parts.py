@@ -12,7 +12,6 @@ from textual.content import Content
 from core.config.compare import differences
 from core.config.explain import shown
 from core.config.schema import find_option, options
-from core.runs.answers import questions_of
 from core.runs.checkpoints import KeptCheckpoint
 from core.runs.compare import RunRecord
 from core.runs.ranks import Rank, in_words, sign_words, silent_words
@@ -30,8 +29,6 @@ from tui.state import STATE_GLYPHS
 
 #: Newest lines of the events and of the worker's log that are shown.
 MOST_LINES = 1000
-#: Most lines of an answer.
-_ANSWER_LINES = 16
 _LOOKS = {"warning": "$near", "error": "$limit"}
 _SIGNS = {"warning": "! ", "error": "✗ "}
 
@@ -190,27 +187,6 @@ def processes(record: RunRecord, found: Sequence[Rank], width: int, now: float) 
     if not is_over and (silent := silent_words(found, now)):
         lines.append(Content.styled(f"! {silent}", "$near"))
     return Content("\n").join(lines)
-
-
-def samples(record: RunRecord, width: int) -> Content:
-    """Each question with its answers, the last one first."""
-    questions = questions_of(record.history.samples)
-    if not questions:
-        return Content.styled("It has no sample answers.", "$muted")
-    lines: list[Content] = []
-    for question in questions:
-        lines += [Content("")] if lines else []
-        lines += Content.styled(one_line(question.prompt.strip(), 600), "bold").wrap(width)
-        if question.expected is not None:
-            lines += Content.assemble(("wanted   ", "$muted"), one_line(question.expected.strip(), 600)).wrap(width)
-        for answer in reversed(question.answers):
-            source = f"step {answer.step}" if answer.step else "base"
-            mark = {"right": "✓ right", "wrong": "✗ wrong", "": ""}[answer.verdict]
-            lines.append(Content.assemble((f"{source:<9}", "$primary"), mark))
-            body = Content(steady(sanitize(answer.text.strip()), whole=True)).wrap(max(width - 2, 1))
-            lines += [Content.assemble("  ", line) for line in body[:_ANSWER_LINES]]
-            lines += [Content.styled("  …", "$muted")] if len(body) > _ANSWER_LINES else []
-    return Content("\n").join(line.rstrip() for line in lines)
 
 
 def events(record: RunRecord, width: int) -> Content:

@@ -13,6 +13,7 @@ from textual.containers import Vertical, VerticalScroll
 from textual.content import Content
 from textual.message import Message
 
+from core.runs.answers import questions_of
 from core.runs.checkpoints import KeptCheckpoint, kept_checkpoints
 from core.runs.compare import RunRecord, read_record
 from core.runs.glimpse import Glimpse, read_glimpse
@@ -24,11 +25,15 @@ from tui.keys import bindings
 from tui.screens.overlay import Overlay
 from tui.screens.run import parts
 from tui.shell import shell_of
+from tui.widgets.answer_walk import LAYOUT_WORDS
 from tui.widgets.charts.chart_data import ChartData
 from tui.widgets.charts.line_chart import LineChart
 from tui.widgets.charts.run_chart import chart_marks
+from tui.widgets.lists.answers_view import AnswersView
 from tui.widgets.text_block import TextBlock
 
+#: The part that has a widget of its own.
+_SAMPLES = "Samples"
 #: Bytes of the end of the worker's log.
 _LOG_BYTES = 128 << 10
 #: Seconds between two looks at the signs of life of a run's processes.
@@ -83,7 +88,7 @@ class RunScreen(Overlay[None]):
             ("Configuration", lambda read, width: parts.configuration(read.record.values, width)),
             ("Evaluations", lambda read, width: parts.evaluations(read.record, width)),
             ("Checkpoints", lambda read, width: parts.checkpoints(read.checkpoints, width)),
-            ("Samples", lambda read, width: parts.samples(read.record, width)),
+            (_SAMPLES, lambda _read, _width: Content("")),
             ("Events", lambda read, width: parts.events(read.record, width)),
             ("Log", lambda read, width: parts.worker_log(read.log, width)),
         )
@@ -94,18 +99,32 @@ class RunScreen(Overlay[None]):
             box.border_title = Content(one_line(self._run.id, 80))
             yield TextBlock(id="parts")
             yield LineChart(shell_of(self).glyphs)
-            with VerticalScroll(can_focus=False):
+            yield AnswersView()
+            with VerticalScroll(can_focus=False, id="lines"):
                 yield TextBlock(Content("Reading the run …"), id="text")
 
     def on_mount(self) -> None:
         """Read the run."""
-        self.query_one(LineChart).display = False
-        keys = shell_of(self).keys
-        hints = [("next", "next part"), ("down", "scroll"), ("log_axis", "log axis"), ("back", "close")]
+        self.query_one(LineChart).display = self.query_one(AnswersView).display = False
+        self._show_hints()
+        self._read()
+
+    @property
+    def _shows_samples(self) -> bool:
+        return self._read_run is not None and self._parts[self._part][0] == _SAMPLES
+
+    def _show_hints(self) -> None:
+        keys, walk = shell_of(self).keys, self.query_one(AnswersView).walk
+        hints = [("next", "next part")]
+        if self._shows_samples and walk.questions:
+            hints += [("question", "question")] if len(walk.questions) > 1 else []
+            hints += [("earlier_answers", "step before"), ("beside", LAYOUT_WORDS[walk.next_layout])]
+        else:
+            hints += [("down", "scroll"), ("log_axis", "log axis")]
+        hints.append(("back", "close"))
         self.query_one(Vertical).border_subtitle = Content(
             "  ".join(f"{keys[f'run.{name}'].display} {text}" for name, text in hints)
         )
-        self._read()
 
     def on_resize(self) -> None:
         """Lay the text out for its width, which is known once the screen has been laid out."""
@@ -131,6 +150,7 @@ class RunScreen(Overlay[None]):
             self._parts = (*self._parts[:1], ("Processes", self._processes), *self._parts[1:])
             if not self._run.state().is_over:
                 self.set_interval(SIGN_SECONDS * shell_of(self).pace, self._look_at_signs)
+        self.query_one(AnswersView).show(questions_of(message.record.history.samples), "It has no sample answers.")
         self._show()
 
     def _processes(self, read: RunRead, width: int) -> Content:
@@ -147,7 +167,10 @@ class RunScreen(Overlay[None]):
             return
         self._show_parts()
         self._show_chart()
+        self._show_hints()
         read, text = self._read_run, self.query_one("#text", TextBlock)
+        self.query_one(AnswersView).display = self._shows_samples
+        self.query_one("#lines").display = not self._shows_samples
         if read is not None:
             # Less the scrollbar, which may come with the lines.
             width = max(self.query_one(Vertical).content_size.width - 2, 20)
@@ -189,13 +212,33 @@ class RunScreen(Overlay[None]):
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Before the run has been read there is only the way out."""
         del parameters
+        if action in ("turn_question", "walk_answers", "turn_layout"):
+            return self._shows_samples
         return self._read_run is not None if action in ("turn", "scroll", "log_axis") else True
 
     def action_turn(self, by: int) -> None:
         """Show the next part, or the one before."""
         self._part = (self._part + by) % len(self._parts)
         self._show()
-        self.query_one(VerticalScroll).scroll_home(animate=False)
+        self._box.scroll_home(animate=False)
+
+    @property
+    def _box(self) -> VerticalScroll:
+        """What scrolls of the present part."""
+        return self.query_one(AnswersView) if self._shows_samples else self.query_one("#lines", VerticalScroll)
+
+    def action_turn_question(self, by: int) -> None:
+        """Show the samples of the next question, or of the one before."""
+        self.query_one(AnswersView).turn(by)
+
+    def action_walk_answers(self, by: int) -> None:
+        """Show the samples of a later evaluation, or of an earlier one."""
+        self.query_one(AnswersView).walk_by(by)
+
+    def action_turn_layout(self) -> None:
+        """Put the samples beside those before, the first ones or the wanted ones; or show all of them."""
+        self.query_one(AnswersView).turn_layout()
+        self._show_hints()
 
     def action_log_axis(self) -> None:
         """Draw the loss on a logarithmic axis, or back."""
@@ -204,7 +247,7 @@ class RunScreen(Overlay[None]):
 
     def action_scroll(self, where: str) -> None:
         """Scroll in the present part."""
-        box = self.query_one(VerticalScroll)
+        box = self._box
         ways = {
             "down": box.scroll_down,
             "up": box.scroll_up,

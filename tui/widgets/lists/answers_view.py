@@ -1,4 +1,4 @@
-"""The answers of a run over time, one question at a time."""
+"""The answers of a run over time: each beside its former self, or all to a question below each other."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from textual.containers import VerticalScroll
 from textual.content import Content
 
 from core.runs.answers import Question
-from tui.widgets.answer_lines import question_lines
+from tui.widgets.answer_pairs import walk_lines
+from tui.widgets.answer_walk import AnswerWalk
 from tui.widgets.text_block import TextBlock
 
 
 class AnswersView(VerticalScroll, can_focus=False):
-    """A question, the wanted answer and the model's answers, from the untouched model's to the newest."""
+    """Questions, wanted answers and the model's answers, as far as a walk through them has come."""
 
     DEFAULT_CSS = """
     AnswersView { height: 1fr; width: 1fr; scrollbar-size-vertical: 1; }
@@ -22,38 +23,53 @@ class AnswersView(VerticalScroll, can_focus=False):
 
     def __init__(self) -> None:
         super().__init__()
-        self._questions: Sequence[Question] = ()
-        self.place = 0
-        """The question shown, from 0."""
+        self.walk = AnswerWalk()
+        self._without = ""
 
     def compose(self) -> ComposeResult:
         """The lines."""
         yield TextBlock()
 
-    @property
-    def count(self) -> int:
-        """Number of questions."""
-        return len(self._questions)
-
-    def show(self, questions: Sequence[Question]) -> None:
-        """Show other questions, or more answers to them."""
-        self._questions = questions
-        self.place = min(self.place, max(len(questions) - 1, 0))
+    def show(self, questions: Sequence[Question], without: str = "") -> None:
+        """Show other questions, or more answers to them; where there are none, the words ``without`` instead."""
+        self._without = without
+        self.walk.show(questions)
         self._draw()
 
-    def turn(self, step: int) -> None:
+    def reset(self) -> None:
+        """Begin anew, for another run."""
+        self.walk = AnswerWalk()
+        self.scroll_home(animate=False)
+
+    def turn(self, by: int) -> None:
         """Show the next question, or the one before; after the last comes the first."""
-        if self._questions:
-            self.place = (self.place + step) % len(self._questions)
-            self.scroll_home(animate=False)
-            self._draw()
+        self.walk.turn(by)
+        self._go_to_top()
+
+    def walk_by(self, by: int) -> None:
+        """Show the answers of a later evaluation, or of an earlier one."""
+        self.walk.walk(by)
+        self._draw()
+
+    def turn_layout(self) -> None:
+        """Put the answers beside something else, or show all of them."""
+        self.walk.turn_layout()
+        self._go_to_top()
 
     def on_resize(self) -> None:
         """Wrap the texts anew."""
         self._draw()
 
+    def _go_to_top(self) -> None:
+        self.scroll_home(animate=False)
+        self._draw()
+
     def _draw(self) -> None:
         width = self.size.width - 1
-        if self._questions and width > 0:
-            lines = question_lines(self._questions[self.place], width, self.size.height)
+        if width <= 0:
+            return
+        if self.walk.questions:
+            lines = walk_lines(self.walk, width, self.size.height)
             self.query_one(TextBlock).show(Content("\n").join(lines))
+        else:
+            self.query_one(TextBlock).show(Content.styled(self._without, "$muted"))

@@ -22,7 +22,7 @@ from core.errors import UserError
 from core.hardware.cpu import memory
 from core.models.adapters import check_adapter
 from core.models.fingerprint import BaseFingerprint
-from core.models.quantized import read_decoded
+from core.models.quantized_weights import read_decoded
 from core.runs.beside import runs_on_card
 from core.runs.trained import TrainedModel
 from core.template.builtin import named_or_file

@@ -15,7 +15,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from core.errors import UserError
-from core.models.quantized import Encoded, read_decoded, read_quantization
+from core.models.quantization_config import read_quantization
+from core.models.quantized_weights import Encoded, read_decoded
 from core.models.tensors import Tensor, read_header, weight_files
 from core.text import one_line
 from core.worker.model.decode.bitsandbytes import decode_4bit, decode_8bit

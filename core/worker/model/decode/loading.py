@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from core.models.quantized import read_quantization
+from core.models.quantization_config import read_quantization
 from core.models.tensors import Tensor
 from core.worker.model.configs import load_generation_config
 from core.worker.model.decode.checkpoint import Checkpoint

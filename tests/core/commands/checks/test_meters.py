@@ -74,14 +74,16 @@ def test_amds_cards_are_said_to_be_untried(tmp_path: Path) -> None:
 
 def test_the_processors_counters(tmp_path: Path) -> None:
     cpu = Device(index=0, kind="cpu", name="CPU", temperature_c=50.0)
-    assert check_cpu_meters(cpu, tmp_path).what == "its temperature can be read; it counts no energy (RAPL) here"
+    assert check_cpu_meters(cpu, tmp_path).what == (
+        "the temperature of the CPU can be read; no counter (RAPL) tells its energy"
+    )
     counter = tmp_path / "intel-rapl:0/energy_uj"
     counter.parent.mkdir()
     counter.write_text("5\n")
     finding = check_cpu_meters(replace(cpu, temperature_c=None), tmp_path)
-    assert finding.what == "there is no sensor of its heat here; its energy (RAPL) root alone may read"
+    assert finding.what == ("no sensor tells the temperature of the CPU; its energy (RAPL) can be read by root alone")
     assert "CVE-2020-8694" in finding.hint
-    assert check_cpu_meters(replace(cpu, energy_j=0.0), tmp_path).what.endswith("and so can its power")
+    assert check_cpu_meters(replace(cpu, energy_j=0.0), tmp_path).what.endswith("; its power can be read")
 
 
 def test_a_mac_is_told_why_not() -> None:

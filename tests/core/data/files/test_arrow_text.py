@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from core.data.files.arrow_text import json_lines
 from core.data.files.unpack import plain
+from tests.examples import examples
 
 Typed = tuple[pa.DataType, st.SearchStrategy[Any]]
 
@@ -63,7 +64,7 @@ def _by_rows(batch: pa.RecordBatch) -> bytes:
     return "".join(json.dumps(row, ensure_ascii=False, default=plain) + "\n" for row in batch.to_pylist()).encode()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(st.data(), st.lists(st.recursive(st.sampled_from(_LEAVES), _nested, max_leaves=4), min_size=1, max_size=3))
 def test_the_lines_are_those_of_the_rows(data: st.DataObject, typed: list[Typed]) -> None:
     count = data.draw(st.integers(0, 6))

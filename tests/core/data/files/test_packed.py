@@ -32,6 +32,7 @@ from tests.core.data.sample_files import (
     write_parquet,
     write_zstd,
 )
+from tests.examples import examples
 
 ROWS = pairs(40)
 TEXT = json_lines(ROWS).encode()
@@ -229,7 +230,7 @@ def test_the_interface_stays_without_numpy(tmp_path: Path) -> None:
     assert done.stdout.strip() == "[]"
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=300), st.integers(0, 400), st.binary(max_size=20), st.booleans())
 def test_gzip_of_any_bytes_comes_out_or_is_refused(
     tmp_path: Path, content: bytes, place: int, spoil: bytes, spoiled: bool
@@ -248,7 +249,7 @@ def test_gzip_of_any_bytes_comes_out_or_is_refused(
     assert refused or spoiled or b"".join(pieces) == content
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(25), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 3000), st.binary(min_size=1, max_size=40), st.sampled_from(["parquet", "arrow"]))
 def test_a_spoiled_table_is_read_or_refused(tmp_path: Path, place: int, spoil: bytes, packing: str) -> None:
     whole = tmp_path / f"whole.{packing}"

@@ -16,6 +16,7 @@ from core.data.files.reader import Row, open_rows, read_rows
 from core.data.files.source import FileChangedError
 from core.errors import UserError
 from tests.core.data.sample_files import descriptors
+from tests.examples import examples
 
 
 def write(directory: Path, name: str, content: str | bytes) -> Path:
@@ -285,7 +286,7 @@ def test_a_file_that_is_changed_replaced_or_removed_is_noticed(tmp_path: Path) -
             file.rows(0, 1)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(
     st.binary(max_size=200) | st.text('{}[]",:\\ab1\n\r\x00\ufeff', max_size=80).map(str.encode),
     st.sampled_from(["a.jsonl", "a.json", "a.csv", "a.tsv", "a.txt", "a"]),

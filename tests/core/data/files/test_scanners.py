@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.data.files.scanners import ArrayScanner, CsvScanner, LineScanner, Scanner, Spans
+from tests.examples import examples
 
 
 def scan(make: Callable[[Spans], Scanner], data: bytes, chunk: int) -> list[tuple[bytes, int]]:
@@ -42,7 +43,7 @@ def test_lines(pieces: list[bytes], chunk: int) -> None:
     assert scan(LineScanner, data, chunk) == expected
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(st.text('ab",\n', max_size=40), CHUNKS)
 def test_csv_records_are_those_of_the_csv_module(text: str, chunk: int) -> None:
     found = scan(comma, text.encode(), chunk)
@@ -69,7 +70,7 @@ _VALUES = st.recursive(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(st.lists(_VALUES, max_size=6), CHUNKS, st.sampled_from([None, 1]))
 def test_array_elements(values: list[object], chunk: int, indent: int | None) -> None:
     data = json.dumps(values, indent=indent, ensure_ascii=False).encode()

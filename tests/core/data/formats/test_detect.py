@@ -10,6 +10,7 @@ from core.data.conversation import Example, RowError
 from core.data.files.reader import Row
 from core.data.formats.detect import FORMATS, Format, choose, detect, refuse_untrainable, row_example, to_example
 from core.errors import UserError
+from tests.examples import examples
 
 USER = {"role": "user", "content": "q"}
 ASSISTANT = {"role": "assistant", "content": "a"}
@@ -200,7 +201,7 @@ def test_a_fraction_of_a_message_is_not_learned() -> None:
     )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(
     st.lists(
         st.tuples(
@@ -476,7 +477,7 @@ _JSON = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(st.dictionaries(_KEYS | st.text(max_size=9), _JSON, max_size=5), st.sampled_from(list(FORMATS)))
 def test_any_object_is_an_example_or_an_error(data: dict[str, Any], format_: Format) -> None:
     example, code, hint = None, "", ""

@@ -13,6 +13,7 @@ from core.data.formats.detect import FORMATS, choose, detect, row_example
 from core.data.formats.mapping import ColumnMap
 from core.data.formats.shapes import find_parts
 from core.errors import UserError
+from tests.examples import examples
 
 
 def read(columns: dict[ColumnRole, str], data: dict[str, Any]) -> Example:
@@ -121,7 +122,7 @@ _VALUES = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(
     st.dictionaries(st.sampled_from(ROLES), st.sampled_from(["a", "b", "c"]), max_size=5),
     st.dictionaries(st.sampled_from(["a", "b", "c"]), _VALUES, max_size=3),

@@ -45,9 +45,16 @@ def recorded(tmp_path: Path) -> Recorded:
 
 
 def test_equal_checkpoints_have_no_difference(recorded: Recorded, tmp_path: Path) -> None:
-    facts = {"limits": {"seconds": 9.0}, "config_sha256": "b", "overrides": {"train.learning_rate": 0.1}}
+    facts = {"limits": {"seconds": 9.0}, "overrides": {"train.learning_rate": 0.1}}
     again = save(tmp_path / "again", torch.zeros(2, 3), torch.zeros(3), **facts)
     assert compare_checkpoints(recorded, again) == []
+
+
+@pytest.mark.parametrize("fact", ["config_sha256", "token_budget"])
+def test_a_fact_that_came_out_otherwise_is_named(recorded: Recorded, tmp_path: Path, fact: str) -> None:
+    again = save(tmp_path / "again", torch.zeros(2, 3), torch.zeros(3), **{fact: "other"})
+    (difference,) = compare_checkpoints(recorded, again)
+    assert difference.what == f"The {fact} of step 4 came out otherwise."
 
 
 def test_the_first_element_that_differs_is_named_minus_zero_and_nan_too(recorded: Recorded, tmp_path: Path) -> None:

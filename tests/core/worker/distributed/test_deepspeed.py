@@ -24,9 +24,8 @@ from core.runs.tail import EventTail
 from core.worker.distributed.ranks import Ranks
 from core.worker.evaluate.evaluate import Evaluator
 from core.worker.model.model import decoder_layers
-from core.worker.process.recorder import Recorder
 from core.worker.progress.finite import FiniteCheck
-from core.worker.setup.together import make_strategy
+from core.worker.setup.together import check_strategy
 
 from .pairs import run_pair
 from .trainings import Trainings, largest_difference, result, write_rows
@@ -295,15 +294,13 @@ def test_a_model_that_uses_weights_from_outside_of_their_modules_is_refused(
         assert refused.startswith("UserError: distributed.zero_stage = 3 cannot share this model out")
 
 
-def test_a_package_that_is_missing_is_told_before_anything_is_loaded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_package_that_is_missing_is_told_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deepspeed, "PACKAGE", "deepspeed_that_is_not_there")
     config = Config.model_validate(
         {"model": {"base": "x"}, "data": {"train": "x"}, "distributed": {"strategy": "deepspeed"}}
     )
     with pytest.raises(UserError, match="DeepSpeed is not installed") as refused:
-        make_strategy(config, Ranks(0, 2), Recorder(Run(tmp_path), keeps=False))
+        check_strategy(config, Ranks(0, 2))
     assert "pip install 'localtune-tui[deepspeed]'" in refused.value.hint
 
 

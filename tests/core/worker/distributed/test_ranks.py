@@ -52,9 +52,9 @@ def test_all_that_they_say_to_each_other(tmp_path: Path, monkeypatch: pytest.Mon
         orders = Orders(ranks, timeout=10.0, holds=lambda: True, clock=lambda: moment)
         if ranks.is_first:
             orders.begin()
-            orders.keep_alive()  # too early
+            orders.look_after()  # too early
             moment = 2.0
-            orders.keep_alive()
+            orders.look_after()
             orders.give("step", step=4)
             orders.give("leave")
             found["orders"] = orders.others_hold
@@ -114,4 +114,4 @@ def test_the_only_process_says_nothing() -> None:
     orders = Orders(ranks)
     orders.begin()
     orders.give("step")
-    orders.keep_alive()
+    orders.look_after()

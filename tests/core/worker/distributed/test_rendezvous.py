@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from core.errors import UserError
-from core.worker.distributed.rendezvous import Meeting, file_meeting, forget, interface_of, read_meeting
+from core.worker.distributed.rendezvous import Meeting, file_meeting, forget, read_meeting
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29501"}
 SRUN = {"SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_LOCALID": "1", "MASTER_ADDR": "10.0.0.1"}
@@ -50,12 +52,20 @@ def test_places_that_make_no_sense_are_refused(change: dict[str, str]) -> None:
 def test_on_one_machine_nothing_but_loopback_is_used(tmp_path: Path) -> None:
     environment: dict[str, str] = {}
     Meeting(0, 2, 0, file_meeting(tmp_path / "meeting")).keep_inside(environment)
-    assert environment == {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+    assert environment == {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "=lo"}
 
 
-def test_an_address_has_its_interface() -> None:
-    assert interface_of("127.0.0.1") == "lo"
-    assert interface_of("192.0.2.1") is None
+@pytest.mark.parametrize("place", ["tcp://[fe80::7%eth7]:29500", "tcp://[fe80::7]:29500"])
+def test_the_interface_of_an_address_is_used_with_and_without_its_zone(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    addresses = {"eth0": ["10.0.0.7"], "eth7": ["fe80::7%eth7"]}
+    named = {name: [SimpleNamespace(address=one) for one in found] for name, found in addresses.items()}
+    monkeypatch.setattr(psutil, "net_if_addrs", lambda: named)
+    environment: dict[str, str] = {}
+    Meeting(0, 2, 0, place).keep_inside(environment)
+    # NCCL would take eth70 as well otherwise.
+    assert environment == {"GLOO_SOCKET_IFNAME": "eth7", "NCCL_SOCKET_IFNAME": "=eth7"}
 
 
 def test_libraries_are_not_told_the_place() -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
+import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,15 +15,22 @@ import pytest
 import torch
 
 from core.config.schema import Config
+from core.runs.chain import CHAIN_NAME, Link, read_links
 from core.runs.events import FinishedEvent, NoticeEvent, StepEvent
 from core.runs.store import Run, create_run
 from core.runs.tail import EventTail
 from core.worker import train as recipe
+from core.worker.checkpoint import checkpoint as checkpoints
+from core.worker.distributed import shards
+from core.worker.distributed.fsdp2 import Fsdp2
 from core.worker.distributed.ranks import Ranks
+from core.worker.evaluate.evaluate import Evaluator
 from core.worker.process.control import Controls
 from core.worker.process.recorder import Recorder
+from core.worker.setup import build as setup
 
 from .pairs import run_pair
+from .trainings import largest_difference, result
 
 STEPS = 6
 
@@ -40,8 +51,23 @@ def write_rows(path: Path, kind: str) -> Path:
     return path
 
 
-def train(directory: Path, config: Config, count: int, spoil: Callable[[Ranks], None] = lambda _: None) -> Run:
+def train(
+    directory: Path,
+    config: Config,
+    count: int,
+    spoil: Callable[[Ranks], None] = lambda _: None,
+    timeout: float = 60.0,
+) -> Run:
     """A run of some processes, forked from this one."""
+    run, ends = attempt(directory, config, count, spoil, timeout)
+    assert ends == ["all steps done", *["followed"] * (count - 1)]
+    return run
+
+
+def attempt(
+    directory: Path, config: Config, count: int, spoil: Callable[[Ranks], None], timeout: float
+) -> tuple[Run, list[Any]]:
+    """A run that may fail, and how each of its processes has ended."""
     directory.mkdir()
     run = create_run(config, directory.name)
 
@@ -55,8 +81,7 @@ def train(directory: Path, config: Config, count: int, spoil: Callable[[Ranks], 
         recorder.close("finished", "", FinishedEvent(reason="", step=outcome.step, adapter=outcome.adapter))
         return outcome.reason
 
-    assert run_pair(directory, work, count=count) == ["all steps done", *["followed"] * (count - 1)]
-    return run
+    return run, run_pair(directory, work, count=count, timeout=timeout)
 
 
 def steps(run: Run) -> list[StepEvent]:
@@ -135,3 +160,110 @@ def test_a_process_that_runs_out_of_memory_runs_its_share_again_alone(tmp_path: 
     assert [event.loss for event in steps(cut)] == pytest.approx(losses, abs=1e-5)
     told = [event.code for event in EventTail(cut.events_path).read_all() if isinstance(event, NoticeEvent)]
     assert "memory_cut" not in told, "the first process had memory, and cuts nothing"
+
+
+def test_the_first_process_may_prepare_evaluate_and_save_for_longer_than_the_others_wait(
+    tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    seconds = 5.0
+    config = Config.model_validate(
+        {
+            "model": {"base": str(tiny_model_dir)},
+            "data": {"train": str(write_rows(tmp_path / "rows.jsonl", "rows")), "eval_share": 0.2},
+            "method": {"name": "lora"},
+            "train": {"max_steps": 2, "batch_size": 8},
+            "eval": {"probe": False, "exact_match": False, "samples": 0},
+            "checkpoint": {"every_steps": 1},
+            "hardware": {"device": "cpu"},
+            "distributed": {"processes": 2, "timeout": seconds},
+        }
+    )
+
+    def spoil(ranks: Ranks) -> None:
+        if ranks.is_first:
+            for owner, name in ((setup, "prepare"), (checkpoints, "save_checkpoint"), (Evaluator, "measure")):
+                setattr(owner, name, slow_once(getattr(owner, name), 1.3 * seconds))
+
+    undisturbed = train(tmp_path / "well", config, 2, timeout=seconds)
+    slow = train(tmp_path / "slow", config, 2, spoil, timeout=seconds)
+    assert result(slow).keys() == result(undisturbed).keys()
+    assert largest_difference(result(slow), result(undisturbed)) == 0.0
+
+
+def slow_once(work: Callable[..., Any], seconds: float) -> Callable[..., Any]:
+    """A function that takes so many seconds longer the first time."""
+    delays = iter([seconds])
+
+    def slowed(*args: Any, **options: Any) -> Any:
+        threading.Event().wait(next(delays, 0.0))
+        return work(*args, **options)
+
+    return slowed
+
+
+@pytest.mark.parametrize("order", ["save", "forward"])
+def test_the_first_process_knows_that_another_is_lost_while_weights_are_gathered(
+    tmp_path: Path, tiny_model_dir: Path, order: str
+) -> None:
+    config = Config.model_validate(
+        {
+            "model": {"base": str(tiny_model_dir)},
+            "data": {"train": str(write_rows(tmp_path / "rows.jsonl", "rows")), "eval_share": 0.2},
+            "method": {"name": "full"},
+            "memory": {"optimizer_in_backward": "off"},
+            "train": {"max_steps": 2, "batch_size": 8},
+            "eval": {"probe": False, "exact_match": False, "samples": 0, "every_steps": 1},
+            "hardware": {"device": "cpu"},
+            "distributed": {"processes": 2, "strategy": "fsdp2"},
+        }
+    )
+
+    def spoil(ranks: Ranks) -> None:
+        if ranks.is_first:
+            return
+        gather, lend, collectives = shards.gather_rows, Fsdp2.lend, itertools.count()
+
+        def die_at_the_third(_: Any = None) -> None:
+            if next(collectives) == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        def gather_less(local: torch.Tensor, rows: int) -> torch.Tensor | None:
+            die_at_the_third()
+            return gather(local, rows)
+
+        def lend_less(strategy: Fsdp2) -> None:
+            strategy.sharded.collectives.before = die_at_the_third
+            lend(strategy)
+
+        if order == "save":
+            shards.gather_rows = gather_less
+        else:
+            Fsdp2.lend = lend_less  # type: ignore[method-assign, assignment]
+
+    _, (first, second) = attempt(tmp_path / "run", config, 2, spoil, 600.0)
+    assert first.startswith("RankLostError: RuntimeError: ")
+    assert "gloo" in first
+    assert second == "gone"
+
+
+def test_only_the_first_process_hashes_the_data(tmp_path: Path, tiny_model_dir: Path) -> None:
+    config = Config.model_validate(
+        {
+            "model": {"base": str(tiny_model_dir)},
+            "data": {"train": str(write_rows(tmp_path / "rows.jsonl", "rows"))},
+            "method": {"name": "lora"},
+            "train": {"max_steps": 1, "batch_size": 8},
+            "eval": {"probe": False},
+            "hardware": {"device": "cpu"},
+            "distributed": {"processes": 2},
+        }
+    )
+
+    def spoil(ranks: Ranks) -> None:
+        if not ranks.is_first:
+            setup.DataHashes = None  # type: ignore[assignment, attr-defined]
+
+    run = train(tmp_path / "run", config, 2, spoil)
+    start = next(read_links(run.path / CHAIN_NAME))
+    assert isinstance(start, Link)
+    assert list(start.body["files"]) == [str(tmp_path / "rows.jsonl")]

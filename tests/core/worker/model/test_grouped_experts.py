@@ -11,7 +11,7 @@ import torch
 
 from core.config.schema import MethodSection
 from core.worker.fused.experts import grouped_product
-from core.worker.model import experts
+from core.worker.model import experts_implementation as experts
 from core.worker.model.adapters import attach_adapters
 from core.worker.model.expert_weights import quantize_experts
 from core.worker.model.model import load_model, set_gradient_checkpointing, trainable_parameters

@@ -26,6 +26,7 @@ from core.runs import sockets
 from core.runs.protocol import LINE_LIMIT
 from core.worker.process import control
 from core.worker.process.control import (
+    STOP_SIGNALS,
     Command,
     Controls,
     ControlServer,
@@ -259,10 +260,10 @@ def test_a_socket_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> None:
 
 
 def test_signals_ask_for_a_stop_and_the_terminal_going_means_nothing() -> None:
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    numbers = (*STOP_SIGNALS, signal.SIGHUP)
     before = [signal.getsignal(number) for number in numbers]
     try:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in STOP_SIGNALS:
             controls = Controls()
             install_signals(controls)
             os.kill(os.getpid(), signal.SIGHUP)

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,16 +9,16 @@ import torch
 
 from core.errors import UserError
 from core.worker.process.determinism import choose_determinism, nondeterminism_explained
+from tests.core.worker.process.after_torch import told_after_torch
 
-ROOT = Path(__file__).parents[4]
-_PROCESS = """
-import json, os, sys
+_CODE = """
+import json, os
 import torch
 from core.worker.process import environment
 from core.worker.process.determinism import apply_determinism, fix_workspace
 environment.prepare()
-fix_workspace(sys.argv[1])
-apply_determinism(sys.argv[1], sys.argv[2])
+fix_workspace(kind)
+apply_determinism(kind, device)
 print(json.dumps({
     "strict": torch.are_deterministic_algorithms_enabled(),
     "fills": torch.utils.deterministic.fill_uninitialized_memory,
@@ -30,6 +26,8 @@ print(json.dumps({
     "workspace": os.environ.get("CUBLAS_WORKSPACE_CONFIG"),
 }))
 """
+#: Workspaces for matrix products that a user may have given, and those of a strict run then.
+WORKSPACES = ((None, ":4096:8"), (":16:8", ":16:8"), (":0:0", ":4096:8"), (":4096:2", ":4096:8"))
 
 
 @pytest.mark.parametrize(
@@ -47,26 +45,28 @@ def test_a_cpu_is_always_strict_and_a_gpu_where_it_is_asked_for(wanted: str, dev
     assert choose_determinism(wanted, device) == expected
 
 
-def applied(kind: str, device: str, workspace: str | None = None) -> dict[str, Any]:
-    """The settings of torch in a fresh process."""
-    given = {} if workspace is None else {"CUBLAS_WORKSPACE_CONFIG": workspace}
-    done = subprocess.run(
-        [sys.executable, "-c", _PROCESS, kind, device],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=ROOT,
-        env={"PATH": "/usr/bin:/bin", **given},
+@pytest.fixture(scope="module")
+def applied() -> dict[tuple[str, str, str | None], dict[str, Any]]:
+    """The settings of torch in fresh processes, by determinism, device and the workspace that was given."""
+    asked = [*(("strict", "cuda", given) for given, _ in WORKSPACES), ("fast", "cuda", None), ("strict", "cpu", None)]
+    told = told_after_torch(
+        _CODE,
+        [
+            (
+                {"PATH": "/usr/bin:/bin"} | ({} if given is None else {"CUBLAS_WORKSPACE_CONFIG": given}),
+                {"kind": kind, "device": device},
+            )
+            for kind, device, given in asked
+        ],
     )
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    return dict(zip(asked, told, strict=True))
 
 
-@pytest.mark.parametrize(
-    ("given", "expected"), [(None, ":4096:8"), (":16:8", ":16:8"), (":0:0", ":4096:8"), (":4096:2", ":4096:8")]
-)
-def test_strict_on_a_gpu_takes_kernels_that_keep_an_order_and_fills_nothing(given: str | None, expected: str) -> None:
-    assert applied("strict", "cuda", given) == {
+@pytest.mark.parametrize(("given", "expected"), WORKSPACES)
+def test_strict_on_a_gpu_takes_kernels_that_keep_an_order_and_fills_nothing(
+    given: str | None, expected: str, applied: Any
+) -> None:
+    assert applied["strict", "cuda", given] == {
         "strict": True,
         "fills": False,
         "cudnn": True,
@@ -75,12 +75,12 @@ def test_strict_on_a_gpu_takes_kernels_that_keep_an_order_and_fills_nothing(give
 
 
 @pytest.mark.parametrize(("kind", "device"), [("fast", "cuda"), ("strict", "cpu")])
-def test_elsewhere_torch_is_left_as_it_is(kind: str, device: str) -> None:
-    assert not applied(kind, device)["strict"]
+def test_elsewhere_torch_is_left_as_it_is(kind: str, device: str, applied: Any) -> None:
+    assert not applied[kind, device, None]["strict"]
 
 
-def test_a_fast_run_leaves_the_workspace_of_matrix_products_to_the_library() -> None:
-    assert applied("fast", "cuda")["workspace"] is None
+def test_a_fast_run_leaves_the_workspace_of_matrix_products_to_the_library(applied: Any) -> None:
+    assert applied["fast", "cuda", None]["workspace"] is None
 
 
 def test_an_operation_without_a_deterministic_form_is_a_sentence() -> None:

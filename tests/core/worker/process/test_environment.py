@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.core.worker.process.after_torch import told_after_torch
+
 
 def run_python(code: str, **variables: str) -> str:
     result = subprocess.run(
@@ -26,42 +28,42 @@ def test_the_private_variables_are_set_whatever_the_user_has() -> None:
     assert "expandable_segments:True" in found["PYTORCH_ALLOC_CONF"]
 
 
-ALLOCATOR = (
-    "import json, os, torch; from core.hardware.allocator import describe_allocator; "
-    "from core.worker.process import environment; "
-    "environment.is_wsl = lambda: {wsl}; environment.prepare(); "
-    # As at the first CUDA call: the allocator's own reading of the environment (torch tells it from 2.11 on), and what
-    # is said of it.
-    "read = getattr(torch._C, '_accelerator_getAllocatorSettings', lambda: None); "
-    "print(json.dumps([read(), os.environ.get('CUDA_DEVICE_ORDER'), "
-    "describe_allocator(os.environ, wsl={wsl})]))"
-)
+_ALLOCATOR = """
+import json, os, torch
+from core.hardware.allocator import describe_allocator
+from core.worker.process import environment
+environment.is_wsl = lambda: wsl
+environment.prepare()
+# As at the first CUDA call: the allocator's own reading of the environment (torch tells it from 2.11 on), and what is
+# said of it.
+read = getattr(torch._C, "_accelerator_getAllocatorSettings", lambda: None)
+print(json.dumps([read(), os.environ.get("CUDA_DEVICE_ORDER"), describe_allocator(os.environ, wsl=wsl)]))
+"""
 NEW, OLD = "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"
-
-
-@pytest.mark.parametrize(
-    ("variables", "wsl", "settings", "words"),
-    [
-        ({}, False, "expandable_segments:True", "expandable segments"),
-        ({}, True, "expandable_segments:False", "expandable segments are off under WSL 2"),
-        ({NEW: "expandable_segments:False"}, False, "expandable_segments:False", f"({NEW}=expandable_segments:False)"),
-        ({OLD: "expandable_segments:False"}, False, "expandable_segments:False", f"({OLD}=expandable_segments:False)"),
-        ({NEW: "max_split_size_mb:128"}, False, "max_split_size_mb:128", "as you set it"),
-        ({OLD: "max_split_size_mb:128"}, True, "max_split_size_mb:128", "as you set it"),
-        ({NEW: "expandable_segments:True"}, True, "expandable_segments:True", "as you set it"),
-        ({NEW: ""}, False, "", "as you set it"),
-    ],
+#: What the user has set, whether it is WSL, and the settings and words that there are then.
+ALLOCATORS: tuple[tuple[dict[str, str], bool, str, str], ...] = (
+    ({}, False, "expandable_segments:True", "expandable segments"),
+    ({}, True, "expandable_segments:False", "expandable segments are off under WSL 2"),
+    ({NEW: "expandable_segments:False"}, False, "expandable_segments:False", f"({NEW}=expandable_segments:False)"),
+    ({OLD: "expandable_segments:False"}, False, "expandable_segments:False", f"({OLD}=expandable_segments:False)"),
+    ({NEW: "max_split_size_mb:128"}, False, "max_split_size_mb:128", "as you set it"),
+    ({OLD: "max_split_size_mb:128"}, True, "max_split_size_mb:128", "as you set it"),
+    ({NEW: "expandable_segments:True"}, True, "expandable_segments:True", "as you set it"),
+    ({NEW: ""}, False, "", "as you set it"),
 )
-def test_the_allocator_is_as_the_user_said(variables: dict[str, str], wsl: bool, settings: str, words: str) -> None:
+
+
+@pytest.fixture(scope="module")
+def allocators() -> list[tuple[str | None, str, str]]:
+    """What the allocator has read, the order of cards, and what is said of it."""
     clean = {name: value for name, value in os.environ.items() if name not in (NEW, OLD, "CUDA_DEVICE_ORDER")}
-    done = subprocess.run(
-        [sys.executable, "-c", ALLOCATOR.format(wsl=wsl)],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=clean | variables,
-    )
-    read, order, described = json.loads(done.stdout)
+    return told_after_torch(_ALLOCATOR, [(clean | variables, {"wsl": wsl}) for variables, wsl, _, _ in ALLOCATORS])
+
+
+@pytest.mark.parametrize("number", range(len(ALLOCATORS)))
+def test_the_allocator_is_as_the_user_said(number: int, allocators: list[tuple[str | None, str, str]]) -> None:
+    _, _, settings, words = ALLOCATORS[number]
+    read, order, described = allocators[number]
     assert read in (settings, None)
     assert words in described
     assert order == "PCI_BUS_ID"

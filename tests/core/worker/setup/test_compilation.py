@@ -105,8 +105,7 @@ def test_compiled_layers_learn_the_same_by_few_programs(tiny_model_dir: Path, tr
     assert torch._dynamo.config.recompile_limit == compilation.RECOMPILE_LIMIT
 
 
-@pytest.mark.parametrize("offload", [False, True])
-@pytest.mark.parametrize("train", [{"share_prefix": False}, {"packing": True}])
+@pytest.mark.parametrize(("train", "offload"), [({"share_prefix": False}, False), ({"packing": True}, True)])
 def test_recomputation_and_offloading_stay_outside(tiny_model_dir: Path, train: dict[str, Any], offload: bool) -> None:
     compiled = Compiled(tiny_model_dir, **train)
     stored: list[int] = []

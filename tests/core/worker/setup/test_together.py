@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 
+from core.analysis.job import analyze
+from core.analysis.result import request_for
 from core.config.schema import Config
+from core.errors import UserError
+from core.memory.cards import Cards
+from core.memory.rows import Rows, rows_of_lengths
+from core.memory.strategy import Chosen
+from core.runs.forecast import forecast
+from core.runs.store import create_run
 from core.worker.checkpoint.checkpointer import config_hash
+from core.worker.data.dataset import Dataset
+from core.worker.data.encode import TokenizedRow
 from core.worker.distributed.ranks import Ranks
 from core.worker.distributed.replicate import Replicate
 from core.worker.process.recorder import Recorder
 from core.worker.setup import memory_decision
-from core.worker.setup.together import settle_options, settle_strategy
+from core.worker.setup.preparation import prepare
+from core.worker.setup.together import check_strategy, settle_options, settle_strategy
 
 
 class Two:
@@ -41,9 +54,17 @@ class Told:
         self.messages.append(message)
 
 
-def settled(base: Path, ranks: object, told: Told, **options: dict[str, Any]) -> str:
-    config = Config.model_validate({"model": {"base": str(base)}, "data": {"train": "rows.jsonl"}, **options})
-    found = settle_strategy(config, torch.device("cpu"), cast(Recorder, told), cast(Ranks, ranks))
+def config_of(base: Path, **options: dict[str, Any]) -> Config:
+    return Config.model_validate({"model": {"base": str(base)}, "data": {"train": "rows.jsonl"}, **options})
+
+
+def rows_of(*lengths: int) -> Dataset:
+    return Dataset([TokenizedRow(np.zeros(length, dtype=np.int32), np.ones(length, dtype=bool)) for length in lengths])
+
+
+def settled(base: Path, ranks: object, told: Told, dataset: Dataset | None = None, **options: dict[str, Any]) -> str:
+    rows, cpu = dataset or rows_of(30, 20), torch.device("cpu")
+    found = settle_strategy(config_of(base, **options), cpu, rows, cast(Recorder, told), cast(Ranks, ranks))
     return found.distributed.strategy
 
 
@@ -65,6 +86,42 @@ def test_auto_shares_out_what_is_too_large_and_says_so(tiny_model_dir: Path, mon
     assert "Strategy fsdp2: with the whole model" in told.messages[0]
 
 
+def test_auto_takes_what_the_plan_told_by_the_lengths_of_the_rows(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps({"text": "a few words " * (1 + number % 3)}) + "\n" for number in range(20)))
+    options: dict[str, dict[str, Any]] = {
+        "train": {"max_length": 512, "batch_size": 8},
+        "data": {"train": str(data), "eval_share": 0.0},
+    }
+    config = config_of(tiny_model_dir, **options)
+    lengths = analyze(request_for(config, model=str(tiny_model_dir), template=None)).lengths
+    assert lengths is not None
+    measured = rows_of_lengths(lengths)
+    monkeypatch.setenv("LOCALTUNE_HOME", str(tmp_path / "home"))
+    dataset = prepare(config, Recorder(create_run(config, "rows"), keeps=False), lambda: None, None).dataset
+    machine = memory_decision._machine(torch.device("cpu"))
+
+    def planned(rows: Rows | None, limit: int, **distributed: str) -> Chosen:
+        asked = config_of(tiny_model_dir, **options, distributed=distributed)
+        found = forecast(asked, replace(machine, limit_bytes=limit), rows, cards=Cards(2)).chosen
+        assert found is not None
+        return found
+
+    # The least that a process needs with the whole model.
+    short, long = (planned(rows, 1 << 20, strategy="replicate").plan.needed_bytes for rows in (measured, None))
+    assert short < long
+    for each, strategy in (((short + long) // 2, "replicate"), (short - (1 << 16), "fsdp2")):
+        small(monkeypatch, 2 * each)  # the two processes share the machine
+        assert planned(measured, 2 * each).strategy == strategy
+        assert settled(tiny_model_dir, Two(False), Told(), dataset, **options) == strategy
+        # By the greatest length, as where rows are not measured, it would not be the same.
+        assumed = planned(None, 2 * each)
+        assert assumed.strategy == "fsdp2"
+        assert assumed.reason.endswith("; all rows are assumed to have train.max_length tokens.")
+
+
 def test_auto_takes_the_same_in_every_process(tiny_model_dir: Path) -> None:
     told = Told()
     assert settled(tiny_model_dir, Two(True), told) == "fsdp2"
@@ -74,6 +131,13 @@ def test_auto_takes_the_same_in_every_process(tiny_model_dir: Path) -> None:
 def test_auto_replicates_what_cannot_be_shared_out(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small(monkeypatch, 1 << 20)
     assert settled(tiny_model_dir, Two(False), Told(), train={"objective": "dpo"}) == "replicate"
+
+
+def test_a_strategy_for_one_process_is_refused_before_the_rows_are_read(tiny_model_dir: Path) -> None:
+    none = config_of(tiny_model_dir, distributed={"strategy": "none"})
+    check_strategy(none, Ranks.single())
+    with pytest.raises(UserError, match=r"distributed\.strategy is none, with 2 processes"):
+        check_strategy(none, Ranks(0, 2))
 
 
 def test_one_process_and_a_named_strategy_stay(tiny_model_dir: Path) -> None:

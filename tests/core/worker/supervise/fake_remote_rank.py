@@ -16,7 +16,8 @@ import json, os, pathlib, sys, time
 from core.worker.process.reports import report_to_supervisor
 reports = report_to_supervisor()
 reports.tell(host="tower", pid=os.getpid(), device="cpu")
-names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCALTUNE_MEETING", "GLOO_SOCKET_IFNAME", "SSH_AUTH_SOCK")
+interfaces = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCALTUNE_MEETING", *interfaces, "SSH_AUTH_SOCK")
 print(json.dumps({name: os.environ.get(name) for name in names}), flush=True)
 print(sorted(str(path) for path in pathlib.Path(sys.argv[1]).rglob("*.*")), sys.argv[2:], flush=True)
 pids = pathlib.Path(os.environ["FAKE_PIDS"])

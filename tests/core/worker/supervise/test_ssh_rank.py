@@ -21,7 +21,7 @@ from core.runs.store import Run, create_run
 from core.worker.distributed.rendezvous import Meeting, tcp_meeting
 from core.worker.supervise.process import RankProcess
 from core.worker.supervise.remote_rank import receive
-from core.worker.supervise.supervisor import spread_starts
+from core.worker.supervise.starts import spread_starts
 from tests.core.launch.nodes.fake_ssh import FakeSsh
 from tests.core.launch.nodes.test_compare import address, free_port
 from tests.waiting import wait_for
@@ -129,6 +129,7 @@ def test_a_rank_runs_there_with_its_checkpoint_and_ends_with_its_process_here(
     place = json.loads(lines[0])
     assert (place["RANK"], place["WORLD_SIZE"], place["LOCAL_RANK"], place["SSH_AUTH_SOCK"]) == ("2", "6", "0", None)
     assert place["GLOO_SOCKET_IFNAME"]
+    assert place["NCCL_SOCKET_IFNAME"] == f"={place['GLOO_SOCKET_IFNAME']}"
     assert place["LOCALTUNE_MEETING"] == f"tcp://{run.config().distributed.address}:{run.config().distributed.port}"
     assert "checkpoints/step-00000004/weights.bin" in lines[1]
     assert "['--resume']" in lines[1]
@@ -201,7 +202,7 @@ def test_a_rank_ends_when_the_supervisor_is_killed(run: Run, pids: Path) -> None
         from core.runs.store import Run
         from core.runs.lock import try_lock
         from core.worker.supervise.process import RankProcess
-        from core.worker.supervise.supervisor import spread_starts
+        from core.worker.supervise.starts import spread_starts
         run = Run(Path(sys.argv[1]))
         starts = spread_starts(run, run.config(), [None, None], os.environ, os.environ)([], run.path)
         RankProcess(starts[2], try_lock(run))

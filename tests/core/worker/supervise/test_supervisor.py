@@ -14,14 +14,16 @@ from pathlib import Path
 import pytest
 
 from core.config.schema import Config
+from core.errors import UserError
 from core.helper import finding_core
-from core.runs.events import FailedEvent, NoticeEvent
+from core.runs.events import FailedEvent, NoticeEvent, StoppedEvent
 from core.runs.lock import try_lock
 from core.runs.process import is_same_process, own_identity, start_identity
 from core.runs.state import RunState
 from core.runs.store import Run, create_run
 from core.runs.tail import EventTail
 from core.worker.process.reports import REPORTS, SUPERVISOR
+from core.worker.supervise import supervisor
 from core.worker.supervise.process import Start
 from core.worker.supervise.supervisor import Supervisor
 from tests.waiting import wait_for
@@ -69,6 +71,8 @@ class Scene:
         values = {"data": {"train": str(directory / "rows.jsonl")}, "distributed": {"timeout": 30.0, **distributed}}
         self.config = Config.model_validate(values)
         self.run = create_run(self.config, "scene")
+        self.away: list[str] = []
+        """What is wrong with a machine in each look at it; then nothing any more."""
         self.directory = directory
         for rank, acts in enumerate((first, second)):
             (directory / f"acts-{rank}").write_text(json.dumps(acts))
@@ -94,9 +98,13 @@ class Scene:
         lock = try_lock(self.run)
         assert lock is not None
         try:
-            return Supervisor(self.run, self.config, lock, self.starts).supervise(options)
+            return Supervisor(self.run, self.config, lock, self.starts, away=self.look).supervise(options)
         finally:
             os.close(lock)
+
+    def look(self) -> UserError | None:
+        """Why a machine cannot be used."""
+        return UserError(self.away.pop(0), "Look at its cable.") if self.away else None
 
     def started(self, rank: int) -> list[list[object]]:
         """Pid and options of each start of a process."""
@@ -183,6 +191,70 @@ def test_what_no_new_start_would_mend_is_not_tried_again(tmp_path: Path) -> None
     (failed,) = scene.events()
     assert isinstance(failed, FailedEvent)
     assert (failed.reason, failed.hint) == ("A single row does not fit.", "Lower train.max_length.")
+
+
+AWAY = "tower cannot be reached over ssh: No route to host."
+
+
+def test_a_machine_that_is_away_is_waited_for_before_the_run_starts_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "_AWAY_SECONDS", 0.01)
+    scene = Scene(tmp_path, [WAITS, {"exit": 0}], [{"kill": True}, {"exit": 0}], restarts=1)
+    scene.away = [AWAY] * 3
+    assert scene.supervise() == 0
+    _, away = scene.events()
+    assert isinstance(away, NoticeEvent)
+    assert (away.level, away.code, away.hint) == ("warning", "machine_away", "Look at its cable.")
+    assert away.message == f"{AWAY} The run waits for that machine, 30 s at most."
+    assert scene.away == []
+    assert len(scene.started(0)) == 2
+
+
+def test_a_machine_that_stays_away_uses_up_the_new_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "_AWAY_SECONDS", 0.01)
+    scene = Scene(tmp_path, [WAITS], [{"kill": True}], restarts=2)
+    scene.config = scene.config.model_copy(
+        update={"distributed": scene.config.distributed.model_copy(update={"timeout": 0.05})}
+    )
+    monkeypatch.setattr(scene, "look", lambda: UserError(AWAY))
+    assert scene.supervise() == 4
+    assert len(scene.started(0)) == 1
+    failed = scene.events()[-1]
+    assert isinstance(failed, FailedEvent)
+    assert failed.reason == f"{AWAY.rstrip('.')}, after 2 new starts."
+
+
+def test_a_run_that_waits_for_a_machine_can_be_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(tmp_path, [WAITS], [{"kill": True}])
+
+    def look() -> UserError:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return UserError(AWAY)
+
+    monkeypatch.setattr(scene, "look", look)
+    assert scene.supervise() == 3
+    stopped = scene.events()[-1]
+    assert isinstance(stopped, StoppedEvent)
+    assert stopped.reason == "stopped by SIGTERM after step 7"
+    assert (scene.run.state().state, scene.run.state().reason) == ("stopped", stopped.reason)
+    assert len(scene.started(0)) == 1
+
+
+def test_a_machine_that_refuses_a_new_start_is_tried_again(tmp_path: Path) -> None:
+    said = {"error": "tower has no way to 10.0.0.1: Network is unreachable.", "hint": "Look."}
+    scene = Scene(tmp_path, [WAITS, WAITS, {"exit": 0}], [{"kill": True}, {"exit": 4, "say": said}, {"exit": 0}])
+    assert scene.supervise() == 0
+    again = scene.events()[1]
+    assert isinstance(again, NoticeEvent)
+    assert again.message.startswith("Process 1 cannot start: tower has no way to 10.0.0.1: Network is unreachable. The")
+
+
+def test_what_fails_after_the_processes_have_met_is_not_tried_again(tmp_path: Path) -> None:
+    said = {"error": "A single row does not fit.", "hint": "Lower train.max_length.", "pid": 7}
+    scene = Scene(tmp_path, [WAITS], [{"kill": True}, {"exit": 4, "say": said}])
+    assert scene.supervise() == 4
+    assert len(scene.started(0)) == 2
 
 
 def test_a_stop_goes_to_the_first_process_and_again_to_the_one_that_takes_its_place(tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ from textual.pilot import Pilot
 from core.runs import events
 from core.runs.ranks import Rank, write_ranks
 from tests.tui.harness import pane_of, screen_lines, screen_text, wait_for
-from tests.tui.scripted_run import ScriptedRun
+from tests.tui.scripted_run import CONFIG, ScriptedRun
 from tui.app import LocaltuneApp
+from tui.widgets.lists.answers_view import AnswersView
 
 QUESTIONS = (("Router 12 is dead", '{"ref": 12}'), ("Invoice 7 was paid twice", '{"ref": 7}'))
 ANSWERS = {0: "Have you tried turning it off and on again?", 30: '{"ref": 1}', 60: None}
@@ -72,9 +73,9 @@ async def test_the_answers_are_behind_a_key_and_the_curve_behind_three(home: Pat
         await shown(pilot, "✓ finished", "step 60")
         for back in ("a", "escape", "g"):
             await pilot.press("a")
-            await shown(pilot, "answers 1/2", "ask      Router 12 is dead", 'step 60  ✓ {"ref": 12}')
+            await shown(pilot, "answers 1/2", "ask      Router 12 is dead", 'step 60  ✓ {"ref": 12}', "step 30  ✗")
             assert "┤" not in screen_text(app)
-            assert "g loss curve" in border(app)
+            assert "[ step before  v beside the first  g loss curve" in border(app)
             await pilot.press(back)
             await wait_for(pilot, lambda: "┤" in screen_text(app) and "ask      " not in screen_text(app))
         assert "answers 1/2" not in screen_text(app)
@@ -90,7 +91,7 @@ async def test_each_question_is_asked_in_turn(home: Path) -> None:
             "there is no question to turn to before the answers are shown"
         )
         await pilot.press("a", "n")
-        await shown(pilot, "answers 2/2", "Invoice 7", "step 0   ✗ no JSON  Have you", 'step 30  ✗ {"ref": 1}')
+        await shown(pilot, "answers 2/2", "Invoice 7", 'step 60  ✓ {"ref": 7}', 'step 30  ✗ {"ref": 1}')
         await pilot.press("right")
         await shown(pilot, "answers 1/2", "Router 12")
         await pilot.press("N")
@@ -101,10 +102,13 @@ async def test_each_question_is_asked_in_turn(home: Path) -> None:
 
 async def test_answers_come_while_the_run_trains(home: Path) -> None:
     script = ScriptedRun(home, total=60)
+    script.run.config_path.write_text(CONFIG.replace("[method]", 'eval = "/data/held_out.jsonl"\n[method]'))
     script.begin()
     app = open_app()
     async with app.run_test(size=(80, 24)) as pilot:
         await shown(pilot, "training")
+        await pilot.press("a")
+        await shown(pilot, "No answers yet: the questions are asked at each evaluation.")
         await pilot.press("a")
         assert "answers" not in border(app)
         write_samples(script, 0)
@@ -123,7 +127,7 @@ async def test_a_run_of_an_earlier_version_has_answers_without_marks(home: Path)
     async with app.run_test(size=(80, 24)) as pilot:
         await shown(pilot, "✓ finished")
         await pilot.press("a")
-        await shown(pilot, "step 0   Have you tried", 'step 60  {"ref": 12}')
+        await shown(pilot, "step 30  {", 'step 60  {"ref": 12}')
         assert "wanted" not in screen_text(app)
 
 
@@ -142,6 +146,76 @@ async def test_on_a_wide_screen_the_answers_stand_beside_the_curve(home: Path) -
         await pilot.resize_terminal(100, 30)
         await wait_for(pilot, lambda: "┤" not in screen_text(app))
         assert "ask      Router 12" in screen_text(app)
+
+
+async def test_evaluations_are_walked_through_with_their_answers_beside_others(home: Path) -> None:
+    script_run(home).end("finished")
+    app = open_app()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await shown(pilot, "✓ finished")
+        await pilot.press("left_square_bracket", "v")
+        assert "(30" not in screen_text(app), "they work in the answers alone"
+        await pilot.press("a")
+        await shown(pilot, "(30 ✗)[60 ✓]", "[ step before  v beside the first")
+        await pilot.press("left_square_bracket")
+        await shown(pilot, "(0 ✗)[30 ✗]", "rewritten", 'step 30  ✗ {"ref": 1}', "step 0   ✗ no JSON", "] step after")
+        await pilot.press("left_square_bracket")
+        await shown(pilot, "[0 ✗]", "no earlier answer")
+        assert "[ step before" not in border(app)
+        await pilot.press("right_square_bracket", "right_square_bracket", "v")
+        await shown(pilot, "(0 ✗) 30 ✗ [60 ✓]", "step 0   ✗ no JSON", "v beside the wanted")
+        await pilot.press("v")
+        await shown(pilot, "wanted   the same", "v all answers")
+        await pilot.press("v")
+        await shown(pilot, "step 0   ✗", "step 30  ✗", "step 60  ✓", "v beside the former")
+        assert "steps" not in "".join(screen_lines(app)[8:16])
+
+
+async def test_long_answers_scroll_and_the_walk_of_a_run_ends_with_it(home: Path) -> None:
+    script = ScriptedRun(home, total=60)
+    script.begin()
+    for step in (0, 30, 60):
+        script.write(
+            events.SampleEvent(
+                t=script.pass_time(0.1),
+                step=step,
+                prompt="Tell a story",
+                text=f"It was {step}. " * 200 + "The end.",
+                source=f"step-{step}",
+            )
+        )
+    script.steps(1, 60)
+    app = open_app()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await shown(pilot, "a answers")
+        await pilot.press("a", "left_square_bracket")
+        await shown(pilot, "[30]", "It was 30.")
+        assert "The end." not in screen_text(app)
+        await pilot.press(*["pagedown"] * 12)
+        await shown(pilot, "The end.", "It was 0.")
+        await pilot.press("k")
+        view = pane_of(app, "train").query_one(AnswersView)
+        before = view.scroll_y
+        await pilot.press("right_square_bracket")
+        await wait_for(pilot, lambda: "It was 30." in screen_text(app) and "It was 0." not in screen_text(app))
+        assert view.scroll_y == before, "the place in a long answer stays while evaluations are compared"
+        view.reset()
+        assert view.walk.step == 0
+
+
+async def test_a_run_that_asks_nothing_says_so(home: Path) -> None:
+    script = ScriptedRun(home, total=60)
+    script.begin()
+    script.steps(1, 30)
+    app = open_app()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await shown(pilot, "┤")
+        await pilot.press("a")
+        await shown(pilot, "This run asks the model nothing: it holds no rows out")
+        await pilot.press("v", "left_square_bracket", "n")
+        assert "This run asks" in screen_text(app)
+        await pilot.press("a")
+        await shown(pilot, "┤")
 
 
 async def test_a_finish_leads_with_what_was_gained(home: Path) -> None:

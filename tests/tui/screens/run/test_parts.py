@@ -95,7 +95,6 @@ def test_no_part_has_what_a_terminal_acts_on(run: Run, record: RunRecord, width:
         parts.configuration(record.values, width),
         parts.evaluations(record, width),
         parts.checkpoints(kept_checkpoints(run, record.history), width),
-        parts.samples(record, width),
         parts.events(record, width),
         parts.worker_log(HOSTILE + "\n" + SHOWN, width),
         fact_tables(compare_runs([record, record]), width),
@@ -110,7 +109,6 @@ def test_an_empty_run_says_what_is_missing(private_home: Path) -> None:
     empty = read_record(create_run(config_for(private_home), "empty"))
     assert "not evaluated" in parts.evaluations(empty, 80).plain
     assert "no checkpoint" in parts.checkpoints([], 80).plain
-    assert "no sample" in parts.samples(empty, 80).plain
     assert "empty" in parts.events(empty, 80).plain
     assert "nothing" in parts.worker_log("", 80).plain
     assert "None of these runs" in answer_lines(compare_runs([empty, empty]), 80).plain

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from core.hardware.snapshot import Device, GpuProcess, Host
 from core.runs.planned import PlannedMemory
+from tests.examples import examples
 from tests.tui.scripted_run import GPU
 from tui.glyphs import ASCII, BRAILLE
 from tui.widgets.charts.device_panel import WIDE, Around, device_lines, host_line
@@ -75,7 +76,7 @@ def text_of(device: Device, width: int, around: Around = AROUND) -> list[str]:
     return [line.plain for line in device_lines(device, width, BRAILLE, around=around)]
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(DEVICES, st.integers(58, 196), st.booleans())
 def test_no_reading_is_wider_than_the_pane(device: Device, width: int, detailed: bool) -> None:
     around = replace(AROUND, is_detailed=detailed)

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from core.models.fingerprint import BaseFingerprint
-from core.models.quantized import read_decoded
+from core.models.quantized_weights import read_decoded
 from core.worker.model.decode.checkpoint import Checkpoint
 from core.worker.model.model import load_model
 from core.worker.quantization.layers import LayeredModel

@@ -1,4 +1,4 @@
-"""Quantized checkpoints: how their weights are stored, which can be decoded to 16 bit, and what comes out.
+"""Weights of quantized checkpoints: how they are stored, and what they decode to.
 
 Everything is read from ``quantization_config`` and from the names, dtypes and shapes in the headers, so that the plan
 and the inspection know decoded weights without decoding one. The decoding is in :mod:`core.worker.model.decode`.
@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from core.errors import UserError
-from core.models.counterpart import find_counterpart
-from core.models.description import read_description, text_part, walk
+from core.models.quantization_config import Quantization, config_groups, read_quantization, refused
 from core.models.tensors import Tensor, read_values, read_weights
 from core.text import one_line
 
@@ -29,37 +28,7 @@ from core.text import one_line
 #: bitsandbytes.
 Codec = Literal["mxfp4", "scaled", "fp4", "packed", "gptq", "awq", "bnb4", "bnb8"]
 
-#: What NVIDIA's Model Optimizer writes beside ``config.json``, where that has no ``quantization_config``.
-_MODELOPT = "hf_quant_config.json"
-_NAMES = {
-    "mxfp4": "MXFP4",
-    "mxfp8": "MXFP8",
-    "nvfp4": "NVFP4",
-    "fp8": "FP8",
-    "fbgemm_fp8": "FBGEMM FP8",
-    "gptq": "GPTQ",
-    "awq": "AWQ",
-    "compressed-tensors": "compressed-tensors",
-    "modelopt": "ModelOpt",
-    "aqlm": "AQLM",
-    "auto-round": "AutoRound",
-    "bitnet": "BitNet",
-    "eetq": "EETQ",
-    "exl2": "EXL2",
-    "exl3": "EXL3",
-    "fp_quant": "FP-Quant",
-    "higgs": "HIGGS",
-    "hqq": "HQQ",
-    "quanto": "Quanto",
-    "quark": "Quark",
-    "quip": "QuIP#",
-    "spqr": "SpQR",
-    "torchao": "torchao",
-    "vptq": "VPTQ",
-}
-_DECODED = frozenset(["mxfp4", "mxfp8", "nvfp4", "fp8", "fbgemm_fp8", "gptq", "awq", "compressed-tensors", "modelopt"])
-#: Formats of compressed-tensors that leave weights out (sparsity) or are laid out for one kernel (Marlin).
-_OTHER_FORMATS = frozenset(["marlin-24", "sparse-24-bitmask", "sparse-bitmask"])
+
 _FLOATS = frozenset(["F8_E4M3", "F8_E5M2"])
 _SCALES = frozenset(["F32", "BF16", "F16", "U8", "F8_E8M0", "F8_E4M3"])
 #: Scales of activations and of the cache, which the arithmetic here has no use for.
@@ -71,38 +40,6 @@ _BLOCK = (128, 128)
 _STATE_LIMIT = 4096
 _BNB_PART = re.compile(r"(.+)\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\.bitsandbytes__\w+)")
 _BNB_DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
-
-
-@dataclass(frozen=True)
-class Quantization:
-    """The quantization of a checkpoint.
-
-    Args:
-        name: Its name in sentences: ``MXFP4``, ``bitsandbytes NF4``, ``compressed-tensors pack-quantized``.
-        method: ``quant_method``.
-        settings: The other content of ``quantization_config``.
-        dtype: Dtype of the decoded weights, in the names of safetensors: ``BF16`` or ``F16``.
-        refusal: What about it cannot be decoded; empty where it can.
-    """
-
-    name: str
-    method: str
-    settings: Mapping[str, Any]
-    dtype: str
-    refusal: str = ""
-
-    @property
-    def is_decoded(self) -> bool:
-        """Whether its weights can be decoded."""
-        return not self.refusal
-
-    def is_used_as_saved(self, method: str) -> bool:
-        """Whether a method trains on the saved weights themselves: QLoRA does on NF4, which it would make itself.
-
-        Args:
-            method: As ``method.name``.
-        """
-        return self.name == "bitsandbytes NF4" and method == "qlora"
 
 
 @dataclass(frozen=True)
@@ -146,128 +83,6 @@ class StoredWeights:
     def elements(self) -> int:
         """Number of elements of the decoded tensors."""
         return sum(tensor.elements for tensor in self.tensors.values())
-
-
-# What it is.
-
-
-def read_quantization(directory: Path, config: Mapping[str, Any] | None = None) -> Quantization | None:
-    """Read the quantization of a model's saved weights; None if they are not quantized.
-
-    Args:
-        directory: The model's.
-        config: The content of its ``config.json``; None: it is read.
-
-    Raises:
-        UserError: If a description is damaged.
-    """
-    if config is None:
-        config = read_description(directory / "config.json") or {}
-    # In a composite model any part may have the key.
-    found = (value for _, key, value in walk(config) if key == "quantization_config" and isinstance(value, Mapping))
-    settings = next(found, None)
-    if settings is None:
-        written = (read_description(directory / _MODELOPT) or {}).get("quantization")
-        if not isinstance(written, Mapping) or not written.get("quant_algo"):
-            return None
-        settings = {"quant_method": "modelopt", **written}
-    method = str(settings.get("quant_method") or ("bitsandbytes" if "load_in_4bit" in settings else "unknown")).lower()
-    part = text_part(dict(config))
-    named = next((values.get(key) for values in (part, config) for key in ("dtype", "torch_dtype") if key in values), 0)
-    return Quantization(
-        name=_name(method, settings),
-        method=method,
-        settings=settings,
-        dtype="F16" if named == "float16" else "BF16",
-        refusal=_refusal(method, settings),
-    )
-
-
-def _name(method: str, settings: Mapping[str, Any]) -> str:
-    if method == "bitsandbytes":
-        if not settings.get("load_in_4bit"):
-            return "bitsandbytes 8-bit"
-        kind = str(settings.get("bnb_4bit_quant_type", "fp4"))
-        return "bitsandbytes NF4" if kind == "nf4" else f"bitsandbytes 4-bit ({one_line(kind.upper(), 20)})"
-    name = _NAMES.get(method) or one_line(method.upper(), 40)
-    more = {"compressed-tensors": settings.get("format"), "modelopt": settings.get("quant_algo")}.get(method)
-    return f"{name} {one_line(more, 40)}" if isinstance(more, str) else name
-
-
-def _refusal(method: str, settings: Mapping[str, Any]) -> str:
-    """What of a quantization cannot be decoded."""
-    if method == "bitsandbytes":
-        return ""
-    if method not in _DECODED:
-        return "it is not decoded"
-    bits = settings.get("bits", settings.get("w_bit", 4))
-    if method == "gptq":
-        layout = settings.get("checkpoint_format", "gptq")
-        if layout not in ("gptq", "gptq_v2"):
-            return f"its checkpoint_format is {one_line(str(layout), 40)}"
-        return "" if bits in (2, 4, 8) else f"it has {one_line(str(bits), 10)} bits"
-    if method == "awq":
-        layout = str(settings.get("version", "gemm")).lower()
-        if layout != "gemm":
-            return f"its version is {one_line(layout, 40)}"
-        if settings.get("zero_point") is False:
-            return "it has no zero points"
-        return "" if bits == 4 else f"it has {one_line(str(bits), 10)} bits"
-    if method == "compressed-tensors":
-        sparsity = settings.get("sparsity_config")
-        sparse = sparsity.get("format", "dense") if isinstance(sparsity, Mapping) else "dense"
-        for layout in (settings.get("format"), sparse, *(group.get("format") for group in _groups(settings))):
-            if layout in _OTHER_FORMATS:
-                return f"its format is {layout}"
-    return ""
-
-
-def _groups(settings: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The ``config_groups`` of compressed-tensors."""
-    groups = settings.get("config_groups")
-    found = groups.values() if isinstance(groups, Mapping) else ()
-    return [group for group in found if isinstance(group, Mapping)]
-
-
-def saved_quantization(directory: Path, config: Mapping[str, Any] | None = None) -> str | None:
-    """Name of the quantization of the saved weights; None if they are not quantized.
-
-    Raises:
-        UserError: As :func:`read_quantization`.
-    """
-    found = read_quantization(directory, config)
-    return found.name if found is not None else None
-
-
-def check_quantization(directory: Path, config: Mapping[str, Any] | None = None) -> None:
-    """Refuse weights saved in a quantization that cannot be decoded.
-
-    Raises:
-        UserError: If they are; it names the checkpoint to take instead, as far as the directory says which.
-    """
-    found = read_quantization(directory, config)
-    if found is None or found.is_decoded:
-        return
-    raise refused(directory, found.name, found.refusal)
-
-
-def refused(directory: Path, name: str, why: str) -> UserError:
-    """The error for weights that cannot be decoded.
-
-    Args:
-        directory: The model's.
-        name: Name of the quantization.
-        why: What about it.
-    """
-    counterpart = find_counterpart(directory)
-    take = f"Take {counterpart}" if counterpart else "Take the model as it was before it was quantized"
-    return UserError(
-        f"{directory} was saved quantized ({name}), which cannot be trained here: {why}.",
-        f"{take}; method.name = qlora makes it 4-bit while loading.",
-    )
-
-
-# What comes out.
 
 
 def read_decoded(directory: Path, config: Mapping[str, Any] | None = None) -> StoredWeights:
@@ -413,7 +228,7 @@ class _Finder:
     def _blocks(self) -> list[tuple[int, int]]:
         """Sizes of the blocks that the configuration tells."""
         settings = self._quantization.settings
-        weights = [group.get("weights") for group in _groups(settings)]
+        weights = [group.get("weights") for group in config_groups(settings)]
         told = [settings.get("weight_block_size"), *(_get(value, "block_structure") for value in weights), list(_BLOCK)]
         return [
             (size[0], size[1])
@@ -441,7 +256,7 @@ class _Finder:
 
     def _integers(self) -> set[tuple[int, int]]:
         """Bits and sizes of the groups of packed integers, 0 for whole rows, that the configuration tells."""
-        weights = [group.get("weights") for group in _groups(self._quantization.settings)]
+        weights = [group.get("weights") for group in config_groups(self._quantization.settings)]
         found = set()
         for value in weights:
             bits, size = _get(value, "num_bits"), _get(value, "group_size")

@@ -1,10 +1,9 @@
-"""Quantized checkpoints by their descriptions and headers: what they are, what they decode to, what is refused."""
+"""Weights of quantized checkpoints by their headers: what they decode to, and what is damaged."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -13,58 +12,18 @@ from core.errors import UserError
 from core.models.architecture.load import load_architecture
 from core.models.check import check_model_directory
 from core.models.inspection import inspect_model
-from core.models.quantized import (
-    check_quantization,
-    decoded,
-    read_decoded,
-    read_quantization,
-    saved_quantization,
-)
+from core.models.quantization_config import read_quantization
+from core.models.quantized_weights import decoded, read_decoded
 from core.models.tensors import Tensor
 from core.text import one_line
-from tests.core.models.spoiling import copy_model, edit_json
+from tests.core.models.spoiling import edit_json
 from tests.families.tiny import write_family
 from tests.packers import FORMATS, quantize_checkpoint
-
-NF4 = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
 
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_family("llama", tmp_path_factory.mktemp("llama"))
-
-
-@pytest.mark.parametrize(
-    ("said", "name"),
-    [
-        (None, None),
-        ("nonsense", None),
-        (NF4, "bitsandbytes NF4"),
-        ({"load_in_4bit": True}, "bitsandbytes 4-bit (FP4)"),
-        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "bitsandbytes 8-bit"),
-        ({"quant_method": "gptq", "bits": 4}, "GPTQ"),
-        ({"quant_method": "awq"}, "AWQ"),
-        ({"quant_method": "hqq"}, "HQQ"),
-        ({"quant_method": "compressed-tensors", "format": "pack-quantized"}, "compressed-tensors pack-quantized"),
-        ({"quant_method": "newest"}, "NEWEST"),
-        ({}, "UNKNOWN"),
-    ],
-)
-def test_how_weights_were_saved_is_told(tmp_path: Path, said: Any, name: str | None) -> None:
-    assert saved_quantization(tmp_path, {"quantization_config": said}) == name
-    assert saved_quantization(tmp_path, {"text_config": {"quantization_config": said}}) == name
-    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": said}))
-    assert saved_quantization(tmp_path) == name
-
-
-def test_the_description_of_the_model_optimizer_counts_where_config_json_has_none(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
-    written = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "NVFP4", "group_size": 16}}
-    (tmp_path / "hf_quant_config.json").write_text(json.dumps(written))
-    assert saved_quantization(tmp_path) == "ModelOpt NVFP4"
-    assert saved_quantization(tmp_path, {"quantization_config": {"quant_method": "fp8"}}) == "FP8"
-    (tmp_path / "hf_quant_config.json").write_text('{"quantization": {"kv_cache_quant_algo": "FP8"}}')
-    assert saved_quantization(tmp_path) is None
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -153,65 +112,6 @@ def test_modules_of_gptq_may_have_bits_of_their_own(llama: Path, tmp_path: Path)
     said = json.loads((twins.quantized / "config.json").read_text())["quantization_config"]
     edit_json(twins.quantized / "config.json", quantization_config={**said, "bits": 4})
     assert read_decoded(twins.quantized).tensors == read_decoded(twins.plain).tensors
-
-
-@pytest.mark.parametrize(
-    ("said", "name", "why"),
-    [
-        *(
-            ({"quant_method": method}, name, "it is not decoded")
-            for method, name in (
-                ("aqlm", "AQLM"),
-                ("vptq", "VPTQ"),
-                ("hqq", "HQQ"),
-                ("quip", "QuIP#"),
-                ("bitnet", "BitNet"),
-                ("spqr", "SpQR"),
-                ("exl2", "EXL2"),
-                ("quark", "Quark"),
-                ("auto-round", "AutoRound"),
-                ("newest", "NEWEST"),
-            )
-        ),
-        ({"quant_method": "gptq", "bits": 3}, "GPTQ", "it has 3 bits"),
-        ({"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"}, "GPTQ", "its checkpoint_format is marlin"),
-        ({"quant_method": "awq", "bits": 4, "version": "gemv"}, "AWQ", "its version is gemv"),
-        (
-            {"quant_method": "compressed-tensors", "format": "marlin-24"},
-            "compressed-tensors marlin-24",
-            "its format is marlin-24",
-        ),
-        (
-            {"quant_method": "compressed-tensors", "sparsity_config": {"format": "sparse-24-bitmask"}},
-            "compressed-tensors",
-            "its format is sparse-24-bitmask",
-        ),
-    ],
-)
-def test_what_cannot_be_decoded_is_named(tmp_path: Path, said: dict[str, Any], name: str, why: str) -> None:
-    with pytest.raises(UserError) as caught:
-        check_quantization(tmp_path, {"quantization_config": said})
-    assert caught.value.message == f"{tmp_path} was saved quantized ({name}), which cannot be trained here: {why}."
-    assert caught.value.hint.startswith("Take the model as it was before it was quantized; method.name = qlora makes")
-
-
-def test_a_model_that_cannot_be_decoded_is_listed_with_its_flaw(tiny_model_dir: Path, tmp_path: Path) -> None:
-    model = copy_model(tiny_model_dir, tmp_path / "Tiny-HQQ")
-    edit_json(model / "config.json", quantization_config={"quant_method": "hqq"})
-    facts = inspect_model(model)
-    assert (facts.quantization, facts.dtype) == ("HQQ", "HQQ")
-    assert "saved quantized (HQQ), which cannot be trained here" in facts.flaw
-    assert "which may be named Tiny;" in facts.hint
-    assert facts.parameters == inspect_model(tiny_model_dir).parameters
-
-
-def test_only_nf4_is_used_as_it_is_saved_and_only_by_qlora(tmp_path: Path) -> None:
-    nf4 = read_quantization(tmp_path, {"quantization_config": NF4})
-    fp4 = read_quantization(tmp_path, {"quantization_config": {**NF4, "bnb_4bit_quant_type": "fp4"}})
-    assert nf4 is not None
-    assert fp4 is not None
-    assert [nf4.is_used_as_saved(method) for method in ("qlora", "lora", "full")] == [True, False, False]
-    assert not fp4.is_used_as_saved("qlora")
 
 
 def test_scales_of_activations_are_no_weights(llama: Path, tmp_path: Path) -> None:

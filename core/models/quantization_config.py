@@ -1,0 +1,196 @@
+"""Quantization of a checkpoint, as its ``quantization_config`` says: what it is, and whether it can be decoded.
+
+The weights themselves are in :mod:`core.models.quantized_weights`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from core.errors import UserError
+from core.models.counterpart import find_counterpart
+from core.models.description import read_description, text_part, walk
+from core.text import one_line
+
+#: What NVIDIA's Model Optimizer writes beside ``config.json``, where that has no ``quantization_config``.
+_MODELOPT = "hf_quant_config.json"
+_NAMES = {
+    "mxfp4": "MXFP4",
+    "mxfp8": "MXFP8",
+    "nvfp4": "NVFP4",
+    "fp8": "FP8",
+    "fbgemm_fp8": "FBGEMM FP8",
+    "gptq": "GPTQ",
+    "awq": "AWQ",
+    "compressed-tensors": "compressed-tensors",
+    "modelopt": "ModelOpt",
+    "aqlm": "AQLM",
+    "auto-round": "AutoRound",
+    "bitnet": "BitNet",
+    "eetq": "EETQ",
+    "exl2": "EXL2",
+    "exl3": "EXL3",
+    "fp_quant": "FP-Quant",
+    "higgs": "HIGGS",
+    "hqq": "HQQ",
+    "quanto": "Quanto",
+    "quark": "Quark",
+    "quip": "QuIP#",
+    "spqr": "SpQR",
+    "torchao": "torchao",
+    "vptq": "VPTQ",
+}
+_DECODED = frozenset(["mxfp4", "mxfp8", "nvfp4", "fp8", "fbgemm_fp8", "gptq", "awq", "compressed-tensors", "modelopt"])
+#: Formats of compressed-tensors that leave weights out (sparsity) or are laid out for one kernel (Marlin).
+_OTHER_FORMATS = frozenset(["marlin-24", "sparse-24-bitmask", "sparse-bitmask"])
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """The quantization of a checkpoint.
+
+    Args:
+        name: Its name in sentences: ``MXFP4``, ``bitsandbytes NF4``, ``compressed-tensors pack-quantized``.
+        method: ``quant_method``.
+        settings: The other content of ``quantization_config``.
+        dtype: Dtype of the decoded weights, in the names of safetensors: ``BF16`` or ``F16``.
+        refusal: What about it cannot be decoded; empty where it can.
+    """
+
+    name: str
+    method: str
+    settings: Mapping[str, Any]
+    dtype: str
+    refusal: str = ""
+
+    @property
+    def is_decoded(self) -> bool:
+        """Whether its weights can be decoded."""
+        return not self.refusal
+
+    def is_used_as_saved(self, method: str) -> bool:
+        """Whether a method trains on the saved weights themselves: QLoRA does on NF4, which it would make itself.
+
+        Args:
+            method: As ``method.name``.
+        """
+        return self.name == "bitsandbytes NF4" and method == "qlora"
+
+
+def read_quantization(directory: Path, config: Mapping[str, Any] | None = None) -> Quantization | None:
+    """Read the quantization of a model's saved weights; None if they are not quantized.
+
+    Args:
+        directory: The model's.
+        config: The content of its ``config.json``; None: it is read.
+
+    Raises:
+        UserError: If a description is damaged.
+    """
+    if config is None:
+        config = read_description(directory / "config.json") or {}
+    # In a composite model any part may have the key.
+    found = (value for _, key, value in walk(config) if key == "quantization_config" and isinstance(value, Mapping))
+    settings = next(found, None)
+    if settings is None:
+        written = (read_description(directory / _MODELOPT) or {}).get("quantization")
+        if not isinstance(written, Mapping) or not written.get("quant_algo"):
+            return None
+        settings = {"quant_method": "modelopt", **written}
+    method = str(settings.get("quant_method") or ("bitsandbytes" if "load_in_4bit" in settings else "unknown")).lower()
+    part = text_part(dict(config))
+    named = next((values.get(key) for values in (part, config) for key in ("dtype", "torch_dtype") if key in values), 0)
+    return Quantization(
+        name=_name(method, settings),
+        method=method,
+        settings=settings,
+        dtype="F16" if named == "float16" else "BF16",
+        refusal=_refusal(method, settings),
+    )
+
+
+def _name(method: str, settings: Mapping[str, Any]) -> str:
+    if method == "bitsandbytes":
+        if not settings.get("load_in_4bit"):
+            return "bitsandbytes 8-bit"
+        kind = str(settings.get("bnb_4bit_quant_type", "fp4"))
+        return "bitsandbytes NF4" if kind == "nf4" else f"bitsandbytes 4-bit ({one_line(kind.upper(), 20)})"
+    name = _NAMES.get(method) or one_line(method.upper(), 40)
+    more = {"compressed-tensors": settings.get("format"), "modelopt": settings.get("quant_algo")}.get(method)
+    return f"{name} {one_line(more, 40)}" if isinstance(more, str) else name
+
+
+def _refusal(method: str, settings: Mapping[str, Any]) -> str:
+    """What of a quantization cannot be decoded."""
+    if method == "bitsandbytes":
+        return ""
+    if method not in _DECODED:
+        return "it is not decoded"
+    bits = settings.get("bits", settings.get("w_bit", 4))
+    if method == "gptq":
+        layout = settings.get("checkpoint_format", "gptq")
+        if layout not in ("gptq", "gptq_v2"):
+            return f"its checkpoint_format is {one_line(str(layout), 40)}"
+        return "" if bits in (2, 4, 8) else f"it has {one_line(str(bits), 10)} bits"
+    if method == "awq":
+        layout = str(settings.get("version", "gemm")).lower()
+        if layout != "gemm":
+            return f"its version is {one_line(layout, 40)}"
+        if settings.get("zero_point") is False:
+            return "it has no zero points"
+        return "" if bits == 4 else f"it has {one_line(str(bits), 10)} bits"
+    if method == "compressed-tensors":
+        sparsity = settings.get("sparsity_config")
+        sparse = sparsity.get("format", "dense") if isinstance(sparsity, Mapping) else "dense"
+        for layout in (settings.get("format"), sparse, *(group.get("format") for group in config_groups(settings))):
+            if layout in _OTHER_FORMATS:
+                return f"its format is {layout}"
+    return ""
+
+
+def config_groups(settings: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The ``config_groups`` of compressed-tensors."""
+    groups = settings.get("config_groups")
+    found = groups.values() if isinstance(groups, Mapping) else ()
+    return [group for group in found if isinstance(group, Mapping)]
+
+
+def saved_quantization(directory: Path, config: Mapping[str, Any] | None = None) -> str | None:
+    """Name of the quantization of the saved weights; None if they are not quantized.
+
+    Raises:
+        UserError: As :func:`read_quantization`.
+    """
+    found = read_quantization(directory, config)
+    return found.name if found is not None else None
+
+
+def check_quantization(directory: Path, config: Mapping[str, Any] | None = None) -> None:
+    """Refuse weights saved in a quantization that cannot be decoded.
+
+    Raises:
+        UserError: If they are; it names the checkpoint to take instead, as far as the directory says which.
+    """
+    found = read_quantization(directory, config)
+    if found is None or found.is_decoded:
+        return
+    raise refused(directory, found.name, found.refusal)
+
+
+def refused(directory: Path, name: str, why: str) -> UserError:
+    """The error for weights that cannot be decoded.
+
+    Args:
+        directory: The model's.
+        name: Name of the quantization.
+        why: What about it.
+    """
+    counterpart = find_counterpart(directory)
+    take = f"Take {counterpart}" if counterpart else "Take the model as it was before it was quantized"
+    return UserError(
+        f"{directory} was saved quantized ({name}), which cannot be trained here: {why}.",
+        f"{take}; method.name = qlora makes it 4-bit while loading.",
+    )

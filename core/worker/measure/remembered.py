@@ -1,0 +1,144 @@
+"""Remembered operations on fake tensors: what one has made of arguments of some shapes it makes of such again.
+
+``FakeTensorMode`` has a cache of its own, whose keys and tensors cost several times what is needed here: all tensors
+are on one device, their shapes are numbers, and none has a value. Layers run the same operations again and again,
+forward, backward and once more; scans over the pieces of a row do so within a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._mode_utils import no_dispatch
+
+_CPU = torch.device("cpu")
+#: Tags of operations whose results depend on values.
+_BY_VALUE = (torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output)
+
+
+class _UnknownError(Exception):
+    """An operation that cannot be told by shapes alone."""
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """A tensor that an operation makes.
+
+    Args:
+        base: The place, among the tensors of its arguments, of the one whose storage it has; None for a storage of its
+            own.
+    """
+
+    shape: torch.Size
+    stride: tuple[int, ...]
+    offset: int
+    dtype: torch.dtype
+    base: int | None
+
+
+class RememberedOperations:
+    """Runs operations on fake tensors, those that are known without asking their mode.
+
+    Args:
+        mode: The mode of the fake tensors.
+    """
+
+    def __init__(self, mode: FakeTensorMode) -> None:
+        self._mode = mode
+        #: What operations make, one tensor or several; None for those that the mode has to be asked about each time.
+        self._recipes: dict[Hashable, _Recipe | tuple[_Recipe, ...] | list[_Recipe] | None] = {}
+        self._by_shapes: dict[Any, bool] = {}
+
+    def __call__(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What an operation makes of its arguments."""
+        by_shapes = self._by_shapes.get(func)
+        if by_shapes is None:
+            by_shapes = self._by_shapes[func] = _by_shapes(func)
+        if not by_shapes:
+            return func(*args, **kwargs)
+        tensors: list[torch.Tensor] = []
+        try:
+            key = (func, _key(args, tensors), _key(tuple(kwargs.items()), tensors) if kwargs else None)
+        except _UnknownError:
+            return func(*args, **kwargs)
+        if key in self._recipes:
+            known = self._recipes[key]
+            return func(*args, **kwargs) if known is None else self._made(known, tensors)
+        made = func(*args, **kwargs)
+        self._recipes[key] = _recipes(made, tensors)
+        return made
+
+    def _made(self, known: Any, tensors: Sequence[torch.Tensor]) -> Any:
+        with no_dispatch():
+            if isinstance(known, _Recipe):
+                return self._tensor(known, tensors)
+            return type(known)([self._tensor(recipe, tensors) for recipe in known])
+
+    def _tensor(self, recipe: _Recipe, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        if recipe.base is None:
+            bare = torch.empty_strided(recipe.shape, recipe.stride, dtype=recipe.dtype, device="meta")
+        else:
+            bare = torch.empty(0, dtype=recipe.dtype, device="meta")
+            bare.set_(tensors[recipe.base].untyped_storage(), recipe.offset, recipe.shape, recipe.stride)
+        return FakeTensor(self._mode, bare, _CPU)
+
+
+def _by_shapes(func: Any) -> bool:
+    """Whether what an operation makes can be told by the shapes of what it gets: it changes nothing in place."""
+    return (
+        isinstance(func, torch._ops.OpOverload)
+        and not func._schema.is_mutable
+        and not any(tag in func.tags for tag in _BY_VALUE)
+    )
+
+
+def _key(value: Any, tensors: list[torch.Tensor]) -> Hashable:
+    """All of an argument that decides what an operation makes; its tensors are added to ``tensors``.
+
+    Raises:
+        _UnknownError: If more than that decides: values, or what only the mode knows of a tensor.
+    """
+    kind = type(value)
+    if kind is FakeTensor:
+        # Scalars take part in the promotion of dtypes in ways of their own.
+        if not value.dim() or value.constant is not None or value.fake_device != _CPU:
+            raise _UnknownError
+        tensors.append(value)
+        return value.shape, value.stride(), value.storage_offset(), value.dtype
+    if kind is tuple or kind is list:
+        return kind, tuple([_key(one, tensors) for one in value])
+    if isinstance(value, torch.Tensor):
+        raise _UnknownError
+    # Equal numbers of two types are not the same argument.
+    return kind, value
+
+
+def _recipes(made: Any, tensors: Sequence[torch.Tensor]) -> _Recipe | tuple[_Recipe, ...] | list[_Recipe] | None:
+    kind = type(made)
+    if kind is not tuple and kind is not list:
+        return _recipe(made, tensors)
+    found = [_recipe(one, tensors) for one in made]
+    recipes = [one for one in found if one is not None]
+    if len(recipes) < len(found):
+        return None
+    return recipes if kind is list else tuple(recipes)
+
+
+def _recipe(made: Any, tensors: Sequence[torch.Tensor]) -> _Recipe | None:
+    if type(made) is not FakeTensor or not made.dim() or made.constant is not None or made.fake_device != _CPU:
+        return None
+    if made.layout is not torch.strided or any(made is one for one in tensors):
+        return None
+    storage = made.untyped_storage()
+    bases = [place for place, one in enumerate(tensors) if one.untyped_storage()._cdata == storage._cdata]
+    recipe = _Recipe(made.shape, made.stride(), int(made.storage_offset()), made.dtype, bases[0] if bases else None)
+    if bases:
+        return recipe
+    with no_dispatch():
+        own = torch.empty_strided(recipe.shape, recipe.stride, dtype=recipe.dtype, device="meta").untyped_storage()
+    # A part of something larger that the operation has made is left to the mode.
+    return recipe if not recipe.offset and own.nbytes() == storage.nbytes() else None

@@ -1,0 +1,61 @@
+"""Arguments that contradict each other are refused by the parser of their command, with both names and the reason."""
+
+from __future__ import annotations
+
+import shlex
+
+import pytest
+
+from core.commands.command_line import command_parser
+
+CONTRADICTIONS = [
+    ("train x.toml --detach --no-start", "--detach and --no-start do not go together: a run that is not started"),
+    ("slurm x.toml --json --output -", "--output - and --json do not go together: both are printed"),
+    ("compare a b --markdown - --json", "--markdown - and --json"),
+    ("compare a b --csv - --curves -", "--csv - and --curves -"),
+    ("eval a --show --limit 3", "--show and --limit do not go together: --show asks nothing."),
+    ("eval a --show --against base", "--show and --against"),
+    ("eval a --show --with lm-eval", "--show and --with"),
+    ("init rows.jsonl --list", "--list and FILE do not go together: --list makes no configuration."),
+    ("init --list --data rows.jsonl", "--list and --data"),
+    ("init --list --out x.toml", "--list and --out"),
+    ("serve a --uds socket --port 0", "--uds and --port do not go together: a Unix socket has neither"),
+    ("serve a --uds socket --host 0.0.0.0", "--uds and --host"),
+    ("status --prometheus --json", "--prometheus and --json"),
+    ("verify a --whole --spans 2", "--whole and --spans"),
+    ("verify a --whole --seed 0", "--whole and --seed"),
+]
+
+
+@pytest.mark.parametrize(("line", "said"), CONTRADICTIONS)
+def test_what_contradicts_itself_is_wrong_usage(line: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    command, *words = shlex.split(line)
+    with pytest.raises(SystemExit) as caught:
+        command_parser(command).parse_args(words)
+    assert caught.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert f"error: {said}" in err
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "train x.toml --detach --json",
+        "train x.toml --no-start --json",
+        "slurm x.toml --output -",
+        "slurm x.toml --output job.sbatch --json",
+        "compare a b --markdown - --csv figures.csv",
+        "compare a b --markdown report.md --json",
+        "eval a --show --out answers.md --json",
+        "init --list --json",
+        "serve a --port 0",
+        "serve a --uds socket --json",
+        "status --prometheus",
+        "verify a --whole --json",
+        "verify a --spans 2 --seed 0",
+    ],
+)
+def test_what_goes_together_is_taken(line: str) -> None:
+    command, *words = shlex.split(line)
+    command_parser(command).parse_args(words)

@@ -1,0 +1,114 @@
+"""Remembered operations against the mode of the fake tensors, asked each time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from core.worker.measure.remembered import RememberedOperations
+from core.worker.measure.tracker import AllocationTracker, Run, run_operation
+
+Make = Callable[[torch.Tensor], Any]
+
+
+class Asked(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts what reaches the mode of the fake tensors."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def made_by(run: Run, mode: FakeTensorMode, make: Make, dtype: torch.dtype = torch.bfloat16) -> tuple[list[Any], int]:
+    """What is made of a tensor of two rows, and how often the mode was asked."""
+    with mode:
+        x = torch.empty(2, 8, 6, dtype=dtype)
+        asked = Asked()  # type: ignore[no-untyped-call]
+        with asked, AllocationTracker(run) as tracker:
+            before = tracker.live
+            made = make(x)
+            told: list[Any] = [tracker.live - before]
+            for one in tree_leaves(made):
+                storage = one.untyped_storage()
+                shares = storage._cdata == x.untyped_storage()._cdata
+                told.append((one.shape, one.stride(), one.storage_offset(), one.dtype, storage.nbytes(), shares))
+    return told, asked.count
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: x + x,
+        lambda x: x * 2.0,
+        lambda x: x.float(),
+        lambda x: x[:, 1:5],
+        lambda x: x[1, :, 3],
+        lambda x: x.transpose(1, 2),
+        lambda x: x.transpose(1, 2) + 1,
+        lambda x: x.transpose(1, 2).reshape(12, 8),
+        lambda x: x.expand(3, 2, 8, 6),
+        lambda x: x.split(2, dim=1),
+        lambda x: x.max(dim=1),
+        lambda x: torch.native_layer_norm(x, (6,), None, None, 1e-5),
+        lambda x: torch.cat([x, x[:1]]),
+        lambda x: x.detach(),
+        lambda _x: torch.zeros(3, 5, dtype=torch.int64),
+    ],
+)
+def test_what_is_remembered_is_what_the_mode_makes(make: Make) -> None:
+    mode = FakeTensorMode()
+    remembered = RememberedOperations(mode)
+    wanted, _ = made_by(run_operation, mode, make)
+    first, asked = made_by(remembered, mode, make)
+    again, never = made_by(remembered, mode, make)
+    assert first == again == wanted
+    assert (asked > 0, never) == (True, 0)
+    wide, _ = made_by(remembered, mode, make, torch.float32)
+    assert wide == made_by(run_operation, mode, make, torch.float32)[0]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: x.add_(1),
+        lambda x: x.sum() * 2,
+        lambda x: x + torch.tensor([1.0]),
+    ],
+    ids=["in place", "scalars", "constants"],
+)
+def test_the_mode_is_asked_where_shapes_do_not_tell(make: Make) -> None:
+    mode = FakeTensorMode()
+    remembered = RememberedOperations(mode)
+    wanted, _ = made_by(run_operation, mode, make)
+    for _ in range(2):
+        found, asked = made_by(remembered, mode, make)
+        assert found == wanted
+        assert asked > 0
+
+
+def test_equal_numbers_of_two_types_are_two_arguments() -> None:
+    mode = FakeTensorMode()
+    remembered = RememberedOperations(mode)
+    for number, dtype in ((1, torch.int64), (1.0, torch.float32), (True, torch.int64)):
+        (_, made), _ = made_by(remembered, mode, lambda x, number=number: x * number, torch.int64)  # type: ignore[misc]
+        assert made[3] == dtype
+
+
+def test_a_storage_lives_as_long_as_what_is_remembered_of_it_is_looked_at() -> None:
+    """A view counts as what it is a view of, and nothing is kept by what is remembered."""
+    mode = FakeTensorMode()
+    remembered = RememberedOperations(mode)
+    with mode, AllocationTracker(remembered) as tracker:
+        for _ in range(2):
+            view = torch.empty(4, 8)[1:]
+            assert tracker.live == 4 * 8 * 4
+            del view
+            assert tracker.live == 0

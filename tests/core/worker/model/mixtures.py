@@ -1,0 +1,85 @@
+"""Tiny mixtures of experts for tests: loaded in 4 and 16 bits, and computed by transformers itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import bitsandbytes as bnb
+import pytest
+import torch
+import transformers
+from transformers import AutoModelForCausalLM
+
+from core.worker.model.expert_weights import dequantized
+from core.worker.model.experts import experts_of, matrix_names
+from core.worker.model.model import load_model
+from tests.families.tiny import FAMILIES, write_family
+
+MIXTURES = [name for name, family in FAMILIES.items() if family.experts]
+IDS = torch.arange(3, 51).reshape(2, 24)
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("mixtures")
+    return {name: write_family(name, folder / name) for name in MIXTURES}
+
+
+def load(base: Path, method: str, precision: str = "fp32", **more: Any) -> Any:
+    return load_model(base, method=method, precision=precision, device="cpu", for_training=True, **more).model
+
+
+def dense_twin(quantized: Any, base: Path) -> Any:
+    """The same model in full precision with what the 4-bit one has, its experts computed by transformers."""
+    return put_weights_of(quantized, load(base, "lora"))
+
+
+def put_weights_of(quantized: Any, plain: Any) -> Any:
+    """The same model in full precision, with what a 4-bit one has, its experts computed by transformers."""
+    with torch.no_grad():
+        for name, module in quantized.named_modules():
+            if isinstance(module, bnb.nn.Linear4bit):
+                weight = bnb.functional.dequantize_4bit(module.weight.data, module.weight.quant_state)
+                plain.get_submodule(name).weight.copy_(weight)
+        for name, module in experts_of(quantized):
+            for matrix in matrix_names(module):
+                getattr(plain.get_submodule(name), matrix).copy_(dequantized(getattr(module, matrix)))
+    plain.set_experts_implementation("eager")
+    return plain
+
+
+def logits_and_gradient(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits, and the gradient of the embedded tokens."""
+    seen: list[torch.Tensor] = []
+
+    def hook(_: Any, __: Any, output: torch.Tensor) -> torch.Tensor:
+        seen.append(output.detach().requires_grad_())
+        return seen[-1]
+
+    with model.get_input_embeddings().register_forward_hook(hook):
+        logits = model(input_ids=IDS).logits
+    (logits.square().mean() * 100).backward()
+    assert seen[0].grad is not None
+    return logits.detach(), seen[0].grad
+
+
+def write_other(name: str, folder: Path, **values: Any) -> Path:
+    """A tiny model of a class of configurations, in bf16; no tokenizer is needed to load it."""
+    shapes: dict[str, Any] = {
+        "vocab_size": 64,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "pad_token_id": 0,
+    }
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(getattr(transformers, name)(**{**shapes, **values}), dtype=torch.bfloat16)
+    model.save_pretrained(folder)
+    return folder
+
+
+def load_other(base: Path, method: str) -> Any:
+    return load_model(base, method=method, precision="fp32", device="cpu", for_training=True, tokenizer=object()).model

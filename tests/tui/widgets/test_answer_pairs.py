@@ -1,0 +1,165 @@
+"""Answers beside their former selves, in lines."""
+
+from __future__ import annotations
+
+import pytest
+from textual.content import Content
+
+from core.runs.answers import Question, SampleAnswer
+from tests.tui.harness import FORBIDDEN, HOSTILE
+from tui.widgets.answer_lines import CHANGED, MOST_CHARACTERS
+from tui.widgets.answer_pairs import walk_lines
+from tui.widgets.answer_walk import AnswerWalk
+
+SKY = (
+    "The sky is blue because of the sun.",
+    "The sky is blue, as air scatters light. " * 5,
+    "The sky is blue, as air scatters sunlight. " * 5,
+)
+
+
+def answer(step: int, text: str, verdict: str = "", *, broken: bool = False) -> SampleAnswer:
+    return SampleAnswer(step, text, verdict, is_broken_json=broken)  # type: ignore[arg-type]
+
+
+ROUTER = Question(
+    "Router 12 is dead",
+    '{"ref": 12}',
+    [
+        answer(0, "Have you tried turning it off and on again?", "wrong", broken=True),
+        answer(30, '{"ref": 1}', "wrong"),
+        answer(45, '{"ref": 1}', "wrong"),
+        answer(60, '{"ref": 12}', "right"),
+    ],
+)
+BLUE = Question("Why is the sky blue?", None, [answer(step, text) for step, text in zip((0, 30, 60), SKY, strict=True)])
+
+
+def walk_to(*questions: Question, back: int = 0, layouts: int = 0) -> AnswerWalk:
+    walk = AnswerWalk()
+    walk.show(questions)
+    for _ in range(back):
+        walk.walk(-1)
+    for _ in range(layouts):
+        walk.turn_layout()
+    return walk
+
+
+def lines(walk: AnswerWalk, width: int = 76, height: int = 10) -> list[str]:
+    return [line.plain.rstrip() for line in walk_lines(walk, width, height)]
+
+
+def marked(lines: list[Content]) -> list[str]:
+    """The texts that are marked as changed, by line."""
+    return [line.plain[span.start : span.end] for line in lines for span in line.spans if span.style == CHANGED]
+
+
+def test_an_answer_stands_above_that_of_the_evaluation_before() -> None:
+    walk = walk_to(ROUTER)
+    assert lines(walk) == [
+        "ask      Router 12 is dead",
+        'wanted   {"ref": 12}',
+        "steps    0 ✗  30 ✗ (45 ✗ =)[60 ✓]",
+        'step 60  ✓ {"ref": 12}',
+        'step 45  ✗ {"ref": 1}',
+    ]
+    assert marked(walk_lines(walk, 76, 10)) == ["12", "1"]
+
+
+def test_what_did_not_change_and_what_is_all_new_is_said() -> None:
+    assert lines(walk_to(ROUTER, back=1))[-2:] == ['step 45  ✗ {"ref": 1}', "step 30  ✗ the same"]
+    walk = walk_to(ROUTER, back=2)
+    assert lines(walk)[2:] == [
+        "steps   (0 ✗)[30 ✗] 45 ✗ =  60 ✓   rewritten",
+        'step 30  ✗ {"ref": 1}',
+        "step 0   ✗ no JSON  Have you tried turning it off and on again?",
+    ]
+    assert marked(walk_lines(walk, 76, 10)) == []
+    assert lines(walk_to(ROUTER, back=3))[2:] == [
+        "steps   [0 ✗] 30 ✗  45 ✗ =  60 ✓",
+        "step 0   ✗ no JSON  Have you tried turning it off and on again?",
+        "before   no earlier answer",
+    ]
+
+
+def test_an_only_answer_and_the_first_one_have_the_whole_width() -> None:
+    only = Question("q", None, [answer(0, SKY[2])])
+    assert [line[:6] for line in lines(walk_to(only), 100)] == ["ask   ", "step 0", " " * 6, " " * 6]
+    first = lines(walk_to(BLUE, back=2), 100)
+    assert first[-1] == "before   no earlier answer"
+    assert not any("│" in line for line in first)
+
+
+def test_it_can_stand_beside_the_first_the_wanted_and_all() -> None:
+    assert lines(walk_to(ROUTER, layouts=1))[-1].startswith("step 0   ✗ no JSON  Have you")
+    walk = walk_to(ROUTER, back=1, layouts=2)
+    assert lines(walk)[1:] == [
+        "steps    0 ✗  30 ✗ [45 ✗ =] 60 ✓",
+        'step 45  ✗ {"ref": 1}',
+        'wanted   {"ref": 12}',
+    ]
+    assert marked(walk_lines(walk, 76, 10)) == ["1", "12"]
+    walk = walk_to(ROUTER, layouts=3)
+    assert [line[:7] for line in lines(walk)] == ["ask    ", "wanted ", "step 0 ", "step 30", "step 45", "step 60"]
+    assert marked(walk_lines(walk, 76, 10)) == ["12"], "each is marked against the one before it"
+
+
+def test_long_answers_stand_side_by_side_where_there_is_room() -> None:
+    walk = walk_to(BLUE)
+    narrow, wide = lines(walk, 76, 30), lines(walk, 100, 30)
+    assert [line.split()[0] for line in narrow if line.startswith("s")] == ["steps", "step", "step"]
+    head = next(line for line in wide if "│" in line)
+    assert head.split() == ["step", "30", "│", "step", "60"]
+    columns = [line.split(" │ ") for line in wide if "│" in line][1:]
+    assert (
+        " ".join(" ".join(column).strip() for column in zip(*columns, strict=True)).split() == (SKY[1] + SKY[2]).split()
+    )
+    assert marked(walk_lines(walk, 100, 30)).count("sunlight") == 5
+    assert {line.index("│") for line in wide if "│" in line} == {head.index("│")}
+
+
+def test_answers_are_never_cut_to_the_height() -> None:
+    long = Question("q " * 900, "w " * 900, [answer(0, "a " * 900), answer(1, "b " * 900)])
+    shown = lines(walk_to(long), 76, 10)
+    assert sum(line.count("a ") + line.endswith("a") for line in shown) >= 900
+    assert len([line for line in shown if line.startswith("ask") or " q q" in line]) == 2
+    endless = Question("q", None, [answer(0, "a"), answer(1, "b " * MOST_CHARACTERS)])
+    assert lines(walk_to(endless))[-2].endswith("more characters")
+
+
+def test_the_next_questions_fill_the_room_that_is_left() -> None:
+    walk = walk_to(ROUTER, BLUE)
+    both = lines(walk, 200, 30)
+    assert [line for line in both if line.startswith("ask")] == [
+        "ask      Router 12 is dead",
+        "ask      Why is the sky blue?",
+    ]
+    assert not any("sky" in line for line in lines(walk, 200, 9)), "only whole ones"
+    walk.turn(1)
+    assert [line.split()[1] for line in lines(walk, 200, 30) if line.startswith("ask")] == ["Why", "Router"]
+
+
+def test_a_question_that_was_not_asked_at_a_step_says_so() -> None:
+    late = Question("later", None, [answer(30, "x")])
+    assert lines(walk_to(late, BLUE), 76, 4) == ["ask      later", "step 60  not answered", "step 30  x"]
+
+
+def test_many_evaluations_are_cut_around_the_one_looked_at() -> None:
+    many = Question("q", None, [answer(step, str(step)) for step in range(0, 4000, 20)])
+    for back in (0, 100, 199):
+        course = next(line for line in lines(walk_to(many, back=back)) if line.startswith("steps"))
+        assert f"[{3980 - 20 * back}]" in course
+        assert len(course) <= 76
+        assert "…" in course
+
+
+@pytest.mark.parametrize("width", [1, 12, 40, 130])
+@pytest.mark.parametrize("layouts", range(4))
+def test_hostile_text_and_any_width(width: int, layouts: int) -> None:
+    hostile = Question(HOSTILE, HOSTILE, [answer(0, HOSTILE), answer(5, HOSTILE + "\n日本語" * 40), answer(9, "")])
+    for back in range(3):
+        found = walk_lines(walk_to(hostile, BLUE, back=back, layouts=layouts), width, 12)
+        assert found
+        assert not FORBIDDEN & set("".join(line.plain for line in found))
+        if width >= 40:
+            assert max(line.cell_length for line in found) <= width
