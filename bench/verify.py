@@ -34,7 +34,7 @@ import torch
 
 from core.audit.job import AuditJob
 from core.audit.result import Audit
-from core.config.rules import check_rules
+from core.config.rules.check import check_rules
 from core.errors import UserError
 from core.launch import launcher
 from core.runs.client import ControlClient
@@ -72,7 +72,7 @@ KINDS: dict[str, Sections] = {
     "early stopping": {"eval": {"every_steps": 1, "patience": 2, "min_delta": 5.0}},
     "rows that are cut": {
         "train": {"max_length": 64, "batch_size": 6},
-        "data": {"overlong": "truncate", "allow": "nothing_supervised"},
+        "data": {"overlong": "truncate", "allow": ["nothing_supervised", "stop_untrained"]},
     },
 }
 #: Options that are drawn beside a kind, each for one run in four; those that do not go with it are left out.

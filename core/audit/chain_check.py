@@ -94,8 +94,7 @@ def check_chain(run: Run, sealed: Sealed) -> ChainResult:
             "The run has no hash chain, as an earlier version made it: that nobody has changed its events, options, "
             "rows or base since is not covered; its training is, where it is executed again."
         )
-        differences = [*_damaged_checkpoints(run, {}), *_changed_result(run, sealed)]
-        return ChainResult(notes=(note,), differences=tuple(differences))
+        return ChainResult(notes=(note,), differences=(*_damaged_checkpoints(run, {}), *_changed_result(run, sealed)))
     differences: list[Difference] = []
     if sealed.damage:
         differences.append(Difference(what=f"The hash chain is broken: {sealed.damage}.", file=CHAIN_NAME))
@@ -119,12 +118,11 @@ def _broken_off(run: Run, sealed: Sealed) -> Iterator[Difference]:
     """A chain that lacks its beginning, or the end of a run that has finished."""
     if sealed.damage or not sealed.links:
         return
-    first, last = sealed.links[0], sealed.links[-1]
-    if first.kind != "start":
+    # One that was parked, or has failed, before its rows and model were ready has links of that first.
+    first = next((link.kind for link in sealed.links if link.kind not in ("parked", "end")), "start")
+    if first != "start":
         yield Difference(what="The hash chain does not begin with a start of the run.", file=CHAIN_NAME)
-    if run.state().state != "finished":
-        return
-    if last.kind != "end":
+    if run.state().state == "finished" and sealed.links[-1].kind != "end":
         what = (
             "The hash chain breaks off before the end of the run, which has finished: links were removed from its end."
         )

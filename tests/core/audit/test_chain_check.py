@@ -226,6 +226,13 @@ def test_a_chain_without_a_start_does_not_begin_there(run: Run) -> None:
     assert told(run) == ["The hash chain does not begin with a start of the run."]
 
 
+def test_a_run_that_failed_before_it_began_has_its_end_alone_and_is_whole(tmp_path: Path) -> None:
+    made = Run(tmp_path)
+    tell(made, start())
+    Chain(made.path, made.events_path).append("end", {"state": "failed", "step": 0})
+    assert told(made) == []
+
+
 @pytest.mark.parametrize("sealed", ["anew", "not at all"])
 def test_another_adapter_is_told_from_its_checkpoint_though_the_chain_has_it(run: Run, sealed: str) -> None:
     path = run.adapter_path / "adapter_model.safetensors"
