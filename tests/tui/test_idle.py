@@ -136,7 +136,7 @@ async def test_a_paused_run_writes_what_has_changed_on_its_card(home: Path) -> N
         await show(pilot, app, "3")
         for number, card in enumerate(CARDS[1:]):
             script.hardware(card, energy_wh=2.0 + number / 10)
-            await wait_for(pilot, lambda card=card: app.state.view.history.devices == [card])  # type: ignore[misc]
+            await wait_for(pilot, lambda card=card: app.state.view.history.devices == [card])  # type: ignore[misc, union-attr]
             await ticks(pilot, app, [CPU], lambda: None)
         assert app.written == []
         script.hardware(replace(CARDS[0], temperature_c=52.0), energy_wh=2.7)
@@ -158,7 +158,7 @@ async def test_a_paused_run_is_quiet_in_the_list(home: Path) -> None:
         for card in CARDS:
             script.write_state()
             script.hardware(card, energy_wh=1.91)
-            await wait_for(pilot, lambda card=card: app.state.view.history.devices == [card])  # type: ignore[misc]
+            await wait_for(pilot, lambda card=card: app.state.view.history.devices == [card])  # type: ignore[misc, union-attr]
             await ticks(pilot, app, [CPU], lambda: None)
         assert app.written == []
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Container, Sequence
 from typing import ClassVar
 
+from textual import events, on
 from textual.await_complete import AwaitComplete
 from textual.binding import Binding, BindingType
 from textual.content import Content
@@ -50,7 +51,7 @@ class Overlay(ModalScreen[ScreenResultType]):
         & #choices { margin-top: 0; }
     }
     """
-    VERTICAL_BREAKPOINTS: ClassVar[list[tuple[int, str]] | None] = [(0, "-tiny"), (TINY_ROWS, "-usual")]
+    VERTICAL_BREAKPOINTS = [(0, "-tiny"), (TINY_ROWS, "-usual")]  # noqa: RUF012 - no ClassVar in Textual
 
     TAKES_TEXT: ClassVar[bool] = False
     """Whether keys are text even before an input has the focus."""
@@ -62,7 +63,8 @@ class Overlay(ModalScreen[ScreenResultType]):
     _is_left = False
     _has_keys_in_frame = False
 
-    def on_resize(self) -> None:
+    @on(events.Resize)
+    def _resized(self) -> None:
         """Where there are few rows, say in the frame what the keys do: below the text they would be out of sight."""
         self.call_after_refresh(self._place_keys)
 

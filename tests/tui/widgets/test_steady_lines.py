@@ -32,8 +32,8 @@ def views(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunView]:
     script.evaluate(3, 0.45)
     script.hardware()
     view = RunView(script.run, script.run.state(), read_history(script.run), "SmolLM2 · qlora r16")
-    monkeypatch.setattr(type(view), "eta", lambda *_: Eta(left, 0.0, 0.0))
     left = TIMES[0]
+    monkeypatch.setattr(type(view), "eta", lambda *_: Eta(left, 0.0, 0.0))
 
     def walk() -> Iterator[RunView]:
         nonlocal left
