@@ -68,7 +68,7 @@ class _Stack(torch.nn.Module):
 
 @contextmanager
 def _grouped(on: bool) -> Iterator[None]:
-    with mock.patch.object(experts, "is_grouped", return_value=on):
+    with mock.patch.object(experts_implementation, "is_grouped", return_value=on):
         yield
 
 

@@ -88,21 +88,21 @@ def seconds(text: str) -> float:
 
 
 def whole_number(text: str) -> int:
-    """A whole number from 1 to 10^18; the type of an argument.
+    """A whole number from 1 up, of 18 digits at most; the type of an argument.
 
     Raises:
         argparse.ArgumentTypeError: If the text is not one.
     """
-    return int(_number(text, int, lambda value: 1 <= value <= 10**18, "a whole number from 1 to 10^18"))
+    return int(_number(text, int, lambda value: 1 <= value < 10**18, "a whole number from 1 up, of 18 digits at most"))
 
 
 def whole_or_none(text: str) -> int:
-    """A whole number from 0 to 10^18; the type of an argument.
+    """A whole number from 0 up, of 18 digits at most; the type of an argument.
 
     Raises:
         argparse.ArgumentTypeError: If the text is not one.
     """
-    return int(_number(text, int, lambda value: 0 <= value <= 10**18, "a whole number from 0 to 10^18"))
+    return int(_number(text, int, lambda value: 0 <= value < 10**18, "a whole number from 0 up, of 18 digits at most"))
 
 
 def column_parts(text: str) -> dict[str, str]:

@@ -354,7 +354,8 @@ def render(found: Forecast) -> list[str]:
     width = max(len(part.name) for part in plan.parts)
     for letter, part in zip(LETTERS, plan.parts, strict=False):
         lines.append(f"{letter} {part.name.replace('_', ' '):<{width}} {format_bytes(part.bytes):>8}  {part.what}")
-    lines += [f"  {'total':<{width}} {format_bytes(plan.total_bytes):>8}", "", bar(plan), ""]
+    given_back = f"  {format_bytes(plan.reclaimable_bytes)} of it can be given back" if plan.reclaimable_bytes else ""
+    lines += [f"  {'total':<{width}} {format_bytes(plan.total_bytes):>8}{given_back}", "", bar(plan), ""]
     lines.append(f"{'disk':<12} {_disk(plan)}")
     lines += [f"{'time':<12} {_time(found.estimate)}"] if found.estimate is not None else []
     for place, advice in enumerate(found.advice):

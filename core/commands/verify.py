@@ -102,7 +102,8 @@ _VERDICTS = {
 
 
 def _steps(span: SpanResult) -> str:
-    return f"steps {span.begin + 1} to {span.end}"
+    first = span.begin + 1
+    return f"step {first}" if first == span.end else f"steps {first} to {span.end}"
 
 
 def _came_to(span: SpanResult) -> str:

@@ -22,7 +22,7 @@ from core.config.lines import line_of, repeated_line
 from core.config.rules.check import check_rules
 from core.config.rules.rule import Remark
 from core.config.schema import Config, find_option
-from core.config.values import describe_type, parse_value
+from core.config.values import describe_type, parse_value, unquoted
 from core.errors import UserError
 from core.hub.store import pinned
 from core.hub_uri import absolute
@@ -198,7 +198,7 @@ class ConfigDocument:
         self._toml[section][key] = _as_item(value, typed)
 
     def apply(self, assignments: Iterable[str]) -> None:
-        """Apply ``section.key=value`` assignments as ``--set`` takes them.
+        """Apply ``section.key=value`` assignments as ``--set`` takes them; a text may be in quotes, as in the file.
 
         Raises:
             UserError: If one is malformed, unknown or of the wrong type.
@@ -213,7 +213,7 @@ class ConfigDocument:
             option = find_option(name.strip())
             if option is None:
                 raise unknown_option(name.strip())
-            self.set(option.name, parse_value(option, raw))
+            self.set(option.name, parse_value(option, unquoted(raw)))
             self._overridden.add(option.name)
 
     def problems(self) -> dict[str, str]:

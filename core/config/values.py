@@ -53,6 +53,18 @@ def parse_value(option: Option, raw: str) -> Any:
     return text
 
 
+def unquoted(raw: str) -> str:
+    """What is typed, without the quotes of a TOML string around it; unchanged where it is none."""
+    text = raw.strip()
+    if len(text) < 2 or text[0] != text[-1] or text[0] not in "\"'":
+        return raw
+    try:
+        found = tomlkit.parse(f"x = {text}").unwrap()
+    except (tomlkit.exceptions.TOMLKitError, ValueError):
+        return raw
+    return found["x"] if len(found) == 1 and isinstance(found["x"], str) else raw
+
+
 def _parse_toml(option: Option, text: str, wanted: str) -> Any:
     noun, _, how = wanted.partition(". ")
     refusal = UserError(f"{option.name}: {one_line(text, 80)} is not a TOML {noun}.", f"{how}.")

@@ -89,7 +89,7 @@ def _explained(found: Plan, other: Plan, first: int) -> Plan:
     """
     free, needed = format_bytes(found.limit_bytes), format_bytes(other.needed_bytes)
     if found.way == other.way and not found.checkpointing:
-        return replace(found, reason=f"Activations are kept: the run would take {needed} of {free}.")
+        return replace(found, reason="Activations are kept: there is room for all of them.")
     cut = found.token_budget < first
     if other.checkpointing and not cut:
         return replace(found, reason="Activations are recomputed: memory.gradient_checkpointing = on.")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from core.audit import job as audit_job
 from core.audit.result import Audit, ChainResult, Difference, Outcome, SpanResult
 from core.commands.command_line import command_parser
-from core.commands.verify import EXIT_DIFFERS
+from core.commands.verify import EXIT_DIFFERS, result_lines
 from core.config.schema import Config
 from core.runs.state import RunState
 from core.runs.store import Run, create_run
@@ -60,11 +61,17 @@ def test_exit_codes_and_sentences(
     assert said in out
     assert "chain      whole, 3 links, head f00d" in out
     assert "note       A note." in out
+    assert "steps 1 to 4 " in out
     assert ("Recorded 0.1, found 0.2." in out) == bool(audit.spans[0].differences)
     assert verify(run.id, "--json") == code
     printed = json.loads(capsys.readouterr().out)
     assert printed == audit.to_dict()
     assert printed["spans"][0]["from"] == 0
+
+
+def test_an_interval_of_one_step_is_one_step() -> None:
+    audit = replace(found("equal"), spans=(SpanResult(begin=4, end=5, outcome="equal"),))
+    assert any(line.startswith("step 5 ") for line in result_lines(audit))
 
 
 def test_the_chain_alone_is_enough_where_it_was_asked_for(

@@ -238,6 +238,23 @@ def test_values_typed_by_a_person(name: str, raw: str, value: object) -> None:
     assert parse_value(option, raw) == value
 
 
+@pytest.mark.parametrize(
+    ("typed", "value"),
+    [
+        ('"07:00"', "07:00"),
+        ("'07:00'", "07:00"),
+        (" 07:00 ", "07:00"),
+        ('"', '"'),
+        ('"a" b "c"', '"a" b "c"'),
+        ("it's", "it's"),
+    ],
+)
+def test_a_text_may_be_set_in_quotes_as_in_the_file(typed: str, value: str) -> None:
+    document = ConfigDocument(MINIMAL)
+    document.apply([f"night.deadline={typed}"])
+    assert document.get("night.deadline") == value
+
+
 @pytest.mark.parametrize("assignment", ["train.epochs", "epochs=1", "=3", "train.epochs=many", "method.dora=maybe"])
 def test_assignments_that_make_no_sense_are_refused(assignment: str) -> None:
     with pytest.raises(UserError):
