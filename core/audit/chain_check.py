@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +112,30 @@ def check_chain(run: Run, sealed: Sealed) -> ChainResult:
     return ChainResult(
         head=head, links=len(sealed.links), notes=tuple(_uncovered(run, sealed)), differences=tuple(differences)
     )
+
+
+def compare_head(chain: ChainResult, sealed: Sealed, kept: str) -> ChainResult:
+    """The result with what a head says about it that was written down earlier.
+
+    Args:
+        chain: The result so far.
+        sealed: The chain.
+        kept: The head, or its beginning, in lower-case hexadecimal digits.
+    """
+    count = len(sealed.links)
+    place = next((number for number, link in enumerate(sealed.links, 1) if link.link.startswith(kept)), None)
+    if place is None:
+        what = (
+            "The head that was written down is in no link of the chain: what it seals was changed since, or it is of "
+            "another run."
+        )
+        return replace(chain, differences=(Difference(what=what, file=CHAIN_NAME), *chain.differences))
+    if place == count:
+        note = "The head is the one that was written down."
+    else:
+        after = "one link came" if count - place == 1 else f"{count - place} links came"
+        note = f"The head that was written down is link {place} of {count}; {after} after it."
+    return replace(chain, notes=(note, *chain.notes))
 
 
 def _broken_off(run: Run, sealed: Sealed) -> Iterator[Difference]:

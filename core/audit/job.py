@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from core import paths
-from core.audit.chain_check import Sealed, check_chain, read_manifest, read_sealed, sealed_config
+from core.audit.chain_check import Sealed, check_chain, compare_head, read_manifest, read_sealed, sealed_config
 from core.audit.request import span_to
 from core.audit.result import Audit, ChainResult, Difference, SpanResult
 from core.audit.spans import Span, choose, join, spans_of
@@ -67,10 +67,11 @@ class AuditJob:
         spans: How many intervals between checkpoints are executed again.
         seed: Chooses them.
         whole: Execute all of it instead, from the untouched base on.
+        head: The head of its chain as it was written down earlier, or the beginning of it; None if there is none.
     """
 
-    def __init__(self, run: Run, *, spans: int, seed: int, whole: bool = False) -> None:
-        self._run, self._spans, self._seed, self._whole = run, spans, seed, whole
+    def __init__(self, run: Run, *, spans: int, seed: int, whole: bool = False, head: str | None = None) -> None:
+        self._run, self._spans, self._seed, self._whole, self._head = run, spans, seed, whole, head
         self._guard = threading.Lock()
         self._helper: Helper | None = None
         self._is_closed = False
@@ -90,6 +91,8 @@ class AuditJob:
         progress(HelperProgress("checking the chain"))
         sealed = read_sealed(self._run)
         chain = check_chain(self._run, sealed)
+        if self._head is not None:
+            chain = compare_head(chain, sealed, self._head)
         plan = self._plan(sealed, chain)
         answer: dict[str, Any] = {"inputs": [], "spans": [], "notes": []}
         if plan.manifests or sealed.starts:

@@ -127,6 +127,7 @@ EXAMPLES: Mapping[str, Sequence[tuple[str, str]]] = {
     ),
     "verify": (
         ("verify latest", "the chain, and three intervals executed again"),
+        ("verify latest --whole --head 1f71e5f8c279", "all of it, and the head that was written down when it ended"),
         ("verify latest --spans 10 --seed 7 --json", "more of them, the same ones each time, for programs"),
     ),
     "export": (

@@ -35,6 +35,12 @@ def add_arguments(parser: ArgumentParser) -> None:
         help=f"intervals between two checkpoints that are executed again (default: {SPANS}; 0: the chain alone)",
     )
     parser.add_argument("--whole", action="store_true", help="execute all of the run again, from the base on")
+    parser.add_argument(
+        "--head",
+        metavar="HASH",
+        type=_head,
+        help="the head of the chain as it was written down: at least 12 digits of it",
+    )
     parser.add_argument("--seed", metavar="S", type=int, help="choose the same intervals again (default: at random)")
     add_json_flag(parser)
     for chosen in ("--spans", "--seed"):
@@ -48,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
 
     found = find_run(args.run)
     seed = random.SystemRandom().randrange(1 << 31) if args.seed is None else args.seed
-    job, line = AuditJob(found, spans=args.spans, seed=seed, whole=args.whole), ProgressLine()
+    job, line = AuditJob(found, spans=args.spans, seed=seed, whole=args.whole, head=args.head), ProgressLine()
     try:
         audit = job.run(lambda progress: line.show(progress_words(progress)))
     except KeyboardInterrupt:
@@ -99,6 +105,13 @@ _VERDICTS = {
     "differs": "Not what was recorded.",
     "unproven": "Not proven: not all of it could be executed again and compared bit for bit.",
 }
+
+
+def _head(text: str) -> str:
+    found = text.strip().rstrip("…").lower()
+    if not 12 <= len(found) <= 64 or set(found) - set("0123456789abcdef"):
+        raise argparse.ArgumentTypeError("the head of a chain is 64 hexadecimal digits, of which the first 12 will do")
+    return found
 
 
 def _steps(span: SpanResult) -> str:

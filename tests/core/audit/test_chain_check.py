@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from core.audit.chain_check import check_chain, read_sealed, sealed_config
+from core.audit.chain_check import check_chain, compare_head, read_sealed, sealed_config
 from core.audit.result import ChainResult
 from core.config.document import dump_config
 from core.config.schema import Config
@@ -219,6 +219,26 @@ def test_a_chain_that_was_made_anew_has_to_cover_all_from_the_start(run: Run) ->
     assert told(run) == []
     reseal(run, skip_events)
     assert told(run)[0] == "The hash chain is broken: chain.jsonl, line 2: it leaves out a part of events.jsonl."
+
+
+def with_head(run: Run, kept: str) -> ChainResult:
+    sealed = read_sealed(run)
+    return compare_head(check_chain(run, sealed), sealed, kept)
+
+
+def test_a_head_that_was_written_down_tells_a_chain_that_was_made_anew(run: Run) -> None:
+    heads = [link.link for link in read_sealed(run).links]
+    found = with_head(run, heads[-1])
+    assert (found.differences, found.notes[0]) == ((), "The head is the one that was written down.")
+    found = with_head(run, heads[-2][:12])
+    assert found.differences == ()
+    assert found.notes[0] == f"The head that was written down is link 4 of {len(heads)}; one link came after it."
+    reseal(run, lambda links: links[0].update(t=1.0))
+    assert told(run) == []
+    (difference,) = with_head(run, heads[-1]).differences
+    assert difference.what.startswith("The head that was written down is in no link of the chain")
+    (run.path / CHAIN_NAME).unlink()
+    assert with_head(run, heads[-1]).differences[0].what == difference.what
 
 
 def test_a_chain_without_a_start_does_not_begin_there(run: Run) -> None:

@@ -77,6 +77,7 @@ FREE = {
     ("slurm", "time"),
     ("train", "name"),
     ("train", "processes"),
+    ("verify", "head"),
     ("verify", "seed"),
     ("verify", "spans"),
 }

@@ -69,6 +69,15 @@ def test_exit_codes_and_sentences(
     assert printed["spans"][0]["from"] == 0
 
 
+def test_a_head_is_twelve_digits_of_a_hash_at_least(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    for typed in ("1f71e5f8c27", "not-a-hash-at-all", "f" * 65):
+        with pytest.raises(SystemExit) as refused:
+            verify(run.id, "--head", typed)
+        assert refused.value.code == 2
+        assert "64 hexadecimal digits" in capsys.readouterr().err
+    assert command_parser("verify").parse_args(["r", "--head", "1F71E5F8C279…"]).head == "1f71e5f8c279"
+
+
 def test_an_interval_of_one_step_is_one_step() -> None:
     audit = replace(found("equal"), spans=(SpanResult(begin=4, end=5, outcome="equal"),))
     assert any(line.startswith("step 5 ") for line in result_lines(audit))
