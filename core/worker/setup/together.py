@@ -56,7 +56,8 @@ def settle_strategy(config: Config, device: torch.device, dataset: Dataset, reco
         return config
     chosen = plan_strategy(config, device, dataset, ranks.count)
     too_small = chosen is not None and chosen.strategy == "fsdp2"
-    (shares,) = ranks.any([too_small])
+    # The others may prepare their rows for much longer.
+    (shares,) = ranks.any([too_small], patient=True)
     if shares:
         reason = chosen.reason if chosen is not None and too_small else "fsdp2: another process's card is too small."
         recorder.notice("info", "strategy", f"Strategy {reason}", "Name another in distributed.strategy.")
