@@ -47,7 +47,7 @@ def environment(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> Iterator[d
 
 def shown_step(terminal: Terminal) -> int:
     """The step in the header."""
-    found = re.search(r"(?:training|paused) (\d+)/", terminal.text)
+    found = re.search(r"(?:training|paused) +(\d+)/", terminal.text)
     return int(found[1]) if found else 0
 
 
