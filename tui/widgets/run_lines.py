@@ -23,7 +23,7 @@ from tui.state import PENDING_GLYPH, STATE_COLORS, STATE_GLYPHS, RunView
 from tui.widgets.charts.meter import bar
 
 #: Fewest columns of the bar of progress, which texts beside it leave.
-SHORTEST_BAR = 8
+SHORTEST_BAR = 6
 #: Columns of a time left, so that nothing moves when an hour or a minute less is to go; and cells of which a bar is a
 #: multiple where texts beside it get longer and shorter.
 ETA_WIDTH, _BAR_STEP = 7, 8

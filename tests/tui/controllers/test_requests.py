@@ -120,7 +120,7 @@ async def test_a_run_gives_its_device_back_and_says_why(home: Path, worker: Slow
         parked = "‖ parked, its device given back, at step 11: ollama runner is running."
         await wait_for(pilot, lambda: parked in screen_text(app))
         assert "◌" not in screen_text(app)
-        assert "‖ parked 11/" in screen_text(app)
+        assert "‖ parked  11/" in screen_text(app)
         assert "paused" not in screen_text(app)
         assert "p resume" in screen_text(app)
         assert "c checkpoint" not in screen_text(app), "there is nothing to save that is not saved"
