@@ -45,7 +45,7 @@ class Overlay(ModalScreen[ScreenResultType]):
         }
         & > Vertical { height: 100%; overflow-y: auto; }
         & ChoiceList { height: 1fr; min-height: 1; }
-        & #room, & #runner { margin-bottom: 0; }
+        & #about { margin-bottom: 0; }
         & #answer { height: 1; margin-top: 0; }
         & #keys { height: 0; margin-top: 0; }
         & #choices { margin-top: 0; }

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, ClassVar
 from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import BindingType
-from textual.containers import Vertical
 from textual.content import Content
 from textual.message import Message
 from textual.widgets import OptionList
@@ -30,8 +29,8 @@ from tui.keys import bindings
 from tui.screens.overlay import Overlay, key_line
 from tui.shell import shell_of
 from tui.widgets.lists.choice_list import ChoiceList
+from tui.widgets.lists.list_box import ListBox
 from tui.widgets.strips import fit
-from tui.widgets.text_block import TextBlock
 
 if TYPE_CHECKING:
     from core.queue.book import Queue
@@ -61,13 +60,6 @@ class QueueScreen(Overlay[Run]):
     DEFAULT_CSS = """
     QueueScreen {
         align: center middle; background: $background 60%;
-        & > Vertical {
-            width: 110; max-width: 96%; height: auto; max-height: 90%; padding: 0 1;
-            border: round $border-focus; border-title-style: bold; background: $surface;
-        }
-        & #runner { margin-bottom: 1; }
-        & ChoiceList { height: auto; max-height: 24; min-height: 4; }
-        & #answer { height: 2; margin-top: 1; }
     }
     """
     SCOPE = "queue"
@@ -80,22 +72,16 @@ class QueueScreen(Overlay[Run]):
         self._reader = QueueReader(Estimator())
         self._view: QueueView | None = None
         self._wanted: int | None = None
-        self._turn = asyncio.Lock()
         self._clock: Callable[[], float] = time.time
 
     def compose(self) -> ComposeResult:
         """The runner, the entries, the answer to the last key, the keys."""
-        with Vertical() as box:
-            box.border_title = Content("Queue")
-            yield TextBlock(Content.styled("reading …", "$muted"), id="runner")
-            yield ChoiceList()
-            yield TextBlock(Content(" "), id="answer")
-            yield TextBlock(id="keys")
+        yield ListBox("Queue")
 
     def on_mount(self) -> None:
         """Read the queue, now and every few seconds."""
         self._clock = shell_of(self).clock
-        self.query_one("#keys", TextBlock).show(self._keys())
+        self._box.show_keys(self._keys())
         self._look()
         self.set_interval(LOOK_SECONDS * shell_of(self).pace, self._look)
 
@@ -127,10 +113,10 @@ class QueueScreen(Overlay[Run]):
         message.stop()
         if message.view is None:
             if message.error is not None:
-                self._say(str(message.error), "$limit")
+                self._box.say(str(message.error), "$limit")
             return
         self._view = message.view
-        self.query_one("#runner", TextBlock).show(self._runner_line(message.view))
+        self._box.show_about(self._runner_line(message.view))
         self._show_entries(message.view)
 
     def _runner_line(self, view: QueueView) -> Content:
@@ -162,8 +148,12 @@ class QueueScreen(Overlay[Run]):
         self._wanted = None
 
     @property
+    def _box(self) -> ListBox:
+        return self.query_one(ListBox)
+
+    @property
     def _options(self) -> ChoiceList:
-        return self.query_one(ChoiceList)
+        return self._box.options
 
     @property
     def _row(self) -> EntryView | None:
@@ -173,18 +163,11 @@ class QueueScreen(Overlay[Run]):
             return None
         return next((row for row in self._view.rows if str(row.entry.id) == options[place].id), None)
 
-    def _say(self, text: str, style: str = "$muted") -> None:
-        # A blank keeps the line, so that nothing moves.
-        self.query_one("#answer", TextBlock).show(Content.styled(one_line(text, 400) or " ", style))
-
     # Keys.
 
     def action_move(self, lines: int) -> None:
         """Move the cursor."""
-        if lines > 0:
-            self._options.action_cursor_down()
-        else:
-            self._options.action_cursor_up()
+        self._box.move(lines)
 
     def action_back(self) -> None:
         """Leave the screen."""
@@ -196,7 +179,7 @@ class QueueScreen(Overlay[Run]):
         if row is None:
             return
         if row.entry.run is None or not (run := run_of(row.entry)).config_path.is_file():
-            self._say(f"Entry {row.entry.id} has no run yet.")
+            self._box.say(f"Entry {row.entry.id} has no run yet.")
             return
         self.dismiss(run)
 
@@ -253,7 +236,7 @@ class QueueScreen(Overlay[Run]):
         if self._view is not None and not any(row.entry.state in PENDING for row in self._view.upcoming):
             active = any(not row.entry.is_over for row in self._view.rows)
             if not active:
-                self._say("Nothing waits, so there is nothing to start.")
+                self._box.say("Nothing waits, so there is nothing to start.")
                 return
 
         async def start() -> str:
@@ -278,17 +261,9 @@ class QueueScreen(Overlay[Run]):
 
         self._do(change)
 
-    @work(group="queue-change")
-    async def _do(self, what: Callable[[], Awaitable[str]]) -> None:
-        """Carry out a key, one after the other; then read the queue again."""
-        async with self._turn:
-            try:
-                said = await what()
-            except UserError as error:
-                self._say(str(error), "$near")
-            else:
-                self._say(said)
-        self._look()
+    def _do(self, what: Callable[[], Awaitable[str]]) -> None:
+        """Carry out a key, then read the list again."""
+        self._box.carry_out(what, self._look)
 
 
 def _line(row: EntryView, width: int, now: float) -> Content:

@@ -10,7 +10,6 @@ from typing import ClassVar
 from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import BindingType
-from textual.containers import Vertical
 from textual.content import Content
 from textual.message import Message
 from textual.widgets import OptionList
@@ -25,8 +24,8 @@ from tui.screens.choice import Choice, ChoiceDialog
 from tui.screens.overlay import Overlay, key_line
 from tui.shell import shell_of
 from tui.widgets.lists.choice_list import ChoiceList
+from tui.widgets.lists.list_box import ListBox
 from tui.widgets.strips import fit
-from tui.widgets.text_block import TextBlock
 
 #: Columns of a line without the run: its size, and when it was deleted.
 _SIZE, _TIME = 9, 26
@@ -55,13 +54,7 @@ class TrashScreen(Overlay[bool]):
     DEFAULT_CSS = """
     TrashScreen {
         align: center middle; background: $background 60%;
-        & > Vertical {
-            width: 100; max-width: 96%; height: auto; max-height: 90%; padding: 0 1;
-            border: round $border-focus; border-title-style: bold; background: $surface;
-        }
-        & #room { margin-bottom: 1; }
-        & ChoiceList { height: auto; max-height: 24; min-height: 4; }
-        & #answer { height: 2; margin-top: 1; }
+        & ListBox { width: 100; }
     }
     """
     SCOPE = "trash"
@@ -72,23 +65,17 @@ class TrashScreen(Overlay[bool]):
         super().__init__()
         self._rows: Sequence[TrashRow] = ()
         self._has_restored = False
-        self._turn = asyncio.Lock()
 
     def compose(self) -> ComposeResult:
         """What the trash takes, its runs, the answer to the last key, the keys."""
-        with Vertical() as box:
-            box.border_title = Content("Trash")
-            yield TextBlock(Content.styled("reading …", "$muted"), id="room")
-            yield ChoiceList()
-            yield TextBlock(Content(" "), id="answer")
-            yield TextBlock(id="keys")
+        yield ListBox("Trash")
 
     def on_mount(self) -> None:
         """Read the trash."""
         keys = shell_of(self).keys
         names = ("restore", "remove", "empty", "back")
         pairs = [(keys[f"trash.{name}"].display, keys[f"trash.{name}"].description) for name in names]
-        self.query_one("#keys", TextBlock).show(key_line(pairs))
+        self._box.show_keys(key_line(pairs))
         self._look()
 
     def on_resize(self) -> None:
@@ -108,7 +95,7 @@ class TrashScreen(Overlay[bool]):
         delete = shell_of(self).keys["runs.delete"].display
         empty = f"The trash is empty: {delete} in the list of runs moves one here"
         said = f"{_amount(self._rows)}{free}" if self._rows else f"{empty}{free}"
-        self.query_one("#room", TextBlock).show(Content.styled(said, "$muted"))
+        self._box.show_about(Content.styled(said, "$muted"))
         self._show_rows()
 
     def _show_rows(self) -> None:
@@ -120,8 +107,12 @@ class TrashScreen(Overlay[bool]):
             options.highlighted = min(here, len(self._rows) - 1)
 
     @property
+    def _box(self) -> ListBox:
+        return self.query_one(ListBox)
+
+    @property
     def _options(self) -> ChoiceList:
-        return self.query_one(ChoiceList)
+        return self._box.options
 
     @property
     def _row(self) -> TrashRow | None:
@@ -129,18 +120,11 @@ class TrashScreen(Overlay[bool]):
         place = self._options.highlighted
         return self._rows[place] if place is not None and place < len(self._rows) else None
 
-    def _say(self, text: str, style: str = "$muted") -> None:
-        # A blank keeps the line, so that nothing moves.
-        self.query_one("#answer", TextBlock).show(Content.styled(one_line(text, 400) or " ", style))
-
     # Keys.
 
     def action_move(self, lines: int) -> None:
         """Move the cursor."""
-        if lines > 0:
-            self._options.action_cursor_down()
-        else:
-            self._options.action_cursor_up()
+        self._box.move(lines)
 
     def action_back(self) -> None:
         """Leave the screen."""
@@ -181,17 +165,9 @@ class TrashScreen(Overlay[bool]):
 
         self._do(delete)
 
-    @work(group="trash-change")
-    async def _do(self, what: Callable[[], Awaitable[str]]) -> None:
-        """Carry out a key, one after the other; then read the trash again."""
-        async with self._turn:
-            try:
-                said = await what()
-            except UserError as error:
-                self._say(str(error), "$near")
-            else:
-                self._say(said)
-        self._look()
+    def _do(self, what: Callable[[], Awaitable[str]]) -> None:
+        """Carry out a key, then read the list again."""
+        self._box.carry_out(what, self._look)
 
 
 def _remove(rows: Sequence[TrashRow], *, is_whole: bool) -> str:
