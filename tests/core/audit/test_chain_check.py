@@ -1,4 +1,4 @@
-"""What was changed in a run's directory is found by its chain, and named."""
+"""The hash chain of a run: what was changed in its directory is found by it, and named."""
 
 from __future__ import annotations
 

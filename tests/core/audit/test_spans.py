@@ -57,11 +57,11 @@ def test_intervals_between_checkpoints_from_the_beginning() -> None:
     events = [start(), *steps(1, 4), checkpoint(4), *steps(5, 8), checkpoint(8), *steps(9, 9)]
     assert bounds(events) == [(0, 4), (4, 8)]
     first, second = spans_of(events)
-    assert first.script == (*steps_like(first.script, 1, 4), first.script[-1])
+    assert first.script == (*assert_steps(first.script, 1, 4), first.script[-1])
     assert [event.type for event in second.script] == ["step"] * 4 + ["checkpoint"]
 
 
-def steps_like(script: tuple[Event, ...], first: int, last: int) -> list[Event]:
+def assert_steps(script: tuple[Event, ...], first: int, last: int) -> list[Event]:
     found = [event for event in script if isinstance(event, StepEvent)]
     assert [event.step for event in found] == list(range(first, last + 1))
     return list(found)
@@ -72,7 +72,7 @@ def test_steps_that_were_done_again_after_a_kill_count_once() -> None:
     from_older = [start(), notice("resumed"), *steps(5, 9), checkpoint(9), *steps(10, 12), checkpoint(12)]
     assert bounds([*killed, *from_older]) == [(0, 4), (4, 9), (9, 12)]
     span = spans_of([*killed, *from_older])[1]
-    steps_like(span.script, 5, 9)
+    assert_steps(span.script, 5, 9)
 
 
 def test_a_start_that_did_no_step_is_passed_over() -> None:
@@ -83,7 +83,7 @@ def test_a_start_that_did_no_step_is_passed_over() -> None:
 def test_a_run_that_was_begun_anew_has_only_its_second_beginning() -> None:
     events = [start(), *steps(1, 3), start(), *steps(1, 4), checkpoint(4)]
     (span,) = spans_of(events)
-    steps_like(span.script, 1, 4)
+    assert_steps(span.script, 1, 4)
 
 
 def test_commands_evaluations_and_shortages_are_part_of_the_script_and_talk_is_not() -> None:

@@ -58,4 +58,8 @@ def test_what_contradicts_itself_is_wrong_usage(line: str, said: str, capsys: py
 )
 def test_what_goes_together_is_taken(line: str) -> None:
     command, *words = shlex.split(line)
-    command_parser(command).parse_args(words)
+    taken = vars(command_parser(command).parse_args(words))
+    for option in (word for word in words if word.startswith("--")):
+        value = taken[option[2:].replace("-", "_")]
+        assert value is not None, option
+        assert value is not False, option
