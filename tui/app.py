@@ -474,7 +474,7 @@ class LocaltuneApp(App[str]):
 
     def on_app_focus(self) -> None:
         """Bring the header up to date for whoever comes back to the terminal."""
-        self.runs.looked_at()
+        self.runs.show_newest_devices()
 
     @on(messages.RunsListed)
     def _runs_listed(self, message: messages.RunsListed) -> None:

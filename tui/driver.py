@@ -11,17 +11,17 @@ from contextlib import suppress
 from itertools import groupby
 from typing import Any, TextIO, cast
 
-from textual.app import App
+from textual.app import App, ScreenStackError
 from textual.drivers.linux_driver import LinuxDriver
 from textual.events import Key, Paste
 from textual.message import Message
+from textual.widgets import Input, TextArea
 
 from tui.ascii_output import ascii_table
 from tui.messages import KeysAhead, KeysHandled, TerminalGone
 from tui.shell import Shell
 from tui.terminal_image import TerminalImage
 from tui.terminal_input import TerminalInput, within_limits
-from tui.widgets.forms.ask_bar import takes_text
 
 #: Seconds between two looks at pending input, and at whether the app ends.
 _TICK = 0.1
@@ -125,14 +125,18 @@ class TerminalDriver(LinuxDriver):
                 # The terminal is lent to another program: what was typed for this one is not meant for later.
                 return
             self._tell([key])
-            self._handled = threading.Event()
             if len(keys) <= _PACED:
+                self._handled = threading.Event()
                 self._tell([KeysHandled(self._handled.set)])
 
     def _is_alt(self, key: Key) -> bool:
         """Whether alt with a key has a meaning where the focus is; else it was two keys."""
         app = self._app
-        if takes_text(app.focused):
+        try:
+            focused = app.focused
+        except ScreenStackError:
+            focused = None  # the first screen is not made yet
+        if isinstance(focused, (Input, TextArea)):
             # Who writes knows such keys from other programs, and escape leaves the text.
             return True
         # Of some, as of alt+enter, Textual tells the key alone: it would be the escape that is lost.

@@ -35,6 +35,8 @@ _VRAM, _RAM_SHARE = Band(1e8, 5e7), Band(0.15, 0.03)
 _LOAD, _CPU_LOAD = Band(20.0, 10.0), Band(1000.0, 20.0)
 #: W, and points of the fastest fan.
 _POWER, _FAN = Band(15.0, 5.0), Band(15.0, 5.0)
+#: Bytes of swap; share of the free disk, and of the energy so far.
+_SWAP, _DISK_SHARE, _ENERGY_SHARE = 1e9, 0.05, 0.02
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class SteadyMeters:
         """
         is_new = reading.devices is not self._newest.devices
         self._newest = reading
-        if not rests or _is_large(self._shown.devices, reading.devices, is_watched=is_watched):
+        if not rests or _is_large(self._shown, reading, is_watched=is_watched):
             return self._show(reading)
         if is_new and is_watched:
             self._count = self._count + 1 if _differs(self._shown.devices, reading.devices) else 0
@@ -82,12 +84,32 @@ class SteadyMeters:
         return reading
 
 
-def _is_large(before: Sequence[Device], after: Sequence[Device], *, is_watched: bool) -> bool:
+def energy_has_moved(before: float | None, after: float | None) -> bool:
+    """Whether the energy of a run that rests has grown by as much as is worth telling, in any unit."""
+    return before is not after if before is None or after is None else after - before >= _ENERGY_SHARE * before
+
+
+def _is_large(shown: MeterReading, reading: MeterReading, *, is_watched: bool) -> bool:
     """Whether a difference is shown at once."""
+    before, after = shown.devices, reading.devices
     if [_facts(device) for device in before] != [_facts(device) for device in after]:
+        return True
+    if is_watched and energy_has_moved(shown.energy_wh, reading.energy_wh):
+        return True
+    if is_watched and _host_has_moved(shown.host, reading.host):
         return True
     pairs = zip(before, after, strict=True)
     return any(_moved(old, new, large=True) for old, new in pairs if is_watched or new.kind != "cpu")
+
+
+def _host_has_moved(before: Host | None, after: Host | None) -> bool:
+    """Whether the disk has filled, or memory went to swap, as far as somebody would act on it."""
+    if before is None or after is None:
+        return before is not after
+    disk = max(_DISK_SHARE * (before.disk_free or 0), 1.0)
+    return _left(Band(disk, disk), before.disk_free, after.disk_free, large=True) or _left(
+        Band(_SWAP, _SWAP), before.swap_used, after.swap_used, large=True
+    )
 
 
 def _differs(before: Sequence[Device], after: Sequence[Device]) -> bool:

@@ -1,7 +1,8 @@
 """Word differences of two texts: which words of each the other one does not have in that place.
 
 Myers' greedy algorithm ("An O(ND) Difference Algorithm and Its Variations", 1986) over words, its work bounded: texts
-that have little in common are told to be rewritten, as marks on nearly every word say no more than that.
+that have little in common, or are long and differ in many places, are told to be rewritten: marks everywhere say no
+more.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ Span = tuple[int, int]
 
 #: Share of the words in common below which a text counts as rewritten.
 LEAST_COMMON = 0.3
-#: Most steps of the search, some 30 ms; what takes more has little in common.
-_MOST_WORK = 60_000
+#: Most steps of the search, some 0.1 s; texts that take more are long, and differ in many places.
+_MOST_WORK = 200_000
 #: Words; signs, each by itself; characters of scripts that are written without spaces.
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+|[^\w\s]")
 

@@ -10,14 +10,22 @@ import struct
 import sys
 import termios
 import threading
+from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 
 import pytest
+from textual.app import App
+from textual.events import Key
+from textual.message import Message
+from textual.widget import Widget
+from textual.widgets import Input
 
 from tests.tui.terminal import Terminal
 from tests.tui.test_terminal_input import BROKEN
-from tui.driver import OutputStream
+from tui.driver import OutputStream, TerminalDriver
+from tui.messages import KeysHandled
+from tui.widgets.forms.ask_bar import KeyQuestion
 
 HANG_UP = b"the line is dead"
 
@@ -114,6 +122,52 @@ def test_a_key_waits_for_the_one_before_in_an_app_that_is_busy(environment: dict
         terminal.pump(0.2)
         terminal.press("5")
         terminal.wait_for_text("No runs yet.")
+
+
+async def test_nothing_is_waited_for_behind_many_keys_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver, told = TerminalDriver(App[None]()), list[Message]()
+    monkeypatch.setattr(driver, "process_message", told.append)
+    monkeypatch.setattr(driver, "_wait_for_app", lambda: None)
+
+    def waited_for() -> threading.Event | None:
+        return driver._handled
+
+    driver._tell_keys([Key("x", "x")] * 65)
+    assert waited_for() is None
+    driver._tell_keys([Key("y", "y")])
+    assert [message.key for message in told if isinstance(message, Key)] == ["x"] * 65 + ["y"]
+    (handled,) = (message for message in told if isinstance(message, KeysHandled))
+    event = waited_for()
+    assert event is not None
+    handled.reached()
+    assert event.is_set()
+
+
+class Focused(App[None]):
+    """An app with a focus that is given, and no screen."""
+
+    def __init__(self, widget: Widget) -> None:
+        super().__init__()
+        self._widget = widget
+
+    @property
+    def focused(self) -> Widget:
+        return self._widget
+
+
+@pytest.mark.parametrize(
+    ("app", "is_one"),
+    [
+        (lambda: App[None](), False),
+        (lambda: Focused(KeyQuestion("Overwrite it?", {"y": "yes"})), False),
+        (lambda: Focused(Input()), True),
+    ],
+    ids=["no screen yet", "a question", "a text"],
+)
+async def test_escape_and_a_key_in_one_read_are_one_key_where_a_text_is_written_alone(
+    app: Callable[[], App[None]], is_one: bool
+) -> None:
+    assert TerminalDriver(app())._is_alt(Key("alt+y", "y")) is is_one
 
 
 def blind(terminal: Terminal) -> None:

@@ -135,7 +135,7 @@ async def test_a_paused_run_writes_what_has_changed_on_its_card(home: Path) -> N
     async with app.run_test(size=(200, 50)) as pilot:
         await show(pilot, app, "3")
         for number, card in enumerate(CARDS[1:]):
-            script.hardware(card, energy_wh=2.0 + number / 10)
+            script.hardware(card, energy_wh=1.91 + number / 1000)
             await wait_for(pilot, lambda card=card: app.state.view.history.devices == [card])  # type: ignore[misc, union-attr]
             await ticks(pilot, app, [CPU], lambda: None)
         assert app.written == []

@@ -98,6 +98,21 @@ def test_memory_of_the_machine_that_fills_is_shown_at_once() -> None:
     assert shown([CPU, fuller, full], is_watched=False) == [CPU, full]
 
 
+def test_a_disk_that_fills_swap_and_energy_are_shown_where_a_card_stands_still() -> None:
+    meters = SteadyMeters()
+    cards = [IDLE]
+    first = MeterReading(cards, replace(HOST, disk_free=100_000_000_000, swap_used=0), 100.0)
+    assert meters.follow(first, rests=True) is first
+    little = MeterReading(cards, replace(HOST, disk_free=97_000_000_000, swap_used=1_000_000), 101.0)
+    assert meters.follow(little, rests=True) is first
+    for changed in (
+        MeterReading(cards, replace(HOST, disk_free=90_000_000_000, swap_used=0), 101.0),
+        MeterReading(cards, replace(HOST, disk_free=90_000_000_000, swap_used=2_000_000_000), 101.0),
+        MeterReading(cards, replace(HOST, disk_free=90_000_000_000, swap_used=2_000_000_000), 110.0),
+    ):
+        assert meters.follow(changed, rests=True) is changed
+
+
 def test_whoever_comes_back_sees_the_newest_reading() -> None:
     meters = SteadyMeters()
     meters.follow(MeterReading([CPU]), rests=True)

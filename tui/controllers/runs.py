@@ -491,7 +491,7 @@ class Runs:
         self._state.devices = self._meters.follow(reading, rests=rests, is_watched=self._desktop.is_watched).devices
         self._desktop.show_header()
 
-    def looked_at(self) -> None:
+    def show_newest_devices(self) -> None:
         """Show the newest sample to whoever comes back to the terminal."""
         self._state.devices = self._meters.catch_up().devices
         self._desktop.show_header()

@@ -72,7 +72,7 @@ class TrainPane(Pane, can_focus=True):
         "What the run is doing. The dim line is the loss of each step, the bright one is smoothed, ◆ is the loss on "
         "held-out rows, ◇ that on the general probe, which rises where the model forgets. Marks: ▲ a checkpoint "
         "(on the axis), ▼ the governor, ‖ a pause, ■ parked, ▷ going on, ▽ smaller for want of memory, ! a warning. "
-        "In the answers, underlined words are not in the other answer; = is the answer of the step before."
+        "In the answers, underlined words are not in the other answer; = is the answer of the evaluation before."
     )
 
     def __init__(self) -> None:
@@ -128,6 +128,7 @@ class TrainPane(Pane, can_focus=True):
                 if before is None or before.run.path != view.run.path:
                     self._chart.reset()
                     self.query_one(AnswersView).reset()
+                    self._sampled = None
             self._update(view)
         self._subtitle()
 
@@ -197,9 +198,10 @@ class TrainPane(Pane, can_focus=True):
 
     @property
     def _shows_answers(self) -> bool:
-        wanted = self.has_class("-beside") if self._answers_wanted is None else self._answers_wanted
+        if self._answers_wanted is None:
+            return self._has_samples and self.has_class("-beside")
         # Asked for, they are shown where there are none yet: then it says why.
-        return self._view is not None and (wanted if self._answers_wanted is not None else wanted and self._has_samples)
+        return self._view is not None and self._answers_wanted
 
     @property
     def _shows_chart(self) -> bool:

@@ -141,8 +141,13 @@ class TrashScreen(Overlay[bool]):
             return
 
         async def restore() -> str:
-            run = await asyncio.to_thread(restore_run, row.item)
+            if row not in self._rows:
+                return ""  # the key came twice
+            # Whoever leaves meanwhile finds it in the list.
             self._has_restored = True
+            run = await asyncio.to_thread(restore_run, row.item)
+            self._rows = [other for other in self._rows if other is not row]
+            self._show_rows()
             return f"Restored {run.id}."
 
         self._do(restore)
@@ -192,7 +197,8 @@ def _remove(rows: Sequence[TrashRow], *, is_whole: bool) -> str:
 
 def _question(rows: Sequence[TrashRow]) -> ChoiceDialog:
     what = one_line(rows[0].item.id, 60) if len(rows) == 1 else "all of them"
-    text = Content.assemble((_amount(rows), "bold"), ". They cannot be restored then." if len(rows) > 1 else ".")
+    pronoun = "It" if len(rows) == 1 else "They"
+    text = Content.assemble((_amount(rows), "bold"), f". {pronoun} cannot be restored then.")
     choices = [Choice("n", "", "keep"), Choice("y", _FOR_GOOD, f"delete {what} for good")]
     return ChoiceDialog("Delete for good", text, choices, alarm=True)
 

@@ -102,7 +102,8 @@ def _sides(question: Question, walk: AnswerWalk) -> tuple[_Side, _Side, str]:
     else:
         name, sign = label(former), mark(question, former)
     instead = "no earlier answer" if beside is None else "the same" if beside == text else ""
-    return now, _Side(name, sign, beside, diff.before, instead, "$muted"), diff.kind * (diff.kind == "rewritten")
+    note = "rewritten" if diff.kind == "rewritten" else ""
+    return now, _Side(name, sign, beside, diff.before, instead, "$muted"), note
 
 
 def _stacked(side: _Side, width: int, column: int) -> list[Content]:

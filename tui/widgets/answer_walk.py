@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 Layout = Literal["former", "first", "wanted", "all"]
 #: The layouts in the order of their key, each with what a hint calls it.
 LAYOUT_WORDS: dict[Layout, str] = {
-    "former": "beside the former",
+    "former": "beside the one before",
     "first": "beside the first",
     "wanted": "beside the wanted",
     "all": "all answers",

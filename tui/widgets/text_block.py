@@ -17,7 +17,7 @@ from tui.widgets.relayout import relayout
 class TextBlock(Widget):
     """A block that shows a :class:`Content`, never markup; hidden while it is empty.
 
-    One that its owner has hidden stays so when its text changes.
+    One that its owner has hidden stays so when its text changes, while there is one.
     """
 
     DEFAULT_CSS = "TextBlock { width: 100%; height: auto; }"

@@ -297,7 +297,7 @@ async def test_samples_of_a_run_stand_beside_their_former_selves(home: Path, siz
             ([], ("[Samples]", "Router 12", "(30 ✗)[60 ✓]", "n question  [ step before  v beside the first")),
             (["n", "left_square_bracket"], ("Invoice 7", "(0 ✗)[30 ✗]", "no JSON", "rewritten")),
             (["N", "right_square_bracket", "v", "v"], ("Router 12", "[60 ✓]", "wanted   the same", "v all answers")),
-            (["v", "j", "space"], ("step 0   ✗ no JSON", "v beside the former")),
+            (["v", "j", "space"], ("step 0   ✗ no JSON", "v beside the one before")),
             (["tab"], ("[Events]", "finished at step 60")),
         ):
             await pilot.press(*keys)

@@ -28,6 +28,7 @@ from core.units import (
     format_rate,
 )
 from tui.state import STATE_COLORS, STATE_GLYPHS
+from tui.steady_meters import energy_has_moved
 
 if TYPE_CHECKING:
     from core.runs.catalog import RunRow
@@ -156,8 +157,6 @@ _COLUMNS = (
 )
 #: The priority of the energy where its cost is known, which tells the same to whom it matters.
 _ENERGY_BESIDE_COST = 10
-#: Share of its energy from which that of a paused run is told anew.
-_IDLE_ENERGY = 0.02
 #: Most columns by which a wide list widens the names, and the notes.
 _WIDER_NAME, _WIDER_NOTE = 14, 40
 
@@ -292,8 +291,7 @@ class RunList(ScrollView, can_focus=True):
         shown = self._figures.get(identity)
         if shown is None or replace(figures, energy_wh=shown.energy_wh, size=shown.size) != shown:
             return False
-        before, after = shown.energy_wh, figures.energy_wh
-        return before is after if before is None or after is None else after - before < _IDLE_ENERGY * before
+        return not energy_has_moved(shown.energy_wh, figures.energy_wh)
 
     def show(self, rows: Sequence[RunRow]) -> None:
         """Show other rows; the cursor stays on its run where that is still there. Only changed rows are repainted."""
@@ -307,12 +305,12 @@ class RunList(ScrollView, can_focus=True):
         if chosen is not None:
             same = next((i for i, row in enumerate(rows) if row.run.id == chosen.run.id), None)
             self._cursor = same if same is not None else min(self._cursor, max(len(rows) - 1, 0))
+        ages, now = self._ages, self._clock()
+        self._ages = [_age(row, None, now) for row in rows]
         if [row.run.id for row in before] != [row.run.id for row in rows]:
             self.virtual_size = Size(self.size.width, len(rows) + _HEADER_ROWS)
             self.refresh()
             return
-        ages, now = self._ages, self._clock()
-        self._ages = [_age(row, None, now) for row in rows]
         for index, (old, new) in enumerate(zip(before, rows, strict=True)):
             if old != new or (index < len(ages) and ages[index] != self._ages[index]):
                 self._refresh_row(index)

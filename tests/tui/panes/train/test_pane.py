@@ -167,7 +167,7 @@ async def test_evaluations_are_walked_through_with_their_answers_beside_others(h
         await pilot.press("v")
         await shown(pilot, "wanted   the same", "v all answers")
         await pilot.press("v")
-        await shown(pilot, "step 0   ✗", "step 30  ✗", "step 60  ✓", "v beside the former")
+        await shown(pilot, "step 0   ✗", "step 30  ✗", "step 60  ✓", "v beside the one before")
         assert "steps" not in "".join(screen_lines(app)[8:16])
 
 
