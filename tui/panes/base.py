@@ -106,6 +106,10 @@ class Pane(Vertical):
         """Fit the hints into the new width."""
         self._fit_hints()
 
+    def watch_virtual_size(self) -> None:
+        """Fit the hints into the first width: Textual posts no Resize where the region was asked for before."""
+        self._fit_hints()
+
     async def on_click(self, event: events.Click) -> None:
         """Press the key in the lower border that is clicked."""
         # In the screen: a click on a widget in the pane comes here as well, with its place in that widget.
