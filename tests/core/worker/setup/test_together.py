@@ -32,15 +32,14 @@ from core.worker.setup.preparation import prepare
 from core.worker.setup.together import check_strategy, settle_options, settle_strategy
 
 
-class Two:
+class Two(Ranks):
     """The first of two processes; the other raises flags of its own."""
 
-    is_single, count = False, 2
-
     def __init__(self, *other: bool) -> None:
+        super().__init__(rank=0, count=2)
         self.other = other
 
-    def any(self, flags: Sequence[bool]) -> list[bool]:
+    def any(self, flags: Sequence[bool], *, patient: bool = False) -> list[bool]:
         return [ours or theirs for ours, theirs in zip(flags, self.other, strict=True)]
 
 
@@ -62,9 +61,9 @@ def rows_of(*lengths: int) -> Dataset:
     return Dataset([TokenizedRow(np.zeros(length, dtype=np.int32), np.ones(length, dtype=bool)) for length in lengths])
 
 
-def settled(base: Path, ranks: object, told: Told, dataset: Dataset | None = None, **options: dict[str, Any]) -> str:
+def settled(base: Path, ranks: Ranks, told: Told, dataset: Dataset | None = None, **options: dict[str, Any]) -> str:
     rows, cpu = dataset or rows_of(30, 20), torch.device("cpu")
-    found = settle_strategy(config_of(base, **options), cpu, rows, cast(Recorder, told), cast(Ranks, ranks))
+    found = settle_strategy(config_of(base, **options), cpu, rows, cast(Recorder, told), ranks)
     return found.distributed.strategy
 
 
