@@ -40,7 +40,7 @@ from core.worker.supervise.compared import compare_for, seen_to_live
 from core.worker.supervise.process import RankProcess, Start
 from core.worker.supervise.signs import RankSigns
 from core.worker.supervise.starts import Starts, local_starts, spread_starts
-from core.worker.supervise.verdict import EXIT_LOST, Ended, Lost, Refused, Verdict, judge
+from core.worker.supervise.verdict import Ended, Lost, Refused, Verdict, judge
 
 #: Seconds between two looks when nothing happens.
 _LOOK_SECONDS = 0.5
@@ -190,7 +190,7 @@ class Supervisor:
                 sent = len(self._stops)
             signs = [process.sign() for process in processes]
             record.keep(signs)
-            if lost_since is None and any(sign.status == EXIT_LOST for sign in signs):
+            if lost_since is None and any(sign.has_lost for sign in signs):
                 lost_since = time.monotonic()
             settled = lost_since is not None and time.monotonic() - lost_since >= _SETTLE_SECONDS
             if (verdict := judge(signs, self.config.distributed.timeout, settled=settled)) is not None:
