@@ -158,7 +158,7 @@ def _events_at(path: Path, places: Iterable[int]) -> dict[int, Mapping[str, Any]
     return found
 
 
-def _lines(file: BufferedReader) -> Iterator[bytes]:
+def _lines(file: BufferedReader[Any]) -> Iterator[bytes]:
     """The lines of a file, each up to :data:`_LINE_LIMIT`."""
     while line := file.readline(_LINE_LIMIT):
         rest = line

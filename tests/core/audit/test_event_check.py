@@ -5,18 +5,19 @@ from __future__ import annotations
 import os
 import resource
 from collections.abc import Callable, Iterator
+from io import FileIO
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.audit import event_check
 from core.audit.event_check import changed_events
 from core.audit.result import MOST
 from core.runs.chain import CHAIN_NAME, Chain, Link, read_links
 from core.runs.events import encode_event
 from core.runs.store import Run
+from core.small_files import open_regular
 
 from .test_spans import step
 
@@ -51,8 +52,13 @@ def edit_all(lines: list[bytes]) -> None:
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The files that are opened to be read."""
-    found, real = list[Path](), event_check.open_regular
-    monkeypatch.setattr(event_check, "open_regular", lambda path: found.append(path) or real(path))  # type: ignore[func-returns-value]
+    found = list[Path]()
+
+    def noted(path: Path) -> FileIO:
+        found.append(path)
+        return open_regular(path)
+
+    monkeypatch.setattr("core.audit.event_check.open_regular", noted)
     return found
 
 
@@ -144,7 +150,7 @@ def test_a_record_of_line_breaks_alone_is_told_without_counting_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, links = sealed(tmp_path, 3)
-    monkeypatch.setattr(event_check, "_MORE", 10_000)
+    monkeypatch.setattr("core.audit.event_check._MORE", 10_000)
     run.events_path.write_bytes(b"\n" * (1 << 20))
     assert told(run, links) == ["events.jsonl: from line 1 on, 3 lines of the record were changed, removed or moved."]
 
