@@ -146,4 +146,4 @@ def _shared_devices(members: list[dict[str, Any]]) -> Iterator[NoticeEvent]:
         device = member["host"], member["device"]
         if (beside := member.get(_BESIDE)) and device not in told:
             told.add(device)
-            yield shared_device(beside, f"process {member['rank']} on {member['host']}" if member["rank"] else "")
+            yield shared_device(beside, f"Process {member['rank']} on {member['host']}" if member["rank"] else "")

@@ -70,7 +70,7 @@ def shared_device(run_ids: Sequence[str], place: str = "") -> NoticeEvent:
 
     Args:
         run_ids: The others, one at least.
-        place: The process of the run whose device it is, for a run of several: ``process 1 on tower``.
+        place: The process of the run whose device it is, for a run of several: ``Process 1 on tower``.
     """
     runs = f"Run {run_ids[0]} is" if len(run_ids) == 1 else f"Runs {', '.join(run_ids[:-1])} and {run_ids[-1]} are"
     slower = "both get" if len(run_ids) == 1 else "all get"
