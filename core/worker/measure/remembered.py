@@ -73,11 +73,9 @@ class RememberedOperations:
             return func(*args, **kwargs)
         tensors: list[torch.Tensor] = []
         try:
-            named = _key(tuple(kwargs.items()), tensors) if kwargs else None
-            key = (func, _state(), _key(args, tensors), named)
+            named = self._key(tuple(kwargs.items()), tensors) if kwargs else None
+            key = (func, _state(), self._key(args, tensors), named)
         except _UnknownError:
-            return func(*args, **kwargs)
-        if any(one.fake_mode is not self._mode for one in tensors):
             return func(*args, **kwargs)
         if key in self._recipes:
             known = self._recipes[key]
@@ -85,6 +83,35 @@ class RememberedOperations:
         made = func(*args, **kwargs)
         self._recipes[key] = _recipes(made, tensors)
         return made
+
+    def _key(self, value: Any, tensors: list[torch.Tensor]) -> Hashable:
+        """All of an argument that decides what an operation makes; its tensors are added to ``tensors``.
+
+        Raises:
+            _UnknownError: If more than that decides: values, or what only the mode knows of a tensor.
+        """
+        kind = type(value)
+        if kind is FakeTensor:
+            # Scalars take part in the promotion of dtypes in ways of their own.
+            if not value.dim() or value.constant is not None or value.fake_device != _CPU:
+                raise _UnknownError
+            if value._has_symbolic_sizes_strides or value.fake_mode is not self._mode:
+                raise _UnknownError
+            try:
+                stride = value.stride()
+            except RuntimeError as error:
+                raise _UnknownError from error  # a sparse one has none
+            tensors.append(value)
+            # Conjugate and negative views, inference tensors and quantized ones differ by their dispatch keys.
+            keys = _dispatch_keys(value).raw_repr()
+            return value.shape, stride, value.storage_offset(), value.dtype, keys, value.requires_grad
+        if kind is tuple or kind is list:
+            return kind, tuple([self._key(one, tensors) for one in value])
+        # Tensors with values, symbols, generators, dictionaries.
+        if kind not in _PLAIN:
+            raise _UnknownError
+        # Equal numbers of two types are not the same argument.
+        return kind, value
 
     def _made(self, known: Any, tensors: Sequence[torch.Tensor]) -> Any:
         with no_dispatch():
@@ -115,32 +142,6 @@ def _by_shapes(func: Any) -> bool:
 def _state() -> Hashable:
     """What of PyTorch's state decides what an operation makes."""
     return torch.get_default_dtype(), torch.is_inference_mode_enabled(), torch._C._get_default_device()
-
-
-def _key(value: Any, tensors: list[torch.Tensor]) -> Hashable:
-    """All of an argument that decides what an operation makes; its tensors are added to ``tensors``.
-
-    Raises:
-        _UnknownError: If more than that decides: values, or what only the mode knows of a tensor.
-    """
-    kind = type(value)
-    if kind is FakeTensor:
-        # Scalars take part in the promotion of dtypes in ways of their own.
-        if not value.dim() or value.constant is not None or value.fake_device != _CPU:
-            raise _UnknownError
-        if value._has_symbolic_sizes_strides or value.layout is not torch.strided:
-            raise _UnknownError
-        tensors.append(value)
-        # Conjugates and negatives that are views, inference tensors and quantized ones differ by their dispatch keys.
-        keys = _dispatch_keys(value).raw_repr()
-        return value.shape, value.stride(), value.storage_offset(), value.dtype, keys, value.requires_grad
-    if kind is tuple or kind is list:
-        return kind, tuple([_key(one, tensors) for one in value])
-    # Tensors with values, symbols, generators, dictionaries.
-    if kind not in _PLAIN:
-        raise _UnknownError
-    # Equal numbers of two types are not the same argument.
-    return kind, value
 
 
 def _recipes(made: Any, tensors: Sequence[torch.Tensor]) -> _Recipe | tuple[_Recipe, ...] | list[_Recipe] | None:
