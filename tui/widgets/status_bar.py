@@ -95,9 +95,10 @@ def header_segments(state: AppState, now: float, *, loss: bool) -> list[Segment]
 def _other_run(view: RunView, now: float) -> list[Segment]:
     """The segment of an ended run of another configuration: its state is not that of the one that is open."""
     ended = f"{view.state.state} {coarse_ago(now - view.state.updated)}"
-    which = "last run" if view.is_leftover else "other run"
-    brief = Content.styled(f"{which} {ended}", "$muted")
-    return [Segment(Content.styled(f"{which}: {brief_id(view.run.id)} {ended}", "$muted"), 2, brief)]
+    # Behind a line, as what is left of it is the configuration's.
+    which = f"│ {'last' if view.is_leftover else 'other'} run:"
+    brief = Content.styled(f"{which} {one_line(slug_of(view.run.id), 20)}, {ended}", "$muted")
+    return [Segment(Content.styled(f"{which} {brief_id(view.run.id)}, {ended}", "$muted"), 2, brief)]
 
 
 def _run_segments(

@@ -59,7 +59,8 @@ def test_exit_codes_and_sentences(
     assert verify(run.id) == code
     out = capsys.readouterr().out
     assert said in out
-    assert "chain      whole, 3 links, head f00d" in out
+    assert "chain      whole, 3 links\nhead       f00d" in out
+    assert max(map(len, out.splitlines())) <= 80, "the 64 digits of a head are on a line of their own"
     assert "note       A note." in out
     assert "steps 1 to 4 " in out
     assert ("Recorded 0.1, found 0.2." in out) == bool(audit.spans[0].differences)
