@@ -2,8 +2,10 @@
 
 What :mod:`core.helper` starts as ``python -m core.worker…`` is forked: workers of runs, and the processes that measure,
 answer, export. A forked process is as one that was started: its session, streams, descriptors, environment and
-directory are those that were asked for, and it is a child of the test's process. Where another import path is asked
-for, or a test is marked ``anew``, because it is about how a process starts or what it holds, a real one is started.
+directory are those that were asked for, and it is a child of the test's process. It runs the ``sitecustomize`` of a
+directory that is asked for as a source of modules, with the worker's own modules still to be imported, and takes
+libraries from the directories of ``LD_LIBRARY_PATH`` first. Where other modules are asked for, or a test is marked
+``anew``, because it is about how a process starts or what it holds, a real one is started.
 
 ``python -m tests.forking SOCKET`` is the process that they are forked from.
 """
@@ -46,7 +48,9 @@ _LIMITS = (resource.RLIMIT_AS, resource.RLIMIT_CPU, resource.RLIMIT_DATA, resour
 _PYTHON = sys.executable
 #: Where modules come from, and variables that are read as a process begins, both as this process has them.
 _PATHS = {str(Path(__file__).resolve().parents[1]), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))}
-_BEGUN_WITH = {name: os.environ.get(name) for name in ("LD_PRELOAD", "LD_LIBRARY_PATH")}
+_BEGUN_WITH = os.environ.get("LD_PRELOAD")
+#: What a directory holds whose ``sitecustomize`` a forked process runs.
+_HOOK = {"sitecustomize.py", "__pycache__"}
 
 
 class ForkedProcess:
@@ -102,6 +106,8 @@ class Forks:
         self._turn = threading.Lock()
         #: Whether all are started, and none is forked.
         self.anew = False
+        #: Programs that run another worker than the real one, and are this Python for all other modules.
+        self.stand_ins: set[str] = set()
 
     @classmethod
     def beside(cls, above: int) -> Forks:
@@ -128,7 +134,7 @@ class Forks:
     def popen(self, command: Sequence[str], **options: Any) -> ForkedProcess | subprocess.Popen[bytes]:
         """As :class:`subprocess.Popen`, with the options that :mod:`core.helper` uses."""
         command = list(command)
-        if self.anew or not _can_be_forked(command, options.get("env") or os.environ):
+        if self.anew or not self._can_be_forked(command, options.get("env") or os.environ):
             return subprocess.Popen(command, **options)
         with contextlib.ExitStack() as theirs:
             reading, ours_in = _stream(options.get("stdin"), 0, theirs)
@@ -162,6 +168,17 @@ class Forks:
             self._socket.close()
             self._process.wait()
 
+    def _can_be_forked(self, command: Sequence[str], environment: Mapping[str, str]) -> bool:
+        """Whether a command is one of a worker's modules, by this Python, without other sources before its own."""
+        if len(command) < 3 or command[1] != "-m" or not command[2].startswith("core.worker"):
+            return False
+        if command[0] != _PYTHON and (command[0] not in self.stand_ins or command[2] == "core.worker"):
+            return False
+        # The one that watches over several processes imports none of the libraries.
+        if command[2].startswith("core.worker.supervise"):
+            return False
+        return environment.get("LD_PRELOAD") == _BEGUN_WITH and all(map(_is_hook, _hooks(environment)))
+
     def _connected(self) -> socket.socket:
         if self._socket is None:
             self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -176,15 +193,18 @@ class Forks:
         return self._socket
 
 
-def _can_be_forked(command: Sequence[str], environment: Mapping[str, str]) -> bool:
-    """Whether a command is one of a worker's modules, by this Python and without other sources before its own."""
-    if len(command) < 3 or command[:2] != [_PYTHON, "-m"] or not command[2].startswith("core.worker"):
+def _hooks(environment: Mapping[str, str]) -> list[str]:
+    """The directories of modules, beside those of this process, that an environment has."""
+    paths = environment.get("PYTHONPATH", "").split(os.pathsep)
+    return [path for path in dict.fromkeys(paths) if path and path not in _PATHS]
+
+
+def _is_hook(directory: str) -> bool:
+    """Whether a directory holds a ``sitecustomize`` and nothing else."""
+    try:
+        return "sitecustomize.py" in (held := os.listdir(directory)) and _HOOK.issuperset(held)
+    except OSError:
         return False
-    # The one that watches over several processes imports none of the libraries.
-    if command[2].startswith("core.worker.supervise"):
-        return False
-    paths = {path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path}
-    return paths <= _PATHS and all(environment.get(name) == value for name, value in _BEGUN_WITH.items())
 
 
 def _stream(asked: int | None, number: int, theirs: contextlib.ExitStack) -> tuple[int, IO[bytes] | None]:
@@ -248,6 +268,8 @@ def _become(asked: dict[str, Any], descriptors: Sequence[int]) -> None:
     _place(descriptors, asked["places"], {helpers.fileno()})
     os.environ.clear()
     os.environ.update(asked["environment"])
+    _load_libraries(asked["environment"].get("LD_LIBRARY_PATH", ""))
+    _run_hooks(_hooks(asked["environment"]))
     module, *words = asked["words"]
     sys.argv = [module, *words]
     if module == "core.worker" and (fault := os.environ.get(FAULT_VARIABLE)):
@@ -255,6 +277,23 @@ def _become(asked: dict[str, Any], descriptors: Sequence[int]) -> None:
     with helpers.replacing():
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     sys.exit(0)
+
+
+def _load_libraries(path: str) -> None:
+    """Load what the loader would look for in these directories, as it has read its variable already."""
+    for directory in filter(None, path.split(os.pathsep)):
+        for library in Path(directory).glob("lib*.so*"):
+            ctypes.CDLL(str(library))
+
+
+def _run_hooks(directories: Sequence[str]) -> None:
+    """Run the ``sitecustomize`` of directories, which may wait for the worker's modules to be imported."""
+    for directory in directories:
+        for name in [name for name in sys.modules if name == "core.worker" or name.startswith("core.worker.")]:
+            del sys.modules[name]
+        sys.modules.pop("sitecustomize", None)
+        sys.path.insert(0, directory)
+        importlib.import_module("sitecustomize")
 
 
 def _place(descriptors: Sequence[int], places: Sequence[int], kept: set[int]) -> None:
