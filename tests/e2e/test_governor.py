@@ -89,9 +89,7 @@ def train_at(workers: Workers, duty: float) -> tuple[Run, float]:
     """A short run at a duty cycle, and the seconds that it rested."""
     rested = workers.directory / f"rested-{duty}"
     variables = hooked(workers.directory / f"at-{duty}", RESTING)
-    run = workers.start(
-        f"at-{duty}", variables | {"TEST_DUTY": str(duty), "TEST_RESTED": str(rested)}, train=SHORT
-    )
+    run = workers.start(f"at-{duty}", variables | {"TEST_DUTY": str(duty), "TEST_RESTED": str(rested)}, train=SHORT)
     finish(run)
     return run, float(rested.read_text())
 
