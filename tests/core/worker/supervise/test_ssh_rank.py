@@ -226,8 +226,7 @@ def test_a_rank_ends_when_the_supervisor_is_killed(run: Run, pids: Path) -> None
         import os, sys, time
         from pathlib import Path
         from core.runs.store import Run
-        from core.runs.events import NoticeEvent
-from core.runs.lock import try_lock
+        from core.runs.lock import try_lock
         from core.worker.supervise.process import RankProcess
         from core.worker.supervise.starts import spread_starts
         run = Run(Path(sys.argv[1]))
