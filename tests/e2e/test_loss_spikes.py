@@ -25,6 +25,7 @@ from .workers import (
     ending,
     exit_code,
     finish,
+    held_at,
     kill,
     log,
     notice_codes,
@@ -99,10 +100,11 @@ def test_a_run_that_went_back_is_one_that_never_saw_the_rows(workers: Workers) -
     assert (mark.step, history.step, history.step_count) == (ARMED, 32, 30)
     assert "without steps 27 to 28" in mark.text
 
-    killed = start(workers, "killed", "rollback")
+    killed = start(workers, "killed", "rollback", variables=held_at(27))
     wait_until_step(killed, 27)
     kill(killed)
-    workers.resume(killed)
+    # After the rollback the first step that is not left out, and not done yet.
+    workers.resume(killed, held_at(29))
     wait_for(lambda: only(RollbackEvent, killed), PATIENCE, "the rollback", interval=0.001)
     kill(killed)
     workers.resume(killed)

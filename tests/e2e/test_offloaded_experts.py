@@ -39,8 +39,10 @@ class Patcher:
 def patch(build):
     from core.worker.model import model
     from core.worker.model.expert_offload import ExpertOffload
+    from tests.faults.injections import hold
     from tests.core.worker.model.lanes import PromptDevice
     model.cuda_offload = lambda device: ExpertOffload(PromptDevice(), device)
+    hold(7)
     build.decide_experts = lambda *_: (True, "Experts are kept in the machine's memory.")
 
 if os.environ.get("HOST_EXPERTS"):

@@ -78,8 +78,8 @@ def running(program: Path) -> Iterator[None]:
 
 @pytest.mark.anew
 def test_a_run_parked_at_random_steps_ends_bit_equal(workers: Workers, reference: Run) -> None:
-    run = workers.start("parked")
     moments = sorted(random.SystemRandom().sample(range(2, STEPS - 4), 2))
+    run = workers.start("parked", workers.held_anew(*moments))
     print(f"parked at {moments}")  # noqa: T201 - shown when the test fails
     worker = pid_of(run)
     for moment in moments:

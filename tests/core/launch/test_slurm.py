@@ -37,7 +37,7 @@ trap 'touch "$here/told-$SLURM_PROCID"; stay let; save; exit 3' TERM USR1
 touch "$here/ready-$SLURM_PROCID"
 stay never
 """
-PATIENCE = 20
+PATIENCE = 60
 
 
 @pytest.fixture

@@ -49,7 +49,7 @@ def start(command: list[str], *prefix: str, **variables: str) -> RunningServer:
     assert process.stdout is not None
     line = process.stdout.readline()
     if not line:
-        process.wait(10)
+        process.wait(60)
         assert process.stderr is not None
         pytest.fail(process.stderr.read())
     told: dict[str, Any] = json.loads(line)
