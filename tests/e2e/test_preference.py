@@ -57,7 +57,7 @@ def start(
     ("objective", "method"), [("dpo", "qlora"), ("kto", "qlora"), ("orpo", "qlora"), ("kto", "full")]
 )
 def test_answers_come_apart_and_a_kill_changes_nothing(workers: Workers, objective: str, method: str) -> None:
-    precision = {"precision": "bf16"} if method == "full" else {}
+    precision: dict[str, Any] = {"precision": "bf16"} if method == "full" else {}
     reference = start(workers, objective, method, **precision)
     finish(reference)
     done = steps(reference)
