@@ -19,6 +19,7 @@ from core.worker.progress.spikes import ROLLBACK_LIMIT
 from tests.waiting import wait_for
 
 from .workers import (
+    HELD_BACK,
     PATIENCE,
     Workers,
     adapter_bytes,
@@ -103,8 +104,7 @@ def test_a_run_that_went_back_is_one_that_never_saw_the_rows(workers: Workers) -
     killed = start(workers, "killed", "rollback", variables=held_at(27))
     wait_until_step(killed, 27)
     kill(killed)
-    # After the rollback the first step that is not left out, and not done yet.
-    workers.resume(killed, held_at(29))
+    workers.resume(killed, HELD_BACK)
     wait_for(lambda: only(RollbackEvent, killed), PATIENCE, "the rollback", interval=0.001)
     kill(killed)
     workers.resume(killed)

@@ -28,6 +28,7 @@ from tests.waiting import wait_for
 
 from .test_preference import write_rows as write_pairs
 from .workers import (
+    HELD_BACK,
     PATIENCE,
     Workers,
     exit_code,
@@ -385,7 +386,7 @@ def test_a_run_that_went_back_for_a_loss_spike_is_equal_killed_or_not(workers: W
     flip(run.path / "checkpoints/step-00000030/adapter/adapter_model.safetensors")
     assert audit(workers, run, spans=0).verdict == "differs"
 
-    killed = spikes.start(workers, "killed", "rollback", every=4, keep=99)
+    killed = spikes.start(workers, "killed", "rollback", every=4, keep=99, variables=HELD_BACK)
     wait_for(lambda: only(RollbackEvent, killed), PATIENCE, "the rollback", interval=0.001)
     kill(killed)
     workers.resume(killed)

@@ -64,6 +64,8 @@ def held_at(*steps: int) -> dict[str, str]:
     return {FAULT_VARIABLE: f"hold:{','.join(map(str, steps))}"}
 
 
+#: Variables of a run that waits where a rollback has taken it back to, as :func:`held_at` does.
+HELD_BACK = {FAULT_VARIABLE: "hold_back:1"}
 #: Puts the fault of a process that is started, not forked, in when it imports what waits between two steps.
 _HOOK = f"""
 import importlib.machinery, os, sys

@@ -104,6 +104,22 @@ def hold(*steps: int) -> None:
     ControlPoint.attend = waiting  # type: ignore[method-assign]
 
 
+def hold_back(_: int) -> None:
+    """No fault: a run that has gone back to an earlier step waits there until something is asked of it."""
+    from core.worker.control_point import ControlPoint
+
+    attend, newest = ControlPoint.attend, 0
+
+    def waiting(self: ControlPoint) -> None:
+        nonlocal newest
+        while self.state.step < newest and not (self.controls.waiting_count or self.controls.pending):
+            time.sleep(0.002)
+        newest = self.state.step
+        attend(self)
+
+    ControlPoint.attend = waiting  # type: ignore[method-assign]
+
+
 def fork_ranks(_: int) -> None:
     """No fault: a forked supervisor forks the processes of its run, which saves their imports too."""
     from core.worker.supervise import process
@@ -165,6 +181,7 @@ FAULTS: dict[str, Callable[..., None]] = {
     "lost_gpu": lost_gpu,
     "hang_in_rows": hang_in_rows,
     "hold": hold,
+    "hold_back": hold_back,
     "wait_within": wait_within,
     "fork_ranks": fork_ranks,
 }
