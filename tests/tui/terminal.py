@@ -74,7 +74,7 @@ class Terminal:
         self.output += data
         return data
 
-    def wait_for(self, condition: Callable[[], object], seconds: float = 20.0) -> None:
+    def wait_for(self, condition: Callable[[], object], seconds: float = 60.0) -> None:
         """Read output until a condition holds.
 
         Raises:
@@ -85,7 +85,7 @@ class Terminal:
             assert time.monotonic() < deadline, f"not in time; the screen:\n{self.text}"
             self.pump()
 
-    def wait_for_text(self, text: str, seconds: float = 20.0) -> None:
+    def wait_for_text(self, text: str, seconds: float = 60.0) -> None:
         """Read output until a text is on the screen."""
         self.wait_for(lambda: text in self.text, seconds)
 
@@ -127,7 +127,7 @@ class Terminal:
                 self.status = os.waitstatus_to_exitcode(status)
         return self.status is not None
 
-    def wait_for_end(self, seconds: float = 20.0) -> int:
+    def wait_for_end(self, seconds: float = 60.0) -> int:
         """Read output until the child has ended.
 
         Raises:
