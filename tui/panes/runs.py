@@ -167,8 +167,9 @@ class RunsPane(Pane):
             1 for row in rows if row.state in ("queued", "starting", "training", "paused", "stopping", "stalled")
         )
         archived = sum(row.labels.archived for row in rows)
+        listed = len(rows) if self._lists_archived else len(rows) - archived
         is_filtered = bool(self.query_one(FilterInput).value.split())
-        count = f"{len(kept)} of {len(rows)}" if is_filtered else str(len(rows) - (0 if self._lists_archived else archived))
+        count = f"{len(kept)} of {len(rows)}" if is_filtered else str(listed)
         marked = len(self.query_one(RunList).marked)
         self.set_title(
             "5 Runs",
