@@ -161,7 +161,7 @@ class Forks:
             errors, *ours_err = (
                 (writing, None) if stderr == subprocess.STDOUT else _stream(stderr, 2, theirs, text=text)
             )
-            ours: list[Any] = [*ours_in, *ours_out, *ours_err]
+            ours: list[IO[Any] | None] = [*ours_in, *ours_out, *ours_err]
             if text:
                 ours = [stream and io.TextIOWrapper(stream, line_buffering=True) for stream in ours]
             passed = options.get("pass_fds", ())
