@@ -3,6 +3,10 @@
 ``FakeTensorMode`` has a cache of its own, whose keys and tensors cost several times what is needed here: all tensors
 are on one device, their shapes are numbers, and none has a value. Layers run the same operations again and again,
 forward, backward and once more; scans over the pieces of a row do so within a layer.
+
+What decides is what decides there (``torch/_subclasses/fake_tensor.py``), but for two things: the bytes of a storage,
+which only tell whether a view is refused, and an operation's being built in, as those of bitsandbytes make what they
+make by shapes too. Autocast has changed the arguments by then.
 """
 
 from __future__ import annotations
@@ -18,6 +22,13 @@ from torch.utils._mode_utils import no_dispatch
 _CPU = torch.device("cpu")
 #: Tags of operations whose results depend on values.
 _BY_VALUE = (torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output)
+#: Operations that make a fake tensor of one with values.
+_LIFTS = (torch.ops.aten.lift_fresh.default, torch.ops.aten.lift_fresh_copy.default)
+#: Types of arguments that are what they are by their value, and are hashed by it.
+_PLAIN = frozenset(
+    {bool, int, float, complex, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format}
+)
+_dispatch_keys = torch._C._dispatch_keys
 
 
 class _UnknownError(Exception):
@@ -62,7 +73,8 @@ class RememberedOperations:
             return func(*args, **kwargs)
         tensors: list[torch.Tensor] = []
         try:
-            key = (func, _key(args, tensors), _key(tuple(kwargs.items()), tensors) if kwargs else None)
+            named = self._key(tuple(kwargs.items()), tensors) if kwargs else None
+            key = (func, _state(), self._key(args, tensors), named)
         except _UnknownError:
             return func(*args, **kwargs)
         if key in self._recipes:
@@ -71,6 +83,35 @@ class RememberedOperations:
         made = func(*args, **kwargs)
         self._recipes[key] = _recipes(made, tensors)
         return made
+
+    def _key(self, value: Any, tensors: list[torch.Tensor]) -> Hashable:
+        """All of an argument that decides what an operation makes; its tensors are added to ``tensors``.
+
+        Raises:
+            _UnknownError: If more than that decides: values, or what only the mode knows of a tensor.
+        """
+        kind = type(value)
+        if kind is FakeTensor:
+            # Scalars take part in the promotion of dtypes in ways of their own.
+            if not value.dim() or value.constant is not None or value.fake_device != _CPU:
+                raise _UnknownError
+            if value._has_symbolic_sizes_strides or value.fake_mode is not self._mode:
+                raise _UnknownError
+            try:
+                stride = value.stride()
+            except RuntimeError as error:
+                raise _UnknownError from error  # a sparse one has none
+            tensors.append(value)
+            # Conjugate and negative views, inference tensors and quantized ones differ by their dispatch keys.
+            keys = _dispatch_keys(value).raw_repr()
+            return value.shape, stride, value.storage_offset(), value.dtype, keys, value.requires_grad
+        if kind is tuple or kind is list:
+            return kind, tuple([self._key(one, tensors) for one in value])
+        # Tensors with values, symbols, generators, dictionaries.
+        if kind not in _PLAIN:
+            raise _UnknownError
+        # Equal numbers of two types are not the same argument.
+        return kind, value
 
     def _made(self, known: Any, tensors: Sequence[torch.Tensor]) -> Any:
         with no_dispatch():
@@ -88,33 +129,19 @@ class RememberedOperations:
 
 
 def _by_shapes(func: Any) -> bool:
-    """Whether what an operation makes can be told by the shapes of what it gets: it changes nothing in place."""
+    """Whether what an operation makes can be told by the shapes of what it gets: it changes nothing in place, and lifts
+    no value."""
     return (
         isinstance(func, torch._ops.OpOverload)
+        and func not in _LIFTS
         and not func._schema.is_mutable
         and not any(tag in func.tags for tag in _BY_VALUE)
     )
 
 
-def _key(value: Any, tensors: list[torch.Tensor]) -> Hashable:
-    """All of an argument that decides what an operation makes; its tensors are added to ``tensors``.
-
-    Raises:
-        _UnknownError: If more than that decides: values, or what only the mode knows of a tensor.
-    """
-    kind = type(value)
-    if kind is FakeTensor:
-        # Scalars take part in the promotion of dtypes in ways of their own.
-        if not value.dim() or value.constant is not None or value.fake_device != _CPU:
-            raise _UnknownError
-        tensors.append(value)
-        return value.shape, value.stride(), value.storage_offset(), value.dtype
-    if kind is tuple or kind is list:
-        return kind, tuple([_key(one, tensors) for one in value])
-    if isinstance(value, torch.Tensor):
-        raise _UnknownError
-    # Equal numbers of two types are not the same argument.
-    return kind, value
+def _state() -> Hashable:
+    """What of PyTorch's state decides what an operation makes."""
+    return torch.get_default_dtype(), torch.is_inference_mode_enabled(), torch._C._get_default_device()
 
 
 def _recipes(made: Any, tensors: Sequence[torch.Tensor]) -> _Recipe | tuple[_Recipe, ...] | list[_Recipe] | None:
@@ -131,7 +158,7 @@ def _recipes(made: Any, tensors: Sequence[torch.Tensor]) -> _Recipe | tuple[_Rec
 def _recipe(made: Any, tensors: Sequence[torch.Tensor]) -> _Recipe | None:
     if type(made) is not FakeTensor or not made.dim() or made.constant is not None or made.fake_device != _CPU:
         return None
-    if made.layout is not torch.strided or any(made is one for one in tensors):
+    if made.layout is not torch.strided or any(made is one for one in tensors) or _is_peculiar(made):
         return None
     storage = made.untyped_storage()
     bases = [place for place, one in enumerate(tensors) if one.untyped_storage()._cdata == storage._cdata]
@@ -142,3 +169,15 @@ def _recipe(made: Any, tensors: Sequence[torch.Tensor]) -> _Recipe | None:
         own = torch.empty_strided(recipe.shape, recipe.stride, dtype=recipe.dtype, device="meta").untyped_storage()
     # A part of something larger that the operation has made is left to the mode.
     return recipe if not recipe.offset and own.nbytes() == storage.nbytes() else None
+
+
+def _is_peculiar(made: FakeTensor) -> bool:
+    """Whether a tensor has what a bare one of its shape and dtype has not."""
+    return (
+        made.is_conj()
+        or made.is_neg()
+        or made._is_zerotensor()
+        or made.is_quantized
+        or made.requires_grad
+        or made.is_inference() != torch.is_inference_mode_enabled()
+    )
