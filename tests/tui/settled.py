@@ -38,7 +38,7 @@ def pilot_that_knows() -> Iterator[None]:
         # One is in the middle of a message: it waits for a thread, or for a process.
         return await ask_all(self, timeout)
 
-    async def wait_for_idle(min_sleep: float = 0.0, max_sleep: float = _LONGEST) -> None:  # noqa: ARG001
+    async def wait_for_idle(min_sleep: float = 0.0, max_sleep: float = _LONGEST) -> None:
         await settle(active_app.get(), max_sleep)
 
     with pytest.MonkeyPatch.context() as patch:
