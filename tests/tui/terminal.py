@@ -17,6 +17,9 @@ from pathlib import Path
 
 import pyte
 
+#: Seconds without output, and without a thread that runs, after which an app has done what it was asked for: more than
+#: it waits between two paints, and for the rest of a key's sequence.
+REST = 0.15
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -84,6 +87,28 @@ class Terminal:
         while not condition():
             assert time.monotonic() < deadline, f"not in time; the screen:\n{self.text}"
             self.pump()
+
+    def wait_for_rest(self, seconds: float = 60.0) -> None:
+        """Read output until the child writes none and does nothing, as after a key that has been answered.
+
+        Raises:
+            AssertionError: If it does not rest in time; the screen is in the message.
+        """
+        deadline = time.monotonic() + seconds
+        since = time.monotonic()
+        while time.monotonic() - since < REST:
+            assert time.monotonic() < deadline, f"no rest; the screen:\n{self.text}"
+            if self.pump(REST / 10) or self._is_at_work():
+                since = time.monotonic()
+
+    def _is_at_work(self) -> bool:
+        """Whether a thread of the child runs, or would if there were a core for it."""
+        with contextlib.suppress(OSError):  # it has ended
+            for thread in Path(f"/proc/{self.pid}/task").iterdir():
+                with contextlib.suppress(OSError):
+                    if (thread / "stat").read_text().rpartition(")")[2].split()[0] in "RD":
+                        return True
+        return False
 
     def wait_for_text(self, text: str, seconds: float = 60.0) -> None:
         """Read output until a text is on the screen."""
