@@ -61,6 +61,14 @@ def made_by(run: Run, mode: FakeTensorMode, make: Make, dtype: torch.dtype = tor
         lambda x: torch.cat([x, x[:1]]),
         lambda x: x.detach(),
         lambda _x: torch.zeros(3, 5, dtype=torch.int64),
+        lambda x: x[1, 2, 3],
+        lambda x: x + x[1, 2, 3],
+        lambda x: x[torch.zeros(5, dtype=torch.int64)],
+        lambda x: x.add_(1),
+        lambda x: x.add_(x[0, 0, 0]),
+        lambda x: x.transpose(1, 2).mul_(2),
+        lambda x: x.clone().copy_(x[:1]),
+        lambda x: torch.mul(x, 2, out=torch.empty_like(x)),
     ],
 )
 def test_what_is_remembered_is_what_the_mode_makes(make: Make) -> None:
@@ -78,11 +86,13 @@ def test_what_is_remembered_is_what_the_mode_makes(make: Make) -> None:
 @pytest.mark.parametrize(
     "make",
     [
-        lambda x: x.add_(1),
+        lambda x: x.clone().transpose_(1, 2),
+        lambda x: torch.mul(x, 2, out=x.new_empty(0)),
         lambda x: x.sum() * 2,
         lambda x: x + torch.tensor([1.0]),
+        lambda x: x + torch.tensor(1.0),
     ],
-    ids=["in place", "scalars", "constants"],
+    ids=["shapes in place", "resized", "scalars", "constants", "numbers"],
 )
 def test_the_mode_is_asked_where_shapes_do_not_tell(make: Make) -> None:
     mode = FakeTensorMode()
