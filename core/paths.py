@@ -61,7 +61,7 @@ def queue_dir() -> Path:
 
 
 def devices_dir() -> Path:
-    """Locks of this machine's devices, a file each."""
+    """Locks of devices, a folder for each machine."""
     return home() / "devices"
 
 

@@ -1,20 +1,25 @@
 """Processes forked from one that has imported what a worker imports, which takes four seconds for each otherwise.
 
 What :mod:`core.helper` starts as ``python -m core.worker…`` is forked: workers of runs, and the processes that measure,
-answer, export. A forked process is as one that was started: its session, streams, descriptors, environment and
-directory are those that were asked for, and it is a child of the test's process. Where another import path is asked
-for, or a test is marked ``anew``, because it is about how a process starts or what it holds, a real one is started.
+answer, export. A test has a command forked by :meth:`Forks.run`, and with it what the command starts. A forked process
+is as one that was started: its session, streams, descriptors, environment and directory are those that were asked for,
+and it is a child of the test's process. It runs the ``sitecustomize`` of a directory that is asked for as a source of
+modules, with the worker's own modules still to be imported, and takes libraries from the directories of
+``LD_LIBRARY_PATH`` first. Where other modules are asked for, or a test is marked ``anew``, because it is about how a
+process starts or what it holds, a real one is started.
 
 ``python -m tests.forking SOCKET`` is the process that they are forked from.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import fcntl
 import gc
 import importlib
+import io
 import json
 import os
 import resource
@@ -23,14 +28,18 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 import pytest
+
+from core.commands import COMMANDS
 
 #: The environment variable of a forked worker with the fault that it is to meet, for :mod:`tests.faults.injections`.
 FAULT_VARIABLE = "LOCALTUNE_TEST_FAULT"
@@ -46,7 +55,17 @@ _LIMITS = (resource.RLIMIT_AS, resource.RLIMIT_CPU, resource.RLIMIT_DATA, resour
 _PYTHON = sys.executable
 #: Where modules come from, and variables that are read as a process begins, both as this process has them.
 _PATHS = {str(Path(__file__).resolve().parents[1]), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))}
-_BEGUN_WITH = {name: os.environ.get(name) for name in ("LD_PRELOAD", "LD_LIBRARY_PATH")}
+#: How a command begins that is forked, where it has a network.
+_PYTHON_MODULE = [_PYTHON, "-m"]
+_BEGUN_WITH = os.environ.get("LD_PRELOAD")
+#: Modules that are forked, and those below them.
+_MODULES = ("core.worker", "core.queue", "core.serve", "tui")
+#: A command whose rest has no network.
+_CUT = ["unshare", "-rn"]
+#: Of ``unshare``: a network and users of its own.
+_NEW_NETWORK, _NEW_USERS = 0x40000000, 0x10000000
+#: What a directory holds whose ``sitecustomize`` a forked process runs.
+_HOOK = {"sitecustomize.py", "__pycache__"}
 
 
 class ForkedProcess:
@@ -56,12 +75,14 @@ class ForkedProcess:
         pid: Of the child.
         stdin: Its standard input's other end, if it is a pipe.
         stdout: The same of its standard output.
+        stderr: The same of its standard error.
     """
 
-    def __init__(self, pid: int, stdin: IO[bytes] | None, stdout: IO[bytes] | None) -> None:
+    def __init__(self, pid: int, stdin: IO[Any] | None, stdout: IO[Any] | None, stderr: IO[Any] | None = None) -> None:
         self.pid = pid
         self.stdin = stdin
         self.stdout = stdout
+        self.stderr = stderr
         self.returncode: int | None = None
         self._turn = threading.Lock()
 
@@ -106,6 +127,8 @@ class Forks:
         self._turn = threading.Lock()
         #: Whether all are started, and none is forked.
         self.anew = False
+        #: Programs that run another worker than the real one, and are this Python for all other modules.
+        self.stand_ins: set[str] = set()
 
     @classmethod
     def beside(cls, above: int) -> Forks:
@@ -131,17 +154,24 @@ class Forks:
 
     def popen(self, command: Sequence[str], **options: Any) -> ForkedProcess | subprocess.Popen[bytes]:
         """As :class:`subprocess.Popen`, with the options that :mod:`core.helper` uses."""
-        command = list(command)
-        if self.anew or not _can_be_forked(command, options.get("env") or os.environ):
+        begins = self._of_python(command)
+        if self.anew or begins is None or not _has_only_hooks(options.get("env") or os.environ):
             return subprocess.Popen(command, **options)
         with contextlib.ExitStack() as theirs:
-            reading, ours_in = _stream(options.get("stdin"), 0, theirs)
-            writing, ours_out = _stream(options.get("stdout"), 1, theirs)
+            text = bool(options.get("text"))
+            reading, *ours_in = _stream(options.get("stdin"), 0, theirs, text=text)
+            writing, *ours_out = _stream(options.get("stdout"), 1, theirs, text=text)
             stderr = options.get("stderr")
-            errors = writing if stderr == subprocess.STDOUT else _stream(stderr, 2, theirs)[0]
+            errors, *ours_err = (
+                (writing, None) if stderr == subprocess.STDOUT else _stream(stderr, 2, theirs, text=text)
+            )
+            ours = [*ours_in, *ours_out, *ours_err]
+            if text:
+                ours = [stream and io.TextIOWrapper(stream, line_buffering=True) for stream in ours]
             passed = options.get("pass_fds", ())
             asked = {
-                "words": command[2:],
+                "words": command[begins:],
+                "is_cut": begins > len(_PYTHON_MODULE),
                 "cwd": str(options.get("cwd") or os.getcwd()),
                 "environment": dict(options.get("env") or os.environ),
                 "places": [0, 1, 2, *passed],
@@ -151,7 +181,28 @@ class Forks:
             with self._turn, _adopting():
                 connection = self._connected()
                 socket.send_fds(connection, [json.dumps(asked).encode()], [reading, writing, errors, *passed])
-                return ForkedProcess(int(connection.recv(32)), ours_in, ours_out)
+                return ForkedProcess(int(connection.recv(32)), *ours)
+
+    def run(self, command: Sequence[str], timeout: float = 200.0, **options: Any) -> subprocess.CompletedProcess[str]:
+        """As :func:`subprocess.run` that captures text, with nothing to read.
+
+        Args:
+            command: The command line.
+            timeout: Seconds.
+            **options: ``cwd`` and ``env``.
+
+        Raises:
+            subprocess.TimeoutExpired: If it takes longer.
+        """
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
+            streams = {"stdin": subprocess.DEVNULL, "stdout": out.fileno(), "stderr": errors.fileno()}
+            process = self.popen(command, **streams, **options)
+            try:
+                code = process.wait(timeout)
+            finally:
+                process.kill()
+            texts = [os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0).decode() for file in (out, errors)]
+            return subprocess.CompletedProcess(command, code, *texts)
 
     @contextlib.contextmanager
     def replacing(self) -> Iterator[None]:
@@ -165,6 +216,19 @@ class Forks:
         if self._socket is not None and self._process is not None:
             self._socket.close()
             self._process.wait()
+
+    def _of_python(self, command: Sequence[str]) -> int | None:
+        """Where the module that a command runs stands in it; None for one that is not forked."""
+        begins = len(_PYTHON_MODULE)
+        if [Path(word).name for word in command[:1]] + list(command[1:2]) == _CUT:
+            begins += len(_CUT)
+        python, option, module = (*command[begins - 2 : begins + 1], "", "", "")[:3]
+        if option != _PYTHON_MODULE[1] or ".".join(module.split(".")[:2]) not in _MODULES:
+            return None
+        if python != _PYTHON and (python not in self.stand_ins or module == "core.worker"):
+            return None
+        # The one that watches over several processes imports none of the libraries.
+        return None if module.startswith("core.worker.supervise") else begins
 
     def _connected(self) -> socket.socket:
         if self._socket is None:
@@ -180,24 +244,34 @@ class Forks:
         return self._socket
 
 
-def _can_be_forked(command: Sequence[str], environment: Mapping[str, str]) -> bool:
-    """Whether a command is one of a worker's modules, by this Python and without other sources before its own."""
-    if len(command) < 3 or command[:2] != [_PYTHON, "-m"] or not command[2].startswith("core.worker"):
-        return False
-    # The one that watches over several processes imports none of the libraries.
-    if command[2].startswith("core.worker.supervise"):
-        return False
-    paths = {path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path}
-    return paths <= _PATHS and all(environment.get(name) == value for name, value in _BEGUN_WITH.items())
+def _hooks(environment: Mapping[str, str]) -> list[str]:
+    """The directories of modules, beside those of this process, that an environment has."""
+    paths = environment.get("PYTHONPATH", "").split(os.pathsep)
+    return [path for path in dict.fromkeys(paths) if path and path not in _PATHS]
 
 
-def _stream(asked: int | None, number: int, theirs: contextlib.ExitStack) -> tuple[int, IO[bytes] | None]:
+def _has_only_hooks(environment: Mapping[str, str]) -> bool:
+    """Whether an environment names no modules or libraries that would have to be there as a process begins."""
+    return environment.get("LD_PRELOAD") == _BEGUN_WITH and all(map(_is_hook, _hooks(environment)))
+
+
+def _is_hook(directory: str) -> bool:
+    """Whether a directory holds a ``sitecustomize`` and nothing else."""
+    try:
+        return "sitecustomize.py" in (held := os.listdir(directory)) and _HOOK.issuperset(held)
+    except OSError:
+        return False
+
+
+def _stream(
+    asked: int | None, number: int, theirs: contextlib.ExitStack, *, text: bool
+) -> tuple[int, IO[bytes] | None]:
     """The child's descriptor of a standard stream, and this process's end where it is a pipe."""
     if asked == subprocess.PIPE:
         reading, writing = os.pipe()
         child, own = (reading, writing) if number == 0 else (writing, reading)
         theirs.callback(os.close, child)
-        return child, os.fdopen(own, "wb" if number == 0 else "rb", buffering=0)
+        return child, os.fdopen(own, "wb" if number == 0 else "rb", buffering=-1 if text else 0)
     if asked == subprocess.DEVNULL:
         descriptor = os.open(os.devnull, os.O_RDWR)
         theirs.callback(os.close, descriptor)
@@ -222,6 +296,8 @@ def _adopting() -> Iterator[None]:
 def _serve(connection: socket.socket) -> None:
     import tests.families.warm  # noqa: F401
 
+    for module, _ in COMMANDS.values():
+        importlib.import_module(f"core.commands.{module}")
     gc.collect()
     gc.freeze()
     while True:
@@ -241,7 +317,9 @@ def _serve(connection: socket.socket) -> None:
             os.close(descriptor)
 
 
-def _become(asked: dict[str, Any], descriptors: Sequence[int]) -> None:
+def _become(asked: dict[str, Any], descriptors: Sequence[int]) -> NoReturn:
+    if asked["is_cut"]:
+        _cut_network()
     helpers = Forks.beside(max(asked["places"]))
     os.setsid()
     os.chdir(asked["cwd"])
@@ -252,13 +330,65 @@ def _become(asked: dict[str, Any], descriptors: Sequence[int]) -> None:
     _place(descriptors, asked["places"], {helpers.fileno()})
     os.environ.clear()
     os.environ.update(asked["environment"])
+    _load_libraries(asked["environment"].get("LD_LIBRARY_PATH", ""))
+    _run_hooks(_hooks(asked["environment"]))
     module, *words = asked["words"]
     sys.argv = [module, *words]
     if module == "core.worker" and (fault := os.environ.get(FAULT_VARIABLE)):
         importlib.import_module("tests.faults.injections").inject(fault)
+    code = 0
     with helpers.replacing():
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
-    sys.exit(0)
+        try:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        except SystemExit as end:
+            code = _exit_code(end.code)
+        except Exception:
+            traceback.print_exc()
+            code = 1
+        _leave(code)
+
+
+def _exit_code(code: object) -> int:
+    if code is None or isinstance(code, int):
+        return code or 0
+    sys.stderr.write(f"{code}\n")
+    return 1
+
+
+def _leave(code: int) -> NoReturn:
+    """End as Python does, without freeing all that was imported: that alone is a tenth of the time of a short run."""
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    os._exit(code & 0xFF)
+
+
+def _cut_network() -> None:
+    """What ``unshare --map-root-user --net`` does."""
+    user, group = os.geteuid(), os.getegid()
+    if ctypes.CDLL(None, use_errno=True).unshare(_NEW_NETWORK | _NEW_USERS):
+        raise OSError(ctypes.get_errno(), "no network of its own")
+    for name, text in (("setgroups", "deny"), ("uid_map", f"0 {user} 1"), ("gid_map", f"0 {group} 1")):
+        Path("/proc/self", name).write_text(text)
+
+
+def _load_libraries(path: str) -> None:
+    """Load what the loader would look for in these directories, as it has read its variable already."""
+    for directory in filter(None, path.split(os.pathsep)):
+        for library in Path(directory).glob("lib*.so*"):
+            ctypes.CDLL(str(library))
+
+
+def _run_hooks(directories: Sequence[str]) -> None:
+    """Run the ``sitecustomize`` of directories, which may wait for the worker's modules to be imported."""
+    for directory in directories:
+        for name in [name for name in sys.modules if name == "core.worker" or name.startswith("core.worker.")]:
+            del sys.modules[name]
+        sys.modules.pop("sitecustomize", None)
+        sys.path.insert(0, directory)
+        importlib.import_module("sitecustomize")
 
 
 def _place(descriptors: Sequence[int], places: Sequence[int], kept: set[int]) -> None:

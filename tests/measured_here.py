@@ -6,6 +6,7 @@ none, so that what a change of the sources does to them is never hidden.
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,14 @@ from core.models.architecture import measuring
 from core.paths import make_private_dir
 
 
-class Silent:
-    """Answers that nobody reads."""
-
-    def progress(self, activity: str, done: int | None = None, total: int | None = None) -> None:
-        """Nothing."""
-
-
 def run_here(job: dict[str, Any]) -> dict[str, Any]:
     """Measure in this process."""
     # Tests that measure nothing do without torch.
     from core.worker.measure.__main__ import measure
+    from core.worker.process.answers import Answers
 
-    return measure(job, Silent())  # type: ignore[arg-type]
+    # Nobody reads them.
+    return measure(job, Answers(io.BytesIO()))
 
 
 def share(home: Path, measurements: Path) -> None:

@@ -171,8 +171,8 @@ def _uncovered(run: Run, sealed: Sealed) -> Iterator[str]:
     if not sealed.links:
         return
     first, last = sealed.links[0], sealed.links[-1]
-    if first.kind == "start" and first.body.get("step"):
-        yield f"The chain begins at step {first.body['step']}, with a later version; what was before is not covered."
+    if first.kind == "start" and (step := _begins_at(first)):
+        yield f"The chain begins at step {step}, with a later version; what was before is not covered."
     if _size_of_events(run) > last.events.end and run.state().state != "finished":
         yield f"{EVENTS_NAME} goes on after the last link, as the worker was killed; these lines are not covered."
     known = sealed.manifests
@@ -182,6 +182,12 @@ def _uncovered(run: Run, sealed: Sealed) -> Iterator[str]:
             yield f"{path.name} is not in the chain: it was written as the worker was killed, or came from elsewhere."
     if run.adapter_path.is_dir() and not any(link.kind == "result" for link in sealed.links):
         yield f"{run.adapter_path.name} is not in the chain; it is compared with its checkpoint."
+
+
+def _begins_at(first: Link) -> int:
+    """The step that a chain's first start went on from; 0 for the beginning."""
+    step = first.body.get("step")
+    return step if type(step) is int and step > 0 else 0
 
 
 # Checkpoints.
@@ -242,9 +248,9 @@ def _changed_options(run: Run, sealed: Sealed) -> list[Difference]:
         return [Difference(what=f"run.toml cannot be used: {error.message}", file="run.toml")]
     found = [
         Difference(
-            what=f"run.toml: {option}.",
+            what=f"run.toml: {one_line(str(option), 400)}.",
             file="run.toml",
-            tensor=option.name,
+            tensor=one_line(option.name, 120),
             recorded=option.before_in_words,
             found=option.now_in_words,
         )
@@ -290,7 +296,7 @@ def _other_adapter(run: Run, sealed: Sealed, step: Any) -> Iterator[Difference]:
         return
     checkpoint = run.checkpoints_path / f"step-{step:08d}"
     files = (sealed.manifests.get(step) or read_manifest(checkpoint)).get("files")
-    if files is None and sealed.links and not sealed.links[0].body.get("step"):
+    if files is None and sealed.links and not _begins_at(sealed.links[0]):
         what = f"{run.adapter_path.name} is said to be of step {step}, which has no checkpoint in the chain."
         yield Difference(what=what, file=run.adapter_path.name)
     for name, facts in files.items() if isinstance(files, dict) else ():

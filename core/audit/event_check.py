@@ -5,18 +5,28 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from io import BufferedReader
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from core.audit.result import MOST, Difference
-from core.runs.chain import SHORT, Link, seal_events
+from core.runs.chain import SHORT, Link, digits_of_lines
 from core.runs.store import EVENTS_NAME, Run
+from core.small_files import open_regular
 from core.text import one_line
 
 #: Lines around a change in which it is looked for; more of them are told as a stretch.
 _WINDOW = 5_000
+#: Most pairs of equal lines in it; a record that says one thing again and again has a number of them that is squared.
+_PAIRS = 4 * _WINDOW
+#: Most lines that are read beyond those of the chain: a file of nothing but line breaks would fill the memory.
+_MORE = 1_000_000
+#: Longest line that is read for its type and step, in bytes; longer ones are no events.
+_LINE_LIMIT = 1 << 20
 
 
 def changed_events(run: Run, links: Sequence[Link]) -> list[Difference]:
@@ -29,10 +39,9 @@ def changed_events(run: Run, links: Sequence[Link]) -> list[Difference]:
         return []
     recorded = [link.events.lines[at : at + SHORT] for link in links for at in range(0, len(link.events.lines), SHORT)]
     try:
-        lines = seal_events(run.events_path, 0)["lines"]
+        present = list(islice(digits_of_lines(run.events_path), len(recorded) + _MORE))
     except FileNotFoundError:
         return [Difference(what=f"{EVENTS_NAME} is gone.", file=EVENTS_NAME)]
-    present = [lines[at : at + SHORT] for at in range(0, len(lines), SHORT)]
     # What comes after the last link is not covered.
     if present[: len(recorded)] == recorded:
         present = present[: len(recorded)]
@@ -44,18 +53,33 @@ def changed_events(run: Run, links: Sequence[Link]) -> list[Difference]:
 def _is_as_sealed(path: Path, link: Link) -> bool:
     try:
         return _digest(path, link) == link.events.sha256
-    except OSError:
+    except (OSError, OverflowError):  # a link may name places that no file has
         return False
 
 
 def _digest(path: Path, link: Link) -> str:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         file.seek(link.events.begin)
         digest, left = hashlib.sha256(), link.events.end - link.events.begin
         while left > 0 and (block := file.read(min(left, 1 << 20))):
             digest.update(block)
             left -= len(block)
     return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class _Change:
+    """A line that is not as it was recorded; numbers count from 0.
+
+    Args:
+        place: Of the line in the record as it is; of the one that follows where it was removed.
+        what: What has become of it, as the end of a sentence; empty where it was removed.
+        number: Of the line in the record as it was.
+    """
+
+    place: int
+    what: str = ""
+    number: int = 0
 
 
 def _compare_lines(run: Run, recorded: list[str], present: list[str]) -> list[Difference]:
@@ -67,54 +91,85 @@ def _compare_lines(run: Run, recorded: list[str], present: list[str]) -> list[Di
     while tail < min(len(recorded), len(present)) - head and recorded[-1 - tail] == present[-1 - tail]:
         tail += 1
     before, now = recorded[head : len(recorded) - tail], present[head : len(present) - tail]
-    if max(len(before), len(now)) > _WINDOW:
-        return [Difference(what=f"{EVENTS_NAME}: lines {head + 1} to {head + len(now)} are others.", file=EVENTS_NAME)]
+    if max(len(before), len(now)) > _WINDOW or _equal_pairs(before, now) > _PAIRS:
+        return [Difference(what=f"{EVENTS_NAME}: {_stretch(head, len(before), len(now))}.", file=EVENTS_NAME)]
+    changes = list(islice(_changes(head, before, now), MOST))
+    events = _events_at(run.events_path, {change.place for change in changes})
+    return [_told(change, events.get(change.place, {})) for change in changes]
+
+
+def _equal_pairs(before: Sequence[str], now: Sequence[str]) -> int:
+    """Pairs of equal lines, which is what comparing them in order costs."""
+    counts = Counter(now)
+    return sum(count * counts[digits] for digits, count in Counter(before).items())
+
+
+def _stretch(head: int, before: int, now: int) -> str:
+    """What has become of so many lines after the first ``head`` that they are not told one by one."""
+    if not now:
+        return f"{before} lines were removed after line {head}" if head else f"its first {before} lines were removed"
+    if not before:
+        return f"{now} lines were added {f'after line {head}' if head else 'before its first'}"
+    sealed = "one line" if before == 1 else f"{before} lines"
+    return f"from line {head + 1} on, {sealed} of the record were changed, removed or moved"
+
+
+def _changes(head: int, before: Sequence[str], now: Sequence[str]) -> Iterator[_Change]:
+    """What makes some lines of others, both after the first ``head`` of the record."""
     found = difflib.SequenceMatcher(None, before, now, autojunk=False).get_opcodes()
     added = {digits for tag, _, _, a, b in found if tag in ("insert", "replace") for digits in now[a:b]}
     gone = {digits for tag, a, b, _, _ in found if tag in ("delete", "replace") for digits in before[a:b]}
-    told: list[Difference] = []
     for tag, a, b, c, d in found:
         if tag == "equal":
             continue
         changed = min(b - a, d - c)
-        for offset in range(changed):
-            what = "moved" if now[c + offset] in gone else "changed"
-            told.append(_line(run, head + c + offset, f"was {what}"))
-        for offset in range(changed, d - c):
-            what = "was moved there" if now[c + offset] in gone else "was added"
-            told.append(_line(run, head + c + offset, what))
-        for offset in range(changed, b - a):
-            if before[a + offset] not in added:
-                told.append(_missing(run, head + c + changed, head + a + offset))
-    return told[:MOST]
+        for place in range(c, d):
+            is_moved, is_new = now[place] in gone, place - c >= changed
+            what = ("was moved there" if is_moved else "was added") if is_new else "was moved" if is_moved else ""
+            yield _Change(head + place, what or "was changed")
+        for number in range(a + changed, b):
+            if before[number] not in added:
+                yield _Change(head + c + changed, number=head + number)
 
 
-def _line(run: Run, number: int, what: str) -> Difference:
-    """A line that is there; numbers count from 0."""
-    event = _event_at(run, number)
-    kind, step = one_line(str(event.get("type", "")), 40), event.get("step")
-    named = f" (a {kind} event{f' of step {step}' if type(step) is int else ''})" if kind else ""
-    return Difference(
-        what=f"{EVENTS_NAME}: line {number + 1}{named} {what}.",
-        file=EVENTS_NAME,
-        step=step if type(step) is int else None,
-    )
+def _told(change: _Change, event: Mapping[str, Any]) -> Difference:
+    """A change in a sentence, with the event that its place has."""
+    step = event.get("step") if type(event.get("step")) is int else None
+    if not change.what:
+        before = f", before that of step {step}" if step is not None else ""
+        what = f"{EVENTS_NAME}: a line was removed, number {change.number + 1} of the record{before}."
+        return Difference(what=what, file=EVENTS_NAME)
+    kind = one_line(str(event.get("type", "")), 40)
+    named = f" (a {kind} event{f' of step {step}' if step is not None else ''})" if kind else ""
+    what = f"{EVENTS_NAME}: line {change.place + 1}{named} {change.what}."
+    return Difference(what=what, file=EVENTS_NAME, step=step)
 
 
-def _missing(run: Run, place: int, number: int) -> Difference:
-    """A line that is not there any more."""
-    event = _event_at(run, place)
-    step = event.get("step")
-    before = f", before that of step {step}" if type(step) is int else ""
-    return Difference(
-        what=f"{EVENTS_NAME}: a line was removed, the {number + 1}th of the record{before}.", file=EVENTS_NAME
-    )
-
-
-def _event_at(run: Run, number: int) -> Mapping[str, Any]:
+def _events_at(path: Path, places: Iterable[int]) -> dict[int, Mapping[str, Any]]:
+    """The events at some places of the record, which is read once; what is none is left out."""
+    wanted, found = set(places), dict[int, Mapping[str, Any]]()
     try:
-        with run.events_path.open("rb") as file:
-            found = json.loads(next(islice(file, number, None), b"{}"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        with BufferedReader(open_regular(path)) as file:
+            for place, line in zip(range(max(wanted, default=-1) + 1), _lines(file), strict=False):
+                if place in wanted and (event := _event(line)) is not None:
+                    found[place] = event
+    except OSError:
+        pass  # a change is told without its event
+    return found
+
+
+def _lines(file: BufferedReader[Any]) -> Iterator[bytes]:
+    """The lines of a file, each up to :data:`_LINE_LIMIT`."""
+    while line := file.readline(_LINE_LIMIT):
+        rest = line
+        while not rest.endswith(b"\n") and (rest := file.readline(_LINE_LIMIT)):
+            pass
+        yield line
+
+
+def _event(line: bytes) -> Mapping[str, Any] | None:
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None

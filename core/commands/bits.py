@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
 
     if not 1 <= args.rows <= MOST_ROWS:
         raise UserError(f"--rows {args.rows} is no number of rows from 1 to {MOST_ROWS}.", "Write it as 16.")
-    config = read_config(Path(args.config), args.set)
+    config = read_config(Path(args.config), args.set, is_for_here=False)
     line = LiveLine()
     printed, told = time.monotonic(), ""
 

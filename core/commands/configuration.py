@@ -13,6 +13,7 @@ from core.config.choices import Aim
 from core.config.document import ConfigDocument
 from core.config.facts import Facts, find_missing_trackers, read_shape
 from core.config.schema import Config
+from core.governor.kept import unkept_here
 from core.hardware.card import Card, find_card
 from core.memory.disk import disk_need
 from core.presets.begin import suitable_preset
@@ -23,13 +24,16 @@ from core.presets.library import apply_preset, find_preset
 AUTO = "auto"
 
 
-def read_config(path: Path, assignments: Iterable[str] = (), preset: str | None = None) -> Config:
+def read_config(
+    path: Path, assignments: Iterable[str] = (), preset: str | None = None, *, is_for_here: bool = True
+) -> Config:
     """Read, override and check a configuration file; warnings of the rules between options are printed as notes.
 
     Args:
         path: The TOML file.
         assignments: ``section.key=value`` overrides.
         preset: Name of a preset, or ``auto``, for the options that neither the file nor the overrides set.
+        is_for_here: Whether this machine will train by it, so that its meters have to do for the limits.
 
     Raises:
         UserError: One sentence that names file, line and key.
@@ -39,7 +43,8 @@ def read_config(path: Path, assignments: Iterable[str] = (), preset: str | None 
     config = document.validate()
     if preset is not None:
         config = _fill(document, config, preset)
-    for remark in document.remarks(gather_facts(config)):
+    facts = gather_facts(config)
+    for remark in document.remarks(facts if is_for_here else facts.elsewhere()):
         complaint = document.complaint(remark)
         if remark.level == "error":
             raise complaint
@@ -108,4 +113,5 @@ def gather_facts(config: Config) -> Facts:
         missing_trackers=find_missing_trackers() if config.tracking.tools else None,
         has_deepspeed=deepspeed.is_installed() if config.distributed.strategy == "deepspeed" else None,
         disk_need=partial(disk_need, model),
+        unkept=unkept_here,
     )

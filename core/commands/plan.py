@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import os
-from collections.abc import Sequence
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,8 +28,10 @@ if TYPE_CHECKING:
     from core.models.architecture.architecture import Architecture
     from core.runs.forecast import Estimate, Forecast
 
-#: Characters of the stacked bar.
+#: Most characters of the stacked bar.
 BAR_WIDTH = 60
+#: The fewest columns that the bar and a text beside its name are fitted into.
+NARROWEST = 20
 #: The letter of each part in the bar.
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 #: Methods that ``--method`` takes.
@@ -89,15 +95,21 @@ def _plan(args: argparse.Namespace) -> int:
     if has_rows:
         warn_of_machines(config)
     architecture = load_architecture(base)
-    remarks = _remarks(document, config, machine, architecture) if args.config is not None else []
+    is_here = args.gpu_memory is None
+    remarks = _remarks(document, config, machine, architecture, is_here) if args.config is not None else []
     make_plan(architecture, config, machine)
     found = forecast(config, machine, _rows(config, args.lengths) if has_rows else None)
     if args.json:
         emit(as_json(found, remarks))
         return 0
-    for line in render(found):
+    for line in render(found, _columns()):
         say(line)
     return 0
+
+
+def _columns() -> int | None:
+    """Columns of the terminal that is written to; None where it is none, which gets every line whole."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def _document(args: argparse.Namespace) -> tuple[ConfigDocument, bool]:
@@ -136,12 +148,13 @@ def _document(args: argparse.Namespace) -> tuple[ConfigDocument, bool]:
 
 
 def _remarks(
-    document: ConfigDocument, config: Config, machine: Machine, architecture: Architecture
+    document: ConfigDocument, config: Config, machine: Machine, architecture: Architecture, is_here: bool
 ) -> list[tuple[Remark, str]]:
     """Findings of the rules between options, with their place in the file; they are told as ``train`` tells them."""
     from core.commands.configuration import gather_facts
 
     facts = replace(gather_facts(config), model=architecture)
+    facts = facts if is_here else facts.elsewhere()
     if machine.kind == "cuda" and facts.device is None:
         # The card may be one that is not here.
         facts = replace(facts, device="cuda", device_bytes=machine.limit_bytes)
@@ -324,60 +337,119 @@ def _advice_as_json(advice: Advice) -> dict[str, Any]:
 # For people.
 
 
-def render(found: Forecast) -> list[str]:
-    """Aligned lines, safe for a terminal."""
+def render(found: Forecast, columns: int | None = None) -> list[str]:
+    """Aligned lines, safe for a terminal.
+
+    Args:
+        found: The plan and what goes with it.
+        columns: Columns that they may take; None: each line stays whole.
+    """
+    named = [*_named(_about(found))]
+    after = [*_named(_besides(found))]
+    width = BAR_WIDTH if columns is None else min(BAR_WIDTH, max(columns, NARROWEST) - 3)
+    lines = [("", verdict(found)), ("", ""), *named, ("", ""), *_parts(found.plan), ("", "")]
+    lines += [*(("", line) for line in bar(found.plan, width)), ("", ""), *after]
+    return [line for lead, text in lines for line in _fitted(lead, text, columns)]
+
+
+def _fitted(lead: str, text: str, columns: int | None) -> list[str]:
+    """A line, its text wrapped beside what leads it."""
+    if columns is None or len(lead) + len(text) <= columns:
+        return [f"{lead}{text}"]
+    if columns - len(lead) < NARROWEST:  # below it, where there is no room beside it
+        return [lead.rstrip(), *(f"    {line}" for line in textwrap.wrap(text, max(columns - 4, NARROWEST)))]
+    first, *rest = textwrap.wrap(text, columns - len(lead), break_on_hyphens=False)
+    return [f"{lead}{first}", *(" " * len(lead) + line for line in rest)]
+
+
+def _named(lines: Iterator[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """Lines with their names in a column; one that goes on with the subject of the line before has none."""
+    before = ""
+    for name, text in lines:
+        yield f"{name if name != before else '':<12} ", text
+        before = name
+
+
+def _about(found: Forecast) -> Iterator[tuple[str, str]]:
+    """What is planned."""
     from core.text import one_line
     from core.units import format_bytes
 
-    plan = found.plan
-    device = "GPU" if plan.device == "cuda" else "CPU"
+    plan, batch = found.plan, found.plan.micro_batch
+    yield "model", one_line(str(found.base), 200)
+    counts = f"{_count(plan.parameters)} parameters, {_count(plan.trainable)} trained"
+    yield "model", f"{found.architecture.family}, {counts}"
+    if plan.targets:
+        yield "adapters", _layers(plan)
+    yield "device", f"{'GPU' if plan.device == 'cuda' else 'CPU'}, {format_bytes(plan.limit_bytes)} free"
+    learned = f"{batch.supervised} learned{_recomputed(plan)}"
+    yield "micro-batch", f"{batch.rows} x {batch.length} tokens at most, {learned}"
+    if found.chosen is not None:
+        yield from _shared(found.chosen)
+
+
+def _recomputed(plan: Plan) -> str:
+    """What is recomputed, and what is kept elsewhere."""
+    which = "activations"
+    if plan.kept_layers:
+        which += f" of {plan.layers - plan.kept_layers} of {plan.layers} layers"
     moved = " and offloaded" if plan.offload else ""
-    which = (
-        f"activations of {plan.layers - plan.kept_layers} of {plan.layers} layers"
-        if plan.kept_layers
-        else "activations"
-    )
     recomputed = f", {which} recomputed{moved}" if plan.checkpointing else ""
-    recomputed += ", experts in the machine's memory" if plan.experts_host_bytes else ""
-    batch = plan.micro_batch
-    lines = [
-        verdict(found),
-        "",
-        f"{'model':<12} {one_line(str(found.base), 200)}",
-        f"{'':<12} {found.architecture.family}, {_count(plan.parameters)} parameters, {_count(plan.trainable)} trained",
-        *([f"{'adapters':<12} {_layers(plan)}"] if plan.targets else ()),
-        f"{'device':<12} {device}, {format_bytes(plan.limit_bytes)} free",
-        f"{'micro-batch':<12} {batch.rows} x {batch.length} tokens at most, {batch.supervised} learned{recomputed}",
-        *(_shared(found.chosen) if found.chosen is not None else ()),
-        "",
-    ]
+    return recomputed + (", experts in the machine's memory" if plan.experts_host_bytes else "")
+
+
+def _parts(plan: Plan) -> Iterator[tuple[str, str]]:
+    """The parts and their sum."""
+    from core.units import format_bytes
+
     width = max(len(part.name) for part in plan.parts)
     for letter, part in zip(LETTERS, plan.parts, strict=False):
-        lines.append(f"{letter} {part.name.replace('_', ' '):<{width}} {format_bytes(part.bytes):>8}  {part.what}")
-    given_back = f"  {format_bytes(plan.reclaimable_bytes)} of it can be given back" if plan.reclaimable_bytes else ""
-    lines += [f"  {'total':<{width}} {format_bytes(plan.total_bytes):>8}{given_back}", "", bar(plan), ""]
-    lines.append(f"{'disk':<12} {_disk(plan)}")
-    lines += [f"{'time':<12} {_time(found.estimate)}"] if found.estimate is not None else []
-    for place, advice in enumerate(found.advice):
-        lines.append(f"{'advice' if not place else '':<12} {advice.text}")
-    for place, sentence in enumerate([*([plan.reason] if plan.reason else []), *plan.notes]):
-        lines.append(f"{'note' if not place else '':<12} {one_line(sentence)}")
-    return lines
+        yield f"{letter} {part.name.replace('_', ' '):<{width}} {format_bytes(part.bytes):>8}  ", part.what
+    given_back = f"{format_bytes(plan.reclaimable_bytes)} of it can be given back" if plan.reclaimable_bytes else ""
+    yield f"  {'total':<{width}} {format_bytes(plan.total_bytes):>8}  ".rstrip() + "  " * bool(given_back), given_back
 
 
-def bar(plan: Plan, width: int = BAR_WIDTH) -> str:
-    """The parts as a stacked bar, a letter each, against the free memory: dots are free, ``|`` is its end."""
+def _besides(found: Forecast) -> Iterator[tuple[str, str]]:
+    """What goes with a plan: disk, time, advice and notes."""
+    from core.text import one_line
+
+    yield "disk", _disk(found.plan)
+    if found.estimate is not None:
+        yield "time", _time(found.estimate)
+    yield from (("advice", advice.text) for advice in found.advice)
+    notes = [*([found.plan.reason] if found.plan.reason else []), *found.plan.notes]
+    yield from (("note", one_line(sentence)) for sentence in notes)
+
+
+def bar(plan: Plan, width: int = BAR_WIDTH) -> list[str]:
+    """The parts as a stacked bar against the free memory, and the measure of it in words.
+
+    A character has the letter of the part that fills most of it, so that one smaller than that may not be seen. Dots are
+    free; what does not fit is behind ``|``.
+    """
+    from core.units import format_bytes
+
     limit = None if plan.limit_bytes is None else plan.limit_bytes + plan.reclaimable_bytes
-    scale = max(plan.total_bytes, limit or 0)
-    cells, passed = "", 0
-    for letter, part in zip(LETTERS, plan.parts, strict=False):
-        passed += part.bytes
-        # Rounded cumulatively, so that the bar is as long as the sum.
-        cells += letter * (round(width * passed / scale) - len(cells))
+    each = max(plan.total_bytes, limit or 0, 1) / width
+    cells = _cells([part.bytes for part in plan.parts], each)
+    measure = f"each letter is {format_bytes(round(each))}: the part that fills most of it"
     if limit is None:
-        return f"[{cells}]"
-    end = round(width * limit / scale)
-    return f"[{cells}{'.' * (end - len(cells))}]" if plan.fits else f"[{cells[:end]}|{cells[end:]}]"
+        return [f"[{cells}]", measure]
+    end = round(limit / each)
+    drawn = f"[{cells:.<{end}}]" if plan.fits is not False else f"[{cells[:end]}|{cells[end:]}]"
+    return [drawn, f"{measure}; {'dots are free' if plan.fits is not False else 'behind | is too much'}"]
+
+
+def _cells(sizes: Sequence[int], each: float) -> str:
+    """A letter for each cell that is filled by half at least, of the part that has most of it."""
+    edges = [0, *itertools.accumulate(sizes)]
+    parts = list(zip(LETTERS, edges, edges[1:], strict=False))
+
+    def fills(begin: float) -> str:
+        shares = {letter: min(end, begin + each) - max(start, begin) for letter, start, end in parts}
+        return max(shares, key=lambda letter: shares[letter])
+
+    return "".join(fills(place * each) for place in range(round(edges[-1] / each)))
 
 
 def _layers(plan: Plan) -> str:
@@ -405,21 +477,20 @@ def verdict(found: Forecast) -> str:
     return f"The run fits in {free}: {takes}, {left} to spare{given_back}."
 
 
-def _shared(chosen: Chosen) -> list[str]:
-    """How several cards share the run, in lines."""
+def _shared(chosen: Chosen) -> Iterator[tuple[str, str]]:
+    """How several cards share the run."""
     from core.units import format_bytes
 
-    cards, lines = chosen.sharing.cards, []
+    cards = chosen.sharing.cards
     where = "" if cards.machines == 1 else f", {cards.here} on each of {cards.machines} machines"
     rows = f"at most {chosen.rows} rows of a step on each" if chosen.rows > 1 else "a row of a step on each"
-    lines.append(f"{'cards' if chosen.unit == 'card' else 'processes':<12} {cards.number}{where}; {rows}")
-    lines.append(f"{'strategy':<12} {chosen.reason}")
-    lines.append(f"{'network':<12} {format_bytes(chosen.plan.wire_bytes)} sent by each {chosen.unit} in a step")
+    yield "cards" if chosen.unit == "card" else "processes", f"{cards.number}{where}; {rows}"
+    yield "strategy", chosen.reason
+    yield "network", f"{format_bytes(chosen.plan.wire_bytes)} sent by each {chosen.unit} in a step"
     if chosen.host_bytes:
         free = chosen.host_free_bytes
         of = f", {format_bytes(free)} are free" if free is not None else ""
-        lines.append(f"{'host':<12} {format_bytes(chosen.host_bytes)} of each machine's memory{of}")
-    return lines
+        yield "host", f"{format_bytes(chosen.host_bytes)} of each machine's memory{of}"
 
 
 def _disk(plan: Plan) -> str:

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     from core.runs.store import make_slug
 
     path = Path(args.config).absolute()
-    config = read_config(path, args.set)
+    config = read_config(path, args.set, is_for_here=False)
     _refuse_hosts(config)
     check_model(config)
     check_data(config)

@@ -84,7 +84,8 @@ def result_lines(audit: Audit) -> Iterator[str]:
     chain = audit.chain
     if chain.head is not None:
         state = "broken" if chain.differences else "whole"
-        yield f"chain      {state}, {chain.links} links, head {chain.head}"
+        yield f"chain      {state}, {chain.links} links"
+        yield f"head       {chain.head}"
     else:
         yield "chain      none"
     for difference in (*chain.differences, *audit.inputs):

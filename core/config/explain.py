@@ -22,13 +22,15 @@ _SHOWN = 80
 #: Order of Pydantic's error types where one key has several: the error about a text comes before "not a list", and
 #: "missing" comes last, since the option may be there under a misspelled name, which is then reported.
 _ORDER = {"string_unicode": 0, "string_pattern_mismatch": 0, "missing": 2}
+#: Shares of letters from which on a word is taken for a mistyped one: where it stands, and in another section.
+_ALIKE, _VERY_ALIKE = 0.6, 0.75
 #: The hint for a secret in a file.
 SECRET_HINT = "Keys and tokens are read from the environment (HF_TOKEN, WANDB_API_KEY), never from a file; remove it."  # noqa: S105
 
 
-def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that a mistyped one most likely meant."""
-    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+def nearest(word: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:
+    """The known word that a mistyped one most likely meant, of those that are alike by a share of their letters."""
+    found = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
     return found[0] if found else None
 
 
@@ -50,16 +52,34 @@ def shown(value: Any) -> str:
 def unknown_option(name: str) -> UserError:
     """The error for an option that does not exist, with the nearest one that does."""
     section, _, key = name.partition(".")
-    every = [option.name for option in options()]
-    same_section = [known for known in every if known.startswith(f"{section}.")]
     if is_secret_name(key):
         return UserError(f"There is no option {name}.", SECRET_HINT)
-    guess = nearest(name, same_section) or nearest(name, every)
-    if guess is None and key:
-        by_key = {known.split(".")[1]: known for known in every}
-        guess = by_key.get(nearest(key, by_key) or "")
-    hint = f"Did you mean {guess}?" if guess else f"The sections are {', '.join(sections())}."
+    guess = _nearest_option(section, key)
+    hint = f"Did you mean {guess}?" if guess else _known_names(section)
     return UserError(f"There is no option {name}.", hint)
+
+
+def _nearest_option(section: str, key: str) -> str | None:
+    """The option that was most likely meant: of the section that is named, else one of that name in another."""
+    every = [option.name for option in options()]
+    if not key and section in sections():
+        return None
+    if not key:  # a key without its section, or a section without a key
+        section, key = nearest(section, sections(), _ALIKE) or "", section
+    own = section if section in sections() else nearest(section, sections(), _ALIKE)
+    keys = {known.partition(".")[2]: known for known in every if known.startswith(f"{own}.")}
+    if guess := nearest(key, keys, _ALIKE):
+        return keys[guess]
+    by_key = {known.partition(".")[2]: known for known in reversed(every)}  # of several, the first counts
+    return by_key.get(nearest(key, by_key, _VERY_ALIKE) or "")
+
+
+def _known_names(section: str) -> str:
+    """The names that there are: the options of a section, or the sections where there is no such one."""
+    keys = [option.key for option in options() if option.section == section]
+    if not keys:
+        return f"The sections are {', '.join(sections())}."
+    return f"The options of {section} are {', '.join(keys)}."
 
 
 def explain(error: ValidationError) -> dict[str, tuple[str, str]]:

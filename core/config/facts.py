@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -21,6 +21,18 @@ class DiskNeed(NamedTuple):
 
     checkpoint: int
     run: int
+
+
+class Unkept(NamedTuple):
+    """An option that the run's device cannot keep: why, and the remedy."""
+
+    option: str
+    sentence: str
+    hint: str
+
+
+def _nothing_unkept(_: Config) -> Sequence[Unkept]:
+    return ()
 
 
 def _unknown_need(_: Config) -> DiskNeed | None:
@@ -41,6 +53,7 @@ class Facts:
         missing_trackers: Trackers that are not installed.
         has_deepspeed: Whether DeepSpeed is installed.
         disk_need: Computes the bytes that a run of a configuration writes; None where that is unknown.
+        unkept: The limits and wishes of a configuration that cannot be kept on the run's device.
     """
 
     model: Architecture | None = None
@@ -52,6 +65,11 @@ class Facts:
     missing_trackers: frozenset[str] | None = None
     has_deepspeed: bool | None = None
     disk_need: Callable[[Config], DiskNeed | None] = _unknown_need
+    unkept: Callable[[Config], Sequence[Unkept]] = _nothing_unkept
+
+    def elsewhere(self) -> Facts:
+        """These facts for a run on another machine, whose meters are not known."""
+        return replace(self, unkept=_nothing_unkept)
 
 
 def trains_on_cpu(config: Config, facts: Facts) -> bool:

@@ -59,10 +59,16 @@ class Limits:
         return self.deadline is not None or self.energy_kwh is not None
 
     @property
-    def needs_power(self) -> str:
-        """The option that cannot be kept without a meter of power; empty where there is none."""
-        if self.power_w is not None:
-            return "hardware.power_limit_w"
-        if self.energy_kwh is not None:
-            return "night.energy_kwh"
-        return "night.quiet_power_w" if self.quiet_power_w is not None else ""
+    def need_power(self) -> tuple[str, ...]:
+        """The options that cannot be kept without a meter of power."""
+        wanted = {
+            "hardware.power_limit_w": self.power_w,
+            "night.energy_kwh": self.energy_kwh,
+            "night.quiet_power_w": self.quiet_power_w,
+        }
+        return tuple(option for option, value in wanted.items() if value is not None)
+
+    @property
+    def needs_meters(self) -> bool:
+        """Whether a device has to tell its temperature or power for them."""
+        return bool(self.need_power) or self.temperature_c is not None or self.memory_temperature_c is not None

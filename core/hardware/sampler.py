@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from core.hardware.amd import AmdSource
+from core.hardware.card import find_card
 from core.hardware.host import HostReader
 from core.hardware.nvml_source import NvmlSource
 from core.hardware.snapshot import Device, Host
@@ -19,6 +20,8 @@ CPU_ONLY = "cpu"
 SNAPSHOT_SECONDS = 0.5
 #: Seconds that all sources have to answer; the readings of one that has not are those before, with their age.
 DEADLINE_SECONDS = 1.5
+#: A sampler that is only read on demand has practically no interval.
+_ON_DEMAND = 3600.0
 #: Longest time between two readings over which power is assumed constant, in seconds.
 _LONGEST_GAP = 30.0
 
@@ -217,10 +220,31 @@ class Sampler:
         return Reading(moment, devices, host, read, not is_late)
 
 
+def read_device(wanted: str = "auto", gpu: str | None = None) -> Device | None:
+    """The device that a run on this machine would be given, as its meters read now; None where that is not known.
+
+    Args:
+        wanted: ``hardware.device``.
+        gpu: ``hardware.gpu``; None: the first that CUDA sees.
+    """
+    card = find_card(gpu=gpu) if wanted != "cpu" else None
+    sampler = Sampler(_ON_DEMAND)
+    try:
+        if wanted == "cpu":
+            sampler.watch(CPU_ONLY)
+        elif card is not None and card.uuid:
+            sampler.watch(card.uuid)
+        devices = sampler.refresh(DEADLINE_SECONDS)
+    finally:
+        sampler.close()
+    device = devices[0] if devices else None
+    # A card that was asked for and is not there: nothing trains on the CPU in its place.
+    is_other = device is not None and device.kind == "cpu" and (wanted not in ("auto", "cpu") or gpu is not None)
+    return None if is_other else device
+
+
 _shared: Sampler | None = None
 _shared_guard = threading.Lock()
-#: A sampler that is only read on demand has practically no interval.
-_ON_DEMAND = 3600.0
 
 
 def snapshot(timeout: float = SNAPSHOT_SECONDS) -> list[Device]:

@@ -19,7 +19,7 @@ _TIME = re.compile(r"\d+(:\d\d){0,2}|\d+-\d+(:\d\d){0,2}", re.ASCII)
 #: Names of partitions and accounts; a list of them with commas.
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.,+-]*", re.ASCII)
 
-_BODY = """
+_BODY = r"""
 # USR1 is Slurm's notice that the time is nearly over, TERM the end of the job: most often it was cancelled. Both let
 # the run save a checkpoint and stop. srun passes USR1 on to its tasks; at TERM it would kill them.
 noticed= ended= unseen= child= tell=TERM
@@ -46,6 +46,16 @@ attend() {{
   child=
 }}
 newest() {{ ls -d "$run"/checkpoints/step-* 2> /dev/null | tail -n 1; }}
+# The end that the run has recorded in this attempt, as its code. srun tells only the highest code of its tasks, which
+# may be that of one that was killed when all was done.
+recorded() {{
+  if [ "$(cat "$run/state.json" 2> /dev/null)" = "$was" ]; then return; fi
+  case $(sed -n 's/^ "state": "\(.*\)",$/\1/p' "$run/state.json") in
+    finished) if grep -q '^ "refused": "",$' "$run/state.json"; then echo 0; else echo 5; fi ;;
+    stopped) echo 3 ;;
+    failed) echo 4 ;;
+  esac
+}}
 too_soon() {{
   echo "The time was over before a step was saved; the job is not queued again, as it would come no further."
   echo "Give it more time (--time), or earlier notice (--signal=B:USR1@SECONDS)."
@@ -80,9 +90,12 @@ for attempt in $(seq 0 {restarts}); do
   if [ -n "$noticed$ended" ]; then break; fi
   resume=
   if [ -n "$(newest)" ]; then resume=--resume; fi
+  was=$(cat "$run/state.json" 2> /dev/null)
   # A lost process is noticed by the others, which end by themselves; the first one must be left to record its end.
   attend srun --kill-on-bad-exit=0 "$python" -m core.worker "$run" $resume
-  # 0 finished, 3 stopped, 4 failed, 5 refused by eval.gate; anything else is a process that was lost.
+  end=$(recorded)
+  if [ -n "$end" ]; then status=$end; fi
+  # 0 finished, 3 stopped, 4 failed or refused, 5 refused by eval.gate; anything else is a process that was lost.
   case $status in 0|3|4|5) break ;; esac
 done
 

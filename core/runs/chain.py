@@ -178,16 +178,41 @@ def seal_events(path: Path, begin: int) -> dict[str, Any]:
     Raises:
         OSError: If they cannot be read.
     """
-    digest, lines, end, rest = hashlib.sha256(), list[str](), begin, b""
+    digest, line, lines = hashlib.sha256(), hashlib.sha256(), list[str]()
+    sealed, at, end = digest.copy(), begin, begin
+    for piece, is_end in _pieces(path, begin):
+        line.update(piece)
+        digest.update(piece + b"\n" if is_end else piece)
+        at += len(piece) + is_end
+        if is_end:
+            lines.append(line.hexdigest()[:SHORT])
+            line, sealed, end = hashlib.sha256(), digest.copy(), at
+    return {"from": begin, "to": end, "sha256": sealed.hexdigest(), "lines": "".join(lines)}
+
+
+def digits_of_lines(path: Path) -> Iterator[str]:
+    """:data:`SHORT` digits of each whole line of a file.
+
+    Raises:
+        OSError: If it cannot be read.
+    """
+    line = hashlib.sha256()
+    for piece, is_end in _pieces(path, 0):
+        line.update(piece)
+        if is_end:
+            yield line.hexdigest()[:SHORT]
+            line = hashlib.sha256()
+
+
+def _pieces(path: Path, begin: int) -> Iterator[tuple[bytes, bool]]:
+    """The pieces of a file's lines, and whether each ends one: a line may be longer than what is held of it."""
     with open_regular(path) as file:
         file.seek(begin)
         while block := file.read(_BLOCK):
-            *whole, rest = (rest + block).split(b"\n")
-            for line in whole:
-                digest.update(line + b"\n")
-                lines.append(short(line))
-                end += len(line) + 1
-    return {"from": begin, "to": end, "sha256": digest.hexdigest(), "lines": "".join(lines)}
+            *whole, rest = block.split(b"\n")
+            for piece in whole:
+                yield piece, True
+            yield rest, False
 
 
 def read_links(path: Path) -> Iterator[Link | DamagedLinkError]:
@@ -201,10 +226,13 @@ def read_links(path: Path) -> Iterator[Link | DamagedLinkError]:
         number = 0
         while line := file.readline(LINK_LIMIT):
             number += 1
-            if not line.endswith(b"\n"):
+            is_whole = line.endswith(b"\n")
+            if not is_whole and len(line) < LINK_LIMIT:
                 # A link is written at once: a torn one was never sealed, and the next worker cuts it off.
                 return
             try:
+                if not is_whole:
+                    raise DamagedLinkError("it is too long for a link")
                 link = parse_link(line)
                 if link.n != number - 1:
                     raise DamagedLinkError(f"it is link {link.n}: links were removed, added or moved")

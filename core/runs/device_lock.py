@@ -1,5 +1,7 @@
 """Device locks: one for each card of this machine, and one for its CPU, by which the runs of a home know of each other.
 
+Machines that share a home have a folder each.
+
 A run that was started by hand holds the lock of its device together with others of its kind; one of the queue holds it
 alone, and waits for that. The kernel releases a lock when the last process that holds it is gone, so that it tells of
 memory that is still taken, where a recorded state only tells what a run meant to do.
@@ -23,15 +25,13 @@ from core.errors import UserError
 from core.hardware.card import choose
 from core.hardware.obstacle import Sight, look
 from core.hardware.run_cards import process_cards
-from core.runs.store import Run
-from core.text import one_line
+from core.runs.device_holders import live_holders, sign
+from core.runs.process import host_folder
 
 #: Environment variable of a worker that has its devices to itself: the queue's runner sets it.
 ALONE_VARIABLE = "LOCALTUNE_DEVICE_ALONE"
 #: The name of the CPU among devices.
 CPU = "cpu"
-#: Longest id of a run in a lock file, in bytes.
-_ID_LIMIT = 300
 _SHARED, _WHOLE = fcntl.LOCK_SH | fcntl.LOCK_NB, fcntl.LOCK_EX | fcntl.LOCK_NB
 
 
@@ -41,11 +41,11 @@ class Hold:
 
     Args:
         descriptors: Hold the locks for as long as one of their copies is open. They are not inherited by themselves.
-        beside: Id of a live run that is on one of the devices too; empty where there is none.
+        beside: Ids of the live runs that are on one of the devices too.
     """
 
     descriptors: tuple[int, ...] = ()
-    beside: str = ""
+    beside: tuple[str, ...] = ()
 
     def release(self) -> None:
         """Give the devices back."""
@@ -96,7 +96,7 @@ def take_alone(devices: Sequence[str], run_id: str) -> Hold | None:
             Hold(tuple(taken)).release()
             return None
         taken.append(descriptor)
-        _sign(descriptor, run_id)
+        sign(descriptor, run_id, is_first=True)
     return Hold(tuple(taken))
 
 
@@ -108,20 +108,20 @@ def take_beside(devices: Sequence[str], run_id: str) -> Hold:
         run_id: Who takes them.
     """
     taken: list[int] = []
-    beside = ""
+    beside: list[str] = []
     for device in devices:
         descriptor = _open(device)
         if descriptor is None:
             continue
         taken.append(descriptor)
         is_first = _lock(descriptor, _WHOLE)
-        if not is_first and not beside:
-            beside = _signed(descriptor, run_id)
+        if not is_first:
+            beside += live_holders(descriptor, run_id)
+        # Also before it has the lock: it computes there all the same.
+        sign(descriptor, run_id, is_first=is_first)
         if not _lock(descriptor, _SHARED):
             threading.Thread(target=_wait_to_share, args=(descriptor, run_id), name="device", daemon=True).start()
-            continue
-        _sign(descriptor, run_id)
-    return Hold(tuple(taken), beside)
+    return Hold(tuple(taken), tuple(dict.fromkeys(beside)))
 
 
 def occupant(devices: Sequence[str], run_id: str = "") -> str | None:
@@ -137,15 +137,15 @@ def occupant(devices: Sequence[str], run_id: str = "") -> str | None:
             continue
         try:
             if not _lock(descriptor, _WHOLE):
-                return _signed(descriptor, run_id) or "another run"
+                return next(reversed(live_holders(descriptor, run_id)), "another run")
         finally:
             os.close(descriptor)
     return None
 
 
 def lock_path(device: str) -> Path:
-    """The lock file of a device."""
-    return paths.devices_dir() / f"{device.replace('/', '_')}.lock"
+    """The lock file of a device of this machine."""
+    return paths.devices_dir() / host_folder() / f"{device.replace('/', '_')}.lock"
 
 
 def _open(device: str) -> int | None:
@@ -153,7 +153,8 @@ def _open(device: str) -> int | None:
     path = lock_path(device)
     try:
         paths.make_private_dir(path.parent)
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, paths.FILE_MODE)
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        return os.open(path, flags, paths.FILE_MODE)
     except (OSError, UserError):
         return None
 
@@ -171,24 +172,5 @@ def _lock(descriptor: int, how: int) -> bool:
 def _wait_to_share(descriptor: int, run_id: str) -> None:
     with suppress(OSError):
         fcntl.flock(descriptor, fcntl.LOCK_SH)
-        _sign(descriptor, run_id)
-
-
-def _sign(descriptor: int, run_id: str) -> None:
-    """Write who has the device, for the sentences of others."""
-    with suppress(OSError):
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, run_id.encode("utf-8", errors="replace")[:_ID_LIMIT], 0)
-
-
-def _signed(descriptor: int, run_id: str) -> str:
-    """The live run that has signed last; empty where that is another one's past, or the run itself."""
-    try:
-        name = os.pread(descriptor, _ID_LIMIT, 0).decode("utf-8", errors="replace")
-    except OSError:
-        return ""
-    if not name or name == run_id or name != one_line(name, _ID_LIMIT) or Path(name).name != name:
-        return ""
-    run = Run(paths.runs_dir() / name)
-    state = run.state()
-    return name if run.path.is_dir() and not state.is_over and not state.parked else ""
+        # Whoever came first meanwhile has taken what was signed for the past.
+        sign(descriptor, run_id)

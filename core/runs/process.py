@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from pathlib import Path
 
@@ -48,3 +49,9 @@ def own_identity() -> tuple[int, str | None]:
 def hostname() -> str:
     """Name of this machine, as recorded in ``state.json``."""
     return socket.gethostname()
+
+
+def host_folder() -> str:
+    """Name of this machine as that of a folder, for what machines that share a home do not share."""
+    name = re.sub(r"[^\w.-]", "_", hostname(), flags=re.ASCII)[:100]
+    return name if name.strip(".") else f"_{name}"

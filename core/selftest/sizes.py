@@ -79,7 +79,7 @@ class Sizes:
             curve_steps=4,
             shapes=(one,),
             resume_steps=6,
-            shortage=Shape(4, 64),
+            shortage=Shape(4, 128),
             speed=Shape(2, 64),
             speed_steps=2,
             matrix=512,

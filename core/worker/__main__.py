@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from core.config.schema import Config
@@ -92,10 +93,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _worker(
-    run: Run, args: argparse.Namespace, meeting: Meeting | None, reports: Reports, beside: str
+    run: Run, args: argparse.Namespace, meeting: Meeting | None, reports: Reports, beside: Sequence[str]
 ) -> int | list[str]:
     """Be the worker of a run, the first of its processes where there are several; returns the exit code, or the options
-    of the worker that it goes on as. It may be ``beside`` another run on its device."""
+    of the worker that it goes on as. It may be ``beside`` other runs on its device."""
     controls = Controls()
     install_signals(controls)
     try:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
 from core.config.schema import Config
 from core.errors import UserError
-from core.runs.device_lock import take_beside
-from core.runs.events import RanksEvent
+from core.runs.device_lock import Hold, take_beside
+from core.runs.events import NoticeEvent, RanksEvent
 from core.runs.process import hostname
 from core.runs.ranks import Rank, write_ranks
 from core.runs.state import EXIT_CODES
@@ -20,11 +20,14 @@ from core.worker.distributed.errors import RankLostError
 from core.worker.distributed.rendezvous import Meeting, forget
 from core.worker.process import environment
 from core.worker.process.control import STOP_SIGNALS, Controls
-from core.worker.process.devices import own_device
+from core.worker.process.devices import own_device, shared_device
 from core.worker.process.log import log, log_exception
 from core.worker.process.recorder import Recorder
 from core.worker.process.reports import Reports
 from core.worker.supervise.verdict import EXIT_CRASHED, EXIT_LOST
+
+#: Among what a process says of itself to the others: the runs that it has found on its device.
+_BESIDE = "beside"
 
 
 def follow_first(run: Run, meeting: Meeting, reports: Reports, *, resume: bool) -> int:
@@ -82,11 +85,12 @@ def meet(run: Run, config: Config, meeting: Meeting, reports: Reports) -> Any:
     meeting.keep_inside(os.environ)
     # Libraries that are told of several processes by the environment would meet by themselves.
     forget()
+    held = Hold()
     if reports.supervisor is None:
         if config.hardware.device != "cpu":
             environment.choose_card(config, meeting.local)
         # Processes that another program has started: none can wait alone for its card.
-        take_beside([own_device(config, meeting.local)], run.id)
+        held = take_beside([own_device(config, meeting.local)], run.id)
     from core.worker.libraries import import_libraries
 
     import_libraries()
@@ -102,7 +106,7 @@ def meet(run: Run, config: Config, meeting: Meeting, reports: Reports) -> Any:
         keep_beating(ranks.rank, ranks.count, config.distributed.timeout, reports.is_waiting, _give_up)
     where = {"host": hostname(), "pid": os.getpid(), "device": f"cuda:{meeting.local}" if cuda else "cpu"}
     reports.tell(**where)
-    ranks.members = ranks.gather({"rank": meeting.rank, **where})
+    ranks.members = ranks.gather({"rank": meeting.rank, **where, _BESIDE: held.beside})
     return ranks
 
 
@@ -122,11 +126,24 @@ def tell_ranks(
         run: The run.
         config: Its configuration.
         recorder: Its recorder.
-        members: The processes.
+        members: The processes, with the runs that each has found on its device.
         is_supervised: Whether a supervisor hears their signs of life, and records them itself.
     """
     strategy = config.distributed.strategy
-    recorder.event(RanksEvent(ranks=members, strategy="" if strategy == "auto" else strategy))
+    ranks = [{name: value for name, value in member.items() if name != _BESIDE} for member in members]
+    recorder.event(RanksEvent(ranks=ranks, strategy="" if strategy == "auto" else strategy))
+    for notice in _shared_devices(members):
+        recorder.warn(notice.code, notice.message, notice.hint)
     if not is_supervised:
         with suppress(OSError):
-            write_ranks(run, Rank.all_from(members))
+            write_ranks(run, Rank.all_from(ranks))
+
+
+def _shared_devices(members: list[dict[str, Any]]) -> Iterator[NoticeEvent]:
+    """The warnings of processes that are beside other runs, one for each device."""
+    told = set[tuple[str, str]]()
+    for member in members:
+        device = member["host"], member["device"]
+        if (beside := member.get(_BESIDE)) and device not in told:
+            told.add(device)
+            yield shared_device(beside, f"Process {member['rank']} on {member['host']}" if member["rank"] else "")

@@ -27,6 +27,7 @@ from .workers import (
     exit_code,
     failure,
     finish,
+    held_at,
     log,
     notice_codes,
     only,
@@ -49,6 +50,7 @@ EXACT: dict[str, dict[str, Any]] = {
 #: With dropout, whose draws belong to a process and a step.
 DROPPING = EXACT | {"method": {"dropout": 0.1}}
 PAIR: dict[str, Any] = {"processes": 2, "timeout": 60.0}
+QUESTION = [{"role": "user", "content": "ticket login printer"}]
 
 
 @pytest.fixture(scope="module")
@@ -120,16 +122,17 @@ def assert_nothing_listens_but_on_loopback(run: Run) -> None:
                 inodes.add(os.readlink(descriptor).removeprefix("socket:[").rstrip("]"))
             except FileNotFoundError:
                 continue  # closed meanwhile
-    addresses = []
+    here, there = set(), set()
     for name in ("tcp", "tcp6", "udp", "udp6"):
         for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]:
             fields = line.split()
             if fields[9] in inodes:
-                addresses += [fields[1].partition(":")[0], fields[2].partition(":")[0]]
-    assert addresses, "two processes speak with each other somehow"
-    # 127.0.0.1, and for one that listens no peer.
-    assert set(addresses) <= {"0100007F", "00000000"}
-    assert "0100007F" in addresses
+                here.add(fields[1].partition(":")[0])
+                there.add(fields[2].partition(":")[0])
+    # 127.0.0.1; a socket that listens at 0.0.0.0 would be one that everybody reaches.
+    assert here == {"0100007F"}, "two processes speak with each other over loopback alone"
+    # One that listens has no peer.
+    assert there <= {"0100007F", "00000000"}
 
 
 def losses(run: Run) -> dict[int, float]:
@@ -235,3 +238,30 @@ def test_all_processes_give_the_device_back(team: Workers) -> None:
     assert pid_of(run) == supervisor
     assert [event.step for event in steps(run)] == list(range(1, 9))
     assert "rank_lost" not in notice_codes(run)
+
+
+def test_a_setting_reaches_both_and_the_run_answers_and_stops(team: Workers) -> None:
+    told: dict[str, Run] = {}
+    answers = []
+    for name, sections in (("told-alone", {}), ("told", {"distributed": PAIR})):
+        run = told[name] = team.start(name, held_at(3, 6), **EXACT, **sections)
+        client = ControlClient(run, timeout=PATIENCE)
+        wait_until_step(run, 3)
+        client.request("set", **{"train.learning_rate": 5e-4})
+        wait_until_step(run, 6)
+        *_, answer = client.generate({"messages": QUESTION, "max_new_tokens": 8, "temperature": 0.0})
+        answers.append((answer["source"], answer["text"]))
+        wait_until_step(run, 9)
+        assert client.request("stop")["state"] == "stopping"
+        assert exit_code(run) == 3, log(run)
+        assert run.state().state == "stopped"
+        assert only(CheckpointEvent, run)[-1].step == ending(run).step
+    assert answers[0] == answers[1]
+    assert "6" in answers[0][0]
+    alone, pair = ({event.step: event for event in steps(run)} for run in told.values())
+    common = sorted(alone.keys() & pair.keys())
+    assert len(common) >= 9
+    assert [pair[step].lr for step in common] == [alone[step].lr for step in common]
+    assert pair[5].lr < pair[3].lr / 2
+    # A second process that had not heard of it would make other updates, and the losses would part.
+    assert [pair[step].loss for step in common] == pytest.approx([alone[step].loss for step in common], abs=1e-5)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from core.runs.client import ControlClient
 from core.runs.events import NoticeEvent
 from core.runs.history import read_history
 from tests.families.tiny import write_family
+from tests.forking import Forks
 from tests.measured_here import share
 
 from .test_serving import serving
@@ -82,11 +82,13 @@ def test_a_run_says_why_its_experts_have_no_adapters(mixture: Workers) -> None:
     assert not any("experts" in name for name in load_file(run.adapter_path / "adapter_model.safetensors"))
 
 
-def test_a_finished_run_with_adapters_on_experts_is_served_chatted_with_and_evaluated(mixture: Workers) -> None:
+def test_a_finished_run_with_adapters_on_experts_is_served_chatted_with_and_evaluated(
+    forks: Forks, mixture: Workers
+) -> None:
     run = mixture.start("asked", **sections(target_experts="on", dropout=0.0))
     finish(run)
 
-    with serving(mixture, run.id, "--port", "0") as server:
+    with serving(forks, mixture, run.id, "--port", "0") as server:
         answers = [
             server.client().chat.completions.create(model=name, messages=QUESTION, max_tokens=8, temperature=0)
             for name in (run.id, mixture.model.name)
@@ -97,13 +99,7 @@ def test_a_finished_run_with_adapters_on_experts_is_served_chatted_with_and_eval
 
     def command(*words: str) -> Any:
         with mixture.environment():
-            done = subprocess.run(
-                [sys.executable, "-m", "tui", *words, "--json"],
-                capture_output=True,
-                text=True,
-                timeout=200,
-                check=False,
-            )
+            done = forks.run([sys.executable, "-m", "tui", *words, "--json"])
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 

@@ -27,6 +27,7 @@ from core.units import format_number
 from core.worker.checkpoint.checkpoint import checkpoint_name
 from tests.e2e.test_serving import QUESTION, serving
 from tests.e2e.workers import Workers, adapter_bytes, ending, exit_code, finish, held_at, log, only, wait_until_step
+from tests.forking import Forks
 
 PROBED = {"every_steps": 4, "exact_match": False, "probe": True}
 #: Few steps, measured in between, with dropout on.
@@ -94,7 +95,9 @@ def test_a_refused_result_is_not_written_and_the_run_says_why(
         assert "finished (refused)" in capsys.readouterr().out
 
 
-def test_the_best_step_that_is_refused_is_the_one_that_is_named_asked_exported_and_served(workers: Workers) -> None:
+def test_the_best_step_that_is_refused_is_the_one_that_is_named_asked_exported_and_served(
+    forks: Forks, workers: Workers
+) -> None:
     options: dict[str, dict[str, Any]] = {
         "train": {"max_steps": 40, "learning_rate": 0.05, "warmup": 0.0, "scheduler": "constant"},
         "eval": {"every_steps": 2, "exact_match": False, "samples": 0, "patience": 1, "gate": "loss <= 0.01"},
@@ -130,7 +133,7 @@ def test_the_best_step_that_is_refused_is_the_one_that_is_named_asked_exported_a
         written = (exported.path / "adapter_model.safetensors").read_bytes()
         assert written == (checkpoint / "adapter" / "adapter_model.safetensors").read_bytes()
         assert f"The result of this run was refused by eval.gate: {run.state().refused}." in exported.notes
-    with serving(workers, run.id, "--port", "0") as server:
+    with serving(forks, workers, run.id, "--port", "0") as server:
         served = server.client().chat.completions.create(model=run.id, messages=QUESTION, max_tokens=4)
         assert served.system_fingerprint == f"step-{judged}"
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,7 @@ from core.errors import UserError
 from core.runs.client import ControlClient
 from core.runs.events import CheckpointEvent, GovernorEvent
 from core.runs.history import read_history
-from core.runs.store import Run, create_run
+from core.runs.store import Run
 from tests.core.hardware.conftest import fake_driver as fake_driver
 from tests.waiting import wait_for
 
@@ -33,25 +31,16 @@ from .workers import (
 
 ROOT = Path(__file__).parents[2]
 SHORT = {"max_steps": 10}
-#: A worker with a duty cycle from the beginning.
-WORKER = """
-import sys
+#: A worker with a duty cycle from the beginning, which writes down how long it has rested.
+RESTING = """
+import atexit, os
 from pathlib import Path
-from core.runs.store import Run
-from core.worker.libraries import import_libraries
-from core.worker.process import environment
-from core.worker.process.control import Controls
-from core.worker.process.recorder import Recorder
-from core.worker.process.throttle import Throttle
-
-environment.prepare()
-import_libraries()
-from core.worker.train import train
-
-run, controls = Run(Path(sys.argv[1])), Controls()
-throttle = Throttle(controls, duty=float(sys.argv[2]))
-train(run.config(), Recorder(run), controls, resume=False, throttle=throttle)
-print(throttle.rested_seconds)
+from core.worker.process import throttle
+begin = throttle.Throttle.__init__
+def resting(self, controls, *args, **options):
+    begin(self, controls, float(os.environ["TEST_DUTY"]), *args, **options)
+    atexit.register(lambda: Path(os.environ["TEST_RESTED"]).write_text(str(self.rested_seconds)))
+throttle.Throttle.__init__ = resting
 """
 
 #: A worker on the CPU whose meters are those of the driver's card, whose governor lives 400 times as fast, and whose
@@ -70,18 +59,23 @@ governor.Governor.__init__ = fast
 """
 
 
+def hooked(directory: Path, hooks: str) -> dict[str, str]:
+    """Variables of a worker that runs some lines before anything else."""
+    directory.mkdir()
+    (directory / "sitecustomize.py").write_text(hooks)
+    return {"PYTHONPATH": os.pathsep.join([str(directory), str(ROOT)])}
+
+
 class Card:
     """The card of a fake driver, and the environment of workers that read its meters."""
 
     def __init__(self, directory: Path, driver: Path) -> None:
-        self._readings, hooks = directory / "readings", directory / "hooks"
-        hooks.mkdir()
-        (hooks / "sitecustomize.py").write_text(HOOKS)
+        self._readings = directory / "readings"
         self.variables = {
             "LD_LIBRARY_PATH": str(driver),
             "FAKE_NVML": "",
             "FAKE_NVML_FILE": str(self._readings),
-            "PYTHONPATH": os.pathsep.join([str(hooks), str(ROOT)]),
+            **hooked(directory / "hooks", HOOKS),
         }
 
     def show(self, temperature: int) -> None:
@@ -93,18 +87,11 @@ class Card:
 
 def train_at(workers: Workers, duty: float) -> tuple[Run, float]:
     """A short run at a duty cycle, and the seconds that it rested."""
-    with workers.environment():
-        run = create_run(workers.config(train=SHORT), f"at-{duty}")
-        done = subprocess.run(
-            [sys.executable, "-c", WORKER, str(run.path), str(duty)],
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-    assert done.returncode == 0, done.stderr
-    return run, float(done.stdout.splitlines()[-1])
+    rested = workers.directory / f"rested-{duty}"
+    variables = hooked(workers.directory / f"at-{duty}", RESTING)
+    run = workers.start(f"at-{duty}", variables | {"TEST_DUTY": str(duty), "TEST_RESTED": str(rested)}, train=SHORT)
+    finish(run)
+    return run, float(rested.read_text())
 
 
 def test_rests_change_no_bit_of_what_is_trained(workers: Workers) -> None:
@@ -144,7 +131,6 @@ def test_a_pause_of_the_governor_and_one_of_the_user_end_apart(workers: Workers)
     assert history.paused_seconds > 0
 
 
-@pytest.mark.anew
 def test_heat_that_no_pause_cools_stops_the_run_after_a_checkpoint(workers: Workers, fake_driver: Path) -> None:
     card = Card(workers.directory, fake_driver)
     card.show(60)
@@ -174,7 +160,6 @@ def test_heat_that_no_pause_cools_stops_the_run_after_a_checkpoint(workers: Work
     assert done == list(range(1, done[-1] + 1)), "no step is lost or done twice"
 
 
-@pytest.mark.anew
 def test_a_run_started_in_quiet_hours_waits_for_the_morning(workers: Workers, fake_driver: Path) -> None:
     card = Card(workers.directory, fake_driver)
     card.show(60)

@@ -19,6 +19,7 @@ from core.hub_uri import parse_entry
 from core.launch.launcher import worker_environment
 from core.runs.store import Run
 from tests.core.hub.fake_hub import Repository, running_hub
+from tests.forking import Forks
 
 from .workers import Workers
 
@@ -56,19 +57,12 @@ _FAMILY_UNIX = 1
 Command = Callable[..., dict[str, Any]]
 
 
-def commands_of(home: Path, prefix: list[str], **variables: str) -> Command:
+def commands_of(forks: Forks, home: Path, prefix: list[str], **variables: str) -> Command:
     """The commands that users have, in a home: a function that runs one and returns what it prints with ``--json``."""
     environment = worker_environment() | {"LOCALTUNE_HOME": str(home), "OMP_NUM_THREADS": "1", **variables}
 
     def command(*words: str) -> dict[str, Any]:
-        done = subprocess.run(
-            [*prefix, sys.executable, "-m", "tui", *words, "--json"],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=180,
-            check=False,
-        )
+        done = forks.run([*prefix, sys.executable, "-m", "tui", *words, "--json"], env=environment)
         assert done.returncode == 0, done.stderr
         answer = json.loads(done.stdout)
         assert isinstance(answer, dict)
@@ -78,10 +72,14 @@ def commands_of(home: Path, prefix: list[str], **variables: str) -> Command:
 
 
 def train_and_chat(
-    workers: Workers, prefix: list[str], sections: dict[str, dict[str, Any]] | None = None, **variables: str
+    forks: Forks,
+    workers: Workers,
+    prefix: list[str],
+    sections: dict[str, dict[str, Any]] | None = None,
+    **variables: str,
 ) -> None:
     """Train a run and talk to its result."""
-    command = commands_of(workers.home, prefix, **variables)
+    command = commands_of(forks, workers.home, prefix, **variables)
     path = workers.directory / "offline.toml"
     path.write_text(dump_config(workers.config(**_TINY, **(sections or {}))))
     trained = command("train", str(path))
@@ -91,11 +89,11 @@ def train_and_chat(
     assert command("chat", run, "--base", "--prompt", "ticket login", "--max-new-tokens", "4")["source"] == "base"
 
 
-def test_training_and_chat_work_with_the_network_cut(workers: Workers) -> None:
+def test_training_and_chat_work_with_the_network_cut(forks: Forks, workers: Workers) -> None:
     unshare = shutil.which("unshare")
     if unshare is None or subprocess.run([unshare, "-rn", "true"], capture_output=True, check=False).returncode:
         pytest.skip("not run: this machine does not allow network namespaces (unshare -rn)")
-    train_and_chat(workers, [unshare, "-rn"])
+    train_and_chat(forks, workers, [unshare, "-rn"])
 
 
 def recording(directory: Path) -> tuple[dict[str, str], Path]:
@@ -108,15 +106,19 @@ def recording(directory: Path) -> tuple[dict[str, str], Path]:
     return {"PYTHONPATH": python_path, "SOCKET_RECORD": str(record)}, record
 
 
-def train_and_record(workers: Workers, directory: Path, sections: dict[str, dict[str, Any]] | None = None) -> set[str]:
+def train_and_record(
+    forks: Forks, workers: Workers, directory: Path, sections: dict[str, dict[str, Any]] | None = None
+) -> set[str]:
     """The same, with what every process does about sockets and threads written down."""
     variables, record = recording(directory)
-    train_and_chat(workers, [], sections, **variables)
+    train_and_chat(forks, workers, [], sections, **variables)
     return set(record.read_text().splitlines())
 
 
-def test_no_internet_socket_and_no_reporting_thread_is_ever_made(workers: Workers, tmp_path: Path) -> None:
-    lines = train_and_record(workers, tmp_path)
+def test_no_internet_socket_and_no_reporting_thread_is_ever_made(
+    forks: Forks, workers: Workers, tmp_path: Path
+) -> None:
+    lines = train_and_record(forks, workers, tmp_path)
     # The recorder saw the worker at work: its control socket, its heartbeat.
     assert f"socket {_FAMILY_UNIX}" in lines
     assert "thread core.worker.process.recorder.Recorder._beat" in lines
@@ -133,7 +135,7 @@ def foreign_threads(lines: set[str]) -> set[str]:
 
 
 def test_a_result_is_taken_home_with_the_network_cut_and_no_internet_socket(
-    reference: Run, private_home: Path, converter: Path, tmp_path: Path
+    forks: Forks, reference: Run, private_home: Path, converter: Path, tmp_path: Path
 ) -> None:
     """Exported as a GGUF file and as a merged model, each compared with what was trained, and the file asked."""
     pytest.importorskip("llama_cpp_py_sync")
@@ -142,7 +144,7 @@ def test_a_result_is_taken_home_with_the_network_cut_and_no_internet_socket(
     unshare = shutil.which("unshare")
     can_cut = unshare is not None and not subprocess.run([unshare, "-rn", "true"], check=False).returncode
     variables, record = recording(tmp_path)
-    command = commands_of(private_home, [str(unshare), "-rn"] if can_cut else [], **variables)
+    command = commands_of(forks, private_home, [str(unshare), "-rn"] if can_cut else [], **variables)
     for kind, quant in (("gguf", "Q8_0"), ("merged", "F32")):
         out = tmp_path / kind
         options = ("--quant", quant, "--merge-from", "quantized", "--rows", "1", "--out", str(out))
@@ -157,7 +159,7 @@ def test_a_result_is_taken_home_with_the_network_cut_and_no_internet_socket(
 
 
 def test_what_has_been_fetched_from_a_hub_is_used_without_asking_it(
-    workers: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    forks: Forks, workers: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = {path.name: path.read_bytes() for path in workers.model.iterdir() if path.is_file()}
     with running_hub() as hub:
@@ -173,6 +175,6 @@ def test_what_has_been_fetched_from_a_hub_is_used_without_asking_it(
             "model": {"base": "org/tiny"},
             "data": {"train": "hf://datasets/me/set", "eval": None},
         }
-        lines = train_and_record(workers, tmp_path, sections)
+        lines = train_and_record(forks, workers, tmp_path, sections)
         assert len(hub.asked) == asked
     assert {line for line in lines if line.startswith(("socket", "lookup"))} == {f"socket {_FAMILY_UNIX}"}

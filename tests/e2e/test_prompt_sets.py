@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +13,7 @@ import pytest
 
 from core.evaluation.record import list_records, read_record
 from core.runs.store import Run
+from tests.forking import Forks
 from tests.waiting import wait_for
 
 from .workers import PATIENCE, Workers, finish
@@ -45,21 +44,23 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> I
         workers.close()
 
 
-def command(workers: Workers, *words: str) -> list[str]:
+def command(*words: str) -> list[str]:
     return [sys.executable, "-m", "tui", "eval", *words]
 
 
-def call(workers: Workers, *words: str) -> tuple[int, Any, str]:
+def call(forks: Forks, workers: Workers, *words: str) -> tuple[int, Any, str]:
     """Exit code, what it prints as JSON, and what it says."""
     with workers.environment():
-        done = subprocess.run(command(workers, *words, "--json"), capture_output=True, text=True, timeout=200)
+        done = forks.run(command(*words, "--json"))
     return done.returncode, json.loads(done.stdout) if done.stdout else None, done.stderr
 
 
-def test_a_run_is_compared_with_its_base_on_what_it_holds_out(trained: tuple[Workers, Run], tmp_path: Path) -> None:
+def test_a_run_is_compared_with_its_base_on_what_it_holds_out(
+    forks: Forks, trained: tuple[Workers, Run], tmp_path: Path
+) -> None:
     workers, run = trained
     out = tmp_path / "report.md"
-    code, told, said = call(workers, run.id, "--against", "base", "--against", f"{run.id}@20", "--out", str(out))
+    code, told, said = call(forks, workers, run.id, "--against", "base", "--against", f"{run.id}@20", "--out", str(out))
     assert code == 0, said
     assert told["targets"] == [run.id, "base", f"{run.id}@20"]
     assert (told["items"], told["state"], told["deciding"]) == (6, "done", "exact_match")
@@ -75,31 +76,31 @@ def test_a_run_is_compared_with_its_base_on_what_it_holds_out(trained: tuple[Wor
     assert Path(told["path"]).parent == run.path / "evaluations"
     record = read_record(Path(told["path"]))
     assert record.done == 18
-    code, shown, said = call(workers, run.id, "--show")
+    code, shown, said = call(forks, workers, run.id, "--show")
     assert (code, shown) == (0, told), said
     assert "[1]" in {answer.text for answer in record.answers[run.id] if answer is not None}
 
 
-def test_a_killed_one_goes_on(trained: tuple[Workers, Run], tmp_path: Path) -> None:
+def test_a_killed_one_goes_on(forks: Forks, trained: tuple[Workers, Run], tmp_path: Path) -> None:
     workers, run = trained
     prompts = tmp_path / "prompts.jsonl"
     lines = [{"prompt": f"ticket {number} and more", "expected": "[1]"} for number in range(200)]
     prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))
     words = (run.id, "--prompts", str(prompts), "--max-new-tokens", "4")
     with workers.environment():
-        process = subprocess.Popen(command(workers, *words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = forks.popen(command(*words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def some() -> int:
         found = [read_record(path) for path in list_records(run.path / "evaluations")]
         return max((record.done for record in found if record.prompts == str(prompts)), default=0)
 
     had = wait_for(some, PATIENCE, "some answers to be kept")
-    os.kill(process.pid, signal.SIGKILL)
+    process.kill()
     process.wait()
     assert had
     had = some()
     assert had < 200
-    code, told, said = call(workers, *words)
+    code, told, said = call(forks, workers, *words)
     assert code == 0, said
     assert f"Goes on with {had} of 200 answers" in said
     assert told["answered"][run.id] == 200
@@ -116,9 +117,11 @@ def test_a_killed_one_goes_on(trained: tuple[Workers, Run], tmp_path: Path) -> N
         (["RUN", "--with", "lm-eval", "--tasks", "a b"], "is no name of a task"),
     ],
 )
-def test_what_cannot_be_done_is_one_sentence(trained: tuple[Workers, Run], words: list[str], said: str) -> None:
+def test_what_cannot_be_done_is_one_sentence(
+    forks: Forks, trained: tuple[Workers, Run], words: list[str], said: str
+) -> None:
     workers, run = trained
-    code, told, error = call(workers, *(word.replace("RUN", run.id) for word in words))
+    code, told, error = call(forks, workers, *(word.replace("RUN", run.id) for word in words))
     assert code == 1
     assert told is None
     assert said in error

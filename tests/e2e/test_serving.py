@@ -16,6 +16,7 @@ import pytest
 from core.launch.launcher import worker_environment
 from core.runs.store import Run
 from tests.core.serve.conftest import RunningServer, end, start
+from tests.forking import Forks
 from tests.waiting import wait_for
 
 from .test_offline import RECORDER
@@ -35,7 +36,11 @@ QUESTION = [{"role": "user", "content": "ticket login"}]
 
 @contextmanager
 def serving(
-    workers: Workers, *words: str, prefix: Sequence[str] = (), variables: Mapping[str, str] | None = None
+    forks: Forks,
+    workers: Workers,
+    *words: str,
+    prefix: Sequence[str] = (),
+    variables: Mapping[str, str] | None = None,
 ) -> Iterator[RunningServer]:
     """A server on runs of these workers, by the command that users have."""
     environment = worker_environment() | {
@@ -43,17 +48,17 @@ def serving(
         "OMP_NUM_THREADS": "1",
         **(variables or {}),
     }
-    server = start(["-m", "tui", "serve", *words, "--json"], *prefix, **environment)
+    server = start(["-m", "tui", "serve", *words, "--json"], *prefix, popen=forks.popen, **environment)
     try:
         yield server
     finally:
         end(server)
 
 
-def test_a_model_in_training_answers_between_steps_and_as_the_result_after(workers: Workers) -> None:
+def test_a_model_in_training_answers_between_steps_and_as_the_result_after(forks: Forks, workers: Workers) -> None:
     run = workers.start(train={"max_steps": 2000}, eval={"every_steps": 2000}, checkpoint={"every_steps": 2000})
     wait_until_step(run, 2)
-    with serving(workers, run.id, "--port", "0") as server:
+    with serving(forks, workers, run.id, "--port", "0") as server:
 
         def ask(model: str) -> Any:
             return server.client().chat.completions.create(model=model, messages=QUESTION, max_tokens=4)
@@ -76,7 +81,7 @@ def test_a_model_in_training_answers_between_steps_and_as_the_result_after(worke
         assert ask(run.id).system_fingerprint.startswith("step-"), "its last checkpoint answers"
 
 
-def test_nothing_but_loopback_is_opened(workers: Workers, reference: Run, tmp_path: Path) -> None:
+def test_nothing_but_loopback_is_opened(forks: Forks, workers: Workers, reference: Run, tmp_path: Path) -> None:
     hooks, record = tmp_path / "hooks", tmp_path / "record"
     hooks.mkdir()
     (hooks / "sitecustomize.py").write_text(RECORDER + ADDRESSES)
@@ -86,7 +91,7 @@ def test_nothing_but_loopback_is_opened(workers: Workers, reference: Run, tmp_pa
         "SOCKET_RECORD": str(record),
         "LOCALTUNE_HOME": str(reference.path.parents[1]),
     }
-    with serving(workers, reference.id, "--port", "0", variables=variables) as server:
+    with serving(forks, workers, reference.id, "--port", "0", variables=variables) as server:
         answer = server.client().chat.completions.create(model=reference.id, messages=QUESTION, max_tokens=4)
         assert answer.system_fingerprint == "adapter"
     lines = set(record.read_text().splitlines())
@@ -94,14 +99,14 @@ def test_nothing_but_loopback_is_opened(workers: Workers, reference: Run, tmp_pa
     assert {line for line in lines if line.startswith("socket.bind")} == {"socket.bind 127.0.0.1"}
 
 
-def test_serving_works_with_the_network_cut(workers: Workers, reference: Run, tmp_path: Path) -> None:
+def test_serving_works_with_the_network_cut(forks: Forks, workers: Workers, reference: Run, tmp_path: Path) -> None:
     unshare = shutil.which("unshare")
     if unshare is None or subprocess.run([unshare, "-rn", "true"], capture_output=True, check=False).returncode:
         pytest.skip("not run: this machine does not allow network namespaces (unshare -rn)")
     socket = tmp_path / "serve.sock"
     home = str(reference.path.parents[1])
     with serving(
-        workers, reference.id, "--uds", str(socket), prefix=(unshare, "-rn"), variables={"LOCALTUNE_HOME": home}
+        forks, workers, reference.id, "--uds", str(socket), prefix=(unshare, "-rn"), variables={"LOCALTUNE_HOME": home}
     ) as server:
         transport = httpx2.HTTPTransport(uds=str(socket))
         headers = {"Authorization": f"Bearer {server.key}"}

@@ -9,7 +9,8 @@ import pytest
 
 from core.config.document import dump_config
 from core.launch.slurm import SlurmJob
-from core.runs.events import CheckpointEvent, RanksEvent, StoppedEvent
+from core.runs.device_lock import take_beside
+from core.runs.events import CheckpointEvent, NoticeEvent, RanksEvent, StoppedEvent
 from core.runs.ranks import read_ranks
 from core.runs.store import complete_checkpoints, list_runs
 from tests.core.launch.fake_slurm import FakeSlurm
@@ -28,6 +29,7 @@ def test_two_tasks_train_as_one_run_that_goes_on_after_its_time_and_ends_when_it
     monkeypatch.setenv("LOCALTUNE_HOME", str(workers.home))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    beside = take_beside(["cpu"], "another")
     slurm = FakeSlurm(tmp_path / "cluster", monkeypatch)
     job = SlurmJob(tmp_path / "tickets.toml", name="tickets", processes=2, cards=0, python=sys.executable)
 
@@ -46,6 +48,7 @@ def test_two_tasks_train_as_one_run_that_goes_on_after_its_time_and_ends_when_it
     finally:
         slurm.end()
         status = handed_in.wait(PATIENCE)
+        beside.release()
     assert status == 3, slurm.log
     assert slurm.requeued == ["4711"]
     first, last = only(StoppedEvent, run)
@@ -58,5 +61,7 @@ def test_two_tasks_train_as_one_run_that_goes_on_after_its_time_and_ends_when_it
     assert [path.name for path in complete_checkpoints(run)][-1] == f"step-{state.step:08d}"
     assert [step.step for step in steps(run)] == list(range(1, state.step + 1))
     assert len(list_runs()) == 1
+    warned = [notice.message for notice in only(NoticeEvent, run) if notice.code == "shared_device"]
+    assert warned == 2 * ["Run another is on the same device: both get slower, and their memory adds up."]
     for ranks in only(RanksEvent, run):
         assert len({rank["pid"] for rank in ranks.ranks}) == 2

@@ -181,6 +181,22 @@ def test_the_name_that_configuration_and_run_share_is_said_once(home: Path, widt
     assert "64/120" in line
 
 
+@pytest.mark.parametrize(("width", "told"), [(78, "tickets, finished"), (140, "-tickets, finished"), (40, "")])
+def test_a_run_of_another_configuration_is_told_behind_a_line(home: Path, width: int, told: str) -> None:
+    script = ScriptedRun(home)
+    script.train_to(64)
+    script.write_state(state="finished")
+    view = view_of(script)
+    document = ConfigDocument()
+    document.set("data.train", "/data/mine.csv")
+    state = AppState(view=view, document=document)
+    line = fit(header_segments(state, view.state.updated + 300, loss=False), width).plain
+    assert "mine" in line
+    assert ("│ other run: " in line) == bool(told)
+    assert told in line
+    assert not told or "finished 5 min ago" in line
+
+
 def test_device_names_are_short() -> None:
     assert short_device_name("NVIDIA GeForce RTX 4090") == "RTX 4090"
 
@@ -290,6 +306,22 @@ def test_a_run_that_is_queued_has_no_numbers_yet(home: Path) -> None:
     for state, text in (("paused", "‖ paused"), ("stalled", "! no sign of life"), ("training", "")):
         shown = RunView(view.run, RunState(state=state), view.history)
         assert run_lines.banner(shown, KeyTable()).plain.partition("\n")[0] == text
+
+
+def test_a_parked_run_has_nothing_under_way(home: Path) -> None:
+    script = ScriptedRun(home)
+    script.write(
+        events.PhaseEvent(t=1.0, name="importing"),
+        events.PhaseEvent(t=2.0, name="training"),
+        events.PhaseEvent(t=2.0, name="saving", detail="checkpoint"),
+    )
+    view = view_of(script)
+    shown = RunView(view.run, RunState(state="paused", parked="on request"), view.history)
+    plain = run_lines.phases(shown, 9.0, 80, BRAILLE).plain
+    assert "▸" not in plain
+    assert "saving" not in plain
+    assert "✓ importing" in plain
+    assert "✓ training" not in plain, "it is still to come"
 
 
 def test_what_the_governor_does_is_in_the_banner(home: Path) -> None:

@@ -316,7 +316,8 @@ class TrainPane(Pane, can_focus=True):
             ]
             if view.is_measuring_base:
                 entries.insert(0, (keys["train.skip"].display, "skip the evaluation"))
-            entries.append((keys["train.settings"].display, "settings"))
+            if not view.state.parked:
+                entries.append((keys["train.settings"].display, "settings"))
         else:
             entries = []
         if self._covers_curve:

@@ -18,8 +18,6 @@ _KEYS: dict[str, _Way] = {
     "g,home": "home",
     "G,end": "end",
 }
-#: Share of the terminal's width that the box has at most, in percent.
-_SHARE = 98
 
 
 class OverlayBox(VerticalScroll, inherit_bindings=False):
@@ -34,7 +32,7 @@ class OverlayBox(VerticalScroll, inherit_bindings=False):
 
     DEFAULT_CSS = """
     OverlayBox {
-        max-width: 98%; height: auto; max-height: 94%; padding: 1 2;
+        max-width: 100%; height: auto; max-height: 94%; padding: 1 2;
         border: round $border-focus; border-title-style: bold; border-subtitle-color: $muted;
         background: $surface; scrollbar-size-vertical: 1;
         &.-tight { padding: 0 1; }
@@ -54,7 +52,7 @@ class OverlayBox(VerticalScroll, inherit_bindings=False):
     @property
     def room(self) -> int:
         """Columns of a line in it."""
-        return min(self._width, self.app.size.width * _SHARE // 100) - self._frame
+        return min(self._width, self.app.size.width) - self._frame
 
     def show_keys(self, keys: str | Content) -> None:
         """Say in the border what keys do now."""

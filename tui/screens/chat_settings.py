@@ -33,7 +33,7 @@ class ChatSettings(Overlay[tuple[str, GenerationSettings]]):
     DEFAULT_CSS = """
     ChatSettings {
         & > VerticalScroll {
-            width: 84; max-width: 96%; height: auto; max-height: 90%; padding: 1 2;
+            width: 84; max-width: 100%; height: auto; max-height: 90%; padding: 1 2;
             border: round $border-focus; border-title-style: bold; background: $surface; scrollbar-size-vertical: 1;
         }
         & Horizontal { height: auto; }

@@ -37,7 +37,7 @@ class ChatSources(Overlay[tuple[Source, ...]]):
     DEFAULT_CSS = """
     ChatSources {
         & > Vertical {
-            width: 84; max-width: 96%; height: auto; max-height: 90%; padding: 0 1;
+            width: 84; max-width: 100%; height: auto; max-height: 90%; padding: 0 1;
             border: round $border-focus; border-title-style: bold; background: $surface;
         }
         & ChoiceList { height: auto; max-height: 20; }

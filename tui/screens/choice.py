@@ -41,7 +41,7 @@ class ChoiceDialog(Overlay[str]):
 
     DEFAULT_CSS = """
     ChoiceDialog > VerticalScroll {
-        width: 72; max-width: 96%; height: auto; max-height: 90%; padding: 1 2;
+        width: 72; max-width: 100%; height: auto; max-height: 90%; padding: 1 2;
         border: round $border-focus; border-title-style: bold; background: $surface; scrollbar-size-vertical: 1;
     }
     ChoiceDialog.-alarm > VerticalScroll { border: round $limit; border-title-color: $limit; }

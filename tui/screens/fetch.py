@@ -53,7 +53,7 @@ class FetchDialog(Overlay[bool]):
 
     DEFAULT_CSS = """
     FetchDialog > VerticalScroll {
-        width: 72; max-width: 96%; height: auto; max-height: 90%; padding: 1 2;
+        width: 72; max-width: 100%; height: auto; max-height: 90%; padding: 1 2;
         border: round $border-focus; border-title-style: bold; background: $surface; scrollbar-size-vertical: 1;
     }
     FetchDialog.-alarm > VerticalScroll { border: round $limit; border-title-color: $limit; }

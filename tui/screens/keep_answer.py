@@ -59,7 +59,7 @@ class KeepAnswer(Overlay[KeptAnswer]):
     DEFAULT_CSS = """
     KeepAnswer {
         & > Vertical {
-            width: 96; max-width: 96%; height: 80%; max-height: 28; padding: 1 2;
+            width: 96; max-width: 100%; height: 80%; max-height: 28; padding: 1 2;
             border: round $border-focus; border-title-style: bold; background: $surface;
         }
         & TextArea {

@@ -67,7 +67,7 @@ class PickScreen(Overlay[str | None]):
     DEFAULT_CSS = """
     PickScreen {
         & > Vertical {
-            width: 84; max-width: 96%; height: auto; max-height: 90%; padding: 0 1;
+            width: 84; max-width: 100%; height: auto; max-height: 90%; padding: 0 1;
             border: round $border-focus; border-title-style: bold; border-subtitle-color: $muted; background: $surface;
         }
         & SafeInput { background: $panel; margin-bottom: 1; }

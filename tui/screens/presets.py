@@ -54,7 +54,7 @@ class PresetScreen(Overlay[Switch | None]):
     DEFAULT_CSS = """
     PresetScreen {
         & > Container {
-            width: 150; max-width: 98%; height: 94%; max-height: 44; padding: 0 1; background: $surface;
+            width: 150; max-width: 100%; height: 94%; max-height: 44; padding: 0 1; background: $surface;
             border: round $border-focus; border-title-style: bold; border-subtitle-color: $muted;
         }
         & ChoiceList { height: 1fr; }

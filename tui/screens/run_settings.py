@@ -49,7 +49,7 @@ class RunSettings(Overlay[None]):
     DEFAULT_CSS = """
     RunSettings {
         & > VerticalScroll {
-            width: 76; max-width: 96%; height: auto; max-height: 90%; padding: 1 2;
+            width: 76; max-width: 100%; height: auto; max-height: 90%; padding: 1 2;
             border: round $border-focus; border-title-style: bold; background: $surface; scrollbar-size-vertical: 1;
         }
         & Horizontal { height: auto; }

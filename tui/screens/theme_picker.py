@@ -26,7 +26,7 @@ class ThemePicker(Overlay[str]):
     DEFAULT_CSS = """
     ThemePicker { align: right middle; background: $background 0%; }
     ThemePicker > OptionList {
-        width: 36; max-width: 96%; height: auto; max-height: 80%; margin-right: 2;
+        width: 36; max-width: 100%; height: auto; max-height: 80%; margin-right: 2;
         border: round $border-focus; background: $surface; scrollbar-size-vertical: 1;
     }
     """

@@ -29,6 +29,8 @@ SHORTEST_BAR = 6
 ETA_WIDTH, _BAR_STEP = 7, 8
 #: Phases of a run, so that those to come can be named.
 EXPECTED_PHASES = ("importing", "preparing_data", "loading_model", "rehearsing", "training")
+#: The phases that a run begins anew, once it goes on after it was parked.
+_LAST_PHASES = ("training", "saving")
 
 
 def state_style(state: str) -> str:
@@ -218,12 +220,15 @@ def phases(view: RunView, now: float, width: int, glyphs: GlyphSet) -> Content:
     """Phases of a run before its first step: ``✓ importing  3.1 s``, ``▸ rehearsing``; those to come while it lives."""
     history = view.history
     coming = EXPECTED_PHASES if view.is_live else ()
-    names = [*history.phases, *(name for name in coming if name not in history.phases)]
+    # A parked run does nothing: what it did last was to save its state, and training is still to come.
+    later = _LAST_PHASES if view.state.parked else ()
+    begun = {name: phase for name, phase in history.phases.items() if name not in later}
+    names = [*begun, *(name for name in coming if name not in begun)]
     label_width = max((len(phase_name(name)) for name in names), default=0) + 2
     lines: list[Content] = []
-    current = history.phase.name if history.phase is not None else None
+    current = history.phase.name if history.phase is not None and not view.state.parked else None
     for name in names:
-        known, label = history.phases.get(name), phase_name(name).ljust(label_width)
+        known, label = begun.get(name), phase_name(name).ljust(label_width)
         if known is None:
             lines.append(Content.styled(f"  {label}", "$muted"))
             continue

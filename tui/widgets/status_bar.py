@@ -68,16 +68,18 @@ def header_segments(state: AppState, now: float, *, loss: bool) -> list[Segment]
     """Segments of the header for the app's state at a Unix time; ``loss`` where no pane shows it."""
     segments = [_PROGRAM]
     view = state.view
-    is_same = False
+    is_same, is_other = False, view is not None and not view.is_live and not state.is_of_config
+    # What is left of an ended run is of little use without the name that it is another one than.
+    name_priority = 2 if is_other else 9
     if state.file_name:
         edited = Content.styled(" •edited", "$near") if state.is_dirty else Content("")
-        segments.append(Segment(Content(one_line(state.file_name, 40)) + edited, 9))
+        segments.append(Segment(Content(one_line(state.file_name, 40)) + edited, name_priority))
     elif (state.is_dirty or not state.is_of_config) and (name := state.config_name):
         unsaved = Content.styled(" •not saved", "$near") if state.is_dirty else Content("")
         # Where it is the name of the run too, it is said once: of the two it is the run's that gives way.
         is_same = view is not None and slug_of(view.run.id) == name
-        segments.append(Segment(Content(one_line(name, 40)) + unsaved, 8 if is_same else 9))
-    if view is not None and not view.is_live and not state.is_of_config:
+        segments.append(Segment(Content(one_line(name, 40)) + unsaved, 8 if is_same else name_priority))
+    if view is not None and is_other:
         segments += _other_run(view, now)
     elif view is not None:
         segments += _run_segments(view, now, loss=loss, answer_awaited=state.answer_awaited, is_named=is_same)
@@ -95,9 +97,10 @@ def header_segments(state: AppState, now: float, *, loss: bool) -> list[Segment]
 def _other_run(view: RunView, now: float) -> list[Segment]:
     """The segment of an ended run of another configuration: its state is not that of the one that is open."""
     ended = f"{view.state.state} {coarse_ago(now - view.state.updated)}"
-    which = "last run" if view.is_leftover else "other run"
-    brief = Content.styled(f"{which} {ended}", "$muted")
-    return [Segment(Content.styled(f"{which}: {brief_id(view.run.id)} {ended}", "$muted"), 2, brief)]
+    # Behind a line, as what is left of it is the configuration's.
+    which = f"│ {'last' if view.is_leftover else 'other'} run:"
+    brief = Content.styled(f"{which} {one_line(slug_of(view.run.id), 20)}, {ended}", "$muted")
+    return [Segment(Content.styled(f"{which} {brief_id(view.run.id)}, {ended}", "$muted"), 5, brief)]
 
 
 def _run_segments(

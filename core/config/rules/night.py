@@ -1,4 +1,4 @@
-"""Rules of ``night`` and ``parking``: times of day."""
+"""Rules of ``night`` and ``parking``: times of day, and what the governor can keep to on the run's device."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 from core.config.clock import parse_span, parse_time
 from core.config.facts import Facts
-from core.config.rules.rule import Findings, rule
+from core.config.rules.rule import Findings, Rule, rule
 from core.config.schema import Config
 from core.errors import UserError
 
@@ -43,3 +43,26 @@ def quiet_power_needs_hours(config: Config, _: Facts) -> Findings:
     """night.quiet_power_w needs night.quiet_hours."""
     if config.night.quiet_power_w is not None and config.night.quiet_hours is None:
         yield "night.quiet_power_w is set, but there are no quiet hours.", 'Set night.quiet_hours = "23:00-07:00".'
+
+
+def _is_kept(option: str, requirement: str) -> Rule:
+    """A rule for an option that may be one that the run's device cannot keep."""
+
+    def check(config: Config, facts: Facts) -> Findings:
+        yield from ((found.sentence, found.hint) for found in facts.unkept(config) if found.option == option)
+
+    check.__doc__ = requirement
+    return rule("error", option)(check)
+
+
+deadline_is_kept = _is_kept("night.deadline", "Something is trained before night.deadline.")
+temperature_is_told = _is_kept(
+    "hardware.temperature_limit_c", "hardware.temperature_limit_c needs a device that tells its temperature."
+)
+memory_temperature_is_told = _is_kept(
+    "hardware.memory_temperature_limit_c",
+    "hardware.memory_temperature_limit_c needs a device that tells the temperature of its memory.",
+)
+power_is_told = _is_kept("hardware.power_limit_w", "hardware.power_limit_w needs a device that tells its power.")
+energy_is_told = _is_kept("night.energy_kwh", "night.energy_kwh needs a device that tells its power.")
+quiet_power_is_told = _is_kept("night.quiet_power_w", "night.quiet_power_w needs a device that tells its power.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from core.config.schema import Config
 from core.errors import UserError
@@ -65,16 +65,20 @@ def own_device(config: Config, number: int) -> str:
     return devices[min(number, len(devices) - 1)]
 
 
-def shared_device(run_id: str) -> NoticeEvent:
-    """The warning of a run that was started beside another one.
+def shared_device(run_ids: Sequence[str], place: str = "") -> NoticeEvent:
+    """The warning of a run that was started beside others.
 
     Args:
-        run_id: The other one.
+        run_ids: The others, one at least.
+        place: The process of the run whose device it is, for a run of several: ``Process 1 on tower``.
     """
+    runs = f"Run {run_ids[0]} is" if len(run_ids) == 1 else f"Runs {', '.join(run_ids[:-1])} and {run_ids[-1]} are"
+    slower = "both get" if len(run_ids) == 1 else "all get"
+    message = f"{runs} on the same device: {slower} slower, and their memory adds up."
     return NoticeEvent(
         level="warning",
         code="shared_device",
-        message=f"Run {run_id} is on the same device: both get slower, and their memory adds up.",
+        message=f"{place}: {message}" if place else message,
         hint="To have runs one after the other, put them into the queue: localtune-tui queue add.",
     )
 

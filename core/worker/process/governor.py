@@ -14,8 +14,9 @@ from typing import Any, Protocol
 from core.config.live import GOVERNED, changed
 from core.config.schema import Config
 from core.errors import UserError
+from core.governor.kept import unkept
 from core.governor.limits import Limits
-from core.governor.night import Night, Promise, impossible
+from core.governor.night import Night, Promise
 from core.governor.policy import Action, Observation, Policy
 from core.governor.words import misses, stopped_by
 from core.hardware.cpu import memory as host_memory
@@ -154,26 +155,14 @@ class Governor:
         mine = {name: value for name, value in (overrides or {}).items() if name in GOVERNED}
         limits = Limits.of(changed(self._config, mine))
         if limits.is_any:
-            if (problem := impossible(limits, self._wall())) is not None:
-                raise UserError(*problem)
-            self._check_device(limits)
+            self._refuse_unkept(limits)
         return limits
 
-    def _check_device(self, limits: Limits) -> None:
+    def _refuse_unkept(self, limits: Limits) -> None:
         devices = self._meters.refresh(FIRST_READING)
-        if not devices or devices[0].problem:
-            return  # who cannot be read says nothing of what can be kept
-        device = devices[0]
-        missing = ""
-        if limits.temperature_c is not None and device.temperature_c is None:
-            missing = "its temperature, so hardware.temperature_limit_c"
-        elif limits.memory_temperature_c is not None and device.memory_temperature_c is None:
-            missing = "the temperature of its memory, so hardware.memory_temperature_limit_c"
-        elif limits.needs_power and device.power_w is None and self._meters.energy_wh is None:
-            missing = f"its power, so {limits.needs_power}"
-        if missing:
-            hint = "Remove the option."
-            raise UserError(f"{device.name} does not tell {missing} cannot be kept.", hint)
+        has_energy = self._meters.energy_wh is not None
+        for found in unkept(limits, devices[0] if devices else None, self._wall(), has_energy=has_energy):
+            raise UserError(found.sentence, found.hint)
 
     @contextlib.contextmanager
     def governing(self, overrides: Mapping[str, Any]) -> Iterator[None]:

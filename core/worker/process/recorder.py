@@ -9,7 +9,7 @@ import resource
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from core.hardware.sampler import Sampler
 from core.hardware.snapshot import Device
 from core.paths import FILE_MODE
 from core.redact import redact
+from core.runs.append import closing_record
 from core.runs.chain import CHAIN_NAME, Chain
 from core.runs.events import (
     Event,
@@ -322,9 +323,12 @@ class Recorder:
         if state not in END_STATES:
             raise ValueError(f"{state} is not an end state")
         self._end_threads()
-        self.event(final)
-        self.seal("end", {"state": state, "step": final.step})
-        self._leave(state=state, reason=reason, refused=final.refused or "", parked="")
+        # Others of the run's processes may have something to tell at this moment.
+        with closing_record(self._file) if self._keeps else nullcontext():
+            self.event(final)
+            self.seal("end", {"state": state, "step": final.step})
+            self._settle(state=state, reason=reason, refused=final.refused or "", parked="")
+        os.close(self._file)
 
     def hand_over(self, **changes: Any) -> None:
         """Leave the record to the program that this process goes on with.
@@ -335,7 +339,8 @@ class Recorder:
         self._end_threads()
         if cause := changes.get("parked"):
             self.seal("parked", {"cause": cause})
-        self._leave(**changes)
+        self._settle(**changes)
+        os.close(self._file)
 
     def _end_threads(self) -> None:
         self._closed.set()
@@ -346,12 +351,11 @@ class Recorder:
             self._hardware.close()
         self._sampler.close()
 
-    def _leave(self, **changes: Any) -> None:
+    def _settle(self, **changes: Any) -> None:
         with self._lock:
             self.sync()
             self._step_began = None
             self.update(socket=None, **changes)
-            os.close(self._file)
 
     def sync(self) -> None:
         """Make the events so far survive a power cut."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from core.config.schema import Config
 from core.errors import UserError
 from core.launch.nodes.network import interface_of, resolve
@@ -9,11 +11,13 @@ from core.launch.nodes.ssh import log_in
 from core.text import one_line
 
 
-def machine_away(config: Config) -> UserError | None:
-    """Why the processes of a run over several machines cannot be started just now; None where they can.
+def machine_away(config: Config, stopped: Callable[[], bool]) -> UserError | None:
+    """Why the processes of a run over several machines cannot be started just now; None where they can, or where it is
+    not asked any more. A machine that is gone takes half a minute.
 
     Args:
         config: Of the run.
+        stopped: Whether the run was stopped meanwhile; asked before each machine.
     """
     address = config.distributed.address or ""
     try:
@@ -23,6 +27,8 @@ def machine_away(config: Config) -> UserError | None:
                 "Look at its cable; 'ip -brief address' lists its addresses.",
             )
         for host in config.distributed.other_hosts:
+            if stopped():
+                return None
             log_in(host)
     except UserError as error:
         return error

@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from core.paths import FILE_MODE
+from core.runs.events import NoticeEvent
 from core.runs.lock import LOCK_VARIABLE
 from core.text import one_line
 from core.worker.process.reports import REPORTS, SUPERVISOR
@@ -21,6 +23,8 @@ from core.worker.supervise.verdict import Sign
 
 #: The longest line of a report, and how much of a log is read for its last lines.
 _LINE_LIMIT, _TAIL_BYTES = 1 << 16, 16 << 10
+#: Of a warning in a report: level, code, message and hint; and the levels that there are.
+_NOTICE_PARTS, _LEVELS = 4, ("warning", "error")
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ class RankProcess:
         start: How.
         lock: Descriptor of the worker lock, which it holds too: the run is taken until all its processes are gone.
         devices: Descriptors of the locks of its devices, which are taken as long.
+        clock: Seconds by which its silence is measured.
 
     Raises:
         OSError: If it cannot be started.
@@ -58,10 +63,10 @@ class RankProcess:
     start: Start
     lock: int
     devices: Sequence[int] = ()
+    clock: Callable[[], float] = time.monotonic
     reading: int = field(init=False)
     """The pipe with its reports."""
-    notices: list[Any] = field(init=False, default_factory=list)
-    """Warnings that it has reported: level, code, message and hint of each."""
+    _notices: list[NoticeEvent] = field(init=False, default_factory=list)
     _signs: dict[str, Any] = field(init=False, default_factory=dict)
     _rest: bytes = field(init=False, default=b"")
 
@@ -97,7 +102,7 @@ class RankProcess:
             os.close(writing)
         self.handle = os.pidfd_open(self._child.pid)
         """Becomes readable when it ends."""
-        self._heard = time.monotonic()
+        self._heard = self.clock()
         self.has_begun = False
         """Whether it has given a sign of life, and so hears signals."""
 
@@ -113,23 +118,36 @@ class RankProcess:
                 self._rest += data
         *lines, self._rest = self._rest.split(b"\n")
         for line in lines:
-            self._heard, self.has_begun = time.monotonic(), True
-            with contextlib.suppress(ValueError):
+            self._heard, self.has_begun = self.clock(), True
+            with contextlib.suppress(ValueError, RecursionError):
                 said = json.loads(line)
                 if isinstance(said, dict):
-                    self.notices += [said.pop("notice")] if "notice" in said else []
-                    self._signs.update(said)
+                    self._note(said)
+
+    def _note(self, said: dict[str, Any]) -> None:
+        """Keep what it has said, which may come from another machine."""
+        notice = said.pop("notice", None)
+        if isinstance(notice, list) and len(notice) == _NOTICE_PARTS and notice[0] in _LEVELS:
+            level, code, message, hint = (one_line(str(part)) for part in notice)
+            message = f"{self.start.label}: {message}"
+            self._notices.append(NoticeEvent(level=level, code=code, message=message, hint=hint))
+        self._signs.update(said)
+
+    def take_notices(self) -> list[NoticeEvent]:
+        """The warnings that it has reported since the last time; a process that is not the first writes no record."""
+        taken, self._notices = self._notices, []
+        return taken
 
     def sign(self) -> Sign:
         """What is known of it now."""
         # The status first: what a process has said before it ended is then there to be read.
-        status = self._child.poll()
+        status = self._status()
         self.listen()
         following = self._signs.get("following")
         return Sign(
             rank=self.rank,
             status=status,
-            silent=time.monotonic() - self._heard,
+            silent=self.clock() - self._heard,
             has_begun=self.has_begun,
             is_waiting=bool(self._signs.get("waiting")),
             error=one_line(str(self._signs.get("error", ""))),
@@ -140,11 +158,22 @@ class RankProcess:
             device=one_line(str(self._signs.get("device", "")), 200),
         )
 
+    def _status(self) -> int | None:
+        """Its exit code, negative for the signal that ended it; None while it lives.
+
+        It is not reaped: until :meth:`end` its number belongs to it and to what it has started.
+        """
+        if self._child.returncode is not None:
+            return self._child.returncode
+        found = os.waitid(os.P_PID, self._child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if found is None:
+            return None
+        return found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
+
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal, if it still lives."""
-        if self._child.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                self._child.send_signal(number)
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.handle, number)
 
     def end(self, seconds: float) -> bool:
         """Wait until it has ended, for so long, then end it and what it has started by SIGKILL; whether it is gone.
@@ -152,8 +181,9 @@ class RankProcess:
         Args:
             seconds: To wait before, and at most as long again for the kernel to end it.
         """
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._child.wait(seconds)
+        ended = select.poll()
+        ended.register(self.handle, select.POLLIN)
+        ended.poll(1000 * seconds)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._child.pid, signal.SIGKILL)
         try:

@@ -34,10 +34,11 @@ from core.launch.nodes.agent import REQUEST_LIMIT, configurations
 from core.launch.nodes.network import SILENCE_SECONDS, interface_of, interface_variables, own_address_towards
 from core.paths import make_private_dir
 from core.runs.device_lock import CPU, take_beside
-from core.runs.process import hostname
+from core.runs.process import host_folder
 from core.runs.store import Run
 from core.text import one_line
 from core.worker.distributed.rendezvous import LOCAL_RANK, RANK
+from core.worker.process.devices import shared_device
 from core.worker.process.reports import REPORTS, SUPERVISOR
 
 #: Longest line that is passed on, and how much is read at once, in bytes.
@@ -58,7 +59,10 @@ def main() -> int:
             receive(sys.stdin.buffer, request["files"], run.path)
             environment = {**variables, **surroundings(request, config, int(variables[LOCAL_RANK]))}
             # Its queue on this machine waits; the run itself cannot, as the other machines would wait with it.
-            take_beside([environment.get(VISIBLE) or CPU], run.id)
+            held = take_beside([environment.get(VISIBLE) or CPU], str(request["run"]))
+            if held.beside:
+                notice = shared_device(held.beside)
+                say(output, report={"notice": [notice.level, notice.code, notice.message, notice.hint]})
             with Rank(run, environment, resume=bool(request["resume"])) as rank:
                 return 0 if pass_on(rank, sys.stdin.buffer, output) else 1
     except UserError as error:
@@ -111,7 +115,7 @@ def rank_directory(name: str, number: str, config: Config) -> Iterator[Run]:
     if Path(name).name != name or name.startswith(".") or not number.isdecimal():
         raise UserError(f"{one_line(name, 80)} is no id of a run.", "Install the same version on all machines.")
     # Machines may share a home, and an earlier start of the same rank may still be ending.
-    parent = make_private_dir(paths.ranks_dir() / hostname() / f"{name}-rank{number}")
+    parent = make_private_dir(paths.ranks_dir() / host_folder() / f"{name}-rank{number}")
     for former in parent.iterdir():
         if not Path(f"/proc/{former.name}").exists():
             shutil.rmtree(former, ignore_errors=True)

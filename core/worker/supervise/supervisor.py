@@ -26,12 +26,13 @@ from core.hardware.run_cards import process_cards
 from core.launch.launcher import AGENT_VARIABLES
 from core.notify import Notice, notify
 from core.runs.after_end import way_on
-from core.runs.append import append_events
+from core.runs.append import append_events, append_while_open
 from core.runs.device_lock import Hold
 from core.runs.events import Event, FailedEvent, FinishedEvent, NoticeEvent, StoppedEvent
 from core.runs.sentences import sender
 from core.runs.state import EXIT_CODES, RunState
 from core.runs.store import Run, complete_checkpoints
+from core.worker.process.awake import AwakeClock
 from core.worker.process.control import STOP_SIGNALS
 from core.worker.process.devices import shared_device
 from core.worker.process.log import log
@@ -40,10 +41,12 @@ from core.worker.supervise.compared import compare_for, seen_to_live
 from core.worker.supervise.process import RankProcess, Start
 from core.worker.supervise.signs import RankSigns
 from core.worker.supervise.starts import Starts, local_starts, spread_starts
-from core.worker.supervise.verdict import EXIT_LOST, Ended, Lost, Refused, Verdict, judge
+from core.worker.supervise.verdict import Ended, Lost, Refused, Verdict, judge
 
 #: Seconds between two looks when nothing happens.
 _LOOK_SECONDS = 0.5
+#: Seconds between two looks that are counted at most: in more, this process was suspended and could hear nobody.
+_MISSED_SECONDS = 2.0
 #: Seconds between two looks for a machine that is away.
 _AWAY_SECONDS = 5.0
 #: Seconds that the end of a lost process may take to be known after that of those who noticed.
@@ -74,10 +77,13 @@ class Supervisor:
     """What comes before the first start; may raise a UserError."""
     devices: Hold = field(default_factory=Hold)
     """The devices of the processes of this machine, which they hold too."""
-    away: Callable[[], UserError | None] = lambda: None
-    """Why a machine of the run cannot be used just now; asked before every new start."""
+    away: Callable[[Callable[[], bool]], UserError | None] = lambda _: None
+    """Why a machine of the run cannot be used just now; asked before every new start, and told whether a stop was asked
+    for meanwhile."""
     _stops: list[signal.Signals] = field(default_factory=list, init=False)
     _wake: int = field(default=-1, init=False)
+    _awake: AwakeClock = field(default_factory=lambda: AwakeClock(_MISSED_SECONDS), init=False)
+    """By which silence is measured."""
 
     def supervise(self, options: Sequence[str]) -> int | list[str]:
         """Carry the run out.
@@ -106,7 +112,7 @@ class Supervisor:
         restarts = 0
         while True:
             away = self._wait_for_machines() if restarts else None
-            if away is not None and self._stops:
+            if self._stops:
                 return self._stopped()
             if away is None:
                 verdict, words = self._attempt(restarts, options)
@@ -117,6 +123,10 @@ class Supervisor:
                 sentence = _sentence(verdict, words)
             else:
                 sentence = away.message.rstrip(".")
+            if self._stops:
+                # New processes would have nothing to do but to stop.
+                self._tell(NoticeEvent(level="warning", code="rank_lost", message=f"{sentence}.", hint=""))
+                return self._stopped()
             if restarts >= self.config.distributed.restarts:
                 again = "" if not restarts else f", after {restarts} new starts" if restarts > 1 else ", again"
                 return self._fail(f"{sentence}{again}", way_on(self.run))
@@ -125,31 +135,38 @@ class Supervisor:
 
     def _wait_for_machines(self) -> UserError | None:
         """Wait for a machine that is away, as long as the processes wait for each other; what is wrong with it if it
-        has not come back by then, or a stop was asked for. None when all are there."""
-        away = self.away()
-        if away is None:
-            return None
+        has not come back by then. None when all are there, or a stop was asked for."""
+        recorded = RunState.read(self.run.state_path) or RunState(state="starting", pid=os.getpid())
+        waits = dataclasses.replace(recorded, socket=None, step_started=None, pending=(), progress=None)
+        with seen_to_live(self.run, waits):
+            away = self.away(self._is_stopped)
+            return None if away is None or self._stops else self._wait_for(away)
+
+    def _wait_for(self, away: UserError) -> UserError | None:
+        """Wait for the machine that is away."""
         seconds = self.config.distributed.timeout
         message = f"{away.message} The run waits for that machine, {seconds:.0f} s at most."
         self._tell(NoticeEvent(level="warning", code="machine_away", message=message, hint=away.hint))
-        recorded = RunState.read(self.run.state_path) or RunState(state="starting", pid=os.getpid())
-        waits = dataclasses.replace(recorded, socket=None, step_started=None, pending=(), progress=None)
         stopped, deadline = select.poll(), time.monotonic() + seconds
         stopped.register(self._wake, select.POLLIN)
-        with seen_to_live(self.run, waits):
-            while away is not None and not self._stops and time.monotonic() < deadline:
-                stopped.poll(1000 * _AWAY_SECONDS)
-                away = self.away()
-        return away
+        still: UserError | None = away
+        while still is not None and not self._stops and time.monotonic() < deadline:
+            stopped.poll(1000 * _AWAY_SECONDS)
+            still = self.away(self._is_stopped)
+        return still
+
+    def _is_stopped(self) -> bool:
+        return bool(self._stops)
 
     def _attempt(self, number: int, options: Sequence[str]) -> tuple[Verdict, Words]:
         """Start all processes and wait for a verdict, with what each is called and has said last."""
         meeting = self.run.path / f".meeting-{os.getpid()}-{number}"
         meeting.unlink(missing_ok=True)
+        before = RunState.read(self.run.state_path)
         processes: list[RankProcess] = []
         try:
             for start in self.starts(options, meeting):
-                processes.append(_started(start, self.lock, self.devices.descriptors))
+                processes.append(self._start(start))
             verdict = self._watch(processes)
             grace = _GRACE_SECONDS if isinstance(verdict, Ended) else _LOST_SECONDS
         except BaseException:
@@ -158,15 +175,44 @@ class Supervisor:
         finally:
             deadline = time.monotonic() + grace
             gone = [process.end(max(deadline - time.monotonic(), 0.0)) for process in processes]
+            self._pass_on(processes)
             words: Words = {process.rank: (process.start.label, process.last_words()) for process in processes}
             for process in processes:
                 process.close()
             meeting.unlink(missing_ok=True)
-        if not all(gone) and not isinstance(verdict, Ended):
+        if isinstance(verdict, Ended):
+            return verdict, words
+        if (code := self._recorded_end(before)) is not None:
+            # What became of a process after that, in a driver that it left, changes nothing.
+            return Ended(code), words
+        if not all(gone):
             # Whoever it is waits for a driver or a disk; another set of processes would share its device with it.
             label = words[gone.index(False)][0]
             verdict = Refused(gone.index(False), f"{label} does not end: it waits for a device or a disk", "Reboot.")
         return verdict, words
+
+    def _start(self, start: Start) -> RankProcess:
+        """A process of the run.
+
+        Raises:
+            UserError: If it cannot be started.
+        """
+        try:
+            return RankProcess(start, self.lock, self.devices.descriptors, lambda: self._awake.seconds)
+        except OSError as error:
+            raise UserError(
+                f"{start.label} cannot be started: {error.strerror or error}.",
+                "Look at the disk of the run, and at the limits of processes and open files.",
+            ) from error
+
+    def _recorded_end(self, before: RunState | None) -> int | None:
+        """The exit code of the end that the first process has recorded; None where it has not.
+
+        Args:
+            before: The state before it was started, which may be the end of an earlier one.
+        """
+        state = RunState.read(self.run.state_path)
+        return None if state is None or state == before else state.exit_code
 
     def _watch(self, processes: Sequence[RankProcess]) -> Verdict:
         poll = select.poll()
@@ -181,27 +227,27 @@ class Supervisor:
                 if descriptor == self._wake:
                     with contextlib.suppress(BlockingIOError):
                         os.read(self._wake, 64)
+            self._awake.tick()
             for process in processes:
                 process.listen()
-                self._pass_on(process)
+            self._pass_on(processes)
             if processes[0].has_begun:
                 for number in self._stops[sent:]:
                     processes[0].signal(number)
                 sent = len(self._stops)
             signs = [process.sign() for process in processes]
             record.keep(signs)
-            if lost_since is None and any(sign.status == EXIT_LOST for sign in signs):
-                lost_since = time.monotonic()
-            settled = lost_since is not None and time.monotonic() - lost_since >= _SETTLE_SECONDS
+            if lost_since is None and any(sign.has_lost for sign in signs):
+                lost_since = self._awake.seconds
+            settled = lost_since is not None and self._awake.seconds - lost_since >= _SETTLE_SECONDS
             if (verdict := judge(signs, self.config.distributed.timeout, settled=settled)) is not None:
                 return verdict
             _forget_ended(poll, processes)
 
-    def _pass_on(self, process: RankProcess) -> None:
-        """Tell the warnings of a process that writes no record."""
-        while process.notices:
-            level, code, message, hint = map(str, process.notices.pop(0))
-            self._tell(NoticeEvent(level=level, code=code, message=f"{process.start.label}: {message}", hint=hint))
+    def _pass_on(self, processes: Sequence[RankProcess]) -> None:
+        """Tell the warnings of processes that write no record, as long as the first one has not closed it."""
+        for notice in [notice for process in processes for notice in process.take_notices()]:
+            self._tell(notice, append_while_open)
 
     def _begin_again(self, sentence: str, number: int) -> list[str]:
         """Tell that all starts again; returns the options for that."""
@@ -239,9 +285,9 @@ class Supervisor:
         notify(Notice(state, reason, self.run.id))
         return EXIT_CODES[state]
 
-    def _tell(self, event: Event) -> None:
+    def _tell(self, event: Event, append: Callable[[Run, Event], object] = append_events) -> None:
         try:
-            append_events(self.run, event)
+            append(self.run, event)
         except UserError as error:
             log(f"error: {error}")
         if isinstance(event, NoticeEvent):
@@ -262,6 +308,8 @@ class Supervisor:
         signal.set_wakeup_fd(writing)
         before = {number: signal.signal(number, keep) for number in STOP_SIGNALS}
         before[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        # Where it is ignored, the kernel forgets how a process has ended.
+        before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         try:
             yield
         finally:
@@ -270,21 +318,6 @@ class Supervisor:
                 signal.signal(number, handler)
             os.close(self._wake)
             os.close(writing)
-
-
-def _started(start: Start, lock: int, devices: Sequence[int]) -> RankProcess:
-    """A process of the run.
-
-    Raises:
-        UserError: If it cannot be started.
-    """
-    try:
-        return RankProcess(start, lock, devices)
-    except OSError as error:
-        raise UserError(
-            f"{start.label} cannot be started: {error.strerror or error}.",
-            "Look at the disk of the run, and at the limits of processes and open files.",
-        ) from error
 
 
 def _forget_ended(poll: select.poll, processes: Sequence[RankProcess]) -> None:
@@ -329,6 +362,6 @@ def supervisor_of(
     bare = {name: value for name, value in environment.items() if name not in AGENT_VARIABLES}
     if spread:
         starts = spread_starts(run, config, cards, bare, environment)
-        prepare, away = (lambda: compare_for(run, config)), (lambda: machine_away(config))
+        prepare, away = (lambda: compare_for(run, config)), (lambda stopped: machine_away(config, stopped))
         return Supervisor(run, config, lock, starts, prepare, held, away)
     return Supervisor(run, config, lock, local_starts(run, cards, bare), devices=held) if len(cards) > 1 else None

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from core.helper import describe_end
 from core.runs.state import EXIT_CODES, EXIT_REFUSED
 
-#: Exit code of a process that another one of the run does not answer any more.
-EXIT_LOST = 75
+#: Exit code of a process that another one of the run does not answer any more. Lower than those with which an end is
+#: recorded: srun's own code is the highest of its tasks. Argparse ends with it too, before there is any sign of life.
+EXIT_LOST = 2
 #: Exit code of a process that ended by an error that should not happen; Python's own.
 EXIT_CRASHED = 1
 #: Exit codes of the first process with which it has recorded the end of the run.
@@ -47,6 +48,11 @@ class Sign:
     host: str = ""
     pid: int | None = None
     device: str = ""
+
+    @property
+    def has_lost(self) -> bool:
+        """Whether it has ended because another one does not answer."""
+        return self.status == EXIT_LOST and self.has_begun
 
 
 @dataclass(frozen=True)
@@ -96,13 +102,13 @@ def judge(signs: Sequence[Sign], timeout: float, *, settled: bool) -> Verdict | 
         if sign.status == EXIT_CODES["failed"] and sign.error:
             return Refused(sign.rank, sign.error, sign.hint, has_met=sign.pid is not None)
     for sign in signs:
-        if sign.status not in (None, 0, EXIT_LOST):
+        if sign.status not in (None, 0) and not sign.has_lost:
             return Lost(sign.rank, describe_end(sign.status))
     for sign in signs:
         patience = timeout if sign.has_begun else max(timeout, START_SECONDS)
         if sign.status is None and sign.silent >= patience:
             return Lost(sign.rank, f"gave no sign of life for {sign.silent:.0f} s")
-    if settled and any(sign.status == EXIT_LOST for sign in signs):
+    if settled and any(sign.has_lost for sign in signs):
         return _of_those_left(signs)
     return None
 

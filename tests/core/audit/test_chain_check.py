@@ -98,14 +98,14 @@ def edit(lines: list[bytes]) -> None:
         (edit, ["events.jsonl: line 3 (a step event of step 2) was changed."]),
         (
             lambda lines: lines.pop(5),
-            ["events.jsonl: a line was removed, the 6th of the record, before that of step 5."],
+            ["events.jsonl: a line was removed, number 6 of the record, before that of step 5."],
         ),
         (lambda lines: lines.insert(3, lines[2]), ["events.jsonl: line 4 (a step event of step 2) was added."]),
         (
             lambda lines: lines.insert(1, lines.pop(3)),
             ["events.jsonl: line 2 (a step event of step 3) was moved there."],
         ),
-        (lambda lines: lines.pop(), ["events.jsonl: a line was removed, the 10th of the record."]),
+        (lambda lines: lines.pop(), ["events.jsonl: a line was removed, number 10 of the record."]),
     ],
     ids=["edited", "removed", "added", "moved", "the last one removed"],
 )
@@ -219,6 +219,16 @@ def test_a_chain_that_was_made_anew_has_to_cover_all_from_the_start(run: Run) ->
     assert told(run) == []
     reseal(run, skip_events)
     assert told(run)[0] == "The hash chain is broken: chain.jsonl, line 2: it leaves out a part of events.jsonl."
+
+
+def test_what_a_chain_names_is_safe_to_show(run: Run) -> None:
+    odd = {"step": "\x1b[2J", "config": {"\x1b[2J": {"\ud800\n": 1}}}
+    reseal(run, lambda links: links[0]["body"].update(odd))
+    found = checked(run)
+    assert found.notes == ()
+    assert all(
+        text.isprintable() for difference in found.differences for text in (difference.what, difference.tensor or "")
+    )
 
 
 def with_head(run: Run, kept: str) -> ChainResult:

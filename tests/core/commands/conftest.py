@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from core.runs.store import Run, list_runs
+from tests.forking import Forks
 from tui.__main__ import main
 
 ROOT = Path(__file__).parents[3]
@@ -104,7 +105,9 @@ class CommandLine:
 
 
 @pytest.fixture
-def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[CommandLine]:
+def cli(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], forks: Forks
+) -> Iterator[CommandLine]:
     """Command lines with a home of their own; what they start is ended with the test."""
     home = tmp_path / "home"
     home.mkdir()
@@ -120,6 +123,7 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     )
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setattr(forks, "stand_ins", {str(python)})
     line = CommandLine(home, monkeypatch, capsys, python)
     yield line
     for process in line.processes:

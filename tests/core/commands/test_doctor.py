@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,11 @@ from core.hardware.nvml import GpuProcess
 from core.hardware.snapshot import Device
 from core.runs import sockets
 from tests.core.hardware.conftest import Ask, ask_driver, fake_driver
+from tests.forking import Forks
 
 __all__ = ["ask_driver", "fake_driver"]
 
+Examine = Callable[..., subprocess.CompletedProcess[str]]
 ROOT = Path(__file__).parents[3]
 HEALTHY: dict[str, Any] = {
     "errors": {},
@@ -40,21 +43,18 @@ HEALTHY: dict[str, Any] = {
 }
 
 
-def examine(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-m", "tui", "doctor", *words],
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+@pytest.fixture
+def examine(forks: Forks) -> Examine:
+    """Runs the command in a process of its own."""
+
+    def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "tui", "doctor", *words]
+        return forks.run(command, cwd=ROOT, env={**os.environ, **environment})
+
+    return run
 
 
-def test_the_report_is_one_object_with_everything_in_it(tmp_path: Path) -> None:
+def test_the_report_is_one_object_with_everything_in_it(examine: Examine, tmp_path: Path) -> None:
     done = examine("--json", LOCALTUNE_HOME=str(tmp_path))
     report = json.loads(done.stdout)
     names = {finding["name"] for finding in report["findings"]}
@@ -74,7 +74,7 @@ def test_the_report_is_one_object_with_everything_in_it(tmp_path: Path) -> None:
     assert by_name["quantization"]["status"] == "ok"
 
 
-def test_a_home_that_cannot_be_written_fails_and_says_what_to_do(tmp_path: Path) -> None:
+def test_a_home_that_cannot_be_written_fails_and_says_what_to_do(examine: Examine, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     done = examine("--quick", LOCALTUNE_HOME=str(tmp_path / "file"))
     assert done.returncode == 1
@@ -84,7 +84,7 @@ def test_a_home_that_cannot_be_written_fails_and_says_what_to_do(tmp_path: Path)
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_doctor_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_doctor_leaves_nothing_behind(examine: Examine, tmp_path: Path) -> None:
     examine("--quick", LOCALTUNE_HOME=str(tmp_path / "new"))
     assert os.listdir(tmp_path) == []
 
@@ -449,7 +449,8 @@ def test_terminals(environment: dict[str, str], status: str, words: str) -> None
     assert words in finding.what
 
 
-def test_a_locale_without_utf_8_is_a_warning() -> None:
+@pytest.mark.anew
+def test_a_locale_without_utf_8_is_a_warning(examine: Examine) -> None:
     done = examine("--quick", "--json", LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
     found = {item["name"]: item for item in json.loads(done.stdout)["findings"]}
     assert found["locale"]["status"] == "warn"

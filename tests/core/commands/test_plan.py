@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from core.commands.plan import bar
+from core.commands.plan import LETTERS, bar
 from core.config.schema import Config
-from core.memory.plan import Machine
+from core.hardware.snapshot import Device
+from core.memory.plan import Machine, Plan
 from core.memory.planner import make_plan
 from core.models.architecture import measuring
 from core.models.architecture.families import read_architecture
@@ -361,11 +363,60 @@ def test_bad_input_without_a_configuration_is_one_clear_line(
     assert not result.out
 
 
+def _planned(kind: Any, limit: int | None) -> Plan:
+    config = Config.model_validate({"data": {"train": "x"}})
+    return make_plan(read_architecture(published.LLAMA_3_8B, "x"), config, Machine(kind, limit))
+
+
 @pytest.mark.parametrize("limit", [None, 2_000_000_000, 11_000_000_000, 500_000_000_000])
 @pytest.mark.parametrize("kind", ["cuda", "cpu"])
 def test_the_bar_is_as_wide_as_it_says(limit: int | None, kind: Any) -> None:
-    config = Config.model_validate({"data": {"train": "x"}})
-    plan = make_plan(read_architecture(published.LLAMA_3_8B, "x"), config, Machine(kind, limit))
-    drawn = bar(plan, 60)
+    plan = _planned(kind, limit)
+    drawn, measure = bar(plan, 60)
     assert len(drawn) == (62 if plan.fits is not False else 63)
-    assert ("|" in drawn) == (plan.fits is False)
+    assert ("|" in drawn) == ("behind | is too much" in measure) == (plan.fits is False)
+
+
+def test_a_letter_of_the_bar_is_the_part_that_fills_most_of_it() -> None:
+    plan = _planned("cuda", 500_000_000_000)
+    drawn, measure = bar(plan, 20)
+    assert measure.startswith("each letter is 25.0 GB:")
+    # Of 53 GB, 14 are dequantized weights, 24 activations; nothing else has most of 25 GB.
+    assert drawn == "[BH" + "." * 18 + "]"
+    drawn, _ = bar(replace(plan, limit_bytes=plan.total_bytes), 10)
+    sizes = [part.bytes for part in plan.parts]
+    each, largest = plan.total_bytes / 10, sizes.index(max(sizes))
+    assert drawn.count(LETTERS[largest]) == pytest.approx(sizes[largest] / each, abs=1)
+    for letter in set(drawn[1:-1]):
+        size = sizes[LETTERS.index(letter)]
+        assert size >= each / len(sizes), f"{letter} fills most of no letter"
+
+
+@pytest.mark.parametrize("columns", [40, 80, 120])
+def test_lines_are_wrapped_beside_what_leads_them(
+    cli: CommandLine, base: Path, monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    monkeypatch.setattr("core.commands.plan._columns", lambda: columns)
+    path = config_file(cli, base)
+    lines = cli("plan", path, "--gpu-memory", "8GB").out.splitlines()
+    assert max(map(len, lines)) <= columns
+    monkeypatch.undo()
+    whole = cli("plan", path, "--gpu-memory", "8GB").out.splitlines()
+    assert " ".join(" ".join(lines[:4]).split()).startswith(whole[0]), "piped output has whole lines"
+
+
+def test_what_a_run_s_device_cannot_keep_is_told(
+    cli: CommandLine, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu = Device(index=0, kind="cpu", name="Some CPU")
+    monkeypatch.setattr("core.governor.kept.read_device", lambda *_: cpu)
+    path = config_file(cli, base)
+    sentence = "Some CPU does not tell its power, so night.energy_kwh cannot be kept. Remove the option."
+    words = ("--set", "night.energy_kwh=1", "--lengths", "never")
+    result = cli("plan", path, *words, "--json")
+    assert f"A run would be refused: --set night.energy_kwh: {sentence}" in result.err
+    assert result.json["remarks"][0]["options"] == ["night.energy_kwh"]
+    assert "cannot be kept" not in cli("plan", path, *words, "--gpu-memory", "24GB").err, "that card is elsewhere"
+    refused = cli("train", path, "--set", "night.energy_kwh=1", "--detach")
+    assert refused.code == 1
+    assert sentence in refused.err

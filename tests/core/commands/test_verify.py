@@ -30,7 +30,10 @@ def verify(*words: str) -> int:
     return code
 
 
-def found(outcome: Outcome, *differences: Difference, head: str | None = "f00d") -> Audit:
+HEAD = "f00d" * 16
+
+
+def found(outcome: Outcome, *differences: Difference, head: str | None = HEAD) -> Audit:
     span = SpanResult(begin=0, end=4, outcome=outcome, reason="Because.", differences=differences, seconds=2.0)
     chain = ChainResult(head=head, links=3)
     return Audit(run="r", chain=chain, inputs=(), spans=(span,), notes=("A note.",), seed=7, seconds=3.0)
@@ -59,7 +62,7 @@ def test_exit_codes_and_sentences(
     assert verify(run.id) == code
     out = capsys.readouterr().out
     assert said in out
-    assert "chain      whole, 3 links, head f00d" in out
+    assert f"chain      whole, 3 links\nhead       {HEAD}\n" in out
     assert "note       A note." in out
     assert "steps 1 to 4 " in out
     assert ("Recorded 0.1, found 0.2." in out) == bool(audit.spans[0].differences)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from core.config.explain import unknown_option
 from core.config.document import ConfigDocument, dump_config, load_config
 from core.config.schema import Config, Option, find_option
 from core.config.values import describe_type, parse_value
@@ -111,6 +112,24 @@ def test_the_nearest_known_key_is_named() -> None:
         ConfigDocument(MINIMAL).apply(["train.lerning_rate=1"])
     with pytest.raises(UserError, match=re.escape("Did you mean [method]?")):
         ConfigDocument('[data]\ntrain="x"\n[metod]\n').validate()
+
+
+@pytest.mark.parametrize(
+    ("typed", "hint"),
+    [
+        ("foo.bar", "The sections are model, "),
+        ("foo", "The sections are model, "),
+        ("train.foo", "The options of train are objective, "),
+        ("train", "The options of train are objective, "),
+        ("trian.epochs", "Did you mean train.epochs?"),
+        ("train.rank", "Did you mean method.rank?"),
+        ("learning_rate", "Did you mean train.learning_rate?"),
+        ("seed", "Did you mean train.seed?"),
+        ("night.dedline", "Did you mean night.deadline?"),
+    ],
+)
+def test_only_what_is_near_is_suggested(typed: str, hint: str) -> None:
+    assert unknown_option(typed).hint.startswith(hint)
 
 
 def test_what_is_no_toml_names_line_and_column(tmp_path: Path) -> None:
@@ -400,7 +419,7 @@ def test_every_unknown_key_is_named_with_its_line(option: Option, extra: str, sp
     with pytest.raises(UserError) as caught:
         ConfigDocument(text, Path("my.toml")).validate()
     assert caught.value.message == (f"my.toml, line {text.count(chr(10))}: There is no option {option.section}.{key}.")
-    assert caught.value.hint.startswith(("Did you mean ", "The sections are ", "Keys and tokens"))
+    assert caught.value.hint.startswith(("Did you mean ", "The options of ", "Keys and tokens"))
 
 
 def test_what_the_command_line_has_set_is_not_blamed_on_the_file(tmp_path: Path) -> None:

@@ -40,10 +40,9 @@ def fake_driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("not run: there is no C compiler to build the fake driver library with")
     directory = tmp_path_factory.mktemp("driver")
     source = Path(__file__).with_name("fake_nvml.c")
-    subprocess.run(
-        [compiler, "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", "-o", directory / "libnvidia-ml.so.1", source],
-        check=True,
-    )
+    name = "libnvidia-ml.so.1"
+    options = ("-shared", "-fPIC", f"-Wl,-soname,{name}", "-Wall", "-Wextra", "-Werror")
+    subprocess.run([compiler, *options, "-o", directory / name, source], check=True)
     return directory
 
 

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from core.hardware.sampler import EnergyMeter, Reading, Sampler, snapshot
+from core.hardware.sampler import EnergyMeter, Reading, Sampler, read_device, snapshot
 from core.hardware.snapshot import Device
 from tests.core.hardware.conftest import Ask
 from tests.core.runs.helpers import wait_for
@@ -142,3 +142,12 @@ def test_gpus_come_before_the_cpu_and_their_energy_is_counted(ask_driver: Ask) -
     assert kinds[0] == ["cpu"]
     assert kinds[1] is None
     assert "different versions" in kinds[2]
+
+
+def test_the_device_of_a_run_is_the_one_that_it_is_given() -> None:
+    for wanted in ("cpu", "auto"):
+        device = read_device(wanted)
+        assert device is not None
+        assert device.kind == "cpu"
+    assert read_device("cuda") is None, "nothing trains on the CPU in the place of a card that is not there"
+    assert read_device("auto", gpu="7") is None

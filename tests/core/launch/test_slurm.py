@@ -13,6 +13,8 @@ import pytest
 
 from core.errors import UserError
 from core.launch.slurm import SlurmJob
+from core.runs.state import RunState
+from core.worker.supervise.verdict import EXIT_CRASHED, EXIT_LOST
 from tests.core.launch.fake_slurm import FakeSlurm
 from tests.waiting import wait_for
 
@@ -25,6 +27,7 @@ if [ "$2" = tui ]; then
   mkdir -p "$here/the run"; echo "$here/the run"; exit 0
 fi
 echo "$SLURM_PROCID of $SLURM_NTASKS at $MASTER_ADDR:$MASTER_PORT ${*:3}" >> "$here/tasks"
+record() { cp "$here/$1.json" "$run/new" && mv "$run/new" "$run/state.json"; }
 save() { mkdir -p "$run/checkpoints/step-00000005"; }
 stay() { while [ ! -e "$here/$1" ]; do sleep 0.02; done; }
 run=$3
@@ -37,6 +40,14 @@ trap 'touch "$here/told-$SLURM_PROCID"; stay let; save; exit 3' TERM USR1
 touch "$here/ready-$SLURM_PROCID"
 stay never
 """
+#: What a run records.
+_STATES = {
+    "training": RunState(state="training", step=5),
+    "finished": RunState(state="finished", reason="all steps are done", step=9),
+    "refused": RunState(state="finished", step=9, refused="eval loss is 2.1, and 1.5 at most is wanted"),
+    "stopped": RunState(state="stopped", reason='the word "state": "failed",', step=5),
+    "failed": RunState(state="failed", reason="memory ran out", step=5),
+}
 PATIENCE = 20
 
 
@@ -50,6 +61,8 @@ def start(slurm: FakeSlurm, do: str, *, tasks: int = 2, restarts: int = 2) -> su
     python.write_text(_PYTHON)
     python.chmod(0o755)
     (slurm.directory / "do").write_text(do)
+    for name, state in _STATES.items():
+        state.write(slurm.directory / f"{name}.json")
     made = SlurmJob(Path("/data/it's.toml"), ["train.seed=1"], "tickets", 1, tasks, 1, restarts, python=str(python))
     return slurm.sbatch(made.batch_file())
 
@@ -170,14 +183,56 @@ def test_the_status_is_that_of_the_run_however_many_signals_come(slurm: FakeSlur
     assert slurm.requeued == []
 
 
-def test_a_lost_process_starts_the_run_again_so_often(slurm: FakeSlurm) -> None:
-    assert start(slurm, "exit 75", restarts=2).wait(PATIENCE) == 75
+def by_rank(first: str, second: str) -> str:
+    """What the first task does, and what the second."""
+    return f'if [ "$SLURM_PROCID" = 0 ]; then {first}; else {second}; fi'
+
+
+@pytest.mark.parametrize("second", [f"exit {EXIT_LOST}", "kill -9 $$", f"exit {EXIT_CRASHED}"])
+def test_a_lost_process_starts_the_run_again_so_often(slurm: FakeSlurm, second: str) -> None:
+    status = start(slurm, by_rank(f"record training; exit {EXIT_LOST}", second), restarts=2).wait(PATIENCE)
+    assert status == (128 + signal.SIGKILL if "kill" in second else EXIT_LOST)
     assert len(tasks(slurm)) == 6
     assert slurm.requeued == []
 
 
-def test_a_run_that_failed_is_not_started_again(slurm: FakeSlurm) -> None:
-    assert start(slurm, "exit 4").wait(PATIENCE) == 4
+@pytest.mark.parametrize(("recorded", "code"), [("finished", 0), ("stopped", 3), ("failed", 4), ("refused", 5)])
+@pytest.mark.parametrize("second", [f"exit {EXIT_LOST}", "kill -9 $$"])
+def test_what_the_run_has_recorded_is_its_end_whatever_became_of_the_others(
+    slurm: FakeSlurm, recorded: str, code: int, second: str
+) -> None:
+    assert start(slurm, by_rank(f"record {recorded}; exit {code}", second)).wait(PATIENCE) == code
+    assert len(tasks(slurm)) == 2
+    assert bool(list(slurm.directory.glob(".localtune-*"))) == (recorded == "stopped")
+
+
+def test_a_first_process_that_is_killed_after_it_has_recorded_the_end_has_ended(slurm: FakeSlurm) -> None:
+    assert start(slurm, by_rank("record finished; kill -9 $$", "exit 0")).wait(PATIENCE) == 0
+    assert len(tasks(slurm)) == 2
+
+
+def test_the_end_of_an_earlier_job_is_not_that_of_this_one(slurm: FakeSlurm) -> None:
+    run = slurm.directory / "the run"
+    run.mkdir()
+    _STATES["stopped"].write(run / "state.json")
+    (slurm.directory / ".localtune-4711").write_text(f"{run}\n")
+    assert start(slurm, f"exit {EXIT_LOST}", restarts=1).wait(PATIENCE) == EXIT_LOST
+    assert len(tasks(slurm)) == 4
+
+
+def test_a_run_that_fails_while_it_saves_at_the_end_of_its_time_is_not_queued_again(slurm: FakeSlurm) -> None:
+    second = f'trap "" USR1; touch "$here/ready-1"; stay let; exit {EXIT_LOST}'
+    job = start(slurm, by_rank("trap 'save; record failed; exit 4' USR1; touch \"$here/ready-0\"; stay never", second))
+    there(slurm, "ready-*")
+    slurm.notice()
+    wait_for(lambda: trained(slurm), PATIENCE, "a checkpoint")
+    let(slurm)
+    assert job.wait(PATIENCE) == 4
+    assert slurm.requeued == []
+
+
+def test_a_process_that_refuses_is_not_started_again(slurm: FakeSlurm) -> None:
+    assert start(slurm, by_rank(f"record training; exit {EXIT_LOST}", "exit 4")).wait(PATIENCE) == 4
     assert len(tasks(slurm)) == 2
 
 

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from typing import cast
+from dataclasses import replace
 
 import pytest
 
 from core.errors import UserError
 from core.memory.plan import Machine, Plan
+from core.memory.planner import make_plan
+from core.models.architecture.families import read_architecture
 from core.queue.room import judge, lack_of_room
+from tests.core.models.architecture import published
 from tests.core.queue.helpers import config_for
 
 GB = 10**9
 
 
-class Needing:
-    """A plan that needs so many bytes."""
-
-    def __init__(self, needed: int, limit: int | None) -> None:
-        self.needed_bytes, self.fits = needed, None if limit is None else needed <= limit
-
-
 def planned(needed: int, machine: Machine) -> Plan:
-    return cast("Plan", Needing(needed, machine.limit_bytes))
+    """The plan of a model on the card, as if it needed so many bytes."""
+    architecture = read_architecture(published.SMOLLM2_135M, "m")
+    return replace(make_plan(architecture, config_for(), machine), needed_bytes=needed)
 
 
 @pytest.mark.parametrize(

@@ -300,7 +300,9 @@ def test_a_start_that_is_refused_since_a_worker_has_the_lock_adopts_it(
 
 def test_a_device_that_a_process_still_holds_is_waited_for(fakes: FakeWorkers) -> None:
     add("a")
-    held, told = take_beside(["cpu"], "ended-just-now"), list[str]()
+    ended = create_run(config_for(), "ended-just-now")
+    RunState(state="finished").write(ended.state_path)
+    held, told = take_beside(["cpu"], ended.id), list[str]()
     assert QueueRunner(told.append).tick() == Pace().soonest
     assert (states(), told) == ({1: "waiting"}, ["waits for the device, which another run has"])
     held.release()

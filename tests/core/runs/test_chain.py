@@ -125,6 +125,16 @@ def test_a_link_of_another_chain_does_not_follow(tmp_path: Path, events: Path) -
     assert "line 2: it does not follow from the line before" in damaged(tmp_path)
 
 
+def test_a_line_that_is_too_long_for_a_link_is_no_torn_one(
+    tmp_path: Path, events: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Chain(tmp_path, events).append("start", {})
+    with (tmp_path / CHAIN_NAME).open("ab") as file:
+        file.write(b"[" * 2000 + b"\n")
+    monkeypatch.setattr("core.runs.chain.LINK_LIMIT", 1000)
+    assert damaged(tmp_path) == "chain.jsonl, line 2: it is too long for a link"
+
+
 @given(st.binary(max_size=200) | st.recursive(st.none() | st.integers() | st.text(), st.lists).map(json.dumps))
 def test_any_line_is_a_link_or_refused(line: bytes | str) -> None:
     with pytest.raises(DamagedLinkError):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ import sys
 from core.runs.device_lock import take_alone, take_beside
 how, run, *devices = sys.argv[1:]
 held = (take_alone if how == "alone" else take_beside)(devices, run)
-print("taken" if held is None else f"held {held.beside}", flush=True)
+print("taken" if held is None else " ".join(["held", *held.beside]), flush=True)
 sys.stdin.read()
 """
 
@@ -88,7 +89,7 @@ def test_runs_by_hand_share_a_device_and_one_that_wants_it_alone_waits_for_all_o
     with holder("beside", "first", "cpu") as (said, process):
         assert said == "held"
         second = take_beside(["cpu"], "second")
-        assert second.beside == "first"
+        assert second.beside == ("first",)
         process.kill()
         process.wait()
         assert take_alone(["cpu"], "third") is None
@@ -102,20 +103,126 @@ def test_what_one_has_alone_is_taken_by_a_run_beside_it_when_that_has_ended() ->
     live("first")
     with holder("alone", "first", "cpu") as (_, process):
         second = take_beside(["cpu"], "second")
-        assert second.beside == "first"
+        assert second.beside == ("first",)
         process.kill()
         process.wait()
-        wait_for(lambda: lock_path("cpu").read_text() == "second", 20, "the lock to be taken over")
+        wait_for(lambda: takers("cpu") == 1, 20, "the lock to be taken over")
         assert take_alone(["cpu"], "third") is None
         second.release()
 
 
-def test_a_name_in_the_file_that_is_no_live_run_is_not_told() -> None:
-    with holder("beside", "gone", "cpu"):
-        assert take_beside(["cpu"], "second").beside == ""
+def takers(device: str) -> int:
+    """Processes that the kernel says hold the lock of a device."""
+    number = lock_path(device).stat().st_ino
+    lines = Path("/proc/locks").read_text().splitlines()
+    return sum(f":{number} " in line and "->" not in line for line in lines)
+
+
+def test_a_third_run_is_told_of_all_that_are_on_the_device(home: Path) -> None:
+    for run in ("first", "second"):
+        live(run)
+    with holder("beside", "first", "cpu"), holder("beside", "second", "cpu") as (said, second):
+        assert said == "held first"
+        with holder("beside", "third", "cpu") as (said, _):
+            assert said == "held first second"
+        second.kill()
+        second.wait()
+        assert take_beside(["cpu"], "fourth").beside == ("first",)
+        RunState(state="finished").write(home / "runs/first/state.json")
+        assert occupant(["cpu"], "fourth") == "another run"
+
+
+@contextmanager
+def holding(how: Callable[[list[str], str], Hold | None], run: str, *devices: str) -> Iterator[tuple[str, ...]]:
+    """Devices that this process takes for a run; with the runs that it finds there."""
+    held = how(list(devices), run)
+    assert held is not None
+    try:
+        yield held.beside
+    finally:
+        held.release()
+
+
+def test_a_run_that_waits_for_the_end_of_another_is_on_the_device_too() -> None:
+    with holding(take_alone, "first", "cpu"), holder("beside", "second", "cpu") as (said, _):
+        assert said == "held first"
+        with holder("beside", "third", "cpu") as (said, _):
+            assert said == "held first second"
+
+
+def test_a_parked_run_has_given_its_device_back(home: Path) -> None:
+    live("first")
+    with holding(take_beside, "first", "cpu"), holding(take_beside, "second", "cpu"):
+        RunState(state="paused", parked="on request").write(home / "runs/first/state.json")
+        with holding(take_beside, "third", "cpu") as beside:
+            assert beside == ("second",)
+
+
+def test_several_processes_of_a_run_are_one_holder_on_all_its_devices() -> None:
+    with holding(take_beside, "first", "0", "1"), holding(take_beside, "first", "1") as beside:
+        assert beside == ()
+        with holding(take_beside, "second", "0", "1") as beside:
+            assert beside == ("first",)
+
+
+def test_a_run_that_had_the_device_in_the_past_is_not_told_though_its_process_is_alive() -> None:
+    with holding(take_alone, "first", "cpu"):
+        pass
+    with holding(take_alone, "second", "cpu"):
+        assert occupant(["cpu"]) == "second"
+        assert "first" not in lock_path("cpu").read_text()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"first",
+        b"\xff\x00",
+        b"[" * 60_000,
+        b"9" * 5000,
+        b'{"run": "first"}',
+        b'{"run": "../\\u001b[2J", "pid": PID, "pid_started": "SINCE"}',
+        b'{"run": "..", "pid": PID, "pid_started": "SINCE"}',
+        b'{"run": "", "pid": PID, "pid_started": "SINCE"}',
+        b'{"run": ["first"], "pid": PID, "pid_started": "SINCE"}',
+        b'{"run": "first", "pid": PID, "pid_started": null}',
+        b'{"run": "first", "pid": "PID", "pid_started": "SINCE"}',
+        b'{"run": "first", "pid": PID, "pid_started": "another boot/1"}',
+        b'{"run": "first", "pid": PI',
+    ],
+)
+def test_a_line_in_the_file_that_is_no_live_holder_is_not_told(line: bytes) -> None:
+    pid, identity = own_identity()
+    with holding(take_beside, "gone", "cpu"):
+        lock_path("cpu").write_bytes(line.replace(b"PID", str(pid).encode()).replace(b"SINCE", str(identity).encode()))
         assert occupant(["cpu"]) == "another run"
-        lock_path("cpu").write_text("../\x1b[2J")
-        assert occupant(["cpu"]) == "another run"
+        with holding(take_beside, "second", "cpu") as beside:
+            assert beside == ()
+            assert occupant(["cpu"]) == "second"
+
+
+def test_machines_that_share_a_home_do_not_wait_for_each_other(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home.mkdir()
+    (home / "devices").mkdir()
+    former = (home / "devices/cpu.lock").open("w")  # of an earlier version, which had one folder
+    fcntl.flock(former, fcntl.LOCK_EX)
+    with holding(take_alone, "first", "cpu"):
+        assert take_alone(["cpu"], "second") is None
+        for name in ("tower", "../tower", "..", "", "tower/\0"):
+            monkeypatch.setattr("socket.gethostname", lambda name=name: name)
+            assert lock_path("cpu").parent.parent == home / "devices"
+            held = take_alone(["cpu"], "second")
+            assert held is not None
+            assert lock_path("cpu").is_file()
+            held.release()
+    former.close()
+
+
+def test_a_name_that_a_full_disk_has_cut_short_does_not_take_the_next_one_with_it() -> None:
+    with holding(take_beside, "first", "cpu"):
+        lock_path("cpu").write_bytes(lock_path("cpu").read_bytes() + b'{"run": "half')
+        with holding(take_beside, "second", "cpu"), holding(take_beside, "third", "cpu") as beside:
+            assert beside == ("first", "second")
 
 
 def test_a_lock_that_cannot_be_made_keeps_nobody_from_training(home: Path) -> None:

@@ -35,9 +35,11 @@ class RunningServer:
         return openai.OpenAI(base_url=self.url, api_key=key or self.key, max_retries=0, timeout=timeout)
 
 
-def start(command: list[str], *prefix: str, **variables: str) -> RunningServer:
+def start(
+    command: list[str], *prefix: str, popen: Callable[..., Any] = subprocess.Popen, **variables: str
+) -> RunningServer:
     """Start a server by a module of Python, after another command if need be; wait until clients can connect."""
-    process = subprocess.Popen(
+    process = popen(
         [*prefix, sys.executable, *command],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"} | variables,
@@ -46,11 +48,9 @@ def start(command: list[str], *prefix: str, **variables: str) -> RunningServer:
         stderr=subprocess.PIPE,
         text=True,
     )
-    assert process.stdout is not None
     line = process.stdout.readline()
     if not line:
         process.wait(10)
-        assert process.stderr is not None
         pytest.fail(process.stderr.read())
     told: dict[str, Any] = json.loads(line)
     return RunningServer(process, told["url"], told["key"], told.get("models", []))
@@ -59,7 +59,9 @@ def start(command: list[str], *prefix: str, **variables: str) -> RunningServer:
 def end(server: RunningServer) -> None:
     """Kill a server."""
     server.process.kill()
-    server.process.communicate()
+    server.process.wait()
+    for stream in filter(None, (server.process.stdout, server.process.stderr)):
+        stream.close()
 
 
 @pytest.fixture

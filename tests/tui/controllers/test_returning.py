@@ -424,7 +424,7 @@ async def test_the_header_does_not_lend_another_run_s_state_to_the_configuration
     app = LocaltuneApp(config_path=write_config(here))
     async with opened(app) as pilot:
         await wait_for(pilot, lambda: app.state.view is not None)
-        await wait_for(pilot, lambda: f"last run: {run.id[9:]} failed just now" in screen_text(app).splitlines()[0])
+        await wait_for(pilot, lambda: f"│ last run: {run.id[9:]}, failed just now" in screen_text(app).splitlines()[0])
         line = app.main.query_one(StatusBar).render()
         span = next(span for span in line.spans if "last run" in line.plain[span.start : span.end])
         assert span.style == "$muted"

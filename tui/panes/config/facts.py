@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from core import deepspeed
 from core.config.facts import Facts, find_missing_trackers, read_shape
 from core.errors import UserError
+from core.governor.kept import unkept_on
 from core.memory.disk import disk_need
 from tui.data_paths import follow_links
 from tui.panes.config.base_model import BaseFinding, NamedBase, check_base, find_missing
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from core.analysis.lengths import Lengths
     from core.config.document import ConfigDocument
     from core.hardware.card import Card
+    from core.hardware.snapshot import Device
     from core.models.advice import Advice
     from core.models.architecture.architecture import Architecture
     from core.runs.latest import LikeRun
@@ -67,19 +69,22 @@ class FactsFinder:
         """Take the lengths of the rows of a file, as a run would read them; None where they are unknown again."""
         self._measured = {follow_links(path): lengths} if lengths is not None else {}
 
-    async def find_card(self, gpu: str | None) -> None:
-        """Look the card up, by asking the driver.
+    async def find_card(self, device: str, gpu: str | None) -> None:
+        """Look the card up, by asking the driver, and the device of a run, whose meters limits need.
 
         Args:
+            device: ``hardware.device``.
             gpu: ``hardware.gpu``, as :func:`core.hardware.card.find_card` takes it.
         """
-        self.card = card = await asyncio.to_thread(_find_card, gpu)
+        self.card, metered = await asyncio.to_thread(_find_card, device, gpu)
+        card = self.card
         unknown = Facts()
         self.facts = replace(
             self.facts,
             device=unknown.device if card is None else "cuda",
             bf16=unknown.bf16 if card is None else card.has_bf16,
             device_bytes=unknown.device_bytes if card is None else card.memory_total,
+            unkept=partial(unkept_on, metered),
         )
 
     async def check_base(self, base: NamedBase, key: str) -> None:
@@ -138,10 +143,11 @@ class FactsFinder:
 # Slow imports are made in the threads too.
 
 
-def _find_card(gpu: str | None) -> Card | None:
+def _find_card(device: str, gpu: str | None) -> tuple[Card | None, Device | None]:
     from core.hardware.card import find_card
+    from core.hardware.sampler import read_device
 
-    return find_card(gpu=gpu)
+    return find_card(gpu=gpu), read_device(device, gpu)
 
 
 def _read_paces() -> PaceBook:

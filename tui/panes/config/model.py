@@ -153,10 +153,10 @@ class ConfigModel:
         return NamedBase(base if isinstance(base, str) else "", self.base)
 
     @property
-    def gpu(self) -> str | None:
-        """The card that the configuration names; None for the first one."""
-        gpu = self.document.get("hardware.gpu")
-        return gpu if isinstance(gpu, str) and gpu else None
+    def device(self) -> tuple[str, str | None]:
+        """``hardware.device``, and the card that the configuration names; None for the first one."""
+        device, gpu = self.effective("hardware.device"), self.document.get("hardware.gpu")
+        return str(device), gpu if isinstance(gpu, str) and gpu else None
 
     def effective(self, name: str) -> Any:
         """The effective value: the file's, else the default."""

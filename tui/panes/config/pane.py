@@ -72,7 +72,7 @@ class ConfigPane(Pane):
         self._greeting = ""
         self._emptied: OptionField | None = None
         self._looked_at: tuple[NamedBase, str] | None = None
-        self._gpu: str | None = None
+        self._named_device: tuple[str, str | None] = "auto", None
 
     def compose(self) -> ComposeResult:
         """The form, the memory plan and the ask bar."""
@@ -85,7 +85,7 @@ class ConfigPane(Pane):
         self.prefer_focus(self.form)
         self.refresh_hints()
         await self._build()
-        self._find_card(self.model.gpu)
+        self._find_card(*self.model.device)
         self._read_paces()
 
     def on_resize(self, event: events.Resize) -> None:
@@ -403,8 +403,8 @@ class ConfigPane(Pane):
 
     def look_around(self, *, anew: bool = False) -> None:
         """Look up the model, the card, the disk and the last run, where they may have changed."""
-        if (gpu := self.model.gpu) != self._gpu:
-            self._find_card(gpu)
+        if (device := self.model.device) != self._named_device:
+            self._find_card(*device)
         wanted = (self.model.named_base, self.model.run_name)
         if anew or wanted != self._looked_at:
             self._looked_at = wanted
@@ -427,9 +427,9 @@ class ConfigPane(Pane):
         self._plan(ConfigDocument(self.document.dumps(), self.document.path))
 
     @work(exclusive=True, group="config-card")
-    async def _find_card(self, gpu: str | None) -> None:
-        self._gpu = gpu
-        await self.known.find_card(gpu)
+    async def _find_card(self, device: str, gpu: str | None) -> None:
+        self._named_device = device, gpu
+        await self.known.find_card(device, gpu)
         self.refresh_fields()
 
     @work(exclusive=True, group="config-around")

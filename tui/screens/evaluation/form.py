@@ -42,7 +42,7 @@ class EvaluationForm(Overlay[EvaluationRequest | EvaluationRecord]):
     DEFAULT_CSS = """
     EvaluationForm {
         & > VerticalScroll {
-            width: 96; max-width: 96%; height: auto; max-height: 90%; padding: 1 2;
+            width: 96; max-width: 100%; height: auto; max-height: 90%; padding: 1 2;
             border: round $border-focus; border-title-style: bold; background: $surface; scrollbar-size-vertical: 1;
         }
         & .label { width: 13; }

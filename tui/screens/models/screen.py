@@ -87,7 +87,7 @@ class ModelScreen(Overlay[str | Path | None]):
     DEFAULT_CSS = """
     ModelScreen {
         & > Vertical {
-            width: 124; max-width: 98%; height: 28; max-height: 94%; padding: 0 1;
+            width: 124; max-width: 100%; height: 28; max-height: 94%; padding: 0 1;
             border: round $border-focus; border-title-style: bold; border-subtitle-color: $muted; background: $surface;
         }
         & SafeInput { background: $panel; margin-bottom: 1; }

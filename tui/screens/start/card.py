@@ -52,7 +52,7 @@ class StartCard(Overlay[Answer]):
 
     DEFAULT_CSS = """
     StartCard > Vertical {
-        width: 92; max-width: 98%; height: auto; padding: 1 2 0 2; background: $surface;
+        width: 92; max-width: 100%; height: auto; padding: 1 2 0 2; background: $surface;
         border: round $border-focus; border-title-style: bold; border-subtitle-color: $muted;
     }
     """

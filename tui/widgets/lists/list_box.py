@@ -26,7 +26,7 @@ class ListBox(Vertical):
 
     DEFAULT_CSS = """
     ListBox {
-        width: 110; max-width: 96%; height: auto; max-height: 90%; padding: 0 1;
+        width: 110; max-width: 100%; height: auto; max-height: 90%; padding: 0 1;
         border: round $border-focus; border-title-style: bold; background: $surface;
         & #about { margin-bottom: 1; }
         & ChoiceList { height: auto; max-height: 24; min-height: 4; }

@@ -12,7 +12,7 @@ import pytest
 import sample_data
 from core.config.derived import step_count
 from core.config.document import ConfigDocument
-from core.config.facts import Facts, read_shape
+from core.config.facts import Facts, Unkept, read_shape
 from core.config.rules.check import RULES, check_rules
 from core.config.schema import Config, find_option
 from core.errors import UserError
@@ -43,6 +43,19 @@ def config(**values: Any) -> Config:
 
 
 #: Options, facts, the level and some words of the one remark that they lead to; each breaks one rule.
+METERED: dict[str, Any] = {
+    "hardware.temperature_limit_c": 80.0,
+    "hardware.memory_temperature_limit_c": 90.0,
+    "hardware.power_limit_w": 200.0,
+    "night.energy_kwh": 1.0,
+}
+
+
+def _blind(option: str) -> Facts:
+    """A device that cannot keep an option."""
+    return Facts(unkept=lambda _: [Unkept(option, f"It is blind, so {option} cannot be kept.", "Remove the option.")])
+
+
 BROKEN: list[tuple[dict[str, Any], Facts, str, str]] = [
     ({"data__weights": [1.0, 2.0]}, Facts(), "error", "data.weights has 2 numbers and data.train 1 entry."),
     ({"data__eval": "a", "data__eval_share": 0.1}, Facts(), "error", "both say what is held out"),
@@ -348,6 +361,17 @@ BROKEN: list[tuple[dict[str, Any], Facts, str, str]] = [
         "warning",
         "3 checkpoints, the one being written and",
     ),
+    *(
+        ({name.replace(".", "__"): value}, _blind(name), "error", f"so {name} cannot be kept")
+        for name, value in METERED.items()
+    ),
+    ({"night__deadline": "07:00"}, _blind("night.deadline"), "error", "so night.deadline cannot be kept"),
+    (
+        {"night__quiet_hours": "23:00-07:00", "night__quiet_power_w": 90.0},
+        _blind("night.quiet_power_w"),
+        "error",
+        "so night.quiet_power_w cannot be kept",
+    ),
 ]
 
 #: The same options and facts, but for what would break the rule.
@@ -424,6 +448,7 @@ KEPT: list[tuple[dict[str, Any], Facts]] = [
         {"method__target_modules": ["q_proj"]},
         _on_disk(5 * 10**8),
     ),
+    *(({name.replace(".", "__"): value}, Facts()) for name, value in METERED.items()),
     # What cannot be planned is refused elsewhere.
     ({"method__target_modules": ["no_such"]}, _on_disk(1)),
     ({}, Facts(free_bytes=1)),

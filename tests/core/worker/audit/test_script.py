@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from core.audit.result import Difference
 from core.audit.spans import Span
 from core.runs.events import Event, NoticeEvent, PhaseEvent, SampleEvent
 from core.worker.audit.script import ReplayEnded, Script, ShortOfMemory
+from core.worker.loss.objectives import SupervisedObjective
 from core.worker.process.control import Controls
 from tests.core.audit.test_spans import checkpoint, control, evaluation, notice, step
 
@@ -94,25 +96,21 @@ def test_a_shortage_of_a_step_is_not_one_of_the_rehearsal_before_it() -> None:
         assert made.expects_shortage is not rehearses
 
 
-class Objective:
+class Windows(SupervisedObjective):
     """An objective that counts its windows."""
-
-    sequences_per_row = 1
 
     def __init__(self) -> None:
         self.begun = 0
 
-    def begin(self, window: object, token_budget: int) -> float:
+    def begin(self, window: Sequence[int], token_budget: int) -> float:
         self.begun += 1
         return 1.0
-
-    sequences = forward = loss = rewards = reference_sequences = reward_sums = rewards_of = None
 
 
 def test_memory_runs_out_again_where_it_did_and_nowhere_else() -> None:
     made, _, _ = script(step(1), SHORT, SHORT, step(2), checkpoint(2))
-    inner = Objective()
-    objective = ShortOfMemory(inner, made)  # type: ignore[arg-type]
+    inner = Windows()
+    objective = ShortOfMemory(inner, made)
     objective.begin([], 64)
     made.heard(step(1))
     for _ in range(2):

@@ -18,7 +18,13 @@ PATIENCE, OTHERS = 120.0, 3.0
 
 
 def run_pair(
-    directory: Path, work: Callable[[Ranks], Any], *, count: int = 2, timeout: float = 60.0, patience: float = PATIENCE
+    directory: Path,
+    work: Callable[[Ranks], Any],
+    *,
+    count: int = 2,
+    timeout: float = 60.0,
+    patience: float = PATIENCE,
+    place: str = "",
 ) -> list[Any]:
     """Let processes do some work together; what each returns, or the text of what it raised.
 
@@ -28,8 +34,9 @@ def run_pair(
         count: How many there are.
         timeout: Seconds that each waits for the others.
         patience: Seconds for the first to come to an end.
+        place: Where they meet, if not over a file of the directory.
     """
-    place = file_meeting(directory / "meeting")
+    place = place or file_meeting(directory / "meeting")
     context = multiprocessing.get_context("fork")
     started = []
     for rank in range(count):

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import threading
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from torch._C._distributed_c10d import HashStore, TCPStore
+import pytest
+from torch._C._distributed_c10d import HashStore, Store, TCPStore
+from torch.distributed import distributed_c10d
 
+from core.worker.distributed import heartbeats
 from core.worker.distributed.heartbeats import Heartbeats, keep_beating
 from core.worker.distributed.ranks import Ranks
+from core.worker.distributed.rendezvous import tcp_meeting
 
 from .pairs import run_pair
 
@@ -28,23 +34,55 @@ def test_a_process_is_silent_when_its_beats_have_not_changed_for_a_while() -> No
     mine.beat()
     assert mine.silent(10.0) is None
     moment = 19.0
+    assert mine.silent(10.0) is None, "the store was not asked since"
+    mine.beat()
     assert mine.silent(10.0) == 1
     other.beat()
     mine.beat()
     assert mine.silent(10.0) is None
 
 
-def test_a_store_that_is_gone_says_nothing_of_the_others() -> None:
+def test_a_store_that_is_gone_says_nothing_of_others_than_the_first_which_has_it() -> None:
     moment, patience = 0.0, timedelta(seconds=5)
     server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=patience)
     store = TCPStore("127.0.0.1", server.port, is_master=False, timeout=patience)
-    mine = Heartbeats(store, 0, 2, lambda: moment)
+    mine, first, third = (Heartbeats(store, rank, 4, lambda: moment) for rank in (1, 0, 3))
+    third.beat()
+    mine.beat()
+    moment = 1.0
+    first.beat()
     mine.beat()
     del server
     mine.beat()
-    assert mine.silent(10.0) is None
-    moment = 10.0
-    assert mine.silent(10.0) == 1
+    moment = 10.5
+    assert mine.silent(10.0) is None, "process 3 was heard longer ago, and cannot be heard since"
+    moment = 11.0
+    assert mine.silent(10.0) == 0
+
+
+class BlockingStore(Store):
+    """A store whose owner is suspended: a question is never answered."""
+
+    def set(self, key: str, value: str) -> None:
+        """Sent, and not heard by anybody."""
+
+    def check(self, keys: list[str]) -> bool:
+        """Never comes back."""
+        return threading.Event().wait()
+
+
+def test_a_question_that_is_not_answered_holds_up_nobody_who_watches(monkeypatch: pytest.MonkeyPatch) -> None:
+    told, said = threading.Event(), list[str]()
+
+    def lost(why: str) -> None:
+        said.append(why)
+        told.set()
+
+    monkeypatch.setattr(distributed_c10d, "_get_default_store", BlockingStore)
+    monkeypatch.setattr(heartbeats, "PrefixStore", lambda _, found: found)
+    keep_beating(1, 2, 0.1, lambda: True, lost)
+    assert told.wait(20)
+    assert said == ["process 0 has given no sign of life for 0 s"]
 
 
 def test_who_waits_without_a_limit_leaves_when_another_is_suspended(tmp_path: Path) -> None:
@@ -63,3 +101,27 @@ def test_who_waits_without_a_limit_leaves_when_another_is_suspended(tmp_path: Pa
     first, _ = run_pair(tmp_path, work, timeout=600.0)
     assert first == "gone"
     assert (tmp_path / "said").read_text() == "process 1 has given no sign of life for 2 s"
+
+
+def test_who_waits_leaves_when_the_one_that_has_the_store_is_suspended(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = tcp_meeting("127.0.0.1", free.getsockname()[1])
+
+    def work(ranks: Ranks) -> Any:
+        first = ranks.gather({"pid": os.getpid()})[0]["pid"]
+
+        def lost(why: str) -> None:
+            (tmp_path / "said").write_text(why)
+            os.kill(first, signal.SIGKILL)
+            os._exit(0)
+
+        keep_beating(ranks.rank, ranks.count, 2.0, lambda: ranks.is_waiting, lost)
+        ranks.meet()
+        if ranks.is_first:
+            os.kill(first, signal.SIGSTOP)
+        ranks.meet()
+        return None
+
+    assert run_pair(tmp_path, work, timeout=600.0, patience=20.0, place=place) == ["gone", "gone"]
+    assert (tmp_path / "said").read_text() == "process 0 has given no sign of life for 2 s"

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from core.config.schema import Config
 from core.runs.chain import CHAIN_NAME, Link, read_links
@@ -84,6 +85,26 @@ def attempt(
     return run, run_pair(directory, work, count=count, timeout=timeout)
 
 
+def keeping_gradients(path: Path) -> Callable[[Ranks], None]:
+    """Has the first process write down the gradients of the first step, summed and divided, before they are clipped."""
+
+    def spoil(ranks: Ranks) -> None:
+        if not ranks.is_first:
+            return
+        usual = recipe.FinetuneRecipe._gradients
+
+        def gradients(self: Any, window: list[int]) -> Any:
+            result = usual(self, window)
+            if self.parts.state.step == 0:
+                trained = recipe.trained_tensors(self.parts.loaded.model)
+                save_file({name: one.grad for name, one in trained.items() if one.grad is not None}, path)
+            return result
+
+        recipe.FinetuneRecipe._gradients = gradients  # type: ignore[method-assign]
+
+    return spoil
+
+
 def steps(run: Run) -> list[StepEvent]:
     """The steps of a run."""
     return [event for event in EventTail(run.events_path).read_all() if isinstance(event, StepEvent)]
@@ -117,7 +138,14 @@ def test_two_train_as_one_does(
         }
         return Config.model_validate(values)
 
-    alone, pair = (steps(train(tmp_path / str(count), config(count), count)) for count in (1, 2))
+    kept = {count: tmp_path / f"gradients-{count}" for count in (1, 2)}
+    alone, pair = (
+        steps(train(tmp_path / str(count), config(count), count, keeping_gradients(path)))
+        for count, path in kept.items()
+    )
+    mine, theirs = (load_file(path) for path in kept.values())
+    assert any(bool(gradient.any()) for gradient in mine.values())
+    assert largest_difference(theirs, mine) < 1e-5
     assert len(alone) == len(pair) == STEPS
     for one, two in zip(alone, pair, strict=True):
         assert two.loss == pytest.approx(one.loss, abs=1e-5)

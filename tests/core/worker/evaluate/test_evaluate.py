@@ -171,24 +171,27 @@ def test_a_stop_ends_it_and_the_model_trains_again(bench: Bench, calls: int) -> 
     assert bench.loaded.model.training
 
 
-class LimitedLoss:
+class LimitedLoss(SupervisedLoss):
     """Runs out of memory with more than so many rows, or in some calls."""
 
     def __init__(self, model: Any, rows: int, fail_at: set[int]) -> None:
-        self.loss, self.rows, self.fail_at, self.calls = SupervisedLoss(model), rows, fail_at, 0
+        super().__init__(model)
+        self.rows, self.fail_at, self.calls = rows, fail_at, 0
         self.sizes: list[int] = []
 
-    def summed(self, *outputs: torch.Tensor, host: HostBatch | None) -> torch.Tensor:
-        return self.loss.summed(*outputs, host=host)
-
     def hidden(
-        self, input_ids: torch.Tensor, supervised: torch.Tensor, *, most_shared: int | None, host: HostBatch | None
+        self,
+        input_ids: torch.Tensor,
+        supervised: torch.Tensor,
+        *,
+        most_shared: int | None = None,
+        host: HostBatch | None = None,
     ) -> torch.Tensor:
         self.calls += 1
         if len(input_ids) > self.rows or self.calls in self.fail_at:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         self.sizes.append(len(input_ids))
-        return self.loss.hidden(input_ids, supervised, most_shared=most_shared, host=host)
+        return super().hidden(input_ids, supervised, most_shared=most_shared, host=host)
 
 
 def limited(bench: Bench, rows: int, fail_at: set[int]) -> tuple[Evaluator, LimitedLoss, list[str]]:
@@ -197,7 +200,7 @@ def limited(bench: Bench, rows: int, fail_at: set[int]) -> tuple[Evaluator, Limi
     evaluator = Evaluator(
         bench.loaded,
         bench.dataset,
-        objective=SupervisedObjective(loss, bench.dataset.rows),  # type: ignore[arg-type]
+        objective=SupervisedObjective(loss, bench.dataset.rows),
         token_budget=1000,
         autocast=contextlib.nullcontext,
         max_new_tokens=4,

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from core.config.schema import MethodSection
+from core.worker.data.batches import HostBatch
 from core.worker.data.encode import Encoder, TokenizedRow
 from core.worker.evaluate.probe import Probe, encode_probe
 from core.worker.loss.loss import SupervisedLoss
@@ -106,14 +107,21 @@ def test_a_stop_ends_it_and_the_model_trains_again(loaded: LoadedModel, rows: li
 
 
 def test_what_does_not_fit_in_memory_is_left_out_with_a_notice(loaded: LoadedModel, rows: list[TokenizedRow]) -> None:
-    class Full:
+    class Full(SupervisedLoss):
         """No room for anything."""
 
-        def hidden(self, *_args: Any, **_named: Any) -> torch.Tensor:
+        def hidden(
+            self,
+            input_ids: torch.Tensor,
+            supervised: torch.Tensor,
+            *,
+            most_shared: int | None = None,
+            host: HostBatch | None = None,
+        ) -> torch.Tensor:
             raise torch.OutOfMemoryError("CUDA out of memory.")
 
     told: list[str] = []
-    full: Any = Full()
+    full = Full(loaded.model)
     measured = Probe(
         loaded, full, rows, 4000, contextlib.nullcontext, lambda: None, lambda code, _message, _hint: told.append(code)
     )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -40,6 +42,7 @@ def made_by(run: Run, mode: FakeTensorMode, make: Make, dtype: torch.dtype = tor
                 storage = one.untyped_storage()
                 shares = storage._cdata == x.untyped_storage()._cdata
                 told.append((one.shape, one.stride(), one.storage_offset(), one.dtype, storage.nbytes(), shares))
+                told.append((one.is_conj(), one.is_neg(), one.is_inference(), one.requires_grad))
     return told, asked.count
 
 
@@ -104,11 +107,100 @@ def test_the_mode_is_asked_where_shapes_do_not_tell(make: Make) -> None:
         assert asked > 0
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: x.conj(),
+        lambda x: x.conj().imag,
+        lambda x: (x.resolve_conj(), x.conj().resolve_conj()),
+        lambda x: (x.imag.resolve_neg(), x.conj().imag.resolve_neg()),
+        lambda x: (x.clone(), x.conj().clone()),
+    ],
+    ids=["conjugate", "negative", "conjugate resolved", "negative resolved", "copied"],
+)
+def test_conjugates_and_negatives_that_are_views_are_told_from_others(make: Make) -> None:
+    mode = FakeTensorMode()
+    remembered = RememberedOperations(mode)
+    wanted, _ = made_by(run_operation, mode, make, torch.complex64)
+    for _ in range(2):
+        assert made_by(remembered, mode, make, torch.complex64)[0] == wanted
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """A default dtype, as models are loaded with."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(
+    "make", [lambda x: x * 2.5, lambda _x: torch.zeros(3, 5), lambda x: x / x], ids=["product", "zeros", "quotient"]
+)
+def test_the_default_dtype_decides_what_is_made_of_integers_and_of_nothing(make: Make, dtype: torch.dtype) -> None:
+    mode = FakeTensorMode()
+    remembered = RememberedOperations(mode)
+    made_by(remembered, mode, make, torch.int64)
+    with default_dtype(dtype):
+        for _ in range(2):
+            made, _ = made_by(remembered, mode, make, torch.int64)
+            assert made == made_by(run_operation, mode, make, torch.int64)[0]
+            assert made[1][3] == dtype
+
+
+def test_inference_mode_makes_inference_tensors() -> None:
+    mode = FakeTensorMode()
+    remembered = RememberedOperations(mode)
+
+    def make(x: torch.Tensor) -> Any:
+        return x + 1, x[1:]
+
+    made_by(remembered, mode, make)
+    with torch.inference_mode():
+        wanted, _ = made_by(run_operation, mode, make)
+        for _ in range(2):
+            assert made_by(remembered, mode, make)[0] == wanted
+
+
+def test_tensors_of_another_mode_are_left_to_it() -> None:
+    mode, other = FakeTensorMode(), FakeTensorMode()
+    remembered = RememberedOperations(mode)
+    for owner in (mode, other, mode):
+        with owner:
+            x = torch.empty(2, 3)
+        made = remembered(torch.ops.aten.neg.default, (x,), {})
+        assert made.fake_mode is owner
+
+
+def test_symbols_and_layouts_are_left_to_the_mode() -> None:
+    symbolic = FakeTensorMode(shape_env=ShapeEnv())
+    x, mode = symbolic.from_tensor(torch.empty(4, 3)), FakeTensorMode()
+    with mode:
+        sparse = torch.empty(3, 3, layout=torch.sparse_coo)
+    for owner, given in ((symbolic, x), (mode, sparse)):
+        remembered = RememberedOperations(owner)
+        for _ in range(2):
+            made = remembered(torch.ops.aten.clone.default, (given,), {})
+            assert (made.shape, made.layout) == (given.shape, given.layout)
+
+
+def test_generators_are_left_to_the_mode() -> None:
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    remembered, generator = RememberedOperations(mode), torch.Generator()
+    for _ in range(2):
+        _, asked = made_by(remembered, mode, lambda x: torch.rand(x.shape, generator=generator))
+        assert asked > 0
+
+
 def test_equal_numbers_of_two_types_are_two_arguments() -> None:
     mode = FakeTensorMode()
     remembered = RememberedOperations(mode)
     for number, dtype in ((1, torch.int64), (1.0, torch.float32), (True, torch.int64)):
-        (_, made), _ = made_by(remembered, mode, lambda x, number=number: x * number, torch.int64)  # type: ignore[misc]
+        (_, made, _), _ = made_by(remembered, mode, lambda x, number=number: x * number, torch.int64)  # type: ignore[misc]
         assert made[3] == dtype
 
 
@@ -122,3 +214,15 @@ def test_a_storage_lives_as_long_as_what_is_remembered_of_it_is_looked_at() -> N
             assert tracker.live == 4 * 8 * 4
             del view
             assert tracker.live == 0
+
+
+def test_what_is_changed_is_the_tensor_that_was_asked_to_be() -> None:
+    mode = FakeTensorMode()
+    remembered = RememberedOperations(mode)
+    with mode, AllocationTracker(remembered):
+        for _ in range(2):
+            x, other = torch.empty(4, 8), torch.empty(4, 8)
+            assert torch.mul(x, 2, out=x) is x
+            assert torch.mul(x, 2, out=other) is other
+            assert x.add_(other) is x
+            assert x.add_(x) is x

@@ -52,15 +52,15 @@ class Elsewhere:
 class Moving(Bench):
     """A bench whose windows have a way to move activations."""
 
-    def __init__(self, directory: Path, *, dropout: float = 0.0, loss: Any = None, **train: Any) -> None:
+    def __init__(self, directory: Path, *, dropout: float = 0.0, fail_at: int | None = None, **train: Any) -> None:
         super().__init__(directory, dropout=dropout, **train)
         self.elsewhere = Elsewhere()
         self.windows = Stepper(
             self.loaded,
-            self.loss if loss is None else loss(self.loss),
+            self.loss if fail_at is None else Failing(self.loaded.model, fail_at),
             self.rows,
             notice=lambda code, _message, _hint: self.notices.append(code),
-            objective=self.objective if loss is None else None,
+            objective=self.objective if fail_at is None else None,
             offload=self.elsewhere.offload,
         )
 
@@ -146,25 +146,30 @@ def test_weights_that_change_inside_backward_become_the_same(tiny_model_dir: Pat
     assert all(map(torch.equal, weights(True), weights(False)))
 
 
-class Failing:
+class Failing(SupervisedLoss):
     """Runs out of memory at one call, or at all, when the model has run."""
 
-    def __init__(self, loss: SupervisedLoss, at: int) -> None:
-        self.loss, self.at, self.calls = loss, at, 0
+    def __init__(self, model: Any, at: int) -> None:
+        super().__init__(model)
+        self.at, self.calls = at, 0
 
-    def summed(self, *outputs: torch.Tensor, host: HostBatch | None) -> torch.Tensor:
-        return self.loss.summed(*outputs, host=host)
-
-    def hidden(self, *batch: torch.Tensor, most_shared: int | None, host: HostBatch | None) -> torch.Tensor:
+    def hidden(
+        self,
+        input_ids: torch.Tensor,
+        supervised: torch.Tensor,
+        *,
+        most_shared: int | None = None,
+        host: HostBatch | None = None,
+    ) -> torch.Tensor:
         self.calls += 1
-        found = self.loss.hidden(*batch, most_shared=most_shared, host=host)
+        found = super().hidden(input_ids, supervised, most_shared=most_shared, host=host)
         if self.at in (0, self.calls):
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return found
 
 
 def test_a_window_that_ran_out_of_memory_is_run_again_with_its_activations_moved(tiny_model_dir: Path) -> None:
-    failing = Moving(tiny_model_dir, dropout=0.2, loss=lambda loss: Failing(loss, at=2))
+    failing = Moving(tiny_model_dir, dropout=0.2, fail_at=2)
     _, gradient = failing.run(offload=True)
     assert failing.notices == ["memory_cut"]
     calm = Moving(tiny_model_dir, dropout=0.2)
@@ -173,7 +178,7 @@ def test_a_window_that_ran_out_of_memory_is_run_again_with_its_activations_moved
 
 
 def test_one_row_that_does_not_fit_is_recomputed_then_moved_and_then_named(tiny_model_dir: Path) -> None:
-    bench = Moving(tiny_model_dir, loss=lambda loss: Failing(loss, at=0))
+    bench = Moving(tiny_model_dir, fail_at=0)
     bench.windows.state.token_budget = 1
     with pytest.raises(UserError, match="recomputed from what is kept in the machine's memory") as caught:
         bench.windows.run(WINDOW[:1], where="step 1")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from core.hardware.sampler import Sampler
 from core.hardware.snapshot import Device, Host, Xid
 from core.runs.events import HardwareEvent, encode_event
 from core.worker.process.hardware_log import MOVING_SECONDS, STEADY_SECONDS, HardwareLog
@@ -25,20 +26,17 @@ CARD = Device(
 )
 
 
-class Night:
-    """A log that is looked at every two seconds, of a sampler that shows what it is given."""
+class Shown(Sampler):
+    """A sampler that shows what it is given."""
 
     def __init__(self) -> None:
-        self.now = 0.0
         self.devices: list[Device] = []
         self.machine: Host | None = Host(ram_used=5, ram_total=9)
-        self.energy_wh = 1.5
-        self.events: list[HardwareEvent] = []
-        self.notices: list[tuple[str, str, str, str]] = []
-        self.log = HardwareLog(self, self.events.append, self._note, lambda: self.now)  # type: ignore[arg-type]
+        self.watt_hours: float | None = 1.5
 
-    def _note(self, *notice: str) -> None:
-        self.notices.append(notice)  # type: ignore[arg-type]
+    @property
+    def energy_wh(self) -> float | None:
+        return self.watt_hours
 
     def latest(self) -> list[Device]:
         return self.devices
@@ -46,9 +44,23 @@ class Night:
     def host(self) -> Host | None:
         return self.machine
 
+
+class Night:
+    """A log that is looked at every two seconds, of a sampler that shows what it is given."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.shown = Shown()
+        self.events: list[HardwareEvent] = []
+        self.notices: list[tuple[str, str, str, str]] = []
+        self.log = HardwareLog(self.shown, self.events.append, self._note, lambda: self.now)
+
+    def _note(self, level: str, code: str, message: str, hint: str) -> None:
+        self.notices.append((level, code, message, hint))
+
     def look(self, *devices: Device, times: int = 1) -> int:
         """Look at devices so many times; how many samples that has recorded."""
-        before, self.devices = len(self.events), list(devices)
+        before, self.shown.devices = len(self.events), list(devices)
         for _ in range(times):
             self.log.tick()
             self.now += 2.0
@@ -109,27 +121,27 @@ def test_what_matters_is_recorded_at_once(night: Night, changed: Device) -> None
 
 
 def test_memory_that_fills_up_is_recorded_at_once(night: Night) -> None:
-    night.machine = Host(ram_used=10_000, ram_total=64_000)
+    night.shown.machine = Host(ram_used=10_000, ram_total=64_000)
     night.look(CARD)
-    night.machine = Host(ram_used=11_000, ram_total=64_000)
+    night.shown.machine = Host(ram_used=11_000, ram_total=64_000)
     assert night.look(CARD) == 0
-    night.machine = Host(ram_used=11_300, ram_total=64_000)
+    night.shown.machine = Host(ram_used=11_300, ram_total=64_000)
     assert night.look(CARD) == 1
     assert night.events[-1].host_memory_used == 11_300
     assert night.look(CARD) == 0
 
 
 def test_the_last_reading_is_recorded_at_the_end_and_nothing_before_the_first(night: Night) -> None:
-    night.machine = None
+    night.shown.machine = None
     assert night.look(times=3) == 0
     night.log.close()
     assert night.events == []
-    night.machine = Host(ram_used=7)
+    night.shown.machine = Host(ram_used=7)
     # A driver that has not answered yet: the machine's memory is recorded all the same.
     assert night.look() == 1
     assert night.events[0].devices == []
     night.look(CARD)
-    night.energy_wh = 9.0
+    night.shown.watt_hours = 9.0
     night.log.close()
     assert night.events[-1].energy_wh == 9.0
 

@@ -19,6 +19,8 @@ from pathlib import Path
 import pytest
 
 from core.config.schema import Config, DataSection
+from core.runs.append import append_while_open
+from core.runs.chain import CHAIN_NAME, Link, read_links
 from core.runs.events import (
     FailedEvent,
     FinishedEvent,
@@ -80,6 +82,26 @@ def test_it_begins_with_this_process_and_ends_with_the_end(run: Run) -> None:
     assert isinstance(EventTail(run.events_path).read_all()[-1], FinishedEvent)
     for path in (run.state_path, run.events_path):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_nothing_of_another_process_comes_between_the_last_event_and_the_end(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder, late = Recorder(run), NoticeEvent(level="warning", code="hot", message="Process 1: It is hot.", hint="")
+    assert append_while_open(run, late)
+    asked: list[bool] = []
+    sync = Recorder.sync
+
+    def syncing(recorder: Recorder) -> None:
+        asked.append(append_while_open(run, late))
+        sync(recorder)
+
+    monkeypatch.setattr(Recorder, "sync", syncing)
+    recorder.close("finished", "all done", FinishedEvent(reason="all done", step=9))
+    assert not append_while_open(run, late)
+    assert asked == [False]
+    (end,) = (link for link in read_links(run.path / CHAIN_NAME) if isinstance(link, Link))
+    assert (end.kind, end.events.end) == ("end", run.events_path.stat().st_size)
 
 
 def test_events_are_whole_lines_and_nan_stays_nan(run: Run, recorder: Recorder) -> None:

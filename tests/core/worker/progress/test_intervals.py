@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
 from core.config.schema import CheckpointSection, Config, DataSection, EvalSection
 from core.runs.schedule import Schedule
 from core.worker.progress.intervals import Intervals
-from core.worker.progress.state import TrainState
+from tests.core.worker.steps.stepper import make_state
 
 
 def due(steps: int, total: int, per_epoch: int, evaluation: dict[str, Any], saving: dict[str, Any]) -> Any:
@@ -20,9 +19,10 @@ def due(steps: int, total: int, per_epoch: int, evaluation: dict[str, Any], savi
         checkpoint=CheckpointSection(**saving),
     )
     found = []
-    for step in range(1, steps + 1):
-        state = cast(TrainState, SimpleNamespace(step=step, total_steps=total, overrides={}))
-        intervals = Intervals(config, state, per_epoch)
+    state = make_state()
+    state.total_steps = total
+    intervals = Intervals(config, state, per_epoch)
+    for state.step in range(1, steps + 1):
         found.append((intervals.is_evaluation_due, intervals.is_checkpoint_due))
     return found
 

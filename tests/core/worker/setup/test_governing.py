@@ -7,16 +7,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
 
 import pytest
 
 from core.notify import Notice
-from core.runs.events import Event, GovernorEvent
-from core.worker.process.recorder import Recorder
+from core.runs.events import GovernorEvent
 from core.worker.setup import governing
 from tests.core.hardware.conftest import fake_driver as fake_driver
+from tests.core.worker.process.told_recorder import ToldRecorder
 
 ROOT = Path(__file__).parents[4]
 CARD = "GPU-00000010-1111-2222-3333-444455556666"
@@ -71,14 +69,13 @@ def test_the_limit_is_set_and_put_back_or_refused(
 def test_a_pause_for_want_of_disk_space_is_told_to_the_user_and_one_for_heat_is_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    written: list[Event] = []
+    recorder = ToldRecorder()
     told: list[Notice] = []
     monkeypatch.setattr(governing, "notify", told.append)
-    recorder = cast("Recorder", SimpleNamespace(event=written.append, run=SimpleNamespace(id="r")))
     heat = GovernorEvent(action="pause", cause="temperature", value=91.0, limit=80.0)
     disk = GovernorEvent(action="pause", cause="disk", value=1e9, limit=2e9)
     for event in (heat, disk):
         governing._tell(recorder, event)
-    assert written == [heat, disk]
+    assert recorder.events == [heat, disk]
     assert [(notice.state, notice.run) for notice in told] == [("paused", "r")]
     assert told[0].reason

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,6 +30,7 @@ from core.worker.process.recorder import Recorder
 from core.worker.setup import memory_decision
 from core.worker.setup.preparation import prepare
 from core.worker.setup.together import check_strategy, settle_options, settle_strategy
+from tests.core.worker.process.told_recorder import ToldRecorder
 
 
 class Two(Ranks):
@@ -43,16 +44,6 @@ class Two(Ranks):
         return [ours or theirs for ours, theirs in zip(flags, self.other, strict=True)]
 
 
-class Told:
-    """What a recorder is told."""
-
-    def __init__(self) -> None:
-        self.messages: list[str] = []
-
-    def notice(self, level: str, code: str, message: str, hint: str = "") -> None:
-        self.messages.append(message)
-
-
 def config_of(base: Path, **options: dict[str, Any]) -> Config:
     return Config.model_validate({"model": {"base": str(base)}, "data": {"train": "rows.jsonl"}, **options})
 
@@ -61,9 +52,11 @@ def rows_of(*lengths: int) -> Dataset:
     return Dataset([TokenizedRow(np.zeros(length, dtype=np.int32), np.ones(length, dtype=bool)) for length in lengths])
 
 
-def settled(base: Path, ranks: Ranks, told: Told, dataset: Dataset | None = None, **options: dict[str, Any]) -> str:
+def settled(
+    base: Path, ranks: Ranks, told: ToldRecorder, dataset: Dataset | None = None, **options: dict[str, Any]
+) -> str:
     rows, cpu = dataset or rows_of(30, 20), torch.device("cpu")
-    found = settle_strategy(config_of(base, **options), cpu, rows, cast(Recorder, told), ranks)
+    found = settle_strategy(config_of(base, **options), cpu, rows, told, ranks)
     return found.distributed.strategy
 
 
@@ -73,16 +66,16 @@ def small(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
 
 
 def test_auto_replicates_what_fits(tiny_model_dir: Path) -> None:
-    told = Told()
+    told = ToldRecorder()
     assert settled(tiny_model_dir, Two(False), told) == "replicate"
-    assert not told.messages
+    assert not told.notices
 
 
 def test_auto_shares_out_what_is_too_large_and_says_so(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = Told()
+    told = ToldRecorder()
     small(monkeypatch, 1 << 20)
     assert settled(tiny_model_dir, Two(False), told) == "fsdp2"
-    assert "Strategy fsdp2: with the whole model" in told.messages[0]
+    assert "Strategy fsdp2: with the whole model" in told.notices[0].message
 
 
 def test_auto_takes_what_the_plan_told_by_the_lengths_of_the_rows(
@@ -114,7 +107,7 @@ def test_auto_takes_what_the_plan_told_by_the_lengths_of_the_rows(
     for each, strategy in (((short + long) // 2, "replicate"), (short - (1 << 16), "fsdp2")):
         small(monkeypatch, 2 * each)  # the two processes share the machine
         assert planned(measured, 2 * each).strategy == strategy
-        assert settled(tiny_model_dir, Two(False), Told(), dataset, **options) == strategy
+        assert settled(tiny_model_dir, Two(False), ToldRecorder(), dataset, **options) == strategy
         # By the greatest length, as where rows are not measured, it would not be the same.
         assumed = planned(None, 2 * each)
         assert assumed.strategy == "fsdp2"
@@ -122,14 +115,14 @@ def test_auto_takes_what_the_plan_told_by_the_lengths_of_the_rows(
 
 
 def test_auto_takes_the_same_in_every_process(tiny_model_dir: Path) -> None:
-    told = Told()
+    told = ToldRecorder()
     assert settled(tiny_model_dir, Two(True), told) == "fsdp2"
-    assert "another process's card is too small" in told.messages[0]
+    assert "another process's card is too small" in told.notices[0].message
 
 
 def test_auto_replicates_what_cannot_be_shared_out(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small(monkeypatch, 1 << 20)
-    assert settled(tiny_model_dir, Two(False), Told(), train={"objective": "dpo"}) == "replicate"
+    assert settled(tiny_model_dir, Two(False), ToldRecorder(), train={"objective": "dpo"}) == "replicate"
 
 
 def test_a_strategy_for_one_process_is_refused_before_the_rows_are_read(tiny_model_dir: Path) -> None:
@@ -140,8 +133,8 @@ def test_a_strategy_for_one_process_is_refused_before_the_rows_are_read(tiny_mod
 
 
 def test_one_process_and_a_named_strategy_stay(tiny_model_dir: Path) -> None:
-    assert settled(tiny_model_dir, Ranks.single(), Told()) == "auto"
-    assert settled(tiny_model_dir, Two(True), Told(), distributed={"strategy": "replicate"}) == "replicate"
+    assert settled(tiny_model_dir, Ranks.single(), ToldRecorder()) == "auto"
+    assert settled(tiny_model_dir, Two(True), ToldRecorder(), distributed={"strategy": "replicate"}) == "replicate"
 
 
 class Shared(Replicate):
@@ -153,15 +146,15 @@ class Shared(Replicate):
 
 @pytest.mark.parametrize("strategy", ["fsdp2", "deepspeed"])
 def test_a_run_goes_on_whatever_is_off_where_weights_are_shared_out(strategy: str) -> None:
-    told = Told()
+    told = ToldRecorder()
     section = {"strategy": strategy, "zero_stage": 3}
     given = {"model": {"base": "x"}, "data": {"train": "x"}, "train": {"compile": True}, "distributed": section}
     config = Config.model_validate(given)
-    found = settle_options(config, Shared(Ranks(0, 2)), cast(Recorder, told))
+    found = settle_options(config, Shared(Ranks(0, 2)), told)
     assert config_hash(found) == config_hash(config)
     assert found.memory.gradient_checkpointing == "on"
-    assert [message.split(":")[0] for message in told.messages] == [
+    assert [notice.message.split(":")[0] for notice in told.notices] == [
         "Activations are recomputed",
         "Layers are not compiled",
     ]
-    assert settle_options(config, Replicate(Ranks(0, 2)), cast(Recorder, told)) is config
+    assert settle_options(config, Replicate(Ranks(0, 2)), told) is config

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
+from core.config.schema import Config
 from core.worker.data.dataset import Dataset
 from core.worker.data.encode import TokenizedRow
 from core.worker.distributed.replicate import single
@@ -13,7 +14,9 @@ from core.worker.loss.loss import SupervisedLoss
 from core.worker.loss.objectives import Objective, SupervisedObjective
 from core.worker.model.activation_offload import ActivationOffload
 from core.worker.model.model import LoadedModel, make_accelerator
+from core.worker.optim.update import AdapterUpdate
 from core.worker.process.control import Controls
+from core.worker.process.governor import Governor
 from core.worker.process.throttle import Throttle
 from core.worker.progress.best import BestStep
 from core.worker.progress.finite import FiniteCheck
@@ -22,11 +25,26 @@ from core.worker.steps.gradient_checkpointing import GradientCheckpointing
 from core.worker.steps.neftune import EmbeddingNoise
 from core.worker.steps.window import MicroBatches, first_budget
 from core.worker.train import FinetuneRecipe, Gradients
+from tests.core.worker.process.told_recorder import ToldRecorder
 
 
 def make_state(token_budget: int = 100) -> TrainState:
     """The state of a run that has done nothing."""
     return TrainState(1, token_budget, BestStep(), FiniteCheck(lambda *_: None, []))
+
+
+class NoUpdate(AdapterUpdate):
+    """An update that is never made."""
+
+    def __init__(self, *, in_backward: bool) -> None:
+        self.in_backward = in_backward
+
+
+class NoGovernor(Governor):
+    """A governor that lets a run go at its full speed."""
+
+    def __init__(self) -> None:
+        self.throttle = Throttle(Controls())
 
 
 class Stepper:
@@ -71,6 +89,7 @@ class Stepper:
             whole=whole,
             **options,
         )
+        # Those that a step's gradients need, of all that a run has; each is the real thing, or one by its type.
         parts: Any = SimpleNamespace(
             loaded=loaded,
             dataset=Dataset(rows=list(rows)),
@@ -78,13 +97,13 @@ class Stepper:
             objective=objective,
             noise=noise or EmbeddingNoise(loaded.model, None),
             accelerator=make_accelerator(loaded),
-            update=SimpleNamespace(in_backward=whole),
-            governor=SimpleNamespace(throttle=Throttle(Controls())),
+            update=NoUpdate(in_backward=whole),
+            governor=NoGovernor(),
             strategy=single(),
         )
-        nothing: Any = None
-        recorder: Any = SimpleNamespace(progress=lambda *_: None)
-        self.recipe = FinetuneRecipe(nothing, recorder, nothing, cast(Any, parts))
+        # No gradient depends on an option.
+        config = Config.model_validate({"data": {"train": "rows.jsonl"}})
+        self.recipe = FinetuneRecipe(config, ToldRecorder(), Controls(), parts)
 
     def run(self, window: Sequence[int], *, where: str) -> Gradients:
         """The gradients of a window, cut finer until it fits."""

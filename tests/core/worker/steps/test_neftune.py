@@ -36,7 +36,7 @@ class Noisy:
         self.accelerator = make_accelerator(self.loaded)
         self.windows = Stepper(
             self.loaded,
-            FailingLoss(self.loss, fail_at or set()),  # type: ignore[arg-type]
+            FailingLoss(model, fail_at or set()),
             make_rows(),
             notice=lambda *_: None,
             noise=self.noise,

@@ -30,34 +30,29 @@ def make_rows(count: int = 8) -> list[TokenizedRow]:
     return rows
 
 
-class FailingLoss:
+class FailingLoss(SupervisedLoss):
     """Raises torch's own out-of-memory error at chosen calls, or for every batch beyond so many tokens."""
 
-    def __init__(self, loss: SupervisedLoss, fail_at: set[int], max_tokens: int = 10_000) -> None:
-        self.loss = loss
+    def __init__(self, model: Any, fail_at: set[int], max_tokens: int = 10_000) -> None:
+        super().__init__(model)
         self.calls = 0
         self.fail_at = fail_at
         self.max_tokens = max_tokens
         self.sizes: list[int] = []
 
-    @property
-    def packing(self) -> Packing:
-        return self.loss.packing
-
-    def tokens(self, *batch: torch.Tensor, most_shared: int | None) -> int:
-        return self.loss.tokens(*batch, most_shared=most_shared)
-
-    def summed(self, *outputs: torch.Tensor, host: HostBatch | None) -> torch.Tensor:
-        return self.loss.summed(*outputs, host=host)
-
     def hidden(
-        self, input_ids: torch.Tensor, supervised: torch.Tensor, *, most_shared: int | None, host: HostBatch | None
+        self,
+        input_ids: torch.Tensor,
+        supervised: torch.Tensor,
+        *,
+        most_shared: int | None = None,
+        host: HostBatch | None = None,
     ) -> torch.Tensor:
         self.calls += 1
         if self.calls in self.fail_at or input_ids.numel() > self.max_tokens:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         self.sizes.append(input_ids.numel())
-        return self.loss.hidden(input_ids, supervised, most_shared=most_shared, host=host)
+        return super().hidden(input_ids, supervised, most_shared=most_shared, host=host)
 
 
 class Setup:
@@ -67,11 +62,11 @@ class Setup:
         for parameter in trainable_parameters(model):
             torch.nn.init.normal_(parameter, std=0.05)
         self.loaded = LoadedModel(model, loaded.tokenizer, loaded.device, loaded.dtype)
-        self.loss = FailingLoss(SupervisedLoss(model), failing.get("fail_at", set()), failing.get("max_tokens", 10_000))
+        self.loss = FailingLoss(model, failing.get("fail_at", set()), failing.get("max_tokens", 10_000))
         self.notices: list[str] = []
         self.windows = Stepper(
             self.loaded,
-            self.loss,  # type: ignore[arg-type]
+            self.loss,
             make_rows(),
             notice=lambda code, _message, _hint: self.notices.append(code),
             partial=failing.get("partial", lambda: False),

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from core.config.schema import Config
+from core.runs.device_lock import occupant, take_beside
 from core.runs.lock import try_lock
 from core.runs.store import Run, create_run
 from core.worker.distributed.rendezvous import Meeting, tcp_meeting
@@ -108,6 +109,28 @@ def test_the_ranks_of_three_machines_are_numbered_by_machine(run: Run) -> None:
     ]
     assert {start.environment["WORLD_SIZE"] for start in made} == {"6"}
     assert [("SSH_AUTH_SOCK" in start.environment) for start in made] == [False, False, True, True, True, True]
+
+
+def test_a_rank_says_who_is_on_its_device_there_and_is_said_to_be_there(
+    run: Run, pids: Path, begin: Callable[..., RankProcess], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("FAKE_RANK", "train")
+    with monkeypatch.context() as there:
+        there.setenv("LOCALTUNE_HOME", str(tmp_path / "there"))
+        beside = take_beside(["cpu"], "theirs")
+    process = begin()
+
+    def notices() -> list[object]:
+        process.listen()
+        return process.notices
+
+    (level, code, message, _) = wait_for(notices, 30, "its warning")[0]
+    assert (level, code) == ("warning", "shared_device")
+    assert message == "Run theirs is on the same device: both get slower, and their memory adds up."
+    with monkeypatch.context() as there:
+        there.setenv("LOCALTUNE_HOME", str(tmp_path / "there"))
+        assert occupant(["cpu"], "theirs") == run.id
+    beside.release()
 
 
 def test_a_rank_runs_there_with_its_checkpoint_and_ends_with_its_process_here(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -22,9 +24,10 @@ from core.runs.process import is_same_process, own_identity, start_identity
 from core.runs.state import RunState
 from core.runs.store import Run, create_run
 from core.runs.tail import EventTail
+from core.worker.process.awake import AwakeClock
 from core.worker.process.reports import REPORTS, SUPERVISOR
 from core.worker.supervise import supervisor
-from core.worker.supervise.process import Start
+from core.worker.supervise.process import RankProcess, Start
 from core.worker.supervise.supervisor import Supervisor
 from tests.waiting import wait_for
 
@@ -44,15 +47,20 @@ heard = []
 signal.signal(signal.SIGTERM, lambda *_: heard.append(1))
 reports = report_to_supervisor()
 print("rank", rank, "says", act, flush=True)
+if "write" in act:
+    (directory / "state.json.new").write_text(json.dumps(act["write"]))
+    (directory / "state.json.new").replace(act["to"])
 if "say" in act:
     reports.tell(**act["say"])
 if act.get("kill"):
     os.kill(os.getpid(), signal.SIGKILL)
 if act.get("stop"):
     os.kill(os.getpid(), signal.SIGSTOP)
+while "after" in act and not (directory / act["after"]).exists():
+    time.sleep(0.01)
 while "exit" not in act and not heard:
     time.sleep(0.01)
-sys.exit(act.get("exit", 3))
+sys.exit(act.get("exit", act.get("then", 3)))
 """
 WAITS: dict[str, object] = {}
 
@@ -102,7 +110,7 @@ class Scene:
         finally:
             os.close(lock)
 
-    def look(self) -> UserError | None:
+    def look(self, _stopped: Callable[[], bool]) -> UserError | None:
         """Why a machine cannot be used."""
         return UserError(self.away.pop(0), "Look at its cable.") if self.away else None
 
@@ -217,7 +225,7 @@ def test_a_machine_that_stays_away_uses_up_the_new_starts(tmp_path: Path, monkey
     scene.config = scene.config.model_copy(
         update={"distributed": scene.config.distributed.model_copy(update={"timeout": 0.05})}
     )
-    monkeypatch.setattr(scene, "look", lambda: UserError(AWAY))
+    monkeypatch.setattr(scene, "look", lambda _: UserError(AWAY))
     assert scene.supervise() == 4
     assert len(scene.started(0)) == 1
     failed = scene.events()[-1]
@@ -225,17 +233,28 @@ def test_a_machine_that_stays_away_uses_up_the_new_starts(tmp_path: Path, monkey
     assert failed.reason == f"{AWAY.rstrip('.')}, after 2 new starts."
 
 
-def test_a_run_that_waits_for_a_machine_can_be_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("returns", [True, False])
+def test_a_run_that_looks_for_a_machine_lives_and_can_be_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, returns: bool
+) -> None:
     scene = Scene(tmp_path, [WAITS], [{"kill": True}])
+    lost = time.time()
+    seen: list[object] = []
 
-    def look() -> UserError:
+    def look(stopped: Callable[[], bool]) -> UserError | None:
+        # A machine that is gone takes half a minute to be found so: the run lives meanwhile.
+        wait_for(lambda: (scene.run.state().updated or 0) > lost, 30, "a heartbeat")
+        seen.append((scene.run.state().state, stopped()))
         os.kill(os.getpid(), signal.SIGTERM)
-        return UserError(AWAY)
+        seen.append(stopped())
+        return UserError(AWAY) if returns else None
 
     monkeypatch.setattr(scene, "look", look)
     assert scene.supervise() == 3
+    assert seen == [("training", False), True]
     stopped = scene.events()[-1]
     assert isinstance(stopped, StoppedEvent)
+    assert [event.code for event in scene.events() if isinstance(event, NoticeEvent)] == ["rank_lost"]
     assert stopped.reason == "stopped by SIGTERM after step 7"
     assert (scene.run.state().state, scene.run.state().reason) == ("stopped", stopped.reason)
     assert len(scene.started(0)) == 1
@@ -257,18 +276,181 @@ def test_what_fails_after_the_processes_have_met_is_not_tried_again(tmp_path: Pa
     assert len(scene.started(0)) == 2
 
 
-def test_a_stop_goes_to_the_first_process_and_again_to_the_one_that_takes_its_place(tmp_path: Path) -> None:
-    scene = Scene(tmp_path, [{"exit": 1}, WAITS], [WAITS, {"exit": 0}])
+def stop_when(condition: Callable[[], object]) -> threading.Thread:
+    """A thread that stops the supervisor, which is this process, as soon as a condition holds."""
 
     def stop() -> None:
-        wait_for(lambda: scene.started(0), 30, "the first start")
+        wait_for(condition, 30, "the moment of the stop")
         os.kill(os.getpid(), signal.SIGTERM)
 
     thread = threading.Thread(target=stop)
     thread.start()
+    return thread
+
+
+def test_a_stop_goes_to_the_first_process(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, [WAITS], [{"exit": 0}])
+    thread = stop_when(lambda: scene.started(0))
     assert scene.supervise() == 3
     thread.join()
+    assert scene.events() == []
+    assert len(scene.started(0)) == 1
+
+
+def test_a_run_that_loses_a_process_while_it_stops_is_not_started_again_to_stop(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, [{"then": 1}], [{"exit": 0}])
+    thread = stop_when(lambda: scene.started(0))
+    assert scene.supervise() == 3
+    thread.join()
+    notice, stopped = scene.events()
+    assert isinstance(notice, NoticeEvent)
+    assert notice.message == "Process 0 ended with code 1; its last words: rank 0 says {'then': 1}."
+    assert isinstance(stopped, StoppedEvent)
+    assert scene.run.state().state == "stopped"
+    assert len(scene.started(0)) == 1
+
+
+def test_a_stop_before_the_first_start_is_the_end(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, [WAITS], [WAITS])
+    lock = try_lock(scene.run)
+    assert lock is not None
+    ended = Supervisor(scene.run, scene.config, lock, scene.starts, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert ended.supervise([]) == 3
+    os.close(lock)
+    assert scene.started(0) == []
+    assert isinstance(scene.events()[-1], StoppedEvent)
+
+
+def ends_as(scene: Scene, state: RunState) -> dict[str, object]:
+    """Has a process write the end of the run."""
+    return {"write": dataclasses.asdict(state), "to": str(scene.run.state_path)}
+
+
+@pytest.mark.parametrize(
+    ("state", "code"),
+    [
+        (RunState(state="finished", step=9), 0),
+        (RunState(state="finished", step=9, refused="its loss"), 5),
+        (RunState(state="failed", step=9), 4),
+    ],
+)
+@pytest.mark.parametrize("who", [0, 1])
+def test_a_process_that_crashes_after_the_end_was_recorded_starts_nothing(
+    tmp_path: Path, state: RunState, code: int, who: int
+) -> None:
+    scene = Scene(tmp_path, [], [])
+    ends, crashes = ends_as(scene, state), {"after": "ended", "exit": 139}
+    ends |= {"then": 139} if who else {"exit": 139}
+    (tmp_path / "acts-0").write_text(json.dumps([ends]))
+    (tmp_path / "acts-1").write_text(json.dumps([crashes if who else WAITS]))
+
+    def notes() -> None:
+        wait_for(lambda: scene.run.state().state == state.state, 30, "the end")
+        (tmp_path / "ended").touch()
+
+    thread = threading.Thread(target=notes)
+    thread.start()
+    assert scene.supervise() == code
+    thread.join()
+    assert scene.events() == []
+    assert len(scene.started(0)) == 1
+
+
+def test_an_end_that_was_recorded_before_is_none_of_these_processes(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, [{"exit": 139}, {"exit": 0}], [WAITS, {"exit": 0}])
+    RunState(state="stopped", step=7).write(scene.run.state_path)
+    assert scene.supervise() == 0
     assert len(scene.started(0)) == 2
+
+
+NOTICE = ["warning", "memory_cut", "Memory ran out in step 3.", "Nothing is lost."]
+
+
+def test_the_last_warnings_of_a_process_are_told_before_it_is_told_lost(tmp_path: Path) -> None:
+    """Also of the one whose end is the verdict: it has said them in its last moment."""
+    scene = Scene(tmp_path, [WAITS, {"exit": 0}], [{"say": {"notice": NOTICE}, "kill": True}, {"exit": 0}])
+    watch = Supervisor._pass_on
+    late: list[bool] = []
+
+    def pass_on(self: Supervisor, processes: Sequence[RankProcess]) -> None:
+        late.append(all(process.sign().status is not None for process in processes))
+        if late[-1]:
+            watch(self, processes)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Supervisor, "_pass_on", pass_on)
+        assert scene.supervise() == 0
+    told, lost = scene.events()
+    assert isinstance(told, NoticeEvent)
+    assert isinstance(lost, NoticeEvent)
+    assert (told.level, told.code, told.message) == ("warning", "memory_cut", "Process 1: Memory ran out in step 3.")
+    assert lost.code == "rank_lost"
+
+
+def test_a_warning_that_comes_after_the_end_is_not_put_into_the_record(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, [], [])
+    ends = ends_as(scene, RunState(state="finished", step=9))
+    (tmp_path / "acts-0").write_text(json.dumps([{**ends, "after": "starts-2", "exit": 0}]))
+    (tmp_path / "acts-1").write_text(json.dumps([{"exit": 0}]))
+    told: list[NoticeEvent] = []
+    late = [NoticeEvent(level="warning", code="hot", message="It is hot.", hint="")]
+    take = RankProcess.take_notices
+
+    def take_notices(process: RankProcess) -> list[NoticeEvent]:
+        if scene.run.state().state == "finished" and not told:
+            told.extend(late)
+            (tmp_path / "starts-2").touch()
+            return late
+        return take(process)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RankProcess, "take_notices", take_notices)
+        assert scene.supervise() == 0
+    assert told == late
+    assert scene.events() == []
+
+
+@pytest.mark.parametrize("said", ["text", ["warning"], ["loud", "x", "y", "z"], [[], "x", "y", "z"], 7, {"a": "b"}])
+def test_a_report_that_makes_no_sense_is_passed_over(tmp_path: Path, said: object) -> None:
+    scene = Scene(tmp_path, [{"exit": 0, "after": "starts-1"}], [{"say": {"notice": said}, "exit": 0}])
+    assert scene.supervise() == 0
+    assert scene.events() == []
+
+
+def test_processes_that_were_suspended_with_their_supervisor_are_not_lost(tmp_path: Path) -> None:
+    """As by a container that is frozen for an hour: nobody could be heard meanwhile."""
+    moment = 0.0
+    scene = Scene(tmp_path, [{"exit": 0, "after": "go"}], [{"exit": 0, "after": "go"}], timeout=5.0)
+    lock = try_lock(scene.run)
+    assert lock is not None
+    found = Supervisor(scene.run, scene.config, lock, scene.starts)
+    found._awake = AwakeClock(2.0, lambda: moment)
+    listened = threading.Event()
+
+    def wake() -> None:
+        nonlocal moment
+        wait_for(lambda: scene.started(0) and scene.started(1), 30, "the start")
+        assert listened.wait(30)
+        moment = 3600.0
+        looked = found._awake.seconds
+        wait_for(lambda: found._awake.seconds > looked, 30, "a look")
+        (tmp_path / "go").touch()
+
+    listen = RankProcess.listen
+
+    def listening(process: RankProcess) -> None:
+        listen(process)
+        if process.has_begun:
+            listened.set()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RankProcess, "listen", listening)
+        thread = threading.Thread(target=wake)
+        thread.start()
+        assert found.supervise([]) == 0
+        thread.join()
+    os.close(lock)
+    assert scene.events() == []
 
 
 def test_all_processes_end_with_their_supervisor(tmp_path: Path) -> None:

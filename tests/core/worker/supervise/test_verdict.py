@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from core.worker.supervise.verdict import EXIT_LOST, Ended, Lost, Refused, Sign, Verdict, judge
+from core.runs.state import EXIT_CODES
+from core.worker.supervise.verdict import EXIT_CRASHED, EXIT_LOST, FINAL, Ended, Lost, Refused, Sign, Verdict, judge
 
 TIMEOUT = 60.0
 
@@ -27,6 +28,7 @@ TIMEOUT = 60.0
         ([Sign(0), Sign(1, silent=61.0)], False, Lost(1, "gave no sign of life for 61 s")),
         ([Sign(0), Sign(1, silent=61.0, has_begun=False)], False, None),
         ([Sign(0), Sign(1, silent=121.0, has_begun=False)], False, Lost(1, "gave no sign of life for 121 s")),
+        ([Sign(0), Sign(1, status=EXIT_LOST, has_begun=False)], False, Lost(1, "ended with code 2")),
         # Who has lost another is not lost; whose end is not known yet is waited for.
         ([Sign(0, status=EXIT_LOST), Sign(1)], False, None),
         ([Sign(0, status=EXIT_LOST), Sign(1, silent=9.0)], True, Lost(1, "gave no sign of life for 9 s")),
@@ -44,3 +46,7 @@ TIMEOUT = 60.0
 )
 def test_the_verdict(signs: list[Sign], settled: bool, verdict: Verdict | None) -> None:
     assert judge(signs, TIMEOUT, settled=settled) == verdict
+
+
+def test_srun_tells_the_end_of_the_first_process_before_that_of_those_it_leaves() -> None:
+    assert max(EXIT_LOST, EXIT_CRASHED) < min(FINAL - {EXIT_CODES["finished"]})

@@ -1,0 +1,40 @@
+"""Processes of a run that another program has started, as their first one records them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from core.config.schema import Config
+from core.runs.events import NoticeEvent, RanksEvent
+from core.runs.ranks import read_ranks
+from core.runs.store import create_run
+from core.runs.tail import EventTail
+from core.worker.follower import tell_ranks
+from core.worker.process.recorder import Recorder
+
+
+@pytest.mark.usefixtures("private_home")
+def test_each_device_that_is_shared_is_told_once(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    config = Config.model_validate({"data": {"train": str(tmp_path / "rows.jsonl")}})
+    run = create_run(config, "tickets")
+    here, tower = {"host": "head", "pid": 7}, {"host": "tower", "pid": 8}
+    members = [
+        {"rank": 0, **here, "device": "cpu", "beside": ["first"]},
+        {"rank": 1, **here, "device": "cpu", "beside": ["first"]},
+        {"rank": 2, **tower, "device": "cuda:0", "beside": []},
+        {"rank": 3, **tower, "device": "cuda:1", "beside": ["first", "second", "third"]},
+    ]
+    recorder = Recorder(run)
+    tell_ranks(run, config, recorder, members, is_supervised=False)
+    events = EventTail(run.events_path).read_all()
+    assert [event.message for event in events if isinstance(event, NoticeEvent)] == [
+        "Run first is on the same device: both get slower, and their memory adds up.",
+        "Process 3 on tower: Runs first, second and third are on the same device: all get slower, "
+        "and their memory adds up.",
+    ]
+    (ranks,) = (event for event in events if isinstance(event, RanksEvent))
+    assert [set(rank) for rank in ranks.ranks] == 4 * [{"rank", "host", "pid", "device"}]
+    assert [rank.rank for rank in read_ranks(run)] == [0, 1, 2, 3]
