@@ -17,6 +17,9 @@ from pathlib import Path
 
 import pyte
 
+#: Seconds without output, and without a thread that runs, after which an app has done what it was asked for: more than
+#: it waits between two paints, and for the rest of a key's sequence.
+REST = 0.15
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -74,7 +77,7 @@ class Terminal:
         self.output += data
         return data
 
-    def wait_for(self, condition: Callable[[], object], seconds: float = 20.0) -> None:
+    def wait_for(self, condition: Callable[[], object], seconds: float = 60.0) -> None:
         """Read output until a condition holds.
 
         Raises:
@@ -85,7 +88,29 @@ class Terminal:
             assert time.monotonic() < deadline, f"not in time; the screen:\n{self.text}"
             self.pump()
 
-    def wait_for_text(self, text: str, seconds: float = 20.0) -> None:
+    def wait_for_rest(self, seconds: float = 60.0) -> None:
+        """Read output until the child writes none and does nothing, as after a key that has been answered.
+
+        Raises:
+            AssertionError: If it does not rest in time; the screen is in the message.
+        """
+        deadline = time.monotonic() + seconds
+        since = time.monotonic()
+        while time.monotonic() - since < REST:
+            assert time.monotonic() < deadline, f"no rest; the screen:\n{self.text}"
+            if self.pump(REST / 10) or self._is_at_work():
+                since = time.monotonic()
+
+    def _is_at_work(self) -> bool:
+        """Whether a thread of the child runs, or would if there were a core for it."""
+        with contextlib.suppress(OSError):  # it has ended
+            for thread in Path(f"/proc/{self.pid}/task").iterdir():
+                with contextlib.suppress(OSError):
+                    if (thread / "stat").read_text().rpartition(")")[2].split()[0] in "RD":
+                        return True
+        return False
+
+    def wait_for_text(self, text: str, seconds: float = 60.0) -> None:
         """Read output until a text is on the screen."""
         self.wait_for(lambda: text in self.text, seconds)
 
@@ -127,7 +152,7 @@ class Terminal:
                 self.status = os.waitstatus_to_exitcode(status)
         return self.status is not None
 
-    def wait_for_end(self, seconds: float = 20.0) -> int:
+    def wait_for_end(self, seconds: float = 60.0) -> int:
         """Read output until the child has ended.
 
         Raises:

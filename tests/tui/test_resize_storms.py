@@ -23,8 +23,6 @@ SCREENS = {
     "a curve with a cursor": ("\rmo+hh", "┤", "\x1b5"),
     "the palette": ("\x10", "Commands", "\x1b"),
 }
-#: Seconds without output after which a key counts as answered.
-QUIET = 0.8
 #: Variables, and a color that must not be selected.
 TERMINALS = {
     "256 colors": ({"TERM": "xterm-256color"}, rb"\x1b\[[0-9;]*[34]8;2;"),
@@ -57,29 +55,24 @@ def terminal(request: pytest.FixtureRequest, home: Path) -> Iterator[Terminal]:
         yield opened
 
 
-def settle(terminal: Terminal) -> None:
-    """Read until all has been drawn: a key that comes while the one before is not yet read would be one with it."""
-    while terminal.pump(QUIET):
-        pass
-
-
 def storm(terminal: Terminal, sign: str) -> None:
     """Drag a terminal through all sizes; then a screen is there again, large and small."""
     for size in STORM:
         terminal.resize(*size)
-    settle(terminal)
+    terminal.wait_for_rest()
     for size in ((200, 50), (80, 24)):
         terminal.resize(*size)
         terminal.wait_for_text(sign)
-        settle(terminal)
+        terminal.wait_for_rest()
 
 
 def press(terminal: Terminal, key: str) -> None:
-    """Press a key that paints something, and wait for all of it."""
+    """Press a key that paints something, and wait for all of it: one that comes while this one is not yet read would be
+    one with it."""
     terminal.press(key)
     before = len(terminal.output)
     terminal.wait_for(lambda: len(terminal.output) > before)
-    settle(terminal)
+    terminal.wait_for_rest()
 
 
 @pytest.mark.parametrize("terminal", TERMINALS, indirect=True)
@@ -116,7 +109,7 @@ def test_screens_say_at_any_size_what_they_ask_and_what_enter_does(terminal: Ter
             press(terminal, key)
         terminal.resize(20, 5)
         terminal.wait_for(lambda: enter in terminal.text.splitlines()[-1])  # noqa: B023 - within this turn of the loop
-        settle(terminal)
+        terminal.wait_for_rest()
         first, *lines, _ = terminal.text.splitlines()
         assert title in first
         assert any(line.strip() for line in lines)
@@ -127,7 +120,7 @@ def test_screens_say_at_any_size_what_they_ask_and_what_enter_does(terminal: Ter
             terminal.wait_for_text("d  delete it for")
         terminal.resize(80, 24)
         terminal.wait_for_text("d  delete it for good" if title == "Delete the run" else title)
-        settle(terminal)
+        terminal.wait_for_rest()
         press(terminal, "\x1b")
 
 

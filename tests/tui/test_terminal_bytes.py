@@ -13,8 +13,6 @@ from tests.tui.terminal import Terminal
 
 #: Bytes of a movement of the cursor, and of a switch to another pane, at most.
 MOVE, SWITCH = 2000, 8000
-#: Seconds without output after which a key counts as answered.
-QUIET = 0.4
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +46,7 @@ def cost(terminal: Terminal, keys: str) -> int:
     """Bytes written for keys."""
     before = len(terminal.output)
     terminal.press(keys)
-    while terminal.pump(QUIET):
-        pass
+    terminal.wait_for_rest()
     return len(terminal.output) - before
 
 

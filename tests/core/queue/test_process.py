@@ -100,7 +100,7 @@ def test_two_runners_at_once_are_one(home: Path) -> None:
     wait_for(lambda: sum(runner.poll() == 0 for runner in runners) == 2, 20, "the end of two of them")
     (home / "go").touch()
     wait_for_states({1: "done", 2: "done"})
-    said = [runner.communicate(timeout=20)[0] for runner in runners]
+    said = [runner.communicate(timeout=60)[0] for runner in runners]
     assert sum("another runner is on" in text for text in said) == 2
     assert starts(home) == ["a", "b"]
 
