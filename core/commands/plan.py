@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from core.memory.rows import Rows
     from core.memory.strategy import Chosen
     from core.models.architecture.architecture import Architecture
-    from core.runs.forecast import Estimate, Forecast
+    from core.runs.estimate import Estimate
+    from core.runs.forecast import Forecast
 
 #: Most characters of the stacked bar.
 BAR_WIDTH = 60
@@ -503,12 +504,14 @@ def _disk(plan: Plan) -> str:
 
 
 def _time(guess: Estimate | None) -> str:
+    from core.runs.estimate import tell_basis
     from core.units import format_duration
 
     if guess is None:
         return ""
-    energy = f", {guess.watt_hours:.0f} Wh" if guess.watt_hours is not None else ""
-    return f"about {format_duration(guess.seconds)} for {guess.steps} steps{energy}, at the pace of {guess.run}"
+    most = "at most " if guess.by == "plan" else ""
+    energy = f", {most}{guess.watt_hours:.0f} Wh" if guess.watt_hours is not None else ""
+    return f"about {format_duration(guess.seconds)} for {guess.steps} steps{energy}, {tell_basis(guess)}"
 
 
 def _count(number: int) -> str:

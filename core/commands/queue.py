@@ -21,11 +21,12 @@ from core.commands.common import (
     say,
 )
 from core.commands.parser import whole_number
-from core.commands.starting import NOBODY_STARTS, tell_runner
+from core.commands.starting import NOBODY_STARTS, tell_runner, tell_total
 
 if TYPE_CHECKING:
     from core.queue.book import Queue
     from core.queue.entry import QueueEntry
+    from core.queue.estimate import Total
     from core.queue.view import EntryView, QueueView
 
 _HEADINGS = ("ID", "STATE", "NAME", "RUN", "BEGINS", "ENDS", "WHY")
@@ -105,6 +106,7 @@ def _add(args: argparse.Namespace) -> int:
     from core.commands.train import read_run_config
     from core.queue import store
     from core.queue.entry import QueueEntry
+    from core.queue.estimate import Estimator, total_of
 
     path, config = Path(args.config), read_run_config(args)
     entry = QueueEntry(
@@ -116,12 +118,26 @@ def _add(args: argparse.Namespace) -> int:
         overrides=tuple(args.set),
     )
     (added,) = store.add([(entry, config)])
+    total = total_of([Estimator().estimate(config)])
+    note(tell_total(1, total))
     runner = tell_runner(start=args.start)
     if args.json:
-        emit({"entry": added.id, "state": added.state, "runner": runner})
+        emit(describe_added(added, total, runner=runner))
     else:
         say(f"{added.id}")
     return 0
+
+
+def describe_added(entry: QueueEntry, total: Total, *, runner: bool) -> dict[str, Any]:
+    """An entry that was added, for ``--json``."""
+    return {
+        "entry": entry.id,
+        "state": entry.state,
+        "seconds_expected": total.seconds,
+        "watt_hours_expected": total.watt_hours,
+        "expected_by": total.by,
+        "runner": runner,
+    }
 
 
 def _start(args: argparse.Namespace) -> int:
@@ -166,6 +182,8 @@ def _list(args: argparse.Namespace) -> int:
         note(f"The queue is empty. Put a run into it with '{PROGRAM} queue add CONFIG'.")
         return 0
     print_table([_HEADINGS, *map(_cells, view.rows)])
+    if view.has_plans:
+        note("* how long it takes is by the plan, as no run of this kind is here yet")
     if view.runner is not None:
         note(f"runner: {view.runner.doing}")
     elif view.upcoming:
@@ -185,19 +203,21 @@ def describe_queue(view: QueueView) -> dict[str, Any]:
 
 def _cells(row: EntryView) -> tuple[str, ...]:
     from core.text import one_line
-    from core.units import format_moment
+    from core.units import format_duration, format_moment
 
     entry = row.entry
     doing = row.state or entry.outcome or entry.state
     words = f"{doing} {row.step}/{row.total_steps}" if row.state and row.total_steps else doing
     begins, ends = row.begins or entry.begun, row.ends or entry.ended
+    mark = "*" if row.by == "plan" else ""
+    takes = f"takes ~{format_duration(row.seconds)}{mark}" if row.seconds is not None else "–"
     return (
         str(entry.id),
         words if entry.state not in ("waiting", "held") else entry.state,
         one_line(entry.title, 48),
         entry.run or "–",
         format_moment(begins, "%m-%d %H:%M") if begins else "–",
-        f"{'' if entry.ended else '~'}{format_moment(ends, '%m-%d %H:%M')}" if ends else "–",
+        f"{'' if entry.ended else '~'}{format_moment(ends, '%m-%d %H:%M')}{mark}" if ends else takes,
         one_line(entry.reason, 60) if entry.state in ("failed", "skipped") else "",
     )
 

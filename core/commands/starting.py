@@ -1,8 +1,13 @@
-"""The queue's runner, as the commands that add entries tell of it."""
+"""What the commands that add entries to the queue tell: what the runs would take, and whether anything starts them."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from core.commands.common import PROGRAM, note
+
+if TYPE_CHECKING:
+    from core.queue.estimate import Total
 
 #: Said where entries wait and nobody starts them.
 NOBODY_STARTS = f"No runner is on, so nothing starts. Start it with: {PROGRAM} queue start"
@@ -30,3 +35,42 @@ def tell_runner(*, start: bool) -> bool:
         return True
     note(NOBODY_STARTS)
     return False
+
+
+def tell_total(count: int, total: Total) -> str:
+    """What runs would take together, as a sentence; what is not known is said so.
+
+    Args:
+        count: Number of runs.
+        total: The sum of their estimates.
+    """
+    from core.units import format_duration
+
+    runs, they_take = (f"{count} runs", "they take") if count != 1 else ("1 run", "it takes")
+    if total.seconds is None:
+        why = "no earlier run has this model, method and device" + (f", and {total.reason}" if total.reason else "")
+        return f"{runs}; how long {they_take} is not known, as {why}."
+    known = f" ({total.unknown} of them not known)" if total.unknown else ""
+    return f"{runs}; about {format_duration(total.seconds)} of steps{_basis(total)}{known}, {_energy(total)}."
+
+
+def _basis(total: Total) -> str:
+    """How many durations are by the plan, and what it assumes; empty where all are at a measured pace."""
+    from core.runs.estimate import tell_assumed
+
+    if not total.by_plan:
+        return ""
+    assumed = tell_assumed(total.assumed)
+    if total.by == "plan":
+        return f" by the plan (no run of this kind yet{assumed})"
+    return f" ({total.by_plan} of them by the plan: no run of their kind yet{assumed})"
+
+
+def _energy(total: Total) -> str:
+    if total.watt_hours is None:
+        why = {"pace": "earlier runs have no reading", "plan": "the device tells no power limit"}
+        return f"energy not known, as {why[total.by]}" if total.by in why else "energy not known"
+    if total.by == "pace":
+        return f"about {total.watt_hours:,.0f} Wh" + (" at least" if total.without_energy else "")
+    besides = f", {total.without_energy} of them not known" if total.without_energy else ""
+    return f"at most about {total.watt_hours:,.0f} Wh by the power limit{besides}"

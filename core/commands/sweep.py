@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.commands.common import EXIT_ERROR, agrees, emit, note, print_table, say
-from core.commands.starting import tell_runner
+from core.commands.starting import tell_runner, tell_total
 
 if TYPE_CHECKING:
     from core.queue.estimate import Total
@@ -70,22 +70,9 @@ def describe_sweep(sweep_id: str, entries: Sequence[int], total: Total, *, runne
         "entries": list(entries),
         "seconds_expected": total.seconds if not total.unknown else None,
         "watt_hours_expected": total.watt_hours if not total.without_energy else None,
+        "expected_by": total.by,
         "runner": runner,
     }
-
-
-def tell_total(count: int, total: Total) -> str:
-    """What the runs of a sweep would take together, as a sentence; what is not known is said so."""
-    from core.units import format_duration
-
-    runs = f"{count} run{'' if count == 1 else 's'}"
-    if total.seconds is None:
-        return f"{runs}; how long they take is not known, as no earlier run has this model, method and device."
-    known = f" ({total.unknown} of them not known)" if total.unknown else ""
-    energy = "energy not known, as earlier runs have no reading"
-    if total.watt_hours is not None:
-        energy = f"about {total.watt_hours:,.0f} Wh" + (" at least" if total.without_energy else "")
-    return f"{runs}; about {format_duration(total.seconds)} of steps{known}, {energy}."
 
 
 def _check(variants: Sequence[Variant]) -> None:

@@ -32,6 +32,7 @@ class Machine:
         pins: Whether pinned host memory may be used without being asked for.
         pages: Whether a GPU's driver can page optimizer states; that of WSL 2 cannot.
         cuda_build: Whether torch is built for CUDA, whose libraries take memory where training is on the CPU as well.
+        power_limit_w: Power limit of the device in W; None if it tells none.
     """
 
     kind: DeviceKind
@@ -46,6 +47,7 @@ class Machine:
     pins: bool = True
     pages: bool = True
     cuda_build: bool = False
+    power_limit_w: float | None = None
 
 
 @dataclass(frozen=True)

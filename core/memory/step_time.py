@@ -87,6 +87,17 @@ def rates_of(device: str, calibration: Calibration | None, *, cuda: bool, wide: 
     return Rates(matrix * (_CPU_FP32 if wide else 1), memory, 400, 0.2, 0.0, source)
 
 
+def is_known_speed(device: str, calibration: Calibration | None) -> bool:
+    """Whether the rates of a device are its own, measured or estimated, and not those of another of its kind.
+
+    Args:
+        device: Name of the device; empty if unknown.
+        calibration: Rates measured on it, if any.
+    """
+    measured = calibration is not None and calibration.matrix_rate is not None
+    return measured or any(name in device for name in _CARDS)
+
+
 @dataclass(frozen=True)
 class LayerWork:
     """Work of a decoder layer, or of several.

@@ -1,30 +1,46 @@
-"""Estimates of runs that wait: how long each takes, and how much energy, at the pace of earlier runs."""
+"""Estimates of runs that wait: how long each takes, and how much energy, at the pace of earlier runs or by the plan."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 from core.analysis.row_counts import count_rows
+from core.analysis.row_lengths import sample_lengths
 from core.analysis.split import held_out_count
 from core.config.schema import Config
 from core.errors import UserError
-from core.runs.forecast import Estimate, estimate
+from core.memory.plan import Machine
+from core.memory.rows import Rows, rows_of_tokens
+from core.memory.strategy import chosen_strategy
+from core.models.architecture.load import locate_model
+from core.models.architecture.sandboxed import load_architecture
+from core.runs.estimate import Basis, Estimate, Planned, Unknown, expected, lack_of_speed
+from core.runs.forecast import cards_here, this_machine
 from core.runs.pace import PaceBook
 
 
 class Estimator:
-    """Estimates runs; rows of a dataset are counted once. Blocks, as files are indexed and records are read."""
+    """Estimates runs. Blocks, as files are indexed, records and the driver are read, and a few rows are tokenized.
+
+    Rows of a dataset are counted and sampled once, and the machine is asked once.
+    """
 
     def __init__(self, paces: PaceBook | None = None) -> None:
         self._paces = PaceBook() if paces is None else paces
         self._counts: dict[tuple[str, ...], int | None] = {}
+        self._machines: dict[str, Machine] = {}
+        self._samples: dict[str, Rows | None] = {}
 
-    def estimate(self, config: Config) -> Estimate | None:
-        """Duration and energy of a run's steps; None where no earlier run has its base, method and device, or the
-        number of steps is unknown."""
-        pace = self._paces.pace(config)
-        return None if pace is None else estimate(config, None, pace, self._rows(config))
+    def estimate(self, config: Config) -> Estimate | Unknown:
+        """Duration and energy of a run's steps: at the pace of an earlier run with its base, method and device where
+        there is one, else by its memory plan.
+        """
+        try:
+            return expected(config, self._paces.pace(config), lambda: self._plan(config), count=self._rows(config))
+        except UserError as error:
+            return Unknown(f"it cannot be planned: {error.message.rstrip('.')}")
 
     def _rows(self, config: Config) -> int | None:
         """Number of rows trained on."""
@@ -40,6 +56,38 @@ class Estimator:
         count = self._counts[entries]
         return count if count is None else count - held_out_count(count, config.data.eval_share)
 
+    def _plan(self, config: Config) -> Planned | Unknown:
+        """The memory plan of a run on its cards, as if nothing else used them.
+
+        Raises:
+            UserError: If it cannot be planned.
+        """
+        machine = self._machine(config)
+        if (lack := lack_of_speed(machine)) is not None:
+            return lack
+        architecture = load_architecture(locate_model(config.model.base))
+        rows = self._sample(config)
+        return Planned(chosen_strategy(architecture, config, machine, rows, cards=cards_here(config)), machine, rows)
+
+    def _machine(self, config: Config) -> Machine:
+        key = config.model_dump_json(include={"hardware", "distributed"})
+        if key not in self._machines:
+            self._machines[key] = this_machine(config, empty=True)
+        return self._machines[key]
+
+    def _sample(self, config: Config) -> Rows | None:
+        """Lengths of the first rows; None where they cannot be told, so that the plan assumes them."""
+        key = config.model_dump_json(
+            include={"model": {"base"}, "data": True, "template": True, "train": {"objective"}}
+        )
+        if key not in self._samples:
+            try:
+                lengths = sample_lengths(config)
+            except UserError:
+                lengths = []
+            self._samples[key] = rows_of_tokens(lengths, sum(lengths)) if any(lengths) else None
+        return self._samples[key]
+
 
 @dataclass(frozen=True)
 class Total:
@@ -50,22 +98,42 @@ class Total:
         watt_hours: Of those whose energy is known; None where none is.
         unknown: Number of runs without a known duration.
         without_energy: Number of runs without a known energy.
+        by_pace: Number of runs whose duration is at the pace of an earlier one.
+        by_plan: Number of runs whose duration is by their memory plan.
+        assumed: What the plans assume, in words.
+        reason: Why a run has no known duration, as a clause; empty where all have one.
     """
 
     seconds: float | None
     watt_hours: float | None
     unknown: int
     without_energy: int
+    by_pace: int = 0
+    by_plan: int = 0
+    assumed: tuple[str, ...] = ()
+    reason: str = ""
+
+    @property
+    def by(self) -> Basis | Literal["mixed"] | None:
+        """Basis of the durations that are known; None where none is."""
+        if self.seconds is None:
+            return None
+        return "plan" if not self.by_pace else "mixed" if self.by_plan else "pace"
 
 
-def total_of(estimates: Iterable[Estimate | None]) -> Total:
+def total_of(estimates: Iterable[Estimate | Unknown]) -> Total:
     """Add estimates up."""
     every = list(estimates)
-    seconds = [found.seconds for found in every if found is not None]
-    energy = [found.watt_hours for found in every if found is not None and found.watt_hours is not None]
+    known = [found for found in every if isinstance(found, Estimate)]
+    energy = [found.watt_hours for found in known if found.watt_hours is not None]
+    planned = [found for found in known if found.by == "plan"]
     return Total(
-        sum(seconds) if seconds else None,
+        sum(found.seconds for found in known) if known else None,
         sum(energy) if energy else None,
-        len(every) - len(seconds),
+        len(every) - len(known),
         len(every) - len(energy),
+        len(known) - len(planned),
+        len(planned),
+        tuple(dict.fromkeys(text for found in planned for text in found.assumed)),
+        next((found.reason for found in every if isinstance(found, Unknown)), ""),
     )

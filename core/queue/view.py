@@ -13,6 +13,7 @@ from core.queue.estimate import Estimator
 from core.queue.fate import run_of
 from core.queue.status import RunnerStatus, read_status
 from core.queue.store import read_entry_config, read_queue
+from core.runs.estimate import Basis, Unknown
 from core.runs.eta import estimate
 from core.runs.history import RunHistory
 from core.runs.schedule import Schedule
@@ -34,6 +35,8 @@ class EntryView:
         state: State of the run of an entry that has the device; empty for others.
         step: Steps done of that run.
         total_steps: Steps of it; 0 while unknown.
+        by: Basis of the duration: ``pace``, measured on this run or an earlier one, or its memory ``plan``; None where
+            it is not known.
     """
 
     entry: QueueEntry
@@ -45,6 +48,7 @@ class EntryView:
     state: str = ""
     step: int = 0
     total_steps: int = 0
+    by: Basis | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The view as JSON."""
@@ -70,6 +74,7 @@ class EntryView:
             "watt_hours_expected": self.watt_hours,
             "begins_expected": self.begins,
             "ends_expected": self.ends,
+            "expected_by": self.by,
         }
 
 
@@ -85,6 +90,11 @@ class QueueView:
     def upcoming(self) -> list[EntryView]:
         """Entries that are on, wait or are held."""
         return [row for row in self.rows if not row.entry.is_over]
+
+    @property
+    def has_plans(self) -> bool:
+        """Whether a duration is by a memory plan, and not by what was measured."""
+        return any(row.by == "plan" for row in self.rows)
 
     @property
     def ends(self) -> float | None:
@@ -146,7 +156,8 @@ class QueueReader:
         seconds = left.seconds if left is not None else None
         # Nobody knows for how long a pause will be.
         ends = now + seconds if seconds is not None and state.state != "paused" else None
-        return EntryView(entry, None, seconds, None, entry.begun, ends, state.state, state.step, state.total_steps)
+        by: Basis | None = "pace" if seconds is not None else None
+        return EntryView(entry, None, seconds, None, entry.begun, ends, state.state, state.step, state.total_steps, by)
 
     def _history(self, run: Run) -> RunHistory:
         if self._followed is None or self._followed[0] != run:
@@ -169,5 +180,7 @@ def _expected(entry: QueueEntry, estimator: Estimator) -> EntryView:
     try:
         found = estimator.estimate(read_entry_config(entry))
     except UserError:
-        found = None
-    return EntryView(entry) if found is None else EntryView(entry, None, found.seconds, found.watt_hours)
+        return EntryView(entry)
+    if isinstance(found, Unknown):
+        return EntryView(entry)
+    return EntryView(entry, seconds=found.seconds, watt_hours=found.watt_hours, by=found.by)

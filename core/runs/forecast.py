@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 
 from core import paths
 from core.analysis.lengths import Lengths
-from core.analysis.split import held_out_count
-from core.config.derived import ALL_GPUS, sequences_per_row, step_count, usual_steps
+from core.config.derived import ALL_GPUS, sequences_per_row, usual_steps
 from core.config.schema import WEIGHT_METHODS, Config
 from core.errors import UserError
 from core.memory.advice import Advice, advise
@@ -25,30 +24,14 @@ from core.memory.strategy import Chosen, chosen_strategy, part_of_card, part_of_
 from core.models.architecture.architecture import Architecture
 from core.models.architecture.load import locate_model
 from core.models.architecture.sandboxed import load_architecture
-from core.runs.pace import Pace, PaceBook
+from core.runs.estimate import Estimate, Planned, expected
+from core.runs.pace import PaceBook
 
 if TYPE_CHECKING:
     from core.hardware.snapshot import Device
 
-#: Floating-point operations a second that training reaches on a card and on a core, for a guess without a measurement.
-_CARD_RATE, _CORE_RATE = 3e13, 5e10
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Estimated duration and energy, from an earlier run's pace.
-
-    Args:
-        seconds: Duration of the optimizer steps.
-        steps: Number of optimizer steps.
-        watt_hours: Energy of the steps; None if the earlier run had no reading.
-        run: The earlier run.
-    """
-
-    seconds: float
-    steps: int
-    watt_hours: float | None
-    run: str
+#: Floating-point operations a second that training reaches on a core, for a guess without a measurement.
+_CORE_RATE = 5e10
 
 
 @dataclass(frozen=True)
@@ -104,12 +87,13 @@ def forecast(
     chosen = chosen_strategy(architecture, config, machine, rows, cards=found)
     pace = (PaceBook() if paces is None else paces).pace(config)
     part, card = part_of_card(config, chosen.sharing), part_of_machine(machine, found)
+    guess = expected(config, pace, lambda: Planned(chosen, machine, rows), rows, count)
     return Forecast(
         base,
         architecture,
         chosen.plan,
         advise(architecture, part, card, rows, chosen.plan, chosen.sharing.or_none),
-        None if pace is None else estimate(config, rows, pace, count),
+        guess if isinstance(guess, Estimate) else None,
         rows,
         chosen if found.number > 1 or chosen.sharing.shares else None,
     )
@@ -157,36 +141,8 @@ def machine_for(config: Config) -> Machine:
         return Machine("cuda")
 
 
-def estimate(config: Config, rows: Rows | None, pace: Pace, count: int | None = None) -> Estimate | None:
-    """Estimated duration at an earlier run's pace; None if the number of steps is unknown.
-
-    If the rows' tokens are unknown, a row is assumed to take as long as one of the earlier run.
-
-    Args:
-        config: Configuration of the run.
-        rows: Lengths of its rows; None if unknown.
-        pace: Pace of the earlier run.
-        count: Number of rows, if their lengths are unknown.
-    """
-    train = config.train
-    kept = rows.limited(train.max_length, config.data.overlong) if rows is not None else None
-    if kept is not None:
-        # Lengths are of all rows, those held out among them.
-        count = kept.count - held_out_count(kept.count, config.data.eval_share)
-    if (steps := step_count(config, count)) is None:
-        return None
-    longer = usual_steps(config, steps) / max(steps, 1)
-    if kept is None or kept.tokens is None:
-        seconds = longer * steps * pace.seconds_per_step * train.batch_size / pace.rows_per_step
-        watts = pace.watt_hours_per_second
-        return Estimate(seconds, steps, None if watts is None else watts * seconds, pace.run)
-    tokens = longer * steps * min(train.batch_size, kept.count) * kept.tokens / kept.count
-    energy = pace.watt_hours_per_token
-    return Estimate(tokens / pace.tokens_per_second, steps, None if energy is None else energy * tokens, pace.run)
-
-
 def rough_seconds(config: Config, plan: Plan, steps: int, row_tokens: float) -> float:
-    """Rough duration of the steps on a machine without an earlier run: the right order of magnitude, no more.
+    """Rough duration of the steps on a CPU whose speed the plan does not know: the right order of magnitude, no more.
 
     Args:
         config: Configuration of the run.
@@ -196,16 +152,16 @@ def rough_seconds(config: Config, plan: Plan, steps: int, row_tokens: float) -> 
     """
     passes = 2 + (1 if plan.checkpointing else 0) + (1 if config.method.name in WEIGHT_METHODS else 0)
     operations = 2.0 * passes * plan.parameters * usual_steps(config, steps) * config.train.batch_size * row_tokens
-    rate = _CARD_RATE if plan.device == "cuda" else _CORE_RATE * len(os.sched_getaffinity(0))
-    return operations * sequences_per_row(config.train.objective) / rate
+    return operations * sequences_per_row(config.train.objective) / (_CORE_RATE * len(os.sched_getaffinity(0)))
 
 
-def this_machine(config: Config, gpu_memory: int | None = None) -> Machine:
+def this_machine(config: Config, gpu_memory: int | None = None, *, empty: bool = False) -> Machine:
     """This machine's present resources for a run; with several cards, those of the one with the least free memory.
 
     Args:
         config: Configuration, for its device.
         gpu_memory: Free bytes of a hypothetical GPU to plan for instead.
+        empty: Whether to plan for a card that nothing else uses, as a run has it that waits for the others.
 
     Raises:
         UserError: If the requested GPU does not exist, or torch cannot use it.
@@ -237,7 +193,7 @@ def this_machine(config: Config, gpu_memory: int | None = None) -> Machine:
     if gpus:
         host_used, host_total = cpu_memory()
         card = _smallest(config, gpus)
-        free = card.available
+        free = card.memory_total if empty else card.available
         return replace(
             machine,
             kind="cuda",
@@ -246,6 +202,7 @@ def this_machine(config: Config, gpu_memory: int | None = None) -> Machine:
             device=card.name,
             calibration=read_calibration(card.name),
             pins=not wsl,
+            power_limit_w=card.power_limit_w,
         )
     if wanted == "cuda":
         raise UserError(

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 #: Seconds between two looks at the queue.
 LOOK_SECONDS = 2.0
 #: Columns of a line without its name.
-_STATE, _TIME = 18, 21
+_STATE, _TIME = 18, 22
 _STYLES = {"failed": "$limit", "lost": "$limit", "skipped": "$near", "held": "$muted", "finished": "$muted"}
 
 
@@ -117,6 +117,7 @@ class QueueScreen(Overlay[Run]):
             return
         self._view = message.view
         self._box.show_about(self._runner_line(message.view))
+        self._box.border_subtitle = Content("* by the plan: no run of this kind yet" if message.view.has_plans else "")
         self._show_entries(message.view)
 
     def _runner_line(self, view: QueueView) -> Content:
@@ -287,7 +288,7 @@ def _line(row: EntryView, width: int, now: float) -> Content:
 
 
 def _when(row: EntryView, now: float) -> str:
-    """When an entry begins and ends, as far as that is known."""
+    """When an entry begins and ends, as far as that is known; with a mark where its duration is by the plan."""
     entry, day = row.entry, time.localtime(now).tm_yday
 
     def clock(moment: float) -> str:
@@ -297,6 +298,7 @@ def _when(row: EntryView, now: float) -> str:
         return f"ended {clock(entry.ended)}"
     if row.state and row.ends is not None:
         return f"until ~{clock(row.ends)}"
+    mark = "*" if row.by == "plan" else ""
     if row.begins is not None and row.ends is not None:
-        return f"{clock(row.begins)} – {clock(row.ends)}"
-    return f"takes ~{format_duration(row.seconds)}" if row.seconds is not None else ""
+        return f"{clock(row.begins)} – {clock(row.ends)}{mark}"
+    return f"takes ~{format_duration(row.seconds)}{mark}" if row.seconds is not None else ""

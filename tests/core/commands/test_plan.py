@@ -236,7 +236,9 @@ def test_an_earlier_run_tells_how_long_it_takes(cli: CommandLine, base: Path) ->
             )
             file.write(encode_event(event))
     estimate = cli("plan", path, "--gpu-memory", "24GB", "--json").json["estimate"]
-    assert estimate == {"seconds": 120.0, "steps": 30, "watt_hours": None, "run": run.id}
+    assert estimate == {
+        "seconds": 120.0, "steps": 30, "watt_hours": None, "run": run.id, "by": "pace", "assumed": []
+    }  # fmt: skip
     assert f"about 2m 00s for 30 steps, at the pace of {run.id}" in cli("plan", path, "--gpu-memory", "24GB").out
 
 

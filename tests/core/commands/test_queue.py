@@ -29,7 +29,9 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_run_is_added_with_its_configuration_as_it_is_now(cli: CommandLine, config: Path) -> None:
     result = cli("queue", "add", str(config), "--set", "method.rank=32", "--json")
-    assert result.json == {"entry": 1, "state": "waiting", "runner": False}
+    unknown = dict.fromkeys(("seconds_expected", "watt_hours_expected", "expected_by"))
+    assert result.json == {"entry": 1, "state": "waiting", "runner": False, **unknown}
+    assert "1 run; how long it takes is not known, as no earlier run has this model, method and device, and " in result.err
     assert "queue start" in result.err
     config.unlink()
     entry = store.read_queue().entry(1)

@@ -11,8 +11,8 @@ from core.queue import store
 from core.queue.estimate import Estimator, total_of
 from core.queue.status import RunnerStatus
 from core.queue.view import QueueReader
+from core.runs.estimate import Estimate, Unknown
 from core.runs.events import StepEvent, encode_event
-from core.runs.forecast import Estimate
 from core.runs.pace import PaceBook
 from core.runs.process import hostname, own_identity
 from core.runs.state import RunState
@@ -29,9 +29,11 @@ class Known(Estimator):
     def __init__(self) -> None:
         super().__init__(PaceBook([]))
 
-    def estimate(self, config: Config) -> Estimate | None:
+    def estimate(self, config: Config) -> Estimate | Unknown:
         steps = config.train.max_steps
-        return None if steps is None else Estimate(10.0 * steps, steps, 2.0 * steps, "r")
+        if steps is None:
+            return Unknown("it does not say its steps")
+        return Estimate(10.0 * steps, steps, 2.0 * steps, "r", "plan" if config.method.rank == 32 else "pace")
 
 
 def test_each_begins_when_the_one_before_is_expected_to_end(home: Path) -> None:
@@ -43,6 +45,17 @@ def test_each_begins_when_the_one_before_is_expected_to_end(home: Path) -> None:
     assert [(row.begins, row.ends) for row in view.rows] == [(NOW, NOW + 60), (None, None), (NOW + 60, NOW + 80)]
     assert [row.place for row in view.rows] == [1, 2, 3]
     assert view.ends == NOW + 80
+
+
+def test_a_duration_by_the_plan_is_told_from_one_at_a_measured_pace(home: Path) -> None:
+    add("a", train={"max_steps": 6})
+    add("b", train={"max_steps": 3}, method={"rank": 32})
+    add("c")
+    view = QueueReader(Known()).view(store.read_queue(), RUNNER, NOW)
+    assert [row.to_dict()["expected_by"] for row in view.rows] == ["pace", "plan", None]
+    assert view.has_plans
+    store.change(lambda queue: queue.removed(2))
+    assert not QueueReader(Known()).view(store.read_queue(), RUNNER, NOW).has_plans
 
 
 def test_what_is_not_known_makes_what_follows_unknown(home: Path) -> None:
@@ -96,12 +109,13 @@ def test_rows_are_counted_where_epochs_decide_and_the_pace_is_that_of_an_earlier
     data.write_text("".join(json.dumps({"text": f"row {n}"}) + "\n" for n in range(80)))
     config = config_for(data={"train": str(data)}, train={"batch_size": 8})
     estimator = Estimator()
-    assert estimator.estimate(config) is None, "no earlier run"
+    assert isinstance(estimator.estimate(config), Unknown), "no earlier run"
     run = create_run(config, "before")
     run.events_path.write_text("".join(encode_event(step(number, float(number))) + "\n" for number in range(1, 6)))
     found = Estimator().estimate(config)
-    assert found is not None
-    assert (found.steps, found.watt_hours) == (10, None)
+    assert isinstance(found, Estimate)
+    assert (found.steps, found.watt_hours, found.by) == (10, None, "pace")
     assert found.seconds == pytest.approx(100.0)
-    total = total_of([found, None])
+    total = total_of([found, Unknown("it has no rows")])
     assert (total.seconds, total.unknown, total.watt_hours, total.without_energy) == (found.seconds, 1, None, 2)
+    assert (total.by, total.reason) == ("pace", "it has no rows")

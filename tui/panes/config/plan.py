@@ -8,7 +8,8 @@ from core.errors import UserError
 from core.memory.plan import RECLAIMABLE
 from core.models.find import find_model
 from core.quantization.job import known_sentence
-from core.runs.forecast import Estimate, forecast_here
+from core.runs.estimate import Estimate, tell_basis
+from core.runs.forecast import forecast_here
 from core.runs.pace import PaceBook
 from core.text import one_line
 from core.units import format_count, format_duration
@@ -52,7 +53,7 @@ def plan_document(
         found.plan.limit_bytes,
         found.fits,
         [advice.text for advice in found.advice],
-        _time(found.estimate),
+        _time(found.estimate, is_measured=found.rows is not None),
         f"{counted(batch.rows, 'row')} of {format_count(batch.length)} tokens at once{each}"
         if found.rows is not None
         else f"for rows of {format_count(config.train.max_length)} tokens{each}",
@@ -60,10 +61,13 @@ def plan_document(
     )
 
 
-def _time(guess: Estimate | None) -> str:
-    """Time estimate: ``about 14m 02s · 41 Wh · at the pace of 20261124-143601-tickets``; empty without one."""
-    if guess is None:
+def _time(guess: Estimate | None, *, is_measured: bool) -> str:
+    """Time estimate: ``about 14m 02s · 41 Wh · at the pace of 20261124-143601-tickets``; empty without one.
+
+    By the plan there is one only where the rows are measured: else it would be many times too long until they are.
+    """
+    if guess is None or (guess.by == "plan" and not is_measured):
         return ""
-    hours = guess.watt_hours
-    energy = f" · {hours:.{1 if hours < 9.95 else 0}f} Wh" if hours is not None else ""
-    return f"about {format_duration(guess.seconds)}{energy} · at the pace of {one_line(guess.run, 80)}"
+    hours, most = guess.watt_hours, "at most " if guess.by == "plan" else ""
+    energy = f" · {most}{hours:.{1 if hours < 9.95 else 0}f} Wh" if hours is not None else ""
+    return f"about {format_duration(guess.seconds)}{energy} · {one_line(tell_basis(guess), 120)}"

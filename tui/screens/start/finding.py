@@ -39,6 +39,8 @@ def find_plan(config: Config, analysis: Analysis | None, used: int | None, paces
     except UserError as error:
         return StartPlan(problem=error.message)
     plan, guess, rows, steps = found.plan, found.estimate, found.rows, step_count(config, used)
+    if guess is not None and guess.by == "plan" and rows is None:
+        guess = None  # it would be many times too long until the rows are measured
     seconds = guess.seconds if guess is not None else None
     if seconds is None and steps is not None and rows is not None and rows.tokens:
         seconds = rough_seconds(config, plan, steps, rows.tokens / max(rows.count, 1))
@@ -58,6 +60,7 @@ def find_plan(config: Config, analysis: Analysis | None, used: int | None, paces
         seconds=seconds,
         watt_hours=guess.watt_hours if guess is not None else None,
         pace_of=guess.run if guess is not None else "",
+        is_planned=guess is not None and guess.by == "plan",
     )
 
 

@@ -109,8 +109,10 @@ class StartPlan:
         advice: The best change that would make it fit; empty where it fits.
         steps: Optimizer steps; None where unknown.
         seconds: Duration of the steps; None where it cannot even be guessed.
-        watt_hours: Energy of the steps; None where no earlier run measured it.
+        watt_hours: Energy of the steps; None where no earlier run measured it, and the device
+            tells no power limit.
         pace_of: The earlier run with the pace of the estimate; empty for a guess.
+        is_planned: Whether the estimate is by the memory plan; its energy is then the most that it can be.
         problem: The reason why nothing is known.
         seconds_per_step: The pace of a run that is continued; None where unknown.
     """
@@ -126,6 +128,7 @@ class StartPlan:
     pace_of: str = ""
     problem: str = ""
     seconds_per_step: float | None = None
+    is_planned: bool = False
 
 
 @dataclass(frozen=True)
@@ -333,8 +336,10 @@ def _time(plan: StartPlan | None, rows: StartRows) -> Content:
     if plan.seconds is None:
         waits = not plan.problem and not rows.is_exact
         return Content.styled("…" if waits else "not known before the first steps", "$muted")
-    energy = "" if plan.watt_hours is None else f" · {plan.watt_hours:.{1 if plan.watt_hours < 9.95 else 0}f} Wh"
+    most = "at most " if plan.is_planned else ""
+    energy = "" if plan.watt_hours is None else f" · {most}{plan.watt_hours:.{1 if plan.watt_hours < 9.95 else 0}f} Wh"
     source = f"at the pace of {one_line(plan.pace_of, 60)}" if plan.pace_of else "a guess: no run like it here yet"
+    source = "by the plan: no run like it here yet" if plan.is_planned else source
     return Content.assemble(f"~{format_duration(_rounded(plan.seconds))}{energy}", (f" · {source}", "$muted"))
 
 
