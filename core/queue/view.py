@@ -117,18 +117,20 @@ class QueueReader:
         self._followed: tuple[Run, EventTail, RunHistory] | None = None
         self._known: dict[int, EntryView] = {}
 
-    def read(self, now: float | None = None) -> QueueView:
+    def read(self, now: float | None = None, *, known_only: bool = False) -> QueueView:
         """The queue as it is now.
 
         Args:
             now: Unix seconds; by default the present.
+            known_only: Whether runs that have not been estimated yet are left without an estimate, which may take a
+                second or two the first time.
 
         Raises:
             UserError: If it cannot be read.
         """
-        return self.view(read_queue(), read_status(), time.time() if now is None else now)
+        return self.view(read_queue(), read_status(), time.time() if now is None else now, known_only=known_only)
 
-    def view(self, queue: Queue, runner: RunnerStatus | None, now: float) -> QueueView:
+    def view(self, queue: Queue, runner: RunnerStatus | None, now: float, *, known_only: bool = False) -> QueueView:
         """The view of a queue."""
         clock: float | None = now if runner is not None else None
         shown: list[EntryView] = []
@@ -136,7 +138,7 @@ class QueueReader:
             shown.append(self._active(active, now))
             clock = shown[0].ends if clock is not None else None
         for place, entry in enumerate(queue.upcoming, 1):
-            view = replace(self._waiting(entry), entry=entry, place=place)
+            view = replace(self._waiting(entry, known_only=known_only), entry=entry, place=place)
             if entry.state == "waiting":
                 ends = clock + view.seconds if clock is not None and view.seconds is not None else None
                 view = replace(view, begins=clock, ends=ends)
@@ -168,8 +170,8 @@ class QueueReader:
                 history.apply(event)
         return history
 
-    def _waiting(self, entry: QueueEntry) -> EntryView:
-        if self._estimator is None:
+    def _waiting(self, entry: QueueEntry, *, known_only: bool) -> EntryView:
+        if self._estimator is None or (known_only and entry.id not in self._known):
             return EntryView(entry)
         if entry.id not in self._known:
             self._known[entry.id] = _expected(entry, self._estimator)

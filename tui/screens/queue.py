@@ -103,6 +103,9 @@ class QueueScreen(Overlay[Run]):
     @work(thread=True, group="queue-look", exclusive=True)
     def _look(self) -> None:
         try:
+            if self._view is None:
+                # The list is there before anything is estimated.
+                self.post_from_thread(QueueRead(self._reader.read(self._clock(), known_only=True)))
             found = QueueRead(self._reader.read(self._clock()))
         except UserError as error:
             found = QueueRead(None, error)

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from core.commands.starting import tell_total
+from core.hardware.snapshot import Device
 from core.queue import status, store
+from core.queue.estimate import total_of
 from core.queue.unit import unit_path
+from core.runs.estimate import Estimate, Unknown
 from core.runs.events import EvalEvent, StepEvent, encode_event
 from core.runs.store import create_run
+from core.units import format_duration
+from tests.core.models.architecture import published
 from tests.core.queue.helpers import add, states
 
 from .conftest import CommandLine
+
+CARD = Device(index=0, kind="cuda", name="NVIDIA GeForce RTX 4090", memory_total=24_000_000_000, power_limit_w=450.0)
 
 
 @pytest.fixture
@@ -31,7 +40,9 @@ def test_a_run_is_added_with_its_configuration_as_it_is_now(cli: CommandLine, co
     result = cli("queue", "add", str(config), "--set", "method.rank=32", "--json")
     unknown = dict.fromkeys(("seconds_expected", "watt_hours_expected", "expected_by"))
     assert result.json == {"entry": 1, "state": "waiting", "runner": False, **unknown}
-    assert "1 run; how long it takes is not known, as no earlier run has this model, method and device, and " in result.err
+    assert (
+        "1 run; how long it takes is not known, as no earlier run has this model, method and device, and " in result.err
+    )
     assert "queue start" in result.err
     config.unlink()
     entry = store.read_queue().entry(1)
@@ -101,6 +112,71 @@ def test_a_sweep_asks_and_adds_every_combination(cli: CommandLine, config: Path)
     assert store.read_entry_config(entries[-1]).method.rank == 32
     some = cli("queue", "sweep", str(config), *over, "--random", "2", "--yes", "--json").json
     assert (some["sweep"], len(some["entries"])) == ("s2", 2)
+
+
+@pytest.fixture
+def on_a_card(config: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The configuration with a card that is only described, and a model of 8 billion parameters that had no run."""
+    monkeypatch.setattr("core.hardware.sampler.snapshot", lambda **_: [CARD])
+    monkeypatch.setattr("core.hardware.torch_check.obstacle_here", lambda _gpu: None)
+    (config.parent / "config.json").write_text(json.dumps(published.LLAMA_3_8B))
+    model = f'[model]\nbase = "{config.parent}"\n[train]\nmax_length = 512\n'
+    config.write_text(config.read_text().replace('"cpu"', '"auto"') + model)
+    return config
+
+
+def test_the_first_runs_of_a_model_are_estimated_by_the_plan(cli: CommandLine, on_a_card: Path) -> None:
+    added = cli("queue", "add", str(on_a_card), "--json")
+    alone = added.json["seconds_expected"]
+    assert added.json["watt_hours_expected"] == pytest.approx(alone * 450 / 3600)
+    assert added.json["expected_by"] == "plan"
+    assumed = "(no run of this kind yet; rows of 512 tokens assumed), at most about 1 Wh by the power limit."
+    assert f"1 run; about {format_duration(alone)} of steps by the plan {assumed}" in added.err
+    over = ("--over", "train.learning_rate=1e-4,2e-4", "--over", "train.epochs=1,3", "--yes")
+    result = cli("queue", "sweep", str(on_a_card), *over, "--json")
+    assert result.json["expected_by"] == "plan"
+    assert result.json["seconds_expected"] == pytest.approx(8 * alone)
+    assert f"4 runs; about {format_duration(8 * alone)} of steps by the plan (no run of this kind yet" in result.err
+    listed = cli("queue", "--json").json
+    assert [entry["expected_by"] for entry in listed["entries"]] == ["plan"] * 5
+    shown = cli("queue")
+    assert f"takes ~{format_duration(3 * alone)}*" in shown.out
+    assert "* how long it takes is by the plan, as no run of this kind is here yet" in shown.err
+
+
+def test_energy_alone_is_unknown_where_the_card_tells_no_power_limit(
+    cli: CommandLine, on_a_card: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("core.hardware.sampler.snapshot", lambda **_: [replace(CARD, power_limit_w=None)])
+    added = cli("queue", "add", str(on_a_card), "--json")
+    assert added.json["seconds_expected"] > 0
+    assert added.json["watt_hours_expected"] is None
+    assert "energy not known, as the device tells no power limit." in added.err
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        ([Estimate(60.0, 5, 2.0, "r")], "about 1m 00s of steps, about 2 Wh."),
+        ([Estimate(60.0, 5, None, "r")], "about 1m 00s of steps, energy not known, as earlier runs have no reading."),
+        (
+            [Estimate(60.0, 5, 2.0, "r"), Unknown("it is lost")],
+            "1m 00s of steps (1 of them not known), about 2 Wh at least.",
+        ),
+        (
+            [Estimate(60.0, 5, 2.0, "r"), Estimate(60.0, 5, 3.0, "", "plan")],
+            "(1 of them by the plan: no run of their kind yet), at most about 5 Wh by the power limit.",
+        ),
+        (
+            [Estimate(60.0, 5, None, "r"), Estimate(60.0, 5, 3.0, "", "plan")],
+            "at most about 3 Wh by the power limit, 1 of them not known.",
+        ),
+        ([Estimate(60.0, 5, None, "r"), Estimate(60.0, 5, None, "", "plan")], "of their kind yet), energy not known."),
+        ([Unknown("it is lost")], "is not known, as no earlier run has this model, method and device, and it is lost."),
+    ],
+)
+def test_what_runs_take_is_told_with_its_basis(found: list[Estimate | Unknown], said: str) -> None:
+    assert tell_total(len(found), total_of(found)).endswith(said)
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,14 @@ def test_a_duration_by_the_plan_is_told_from_one_at_a_measured_pace(home: Path) 
     assert not QueueReader(Known()).view(store.read_queue(), RUNNER, NOW).has_plans
 
 
+def test_the_list_can_be_read_before_anything_is_estimated(home: Path) -> None:
+    add("a", train={"max_steps": 6})
+    reader = QueueReader(Known())
+    assert reader.read(NOW, known_only=True).rows[0].seconds is None
+    assert reader.read(NOW).rows[0].seconds == 60
+    assert reader.read(NOW, known_only=True).rows[0].seconds == 60
+
+
 def test_what_is_not_known_makes_what_follows_unknown(home: Path) -> None:
     add("a", train={"max_steps": 6})
     add("b")

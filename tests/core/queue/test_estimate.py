@@ -1,0 +1,99 @@
+"""Estimates of runs that wait, on a card that is only described, with the real tokenizer of a tiny model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from core.config.schema import Config
+from core.hardware.snapshot import Device
+from core.queue import estimate
+from core.queue.estimate import Estimator, total_of
+from core.runs.estimate import Estimate, Unknown
+from core.runs.events import StepEvent, encode_event
+from core.runs.store import create_run
+
+CARD = Device(
+    index=0, kind="cuda", name="NVIDIA GeForce RTX 4090", memory_used=23_000_000_000, memory_total=24_000_000_000,
+    power_limit_w=450.0,
+)  # fmt: skip
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("core.hardware.sampler.snapshot", lambda **_: [CARD])
+    monkeypatch.setattr("core.hardware.torch_check.obstacle_here", lambda _gpu: None)
+
+
+@pytest.fixture
+def config(home: Path, tmp_path: Path, tiny_model_dir: Path) -> Config:
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps({"text": "a row of some words " * 8}) + "\n" for _ in range(80)))
+    sections = {"model": {"base": str(tiny_model_dir)}, "data": {"train": str(data)}, "train": {"batch_size": 8}}
+    return Config.model_validate(sections)
+
+
+@pytest.mark.usefixtures("card")
+def test_rows_are_sampled_and_counted_and_the_card_is_planned_as_if_it_were_empty(config: Config) -> None:
+    estimator = Estimator()
+    found = estimator.estimate(config)
+    assert isinstance(found, Estimate)
+    assert (found.by, found.steps, found.assumed) == ("plan", 10, ())
+    assert found.watt_hours == pytest.approx(found.seconds * 450.0 / 3600)
+    longest = estimator.estimate(config.model_copy(update={"data": config.data.model_copy(update={"train": "gone"})}))
+    assert longest == Unknown("the number of its rows is not known")
+    planned = estimator._plan(config)
+    assert not isinstance(planned, Unknown)
+    assert planned.machine.limit_bytes == CARD.memory_total
+    assert planned.rows is not None
+    assert planned.rows.count == 80
+
+
+@pytest.mark.usefixtures("card")
+def test_rows_that_cannot_be_tokenized_are_assumed(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "sample_lengths", lambda _: [])
+    found = Estimator().estimate(config)
+    assert isinstance(found, Estimate)
+    assert found.assumed == ("rows of 512 tokens",), "as many as the model has positions"
+
+
+@pytest.mark.usefixtures("card")
+def test_the_pace_of_a_run_of_its_kind_is_taken_before_the_plan(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = create_run(config, "before")
+    steps = (
+        StepEvent(
+            t=float(number), step=number, epoch=0.1, loss=2.0, lr=1e-4, grad_norm=1.0, tokens=80, supervised_tokens=40,
+            seconds=10.0, tokens_per_second=8.0,
+        )
+        for number in range(1, 6)
+    )  # fmt: skip
+    run.events_path.write_text("".join(encode_event(step) + "\n" for step in steps))
+    estimator = Estimator()
+    known = estimator.estimate(config)
+    other = estimator.estimate(config.model_copy(update={"method": config.method.model_copy(update={"name": "lora"})}))
+    assert isinstance(known, Estimate)
+    assert (known.by, known.run, known.seconds) == ("pace", run.id, pytest.approx(100.0))
+    assert isinstance(other, Estimate)
+    assert other.by == "plan"
+    total = total_of([known, other])
+    assert (total.by, total.by_plan, total.unknown) == ("mixed", 1, 0)
+    assert total_of([other]).by == "plan"
+    assert total_of([]).by is None
+
+
+def test_the_rows_of_a_cpu_that_is_not_known_are_not_sampled(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "sample_lengths", lambda _: pytest.fail("sampled"))
+    cpu = config.model_copy(update={"hardware": config.hardware.model_copy(update={"device": "cpu"})})
+    assert Estimator().estimate(cpu) == Unknown("the speed of this CPU is not known to the plan")
+
+
+def test_a_model_that_is_not_here_is_said(config: Config, card: None) -> None:
+    gone = config.model_copy(update={"model": config.model.model_copy(update={"base": "/nowhere/model"})})
+    found = Estimator().estimate(gone)
+    assert isinstance(found, Unknown)
+    assert found.reason.startswith("it cannot be planned: ")
+    assert not found.reason.endswith(".")
