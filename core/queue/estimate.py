@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,13 +25,21 @@ class Estimator:
     """Estimates runs. Blocks, as files are indexed, records and the driver are read, and a few rows are tokenized.
 
     Rows of a dataset are counted and sampled once, and the machine is asked once.
+
+    Args:
+        read_paces: Reads the earlier runs.
     """
 
-    def __init__(self, paces: PaceBook | None = None) -> None:
-        self._paces = PaceBook() if paces is None else paces
+    def __init__(self, read_paces: Callable[[], PaceBook] = PaceBook) -> None:
+        self._read_paces = read_paces
+        self._paces = read_paces()
         self._counts: dict[tuple[str, ...], int | None] = {}
         self._machines: dict[str, Machine] = {}
         self._samples: dict[str, Rows | None] = {}
+
+    def look_again(self) -> None:
+        """Read the earlier runs again, as one more has ended."""
+        self._paces = self._read_paces()
 
     def estimate(self, config: Config) -> Estimate | Unknown:
         """Duration and energy of a run's steps: at the pace of an earlier run with its base, method and device where

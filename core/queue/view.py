@@ -116,6 +116,7 @@ class QueueReader:
         self._estimator = estimator
         self._followed: tuple[Run, EventTail, RunHistory] | None = None
         self._known: dict[int, EntryView] = {}
+        self._active_id: int | None = None
 
     def read(self, now: float | None = None, *, known_only: bool = False) -> QueueView:
         """The queue as it is now.
@@ -134,6 +135,7 @@ class QueueReader:
         """The view of a queue."""
         clock: float | None = now if runner is not None else None
         shown: list[EntryView] = []
+        self._note_end(queue.active)
         if (active := queue.active) is not None:
             shown.append(self._active(active, now))
             clock = shown[0].ends if clock is not None else None
@@ -147,6 +149,13 @@ class QueueReader:
         over = [entry for entry in queue.entries if entry.state in ENDED and entry.state != "removed"]
         over.sort(key=lambda entry: (entry.ended or 0.0, entry.id), reverse=True)
         return QueueView((*shown, *map(EntryView, over)), runner)
+
+    def _note_end(self, active: QueueEntry | None) -> None:
+        """Estimate anew what has no measured pace, where another run has ended: it may have one."""
+        before, self._active_id = self._active_id, active.id if active is not None else None
+        if self._estimator is not None and before not in (None, self._active_id):
+            self._estimator.look_again()
+            self._known = {number: view for number, view in self._known.items() if view.by == "pace"}
 
     def _active(self, entry: QueueEntry, now: float) -> EntryView:
         """The entry whose run is on, with its time left."""

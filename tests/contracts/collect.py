@@ -376,6 +376,7 @@ def json_fields(run: Run) -> dict[str, JSON]:
         "chat": keys_of(chat_command._fields(Answer("", 1, 1.0, 1.0, "base"))),
         "eval": keys_of(an_evaluation() | dict.fromkeys(("means", "answered"), "")),
         "eval --with lm-eval": keys_of(a_benchmark()),
+        "queue add": keys_of(queue_command.describe_added(an_entry(), total_of([]), runner=False)),
         "queue list": keys_of(queue_command.describe_queue(QueueView((EntryView(an_entry()),), None))),
         "queue results": keys_of(SweepRow(1, "done", None, {}).to_dict() | {"values": ""}),
         "queue sweep": keys_of(sweep_command.describe_sweep("s1", [1], total_of([]), runner=False)),

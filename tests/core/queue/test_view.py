@@ -27,7 +27,7 @@ class Known(Estimator):
     """An estimator with a figure for every run that says how many steps it has."""
 
     def __init__(self) -> None:
-        super().__init__(PaceBook([]))
+        super().__init__(lambda: PaceBook([]))
 
     def estimate(self, config: Config) -> Estimate | Unknown:
         steps = config.train.max_steps
@@ -108,6 +108,19 @@ def test_a_live_run_ends_as_its_steps_tell_and_only_what_is_new_is_read(home: Pa
     replace(state, step=7).write(run.state_path)
     row = reader.view(store.read_queue(), RUNNER, NOW + 10).rows[0]
     assert row.ends == pytest.approx(NOW + 40, abs=3)
+
+
+def test_the_run_that_has_ended_is_the_pace_of_those_after_it(home: Path) -> None:
+    add("a", "b", train={"max_steps": 10})
+    run = create_run(config_for(train={"max_steps": 10}), "a")
+    store.change(lambda queue: queue.with_entry(queue.entry(1).moved("starting", run=run.id, begun=NOW)))
+    reader = QueueReader(Estimator())
+    assert reader.view(store.read_queue(), RUNNER, NOW).rows[1].seconds is None
+    run.events_path.write_text("".join(encode_event(step(number, NOW + number)) + "\n" for number in range(1, 11)))
+    assert reader.view(store.read_queue(), RUNNER, NOW).rows[1].seconds is None, "it goes on"
+    store.change(lambda queue: queue.with_entry(queue.entry(1).moved("done", outcome="finished", ended=NOW + 100)))
+    row = reader.view(store.read_queue(), RUNNER, NOW).rows[0]
+    assert (row.entry.name, row.seconds, row.by) == ("b", pytest.approx(100.0), "pace")
 
 
 def test_rows_are_counted_where_epochs_decide_and_the_pace_is_that_of_an_earlier_run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ from typing import Any
 import pytest
 from textual.pilot import Pilot
 
+from core.hardware.snapshot import Device
 from core.queue import status, store
 from core.queue.entry import QueueEntry
 from core.queue.status import RunnerStatus
 from core.runs.events import GovernorEvent, NoticeEvent
+from tests.core.models.architecture import published
 from tests.core.queue.helpers import add, config_for, states
 from tests.tui.harness import HOSTILE, asks, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
@@ -102,6 +105,28 @@ async def test_entries_are_moved_held_and_removed_with_the_cursor_on_them(home: 
         await wait_for(pilot, lambda: runner == ["stop"])
         await pilot.press("escape")
         await wait_for(pilot, lambda: not isinstance(app.screen, QueueScreen))
+
+
+async def test_times_by_the_plan_are_marked_and_the_mark_is_told(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = Device(index=0, kind="cuda", name="NVIDIA GeForce RTX 4090", memory_total=24_000_000_000)
+    monkeypatch.setattr("core.hardware.sampler.snapshot", lambda **_: [card])
+    monkeypatch.setattr("core.hardware.torch_check.obstacle_here", lambda _gpu: None)
+    (tmp_path / "config.json").write_text(json.dumps(published.LLAMA_3_8B))
+    sections: dict[str, dict[str, Any]] = {"model": {"base": str(tmp_path)}, "train": {"max_steps": 10_000}}
+    add("first", "second", hardware={"device": "auto"}, **sections)
+    add("another", train={"max_steps": 10})
+    app = LocaltuneApp()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await show(pilot, app)
+        await wait_for(pilot, lambda: "* by the plan: no run of this kind yet" in screen_text(app))
+        lines = {name: line for line in screen_text(app).splitlines() for name in ("first", "another") if name in line}
+        assert re.search(r"waiting +takes ~\d+h \d\dm\* +first", lines["first"])
+        assert "takes" not in lines["another"], "a model that is not here"
+        # With a runner they have a day and an hour each.
+        monkeypatch.setattr("core.queue.view.read_status", lambda: RunnerStatus(pid=1, pid_started="x", doing="waits"))
+        await wait_for(pilot, lambda: re.search(r"\d\d:\d\d – \w+ \d\d:\d\d\* +second", screen_text(app)) is not None)
 
 
 async def test_what_may_not_be_done_is_said_on_the_screen(home: Path) -> None:
