@@ -112,6 +112,23 @@ def test_a_runner_with_nothing_to_do_ends_at_once(home: Path) -> None:
     wait_for(lambda: read_status() is None, 20, "the end of the runner")
 
 
+def test_a_runner_that_is_not_seen_from_here_is_not_taken_for_an_empty_queue(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(status, "_SECOND", 0.1)
+    add("a")
+    lock = try_runner_lock()  # as another machine has it
+    assert lock is not None
+    with pytest.raises(UserError, match="on another machine"):
+        start_runner()
+    assert states() == {1: "waiting"}
+    os.close(lock)
+    started, is_new = start_runner()
+    assert (started.pid_started is not None, is_new) == (True, True)
+    (home / "go").touch()
+    wait_for_states({1: "done"})
+
+
 def test_a_runner_that_does_not_begin_is_told_with_its_log(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(status, "runner_command", lambda: [sys.executable, "-c", "raise SystemExit('no such thing')"])
     with pytest.raises(UserError, match="has not begun") as error:
