@@ -69,7 +69,7 @@ async def settle(app: App[Any], longest: float = _LONGEST) -> None:
 
 def _paint(app: App[Any]) -> bool:
     """Paint what is to be painted, as Textual does within a sixtieth of a second; whether something was."""
-    screen = app.screen_stack[-1] if app.is_running and app._screen_stack else None
+    screen: Any = app.screen_stack[-1] if app.is_running and app._screen_stack else None
     if screen is None or not screen.is_running or not screen._update_timer._active.is_set():
         return False
     screen._on_timer_update()
@@ -88,7 +88,7 @@ def _threads_at_work(app: App[Any], loop: Any) -> int:
     if pool is None:
         return 0
     lasting = sum(1 for worker in app.workers if not worker.is_finished and worker.group in LASTING)
-    return len(pool._threads) - pool._idle_semaphore._value + pool._work_queue.qsize() - lasting
+    return int(len(pool._threads) - pool._idle_semaphore._value + pool._work_queue.qsize() - lasting)
 
 
 async def _threads_only_wait(app: App[Any], loop: Any) -> bool:
