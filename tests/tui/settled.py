@@ -56,7 +56,7 @@ async def settle(app: App[Any], longest: float = _LONGEST) -> None:
         await asyncio.sleep(0)
         if loop._ready:
             continue
-        if _is_to_be_painted(app) or app.animator._animations:
+        if _is_to_be_painted(app) or app.animator._animations or app._resize_event is not None:
             await asyncio.sleep(0.002)
             continue
         if _threads_at_work(app, loop) <= 0:
