@@ -185,6 +185,20 @@ def start_detached(
     )
 
 
+def start_attached(command: Sequence[str], *, log: int, cwd: Path) -> subprocess.Popen[bytes]:
+    """Start a process in this process's group, which ends when the group does, with its output in a log.
+
+    Args:
+        command: The command line.
+        log: Descriptor for standard output and standard error.
+        cwd: The working directory.
+
+    Raises:
+        OSError: If it cannot be started.
+    """
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, cwd=cwd)
+
+
 def _no_room(error: OSError) -> UserError:
     return UserError(f"A helper process cannot be started: {error.strerror}.", "Close something, then do it again.")
 

@@ -107,10 +107,14 @@ class ForkedProcess:
             time.sleep(0.002)
         return code
 
+    def send_signal(self, number: int) -> None:
+        """Send it a signal, if it lives."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
     def kill(self) -> None:
         """``kill -9``."""
-        if self.poll() is None:
-            os.kill(self.pid, signal.SIGKILL)
+        self.send_signal(signal.SIGKILL)
 
 
 class Forks:
@@ -161,7 +165,7 @@ class Forks:
             errors, *ours_err = (
                 (writing, None) if stderr == subprocess.STDOUT else _stream(stderr, 2, theirs, text=text)
             )
-            ours = [*ours_in, *ours_out, *ours_err]
+            ours: list[IO[Any] | None] = [*ours_in, *ours_out, *ours_err]
             if text:
                 ours = [stream and io.TextIOWrapper(stream, line_buffering=True) for stream in ours]
             passed = options.get("pass_fds", ())

@@ -10,19 +10,23 @@ import pytest
 
 T = TypeVar("T")
 
+#: The shortest limit, in seconds: a condition that comes costs no wait, and a busy machine takes many times longer.
+LEAST = 45.0
+
 
 def wait_for(condition: Callable[[], T], timeout: float, describe: str, interval: float = 0.01) -> T:
     """Wait until a condition holds, and fail when it does not in time.
 
     Args:
         condition: Polled; it holds when it returns something true.
-        timeout: Seconds.
+        timeout: Seconds; at least :data:`LEAST`.
         describe: The condition in words, for the message of a failure.
         interval: Seconds between two polls.
 
     Returns:
         The value of the condition.
     """
+    timeout = max(timeout, LEAST)
     deadline = time.monotonic() + timeout
     while not (value := condition()):
         if time.monotonic() > deadline:

@@ -424,8 +424,8 @@ def _besides(found: Forecast) -> Iterator[tuple[str, str]]:
 def bar(plan: Plan, width: int = BAR_WIDTH) -> list[str]:
     """The parts as a stacked bar against the free memory, and the measure of it in words.
 
-    A character has the letter of the part that fills most of it, so that one smaller than that may not be seen. Dots are
-    free; what does not fit is behind ``|``.
+    A character has the letter of the part that fills most of it, so that one smaller than that may not be seen. Dots
+    are free; what does not fit is behind ``|``.
     """
     from core.units import format_bytes
 

@@ -1,4 +1,4 @@
-"""Limits and wishes that cannot be kept on a device, whatever a run costs: the same before its start and in its worker."""
+"""Limits and wishes that cannot be kept on a device, whatever a run costs: before its start and in its worker."""
 
 from __future__ import annotations
 

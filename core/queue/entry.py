@@ -34,6 +34,8 @@ FOLLOWS: Mapping[str, frozenset[str]] = {
 
 #: Ids, counts, and the longest text of an entry.
 _COUNTS, _TEXT = range(1, 1 << 31), 2000
+#: Fields that are only shown.
+_SHOWN = ("name", "reason", "source", "outcome")
 
 
 def words_of(values: Mapping[str, Any]) -> str:
@@ -102,6 +104,8 @@ class QueueEntry:
     def to_dict(self) -> dict[str, Any]:
         """The entry as in ``queue.json``."""
         found = dataclasses.asdict(self)
+        # The names of files may be no text.
+        found |= {name: one_line(found[name], _TEXT) for name in _SHOWN}
         return found | {"overrides": list(self.overrides), "values": dict(self.values)}
 
     @classmethod
@@ -120,7 +124,7 @@ class QueueEntry:
         for name, value in known.items():
             if not _is_sound(name, value):
                 raise ValueError(f"{name} of entry {one_line(str(known['id']), 20)} makes no sense")
-        for name in ("name", "reason", "source", "outcome"):
+        for name in _SHOWN:
             if name in known:
                 known[name] = one_line(known[name], _TEXT)
         known["overrides"] = tuple(known.get("overrides", ()))

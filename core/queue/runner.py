@@ -135,11 +135,12 @@ class QueueRunner:
             text = store.read_entry_text(entry)
         except UserError as error:
             return self._end(entry, "failed", error.message)
-        entry = self._record(entry, starts=entry.starts + 1)
         run = make_run(run.id, text)
         recorded = RunState.read(run.state_path) or RunState(state="queued")
         # The heartbeat of a run that was made before a power cut is old; without a new one it would read as lost.
         replace(recorded, host=hostname(), updated=time.time()).write(run.state_path)
+        # A disk without room is no start; what comes now may be one, whatever becomes of this process.
+        entry = self._record(entry, starts=entry.starts + 1)
         launcher.launch(run, resume=bool(complete_checkpoints(run)), alone=True)
         self._say(f"entry {entry.id} is started as {run.id}", entry.id)
         return 0.0
@@ -184,12 +185,14 @@ class QueueRunner:
     def _end(self, entry: QueueEntry, state: EntryState, reason: str, run_state: RunState | None = None) -> float:
         outcome = run_state.state if run_state is not None else ""
         ended = run_state.updated if run_state is not None and run_state.updated else time.time()
-        self._record(entry, state, reason=one_line(reason, 500), outcome=outcome, ended=ended)
+        recorded = self._record(entry, state, reason=one_line(reason, 500), outcome=outcome, ended=ended)
+        self._wait = self._pace.soonest
+        if recorded.state != state:
+            return 0.0  # somebody has held it at this moment
         self._say(f"entry {entry.id} is {state}{f': {reason}' if reason else ''}", None)
         if outcome not in END_STATES or run_state is None or run_state.pid is None:
             # A worker tells itself of an end that it has come to.
             self._ended(replace(entry, state=state, reason=reason))
-        self._wait = self._pace.soonest
         return 0.0
 
     # The next one.

@@ -20,6 +20,7 @@ from core.atomic import write_atomic
 from core.errors import UserError
 from core.helper import start_detached
 from core.launch.launcher import worker_environment
+from core.queue.store import read_queue
 from core.runs.process import is_same_process, own_identity
 from core.small_files import read_small
 from core.text import one_line
@@ -28,6 +29,8 @@ _LIMIT = 1 << 16
 _children: list[subprocess.Popen[bytes]] = []
 #: Seconds that a runner may take to begin or to end.
 PATIENCE = 20.0
+#: Seconds that one may take to say so that has come first.
+_SECOND = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,17 +145,38 @@ def start_runner(timeout: float = PATIENCE) -> tuple[RunnerStatus, bool]:
             f"The runner of the queue cannot be started: {error.strerror}.", "Close something, then do it again."
         ) from error
     _children[:] = [*(other for other in _children if other.poll() is None), child]
-    deadline = time.monotonic() + timeout
+    ended = time.monotonic()
+    deadline = ended + timeout
     while time.monotonic() < deadline:
         if (status := read_status()) is not None:
             return status, status.pid == child.pid
-        if child.poll() is not None and (child.returncode or read_status() is None):
-            break
+        if child.poll() is not None:
+            if child.returncode or not _has_work():
+                break
+            # Another one is on, and may be about to say so.
+            deadline = min(deadline, ended + _SECOND)
+        else:
+            ended = time.monotonic()
         time.sleep(0.02)
     if child.poll() == 0:
+        if _has_work():
+            raise UserError(
+                "A runner that is not seen from here has the queue: it is on another machine with this home, or in a "
+                "container.",
+                f"Look there; its log is {log_path()}.",
+            )
         # It had nothing to do, and has ended already.
         return RunnerStatus(pid=child.pid, pid_started=None, doing="has ended: nothing waits"), True
     raise UserError("The runner of the queue has not begun.", f"Its log is {log_path()}.")
+
+
+def _has_work() -> bool:
+    """Whether a runner would go on: it ends at once only where nothing waits, or another one is on."""
+    try:
+        queue = read_queue()
+    except UserError:
+        return True
+    return queue.active is not None or queue.next_waiting is not None
 
 
 def stop_runner(timeout: float = PATIENCE) -> bool:

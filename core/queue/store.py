@@ -127,10 +127,18 @@ def add(entries: Sequence[tuple[QueueEntry, Config]], *, is_sweep: bool = False)
                 _write(config_path(entry.id), dump_config(config))
             write_queue(after)
         except BaseException:
-            for entry in added:
-                config_path(entry.id).unlink(missing_ok=True)
+            _forget_configurations(added)
             raise
         return added
+
+
+def _forget_configurations(entries: Sequence[QueueEntry]) -> None:
+    """Remove the configurations of entries that did not get into the queue: a disk may fail after the file is there."""
+    with contextlib.suppress(UserError, OSError):
+        there = {entry.id for entry in read_queue().entries}
+        for entry in entries:
+            if entry.id not in there:
+                config_path(entry.id).unlink(missing_ok=True)
 
 
 def clear() -> int:
@@ -176,7 +184,20 @@ def read_entry_text(entry: QueueEntry) -> str:
 
 def _write(path: Path, text: str) -> None:
     try:
-        write_atomic(path, text)
+        data = text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        around = one_line(text[max(error.start - 40, 0) : error.end + 40], 100)
+        raise UserError(
+            f"The queue cannot hold a name that is no UTF-8 text: {around}.", "Rename the file, or link to it."
+        ) from error
+    if len(data) > LIMIT:
+        # It could not be read again.
+        raise UserError(
+            f"{path} would be larger than {LIMIT >> 20} MiB.",
+            "Take out what has ended with 'localtune-tui queue clear', or put fewer runs into the queue.",
+        )
+    try:
+        write_atomic(path, data)
     except OSError as error:
         raise UserError(
             f"{path} cannot be written: {error.strerror or error}.", "Make room or fix its permissions."

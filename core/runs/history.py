@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -35,6 +35,7 @@ from core.runs.events import (
     StoppedEvent,
 )
 from core.runs.ranks import Rank
+from core.runs.samples import Samples
 from core.runs.series import Series
 from core.runs.state import RunState
 from core.runs.store import Run
@@ -45,12 +46,9 @@ from core.runs.working_time import WorkingTime
 
 T = TypeVar("T")
 
-#: Newest log lines and samples kept, and most characters of a line.
+#: Newest log lines kept, and most characters of a line.
 LOG_LINES = 5000
 LINE_CHARACTERS = 2000
-SAMPLES = 500
-#: Most characters of all samples kept.
-SAMPLE_CHARACTERS = 1 << 22
 #: Least number of newest evaluations, checkpoints, notices and marks kept; there may be twice as many.
 KEPT = 500
 #: Most distinct phases and devices; a run has a handful of each.
@@ -106,96 +104,88 @@ class Mark:
     text: str
 
 
+@dataclass(eq=False, repr=False)
 class RunHistory:
     """The present view of a run; feed it every event in order."""
 
-    def __init__(self) -> None:
-        self.phases: dict[str, Phase] = {}
-        """Phases of the newest start, in order of first entry."""
-        self.phase: Phase | None = None
-        """Present phase; None before the first and after the end."""
-        self.phase_seconds: dict[str, float] = {}
-        """Seconds per phase over all starts of the run."""
-        self.data: DataEvent | None = None
-        self.memory: dict[str, MemoryEvent] = {}
-        """Newest figures of each device's memory, merged from all reports."""
-        self.last_step: StepEvent | None = None
-        self.loss = Series()
-        self.grad_norm = Series()
-        self.learning_rate = Series()
-        self.throughput = Series()
-        """Tokens per second of each step."""
-        self.eval_loss = Series()
-        self.exact_match = Series()
-        self.probe_loss = Series()
-        """Loss on the general probe, from before the first step on."""
-        self.times = Series()
-        """Unix time at the end of each step."""
-        self.temperature = Series()
-        """Temperature of the first device in °C, by the last step done; likewise power and memory."""
-        self.power = Series()
-        """Power of the first device in W."""
-        self.device_memory = Series()
-        """Memory in use on the first device in GB, whoever uses it."""
-        self.evals: list[EvalEvent] = []
-        self.samples: deque[SampleEvent] = deque()
-        self.checkpoints: list[CheckpointEvent] = []
-        self.notices: list[NoticeEvent] = []
-        self.governor: GovernorEvent | None = None
-        """Last action of the governor."""
-        self.slowed: GovernorEvent | None = None
-        """The newest action that slowed the run; None where it is at full speed, or pauses."""
-        self.night: NightEvent | None = None
-        """The newest promise of the plan for the night."""
-        self.devices: list[Device] = []
-        self.host: Host | None = None
-        """The machine around the devices; None in runs of earlier versions."""
-        self.energy_wh: float | None = None
-        self.ranks: tuple[Rank, ...] = ()
-        """The processes of the newest start; empty where there is only one."""
-        self.marks: list[Mark] = []
-        self.log: deque[LogLine] = deque(maxlen=LOG_LINES)
-        self.log_count = 0
-        """Number of log lines ever written; those beyond ``log`` have been dropped from its front."""
-        self.settings: dict[str, Any] = {}
-        """Options of the newest start that differ from the configuration, ``section.key`` to value."""
-        self.end: FinishedEvent | None = None
-        """End of the run (also a StoppedEvent or FailedEvent); None while it has not ended, or has been continued."""
-        self.starts = 0
-        """Number of times a worker has started on the run."""
-        self.skipped = 0
-        """Number of lines that were not events, as counted by the reader."""
-        self.updated: float | None = None
-        """Time of the last event that has one, in Unix seconds."""
-        self._totals = StepTotals()
-        self._sample_characters = 0
-        self.timings = Timings()
-        """Timings of its steps, evaluations and checkpoints."""
-        self._is_first_of_start = True
-        self._first_samples = 0
-        self._sampled_in_start = False
-        self._energy_before = 0.0
-        self._working_time = WorkingTime()
-        self._handlers: dict[type[Event], Callable[[Any], None]] = {
-            PhaseEvent: self._apply_phase,
-            DataEvent: self._apply_data,
-            MemoryEvent: self._apply_memory,
-            StepEvent: self._apply_step,
-            EvalEvent: self._apply_eval,
-            ProbeEvent: self._apply_probe,
-            SampleEvent: self._apply_sample,
-            HardwareEvent: self._apply_hardware,
-            RanksEvent: self._apply_ranks,
-            CheckpointEvent: self._apply_checkpoint,
-            GovernorEvent: self._apply_governor,
-            NightEvent: self._apply_night,
-            RollbackEvent: self._apply_rollback,
-            NoticeEvent: self._apply_notice,
-            ControlEvent: self._apply_control,
-            FinishedEvent: self._apply_end,
-            StoppedEvent: self._apply_end,
-            FailedEvent: self._apply_end,
-        }
+    # Its course.
+    starts: int = field(default=0, init=False)
+    """Number of times a worker has started on the run."""
+    phases: dict[str, Phase] = field(default_factory=dict, init=False)
+    """Phases of the newest start, in order of first entry."""
+    phase: Phase | None = field(default=None, init=False)
+    """Present phase; None before the first and after the end."""
+    phase_seconds: dict[str, float] = field(default_factory=dict, init=False)
+    """Seconds per phase over all starts of the run."""
+    settings: dict[str, Any] = field(default_factory=dict, init=False)
+    """Options of the newest start that differ from the configuration, ``section.key`` to value."""
+    ranks: tuple[Rank, ...] = field(default=(), init=False)
+    """The processes of the newest start; empty where there is only one."""
+    end: FinishedEvent | None = field(default=None, init=False)
+    """End of the run (also a StoppedEvent or FailedEvent); None while it has not ended, or has been continued."""
+    updated: float | None = field(default=None, init=False)
+    """Time of the last event that has one, in Unix seconds."""
+
+    # What it learns from, and what it gives.
+    data: DataEvent | None = field(default=None, init=False)
+    last_step: StepEvent | None = field(default=None, init=False)
+    evals: list[EvalEvent] = field(default_factory=list, init=False)
+    checkpoints: list[CheckpointEvent] = field(default_factory=list, init=False)
+    timings: Timings = field(default_factory=Timings, init=False)
+    """Timings of its steps, evaluations and checkpoints."""
+
+    # Curves over steps.
+    loss: Series = field(default_factory=Series, init=False)
+    grad_norm: Series = field(default_factory=Series, init=False)
+    learning_rate: Series = field(default_factory=Series, init=False)
+    throughput: Series = field(default_factory=Series, init=False)
+    """Tokens per second of each step."""
+    eval_loss: Series = field(default_factory=Series, init=False)
+    exact_match: Series = field(default_factory=Series, init=False)
+    probe_loss: Series = field(default_factory=Series, init=False)
+    """Loss on the general probe, from before the first step on."""
+    times: Series = field(default_factory=Series, init=False)
+    """Unix time at the end of each step."""
+    temperature: Series = field(default_factory=Series, init=False)
+    """Temperature of the first device in °C, by the last step done; likewise power and memory."""
+    power: Series = field(default_factory=Series, init=False)
+    """Power of the first device in W."""
+    device_memory: Series = field(default_factory=Series, init=False)
+    """Memory in use on the first device in GB, whoever uses it."""
+
+    # The machine.
+    devices: list[Device] = field(default_factory=list, init=False)
+    host: Host | None = field(default=None, init=False)
+    """The machine around the devices; None in runs of earlier versions."""
+    memory: dict[str, MemoryEvent] = field(default_factory=dict, init=False)
+    """Newest figures of each device's memory, merged from all reports."""
+    energy_wh: float | None = field(default=None, init=False)
+    governor: GovernorEvent | None = field(default=None, init=False)
+    """Last action of the governor."""
+    slowed: GovernorEvent | None = field(default=None, init=False)
+    """The newest action that slowed the run; None where it is at full speed, or pauses."""
+    night: NightEvent | None = field(default=None, init=False)
+    """The newest promise of the plan for the night."""
+
+    # What it tells.
+    notices: list[NoticeEvent] = field(default_factory=list, init=False)
+    marks: list[Mark] = field(default_factory=list, init=False)
+    log: deque[LogLine] = field(default_factory=lambda: deque(maxlen=LOG_LINES), init=False)
+    log_count: int = field(default=0, init=False)
+    """Number of log lines ever written; those beyond ``log`` have been dropped from its front."""
+    skipped: int = field(default=0, init=False)
+    """Number of lines that were not events, as counted by the reader."""
+
+    _totals: StepTotals = field(default_factory=StepTotals, init=False)
+    _samples: Samples = field(default_factory=Samples, init=False)
+    _working_time: WorkingTime = field(default_factory=WorkingTime, init=False)
+    _is_first_of_start: bool = field(default=True, init=False)
+    _energy_before: float = field(default=0.0, init=False)
+
+    @property
+    def samples(self) -> deque[SampleEvent]:
+        """Answers to the sample questions: those given first, and the newest."""
+        return self._samples.kept
 
     @property
     def step(self) -> int:
@@ -262,8 +252,8 @@ class RunHistory:
             self._begin_start(event.t)
         if not math.isnan(event.t):
             self.updated = event.t
-        if handler := self._handlers.get(type(event)):
-            handler(event)
+        if handler := _HANDLERS.get(type(event)):
+            handler(self, event)
 
     def _is_new_start(self, event: PhaseEvent) -> bool:
         """Whether a worker has started: the first phase comes again, or the first event after an end is a phase."""
@@ -277,7 +267,7 @@ class RunHistory:
         self.slowed = self.night = None
         self.ranks = ()
         self._is_first_of_start = True
-        self._sampled_in_start = False
+        self._samples.begin_start()
         # A worker counts its own energy.
         self._energy_before = self.energy_wh or 0.0
         if self.starts > 1:
@@ -345,7 +335,7 @@ class RunHistory:
             series.truncate(step)
         for items in (self.evals, self.checkpoints, self.marks):
             _truncate(items, step)
-        self._rewind_samples(step)
+        self._samples.rewind(step)
 
     def _apply_eval(self, event: EvalEvent) -> None:
         _truncate(self.evals, event.step)
@@ -362,25 +352,7 @@ class RunHistory:
         self._write(event.t, "info", sentences.probe(event))
 
     def _apply_sample(self, event: SampleEvent) -> None:
-        # The answers of a step come together; after another start, they replace those given before.
-        if self.samples and (not self._sampled_in_start or self.samples[-1].step > event.step):
-            self._rewind_samples(event.step)
-        self._sampled_in_start = True
-        if not self.samples or self.samples[0].step == event.step:
-            self._first_samples += 1
-        self.samples.append(event)
-        self._sample_characters += _characters(event)
-        # The first answers stay: all others are compared with them.
-        while len(self.samples) > SAMPLES or self._sample_characters > SAMPLE_CHARACTERS:
-            place = self._first_samples if len(self.samples) > self._first_samples else 0
-            self._first_samples -= 0 if place else 1
-            self._sample_characters -= _characters(self.samples[place])
-            del self.samples[place]
-
-    def _rewind_samples(self, step: int) -> None:
-        while self.samples and self.samples[-1].step >= step:
-            self._sample_characters -= _characters(self.samples.pop())
-        self._first_samples = min(self._first_samples, len(self.samples))
+        self._samples.add(event)
 
     def _apply_hardware(self, event: HardwareEvent) -> None:
         self.devices = Device.all_from(event.devices)
@@ -456,8 +428,27 @@ class RunHistory:
         self.log_count += 1
 
 
-def _characters(event: SampleEvent) -> int:
-    return len(event.prompt) + len(event.text) + len(event.expected or "")
+#: What each kind of event does to the view.
+_HANDLERS: Mapping[type[Event], Callable[[RunHistory, Any], None]] = {
+    PhaseEvent: RunHistory._apply_phase,
+    DataEvent: RunHistory._apply_data,
+    MemoryEvent: RunHistory._apply_memory,
+    StepEvent: RunHistory._apply_step,
+    EvalEvent: RunHistory._apply_eval,
+    ProbeEvent: RunHistory._apply_probe,
+    SampleEvent: RunHistory._apply_sample,
+    HardwareEvent: RunHistory._apply_hardware,
+    RanksEvent: RunHistory._apply_ranks,
+    CheckpointEvent: RunHistory._apply_checkpoint,
+    GovernorEvent: RunHistory._apply_governor,
+    NightEvent: RunHistory._apply_night,
+    RollbackEvent: RunHistory._apply_rollback,
+    NoticeEvent: RunHistory._apply_notice,
+    ControlEvent: RunHistory._apply_control,
+    FinishedEvent: RunHistory._apply_end,
+    StoppedEvent: RunHistory._apply_end,
+    FailedEvent: RunHistory._apply_end,
+}
 
 
 def _append(items: list[T], item: T) -> None:

@@ -75,7 +75,14 @@ class Sizes:
         """The same with as little work as each check makes sense with."""
         one = replace(self.shapes[0], rows=2, length=64)
         return replace(
-            self, curve_steps=4, shapes=(one,), resume_steps=6, speed=Shape(2, 64), speed_steps=2, matrix=512
+            self,
+            curve_steps=4,
+            shapes=(one,),
+            resume_steps=6,
+            shortage=Shape(4, 128),
+            speed=Shape(2, 64),
+            speed_steps=2,
+            matrix=512,
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -87,6 +87,10 @@ def main(argv: list[str] | None = None) -> int:
         if reports.supervisor is not None:
             reports.tell(following=following)
             return 0
+        if meeting is not None and "--parked" not in following:
+            # The others have left when the device was given back, and whoever started them starts all again.
+            log("The device is free again: the processes of the run are to be started anew, with --resume.")
+            return EXIT_LOST
         become([str(run.path), *following], lock, started_with)
     finally:
         os.close(lock)

@@ -7,6 +7,7 @@ import math
 import signal
 import socket
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from core.runs.history import read_history
 from core.runs.protocol import LINE_LIMIT
 from core.runs.store import Run
 from core.worker.checkpoint.checkpoint import newest_valid
+from tests.faults.injections import RELEASE_VARIABLE
 from tests.forking import FAULT_VARIABLE
 from tests.waiting import wait_for
 
@@ -258,10 +260,10 @@ def wait_until_pending(run: Run, *names: str) -> None:
 
 
 def test_what_is_asked_in_the_middle_of_a_step_is_told_at_once_and_can_be_taken_back(workers: Workers) -> None:
-    # Two seconds a step, most of them waited.
-    slow = {FAULT_VARIABLE: "slow_rows:50"}
-    rows = {"max_steps": 3, "batch_size": 40, "micro_batch_size": 1}
-    run = workers.start("heard", slow, train=rows, eval={"every_steps": None, "exact_match": False})
+    release = workers.directory / "release"
+    waiting = {FAULT_VARIABLE: "wait_within:1,2,3", RELEASE_VARIABLE: str(release)}
+    rows = {"max_steps": 3, "batch_size": 4, "micro_batch_size": 1}
+    run = workers.start("heard", waiting, train=rows, eval={"every_steps": None, "exact_match": False})
     client = ControlClient(run)
     wait_until_within_step(run, 1)
     for command in ("pause", "checkpoint", "stop"):
@@ -273,12 +275,14 @@ def test_what_is_asked_in_the_middle_of_a_step_is_told_at_once_and_can_be_taken_
     assert client.request("withdraw", what="pause") == {"withdrawn": []}
     with pytest.raises(UserError, match="generate cannot be taken back"):
         client.request("withdraw", what="generate")
-    assert (run.state().step, run.state().state) == (0, "training"), "the step was over before all of it was asked"
+    assert (run.state().step, run.state().state) == (0, "training"), "the step waits until all of it was asked"
+    Path(f"{release}-1").touch()
 
     wait_until_within_step(run, 2)
     asks = [Asked(run, "pause"), Asked(run, "pause"), Asked(run, "checkpoint"), Asked(run, "checkpoint")]
     wait_until_pending(run, "pause", "checkpoint")
     assert run.state().step == 1
+    Path(f"{release}-2").touch()
     assert [ask.result() for ask in asks] == [{"state": "paused", "step": 2}] * 2 + [{"step": 2}] * 2
     assert wait_until_state(run, "paused").pending == ()
     client.request("resume")
@@ -287,6 +291,7 @@ def test_what_is_asked_in_the_middle_of_a_step_is_told_at_once_and_can_be_taken_
     wait_until_pending(run, "stop")
     with pytest.raises(UserError, match="asked for by SIGTERM, and cannot be taken back"):
         client.request("withdraw", what="stop")
+    Path(f"{release}-3").touch()
     assert exit_code(run) == 3
 
     told = [(event.command, event.result) for event in only(ControlEvent, run)]
@@ -301,7 +306,8 @@ def test_what_is_asked_in_the_middle_of_a_step_is_told_at_once_and_can_be_taken_
 def test_the_evaluation_before_the_first_step_can_be_skipped(workers: Workers, reference: Run) -> None:
     measured = {"baseline": True, "exact_match": True, "max_rows": 400}
     workers.eval_data = write_rows(workers.directory / "many.jsonl", 400, seed=3)
-    run = workers.start("skipped", eval={**measured, "every_steps": None}, chat={"max_new_tokens": 64})
+    options: dict[str, Any] = {"eval": {**measured, "every_steps": None}, "chat": {"max_new_tokens": 64}}
+    run = workers.start("skipped", held_at(2, 3), **options)
     wait_for(lambda: any(event.name == "evaluating" for event in only(PhaseEvent, run)), PATIENCE, "the measurement")
     with ControlClient(run) as client:
         assert client.request("skip_evaluation") == {"step": 0}

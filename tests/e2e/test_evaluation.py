@@ -22,6 +22,7 @@ from .workers import (
     ending,
     exit_code,
     finish,
+    held_at,
     kill,
     notice_codes,
     only,
@@ -65,15 +66,15 @@ def test_the_best_step_is_kept_and_a_run_that_gets_no_better_ends_early_however_
     assert not only(SampleEvent, run)
     assert f"best at step {best}" in read_history(run).log[-1].text
 
-    cut = workers.start("cut", **RISING)
+    cut = workers.start("cut", held_at(best + 1), **RISING)
     wait_until_step(cut, best + 1)
     kill(cut)
-    workers.resume(cut)
+    workers.resume(cut, held_at(end.step - 1))
     wait_until_step(cut, end.step - 1)
     signal_worker(cut, signal.SIGTERM)
-    if exit_code(cut) == 3:
-        workers.resume(cut)
-        finish(cut)
+    assert exit_code(cut) == 3
+    workers.resume(cut)
+    finish(cut)
     assert dict(measured(cut)) == dict(losses)
     assert (ending(cut).step, ending(cut).reason) == (end.step, end.reason)
     assert adapter_bytes(cut) == adapter_bytes(run)

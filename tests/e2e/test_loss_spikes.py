@@ -19,12 +19,14 @@ from core.worker.progress.spikes import ROLLBACK_LIMIT
 from tests.waiting import wait_for
 
 from .workers import (
+    HELD_BACK,
     PATIENCE,
     Workers,
     adapter_bytes,
     ending,
     exit_code,
     finish,
+    held_at,
     kill,
     log,
     notice_codes,
@@ -99,10 +101,10 @@ def test_a_run_that_went_back_is_one_that_never_saw_the_rows(workers: Workers) -
     assert (mark.step, history.step, history.step_count) == (ARMED, 32, 30)
     assert "without steps 27 to 28" in mark.text
 
-    killed = start(workers, "killed", "rollback")
+    killed = start(workers, "killed", "rollback", variables=held_at(27))
     wait_until_step(killed, 27)
     kill(killed)
-    workers.resume(killed)
+    workers.resume(killed, HELD_BACK)
     wait_for(lambda: only(RollbackEvent, killed), PATIENCE, "the rollback", interval=0.001)
     kill(killed)
     workers.resume(killed)

@@ -15,7 +15,7 @@ from core.runs.history import read_history
 from tests.families.tiny import write_family
 from tests.measured_here import share
 
-from .workers import Workers, adapter_bytes, finish, kill, only, wait_until_listening, wait_until_step
+from .workers import Workers, adapter_bytes, finish, held_at, kill, only, wait_until_listening, wait_until_step
 
 ROOT = Path(__file__).parents[2]
 QUESTION = [{"role": "user", "content": "ticket login printer"}]
@@ -75,7 +75,7 @@ def test_a_run_with_experts_on_the_host_is_bit_equal_killed_asked_and_continued(
     here = workers.start("here", **sections())
     finish(here)
 
-    there = workers.start("there", on_host, **sections())
+    there = workers.start("there", on_host | held_at(0, 7), **sections())
     wait_until_listening(there)
     answer = ControlClient(there).request("generate", messages=QUESTION, source="base", max_new_tokens=4)
     assert answer["source"] == "base"

@@ -78,8 +78,8 @@ def running(program: Path) -> Iterator[None]:
 
 @pytest.mark.anew
 def test_a_run_parked_at_random_steps_ends_bit_equal(workers: Workers, reference: Run) -> None:
-    run = workers.start("parked")
     moments = sorted(random.SystemRandom().sample(range(2, STEPS - 4), 2))
+    run = workers.start("parked", workers.held_anew(*moments))
     print(f"parked at {moments}")  # noqa: T201 - shown when the test fails
     worker = pid_of(run)
     for moment in moments:
@@ -123,14 +123,14 @@ def test_a_run_killed_while_parked_goes_on_from_there(workers: Workers, referenc
 def test_a_run_gives_its_device_to_a_program_until_that_is_gone(
     workers: Workers, reference: Run, tmp_path: Path
 ) -> None:
-    program = tmp_path / "a-game-of-chess"
+    program = tmp_path / f"a-game-of-chess-{os.getpid()}"
     shutil.copy(shutil.which("sleep") or "/bin/sleep", program)
     with running(program):
         run = workers.start("guest", parking={"programs": program.name, "calm": 0})
         state = wait_until_parked(run)
-        assert state.parked == "a-game-of-chess is running"
+        assert state.parked == f"{program.name} is running"
         assert notice_codes(run).count("parked") == 1
-        with pytest.raises(UserError, match="cannot have its device back: a-game-of-chess is running"):
+        with pytest.raises(UserError, match=f"cannot have its device back: {program.name} is running"):
             request(run, "resume")
     finish(run)
     assert adapter_bytes(run) == adapter_bytes(reference)
@@ -139,7 +139,7 @@ def test_a_run_gives_its_device_to_a_program_until_that_is_gone(
 
 
 def test_a_paused_run_is_paused_again_after_it_was_parked_by_itself(workers: Workers, tmp_path: Path) -> None:
-    program = tmp_path / "a-game-of-go"
+    program = tmp_path / f"a-game-of-go-{os.getpid()}"
     shutil.copy(shutil.which("sleep") or "/bin/sleep", program)
     run = workers.start("paused", held_at(3), parking={"programs": program.name, "calm": 0})
     wait_until_step(run, 3)

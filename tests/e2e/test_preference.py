@@ -13,7 +13,7 @@ import pytest
 from core.runs.events import EvalEvent
 from core.runs.store import Run
 
-from .workers import Workers, adapter_bytes, failure, finish, kill, notice_codes, only, steps, wait_until_step
+from .workers import Workers, adapter_bytes, failure, finish, held_at, kill, notice_codes, only, steps, wait_until_step
 
 STEPS = 24
 AREAS = ("billing", "login", "printer", "network")
@@ -35,10 +35,13 @@ def write_rows(path: Path, objective: str, count: int, seed: int) -> Path:
     return path
 
 
-def start(workers: Workers, objective: str, method: str = "qlora", **train: Any) -> Run:
+def start(
+    workers: Workers, objective: str, method: str = "qlora", variables: dict[str, str] | None = None, **train: Any
+) -> Run:
     rate = 5e-3 if method == "qlora" else 1e-3
     return workers.start(
         objective,
+        variables,
         data={
             "train": str(write_rows(workers.directory / f"{objective}.jsonl", objective, 40, seed=1)),
             "eval": str(write_rows(workers.directory / f"{objective}-eval.jsonl", objective, 8, seed=2)),
@@ -54,7 +57,7 @@ def start(workers: Workers, objective: str, method: str = "qlora", **train: Any)
     ("objective", "method"), [("dpo", "qlora"), ("kto", "qlora"), ("orpo", "qlora"), ("kto", "full")]
 )
 def test_answers_come_apart_and_a_kill_changes_nothing(workers: Workers, objective: str, method: str) -> None:
-    precision = {"precision": "bf16"} if method == "full" else {}
+    precision: dict[str, Any] = {"precision": "bf16"} if method == "full" else {}
     reference = start(workers, objective, method, **precision)
     finish(reference)
     done = steps(reference)
@@ -74,7 +77,7 @@ def test_answers_come_apart_and_a_kill_changes_nothing(workers: Workers, objecti
         assert baseline.loss == pytest.approx(0.6931, abs=1e-3), "at the beginning the model is its own reference"
         assert baseline.reward_margin == pytest.approx(0.0, abs=1e-3)
 
-    run = start(workers, objective, method, **precision)
+    run = start(workers, objective, method, held_at(14), **precision)
     wait_until_step(run, 14)
     kill(run)
     workers.resume(run)
@@ -100,7 +103,7 @@ def test_the_reference_of_whole_models_is_the_untouched_base(workers: Workers) -
     assert min(step.reward_margin or 0.0 for step in done[-4:]) > 0.3
     assert max(step.loss for step in done[-4:]) < 0.6
 
-    run = start(workers, "dpo", "full", **options)
+    run = start(workers, "dpo", "full", held_at(5), **options)
     wait_until_step(run, 5)
     kill(run)
     workers.resume(run)

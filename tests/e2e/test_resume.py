@@ -80,7 +80,8 @@ def kill_while_a_checkpoint_is_written(run: Run) -> None:
 
 
 def test_a_run_killed_again_and_again_ends_bit_equal(workers: Workers, reference: Run) -> None:
-    run = workers.start("killed")
+    # However late the kill comes, checkpoints are left to be written.
+    run = workers.start("killed", held_at(25))
     moment = random.SystemRandom().randint(6, 20)
     print(f"killed from step {moment} on")  # noqa: T201 - shown when the test fails
     wait_until_step(run, moment)
@@ -247,7 +248,7 @@ def test_a_base_changed_in_its_middle_is_refused_by_continue_and_by_chat(workers
     assert "Put it back" in last.hint
     assert len(steps(run)) == done
     weights.write_bytes(kept)
-    workers.resume(run)
+    workers.resume(run, held_at(12))
     wait_until_step(run, 12)
     kill(run)
     assert "resumed" in notice_codes(run)

@@ -19,6 +19,7 @@ from .workers import (
     ending,
     exit_code,
     finish,
+    held_at,
     log,
     only,
     signal_worker,
@@ -29,10 +30,10 @@ from .workers import (
 
 
 def test_sighup_means_nothing_and_sigterm_stops_after_a_checkpoint(workers: Workers, reference: Run) -> None:
-    run = workers.start("term")
+    run = workers.start("term", held_at(4))
     wait_until_step(run, 2)
     signal_worker(run, signal.SIGHUP)
-    wait_until_step(run, ControlClient(run).request("ping")["step"] + 2)
+    wait_until_step(run, 4)
     signal_worker(run, signal.SIGTERM)
     assert exit_code(run) == 3
     state, end = run.state(), ending(run)
@@ -47,7 +48,7 @@ def test_sighup_means_nothing_and_sigterm_stops_after_a_checkpoint(workers: Work
 
 
 def test_sigint_stops_a_paused_run_too(workers: Workers) -> None:
-    run = workers.start("int")
+    run = workers.start("int", held_at(1))
     wait_until_step(run, 1)
     step = ControlClient(run).request("pause")["step"]
     wait_until_state(run, "paused")

@@ -9,7 +9,7 @@ from core.runs.events import EvalEvent
 from core.runs.store import Run
 from core.runs.trained import TrainedFile, find_trained
 
-from .workers import Workers, adapter_bytes, ending, finish, kill, notice_codes, only, steps, wait_until_step
+from .workers import Workers, adapter_bytes, ending, finish, held_at, kill, notice_codes, only, steps, wait_until_step
 
 #: Of them the last ten are for the file.
 TOTAL, BEFORE = 30, 20
@@ -52,7 +52,7 @@ def test_a_run_that_goes_on_before_at_and_after_the_switch_ends_bit_equal(worker
     losses = {event.step: event.loss for event in steps(plain)}
     assert [step for step in range(1, TOTAL + 1) if losses[step] == wanted[1][step]] == list(range(1, BEFORE + 1))
 
-    killed = workers.start("killed", **OPTIONS)
+    killed = workers.start("killed", held_at(BEFORE + 2), **OPTIONS)
     wait_until_step(killed, BEFORE + 2)
     kill(killed)
     for step in (BEFORE - 7, BEFORE, BEFORE + 1):

@@ -28,10 +28,12 @@ from tests.waiting import wait_for
 
 from .test_preference import write_rows as write_pairs
 from .workers import (
+    HELD_BACK,
     PATIENCE,
     Workers,
     exit_code,
     finish,
+    held_at,
     kill,
     notice_codes,
     only,
@@ -72,7 +74,7 @@ def sentences(found: Audit) -> list[str]:
 def honest(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Iterator[tuple[Workers, Run]]:
     """A finished run in which rates and intervals were set, and a checkpoint was asked for."""
     workers = Workers(tmp_path_factory.mktemp("honest"), tiny_model_dir)
-    run = start(workers, "honest")
+    run = start(workers, "honest", held_at(0, 1))
     wait_until_listening(run)
     with ControlClient(run, timeout=PATIENCE) as client:
         client.request("pause")
@@ -278,7 +280,7 @@ def test_another_base_is_named_by_its_file(honest: tuple[Workers, Run], tiny_mod
 
 
 def parked(run: Run) -> None:
-    wait_until_step(run, 3)
+    wait_until_step(run, 7)
     with ControlClient(run, timeout=PATIENCE) as client:
         client.request("park")
     wait_for(lambda: run.state().parked and run.state().socket, PATIENCE, "the run to be parked")
@@ -289,15 +291,15 @@ def parked(run: Run) -> None:
 def killed_and_stopped(workers: Workers, run: Run) -> None:
     wait_until_step(run, 3)
     kill(run)
-    workers.resume(run)
+    workers.resume(run, held_at(5))
     wait_until_step(run, 5)
     signal_worker(run, signal.SIGTERM)
-    if exit_code(run) == 3:
-        workers.resume(run)
+    assert exit_code(run) == 3
+    workers.resume(run, held_at(7))
 
 
 def test_a_run_that_was_killed_stopped_parked_and_continued(workers: Workers) -> None:
-    run = start(workers, "rough", train={"max_steps": 16})
+    run = start(workers, "rough", held_at(3), train={"max_steps": 16})
     killed_and_stopped(workers, run)
     parked(run)
     finish(run)
@@ -384,7 +386,7 @@ def test_a_run_that_went_back_for_a_loss_spike_is_equal_killed_or_not(workers: W
     flip(run.path / "checkpoints/step-00000030/adapter/adapter_model.safetensors")
     assert audit(workers, run, spans=0).verdict == "differs"
 
-    killed = spikes.start(workers, "killed", "rollback", every=4, keep=99)
+    killed = spikes.start(workers, "killed", "rollback", every=4, keep=99, variables=HELD_BACK)
     wait_for(lambda: only(RollbackEvent, killed), PATIENCE, "the rollback", interval=0.001)
     kill(killed)
     workers.resume(killed)

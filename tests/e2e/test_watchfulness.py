@@ -181,7 +181,7 @@ def test_a_worker_that_answers_nothing_is_killed_by_force_and_can_be_continued(
         leftover = runtime / "localtune-0123456789abcdef.sock"
         with socket.socket(socket.AF_UNIX) as dead:
             dead.bind(str(leftover))
-        run = workers.start("hung", variables={"XDG_RUNTIME_DIR": str(runtime)})
+        run = workers.start("hung", variables={"XDG_RUNTIME_DIR": str(runtime), **held_at(6)})
         wait_until_listening(run)
         assert not leftover.exists()
     finally:

@@ -14,16 +14,24 @@ from core.chat.session import Answer, open_session
 from core.runs.store import Run
 from core.worker.model.model import load_model
 
-from .workers import Workers, ending, exit_code, failure, finish, kill, notice_codes, wait_until_step
+from .workers import Workers, ending, exit_code, failure, finish, held_at, kill, notice_codes, wait_until_step
 
 SETTINGS = GenerationSettings(max_new_tokens=6)
 MESSAGES = [{"role": "user", "content": "ticket printer"}]
 
 
-def start(workers: Workers, name: str, method: dict[str, Any], steps: int = 12, **sections: Any) -> Run:
+def start(
+    workers: Workers,
+    name: str,
+    method: dict[str, Any],
+    steps: int = 12,
+    variables: dict[str, str] | None = None,
+    **sections: Any,
+) -> Run:
     train = {"max_steps": steps, "learning_rate": 1e-3, "precision": "bf16", **sections.pop("train", {})}
     return workers.start(
         name,
+        variables,
         method={"name": name, "dropout": 0.0, **method},
         train=train,
         eval={"every_steps": 6},
@@ -52,7 +60,7 @@ def test_a_whole_model_comes_out_and_a_kill_changes_nothing(workers: Workers, na
     reference = start(workers, name, {"trainable_layers": 1}, train={"optimizer": "adamw_8bit"})
     finish(reference)
     assert ending(reference).adapter == "model"
-    run = start(workers, name, {"trainable_layers": 1}, train={"optimizer": "adamw_8bit"})
+    run = start(workers, name, {"trainable_layers": 1}, variables=held_at(6), train={"optimizer": "adamw_8bit"})
     wait_until_step(run, 6)
     kill(run)
     with workers.environment():
@@ -95,7 +103,7 @@ def test_what_cannot_be_trained_is_said(
 
 
 def test_a_stopped_one_can_be_talked_to(workers: Workers) -> None:
-    run = start(workers, "freeze", {"trainable_layers": 1, "trainable_end": "first"}, steps=400)
+    run = start(workers, "freeze", {"trainable_layers": 1, "trainable_end": "first"}, variables=held_at(4))
     wait_until_step(run, 4)
     with workers.environment():
         from core.runs.client import ControlClient

@@ -64,6 +64,31 @@ def held_at(*steps: int) -> dict[str, str]:
     return {FAULT_VARIABLE: f"hold:{','.join(map(str, steps))}"}
 
 
+#: Variables of a run that waits where a rollback has taken it back to, as :func:`held_at` does.
+HELD_BACK = {FAULT_VARIABLE: "hold_back:1"}
+#: Puts the fault of a process that is started, not forked, in when it imports what waits between two steps.
+_HOOK = f"""
+import importlib.machinery, os, sys
+
+class Patcher:
+    def find_spec(self, name, path=None, target=None):
+        if name != "core.worker.control_point":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        real = spec.loader.exec_module
+        def exec_module(module):
+            real(module)
+            from tests.faults.injections import inject
+            inject(os.environ["{FAULT_VARIABLE}"])
+        spec.loader.exec_module = exec_module
+        return spec
+
+if os.environ.get("{FAULT_VARIABLE}"):
+    sys.meta_path.insert(0, Patcher())
+"""
+
+
 @dataclass
 class Workers:
     """Starts workers in a home of their own.
@@ -107,9 +132,18 @@ class Workers:
         self.runs.append(run)
         return run
 
-    def resume(self, run: Run) -> None:
+    def held_anew(self, *steps: int) -> dict[str, str]:
+        """As :func:`held_at`, for a run whose process is started and not forked (``anew``, or another environment)."""
+        hooks = self.directory / "holding"
+        hooks.mkdir(exist_ok=True)
+        (hooks / "sitecustomize.py").write_text(_HOOK)
+        before = launcher.worker_environment().get("PYTHONPATH", "")
+        root = str(Path(__file__).parents[2])
+        return held_at(*steps) | {"PYTHONPATH": os.pathsep.join(filter(None, [str(hooks), root, before]))}
+
+    def resume(self, run: Run, variables: dict[str, str] | None = None) -> None:
         """Let an ended run go on."""
-        with self.environment():
+        with self.environment(**(variables or {})):
             launcher.continue_run(run)
 
     def copy(self, run: Run, name: str) -> Run:

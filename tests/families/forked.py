@@ -43,7 +43,14 @@ def call(function: Callable[..., T], *args: Any, log: Path) -> T:
     return result
 
 
-def begin(config: Config, home: Path, name: str, *, dies_in_step: int | None = None) -> tuple[Run, int]:
+def begin(
+    config: Config,
+    home: Path,
+    name: str,
+    *,
+    dies_in_step: int | None = None,
+    first: Callable[[], None] | None = None,
+) -> tuple[Run, int]:
     """Do a run from its beginning.
 
     Args:
@@ -51,6 +58,7 @@ def begin(config: Config, home: Path, name: str, *, dies_in_step: int | None = N
         home: The home that it is in.
         name: Its subject.
         dies_in_step: The step in which ``SIGKILL`` ends the worker; None for none.
+        first: A function of a module, called in the process before the worker.
 
     Returns:
         The run and the exit code of its worker, negative for the signal that killed it.
@@ -58,12 +66,12 @@ def begin(config: Config, home: Path, name: str, *, dies_in_step: int | None = N
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LOCALTUNE_HOME", str(home))
         run = create_run(config, name)
-    return run, _run(_work, (run.path, home, False, dies_in_step))
+    return run, _run(_work, (run.path, home, False, dies_in_step, first))
 
 
 def resume(run: Run, home: Path) -> int:
     """Let a run go on from its newest checkpoint; the exit code of its worker."""
-    return _run(_work, (run.path, home, True, None))
+    return _run(_work, (run.path, home, True, None, None))
 
 
 def _run(target: Callable[..., None], args: tuple[Any, ...]) -> int:
@@ -97,7 +105,7 @@ def _call(function: Callable[..., Any], args: tuple[Any, ...], found: Path, log:
     found.write_bytes(pickle.dumps(function(*args)))
 
 
-def _work(run: Path, home: Path, resumes: bool, dies_in_step: int | None) -> None:
+def _work(run: Path, home: Path, resumes: bool, dies_in_step: int | None, first: Callable[[], None] | None) -> None:
     """A worker with a session and a log of its own, as the launcher starts it."""
     os.setsid()
     _print_to(run / "worker.log")
@@ -105,6 +113,8 @@ def _work(run: Path, home: Path, resumes: bool, dies_in_step: int | None) -> Non
     _measure_beside()
     if dies_in_step is not None:
         _die_in_step(dies_in_step)
+    if first is not None:
+        first()
     from core.worker.__main__ import main
 
     sys.exit(main([str(run), *(["--resume"] if resumes else [])]))

@@ -27,7 +27,8 @@ COLUMNS = {
     "packing": "rows are trained one behind another in a sequence, and equal beginnings of rows are computed once",
     "resume": "killed in a step and continued, a run has the same adapter, bit for bit",
     "chat": "base and tuned model answer; the tuned one says what it has learned",
-    "mask": "the learned tokens are exactly those that the model has to write, with the chat templates of its models",
+    "mask": "the learned tokens are exactly those that the model has to write, with templates of the structure of its "
+    "models' own",
 }
 _LIBRARIES = ("transformers", "torch", "peft", "bitsandbytes")
 

@@ -20,7 +20,7 @@ LOST_GPU = (
     "CUDA error: unspecified launch failure\n"
     "CUDA kernel errors might be asynchronously reported at some other API call."
 )
-#: Until the file that it names is there, :func:`hang_in_rows` does not return.
+#: Until the file that it names is there, :func:`hang_in_rows` does not return; :func:`wait_within` has one a step.
 RELEASE_VARIABLE = "LOCALTUNE_TEST_RELEASE"
 
 
@@ -64,17 +64,21 @@ def hang_in_rows(step: int) -> None:
     batches.pad = hanging
 
 
-def slow_rows(milliseconds: int) -> None:
-    """Padding of rows that takes its time, so that a step is long without work."""
-    from core.worker.data import batches
+def wait_within(*steps: int) -> None:
+    """No fault: each of these steps waits before its second micro-batch until a file of that step is there, so that
+    what is asked meanwhile is asked in the middle of it."""
+    from core.worker.process.recorder import Recorder
 
-    pad = batches.pad
+    tell = Recorder.progress
 
-    def slow(rows: Any, pad_id: int) -> Any:
-        time.sleep(milliseconds / 1000)
-        return pad(rows, pad_id)
+    def waiting(self: Recorder, what: str, done: int = 0, total: int = 0) -> None:
+        tell(self, what, done, total)
+        step = self.state.step + 1
+        release = Path(f"{os.environ[RELEASE_VARIABLE]}-{step}")
+        while what == "micro_batches" and done and step in steps and not release.exists():
+            time.sleep(0.002)
 
-    batches.pad = slow
+    Recorder.progress = waiting  # type: ignore[method-assign]
 
 
 def hold(*steps: int) -> None:
@@ -82,14 +86,35 @@ def hold(*steps: int) -> None:
     by its socket or by a signal, so that a test meets it there however busy the machine is."""
     from core.worker.control_point import ControlPoint
 
-    attend, left = ControlPoint.attend, sorted(steps)
+    attend, left, begun = ControlPoint.attend, sorted(steps), False
 
     def waiting(self: ControlPoint) -> None:
+        nonlocal begun
+        if not begun and self.state.step:
+            # It goes on: the steps before were another process's.
+            left[:] = [step for step in left if step > self.state.step]
+        begun = True
         while left and self.state.step >= left[0]:
             if self.controls.waiting_count or self.controls.pending:
                 del left[0]
             else:
                 time.sleep(0.002)
+        attend(self)
+
+    ControlPoint.attend = waiting  # type: ignore[method-assign]
+
+
+def hold_back(_: int) -> None:
+    """No fault: a run that has gone back to an earlier step waits there until something is asked of it."""
+    from core.worker.control_point import ControlPoint
+
+    attend, newest = ControlPoint.attend, 0
+
+    def waiting(self: ControlPoint) -> None:
+        nonlocal newest
+        while self.state.step < newest and not (self.controls.waiting_count or self.controls.pending):
+            time.sleep(0.002)
+        newest = self.state.step
         attend(self)
 
     ControlPoint.attend = waiting  # type: ignore[method-assign]
@@ -156,6 +181,7 @@ FAULTS: dict[str, Callable[..., None]] = {
     "lost_gpu": lost_gpu,
     "hang_in_rows": hang_in_rows,
     "hold": hold,
-    "slow_rows": slow_rows,
+    "hold_back": hold_back,
+    "wait_within": wait_within,
     "fork_ranks": fork_ranks,
 }

@@ -28,6 +28,7 @@ from tests.e2e.workers import (
     exit_code,
     failure,
     finish,
+    held_at,
     notice_codes,
     only,
     pid_of,
@@ -87,7 +88,7 @@ def test_a_disk_that_fills_up_pauses_training_and_costs_nothing(
     make_on_disk: Callable[[str], Workers], reference: Run
 ) -> None:
     workers = make_on_disk("96m")
-    run = workers.start("filling")
+    run = workers.start("filling", held_at(6))
     wait_until_step(run, 6)
     client = ControlClient(run)
     client.request("pause")
@@ -124,7 +125,7 @@ def test_an_adapter_that_cannot_be_written_ends_in_a_sentence_and_can_be_continu
     make_on_disk: Callable[[str], Workers],
 ) -> None:
     workers = make_on_disk("96m")
-    run = workers.start("late", train={"max_steps": 12}, checkpoint={"every_steps": 3})
+    run = workers.start("late", held_at(3), train={"max_steps": 12}, checkpoint={"every_steps": 3})
     wait_until_step(run, 3)
     client = ControlClient(run)
     client.request("pause")
@@ -168,7 +169,7 @@ def test_a_home_that_is_read_only_is_refused_before_training_and_can_be_looked_a
 
 def test_a_disk_that_becomes_read_only_pauses_training_and_costs_nothing(workers: Workers, reference: Run) -> None:
     """As a disk does that has met errors."""
-    run = workers.start("worn")
+    run = workers.start("worn", held_at(6))
     wait_until_step(run, 6)
     client = ControlClient(run)
     step = client.request("pause")["step"]
@@ -184,7 +185,7 @@ def test_a_disk_that_becomes_read_only_pauses_training_and_costs_nothing(workers
 
 def test_files_that_may_not_grow_pause_training_and_cost_nothing(workers: Workers, reference: Run) -> None:
     """A limit on the size of files, below that of a checkpoint: of the record, too, nothing is torn."""
-    run = workers.start("limited")
+    run = workers.start("limited", held_at(6))
     wait_until_step(run, 6)
     client = ControlClient(run)
     step = client.request("pause")["step"]

@@ -38,7 +38,7 @@ class FakeSession:
     def prepare(self, progress: Progress) -> None:
         self.prepared += 1
         progress("loading the weights", 1, 4)
-        if self.load_gate is not None and not self.load_gate.wait(10):
+        if self.load_gate is not None and not self.load_gate.wait(60):
             raise AssertionError("the test never opened the gate")
 
     def generate(

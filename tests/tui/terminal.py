@@ -77,7 +77,7 @@ class Terminal:
         self.output += data
         return data
 
-    def wait_for(self, condition: Callable[[], object], seconds: float = 20.0) -> None:
+    def wait_for(self, condition: Callable[[], object], seconds: float = 60.0) -> None:
         """Read output until a condition holds.
 
         Raises:
@@ -110,7 +110,7 @@ class Terminal:
                         return True
         return False
 
-    def wait_for_text(self, text: str, seconds: float = 20.0) -> None:
+    def wait_for_text(self, text: str, seconds: float = 60.0) -> None:
         """Read output until a text is on the screen."""
         self.wait_for(lambda: text in self.text, seconds)
 
@@ -152,7 +152,7 @@ class Terminal:
                 self.status = os.waitstatus_to_exitcode(status)
         return self.status is not None
 
-    def wait_for_end(self, seconds: float = 20.0) -> int:
+    def wait_for_end(self, seconds: float = 60.0) -> int:
         """Read output until the child has ended.
 
         Raises:

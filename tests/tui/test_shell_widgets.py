@@ -154,6 +154,8 @@ def test_the_header_drops_what_matters_least() -> None:
     assert fit(segments, 24).plain.split() == ["important", "short", "least"]
     assert fit(segments, 17).plain.split() == ["important", "short"]
     assert fit(segments, 10).plain.strip() == "important"
+    long = [Segment(Content("important"), 0), Segment(Content("a long one"), 1), Segment(Content("least"), 2)]
+    assert fit(long, 20).plain.strip() == "important  least", "there is room for it where the long one is left out"
 
 
 @pytest.mark.parametrize("width", [78, 118, 198])

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from core.errors import UserError
+from core.runs.attention import needed_for
 from core.runs.names import brief_id, slug_of
 from core.runs.state import in_words
 from core.text import one_line
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from core.config.schema import Config
     from core.hardware.snapshot import Device
+    from core.runs.events import Event
     from core.runs.labels import Labels
     from core.runs.store import Run
     from tui.screens.start.summary import Start
@@ -392,12 +394,14 @@ class Runs:
         view = self._state.view
         if view is None or view.run != message.run:
             return
-        was_live = view.is_live
+        was_live, before = view.is_live, view.state.state
         for event in message.events:
             view.history.apply(event)
         view.state, view.ranks = message.state, message.ranks
         view.is_leftover = view.is_leftover and not view.is_live
         self._tell_chat(view)
+        if view.is_live:
+            self._call_for_help(view, before, message.events)
         if was_live != view.is_live:
             self.offer_to_chat()
             self._bridge.look_around()
@@ -450,6 +454,14 @@ class Runs:
                 severity="warning" if refused else "information" if is_well else "error",
                 seconds=10,
             )
+
+    def _call_for_help(self, view: RunView, before: str, events: Sequence[Event]) -> None:
+        """Call for somebody, as the user wants that, where a run does not go on by itself."""
+        why = next(filter(None, map(needed_for, reversed(events))), "")
+        if view.state.state == "stalled" != before:
+            why = view.state.reason
+        if why:
+            self._desktop.call_for_attention(f"{brief_id(view.run.id)} needs you", why)
 
     def _tell_chat(self, view: RunView) -> None:
         """Update the step in the chat's title now and then: writing to a border repaints a whole pane."""

@@ -166,15 +166,16 @@ class RunsPane(Pane):
         live = sum(
             1 for row in rows if row.state in ("queued", "starting", "training", "paused", "stopping", "stalled")
         )
-        archived = sum(row.labels.archived for row in rows) if not self._lists_archived else 0
+        archived = sum(row.labels.archived for row in rows)
+        listed = len(rows) if self._lists_archived else len(rows) - archived
         is_filtered = bool(self.query_one(FilterInput).value.split())
-        count = f"{len(kept)} of {len(rows)}" if is_filtered else str(len(rows) - archived)
+        count = f"{len(kept)} of {len(rows)}" if is_filtered else str(listed)
         marked = len(self.query_one(RunList).marked)
         self.set_title(
             "5 Runs",
             count,
             f"{live} live" if live else "",
-            f"{archived} archived" if archived else "",
+            f"{archived} archived{' too' if self._lists_archived else ''}" if archived else "",
             f"by {self._sort}" if self._sort != DEFAULT_SORT else "",
             f"{marked} marked" if marked else "",
         )

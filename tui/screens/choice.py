@@ -14,7 +14,7 @@ from core.text import one_line, sanitize
 from tui.keys import display_key
 from tui.screens.overlay import Overlay
 from tui.widgets.forms.answer_keys import AnswerKeys, waiting_text
-from tui.widgets.text_block import TextBlock
+from tui.widgets.text_block import HangingBlock, TextBlock
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class ChoiceDialog(Overlay[str]):
                     gap = " " * (column - len(choice.label) + 2)
                     label = Content.assemble(label, (f"{gap}{choice.detail}", "$muted"))
                 lines.append(label)
-            yield TextBlock(Content("\n").join(lines), id="choices")
+            yield HangingBlock(Content("\n").join(lines), id="choices")
 
     def on_mount(self) -> None:
         """Accept answers from the first paint on."""

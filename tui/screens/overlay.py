@@ -40,7 +40,7 @@ class Overlay(ModalScreen[ScreenResultType]):
     Overlay { align: center middle; }
     Overlay.-tiny {
         & > Vertical, & > VerticalScroll {
-            width: 100%; max-width: 100%; max-height: 100%; padding: 0 1;
+            width: 100%; max-width: 100%; max-height: 100%; margin: 0; padding: 0 1;
             border: none; border-top: solid $border-focus; border-bottom: solid $border-focus;
         }
         & > Vertical { height: 100%; overflow-y: auto; }

@@ -35,9 +35,8 @@ def queue_line(view: QueueView, key: str) -> Content:
         parts.append("no runner is on, so nothing starts")
     elif view.ends is not None and len(waiting) > 1:
         parts.append(f"all done {_clock(view.ends)}")
-    return Content.assemble(
-        ("Queue  ", "$primary bold"), " · ".join(parts), ("   ", ""), (key, "$primary bold"), " queue"
-    )
+    # The key comes first, where a narrow terminal cuts it least.
+    return Content.assemble((f"{key} ", "$primary bold"), "queue   ", " · ".join(parts))
 
 
 def _expected(row: EntryView) -> str:

@@ -97,6 +97,8 @@ def _head(row: RunRow, width: int) -> Content:
 def _progress(row: RunRow, figures: RunFigures | None) -> str:
     """State, steps and working time in a line."""
     parts = [f"{STATE_GLYPHS.get(row.state, '?')} {row.word or row.state}{', refused' if row.refused else ''}"]
+    if row.labels.archived:
+        parts.append("archived")
     if row.total_steps:
         parts.append(f"step {row.step} of {row.total_steps}")
     if figures is not None and figures.working_seconds:

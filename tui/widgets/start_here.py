@@ -9,10 +9,10 @@ from textual.content import Content
 from core.errors import UserError
 from core.text import one_line
 from tui.widgets.empty_state import empty_content
-from tui.widgets.text_block import TextBlock
+from tui.widgets.text_block import HangingBlock
 
 
-class StartHere(TextBlock, can_focus=True):
+class StartHere(HangingBlock, can_focus=True):
     """An empty state that takes the focus while nothing else in the pane could."""
 
     DEFAULT_CSS = "StartHere { height: 1fr; padding: 1 2; }"

@@ -40,28 +40,31 @@ _PROGRAM = Segment(Content.styled("localtune-tui", "$primary bold"), 5)
 
 
 def fit(segments: Sequence[Segment], width: int, gap: int = 2) -> Content:
-    """Fit the segments into a number of columns: the least important are shortened first, then left out."""
-    kept = list(segments)
-    for shorten in (True, False):
-        for victim in sorted(segments, key=lambda segment: -segment.priority):
-            if _length(kept, gap) <= width:
-                break
-            index = next((i for i, item in enumerate(kept) if item.priority == victim.priority), None)
-            if index is None:
-                continue
-            short = kept[index].short
-            if shorten and short is not None:
-                kept[index] = dataclasses.replace(kept[index], content=short, short=None)
-            elif not shorten:
-                del kept[index]
-    left = Content(" " * gap).join(item.content for item in kept if not item.right)
-    right = Content(" " * gap).join(item.content for item in kept if item.right)
+    """Fit the segments into a number of columns: the least important are shortened first, then left out; those that
+    have room again, once a longer one is left out, are brought back."""
+    kept: dict[int, Segment] = dict(enumerate(segments))
+    by_priority = sorted(kept, key=lambda place: -segments[place].priority)
+    for place in by_priority:
+        short = segments[place].short
+        if _length(kept.values(), gap) > width and short is not None:
+            kept[place] = dataclasses.replace(segments[place], content=short)
+    left_out: dict[int, Segment] = {}
+    for place in by_priority:
+        if _length(kept.values(), gap) > width:
+            left_out[place] = kept.pop(place)
+    for place in reversed(left_out):
+        if _length([*kept.values(), left_out[place]], gap) <= width:
+            kept[place] = left_out[place]
+    shown = [kept[place] for place in sorted(kept)]
+    left = Content(" " * gap).join(item.content for item in shown if not item.right)
+    right = Content(" " * gap).join(item.content for item in shown if item.right)
     space = max(width - left.cell_length - right.cell_length, gap if right.plain else 0)
     return Content.assemble(left, " " * space, right)
 
 
-def _length(segments: Sequence[Segment], gap: int) -> int:
-    return sum(item.content.cell_length for item in segments) + gap * max(len(segments) - 1, 0)
+def _length(segments: Iterable[Segment], gap: int) -> int:
+    lengths = [item.content.cell_length for item in segments]
+    return sum(lengths) + gap * max(len(lengths) - 1, 0)
 
 
 def header_segments(state: AppState, now: float, *, loss: bool) -> list[Segment]:

@@ -20,8 +20,10 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._mode_utils import no_dispatch
 
 _CPU = torch.device("cpu")
-#: Tags of operations whose results depend on values.
-_BY_VALUE = (torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output)
+#: Tags of operations whose results depend on values, and of those that change the shape of what they get.
+_BY_MORE = (torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output, torch.Tag.inplace_view)
+#: Indices of numbers tell the shape of what they choose; masks do not.
+_INDEX, _MASKS = torch.ops.aten.index.Tensor, (torch.bool, torch.uint8)
 #: Operations that make a fake tensor of one with values.
 _LIFTS = (torch.ops.aten.lift_fresh.default, torch.ops.aten.lift_fresh_copy.default)
 #: Types of arguments that are what they are by their value, and are hashed by it.
@@ -42,6 +44,7 @@ class _Recipe:
     Args:
         base: The place, among the tensors of its arguments, of the one whose storage it has; None for a storage of its
             own.
+        same: Whether it is that tensor itself, changed in place.
     """
 
     shape: torch.Size
@@ -49,6 +52,7 @@ class _Recipe:
     offset: int
     dtype: torch.dtype
     base: int | None
+    same: bool = False
 
 
 class RememberedOperations:
@@ -77,11 +81,16 @@ class RememberedOperations:
             key = (func, _state(), self._key(args, tensors), named)
         except _UnknownError:
             return func(*args, **kwargs)
+        if func is _INDEX and any(one.dtype in _MASKS for one in tensors[1:]):
+            return func(*args, **kwargs)
         if key in self._recipes:
             known = self._recipes[key]
             return func(*args, **kwargs) if known is None else self._made(known, tensors)
+        shapes = [_shape(one) for one in tensors]
         made = func(*args, **kwargs)
-        self._recipes[key] = _recipes(made, tensors)
+        # One that is given its output's tensor may have resized it.
+        is_known = not func._schema.is_mutable or shapes == [_shape(one) for one in tensors]
+        self._recipes[key] = _recipes(made, tensors) if is_known else None
         return made
 
     def _key(self, value: Any, tensors: list[torch.Tensor]) -> Hashable:
@@ -92,8 +101,8 @@ class RememberedOperations:
         """
         kind = type(value)
         if kind is FakeTensor:
-            # Scalars take part in the promotion of dtypes in ways of their own.
-            if not value.dim() or value.constant is not None or value.fake_device != _CPU:
+            # Numbers that became tensors take part in the promotion of dtypes in ways of their own; they are constants.
+            if value.constant is not None or value.fake_device != _CPU:
                 raise _UnknownError
             if value._has_symbolic_sizes_strides or value.fake_mode is not self._mode:
                 raise _UnknownError
@@ -120,6 +129,8 @@ class RememberedOperations:
             return type(known)([self._tensor(recipe, tensors) for recipe in known])
 
     def _tensor(self, recipe: _Recipe, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        if recipe.base is not None and recipe.same:
+            return tensors[recipe.base]
         if recipe.base is None:
             bare = torch.empty_strided(recipe.shape, recipe.stride, dtype=recipe.dtype, device="meta")
         else:
@@ -129,19 +140,23 @@ class RememberedOperations:
 
 
 def _by_shapes(func: Any) -> bool:
-    """Whether what an operation makes can be told by the shapes of what it gets: it changes nothing in place, and lifts
-    no value."""
+    """Whether what an operation makes can be told by the shapes of what it gets, and these stay as they are; values
+    that it changes in place are not there to be changed. One that lifts a value makes it of that.
+    """
+    if func is _INDEX:
+        return True
     return (
-        isinstance(func, torch._ops.OpOverload)
-        and func not in _LIFTS
-        and not func._schema.is_mutable
-        and not any(tag in func.tags for tag in _BY_VALUE)
+        isinstance(func, torch._ops.OpOverload) and func not in _LIFTS and not any(tag in func.tags for tag in _BY_MORE)
     )
 
 
 def _state() -> Hashable:
     """What of PyTorch's state decides what an operation makes."""
     return torch.get_default_dtype(), torch.is_inference_mode_enabled(), torch._C._get_default_device()
+
+
+def _shape(tensor: torch.Tensor) -> tuple[torch.Size, tuple[int, ...], int, torch.dtype]:
+    return tensor.shape, tensor.stride(), int(tensor.storage_offset()), tensor.dtype
 
 
 def _recipes(made: Any, tensors: Sequence[torch.Tensor]) -> _Recipe | tuple[_Recipe, ...] | list[_Recipe] | None:
@@ -156,15 +171,21 @@ def _recipes(made: Any, tensors: Sequence[torch.Tensor]) -> _Recipe | tuple[_Rec
 
 
 def _recipe(made: Any, tensors: Sequence[torch.Tensor]) -> _Recipe | None:
-    if type(made) is not FakeTensor or not made.dim() or made.constant is not None or made.fake_device != _CPU:
+    if type(made) is not FakeTensor or made.constant is not None or made.fake_device != _CPU:
         return None
-    if made.layout is not torch.strided or any(made is one for one in tensors) or _is_peculiar(made):
+    if made.layout is not torch.strided or _is_peculiar(made):
         return None
+    if same := [place for place, one in enumerate(tensors) if made is one]:
+        # One that came in two places may come in one of them the next time.
+        return _Recipe(*_shape(made), same[0], same=True) if len(same) == 1 else None
     storage = made.untyped_storage()
     bases = [place for place, one in enumerate(tensors) if one.untyped_storage()._cdata == storage._cdata]
-    recipe = _Recipe(made.shape, made.stride(), int(made.storage_offset()), made.dtype, bases[0] if bases else None)
+    recipe = _Recipe(*_shape(made), bases[0] if bases else None)
     if bases:
         return recipe
+    # Scalars that are no part of another tensor may be numbers, see above.
+    if not made.dim():
+        return None
     with no_dispatch():
         own = torch.empty_strided(recipe.shape, recipe.stride, dtype=recipe.dtype, device="meta").untyped_storage()
     # A part of something larger that the operation has made is left to the mode.

@@ -132,6 +132,8 @@ def build_skeleton(model: Any, config: Config, how: Arithmetic) -> Skeleton:
         else:
             trained = attach_adapters(model, config.method, seed=0, fresh=False)
     mode = FakeTensorMode()
+    # What is asked twice is remembered in a way that costs less (core.worker.measure.remembered).
+    mode.cache_enabled = False
     _give_storage(trained, mode, dtype, experts)
     if how.quantized:
         keep_gradients(trained)

@@ -48,6 +48,11 @@ class AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.points: list[int] = []
         self._sizes: dict[int, tuple[weakref.ref[Any], int]] = {}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled under it, and keeping the compiler away costs more than most operations."""
+        return False
+
     def begin(self) -> None:
         """Start a new list of points."""
         self.points = [self.live]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -15,7 +14,7 @@ from core.atomic import write_atomic
 from core.config.document import dump_config
 from core.config.schema import Config, TrainSection
 from core.errors import UserError
-from core.helper import describe_end
+from core.helper import describe_end, start_attached
 from core.runs.events import Event, FailedEvent, FinishedEvent, NoticeEvent, PhaseEvent, StepEvent
 from core.runs.process import hostname
 from core.runs.sentences import phase_name
@@ -71,8 +70,7 @@ class WorkerRun:
         begun = len(self.events)
         command = [sys.executable, "-m", *self._command, str(self.run.path), *(["--resume"] if resume else [])]
         with open(self.run.log_path, "ab") as log:
-            # In this process's group, and so it ends with it.
-            child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.run.path)
+            child = start_attached(command, log=log.fileno(), cwd=self.run.path)
         is_told = False
         while True:
             has_ended = child.poll() is not None

@@ -22,7 +22,7 @@ from tui.__main__ import main
 
 ROOT = Path(__file__).parents[3]
 WORKER = Path(__file__).parent / "scripted_worker.py"
-DEADLINE = 30.0
+DEADLINE = 120.0
 PYTHON = sys.executable
 
 

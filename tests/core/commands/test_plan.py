@@ -405,9 +405,7 @@ def test_lines_are_wrapped_beside_what_leads_them(
     assert " ".join(" ".join(lines[:4]).split()).startswith(whole[0]), "piped output has whole lines"
 
 
-def test_what_a_run_s_device_cannot_keep_is_told(
-    cli: CommandLine, base: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_run_s_device_cannot_keep_is_told(cli: CommandLine, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = Device(index=0, kind="cpu", name="Some CPU")
     monkeypatch.setattr("core.governor.kept.read_device", lambda *_: cpu)
     path = config_file(cli, base)

@@ -50,7 +50,7 @@ def test_it_prints_what_a_program_needs_and_ends_by_ctrl_c() -> None:
         assert httpx2.get(f"{url}/models", headers=headers).status_code == 200
         assert httpx2.get(f"{url}/models", headers={"Authorization": "Bearer x"}).status_code == 401
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=60)
     finally:
         process.kill()
     assert (process.returncode, out) == (0, "")
@@ -72,7 +72,7 @@ def test_a_key_of_the_user_is_not_printed_and_a_foreign_address_is_warned_of() -
         assert httpx2.get(f"{url}/models", headers=headers | {"Host": "192.168.7.7"}).status_code == 200
         assert httpx2.get(f"{url}/models", headers=headers | {"Host": "evil.example"}).status_code == 421
         process.terminate()
-        _, err = process.communicate(timeout=20)
+        _, err = process.communicate(timeout=60)
     finally:
         process.kill()
     assert "warning: 0.0.0.0 can be reached from other machines" in err

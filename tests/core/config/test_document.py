@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.config.explain import unknown_option
 from core.config.document import ConfigDocument, dump_config, load_config
+from core.config.explain import unknown_option
 from core.config.schema import Config, Option, find_option
 from core.config.values import describe_type, parse_value
 from core.errors import UserError

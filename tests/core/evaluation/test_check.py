@@ -78,9 +78,10 @@ def test_one_that_hangs_is_ended_with_what_it_has_started(tmp_path: Path) -> Non
         "time.sleep(600)\n"
     )
     began = time.monotonic()
-    with pytest.raises(UserError, match="takes more than 1 s"):
-        program(tmp_path, code, seconds=1.0).score(FACTS)
-    assert time.monotonic() - began < 20
+    with pytest.raises(UserError, match="takes more than 3 s"):
+        # Long enough for two processes to begin on a busy machine.
+        program(tmp_path, code, seconds=3.0).score(FACTS)
+    assert time.monotonic() - began < 300
     child = int(note.read_text())
 
     def is_gone() -> bool:

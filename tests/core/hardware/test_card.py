@@ -29,11 +29,11 @@ ADA = ["NVIDIA GeForce RTX 4090", 24_000_000_000, [8, 9], True]
     ],
 )
 def test_the_first_visible_card_is_found(ask_driver: Ask, environment: dict[str, str], expected: Any) -> None:
-    assert ask_driver(PROGRAM.format(timeout=20, environment=environment)) == expected
+    assert ask_driver(PROGRAM.format(timeout=60, environment=environment)) == expected
 
 
 def test_an_older_card_has_no_bf16(ask_driver: Ask) -> None:
-    found = ask_driver(PROGRAM.format(timeout=20, environment={"CUDA_VISIBLE_DEVICES": "1"}))
+    found = ask_driver(PROGRAM.format(timeout=60, environment={"CUDA_VISIBLE_DEVICES": "1"}))
     assert found[2:] == [[7, 0], False]
 
 

@@ -44,15 +44,16 @@ def test_a_program_is_named_by_itself_or_by_the_beginning_of_its_command_line(
 
 
 def test_a_process_of_this_machine_is_found_while_it_runs(tmp_path: Path) -> None:
-    program = tmp_path / "some-game-or-other"
+    # Of its own name: the same tests may be running beside these.
+    program = tmp_path / f"some-game-or-other-{os.getpid()}"
     shutil.copy(shutil.which("sleep") or "/bin/sleep", program)
     parking = ParkingSection(programs=program.name)
     assert find_claim(parking, EVENING, None) is None
     process = subprocess.Popen([program, "600"])
     try:
         wait_for(lambda: find_claim(parking, EVENING, None), 20, "the program to be seen")
-        assert find_claim(parking, EVENING, None) == Claim("another program", "some-game-or-other is running")
-        assert ["some-game-or-other", "600"] in [list(line) for line in commands()]
+        assert find_claim(parking, EVENING, None) == Claim("another program", f"{program.name} is running")
+        assert [program.name, "600"] in [list(line) for line in commands()]
     finally:
         process.kill()
     # One that has ended and was not collected runs no more.

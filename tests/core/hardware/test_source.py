@@ -14,7 +14,7 @@ def test_an_answer_that_does_not_come_is_pending_and_asked_for_once() -> None:
     def make() -> Callable[[], int]:
         def read() -> int:
             asked.append(1)
-            release.wait(20)
+            release.wait(60)
             return len(asked)
 
         return read
@@ -26,7 +26,7 @@ def test_an_answer_that_does_not_come_is_pending_and_asked_for_once() -> None:
     wait_for(lambda: asked, 10, "the question")
     assert (watched.is_pending, watched.answer, watched.moment) == (True, None, None)
     release.set()
-    assert answered.wait(10)
+    assert answered.wait(60)
     assert (watched.is_pending, watched.answer, len(asked)) == (False, 1, 1)
     watched.close()
     watched.ask()

@@ -48,7 +48,7 @@ _STATES = {
     "stopped": RunState(state="stopped", reason='the word "state": "failed",', step=5),
     "failed": RunState(state="failed", reason="memory ran out", step=5),
 }
-PATIENCE = 20
+PATIENCE = 60
 
 
 @pytest.fixture

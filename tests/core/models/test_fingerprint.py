@@ -207,7 +207,7 @@ def test_a_missing_file_is_told_and_waiting_can_be_given_up(model: Path, monkeyp
     held = threading.Event()
 
     def files(directory: Path) -> list[Path]:
-        held.wait(20)
+        held.wait(60)
         return real(directory)
 
     monkeypatch.setattr(fingerprint, "_files", files)

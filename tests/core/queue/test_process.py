@@ -100,7 +100,7 @@ def test_two_runners_at_once_are_one(home: Path) -> None:
     wait_for(lambda: sum(runner.poll() == 0 for runner in runners) == 2, 20, "the end of two of them")
     (home / "go").touch()
     wait_for_states({1: "done", 2: "done"})
-    said = [runner.communicate(timeout=20)[0] for runner in runners]
+    said = [runner.communicate(timeout=60)[0] for runner in runners]
     assert sum("another runner is on" in text for text in said) == 2
     assert starts(home) == ["a", "b"]
 
@@ -110,6 +110,23 @@ def test_a_runner_with_nothing_to_do_ends_at_once(home: Path) -> None:
     assert is_new
     assert store.read_queue().entries == ()
     wait_for(lambda: read_status() is None, 20, "the end of the runner")
+
+
+def test_a_runner_that_is_not_seen_from_here_is_not_taken_for_an_empty_queue(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(status, "_SECOND", 0.1)
+    add("a")
+    lock = try_runner_lock()  # as another machine has it
+    assert lock is not None
+    with pytest.raises(UserError, match="on another machine"):
+        start_runner()
+    assert states() == {1: "waiting"}
+    os.close(lock)
+    started, is_new = start_runner()
+    assert (started.pid_started is not None, is_new) == (True, True)
+    (home / "go").touch()
+    wait_for_states({1: "done"})
 
 
 def test_a_runner_that_does_not_begin_is_told_with_its_log(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -268,6 +268,38 @@ def test_a_full_disk_starts_nothing_and_is_waited_through(
         fakes.unlock(run_of(1))
 
 
+def test_a_disk_that_has_room_for_the_queue_alone_uses_no_start_up(
+    home: Path, tmp_path: Path, fakes: FakeWorkers
+) -> None:
+    with small_disk(tmp_path / "disk", "64k") as disk:
+        add("a")
+        (home / "runs").symlink_to(disk)
+        fill(disk / "filler")
+        runner = make_runner()
+        for _ in range(MOST_STARTS + 3):
+            runner.tick()
+        assert states() == {1: "starting"}
+        (disk / "filler").unlink()
+        begin_next(fakes)
+        assert len(fakes.launched) == 1
+        fakes.unlock(run_of(1))
+
+
+def test_an_entry_that_is_held_as_it_is_skipped_is_not_told_to_have_ended(home: Path, fakes: FakeWorkers) -> None:
+    add("a")
+    store.config_path(1).write_text("[train]\nnonsense = 1\n")
+    told, ended = list[str](), list[QueueEntry]()
+    runner = QueueRunner(told.append, ended.append)
+    seen = store.read_queue().entry(1)
+    store.change(lambda queue: queue.held(1))
+    assert runner._begin(seen) == 0.0
+    assert (states(), told, ended) == ({1: "held"}, [], [])
+    store.change(lambda queue: queue.released(1))
+    runner.tick()
+    assert states() == {1: "skipped"}
+    assert [entry.id for entry in ended] == [1]
+
+
 def test_two_runs_of_one_second_and_one_name_have_two_directories(fakes: FakeWorkers) -> None:
     add("a", "a", "a")
     for entry_id in (1, 2, 3):

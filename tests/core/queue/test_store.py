@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from core import atomic
 from core.errors import UserError
 from core.queue import store
 from core.queue.entry import QueueEntry
@@ -71,6 +75,46 @@ def test_a_full_disk_adds_nothing_and_leaves_the_queue_as_it_was(
             store.change(lambda queue: queue.held(1))
         assert states() == {1: "waiting"}
         assert sorted(path.name for path in store.queue_path().parent.iterdir()) == before
+
+
+def test_a_disk_that_fails_after_the_queue_is_there_leaves_no_entry_without_its_configuration(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = atomic.fsync_dir
+
+    def fail(path: Path) -> None:
+        real(path)
+        if store.queue_path().exists():
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(atomic, "fsync_dir", fail)
+        with pytest.raises(UserError, match="cannot be written"):
+            add("a")
+    (entry,) = store.read_queue().entries
+    assert store.read_entry_config(entry).model.base == "/models/base"
+
+
+def test_a_queue_that_could_not_be_read_again_is_not_written(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add("a")
+    monkeypatch.setattr(store, "LIMIT", 4096)
+    with pytest.raises(UserError, match="would be larger than"):
+        add(*"abcdefgh" * 4)
+    assert states() == {1: "waiting"}
+    assert [path.name for path in home.rglob("*.toml")] == ["1.toml"]
+
+
+def test_names_of_files_that_are_no_text_are_shown_safely_or_refused(home: Path) -> None:
+    entry = QueueEntry(id=1, name="t\udcff", source="/rows/t\udcff.toml", added=1.0)
+    store.add([(entry, config_for())])
+    (added,) = store.read_queue().entries
+    assert f"{added.name} {added.source}".isprintable()
+    before = store.queue_path().read_bytes()
+    with pytest.raises(UserError, match=r"a name that is no UTF-8 text: .*data\.train=/") as error:
+        store.add([(replace(entry, overrides=("data.train=/\udcff",)), config_for())])
+    assert len(error.value.message) < 200
+    assert store.queue_path().read_bytes() == before
+    assert [path.name for path in home.rglob("*.toml")] == ["1.toml"]
 
 
 def test_changes_from_several_places_at_once_are_all_kept(home: Path) -> None:

@@ -50,7 +50,7 @@ def start(
     )
     line = process.stdout.readline()
     if not line:
-        process.wait(10)
+        process.wait(60)
         pytest.fail(process.stderr.read())
     told: dict[str, Any] = json.loads(line)
     return RunningServer(process, told["url"], told["key"], told.get("models", []))

@@ -186,5 +186,5 @@ def test_ctrl_c_ends_the_engine_as_well(served: Served) -> None:
     served.ask(served.runs[0].id)
     (engine,) = served.engines
     served.server.process.send_signal(signal.SIGINT)
-    assert served.server.process.wait(20) == 0
+    assert served.server.process.wait(60) == 0
     wait_for(lambda: not engine.is_running(), 10, "the engine to end")

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from core.config.schema import Config
 from core.hardware.claims import Claim
+from core.helper import finding_core
 from core.runs.events import StoppedEvent
 from core.runs.protocol import Request
 from core.runs.state import PARKED_BY_HAND
@@ -18,6 +23,7 @@ from core.worker import parked
 from core.worker.parked import ClaimsWatch, ParkedRun, free_bytes, parked_run
 from core.worker.process.control import Command, Controls, ParkRequested, StopRequested
 from core.worker.process.recorder import Recorder
+from core.worker.supervise.verdict import EXIT_LOST
 from tests.waiting import wait_for
 
 GAME = Claim("another program", "chess is running")
@@ -134,3 +140,22 @@ def test_free_memory_is_that_of_the_run_s_device(recorder: Recorder) -> None:
     assert free is not None
     assert 0 < free < 1 << 50
     assert free_bytes(None) is None
+
+
+@pytest.mark.parametrize(("others", "code"), [("1", 0), ("2", EXIT_LOST)])
+def test_one_of_several_that_another_program_has_started_does_not_go_on_alone(
+    private_home: Path, others: str, code: int
+) -> None:
+    """The others have left when the device was given back."""
+    program = (
+        "import sys, core.worker.__main__ as main\n"
+        "main._worker = lambda *_: ['--resume']\n"
+        "main.become = lambda *_: sys.exit(0)\n"
+        "sys.exit(main.main([sys.argv[1], '--parked', 'on request']))\n"
+    )
+    run = create_run(config(), "parked")
+    place = {"RANK": "0", "WORLD_SIZE": others, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    command = [sys.executable, "-c", program, str(run.path)]
+    ended = subprocess.run(command, env=finding_core(os.environ) | place, capture_output=True, text=True)
+    assert ended.returncode == code, ended.stderr
+    assert ("to be started anew" in ended.stderr) == (code == EXIT_LOST)

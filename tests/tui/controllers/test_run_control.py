@@ -188,7 +188,7 @@ async def test_a_process_is_killed_only_when_that_is_said_twice(home: Path, proc
         await wait_for(pilot, lambda: "SIGKILL" in words(app))
         await pilot.pause()
         await pilot.press("y")
-        assert process.wait(10) == -signal.SIGKILL
+        assert process.wait(60) == -signal.SIGKILL
         await wait_for(pilot, lambda: "stopped by SIGKILL after step 64" in words(app))
     assert script.run.state().state == "stopped"
 
@@ -205,7 +205,7 @@ async def test_a_run_that_does_not_hear_is_told_by_a_signal(home: Path, process:
         assert "cannot be reached" in words(app)
         await pilot.pause()
         await pilot.press("t")
-        assert process.wait(10) == -signal.SIGTERM
+        assert process.wait(60) == -signal.SIGTERM
         await wait_for(pilot, lambda: "The signal is sent" in words(app))
 
 
@@ -281,7 +281,7 @@ async def test_a_refusal_keeps_what_was_typed(home: Path, monkeypatch: pytest.Mo
     gate = threading.Event()
 
     def refuse(_: ControlClient, command: str, **args: Any) -> dict[str, Any]:
-        gate.wait(10)
+        gate.wait(60)
         raise UserError("The run has ended.", "Continue it.")
 
     monkeypatch.setattr(ControlClient, "request", refuse)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from textual.pilot import Pilot
 from core.queue import status, store
 from core.queue.entry import QueueEntry
 from core.queue.status import RunnerStatus
+from core.runs.events import GovernorEvent, NoticeEvent
 from tests.core.queue.helpers import add, config_for, states
 from tests.tui.harness import HOSTILE, asks, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
@@ -184,3 +186,35 @@ async def test_the_end_of_a_run_rings_and_is_shown_by_the_terminal_where_that_is
     assert rung[1].startswith("\x1b]9;143600-tickets has failed: the disk is")
     assert rung[1].endswith("\x07")
     assert "\x1b" not in rung[1][1:]
+
+
+async def test_a_run_that_does_not_go_on_by_itself_calls_once(
+    home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "settings"))
+    directory = tmp_path / "settings" / "localtune"
+    directory.mkdir(parents=True)
+    (directory / "notify.toml").write_text("bell = true\ndesktop = true\n")
+    script = ScriptedRun(home)
+    script.train_to(10)
+    app = LocaltuneApp()
+    rung: list[str] = []
+    monkeypatch.setattr(app, "bell", lambda: rung.append("bell"))
+    app.desktop._write = rung.append
+    async with app.run_test(size=(120, 40)) as pilot:
+        await wait_for(pilot, lambda: app.state.live_run is not None)
+        script.write(GovernorEvent(action="pause", cause="temperature", value=86.0, limit=83.0))
+        script.write(NoticeEvent(level="error", code="checkpoint_failed", message="The disk is \x1b[31mfull."))
+        script.write_state(state="paused", reason="the checkpoint was not written")
+        await wait_for(pilot, lambda: len(rung) == 2)
+        # Half a minute without a sign of life.
+        script.heartbeat = time.time() - 100
+        script.write_state(state="training")
+        await wait_for(pilot, lambda: len(rung) == 4)
+        script.write_state(step=11)
+        view = app.state.view
+        await wait_for(pilot, lambda: view is not None and view.state.step == 11)
+    assert rung[:1] + rung[2:3] == ["bell", "bell"]
+    assert rung[1].startswith("\x1b]9;143600-tickets needs you: The disk is")
+    assert rung[3].startswith("\x1b]9;143600-tickets needs you: no sign of life for ")
+    assert len(rung) == 4, "once, however long it lasts, and not for heat, which passes"

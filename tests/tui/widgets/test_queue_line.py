@@ -28,11 +28,11 @@ def row(number: int, state: EntryState = "waiting", **view: float | int | None) 
         (
             [row(1, "running"), row(2, place=1, begins=NIGHT, ends=NIGHT + 60), row(3, place=2, ends=NIGHT + 120)],
             RUNNER,
-            r"Queue  next tickets-2 at ~\w+ \d\d:\d\d · 2 wait · all done ~\w+ \d\d:\d\d   Q queue",
+            r"Q queue   next tickets-2 at ~\w+ \d\d:\d\d · 2 wait · all done ~\w+ \d\d:\d\d",
         ),
-        ([row(2, place=1), row(3, "held")], None, r"Queue  next tickets-2 · 1 waits · 1 held · no runner is on, .*"),
-        ([row(1, "running", ends=NIGHT)], RUNNER, r"Queue  tickets-1, done ~\w+ \d\d:\d\d, is the last one   Q queue"),
-        ([row(1, "held")], None, r"Queue  nothing waits · 1 held   Q queue"),
+        ([row(2, place=1), row(3, "held")], None, r"Q queue   next tickets-2 · 1 waits · 1 held · no runner is on, .*"),
+        ([row(1, "running", ends=NIGHT)], RUNNER, r"Q queue   tickets-1, done ~\w+ \d\d:\d\d, is the last one"),
+        ([row(1, "held")], None, r"Q queue   nothing waits · 1 held"),
     ],
 )
 def test_what_comes_next_is_told(rows: list[EntryView], runner: RunnerStatus | None, line: str) -> None:

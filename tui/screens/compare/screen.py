@@ -61,7 +61,7 @@ class CompareScreen(Overlay[None]):
     DEFAULT_CSS = """
     CompareScreen { align: center middle; background: $background 60%; }
     CompareScreen > Vertical {
-        width: 98%; height: 96%; padding: 0 1;
+        width: 100%; height: 1fr; margin: 1 0; padding: 0 1;
         border: round $border-focus; border-title-style: bold; border-subtitle-color: $muted; background: $surface;
     }
     CompareScreen #head { color: $muted; }

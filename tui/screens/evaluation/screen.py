@@ -66,7 +66,7 @@ class EvaluationScreen(Overlay[None]):
 
     DEFAULT_CSS = """
     EvaluationScreen > Vertical {
-        width: 98%; height: 96%; padding: 0 1;
+        width: 100%; height: 1fr; margin: 1 0; padding: 0 1;
         border: round $border-focus; border-title-style: bold; border-subtitle-color: $muted; background: $surface;
     }
     EvaluationScreen #table { margin-bottom: 1; max-height: 50%; }

@@ -67,7 +67,7 @@ class RunScreen(Overlay[None]):
     DEFAULT_CSS = """
     RunScreen { align: center middle; background: $background 60%; }
     RunScreen > Vertical {
-        width: 98%; height: 96%; padding: 0 1;
+        width: 100%; height: 1fr; margin: 1 0; padding: 0 1;
         border: round $border-focus; border-title-style: bold; border-subtitle-color: $muted; background: $surface;
     }
     RunScreen #parts { margin-bottom: 1; }

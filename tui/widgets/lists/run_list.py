@@ -422,6 +422,8 @@ class RunList(ScrollView, can_focus=True):
             if column.title == "state" and row.state in STATE_COLORS:
                 color = self.get_component_rich_style(f"run-list--{STATE_COLORS[row.state]}").color
                 style = base + Style(color=color)
+            elif row.labels.archived and not at_cursor:
+                style = self.get_component_rich_style("run-list--header")
             text = column.cell(row, figures, now)
             if column.title == "run" and not row.labels.name and cell_len(text) > size:
                 text = brief_id(row.run.id)

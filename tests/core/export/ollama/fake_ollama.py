@@ -27,7 +27,7 @@ name, file = sys.argv[2], sys.argv[4]
 body = {{"name": name, "modelfile": open(file).read(), "here": os.getcwd(), "variables": sorted(os.environ)}}
 if mode != "forget":
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({{}}))
-    opener.open(os.environ["OLLAMA_HOST"] + "/fake/create", json.dumps(body).encode(), timeout=10).read()
+    opener.open(os.environ["OLLAMA_HOST"] + "/fake/create", json.dumps(body).encode(), timeout=60).read()
 print("\\x1b[1A\\x1b[2K\\x1b[1Gwriting manifest\\nsuccess", file=sys.stderr)
 """
 

@@ -190,7 +190,7 @@ def test_a_question_is_cancelled_while_it_waits(ollama: FakeOllama) -> None:
 
     thread = threading.Thread(target=run)
     thread.start()
-    assert ollama.waits.wait(20)
+    assert ollama.waits.wait(60)
     cancel.set()
     thread.join(20)
     assert ended.is_set()

@@ -8,8 +8,6 @@ import os
 import random
 import shutil
 import stat
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +24,7 @@ from core.worker.checkpoint import checkpoint as checkpoints
 from core.worker.model.adapters import attach_adapters, load_adapter
 from core.worker.model.model import load_model, trainable_parameters
 from core.worker.optim.optim import make_optimizer
+from tests.families import forked
 from tests.small_disk import small_disk
 
 FACTS: dict[str, Any] = {"config_sha256": "c", "overrides": {"train.learning_rate": 1e-3}, "best": None}
@@ -365,37 +364,28 @@ def test_states_are_in_the_file_as_torch_writes_them(training: Training, tmp_pat
     assert (tmp_path / "optimizer.pt").read_bytes() == in_memory.getvalue()
 
 
-_SAVE_AND_LOAD = """
-import sys
-from pathlib import Path
-import torch
-from core.worker.checkpoint.checkpoint import load_tensors, save_tensors
-
-def kilobytes(name):
+def _kilobytes(name: str) -> int:
+    """A line of this process's memory."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
-def begin():
-    Path("/proc/self/clear_refs").write_text("5")
-    return kilobytes("VmHWM")
 
-path, states = Path(sys.argv[1]), {number: torch.rand(1 << 21) for number in range(16)}
-save_tensors({}, path)
-before = begin()
-save_tensors(states, path)
-print(kilobytes("VmHWM") - before)
-before, same = kilobytes("RssAnon"), True
-found = load_tensors(path, mapped=True)
-for number, tensor in found.items():
-    same = same and torch.equal(tensor, states[number])
-print(kilobytes("RssAnon") - before if same else "other states")
-"""
+def _saved_and_loaded(path: Path) -> tuple[int, int]:
+    """Kilobytes that 128 MiB of states take, beside themselves, while they are written and when they are read."""
+    states = {number: torch.rand(1 << 21) for number in range(16)}
+    checkpoints.save_tensors({}, path)
+    # The highest point so far is forgotten.
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _kilobytes("VmHWM")
+    checkpoints.save_tensors(states, path)
+    saving, before = _kilobytes("VmHWM") - before, _kilobytes("RssAnon")
+    found = checkpoints.load_tensors(path, mapped=True)
+    assert all(torch.equal(tensor, states[number]) for number, tensor in found.items())
+    return saving, _kilobytes("RssAnon") - before
 
 
 def test_states_are_not_copied_whole_to_be_written_or_to_be_read(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", _SAVE_AND_LOAD, str(tmp_path / "optimizer.pt")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[4])
-    saving, loading = (int(line) for line in done.stdout.split())
+    saving, loading = forked.call(_saved_and_loaded, tmp_path / "optimizer.pt", log=tmp_path / "log")
     assert saving < 40 << 10, "of 128 MiB"
     assert loading < 40 << 10, "but for what lies in the file"
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +12,35 @@ import pytest
 from core.config.schema import Config
 from core.errors import UserError
 from core.runs.events import FailedEvent, NoticeEvent
-from core.runs.store import Run, create_run
+from core.runs.store import Run
 from core.runs.tail import EventTail
 from core.worker.checkpoint.checkpoint import Checkpoint, hash_manifest
-from core.worker.checkpoint.storage import KEY, check_storage, storage_facts, storage_of
+from core.worker.checkpoint.storage import KEY, Storage, check_storage, storage_facts, storage_of
 from core.worker.model.adapters import attach_adapters
 from core.worker.model.model import load_model
 from core.worker.model.storage import layers_4bit, layers_16bit
 from tests.e2e.workers import adapter_bytes, steps
 from tests.families import forked
 from tests.families.conftest import Trained
+from tests.measured_here import share
 
 GATES = [f"model.layers.{layer}.linear_attn.in_proj_{end}" for layer in range(3) for end in "ab"]
 
 
-@pytest.fixture(scope="module")
-def qwen3_5(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return Trained("qwen3_5", tmp_path_factory.mktemp("qwen3_5"))
+def family(name: str, directory: Path, measurements: Path) -> Trained:
+    made = Trained(name, directory)
+    share(made.home, measurements)
+    return made
 
 
 @pytest.fixture(scope="module")
-def qwen3_moe(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return Trained("qwen3_moe", tmp_path_factory.mktemp("qwen3_moe"))
+def qwen3_5(tmp_path_factory: pytest.TempPathFactory, measurements: Path) -> Trained:
+    return family("qwen3_5", tmp_path_factory.mktemp("qwen3_5"), measurements)
+
+
+@pytest.fixture(scope="module")
+def qwen3_moe(tmp_path_factory: pytest.TempPathFactory, measurements: Path) -> Trained:
+    return family("qwen3_moe", tmp_path_factory.mktemp("qwen3_moe"), measurements)
 
 
 def change(config: Config, section: str, **values: Any) -> Config:
@@ -110,21 +115,14 @@ def test_options_of_later_versions_say_that_a_run_was_stored_as_now(qwen3_5: Tra
 # Runs.
 
 
-def begin(run: Path, home: Path, earlier: bool) -> None:
-    """Do a run, in a forked process; as an earlier version, which left nothing but the head in 16 bit."""
-    os.environ["LOCALTUNE_HOME"] = str(home)
-    from core.worker.__main__ import main
-
-    if earlier:
-        sys.modules["core.worker.checkpoint.storage"].__dict__["Storage"].__init__.__defaults__ = ((),)
-    assert main([str(run)]) == 0
+def as_an_earlier_version() -> None:
+    """Leave nothing but the head in 16 bit."""
+    vars(Storage)["__init__"].__defaults__ = ((),)
 
 
 def made(trained: Trained, config: Config, name: str, *, earlier: bool) -> Run:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LOCALTUNE_HOME", str(trained.home))
-        run = create_run(config, name)
-    forked.call(begin, run.path, trained.home, earlier, log=run.path / "worker.log")
+    run, code = forked.begin(config, trained.home, name, first=as_an_earlier_version if earlier else None)
+    assert code == 0, (run.path / "worker.log").read_text(errors="replace")[-4000:]
     return run
 
 

@@ -26,6 +26,7 @@ from core.worker.distributed import shards
 from core.worker.distributed.fsdp2 import Fsdp2
 from core.worker.distributed.ranks import Ranks
 from core.worker.evaluate.evaluate import Evaluator
+from core.worker.model.full_weights import trained_tensors
 from core.worker.process.control import Controls
 from core.worker.process.recorder import Recorder
 from core.worker.setup import build as setup
@@ -96,7 +97,7 @@ def keeping_gradients(path: Path) -> Callable[[Ranks], None]:
         def gradients(self: Any, window: list[int]) -> Any:
             result = usual(self, window)
             if self.parts.state.step == 0:
-                trained = recipe.trained_tensors(self.parts.loaded.model)
+                trained = trained_tensors(self.parts.loaded.model)
                 save_file({name: one.grad for name, one in trained.items() if one.grad is not None}, path)
             return result
 

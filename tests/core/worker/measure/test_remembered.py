@@ -64,6 +64,14 @@ def made_by(run: Run, mode: FakeTensorMode, make: Make, dtype: torch.dtype = tor
         lambda x: torch.cat([x, x[:1]]),
         lambda x: x.detach(),
         lambda _x: torch.zeros(3, 5, dtype=torch.int64),
+        lambda x: x[1, 2, 3],
+        lambda x: x + x[1, 2, 3],
+        lambda x: x[torch.zeros(5, dtype=torch.int64)],
+        lambda x: x.add_(1),
+        lambda x: x.add_(x[0, 0, 0]),
+        lambda x: x.transpose(1, 2).mul_(2),
+        lambda x: x.clone().copy_(x[:1]),
+        lambda x: torch.mul(x, 2, out=torch.empty_like(x)),
     ],
 )
 def test_what_is_remembered_is_what_the_mode_makes(make: Make) -> None:
@@ -81,11 +89,13 @@ def test_what_is_remembered_is_what_the_mode_makes(make: Make) -> None:
 @pytest.mark.parametrize(
     "make",
     [
-        lambda x: x.add_(1),
+        lambda x: x.clone().transpose_(1, 2),
+        lambda x: torch.mul(x, 2, out=x.new_empty(0)),
         lambda x: x.sum() * 2,
         lambda x: x + torch.tensor([1.0]),
+        lambda x: x + torch.tensor(1.0),
     ],
-    ids=["in place", "scalars", "constants"],
+    ids=["shapes in place", "resized", "scalars", "constants", "numbers"],
 )
 def test_the_mode_is_asked_where_shapes_do_not_tell(make: Make) -> None:
     mode = FakeTensorMode()
@@ -204,3 +214,15 @@ def test_a_storage_lives_as_long_as_what_is_remembered_of_it_is_looked_at() -> N
             assert tracker.live == 4 * 8 * 4
             del view
             assert tracker.live == 0
+
+
+def test_what_is_changed_is_the_tensor_that_was_asked_to_be() -> None:
+    mode = FakeTensorMode()
+    remembered = RememberedOperations(mode)
+    with mode, AllocationTracker(remembered):
+        for _ in range(2):
+            x, other = torch.empty(4, 8), torch.empty(4, 8)
+            assert torch.mul(x, 2, out=x) is x
+            assert torch.mul(x, 2, out=other) is other
+            assert x.add_(other) is x
+            assert x.add_(x) is x

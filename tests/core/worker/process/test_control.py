@@ -71,7 +71,7 @@ class Place:
         self.server = ControlServer(self.path, self.controls, lambda: {"state": "training", "step": 7})
 
     def next(self) -> Command:
-        command = self.controls.wait(20)
+        command = self.controls.wait(60)
         assert command is not None
         return command
 
@@ -205,7 +205,7 @@ def test_closing_the_connection_cancels_what_it_asked_for(place: Place) -> None:
     command = place.next()
     assert not command.cancelled.is_set()
     peer.close()
-    assert command.cancelled.wait(20)
+    assert command.cancelled.wait(60)
     command.token("nobody reads this", "base")
     command.answer()
 
@@ -222,8 +222,8 @@ def test_a_peer_that_does_not_read_holds_up_the_training_once_at_most(
         began = time.monotonic()
         for _ in range(50):
             command.token("x" * 100_000, "base")
-        assert 0.9 < time.monotonic() - began < 5
-        assert command.cancelled.wait(20)
+        assert 0.9 < time.monotonic() - began < 30
+        assert command.cancelled.wait(60)
         place.controls.close()
         place.server.close()
 
@@ -234,7 +234,7 @@ def test_waiting_ends_with_a_command_a_signal_or_the_time(place: Place) -> None:
     thread = threading.Thread(target=lambda: waited.put(place.controls.wait(60)))
     thread.start()
     place.controls.request_stop("SIGINT")
-    assert waited.get(timeout=20) is None
+    assert waited.get(timeout=60) is None
     thread.join()
 
 

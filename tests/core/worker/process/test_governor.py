@@ -26,7 +26,7 @@ from tests.core.hardware.conftest import fake_driver as fake_driver
 from tests.waiting import wait_for
 
 CARD = Device(index=0, kind="cuda", name="RTX 4090", temperature_c=60.0, power_w=300.0, uuid="GPU-1")
-PATIENCE = 20.0
+PATIENCE = 60.0
 ROOT = Path(__file__).parents[4]
 
 

@@ -90,14 +90,14 @@ def test_a_request_ends_a_rest_at_once() -> None:
     throttle = Throttle(controls, 0.1)
     throttle.rest()
     time.sleep(0.02)  # the work
-    throttle._owed = 60.0  # of steps before
+    throttle._owed = 600.0  # of steps before
     resting = threading.Thread(target=throttle.rest)
     resting.start()
     controls.put(Command(Request("1", "pause", {}), told.append))
     wait_for(lambda: not resting.is_alive(), 10, "the rest to end")
     assert controls.waiting_count == 1, "it is carried out at the control point"
     controls.request_stop("SIGTERM")
-    throttle._owed = 60.0
+    throttle._owed = 600.0
     resting = threading.Thread(target=throttle.rest)
     resting.start()
     wait_for(lambda: not resting.is_alive(), 10, "the rest to end for a signal")

@@ -17,6 +17,7 @@ import pytest
 
 from core.config.schema import Config
 from core.runs.device_lock import occupant, take_beside
+from core.runs.events import NoticeEvent
 from core.runs.lock import try_lock
 from core.runs.store import Run, create_run
 from core.worker.distributed.rendezvous import Meeting, tcp_meeting
@@ -120,13 +121,15 @@ def test_a_rank_says_who_is_on_its_device_there_and_is_said_to_be_there(
         beside = take_beside(["cpu"], "theirs")
     process = begin()
 
-    def notices() -> list[object]:
+    def notices() -> list[NoticeEvent]:
         process.listen()
-        return process.notices
+        return process.take_notices()
 
-    (level, code, message, _) = wait_for(notices, 30, "its warning")[0]
-    assert (level, code) == ("warning", "shared_device")
-    assert message == "Run theirs is on the same device: both get slower, and their memory adds up."
+    (notice,) = wait_for(notices, 30, "its warning")
+    assert (notice.level, notice.code) == ("warning", "shared_device")
+    assert notice.message == (
+        "Process 2 on tower: Run theirs is on the same device: both get slower, and their memory adds up."
+    )
     with monkeypatch.context() as there:
         there.setenv("LOCALTUNE_HOME", str(tmp_path / "there"))
         assert occupant(["cpu"], "theirs") == run.id

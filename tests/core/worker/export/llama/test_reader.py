@@ -67,7 +67,7 @@ def test_it_ends_with_its_input_and_prints_nothing_of_the_library(
     assert reader.ask("load", base=str(path))["ok"]
     assert reader.ask("load", base=str(path))["ok"], "another one in its place"
     reader.helper.stdin.close()
-    assert reader.helper.process.wait(20) == 0
+    assert reader.helper.process.wait(60) == 0
     assert list(reader.helper.lines()) == []
 
 
