@@ -141,7 +141,6 @@ class Forks:
         if os.fork() == 0:
             _close_all_but({0, 1, 2, theirs.fileno()})
             _serve(theirs)
-            os._exit(0)
         theirs.close()
         made = cls()
         made._socket = socket.socket(fileno=fcntl.fcntl(ours, fcntl.F_DUPFD_CLOEXEC, above + 1))
@@ -293,7 +292,7 @@ def _adopting() -> Iterator[None]:
 # In the process that others are forked from.
 
 
-def _serve(connection: socket.socket) -> None:
+def _serve(connection: socket.socket) -> NoReturn:
     import tests.families.warm  # noqa: F401
 
     for module, _ in COMMANDS.values():
@@ -303,7 +302,7 @@ def _serve(connection: socket.socket) -> None:
     while True:
         asked, descriptors, _, _ = socket.recv_fds(connection, _LIMIT, _DESCRIPTORS)
         if not asked:
-            return
+            os._exit(0)
         child, told = os.pipe()
         if (between := os.fork()) == 0:
             if (pid := os.fork()) == 0:
@@ -328,6 +327,7 @@ def _become(asked: dict[str, Any], descriptors: Sequence[int]) -> NoReturn:
     for number, limit in asked["limits"].items():
         resource.setrlimit(int(number), limit)
     _place(descriptors, asked["places"], {helpers.fileno()})
+    _open_streams()
     os.environ.clear()
     os.environ.update(asked["environment"])
     _load_libraries(asked["environment"].get("LD_LIBRARY_PATH", ""))
@@ -346,6 +346,18 @@ def _become(asked: dict[str, Any], descriptors: Sequence[int]) -> NoReturn:
             traceback.print_exc()
             code = 1
         _leave(code)
+
+
+def _open_streams() -> None:
+    """Streams that know what their descriptors are now: those of this process were a file, maybe, or a terminal."""
+    sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", closefd=False)  # type: ignore[misc]  # noqa: SIM115
+    sys.stdout = sys.__stdout__ = _writing(1, "strict")  # type: ignore[misc]
+    sys.stderr = sys.__stderr__ = _writing(2, "backslashreplace")  # type: ignore[misc]
+
+
+def _writing(descriptor: int, errors: str) -> io.TextIOWrapper:
+    binary = open(descriptor, "wb", closefd=False)  # noqa: SIM115 - until the process ends
+    return io.TextIOWrapper(binary, encoding="utf-8", errors=errors, line_buffering=True, write_through=True)
 
 
 def _exit_code(code: object) -> int:

@@ -56,10 +56,8 @@ async def settle(app: App[Any], longest: float = _LONGEST) -> None:
         await asyncio.sleep(0)
         if loop._ready:
             continue
-        if _paint(app):
-            continue
-        if app.animator._animations:
-            await asyncio.sleep(_WATCHED / 2)
+        if _is_to_be_painted(app) or app.animator._animations or app._resize_event is not None:
+            await asyncio.sleep(0.002)
             continue
         if _threads_at_work(app, loop) <= 0:
             return
@@ -67,13 +65,10 @@ async def settle(app: App[Any], longest: float = _LONGEST) -> None:
             return
 
 
-def _paint(app: App[Any]) -> bool:
-    """Paint what is to be painted, as Textual does within a sixtieth of a second; whether something was."""
-    screen: Any = app.screen_stack[-1] if app.is_running and app._screen_stack else None
-    if screen is None or not screen.is_running or not screen._update_timer._active.is_set():
-        return False
-    screen._on_timer_update()
-    return True
+def _is_to_be_painted(app: App[Any]) -> bool:
+    """Whether Textual paints the screen within a sixtieth of a second."""
+    screens = app._screen_stack if app.is_running else []
+    return bool(screens) and screens[-1].is_running and screens[-1]._update_timer._active.is_set()
 
 
 def _waits_for_messages(pump: MessagePump) -> bool:

@@ -114,10 +114,10 @@ async def test_long_names_leave_the_table_in_its_lines(session: ScriptedSession)
         await wait_for(pilot, lambda: isinstance(app.screen, EvaluationForm) and app.focused is not None)
         await pilot.press("ctrl+r")
         ends = ("gguf-q4_k_m", "gguf-q8_0", "tickets-merged")
-        await wait_for(pilot, lambda: all(end in screen_lines(app)[1] for end in ends))
-        assert not any(name in screen_lines(app)[1] for name in names)
+        await wait_for(pilot, lambda: all(end in screen_lines(app)[2] for end in ends))
+        assert not any(name in screen_lines(app)[2] for name in names)
         await pilot.resize_terminal(200, 24)
-        await wait_for(pilot, lambda: all(name in screen_lines(app)[1] for name in names))
+        await wait_for(pilot, lambda: all(name in screen_lines(app)[2] for name in names))
 
 
 async def test_escape_cancels_it_and_what_was_answered_is_kept(session: ScriptedSession) -> None:
