@@ -111,7 +111,8 @@ def compared(base: Path, method: str) -> Compared:
     whole = _whole(base)
     wanted = dict([*whole.named_parameters(), *_saved_buffers(whole)])
     # Before the model is loaded, which has bitsandbytes quantize and restore in a way of our own.
-    restored = {name: _restored(value) for name, value in wanted.items() if _is_matrix(name, value)}
+    matrices = {name: value for name, value in wanted.items() if method == "qlora" and _is_matrix(name, value)}
+    restored = {name: _restored(value) for name, value in matrices.items()}
     model = load_model(base, method=method, precision="fp32", device="cpu").model
     changed = []
     for name, found in [*model.named_parameters(), *_saved_buffers(model)]:
