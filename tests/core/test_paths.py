@@ -7,6 +7,7 @@ import pytest
 
 from core import paths
 from core.errors import UserError
+from tests.unprivileged import unprivileged
 
 
 @pytest.fixture(autouse=True)
@@ -60,12 +61,11 @@ def test_a_place_that_cannot_be_used_is_one_sentence(tmp_path: Path) -> None:
         assert "LOCALTUNE_HOME" in caught.value.hint
 
 
-@pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
 def test_a_directory_without_the_right_to_write_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    with pytest.raises(UserError, match="cannot be"):
+    with unprivileged(), pytest.raises(UserError, match="cannot be"):
         paths.make_private_dir(tmp_path / "new")
-    with pytest.raises(UserError, match="not a directory that can be written to"):
+    with unprivileged(), pytest.raises(UserError, match="not a directory that can be written to"):
         paths.make_private_dir(tmp_path)
 
 

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.core.data.sample_files import json_lines, pairs, write
+from tests.unprivileged import unprivileged
 from tests.waiting import wait_for
 
 GOOD = json_lines([{"prompt": "q", "completion": "a"}])
@@ -300,13 +301,13 @@ def test_a_sentence_or_every_row_accounted_for(ended: dict[str, Ended], name: st
     assert told["rows"] == told["used"] + sum(told["dropped"].values())
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read anything")
 def test_a_directory_without_permission(tmp_path: Path) -> None:
     directory = tmp_path / "data"
     write(directory / "a.jsonl", GOOD)
     directory.chmod(0)
     try:
-        end = call(directory, tmp_path / "home")
+        with unprivileged():
+            end = call(directory, tmp_path / "home")
     finally:
         directory.chmod(0o700)
     assert end.code == 1

@@ -56,6 +56,8 @@ LFM2-2.6B                  2.9    yes       yes       yes
 LFM2-8B-A1B                5.8    yes       yes       yes
 Olmo-3-7B                  6.6    yes       yes       yes
 Olmo-3-32B                21.3    no        no        yes
+Granite-3.3-2B             2.9    yes       yes       yes
+Granite-3.3-8B             6.4    yes       yes       yes
 Granite-4.0-Micro          3.6    yes       yes       yes
 Granite-4.0-H-Tiny         5.5    yes       yes       yes
 Granite-4.0-H-Small       20.9    experts   experts   yes
@@ -72,7 +74,7 @@ class Series(NamedTuple):
     Args:
         name: What they are called.
         family: Their row in ``docs/models.md``.
-        models: What sets each apart, and its name in the table; empty where no published configuration is planned.
+        models: What sets each apart, and its name in the table.
         also: Models of the same shapes as one of these.
     """
 
@@ -100,7 +102,7 @@ SERIES = (
     Series("LFM2", "lfm2", {size: f"LFM2-{size}" for size in ("1.2B", "2.6B")}),
     Series("LFM2", "lfm2_moe", {"8B-A1B": "LFM2-8B-A1B"}),
     Series("OLMo 3", "olmo3", {size: f"Olmo-3-{size}" for size in ("7B", "32B")}),
-    Series("Granite 3", "granite", {}),
+    Series("Granite 3.3", "granite", {size: f"Granite-3.3-{size}" for size in ("2B", "8B")}),
     Series("Granite 4", "granitemoehybrid_dense", {"Micro": "Granite-4.0-Micro"}),
     Series("Granite 4", "granitemoehybrid", {size: f"Granite-4.0-{size}" for size in ("H-Tiny", "H-Small")}),
 )
@@ -123,9 +125,7 @@ def readme_table() -> str:
 
 
 def _fitting(series: Series, found: dict[str, list[str]], place: int) -> str:
-    planned = {short: found[name][place] for short, name in series.models.items() if name in found}
-    if not planned:
-        return "not planned"
+    planned = {short: found[name][place] for short, name in series.models.items()}
     fitting = {short: _SIGNS[cell] for short, cell in planned.items() if cell != "no"}
     if len(fitting) == len(series.models) and len(set(fitting.values())) == 1:
         return "yes" + next(iter(fitting.values()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,49 +25,41 @@ class Weights:
     """Numbers in them, those of 4-bit tensors counted as before; those that are saved though never trained count."""
     bytes: int
     """Of the tensors, with the tables of 4-bit ones."""
-    in_4bit: tuple[str, ...]
-    """Names of the layers and tensors in 4 bits."""
+    in_4bit: dict[str, tuple[int, ...]]
+    """Shapes of the tensors in 4 bits, as they were before, by their names."""
     linear_16bit: tuple[str, ...]
     """Names of the linear layers that are not, the head left out."""
     experts_16bit: tuple[str, ...]
     """Names of the experts' tensors that are not."""
     towers: tuple[str, ...]
     """Names of the parts for images and sound."""
-    differs: float
-    """The largest difference of its logits from those of transformers' own model, as a share of the largest logit."""
-    alike: float
-    """The cosine of the two."""
 
 
 def weights(base: Path, method: str, precision: str) -> Weights:
     """Look at a base as it is loaded."""
+    from core.worker.model.model import load_model
+
+    return _look(load_model(base, method=method, precision=precision, device="cpu").model)
+
+
+def _look(model: Any) -> Weights:
     import bitsandbytes as bnb
     import torch
 
-    from core.worker.model.expert_weights import ExpertsParams4bit
-    from core.worker.model.model import load_model
-
-    model = load_model(base, method=method, precision=precision, device="cpu").model
     parameters = size = 0
-    in_4bit, experts = [], []
+    in_4bit, experts = {}, []
     for name, parameter in model.named_parameters():
         state = getattr(parameter, "quant_state", None)
-        parameters += parameter.numel() if state is None else int(np.prod(state.shape))
-        if state is None:
-            size += parameter.numel() * parameter.element_size()
-            experts += [name] if parameter.dim() == 3 and "experts" in name else []
-            continue
-        in_4bit.append(name)
-        if isinstance(parameter, ExpertsParams4bit):
-            size += parameter.bytes()
-            continue
-        tables = (parameter, state.absmax, state.state2.absmax, state.code, state.state2.code, state.offset)
-        size += sum(table.numel() * table.element_size() for table in tables)
-    for module in model.modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            if name not in module._non_persistent_buffers_set:
-                parameters += buffer.numel()
-                size += buffer.numel() * buffer.element_size()
+        shape = tuple(parameter.shape if state is None else state.shape)
+        parameters += int(np.prod(shape))
+        size += _bytes(parameter)
+        if state is not None:
+            in_4bit[name] = shape
+        elif parameter.dim() == 3 and "experts" in name:
+            experts.append(name)
+    for _, buffer in _saved_buffers(model):
+        parameters += buffer.numel()
+        size += buffer.numel() * buffer.element_size()
     head = model.get_output_embeddings()
     linear = [
         name
@@ -75,12 +67,93 @@ def weights(base: Path, method: str, precision: str) -> Weights:
         if isinstance(module, torch.nn.Linear) and not isinstance(module, bnb.nn.Linear4bit) and module is not head
     ]
     towers = [name for name, _ in model.named_modules() if name.rpartition(".")[2].endswith(("tower", "visual"))]
+    return Weights(parameters, size, in_4bit, tuple(linear), tuple(experts), tuple(towers))
+
+
+def _bytes(parameter: Any) -> int:
+    """The bytes of a parameter, with the tables of one in 4 bits."""
+    from core.worker.model.expert_weights import ExpertsParams4bit
+
+    if isinstance(parameter, ExpertsParams4bit):
+        return parameter.bytes()
+    tables = [parameter]
+    if (state := getattr(parameter, "quant_state", None)) is not None:
+        tables += [state.absmax, state.state2.absmax, state.code, state.state2.code, state.offset]
+    return sum(table.numel() * table.element_size() for table in tables)
+
+
+def _saved_buffers(model: Any) -> Iterator[tuple[str, Any]]:
+    """The buffers that a checkpoint has, by their names."""
+    for path, module in model.named_modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if name not in module._non_persistent_buffers_set:
+                yield f"{path}.{name}", buffer
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The weights of a base in fp32, and what differs from the model that transformers loads."""
+
+    weights: Weights
+    changed: tuple[str, ...]
+    """Names of the tensors that are not those of the file, bit for bit; those in 4 bits are to be what bitsandbytes
+    restores after it has quantized the file's."""
+    differs: float
+    """The largest difference of its logits from those of transformers' own model, as a share of the largest logit."""
+
+
+def compared(base: Path, method: str) -> Compared:
+    """Compare a base as it is loaded with the whole model as transformers loads it."""
+    import torch
+
+    from core.worker.model.model import load_model
+
+    whole = _whole(base)
+    wanted = dict([*whole.named_parameters(), *_saved_buffers(whole)])
+    # Before the model is loaded, which has bitsandbytes quantize and restore in a way of our own.
+    matrices = {name: value for name, value in wanted.items() if method == "qlora" and _is_matrix(name, value)}
+    restored = {name: _restored(value) for name, value in matrices.items()}
+    model = load_model(base, method=method, precision="fp32", device="cpu").model
+    changed = []
+    for name, found in [*model.named_parameters(), *_saved_buffers(model)]:
+        # The text part alone has other names than it has in the whole model.
+        key = name if name in wanted else name.replace("model.", "model.language_model.", 1)
+        is_4bit = hasattr(found, "quant_state")
+        value = (restored if is_4bit else wanted)[key]
+        if not torch.equal(_dequantized(found) if is_4bit else found, value):
+            changed.append(name)
     ids = torch.arange(3, 63).reshape(2, 30)
     with torch.no_grad():
-        found, wanted = model(input_ids=ids).logits.float(), _whole(base)(input_ids=ids).logits
-    differs = float((found - wanted).abs().max() / wanted.abs().max())
-    alike = float(torch.nn.functional.cosine_similarity(found.flatten(), wanted.flatten(), dim=0))
-    return Weights(parameters, size, tuple(in_4bit), tuple(linear), tuple(experts), tuple(towers), differs, alike)
+        logits, expected = model(input_ids=ids).logits, whole(input_ids=ids).logits
+    differs = float((logits - expected).abs().max() / expected.abs().max())
+    return Compared(_look(model), tuple(changed), differs)
+
+
+def _is_matrix(name: str, value: Any) -> bool:
+    """Whether a tensor is a matrix, or those of all experts."""
+    return value.dim() == 2 or (value.dim() == 3 and "experts" in name)
+
+
+def _restored(value: Any) -> Any:
+    """What bitsandbytes leaves of a matrix, or of each expert's, in NF4 with double quantization."""
+    import bitsandbytes as bnb
+    import torch
+
+    if value.dim() == 3:
+        return torch.stack([_restored(matrix) for matrix in value])
+    packed, state = bnb.functional.quantize_4bit(value.detach(), quant_type="nf4", compress_statistics=True)
+    return bnb.functional.dequantize_4bit(packed, state)
+
+
+def _dequantized(parameter: Any) -> Any:
+    """The matrix of a parameter in 4 bits, or those of all experts."""
+    import bitsandbytes as bnb
+
+    from core.worker.model.expert_weights import ExpertsParams4bit, dequantized
+
+    if isinstance(parameter, ExpertsParams4bit):
+        return dequantized(parameter)
+    return bnb.functional.dequantize_4bit(parameter.data, parameter.quant_state)
 
 
 def _whole(base: Path) -> Any:

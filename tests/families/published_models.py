@@ -76,6 +76,8 @@ PUBLISHED: dict[str, Published] = {
     "LFM2-8B-A1B": Published(None, loaded=8_339_930_560),
     "Olmo-3-7B": Published(7_298_011_136),
     "Olmo-3-32B": Published(32_233_522_176),
+    "Granite-3.3-2B": Published(2_533_539_840),
+    "Granite-3.3-8B": Published(8_170_864_640),
     "Granite-4.0-Micro": Published(3_402_836_480),
     "Granite-4.0-H-Tiny": Published(None, loaded=6_939_037_248),
     "Granite-4.0-H-Small": Published(None, loaded=32_207_337_984),

@@ -31,24 +31,32 @@ TEMPLATES = {
     "granitemoehybrid": "granite",
     "granitemoehybrid_dense": "granite",
 }
+#: Rows of the smallest matrix of these models that neither chooses nor is a gate.
+FEWEST_ROWS = 16
 #: Parts of the plan that are weights of the base.
 WEIGHTS = ("linear_weights", "linear_16bit", "experts", "experts_16bit", "routers", "embeddings", "norms")
 
 
 def test_in_16_bit_it_is_the_model_that_transformers_loads(trained: Trained, tried: Tried) -> None:
-    found = trained.call(looks.weights, "lora", "fp32")
-    assert found.differs < 1e-5
+    compared = trained.call(looks.compared, "lora")
+    assert compared.changed == ()
+    assert compared.differs < 1e-5
+    found = compared.weights
     assert not found.in_4bit
     alone = "its tower too" if found.towers else "its text part alone" if FAMILIES[trained.name].sees else ""
     tried("16 bit", f"yes, {alone}" if alone else "yes")
 
 
 def test_in_4_bits_all_is_quantized_but_what_chooses(trained: Trained, tried: Tried) -> None:
-    found = trained.call(looks.weights, "qlora", "fp32")
+    """To the bits that bitsandbytes makes of it; and what is not is as in the file."""
+    compared = trained.call(looks.compared, "qlora")
+    assert compared.changed == ()
+    found = compared.weights
     assert found.in_4bit
     assert all(stays_16bit(name) for name in found.linear_16bit if not found.towers), found.linear_16bit
-    # They differ by the rounding to 4 bits, which random weights suffer from most; other weights would be unlike.
-    assert found.alike > 0.5
+    assert not [name for name in found.in_4bit if stays_16bit(name.removesuffix(".weight")) or "lm_head" in name]
+    # A router has a row for each expert, a gate one or one for each head.
+    assert min(shape[0] for shape in found.in_4bit.values() if len(shape) == 2) >= FEWEST_ROWS
     kept = ["its experts"] * bool(found.experts_16bit) + ["its tower"] * bool(found.towers)
     tried("4 bit", f"yes, not {' and '.join(kept)}" if kept else "yes")
 

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,7 @@ from tests.e2e.workers import (
     wait_until_step,
 )
 from tests.small_disk import read_only, small_disk
+from tests.unprivileged import unprivileged
 from tests.waiting import wait_for
 
 PAGE = 4096
@@ -154,10 +156,28 @@ def test_an_adapter_that_cannot_be_written_ends_in_a_sentence_and_can_be_continu
     assert exit_code(run) == 0
 
 
-def test_a_home_that_is_read_only_is_refused_before_training_and_can_be_looked_at(workers: Workers) -> None:
+@contextlib.contextmanager
+def sealed(directory: Path) -> Iterator[None]:
+    """Inside, the user may not write to a directory, nor to any below it."""
+    directories = [directory, *(path for path in directory.rglob("*") if path.is_dir())]
+    modes = [path.stat().st_mode for path in directories]
+    for path in directories:
+        path.chmod(0o500)
+    try:
+        with unprivileged():
+            yield
+    finally:
+        for path, mode in zip(directories, modes, strict=True):
+            path.chmod(mode)
+
+
+@pytest.mark.parametrize("taken", [read_only, sealed])
+def test_a_home_that_is_read_only_is_refused_before_training_and_can_be_looked_at(
+    workers: Workers, taken: Callable[[Path], AbstractContextManager[None]]
+) -> None:
     run = workers.start("whole", train={"max_steps": 2}, eval={"every_steps": None})
     finish(run)
-    with read_only(workers.home), workers.environment():
+    with taken(workers.home), workers.environment():
         with pytest.raises(UserError, match="is not a directory that can be written to") as refusal:
             launcher.start_run(workers.config(), "late")
         assert refusal.value.hint

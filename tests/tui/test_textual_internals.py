@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import re
+from typing import Any
 
 from rich.console import Console
 from rich.segment import Segment
@@ -73,11 +74,10 @@ async def test_actions_are_read_and_called_as_keys_do_it() -> None:
 
 async def test_pilot_finds_an_app_that_has_settled() -> None:
     assert "self._wait_for_screen(" in inspect.getsource(Pilot.press)
-    app: App[None] = App()
+    app: Any = App()
     async with app.run_test() as pilot:
         assert app._screen_stack == [app.screen]
-        assert app.screen._update_timer._active.is_set() in (True, False)
-        assert not app.animator._animations and "_resize_event" in vars(app)
+        assert not app.screen._update_timer._active.is_set()
         await asyncio.to_thread(int)
         await pilot.pause()
         await settle(app)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from core.errors import UserError
 from core.models.check import check_model_config, check_model_directory
+from tests.unprivileged import unprivileged
 
 from .spoiling import (
     copy_model,
@@ -274,34 +273,10 @@ def test_weights_of_another_family_are_told(model: Path) -> None:
     check_model_directory(model)
 
 
-@pytest.fixture
-def public_directory() -> Iterator[Path]:
-    """A directory that every user may enter; those of pytest are closed to others."""
-    with tempfile.TemporaryDirectory() as directory:
-        Path(directory).chmod(0o755)
-        yield Path(directory)
-
-
-@contextlib.contextmanager
-def _nobody() -> Iterator[None]:
-    """Root may read everything, so what is inside is done as nobody."""
-    is_root = os.geteuid() == 0
-    if is_root:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        if is_root:
-            os.seteuid(0)
-
-
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", ""])
-def test_what_may_not_be_read_is_said_to_be_so(public_directory: Path, tiny_model_dir: Path, name: str) -> None:
-    model = copy_model(tiny_model_dir, public_directory / "model")
-    for path in [model, *model.iterdir()]:
-        path.chmod(0o755)
+def test_what_may_not_be_read_is_said_to_be_so(model: Path, name: str) -> None:
     (model / name).chmod(0)
-    with pytest.raises(UserError) as caught, _nobody():
+    with pytest.raises(UserError) as caught, unprivileged():
         check_model_directory(model)
     (model / name).chmod(0o755)
     assert caught.value.message == f"{model / name} cannot be read: Permission denied."

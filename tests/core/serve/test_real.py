@@ -20,7 +20,6 @@ from core.runs.process import hostname, own_identity
 from core.runs.state import RunState
 from core.runs.store import Run, create_run
 from tests.core.serve.conftest import RunningServer, end, start
-from tests.forking import Forks
 from tests.tiny_model import write_tiny_adapter
 from tests.waiting import wait_for
 
@@ -69,7 +68,7 @@ class Served:
 
 
 @pytest.fixture(scope="module")
-def served(forks: Forks, tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Iterator[Served]:
+def served(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Iterator[Served]:
     directory = tmp_path_factory.mktemp("serve")
     runs = []
     with pytest.MonkeyPatch.context() as patch:
@@ -88,7 +87,8 @@ def served(forks: Forks, tmp_path_factory: pytest.TempPathFactory, tiny_model_di
             write_tiny_adapter(tiny_model_dir, run.adapter_path, seed=number)
             runs.append(run)
     command = ["-m", "tui", "serve", *(run.id for run in runs), "--port", "0", "--json"]
-    server = start(command, popen=forks.popen, LOCALTUNE_HOME=str(directory / "home"))
+    # Its engines are found by their command lines: nothing is forked.
+    server = start(command, LOCALTUNE_HOME=str(directory / "home"))
     yield Served(server, tiny_model_dir, runs)
     end(server)
 

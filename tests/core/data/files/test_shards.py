@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from core.data.files.source import FileChangedError
 from core.errors import UserError
 from core.hub.shard_names import MOST_SHARDS
 from tests.core.data.sample_files import json_lines, pairs, values, write, write_arrow, write_parquet
+from tests.unprivileged import unprivileged
 
 
 def refusal(path: Path) -> UserError:
@@ -133,7 +133,6 @@ def test_closing_ends_the_index(tmp_path: Path) -> None:
     file.close()
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read anything")
 @pytest.mark.parametrize("mode", [0o000, 0o400, 0o100])
 def test_what_may_not_be_read_is_a_sentence(tmp_path: Path, mode: int) -> None:
     directory = tmp_path / "data"
@@ -141,7 +140,7 @@ def test_what_may_not_be_read_is_a_sentence(tmp_path: Path, mode: int) -> None:
     directory.chmod(mode)
     try:
         for path in (directory, directory / "b" / "c.jsonl", tmp_path / "data#train"):
-            with pytest.raises(UserError, match=r"may not be read by you|There is no file"):
+            with unprivileged(), pytest.raises(UserError, match=r"may not be read by you|There is no file"):
                 open_rows(path)
     finally:
         directory.chmod(0o700)

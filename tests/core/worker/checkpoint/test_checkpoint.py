@@ -8,7 +8,6 @@ import os
 import random
 import shutil
 import stat
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from core.worker.model.model import load_model, trainable_parameters
 from core.worker.optim.optim import make_optimizer
 from tests.families import forked
 from tests.small_disk import small_disk
+from tests.unprivileged import unprivileged
 
 FACTS: dict[str, Any] = {"config_sha256": "c", "overrides": {"train.learning_rate": 1e-3}, "best": None}
 FILES = ("adapter/adapter_config.json", "adapter/adapter_model.safetensors", "manifest.json", "optimizer.pt", "rng.pt")
@@ -282,22 +282,11 @@ def test_what_was_changed_by_hand_is_passed_over_and_said(
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "optimizer.pt", "adapter"])
-def test_what_may_not_be_read_is_no_checkpoint(saved: Path, name: str) -> None:
-    # Not below the directories of pytest, which others may not enter.
-    with tempfile.TemporaryDirectory() as directory:
-        where = Path(shutil.copytree(saved, Path(directory) / "checkpoints"))
-        for path in (Path(directory), where, *where.rglob("*")):
-            path.chmod(0o755)
-        (where / "step-00000020" / name).chmod(0)
-        is_root = os.geteuid() == 0
-        if is_root:
-            os.seteuid(65534)
-        try:
-            found, damaged = checkpoints.newest_valid(where)
-        finally:
-            if is_root:
-                os.seteuid(0)
-            (where / "step-00000020" / name).chmod(0o755)
+def test_what_may_not_be_read_is_no_checkpoint(where: Path, name: str) -> None:
+    (where / "step-00000020" / name).chmod(0)
+    with unprivileged():
+        found, damaged = checkpoints.newest_valid(where)
+    (where / "step-00000020" / name).chmod(0o700)
     assert found is not None
     assert found.step == 10
     (sentence,) = damaged
