@@ -215,6 +215,16 @@ def test_rows_are_measured_where_there_is_a_tokenizer(
     assert unmeasured["total_bytes"] > result.json["total_bytes"]
 
 
+def test_without_an_earlier_run_the_plan_tells_how_long_it_takes(cli: CommandLine, base: Path) -> None:
+    path = config_file(cli, base, max_steps=30)
+    estimate = cli("plan", path, "--gpu-memory", "24GB", "--json").json["estimate"]
+    assert estimate.pop("seconds") > 30
+    assumed = ["rows of 2048 tokens", "the speed of a common card"]
+    assert estimate == {"steps": 30, "watt_hours": None, "run": "", "by": "plan", "assumed": assumed}
+    said = "for 30 steps, by the plan (no run of this kind yet; rows of 2048 tokens and the speed of a common card "
+    assert said in cli("plan", path, "--gpu-memory", "24GB").out
+
+
 def test_an_earlier_run_tells_how_long_it_takes(cli: CommandLine, base: Path) -> None:
     path = config_file(cli, base, max_steps=30)
     from core.config.document import load_config

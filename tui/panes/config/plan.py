@@ -27,7 +27,7 @@ def plan_document(
 
     Args:
         document: The configuration.
-        paces: Earlier runs, for the time estimate; None for no estimate.
+        paces: Earlier runs, for the time estimate; None for none, so that it is by the plan.
         count: The number of rows, where it is known.
         lengths: Their lengths, where an analysis has measured them.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from core.analysis.lengths import measure_lengths
 from core.analysis.result import Analysis
 from core.config.document import ConfigDocument
 from core.errors import UserError
+from core.hardware.snapshot import Device
 from core.quantization import job
 from core.quantization.result import ROWS, sentence
 from core.runs import pace
@@ -91,6 +93,27 @@ def test_the_bar_and_the_start_card_say_the_same_of_rows_of_known_lengths(tmp_pa
     assert known.total < unknown.total
     assert find_plan(made.validate(), analysis, 60, PaceBook(())).needed == known.total
     assert find_plan(made.validate(), None, 60, PaceBook(())).needed == unknown.total
+
+
+def test_time_is_by_the_plan_where_no_run_is_known_and_every_row_is_measured(
+    tmp_path: Path, private_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = Device(index=0, kind="cuda", name="NVIDIA GeForce RTX 4090", memory_total=24 << 30, power_limit_w=450.0)
+    monkeypatch.setattr("core.hardware.sampler.snapshot", lambda **_: [card])
+    monkeypatch.setattr("core.hardware.torch_check.obstacle_here", lambda _gpu: None)
+    made = document(tmp_path, str(model(tmp_path)))
+    measured = measure_lengths([100] * 60, range(60), 6000, 3000)
+    unknown, known = plan_document(made, None, 60), plan_document(made, None, 60, measured)
+    assert unknown is not None
+    assert unknown.time == "", "rows of train.max_length would take many times as long"
+    assert known is not None
+    assert re.fullmatch(r"about [\d.]+s · at most 0\.\d Wh · by the plan \(no run of this kind yet\)", known.time), (
+        known.time
+    )
+    found = find_plan(made.validate(), Analysis((), 60, 60, {}, (), lengths=measured), 60, PaceBook(()))
+    assert (found.is_planned, found.pace_of, found.steps) == (True, "", 8)
+    assert found.watt_hours == pytest.approx((found.seconds or 0) * 450 / 3600)
+    assert find_plan(made.validate(), None, 60, PaceBook(())).seconds is None
 
 
 def test_the_lengths_of_the_data_pane_count_for_the_file_that_is_trained_on(tmp_path: Path, private_home: Path) -> None:

@@ -81,6 +81,12 @@ def test_everything_known() -> None:
     assert "" not in shown or "!" not in shown[""]
 
 
+def test_a_time_by_the_plan_is_called_so_and_its_energy_is_the_most() -> None:
+    plan = StartPlan(seconds=2400.0, watt_hours=300.0, is_planned=True)
+    shown = lines(start(), Found(StartRows.counted(200, config()), plan), 100)
+    assert shown["time"] == "~40m 00s · at most 300 Wh · by the plan: no run like it here yet"
+
+
 def test_nothing_moves_as_facts_come_in() -> None:
     warned = Found(StartRows(doubts=("one", "two")), StartPlan(fits=False, advice="less"), ("three", "four"))
     counts = {len(card_lines(start(), found, KEYS, 76, NOW)) for found in (Found(), warned)}
