@@ -39,7 +39,8 @@ def test_a_measured_pace_is_kept_whatever_the_number_of_rows(count: int) -> None
     pace = Pace("earlier", 50.0, 2.0, None, rows_per_step=8)
     found = expected(config_of(), pace, never, count=count)
     assert isinstance(found, Estimate)
-    assert (found.by, found.steps, found.seconds) == ("pace", count // 8, pytest.approx(2.0 * count / 8))
+    assert (found.by, found.steps) == ("pace", count // 8)
+    assert found.seconds == pytest.approx(2.0 * count / 8)
     assert tell_basis(found) == "at the pace of earlier"
 
 
@@ -77,10 +78,8 @@ def test_the_steps_that_take_longer_count_more() -> None:
 
 def test_every_card_takes_its_power_for_its_part_of_the_time() -> None:
     config, rows = config_of(), rows_of_tokens([500] * 300, 150_000)
-    one, two = (
-        expected(config, None, lambda cards=cards: planned(config, rows=rows, cards=cards), count=1600)
-        for cards in (1, 2)
-    )
+    one = expected(config, None, lambda: planned(config, rows=rows), count=1600)
+    two = expected(config, None, lambda: planned(config, rows=rows, cards=2), count=1600)
     assert isinstance(one, Estimate)
     assert isinstance(two, Estimate)
     assert one.watt_hours is not None
