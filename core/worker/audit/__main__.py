@@ -118,8 +118,9 @@ def _replay(
     job: dict[str, Any], span: dict[str, Any], config: Config, work: Path, progress: Progress
 ) -> dict[str, Any]:
     from core.worker.audit.replay import ChangedRowsError, Replay
-    from core.worker.process.openmp import SpinControl
+    from core.worker.process.openmp import SpinControl, renew_thread_pool
 
+    renew_thread_pool()
     SpinControl().start()
     manifests = {int(step): manifest for step, manifest in job["manifests"].items()}
     replay = Replay(Run(Path(job["run"])), config, span_from(span), work, manifests, span["start"], progress)

@@ -165,6 +165,15 @@ class SpinControl:
             self._teams = []
 
 
+def renew_thread_pool() -> None:
+    """Renew torch's pool of threads in a forked process, while it has one thread.
+
+    Torch replaces the pool of the process that was forked at its first use; a second thread that comes at that moment
+    finds none, and fails with "Invalid thread pool".
+    """
+    torch.set_num_threads(torch.get_num_threads())
+
+
 class _SleepingTeam:
     """A team of OpenMP threads with nothing to do: they sleep, and count."""
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from core.worker.distributed.ranks import Ranks, join
 from core.worker.distributed.rendezvous import Meeting, file_meeting
+from core.worker.process.openmp import renew_thread_pool
 
 #: Seconds for the first to come to an end, and then for the others.
 PATIENCE, OTHERS = 120.0, 3.0
@@ -58,6 +59,7 @@ def run_pair(
 
 def _be(meeting: Meeting, work: Callable[[Ranks], Any], timeout: float, answer: Connection) -> None:
     meeting.keep_inside(os.environ)
+    renew_thread_pool()
     try:
         result = work(join(meeting, timeout, cuda=False))
     except BaseException as error:

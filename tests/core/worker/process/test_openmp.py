@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 
-from core.worker.process.openmp import CALM, CpuLoad, CpuLoadMeter, SpinControl, SpinPolicy, waited_seconds
+from core.worker.process.openmp import (
+    CALM,
+    CpuLoad,
+    CpuLoadMeter,
+    SpinControl,
+    SpinPolicy,
+    renew_thread_pool,
+    waited_seconds,
+)
 from tests.waiting import wait_for
 
 QUIET = CpuLoad(cores=2, threads=2, others=0.05, waited=0.015)
@@ -107,3 +117,35 @@ def test_the_load_of_this_machine_is_read() -> None:
     assert 0.0 <= load.others <= load.cores * 1.5
     waited = waited_seconds()
     assert waited is None or waited >= 0.0
+
+
+def _compute_in_threads(failures: Any) -> None:
+    renew_thread_pool()
+    together = threading.Barrier(8)
+
+    def compute() -> None:
+        together.wait()
+        try:
+            # The first of a thread asks for the pool.
+            torch.ones(1 << 17).add_(1.0)
+        except RuntimeError as error:
+            failures.put(str(error))
+
+    threads = [threading.Thread(target=compute) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def test_threads_of_a_forked_process_find_the_pool() -> None:
+    # It is there from now on; what is forked has to replace it.
+    torch.set_num_threads(torch.get_num_threads())
+    context = multiprocessing.get_context("fork")
+    failures = context.Queue()
+    for _ in range(20):
+        process = context.Process(target=_compute_in_threads, args=(failures,))
+        process.start()
+        process.join(60)
+        assert process.exitcode == 0
+    assert failures.empty()

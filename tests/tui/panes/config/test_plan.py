@@ -16,6 +16,7 @@ from core.quantization import job
 from core.quantization.result import ROWS, sentence
 from core.runs import pace
 from core.runs.events import HardwareEvent
+from core.runs.forecast import this_machine
 from core.runs.pace import PaceBook
 from core.runs.store import Run, list_runs
 from tests.core.quantization.test_result import COST
@@ -81,8 +82,13 @@ def test_what_4_bits_cost_stays_below_the_plan_while_the_configuration_is_the_sa
     assert view.bits == ""
 
 
-def test_the_bar_and_the_start_card_say_the_same_of_rows_of_known_lengths(tmp_path: Path, private_home: Path) -> None:
+def test_the_bar_and_the_start_card_say_the_same_of_rows_of_known_lengths(
+    tmp_path: Path, private_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = document(tmp_path, str(model(tmp_path)), 'hardware.device = "cpu"\ntrain.max_length = 2048\n')
+    # What is free meanwhile depends on what else runs here.
+    machine = this_machine(made.validate())
+    monkeypatch.setattr("core.runs.forecast.this_machine", lambda _: machine)
     measured = measure_lengths([100] * 60, range(60), 6000, 3000)
     analysis = Analysis((), 60, 60, {}, (), lengths=measured)
     unknown, known = plan_document(made), plan_document(made, None, 60, measured)
