@@ -48,8 +48,9 @@ _ONLY_STEPS = (
 _PLACES = {"data": "1", "config": "2", "train": "3", "chat": "4", "runs": "5", "queue": "Q"}
 #: Seconds without output after which a pane counts as painted.
 _QUIET = 1.0
-#: Seconds that the app has to load all panes and to read the run before a turn begins.
-_SETTLING = 6.0
+#: Seconds that the app has to load all panes and to read the run before a turn begins; its start takes a core, and the
+#: worker's threads spin for less until that is ten seconds past (core/worker/process/openmp.py).
+_SETTLING = 20.0
 #: Seconds for the worker to get to its first steps, or the app to show them.
 _PATIENCE = 300.0
 
