@@ -30,15 +30,15 @@ heard() {{
 trap 'noticed=1; heard' USR1
 trap 'ended=1; heard' TERM
 
-# Runs a command and takes its status. A signal ends 'wait' early, and the shell keeps the status of what is over, so
-# that asking again is never too late.
+# Runs a command and takes its status. A signal ends 'wait' early, one that is long dealt with too, and the shell keeps
+# the status of what is over, so that asking again is never too late.
 attend() {{
   "$@" &
   child=$!
   if [ -n "$noticed$ended" ]; then heard; fi
   unseen=
   wait "$child"; status=$?
-  while [ -n "$unseen" ]; do
+  while [ -n "$unseen" ] || kill -0 "$child" 2> /dev/null; do
     unseen=
     wait "$child" 2> /dev/null; again=$?
     if [ "$again" != 127 ]; then status=$again; fi

@@ -46,7 +46,7 @@ echo "${tasks[@]}" > "$FAKE_SLURM/tasks.pid"
 highest=0
 for task in "${tasks[@]}"; do
   again=; wait "$task"; status=$?
-  while [ -n "$again" ]; do again=; wait "$task"; status=$?; done
+  while [ -n "$again" ] || kill -0 "$task" 2> /dev/null; do again=; wait "$task"; status=$?; done
   [ "$status" -gt "$highest" ] && highest=$status
 done
 exit "$highest"
