@@ -14,9 +14,7 @@ from textual.widgets import Input, TextArea
 
 from tests.tui.conftest import CPU
 from tests.tui.conftest import parsed_once as parsed_once
-from tests.tui.conftest import settled as settled
 from tests.tui.harness import screen_text, wait_for
-from tests.tui.settled import LASTING
 from tui.app import LocaltuneApp
 
 #: 24 November 2026, 14:36 UTC.
@@ -24,6 +22,8 @@ MOMENT = 1795530960.0
 Compare = Callable[..., bool]
 #: Number of turns without change before a snapshot is taken.
 STILL = 3
+#: Groups of the app's workers that run as long as it does, or as long as a question is open.
+LASTING = {"sample", "follow", "list", "figures", "queue", "default"}
 
 
 @pytest.fixture(autouse=True)

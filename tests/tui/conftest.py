@@ -14,7 +14,6 @@ from textual.css.stylesheet import Stylesheet
 from core.hardware.snapshot import Device
 from core.launch.launcher import terminate
 from core.runs.store import list_runs
-from tests.tui.settled import pilot_that_knows
 
 CPU = Device(
     index=0,
@@ -40,13 +39,6 @@ def parsed_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Stylesheet, "set_variables", set_and_share)
-        yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def settled() -> Iterator[None]:
-    """After a key, what follows from it is waited for, and not a moment longer."""
-    with pilot_that_knows():
         yield
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import re
-from typing import Any
 
 from rich.console import Console
 from rich.segment import Segment
@@ -15,11 +13,9 @@ from textual.actions import parse
 from textual.app import App
 from textual.css._style_properties import StringEnumProperty
 from textual.geometry import Region
-from textual.pilot import Pilot
 from textual.strip import SGR_STYLES, Strip
 from textual.widget import Widget
 
-from tests.tui.settled import _is_to_be_painted, _threads_at_work, _waits_for_messages, settle
 from tui.terminal_image import _ATTRIBUTES
 
 
@@ -70,22 +66,3 @@ async def test_actions_are_read_and_called_as_keys_do_it() -> None:
     assert parse("app.show_pane('data')") == ("app", "show_pane", ("data",))
     assert await invoke(lambda: 1) == 1
     assert hasattr(App(), "_notifications")
-
-
-async def test_pilot_finds_an_app_that_has_settled() -> None:
-    assert "self._wait_for_screen(" in inspect.getsource(Pilot.press)
-    app: Any = App()
-    async with app.run_test() as pilot:
-        assert app._screen_stack == [app.screen]
-        assert not app.screen._update_timer._active.is_set()
-        await asyncio.to_thread(int)
-        await pilot.pause()
-        await settle(app)
-        assert not _is_to_be_painted(app)
-        assert _waits_for_messages(app.screen)
-        assert _threads_at_work(app, asyncio.get_running_loop()) == 0
-        going_on = asyncio.Event()
-        app.screen.call_next(going_on.wait)
-        await asyncio.sleep(0)
-        assert not _waits_for_messages(app.screen)
-        going_on.set()
