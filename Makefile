@@ -9,9 +9,8 @@ PYTHON ?= python3
 PIP_ARGS ?=
 # Set it to run the demo without the app even on a terminal.
 HEADLESS ?=
-# How many tests run side by side: one more than there are processors, as many of them wait for processes they have
-# started; at most four, as each may start one that trains.
-TEST_PROCESSES ?= $(shell n=$$(( $$(getconf _NPROCESSORS_ONLN) + 1 )); echo $$(( n < 4 ? n : 4 )))
+# How many tests run side by side at most; each may start a process that trains.
+TEST_PROCESSES ?= 4
 # Where the tests keep the starter model.
 export LOCALTUNE_TEST_CACHE ?= $(CURDIR)/.pytest_cache/localtune
 
@@ -43,7 +42,7 @@ $(BIN)/ruff format --check .
 $(BIN)/mypy
 $(BIN)/lint-imports
 endef
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses $(TEST_PROCESSES) --dist worksteal
 
 check: $(TESTS) ## Check style, types and layers, and run the unit tests without training: two minutes
 	$(STATIC)
