@@ -1,4 +1,4 @@
-"""What the commands that add entries to the queue tell: what the runs would take, and whether anything starts them."""
+"""Estimates of queued runs as commands tell them, and whether a runner starts them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What of a live run needs somebody: it does not go on by itself."""
+"""Attention that a live run needs: events after which it does not go on by itself."""
 
 from __future__ import annotations
 

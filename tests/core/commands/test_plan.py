@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from core.commands.plan import LETTERS, bar
+from core.commands.plan_text import LETTERS, bar
 from core.config.schema import Config
 from core.hardware.snapshot import Device
 from core.memory.plan import Machine, Plan
