@@ -15,37 +15,32 @@ from core.runs.history import read_history
 from tests.families.tiny import write_family
 from tests.measured_here import share
 
-from .workers import Workers, adapter_bytes, finish, held_at, kill, only, wait_until_listening, wait_until_step
+from .workers import (
+    Workers,
+    adapter_bytes,
+    finish,
+    held_at,
+    import_hook,
+    kill,
+    only,
+    wait_until_listening,
+    wait_until_step,
+)
 
 ROOT = Path(__file__).parents[2]
 QUESTION = [{"role": "user", "content": "ticket login printer"}]
 #: A CPU that passes for a device without room for experts, where HOST_EXPERTS is set.
-ON_HOST = """
-import importlib.machinery, os, sys
-
-class Patcher:
-    def find_spec(self, name, path=None, target=None):
-        if name != "core.worker.setup.build":
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.machinery.PathFinder.find_spec(name, path)
-        real = spec.loader.exec_module
-        def exec_module(module):
-            real(module)
-            patch(module)
-        spec.loader.exec_module = exec_module
-        return spec
-
-def patch(build):
+ON_HOST = import_hook(
+    "HOST_EXPERTS",
+    "core.worker.setup.build",
+    """
     from core.worker.model import model
     from core.worker.model.expert_offload import ExpertOffload
     from tests.core.worker.model.lanes import PromptDevice
     model.cuda_offload = lambda device: ExpertOffload(PromptDevice(), device)
-    build.decide_experts = lambda *_: (True, "Experts are kept in the machine's memory.")
-
-if os.environ.get("HOST_EXPERTS"):
-    sys.meta_path.insert(0, Patcher())
-"""
+    module.decide_experts = lambda *_: (True, "Experts are kept in the machine's memory.")
+    """,
+)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import signal
+import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,27 +67,49 @@ def held_at(*steps: int) -> dict[str, str]:
 
 #: Variables of a run that waits where a rollback has taken it back to, as :func:`held_at` does.
 HELD_BACK = {FAULT_VARIABLE: "hold_back:1"}
-#: Puts the fault of a process that is started, not forked, in when it imports what waits between two steps.
-_HOOK = f"""
+
+
+def import_hook(variable: str, module: str, change: str) -> str:
+    """The text of a ``sitecustomize`` that changes a module when it is imported.
+
+    Args:
+        variable: Of the environment; nothing is changed where it is not set.
+        module: Name of the module.
+        change: Statements, which know it as ``module``.
+    """
+    return f"""
 import importlib.machinery, os, sys
 
 class Patcher:
     def find_spec(self, name, path=None, target=None):
-        if name != "core.worker.control_point":
+        if name != "{module}":
             return None
         sys.meta_path.remove(self)
         spec = importlib.machinery.PathFinder.find_spec(name, path)
         real = spec.loader.exec_module
         def exec_module(module):
             real(module)
-            from tests.faults.injections import inject
-            inject(os.environ["{FAULT_VARIABLE}"])
+            change(module)
         spec.loader.exec_module = exec_module
         return spec
 
-if os.environ.get("{FAULT_VARIABLE}"):
+def change(module):
+{textwrap.indent(textwrap.dedent(change).strip(), "    ")}
+
+if os.environ.get("{variable}"):
     sys.meta_path.insert(0, Patcher())
 """
+
+
+#: Puts the fault of a process that is started, not forked, in when it imports what waits between two steps.
+_HOOK = import_hook(
+    FAULT_VARIABLE,
+    "core.worker.control_point",
+    f"""
+    from tests.faults.injections import inject
+    inject(os.environ["{FAULT_VARIABLE}"])
+    """,
+)
 
 
 @dataclass
