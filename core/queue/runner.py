@@ -139,7 +139,7 @@ class QueueRunner:
         recorded = RunState.read(run.state_path) or RunState(state="queued")
         # The heartbeat of a run that was made before a power cut is old; without a new one it would read as lost.
         replace(recorded, host=hostname(), updated=time.time()).write(run.state_path)
-        # A start counts once all is written, as a full disk is none; and before it is made, as this process may be killed.
+        # A start counts once all is written, as a full disk is none; and before it is made: this process may be killed.
         entry = self._record(entry, starts=entry.starts + 1)
         launcher.launch(run, resume=bool(complete_checkpoints(run)), alone=True)
         self._say(f"entry {entry.id} is started as {run.id}", entry.id)
