@@ -42,7 +42,7 @@ def test_two_machines_train_as_one_and_survive_the_loss_of_one(
         "train": {"max_steps": 8, "batch_size": 4},
         "eval": {"every_steps": None, "exact_match": False},
         "data": {"train": str(workers.train_data), "eval": None},
-        "checkpoint": {"every_steps": 2},
+        "checkpoint": {"every_steps": 3},
     }
     alone = workers.start("alone", **recipe)
     finish(alone)
@@ -57,8 +57,9 @@ def test_two_machines_train_as_one_and_survive_the_loss_of_one(
         launcher, "worker_command", lambda run, *, resume=False: [*machines.head.prefix, *command(run, resume=resume)]
     )
     distributed = {"hosts": "tower", "address": machines.head.address, "port": 29_517, "timeout": 30, "restarts": 1}
-    run = workers.start("spread", **recipe, distributed=distributed)
+    run = workers.start("spread", workers.held_anew(3), **recipe, distributed=distributed)
 
+    # It goes on from the checkpoint of the step that it is held at, so it is held once.
     wait_until_step(run, 3)
     assert listening(pid_of(run)) == {machines.head.address}
     (rank,) = remote_ranks(run)
@@ -70,7 +71,7 @@ def test_two_machines_train_as_one_and_survive_the_loss_of_one(
     finish(run)
     (lost,) = [notice.message for notice in only(NoticeEvent, run) if notice.code == "rank_lost"]
     assert lost.startswith("Process 1 on tower ")
-    assert "goes on from step-" in lost
+    assert "goes on from step-00000003" in lost
     losses = {step.step: step.loss for step in steps(run)}
     # Adam makes much of the last bit of a gradient that is close to zero.
     assert list(losses.values()) == pytest.approx([step.loss for step in steps(alone)], rel=1e-4)
