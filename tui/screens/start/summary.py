@@ -14,6 +14,7 @@ from core.analysis.split import held_out_count
 from core.config.derived import step_count
 from core.config.schema import Config
 from core.hub_uri import is_hub_entry
+from core.runs.wishes import Unmet
 from core.text import one_line
 from core.units import exact_number, format_bytes, format_count, format_duration, format_moment
 from tui.datasets.marks import OF_THE_WHOLE
@@ -115,6 +116,7 @@ class StartPlan:
         is_planned: Whether the estimate is by the memory plan; its energy is then the most that it can be.
         problem: The reason why nothing is known.
         seconds_per_step: The pace of a run that is continued; None where unknown.
+        unmet: The wishes for the night that cannot be met.
     """
 
     parameters: int | None = None
@@ -129,6 +131,7 @@ class StartPlan:
     problem: str = ""
     seconds_per_step: float | None = None
     is_planned: bool = False
+    unmet: tuple[Unmet, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -249,6 +252,8 @@ def _warning_lines(start: Start, found: Found, width: int) -> list[Content]:
     texts = [*found.rows.doubts, *start.notes, *found.warnings]
     if found.plan is not None and found.plan.advice:
         texts.insert(0, found.plan.advice)
+    if found.plan is not None:
+        texts[:0] = [str(wish) for wish in found.plan.unmet]
     if found.flaw:
         texts.insert(0, f"The run would be refused: {found.flaw}")
     more = len(texts) - WARNING_LINES + 1 if len(texts) > WARNING_LINES else 0
