@@ -211,7 +211,7 @@ def test_a_new_wish_is_refused_where_the_pace_of_the_run_is_known(tmp_path: Path
         for left in (602, 601, 600):  # ten hours of work
             governor.step_done(tokens=1000, seconds=60.0, rested=0.0, paused=0.0, steps_left=left)
             wait_for(lambda: not governor._steps, PATIENCE, "the step to be taken in")
-        with pytest.raises(UserError, match="^19:00 cannot be met: at full speed it ends at 22:00") as error:
+        with pytest.raises(UserError, match=r"^19:00 cannot be met: at full speed it ends at 22:00\.") as error:
             governor.check({"night.deadline": "19:00"})
         assert error.value.hint == "Set 22:15 or later."
         governor.change(governor.check({"night.deadline": "22:15"}))
