@@ -37,9 +37,9 @@ def starts_all_the_same(found: Iterable[Unmet], *, yes: bool) -> bool:
         note(f"{'' if wish.is_measured else 'warning: '}{wish}")
     if yes or not any(wish.is_measured for wish in wishes):
         return True
-    if sys.stdin.isatty() and agrees("Start it all the same, as near to that as it gets?", ""):
+    if sys.stdin.isatty() and agrees("Go on all the same, as near to that as it gets?", ""):
         return True
-    note("Nothing is started. --yes starts it all the same, as near to the wish as it gets.")
+    note("Nothing is done. Add --yes to go on all the same, as near to the wish as it gets.")
     return False
 
 

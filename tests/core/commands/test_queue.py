@@ -282,7 +282,7 @@ def test_a_wish_that_an_earlier_run_shows_to_be_too_much_needs_a_yes(cli: Comman
     assert refused.code == 2
     assert f"07:00 cannot be met: at full speed, by the pace of {earlier.id}, it ends at " in refused.err
     assert "No time within a day can be met: take the deadline away, or train fewer steps." in refused.err
-    assert "--yes starts it all the same" in refused.err
+    assert "Add --yes to go on all the same" in refused.err
     assert store.read_queue().entries == ()
     assert cli("queue", "add", str(config), *wish, "--hold").code == 0, "nobody knows when it begins"
     agreed = cli("queue", "add", str(config), *wish, "--yes")
