@@ -7,7 +7,8 @@ import time
 
 from core.config.clock import next_time
 from core.config.facts import Unkept
-from core.units import format_fixed, format_moment
+from core.governor.figures import day_time, energy
+from core.units import format_moment
 
 #: Room that a wish has to what is expected, as a share of what is left, so that it is not refused in its turn; and the
 #: least of it for a time, in seconds.
@@ -67,20 +68,6 @@ def too_much(limit: float, kwh: float, how: str, fewer: str = "") -> Unkept:
     sentence = f"{energy(limit)} cannot be met: it takes {energy(kwh)} {how}."
     other = f", {fewer}" if fewer else ""
     return Unkept("night.energy_kwh", sentence, f"Set {energy(nearest_energy(kwh))} or more{other}.")
-
-
-def day_time(moment: float) -> str:
-    """A time in the hours to come: ``06:40``, on another day than the next one ``Sat 06:40``; a begun minute counts
-    whole, as an end that is told must not lie before the true one."""
-    if not math.isfinite(moment):
-        return "a day that is far off"
-    moment = math.ceil(moment / 60) * 60
-    return format_moment(moment, "%H:%M" if moment - time.time() < 20 * 3600 else "%a %H:%M", "--:--")
-
-
-def energy(kwh: float) -> str:
-    """An energy: ``0.82 kWh``."""
-    return f"{format_fixed(kwh, 2 if kwh < 10 else 0)} kWh"
 
 
 def _minute(moment: float) -> int:

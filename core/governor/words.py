@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-from core.governor.nearest import day_time, energy
-from core.governor.night import Promise
+from core.governor.figures import day_time, energy
 from core.governor.policy import (
     DISK,
     HOST_MEMORY,
@@ -18,6 +18,9 @@ from core.governor.policy import (
 )
 from core.text import one_line
 from core.units import format_fixed, format_number
+
+if TYPE_CHECKING:
+    from core.governor.night import Promise
 
 #: The unit of each cause's value, and how the cause is called.
 _UNITS = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from textual.content import Content
 
@@ -14,7 +15,6 @@ from core.analysis.split import held_out_count
 from core.config.derived import step_count
 from core.config.schema import Config
 from core.hub_uri import is_hub_entry
-from core.runs.wishes import Unmet
 from core.text import one_line
 from core.units import exact_number, format_bytes, format_count, format_duration, format_moment
 from tui.datasets.marks import OF_THE_WHOLE
@@ -22,6 +22,9 @@ from tui.datasets.summary import counted, describe_dropped
 from tui.keys import KeyTable
 from tui.widgets.strips import fit
 from tui.widgets.text_block import clip
+
+if TYPE_CHECKING:
+    from core.runs.wishes import Unmet
 
 #: Columns of the labels.
 LABEL_WIDTH = 9
