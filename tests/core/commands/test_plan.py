@@ -220,7 +220,9 @@ def test_without_an_earlier_run_the_plan_tells_how_long_it_takes(cli: CommandLin
     estimate = cli("plan", path, "--gpu-memory", "24GB", "--json").json["estimate"]
     assert estimate.pop("seconds") > 30
     assumed = ["rows of 2048 tokens", "the speed of a common card"]
-    assert estimate == {"steps": 30, "watt_hours": None, "run": "", "by": "plan", "assumed": assumed}
+    assert estimate == {
+        "steps": 30, "watt_hours": None, "run": "", "by": "plan", "assumed": assumed, "work_share": 1.0
+    }  # fmt: skip
     said = "for 30 steps, by the plan (no run of this kind yet; rows of 2048 tokens and the speed of a common card "
     assert said in cli("plan", path, "--gpu-memory", "24GB").out
 
@@ -247,9 +249,15 @@ def test_an_earlier_run_tells_how_long_it_takes(cli: CommandLine, base: Path) ->
             file.write(encode_event(event))
     estimate = cli("plan", path, "--gpu-memory", "24GB", "--json").json["estimate"]
     assert estimate == {
-        "seconds": 120.0, "steps": 30, "watt_hours": None, "run": run.id, "by": "pace", "assumed": []
+        "seconds": 120.0, "steps": 30, "watt_hours": None, "run": run.id, "by": "pace", "assumed": [], "work_share": 1.0
     }  # fmt: skip
     assert f"about 2m 00s for 30 steps, at the pace of {run.id}" in cli("plan", path, "--gpu-memory", "24GB").out
+    month = ("--set", "night.deadline=07:00", "--set", "train.max_steps=700000")
+    told = cli("plan", path, *month, "--json")
+    (wish,) = told.json["unmet"]
+    assert (wish["option"], wish["is_measured"]) == ("night.deadline", True)
+    assert f"A run would be refused without --yes: {wish['sentence']} {wish['hint']}" in told.err
+    assert cli("plan", path, *month, "--gpu-memory", "24GB", "--json").json["unmet"] == [], "it runs elsewhere"
 
 
 @pytest.mark.parametrize(
