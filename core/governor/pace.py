@@ -47,7 +47,7 @@ class Pace:
     @property
     def full_work(self) -> Curve | None:
         """Speed alone, as it was at full work, or as it would be without the rests; None before that is known."""
-        is_known = self._is_enough if self._tried is None else self.curve is not None or self.trial != TRIED[0]
+        is_known = self._is_enough if self._tried is None else self.trial != TRIED[0]
         worked = sum(item.worked for item in self._points)
         if not is_known or worked <= 0:
             return None
