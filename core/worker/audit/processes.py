@@ -29,6 +29,8 @@ Work = Callable[[int, Answers], None]
 _LOST = "lost"
 #: Seconds that the first process has to notice that another one has ended.
 _SETTLE_SECONDS = 10.0
+#: Seconds that the others have to end after the first one has lost one of them, so that it is known which.
+_REASON_SECONDS = 2.0
 _BLOCK = 1 << 16
 
 
@@ -134,7 +136,9 @@ def work_together(count: int, work: Work, heard: Callable[[Message], None]) -> M
             processes.append(ForkedProcess.begin(rank, work))
         is_whole = _hear_first(processes, heard)
         if is_whole:
-            select.select([processes[0].handle], [], [])
+            _wait_for(processes[:1])
+        if _LOST in processes[0].last:
+            _wait_for(processes[1:], _REASON_SECONDS)
     finally:
         statuses = [process.end() for process in processes]
     first = processes[0].last
@@ -161,6 +165,18 @@ def _hear_first(processes: Sequence[ForkedProcess], heard: Callable[[Message], N
                 deadline = deadline or time.monotonic() + _SETTLE_SECONDS
             elif not first.listen(heard):
                 return True
+
+
+def _wait_for(processes: Sequence[ForkedProcess], seconds: float | None = None) -> None:
+    """Wait until processes have ended.
+
+    Args:
+        processes: All of them.
+        seconds: At most; None for as long as it takes.
+    """
+    deadline = None if seconds is None else time.monotonic() + seconds
+    for process in processes:
+        select.select([process.handle], [], [], None if deadline is None else max(deadline - time.monotonic(), 0.0))
 
 
 def _reason(statuses: Sequence[int | None], last: Sequence[Message]) -> str:
