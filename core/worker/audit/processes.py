@@ -24,7 +24,7 @@ from core.worker.process.answers import Answers
 
 Message = dict[str, Any]
 #: What a process does: told its number and how it tells. It tells at last its result, or ``error`` with a sentence.
-Work = Callable[[int, Answers], None]
+Work = Callable[[int, Answers], object]
 #: Message of a process that waits in vain for another one.
 _LOST = "lost"
 #: Seconds that the first process has to notice that another one has ended.

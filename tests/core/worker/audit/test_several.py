@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from core.runs.events import FinishedEvent, RanksEvent, encode_event
 from core.runs.store import Run, create_run
 from core.worker import train as recipe
 from core.worker.distributed.ranks import Ranks
+from core.worker.distributed.rendezvous import tcp_meeting
 from core.worker.process.control import Controls
 from core.worker.process.recorder import Recorder
 from tests.core.worker.distributed.pairs import run_pair
@@ -29,8 +31,16 @@ pytestmark = pytest.mark.slow
 STEPS = 4
 
 
-def train(directory: Path, model: Path, hosts: list[str], **sections: dict[str, Any]) -> Run:
-    """A run of processes that are forked from this one, and are told to be on these machines."""
+def train(directory: Path, model: Path, hosts: list[str], place: str = "", **sections: dict[str, Any]) -> Run:
+    """A run of processes that are forked from this one, and are told to be on these machines.
+
+    Args:
+        directory: Where the rows go.
+        model: The base.
+        hosts: The machine of each.
+        place: Where they meet; empty for over a file.
+        **sections: Options.
+    """
     values: dict[str, Any] = {
         "model": {"base": str(model)},
         "data": {"train": str(write_rows(directory / "rows.jsonl")), "eval_share": 0.1},
@@ -57,7 +67,7 @@ def train(directory: Path, model: Path, hosts: list[str], **sections: dict[str, 
         recorder.close("finished", "", FinishedEvent(reason="", step=outcome.step, adapter=outcome.adapter))
         return outcome.reason
 
-    ends = run_pair(directory, work, count=len(hosts))
+    ends = run_pair(directory, work, count=len(hosts), place=place)
     assert ends == ["all steps done", *["followed"] * (len(hosts) - 1)], run.log_path
     return run
 
@@ -73,8 +83,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def spread(home: Path, tiny_model_dir: Path) -> Run:
-    """A run of three processes on two machines, with dropout."""
-    return train(home, tiny_model_dir, ["tower", "tower", "attic"], distributed={"processes": 3})
+    """A run of three processes that have met over a network, on two machines by what they say, with dropout."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    hosts, place = ["tower", "tower", "attic"], tcp_meeting("127.0.0.1", port)
+    return train(home, tiny_model_dir, hosts, place, distributed={"processes": 3})
 
 
 @pytest.fixture(autouse=True)
