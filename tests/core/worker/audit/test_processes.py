@@ -6,12 +6,14 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from core.worker.audit.processes import Message, work_together
 from core.worker.distributed.errors import RankLostError
 from core.worker.process.answers import Answers
+from tests.waiting import wait_for
 
 #: As good as for ever.
 LONG = 1000.0
@@ -41,16 +43,22 @@ def fail(answers: Answers) -> None:
     raise OSError("no room")
 
 
-def test_the_others_end_with_the_first_one_whose_last_word_is_the_result() -> None:
+def test_the_others_end_with_the_first_one_whose_last_word_is_the_result(tmp_path: Path) -> None:
+    def other(answers: Answers) -> None:
+        (tmp_path / str(os.getpid())).touch()
+        wait(answers)
+
     def first(answers: Answers) -> None:
+        wait_for(lambda: len(list(tmp_path.iterdir())) == 2, 60.0, "the others to begin")
         answers.progress("step 1", 1, 2)
         answers.send({"outcome": "equal", "text": "x" * 200_000})
 
-    result, heard = run(first, wait, wait)
+    result, heard = run(first, other, other)
     assert result == {"outcome": "equal", "text": "x" * 200_000}
     assert heard == [{"progress": {"activity": "step 1", "done": 1, "total": 2}}, result]
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    for path in tmp_path.iterdir():
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(path.name), 0)
 
 
 def test_processes_begin_and_end_at_the_same_time() -> None:
