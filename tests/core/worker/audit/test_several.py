@@ -14,11 +14,13 @@ import pytest
 
 from core.audit.job import AuditJob
 from core.audit.result import Audit
+from core.audit.spans import Span, Team
 from core.config.schema import Config
 from core.runs.chain import CHAIN_NAME
 from core.runs.events import FinishedEvent, RanksEvent, encode_event
 from core.runs.store import Run, create_run
 from core.worker import train as recipe
+from core.worker.audit.replay import Replay
 from core.worker.distributed.ranks import Ranks
 from core.worker.distributed.rendezvous import tcp_meeting
 from core.worker.process.control import Controls
@@ -173,3 +175,29 @@ def test_a_changed_row_and_another_base_are_named(spread: Run, home: Path, tiny_
         rows.write_text(kept[0])
         base.write_bytes(kept[1])
         os.utime(base, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_a_machine_without_room_for_the_models_of_several_says_so(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 100 kB are free.
+    monkeypatch.setattr("core.worker.setup.together.memory", lambda: (10**9, 10**9 + 10**5))
+    rows = write_rows(tmp_path / "rows.jsonl")
+    config = Config.model_validate({"model": {"base": str(tiny_model_dir)}, "data": {"train": str(rows)}})
+    run = create_run(config, "large")
+    work = tmp_path / "work"
+    work.mkdir()
+    span = Span(0, 1, (), team=Team(2, "replicate", machines=2))
+
+    def execute(ranks: Ranks) -> str:
+        replay = Replay(run, config, span, work, {}, {}, lambda *_: None, ranks)
+        if ranks.is_first:
+            return replay.execute().reason
+        replay.follow()
+        return "followed"
+
+    first, other = run_pair(tmp_path, execute)
+    assert first.startswith(
+        "The run was computed by 2 processes on 2 machines, and this one has no room for as many models."
+    )
+    assert first.removeprefix("UserError: ") in other
