@@ -398,38 +398,31 @@ def test_a_run_that_went_back_for_a_loss_spike_is_equal_killed_or_not(workers: W
 
 
 def test_a_run_of_two_processes_that_lost_one_was_stopped_and_went_on_as_one(workers: Workers) -> None:
-    steps, every = 60, 4
     run = start(
         workers,
         "team",
-        {FAULT_VARIABLE: "fork_ranks:0"},
+        {FAULT_VARIABLE: "fork_ranks:0;hold:5,9"},
         distributed={"processes": 2, "timeout": 60.0},
-        train={"max_steps": steps},
-        eval={"every_steps": 30},
-        checkpoint={"every_steps": every, "keep": 99},
+        train={"max_steps": 14},
+        checkpoint={"every_steps": 4, "keep": 9},
     )
-    step = team.pause(run)
-    second = team.pids_of(run)[1]
-    ControlClient(run).request("set", **{"train.learning_rate": 1e-3})
-    team.go_on(run)
-    wait_until_step(run, step + every)
-    os.kill(second, signal.SIGKILL)
-    wait_for(lambda: "rank_lost" in notice_codes(run), PATIENCE, "the loss to be told")
-    step = team.pause(run)
-    team.go_on(run)
-    wait_until_step(run, step + 2)
+    wait_until_step(run, 5)
+    ControlClient(run, timeout=PATIENCE).request("set", **{"train.learning_rate": 1e-3})
+    wait_until_step(run, 9)
+    os.kill(team.pids_of(run)[1], signal.SIGKILL)
+    team.wait_until_done_again(run, 9)
+    assert "rank_lost" in notice_codes(run)
     signal_worker(run, signal.SIGTERM)
     assert exit_code(run) == 3
-    stopped = run.state().step
     team.set_processes(run, 1)
     workers.resume(run)
     finish(run)
     whole = audit(workers, run, whole=True)
     assert_verified(whole, 2)
-    assert [(span.begin, span.end) for span in whole.spans] == [(0, stopped), (stopped, steps)]
+    assert [(span.begin, span.end) for span in whole.spans] == [(0, 9), (9, 14)]
 
-    flip(run.path / f"checkpoints/step-{every:08}/{WEIGHTS}")
+    flip(run.path / OF_4)
     found = audit(workers, run, spans=0)
     (span,) = found.spans
-    assert (span.end, span.outcome, found.verdict) == (every, "differs", "differs")
-    assert [difference.file for difference in span.differences] == [f"checkpoints/step-{every:08}/{WEIGHTS}"]
+    assert (span.end, span.outcome, found.verdict) == (4, "differs", "differs")
+    assert [difference.file for difference in span.differences] == [OF_4]
