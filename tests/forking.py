@@ -233,8 +233,8 @@ class Forks:
             return None
         if python != _PYTHON and (python not in self.stand_ins or module == "core.worker"):
             return None
-        # The one that watches over several processes imports none of the libraries; one whose memory runs out has a limit
-        # put where its process is, and a forked one has more in store.
+        # The one that watches over several processes imports none of the libraries. One whose memory runs out has its
+        # limit put where its process is, and a forked one has more in store.
         is_started = module.startswith("core.worker.supervise") or _STARVED in command
         return None if is_started else begins
 
