@@ -35,7 +35,7 @@ _SECOND = 3.0
 
 @dataclass(frozen=True, kw_only=True)
 class RunnerStatus:
-    """What the runner last said of itself, in ``runner.json``."""
+    """Status of the queue's runner, as it last wrote it to ``runner.json``."""
 
     pid: int
     pid_started: str | None
