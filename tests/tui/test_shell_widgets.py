@@ -7,9 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from textual.app import App, ComposeResult
 from textual.content import Content
-from textual.widget import Widget
 
 from core.config.document import ConfigDocument
 from core.hardware.snapshot import Device
@@ -21,9 +19,8 @@ from core.runs.names import slug_of
 from core.runs.ranks import Rank
 from core.runs.state import RunState
 from core.runs.store import Run
-from tests.tui.harness import screen_lines, screen_text, wait_for
+from tests.tui.harness import Stage, screen_lines, screen_text, wait_for
 from tests.tui.scripted_run import GPU, ScriptedRun
-from themes.loader import variable_defaults
 from tui import thresholds
 from tui.glyphs import ASCII, BRAILLE
 from tui.keys import KeyTable
@@ -35,20 +32,6 @@ from tui.widgets.charts.device_panel import device_lines
 from tui.widgets.lists.log_view import LogView
 from tui.widgets.lists.run_list import RunList
 from tui.widgets.status_bar import Segment, fit, header_segments, short_device_name
-
-
-class Stage(App[None]):
-    """An app that shows one widget."""
-
-    def __init__(self, widget: Widget) -> None:
-        super().__init__()
-        self.widget = widget
-
-    def get_theme_variable_defaults(self) -> dict[str, str]:
-        return variable_defaults(True)
-
-    def compose(self) -> ComposeResult:
-        yield self.widget
 
 
 def view_of(script: ScriptedRun) -> RunView:

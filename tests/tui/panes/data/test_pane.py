@@ -9,24 +9,13 @@ import pytest
 from textual.pilot import Pilot
 
 from core.config.document import ConfigDocument
+from tests.tui.data_panes import RecordingPane
 from tests.tui.harness import FORBIDDEN, HOSTILE, PaneApp, paste, screen_lines, screen_text, wait_for
 from tui.datasets.view import DatasetView
-from tui.messages import DatasetChosen
 from tui.panes.data.pane import DataPane
 from tui.widgets.lists.row_list import RowList
 
 SIZES = [(60, 20), (80, 22), (92, 30), (200, 50)]
-
-
-class RecordingPane(DataPane):
-    """A pane that records its messages to the app."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.chosen: list[DatasetChosen] = []
-
-    def on_dataset_chosen(self, message: DatasetChosen) -> None:
-        self.chosen.append(message)
 
 
 def write_rows(path: Path, count: int, *, bad: set[int] = frozenset()) -> Path:  # type: ignore[assignment]
