@@ -43,12 +43,12 @@ def view_of(script: ScriptedRun) -> RunView:
     ("temperature", "limit", "word"),
     [(71, 83, "ok"), (78, 83, "near limit"), (83, 83, "at limit"), (80, 127, "near limit"), (80, None, "near limit")],
 )
-def test_temperature_words(temperature: float, limit: float | None, word: str) -> None:
+def test_a_temperature_is_near_its_limit_at_it_or_ok(temperature: float, limit: float | None, word: str) -> None:
     assert thresholds.temperature_word(replace(GPU, temperature_c=temperature, temperature_limit_c=limit)) == word
 
 
 @pytest.mark.parametrize(("share", "word"), [(0.5, "ok"), (0.8, "near limit"), (0.95, "at limit")])
-def test_memory_words(share: float, word: str) -> None:
+def test_memory_is_near_its_limit_from_four_fifths_on(share: float, word: str) -> None:
     assert thresholds.memory_word(replace(GPU, memory_used=int(share * 100), memory_total=100)) == word
 
 
@@ -117,7 +117,7 @@ def test_numbers_and_progress_fit(home: Path, width: int) -> None:
         assert run_lines.progress(view, width, BRAILLE, 100.0).cell_length <= width
 
 
-def test_trend() -> None:
+def test_the_trend_points_where_the_loss_goes() -> None:
     from core.runs.series import Series
 
     down, flat = Series(), Series()

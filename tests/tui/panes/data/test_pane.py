@@ -87,7 +87,7 @@ async def test_rows_and_the_row_under_the_cursor(tmp_path: Path, size: tuple[int
         assert all(len(line) == size[0] for line in screen_lines(pilot.app))
 
 
-async def test_movement_keys(tmp_path: Path) -> None:
+async def test_keys_move_the_cursor_to_the_ends_and_by_pages(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", 1000)
     pane = DataPane()
     async with PaneApp(pane).run_test(size=(80, 22)) as pilot:

@@ -462,7 +462,7 @@ async def test_help_lists_the_keys(directory: Path) -> None:
         assert "Edit the template" in text
 
 
-async def test_resizing_live(directory: Path) -> None:
+async def test_the_cursor_stays_on_its_template_at_every_size(directory: Path) -> None:
     async with make_app(directory).run_test(size=(200, 50)) as pilot:
         screen = await opened(pilot)
         assert "ChatML: <|im_start|>role" in screen_text(pilot.app)
