@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import tomli
 
 from core.commands import COMMANDS
 from core.commands.command_line import app_parser, command_parser
@@ -17,6 +18,7 @@ from core.config.schema import Config
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGE_OF_LAYERS = ROOT / "docs/architecture.md"
 #: Of other programs, which the page compares with this one.
 FOREIGN = {"comparison.md"}
 OPTION = re.compile(r"--[a-z][a-z0-9-]*")
@@ -96,6 +98,23 @@ def test_options_of_a_configuration_are_there(page: Path) -> None:
     for section, option in re.findall(r"`([a-z]+)\.([a-z0-9_]+)(?: = [^`]*)?`", page.read_text()):
         if section in sections and page.name != "import.md" and option not in {"jsonl", "json", "csv", "parquet"}:
             assert option in sections[section], f"{section}.{option}"
+
+
+@pytest.mark.parametrize(("container", "first"), [("tui", "tui/ "), ("core", "core/\n"), ("core.worker", "  measure/")])
+def test_the_architecture_draws_the_layers_in_their_order(container: str, first: str) -> None:
+    contracts = tomli.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (layers,) = (each["layers"] for each in contracts if each.get("containers") == [container])
+    text = PAGE_OF_LAYERS.read_text()
+    drawing = re.split(r"\n\n|\n```", text[text.index(f"\n{first}") + 1 :])[0]
+    # What a line says of its modules stands in a column of its own.
+    heads = [line.strip().partition("   ")[0].split() for line in drawing.splitlines() if re.match(r"  \S", line)]
+    place = {name.rstrip("/"): number for number, names in enumerate(heads) for name in names}
+    reached = 0
+    for layer in layers:
+        # The worker has a drawing of its own.
+        lines = [place[name] for name in layer.split(" | ") if name not in ("__main__", "worker")]
+        assert min(lines, default=reached) >= reached, layer
+        reached = max([reached, *lines])
 
 
 @BY_PAGE
