@@ -92,6 +92,8 @@ async def test_keys_move_the_cursor_to_the_ends_and_by_pages(tmp_path: Path) -> 
     pane = DataPane()
     async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
         await opened(pilot, pane, path)
+        # Until then the line below the rows comes and goes, and a page with it.
+        await checked(pilot, pane)
         for key, cursor in (("G", 999), ("k", 998), ("g", 0), ("end", 999), ("home", 0)):
             await pilot.press(key)
             assert pane.body.rows.cursor == cursor, key
