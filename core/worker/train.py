@@ -126,10 +126,7 @@ def follow(config: Config, recorder: Recorder, controls: Controls, ranks: Ranks,
         UserError: If it cannot go on.
     """
     with nondeterminism_explained(), lost_ranks_told():
-        recipe = _make_recipe(config, recorder, controls, None, ranks, resume=resume)
-        recipe.rehearse()
-        with recipe.parts.governor.governing(recipe.parts.state.overrides):
-            recipe.follow()
+        _make_recipe(config, recorder, controls, None, ranks, resume=resume).follow()
 
 
 def _make_recipe(
@@ -250,11 +247,17 @@ class FinetuneRecipe:
         return dataclasses.replace(result, loss=loss, rewards=objective.rewards_of(sums))
 
     def follow(self) -> None:
-        """In a process that is not the first: carry out its orders, until one says to leave.
+        """In a process that is not the first: the rehearsal, and what that one orders, until it says to leave.
 
         Raises:
             RankLostError: If it does not answer.
+            UserError: If it cannot go on.
         """
+        self.rehearse()
+        with self.parts.governor.governing(self.parts.state.overrides):
+            self._carry_out_orders()
+
+    def _carry_out_orders(self) -> None:
         parts, state = self.parts, self.parts.state
         parts.strategy.ranks.meet()
         while (order := parts.orders.take()).name != "leave":

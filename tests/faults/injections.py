@@ -25,9 +25,10 @@ RELEASE_VARIABLE = "LOCALTUNE_TEST_RELEASE"
 
 
 def inject(fault: str) -> None:
-    """Put a fault in: its name and a step, or several."""
-    name, _, steps = fault.partition(":")
-    FAULTS[name](*map(int, steps.split(",")))
+    """Put a fault in: its name and a step, or several; of more faults, one after the other with a semicolon between."""
+    for one in fault.split(";"):
+        name, _, steps = one.partition(":")
+        FAULTS[name](*map(int, steps.split(",")))
 
 
 def lost_gpu(step: int) -> None:

@@ -25,6 +25,7 @@ pytestmark = pytest.mark.slow
 #: Adam makes steps of the same length of gradients that are next to nothing.
 CLOSE = 1e-4
 FULL: dict[str, Any] = {"method": {"name": "full"}, "memory": {"optimizer_in_backward": "off"}}
+PISSA: dict[str, Any] = {"method": {"init": "pissa"}, "train": {"max_steps": 1}}
 OFFLOADED: dict[str, Any] = {"distributed": {"strategy": "fsdp2", "processes": 2, "offload": "all"}}
 SHARED: dict[str, Any] = {"distributed": {"strategy": "fsdp2", "processes": 2}}
 
@@ -55,6 +56,8 @@ def all_trainings(directory: Path, base: Path, ranks: Ranks) -> dict[str, Any]:
         trainings.run(f"{name}-two-one", together=False, resume_of=name, **sections)
         with failing_once(5 if sections else 1) if ranks.rank == 1 else contextlib.nullcontext():
             trainings.run(f"{name}-one-two", together=True, resume_of=f"{name}-alone", **sections, **OFFLOADED)
+    trainings.run("pissa-alone", together=False, **PISSA)
+    trainings.run("pissa", together=True, **PISSA, **SHARED)
     return found
 
 
@@ -107,6 +110,10 @@ def test_two_learn_what_one_learns(trained: Trained, name: str) -> None:
 @BOTH
 def test_a_run_goes_on_exactly_where_it_was(trained: Trained, name: str) -> None:
     assert largest_difference(result(trained.run(name)), result(trained.run(f"{name}-again"))) == 0.0
+
+
+def test_what_was_taken_out_of_the_base_is_saved_with_the_adapters(trained: Trained) -> None:
+    assert largest_difference(result(trained.run("pissa")), result(trained.run("pissa-alone"))) < CLOSE
 
 
 @BOTH
