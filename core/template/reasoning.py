@@ -18,15 +18,18 @@ Render = Callable[[Sequence[dict[str, Any]], bool], str]
 REASONING_END = "</think>"
 _OPENING, _CLOSING = "<think>", REASONING_END
 #: A block at the end of a prompt: opened, or opened and closed with at most a heading in it, or only closed.
-_PROMPT_BLOCK = re.compile(
+_PROMPT_BLOCK = (
     r"(?:"
-    r"<(?P<xml>[A-Za-z_][\w:]*)>(?P<xml_end>\s*</(?P=xml)>)?"
+    r"<(?P<xml>[A-Za-z_][\w:]*)>(?P<xml_end>{inside}</(?P=xml)>)?"
     r"|<\|(?P<pipe>\w+)>(?:\w+\s*)?(?P<pipe_end><(?P=pipe)\|>)?"
     r"|<\|START_(?P<start>\w+)\|>(?P<start_end>\s*<\|END_(?P=start)\|>)?"
     r"|\[(?P<square>\w+)\](?P<square_end>\s*\[/(?P=square)\])?"
     r"|(?P<lone></[A-Za-z_][\w:]*>)"
     r")\s*\Z"
 )
+_BLOCK = re.compile(_PROMPT_BLOCK.format(inside=r"\s*"))
+#: Where the block is the template's own, a sentence may be in it, such as one about a budget of no tokens.
+_WORDED_BLOCK = re.compile(_PROMPT_BLOCK.format(inside=r"(?:(?!</?(?P=xml)>).)*"), re.DOTALL)
 #: An empty block, or the end of one, at the beginning of an answer.
 _EMPTY_BLOCK = re.compile(r"\s*(?:<(?P<tag>[A-Za-z_][\w:]*)>(?P<inside>\s*)</(?P=tag)>|</[A-Za-z_][\w:]*>)")
 _THOUGHT = re.compile(rf"(?P<opening>\s*{_OPENING})?(?P<inside>.*?){_CLOSING}(?P<visible>.*)", re.DOTALL)
@@ -89,9 +92,15 @@ def thought_of(message: dict[str, Any]) -> Thought | None:
     return Thought(found["inside"], visible, text[: len(text) - len(visible.lstrip())].lstrip())
 
 
-def prompt_block(prompt: str, begin: int) -> Block | None:
-    """Block of reasoning at the end of a generation prompt, which starts at ``begin``."""
-    found = _PROMPT_BLOCK.search(prompt, begin)
+def prompt_block(prompt: str, begin: int, *, worded: bool = False) -> Block | None:
+    """Block of reasoning at the end of a generation prompt, which starts at ``begin``.
+
+    Args:
+        prompt: The prompt.
+        begin: Where its generation prompt begins.
+        worded: Whether a block with words in it counts; not where words of a message may be meant.
+    """
+    found = (_WORDED_BLOCK if worded else _BLOCK).search(prompt, begin)
     if found is None:
         return None
     end = next((found[name] for name in ("xml_end", "pipe_end", "start_end", "square_end", "lone") if found[name]), "")
