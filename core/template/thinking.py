@@ -34,19 +34,27 @@ def thinking_switch(template: ChatTemplate, *, on: bool) -> tuple[str, VariableV
 
     It is found by trying: with it, the generation prompt ends outside of a block of reasoning, or has not ended one.
     """
+    untold = _ends(template)
     for name, value in _ON if on else _OFF:
         if not reads_variable(template.source, name):
             continue
-        told = ChatTemplate(with_variables(template.source, {name: value}), template.special_tokens)
-        try:
-            plain = told.render([{"role": "user", "content": _QUESTION}])
-            prompt = told.render([{"role": "user", "content": _QUESTION}], add_generation_prompt=True)
-        except RowError:
+        found = _ends(ChatTemplate(with_variables(template.source, {name: value}), template.special_tokens))
+        if found is None or found == untold:
             continue
+        plain, prompt = found
         block = prompt_block(prompt, len(plain) if prompt.startswith(plain) else 0, worded=True)
         if block is None or block.closed != on:
             return name, value
     return None
+
+
+def _ends(template: ChatTemplate) -> tuple[str, str] | None:
+    """A question, without and with the generation prompt."""
+    question = {"role": "user", "content": _QUESTION}
+    try:
+        return template.render([question]), template.render([question], add_generation_prompt=True)
+    except RowError:
+        return None
 
 
 def with_switch(error: RowError, template: ChatTemplate) -> RowError:
