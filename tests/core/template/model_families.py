@@ -93,7 +93,8 @@ MISTRAL_SMALL = Family(
 {{- bos_token }}
 {%- set own = messages[0].role == 'system' %}
 {%- set count = namespace(turns=0) %}
-{%- for message in messages[1:] if own else messages %}
+{%- set turns = messages[1:] if own else messages %}
+{%- for message in turns %}
 {%- if message.role != 'tool' and not message.get('tool_calls') %}
 {%- if (message.role == 'user') != (count.turns % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}
 {%- set count.turns = count.turns + 1 %}
@@ -119,8 +120,8 @@ MISTRAL_SMALL = Family(
 {%- endfor %}""",
 )
 
-#: The same with text beside calls, no ids, the tools at the beginning, and reasoning as a part of the content, which stays
-#: in later turns.
+#: The same with text beside calls, no ids, the tools at the beginning, and reasoning as a part of the content, which
+#: stays in later turns.
 MINISTRAL3 = Family(
     name="ministral-3",
     kind="words",
