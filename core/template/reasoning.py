@@ -32,6 +32,7 @@ _BLOCK = re.compile(_PROMPT_BLOCK.format(inside=r"\s*"))
 _WORDED_BLOCK = re.compile(_PROMPT_BLOCK.format(inside=r"(?:(?!</?(?P=xml)>).)*"), re.DOTALL)
 #: An empty block, or the end of one, at the beginning of an answer.
 _EMPTY_BLOCK = re.compile(r"\s*(?:<(?P<tag>[A-Za-z_][\w:]*)>(?P<inside>\s*)</(?P=tag)>|</[A-Za-z_][\w:]*>)")
+_TAG = re.compile(r"<[A-Za-z_][\w:]*>")
 _THOUGHT = re.compile(rf"(?P<opening>\s*{_OPENING})?(?P<inside>.*?){_CLOSING}(?P<visible>.*)", re.DOTALL)
 #: Stands in for the reasoning of a message, to find out whether a template shows it.
 _PROBE = "\U0010fffb"
@@ -269,10 +270,10 @@ def inside_begun(block: Block, tail: str, thought: Thought | None, content: str)
             f"The chat template lets the model begin with {block.opening}, and the answer has no reasoning.",
         )
     begin = _visible_at(thought, tail)
-    if begin is None or block.opening != _OPENING:
+    if begin is None or not _TAG.fullmatch(block.opening):
         raise RowError("template_rewrites", "The chat template leaves out reasoning and rewrites the answer after it.")
-    if thought.kept is None:
-        return f"{thought.bare}\n{_CLOSING}\n\n{tail[begin:]}"
+    if thought.kept is None or block.opening != _OPENING:
+        return f"{thought.bare}\n</{block.opening[1:]}\n\n{tail[begin:]}"
     kept = thought.kept
     lead = next((text for text in (block.text, block.opening) if kept.startswith(text)), "")
     said = kept[len(lead) :]
