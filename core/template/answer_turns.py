@@ -115,7 +115,7 @@ def read_turn(
     elif opaque:
         tail = _after_last_message(prompt, answered, messages[index - 1]["content"])
     else:
-        tail = _go_on(render, shown, prompt, answered, thought)
+        tail = _go_on(render, shown, prompt, answered, thought, stops)
     if thought is not None:
         tail = restore_thought(thought, tail, messages[index], begun=block is not None)
     is_ended = False
@@ -154,13 +154,20 @@ def group_turns(turns: Sequence[Turn]) -> list[RowText]:
 # Prompts that are not a prefix of the rendered answer
 
 
-def _go_on(render: Render, shown: Sequence[dict[str, Any]], prompt: str, answered: str, thought: Thought | None) -> str:
+def _go_on(
+    render: Render,
+    shown: Sequence[dict[str, Any]],
+    prompt: str,
+    answered: str,
+    thought: Thought | None,
+    stops: re.Pattern[str],
+) -> str:
     """Continuation of a prompt that is not a prefix of the rendered conversation.
 
     Six causes are known: the template is careless with spaces; it writes something before the last message only while
     that is the last, such as the system message; the prompt begins a block of reasoning, inside which the model must go
     on; the prompt begins and ends one, after which it must go on; the prompt begins reasoning in words; the message
-    before the answer ends otherwise once it is answered.
+    before the answer has no end of turn once it is answered, or its turn goes on.
     """
     if (tail := _after_same_text(render, shown, prompt, answered)) is not None:
         return tail
@@ -183,7 +190,7 @@ def _go_on(render: Render, shown: Sequence[dict[str, Any]], prompt: str, answere
             f"The chat template lets the model begin with its reasoning ({_excerpt_end(prompt)}), "
             "and the answer has none.",
         )
-    if (tail := _after_header(render, shown, prompt, answered)) is not None:
+    if (tail := _after_header(render, shown, prompt, answered, stops)) is not None:
         return tail
     same = _common(prompt, answered)
     raise RowError(
@@ -207,21 +214,25 @@ def _after_marked_message(render: Render, shown: Sequence[dict[str, Any]], promp
         return None
 
 
-def _after_header(render: Render, shown: Sequence[dict[str, Any]], prompt: str, answered: str) -> str | None:
+def _after_header(
+    render: Render, shown: Sequence[dict[str, Any]], prompt: str, answered: str, stops: re.Pattern[str]
+) -> str | None:
     """Continuation of the prompt after the text that the template adds to have an answer begun.
 
-    The answer follows that text where the rendered conversation has it too, be it that the message before ends in
-    another way there. Where it has none, as the template goes on with a turn that calls of tools have begun, and the
-    text is that with which the turn began, the answer follows the message.
+    The answer follows that text where the rendered conversation has it too, and lacks but the end of turn before it.
+    Where it has none, as the template goes on with a turn that calls of tools have begun, and the text is that with
+    which the turn began, the answer follows the message.
     """
     before = render(shown[:-1], False)
     texts = _marked(render, shown, prompt, answered)
     header = prompt[len(before) :] if prompt.startswith(before) else ""
     if texts is None or not header.strip():
         return None
-    _, found, tail = texts[1].rpartition(FOLLOW_UP)[2].partition(header)
+    asked, follow = (text.rpartition(FOLLOW_UP)[2] for text in texts)
+    between, found, tail = follow.partition(header)
     if found:
-        return tail if header not in tail else None
+        missing = asked.removesuffix(header).removeprefix(between)
+        return tail if stops.fullmatch(missing.strip()) and header not in tail else None
     if header not in before or not answered.startswith(before):
         return None
     spoken = {"role": "assistant", "content": FOLLOW_UP}

@@ -77,6 +77,18 @@ def test_an_answer_that_may_not_follow_the_message_is_refused() -> None:
     assert error.code == "template_rewrites"
 
 
+def test_what_a_template_writes_at_the_end_of_every_conversation_is_never_learned() -> None:
+    """A reminder between question and prompt, which moves behind the answer once that is there."""
+    template = """\
+{%- for message in messages %}
+{{- '<|im_start|>' + message.role + '\\n' + message.content + ('<|im_end|>\\n' if message.role == 'user' else '\\n') }}
+{%- endfor %}
+{{- '<|im_start|>system\\nUse your tools.<|im_end|>\\n' }}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
+    family = dataclasses.replace(SMOLLM2, marked=template)
+    assert refusal(family, talk("q", "yes")).code == "template_rewrites"
+
+
 def test_reasoning_follows_the_words_that_a_prompt_begins_it_with() -> None:
     example = talk("q", "yes", reasoning="Hm, so.")
     assert said(IN_WORDS, example) == ["Hm, so.\n[FINAL]\nyes<|end|>"]
