@@ -214,7 +214,9 @@ class Masker:
             if len(self._reasons) >= _REASONS:
                 self._reasons.clear()
             self._reasons[error.message] = with_switch(error, self.template).message
-        return RowError(error.code, self._reasons[error.message])
+        message = self._reasons[error.message]
+        # As it is otherwise, with the place in the template that it comes from.
+        return error if message == error.message else RowError(error.code, message)
 
     def _check_special(
         self, turns: Sequence[Message], tools: Sequence[Mapping[str, Any]], wanted: Sequence[int]
