@@ -44,7 +44,7 @@ TIMEOUT = 60.0
         ),
     ],
 )
-def test_the_verdict(signs: list[Sign], settled: bool, verdict: Verdict | None) -> None:
+def test_signs_of_life_make_the_verdict(signs: list[Sign], settled: bool, verdict: Verdict | None) -> None:
     assert judge(signs, TIMEOUT, settled=settled) == verdict
 
 
