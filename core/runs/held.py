@@ -1,4 +1,4 @@
-"""Checkpoints in use: held by a shared lock of the kernel while they are read, so that a live run keeps them meanwhile."""
+"""Checkpoints in use: held by a shared lock of the kernel while they are read, so that a live run keeps them."""
 
 from __future__ import annotations
 
