@@ -522,7 +522,7 @@ class LocaltuneApp(App[str]):
 
     @on(messages.LabelRequested)
     def _label_requested(self, message: messages.LabelRequested) -> None:
-        self.bridge.label(message.run, message.labels)
+        self.bridge.label(message.run, message.change)
 
     @on(messages.RunLabeled)
     def _run_labeled(self, message: messages.RunLabeled) -> None:

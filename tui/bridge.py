@@ -77,7 +77,7 @@ class Bridge:
         self._wanted = threading.Event()
         self._view = RunsInView(())
         self._clients: set[ControlClient] = set()
-        self._guard = threading.Lock()
+        self._guard, self._labeling = threading.Lock(), threading.Lock()
         self.sampling = True
         """Whether devices are sampled; a live worker reports them itself."""
 
@@ -267,13 +267,15 @@ class Bridge:
             self._wanted.wait(LIST_SECONDS * self._pace)
         reader.save()
 
-    def label(self, run: Run, labels: Labels) -> None:
-        """Write the labels of a run."""
+    def label(self, run: Run, change: Callable[[Labels], Labels]) -> None:
+        """Change the labels of a run. What another change or another program has written meanwhile stays."""
 
         def work() -> None:
-            from core.runs.labels import write_labels
+            from core.runs.labels import read_labels, write_labels
 
-            write_labels(run.path, labels)
+            with self._labeling:
+                labels = change(read_labels(run.path))
+                write_labels(run.path, labels)
             self._post(RunLabeled(run, labels))
 
         self._try("The labels could not be written", work, "label")

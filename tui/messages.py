@@ -282,10 +282,10 @@ class RunsInView(Message):
 
 @dataclass
 class LabelRequested(Message):
-    """Request: other labels for a run."""
+    """Request: a change of the labels of a run, as they are when it is carried out."""
 
     run: Run
-    labels: Labels
+    change: Callable[[Labels], Labels]
 
 
 @dataclass

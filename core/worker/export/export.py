@@ -31,6 +31,7 @@ from core.models.find import find_model, model_path
 from core.models.fingerprint import BaseFingerprint
 from core.models.quantization_config import read_quantization
 from core.models.text_part import is_composite
+from core.runs.held import held_checkpoint
 from core.runs.names import slug_of
 from core.runs.trained import TrainedModel
 from core.small_files import hash_file
@@ -115,6 +116,11 @@ class Export:
         Raises:
             UserError: If it cannot be made, or misses the bars of its agreement; nothing of it remains then.
         """
+        # A run that is on would rotate it out long before the answers are compared.
+        with held_checkpoint(self._trained.checkpoint):
+            return self._make()
+
+    def _make(self) -> ExportResult:
         began, plan = time.monotonic(), self._plan
         plan.check()
         base, fingerprint = self._find_base()
