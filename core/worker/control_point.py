@@ -17,6 +17,7 @@ from core.governor.words import reason
 from core.runs.changes import record
 from core.runs.events import ControlEvent
 from core.runs.protocol import refusal
+from core.runs.ways import ActionError
 from core.text import one_line
 from core.worker.checkpoint.checkpointer import Checkpointer
 from core.worker.distributed.errors import RankLostError
@@ -170,9 +171,11 @@ class ControlPoint:
         was_paused, self.state.paused = self.state.paused, False
         if (hold := self._hold) is not None:
             why = reason(hold.cause, hold.value, hold.limit)
-            raise UserError(
+            over = "Your pause is over. " * was_paused
+            raise ActionError(
                 f"The governor pauses the run: {why}.",
-                "It goes on by itself; 'localtune-tui set' changes the limit." + (" Your pause is over." * was_paused),
+                f"{over}It goes on by itself, sooner with another limit.",
+                "set",
             )
         command.answer(state="training", step=self.state.step)
         return "ok" if was_paused else None
