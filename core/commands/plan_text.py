@@ -65,7 +65,8 @@ def _about(found: Forecast) -> Iterator[tuple[str, str]]:
     yield "model", f"{found.architecture.family}, {counts}"
     if plan.targets:
         yield "adapters", _layers(plan)
-    yield "device", f"{'GPU' if plan.device == 'cuda' else 'CPU'}, {format_bytes(plan.limit_bytes)} free"
+    device = "a GPU that is not here" if found.elsewhere else "GPU" if plan.device == "cuda" else "CPU"
+    yield "device", f"{device}, {format_bytes(plan.limit_bytes)} free"
     learned = f"{batch.supervised} learned{_recomputed(plan)}"
     yield "micro-batch", f"{batch.rows} x {batch.length} tokens at most, {learned}"
     if found.chosen is not None:
@@ -194,7 +195,8 @@ def _time(guess: Estimate | None) -> str:
         return ""
     most = "at most " if guess.by == "plan" else ""
     energy = f", {most}{guess.watt_hours:.0f} Wh" if guess.watt_hours is not None else ""
-    return f"about {format_duration(guess.seconds)} for {guess.steps} steps{energy}, {tell_basis(guess)}"
+    steps = f" for {guess.steps} steps" if guess.early_end is None else ""
+    return f"about {format_duration(guess.seconds)}{steps}{energy}, {tell_basis(guess)}"
 
 
 def _count(number: int) -> str:
