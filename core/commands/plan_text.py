@@ -188,6 +188,7 @@ def _disk(plan: Plan) -> str:
 
 
 def _time(guess: Estimate | None) -> str:
+    from core.runs.early_end import tell_early_end
     from core.runs.estimate import tell_basis
     from core.units import format_duration
 
@@ -195,8 +196,10 @@ def _time(guess: Estimate | None) -> str:
         return ""
     most = "at most " if guess.by == "plan" else ""
     energy = f", {most}{guess.watt_hours:.0f} Wh" if guess.watt_hours is not None else ""
-    steps = f" for {guess.steps} steps" if guess.early_end is None else ""
-    return f"about {format_duration(guess.seconds)}{steps}{energy}, {tell_basis(guess)}"
+    about, basis = f"about {format_duration(guess.seconds)}", tell_basis(guess)
+    if guess.early_end is not None:
+        return f"{about}{energy}, {basis}; {tell_early_end(guess.early_end)}"
+    return f"{about} for {guess.steps} steps{energy}, {basis}"
 
 
 def _count(number: int) -> str:

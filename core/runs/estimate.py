@@ -14,7 +14,7 @@ from core.memory.plan import Machine
 from core.memory.rows import Rows
 from core.memory.step_time import is_known_speed
 from core.memory.strategy import Chosen
-from core.runs.early_end import EarlyEnd, cut, tell_early_end
+from core.runs.early_end import EarlyEnd, cut
 from core.runs.pace import Pace
 
 #: Basis of an estimate: the pace of an earlier run, which was measured, or the step time of the memory plan.
@@ -167,14 +167,11 @@ def lack_of_speed(machine: Machine) -> Unknown | None:
 
 
 def tell_basis(found: Estimate) -> str:
-    """The basis of an estimate, in words that follow its figures: ``by the plan (no run of this kind yet)``; then its
-    early end, where it has one.
-    """
-    end = f"; {tell_early_end(found.early_end)}" if found.early_end is not None else ""
+    """The basis of an estimate, in words that follow its figures: ``by the plan (no run of this kind yet)``."""
     if found.by == "pace":
-        return f"at the pace of {found.run}{end}"
+        return f"at the pace of {found.run}"
     why = "for a card that is not here" if found.elsewhere else "no run of this kind yet"
-    return f"by the plan ({why}{tell_assumed(found.assumed)}){end}"
+    return f"by the plan ({why}{tell_assumed(found.assumed)})"
 
 
 def tell_assumed(assumed: Sequence[str]) -> str:

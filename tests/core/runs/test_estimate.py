@@ -13,6 +13,7 @@ from core.memory.plan import Machine
 from core.memory.rows import Rows, rows_of_tokens
 from core.memory.strategy import chosen_strategy
 from core.models.architecture.families import read_architecture
+from core.runs.early_end import tell_early_end
 from core.runs.estimate import Estimate, Planned, Unknown, expected, tell_basis
 from core.runs.pace import Pace
 from tests.core.models.architecture import published
@@ -83,8 +84,8 @@ def test_a_card_that_is_not_here_is_called_so() -> None:
         ({"max_energy_wh": 250}, 13_500, 250, 750, "ends after 250 Wh by train.max_energy_wh, at about step 750 of"),
         ({"max_hours": 6, "max_energy_wh": 250}, 13_500, 250, 750, "by train.max_energy_wh, at about step 750 of 3"),
         ({"max_hours": 0.001}, 3.6, 400 / 6000, 1, "ends after 0.001 h by train.max_hours, at about step 1 of 3,000"),
-        ({"max_hours": 15, "max_energy_wh": 1000}, 54_000, 1000, None, "at the pace of earlier"),
-        ({}, 54_000, 1000, None, "at the pace of earlier"),
+        ({"max_hours": 15, "max_energy_wh": 1000}, 54_000, 1000, None, ""),
+        ({}, 54_000, 1000, None, ""),
     ],
 )
 def test_an_estimate_goes_as_far_as_the_limits_of_the_run(
@@ -96,7 +97,8 @@ def test_an_estimate_goes_as_far_as_the_limits_of_the_run(
     assert (found.seconds, found.watt_hours) == (pytest.approx(seconds), pytest.approx(watt_hours))
     assert found.steps == 3000
     assert (found.early_end.step if found.early_end is not None else None) == step
-    assert said in tell_basis(found)
+    assert tell_basis(found) == "at the pace of earlier"
+    assert said in ("" if found.early_end is None else tell_early_end(found.early_end))
 
 
 def test_energy_that_the_plan_takes_at_most_ends_nothing_for_certain() -> None:
@@ -107,7 +109,8 @@ def test_energy_that_the_plan_takes_at_most_ends_nothing_for_certain() -> None:
     assert isinstance(whole, Estimate)
     assert isinstance(found, Estimate)
     assert (found.seconds, found.watt_hours) == (whole.seconds, 1)
-    assert tell_basis(found).endswith("; may end before its last step, after 1 Wh by train.max_energy_wh")
+    assert found.early_end is not None
+    assert tell_early_end(found.early_end) == "may end before its last step, after 1 Wh by train.max_energy_wh"
 
 
 def test_the_steps_that_take_longer_count_more() -> None:
