@@ -93,15 +93,17 @@ class ControlPoint:
         told: set[str] = set()
         for command in self.controls.waiting():
             # A key that is pressed twice asks for one thing, and makes one entry in the log.
-            self._carry_out(command, is_repeated=command.request.command in told)
+            with self._alone():
+                self._carry_out(command, is_repeated=command.request.command in told)
             told.add(command.request.command)
         self.controls.check_stop()
-        if self.governor is not None and self.governor.take_checkpoint() and self.state.step:
-            self.checkpointer.save()
-        if self.state.paused or self._is_held:
-            self._wait()
-        elif self.governor is not None:
-            self.governor.throttle.rest()
+        with self._alone():
+            if self.governor is not None and self.governor.take_checkpoint() and self.state.step:
+                self.checkpointer.save()
+            if self.state.paused or self._is_held:
+                self._wait()
+            elif self.governor is not None:
+                self.governor.throttle.rest()
         if self.state.skipping:
             raise EvaluationSkipped
 
@@ -268,6 +270,10 @@ class ControlPoint:
         """Whether an answer is to end; asked before each of its tokens."""
         self._look_after()
         return command.cancelled.is_set() or self.controls.is_leaving
+
+    def _alone(self) -> AbstractContextManager[None]:
+        """Inside, the other processes of the run wait for as long as it takes."""
+        return nullcontext() if self.orders is None else self.orders.alone()
 
     def _look_after(self) -> None:
         """The other processes of the run wait, and are asked whether they are there."""
