@@ -200,7 +200,7 @@ def test_two_killed_again_and_again_end_bit_equal(team: Workers, undisturbed: Ru
 def test_a_first_process_that_hangs_while_it_lives_is_noticed_by_those_who_wait(
     team: Workers, undisturbed: Run
 ) -> None:
-    fault = {FAULT_VARIABLE: "hang_between:7"}
+    fault = team.anew({FAULT_VARIABLE: "hang_between:7"})
     run = team.start("hung", fault, distributed=PAIR | {"timeout": 5.0}, **DROPPING)
     finish(run)
     (told,) = [notice.message for notice in only(NoticeEvent, run) if notice.code == "rank_lost"]
@@ -211,11 +211,10 @@ def test_a_first_process_that_hangs_while_it_lives_is_noticed_by_those_who_wait(
 
 def test_what_takes_as_long_as_it_takes_is_no_hang(team: Workers, tmp_path: Path) -> None:
     pulses = tmp_path / "pulses"
-    fault = {FAULT_VARIABLE: "tell_pulse:1", RELEASE_VARIABLE: str(pulses)}
+    fault = team.anew({FAULT_VARIABLE: "tell_pulse:1", RELEASE_VARIABLE: str(pulses)})
     sections = EXACT | {"train": {"max_steps": 12, "precision": "fp32"}, "eval": {"every_steps": 4, "samples": 1}}
     run = team.start("patient", fault, distributed=PAIR, **sections)
     pause(run)
-    ControlClient(run, timeout=PATIENCE).request("checkpoint")
     list(ControlClient(run, timeout=PATIENCE).generate({"messages": QUESTION, "max_new_tokens": 2}))
     go_on(run)
     finish(run)
