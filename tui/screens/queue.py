@@ -306,9 +306,9 @@ def _when(row: EntryView, now: float) -> str:
 
     if entry.ended is not None:
         return f"ended {clock(entry.ended)}"
-    if row.state and row.ends is not None:
-        return f"until ~{clock(row.ends)}"
     mark = row.marks
+    if row.state and row.ends is not None:
+        return f"until ~{clock(row.ends)}{mark}"
     if row.begins is not None and row.ends is not None:
         return f"{clock(row.begins)} – {clock(row.ends)}{mark}"
     return f"takes ~{format_duration(row.seconds)}{mark}" if row.seconds is not None else ""
