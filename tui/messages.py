@@ -56,7 +56,7 @@ class LengthsMeasured(Message):
 
 @dataclass
 class SurroundingsSeen(Message):
-    """What there is to begin with: data files in the working directory, and earlier runs."""
+    """Surroundings have been read: data files in the working directory, and earlier runs."""
 
     here: Here
 

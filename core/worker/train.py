@@ -293,22 +293,7 @@ class FinetuneRecipe:
             parts.update.drop()
         state.step += 1  # and with it the schedule
         seconds = time.monotonic() - began
-        self.recorder.event(
-            StepEvent(
-                step=state.step,
-                epoch=state.step / parts.order.steps_per_epoch,
-                loss=result.loss,
-                lr=learning_rate,
-                grad_norm=norm,
-                tokens=result.tokens,
-                supervised_tokens=result.supervised_tokens,
-                seconds=seconds,
-                tokens_per_second=result.tokens / seconds,
-                paused_seconds=state.paused_seconds,
-                reward_margin=result.rewards.margin,
-                reward_accuracy=result.rewards.accuracy,
-            )
-        )
+        self._report_step(result, learning_rate, norm, seconds)
         state.limits.pause(state.paused_seconds)
         parts.governor.step_done(
             tokens=result.tokens,
@@ -321,6 +306,33 @@ class FinetuneRecipe:
         self.recorder.end_step(state.step)
         if parts.compilation is not None:
             parts.compilation.report(state.step, self.recorder.notice)
+
+    def _report_step(self, result: Gradients, learning_rate: float, norm: float, seconds: float) -> None:
+        """The event of the step that is done.
+
+        Args:
+            result: Its gradients' sums.
+            learning_rate: Of its update.
+            norm: Of its gradients, before clipping.
+            seconds: What it has taken.
+        """
+        state = self.parts.state
+        self.recorder.event(
+            StepEvent(
+                step=state.step,
+                epoch=state.step / self.parts.order.steps_per_epoch,
+                loss=result.loss,
+                lr=learning_rate,
+                grad_norm=norm,
+                tokens=result.tokens,
+                supervised_tokens=result.supervised_tokens,
+                seconds=seconds,
+                tokens_per_second=result.tokens / seconds,
+                paused_seconds=state.paused_seconds,
+                reward_margin=result.rewards.margin,
+                reward_accuracy=result.rewards.accuracy,
+            )
+        )
 
     def _pass_over(self) -> None:
         """Leave a step out: only the schedule goes on."""

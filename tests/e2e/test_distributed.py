@@ -110,6 +110,11 @@ def pause(run: Run) -> int:
     return int(answer["step"])
 
 
+def wait_until_done_again(run: Run, step: int) -> None:
+    """Wait until a step after the last checkpoint is done by processes that were started anew."""
+    wait_for(lambda: [done.step for done in steps(run)].count(step) == 2, PATIENCE, f"step {step} to be done again")
+
+
 def go_on(run: Run) -> None:
     """Let a paused run go on."""
     ControlClient(run).request("resume")
@@ -174,20 +179,21 @@ def test_a_run_of_two_is_recorded_as_one(undisturbed: Run) -> None:
 
 
 def test_two_killed_again_and_again_end_bit_equal(team: Workers, undisturbed: Run) -> None:
-    run = team.start("killed", distributed=PAIR, **DROPPING)
-    step = pause(run)
+    run = team.start("killed", team.held_anew(10, 20), distributed=PAIR, **DROPPING)
+    wait_until_step(run, 10)
     second = pids_of(run)[1]
-    go_on(run)
-    wait_until_step(run, step + 4)
     os.kill(second, signal.SIGKILL)
     wait_for(lambda: notice_codes(run).count("rank_lost") == 1, PATIENCE, "the loss of the second to be told")
-    wait_for(lambda: second not in pids_of(run), PATIENCE, "the processes to be started anew")
-    step = pause(run)
-    first = pids_of(run)[0]
+    wait_until_done_again(run, 10)
+    assert second not in pids_of(run)
+    pause(run)
     go_on(run)
-    wait_until_step(run, step + 2)
-    os.kill(first, signal.SIGKILL)
+    wait_until_step(run, 20)
+    os.kill(pids_of(run)[0], signal.SIGKILL)
     wait_for(lambda: notice_codes(run).count("rank_lost") == 2, PATIENCE, "the loss of the first to be told")
+    wait_until_done_again(run, 20)
+    pause(run)
+    go_on(run)
     finish(run)
     told = [notice.message for notice in only(NoticeEvent, run) if notice.code == "rank_lost"]
     assert told[0].startswith("Process 1 was ended by SIGKILL")
@@ -228,19 +234,18 @@ def test_what_takes_as_long_as_it_takes_is_no_hang(team: Workers, tmp_path: Path
 
 
 def test_one_goes_on_as_two_and_two_as_one(team: Workers, alone: Run) -> None:
-    run = team.start("changing", distributed={"timeout": 10.0, "restarts": 0}, **EXACT)
+    run = team.start("changing", held_at(2), distributed={"timeout": 10.0, "restarts": 0}, **EXACT)
     wait_until_step(run, 2)
     signal_worker(run, signal.SIGTERM)
     assert exit_code(run) == 3, log(run)
-    begun = run.state().step
+    begun = ending(run).step
 
     set_processes(run, 2)
-    team.resume(run)
-    step = pause(run)
+    team.resume(run, team.held_anew(begun + 2, begun + 5))
+    wait_until_step(run, begun + 2)
     second = pids_of(run)[1]
-    go_on(run)
-    asked = ControlClient(run).request("checkpoint")
-    wait_until_step(run, max(int(asked["step"]), step + 5))
+    ControlClient(run).request("checkpoint")
+    wait_until_step(run, begun + 5)
     os.kill(second, signal.SIGSTOP)
     failed = failure(run)
     assert failed.reason.startswith("Process 1 gave no sign of life for ")
@@ -276,7 +281,7 @@ def test_a_setting_reaches_both_and_the_run_answers_and_stops(team: Workers) -> 
     told: dict[str, Run] = {}
     answers = []
     for name, sections in (("told-alone", {}), ("told", {"distributed": PAIR})):
-        run = told[name] = team.start(name, held_at(3, 6), **EXACT, **sections)
+        run = told[name] = team.start(name, team.held_anew(3, 6, 9), **EXACT, **sections)
         client = ControlClient(run, timeout=PATIENCE)
         wait_until_step(run, 3)
         client.request("set", **{"train.learning_rate": 5e-4})

@@ -138,7 +138,7 @@ def test_heat_that_no_pause_cools_stops_the_run_after_a_checkpoint(workers: Work
     card.show(60)
     limit = {"temperature_limit_c": 80.0}
     run = workers.start(
-        "hot", variables=card.variables, train={"max_steps": 200}, eval={"every_steps": None}, hardware=limit
+        "hot", variables=card.variables, train={"max_steps": 2000}, eval={"every_steps": None}, hardware=limit
     )
     wait_until_step(run, 3)
     assert not only(GovernorEvent, run), "it is cool"

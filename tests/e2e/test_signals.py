@@ -59,7 +59,8 @@ def test_sigint_stops_a_paused_run_too(workers: Workers) -> None:
 
 
 def test_a_stop_before_training_leaves_nothing_half_written(workers: Workers) -> None:
-    runs = {phase: workers.start(phase.replace("_", "-")) for phase in ("importing", "preparing_data")}
+    # Held before its first step at the latest, should the signal come late.
+    runs = {phase: workers.start(phase.replace("_", "-"), held_at(0)) for phase in ("importing", "preparing_data")}
     for phase, run in runs.items():
 
         def entered(run: Run = run, phase: str = phase) -> bool:

@@ -156,11 +156,12 @@ class Workers:
         return run
 
     def held_anew(self, *steps: int) -> dict[str, str]:
-        """As :func:`held_at`, for a run whose process is started and not forked (``anew``, or another environment)."""
+        """As :func:`held_at`, for a run with processes that are started and not forked: in a test marked ``anew``, in
+        another environment, or by a supervisor."""
         return self.anew(held_at(*steps))
 
     def anew(self, fault: dict[str, str]) -> dict[str, str]:
-        """Variables with a fault, for processes that are started and not forked, such as those of a run of several."""
+        """Variables with a fault, for processes that are started and not forked."""
         hooks = self.directory / "holding"
         hooks.mkdir(exist_ok=True)
         (hooks / "sitecustomize.py").write_text(_HOOK)

@@ -26,7 +26,7 @@ _SIGNS, _MOST_SECONDS = 10.0, 5.0
 
 @dataclass(frozen=True)
 class Order:
-    """What is to be done next."""
+    """An order of the first process: what the others are to do next."""
 
     name: str
     args: dict[str, Any]

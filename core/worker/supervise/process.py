@@ -30,7 +30,7 @@ _NOTICE_PARTS, _LEVELS = 4, ("warning", "error")
 
 @dataclass(frozen=True)
 class Start:
-    """How a process is started.
+    """Command line and environment of a process of a run.
 
     Args:
         rank: Its number.

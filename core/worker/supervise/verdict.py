@@ -23,7 +23,7 @@ START_SECONDS = 120.0
 
 @dataclass(frozen=True)
 class Sign:
-    """What is known of one process.
+    """Signs of life of one process.
 
     Args:
         rank: Its number.

@@ -18,10 +18,17 @@ from core.queue.status import RunnerStatus
 from core.runs.events import GovernorEvent, NoticeEvent
 from tests.core.models.architecture import published
 from tests.core.queue.helpers import add, config_for, states
+from tests.tui.config_panes import write_startable
 from tests.tui.harness import HOSTILE, asks, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
 from tui.screens.queue import QueueScreen
+
+
+@pytest.fixture
+def config(tmp_path: Path, home: Path) -> Path:
+    """A configuration that may be added, with a model that is only described."""
+    return write_startable(tmp_path)
 
 
 @pytest.fixture
@@ -41,15 +48,6 @@ def runner(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(status, "stop_runner", stop)
     return asked
-
-
-@pytest.fixture
-def config(tmp_path: Path, home: Path) -> Path:
-    """A configuration that may be added, with a model that is only described."""
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": f"row {n}"}) + "\n" for n in range(40)))
-    path = tmp_path / "mine.toml"
-    path.write_text('[data]\ntrain = "rows.jsonl"\n[train]\nlearning_rate = 3e-4\n')
-    return path
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 
 class SessionHolder:
-    """One target, and the session on it once it is open. ``answer`` belongs in a thread, the rest is for any.
+    """Holder of the chat's target, and of its session once that is open.
+
+    ``answer`` belongs in a thread; the rest is for any.
 
     Args:
         open_session: Opens a session; the real one where None.

@@ -1,4 +1,4 @@
-"""What is found out about a run before it starts, slowly: memory, time, warnings, and where a continued run goes on."""
+"""Slow findings about a run before it starts: memory, time, warnings, and where a continued run goes on."""
 
 from __future__ import annotations
 

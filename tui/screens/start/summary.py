@@ -99,7 +99,7 @@ class SeenRows:
 
 @dataclass(frozen=True)
 class StartPlan:
-    """What a run will take.
+    """Memory and time that a run will take.
 
     Args:
         parameters: Parameters of the base model; None where unknown.

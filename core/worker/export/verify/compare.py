@@ -75,7 +75,7 @@ class Figures:
 
 @dataclass
 class Comparison:
-    """What comes of comparing a file."""
+    """Result of comparing a file with the model that was trained."""
 
     figures: dict[str, Figures] = field(default_factory=dict)
     prompts: int = 0

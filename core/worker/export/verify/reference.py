@@ -58,7 +58,7 @@ _WHOLE, _QUANTIZED = 4.0, 1.2
 
 @dataclass(frozen=True)
 class _Way:
-    """How a model is loaded for measuring."""
+    """Precision and device that a model is measured with."""
 
     precision: str
     device: str

@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,11 @@ import torch
 
 from core.runs.client import ControlClient
 from core.runs.events import EvalEvent, NoticeEvent, StepEvent
-from core.runs.store import Run
-from core.runs.tail import EventTail
 from core.worker.distributed.fsdp2 import Fsdp2
 from core.worker.distributed.ranks import Ranks
 
 from .pairs import run_pair
-from .trainings import Trainings, largest_difference, result, write_rows
+from .trainings import Trained, Trainings, largest_difference, result, write_rows
 
 pytestmark = pytest.mark.slow
 
@@ -91,23 +88,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> T
     first, _ = run_pair(directory, lambda ranks: all_trainings(directory, tiny_model_dir, ranks), patience=900.0)
     assert isinstance(first, dict), first
     return Trained(directory / "runs", first)
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What came of all runs."""
-
-    runs: Path
-    answers: dict[str, Any]
-
-    def run(self, name: str) -> Run:
-        """A run by its name."""
-        return Run(self.runs / name)
-
-    def events(self, name: str, kind: type[Any]) -> list[Any]:
-        """Its events of one kind."""
-        batches = EventTail(self.run(name).events_path).batches()
-        return [event for event in itertools.chain.from_iterable(batches) if isinstance(event, kind)]
 
 
 BOTH = pytest.mark.parametrize("name", ["adapters", "full"])

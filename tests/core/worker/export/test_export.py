@@ -30,14 +30,11 @@ from core.worker.export import export as module
 from core.worker.export.export import Export
 from tests.core.export.trained_run import make_trained_run, write_rows
 from tests.core.worker.export.bench import write_base
+from tests.progress import quiet
 from tests.small_disk import small_disk
 from tests.tiny_model import write_tiny_model
 
 SAME = Agreement(2, True, 0.0, 1.0, 0.0, 2, "a reader")
-
-
-def quiet(_activity: str, _done: int | None, _total: int | None) -> None:
-    """Progress that nobody looks at."""
 
 
 @pytest.fixture

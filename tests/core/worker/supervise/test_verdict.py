@@ -58,7 +58,7 @@ TIMEOUT = 60.0
         ([Sign(0, still=700.0)], False, None),
     ],
 )
-def test_the_verdict(signs: list[Sign], settled: bool, verdict: Verdict | None) -> None:
+def test_signs_of_life_make_the_verdict(signs: list[Sign], settled: bool, verdict: Verdict | None) -> None:
     assert judge(signs, TIMEOUT, settled=settled) == verdict
 
 

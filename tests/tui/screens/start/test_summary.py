@@ -67,7 +67,7 @@ def test_a_count_gives_rows_and_steps_before_every_row_has_been_looked_at() -> N
     assert shown["steps"] == "~23 steps · 1 pass over the rows"
 
 
-def test_everything_known() -> None:
+def test_where_everything_is_known_each_line_has_its_figures() -> None:
     analysis = Analysis((), 203, 180, {"held_out": 20, "not_json": 2, "overlong": 1}, ())
     plan = StartPlan(
         135_000_000, 1_200_000_000, 23_000_000_000, True, seconds=71.0, watt_hours=0.42, pace_of="20261124-143600-faq"
