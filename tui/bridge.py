@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from core.runs.labels import Labels
     from core.runs.state import RunState
     from core.runs.store import Run
+    from core.runs.ways import Ways
     from tui.session import Session
 
 #: Seconds between two polls of a live run, and of one that has ended (it may be continued by another process).
@@ -66,11 +67,12 @@ class Bridge:
 
     Args:
         app: Where messages go.
+        ways: The words for an action that helps where a run refuses.
         pace: Factor of the seconds between two messages of one kind.
     """
 
-    def __init__(self, app: App[str], pace: float = 1.0) -> None:
-        self._app, self._pace = app, pace
+    def __init__(self, app: App[str], ways: Ways, pace: float = 1.0) -> None:
+        self._app, self._ways, self._pace = app, ways, pace
         self._closing = threading.Event()
         self._following = threading.Event()
         self._listing = threading.Event()
@@ -348,7 +350,7 @@ class Bridge:
         def work() -> None:
             from core.runs.client import ControlClient
 
-            client = ControlClient(run)
+            client = ControlClient(run, ways=self._ways)
             with self._guard:
                 self._clients.add(client)
             try:

@@ -17,6 +17,7 @@ from core.governor.words import reason
 from core.runs.changes import record
 from core.runs.events import ControlEvent
 from core.runs.protocol import refusal
+from core.runs.ways import ActionError
 from core.text import one_line
 from core.worker.checkpoint.checkpointer import Checkpointer
 from core.worker.distributed.errors import RankLostError
@@ -92,15 +93,17 @@ class ControlPoint:
         told: set[str] = set()
         for command in self.controls.waiting():
             # A key that is pressed twice asks for one thing, and makes one entry in the log.
-            self._carry_out(command, is_repeated=command.request.command in told)
+            with self._alone():
+                self._carry_out(command, is_repeated=command.request.command in told)
             told.add(command.request.command)
         self.controls.check_stop()
-        if self.governor is not None and self.governor.take_checkpoint() and self.state.step:
-            self.checkpointer.save()
-        if self.state.paused or self._is_held:
-            self._wait()
-        elif self.governor is not None:
-            self.governor.throttle.rest()
+        with self._alone():
+            if self.governor is not None and self.governor.take_checkpoint() and self.state.step:
+                self.checkpointer.save()
+            if self.state.paused or self._is_held:
+                self._wait()
+            elif self.governor is not None:
+                self.governor.throttle.rest()
         if self.state.skipping:
             raise EvaluationSkipped
 
@@ -170,9 +173,11 @@ class ControlPoint:
         was_paused, self.state.paused = self.state.paused, False
         if (hold := self._hold) is not None:
             why = reason(hold.cause, hold.value, hold.limit)
-            raise UserError(
+            over = "Your pause is over. " * was_paused
+            raise ActionError(
                 f"The governor pauses the run: {why}.",
-                "It goes on by itself; 'localtune-tui set' changes the limit." + (" Your pause is over." * was_paused),
+                f"{over}It goes on by itself, sooner with another limit.",
+                "set",
             )
         command.answer(state="training", step=self.state.step)
         return "ok" if was_paused else None
@@ -267,6 +272,10 @@ class ControlPoint:
         """Whether an answer is to end; asked before each of its tokens."""
         self._look_after()
         return command.cancelled.is_set() or self.controls.is_leaving
+
+    def _alone(self) -> AbstractContextManager[None]:
+        """Inside, the other processes of the run wait for as long as it takes."""
+        return nullcontext() if self.orders is None else self.orders.alone()
 
     def _look_after(self) -> None:
         """The other processes of the run wait, and are asked whether they are there."""

@@ -175,17 +175,19 @@ class FinetuneRecipe:
         rehearses, orders = self.rehearse(), self.parts.orders
         self.parts.strategy.ranks.meet()
         orders.begin()
-        with self.parts.governor.governing(self.parts.state.overrides):
+        with contextlib.closing(orders), self.parts.governor.governing(self.parts.state.overrides):
             try:
                 self.loop_until_left(rehearses=rehearses)
             except ParkRequested:
                 orders.give("leave")
                 raise  # saved already, and not at its end
             except StopRequested as request:
-                self.stop(save=not request.now)
+                with orders.alone():
+                    self.stop(save=not request.now)
                 orders.give("leave")
                 raise
-            outcome = self.finish()
+            with orders.alone():
+                outcome = self.finish()
             orders.give("leave")
             return outcome
 
@@ -365,7 +367,8 @@ class FinetuneRecipe:
             except ParkRequested as request:
                 request.paused = state.paused
                 self.recorder.phase("saving", "checkpoint")
-                self.parts.checkpointer.save()
+                with self.parts.orders.alone():
+                    self.parts.checkpointer.save()
                 if state.saved == state.step or state.step == 0:
                     raise
                 self.controls.drop_park()
@@ -396,7 +399,8 @@ class FinetuneRecipe:
             try:
                 self.step()
             except TornUpdateError as error:
-                parts.rollback.go_back(error)
+                with parts.orders.alone():
+                    parts.rollback.go_back(error)
                 if parts.file is not None:
                     parts.file.follow()
                 continue
@@ -406,10 +410,12 @@ class FinetuneRecipe:
                 rehearses = False
                 parts.meter.record(rehearsed=True)
             if state.finite.is_hopeless:
-                parts.checkpointer.drop_after(state.best.last_good)
+                with parts.orders.alone():
+                    parts.checkpointer.drop_after(state.best.last_good)
                 raise state.finite.verdict(state.best.last_good)
             if (spike := state.spikes.due) is not None:
-                self._answer_spike(spike)
+                with parts.orders.alone():
+                    self._answer_spike(spike)
                 continue
             if state.step < state.total_steps:
                 self._evaluate_if_due()
@@ -417,7 +423,8 @@ class FinetuneRecipe:
             due = parts.intervals.is_checkpoint_due or parts.checkpointer.postponed
             due = due or (state.saved is None and state.spikes.needs_checkpoint)
             if due and not state.paused:
-                parts.checkpointer.save()
+                with parts.orders.alone():
+                    parts.checkpointer.save()
             parts.control_point.attend()
 
     def _answer_spike(self, spike: Spike) -> None:
@@ -507,7 +514,7 @@ class FinetuneRecipe:
             return
         state.measures_baseline = step == 0
         try:
-            with contextlib.suppress(StopRequested), parts.strategy.leading():
+            with contextlib.suppress(StopRequested), parts.orders.alone(), parts.strategy.leading():
                 self._measure()
         except EvaluationSkipped:
             state.evaluated, state.skipping = step, False
@@ -557,7 +564,7 @@ class FinetuneRecipe:
         recorder.phase("evaluating", "probe")
         state.measures_baseline, paused, began = True, state.paused_seconds, time.monotonic()
         try:
-            with contextlib.suppress(StopRequested), parts.strategy.leading():
+            with contextlib.suppress(StopRequested), parts.orders.alone(), parts.strategy.leading():
                 loss = parts.probe.measure(functools.partial(tell, "probe"))
                 if loss is not None:
                     seconds = time.monotonic() - began - (state.paused_seconds - paused)
@@ -584,7 +591,7 @@ class FinetuneRecipe:
         recorder.phase("evaluating", what)
         state.measures_baseline = True
         try:
-            with contextlib.suppress(StopRequested), parts.strategy.leading():
+            with contextlib.suppress(StopRequested), parts.orders.alone(), parts.strategy.leading():
                 if evaluator is not None:
                     samples = evaluator.answer_samples(state.step, report)
                 else:

@@ -114,6 +114,8 @@ async def test_times_by_the_plan_are_marked_and_the_mark_is_told(
     (tmp_path / "config.json").write_text(json.dumps(published.LLAMA_3_8B))
     sections: dict[str, dict[str, Any]] = {"model": {"base": str(tmp_path)}, "train": {"max_steps": 10_000}}
     add("first", "second", hardware={"device": "auto"}, **sections)
+    short = sections | {"train": {"max_steps": 10_000, "max_hours": 0.5}}
+    add("short", hardware={"device": "auto"}, **short)
     add("another", train={"max_steps": 10})
     app = LocaltuneApp()
     async with app.run_test(size=(80, 24)) as pilot:
@@ -121,6 +123,8 @@ async def test_times_by_the_plan_are_marked_and_the_mark_is_told(
         await wait_for(pilot, lambda: "* by the plan: no run of this kind yet" in screen_text(app))
         lines = {name: line for line in screen_text(app).splitlines() for name in ("first", "another") if name in line}
         assert re.search(r"waiting +takes ~\d+h \d\dm\* +first", lines["first"])
+        assert re.search(r"waiting +takes ~30m 00s\*\^ +short", screen_text(app))
+        assert "no run of this kind yet · ^ ends early by train.max_hours" in screen_text(app)
         assert "takes" not in lines["another"], "a model that is not here"
         # With a runner they have a day and an hour each.
         monkeypatch.setattr("core.queue.view.read_status", lambda: RunnerStatus(pid=1, pid_started="x", doing="waits"))

@@ -83,7 +83,7 @@ class ChatPane(Pane):
         self._edited: Exchange | None = None
         self._set_aside = ""
         self._current: Exchange | None = None
-        self._holder = SessionHolder(open_session)
+        self._holder = SessionHolder(open_session, lambda action, run: self.keys.way(action, run))
         self._flush: Timer | None = None
 
     def compose(self) -> ComposeResult:

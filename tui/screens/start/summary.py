@@ -113,6 +113,7 @@ class StartPlan:
             tells no power limit.
         pace_of: The earlier run with the pace of the estimate; empty for a guess.
         is_planned: Whether the estimate is by the memory plan; its energy is then the most that it can be.
+        early_end: That a limit ends the run before its last step, in words; empty where none does.
         problem: The reason why nothing is known.
         seconds_per_step: The pace of a run that is continued; None where unknown.
     """
@@ -129,6 +130,7 @@ class StartPlan:
     problem: str = ""
     seconds_per_step: float | None = None
     is_planned: bool = False
+    early_end: str = ""
 
 
 @dataclass(frozen=True)
@@ -325,6 +327,8 @@ def _steps(config: Config, found: Found) -> str:
     steps = step_count(config, rows.used)
     if steps is None:
         return "…"
+    if found.plan is not None and found.plan.early_end:
+        return found.plan.early_end
     about = "" if rows.is_exact or train.max_steps is not None else "~"
     passes = f"{exact_number(train.epochs)} {'pass' if train.epochs == 1 else 'passes'} over the rows"
     return f"{about}{counted(steps, 'step')} · {'train.max_steps' if train.max_steps is not None else passes}"

@@ -11,6 +11,7 @@ import pytest
 from core.analysis.problems import Problem
 from core.analysis.result import Analysis
 from core.config.schema import Config
+from core.runs.early_end import EarlyEnd, tell_early_end
 from tests.tui.harness import FORBIDDEN, HOSTILE
 from tui.keys import KeyTable
 from tui.screens.start.summary import (
@@ -85,6 +86,14 @@ def test_a_time_by_the_plan_is_called_so_and_its_energy_is_the_most() -> None:
     plan = StartPlan(seconds=2400.0, watt_hours=300.0, is_planned=True)
     shown = lines(start(), Found(StartRows.counted(200, config()), plan), 100)
     assert shown["time"] == "~40m 00s · at most 300 Wh · by the plan: no run like it here yet"
+
+
+def test_the_steps_say_where_a_limit_ends_the_run() -> None:
+    end = tell_early_end(EarlyEnd("train.max_hours", 6.0, 1200, 3000))
+    plan = StartPlan(seconds=21600.0, pace_of="faq", early_end=end)
+    shown = lines(start(), Found(StartRows.counted(200, config()), plan))
+    assert shown["steps"] == "ends after 6 h by train.max_hours, at about step 1,200 of 3,000"
+    assert shown["time"] == "~6h 00m · at the pace of faq"
 
 
 def test_nothing_moves_as_facts_come_in() -> None:
