@@ -6,6 +6,9 @@ rows that are cut) with some options besides. A fifth of the runs each is left a
 checkpoint asked for, is killed, is stopped, is parked; what was ended is continued. Each is verified by its chain and
 by one replay of all of it or of two intervals. One that fails, or does not pass, is told with its audit. Values go to
 ``bench/results/verify-DATE.json``.
+
+With ``--processes 2`` each run has so many processes, by replicate and fsdp2 in turn, as far as a recipe goes with
+these; values go to ``bench/results/verify-processes-DATE.json``.
 """
 
 from __future__ import annotations
@@ -50,7 +53,7 @@ from tests.e2e.workers import (
     only,
     signal_worker,
 )
-from tests.forking import Forks
+from tests.forking import FAULT_VARIABLE, Forks
 from tests.tiny_model import write_tiny_model
 from tests.waiting import wait_for
 
@@ -91,6 +94,8 @@ OPTIONS: tuple[tuple[str, str, Any], ...] = (
     ("eval", "samples", 1),
     ("checkpoint", "final", "best"),
 )
+#: Variables of a run whose processes are forked, where it has several.
+FORKED = {FAULT_VARIABLE: "fork_ranks:0"}
 WAYS = ("calm", "set", "killed", "stopped", "parked")
 
 
@@ -153,7 +158,7 @@ def shown(run: Run) -> Counter[str]:
     )
 
 
-def draw(workers: Workers, number: int, dice: random.Random) -> Drawn:
+def draw(workers: Workers, number: int, dice: random.Random, processes: int) -> Drawn:
     """The recipe of a run."""
     kind, way = list(KINDS)[number % len(KINDS)], WAYS[number % len(WAYS)]
     sections: Sections = {
@@ -171,6 +176,11 @@ def draw(workers: Workers, number: int, dice: random.Random) -> Drawn:
         )
         sections["data"] = {"train": str(rows), "eval": str(measured)}
     options = []
+    if processes > 1:
+        sections |= {"distributed": {"processes": processes, "strategy": "fsdp2"}}
+        if number % 2 or not fits(workers, sections):
+            sections |= {"distributed": {"processes": processes, "strategy": "replicate"}}
+        options.append(f"distributed.strategy = {sections['distributed']['strategy']}")
     for section, name, value in OPTIONS:
         if dice.random() < 0.25 and fits(workers, changed := with_option(sections, section, name, value)):
             sections = changed
@@ -247,15 +257,15 @@ DISTURB: dict[str, Callable[[Run, ControlClient, random.Random], None]] = {
 def train(workers: Workers, drawn: Drawn, name: str, dice: random.Random) -> Run:
     """A run of a recipe, which was disturbed. One that was over before is left as it is; one that was ended
     before its first checkpoint is begun anew."""
-    run = workers.start(name, **drawn.sections)
+    run = workers.start(name, FORKED, **drawn.sections)
     if drawn.way in DISTURB:
         with contextlib.suppress(UserError, ProcessLookupError), ControlClient(run, timeout=PATIENCE) as client:
             hold(run, client, dice)
             DISTURB[drawn.way](run, client, dice)
         if exit_code(run) in (STOPPED, -signal.SIGKILL):
             if not complete_checkpoints(run):
-                return workers.start(name, **drawn.sections)
-            workers.resume(run)
+                return workers.start(name, FORKED, **drawn.sections)
+            workers.resume(run, FORKED)
     return run
 
 
@@ -303,10 +313,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--first", type=int, default=0, help="the number of the first run, to repeat one")
     parser.add_argument("--minutes", type=float, default=600.0, help="begin no further run after so long")
+    parser.add_argument("--processes", type=int, default=1, help="of each run")
     parser.add_argument("--keep", type=Path, help="work in this directory, and leave the runs there")
     args = parser.parse_args()
     began, forks, found = time.monotonic(), Forks(), Found()
-    path = ROOT / "bench/results" / f"verify-{datetime.date.today().isoformat()}.json"
+    name = "verify" if args.processes == 1 else "verify-processes"
+    path = ROOT / "bench/results" / f"{name}-{datetime.date.today().isoformat()}.json"
     with working_directory(args.keep) as directory, forks.replacing():
         write_tiny_model(directory / "model")
         workers = Workers(directory, directory / "model")
@@ -314,7 +326,7 @@ def main() -> None:
             if time.monotonic() - began > args.minutes * 60:
                 break
             dice = random.Random(args.seed * 10_000 + number)
-            drawn = draw(workers, number, dice)
+            drawn = draw(workers, number, dice, args.processes)
             run = train(workers, drawn, f"run-{number}", dice)
             audit = verify(workers, run, seed=number, whole=dice.random() < 0.6)
             outcome = found.add(drawn, run, audit)

@@ -59,7 +59,9 @@ _PATHS = {str(Path(__file__).resolve().parents[1]), *filter(None, os.environ.get
 _PYTHON_MODULE = [_PYTHON, "-m"]
 _BEGUN_WITH = os.environ.get("LD_PRELOAD")
 #: Modules that are forked, and those below them.
-_MODULES = ("core.worker", "core.queue", "core.serve", "tui")
+_MODULES = ("core.worker", "core.queue", "core.serve", "tui", "tests.core")
+#: Asks the self-test's worker to meet a shortage of memory.
+_STARVED = "starved"
 #: A command whose rest has no network.
 _CUT = ["unshare", "-rn"]
 #: Of ``unshare``: a network and users of its own.
@@ -182,19 +184,24 @@ class Forks:
                 socket.send_fds(connection, [json.dumps(asked).encode()], [reading, writing, errors, *passed])
                 return ForkedProcess(int(connection.recv(32)), *ours)
 
-    def run(self, command: Sequence[str], timeout: float = 200.0, **options: Any) -> subprocess.CompletedProcess[str]:
-        """As :func:`subprocess.run` that captures text, with nothing to read.
+    def run(
+        self, command: Sequence[str], timeout: float = 200.0, standard_input: str = "", **options: Any
+    ) -> subprocess.CompletedProcess[str]:
+        """As :func:`subprocess.run` that captures text.
 
         Args:
             command: The command line.
             timeout: Seconds.
+            standard_input: What it reads.
             **options: ``cwd`` and ``env``.
 
         Raises:
             subprocess.TimeoutExpired: If it takes longer.
         """
-        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
-            streams = {"stdin": subprocess.DEVNULL, "stdout": out.fileno(), "stderr": errors.fileno()}
+        with tempfile.TemporaryFile() as read, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
+            read.write(standard_input.encode())
+            read.seek(0)
+            streams = {"stdin": read.fileno(), "stdout": out.fileno(), "stderr": errors.fileno()}
             process = self.popen(command, **streams, **options)
             try:
                 code = process.wait(timeout)
@@ -226,8 +233,10 @@ class Forks:
             return None
         if python != _PYTHON and (python not in self.stand_ins or module == "core.worker"):
             return None
-        # The one that watches over several processes imports none of the libraries.
-        return None if module.startswith("core.worker.supervise") else begins
+        # The one that watches over several processes imports none of the libraries. One whose memory runs out has its
+        # limit put where its process is, and a forked one has more in store.
+        is_started = module.startswith("core.worker.supervise") or _STARVED in command
+        return None if is_started else begins
 
     def _connected(self) -> socket.socket:
         if self._socket is None:

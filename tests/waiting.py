@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
@@ -33,3 +34,11 @@ def wait_for(condition: Callable[[], T], timeout: float, describe: str, interval
             pytest.fail(f"waited {timeout:g} s in vain for {describe}")
         time.sleep(interval)
     return value
+
+
+def has_ended(pid: int) -> bool:
+    """Whether a process is gone, or only left for its parent to look at (a zombie)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True

@@ -26,7 +26,7 @@ from core.text import one_line
 
 @dataclass(frozen=True)
 class Opening:
-    """What the app is opened with: a configuration, data, a run, or nothing."""
+    """The thing that the app is opened with: a configuration, data, a run, or nothing."""
 
     config: Path | None = None
     data: Path | None = None

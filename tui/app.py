@@ -116,7 +116,7 @@ class LocaltuneApp(App[str]):
         self.state = AppState(is_opening=True)
         self.clock: Callable[[], float] = time.time
         """Clock: the present, in Unix seconds."""
-        self.bridge = Bridge(self, self.pace)
+        self.bridge = Bridge(self, self.keys.way, self.pace)
         self.desktop = Desktop(self, self.state, lambda: self.clock(), self.write_to_terminal)
         remembers = self._settings.remember
         self.drafts = DraftKeeper(self.state, self.desktop.panes, remembers=remembers)
@@ -522,7 +522,7 @@ class LocaltuneApp(App[str]):
 
     @on(messages.LabelRequested)
     def _label_requested(self, message: messages.LabelRequested) -> None:
-        self.bridge.label(message.run, message.labels)
+        self.bridge.label(message.run, message.change)
 
     @on(messages.RunLabeled)
     def _run_labeled(self, message: messages.RunLabeled) -> None:

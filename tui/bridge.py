@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from core.runs.labels import Labels
     from core.runs.state import RunState
     from core.runs.store import Run
+    from core.runs.ways import Ways
     from tui.session import Session
 
 #: Seconds between two polls of a live run, and of one that has ended (it may be continued by another process).
@@ -66,18 +67,19 @@ class Bridge:
 
     Args:
         app: Where messages go.
+        ways: The words for an action that helps where a run refuses.
         pace: Factor of the seconds between two messages of one kind.
     """
 
-    def __init__(self, app: App[str], pace: float = 1.0) -> None:
-        self._app, self._pace = app, pace
+    def __init__(self, app: App[str], ways: Ways, pace: float = 1.0) -> None:
+        self._app, self._ways, self._pace = app, ways, pace
         self._closing = threading.Event()
         self._following = threading.Event()
         self._listing = threading.Event()
         self._wanted = threading.Event()
         self._view = RunsInView(())
         self._clients: set[ControlClient] = set()
-        self._guard = threading.Lock()
+        self._guard, self._labeling = threading.Lock(), threading.Lock()
         self.sampling = True
         """Whether devices are sampled; a live worker reports them itself."""
 
@@ -267,13 +269,15 @@ class Bridge:
             self._wanted.wait(LIST_SECONDS * self._pace)
         reader.save()
 
-    def label(self, run: Run, labels: Labels) -> None:
-        """Write the labels of a run."""
+    def label(self, run: Run, change: Callable[[Labels], Labels]) -> None:
+        """Change the labels of a run. What another change or another program has written meanwhile stays."""
 
         def work() -> None:
-            from core.runs.labels import write_labels
+            from core.runs.labels import read_labels, write_labels
 
-            write_labels(run.path, labels)
+            with self._labeling:
+                labels = change(read_labels(run.path))
+                write_labels(run.path, labels)
             self._post(RunLabeled(run, labels))
 
         self._try("The labels could not be written", work, "label")
@@ -346,7 +350,7 @@ class Bridge:
         def work() -> None:
             from core.runs.client import ControlClient
 
-            client = ControlClient(run)
+            client = ControlClient(run, ways=self._ways)
             with self._guard:
                 self._clients.add(client)
             try:

@@ -30,7 +30,7 @@ LOOK_SECONDS = 1.0
 
 @dataclass
 class _Slot:
-    """One draft of this app, and the content of its file, if there is one."""
+    """A draft of this app, and the content of its file, if there is one."""
 
     kind: str
     written: Draft | None = field(default=None)

@@ -23,6 +23,8 @@ from tui.settings import LIMIT
 
 #: The key of the chat pane that does what ``app.ask`` does everywhere; they share keys.
 _ASKS = "chat.write"
+#: The key of each action that a worker's refusal may name.
+_ACTIONS = {"resume": "train.pause", "set": "train.settings", "stop": "train.stop"}
 #: Screens that cover the panes; the keys of the app do not work there.
 SCREENS = ("template", "columns", "start", "evaluation", "queue", "trash", "compare", "run")
 SCOPES = ("app", "data", "config", "train", "chat", "runs", *SCREENS)
@@ -243,6 +245,10 @@ class KeyTable:
         keys = [*self.scope(scope), *self.scope("app")]
         ways = ((key, {key.display, *(display_key(part) for part in key.keys.split(","))}) for key in keys)
         return next((key for key, displays in ways if shown in displays), None)
+
+    def way(self, action: str, _run: str = "") -> str:
+        """The key that does an action of a refusal, with its place: ``p in the Train pane``."""
+        return f"{self[_ACTIONS[action]].display} in the Train pane"
 
     def hints(self, identities: Iterable[str]) -> str:
         """Key hints for a border, in the given order: ``p pause  c checkpoint``."""

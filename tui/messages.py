@@ -56,7 +56,7 @@ class LengthsMeasured(Message):
 
 @dataclass
 class SurroundingsSeen(Message):
-    """What there is to begin with: data files in the working directory, and earlier runs."""
+    """Surroundings have been read: data files in the working directory, and earlier runs."""
 
     here: Here
 
@@ -282,10 +282,10 @@ class RunsInView(Message):
 
 @dataclass
 class LabelRequested(Message):
-    """Request: other labels for a run."""
+    """Request: a change of the labels of a run, as they are when it is carried out."""
 
     run: Run
-    labels: Labels
+    change: Callable[[Labels], Labels]
 
 
 @dataclass

@@ -25,7 +25,7 @@ from tui.session import DataPlace, Session
 
 @dataclass(frozen=True)
 class Reopened:
-    """What the app begins with."""
+    """Configuration, data and places that the app begins with."""
 
     opened: Opened
     place: DataPlace | None = None

@@ -38,7 +38,7 @@ class DataPlace:
 
 @dataclass(frozen=True)
 class Session:
-    """What was open, and where the cursors were; an empty text stands for nothing.
+    """The app as it was left: what was open, and where the cursors were; an empty text stands for nothing.
 
     Paths are absolute.
     """

@@ -21,7 +21,7 @@ OLD_SECONDS = 15.0
 
 @dataclass(frozen=True)
 class Band:
-    """What a figure may differ by: from ``large`` on it is shown at once, from ``small`` on if it lasts."""
+    """Differences of a figure: from ``large`` on it is shown at once, from ``small`` on if it lasts."""
 
     large: float
     small: float
@@ -49,7 +49,7 @@ class MeterReading:
 
 
 class SteadyMeters:
-    """What is on the screen of a series of readings."""
+    """Readings of meters that change on the screen only where they differ enough."""
 
     def __init__(self) -> None:
         self._shown = MeterReading()

@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from core import paths
 from core.audit.chain_check import Sealed, check_chain, compare_head, read_manifest, read_sealed, sealed_config
-from core.audit.request import span_to
+from core.audit.request import recorded_threads, span_to
 from core.audit.result import Audit, ChainResult, Difference, SpanResult
 from core.audit.spans import Span, choose, join, spans_of
 from core.config.schema import Config
@@ -25,7 +25,6 @@ from core.directories import disk_error
 from core.errors import UserError
 from core.helper import Helper, HelperProgress, describe_end, finding_core
 from core.launch.launcher import worker_environment
-from core.runs.events import Event, RanksEvent
 from core.runs.state import in_words
 from core.runs.store import Run, complete_checkpoints
 from core.runs.tail import EventTail
@@ -39,7 +38,12 @@ _FAST = (
     "The run is fast, not strict, on its card: what is computed again is equal to rounding, and not bit for bit. Only "
     "the chain is checked; train.deterministic = strict makes a new run that can be executed again."
 )
-_SEVERAL = "The run was computed by several processes, whose sums are not made in one order; only the chain is checked."
+_CARDS = (
+    "The run was computed by several processes on cards, whose sums are not known to be made in the same order twice; "
+    "only the chain is checked."
+)
+#: Most processes that are started to execute a run again.
+_MOST_PROCESSES = 64
 
 
 class AuditCancelledError(Exception):
@@ -134,7 +138,7 @@ class AuditJob:
         for span in spans:
             if span.obstacle:
                 notes.append(f"Steps {span.begin + 1} to {span.end} cannot be executed again: {span.obstacle}.")
-        obstacle = _obstacle(events, manifests)
+        obstacle = _obstacle(recorded, manifests)
         if obstacle and spans:
             notes.append(obstacle)
             spans = []
@@ -169,7 +173,7 @@ class AuditJob:
             "spans": [span_to(span) | {"start": start} for span, start in zip(plan.spans, starts, strict=True)],
         }
         with tempfile.TemporaryFile() as log:
-            helper = self._start(log, _threads(starts))
+            helper = self._start(log, next(filter(None, map(recorded_threads, starts)), None))
             with helper:
                 return self._follow(helper, job, log, progress)
 
@@ -219,10 +223,16 @@ def _is_content(difference: Difference) -> bool:
     return difference.step is not None and (difference.file or "").startswith("checkpoints/")
 
 
-def _obstacle(events: Sequence[Event], manifests: Mapping[int, Mapping[str, Any]]) -> str:
+def _obstacle(spans: Sequence[Span], manifests: Mapping[int, Mapping[str, Any]]) -> str:
     """Why nothing of a run can be executed again bit for bit; empty where it can."""
-    if any(isinstance(event, RanksEvent) and len(event.ranks) > 1 for event in events):
-        return _SEVERAL
+    if any(span.team.is_several and span.team.has_cards for span in spans):
+        return _CARDS
+    most = max((span.team.count for span in spans), default=1)
+    if most > _MOST_PROCESSES:
+        return (
+            f"The run was computed by {most} processes, and {_MOST_PROCESSES} at most are started to execute it again; "
+            "only the chain is checked."
+        )
     if any(manifest.get("deterministic") == "fast" for manifest in manifests.values()):
         return _FAST
     return ""
@@ -238,16 +248,6 @@ def _gap(spans: Sequence[SpanResult], last: int) -> str:
     if reached >= last:
         return ""
     return f"Not all of the run was executed again: that its steps after {reached} follow from the base is not proven."
-
-
-def _threads(starts: list[dict[str, Any]]) -> int | None:
-    """The threads that the run was computed with; None where that is not recorded."""
-    for start in starts:
-        machine = start.get("machine")
-        threads = machine.get("threads") if isinstance(machine, dict) else None
-        if type(threads) is int and threads > 0:
-            return threads
-    return None
 
 
 def _span_result(values: Mapping[str, Any]) -> SpanResult:

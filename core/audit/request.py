@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
-from core.audit.spans import Span
+from core.audit.spans import Span, Team
 from core.runs.events import Event, decode_event, encode_event
 
 
@@ -19,6 +20,7 @@ def span_to(span: Span) -> dict[str, Any]:
         "left_out": list(span.left_out),
         "rollbacks": span.rollbacks,
         "changes": span.changes,
+        "team": asdict(span.team),
     }
 
 
@@ -34,4 +36,16 @@ def span_from(values: Mapping[str, Any]) -> Span:
         left_out=tuple(map(int, values["left_out"])),
         rollbacks=int(values["rollbacks"]),
         changes=dict(values["changes"]),
+        team=Team(**values["team"]),
     )
+
+
+def recorded_threads(start: Mapping[str, Any]) -> int | None:
+    """The threads that each process of a start has computed with; None where that is not recorded.
+
+    Args:
+        start: What the chain says of it.
+    """
+    machine = start.get("machine")
+    threads = machine.get("threads") if isinstance(machine, dict) else None
+    return threads if type(threads) is int and threads > 0 else None

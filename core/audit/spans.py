@@ -6,6 +6,7 @@ goes back to count: from the end, each start is followed to the checkpoint that 
 
 from __future__ import annotations
 
+import math
 import random
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -23,10 +24,12 @@ from core.runs.events import (
     NoticeEvent,
     PhaseEvent,
     ProbeEvent,
+    RanksEvent,
     RollbackEvent,
     SampleEvent,
     StepEvent,
 )
+from core.runs.ranks import Rank
 
 #: What training itself tells, and a replay tells again.
 TOLD = (StepEvent, EvalEvent, ProbeEvent, SampleEvent, CheckpointEvent)
@@ -43,6 +46,34 @@ _OTHERWISE = {
     "checkpoint_postponed": "a checkpoint was postponed for want of memory",
 }
 _RAN_OUT = re.compile(r"Memory ran out at (step \d+|the rehearsal)")
+#: Notice of a start that has chosen to share the weights out.
+_SHARED_OUT = "strategy"
+
+
+@dataclass(frozen=True)
+class Team:
+    """The processes of a start, as far as what they compute depends on them.
+
+    Args:
+        count: How many there were, on all machines.
+        strategy: How they shared the work, as ``distributed.strategy`` has it; empty for one process.
+        machines: How many machines they ran on.
+        has_cards: Whether any of them trained on a card.
+    """
+
+    count: int = 1
+    strategy: str = ""
+    machines: int = 1
+    has_cards: bool = False
+
+    @property
+    def is_several(self) -> bool:
+        """Whether there was more than one process."""
+        return self.count > 1
+
+
+#: The only process of a start.
+ALONE = Team()
 
 
 @dataclass(frozen=True)
@@ -58,6 +89,7 @@ class Span:
         left_out: Steps that are left out from its beginning on, where that is a rollback for a loss spike.
         rollbacks: How many of these there were by then.
         changes: Options that were in force at its beginning although the checkpoint does not have them.
+        team: The processes that trained it.
         obstacle: Why it cannot be executed again, as the rest of a sentence; empty where it can.
     """
 
@@ -68,6 +100,7 @@ class Span:
     left_out: tuple[int, ...] = ()
     rollbacks: int = 0
     changes: dict[str, Any] = field(default_factory=dict)
+    team: Team = ALONE
     obstacle: str = ""
 
 
@@ -91,12 +124,14 @@ class _Segment:
         kind: What it begins with: a start, a rollback for want of memory, or one for a loss spike.
         begin: The step that it goes on from; None where it has done none.
         spiked: As of its beginning.
+        team: The processes of the start that it belongs to.
         events: The events.
     """
 
     kind: Literal["start", "memory", "spike"]
     begin: int | None = None
     spiked: _Spiked = _Spiked()
+    team: Team = ALONE
     events: list[Event] = field(default_factory=list)
 
     @property
@@ -155,12 +190,13 @@ def choose(spans: Sequence[Span], starts: Collection[int], count: int, seed: int
 
 
 def join(spans: Sequence[Span]) -> list[Span]:
-    """Spans that follow one another as one each, executed in one go; broken off where one cannot be executed again, or
-    begins with a rollback, or a rehearsal that ran out of memory."""
+    """Spans that follow one another as one each, executed in one go; broken off where one cannot be executed again, was
+    trained by other processes, or begins with a rollback, or a rehearsal that ran out of memory."""
     found: list[Span] = []
     for span in spans:
         before = found[-1] if found else None
         is_apart = span.rolled_back or span.rollbacks or any(map(ran_out_in_rehearsal, span.script))
+        is_apart = is_apart or (before is not None and before.team != span.team)
         if before is None or before.obstacle or span.obstacle or is_apart or before.end != span.begin:
             found.append(span)
         else:
@@ -179,14 +215,27 @@ def _segments(events: Iterable[Event]) -> list[_Segment]:
     for event in events:
         if isinstance(event, PhaseEvent) and event.name == "importing":
             found.append(_Segment("start"))
+        elif isinstance(event, RanksEvent):
+            found[-1].team = _team_of(event)
+        elif isinstance(event, NoticeEvent) and event.code == _SHARED_OUT:
+            found[-1].team = replace(found[-1].team, strategy="fsdp2")
         elif isinstance(event, NoticeEvent) and event.code == "memory_replay":
-            found.append(_Segment("memory"))
+            found.append(_Segment("memory", team=found[-1].team))
         elif isinstance(event, RollbackEvent):
-            found.append(_Segment("spike", begin=event.step, events=[event]))
+            found.append(_Segment("spike", begin=event.step, team=found[-1].team, events=[event]))
         elif isinstance(event, (*TOLD, NoticeEvent, ControlEvent, FinishedEvent)):
             found[-1].events.append(event)
     _find_beginnings(found)
     return found
+
+
+def _team_of(event: RanksEvent) -> Team:
+    """The processes that a start has told of; it tells of another strategy than ``replicate`` that it has chosen."""
+    ranks = Rank.all_from(event.ranks)
+    if len(ranks) <= 1:
+        return ALONE
+    has_cards = any(rank.device != "cpu" for rank in ranks)
+    return Team(len(ranks), event.strategy or "replicate", len({rank.host for rank in ranks}), has_cards)
 
 
 def _find_beginnings(segments: Sequence[_Segment]) -> None:
@@ -221,6 +270,7 @@ def _cut(segment: _Segment, begin: int, changes: dict[str, Any]) -> list[Span]:
     """The spans of a segment: from one checkpoint to the next."""
     found: list[Span] = []
     start, script, obstacle = begin, list[Event](), ""
+    cut_from = _first_cut(segment)
     for event in segment.events:
         if isinstance(event, NoticeEvent) and event.code in _OTHERWISE:
             obstacle = _OTHERWISE[event.code]
@@ -229,6 +279,8 @@ def _cut(segment: _Segment, begin: int, changes: dict[str, Any]) -> list[Span]:
         script.append(event)
         if isinstance(event, CheckpointEvent) and event.step > start:
             first = not found
+            if event.step >= cut_from:
+                obstacle = obstacle or "memory ran out in one of several processes"
             found.append(
                 Span(
                     start,
@@ -238,6 +290,7 @@ def _cut(segment: _Segment, begin: int, changes: dict[str, Any]) -> list[Span]:
                     left_out=tuple(sorted(segment.spiked.left_out)) if first and segment.kind == "spike" else (),
                     rollbacks=segment.spiked.rollbacks if first and segment.kind == "spike" else 0,
                     changes=changes if first else {},
+                    team=segment.team,
                     obstacle=obstacle,
                 )
             )
@@ -248,6 +301,19 @@ def _cut(segment: _Segment, begin: int, changes: dict[str, Any]) -> list[Span]:
         last = next((place for place in range(len(script), 0, -1) if isinstance(script[place - 1], EvalEvent)), 0)
         found[-1] = replace(found[-1], script=(*found[-1].script, *script[:last]))
     return found
+
+
+def _first_cut(segment: _Segment) -> float:
+    """The first step of which a process of several has cut its share finer, for want of memory: from there on nobody
+    knows how each has cut its own."""
+    if not segment.team.is_several:
+        return math.inf
+    notices = [event for event in segment.events if isinstance(event, NoticeEvent) and event.code in SHORTAGES]
+    # Those of the others are told with their numbers before.
+    ran_out = [found[1] for notice in notices if (found := _RAN_OUT.search(notice.message))]
+    return min(
+        (int(where.removeprefix("step ")) if where.startswith("step ") else 0 for where in ran_out), default=math.inf
+    )
 
 
 def _belongs(event: Event, start: int) -> bool:

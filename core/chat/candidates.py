@@ -28,7 +28,7 @@ _RUNS = 50
 
 @dataclass(frozen=True)
 class Candidate:
-    """One that can answer."""
+    """A model that can answer: a source of the base that is loaded."""
 
     source: Source
     name: str

@@ -50,7 +50,7 @@ class Reply:
 
     @property
     def label(self) -> str:
-        """Who speaks."""
+        """The name of who speaks."""
         return self.speaker or self.source
 
     def take_pending(self) -> bool:

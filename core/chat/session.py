@@ -22,6 +22,7 @@ from core.paths import user_path
 from core.runs.client import ControlClient
 from core.runs.store import Run
 from core.runs.trained import TrainedModel, find_run_at, find_trained, split_step
+from core.runs.ways import Ways, by_command
 from core.text import one_line, sanitize
 
 __all__ = ["Answer", "ChatSession", "GenerationSettings", "Token", "open_session"]
@@ -123,12 +124,13 @@ class LiveSession:
 
     Args:
         run: The run.
+        ways: The words for an action that helps where the run refuses.
     """
 
-    def __init__(self, run: Run) -> None:
-        self._run = run
+    def __init__(self, run: Run, ways: Ways = by_command) -> None:
+        self._run, self._ways = run, ways
         self.has_tuned = run.trains_adapter
-        self._client = ControlClient(run)
+        self._client = ControlClient(run, ways=ways)
         self._cancelled = threading.Event()
         self._closed = False
         #: Checkpoints and other runs answer from an engine beside the worker.
@@ -208,7 +210,7 @@ class LiveSession:
             self._beside.cancel()
         client = self._client
         if not self._closed:
-            self._client = ControlClient(self._run)
+            self._client = ControlClient(self._run, ways=self._ways)
         client.close()
 
     def close(self) -> None:
@@ -306,7 +308,7 @@ class EngineSession:
 
 
 def open_session(
-    target: Run | Path | str, step: int | None = None, *, llama: bool = False
+    target: Run | Path | str, step: int | None = None, *, llama: bool = False, ways: Ways = by_command
 ) -> EngineSession | LiveSession:
     """The chat session for a target; nothing is loaded or connected yet.
 
@@ -317,6 +319,7 @@ def open_session(
             is read by llama.cpp.
         step: The step of a checkpoint, where the target is a run.
         llama: Whether llama.cpp reads any GGUF file, rather than the engine, which converts it.
+        ways: The words for an action that helps where a live run refuses.
 
     Raises:
         UserError: If there is no such run or model, or the run has no model to chat with.
@@ -332,7 +335,7 @@ def open_session(
     if not isinstance(target, Run):
         return _base_session(target)
     if step is None and not target.state().is_over:
-        return LiveSession(target)
+        return LiveSession(target, ways)
     return session_of(find_trained(target, step))
 
 

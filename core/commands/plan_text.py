@@ -65,7 +65,8 @@ def _about(found: Forecast) -> Iterator[tuple[str, str]]:
     yield "model", f"{found.architecture.family}, {counts}"
     if plan.targets:
         yield "adapters", _layers(plan)
-    yield "device", f"{'GPU' if plan.device == 'cuda' else 'CPU'}, {format_bytes(plan.limit_bytes)} free"
+    device = "a GPU that is not here" if found.elsewhere else "GPU" if plan.device == "cuda" else "CPU"
+    yield "device", f"{device}, {format_bytes(plan.limit_bytes)} free"
     learned = f"{batch.supervised} learned{_recomputed(plan)}"
     yield "micro-batch", f"{batch.rows} x {batch.length} tokens at most, {learned}"
     if found.chosen is not None:
@@ -187,6 +188,7 @@ def _disk(plan: Plan) -> str:
 
 
 def _time(guess: Estimate | None) -> str:
+    from core.runs.early_end import tell_early_end
     from core.runs.estimate import tell_basis
     from core.units import format_duration
 
@@ -194,7 +196,10 @@ def _time(guess: Estimate | None) -> str:
         return ""
     most = "at most " if guess.by == "plan" else ""
     energy = f", {most}{guess.watt_hours:.0f} Wh" if guess.watt_hours is not None else ""
-    return f"about {format_duration(guess.seconds)} for {guess.steps} steps{energy}, {tell_basis(guess)}"
+    about, basis = f"about {format_duration(guess.seconds)}", tell_basis(guess)
+    if guess.early_end is not None:
+        return f"{about}{energy}, {basis}; {tell_early_end(guess.early_end)}"
+    return f"{about} for {guess.steps} steps{energy}, {basis}"
 
 
 def _count(number: int) -> str:

@@ -7,11 +7,12 @@ import time
 from core.commands.follow import Followed
 from core.commands.live_line import PLAIN_SECONDS, LiveLine
 from core.runs import sentences
-from core.runs.activity import eta_words, pending_words, progress_words, step_progress
+from core.runs.activity import eta_words, evaluation_count, pending_words, progress_words, step_progress
 from core.runs.answers import verdict
 from core.runs.eta import evaluation_seconds_left
 from core.runs.events import Event, SampleEvent, StepEvent
 from core.runs.history import LogLine, Phase
+from core.runs.state import StepProgress
 from core.text import one_line
 from core.units import format_duration, format_fixed, format_number, format_rate
 
@@ -100,17 +101,17 @@ def present(followed: Followed) -> str:
         return f"{front}{step_words(last, state.total_steps)}{f'  {within}' if within else ''}{eta}"
     if phase is None:
         return f"{front}{state.state}"
-    words = _phase_words(phase, history.phase_elapsed(now))
+    words = _phase_words(phase, state.progress, history.phase_elapsed(now))
     left = evaluation_seconds_left(history.timings, followed.schedule, now)
     if left is not None and left >= 1:
         words += f", {format_duration(left)} left"
     return f"{front}{words}{eta if last is not None else ''}"
 
 
-def _phase_words(phase: Phase, elapsed: float) -> str:
+def _phase_words(phase: Phase, progress: StepProgress | None, elapsed: float) -> str:
     words = sentences.phase_name(phase.name)
     if phase.detail:
         words += f": {phase.detail}"
-    if phase.total:
-        words += f" {phase.done or 0}/{phase.total}"
+    if counted := evaluation_count(progress, phase.done or 0, phase.total):
+        words += f" {counted}"
     return f"{words}  {format_duration(elapsed)}"

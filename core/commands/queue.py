@@ -142,6 +142,7 @@ def describe_added(entry: QueueEntry, total: Total, *, runner: bool) -> dict[str
         "seconds_expected": total.seconds,
         "watt_hours_expected": total.watt_hours,
         "expected_by": total.by,
+        "early_end": total.early_ends[0].to_dict() if total.early_ends else None,
         "runner": runner,
     }
 
@@ -190,6 +191,8 @@ def _list(args: argparse.Namespace) -> int:
     print_table([_HEADINGS, *map(_cells, view.rows)])
     if view.has_plans:
         note("* how long it takes is by the plan, as no run of this kind is here yet")
+    if view.early_ends:
+        note(f"^ ends before its last step by {' or '.join(view.early_ends)}")
     if view.runner is not None:
         note(f"runner: {view.runner.doing}")
     elif view.upcoming:
@@ -215,7 +218,7 @@ def _cells(row: EntryView) -> tuple[str, ...]:
     doing = row.state or entry.outcome or entry.state
     words = f"{doing} {row.step}/{row.total_steps}" if row.state and row.total_steps else doing
     begins, ends = row.begins or entry.begun, row.ends or entry.ended
-    mark = "*" if row.by == "plan" else ""
+    mark = row.marks
     takes = f"takes ~{format_duration(row.seconds)}{mark}" if row.seconds is not None else "–"
     return (
         str(entry.id),

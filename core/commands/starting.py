@@ -51,7 +51,8 @@ def tell_total(count: int, total: Total) -> str:
         why = "no earlier run has this model, method and device" + (f", and {total.reason}" if total.reason else "")
         return f"{runs}; how long {they_take} is not known, as {why}."
     known = f" ({total.unknown} of them not known)" if total.unknown else ""
-    return f"{runs}; about {format_duration(total.seconds)} of steps{_basis(total)}{known}, {_energy(total)}."
+    about = f"about {format_duration(total.seconds)} of steps{_basis(total)}{known}, {_energy(total)}"
+    return f"{runs}; {about}{_early_ends(count, total)}."
 
 
 def _basis(total: Total) -> str:
@@ -64,6 +65,20 @@ def _basis(total: Total) -> str:
     if total.by == "plan":
         return f" by the plan (no run of this kind yet{assumed})"
     return f" ({total.by_plan} of them by the plan: no run of their kind yet{assumed})"
+
+
+def _early_ends(count: int, total: Total) -> str:
+    """That limits end runs before their last step; empty where none does."""
+    from core.runs.early_end import tell_early_end
+
+    ends = total.early_ends
+    if not ends:
+        return ""
+    if count == 1:
+        return f"; it {tell_early_end(ends[0])}"
+    options = " or ".join(dict.fromkeys(end.option for end in ends))
+    they_end = "ends before its" if len(ends) == 1 else "end before their"
+    return f"; {len(ends)} of them {they_end} last step by {options}"
 
 
 def _energy(total: Total) -> str:

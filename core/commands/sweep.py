@@ -75,6 +75,7 @@ def describe_sweep(sweep_id: str, entries: Sequence[int], total: Total, *, runne
         "seconds_expected": total.seconds if not total.unknown else None,
         "watt_hours_expected": total.watt_hours if not total.without_energy else None,
         "expected_by": total.by,
+        "early_ends": len(total.early_ends),
         "runner": runner,
     }
 

@@ -21,7 +21,7 @@ from core.evaluation.targets import Target
 
 @dataclass(frozen=True)
 class EvaluationProgress:
-    """How far an evaluation is."""
+    """Progress of an evaluation."""
 
     target: str
     """The model that answers."""

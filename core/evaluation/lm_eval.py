@@ -58,7 +58,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class HarnessResult:
-    """What the harness has measured."""
+    """Figures of a benchmark, as lm-eval has measured them."""
 
     figures: tuple[Figure, ...]
     version: str

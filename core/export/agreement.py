@@ -156,7 +156,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Bar:
-    """What the agreement of a file has to reach; None where nothing is asked."""
+    """Limits that the agreement of a file has to keep; None where there is none."""
 
     max_delta: float | None = None
     mean_kl: float | None = None

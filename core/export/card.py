@@ -41,7 +41,7 @@ _MOST_FILES = 20
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What a card tells beside what the run's own files do."""
+    """Facts that a model card tells beside those in the run's own files."""
 
     trained: TrainedModel
     kind: Kind

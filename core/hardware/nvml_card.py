@@ -50,7 +50,7 @@ def explain_loss(code: int) -> str:
 
 @dataclass(frozen=True)
 class _Steady:
-    """What never changes while a driver is loaded."""
+    """Facts of a card that never change while a driver is loaded."""
 
     name: str
     uuid: str
@@ -63,7 +63,7 @@ class _Steady:
 
 @dataclass(frozen=True)
 class _Slow:
-    """What takes long to read."""
+    """Readings that take NVML long, kept for a while."""
 
     moment: float
     processes: list[GpuProcess]

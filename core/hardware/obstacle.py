@@ -30,7 +30,7 @@ class CardUnusableError(UserError):
 
 @dataclass(frozen=True)
 class Sight:
-    """What driver and system show of NVIDIA cards.
+    """NVIDIA cards as the driver and the system show them.
 
     Args:
         cards: All cards that NVML lists.

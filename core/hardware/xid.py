@@ -17,7 +17,7 @@ _PROGRAM = (
 
 @dataclass(frozen=True)
 class XidMeaning:
-    """What an Xid says.
+    """Meaning of an Xid, an error code of NVIDIA's driver.
 
     Args:
         words: The end of a sentence: "GPU 0 reports Xid 79: …".

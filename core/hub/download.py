@@ -229,29 +229,41 @@ def fetch_model(client: HubClient, entry: HubEntry, reporter: Reporter) -> dict[
     plan["remaining"] = _checked_room(models, transfer.remaining(missing()))
     reporter.propose(plan)
     with exclusive_lock(target, reporter.progress):
-        if _is_this_model(target, listing.commit):
-            _note_revision(entry, listing.commit)
-            return plan
-        wanted = missing()
-        transfer.begin(total - sum(listing.files[name].size for name in wanted), total)
-        paths.make_private_dir(scratch)
-        described = False
-        for name in wanted:
-            if name.endswith(".safetensors") and not described:
-                # Reported before gigabytes are fetched in vain.
-                check_model_config(scratch)
-                described = True
-            transfer.fetch(name, places[name])
-        check_model_directory(scratch)
-        sizes = {name: listing.files[name].size for name in names}
-        record = {"source": "hub", "repository": entry.repository, "commit": listing.commit, "files": sizes}
-        write_atomic(scratch / RECORD_NAME, json.dumps(record, indent=1) + "\n")
-        _remove_if_empty(scratch / PARTIAL_NAME)
-        fsync_dir(scratch)
-        scratch.rename(target)
-        fsync_dir(models)
+        if not _is_this_model(target, listing.commit):
+            wanted = missing()
+            transfer.begin(total - sum(listing.files[name].size for name in wanted), total)
+            _fetch_checked(transfer, {name: places[name] for name in wanted}, paths.make_private_dir(scratch))
+            sizes = {name: listing.files[name].size for name in names}
+            record = {"source": "hub", "repository": entry.repository, "commit": listing.commit, "files": sizes}
+            write_atomic(scratch / RECORD_NAME, json.dumps(record, indent=1) + "\n")
+            _remove_if_empty(scratch / PARTIAL_NAME)
+            fsync_dir(scratch)
+            scratch.rename(target)
+            fsync_dir(models)
         _note_revision(entry, listing.commit)
     return plan
+
+
+def _fetch_checked(transfer: Transfer, wanted: Mapping[str, Path], directory: Path) -> None:
+    """Fetch files of a model, and check the model that they make up.
+
+    Args:
+        transfer: Of the model.
+        wanted: Names of files, and where each goes.
+        directory: Where the model is being put together.
+
+    Raises:
+        UserError: If it is not one that can be trained; told before the first of its weights where the configuration
+            says so.
+    """
+    described = False
+    for name, place in wanted.items():
+        if name.endswith(".safetensors") and not described:
+            # Reported before gigabytes are fetched in vain.
+            check_model_config(directory)
+            described = True
+        transfer.fetch(name, place)
+    check_model_directory(directory)
 
 
 def _model_directory(entry: HubEntry, commit: str) -> Path:

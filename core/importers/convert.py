@@ -93,6 +93,11 @@ def import_config(path: Path, kind: str | None = None, home: Path | None = None)
         UserError: If the file cannot be read, its tool is unclear, a value is of the wrong kind, or keys
             contradict each other in a way that the tool itself refuses. The message names file, line and key.
     """
+    if path.suffix.lower() == ".toml":
+        raise UserError(
+            f"{one_line(str(path), 200)} is TOML; configurations of other tools are YAML.",
+            "A configuration of ours needs no import: localtune-tui opens it, and train takes it.",
+        )
     source = read_yaml(path, cleaned)
     tool, reason = _tool(source, kind)
     values, empty = _flatten(tool, source)

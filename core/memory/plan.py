@@ -33,6 +33,7 @@ class Machine:
         pages: Whether a GPU's driver can page optimizer states; that of WSL 2 cannot.
         cuda_build: Whether torch is built for CUDA, whose libraries take memory where training is on the CPU as well.
         power_limit_w: Power limit of the device in W; None if it tells none.
+        elsewhere: Whether its device is not here, so that nothing that was measured here holds of it.
     """
 
     kind: DeviceKind
@@ -48,6 +49,7 @@ class Machine:
     pages: bool = True
     cuda_build: bool = False
     power_limit_w: float | None = None
+    elsewhere: bool = False
 
 
 @dataclass(frozen=True)

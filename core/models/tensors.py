@@ -10,7 +10,7 @@ import json
 import math
 import os
 import stat
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from core.models.files import PICKLES, WEIGHTS, WEIGHTS_INDEX
 from core.small_files import open_regular
 from core.text import one_line
 
+#: Bytes before the header, which have its length.
+_LENGTH_BYTES = 8
 #: Longest header of a file, in bytes; 65,000 tensors take half of it.
 HEADER_LIMIT = 16 << 20
 #: Most tensors in a file, and in all files of a model.
@@ -95,23 +97,7 @@ def read_values(directory: Path, names: Collection[str]) -> dict[str, bytes]:
 
 def _read_spans(path: Path) -> dict[str, tuple[Tensor, tuple[int, int]]]:
     """The tensors of a file, and where in it their bytes begin and end."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as file:
-            facts = os.fstat(descriptor)
-            if not stat.S_ISREG(facts.st_mode):
-                raise UserError(f"{path} is not a regular file.", "Copy the model's weights there.")
-            start = file.read(8)
-            length = int.from_bytes(start, "little")
-            if is_lfs_pointer(start + file.read(64)):
-                raise lfs_pointer(path)
-            room = facts.st_size - 8
-            if not 2 <= length <= min(HEADER_LIMIT, room):
-                raise _damaged(path, _wrong_length(length, room))
-            file.seek(8)
-            raw = file.read(length)
-    except OSError as error:
-        raise unreadable(path, error) from error
+    raw, size = _read_raw_header(path)
     # Counted before it is parsed: millions of small objects take seconds and gigabytes. Strings may have braces as
     # well.
     if any(raw.count(sign) > most * FILE_TENSORS for sign, most in _MOST_SIGNS.items()):
@@ -122,26 +108,56 @@ def _read_spans(path: Path) -> dict[str, tuple[Tensor, tuple[int, int]]]:
         if len(header) > FILE_TENSORS:
             raise _damaged(path, f"its header has more than {FILE_TENSORS:,} tensors")
         found = {name: _tensor(entry) for name, entry in header.items()}
-        spans = sorted((entry["data_offsets"][0], entry["data_offsets"][1]) for entry in header.values())
+        spans = {name: (entry["data_offsets"][0], entry["data_offsets"][1]) for name, entry in header.items()}
+        in_order = sorted(spans.values())
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise _damaged(path, "its header makes no sense") from error
+    start = _LENGTH_BYTES + len(raw)
+    _check_whole(path, in_order, start, size)
+    return {name: (tensor, (start + spans[name][0], start + spans[name][1])) for name, tensor in found.items()}
+
+
+def _read_raw_header(path: Path) -> tuple[bytes, int]:
+    """The header of a file as it is written, and the size of the file."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
+            facts = os.fstat(descriptor)
+            if not stat.S_ISREG(facts.st_mode):
+                raise UserError(f"{path} is not a regular file.", "Copy the model's weights there.")
+            start = file.read(_LENGTH_BYTES)
+            length = int.from_bytes(start, "little")
+            if is_lfs_pointer(start + file.read(64)):
+                raise lfs_pointer(path)
+            room = facts.st_size - _LENGTH_BYTES
+            if not 2 <= length <= min(HEADER_LIMIT, room):
+                raise _damaged(path, _wrong_length(length, room))
+            file.seek(_LENGTH_BYTES)
+            return file.read(length), facts.st_size
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def _check_whole(path: Path, spans: Iterable[tuple[int, int]], start: int, size: int) -> None:
+    """Refuse a file whose tensors do not fill it.
+
+    Args:
+        path: Of the file.
+        spans: Where tensors begin and end behind the header, in order.
+        start: Where the header ends.
+        size: Of the file, in bytes.
+    """
     end = 0
     for begin, next_end in spans:
         if begin != end:
             raise _damaged(path, "its tensors do not lie one behind the other")
         end = next_end
-    if end != room - length:
-        what = "is cut short" if end > room - length else "has more bytes"
+    if start + end != size:
+        what = "is cut short" if start + end > size else "has more bytes"
         raise UserError(
-            f"{path} {what}: it has {facts.st_size:,} bytes and its header asks for {8 + length + end:,}.",
+            f"{path} {what}: it has {size:,} bytes and its header asks for {start + end:,}.",
             "Copy or fetch it again.",
         )
-    return {
-        name: (tensor, (8 + length + begin, 8 + length + end))
-        for (name, tensor), (begin, end) in zip(
-            found.items(), (entry["data_offsets"] for entry in header.values()), strict=True
-        )
-    }
 
 
 def _tensor(entry: dict[str, Any]) -> Tensor:

@@ -13,7 +13,7 @@ _LONGEST = 300
 
 @dataclass(frozen=True)
 class Notice:
-    """What has happened.
+    """A notice to the user of something that has happened to a run or the queue.
 
     Args:
         state: A run's state (``finished``, ``stopped``, ``failed``, ``paused``), an entry's (``failed``, ``skipped``),

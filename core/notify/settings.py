@@ -25,7 +25,7 @@ _PLACEHOLDERS = ("{run}", "{state}", "{reason}")
 
 @dataclass(frozen=True)
 class NotifySettings:
-    """How the user wants to be told; all of it is off by default."""
+    """Ways in which the user wants notices; all are off by default."""
 
     command: tuple[str, ...] = ()
     """A program and its arguments, with ``{run}``, ``{state}`` and ``{reason}`` replaced; none where empty."""

@@ -61,7 +61,7 @@ class Kept:
 
 @dataclass(frozen=True)
 class QuantizationCost:
-    """What four bits cost on some rows."""
+    """The cost of 4 bits on some rows: of the whole base, and of each layer alone."""
 
     rows: int
     tokens: int

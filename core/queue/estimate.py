@@ -16,6 +16,7 @@ from core.memory.rows import Rows, rows_of_tokens
 from core.memory.strategy import chosen_strategy
 from core.models.architecture.load import locate_model
 from core.models.architecture.sandboxed import load_architecture
+from core.runs.early_end import EarlyEnd
 from core.runs.estimate import Basis, Estimate, Planned, Unknown, expected, lack_of_speed
 from core.runs.forecast import cards_here, this_machine
 from core.runs.pace import PaceBook
@@ -110,6 +111,7 @@ class Total:
         by_plan: Number of runs whose duration is by their memory plan.
         assumed: What the plans assume, in words.
         reason: Why a run has no known duration, as a clause; empty where all have one.
+        early_ends: Those of the runs that a limit of theirs ends before their last step.
     """
 
     seconds: float | None
@@ -120,6 +122,7 @@ class Total:
     by_plan: int = 0
     assumed: tuple[str, ...] = ()
     reason: str = ""
+    early_ends: tuple[EarlyEnd, ...] = ()
 
     @property
     def by(self) -> Basis | Literal["mixed"] | None:
@@ -144,4 +147,5 @@ def total_of(estimates: Iterable[Estimate | Unknown]) -> Total:
         len(planned),
         tuple(dict.fromkeys(text for found in planned for text in found.assumed)),
         next((found.reason for found in every if isinstance(found, Unknown)), ""),
+        tuple(found.early_end for found in known if found.early_end is not None),
     )

@@ -19,7 +19,7 @@ FateKind = Literal["absent", "unstarted", "live", "ended", "rebooted"]
 
 @dataclass(frozen=True)
 class Fate:
-    """What has become of a run.
+    """The state of an entry's run, as the queue's runner finds it.
 
     Args:
         kind: ``absent`` without a directory; ``unstarted`` where no process has begun; ``live``; ``ended``, also where

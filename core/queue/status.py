@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import signal
@@ -20,6 +19,7 @@ from core.atomic import write_atomic
 from core.errors import UserError
 from core.helper import start_detached
 from core.launch.launcher import worker_environment
+from core.lock_file import try_lock_file
 from core.queue.store import read_queue
 from core.runs.process import is_same_process, own_identity
 from core.small_files import read_small
@@ -35,7 +35,7 @@ _SECOND = 3.0
 
 @dataclass(frozen=True, kw_only=True)
 class RunnerStatus:
-    """What the runner last said of itself, in ``runner.json``."""
+    """Status of the queue's runner, as it last wrote it to ``runner.json``."""
 
     pid: int
     pid_started: str | None
@@ -68,25 +68,10 @@ def try_runner_lock() -> int | None:
         The descriptor that holds the lock as long as it is open, or None if there is a runner.
 
     Raises:
-        UserError: If the lock file cannot be made.
+        UserError: If the lock file cannot be made or locked.
     """
-    path = paths.make_private_dir(paths.queue_dir()) / "runner.lock"
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, paths.FILE_MODE)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}.", "Make room or fix its permissions.") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    except OSError as error:
-        os.close(descriptor)
-        # Without locks, two runners could start an entry twice.
-        raise UserError(
-            f"{path} cannot be locked: {error.strerror}.", "Put LOCALTUNE_HOME on a file system that has locks."
-        ) from error
-    return descriptor
+    # Without locks, two runners could start an entry twice.
+    return try_lock_file(paths.make_private_dir(paths.queue_dir()) / "runner.lock", needs_locks=True)
 
 
 def release_runner_lock(descriptor: int) -> None:

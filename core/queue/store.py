@@ -14,6 +14,7 @@ from core.atomic import write_atomic
 from core.config.document import ConfigDocument, dump_config
 from core.config.schema import Config
 from core.errors import UserError
+from core.lock_file import open_lock_file
 from core.queue.book import Queue
 from core.queue.entry import QueueEntry
 from core.small_files import read_small
@@ -61,10 +62,7 @@ def locked() -> Iterator[None]:
         UserError: If its directory cannot be written.
     """
     path = paths.make_private_dir(paths.queue_dir()) / "queue.lock"
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, paths.FILE_MODE)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}.", "Make room or fix its permissions.") from error
+    descriptor = open_lock_file(path)
     try:
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(descriptor, fcntl.LOCK_EX)

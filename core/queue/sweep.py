@@ -30,7 +30,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Variant:
-    """One combination.
+    """One combination of a sweep's values.
 
     Args:
         assignments: ``section.key=value`` on top of the configuration.

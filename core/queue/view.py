@@ -13,6 +13,7 @@ from core.queue.estimate import Estimator
 from core.queue.fate import run_of
 from core.queue.status import RunnerStatus, read_status
 from core.queue.store import read_entry_config, read_queue
+from core.runs.early_end import EarlyEnd, Spent, cut_rest
 from core.runs.estimate import Basis, Unknown
 from core.runs.eta import estimate
 from core.runs.history import RunHistory
@@ -37,6 +38,7 @@ class EntryView:
         total_steps: Steps of it; 0 while unknown.
         by: Basis of the duration: ``pace``, measured on this run or an earlier one, or its memory ``plan``; None where
             it is not known.
+        early_end: Where a limit of its run ends it; None where it does all its steps.
     """
 
     entry: QueueEntry
@@ -49,6 +51,12 @@ class EntryView:
     step: int = 0
     total_steps: int = 0
     by: Basis | None = None
+    early_end: EarlyEnd | None = None
+
+    @property
+    def marks(self) -> str:
+        """The marks of the duration: ``*`` if it is by the memory plan, ``^`` if a limit of the run ends it early."""
+        return "*" * (self.by == "plan") + "^" * (self.early_end is not None)
 
     def to_dict(self) -> dict[str, Any]:
         """The view as JSON."""
@@ -75,6 +83,7 @@ class EntryView:
             "begins_expected": self.begins,
             "ends_expected": self.ends,
             "expected_by": self.by,
+            "early_end": None if self.early_end is None else self.early_end.to_dict(),
         }
 
 
@@ -95,6 +104,11 @@ class QueueView:
     def has_plans(self) -> bool:
         """Whether a duration is by a memory plan, and not by what was measured."""
         return any(row.by == "plan" for row in self.rows)
+
+    @property
+    def early_ends(self) -> list[str]:
+        """The options that end runs before their last step."""
+        return sorted({row.early_end.option for row in self.upcoming if row.early_end is not None})
 
     @property
     def ends(self) -> float | None:
@@ -162,13 +176,18 @@ class QueueReader:
         if entry.run is None or not (run := run_of(entry)).config_path.is_file():
             return EntryView(entry, begins=entry.begun)
         state, history = run.state(), self._history(run)
-        schedule = Schedule.of(run.values()).changed(history.settings)
+        values = run.values()
+        schedule = Schedule.of(values).changed(history.settings)
         left = estimate(history.timings, schedule, state.total_steps, now)
-        seconds = left.seconds if left is not None else None
+        seconds, end = left.seconds if left is not None else None, None
+        if seconds is not None:
+            spent = Spent(history.working_seconds, history.energy_wh)
+            seconds, end = cut_rest(values, spent, state.step, state.total_steps, seconds)
         # Nobody knows for how long a pause will be.
         ends = now + seconds if seconds is not None and state.state != "paused" else None
         by: Basis | None = "pace" if seconds is not None else None
-        return EntryView(entry, None, seconds, None, entry.begun, ends, state.state, state.step, state.total_steps, by)
+        shown = EntryView(entry, None, seconds, None, entry.begun, ends, by=by, early_end=end)
+        return replace(shown, state=state.state, step=state.step, total_steps=state.total_steps)
 
     def _history(self, run: Run) -> RunHistory:
         if self._followed is None or self._followed[0] != run:
@@ -209,4 +228,5 @@ def _expected(entry: QueueEntry, estimator: Estimator) -> EntryView:
         return EntryView(entry)
     if isinstance(found, Unknown):
         return EntryView(entry)
-    return EntryView(entry, seconds=found.seconds, watt_hours=found.watt_hours, by=found.by)
+    end = found.early_end
+    return EntryView(entry, seconds=found.seconds, watt_hours=found.watt_hours, by=found.by, early_end=end)

@@ -30,6 +30,8 @@ _PARTS = {
 }
 #: Steps that take less than so many seconds are over before a line about them has been read.
 LONG_STEP_SECONDS = 3.0
+#: What an evaluation does besides measuring the loss, in short.
+_BESIDE_LOSS = {"answers": "answers", "samples": "samples", "probe": "probe"}
 
 
 def doing(pending: Sequence[str]) -> str:
@@ -80,6 +82,21 @@ def progress_words(progress: StepProgress | None) -> str:
         return ""
     name = _PARTS.get(progress.what, progress.what.replace("_", " "))
     return f"{name} {progress.done}/{progress.total}" if progress.total else name
+
+
+def evaluation_count(progress: StepProgress | None, done: int | None, total: int | None) -> str:
+    """How far an evaluation is, behind its name: ``18/80``, ``probe 19/40``, ``samples 1/3``; empty where it is not
+    counted.
+
+    Args:
+        progress: Of the run. What comes after the loss has no phase of its own.
+        done: Rows done, by the phase.
+        total: Rows of the phase.
+    """
+    part = _BESIDE_LOSS.get(progress.what) if progress is not None else None
+    if progress is not None and part is not None:
+        return f"{part} {progress.done}/{progress.total}" if progress.total else part
+    return f"{done}/{total}" if done is not None and total else ""
 
 
 def step_progress(state: RunState, timings: Timings, now: float) -> StepProgress | None:

@@ -16,6 +16,7 @@ from core.runs import protocol
 from core.runs.after_end import way_on
 from core.runs.state import RunState, in_words, infer_state
 from core.runs.store import Run
+from core.runs.ways import Ways, by_command
 from core.text import one_line
 
 #: Timeout in seconds of the connection itself; the worker's listener never waits for a training step.
@@ -45,11 +46,13 @@ class ControlClient:
     Args:
         run: The run.
         timeout: Seconds to wait for an answer, or between two tokens.
+        ways: The words for an action that helps where the run refuses.
     """
 
-    def __init__(self, run: Run, *, timeout: float = ANSWER_SECONDS) -> None:
+    def __init__(self, run: Run, *, timeout: float = ANSWER_SECONDS, ways: Ways = by_command) -> None:
         self.run = run
         self.timeout = timeout
+        self._ways = ways
         self._open: set[socket.socket] = set()
         self._guard = threading.Lock()
         self._closed = False
@@ -213,7 +216,7 @@ class ControlClient:
         advised = one_line(hint) if isinstance(hint, str) else ""
         if message.get("withdrawn") is True:
             raise WithdrawnError(said, advised)
-        raise protocol.refused(said, advised, message)
+        raise protocol.refused(said, advised, message, self.run.id, self._ways)
 
     def _unreachable(self, error: OSError) -> UserError:
         if isinstance(error, PermissionError):
@@ -233,7 +236,7 @@ class ControlClient:
         detail = "no sign of life" if isinstance(error, TimeoutError) else error.strerror or str(error)
         return UserError(
             f"Run {self.run.id} is {state.state}, but its control socket cannot be reached ({detail}).",
-            f"'localtune-tui stop {self.run.id}' ends it by signal; its log is {self.run.log_path}.",
+            f"{self._ways('stop', self.run.id)} ends it by signal; its log is {self.run.log_path}.",
         )
 
     def _broken(self, command: str, error: OSError | None) -> UserError:

@@ -268,6 +268,17 @@ def _answers(records: Sequence[RunRecord]) -> tuple[Answers, ...]:
     )
 
 
+def _differ_in_held_out(places: Sequence[int], data: Sequence[Fact]) -> bool:
+    """Whether the runs at some places have other held-out rows than each other, as far as that is known."""
+    held_out = {"held-out files", "SHA-256 of those held out", "rows held out"}
+    for fact in data:
+        values = {fact.values[place] for place in places} if fact.name in held_out else set()
+        # A run without a checkpoint has no hash of its rows; one without files holds out a share of others.
+        if len(values if fact.name == "held-out files" else values - {None}) > 1:
+            return True
+    return False
+
+
 def _verdict(records: Sequence[RunRecord], options: Sequence[Fact], data: Sequence[Fact]) -> str:
     from core.units import format_number
 
@@ -275,8 +286,7 @@ def _verdict(records: Sequence[RunRecord], options: Sequence[Fact], data: Sequen
     known = sorted((loss, place) for loss, place in losses if loss is not None)
     if len(known) < 2:
         return "Fewer than two of these runs have an evaluation, so that their losses say nothing of which is better."
-    held_out = {"held-out files", "SHA-256 of those held out", "rows held out"}
-    if any(fact.name in held_out for fact in data):
+    if _differ_in_held_out([place for _, place in known], data):
         return "Their losses were measured on different held-out rows, and do not say which is better."
     if any(fact.name == "train.objective" for fact in options):
         return "They were trained for different objectives, whose losses cannot be compared."

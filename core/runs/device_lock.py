@@ -37,7 +37,7 @@ _SHARED, _WHOLE = fcntl.LOCK_SH | fcntl.LOCK_NB, fcntl.LOCK_EX | fcntl.LOCK_NB
 
 @dataclass(frozen=True)
 class Hold:
-    """What a run has of its devices.
+    """Locks of devices that a run holds.
 
     Args:
         descriptors: Hold the locks for as long as one of their copies is open. They are not inherited by themselves.

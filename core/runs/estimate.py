@@ -4,7 +4,7 @@ by its memory plan."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from core.analysis.split import held_out_count
@@ -14,6 +14,7 @@ from core.memory.plan import Machine
 from core.memory.rows import Rows
 from core.memory.step_time import is_known_speed
 from core.memory.strategy import Chosen
+from core.runs.early_end import EarlyEnd, cut
 from core.runs.pace import Pace
 
 #: Basis of an estimate: the pace of an earlier run, which was measured, or the step time of the memory plan.
@@ -23,11 +24,11 @@ _SECONDS_PER_HOUR = 3600
 
 @dataclass(frozen=True)
 class Estimate:
-    """Estimated duration and energy.
+    """Estimated duration and energy, as far as the limits of the run allow.
 
     Args:
         seconds: Duration of the optimizer steps.
-        steps: Number of optimizer steps.
+        steps: Number of optimizer steps, those after an early end among them.
         watt_hours: Energy of the steps, by the plan at most; None if the earlier run had no reading, or the device
             tells no power limit.
         run: The earlier run; empty for an estimate by the plan.
@@ -35,6 +36,8 @@ class Estimate:
         assumed: What the plan does not know and assumes, in words: ``rows of 2048 tokens``.
         work_share: Share of the duration that is work at full speed; the rest is what the governor of the earlier run
             has let it rest.
+        elsewhere: Whether it is for a card that is not here.
+        early_end: Where a limit of the run ends it; None where it does all its steps.
     """
 
     seconds: float
@@ -44,6 +47,8 @@ class Estimate:
     by: Basis = "pace"
     assumed: tuple[str, ...] = ()
     work_share: float = 1.0
+    elsewhere: bool = False
+    early_end: EarlyEnd | None = None
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,8 @@ def expected(
     rows: Rows | None = None,
     count: int | None = None,
 ) -> Estimate | Unknown:
-    """The estimate of a run: at the pace of an earlier one of its kind where there is one, else by the memory plan.
+    """The estimate of a run: at the pace of an earlier one of its kind where there is one, else by the memory plan; as
+    far as its limits allow.
 
     Args:
         config: Configuration of the run.
@@ -90,11 +96,18 @@ def expected(
     """
     found = estimate(config, rows, pace, count) if pace is not None else None
     if found is not None:
-        return found
+        return limited(config, found)
     if _steps(config, _kept(config, rows), count) is None:
         return Unknown("the number of its rows is not known")
     planned = plan()
-    return planned if isinstance(planned, Unknown) else by_plan(config, planned, rows, count)
+    guess = planned if isinstance(planned, Unknown) else by_plan(config, planned, rows, count)
+    return guess if isinstance(guess, Unknown) else limited(config, guess)
+
+
+def limited(config: Config, found: Estimate) -> Estimate:
+    """An estimate of all steps of a run, as far as its limits allow."""
+    seconds, energy, end = cut(config, found.steps, found.seconds, found.watt_hours, is_most=found.by == "plan")
+    return replace(found, seconds=seconds, watt_hours=energy, early_end=end)
 
 
 def estimate(config: Config, rows: Rows | None, pace: Pace, count: int | None = None) -> Estimate | None:
@@ -145,7 +158,7 @@ def by_plan(config: Config, planned: Planned, rows: Rows | None, count: int | No
         assumed.append(f"rows of {chosen.plan.micro_batch.length} tokens")
     if not is_known_speed(machine.device, machine.calibration):
         assumed.append("the speed of a common card")
-    return Estimate(seconds, steps, energy, "", "plan", tuple(assumed))
+    return Estimate(seconds, steps, energy, "", "plan", tuple(assumed), machine.elsewhere)
 
 
 def lack_of_speed(machine: Machine) -> Unknown | None:
@@ -162,7 +175,8 @@ def tell_basis(found: Estimate) -> str:
     """The basis of an estimate, in words that follow its figures: ``by the plan (no run of this kind yet)``."""
     if found.by == "pace":
         return f"at the pace of {found.run}"
-    return f"by the plan (no run of this kind yet{tell_assumed(found.assumed)})"
+    why = "for a card that is not here" if found.elsewhere else "no run of this kind yet"
+    return f"by the plan ({why}{tell_assumed(found.assumed)})"
 
 
 def tell_assumed(assumed: Sequence[str]) -> str:

@@ -47,6 +47,8 @@ class Forecast:
     """Lengths of the rows that it was made for; None for rows of ``train.max_length``."""
     chosen: Chosen | None = None
     """How several cards share the run; None for one card."""
+    elsewhere: bool = False
+    """Whether it is for a card that is not here."""
 
     @property
     def fits(self) -> bool | None:
@@ -85,7 +87,8 @@ def forecast(
     architecture = load_architecture(base)
     found = cards_here(config) if cards is None else cards
     chosen = chosen_strategy(architecture, config, machine, rows, cards=found)
-    pace = (PaceBook() if paces is None else paces).pace(config)
+    # Runs that were recorded here tell nothing of another card.
+    pace = None if machine.elsewhere else (PaceBook() if paces is None else paces).pace(config)
     part, card = part_of_card(config, chosen.sharing), part_of_machine(machine, found)
     guess = expected(config, pace, lambda: Planned(chosen, machine, rows), rows, count)
     return Forecast(
@@ -96,6 +99,7 @@ def forecast(
         guess if isinstance(guess, Estimate) else None,
         rows,
         chosen if found.number > 1 or chosen.sharing.shares else None,
+        machine.elsewhere,
     )
 
 
@@ -185,7 +189,7 @@ def this_machine(config: Config, gpu_memory: int | None = None, *, empty: bool =
         cuda_build=build is not None and build.cuda is not None,
     )
     if gpu_memory is not None:
-        return replace(machine, kind="cuda", limit_bytes=gpu_memory)
+        return replace(machine, kind="cuda", limit_bytes=gpu_memory, elsewhere=True)
     wanted, gpu = config.hardware.device, config.hardware.gpu
     if wanted != "cpu" and (obstacle := obstacle_here(gpu)) is not None:
         raise obstacle

@@ -6,17 +6,14 @@ a second launcher could get in. The kernel releases it when the worker ends, how
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 
-from core import paths
 from core.errors import UserError
+from core.lock_file import try_lock_file
 from core.runs.store import Run
 
 #: Environment variable with the inherited descriptor.
 LOCK_VARIABLE = "LOCALTUNE_WORKER_LOCK"
-_NO_LOCKS_HERE = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})
 
 
 def try_lock(run: Run) -> int | None:
@@ -27,23 +24,9 @@ def try_lock(run: Run) -> int | None:
         locks a descriptor is returned nevertheless.
 
     Raises:
-        UserError: If the lock file cannot be made.
+        UserError: If the lock file cannot be made or locked.
     """
-    path = run.path / "worker.lock"
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, paths.FILE_MODE)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}.", "Make room or fix its permissions.") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    except OSError as error:
-        if error.errno not in _NO_LOCKS_HERE:
-            os.close(descriptor)
-            raise UserError(f"{path} cannot be locked: {error.strerror}.", "Look at the file system.") from error
-    return descriptor
+    return try_lock_file(run.path / "worker.lock", needs_locks=False)
 
 
 def hold_worker_lock(run: Run) -> int:

@@ -2,7 +2,7 @@
 
 A request is ``{"id", "command", "args"}``; its answer ``{"id", "ok", …}``, before which a ``generate`` may send any
 number of ``{"id", "token"}`` (a worker adds ``source``). An answer that is not ok carries ``error`` (a sentence) and
-``hint``.
+``hint``; ``action`` where another command helps, which whoever shows the hint puts into their reader's words.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from core.errors import UserError
+from core.runs.ways import ACTIONS, ActionError, Ways, by_command, with_way
 
 COMMANDS = ("ping", "pause", "resume", "park", "stop", "checkpoint", "generate", "set", "withdraw", "skip_evaluation")
 #: Commands that wait for the end of a step, or of a pass of an evaluation, and can be taken back until then.
@@ -46,15 +47,27 @@ class QuestionError(UserError):
 
 
 def refusal(error: UserError) -> dict[str, Any]:
-    """The fields of an answer that refuses: ``error``, ``hint``, and ``question``, a code, if that is at fault."""
+    """The fields of an answer that refuses: ``error``, ``hint``, ``question``, a code, if that is at fault, and
+    ``action`` if one helps."""
     fault = {"question": error.code} if isinstance(error, QuestionError) else {}
-    return {"error": error.message, "hint": error.hint, **fault}
+    helps = {"action": error.action} if isinstance(error, ActionError) else {}
+    return {"error": error.message, "hint": error.hint, **fault, **helps}
 
 
-def refused(error: str, hint: str, answer: dict[str, Any]) -> UserError:
-    """The error for an answer that refuses; its sentences come from another process, and are safe to show already."""
-    code = answer.get("question")
-    return QuestionError(error, hint, code[:NAME_LIMIT]) if isinstance(code, str) else UserError(error, hint)
+def refused(error: str, hint: str, answer: dict[str, Any], run: str = "", ways: Ways = by_command) -> UserError:
+    """The error for an answer that refuses; its sentences come from another process, and are safe to show already.
+
+    Args:
+        error: Its sentence.
+        hint: Its hint.
+        answer: The whole of it.
+        run: The run that has refused.
+        ways: The words for an action that helps.
+    """
+    code, action = answer.get("question"), answer.get("action")
+    if isinstance(code, str):
+        return QuestionError(error, hint, code[:NAME_LIMIT])
+    return UserError(error, with_way(hint, ways(action, run)) if action in ACTIONS else hint)
 
 
 @dataclass(frozen=True)

@@ -158,16 +158,19 @@ def _measures(history: RunHistory, before: EvalEvent | None, after: EvalEvent | 
         course = tuple(figure for event in history.evals if (figure := read(event)) is not None)
         note = _perplexity(before, after) if name == "eval loss" else ""
         found.append(Measure(name, None if before is None else read(before), value, unit, course, note))
-    return (*found, *_probe(history, after))
+    return (*found, *_probe(history, before, after))
 
 
-def _probe(history: RunHistory, after: EvalEvent) -> tuple[Measure, ...]:
+def _probe(history: RunHistory, before: EvalEvent | None, after: EvalEvent) -> tuple[Measure, ...]:
     """The loss on the general probe, which is measured before the first step whether or not the rows are."""
     probe = history.probe_loss
     if after.probe_loss is None:
         return ()
     first = probe.values[0] if probe.steps and probe.steps[0] < after.step else None
     note = "" if first is None else forgetting(after.probe_loss - first)
+    if note and before is not None and probe.steps[0] < before.step:
+        # The heading names the first evaluation, which came later.
+        note = f"since step {probe.steps[0]}: {note}"
     return (Measure(PROBE_LOSS, first, after.probe_loss, "loss", tuple(probe.values), note),)
 
 

@@ -66,6 +66,13 @@ class TrainedModel:
     does not say."""
 
     @property
+    def checkpoint(self) -> Path | None:
+        """The directory of the checkpoint; None for the result."""
+        if self.step is None:
+            return None
+        return self.adapter.parent if self.adapter else self.weights.parent.parent if self.weights else None
+
+    @property
     def name(self) -> str:
         """What its answers are called: ``adapter``, ``model`` or ``step-N``."""
         if self.step is not None:

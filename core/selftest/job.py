@@ -66,7 +66,7 @@ class Progress:
 
 @dataclass
 class _Answers:
-    """What a helper process has said in the end."""
+    """The last messages of a helper process."""
 
     result: Result | None = None
     detail: str = ""

@@ -16,7 +16,7 @@ LOOK_SECONDS = 1.0
 
 
 class Connection(Protocol):
-    """What is used of a connection of uvicorn."""
+    """A connection of uvicorn, as far as it is used here."""
 
     transport: asyncio.Transport
     cycle: Any

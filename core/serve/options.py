@@ -22,7 +22,7 @@ _SHORTEST_KEY = 8
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """Where the server listens, and for whom."""
+    """Options of the server: where it listens, for whom, and with what."""
 
     targets: tuple[str, ...]
     """Runs, ``RUN`` or ``RUN@STEP``, and models."""
@@ -70,7 +70,7 @@ class ServeOptions:
 
 @dataclass(frozen=True)
 class ServerAddress:
-    """What a client needs to use a server that listens."""
+    """Address, key and models of a server that listens, as a client needs them."""
 
     url: str
     """The base URL, which ends in ``/v1``."""

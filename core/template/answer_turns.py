@@ -115,7 +115,7 @@ def read_turn(
     elif opaque:
         tail = _after_last_message(prompt, answered, messages[index - 1]["content"])
     else:
-        tail = _go_on(render, shown, prompt, answered, thought)
+        tail = _go_on(render, shown, prompt, answered, thought, stops)
     if thought is not None:
         tail = restore_thought(thought, tail, messages[index], begun=block is not None)
     is_ended = False
@@ -154,12 +154,20 @@ def group_turns(turns: Sequence[Turn]) -> list[RowText]:
 # Prompts that are not a prefix of the rendered answer
 
 
-def _go_on(render: Render, shown: Sequence[dict[str, Any]], prompt: str, answered: str, thought: Thought | None) -> str:
+def _go_on(
+    render: Render,
+    shown: Sequence[dict[str, Any]],
+    prompt: str,
+    answered: str,
+    thought: Thought | None,
+    stops: re.Pattern[str],
+) -> str:
     """Continuation of a prompt that is not a prefix of the rendered conversation.
 
-    Four causes are known: the template is careless with spaces; it writes something before the last message only while
+    Six causes are known: the template is careless with spaces; it writes something before the last message only while
     that is the last, such as the system message; the prompt begins a block of reasoning, inside which the model must go
-    on; the prompt begins and ends one, after which it must go on.
+    on; the prompt begins and ends one, after which it must go on; the prompt begins reasoning in words; the message
+    before the answer has no end of turn once it is answered, or its turn goes on.
     """
     if (tail := _after_same_text(render, shown, prompt, answered)) is not None:
         return tail
@@ -174,12 +182,16 @@ def _go_on(render: Render, shown: Sequence[dict[str, Any]], prompt: str, answere
         if thought is None:
             return after_closed(block, tail, content)
         raise closed_error()
-    if thought is None and _begins_reasoning(render, shown, prompt):
+    if (place := _place_of_reasoning(render, shown, prompt)) is not None:
+        if thought is not None:
+            return answered[place:]
         raise RowError(
             "no_reasoning",
             f"The chat template lets the model begin with its reasoning ({_excerpt_end(prompt)}), "
             "and the answer has none.",
         )
+    if (tail := _after_header(render, shown, prompt, answered, stops)) is not None:
+        return tail
     same = _common(prompt, answered)
     raise RowError(
         "template_rewrites",
@@ -193,19 +205,54 @@ def _after_marked_message(render: Render, shown: Sequence[dict[str, Any]], promp
 
     The last message is located in both by rendering them with another content. None if they differ elsewhere.
     """
+    texts = _marked(render, shown, prompt, answered)
+    if texts is None:
+        return None
+    try:
+        return _after_last_message(*texts, FOLLOW_UP)
+    except RowError:
+        return None
+
+
+def _after_header(
+    render: Render, shown: Sequence[dict[str, Any]], prompt: str, answered: str, stops: re.Pattern[str]
+) -> str | None:
+    """Continuation of the prompt after the text that the template adds to have an answer begun.
+
+    The answer follows that text where the rendered conversation has it too, and lacks but the end of turn before it.
+    Where it has none, as the template goes on with a turn that calls of tools have begun, and the text is that with
+    which the turn began, the answer follows the message.
+    """
+    before = render(shown[:-1], False)
+    texts = _marked(render, shown, prompt, answered)
+    header = prompt[len(before) :] if prompt.startswith(before) else ""
+    if texts is None or not header.strip():
+        return None
+    asked, follow = (text.rpartition(FOLLOW_UP)[2] for text in texts)
+    between, found, tail = follow.partition(header)
+    if found:
+        missing = asked.removesuffix(header).removeprefix(between)
+        return tail if stops.fullmatch(missing.strip()) and header not in tail else None
+    if header not in before or not answered.startswith(before):
+        return None
+    spoken = {"role": "assistant", "content": FOLLOW_UP}
+    begun = render([*shown[:-1], spoken], False)[len(before) :].lstrip()
+    return answered[len(before) :] if begun.startswith(FOLLOW_UP) else None
+
+
+def _marked(render: Render, shown: Sequence[dict[str, Any]], prompt: str, answered: str) -> tuple[str, str] | None:
+    """The prompt and the rendered conversation with a mark as the content of the message before the answer; None if
+    the template writes more of that message than its content.
+    """
     content = text_of(shown[-2])
     marked = [*shown[:-2], {**shown[-2], "content": FOLLOW_UP}, shown[-1]]
     try:
         texts = render(marked[:-1], True), render(marked, False)
     except RowError:
         return None
-    for shape in (content, content.strip()):
-        if tuple(text.replace(FOLLOW_UP, shape) for text in texts) == (prompt, answered):
-            try:
-                return _after_last_message(*texts, FOLLOW_UP)
-            except RowError:
-                return None
-    return None
+    shapes = (content, content.strip())
+    same = any(tuple(text.replace(FOLLOW_UP, shape) for text in texts) == (prompt, answered) for shape in shapes)
+    return texts if same else None
 
 
 def _after_last_message(prompt: str, answered: str, content: str) -> str:
@@ -226,16 +273,24 @@ def _block_of(render: Render, shown: Sequence[dict[str, Any]], prompt: str, *, l
     If a template always writes the generation prompt, its start is unknown; ``look_back`` characters are searched.
     """
     before = render(shown[:-1], False)
-    begin = len(prompt) - look_back if before == prompt else _common(before, prompt)
-    return prompt_block(prompt, max(0, begin))
+    if before == prompt:
+        return prompt_block(prompt, max(0, len(prompt) - look_back))
+    return prompt_block(prompt, _common(before, prompt), worded=True)
 
 
-def _begins_reasoning(render: Render, shown: Sequence[dict[str, Any]], prompt: str) -> bool:
-    """Whether the generation prompt is the start of an answer with reasoning."""
+def _place_of_reasoning(render: Render, shown: Sequence[dict[str, Any]], prompt: str) -> int | None:
+    """Position of the reasoning in a finished answer, where the prompt is its beginning, or goes on with words there.
+
+    None if the template shows none, or elsewhere than the prompt ends.
+    """
     try:
-        return render([*shown[:-1], {**shown[-1], "reasoning_content": FOLLOW_UP}], False).startswith(prompt)
+        text = render([*shown[:-1], {**shown[-1], "reasoning_content": FOLLOW_UP}], False)
     except RowError:
-        return False
+        return None
+    place = text.find(FOLLOW_UP)
+    if text.startswith(prompt):
+        return max(place, len(prompt))
+    return place if place >= 0 and prompt.startswith(text[:place]) and prompt[place:].strip() else None
 
 
 def _after_same_text(render: Render, shown: Sequence[dict[str, Any]], prompt: str, text: str) -> str | None:

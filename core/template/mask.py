@@ -15,16 +15,20 @@ from core.errors import UserError
 from core.template.answer_turns import RowText, Turn, group_turns, read_turn
 from core.template.calls import readable_calls
 from core.template.prompt_check import PromptCheck
-from core.template.reasoning import Render, place_reasoning
+from core.template.reasoning import Render, has_reasoning, place_reasoning
 from core.template.render import ChatTemplate
 from core.template.render_cache import Shapes
 from core.template.row_tokenizer import RowTokenizer, any_of, stop_text
 from core.template.rows import MaskedRow
 from core.template.stops import stop_token_ids
+from core.template.thinking import with_switch
 from core.template.tokenizer import ModelTokenizer
 
 #: Reasons to refuse a row that are defects of the chat template, not of the row.
 TEMPLATE_CODES = frozenset({"template_error", "template_rewrites", "template_drops", "no_reasoning", "no_stop_token"})
+
+#: Reasons that are remembered with what helps.
+_REASONS = 64
 
 
 class Masker:
@@ -73,6 +77,7 @@ class Masker:
         self.ended = 0
         """Number of answers so far with an end-of-text token appended."""
         self._ending = stop_text(tokenizer, eos) if end_answers and eos in self.stop_ids and eos is not None else ""
+        self._reasons: dict[str, str] = {}
         self._shapes = Shapes(template, self._rows.stops) if template is not None else None
         self._prompts = PromptCheck(template) if template is not None else None
 
@@ -175,7 +180,7 @@ class Masker:
                     return _encodable(found)
             return _encodable(self._read(template, turns, example.tools, wanted))
         except RowError as error:
-            return error
+            return self._explained(error)
 
     def _read(
         self,
@@ -200,6 +205,18 @@ class Masker:
         if not all(text.startswith(turn.learned) for turn in spared):
             raise RowError("template_rewrites", "The chat template rewrites a turn that is not to be learned.")
         return [RowText(text, tuple(turn.span for turn in spared), inverted=True, last=last.span)]
+
+    def _explained(self, error: RowError) -> RowError:
+        """The reason with the thinking switch that helps, which is looked for once for each reason."""
+        if self.template is None:
+            return error
+        if error.message not in self._reasons:
+            if len(self._reasons) >= _REASONS:
+                self._reasons.clear()
+            self._reasons[error.message] = with_switch(error, self.template).message
+        message = self._reasons[error.message]
+        # As it is otherwise, with the place in the template that it comes from.
+        return error if message == error.message else RowError(error.code, message)
 
     def _check_special(
         self, turns: Sequence[Message], tools: Sequence[Mapping[str, Any]], wanted: Sequence[int]
@@ -295,7 +312,7 @@ def _as_read(
     render = _renderer(template, tools)
     if any(message.get("tool_calls") for message in messages):
         messages = readable_calls(render, messages)
-    if any(message.get("reasoning_content") for message in messages):
+    if any(has_reasoning(message) for message in messages):
         messages = place_reasoning(render, messages, template.source_for(tools))
     return messages
 

@@ -18,23 +18,29 @@ Render = Callable[[Sequence[dict[str, Any]], bool], str]
 REASONING_END = "</think>"
 _OPENING, _CLOSING = "<think>", REASONING_END
 #: A block at the end of a prompt: opened, or opened and closed with at most a heading in it, or only closed.
-_PROMPT_BLOCK = re.compile(
+_PROMPT_BLOCK = (
     r"(?:"
-    r"<(?P<xml>[A-Za-z_][\w:]*)>(?P<xml_end>\s*</(?P=xml)>)?"
+    r"<(?P<xml>[A-Za-z_][\w:]*)>(?P<xml_end>{inside}</(?P=xml)>)?"
     r"|<\|(?P<pipe>\w+)>(?:\w+\s*)?(?P<pipe_end><(?P=pipe)\|>)?"
     r"|<\|START_(?P<start>\w+)\|>(?P<start_end>\s*<\|END_(?P=start)\|>)?"
     r"|\[(?P<square>\w+)\](?P<square_end>\s*\[/(?P=square)\])?"
     r"|(?P<lone></[A-Za-z_][\w:]*>)"
     r")\s*\Z"
 )
+_BLOCK = re.compile(_PROMPT_BLOCK.format(inside=r"\s*"))
+#: Where the block is the template's own, a sentence may be in it, such as one about a budget of no tokens.
+_WORDED_BLOCK = re.compile(_PROMPT_BLOCK.format(inside=r"(?:(?!</?(?P=xml)>).)*"), re.DOTALL)
 #: An empty block, or the end of one, at the beginning of an answer.
 _EMPTY_BLOCK = re.compile(r"\s*(?:<(?P<tag>[A-Za-z_][\w:]*)>(?P<inside>\s*)</(?P=tag)>|</[A-Za-z_][\w:]*>)")
+_TAG = re.compile(r"<[A-Za-z_][\w:]*>")
 _THOUGHT = re.compile(rf"(?P<opening>\s*{_OPENING})?(?P<inside>.*?){_CLOSING}(?P<visible>.*)", re.DOTALL)
 #: Stands in for the reasoning of a message, to find out whether a template shows it.
 _PROBE = "\U0010fffb"
 #: Templates' accesses to a field of reasoning, and their markup for it other than ours.
 _READS_FIELD = re.compile(r"(?:\.|\[['\"]|get\(['\"])(?:reasoning_content|reasoning|thinking)\b")
 _READS_PARTS = re.compile(r"==\s*['\"]thinking['\"]")
+#: Templates' own division of a content at the end of its block.
+_SPLITS = re.compile(r"split\(\s*['\"]</think>")
 _OWN_MARKUP = re.compile(
     r"[<\[]\|?/?(?:START_|END_|inner_|seed:)?(?:think|thinking|thought|channel|prefix)\|?[>\]]", re.I
 )
@@ -89,9 +95,20 @@ def thought_of(message: dict[str, Any]) -> Thought | None:
     return Thought(found["inside"], visible, text[: len(text) - len(visible.lstrip())].lstrip())
 
 
-def prompt_block(prompt: str, begin: int) -> Block | None:
-    """Block of reasoning at the end of a generation prompt, which starts at ``begin``."""
-    found = _PROMPT_BLOCK.search(prompt, begin)
+def has_reasoning(message: dict[str, Any]) -> bool:
+    """Whether an assistant's message has reasoning, in a field of its own or in its content."""
+    return message["role"] == "assistant" and thought_of(message) is not None
+
+
+def prompt_block(prompt: str, begin: int, *, worded: bool = False) -> Block | None:
+    """Block of reasoning at the end of a generation prompt, which starts at ``begin``.
+
+    Args:
+        prompt: The prompt.
+        begin: Where its generation prompt begins.
+        worded: Whether a block with words in it counts; not where words of a message may be meant.
+    """
+    found = (_WORDED_BLOCK if worded else _BLOCK).search(prompt, begin)
     if found is None:
         return None
     end = next((found[name] for name in ("xml_end", "pipe_end", "start_end", "square_end", "lone") if found[name]), "")
@@ -102,9 +119,10 @@ def prompt_block(prompt: str, begin: int) -> Block | None:
 def place_reasoning(render: Render, messages: Sequence[dict[str, Any]], source: str) -> list[dict[str, Any]]:
     """Messages with their reasoning moved to where the template reads it.
 
-    That is a field of its own, or parts of the content. For a template that reads neither, it is written as the model
-    would write it, in a ``<think>`` block before the answer, unless the template has other markup for reasoning: then
-    the reasoning stays in place, and the completeness check reports it missing.
+    That is a field of its own, or parts of the content; a block that the content has is put there too, unless the
+    template divides contents itself. For a template that reads neither, the reasoning is written as the model would
+    write it, in a ``<think>`` block before the answer, unless the template has other markup for reasoning: then the
+    reasoning stays in place, and the completeness check reports it missing.
 
     Args:
         render: Renders messages.
@@ -113,6 +131,7 @@ def place_reasoning(render: Render, messages: Sequence[dict[str, Any]], source: 
     """
     placed: list[dict[str, Any]] = []
     for message in messages:
+        message = _out_of_content(render, placed, message, source)
         reasoning = message.get("reasoning_content")
         if reasoning:
             forms = [_as_it_is, *([_in_parts] if _READS_PARTS.search(source) else [])]
@@ -122,9 +141,41 @@ def place_reasoning(render: Render, messages: Sequence[dict[str, Any]], source: 
             if shown is not None:
                 message = shown(message)
             elif not _READS_FIELD.search(source) and (_ours(source) or not _OWN_MARKUP.search(source)):
-                message = _in_content(message)
+                message = _in_content(message, *_own_spaces(render, placed, message))
         placed.append(message)
     return placed
+
+
+def _out_of_content(
+    render: Render, before: Sequence[dict[str, Any]], message: dict[str, Any], source: str
+) -> dict[str, Any]:
+    """A message whose content has a block of reasoning, with it in the field that the template reads.
+
+    As it is, where the template divides contents itself, reads no field, or writes the same text for both.
+    """
+    thought = thought_of(message)
+    if thought is None or thought.kept is None or _SPLITS.search(source) or not _READS_FIELD.search(source):
+        return message
+    moved = {**message, "content": thought.visible.lstrip(), "reasoning_content": thought.bare}
+    probe = {**moved, "reasoning_content": _PROBE}
+    forms = [_as_it_is, *([_in_parts] if _READS_PARTS.search(source) else [])]
+    if not any(_PROBE in render([*before, form(probe)], False) for form in forms):
+        return message
+    texts = {"".join(render([*before, form], False).split()) for form in (message, moved)}
+    return moved if len(texts) > 1 else message
+
+
+def _own_spaces(render: Render, before: Sequence[dict[str, Any]], message: dict[str, Any]) -> tuple[str, str]:
+    """Spaces around the reasoning, and after its block, as the template has them in an answer without any."""
+    content = message["content"]
+    if not content:
+        return "\n", "\n\n"
+    head, end, rest = render([*before, _without_field(message)], False).rpartition(_CLOSING)
+    place = rest.find(content)
+    if not end or place < 0 or rest[:place].strip():
+        return "\n", "\n\n"
+    spaces = head[len(head.rstrip()) :]
+    return spaces[: (len(spaces) + 1) // 2], rest[:place]
 
 
 def _ours(source: str) -> bool:
@@ -147,8 +198,8 @@ def _in_parts(message: dict[str, Any]) -> dict[str, Any]:
     return {**_without_field(message), "content": parts}
 
 
-def _in_content(message: dict[str, Any]) -> dict[str, Any]:
-    content = f"{_OPENING}\n{message['reasoning_content']}\n{_CLOSING}\n\n{message['content']}"
+def _in_content(message: dict[str, Any], around: str, after: str) -> dict[str, Any]:
+    content = f"{_OPENING}{around}{message['reasoning_content']}{around}{_CLOSING}{after}{message['content']}"
     return {**_without_field(message), "content": content}
 
 
@@ -219,10 +270,10 @@ def inside_begun(block: Block, tail: str, thought: Thought | None, content: str)
             f"The chat template lets the model begin with {block.opening}, and the answer has no reasoning.",
         )
     begin = _visible_at(thought, tail)
-    if begin is None or block.opening != _OPENING:
+    if begin is None or not _TAG.fullmatch(block.opening):
         raise RowError("template_rewrites", "The chat template leaves out reasoning and rewrites the answer after it.")
-    if thought.kept is None:
-        return f"{thought.bare}\n{_CLOSING}\n\n{tail[begin:]}"
+    if thought.kept is None or block.opening != _OPENING:
+        return f"{thought.bare}\n</{block.opening[1:]}\n\n{tail[begin:]}"
     kept = thought.kept
     lead = next((text for text in (block.text, block.opening) if kept.startswith(text)), "")
     said = kept[len(lead) :]

@@ -163,7 +163,7 @@ class ChatTemplate:
         except MemoryError as error:
             raise RowError("template_error", "The chat template needs more memory than it may have.") from error
         except Exception as error:  # a template is an untrusted program and may raise anything
-            reason = one_line(str(error) or type(error).__name__, 200).rstrip(".")
+            reason = one_line(str(error) or type(error).__name__, 200).rstrip(".!")
             raise RowError("template_error", f"The chat template refuses the conversation: {reason}.") from error
 
     @property
@@ -194,7 +194,7 @@ class ChatTemplate:
             # Python's own compiler also raises this for code nested too deep.
             raise UserError("The chat template is nested too deep, or far too large.", hint) from error
         except Exception as error:  # the compiler may raise anything for an odd template
-            reason = one_line(str(error) or type(error).__name__, 200).rstrip(".")
+            reason = one_line(str(error) or type(error).__name__, 200).rstrip(".!")
             raise UserError(f"The chat template cannot be compiled: {reason}.", hint) from error
 
     def context(

@@ -69,6 +69,9 @@ class _Ends:
         longer = self._render(_USER, _says(_ANSWER), {"role": "user", "content": _NEXT}, _says(_NEXT)) or ""
         shared = _same_start(after, longer.partition(_ANSWER)[2])
         token = self._first_token(shared) or self._first_token(after)
+        if token is not None and shared.count(token) > 1:
+            # It ends the text, and what else the template writes of the turn.
+            token = self._last_token(shared)
         if token is None or self._has_stop(shared if self._first_token(shared) else after):
             return None
         # A token that is also between reasoning and answer, or before a call, does not end the turn.
@@ -129,6 +132,12 @@ class _Ends:
             if text is not None:
                 return text
         return None
+
+    def _last_token(self, text: str) -> str | None:
+        """The special token that a text ends with and has only there."""
+        text = text.rstrip()
+        token = next((token for token in self._longest_first if text.endswith(token)), None)
+        return token if token in self._special and text.count(token) == 1 else None
 
     def _first_token(self, text: str) -> str | None:
         """The special token that a text begins with."""

@@ -119,11 +119,10 @@ def _worker(
     if beside:
         notice = shared_device(beside)
         recorder.warn(notice.code, notice.message, notice.hint)
-    return _work(run, recorder, controls, args, meeting, reports)
+    return _work(recorder, controls, args, meeting, reports)
 
 
 def _work(
-    run: Run,
     recorder: Recorder,
     controls: Controls,
     args: argparse.Namespace,
@@ -131,15 +130,15 @@ def _work(
     reports: Reports,
 ) -> int | list[str]:
     """Do a run, or wait where it is parked; returns the exit code, or the options of the worker that it goes on as."""
-    server: ControlServer | None = None
+    run, server = recorder.run, None
     try:
         server = ControlServer(run.socket_path, controls, lambda: _status(recorder))
         recorder.update(socket=str(server.path))
         config = run.config()
         if args.parked:
             asked_by = parked_run(run, config, recorder, controls, args.parked, args.needs).wait()
-            return _go_on(run, recorder, controls, server, asked_by, paused=args.paused)
-        final: FinishedEvent = _train(run, config, recorder, controls, args, meeting, reports)
+            return _go_on(recorder, controls, server, asked_by, paused=args.paused)
+        final: FinishedEvent = _train(config, recorder, controls, args, meeting, reports)
         state, reason = "finished", final.reason
     except ParkRequested as request:
         return _park(recorder, controls, server, request)
@@ -161,7 +160,7 @@ def _work(
         return EXIT_LOST
     except BaseException as error:
         log_exception()
-        final = _unforeseen(run, recorder, error)
+        final = _unforeseen(recorder, error)
         if reports.supervisor is not None:
             reports.tell(error=final.reason)
             return EXIT_CRASHED
@@ -176,7 +175,6 @@ def _work(
 
 
 def _train(
-    run: Run,
     config: Config,
     recorder: Recorder,
     controls: Controls,
@@ -185,6 +183,7 @@ def _train(
     reports: Reports,
 ) -> FinishedEvent:
     """Import the libraries, meet the other processes of the run if it has any, and train."""
+    run = recorder.run
     recorder.phase("importing")
     ClaimsWatch(config.parking, controls, lambda: recorder.device)
     ranks = None
@@ -211,8 +210,9 @@ def _train(
     )
 
 
-def _unforeseen(run: Run, recorder: Recorder, error: BaseException) -> FailedEvent:
+def _unforeseen(recorder: Recorder, error: BaseException) -> FailedEvent:
     """The end by an error that nothing was done about: of the GPU, or of the program."""
+    run = recorder.run
     step, adapter = recorder.state.step, _newest_adapter(run)
     if (failure := device_failure(error, step, recorder.device)) is not None:
         hint = f"{failure.hint} {way_on(run)}"
@@ -238,16 +238,14 @@ def _park(recorder: Recorder, controls: Controls, server: ControlServer | None, 
     return ["--parked", cause, *needs, *(["--paused"] if request.paused else [])]
 
 
-def _go_on(
-    run: Run, recorder: Recorder, controls: Controls, server: ControlServer, asked_by: str, *, paused: bool
-) -> list[str]:
+def _go_on(recorder: Recorder, controls: Controls, server: ControlServer, asked_by: str, *, paused: bool) -> list[str]:
     """Take the device back; returns the options of the worker that trains."""
     recorder.event(ControlEvent(command="resume", sender=asked_by, result="ok"))
     controls.close("The run is about to go on.", "Ask again in a moment.")
     server.close()
     recorder.hand_over(state="starting", parked="")
     # Before the first step there is nothing to go on from, and the run begins anew.
-    resume = ["--resume"] if complete_checkpoints(run) else []
+    resume = ["--resume"] if complete_checkpoints(recorder.run) else []
     return [*resume, *(["--paused"] if paused and asked_by != "socket" else [])]
 
 

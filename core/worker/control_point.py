@@ -17,13 +17,14 @@ from core.governor.words import reason
 from core.runs.changes import record
 from core.runs.events import ControlEvent
 from core.runs.protocol import refusal
+from core.runs.ways import ActionError
 from core.text import one_line
 from core.worker.checkpoint.checkpointer import Checkpointer
 from core.worker.distributed.errors import RankLostError
 from core.worker.distributed.orders import Orders
 from core.worker.distributed.ranks import lost_ranks_told
 from core.worker.fused.file_weights import FileWeights
-from core.worker.generate.generate import answer_prompt, answering_as, prepare_prompt
+from core.worker.generate.generate import Generation, answer_prompt, answering_as, prepare_prompt
 from core.worker.generate.room import ask_for_room
 from core.worker.model.model import LoadedModel
 from core.worker.oom.retry import MemoryShortageError
@@ -92,15 +93,17 @@ class ControlPoint:
         told: set[str] = set()
         for command in self.controls.waiting():
             # A key that is pressed twice asks for one thing, and makes one entry in the log.
-            self._carry_out(command, is_repeated=command.request.command in told)
+            with self._alone():
+                self._carry_out(command, is_repeated=command.request.command in told)
             told.add(command.request.command)
         self.controls.check_stop()
-        if self.governor is not None and self.governor.take_checkpoint() and self.state.step:
-            self.checkpointer.save()
-        if self.state.paused or self._is_held:
-            self._wait()
-        elif self.governor is not None:
-            self.governor.throttle.rest()
+        with self._alone():
+            if self.governor is not None and self.governor.take_checkpoint() and self.state.step:
+                self.checkpointer.save()
+            if self.state.paused or self._is_held:
+                self._wait()
+            elif self.governor is not None:
+                self.governor.throttle.rest()
         if self.state.skipping:
             raise EvaluationSkipped
 
@@ -170,9 +173,11 @@ class ControlPoint:
         was_paused, self.state.paused = self.state.paused, False
         if (hold := self._hold) is not None:
             why = reason(hold.cause, hold.value, hold.limit)
-            raise UserError(
+            over = "Your pause is over. " * was_paused
+            raise ActionError(
                 f"The governor pauses the run: {why}.",
-                "It goes on by itself; 'localtune-tui set' changes the limit." + (" Your pause is over." * was_paused),
+                f"{over}It goes on by itself, sooner with another limit.",
+                "set",
             )
         command.answer(state="training", step=self.state.step)
         return "ok" if was_paused else None
@@ -205,40 +210,14 @@ class ControlPoint:
         command.answer(state="parking", step=self.state.step)
 
     def _generate(self, command: Command) -> str:
-        model = self.loaded.model
         asked = read_generate_args(command.request.args, self.config)
         # Where the weights themselves are trained there is no base to switch to, and the answer's name says so.
         has_base = self.config.method.name not in WEIGHT_METHODS
         answered_by = BASE if asked.source == BASE and has_base else f"step-{self.state.step}"
         try:
-            began = time.monotonic()
-            with (
-                lost_ranks_told(),
-                self.leading(),
-                self.autocast(),
-                self._weights_of(asked.source),
-                answering_as(model, asked.source),
-            ):
-                prompt = prepare_prompt(
-                    model,
-                    self.loaded.tokenizer,
-                    asked.messages,
-                    asked.settings.max_new_tokens,
-                    self.template,
-                    tools=asked.tools,
-                    text=asked.prompt,
-                )
-                ask_for_room(prompt, self.loaded.dtype, self.loaded.device)
-                generation = answer_prompt(
-                    model,
-                    self.loaded.tokenizer,
-                    prompt,
-                    asked.settings,
-                    lambda piece: command.token(piece, answered_by),
-                    lambda: self._is_to_end(command),
-                    began=began,
-                    json_schema=asked.json_schema,
-                )
+            generation = self._answer(
+                asked, lambda piece: command.token(piece, answered_by), lambda: self._is_to_end(command)
+            )
         except MemoryShortageError as error:
             self.recorder.warn("memory_chat", f"A chat question is refused. {error.message}", error.hint)
             raise
@@ -249,22 +228,54 @@ class ControlPoint:
             reason = f"An error that should not happen: {type(error).__name__}: {error}"
             hint = f"The whole of it is in {self.recorder.run.log_path}; please report it."
             raise UserError(reason, hint) from error
-        command.answer(
-            text=generation.text,
-            tokens=generation.tokens,
-            first_token_seconds=generation.first_token_seconds,
-            tokens_per_second=generation.tokens_per_second,
-            finish=generation.finish,
-            source=answered_by,
-            prompt_tokens=generation.prompt_tokens,
-            context_limit=generation.context_limit,
-        )
+        command.answer(**generation.to_answer(answered_by))
         return f"{answered_by}: {generation.tokens} tokens, {generation.finish}"
+
+    def _answer(self, asked: ChatRequest, on_text: Callable[[str], None], cancelled: Callable[[], bool]) -> Generation:
+        """The answer of the model in training, or of its base.
+
+        Raises:
+            MemoryShortageError: If there is no memory for it.
+            UserError: If the prompt is too long for the model, or its template refuses the conversation.
+            RankLostError: If another process of the run does not answer.
+        """
+        began, model = time.monotonic(), self.loaded.model
+        with (
+            lost_ranks_told(),
+            self.leading(),
+            self.autocast(),
+            self._weights_of(asked.source),
+            answering_as(model, asked.source),
+        ):
+            prompt = prepare_prompt(
+                model,
+                self.loaded.tokenizer,
+                asked.messages,
+                asked.settings.max_new_tokens,
+                self.template,
+                tools=asked.tools,
+                text=asked.prompt,
+            )
+            ask_for_room(prompt, self.loaded.dtype, self.loaded.device)
+            return answer_prompt(
+                model,
+                self.loaded.tokenizer,
+                prompt,
+                asked.settings,
+                on_text,
+                cancelled,
+                began=began,
+                json_schema=asked.json_schema,
+            )
 
     def _is_to_end(self, command: Command) -> bool:
         """Whether an answer is to end; asked before each of its tokens."""
         self._look_after()
         return command.cancelled.is_set() or self.controls.is_leaving
+
+    def _alone(self) -> AbstractContextManager[None]:
+        """Inside, the other processes of the run wait for as long as it takes."""
+        return nullcontext() if self.orders is None else self.orders.alone()
 
     def _look_after(self) -> None:
         """The other processes of the run wait, and are asked whether they are there."""

@@ -99,11 +99,19 @@ def meet(run: Run, config: Config, meeting: Meeting, reports: Reports) -> Any:
 
     cuda = choose_device(config.hardware.device).type == "cuda"
     ranks = join(meeting, config.distributed.timeout, cuda=cuda)
-    reports.is_waiting = lambda: ranks.is_waiting
+    reports.signs = ranks.signs
     if reports.supervisor is None:
         from core.worker.distributed.heartbeats import keep_beating
 
-        keep_beating(ranks.rank, ranks.count, config.distributed.timeout, reports.is_waiting, _give_up)
+        keep_beating(
+            ranks.rank,
+            ranks.count,
+            config.distributed.timeout,
+            lambda: ranks.is_waiting,
+            _give_up,
+            wait=lambda: ranks.waits,
+            pulse=lambda: None if ranks.is_waiting else ranks.pulse.count,
+        )
     where = {"host": hostname(), "pid": os.getpid(), "device": f"cuda:{meeting.local}" if cuda else "cpu"}
     reports.tell(**where)
     ranks.members = ranks.gather({"rank": meeting.rank, **where, _BESIDE: held.beside})

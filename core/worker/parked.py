@@ -17,6 +17,7 @@ from core.hardware.visible import find_gpu
 from core.runs.protocol import refusal
 from core.runs.state import PARKED_BY_HAND
 from core.runs.store import Run
+from core.runs.ways import ActionError
 from core.units import format_bytes
 from core.worker.process.control import Command, Controls, ParkRequested
 from core.worker.process.devices import reason_to_wait
@@ -128,7 +129,7 @@ class ParkedRun:
             elif name in ("park", "pause", "stop"):
                 command.answer(state="parked" if name != "stop" else "stopping", step=self.recorder.state.step)
             elif name != "withdraw":
-                raise UserError("The run is parked: its model is not in memory.", "Let it go on first: 'resume'.")
+                raise ActionError("The run is parked: its model is not in memory.", "Let it go on first.", "resume")
         except UserError as error:
             command.refuse(**refusal(error))
         self.controls.done()

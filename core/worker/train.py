@@ -126,10 +126,7 @@ def follow(config: Config, recorder: Recorder, controls: Controls, ranks: Ranks,
         UserError: If it cannot go on.
     """
     with nondeterminism_explained(), lost_ranks_told():
-        recipe = _make_recipe(config, recorder, controls, None, ranks, resume=resume)
-        recipe.rehearse()
-        with recipe.parts.governor.governing(recipe.parts.state.overrides):
-            recipe.follow()
+        _make_recipe(config, recorder, controls, None, ranks, resume=resume).follow()
 
 
 def _make_recipe(
@@ -178,17 +175,19 @@ class FinetuneRecipe:
         rehearses, orders = self.rehearse(), self.parts.orders
         self.parts.strategy.ranks.meet()
         orders.begin()
-        with self.parts.governor.governing(self.parts.state.overrides):
+        with contextlib.closing(orders), self.parts.governor.governing(self.parts.state.overrides):
             try:
                 self.loop_until_left(rehearses=rehearses)
             except ParkRequested:
                 orders.give("leave")
                 raise  # saved already, and not at its end
             except StopRequested as request:
-                self.stop(save=not request.now)
+                with orders.alone():
+                    self.stop(save=not request.now)
                 orders.give("leave")
                 raise
-            outcome = self.finish()
+            with orders.alone():
+                outcome = self.finish()
             orders.give("leave")
             return outcome
 
@@ -250,11 +249,17 @@ class FinetuneRecipe:
         return dataclasses.replace(result, loss=loss, rewards=objective.rewards_of(sums))
 
     def follow(self) -> None:
-        """In a process that is not the first: carry out its orders, until one says to leave.
+        """In a process that is not the first: the rehearsal, and what that one orders, until it says to leave.
 
         Raises:
             RankLostError: If it does not answer.
+            UserError: If it cannot go on.
         """
+        self.rehearse()
+        with self.parts.governor.governing(self.parts.state.overrides):
+            self._carry_out_orders()
+
+    def _carry_out_orders(self) -> None:
         parts, state = self.parts, self.parts.state
         parts.strategy.ranks.meet()
         while (order := parts.orders.take()).name != "leave":
@@ -291,22 +296,7 @@ class FinetuneRecipe:
             parts.update.drop()
         state.step += 1  # and with it the schedule
         seconds = time.monotonic() - began
-        self.recorder.event(
-            StepEvent(
-                step=state.step,
-                epoch=state.step / parts.order.steps_per_epoch,
-                loss=result.loss,
-                lr=learning_rate,
-                grad_norm=norm,
-                tokens=result.tokens,
-                supervised_tokens=result.supervised_tokens,
-                seconds=seconds,
-                tokens_per_second=result.tokens / seconds,
-                paused_seconds=state.paused_seconds,
-                reward_margin=result.rewards.margin,
-                reward_accuracy=result.rewards.accuracy,
-            )
-        )
+        self._report_step(result, learning_rate, norm, seconds)
         state.limits.pause(state.paused_seconds)
         parts.governor.step_done(
             tokens=result.tokens,
@@ -319,6 +309,33 @@ class FinetuneRecipe:
         self.recorder.end_step(state.step)
         if parts.compilation is not None:
             parts.compilation.report(state.step, self.recorder.notice)
+
+    def _report_step(self, result: Gradients, learning_rate: float, norm: float, seconds: float) -> None:
+        """The event of the step that is done.
+
+        Args:
+            result: Its gradients' sums.
+            learning_rate: Of its update.
+            norm: Of its gradients, before clipping.
+            seconds: What it has taken.
+        """
+        state = self.parts.state
+        self.recorder.event(
+            StepEvent(
+                step=state.step,
+                epoch=state.step / self.parts.order.steps_per_epoch,
+                loss=result.loss,
+                lr=learning_rate,
+                grad_norm=norm,
+                tokens=result.tokens,
+                supervised_tokens=result.supervised_tokens,
+                seconds=seconds,
+                tokens_per_second=result.tokens / seconds,
+                paused_seconds=state.paused_seconds,
+                reward_margin=result.rewards.margin,
+                reward_accuracy=result.rewards.accuracy,
+            )
+        )
 
     def _pass_over(self) -> None:
         """Leave a step out: only the schedule goes on."""
@@ -350,7 +367,8 @@ class FinetuneRecipe:
             except ParkRequested as request:
                 request.paused = state.paused
                 self.recorder.phase("saving", "checkpoint")
-                self.parts.checkpointer.save()
+                with self.parts.orders.alone():
+                    self.parts.checkpointer.save()
                 if state.saved == state.step or state.step == 0:
                     raise
                 self.controls.drop_park()
@@ -381,7 +399,8 @@ class FinetuneRecipe:
             try:
                 self.step()
             except TornUpdateError as error:
-                parts.rollback.go_back(error)
+                with parts.orders.alone():
+                    parts.rollback.go_back(error)
                 if parts.file is not None:
                     parts.file.follow()
                 continue
@@ -391,10 +410,12 @@ class FinetuneRecipe:
                 rehearses = False
                 parts.meter.record(rehearsed=True)
             if state.finite.is_hopeless:
-                parts.checkpointer.drop_after(state.best.last_good)
+                with parts.orders.alone():
+                    parts.checkpointer.drop_after(state.best.last_good)
                 raise state.finite.verdict(state.best.last_good)
             if (spike := state.spikes.due) is not None:
-                self._answer_spike(spike)
+                with parts.orders.alone():
+                    self._answer_spike(spike)
                 continue
             if state.step < state.total_steps:
                 self._evaluate_if_due()
@@ -402,7 +423,8 @@ class FinetuneRecipe:
             due = parts.intervals.is_checkpoint_due or parts.checkpointer.postponed
             due = due or (state.saved is None and state.spikes.needs_checkpoint)
             if due and not state.paused:
-                parts.checkpointer.save()
+                with parts.orders.alone():
+                    parts.checkpointer.save()
             parts.control_point.attend()
 
     def _answer_spike(self, spike: Spike) -> None:
@@ -492,7 +514,7 @@ class FinetuneRecipe:
             return
         state.measures_baseline = step == 0
         try:
-            with contextlib.suppress(StopRequested), parts.strategy.leading():
+            with contextlib.suppress(StopRequested), parts.orders.alone(), parts.strategy.leading():
                 self._measure()
         except EvaluationSkipped:
             state.evaluated, state.skipping = step, False
@@ -542,7 +564,7 @@ class FinetuneRecipe:
         recorder.phase("evaluating", "probe")
         state.measures_baseline, paused, began = True, state.paused_seconds, time.monotonic()
         try:
-            with contextlib.suppress(StopRequested), parts.strategy.leading():
+            with contextlib.suppress(StopRequested), parts.orders.alone(), parts.strategy.leading():
                 loss = parts.probe.measure(functools.partial(tell, "probe"))
                 if loss is not None:
                     seconds = time.monotonic() - began - (state.paused_seconds - paused)
@@ -569,7 +591,7 @@ class FinetuneRecipe:
         recorder.phase("evaluating", what)
         state.measures_baseline = True
         try:
-            with contextlib.suppress(StopRequested), parts.strategy.leading():
+            with contextlib.suppress(StopRequested), parts.orders.alone(), parts.strategy.leading():
                 if evaluator is not None:
                     samples = evaluator.answer_samples(state.step, report)
                 else:

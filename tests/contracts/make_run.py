@@ -150,9 +150,9 @@ def begin(code: Path, home: Path) -> Path:
 
 def go_on(code: Path, run: Path) -> Message:
     """Have a version continue the run, and tell what came of it."""
-    before = len(_events(run))
+    before = len(read_events(run))
     _command(code, run.parent.parent, "continue", run.name, "--json")
-    told = _events(run)[before:]
+    told = read_events(run)[before:]
     return {
         "steps": [
             {name: event[name] for name in ("step", "epoch", "loss", "lr", "grad_norm", "tokens", "supervised_tokens")}
@@ -164,7 +164,7 @@ def go_on(code: Path, run: Path) -> Message:
     }
 
 
-def _events(run: Path) -> list[Message]:
+def read_events(run: Path) -> list[Message]:
     return [json.loads(line) for line in (run / "events.jsonl").read_text(encoding="utf-8").splitlines()]
 
 

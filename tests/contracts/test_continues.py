@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from core.launch import launcher
 from tests.contracts.contract import assert_contract, keys_of
-from tests.contracts.make_run import OVERRIDES, arithmetic, environment
+from tests.contracts.make_run import OVERRIDES, arithmetic, environment, read_events
 from tests.contracts.talking import PATIENCE, Message, answer_to, ask, take_steps
 from tui.__main__ import main
 
@@ -56,10 +56,6 @@ def copy_home(directory: Path) -> Path:
     shutil.copytree(MADE / "home", directory / "home")
     (run,) = (directory / "home" / "runs").iterdir()
     return run
-
-
-def read_events(run: Path) -> list[Message]:
-    return [json.loads(line) for line in (run / "events.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def computes_alike() -> bool:

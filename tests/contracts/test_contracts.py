@@ -24,7 +24,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", [name for name in LISTED if name not in SEEN_IN_A_RUN])
-def test_it_holds(name: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_contract_is_what_the_code_says(name: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCALTUNE_HOME", str(home))
     assert_contract(name, contracts(home)[name]())
 

@@ -37,7 +37,7 @@ def test_files_are_told_by_name_or_content(tmp_path: Path, name: str, content: b
     assert path_kind(tmp_path / name) == kind
 
 
-def test_directories(tmp_path: Path) -> None:
+def test_directories_are_runs_models_or_of_data(tmp_path: Path) -> None:
     for name in ("run", "model", "rows"):
         (tmp_path / name).mkdir()
     (tmp_path / "run" / "run.toml").write_text("")
@@ -80,7 +80,7 @@ def test_the_sentence_names_the_command(
     ("name", "wanted"),
     [("faq.csv", "data"), ("my.toml", "config"), ("axolotl.yml", "data"), ("notes.md", "config"), ("none", "data")],
 )
-def test_what_may_be_meant_passes(tmp_path: Path, name: str, wanted: Literal["data", "config"]) -> None:
+def test_what_may_be_meant_is_not_refused(tmp_path: Path, name: str, wanted: Literal["data", "config"]) -> None:
     if name in FILES:
         (tmp_path / name).write_bytes(FILES[name][0])
     refuse_kind(tmp_path / name, wanted)

@@ -17,6 +17,8 @@ from core.runs.events import CheckpointEvent, EvalEvent, NoticeEvent
 from core.runs.process import start_identity
 from core.runs.ranks import read_ranks
 from core.runs.store import Run
+from tests.faults.injections import RELEASE_VARIABLE
+from tests.forking import FAULT_VARIABLE
 from tests.waiting import wait_for
 
 from .workers import (
@@ -199,6 +201,36 @@ def test_two_killed_again_and_again_end_bit_equal(team: Workers, undisturbed: Ru
     assert "The run goes on from step-000000" in told[0]
     assert adapter_bytes(run) == adapter_bytes(undisturbed)
     assert losses(run) == losses(undisturbed)
+
+
+def test_a_first_process_that_hangs_while_it_lives_is_noticed_by_those_who_wait(
+    team: Workers, undisturbed: Run
+) -> None:
+    fault = team.anew({FAULT_VARIABLE: "hang_between:7"})
+    run = team.start("hung", fault, distributed=PAIR | {"timeout": 5.0}, **DROPPING)
+    finish(run)
+    (told,) = [notice.message for notice in only(NoticeEvent, run) if notice.code == "rank_lost"]
+    assert told.startswith("Process 0 hangs at loop (core.worker.train), where the others have waited for it for 1")
+    assert "The run goes on from step-00000006" in told
+    assert adapter_bytes(run) == adapter_bytes(undisturbed)
+
+
+def test_what_takes_as_long_as_it_takes_is_no_hang(team: Workers, tmp_path: Path) -> None:
+    pulses = tmp_path / "pulses"
+    fault = team.anew({FAULT_VARIABLE: "tell_pulse:1", RELEASE_VARIABLE: str(pulses)})
+    sections = EXACT | {"train": {"max_steps": 12, "precision": "fp32"}, "eval": {"every_steps": 4, "samples": 1}}
+    run = team.start("patient", fault, distributed=PAIR, **sections)
+    pause(run)
+    list(ControlClient(run, timeout=PATIENCE).generate({"messages": QUESTION, "max_new_tokens": 2}))
+    go_on(run)
+    finish(run)
+    found: dict[str, set[str]] = {}
+    for line in pulses.read_text().splitlines():
+        name, pulse = line.split()
+        found.setdefault(name, set()).add(pulse)
+    between = found.pop("attend")
+    assert len(between - {"None"}) > 5, "between two steps it beats"
+    assert found == {name: {"None"} for name in ("_carry_out", "_wait", "save", "measure")}
 
 
 def test_one_goes_on_as_two_and_two_as_one(team: Workers, alone: Run) -> None:

@@ -123,8 +123,9 @@ def test_a_pause_of_the_governor_and_one_of_the_user_end_apart(workers: Workers)
         state = wait_until_state(run, "paused")
         assert state.reason.startswith("room on the disk is at ")
         assert state.reason.endswith("GB)")
-        with pytest.raises(UserError, match="The governor pauses the run: room on the disk"):
+        with pytest.raises(UserError, match="The governor pauses the run: room on the disk") as refused:
             client.request("resume")
+        assert refused.value.hint.endswith(f"sooner with another limit: 'localtune-tui set {run.id}'.")
         client.request("pause")
         client.request("set", **{"hardware.disk_free_min_gb": None})
         wait_for(lambda: not run.state().reason, PATIENCE, "the governor's pause to end")

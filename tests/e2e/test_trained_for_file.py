@@ -16,6 +16,7 @@ from core.runs.events import EvalEvent
 from core.runs.store import Run
 from core.runs.trained import find_trained
 from tests.core.worker.export.gguf.apart import lines_of
+from tests.forking import Forks
 from tests.tiny_model import write_tiny_model
 
 from .workers import Workers, finish, only
@@ -69,7 +70,7 @@ def trained_values(run: Run, base: Path) -> dict[str, Any]:
     return found
 
 
-def held_out_loss(run: Run, base: Path, file: Path) -> float:
+def held_out_loss(forks: Forks, run: Run, base: Path, file: Path) -> float:
     """The loss of the file on what the run has held out, by llama.cpp."""
     from core.worker.data.dataset import Loader
     from core.worker.export.verify.rows import make_encoder
@@ -79,7 +80,7 @@ def held_out_loss(run: Run, base: Path, file: Path) -> float:
     encoder = make_encoder(config, base, tokenizer, [tokenizer.eos_token_id], None, run.created)
     loaded = Loader(config, encoder, vocabulary=len(tokenizer), progress=lambda _: None).load(str(config.data.eval))
     rows = [[row.input_ids.tolist(), row.supervised.nonzero()[0].tolist()] for row in loaded.rows]
-    (loss,) = lines_of("held_out_loss", str(file), standard_input=json.dumps(rows), seconds=120)
+    (loss,) = lines_of(forks, "held_out_loss", str(file), standard_input=json.dumps(rows), seconds=120)
     return float(loss)
 
 
@@ -104,7 +105,7 @@ def answer_of(session: ChatSession) -> str:
     ],
 )
 def test_the_file_has_the_very_weights_that_were_trained(
-    kind: str, method: str, precision: str, wide: bool, tmp_path: Path, converter: Path
+    kind: str, method: str, precision: str, wide: bool, tmp_path: Path, converter: Path, forks: Forks
 ) -> None:
     import gguf
 
@@ -140,6 +141,6 @@ def test_the_file_has_the_very_weights_that_were_trained(
         assert np.array_equal(gguf.dequantize(tensor.data, tensor.tensor_type), wanted), name
     measured = only(EvalEvent, run)[-1]
     if precision == "fp32":
-        assert held_out_loss(run, base, file) == pytest.approx(measured.loss, abs=1e-3)
+        assert held_out_loss(forks, run, base, file) == pytest.approx(measured.loss, abs=1e-3)
     if wide:
         assert answer_of(session_of(find_trained(run))) == answer_of(open_session(file))

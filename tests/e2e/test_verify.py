@@ -24,8 +24,10 @@ from core.runs.client import ControlClient
 from core.runs.events import EvalEvent, NoticeEvent, RollbackEvent, encode_event
 from core.runs.store import Run
 from core.small_files import hash_file
+from tests.forking import FAULT_VARIABLE
 from tests.waiting import wait_for
 
+from . import test_distributed as team
 from .test_preference import write_rows as write_pairs
 from .workers import (
     HELD_BACK,
@@ -393,3 +395,34 @@ def test_a_run_that_went_back_for_a_loss_spike_is_equal_killed_or_not(workers: W
     finish(killed)
     assert len(only(RollbackEvent, killed)) == 2
     assert_verified(audit(workers, killed, whole=True), 2)
+
+
+def test_a_run_of_two_processes_that_lost_one_was_stopped_and_went_on_as_one(workers: Workers) -> None:
+    run = start(
+        workers,
+        "team",
+        {FAULT_VARIABLE: "fork_ranks:0;hold:5,9"},
+        distributed={"processes": 2, "timeout": 60.0},
+        train={"max_steps": 14},
+        checkpoint={"every_steps": 4, "keep": 9},
+    )
+    wait_until_step(run, 5)
+    ControlClient(run, timeout=PATIENCE).request("set", **{"train.learning_rate": 1e-3})
+    wait_until_step(run, 9)
+    os.kill(team.pids_of(run)[1], signal.SIGKILL)
+    team.wait_until_done_again(run, 9)
+    assert "rank_lost" in notice_codes(run)
+    signal_worker(run, signal.SIGTERM)
+    assert exit_code(run) == 3
+    team.set_processes(run, 1)
+    workers.resume(run)
+    finish(run)
+    whole = audit(workers, run, whole=True)
+    assert_verified(whole, 2)
+    assert [(span.begin, span.end) for span in whole.spans] == [(0, 9), (9, 14)]
+
+    flip(run.path / OF_4)
+    found = audit(workers, run, spans=0)
+    (span,) = found.spans
+    assert (span.end, span.outcome, found.verdict) == (4, "differs", "differs")
+    assert [difference.file for difference in span.differences] == [OF_4]

@@ -158,12 +158,16 @@ class Workers:
     def held_anew(self, *steps: int) -> dict[str, str]:
         """As :func:`held_at`, for a run with processes that are started and not forked: in a test marked ``anew``, in
         another environment, or by a supervisor."""
+        return self.anew(held_at(*steps))
+
+    def anew(self, fault: dict[str, str]) -> dict[str, str]:
+        """Variables with a fault, for processes that are started and not forked."""
         hooks = self.directory / "holding"
         hooks.mkdir(exist_ok=True)
         (hooks / "sitecustomize.py").write_text(_HOOK)
         before = launcher.worker_environment().get("PYTHONPATH", "")
         root = str(Path(__file__).parents[2])
-        return held_at(*steps) | {"PYTHONPATH": os.pathsep.join(filter(None, [str(hooks), root, before]))}
+        return fault | {"PYTHONPATH": os.pathsep.join(filter(None, [str(hooks), root, before]))}
 
     def resume(self, run: Run, variables: dict[str, str] | None = None) -> None:
         """Let an ended run go on."""

@@ -28,8 +28,7 @@ TEMPLATES = {
     "qwen3_5_moe": "qwen3_5",
     "gemma4_moe": "gemma4",
     "lfm2_moe": "lfm2",
-    "granitemoehybrid": "granite",
-    "granitemoehybrid_dense": "granite",
+    "granitemoehybrid_dense": "granitemoehybrid",
 }
 #: Rows of the smallest matrix of these models that neither chooses nor is a gate.
 FEWEST_ROWS = 16

@@ -6,6 +6,7 @@ test knows nothing of it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -25,9 +26,10 @@ RELEASE_VARIABLE = "LOCALTUNE_TEST_RELEASE"
 
 
 def inject(fault: str) -> None:
-    """Put a fault in: its name and a step, or several."""
-    name, _, steps = fault.partition(":")
-    FAULTS[name](*map(int, steps.split(",")))
+    """Put a fault in: its name and a step, or several; of more faults, one after the other with a semicolon between."""
+    for one in fault.split(";"):
+        name, _, steps = one.partition(":")
+        FAULTS[name](*map(int, steps.split(",")))
 
 
 def lost_gpu(step: int) -> None:
@@ -62,6 +64,53 @@ def hang_in_rows(step: int) -> None:
         return pad(rows, pad_id)
 
     batches.pad = hanging
+
+
+def hang_between(step: int) -> None:
+    """A first process that lives and does nothing any more after this step; those that come after it do not hang."""
+    from core.worker.control_point import ControlPoint
+
+    attend = ControlPoint.attend
+
+    def hanging(self: ControlPoint) -> None:
+        if self.state.step == step:
+            with contextlib.suppress(FileExistsError):
+                (self.recorder.run.path / "hung").touch(exist_ok=False)
+                while True:
+                    time.sleep(0.01)
+        attend(self)
+
+    ControlPoint.attend = hanging  # type: ignore[method-assign]
+
+
+def tell_pulse(_: int) -> None:
+    """No fault: what takes as long as it takes writes the pulse that the first process has meanwhile, a line each."""
+    from core.worker.checkpoint.checkpointer import Checkpointer
+    from core.worker.control_point import ControlPoint
+    from core.worker.evaluate.evaluate import Evaluator
+
+    def told(kind: type, name: str, orders: Callable[[Any], Any]) -> None:
+        work = getattr(kind, name)
+
+        def telling(self: Any, *args: Any, **kwargs: Any) -> Any:
+            given = orders(self)
+            line = f"{name} {given.ranks.pulse.count if given is not None else 'none'}\n"
+            with Path(os.environ[RELEASE_VARIABLE]).open("a") as file:
+                file.write(line)
+            return work(self, *args, **kwargs)
+
+        setattr(kind, name, telling)
+
+    last: list[Any] = [None]
+
+    def of_control(point: Any) -> Any:
+        last[0] = point.orders
+        return point.orders
+
+    for name in ("_carry_out", "_wait", "attend"):
+        told(ControlPoint, name, of_control)
+    told(Checkpointer, "save", lambda keeper: keeper.orders)
+    told(Evaluator, "measure", lambda _: last[0])
 
 
 def wait_within(*steps: int) -> None:
@@ -180,8 +229,10 @@ class ForkedRank:
 FAULTS: dict[str, Callable[..., None]] = {
     "lost_gpu": lost_gpu,
     "hang_in_rows": hang_in_rows,
+    "hang_between": hang_between,
     "hold": hold,
     "hold_back": hold_back,
+    "tell_pulse": tell_pulse,
     "wait_within": wait_within,
     "fork_ranks": fork_ranks,
 }

@@ -107,7 +107,7 @@ def test_the_likeness_would_find_a_near_copy() -> None:
     assert likeness(shingles(copy), shingles(text)) > 0.5
 
 
-def test_training_varies() -> None:
+def test_training_texts_vary_in_length_case_and_opening() -> None:
     texts = [text for text, _ in TRAIN]
     lengths = sorted(len(text.split()) for text in texts)
     assert lengths[0] <= 8

@@ -14,6 +14,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from tests.conftest import CHATML
 from tests.core.template.toy_tokenizers import save
 from tests.snapshots.conftest import Compare, make_app
+from tests.tui.data_panes import row
 from tests.tui.harness import pane_of, screen_text, wait_for
 from tui.app import LocaltuneApp
 
@@ -34,12 +35,6 @@ def save_byte_tokenizer(directory: Path) -> None:
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(text, special=True) for text in SPECIALS])
     save(directory, backend, template=CHATML, stops=SPECIALS[1:], eos_token=SPECIALS[1])
-
-
-def row(question: str, answer: str) -> str:
-    """A row of JSON Lines."""
-    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    return json.dumps({"messages": turns})
 
 
 @pytest.fixture

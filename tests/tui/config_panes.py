@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,14 @@ def write_config(directory: Path, text: str = "") -> Path:
     (directory / "rows.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n{"text": "three"}\n')
     path = directory / "tickets.toml"
     path.write_text(text or '# mine\n[data]\ntrain = "rows.jsonl" # rows\n\n[train]\nepochs = 2.0\n')
+    return path
+
+
+def write_startable(directory: Path) -> Path:
+    """A configuration of forty rows that a run can be started with."""
+    (directory / "rows.jsonl").write_text("".join(json.dumps({"text": f"row {n}"}) + "\n" for n in range(40)))
+    path = directory / "mine.toml"
+    path.write_text('[data]\ntrain = "rows.jsonl"\n[train]\nlearning_rate = 3e-4\n')
     return path
 
 

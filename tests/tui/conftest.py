@@ -14,6 +14,7 @@ from textual.css.stylesheet import Stylesheet
 from core.hardware.snapshot import Device
 from core.launch.launcher import terminate
 from core.runs.store import list_runs
+from tests.tui.terminal import app_environment
 
 CPU = Device(
     index=0,
@@ -59,3 +60,9 @@ def _plain_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("core.hardware.sampler.snapshot", lambda **_: [CPU])
     for name in ("NO_COLOR", "TEXTUAL_THEME", "TEXTUAL_ANIMATIONS", "TEXTUAL_COLOR_SYSTEM"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def environment(home: Path) -> dict[str, str]:
+    """Environment variables of an app in a terminal, with the test's directories."""
+    return app_environment(home)

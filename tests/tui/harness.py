@@ -101,6 +101,11 @@ def screen_text(app: App[Any]) -> str:
     return "\n".join(screen_lines(app))
 
 
+def words(pilot: Pilot[Any]) -> str:
+    """The screen as one text, across line breaks."""
+    return " ".join(screen_text(pilot.app).replace("│", " ").split())
+
+
 async def paste(pilot: Pilot[Any], text: str) -> None:
     """Paste a text into the focused widget, as a terminal with bracketed paste does."""
     await pilot.pause()
@@ -121,3 +126,30 @@ async def wait_for(pilot: Pilot[Any], condition: Callable[[], object], seconds: 
         assert time.monotonic() < deadline, f"not in time; the screen:\n{screen_text(pilot.app)}"
         await asyncio.sleep(0.01)
         await pilot.pause()
+
+
+class Stage(App[None]):
+    """An app that shows one widget."""
+
+    def __init__(self, widget: Widget) -> None:
+        super().__init__()
+        self.widget = widget
+
+    def get_theme_variable_defaults(self) -> dict[str, str]:
+        return variable_defaults(True)
+
+    def compose(self) -> ComposeResult:
+        yield self.widget
+
+
+def make_editor(directory: Path, script: str) -> str:
+    """An editor that is a shell script; its command line for ``EDITOR``."""
+    path = directory / "editor.sh"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+async def shown(pilot: Pilot[Any], text: str) -> None:
+    """Wait until a text is on the screen."""
+    await wait_for(pilot, lambda: text in screen_text(pilot.app))

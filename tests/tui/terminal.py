@@ -23,6 +23,15 @@ REST = 0.15
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def app_environment(home: Path) -> dict[str, str]:
+    """Environment variables of an app with directories of its own.
+
+    Args:
+        home: Its home.
+    """
+    return {"LOCALTUNE_HOME": str(home), "XDG_CONFIG_HOME": str(home.parent / "config")}
+
+
 class Terminal:
     """A child process in a pseudo-terminal of its own; its output is kept as bytes.
 

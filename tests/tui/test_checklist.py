@@ -75,9 +75,9 @@ POINTS: dict[str, tuple[str, ...]] = {
         "tests/tui/test_app.py::test_a_configuration_that_cannot_be_read_is_a_dialog",
         "tests/tui/panes/config/test_base_model.py",
     ),
-    "16 temperature in words": ("tests/tui/test_shell_widgets.py::test_temperature_words",),
+    "16 temperature in words": ("tests/tui/test_shell_widgets.py::test_a_temperature_is_near_its_limit_at_it_or_ok",),
     "17 memory in words, and the need before the start": (
-        "tests/tui/test_shell_widgets.py::test_memory_words",
+        "tests/tui/test_shell_widgets.py::test_memory_is_near_its_limit_from_four_fifths_on",
         "tests/tui/controllers/test_start_cards.py::test_r_shows_what_a_run_would_do_and_enter_starts_it",
     ),
     "18 nothing told by color alone": ("tests/snapshots/test_data_snapshots.py::test_tokens_without_color",),

@@ -30,11 +30,6 @@ from tui.widgets.forms.ask_bar import KeyQuestion
 HANG_UP = b"the line is dead"
 
 
-@pytest.fixture
-def environment(home: Path) -> dict[str, str]:
-    return {"LOCALTUNE_HOME": str(home), "XDG_CONFIG_HOME": str(home.parent / "config")}
-
-
 def is_well(terminal: Terminal) -> bool:
     """Whether the app answers: help opens, and closes."""
     terminal.press("?")

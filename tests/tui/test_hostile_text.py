@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from textual.app import App, ComposeResult
+from textual.app import App
 from textual.content import Content
 from textual.screen import Screen
 from textual.widget import Widget
@@ -23,9 +23,8 @@ from core.runs.loading_code import python_code
 from core.runs.result import result_of
 from core.runs.state import RunState
 from core.runs.store import Run
-from tests.tui.harness import FORBIDDEN, HOSTILE, screen_text, wait_for
+from tests.tui.harness import FORBIDDEN, HOSTILE, Stage, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
-from themes.loader import variable_defaults
 from tui.glyphs import BRAILLE
 from tui.keys import KeyTable
 from tui.screens.dialogs import elsewhere_dialog, error_dialog, kill_dialog, quit_dialog, stop_dialog, unanswered_dialog
@@ -46,20 +45,6 @@ from tui.widgets.status_bar import StatusBar
 from tui.widgets.text_block import TextBlock
 
 EVIL = HOSTILE + "[@click=app.quit]x[/] [/nope]"
-
-
-class Stage(App[None]):
-    """An app that shows one widget."""
-
-    def __init__(self, widget: Widget) -> None:
-        super().__init__()
-        self.widget = widget
-
-    def get_theme_variable_defaults(self) -> dict[str, str]:
-        return variable_defaults(True)
-
-    def compose(self) -> ComposeResult:
-        yield self.widget
 
 
 @pytest.fixture

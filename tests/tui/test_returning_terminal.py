@@ -9,18 +9,14 @@ import sys
 from pathlib import Path
 
 from tests.tui.config_panes import write_config
-from tests.tui.terminal import ROOT, Terminal
+from tests.tui.terminal import ROOT, Terminal, app_environment
 from tests.waiting import wait_for
-
-
-def environment(home: Path) -> dict[str, str]:
-    return {"LOCALTUNE_HOME": str(home), "XDG_CONFIG_HOME": str(home.parent / "config")}
 
 
 def app(home: Path, directory: Path) -> Terminal:
     """The app, started in a directory without any argument."""
     script = f"import os, runpy; os.chdir({str(directory)!r}); runpy.run_module('tui', run_name='__main__')"
-    return Terminal([sys.executable, "-c", script], (100, 30), {**environment(home), "PYTHONPATH": str(ROOT)})
+    return Terminal([sys.executable, "-c", script], (100, 30), {**app_environment(home), "PYTHONPATH": str(ROOT)})
 
 
 def test_killed_it_comes_back_to_row_edits_and_pane(home: Path, tmp_path: Path) -> None:
@@ -106,6 +102,6 @@ os.chdir({str(here)!r})
 os.rmdir({str(here)!r})
 runpy.run_module("tui", run_name="__main__")
 """
-    with Terminal([sys.executable, "-c", script], (100, 30), environment(home)) as terminal:
+    with Terminal([sys.executable, "-c", script], (100, 30), app_environment(home)) as terminal:
         assert terminal.wait_for_end() == 1
         assert "The current directory has been deleted." in terminal.text

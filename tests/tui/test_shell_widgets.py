@@ -7,9 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from textual.app import App, ComposeResult
 from textual.content import Content
-from textual.widget import Widget
 
 from core.config.document import ConfigDocument
 from core.hardware.snapshot import Device
@@ -21,9 +19,8 @@ from core.runs.names import slug_of
 from core.runs.ranks import Rank
 from core.runs.state import RunState
 from core.runs.store import Run
-from tests.tui.harness import screen_lines, screen_text, wait_for
+from tests.tui.harness import Stage, screen_lines, screen_text, wait_for
 from tests.tui.scripted_run import GPU, ScriptedRun
-from themes.loader import variable_defaults
 from tui import thresholds
 from tui.glyphs import ASCII, BRAILLE
 from tui.keys import KeyTable
@@ -37,20 +34,6 @@ from tui.widgets.lists.run_list import RunList
 from tui.widgets.status_bar import Segment, fit, header_segments, short_device_name
 
 
-class Stage(App[None]):
-    """An app that shows one widget."""
-
-    def __init__(self, widget: Widget) -> None:
-        super().__init__()
-        self.widget = widget
-
-    def get_theme_variable_defaults(self) -> dict[str, str]:
-        return variable_defaults(True)
-
-    def compose(self) -> ComposeResult:
-        yield self.widget
-
-
 def view_of(script: ScriptedRun) -> RunView:
     """A view of a run, read from its files."""
     return RunView(script.run, script.run.state(), read_history(script.run), "SmolLM2 · qlora r16")
@@ -60,12 +43,12 @@ def view_of(script: ScriptedRun) -> RunView:
     ("temperature", "limit", "word"),
     [(71, 83, "ok"), (78, 83, "near limit"), (83, 83, "at limit"), (80, 127, "near limit"), (80, None, "near limit")],
 )
-def test_temperature_words(temperature: float, limit: float | None, word: str) -> None:
+def test_a_temperature_is_near_its_limit_at_it_or_ok(temperature: float, limit: float | None, word: str) -> None:
     assert thresholds.temperature_word(replace(GPU, temperature_c=temperature, temperature_limit_c=limit)) == word
 
 
 @pytest.mark.parametrize(("share", "word"), [(0.5, "ok"), (0.8, "near limit"), (0.95, "at limit")])
-def test_memory_words(share: float, word: str) -> None:
+def test_memory_is_near_its_limit_from_four_fifths_on(share: float, word: str) -> None:
     assert thresholds.memory_word(replace(GPU, memory_used=int(share * 100), memory_total=100)) == word
 
 
@@ -134,7 +117,7 @@ def test_numbers_and_progress_fit(home: Path, width: int) -> None:
         assert run_lines.progress(view, width, BRAILLE, 100.0).cell_length <= width
 
 
-def test_trend() -> None:
+def test_the_trend_points_where_the_loss_goes() -> None:
     from core.runs.series import Series
 
     down, flat = Series(), Series()

@@ -22,12 +22,6 @@ ENTER_ALTERNATE, LEAVE_ALTERNATE = b"\x1b[?1049h", b"\x1b[?1049l"
 
 
 @pytest.fixture
-def environment(home: Path) -> dict[str, str]:
-    """Environment variables for the test's directories."""
-    return {"LOCALTUNE_HOME": str(home), "XDG_CONFIG_HOME": str(home.parent / "config")}
-
-
-@pytest.fixture
 def live_run(home: Path) -> Iterator[tuple[Run, subprocess.Popen[bytes]]]:
     """A run that another process is writing."""
     command = [sys.executable, "-m", "tests.tui.scripted_run", str(home), "--before", "20", "--seconds", "0.1"]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Serving:
-    """At most one server at a time, in a helper process that ends with the app.
+    """Controller of the API server: at most one at a time, in a helper process that ends with the app.
 
     Args:
         app: Where messages go, and its threads.

@@ -1,4 +1,4 @@
-"""What a first screen can offer: the data files of a directory with their rows, and the runs there have been."""
+"""Beginnings that a first screen offers: the data files of a directory with their rows, and the runs so far."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class FoundFile:
 
 @dataclass(frozen=True)
 class Here:
-    """What there is to begin with.
+    """Data files and runs to begin with.
 
     Args:
         files: Data files, the newest first.

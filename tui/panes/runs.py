@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from textual import events, on
@@ -349,7 +350,7 @@ class RunsPane(Pane):
         rows = run_list.marked or [row for row in (run_list.selected,) if row is not None]
         archived = not all(row.labels.archived for row in rows)
         for row in rows:
-            self.post_message(LabelRequested(row.run, replace(row.labels, archived=archived)))
+            self.post_message(LabelRequested(row.run, partial(replace, archived=archived)))
         run_list.clear_marks()
         self._marks_changed()
         if archived and not self._lists_archived:
@@ -390,7 +391,8 @@ class RunsPane(Pane):
         if answer is None or answer == text:
             return
         try:
-            self.post_message(LabelRequested(row.run, change(row.labels, answer)))
+            change(row.labels, answer)  # refused here, while the question is remembered
+            self.post_message(LabelRequested(row.run, lambda labels: change(labels, answer)))
         except UserError as error:
             self.notify(f"{error.message} {error.hint}", severity="warning", markup=False)
 

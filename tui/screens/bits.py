@@ -27,7 +27,7 @@ _BAR = 30
 
 @dataclass(frozen=True)
 class Activity:
-    """What goes on, how much of it is done, and of how much."""
+    """Progress of a measurement: what goes on, how much of it is done, and of how much."""
 
     name: str
     done: int | None = None

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, TypeAlias
+from typing import ClassVar
 
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.widget import Widget
 
-_Way: TypeAlias = Literal["down", "up", "page_down", "page_up", "home", "end"]
-_KEYS: dict[str, _Way] = {
+from tui.screens.scrolling import Way, scroll
+
+_KEYS: dict[str, Way] = {
     "j,down": "down",
     "k,up": "up",
     "pagedown,space": "page_down",
@@ -58,14 +59,6 @@ class OverlayBox(VerticalScroll, inherit_bindings=False):
         """Say in the border what keys do now."""
         self.border_subtitle = Content(keys) if isinstance(keys, str) else keys
 
-    def action_scroll(self, way: _Way) -> None:
+    def action_scroll(self, way: Way) -> None:
         """Scroll by a line or a page, or to an end, at once."""
-        ways = {
-            "down": self.scroll_down,
-            "up": self.scroll_up,
-            "page_down": self.scroll_page_down,
-            "page_up": self.scroll_page_up,
-            "home": self.scroll_home,
-            "end": self.scroll_end,
-        }
-        ways[way](animate=False)
+        scroll(self, way)

@@ -1,4 +1,4 @@
-"""Who answers: the run, its base, its checkpoints and other runs on the same base, up to three at once."""
+"""Choice of who answers: the run, its base, its checkpoints and other runs on the same base, up to three at once."""
 
 from __future__ import annotations
 

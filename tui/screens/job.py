@@ -32,7 +32,7 @@ class JobLeftError(Exception):
 
 @dataclass(frozen=True)
 class JobState(Generic[ProgressType, ResultType]):
-    """How far a job is."""
+    """State of a job: asked for, under way, or ended."""
 
     stage: Literal["asked", "on", "ended"] = "asked"
     progress: ProgressType | None = None

@@ -22,7 +22,7 @@ _KEYS = (("^s", "append"), ("tab", "next"), ("esc", "leave it"))
 
 @dataclass(frozen=True)
 class KeptAnswer:
-    """What is to be appended."""
+    """An answer to append to a file of rows."""
 
     text: str
     """The answer: as the model wrote it, or as it was edited."""

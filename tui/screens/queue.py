@@ -120,7 +120,7 @@ class QueueScreen(Overlay[Run]):
             return
         self._view = message.view
         self._box.show_about(self._runner_line(message.view))
-        self._box.border_subtitle = Content("* by the plan: no run of this kind yet" if message.view.has_plans else "")
+        self._box.border_subtitle = Content(_legend(message.view))
         self._show_entries(message.view)
 
     def _runner_line(self, view: QueueView) -> Content:
@@ -270,6 +270,13 @@ class QueueScreen(Overlay[Run]):
         self._box.carry_out(what, self._look)
 
 
+def _legend(view: QueueView) -> str:
+    """What the marks of the durations mean."""
+    plan = ["* by the plan: no run of this kind yet"] if view.has_plans else []
+    early = [f"^ ends early by {' or '.join(view.early_ends)}"] if view.early_ends else []
+    return " · ".join([*plan, *early])
+
+
 def _line(row: EntryView, width: int, now: float) -> Content:
     """An entry in one line: its number, its state, when it begins or ends, its name and why."""
     entry = row.entry
@@ -299,9 +306,9 @@ def _when(row: EntryView, now: float) -> str:
 
     if entry.ended is not None:
         return f"ended {clock(entry.ended)}"
+    mark = row.marks
     if row.state and row.ends is not None:
-        return f"until ~{clock(row.ends)}"
-    mark = "*" if row.by == "plan" else ""
+        return f"until ~{clock(row.ends)}{mark}"
     if row.begins is not None and row.ends is not None:
         return f"{clock(row.begins)} – {clock(row.ends)}{mark}"
     return f"takes ~{format_duration(row.seconds)}{mark}" if row.seconds is not None else ""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from textual.content import Content
 
 from core.governor import words
-from core.runs.activity import doing, eta_words, pending_words, progress_words, step_progress
+from core.runs.activity import doing, eta_words, evaluation_count, pending_words, progress_words, step_progress
 from core.runs.energy import energy_words
 from core.runs.eta import Eta, evaluation_seconds_left
 from core.runs.ranks import Rank, silent_words
@@ -188,7 +188,8 @@ def _tail(view: RunView, now: float, *, answer_awaited: bool) -> list[str]:
     state, history, phase = view.state, view.history, view.history.phase
     step = max(history.step, state.step)
     if view.is_live and not state.parked and phase is not None and phase.name not in ("training", "importing"):
-        done = f" {phase.done}/{phase.total}" if phase.done is not None and phase.total else ""
+        counted = evaluation_count(state.progress, phase.done, phase.total)
+        done = f" {counted}" if counted else ""
         if state.state == "paused":
             # Its clock stands still.
             return [f"   {phase_name(phase.name)}{done}"]
@@ -213,7 +214,8 @@ def _eta_texts(view: RunView, now: float) -> list[str]:
         return []
     eta = view.eta(now)
     whole, parts = eta_words(eta), eta_words(eta, split=True)
-    return [f"   ETA {whole:{ETA_WIDTH}}", parts.removeprefix(whole)]
+    # The width stays while the time gets shorter, so that the bar does not jump.
+    return [f"   ETA {whole}", parts.removeprefix(whole), " " * (ETA_WIDTH - len(whole))]
 
 
 def phases(view: RunView, now: float, width: int, glyphs: GlyphSet) -> Content:

@@ -10,7 +10,7 @@ from textual.content import Content
 from textual.widget import Widget
 
 from core.hardware.snapshot import Device
-from core.runs.activity import doing, eta_words
+from core.runs.activity import doing, eta_words, evaluation_count
 from core.runs.energy import energy_words
 from core.runs.names import brief_id, slug_of
 from core.text import one_line
@@ -130,7 +130,8 @@ def _run_segments(
     glyph, style = STATE_GLYPHS.get(name, "?"), state_style(name)
     phase = view.history.phase
     if activity == "evaluating":
-        count = f" {phase.done}/{phase.total}" if phase and phase.done is not None and phase.total else ""
+        counted = evaluation_count(view.state.progress, phase.done, phase.total) if phase else ""
+        count = f" {counted}" if counted else ""
     elif name == "training" and answer_awaited:
         activity, count = "answering", f" at step {step}"
     is_stepping = activity == "training"

@@ -25,6 +25,13 @@ def one_way_to_hold_out(config: Config, _: Facts) -> Findings:
         yield "data.eval and data.eval_share both say what is held out.", "Remove one of the two."
 
 
+@rule("error", "data.eval_share", "data.train")
+def rows_to_hold_out(config: Config, facts: Facts) -> Findings:
+    """data.eval_share can hold a row out and leave one to train on."""
+    if config.data.eval_share > 0 and config.data.eval is None and facts.rows == 1:
+        yield "data.eval_share holds rows out, and there is one row.", "Set it to 0, or add rows."
+
+
 @rule("error", "template.name", "template.file")
 def one_template(config: Config, _: Facts) -> Findings:
     """Only one of template.name and template.file names the chat template."""

@@ -80,8 +80,9 @@ def micro_batch_in_batch(config: Config, _: Facts) -> Findings:
 def batch_in_rows(config: Config, facts: Facts) -> Findings:
     """train.batch_size is not above the number of rows."""
     if facts.rows is not None and config.train.batch_size > facts.rows:
+        rows = "there is one row" if facts.rows == 1 else f"there are {facts.rows} rows"
         yield (
-            f"train.batch_size is {config.train.batch_size}, and there are {facts.rows} rows: an epoch is one step.",
+            f"train.batch_size is {config.train.batch_size}, and {rows}: an epoch is one step.",
             "Lower it, so that there are some steps.",
         )
 

@@ -49,7 +49,7 @@ def list_shards(directory: Path, split: str = "") -> list[Path]:
         saved = sorted(entry.name for entry in directory.iterdir() if (entry / "state.json").is_file())
         if not saved:
             raise UserError(f"{shown} is a saved dataset without splits.", "Save it again.")
-        raise UserError(f"{shown} holds the splits {', '.join(saved)}.", f"Name one: {shown}#{saved[-1]}.")
+        raise UserError(f"{shown} holds the splits {', '.join(saved)}.", f"Name one: {shown}#{_first_choice(saved)}.")
     if (directory / "dataset_dict.json").is_file() and (directory / split / "state.json").is_file():
         return _saved_files(directory / split)
     if (directory / "state.json").is_file():
@@ -63,13 +63,18 @@ def list_shards(directory: Path, split: str = "") -> list[Path]:
             raise UserError(f"{shown} has no file of the split '{one_line(split, 40)}'.", "Check the names in it.")
     names = sorted({splits[path] for path in found if splits[path]})
     if len(names) > 1:
-        raise UserError(f"{shown} holds the splits {', '.join(names)}.", f"Name one: {shown}#{names[-1]}.")
+        raise UserError(f"{shown} holds the splits {', '.join(names)}.", f"Name one: {shown}#{_first_choice(names)}.")
     if not found:
         raise UserError(f"{shown} is a directory without data files.", "Name a data file, or a directory of them.")
     endings = sorted({ending(path) for path in found})
     if len(endings) > 1:
         raise UserError(f"{shown} holds data files of several kinds ({', '.join(endings)}).", "Name one file in it.")
     return found
+
+
+def _first_choice(splits: list[str]) -> str:
+    """The split to be named as an example: the one for training where there is one."""
+    return "train" if "train" in splits else splits[0]
 
 
 def split_reference(path: Path) -> tuple[Path, str]:

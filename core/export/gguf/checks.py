@@ -61,7 +61,7 @@ _EXPERT = re.compile(r"^(.*\.experts)\.\d+\.(.+)$")
 
 @dataclass(frozen=True)
 class Checked:
-    """What is known of a model that can be converted.
+    """A model that can be converted to GGUF, as far as its files tell.
 
     Args:
         dtype: The widest type of its weights: ``F32``, ``F16`` or ``BF16``.

@@ -69,7 +69,7 @@ _IS_OF: dict[Kind, Callable[[Mapping[str, Any]], bool]] = {
 
 @dataclass(frozen=True)
 class Proven:
-    """What was compared, and the kinds of conversations that came out otherwise."""
+    """Outcome of comparing prompts: how many were equal, and the kinds of conversations that came out otherwise."""
 
     conversations: int
     """Conversations with equal texts."""
@@ -97,7 +97,7 @@ def prove(renderer: Renderer, template: GoTemplate, shape: Shape) -> Proven:
 
 @dataclass(frozen=True)
 class ProvenRows:
-    """What was compared of the user's data."""
+    """Outcome of comparing the prompts of the user's rows."""
 
     compared: int
     differing: int

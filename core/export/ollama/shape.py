@@ -37,7 +37,7 @@ Parts = tuple[Part, ...]
 
 @dataclass(frozen=True)
 class UserPlace:
-    """Where a user's message is; the texts before it may depend on that."""
+    """Place of a user's message in a conversation; the texts before it may depend on that."""
 
     has_system: bool
     """Whether the conversation begins with a system prompt."""
@@ -49,7 +49,7 @@ class UserPlace:
 
 @dataclass(frozen=True)
 class Reasoning:
-    """How reasoning is written before an answer."""
+    """Marks around the reasoning before an answer."""
 
     opening: str
     closing: str

@@ -32,7 +32,7 @@ _SOURCE = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class MachineFacts:
-    """What a machine has of a run.
+    """Software, model and data of a run, as one machine has them.
 
     Args:
         host: Its own name.

@@ -3,30 +3,34 @@
 Its job has the run (``run``), a ``directory`` for copies, the ``spans`` that are executed again (as
 :mod:`core.audit.request` has them, each with the body of its ``start`` link), the ``manifests`` by step, the newest
 ``start`` and ``manifest``, and the ``config``. It answers with ``inputs``, ``spans`` and ``notes``. Each span is
-executed by a process of its own, forked from this one when the libraries are imported, as the first to train would
-leave its settings to the next.
+executed by processes of its own, as many as have trained it, forked from this one when the libraries are imported, as
+the first to train would leave its settings to the next.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import TYPE_CHECKING, Any
 
-from core.audit.request import span_from
+from core.audit.request import recorded_threads, span_from
 from core.audit.result import Difference
 from core.config.schema import Config
-from core.helper import describe_end
+from core.errors import UserError
 from core.runs.store import Run
+from core.worker.audit.processes import work_together
+from core.worker.distributed.rendezvous import Meeting, file_meeting
 from core.worker.process import environment
 from core.worker.process.answers import Answers
 from core.worker.process.job import run_job
+
+if TYPE_CHECKING:
+    from core.worker.distributed.ranks import Ranks
 
 Progress = Callable[[str, "int | None", "int | None"], None]
 
@@ -49,7 +53,8 @@ def audit(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
         if obstacle:
             spans.append(_skipped(span, obstacle))
             continue
-        told = _forked(job, span, config, answers, f"interval {place + 1} of {len(job['spans'])}")
+        where = f"interval {place + 1} of {len(job['spans'])}"
+        told = _executed(job, span, config, partial(_tell, answers, where))
         if rows := told.pop("rows", ""):
             found.differences.append(Difference(what=rows))
             obstacle = "The rows are others."
@@ -61,73 +66,69 @@ def audit(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
     }
 
 
+def _tell(answers: Answers, where: str, activity: str, done: int | None, total: int | None) -> None:
+    answers.progress(f"{where}: {activity}", done, total)
+
+
 def _skipped(span: dict[str, Any], reason: str) -> dict[str, Any]:
     return {"from": span["begin"], "to": span["end"], "outcome": "skipped", "reason": reason}
 
 
-def _forked(job: dict[str, Any], span: dict[str, Any], config: Config, answers: Answers, where: str) -> dict[str, Any]:
-    """Execute a span in a process of its own; its result."""
-    reading, writing = os.pipe()
+def _executed(job: dict[str, Any], span: dict[str, Any], config: Config, progress: Progress) -> dict[str, Any]:
+    """Execute a span in processes of its own, as many as have trained it; its result."""
     work = Path(job["directory"]) / f"{span['begin']}-{span['end']}"
     work.mkdir(mode=0o700)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    pid = os.fork()
-    if pid == 0:
-        _in_child(job, span, config, work, reading, writing)
-    os.close(writing)
-    result: dict[str, Any] | None = None
-    with os.fdopen(reading, "rb") as told:
-        for message in _messages(told):
-            if "progress" in message:
-                activity, done, total = message["progress"]
-                answers.progress(f"{where}: {activity}", done, total)
-            else:
-                result = message
-    _, status = os.waitpid(pid, 0)
-    shutil.rmtree(work, ignore_errors=True)
-    if result is None:
-        return _skipped(span, f"The process that executed it {describe_end(os.waitstatus_to_exitcode(status))}.")
-    return result
 
+    def heard(message: dict[str, Any]) -> None:
+        if "progress" in message:
+            progress(*message["progress"].values())
 
-def _messages(told: IO[bytes]) -> Iterator[dict[str, Any]]:
-    for line in told:
-        if line.endswith(b"\n"):
-            yield json.loads(line)
-
-
-def _in_child(
-    job: dict[str, Any], span: dict[str, Any], config: Config, work: Path, reading: int, writing: int
-) -> None:
-    """Execute a span, tell its result and leave."""
-    code = 1
     try:
-        os.close(reading)
-        told = Answers(os.fdopen(writing, "wb"))
-        told.send(_replay(job, span, config, work, lambda *what: told.send({"progress": what})))
-        code = 0
-    except BaseException:  # nothing of this process may go on as the one that it was forked from
-        traceback.print_exc()
+        count = int(span["team"]["count"])
+        result = work_together(count, lambda rank, told: _execute(job, span, config, work, rank, told), heard)
     finally:
-        sys.stderr.flush()
-        os._exit(code)
+        shutil.rmtree(work, ignore_errors=True)
+    return _skipped(span, result) if isinstance(result, str) else result
 
 
-def _replay(
-    job: dict[str, Any], span: dict[str, Any], config: Config, work: Path, progress: Progress
-) -> dict[str, Any]:
+def _execute(job: dict[str, Any], span: dict[str, Any], config: Config, work: Path, rank: int, told: Answers) -> None:
+    """In a process of a span: execute it with the others; the first one tells the result."""
     from core.worker.audit.replay import ChangedRowsError, Replay
     from core.worker.process.openmp import SpinControl, renew_thread_pool
 
-    renew_thread_pool()
+    start = span["start"]
+    renew_thread_pool(recorded_threads(start))
     SpinControl().start()
     manifests = {int(step): manifest for step, manifest in job["manifests"].items()}
-    replay = Replay(Run(Path(job["run"])), config, span_from(span), work, manifests, span["start"], progress)
+    ranks = _meet(rank, int(span["team"]["count"]), work)
+    progress = told.progress if ranks.is_first else _silent
+    replay = Replay(Run(Path(job["run"])), config, span_from(span), work, manifests, start, progress, ranks)
     try:
-        return replay.execute().to_dict()
+        if ranks.is_first:
+            told.send(replay.execute().to_dict())
+        else:
+            replay.follow()
     except ChangedRowsError as error:
-        return {"rows": str(error)}
+        told.send({"rows": str(error)})
+    except UserError as error:
+        told.send({"error": str(error)})
+        raise
+
+
+def _silent(_activity: str, _done: int | None, _total: int | None) -> None:
+    """Tell nothing: the first process does."""
+
+
+def _meet(rank: int, count: int, work: Path) -> Ranks:
+    """Meet the other processes of a span over a file, as those of a run on one machine do."""
+    from core.worker.audit.replay import PATIENCE
+    from core.worker.distributed.ranks import Ranks, join
+
+    if count == 1:
+        return Ranks.single()
+    meeting = Meeting(rank, count, rank, file_meeting(work / "meeting"))
+    meeting.keep_inside(os.environ)
+    return join(meeting, PATIENCE, cuda=False)
 
 
 def main() -> int:

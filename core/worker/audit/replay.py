@@ -1,4 +1,7 @@
-"""A span of a run executed again, in a private copy: built as the run was, from the checkpoint that it began with."""
+"""A span of a run executed again, in a private copy: built as the run was, from the checkpoint that it began with.
+
+A span that several processes have trained is executed by as many, of which the first one follows the record.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +22,7 @@ from core.audit.result import Difference, SpanResult
 from core.audit.spans import Span
 from core.config.document import dump_config
 from core.config.live import TRAINING
-from core.config.schema import Config, NightSection
+from core.config.schema import Config, DistributedSection, NightSection
 from core.errors import UserError
 from core.runs.store import EVENTS_NAME, Run
 from core.runs.tail import EventTail
@@ -26,7 +30,9 @@ from core.worker.audit.compare import Recorded, compare_checkpoints
 from core.worker.audit.inputs import part_of
 from core.worker.audit.script import ReplayEnded, Script, ShortOfMemory
 from core.worker.checkpoint.checkpoint import Checkpoint, checkpoint_name, verify_checkpoint
+from core.worker.distributed.ranks import Ranks, lost_ranks_told
 from core.worker.model.full_weights import trained_tensors
+from core.worker.model.starter import resolve_base
 from core.worker.process.control import Controls
 from core.worker.process.determinism import nondeterminism_explained
 from core.worker.process.machine import machine, software
@@ -35,6 +41,7 @@ from core.worker.process.throttle import Throttle
 from core.worker.progress.limits import Limits
 from core.worker.setup.build import Parts, build
 from core.worker.setup.origin import changed_rows
+from core.worker.setup.together import needs_turns
 from core.worker.train import FinetuneRecipe
 
 #: Rows that are named one by one.
@@ -42,6 +49,8 @@ _NAMED_ROWS = 5
 #: Governed options that a replay keeps to: those that protect the machine, and cost only time.
 _KEPT_LIMITS = ("temperature_limit_c", "memory_temperature_limit_c")
 _DROPPED_LIMITS = ("power_limit_w", "host_memory_limit_percent", "disk_free_min_gb")
+#: Seconds that processes wait for each other: fewer cores may have to do the work of several machines.
+PATIENCE = 3600.0
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,7 @@ class Replay:
         manifests: Manifests by step, as recorded.
         start: What the chain says of the start that the span belongs to; empty where it says nothing.
         progress: Told what is done, how much of it, and of how much.
+        ranks: The processes that execute it; they have met.
     """
 
     run: Run
@@ -65,10 +75,16 @@ class Replay:
     manifests: Mapping[int, Mapping[str, Any]]
     start: Mapping[str, Any]
     progress: Callable[[str, int | None, int | None], None]
+    ranks: Ranks = field(default_factory=Ranks.single)
     _changed: list[str] = field(default_factory=list)
 
     def execute(self) -> SpanResult:
-        """Execute the span; whatever happens, there is a result."""
+        """Execute the span, in the first process; there is a result, whatever happens in it.
+
+        Raises:
+            ChangedRowsError: If the rows are not those of the run.
+            RankLostError: If another process does not answer.
+        """
         began = time.monotonic()
         try:
             result = self._execute()
@@ -76,37 +92,103 @@ class Replay:
             result = SpanResult(begin=self.span.begin, end=self.span.end, outcome="skipped", reason=str(error))
         return dataclasses.replace(result, seconds=round(time.monotonic() - began, 3))
 
+    def follow(self) -> None:
+        """Do this process's part of the span, where it is not the first one: that one ends where it has seen all, and
+        whoever started this one ends it.
+
+        Raises:
+            RankLostError: If another process does not answer.
+            UserError: If it cannot go on.
+        """
+        self.ranks.meet()
+        with nondeterminism_explained(), lost_ranks_told():
+            self._make_recipe(Recorder(self._copy, keeps=False), Controls()).follow()
+
+    @cached_property
+    def _copy(self) -> Run:
+        return Run(self.work / dated_name(self.run))
+
     def _execute(self) -> SpanResult:
-        copy = self._copy()
+        self._make_copy()
+        self.ranks.meet()
         controls = Controls()
-        copies = copy.checkpoints_path
-        script = Script(self.span, controls, lambda step: self._compare(copies, step), self._tell_step)
-        recorder = Recorder(copy, heard=script.heard)
+        script = Script(self.span, controls, self._compare, self._tell_step)
         with suppress(ReplayEnded):
-            self._train(copy, recorder, controls, script)
+            self._train(Recorder(self._copy, heard=script.heard), controls, script)
         return self._judge(script)
 
-    def _copy(self) -> Run:
+    def _make_copy(self) -> None:
         """The run's directory for the replay, with the checkpoint that it begins with."""
-        copy = Run(self.work / dated_name(self.run))
+        copy = self._copy
         copy.checkpoints_path.mkdir(mode=paths.DIRECTORY_MODE, parents=True)
         write_atomic(copy.config_path, dump_config(self.config))
         if self.span.begin:
             name = checkpoint_name(self.span.begin)
             shutil.copytree(self.run.checkpoints_path / name, copy.checkpoints_path / name)
-        return copy
 
-    def _train(self, copy: Run, recorder: Recorder, controls: Controls, script: Script) -> None:
-        config = _undisturbed(self.config)
-        found = verify_checkpoint(copy.checkpoints_path / checkpoint_name(self.span.begin)) if self.span.begin else None
-        self.progress("loading rows and model", None, None)
-        with nondeterminism_explained():
-            parts = build(config, recorder, controls, found, Throttle(controls))
-            self._check_rows(parts)
-            self._begin(parts, found)
-            parts = dataclasses.replace(parts, objective=ShortOfMemory(parts.objective, script))
+    def _train(self, recorder: Recorder, controls: Controls, script: Script) -> None:
+        with nondeterminism_explained(), lost_ranks_told():
+            recipe = self._make_recipe(recorder, controls)
+            objective = ShortOfMemory(recipe.parts.objective, script)
+            recipe = dataclasses.replace(recipe, parts=dataclasses.replace(recipe.parts, objective=objective))
             script.begin()
-            FinetuneRecipe(config, recorder, controls, parts).run()
+            recipe.run()
+
+    def _make_recipe(self, recorder: Recorder, controls: Controls) -> FinetuneRecipe:
+        """Build what trains, and put it where the span begins. By all processes together."""
+        config = self._config
+        name = checkpoint_name(self.span.begin)
+        found = verify_checkpoint(self._copy.checkpoints_path / name) if self.span.begin else None
+        self._check_room(config)
+        self.progress("loading rows and model", None, None)
+        parts = build(config, recorder, controls, found, Throttle(controls), self.ranks)
+        if self.ranks.is_first:
+            self._check_rows(parts)
+        self.ranks.meet()
+        self._begin(parts, found)
+        return FinetuneRecipe(config, recorder, controls, parts)
+
+    @property
+    def _config(self) -> Config:
+        """The configuration without what only says when a run rests, waits or ends; of several processes with what
+        their start has decided."""
+        hardware: dict[str, Any] = dict.fromkeys(_DROPPED_LIMITS)
+        distributed: dict[str, Any] = {"timeout": PATIENCE}
+        if self.span.team.is_several:
+            hardware["device"] = "cpu"
+            distributed["strategy"] = self.span.team.strategy
+        return self.config.model_copy(
+            update={
+                "hardware": self.config.hardware.model_copy(update=hardware),
+                "distributed": self._distributed.model_copy(update=distributed),
+                "night": NightSection(),
+            }
+        )
+
+    @property
+    def _distributed(self) -> DistributedSection:
+        """The options of several processes as of the start that the span belongs to: a run may go on with others."""
+        config = self.start.get("config")
+        if not isinstance(config, dict):
+            return self.config.distributed
+        try:
+            return DistributedSection.model_validate(config.get("distributed", {}))
+        except ValueError:
+            return self.config.distributed
+
+    def _check_room(self, config: Config) -> None:
+        """Refuse to load as many models as several machines have had, where this one has no room for them.
+
+        Raises:
+            UserError: If so.
+        """
+        team = self.span.team
+        if team.machines > 1 and needs_turns(config, resolve_base(config.model.base, self.progress), self.ranks):
+            raise UserError(
+                f"The run was computed by {team.count} processes on {team.machines} machines, and this one has no room "
+                "for as many models.",
+                "Verify it on a machine with more memory.",
+            )
 
     def _check_rows(self, parts: Parts) -> None:
         """Refuse rows that are not those of the run, by their names.
@@ -137,6 +219,7 @@ class Replay:
         state.limits = Limits()
         if self.span.rolled_back:
             parts.checkpointer.checkpointing.enable()
+        self.ranks.meet()
         parts.strategy.begin(trained_tensors(parts.loaded.model))
         if parts.file is not None:
             parts.file.follow()
@@ -167,9 +250,13 @@ class Replay:
                 if recorded.get(name) != present.get(name):
                     before, here = recorded.get(name) or "none", present.get(name) or "none"
                     self._changed.append(f"{name} changed from {before} to {here}")
+        if (machines := self.span.team.machines) > 1:
+            self._changed.append(
+                f"the run was computed on {machines} machines, of which only the first one is recorded"
+            )
 
-    def _compare(self, copies: Path, step: int) -> list[Difference]:
-        again = verify_checkpoint(copies / checkpoint_name(step))
+    def _compare(self, step: int) -> list[Difference]:
+        again = verify_checkpoint(self._copy.checkpoints_path / checkpoint_name(step))
         path = self.run.checkpoints_path / checkpoint_name(step)
         return compare_checkpoints(Recorded(step, self.manifests[step], path, is_unseeded=not self.start), again)
 
@@ -205,12 +292,6 @@ def _count(value: Any, otherwise: int) -> int:
 
 class ChangedRowsError(Exception):
     """The rows are not those of the run; its text is a sentence that names them."""
-
-
-def _undisturbed(config: Config) -> Config:
-    """The configuration without what only says when a run rests, waits or ends."""
-    hardware = config.hardware.model_copy(update=dict.fromkeys(_DROPPED_LIMITS))
-    return config.model_copy(update={"hardware": hardware, "night": NightSection()})
 
 
 def _name_rows(parts: Parts, digits: str, count: Any) -> str:

@@ -25,6 +25,7 @@ from core.errors import UserError
 from core.memory.sizes import optimizer_bytes
 from core.models.text_part import split_names
 from core.paths import DIRECTORY_MODE
+from core.runs.held import is_held
 from core.small_files import hash_file, read_small
 from core.text import one_line
 from core.worker.model.adapters import adapter_state, initial_parameters, load_state
@@ -405,12 +406,13 @@ def rotate(checkpoints: Path, keep: int, *, newest: Path, protected: Collection[
         protected: Steps whose checkpoints stay as well.
 
     Returns:
-        What was deleted.
+        What was deleted. One that an export reads stays until a later rotation.
     """
     found = list_checkpoints(checkpoints)
     past = [path for path in found if path.name <= newest.name]
     spared = {checkpoint_name(step) for step in protected}
-    gone = [path for path in found if path not in past] + [path for path in past[keep:] if path.name not in spared]
+    gone = [path for path in found if path not in past]
+    gone += [path for path in past[keep:] if path.name not in spared and not is_held(path)]
     gone += [path for path in checkpoints.iterdir() if path.name.startswith(".step-")]
     for path in gone:
         # Renamed first, so that a deletion that is cut short leaves nothing that looks like a checkpoint.

@@ -33,7 +33,7 @@ _ANOTHER_PACKAGE = (
 
 @dataclass(frozen=True)
 class Storage:
-    """What is left in 16 bit when a base is loaded in 4 bits.
+    """Layers that stay in 16 bit when a base is loaded in 4 bits.
 
     Args:
         keep: Names and patterns that the run asks for.

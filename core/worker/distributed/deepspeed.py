@@ -8,7 +8,6 @@ out in one, the run ends with a sentence, as what DeepSpeed has summed by then c
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from peft import PeftModel
 
 from core.config.schema import WEIGHT_METHODS, Config
 from core.errors import UserError
+from core.worker.distributed.lead import Lead
 from core.worker.distributed.orders import Orders
 from core.worker.distributed.ranks import Ranks
 from core.worker.distributed.replicate import Replicate
@@ -51,9 +51,8 @@ class DeepSpeed:
     gathers: bool = field(default=True, init=False)
     _causal: Any = field(default=None, init=False)
     _layers: ZeroLayers | None = field(default=None, init=False)
-    _orders: Orders | None = field(default=None, init=False)
+    _lead: Lead = field(default_factory=Lead, init=False)
     _update: ZeroUpdate | None = field(default=None, init=False)
-    _leads: int = field(default=0, init=False)
     _zero: Zero | None = field(default=None, init=False)
     _held: AbstractContextManager[None] | None = field(default=None, init=False)
     """Holds the sums of gradients back until the end of a step; None where they are made within each pass."""
@@ -94,7 +93,7 @@ class DeepSpeed:
 
     def connect(self, orders: Orders) -> None:
         """Have the other processes told of the passes that the first one does alone."""
-        self._orders = orders
+        self._lead.connect(orders)
 
     def place(self, model: Any) -> None:
         """Tell what of the model is shared out, and bring the rest to the device. Each process does so for itself."""
@@ -227,21 +226,9 @@ class DeepSpeed:
 
     # Between two steps.
 
-    @contextlib.contextmanager
-    def leading(self) -> Iterator[None]:
-        """Inside, the first process runs the model alone, without gradients; may be nested."""
-        if self._orders is None:
-            raise ValueError("The others are not connected yet.")
-        orders = self._orders
-        self._leads += 1
-        try:
-            if self._leads > 1 or not self.is_sharded:
-                yield
-            else:
-                with self.layers.leading(lambda: orders.give("forward")):
-                    yield
-        finally:
-            self._leads -= 1
+    def leading(self) -> AbstractContextManager[None]:
+        """A context in which the first process runs the model alone, without gradients; may be nested."""
+        return self._lead.taken(self.layers.leading if self.is_sharded else None)
 
     def lend(self) -> None:
         """In another process: take part in a pass of the first one."""

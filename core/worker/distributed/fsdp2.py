@@ -8,8 +8,8 @@ for evaluations and answers, and tells the others of each pass, to which they le
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch.distributed.device_mesh import init_device_mesh
 
+from core.worker.distributed.lead import Lead
 from core.worker.distributed.orders import Orders
 from core.worker.distributed.ranks import Ranks
 from core.worker.distributed.replicate import Replicate
@@ -43,10 +44,9 @@ class Fsdp2:
     gathers: bool = field(default=True, init=False)
     _model: ShardedModel | None = field(default=None, init=False)
     _shards: Shards | None = field(default=None, init=False)
-    _orders: Orders | None = field(default=None, init=False)
+    _lead: Lead = field(default_factory=Lead, init=False)
     _passes: int = field(default=0, init=False)
     """Passes of the window on hand that are still to be done, the one under way among them."""
-    _leads: int = field(default=0, init=False)
 
     @property
     def _replicated(self) -> Replicate:
@@ -62,7 +62,7 @@ class Fsdp2:
 
     def connect(self, orders: Orders) -> None:
         """Have the other processes told of the passes that the first one does alone."""
-        self._orders = orders
+        self._lead.connect(orders)
 
     def place(self, model: Any) -> None:
         """Share the model out, layer by layer. Each process does so for itself."""
@@ -141,21 +141,9 @@ class Fsdp2:
 
     # Between two steps.
 
-    @contextlib.contextmanager
-    def leading(self) -> Iterator[None]:
-        """Inside, the first process runs the model alone, without gradients; may be nested."""
-        if self._orders is None:
-            raise ValueError("The others are not connected yet.")
-        orders = self._orders
-        self._leads += 1
-        try:
-            if self._leads > 1:
-                yield
-            else:
-                with self.sharded.leading(lambda: orders.give("forward")):
-                    yield
-        finally:
-            self._leads -= 1
+    def leading(self) -> AbstractContextManager[None]:
+        """A context in which the first process runs the model alone, without gradients; may be nested."""
+        return self._lead.taken(self.sharded.leading)
 
     def lend(self) -> None:
         """In another process: take part in a pass of the first one."""

@@ -16,7 +16,12 @@ from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed import distributed_c10d
 
 from core.worker.process.awake import AwakeClock
+from core.worker.process.pulse import Unchanged
 
+#: What the first process tells its pulse by.
+_PULSE = "pulse"
+#: Seconds beyond the limit of common work, in which that ends by itself.
+_QUIET_SECONDS = 5.0
 #: Beats in the time after which a process is taken for lost, and the most seconds between two of them.
 _BEATS, _MOST_SECONDS = 10.0, 5.0
 
@@ -30,12 +35,15 @@ class Heartbeats:
         rank: The number of this process.
         count: How many there are.
         clock: Seconds that only ever go up.
+        pulse: In the first process, what it tells of its training thread: see
+            :class:`core.worker.process.pulse.Pulse`; None while that waits for the others.
     """
 
     store: Store
     rank: int
     count: int
     clock: Callable[[], float] = time.monotonic
+    pulse: Callable[[], int | None] = lambda: None
     _beats: int = field(default=0, init=False)
     _heard: dict[int, tuple[int, float]] = field(default_factory=dict, init=False)
     """The last beat of each other process, and when it was heard."""
@@ -46,6 +54,7 @@ class Heartbeats:
 
     def __post_init__(self) -> None:
         self._listened = self.clock()
+        self._first = Unchanged(self.clock)
         self._heard = {rank: (0, self._listened) for rank in range(self.count) if rank != self.rank}
 
     def beat(self) -> None:
@@ -53,6 +62,7 @@ class Heartbeats:
         self._beats += 1
         try:
             self.store.set(str(self.rank), str(self._beats))
+            self._tell_pulse()
             for rank, (beat, _) in list(self._heard.items()):
                 if self.store.check([str(rank)]) and (newest := int(self.store.get(str(rank)))) != beat:
                     with self._guard:
@@ -61,6 +71,22 @@ class Heartbeats:
             return
         with self._guard:
             self._listened = self.clock()
+
+    def _tell_pulse(self) -> None:
+        """Tell the pulse in the first process, hear it in the others."""
+        if self.rank == 0:
+            count = self.pulse()
+            self.store.set(_PULSE, "" if count is None else str(count))
+        elif self.store.check([_PULSE]):
+            told = self.store.get(_PULSE).decode("ascii")
+            with self._guard:
+                self._first.note(int(told) if told else None)
+
+    def still(self) -> float:
+        """Seconds in which the first process has done nothing that it would soon be done with; 0 where that is not
+        known."""
+        with self._guard:
+            return self._first.seconds if self.clock() - self._listened < _QUIET_SECONDS + _MOST_SECONDS else 0.0
 
     def silent(self, seconds: float) -> int | None:
         """The number of a process that has not been heard for so long; None where there is none.
@@ -76,7 +102,14 @@ class Heartbeats:
 
 
 def keep_beating(
-    rank: int, count: int, seconds: float, is_waiting: Callable[[], bool], lost: Callable[[str], None]
+    rank: int,
+    count: int,
+    seconds: float,
+    is_waiting: Callable[[], bool],
+    lost: Callable[[str], None],
+    *,
+    wait: Callable[[], int] = lambda: 0,
+    pulse: Callable[[], int | None] = lambda: None,
 ) -> None:
     """Beat on a thread, and watch on another one, once the processes have met.
 
@@ -86,11 +119,14 @@ def keep_beating(
         seconds: Without a beat, after which a process is lost. Those in which this one was suspended are not counted.
         is_waiting: Whether this process waits for the others.
         lost: Called where it waits, and another one is lost: the wait itself has no end.
+        wait: The number of its present wait.
+        pulse: As for :class:`Heartbeats`.
     """
     pause = min(seconds / _BEATS, _MOST_SECONDS)
     awake = AwakeClock(2 * pause)
     store = PrefixStore("heartbeats", distributed_c10d._get_default_store())
-    heartbeats = Heartbeats(store, rank, count, lambda: awake.seconds)
+    heartbeats = Heartbeats(store, rank, count, lambda: awake.seconds, pulse)
+    waited = Unchanged(lambda: awake.seconds)
 
     def beat() -> None:
         while True:
@@ -103,6 +139,11 @@ def keep_beating(
             awake.tick()
             if is_waiting() and (silent := heartbeats.silent(seconds)) is not None:
                 lost(f"process {silent} has given no sign of life for {seconds:.0f} s")
+                return
+            waited.note(wait() if is_waiting() else None)
+            # Common work ends by itself before that: what is waited for is an order of the first process.
+            if min(waited.seconds, heartbeats.still()) >= seconds + _QUIET_SECONDS:
+                lost(f"process 0 hangs: it has been waited for for {waited.seconds:.0f} s, and does nothing")
                 return
 
     for work, name in ((beat, "heartbeats"), (watch, "watch")):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -25,7 +26,7 @@ _SIGNS, _MOST_SECONDS = 10.0, 5.0
 
 @dataclass(frozen=True)
 class Order:
-    """What is to be done next."""
+    """An order of the first process: what the others are to do next."""
 
     name: str
     args: dict[str, Any]
@@ -56,7 +57,17 @@ class Orders:
         """In the first process: the others are about to take orders, and are taken for lost where they are not there in
         time from now on."""
         self.ranks.limit_patience(self.timeout)
+        self.ranks.pulse.begin()
         self._last = self.clock()
+
+    def close(self) -> None:
+        """In the first process: no orders follow; what it still does takes as long as it takes."""
+        self.ranks.pulse.end()
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Inside, the first process does something that the others wait for, for as long as it takes. Outside it is
+        soon done with whatever it does: where they wait in vain, it hangs."""
+        return self.ranks.pulse.alone()
 
     def give(self, name: OrderName, **args: Any) -> None:
         """Give an order, in the first process of several; nothing in the only one.
@@ -95,4 +106,5 @@ class Orders:
         self.others_hold = held
         found = self.ranks.broadcast(message)
         self._last = self.clock()
+        self.ranks.pulse.beat()
         return found

@@ -25,6 +25,7 @@ from core.errors import UserError
 from core.worker.distributed.errors import RankLostError
 from core.worker.distributed.rendezvous import Meeting
 from core.worker.oom.retry import is_out_of_memory
+from core.worker.process.pulse import Pulse
 
 #: As good as no limit of a wait.
 _UNLIMITED = timedelta(days=365)
@@ -49,6 +50,10 @@ class Ranks:
     patient: dist.ProcessGroup | None = None
     is_waiting: bool = field(default=False, init=False)
     """Whether this process waits for the others right now; read by the thread that gives signs of life."""
+    waits: int = field(default=0, init=False)
+    """Number of waits so far, the present one included."""
+    pulse: Pulse = field(default_factory=Pulse, init=False)
+    """That of the training thread, in the first process."""
     members: list[dict[str, Any]] = field(default_factory=list, init=False)
     """Each process as :class:`core.runs.ranks.Rank`; empty in a run of one."""
 
@@ -56,6 +61,11 @@ class Ranks:
     def single(cls) -> Ranks:
         """The ranks of a run of one process."""
         return cls(0, 1)
+
+    def signs(self) -> dict[str, Any]:
+        """What a sign of life tells: whether it waits, for the how many-th time, and the pulse."""
+        is_waiting = self.is_waiting
+        return {"waiting": is_waiting, "wait": self.waits if is_waiting else 0, "pulse": self.pulse.count}
 
     @property
     def is_first(self) -> bool:
@@ -178,6 +188,7 @@ class Ranks:
 
     @contextlib.contextmanager
     def _waiting(self) -> Iterator[None]:
+        self.waits += 1
         self.is_waiting = True
         try:
             yield

@@ -27,6 +27,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from core.errors import UserError
 from core.worker.distributed.collectives import Collectives
 from core.worker.distributed.token_pass import run_token, token
+from core.worker.model.adapters import INITIAL
 from core.worker.model.expert_weights import ExpertsParams4bit
 from core.worker.model.model import decoder_layers, decoder_of, evaluation_mode
 
@@ -191,11 +192,12 @@ def _shard(
 def _kept_whole(causal: Any, *, trains: bool) -> Iterator[torch.nn.Parameter]:
     """Parameters that every process has whole."""
     in_layers = {id(parameter) for layer in decoder_layers(causal) for parameter in layer.parameters()}
-    for parameter in causal.parameters():
+    for name, parameter in causal.named_parameters():
         if parameter.requires_grad:
             if not trains:
                 yield parameter
-        elif parameter.dim() < 2 or id(parameter) not in in_layers:
+        elif parameter.dim() < 2 or id(parameter) not in in_layers or f".{INITIAL}." in name:
+            # What was taken out of the base is frozen, and saved with the adapter.
             yield parameter
 
 

@@ -98,7 +98,7 @@ def import_package(device: torch.device) -> Any:
 
 
 class Zero:
-    """What is trained, shared out by DeepSpeed.
+    """Parameters, gradients and optimizer states, shared out by DeepSpeed's ZeRO.
 
     Args:
         module: Has what is trained; by stage 3 all that is shared out.

@@ -34,7 +34,7 @@ _DTYPE_NAMES: dict[Quant, str] = {"BF16": "bfloat16", "F16": "float16", "F32": "
 
 @dataclass(frozen=True)
 class Conversation:
-    """How a model is talked to: what its tokenizer and its chat template make of a conversation."""
+    """Chat template and stop tokens of a model: what becomes of a conversation with it."""
 
     template: str | None
     """The chat template of the training, without training tags; None where the model has none."""

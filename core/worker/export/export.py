@@ -24,6 +24,7 @@ from core.export.kinds import CONVERTED, Kind, Quant
 from core.export.plan import ExportPlan, merged_quant, plan_export
 from core.export.request import MERGED_QUANTS, ExportRequest
 from core.export.result import RECORD, ExportedFile, ExportResult
+from core.export.stages import COMPARING_BASE, HASHING, WholeProgress, stages_of
 from core.export.verify import NotVerifiedError, compare, measure_trained, refuse_unreadable
 from core.models.adapters import check_adapter
 from core.models.description import read_description
@@ -31,6 +32,7 @@ from core.models.find import find_model, model_path
 from core.models.fingerprint import BaseFingerprint
 from core.models.quantization_config import read_quantization
 from core.models.text_part import is_composite
+from core.runs.held import held_checkpoint
 from core.runs.names import slug_of
 from core.runs.trained import TrainedModel
 from core.small_files import hash_file
@@ -98,12 +100,12 @@ class Export:
 
     Args:
         request: What is exported.
-        progress: Told what goes on.
+        progress: Told what goes on, and how far the whole export is.
     """
 
     def __init__(self, request: ExportRequest, progress: Progress) -> None:
         self._plan: ExportPlan = plan_export(request)
-        self._request, self._progress = self._plan.request, progress
+        self._request, self._progress = self._plan.request, WholeProgress(stages_of(self._plan), progress)
         self._trained: TrainedModel = self._plan.trained
 
     def make(self) -> ExportResult:
@@ -115,6 +117,11 @@ class Export:
         Raises:
             UserError: If it cannot be made, or misses the bars of its agreement; nothing of it remains then.
         """
+        # A run that is on would rotate it out long before the answers are compared.
+        with held_checkpoint(self._trained.checkpoint):
+            return self._make()
+
+    def _make(self) -> ExportResult:
         began, plan = time.monotonic(), self._plan
         plan.check()
         base, fingerprint = self._find_base()
@@ -152,7 +159,7 @@ class Export:
         if self._request.kind in ("gguf", "ollama"):
             # Before minutes are spent on hashing and merging.
             check_arithmetic(base)
-        self._progress("comparing the base model with that of the training", None, None)
+        self._progress(COMPARING_BASE, None, None)
         fingerprint = BaseFingerprint(base)
         if trained.base_sha256 is not None:
             fingerprint.require(trained.base_sha256, f"run {trained.run.id}")
@@ -358,7 +365,7 @@ class Export:
             files=sorted(os.listdir(made)),
         )
         (made / CARD).write_text(write_card(facts), encoding="utf-8")
-        self._progress("hashing the files", None, None)
+        self._progress(HASHING, None, None)
         result = ExportResult(
             path=self._plan.target,
             kind=kind,
@@ -374,6 +381,7 @@ class Export:
             seconds=time.monotonic() - began,
             created=time.time(),
         )
+        self._progress(HASHING, 1, 1)
         (made / RECORD).write_text(json.dumps(result.to_dict(), indent=1) + "\n", encoding="utf-8")
         return result
 

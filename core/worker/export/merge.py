@@ -17,6 +17,7 @@ import torch
 from core.directories import Progress
 from core.errors import UserError
 from core.export.kinds import Quant
+from core.export.stages import MERGING
 from core.models.files import WEIGHTS_INDEX
 from core.runs.trained import TrainedFile, TrainedModel
 from core.text import one_line
@@ -87,7 +88,7 @@ def merge_weights(
             entry = entries[name]
             tensor = source.read(entry.key)
             done += source.spec(entry.key).bytes
-            progress("merging the weights", min(done, total), total)
+            progress(MERGING, min(done, total), total)
             if entry.key in layout.others:
                 return tensor
             if stored is not None and tensor.is_floating_point() and not source.is_packed(entry.key):

@@ -27,7 +27,7 @@ _FOUND = "_cache_use"
 
 @dataclass(frozen=True)
 class CacheUse:
-    """What a model's cache is good for.
+    """Uses that a model's cache of keys and values was found right for.
 
     Args:
         recurrent: Whether a part of it is a state, which cannot be cut to fewer tokens.

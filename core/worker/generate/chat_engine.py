@@ -172,17 +172,7 @@ class ChatEngine:
                 # Memory may have run out: what is kept for other turns goes first.
                 sources.kept.forget()
                 raise
-        return {
-            "text": generation.text,
-            "tokens": generation.tokens,
-            "first_token_seconds": generation.first_token_seconds,
-            "tokens_per_second": generation.tokens_per_second,
-            "finish": generation.finish,
-            "source": sources.said_of(source),
-            "prompt_tokens": generation.prompt_tokens,
-            "context_limit": generation.context_limit,
-            "reused_tokens": generation.reused_tokens,
-        }
+        return {**generation.to_answer(sources.said_of(source)), "reused_tokens": generation.reused_tokens}
 
 
 def _load_trained(

@@ -58,6 +58,23 @@ class Generation:
     reused_tokens: int = 0
     """Tokens of the conversation that were not read again, as their keys and values were kept."""
 
+    def to_answer(self, source: str) -> dict[str, Any]:
+        """The fields of an answer, as every engine and a run in training send them.
+
+        Args:
+            source: What has answered.
+        """
+        return {
+            "text": self.text,
+            "tokens": self.tokens,
+            "first_token_seconds": self.first_token_seconds,
+            "tokens_per_second": self.tokens_per_second,
+            "finish": self.finish,
+            "source": source,
+            "prompt_tokens": self.prompt_tokens,
+            "context_limit": self.context_limit,
+        }
+
 
 @contextlib.contextmanager
 def answering_as(model: Any, source: str) -> Iterator[None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -17,119 +17,6 @@ from core.worker.data.packing import UNPACKED, LaidOut, Packing, choose_layout
 from core.worker.fused.attention import LayoutError, masks_left_out
 from core.worker.fused.mode import comparable
 from core.worker.model.model import decoder_of
-
-#: Sums the cross-entropy of a head's logits, as :func:`chunked_cross_entropy` does.
-SummedLoss = Callable[[Any, torch.Tensor, torch.Tensor, int], torch.Tensor]
-
-
-def chunked_cross_entropy(head: Any, hidden: torch.Tensor, targets: torch.Tensor, chunk: int) -> torch.Tensor:
-    """Summed cross-entropy of a head's logits, chunk by chunk.
-
-    The gradient with respect to ``hidden`` is taken while each chunk's logits exist, so backward needs no logits. A
-    head with trainable parameters goes through activation checkpointing instead, so that these get their gradients too.
-
-    Args:
-        head: Maps hidden states to logits, ``(n, hidden) -> (n, vocabulary)``.
-        hidden: Hidden states of the supervised positions, ``(n, hidden)``.
-        targets: Their next tokens, ``(n,)``, int64.
-        chunk: Positions at a time.
-
-    Returns:
-        A scalar in fp32.
-    """
-    if hidden.requires_grad and _is_frozen(head):
-        summed: torch.Tensor = _ChunkedCrossEntropy.apply(hidden, targets, head, chunk)  # type: ignore[no-untyped-call]
-        return summed
-    total = hidden.new_zeros((), dtype=torch.float32)
-    for start in range(0, len(targets), chunk):
-        part, wanted = hidden[start : start + chunk], targets[start : start + chunk]
-        if hidden.requires_grad:
-            total = total + torch.utils.checkpoint.checkpoint(_cross_entropy, head, part, wanted, use_reentrant=False)
-        else:
-            total = total + _cross_entropy(head, part, wanted)
-    return total
-
-
-def chunked_token_losses(head: Any, hidden: torch.Tensor, targets: torch.Tensor, chunk: int) -> torch.Tensor:
-    """The cross-entropy of each position, chunk by chunk as in :func:`chunked_cross_entropy`.
-
-    Args:
-        head: Maps hidden states to logits, ``(n, hidden) -> (n, vocabulary)``.
-        hidden: Hidden states of the supervised positions, ``(n, hidden)``.
-        targets: Their next tokens, ``(n,)``, int64.
-        chunk: Positions at a time.
-
-    Returns:
-        ``(n,)``, fp32.
-    """
-    if hidden.requires_grad and _is_frozen(head):
-        losses: torch.Tensor = _ChunkedTokenLosses.apply(hidden, targets, head, chunk)  # type: ignore[no-untyped-call]
-        return losses
-    parts = []
-    for start in range(0, len(targets), chunk):
-        part, wanted = hidden[start : start + chunk], targets[start : start + chunk]
-        if hidden.requires_grad:
-            parts.append(torch.utils.checkpoint.checkpoint(_token_losses, head, part, wanted, use_reentrant=False))
-        else:
-            parts.append(_token_losses(head, part, wanted))
-    return torch.cat(parts)
-
-
-def _cross_entropy(head: Any, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return F.cross_entropy(head(hidden).float(), targets, reduction="sum")
-
-
-def _token_losses(head: Any, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return F.cross_entropy(head(hidden).float(), targets, reduction="none")
-
-
-def _is_frozen(head: Any) -> bool:
-    return not any(parameter.requires_grad for parameter in head.parameters())
-
-
-class _ChunkedCrossEntropy(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, targets: torch.Tensor, head: Any, chunk: int) -> torch.Tensor:
-        gradient = torch.empty_like(hidden)
-        total = hidden.new_zeros((), dtype=torch.float32)
-        for start in range(0, len(targets), chunk):
-            with torch.enable_grad():
-                part = hidden[start : start + chunk].detach().requires_grad_()
-                loss = _cross_entropy(head, part, targets[start : start + chunk])
-            (gradient[start : start + chunk],) = torch.autograd.grad(loss, part)
-            total += loss.detach()
-        ctx.save_for_backward(gradient)
-        return total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * outputs[0].to(gradient.dtype), None, None, None
-
-
-class _ChunkedTokenLosses(torch.autograd.Function):
-    """A position's loss depends on its own hidden state alone, so its gradient can be taken before its factor is known,
-    and be multiplied by that in backward."""
-
-    @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, targets: torch.Tensor, head: Any, chunk: int) -> torch.Tensor:
-        gradient = torch.empty_like(hidden)
-        losses = hidden.new_empty(len(targets), dtype=torch.float32)
-        for start in range(0, len(targets), chunk):
-            with torch.enable_grad():
-                part = hidden[start : start + chunk].detach().requires_grad_()
-                found = _token_losses(head, part, targets[start : start + chunk])
-                (gradient[start : start + chunk],) = torch.autograd.grad(found.sum(), part)
-            losses[start : start + chunk] = found.detach()
-        ctx.save_for_backward(gradient)
-        return losses
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
-        return (gradient * outputs[0][:, None]).to(gradient.dtype), None, None, None
 
 
 class Head(torch.nn.Module):
@@ -159,9 +46,10 @@ class Head(torch.nn.Module):
         """Logits of a position."""
         return int(self._linear[0].weight.shape[0])
 
-    def parameters(self, recurse: bool = True) -> Any:
+    def parameters(self, recurse: bool = True) -> Iterator[torch.nn.Parameter]:
         """The parameters of the output embeddings."""
-        return self._linear[0].parameters(recurse)
+        found: Iterator[torch.nn.Parameter] = self._linear[0].parameters(recurse)
+        return found
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits, ``(n, vocabulary)``."""
@@ -171,6 +59,133 @@ class Head(torch.nn.Module):
         if self.softcap:
             logits = torch.tanh(logits / self.softcap) * self.softcap
         return logits
+
+
+#: Sums the cross-entropy of a head's logits, as :func:`chunked_cross_entropy` does.
+SummedLoss = Callable[[Head, torch.Tensor, torch.Tensor, int], torch.Tensor]
+
+
+def chunked_cross_entropy(
+    head: torch.nn.Module, hidden: torch.Tensor, targets: torch.Tensor, chunk: int
+) -> torch.Tensor:
+    """Summed cross-entropy of a head's logits, chunk by chunk.
+
+    The gradient with respect to ``hidden`` is taken while each chunk's logits exist, so backward needs no logits. A
+    head with trainable parameters goes through activation checkpointing instead, so that these get their gradients too.
+
+    Args:
+        head: Maps hidden states to logits, ``(n, hidden) -> (n, vocabulary)``.
+        hidden: Hidden states of the supervised positions, ``(n, hidden)``.
+        targets: Their next tokens, ``(n,)``, int64.
+        chunk: Positions at a time.
+
+    Returns:
+        A scalar in fp32.
+    """
+    if hidden.requires_grad and _is_frozen(head):
+        summed: torch.Tensor = _ChunkedCrossEntropy.apply(hidden, targets, head, chunk)  # type: ignore[no-untyped-call]
+        return summed
+    total = hidden.new_zeros((), dtype=torch.float32)
+    for start in range(0, len(targets), chunk):
+        part, wanted = hidden[start : start + chunk], targets[start : start + chunk]
+        if hidden.requires_grad:
+            total = total + torch.utils.checkpoint.checkpoint(_cross_entropy, head, part, wanted, use_reentrant=False)
+        else:
+            total = total + _cross_entropy(head, part, wanted)
+    return total
+
+
+def chunked_token_losses(
+    head: torch.nn.Module, hidden: torch.Tensor, targets: torch.Tensor, chunk: int
+) -> torch.Tensor:
+    """The cross-entropy of each position, chunk by chunk as in :func:`chunked_cross_entropy`.
+
+    Args:
+        head: Maps hidden states to logits, ``(n, hidden) -> (n, vocabulary)``.
+        hidden: Hidden states of the supervised positions, ``(n, hidden)``.
+        targets: Their next tokens, ``(n,)``, int64.
+        chunk: Positions at a time.
+
+    Returns:
+        ``(n,)``, fp32.
+    """
+    if hidden.requires_grad and _is_frozen(head):
+        losses: torch.Tensor = _ChunkedTokenLosses.apply(hidden, targets, head, chunk)  # type: ignore[no-untyped-call]
+        return losses
+    parts = []
+    for start in range(0, len(targets), chunk):
+        part, wanted = hidden[start : start + chunk], targets[start : start + chunk]
+        if hidden.requires_grad:
+            parts.append(torch.utils.checkpoint.checkpoint(_token_losses, head, part, wanted, use_reentrant=False))
+        else:
+            parts.append(_token_losses(head, part, wanted))
+    return torch.cat(parts)
+
+
+def _cross_entropy(head: torch.nn.Module, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(head(hidden).float(), targets, reduction="sum")
+
+
+def _token_losses(head: torch.nn.Module, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(head(hidden).float(), targets, reduction="none")
+
+
+def _is_frozen(head: torch.nn.Module) -> bool:
+    return not any(parameter.requires_grad for parameter in head.parameters())
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Summed cross-entropy, with the gradient taken in the forward pass, where each chunk's logits are."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: torch.Tensor, targets: torch.Tensor, head: torch.nn.Module, chunk: int
+    ) -> torch.Tensor:
+        gradient = torch.empty_like(hidden)
+        total = hidden.new_zeros((), dtype=torch.float32)
+        for start in range(0, len(targets), chunk):
+            with torch.enable_grad():
+                part = hidden[start : start + chunk].detach().requires_grad_()
+                loss = _cross_entropy(head, part, targets[start : start + chunk])
+            (gradient[start : start + chunk],) = torch.autograd.grad(loss, part)
+            total += loss.detach()
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * outputs[0].to(gradient.dtype), None, None, None
+
+
+class _ChunkedTokenLosses(torch.autograd.Function):
+    """Cross-entropy of each position, with the gradients taken in the forward pass.
+
+    A position's loss depends on its own hidden state alone, so its gradient can be taken before its factor is known,
+    and be multiplied by that in backward.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: torch.Tensor, targets: torch.Tensor, head: torch.nn.Module, chunk: int
+    ) -> torch.Tensor:
+        gradient = torch.empty_like(hidden)
+        losses = hidden.new_empty(len(targets), dtype=torch.float32)
+        for start in range(0, len(targets), chunk):
+            with torch.enable_grad():
+                part = hidden[start : start + chunk].detach().requires_grad_()
+                found = _token_losses(head, part, targets[start : start + chunk])
+                (gradient[start : start + chunk],) = torch.autograd.grad(found.sum(), part)
+            losses[start : start + chunk] = found.detach()
+        ctx.save_for_backward(gradient)
+        return losses
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return (gradient * outputs[0][:, None]).to(gradient.dtype), None, None, None
 
 
 class SupervisedLoss:

@@ -205,7 +205,7 @@ class DpoObjective(_Pairs):
         return dpo_losses(chosen, rejected, self._beta, self._kind).sum()
 
     def reference_sequences(self) -> list[TokenizedRow]:
-        """Both answers of all pairs."""
+        """The sequences of both answers of all pairs."""
         return self.sequences(range(len(self._rows)))
 
 

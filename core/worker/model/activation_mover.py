@@ -72,11 +72,11 @@ class CudaLanes:
         return torch.cuda.current_stream()
 
     def on_host(self, like: torch.Tensor) -> torch.Tensor:
-        """Pinned, strides and all."""
+        """A pinned tensor, strides and all."""
         return torch.empty_like(like, device="cpu", pin_memory=True)
 
     def on_device(self, like: torch.Tensor, device: torch.device) -> torch.Tensor:
-        """From torch's allocator."""
+        """A tensor of torch's allocator."""
         return torch.empty_like(like, device=device, pin_memory=False)
 
     def copy(self, into: torch.Tensor, of: torch.Tensor, stream: Any) -> None:

@@ -40,7 +40,7 @@ _USUAL_PLACES = ("model.language_model", "lm_head")
 
 @dataclass(frozen=True)
 class CausalLM:
-    """How a base is loaded.
+    """Class and configuration that a base is loaded with as a causal language model.
 
     Args:
         config: The configuration of the class; of a composite model that of the text part.

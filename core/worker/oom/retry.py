@@ -38,7 +38,7 @@ _NO_MANAGED_MEMORY = "NULL pointer access"
 
 
 class MemoryShortageError(UserError):
-    """Something does not fit in memory, however it is cut."""
+    """Memory that does not suffice for a step, an answer or a file, however it is cut."""
 
 
 class TornUpdateError(MemoryShortageError):

@@ -139,7 +139,7 @@ class Controls:
 
     @property
     def waiting_count(self) -> int:
-        """How many commands wait."""
+        """Number of commands that wait."""
         return len(self._waiting)
 
     def put(self, command: Command) -> None:

@@ -78,7 +78,7 @@ class HardwareLog:
 
 
 class DeviceNews:
-    """What is told of devices in words, each once: an error, a card that is lost or back, a driver that is silent.
+    """Notices about devices, each once: an error, a card that is lost or back, a driver that is silent.
 
     Args:
         notice: Writes a notice of a level, a code, a message and a hint.

@@ -165,13 +165,16 @@ class SpinControl:
             self._teams = []
 
 
-def renew_thread_pool() -> None:
+def renew_thread_pool(threads: int | None = None) -> None:
     """Renew torch's pool of threads in a forked process, while it has one thread.
 
     Torch replaces the pool of the process that was forked at its first use; a second thread that comes at that moment
     finds none, and fails with "Invalid thread pool".
+
+    Args:
+        threads: How many it has; None for as many as before.
     """
-    torch.set_num_threads(torch.get_num_threads())
+    torch.set_num_threads(threads or torch.get_num_threads())
 
 
 class _SleepingTeam:

@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from core.worker.process.stage import place_of
+
 #: Environment variables with the descriptor of the pipe, and the supervisor's pid.
 REPORTS, SUPERVISOR = "LOCALTUNE_REPORTS", "LOCALTUNE_SUPERVISOR"
 #: Seconds between two signs of life.
@@ -59,14 +61,20 @@ class Reports(Relay):
     def __init__(self, descriptor: int | None, supervisor: int | None) -> None:
         super().__init__(descriptor)
         self.supervisor = supervisor
-        self.is_waiting: Callable[[], bool] = lambda: False
-        """Whether the process waits for the others."""
+        self.signs: Callable[[], dict[str, Any]] = lambda: {"waiting": False}
+        """What a sign of life tells: ``waiting``, whether the process waits for the others; ``wait``, the number of
+        that wait; ``pulse``, see :class:`core.worker.process.pulse.Pulse`."""
         if descriptor is not None:
             threading.Thread(target=self._beat, name="reports", daemon=True).start()
 
     def _beat(self) -> None:
+        before: Any = None
         while True:
-            self.tell(waiting=self.is_waiting())
+            signs = self.signs()
+            pulse = signs.get("pulse")
+            at = place_of(threading.main_thread()) if pulse is not None and pulse == before else ""
+            before = pulse
+            self.tell(**signs, at=at)
             time.sleep(BEAT_SECONDS)
 
 

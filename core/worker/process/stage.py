@@ -32,6 +32,23 @@ def stage_of(thread: threading.Thread) -> str:
     return next((stage for module in modules for prefix, stage in _STAGES if f"{module}.".startswith(prefix)), "")
 
 
+def place_of(thread: threading.Thread) -> str:
+    """The place in the program that a thread is at: its stage of a step where it is at one, else the innermost function
+    of the program's own, ``attend (core.worker.control_point)``; empty where its stack does not tell.
+
+    Args:
+        thread: The training thread.
+    """
+    frame = sys._current_frames().get(thread.ident or 0)
+    while frame is not None:
+        module = str(frame.f_globals.get("__name__", ""))
+        if module.startswith("core."):
+            function = f"{frame.f_code.co_name} ({module})"
+            return f"{stage}, in {function}" if (stage := stage_of(thread)) else function
+        frame = frame.f_back
+    return ""
+
+
 def _modules(frame: FrameType | None) -> Iterator[str]:
     """The modules of a stack's frames, the innermost one first."""
     while frame is not None:

@@ -15,7 +15,7 @@ MEDIAN_OF, MEDIAN_FROM = 64, 5
 
 
 class StepWatchdog:
-    """Told by the training thread of its steps, and looked at by another.
+    """Watchdog of the training thread, which tells it of its steps; another thread looks at it.
 
     Args:
         clock: Seconds that only ever go up.

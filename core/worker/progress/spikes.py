@@ -105,7 +105,7 @@ class Spike:
 
     @property
     def count(self) -> int:
-        """How many steps they are."""
+        """The number of the steps."""
         return self.last - self.first + 1
 
     def followed_by(self, step: int, loss: float, window: Sequence[int]) -> Spike:

@@ -39,7 +39,7 @@ STREAM_BYTES, STREAM_SHARE = 4 << 30, 0.25
 
 @dataclass(frozen=True)
 class Settings:
-    """How a base is loaded for a run.
+    """Options by which a run would load its base.
 
     Args:
         precision: As ``train.precision``.

@@ -21,7 +21,7 @@ LayerDone = Callable[[int], None]
 
 
 class EntangledError(Exception):
-    """What one layer gives another is more than hidden states, so that streams cannot go side by side."""
+    """A layer that gives the next one more than hidden states, so that streams cannot go side by side."""
 
 
 @dataclass

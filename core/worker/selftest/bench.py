@@ -18,7 +18,7 @@ Tell = Callable[[str, "int | None", "int | None"], None]
 
 @dataclass(frozen=True)
 class Bench:
-    """All that a check is given.
+    """The bench that a check of the self-test works on.
 
     Args:
         work: A directory of its own, empty.

@@ -47,7 +47,7 @@ Notice = Callable[[str, str, str], None]
 
 @dataclass(frozen=True)
 class Toolchain:
-    """What of a machine torch's compiler needs."""
+    """Tools of a machine that torch's compiler needs."""
 
     kind: str
     """Kind of the device."""
@@ -338,21 +338,7 @@ def _try_layer(loaded: LoadedModel, autocast: Callable[[], AbstractContextManage
     if not layers:
         return "it has none"
     layer, was_training = layers[0], loaded.model.training
-    caught: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-
-    def catch(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        caught.append((args, kwargs))
-        raise _Reached
-
-    handle = layer.register_forward_pre_hook(catch, with_kwargs=True)
-    vocabulary = loaded.model.get_input_embeddings().weight.shape[0]
-    ids = torch.arange(math.prod(TRIAL_SHAPE), device=loaded.device).remainder_(vocabulary).view(TRIAL_SHAPE)
-    try:
-        with contextlib.suppress(_Reached), torch.no_grad(), autocast():
-            loaded.model(input_ids=ids, use_cache=False)
-    finally:
-        handle.remove()
-    (first, *others), kwargs = caught[0] if caught and caught[0][0] else ((None,), {})
+    (first, *others), kwargs = _layer_arguments(loaded, layer, autocast) or ((None,), {})
     if not isinstance(first, torch.Tensor):
         return "it takes no hidden states"
     # Recomputed activations are no part of what is compiled.
@@ -378,6 +364,27 @@ def _try_layer(loaded: LoadedModel, autocast: Callable[[], AbstractContextManage
     finally:
         loaded.model.train(was_training)
     return health.failure or trial.reason
+
+
+def _layer_arguments(
+    loaded: LoadedModel, layer: torch.nn.Module, autocast: Callable[[], AbstractContextManager[Any]]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """The arguments that a pass of the model calls a layer with; None where it has no positional ones."""
+    caught: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def catch(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        caught.append((args, kwargs))
+        raise _Reached
+
+    handle = layer.register_forward_pre_hook(catch, with_kwargs=True)
+    vocabulary = loaded.model.get_input_embeddings().weight.shape[0]
+    ids = torch.arange(math.prod(TRIAL_SHAPE), device=loaded.device).remainder_(vocabulary).view(TRIAL_SHAPE)
+    try:
+        with contextlib.suppress(_Reached), torch.no_grad(), autocast():
+            loaded.model(input_ids=ids, use_cache=False)
+    finally:
+        handle.remove()
+    return caught[0] if caught and caught[0][0] else None
 
 
 def compile_layers(loaded: LoadedModel, notice: Notice, *, backend: str = "inductor") -> Compilation:

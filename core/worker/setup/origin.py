@@ -21,7 +21,7 @@ _TOLD_ROWS = 100_000
 
 @dataclass(frozen=True)
 class Origin:
-    """What a run is made of.
+    """Hashes of what a run is made of: data files, rows, base.
 
     Args:
         files: Hashes of its data files.

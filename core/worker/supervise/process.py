@@ -18,6 +18,7 @@ from core.paths import FILE_MODE
 from core.runs.events import NoticeEvent
 from core.runs.lock import LOCK_VARIABLE
 from core.text import one_line
+from core.worker.process.pulse import Unchanged
 from core.worker.process.reports import REPORTS, SUPERVISOR
 from core.worker.supervise.verdict import Sign
 
@@ -29,7 +30,7 @@ _NOTICE_PARTS, _LEVELS = 4, ("warning", "error")
 
 @dataclass(frozen=True)
 class Start:
-    """How a process is started.
+    """Command line and environment of a process of a run.
 
     Args:
         rank: Its number.
@@ -103,6 +104,7 @@ class RankProcess:
         self.handle = os.pidfd_open(self._child.pid)
         """Becomes readable when it ends."""
         self._heard = self.clock()
+        self._wait, self._pulse = Unchanged(self.clock), Unchanged(self.clock)
         self.has_begun = False
         """Whether it has given a sign of life, and so hears signals."""
 
@@ -132,6 +134,9 @@ class RankProcess:
             message = f"{self.start.label}: {message}"
             self._notices.append(NoticeEvent(level=level, code=code, message=message, hint=hint))
         self._signs.update(said)
+        if "waiting" in said:
+            self._wait.note(said.get("wait") or None)
+            self._pulse.note(said.get("pulse"))
 
     def take_notices(self) -> list[NoticeEvent]:
         """The warnings that it has reported since the last time; a process that is not the first writes no record."""
@@ -150,6 +155,9 @@ class RankProcess:
             silent=self.clock() - self._heard,
             has_begun=self.has_begun,
             is_waiting=bool(self._signs.get("waiting")),
+            waits=self._wait.seconds,
+            still=self._pulse.seconds,
+            at=one_line(str(self._signs.get("at", "")), 200),
             error=one_line(str(self._signs.get("error", ""))),
             hint=one_line(str(self._signs.get("hint", ""))),
             following=None if following is None else tuple(map(str, following)),

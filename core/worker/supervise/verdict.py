@@ -23,7 +23,7 @@ START_SECONDS = 120.0
 
 @dataclass(frozen=True)
 class Sign:
-    """What is known of one process.
+    """Signs of life of one process.
 
     Args:
         rank: Its number.
@@ -31,6 +31,10 @@ class Sign:
         silent: Seconds since its last sign of life, or since its start.
         has_begun: Whether it has given one.
         is_waiting: Whether it said then that it waits for the others.
+        waits: Seconds of its present wait; 0 where it does not wait.
+        still: Seconds since it has done anything that it would be soon done with; 0 where it does something that takes
+            as long as it takes, and of all but the first.
+        at: Where in the program it is, if it has been still.
         error: Why it ends, if it has said so.
         hint: What to do about that.
         following: What it says the run goes on as.
@@ -42,6 +46,9 @@ class Sign:
     silent: float = 0.0
     has_begun: bool = True
     is_waiting: bool = False
+    waits: float = 0.0
+    still: float = 0.0
+    at: str = ""
     error: str = ""
     hint: str = ""
     following: tuple[str, ...] | None = None
@@ -110,7 +117,22 @@ def judge(signs: Sequence[Sign], timeout: float, *, settled: bool) -> Verdict | 
             return Lost(sign.rank, f"gave no sign of life for {sign.silent:.0f} s")
     if settled and any(sign.has_lost for sign in signs):
         return _of_those_left(signs)
-    return None
+    return _hangs(signs, timeout)
+
+
+def _hangs(signs: Sequence[Sign], timeout: float) -> Lost | None:
+    """The first process, where it lives and does nothing, and all others bear witness: each has waited for it, in one
+    wait, for longer than common work may take.
+    """
+    first, *others = signs
+    patience = timeout + QUIET_SECONDS
+    if any(sign.status is not None or sign.silent >= QUIET_SECONDS for sign in signs):
+        return None
+    if not others or first.is_waiting or first.still < patience or any(sign.waits < patience for sign in others):
+        return None
+    at = f" at {first.at}" if first.at else ""
+    waited = min(sign.waits for sign in others)
+    return Lost(first.rank, f"hangs{at}, where the others have waited for it for {waited:.0f} s")
 
 
 def _of_those_left(signs: Sequence[Sign]) -> Lost:

@@ -9,23 +9,15 @@ from typing import Any
 import pytest
 
 from core.analysis.job import AnalysisCancelledError, AnalysisJob, analyze
-from core.analysis.result import Analysis, AnalysisRequest
+from core.analysis.result import AnalysisRequest
 from core.errors import UserError
 from core.template.settings import MaskSettings
-
-
-def row(question: str, answer: str) -> dict[str, Any]:
-    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+from tests.core.analysis.rows import row, rows_of
 
 
 def write(path: Path, rows: list[dict[str, Any] | str]) -> Path:
     path.write_text("".join((item if isinstance(item, str) else json.dumps(item)) + "\n" for item in rows))
     return path
-
-
-def rows_of(analysis: Analysis, code: str) -> list[int]:
-    problem = analysis.problem(code)
-    return [] if problem is None else list(problem.indices)
 
 
 CLEAN: list[dict[str, Any] | str] = [

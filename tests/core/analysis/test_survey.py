@@ -18,6 +18,7 @@ from core.analysis.survey import survey
 from core.data.conversation import Example, make_tokens
 from core.errors import UserError
 from core.template.settings import MaskSettings
+from tests.core.analysis.rows import row, rows_of
 from tests.core.data.sample_files import json_lines, write, write_arrow, write_parquet, write_zstd
 from tests.examples import examples
 
@@ -26,10 +27,6 @@ WORDS = [f"word{number}" for number in range(500)]
 
 def prose(seed: int, count: int = 60) -> str:
     return " ".join(random.Random(seed).choices(WORDS, k=count))
-
-
-def row(question: str, answer: str = "An answer of its own.") -> dict[str, Any]:
-    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
 
 
 def altered(text: str, words: int, seed: int = 0) -> str:
@@ -44,11 +41,6 @@ def look(*train: Path, **options: Any) -> Analysis:
     found = survey(AnalysisRequest(tuple(map(str, train)), **options))
     assert found.rows == found.used + sum(found.dropped.values())
     return found
-
-
-def rows_of(analysis: Analysis, code: str) -> list[int]:
-    problem = analysis.problem(code)
-    return [] if problem is None else list(problem.indices)
 
 
 # Copies.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from core.audit.request import span_from, span_to
-from core.audit.spans import choose, join, spans_of
+from core.audit.spans import ALONE, Team, choose, join, spans_of
 from core.runs.events import (
     CheckpointEvent,
     ControlEvent,
@@ -12,6 +12,7 @@ from core.runs.events import (
     FinishedEvent,
     NoticeEvent,
     PhaseEvent,
+    RanksEvent,
     RollbackEvent,
     SampleEvent,
     StepEvent,
@@ -204,3 +205,48 @@ def test_what_was_set_since_the_checkpoint_stays_in_force_over_two_rollbacks() -
         step(7), checkpoint(7),
     ]  # fmt: skip
     assert spans_of(events)[1].changes == {"train.learning_rate": 0.5}
+
+
+def ranks(*hosts: str, strategy: str = "", device: str = "cpu") -> RanksEvent:
+    members = [{"rank": rank, "host": host, "device": device} for rank, host in enumerate(hosts)]
+    return RanksEvent(ranks=members, strategy=strategy)
+
+
+def test_each_span_has_the_processes_of_its_start() -> None:
+    events = [
+        start(), ranks("tower", "tower"), *steps(1, 2), checkpoint(2), *steps(3, 4), checkpoint(4),
+        start(), *steps(5, 6), checkpoint(6),
+        start(), ranks("tower", "attic", "attic", device="cuda:0"), notice("strategy", "Strategy fsdp2: too small."),
+        *steps(7, 8), checkpoint(8),
+        start(), ranks("tower", "tower", strategy="deepspeed"), *steps(9, 10), checkpoint(10),
+        start(), ranks("tower"), *steps(11, 12), checkpoint(12),
+    ]  # fmt: skip
+    pair = Team(2, "replicate")
+    spread = Team(3, "fsdp2", machines=2, has_cards=True)
+    found = spans_of(events)
+    assert [span.team for span in found] == [pair, pair, ALONE, spread, Team(2, "deepspeed"), ALONE]
+    assert [span_from(span_to(span)) for span in found] == found
+    assert [(span.begin, span.end) for span in join(found)] == [(0, 4), (4, 6), (6, 8), (8, 10), (10, 12)]
+
+
+def test_rollbacks_keep_the_processes_of_their_start() -> None:
+    pair = [start(), ranks("tower", "tower"), *steps(1, 2), checkpoint(2), *steps(3, 4)]
+    spiked = [RollbackEvent(step=2, first=3, last=4, loss=9.0), *steps(5, 6), checkpoint(6)]
+    assert {span.team.count for span in spans_of([*pair, *spiked])} == {2}
+    replayed = [notice("memory_replay", "Memory ran out at step 5."), *steps(3, 6), checkpoint(6)]
+    assert {span.team.count for span in spans_of([*pair, *replayed])} == {2}
+
+
+def test_where_one_of_several_processes_has_cut_its_share_the_rest_of_the_start_cannot_be_executed() -> None:
+    cut = notice("memory_cut", "Process 1: Memory ran out at step 4: micro-batches of 4 rows are cut to 2.")
+    # It may come late: another process has told it.
+    events = [
+        start(), ranks("tower", "tower"), *steps(1, 2), checkpoint(2), *steps(3, 4), checkpoint(4), cut,
+        *steps(5, 6), checkpoint(6),
+    ]  # fmt: skip
+    resumed = [start(), ranks("tower", "tower"), *steps(7, 8), checkpoint(8)]
+    why = "memory ran out in one of several processes"
+    assert [span.obstacle for span in spans_of([*events, *resumed])] == ["", why, why, ""]
+    rehearsal = notice("memory_cut", "Memory ran out at the rehearsal: micro-batches of 4 rows are cut to 2.")
+    events[2:2] = [rehearsal]
+    assert [span.obstacle for span in spans_of(events)] == [why] * 3

@@ -14,7 +14,7 @@ from core.chat import engine as engine_module
 from core.chat.engine import LOGS_KEPT, ChatEngine, ModelSpec
 from core.chat.request import ChatRequest
 from core.errors import UserError
-from tests.waiting import wait_for
+from tests.waiting import has_ended, wait_for
 
 ASK = ChatRequest([{"role": "user", "content": "Count."}])
 FAKE = str(Path(__file__).with_name("fake_engine.py"))
@@ -168,11 +168,4 @@ def test_the_engine_ends_when_the_app_is_killed() -> None:
     app.kill()
     app.wait()
     app.stdout.close()
-    wait_for(lambda: not Path(f"/proc/{pid}").exists() or _is_zombie(pid), 10, "the engine to end with the app")
-
-
-def _is_zombie(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except OSError:
-        return True
+    wait_for(lambda: has_ended(pid), 10, "the engine to end with the app")

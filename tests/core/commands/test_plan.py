@@ -221,10 +221,13 @@ def test_without_an_earlier_run_the_plan_tells_how_long_it_takes(cli: CommandLin
     assert estimate.pop("seconds") > 30
     assumed = ["rows of 2048 tokens", "the speed of a common card"]
     assert estimate == {
-        "steps": 30, "watt_hours": None, "run": "", "by": "plan", "assumed": assumed, "work_share": 1.0
+        "steps": 30, "watt_hours": None, "run": "", "by": "plan", "assumed": assumed, "elsewhere": True,
+        "early_end": None, "work_share": 1.0,
     }  # fmt: skip
-    said = "for 30 steps, by the plan (no run of this kind yet; rows of 2048 tokens and the speed of a common card "
-    assert said in cli("plan", path, "--gpu-memory", "24GB").out
+    out = cli("plan", path, "--gpu-memory", "24GB").out
+    what = "rows of 2048 tokens and the speed of a common card assumed"
+    assert f"for 30 steps, by the plan (for a card that is not here; {what})" in out
+    assert "device       a GPU that is not here, 24.0 GB free" in out
 
 
 def test_an_earlier_run_tells_how_long_it_takes(cli: CommandLine, base: Path) -> None:
@@ -247,11 +250,18 @@ def test_an_earlier_run_tells_how_long_it_takes(cli: CommandLine, base: Path) ->
                 tokens_per_second=2.5,
             )
             file.write(encode_event(event))
-    estimate = cli("plan", path, "--gpu-memory", "24GB", "--json").json["estimate"]
+    estimate = cli("plan", path, "--json").json["estimate"]
     assert estimate == {
-        "seconds": 120.0, "steps": 30, "watt_hours": None, "run": run.id, "by": "pace", "assumed": [], "work_share": 1.0
+        "seconds": 120.0, "steps": 30, "watt_hours": None, "run": run.id, "by": "pace", "assumed": [],
+        "elsewhere": False, "early_end": None, "work_share": 1.0,
     }  # fmt: skip
-    assert f"about 2m 00s for 30 steps, at the pace of {run.id}" in cli("plan", path, "--gpu-memory", "24GB").out
+    assert f"about 2m 00s for 30 steps, at the pace of {run.id}" in cli("plan", path).out
+    cut = cli("plan", path, "--set", "train.max_hours=0.01").out
+    end = "ends after 0.01 h by train.max_hours, at about step 9 of 30"
+    assert f"about 36s, at the pace of {run.id}; {end}" in cut
+    # The pace is that of this machine, and not of a card that is elsewhere.
+    other = cli("plan", path, "--gpu-memory", "24GB", "--json").json["estimate"]
+    assert (other["by"], other["run"], other["elsewhere"]) == ("plan", "", True)
     month = ("--set", "night.deadline=07:00", "--set", "train.max_steps=700000")
     told = cli("plan", path, *month, "--json")
     (wish,) = told.json["unmet"]

@@ -14,6 +14,7 @@ from core.hardware.snapshot import Device
 from core.queue import status, store
 from core.queue.estimate import total_of
 from core.queue.unit import unit_path
+from core.runs.early_end import EarlyEnd
 from core.runs.estimate import Estimate, Unknown
 from core.runs.events import EvalEvent, StepEvent, encode_event
 from core.runs.store import create_run
@@ -23,6 +24,7 @@ from tests.core.queue.helpers import add, states
 
 from .conftest import CommandLine
 
+CUT = EarlyEnd("train.max_hours", 6.0, 1200, 3000)
 CARD = Device(index=0, kind="cuda", name="NVIDIA GeForce RTX 4090", memory_total=24_000_000_000, power_limit_w=450.0)
 
 
@@ -39,7 +41,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_run_is_added_with_its_configuration_as_it_is_now(cli: CommandLine, config: Path) -> None:
     result = cli("queue", "add", str(config), "--set", "method.rank=32", "--json")
-    unknown = dict.fromkeys(("seconds_expected", "watt_hours_expected", "expected_by"))
+    unknown = dict.fromkeys(("seconds_expected", "watt_hours_expected", "expected_by", "early_end"))
     assert result.json == {"entry": 1, "state": "waiting", "runner": False, **unknown}
     assert (
         "1 run; how long it takes is not known, as no earlier run has this model, method and device, and " in result.err
@@ -173,6 +175,14 @@ def test_energy_alone_is_unknown_where_the_card_tells_no_power_limit(
             "at most about 3 Wh by the power limit, 1 of them not known.",
         ),
         ([Estimate(60.0, 5, None, "r"), Estimate(60.0, 5, None, "", "plan")], "of their kind yet), energy not known."),
+        (
+            [Estimate(60.0, 5, 2.0, "r", early_end=CUT)],
+            "about 2 Wh; it ends after 6 h by train.max_hours, at about step 1,200 of 3,000.",
+        ),
+        (
+            [Estimate(60.0, 5, 2.0, "r", early_end=CUT), Estimate(60.0, 5, 2.0, "r")],
+            "about 4 Wh; 1 of them ends before its last step by train.max_hours.",
+        ),
         ([Unknown("it is lost")], "is not known, as no earlier run has this model, method and device, and it is lost."),
     ],
 )

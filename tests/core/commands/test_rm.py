@@ -82,6 +82,8 @@ def test_what_is_deleted_can_be_had_back_until_the_trash_is_emptied(cli: Command
     assert [entry["run"] for entry in listed["runs"]] == [run.id]
     assert listed["bytes"] == listed["runs"][0]["bytes"] > 0
     assert run.id in cli("trash", "list").out
+    assert cli("trash").out == cli("trash", "list").out
+    assert cli("trash", "--json").json["runs"] == listed["runs"]
     assert cli("trash", "restore", "tickets", "--json").json == {"restored": [run.id], "left": []}
     assert list_runs() == [run]
     cli("rm", "tickets", "--yes")

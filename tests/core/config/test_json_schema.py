@@ -71,7 +71,7 @@ def test_the_sample_configuration_passes() -> None:
 
 
 @pytest.mark.parametrize("preset", presets().values(), ids=lambda preset: preset.name)
-def test_presets_pass(preset: Preset) -> None:
+def test_the_schema_accepts_every_preset(preset: Preset) -> None:
     document = ConfigDocument(MINIMAL)
     apply_preset(document, preset)
     assert accepts(document.dumps())

@@ -43,7 +43,7 @@ def test_it_agrees_with_all_resamples_of_a_few_pairs() -> None:
     assert (found.low, found.high) == pytest.approx(exact, abs=1 / 6 + 1e-9)
 
 
-def test_pairs_matter() -> None:
+def test_differences_are_taken_prompt_by_prompt() -> None:
     dice = random.Random(3)
     hard = [float(dice.random() < 0.5) for _ in range(200)]
     better = [min(1.0, score + 0.2) for score in hard]

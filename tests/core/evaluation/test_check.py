@@ -11,7 +11,7 @@ import pytest
 
 from core.errors import UserError
 from core.evaluation.check import Check
-from tests.waiting import wait_for
+from tests.waiting import has_ended, wait_for
 
 FACTS = {
     "id": "1",
@@ -83,14 +83,7 @@ def test_one_that_hangs_is_ended_with_what_it_has_started(tmp_path: Path) -> Non
         program(tmp_path, code, seconds=3.0).score(FACTS)
     assert time.monotonic() - began < 300
     child = int(note.read_text())
-
-    def is_gone() -> bool:
-        try:
-            return Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-        except OSError:
-            return True
-
-    wait_for(is_gone, 20, "the child to end")
+    wait_for(lambda: has_ended(child), 20, "the child to end")
 
 
 def test_a_command_is_words_and_no_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

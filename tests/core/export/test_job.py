@@ -13,8 +13,10 @@ import pytest
 from core import paths
 from core.errors import UserError
 from core.export.job import ExportCancelledError, ExportJob
+from core.export.plan import plan_export
 from core.export.request import ExportRequest
 from core.export.result import list_exports
+from core.export.stages import stages_of
 from core.helper import HelperProgress
 from core.runs.store import Run
 from tests.core.export.trained_run import make_trained_run, write_rows
@@ -46,12 +48,18 @@ def at(activity: str, act: Callable[[], object]) -> Callable[[HelperProgress], N
 
 def test_a_merged_model_is_made_and_proven_in_processes_of_their_own(run: Run) -> None:
     seen: list[HelperProgress] = []
+    plan = plan_export(ExportRequest(run.path, "merged", rows=2))
     result = ExportJob(ExportRequest(run.path, "merged", rows=2)).run(seen.append)
     assert result.verified
     assert result.agreement is not None
     assert (result.agreement.rows, result.agreement.greedy_equal) == (2, 2)
     assert result.agreement.reader.startswith("transformers ")
-    assert "merging the weights" in [progress.activity for progress in seen]
+    shares = [progress.done / progress.total for progress in seen if progress.done is not None and progress.total]
+    assert shares == sorted(shares), "one bar, that only grows"
+    assert shares[-1] == 1.0
+    told = list(dict.fromkeys(progress.activity for progress in seen if progress.done is not None))
+    weighted = [stage.activity for stage in stages_of(plan) if stage.work]
+    assert [activity for activity in told if activity in weighted] == weighted
     assert list_exports(run.id) == [result]
     assert left() == [f"{run.id}-merged"]
     with pytest.raises(UserError, match="is there already"):

@@ -18,12 +18,9 @@ from core.export.kinds import Quant
 from core.runs.trained import TrainedModel, find_trained
 from tests.core.export.tiny_gguf import write_tiny_gguf
 from tests.core.export.trained_run import make_trained_run, merged_model, write_rows
+from tests.progress import quiet
 
 pytest.importorskip("llama_cpp_py_sync")
-
-
-def quiet(_detail: str, _done: int | None, _total: int | None) -> None:
-    """Progress that nobody looks at."""
 
 
 @dataclass(frozen=True)

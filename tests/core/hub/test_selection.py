@@ -52,7 +52,7 @@ def taken(entry: str, names: list[str], card: Any = None) -> tuple[list[str], st
         ("", ["a.jsonl.gz", "README.md", ".cache/b.jsonl.gz", "dataset_infos.json"], ["a.jsonl.gz"]),
     ],
 )
-def test_names_tell(entry: str, names: list[str], wanted: list[str]) -> None:
+def test_files_are_chosen_by_their_names_with_a_reason(entry: str, names: list[str], wanted: list[str]) -> None:
     names_taken, reason = taken(entry, names)
     assert names_taken == wanted
     assert reason.endswith(".")

@@ -85,6 +85,12 @@ def test_files_of_which_it_cannot_be_told(tmp_path: Path, text: str, part: str) 
     assert "--from" in caught.value.hint or "training" in caught.value.hint
 
 
+def test_a_configuration_of_ours_needs_no_import(tmp_path: Path) -> None:
+    write(tmp_path / "ours.toml", "[train]\nepochs = 2\n")
+    with pytest.raises(UserError, match="is TOML; configurations of other tools are YAML"):
+        import_config(tmp_path / "ours.toml")
+
+
 def test_it_may_be_said(tmp_path: Path) -> None:
     imported = carry(tmp_path, "learning_rate: 1e-4\n", "llama-factory")
     assert (imported.kind, imported.reason) == ("llama-factory", "It was said with --from.")

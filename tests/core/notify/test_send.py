@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from core.notify import Notice, NotifySettings, notify
 from core.notify.send import fill_in, send
-from tests.waiting import wait_for
+from tests.waiting import has_ended, wait_for
 
 RUN = "20261127-004446-faq"
 #: A program that writes down how it was called.
@@ -52,15 +52,8 @@ def test_a_command_that_hangs_is_killed_with_its_children(tmp_path: Path) -> Non
     script = f"sleep 600 & echo $! > {note}; wait"
     (problem,) = send(Notice("finished"), NotifySettings(("/bin/sh", "-c", script)), timeout=0.5)
     assert problem == "the command of notify.toml has not ended in 0.5 s and was killed."
-
-    def is_gone() -> bool:
-        try:
-            os.kill(int(note.read_text()), 0)
-        except ProcessLookupError:
-            return True
-        return "Z" in Path(f"/proc/{int(note.read_text())}/stat").read_text().rpartition(")")[2].split()[0]
-
-    wait_for(is_gone, 10, "the end of the child")
+    child = int(note.read_text())
+    wait_for(lambda: has_ended(child), 10, "the end of the child")
 
 
 def test_notify_waits_for_nothing_and_does_it_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

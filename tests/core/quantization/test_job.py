@@ -18,10 +18,7 @@ from core.quantization.result import Figures, Kept, LayerCost, QuantizationCost,
 from core.runs import forecast
 from tests.core.worker.quantization.hurt import write_hurt
 from tests.e2e.workers import write_rows
-
-
-def quiet(activity: str, done: int | None, total: int | None) -> None:
-    """Tell nobody."""
+from tests.progress import quiet
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from core.queue import store
 from core.queue.estimate import Estimator, total_of
 from core.queue.status import RunnerStatus
 from core.queue.view import QueueReader, next_begin
-from core.runs.estimate import Estimate, Unknown
+from core.runs.estimate import Estimate, Unknown, limited
 from core.runs.events import StepEvent, encode_event
 from core.runs.pace import PaceBook
 from core.runs.process import hostname, own_identity
@@ -33,7 +33,8 @@ class Known(Estimator):
         steps = config.train.max_steps
         if steps is None:
             return Unknown("it does not say its steps")
-        return Estimate(10.0 * steps, steps, 2.0 * steps, "r", "plan" if config.method.rank == 32 else "pace")
+        every = Estimate(10.0 * steps, steps, 2.0 * steps, "r", "plan" if config.method.rank == 32 else "pace")
+        return limited(config, every)
 
 
 def test_each_begins_when_the_one_before_is_expected_to_end(home: Path) -> None:
@@ -56,6 +57,18 @@ def test_a_duration_by_the_plan_is_told_from_one_at_a_measured_pace(home: Path) 
     assert view.has_plans
     store.change(lambda queue: queue.removed(2))
     assert not QueueReader(Known()).view(store.read_queue(), RUNNER, NOW).has_plans
+
+
+def test_a_run_that_a_limit_ends_early_gives_the_device_on_earlier(home: Path) -> None:
+    add("a", train={"max_steps": 720, "max_hours": 1})
+    add("b", train={"max_steps": 2})
+    view = QueueReader(Known()).view(store.read_queue(), RUNNER, NOW)
+    assert [(row.begins, row.ends, row.marks) for row in view.rows] == [
+        (NOW, NOW + 3600, "^"), (NOW + 3600, NOW + 3620, "")
+    ]  # fmt: skip
+    end = {"option": "train.max_hours", "limit": 1.0, "step": 360, "steps": 720}
+    assert [row.to_dict()["early_end"] for row in view.rows] == [end, None]
+    assert view.early_ends == ["train.max_hours"]
 
 
 def test_the_list_can_be_read_before_anything_is_estimated(home: Path) -> None:
@@ -108,6 +121,23 @@ def test_a_live_run_ends_as_its_steps_tell_and_only_what_is_new_is_read(home: Pa
     replace(state, step=7).write(run.state_path)
     row = reader.view(store.read_queue(), RUNNER, NOW + 10).rows[0]
     assert row.ends == pytest.approx(NOW + 40, abs=3)
+
+
+def test_a_live_run_ends_by_its_limit_too(home: Path) -> None:
+    add("a", "b")
+    run = create_run(config_for(train={"max_steps": 1000, "max_hours": 0.05}), "a")
+    pid, identity = own_identity()
+    RunState(
+        state="training", pid=pid, pid_started=identity, host=hostname(), step=6, total_steps=1000, updated=NOW
+    ).write(run.state_path)
+    lines = [encode_event(step(number, NOW - 10 * (6 - number))) + "\n" for number in range(1, 7)]
+    run.events_path.write_text("".join(lines))
+    store.change(lambda queue: queue.with_entry(queue.entry(1).moved("starting", run=run.id, begun=NOW - 60)))
+    row = QueueReader(Known()).view(store.read_queue(), RUNNER, NOW).rows[0]
+    # It has worked for 50 of its 180 seconds, which the record tells from its first event on.
+    assert row.ends == pytest.approx(NOW + 130, abs=3)
+    assert row.early_end is not None
+    assert (row.early_end.option, row.early_end.step, row.marks) == ("train.max_hours", 19, "^")
 
 
 def test_the_run_that_has_ended_is_the_pace_of_those_after_it(home: Path) -> None:

@@ -91,6 +91,27 @@ def message_of(action: Callable[[], object]) -> str:
     return str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("fields", "hint"),
+    [
+        ({"action": "resume"}, "Let it go on first: 'localtune-tui resume {run}'."),
+        ({"action": "reboot"}, "Let it go on first."),
+        ({"action": ["resume"]}, "Let it go on first."),
+        ({}, "Let it go on first."),
+    ],
+)
+def test_the_way_to_what_helps_is_that_of_the_reader(
+    live: Run, serve: Callable[[Handler], Server], fields: dict[str, Any], hint: str
+) -> None:
+    refusal = {"ok": False, "error": "The run is parked.", "hint": "Let it go on first.", **fields}
+    serve(lambda connection, request: say(connection, id=request["id"], **refusal))
+    told = message_of(lambda: ControlClient(live).request("set"))
+    assert told == f"The run is parked. {hint.format(run=live.id)}"
+    by_key = ControlClient(live, ways=lambda action, _: f"the key of {action}")
+    shown = message_of(lambda: by_key.request("set"))
+    assert shown.endswith("Let it go on first: the key of resume." if "'" in hint else "Let it go on first.")
+
+
 def test_a_request_gets_its_own_answer(live: Run, serve: Callable[[Handler], Server]) -> None:
     def handler(connection: socket.socket, request: dict[str, Any]) -> None:
         say(connection, id="somebody else", ok=True, step=1)

@@ -130,6 +130,18 @@ def test_losses_on_other_rows_say_nothing(home: Path, pair: list[RunRecord]) -> 
     assert compared.verdict == "Their losses were measured on different held-out rows, and do not say which is better."
 
 
+def test_a_run_that_is_not_evaluated_yet_has_no_part_in_whether_rows_are_the_same(
+    home: Path, pair: list[RunRecord]
+) -> None:
+    for record in pair:
+        checkpoint = record.run.checkpoints_path / "step-00000003"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "manifest.json").write_text(json.dumps({"held_out_sha256": "c" * 64}))
+    begun = create_run(config_for(home), "begun")
+    compared = compare_runs([read_record(run) for run in (pair[0].run, pair[1].run, begun)])
+    assert compared.verdict.startswith("B was better on held-out rows")
+
+
 def test_the_rows_are_told_apart_by_their_hash(pair: list[RunRecord]) -> None:
     for record, digest in zip(pair, ("a" * 64, "b" * 64), strict=True):
         checkpoint = record.run.checkpoints_path / "step-00000003"

@@ -13,6 +13,7 @@ from core.memory.plan import Machine
 from core.memory.rows import Rows, rows_of_tokens
 from core.memory.strategy import chosen_strategy
 from core.models.architecture.families import read_architecture
+from core.runs.early_end import tell_early_end
 from core.runs.estimate import Estimate, Planned, Unknown, expected, tell_basis
 from core.runs.pace import Pace
 from tests.core.models.architecture import published
@@ -64,6 +65,53 @@ def test_what_the_plan_assumes_is_told() -> None:
     assert found.watt_hours is None, "no watts are known of this card"
     what = "rows of 1000 tokens and the speed of a common card assumed"
     assert tell_basis(found) == f"by the plan (no run of this kind yet; {what})"
+
+
+def test_a_card_that_is_not_here_is_called_so() -> None:
+    config = config_of()
+    rows = rows_of_tokens([500] * 10, 5000)
+    elsewhere = Machine("cuda", 24_000_000_000, elsewhere=True)
+    found = expected(config, None, lambda: planned(config, elsewhere, rows), count=8)
+    assert isinstance(found, Estimate)
+    said = "by the plan (for a card that is not here; the speed of a common card assumed)"
+    assert (found.elsewhere, tell_basis(found)) == (True, said)
+
+
+@pytest.mark.parametrize(
+    ("limits", "seconds", "watt_hours", "step", "said"),
+    [
+        ({"max_hours": 6}, 21_600, 400, 1200, "ends after 6 h by train.max_hours, at about step 1,200 of 3,000"),
+        ({"max_energy_wh": 250}, 13_500, 250, 750, "ends after 250 Wh by train.max_energy_wh, at about step 750 of"),
+        ({"max_hours": 6, "max_energy_wh": 250}, 13_500, 250, 750, "by train.max_energy_wh, at about step 750 of 3"),
+        ({"max_hours": 0.001}, 3.6, 400 / 6000, 1, "ends after 0.001 h by train.max_hours, at about step 1 of 3,000"),
+        ({"max_hours": 15, "max_energy_wh": 1000}, 54_000, 1000, None, ""),
+        ({}, 54_000, 1000, None, ""),
+    ],
+)
+def test_an_estimate_goes_as_far_as_the_limits_of_the_run(
+    limits: dict[str, float], seconds: float, watt_hours: float, step: int | None, said: str
+) -> None:
+    pace = Pace("earlier", 50.0, 18.0, None, rows_per_step=8, watt_hours_per_second=1000 / 54_000)
+    found = expected(config_of(train=limits), pace, never, count=24_000)
+    assert isinstance(found, Estimate)
+    assert found.seconds == pytest.approx(seconds)
+    assert found.watt_hours == pytest.approx(watt_hours)
+    assert found.steps == 3000
+    assert (found.early_end.step if found.early_end is not None else None) == step
+    assert tell_basis(found) == "at the pace of earlier"
+    assert said in ("" if found.early_end is None else tell_early_end(found.early_end))
+
+
+def test_energy_that_the_plan_takes_at_most_ends_nothing_for_certain() -> None:
+    rows = rows_of_tokens([500] * 300, 150_000)
+    plan = planned(config_of(), rows=rows)
+    whole = expected(config_of(), None, lambda: plan, count=1600)
+    found = expected(config_of(train={"max_energy_wh": 1}), None, lambda: plan, count=1600)
+    assert isinstance(whole, Estimate)
+    assert isinstance(found, Estimate)
+    assert (found.seconds, found.watt_hours) == (whole.seconds, 1)
+    assert found.early_end is not None
+    assert tell_early_end(found.early_end) == "may end before its last step, after 1 Wh by train.max_energy_wh"
 
 
 def test_the_steps_that_take_longer_count_more() -> None:

@@ -144,7 +144,7 @@ def test_the_probe_is_compared_with_the_untouched_model_whether_or_not_the_rows_
         for number, loss in ((15, 2.05), (30, after))
     ]
     found = result(fold(probe, step(1), measured[0], step(16), measured[1]), tmp_path)
-    assert found.measures[-1] == Measure("probe loss", 2.0, after, "loss", (2.0, 2.05, after), note)
+    assert found.measures[-1] == Measure("probe loss", 2.0, after, "loss", (2.0, 2.05, after), f"since step 0: {note}")
     single = result(fold(step(1), measured[1]), tmp_path)
     assert [one for one in single.measures if one.name == "probe loss"] == [
         Measure("probe loss", None, after, "loss", (after,), "")

@@ -36,7 +36,7 @@ def test_a_shorter_run_is_compared_with_the_beginning() -> None:
         ([math.inf, 3.0, 2.0, 1.0], (1,)),
     ],
 )
-def test_the_band(losses: list[float], outside: tuple[int, ...]) -> None:
+def test_losses_outside_of_the_band_are_named(losses: list[float], outside: tuple[int, ...]) -> None:
     found = CURVE.deviation(losses)
     assert found.outside == outside
     assert found.is_inside is (not outside)

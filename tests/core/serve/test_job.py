@@ -16,7 +16,7 @@ from core.errors import UserError
 from core.serve.job import ServeJob
 from core.serve.options import KEY_VARIABLE, ServerAddress
 from tests.core.chat.test_session import add_adapter, make_run
-from tests.waiting import wait_for
+from tests.waiting import has_ended, wait_for
 
 
 class Started:
@@ -111,11 +111,4 @@ def test_it_ends_with_the_process_that_started_it() -> None:
 
     done = subprocess.run([sys.executable, "-c", program, str(run.path)], capture_output=True, text=True, timeout=60)
     pid = int(done.stdout)
-    wait_for(lambda: not Path(f"/proc/{pid}").exists() or "Z" in _state(pid), 10, "the server to end")
-
-
-def _state(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return "Z"
+    wait_for(lambda: has_ended(pid), 10, "the server to end")

@@ -56,7 +56,7 @@ def trained_ids(family: Family, example: Example) -> list[int]:
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: str(family.name))
 @pytest.mark.parametrize("first", [0, 1], ids=["with a system prompt", "without"])
-def test_a_conversation(family: Family, first: int) -> None:
+def test_a_conversation_is_served_as_it_is_trained_and_asked(family: Family, first: int) -> None:
     turns = TALK[first:]
     messages = [turn.fields() for turn in turns[:-1]]
     served = served_ids(family, messages, [])

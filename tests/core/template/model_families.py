@@ -52,7 +52,8 @@ _JSON_CALLS = """\
 {{- call.function.arguments | tojson }}{{- '}\\n</tool_call>' }}
 {%- endfor %}"""
 
-#: Thinking told by a line of its own system prompt; turned off, an empty block is in the prompt and in all turns.
+#: Thinking told by a variable or by a word of the system prompt, which the template takes out of it; turned off, an
+#: empty block is in the prompt and in all turns. Calls of tools are in no turn, and their answers are the user's.
 SMOLLM3 = Family(
     name="smollm3",
     kind="words",
@@ -60,11 +61,13 @@ SMOLLM3 = Family(
     stops=("<|im_end|>", "<|endoftext|>"),
     marked="""\
 {%- set thinks = enable_thinking if enable_thinking is defined else true %}
+{%- set own = messages[0].content if messages[0].role == 'system' else '' %}
+{%- if '/no_think' in own %}{% set thinks = false %}{% elif '/think' in own %}{% set thinks = true %}{% endif %}
 {%- set empty = '' if thinks else '<think>\\n\\n</think>\\n' %}
-{{- '<|im_start|>system\\nReasoning Mode: ' + ('/think' if thinks else '/no_think') + '\\n\\n' }}
-{{- messages[0].content if messages[0].role == 'system' else 'You are an assistant.' }}{{ '<|im_end|>\\n' }}
+{{- '<|im_start|>system\\nToday: ' + strftime_now('%Y') + '\\nMode: ' + ('/think' if thinks else '/no_think') + '\\n' }}
+{{- own.replace('/no_think', '').replace('/think', '').rstrip() or 'You are an assistant.' }}{{ '<|im_end|>\\n' }}
 {%- for message in messages %}
-{%- if message.role == 'user' %}{{ '<|im_start|>user\\n' + message.content + '<|im_end|>\\n' }}
+{%- if message.role in ('user', 'tool') %}{{ '<|im_start|>user\\n' + message.content + '<|im_end|>\\n' }}
 {%- elif message.role == 'assistant' %}
 {{- '<|im_start|>assistant\\n' + empty }}{% generation %}
 {{- message.content.lstrip('\\n') + '<|im_end|>' }}{% endgeneration %}{{ '\\n' }}
@@ -73,37 +76,52 @@ SMOLLM3 = Family(
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' + empty }}{% endif %}""",
 )
 
-#: The tools before the last question only, calls with a token between name and arguments, no generation prompt.
+#: A system prompt of its own with the date, the tools before the last question only, no generation prompt. A call has
+#: an id of nine characters and no text with it; turns that do not alternate are refused.
 MISTRAL_SMALL = Family(
     name="mistral-small",
     kind="words",
     specials=(
         *("<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[AVAILABLE_TOOLS]"),
-        *("[/AVAILABLE_TOOLS]", "[TOOL_CALLS]", "[ARGS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]"),
+        *("[/AVAILABLE_TOOLS]", "[TOOL_CALLS]", "[CALL_ID]", "[ARGS]", "[TOOL_RESULTS]", "[TOOL_CONTENT]"),
+        "[/TOOL_RESULTS]",
     ),
     stops=("</s>",),
     bos="<s>",
     marked=_LAST_QUESTION
     + """\
 {{- bos_token }}
+{%- set own = messages[0].role == 'system' %}
+{%- set count = namespace(turns=0) %}
+{%- set turns = messages[1:] if own else messages %}
+{%- for message in turns %}
+{%- if message.role != 'tool' and not message.get('tool_calls') %}
+{%- if (message.role == 'user') != (count.turns % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}
+{%- set count.turns = count.turns + 1 %}
+{%- endif %}
+{%- endfor %}
+{{- '[SYSTEM_PROMPT]' + (messages[0].content if own else 'Today is ' + strftime_now('%Y') + '.') + '[/SYSTEM_PROMPT]' }}
 {%- for message in messages %}
-{%- if message.role == 'system' %}{{ '[SYSTEM_PROMPT]' + message.content + '[/SYSTEM_PROMPT]' }}
-{%- elif message.role == 'user' %}
+{%- if message.role == 'user' %}
 {%- if tools and loop.index0 == ns.last %}
 {{- '[AVAILABLE_TOOLS]' }}{{ tools | tojson }}{{ '[/AVAILABLE_TOOLS]' }}
 {%- endif %}
 {{- '[INST]' + message.content + '[/INST]' }}
-{%- elif message.role == 'tool' %}{{ '[TOOL_RESULTS]' + message.content + '[/TOOL_RESULTS]' }}
-{%- else %}{% generation %}{{ message.content }}
-{%- for call in message.tool_calls or [] %}
-{{- '[TOOL_CALLS]' + call.function.name + '[ARGS]' }}{{ call.function.arguments | tojson }}
+{%- elif message.role == 'tool' %}
+{%- if message.tool_call_id | default('') | length != 9 %}{{ raise_exception('9 in ids!') }}{% endif %}
+{{- '[TOOL_RESULTS]' + message.tool_call_id + '[TOOL_CONTENT]' + message.content + '[/TOOL_RESULTS]' }}
+{%- elif message.role == 'assistant' %}{% generation %}
+{%- for call in message.get('tool_calls') or [] %}
+{%- if call.id | default('') | length != 9 %}{{ raise_exception('9 in ids!') }}{% endif %}
+{{- '[TOOL_CALLS]' + call.function.name + '[CALL_ID]' + call.id + '[ARGS]' }}{{ call.function.arguments | tojson }}
 {%- endfor %}
-{{- eos_token }}{% endgeneration %}
+{{- ('' if message.get('tool_calls') else message.content) + eos_token }}{% endgeneration %}
 {%- endif %}
 {%- endfor %}""",
 )
 
-#: The same with the tools at the beginning, and reasoning as a part of the content, which stays in later turns.
+#: The same with text beside calls, no ids, the tools at the beginning, and reasoning as a part of the content, which
+#: stays in later turns.
 MINISTRAL3 = Family(
     name="ministral-3",
     kind="words",
@@ -124,6 +142,7 @@ MINISTRAL3 = Family(
 {%- endmacro %}
 {%- if messages[0].role == 'system' %}
 {{- '[SYSTEM_PROMPT]' + shown(messages[0].content) + '[/SYSTEM_PROMPT]' }}
+{%- else %}{{ '[SYSTEM_PROMPT]Draft your thoughts first.[/SYSTEM_PROMPT]' }}
 {%- endif %}
 {%- if tools %}{{ '[AVAILABLE_TOOLS]' }}{{ tools | tojson }}{{ '[/AVAILABLE_TOOLS]' }}{% endif %}
 {%- for message in messages %}
@@ -138,7 +157,8 @@ MINISTRAL3 = Family(
 {%- endfor %}""",
 )
 
-#: Calls in the syntax of Python; the last turn ends with the end of text, earlier ones with the end of a turn.
+#: A system turn of its own where there is none; calls in the syntax of Python; the last turn ends with the end of text,
+#: earlier ones with the end of a turn.
 OLMO3 = Family(
     name="olmo3",
     kind="words",
@@ -146,6 +166,7 @@ OLMO3 = Family(
     stops=("<|endoftext|>", "<|im_end|>"),
     one_row=False,
     marked="""\
+{%- if messages[0].role != 'system' %}{{ '<|im_start|>system\\nYou have no functions.<|im_end|>\\n' }}{% endif %}
 {%- for message in messages %}
 {%- if message.role == 'system' %}
 {{- '<|im_start|>system\\n' + message.content }}
@@ -180,7 +201,33 @@ OLMO3_THINK = replace(
     ).replace("assistant\\n' }}{% endif %}", "assistant\\n<think>' }}{% endif %}"),
 )
 
-#: Roles between two tokens, the end of text after every turn.
+#: Roles between two tokens, the end of text after every turn, a system prompt of its own with the date; tools have a
+#: role, their calls are in no turn.
+GRANITE3 = Family(
+    name="granite3",
+    kind="words",
+    specials=("<|end_of_text|>", "<|start_of_role|>", "<|end_of_role|>"),
+    stops=("<|end_of_text|>",),
+    marked="""\
+{%- macro turn(role, text) %}
+{{- '<|start_of_role|>' + role + '<|end_of_role|>' + text + '<|end_of_text|>\\n' }}
+{%- endmacro %}
+{%- if messages[0].role == 'system' %}{{ turn('system', messages[0].content) }}
+{%- else %}
+{{- turn('system', 'Today: ' + strftime_now('%Y') + '.' + (' Write your thoughts first.' if thinking else '')) }}
+{%- endif %}
+{%- if tools %}{{ turn('available_tools', tools | tojson) }}{% endif %}
+{%- for message in messages %}
+{%- if message.role == 'assistant' %}
+{{- '<|start_of_role|>assistant<|end_of_role|>' }}{% generation %}
+{{- message.content + '<|end_of_text|>' }}{% endgeneration %}{{ '\\n' }}
+{%- elif message.role != 'system' %}{{ turn(message.role, message.content) }}
+{%- endif %}
+{%- if loop.last and add_generation_prompt %}{{ '<|start_of_role|>assistant<|end_of_role|>' }}{% endif %}
+{%- endfor %}""",
+)
+
+#: The same roles; calls in the assistant's turns, their answers in the user's.
 GRANITE4 = Family(
     name="granite4",
     kind="words",
@@ -344,6 +391,23 @@ PHI4 = Family(
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant<|im_sep|>' }}{% endif %}""",
 )
 
+#: No text between turns, and the end of text after a conversation that no answer is asked of.
+PHI4_MINI = Family(
+    name="phi4-mini",
+    kind="words",
+    specials=("<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"),
+    stops=("<|end|>", "<|endoftext|>"),
+    eos="<|endoftext|>",
+    marked="""\
+{%- for message in messages %}
+{{- '<|' + message.role + '|>' }}
+{%- if message.role == 'assistant' %}{% generation %}{{ message.content + '<|end|>' }}{% endgeneration %}
+{%- else %}{{ message.content + '<|end|>' }}
+{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|assistant|>' }}{% else %}{{ eos_token }}{% endif %}""",
+)
+
 #: Thinking told by a token in the system turn, and after the answer of a tool begun by the prompt.
 GEMMA4_THINKING = Family(
     name="gemma4-thinking",
@@ -399,9 +463,10 @@ MODEL_FAMILIES: dict[str, tuple[ModelFamily, ...]] = {
     "mistral3": (ModelFamily(MISTRAL_SMALL, tools=True),),
     "ministral3": (ModelFamily(MINISTRAL3, "parts", tools=True),),
     "glm4_moe_lite": (ModelFamily(GLM47, "reasoning_content", tools=True, switch=True),),
-    "phi3": (ModelFamily(PHI3), ModelFamily(PHI4)),
+    "phi3": (ModelFamily(PHI3), ModelFamily(PHI4), ModelFamily(PHI4_MINI)),
     "smollm3": (ModelFamily(SMOLLM3, "content", switch=True),),
     "lfm2": (ModelFamily(LFM2, "thinking", tools=True),),
     "olmo3": (ModelFamily(OLMO3, tools=True), ModelFamily(OLMO3_THINK, "content", tools=True)),
-    "granite": (ModelFamily(GRANITE4, tools=True),),
+    "granite": (ModelFamily(GRANITE3, "content"),),
+    "granitemoehybrid": (ModelFamily(GRANITE4, tools=True),),
 }

@@ -133,3 +133,26 @@ def test_a_prompt_that_begins_reasoning_after_an_answer_of_a_tool_asks_for_some(
     example = with_tools()
     found = learned_turns(mask(model.told("off"), example))
     assert sorted(found) == sorted(expected(model, "off", example))
+
+
+@pytest.mark.parametrize("word", ["/no_think", "/think"])
+def test_a_word_of_the_system_prompt_has_the_last_word_on_thinking(word: str) -> None:
+    (model,) = MODEL_FAMILIES["smollm3"]
+    turns = (Message("system", f"Be brief. {word}"), Message("user", "count"), Message("assistant", "one"))
+    thinking: Thinking = "on" if word == "/no_think" else "off"
+    found = learned_turns(mask(model.told(thinking), Example(messages=turns)))
+    assert found == expected(model, thinking, Example(messages=turns))
+    prompt = model.family.tokenizer().decode(found[0][0])
+    assert prompt.endswith("</think>\n") == (word == "/no_think")
+    reasoned = Example(messages=(*turns[:2], Message("assistant", "one", reasoning="I count up.")))
+    if word == "/no_think":
+        assert "ends the reasoning" in refusal(model.told(thinking), reasoned).message
+    else:
+        assert learned_turns(mask(model.told(thinking), reasoned)) == expected(model, thinking, reasoned)
+
+
+def test_calls_that_a_template_leaves_out_are_refused() -> None:
+    for name in ("granite", "smollm3"):
+        (model,) = MODEL_FAMILIES[name]
+        error = refusal(model.family, with_tools())
+        assert (error.code, "leaves out a tool call" in error.message) == ("template_drops", True)

@@ -199,6 +199,15 @@ def test_a_call_after_reasoning_that_the_prompt_begins_is_learned_with_it() -> N
     assert '"name": "add"' in answer
 
 
+def test_a_block_of_another_name_that_the_template_leaves_out_is_ended_by_that_name() -> None:
+    other = DEEPSEEK_R1.template.replace("think>", "thought>")
+    assert other != DEEPSEEK_R1.template
+    family = dataclasses.replace(DEEPSEEK_R1, marked=other)
+    assert said(family, talk("q", "yes", reasoning="hm")) == ["hm\n</thought>\n\nyes<｜end▁of▁sentence｜>"]
+    assert refusal(family, talk("q", "yes")).code == "no_reasoning"
+    assert refusal(family, talk("q", "<think>\nhm\n</think>\n\nyes")).code == "template_rewrites"
+
+
 def test_a_prompt_that_begins_reasoning_in_plain_words_needs_some() -> None:
     opening = "My thoughts:\\n"
     template = SMOLLM2.template.replace(

@@ -93,7 +93,9 @@ def test_parked_by_hand_it_waits_for_somebody(recorder: Recorder) -> None:
     assert waiting.ask("park")["state"] == "parked"
     wait_for(lambda: recorder.state.parked == PARKED_BY_HAND, 20, "the park to be heard")
     waiting.claim = None
-    assert waiting.ask("generate")["error"] == "The run is parked: its model is not in memory."
+    refused = waiting.ask("generate")
+    assert refused["error"] == "The run is parked: its model is not in memory."
+    assert (refused["hint"], refused["action"]) == ("Let it go on first.", "resume")
     assert waiting.ask("pause")["ok"] is True
     assert waiting.result is None
     assert waiting.ask("resume")["state"] == "training"

@@ -4,23 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
-
-from textual.pilot import Pilot
 
 from tests.families.published_models import published_config
 from tests.tui.config_panes import type_value
+from tests.tui.controllers.whole_app import ready, value
 from tests.tui.harness import pane_of, screen_text, wait_for
 from tui.app import LocaltuneApp
-
-
-def value(app: LocaltuneApp, name: str) -> Any:
-    assert app.state.document is not None
-    return app.state.document.get(name)
-
-
-async def ready(pilot: Pilot[Any], app: LocaltuneApp) -> None:
-    await wait_for(pilot, lambda: app.state.document is not None and pane_of(app, "config").form.fields)
 
 
 async def test_another_base_brings_its_own_advice_as_one_edit(tmp_path: Path, home: Path) -> None:

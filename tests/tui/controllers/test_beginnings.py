@@ -12,6 +12,7 @@ from textual.pilot import Pilot
 from core.presets import begin
 from tests.families.published_models import published_config
 from tests.tui.config_panes import type_value
+from tests.tui.controllers.whole_app import ready, value
 from tests.tui.harness import pane_of, screen_text, wait_for
 from tui.app import LocaltuneApp
 from tui.messages import DatasetChosen
@@ -28,18 +29,9 @@ def write_rows(path: Path, count: int) -> Path:
     return path
 
 
-async def ready(pilot: Pilot[Any], app: LocaltuneApp) -> None:
-    await wait_for(pilot, lambda: app.state.document is not None and pane_of(app, "config").form.fields)
-
-
 async def settled(pilot: Pilot[Any], app: LocaltuneApp) -> None:
     await wait_for(pilot, lambda: not app.beginnings.is_pending, 30)
     await pilot.pause()
-
-
-def value(app: LocaltuneApp, name: str) -> Any:
-    assert app.state.document is not None
-    return app.state.document.get(name)
 
 
 async def test_t_brings_a_preset_and_held_out_rows_as_one_edit(tmp_path: Path, home: Path) -> None:

@@ -19,6 +19,8 @@ from core.runs import events
 from core.runs.client import ControlClient
 from core.runs.history import read_history
 from core.runs.process import start_identity
+from core.runs.protocol import refusal
+from core.runs.ways import ActionError
 from tests.tui.harness import asks, screen_lines, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tests.tui.test_app import record_commands
@@ -298,6 +300,24 @@ async def test_a_refusal_keeps_what_was_typed(home: Path, monkeypatch: pytest.Mo
         await wait_for(pilot, lambda: values(screen) == ["2e-4", "5", *5 * [""]])
         await pilot.press("escape")
         await wait_for(pilot, lambda: not isinstance(app.screen, RunSettings))
+
+
+async def test_a_refusal_names_the_key_of_what_helps(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ScriptedRun(home).train_to(30)
+    error = ActionError("The run is parked: its model is not in memory.", "Let it go on first.", "resume")
+
+    def refuse(_: ControlClient, command: str, args: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        yield {"ok": False, **refusal(error)}
+
+    monkeypatch.setattr(ControlClient, "_exchange", refuse)
+    async with LocaltuneApp().run_test(size=(80, 24)) as pilot:
+        app = await attached(pilot)
+        await settings(pilot)
+        await pilot.press("tab", *"50", "enter")
+        await wait_for(pilot, lambda: "not in memory. Let it go on first: p in the Train pane." in words(app))
+        await pilot.press("escape", "c")
+        await wait_for(pilot, lambda: isinstance(app.screen, ChoiceDialog))
+        await wait_for(pilot, lambda: "Let it go on first: p in the Train pane." in words(app))
 
 
 async def test_settings_show_what_holds_and_the_log_tells_changes_in_words(home: Path) -> None:

@@ -18,6 +18,7 @@ from core.runs.events import StepEvent, encode_event
 from core.runs.state import RunState
 from core.runs.store import Run, create_run
 from tests.core.models.spoiling import copy_model
+from tests.tui.config_panes import write_startable
 from tests.tui.harness import pane_of, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tests.tui.test_typing_ahead import type_at_once
@@ -34,6 +35,12 @@ class Started(list[Config]):
 
 
 @pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """A configuration of forty rows."""
+    return write_startable(tmp_path)
+
+
+@pytest.fixture
 def started(home: Path, monkeypatch: pytest.MonkeyPatch) -> Started:
     """Starts of runs, recorded; each is a live run of a scripted worker."""
     found = Started()
@@ -46,15 +53,6 @@ def started(home: Path, monkeypatch: pytest.MonkeyPatch) -> Started:
 
     monkeypatch.setattr("core.launch.launcher.start_run", start_run)
     return found
-
-
-@pytest.fixture
-def config(tmp_path: Path) -> Path:
-    """A configuration of forty rows."""
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": f"row {n}"}) + "\n" for n in range(40)))
-    path = tmp_path / "mine.toml"
-    path.write_text('[data]\ntrain = "rows.jsonl"\n[train]\nlearning_rate = 3e-4\n')
-    return path
 
 
 async def ready(pilot: Pilot[Any], app: LocaltuneApp) -> None:

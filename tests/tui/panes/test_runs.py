@@ -10,7 +10,7 @@ import pytest
 
 from core.queue import store
 from core.runs import glimpse
-from core.runs.labels import Labels, read_labels
+from core.runs.labels import Labels, read_labels, write_labels
 from core.runs.trash import list_trash
 from tests.core.queue.helpers import add
 from tests.tui.harness import asks, pane_of, screen_lines, screen_text, wait_for
@@ -171,6 +171,22 @@ async def test_names_tags_notes_and_the_archive(home: Path) -> None:
         await pilot.press("g", "a")
         await wait_for(pilot, lambda: not read_labels(second.run.path).archived)
         assert read_labels(first.run.path) == Labels()
+
+
+async def test_a_label_keeps_what_another_one_has_written_meanwhile(home: Path) -> None:
+    _, second = two_runs(home)
+    app = LocaltuneApp()
+    async with app.run_test(size=(120, 34)) as pilot:
+        await wait_for(pilot, lambda: pane_of(app, "runs") is not None)
+        await pilot.press("5")
+        await wait_for(pilot, lambda: "5 Runs · 2" in screen_text(app))
+        await pilot.press("N")
+        await wait_for(pilot, lambda: "what to remember of it" in screen_text(app))
+        # As 'localtune-tui label' does while the question is open.
+        write_labels(second.run.path, Labels("more data", ("keep",)))
+        await pilot.press(*"too hot", "enter")
+        await wait_for(pilot, lambda: read_labels(second.run.path).note == "too hot")
+        assert read_labels(second.run.path) == Labels("more data", ("keep",), "too hot")
 
 
 async def test_the_list_is_sorted_by_figures_of_runs_out_of_sight(home: Path) -> None:

@@ -11,9 +11,9 @@ from textual.pilot import Pilot
 from core.config.document import ConfigDocument
 from tests.core.hub.conftest import rows
 from tests.core.hub.fake_hub import FakeHub, Repository, running_hub
+from tests.tui.data_panes import RecordingPane
 from tests.tui.harness import PaneApp, paste, screen_text, wait_for
 from tui.data_paths import data_paths, entry_text, path_text
-from tui.messages import DatasetChosen
 from tui.panes.config.model import ConfigModel
 from tui.panes.data.pane import DataPane
 from tui.screens import fetch
@@ -29,17 +29,6 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
         monkeypatch.setenv("HF_ENDPOINT", found.endpoint)
         found.datasets["me/set"] = Repository({"train.jsonl": rows(1, 2), "test.jsonl": rows(9)})
         yield found
-
-
-class RecordingPane(DataPane):
-    """A pane that records its messages to the app."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.chosen: list[DatasetChosen] = []
-
-    def on_dataset_chosen(self, message: DatasetChosen) -> None:
-        self.chosen.append(message)
 
 
 async def ask(pilot: Pilot[None], entry: str = ENTRY) -> None:

@@ -18,10 +18,17 @@ from core.queue.status import RunnerStatus
 from core.runs.events import GovernorEvent, NoticeEvent
 from tests.core.models.architecture import published
 from tests.core.queue.helpers import add, config_for, states
+from tests.tui.config_panes import write_startable
 from tests.tui.harness import HOSTILE, asks, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
 from tui.screens.queue import QueueScreen
+
+
+@pytest.fixture
+def config(tmp_path: Path, home: Path) -> Path:
+    """A configuration that may be added, with a model that is only described."""
+    return write_startable(tmp_path)
 
 
 @pytest.fixture
@@ -41,15 +48,6 @@ def runner(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(status, "stop_runner", stop)
     return asked
-
-
-@pytest.fixture
-def config(tmp_path: Path, home: Path) -> Path:
-    """A configuration that may be added, with a model that is only described."""
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": f"row {n}"}) + "\n" for n in range(40)))
-    path = tmp_path / "mine.toml"
-    path.write_text('[data]\ntrain = "rows.jsonl"\n[train]\nlearning_rate = 3e-4\n')
-    return path
 
 
 @pytest.fixture(autouse=True)
@@ -116,6 +114,8 @@ async def test_times_by_the_plan_are_marked_and_the_mark_is_told(
     (tmp_path / "config.json").write_text(json.dumps(published.LLAMA_3_8B))
     sections: dict[str, dict[str, Any]] = {"model": {"base": str(tmp_path)}, "train": {"max_steps": 10_000}}
     add("first", "second", hardware={"device": "auto"}, **sections)
+    short = sections | {"train": {"max_steps": 10_000, "max_hours": 0.5}}
+    add("short", hardware={"device": "auto"}, **short)
     add("another", train={"max_steps": 10})
     app = LocaltuneApp()
     async with app.run_test(size=(80, 24)) as pilot:
@@ -123,6 +123,8 @@ async def test_times_by_the_plan_are_marked_and_the_mark_is_told(
         await wait_for(pilot, lambda: "* by the plan: no run of this kind yet" in screen_text(app))
         lines = {name: line for line in screen_text(app).splitlines() for name in ("first", "another") if name in line}
         assert re.search(r"waiting +takes ~\d+h \d\dm\* +first", lines["first"])
+        assert re.search(r"waiting +takes ~30m 00s\*\^ +short", screen_text(app))
+        assert "no run of this kind yet · ^ ends early by train.max_hours" in screen_text(app)
         assert "takes" not in lines["another"], "a model that is not here"
         # With a runner they have a day and an hour each.
         monkeypatch.setattr("core.queue.view.read_status", lambda: RunnerStatus(pid=1, pid_started="x", doing="waits"))

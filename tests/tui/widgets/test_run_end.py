@@ -61,7 +61,7 @@ def test_a_finish_says_what_was_gained_and_what_to_do_next() -> None:
 
 
 @pytest.mark.parametrize("width", [40, 58, 78, 198])
-def test_it_fits(width: int) -> None:
+def test_lines_are_no_wider_than_the_pane(width: int) -> None:
     for result in (FINISHED, STOPPED, replace(FINISHED, reason="no lower held-out loss in 4 evaluations " * 4)):
         # The first line is wrapped by its widget where it has to be.
         assert max(map(len, lines(result, width)[1:])) <= max(width, 42)

@@ -21,8 +21,10 @@ from core.errors import UserError
 from core.text import one_line
 from tui.datasets.summary import counted
 from tui.keys import bindings, display_key
-from tui.messages import AnswerAwaited, ExportRequested, ServeRequested
+from tui.messages import AnswerAwaited, ServeRequested
 from tui.panes.base import Pane
+from tui.panes.chat.exporting import wanted_export
+from tui.panes.chat.invitation import invite
 from tui.panes.chat.keeping import offer_to_keep
 from tui.panes.chat.partner import Partner
 from tui.panes.chat.session_holder import SessionHolder
@@ -81,7 +83,7 @@ class ChatPane(Pane):
         self._edited: Exchange | None = None
         self._set_aside = ""
         self._current: Exchange | None = None
-        self._holder = SessionHolder(open_session)
+        self._holder = SessionHolder(open_session, lambda action, run: self.keys.way(action, run))
         self._flush: Timer | None = None
 
     def compose(self) -> ComposeResult:
@@ -232,35 +234,8 @@ class ChatPane(Pane):
             self.transcript.remove_children()
 
     def _show_target(self) -> None:
-        empty = self.query_one("#chat-empty", StartHere)
-        if self.target is None:
-            empty.explain(
-                "Nothing to talk to yet.",
-                [
-                    (
-                        self.keys["app.start"].display,
-                        "Start a run; its model answers here while it trains",
-                    ),
-                    (self.keys["app.runs"].display, "Open a run that has ended, and talk to what it made"),
-                ],
-            )
-        elif not self.partner.has_weights:
-            again = (self.keys["app.start"].display, "Start a run; its model answers here while it trains")
-            empty.explain(
-                "This run ended before it saved anything, so there is no model to ask.",
-                [again, (self.keys["app.runs"].display, "Open another run, and talk to what it made")],
-            )
-        else:
-            empty.explain(self.partner.invitation, self._invitation_keys())
+        invite(self.query_one("#chat-empty", StartHere), self.partner, self.keys)
         self._refresh()
-
-    def _invitation_keys(self) -> list[tuple[str, str]]:
-        named = ("chat.source", "chat.both", "chat.compare")
-        toggles = [(self.keys[name].display, self.keys[name].help) for name in named]
-        return [
-            (self.keys["chat.write"].display, "Write to the model below; enter sends, esc leaves the prompt"),
-            *(toggles if self.partner.has_adapter else []),
-        ]
 
     def _refresh(self) -> None:
         """Update title and hints, and show or hide the parts."""
@@ -551,31 +526,15 @@ class ChatPane(Pane):
 
     def action_export(self) -> None:
         """Export the model that answers; of several the first that was trained."""
-        from core.runs.store import has_weights
-        from core.runs.trained import find_run_at
-
-        run, step = self.partner.run, None
-        source = self.partner.trained_one(self.sources)
-        if run is None:
-            self._say("This model was not trained here: there is nothing to export.", "$near")
+        try:
+            wanted = wanted_export(self.partner, self.sources, self.keys["chat.source"].display)
+        except UserError as error:
+            self._say(f"✗ {error.message}", "$limit")
             return
-        if source is None:
-            other = self.keys["chat.source"].display
-            self._say(f"The base answers, which was not trained here; {other} lets the tuned one answer.", "$near")
-            return
-        if os.path.isfile(source):
-            self._say(f"It is an export already: {source}", "$near")
-            return
-        if source != TUNED:
-            try:
-                run, step = find_run_at(source)
-            except UserError as error:
-                self._say(f"✗ {error.message}", "$limit")
-                return
-        if not has_weights(run):
-            self._say("There is nothing to export yet: no checkpoint has been saved.", "$near")
-            return
-        self.post_message(ExportRequested(run, step))
+        if isinstance(wanted, str):
+            self._say(wanted, "$near")
+        else:
+            self.post_message(wanted)
 
     def action_clear(self) -> None:
         """Begin a new conversation with the same model; in an empty one, bring the former one back."""
@@ -704,33 +663,17 @@ class ChatPane(Pane):
             self.app.call_from_thread(self._choose_transcript, run, list_transcripts(run))
 
     def _choose_transcript(self, run: Run, found: list[KeptConversation]) -> None:
-        from core.chat.transcripts import remove_transcript
-        from tui.screens.pick import Discard, Pick, PickScreen
+        from tui.panes.chat.former import offer_former
 
-        if not found:
-            self._say("No conversation was kept with this run yet.", "$near")
-            return
-
-        def chosen(identity: str | None) -> None:
-            one = next((each for each in found if each.id == identity), None)
-            if one is not None and run == self.target:
+        def take_up(one: KeptConversation) -> None:
+            if run == self.target:
                 self.take_up(one.dialogue(), "")
                 self._say(f"The conversation of {one.when} is back.")
 
-        by_id = {one.id: one for one in found}
-        picks = [Pick(one.id, one.title, one.when) for one in found]
-        # The present one would be written again.
-        others = frozenset(by_id) - {self.dialogue.id}
-
-        def discard(identity: str) -> None:
-            try:
-                remove_transcript(by_id[identity])
-            except UserError as error:
-                self._say(str(error), "$error")
-
-        if run == self.target:
-            title = "Conversations of this run"
-            self.app.push_screen(PickScreen(title, picks, self.dialogue.id, discard=Discard(others, discard)), chosen)
+        if not found:
+            self._say("No conversation was kept with this run yet.", "$near")
+        elif run == self.target:
+            offer_former(self, found, self.dialogue.id, take_up, self._say)
 
     @on(PromptInput.PageWanted)
     def _page_wanted(self, message: PromptInput.PageWanted) -> None:

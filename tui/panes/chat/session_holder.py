@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from core.errors import UserError
+from core.runs.ways import Ways, by_command
 
 if TYPE_CHECKING:
     from core.chat.engine import Progress
@@ -20,14 +21,17 @@ if TYPE_CHECKING:
 
 
 class SessionHolder:
-    """One target, and the session on it once it is open. ``answer`` belongs in a thread, the rest is for any.
+    """Holder of the chat's target, and of its session once that is open.
+
+    ``answer`` belongs in a thread; the rest is for any.
 
     Args:
         open_session: Opens a session; the real one where None.
+        ways: The words for an action that helps where a live run refuses.
     """
 
-    def __init__(self, open_session: SessionFactory | None = None) -> None:
-        self._factory = open_session
+    def __init__(self, open_session: SessionFactory | None = None, ways: Ways = by_command) -> None:
+        self._factory, self._ways = open_session, ways
         self._session: ChatSession | None = None
         self._retired: list[ChatSession] = []
         self._target: Target | None = None
@@ -164,4 +168,4 @@ class SessionHolder:
             return self._factory(target)
         from core.chat.session import open_session
 
-        return open_session(target)
+        return open_session(target, ways=self._ways)

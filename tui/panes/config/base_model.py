@@ -25,7 +25,7 @@ class NamedBase:
 
 @dataclass(frozen=True)
 class BaseFinding:
-    """What is wrong with a base model; nothing with an empty sentence."""
+    """Finding about a base model: what is wrong with it; nothing where the sentence is empty."""
 
     base: NamedBase
     sentence: str = ""

@@ -8,6 +8,7 @@ from core.errors import UserError
 from core.memory.plan import RECLAIMABLE
 from core.models.find import find_model
 from core.quantization.job import known_sentence
+from core.runs.early_end import tell_early_end
 from core.runs.estimate import Estimate, tell_basis
 from core.runs.forecast import forecast_here
 from core.runs.pace import PaceBook
@@ -70,4 +71,5 @@ def _time(guess: Estimate | None, *, is_measured: bool) -> str:
         return ""
     hours, most = guess.watt_hours, "at most " if guess.by == "plan" else ""
     energy = f" · {most}{hours:.{1 if hours < 9.95 else 0}f} Wh" if hours is not None else ""
-    return f"about {format_duration(guess.seconds)}{energy} · {one_line(tell_basis(guess), 120)}"
+    end = f" · {tell_early_end(guess.early_end)}" if guess.early_end is not None else ""
+    return f"about {format_duration(guess.seconds)}{energy}{end} · {one_line(tell_basis(guess), 120)}"

@@ -25,6 +25,7 @@ from tui.keys import bindings
 from tui.saving import save_text
 from tui.screens.compare.tables import answer_lines, fact_tables
 from tui.screens.overlay import Overlay
+from tui.screens.scrolling import Way, scroll
 from tui.shell import shell_of
 from tui.widgets.charts.chart_data import ChartData, Curve
 from tui.widgets.charts.line_chart import LineChart
@@ -240,18 +241,9 @@ class CompareScreen(Overlay[None]):
         self.toggle_class("-zoomed")
         self._show()
 
-    def action_scroll(self, where: str) -> None:
+    def action_scroll(self, way: Way) -> None:
         """Scroll in the tables."""
-        box = self.query_one(VerticalScroll)
-        ways = {
-            "down": box.scroll_down,
-            "up": box.scroll_up,
-            "page_down": box.scroll_page_down,
-            "page_up": box.scroll_page_up,
-            "home": box.scroll_home,
-            "end": box.scroll_end,
-        }
-        ways[where](animate=False)
+        scroll(self.query_one(VerticalScroll), way)
 
     def action_back(self) -> None:
         """Leave."""

@@ -64,7 +64,7 @@ class _Read(Message):
 
 
 class _Searched(Message):
-    """All places have been searched."""
+    """The search for models is over."""
 
 
 @dataclass(frozen=True)

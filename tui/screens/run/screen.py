@@ -24,6 +24,7 @@ from core.text import one_line
 from tui.keys import bindings
 from tui.screens.overlay import Overlay
 from tui.screens.run import parts
+from tui.screens.scrolling import Way, scroll
 from tui.shell import shell_of
 from tui.widgets.answer_walk import LAYOUT_WORDS
 from tui.widgets.charts.chart_data import ChartData
@@ -245,18 +246,9 @@ class RunScreen(Overlay[None]):
         chart = self.query_one(LineChart)
         chart.log_axis = not chart.log_axis
 
-    def action_scroll(self, where: str) -> None:
+    def action_scroll(self, way: Way) -> None:
         """Scroll in the present part."""
-        box = self._box
-        ways = {
-            "down": box.scroll_down,
-            "up": box.scroll_up,
-            "page_down": box.scroll_page_down,
-            "page_up": box.scroll_page_up,
-            "home": box.scroll_home,
-            "end": box.scroll_end,
-        }
-        ways[where](animate=False)
+        scroll(self._box, way)
 
     def action_back(self) -> None:
         """Leave."""

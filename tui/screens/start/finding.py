@@ -1,4 +1,4 @@
-"""What is found out about a run before it starts, slowly: memory, time, warnings, and where a continued run goes on."""
+"""Slow findings about a run before it starts: memory, time, warnings, and where a continued run goes on."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ def find_plan(config: Config, analysis: Analysis | None, used: int | None, paces
     """
     from core.config.derived import step_count
     from core.models.find import STARTER_NAME, find_model
+    from core.runs.early_end import cut, tell_early_end
     from core.runs.forecast import forecast_here, rough_seconds
     from core.runs.wishes import unmet
 
@@ -43,9 +44,10 @@ def find_plan(config: Config, analysis: Analysis | None, used: int | None, paces
     plan, guess, rows, steps = found.plan, found.estimate, found.rows, step_count(config, used)
     if guess is not None and guess.by == "plan" and rows is None:
         guess = None  # it would be many times too long until the rows are measured
-    seconds = guess.seconds if guess is not None else None
+    seconds, end = (guess.seconds, guess.early_end) if guess is not None else (None, None)
     if seconds is None and steps is not None and rows is not None and rows.tokens:
-        seconds = rough_seconds(config, plan, steps, rows.tokens / max(rows.count, 1))
+        rough = rough_seconds(config, plan, steps, rows.tokens / max(rows.count, 1))
+        seconds, _, end = cut(config, steps, rough, None)
     advice = ""
     if found.fits is False:
         first_advice = f" {found.advice[0].text}" if found.advice else ""
@@ -64,6 +66,7 @@ def find_plan(config: Config, analysis: Analysis | None, used: int | None, paces
         pace_of=guess.run if guess is not None else "",
         is_planned=guess is not None and guess.by == "plan",
         unmet=tuple(unmet(config, guess, time.time())),
+        early_end=tell_early_end(end) if end is not None else "",
     )
 
 

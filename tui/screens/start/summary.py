@@ -103,7 +103,7 @@ class SeenRows:
 
 @dataclass(frozen=True)
 class StartPlan:
-    """What a run will take.
+    """Memory and time that a run will take.
 
     Args:
         parameters: Parameters of the base model; None where unknown.
@@ -117,6 +117,7 @@ class StartPlan:
             tells no power limit.
         pace_of: The earlier run with the pace of the estimate; empty for a guess.
         is_planned: Whether the estimate is by the memory plan; its energy is then the most that it can be.
+        early_end: That a limit ends the run before its last step, in words; empty where none does.
         problem: The reason why nothing is known.
         seconds_per_step: The pace of a run that is continued; None where unknown.
         unmet: The wishes for the night that cannot be met.
@@ -135,6 +136,7 @@ class StartPlan:
     seconds_per_step: float | None = None
     is_planned: bool = False
     unmet: tuple[Unmet, ...] = ()
+    early_end: str = ""
 
 
 @dataclass(frozen=True)
@@ -333,6 +335,8 @@ def _steps(config: Config, found: Found) -> str:
     steps = step_count(config, rows.used)
     if steps is None:
         return "…"
+    if found.plan is not None and found.plan.early_end:
+        return found.plan.early_end
     about = "" if rows.is_exact or train.max_steps is not None else "~"
     passes = f"{exact_number(train.epochs)} {'pass' if train.epochs == 1 else 'passes'} over the rows"
     return f"{about}{counted(steps, 'step')} · {'train.max_steps' if train.max_steps is not None else passes}"

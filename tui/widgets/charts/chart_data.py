@@ -1,4 +1,4 @@
-"""What a chart shows: series, curves, marks, and the axis that they share."""
+"""Data of a chart: series, curves, marks, and the axis that they share."""
 
 from __future__ import annotations
 

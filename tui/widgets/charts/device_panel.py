@@ -38,7 +38,7 @@ _NAME_WIDTH = 6
 
 @dataclass(frozen=True)
 class Around:
-    """What belongs to the meters of a run beside its devices.
+    """Surroundings of a run's device meters: its plan, the machine, its process.
 
     Args:
         planned: What the plan predicts for a device; None: no figure.

@@ -244,6 +244,7 @@ class Plot:
                 name = f"{name} –" if name else "–"
             parts += [(f"{curve.letter} " if name else curve.letter, f"curve-{curve.color}"), (f"{name}  ", "label")]
         x = self.end - sum(len(text) for text, _ in parts)
+        self._keep_off(x)
         for text, style in parts:
             self.frame.put(x, 0, text, style)
             x += len(text)
@@ -266,9 +267,15 @@ class Plot:
         if sum(len(text) for text, _ in [*marks, *parts]) <= self.width * _LEGEND_SHARE:
             parts = [*marks, *parts]
         x = self.end - sum(len(text) for text, _ in parts) - 1
+        self._keep_off(x)
         for text, style in parts:
             self.frame.put(x, 0, text, style)
             x += len(text)
+
+    def _keep_off(self, x: int) -> None:
+        """Let no curve touch the first letter of the legend."""
+        if not self.frame.is_free(x - 1, 0, 1):
+            self.frame.put(x - 1, 0, " ", "label")
 
     def _series_legend(self, data: ChartData) -> list[Cell]:
         ascii_only, shown, second = self.glyphs.name == "ascii", data.main, data.second

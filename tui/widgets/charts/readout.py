@@ -1,4 +1,4 @@
-"""What is at the cursor of a chart, in words."""
+"""Readout of a chart: the values at its cursor, in words."""
 
 from __future__ import annotations
 

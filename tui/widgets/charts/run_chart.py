@@ -1,4 +1,4 @@
-"""What the chart of a run shows: one of its curves, a second one over it, and what happened at its steps."""
+"""Chart of a run: one of its curves, a second one over it, and what happened at its steps."""
 
 from __future__ import annotations
 

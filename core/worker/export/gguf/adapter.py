@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from core.errors import UserError
+from core.export.stages import CONVERTING_ADAPTER
 from core.models.text_part import text_name
 from core.text import one_line
 from core.worker.export.gguf.converter import import_converter, open_model
@@ -76,7 +77,7 @@ def convert_adapter(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
         writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
         writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, alpha)
         for done, (module, pair) in enumerate(sorted(pairs.items())):
-            answers.progress("converting the adapter", done, len(pairs))
+            answers.progress(CONVERTING_ADAPTER, done, len(pairs))
             for name, part in _placed(instance, module, pair, torch).items():
                 writer.add_tensor(f"{name}.lora_a", np.ascontiguousarray(part.down))
                 writer.add_tensor(f"{name}.lora_b", np.ascontiguousarray(part.up))

@@ -17,6 +17,7 @@ from typing import Any
 
 from core.data.conversation import RowError
 from core.errors import UserError
+from core.export.stages import READING_MODEL, WRITING
 from core.template.render import ChatTemplate
 from core.text import one_line
 from core.worker.export.gguf.converter import import_converter, open_model
@@ -66,7 +67,7 @@ def convert(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
     logger.addHandler(warnings)
     try:
         with torch.inference_mode(), plain_tokenizers() as usual:
-            answers.progress("reading the model")
+            answers.progress(READING_MODEL)
             instance = open_model(model, target, _FILE_TYPES[job["quant"]])
             instance.prepare_tensors()
             _prepare_vocabulary(instance, model, job, usual)
@@ -76,7 +77,7 @@ def convert(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
             _limit_context(writer, instance.hparams)
             warnings.refuse_fatal()
             total = sum(tensor.nbytes for tensor in writer.tensors[0].values())
-            with growing(answers, "writing the weights", target, total):
+            with growing(answers, WRITING, target, total):
                 writer.write_header_to_file(path=target)
                 writer.write_kv_data_to_file()
                 writer.write_tensors_to_file()

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from core.errors import UserError
+from core.export.stages import IMPORTANCE, LOADING_MODEL
 from core.worker.export.gguf.ggml import Array, load_ggml
 from core.worker.export.llama.library import Library, as_path, load_library, threads
 from core.worker.process.answers import Answers
@@ -44,7 +45,7 @@ def compute_importance(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
     Raises:
         UserError: If llama.cpp cannot read the file, or computes it in another form than is known here.
     """
-    answers.progress("loading the model")
+    answers.progress(LOADING_MODEL)
     rows = [list(map(int, row)) for row in job["rows"]]
     counter = _Counter(load_library())
     counter.compute(Path(job["source"]), rows, answers)
@@ -99,7 +100,7 @@ class _Counter:
             for row in rows:
                 lib.llama_memory_clear(lib.llama_get_memory(context), True)
                 for begin in range(0, len(row), _BATCH):
-                    answers.progress("computing the importance matrix", done, total)
+                    answers.progress(IMPORTANCE, done, total)
                     done += len(row[begin : begin + _BATCH])
                     self._decode(context, row[begin : begin + _BATCH], begin)
         finally:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
+from core.export.stages import QUANTIZING
 from core.worker.export.llama.library import Library, as_path, load_library, threads
 from core.worker.process.answers import Answers
 from core.worker.process.job import growing, run_job
@@ -40,7 +41,7 @@ def quantize(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
     kept = None
     if job["importance"] is not None:
         kept = _set_importance(library, parameters, Path(job["importance"]), int(job["rows"]))
-    with growing(answers, "quantizing the weights", target, int(job["expected"])):
+    with growing(answers, QUANTIZING, target, int(job["expected"])):
         code = lib.llama_model_quantize(as_path(Path(job["source"])), as_path(target), parameters)
     del kept
     if code != 0:

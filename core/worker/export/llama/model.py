@@ -319,20 +319,12 @@ class GgufModel:
         began = first = time.monotonic()
         room = min(settings.max_new_tokens, max(self.longest_context - len(prompt), 1))
         self._prepare(len(prompt) + room)
-        # At least a token is read again, for its logits.
-        shared = _common(self._cached, prompt[:-1])
-        self._forget(shared)
+        place = self._take_in(prompt, cancelled)
+        if place is None:
+            return GgufAnswer("", [], time.monotonic() - began, 0.0, "cancelled")
         stream = _Text(on_text, settings.stop)
         made: list[int] = []
         finish: Literal["stop", "length", "cancelled"] = "length"
-        place = -1
-        for begin in range(len(self._cached), len(prompt), PIECE_TOKENS):
-            if cancelled():
-                return GgufAnswer("", [], time.monotonic() - began, 0.0, "cancelled")
-            piece = list(prompt[begin : begin + PIECE_TOKENS])
-            place = len(piece) - 1
-            self._decode(piece, begin, [place])
-            self._cached += piece
         sampler = self._sampler(settings, prompt)
         try:
             while True:
@@ -362,6 +354,24 @@ class GgufModel:
         ended = time.monotonic()
         decoded, seconds = (len(made) - 1, ended - first) if len(made) > 1 else (len(made), ended - began)
         return GgufAnswer(stream.text, made, first - began, decoded / max(seconds, 1e-9), finish)
+
+    def _take_in(self, prompt: Sequence[int], cancelled: Callable[[], bool]) -> int | None:
+        """Compute the keys and values of a prompt, without those that stay from the question before.
+
+        Returns:
+            The place of its last token in the batch that was decoded last, where the logits are; None if cancelled.
+        """
+        # At least a token is read again, for its logits.
+        self._forget(_common(self._cached, prompt[:-1]))
+        place = -1
+        for begin in range(len(self._cached), len(prompt), PIECE_TOKENS):
+            if cancelled():
+                return None
+            piece = list(prompt[begin : begin + PIECE_TOKENS])
+            place = len(piece) - 1
+            self._decode(piece, begin, [place])
+            self._cached += piece
+        return place
 
     def _check_finite(self, place: int) -> None:
         if not np.isfinite(self._read(place)).all():

@@ -11,6 +11,7 @@ import numpy as np
 from core.data.conversation import RowError
 from core.directories import Progress
 from core.errors import UserError
+from core.export.stages import MEASURING_FILE
 from core.worker.export.verify.store import LogitsFile, Proof, ProofRow
 
 Logits = np.ndarray[Any, np.dtype[Any]]
@@ -74,7 +75,7 @@ class Figures:
 
 @dataclass
 class Comparison:
-    """What comes of comparing a file."""
+    """Result of comparing a file with the model that was trained."""
 
     figures: dict[str, Figures] = field(default_factory=dict)
     prompts: int = 0
@@ -118,14 +119,14 @@ def compare(proof: Proof, reader: Reader, progress: Progress) -> Comparison:
     result = Comparison({name: Figures() for name in known})
     begin = 0
     for done, (row, greedy) in enumerate(zip(proof.rows, proof.greedy, strict=True)):
-        progress("measuring the file", done, len(proof.rows))
+        progress(MEASURING_FILE, done, len(proof.rows))
         same_prompt = _compare_prompt(row, reader, result)
         _compare_places(row, reader, known, begin, result)
         begin += len(row.positions)
         if greedy:
             result.answers += 1
             result.answers_equal += same_prompt and _answers_so(reader, row.prompt_ids, greedy)
-    progress("measuring the file", len(proof.rows), len(proof.rows))
+    progress(MEASURING_FILE, len(proof.rows), len(proof.rows))
     return result
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from core.directories import Progress
+from core.export.stages import LOADING_FILE
 from core.worker.export.llama.model import GgufModel
 from core.worker.export.llama.template import GgufTemplate
 from core.worker.export.verify.compare import compare
@@ -28,7 +29,7 @@ class GgufReader:
 
     def __init__(self, path: Path, adapter: Path | None, now: datetime | None, progress: Progress) -> None:
         self._model = GgufModel(
-            path, adapter, exact=True, progress=lambda share: progress("loading the file", int(share * 100), 100)
+            path, adapter, exact=True, progress=lambda share: progress(LOADING_FILE, int(share * 100), 100)
         )
         self._now = now
         self._template: GgufTemplate | None = None

@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoTokenizer
 from core.data.conversation import RowError
 from core.directories import Progress
 from core.errors import UserError
+from core.export.stages import LOADING_FILE
 from core.models.description import read_description
 from core.models.text_part import auto_class
 from core.text import one_line
@@ -155,7 +156,7 @@ def compare_plain(
     Raises:
         UserError: If the library cannot load it, or it computes no numbers.
     """
-    progress("loading the file", None, None)
+    progress(LOADING_FILE, None, None)
     now = datetime.fromisoformat(proof.now) if proof.now else None
     reader = PlainReader(directory, adapter, quantized=quantized, now=now, keep_16bit=keep_16bit)
     return compare(proof, reader, progress).to_dict(proof, reader.name)

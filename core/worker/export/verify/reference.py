@@ -19,6 +19,15 @@ from core.config.schema import Config
 from core.config.sixteen_bit import kept_patterns
 from core.directories import Progress
 from core.errors import UserError
+from core.export.stages import (
+    ANSWERING,
+    COMPARING_BASE,
+    LOADING_PLAIN,
+    LOADING_TRAINED,
+    MEASURING_BASE,
+    MEASURING_PLAIN,
+    MEASURING_TRAINED,
+)
 from core.hardware.cpu import memory
 from core.models.adapters import check_adapter
 from core.models.fingerprint import BaseFingerprint
@@ -49,7 +58,7 @@ _WHOLE, _QUANTIZED = 4.0, 1.2
 
 @dataclass(frozen=True)
 class _Way:
-    """How a model is loaded for measuring."""
+    """Precision and device that a model is measured with."""
 
     precision: str
     device: str
@@ -109,27 +118,27 @@ def measure_reference(
     second = plain_base and method == "qlora" and trained.adapter is not None and file is None
     require_room(directory, asked.rows, asked.vocabulary, 3 if second else 2)
     if fingerprint is not None:
-        progress("comparing the base model with that of the training", None, None)
+        progress(COMPARING_BASE, None, None)
         fingerprint.settle()
         fingerprint.require(str(trained.base_sha256), trained.label)
     way = choose_way(config, elements * (_QUANTIZED if method == "qlora" else _WHOLE))
-    progress("loading the trained model", None, None)
+    progress(LOADING_TRAINED, None, None)
     loaded = _load(trained, base, method, way, tokenizer)
     arithmetic = next(name for name, dtype in DTYPES.items() if dtype == loaded.dtype)
     weights = None if file is None else answer_with_file(loaded, base, file)
     measured = _Measurement(loaded, asked, directory, progress)
-    measured.write("trained", "measuring the trained model")
+    measured.write("trained", MEASURING_TRAINED)
     if trained.adapter is not None:
         own = contextlib.nullcontext() if weights is None else weights.base_alone()
         with own, answering_as(loaded.model, "base"):
-            measured.write("base", "measuring the base", half=True)
+            measured.write("base", MEASURING_BASE, half=True)
     greedy = measured.greedy()
     del measured, loaded, weights
     gc.collect()
     if second and (plain := choose_way(config, elements * _WHOLE)).precision == "fp32":
-        progress("loading the base in 16 bits", None, None)
+        progress(LOADING_PLAIN, None, None)
         loaded = _load(trained, base, "lora", plain, tokenizer)
-        _Measurement(loaded, asked, directory, progress).write("plain", "measuring the adapter on the base in 16 bits")
+        _Measurement(loaded, asked, directory, progress).write("plain", MEASURING_PLAIN)
         del loaded
     date = trained.run.created.isoformat() if trained.run.created else ""
     proof = Proof(directory, asked.rows, greedy, asked.vocabulary, asked.data, date, arithmetic)
@@ -216,7 +225,7 @@ class _Measurement:
         limit = min(GREEDY_TOKENS, longest + GREEDY_MARGIN)
         answers = []
         for done, row in enumerate(self._rows):
-            self._progress("greedy answers of the trained model", done, len(self._rows))
+            self._progress(ANSWERING, done, len(self._rows))
             answers.append(self._answer(row.prompt_ids, limit) if row.messages else [])
         return answers
 

@@ -1,4 +1,4 @@
-"""One number an element, times a scale: FP8 with scales of blocks, rows or the whole, MXFP8, and plain integers."""
+"""Weights with a number an element, times a scale: FP8 with scales of blocks, rows or the whole, MXFP8, integers."""
 
 from __future__ import annotations
 

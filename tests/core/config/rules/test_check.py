@@ -341,7 +341,9 @@ BROKEN: list[tuple[dict[str, Any], Facts, str, str]] = [
     ({"train__warmup": 10.0, "train__max_steps": 10}, Facts(), "warning", "never gets to its peak"),
     ({"train__warmup": 10.0}, Facts(rows=80), "warning", "the run has 10"),
     ({"train__micro_batch_size": 9}, Facts(), "warning", "more are never at hand"),
-    ({"train__batch_size": 9}, Facts(rows=8), "warning", "an epoch is one step"),
+    ({"train__batch_size": 9}, Facts(rows=8), "warning", "there are 8 rows: an epoch is one step"),
+    ({"train__batch_size": 9}, Facts(rows=1), "warning", "there is one row: an epoch is one step"),
+    ({"data__eval_share": 0.1, "train__batch_size": 1}, Facts(rows=1), "error", "there is one row"),
     (
         {"eval__every_steps": 10, "data__eval": "a", "train__max_steps": 10},
         Facts(),
@@ -376,6 +378,7 @@ BROKEN: list[tuple[dict[str, Any], Facts, str, str]] = [
 
 #: The same options and facts, but for what would break the rule.
 KEPT: list[tuple[dict[str, Any], Facts]] = [
+    ({"data__eval_share": 0.1, "train__batch_size": 1}, Facts(rows=2)),
     ({"distributed__gpus": ["0", "1"], "distributed__processes": 2}, Facts()),
     ({"distributed__gpus": "all", "distributed__processes": 4}, Facts()),
     (

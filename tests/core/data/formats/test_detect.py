@@ -10,6 +10,7 @@ from core.data.conversation import Example, RowError
 from core.data.files.reader import Row
 from core.data.formats.detect import FORMATS, Format, choose, detect, refuse_untrainable, row_example, to_example
 from core.errors import UserError
+from tests.core.data.conversations import spoken
 from tests.examples import examples
 
 USER = {"role": "user", "content": "q"}
@@ -24,10 +25,6 @@ def rows(*data: dict[str, Any] | None) -> list[Row]:
         Row(index, index + 1, item, "" if item is not None else "The row is not JSON.", "" if item else "not_json")
         for index, item in enumerate(data)
     ]
-
-
-def spoken(example: Example) -> list[tuple[str, str]]:
-    return [(message.role, message.content) for message in example.messages]
 
 
 @pytest.mark.parametrize(

@@ -13,16 +13,13 @@ from core.data.formats.detect import FORMATS, choose, detect, row_example
 from core.data.formats.mapping import ColumnMap
 from core.data.formats.shapes import find_parts
 from core.errors import UserError
+from tests.core.data.conversations import spoken
 from tests.examples import examples
 
 
 def read(columns: dict[ColumnRole, str], data: dict[str, Any]) -> Example:
     chosen = choose([Row(0, 1, data)], "auto", "f", ColumnMap(columns))
     return chosen.example(Row(0, 1, data))
-
-
-def spoken(example: Example) -> list[tuple[str, str]]:
-    return [(message.role, message.content) for message in example.messages]
 
 
 def test_a_question_and_an_answer() -> None:

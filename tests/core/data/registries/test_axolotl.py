@@ -20,7 +20,8 @@ from core.data.registries.resolve import single_source
 from core.data.registries.source import DataSource
 from core.errors import UserError
 from core.importers.tools.axolotl_template import TEMPLATES as IMPORTED
-from tests.core.data.registries.test_resolve import examples, spoken
+from tests.core.data.conversations import spoken
+from tests.core.data.registries.test_resolve import examples
 from tests.core.data.sample_files import json_lines, write
 
 

@@ -18,6 +18,7 @@ from core.data.registries.source import DataSource
 from core.errors import UserError
 from core.hub.store import Record, note_ref, repository_dir
 from core.hub_uri import HubEntry
+from tests.core.data.conversations import spoken
 from tests.core.data.sample_files import json_lines, pairs, write
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -27,10 +28,6 @@ def examples(source: DataSource) -> list[Example]:
     rows = list(source.rows())
     detection = source.detect(rows[:SAMPLE])
     return [detection.example(row) for row in rows]
-
-
-def spoken(example: Example) -> list[tuple[str, str]]:
-    return [(message.role, message.content) for message in example.messages]
 
 
 def entry(directory: Path, values: Any, *rows: dict[str, Any]) -> DataSource:

@@ -13,10 +13,7 @@ from core import paths
 from core.errors import UserError
 from core.export.gguf import tools
 from core.export.gguf.tools import CONVERTER, digest, fetch_converter, find_converter, known_architectures
-
-
-def quiet(_detail: str, _done: int | None, _total: int | None) -> None:
-    """Progress that nobody hears."""
+from tests.progress import quiet
 
 
 def offer(directory: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:

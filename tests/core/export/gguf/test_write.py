@@ -17,14 +17,11 @@ from core.export.gguf.checks import has_library
 from core.export.gguf.options import GgufOptions
 from core.export.gguf.write import write_adapter_gguf, write_gguf
 from core.models.architecture.gguf_header import read_gguf_header
+from tests.progress import quiet
 from tests.tiny_model import CHATML
 from tests.waiting import wait_for
 
 ROWS = tuple(tuple(range(3 + number, 60)) for number in range(4))
-
-
-def quiet(_detail: str, _done: int | None, _total: int | None) -> None:
-    """Progress that nobody hears."""
 
 
 #: Loaded by every interpreter that is started: writes down each socket that is made and each name that is looked up.

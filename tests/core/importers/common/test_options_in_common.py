@@ -112,7 +112,9 @@ def test_the_metric_counts_only_where_something_asks_for_it(tmp_path: Path) -> N
         ("unsloth", "training: {packing: true}\n", "training.packing", "changed", "each of its rows holds several"),
     ],
 )
-def test_packing(tmp_path: Path, kind: str, text: str, key: str, where: str, words: str) -> None:
+def test_packing_is_carried_over_with_the_reason(
+    tmp_path: Path, kind: str, text: str, key: str, where: str, words: str
+) -> None:
     imported = read(tmp_path, kind, text)
     assert told(imported, key) == (where, "train.packing")
     assert words in entry(imported, key)[1].reason
@@ -164,7 +166,9 @@ def test_the_batch_of_packed_rows_is_told_to_be_smaller(tmp_path: Path, kind: st
         ("llama-factory", "torch_compile: false\n", None),
     ],
 )
-def test_compilation(tmp_path: Path, kind: str, text: str, compiled: bool | None) -> None:
+def test_compilation_is_carried_over_from_each_tool(
+    tmp_path: Path, kind: str, text: str, compiled: bool | None
+) -> None:
     assert setting(read(tmp_path, kind, text), "train.compile") is compiled
 
 
@@ -192,7 +196,7 @@ def test_only_what_the_compiler_has_is_said_to_be_the_same(tmp_path: Path) -> No
         ("", None),
     ],
 )
-def test_axolotls_samples(tmp_path: Path, text: str, samples: int | None) -> None:
+def test_axolotls_samples_need_held_out_rows(tmp_path: Path, text: str, samples: int | None) -> None:
     assert setting(read(tmp_path, "axolotl", text), "eval.samples") == samples
     assert setting(read(tmp_path, "axolotl", text, held=False), "eval.samples") is None
 

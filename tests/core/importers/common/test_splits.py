@@ -43,7 +43,7 @@ def test_what_is_none(text: str) -> None:
         ("t[:30]", None, None),
     ],
 )
-def test_shares(text: str, rows: int | None, share: float | None) -> None:
+def test_a_part_of_a_split_is_a_share_of_its_rows(text: str, rows: int | None, share: float | None) -> None:
     (part,) = read_splits(text)
     assert part.share(rows) == share
     assert not part.is_whole

@@ -18,6 +18,7 @@ import torch
 
 from core.config.schema import MethodSection, TrainSection
 from core.errors import UserError
+from core.runs.held import held_checkpoint
 from core.small_files import hash_file
 from core.worker.checkpoint import checkpoint as checkpoints
 from core.worker.model.adapters import attach_adapters, load_adapter
@@ -437,3 +438,22 @@ def test_protected_checkpoints_stay_beside_those_that_are_kept(tmp_path: Path) -
         (tmp_path / f"step-{step:08d}").mkdir()
     checkpoints.rotate(tmp_path, 1, newest=tmp_path / "step-00000004", protected={2, 4, 5, 9})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000004"]
+
+
+def test_a_checkpoint_that_an_export_reads_stays_until_a_later_rotation(tmp_path: Path) -> None:
+    _touch(tmp_path, "step-00000001", "step-00000002", "step-00000003")
+    for path in tmp_path.iterdir():
+        (path / "manifest.json").write_text("{}")
+    with held_checkpoint(tmp_path / "step-00000001"):
+        gone = checkpoints.rotate(tmp_path, 1, newest=tmp_path / "step-00000003")
+        assert gone == [tmp_path / "step-00000002"]
+    checkpoints.rotate(tmp_path, 1, newest=tmp_path / "step-00000003")
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]
+
+
+def test_a_checkpoint_after_the_last_good_one_goes_even_while_it_is_read(tmp_path: Path) -> None:
+    _touch(tmp_path, "step-00000001", "step-00000002")
+    (tmp_path / "step-00000002" / "manifest.json").write_text("{}")
+    with held_checkpoint(tmp_path / "step-00000002"):
+        checkpoints.rotate(tmp_path, 1, newest=tmp_path / "step-00000001")
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]

@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from core.errors import UserError
 from core.runs.client import ControlClient
 from core.runs.events import EvalEvent, StepEvent
 from core.runs.store import Run
-from core.runs.tail import EventTail
 from core.worker.distributed.ranks import Ranks
 from core.worker.evaluate.evaluate import Evaluator
 from core.worker.model.model import decoder_layers
@@ -28,7 +26,7 @@ from core.worker.progress.finite import FiniteCheck
 from core.worker.setup.together import check_strategy
 
 from .pairs import run_pair
-from .trainings import Trainings, largest_difference, result, write_rows
+from .trainings import Trained, Trainings, largest_difference, result, write_rows
 
 needs_deepspeed = pytest.mark.skipif(
     not deepspeed.is_installed(), reason="DeepSpeed is not installed; docs/distributed.md says how to run these"
@@ -170,37 +168,21 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> T
     return Trained(directory / "runs", first)
 
 
-@dataclass(frozen=True)
-class Trained:
-    """What came of all runs."""
-
-    runs: Path
-    answers: dict[str, Any]
-
-    def run(self, name: str) -> Run:
-        """A run by its name."""
-        return Run(self.runs / name)
-
-    def alone(self, name: str) -> str:
-        """The run of one process that is like a run of two."""
-        return name.partition("-")[0]
-
-    def events(self, name: str, kind: type[Any]) -> list[Any]:
-        """Its events of one kind."""
-        batches = EventTail(self.run(name).events_path).batches()
-        return [event for event in itertools.chain.from_iterable(batches) if isinstance(event, kind)]
+def alone(name: str) -> str:
+    """The run of one process that is like a run of two."""
+    return name.partition("-")[0]
 
 
 @pytest.mark.slow
 @needs_deepspeed
 @ALL
 def test_two_learn_what_one_learns(trained: Trained, name: str) -> None:
-    one, two = (trained.events(run, StepEvent) for run in (trained.alone(name), name))
+    one, two = (trained.events(run, StepEvent) for run in (alone(name), name))
     assert [event.step for event in two] == [1, 2, 3, 4]
     for mine, theirs in zip(two, one, strict=True):
         assert mine.loss == pytest.approx(theirs.loss, abs=1e-5)
         assert mine.grad_norm == pytest.approx(theirs.grad_norm, rel=1e-4)
-    assert largest_difference(result(trained.run(name)), result(trained.run(trained.alone(name)))) < CLOSE
+    assert largest_difference(result(trained.run(name)), result(trained.run(alone(name)))) < CLOSE
 
 
 @pytest.mark.slow
@@ -222,9 +204,9 @@ def test_checkpoints_know_nothing_of_processes(trained: Trained, name: str, way:
 @needs_deepspeed
 @ALL
 def test_the_model_is_measured_and_asked_between_two_steps(trained: Trained, name: str) -> None:
-    alone = trained.alone(name)
-    assert trained.answers[name] == trained.answers[alone]
-    one, two = (trained.events(run, EvalEvent) for run in (alone, name))
+    usual = alone(name)
+    assert trained.answers[name] == trained.answers[usual]
+    one, two = (trained.events(run, EvalEvent) for run in (usual, name))
     assert [event.step for event in two] == [2, 4]
     assert [event.loss for event in two] == pytest.approx([event.loss for event in one], abs=1e-5)
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +14,18 @@ import torch
 
 from core.runs.client import ControlClient
 from core.runs.events import EvalEvent, NoticeEvent, StepEvent
-from core.runs.store import Run
-from core.runs.tail import EventTail
 from core.worker.distributed.fsdp2 import Fsdp2
 from core.worker.distributed.ranks import Ranks
 
 from .pairs import run_pair
-from .trainings import Trainings, largest_difference, result, write_rows
+from .trainings import Trained, Trainings, largest_difference, result, write_rows
 
 pytestmark = pytest.mark.slow
 
 #: Adam makes steps of the same length of gradients that are next to nothing.
 CLOSE = 1e-4
 FULL: dict[str, Any] = {"method": {"name": "full"}, "memory": {"optimizer_in_backward": "off"}}
+PISSA: dict[str, Any] = {"method": {"init": "pissa"}, "train": {"max_steps": 1}}
 OFFLOADED: dict[str, Any] = {"distributed": {"strategy": "fsdp2", "processes": 2, "offload": "all"}}
 SHARED: dict[str, Any] = {"distributed": {"strategy": "fsdp2", "processes": 2}}
 
@@ -58,6 +56,8 @@ def all_trainings(directory: Path, base: Path, ranks: Ranks) -> dict[str, Any]:
         trainings.run(f"{name}-two-one", together=False, resume_of=name, **sections)
         with failing_once(5 if sections else 1) if ranks.rank == 1 else contextlib.nullcontext():
             trainings.run(f"{name}-one-two", together=True, resume_of=f"{name}-alone", **sections, **OFFLOADED)
+    trainings.run("pissa-alone", together=False, **PISSA)
+    trainings.run("pissa", together=True, **PISSA, **SHARED)
     return found
 
 
@@ -93,23 +93,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> T
     return Trained(directory / "runs", first)
 
 
-@dataclass(frozen=True)
-class Trained:
-    """What came of all runs."""
-
-    runs: Path
-    answers: dict[str, Any]
-
-    def run(self, name: str) -> Run:
-        """A run by its name."""
-        return Run(self.runs / name)
-
-    def events(self, name: str, kind: type[Any]) -> list[Any]:
-        """Its events of one kind."""
-        batches = EventTail(self.run(name).events_path).batches()
-        return [event for event in itertools.chain.from_iterable(batches) if isinstance(event, kind)]
-
-
 BOTH = pytest.mark.parametrize("name", ["adapters", "full"])
 
 
@@ -127,6 +110,10 @@ def test_two_learn_what_one_learns(trained: Trained, name: str) -> None:
 @BOTH
 def test_a_run_goes_on_exactly_where_it_was(trained: Trained, name: str) -> None:
     assert largest_difference(result(trained.run(name)), result(trained.run(f"{name}-again"))) == 0.0
+
+
+def test_what_was_taken_out_of_the_base_is_saved_with_the_adapters(trained: Trained) -> None:
+    assert largest_difference(result(trained.run("pissa")), result(trained.run("pissa-alone"))) < CLOSE
 
 
 @BOTH

@@ -18,6 +18,7 @@ from core.worker.distributed import heartbeats
 from core.worker.distributed.heartbeats import Heartbeats, keep_beating
 from core.worker.distributed.ranks import Ranks
 from core.worker.distributed.rendezvous import tcp_meeting
+from core.worker.process.pulse import Pulse
 
 from .pairs import run_pair
 
@@ -101,6 +102,59 @@ def test_who_waits_without_a_limit_leaves_when_another_is_suspended(tmp_path: Pa
     first, _ = run_pair(tmp_path, work, timeout=600.0)
     assert first == "gone"
     assert (tmp_path / "said").read_text() == "process 1 has given no sign of life for 2 s"
+
+
+def test_who_waits_leaves_when_the_first_hangs_while_it_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heartbeats, "_QUIET_SECONDS", 0.5)
+
+    def work(ranks: Ranks) -> Any:
+        first = ranks.gather({"pid": os.getpid()})[0]["pid"]
+
+        def lost(why: str) -> None:
+            (tmp_path / "said").write_text(why)
+            os.kill(first, signal.SIGKILL)
+            os._exit(0)
+
+        keep_beating(
+            ranks.rank, ranks.count, 2.0, lambda: ranks.is_waiting, lost,
+            wait=lambda: ranks.waits, pulse=lambda: ranks.pulse.count,
+        )  # fmt: skip
+        ranks.meet()
+        ranks.pulse.begin()
+        if ranks.is_first:
+            threading.Event().wait(60)
+        ranks.meet()
+        return None
+
+    assert run_pair(tmp_path, work, timeout=600.0, patience=30.0) == ["gone", "gone"]
+    assert (tmp_path / "said").read_text().startswith("process 0 hangs: it has been waited for for ")
+
+
+def test_a_pulse_that_is_held_back_is_no_hang() -> None:
+    now = [0.0]
+    store = HashStore()
+    pulse = Pulse()
+    first = Heartbeats(store, 0, 2, lambda: now[0], lambda: pulse.count)
+    second = Heartbeats(store, 1, 2, lambda: now[0])
+
+    def after(seconds: float) -> float:
+        now[0] += seconds
+        first.beat()
+        second.beat()
+        return second.still()
+
+    assert after(100.0) == after(100.0) == 0.0, "it has not begun"
+    pulse.begin()
+    assert (after(1.0), after(50.0)) == (0.0, 50.0)
+    with pulse.alone():
+        assert after(1.0) == after(900.0) == 0.0
+    assert (after(1.0), after(9.0)) == (0.0, 9.0)
+    pulse.beat()
+    assert after(1.0) == 0.0
+    now[0] += 60.0
+    assert second.still() == 0.0, "what is not heard anew is not known"
+    pulse.end()
+    assert after(1.0) == after(99.0) == 0.0
 
 
 def test_who_waits_leaves_when_the_one_that_has_the_store_is_suspended(tmp_path: Path) -> None:

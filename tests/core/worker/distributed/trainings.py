@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import shutil
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from core.config.schema import Config
 from core.runs.client import ControlClient
 from core.runs.events import FinishedEvent
 from core.runs.store import Run
+from core.runs.tail import EventTail
 from core.worker.distributed.ranks import Ranks
 from core.worker.process.control import Controls, ControlServer
 from core.worker.process.recorder import Recorder
@@ -37,6 +40,23 @@ def write_rows(path: Path) -> Path:
         rows.append(json.dumps({"messages": messages}))
     path.write_text("\n".join(rows) + "\n")
     return path
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came of trainings: their runs, and what was answered in each of them."""
+
+    runs: Path
+    answers: dict[str, Any]
+
+    def run(self, name: str) -> Run:
+        """A run by its name."""
+        return Run(self.runs / name)
+
+    def events(self, name: str, kind: type[Any]) -> list[Any]:
+        """Its events of one kind."""
+        batches = EventTail(self.run(name).events_path).batches()
+        return [event for event in itertools.chain.from_iterable(batches) if isinstance(event, kind)]
 
 
 class Trainings:

@@ -25,8 +25,9 @@ from core.worker.export.verify.plain import PlainReader
 from core.worker.model.adapters import adapter_state, add_adapter, attach_adapters, load_adapter, load_state
 from core.worker.model.model import load_model
 from tests.core.worker.export.bench import IDS, logits, make_config, train_adapter
-from tests.core.worker.export.test_merge import TALK, quiet
+from tests.core.worker.export.test_merge import TALK
 from tests.families.tiny import FAMILIES, write_family
+from tests.progress import quiet
 
 COMPOSITE = [name for name, family in FAMILIES.items() if family.sees]
 #: The names that adapters on a whole Gemma 3 had when towers were loaded and adapted as well.

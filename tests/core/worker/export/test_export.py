@@ -23,6 +23,7 @@ from core.export.plan import merged_quant, plan_export
 from core.export.request import ExportRequest
 from core.export.result import read_result
 from core.models.fingerprint import BaseFingerprint
+from core.runs.held import is_held
 from core.runs.store import Run
 from core.runs.trained import find_trained
 from core.units import format_bytes
@@ -30,14 +31,11 @@ from core.worker.export import export as module
 from core.worker.export.export import Export
 from tests.core.export.trained_run import make_trained_run, write_rows
 from tests.core.worker.export.bench import write_base
+from tests.progress import quiet
 from tests.small_disk import small_disk
 from tests.tiny_model import write_tiny_model
 
 SAME = Agreement(2, True, 0.0, 1.0, 0.0, 2, "a reader")
-
-
-def quiet(_activity: str, _done: int | None, _total: int | None) -> None:
-    """Progress that nobody looks at."""
 
 
 @pytest.fixture
@@ -294,7 +292,10 @@ def test_a_checkpoint_is_exported_by_its_step(run: Run, answers: list[Agreement]
     for path in (checkpoint / "adapter").iterdir():
         manifest["files"][f"adapter/{path.name}"] = {"bytes": path.stat().st_size, "sha256": hash_file(path)}
     (checkpoint / "manifest.json").write_text(json.dumps(manifest))
-    result = make(run, "adapter", step=7)
+    held: list[bool] = []
+    result = make(run, "adapter", lambda *_told: held.append(is_held(checkpoint)), step=7)
+    assert all(held)
+    assert not is_held(checkpoint)
     assert (result.step, result.path.name) == (7, f"{run.id}-step-7-adapter")
     assert "as of step 7" in (result.path / "README.md").read_text()
     with pytest.raises(UserError, match="no checkpoint of step 8"):

@@ -26,12 +26,9 @@ from tests.core.worker.export.bench import (
     write_base,
 )
 from tests.families.tiny import FAMILIES, write_family
+from tests.progress import quiet
 
 TALK = Conversation(None, True, (2,), ("</s>",), "", "</s>")
-
-
-def quiet(_activity: str, _done: int | None, _total: int | None) -> None:
-    """Progress that nobody looks at."""
 
 
 def merge(base: Path, trained: Any, out: Path, quant: Any = "F32", *, rounded: bool = False) -> Any:

@@ -22,11 +22,8 @@ from tests.core.worker.export.bench import logits, train_adapter
 from tests.core.worker.export.test_merge import merge
 from tests.families.tiny import write_family
 from tests.packers import quantize_checkpoint
+from tests.progress import quiet
 from tests.tiny_model import write_tiny_model
-
-
-def quiet(_activity: str, _done: int | None, _total: int | None) -> None:
-    """Progress that nobody looks at."""
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,10 @@ from core.chat.engine import ModelSpec
 from core.chat.request import ChatRequest, GenerationSettings
 from core.errors import UserError
 from tests.crowded import crowded_engine, end_run, run_on_cpu
+from tests.progress import quiet
 
 ASK = ChatRequest([{"role": "user", "content": "the ticket"}], settings=GenerationSettings(3))
 LITTLE, MUCH = "1000", str(1 << 40)
-
-
-def quiet(_detail: str, _done: int | None, _total: int | None) -> None:
-    """Progress that nobody looks at."""
 
 
 def test_what_does_not_fit_beside_a_run_is_refused_and_the_engine_goes_on(tiny_model_dir: Path, tmp_path: Path) -> None:

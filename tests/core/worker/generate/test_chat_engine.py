@@ -17,15 +17,12 @@ from core.chat.request import ChatRequest, GenerationSettings
 from core.errors import UserError
 from core.template.builtin import NAMED_TEMPLATES
 from core.worker.generate import chat_engine
+from tests.progress import quiet
 from tests.tiny_model import write_tiny_adapter
 from tests.waiting import wait_for
 
 ASK = [{"role": "user", "content": "the ticket"}]
 LONG = ChatRequest(ASK, settings=GenerationSettings(450))
-
-
-def quiet(_detail: str, _done: int | None, _total: int | None) -> None:
-    """Progress that nobody looks at."""
 
 
 @pytest.fixture(scope="module")

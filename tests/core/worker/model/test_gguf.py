@@ -16,12 +16,9 @@ from core.models.files import RECORD_NAME, read_record
 from core.models.find import gguf_identity
 from core.worker.model import gguf
 from core.worker.model.starter import resolve_base
+from tests.progress import quiet
 
 from .gguf_files import write_gguf
-
-
-def quiet(_detail: str, _done: int | None, _total: int | None) -> None:
-    """Progress that nobody looks at."""
 
 
 def zeros(*shape: int) -> Any:

@@ -17,9 +17,10 @@ from core.errors import UserError
 from core.worker.model import gguf
 from core.worker.model.spill import Spill, SpilledTensors, parameters_spilled
 from core.worker.model.starter import resolve_base
+from tests.progress import quiet
 
 from .gguf_files import write_gguf, write_lfm2_gguf
-from .test_gguf import converted, quiet
+from .test_gguf import converted
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.uint8])

@@ -17,12 +17,9 @@ from core.models.files import read_record
 from core.models.find import STARTER_NAME
 from core.worker.model import starter
 from core.worker.model.starter import cache_dir, prepare_starter, resolve_base
+from tests.progress import quiet
 
 from .gguf_files import write_gguf
-
-
-def quiet(_detail: str, _done: int | None, _total: int | None) -> None:
-    """Progress that nobody looks at."""
 
 
 @pytest.fixture(scope="session")

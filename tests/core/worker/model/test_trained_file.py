@@ -21,13 +21,10 @@ from core.worker.model.adapters import TRAINED, attach_adapters
 from core.worker.model.model import LoadedModel, load_model
 from core.worker.model.trained_file import answer_with_file
 from tests.core.export.trained_run import make_trained_run, write_rows
+from tests.progress import quiet
 
 Q4_0 = TrainedFile("Q4_0", "bfloat16")
 IDS = torch.arange(5, 40)[None]
-
-
-def quiet(_activity: str, _done: int | None, _total: int | None) -> None:
-    """Progress that nobody looks at."""
 
 
 def load(trained: TrainedModel, method: str = "lora") -> LoadedModel:

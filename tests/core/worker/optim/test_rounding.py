@@ -45,7 +45,7 @@ def test_decay_and_slices() -> None:
     assert torch.equal(weights, torch.full((SLICE + 3,), 1.5))
 
 
-def test_seeded() -> None:
+def test_the_same_seed_rounds_the_same() -> None:
     update = torch.full((1000,), 1e-3)
     results = []
     for _ in range(2):

@@ -14,6 +14,7 @@ from core.errors import UserError
 from core.export.gguf.checks import has_library
 from core.export.process import run_process
 from core.launch.launcher import worker_environment
+from tests.progress import quiet
 from tests.waiting import wait_for
 
 #: Starts a process of an export, tells it no job, and says which it is.
@@ -24,10 +25,6 @@ helper = Helper("core.worker.export.gguf.quantize")
 print(helper.process.pid, flush=True)
 sys.stdin.read()
 """
-
-
-def quiet(_detail: str, _done: int | None, _total: int | None) -> None:
-    """Progress that nobody hears."""
 
 
 def job(tmp_path: Path, **values: Any) -> dict[str, Any]:

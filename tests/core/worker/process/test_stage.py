@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from core.worker.data import batches
-from core.worker.process.stage import stage_of
+from core.worker.process.stage import place_of, stage_of
 
 
 class Waiting(torch.autograd.Function):
@@ -63,14 +63,15 @@ def test_the_innermost_frame_tells_but_within_the_backward_pass(
     thread = threading.Thread(target=run)
     thread.start()
     assert Waiting.inside.wait(30)
-    found = stage_of(thread)
+    found, place = stage_of(thread), place_of(thread)
     Waiting.release.set()
     thread.join()
     assert found == stage
+    assert place == (f"{stage}, in pad (core.worker.data.batches)" if stage else "")
 
 
 def test_a_thread_that_is_over_is_at_nothing() -> None:
     thread = threading.Thread(target=int)
     thread.start()
     thread.join()
-    assert stage_of(thread) == ""
+    assert stage_of(thread) == place_of(thread) == ""

@@ -24,12 +24,9 @@ from core.worker.quantization.sample import Sample
 from tests.core.worker.quantization.hurt import write_hurt, write_rows
 from tests.families.tiny import FAMILIES, write_family
 from tests.packers import quantize_checkpoint
+from tests.progress import quiet
 
 SETTINGS = Settings("fp32", "cpu")
-
-
-def quiet(activity: str, done: int | None, total: int | None) -> None:
-    """Tell nobody."""
 
 
 def cost_of(base: Path, rows: list[TokenizedRow], **more: Any) -> QuantizationCost:

@@ -63,8 +63,6 @@ def test_the_starter_model_learns_as_recorded(starter_model_dir: Path) -> None:
     assert check.result == "pass", check.detail
 
 
-# Limits of memory are put where a process is: one that was forked has more in store.
-@pytest.mark.anew
 def test_memory_really_runs_out_in_forward_and_backward_and_the_run_survives(starter_model_dir: Path) -> None:
     check = by_name(made(starter_model_dir, "out_of_memory"))["out_of_memory"]
     assert check.result == "pass", check.detail

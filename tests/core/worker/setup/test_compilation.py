@@ -88,26 +88,23 @@ def batches() -> list[Any]:
     return [rows()[:2], rows(), rows()[1:4], rows(9), rows(12)[3:], rows(7)[2:]]
 
 
-@pytest.mark.parametrize(
-    ("train", "most"),
-    [
-        ({"share_prefix": False}, 2),
-        ({}, 4),  # shared where it is worth it, padded where it is not
-        ({"packing": True}, 2),
-        ({"packing": True, "share_prefix": False}, 2),
-    ],
-)
-def test_compiled_layers_learn_the_same_by_few_programs(tiny_model_dir: Path, train: dict[str, Any], most: int) -> None:
-    compiled = Compiled(tiny_model_dir, **train)
+def test_packed_rows_that_share_nothing_are_learned_by_few_programs_which_are_told_once(tiny_model_dir: Path) -> None:
+    compiled = Compiled(tiny_model_dir, packing=True, share_prefix=False)
     assert_learns(compiled, plain(tiny_model_dir), batches())
     # The first layer's input needs no gradient, those of the others do.
-    assert_whole(compiled, most)
+    assert_whole(compiled, 2)
     assert torch._dynamo.config.recompile_limit == compilation.RECOMPILE_LIMIT
+    assert_told_once(compiled)
 
 
-@pytest.mark.parametrize(("train", "offload"), [({"share_prefix": False}, False), ({"packing": True}, True)])
-def test_recomputation_and_offloading_stay_outside(tiny_model_dir: Path, train: dict[str, Any], offload: bool) -> None:
-    compiled = Compiled(tiny_model_dir, **train)
+def test_recomputation_stays_outside(tiny_model_dir: Path) -> None:
+    compiled = Compiled(tiny_model_dir, share_prefix=False)
+    set_gradient_checkpointing(compiled.loaded.model, True)
+    assert_learns_by_the_same_programs(compiled, plain(tiny_model_dir))
+
+
+def test_offloading_stays_outside(tiny_model_dir: Path) -> None:
+    compiled = Compiled(tiny_model_dir, packing=True)
     stored: list[int] = []
 
     def store(tensor: torch.Tensor) -> torch.Tensor:
@@ -115,18 +112,44 @@ def test_recomputation_and_offloading_stay_outside(tiny_model_dir: Path, train: 
         return tensor.clone()
 
     away = ActivationOffload(wanted=lambda tensor: tensor.requires_grad, store=store)
-    set_gradient_checkpointing(compiled.loaded.model, True, away if offload else None)
+    set_gradient_checkpointing(compiled.loaded.model, True, away)
+    assert_learns_by_the_same_programs(compiled, plain(tiny_model_dir))
+    assert stored
+
+
+def assert_learns_by_the_same_programs(compiled: Compiled, usual: Setup) -> None:
+    """First with activations recomputed, as the model is set, then with all kept."""
     compiled.loaded.model.train()
-    assert_learns(compiled, plain(tiny_model_dir), batches()[:3])
-    assert bool(stored) == offload
+    assert_learns(compiled, usual, batches()[:3])
     assert_whole(compiled, 2)
     before = compiled.graphs
     set_gradient_checkpointing(compiled.loaded.model, False)
-    assert_learns(compiled, plain(tiny_model_dir), batches()[:3])
+    assert_learns(compiled, usual, batches())
+    assert_whole(compiled, 2)
     assert compiled.graphs == before, "kept or recomputed, the programs are the same"
 
 
-def test_evaluation_and_answers_take_no_programs(tiny_model_dir: Path) -> None:
+def assert_told_once(compiled: Compiled) -> None:
+    reports: list[tuple[str, str, str]] = []
+
+    def tell(level: str, code: str, message: str, _hint: str) -> None:
+        reports.append((level, code, message))
+
+    compiled.compilation.report(compilation.REPORT_STEP - 1, tell)
+    assert reports == []
+    for _ in range(2):
+        compiled.compilation.report(compilation.REPORT_STEP, tell)
+    layers = len(decoder_layers(compiled.loaded.model))
+    assert reports == [
+        (
+            "info",
+            "compiled",
+            f"The {layers} layers are compiled: 2 programs for all of them and all lengths, none of them interrupted.",
+        )
+    ]
+
+
+def test_evaluation_and_answers_take_no_programs_and_learning_few(tiny_model_dir: Path) -> None:
     compiled = Compiled(tiny_model_dir)
     with torch.no_grad():
         for chosen in batches():
@@ -134,8 +157,12 @@ def test_evaluation_and_answers_take_no_programs(tiny_model_dir: Path) -> None:
     asked = [[{"role": "user", "content": text}] for text in ("Hi", "What is that?")]
     generate_batch(compiled.loaded.model, compiled.loaded.tokenizer, asked, 4, lambda *_: None)
     assert compiled.graphs == 0
-    assert_learns(compiled, plain(tiny_model_dir), batches()[:2])
+    usual = plain(tiny_model_dir)
+    assert_learns(compiled, usual, batches()[:2])
     assert_whole(compiled, 2)
+    # Shared where it is worth it, padded where it is not.
+    assert_learns(compiled, usual, batches()[2:])
+    assert_whole(compiled, 4)
 
 
 def test_windows_are_no_break(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,28 +274,6 @@ def test_the_limit_of_programs_is_raised_and_never_lowered() -> None:
 
 
 # The report.
-
-
-def test_what_was_compiled_is_told_once(tiny_model_dir: Path) -> None:
-    compiled = Compiled(tiny_model_dir, share_prefix=False)
-    compiled.gradient(rows())
-    reports: list[tuple[str, str, str]] = []
-
-    def tell(level: str, code: str, message: str, _hint: str) -> None:
-        reports.append((level, code, message))
-
-    compiled.compilation.report(compilation.REPORT_STEP - 1, tell)
-    assert reports == []
-    for _ in range(2):
-        compiled.compilation.report(compilation.REPORT_STEP, tell)
-    layers = len(decoder_layers(compiled.loaded.model))
-    assert reports == [
-        (
-            "info",
-            "compiled",
-            f"The {layers} layers are compiled: 2 programs for all of them and all lengths, none of them interrupted.",
-        )
-    ]
 
 
 def test_breaks_and_limits_are_told() -> None:

@@ -42,9 +42,23 @@ TIMEOUT = 60.0
             True,
             Lost(None, "cannot reach each other (Timed out)"),
         ),
+        # The first process lives and does nothing, and all others bear witness.
+        (
+            [Sign(0, still=70.0, at="loop (core.worker.train)"), Sign(1, is_waiting=True, waits=66.0)],
+            False,
+            Lost(0, "hangs at loop (core.worker.train), where the others have waited for it for 66 s"),
+        ),
+        ([Sign(0, still=70.0), Sign(1, waits=64.0)], False, None),
+        ([Sign(0, still=64.0), Sign(1, waits=70.0)], False, None),
+        ([Sign(0, still=70.0), Sign(1, waits=70.0), Sign(2)], False, None),
+        ([Sign(0, still=70.0), Sign(1, waits=70.0), Sign(2, status=0)], False, None),
+        ([Sign(0, still=70.0, is_waiting=True), Sign(1, waits=70.0)], False, None),
+        ([Sign(0, still=70.0, silent=6.0), Sign(1, waits=70.0)], False, None),
+        ([Sign(0, still=70.0), Sign(1, waits=70.0, silent=6.0)], False, None),
+        ([Sign(0, still=700.0)], False, None),
     ],
 )
-def test_the_verdict(signs: list[Sign], settled: bool, verdict: Verdict | None) -> None:
+def test_signs_of_life_make_the_verdict(signs: list[Sign], settled: bool, verdict: Verdict | None) -> None:
     assert judge(signs, TIMEOUT, settled=settled) == verdict
 
 

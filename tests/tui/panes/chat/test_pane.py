@@ -20,7 +20,7 @@ from core.errors import UserError
 from core.runs.state import RunState
 from core.runs.store import Run
 from tests.tui.fake_session import FakeSession, factory
-from tests.tui.harness import FORBIDDEN, HOSTILE, PaneApp, paste, screen_lines, screen_text, wait_for
+from tests.tui.harness import FORBIDDEN, HOSTILE, PaneApp, paste, screen_lines, screen_text, shown, wait_for
 from tui.messages import ExportRequested, ServeRequested
 from tui.panes.chat.pane import ChatPane
 
@@ -709,10 +709,6 @@ class ExportApp(PaneApp):
 
     def on_serve_requested(self, message: ServeRequested) -> None:
         self.served.append(message.target)
-
-
-async def shown(pilot: Pilot[None], text: str) -> None:
-    await wait_for(pilot, lambda: text in screen_text(pilot.app))
 
 
 async def test_what_answers_is_what_is_exported_and_served(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from textual.pilot import Pilot
 
 from core.config.document import ConfigDocument
 from core.config.schema import options
-from tests.tui.harness import FORBIDDEN, HOSTILE, PaneApp, paste, screen_lines, screen_text, wait_for
+from tests.tui.harness import FORBIDDEN, HOSTILE, PaneApp, make_editor, paste, screen_lines, screen_text, wait_for
 from tui.messages import ConfigEdited, ConfigLoaded, ConfigSaved
 from tui.panes.config.pane import ConfigPane
 
@@ -367,13 +367,6 @@ async def test_a_place_that_cannot_be_written_is_explained(tmp_path: Path) -> No
         await pilot.press("enter")
         await pilot.pause()
         assert "cannot be written" in screen_text(pilot.app)
-
-
-def make_editor(directory: Path, script: str) -> str:
-    path = directory / "editor.sh"
-    path.write_text(f"#!/bin/sh\n{script}\n")
-    path.chmod(0o755)
-    return str(path)
 
 
 async def test_the_editor_changes_the_configuration(

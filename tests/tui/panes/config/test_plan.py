@@ -189,6 +189,11 @@ def test_it_says_how_long_it_takes_by_the_last_run_alike(tmp_path: Path, private
     view = plan_document(made, PaceBook(), 800)
     assert view is not None
     assert view.time == f"about 3m 20s · 100 Wh · at the pace of {run}"
+    made.set("train.max_hours", 0.05)
+    cut = plan_document(made, PaceBook(), 800)
+    assert cut is not None
+    end = "ends after 0.05 h by train.max_hours, at about step 90 of 100"
+    assert cut.time == f"about 3m 00s · 90 Wh · {end} · at the pace of {run}"
     assert plan_document(made, None, 800).time == ""  # type: ignore[union-attr]
     assert plan_document(made, PaceBook(), None).time == ""  # type: ignore[union-attr]
 

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from textual.pilot import Pilot
-
 from core.config.document import ConfigDocument
 from tests.tui.config_panes import RecordingPane, go_to, opened, type_value, write_config
-from tests.tui.harness import PaneApp, pane_of, paste, screen_lines, screen_text, wait_for
+from tests.tui.harness import PaneApp, pane_of, paste, screen_lines, screen_text, shown, wait_for
 from tui.app import LocaltuneApp
 from tui.panes.config.pane import ConfigPane
 from tui.screens.report import ReportScreen
-
-
-async def said(pilot: Pilot[None], text: str) -> None:
-    await wait_for(pilot, lambda: text in screen_text(pilot.app))
 
 
 async def test_edits_are_undone_and_done_again_one_by_one(tmp_path: Path) -> None:
@@ -30,21 +24,21 @@ async def test_edits_are_undone_and_done_again_one_by_one(tmp_path: Path) -> Non
         await pilot.press("d")
         after = pane.document.dumps()
         await pilot.press("u")
-        await said(pilot, "Undone: train.epochs is 3 again (was 1 by default).")
+        await shown(pilot, "Undone: train.epochs is 3 again (was 1 by default).")
         await pilot.press("u")
-        await said(pilot, "Undone: method.name is qlora by default again (was lora).")
+        await shown(pilot, "Undone: method.name is qlora by default again (was lora).")
         assert pane.form.current is pane.form.field("method.name")
         await pilot.press("u")
-        await said(pilot, "Undone: train.epochs is 2 again (was 3).")
+        await shown(pilot, "Undone: train.epochs is 2 again (was 3).")
         assert pane.document.dumps() == path.read_text()
         assert "•edited" not in screen_lines(pilot.app)[0]
         await pilot.press("u")
-        await said(pilot, "There is nothing to undo.")
+        await shown(pilot, "There is nothing to undo.")
         await pilot.press("ctrl+r", "U", "ctrl+r")
-        await said(pilot, "Done again: train.epochs is 1 by default again (was 3).")
+        await shown(pilot, "Done again: train.epochs is 1 by default again (was 3).")
         assert pane.document.dumps() == after
         await pilot.press("ctrl+r")
-        await said(pilot, "There is nothing to do again.")
+        await shown(pilot, "There is nothing to do again.")
         assert pane.told[-1].document is pane.document
 
 
@@ -58,7 +52,7 @@ async def test_esc_in_an_input_leaves_the_text_to_the_byte(tmp_path: Path) -> No
         await pilot.pause()
         assert pane.document.dumps() == path.read_text()
         await pilot.press("u")
-        await said(pilot, "There is nothing to undo.")
+        await shown(pilot, "There is nothing to undo.")
 
 
 async def test_an_import_is_undone_and_the_file_is_the_old_one_again(tmp_path: Path) -> None:
@@ -79,16 +73,16 @@ async def test_an_import_is_undone_and_the_file_is_the_old_one_again(tmp_path: P
         await wait_for(pilot, lambda: pane.document.get("method.rank") == 24)
         imported = pane.document.dumps()
         await pilot.press("u")
-        await said(pilot, "Undone: importing qlora.yml.")
+        await shown(pilot, "Undone: importing qlora.yml.")
         assert pane.document.path == path
         assert pane.document.get("train.epochs") == 3.0
         assert pane.told[-1].saved == path.read_text()
         await pilot.press("ctrl+r")
-        await said(pilot, "Done again: importing qlora.yml.")
+        await shown(pilot, "Done again: importing qlora.yml.")
         await wait_for(pilot, lambda: pane.document.path is None)
         assert pane.document.dumps() == imported
         await pilot.press("u", "u", "ctrl+s")
-        await said(pilot, "✓ saved")
+        await shown(pilot, "✓ saved")
         assert path.read_text() == '# mine\n[data]\ntrain = "rows.jsonl" # rows\n\n[train]\nepochs = 2.0\n'
 
 
@@ -101,7 +95,7 @@ async def test_lines_end_as_they_did_after_an_undo(tmp_path: Path) -> None:
         await opened(pilot, pane, path)
         await type_value(pilot, pane, "train.epochs", "3")
         await pilot.press("ctrl+s")
-        await said(pilot, "✓ saved")
+        await shown(pilot, "✓ saved")
         assert path.read_bytes() == before.replace(b"2.0", b"3.0")
         await pilot.press("u", "ctrl+s")
         await wait_for(pilot, lambda: path.read_bytes() == before)

@@ -83,7 +83,7 @@ async def test_a_copy_is_not_saved_yet_and_gets_a_free_name(tmp_path: Path) -> N
         assert copy.read_text() == path.read_text()
 
 
-def test_free_names(tmp_path: Path) -> None:
+def test_a_copy_is_named_by_the_next_free_number(tmp_path: Path) -> None:
     for name in ("a.toml", "a-2.toml", "b-7.toml"):
         (tmp_path / name).touch()
     assert free_name(tmp_path / "a.toml").name == "a-3.toml"

@@ -9,24 +9,13 @@ import pytest
 from textual.pilot import Pilot
 
 from core.config.document import ConfigDocument
+from tests.tui.data_panes import RecordingPane
 from tests.tui.harness import FORBIDDEN, HOSTILE, PaneApp, paste, screen_lines, screen_text, wait_for
 from tui.datasets.view import DatasetView
-from tui.messages import DatasetChosen
 from tui.panes.data.pane import DataPane
 from tui.widgets.lists.row_list import RowList
 
 SIZES = [(60, 20), (80, 22), (92, 30), (200, 50)]
-
-
-class RecordingPane(DataPane):
-    """A pane that records its messages to the app."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.chosen: list[DatasetChosen] = []
-
-    def on_dataset_chosen(self, message: DatasetChosen) -> None:
-        self.chosen.append(message)
 
 
 def write_rows(path: Path, count: int, *, bad: set[int] = frozenset()) -> Path:  # type: ignore[assignment]
@@ -98,11 +87,13 @@ async def test_rows_and_the_row_under_the_cursor(tmp_path: Path, size: tuple[int
         assert all(len(line) == size[0] for line in screen_lines(pilot.app))
 
 
-async def test_movement_keys(tmp_path: Path) -> None:
+async def test_keys_move_the_cursor_to_the_ends_and_by_pages(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", 1000)
     pane = DataPane()
     async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
         await opened(pilot, pane, path)
+        # Until then the line below the rows comes and goes, and a page with it.
+        await checked(pilot, pane)
         for key, cursor in (("G", 999), ("k", 998), ("g", 0), ("end", 999), ("home", 0)):
             await pilot.press(key)
             assert pane.body.rows.cursor == cursor, key

@@ -13,7 +13,7 @@ from textual.pilot import Pilot
 
 from core.config.document import ConfigDocument
 from core.data.registries.resolve import training_sources
-from tests.tui.harness import FORBIDDEN, HOSTILE, pane_of, paste, screen_lines, screen_text, wait_for
+from tests.tui.harness import FORBIDDEN, HOSTILE, pane_of, paste, screen_lines, screen_text, wait_for, words
 from tui.app import LocaltuneApp
 from tui.screens.columns.column_plan import candidates, preview_columns, read_sample
 from tui.screens.columns.columns import ColumnsScreen
@@ -68,11 +68,6 @@ async def go_to(pilot: Pilot[Any], screen: ColumnsScreen, part: str) -> None:
             return
         await pilot.press("j")
     raise AssertionError(f"{part} is not reached:\n{screen_text(pilot.app)}")
-
-
-def words(pilot: Pilot[Any]) -> str:
-    """The screen as one text, across line breaks."""
-    return " ".join(screen_text(pilot.app).replace("│", " ").split())
 
 
 def spoken(screen: ColumnsScreen) -> list[tuple[str, str]]:

@@ -11,6 +11,7 @@ import pytest
 from core.analysis.problems import Problem
 from core.analysis.result import Analysis
 from core.config.schema import Config
+from core.runs.early_end import EarlyEnd, tell_early_end
 from core.runs.wishes import Unmet
 from tests.tui.harness import FORBIDDEN, HOSTILE
 from tui.keys import KeyTable
@@ -67,7 +68,7 @@ def test_a_count_gives_rows_and_steps_before_every_row_has_been_looked_at() -> N
     assert shown["steps"] == "~23 steps · 1 pass over the rows"
 
 
-def test_everything_known() -> None:
+def test_where_everything_is_known_each_line_has_its_figures() -> None:
     analysis = Analysis((), 203, 180, {"held_out": 20, "not_json": 2, "overlong": 1}, ())
     plan = StartPlan(
         135_000_000, 1_200_000_000, 23_000_000_000, True, seconds=71.0, watt_hours=0.42, pace_of="20261124-143600-faq"
@@ -93,6 +94,14 @@ def test_a_wish_that_cannot_be_met_comes_before_other_warnings() -> None:
     found = Found(StartRows(), StartPlan(advice="less", unmet=(wish,)), ("three",))
     shown = lines(start(), found)[""].splitlines()
     assert shown == ["! 07:00 cannot be met. Set 08:45 or later.", "! less", "! three"]
+
+
+def test_the_steps_say_where_a_limit_ends_the_run() -> None:
+    end = tell_early_end(EarlyEnd("train.max_hours", 6.0, 1200, 3000))
+    plan = StartPlan(seconds=21600.0, pace_of="faq", early_end=end)
+    shown = lines(start(), Found(StartRows.counted(200, config()), plan))
+    assert shown["steps"] == "ends after 6 h by train.max_hours, at about step 1,200 of 3,000"
+    assert shown["time"] == "~6h 00m · at the pace of faq"
 
 
 def test_nothing_moves_as_facts_come_in() -> None:

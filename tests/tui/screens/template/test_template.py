@@ -15,7 +15,17 @@ from textual.pilot import Pilot
 import tui.app
 from core.template.builtin import NAMED_TEMPLATES
 from tests.conftest import CHATML
-from tests.tui.harness import FORBIDDEN, HOSTILE, pane_of, paste, screen_lines, screen_text, wait_for
+from tests.tui.harness import (
+    FORBIDDEN,
+    HOSTILE,
+    make_editor,
+    pane_of,
+    paste,
+    screen_lines,
+    screen_text,
+    wait_for,
+    words,
+)
 from tui.app import LocaltuneApp
 from tui.screens.help import HelpScreen
 from tui.screens.pick import PickScreen
@@ -64,11 +74,6 @@ async def opened(pilot: Pilot[Any]) -> TemplateScreen:
     return screen
 
 
-def words(pilot: Pilot[Any]) -> str:
-    """The screen as one text, across line breaks."""
-    return " ".join(screen_text(pilot.app).replace("│", " ").split())
-
-
 def is_shown(pilot: Pilot[Any], text: str) -> bool:
     return text in screen_text(pilot.app)
 
@@ -92,13 +97,6 @@ def lit(screen: TemplateScreen) -> str:
 def value(pilot: Pilot[Any], name: str) -> Any:
     document = pilot.app.state.document  # type: ignore[attr-defined]
     return document.get(name)
-
-
-def make_editor(directory: Path, script: str) -> str:
-    path = directory / "editor.sh"
-    path.write_text(f"#!/bin/sh\n{script}\n")
-    path.chmod(0o755)
-    return str(path)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -464,7 +462,7 @@ async def test_help_lists_the_keys(directory: Path) -> None:
         assert "Edit the template" in text
 
 
-async def test_resizing_live(directory: Path) -> None:
+async def test_the_cursor_stays_on_its_template_at_every_size(directory: Path) -> None:
     async with make_app(directory).run_test(size=(200, 50)) as pilot:
         screen = await opened(pilot)
         assert "ChatML: <|im_start|>role" in screen_text(pilot.app)

@@ -86,6 +86,6 @@ def test_ticks_are_few_inside_and_rising(axis: object, span: int) -> None:
     assert len({label for _, label in ticks}) == len(ticks)
 
 
-def test_short_words() -> None:
+def test_labels_of_tokens_and_times_are_short() -> None:
     assert [short_tokens(count) for count in (0, 800, 20_000, 1_500_000, 2e9)] == ["0", "800", "20k", "1.5M", "2B"]
     assert [short_time(seconds) for seconds in (0.5, 30, 300, 5400, 7200)] == ["0.5s", "30s", "5m", "1h 30m", "2h"]

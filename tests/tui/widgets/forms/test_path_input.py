@@ -31,7 +31,7 @@ def tree(tmp_path: Path) -> Path:
         ("train.jsonl/x", []),
     ],
 )
-def test_completion(tree: Path, typed: str, expected: list[str]) -> None:
+def test_a_path_is_completed_by_directories_and_files_of_the_kinds(tree: Path, typed: str, expected: list[str]) -> None:
     assert complete_path(typed, tree, (".jsonl", ".csv")) == expected
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,26 +11,25 @@ import pytest
 
 from core.export.gguf.tools import find_converter
 from core.launch.launcher import worker_environment
+from tests.forking import Forks
 
 
-def lines_of(name: str, *arguments: str, standard_input: str = "", seconds: float = 500) -> list[Any]:
+def lines_of(forks: Forks, name: str, *arguments: str, standard_input: str = "", seconds: float = 500) -> list[Any]:
     """Run a module of this package, and read the JSON lines that it prints.
 
     Args:
+        forks: The fixture.
         name: Its name.
         arguments: Of its command line.
         standard_input: What it reads.
         seconds: The longest that it may take.
     """
-    done = subprocess.run(
+    done = forks.run(
         [sys.executable, "-m", f"{__package__}.{name}", *arguments],
-        input=standard_input,
+        seconds,
+        standard_input,
         env=worker_environment() | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
         cwd=Path(__file__).parents[5],
-        capture_output=True,
-        text=True,
-        timeout=seconds,
-        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads(line) for line in done.stdout.splitlines()]

@@ -7,6 +7,7 @@ import pytest
 
 from core.export.gguf.checks import has_library
 from core.export.kinds import QUANTS
+from tests.forking import Forks
 
 from .apart import converter_in, lines_of
 
@@ -15,10 +16,10 @@ Results = dict[tuple[str, bool], dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def results(converter_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Results:
+def results(forks: Forks, converter_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Results:
     """What came out, by type and whether an importance matrix was used."""
     directory = tmp_path_factory.mktemp("quantizations")
-    lines = lines_of("quantizations", str(directory), converter_in(converter_home))
+    lines = lines_of(forks, "quantizations", str(directory), converter_in(converter_home))
     return {(line["quant"], line["weighed"]): line for line in lines}
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from core.export.gguf.checks import has_library
+from tests.forking import Forks
 
 from .apart import converter_in, lines_of
 
@@ -21,10 +22,10 @@ Results = dict[str, dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def results(converter_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Results:
+def results(forks: Forks, converter_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Results:
     """What came out, by architecture; all in one process, most of whose time goes to imports."""
     directory = tmp_path_factory.mktemp("round-trips")
-    lines = lines_of("round_trips", str(directory), converter_in(converter_home), *NAMES)
+    lines = lines_of(forks, "round_trips", str(directory), converter_in(converter_home), *NAMES)
     return {str(line["name"]): line for line in lines}
 
 

@@ -14,12 +14,9 @@ from core.errors import UserError
 from tests.core.export.tiny_gguf import write_tiny_gguf
 from tests.core.export.trained_run import merged_model
 from tests.crowded import crowded_engine, end_run, run_on_cpu
+from tests.progress import quiet
 
 pytest.importorskip("llama_cpp_py_sync")
-
-
-def quiet(_detail: str, _done: int | None, _total: int | None) -> None:
-    """Progress that nobody looks at."""
 
 
 def asked(longest: int) -> ChatRequest:

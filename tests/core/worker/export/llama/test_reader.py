@@ -12,7 +12,7 @@ import pytest
 from core.helper import Helper
 from tests.core.export.tiny_gguf import write_tiny_gguf
 from tests.core.export.trained_run import merged_model
-from tests.waiting import wait_for
+from tests.waiting import has_ended, wait_for
 
 pytest.importorskip("llama_cpp_py_sync")
 
@@ -108,11 +108,4 @@ def test_it_ends_with_the_process_that_asked(tmp_path: Path) -> None:
         wait_for(lambda: note.exists() and note.read_text(), 60, "the reader's pid")
         os.kill(parent.process.pid, signal.SIGKILL)
         number = int(note.read_text())
-        wait_for(lambda: not Path(f"/proc/{number}").exists() or _is_zombie(number), 20, "the end of the reader")
-
-
-def _is_zombie(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except OSError:
-        return True
+        wait_for(lambda: has_ended(number), 20, "the end of the reader")

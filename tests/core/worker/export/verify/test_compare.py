@@ -12,10 +12,7 @@ from core.data.conversation import RowError
 from core.errors import UserError
 from core.worker.export.verify.compare import Figures, compare
 from core.worker.export.verify.store import MOST_BYTES, MOST_PLACES, LogitsFile, Proof, ProofRow, places_kept
-
-
-def quiet(_detail: str, _done: int | None, _total: int | None) -> None:
-    """Progress that nobody looks at."""
+from tests.progress import quiet
 
 
 def test_figures_are_those_of_the_definitions() -> None:

@@ -16,10 +16,7 @@ from core.worker.export.verify.plain import compare_plain
 from core.worker.export.verify.reference import measure_reference
 from core.worker.export.verify.store import Proof
 from tests.core.export.trained_run import make_trained_run, write_rows
-
-
-def quiet(_detail: str, _done: int | None = None, _total: int | None = None) -> None:
-    """Progress that nobody looks at."""
+from tests.progress import quiet
 
 
 def measure(run: Run, directory: Path, rows: int = 4) -> Proof:

@@ -1,0 +1,115 @@
+"""Progress of a whole export: one share, whatever its stages do."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core.export.plan import plan_export
+from core.export.request import ExportRequest
+from core.export.stages import (
+    CONVERTING_ADAPTER,
+    HASHING,
+    IMPORTANCE,
+    LOADING_FILE,
+    MEASURING_FILE,
+    MERGING,
+    QUANTIZING,
+    WRITING,
+    Stage,
+    WholeProgress,
+    stages_of,
+)
+from core.runs.store import Run
+from tests.core.export.trained_run import make_trained_run, write_rows
+from tests.examples import examples
+
+STAGES = [Stage("merge", 2.0), Stage("look", 0.0), Stage("measure", 1.0), Stage("merge", 2.0), Stage("hash", 5.0)]
+
+
+class Told:
+    """What is told of an export."""
+
+    def __init__(self) -> None:
+        self.shares: list[float] = []
+        self.activities: list[str] = []
+        self.whole = WholeProgress(STAGES, self._tell)
+
+    def _tell(self, activity: str, done: int | None, total: int | None) -> None:
+        assert done is not None
+        assert total is not None
+        self.activities.append(activity)
+        self.shares.append(done / total)
+
+    def __call__(self, *told: tuple[str, int | None, int | None]) -> list[float]:
+        for each in told:
+            self.whole(*each)
+        return self.shares
+
+
+def test_each_stage_has_its_part_by_its_work() -> None:
+    shares = Told()(
+        ("merge", 0, 4), ("merge", 2, 4), ("merge", 4, 4), ("look", None, None), ("measure", 3, 10), ("merge", 1, 2),
+        ("hash", 0, None), ("hash", 1, 1),
+    )  # fmt: skip
+    assert shares == [0.0, 0.1, 0.2, 0.2, 0.23, 0.4, 0.5, 1.0]
+
+
+def test_a_stage_that_is_left_out_leaves_its_part_to_the_others() -> None:
+    assert Told()(("merge", 1, 1), ("hash", 0, 2), ("hash", 1, 2)) == [0.2, 0.2, 0.6]
+
+
+def test_a_stage_that_comes_again_has_a_part_of_what_is_left() -> None:
+    shares = Told()(("merge", 1, 1), ("measure", 1, 1), ("merge", 1, 1), ("merge", 0, 1), ("start", None, None))
+    assert shares == [0.2, 0.3, 0.5, 0.5, 0.5]
+    again = Told()
+    again(("measure", 1, 1), ("merge", 1, 1), ("look", None, None), ("measure", 0, 2))
+    before = again.shares[-1]
+    again(("measure", 2, 2), ("hash", 1, 1))
+    assert before < again.shares[-2] < again.shares[-1] == 1.0
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["merge", "look", "measure", "hash", "starting"]),
+            st.none() | st.integers(-1, 20),
+            st.none() | st.integers(0, 10),
+        )
+    )
+)
+@settings(max_examples=examples(60))
+def test_it_only_ever_grows(told: list[tuple[str, int | None, int | None]]) -> None:
+    shares = Told()(*told)
+    assert shares == sorted(shares)
+    assert all(0.0 <= share <= 1.0 for share in shares)
+
+
+@pytest.fixture
+def run(tmp_path: Path, tiny_model_dir: Path) -> Run:
+    return make_trained_run(tiny_model_dir, write_rows(tmp_path / "rows.jsonl", 3))
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "some"),
+    [
+        ("card", {}, [HASHING]),
+        ("merged", {}, [MERGING, MEASURING_FILE, HASHING]),
+        ("gguf", {"quant": "Q8_0"}, [MERGING, WRITING, LOADING_FILE, HASHING]),
+        ("gguf", {"quant": "Q4_K_M"}, [MERGING, WRITING, IMPORTANCE, QUANTIZING, MEASURING_FILE, HASHING]),
+        ("gguf", {"adapter_only": True}, [CONVERTING_ADAPTER, WRITING, MEASURING_FILE, HASHING]),
+        ("adapter", {}, [MEASURING_FILE, HASHING]),
+    ],
+)
+def test_the_stages_follow_from_the_plan(run: Run, kind: Any, more: dict[str, Any], some: list[str]) -> None:
+    plan = plan_export(ExportRequest(run.path, kind, **more))
+    told = [stage.activity for stage in stages_of(plan)]
+    assert [activity for activity in told if activity in some] == some
+    both = [stage.activity for stage in stages_of(replace(plan, tries_both=True))]
+    merges = MERGING in told
+    assert both.count(MERGING) == (2 if merges else 0)

@@ -1,0 +1,66 @@
+"""Lock files: one holder at a time, and what becomes of it where a file system has no locks."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from core.errors import UserError
+from core.lock_file import open_lock_file, try_lock_file
+
+#: Holds the lock of a file until its standard input ends.
+HOLDER = """
+import fcntl, sys
+with open(sys.argv[1], "w") as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_it_is_free_again_when_its_holder_has_ended(tmp_path: Path) -> None:
+    path = tmp_path / "runner.lock"
+    command = [sys.executable, "-S", "-c", HOLDER, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        assert try_lock_file(path, needs_locks=True) is None
+        assert try_lock_file(path, needs_locks=False) is None
+        holder.kill()
+    descriptor = try_lock_file(path, needs_locks=True)
+    assert descriptor is not None
+    os.close(descriptor)
+
+
+def test_the_file_is_private_and_no_link_is_followed(tmp_path: Path) -> None:
+    os.close(open_lock_file(tmp_path / "mine"))
+    assert stat.S_IMODE((tmp_path / "mine").stat().st_mode) == 0o600
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="link cannot be written"):
+        open_lock_file(tmp_path / "link")
+    assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize(("code", "counts"), [(errno.ENOLCK, True), (errno.EOPNOTSUPP, True), (errno.EIO, False)])
+def test_a_file_system_without_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, *, counts: bool
+) -> None:
+    def fails(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("core.lock_file.fcntl.flock", fails)
+    with pytest.raises(UserError, match="cannot be locked"):
+        try_lock_file(tmp_path / "lock", needs_locks=True)
+    if counts:
+        descriptor = try_lock_file(tmp_path / "lock", needs_locks=False)
+        assert descriptor is not None
+        os.close(descriptor)
+    else:
+        with pytest.raises(UserError, match="cannot be locked"):
+            try_lock_file(tmp_path / "lock", needs_locks=False)

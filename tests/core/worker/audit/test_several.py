@@ -1,0 +1,203 @@
+"""Audits of runs of several processes: they are executed again by as many, and what was changed is named."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.audit.job import AuditJob
+from core.audit.result import Audit
+from core.audit.spans import Span, Team
+from core.config.schema import Config
+from core.runs.chain import CHAIN_NAME
+from core.runs.events import FinishedEvent, RanksEvent, encode_event
+from core.runs.store import Run, create_run
+from core.worker import train as recipe
+from core.worker.audit.replay import Replay
+from core.worker.distributed.ranks import Ranks
+from core.worker.distributed.rendezvous import tcp_meeting
+from core.worker.process.control import Controls
+from core.worker.process.recorder import Recorder
+from tests.core.worker.distributed.pairs import run_pair
+from tests.core.worker.distributed.trainings import write_rows
+
+pytestmark = pytest.mark.slow
+
+STEPS = 4
+
+
+def train(directory: Path, model: Path, hosts: list[str], place: str = "", **sections: dict[str, Any]) -> Run:
+    """A run of processes that are forked from this one, and are told to be on these machines.
+
+    Args:
+        directory: Where the rows go.
+        model: The base.
+        hosts: The machine of each.
+        place: Where they meet; empty for over a file.
+        **sections: Options.
+    """
+    values: dict[str, Any] = {
+        "model": {"base": str(model)},
+        "data": {"train": str(write_rows(directory / "rows.jsonl")), "eval_share": 0.1},
+        "method": {"dropout": 0.1},
+        "train": {"max_steps": STEPS, "batch_size": 5, "learning_rate": 5e-3},
+        "eval": {"every_steps": 3, "exact_match": False, "samples": 1, "probe": False},
+        "checkpoint": {"every_steps": 2, "keep": 9},
+        "hardware": {"device": "cpu"},
+        "chat": {"max_new_tokens": 3},
+    }
+    merged = {name: values.get(name, {}) | sections.get(name, {}) for name in {**values, **sections}}
+    config = Config.model_validate(merged)
+    run = create_run(config, "several")
+
+    def work(ranks: Ranks) -> str:
+        recorder = Recorder(run, keeps=ranks.is_first)
+        if not ranks.is_first:
+            recipe.follow(config, recorder, Controls(), ranks, resume=False)
+            return "followed"
+        recorder.phase("importing")
+        members = [{"rank": rank, "host": host, "device": "cpu"} for rank, host in enumerate(hosts)]
+        recorder.event(RanksEvent(ranks=members, strategy=config.distributed.strategy.replace("auto", "")))
+        outcome = recipe.train(config, recorder, Controls(), resume=False, ranks=ranks)
+        recorder.close("finished", "", FinishedEvent(reason="", step=outcome.step, adapter=outcome.adapter))
+        return outcome.reason
+
+    ends = run_pair(directory, work, count=len(hosts), place=place)
+    assert ends == ["all steps done", *["followed"] * (len(hosts) - 1)], run.log_path
+    return run
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The home of the runs here."""
+    home = tmp_path_factory.mktemp("several")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOCALTUNE_HOME", str(home / "home"))
+        yield home
+
+
+@pytest.fixture(scope="module")
+def spread(home: Path, tiny_model_dir: Path) -> Run:
+    """A run of three processes that have met over a network, on two machines by what they say, with dropout."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    hosts, place = ["tower", "tower", "attic"], tcp_meeting("127.0.0.1", port)
+    return train(home, tiny_model_dir, hosts, place, distributed={"processes": 3})
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(private_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    del private_home  # its variables come before
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def copy(run: Run, tmp_path: Path) -> Run:
+    twin = Run(tmp_path / run.id)
+    shutil.copytree(run.path, twin.path)
+    return twin
+
+
+def flip(run: Run, file: str) -> str:
+    """Flip the last bit of a file of the last checkpoint; its name as differences have it."""
+    name = f"checkpoints/step-{STEPS:08}/{file}"
+    raw = bytearray((run.path / name).read_bytes())
+    raw[-1] ^= 1
+    (run.path / name).write_bytes(raw)
+    return name
+
+
+def outcomes(found: Audit) -> list[tuple[int, int, str]]:
+    return [(span.begin, span.end, span.outcome) for span in found.spans]
+
+
+def test_a_run_on_several_machines_is_equal_on_one_from_the_base_on(spread: Run) -> None:
+    found = AuditJob(spread, spans=1, seed=1, whole=True).run()
+    assert found.verdict == "verified", found
+    assert (outcomes(found), found.notes, found.complete) == ([(0, STEPS, "equal")], (), True)
+
+
+def test_weights_shared_out_come_out_equal_and_a_flipped_bit_is_named(tmp_path: Path, tiny_model_dir: Path) -> None:
+    method = {"name": "full", "dropout": 0.0}
+    distributed = {"processes": 2, "strategy": "fsdp2"}
+    run = train(tmp_path, tiny_model_dir, ["tower"] * 2, method=method, distributed=distributed)
+    name = flip(run, "weights/trained.safetensors")
+    found = AuditJob(run, spans=9, seed=1).run()
+    assert found.verdict == "differs", found
+    assert [outcome for *_, outcome in outcomes(found)] == ["equal"] * (len(found.spans) - 1) + ["differs"]
+    (difference,) = found.spans[-1].differences
+    assert (difference.file, difference.step) == (name, STEPS)
+    assert difference.recorded != difference.found
+
+
+def test_what_differs_may_be_of_a_machine_that_is_not_recorded(spread: Run, tmp_path: Path) -> None:
+    run = copy(spread, tmp_path)
+    name = flip(run, "adapter/adapter_model.safetensors")
+    found = AuditJob(run, spans=0, seed=1).run()
+    (span,) = found.spans
+    assert (span.outcome, found.verdict) == ("inexact", "differs")  # by the chain
+    assert "computed on 2 machines, of which only the first one is recorded" in span.reason
+    assert span.differences[0].file == name
+
+
+def test_another_number_of_processes_is_not_what_trained(spread: Run, tmp_path: Path) -> None:
+    run = copy(spread, tmp_path)
+    lines = run.events_path.read_text().splitlines(keepends=True)
+    (place,) = (place for place, line in enumerate(lines) if json.loads(line)["type"] == "ranks")
+    ranks = [{"rank": rank, "host": "tower", "device": "cpu"} for rank in range(2)]
+    lines[place] = encode_event(RanksEvent(ranks=ranks))
+    run.events_path.write_text("".join(lines))
+    (run.path / CHAIN_NAME).unlink()
+    found = AuditJob(run, spans=0, seed=1, whole=True).run()
+    assert [(span.outcome, found.verdict) for span in found.spans] == [("inexact", "unproven")]
+    assert found.spans[0].differences[0].tensor == "grad_norm"
+
+
+def test_a_changed_row_and_another_base_are_named(spread: Run, home: Path, tiny_model_dir: Path) -> None:
+    rows, base = home / "rows.jsonl", tiny_model_dir / "model.safetensors"
+    kept, before = (rows.read_text(), base.read_bytes()), os.stat(base)
+    try:
+        rows.write_text(kept[0].replace("ticket", "basket", 1))
+        found = AuditJob(spread, spans=1, seed=1).run()
+        assert found.inputs[-1].what == "A row was changed since the run learned it: rows.jsonl line 1."
+        assert [(span.outcome, span.reason) for span in found.spans] == [("skipped", "The rows are others.")]
+        base.write_bytes(kept[1][:-1] + bytes([kept[1][-1] ^ 1]))
+        found = AuditJob(spread, spans=1, seed=1).run()
+        assert found.inputs[0].file == str(base)
+        assert [(span.outcome, span.reason) for span in found.spans] == [("skipped", "The base is another.")]
+    finally:
+        rows.write_text(kept[0])
+        base.write_bytes(kept[1])
+        os.utime(base, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_a_machine_without_room_for_the_models_of_several_says_so(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 100 kB are free.
+    monkeypatch.setattr("core.worker.setup.together.memory", lambda: (10**9, 10**9 + 10**5))
+    rows = write_rows(tmp_path / "rows.jsonl")
+    config = Config.model_validate({"model": {"base": str(tiny_model_dir)}, "data": {"train": str(rows)}})
+    run = create_run(config, "large")
+    work = tmp_path / "work"
+    work.mkdir()
+    span = Span(0, 1, (), team=Team(2, "replicate", machines=2))
+
+    def execute(ranks: Ranks) -> str:
+        replay = Replay(run, config, span, work, {}, {}, lambda *_: None, ranks)
+        if ranks.is_first:
+            return replay.execute().reason
+        replay.follow()
+        return "followed"
+
+    first, other = run_pair(tmp_path, execute)
+    assert first.startswith(
+        "The run was computed by 2 processes on 2 machines, and this one has no room for as many models."
+    )
+    assert first.removeprefix("UserError: ") in other
