@@ -34,10 +34,10 @@ class Estimate:
         run: The earlier run; empty for an estimate by the plan.
         by: Basis of the estimate.
         assumed: What the plan does not know and assumes, in words: ``rows of 2048 tokens``.
-        work_share: Share of the duration that is work at full speed; the rest is what the governor of the earlier run
-            has let it rest.
         elsewhere: Whether it is for a card that is not here.
         early_end: Where a limit of the run ends it; None where it does all its steps.
+        work_share: Share of the duration that is work at full speed; the rest is what the governor of the earlier run
+            has let it rest.
     """
 
     seconds: float
@@ -46,9 +46,9 @@ class Estimate:
     run: str
     by: Basis = "pace"
     assumed: tuple[str, ...] = ()
-    work_share: float = 1.0
     elsewhere: bool = False
     early_end: EarlyEnd | None = None
+    work_share: float = 1.0
 
 
 @dataclass(frozen=True)
