@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from core.memory.strategy import Chosen
     from core.models.architecture.architecture import Architecture
     from core.runs.forecast import Forecast
+    from core.runs.wishes import Unmet
 
 #: Methods that ``--method`` takes.
 METHODS = ("qlora", "lora", "full", "freeze")
@@ -92,8 +93,9 @@ def _plan(args: argparse.Namespace) -> int:
     remarks = _remarks(document, config, machine, architecture, is_here) if args.config is not None else []
     make_plan(architecture, config, machine)
     found = forecast(config, machine, _rows(config, args.lengths) if has_rows else None)
+    wishes = _tell_wishes(config, found) if is_here and has_rows else []
     if args.json:
-        emit(as_json(found, remarks))
+        emit(as_json(found, remarks, wishes))
         return 0
     for line in render(found, _columns()):
         say(line)
@@ -155,6 +157,18 @@ def _remarks(
     for remark, complaint in found:
         note(f"warning: {'A run would be refused: ' if remark.level == 'error' else ''}{complaint}")
     return found
+
+
+def _tell_wishes(config: Config, found: Forecast) -> list[Unmet]:
+    """The wishes for the night that a run cannot meet if it starts now; they are told."""
+    import time
+
+    from core.runs.wishes import unmet
+
+    wishes = list(unmet(config, found.estimate, time.time()))
+    for wish in wishes:
+        note(f"warning: {'A run would be refused without --yes: ' if wish.is_measured else ''}{wish}")
+    return wishes
 
 
 def _cards(text: str) -> int:
@@ -245,12 +259,15 @@ def _is_large(config: Config) -> bool:
 # JSON.
 
 
-def as_json(found: Forecast, remarks: Sequence[tuple[Remark, str]] = ()) -> dict[str, Any]:
+def as_json(
+    found: Forecast, remarks: Sequence[tuple[Remark, str]] = (), wishes: Sequence[Unmet] = ()
+) -> dict[str, Any]:
     """The result as described in ``docs/commands.md``.
 
     Args:
         found: The plan and what goes with it.
         remarks: Findings of the rules between options, with their place in the file.
+        wishes: The wishes for the night that cannot be met.
     """
     from core.memory.batching import WHOLE
 
@@ -292,6 +309,7 @@ def as_json(found: Forecast, remarks: Sequence[tuple[Remark, str]] = ()) -> dict
         "estimate": asdict(found.estimate) if found.estimate is not None else None,
         "notes": list(plan.notes),
         "cards": _cards_as_json(found.chosen) if found.chosen is not None else None,
+        "unmet": [asdict(wish) for wish in wishes],
         "remarks": [
             {"level": remark.level, "options": list(remark.options), "text": complaint} for remark, complaint in remarks
         ],

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from core.commands.common import (
     EXIT_ERROR,
+    EXIT_USAGE,
     PROGRAM,
     add_config,
     add_json_flag,
@@ -22,6 +23,7 @@ from core.commands.common import (
 )
 from core.commands.parser import whole_number
 from core.commands.starting import NOBODY_STARTS, tell_runner, tell_total
+from core.commands.wishes import add_consent, starts_all_the_same, unmet_in_queue
 
 if TYPE_CHECKING:
     from core.queue.book import Queue
@@ -54,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     adding.add_argument("--name", help="what the run is about; ends its id (default: the file's name)")
     adding.add_argument("--hold", action="store_true", help="keep it from being started until it is released")
     adding.add_argument("--start", action="store_true", help="start the runner as well, if none is on")
+    add_consent(adding)
     starting = action("start", "start the runner, which starts the runs in order; it ends when nothing waits", _start)
     starting.add_argument("--detach", action="store_true", help="do not tell what it does; return at once")
     action("list", "what is on, what comes next, when it is expected to be done, and what has ended", _list)
@@ -109,6 +112,9 @@ def _add(args: argparse.Namespace) -> int:
     from core.queue.estimate import Estimator, total_of
 
     path, config = Path(args.config), read_run_config(args)
+    estimator = Estimator()
+    if not starts_all_the_same(unmet_in_queue(config, estimator, held=args.hold), yes=args.yes):
+        return EXIT_USAGE
     entry = QueueEntry(
         id=1,
         name=args.name or path.stem,
@@ -118,7 +124,7 @@ def _add(args: argparse.Namespace) -> int:
         overrides=tuple(args.set),
     )
     (added,) = store.add([(entry, config)])
-    total = total_of([Estimator().estimate(config)])
+    total = total_of([estimator.estimate(config)])
     note(tell_total(1, total))
     runner = tell_runner(start=args.start)
     if args.json:

@@ -23,15 +23,19 @@ def sweep(args: argparse.Namespace) -> int:
     from core.queue.entry import QueueEntry, words_of
     from core.queue.estimate import Estimator, total_of
     from core.queue.sweep import combinations, make_variants, name_of, parse_axis
+    from core.runs.wishes import unmet
 
     path = Path(args.config)
     axes = [parse_axis(text) for text in args.over]
     variants = make_variants(path, args.set, combinations(axes, args.random, args.seed))
     _check(variants)
     estimator = Estimator()
-    total = total_of(estimator.estimate(variant.config) for variant in variants)
-    for variant in variants:
-        note(f"  {words_of(variant.values)}")
+    estimates = [estimator.estimate(variant.config) for variant in variants]
+    total = total_of(estimates)
+    for variant, found in zip(variants, estimates, strict=True):
+        # When each begins is not known, and with it whether its deadline can be met.
+        wishes = "".join(f" · {wish}" for wish in unmet(variant.config, found, None))
+        note(f"  {words_of(variant.values)}{wishes}")
     note(tell_total(len(variants), total))
     question = f"Put {len(variants)} run{'' if len(variants) == 1 else 's'} into the queue?"
     if not args.yes and not agrees(question, "Add --yes to do it without a question."):

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from core.commands.common import PROGRAM, add_config, add_json_flag, emit, note, say
+from core.commands.common import EXIT_USAGE, PROGRAM, add_config, add_json_flag, emit, note, say
 from core.commands.parser import ArgumentParser
+from core.commands.wishes import add_consent, starts_all_the_same, unmet_now
 
 if TYPE_CHECKING:
     from core.commands.follow import Interrupts
@@ -34,6 +35,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="make the run's directory, print its path and start nothing: torchrun or Slurm start its processes",
     )
     parser.add_argument("--detach", action="store_true", help="print the run's id and return while it trains")
+    add_consent(parser)
     parser.add_conflict("--detach", "--no-start", "a run that is not started does not train.")
     add_json_flag(parser)
 
@@ -77,12 +79,15 @@ def read_run_config(args: argparse.Namespace, more: Sequence[str] = ()) -> Confi
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train; the exit code is that of the run: 0 finished, 3 stopped, 4 failed, 5 refused by ``eval.gate``."""
+    """Train; the exit code is that of the run: 0 finished, 3 stopped, 4 failed, 5 refused by ``eval.gate``; 2 where its
+    wishes cannot be met, and nobody agrees to that."""
     from core.commands.follow import Interrupts
     from core.commands.machines import check_machines
 
     several = [] if args.processes is None else [f"distributed.processes={args.processes}"]
     path, config = Path(args.config), read_run_config(args, several)
+    if not starts_all_the_same(unmet_now(config), yes=args.yes):
+        return EXIT_USAGE
     if args.no_start:
         report_prepared(config, args.name or path.stem, as_json=args.json)
         return 0

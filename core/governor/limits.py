@@ -59,6 +59,15 @@ class Limits:
         return self.deadline is not None or self.energy_kwh is not None
 
     @property
+    def wishes(self) -> tuple[object, ...]:
+        """What ``[night]`` asks for, to compare with others."""
+        return self.deadline, self.energy_kwh, self.quiet, self.quiet_power_w
+
+    def wish(self, option: str) -> float | None:
+        """The value of ``night.deadline`` or ``night.energy_kwh``."""
+        return self.deadline if option == "night.deadline" else self.energy_kwh
+
+    @property
     def need_power(self) -> tuple[str, ...]:
         """The options that cannot be kept without a meter of power."""
         wanted = {

@@ -14,29 +14,44 @@ MEMORY_SECONDS = 300.0
 
 
 class Pace:
-    """Measurements of steps by their duty cycle.
+    """Measurements of steps by their duty cycle; from the first step on, whether anybody plans by them or not."""
 
-    Args:
-        has_power: Whether the device tells its energy; else one duty cycle says all, as speed goes with it.
-    """
-
-    def __init__(self, *, has_power: bool) -> None:
-        self._tried = list(TRIED if has_power else TRIED[:1])
+    def __init__(self) -> None:
+        self._tried: list[float] | None = None
         self._points: list[_Sum] = []
         self._seconds = 0.0
         self._steps = 0
 
+    def begin_trials(self, *, has_power: bool) -> None:
+        """Try a few duty cycles from now on; full work only where it was not measured long enough before.
+
+        Args:
+            has_power: Whether the device tells its energy; else one duty cycle says all, as speed goes with it.
+        """
+        if self._tried is None:
+            self._tried = list(TRIED if has_power else TRIED[:1])
+            self._end_trial()
+
     @property
     def trial(self) -> float | None:
-        """The duty cycle that is to be tried now; None when enough is known."""
+        """The duty cycle that is to be tried now; None when enough is known, or nothing is tried."""
         return self._tried[0] if self._tried else None
 
     @property
     def curve(self) -> Curve | None:
         """What is known; None before the trials are over."""
-        if self._tried or not self._points:
+        if self._tried is None or self._tried or not self._points:
             return None
         return Curve([item.point for item in self._points])
+
+    @property
+    def full_work(self) -> Curve | None:
+        """Speed alone, as it was at full work, or as it would be without the rests; None before that is known."""
+        is_known = self._is_enough if self._tried is None else self.trial != TRIED[0]
+        worked = sum(item.worked for item in self._points)
+        if not is_known or worked <= 0:
+            return None
+        return Curve([Point(1.0, sum(item.tokens for item in self._points) / worked, None)])
 
     def add(self, duty: float, tokens: int, seconds: float, joules: float | None) -> None:
         """Take a step in.
@@ -56,7 +71,14 @@ class Pace:
         near.add(duty, tokens, seconds, joules)
         self._seconds += seconds
         self._steps += 1
-        if self._tried and self._seconds >= TRIAL_SECONDS and self._steps >= TRIAL_STEPS:
+        self._end_trial()
+
+    @property
+    def _is_enough(self) -> bool:
+        return self._seconds >= TRIAL_SECONDS and self._steps >= TRIAL_STEPS
+
+    def _end_trial(self) -> None:
+        if self._tried and self._is_enough:
             del self._tried[0]
             self._seconds, self._steps = 0.0, 0
 

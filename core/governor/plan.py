@@ -39,6 +39,8 @@ class Wishes:
     """When it is to be done if all goes well, before the deadline; None for the deadline itself."""
     joules: float | None = None
     """Energy that is left."""
+    is_hurried: bool = False
+    """Whether the soonest end counts, and not the cheapest one: no deadline can be kept."""
     power_w: float | None = None
     """Average power outside of quiet hours."""
     quiet_power_w: float | None = None
@@ -68,8 +70,8 @@ class Plan:
 
 
 def plan(curve: Curve, tokens: float, wishes: Wishes) -> Plan:
-    """The cheapest plan that keeps the wishes; where none does, the nearest: in time with the least energy, or as soon
-    as possible.
+    """The cheapest plan that keeps the wishes. Where none does, the nearest: in time with the least energy; else, and
+    in a hurry, the soonest of those within the energy, or the soonest of all where none is.
 
     Args:
         curve: Speed and power by the duty cycle.
@@ -93,8 +95,11 @@ def _best(curve: Curve, tokens: float, wishes: Wishes, day: Sequence[float], qui
     """The best plan of some duty cycles."""
     found = [_walk(curve, tokens, wishes.spans, duty, still) for duty in day for still in quiet]
     soonest = min(found, key=lambda item: (item.finish, item.joules))
-    if wishes.deadline is not None and soonest.finish > wishes.deadline:
-        return _judged(soonest, wishes, misses_deadline=True)
+    misses_deadline = wishes.deadline is not None and soonest.finish > wishes.deadline
+    if misses_deadline or wishes.is_hurried:
+        within = [item for item in found if wishes.joules is None or item.joules <= wishes.joules]
+        nearest = min(within or found, key=lambda item: (item.finish, item.joules))
+        return _judged(nearest, wishes, misses_deadline=misses_deadline)
     aim = wishes.deadline if wishes.aim is None else wishes.aim
     in_time = [item for item in found if aim is None or item.finish <= aim]
     if not in_time or not curve.has_power:
@@ -102,9 +107,14 @@ def _best(curve: Curve, tokens: float, wishes: Wishes, day: Sequence[float], qui
     return _judged(min(in_time, key=lambda item: (item.joules, item.finish)), wishes)
 
 
+def soonest(curve: Curve, tokens: float, wishes: Wishes) -> Plan:
+    """The plan that is done first, whatever it uses."""
+    return plan(curve, tokens, replace(wishes, deadline=None, aim=None, joules=None, is_hurried=True))
+
+
 def least_energy(curve: Curve, tokens: float, wishes: Wishes) -> Plan:
     """The plan that uses the least energy, whenever it is done."""
-    return plan(curve, tokens, replace(wishes, deadline=None, aim=None, joules=None))
+    return plan(curve, tokens, replace(wishes, deadline=None, aim=None, joules=None, is_hurried=False))
 
 
 def _judged(item: Plan, wishes: Wishes, *, misses_deadline: bool = False) -> Plan:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import time
+from typing import TYPE_CHECKING
 
-from core.governor.night import Promise
+from core.governor.figures import day_time, energy
 from core.governor.policy import (
     DISK,
     HOST_MEMORY,
@@ -17,7 +17,10 @@ from core.governor.policy import (
     TEMPERATURE,
 )
 from core.text import one_line
-from core.units import format_fixed, format_moment, format_number
+from core.units import format_fixed, format_number
+
+if TYPE_CHECKING:
+    from core.governor.night import Promise
 
 #: The unit of each cause's value, and how the cause is called.
 _UNITS = {
@@ -88,46 +91,79 @@ def reason(cause: str, value: float | None, limit: float | None) -> str:
     return f"{name} {'is at' if cause in _UNITS else 'is'} {quantity(cause, value)}{end}"
 
 
-def misses(promise: Promise) -> list[tuple[str, str, str]]:
-    """The wishes that cannot be kept, as notices: code, message with the nearest that can, hint."""
-    found: list[tuple[str, str, str]] = []
-    if promise.deadline is not None and promise.misses_deadline:
-        message = f"It cannot be done by {_day_time(promise.deadline)}: {_day_time(promise.finish)} is the soonest."
-        found.append(("night_deadline", message, "It goes on as fast as the limits allow."))
-    limit, expected = promise.energy_limit_kwh, promise.energy_kwh
-    if limit is not None and expected is not None and promise.misses_energy:
-        message = f"{_energy(limit)} will not do: it takes {_energy(expected)}"
-        least = promise.least_kwh
-        if least is not None and least <= limit:
-            message += f"; {_energy(least)} would do without the deadline"
-        elif least is not None and least < 0.98 * expected:
-            message += f", and {_energy(least)} at the least, without the deadline"
-        found.append(("night_energy", f"{message}.", "It goes on with as little as the deadline allows."))
+def news(before: Promise | None, now: Promise) -> list[tuple[str, str, str, str]]:
+    """Wishes given up, or taken up again, since the promise before: level, code, message and hint of a notice each.
+
+    Args:
+        before: The promise told before; None for none.
+        now: The new one.
+    """
+    found: list[tuple[str, str, str, str]] = []
+    if (deadline := now.deadline) is not None:
+        was = before is not None and before.deadline == deadline and before.nearest_deadline is not None
+        if now.nearest_deadline is not None and not was:
+            found.append(("warning", "night_deadline", *_late(now, deadline, now.nearest_deadline)))
+        elif was and now.nearest_deadline is None:
+            message = f"{day_time(deadline)} is the deadline again: it can be met now."
+            found.append(("info", "night_deadline_again", message, ""))
+    if (limit := now.energy_limit_kwh) is not None:
+        was = before is not None and before.energy_limit_kwh == limit and before.nearest_energy_kwh is not None
+        if now.nearest_energy_kwh is not None and not was:
+            found.append(("warning", "night_energy", *_too_much(now, limit, now.nearest_energy_kwh)))
+        elif was and now.nearest_energy_kwh is None:
+            found.append(("info", "night_energy_again", f"{energy(limit)} is the wish again: it will do now.", ""))
     return found
+
+
+def _late(promise: Promise, deadline: float, nearest: float) -> tuple[str, str]:
+    """Message and hint for a deadline that is given up."""
+    with_energy = ""
+    if promise.energy_limit_kwh is not None and promise.nearest_energy_kwh is None:
+        with_energy = f" with {energy(promise.energy_limit_kwh)}"
+    message = f"{day_time(deadline)} cannot be met: it ends at {day_time(promise.finish)} at the soonest{with_energy}."
+    if math.isfinite(nearest):
+        message += f" {day_time(nearest)} takes its place."
+    return message, f"It goes on as fast as the limits allow; {day_time(deadline)} is back as soon as it can be met."
+
+
+def _too_much(promise: Promise, limit: float, nearest: float) -> tuple[str, str]:
+    """Message and hint for a wish for energy that is given up."""
+    message = f"{energy(limit)} cannot be met: it takes {energy(promise.energy_kwh or nearest)}"
+    least, is_in_time = promise.least_kwh, promise.deadline is not None and promise.nearest_deadline is None
+    if is_in_time and least is not None and least <= limit:
+        message += f", and {energy(least)} would do without the deadline"
+    elif is_in_time and least is not None and least < 0.98 * (promise.energy_kwh or nearest):
+        message += f", and {energy(least)} at the least without the deadline"
+    message += f". {energy(nearest)} takes its place."
+    how = "with as little as the deadline allows" if is_in_time else "with as little as it can"
+    return message, f"It goes on {'as fast as the limits allow' if promise.nearest_deadline is not None else how}."
+
+
+def in_place(
+    deadline: float | None, nearest_deadline: float | None, limit_kwh: float | None, nearest_kwh: float | None
+) -> str:
+    """What takes the place of wishes that are given up: ``08:45 in place of 07:00, which cannot be met``; empty where
+    all stand."""
+    pairs: list[tuple[str, str]] = []
+    if deadline is not None and nearest_deadline is not None:
+        pairs.append((day_time(nearest_deadline), day_time(deadline)))
+    if limit_kwh is not None and nearest_kwh is not None:
+        pairs.append((energy(nearest_kwh), energy(limit_kwh)))
+    if not pairs:
+        return ""
+    new, old = (" and ".join(texts) for texts in zip(*pairs, strict=True))
+    return f"{new} in place of {old}, which cannot be met"
 
 
 def promised(
     finish: float, energy_kwh: float | None, promised_finish: float, promised_kwh: float | None, used: float | None
 ) -> str:
     """A promise beside the truth: ``done by 06:40 with 0.82 kWh (promised 06:35, 0.80 kWh), 0.31 kWh so far``."""
-    line = f"done by {_day_time(finish)}"
+    line = f"done by {day_time(finish)}"
     if energy_kwh is not None:
-        line += f" with {_energy(energy_kwh)}"
-    first = [] if abs(finish - promised_finish) < 60 else [_day_time(promised_finish)]
-    if energy_kwh is not None and promised_kwh is not None and _energy(energy_kwh) != _energy(promised_kwh):
-        first.append(_energy(promised_kwh))
+        line += f" with {energy(energy_kwh)}"
+    first = [] if abs(finish - promised_finish) < 60 else [day_time(promised_finish)]
+    if energy_kwh is not None and promised_kwh is not None and energy(energy_kwh) != energy(promised_kwh):
+        first.append(energy(promised_kwh))
     line += f" (promised {', '.join(first)})" if first else ""
-    return line + (f", {_energy(used)} so far" if used is not None else "")
-
-
-def _day_time(moment: float) -> str:
-    """A time in the hours to come: ``06:40``, on another day than the next one ``Sat 06:40``; a begun minute counts
-    whole, as an end that is told must not lie before the true one."""
-    if not math.isfinite(moment):
-        return "a day that is far off"
-    moment = math.ceil(moment / 60) * 60
-    return format_moment(moment, "%H:%M" if moment - time.time() < 20 * 3600 else "%a %H:%M", "--:--")
-
-
-def _energy(kwh: float) -> str:
-    return f"{format_fixed(kwh, 2 if kwh < 10 else 0)} kWh"
+    return line + (f", {energy(used)} so far" if used is not None else "")

@@ -206,6 +206,21 @@ class QueueReader:
         return self._known[entry.id]
 
 
+def next_begin(estimator: Estimator, now: float | None = None) -> float | None:
+    """When a run that is added now is expected to begin, in Unix seconds; None where that is not known by measurements.
+
+    Args:
+        estimator: Estimates the runs before it.
+        now: Unix seconds; by default the present.
+    """
+    moment = time.time() if now is None else now
+    view = QueueReader(estimator).read(moment)
+    before = [row for row in view.upcoming if row.entry.state != "held"]
+    if not before:
+        return moment
+    return None if any(row.by == "plan" for row in before) else view.ends
+
+
 def _expected(entry: QueueEntry, estimator: Estimator) -> EntryView:
     try:
         found = estimator.estimate(read_entry_config(entry))

@@ -36,6 +36,8 @@ class Estimate:
         assumed: What the plan does not know and assumes, in words: ``rows of 2048 tokens``.
         elsewhere: Whether it is for a card that is not here.
         early_end: Where a limit of the run ends it; None where it does all its steps.
+        work_share: Share of the duration that is work at full speed; the rest is what the governor of the earlier run
+            has let it rest.
     """
 
     seconds: float
@@ -46,6 +48,7 @@ class Estimate:
     assumed: tuple[str, ...] = ()
     elsewhere: bool = False
     early_end: EarlyEnd | None = None
+    work_share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -125,10 +128,12 @@ def estimate(config: Config, rows: Rows | None, pace: Pace, count: int | None = 
     if kept is None or kept.tokens is None:
         seconds = longer * steps * pace.seconds_per_step * train.batch_size / pace.rows_per_step
         watts = pace.watt_hours_per_second
-        return Estimate(seconds, steps, None if watts is None else watts * seconds, pace.run)
+        energy = None if watts is None else watts * seconds
+        return Estimate(seconds, steps, energy, pace.run, work_share=pace.work_share)
     tokens = longer * steps * min(train.batch_size, kept.count) * kept.tokens / kept.count
-    energy = pace.watt_hours_per_token
-    return Estimate(tokens / pace.tokens_per_second, steps, None if energy is None else energy * tokens, pace.run)
+    each = pace.watt_hours_per_token
+    energy = None if each is None else each * tokens
+    return Estimate(tokens / pace.tokens_per_second, steps, energy, pace.run, work_share=pace.work_share)
 
 
 def by_plan(config: Config, planned: Planned, rows: Rows | None, count: int | None) -> Estimate | Unknown:

@@ -212,7 +212,8 @@ class GovernorEvent(Event):
 @dataclass(frozen=True, kw_only=True)
 class NightEvent(Event):
     """What the plan for the night promises, beside what it promised first (:class:`core.governor.night.Promise`);
-    times in Unix seconds, energies in kWh of this start."""
+    times in Unix seconds, energies in kWh of this start. Where a wish is given up, ``nearest_deadline`` or
+    ``nearest_energy_kwh`` takes its place."""
 
     type: ClassVar[str] = "night"
     cause: str
@@ -226,17 +227,21 @@ class NightEvent(Event):
     used_kwh: float | None = None
     energy_limit_kwh: float | None = None
     least_kwh: float | None = None
+    nearest_deadline: float | None = None
+    nearest_energy_kwh: float | None = None
 
     @property
     def misses_deadline(self) -> bool:
-        """Whether it will be done too late."""
-        return self.deadline is not None and self.finish > self.deadline
+        """Whether the deadline is given up, as it will be done too late."""
+        late = self.deadline is not None and self.finish > self.deadline
+        return self.nearest_deadline is not None or late
 
     @property
     def misses_energy(self) -> bool:
-        """Whether it will use too much."""
+        """Whether the wish for energy is given up, as it will use too much."""
         limit, expected = self.energy_limit_kwh, self.energy_kwh
-        return limit is not None and expected is not None and expected > limit
+        too_much = limit is not None and expected is not None and expected > limit
+        return self.nearest_energy_kwh is not None or too_much
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -181,6 +181,9 @@ class RunHistory:
     _working_time: WorkingTime = field(default_factory=WorkingTime, init=False)
     _is_first_of_start: bool = field(default=True, init=False)
     _energy_before: float = field(default=0.0, init=False)
+    _stepped_seconds: float = field(default=0.0, init=False)
+    """Seconds in steps, replayed ones included; and those of them that were work."""
+    _worked_seconds: float = field(default=0.0, init=False)
 
     @property
     def samples(self) -> deque[SampleEvent]:
@@ -206,6 +209,12 @@ class RunHistory:
     def step_seconds(self) -> float:
         """Seconds spent in optimizer steps, without pauses and replayed steps."""
         return self._totals.seconds[-1] if self._totals.seconds else 0.0
+
+    @property
+    def work_share(self) -> float:
+        """Share of the seconds in steps that was work, and not a rest by the governor: 1 without rests. By the duty
+        cycles that it has told, which is at every tenth."""
+        return self._worked_seconds / self._stepped_seconds if self._stepped_seconds > 0 else 1.0
 
     @property
     def paused_seconds(self) -> float:
@@ -313,6 +322,9 @@ class RunHistory:
         self.throughput.append(event.step, event.tokens_per_second)
         self.times.append(event.step, event.t)
         self._totals.append(event.step, event.tokens, event.seconds, event.paused_seconds)
+        duty = self.slowed.duty if self.slowed is not None else None
+        self._stepped_seconds += sound(event.seconds)
+        self._worked_seconds += sound(event.seconds) * (duty if duty is not None and 0 < duty <= 1 else 1.0)
         if was_finite and not math.isfinite(event.loss):
             self._write(event.t, "error", f"the loss is not a finite number at step {event.step}")
 

@@ -34,6 +34,7 @@ class Pace:
         watt_hours_per_token: Energy over the whole run; None if no device reports power.
         rows_per_step: Its batch size.
         watt_hours_per_second: Energy over the seconds in steps; None if no device reports power.
+        work_share: Share of the seconds in steps that was work, and not a rest by the governor.
     """
 
     run: str
@@ -42,6 +43,7 @@ class Pace:
     watt_hours_per_token: float | None
     rows_per_step: int = 1
     watt_hours_per_second: float | None = None
+    work_share: float = 1.0
 
 
 class PaceBook:
@@ -106,6 +108,7 @@ def _pace(run: Run, config: Config) -> Pace | None:
         energy / history.tokens if energy and history.tokens else None,
         config.train.batch_size,
         energy / history.step_seconds if energy else None,
+        history.work_share,
     )
     # Implausible figures predict nothing.
     figures = (pace.tokens_per_second, pace.seconds_per_step, pace.watt_hours_per_token, pace.watt_hours_per_second)

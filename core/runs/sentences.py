@@ -138,11 +138,13 @@ def governor(event: GovernorEvent) -> str:
 
 
 def night(event: NightEvent) -> str:
-    """Sentence of a promise, ``night: done by 06:40 with 0.82 kWh (promised 06:35, 0.80 kWh), 0.31 kWh so far``."""
+    """Sentence of a promise, ``night: done by 08:40 with 0.82 kWh (promised 06:35, 0.80 kWh), 0.31 kWh so far; 08:45 in
+    place of 07:00, which cannot be met``."""
     line = words.promised(
         event.finish, event.energy_kwh, event.promised_finish, event.promised_energy_kwh, event.used_kwh
     )
-    return safe(f"night: {line}")
+    replaced = words.in_place(event.deadline, event.nearest_deadline, event.energy_limit_kwh, event.nearest_energy_kwh)
+    return safe(f"night: {line}" + (f"; {replaced}" if replaced else ""))
 
 
 def rollback(event: RollbackEvent) -> str:

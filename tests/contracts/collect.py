@@ -363,7 +363,9 @@ def json_fields(run: Run) -> dict[str, JSON]:
         "trash list": keys_of(json.loads(printed("trash", "list"))),
         "rm": keys_of(json.loads(printed("rm", "--failed", "--yes"))),
         "data": keys_of(rows | dict.fromkeys(("dropped", "turns", "scripts", "lengths"), "")),
-        "plan": keys_of(plan | dict.fromkeys(("targets", "parts", "explanations", "advice", "notes", "remarks"), "")),
+        "plan": keys_of(
+            plan | dict.fromkeys(("targets", "parts", "explanations", "advice", "notes", "remarks", "unmet"), "")
+        ),
         "doctor": keys_of(json.loads(printed("doctor", "--quick"))),
         "verify": keys_of(an_audit()),
         "selftest": keys_of(Report.of({}, [Check("driver", "pass", "", 0.0)]).to_dict() | {"device": ""}),

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
+import time
 from pathlib import Path
 
 import pytest
 
 from core.errors import UserError
 from core.runs.client import ControlClient
-from core.runs.events import CheckpointEvent, GovernorEvent
+from core.runs.events import CheckpointEvent, GovernorEvent, NightEvent, NoticeEvent
 from core.runs.history import read_history
 from core.runs.store import Run
 from tests.core.hardware.conftest import fake_driver as fake_driver
@@ -59,6 +61,16 @@ def fast(self, *args, **options):
 governor.Governor.__init__ = fast
 """
 
+#: A worker whose meters are those of the driver's card, and which measures its pace, and plans, in no time.
+QUICK_HOOKS = """
+from core.governor import night, pace
+from core.worker.process import governor, recorder
+watch, begin = recorder.Recorder.watch, governor.Governor.__init__
+recorder.Recorder.watch = lambda self, device: watch(self, "GPU-00000010-1111-2222-3333-444455556666")
+governor.Governor.__init__ = lambda self, *args, **options: begin(self, *args, **options, interval=0.02)
+pace.TRIAL_SECONDS, night.PLAN_SECONDS = 0.05, 0.1
+"""
+
 
 def hooked(directory: Path, hooks: str) -> dict[str, str]:
     """Variables of a worker that runs some lines before anything else."""
@@ -70,13 +82,13 @@ def hooked(directory: Path, hooks: str) -> dict[str, str]:
 class Card:
     """The card of a fake driver, and the environment of workers that read its meters."""
 
-    def __init__(self, directory: Path, driver: Path) -> None:
+    def __init__(self, directory: Path, driver: Path, hooks: str = HOOKS) -> None:
         self._readings = directory / "readings"
         self.variables = {
             "LD_LIBRARY_PATH": str(driver),
             "FAKE_NVML": "",
             "FAKE_NVML_FILE": str(self._readings),
-            **hooked(directory / "hooks", HOOKS),
+            **hooked(directory / "hooks", hooks),
         }
 
     def show(self, temperature: int) -> None:
@@ -180,3 +192,40 @@ def test_a_run_started_in_quiet_hours_waits_for_the_morning(workers: Workers, fa
     # Eight hours by the wall; the night was on when the run began.
     assert 0 < (resume.t - pause.t) * 7200 / 3600 < 8.5
     assert not [event for event in steps(run) if pause.t + 1.0 < event.t < resume.t]
+
+
+def test_a_deadline_that_cannot_be_met_is_given_up_and_a_new_one_refused(workers: Workers, fake_driver: Path) -> None:
+    def soon(minutes: int) -> str:
+        return time.strftime("%H:%M", time.localtime(time.time() + 60 * minutes))
+
+    card = Card(workers.directory, fake_driver, QUICK_HOOKS)
+    card.show(60)
+    run = workers.start(
+        "late",
+        variables=card.variables,
+        train={"max_steps": 50_000},  # half an hour at the least
+        eval={"every_steps": None},
+        night={"deadline": soon(3)},
+    )
+    wait_for(lambda: only(NightEvent, run), PATIENCE, "the first minutes to be measured")
+    first = only(NightEvent, run)[0]
+    assert first.cause == "given_up"
+    assert first.deadline is not None
+    assert first.nearest_deadline is not None
+    assert first.deadline < first.finish < first.nearest_deadline
+    wait_for(lambda: "night_deadline" in [event.code for event in only(NoticeEvent, run)], PATIENCE, "the notice")
+    with ControlClient(run) as client:
+        with pytest.raises(UserError, match="cannot be met: at full speed it ends at") as error:
+            client.request("set", **{"night.deadline": soon(5)})
+        nearest = re.fullmatch(r"Set (\d\d:\d\d) or later\.", error.value.hint)
+        assert nearest is not None
+        assert not read_history(run).settings, "the old wish stays"
+        client.request("set", **{"night.deadline": nearest[1]})
+        kept = wait_for(
+            lambda: [event for event in only(NightEvent, run) if event.deadline != first.deadline],
+            PATIENCE,
+            "a promise",
+        )
+        assert kept[0].nearest_deadline is None
+        client.request("stop", now=True)
+    assert exit_code(run) == 3

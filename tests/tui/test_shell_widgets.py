@@ -320,6 +320,13 @@ def test_what_the_governor_does_is_in_the_banner(home: Path) -> None:
     both = run_lines.banner(view_of(script), keys).plain.splitlines()
     assert both[0] == "slowed to 60 % to hold 80 °C"
     assert both[1].startswith("done by ")
+    late = events.NightEvent(
+        cause="given_up", finish=2e9, promised_finish=2e9, duty=1.0, quiet_duty=0.0, deadline=2e9 - 6000,
+        energy_kwh=0.8, promised_energy_kwh=0.8, energy_limit_kwh=0.5, nearest_energy_kwh=0.82,
+    )  # fmt: skip
+    script.write(late)
+    given_up = run_lines.banner(view_of(script), keys).plain.splitlines()
+    assert given_up[2] == "! 0.82 kWh in place of 0.50 kWh, which cannot be met"
     script.write_state(state="paused", reason="the device is at 86 °C (limit 80 °C)")
     paused = run_lines.banner(view_of(script), keys).plain
     assert paused == "‖ paused at step 30: the device is at 86 °C (limit 80 °C)."

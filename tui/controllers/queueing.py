@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from core.errors import UserError
 from core.runs.names import brief_id
 from core.text import one_line
+from tui.controllers.consent import starts_all_the_same
 from tui.controllers.desktop import Desktop
 from tui.controllers.start_cards import StartCards
 from tui.state import AppState, RunView
@@ -19,6 +20,7 @@ from tui.state import AppState, RunView
 if TYPE_CHECKING:
     from core.config.schema import Config
     from core.runs.store import Run
+    from core.runs.wishes import Unmet
 
 ADD = "add"
 
@@ -57,8 +59,18 @@ class Queueing:
         if document is None:
             raise UserError("There is no configuration.", "Open one, or choose data to train on.")
         start = self._cards.of_document(document, document.validate())
+        if not await self._agrees(start.config):
+            return "Nothing is added."
         number = await asyncio.to_thread(_add, start.config, start.name, document.path)
         return f"Added as entry {number}, as the configuration is now."
+
+    async def _agrees(self, config: Config) -> bool:
+        """Whether its wishes for the night can be met, or the user agrees that they cannot.
+
+        Raises:
+            UserError: If the queue cannot be read.
+        """
+        return await starts_all_the_same(self._desktop, await asyncio.to_thread(_unmet, config))
 
     def offer(self, view: RunView, config: Config, name: str, source: Path | None) -> None:
         """Offer to let a run wait for the one that is on: two do not fit on one device."""
@@ -74,6 +86,8 @@ class Queueing:
         from core.queue.status import start_runner
 
         try:
+            if not await self._agrees(config):
+                return
             number = await asyncio.to_thread(_add, config, name, source)
             await asyncio.to_thread(start_runner)
         except UserError as error:
@@ -82,6 +96,15 @@ class Queueing:
         view = self._state.live_run
         after = f" when {brief_id(view.run.id)} has ended" if view is not None else " when the device is free"
         self._desktop.tell(one_line(f"Entry {number} of the queue: {name} starts{after}.", 200), seconds=6)
+
+
+def _unmet(config: Config) -> Sequence[Unmet]:
+    """The wishes that a run at the end of the queue cannot meet; blocks."""
+    from core.commands.wishes import unmet_in_queue
+    from core.queue.estimate import Estimator
+    from core.runs.wishes import wants_plan
+
+    return unmet_in_queue(config, Estimator()) if wants_plan(config) else ()
 
 
 def _add(config: Config, name: str, source: Path | None) -> int:

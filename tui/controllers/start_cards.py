@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core.errors import UserError
 from tui.controllers.beginnings import Beginnings
+from tui.controllers.consent import starts_all_the_same
 from tui.controllers.desktop import Desktop
 from tui.keys import KeyTable
 from tui.state import AppState
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from core.config.document import ConfigDocument
     from core.config.schema import Config
     from core.runs.store import Run
+    from core.runs.wishes import Unmet
+    from tui.screens.start.card import StartCard
     from tui.screens.start.summary import SeenRows, Start, StartPlan
 
 
@@ -53,7 +57,7 @@ class StartCards:
 
         def answered(answer: str | None) -> None:
             if answer == "start":
-                go(card.start.config)
+                self._start(card, go)
             elif answer == "rows":
                 self._show_rows()
             elif answer == "options":
@@ -62,6 +66,23 @@ class StartCards:
         # The card has their news, and its keys are where they are shown.
         self._desktop.clear_notices()
         self._desktop.open(card, answered)
+
+    def _start(self, card: StartCard, go: Callable[[Config], None]) -> None:
+        """Start the run of a card; where its wishes for the night cannot be met, once the user agrees to that."""
+        from core.runs.wishes import wants_plan
+
+        config, plan = card.start.config, card.found.plan
+        if card.start.continuation is not None or not wants_plan(config):
+            go(config)
+            return
+
+        async def ask() -> None:
+            is_known = plan is not None and (plan.pace_of or plan.is_planned)
+            wishes = plan.unmet if plan is not None and is_known else await asyncio.to_thread(_unmet, config)
+            if await starts_all_the_same(self._desktop, wishes):
+                go(config)
+
+        self._desktop.run(ask, "wishes")
 
     def of_document(self, document: ConfigDocument, config: Config) -> Start:
         """The run of the configuration in the app.
@@ -141,4 +162,11 @@ def _plan(config: Config, analysis: Analysis | None, used: int | None, run: Run 
     from tui.screens.start.finding import find_pace, find_plan
 
     plan = find_plan(config, analysis, used, PaceBook())
-    return plan if run is None else replace(plan, seconds_per_step=find_pace(run))
+    return plan if run is None else replace(plan, seconds_per_step=find_pace(run), unmet=())
+
+
+def _unmet(config: Config) -> Sequence[Unmet]:
+    """The wishes that cannot be met, of a run that starts before its card has worked that out; blocks."""
+    from core.commands.wishes import unmet_now
+
+    return unmet_now(config)

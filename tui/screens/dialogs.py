@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 from textual.content import Content
 
 from core.errors import UserError
@@ -12,12 +15,27 @@ from core.units import format_bytes
 from tui.screens.choice import Choice, ChoiceDialog
 from tui.state import RunView
 
+if TYPE_CHECKING:
+    from core.runs.wishes import Unmet
+
 LEAVE, STOP = "leave", "stop"
 SAVE, DISCARD = "save", "discard"
 RESTORE = "restore"
 STOP_NOW, SIGNAL, KILL, TAKE_BACK = "stop now", "signal", "kill", "take back"
 COPY_CODE, COPY_PATH = "copy code", "copy path"
 YES, FOR_GOOD = "yes", "for good"
+
+
+def unmet_dialog(wishes: Sequence[Unmet]) -> ChoiceDialog:
+    """The question before a run starts whose wishes for the night cannot be met."""
+    return ChoiceDialog(
+        "Cannot be met",
+        one_line(" ".join(map(str, wishes)), 600),
+        [
+            Choice("escape", "", "leave it"),
+            Choice("y", YES, "start it all the same", "as near to the wish as it gets"),
+        ],
+    )
 
 
 def quit_dialog(view: RunView) -> ChoiceDialog:

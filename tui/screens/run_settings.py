@@ -1,4 +1,5 @@
-"""Settings of a live run: the learning rate, the intervals of evaluations and checkpoints, limits of heat and power."""
+"""Settings of a live run: learning rate, intervals of evaluations and checkpoints, limits of heat and power, wishes
+for the night."""
 
 from __future__ import annotations
 
@@ -26,13 +27,28 @@ from tui.widgets.forms.safe_input import SafeInput
 from tui.widgets.text_block import TextBlock
 
 #: The settings, in this order.
-SETTINGS = (*TRAINING, "hardware.temperature_limit_c", "hardware.power_limit_w")
+SETTINGS = (
+    *TRAINING,
+    "hardware.temperature_limit_c",
+    "hardware.power_limit_w",
+    "night.deadline",
+    "night.energy_kwh",
+)
 _LABELS = {
     "train.learning_rate": "learning rate",
     "eval.every_steps": "evaluate every",
     "checkpoint.every_steps": "save every",
     "hardware.temperature_limit_c": "temperature",
     "hardware.power_limit_w": "average power",
+    "night.deadline": "done by",
+    "night.energy_kwh": "energy",
+}
+_HINTS = {
+    "checkpoint.every_steps": "steps; empty: ten times in the run",
+    "hardware.temperature_limit_c": "°C at the most; empty: no limit",
+    "hardware.power_limit_w": "W at the most; empty: no limit",
+    "night.deadline": "a time, as 07:00; empty: no deadline",
+    "night.energy_kwh": "kWh at the most; empty: no limit",
 }
 _KEYS = (("tab", "next"), ("enter", "change"), ("esc", "leave as it is"))
 
@@ -105,12 +121,8 @@ class RunSettings(Overlay[None]):
     def _hint(self, name: str) -> str:
         if name == "train.learning_rate":
             return f"the peak of the schedule, {format_value(self._present[name])} now"
-        if name == "checkpoint.every_steps":
-            return "steps; empty: ten times in the run"
-        if name == "hardware.temperature_limit_c":
-            return "°C at the most; empty: no limit"
-        if name == "hardware.power_limit_w":
-            return "W at the most; empty: no limit"
+        if name in _HINTS:
+            return _HINTS[name]
         epochs = self._config.eval.every_epochs
         return f"steps; empty: {f'every {exact_number(epochs)} epochs' if epochs is not None else 'at the end only'}"
 

@@ -286,6 +286,11 @@ def _governed(view: RunView) -> Content:
         )
         style = "$limit" if night.misses_deadline or night.misses_energy else ""
         parts.append(Content.styled(one_line(line, 200), style))
+        replaced = words.in_place(
+            night.deadline, night.nearest_deadline, night.energy_limit_kwh, night.nearest_energy_kwh
+        )
+        if replaced:
+            parts.append(Content.styled(f"! {one_line(replaced, 200)}", "$limit"))
     return Content("\n").join(parts)
 
 

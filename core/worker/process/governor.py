@@ -14,11 +14,12 @@ from typing import Any, Protocol
 from core.config.live import GOVERNED, changed
 from core.config.schema import Config
 from core.errors import UserError
+from core.governor.course import Course
 from core.governor.kept import unkept
 from core.governor.limits import Limits
-from core.governor.night import Night, Promise
+from core.governor.night import Night, Promise, unmet
 from core.governor.policy import Action, Observation, Policy
-from core.governor.words import misses, stopped_by
+from core.governor.words import news, stopped_by
 from core.hardware.cpu import memory as host_memory
 from core.hardware.snapshot import Device
 from core.runs.events import Event, GovernorEvent, NightEvent
@@ -125,8 +126,12 @@ class Governor:
         self._tell, self._notice, self._directory, self._is_paused = tell, notice, directory, is_paused
         self._lever, self._interval, self._clock, self._wall = lever, interval, clock, wall
         self._limits = Limits.of(config)
+        """Those that are asked for now."""
         self._next: Limits | None = None
         self._guard = threading.Lock()
+        self._planning = threading.Lock()
+        """Held while the course and the night are read or changed."""
+        self._course = Course()
         self._steps: list[_Step] = []
         self._last_step_end: float | None = None
         self._joules_before: float | None = None
@@ -136,6 +141,7 @@ class Governor:
         self._thread: threading.Thread | None = None
         self._policy = Policy(self._limits)
         self._night: Night | None = None
+        self._promised: Promise | None = None
         self._looked: float | None = None
         self._limited = ""
         self._told: set[str] = set()
@@ -150,12 +156,14 @@ class Governor:
             overrides: ``section.key`` to value.
 
         Raises:
-            UserError: If a limit cannot be held here, or a wish cannot be kept whatever the run costs.
+            UserError: If a limit cannot be held here, a wish cannot be kept whatever the run costs, or a new one cannot
+                be met at the pace of this run.
         """
         mine = {name: value for name, value in (overrides or {}).items() if name in GOVERNED}
         limits = Limits.of(changed(self._config, mine))
         if limits.is_any:
             self._refuse_unkept(limits)
+            self._refuse_unmet(limits)
         return limits
 
     def _refuse_unkept(self, limits: Limits) -> None:
@@ -163,6 +171,20 @@ class Governor:
         has_energy = self._meters.energy_wh is not None
         for found in unkept(limits, devices[0] if devices else None, self._wall(), has_energy=has_energy):
             raise UserError(found.sentence, found.hint)
+
+    def _refuse_unmet(self, limits: Limits) -> None:
+        """Refuse new wishes that cannot be met. Limits of heat and power are no wishes: they hold, and a wish that they
+        make impossible is given up."""
+        before, night = self._limits, self._night
+        if limits.wishes == before.wishes:
+            return
+        with self._planning:
+            most_duty = night.most_duty if night is not None else 1.0
+            found = list(unmet(limits, self._course, self._wall(), self._joules(), most_duty))
+        for wish in found:
+            is_as_before = limits.wish(wish.option) == before.wish(wish.option)
+            if not (is_as_before and night is not None and night.gives_up(wish.option)):
+                raise UserError(wish.sentence, wish.hint)
 
     @contextlib.contextmanager
     def governing(self, overrides: Mapping[str, Any]) -> Iterator[None]:
@@ -192,6 +214,7 @@ class Governor:
 
     def change(self, limits: Limits) -> None:
         """Keep to other limits from now on."""
+        self._limits = limits
         with self._guard:
             self._next = limits
         self._wake.set()
@@ -209,12 +232,13 @@ class Governor:
             paused: Seconds of pause before it.
             steps_left: Optimizer steps to come.
         """
-        if self._thread is None:
-            return
         now = self._clock()
         between = 0.0 if self._last_step_end is None else max(now - self._last_step_end - seconds - paused, 0.0)
         self._last_step_end = now
         step = _Step(tokens, seconds, rested, between, paused, steps_left, self._joules())
+        if self._thread is None:
+            self._take_in([step])
+            return
         with self._guard:
             self._steps.append(step)
 
@@ -263,26 +287,24 @@ class Governor:
     def _begin(self, limits: Limits) -> None:
         """Take limits in; what is held already goes on where its limit is the same."""
         self._policy = self._policy.with_limits(limits)
-        if not limits.wants_plan:
-            self._night = None
-        elif self._night is None:
-            has_power = self._joules() is not None
-            self._night = Night(limits, self._wall(), has_power=has_power)
-        else:
-            self._night.change(limits, self._wall())
+        with self._planning:
+            if not limits.wants_plan:
+                self._night = self._promised = None
+            elif self._night is None:
+                self._night = Night(limits, self._wall(), self._course, has_power=self._joules() is not None)
+            else:
+                self._night.change(limits, self._wall())
 
-    def _plan(self, steps: list[_Step], now: float, wall: float, joules: float | None) -> float:
-        """The most duty that the plan wants, after the steps that are done."""
-        night = self._night
-        seconds, self._looked = now - (self._looked if self._looked is not None else now), now
-        for step in steps:
-            before, self._joules_before = self._joules_before, step.joules
-            if night is not None:
+    def _take_in(self, steps: list[_Step]) -> None:
+        """Take the steps into the course of the run, whether anybody plans by it or not."""
+        with self._planning:
+            for step in steps:
+                before, self._joules_before = self._joules_before, step.joules
                 used = step.joules - before if step.joules is not None and before is not None else None
                 if used is not None:
                     # What was used between two steps was used at about the same power.
                     used *= step.seconds / max(step.seconds + step.between + step.paused, 1e-9)
-                night.step_done(
+                self._course.step_done(
                     tokens=step.tokens,
                     seconds=step.seconds,
                     duty=1.0 - step.rested / max(step.seconds, 1e-9),
@@ -290,19 +312,25 @@ class Governor:
                     between=step.between,
                     steps_left=step.steps_left,
                 )
-        if night is None:
+
+    def _plan(self, steps: list[_Step], now: float, wall: float, joules: float | None) -> float:
+        """The most duty that the plan wants, after the steps that are done."""
+        self._take_in(steps)
+        seconds, self._looked = now - (self._looked if self._looked is not None else now), now
+        if (night := self._night) is None:
             return 1.0
-        promise = night.look(wall, seconds, self._policy.own_duty, joules)
+        with self._planning:
+            promise = night.look(wall, seconds, self._policy.own_duty, joules)
+            duty = night.duty(wall)
         if promise is not None:
             self._promise(promise)
-        return night.duty(wall)
+        return duty
 
     def _promise(self, promise: Promise) -> None:
+        before, self._promised = self._promised, promise
         self._tell(NightEvent(**vars(promise)))
-        for code, message, hint in misses(promise):
-            if code not in self._told:
-                self._told.add(code)
-                self._notice("warning", code, message, hint)
+        for level, code, message, hint in news(before, promise):
+            self._notice(level, code, message, hint)
 
     def _carry_out(self, action: Action, device: Device | None) -> None:
         if action.action == "power_limit":

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from core.commands.starting import tell_total
+from core.config.document import load_config
 from core.hardware.snapshot import Device
 from core.queue import status, store
 from core.queue.estimate import total_of
@@ -277,3 +278,25 @@ def test_a_test_notice_is_sent_and_its_failure_told(cli: CommandLine, config: Pa
     assert "ended with code 3: no network" in result.err
     (directory / "notify.toml").write_text('command = ["true"]\n')
     assert cli("notify", "--json").json["problems"] == []
+
+
+def test_a_wish_that_an_earlier_run_shows_to_be_too_much_needs_a_yes(cli: CommandLine, config: Path) -> None:
+    earlier = create_run(load_config(config), "earlier")
+    step = StepEvent(
+        step=1, epoch=0.1, loss=1.0, lr=1e-4, grad_norm=1.0, tokens=100, supervised_tokens=100, seconds=36_000.0,
+        tokens_per_second=1.0,
+    )  # fmt: skip
+    earlier.events_path.write_text("".join(encode_event(replace(step, step=number)) for number in range(1, 5)))
+    wish = ("--set", "night.deadline=07:00", "--set", "train.max_steps=4")
+    refused = cli("queue", "add", str(config), *wish)
+    assert refused.code == 2
+    assert f"07:00 cannot be met: at full speed, by the pace of {earlier.id}, it ends at " in refused.err
+    assert "No time within a day can be met: take the deadline away, or train fewer steps." in refused.err
+    assert "Add --yes to go on all the same" in refused.err
+    assert store.read_queue().entries == ()
+    assert cli("queue", "add", str(config), *wish, "--hold").code == 0, "nobody knows when it begins"
+    agreed = cli("queue", "add", str(config), *wish, "--yes")
+    assert agreed.code == 0
+    assert "07:00 cannot be met" in agreed.err
+    swept = cli("queue", "sweep", str(config), "--set", "night.deadline=07:00", "--over", "method.rank=8", "--yes")
+    assert "cannot be met" not in swept.err

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pty
 import re
 import signal
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from core.commands.wishes import starts_all_the_same
+from core.config.document import load_config
 from core.launch import launcher
-from core.runs.store import find_run, list_runs
+from core.runs.events import StepEvent, encode_event
+from core.runs.store import create_run, find_run, list_runs
+from core.runs.wishes import Unmet
 
 from .conftest import CommandLine, wait_for
 
@@ -289,3 +295,34 @@ def test_a_gguf_file_that_is_cut_is_refused_before_anything_starts(cli: CommandL
     assert result.code == 1
     assert "is damaged or cut short" in result.err
     assert list_runs() == []
+
+
+def test_a_deadline_that_an_earlier_run_shows_to_be_too_early_needs_a_yes(cli: CommandLine) -> None:
+    config = cli.config()
+    earlier = create_run(load_config(config), "earlier")
+    step = StepEvent(
+        step=1, epoch=0.1, loss=1.0, lr=1e-4, grad_norm=1.0, tokens=100, supervised_tokens=100, seconds=36_000.0,
+        tokens_per_second=1.0,
+    )  # fmt: skip
+    earlier.events_path.write_text("".join(encode_event(replace(step, step=number)) for number in range(1, 5)))
+    cli.script(steps=4)
+    wish = ("--set", "night.deadline=07:00", "--set", "train.max_steps=4")
+    refused = cli("train", str(config), *wish)
+    assert refused.code == 2
+    assert f"07:00 cannot be met: at full speed, by the pace of {earlier.id}, it ends at " in refused.err
+    assert list_runs() == [earlier]
+    assert cli("train", str(config), *wish, "--yes").code == 0
+
+
+def test_the_question_about_a_wish_is_asked_at_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured, estimated = (
+        Unmet("night.deadline", "07:00 cannot be met.", "Set 08:45.", known) for known in (True, False)
+    )
+    terminal = io.StringIO("y\nn\n")
+    monkeypatch.setattr("sys.stdin", terminal)
+    assert starts_all_the_same([estimated], yes=False), "an estimate is a warning"
+    assert not starts_all_the_same([measured], yes=False), "there is no terminal"
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    assert starts_all_the_same([measured], yes=False)
+    assert not starts_all_the_same([measured], yes=False)
+    assert starts_all_the_same([measured], yes=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -9,9 +11,10 @@ import pytest
 
 from core.config.clock import next_time, parse_span, parse_time
 from core.errors import UserError
+from core.governor.course import Course
 from core.governor.limits import Limits
-from core.governor.night import Night, Promise, impossible
-from core.governor.words import misses, promised
+from core.governor.night import Night, Promise, impossible, unmet
+from core.governor.words import news, promised
 
 EVENING = datetime(2026, 11, 26, 21, 0).timestamp()
 #: Of one step.
@@ -39,7 +42,8 @@ class Overnight:
     told: list[Promise] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.night = Night(self.limits, self.now, has_power=True)
+        self.course = Course()
+        self.night = Night(self.limits, self.now, self.course, has_power=True)
 
     def watts(self, duty: float) -> float:
         return self.idle_w + (self.busy_w - self.idle_w) * duty + self.leak_w * duty * duty
@@ -54,7 +58,7 @@ class Overnight:
             seconds = BUSY_SECONDS * self.slower / duty
             used = self.watts(duty) * seconds
             self.joules, self.now, self.steps = self.joules + used, self.now + seconds, self.steps - 1
-            self.night.step_done(
+            self.course.step_done(
                 tokens=TOKENS, seconds=seconds, duty=duty, joules=used, between=0.0, steps_left=self.steps
             )
             self._look(seconds)
@@ -69,11 +73,20 @@ class Overnight:
         if promise is not None:
             self.told.append(promise)
 
+    def news(self) -> list[tuple[str, str, str, str]]:
+        """All notices so far."""
+        pairs = zip([None, *self.told], self.told, strict=False)
+        return [notice for before, promise in pairs for notice in news(before, promise)]
+
     def cheapest(self, steps: int, seconds: float) -> float:
         """The least joules that steps can take in so much time, at a steady duty cycle."""
         work = steps * BUSY_SECONDS
         duties = [step / 1000 for step in range(100, 1001) if work / (step / 1000) <= seconds]
         return min(self.watts(duty) * work / duty for duty in duties)
+
+
+def clock(moment: float) -> str:
+    return datetime.fromtimestamp(moment).strftime("%H:%M")
 
 
 def test_done_by_seven_and_near_the_least_energy() -> None:
@@ -92,7 +105,8 @@ def test_done_by_seven_and_near_the_least_energy() -> None:
 @pytest.mark.parametrize("has_power", [True, False])
 def test_after_the_last_step_the_pace_stays(has_power: bool) -> None:
     run = Overnight(Limits(deadline=parse_time("22:00")), steps=200)
-    run.night = Night(run.limits, run.now, has_power=has_power)
+    run.course = Course()
+    run.night = Night(run.limits, run.now, run.course, has_power=has_power)
     run.run(199)
     duty = run.night.duty(run.now)
     assert duty > 0.3
@@ -125,14 +139,16 @@ def test_a_disturbance_is_planned_around() -> None:
 def test_heat_that_takes_the_time_is_told_early() -> None:
     run = Overnight(Limits(deadline=parse_time("07:00")), steps=4000)
     run.run(200)
-    assert not run.told[-1].misses_deadline
+    assert run.told[-1].nearest_deadline is None
     run.heat_duty = 0.6
     run.run(150)
     last = run.told[-1]
-    assert last.misses_deadline
-    code, message, _ = misses(last)[0]
-    assert code == "night_deadline"
-    assert message.startswith("It cannot be done by 07:00: ")
+    ((level, code, message, _),) = run.news()
+    assert (level, code) == ("warning", "night_deadline")
+    assert message.startswith("07:00 cannot be met: it ends at ")
+    assert last.nearest_deadline is not None
+    assert message.endswith(" takes its place.")
+    assert last.finish < last.nearest_deadline < last.finish + 0.05 * (last.finish - run.now) + 300
     left = run.steps * BUSY_SECONDS / 0.6
     assert last.finish == pytest.approx(run.now + left, rel=0.02)
 
@@ -140,11 +156,109 @@ def test_heat_that_takes_the_time_is_told_early() -> None:
 def test_energy_that_will_not_do_is_told_with_the_least_that_will() -> None:
     run = Overnight(Limits(deadline=parse_time("07:00"), energy_kwh=0.5), steps=3000)
     run.run(100)
-    last = run.told[-1]
-    assert last.misses_energy
-    (told,) = misses(last)
-    assert told[0] == "night_energy"
-    assert told[1].startswith("0.50 kWh will not do: it takes ")
+    (given_up,) = [promise for promise in run.told if promise.cause == "given_up"]
+    assert given_up is run.told[0]
+    assert given_up.nearest_deadline is None
+    assert given_up.energy_kwh is not None
+    assert given_up.nearest_energy_kwh is not None
+    assert given_up.energy_kwh < given_up.nearest_energy_kwh < 1.05 * given_up.energy_kwh
+    ((_, code, message, _),) = run.news()
+    assert code == "night_energy"
+    assert message.startswith("0.50 kWh cannot be met: it takes ")
+    assert message.endswith(f"{given_up.nearest_energy_kwh:.2f} kWh takes its place.")
+
+
+def test_a_deadline_is_taken_up_again_when_what_was_in_the_way_is_gone() -> None:
+    run = Overnight(Limits(deadline=parse_time("07:00")), steps=4000)
+    run.run(200)
+    run.slower = 1.4
+    run.run(150)
+    while_slow = run.told[-1].nearest_deadline
+    assert while_slow is not None
+    run.slower = 1.0
+    run.run()
+    assert [notice[1] for notice in run.news()] == ["night_deadline", "night_deadline_again"]
+    assert [promise.cause for promise in run.told if promise.cause.endswith("_up")] == ["given_up", "taken_up"]
+    assert run.told[-1].nearest_deadline is None
+    assert run.now <= next_time(parse_time("07:00"), EVENING)
+
+
+def test_a_wish_at_the_edge_does_not_swing() -> None:
+    run = Overnight(Limits(deadline=parse_time("07:00")), steps=4480)
+    for place in range(100):
+        run.slower = 1.02 if place % 2 else 0.99
+        run.run(20)
+    assert len(run.news()) <= 1
+    assert run.news()[0][1] == "night_deadline"
+
+
+def test_where_the_deadline_is_given_up_the_energy_is_kept() -> None:
+    limits = Limits(deadline=parse_time("23:00"), energy_kwh=2.06)
+    run = Overnight(limits, steps=3000)  # 6 h 40 min of work, with 2.0 kWh to 2.13 kWh
+    run.run()
+    assert {notice[1] for notice in run.news()} == {"night_deadline"}
+    assert "at the soonest with 2.06 kWh" in run.news()[0][2]
+    assert run.joules <= 2.06 * 3.6e6
+    assert run.now - EVENING > 1.02 * 3000 * BUSY_SECONDS, "it takes its time for that"
+
+
+def test_what_takes_the_place_moves_when_that_is_missed_as_well() -> None:
+    run = Overnight(Limits(deadline=parse_time("23:00")), steps=3000)
+    run.run(100)
+    first = run.told[-1].nearest_deadline
+    run.slower = 1.5
+    run.run(500)
+    last = run.told[-1].nearest_deadline
+    assert first is not None
+    assert last is not None
+    assert last > first
+    assert len(run.news()) == 1, "the wish is given up once"
+    assert all(promise.finish <= promise.nearest_deadline for promise in run.told if promise.nearest_deadline)
+
+
+@pytest.mark.parametrize("plans", [True, False])
+def test_a_new_deadline_that_cannot_be_met_is_refused_with_the_nearest_that_can(plans: bool) -> None:
+    run = Overnight(Limits(deadline=parse_time("12:00")) if plans else Limits(), steps=3000)
+    if not plans:
+        run.course = Course()  # that nobody plans by
+    assert not list(unmet(Limits(deadline=parse_time("22:00")), run.course, run.now, 0.0)), "nothing is known yet"
+    run.run(60)
+    left = run.steps * BUSY_SECONDS
+    (refused,) = unmet(Limits(deadline=parse_time("01:00")), run.course, run.now, run.joules)
+    assert refused.option == "night.deadline"
+    end = clock(60 * math.ceil((run.now + left) / 60))
+    assert refused.sentence == f"01:00 cannot be met: at full speed it ends at {end}."
+    nearest = re.fullmatch(r"Set (\d\d:\d\d) or later\.", refused.hint)
+    assert nearest is not None
+    offered = parse_time(nearest[1])
+    assert 0 < next_time(offered, run.now) - (run.now + left) < 0.03 * left + 300
+    assert not list(unmet(Limits(deadline=offered), run.course, run.now, run.joules))
+
+
+def test_a_deadline_that_no_time_of_day_can_name() -> None:
+    run = Overnight(Limits(deadline=parse_time("07:00")), steps=20000)
+    run.run(60)
+    (refused,) = unmet(Limits(deadline=parse_time("07:00")), run.course, run.now, run.joules)
+    assert refused.hint == "No time within a day can be met: take the deadline away."
+
+
+def test_a_new_energy_that_will_not_do_is_refused_with_the_least_that_will() -> None:
+    run = Overnight(Limits(deadline=parse_time("07:00")), steps=3000)
+    run.run(60)
+    (refused,) = unmet(Limits(energy_kwh=0.5), run.course, run.now, run.joules)
+    assert refused.option == "night.energy_kwh"
+    assert refused.sentence.startswith("0.50 kWh cannot be met: it takes 1.")
+    offered = float(refused.hint.removeprefix("Set ").removesuffix(" kWh or more."))
+    assert not list(unmet(Limits(energy_kwh=offered), run.course, run.now, run.joules))
+
+
+def test_speed_alone_refuses_no_energy_but_one_that_is_used_already() -> None:
+    run = Overnight(Limits(), steps=3000)
+    run.course = Course()
+    run.run(60)
+    assert not list(unmet(Limits(energy_kwh=0.5), run.course, run.now, run.joules))
+    (refused,) = unmet(Limits(energy_kwh=0.01), run.course, run.now, run.joules)
+    assert refused.sentence.endswith(" already.")
 
 
 def test_quiet_hours_are_counted_on() -> None:

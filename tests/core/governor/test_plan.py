@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from core.governor.control import FLOOR
 from core.governor.curve import Curve, Point
-from core.governor.plan import Plan, Span, Wishes, plan
+from core.governor.plan import Plan, Span, Wishes, least_energy, plan, soonest
+from tests.examples import examples
 
 HOUR = 3600.0
 
@@ -20,7 +22,7 @@ def curve(idle: float = 40.0, busy: float = 300.0, bend: float = 0.0, speed: flo
     )
 
 
-def always(**wishes: float) -> Wishes:
+def always(**wishes: Any) -> Wishes:
     return Wishes([Span(0.0, math.inf, is_quiet=False)], **wishes)
 
 
@@ -107,3 +109,18 @@ def test_average_power_is_kept_by_the_plan(hours: float, watts: float) -> None:
     assume(curve().watts(FLOOR) < watts)
     found: Plan = plan(curve(), 1000 * hours * HOUR, always(power_w=watts))
     assert curve().watts(found.duty) <= watts + 1e-6
+
+
+@given(joules=st.floats(1e5, 1e7), bend=st.floats(0.0, 200.0), late=st.booleans())
+@settings(max_examples=examples(40))
+def test_in_a_hurry_the_energy_is_kept_where_it_can_be(joules: float, bend: float, late: bool) -> None:
+    card = curve(bend=bend)
+    wishes = always(joules=joules, **({"deadline": 10.0} if late else {"is_hurried": True}))
+    found, first, least = plan(card, 2e7, wishes), soonest(card, 2e7, wishes), least_energy(card, 2e7, wishes)
+    assume(not 0.98 * joules < least.joules <= joules)  # the grid that is walked first is coarse
+    assert found.misses_deadline == late
+    if least.joules <= joules:
+        assert not found.misses_energy
+        assert first.finish <= found.finish + 1e-6
+    else:
+        assert found.finish == pytest.approx(first.finish, rel=0.02)

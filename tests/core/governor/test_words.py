@@ -5,7 +5,7 @@ import time
 import pytest
 
 from core.governor.night import Promise
-from core.governor.words import describe, misses, promised, stopped_by
+from core.governor.words import describe, in_place, news, promised, stopped_by
 
 
 @pytest.mark.parametrize(
@@ -44,11 +44,20 @@ def test_an_end_that_is_told_does_not_lie_before_the_true_one() -> None:
     late = Promise(
         cause="measured", finish=seven + 20, energy_kwh=None, promised_finish=seven, promised_energy_kwh=None,
         used_kwh=None, duty=1.0, quiet_duty=1.0, deadline=seven, energy_limit_kwh=None,
+        nearest_deadline=seven + 300,
     )  # fmt: skip
-    ((_, message, _),) = misses(late)
-    assert message.endswith("07:01 is the soonest.")
+    ((_, _, message, _),) = news(None, late)
+    assert "it ends at 07:01 at the soonest." in message
     assert promised(seven, None, seven, None, None).endswith("07:00")
 
 
 def test_a_stop_names_who_and_why() -> None:
     assert stopped_by("temperature", 95.0, 80.0) == "the governor, as the device is at 95 °C (limit 80 °C)"
+
+
+def test_what_takes_the_place_of_wishes() -> None:
+    seven = time.mktime((2026, 11, 27, 7, 0, 0, 0, 0, -1))
+    assert in_place(seven, None, 0.5, None) == ""
+    assert in_place(seven, seven + 6300, None, None) == "08:45 in place of 07:00, which cannot be met"
+    both = in_place(seven, seven + 6300, 0.5, 0.82)
+    assert both == "08:45 and 0.82 kWh in place of 07:00 and 0.50 kWh, which cannot be met"

@@ -10,7 +10,7 @@ from core.config.schema import Config
 from core.queue import store
 from core.queue.estimate import Estimator, total_of
 from core.queue.status import RunnerStatus
-from core.queue.view import QueueReader
+from core.queue.view import QueueReader, next_begin
 from core.runs.estimate import Estimate, Unknown, limited
 from core.runs.events import StepEvent, encode_event
 from core.runs.pace import PaceBook
@@ -171,3 +171,16 @@ def test_rows_are_counted_where_epochs_decide_and_the_pace_is_that_of_an_earlier
     total = total_of([found, Unknown("it has no rows")])
     assert (total.seconds, total.unknown, total.watt_hours, total.without_energy) == (found.seconds, 1, None, 2)
     assert (total.by, total.reason) == ("pace", "it has no rows")
+
+
+def test_the_next_run_begins_when_all_before_it_have_ended(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert next_begin(Known(), NOW) == NOW
+    add("a", train={"max_steps": 6})
+    store.change(lambda queue: queue.held(1))
+    assert next_begin(Known(), NOW) == NOW, "a held one is not before it"
+    add("b", train={"max_steps": 3})
+    assert next_begin(Known(), NOW) is None, "nobody starts it"
+    monkeypatch.setattr("core.queue.view.read_status", lambda: RUNNER)
+    assert next_begin(Known(), NOW) == NOW + 30
+    add("c", train={"max_steps": 3}, method={"rank": 32})
+    assert next_begin(Known(), NOW) is None, "a memory plan is no measurement"

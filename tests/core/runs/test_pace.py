@@ -16,7 +16,7 @@ from core.memory.rows import rows_of_tokens
 from core.models.architecture.families import read_architecture
 from core.runs import pace as pace_module
 from core.runs.estimate import estimate
-from core.runs.events import Event, HardwareEvent, StepEvent, encode_event
+from core.runs.events import Event, GovernorEvent, HardwareEvent, StepEvent, encode_event
 from core.runs.forecast import rough_seconds
 from core.runs.history import RunHistory, read_history
 from core.runs.pace import Pace, PaceBook
@@ -166,3 +166,18 @@ def test_a_guess_has_the_right_order_of_magnitude() -> None:
     plan = make_plan(read_architecture(published.SMOLLM2_135M, "m"), config, Machine("cpu"))
     guess = 10 * 4 * 100 / rough_seconds(config, plan, 10, 100.0)
     assert 160 / 4 < guess / len(os.sched_getaffinity(0)) < 160 * 4
+
+
+def test_rests_of_the_governor_are_told_from_work(private_home: Path) -> None:
+    def duty(action: str, share: float) -> Event:
+        return GovernorEvent(t=2.5, action=action, cause="plan", duty=share)
+
+    events: list[Event] = [step(1), step(2), duty("slow", 0.5), step(3, seconds=4.0), duty("full", 1.0), step(4)]
+    record(config_of(), events)
+    pace = PaceBook().pace(config_of())
+    assert pace is not None
+    assert pace.work_share == pytest.approx(8 / 10)
+    found = estimate(config_of(train={"max_steps": 8}), None, pace)
+    assert found is not None
+    assert found.seconds == pytest.approx(20.0)
+    assert found.work_share == pace.work_share

@@ -219,7 +219,7 @@ async def test_settings_that_differ_are_sent_and_what_the_worker_took_is_said(
     async with LocaltuneApp().run_test(size=(80, 24), notifications=True) as pilot:
         app = await attached(pilot)
         screen = await settings(pilot)
-        assert values(screen) == ["2e-4", "", "", "", ""]
+        assert values(screen) == ["2e-4", *6 * [""]]
         assert "Step 64 had learning rate 4.5e-4, by the cosine schedule." in words(app)
         await pilot.press(*"5e-5", "tab", *"50", "enter")
         await wait_for(pilot, lambda: not isinstance(app.screen, RunSettings))
@@ -295,9 +295,9 @@ async def test_a_refusal_keeps_what_was_typed(home: Path, monkeypatch: pytest.Mo
         await pilot.press("7", "enter")
         gate.set()
         await wait_for(pilot, lambda: "✗ The run has ended. Continue it." in words(app))
-        assert values(screen) == ["2e-4", "50", "", "", ""]
+        assert values(screen) == ["2e-4", "50", *5 * [""]]
         await pilot.press("backspace")
-        await wait_for(pilot, lambda: values(screen) == ["2e-4", "5", "", "", ""])
+        await wait_for(pilot, lambda: values(screen) == ["2e-4", "5", *5 * [""]])
         await pilot.press("escape")
         await wait_for(pilot, lambda: not isinstance(app.screen, RunSettings))
 
@@ -331,7 +331,7 @@ async def test_settings_show_what_holds_and_the_log_tells_changes_in_words(home:
         await wait_for(pilot, lambda: "change on request refused: No such value." in screen_text(app))
         line = "changed on request: learning rate 5e-5, evaluation every 50 steps, ten checkpoints in a run"
         assert line in screen_text(app)
-        assert values(await settings(pilot)) == ["5e-5", "50", "", "", ""]
+        assert values(await settings(pilot)) == ["5e-5", "50", *5 * [""]]
     # A worker that continues from a checkpoint uses the checkpoint's settings.
     script.phase("importing")
     assert read_history(script.run).settings == {}

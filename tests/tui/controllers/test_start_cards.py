@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from textual.pilot import Pilot
 
+from core.config.document import load_config
 from core.config.schema import Config
-from core.runs.store import Run
+from core.queue.store import read_queue
+from core.runs.events import StepEvent, encode_event
+from core.runs.state import RunState
+from core.runs.store import Run, create_run
 from tests.core.models.spoiling import copy_model
 from tests.tui.config_panes import write_startable
 from tests.tui.harness import pane_of, screen_text, wait_for
@@ -18,6 +24,7 @@ from tests.tui.scripted_run import ScriptedRun
 from tests.tui.test_typing_ahead import type_at_once
 from tui.app import LocaltuneApp
 from tui.messages import DatasetChosen
+from tui.screens.choice import ChoiceDialog
 from tui.screens.presets import PresetScreen
 from tui.screens.start.card import StartCard
 from tui.screens.start.finding import find_flaw
@@ -366,3 +373,46 @@ async def test_rows_of_no_known_format_start_nothing(tmp_path: Path, started: St
         await wait_for(pilot, lambda: not has_card(app))
         assert app.main.current == "data"
         assert "says which column is the question" in screen_text(app)
+
+
+def too_late(config: Path) -> None:
+    """Give a configuration a deadline that an earlier run of its kind shows to be too early."""
+    config.write_text(config.read_text() + '[night]\ndeadline = "07:00"\n')
+    step = StepEvent(
+        step=1, epoch=0.1, loss=1.0, lr=1e-4, grad_norm=1.0, tokens=100, supervised_tokens=100, seconds=36_000.0,
+        tokens_per_second=1.0,
+    )  # fmt: skip
+    earlier = create_run(load_config(config), "earlier")
+    earlier.events_path.write_text("".join(encode_event(replace(step, step=number)) for number in range(1, 5)))
+    RunState(state="finished").write(earlier.state_path)
+
+
+async def test_a_deadline_that_cannot_be_met_is_a_question_before_the_start(config: Path, started: Started) -> None:
+    too_late(config)
+    app = LocaltuneApp(config)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await ready(pilot, app)
+        for answer in ("escape", "y"):
+            assert not started
+            await pilot.press("r", "enter")
+            await wait_for(pilot, lambda: "07:00 cannot be met: at full speed, by the pace" in screen_text(app), 60)
+            await pilot.press(answer)
+            await wait_for(pilot, lambda: not isinstance(app.screen, ChoiceDialog))
+        await wait_for(pilot, lambda: started)
+        assert started[0].night.deadline == "07:00"
+
+
+async def test_a_deadline_that_cannot_be_met_is_a_question_before_the_queue(
+    config: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("core.commands.train.check_model", lambda _: None)
+    too_late(config)
+    app = LocaltuneApp(config)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await ready(pilot, app)
+        for answer, told in (("escape", "Nothing is added."), ("y", "Added as entry 1")):
+            adding = asyncio.create_task(app.queueing.add_document())
+            await wait_for(pilot, lambda: "07:00 cannot be met: at full speed, by the pace" in screen_text(app), 60)
+            await pilot.press(answer)
+            assert (await adding).startswith(told)
+        assert [entry.id for entry in read_queue().entries] == [1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,7 @@ def find_plan(config: Config, analysis: Analysis | None, used: int | None, paces
     from core.models.find import STARTER_NAME, find_model
     from core.runs.early_end import cut, tell_early_end
     from core.runs.forecast import forecast_here, rough_seconds
+    from core.runs.wishes import unmet
 
     if find_model(config.model.base) is None:
         first = "not known: the model is made ready first" if config.model.base == STARTER_NAME else ""
@@ -63,6 +65,7 @@ def find_plan(config: Config, analysis: Analysis | None, used: int | None, paces
         watt_hours=guess.watt_hours if guess is not None else None,
         pace_of=guess.run if guess is not None else "",
         is_planned=guess is not None and guess.by == "plan",
+        unmet=tuple(unmet(config, guess, time.time())),
         early_end=tell_early_end(end) if end is not None else "",
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from textual.content import Content
 
@@ -21,6 +22,9 @@ from tui.datasets.summary import counted, describe_dropped
 from tui.keys import KeyTable
 from tui.widgets.strips import fit
 from tui.widgets.text_block import clip
+
+if TYPE_CHECKING:
+    from core.runs.wishes import Unmet
 
 #: Columns of the labels.
 LABEL_WIDTH = 9
@@ -116,6 +120,7 @@ class StartPlan:
         early_end: That a limit ends the run before its last step, in words; empty where none does.
         problem: The reason why nothing is known.
         seconds_per_step: The pace of a run that is continued; None where unknown.
+        unmet: The wishes for the night that cannot be met.
     """
 
     parameters: int | None = None
@@ -130,6 +135,7 @@ class StartPlan:
     problem: str = ""
     seconds_per_step: float | None = None
     is_planned: bool = False
+    unmet: tuple[Unmet, ...] = ()
     early_end: str = ""
 
 
@@ -251,6 +257,8 @@ def _warning_lines(start: Start, found: Found, width: int) -> list[Content]:
     texts = [*found.rows.doubts, *start.notes, *found.warnings]
     if found.plan is not None and found.plan.advice:
         texts.insert(0, found.plan.advice)
+    if found.plan is not None:
+        texts[:0] = [str(wish) for wish in found.plan.unmet]
     if found.flaw:
         texts.insert(0, f"The run would be refused: {found.flaw}")
     more = len(texts) - WARNING_LINES + 1 if len(texts) > WARNING_LINES else 0

@@ -203,6 +203,33 @@ def test_a_night_is_promised_after_the_first_steps(tmp_path: Path) -> None:
     assert night.promised_finish == night.finish
 
 
+def test_a_new_wish_is_refused_where_the_pace_of_the_run_is_known(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, night={"energy_kwh": 50.0})
+    governor = bench.governor
+    with bench.governing():
+        governor.check({"night.deadline": "12:20"})  # nothing is known of its pace
+        for left in (602, 601, 600):  # ten hours of work
+            governor.step_done(tokens=1000, seconds=60.0, rested=0.0, paused=0.0, steps_left=left)
+            wait_for(lambda: not governor._steps, PATIENCE, "the step to be taken in")
+        with pytest.raises(UserError, match=r"^19:00 cannot be met: at full speed it ends at 22:00\.") as error:
+            governor.check({"night.deadline": "19:00"})
+        assert error.value.hint == "Set 22:15 or later."
+        governor.change(governor.check({"night.deadline": "22:15"}))
+        with pytest.raises(UserError, match="22:15 cannot be met"):
+            governor.check({"night.deadline": "22:15", "night.quiet_hours": "20:00-21:00"})
+        governor.check({"night.deadline": "22:15", "hardware.power_limit_w": 100.0})
+
+
+def test_a_run_without_wishes_knows_its_pace_as_well(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    with bench.governing():
+        for left in (602, 601, 600):
+            bench.governor.step_done(tokens=1000, seconds=60.0, rested=0.0, paused=0.0, steps_left=left)
+        assert bench.governor._thread is None
+        with pytest.raises(UserError, match="Set 22:15 or later"):
+            bench.governor.check({"night.deadline": "19:00"})
+
+
 BLIND = Device(index=0, kind="cpu", name="Some CPU")
 
 

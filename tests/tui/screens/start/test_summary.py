@@ -12,6 +12,7 @@ from core.analysis.problems import Problem
 from core.analysis.result import Analysis
 from core.config.schema import Config
 from core.runs.early_end import EarlyEnd, tell_early_end
+from core.runs.wishes import Unmet
 from tests.tui.harness import FORBIDDEN, HOSTILE
 from tui.keys import KeyTable
 from tui.screens.start.summary import (
@@ -86,6 +87,13 @@ def test_a_time_by_the_plan_is_called_so_and_its_energy_is_the_most() -> None:
     plan = StartPlan(seconds=2400.0, watt_hours=300.0, is_planned=True)
     shown = lines(start(), Found(StartRows.counted(200, config()), plan), 100)
     assert shown["time"] == "~40m 00s · at most 300 Wh · by the plan: no run like it here yet"
+
+
+def test_a_wish_that_cannot_be_met_comes_before_other_warnings() -> None:
+    wish = Unmet("night.deadline", "07:00 cannot be met.", "Set 08:45 or later.", is_measured=True)
+    found = Found(StartRows(), StartPlan(advice="less", unmet=(wish,)), ("three",))
+    shown = lines(start(), found)[""].splitlines()
+    assert shown == ["! 07:00 cannot be met. Set 08:45 or later.", "! less", "! three"]
 
 
 def test_the_steps_say_where_a_limit_ends_the_run() -> None:
