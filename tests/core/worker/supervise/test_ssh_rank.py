@@ -84,7 +84,7 @@ def begin(run: Run) -> Iterator[Callable[..., RankProcess]]:
 
 
 def pid_in(pids: Path) -> int:
-    (path,) = wait_for(lambda: list(pids.iterdir()), 30, "the rank")
+    (path,) = wait_for(lambda: list(pids.glob("[0-9]*")), 30, "the rank")
     return int(path.read_text())
 
 
