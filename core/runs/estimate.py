@@ -1,21 +1,24 @@
-"""Estimate of a run before it starts: duration and energy of its steps, at the pace of an earlier run of its kind, else
-by its memory plan."""
+"""Estimate of a run before it starts: duration and energy, at the pace of an earlier run of its kind, else by its
+memory plan."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from core.analysis.split import held_out_count
-from core.config.derived import step_count, usual_steps
+from core.config.derived import holds_out, step_count, usual_steps
 from core.config.schema import Config
 from core.memory.plan import Machine
 from core.memory.rows import Rows
 from core.memory.step_time import is_known_speed
 from core.memory.strategy import Chosen
 from core.runs.early_end import EarlyEnd, cut
-from core.runs.pace import Pace
+from core.runs.eta import RESULT_SHARE
+from core.runs.pace import Pace, evaluated_by
+from core.runs.schedule import checkpoints_by, evaluations_by
 
 #: Basis of an estimate: the pace of an earlier run, which was measured, or the step time of the memory plan.
 Basis = Literal["pace", "plan"]
@@ -27,7 +30,7 @@ class Estimate:
     """Estimated duration and energy, as far as the limits of the run allow.
 
     Args:
-        seconds: Duration of the optimizer steps.
+        seconds: Duration of the optimizer steps, and of ``between_seconds``.
         steps: Number of optimizer steps, those after an early end among them.
         watt_hours: Energy of the steps, by the plan at most; None if the earlier run had no reading, or the device
             tells no power limit.
@@ -36,8 +39,10 @@ class Estimate:
         assumed: What the plan does not know and assumes, in words: ``rows of 2048 tokens``.
         elsewhere: Whether it is for a card that is not here.
         early_end: Where a limit of the run ends it; None where it does all its steps.
-        work_share: Share of the duration that is work at full speed; the rest is what the governor of the earlier run
-            has let it rest.
+        work_share: Share of the steps' duration that is work at full speed; the rest is what the governor of the
+            earlier run has let it rest.
+        between_seconds: Duration of the evaluations and checkpoints, as the earlier run has measured them; 0 by the
+            plan, which knows nothing of them.
     """
 
     seconds: float
@@ -49,6 +54,12 @@ class Estimate:
     elsewhere: bool = False
     early_end: EarlyEnd | None = None
     work_share: float = 1.0
+    between_seconds: float = 0.0
+
+    @property
+    def full_speed_seconds(self) -> float:
+        """Duration without rests by the governor."""
+        return (self.seconds - self.between_seconds) * self.work_share + self.between_seconds
 
 
 @dataclass(frozen=True)
@@ -107,7 +118,8 @@ def expected(
 def limited(config: Config, found: Estimate) -> Estimate:
     """An estimate of all steps of a run, as far as its limits allow."""
     seconds, energy, end = cut(config, found.steps, found.seconds, found.watt_hours, is_most=found.by == "plan")
-    return replace(found, seconds=seconds, watt_hours=energy, early_end=end)
+    between = found.between_seconds * (seconds / found.seconds if found.seconds > 0 else 1.0)
+    return replace(found, seconds=seconds, watt_hours=energy, early_end=end, between_seconds=between)
 
 
 def estimate(config: Config, rows: Rows | None, pace: Pace, count: int | None = None) -> Estimate | None:
@@ -129,11 +141,28 @@ def estimate(config: Config, rows: Rows | None, pace: Pace, count: int | None = 
         seconds = longer * steps * pace.seconds_per_step * train.batch_size / pace.rows_per_step
         watts = pace.watt_hours_per_second
         energy = None if watts is None else watts * seconds
-        return Estimate(seconds, steps, energy, pace.run, work_share=pace.work_share)
-    tokens = longer * steps * min(train.batch_size, kept.count) * kept.tokens / kept.count
-    each = pace.watt_hours_per_token
-    energy = None if each is None else each * tokens
-    return Estimate(tokens / pace.tokens_per_second, steps, energy, pace.run, work_share=pace.work_share)
+    else:
+        tokens = longer * steps * min(train.batch_size, kept.count) * kept.tokens / kept.count
+        each = pace.watt_hours_per_token
+        energy = None if each is None else each * tokens
+        seconds = tokens / pace.tokens_per_second
+    between = _between(config, pace, steps, _trained_rows(config, kept, count))
+    return Estimate(seconds + between, steps, energy, pace.run, work_share=pace.work_share, between_seconds=between)
+
+
+def _between(config: Config, pace: Pace, steps: int, rows: int | None) -> float:
+    """Seconds of the evaluations and checkpoints of a run, as the earlier one has measured them: evaluations only where
+    they measure the same."""
+    checkpoint, evaluation = pace.checkpoint_seconds or 0.0, 0.0
+    checkpoints = checkpoints_by(steps - 1, config.checkpoint.every_steps, steps) + 1
+    if pace.evaluation_seconds is not None and pace.evaluated == evaluated_by(config):
+        evaluation = pace.evaluation_seconds
+    asks = config.eval
+    per_epoch = math.ceil(rows / config.train.batch_size) if rows else None
+    evaluations = evaluations_by(steps - 1, asks.every_steps, asks.every_epochs, per_epoch) + 1 + asks.baseline
+    if not holds_out(config) and asks.prompts is None:
+        evaluations = 0
+    return evaluations * evaluation + (checkpoints + RESULT_SHARE) * checkpoint
 
 
 def by_plan(config: Config, planned: Planned, rows: Rows | None, count: int | None) -> Estimate | Unknown:
@@ -189,9 +218,12 @@ def _kept(config: Config, rows: Rows | None) -> Rows | None:
     return rows.limited(config.train.max_length, config.data.overlong) if rows is not None else None
 
 
+def _trained_rows(config: Config, kept: Rows | None, count: int | None) -> int | None:
+    """Number of rows trained on; None if unknown."""
+    # Lengths are of all rows, those held out among them.
+    return count if kept is None else kept.count - held_out_count(kept.count, config.data.eval_share)
+
+
 def _steps(config: Config, kept: Rows | None, count: int | None) -> int | None:
     """Number of optimizer steps; None if it depends on the rows and their number is unknown."""
-    if kept is not None:
-        # Lengths are of all rows, those held out among them.
-        count = kept.count - held_out_count(kept.count, config.data.eval_share)
-    return step_count(config, count)
+    return step_count(config, _trained_rows(config, kept, count))

@@ -35,6 +35,9 @@ class Pace:
         rows_per_step: Its batch size.
         watt_hours_per_second: Energy over the seconds in steps; None if no device reports power.
         work_share: Share of the seconds in steps that was work, and not a rest by the governor.
+        evaluation_seconds: Duration of its newest evaluation; None if it had none.
+        checkpoint_seconds: Duration of a checkpoint; None if it wrote none.
+        evaluated: What its evaluations measure, to be compared (:func:`evaluated_by`).
     """
 
     run: str
@@ -44,6 +47,16 @@ class Pace:
     rows_per_step: int = 1
     watt_hours_per_second: float | None = None
     work_share: float = 1.0
+    evaluation_seconds: float | None = None
+    checkpoint_seconds: float | None = None
+    evaluated: str = ""
+
+
+def evaluated_by(config: Config) -> str:
+    """What each evaluation of a run measures, as a text: two runs with the same one measure as much each time."""
+    rows = {"eval", "eval_share"} | ({"train"} if config.data.eval is None else set())
+    measured = {"max_rows", "exact_match", "samples", "prompts", "probe"}
+    return config.model_dump_json(include={"data": rows, "eval": measured, "chat": {"max_new_tokens"}})
 
 
 class PaceBook:
@@ -109,6 +122,9 @@ def _pace(run: Run, config: Config) -> Pace | None:
         config.train.batch_size,
         energy / history.step_seconds if energy else None,
         history.work_share,
+        history.timings.evaluation_seconds,
+        history.timings.checkpoint_seconds,
+        evaluated_by(config),
     )
     # Implausible figures predict nothing.
     figures = (pace.tokens_per_second, pace.seconds_per_step, pace.watt_hours_per_token, pace.watt_hours_per_second)

@@ -51,8 +51,8 @@ def wants_plan(config: Config) -> bool:
 def unmet(config: Config, found: Estimate | Unknown | None, begins: float | None) -> Iterator[Unmet]:
     """The wishes that a run cannot meet even at full speed, and with the least energy that it may take.
 
-    Loading, evaluations and checkpoints come on top, so that what is told here is certain by the estimate. The energy
-    of the memory plan is the most that a run may take, and tells nothing.
+    Loading comes on top, so that what is told here is certain by the estimate. The energy of the memory plan is the
+    most that a run may take, and tells nothing.
 
     Args:
         config: Configuration of the run.
@@ -70,7 +70,7 @@ def unmet(config: Config, found: Estimate | Unknown | None, begins: float | None
         deadline = next_time(limits.deadline, begins)
         # A second of full work is a token a second: the plan needs no more of a curve.
         wishes = Wishes(tuple(spans(limits, begins)), quiet_power_w=limits.quiet_power_w)
-        end = soonest(Curve([Point(1.0, 1.0, None)]), found.seconds * found.work_share, wishes).finish
+        end = soonest(Curve([Point(1.0, 1.0, None)]), found.full_speed_seconds, wishes).finish
         if end > deadline:
             how = f"at full speed, by the pace of {found.run}," if is_measured else _by_plan(found)
             told = late(deadline, end, begins, how, _FEWER)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,17 @@ from core.memory.planner import make_plan
 from core.memory.rows import rows_of_tokens
 from core.models.architecture.families import read_architecture
 from core.runs import pace as pace_module
-from core.runs.estimate import estimate
-from core.runs.events import Event, GovernorEvent, HardwareEvent, StepEvent, encode_event
+from core.runs.estimate import estimate, limited
+from core.runs.events import (
+    CheckpointEvent,
+    EvalEvent,
+    Event,
+    GovernorEvent,
+    HardwareEvent,
+    PhaseEvent,
+    StepEvent,
+    encode_event,
+)
 from core.runs.forecast import rough_seconds
 from core.runs.history import RunHistory, read_history
 from core.runs.pace import Pace, PaceBook
@@ -181,3 +191,56 @@ def test_rests_of_the_governor_are_told_from_work(private_home: Path) -> None:
     assert found is not None
     assert found.seconds == pytest.approx(20.0)
     assert found.work_share == pace.work_share
+
+
+def evaluation(moment: float, at: int, seconds: float) -> list[Event]:
+    """An evaluation of so many seconds."""
+    measured = EvalEvent(t=moment + seconds, step=at, loss=1.0, perplexity=2.7, seconds=seconds)
+    return [PhaseEvent(t=moment, name="evaluating"), measured, PhaseEvent(t=moment + seconds, name="training")]
+
+
+HELD_OUT = {"data": {"train": "/rows", "eval_share": 0.1}}
+EVALUATED = {"data": {"train": "/rows", "eval_share": 0.1}, "eval": {"every_steps": 2}}
+
+
+@pytest.mark.parametrize(
+    ("sections", "evaluations"),
+    [
+        ({"train": {"max_steps": 8}, **EVALUATED}, 4),
+        ({"train": {"max_steps": 9}, **EVALUATED}, 5),
+        ({"train": {"max_steps": 8}, **HELD_OUT}, 1),
+        ({"train": {"max_steps": 8}, **HELD_OUT, "eval": {"baseline": True, "every_steps": 4, "patience": 2}}, 3),
+        ({"train": {"epochs": 2, "batch_size": 10}, **HELD_OUT, "eval": {"every_epochs": 1}}, 2),
+        ({"train": {"max_steps": 8}}, 0),
+        ({"train": {"max_steps": 8}, **HELD_OUT, "eval": {"exact_match": True}}, 0),
+        ({"train": {"max_steps": 8}, "data": {"train": "/rows", "eval_share": 0.2}}, 0),
+    ],
+)
+def test_evaluations_that_measure_the_same_count_as_they_took(
+    private_home: Path, sections: dict[str, Any], evaluations: int
+) -> None:
+    saved = CheckpointEvent(t=20.0, step=4, path="checkpoints/step-00000004", bytes=1, seconds=0.4)
+    record(config_of(**EVALUATED), [*map(step, range(1, 5)), *evaluation(10.0, 4, 7.0), saved])
+    config = config_of(**sections)
+    pace = PaceBook().pace(config)
+    assert pace is not None
+    found = estimate(config, None, pace, 40)
+    assert found is not None
+    rows = config.train.batch_size / pace.rows_per_step
+    checkpoints = math.ceil(found.steps / math.ceil(found.steps / 10))
+    assert found.between_seconds == pytest.approx(evaluations * 7.0 + (checkpoints + 0.25) * 0.4)
+    assert found.seconds == pytest.approx(found.steps * 2.0 * rows + found.between_seconds)
+    assert found.full_speed_seconds == pytest.approx(found.seconds)
+
+
+def test_an_early_end_leaves_evaluations_out_as_well(private_home: Path) -> None:
+    record(config_of(**EVALUATED), [*map(step, range(1, 5)), *evaluation(10.0, 4, 7.0)])
+    config = config_of(train={"max_steps": 8, "max_hours": 22 / 3600}, **EVALUATED)
+    pace = PaceBook().pace(config)
+    assert pace is not None
+    found = estimate(config, None, pace)
+    assert found is not None
+    assert (found.seconds, found.between_seconds) == (44.0, 28.0)
+    cut = limited(config, found)
+    assert cut.early_end is not None
+    assert (cut.seconds, cut.between_seconds) == pytest.approx((22.0, 14.0))
