@@ -230,12 +230,13 @@ def _park(recorder: Recorder, controls: Controls, server: ControlServer | None, 
         message = f"The device is given back: {request.cause}."
         recorder.notice("info", "parked", message, "The run goes on by itself when that is over.")
     recorder.event(ControlEvent(command="park", sender=request.sender, result="ok"))
-    controls.close("The run is being parked.", "Ask again in a moment.")
+    paused = request.paused or "pause" in controls.pending
+    controls.close("The run is being parked.", "Ask again in a moment.", met=("pause",))
     if server is not None:
         server.close()
     recorder.hand_over(state="paused", reason="", parked=cause)
     needs = ["--needs", str(recorder.device_peak)]
-    return ["--parked", cause, *needs, *(["--paused"] if request.paused else [])]
+    return ["--parked", cause, *needs, *(["--paused"] if paused else [])]
 
 
 def _go_on(recorder: Recorder, controls: Controls, server: ControlServer, asked_by: str, *, paused: bool) -> list[str]:

@@ -12,7 +12,7 @@ import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -284,8 +284,14 @@ class Controls:
         with self._guard:
             self._at_work = None
 
-    def close(self, reason: str = "The run has ended.", hint: str = "") -> None:
-        """Refuse what still waits and all that comes."""
+    def close(self, reason: str = "The run has ended.", hint: str = "", *, met: Collection[str] = ()) -> None:
+        """Refuse what still waits and all that comes.
+
+        Args:
+            reason: Why, a sentence.
+            hint: What to do.
+            met: Waiting commands that are answered all the same, as what they ask for comes anyway.
+        """
         with self._guard:
             self._closed = True
         for command in self.waiting():
@@ -293,7 +299,7 @@ class Controls:
                 continue
             if command.request.command == "stop":
                 command.answer(state="over")
-            elif command.request.command == "park":
+            elif command.request.command == "park" or command.request.command in met:
                 command.answer(state="parked")
             else:
                 command.refuse(reason, hint)

@@ -199,8 +199,8 @@ def evaluation(moment: float, at: int, seconds: float) -> list[Event]:
     return [PhaseEvent(t=moment, name="evaluating"), measured, PhaseEvent(t=moment + seconds, name="training")]
 
 
-HELD_OUT = {"data": {"train": "/rows", "eval_share": 0.1}}
-EVALUATED = {"data": {"train": "/rows", "eval_share": 0.1}, "eval": {"every_steps": 2}}
+HELD_OUT: dict[str, Any] = {"data": {"train": "/rows", "eval_share": 0.1}}
+EVALUATED: dict[str, Any] = {"data": {"train": "/rows", "eval_share": 0.1}, "eval": {"every_steps": 2}}
 
 
 @pytest.mark.parametrize(

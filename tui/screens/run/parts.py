@@ -81,17 +81,27 @@ def _rows(record: RunRecord) -> str:
     return f"{format_count(data.used)} of {format_count(data.rows)} used{held_out}"
 
 
-def configuration(values: Mapping[str, Any], width: int) -> Content:
-    """What differs from the defaults, each with its default, and then all values."""
+def configuration(values: Mapping[str, Any], settings: Mapping[str, Any], width: int) -> Content:
+    """What was set while the run was on, what differs from the defaults, and then all values.
+
+    Args:
+        values: The configuration, ``section.key`` to value.
+        settings: Options that were set while it was on, likewise.
+        width: Columns.
+    """
     if not values:
         return Content.styled("Its configuration, run.toml, cannot be read.", "$muted")
     changed = differences(values, {})
-    lines = [Content.styled("what differs from the defaults", "bold")]
+    lines = []
+    if settings:
+        lines.append(Content.styled("what was set while it was on", "bold"))
+        for name, value in settings.items():
+            lines.append(_option_line(name, value, f"at the start {one_line(_value(_begun(values, name)), 40)}", width))
+        lines.append(Content(""))
+    lines.append(Content.styled("what differs from the defaults", "bold"))
     for name, default in changed.items():
-        text = Content(one_line(_value(values.get(name)), max(width - 32, 20)))
-        was = f"  default {one_line(_value(default), 40)}" if default is not None else ""
-        line = Content.assemble((f"• {name:<28}  ", "$muted"), text, (was, "$muted"))
-        lines.append(line.truncate(max(width, 20), ellipsis=True))
+        was = f"default {one_line(_value(default), 40)}" if default is not None else ""
+        lines.append(_option_line(name, values.get(name), was, width))
     section = ""
     for option in options():
         if option.section != section:
@@ -107,6 +117,18 @@ def configuration(values: Mapping[str, Any], width: int) -> Content:
         lines += [Content(""), Content.styled("of another version", "bold")]
         lines += [Content(one_line(f"  {name} = {_value(values[name])}", max(width, 20))) for name in unknown]
     return Content("\n").join(lines)
+
+
+def _option_line(name: str, value: Any, was: str, width: int) -> Content:
+    text = Content(one_line(_value(value), max(width - 32, 20)))
+    line = Content.assemble((f"• {one_line(name, 28):<28}  ", "$muted"), text, (f"  {was}" if was else "", "$muted"))
+    return line.truncate(max(width, 20), ellipsis=True)
+
+
+def _begun(values: Mapping[str, Any], name: str) -> Any:
+    """The value of an option at the start of the run."""
+    option = find_option(name)
+    return values.get(name, option.default if option is not None else None)
 
 
 def _value(value: Any) -> str:

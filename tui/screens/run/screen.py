@@ -58,6 +58,10 @@ class RunGlimpsed(Message):
     glimpse: Glimpse
 
 
+def _configuration(read: RunRead, width: int) -> Content:
+    return parts.configuration(read.record.values, read.record.history.settings, width)
+
+
 class RunScreen(Overlay[None]):
     """Everything about a run.
 
@@ -86,7 +90,7 @@ class RunScreen(Overlay[None]):
         self._part = 0
         self._parts: tuple[tuple[str, Callable[[RunRead, int], Content]], ...] = (
             ("Curve", lambda read, width: parts.summary(read.record, width)),
-            ("Configuration", lambda read, width: parts.configuration(read.record.values, width)),
+            ("Configuration", _configuration),
             ("Evaluations", lambda read, width: parts.evaluations(read.record, width)),
             ("Checkpoints", lambda read, width: parts.checkpoints(read.checkpoints, width)),
             (_SAMPLES, lambda _read, _width: Content("")),

@@ -252,6 +252,17 @@ def test_at_the_end_everyone_is_told(place: Place) -> None:
     assert late.read()["ok"] is False
 
 
+def test_a_pause_that_parking_meets_is_no_error(place: Place) -> None:
+    pausing, setting = Peer(place.path), Peer(place.path)
+    pausing.send("pause")
+    wait_for(lambda: place.controls.waiting_count, 20, "the pause")
+    setting.send("set")
+    wait_for(lambda: place.controls.waiting_count == 2, 20, "the other command")
+    place.controls.close("The run is being parked.", met=("pause",))
+    assert pausing.read() == {"id": "1", "ok": True, "state": "parked"}
+    assert setting.read()["error"] == "The run is being parked."
+
+
 def test_a_socket_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"control socket .* cannot be made") as caught:

@@ -79,12 +79,23 @@ def test_the_best_is_that_of_the_worker(run: Run, record: RunRecord) -> None:
 
 
 def test_a_configuration_tells_what_differs_first(record: RunRecord) -> None:
-    head, _, rest = parts.configuration(record.values, 100).plain.partition("\n\n")
+    head, _, rest = parts.configuration(record.values, {}, 100).plain.partition("\n\n")
     assert "• data.train" in head
     assert "rank" not in head
     assert "  rank " in rest
     assert "of another version" in rest
-    assert "cannot be read" in parts.configuration({}, 80).plain
+    assert "cannot be read" in parts.configuration({}, {}, 80).plain
+
+
+def test_what_was_set_while_a_run_was_on_stands_beside_its_start(record: RunRecord) -> None:
+    settings = {"train.learning_rate": 0.0005, "night.deadline": None, "of\x1b.another": 3}
+    head, _, _ = parts.configuration(record.values, settings, 100).plain.partition("\n\n")
+    lines = head.splitlines()
+    assert lines[0] == "what was set while it was on"
+    assert "train.learning_rate" in lines[1]
+    assert "5e-4  at the start 2e-4" in lines[1]
+    assert "–  at the start –" in lines[2]
+    assert "\x1b" not in head
 
 
 @pytest.mark.parametrize("width", [20, 74, 190])
@@ -92,7 +103,7 @@ def test_no_part_has_what_a_terminal_acts_on(run: Run, record: RunRecord, width:
     checkpoint(run, 20)
     texts = [
         parts.summary(record, width),
-        parts.configuration(record.values, width),
+        parts.configuration(record.values, record.history.settings, width),
         parts.evaluations(record, width),
         parts.checkpoints(kept_checkpoints(run, record.history), width),
         parts.events(record, width),
