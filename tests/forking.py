@@ -16,6 +16,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
+import faulthandler
 import fcntl
 import gc
 import importlib
@@ -339,6 +340,8 @@ def _become(asked: dict[str, Any], descriptors: Sequence[int]) -> NoReturn:
     _open_streams()
     os.environ.clear()
     os.environ.update(asked["environment"])
+    if "PYTHONFAULTHANDLER" in os.environ:
+        faulthandler.enable(sys.__stderr__)
     _load_libraries(asked["environment"].get("LD_LIBRARY_PATH", ""))
     _run_hooks(_hooks(asked["environment"]))
     module, *words = asked["words"]

@@ -15,6 +15,7 @@ from core.units import format_moment
 ROOM_SHARE, ROOM_SECONDS = 0.02, 60.0
 #: A nearest time is a multiple of this many seconds.
 ROUND_SECONDS = 300.0
+_DAY = 86_400.0
 
 
 def nearest_deadline(finish: float, now: float) -> float:
@@ -50,7 +51,7 @@ def late(deadline: float, finish: float, now: float, how: str, fewer: str = "") 
     sentence = f"{day_time(deadline)} cannot be met: {how} it ends at {day_time(finish)}."
     nearest = nearest_deadline(finish, now)
     other = f", {fewer}" if fewer else ""
-    if not math.isfinite(nearest) or nearest > next_time(_minute(nearest), now):
+    if nearest - now > _DAY or nearest > next_time(_minute(nearest), now):
         # A deadline is a time of day, and means the next one.
         return Unkept("night.deadline", sentence, f"No time within a day can be met: take the deadline away{other}.")
     return Unkept("night.deadline", sentence, f"Set {format_moment(nearest, '%H:%M')} or later{other}.")
