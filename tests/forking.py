@@ -341,7 +341,7 @@ def _become(asked: dict[str, Any], descriptors: Sequence[int]) -> NoReturn:
     os.environ.clear()
     os.environ.update(asked["environment"])
     if "PYTHONFAULTHANDLER" in os.environ:
-        faulthandler.enable(sys.__stderr__)
+        faulthandler.enable(2)
     _load_libraries(asked["environment"].get("LD_LIBRARY_PATH", ""))
     _run_hooks(_hooks(asked["environment"]))
     module, *words = asked["words"]
