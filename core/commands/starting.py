@@ -51,7 +51,9 @@ def tell_total(count: int, total: Total) -> str:
         why = "no earlier run has this model, method and device" + (f", and {total.reason}" if total.reason else "")
         return f"{runs}; how long {they_take} is not known, as {why}."
     known = f" ({total.unknown} of them not known)" if total.unknown else ""
-    about = f"about {format_duration(total.seconds)} of steps{_basis(total)}{known}, {_energy(total)}"
+    # The plan knows nothing of evaluations and checkpoints.
+    what = " of steps" if total.by == "plan" else ""
+    about = f"about {format_duration(total.seconds)}{what}{_basis(total)}{known}, {_energy(total)}"
     return f"{runs}; {about}{_early_ends(count, total)}."
 
 

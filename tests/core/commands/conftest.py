@@ -10,13 +10,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from core.runs.store import Run, list_runs
+from core.config.document import load_config
+from core.runs.events import StepEvent, encode_event
+from core.runs.store import Run, create_run, list_runs
 from tests.forking import Forks
 from tui.__main__ import main
 
@@ -134,3 +136,14 @@ def cli(
         if state.pid is not None and not state.is_over:
             with contextlib.suppress(ProcessLookupError):  # it may end by itself at this moment
                 os.kill(state.pid, signal.SIGKILL)
+
+
+def record_slow_run(config: Path) -> Run:
+    """An earlier run of a configuration, with four steps of ten hours each."""
+    run = create_run(load_config(config), "earlier")
+    step = StepEvent(
+        step=1, epoch=0.1, loss=1.0, lr=1e-4, grad_norm=1.0, tokens=100, supervised_tokens=100, seconds=36_000.0,
+        tokens_per_second=1.0,
+    )  # fmt: skip
+    run.events_path.write_text("".join(encode_event(replace(step, step=number)) for number in range(1, 5)))
+    return run

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from core.commands.starting import tell_total
-from core.config.document import load_config
 from core.hardware.snapshot import Device
 from core.queue import status, store
 from core.queue.estimate import total_of
@@ -22,7 +21,7 @@ from core.units import format_duration
 from tests.core.models.architecture import published
 from tests.core.queue.helpers import add, states
 
-from .conftest import CommandLine
+from .conftest import CommandLine, record_slow_run
 
 CUT = EarlyEnd("train.max_hours", 6.0, 1200, 3000)
 CARD = Device(index=0, kind="cuda", name="NVIDIA GeForce RTX 4090", memory_total=24_000_000_000, power_limit_w=450.0)
@@ -160,11 +159,11 @@ def test_energy_alone_is_unknown_where_the_card_tells_no_power_limit(
 @pytest.mark.parametrize(
     ("found", "said"),
     [
-        ([Estimate(60.0, 5, 2.0, "r")], "about 1m 00s of steps, about 2 Wh."),
-        ([Estimate(60.0, 5, None, "r")], "about 1m 00s of steps, energy not known, as earlier runs have no reading."),
+        ([Estimate(60.0, 5, 2.0, "r")], "about 1m 00s, about 2 Wh."),
+        ([Estimate(60.0, 5, None, "r")], "about 1m 00s, energy not known, as earlier runs have no reading."),
         (
             [Estimate(60.0, 5, 2.0, "r"), Unknown("it is lost")],
-            "1m 00s of steps (1 of them not known), about 2 Wh at least.",
+            "1m 00s (1 of them not known), about 2 Wh at least.",
         ),
         (
             [Estimate(60.0, 5, 2.0, "r"), Estimate(60.0, 5, 3.0, "", "plan")],
@@ -281,12 +280,7 @@ def test_a_test_notice_is_sent_and_its_failure_told(cli: CommandLine, config: Pa
 
 
 def test_a_wish_that_an_earlier_run_shows_to_be_too_much_needs_a_yes(cli: CommandLine, config: Path) -> None:
-    earlier = create_run(load_config(config), "earlier")
-    step = StepEvent(
-        step=1, epoch=0.1, loss=1.0, lr=1e-4, grad_norm=1.0, tokens=100, supervised_tokens=100, seconds=36_000.0,
-        tokens_per_second=1.0,
-    )  # fmt: skip
-    earlier.events_path.write_text("".join(encode_event(replace(step, step=number)) for number in range(1, 5)))
+    earlier = record_slow_run(config)
     wish = ("--set", "night.deadline=07:00", "--set", "train.max_steps=4")
     refused = cli("queue", "add", str(config), *wish)
     assert refused.code == 2

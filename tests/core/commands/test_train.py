@@ -8,20 +8,17 @@ import pty
 import re
 import signal
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from core.commands.wishes import starts_all_the_same
-from core.config.document import load_config
 from core.launch import launcher
-from core.runs.events import StepEvent, encode_event
-from core.runs.store import create_run, find_run, list_runs
+from core.runs.store import find_run, list_runs
 from core.runs.wishes import Unmet
 
-from .conftest import CommandLine, wait_for
+from .conftest import CommandLine, record_slow_run, wait_for
 
 
 def test_train_follows_to_the_end_and_sums_up(cli: CommandLine) -> None:
@@ -299,12 +296,7 @@ def test_a_gguf_file_that_is_cut_is_refused_before_anything_starts(cli: CommandL
 
 def test_a_deadline_that_an_earlier_run_shows_to_be_too_early_needs_a_yes(cli: CommandLine) -> None:
     config = cli.config()
-    earlier = create_run(load_config(config), "earlier")
-    step = StepEvent(
-        step=1, epoch=0.1, loss=1.0, lr=1e-4, grad_norm=1.0, tokens=100, supervised_tokens=100, seconds=36_000.0,
-        tokens_per_second=1.0,
-    )  # fmt: skip
-    earlier.events_path.write_text("".join(encode_event(replace(step, step=number)) for number in range(1, 5)))
+    earlier = record_slow_run(config)
     cli.script(steps=4)
     wish = ("--set", "night.deadline=07:00", "--set", "train.max_steps=4")
     refused = cli("train", str(config), *wish)
