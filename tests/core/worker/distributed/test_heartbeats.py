@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import threading
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,18 @@ from core.worker.distributed.rendezvous import tcp_meeting
 from core.worker.process.pulse import Pulse
 
 from .pairs import run_pair
+
+
+def leaving_with_first(ranks: Ranks, said: Path) -> Callable[[str], None]:
+    """The act of a process that has lost another: it writes down why, ends the first one, and leaves."""
+    first = ranks.gather({"pid": os.getpid()})[0]["pid"]
+
+    def lost(why: str) -> None:
+        said.write_text(why)
+        os.kill(first, signal.SIGKILL)
+        os._exit(0)
+
+    return lost
 
 
 def test_a_process_is_silent_when_its_beats_have_not_changed_for_a_while() -> None:
@@ -108,13 +121,7 @@ def test_who_waits_leaves_when_the_first_hangs_while_it_lives(tmp_path: Path, mo
     monkeypatch.setattr(heartbeats, "_QUIET_SECONDS", 0.5)
 
     def work(ranks: Ranks) -> Any:
-        first = ranks.gather({"pid": os.getpid()})[0]["pid"]
-
-        def lost(why: str) -> None:
-            (tmp_path / "said").write_text(why)
-            os.kill(first, signal.SIGKILL)
-            os._exit(0)
-
+        lost = leaving_with_first(ranks, tmp_path / "said")
         keep_beating(
             ranks.rank, ranks.count, 2.0, lambda: ranks.is_waiting, lost,
             wait=lambda: ranks.waits, pulse=lambda: ranks.pulse.count,
@@ -163,17 +170,11 @@ def test_who_waits_leaves_when_the_one_that_has_the_store_is_suspended(tmp_path:
         place = tcp_meeting("127.0.0.1", free.getsockname()[1])
 
     def work(ranks: Ranks) -> Any:
-        first = ranks.gather({"pid": os.getpid()})[0]["pid"]
-
-        def lost(why: str) -> None:
-            (tmp_path / "said").write_text(why)
-            os.kill(first, signal.SIGKILL)
-            os._exit(0)
-
+        lost = leaving_with_first(ranks, tmp_path / "said")
         keep_beating(ranks.rank, ranks.count, 2.0, lambda: ranks.is_waiting, lost)
         ranks.meet()
         if ranks.is_first:
-            os.kill(first, signal.SIGSTOP)
+            os.kill(os.getpid(), signal.SIGSTOP)
         ranks.meet()
         return None
 
