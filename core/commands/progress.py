@@ -101,17 +101,17 @@ def present(followed: Followed) -> str:
         return f"{front}{step_words(last, state.total_steps)}{f'  {within}' if within else ''}{eta}"
     if phase is None:
         return f"{front}{state.state}"
-    words = _phase_words(phase, state.progress, history.phase_elapsed(now))
+    words = phase_words(phase, state.progress, history.phase_elapsed(now))
     left = evaluation_seconds_left(history.timings, followed.schedule, now)
     if left is not None and left >= 1:
         words += f", {format_duration(left)} left"
     return f"{front}{words}{eta if last is not None else ''}"
 
 
-def _phase_words(phase: Phase, progress: StepProgress | None, elapsed: float) -> str:
-    words = sentences.phase_name(phase.name)
-    if phase.detail:
-        words += f": {phase.detail}"
-    if counted := evaluation_count(progress, phase.done or 0, phase.total):
-        words += f" {counted}"
+def phase_words(phase: Phase, progress: StepProgress | None, elapsed: float) -> str:
+    """A phase, how far it is, and since when: ``evaluating: answers 32/80  12s``."""
+    counted = evaluation_count(progress, phase.done or 0, phase.total)
+    # A part of an evaluation is counted by its name, which the detail has too.
+    told = counted if counted and not counted[0].isdigit() else " ".join(filter(None, (phase.detail, counted)))
+    words = sentences.phase_name(phase.name) + (f": {told}" if phase.detail else f" {told}" if told else "")
     return f"{words}  {format_duration(elapsed)}"
