@@ -9,22 +9,21 @@ PYTHON ?= python3
 PIP_ARGS ?=
 # Set it to run the demo without the app even on a terminal.
 HEADLESS ?=
-# How many tests run side by side at most; each may start a process that trains.
-TEST_PROCESSES ?= 4
+# How many processes run tests; many tests wait for a process of their own.
+TEST_PROCESSES ?= $(shell n=$$(nproc); echo $$((n < 4 ? n + 1 : 4)))
 # Where the tests keep the starter model.
 export LOCALTUNE_TEST_CACHE ?= $(CURDIR)/.pytest_cache/localtune
 
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(PIP_ARGS)
+# The versions to install; empty for the newest that pyproject.toml allows.
+CONSTRAINTS := constraints.txt
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(CONSTRAINTS:%=--constraint %) $(PIP_ARGS)
 # Empty files that are as old as what has been installed.
 APP := $(VENV)/.installed-app
-TESTS := $(VENV)/.installed-tests
-# The oldest PyTorch that pyproject.toml allows, and where the tests run with it.
-FLOOR := $(shell sed -n 's/^ *"torch>=\([0-9.]*\).*/\1/p' pyproject.toml)
-FLOOR_VENV := .venv-floor
+DEV := $(VENV)/.installed-tests
 
-.PHONY: help demo check test suite test-floor models format clean
+.PHONY: help demo check test test-long test-floor newest constraints durations flaky mutants models format clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -35,43 +34,73 @@ demo: $(APP) ## Train the starter model on sample tickets and talk to it; HEADLE
 	@if [ -t 0 ] && [ -t 1 ] && [ "$(HEADLESS:0=)" = "" ]; then \
 	  exec $(BIN)/localtune-tui --demo; else exec $(BIN)/localtune-tui demo; fi
 
-# Style, types and layers.
-define STATIC
-$(BIN)/ruff check .
-$(BIN)/ruff format --check .
-$(BIN)/mypy
-$(BIN)/lint-imports
-endef
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses $(TEST_PROCESSES) --dist worksteal
+# A module runs in one process, so its fixtures are made once; tests/longest_first.py has the order.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
+SUITE := $(PYTEST) -q --rerun-failed
 
-check: $(TESTS) ## Check style, types and layers, and run the unit tests without training: two minutes
-	$(STATIC)
-	$(PYTEST) -m "not slow" --hypothesis-profile=quick -q
+check: $(DEV) ## Check style, types and layers, and run the unit tests without training: two minutes
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(PYTEST) -q -m "not slow and not long" --hypothesis-profile=quick
 
-test: $(TESTS) ## Check style, types and layers, and run all tests
-	$(STATIC)
-	@$(MAKE) --no-print-directory suite
+test: starter ## Run the tests: ten minutes on two cores
+	$(SUITE) -m "not long" --hypothesis-profile=quick
 
-suite: $(TESTS)
+test-long: starter ## Run what 'make test' leaves out, and all properties with more examples: twenty minutes
+	$(SUITE) -m "long or hypothesis"
+
+.PHONY: starter
+starter: $(DEV)
 	@echo "Preparing the starter model for the tests"
 	@LOCALTUNE_HOME="$$LOCALTUNE_TEST_CACHE" $(BIN)/python -m core.worker.model.starter >/dev/null
-	$(PYTEST)
 
-test-floor: ## Run all tests with the oldest PyTorch that is allowed, in an environment of its own
-	@$(MAKE) --no-print-directory VENV=$(FLOOR_VENV) PIP_ARGS="$(PIP_ARGS) torch==$(FLOOR).*" suite
+test-floor: ## Run the tests with the oldest versions that pyproject.toml allows, in .venv-floor
+	@$(MAKE) --no-print-directory VENV=.venv-floor CONSTRAINTS=constraints-floor.txt test
 
-models: $(TESTS) ## Try every family of models, and write the tables of docs/models.md and README.md
+newest: ## Run the tests with the newest versions that pyproject.toml allows, in .venv-newest
+	@$(MAKE) --no-print-directory VENV=.venv-newest CONSTRAINTS= PIP_ARGS="$(PIP_ARGS) --upgrade --upgrade-strategy eager" test
+
+COMPILE := .venv-uv/bin/uv pip compile --quiet --universal --python-version 3.10 --extra test --extra mutants --no-annotate \
+  --custom-compile-command "make constraints" pyproject.toml
+# One PyTorch for all Pythons.
+TORCH := 2.13.0
+constraints: ## Write the files of versions anew: the newest, or with UPGRADE=NAME that of NAME; and the oldest
+	@test -x .venv-uv/bin/uv || { $(PYTHON) -m venv .venv-uv && .venv-uv/bin/python -m pip install --quiet uv; }
+	$(COMPILE) --constraint <(echo torch==$(TORCH)) $(if $(UPGRADE),--upgrade-package $(UPGRADE),--upgrade) --output-file constraints.txt
+	$(COMPILE) --upgrade --resolution lowest-direct --output-file constraints-floor.txt
+
+durations: starter ## Run all tests, and record the durations by which they are sorted
+	$(PYTEST) -q --record-durations
+
+# Tests that wait for a process, a thread or a screen are run by this before they land.
+TESTS ?=
+TIMES ?= 20
+flaky: $(DEV) ## Run TESTS again and again (TIMES=20) beside two busy processes
+	@test -n "$(TESTS)" || { echo "Name the tests: make flaky TESTS=tests/e2e/test_queue.py" >&2; exit 1; }
+	@trap 'kill $$(jobs -p) 2>/dev/null' EXIT; \
+	for busy in 1 2; do while :; do :; done & done; \
+	for time in $$(seq $(TIMES)); do \
+	  echo "$$time of $(TIMES)"; OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -x $(TESTS) || exit 1; \
+	done
+
+mutants: starter ## Change the code that matters most in small ways, and count the changes that no test notices
+	@$(PIP) -e '.[test,mutants]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutants
+
+models: $(DEV) ## Try every family of models, and write the tables of docs/models.md and README.md
 	rm -f build/families.jsonl && mkdir -p build
 	-LOCALTUNE_RECORD_FAMILIES=$(CURDIR)/build/families.jsonl $(PYTEST) -q tests/families
 	$(BIN)/python -m tests.families.page build/families.jsonl
 	$(BIN)/python -m tests.families.fits
 
-format: $(TESTS) ## Put the code into its standard form
+format: $(DEV) ## Put the code into its standard form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean: ## Remove .venv and everything that was built here; models and runs stay
-	rm -rf $(VENV) $(FLOOR_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .venv-* build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis mutants
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -83,12 +112,12 @@ $(BIN)/python:
 	@echo "Creating $(VENV) with $$($(PYTHON) --version)"
 	@$(PYTHON) -m venv --clear $(VENV)
 
-$(APP): pyproject.toml | $(BIN)/python
+$(APP): pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 	@echo "Installing into $(VENV); the first time this fetches PyTorch and takes minutes"
 	@$(PIP) -e .
 	@touch $@
 
-$(TESTS): pyproject.toml | $(BIN)/python
+$(DEV): pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 	@echo "Installing into $(VENV), with what the tests need; the first time this fetches PyTorch and takes minutes"
 	@$(PIP) -e '.[test]'
 	@touch $(APP) $@

@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.examples import SEARCH
+from tests import flaky, longest_first
+from tests.examples import QUICK, SEARCH
 from tests.forking import Forks
 from tests.tiny_model import CHATML as CHATML
 from tests.tiny_model import write_tiny_model
@@ -30,8 +31,8 @@ gc.set_threshold(200_000, 50, 100)
 # 'pytest --hypothesis-profile=search' draws new ones, and three times as many (tests/examples.py).
 settings.register_profile(SEARCH, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("steady", settings.get_profile(SEARCH), derandomize=True, max_examples=40)
-# Few examples of each property, for 'make check'.
-settings.register_profile("quick", settings.get_profile("steady"), max_examples=15)
+# Few examples of each property, for 'make check' and 'make test'.
+settings.register_profile(QUICK, settings.get_profile("steady"), max_examples=15)
 settings.load_profile("steady")
 
 #: Folders and modules whose tests train, start processes, drive the app or go through many cases; 'make check' leaves
@@ -67,6 +68,7 @@ SLOW = (
     "tests/core/runs/test_foreign_runs.py",
     "tests/core/importers/test_tables.py",
     "tests/test_cli.py",
+    "tests/test_flaky.py",
     "tests/test_fuzz.py",
     "tests/test_import_hygiene.py",
 )
@@ -86,13 +88,36 @@ QUICK = (
 )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the slow tests."""
+#: A module with this line has long tests only.
+LONG = re.compile(r"^pytestmark = pytest\.mark\.long$", re.MULTILINE)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    flaky.pytest_addoption(parser)
+    longest_first.pytest_addoption(parser)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    flaky.pytest_configure(config)
+    longest_first.pytest_configure(config)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave modules of long tests out before they are imported, where no long test is to run."""
+    if "not long" not in config.getoption("markexpr") or collection_path.suffix != ".py":
+        return None
+    return bool(LONG.search(collection_path.read_text(encoding="utf-8"))) or None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark the slow tests, and sort all by the duration of their modules where they run side by side."""
     root = Path(__file__).resolve().parents[1]
     for item in items:
         name = item.path.relative_to(root).as_posix()
         if name.startswith(SLOW) and not name.startswith(QUICK):
             item.add_marker("slow")
+    if hasattr(config, "workerinput"):
+        longest_first.sort_longest_first(items)
 
 
 def pytest_collection_finish() -> None:

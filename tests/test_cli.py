@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ import pytest
 from core import __version__
 from core.commands import COMMANDS, common, load_command
 from core.errors import UserError
+from tests.cases import cases
 from tui.__main__ import main
 
 ROOT = Path(__file__).parents[1]
@@ -46,17 +49,22 @@ def _run(*words: str, home: Path | None = None) -> subprocess.CompletedProcess[s
     )
 
 
-def _loaded(*words: str) -> set[str]:
-    """The packages that a command line has imported at its end."""
+def _loaded(lines: Iterable[Sequence[str]]) -> dict[str, set[str]]:
+    """The packages that each command line has imported first, all of them in one fresh process."""
     program = (
-        "import sys\n"
+        "import json, sys\n"
         "from tui.__main__ import main\n"
-        "try:\n    main(sys.argv[1:])\n"
-        "except SystemExit:\n    pass\n"
-        "print(*sorted({name.partition('.')[0] for name in sys.modules}), file=sys.stderr)\n"
+        "loaded, found = set(), {}\n"
+        "for words in json.loads(sys.argv[1]):\n"
+        "    try:\n        main(words)\n"
+        "    except SystemExit:\n        pass\n"
+        "    now = {name.partition('.')[0] for name in sys.modules}\n"
+        "    found[' '.join(words)] = sorted(now - loaded)\n"
+        "    loaded = now\n"
+        "print(json.dumps(found), file=sys.stderr)\n"
     )
     result = subprocess.run(
-        [sys.executable, "-c", program, *words],
+        [sys.executable, "-c", program, json.dumps([list(words) for words in lines])],
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -64,29 +72,28 @@ def _loaded(*words: str) -> set[str]:
         timeout=60,
         check=True,
     )
-    return set(result.stderr.splitlines()[-1].split())
+    found: dict[str, list[str]] = json.loads(result.stderr.splitlines()[-1])
+    return {line: set(packages) for line, packages in found.items()}
 
 
-@pytest.mark.parametrize("words", [["--version"], ["--help"], *([name, "--help"] for name in COMMANDS), []])
-def test_help_and_version_load_nothing_heavy(words: list[str]) -> None:
-    loaded = _loaded(*words)
-    assert "argparse" in loaded
-    assert not loaded & HEAVY
+def test_help_and_version_load_nothing_heavy() -> None:
+    loaded = _loaded([["--version"], ["--help"], *([name, "--help"] for name in COMMANDS), []])
+    assert "argparse" in loaded["--version"]
+    assert {line: heavy for line, packages in loaded.items() if (heavy := packages & HEAVY)} == {}
 
 
-@pytest.mark.parametrize("words", [["runs"], ["watch", "latest"], ["stop", "latest"]])
-def test_commands_load_no_training_stack(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_load_no_training_stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCALTUNE_HOME", str(tmp_path))
-    assert not _loaded(*words) & {
-        "torch",
-        "transformers",
-        "peft",
-        "bitsandbytes",
-        "datasets",
-        "numpy",
-        "textual",
-        "rich",
-    }
+    loaded = _loaded([["runs"], ["watch", "latest"], ["stop", "latest"]])
+    heavy = {"torch", "transformers", "peft", "bitsandbytes", "datasets", "numpy", "textual", "rich"}
+    assert {line: found for line, packages in loaded.items() if (found := packages & heavy)} == {}
+
+
+def _refused(words: list[str]) -> int:
+    """The exit code of a command line in this process that does not get as far as to return one."""
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    return int(end.value.code or 0)
 
 
 def test_version() -> None:
@@ -94,18 +101,17 @@ def test_version() -> None:
     assert (result.returncode, result.stdout) == (0, f"localtune-tui {__version__}\n")
 
 
-def test_help_lists_every_command() -> None:
-    result = _run("--help")
-    assert result.returncode == 0
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _refused(["--help"]) == 0
+    shown = capsys.readouterr().out
     for name in COMMANDS:
-        assert f"\n  {name} " in result.stdout
+        assert f"\n  {name} " in shown
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_takes_json_and_is_explained(name: str) -> None:
-    result = _run(name, "--help")
-    assert result.returncode == 0
-    assert "--json" in result.stdout
+@cases("name", COMMANDS)
+def test_every_command_takes_json_and_is_explained(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _refused([name, "--help"]) == 0
+    assert "--json" in capsys.readouterr().out
     assert callable(load_command(name).run)
 
 
@@ -116,7 +122,7 @@ def test_the_app_needs_a_terminal() -> None:
     assert "needs a terminal" in result.stderr
 
 
-@pytest.mark.parametrize(
+@cases(
     ("words", "said"),
     [
         (["wach"], "Did you mean 'localtune-tui watch'?"),
@@ -128,11 +134,12 @@ def test_the_app_needs_a_terminal() -> None:
         (["--run"], "--run"),
     ],
 )
-def test_wrong_usage_exits_with_2(words: list[str], said: str) -> None:
-    result = _run(*words)
-    assert (result.returncode, result.stdout) == (2, "")
-    assert said in result.stderr
-    assert "Traceback" not in result.stderr
+def test_wrong_usage_exits_with_2(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _refused(words) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert said in told.err
+    assert "Traceback" not in told.err
 
 
 def test_an_error_is_one_line_and_exits_with_1(tmp_path: Path) -> None:
@@ -228,7 +235,7 @@ def test_the_app_opens_what_was_asked_for(tmp_path: Path, monkeypatch: pytest.Mo
     ]
 
 
-@pytest.mark.parametrize(
+@cases(
     ("name", "content", "said"),
     [
         ("model.gguf", b"GGUF", "is a model (GGUF), not a configuration. 'localtune-tui chat"),
@@ -254,7 +261,7 @@ def test_a_dumb_terminal_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert "TERM=dumb" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("before", "during"), [(None, "false"), ("true", "true")])
+@cases(("before", "during"), [(None, "false"), ("true", "true")])
 def test_the_app_tokenizes_in_one_thread_unless_the_user_says_otherwise(
     monkeypatch: pytest.MonkeyPatch, before: str | None, during: str
 ) -> None:
@@ -283,9 +290,11 @@ def test_the_app_tokenizes_in_one_thread_unless_the_user_says_otherwise(
     assert seen == [during]
 
 
-@pytest.mark.parametrize("words", [["runs", "--json"], ["runs"], ["train", "missing.toml"], []])
-@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
-def test_closed_standard_streams(words: list[str], closed: str) -> None:
+CLOSED = ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"]
+WORDS = [["runs", "--json"], ["runs"], ["train", "missing.toml"], []]
+
+
+def _check_closed_streams(words: list[str], closed: str) -> None:
     command = shlex.join([sys.executable, "-m", "tui", *words])
     result = subprocess.run(
         ["/bin/sh", "-c", f"{command} {closed}"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
@@ -293,6 +302,19 @@ def test_closed_standard_streams(words: list[str], closed: str) -> None:
     assert result.returncode == (0 if words[:1] == ["runs"] else 1 if words else 2)
     assert "Traceback" not in result.stderr
     assert "mistake" not in result.stderr
+
+
+# One that writes a result, one that writes an error, one that asks for a terminal.
+@cases(("words", "closed"), [(WORDS[0], ">&-"), (WORDS[2], "2>&-"), (WORDS[3], "<&-"), (WORDS[0], "<&- >&- 2>&-")])
+def test_closed_standard_streams(words: list[str], closed: str) -> None:
+    _check_closed_streams(words, closed)
+
+
+@pytest.mark.long
+@cases("words", WORDS)
+@cases("closed", CLOSED)
+def test_any_command_with_any_closed_standard_stream(words: list[str], closed: str) -> None:
+    _check_closed_streams(words, closed)
 
 
 def test_a_full_disk_behind_standard_output() -> None:

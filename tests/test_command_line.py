@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import shlex
 
-import pytest
-
 from core.commands import COMMANDS
 from core.commands.command_line import app_parser, command_parser, example_lines
 from core.commands.examples import EXAMPLES
+from tests.cases import cases
 
 
 def test_every_command_has_examples() -> None:
@@ -16,9 +15,7 @@ def test_every_command_has_examples() -> None:
     assert all(EXAMPLES.values())
 
 
-@pytest.mark.parametrize(
-    ("name", "line"), [(name, line) for name in EXAMPLES for line in example_lines(name)], ids=lambda value: value
-)
+@cases(("name", "line"), [(name, line) for name in EXAMPLES for line in example_lines(name)], ids=lambda value: value)
 def test_every_example_parses(name: str, line: str) -> None:
     program, *words = shlex.split(line)
     assert program == "localtune-tui"
@@ -31,7 +28,7 @@ def test_every_example_parses(name: str, line: str) -> None:
         app_parser().parse_args(words)
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+@cases("name", EXAMPLES)
 def test_examples_are_in_the_help_and_fit_a_terminal(name: str) -> None:
     shown = (command_parser(name) if name else app_parser()).format_help()
     lines = shown[shown.index("examples:") :].splitlines()

@@ -14,8 +14,8 @@ import pytest
 from tests.core.worker.model.gguf_files import write_gguf
 from tests.fuzzing import Reader, mutate, outcome, readers
 
-#: Mutations of each kind, divided by the cost of one.
-COUNT = 60
+#: Mutations of each kind, divided by the cost of one, and of the long test.
+FEW, MANY = 20, 100
 #: Limit of this process's memory growth by all of them, in bytes.
 MOST_GROWTH = 256 << 20
 
@@ -25,16 +25,26 @@ def gguf(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Path
     return write_gguf(tiny_model_dir, tmp_path_factory.mktemp("gguf") / "tiny.gguf")
 
 
-def test_whatever_is_in_a_file_it_is_read_or_refused(tmp_path: Path, tiny_model_dir: Path, gguf: Path) -> None:
+def check_all(count: int, tmp_path: Path, tiny_model_dir: Path, gguf: Path) -> None:
+    """Whatever is in a file, it is read or refused."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for reader in readers(tmp_path, tiny_model_dir, gguf):
         rng = random.Random(reader.name)
         path = tmp_path / f"fuzzed{reader.suffix}"
         for seed in reader.seeds:
             assert outcome(reader, seed, path) == "read", reader.name
-        for _ in range(max(COUNT // reader.cost, 2)):
+        for _ in range(max(count // reader.cost, 2)):
             check(reader, mutate(rng.choice(reader.seeds), rng), path)
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10 < MOST_GROWTH
+
+
+def test_whatever_is_in_a_file_it_is_read_or_refused(tmp_path: Path, tiny_model_dir: Path, gguf: Path) -> None:
+    check_all(FEW, tmp_path, tiny_model_dir, gguf)
+
+
+@pytest.mark.long
+def test_whatever_is_in_many_files_they_are_read_or_refused(tmp_path: Path, tiny_model_dir: Path, gguf: Path) -> None:
+    check_all(MANY, tmp_path, tiny_model_dir, gguf)
 
 
 def check(reader: Reader, data: bytes, path: Path) -> None:

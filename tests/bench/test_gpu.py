@@ -25,6 +25,7 @@ from bench.gpu_checks.profiles import (
 )
 from bench.gpu_checks.report import LINES, file_name, report, settled, summary
 from bench.gpu_checks.subjects import SHORTEST, SUBJECTS, Found, Subject, allowed_seconds, chosen, not_run, numbers
+from tests.cases import cases
 
 GIB = 1 << 30
 
@@ -55,7 +56,7 @@ def test_some_checks_are_chosen_by_number_in_the_order_of_all() -> None:
         chosen([6, 22])
 
 
-@pytest.mark.parametrize("arguments", [["--only", "22"], ["--only", "six"], ["--memory", "much"]])
+@cases("arguments", [["--only", "22"], ["--only", "six"], ["--memory", "much"]])
 def test_a_wrong_command_line_is_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         gpu.parse(arguments)
@@ -148,7 +149,7 @@ def test_models_have_the_sizes_that_they_are_called_by() -> None:
 # Profiles.
 
 
-@pytest.mark.parametrize(
+@cases(
     ("kernel", "name"),
     [
         ("nvjet_tst_256x128_64x4_1x2_h_bz_coopA_NTN", "GEMM"),
@@ -293,7 +294,7 @@ def test_the_rate_of_a_peer_leaves_the_first_steps_out() -> None:
     assert rate(100, [0.0, 9.0, 10.0, 12.0, 14.0]) == 50.0
 
 
-@pytest.mark.parametrize(
+@cases(
     ("planned", "used", "same"),
     [("GPU-1a", "1a", True), ("GPU-1a", "GPU-1b", False), (None, None, True), ("GPU-1a", None, False)],
 )
@@ -306,6 +307,7 @@ def test_cards_are_the_same_by_their_uuid(planned: str | None, used: str | None,
 # The whole script.
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_script_makes_its_checks_in_tiny_shapes(tmp_path: Path) -> None:
     out, root = tmp_path / "report.json", Path(__file__).resolve().parents[2]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cases import cases
 from tests.contracts.collect import HOME, contracts
 from tests.contracts.contract import SEEN_IN_A_RUN, assert_contract, compare, written_down
 from tests.contracts.talking import JSON
@@ -23,7 +24,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(shutil.copytree(HOME, tmp_path_factory.mktemp("contracts") / "home"))
 
 
-@pytest.mark.parametrize("name", [name for name in LISTED if name not in SEEN_IN_A_RUN])
+@cases("name", [name for name in LISTED if name not in SEEN_IN_A_RUN])
 def test_the_contract_is_what_the_code_says(name: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCALTUNE_HOME", str(home))
     assert_contract(name, contracts(home)[name]())

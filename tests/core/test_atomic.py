@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from core.atomic import fsync_dir, fsync_file, write_atomic
+from tests.cases import cases
 
 
 def test_a_file_is_written_whole_private_and_alone(tmp_path: Path) -> None:
@@ -42,7 +43,7 @@ def test_a_reader_never_sees_half_of_it(tmp_path: Path) -> None:
     assert seen <= contents
 
 
-@pytest.mark.parametrize("function", ["replace", "fsync", "fchmod"])
+@cases("function", ["replace", "fsync", "fchmod"])
 def test_a_failure_leaves_the_old_file_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str
 ) -> None:

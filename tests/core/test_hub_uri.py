@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from core.errors import UserError
 from core.hub_uri import HubEntry, absolute, is_hub_entry, is_safe_name, make_entry, parse_entry, why_unsafe
+from tests.cases import cases
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-@pytest.mark.parametrize(
+@cases(
     ("text", "entry"),
     [
         ("hf://datasets/me/set", HubEntry("dataset", "me/set")),
@@ -39,7 +40,7 @@ def test_entries_are_taken_apart(text: str, entry: HubEntry) -> None:
     assert parse_entry(Path(text)) == entry
 
 
-@pytest.mark.parametrize(
+@cases(
     "text",
     [
         *("hf://", "hf://datasets", "hf://datasets/", "hf://datasets/set", "hf://datasets//x", "hf://datasets/a b/c"),
@@ -84,7 +85,7 @@ def test_entries_of_other_tools() -> None:
             make_entry("me/set", **wrong)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("name", "reason"),
     [
         ("data/train-00000-of-00001.parquet", ""),

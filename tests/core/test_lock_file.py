@@ -13,6 +13,7 @@ import pytest
 
 from core.errors import UserError
 from core.lock_file import open_lock_file, try_lock_file
+from tests.cases import cases
 
 #: Holds the lock of a file until its standard input ends.
 HOLDER = """
@@ -47,7 +48,7 @@ def test_the_file_is_private_and_no_link_is_followed(tmp_path: Path) -> None:
     assert not (tmp_path / "elsewhere").exists()
 
 
-@pytest.mark.parametrize(("code", "counts"), [(errno.ENOLCK, True), (errno.EOPNOTSUPP, True), (errno.EIO, False)])
+@cases(("code", "counts"), [(errno.ENOLCK, True), (errno.EOPNOTSUPP, True), (errno.EIO, False)])
 def test_a_file_system_without_locks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, *, counts: bool
 ) -> None:

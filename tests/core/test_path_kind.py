@@ -11,6 +11,7 @@ import pytest
 from core.config.schema import Config
 from core.errors import UserError
 from core.path_kind import _CONFIG_LINE, path_kind, refuse_kind
+from tests.cases import cases
 
 FILES = {
     "faq.csv": (b"question,answer\n", "data"),
@@ -31,7 +32,7 @@ FILES = {
 }
 
 
-@pytest.mark.parametrize(("name", "content", "kind"), [(name, *rest) for name, rest in FILES.items()])
+@cases(("name", "content", "kind"), [(name, *rest) for name, rest in FILES.items()])
 def test_files_are_told_by_name_or_content(tmp_path: Path, name: str, content: bytes, kind: str) -> None:
     (tmp_path / name).write_bytes(content)
     assert path_kind(tmp_path / name) == kind
@@ -53,7 +54,7 @@ def test_nothing_blocks_and_nothing_raises(tmp_path: Path) -> None:
         assert path_kind(tmp_path / name) == "missing"
 
 
-@pytest.mark.parametrize(
+@cases(
     ("name", "wanted", "said"),
     [
         (
@@ -76,7 +77,7 @@ def test_the_sentence_names_the_command(
     assert said.format(path=path) in str(raised.value)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("name", "wanted"),
     [("faq.csv", "data"), ("my.toml", "config"), ("axolotl.yml", "data"), ("notes.md", "config"), ("none", "data")],
 )

@@ -7,6 +7,7 @@ import pytest
 
 from core import paths
 from core.errors import UserError
+from tests.cases import cases
 from tests.unprivileged import unprivileged
 
 
@@ -75,7 +76,7 @@ def test_a_path_in_the_home_is_shown_from_there(tmp_path: Path, monkeypatch: pyt
     assert paths.shown_path(Path("/elsewhere/b")) == "/elsewhere/b"
 
 
-@pytest.mark.parametrize(
+@cases(
     ("written", "meant"),
     [("~/x", "/home/me/x"), ("~0", "~0"), ("~nobody-here/x", "~nobody-here/x"), ("~a\x00b", "~a\x00b"), ("x", "x")],
 )
@@ -84,7 +85,7 @@ def test_a_path_as_users_write_it_never_raises(monkeypatch: pytest.MonkeyPatch, 
     assert paths.user_path(written) == Path(meant)
 
 
-@pytest.mark.parametrize("user_home", ["", "somewhere", "~"])
+@cases("user_home", ["", "somewhere", "~"])
 def test_a_home_of_the_user_that_is_no_place_is_a_sentence(user_home: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("LOCALTUNE_HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME"):
         monkeypatch.delenv(name, raising=False)

@@ -1,9 +1,8 @@
 from __future__ import annotations
 
-import pytest
-
 from core.redact import is_secret_name, redact
 from core.secrets import find_secret
+from tests.cases import cases
 
 TOKEN = "hf_" + "aB3dE" * 7
 SECRETS = {
@@ -15,8 +14,8 @@ SECRETS = {
 }
 
 
-@pytest.mark.parametrize("secret", SECRETS.values(), ids=SECRETS)
-@pytest.mark.parametrize("around", ["{}", "Bearer {}\n", "url?token={}&x=1", 'File "a.py": {!r}', "«{}»"])
+@cases("secret", SECRETS.values(), ids=list(SECRETS))
+@cases("around", ["{}", "Bearer {}\n", "url?token={}&x=1", 'File "a.py": {!r}', "«{}»"])
 def test_what_is_written_like_a_key_is_gone_and_the_rest_stays(secret: str, around: str) -> None:
     text = around.format(secret)
     redacted = redact(text, {})
@@ -49,7 +48,7 @@ def test_a_private_key_is_gone_with_its_lines() -> None:
     assert redacted.endswith("\nafter")
 
 
-@pytest.mark.parametrize(
+@cases(
     "text",
     [
         "There is no model /models/sk-tickets-2024-cleaned-final here.",
@@ -63,7 +62,7 @@ def test_what_is_no_secret_stays(text: str) -> None:
     assert redact(text, {}) == text
 
 
-@pytest.mark.parametrize(
+@cases(
     ("name", "is_one"),
     [
         ("HF_TOKEN", True),

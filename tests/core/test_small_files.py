@@ -11,6 +11,7 @@ from core.errors import UserError
 from core.small_files import read_small
 from core.template.builtin import template_source
 from core.template.tokenizer import load_tokenizer
+from tests.cases import cases
 from tests.tui.data_panes import make_tokenizer
 
 
@@ -36,7 +37,7 @@ def special(directory: Path, kind: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
+@cases(
     ("kind", "what"), [("pipe", "it is a named pipe"), ("device", "it is a device"), ("directory", "Is a directory")]
 )
 def test_a_template_that_is_no_file_is_refused_at_once(tmp_path: Path, kind: str, what: str) -> None:
@@ -54,8 +55,8 @@ def test_a_template_that_is_missing_or_too_large_is_said_plainly(tmp_path: Path)
         template_source(str(large), None)
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "config.json", "generation_config.json"])
-@pytest.mark.parametrize("kind", ["pipe", "device", "huge"])
+@cases("name", ["tokenizer.json", "tokenizer_config.json", "config.json", "generation_config.json"])
+@cases("kind", ["pipe", "device", "huge"])
 def test_a_model_whose_files_are_none_is_refused_at_once(tmp_path: Path, name: str, kind: str) -> None:
     place = make_tokenizer(tmp_path / "model")
     path = place / name

@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import unicodedata
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 from wcwidth import wcswidth
 
 from core.text import PLACEHOLDER, REPLACEMENT, one_line, sanitize, steady
+from tests.cases import cases
 
 ANYTHING = st.text(st.characters(exclude_categories=()))
 BIDI = {"\u061c", "\u200e", "\u200f", *map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))}
@@ -46,7 +46,7 @@ def test_a_stream_may_be_cut_anywhere_but_in_a_line_end(text: str, cut: int) -> 
     assert sanitize(text[:cut]) + sanitize(text[cut:]) == sanitize(text)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("text", "safe"),
     [
         ("\x1b]52;c;QUJD\x07", f"{REPLACEMENT}]52;c;QUJD{REPLACEMENT}"),
@@ -69,7 +69,7 @@ def test_line_ends_are_shown_and_cuts_marked() -> None:
     assert one_line("abcd", 4) == "abcd"
 
 
-@pytest.mark.parametrize(
+@cases(
     ("text", "shown"),
     [
         ("👨\u200d👩\u200d👧 home", "👨👩👧 home"),

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import math
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,9 +16,10 @@ from core.units import (
     parse_bytes,
     short_count,
 )
+from tests.cases import cases
 
 
-@pytest.mark.parametrize(
+@cases(
     ("count", "text"),
     [
         (None, "–"),
@@ -39,7 +39,7 @@ def test_bytes(count: int | None, text: str) -> None:
     assert format_bytes(count) == text
 
 
-@pytest.mark.parametrize(
+@cases(
     ("count", "text"),
     [
         (None, "–"),
@@ -58,7 +58,7 @@ def test_counts(count: int | None, text: str) -> None:
     assert short_count(count) == text
 
 
-@pytest.mark.parametrize(
+@cases(
     ("seconds", "text"),
     [
         (None, "–"),
@@ -79,7 +79,7 @@ def test_durations(seconds: float | None, text: str) -> None:
     assert format_duration(seconds) == text
 
 
-@pytest.mark.parametrize(
+@cases(
     ("value", "text"),
     [
         (None, "–"),
@@ -111,14 +111,12 @@ def test_a_number_reads_as_what_it_was(value: float, digits: int) -> None:
     assert math.isclose(float(text), value, rel_tol=0.5 * 10 ** (2 - digits) + 1e-9, abs_tol=1e-320)
 
 
-@pytest.mark.parametrize(
-    ("rate", "text"), [(None, "–"), (math.nan, "–"), (317.8, "318 tok/s"), (12_345.6, "12,346 tok/s")]
-)
+@cases(("rate", "text"), [(None, "–"), (math.nan, "–"), (317.8, "318 tok/s"), (12_345.6, "12,346 tok/s")])
 def test_rates(rate: float | None, text: str) -> None:
     assert format_rate(rate) == text
 
 
-@pytest.mark.parametrize(
+@cases(
     ("text", "size"),
     [
         ("24GB", 24_000_000_000),
@@ -142,7 +140,7 @@ def test_sizes_that_people_type(text: str, size: int | None) -> None:
     assert parse_bytes(text) == size
 
 
-@pytest.mark.parametrize(
+@cases(
     ("value", "text"),
     [
         (1e-4, "1e-4"),
@@ -184,7 +182,7 @@ def test_any_number_is_shown_in_a_few_characters(value: float, digits: int) -> N
     assert all(0 < len(text) < 30 for text in shown), shown
 
 
-@pytest.mark.parametrize(
+@cases(
     ("shown", "expected"),
     [
         (units.format_bytes(math.inf), "∞ PB"),

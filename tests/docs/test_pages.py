@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-import pytest
 import tomli
 
 from core.commands import COMMANDS
 from core.commands.command_line import app_parser, command_parser
 from core.config.schema import Config
+from tests.cases import cases
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -22,7 +22,7 @@ PAGE_OF_LAYERS = ROOT / "docs/architecture.md"
 #: Of other programs, which the page compares with this one.
 FOREIGN = {"comparison.md"}
 OPTION = re.compile(r"--[a-z][a-z0-9-]*")
-BY_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+BY_PAGE = cases("page", PAGES, ids=lambda page: page.name)
 
 
 def outside_of_code(page: Path) -> str:
@@ -79,7 +79,7 @@ def test_commands_have_the_options_that_they_are_shown_with(page: Path) -> None:
         assert not unknown, f"{name} {rest}"
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@cases("name", COMMANDS)
 def test_the_page_of_commands_tells_every_option(name: str) -> None:
     sections = re.split(r"^## ", (ROOT / "docs/commands.md").read_text(), flags=re.MULTILINE)
     said = next(section for section in sections if name in re.split(r", |\n", section.partition("\n\n")[0]))
@@ -100,7 +100,7 @@ def test_options_of_a_configuration_are_there(page: Path) -> None:
             assert option in sections[section], f"{section}.{option}"
 
 
-@pytest.mark.parametrize(("container", "first"), [("tui", "tui/ "), ("core", "core/\n"), ("core.worker", "  measure/")])
+@cases(("container", "first"), [("tui", "tui/ "), ("core", "core/\n"), ("core.worker", "  measure/")])
 def test_the_architecture_draws_the_layers_in_their_order(container: str, first: str) -> None:
     contracts = tomli.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     (layers,) = (each["layers"] for each in contracts if each.get("containers") == [container])

@@ -37,7 +37,7 @@ WAYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", ["loftq", pytest.param("pissa", marks=pytest.mark.long)])
 def test_a_killed_run_ends_bit_equal(workers: Workers, way: str) -> None:
     method, train = WAYS[way]
     sections = {

@@ -117,6 +117,7 @@ def test_started_in_the_app_a_run_outlives_it_and_is_stopped_from_the_next(
     assert (run.checkpoints_path / f"step-{ended.step:08d}" / "manifest.json").is_file()
 
 
+@pytest.mark.long
 def test_a_question_is_answered_by_the_model_in_training(workers: Workers, environment: dict[str, str]) -> None:
     run = workers.start("asked", **ENDLESS)
     wait_for(lambda: recorded_step(run) >= 2, PATIENCE, "training")
@@ -132,6 +133,7 @@ def test_a_question_is_answered_by_the_model_in_training(workers: Workers, envir
     assert run.state().state == "training"
 
 
+@pytest.mark.long
 def test_a_hostile_row_is_shown_and_none_of_its_controls_reach_the_terminal(
     workers: Workers, environment: dict[str, str]
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ import pytest
 from core.launch import launcher
 from core.runs.events import NoticeEvent
 from core.runs.store import Run
+from tests.cases import cases
 from tests.core.models.spoiling import drop_tensors, edit_json
 
 from .workers import Workers, exit_code, failure, only, steps
@@ -119,7 +120,7 @@ CASES = {
 
 
 @pytest.fixture(scope="module")
-def failed(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Any:
+def failed(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Iterator[dict[str, Run]]:
     """A run for each case, all over; a few at a time."""
     workers = Workers(tmp_path_factory.mktemp("bad"), tiny_model_dir)
     workers.home.mkdir()
@@ -137,7 +138,7 @@ def failed(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> An
     workers.close()
 
 
-@pytest.mark.parametrize("name", CASES)
+@cases("name", CASES)
 def test_bad_input_is_answered_with_a_sentence(failed: dict[str, Run], name: str) -> None:
     import torch
 

@@ -208,6 +208,7 @@ def test_the_learning_rate_can_be_set_and_the_change_outlives_a_stop(workers: Wo
     assert read_history(run).settings == {"train.learning_rate": 2e-3, "checkpoint.every_steps": 1000}
 
 
+@pytest.mark.long
 def test_a_question_is_answered_while_the_model_is_being_measured(workers: Workers) -> None:
     """A measurement may take minutes; a question does not wait for its end, and a stop neither."""
     workers.eval_data = write_rows(workers.directory / "many.jsonl", 400, seed=3)

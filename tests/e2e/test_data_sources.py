@@ -27,7 +27,7 @@ def test_packed_mapped_mixed_and_split_data_survive_a_kill(workers: Workers, tmp
         "eval": None,
         "eval_share": 0.1,
     }
-    run = workers.start("sources", held_at(8), data=data, train={"max_steps": 30})
+    run = workers.start("sources", held_at(8), data=data, train={"max_steps": 12})
     wait_until_step(run, 8)
     kill(run)
     workers.resume(run)
@@ -39,4 +39,4 @@ def test_packed_mapped_mixed_and_split_data_survive_a_kill(workers: Workers, tmp
     # Both files hold the same conversations, and copies stay together: three of each are held out.
     assert told[0].dropped == {"empty_answer": 1, "held_out": 6, "not_sampled": 13}
     assert only(EvalEvent, run)[-1].rows == 6
-    assert only(StepEvent, run)[-1].step == 30
+    assert only(StepEvent, run)[-1].step == 12

@@ -73,6 +73,7 @@ def test_a_run_of_the_queue_waits_for_one_by_hand_and_goes_on_by_itself(workers:
         assert occupant(["cpu"]) is None
 
 
+@pytest.mark.long
 def test_one_that_waits_can_be_stopped_and_loads_nothing(workers: Workers) -> None:
     by_hand = workers.start("hand", **SHORT, train={"max_steps": 10_000})
     wait_until_step(by_hand, 1)
@@ -96,6 +97,7 @@ def test_one_by_hand_trains_beside_one_of_the_queue_with_a_warning(workers: Work
         assert occupant(["cpu"]) == queued.id
 
 
+@pytest.mark.long
 def test_a_parked_run_has_given_its_device_back_to_one_of_the_queue(workers: Workers) -> None:
     by_hand = workers.start("hand", **SHORT, train={"max_steps": 10_000})
     wait_until_step(by_hand, 1)
@@ -107,6 +109,7 @@ def test_a_parked_run_has_given_its_device_back_to_one_of_the_queue(workers: Wor
     assert log(queued).count("== worker started anew") == 0
 
 
+@pytest.mark.long
 def test_the_processes_of_a_run_hold_its_device_together(workers: Workers) -> None:
     run = start_alone(workers, "two", 10_000, distributed={"processes": 2})
     wait_until_step(run, 1)

@@ -74,7 +74,7 @@ def alone(team: Workers) -> Run:
 @pytest.fixture(scope="module")
 def undisturbed(team: Workers) -> Run:
     """A run of two processes that nothing disturbed."""
-    run = team.start("pair", distributed=PAIR, **DROPPING)
+    run = team.start("pair", {FAULT_VARIABLE: "fork_ranks:0"}, distributed=PAIR, **DROPPING)
     pause(run)
     assert_nothing_listens_but_on_loopback(run)
     go_on(run)
@@ -179,7 +179,7 @@ def test_a_run_of_two_is_recorded_as_one(undisturbed: Run) -> None:
 
 
 def test_two_killed_again_and_again_end_bit_equal(team: Workers, undisturbed: Run) -> None:
-    run = team.start("killed", team.held_anew(10, 20), distributed=PAIR, **DROPPING)
+    run = team.start("killed", {FAULT_VARIABLE: "fork_ranks:0;hold:10,20"}, distributed=PAIR, **DROPPING)
     wait_until_step(run, 10)
     second = pids_of(run)[1]
     os.kill(second, signal.SIGKILL)
@@ -203,6 +203,7 @@ def test_two_killed_again_and_again_end_bit_equal(team: Workers, undisturbed: Ru
     assert losses(run) == losses(undisturbed)
 
 
+@pytest.mark.long
 def test_a_first_process_that_hangs_while_it_lives_is_noticed_by_those_who_wait(
     team: Workers, undisturbed: Run
 ) -> None:
@@ -215,6 +216,7 @@ def test_a_first_process_that_hangs_while_it_lives_is_noticed_by_those_who_wait(
     assert adapter_bytes(run) == adapter_bytes(undisturbed)
 
 
+@pytest.mark.long
 def test_what_takes_as_long_as_it_takes_is_no_hang(team: Workers, tmp_path: Path) -> None:
     pulses = tmp_path / "pulses"
     fault = team.anew({FAULT_VARIABLE: "tell_pulse:1", RELEASE_VARIABLE: str(pulses)})
@@ -233,6 +235,7 @@ def test_what_takes_as_long_as_it_takes_is_no_hang(team: Workers, tmp_path: Path
     assert found == {name: {"None"} for name in ("_carry_out", "_wait", "save", "measure")}
 
 
+@pytest.mark.long
 def test_one_goes_on_as_two_and_two_as_one(team: Workers, alone: Run) -> None:
     run = team.start("changing", held_at(2), distributed={"timeout": 10.0, "restarts": 0}, **EXACT)
     wait_until_step(run, 2)
@@ -259,6 +262,7 @@ def test_one_goes_on_as_two_and_two_as_one(team: Workers, alone: Run) -> None:
     assert_close(run, alone)
 
 
+@pytest.mark.long
 def test_all_processes_give_the_device_back(team: Workers) -> None:
     run = team.start(
         "parked", distributed=PAIR, train={"max_steps": 8, "precision": "fp32"}, eval={"exact_match": False}
@@ -277,6 +281,7 @@ def test_all_processes_give_the_device_back(team: Workers) -> None:
     assert "rank_lost" not in notice_codes(run)
 
 
+@pytest.mark.long
 def test_a_setting_reaches_both_and_the_run_answers_and_stops(team: Workers) -> None:
     told: dict[str, Run] = {}
     answers = []

@@ -7,6 +7,8 @@ import math
 import signal
 from typing import Any
 
+import pytest
+
 from core.config.document import dump_config
 from core.runs.client import ControlClient
 from core.runs.events import CheckpointEvent, ControlEvent, EvalEvent, PhaseEvent, SampleEvent
@@ -80,6 +82,7 @@ def test_the_best_step_is_kept_and_a_run_that_gets_no_better_ends_early_however_
     assert adapter_bytes(cut) == adapter_bytes(run)
 
 
+@pytest.mark.long
 def test_a_best_checkpoint_that_was_damaged_gives_way_to_the_last_step(workers: Workers) -> None:
     whole = workers.start("whole", **RISING)
     finish(whole)
@@ -119,6 +122,7 @@ def test_it_is_measured_by_epochs_and_the_held_out_questions_are_answered(worker
     assert len({event.text for event in samples}) > 2, "the model has learned nothing that can be seen"
 
 
+@pytest.mark.long
 def test_prompts_of_a_file_are_answered_where_nothing_is_held_out(workers: Workers) -> None:
     prompts = workers.directory / "prompts.txt"
     prompts.write_text("ticket login\nticket printer refund\n")
@@ -137,6 +141,7 @@ def test_prompts_of_a_file_are_answered_where_nothing_is_held_out(workers: Worke
     assert f'prompts = "{prompts}"' in dump_config(run.config())
 
 
+@pytest.mark.long
 def test_commands_are_carried_out_while_samples_are_written_and_a_stop_ends_them(workers: Workers) -> None:
     prompts = workers.directory / "many.jsonl"
     rows = [{"prompt": "ticket " + "network " * number} for number in range(30)]

@@ -74,6 +74,7 @@ def test_a_killed_run_ends_bit_equal_with_adapters_on_experts(mixture: Workers) 
     assert "experts" not in notice_codes(run)
 
 
+@pytest.mark.long
 def test_a_run_says_why_its_experts_have_no_adapters(mixture: Workers) -> None:
     run = mixture.start("auto", **sections())
     finish(run)
@@ -82,6 +83,7 @@ def test_a_run_says_why_its_experts_have_no_adapters(mixture: Workers) -> None:
     assert not any("experts" in name for name in load_file(run.adapter_path / "adapter_model.safetensors"))
 
 
+@pytest.mark.long
 def test_a_finished_run_with_adapters_on_experts_is_served_chatted_with_and_evaluated(
     forks: Forks, mixture: Workers
 ) -> None:

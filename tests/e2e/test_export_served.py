@@ -32,7 +32,7 @@ def test_the_starter_is_served_as_it_was_trained(
 ) -> None:
     """Adapter → merged → Q8_0 → llama-server → the prompt of training and the answer of the trained model."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    request = ExportRequest(run.path, "gguf", quant="Q8_0", out=tmp_path / "export", rows=3)
+    request = ExportRequest(run.path, "gguf", quant="Q8_0", out=tmp_path / "export", rows=1)
     result = ExportJob(request).run()
     assert result.verified
     assert isinstance(result.agreement, Agreement)

@@ -56,6 +56,7 @@ def test_the_probe_is_told_and_changes_nothing_of_what_is_trained(workers: Worke
     assert (measure.before, measure.after) == (before.loss, measured[-1].probe_loss)
 
 
+@pytest.mark.long
 def test_a_baseline_has_the_probe_in_it(workers: Workers) -> None:
     run = workers.start("baseline", **SHORT | {"eval": SHORT["eval"] | {"baseline": True, "gate": "loss < before"}})
     finish(run)
@@ -95,6 +96,7 @@ def test_a_refused_result_is_not_written_and_the_run_says_why(
         assert "finished (refused)" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_the_best_step_that_is_refused_is_the_one_that_is_named_asked_exported_and_served(
     forks: Forks, workers: Workers
 ) -> None:
@@ -138,6 +140,7 @@ def test_the_best_step_that_is_refused_is_the_one_that_is_named_asked_exported_a
         assert served.system_fingerprint == f"step-{judged}"
 
 
+@pytest.mark.long
 def test_a_gate_counts_what_was_measured_before_the_run_was_continued(workers: Workers) -> None:
     options = SHORT | {
         "train": {"max_steps": 20},

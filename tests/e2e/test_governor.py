@@ -145,6 +145,7 @@ def test_a_pause_of_the_governor_and_one_of_the_user_end_apart(workers: Workers)
     assert history.paused_seconds > 0
 
 
+@pytest.mark.long
 def test_heat_that_no_pause_cools_stops_the_run_after_a_checkpoint(workers: Workers, fake_driver: Path) -> None:
     card = Card(workers.directory, fake_driver)
     card.show(60)
@@ -174,6 +175,7 @@ def test_heat_that_no_pause_cools_stops_the_run_after_a_checkpoint(workers: Work
     assert done == list(range(1, done[-1] + 1)), "no step is lost or done twice"
 
 
+@pytest.mark.long
 def test_a_run_started_in_quiet_hours_waits_for_the_morning(workers: Workers, fake_driver: Path) -> None:
     card = Card(workers.directory, fake_driver)
     card.show(60)
@@ -194,6 +196,7 @@ def test_a_run_started_in_quiet_hours_waits_for_the_morning(workers: Workers, fa
     assert not [event for event in steps(run) if pause.t + 1.0 < event.t < resume.t]
 
 
+@pytest.mark.long
 def test_a_deadline_that_cannot_be_met_is_given_up_and_a_new_one_refused(workers: Workers, fake_driver: Path) -> None:
     def soon(minutes: int) -> str:
         return time.strftime("%H:%M", time.localtime(time.time() + 60 * minutes))

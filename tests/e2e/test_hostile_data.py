@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.cases import cases
 from tests.core.data.sample_files import json_lines, pairs, write
 from tests.unprivileged import unprivileged
 from tests.waiting import wait_for
@@ -263,10 +264,22 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module")
-def ended(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
-    """Every case carried out, two at a time."""
-    base = tmp_path_factory.mktemp("hostile")
+#: Cases of the short test: one of each kind of harm.
+FEW = [
+    "a row of 100 MB",
+    "bytes that are no UTF-8",
+    "10,000 columns of Parquet",
+    "a gzip bomb behind good rows",
+    "links that lead round in circles",
+    "a pipe among the shards",
+    "/dev/zero",
+    "a ragged CSV",
+    "JSON 100,000 deep",
+]
+
+
+def carry_out(names: Sequence[str], base: Path) -> dict[str, Ended]:
+    """Carry cases out, two at a time."""
 
     def work(numbered: tuple[int, str]) -> Ended:
         number, name = numbered
@@ -280,12 +293,34 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
                 path.unlink()
 
     with ThreadPoolExecutor(2) as pool:
-        return dict(zip(CASES, pool.map(work, enumerate(CASES)), strict=True))
+        return dict(zip(names, pool.map(work, enumerate(names)), strict=True))
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
+    """The few cases carried out."""
+    return carry_out(FEW, tmp_path_factory.mktemp("hostile"))
+
+
+@pytest.fixture(scope="module")
+def all_ended(ended: dict[str, Ended], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
+    """Every case carried out."""
+    return ended | carry_out([name for name in CASES if name not in FEW], tmp_path_factory.mktemp("hostile"))
+
+
+@cases("name", FEW)
 def test_a_sentence_or_every_row_accounted_for(ended: dict[str, Ended], name: str) -> None:
-    case, end = CASES[name], ended[name]
+    assert_accounted_for(CASES[name], ended[name])
+
+
+@pytest.mark.long
+@cases("name", CASES)
+def test_a_sentence_or_every_row_of_any_file_accounted_for(all_ended: dict[str, Ended], name: str) -> None:
+    assert_accounted_for(CASES[name], all_ended[name])
+
+
+def assert_accounted_for(case: Case, end: Ended) -> None:
+    """A file ended in a sentence, or was read with each of its rows used or dropped."""
     assert end.peak_mb < case.peak_mb
     assert "Traceback" not in end.stderr
     assert not any(character in end.stdout + end.stderr for character in "\x1b\x07\x9b")
@@ -301,6 +336,7 @@ def test_a_sentence_or_every_row_accounted_for(ended: dict[str, Ended], name: st
     assert told["rows"] == told["used"] + sum(told["dropped"].values())
 
 
+@pytest.mark.long
 def test_a_directory_without_permission(tmp_path: Path) -> None:
     directory = tmp_path / "data"
     write(directory / "a.jsonl", GOOD)
@@ -318,9 +354,13 @@ def test_a_directory_without_permission(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda path: os.truncate(path, 1000), "has become shorter"),
+        pytest.param(lambda path: os.truncate(path, 1000), "has become shorter", marks=pytest.mark.long),
         (lambda path: path.open("a").write(GOOD), "has changed"),
-        (lambda path: os.replace(write(path.with_name("new.jsonl"), GOOD), path), "has been replaced"),
+        pytest.param(
+            lambda path: os.replace(write(path.with_name("new.jsonl"), GOOD), path),
+            "has been replaced",
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_a_file_that_changes_while_it_is_looked_at(tmp_path: Path, change: Callable[[Path], object], said: str) -> None:

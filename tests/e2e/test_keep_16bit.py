@@ -35,6 +35,7 @@ def said(run: Run) -> list[NoticeEvent]:
     return [notice for notice in only(NoticeEvent, run) if notice.code == "quantization"]
 
 
+@pytest.mark.long
 def test_auto_keeps_what_costs_most_and_whoever_goes_on_has_the_same(workers: Workers, tmp_path: Path) -> None:
     workers.model = write_hurt(tmp_path / "hurt")
     auto = {"model": {"keep_16bit": "auto"}}

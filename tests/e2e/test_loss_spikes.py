@@ -112,6 +112,7 @@ def test_a_run_that_went_back_is_one_that_never_saw_the_rows(workers: Workers) -
     assert adapter_bytes(killed) == adapter_bytes(run)
 
 
+@pytest.mark.long
 @pytest.mark.anew
 def test_left_out_from_the_first_gives_the_same(workers: Workers) -> None:
     write_nonsense(workers, (27, 28, 29))
@@ -129,6 +130,7 @@ def test_left_out_from_the_first_gives_the_same(workers: Workers) -> None:
     assert adapter_bytes(back) == adapter_bytes(without)
 
 
+@pytest.mark.long
 def test_a_run_that_keeps_spiking_stops_at_its_good_checkpoint_and_goes_on_by_another_rule(workers: Workers) -> None:
     write_nonsense(workers, range(25, 33))
     run = start(workers, "often", "rollback", every=1)
@@ -153,6 +155,7 @@ def test_a_run_that_keeps_spiking_stops_at_its_good_checkpoint_and_goes_on_by_an
     finish(run)
 
 
+@pytest.mark.long
 def test_a_skipped_update_changes_no_weight(workers: Workers) -> None:
     write_nonsense(workers, (27, 29))
     run = start(workers, "skipped", "skip", every=1, keep=9)

@@ -89,6 +89,7 @@ def train_and_chat(
     assert command("chat", run, "--base", "--prompt", "ticket login", "--max-new-tokens", "4")["source"] == "base"
 
 
+@pytest.mark.long
 def test_training_and_chat_work_with_the_network_cut(forks: Forks, workers: Workers) -> None:
     unshare = shutil.which("unshare")
     if unshare is None or subprocess.run([unshare, "-rn", "true"], capture_output=True, check=False).returncode:
@@ -134,6 +135,7 @@ def foreign_threads(lines: set[str]) -> set[str]:
     return {name for name in threads if not name.startswith(ours)}
 
 
+@pytest.mark.long
 def test_a_result_is_taken_home_with_the_network_cut_and_no_internet_socket(
     forks: Forks, reference: Run, private_home: Path, converter: Path, tmp_path: Path
 ) -> None:
@@ -158,6 +160,7 @@ def test_a_result_is_taken_home_with_the_network_cut_and_no_internet_socket(
     assert foreign_threads(lines) == set()
 
 
+@pytest.mark.long
 def test_what_has_been_fetched_from_a_hub_is_used_without_asking_it(
     forks: Forks, workers: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

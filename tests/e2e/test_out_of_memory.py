@@ -171,6 +171,7 @@ def test_a_run_that_meets_it_everywhere_is_the_run_that_never_did(workers: Worke
     assert not set(codes) & {"evaluation_skipped", "checkpoint_failed", "checkpoint_postponed"}
 
 
+@pytest.mark.long
 def test_a_mixture_with_adapters_on_experts_in_4_bits_is_the_run_that_never_met_it(
     workers: Workers, tmp_path: Path
 ) -> None:
@@ -256,10 +257,9 @@ def recomputing(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) 
 @pytest.mark.parametrize(
     ("torn", "back_to", "done"),
     [
-        (3, "the untouched base", [1, 2, *range(1, 9)]),
-        (7, "step-00000004", [*range(1, 7), *range(5, 9)]),
+        pytest.param(3, "the untouched base", [1, 2, *range(1, 9)], id="before a checkpoint", marks=pytest.mark.long),
+        pytest.param(7, "step-00000004", [*range(1, 7), *range(5, 9)], id="after a checkpoint"),
     ],
-    ids=["before a checkpoint", "after a checkpoint"],
 )
 def test_weights_that_were_updated_in_part_are_put_back_and_the_run_goes_on(
     workers: Workers, recomputing: Run, torn: int, back_to: str, done: list[int]

@@ -77,8 +77,9 @@ def running(program: Path) -> Iterator[None]:
 
 
 @pytest.mark.anew
-def test_a_run_parked_at_random_steps_ends_bit_equal(workers: Workers, reference: Run) -> None:
-    moments = sorted(random.SystemRandom().sample(range(2, STEPS - 4), 2))
+@pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.long)])
+def test_a_run_parked_at_random_steps_ends_bit_equal(workers: Workers, reference: Run, count: int) -> None:
+    moments = sorted(random.SystemRandom().sample(range(2, STEPS - 4), count))
     run = workers.start("parked", workers.held_anew(*moments))
     print(f"parked at {moments}")  # noqa: T201 - shown when the test fails
     worker = pid_of(run)
@@ -102,10 +103,11 @@ def test_a_run_parked_at_random_steps_ends_bit_equal(workers: Workers, reference
     assert [event.step for event in steps(run)] == list(range(1, STEPS + 1)), "no step is done twice"
     assert [event.loss for event in steps(run)] == [event.loss for event in steps(reference)]
     told = [(event.command, event.result) for event in only(ControlEvent, run)]
-    assert told == [("park", "ok"), ("resume", "ok")] * 2
-    assert read_history(run).starts == 3
+    assert told == [("park", "ok"), ("resume", "ok")] * count
+    assert read_history(run).starts == 1 + count
 
 
+@pytest.mark.long
 def test_a_run_killed_while_parked_goes_on_from_there(workers: Workers, reference: Run) -> None:
     run = workers.start("killed", held_at(12))
     wait_until_step(run, 12)
@@ -138,6 +140,7 @@ def test_a_run_gives_its_device_to_a_program_until_that_is_gone(
     assert senders == [("park", "another program"), ("resume", "the parking rules")]
 
 
+@pytest.mark.long
 def test_a_paused_run_is_paused_again_after_it_was_parked_by_itself(workers: Workers, tmp_path: Path) -> None:
     program = tmp_path / f"a-game-of-go-{os.getpid()}"
     shutil.copy(shutil.which("sleep") or "/bin/sleep", program)
@@ -154,6 +157,7 @@ def test_a_paused_run_is_paused_again_after_it_was_parked_by_itself(workers: Wor
     assert run.state().step == before
 
 
+@pytest.mark.long
 def test_a_parked_run_can_be_stopped(workers: Workers) -> None:
     run = workers.start("stopped", held_at(4))
     wait_until_step(run, 4)
@@ -167,6 +171,7 @@ def test_a_parked_run_can_be_stopped(workers: Workers) -> None:
     assert (run.checkpoints_path / f"step-{state.step:08d}").is_dir()
 
 
+@pytest.mark.long
 def test_a_run_parked_before_its_first_step_begins_anew(workers: Workers, reference: Run) -> None:
     run = workers.start("early", held_at(0))
     wait_until_listening(run)

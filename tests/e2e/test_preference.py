@@ -54,7 +54,11 @@ def start(
 
 
 @pytest.mark.parametrize(
-    ("objective", "method"), [("dpo", "qlora"), ("kto", "qlora"), ("orpo", "qlora"), ("kto", "full")]
+    ("objective", "method"),
+    [
+        ("dpo", "qlora"),
+        *(pytest.param(*way, marks=pytest.mark.long) for way in (("kto", "qlora"), ("orpo", "qlora"), ("kto", "full"))),
+    ],
 )
 def test_answers_come_apart_and_a_kill_changes_nothing(workers: Workers, objective: str, method: str) -> None:
     precision: dict[str, Any] = {"precision": "bf16"} if method == "full" else {}
@@ -92,6 +96,7 @@ def test_answers_come_apart_and_a_kill_changes_nothing(workers: Workers, objecti
     assert told == {step.step: (step.loss, step.reward_margin) for step in done}
 
 
+@pytest.mark.long
 def test_the_reference_of_whole_models_is_the_untouched_base(workers: Workers) -> None:
     """Measured from the weights that a checkpoint puts back, the losses after it would begin at log 2 again."""
     options: dict[str, Any] = {"precision": "bf16", "max_steps": 12, "beta": 0.5}

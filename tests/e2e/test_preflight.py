@@ -85,9 +85,11 @@ CASES = {
     "stop_untrained": Case(_cut, "The token that ends an answer is learned in", "train.max_length"),
     "template_missing": Case(_without_template, "has no chat template", "template.name"),
 }
+#: One of the rows and one of the model.
+FEW = ("nothing_supervised", "template_missing")
 
 
-@pytest.mark.parametrize("code", CASES)
+@pytest.mark.parametrize("code", [pytest.param(code, marks=() if code in FEW else pytest.mark.long) for code in CASES])
 def test_refused_before_the_model_is_loaded_unless_allowed(workers: Workers, code: str) -> None:
     case = CASES[code]
     sections = SHORT | case.spoil(workers)
@@ -108,6 +110,7 @@ def test_refused_before_the_model_is_loaded_unless_allowed(workers: Workers, cod
     assert told.rows == told.used + sum(told.dropped.values())
 
 
+@pytest.mark.long
 def test_a_template_that_never_stops(workers: Workers) -> None:
     template = workers.directory / "endless.jinja"
     template.write_text("{% for turn in messages %}{{ turn['role'] + ': ' + turn['content'] + '\n' }}{% endfor %}")

@@ -15,6 +15,7 @@ import pytest
 from core.evaluation.record import list_records, read_record
 from core.launch.launcher import worker_environment
 from core.runs.store import Run
+from tests.cases import cases
 from tests.forking import Forks
 from tests.waiting import wait_for
 
@@ -96,6 +97,7 @@ def test_a_run_is_compared_with_its_base_on_what_it_holds_out(
     assert "[1]" in {answer.text for answer in record.answers[run.id] if answer is not None}
 
 
+@pytest.mark.long
 def test_a_killed_one_goes_on(forks: Forks, trained: tuple[Workers, Run], tmp_path: Path) -> None:
     workers, run = trained
     prompts = tmp_path / "prompts.jsonl"
@@ -123,7 +125,7 @@ def test_a_killed_one_goes_on(forks: Forks, trained: tuple[Workers, Run], tmp_pa
     assert told["answered"][run.id] == 200
 
 
-@pytest.mark.parametrize(
+@cases(
     ("words", "said"),
     [
         (["RUN", "--against", "RUN"], "is named twice"),

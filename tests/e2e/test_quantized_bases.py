@@ -29,7 +29,11 @@ def sections(base: Path, method: str) -> dict[str, dict[str, Any]]:
 
 @pytest.mark.parametrize(
     ("family", "name", "method"),
-    [("llama", "fp8", "lora"), ("qwen3_moe", "ct_w4a16", "qlora"), ("gpt_oss", "mxfp4", "qlora")],
+    [
+        pytest.param("llama", "fp8", "lora", marks=pytest.mark.long),
+        pytest.param("qwen3_moe", "ct_w4a16", "qlora", marks=pytest.mark.long),
+        ("gpt_oss", "mxfp4", "qlora"),
+    ],
 )
 def test_a_run_learns_what_it_learns_on_the_model_that_its_base_stands_for(
     workers: Workers, tmp_path: Path, family: str, name: str, method: str
@@ -45,6 +49,7 @@ def test_a_run_learns_what_it_learns_on_the_model_that_its_base_stands_for(
     assert adapter_bytes(quantized) == adapter_bytes(plain)
 
 
+@pytest.mark.long
 def test_a_killed_run_goes_on_bit_equal_and_its_result_answers(workers: Workers, tmp_path: Path) -> None:
     twins = quantize_checkpoint(write_family("llama", tmp_path / "source"), tmp_path, "fp8")
     undisturbed = workers.start("undisturbed", **sections(twins.quantized, "qlora"))

@@ -180,6 +180,7 @@ def test_what_cannot_be_resumed_exactly_is_refused(stopped: tuple[Workers, Run])
         assert len(newest_first(run)) == 3
 
 
+@pytest.mark.long
 def test_a_run_whose_template_writes_the_time_goes_on_at_another(workers: Workers, tmp_path: Path) -> None:
     template = tmp_path / "timed.jinja"
     template.write_text(
@@ -225,6 +226,7 @@ def wide_model(tmp_path: Path, tiny_model_dir: Path) -> Path:
     return model
 
 
+@pytest.mark.long
 def test_a_base_changed_in_its_middle_is_refused_by_continue_and_by_chat(workers: Workers, wide_model: Path) -> None:
     run = workers.start("middle", held_at(6), model={"base": str(wide_model)})
     wait_until_step(run, 6)
@@ -254,6 +256,7 @@ def test_a_base_changed_in_its_middle_is_refused_by_continue_and_by_chat(workers
     assert "resumed" in notice_codes(run)
 
 
+@pytest.mark.long
 def test_a_checkpoint_with_the_fingerprint_of_an_earlier_version_goes_on(
     stopped: tuple[Workers, Run], reference: Run, tiny_model_dir: Path
 ) -> None:

@@ -99,6 +99,7 @@ def test_nothing_but_loopback_is_opened(forks: Forks, workers: Workers, referenc
     assert {line for line in lines if line.startswith("socket.bind")} == {"socket.bind 127.0.0.1"}
 
 
+@pytest.mark.long
 def test_serving_works_with_the_network_cut(forks: Forks, workers: Workers, reference: Run, tmp_path: Path) -> None:
     unshare = shutil.which("unshare")
     if unshare is None or subprocess.run([unshare, "-rn", "true"], capture_output=True, check=False).returncode:

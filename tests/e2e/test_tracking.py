@@ -67,6 +67,7 @@ def test_broken_trackers_change_nothing_of_a_run(workers: Workers, tmp_path: Pat
             process.wait()
 
 
+@pytest.mark.long
 def test_a_run_is_tracked_while_it_trains(workers: Workers) -> None:
     pytest.importorskip("tensorboard", reason="not run: TensorBoard is not installed")
     run = workers.start("tracked", None, train=_SHORT, eval={"every_steps": 3}, tracking={"tools": "tensorboard"})

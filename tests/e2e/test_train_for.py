@@ -5,11 +5,15 @@ from __future__ import annotations
 import shutil
 from typing import Any
 
+import pytest
+
 from core.runs.events import EvalEvent
 from core.runs.store import Run
 from core.runs.trained import TrainedFile, find_trained
 
 from .workers import Workers, adapter_bytes, ending, finish, held_at, kill, notice_codes, only, steps, wait_until_step
+
+pytestmark = pytest.mark.long
 
 #: Of them the last ten are for the file.
 TOTAL, BEFORE = 30, 20

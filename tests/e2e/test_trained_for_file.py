@@ -100,8 +100,8 @@ def answer_of(session: ChatSession) -> str:
     ("kind", "method", "precision", "wide"),
     [
         ("q4_0", "qlora", "fp32", False),
-        ("q4_0", "lora", "fp32", True),
-        ("q8_0", "qlora", "bf16", False),
+        pytest.param("q4_0", "lora", "fp32", True, marks=pytest.mark.long),
+        pytest.param("q8_0", "qlora", "bf16", False, marks=pytest.mark.long),
     ],
 )
 def test_the_file_has_the_very_weights_that_were_trained(

@@ -109,6 +109,7 @@ def test_kernels_of_others_and_holes_are_refused_by_worker_and_chat(
                 engine.load(ModelSpec(str(base), device="cpu"), lambda _detail, _done, _total: None)
 
 
+@pytest.mark.long
 def test_a_base_that_was_saved_as_nf4_is_trained(workers: Workers, tmp_path: Path, tiny_model_dir: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig

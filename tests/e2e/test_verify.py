@@ -97,6 +97,7 @@ def test_a_run_with_commands_is_equal_in_every_byte_and_is_only_read(honest: tup
     assert list((workers.home / "audits").iterdir()) == []
 
 
+@pytest.mark.long
 def test_all_of_a_run_that_was_renamed_elsewhere_and_commented_is_equal(
     honest: tuple[Workers, Run], tmp_path: Path
 ) -> None:
@@ -157,6 +158,7 @@ def test_what_was_changed_is_named_by_the_chain_and_by_the_replay(honest: tuple[
     assert weight.recorded != weight.found
 
 
+@pytest.mark.long
 def test_without_a_chain_the_replay_finds_what_was_changed_and_says_what_it_left_out(
     honest: tuple[Workers, Run],
 ) -> None:
@@ -196,6 +198,7 @@ def other_torch(links: list[dict[str, Any]]) -> None:
     links[0]["body"]["software"]["torch"] = "2.0"
 
 
+@pytest.mark.long
 def test_a_figure_made_nicer_is_found_though_the_chain_was_made_anew(honest: tuple[Workers, Run]) -> None:
     workers, original = honest
     run = workers.copy(original, "nicer")
@@ -210,6 +213,7 @@ def test_a_figure_made_nicer_is_found_though_the_chain_was_made_anew(honest: tup
     assert (difference.what, difference.recorded) == ("loss of the evaluation after step 4 came out otherwise.", "0.25")
 
 
+@pytest.mark.long
 def test_weights_that_are_said_to_be_of_another_version_are_not_verified(honest: tuple[Workers, Run]) -> None:
     workers, original = honest
     run = workers.copy(original, "excused")
@@ -232,6 +236,7 @@ def test_weights_that_are_said_to_be_of_another_version_are_not_verified(honest:
     assert "torch changed from 2.0 to " in inexact.reason
 
 
+@pytest.mark.long
 def test_rows_that_the_chain_alone_names_otherwise_are_found(honest: tuple[Workers, Run]) -> None:
     workers, original = honest
     run = workers.copy(original, "rows")
@@ -268,6 +273,7 @@ def test_a_changed_row_is_named_by_its_line(honest: tuple[Workers, Run]) -> None
     assert [(span.outcome, span.reason) for span in found.spans] == [("skipped", "The rows are others.")] * 2
 
 
+@pytest.mark.long
 def test_another_base_is_named_by_its_file(honest: tuple[Workers, Run], tiny_model_dir: Path) -> None:
     workers, run = honest
     weights = tiny_model_dir / "model.safetensors"
@@ -300,6 +306,7 @@ def killed_and_stopped(workers: Workers, run: Run) -> None:
     workers.resume(run, held_at(7))
 
 
+@pytest.mark.long
 def test_a_run_that_was_killed_stopped_parked_and_continued(workers: Workers) -> None:
     run = start(workers, "rough", held_at(3), train={"max_steps": 16})
     killed_and_stopped(workers, run)
@@ -308,6 +315,7 @@ def test_a_run_that_was_killed_stopped_parked_and_continued(workers: Workers) ->
     assert_verified(audit(workers, run, whole=True), 1)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "sections",
     [
@@ -326,6 +334,7 @@ def test_honest_runs_of_other_kinds(workers: Workers, sections: dict[str, dict[s
     assert_verified(audit(workers, run, whole=True), 1)
 
 
+@pytest.mark.long
 def test_an_honest_run_of_preferences(workers: Workers) -> None:
     rows, measured = (
         write_pairs(workers.directory / name, "dpo", count, seed)
@@ -341,6 +350,7 @@ def test_an_honest_run_of_preferences(workers: Workers) -> None:
     assert_verified(audit(workers, run, spans=2), 2)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("number", "code", "begun"),
     [(signal.SIGKILL, -signal.SIGKILL, "work-*/*/*/checkpoints"), (signal.SIGINT, 130, "work-*")],
@@ -360,6 +370,7 @@ def test_an_audit_that_is_ended_leaves_nothing(
     wait_for(lambda: not list(home.iterdir()), PATIENCE, "the copies to be removed")
 
 
+@pytest.mark.long
 def test_a_step_that_ran_out_of_memory_is_cut_again(workers: Workers) -> None:
     from . import test_out_of_memory as shortage
 
@@ -373,6 +384,7 @@ def test_a_step_that_ran_out_of_memory_is_cut_again(workers: Workers) -> None:
     assert manifest["token_budget"] <= first["token_budget"]
 
 
+@pytest.mark.long
 def test_a_run_that_went_back_for_a_loss_spike_is_equal_killed_or_not(workers: Workers) -> None:
     from . import test_loss_spikes as spikes
 
@@ -397,6 +409,7 @@ def test_a_run_that_went_back_for_a_loss_spike_is_equal_killed_or_not(workers: W
     assert_verified(audit(workers, killed, whole=True), 2)
 
 
+@pytest.mark.long
 def test_a_run_of_two_processes_that_lost_one_was_stopped_and_went_on_as_one(workers: Workers) -> None:
     run = start(
         workers,

@@ -141,7 +141,7 @@ def test_a_run_that_gives_only_nans_ends_at_its_last_good_checkpoint(workers: Wo
     assert len(list_checkpoints(run.checkpoints_path)) <= 2
 
 
-@pytest.mark.parametrize("paused", [False, True])
+@pytest.mark.parametrize("paused", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_a_worker_whose_directory_was_removed_ends(workers: Workers, paused: bool) -> None:
     run = workers.start("removed", **ENDLESS)
     wait_until_step(run, 3)
@@ -157,6 +157,7 @@ def test_a_worker_whose_directory_was_removed_ends(workers: Workers, paused: boo
     assert not run.path.exists()
 
 
+@pytest.mark.long
 def test_a_stop_at_once_saves_nothing_and_the_run_goes_on_from_what_there_is(workers: Workers, reference: Run) -> None:
     run = workers.start("now", held_at(6))
     wait_until_step(run, 6)

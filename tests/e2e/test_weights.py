@@ -54,7 +54,7 @@ def ask(run: Run) -> Answer:
     return answer
 
 
-@pytest.mark.parametrize("name", ["full", "freeze"])
+@pytest.mark.parametrize("name", ["full", pytest.param("freeze", marks=pytest.mark.long)])
 def test_a_whole_model_comes_out_and_a_kill_changes_nothing(workers: Workers, name: str) -> None:
     # The reference ends first: two that train at once only slow each other.
     reference = start(workers, name, {"trainable_layers": 1}, train={"optimizer": "adamw_8bit"})
@@ -80,6 +80,7 @@ def test_a_whole_model_comes_out_and_a_kill_changes_nothing(workers: Workers, na
     assert loaded.tokenizer.chat_template
 
 
+@pytest.mark.long
 def test_the_base_is_no_longer_there(workers: Workers) -> None:
     run = start(workers, "full", {}, steps=2)
     finish(run)
@@ -92,7 +93,7 @@ def test_the_base_is_no_longer_there(workers: Workers) -> None:
     ("method", "train", "says"),
     [
         ({"name": "freeze", "trainable_layers": 3}, {}, "the model has 2 layers"),
-        ({"name": "full"}, {"precision": "fp16"}, "fp16"),
+        pytest.param({"name": "full"}, {"precision": "fp16"}, "fp16", marks=pytest.mark.long),
     ],
 )
 def test_what_cannot_be_trained_is_said(
@@ -102,6 +103,7 @@ def test_what_cannot_be_trained_is_said(
     assert says in failure(run).reason
 
 
+@pytest.mark.long
 def test_a_stopped_one_can_be_talked_to(workers: Workers) -> None:
     run = start(workers, "freeze", {"trainable_layers": 1, "trainable_end": "first"}, variables=held_at(4))
     wait_until_step(run, 4)

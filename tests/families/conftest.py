@@ -24,6 +24,8 @@ __all__ = ["measured_here"]
 #: What all rows answer, and the steps in which a tiny model learns it by heart.
 ANSWER, STEPS = "urgency high", 20
 _ASKED = ("ticket", "area", "login", "refund")
+#: The most different families; all others take a long test.
+FEW = ("llama", "qwen3_5", "gpt_oss")
 #: Environment variable with the file that ``make models`` has the results written into.
 RECORD = "LOCALTUNE_RECORD_FAMILIES"
 
@@ -96,7 +98,10 @@ class Trained:
         return forked.call(function, self.base, *args, log=self.directory / f"look-{number}.log")
 
 
-@pytest.fixture(scope="session", params=tiny.FAMILIES)
+@pytest.fixture(
+    scope="session",
+    params=[pytest.param(name, marks=() if name in FEW else pytest.mark.long) for name in tiny.FAMILIES],
+)
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, measurements: Path) -> Trained:
     """A family; all tests of one follow each other, so that its model is made once."""
     made = Trained(request.param, tmp_path_factory.mktemp(request.param))

@@ -66,6 +66,7 @@ def test_a_run_that_goes_on_from_there_leaves_nothing_of_what_was_cut_short(cuts
     assert {tuple(cut.left_in_the_end) for cut in cuts} == {(f"step-{NEXT:08d}",)}
 
 
+@pytest.mark.long
 def test_files_that_are_not_made_durable_would_be_noticed(tmp_path: Path, tiny_model_dir: Path) -> None:
     found: list[Cut] = call(cut_everywhere, tiny_model_dir, tmp_path, 4, False, log=tmp_path / "log")
     assert any(cut.damaged_without_power for cut in found)

@@ -16,6 +16,8 @@ from core.runs.history import read_history
 from core.runs.store import Run
 from tests.e2e.workers import STEPS, Workers, adapter_bytes, finish, kill, steps, wait_until_step
 
+pytestmark = pytest.mark.long
+
 DAY = 86_400.0
 #: A C library put in front of the system's: the time of day is off by what a file says.
 SHIM = r"""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from core.runs.events import NoticeEvent
 from tests.e2e.workers import (
     PATIENCE,
@@ -41,6 +43,7 @@ def test_a_card_that_is_lost_in_a_step_ends_the_run_in_a_sentence_and_loses_noth
     assert adapter_bytes(run) == adapter_bytes(undisturbed)
 
 
+@pytest.mark.long
 def test_a_step_that_hangs_in_its_rows_says_so(workers: Workers, tmp_path: Path) -> None:
     release = tmp_path / "release"
     faults = {FAULT_VARIABLE: "hang_in_rows:25", RELEASE_VARIABLE: str(release)}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+import pytest
+
 from core.runs.client import ControlClient
 from core.runs.store import Run
 from tests.e2e.workers import (
@@ -17,6 +19,8 @@ from tests.e2e.workers import (
     wait_until_step,
     write_rows,
 )
+
+pytestmark = pytest.mark.long
 
 
 def test_rows_that_change_under_a_run_are_not_seen_by_it_and_refused_when_it_goes_on(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
+from tests.cases import cases
 from tests.faults import table
 from tests.faults.matrix import FAMILIES, Row, functions_of, read_matrix
 
@@ -17,7 +16,7 @@ def test_there_are_forty_rows_each_of_a_family() -> None:
     assert {row.family for row in ROWS} == set(FAMILIES)
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: str(row.number))
+@cases("row", ROWS, ids=lambda row: str(row.number))
 def test_a_row_has_tests_that_are_there_or_a_reason(row: Row) -> None:
     assert bool(row.tests) != bool(row.reason), "one or the other"
     for test in row.tests:
@@ -26,7 +25,7 @@ def test_a_row_has_tests_that_are_there_or_a_reason(row: Row) -> None:
     assert all(text and "\n" not in text for text in (row.fault, row.injected, row.holds))
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: str(row.number))
+@cases("row", ROWS, ids=lambda row: str(row.number))
 def test_a_row_is_on_the_page(row: Row) -> None:
     """With any result: that is of the machine that it ran on."""
     cells = table.line(row, "").removesuffix(" |").rstrip()

@@ -18,6 +18,8 @@ from core.tracking.position import TrackerFiles
 from tests.e2e.workers import PATIENCE, Workers, adapter_bytes, finish
 from tests.waiting import wait_for
 
+pytestmark = pytest.mark.long
+
 #: A library that sends something when it is loaded, as its client does at the beginning of a run.
 LIBRARY = """
 import urllib.request

@@ -123,6 +123,7 @@ def test_a_disk_that_fills_up_pauses_training_and_costs_nothing(
     assert history.end is not None
 
 
+@pytest.mark.long
 def test_an_adapter_that_cannot_be_written_ends_in_a_sentence_and_can_be_continued(
     make_on_disk: Callable[[str], Workers],
 ) -> None:
@@ -171,7 +172,7 @@ def sealed(directory: Path) -> Iterator[None]:
             path.chmod(mode)
 
 
-@pytest.mark.parametrize("taken", [read_only, sealed])
+@pytest.mark.parametrize("taken", [sealed, pytest.param(read_only, marks=pytest.mark.long)])
 def test_a_home_that_is_read_only_is_refused_before_training_and_can_be_looked_at(
     workers: Workers, taken: Callable[[Path], AbstractContextManager[None]]
 ) -> None:
@@ -187,6 +188,7 @@ def test_a_home_that_is_read_only_is_refused_before_training_and_can_be_looked_a
         assert read_history(run).end is not None
 
 
+@pytest.mark.long
 def test_a_disk_that_becomes_read_only_pauses_training_and_costs_nothing(workers: Workers, reference: Run) -> None:
     """As a disk does that has met errors."""
     run = workers.start("worn", held_at(6))
@@ -203,6 +205,7 @@ def test_a_disk_that_becomes_read_only_pauses_training_and_costs_nothing(workers
     assert adapter_bytes(run) == adapter_bytes(reference)
 
 
+@pytest.mark.long
 def test_files_that_may_not_grow_pause_training_and_cost_nothing(workers: Workers, reference: Run) -> None:
     """A limit on the size of files, below that of a checkpoint: of the record, too, nothing is torn."""
     run = workers.start("limited", held_at(6))

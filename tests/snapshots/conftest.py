@@ -14,6 +14,8 @@ from textual.widgets import Input, TextArea
 
 from tests.tui.conftest import CPU
 from tests.tui.conftest import parsed_once as parsed_once
+from tests.tui.conftest import sandbox_kept as sandbox_kept
+from tests.tui.conftest import short_looks as short_looks
 from tests.tui.harness import screen_text, wait_for
 from tui.app import LocaltuneApp
 
@@ -81,20 +83,23 @@ def until(text: str, *keys: str) -> Callable[[Pilot[Any]], Awaitable[None]]:
 
 async def settle(pilot: Pilot[Any]) -> None:
     """Wait until nothing is being worked out, and layout, focus and painting are done: the picture stays the same from
-    turn to turn."""
-    seen: list[object] = []
+    turn to turn.
 
-    def is_still() -> bool:
+    Raises:
+        AssertionError: If it does not settle in time.
+    """
+    deadline = time.monotonic() + 60.0
+    seen: list[object] = []
+    while len(seen) < STILL:
+        assert time.monotonic() < deadline, f"not still in time; the screen:\n{screen_text(pilot.app)}"
+        await pilot.pause()
         screen = pilot.app.screen
-        if is_working(pilot.app):
+        if is_working(pilot.app) or screen._layout_required:
             seen.clear()
-            return False
+            continue
         strips = screen._compositor.render_strips()
         now = (pilot.app.focused, [[(segment.text, segment.style) for segment in strip] for strip in strips])
-        seen.append(now)
-        return not screen._layout_required and len(seen) >= STILL and all(then == now for then in seen[-STILL:])
-
-    await wait_for(pilot, is_still, seconds=60.0)
+        seen = [*seen, now] if seen and seen[-1] == now else [now]
 
 
 def is_working(app: App[Any]) -> bool:

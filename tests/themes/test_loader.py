@@ -13,6 +13,7 @@ import tomli
 from textual.color import Color
 from textual.theme import Theme
 
+from tests.cases import cases
 from themes import loader
 
 ROOT = Path(loader.__file__).parent
@@ -47,7 +48,7 @@ def test_the_themes_that_ship() -> None:
     assert loader.DEFAULT in {theme.name for theme in THEMES}
 
 
-@pytest.mark.parametrize("theme", THEMES, ids=lambda theme: theme.name)
+@cases("theme", THEMES, ids=lambda theme: theme.name)
 def test_colors_are_on_the_256_color_cube(theme: Theme) -> None:
     data = tomli.loads((ROOT / f"{theme.name}.toml").read_text(encoding="utf-8"))
     for section in ("colors", "variables"):
@@ -56,7 +57,7 @@ def test_colors_are_on_the_256_color_cube(theme: Theme) -> None:
             assert color.rgb in CUBE, f"{theme.name}: {name} = {value}"
 
 
-@pytest.mark.parametrize("theme", THEMES, ids=lambda theme: theme.name)
+@cases("theme", THEMES, ids=lambda theme: theme.name)
 def test_text_can_be_read(theme: Theme) -> None:
     """WCAG's 4.5 to 1 for text and what is meant by a color, 3 to 1 for what only accompanies."""
     background = Color.parse(theme.background or "")
@@ -98,8 +99,8 @@ BLINDNESS = {
 }
 
 
-@pytest.mark.parametrize("kind", BLINDNESS)
-@pytest.mark.parametrize("pair", APART, ids="-".join)
+@cases("kind", BLINDNESS)
+@cases("pair", APART, ids="-".join)
 def test_red_green_blind_eyes_tell_apart_what_colors_mean(kind: str, pair: tuple[str, str]) -> None:
     """At least 20 in CIELAB (CIE 1976), where 2.3 is just noticeable."""
     theme = next(theme for theme in THEMES if theme.name == "localtune-color-blind")
@@ -143,7 +144,7 @@ def test_every_variable_has_a_default(dark: bool) -> None:
         Color.parse(value)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("text", "complaint"),
     [
         ("name = [", "not TOML"),

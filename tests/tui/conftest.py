@@ -14,6 +14,8 @@ from textual.css.stylesheet import Stylesheet
 from core.hardware.snapshot import Device
 from core.launch.launcher import terminate
 from core.runs.store import list_runs
+from core.sandbox.pool import POOL
+from tests.tui.resting import LOOK, look_often
 from tests.tui.terminal import app_environment
 
 CPU = Device(
@@ -40,6 +42,34 @@ def parsed_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Stylesheet, "set_variables", set_and_share)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def sandbox_kept() -> Iterator[None]:
+    """All processes of the sandbox that an app has used at once are kept for the next app. It keeps one of them by
+    itself, and each that is started imports libraries for half a second."""
+
+    def keep_all(process: Any, keep: str) -> None:
+        with POOL._lock:
+            POOL._busy.discard(process)
+            # Calls of one name run one at a time, so the name has no other process.
+            if keep:
+                POOL._kept[keep] = process
+            else:
+                POOL._spare.append(process)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(POOL, "_give_back", keep_all)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_looks() -> Iterator[None]:
+    """Keys are waited for no longer than they take, and an app draws within one look instead of within 17 ms."""
+    with pytest.MonkeyPatch.context() as patch:
+        look_often(patch)
+        patch.setattr("textual.screen.UPDATE_PERIOD", LOOK)
         yield
 
 

@@ -16,6 +16,7 @@ from core.errors import UserError
 from core.runs.client import ControlClient
 from core.runs.store import Run
 from tests.tui.harness import asks, screen_text, wait_for
+from tests.tui.resting import read_often
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
 from tui.main_screen import PaneSlot
@@ -34,6 +35,12 @@ from tui.screens.help import HelpScreen
 from tui.screens.start.card import StartCard
 from tui.widgets.charts.line_chart import LineChart
 from tui.widgets.too_small import TooSmall
+
+
+@pytest.fixture(autouse=True)
+def _news_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test writes to the files of a run is shown at once."""
+    read_often(monkeypatch)
 
 
 async def ready(pilot: Pilot[Any]) -> LocaltuneApp:
@@ -71,9 +78,8 @@ def record_commands(monkeypatch: pytest.MonkeyPatch, answer: dict[str, Any] | No
     return sent
 
 
-@pytest.mark.parametrize("size", [(80, 24), (119, 50), (200, 29), (60, 20)])
-async def test_a_small_terminal_shows_one_pane_and_numbers_switch(size: tuple[int, int]) -> None:
-    async with LocaltuneApp().run_test(size=size) as pilot:
+async def test_a_small_terminal_shows_one_pane_and_numbers_switch() -> None:
+    async with LocaltuneApp().run_test(size=(80, 24)) as pilot:
         app = await ready(pilot)
         assert shown(app) == {"train"}
         for key, name in (("1", "data"), ("2", "config"), ("5", "runs"), ("3", "train")):
@@ -83,11 +89,16 @@ async def test_a_small_terminal_shows_one_pane_and_numbers_switch(size: tuple[in
             assert app.main.slot(name).has_focus_within
         await pilot.press("3", "backslash")
         assert shown(app) == {"train"}
+        for size in ((119, 50), (200, 29), (60, 20)):
+            await pilot.resize_terminal(*size)
+            await pilot.press("2")
+            assert shown(app) == {"config"}
+            await pilot.press("3")
+            assert shown(app) == {"train"}
 
 
-@pytest.mark.parametrize("size", [(160, 45), (200, 50)])
-async def test_a_large_terminal_tiles_four_panes_and_a_number_again_zooms(size: tuple[int, int]) -> None:
-    async with LocaltuneApp().run_test(size=size) as pilot:
+async def test_a_large_terminal_tiles_four_panes_and_a_number_again_zooms() -> None:
+    async with LocaltuneApp().run_test(size=(160, 45)) as pilot:
         app = await ready(pilot)
         assert shown(app) == set(TILED)
         await pilot.press("2")
@@ -103,13 +114,14 @@ async def test_a_large_terminal_tiles_four_panes_and_a_number_again_zooms(size: 
         assert shown(app) == set(TILED)
         await pilot.press("5")
         assert shown(app) == {"runs"}
+        await pilot.resize_terminal(200, 50)
+        assert shown(app) == {"runs"}
         await pilot.press("0")
         assert (shown(app), app.main.current) == (set(TILED), "train")
 
 
-@pytest.mark.parametrize("size", [(120, 30), (120, 34), (159, 50), (200, 44)])
-async def test_two_panes_share_a_terminal_of_middle_size(size: tuple[int, int]) -> None:
-    async with LocaltuneApp().run_test(size=size) as pilot:
+async def test_two_panes_share_a_terminal_of_middle_size() -> None:
+    async with LocaltuneApp().run_test(size=(120, 34)) as pilot:
         app = await ready(pilot)
         assert shown(app) == {"train", "chat"}
         for key, name, both in (
@@ -124,8 +136,12 @@ async def test_two_panes_share_a_terminal_of_middle_size(size: tuple[int, int]) 
             await pilot.press(key)
             assert (app.main.current, shown(app)) == (name, both)
             assert app.main.slot(name).has_focus_within
-        panes = [slot.region for slot in app.main.query(PaneSlot)]
-        assert all(not one.overlaps(other) for one, other in itertools.pairwise(panes))
+        for size in ((120, 30), (159, 50), (200, 44)):
+            await pilot.resize_terminal(*size)
+            await pilot.press("5", "2")
+            assert (app.main.current, shown(app)) == ("config", {"data", "config"})
+            panes = [slot.region for slot in app.main.query(PaneSlot)]
+            assert all(not one.overlaps(other) for one, other in itertools.pairwise(panes))
 
 
 async def test_two_panes_are_put_over_each_other_by_a_key_that_is_remembered(home: Path) -> None:

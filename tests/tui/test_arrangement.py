@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 
-import pytest
 from textual.geometry import Region, Size
 
+from tests.cases import cases
 from tui.arrangement import companions, direction, places, room
 
 NAMES = ("data", "config", "train", "chat", "runs")
@@ -17,8 +17,8 @@ def test_the_room_follows_from_both_dimensions() -> None:
     assert {size: room(*size) for size in sizes} == sizes
 
 
-@pytest.mark.parametrize("live", [False, True])
-@pytest.mark.parametrize("places_", [1, 2, 4])
+@cases("live", [False, True])
+@cases("places_", [1, 2, 4])
 def test_the_pane_asked_for_is_in_sight_and_a_live_run_beside_it(places_: int, live: bool) -> None:
     for name in NAMES:
         shown = companions(name, places_, live=live)
@@ -39,7 +39,7 @@ def test_the_shape_of_the_terminal_decides_how_two_panes_share_it() -> None:
     assert direction(("train", "runs"), 120, 34) == "over"
 
 
-@pytest.mark.parametrize(("width", "height"), [(60, 18), (120, 28), (121, 33), (160, 43), (201, 48), (400, 118)])
+@cases(("width", "height"), [(60, 18), (120, 28), (121, 33), (160, 43), (201, 48), (400, 118)])
 def test_places_fill_the_workspace_without_overlaps(width: int, height: int) -> None:
     for name, live, way in itertools.product(NAMES, (False, True), ("beside", "over")):
         shown = companions(name, room(width, height + 2), live=live)

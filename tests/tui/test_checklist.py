@@ -7,8 +7,6 @@ import time
 from functools import cache
 from pathlib import Path
 
-import pytest
-
 from tests.tui.harness import screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tests.tui.test_app import ready
@@ -166,21 +164,22 @@ def test_lists_move_and_search_by_the_usual_keys() -> None:
         assert {"j", "k", "g", "G", "down", "up", "slash"} <= bound, scope
 
 
-@pytest.mark.parametrize("size", [(80, 24), (120, 34)])
-async def test_the_footer_and_the_borders_name_few_keys(private_home: Path, size: tuple[int, int]) -> None:
+async def test_the_footer_and_the_borders_name_few_keys(private_home: Path) -> None:
     run = ScriptedRun(private_home)
     run.train_to(30)
     app = LocaltuneApp()
-    async with app.run_test(size=size) as pilot:
+    async with app.run_test(size=(120, 34)) as pilot:
         await wait_for(pilot, lambda: "loss" in screen_text(app) and app.desktop.panes.find("runs") is not None)
         assert len([key for key in KeyTable().scope("app") if key.footer]) <= 6
         for spec in PANES:
             app.desktop.show_pane(spec.id)
-            await pilot.pause()
-            pane = app.desktop.panes.find(spec.id)
-            assert pane is not None
-            hints = str(pane.border_subtitle or "").split("  ")
-            assert len(hints) <= 7, (spec.id, hints)
+            for size in ((80, 24), (120, 34)):
+                await pilot.resize_terminal(*size)
+                await pilot.pause()
+                pane = app.desktop.panes.find(spec.id)
+                assert pane is not None
+                hints = str(pane.border_subtitle or "").split("  ")
+                assert len(hints) <= 7, (spec.id, hints)
             await pilot.press("f1")
             await wait_for(pilot, lambda: "Help" in screen_text(app))
             await pilot.press("escape")

@@ -27,17 +27,22 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("size", [(60, 20), (80, 24), (200, 50)])
-async def test_the_first_screen_asks_for_data_and_lists_what_is_here(
-    directory: Path, home: Path, size: tuple[int, int]
-) -> None:
+async def test_the_first_screen_asks_for_data_and_lists_what_is_here(directory: Path, home: Path) -> None:
     app = LocaltuneApp()
-    async with app.run_test(size=size) as pilot:
-        await wait_for(pilot, lambda: "faq.csv     3 rows" in screen_text(app))
-        text = screen_text(app)
-        assert "No run yet. What should the model learn from?" in text
-        for line in ("o   my own file", "▸ faq.csv", "notes.csv   4 rows", "d   the sample tickets", "I   a config"):
-            assert line in text
+    async with app.run_test(size=(200, 50)) as pilot:
+        for size in ((200, 50), (80, 24), (60, 20)):
+            await pilot.resize_terminal(*size)
+            await wait_for(pilot, lambda: "faq.csv     3 rows" in screen_text(app))
+            text = screen_text(app)
+            assert "No run yet. What should the model learn from?" in text
+            for line in (
+                "o   my own file",
+                "▸ faq.csv",
+                "notes.csv   4 rows",
+                "d   the sample tickets",
+                "I   a config",
+            ):
+                assert line in text
         await pilot.press("j", "enter")
         await wait_for(pilot, lambda: app.main.current == "data" and pane_of(app, "data").view is not None)
         assert pane_of(app, "data").view.path == directory / "notes.csv"

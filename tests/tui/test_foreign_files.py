@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from core.sandbox import pool
+from tests.cases import cases
 from tests.conftest import CHATML
-from tests.tui.harness import pane_of, screen_text, wait_for
+from tests.tui.harness import pane_of, wait_for, words
 from tui.app import LocaltuneApp
 from tui.screens.help import HelpScreen
 
@@ -100,68 +101,73 @@ def laughs(levels: int = 12) -> str:
     return "\n".join([*lines, f"datasets:\n  - path: rows.jsonl\n    type: alpaca\n    split: *a{levels - 1}\n"])
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        laughs(),
-        "datasets:\n  - path: " + "1:59:" * 20_000 + "59\n",
-        "datasets: " + "[" * 50_000,
-        "datasets: !!python/x",
-    ],
-    ids=["laughs", "sexagesimal", "depth", "tag"],
-)
-async def test_a_hostile_registry_is_a_sentence_and_the_app_goes_on(
-    directory: Path, tiny_model_dir: Path, text: str
-) -> None:
-    (directory / "split.yml").write_text(text)
-    app = LocaltuneApp(configuration(directory, tiny_model_dir, "split.yml"))
+#: Registries of data that no parser is to be given.
+REGISTRIES = {
+    "laughs.yml": laughs(),
+    "sexagesimal.yml": "datasets:\n  - path: " + "1:59:" * 20_000 + "59\n",
+    "depth.yml": "datasets: " + "[" * 50_000,
+    "tag.yml": "datasets: !!python/x",
+}
+
+
+async def test_a_hostile_registry_is_a_sentence_and_the_app_goes_on(directory: Path, tiny_model_dir: Path) -> None:
+    for name, text in REGISTRIES.items():
+        (directory / name).write_text(text)
+    app = LocaltuneApp(configuration(directory, tiny_model_dir, "laughs.yml"))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     async with app.run_test(size=(120, 40)) as pilot:
         await wait_for(pilot, lambda: app.state.document is not None and pane_of(app, "data") is not None, PATIENCE)
         await pilot.press("1")
-        await wait_for(pilot, lambda: "split.yml" in screen_text(app) and "opening" not in screen_text(app), PATIENCE)
-        assert pane_of(app, "data").view is None
+        pane = pane_of(app, "data")
+        for name in REGISTRIES:
+            if name != "laughs.yml":
+                pane.show(directory / name)
+            await wait_for(pilot, lambda: pane.opener.failure == directory / name, PATIENCE)  # noqa: B023
+            await wait_for(pilot, lambda: name in words(pilot) and "opening" not in words(pilot))  # noqa: B023
+            assert pane.view is None
         await pilot.press("question_mark")
         await wait_for(pilot, lambda: isinstance(app.screen, HelpScreen))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10
 
 
-@pytest.mark.parametrize(
-    ("template", "part"),
-    [
-        (
-            CHATML + "{% if messages[0].content == 'q 0' %}{% set l = range(90000) | list %}"
-            "{% for i in range(2000) %}{% set x = l | map('string') | sort %}{% endfor %}{% endif %}",
-            "takes more than 2 s",
-        ),
-        ("{{ 1" + "|string" * 3000 + " }}", "nested too deep"),
-        ("x" * (300 << 10), "larger than 256 KiB"),
-    ],
-    ids=["time", "depth", "size"],
-)
+#: Templates that no row is to be laid out with, and why not.
+TEMPLATES = {
+    "size.jinja": ("x" * (300 << 10), "larger than 256 KiB"),
+    "depth.jinja": ("{{ 1" + "|string" * 3000 + " }}", "nested too deep"),
+    "time.jinja": (
+        CHATML + "{% if messages[0].content == 'q 0' %}{% set l = range(90000) | list %}"
+        "{% for i in range(2000) %}{% set x = l | map('string') | sort %}{% endfor %}{% endif %}",
+        "takes more than 2 s",
+    ),
+}
+
+
 async def test_a_hostile_template_is_a_sentence_in_the_pane(
-    directory: Path, tiny_model_dir: Path, template: str, part: str, monkeypatch: pytest.MonkeyPatch
+    directory: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pool, "SECONDS", 2)
-    (directory / "own.jinja").write_text(template)
-    app = LocaltuneApp(configuration(directory, tiny_model_dir, "rows.jsonl", 'template.file = "own.jinja"'))
+    for name, (template, _) in TEMPLATES.items():
+        (directory / name).write_text(template)
+    app = LocaltuneApp(configuration(directory, tiny_model_dir, "rows.jsonl", 'template.file = "size.jinja"'))
     async with app.run_test(size=(119, 40)) as pilot:
         await wait_for(
             pilot, lambda: pane_of(app, "data") is not None and pane_of(app, "data").view is not None, PATIENCE
         )
         await pilot.press("1", "m")
         await pilot.press("1")
-        await wait_for(pilot, lambda: part in " ".join(screen_text(app).replace("│", " ").split()), PATIENCE)
+        for name, (_, part) in TEMPLATES.items():
+            app.configuration.set_options({"template.file": name})
+            await wait_for(pilot, lambda: part in words(pilot), PATIENCE)  # noqa: B023 - within this turn of the loop
         await pilot.press("question_mark")
         await wait_for(pilot, lambda: isinstance(app.screen, HelpScreen))
 
 
-@pytest.mark.parametrize(
+@cases(
     "content",
     [b"a = " + b"[" * 20_000, b"x = 0x" + b"f" * 200_000, b"# " + b"x" * (2 << 20), b"\xff\xfe"],
     ids=["depth", "digits", "size", "bytes"],
 )
-async def test_files_of_the_user_that_cannot_be_read_are_reported(
+def test_files_of_the_user_that_cannot_be_read_are_reported(
     content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
@@ -170,7 +176,5 @@ async def test_files_of_the_user_that_cannot_be_read_are_reported(
     for name in ("settings.toml", "keymap.toml", "themes/mine.toml"):
         (directory / name).write_bytes(content)
     app = LocaltuneApp()
-    async with app.run_test(size=(120, 40)) as pilot:
-        await wait_for(pilot, lambda: "No run yet." in screen_text(app), PATIENCE)
     assert [complaint.partition(":")[0] for complaint in app._complaints][:2] == ["settings.toml", "keymap.toml"]
     assert any("mine.toml" in complaint for complaint in app._complaints)

@@ -22,6 +22,7 @@ from core.runs.figures import read_figures
 from core.runs.result import result_of
 from core.runs.state import RunState
 from core.runs.store import Run
+from tests.cases import cases
 from tests.core.runs.event_strategies import HOSTILE_LINES
 from tests.examples import examples
 from tests.tui.harness import FORBIDDEN, screen_text, wait_for
@@ -125,7 +126,7 @@ def test_a_chart_holds_whatever_floats_there_are(values: list[float], first: int
     assert all(math.isfinite(bucket.last) for bucket in chart.data.loss.smooth_bucket(80))
 
 
-@pytest.mark.parametrize(("share", "filled"), [(math.nan, 0), (math.inf, 9), (-math.inf, 0), (1e308, 9), (0.5, 4)])
+@cases(("share", "filled"), [(math.nan, 0), (math.inf, 9), (-math.inf, 0), (1e308, 9), (0.5, 4)])
 def test_a_bar_of_any_share_has_its_width(share: float, filled: int) -> None:
     full, empty = bar(share, 9, ASCII)
     assert (len(full), len(full + empty)) == (filled, 9)
@@ -152,31 +153,42 @@ WORST = {
 }
 
 
-@pytest.mark.parametrize("worst", WORST)
-async def test_the_app_shows_the_worst_runs(home: Path, worst: str) -> None:
-    script = ScriptedRun(home, total=2**63 - 1)
-    script.begin()
-    script.steps(1, 3)
-    script.hardware()
-    with script.run.events_path.open("a") as file:
-        file.write("\n".join(WORST[worst]) + "\n")
+async def test_the_app_shows_the_worst_runs(home: Path) -> None:
+    scripts = []
+    for number, lines in enumerate(WORST.values()):
+        script = ScriptedRun(home, f"20261124-14360{number}-tickets", total=2**63 - 1)
+        script.begin()
+        script.steps(1, 3)
+        script.hardware()
+        append(script, lines)
+        scripts.append(script)
     app = LocaltuneApp()  # it finds the newest run by itself
     async with app.run_test(size=(160, 46)) as pilot:
-        await wait_for(pilot, lambda: app.state.view is not None and "training" in screen_text(app))
-        assert app.state.view is not None
-        view = app.state.view
-        with script.run.events_path.open("a") as file:
-            file.write("\n".join(WORST[worst]) + "\n")
-        script.write_state(state="failed", reason="the end")
-        await wait_for(pilot, lambda: "the end" in screen_text(app))
-        for key in ("3", "l", "5", "3"):
-            await pilot.press(key)
+        for number, (worst, script) in enumerate(reversed([*zip(WORST, scripts, strict=True)])):
+            if app.state.view is not None:
+                app.runs.open(script.run)
+            await wait_for(pilot, lambda: app.state.view is not None and app.state.view.run == script.run)  # noqa: B023
+            await wait_for(pilot, lambda: "training" in screen_text(app))
+            assert app.state.view is not None
+            view = app.state.view
+            append(script, WORST[worst])
+            script.write_state(state="failed", reason=f"the end {number}")
+            await wait_for(pilot, lambda: f"the end {number}" in screen_text(app))  # noqa: B023
+            for key in ("3", "l", "5", "3"):
+                await pilot.press(key)
+                await pilot.pause()
+                assert not FORBIDDEN & set(screen_text(app)), worst
+            await pilot.resize_terminal(80, 24)
             await pilot.pause()
-            assert not FORBIDDEN & set(screen_text(app))
-        await pilot.resize_terminal(80, 24)
-        await pilot.pause()
-        assert app.is_running
-        assert view.history.step_count >= 1
+            assert app.is_running
+            assert view.history.step_count >= 1, worst
+            await pilot.resize_terminal(160, 46)
+
+
+def append(script: ScriptedRun, lines: list[str]) -> None:
+    """Append lines to the events of a run."""
+    with script.run.events_path.open("a") as file:
+        file.write("\n".join(lines) + "\n")
 
 
 def _odd(kind: str) -> Callable[[Path], None]:
@@ -189,9 +201,9 @@ def _odd(kind: str) -> Callable[[Path], None]:
     }[kind]
 
 
-@pytest.mark.parametrize("kind", ["fifo", "directory", "deep", "device", "hex"])
+@cases("kind", ["fifo", "directory", "deep", "device", "hex"])
 def test_the_list_of_runs_has_odd_ones_too(home: Path, kind: str) -> None:
-    script = ScriptedRun(home)
+    script = ScriptedRun(home, f"20261124-143600-{kind}")
     script.steps(1, 2)
     for path in (script.run.config_path, script.run.state_path, script.run.events_path):
         content = path.read_bytes()

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from textual.pilot import Pilot
 
+from tests.cases import cases
 from tests.tui.data_panes import row, write_lines
 from tests.tui.fake_session import FakeSession, factory
 from tests.tui.harness import pane_of, screen_lines, screen_text, wait_for
@@ -19,9 +20,7 @@ from tui.panes.base import hint_at
 from tui.widgets.forms.prompt_input import PromptInput
 
 
-@pytest.mark.parametrize(
-    ("column", "key"), [(0, ""), (5, ""), (7, "m"), (13, "m"), (15, ""), (16, "^s"), (20, "^s"), (30, ""), (99, "")]
-)
+@cases(("column", "key"), [(0, ""), (5, ""), (7, "m"), (13, "m"), (15, ""), (16, "^s"), (20, "^s"), (30, ""), (99, "")])
 def test_the_hint_at_a_column(column: int, key: str) -> None:
     assert hint_at("╰──── m tokens  ^s save it ╯", column) == key
 

@@ -24,7 +24,7 @@ from tui.messages import DevicesSampled
 from tui.terminal_image import TerminalImage
 from tui.widgets.status_bar import StatusBar
 
-PANES = ("1", "2", "3", "4", "5", "Q")
+PANES = "12345Q"
 #: Readings of a card that waits, and of a processor with nothing to do.
 CARDS = [
     replace(GPU, temperature_c=41.0 + number % 2, power_w=20.0 + number % 3, utilization=float(number % 4), clock=210.0)
@@ -107,9 +107,9 @@ def paused(home: Path) -> ScriptedRun:
     return script
 
 
-@pytest.mark.parametrize("state", ["none", "ended"])
+@pytest.mark.parametrize(("state", "panes"), [("none", "35"), ("ended", PANES)])
 async def test_nothing_is_written_while_nothing_happens(
-    home: Path, monkeypatch: pytest.MonkeyPatch, state: str
+    home: Path, monkeypatch: pytest.MonkeyPatch, state: str, panes: str
 ) -> None:
     monkeypatch.setattr("core.hardware.sampler.snapshot", lambda **_: [PROCESSORS[0]])
     if state == "ended":
@@ -123,7 +123,7 @@ async def test_nothing_is_written_while_nothing_happens(
             nonlocal now
             now += 5
 
-        for key in PANES:
+        for key in panes:
             await show(pilot, app, key)
             await ticks(pilot, app, PROCESSORS, pass_time)
             assert app.written == [], key

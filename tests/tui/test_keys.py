@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from core.runs.ways import ACTIONS
+from tests.cases import cases
 from tui.keys import (
     KEYS,
     SCOPES,
@@ -30,7 +31,7 @@ def test_ids_are_unique_and_belong_to_a_scope() -> None:
     assert {key.scope for key in KEYS} <= set(SCOPES)
 
 
-@pytest.mark.parametrize("key", KEYS, ids=lambda key: key.id)
+@cases("key", KEYS, ids=lambda key: key.id)
 def test_every_action_has_a_key_that_arrives(key: Key) -> None:
     assert any(part not in UNSAFE and not part.startswith(("alt+", "shift+")) for part in key.keys.split(","))
 
@@ -64,7 +65,7 @@ def test_the_table_is_read_in_its_order() -> None:
     )
 
 
-@pytest.mark.parametrize(
+@cases(
     ("text", "named"),
     [
         ('[trian]\npause = { keys = "p", action = "a", description = "d" }', "trian"),
@@ -88,7 +89,7 @@ def test_bindings_carry_their_ids() -> None:
     assert {binding.id for binding in bindings("train")} == {key.id for key in KEYS if key.scope == "train"}
 
 
-@pytest.mark.parametrize(
+@cases(
     ("key", "shown"),
     [
         *(("ctrl+p", "^p"), ("question_mark", "?"), ("escape", "esc"), ("f1", "f1"), ("slash", "/")),
@@ -99,7 +100,7 @@ def test_keys_are_written_as_people_write_them(key: str, shown: str) -> None:
     assert display_key(key) == shown
 
 
-@pytest.mark.parametrize(
+@cases(
     ("name", "known"), [("space", True), ("f5", True), ("ctrl+t", True), ("x", True), ("slash", True), ("spce", False)]
 )
 def test_a_key_that_no_terminal_sends_is_told(name: str, known: bool) -> None:
@@ -136,7 +137,7 @@ def test_what_is_wrong_in_a_keymap_is_left_out_and_named(tmp_path: Path) -> None
     assert "train.puase" in " ".join(found.problems)
 
 
-@pytest.mark.parametrize("text", ["[train", "\x00", '[train]\npause = "c"\n'])
+@cases("text", ["[train", "\x00", '[train]\npause = "c"\n'])
 def test_an_unusable_keymap_changes_nothing(tmp_path: Path, text: str) -> None:
     path = tmp_path / "keymap.toml"
     path.write_text(text, encoding="utf-8")

@@ -88,7 +88,17 @@ def assert_whole(terminal: Terminal, before: list[object]) -> None:
     assert is_on(terminal.output, "?7")
 
 
-@pytest.mark.parametrize("mistake", [name for name in MISTAKES if name != "endless"])
+#: Mistakes that end the app in three different ways; the others are tried where there is time.
+FEW = ("thread", "drawing", "panic")
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        *FEW,
+        *(pytest.param(name, marks=pytest.mark.long) for name in MISTAKES if name not in (*FEW, "endless")),
+    ],
+)
 def test_a_mistake_leaves_a_whole_terminal_a_sentence_and_a_report(
     environment: dict[str, str], home: Path, mistake: str
 ) -> None:
@@ -165,7 +175,7 @@ def test_q_does_not_wait_for_a_thread_that_never_ends(environment: dict[str, str
         assert not is_on(terminal.output, "?1049")
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGHUP, marks=pytest.mark.long)])
 def test_edits_outlive_an_app_that_is_killed(
     environment: dict[str, str], home: Path, tmp_path: Path, number: int
 ) -> None:

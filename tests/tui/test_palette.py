@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import pytest
-
+from tests.cases import cases
 from tests.tui.harness import screen_lines, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tests.tui.test_app import ready
@@ -25,7 +24,7 @@ def found(typed: str, pane: str = "train") -> list[str]:
     return [command.key.id for command in find_commands(list_commands(KeyTable(), pane, lambda _: True), typed)]
 
 
-@pytest.mark.parametrize("key", OFFERED, ids=lambda key: key.id)
+@cases("key", OFFERED, ids=lambda key: key.id)
 def test_every_command_is_found_by_its_name_and_by_its_other_words(key: Key) -> None:
     assert key.id in found(key.description)
     # In its own pane it is among the first.
@@ -39,7 +38,7 @@ def test_every_command_has_other_words() -> None:
     assert all(WORDS.values())
 
 
-@pytest.mark.parametrize(
+@cases(
     ("typed", "first"),
     [
         ("theme", "app.theme"),
@@ -72,7 +71,7 @@ def test_zoom_finds_the_panes_the_tiles_and_the_chart() -> None:
     assert set(found("zoom")) == panes | {"train.zoom_in", "train.zoom_out", "train.whole"}
 
 
-@pytest.mark.parametrize("typed", ["tme", "xq", "expt", "theme zzz"])
+@cases("typed", ["tme", "xq", "expt", "theme zzz"])
 def test_scattered_letters_find_nothing(typed: str) -> None:
     assert found(typed) == []
 
@@ -85,17 +84,18 @@ def test_the_commands_of_the_pane_come_first_and_then_those_of_the_app() -> None
     assert found("open", "runs")[0] == "runs.open"
 
 
-@pytest.mark.parametrize("size", [(80, 24), (120, 34), (200, 50)])
-async def test_each_command_has_one_line_with_its_key(home: Path, size: tuple[int, int]) -> None:
+async def test_each_command_has_one_line_with_its_key(home: Path) -> None:
     ScriptedRun(home).train_to(30)
     app = LocaltuneApp()
-    async with app.run_test(size=size) as pilot:
+    async with app.run_test(size=(200, 50)) as pilot:
         await ready(pilot)
         await wait_for(pilot, lambda: app.state.view is not None)
         await pilot.press("ctrl+p")
         await wait_for(pilot, lambda: isinstance(app.screen, PickScreen))
-        await pilot.pause()
-        assert any(re.search(r"Train: Pause the run .* p +[▁-█]?│", line) for line in screen_lines(app))
+        for size in ((200, 50), (120, 34), (80, 24)):
+            await pilot.resize_terminal(*size)
+            await pilot.pause()
+            assert any(re.search(r"Train: Pause the run .* p +[▁-█]?│", line) for line in screen_lines(app))
         await pilot.press(*"theme")
         await pilot.pause()
         assert any("▸" in line and "Choose the colors" in line and " f2" in line for line in screen_lines(app))

@@ -75,7 +75,11 @@ def press(terminal: Terminal, key: str) -> None:
     terminal.wait_for_rest()
 
 
-@pytest.mark.parametrize("terminal", TERMINALS, indirect=True)
+@pytest.mark.parametrize(
+    "terminal",
+    [pytest.param(name, marks=() if name == "16 colors" else pytest.mark.long) for name in TERMINALS],
+    indirect=True,
+)
 def test_no_storm_of_sizes_breaks_a_screen(terminal: Terminal, home: Path, request: pytest.FixtureRequest) -> None:
     for there, sign, back in SCREENS.values():
         for key in there:

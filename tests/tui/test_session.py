@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from core import paths
+from tests.cases import cases
 from tui.session import (
     LIMIT,
     DataPlace,
@@ -80,7 +81,7 @@ def test_any_value_is_a_session_or_none(content: Any) -> None:
     assert found.data is None or found.data.row >= 0
 
 
-@pytest.mark.parametrize(
+@cases(
     "raw",
     [
         b"",

@@ -19,6 +19,7 @@ from core.runs.names import slug_of
 from core.runs.ranks import Rank
 from core.runs.state import RunState
 from core.runs.store import Run
+from tests.cases import cases
 from tests.tui.harness import Stage, screen_lines, screen_text, wait_for
 from tests.tui.scripted_run import GPU, ScriptedRun
 from tui import thresholds
@@ -39,7 +40,7 @@ def view_of(script: ScriptedRun) -> RunView:
     return RunView(script.run, script.run.state(), read_history(script.run), "SmolLM2 · qlora r16")
 
 
-@pytest.mark.parametrize(
+@cases(
     ("temperature", "limit", "word"),
     [(71, 83, "ok"), (78, 83, "near limit"), (83, 83, "at limit"), (80, 127, "near limit"), (80, None, "near limit")],
 )
@@ -47,7 +48,7 @@ def test_a_temperature_is_near_its_limit_at_it_or_ok(temperature: float, limit: 
     assert thresholds.temperature_word(replace(GPU, temperature_c=temperature, temperature_limit_c=limit)) == word
 
 
-@pytest.mark.parametrize(("share", "word"), [(0.5, "ok"), (0.8, "near limit"), (0.95, "at limit")])
+@cases(("share", "word"), [(0.5, "ok"), (0.8, "near limit"), (0.95, "at limit")])
 def test_memory_is_near_its_limit_from_four_fifths_on(share: float, word: str) -> None:
     assert thresholds.memory_word(replace(GPU, memory_used=int(share * 100), memory_total=100)) == word
 
@@ -57,13 +58,13 @@ def test_what_is_not_reported_has_no_word() -> None:
     assert (thresholds.temperature_word(bare), thresholds.memory_word(bare)) == ("", "")
 
 
-@pytest.mark.parametrize(("fraction", "full"), [(-1.0, 0), (0.0, 0), (0.5, 5), (1.0, 10), (7.0, 10)])
+@cases(("fraction", "full"), [(-1.0, 0), (0.0, 0), (0.5, 5), (1.0, 10), (7.0, 10)])
 def test_bars_stay_in_their_width(fraction: float, full: int) -> None:
     filled, empty = meter.bar(fraction, 10, ASCII)
     assert (filled, len(filled + empty)) == ("#" * full, 10)
 
 
-@pytest.mark.parametrize("width", [60, 78, 106])
+@cases("width", [60, 78, 106])
 def test_a_device_fits_and_missing_values_are_dashes(width: int) -> None:
     bare = Device(index=0, kind="cuda", name="x", temperature_c=60.0)
     for device in (GPU, bare):
@@ -107,14 +108,14 @@ def test_rewards_are_shown_where_there_are_any(home: Path) -> None:
     assert "acc 0.88" in shown
 
 
-@pytest.mark.parametrize("width", [20, 58, 78, 200])
-def test_numbers_and_progress_fit(home: Path, width: int) -> None:
+def test_numbers_and_progress_fit(home: Path) -> None:
     script = ScriptedRun(home, start=0.0)
     script.train_to(64)
     view = view_of(script)
-    assert run_lines.numbers(view, width).cell_length <= width
-    if width > 40:
-        assert run_lines.progress(view, width, BRAILLE, 100.0).cell_length <= width
+    for width in (20, 58, 78, 200):
+        assert run_lines.numbers(view, width).cell_length <= width
+        if width > 40:
+            assert run_lines.progress(view, width, BRAILLE, 100.0).cell_length <= width
 
 
 def test_the_trend_points_where_the_loss_goes() -> None:
@@ -141,33 +142,32 @@ def test_the_header_drops_what_matters_least() -> None:
     assert fit(long, 20).plain.strip() == "important  least", "there is room for it where the long one is left out"
 
 
-@pytest.mark.parametrize("width", [78, 118, 198])
-def test_the_header_keeps_state_and_heat_at_every_size(home: Path, width: int) -> None:
+def test_the_header_keeps_state_and_heat_at_every_size(home: Path) -> None:
     script = ScriptedRun(home)
     script.train_to(64)
     state = AppState(view=view_of(script), host="ws1")
-    line = fit(header_segments(state, 1e9, loss=width < 160), width)
-    assert line.cell_length <= width
-    for part in ("64/120", "ETA", "71 °C ok", "18.2/24 GB", "ws1"):
-        assert part in line.plain
+    for width in (78, 118, 198):
+        line = fit(header_segments(state, 1e9, loss=width < 160), width)
+        assert line.cell_length <= width
+        for part in ("64/120", "ETA", "71 °C ok", "18.2/24 GB", "ws1"):
+            assert part in line.plain
 
 
-@pytest.mark.parametrize("width", [80, 120, 200])
-def test_the_name_that_configuration_and_run_share_is_said_once(home: Path, width: int) -> None:
+def test_the_name_that_configuration_and_run_share_is_said_once(home: Path) -> None:
     script = ScriptedRun(home)
     script.train_to(64)
     name = slug_of(script.run.id)
     document = ConfigDocument()
     document.set("data.train", f"/data/{name}.csv")
     state = AppState(view=view_of(script), host="ws1", document=document)
-    line = fit(header_segments(state, 1e9, loss=False), width).plain
-    assert (f"{name} •not saved" in line) == (width > 80)
-    assert line.replace(script.run.id, "").count(name) == (1 if width > 80 else 0)
-    assert "64/120" in line
+    for width in (80, 120, 200):
+        line = fit(header_segments(state, 1e9, loss=False), width).plain
+        assert (f"{name} •not saved" in line) == (width > 80)
+        assert line.replace(script.run.id, "").count(name) == (1 if width > 80 else 0)
+        assert "64/120" in line
 
 
-@pytest.mark.parametrize(("width", "told"), [(78, "tickets, finished"), (140, "-tickets, finished"), (40, "")])
-def test_a_run_of_another_configuration_is_told_behind_a_line(home: Path, width: int, told: str) -> None:
+def test_a_run_of_another_configuration_is_told_behind_a_line(home: Path) -> None:
     script = ScriptedRun(home)
     script.train_to(64)
     script.write_state(state="finished")
@@ -175,11 +175,12 @@ def test_a_run_of_another_configuration_is_told_behind_a_line(home: Path, width:
     document = ConfigDocument()
     document.set("data.train", "/data/mine.csv")
     state = AppState(view=view, document=document)
-    line = fit(header_segments(state, view.state.updated + 300, loss=False), width).plain
-    assert "mine" in line
-    assert ("│ other run: " in line) == bool(told)
-    assert told in line
-    assert not told or "finished 5 min ago" in line
+    for width, told in ((78, "tickets, finished"), (140, "-tickets, finished"), (40, "")):
+        line = fit(header_segments(state, view.state.updated + 300, loss=False), width).plain
+        assert "mine" in line
+        assert ("│ other run: " in line) == bool(told)
+        assert told in line
+        assert not told or "finished 5 min ago" in line
 
 
 def test_device_names_are_short() -> None:
@@ -274,7 +275,7 @@ def test_a_theme_is_remembered_beside_comments(tmp_path: Path) -> None:
     assert path.read_text(encoding="utf-8") == '# mine\ntheme = "two"\n'
 
 
-@pytest.mark.parametrize(("encoding", "glyphs"), [("UTF-8", "braille"), ("ANSI_X3.4-1968", "ascii")])
+@cases(("encoding", "glyphs"), [("UTF-8", "braille"), ("ANSI_X3.4-1968", "ascii")])
 def test_glyphs_follow_the_locale(monkeypatch: pytest.MonkeyPatch, encoding: str, glyphs: str) -> None:
     monkeypatch.setattr("locale.nl_langinfo", lambda _: encoding)
     assert resolve_glyphs("auto") == glyphs
@@ -366,15 +367,16 @@ def test_the_header_shows_all_cards() -> None:
     assert "82 °C near limit  41.7/48 GB at limit" in narrow
 
 
-@pytest.mark.parametrize("width", [78, 118, 198])
-def test_the_header_keeps_state_and_heat_of_several_cards(home: Path, width: int) -> None:
+def test_the_header_keeps_state_and_heat_of_several_cards(home: Path) -> None:
     script = ScriptedRun(home)
     script.train_to(64)
     script.hardware(GPU, replace(GPU, index=1, temperature_c=64.0))
-    line = fit(header_segments(AppState(view=view_of(script), host="ws1"), 1e9, loss=width < 160), width)
-    assert line.cell_length <= width
-    for part in ("64/120", "ETA", "71", "°C ok", " GB"):
-        assert part in line.plain
+    view = view_of(script)
+    for width in (78, 118, 198):
+        line = fit(header_segments(AppState(view=view, host="ws1"), 1e9, loss=width < 160), width)
+        assert line.cell_length <= width
+        for part in ("64/120", "ETA", "71", "°C ok", " GB"):
+            assert part in line.plain
 
 
 def test_the_line_of_processes_tells_where_each_is_also_where_it_is_narrow() -> None:

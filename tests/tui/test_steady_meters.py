@@ -7,11 +7,11 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from core.hardware.snapshot import Device, GpuProcess
+from tests.cases import cases
 from tests.tui.conftest import CPU
 from tests.tui.scripted_run import GPU, HOST
 from tui.steady_meters import LASTING, MeterReading, SteadyMeters
@@ -55,7 +55,7 @@ def test_a_processor_that_jitters_is_not_shown_anew() -> None:
     assert shown(devices) == devices[:1]
 
 
-@pytest.mark.parametrize(
+@cases(
     "changes",
     [
         {"temperature_c": 43.0},
@@ -70,7 +70,7 @@ def test_a_processor_that_jitters_is_not_shown_anew() -> None:
         {"age_s": 20.0},
     ],
 )
-@pytest.mark.parametrize("is_watched", [True, False])
+@cases("is_watched", [True, False])
 def test_what_has_changed_on_a_card_is_shown_at_once(changes: dict[str, object], is_watched: bool) -> None:
     changed = replace(IDLE, **changes)  # type: ignore[arg-type]
     assert shown([IDLE, changed, changed], is_watched=is_watched) == [IDLE, changed]

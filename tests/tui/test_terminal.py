@@ -44,7 +44,7 @@ def test_it_starts_and_q_leaves_no_trace(environment: dict[str, str]) -> None:
         assert b"Traceback" not in terminal.output
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.long)])
 def test_a_signal_restores_the_terminal_and_spares_the_run(
     environment: dict[str, str], live_run: tuple[Run, subprocess.Popen[bytes]], number: int
 ) -> None:

@@ -6,7 +6,6 @@ import random
 from collections.abc import Sequence
 
 import pyte
-import pytest
 from rich.color import ColorSystem
 from rich.segment import Segment
 from rich.style import Style
@@ -14,6 +13,7 @@ from textual._compositor import ChopsUpdate, InlineUpdate, LayoutUpdate
 from textual.geometry import Region
 from textual.strip import Strip
 
+from tests.cases import cases
 from tui.terminal_image import TerminalImage
 
 WIDTH, HEIGHT = 40, 12
@@ -85,7 +85,7 @@ def _looks(screen: pyte.Screen) -> list[object]:
     return found
 
 
-@pytest.mark.parametrize("seed", range(12))
+@cases("seed", range(12))
 def test_any_sequence_of_updates_ends_in_the_same_screen(seed: int) -> None:
     choose = random.Random(seed)
     terminal = _Screen()

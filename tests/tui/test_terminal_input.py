@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import tracemalloc
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from textual import events
 from textual.message import Message
 
+from tests.cases import cases
 from tui.messages import PasteRefused
 from tui.terminal_input import (
     LARGEST_PASTE,
@@ -110,19 +110,19 @@ BROKEN = [
 ]
 
 
-@pytest.mark.parametrize(("data", "expected"), [*SOUND, *BROKEN], ids=lambda value: repr(value)[:40])
+@cases(("data", "expected"), [*SOUND, *BROKEN], ids=lambda value: repr(value)[:40])
 def test_what_comes_of_bytes(data: bytes, expected: list[str]) -> None:
     assert keys(Reader().read(data)) == expected
 
 
-@pytest.mark.parametrize(("data", "expected"), [*SOUND, *BROKEN], ids=lambda value: repr(value)[:40])
+@cases(("data", "expected"), [*SOUND, *BROKEN], ids=lambda value: repr(value)[:40])
 def test_the_next_key_is_none_the_worse(data: bytes, expected: list[str]) -> None:
     reader = Reader()
     reader.read(data)
     assert keys(reader.read(b"x\x1b[B")) == ["x", "down"]
 
 
-@pytest.mark.parametrize(("data", "expected"), SOUND, ids=lambda value: repr(value)[:40])
+@cases(("data", "expected"), SOUND, ids=lambda value: repr(value)[:40])
 def test_a_sequence_may_come_in_pieces(data: bytes, expected: list[str]) -> None:
     pieces = [bytes([byte]) for byte in data]
     assert keys(Reader().read(*pieces)) == expected
@@ -169,7 +169,7 @@ def test_a_paste_is_taken_whole_or_not_at_all() -> None:
     assert keys([key]) == ["x"]
 
 
-@pytest.mark.parametrize("begin", [b"\x1b[", b"\x1b[200~", b"\x1b]", b"\x1bP", b"\x1bO", b"\x1b[<"])
+@cases("begin", [b"\x1b[", b"\x1b[200~", b"\x1b]", b"\x1bP", b"\x1bO", b"\x1b[<"])
 def test_what_never_ends_takes_no_memory(begin: bytes) -> None:
     reader = Reader()
     reader.input.feed(begin)
@@ -208,7 +208,7 @@ def test_it_does_not_matter_how_bytes_are_cut(pieces: list[bytes], cuts: list[in
     assert keys(Reader().read(data)) == keys(Reader().read(*cut, data[position:]))
 
 
-@pytest.mark.parametrize(
+@cases(
     ("data", "expected"),
     [
         (b"\x1bq", ["escape", "q"]),

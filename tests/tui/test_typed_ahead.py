@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from string import ascii_lowercase
 
-import pytest
 from textual.events import Key
 from textual.keys import _character_to_key
 
+from tests.cases import cases
 from tui.keys import KeyTable, load_keymap
 from tui.typed_ahead import Place, TypedAhead
 
@@ -69,8 +69,8 @@ def admitted(text: str, scope: str, *, table: KeyTable | None = None, told: list
     return handled
 
 
-@pytest.mark.parametrize("scope", PANES)
-@pytest.mark.parametrize("text", TEXTS)
+@cases("scope", PANES)
+@cases("text", TEXTS)
 def test_no_letter_of_a_text_is_a_command(text: str, scope: str) -> None:
     told: list[str] = []
     handled = admitted(text, scope, told=told)
@@ -84,7 +84,7 @@ def test_no_letter_of_a_text_is_a_command(text: str, scope: str) -> None:
         assert told == ["lost"]
 
 
-@pytest.mark.parametrize(
+@cases(
     ("scope", "text"),
     [
         ("data", "tr\n"),
@@ -162,7 +162,7 @@ def test_what_was_dropped_long_ago_takes_no_later_keys_with_it() -> None:
     assert ahead.admits(second, place)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("scope", "text", "expected"),
     [("config", "open /etc/passwd\n", "op"), ("data", "sudo reboot\n", "s"), ("train", "pcb", "pc")],
 )
@@ -218,7 +218,7 @@ def test_a_keymap_counts(tmp_path: Path) -> None:
     assert table["app.ask"].display == "f6"
 
 
-@pytest.mark.parametrize("keys", ['["i", "w"]', '"w"'])
+@cases("keys", ['["i", "w"]', '"w"'])
 def test_a_keymap_may_rebind_the_key_of_the_chat_alone(tmp_path: Path, keys: str) -> None:
     path = tmp_path / "keymap.toml"
     path.write_text(f"[chat]\nwrite = {keys}\n", encoding="utf-8")

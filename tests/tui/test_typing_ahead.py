@@ -46,31 +46,21 @@ async def typed(pilot: Pilot[Any]) -> str:
     return line.value
 
 
-# Each of these letters is a key of the pane, and so are the keys themselves.
-@pytest.mark.parametrize(
-    ("chunk", "text"),
-    [("/mfsC/o:q", "mfsC/o:q"), (":2m/", "2m/"), ("onob/:lm", "nob/:lm")],
-)
-async def test_what_is_typed_behind_a_key_that_asks_is_the_text(tmp_path: Path, chunk: str, text: str) -> None:
+async def test_what_is_typed_behind_a_key_that_asks_is_the_text_and_the_keys_come_back(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "a.jsonl", [row(f"question {number}", "yes") for number in range(9)])
     pane = DataPane()
     async with PaneApp(pane).run_test(size=(100, 24)) as pilot:
         await opened(pilot, pane, path)
         pane.body.rows.focus()
         await pilot.pause()
-        type_at_once(pilot, chunk)
-        assert (await typed(pilot)).removeprefix(f"{tmp_path}/") == text
-        assert not pane.body.shows_tokens
-        assert not pane.shows_report
-
-
-async def test_the_line_gives_the_keys_back_and_asks_again(tmp_path: Path) -> None:
-    path = write_lines(tmp_path / "a.jsonl", [row(f"question {number}", "yes") for number in range(9)])
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(100, 24)) as pilot:
-        await opened(pilot, pane, path)
-        pane.body.rows.focus()
-        await pilot.pause()
+        # Each of these letters is a key of the pane, and so are the keys themselves.
+        for chunk, text in (("/mfsC/o:q", "mfsC/o:q"), (":2m/", "2m/"), ("onob/:lm", "nob/:lm")):
+            type_at_once(pilot, chunk)
+            assert (await typed(pilot)).removeprefix(f"{tmp_path}/") == text
+            assert not pane.body.shows_tokens
+            assert not pane.shows_report
+            await pilot.press("escape")
+            await wait_for(pilot, lambda: pane.body.rows.has_focus)
         for number in (3, 7):
             type_at_once(pilot, f":{number}")
             assert await typed(pilot) == str(number)
@@ -88,16 +78,6 @@ async def test_the_line_gives_the_keys_back_and_asks_again(tmp_path: Path) -> No
         assert await typed(pilot) == "no such text"
 
 
-async def test_the_search_of_the_configuration_takes_what_is_typed_ahead() -> None:
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(100, 24)) as pilot:
-        await wait_for(pilot, lambda: bool(pane.form.shown))
-        pane.form.focus()
-        await pilot.pause()
-        type_at_once(pilot, "/xdI/")
-        assert await typed(pilot) == "xdI/"
-
-
 async def test_a_value_typed_behind_enter_is_the_value(tmp_path: Path) -> None:
     pane = ConfigPane()
     async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
@@ -110,9 +90,8 @@ async def test_a_value_typed_behind_enter_is_the_value(tmp_path: Path) -> None:
         assert pane.form.current is field
 
 
-@pytest.mark.parametrize("chunk", ["Sxdu/q.toml", "\x13xdu/q.toml"])
-async def test_a_file_name_typed_behind_the_key_that_asks_for_it_is_the_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: str
+async def test_what_is_typed_behind_the_keys_of_the_configuration_goes_where_they_lead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     pane = ConfigPane()
@@ -121,9 +100,24 @@ async def test_a_file_name_typed_behind_the_key_that_asks_for_it_is_the_name(
         pane.form.focus()
         await pilot.pause()
         before = pane.document.dumps()
-        type_at_once(pilot, chunk)
-        assert (await typed(pilot)).endswith("xdu/q.toml")
-        assert pane.document.dumps() == before
+        for chunk, text in (("/xdI/", "xdI/"), ("Sxdu/q.toml", "xdu/q.toml"), ("\x13xdu/q.toml", "xdu/q.toml")):
+            type_at_once(pilot, chunk)
+            assert (await typed(pilot)).endswith(text)
+            assert pane.document.dumps() == before
+            await pilot.press("escape")
+            await wait_for(pilot, lambda: pane.form.has_focus)
+        await config_opened(pilot, pane, write_config(tmp_path))
+        type_at_once(pilot, "vf")
+        await wait_for(pilot, lambda: isinstance(pilot.app.screen, DifferenceScreen))
+        await pilot.press("escape")
+        await wait_for(pilot, lambda: pane.form.has_focus)
+        cursor = pane.form.cursor
+        type_at_once(pilot, "Pj")
+        await wait_for(pilot, lambda: isinstance(pilot.app.screen, PresetScreen))
+        screen = pilot.app.screen
+        assert isinstance(screen, PresetScreen)
+        await wait_for(pilot, lambda: screen._list.highlighted not in (None, 0))
+        assert pane.form.cursor == cursor
 
 
 async def test_the_editor_of_a_value_still_saves_with_its_key(tmp_path: Path) -> None:
@@ -152,31 +146,6 @@ async def test_what_is_typed_behind_open_finds_the_configuration(tmp_path: Path,
         await wait_for(pilot, lambda: not isinstance(pilot.app.screen, PickScreen))
         type_at_once(pilot, "Oapp\n")
         await wait_for(pilot, lambda: pane.document.path == tmp_path / "apples.toml")
-
-
-async def test_what_is_typed_behind_compare_chooses(tmp_path: Path) -> None:
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
-        await config_opened(pilot, pane, write_config(tmp_path))
-        pane.form.focus()
-        await pilot.pause()
-        type_at_once(pilot, "vf")
-        await wait_for(pilot, lambda: isinstance(pilot.app.screen, DifferenceScreen))
-
-
-async def test_what_is_typed_behind_presets_moves_in_them(tmp_path: Path) -> None:
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
-        await config_opened(pilot, pane, write_config(tmp_path))
-        pane.form.focus()
-        await pilot.pause()
-        before = pane.form.cursor
-        type_at_once(pilot, "Pj")
-        await wait_for(pilot, lambda: isinstance(pilot.app.screen, PresetScreen))
-        screen = pilot.app.screen
-        assert isinstance(screen, PresetScreen)
-        await wait_for(pilot, lambda: screen._list.highlighted not in (None, 0))
-        assert pane.form.cursor == before
 
 
 async def test_a_column_typed_behind_enter_is_found(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from core.analysis.forked import ForkedProcessError, forked_map
 from core.errors import UserError
+from tests.cases import cases
 
 LARGE = 8 << 20
 
@@ -18,7 +19,7 @@ def nothing() -> None:
     """No preparation."""
 
 
-@pytest.mark.parametrize("processes", [1, 2, 3])
+@cases("processes", [1, 2, 3])
 def test_results_come_in_order(processes: int) -> None:
     factor = 3  # is there in the forked processes too
     assert list(forked_map(lambda item: item * factor, range(50), processes, nothing)) == [3 * n for n in range(50)]

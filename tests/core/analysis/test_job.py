@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 from core.analysis.job import AnalysisCancelledError, AnalysisJob, analyze
 from core.analysis.result import AnalysisRequest, Progress
 from core.errors import UserError
+from tests.cases import cases
 from tests.core.data.sample_files import json_lines, pairs, write
 from tests.waiting import wait_for
 
@@ -121,7 +123,7 @@ def test_the_end_of_the_one_who_asked_ends_it(many: Path) -> None:
 
 
 @needs_two_cores
-@pytest.mark.parametrize(
+@cases(
     ("change", "part"),
     [
         (lambda path: os.truncate(path, path.stat().st_size // 2), "has become shorter"),
@@ -131,9 +133,9 @@ def test_the_end_of_the_one_who_asked_ends_it(many: Path) -> None:
     ],
 )
 def test_a_file_that_changes_meanwhile_is_a_sentence(
-    tmp_path: Path, change: Callable[[Path], object], part: str
+    many: Path, tmp_path: Path, change: Callable[[Path], object], part: str
 ) -> None:
-    path = write(tmp_path / "a.jsonl", json_lines(pairs(MANY)))
+    path = Path(shutil.copyfile(many, tmp_path / "a.jsonl"))
     with pytest.raises(UserError, match=part) as caught:
         Watched(path, lambda _: change(path)).end()
     assert caught.value.hint == "Open it again."

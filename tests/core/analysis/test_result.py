@@ -12,6 +12,7 @@ from core.analysis.job import AnalysisCancelledError, AnalysisJob, analyze
 from core.analysis.result import AnalysisRequest
 from core.errors import UserError
 from core.template.settings import MaskSettings
+from tests.cases import cases
 from tests.core.analysis.rows import row, rows_of
 
 
@@ -49,7 +50,7 @@ def test_every_row_is_used_or_dropped_for_a_reason(tmp_path: Path) -> None:
     assert rows_of(analysis, "not_json") == [3]
 
 
-@pytest.mark.parametrize(
+@cases(
     ("code", "bad"),
     [
         ("email", row("Write to jane.doe@posteo.de please.", "I have done so, she will call.")),

@@ -19,6 +19,7 @@ from core.errors import UserError
 from core.template.settings import mask_settings
 from core.worker.data.dataset import Loader
 from core.worker.data.encode import Encoder
+from tests.cases import cases
 from tests.core.data.sample_files import json_lines, write, write_parquet
 from tests.examples import examples
 
@@ -135,7 +136,7 @@ def test_messages_with_everything_wrong(both: Both, tmp_path: Path) -> None:
     assert found["used"] == 2
 
 
-@pytest.mark.parametrize(
+@cases(
     ("overlong", "supervise", "special"),
     [("drop", "last", "drop"), ("truncate", "assistant", "drop"), ("truncate", "all", "keep")],
 )
@@ -175,8 +176,8 @@ ALPACA = [
 TEXTS = ["plain words\n", "\n", " \t \n", "z" * 400 + "\n", "more\r\n"]
 
 
-@pytest.mark.parametrize("overlong", ["drop", "truncate"])
-@pytest.mark.parametrize(
+@cases("overlong", ["drop", "truncate"])
+@cases(
     ("name", "content"),
     [
         ("tokens.jsonl", json_lines(TOKENS)),

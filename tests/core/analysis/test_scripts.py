@@ -1,13 +1,13 @@
 from __future__ import annotations
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from core.analysis.scripts import SAMPLE, main_script
+from tests.cases import cases
 
 
-@pytest.mark.parametrize(
+@cases(
     ("text", "script"),
     [
         ("", "none"),

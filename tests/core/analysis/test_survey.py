@@ -18,6 +18,7 @@ from core.analysis.survey import survey
 from core.data.conversation import Example, make_tokens
 from core.errors import UserError
 from core.template.settings import MaskSettings
+from tests.cases import cases
 from tests.core.analysis.rows import row, rows_of
 from tests.core.data.sample_files import json_lines, write, write_arrow, write_parquet, write_zstd
 from tests.examples import examples
@@ -149,7 +150,7 @@ def test_leaks_among_many_rows_and_processes(tmp_path: Path) -> None:
 TEXTS = [row(prose(seed), "" if seed % 10 == 3 else f"answer {seed}") for seed in range(30)]
 
 
-@pytest.mark.parametrize("kind", ["gz", "zst", "parquet", "arrow", "columns"])
+@cases("kind", ["gz", "zst", "parquet", "arrow", "columns"])
 def test_packed_files_are_counted_as_plain_ones(tmp_path: Path, kind: str) -> None:
     text = json_lines(TEXTS)
     plain = look(write(tmp_path / "plain.jsonl", text))
@@ -261,7 +262,7 @@ def test_same_and_shared_are_what_comparing_all_with_all_finds(train: list[int],
 # Answers.
 
 
-@pytest.mark.parametrize(
+@cases(
     ("rows", "code", "part"),
     [
         ([{"instruction": "a b", "output": "c d", "expected": "c"}] * 2, "test_answers", "expected"),
@@ -284,7 +285,7 @@ def test_answers_that_may_be_no_answers(tmp_path: Path, rows: list[dict[str, Any
     assert problem.hint
 
 
-@pytest.mark.parametrize(
+@cases(
     "data",
     [
         {"question": "a b", "answer": "c d"},

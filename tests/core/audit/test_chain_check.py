@@ -20,14 +20,14 @@ from core.runs.events import Event, FinishedEvent, NoticeEvent, encode_event
 from core.runs.state import RunState
 from core.runs.store import Run
 from core.small_files import hash_file
+from tests.cases import cases
 
 from .test_spans import checkpoint, start, step
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Run:
+def make_run(directory: Path) -> Run:
     """A run of six steps with two checkpoints and a result, made by hand."""
-    made = Run(tmp_path / "20260101-000000-made")
+    made = Run(directory / "20260101-000000-made")
     made.checkpoints_path.mkdir(parents=True)
     config = Config.model_validate({"model": {"base": "/models/tiny"}, "data": {"train": "/rows.jsonl"}})
     made.config_path.write_text(dump_config(config))
@@ -45,6 +45,11 @@ def run(tmp_path: Path) -> Run:
     chain.append("end", {"state": "finished", "step": 6})
     RunState(state="finished", step=6).write(made.state_path)
     return made
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return make_run(tmp_path)
 
 
 def tell(run: Run, *events: Event) -> None:
@@ -92,7 +97,7 @@ def edit(lines: list[bytes]) -> None:
     lines[2] = lines[2].replace(b'"loss": 1.0', b'"loss": 0.5')
 
 
-@pytest.mark.parametrize(
+@cases(
     ("change", "sentences"),
     [
         (edit, ["events.jsonl: line 3 (a step event of step 2) was changed."]),
@@ -109,7 +114,10 @@ def edit(lines: list[bytes]) -> None:
     ],
     ids=["edited", "removed", "added", "moved", "the last one removed"],
 )
-def test_changed_events_are_named(run: Run, change: Callable[[list[bytes]], object], sentences: list[str]) -> None:
+def test_changed_events_are_named(
+    tmp_path: Path, change: Callable[[list[bytes]], object], sentences: list[str]
+) -> None:
+    run = make_run(tmp_path)
     change_lines(run, change)
     assert told(run) == sentences
 
@@ -185,8 +193,9 @@ def test_what_a_killed_run_has_not_sealed_is_said_and_is_no_difference(run: Run)
     assert "no hash chain" in checked(run).notes[0]
 
 
-@pytest.mark.parametrize("links", [2, 3, 4])
-def test_a_chain_that_was_cut_off_is_not_whole_where_the_run_has_finished(run: Run, links: int) -> None:
+@cases("links", [2, 3, 4])
+def test_a_chain_that_was_cut_off_is_not_whole_where_the_run_has_finished(tmp_path: Path, links: int) -> None:
+    run = make_run(tmp_path)
     cut(run, links)
     assert told(run) == [
         "The hash chain breaks off before the end of the run, which has finished: links were removed from its end."

@@ -18,6 +18,7 @@ from core.runs.chain import CHAIN_NAME, Chain, Link, read_links
 from core.runs.events import encode_event
 from core.runs.store import Run
 from core.small_files import open_regular
+from tests.cases import cases
 
 from .test_spans import step
 
@@ -74,7 +75,7 @@ def cut_middle(lines: list[bytes]) -> None:
     del lines[100:5300]
 
 
-@pytest.mark.parametrize(
+@cases(
     ("change", "sentence"),
     [
         (cut_middle, "events.jsonl: 5200 lines were removed after line 100."),

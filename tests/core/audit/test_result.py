@@ -1,8 +1,7 @@
 from __future__ import annotations
 
-import pytest
-
 from core.audit.result import Audit, ChainResult, Outcome, SpanResult, Verdict
+from tests.cases import cases
 
 
 def audit(*outcomes: Outcome, complete: bool = True) -> Audit:
@@ -11,7 +10,7 @@ def audit(*outcomes: Outcome, complete: bool = True) -> Audit:
     return Audit(run="r", chain=chain, inputs=(), spans=spans, notes=(), seed=7, seconds=3.0, complete=complete)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("outcomes", "verdict"),
     [
         (("equal", "equal"), "verified"),

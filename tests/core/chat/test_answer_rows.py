@@ -11,6 +11,7 @@ import pytest
 
 from core.chat.answer_rows import append_row, remember_file, remembered_file
 from core.errors import UserError
+from tests.cases import cases
 
 ROW = [{"role": "user", "content": "hé\n"}, {"role": "assistant", "content": "a\x1b[2J"}]
 
@@ -34,7 +35,7 @@ def test_a_last_line_without_its_end_stays_a_row(tmp_path: Path) -> None:
     assert rows(path) == [{"messages": []}, {"messages": ROW}]
 
 
-@pytest.mark.parametrize(
+@cases(
     ("name", "content", "says"),
     [
         ("rows.csv", None, "no file of JSON lines"),

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from core.chat import prompts
 from core.chat.prompts import PROMPT_LIMIT, read_prompts
 from core.errors import UserError
+from tests.cases import cases
 
 
 def user(text: str) -> dict[str, str]:
@@ -35,7 +36,7 @@ def test_json_lines_have_messages_or_a_prompt(tmp_path: Path) -> None:
     assert read_prompts(path, "S") == [turns, [{"role": "system", "content": "S"}, user("one\ntwo")]]
 
 
-@pytest.mark.parametrize(
+@cases(
     ("line", "words"),
     [
         ("{", "line 2: It is not JSON."),
@@ -58,7 +59,7 @@ def test_a_line_that_is_no_prompt_is_named(tmp_path: Path, line: str, words: str
     assert f"{path}, line 2" in caught.value.message
 
 
-@pytest.mark.parametrize(
+@cases(
     ("content", "words"),
     [(None, "cannot be read"), (b"", "has no prompt"), (b"\n \n", "has no prompt"), (b"\xff", "not UTF-8"),
      (b"a\n" * (PROMPT_LIMIT + 1), f"has {PROMPT_LIMIT + 1} prompts")],

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from core.chat.request import ChatRequest, GenerationSettings
 from core.config.schema import ChatSection
 from core.errors import UserError
+from tests.cases import cases
 
 ASK = [{"role": "user", "content": "Hello"}]
 
@@ -36,7 +37,7 @@ def test_what_is_left_out_has_its_default() -> None:
     assert ChatRequest.from_args({"messages": ASK}) == ChatRequest(ASK)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("args", "says"),
     [
         ({"messages": []}, "at least one message"),

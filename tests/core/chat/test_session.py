@@ -30,6 +30,7 @@ from core.runs.state import RunState
 from core.runs.store import Run, create_run
 from core.runs.trained import TrainedFile, find_trained
 from core.worker.process.control import Command, Controls, ControlServer
+from tests.cases import cases
 
 ASK = [{"role": "user", "content": "Count."}]
 FAKE = str(Path(__file__).with_name("fake_engine.py"))
@@ -132,7 +133,7 @@ def test_the_base_that_was_trained_on_is_known_from_the_checkpoint() -> None:
     assert spec_of(run).base_sha256 == "older"
 
 
-@pytest.mark.parametrize("manifest", ["{", "[]", '{"files": {}}', '{"files": {"adapter/adapter_config.json": 3}}'])
+@cases("manifest", ["{", "[]", '{"files": {}}', '{"files": {"adapter/adapter_config.json": 3}}'])
 def test_a_run_with_nothing_to_talk_to_says_so(manifest: str) -> None:
     run = make_run("failed")
     (add_checkpoint(run, 20) / "manifest.json").write_text(manifest)

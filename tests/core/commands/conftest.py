@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 
 from core.config.document import load_config
+from core.launch import launcher
 from core.runs.events import StepEvent, encode_event
 from core.runs.store import Run, create_run, list_runs
 from tests.forking import Forks
@@ -56,6 +58,21 @@ class Result:
         return json.loads(self.out, parse_constant=refuse)
 
 
+#: Runs a command line in this process.
+Call = Callable[..., Result]
+
+
+def run_line(capsys: pytest.CaptureFixture[str], *words: str) -> Result:
+    """Run a command line in this process."""
+    capsys.readouterr()
+    try:
+        code = main(list(words))
+    except SystemExit as end:
+        code = int(end.code or 0)
+    captured = capsys.readouterr()
+    return Result(code, captured.out, captured.err)
+
+
 @dataclass
 class CommandLine:
     """Runs command lines, and sets how their training process behaves."""
@@ -72,13 +89,7 @@ class CommandLine:
 
     def __call__(self, *words: str) -> Result:
         """Run a command line in this process."""
-        self.capsys.readouterr()
-        try:
-            code = main(list(words))
-        except SystemExit as end:
-            code = int(end.code or 0)
-        captured = self.capsys.readouterr()
-        return Result(code, captured.out, captured.err)
+        return run_line(self.capsys, *words)
 
     def spawn(self, *words: str, **options: Any) -> subprocess.Popen[bytes]:
         """Start a command line in a process of its own."""
@@ -106,6 +117,17 @@ class CommandLine:
         return run
 
 
+def scripted_command(run: Run, *, resume: bool = False) -> list[str]:
+    """The command line of a scripted worker, which is forked."""
+    return [PYTHON, "-m", "tests.core.commands.scripted_worker", str(run.path), *(["--resume"] if resume else [])]
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Call:
+    """Runs command lines that start no training."""
+    return functools.partial(run_line, capsys)
+
+
 @pytest.fixture
 def cli(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], forks: Forks
@@ -114,7 +136,7 @@ def cli(
     home = tmp_path / "home"
     home.mkdir()
     monkeypatch.setenv("LOCALTUNE_HOME", str(home))
-    # A Python that runs the scripted worker where the launcher asks for the real one.
+    # A Python that runs the scripted worker where the launcher of another process asks for the real one.
     python = tmp_path / "python"
     python.write_text(
         "#!/bin/sh\n"
@@ -126,6 +148,7 @@ def cli(
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
     monkeypatch.setattr(forks, "stand_ins", {str(python)})
+    monkeypatch.setattr(launcher, "worker_command", scripted_command)
     line = CommandLine(home, monkeypatch, capsys, python)
     yield line
     for process in line.processes:

@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -21,6 +21,7 @@ from core.commands import COMMANDS
 from core.commands.command_line import command_parser
 from core.errors import UserError
 from core.runs.state import RunState
+from tests.cases import cases
 from tests.core.commands.conftest import ROOT, Result
 from tests.examples import examples
 from tui import __main__ as program
@@ -158,34 +159,65 @@ def line_with(name: str, argument: argparse.Action, value: str) -> list[str]:
 
 
 CASES = [(name, action.dest) for name in COMMANDS for action in arguments(name)]
+#: Values as different from each other as eight can be; the others take the same ways again.
+FEW = ("nothing", "a long path", "an escape", "not UTF-8", "nan", "digits", "a pipe", "a link to itself")
+OTHERS = tuple(name for name in VALUES if name not in FEW)
 
 
-@pytest.mark.parametrize(("name", "argument"), CASES)
-def test_any_value_of_any_argument_is_taken_or_refused_in_a_line(
-    name: str, argument: str, place: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    action = next(action for action in arguments(name) if action.dest == argument)
-    for value in VALUES.values():
-        if argument == "out" and value.startswith("/dev/"):
-            continue  # as root a mistake would cost the machine its device; the pipe is as good
-        words = line_with(name, action, value)
-        check(words, carry_out(words, capsys))
+def check_arguments(name: str, values: Iterable[str], place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Any of these values of any argument of a command is taken, or refused in a line."""
+    for action in arguments(name):
+        for value in values:
+            if action.dest == "out" and VALUES[value].startswith("/dev/"):
+                continue  # as root a mistake would cost the machine its device; the pipe is as good
+            words = line_with(name, action, VALUES[value])
+            check(words, carry_out(words, capsys))
     assert (place / "r.jsonl").read_text() == ROW * 3
 
 
-@pytest.mark.parametrize(
-    "before", [[], ["good.toml"], ["--run"], ["runs"], ["nosuchcommand", "--bogus"], *([n] for n in COMMANDS)]
-)
-def test_words_that_no_parser_knows_are_refused_in_a_line(
-    before: list[str], place: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for value in VALUES.values():
+def check_unknown(before: list[str], values: Iterable[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Any of these words, where no parser knows it, is refused in a line."""
+    for value in (VALUES[name] for name in values):
         for words in ([*before, value, "--bogus"], [*before, f"--bogus={value}"], [*before, f"--js{value}"]):
             result = carry_out(words, capsys)
             check(words, result)
             # A word with a space in it is no option, so a command may take it for what it is about.
             assert result.code in (1, 2), words
-    assert place.is_dir()
+
+
+@pytest.mark.parametrize("name", dict.fromkeys(name for name, _ in CASES))
+def test_any_value_of_any_argument_is_taken_or_refused_in_a_line(
+    name: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    check_arguments(name, FEW, place, capsys)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", dict.fromkeys(name for name, _ in CASES))
+def test_more_values_of_any_argument_are_taken_or_refused_in_a_line(
+    name: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    check_arguments(name, OTHERS, place, capsys)
+
+
+BEFORE = [[], ["good.toml"], ["--run"], ["runs"], ["nosuchcommand", "--bogus"]]
+
+
+@pytest.mark.usefixtures("place")
+def test_words_that_no_parser_knows_are_refused_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for before in BEFORE:
+        check_unknown(before, FEW, capsys)
+    for name in COMMANDS:
+        check_unknown([name], FEW[:3], capsys)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("before", [*BEFORE, *([name] for name in COMMANDS)])
+@pytest.mark.usefixtures("place")
+def test_more_words_that_no_parser_knows_are_refused_in_a_line(
+    before: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    check_unknown(before, VALUES, capsys)
 
 
 HOSTILE = st.text(st.characters(), max_size=30) | st.binary(max_size=20).map(os.fsdecode)
@@ -211,13 +243,13 @@ def test_an_error_of_usage_shows_what_was_typed_without_what_a_terminal_acts_on(
     assert place.is_dir()
 
 
-@pytest.mark.parametrize("value", ["nan", "-1", "0", "inf", "1e400", "soon"])
-@pytest.mark.parametrize("command", ["pause", "resume", "checkpoint", "stop"])
-def test_a_time_to_wait_is_one(command: str, value: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@cases("value", ["nan", "-1", "0", "inf", "1e400", "soon"])
+@cases("command", ["pause", "resume", "checkpoint", "stop"])
+@pytest.mark.usefixtures("place")
+def test_a_time_to_wait_is_one(command: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
     result = carry_out([command, "latest", f"--timeout={value}"], capsys)
     assert result.code == 2
     assert "--timeout: must be a number above 0" in result.err
-    assert place.is_dir()
 
 
 def test_a_file_whose_name_is_not_utf8_is_looked_at(surroundings: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -227,16 +259,12 @@ def test_a_file_whose_name_is_not_utf8_is_looked_at(surroundings: Path, capsys: 
     assert surroundings.is_dir()
 
 
-@pytest.mark.parametrize(
-    "what", ["an escape", "a long path", "not UTF-8", "a pipe", "a socket", "a link to itself", "zero", "memory"]
-)
-def test_what_is_no_data_is_refused_in_a_line(
-    what: str, surroundings: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@cases("what", ["an escape", "a long path", "not UTF-8", "a pipe", "a socket", "a link to itself", "zero", "memory"])
+@pytest.mark.usefixtures("surroundings")
+def test_what_is_no_data_is_refused_in_a_line(what: str, capsys: pytest.CaptureFixture[str]) -> None:
     result = carry_out(["data", "--", VALUES[what]], capsys)
     check(["data", what], result)
     assert (result.code, result.err.count("\n")) == (1, 1)
-    assert surroundings.is_dir()
 
 
 def test_a_device_is_never_replaced_by_a_file(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -282,7 +310,7 @@ def test_bytes_of_the_command_line_reach_no_terminal(tmp_path: Path) -> None:
         assert not {"\x9b", "\udcff"} & set(result.stderr.decode())
 
 
-@pytest.mark.parametrize("words", [["init", "--data", "x"], ["train", "x"], ["chat", "x", "--prompt", "y"], ["runs"]])
+@cases("words", [["init", "--data", "x"], ["train", "x"], ["chat", "x", "--prompt", "y"], ["runs"]])
 def test_a_current_directory_that_is_gone_is_a_sentence(words: list[str], tmp_path: Path) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()
@@ -293,23 +321,31 @@ def test_a_current_directory_that_is_gone_is_a_sentence(words: list[str], tmp_pa
         assert b"The current directory has been deleted." in result.stderr
 
 
-@pytest.mark.parametrize("home", ["", "elsewhere", "~nosuchuser"])
-def test_a_home_that_is_none_is_a_sentence(home: str, tmp_path: Path) -> None:
-    result = run_program("runs", env=environment(LOCALTUNE_HOME=None, XDG_DATA_HOME=None, HOME=home), cwd=tmp_path)
-    assert result.returncode == 1
-    assert b"HOME is" in result.stderr
+@cases("home", ["", "elsewhere", "~nosuchuser"])
+def test_a_home_that_is_none_is_a_sentence(
+    home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("LOCALTUNE_HOME")
+    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+    monkeypatch.setenv("HOME", home)
+    monkeypatch.chdir(tmp_path)
+    result = carry_out(["runs"], capsys)
+    assert result.code == 1
+    assert "HOME is" in result.err
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize(
-    "home", ["/dev/null", "/dev/null/x", "a\nb", os.fsdecode(b"\xe9"), "a" * 5000, "loop"], ids=range(6)
-)
-def test_a_home_that_cannot_be_used_has_no_runs(home: str, surroundings: Path) -> None:
+@cases("home", ["/dev/null", "/dev/null/x", "a\nb", os.fsdecode(b"\xe9"), "a" * 5000, "loop"])
+@pytest.mark.usefixtures("surroundings")
+def test_a_home_that_cannot_be_used_has_no_runs(
+    home: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LOCALTUNE_HOME", home)
     for words in (["runs"], ["demo", "--set", "train.max_steps=x"], ["doctor", "--quick"]):
-        result = run_program(*words, env=environment(LOCALTUNE_HOME=home), cwd=surroundings)
-        assert result.returncode in (0, 1)
-        assert b"mistake" not in result.stderr
-        assert b"Traceback" not in result.stderr
+        result = carry_out(words, capsys)
+        assert result.code in (0, 1)
+        assert "mistake" not in result.err
+        assert "Traceback" not in result.err
 
 
 def test_standard_input_may_be_closed_endless_or_no_text(tmp_path: Path) -> None:
@@ -326,7 +362,7 @@ def test_standard_input_may_be_closed_endless_or_no_text(tmp_path: Path) -> None
         assert "no runs yet" in ask(no_text)
 
 
-@pytest.mark.parametrize("words", [["--help"], ["runs", "--help"], ["--version"]])
+@cases("words", [["--help"], ["runs", "--help"], ["--version"]])
 def test_help_goes_wherever_output_goes(words: list[str]) -> None:
     with open("/dev/full", "wb") as full:
         result = subprocess.run(

@@ -17,6 +17,7 @@ import pytest
 from core.commands import COMMANDS
 from core.commands.command_line import whole_parser
 from core.commands.completion import SHELLS, arguments_of, completer, completion_script
+from tests.cases import cases
 
 from .conftest import CommandLine
 
@@ -233,7 +234,7 @@ def test_zsh_completes(place: Path) -> None:
     assert not (place / "work" / "hacked").exists()
 
 
-@pytest.mark.parametrize("shell", SHELLS)
+@cases("shell", SHELLS)
 def test_a_script_names_every_command_and_starts_no_program(shell: str) -> None:
     script = completion_script(shell)
     assert all(name in script for name in COMMANDS)

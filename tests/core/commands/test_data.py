@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import sample_data
+from tests.core.commands.conftest import Call
 
 TICKETS = str(sample_data.path("tickets_train.jsonl"))
 
 
-def call(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "tui", "data", *arguments], capture_output=True, text=True, timeout=120, check=False
-    )
-
-
-def test_the_json_has_what_scripts_need(tiny_model_dir: Path) -> None:
-    ended = call(TICKETS, "--model", str(tiny_model_dir), "--row", "1", "--json")
-    assert ended.returncode == 0, ended.stderr
-    told = json.loads(ended.stdout)
+def test_the_json_has_what_scripts_need(call: Call, tiny_model_dir: Path) -> None:
+    ended = call("data", TICKETS, "--model", str(tiny_model_dir), "--row", "1", "--json")
+    assert ended.code == 0, ended.err
+    told = json.loads(ended.out)
     assert told["format"] == "messages"
     assert told["reason"]
     assert told["rows"] == told["used"] == 400
@@ -37,21 +30,21 @@ def test_the_json_has_what_scripts_need(tiny_model_dir: Path) -> None:
     assert learned == f"{answer}<|im_end|>"
 
 
-def test_people_get_lines_without_control_characters(tmp_path: Path) -> None:
+def test_people_get_lines_without_control_characters(call: Call, tmp_path: Path) -> None:
     hostile = tmp_path / "hostile.jsonl"
     turns = [{"role": "user", "content": "a\x1b]52;c;x\x07b"}, {"role": "assistant", "content": "c\x9b2Jd"}]
     hostile.write_text(json.dumps({"messages": turns}) + "\n")
-    ended = call(str(hostile))
-    assert ended.returncode == 0, ended.stderr
-    assert "hostile.jsonl" in ended.stdout
-    assert not any(character in ended.stdout for character in "\x1b\x07\x9b")
+    ended = call("data", str(hostile))
+    assert ended.code == 0, ended.err
+    assert "hostile.jsonl" in ended.out
+    assert not any(character in ended.out for character in "\x1b\x07\x9b")
 
 
-def test_a_file_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
-    ended = call(str(tmp_path / "nowhere.jsonl"))
-    assert ended.returncode == 1
-    assert "nowhere.jsonl" in ended.stderr
-    assert len(ended.stderr.strip().splitlines()) == 1
+def test_a_file_that_is_not_there_is_one_sentence(call: Call, tmp_path: Path) -> None:
+    ended = call("data", str(tmp_path / "nowhere.jsonl"))
+    assert ended.code == 1
+    assert "nowhere.jsonl" in ended.err
+    assert len(ended.err.strip().splitlines()) == 1
 
 
 #: Shows the reasoning of the last turn only.
@@ -62,7 +55,9 @@ LATER = (
 )
 
 
-def test_turns_that_are_learned_in_rows_of_their_own_are_shown_too(tmp_path: Path, tiny_model_dir: Path) -> None:
+def test_turns_that_are_learned_in_rows_of_their_own_are_shown_too(
+    call: Call, tmp_path: Path, tiny_model_dir: Path
+) -> None:
     model, rows, template = tmp_path / "model", tmp_path / "rows.jsonl", tmp_path / "later.jinja"
     model.mkdir()
     shutil.copy(tiny_model_dir / "tokenizer.json", model)
@@ -76,98 +71,104 @@ def test_turns_that_are_learned_in_rows_of_their_own_are_shown_too(tmp_path: Pat
     ]
     rows.write_text(json.dumps({"messages": turns}) + "\n")
     arguments = (str(rows), "--model", str(model), "--template", str(template), "--row", "1")
-    ended = call(*arguments, "--json")
-    assert ended.returncode == 0, ended.stderr
-    told = json.loads(ended.stdout)
+    ended = call("data", *arguments, "--json")
+    assert ended.code == 0, ended.err
+    told = json.loads(ended.out)
     learned = ["".join(t["text"] for t in row if t["supervised"]) for row in (told["tokens"], *told["further"])]
     assert learned == ["d<|im_end|>", "<think>hm</think>b<|im_end|>"]
     assert told["used"] == 1
-    shown = call(*arguments).stdout
+    shown = call("data", *arguments).out
     assert "[[d<|im_end|>]]" in shown
     assert "part 2" in shown
     assert "[[<think>hm</think>b<|im_end|>]]" in shown
 
 
-def test_both_answers_of_a_pair_are_shown_and_a_label_in_words(tmp_path: Path, tiny_model_dir: Path) -> None:
+def test_both_answers_of_a_pair_are_shown_and_a_label_in_words(
+    call: Call, tmp_path: Path, tiny_model_dir: Path
+) -> None:
     pairs, labels = tmp_path / "pairs.jsonl", tmp_path / "labels.jsonl"
     pairs.write_text(json.dumps({"prompt": "q", "chosen": "yes", "rejected": "no, never"}) + "\n")
     labels.write_text(json.dumps({"prompt": "q", "completion": "hm", "label": False}) + "\n")
-    shown = call(str(pairs), "--model", str(tiny_model_dir)).stdout
+    shown = call("data", str(pairs), "--model", str(tiny_model_dir)).out
     better, _, worse = shown.partition("row 1, better answer: ")[2].partition("row 1, worse answer: ")
     assert "[[yes<|im_end|>]]" in better
     assert "[[no, never<|im_end|>]]" in worse
-    told = json.loads(call(str(pairs), "--model", str(tiny_model_dir), "--row", "1", "--json").stdout)
+    told = json.loads(call("data", str(pairs), "--model", str(tiny_model_dir), "--row", "1", "--json").out)
     learned = ["".join(t["text"] for t in told[name] if t["supervised"]) for name in ("tokens", "rejected")]
     assert learned == ["yes<|im_end|>", "no, never<|im_end|>"]
     assert told["lengths"]["max"] == len(told["rejected"]) > len(told["tokens"])
-    assert "row 1, bad answer: " in call(str(labels), "--model", str(tiny_model_dir)).stdout
+    assert "row 1, bad answer: " in call("data", str(labels), "--model", str(tiny_model_dir)).out
 
 
-def test_a_template_that_cannot_be_used_is_named_for_every_row(tmp_path: Path, tiny_model_dir: Path) -> None:
+def test_a_template_that_cannot_be_used_is_named_for_every_row(
+    call: Call, tmp_path: Path, tiny_model_dir: Path
+) -> None:
     template = tmp_path / "endless.jinja"
     template.write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
-    ended = call(TICKETS, "--model", str(tiny_model_dir), "--template", str(template), "--row", "1", "--json")
-    assert ended.returncode == 0, ended.stderr
-    told = json.loads(ended.stdout)
+    ended = call("data", TICKETS, "--model", str(tiny_model_dir), "--template", str(template), "--row", "1", "--json")
+    assert ended.code == 0, ended.err
+    told = json.loads(ended.out)
     assert told["dropped"] == {"no_stop_token": 400}
     assert told["row_error"]["code"] == "no_stop_token"
     assert "does not end an answer" in told["row_error"]["message"]
 
 
-def test_the_histogram_leaves_out_what_is_empty(tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_the_histogram_leaves_out_what_is_empty(call: Call, tiny_model_dir: Path, tmp_path: Path) -> None:
     path = tmp_path / "lengths.jsonl"
     rows = [{"prompt": f"number {number}", "completion": "ok " * length} for number, length in enumerate([9, 9, 900])]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    ended = call(str(path), "--model", str(tiny_model_dir))
-    assert ended.returncode == 0, ended.stderr
-    lines = [line.strip() for line in ended.stdout.splitlines()]
+    ended = call("data", str(path), "--model", str(tiny_model_dir))
+    assert ended.code == 0, ended.err
+    lines = [line.strip() for line in ended.out.splitlines()]
     bars = [place for place, line in enumerate(lines) if line.split(" ")[1:2] and set(line.split(" ")[1]) == {"#"}]
     assert len(bars) == 2
     assert lines[bars[0] + 1 : bars[1]] == ["..."]
 
 
-def test_a_template_without_a_tokenizer_is_said_to_be_of_no_use(tmp_path: Path) -> None:
+def test_a_template_without_a_tokenizer_is_said_to_be_of_no_use(call: Call, tmp_path: Path) -> None:
     template = tmp_path / "mine.jinja"
     template.write_text("{{ messages }}")
-    ended = call(TICKETS, "--template", str(template), "--json")
-    assert ended.returncode != 0
-    assert "--model" in ended.stderr
-    assert not ended.stdout
+    ended = call("data", TICKETS, "--template", str(template), "--json")
+    assert ended.code != 0
+    assert "--model" in ended.err
+    assert not ended.out
 
 
-def test_a_template_without_an_end_is_a_reason(tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_a_template_without_an_end_is_a_reason(call: Call, tiny_model_dir: Path, tmp_path: Path) -> None:
     template = tmp_path / "endless.jinja"
     loop = "{% for _ in range(99999) %}"
     template.write_text(loop * 4 + "{{ messages }}" + "{% endfor %}" * 4)
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"prompt": "a", "completion": "b"}) + "\n")
-    ended = call(str(path), "--model", str(tiny_model_dir), "--template", str(template), "--json")
-    assert ended.returncode == 0, ended.stderr
-    told = json.loads(ended.stdout)
+    ended = call("data", str(path), "--model", str(tiny_model_dir), "--template", str(template), "--json")
+    assert ended.code == 0, ended.err
+    told = json.loads(ended.out)
     assert told["dropped"] == {"template_error": 1}
     assert "do not come to an end" in told["problems"][0]["detail"]
 
 
-def test_rows_of_an_array_are_named_by_their_numbers_where_lines_do_not_tell_them_apart(tmp_path: Path) -> None:
+def test_rows_of_an_array_are_named_by_their_numbers_where_lines_do_not_tell_them_apart(
+    call: Call, tmp_path: Path
+) -> None:
     good, bad = {"text": "some words"}, {"text": " "}
     rows = [good, bad, {"text": "other words"}, bad]
     array, pretty, lines = tmp_path / "one.json", tmp_path / "pretty.json", tmp_path / "blank.jsonl"
     array.write_text(json.dumps(rows))
     pretty.write_text(json.dumps(rows, indent=1))
     lines.write_text("\n\n".join(map(json.dumps, rows)))
-    shown = {path.name: call(str(path)).stdout for path in (array, pretty, lines)}
+    shown = {path.name: call("data", str(path)).out for path in (array, pretty, lines)}
     assert "rows 2, 4\n" in shown["one.json"]
     assert "line" not in shown["one.json"]
     assert "lines 5, 11 (rows 2, 4)\n" in shown["pretty.json"]
     assert "lines 3, 7 (rows 2, 4)\n" in shown["blank.jsonl"]
-    told = json.loads(call(str(array), "--json").stdout)
+    told = json.loads(call("data", str(array), "--json").out)
     assert [(problem["rows"], problem["lines"]) for problem in told["problems"]] == [([2, 4], [None, None])]
 
 
-def test_a_first_token_is_learned_nowhere(tmp_path: Path, tiny_model_dir: Path) -> None:
+def test_a_first_token_is_learned_nowhere(call: Call, tmp_path: Path, tiny_model_dir: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("plain words to go on with\n")
-    told = json.loads(call(str(path), "--model", str(tiny_model_dir), "--row", "1", "--json").stdout)
+    told = json.loads(call("data", str(path), "--model", str(tiny_model_dir), "--row", "1", "--json").out)
     learned = sum(token["supervised"] for token in told["tokens"])
     assert not told["tokens"][0]["supervised"]
     assert learned == told["lengths"]["supervised"] == len(told["tokens"]) - 1

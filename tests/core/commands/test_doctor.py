@@ -22,6 +22,7 @@ from core.hardware.drivers import Build
 from core.hardware.nvml import GpuProcess
 from core.hardware.snapshot import Device
 from core.runs import sockets
+from tests.cases import cases
 from tests.core.hardware.conftest import Ask, ask_driver, fake_driver
 from tests.forking import Forks
 
@@ -112,7 +113,7 @@ def statuses(findings: list[Finding]) -> dict[str, str]:
     return {finding.name: finding.status for finding in findings}
 
 
-@pytest.mark.parametrize(
+@cases(
     ("change", "expected"),
     [
         ({}, {"torch": "ok", "quantization": "ok"}),
@@ -141,7 +142,7 @@ def test_what_a_probe_amounts_to(change: dict[str, Any], expected: dict[str, str
     assert not any("\x1b" in finding.what for finding in findings)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("change", "cuda", "variables", "words"),
     [
         ({"cuda_build": None}, (13, 0), {}, "it was built without CUDA"),
@@ -242,7 +243,7 @@ def test_linux_under_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert statuses(system.check_wsl(under_windows(tmp_path, new))) == {"wsl": "ok"}
 
 
-@pytest.mark.parametrize(
+@cases(
     ("features", "delay", "colors", "words"),
     [
         ("256,RGB,title", "10", "truecolor", []),
@@ -352,7 +353,7 @@ def test_cards_are_described_with_who_holds_their_memory(ask_driver: Ask) -> Non
     assert "the power limit, from 150 to 480 W" in found["gpu 0 power"]["what"]
 
 
-@pytest.mark.parametrize(
+@cases(
     ("mode", "seconds", "words"),
     [
         ("lost", "20", "fallen off the bus"),
@@ -395,7 +396,7 @@ def logind(root: Path, **files: str) -> Path:
     return root
 
 
-@pytest.mark.parametrize(
+@cases(
     ("files", "kills"),
     [
         ({}, True),
@@ -432,7 +433,7 @@ def test_a_logout_that_ends_runs_is_a_warning(tmp_path: Path, monkeypatch: pytes
     assert system.check_logout(root).status == "ok"
 
 
-@pytest.mark.parametrize(
+@cases(
     ("environment", "status", "words"),
     [
         ({"TERM": "xterm-256color", "COLORTERM": "truecolor"}, "ok", "16 million"),
@@ -477,13 +478,13 @@ def test_sockets_are_tried_where_they_would_be(monkeypatch: pytest.MonkeyPatch, 
         assert os.listdir(directory) == []
 
 
-@pytest.mark.parametrize(("free", "status"), [(10**9, "fail"), (8 * 10**9, "warn"), (20 * 10**9, "ok")])
+@cases(("free", "status"), [(10**9, "fail"), (8 * 10**9, "warn"), (20 * 10**9, "ok")])
 def test_memory(monkeypatch: pytest.MonkeyPatch, free: int, status: str) -> None:
     monkeypatch.setattr(system, "memory", lambda: (10**9, 10**9 + free))
     assert system.check_memory().status == status
 
 
-@pytest.mark.parametrize(("free", "status"), [(10**9, "fail"), (8 * 10**9, "warn"), (90 * 10**9, "ok")])
+@cases(("free", "status"), [(10**9, "fail"), (8 * 10**9, "warn"), (90 * 10**9, "ok")])
 def test_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, free: int, status: str) -> None:
     tmp_path.chmod(0o700)
     monkeypatch.setenv("LOCALTUNE_HOME", str(tmp_path))
@@ -495,7 +496,7 @@ def test_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, free: int, status
         assert system.check_home().hint == f"chmod 700 {tmp_path}"
 
 
-@pytest.mark.parametrize(
+@cases(
     ("build", "cuda", "status", "words"),
     [
         (Build("2.15.0", "13.2"), (13, 0), "ok", "runs from driver 580.65.06 on"),

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
+from tests.cases import cases
 
 from .conftest import CommandLine
 
 
-@pytest.mark.parametrize(
+@cases(
     ("words", "said"),
     [
         (["x", "--tasks", "a"], "go with --with lm-eval"),

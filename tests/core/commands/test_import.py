@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,8 @@ from core.commands.import_ import write as write_result
 from core.config.document import load_config
 from core.errors import UserError
 from core.importers.convert import TOOLS
+from tests.cases import cases
+from tests.core.commands.conftest import Call, Result
 from tests.core.data.sample_files import json_lines, pairs, write
 from tests.core.importers.tools.test_axolotl import QLORA as AXOLOTL
 from tests.core.importers.tools.test_llama_factory import QLORA as LLAMA_FACTORY
@@ -26,22 +26,10 @@ ROOT = Path(__file__).parents[3]
 SAMPLES = {"axolotl": AXOLOTL, "llama-factory": LLAMA_FACTORY, "unsloth": UNSLOTH}
 
 
-def call(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "tui", *words],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "LOCALTUNE_HOME": str(cwd / "home")},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-
-
 @pytest.fixture
-def place(tmp_path: Path) -> Path:
-    """A directory with data for each of the samples."""
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current directory, with data for each of the samples."""
+    monkeypatch.chdir(tmp_path)
     registry(tmp_path)
     write(tmp_path / "rows.jsonl", json_lines(pairs(20)))
     for kind, text in SAMPLES.items():
@@ -49,44 +37,44 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def told(ended: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+def told(ended: Result) -> dict[str, Any]:
     """The JSON on standard output."""
-    found: dict[str, Any] = json.loads(ended.stdout)
+    found: dict[str, Any] = json.loads(ended.out)
     return found
 
 
-@pytest.mark.parametrize("kind", SAMPLES)
-def test_the_result_is_read_by_the_other_commands(place: Path, kind: str) -> None:
-    ended = call("import", f"{kind}.yml", "--out", "ours.toml", cwd=place)
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stdout == ""
-    assert "carried:" in ended.stderr
-    assert "unsupported:" in ended.stderr
-    load_config(place / "ours.toml")
-    looked = call("data", "--config", "ours.toml", "--json", cwd=place)
-    assert looked.returncode == 0, looked.stderr
+@cases("kind", SAMPLES)
+def test_the_result_is_read_by_the_other_commands(call: Call, place: Path, kind: str) -> None:
+    ended = call("import", f"{kind}.yml", "--out", f"{kind}.toml")
+    assert ended.code == 0, ended.err
+    assert ended.out == ""
+    assert "carried:" in ended.err
+    assert "unsupported:" in ended.err
+    load_config(place / f"{kind}.toml")
+    looked = call("data", "--config", f"{kind}.toml", "--json")
+    assert looked.code == 0, looked.err
     result = told(looked)
     assert result["rows"] == (2 if kind == "llama-factory" else 20)
     assert result["used"] == result["rows"] - result["dropped"].pop("held_out", 0)
     assert result["dropped"] == {}
 
 
-def test_without_out_the_configuration_goes_to_standard_output(place: Path) -> None:
-    ended = call("import", "axolotl.yml", cwd=place)
-    assert ended.returncode == 0
-    assert ended.stdout.startswith("# Imported from axolotl.yml, a configuration of Axolotl.\n")
-    dashed = call("import", "axolotl.yml", "--out", "-", cwd=place)
-    assert dashed.stdout == ended.stdout
+def test_without_out_the_configuration_goes_to_standard_output(call: Call, place: Path) -> None:
+    ended = call("import", "axolotl.yml")
+    assert ended.code == 0
+    assert ended.out.startswith("# Imported from axolotl.yml, a configuration of Axolotl.\n")
+    dashed = call("import", "axolotl.yml", "--out", "-")
+    assert dashed.out == ended.out
     assert not (place / "-").exists()
-    write(place / "elsewhere" / "ours.toml", ended.stdout)
+    write(place / "elsewhere" / "ours.toml", ended.out)
     # Its paths hold wherever it lies.
     assert load_config(place / "elsewhere" / "ours.toml").data.train == str(place / "rows.jsonl")
 
 
-def test_the_json_has_what_scripts_need(place: Path) -> None:
-    ended = call("import", "axolotl.yml", "--json", cwd=place)
-    assert ended.returncode == 0
-    assert ended.stdout.count("\n") == 1
+def test_the_json_has_what_scripts_need(call: Call, place: Path) -> None:
+    ended = call("import", "axolotl.yml", "--json")
+    assert ended.code == 0
+    assert ended.out.count("\n") == 1
     result = told(ended)
     assert result["kind"] == "axolotl"
     assert result["reason"]
@@ -97,29 +85,29 @@ def test_the_json_has_what_scripts_need(place: Path) -> None:
     assert {"key": "lora_r", "value": 32, "to": "method.rank", "reason": ""} in result["carried"]
 
 
-def test_an_unknown_key_is_an_error_and_the_rest_is_carried_over(place: Path) -> None:
+def test_an_unknown_key_is_an_error_and_the_rest_is_carried_over(call: Call, place: Path) -> None:
     write(place / "typo.yml", "base_model: x\nsequence_len: 8\nlora_rr: 4\n")
-    ended = call("import", "typo.yml", "--json", cwd=place)
-    assert ended.returncode == 1
-    assert "typo.yml, line 3: Axolotl has no key lora_rr; it was left out. Did you mean lora_r?" in ended.stderr
+    ended = call("import", "typo.yml", "--json")
+    assert ended.code == 1
+    assert "typo.yml, line 3: Axolotl has no key lora_rr; it was left out. Did you mean lora_r?" in ended.err
     assert any("Did you mean lora_r?" in said["reason"] for said in told(ended)["unsupported"])
 
 
-def test_nothing_is_written_over(place: Path) -> None:
+def test_nothing_is_written_over(call: Call, place: Path) -> None:
     out = write(place / "ours.toml", "mine\n")
-    ended = call("import", "axolotl.yml", "--out", "ours.toml", cwd=place)
-    assert (ended.returncode, out.read_text()) == (1, "mine\n")
-    assert "--force" in ended.stderr
-    assert call("import", "axolotl.yml", "--out", "ours.toml", "--force", cwd=place).returncode == 0
+    ended = call("import", "axolotl.yml", "--out", "ours.toml")
+    assert (ended.code, out.read_text()) == (1, "mine\n")
+    assert "--force" in ended.err
+    assert call("import", "axolotl.yml", "--out", "ours.toml", "--force").code == 0
     assert out.read_text().startswith("# Imported")
-    same = call("import", "axolotl.yml", "--out", "axolotl.yml", "--force", cwd=place)
-    assert same.returncode == 1
+    same = call("import", "axolotl.yml", "--out", "axolotl.yml", "--force")
+    assert same.code == 1
     assert (place / "axolotl.yml").read_text() == AXOLOTL
     for target, part in ((".", "is a directory"), ("nowhere/x.toml", "cannot be written")):
-        refused = call("import", "axolotl.yml", "--out", target, cwd=place)
-        assert refused.returncode == 1
-        assert part in refused.stderr
-        assert len(refused.stderr.strip().splitlines()) == 1
+        refused = call("import", "axolotl.yml", "--out", target)
+        assert refused.code == 1
+        assert part in refused.err
+        assert len(refused.err.strip().splitlines()) == 1
     assert not [name for name in os.listdir(place) if name.startswith(".")]
 
 
@@ -131,7 +119,7 @@ def test_a_file_made_meanwhile_is_not_written_over(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["ours.toml"]
 
 
-@pytest.mark.parametrize(
+@cases(
     ("text", "words", "part"),
     [
         ("learning_rate: 1e-4\n", [], "--from"),
@@ -140,37 +128,39 @@ def test_a_file_made_meanwhile_is_not_written_over(tmp_path: Path) -> None:
         ("adapter: qlora\nbase_model: x\n", [], "load_in_4bit"),
     ],
 )
-def test_what_cannot_be_carried_over_is_one_sentence(tmp_path: Path, text: str, words: list[str], part: str) -> None:
-    write(tmp_path / "x.yml", text)
-    ended = call("import", "x.yml", *words, "--out", "o.toml", cwd=tmp_path)
-    assert (ended.returncode, ended.stdout) == (1, "")
-    assert part in ended.stderr
-    assert len(ended.stderr.strip().splitlines()) == 1
-    assert not (tmp_path / "o.toml").exists()
+def test_what_cannot_be_carried_over_is_one_sentence(
+    call: Call, place: Path, text: str, words: list[str], part: str
+) -> None:
+    write(place / "x.yml", text)
+    ended = call("import", "x.yml", *words, "--out", "o.toml")
+    assert (ended.code, ended.out) == (1, "")
+    assert part in ended.err
+    assert len(ended.err.strip().splitlines()) == 1
+    assert not (place / "o.toml").exists()
 
 
 def test_the_kinds_are_those_of_the_importers() -> None:
     assert tuple(TOOLS) == KINDS
 
 
-def test_whose_it_is_may_be_said(tmp_path: Path) -> None:
-    write(tmp_path / "x.yml", "learning_rate: 1e-4\n")
-    ended = call("import", "x.yml", "--from", "llama-factory", cwd=tmp_path)
-    assert ended.returncode == 0
-    assert "learning_rate = 0.0001" in ended.stdout
-    assert call("import", "x.yml", "--from", "nobody", cwd=tmp_path).returncode == 2
+def test_whose_it_is_may_be_said(call: Call, place: Path) -> None:
+    write(place / "x.yml", "learning_rate: 1e-4\n")
+    ended = call("import", "x.yml", "--from", "llama-factory")
+    assert ended.code == 0
+    assert "learning_rate = 0.0001" in ended.out
+    assert call("import", "x.yml", "--from", "nobody").code == 2
 
 
-def test_people_get_no_control_characters_and_no_secrets(tmp_path: Path) -> None:
+def test_people_get_no_control_characters_and_no_secrets(call: Call, place: Path) -> None:
     token = "hf_" + "Zz9" * 12
     write(
-        tmp_path / "x.yml",
+        place / "x.yml",
         f'base_model: "a\\e]52;c;x\\ab\\x9b2J"\nsequence_len: 8\nhub_token: {token}\n"k\\e[2J": "\\x9b"\n'
         'datasets: [{path: "d\\e[2J.jsonl", type: "\\e[31m"}]\n',
     )
     for words in ([], ["--json"]):
-        ended = call("import", "x.yml", *words, cwd=tmp_path)
-        assert ended.returncode == 1  # for the key that is none
-        everything = ended.stdout + ended.stderr
+        ended = call("import", "x.yml", *words)
+        assert ended.code == 1  # for the key that is none
+        everything = ended.out + ended.err
         assert token not in everything
         assert not any(character in everything for character in "\x1b\x07\x9b")

@@ -13,6 +13,7 @@ from core.config.document import ConfigDocument
 from core.hardware.card import Card
 from core.presets.library import find_preset, presets
 from core.runs.store import find_run
+from tests.cases import cases
 from tests.families.published_models import published_config
 from tests.measured_here import share
 
@@ -111,7 +112,7 @@ def test_elsewhere_paths_are_still_right(cli: CommandLine, work: Path) -> None:
     assert config.data.train == [str(work / "rows.jsonl"), str(work / "held-out.jsonl")]
 
 
-@pytest.mark.parametrize(
+@cases(
     ("words", "said"),
     [
         ([], "There is no data to train on"),

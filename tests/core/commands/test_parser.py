@@ -7,6 +7,7 @@ import shlex
 import pytest
 
 from core.commands.command_line import command_parser
+from tests.cases import cases
 
 CONTRADICTIONS = [
     ("train x.toml --detach --no-start", "--detach and --no-start do not go together: a run that is not started"),
@@ -27,7 +28,7 @@ CONTRADICTIONS = [
 ]
 
 
-@pytest.mark.parametrize(("line", "said"), CONTRADICTIONS)
+@cases(("line", "said"), CONTRADICTIONS)
 def test_what_contradicts_itself_is_wrong_usage(line: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
     command, *words = shlex.split(line)
     with pytest.raises(SystemExit) as caught:
@@ -38,7 +39,7 @@ def test_what_contradicts_itself_is_wrong_usage(line: str, said: str, capsys: py
     assert f"error: {said}" in err
 
 
-@pytest.mark.parametrize(
+@cases(
     "line",
     [
         "train x.toml --detach --json",

@@ -19,6 +19,7 @@ from core.models.architecture import measuring
 from core.models.architecture.families import read_architecture
 from core.runs.events import StepEvent, encode_event
 from core.runs.store import create_run
+from tests.cases import cases
 from tests.core.commands.conftest import CommandLine
 from tests.core.models.architecture import published
 
@@ -77,7 +78,7 @@ def test_what_a_run_would_refuse_about_the_model_is_said(cli: CommandLine, base:
     assert "saved quantized (HQQ)" in cli("plan", config, "--gpu-memory", "24GB").err
 
 
-@pytest.mark.parametrize("family", ["gemma3_text", "of_tomorrow"])
+@cases("family", ["gemma3_text", "of_tomorrow"])
 def test_a_model_that_asks_for_foreign_code_is_refused_before_it_is_measured(
     cli: CommandLine, base: Path, family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -270,7 +271,7 @@ def test_an_earlier_run_tells_how_long_it_takes(cli: CommandLine, base: Path) ->
     assert cli("plan", path, *month, "--gpu-memory", "24GB", "--json").json["unmet"] == [], "it runs elsewhere"
 
 
-@pytest.mark.parametrize(
+@cases(
     ("changes", "words"),
     [
         (("--gpu-memory", "lots"), "--gpu-memory lots is no size"),
@@ -313,7 +314,7 @@ def test_a_configuration_without_data_is_planned_with_rows_of_the_greatest_lengt
     assert any("1024 tokens" in note for note in result.json["notes"])
 
 
-@pytest.mark.parametrize(
+@cases(
     ("flags", "length", "trainable"),
     [
         ((), 2048, 41_943_040),
@@ -333,7 +334,7 @@ def test_a_model_is_planned_without_a_configuration(
     assert not list(cli.home.rglob("*.toml"))
 
 
-@pytest.mark.parametrize(
+@cases(
     ("model", "memory", "budget", "kept", "layers"),
     [
         (published.LLAMA_3_8B, "80GB", 8192, 32, 32),
@@ -362,7 +363,7 @@ def test_the_table_of_8b_and_13b_shapes(
         assert f"activations of {layers - plan['kept_layers']} of {layers} layers recomputed" in shown
 
 
-@pytest.mark.parametrize(
+@cases(
     ("words", "told"),
     [
         ((), "There is nothing to plan for. Name a configuration, or a model with --model DIR."),
@@ -398,8 +399,8 @@ def _planned(kind: Any, limit: int | None) -> Plan:
     return make_plan(read_architecture(published.LLAMA_3_8B, "x"), config, Machine(kind, limit))
 
 
-@pytest.mark.parametrize("limit", [None, 2_000_000_000, 11_000_000_000, 500_000_000_000])
-@pytest.mark.parametrize("kind", ["cuda", "cpu"])
+@cases("limit", [None, 2_000_000_000, 11_000_000_000, 500_000_000_000])
+@cases("kind", ["cuda", "cpu"])
 def test_the_bar_is_as_wide_as_it_says(limit: int | None, kind: Any) -> None:
     plan = _planned(kind, limit)
     drawn, measure = bar(plan, 60)
@@ -422,7 +423,7 @@ def test_a_letter_of_the_bar_is_the_part_that_fills_most_of_it() -> None:
         assert size >= each / len(sizes), f"{letter} fills most of no letter"
 
 
-@pytest.mark.parametrize("columns", [40, 80, 120])
+@cases("columns", [40, 80, 120])
 def test_lines_are_wrapped_beside_what_leads_them(
     cli: CommandLine, base: Path, monkeypatch: pytest.MonkeyPatch, columns: int
 ) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
 from core.commands.progress import phase_words, sample_words, step_words
 from core.runs.events import EvalEvent, SampleEvent, StepEvent
 from core.runs.history import Phase
 from core.runs.sentences import evaluation
 from core.runs.state import StepProgress
+from tests.cases import cases
 
 STEP: dict[str, Any] = {"step": 3, "epoch": 0.1, "loss": 0.5, "lr": 1e-4, "grad_norm": 0.6, "tokens": 300}
 
@@ -44,7 +43,7 @@ def test_an_answer_is_told_with_what_became_of_it() -> None:
     assert words(expected="word " * 40, exact_match=False) == 'step-3 to "Is it?⏎Really?": yes'
 
 
-@pytest.mark.parametrize(
+@cases(
     ("phase", "progress", "words"),
     [
         (Phase("evaluating", "loss", 18, 80), StepProgress("evaluation", 18, 80), "evaluating: loss 18/80  12s"),

@@ -18,6 +18,7 @@ from core.runs.estimate import Estimate, Unknown
 from core.runs.events import EvalEvent, StepEvent, encode_event
 from core.runs.store import create_run
 from core.units import format_duration
+from tests.cases import cases
 from tests.core.models.architecture import published
 from tests.core.queue.helpers import add, states
 
@@ -156,7 +157,7 @@ def test_energy_alone_is_unknown_where_the_card_tells_no_power_limit(
     assert "energy not known, as the device tells no power limit." in added.err
 
 
-@pytest.mark.parametrize(
+@cases(
     ("found", "said"),
     [
         ([Estimate(60.0, 5, 2.0, "r")], "about 1m 00s, about 2 Wh."),
@@ -189,7 +190,7 @@ def test_what_runs_take_is_told_with_its_basis(found: list[Estimate | Unknown], 
     assert tell_total(len(found), total_of(found)).endswith(said)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("over", "said"),
     [
         ("method.rank", "names no option with values"),

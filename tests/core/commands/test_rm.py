@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import os
 import time
+from pathlib import Path
 
 import pytest
 
 from core.runs.process import own_identity
 from core.runs.state import RunState
 from core.runs.store import Run, create_run, list_runs
+from tests.cases import cases
 from tests.core.runs.helpers import config_for
 
 from .conftest import CommandLine
@@ -39,12 +41,11 @@ def test_nothing_goes_without_a_terminal_and_without_yes(cli: CommandLine) -> No
     assert list_runs() == [run]
 
 
-@pytest.mark.parametrize(
-    ("typed", "code", "left"), [("y\n", 0, 0), ("yes\n", 0, 0), ("n\n", 1, 1), ("\n", 1, 1), ("", 1, 1)]
-)
+@cases(("typed", "code", "left"), [("y\n", 0, 0), ("yes\n", 0, 0), ("n\n", 1, 1), ("\n", 1, 1), ("", 1, 1)])
 def test_a_question_is_asked_at_a_terminal(
-    cli: CommandLine, monkeypatch: pytest.MonkeyPatch, typed: str, code: int, left: int
+    cli: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: str, code: int, left: int
 ) -> None:
+    monkeypatch.setenv("LOCALTUNE_HOME", str(tmp_path))
     ended(cli, "tickets")
     monkeypatch.setattr("sys.stdin", Keyboard(typed))
     result = cli("rm", "tickets")

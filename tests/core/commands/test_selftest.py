@@ -11,6 +11,7 @@ from core.commands.command_line import command_parser
 from core.errors import UserError
 from core.selftest import job
 from core.selftest.checks import SUBJECTS
+from tests.cases import cases
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +62,7 @@ def test_a_failure_is_the_exit_code_and_the_fields_are_those_promised(
     assert str(tmp_path) not in text
 
 
-@pytest.mark.parametrize(("name", "said"), [("no/report.txt", "No such file or directory"), (".", "is not a file")])
+@cases(("name", "said"), [("no/report.txt", "No such file or directory"), (".", "is not a file")])
 def test_a_place_for_the_report_that_cannot_be_is_refused_at_once(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str, said: str
 ) -> None:
@@ -72,11 +73,11 @@ def test_a_place_for_the_report_that_cannot_be_is_refused_at_once(
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("words", [[], ["--json"]])
+@cases("words", [[], ["--json"]])
 def test_what_was_found_is_told_where_the_report_cannot_be_written(
     capsys: pytest.CaptureFixture[str], words: list[str]
 ) -> None:
-    (paths.make_private_dir(paths.selftest_dir()) / "report.txt").mkdir()
+    (paths.make_private_dir(paths.selftest_dir()) / "report.txt").mkdir(exist_ok=True)
     with pytest.raises(UserError, match="cannot be written"):
         run(*words)
     out = capsys.readouterr().out

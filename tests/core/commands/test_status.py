@@ -22,6 +22,7 @@ from core.runs.ranks import Rank, write_ranks
 from core.runs.state import RunState
 from core.runs.status import live_runs, read_status
 from core.runs.store import Run, create_run
+from tests.cases import cases
 from tests.core.runs.helpers import config_for
 
 from .conftest import CommandLine
@@ -72,7 +73,7 @@ def test_a_line_for_a_status_bar(cli: CommandLine, live: Run) -> None:
     assert "  more data  " in cli("status", "latest", "--width", "200").out
 
 
-@pytest.mark.parametrize("width", [5, 20, 40, 60, 80, 120])
+@cases("width", [5, 20, 40, 60, 80, 120])
 def test_the_line_is_never_wider_and_no_part_is_cut(live: Run, width: int) -> None:
     status = read_status(live, time.time())
     whole = status_line(status, 500).split("  ")

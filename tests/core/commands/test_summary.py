@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from core.commands.follow import Followed
 from core.commands.summary import adapter_of, summarize, summary_lines
 from core.runs.events import EvalEvent, FinishedEvent, HardwareEvent, PhaseEvent, StepEvent
 from core.runs.state import RunState
 from core.runs.store import Run
+from tests.cases import cases
 
 
-@pytest.mark.parametrize(
+@cases(
     ("adapter", "told"),
     [("adapter", "adapter"), ("checkpoints/step-1/adapter", "checkpoints/step-1/adapter"), ("/etc", None),
      ("../other/adapter", None), ("a/../../b", None), ("a\0b", None), ("", None), (None, None)],

@@ -17,6 +17,7 @@ from core.commands.wishes import starts_all_the_same
 from core.launch import launcher
 from core.runs.store import find_run, list_runs
 from core.runs.wishes import Unmet
+from tests.cases import cases
 
 from .conftest import CommandLine, record_slow_run, wait_for
 
@@ -97,7 +98,7 @@ def test_overrides_reach_the_run(cli: CommandLine) -> None:
     assert (config.method.rank, config.train.seed) == (4, 7)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("content", "said"),
     [
         (None, "is no file|There is no|does not exist|no such"),
@@ -267,7 +268,7 @@ def test_what_the_model_cannot_do_is_refused_before_anything_starts(cli: Command
     assert list_runs() == []
 
 
-@pytest.mark.parametrize(
+@cases(
     ("base", "said"),
     [
         ("org/none", "'localtune-tui fetch hf://org/none' downloads it."),

@@ -13,6 +13,7 @@ from core.commands.verify import EXIT_DIFFERS, result_lines
 from core.config.schema import Config
 from core.runs.state import RunState
 from core.runs.store import Run, create_run
+from tests.cases import cases
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def found(outcome: Outcome, *differences: Difference, head: str | None = HEAD) -
     return Audit(run="r", chain=chain, inputs=(), spans=(span,), notes=("A note.",), seed=7, seconds=3.0)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("outcome", "code", "said"),
     [
         ("equal", 0, "Verified: every byte that was computed again came out as it was recorded."),
@@ -103,7 +104,7 @@ def test_a_run_without_steps_is_not_proven_and_starts_no_process(run: Run, capsy
     assert "The run has no checkpoint that its training could be compared with." in out
 
 
-@pytest.mark.parametrize("words", [["--spans", "-1"], ["--spans", "x"], ["--seed", "x"]])
+@cases("words", [["--spans", "-1"], ["--spans", "x"], ["--seed", "x"]])
 def test_wrong_usage(run: Run, words: list[str]) -> None:
     with pytest.raises(SystemExit):
         verify(run.id, *words)

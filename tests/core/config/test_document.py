@@ -14,6 +14,7 @@ from core.config.explain import unknown_option
 from core.config.schema import Config, Option, find_option
 from core.config.values import describe_type, parse_value
 from core.errors import UserError
+from tests.cases import cases
 from tests.core.config.strategies import CHANGES, EVERY, MINIMAL
 from tests.examples import examples
 
@@ -87,7 +88,7 @@ def test_removing_a_key_brings_back_its_default() -> None:
     assert "# gentle" in document.dumps()
 
 
-@pytest.mark.parametrize(
+@cases(
     ("text", "line", "words"),
     [
         ('[data]\ntrain = "x"\n[train]\nlearnin_rate = 1\n', 4, "no option train.learnin_rate"),
@@ -114,7 +115,7 @@ def test_the_nearest_known_key_is_named() -> None:
         ConfigDocument('[data]\ntrain="x"\n[metod]\n').validate()
 
 
-@pytest.mark.parametrize(
+@cases(
     ("typed", "hint"),
     [
         ("foo.bar", "The sections are model, "),
@@ -146,7 +147,7 @@ def test_what_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
             load_config(tmp_path / name)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("text", "line"),
     [
         ('[data]\ntrain = "x"\ntrain = "y"\n', 3),
@@ -183,7 +184,7 @@ def test_a_file_that_has_become_too_large_counts_as_changed(tmp_path: Path) -> N
         document.save()
 
 
-@pytest.mark.parametrize(
+@cases(
     ("text", "words"),
     [
         ('train = "x"\n', 'line 1: train must be a section with keys, not "x".'),
@@ -231,7 +232,7 @@ def test_saving_is_whole_or_not_at_all(tmp_path: Path) -> None:
         document.save(tmp_path / "missing" / "my.toml")
 
 
-@pytest.mark.parametrize(
+@cases(
     ("name", "raw", "value"),
     [
         ("train.epochs", "2.5", 2.5),
@@ -257,7 +258,7 @@ def test_values_typed_by_a_person(name: str, raw: str, value: object) -> None:
     assert parse_value(option, raw) == value
 
 
-@pytest.mark.parametrize(
+@cases(
     ("typed", "value"),
     [
         ('"07:00"', "07:00"),
@@ -274,7 +275,7 @@ def test_a_text_may_be_set_in_quotes_as_in_the_file(typed: str, value: str) -> N
     assert document.get("night.deadline") == value
 
 
-@pytest.mark.parametrize("assignment", ["train.epochs", "epochs=1", "=3", "train.epochs=many", "method.dora=maybe"])
+@cases("assignment", ["train.epochs", "epochs=1", "=3", "train.epochs=many", "method.dora=maybe"])
 def test_assignments_that_make_no_sense_are_refused(assignment: str) -> None:
     with pytest.raises(UserError):
         ConfigDocument(MINIMAL).apply([assignment])
@@ -307,7 +308,7 @@ def test_a_table_may_be_a_section_of_its_own() -> None:
     assert "line 4: data.columns must be a table of texts with keys from messages, user" in caught.value.message
 
 
-@pytest.mark.parametrize("raw", ["{user = }", "user", "[1"])
+@cases("raw", ["{user = }", "user", "[1"])
 def test_a_table_that_is_no_toml_is_refused(raw: str) -> None:
     with pytest.raises(UserError, match="is not a TOML table"):
         ConfigDocument(MINIMAL).apply([f"data.columns={raw}"])
@@ -335,7 +336,7 @@ def test_a_configuration_cannot_be_changed_by_accident() -> None:
         config.data.train = "y"  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("name", [option.name for option in EVERY if option.type == "integer"])
+@cases("name", [option.name for option in EVERY if option.type == "integer"])
 def test_no_number_is_beyond_what_readers_of_a_run_take(name: str) -> None:
     document = ConfigDocument(MINIMAL)
     document.apply([f"{name}={2**63}"])
@@ -346,7 +347,7 @@ def test_no_number_is_beyond_what_readers_of_a_run_take(name: str) -> None:
 SECRET = "hf_" + "aB3dE" * 7
 
 
-@pytest.mark.parametrize(
+@cases(
     ("text", "place"),
     [
         (f'[data]\ntrain = "x"\n[model]\nbase = "{SECRET}"\n', "line 4: model.base holds a Hugging Face token."),
@@ -433,7 +434,7 @@ def test_what_the_command_line_has_set_is_not_blamed_on_the_file(tmp_path: Path)
         assert caught.value.message.startswith(f"{place}: {place[6:]} must be ")
 
 
-@pytest.mark.parametrize(
+@cases(
     ("text", "words"),
     [
         ('rank = "16"', 'method.rank must be a whole number from 1 to 1024, not "16".'),
@@ -452,7 +453,7 @@ def test_a_long_value_is_cut_in_a_message() -> None:
     assert len(sentence) < 200
 
 
-@pytest.mark.parametrize(
+@cases(
     ("typed", "written"),
     [("3e-4", "3e-4"), ("0.0003", "0.0003"), ("3E-04", "3E-04"), (".0003", "0.0003"), ("1", "1.0")],
 )

@@ -14,13 +14,14 @@ from core.config.experts import (
     without_adapters,
 )
 from core.config.schema import MethodSection
+from tests.cases import cases
 
 QWEN3_30B = ((1536, 2048), (2048, 768))
 MIXTRAL = ((28672, 4096), (4096, 14336))
 EXPERTS = "model.layers.3.mlp.experts"
 
 
-@pytest.mark.parametrize(
+@cases(
     ("options", "matrices", "wanted"),
     [
         ({}, QWEN3_30B, False),
@@ -57,7 +58,7 @@ def test_a_sentence_says_why_there_are_none() -> None:
     assert "DoRA" in (without_adapters(MethodSection(dora=True), MIXTRAL, 256) or "")
 
 
-@pytest.mark.parametrize(
+@cases(
     ("options", "matrices"),
     [({}, MIXTRAL), ({"target_experts": "off"}, QWEN3_30B), ({"target_modules": ["q_proj"]}, QWEN3_30B)],
 )
@@ -71,7 +72,7 @@ def test_routers_get_no_adapter_unless_named() -> None:
     assert adapts_linear("model.layers.0.mlp.gate", ["mlp.gate"])
 
 
-@pytest.mark.parametrize("entry", ["experts", "mlp.experts", "down_proj", "gate_up_proj", "layers.3.mlp.*"])
+@cases("entry", ["experts", "mlp.experts", "down_proj", "gate_up_proj", "layers.3.mlp.*"])
 def test_a_list_names_experts_by_module_or_matrix(entry: str) -> None:
     assert names_experts([entry], EXPERTS)
     assert not names_experts(["shared_expert.down_proj", "q_proj"], EXPERTS)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from core.config.document import ConfigDocument
 from core.errors import UserError
+from tests.cases import cases
 from tests.core.config.strategies import CHANGES
 from tests.examples import examples
 from tests.waiting import wait_for
@@ -36,9 +37,9 @@ STYLES = {
 }
 
 
-@pytest.mark.parametrize("ends", ["\n", "\r\n"])
-@pytest.mark.parametrize("bom", ["", "\ufeff"])
-@pytest.mark.parametrize("style", STYLES)
+@cases("ends", ["\n", "\r\n"])
+@cases("bom", ["", "\ufeff"])
+@cases("style", STYLES)
 def test_a_file_that_is_saved_as_it_was_read_is_the_same(tmp_path: Path, style: str, bom: str, ends: str) -> None:
     path = tmp_path / "my.toml"
     raw = (bom + STYLES[style].replace("\n", ends)).encode("utf-8")
@@ -169,7 +170,7 @@ for number in itertools.count():
 """
 
 
-@pytest.mark.parametrize("round_", range(4))
+@cases("round_", range(4))
 def test_a_save_that_is_killed_leaves_a_whole_file(tmp_path: Path, round_: int) -> None:
     path = tmp_path / "my.toml"
     path.write_text(STYLES["sections"])

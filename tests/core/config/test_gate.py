@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 
 from core.config.gate import FIGURES, Comparison, parse_bar, read_bars
 from core.errors import UserError
+from tests.cases import cases
 
 NUMBERS = st.floats(0, 1e6).map(lambda value: round(value, 6))
 COMPARISONS = st.sampled_from(get_args(Comparison))
 BLANKS = st.sampled_from(["", " ", "  ", "\t"])
 
 
-@pytest.mark.parametrize(
+@cases(
     ("text", "share", "offset", "needs_before"),
     [
         ("loss <= 0.5", 0, 0.5, False),
@@ -38,7 +39,7 @@ def test_a_bar_is_a_share_of_before_and_a_number(text: str, share: float, offset
     assert bar.needs_before is needs_before
 
 
-@pytest.mark.parametrize(
+@cases(
     ("text", "said"),
     [
         ("", "is empty"),

@@ -3,7 +3,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
 import tomlkit
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,6 +13,7 @@ from core.config.document import ConfigDocument
 from core.config.json_schema import DIALECT, json_schema
 from core.config.schema import Option, sections
 from core.presets.library import Preset, apply_preset, presets
+from tests.cases import cases
 from tests.core.config.strategies import CHANGES, EVERY, MINIMAL
 from tests.examples import examples
 
@@ -70,7 +70,7 @@ def test_the_sample_configuration_passes() -> None:
     assert accepts(sample_data.path("tickets.toml").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("preset", presets().values(), ids=lambda preset: preset.name)
+@cases("preset", presets().values(), ids=lambda preset: preset.name)
 def test_the_schema_accepts_every_preset(preset: Preset) -> None:
     document = ConfigDocument(MINIMAL)
     apply_preset(document, preset)
@@ -116,7 +116,7 @@ def test_what_is_refused_does_not_pass(case: tuple[Option, Any]) -> None:
     assert not accepts(document.dumps())
 
 
-@pytest.mark.parametrize(
+@cases(
     "text",
     [
         "[train]\nepochs = 1\n",

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
-import pytest
 import tomlkit
 from hypothesis import given
 from hypothesis import strategies as st
 
 from core.config.lines import line_of, repeated_line
+from tests.cases import cases
 
 TEXT = '''\
 # a comment
@@ -31,7 +31,7 @@ epochs = 1
 '''
 
 
-@pytest.mark.parametrize(
+@cases(
     ("path", "line"),
     [
         ("data", 3),
@@ -64,7 +64,7 @@ def test_what_is_no_toml_has_no_lines() -> None:
     assert line_of("", "data") is None
 
 
-@pytest.mark.parametrize(
+@cases(
     ("text", "line"),
     [
         ("a = 1\nb = 2\na = 3\n", 3),

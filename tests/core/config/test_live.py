@@ -7,6 +7,7 @@ import pytest
 from core.config.live import read_changes
 from core.config.schema import Config, DataSection
 from core.errors import UserError
+from tests.cases import cases
 
 CONFIG = Config(data=DataSection(train="rows.jsonl"))
 
@@ -21,7 +22,7 @@ def test_changes_are_read_as_typed_or_as_they_are() -> None:
     assert CONFIG.checkpoint.every_steps is None
 
 
-@pytest.mark.parametrize(
+@cases(
     ("asked", "sentence"),
     [
         ({}, "Nothing was named to set."),

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 
-import pytest
-
 from core.config.manual import MANUAL, manual
 from core.config.schema import Option, find_option, options
+from tests.cases import cases
 
 EVERY = list(options())
 _NAMED = re.compile(r"\b([a-z]+\.[a-z]+(?:_[a-z]+)*)\b")
@@ -19,7 +18,7 @@ def test_every_option_has_an_entry_and_every_entry_an_option() -> None:
     assert described == declared, f"{MANUAL.name} is in another order than schema.py"
 
 
-@pytest.mark.parametrize("option", EVERY, ids=lambda option: option.name)
+@cases("option", EVERY, ids=lambda option: option.name)
 def test_an_entry_says_something(option: Option) -> None:
     entry = option.manual
     assert entry is manual()[option.name]
@@ -33,7 +32,7 @@ def test_an_entry_says_something(option: Option) -> None:
     assert option.audience == ("basic" if option.basic else "expert")
 
 
-@pytest.mark.parametrize("option", EVERY, ids=lambda option: option.name)
+@cases("option", EVERY, ids=lambda option: option.name)
 def test_options_that_are_named_exist(option: Option) -> None:
     sections = {other.section for other in EVERY}
     text = " ".join([option.help, option.manual.about, option.manual.memory, option.manual.time])

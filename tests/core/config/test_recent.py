@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from core.config.recent import KEPT, recent_configs, recent_path, remember_config
+from core.paths import make_private_dir
+from tests.cases import cases
 
 
 def test_the_last_one_is_first_and_each_is_there_once(tmp_path: Path) -> None:
@@ -31,9 +33,9 @@ def test_it_does_not_grow_without_end(tmp_path: Path) -> None:
     assert recent_configs()[0].name == f"{KEPT + 4}.toml"
 
 
-@pytest.mark.parametrize("text", ["{", "3", '[1, null, "x", "/\\u0000"]', "[" * 100_000, "\xff", "[]"])
+@cases("text", ["{", "3", '[1, null, "x", "/\\u0000"]', "[" * 100_000, "\xff", "[]"])
 def test_a_broken_list_is_an_empty_one(text: str, tmp_path: Path) -> None:
-    recent_path().parent.mkdir(parents=True)
+    make_private_dir(recent_path().parent)
     recent_path().write_text(text, encoding="latin-1")
     assert recent_configs() == []
     (tmp_path / "a.toml").touch()
@@ -48,10 +50,10 @@ def test_where_it_cannot_be_written_nothing_happens(tmp_path: Path, monkeypatch:
     assert recent_configs() == []
 
 
-@pytest.mark.parametrize("name", [f"/{'x' * 5000}", "/\ud800.toml", "/dev/null", "/"])
+@cases("name", [f"/{'x' * 5000}", "/\ud800.toml", "/dev/null", "/"])
 def test_a_name_that_no_configuration_can_have_is_left_out(name: str, tmp_path: Path) -> None:
     (tmp_path / "a.toml").touch()
-    recent_path().parent.mkdir(parents=True)
+    make_private_dir(recent_path().parent)
     recent_path().write_text(json.dumps([name, str(tmp_path / "a.toml")]))
     assert recent_configs() == [tmp_path / "a.toml"]
 

@@ -9,6 +9,7 @@ import pytest
 from core.config.document import ConfigDocument, load_config
 from core.errors import UserError
 from core.redact import secret_variable
+from tests.cases import cases
 
 SECRET = "plain horse 4711"
 
@@ -22,7 +23,7 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
+@cases(
     ("name", "value"),
     [
         ("tracking.name", f'"run-{SECRET}"'),
@@ -57,7 +58,7 @@ def test_a_file_that_is_there_may_be_called_so(path: Path) -> None:
     assert str(load_config(path, [f"data.train={SECRET}"]).data.train).endswith(SECRET)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("variable", "value", "text", "is_one"),
     [
         ("X_TOKEN", "correct-horse", "a correct-horse b", True),

@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-import pytest
-
 from core.config.sixteen_bit import kept_patterns, stays_16bit
+from tests.cases import cases
 
 
-@pytest.mark.parametrize("name", ["model.layers.0.mlp.gate", "model.layers.3.linear_attn.in_proj_a", "layers.1.router"])
+@cases("name", ["model.layers.0.mlp.gate", "model.layers.3.linear_attn.in_proj_a", "layers.1.router"])
 def test_routers_and_small_gates_always_stay(name: str) -> None:
     assert stays_16bit(name)
 
@@ -18,7 +17,7 @@ def test_layers_stay_that_are_named() -> None:
     assert not stays_16bit("model.layers.0.mlp.gate_proj")
 
 
-@pytest.mark.parametrize("keep", [None, "auto", []])
+@cases("keep", [None, "auto", []])
 def test_none_are_named_before_auto_has_decided(keep: str | list[str] | None) -> None:
     assert kept_patterns(keep) == ()
     assert not stays_16bit("model.layers.0.mlp.up_proj", keep)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from core.config.targets import EXPRESSION, expression_problem, has_patterns, is_pattern, is_target
+from tests.cases import cases
 
 NAME = "model.layers.12.self_attn.q_proj"
 
 
-@pytest.mark.parametrize(
+@cases(
     ("entry", "found"),
     [
         ("q_proj", True),
@@ -43,7 +43,7 @@ def test_what_is_a_pattern() -> None:
     assert is_pattern("re:q_proj")
 
 
-@pytest.mark.parametrize(
+@cases(
     "expression",
     [
         "(q",
@@ -61,7 +61,7 @@ def test_expressions_that_cannot_be_used_say_so_and_match_nothing(expression: st
     assert not is_target(NAME, EXPRESSION + expression)
 
 
-@pytest.mark.parametrize("expression", [r".*\.(q|v)_proj", r"[(*+)]+x", r"a\)*", r".*layers\.\d+\..*[)*]?"])
+@cases("expression", [r".*\.(q|v)_proj", r"[(*+)]+x", r"a\)*", r".*layers\.\d+\..*[)*]?"])
 def test_usual_expressions_can_be_used(expression: str) -> None:
     assert expression_problem(EXPRESSION + expression) is None
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from core.config.document import ConfigDocument
 from core.config.valid_part import valid_part
+from tests.cases import cases
 
 
 def test_a_valid_one_is_taken_as_it_is(tmp_path: Path) -> None:
@@ -23,7 +22,7 @@ def test_what_is_wrong_has_its_default_and_the_rest_counts() -> None:
     assert document.dumps() == before
 
 
-@pytest.mark.parametrize(
+@cases(
     "text",
     ["", "method = 5\n", "[nothing]\nx = 1\n", "[train]\nbathc = 4\n", '[data]\ntrain = ""\n', "[data]\ntrain = 5\n"],
 )

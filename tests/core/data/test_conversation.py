@@ -12,6 +12,7 @@ from core.data.conversation import (
     make_text,
     make_tokens,
 )
+from tests.cases import cases
 
 
 def turns(*pairs: tuple[str, str]) -> list[Message]:
@@ -30,7 +31,7 @@ def test_prompt_and_answer_split_at_the_last_turn() -> None:
     assert make_text("plain").answer == ""
 
 
-@pytest.mark.parametrize(
+@cases(
     ("messages", "code", "part"),
     [
         ([], "no_messages", "no messages"),
@@ -114,7 +115,7 @@ def test_preference_pairs_and_labels() -> None:
     assert (labeled.label, labeled.is_preference, labeled.answer) == (False, False, "bad")
 
 
-@pytest.mark.parametrize(
+@cases(
     ("ids", "labels", "code"),
     [
         ([], None, "empty_answer"),

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from core.evaluation.answers import Expected, answers_match, parse_json
+from tests.cases import cases
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -25,7 +25,7 @@ def test_json_matches_itself_however_it_is_written(value: Any) -> None:
         assert not answers_match(json.dumps(value), json.dumps([value]))
 
 
-@pytest.mark.parametrize(
+@cases(
     ("expected", "answer", "match"),
     [
         ('{"a": 1, "b": 2}', '{"b":2,"a":1}', True),

@@ -11,6 +11,7 @@ import pytest
 
 from core.errors import UserError
 from core.evaluation.check import Check
+from tests.cases import cases
 from tests.waiting import has_ended, wait_for
 
 FACTS = {
@@ -27,7 +28,7 @@ def program(directory: Path, code: str, *words: str, seconds: float = 30.0) -> C
     return Check((sys.executable, str(path), *words), seconds)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("code", "score"),
     [
         ("", 1.0),
@@ -47,7 +48,7 @@ def test_the_last_line_or_the_exit_code_is_the_score(tmp_path: Path, code: str, 
     assert program(tmp_path, code).score(FACTS) == score
 
 
-@pytest.mark.parametrize(
+@cases(
     ("code", "said"),
     [
         ("raise SystemExit('my file is gone')", "x"),
@@ -98,7 +99,7 @@ def test_a_command_is_words_and_no_shell(tmp_path: Path, monkeypatch: pytest.Mon
     assert not os.path.exists("broken")
 
 
-@pytest.mark.parametrize("text", ["", "  ", "'open", "no-such-program-here x"])
+@cases("text", ["", "  ", "'open", "no-such-program-here x"])
 def test_what_is_no_command_is_refused(text: str) -> None:
     with pytest.raises(UserError):
         Check.parse(text)

@@ -21,6 +21,7 @@ from core.evaluation.prompt_set import PromptItem, PromptSet
 from core.evaluation.record import EvaluationRecord, list_records, read_record
 from core.evaluation.report import summary_lines, to_jsonl, to_markdown, write_report
 from core.evaluation.table import EvaluationTable
+from tests.cases import cases
 from tests.core.evaluation.scripted import ScriptedSession, targets
 from tests.waiting import wait_for
 
@@ -95,7 +96,7 @@ def test_one_that_was_cut_short_goes_on_with_what_it_had() -> None:
     assert len(third.asked) == 24, "one that is done is not gone on with"
 
 
-@pytest.mark.parametrize("change", ["prompts", "model", "length", "check"])
+@cases("change", ["prompts", "model", "length", "check"])
 def test_answers_of_something_else_are_not_taken_over(change: str) -> None:
     begun = Evaluation(prompts(), targets(ScriptedSession(answer)))
     with pytest.raises(EvaluationCancelledError):
@@ -224,10 +225,11 @@ def test_it_is_written_as_markdown_and_json_lines(tmp_path: Path) -> None:
     assert write_report(record, table, str(tmp_path / "out.jsonl")).read_text() == to_jsonl(record, table)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "{}", "[]", '{"version": 9}', '{"version": 1, "state": "odd"}', "null", "[" * 9999]
-)
-def test_what_is_no_record_is_refused_and_passed_over(tmp_path: Path, text: str) -> None:
+@cases("text", ["", "{}", "[]", '{"version": 9}', '{"version": 1, "state": "odd"}', "null", "[" * 9999])
+def test_what_is_no_record_is_refused_and_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setenv("LOCALTUNE_HOME", str(tmp_path / "home"))
     path = tmp_path / "a.json"
     path.write_text(text)
     with pytest.raises(UserError, match="is no record"):

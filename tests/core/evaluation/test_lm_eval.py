@@ -24,6 +24,7 @@ from core.evaluation.lm_eval import (
 )
 from core.evaluation.record import folder_of, list_records
 from core.runs.store import Run
+from tests.cases import cases
 from tests.waiting import wait_for
 
 #: Writes what lm-eval 0.4.13 writes, and how it was called.
@@ -183,7 +184,7 @@ def test_a_path_that_it_would_read_otherwise_is_refused(call: Path, tmp_path: Pa
     assert os.listdir(run.path) == []
 
 
-@pytest.mark.parametrize("text", ["", " , ", "a b", "--model", "a;b", "x" * 300])
+@cases("text", ["", " , ", "a b", "--model", "a;b", "x" * 300])
 def test_what_is_no_task_is_refused(text: str) -> None:
     with pytest.raises(UserError):
         read_tasks(text)
@@ -196,7 +197,7 @@ def test_what_is_no_directory_of_a_model_is_refused(tmp_path: Path) -> None:
             plain_model(name)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"results": 3}', '{"results": {"a": {"acc,none": "x"}}}'])
+@cases("text", ["", "[]", "{}", '{"results": 3}', '{"results": {"a": {"acc,none": "x"}}}'])
 def test_results_that_cannot_be_read_are_said(tmp_path: Path, text: str) -> None:
     (tmp_path / "results_1.json").write_text(text)
     with pytest.raises(UserError):

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from core.errors import UserError
 from core.evaluation.metrics import SchemaCheck, is_json, token_f1
+from tests.cases import cases
 
 WORDS = st.lists(st.text("bcdefghij", min_size=2, max_size=5), min_size=1, max_size=8)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("expected", "answer", "score"),
     [
         ("the cat sat", "A cat sat!", 1.0),
@@ -65,7 +66,7 @@ SCHEMA = {
 }
 
 
-@pytest.mark.parametrize(
+@cases(
     ("answer", "fits"),
     [
         ('{"area": "login"}', True),
@@ -86,13 +87,13 @@ def test_null_may_be_the_right_answer() -> None:
     assert not SchemaCheck({"type": "null"}, "Prompt 1").accepts("nothing")
 
 
-@pytest.mark.parametrize("schema", [{"type": "objekt"}, {"minLength": "a"}, [], "object"])
+@cases("schema", [{"type": "objekt"}, {"minLength": "a"}, [], "object"])
 def test_what_is_no_schema_is_refused(schema: object) -> None:
     with pytest.raises(UserError, match=r"^Prompt 1: the schema is no JSON"):
         SchemaCheck(schema, "Prompt 1")
 
 
-@pytest.mark.parametrize("address", ["http://127.0.0.1:9/x.json", "file:///etc/hostname", "#/$defs/none"])
+@cases("address", ["http://127.0.0.1:9/x.json", "file:///etc/hostname", "#/$defs/none"])
 def test_nothing_outside_of_a_schema_is_fetched(address: str) -> None:
     with pytest.raises(UserError, match="refers to") as refused:
         SchemaCheck({"$ref": address}, "Prompt 1").accepts("{}")

@@ -11,6 +11,7 @@ import pytest
 from core.errors import UserError
 from core.evaluation import prompt_set
 from core.evaluation.prompt_set import PromptItem, read_prompt_set
+from tests.cases import cases
 
 
 def write(directory: Path, name: str, *rows: Any) -> str:
@@ -71,7 +72,7 @@ def test_rows_that_are_no_questions_are_counted(tmp_path: Path) -> None:
     assert (len(found.items), found.skipped) == (1, 1)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("rows", "said"),
     [
         ([{"prompt": "a"}, "{"], "line 2: It is not JSON."),

@@ -14,6 +14,7 @@ from core.config.schema import Config
 from core.errors import UserError
 from core.evaluation.targets import MOST, resolve_targets
 from core.runs.store import Run, create_run
+from tests.cases import cases
 from tests.core.export.test_result import make_result, write_result
 
 
@@ -119,7 +120,7 @@ def test_a_directory_that_is_called_as_another_model_is_gets_another_name(run: R
     assert [target.name for target in found] == ["base", run.id, "base (2)"]
 
 
-@pytest.mark.parametrize(
+@cases(
     ("names", "against", "said"),
     [
         ([], [], "No model is named"),

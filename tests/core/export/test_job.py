@@ -3,7 +3,6 @@ from __future__ import annotations
 import os
 import resource
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +18,9 @@ from core.export.result import list_exports
 from core.export.stages import stages_of
 from core.helper import HelperProgress
 from core.runs.store import Run
+from tests.core.export import killed_export
 from tests.core.export.trained_run import make_trained_run, write_rows
+from tests.forking import Forks
 from tests.waiting import wait_for
 
 
@@ -89,15 +90,8 @@ def test_closing_it_ends_it_and_leaves_nothing(run: Run) -> None:
         job.run()
 
 
-def test_what_is_left_by_a_killed_program_is_removed_by_the_next_export(run: Run, tmp_path: Path) -> None:
-    code = (
-        "import os, signal, sys; from pathlib import Path\n"
-        "from core.export.job import ExportJob; from core.export.request import ExportRequest\n"
-        "def look(p):\n"
-        "    if p.activity == 'merging the weights': os.kill(os.getpid(), signal.SIGKILL)\n"
-        "ExportJob(ExportRequest(Path(sys.argv[1]), 'merged', rows=1)).run(look)\n"
-    )
-    ended = subprocess.run([sys.executable, "-c", code, str(run.path)], check=False, timeout=120)
+def test_what_is_left_by_a_killed_program_is_removed_by_the_next_export(run: Run, forks: Forks) -> None:
+    ended = forks.run([sys.executable, "-m", killed_export.__name__, str(run.path)])
     assert ended.returncode == -signal.SIGKILL
     # The export's own process ends with it.
     (leftover,) = left()

@@ -8,11 +8,12 @@ import pytest
 from core.errors import UserError
 from core.export.kinds import QUANTS
 from core.export.request import ExportRequest
+from tests.cases import cases
 
 RUN = Path("/runs/20261126-120000-tickets")
 
 
-@pytest.mark.parametrize(
+@cases(
     ("kind", "weights", "quants"),
     [
         ("merged", "BF16", ("BF16", "F16", "F32")),
@@ -32,7 +33,7 @@ def test_a_request_survives_the_way() -> None:
     assert ExportRequest.from_dict(request.to_dict()) == request
 
 
-@pytest.mark.parametrize(
+@cases(
     ("values", "says"),
     [
         ({"kind": "onnx"}, "no kind of export called onnx"),

@@ -5,11 +5,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from core import paths
 from core.export.agreement import Agreement
 from core.export.result import RECORD, ExportedFile, ExportResult, list_exports, read_result
+from tests.cases import cases
 
 GOOD = Agreement(20, True, 1e-5, 0.999, 0.02, 20, "llama.cpp b1")
 
@@ -55,7 +54,7 @@ def test_it_is_verified_where_it_was_compared_and_reaches_the_bars(tmp_path: Pat
     assert not make_result(tmp_path, agreement=dataclasses.replace(GOOD, mean_kl=0.5)).verified
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"version": 2}', "[" * 10_000, '{"version": 1, "kind": "onnx"}'])
+@cases("text", ["", "[]", "{}", '{"version": 2}', "[" * 10_000, '{"version": 1, "kind": "onnx"}'])
 def test_a_record_that_makes_no_sense_is_none(tmp_path: Path, text: str) -> None:
     (tmp_path / RECORD).write_text(text)
     assert read_result(tmp_path) is None

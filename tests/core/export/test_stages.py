@@ -26,6 +26,7 @@ from core.export.stages import (
     stages_of,
 )
 from core.runs.store import Run
+from tests.cases import cases
 from tests.core.export.trained_run import make_trained_run, write_rows
 from tests.examples import examples
 
@@ -95,7 +96,7 @@ def run(tmp_path: Path, tiny_model_dir: Path) -> Run:
     return make_trained_run(tiny_model_dir, write_rows(tmp_path / "rows.jsonl", 3))
 
 
-@pytest.mark.parametrize(
+@cases(
     ("kind", "more", "some"),
     [
         ("card", {}, [HASHING]),

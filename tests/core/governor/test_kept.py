@@ -13,6 +13,7 @@ from core.governor import kept
 from core.governor.kept import unkept, unkept_here, unkept_on
 from core.governor.limits import Limits
 from core.hardware.snapshot import Device
+from tests.cases import cases
 
 BLIND = Device(index=0, kind="cpu", name="Some CPU")
 NOON = datetime(2026, 11, 26, 12, 0).timestamp()
@@ -35,7 +36,7 @@ def test_each_option_without_its_meter_is_named() -> None:
     assert all(item.sentence.endswith(f"so {item.option} cannot be kept.") for item in found)
 
 
-@pytest.mark.parametrize(
+@cases(
     "device",
     [
         replace(BLIND, temperature_c=50.0, memory_temperature_c=60.0, power_w=80.0),

@@ -15,6 +15,7 @@ from core.governor.course import Course
 from core.governor.limits import Limits
 from core.governor.night import Night, Promise, impossible, unmet
 from core.governor.words import news, promised
+from tests.cases import cases
 
 EVENING = datetime(2026, 11, 26, 21, 0).timestamp()
 #: Of one step.
@@ -298,13 +299,13 @@ def test_a_promise_in_words() -> None:
     assert "kWh" not in promised(seven, None, seven, None, None)
 
 
-@pytest.mark.parametrize("text", ["24:00", "7", "07:60", "", "seven", "07:00-08:00"])
+@cases("text", ["24:00", "7", "07:60", "", "seven", "07:00-08:00"])
 def test_no_time_of_day(text: str) -> None:
     with pytest.raises(UserError):
         parse_time(text)
 
 
-@pytest.mark.parametrize("text", ["23:00", "23:00-25:00", "07:00-07:00", "-"])
+@cases("text", ["23:00", "23:00-25:00", "07:00-07:00", "-"])
 def test_no_span_of_the_day(text: str) -> None:
     with pytest.raises(UserError):
         parse_span(text)

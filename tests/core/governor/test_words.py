@@ -2,13 +2,12 @@ from __future__ import annotations
 
 import time
 
-import pytest
-
 from core.governor.night import Promise
 from core.governor.words import describe, in_place, news, promised, stopped_by
+from tests.cases import cases
 
 
-@pytest.mark.parametrize(
+@cases(
     ("action", "said"),
     [
         (("slow", "temperature", 81.4, 80.0, 0.6), "slowed to 60 % to hold 80 °C"),

@@ -3,11 +3,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import pytest
-
 from core.hardware.amd import AmdSource, find_cards, uuid_of
 from core.hardware.sampler import GpuReader
 from core.hardware.snapshot import Device, GpuProcess
+from tests.cases import cases
 from tests.core.hardware.amd_tree import CARD, PLACE, make_card, make_processes, metrics
 
 CHIP = "hwmon/hwmon4/"
@@ -89,7 +88,7 @@ def test_older_and_newer_cards(tmp_path: Path) -> None:
     assert device.name == "AMD Radeon \ufffd[31mVII"
 
 
-@pytest.mark.parametrize(
+@cases(
     ("table", "reasons"),
     [
         (metrics(0), []),

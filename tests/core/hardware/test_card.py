@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from core.hardware.card import Card, find_card
+from tests.cases import cases
 
 from .conftest import Ask
 
@@ -16,7 +17,7 @@ PROGRAM = (
 ADA = ["NVIDIA GeForce RTX 4090", 24_000_000_000, [8, 9], True]
 
 
-@pytest.mark.parametrize(
+@cases(
     ("environment", "expected"),
     [
         ({}, ADA),
@@ -37,7 +38,7 @@ def test_an_older_card_has_no_bf16(ask_driver: Ask) -> None:
     assert found[2:] == [[7, 0], False]
 
 
-@pytest.mark.parametrize(("mode", "timeout"), [("none", 20), ("mismatch", 20), ("hang", 0.3)])
+@cases(("mode", "timeout"), [("none", 20), ("mismatch", 20), ("hang", 0.3)])
 def test_a_broken_driver_is_no_card(ask_driver: Ask, mode: str, timeout: float) -> None:
     assert ask_driver(PROGRAM.format(timeout=timeout, environment={}), mode) is None
 

@@ -13,6 +13,7 @@ import pytest
 from core.config.schema import ParkingSection
 from core.hardware.claims import Claim, commands, find_claim, has_conditions, running_program
 from core.hardware.snapshot import Device, GpuProcess
+from tests.cases import cases
 from tests.waiting import wait_for
 
 EVENING = datetime(2026, 11, 27, 19, 30).timestamp()
@@ -25,7 +26,7 @@ LINES = [
 ]
 
 
-@pytest.mark.parametrize(
+@cases(
     ("names", "found"),
     [
         (["ollama"], "ollama"),

@@ -10,6 +10,7 @@ import pytest
 
 from core.hardware import cpu as module
 from core.hardware.cpu import Cpu, cpu_name, memory, process_rss
+from tests.cases import cases
 
 Sensor = namedtuple("Sensor", "label current high critical")
 Times = namedtuple("Times", "user nice system idle iowait guest guest_nice")
@@ -35,7 +36,7 @@ def test_utilization_is_the_share_of_busy_time_between_readings(monkeypatch: pyt
     assert [cpu.device().utilization for _ in range(3)] == [None, None, pytest.approx(100 * 4 / 10)]
 
 
-@pytest.mark.parametrize(
+@cases(
     ("chips", "expected"),
     [
         ({}, (None, None)),
@@ -77,9 +78,7 @@ def test_a_containers_limit_counts_where_it_is_lower(tmp_path: Path) -> None:
     assert memory(tmp_path) == (3_000_000, 8_000_000)
 
 
-@pytest.mark.parametrize(
-    ("flags", "has"), [("fpu avx512f avx512_bf16", True), ("fpu amx_bf16", True), ("fpu avx2", False)]
-)
+@cases(("flags", "has"), [("fpu avx512f avx512_bf16", True), ("fpu amx_bf16", True), ("fpu avx2", False)])
 def test_bf16_is_read_from_the_processors_flags(
     flags: str, has: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

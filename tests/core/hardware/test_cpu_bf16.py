@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from core.hardware import cpu_bf16
+from tests.cases import cases
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +24,7 @@ def test_flags_tell_while_nothing_was_measured(flag: bool, monkeypatch: pytest.M
     assert not cpu_bf16.is_measured()
 
 
-@pytest.mark.parametrize(
+@cases(
     ("flag", "ratio", "faster"),
     [
         (True, 2.1, True),
@@ -54,7 +55,7 @@ def test_it_is_kept_for_one_cpu_with_its_limits(monkeypatch: pytest.MonkeyPatch)
     assert cpu_bf16.prefers_bf16()
 
 
-@pytest.mark.parametrize("content", ["", "[1]", '{"A CPU": "yes"}', "{" * 10_000])
+@cases("content", ["", "[1]", '{"A CPU": "yes"}', "{" * 10_000])
 def test_a_torn_or_foreign_file_counts_as_none(content: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_bf16, "has_bf16", lambda: True)
     cpu_bf16.keep_measurement(0.1)

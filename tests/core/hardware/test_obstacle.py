@@ -12,6 +12,7 @@ from core.hardware import torch_check
 from core.hardware.drivers import Build, driver_sentence, driver_suffices, install_command, installed_build
 from core.hardware.obstacle import Sight, find_card_not_given, find_obstacle, look
 from core.hardware.visible import Identity
+from tests.cases import cases
 
 from .conftest import Ask
 
@@ -30,7 +31,7 @@ ROCM = Build("2.13.0+rocm7.1", None, "7.1")
 NO_DRIVER = "Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU"
 
 
-@pytest.mark.parametrize(
+@cases(
     ("sight", "build", "variables", "error", "cause", "remedy"),
     [
         (OLD, CUDA, {}, "", "built for CUDA 13.2, and driver 550.54.14 runs CUDA 12.4 at most", "580.65.06 or newer"),
@@ -65,7 +66,7 @@ def test_cause_and_remedy_are_told(
     assert "\n" not in str(found)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("sight", "build", "variables"),
     [
         (Sight(), CUDA, {}),
@@ -83,7 +84,7 @@ def test_without_a_card_there_is_no_obstacle(sight: Sight, build: Build, variabl
     assert find_obstacle(sight, build, environment=variables) is None
 
 
-@pytest.mark.parametrize(
+@cases(
     ("gpu", "variables", "words"),
     [
         ("2", {}, "hardware.gpu is 2, and no card is called so"),
@@ -117,7 +118,7 @@ def test_the_system_is_looked_at(tmp_path: Path) -> None:
     assert (found.nodes, found.container, found.driven, found.wsl) == (True, True, True, False)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("driver_cuda", "capability", "words"),
     [
         ((13, 1), (8, 9), "'torch>=2.10' --index-url https://download.pytorch.org/whl/cu130"),

@@ -11,6 +11,7 @@ from core.errors import UserError
 from core.hardware.obstacle import Sight
 from core.hardware.run_cards import process_cards
 from core.hardware.visible import Identity
+from tests.cases import cases
 
 THREE = Sight(cards=(Identity(0, "GPU-a"), Identity(1, "GPU-b"), Identity(2)), capabilities=((8, 9),) * 3)
 
@@ -21,7 +22,7 @@ def cards(sight: Sight = THREE, hardware: dict[str, Any] | None = None, **distri
     return process_cards(Config.model_validate(values), sight, {})
 
 
-@pytest.mark.parametrize(
+@cases(
     ("distributed", "found"),
     [
         ({}, [None]),
@@ -46,7 +47,7 @@ def test_on_a_cpu_no_process_has_one(hardware: dict[str, Any]) -> None:
     assert cards(Sight(), hardware, processes=3) == [None] * 3
 
 
-@pytest.mark.parametrize(
+@cases(
     ("sight", "distributed", "words"),
     [
         (THREE, {"processes": 4}, "There are 3 cards for 4 processes."),

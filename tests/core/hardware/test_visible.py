@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.hardware.visible import Identity, Visible, find_gpu, hides_all, visible_cards
+from tests.cases import cases
 
 from .conftest import Ask
 
@@ -22,7 +23,7 @@ def seen(value: str | None, cards: tuple[Identity, ...] = EIGHT, **others: str) 
     return [device.index for device in visible_cards(cards, environment)]
 
 
-@pytest.mark.parametrize(
+@cases(
     ("value", "expected"),
     [
         (None, [0, 1, 2, 3, 4, 5, 6, 7]),
@@ -88,7 +89,7 @@ def test_of_mig_instances_one_is_seen() -> None:
     assert visible_cards(cards, {"CUDA_VISIBLE_DEVICES": f"MIG-{UUIDS[0]}/7/0"}) == []
 
 
-@pytest.mark.parametrize(
+@cases(
     ("value", "expected"),
     [
         (None, False),
@@ -125,7 +126,7 @@ print(json.dumps([card and [card.index, card.uuid, card.memory_total, card.memor
 """
 
 
-@pytest.mark.parametrize(
+@cases(
     ("environment", "gpu", "card", "read"),
     [
         ({}, None, 0, list(range(8))),

@@ -2,12 +2,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from core.hardware.wsl import is_wsl
+from tests.cases import cases
 
 
-@pytest.mark.parametrize(
+@cases(
     ("release", "expected"),
     [
         ("6.6.87.2-microsoft-standard-WSL2\n", True),

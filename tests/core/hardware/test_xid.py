@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-import pytest
-
 from core.hardware.xid import explain_xid
+from tests.cases import cases
 
 
-@pytest.mark.parametrize("code", [13, 31, 43, 45, 48, 62, 63, 64, 74, 79, 94, 95, 119])
+@cases("code", [13, 31, 43, 45, 48, 62, 63, 64, 74, 79, 94, 95, 119])
 def test_what_is_met_has_words_of_its_own(code: int) -> None:
     meaning = explain_xid(code)
     assert meaning != explain_xid(99999)

@@ -11,6 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from core.errors import UserError
+from core.hub.job import FetchPlan
+from core.text import one_line
+
 _PROGRAM = """
 import json, os, sys
 from core.hub import download
@@ -46,6 +50,17 @@ class Fetcher:
         self._process.stdin.flush()
         answer: dict[str, Any] = json.loads(self._process.stdout.readline())
         return answer
+
+    def plan(self, entry: str) -> FetchPlan:
+        """Download, and what :class:`~core.hub.job.FetchJob` would return.
+
+        Raises:
+            UserError: If it cannot be fetched.
+        """
+        answer = self.fetch(entry)
+        if "error" in answer:
+            raise UserError(one_line(answer["error"]), one_line(answer["hint"]))
+        return FetchPlan.from_dict(answer["result"])
 
 
 @contextmanager

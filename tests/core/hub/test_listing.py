@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from core.errors import UserError
 from core.hub.listing import MOST_BYTES, MOST_FILES, is_size, read_listing
 from core.hub_uri import is_commit
+from tests.cases import cases
 
 COMMIT = "a" * 40
 SHA1, SHA256 = "b" * 40, "c" * 64
@@ -36,7 +37,7 @@ def test_what_a_hub_answers_is_read() -> None:
     assert read(siblings=None).files == {}
 
 
-@pytest.mark.parametrize(
+@cases(
     ("told", "says"),
     [
         ({"sha": None}, "names no commit"),

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from core.errors import UserError
 from core.hub.safe_path import safe_path
+from tests.cases import cases
 
 
 def test_names_lie_below_the_directory_whether_or_not_they_are_there(tmp_path: Path) -> None:
@@ -25,7 +26,7 @@ def test_the_directory_itself_may_be_reached_by_a_link(tmp_path: Path) -> None:
     assert safe_path(tmp_path / "root", "x") == tmp_path / "root" / "x"
 
 
-@pytest.mark.parametrize("target", ["../other", "inside", "nowhere", "link", "../root/inside", "/"])
+@cases("target", ["../other", "inside", "nowhere", "link", "../root/inside", "/"])
 def test_a_link_below_it_is_refused_wherever_it_leads(tmp_path: Path, target: str) -> None:
     root = tmp_path / "root"
     (root / "inside").mkdir(parents=True)

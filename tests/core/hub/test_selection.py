@@ -9,6 +9,7 @@ import pytest
 from core.errors import UserError
 from core.hub.selection import data_names, read_subsets, select
 from core.hub_uri import parse_entry
+from tests.cases import cases
 
 SPLITS = ["data/test-0.parquet", "data/train-0.parquet", "data/train-1.parquet", "data/validation-0.parquet"]
 LANGUAGES = ["de/test.jsonl", "de/train.jsonl", "en/test.jsonl", "en/train.jsonl"]
@@ -28,7 +29,7 @@ def taken(entry: str, names: list[str], card: Any = None) -> tuple[list[str], st
     return list(selection.names), selection.reason
 
 
-@pytest.mark.parametrize(
+@cases(
     ("entry", "names", "wanted"),
     [
         ("", SPLITS, SPLITS[1:3]),
@@ -58,7 +59,7 @@ def test_files_are_chosen_by_their_names_with_a_reason(entry: str, names: list[s
     assert reason.endswith(".")
 
 
-@pytest.mark.parametrize(
+@cases(
     ("entry", "wanted"),
     [
         ("", ["en/train.jsonl"]),
@@ -72,7 +73,7 @@ def test_the_card_tells_before_the_names(entry: str, wanted: list[str]) -> None:
     assert taken(entry, LANGUAGES, CARD)[0] == wanted
 
 
-@pytest.mark.parametrize(
+@cases(
     ("files", "wanted"),
     [
         ("a.csv", {"train": ["a.csv"]}),
@@ -88,14 +89,12 @@ def test_all_ways_of_a_card_to_name_files(files: Any, wanted: dict[str, list[str
     assert below.splits == {"train": ["sub/**"]}
 
 
-@pytest.mark.parametrize(
-    "card", [None, [], {"configs": 3}, {"configs": [3, {}, {"data_files": [3]}]}, {"configs": None}]
-)
+@cases("card", [None, [], {"configs": 3}, {"configs": [3, {}, {"data_files": [3]}]}, {"configs": None}])
 def test_a_card_that_says_nothing_is_left_out(card: Any) -> None:
     assert read_subsets(card) == []
 
 
-@pytest.mark.parametrize(
+@cases(
     ("entry", "names", "card", "says", "hint"),
     [
         ("", [], None, "no data files", "refs/convert/parquet"),
@@ -135,7 +134,7 @@ def test_a_pattern_that_is_made_to_take_long_does_not() -> None:
         taken("", [name], card)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("names", "says"),
     [
         (["train.jsonl", "train.jsonl/a.jsonl"], "train.jsonl both as a file and as a directory"),

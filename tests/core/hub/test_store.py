@@ -14,6 +14,7 @@ from core.errors import UserError
 from core.hub.selection import Subset
 from core.hub.store import NotFetchedError, Record, find_fetched, known_commit, note_ref, repository_dir
 from core.hub_uri import HubEntry
+from tests.cases import cases
 
 from .conftest import rows
 
@@ -72,11 +73,12 @@ def test_no_change_of_a_record_leads_elsewhere(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["localtune.json", "refs.json"])
-@pytest.mark.parametrize("content", [b"", b"[" * 100_000, b"\xff", b"null", b"[]", b"9" * 5000, b'{"files": '])
-def test_what_is_no_record_is_none(directory: Path, name: str, content: bytes) -> None:
-    (directory / name if name == "localtune.json" else directory.parent / name).write_bytes(content)
-    with pytest.raises(NotFetchedError):
-        find_fetched(ENTRY)
+def test_what_is_no_record_is_none(directory: Path, name: str) -> None:
+    path = directory / name if name == "localtune.json" else directory.parent / name
+    for content in (b"", b"[" * 100_000, b"\xff", b"null", b"[]", b"9" * 5000, b'{"files": '):
+        path.write_bytes(content)
+        with pytest.raises(NotFetchedError):
+            find_fetched(ENTRY)
 
 
 def test_a_record_that_would_be_waited_for_is_none(directory: Path) -> None:
@@ -93,7 +95,7 @@ def test_a_record_of_another_commit_is_none(directory: Path) -> None:
         find_fetched(HubEntry("dataset", "me/set", "f" * 40))
 
 
-@pytest.mark.parametrize("commit", ["../../x", "/etc", "", COMMIT.upper(), None, 3, [COMMIT]])
+@cases("commit", ["../../x", "/etc", "", COMMIT.upper(), None, 3, [COMMIT]])
 def test_a_reference_to_what_is_no_commit_is_none(directory: Path, commit: Any) -> None:
     (directory.parent / "refs.json").write_text(json.dumps({"main": commit}))
     assert known_commit(ENTRY) == ""

@@ -19,6 +19,7 @@ from core.importers.convert import TOOLS, import_config
 from core.importers.gaps import Gap
 from core.importers.rules import Choice, Copy, Missing, is_one_of
 from core.importers.tool import Rule, Tool, missing
+from tests.cases import cases
 from tests.core.data.sample_files import write
 from tests.core.importers.helpers import assert_all_accounted, carry, entries, entry, keys_of, loaded, setting
 from tests.examples import examples
@@ -38,7 +39,7 @@ def options_of(rule: Rule) -> tuple[str, ...]:
     return () if isinstance(rule, Missing) else rule.options
 
 
-@pytest.mark.parametrize("tool", EVERY, ids=lambda tool: tool.kind)
+@cases("tool", EVERY, ids=lambda tool: tool.kind)
 def test_the_options_that_a_table_names_exist(tool: Tool) -> None:
     for key, rule in tool.table.items():
         for name in options_of(rule):
@@ -60,7 +61,7 @@ def test_a_key_has_one_rule() -> None:
         missing({Gap.HUB: "a b", Gap.ORDER: "a"})
 
 
-@pytest.mark.parametrize("kind", TOOLS)
+@cases("kind", TOOLS)
 def test_whose_it_is_is_seen_from_its_keys(tmp_path: Path, kind: str) -> None:
     imported = carry(tmp_path, MINIMAL[kind])
     assert imported.kind == kind
@@ -69,7 +70,7 @@ def test_whose_it_is_is_seen_from_its_keys(tmp_path: Path, kind: str) -> None:
     assert first in imported.reason or "training" in imported.reason
 
 
-@pytest.mark.parametrize(
+@cases(
     ("text", "part"),
     [
         ("learning_rate: 1e-4\nseed: 3\n", "no key by which"),
@@ -97,7 +98,7 @@ def test_it_may_be_said(tmp_path: Path) -> None:
     assert setting(imported, "train.learning_rate") == 1e-4
 
 
-@pytest.mark.parametrize(
+@cases(
     ("kind", "line", "guess"),
     [
         ("axolotl", "lora_rr: 8", "lora_r"),

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from core.importers.convert import TOOLS
 from core.importers.rules import Missing
 from core.importers.tool import Tool
+from tests.cases import cases
 
 PAGE = Path(__file__).parents[3] / "docs" / "import.md"
 
 
-@pytest.mark.parametrize("tool", TOOLS.values(), ids=lambda tool: tool.kind)
+@cases("tool", TOOLS.values(), ids=lambda tool: tool.kind)
 def test_the_page_has_every_key_and_what_happens_instead(tool: Tool) -> None:
     text = PAGE.read_text(encoding="utf-8")
     _, _, section = text.partition(f"\n## {tool.title}\n")

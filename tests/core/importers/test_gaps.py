@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
-import pytest
-
 from core.config.schema import options, sections
 from core.importers.convert import TOOLS
 from core.importers.gaps import Gap
 from core.importers.rules import Choice, Copy, Missing
 from core.importers.tool import Tool
+from tests.cases import cases
 
 EVERY = list(TOOLS.values())
 #: Every option, and every value of one with choices.
@@ -114,12 +113,12 @@ def ending(gap: Gap, sayable: Iterable[str] = SAYABLE) -> list[str]:
     return [name for name in sayable if any(fnmatchcase(name, pattern) for pattern in gap.ended_by)]
 
 
-@pytest.mark.parametrize("gap", Gap, ids=lambda gap: gap.name)
+@cases("gap", Gap, ids=lambda gap: gap.name)
 def test_nothing_that_the_schema_has_is_denied(gap: Gap) -> None:
     assert ending(gap) == [], f"{gap.name} denies them: carry its keys over, in the tables of the tools"
 
 
-@pytest.mark.parametrize("gap", Gap, ids=lambda gap: gap.name)
+@cases("gap", Gap, ids=lambda gap: gap.name)
 def test_a_gap_can_be_ended_and_is_of_use(gap: Gap) -> None:
     assert gap.sentence.endswith(".")
     assert gap.ended_by, "an option that nobody can name is no reason"
@@ -135,7 +134,7 @@ def test_a_gap_can_be_ended_and_is_of_use(gap: Gap) -> None:
     assert gap in used or gap in IN_RULES, "no key has this reason"
 
 
-@pytest.mark.parametrize(
+@cases(
     ("gap", "name"),
     [
         (Gap.COMPILER, "train.compile_mode"),
@@ -153,7 +152,7 @@ def test_an_option_that_would_come_ends_its_gap(gap: Gap, name: str) -> None:
     assert ending(gap, [*SAYABLE, name]) == [name]
 
 
-@pytest.mark.parametrize("tool", EVERY, ids=lambda tool: tool.kind)
+@cases("tool", EVERY, ids=lambda tool: tool.kind)
 def test_every_option_is_set_by_a_key_or_has_none(tool: Tool) -> None:
     """A new option of the schema is looked for among the keys of each tool."""
     without = set(NOBODY_SAYS) | ONE_DOES_NOT_SAY[tool.kind]
@@ -164,7 +163,7 @@ def test_every_option_is_set_by_a_key_or_has_none(tool: Tool) -> None:
     assert names - found - without == set(), f"which keys of {tool.title} say these?"
 
 
-@pytest.mark.parametrize("tool", EVERY, ids=lambda tool: tool.kind)
+@cases("tool", EVERY, ids=lambda tool: tool.kind)
 def test_every_value_of_a_choice_has_a_name_there(tool: Tool) -> None:
     choices = {option.name: set(option.choices) for option in options()}
     for rule in tool.table.values():
@@ -183,7 +182,7 @@ COMMON = {
 }
 
 
-@pytest.mark.parametrize("tool", EVERY, ids=lambda tool: tool.kind)
+@cases("tool", EVERY, ids=lambda tool: tool.kind)
 def test_no_denied_key_is_called_as_an_option_is(tool: Tool) -> None:
     """A second look that does not rest on what the gaps say: keys that end in the name of an option."""
     names = {option.key for option in options()} - COMMON

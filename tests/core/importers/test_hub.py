@@ -12,6 +12,7 @@ from core import paths
 from core.data.registries.resolve import training_sources
 from core.hub.store import NotFetchedError, Record
 from core.importers.redact import holds_secret
+from tests.cases import cases
 from tests.core.data.sample_files import json_lines, write
 from tests.core.importers.helpers import carry, comment, entry, loaded, setting
 from tests.core.importers.tools.test_axolotl import BASE
@@ -33,7 +34,7 @@ def fetched(repository: str, files: dict[str, list[dict[str, Any]]]) -> None:
 ROWS = [{"instruction": f"q{number}", "input": "", "output": f"a{number}"} for number in range(20)]
 
 
-@pytest.mark.parametrize(
+@cases(
     ("text", "value"),
     [
         ("{path: org/name, type: alpaca}", "hf://datasets/org/name#train"),

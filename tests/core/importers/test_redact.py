@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from core.importers.redact import REDACTED, cleaned, is_secret_name, redact
+from tests.cases import cases
 from tests.core.importers.helpers import carry
 
 TOKEN = "hf_" + "Q7w" * 11
 WANDB = "0123456789abcdef" * 2 + "01234567"
 
 
-@pytest.mark.parametrize(
+@cases(
     "name",
     ["hf_token", "hub_token", "logging.wandb_token", "comet_api_key", "swanlab_lark_secret", "api_key", "my-password"],
 )
@@ -23,7 +22,7 @@ def test_names_of_secrets(name: str) -> None:
     assert redact(name, True) is True
 
 
-@pytest.mark.parametrize(
+@cases(
     "name",
     ["special_tokens.pad_token", "eos_token", "tokens", "add_tokens", "eot_tokens", "tokenizer_type", "max_new_tokens"],
 )

@@ -14,6 +14,7 @@ import yaml
 
 from core.errors import UserError
 from core.importers.convert import TOOLS, import_config
+from tests.cases import cases
 
 
 def words(text: str) -> list[str]:
@@ -82,14 +83,32 @@ VALUES: tuple[Any, ...] = (True, 1, 0.5, "x", "none", "steps", "drop", [0.5], ["
 KEYS = [*(("llama-factory", key) for key in LLAMA_FACTORY), *(("axolotl", key) for key in AXOLOTL)]
 
 
-@pytest.mark.parametrize(("kind", "key"), KEYS, ids=[f"{kind} {key}" for kind, key in KEYS])
+EACH_KEY = cases(("kind", "key"), KEYS, ids=[f"{kind} {key}" for kind, key in KEYS])
+#: Values that are tried of a key that takes one of them.
+ENOUGH = 3
+
+
+@EACH_KEY
 def test_a_documented_key_is_in_one_of_the_three_lists(kind: str, key: str, tmp_path: Path) -> None:
+    look_at_key(kind, key, tmp_path, ENOUGH)
+
+
+@pytest.mark.long
+@EACH_KEY
+def test_so_it_is_with_values_of_every_kind(kind: str, key: str, tmp_path: Path) -> None:
+    look_at_key(kind, key, tmp_path, len(VALUES) + 1)
+
+
+def look_at_key(kind: str, key: str, tmp_path: Path, enough: int) -> None:
+    """Import a key with one value after the other, until it has been taken and ``enough`` were tried."""
     (tmp_path / "rows.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
     (tmp_path / "dataset_info.json").write_text('{"mine": {"file_name": "rows.jsonl"}}')
     source = tmp_path / "config.yaml"
     taken, refusals = 0, list[str]()
     base = LEAST[kind] | ({"dataset_dir": str(tmp_path)} if kind == "llama-factory" else {})
-    for value in ([base[key]] if key in base else []) + list(VALUES):
+    for number, value in enumerate([*([base[key]] if key in base else []), *VALUES]):
+        if taken and number >= enough:
+            break
         source.write_text(yaml.safe_dump({**base, key: value}))
         try:
             imported = import_config(source, kind, tmp_path)

@@ -41,7 +41,7 @@ def is_locked(run: Run) -> bool:
 @pytest.fixture(autouse=True)
 def fake_worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     def command(run: Run, *, resume: bool = False) -> list[str]:
-        return [sys.executable, str(FAKE), str(run.path), *(["--resume"] if resume else [])]
+        return [sys.executable, "-m", "tests.core.launch.fake_worker", str(run.path), *(["--resume"] if resume else [])]
 
     monkeypatch.setattr(launcher, "worker_command", command)
     monkeypatch.setenv("FAKE_WORKER", "train")
@@ -77,6 +77,7 @@ def test_the_worker_is_the_training_module_of_this_interpreter(run: Run, monkeyp
     assert launcher.worker_command(run, resume=True)[-1] == "--resume"
 
 
+@pytest.mark.anew
 def test_a_worker_has_its_own_session_and_nothing_of_the_starter_but_its_lock(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,6 +15,7 @@ from core.errors import UserError
 from core.launch.slurm import SlurmJob
 from core.runs.state import RunState
 from core.worker.supervise.verdict import EXIT_CRASHED, EXIT_LOST
+from tests.cases import cases
 from tests.core.launch.fake_slurm import FakeSlurm
 from tests.waiting import wait_for
 
@@ -241,7 +242,7 @@ def test_a_run_that_somebody_stopped_stays_stopped(slurm: FakeSlurm) -> None:
     assert slurm.requeued == []
 
 
-@pytest.mark.parametrize("config", ["/a b/c.toml", "/it's.toml", "/$(touch x).toml", "/`x`;#.toml", '/"\\\\.toml'])
+@cases("config", ["/a b/c.toml", "/it's.toml", "/$(touch x).toml", "/`x`;#.toml", '/"\\\\.toml'])
 def test_the_shell_takes_any_name(config: str, tmp_path: Path) -> None:
     text = SlurmJob(Path(config), [f"model.base={config}"], time="2-00:00:00", partition="gpu,long").batch_file()
     file = tmp_path / "job"
@@ -269,7 +270,7 @@ def test_what_slurm_is_asked_for() -> None:
     ]
 
 
-@pytest.mark.parametrize("limits", [{"time": "tomorrow"}, {"partition": "a b"}, {"account": "x\n#SBATCH --wrap=id"}])
+@cases("limits", [{"time": "tomorrow"}, {"partition": "a b"}, {"account": "x\n#SBATCH --wrap=id"}])
 def test_what_slurm_would_not_take_is_refused(limits: dict[str, str]) -> None:
     with pytest.raises(UserError):
         SlurmJob(Path("/c.toml"), **limits)  # type: ignore[arg-type]

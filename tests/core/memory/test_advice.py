@@ -17,6 +17,7 @@ from core.memory.rows import Rows
 from core.models.architecture import measuring
 from core.models.architecture.families import read_architecture
 from core.models.architecture.measured import Growth, LayerGrowth, Passes, Regime, passes_to_dict
+from tests.cases import cases
 from tests.core.models.architecture import published
 
 
@@ -55,12 +56,22 @@ def test_what_is_advised_fits_when_it_is_done(name: str, limit: int, method: str
         assert all(answer.fits for answer in advice)
 
 
-#: Two of the others.
-MEASURED = [pytest.param(name, marks=pytest.mark.slow) for name in ("Gemma-3-1B", "Qwen1.5-MoE-A2.7B")]
-
-
-@pytest.mark.parametrize("name", [*TABLED, *MEASURED])
+@cases("name", TABLED)
 def test_of_every_family_a_run_that_is_a_little_too_large_is_made_to_fit(name: str) -> None:
+    see_made_to_fit(name)
+
+
+@pytest.mark.slow
+def test_so_it_is_of_a_family_that_is_measured() -> None:
+    see_made_to_fit("Gemma-3-1B")
+
+
+@pytest.mark.long
+def test_so_it_is_of_a_mixture() -> None:
+    see_made_to_fit("Qwen1.5-MoE-A2.7B")
+
+
+def see_made_to_fit(name: str) -> None:
     architecture = read_architecture(published.PARAMETERS[name][0], name)
     memory = {"gradient_checkpointing": "off", "offload_experts": "off"}
     config = config_of(train={"max_length": 1024, "batch_size": 1}, memory=memory)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from core.memory.answer import answer_bytes, kv_bytes
 from core.models.architecture.families import read_architecture
 from core.worker.generate.room import _sliding_layers
+from tests.cases import cases
 
 SMALL: dict[str, Any] = {
     "vocab_size": 128,
@@ -32,7 +32,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@cases("family", FAMILIES)
 def test_keys_and_values_are_those_of_the_cache(family: str) -> None:
     torch.manual_seed(0)
     config = AutoConfig.for_model(family, **SMALL, **FAMILIES[family])

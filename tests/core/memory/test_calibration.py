@@ -6,10 +6,9 @@ import json
 import stat
 from dataclasses import asdict
 
-import pytest
-
 from core import paths
 from core.memory.calibration import Calibration, read_calibration, write_calibration
+from tests.cases import cases
 
 CARD = Calibration("NVIDIA GeForce RTX 4090", 431 << 20, 0.031, "2.13.0", "2026-01-31", 1.5e14, 8.5e11, 2.4e10)
 
@@ -32,7 +31,7 @@ def test_a_later_measurement_replaces_an_earlier_one() -> None:
     assert read_calibration(CARD.device) == later
 
 
-@pytest.mark.parametrize("name", ["", "../../etc", "a/b", "…", "x" * 500])
+@cases("name", ["", "../../etc", "a/b", "…", "x" * 500])
 def test_any_name_has_a_file_in_the_directory(name: str) -> None:
     path = write_calibration(Calibration(name, 1 << 20, 0.0, "2.13.0", "2026-01-31"))
     assert path.parent == paths.calibration_dir()
@@ -41,7 +40,7 @@ def test_any_name_has_a_file_in_the_directory(name: str) -> None:
     assert found.device == name
 
 
-@pytest.mark.parametrize(
+@cases(
     "changes",
     [
         {"runtime_bytes": 0},
@@ -76,7 +75,7 @@ def test_an_implausible_rate_counts_as_not_measured() -> None:
     assert found.runtime_bytes == CARD.runtime_bytes
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "null", "[" * 100_000, '{"device": "\xff"}', " " * (1 << 20)])
+@cases("content", ["", "{", "[]", "null", "[" * 100_000, '{"device": "\xff"}', " " * (1 << 20)])
 def test_a_torn_or_foreign_file_is_ignored(content: str) -> None:
     write_calibration(CARD).write_text(content, encoding="latin-1")
     assert read_calibration(CARD.device) is None

@@ -6,7 +6,6 @@ import functools
 from dataclasses import replace
 from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,6 +18,7 @@ from core.memory.planner import make_plan
 from core.memory.rows import Rows
 from core.memory.step_time import rates_of
 from core.models.architecture.families import read_architecture
+from tests.cases import cases
 from tests.core.models.architecture import published
 
 GIB = 1 << 30
@@ -39,7 +39,7 @@ def plan_of(model: dict[str, Any], gib: float, length: int | None = None, kind: 
     return make_plan(read_architecture(model, "m"), config, machine, rows)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("model", "gib", "length", "budget", "kept"),
     [
         (published.LLAMA_3_8B, 60, 2048, 8192, 32),
@@ -62,7 +62,7 @@ def test_smaller_micro_batches_come_before_recomputation(
     assert plan.step.seconds < recomputed.step.seconds
 
 
-@pytest.mark.parametrize("gib", [12, 15, 18])
+@cases("gib", [12, 15, 18])
 def test_some_layers_are_recomputed_where_all_are_too_many_to_keep(gib: int) -> None:
     """As many are kept as fit, and no more."""
     plan = plan_of(published.LLAMA_2_13B, gib)
@@ -84,10 +84,8 @@ def test_some_layers_are_recomputed_where_all_are_too_many_to_keep(gib: int) -> 
     assert kept in next(part.what for part in plan.parts if part.name == "activations")
 
 
-@pytest.mark.parametrize("kind", ["cpu", "cuda"])
-@pytest.mark.parametrize(
-    "model", [published.LLAMA_3_8B, published.GEMMA_2_9B, published.SMOLLM3_3B, published.QWEN_3_4B]
-)
+@cases("kind", ["cpu", "cuda"])
+@cases("model", [published.LLAMA_3_8B, published.GEMMA_2_9B, published.SMOLLM3_3B, published.QWEN_3_4B])
 def test_memory_grows_and_time_shrinks_with_every_kept_layer(model: dict[str, Any], kind: Any) -> None:
     architecture = read_architecture(model, "m")
     config = Config.model_validate({"data": {"train": "x"}, "train": {"max_length": 512}})
@@ -130,10 +128,8 @@ def test_a_step_inside_backward_is_one_pass_and_some_of_its_layers_are_recompute
     assert 0 < plan.kept_layers < 32
 
 
-@pytest.mark.parametrize(
-    ("choice", "kept"), [("on", {0}), ("off", {32}), ("auto", set(range(33)))], ids=["on", "off", "auto"]
-)
-@pytest.mark.parametrize("gib", [7.5, 8, 9, 12, 16, 20, 23, 60])
+@cases(("choice", "kept"), [("on", {0}), ("off", {32}), ("auto", set(range(33)))], ids=["on", "off", "auto"])
+@cases("gib", [7.5, 8, 9, 12, 16, 20, 23, 60])
 def test_the_configuration_has_the_last_word(choice: str, kept: set[int], gib: float) -> None:
     plan = plan_of(published.LLAMA_3_8B, gib, memory={"gradient_checkpointing": choice})
     assert plan.kept_layers in kept

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
-
 from core.memory.host import states_host_bytes
 from core.memory.sizes import optimizer_bytes
+from tests.cases import cases
 
 TENSORS = [(4096, 4096, 3), (1, 4096, 2), (128, 4096, 1)]
 ALL = sum(optimizer_bytes("paged_adamw_8bit", rows * columns, columns) * count for rows, columns, count in TENSORS)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("kind", "expected"),
     [
         ("paged_adamw_8bit", ALL),

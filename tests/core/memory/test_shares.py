@@ -13,6 +13,7 @@ from core.memory.plan import Machine, Part
 from core.memory.planner import arithmetic
 from core.memory.shares import BUCKET, DEEPSPEED_BUCKET, Shares
 from core.models.architecture.families import read_architecture
+from tests.cases import cases
 from tests.core.models.architecture import published
 
 #: ZeRO's example (arXiv 1910.02054, figure 1): 7.5 billion parameters in 16 bit, AdamW's 12 bytes for each, 64 cards.
@@ -47,7 +48,7 @@ def by_name(parts: list[Part]) -> dict[str, int]:
     return {part.name: part.bytes for part in parts}
 
 
-@pytest.mark.parametrize(("stage", "gigabytes"), [(1, 31.4), (2, 16.6), (3, 1.9)])
+@cases(("stage", "gigabytes"), [(1, 31.4), (2, 16.6), (3, 1.9)])
 def test_the_model_states_of_zero_are_those_of_its_paper(stage: int, gigabytes: float) -> None:
     shares = Shares(Sharing("deepspeed", SIXTY_FOUR, stage), sizes())
     found = by_name(shares.of_card(STATES))
@@ -62,7 +63,7 @@ def test_without_a_strategy_they_are_all_there_and_replicated_ones_too() -> None
     assert by_name(found)["all_reduce"] == 8 * BUCKET
 
 
-@pytest.mark.parametrize(
+@cases(
     ("stage", "micro_batches", "times"),
     # ZeRO, section 7: as much as an all-reduce, 2 Ψ, for stages 1 and 2; 3 Ψ for stage 3. Gradients of 16 bit.
     [(1, 1, 2), (1, 4, 2), (2, 1, 2), (2, 4, 5), (3, 1, 3), (3, 4, 12)],
@@ -72,7 +73,7 @@ def test_bytes_on_the_wire_are_those_of_the_paper(stage: int, micro_batches: int
     assert shares.on_wire(micro_batches) == times * 2 * PSI * 63 // 64
 
 
-@pytest.mark.parametrize(("cards", "times"), [(1, 0), (2, 1.0), (4, 1.5), (8, 1.75)])
+@cases(("cards", "times"), [(1, 0), (2, 1.0), (4, 1.5), (8, 1.75)])
 def test_a_replicated_step_sends_the_gradients_once_around_the_ring(cards: int, times: float) -> None:
     shares = Shares(Sharing("replicate", Cards(cards)), sizes(trained=1000, width=4))
     assert shares.on_wire(7) == times * 4000
@@ -120,7 +121,7 @@ def test_fsdp2_moves_all_that_it_shares_out(offload: Any) -> None:
     assert found["gathered"] == 2 * PSI
 
 
-@pytest.mark.parametrize("offload", ["none", "optimizer", "all"])
+@cases("offload", ["none", "optimizer", "all"])
 def test_stages_that_do_not_share_weights_out_keep_them(offload: Any) -> None:
     found = by_name(Shares(Sharing("deepspeed", Cards(4), 2, offload), sizes()).of_card(STATES))
     assert found["linear_weights"] == 2 * PSI
@@ -162,7 +163,7 @@ def test_gradients_of_a_model_that_is_trained_whole_are_inside_and_outside() -> 
     assert found.layer_gradients == 2 * 2 * 4096 * 4096
 
 
-@pytest.mark.parametrize(
+@cases(
     ("strategy", "stage", "shared"),
     [
         ("none", 2, (False, False, False)),
@@ -183,7 +184,7 @@ def test_what_each_strategy_shares_out(strategy: Strategy, stage: int, shared: t
     assert (adapters.optimizer, adapters.gradients, adapters.weights) == own
 
 
-@pytest.mark.parametrize(
+@cases(
     ("section", "visible", "expected"),
     [
         ({}, 4, Cards(1, 1)),

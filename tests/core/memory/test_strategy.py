@@ -17,6 +17,7 @@ from core.memory.shares import BUCKET, FROZEN, Shares
 from core.memory.static import weight_parts
 from core.memory.strategy import Chosen, chosen_strategy, part_of_card, part_of_machine
 from core.models.architecture.families import read_architecture
+from tests.cases import cases
 from tests.core.models.architecture import published
 
 EIGHT = read_architecture(published.LLAMA_3_8B, "x")
@@ -79,7 +80,7 @@ def test_auto_replicates_where_nothing_is_known_of_the_memory() -> None:
     assert (found.strategy, found.fits) == ("replicate", None)
 
 
-@pytest.mark.parametrize("strategy", ["replicate", "fsdp2", "deepspeed"])
+@cases("strategy", ["replicate", "fsdp2", "deepspeed"])
 def test_a_strategy_that_is_named_is_taken_whatever_fits(strategy: str) -> None:
     for limit in (3, 80):
         found = chosen(limit, distributed={"strategy": strategy})

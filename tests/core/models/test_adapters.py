@@ -10,6 +10,7 @@ import pytest
 
 from core.errors import UserError
 from core.models.adapters import check_adapter
+from tests.cases import cases
 
 from .spoiling import copy_model, edit_json, write_safetensors
 
@@ -48,7 +49,7 @@ def test_what_stands_before_a_layer_does_not_matter(tmp_path: Path, tiny_model_d
     check_adapter(write_adapter(tmp_path / "adapter", other), tiny_model_dir)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("factors", "says"),
     [
         ({f"{UP}.lora_A": (4, 4096)}, "up_proj is 128 x 64 there, and the adapter has 4096 inputs"),
@@ -74,7 +75,7 @@ def _cut(adapter: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
 
-@pytest.mark.parametrize(
+@cases(
     ("spoil", "says"),
     [
         (_as_pickle, "pickles only"),

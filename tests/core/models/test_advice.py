@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
-
 from core.config.schema import Config, find_option
 from core.models.advice import Advice, advice_by_identity, advice_for, entries
 from core.presets.library import presets
+from tests.cases import cases
 from tests.families.published_models import PUBLISHED, published_config
 
 
-@pytest.mark.parametrize("entry", entries(), ids=lambda entry: f"{entry.advice.models} {entry.advice.option}")
+@cases("entry", entries(), ids=lambda entry: f"{entry.advice.models} {entry.advice.option}")
 def test_an_entry_has_a_source_and_a_valid_value(entry: object) -> None:
     advice: Advice = entry.advice  # type: ignore[attr-defined]
     assert advice.says.endswith(".")
@@ -49,7 +48,7 @@ def _told(base: str) -> dict[str, object]:
     return {advice.option: advice.value for advice in advice_for(base)}
 
 
-@pytest.mark.parametrize(
+@cases(
     ("name", "expected"),
     [
         ("Qwen/Qwen3.5-9B", {"method.name": "lora", "chat.temperature": 1.0}),
@@ -79,7 +78,7 @@ def test_a_model_is_recognized_by_its_name(name: str, expected: dict[str, object
     assert expected.items() <= _told(name).items()
 
 
-@pytest.mark.parametrize(
+@cases(
     "name",
     [
         "meta-llama/Llama-2-7b-hf",
@@ -119,7 +118,7 @@ def test_another_family_with_such_a_name_is_not_advised_on(tmp_path: Path) -> No
     assert advice_for(str(model)) == ()
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"model_type": 5, "text_config": []}'])
+@cases("content", ["", "{", "[]", '{"model_type": 5, "text_config": []}'])
 def test_a_broken_description_says_nothing(tmp_path: Path, content: str) -> None:
     (tmp_path / "config.json").write_text(content)
     assert advice_for(str(tmp_path)) == ()
@@ -133,6 +132,6 @@ def test_a_damaged_model_is_still_advised_on_by_its_name(tmp_path: Path) -> None
     assert _told(str(model)) == _told("Qwen3-8B")
 
 
-@pytest.mark.parametrize("name", ["", "a\0b", "x" * 5000, "~nobody/model", "hf://a/b@\0", "\ud800"])
+@cases("name", ["", "a\0b", "x" * 5000, "~nobody/model", "hf://a/b@\0", "\ud800"])
 def test_an_impossible_name_says_nothing(name: str) -> None:
     assert advice_for(name) == ()

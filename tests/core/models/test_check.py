@@ -11,6 +11,7 @@ import pytest
 
 from core.errors import UserError
 from core.models.check import check_model_config, check_model_directory
+from tests.cases import cases
 from tests.unprivileged import unprivileged
 
 from .spoiling import (
@@ -229,8 +230,9 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_what_cannot_be_loaded_safely_is_refused(model: Path, name: str) -> None:
+@cases("name", CASES)
+def test_what_cannot_be_loaded_safely_is_refused(tmp_path: Path, tiny_model_dir: Path, name: str) -> None:
+    model = copy_model(tiny_model_dir, tmp_path / "model")
     spoil, says = CASES[name]
     spoil(model)
     with pytest.raises(UserError, match=says) as caught:
@@ -273,7 +275,7 @@ def test_weights_of_another_family_are_told(model: Path) -> None:
     check_model_directory(model)
 
 
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", ""])
+@cases("name", ["config.json", "model.safetensors", "tokenizer.json", ""])
 def test_what_may_not_be_read_is_said_to_be_so(model: Path, name: str) -> None:
     (model / name).chmod(0)
     with pytest.raises(UserError) as caught, unprivileged():

@@ -3,12 +3,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
-
 from core.models.counterpart import find_counterpart
+from tests.cases import cases
 
 
-@pytest.mark.parametrize(
+@cases(
     ("card", "found"),
     [
         ("---\nlicense: mit\nbase_model: Qwen/Qwen3-8B\n---\nText", "Qwen/Qwen3-8B"),
@@ -26,7 +25,7 @@ def test_the_card_names_the_model_that_it_was_made_from(tmp_path: Path, card: st
     assert find_counterpart(directory) == found
 
 
-@pytest.mark.parametrize(
+@cases(
     ("name", "shorter"),
     [
         ("Qwen3-8B-AWQ", "Qwen3-8B"),
@@ -52,7 +51,7 @@ def test_else_the_name_without_what_was_put_behind_it_is_a_guess(tmp_path: Path,
     assert find_counterpart(other) == f"{guess}Some/{shorter}"
 
 
-@pytest.mark.parametrize("name", ["Qwen3-8B", "model", "AWQ", "block"])
+@cases("name", ["Qwen3-8B", "model", "AWQ", "block"])
 def test_a_name_that_tells_nothing_is_none(tmp_path: Path, name: str) -> None:
     directory = tmp_path / name
     directory.mkdir()

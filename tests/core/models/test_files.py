@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from core.models.files import read_record
+from tests.cases import cases
 
 
-@pytest.mark.parametrize(
+@cases(
     "content",
     [b"", b"[" * 100_000, b"null", b'{"files": []}', b'{"files": {}}', b'{"files": {"a\\u0000": 1}}', b"\xff"],
 )

@@ -20,6 +20,7 @@ from core.models.find import (
     is_model_here,
     missing_model,
 )
+from tests.cases import cases
 
 
 def test_hub_ids_are_told_from_paths() -> None:
@@ -80,9 +81,7 @@ def test_a_gguf_is_found_once_it_has_been_converted(tmp_path: Path) -> None:
     assert find_model(str(gguf)) is None
 
 
-@pytest.mark.parametrize(
-    "name", ["~0", "~nobody-by-this-name/x", "~a\x00b/c", "a\x00b", "hf://", "hf://x", "/", "a/b/c"]
-)
+@cases("name", ["~0", "~nobody-by-this-name/x", "~a\x00b/c", "a\x00b", "hf://", "hf://x", "/", "a/b/c"])
 def test_names_that_are_no_names_find_nothing_and_raise_nothing(name: str) -> None:
     found = find_model(name)
     assert found is None or name == "/"
@@ -123,7 +122,7 @@ def test_a_revision_is_found_in_the_hub_cache_and_no_other(tmp_path: Path, monke
     assert "fetch hf://org/model@v2'" in missing_model("hf://org/model@v2").hint
 
 
-@pytest.mark.parametrize(
+@cases(
     ("name", "meant"),
     [
         ("smolxyz", STARTER_NAME),
@@ -145,7 +144,7 @@ def test_a_mistyped_name_is_recognized(name: str, meant: str | None, monkeypatch
     monkeypatch.delenv("HF_HOME", raising=False)
     monkeypatch.setenv("HF_HUB_CACHE", str(paths.home() / "hub"))
     prepared("my-model")
-    (paths.home() / "hub" / "models--Qwen--Qwen2.5-7B-Instruct").mkdir(parents=True)
+    (paths.home() / "hub" / "models--Qwen--Qwen2.5-7B-Instruct").mkdir(parents=True, exist_ok=True)
     assert close_name(name) == meant
     hint = missing_model(name).hint
     assert (f"Did you mean {meant}?" in hint) == (meant is not None)

@@ -18,6 +18,7 @@ from core.errors import UserError
 from core.models import fingerprint
 from core.models.fingerprint import BaseFingerprint, ends_fingerprint
 from core.small_files import hash_file
+from tests.cases import cases
 
 from .spoiling import copy_model, read_safetensors, split_weights, write_safetensors
 
@@ -73,7 +74,7 @@ def test_every_byte_of_the_weights_counts(model: Path, read: list[str]) -> None:
     assert BaseFingerprint(model).value == before
 
 
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"])
+@cases("name", ["config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"])
 def test_so_does_what_says_how_they_are_used(model: Path, name: str) -> None:
     before = BaseFingerprint(model).value
     flip(model / name, 1)

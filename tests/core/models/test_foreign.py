@@ -11,6 +11,7 @@ import pytest
 from core.errors import UserError
 from core.models.check import check_model_config
 from core.models.foreign import refuse_foreign
+from tests.cases import cases
 
 from .spoiling import copy_model, edit_json
 
@@ -39,7 +40,7 @@ ACCEPTED: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("content", "says"), REFUSED)
+@cases(("content", "says"), REFUSED)
 def test_what_asks_for_the_code_of_others_is_refused_with_its_key(
     tmp_path: Path, tiny_model_dir: Path, content: dict[str, Any], says: str
 ) -> None:
@@ -52,7 +53,7 @@ def test_what_asks_for_the_code_of_others_is_refused_with_its_key(
         assert caught.value.hint
 
 
-@pytest.mark.parametrize("content", ACCEPTED)
+@cases("content", ACCEPTED)
 def test_what_only_looks_like_it_is_accepted(content: dict[str, Any]) -> None:
     description: dict[str, Any] = json.loads(json.dumps(content))
     refuse_foreign(description, Path("config.json"))

@@ -14,6 +14,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
 from core.errors import UserError
 from core.models.architecture.gguf_header import GgufTensor, read_gguf_header
 from core.models.gguf import check_gguf
+from tests.cases import cases
 
 PARTS = ("attn_q", "attn_k", "ffn_up")
 
@@ -43,7 +44,7 @@ def test_a_whole_file_is_accepted_and_its_places_are_known(tmp_path: Path) -> No
     assert header.data_bytes >= 4 * 8 * 64 + 2 * 6 * 4 * 32
 
 
-@pytest.mark.parametrize("kind", GGML_QUANT_SIZES)
+@cases("kind", GGML_QUANT_SIZES)
 def test_sizes_are_those_of_the_reference(kind: GGMLQuantizationType) -> None:
     block, size = GGML_QUANT_SIZES[kind]
     assert GgufTensor((block * 3, 5), int(kind), 0).size == 15 * size
@@ -56,7 +57,7 @@ def test_further_blocks_may_be_there_or_not(tmp_path: Path) -> None:
         check_gguf(write(tmp_path / "other.gguf", count=3, blocks=(1, 2), llama__nextn_predict_layers=1))
 
 
-@pytest.mark.parametrize(
+@cases(
     ("options", "says"),
     [
         ({"count": 100_000_000}, r"llama\.block_count is 100000000, and the weights are of 2 blocks"),
@@ -88,7 +89,7 @@ def _set(code: str, at: int, value: int) -> Callable[[bytearray, int], None]:
     return lambda raw, begin: struct.pack_into(code, raw, begin + at, value)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("change", "says"),
     [
         (_set("<Q", 20, 0), r"lies where .* does"),

@@ -11,6 +11,7 @@ import pytest
 
 from core.models.inspection import READ_ARCHITECTURES, STARTER_FACTS, UNREAD_TYPES, ModelFacts
 from core.models.sandboxed import inspect_model
+from tests.cases import cases
 from tests.core.models.spoiling import copy_model, edit_json, split_weights
 from tests.core.worker.model.gguf_files import write_gguf
 
@@ -80,7 +81,7 @@ def test_saved_quantizations_are_named_and_do_not_spoil_the_count(tiny_model_dir
     assert facts.parameters == inspect_model(tiny_model_dir).parameters
 
 
-@pytest.mark.parametrize(
+@cases(
     ("changes", "says"),
     [
         ({"auto_map": {"AutoModel": "x.Y"}}, "brings Python code of its own"),
@@ -106,7 +107,7 @@ def test_an_unknown_architecture_is_listed_without_its_memory(tiny_model_dir: Pa
     assert facts.parameters
 
 
-@pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"\xff" * 99, b"[" * 100_000, b'{"model_type": 5}'])
+@cases("raw", [b"", b"{", b"[]", b"\xff" * 99, b"[" * 100_000, b'{"model_type": 5}'])
 def test_descriptions_of_any_bytes_are_a_sentence(tiny_model_dir: Path, tmp_path: Path, raw: bytes) -> None:
     model = copy_model(tiny_model_dir, tmp_path / "model")
     (model / "config.json").write_bytes(raw)

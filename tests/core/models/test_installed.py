@@ -12,6 +12,7 @@ from core.errors import UserError
 from core.models import installed
 from core.models.installed import check_known, known_model_types, newer_version, transformers_version
 from core.models.sandboxed import check_base, inspect_model
+from tests.cases import cases
 from tests.core.models.spoiling import copy_model, edit_json
 
 
@@ -29,7 +30,7 @@ def test_it_is_not_imported() -> None:
     assert said.strip() == "False"
 
 
-@pytest.mark.parametrize(
+@cases(
     ("said", "newer"),
     [
         ("99.1.0", "99.1.0"),

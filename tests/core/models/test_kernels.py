@@ -14,6 +14,10 @@ from core.memory.plan import Machine
 from core.memory.planner import make_plan
 from core.models.architecture.load import load_architecture
 from core.models.kernels import KERNELS, missing_kernels, tell_missing
+from tests.cases import cases
+from tests.measured_here import measured_here
+
+__all__ = ["measured_here"]
 
 DELTA = ("fla", "causal_conv1d")
 CASES: list[tuple[dict[str, Any], tuple[str, ...]]] = [
@@ -39,7 +43,7 @@ def none_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in KERNELS else find(name))
 
 
-@pytest.mark.parametrize(("config", "expected"), CASES)
+@cases(("config", "expected"), CASES)
 @pytest.mark.usefixtures("none_installed")
 def test_kernels_that_a_model_would_use(config: dict[str, Any], expected: tuple[str, ...]) -> None:
     assert tuple(kernel.package for kernel in missing_kernels(config)) == expected

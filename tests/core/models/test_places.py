@@ -14,6 +14,7 @@ from core.hub_uri import HubEntry
 from core.models import places
 from core.models.find import STARTER_NAME, find_model
 from core.models.places import FoundModel, UnreadPlace, fetchable, find_models, typed_model
+from tests.cases import cases
 
 DIGEST = "ab" * 32
 
@@ -185,12 +186,17 @@ def test_a_search_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 # Ollama.
 
 
-@pytest.fixture
-def ollama(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    store = tmp_path / "ollama"
+def ollama_with_blob(store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Ollama's directory, with the file of a model that no manifest names yet."""
     (store / "blobs").mkdir(parents=True)
     (store / "blobs" / f"sha256-{DIGEST}").write_bytes(b"GGUF")
     monkeypatch.setenv("OLLAMA_MODELS", str(store))
+    return store
+
+
+@pytest.fixture
+def ollama(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    store = ollama_with_blob(tmp_path / "ollama", monkeypatch)
     yield store
     os.chmod(store / "blobs", 0o700)
 
@@ -206,7 +212,7 @@ def manifest(store: Path, name: str, content: object = None) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
+@cases(
     ("path", "name"),
     [
         ("registry.ollama.ai/library/llama3.2/1b", "llama3.2:1b"),
@@ -214,13 +220,16 @@ def manifest(store: Path, name: str, content: object = None) -> Path:
         ("hf.co/org/some-GGUF/Q4_K_M", "hf.co/org/some-GGUF:Q4_K_M"),
     ],
 )
-def test_models_of_ollama_are_gguf_files_with_its_names(ollama: Path, path: str, name: str) -> None:
+def test_models_of_ollama_are_gguf_files_with_its_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, name: str
+) -> None:
+    ollama = ollama_with_blob(tmp_path / "ollama", monkeypatch)
     manifest(ollama, path)
     model = found()[str(ollama / "blobs" / f"sha256-{DIGEST}")]
     assert (model.name, model.place, model.source) == (name, "Ollama", "ollama")
 
 
-@pytest.mark.parametrize(
+@cases(
     "content",
     [
         [],
@@ -233,7 +242,10 @@ def test_models_of_ollama_are_gguf_files_with_its_names(ollama: Path, path: str,
         {"layers": [{"mediaType": "application/vnd.ollama.image.license", "digest": f"sha256:{DIGEST}"}]},
     ],
 )
-def test_manifests_that_name_no_model_are_passed_over(ollama: Path, content: object) -> None:
+def test_manifests_that_name_no_model_are_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: object
+) -> None:
+    ollama = ollama_with_blob(tmp_path / "ollama", monkeypatch)
     manifest(ollama, "registry.ollama.ai/library/odd/latest", content)
     (ollama / "manifests" / "not-json").write_bytes(b"\xff{")
     (ollama / "manifests" / "large").write_bytes(b" " * (2 << 20))

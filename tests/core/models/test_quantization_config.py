@@ -11,12 +11,13 @@ import pytest
 from core.errors import UserError
 from core.models.inspection import inspect_model
 from core.models.quantization_config import check_quantization, read_quantization, saved_quantization
+from tests.cases import cases
 from tests.core.models.spoiling import copy_model, edit_json
 
 NF4 = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
 
 
-@pytest.mark.parametrize(
+@cases(
     ("said", "name"),
     [
         (None, None),
@@ -49,7 +50,7 @@ def test_the_description_of_the_model_optimizer_counts_where_config_json_has_non
     assert saved_quantization(tmp_path) is None
 
 
-@pytest.mark.parametrize(
+@cases(
     ("said", "name", "why"),
     [
         *(

@@ -16,6 +16,7 @@ from core.models.quantization_config import read_quantization
 from core.models.quantized_weights import decoded, read_decoded
 from core.models.tensors import Tensor
 from core.text import one_line
+from tests.cases import cases
 from tests.core.models.spoiling import edit_json
 from tests.families.tiny import write_family
 from tests.packers import FORMATS, quantize_checkpoint
@@ -26,7 +27,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_family("llama", tmp_path_factory.mktemp("llama"))
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@cases("name", FORMATS)
 def test_headers_tell_what_a_checkpoint_decodes_to(llama: Path, tmp_path: Path, name: str) -> None:
     twins = quantize_checkpoint(llama, tmp_path, name)
     found, plain = read_decoded(twins.quantized), read_decoded(twins.plain)
@@ -125,7 +126,7 @@ def test_scales_of_activations_are_no_weights(llama: Path, tmp_path: Path) -> No
     assert read_decoded(twins.quantized).tensors == read_decoded(twins.plain).tensors
 
 
-@pytest.mark.parametrize("state", [b"{", b"[]", b'{"shape": [0, 5]}', b'{"shape": "x"}'])
+@cases("state", [b"{", b"[]", b'{"shape": [0, 5]}', b'{"shape": "x"}'])
 def test_a_damaged_state_of_bitsandbytes_is_told(llama: Path, tmp_path: Path, state: bytes) -> None:
     import torch
 

@@ -15,6 +15,7 @@ from core.errors import UserError
 from core.models import tensors
 from core.models.shapes import by_layer
 from core.models.tensors import FILE_TENSORS, HEADER_LIMIT, Tensor, read_header, read_weights
+from tests.cases import cases
 
 from .spoiling import copy_model, split_weights, write_safetensors
 
@@ -30,7 +31,7 @@ def test_names_types_and_shapes_are_read(tiny_model_dir: Path) -> None:
     assert str(found["model.norm.weight"]) == "64"
 
 
-@pytest.mark.parametrize(
+@cases(
     ("header", "data", "says"),
     [
         ({"a": entry(0, 4), "b": entry(4, 8)}, 8, None),
@@ -83,7 +84,7 @@ def test_more_tensors_than_a_model_has_are_refused(
         read_weights(model)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("names", "says"),
     [
         (["model-1.safetensors", "model-2.bin"], r"names model-2\.bin, which is no safetensors file"),

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
-
 from core.models.text_part import is_composite, is_tied, split_names, text_model_type, text_name
+from tests.cases import cases
 
 NAMES = {
     "model.language_model.layers.0.self_attn.q_proj.weight": "model.layers.0.self_attn.q_proj.weight",
@@ -17,13 +16,13 @@ NAMES = {
 OTHERS = ("model.vision_tower.language_model.weight", "vision_tower.encoder.layers.0.fc1.weight", "mtp.norm.weight")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@cases("name", NAMES)
 def test_names_of_the_text_part(name: str) -> None:
     assert text_name(name) == NAMES[name]
     assert text_name(NAMES[name]) == NAMES[name]
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@cases("name", OTHERS)
 def test_names_of_other_parts_stay(name: str) -> None:
     assert text_name(name) == name
 
@@ -51,7 +50,7 @@ def test_configurations() -> None:
     assert not is_composite({"model_type": "llama", "text_config": None})
 
 
-@pytest.mark.parametrize(
+@cases(
     ("whole", "inner", "has_head", "expected"),
     [
         (True, False, True, True),

@@ -6,6 +6,7 @@ import pytest
 
 from core.errors import UserError
 from core.notify import NotifySettings, load_notify_settings
+from tests.cases import cases
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +26,7 @@ def test_settings_are_read(file: Path) -> None:
     assert load_notify_settings() == NotifySettings(("say", "{state}"), True, True)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("text", "said"),
     [
         ('command = "say {state}"', "a list of a program and its arguments"),

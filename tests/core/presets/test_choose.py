@@ -13,6 +13,7 @@ from core.models.architecture.architecture import Architecture
 from core.models.architecture.families import read_architecture
 from core.presets.choose import choose_preset
 from core.presets.library import presets
+from tests.cases import cases
 from tests.core.models.architecture import published
 from tests.families.published_models import published_config
 
@@ -38,7 +39,7 @@ def facts(billions: float | None, card: float | None, positions: int | None = 13
     )
 
 
-@pytest.mark.parametrize(
+@cases(
     ("billions", "card", "aim", "name"),
     [
         (0.13, None, "balanced", "cpu-small"),
@@ -68,7 +69,7 @@ def test_the_preset_for_a_model_and_a_card(billions: float | None, card: float |
     assert choice.max_length is None
 
 
-@pytest.mark.parametrize("aim", AIMS)
+@cases("aim", AIMS)
 def test_whatever_is_known_there_is_a_preset_or_a_sentence(aim: Aim) -> None:
     for billions in (None, 0.01, 1, 4.5, 8, 9.5, 14, 16, 35, 70, 700):
         for card in (None, 1, 4, 8, 12, 16, 24, 80):
@@ -125,21 +126,32 @@ def test_a_preset_with_which_the_model_would_not_fit_is_not_taken() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
+@cases(
     ("name", "gib", "preset", "away"),
-    [
-        ("Qwen3-30B-A3B", 8, "8gb-7b", "15.0 GB"),
-        ("Qwen3-30B-A3B", 24, "24gb-30b", ""),
-        # Every other rank is another measurement.
-        pytest.param("Qwen3-30B-A3B", 12, "12gb-7b", "15.0 GB", marks=pytest.mark.slow),
-        pytest.param("Qwen3-30B-A3B", 16, "16gb-13b", "15.0 GB", marks=pytest.mark.slow),
-        pytest.param("gpt-oss-20b", 12, "12gb-7b", "9.9 GB", marks=pytest.mark.slow),
-        pytest.param("gpt-oss-20b", 16, "16gb-13b", "9.9 GB", marks=pytest.mark.slow),
-        pytest.param("gpt-oss-20b", 24, "24gb-30b", "", marks=pytest.mark.slow),
-    ],
+    [("Qwen3-30B-A3B", 8, "8gb-7b", "15.0 GB"), ("Qwen3-30B-A3B", 24, "24gb-30b", "")],
 )
 def test_a_mixture_is_chosen_for_by_its_plan(name: str, gib: int, preset: str, away: str) -> None:
     """A mixture whose experts do not fit on the card takes what the card has for smaller models."""
+    see_chosen(name, gib, preset, away)
+
+
+@pytest.mark.long
+@cases(
+    ("name", "gib", "preset", "away"),
+    [
+        ("Qwen3-30B-A3B", 12, "12gb-7b", "15.0 GB"),
+        ("Qwen3-30B-A3B", 16, "16gb-13b", "15.0 GB"),
+        ("gpt-oss-20b", 12, "12gb-7b", "9.9 GB"),
+        ("gpt-oss-20b", 16, "16gb-13b", "9.9 GB"),
+        ("gpt-oss-20b", 24, "24gb-30b", ""),
+    ],
+)
+def test_so_are_others_and_with_other_ranks(name: str, gib: int, preset: str, away: str) -> None:
+    """Each is another measurement, which takes seconds."""
+    see_chosen(name, gib, preset, away)
+
+
+def see_chosen(name: str, gib: int, preset: str, away: str) -> None:
     mixture = read_architecture(published_config(name), name)
     choice = choose_preset(Facts(model=mixture, device_bytes=gib * GIB))
     assert choice.preset.name == preset

@@ -14,6 +14,7 @@ from core.memory.plan import Machine
 from core.memory.planner import make_plan
 from core.models.architecture.families import read_architecture
 from core.presets.library import DIRECTORY, Preset, apply_preset, find_preset, presets
+from tests.cases import cases
 from tests.core.models.architecture import published
 
 EVERY = list(presets().values())
@@ -37,7 +38,7 @@ def configured(preset: Preset) -> ConfigDocument:
     return document
 
 
-@pytest.mark.parametrize("preset", EVERY, ids=lambda preset: preset.name)
+@cases("preset", EVERY, ids=lambda preset: preset.name)
 def test_a_preset_makes_a_configuration_without_objections(preset: Preset) -> None:
     document = configured(preset)
     config = document.validate()
@@ -49,7 +50,7 @@ def test_a_preset_makes_a_configuration_without_objections(preset: Preset) -> No
     assert document.dumps().startswith(MINE.rstrip())
 
 
-@pytest.mark.parametrize("preset", EVERY, ids=lambda preset: preset.name)
+@cases("preset", EVERY, ids=lambda preset: preset.name)
 def test_a_preset_names_no_model_and_no_data_and_says_what_it_is_for(preset: Preset) -> None:
     touched = {name.partition(".")[0] for name in preset.values}
     assert touched <= set(sections()) - {"model", "data", "template", "hardware", "chat"}
@@ -64,7 +65,7 @@ def test_a_preset_names_no_model_and_no_data_and_says_what_it_is_for(preset: Pre
     assert ("train.max_steps" in preset.values) != ("train.epochs" in preset.values)
 
 
-@pytest.mark.parametrize("preset", [preset for preset in EVERY if preset.memory_gb], ids=lambda preset: preset.name)
+@cases("preset", [preset for preset in EVERY if preset.memory_gb], ids=lambda preset: preset.name)
 def test_a_preset_fits_its_card_by_the_memory_plan(preset: Preset) -> None:
     """With rows as long as it takes, all of them learned, and a margin."""
     model = read_architecture(MEANT[preset.parameters[0]], preset.name)

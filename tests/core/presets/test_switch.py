@@ -11,6 +11,7 @@ from core.config.schema import options
 from core.errors import UserError
 from core.presets.library import find_preset, presets
 from core.presets.switch import apply_switch, note_preset, plan_switch, preset_in
+from tests.cases import cases
 from tests.core.config.strategies import CHANGES
 
 MINE = '# mine\n[model]\nbase = "m" # my model\n[data]\ntrain = "rows.jsonl"\n'
@@ -77,7 +78,7 @@ def test_another_length_than_the_presets() -> None:
     assert document.get("train.max_length") == 2048
 
 
-@pytest.mark.parametrize(
+@cases(
     ("text", "noted"),
     [
         ("", "# preset: x\n"),

@@ -16,6 +16,7 @@ from core.quantization.result import (
     name_layers,
     sentence,
 )
+from tests.cases import cases
 
 COST = QuantizationCost(
     rows=12,
@@ -62,7 +63,7 @@ def test_many_layers_are_counted_in_a_sentence() -> None:
     assert "; keep 20 of 3 layers in 16 bit: " in sentence(many)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("layers", "words"),
     [
         ((3,), "layer 3"),
@@ -86,7 +87,7 @@ def test_the_table_is_in_order_of_cost_and_marks_what_is_kept() -> None:
     assert advice(replace(COST, kept=None)) == ""
 
 
-@pytest.mark.parametrize(
+@cases(
     ("costs", "shares"),
     [
         # Nothing is lost: no bars.

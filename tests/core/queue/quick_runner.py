@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import functools
 import sys
-from pathlib import Path
 
 from core.launch import launcher
 from core.queue import __main__ as process
 from core.queue import runner
 from core.runs.store import Run
 
-WORKER = Path(__file__).with_name("quick_worker.py")
-
 
 def command(run: Run, *, resume: bool = False) -> list[str]:
     """The command line of the worker."""
-    return [sys.executable, str(WORKER), str(run.path), *(["--resume"] if resume else [])]
+    return [sys.executable, "-m", "tests.core.queue.quick_worker", str(run.path), *(["--resume"] if resume else [])]
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from core.errors import UserError
 from core.queue.book import Queue
 from core.queue.entry import FOLLOWS, STATES, QueueEntry
+from tests.cases import cases
 from tests.examples import examples
 
 
@@ -35,7 +36,7 @@ def test_a_held_entry_lets_the_next_one_go_first() -> None:
     assert queue.released(1).next_waiting == queue.released(1).entry(1)
 
 
-@pytest.mark.parametrize(("position", "expected"), [(1, "cab"), (2, "acb"), (3, "abc"), (99, "abc"), (-5, "cab")])
+@cases(("position", "expected"), [(1, "cab"), (2, "acb"), (3, "abc"), (99, "abc"), (-5, "cab")])
 def test_an_entry_is_moved_among_those_that_wait(position: int, expected: str) -> None:
     assert order(queue_of("a", "b", "c").with_position(3, position)) == list(expected)
 
@@ -118,7 +119,7 @@ def test_a_damaged_text_is_refused_or_makes_sense(data: st.DataObject) -> None:
         assert len({entry.id for entry in entries}) == len(entries)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("change", "said"),
     [
         ({"state": "flying"}, "state of entry 1"),

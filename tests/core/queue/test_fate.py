@@ -12,9 +12,10 @@ from core.queue.fate import live_run
 from core.runs.process import hostname, own_identity
 from core.runs.state import PARKED_BY_HAND, RunState
 from core.runs.store import Run, create_run
+from tests.cases import cases
 
 
-@pytest.mark.parametrize(
+@cases(
     ("state", "parked", "has_device"),
     [
         ("training", "", True),
@@ -25,8 +26,9 @@ from core.runs.store import Run, create_run
     ],
 )
 def test_a_run_has_the_device_until_it_is_over_or_was_parked_by_hand(
-    private_home: Path, state: str, parked: str, has_device: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, parked: str, has_device: bool
 ) -> None:
+    monkeypatch.setenv("LOCALTUNE_HOME", str(tmp_path))
     run = create_run(Config(data=DataSection(train="rows.jsonl")), "other")
     pid, started = own_identity()
     RunState(state=state, parked=parked, pid=pid, pid_started=started, host=hostname(), updated=time.time()).write(

@@ -18,7 +18,7 @@ from core.queue.status import read_status, start_runner, stop_runner, try_runner
 from tests.core.queue.helpers import add, states
 from tests.waiting import wait_for
 
-QUICK = [sys.executable, str(Path(__file__).with_name("quick_runner.py"))]
+QUICK = [sys.executable, "-m", "tests.core.queue.quick_runner"]
 pytestmark = [pytest.mark.usefixtures("processes"), pytest.mark.slow]
 
 
@@ -71,10 +71,11 @@ def test_stopping_the_runner_leaves_the_run_on_and_the_next_runner_takes_it_over
     assert starts(home) == ["a", "b"]
 
 
-def test_runners_that_are_killed_at_any_moment_start_nothing_twice_and_lose_nothing(home: Path) -> None:
+def check_kills(home: Path, kills: int) -> None:
+    """Kill runners at any moment, and let one go on: nothing is started twice, and nothing is lost."""
     add("a", "b", "c")
     dice = random.Random(7)
-    for _ in range(8):
+    for _ in range(kills):
         runner = begin_runner()
         assert runner.stdout is not None
         assert "begins" in runner.stdout.readline()
@@ -91,6 +92,16 @@ def test_runners_that_are_killed_at_any_moment_start_nothing_twice_and_lose_noth
     wait_for_states({1: "done", 2: "done", 3: "done"})
     assert starts(home) == ["a", "b", "c"]
     assert not (home / "overlaps").exists()
+
+
+# Every moment is tried in one process: test_kills_modelled.py.
+def test_runners_that_are_killed_start_nothing_twice_and_lose_nothing(home: Path) -> None:
+    check_kills(home, 3)
+
+
+@pytest.mark.long
+def test_runners_that_are_killed_at_any_moment_start_nothing_twice_and_lose_nothing(home: Path) -> None:
+    check_kills(home, 16)
 
 
 def test_two_runners_at_once_are_one(home: Path) -> None:

@@ -11,6 +11,7 @@ from core.memory.plan import Machine, Plan
 from core.memory.planner import make_plan
 from core.models.architecture.families import read_architecture
 from core.queue.room import judge, lack_of_room
+from tests.cases import cases
 from tests.core.models.architecture import published
 from tests.core.queue.helpers import config_for
 
@@ -23,7 +24,7 @@ def planned(needed: int, machine: Machine) -> Plan:
     return replace(make_plan(architecture, config_for(), machine), needed_bytes=needed)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("free", "needed", "waits"),
     [(20 * GB, 9 * GB, False), (8 * GB, 9 * GB, True), (20 * GB, 30 * GB, False)],
     ids=["it fits", "others use the card", "it never fits"],

@@ -13,6 +13,7 @@ from core import atomic
 from core.errors import UserError
 from core.queue import store
 from core.queue.entry import QueueEntry
+from tests.cases import cases
 from tests.core.queue.helpers import add, config_for, fill, states
 from tests.small_disk import small_disk
 
@@ -50,8 +51,9 @@ def test_clearing_takes_what_has_ended_with_its_configuration(home: Path) -> Non
     assert [path.name for path in sorted(store.queue_path().parent.glob("*.toml"))] == [f"{third.id}.toml"]
 
 
-@pytest.mark.parametrize("text", ["", '{"format": 1, "entries": [{"id"', "[" * 100_000, "\ud800"])
-def test_a_torn_file_is_told_and_never_overwritten(home: Path, text: str) -> None:
+@cases("text", ["", '{"format": 1, "entries": [{"id"', "[" * 100_000, "\ud800"])
+def test_a_torn_file_is_told_and_never_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("LOCALTUNE_HOME", str(tmp_path))
     add("a")
     raw = text.encode("utf-8", "surrogatepass")
     store.queue_path().write_bytes(raw)

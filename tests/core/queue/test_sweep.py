@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 from core.errors import UserError
 from core.queue.entry import words_of
 from core.queue.sweep import MOST_VARIANTS, Axis, combinations, make_variants, parse_axis, split_values
+from tests.cases import cases
 
 
 def test_an_axis_is_an_option_with_its_values() -> None:
     assert parse_axis("train.learning_rate=1e-4, 2e-4") == Axis("train.learning_rate", ("1e-4", "2e-4"))
 
 
-@pytest.mark.parametrize(
+@cases(
     ("text", "values"),
     [
         ("a,b", ["a", "b"]),
@@ -30,7 +31,7 @@ def test_commas_in_brackets_and_quotes_belong_to_a_value(text: str, values: list
     assert split_values(text) == values
 
 
-@pytest.mark.parametrize("text", ["", "=1,2", "a=", "a=1,", "a"])
+@cases("text", ["", "=1,2", "a=", "a=1,", "a"])
 def test_an_axis_without_a_name_or_a_value_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="names no option with values"):
         parse_axis(text)

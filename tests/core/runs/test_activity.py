@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-import pytest
-
 from core.runs.activity import evaluation_count
 from core.runs.state import StepProgress
+from tests.cases import cases
 
 
-@pytest.mark.parametrize(
+@cases(
     ("progress", "done", "total", "words"),
     [
         (None, 40, 40, "40/40"),

@@ -16,6 +16,7 @@ from core.runs.events import StoppedEvent
 from core.runs.state import RunState
 from core.runs.store import Run, complete_checkpoints, create_run
 from core.runs.tail import EventTail
+from tests.cases import cases
 from tests.core.runs.helpers import config_for
 
 
@@ -28,11 +29,12 @@ def end(run: Run, state: str = "stopped", *, saved: bool) -> None:
         (checkpoint / "manifest.json").write_text("{}")
 
 
-@pytest.mark.parametrize("state", ["stopped", "failed"])
-@pytest.mark.parametrize("saved", [True, False])
+@cases("state", ["stopped", "failed"])
+@cases("saved", [True, False])
 def test_continue_is_advised_only_where_it_does_something(
-    run: Run, state: str, saved: bool, monkeypatch: pytest.MonkeyPatch
+    home: Path, state: str, saved: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    run = create_run(config_for(home), "tickets")
     end(run, state, saved=saved)
     said = way_on(run)
     assert ("continue" in said) is saved

@@ -10,6 +10,7 @@ from core.config.document import ConfigDocument
 from core.errors import UserError
 from core.runs.again import Origin, begin_from, belongs, read_run, run_name
 from core.runs.store import Run, create_run
+from tests.cases import cases
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def test_the_name_goes_with_the_data(run: Run) -> None:
     assert belongs(run, ConfigDocument())
 
 
-@pytest.mark.parametrize("path", ["", "/nowhere", "/a\0b", "relative"])
+@cases("path", ["", "/nowhere", "/a\0b", "relative"])
 def test_a_directory_that_is_no_run(path: str) -> None:
     assert read_run(path) is None
 

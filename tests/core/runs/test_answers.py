@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
 from core.runs.answers import Against, questions_of, steps_of, verdict
 from core.runs.events import SampleEvent
+from tests.cases import cases
 
 
 def sample(step: int, prompt: str = "ask", text: str = "", **marks: Any) -> SampleEvent:
@@ -40,7 +39,7 @@ def test_a_question_that_is_asked_twice_is_two() -> None:
     assert questions_of([]) == []
 
 
-@pytest.mark.parametrize(
+@cases(
     ("expected", "match", "is_json", "wanted"),
     [
         ("yes", True, None, "right"),

@@ -16,12 +16,17 @@ from core.runs.events import NoticeEvent
 from core.runs.state import RunState
 from core.runs.store import Run, create_run
 from core.runs.tail import EventTail
+from tests.cases import cases
 
 NOTICE = NoticeEvent(level="warning", code="hot", message="It is hot.", hint="")
 
 
 @pytest.fixture
 def run(private_home: Path) -> Run:
+    return new_run()
+
+
+def new_run() -> Run:
     return create_run(Config.model_validate({"data": {"train": "rows.jsonl"}}), "mine")
 
 
@@ -44,8 +49,9 @@ def test_a_line_that_a_kill_cut_short_is_ended_first(run: Run) -> None:
     assert told(run) == 2
 
 
-@pytest.mark.parametrize(("state", "added"), [("training", True), ("paused", True), ("finished", False)])
-def test_nothing_comes_after_the_recorded_end(run: Run, state: str, added: bool) -> None:
+@cases(("state", "added"), [("training", True), ("paused", True), ("finished", False)])
+def test_nothing_comes_after_the_recorded_end(private_home: Path, state: str, added: bool) -> None:
+    run = new_run()
     RunState(state=state).write(run.state_path)
     assert append_while_open(run, NOTICE) is added
     assert told(run) == added

@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-import pytest
-
 from core.runs.attention import needed_for
 from core.runs.events import Event, GovernorEvent, NoticeEvent
+from tests.cases import cases
 
 
-@pytest.mark.parametrize(
+@cases(
     ("event", "why"),
     [
         (NoticeEvent(level="error", code="checkpoint_failed", message="No room is left."), "No room is left."),

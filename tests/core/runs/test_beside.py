@@ -8,11 +8,12 @@ import pytest
 from core.errors import UserError
 from core.runs import beside
 from core.runs.beside import model_bytes, refuse_crowding, runs_on_card, runs_on_cpu
+from tests.cases import cases
 
 GB = 10**9
 
 
-@pytest.mark.parametrize(
+@cases(
     ("needed", "free", "runs", "words"),
     [
         (16 * GB, 3 * GB, ["the-run"], "Run the-run trains on the same device, where 3.0 GB are"),
@@ -33,9 +34,7 @@ def test_a_quantized_model_is_smaller() -> None:
     assert model_bytes(16 * GB, "qlora") < 6 * GB
 
 
-@pytest.mark.parametrize(
-    ("processes", "wsl", "expected"), [({11}, False, ["a"]), ({99}, False, []), (set(), True, ["a", "b"])]
-)
+@cases(("processes", "wsl", "expected"), [({11}, False, ["a"]), ({99}, False, []), (set(), True, ["a", "b"])])
 def test_runs_are_found_by_their_processes(
     monkeypatch: pytest.MonkeyPatch, processes: set[int], wsl: bool, expected: list[str]
 ) -> None:

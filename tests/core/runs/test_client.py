@@ -19,6 +19,7 @@ from core.runs.client import ControlClient
 from core.runs.process import hostname, own_identity
 from core.runs.state import RunState
 from core.runs.store import Run
+from tests.cases import cases
 from tests.core.runs.helpers import wait_for
 
 Handler = Callable[[socket.socket, dict[str, Any]], None]
@@ -67,6 +68,10 @@ def serve(live: Run) -> Iterator[Callable[[Handler], Server]]:
     servers: list[Server] = []
 
     def start(handler: Handler) -> Server:
+        """A server in the place of the one before it."""
+        for server in servers:
+            server.close()
+        live.socket_path.unlink(missing_ok=True)
         servers.append(Server(live, handler))
         return servers[-1]
 
@@ -91,7 +96,7 @@ def message_of(action: Callable[[], object]) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("fields", "hint"),
     [
         ({"action": "resume"}, "Let it go on first: 'localtune-tui resume {run}'."),
@@ -207,9 +212,7 @@ def test_a_trickle_does_not_extend_the_time_of_a_request(live: Run, serve: Calla
     assert "within 0.3 s" in message_of(lambda: ControlClient(live, timeout=0.3).request("pause"))
 
 
-@pytest.mark.parametrize(
-    "garbage", [b"not json\n", b"[1]\n", b"\xff\xfe\n", b"x" * 70_000], ids=["text", "list", "bytes", "endless"]
-)
+@cases("garbage", [b"not json\n", b"[1]\n", b"\xff\xfe\n", b"x" * 70_000], ids=["text", "list", "bytes", "endless"])
 def test_garbage_is_named(
     live: Run, serve: Callable[[Handler], Server], garbage: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -232,7 +235,7 @@ def test_a_socket_of_another_user_is_not_talked_to(
     assert server.requests == []
 
 
-@pytest.mark.parametrize(
+@cases(
     ("state", "words"),
     [
         ("finished", "is finished; only a live run takes commands"),
@@ -264,8 +267,8 @@ def test_the_state_file_says_where_the_socket_is(live: Run, serve: Callable[[Han
     assert ControlClient(live).request("ping") == {"where": "moved"}
 
 
-@pytest.mark.parametrize("command", ["pause", "generate"])
-@pytest.mark.parametrize(
+@cases("command", ["pause", "generate"])
+@cases(
     "line",
     [
         b'{"id": "another", "token": "x"}\n' * 2000,
@@ -276,7 +279,7 @@ def test_the_state_file_says_where_the_socket_is(live: Run, serve: Callable[[Han
 def test_a_peer_that_never_comes_to_an_answer_is_left(
     live: Run, serve: Callable[[Handler], Server], monkeypatch: pytest.MonkeyPatch, command: str, line: bytes
 ) -> None:
-    monkeypatch.setattr(client_module, "EXCHANGE_LIMIT", 4 << 20)
+    monkeypatch.setattr(client_module, "EXCHANGE_LIMIT", 1 << 20)
 
     def flood(connection: socket.socket, _: dict[str, Any]) -> None:
         with contextlib.suppress(OSError):
@@ -302,7 +305,7 @@ def test_what_comes_without_a_pause_does_not_put_the_deadline_off(
         assert "did not answer pause within 0.3 s" in message_of(lambda: client.request("pause"))
 
 
-@pytest.mark.parametrize("answer", [b"9" * 400, b"1e999", b"NaN", b"[" * 40 + b"]" * 40])
+@cases("answer", [b"9" * 400, b"1e999", b"NaN", b"[" * 40 + b"]" * 40])
 def test_an_answer_with_a_value_that_nobody_can_use_is_none(
     live: Run, serve: Callable[[Handler], Server], answer: bytes
 ) -> None:
@@ -313,7 +316,7 @@ def test_an_answer_with_a_value_that_nobody_can_use_is_none(
     assert "does not speak its protocol" in message_of(lambda: ControlClient(live).request("pause"))
 
 
-@pytest.mark.parametrize("path", ["\ud800/x", "/" + "x" * 300, "relative"])
+@cases("path", ["\ud800/x", "/" + "x" * 300, "relative"])
 def test_a_socket_that_no_path_leads_to_cannot_be_reached(live: Run, path: str) -> None:
     state = RunState.read(live.state_path)
     assert state is not None

@@ -27,6 +27,7 @@ from core.runs.labels import Labels, write_labels
 from core.runs.metrics import METRICS
 from core.runs.state import RunState
 from core.runs.store import Run, create_run
+from tests.cases import cases
 from tests.core.runs.helpers import config_for
 from tests.tui.harness import FORBIDDEN, HOSTILE
 
@@ -153,7 +154,7 @@ def test_the_rows_are_told_apart_by_their_hash(pair: list[RunRecord]) -> None:
     assert "SHA-256 of those held out" not in data
 
 
-@pytest.mark.parametrize("count", [0, 1, MOST_RUNS + 1])
+@cases("count", [0, 1, MOST_RUNS + 1])
 def test_other_numbers_of_runs_are_refused(pair: list[RunRecord], count: int) -> None:
     with pytest.raises(UserError, match="Name two to 6"):
         compare_runs((pair * MOST_RUNS)[:count])

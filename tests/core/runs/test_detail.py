@@ -26,6 +26,7 @@ from core.runs.figures import FigureReader, RecordFigures, read_figures, read_re
 from core.runs.history import read_history
 from core.runs.state import RunState
 from core.runs.store import Run, create_run
+from tests.cases import cases
 from tests.core.runs.helpers import config_for
 
 
@@ -77,7 +78,7 @@ def test_working_time_has_neither_pauses_nor_the_time_between_two_workers(run: R
     assert read_record_figures(run.events_path).working_seconds == pytest.approx(50.0 - 30.0 + 13.0)
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff\xfe\n", b'{"t": "x"}\n', b'{"t": 1e99}', b"{" * 100_000])
+@cases("content", [b"", b"\xff\xfe\n", b'{"t": "x"}\n', b'{"t": 1e99}', b"{" * 100_000])
 def test_a_damaged_record_has_no_working_time(run: Run, content: bytes) -> None:
     run.events_path.write_bytes(content)
     assert read_record_figures(run.events_path).working_seconds in (None, 0.0)

@@ -20,6 +20,7 @@ from core.runs.device_lock import Hold, lock_path, occupant, run_devices, take_a
 from core.runs.process import hostname, own_identity
 from core.runs.state import RunState
 from core.runs.store import make_run
+from tests.cases import cases
 from tests.core.queue.helpers import config_for
 from tests.waiting import wait_for
 
@@ -173,7 +174,7 @@ def test_a_run_that_had_the_device_in_the_past_is_not_told_though_its_process_is
         assert "first" not in lock_path("cpu").read_text()
 
 
-@pytest.mark.parametrize(
+@cases(
     "line",
     [
         b"first",
@@ -237,7 +238,7 @@ def test_the_name_of_an_instance_of_a_card_makes_no_directory() -> None:
     assert lock_path("MIG-GPU-1/2/0").parent == lock_path("cpu").parent
 
 
-@pytest.mark.parametrize(
+@cases(
     ("sections", "environment", "devices"),
     [
         ({}, {}, ["GPU-a"]),

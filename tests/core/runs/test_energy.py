@@ -2,12 +2,11 @@ from __future__ import annotations
 
 import math
 
-import pytest
-
 from core.runs.energy import Tariff, energy_words
+from tests.cases import cases
 
 
-@pytest.mark.parametrize(
+@cases(
     ("price", "energy", "words"),
     [
         (0.32, 4_100.0, ["4100.0 Wh", "1.31 EUR"]),
@@ -27,7 +26,7 @@ def test_a_cost_without_a_currency_is_a_number() -> None:
     assert Tariff(2, "\x1b[31mkronor and more").words(1500.0) == "3.00 \ufffd[31mkr…"
 
 
-@pytest.mark.parametrize("price", [None, "0.3", True, -1, math.inf, math.nan, [1]])
+@cases("price", [None, "0.3", True, -1, math.inf, math.nan, [1]])
 def test_no_price_is_no_cost(price: object) -> None:
     assert Tariff.of({"hardware.tariff": price}).words(5.0) == ""
 

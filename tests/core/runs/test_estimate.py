@@ -16,6 +16,7 @@ from core.models.architecture.families import read_architecture
 from core.runs.early_end import tell_early_end
 from core.runs.estimate import Estimate, Planned, Unknown, expected, tell_basis
 from core.runs.pace import Pace
+from tests.cases import cases
 from tests.core.models.architecture import published
 
 CARD = Machine("cuda", 24_000_000_000, device="NVIDIA GeForce RTX 4090", power_limit_w=450.0)
@@ -77,7 +78,7 @@ def test_a_card_that_is_not_here_is_called_so() -> None:
     assert (found.elsewhere, tell_basis(found)) == (True, said)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("limits", "seconds", "watt_hours", "step", "said"),
     [
         ({"max_hours": 6}, 21_600, 400, 1200, "ends after 6 h by train.max_hours, at about step 1,200 of 3,000"),

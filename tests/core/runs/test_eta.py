@@ -19,6 +19,7 @@ from core.runs.events import Event, FinishedEvent, PhaseEvent, StepEvent, Stoppe
 from core.runs.schedule import Schedule
 from core.runs.state import RunState, StepProgress
 from core.runs.timings import RECENT_STEPS, Timings
+from tests.cases import cases
 
 from .record import RECORDED
 
@@ -131,7 +132,7 @@ def flat(tables: dict[str, Any]) -> dict[str, Any]:
     return {f"{section}.{key}": value for section, table in tables.items() for key, value in table.items()}
 
 
-@pytest.mark.parametrize("name", STEADY)
+@cases("name", STEADY)
 def test_from_a_tenth_of_a_recorded_run_on_the_time_left_is_right(name: str) -> None:
     told = list(moments(name))
     wrong = [moment for moment in told if not moment.is_right]
@@ -271,7 +272,7 @@ def test_a_run_that_goes_on_from_an_earlier_step_counts_from_there() -> None:
     assert eta.steps == pytest.approx(8 * 2.0)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("values", "found"),
     [
         ({}, Schedule()),
@@ -331,7 +332,7 @@ def test_no_path_of_a_machine_is_recorded() -> None:
             assert "/work/" not in text
 
 
-@pytest.mark.parametrize("value", [10**400, -(10**400), True, "4", float("nan"), float("inf"), 0, None])
+@cases("value", [10**400, -(10**400), True, "4", float("nan"), float("inf"), 0, None])
 def test_a_schedule_of_impossible_values_has_nothing_planned(value: object) -> None:
     names = ("data.eval_share", "eval.every_steps", "eval.every_epochs", "checkpoint.every_steps", "eval.samples")
     schedule = Schedule.of(dict.fromkeys(names, value))

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from core.runs import events
 from core.runs.events import MalformedEventError, StepEvent, decode_event, encode_event
+from tests.cases import cases
 from tests.core.runs.event_strategies import EVENTS, JSON
 
 STEP = StepEvent(
@@ -40,7 +41,7 @@ def test_what_is_written_is_read(event: events.Event) -> None:
     assert repr(decode_event(line.encode("utf-8"))) == repr(event)
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@cases("value", [math.nan, math.inf, -math.inf])
 def test_a_loss_that_is_no_number_stays_one(value: float) -> None:
     line = encode_event(dataclasses.replace(STEP, loss=value))
     assert json.loads(line, parse_constant=no_constants)["loss"] in ("NaN", "Infinity", "-Infinity")
@@ -98,7 +99,7 @@ def test_json_of_any_shape_is_an_event_or_malformed(value: object, kind: str, po
                     assert type(getattr(event, item.name)) is type(given_), item.name
 
 
-@pytest.mark.parametrize(
+@cases(
     "change",
     [
         {"loss": None},
@@ -117,7 +118,7 @@ def test_a_field_of_the_wrong_type_is_malformed(change: dict[str, object]) -> No
         decode_event(json.dumps({**fields, **change}))
 
 
-@pytest.mark.parametrize("missing", ["t", "type", "step", "loss"])
+@cases("missing", ["t", "type", "step", "loss"])
 def test_a_missing_field_is_malformed(missing: str) -> None:
     fields = json.loads(encode_event(STEP))
     del fields[missing]
@@ -125,7 +126,7 @@ def test_a_missing_field_is_malformed(missing: str) -> None:
         decode_event(json.dumps(fields))
 
 
-@pytest.mark.parametrize(
+@cases(
     ("kind", "field", "value"),
     [("data", "dropped", {"long": "many"}), ("hardware", "devices", ["gpu"]), ("data", "dropped", [])],
 )
@@ -151,7 +152,7 @@ def test_deeply_nested_json_is_malformed() -> None:
         decode_event("[" * 100_000)
 
 
-@pytest.mark.parametrize("value", [2**63 + 1, -(2**63) - 1, 10**400, 10**4299])
+@cases("value", [2**63 + 1, -(2**63) - 1, 10**400, 10**4299])
 def test_an_integer_of_more_than_64_bits_is_no_number(value: int) -> None:
     fields = json.loads(encode_event(STEP))
     for name in ("step", "tokens", "loss"):
@@ -162,7 +163,7 @@ def test_an_integer_of_more_than_64_bits_is_no_number(value: int) -> None:
     assert (found.step, found.tokens) == (2**63, -(2**63))
 
 
-@pytest.mark.parametrize("moment", ["NaN", "Infinity", 1e12, -1e300, 10**18])
+@cases("moment", ["NaN", "Infinity", 1e12, -1e300, 10**18])
 def test_what_happened_at_no_time_is_told_all_the_same(moment: object) -> None:
     found = decode_event(json.dumps({**json.loads(encode_event(STEP)), "t": moment}))
     assert isinstance(found, StepEvent)

@@ -30,6 +30,7 @@ from core.runs.labels import Labels, write_labels
 from core.runs.state import RunState
 from core.runs.store import Run
 from core.runs.summary_cache import SummaryCache
+from tests.cases import cases
 from tests.core.runs.event_strategies import EVENTS as ANY_EVENTS
 from tests.examples import examples
 
@@ -133,7 +134,7 @@ def test_figures_of_ended_runs_are_kept_beyond_the_process(ended: Run, monkeypat
     assert noted.best_loss == first.best_loss
 
 
-@pytest.mark.parametrize(
+@cases(
     "content",
     [
         "",

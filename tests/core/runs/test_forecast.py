@@ -13,6 +13,7 @@ from core.hardware.snapshot import Device
 from core.memory.cards import Cards
 from core.memory.plan import Machine
 from core.runs.forecast import cards_here, forecast, this_machine
+from tests.cases import cases
 from tests.core.models.architecture import published
 
 CARDS = [
@@ -33,7 +34,7 @@ def configured(base: str = "x", **sections: Any) -> Config:
     return Config.model_validate({"model": {"base": base}, "data": {"train": "x"}, **sections})
 
 
-@pytest.mark.parametrize(
+@cases(
     ("sections", "name", "cards"),
     [
         ({}, "A", Cards(1)),

@@ -28,6 +28,7 @@ from core.runs.state import RunState
 from core.runs.store import Run, complete_checkpoints, find_run, list_runs
 from core.runs.tail import EventTail
 from core.tracking.figures import figures, step_of
+from tests.cases import cases
 from tests.core.runs.event_strategies import HOSTILE_LINES
 from tests.core.runs.helpers import config_for
 from tests.examples import examples
@@ -169,15 +170,15 @@ ODD_FILES: dict[str, Callable[[Path], object]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ODD_FILES)
-@pytest.mark.parametrize("name", ["state_path", "events_path", "log_path", "config_path", "checkpoints_path"])
+@cases("kind", ODD_FILES)
+@cases("name", ["state_path", "events_path", "log_path", "config_path", "checkpoints_path"])
 def test_whatever_lies_under_the_name_of_a_file(tmp_path: Path, kind: str, name: str) -> None:
     run = foreign_run(tmp_path)
     path: Path = getattr(run, name)
     path.unlink(missing_ok=True)
     ODD_FILES[kind](path)
     descriptors = len(os.listdir("/proc/self/fd"))
-    for _ in range(3):
+    for _ in range(2):
         assert run.state().state == "lost"
         assert "lost" in show_all(run)
         assert failure_reason(run)
@@ -198,7 +199,7 @@ HOSTILE_STATES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("change", HOSTILE_STATES, ids=lambda change: next(iter(change)))
+@cases("change", HOSTILE_STATES, ids=lambda change: next(iter(change)))
 def test_no_state_ends_a_command(tmp_path: Path, change: dict[str, object]) -> None:
     run = foreign_run(tmp_path, state=json.dumps({**DEAD, **change}).encode())
     text = show_all(run)
@@ -249,9 +250,7 @@ def test_a_name_that_no_path_can_have_is_of_no_run(home: Path, name: str) -> Non
         find_run(name)
 
 
-@pytest.mark.parametrize(
-    "text", ["a = " + "[" * 50_000, "[method]\nrank = 0x" + "f" * 50_000, "\x00", "[model]\nbase = 5"]
-)
+@cases("text", ["a = " + "[" * 50_000, "[method]\nrank = 0x" + "f" * 50_000, "\x00", "[model]\nbase = 5"])
 def test_the_values_of_a_damaged_configuration_are_what_can_be_read(tmp_path: Path, text: str) -> None:
     run = foreign_run(tmp_path)
     run.config_path.write_text(text)

@@ -10,6 +10,7 @@ from core.runs import glimpse
 from core.runs.events import NoticeEvent, StepEvent, encode_event
 from core.runs.glimpse import is_long, read_glimpse
 from core.runs.store import Run
+from tests.cases import cases
 
 
 def line(step: int) -> str:
@@ -51,7 +52,7 @@ def test_of_replayed_steps_the_last_ones_are_kept(run: Run) -> None:
     assert found.loss.steps[-1] < 800
 
 
-@pytest.mark.parametrize("content", ["", "x" * 50_000, "\n" * 50_000])
+@cases("content", ["", "x" * 50_000, "\n" * 50_000])
 def test_a_record_without_steps_has_none(run: Run, content: str) -> None:
     run.events_path.write_text(content, encoding="utf-8")
     assert read_glimpse(run) is None

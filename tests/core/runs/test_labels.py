@@ -25,6 +25,7 @@ from core.runs.labels import (
     write_labels,
 )
 from core.runs.store import Run, find_run
+from tests.cases import cases
 from tests.examples import examples
 from tests.tui.harness import FORBIDDEN, HOSTILE
 
@@ -39,7 +40,7 @@ def test_labels_come_back_as_they_were_written(run: Run) -> None:
     assert read_labels(run.path) == NO_LABELS
 
 
-@pytest.mark.parametrize(
+@cases(
     "content",
     [
         b"",

@@ -6,9 +6,8 @@ import ast
 import json
 from pathlib import Path
 
-import pytest
-
 from core.runs.loading_code import python_code
+from tests.cases import cases
 
 
 def strings(code: str) -> set[str]:
@@ -35,13 +34,13 @@ def test_a_whole_model_needs_no_base(tmp_path: Path) -> None:
     assert "peft" not in code
 
 
-@pytest.mark.parametrize("content", ["", "{", '{"base_model_name_or_path": 3}', "[]"])
+@cases("content", ["", "{", '{"base_model_name_or_path": 3}', "[]"])
 def test_a_damaged_adapter_is_no_error(tmp_path: Path, content: str) -> None:
     (tmp_path / "adapter_config.json").write_text(content)
     assert "the base model" in strings(python_code(tmp_path, is_model=False))
 
 
-@pytest.mark.parametrize("name", ['a"b', "a\\b", "a\nb", "ä日", "a'b"])
+@cases("name", ['a"b', "a\\b", "a\nb", "ä日", "a'b"])
 def test_any_path_is_python(name: str) -> None:
     path = Path("/runs") / name
     assert str(path) in strings(python_code(path, is_model=True))

@@ -14,6 +14,7 @@ from core.runs import oom
 from core.runs.events import HardwareEvent, PhaseEvent, encode_event
 from core.runs.process import hostname, own_identity
 from core.runs.state import RunState
+from tests.cases import cases
 
 
 @pytest.fixture
@@ -35,11 +36,12 @@ def write_figures(path: Path, used: int | None, kind: str = "cpu") -> Path:
     return path
 
 
-@pytest.mark.parametrize(("used", "kind", "told"), [(960, "cpu", True), (900, "cpu", False), (None, "cpu", False),
+@cases(("used", "kind", "told"), [(960, "cpu", True), (900, "cpu", False), (None, "cpu", False),
                                                     (990, "cuda", False)])  # fmt: skip
 def test_the_last_figures_make_it_probable(
     dead: RunState, tmp_path: Path, used: int | None, kind: str, told: bool
 ) -> None:
+    oom._memory_death.cache_clear()
     reason = oom.memory_death(dead, write_figures(tmp_path / "events.jsonl", used, kind))
     assert (reason is not None and reason.startswith("probably killed by the kernel: ")) is told
 
@@ -62,7 +64,7 @@ def test_nothing_is_said_of_a_worker_that_left_no_witness(dead: RunState, tmp_pa
     assert oom.memory_death(dataclasses.replace(dead, pid=None, pid_started=None), full) is None
 
 
-@pytest.mark.parametrize(
+@cases(
     ("message", "where"),
     [
         ("Memory cgroup out of memory: Killed process {pid} (python) total-vm:1kB", "its control group"),
@@ -73,6 +75,7 @@ def test_nothing_is_said_of_a_worker_that_left_no_witness(dead: RunState, tmp_pa
 def test_the_kernel_names_whom_it_killed_and_why(
     dead: RunState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, message: str, where: str | None
 ) -> None:
+    oom._memory_death.cache_clear()
     log = tmp_path / "kern.log"
     assert dead.pid is not None
     log.write_text(f"Nov 24 22:00:00 host kernel: [ 1.0] {message.format(pid=dead.pid, other=dead.pid * 10)}\n")
@@ -107,7 +110,7 @@ def test_messages_that_were_overwritten_hide_none_of_those_behind_them(
     assert reason == f"killed by the kernel, as the machine ran out of memory; {oom.ADVICE}"
 
 
-@pytest.mark.parametrize(
+@cases(
     ("text", "kills"),
     [("low 0\noom 3\noom_kill 2\noom_group_kill 7\n", 2), ("oom_kill_disable 0\nunder_oom 0\noom_kill 5\n", 5),
      ("oom_kill x\n", None), ("", None)],

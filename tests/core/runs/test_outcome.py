@@ -9,6 +9,7 @@ import pytest
 
 from core.runs.names import brief_id, slug_of
 from core.runs.outcome import ended_since, read_outcome
+from tests.cases import cases
 from tests.tui.scripted_run import ScriptedRun
 
 
@@ -64,7 +65,7 @@ def test_a_lost_run_says_why(private_home: Path) -> None:
     assert not ended_since(script.run, outcome.ended)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("identity", "brief", "slug"),
     [
         ("20261124-203633-faq-2", "203633-faq-2", "faq-2"),

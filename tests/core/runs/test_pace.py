@@ -31,6 +31,7 @@ from core.runs.forecast import rough_seconds
 from core.runs.history import RunHistory, read_history
 from core.runs.pace import Pace, PaceBook
 from core.runs.store import Run, create_run, list_runs
+from tests.cases import cases
 from tests.core.models.architecture import published
 
 
@@ -72,7 +73,7 @@ def test_the_newest_run_alike_gives_the_pace(private_home: Path) -> None:
     assert pace.rows_per_step == config_of().train.batch_size
 
 
-@pytest.mark.parametrize(
+@cases(
     "other",
     [
         config_of("another-model"),
@@ -128,7 +129,7 @@ def test_a_book_looks_at_no_directory_again_and_reads_each_record_once(
     assert later.run == newer
 
 
-@pytest.mark.parametrize(
+@cases(
     ("train", "count", "steps", "seconds", "watt_hours"),
     [
         ({"batch_size": 8, "epochs": 2.0}, 100, 26, 52.0, 5.2),
@@ -203,7 +204,7 @@ HELD_OUT: dict[str, Any] = {"data": {"train": "/rows", "eval_share": 0.1}}
 EVALUATED: dict[str, Any] = {"data": {"train": "/rows", "eval_share": 0.1}, "eval": {"every_steps": 2}}
 
 
-@pytest.mark.parametrize(
+@cases(
     ("sections", "evaluations"),
     [
         ({"train": {"max_steps": 8}, **EVALUATED}, 4),

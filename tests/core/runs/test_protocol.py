@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from core.runs import protocol
 from core.runs.protocol import ProtocolError, Request
+from tests.cases import cases
 from tests.core.runs.event_strategies import JSON
 
 PLAIN = st.recursive(
@@ -66,9 +67,7 @@ def test_an_object_of_any_shape_is_a_request_or_an_error(message: dict[str, obje
     assert request.args == message.get("args", {})
 
 
-@pytest.mark.parametrize(
-    "line", [b"[]", b"1", b"{}", b'{"id": 1}', b'{"id": 1, "command": "x", "args": []}', b"[" * 10**5]
-)
+@cases("line", [b"[]", b"1", b"{}", b'{"id": 1}', b'{"id": 1, "command": "x", "args": []}', b"[" * 10**5])
 def test_what_is_no_request_is_refused(line: bytes) -> None:
     with pytest.raises(ProtocolError):
         protocol.decode_request(line)
@@ -84,7 +83,7 @@ def test_the_peer_is_known_by_the_kernel() -> None:
         assert protocol.peer_uid(left) == os.getuid()
 
 
-@pytest.mark.parametrize(
+@cases(
     "value",
     ["9" * 400, str(2**63 + 1), "1e999", "NaN", "-Infinity", "[" * 30 + "]" * 30, '{"a":' * 30 + "1" + "}" * 30],
 )
@@ -93,7 +92,7 @@ def test_numbers_are_finite_and_nothing_is_nested_deep(value: str) -> None:
         protocol.decode_message(b'{"id": "1", "ok": true, "x": %s}' % value.encode())
 
 
-@pytest.mark.parametrize("line", [b'{"id": true, "command": "ping"}', b'{"id": "%s", "command": "ping"}' % (b"x" * 500),
+@cases("line", [b'{"id": true, "command": "ping"}', b'{"id": "%s", "command": "ping"}' % (b"x" * 500),
                                   b'{"id": 1, "command": "%s"}' % (b"x" * 500)])  # fmt: skip
 def test_a_request_has_a_short_name(line: bytes) -> None:
     with pytest.raises(ProtocolError):

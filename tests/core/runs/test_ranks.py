@@ -3,13 +3,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
 from hypothesis import given
 
 from core.runs import events
 from core.runs.history import RunHistory
 from core.runs.ranks import Rank, in_words, ranks_path, read_ranks, sign_words, silent_words, write_ranks
 from core.runs.store import Run
+from tests.cases import cases
 from tests.core.runs.event_strategies import JSON
 
 RANKS = (
@@ -36,7 +36,7 @@ def test_words_for_processes_and_their_signs_of_life() -> None:
     assert silent_words([Rank(rank=0)], 100.0) == ""
 
 
-@pytest.mark.parametrize(
+@cases(
     "content",
     [b"", b"{", b"[]", b'{"ranks": 1}', b'{"ranks": [1, null, {"rank": -1}, {"rank": true}]}', b"[" * 100_000],
 )

@@ -15,6 +15,7 @@ from core.runs.process import own_identity
 from core.runs.removal import directory_size, refuse_removal, remove_run
 from core.runs.state import RunState
 from core.runs.store import Run, create_run, list_runs
+from tests.cases import cases
 from tests.core.runs.helpers import config_for
 
 
@@ -52,7 +53,7 @@ def test_a_file_with_two_names_counts_once(ended: Run) -> None:
     assert directory_size(ended.path / "none") == 0
 
 
-@pytest.mark.parametrize("state", ["training", "paused", "queued"])
+@cases("state", ["training", "paused", "queued"])
 def test_a_live_run_is_refused(ended: Run, state: str) -> None:
     pid, started = own_identity()
     RunState(state=state, pid=pid, pid_started=started, updated=time.time()).write(ended.state_path)

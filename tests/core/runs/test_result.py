@@ -15,6 +15,7 @@ from core.runs.result import Measure, RunResult, result_of
 from core.runs.sentences import ALL_DONE
 from core.runs.state import RunState
 from core.runs.store import Run
+from tests.cases import cases
 from tests.core.runs.test_history import fold, phase, step
 
 
@@ -126,15 +127,13 @@ def test_what_a_stopped_run_keeps_and_loses(tmp_path: Path) -> None:
     assert (found.path, found.bytes) == (None, None)
 
 
-@pytest.mark.parametrize("adapter", ["../other", "/etc", "a\0b", "missing"])
+@cases("adapter", ["../other", "/etc", "a\0b", "missing"])
 def test_a_result_that_is_not_in_the_run_is_none(tmp_path: Path, adapter: str) -> None:
     history = fold(FinishedEvent(reason="", step=1, adapter=adapter))
     assert result(history, tmp_path).path is None
 
 
-@pytest.mark.parametrize(
-    ("after", "note"), [(2.12, "0.12 forgotten"), (2.001, "nothing forgotten"), (1.5, "nothing forgotten")]
-)
+@cases(("after", "note"), [(2.12, "0.12 forgotten"), (2.001, "nothing forgotten"), (1.5, "nothing forgotten")])
 def test_the_probe_is_compared_with_the_untouched_model_whether_or_not_the_rows_are(
     tmp_path: Path, after: float, note: str
 ) -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-import pytest
-
 from core.runs.catalog import RunRow
 from core.runs.figures import RunFigures
 from core.runs.labels import Labels
 from core.runs.run_table import DEFAULT_SORT, SORT_COLUMNS, select_rows, sort_rows
 from core.runs.store import Run
+from tests.cases import cases
 
 
 def row(number: int, state: str = "finished", loss: float | None = 1.0, **labels: object) -> RunRow:
@@ -30,7 +29,7 @@ ROWS = [
 ]
 
 
-@pytest.mark.parametrize(
+@cases(
     ("text", "archived", "found"),
     [
         ("", False, [1, 2, 4]),
@@ -67,7 +66,7 @@ def test_figures_sort_as_far_as_they_are_known() -> None:
     assert [kept.step for kept in sort_rows(ROWS, figures, "speed")] == [2, 3, 1, 4]
 
 
-@pytest.mark.parametrize("name", SORT_COLUMNS)
-@pytest.mark.parametrize("reverse", [False, True])
+@cases("name", SORT_COLUMNS)
+@cases("reverse", [False, True])
 def test_every_column_sorts_all_rows(name: str, reverse: bool) -> None:
     assert sorted(kept.step for kept in sort_rows(ROWS, {}, name, reverse=reverse)) == [1, 2, 3, 4]

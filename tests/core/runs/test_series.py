@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from core.runs import series as series_module
 from core.runs.series import Series
+from tests.cases import cases
 
 VALUES = st.one_of(
     st.floats(min_value=-1e12, max_value=1e12, allow_nan=False), st.sampled_from([math.nan, math.inf, -math.inf])
@@ -50,7 +51,7 @@ def error(values: list[float], wanted: list[float]) -> float:
     return math.sqrt(sum((a - b) ** 2 for a, b in zip(values, wanted, strict=True)) / len(wanted))
 
 
-@pytest.mark.parametrize(("count", "part"), [(30, 0.8), (60, 0.6), (120, 0.5), (1000, 0.25)])
+@cases(("count", "part"), [(30, 0.8), (60, 0.6), (120, 0.5), (1000, 0.25)])
 def test_a_smoothed_curve_is_nearer_to_the_truth_than_its_points_and_does_not_lag(count: int, part: float) -> None:
     truth, errors, lags, ends = curve(count), [], [], []
     for seed in range(10):
@@ -71,7 +72,7 @@ def test_without_noise_a_straight_line_stays_what_it_is() -> None:
     assert smoothed(series) == pytest.approx(list(series.values))
 
 
-@pytest.mark.parametrize("count", [1, 2, 29])
+@cases("count", [1, 2, 29])
 def test_a_short_run_is_not_smoothed(count: int) -> None:
     series = noisy(count, 1)
     assert not series.is_smoothed

@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 
 from core.runs import sockets
+from tests.cases import cases
 
 
-@pytest.mark.parametrize(
-    ("mode", "private"), [(0o700, True), (0o500, True), (0o750, False), (0o701, False), (0o777, False)]
-)
+@cases(("mode", "private"), [(0o700, True), (0o500, True), (0o750, False), (0o701, False), (0o777, False)])
 def test_a_directory_is_private_when_it_is_nobody_elses(tmp_path: Path, mode: int, private: bool) -> None:
     place = tmp_path / "place"
     place.mkdir()

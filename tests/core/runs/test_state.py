@@ -21,6 +21,7 @@ from core.runs import state as state_module
 from core.runs.process import hostname, is_same_process, own_identity, start_identity
 from core.runs.state import ACTIVE_STATES, END_STATES, RunState, StepProgress, infer_state
 from core.text import one_line
+from tests.cases import cases
 from tests.core.runs.event_strategies import JSON
 
 
@@ -54,7 +55,7 @@ def test_a_damaged_state_is_unreadable_or_sound(value: object) -> None:
         assert isinstance(inferred.is_over, bool)
 
 
-@pytest.mark.parametrize(
+@cases(
     "content", [b"", b"{", b"\xff", b"[" * 100_000, b'{"state": 5}', b"{}", b'{"state": "\\u001b]52;c;eA==\\u0007"}']
 )
 def test_an_unreadable_state_is_none(tmp_path: Path, content: bytes) -> None:
@@ -77,12 +78,12 @@ def test_unknown_keys_are_ignored(tmp_path: Path) -> None:
     assert RunState.read(tmp_path / "state.json") == RunState(state="training")
 
 
-@pytest.mark.parametrize("state", sorted(ACTIVE_STATES))
+@cases("state", sorted(ACTIVE_STATES))
 def test_a_live_process_keeps_its_state(state: str) -> None:
     assert infer_state(live(state=state)).state == state
 
 
-@pytest.mark.parametrize("state", sorted(END_STATES))
+@cases("state", sorted(END_STATES))
 def test_an_end_is_an_end_whatever_became_of_the_process(state: str) -> None:
     ended = live(state=state, pid=2**22 + 1, updated=0.0)
     assert infer_state(ended) == ended
@@ -234,7 +235,7 @@ def test_what_does_not_fit_leaves_the_old_state(tmp_path: Path, monkeypatch: pyt
     assert RunState.read(path) == read
 
 
-@pytest.mark.parametrize(
+@cases(
     ("told", "pending", "progress"),
     [
         ({}, (), None),

@@ -23,6 +23,7 @@ from core.runs.events import (
 )
 from core.runs.state import RunState
 from core.runs.store import Run, create_run, find_run, list_runs, make_slug
+from tests.cases import cases
 from tests.core.runs.helpers import config_for
 
 
@@ -38,7 +39,7 @@ def test_a_new_run_is_private_queued_and_carries_its_configuration(home: Path) -
     assert abs(state.updated - time.time()) < 60
 
 
-@pytest.mark.parametrize(
+@cases(
     ("name", "slug"),
     [
         ("a/b../c", "a-b-c"),
@@ -148,7 +149,7 @@ def dead_run(home: Path, *told: Event, updated: float = 100.0) -> Run:
     return run
 
 
-@pytest.mark.parametrize("kind", [FinishedEvent, StoppedEvent, FailedEvent])
+@cases("kind", [FinishedEvent, StoppedEvent, FailedEvent])
 def test_an_end_that_only_the_record_tells_is_the_end(home: Path, kind: type[FinishedEvent]) -> None:
     end = kind(t=101.0, reason="the disk is \x1b full", step=3)
     run = dead_run(home, HardwareEvent(t=99.0, devices=[]), end, HardwareEvent(t=102.0, devices=[]))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from core.runs import tail as tail_module
 from core.runs.events import Event, NoticeEvent, encode_event
 from core.runs.tail import EventTail, last_events
+from tests.cases import cases
 from tests.core.runs.event_strategies import EVENTS
 
 GARBAGE = st.sampled_from([b"not json", b'{"t": 1}', b"\xff\xfe", b'{"t": 1, "type": "step"}', b'{"t": 1', b"[]"])
@@ -79,7 +80,7 @@ def test_a_replaced_and_a_shortened_file_are_read_from_their_start(tmp_path: Pat
     assert [event.message for event in tail.read_all() if isinstance(event, NoticeEvent)] == ["six"]
 
 
-@pytest.mark.parametrize("cut", [1, 37, 10_000])
+@cases("cut", [1, 37, 10_000])
 def test_a_line_without_end_costs_one_line_and_no_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: int
 ) -> None:

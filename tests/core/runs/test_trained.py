@@ -24,6 +24,7 @@ from core.runs.trained import (
     split_step,
     stand_in_step,
 )
+from tests.cases import cases
 
 
 def make_run(method: Literal["lora", "full"] = "lora") -> Run:
@@ -104,8 +105,8 @@ def test_of_a_run_whose_result_is_refused_every_checkpoint_says_so() -> None:
         assert trained.warning == "The result of this run was refused by eval.gate: loss is 2 and should be <= 1."
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
-@pytest.mark.parametrize("judged", [20, 30])
+@cases("method", ["lora", "full"])
+@cases("judged", [20, 30])
 def test_what_the_gate_has_judged_stands_in_for_the_result_it_refused(
     method: Literal["lora", "full"], judged: int
 ) -> None:

@@ -10,6 +10,7 @@ import pytest
 from core.config.schema import Config
 from core.runs.estimate import Estimate, Unknown
 from core.runs.wishes import unmet, wants_plan
+from tests.cases import cases
 
 EVENING = datetime(2026, 11, 26, 22, 0).timestamp()
 HOUR = 3600.0
@@ -52,7 +53,7 @@ def test_the_memory_plan_only_warns_and_says_what_it_is() -> None:
     assert "by the memory plan (an estimate, no run of this kind yet; rows of 2048 tokens assumed)" in told.sentence
 
 
-@pytest.mark.parametrize(
+@cases(
     ("limit", "power", "count"),
     [(0.5, None, 1), (0.75, None, 0), (0.85, None, 0), (0.6, 200.0, 0), (0.5, 200.0, 1)],
 )
@@ -66,7 +67,7 @@ def test_an_energy_that_no_duty_cycle_can_do_with(limit: float, power: float | N
         )
 
 
-@pytest.mark.parametrize("found", [None, Unknown("no rows"), measured(4.0)])
+@cases("found", [None, Unknown("no rows"), measured(4.0)])
 def test_what_is_not_known_refuses_nothing(found: Estimate | Unknown | None) -> None:
     assert not list(unmet(night(energy_kwh=0.1), found, EVENING))
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import random
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from core.runs.word_diff import Span, word_diff
+from tests.cases import cases
 
 #: Texts of few words, so that two of them have some in common.
 TEXTS = st.lists(st.sampled_from(["a", "b", "c", " ", "  ", "\n", ",", "ref", "12", "日", "本", "e\u0301", "नि"])).map(
@@ -28,7 +28,7 @@ def parts(before: str, after: str) -> tuple[list[str], list[str]]:
     return [before[slice(*span)] for span in found.before], [after[slice(*span)] for span in found.after]
 
 
-@pytest.mark.parametrize(
+@cases(
     ("before", "after", "gone", "new"),
     [
         ('{"area": "work", "ref": 12}', '{"area": "network", "ref": 13}', ["work", "12"], ["network", "13"]),
@@ -48,7 +48,7 @@ def test_the_words_that_differ_are_found(before: str, after: str, gone: list[str
         assert found == (gone, new)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("before", "after"),
     [
         ("Have you tried turning it off and on again?", '{"ref": 1}'),

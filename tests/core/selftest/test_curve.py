@@ -3,10 +3,9 @@ from __future__ import annotations
 import json
 import math
 
-import pytest
-
 from core.selftest.curve import LEAST, MEAN_SHARE, LossCurve, curve_config
 from core.selftest.sizes import Sizes
+from tests.cases import cases
 
 CURVE = LossCurve((4.0, 3.0, 2.0, 1.0), "here")
 
@@ -25,7 +24,7 @@ def test_a_shorter_run_is_compared_with_the_beginning() -> None:
     assert (found.steps, found.most, found.mean) == (2, 0.0, 0.0)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("losses", "outside"),
     [
         ([4.2, 3.0, 2.0, 1.0], (1,)),  # the first has no training in it

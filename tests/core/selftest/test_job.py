@@ -19,6 +19,7 @@ from core.selftest import job
 from core.selftest.checks import SUBJECTS, Check, Subject
 from core.selftest.job import Progress, SelfTest, SelfTestCancelledError
 from core.selftest.sizes import Sizes
+from tests.cases import cases
 
 DRIVER, FAST = SUBJECTS[0], SUBJECTS[1]
 
@@ -64,7 +65,7 @@ def test_the_sizes_are_those_of_the_device() -> None:
     assert asked[-1] == Sizes.of("cuda")
 
 
-@pytest.mark.parametrize(
+@cases(
     ("what", "said"),
     [
         ("code", "Its process ended with code 1, without a word."),

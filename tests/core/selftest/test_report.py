@@ -10,6 +10,7 @@ from core.errors import UserError
 from core.selftest import report as module
 from core.selftest.checks import RESULTS, SUBJECTS, Check, passed
 from core.selftest.report import Report, device_line, report_text, system_line, table, without_names, write_report
+from tests.cases import cases
 
 DEVICE = {
     "kind": "cuda",
@@ -44,7 +45,7 @@ def test_the_fields_for_a_script() -> None:
     assert found["passed"] is False
 
 
-@pytest.mark.parametrize("result", RESULTS)
+@cases("result", RESULTS)
 def test_only_a_failure_counts_as_one(result: str) -> None:
     check = Check("driver", result, "", 1.0)  # type: ignore[arg-type]
     assert passed([check]) is (result != "fail")

@@ -14,6 +14,8 @@ from typing import Any
 import openai
 import pytest
 
+from tests.forking import Forks
+
 ROOT = Path(__file__).parents[3]
 
 
@@ -64,13 +66,19 @@ def end(server: RunningServer) -> None:
         stream.close()
 
 
+def start_played(forks: Forks, **options: Any) -> RunningServer:
+    """A server with played models."""
+    command = ["-m", "tests.core.serve.fake_server", json.dumps({"port": 0, **options})]
+    return start(command, popen=forks.popen)
+
+
 @pytest.fixture
-def serve() -> Iterator[Callable[..., RunningServer]]:
+def serve(forks: Forks) -> Iterator[Callable[..., RunningServer]]:
     """Starts servers with played models."""
     servers: list[RunningServer] = []
 
     def make(**options: Any) -> RunningServer:
-        servers.append(start(["-m", "tests.core.serve.fake_server", json.dumps({"port": 0, **options})]))
+        servers.append(start_played(forks, **options))
         return servers[-1]
 
     yield make
@@ -78,9 +86,9 @@ def serve() -> Iterator[Callable[..., RunningServer]]:
         end(server)
 
 
-@pytest.fixture(scope="module")
-def played() -> Iterator[RunningServer]:
-    """A server with played models, for a whole module."""
-    server = start(["-m", "tests.core.serve.fake_server", json.dumps({"port": 0})])
+@pytest.fixture(scope="session")
+def played(forks: Forks) -> Iterator[RunningServer]:
+    """A server with played models, for all tests that leave it as it was."""
+    server = start_played(forks)
     yield server
     end(server)

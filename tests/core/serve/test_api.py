@@ -8,6 +8,7 @@ import httpx2
 import openai
 import pytest
 
+from tests.cases import cases
 from tests.core.serve.conftest import RunningServer
 
 TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
@@ -91,7 +92,7 @@ def test_calls_of_tools_are_told_apart_from_text(played: RunningServer) -> None:
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == f"I add. {call}"
 
 
-@pytest.mark.parametrize(
+@cases(
     ("changes", "param"),
     [
         ({"n": 2}, "n"),

@@ -18,6 +18,7 @@ import pytest
 import uvicorn
 
 from core.serve.connections import Watch
+from tests.cases import cases
 from tests.core.serve.conftest import RunningServer
 from tests.core.serve.raw import connect, head, post, question
 from tests.waiting import wait_for
@@ -107,29 +108,27 @@ def test_those_who_wait_are_counted_and_more_are_refused(serve: Callable[..., Ru
     assert answer.choices[0].text == "I am next"
 
 
-@pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_goes_ends_its_answer(serve: Callable[..., RunningServer], stream: bool) -> None:
-    server = serve()
+@cases("stream", [True, False])
+def test_a_client_that_goes_ends_its_answer(played: RunningServer, stream: bool) -> None:
     body = question("hang", stream=stream)
     for _ in range(3):
-        with connect(server) as connection:
-            connection.sendall(head(server, Content_Length=str(len(body))) + body)
+        with connect(played) as connection:
+            connection.sendall(head(played, Content_Length=str(len(body))) + body)
             if stream:
                 assert connection.recv(12) == b"HTTP/1.1 200"
-    answer = server.client(timeout=60).completions.create(model="tiny", prompt="say here")
+    answer = played.client(timeout=60).completions.create(model="tiny", prompt="say here")
     assert answer.choices[0].text == "here"
 
 
-def test_a_client_that_does_not_read_holds_up_nobody(serve: Callable[..., RunningServer]) -> None:
-    server = serve()
+def test_a_client_that_does_not_read_holds_up_nobody(played: RunningServer) -> None:
     with contextlib.ExitStack() as stack:
         body = question("long 5000", stream=True)
         for _ in range(5):
             connection = stack.enter_context(socket.socket())
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            connection.connect(("127.0.0.1", server.port))
-            connection.sendall(head(server, Content_Length=str(len(body))) + body)
-        answer = server.client(timeout=30).completions.create(model="tiny", prompt="say not held up")
+            connection.connect(("127.0.0.1", played.port))
+            connection.sendall(head(played, Content_Length=str(len(body))) + body)
+        answer = played.client(timeout=30).completions.create(model="tiny", prompt="say not held up")
         assert answer.choices[0].text == "not held up"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from core.errors import UserError
 from core.serve.listen import open_listener
 from core.serve.middleware import BODY_LIMIT, host_name
 from core.serve.options import ServeOptions
+from tests.cases import cases
 from tests.core.serve.conftest import RunningServer
 from tests.core.serve.raw import connect, exchange, head, post, question
 from tests.waiting import wait_for
@@ -25,12 +27,12 @@ def message(body: bytes) -> str:
     return str(json.loads(body)["error"]["message"])
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "LOCALHOST:1", "[::1]:8000", "127.0.0.1:9000"])
+@cases("host", ["127.0.0.1", "localhost", "LOCALHOST:1", "[::1]:8000", "127.0.0.1:9000"])
 def test_names_of_this_machine_are_known(played: RunningServer, host: str) -> None:
     assert post(played, question("say x"), Host=host)[0] == 200
 
 
-@pytest.mark.parametrize(
+@cases(
     "host",
     ["evil.example", "127.0.0.1.evil.example", "evil.example:8765", "192.168.1.5", "", "localhost.", "a@localhost"],
 )
@@ -53,8 +55,8 @@ def test_a_name_that_the_user_allows_is_known(serve: Callable[..., RunningServer
     assert post(server, question("say x"), Host="other.local")[0] == 421
 
 
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/models", "/v1/models/run-1", "/", "/docs"])
-@pytest.mark.parametrize("key", [None, "", "Bearer", "Bearer wrong", "Basic abc", "Bearer é", "Bearer {key} "])
+@cases("path", ["/v1/chat/completions", "/v1/models", "/v1/models/run-1", "/", "/docs"])
+@cases("key", [None, "", "Bearer", "Bearer wrong", "Basic abc", "Bearer é", "Bearer {key} "])
 def test_without_the_key_nothing_is_told(played: RunningServer, path: str, key: str | None) -> None:
     given = None if key is None else key.replace("{key} ", played.key + "x")
     status, headers, body = exchange(played, head(played, path, "GET", Authorization=given))
@@ -68,9 +70,7 @@ def test_health_needs_no_key(played: RunningServer) -> None:
     assert (status, json.loads(body)) == (200, {"status": "ok"})
 
 
-@pytest.mark.parametrize(
-    "kind", [None, "text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"]
-)
+@cases("kind", [None, "text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"])
 def test_a_form_of_a_browser_is_refused(played: RunningServer, kind: str | None) -> None:
     status, _, body = post(played, question("say x"), Content_Type=kind)
     assert (status, "application/json" in message(body)) == (415, True)
@@ -85,7 +85,7 @@ def test_a_page_gets_no_permission(played: RunningServer) -> None:
     assert exchange(played, head(played, method="OPTIONS", Authorization=None))[0] == 401
 
 
-@pytest.mark.parametrize(
+@cases(
     ("body", "status"),
     [
         (b"", 400),
@@ -114,7 +114,7 @@ def test_a_body_without_an_end_is_refused_once_it_is_too_large(played: RunningSe
         assert connection.recv(12) == b"HTTP/1.1 413"
 
 
-@pytest.mark.parametrize("sent", [b"\x16\x03\x01\x02\x00", b"GET / HTTP/9\r\n\r\n", b"A" * 70_000, b"\x00\r\n\r\n"])
+@cases("sent", [b"\x16\x03\x01\x02\x00", b"GET / HTTP/9\r\n\r\n", b"A" * 70_000, b"\x00\r\n\r\n"])
 def test_what_is_no_http_ends_the_connection(played: RunningServer, sent: bytes) -> None:
     with connect(played) as connection:
         connection.sendall(sent + b"\r\n\r\n")
@@ -141,8 +141,8 @@ def test_only_loopback_is_listened_on(played: RunningServer) -> None:
     assert [each.laddr.ip for each in listening] == ["127.0.0.1"]
 
 
-def test_keys_are_random_and_long(serve: Callable[..., RunningServer]) -> None:
-    keys = {serve().key, serve().key, ServeOptions(("x",)).key}
+def test_keys_are_random_and_long(played: RunningServer) -> None:
+    keys = {played.key, *(ServeOptions(("x",)).key for _ in range(2))}
     assert len(keys) == 3
     assert min(map(len, keys)) >= 40
     for key in ("short", "with a space", "not-ascii-é"):
@@ -159,7 +159,7 @@ def test_a_unix_socket_is_this_users_alone(serve: Callable[..., RunningServer], 
         transport=httpx2.HTTPTransport(uds=str(path)), headers={"Authorization": f"Bearer {server.key}"}
     ) as client:
         assert [model["id"] for model in client.get(f"{server.url}/models").json()["data"]] == ["run-1", "tiny"]
-    server.process.terminate()
+    server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(60) == 0
     assert not path.exists()
 
@@ -193,8 +193,6 @@ def test_an_address_that_cannot_be_had_is_a_sentence(played: RunningServer) -> N
         ServeOptions(("x",), port=70000)
 
 
-@pytest.mark.parametrize(
-    ("host", "name"), [("A:1", "a"), ("[::1]:80", "::1"), ("[::1]", "::1"), (" x ", "x"), ("", ""), ("[", "")]
-)
+@cases(("host", "name"), [("A:1", "a"), ("[::1]:80", "::1"), ("[::1]", "::1"), (" x ", "x"), ("", ""), ("[", "")])
 def test_the_name_of_a_host(host: str, name: str) -> None:
     assert host_name(host) == name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from core.runs.process import hostname, own_identity
 from core.runs.state import RunState
 from core.runs.store import Run, create_run
 from tests.core.serve.conftest import RunningServer, end, start
+from tests.forking import Forks
 from tests.tiny_model import write_tiny_adapter
 from tests.waiting import wait_for
 
@@ -63,12 +65,13 @@ class Served:
 
     @property
     def engines(self) -> list[psutil.Process]:
+        """Its helpers: each is the first process of its session."""
         children = psutil.Process(self.server.process.pid).children(recursive=True)
-        return [child for child in children if any("chat_engine" in word for word in child.cmdline())]
+        return [child for child in children if os.getsid(child.pid) == child.pid]
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Iterator[Served]:
+def served(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path, forks: Forks) -> Iterator[Served]:
     directory = tmp_path_factory.mktemp("serve")
     runs = []
     with pytest.MonkeyPatch.context() as patch:
@@ -87,8 +90,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> It
             write_tiny_adapter(tiny_model_dir, run.adapter_path, seed=number)
             runs.append(run)
     command = ["-m", "tui", "serve", *(run.id for run in runs), "--port", "0", "--json"]
-    # Its engines are found by their command lines: nothing is forked.
-    server = start(command, LOCALTUNE_HOME=str(directory / "home"))
+    server = start(command, popen=forks.popen, LOCALTUNE_HOME=str(directory / "home"))
     yield Served(server, tiny_model_dir, runs)
     end(server)
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import pytest
-
 from core.chat.request import ChatRequest
 from core.config.schema import ChatSection
 from core.data.conversation import Example, Message, make_conversation
@@ -15,6 +13,7 @@ from core.serve.requests import read_chat
 from core.template.mask import Masker
 from core.template.rows import MaskedRow
 from core.worker.data.encode import Encoder
+from tests.cases import cases
 from tests.core.template.families import DEEPSEEK_R1, FAMILIES, Family
 from tests.core.template.oracle import prompt_ids, reference
 
@@ -54,8 +53,8 @@ def trained_ids(family: Family, example: Example) -> list[int]:
     return list(row.input_ids[: row.supervised.index(1)])
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: str(family.name))
-@pytest.mark.parametrize("first", [0, 1], ids=["with a system prompt", "without"])
+@cases("family", FAMILIES, ids=lambda family: str(family.name))
+@cases("first", [0, 1], ids=["with a system prompt", "without"])
 def test_a_conversation_is_served_as_it_is_trained_and_asked(family: Family, first: int) -> None:
     turns = TALK[first:]
     messages = [turn.fields() for turn in turns[:-1]]
@@ -68,7 +67,7 @@ def test_a_conversation_is_served_as_it_is_trained_and_asked(family: Family, fir
     assert trained[: len(served)] == served
 
 
-@pytest.mark.parametrize("family", [family for family in FAMILIES if family.tools], ids=lambda family: str(family.name))
+@cases("family", [family for family in FAMILIES if family.tools], ids=lambda family: str(family.name))
 def test_a_conversation_with_tools(family: Family) -> None:
     sent = [turn.fields() for turn in WITH_TOOLS[:-1]]
     # As clients send them: arguments are a text.

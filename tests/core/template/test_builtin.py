@@ -15,6 +15,7 @@ from core.template.mask import Masker
 from core.template.render import ChatTemplate
 from core.template.rows import MaskedRow
 from core.template.tokenizer import ModelTokenizer
+from tests.cases import cases
 from tests.core.template.toy_tokenizers import id_of, make_backend
 
 TALK = Example(
@@ -46,7 +47,7 @@ def mask(named: NamedTemplate, example: Example, *, complete: bool = True) -> Ma
     return row
 
 
-@pytest.mark.parametrize("named", ALL, ids=lambda named: named.name)
+@cases("named", ALL, ids=lambda named: named.name)
 def test_a_conversation_is_one_row_and_each_answer_is_learned_with_its_end(named: NamedTemplate) -> None:
     row = mask(named, TALK)
     assert isinstance(row, MaskedRow), row.message
@@ -58,19 +59,19 @@ def test_a_conversation_is_one_row_and_each_answer_is_learned_with_its_end(named
     assert "Be brief." in tokenizer.decode(list(row.input_ids))
 
 
-@pytest.mark.parametrize("named", [named for named in ALL if named.stops], ids=lambda named: named.name)
+@cases("named", [named for named in ALL if named.stops], ids=lambda named: named.name)
 def test_a_template_whose_tokens_the_model_lacks_is_refused(named: NamedTemplate) -> None:
     row = mask(named, TALK, complete=False)
     assert isinstance(row, RowError)
     assert row.code == "no_stop_token"
 
 
-@pytest.mark.parametrize("name", ["alpaca", "vicuna", "zephyr", "mistral"])
+@cases("name", ["alpaca", "vicuna", "zephyr", "mistral"])
 def test_some_need_no_tokens_of_their_own(name: str) -> None:
     assert isinstance(mask(NAMED_TEMPLATES[name], TALK, complete=False), MaskedRow)
 
 
-@pytest.mark.parametrize("named", ALL, ids=lambda named: named.name)
+@cases("named", ALL, ids=lambda named: named.name)
 def test_tools_are_shown_or_refused(named: NamedTemplate) -> None:
     call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
     turns = (Message("user", "1+1"), Message("assistant", "", tool_calls=(call,)), Message("tool", "2"))

@@ -6,9 +6,8 @@ import dataclasses
 import re
 from typing import Any
 
-import pytest
-
 from core.data.conversation import Example, Message
+from tests.cases import cases
 from tests.core.template.families import GLM, GPT_OSS, LLAMA3, QWEN25
 from tests.core.template.model_families import MISTRAL_SMALL
 from tests.core.template.test_mask import expected_turns, learned_turns, mask, refusal, with_tools
@@ -35,9 +34,7 @@ def test_a_template_that_leaves_out_one_of_two_calls_of_a_tool_is_refused() -> N
     assert "14" in QWEN25.tokenizer().decode(learned_turns(mask(QWEN25, example))[0][1])
 
 
-@pytest.mark.parametrize(
-    "value", ['é "q" \\', "a\nb", True, None, 1.5, [1, {"x": ["<&>"]}], {"deep": {"er": "ü"}}, "", " padded "]
-)
+@cases("value", ['é "q" \\', "a\nb", True, None, 1.5, [1, {"x": ["<&>"]}], {"deep": {"er": "ü"}}, "", " padded "])
 def test_arguments_of_every_kind_are_found_in_what_templates_write(value: Any) -> None:
     call = {"type": "function", "function": {"name": "add", "arguments": {"a": value}}}
     example = Example(messages=(Message("user", "add"), Message("assistant", "", tool_calls=(call,))))
@@ -54,8 +51,8 @@ def _asked_twice(ids: tuple[str | None, str | None], named: bool) -> Example:
     return Example(messages=(*turns, Message("assistant", "Done.")))
 
 
-@pytest.mark.parametrize("ids", [(None, None), ("call_0a1b2c3d4e5f", "call_ffff00001111"), ("toolu_1", None)])
-@pytest.mark.parametrize("named", [True, False])
+@cases("ids", [(None, None), ("call_0a1b2c3d4e5f", "call_ffff00001111"), ("toolu_1", None)])
+@cases("named", [True, False])
 def test_calls_get_ids_of_the_length_that_a_template_takes(ids: tuple[str | None, str | None], named: bool) -> None:
     example = _asked_twice(ids, named)
     text = MISTRAL_SMALL.tokenizer().decode(learned_turns(mask(MISTRAL_SMALL, example))[-1][0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from array import array
 from typing import Any
@@ -17,6 +18,7 @@ from core.template.mask import Masker
 from core.template.render import ChatTemplate
 from core.template.rows import MaskedRow
 from core.template.tokenizer import ModelTokenizer
+from tests.cases import cases
 from tests.core.template.families import (
     DEEPSEEK,
     DEEPSEEK_R1,
@@ -62,14 +64,20 @@ def with_tools() -> Example:
     )
 
 
+@functools.cache
+def masker(family: Family, **options: Any) -> Masker:
+    """One for all rows of a family: it compiles its template, and each shape of a conversation, once."""
+    return Masker(family.tokenizer(), **options)
+
+
 def mask(family: Family, example: Example, **options: Any) -> MaskedRow:
-    (row,) = Masker(family.tokenizer(), **options).mask([example])
+    (row,) = masker(family, **options).mask([example])
     assert isinstance(row, MaskedRow), row.message
     return row
 
 
 def refusal(family: Family, example: Example, **options: Any) -> RowError:
-    (row,) = Masker(family.tokenizer(), **options).mask([example])
+    (row,) = masker(family, **options).mask([example])
     assert isinstance(row, RowError)
     return row
 
@@ -118,7 +126,7 @@ def conversations(draw: st.DrawFn) -> Example:
     return talk(*contents, system=draw(st.just("") | CONTENT))
 
 
-@pytest.mark.parametrize("family", MARKED, ids=lambda family: family.name)
+@cases("family", MARKED, ids=lambda family: family.name)
 @settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(example=conversations())
 def test_learned_is_what_must_follow_each_prompt_of_inference(family: Family, example: Example) -> None:
@@ -128,7 +136,7 @@ def test_learned_is_what_must_follow_each_prompt_of_inference(family: Family, ex
         assert len(row.rows) == 1
 
 
-@pytest.mark.parametrize("family", [family for family in MARKED if family.one_row], ids=lambda family: family.name)
+@cases("family", [family for family in MARKED if family.one_row], ids=lambda family: family.name)
 @settings(max_examples=examples(30), deadline=None)
 @given(example=conversations())
 def test_a_row_is_the_conversation_as_transformers_tokenizes_it(family: Family, example: Example) -> None:
@@ -138,7 +146,7 @@ def test_a_row_is_the_conversation_as_transformers_tokenizes_it(family: Family, 
     assert (ids[:-1] if family is GLM else ids) == list(whole["input_ids"])
 
 
-@pytest.mark.parametrize("family", [family for family in MARKED if family.tools], ids=lambda family: family.name)
+@cases("family", [family for family in MARKED if family.tools], ids=lambda family: family.name)
 def test_tool_calls_are_learned_and_the_answers_of_tools_are_not(family: Family) -> None:
     example = with_tools()
     assert learned_turns(mask(family, example)) == expected_turns(family, example)
@@ -160,7 +168,7 @@ def test_reasoning_is_learned_in_the_turn_it_belongs_to_and_absent_from_later_pr
     assert "I go on counting." in decode(turns[1][1])
 
 
-@pytest.mark.parametrize("family", MARKED, ids=lambda family: family.name)
+@cases("family", MARKED, ids=lambda family: family.name)
 def test_a_row_ends_its_answers_with_a_stop_that_is_learned(family: Family) -> None:
     row = mask(family, talk("a", "b", "c", "d"))
     stops = set(family.tokenizer().stop_ids)
@@ -206,8 +214,8 @@ def test_a_prompt_that_ends_the_reasoning_refuses_an_answer_that_has_some() -> N
     assert refusal(NO_THINKING, talk("q", "<think>\nhm\n</think>\n\none")).code == "template_rewrites"
 
 
-@pytest.mark.parametrize("family", [SMOLLM2, LLAMA3, PHI3, MISTRAL, GEMMA3], ids=lambda family: family.name)
-@pytest.mark.parametrize("answer", ["\nyes", "\n\n yes", " yes", "yes \n", "\tyes\n\n", "  "])
+@cases("family", [SMOLLM2, LLAMA3, PHI3, MISTRAL, GEMMA3], ids=lambda family: family.name)
+@cases("answer", ["\nyes", "\n\n yes", " yes", "yes \n", "\tyes\n\n", "  "])
 def test_spaces_at_the_edges_of_an_answer_are_generated_after_the_prompts_own_tokens(
     family: Family, answer: str
 ) -> None:
@@ -266,7 +274,7 @@ def test_messages_say_for_themselves_whether_they_are_learned() -> None:
     assert refusal(SMOLLM2, none).code == "nothing_supervised"
 
 
-@pytest.mark.parametrize("supervise", ["assistant", "last", "all"])
+@cases("supervise", ["assistant", "last", "all"])
 def test_a_template_without_a_stop_is_refused(supervise: Any) -> None:
     template = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
     template += "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
@@ -307,17 +315,18 @@ def test_a_template_that_writes_the_time_writes_the_same_in_all_rows_and_renderi
     assert rows[0].input_ids[:start] == rows[2].input_ids[:start]
 
 
-class TestSpecialTokensInMessages:
-    @pytest.mark.parametrize("family", MARKED, ids=lambda family: family.name)
-    @pytest.mark.parametrize("place", [0, 1])
-    def test_a_row_that_writes_one_is_refused(self, family: Family, place: int) -> None:
-        contents = ["hello", "there"]
-        contents[place] = f"x{family.stops[0]}y"
-        error = refusal(family, talk(*contents))
-        assert error.code == "special_in_content"
-        assert family.stops[0] in error.message
-        assert f"Message {place + 1} " in error.message
+@cases("family", MARKED, ids=lambda family: family.name)
+@cases("place", [0, 1])
+def test_a_row_that_writes_a_special_token_is_refused(family: Family, place: int) -> None:
+    contents = ["hello", "there"]
+    contents[place] = f"x{family.stops[0]}y"
+    error = refusal(family, talk(*contents))
+    assert error.code == "special_in_content"
+    assert family.stops[0] in error.message
+    assert f"Message {place + 1} " in error.message
 
+
+class TestSpecialTokensInMessages:
     def test_it_may_be_kept_and_acts_as_at_inference(self) -> None:
         example = talk("say <|im_end|> twice", "no")
         row = mask(SMOLLM2, example, allow_special=True)
@@ -410,7 +419,7 @@ def test_a_model_without_a_template_is_refused_in_one_sentence() -> None:
     assert isinstance(Masker(tokenizer).mask([Example(text="plain")])[0], MaskedRow)
 
 
-@pytest.mark.parametrize("family", [DEEPSEEK, GPT_OSS, GLM], ids=lambda family: family.name)
+@cases("family", [DEEPSEEK, GPT_OSS, GLM], ids=lambda family: family.name)
 def test_an_empty_system_message_and_one_of_spaces_are_rendered_as_they_are(family: Family) -> None:
     for system in ("", " ", "\n"):
         turns = (Message("system", system), Message("user", "q"), Message("assistant", "a"))

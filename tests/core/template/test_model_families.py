@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from core.data.conversation import Example, Message
+from tests.cases import cases
 from tests.core.template.model_families import MODEL_FAMILIES, ModelFamily, Thinking
 from tests.core.template.oracle import answer_ids, prompt_ids
 from tests.core.template.test_mask import CONTENT, TOOLS, learned_turns, mask, refusal, with_tools
@@ -103,7 +104,7 @@ def expected(model: ModelFamily, thinking: Thinking, example: Example) -> list[t
     return found
 
 
-@pytest.mark.parametrize(("model", "thinking"), CASES)
+@cases(("model", "thinking"), CASES)
 @settings(max_examples=examples(30), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_learned_is_what_must_be_generated_after_the_prompt(
@@ -115,7 +116,7 @@ def test_learned_is_what_must_be_generated_after_the_prompt(
     assert sorted(found) == sorted(expected(model, thinking, example))
 
 
-@pytest.mark.parametrize("name", ["qwen3_5", "glm4_moe_lite", "smollm3"])
+@cases("name", ["qwen3_5", "glm4_moe_lite", "smollm3"])
 def test_reasoning_with_thinking_off_is_refused_and_thinking_on_asks_for_none(name: str) -> None:
     (model,) = MODEL_FAMILIES[name]
     turns = (Message("user", "count"), Message("assistant", "one", reasoning="I count up."))

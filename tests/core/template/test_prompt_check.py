@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
 from core.data.conversation import Message, make_conversation
 from core.template.builtin import NAMED_TEMPLATES
 from core.template.prompt_check import PromptCheck
 from core.template.render import ChatTemplate
+from tests.cases import cases
 from tests.conftest import CHATML
 
 LOOP = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}"
@@ -27,7 +26,7 @@ def left_out(source: str, *turns: Message, tools: Any = ()) -> str:
     )
 
 
-@pytest.mark.parametrize(
+@cases(
     ("source", "turns", "tools", "missing"),
     [
         (LOOP, (SYSTEM, USER, ANSWER), (), ""),
@@ -47,7 +46,7 @@ def test_what_is_rendered_nowhere(source: str, turns: tuple[Message, ...], tools
     assert found.endswith(missing) if missing else not found
 
 
-@pytest.mark.parametrize("name", [*NAMED_TEMPLATES, "chatml of the tests"])
+@cases("name", [*NAMED_TEMPLATES, "chatml of the tests"])
 def test_named_templates_show_all(name: str) -> None:
     source = CHATML if name not in NAMED_TEMPLATES else NAMED_TEMPLATES[name].source
     assert left_out(source, SYSTEM, USER, ANSWER, USER, ANSWER) == ""

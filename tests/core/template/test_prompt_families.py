@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 
 from core.data.conversation import Example, Message
 from core.template.stops import stop_token_ids
+from tests.cases import cases
 from tests.core.template.families import GPT_OSS, SMOLLM2, Family
 from tests.core.template.oracle import prompt_ids
 from tests.core.template.prompt_families import (
@@ -33,7 +34,7 @@ def with_system(example: Example) -> Example:
     return dataclasses.replace(example, messages=(Message("system", "Be brief."), *example.messages))
 
 
-@pytest.mark.parametrize(
+@cases(
     "family",
     [MISCOUNTED, told(NO_BUDGET, "thinking_budget", "0"), NO_BUDGET, UNDIVIDED, UNSPACED],
     ids=lambda family: family.name,

@@ -16,6 +16,7 @@ from core.data.conversation import Example, Message
 from core.template.mask import Masker
 from core.template.rows import MaskedRow
 from core.template.tokenizer import ModelTokenizer
+from tests.cases import cases
 from tests.core.template.toy_tokenizers import id_of, make_backend
 
 _FOUND = importlib.util.find_spec("trl")
@@ -64,7 +65,7 @@ def marked(tokenizer: ModelTokenizer, template: str, messages: list[dict[str, An
     return tokenizer.decode([token for token, learned in pairs if learned])
 
 
-@pytest.mark.parametrize("name", [*ONE_ROW, *MORE_ROWS])
+@cases("name", [*ONE_ROW, *MORE_ROWS])
 def test_learned_is_what_trl_marks_without_what_follows_the_stop(name: str) -> None:
     path, marks = DIRECTORY / f"{name}.jinja", DIRECTORY / f"{name}_training.jinja"
     if not (path.is_file() and marks.is_file()):
@@ -96,15 +97,29 @@ def test_learned_is_what_trl_marks_without_what_follows_the_stop(name: str) -> N
             assert ours.count(stop) == 3
 
 
-@pytest.mark.parametrize("path", sorted(DIRECTORY.glob("*.jinja")), ids=lambda path: path.stem)
+TEMPLATES = sorted(DIRECTORY.glob("*.jinja"))
+
+
+@cases("path", [path for path in TEMPLATES if "_training" not in path.stem], ids=lambda path: path.stem)
 def test_every_template_is_read_exactly_or_refused_with_a_reason(path: Path) -> None:
+    see_read_or_refused(path)
+
+
+@pytest.mark.long
+@cases("path", [path for path in TEMPLATES if "_training" in path.stem], ids=lambda path: path.stem)
+def test_so_is_every_template_with_marks(path: Path) -> None:
+    see_read_or_refused(path)
+
+
+def see_read_or_refused(path: Path) -> None:
     source = path.read_text(encoding="utf-8")
     tokenizer = tokenizer_of(path.stem, source + "<|im_end|>")
     examples = [
         Example(messages=(Message("user", "one"), Message("assistant", "two"))),
         Example(messages=(Message("user", "one"), Message("assistant", "two", reasoning="thought"))),
     ]
-    for example, row in zip(examples, Masker(tokenizer).mask(examples), strict=True):
+    masker = Masker(tokenizer)
+    for example, row in zip(examples, masker.mask(examples), strict=True):
         if not isinstance(row, MaskedRow):
             assert row.code in (
                 "template_error",
@@ -121,7 +136,7 @@ def test_every_template_is_read_exactly_or_refused_with_a_reason(path: Path) -> 
         assert "two" in said
         assert not example.messages[1].reasoning or "thought" in said
         assert ids[stop] in tokenizer.stop_ids
-        prompt = Masker(tokenizer).prompt([example.messages[0].fields()])
+        prompt = masker.prompt([example.messages[0].fields()])
         assert ids[:start] == tokenizer.encode([prompt])[0]
 
 
@@ -175,7 +190,7 @@ def _talk(takes: set[str], *, thinks: bool) -> Example:
     return Example(messages=tuple(turns), tools=_TOOLS if TOOLS in takes else ())
 
 
-@pytest.mark.parametrize(
+@cases(
     ("name", "thinking"),
     [(name, on) for name, takes in MODELS.items() for on in ((True, False) if SWITCH in takes else (None,))],
 )

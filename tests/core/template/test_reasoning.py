@@ -11,6 +11,7 @@ from core.data.conversation import Example, Message
 from core.template.mask import Masker
 from core.template.reasoning import prompt_block
 from core.template.rows import MaskedRow
+from tests.cases import cases
 from tests.core.template.families import DEEPSEEK_R1, NO_THINKING, QWEN25, SMOLLM2, Family
 from tests.core.template.model_families import OLMO3_THINK
 from tests.core.template.oracle import prompt_ids
@@ -49,7 +50,7 @@ def shown(family: Family, example: Example) -> list[str]:
     return [decode(before) for before, _ in learned_turns(mask(family, example))]
 
 
-@pytest.mark.parametrize("family", REASONING_MARKED, ids=lambda family: family.name)
+@cases("family", REASONING_MARKED, ids=lambda family: family.name)
 @settings(max_examples=examples(40), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(example=conversations())
 def test_learned_is_what_must_follow_each_prompt_of_inference(family: Family, example: Example) -> None:
@@ -71,10 +72,8 @@ def test_an_answer_without_reasoning_ends_the_block_that_its_prompt_begins() -> 
     assert said(GLM47, talk("q", "yes")) == ["</think>yes<|user|>"]
 
 
-@pytest.mark.parametrize(
-    "family", [GEMMA4, DEEPSEEK_V31, DEEPSEEK_V32, COMMAND_R7B, NO_THINKING], ids=lambda family: family.name
-)
-@pytest.mark.parametrize("inline", [False, True])
+@cases("family", [GEMMA4, DEEPSEEK_V31, DEEPSEEK_V32, COMMAND_R7B, NO_THINKING], ids=lambda family: family.name)
+@cases("inline", [False, True])
 def test_reasoning_after_a_prompt_that_ends_it_is_refused(family: Family, inline: bool) -> None:
     example = talk("q", "<think>\nhm\n</think>\n\nyes") if inline else talk("q", "yes", reasoning="hm")
     error = refusal(family, example)
@@ -237,7 +236,7 @@ def test_a_prompt_that_says_something_else_is_refused_with_what_it_says() -> Non
     assert "'yes<|im_end|>" in error.message
 
 
-@pytest.mark.parametrize(
+@cases(
     ("prompt", "opening", "closed"),
     [
         ("x<think>\n", "<think>", False),
@@ -257,7 +256,7 @@ def test_blocks_at_the_end_of_a_prompt_are_known(prompt: str, opening: str, clos
     assert prompt[block.start :].startswith(opening)
 
 
-@pytest.mark.parametrize("prompt", ["", "assistant\n", "<|im_start|>assistant\n", "<think> so", "a < b >"])
+@cases("prompt", ["", "assistant\n", "<|im_start|>assistant\n", "<think> so", "a < b >"])
 def test_other_prompts_end_with_no_block(prompt: str) -> None:
     assert prompt_block(prompt, 0) is None
 

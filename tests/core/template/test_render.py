@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
@@ -12,6 +13,7 @@ from core.data.conversation import Message, RowError
 from core.errors import UserError
 from core.template.builtin import NAMED_TEMPLATES
 from core.template.render import ChatTemplate
+from tests.cases import cases
 from tests.core.template.families import FAMILIES
 
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": "é <b>"}}}
@@ -67,12 +69,17 @@ def render_reference(source: str, messages: Sequence[dict[str, Any]], *, tools: 
     return str(rendered[0])
 
 
+@functools.cache
+def compiled(source: str) -> ChatTemplate:
+    return ChatTemplate(source, SPECIAL)
+
+
 def both(source: str, messages: Sequence[Message], *, tools: Any = None, prompt: bool = False) -> tuple[Any, Any]:
     """The text, or that there is none, by ours and by transformers."""
     fields = [message.fields() for message in messages]
     results: list[Any] = []
     try:
-        results.append(ChatTemplate(source, SPECIAL).render(fields, tools=tools, add_generation_prompt=prompt))
+        results.append(compiled(source).render(fields, tools=tools, add_generation_prompt=prompt))
     except RowError:
         results.append(None)
     try:
@@ -82,8 +89,8 @@ def both(source: str, messages: Sequence[Message], *, tools: Any = None, prompt:
     return results[0], results[1]
 
 
-@pytest.mark.parametrize("conversation", range(len(CONVERSATIONS)))
-@pytest.mark.parametrize("tools", [None, TOOLS], ids=["no tools", "tools"])
+@cases("conversation", range(len(CONVERSATIONS)))
+@cases("tools", [None, TOOLS], ids=["no tools", "tools"])
 def test_real_templates_give_the_same_text(conversation: int, tools: Any) -> None:
     sources = [family.template for family in FAMILIES] + [family.marked for family in FAMILIES]
     sources += [named.source for named in NAMED_TEMPLATES.values()]
@@ -96,14 +103,14 @@ def test_real_templates_give_the_same_text(conversation: int, tools: Any) -> Non
     assert texts > 20
 
 
-@pytest.mark.parametrize("source", SNIPPETS)
+@cases("source", SNIPPETS)
 def test_the_language_is_the_same(source: str) -> None:
     ours, theirs = both(source, CONVERSATIONS[3][:2], tools=TOOLS)
     assert ours == theirs
     assert ours
 
 
-@pytest.mark.parametrize("source", REFUSED)
+@cases("source", REFUSED)
 def test_what_transformers_refuses_is_refused_in_one_sentence(source: str) -> None:
     ours, theirs = both(source, CONVERSATIONS[1])
     assert ours is None

@@ -12,6 +12,7 @@ from core.template.mask import Masker
 from core.template.preview import SAMPLE, Preview
 from core.template.render_preview import preview_template
 from core.template.rows import MaskedRow
+from tests.cases import cases
 from tests.core.template.families import FAMILIES, GEMMA3, LLAMA3, MISTRAL, SMOLLM2, Family
 from tests.examples import examples
 
@@ -26,7 +27,7 @@ def prompts(preview: Preview) -> str:
     return "".join(token.text for row in preview.rows for token in row.tokens if token.prompt)
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+@cases("family", FAMILIES, ids=lambda family: family.name)
 def test_what_is_learned_is_what_the_masker_learns(family: Family) -> None:
     tokenizer = family.tokenizer()
     preview = preview_template(family.template, SAMPLE, tokenizer)
@@ -40,7 +41,7 @@ def test_what_is_learned_is_what_the_masker_learns(family: Family) -> None:
         assert preview.learned == 0
 
 
-@pytest.mark.parametrize("family", [SMOLLM2, LLAMA3, GEMMA3], ids=lambda family: family.name)
+@cases("family", [SMOLLM2, LLAMA3, GEMMA3], ids=lambda family: family.name)
 def test_the_generation_prompt_stands_before_each_answer(family: Family) -> None:
     preview = preview_template(family.template, SAMPLE, family.tokenizer())
     assert preview.generation_prompt
@@ -66,7 +67,7 @@ def test_options_of_the_configuration_count() -> None:
     assert last.learned == sum(token.learned for token in last.rows[0].tokens) < last.tokens
 
 
-@pytest.mark.parametrize(
+@cases(
     ("source", "line", "words"),
     [
         ("a\n{% for m in messages %}\n{{ m.content", 3, "not valid in line 3"),
@@ -79,7 +80,7 @@ def test_options_of_the_configuration_count() -> None:
         ("", None, "token that stops the model"),
     ],
 )
-@pytest.mark.parametrize("has_tokenizer", [True, False])
+@cases("has_tokenizer", [True, False])
 def test_what_is_wrong_is_said_with_its_line(source: str, line: int | None, words: str, has_tokenizer: bool) -> None:
     preview = preview_template(source, SAMPLE, TOKENIZER if has_tokenizer else None)
     if line is None and not has_tokenizer:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,6 +12,7 @@ from core.data.conversation import RowError
 from core.template.answer_turns import RowText
 from core.template.row_tokenizer import RowTokenizer, any_of
 from core.template.tokenizer import ModelTokenizer
+from tests.cases import cases
 from tests.core.template.toy_tokenizers import KINDS, make_backend
 from tests.examples import examples
 
@@ -19,6 +20,7 @@ SPECIALS = ("<s>", "</s>", "<|end|>")
 PIECES = ["a", "b c", " ", "\n", "\n\n", "<|end", "|>", "é", "the answer", ":"]
 
 
+@functools.cache
 def make(kind: str, *, rstrip: bool = False) -> tuple[ModelTokenizer, RowTokenizer]:
     tokenizer = ModelTokenizer(make_backend(kind, SPECIALS, rstrip), special_tokens={})
     stop = tokenizer.token_id("</s>")
@@ -38,8 +40,8 @@ def rows(draw: st.DrawFn) -> RowText:
     return RowText(text + draw(st.sampled_from(["", "\n"])), tuple(spans))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("rstrip", [False, True])
+@cases("kind", KINDS)
+@cases("rstrip", [False, True])
 @settings(max_examples=examples(100), deadline=None)
 @given(batch=st.lists(rows(), min_size=1, max_size=4))
 def test_each_answer_follows_the_tokens_of_its_prompt(kind: str, rstrip: bool, batch: list[RowText]) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
-import pytest
-
 from core.data.conversation import Message, RowError
 from core.template.mask import Masker
 from core.template.render import ChatTemplate
 from core.template.rows import MaskedRow
 from core.template.stops import stop_token_ids
 from core.template.tokenizer import ModelTokenizer
+from tests.cases import cases
 from tests.core.template.families import DEEPSEEK, GEMMA3, GLM, GPT_OSS, LLAMA3, PHI3, QWEN25, SMOLLM2, Family
 from tests.core.template.reasoning_families import GEMMA4
 from tests.core.template.test_mask import expected_turns, learned_turns, mask, refusal, talk, with_tools
@@ -41,7 +40,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("family", "eos", "found"), CASES, ids=lambda value: getattr(value, "name", None))
+@cases(("family", "eos", "found"), CASES, ids=lambda value: getattr(value, "name", None))
 def test_what_a_template_ends_answers_with_stops_where_the_files_name_the_end_of_text_only(
     family: Family, eos: str, found: list[str]
 ) -> None:
@@ -51,7 +50,7 @@ def test_what_a_template_ends_answers_with_stops_where_the_files_name_the_end_of
         assert learned_turns(mask(bare, example)) == expected_turns(family, example)
 
 
-@pytest.mark.parametrize(("family", "eos", "found"), CASES, ids=lambda value: getattr(value, "name", None))
+@cases(("family", "eos", "found"), CASES, ids=lambda value: getattr(value, "name", None))
 def test_nothing_is_added_to_what_a_complete_model_names(family: Family, eos: str, found: list[str]) -> None:
     assert stops_of(family) == list(family.stops)
 
@@ -62,7 +61,7 @@ def without(family: Family, text: str) -> Family:
     return dataclasses.replace(family, marked=template)
 
 
-@pytest.mark.parametrize(
+@cases(
     "family",
     [
         without(SMOLLM2, "<|im_end|>"),

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
-import pytest
-
 from core.template.render import ChatTemplate
 from core.template.thinking import thinking_switch
+from tests.cases import cases
 from tests.core.template.families import QWEN3, SMOLLM2
 from tests.core.template.model_families import GLM47, OLMO3_THINK, QWEN35
 from tests.core.template.test_mask import refusal, talk
@@ -24,7 +23,7 @@ def template(condition: str) -> str:
 {{%- if add_generation_prompt %}}{{{{ {_OPENS} if {condition} else {_CLOSES} }}}}{{% endif %}}"""
 
 
-@pytest.mark.parametrize(
+@cases(
     ("condition", "on", "switch"),
     [
         ("enable_thinking is not defined or enable_thinking", False, ("enable_thinking", False)),

@@ -15,6 +15,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from core.errors import UserError
 from core.template.tokenizer import ModelTokenizer, load_tokenizer
+from tests.cases import cases
 from tests.core.template.toy_tokenizers import KINDS, make_backend, save
 from tests.examples import examples
 
@@ -27,8 +28,12 @@ def make(kind: str = "words") -> ModelTokenizer:
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
+    return saved_in(tmp_path)
+
+
+def saved_in(place: Path) -> Path:
     return save(
-        tmp_path / "model",
+        place / "model",
         make_backend("words", SPECIALS),
         template="{{ messages }}",
         stops=("<|end|>",),
@@ -55,7 +60,7 @@ def test_a_directory_is_read(directory: Path) -> None:
     assert tokenizer.encode([]) == []
 
 
-@pytest.mark.parametrize(
+@cases(
     ("config", "size"),
     [
         ({}, None),
@@ -67,8 +72,9 @@ def test_a_directory_is_read(directory: Path) -> None:
     ],
 )
 def test_the_vocabulary_is_the_models_where_that_is_known(
-    directory: Path, config: dict[str, Any], size: int | None
+    tmp_path: Path, config: dict[str, Any], size: int | None
 ) -> None:
+    directory = saved_in(tmp_path)
     edit(directory / "config.json", **config)
     tokenizer = load_tokenizer(directory)
     assert tokenizer.vocabulary_size == (size or tokenizer.backend.get_vocab_size(with_added_tokens=True))
@@ -121,7 +127,7 @@ def test_what_truncation_and_padding_were_saved_is_not_used(directory: Path) -> 
     assert 2 < len(load_tokenizer(directory).encode(["What is the capital of France?"])[0]) < 50
 
 
-@pytest.mark.parametrize(
+@cases(
     ("damage", "message"),
     [
         (lambda place: (place / "tokenizer.json").unlink(), "has no tokenizer.json"),
@@ -140,7 +146,8 @@ def test_what_truncation_and_padding_were_saved_is_not_used(directory: Path) -> 
         (lambda place: (place / "chat_template.jinja").write_bytes(b"\xff"), "chat_template.jinja cannot be read"),
     ],
 )
-def test_what_cannot_be_read_is_said_in_one_sentence(directory: Path, damage: Any, message: str) -> None:
+def test_what_cannot_be_read_is_said_in_one_sentence(tmp_path: Path, damage: Any, message: str) -> None:
+    directory = saved_in(tmp_path)
     damage(directory)
     with pytest.raises(UserError) as caught:
         load_tokenizer(directory)
@@ -156,7 +163,7 @@ def test_a_file_is_no_directory(tmp_path: Path) -> None:
         load_tokenizer(tmp_path / "model.gguf")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@cases("kind", KINDS)
 @settings(max_examples=examples(60), deadline=None)
 @given(text=st.text(st.characters(exclude_categories=["Cs"], max_codepoint=0x1F700), max_size=40))
 def test_the_texts_of_tokens_are_the_text(kind: str, text: str) -> None:
@@ -181,7 +188,7 @@ def test_a_character_of_several_tokens_is_shown_with_the_last() -> None:
     assert tokenizer.token_text(10**6) == "<1000000>"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@cases("kind", KINDS)
 @settings(max_examples=examples(60), deadline=None)
 @given(
     before=st.sampled_from(["x", "the answer: ", "a\n", "</s>"]),
@@ -193,41 +200,40 @@ def test_a_continuation_reads_as_the_text_it_continues(kind: str, before: str, a
     assert tokenizer.decode(ids).lstrip(" ") == f"{before}{after}"
 
 
-class TestCuts:
-    """Text may be cut at these tokens without changing the tokens of any text."""
+@cases("kind", KINDS)
+@settings(max_examples=examples(80), deadline=None)
+@given(parts=st.lists(st.sampled_from(["a", " ", "\n", "<", "|>", "the ", "<|end|>", "</s>", "é"]), max_size=10))
+def test_the_parts_between_cuts_have_the_tokens_of_the_whole(kind: str, parts: list[str]) -> None:
+    tokenizer = make(kind)
+    cuts = tokenizer.cuts("<|end|>")
+    assert set(cuts) == (set() if kind == "first" else {"<|end|>"})
+    whole = "".join(parts)
+    pieces = whole.split("<|end|>") if cuts else [whole]
+    ids: list[int] = []
+    for number, piece in enumerate(pieces):
+        ids += ([cuts["<|end|>"]] if number else []) + (tokenizer.encode([piece])[0] if piece else [])
+    assert ids == tokenizer.encode([whole])[0]
 
-    @pytest.mark.parametrize("kind", KINDS)
-    @settings(max_examples=examples(80), deadline=None)
-    @given(parts=st.lists(st.sampled_from(["a", " ", "\n", "<", "|>", "the ", "<|end|>", "</s>", "é"]), max_size=10))
-    def test_the_parts_have_the_tokens_of_the_whole(self, kind: str, parts: list[str]) -> None:
-        tokenizer = make(kind)
-        cuts = tokenizer.cuts("<|end|>")
-        assert set(cuts) == (set() if kind == "first" else {"<|end|>"})
-        whole = "".join(parts)
-        pieces = whole.split("<|end|>") if cuts else [whole]
-        ids: list[int] = []
-        for number, piece in enumerate(pieces):
-            ids += ([cuts["<|end|>"]] if number else []) + (tokenizer.encode([piece])[0] if piece else [])
-        assert ids == tokenizer.encode([whole])[0]
 
-    @pytest.mark.parametrize(
-        "added",
-        [
-            AddedToken("x<|end|>", special=True),
-            AddedToken("x<|", special=False),
-            AddedToken("<|end|>y", special=True),
-        ],
-        ids=["contains", "runs into", "begins with"],
-    )
-    def test_a_token_that_another_could_take_a_part_of_is_none(self, added: AddedToken) -> None:
-        backend = Tokenizer.from_str(make_backend("words", SPECIALS).to_str())
-        backend.add_tokens([added])
-        assert "<|end|>" not in ModelTokenizer(backend, special_tokens={}).cuts("<|end|></s>")
-        assert "</s>" in ModelTokenizer(backend, special_tokens={}).cuts("<|end|></s>")
+@cases(
+    "added",
+    [
+        AddedToken("x<|end|>", special=True),
+        AddedToken("x<|", special=False),
+        AddedToken("<|end|>y", special=True),
+    ],
+    ids=["contains", "runs into", "begins with"],
+)
+def test_no_cut_is_at_a_token_that_another_could_take_a_part_of(added: AddedToken) -> None:
+    backend = Tokenizer.from_str(make_backend("words", SPECIALS).to_str())
+    backend.add_tokens([added])
+    assert "<|end|>" not in ModelTokenizer(backend, special_tokens={}).cuts("<|end|></s>")
+    assert "</s>" in ModelTokenizer(backend, special_tokens={}).cuts("<|end|></s>")
 
-    def test_a_token_that_swallows_spaces_is_none(self) -> None:
-        tokenizer = ModelTokenizer(make_backend("words", SPECIALS, rstrip=True), special_tokens={})
-        assert tokenizer.cuts("<|end|>") == {}
+
+def test_no_cut_is_at_a_token_that_swallows_spaces() -> None:
+    tokenizer = ModelTokenizer(make_backend("words", SPECIALS, rstrip=True), special_tokens={})
+    assert tokenizer.cuts("<|end|>") == {}
 
 
 def test_nothing_heavy_is_imported() -> None:
@@ -239,8 +245,9 @@ def test_nothing_heavy_is_imported() -> None:
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("name", ["chat_template.jinja", "chat_template.json", "tokenizer_config.json"])
-def test_a_template_that_is_too_large_is_said_so(directory: Path, name: str) -> None:
+@cases("name", ["chat_template.jinja", "chat_template.json", "tokenizer_config.json"])
+def test_a_template_that_is_too_large_is_said_so(tmp_path: Path, name: str) -> None:
+    directory = saved_in(tmp_path)
     text = "x" * (5 << 20)
     (directory / "chat_template.jinja").unlink(missing_ok=True)
     (directory / name).write_text(text if name.endswith("jinja") else json.dumps({"chat_template": text}))

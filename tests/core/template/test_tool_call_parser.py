@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from core.data.conversation import Example, Message
 from core.template.tool_call_parser import MARKERS, ToolCall, parse_tool_calls, tool_call_start
+from tests.cases import cases
 from tests.core.template.families import FAMILIES, Family
 from tests.core.template.oracle import answer_ids
 
@@ -31,8 +31,8 @@ def written(family: Family, arguments: dict[str, Any]) -> str:
     return str(family.tokenizer().backend.decode(ids, skip_special_tokens=True))
 
 
-@pytest.mark.parametrize("family", [family for family in FAMILIES if family.tools], ids=lambda family: str(family.name))
-@pytest.mark.parametrize("arguments", [{"a": 1, "b": 2}, {"a": ["x", {"y": None}], "text": 'é "q"\n<end>'}, {}])
+@cases("family", [family for family in FAMILIES if family.tools], ids=lambda family: str(family.name))
+@cases("arguments", [{"a": 1, "b": 2}, {"a": ["x", {"y": None}], "text": 'é "q"\n<end>'}, {}])
 def test_what_a_family_writes_is_read_back(family: Family, arguments: dict[str, Any]) -> None:
     text = written(family, arguments)
     content, calls = parse_tool_calls(text, NAMES)
@@ -48,7 +48,7 @@ def test_what_a_family_writes_is_read_back(family: Family, arguments: dict[str, 
 ADD, BOTH = [ToolCall("add", {"a": 1})], [ToolCall("add", {"a": 1}), ToolCall("look_up", {"q": "x"})]
 
 
-@pytest.mark.parametrize(
+@cases(
     ("text", "content", "calls"),
     [
         ('Let me see.\n<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>', "Let me see.", ADD),
@@ -76,7 +76,7 @@ def test_published_formats_are_read(text: str, content: str, calls: list[ToolCal
     assert parse_tool_calls(text, NAMES) == (content, calls)
 
 
-@pytest.mark.parametrize(
+@cases(
     "text",
     [
         "The sum is 3.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import pytest
@@ -13,7 +14,9 @@ from core.data.conversation import Example, Message
 from core.template.mask import Masker
 from core.template.render import ChatTemplate
 from core.template.rows import MaskedRow
+from core.template.tokenizer import ModelTokenizer
 from core.template.trace import InspectedError, TracedTemplate, placeholder
+from tests.cases import cases
 from tests.core.template.families import FAMILIES, GEMMA3, LLAMA3, MARKED, QWEN3, SMOLLM2, Family
 from tests.examples import examples
 
@@ -30,6 +33,7 @@ def talks(draw: st.DrawFn) -> Example:
     return Example(messages=tuple(turns))
 
 
+@functools.cache
 def one_by_one(tokenizer: Any) -> Masker:
     """A masker that renders every conversation by itself."""
     masker = Masker(tokenizer)
@@ -37,11 +41,16 @@ def one_by_one(tokenizer: Any) -> Masker:
     return masker
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+@functools.cache
+def tokenizer_of(family: Family) -> ModelTokenizer:
+    return family.tokenizer()
+
+
+@cases("family", FAMILIES, ids=lambda family: family.name)
 @settings(max_examples=examples(40), deadline=None)
 @given(batch=st.lists(talks(), min_size=1, max_size=4))
 def test_rows_of_a_shape_are_those_of_each_rendering(family: Family, batch: list[Example]) -> None:
-    tokenizer = family.tokenizer()
+    tokenizer = tokenizer_of(family)
     for fast, slow in zip(Masker(tokenizer).mask(batch), one_by_one(tokenizer).mask(batch), strict=True):
         if isinstance(slow, MaskedRow):
             assert fast == slow
@@ -53,9 +62,7 @@ def test_rows_of_a_shape_are_those_of_each_rendering(family: Family, batch: list
 TURNS = (Message("user", "hello"), Message("assistant", "there"))
 
 
-@pytest.mark.parametrize(
-    "family", [family for family in MARKED if "macro" not in family.template], ids=lambda f: f.name
-)
+@cases("family", [family for family in MARKED if "macro" not in family.template], ids=lambda f: f.name)
 def test_templates_without_macros_are_rendered_once_for_a_shape(family: Family) -> None:
     masker = Masker(family.tokenizer())
     assert masker._shapes is not None
@@ -75,7 +82,7 @@ def test_contents_that_a_template_would_treat_otherwise_are_rendered_by_themselv
     assert thinking.rows((TURNS[0], Message("assistant", "<think>a</think>b")), (1,)) is None
 
 
-@pytest.mark.parametrize(
+@cases(
     "written",
     [
         "{{ message.content | upper }}",
@@ -121,7 +128,7 @@ def test_a_template_that_looks_at_contents_is_never_traced(written: str) -> None
         TracedTemplate(ChatTemplate(source)).render(messages, False, set())
 
 
-@pytest.mark.parametrize(
+@cases(
     ("condition", "ordinary", "other"),
     [
         ("'x' in message.content", "abc", "axc"),

@@ -15,6 +15,7 @@ from core.template.render import ChatTemplate
 from core.template.render_preview import preview_template
 from core.template.settings import mask_settings
 from core.template.variables import one_template, with_variables
+from tests.cases import cases
 from tests.core.template.families import FAMILIES
 
 ASKED = [{"role": "user", "content": "2+2?"}]
@@ -62,7 +63,7 @@ def test_every_value_arrives_as_it_is(value: bool | int | float | str) -> None:
     assert shown == ChatTemplate("{{ x | tojson }}|{{ x }}", {"x": value}).render(ASKED)  # type: ignore[dict-item]
 
 
-@pytest.mark.parametrize("start", ["", "\n", "\n\n", "  ", "{# a remark #}\n"])
+@cases("start", ["", "\n", "\n\n", "  ", "{# a remark #}\n"])
 def test_the_rest_is_rendered_to_the_character(start: str) -> None:
     source = f"{start}a{{{{ x }}}}b\n"
     assert ChatTemplate(with_variables(source, {"x": 1})).render(ASKED) == ChatTemplate(source, {"x": "1"}).render(
@@ -70,7 +71,7 @@ def test_the_rest_is_rendered_to_the_character(start: str) -> None:
     )
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+@cases("family", FAMILIES, ids=lambda family: family.name)
 def test_a_template_of_a_family_takes_an_unused_name_only_where_it_reads_it(family: Any) -> None:
     with pytest.raises(UserError, match="sets no_such_variable, which the chat template does not read"):
         with_variables(family.template, {"no_such_variable": True})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import pytest
 from hypothesis import example, given
@@ -14,6 +14,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_to
 from core.template import word_cache as words
 from core.template.tokenizer import ModelTokenizer
 from core.template.word_cache import WordTokenizer, cuts_at_spaces
+from tests.cases import cases
 from tests.core.template.toy_tokenizers import CORPUS, make_backend
 
 _BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -71,7 +72,7 @@ _PARTS = st.sampled_from(
 _TEXTS = st.lists(st.lists(st.one_of(_PARTS, st.text(max_size=4)), max_size=14).map("".join), min_size=1, max_size=6)
 
 
-@pytest.mark.parametrize("kind", _KINDS)
+@cases("kind", _KINDS)
 @given(batches=st.lists(_TEXTS, min_size=1, max_size=3))
 @example(batches=[["a ticket\n"], ["a ticket\n b"], [" a  b", "", " ", "  ", "a ", "\n a", "\n"]])
 def test_words_have_the_tokens_of_their_text(kind: str, batches: list[list[str]]) -> None:
@@ -82,12 +83,26 @@ def test_words_have_the_tokens_of_their_text(kind: str, batches: list[list[str]]
         assert [ids.tolist() for ids in by_words.encode(texts)] == tokenizer.encode(texts)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", _KINDS)
+#: Latin and what is near it, conjoining letters, and all spaces and punctuation beyond.
+_COMMON = (*range(0x400), *range(0x1100, 0x1180), 0x1680, 0x180E, *range(0x1FF0, 0x2070), *range(0x3000, 0x3010))
+
+
+@cases("kind", _KINDS)
+def test_characters_beside_a_space(kind: str) -> None:
+    see_beside_spaces(kind, _COMMON)
+
+
+@pytest.mark.long
+@cases("kind", _KINDS)
 def test_every_character_beside_a_space(kind: str) -> None:
+    see_beside_spaces(kind, range(0x3100))
+
+
+def see_beside_spaces(kind: str, codes: Iterable[int]) -> None:
+    """See that characters have the tokens of their text wherever spaces stand."""
     tokenizer = _tokenizer(kind)
     by_words = WordTokenizer(tokenizer)
-    characters = [chr(code) for code in range(0x3100) if not 0xD800 <= code < 0xE000]
+    characters = [chr(code) for code in codes]
     for form in ("a{} b", "a {}b", "a{0} {0}", "7 {}7", ".{} ."):
         texts = [form.format(character) for character in characters]
         assert [ids.tolist() for ids in by_words.encode(texts)] == tokenizer.encode(texts)
@@ -142,7 +157,7 @@ def _token(content: str, **flags: bool) -> list[dict[str, object]]:
     return [{"id": 5, "content": content, **plain, **flags}]
 
 
-@pytest.mark.parametrize(
+@cases(
     "change",
     [
         {"pre_tokenizer": None},
@@ -177,6 +192,6 @@ def test_tokenizers_with_other_rules_get_whole_texts(change: dict[str, object]) 
         assert [ids.tolist() for ids in WordTokenizer(tokenizer).encode(texts)] == tokenizer.encode(texts)
 
 
-@pytest.mark.parametrize("kind", ["first", "always", "legacy"])
+@cases("kind", ["first", "always", "legacy"])
 def test_tokenizers_that_mark_spaces_get_whole_texts(kind: str) -> None:
     assert not cuts_at_spaces(ModelTokenizer(make_backend(kind, ("<|end|>",)), special_tokens={}))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
-import subprocess
 import tempfile
 import textwrap
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from subprocess import DEVNULL, STDOUT
 from typing import Any
 
 import pytest
@@ -31,6 +32,7 @@ from core.runs.state import RunState
 from core.runs.store import Run, create_run
 from core.tracking.position import TrackerFiles
 from core.tracking.start import tracker_command, tracker_environment
+from tests.forking import Forks
 
 #: A library that writes down what it is told, and does what FAKE says: hang, raise, exit or end with the interpreter.
 FAKE = """
@@ -114,11 +116,26 @@ def steps(first: int, last: int) -> list[Event]:
 
 
 @dataclass
+class Tracker:
+    """A tracker's process, and the file with what it prints."""
+
+    process: Any
+    said: Path
+
+    def end(self) -> tuple[int, str]:
+        """Wait for its end; the exit code and what was printed."""
+        return self.process.wait(120), self.said.read_text()
+
+
+@dataclass
 class Desk:
     """A run, and what trackers are asked to do with it."""
 
     run: Run
     directory: Path
+    forks: Forks = field(default_factory=Forks)
+    is_fake: bool = False
+    numbers: Iterator[int] = field(default_factory=itertools.count)
 
     def write(self, events: list[Event]) -> None:
         """Append events, as a worker does."""
@@ -138,33 +155,32 @@ class Desk:
 
     def fake(self, tool: str) -> None:
         """Put a fake library of this name on the path."""
+        self.is_fake = True
         (self.directory / "lib").mkdir(exist_ok=True)
         (self.directory / "lib" / f"{tool}.py").write_text(textwrap.dedent(FAKE))
 
     def environment(self, place: TrackerFiles, **variables: str) -> dict[str, str]:
-        """As the launcher makes it, with the fake libraries on the path."""
-        base = worker_environment()
-        path = os.pathsep.join([str(self.directory / "lib"), base.get("PYTHONPATH", "")])
-        base |= {"PYTHONPATH": path, "FAKE_CALLS": str(self.directory / "calls"), **variables}
+        """As the launcher makes it, with a directory of libraries on the path unless they are fake."""
+        base = worker_environment() | {"FAKE_CALLS": str(self.directory / "calls"), **variables}
+        if not self.is_fake:
+            base["PYTHONPATH"] = os.pathsep.join([str(self.directory / "lib"), base.get("PYTHONPATH", "")])
         return tracker_environment(base, place)
 
-    def start(self, place: TrackerFiles, *, patience: float = 60.0, **variables: str) -> subprocess.Popen[str]:
-        """A tracker's process."""
+    def start(self, place: TrackerFiles, *, patience: float = 60.0, **variables: str) -> Tracker:
+        """A tracker's process; one with fake libraries is forked."""
         place.make()
-        return subprocess.Popen(
-            tracker_command(place, patience),
-            env=self.environment(place, **variables),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        command = tracker_command(place, patience)
+        if self.is_fake:
+            command[2:3] = ["tests.core.tracking.tracker", str(self.directory / "lib")]
+        said = self.directory / f"said-{next(self.numbers)}"
+        with said.open("wb") as file:
+            environment, out = self.environment(place, **variables), file.fileno()
+            process = self.forks.popen(command, env=environment, stdin=DEVNULL, stdout=out, stderr=STDOUT)
+        return Tracker(process, said)
 
     def track(self, place: TrackerFiles, *, patience: float = 60.0, **variables: str) -> tuple[int, str]:
         """Send the run, and wait; the exit code and what was printed."""
-        process = self.start(place, patience=patience, **variables)
-        out, _ = process.communicate(timeout=120)
-        return process.returncode, out
+        return self.start(place, patience=patience, **variables).end()
 
     def calls(self, name: str) -> list[Any]:
         """What a fake library was told."""
@@ -181,11 +197,11 @@ def configured(directory: Path, **tracking: Any) -> Config:
 
 
 @pytest.fixture
-def desk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Desk]:
+def desk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, forks: Forks) -> Iterator[Desk]:
     """A run in a home of its own that is at work and has told nothing yet."""
     with tempfile.TemporaryDirectory(prefix="lt-") as home:
         monkeypatch.setenv("LOCALTUNE_HOME", home)
         monkeypatch.delenv("WANDB_API_KEY", raising=False)
-        found = Desk(create_run(configured(tmp_path, project="mine", name="first"), "tickets"), tmp_path)
+        found = Desk(create_run(configured(tmp_path, project="mine", name="first"), "tickets"), tmp_path, forks)
         found.set_state("training")
         yield found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import stat
 
 import pytest
@@ -57,21 +58,20 @@ def test_a_finished_run_is_sent_whole_and_only_once(desk: Desk, tool: str) -> No
 def test_a_live_run_is_followed_to_its_end(desk: Desk) -> None:
     desk.fake("wandb")
     place = TrackerFiles(desk.run, "wandb")
-    process = desk.start(place)
+    tracker = desk.start(place)
     desk.write(steps(1, 3))
     wait_for(lambda: len(sent_steps(desk)) == 3, 60, "three steps")
-    assert process.poll() is None
+    assert tracker.process.poll() is None
     assert place.position().is_working
     desk.write(steps(4, 4))
     desk.finish(4)
-    out, _ = process.communicate(timeout=60)
-    assert process.returncode == 0, out
+    code, out = tracker.end()
+    assert code == 0, out
     assert sent_steps(desk) == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("tool", ["wandb", "trackio"])
-@pytest.mark.parametrize("behavior", ["hang@log3", "raise@log3", "exit@log3", "die@log3", "hang@finish", "raise@init"])
-def test_what_a_tracker_missed_is_sent_afterwards(desk: Desk, tool: str, behavior: str) -> None:
+def check_missed(desk: Desk, tool: str, behavior: str) -> None:
+    """What a tracker that behaves so has missed is sent by the next attempt."""
     desk.fake(tool)
     desk.write(steps(1, 4))
     desk.finish(4)
@@ -92,6 +92,22 @@ def test_what_a_tracker_missed_is_sent_afterwards(desk: Desk, tool: str, behavio
     if tool == "wandb":
         # The directory of the first attempt is gone: 'wandb sync' would send its rows again.
         assert len(list((place.data / "wandb").glob("offline-run-*"))) == 1
+
+
+FAULTS = ["hang@log3", "raise@log3", "exit@log3", "die@log3", "hang@finish", "raise@init"]
+# Each fault once, each tool with half of them.
+HALF = list(zip(("wandb", "trackio") * 3, FAULTS, strict=True))
+
+
+@pytest.mark.parametrize(("tool", "behavior"), HALF)
+def test_what_a_tracker_missed_is_sent_afterwards(desk: Desk, tool: str, behavior: str) -> None:
+    check_missed(desk, tool, behavior)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("tool", "behavior"), sorted({*itertools.product(("wandb", "trackio"), FAULTS)} - {*HALF}))
+def test_what_the_other_tracker_missed_is_sent_afterwards(desk: Desk, tool: str, behavior: str) -> None:
+    check_missed(desk, tool, behavior)
 
 
 def test_a_library_that_is_missing_is_named(desk: Desk) -> None:
@@ -155,7 +171,7 @@ def test_only_one_process_sends_a_run_to_a_tracker(desk: Desk) -> None:
     assert code == 5
     assert "by another process" in out
     desk.finish(1)
-    first.communicate(timeout=60)
+    first.end()
     assert sent_steps(desk) == [1]
 
 

@@ -6,9 +6,8 @@ import json
 import os
 from pathlib import Path
 
-import pytest
-
 from core.tracking.position import Position
+from tests.cases import cases
 
 SOUND = Position(offset=10, rows=2, step=1, memory={"size": 3}, state="sending", pid=5, pid_started="x")
 
@@ -18,7 +17,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert Position.read(tmp_path / "p.json") == SOUND
 
 
-@pytest.mark.parametrize(
+@cases(
     "change",
     [{"offset": 10**400}, {"rows": True}, {"step": -1}, {"rows": 2**63}, {"memory": []}, {"pid": "../../x"},
      {"pid": [1]}, {"pid_started": 5}, {"state": []}, {"reason": 5}],

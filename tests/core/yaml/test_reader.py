@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from core.errors import UserError
 from core.yaml.reader import LIMIT, read_document
+from tests.cases import cases
 from tests.core.data.sample_files import write
 from tests.examples import examples
 
@@ -63,7 +64,7 @@ def test_values_lines_aliases_and_merges(tmp_path: Path) -> None:
     assert source.place("nothing") == f"{tmp_path}/x.yml"
 
 
-@pytest.mark.parametrize(
+@cases(
     ("text", "line", "part"),
     [
         ("a: 1\nb: 2\na: 3\n", 3, "has a a second time; the first is on line 1"),
@@ -101,7 +102,7 @@ def test_what_is_no_configuration_is_one_sentence(tmp_path: Path, text: str, lin
     assert caught.value.hint
 
 
-@pytest.mark.parametrize("text", ["", "# nothing\n", "---\n", "null\n", "{}\n"])
+@cases("text", ["", "# nothing\n", "---\n", "null\n", "{}\n"])
 def test_an_empty_file(tmp_path: Path, text: str) -> None:
     with pytest.raises(UserError, match=r"is empty|no table"):
         read_document(write(tmp_path / "x.yml", text))

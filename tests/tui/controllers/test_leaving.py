@@ -10,6 +10,7 @@ from textual.pilot import Pilot
 
 from core.drafts import list_drafts
 from core.errors import UserError
+from tests.cases import cases
 from tests.tui.config_panes import go_to, write_config
 from tests.tui.harness import asks, pane_of, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
@@ -40,7 +41,7 @@ async def asked(pilot: Pilot[Any], key: str = "q") -> None:
     await pilot.pause()
 
 
-@pytest.mark.parametrize("key", ["q", "ctrl+q"])
+@cases("key", ["q", "ctrl+q"])
 async def test_edits_are_saved_and_then_it_leaves(home: Path, tmp_path: Path, key: str) -> None:
     path = write_config(tmp_path)
     app = LocaltuneApp(config_path=path)

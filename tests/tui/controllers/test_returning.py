@@ -16,6 +16,7 @@ from core import paths
 from core.config.document import ConfigDocument
 from core.drafts import list_drafts
 from core.runs.store import Run, create_run
+from tests.cases import cases
 from tests.tui.config_panes import go_to, write_config
 from tests.tui.harness import asks, pane_of, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
@@ -211,9 +212,7 @@ async def test_nothing_is_remembered_where_that_is_not_wanted(here: Path) -> Non
     assert not session_path().exists()
 
 
-@pytest.mark.parametrize(
-    "raw", ["", "[]", '{"time": 1, "config": "/proc/self/mem", "run": "/", "data": {"path": "/dev/zero"}}']
-)
+@cases("raw", ["", "[]", '{"time": 1, "config": "/proc/self/mem", "run": "/", "data": {"path": "/dev/zero"}}'])
 async def test_a_torn_or_hostile_file_is_no_error(here: Path, raw: str) -> None:
     paths.make_private_dir(paths.home())
     session_path().write_text(raw)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from core.runs.history import read_history
 from core.runs.process import start_identity
 from core.runs.protocol import refusal
 from core.runs.ways import ActionError
+from tests.cases import cases
 from tests.tui.harness import asks, screen_lines, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tests.tui.test_app import record_commands
@@ -40,12 +42,22 @@ def words(app: LocaltuneApp) -> str:
     return " ".join(" ".join(lines).replace("│", " ").split())
 
 
+def own_home(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory as the home of localtune."""
+    monkeypatch.setenv("LOCALTUNE_HOME", str(directory))
+    return directory
+
+
 async def attached(pilot: Pilot[Any]) -> LocaltuneApp:
     """The app with a live run."""
     app = pilot.app
     assert isinstance(app, LocaltuneApp)
     await wait_for(pilot, lambda: app.state.live_run is not None and app.state.document is not None)
     return app
+
+
+def is_told(app: LocaltuneApp, text: str) -> bool:
+    return text in words(app)
 
 
 async def asked_to_stop(pilot: Pilot[Any]) -> None:
@@ -84,13 +96,11 @@ def stand_in(script: ScriptedRun, process: subprocess.Popen[bytes]) -> None:
     script.write_state(pid=process.pid, pid_started=start_identity(process.pid))
 
 
-@pytest.mark.parametrize(
-    ("key", "sent"), [("y", [("stop", {})]), ("enter", [("stop", {})]), ("w", [("stop", {"now": True})]), ("n", [])]
-)
+@cases(("key", "sent"), [("y", [("stop", {})]), ("enter", [("stop", {})]), ("w", [("stop", {"now": True})]), ("n", [])])
 async def test_a_run_is_stopped_with_a_checkpoint_or_without(
-    home: Path, monkeypatch: pytest.MonkeyPatch, key: str, sent: list[Any]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, sent: list[Any]
 ) -> None:
-    ScriptedRun(home).train_to(64)
+    ScriptedRun(own_home(tmp_path, monkeypatch)).train_to(64)
     commands = record_commands(monkeypatch)
     async with LocaltuneApp().run_test(size=(80, 24), notifications=True) as pilot:
         app = await attached(pilot)
@@ -109,11 +119,11 @@ async def test_a_run_is_stopped_with_a_checkpoint_or_without(
             await wait_for(pilot, lambda: "◌ stopping" in words(app))
 
 
-@pytest.mark.parametrize(("steps", "asked"), [(64, True), (60, False)])
+@cases(("steps", "asked"), [(64, True), (60, False)])
 async def test_a_stop_that_loses_steps_asks_once_more(
-    home: Path, monkeypatch: pytest.MonkeyPatch, steps: int, asked: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int, asked: bool
 ) -> None:
-    ScriptedRun(home).train_to(steps)
+    ScriptedRun(own_home(tmp_path, monkeypatch)).train_to(steps)
     commands = record_commands(monkeypatch)
     async with LocaltuneApp().run_test(size=(80, 24)) as pilot:
         app = await attached(pilot)
@@ -142,7 +152,7 @@ async def test_a_dialog_says_what_it_waits_for(home: Path, monkeypatch: pytest.M
         assert commands == []
 
 
-@pytest.mark.parametrize(
+@cases(
     ("state", "steps", "told", "keys"),
     [
         ("training", 12, "all 12 steps; there is no checkpoint yet.", "ywkn"),
@@ -152,9 +162,9 @@ async def test_a_dialog_says_what_it_waits_for(home: Path, monkeypatch: pytest.M
     ],
 )
 async def test_only_ways_to_stop_that_there_are_are_offered(
-    home: Path, state: str, steps: int, told: str, keys: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, steps: int, told: str, keys: str
 ) -> None:
-    script = ScriptedRun(home)
+    script = ScriptedRun(own_home(tmp_path, monkeypatch))
     script.train_to(steps)
     script.write_state(state=state)
     async with LocaltuneApp().run_test(size=(80, 24)) as pilot:
@@ -240,26 +250,23 @@ async def test_settings_left_alone_send_nothing(home: Path, monkeypatch: pytest.
         assert commands == []
 
 
-@pytest.mark.parametrize(
-    ("keys", "told"),
-    [
-        ("3", "train.learning_rate must be a number above 0, at most 1, not 3.0."),
-        ("fast", "train.learning_rate must be a number, not 'fast'."),
-        ("\t0", "eval.every_steps must be a whole number from 1 to"),
-        ("\t1.5", "eval.every_steps must be a whole number, not '1.5'."),
-    ],
-)
-async def test_a_value_that_cannot_be_is_told_and_not_sent(
-    home: Path, monkeypatch: pytest.MonkeyPatch, keys: str, told: str
-) -> None:
+async def test_a_value_that_cannot_be_is_told_and_not_sent(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ScriptedRun(home).train_to(30)
     commands = record_commands(monkeypatch)
     async with LocaltuneApp().run_test(size=(80, 24)) as pilot:
         app = await attached(pilot)
-        await settings(pilot)
-        await pilot.press(*({"\t": "tab", ".": "full_stop"}.get(key, key) for key in keys), "enter")
-        await wait_for(pilot, lambda: told in words(app))
-        assert isinstance(app.screen, RunSettings)
+        for keys, told in (
+            ("3", "train.learning_rate must be a number above 0, at most 1, not 3.0."),
+            ("fast", "train.learning_rate must be a number, not 'fast'."),
+            ("\t0", "eval.every_steps must be a whole number from 1 to"),
+            ("\t1.5", "eval.every_steps must be a whole number, not '1.5'."),
+        ):
+            await settings(pilot)
+            await pilot.press(*({"\t": "tab", ".": "full_stop"}.get(key, key) for key in keys), "enter")
+            await wait_for(pilot, partial(is_told, app, told))
+            assert isinstance(app.screen, RunSettings)
+            await pilot.press("escape")
+            await wait_for(pilot, lambda: not isinstance(app.screen, RunSettings))
         assert commands == []
 
 

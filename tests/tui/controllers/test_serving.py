@@ -50,14 +50,11 @@ def listed(app: LocaltuneApp) -> int:
     return httpx2.get(f"{view.address.url}/models", headers=headers).status_code
 
 
-@pytest.mark.parametrize("size", [(80, 24), (200, 50)])
-async def test_a_key_serves_and_another_ends_it(
-    home: Path, app: LocaltuneApp, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_key_serves_and_another_ends_it(home: Path, app: LocaltuneApp, monkeypatch: pytest.MonkeyPatch) -> None:
     ended_run(home)
     copied: list[str] = []
     monkeypatch.setattr(app, "copy_to_clipboard", copied.append)
-    async with app.run_test(size=size) as pilot:
+    async with app.run_test(size=(80, 24)) as pilot:
         await in_runs(pilot)
         await pilot.press("S")
         await wait_for(pilot, lambda: "is served to programs on this machine" in screen_text(app))

@@ -17,6 +17,7 @@ from core.queue.store import read_queue
 from core.runs.events import StepEvent, encode_event
 from core.runs.state import RunState
 from core.runs.store import Run, create_run
+from tests.cases import cases
 from tests.core.models.spoiling import copy_model
 from tests.tui.config_panes import write_startable
 from tests.tui.harness import pane_of, screen_text, wait_for
@@ -61,15 +62,14 @@ async def ready(pilot: Pilot[Any], app: LocaltuneApp) -> None:
     await pilot.pause()
 
 
-@pytest.mark.parametrize("size", [(80, 24), (200, 50)])
 async def test_a_base_model_that_would_be_refused_is_told_before_anything_starts(
-    config: Path, tiny_model_dir: Path, tmp_path: Path, size: tuple[int, int]
+    config: Path, tiny_model_dir: Path, tmp_path: Path
 ) -> None:
     base = copy_model(tiny_model_dir, tmp_path / "torn")
     (base / "tokenizer.json").unlink()
     config.write_text('[model]\nbase = "torn"\n' + config.read_text())
     app = LocaltuneApp(config_path=config)
-    async with app.run_test(size=size) as pilot:
+    async with app.run_test(size=(80, 24)) as pilot:
         await ready(pilot, app)
         await pilot.press("r")
         await wait_for(pilot, lambda: has_card(app) and "The run would be refused: torn has" in screen_text(app), 60)
@@ -96,12 +96,9 @@ def has_card(app: LocaltuneApp) -> bool:
     return isinstance(app.screen, StartCard)
 
 
-@pytest.mark.parametrize("size", [(60, 20), (80, 24), (200, 50)])
-async def test_r_shows_what_a_run_would_do_and_enter_starts_it(
-    config: Path, started: Started, size: tuple[int, int]
-) -> None:
+async def test_r_shows_what_a_run_would_do_and_enter_starts_it(config: Path, started: Started) -> None:
     app = LocaltuneApp(config)
-    async with app.run_test(size=size) as pilot:
+    async with app.run_test(size=(60, 20)) as pilot:
         await ready(pilot, app)
         await pilot.press("r")
         assert has_card(app)
@@ -276,11 +273,12 @@ async def test_d_does_nothing_over_a_finished_run(home: Path, started: Started) 
         assert not started
 
 
-@pytest.mark.parametrize("pane", ["3", "5"])
+@cases("pane", ["3", "5"])
 async def test_continuing_says_from_where_how_many_and_until_when(
-    home: Path, monkeypatch: pytest.MonkeyPatch, pane: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pane: str
 ) -> None:
-    script = ScriptedRun(home)
+    monkeypatch.setenv("LOCALTUNE_HOME", str(tmp_path))
+    script = ScriptedRun(tmp_path)
     script.train_to(33)
     script.end("stopped", "asked to stop")
     continued: list[Run] = []

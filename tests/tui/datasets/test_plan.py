@@ -14,6 +14,7 @@ from core.config.document import ConfigDocument
 from core.config.schema import options
 from core.errors import UserError
 from core.template.builtin import NAMED_TEMPLATES
+from tests.cases import cases
 from tests.core.data.sample_files import json_lines, pairs, write, write_parquet
 from tui.data_paths import data_paths
 from tui.datasets.plan import Reading, plan_data
@@ -49,7 +50,7 @@ def document(directory: Path, **values: Any) -> ConfigDocument:
     return made
 
 
-@pytest.mark.parametrize("name", [option.name for option in options()])
+@cases("name", [option.name for option in options()])
 def test_what_is_not_seen_does_not_change_the_plan(tmp_path: Path, name: str) -> None:
     option = next(option for option in options() if option.name == name)
     other = next((choice for choice in option.choices if choice != option.default), _SAMPLES.get(option.type, {}))
@@ -108,7 +109,7 @@ def test_the_analysis_and_the_rows_are_read_alike(tmp_path: Path) -> None:
     view.close()
 
 
-@pytest.mark.parametrize("columns", [{"user": "nowhere", "assistant": "antwort"}, {}, {"nonsense": "frage"}])
+@cases("columns", [{"user": "nowhere", "assistant": "antwort"}, {}, {"nonsense": "frage"}])
 def test_columns_that_do_not_fit_are_said_and_the_rows_shown_all_the_same(
     tmp_path: Path, columns: dict[str, str]
 ) -> None:
@@ -146,7 +147,7 @@ def test_the_first_rows_tell_the_format_also_when_they_are_long(tmp_path: Path) 
     view.close()
 
 
-@pytest.mark.parametrize("name", ["loop", "a\0b"])
+@cases("name", ["loop", "a\0b"])
 def test_paths_that_lead_nowhere_do_not_end_the_app(tmp_path: Path, name: str) -> None:
     os.symlink(tmp_path / "loop", tmp_path / "pool")
     os.symlink(tmp_path / "pool", tmp_path / "loop")

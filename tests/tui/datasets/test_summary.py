@@ -5,10 +5,9 @@ from __future__ import annotations
 from array import array
 from pathlib import Path
 
-import pytest
-
 from core.analysis.problems import KINDS
 from core.analysis.result import Analysis
+from tests.cases import cases
 from tests.tui.data_panes import analyzed, opened, write_lines
 from tests.tui.harness import PaneApp, screen_text
 from tui.datasets.marks import RowFilter
@@ -37,8 +36,8 @@ def analysis(reasons: int, *, rows: int = 1_000_000) -> Analysis:
     )
 
 
-@pytest.mark.parametrize("width", [58, 76, 196])
-@pytest.mark.parametrize("reasons", [0, 1, 4, 5, len(_REASONS)])
+@cases("width", [58, 76, 196])
+@cases("reasons", [0, 1, 4, 5, len(_REASONS)])
 def test_it_is_never_longer_than_its_lines_and_says_what_is_left_out(width: int, reasons: int) -> None:
     found = analysis(reasons)
     line = summarize_analysis(found, 12_345, KeyTable(), width)

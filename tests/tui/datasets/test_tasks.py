@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from core.errors import UserError
+from tests.cases import cases
 from tests.core.data.sample_files import json_lines, pairs, write
 from tui.datasets.plan import Reading
 from tui.datasets.tasks import open_dataset, paced
@@ -41,7 +42,7 @@ async def test_a_file_that_nobody_waits_for_any_more_is_closed(tmp_path: Path, m
     await asyncio.wait_for(closed.wait(), 30)
 
 
-@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), RecursionError("too deep"), MemoryError()])
+@cases("error", [PermissionError(13, "Permission denied"), RecursionError("too deep"), MemoryError()])
 async def test_whatever_keeps_a_file_from_being_read_is_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:

@@ -71,12 +71,11 @@ async def open_screen(pilot: Pilot[Any], app: LocaltuneApp, path: Path) -> None:
     await wait_for(pilot, lambda: isinstance(app.screen, JobScreen) and "enter begin" in screen_text(app))
 
 
-@pytest.mark.parametrize("size", [(80, 24), (200, 50)])
 async def test_progress_then_the_sentence_and_the_layers_which_can_be_kept(
-    measurement: Measurement, config_file: Path, size: tuple[int, int]
+    measurement: Measurement, config_file: Path
 ) -> None:
     app = LocaltuneApp()
-    async with app.run_test(size=size) as pilot:
+    async with app.run_test(size=(80, 24)) as pilot:
         await open_screen(pilot, app, config_file)
         assert measurement.configs == []
         await pilot.press("enter")
@@ -87,7 +86,7 @@ async def test_progress_then_the_sentence_and_the_layers_which_can_be_kept(
         await wait_for(pilot, lambda: "enter keep them in 16 bit" in screen_text(app))
         assert " ".join(sentence(COST).split()[:6]) in screen_text(app)
         assert "0.1000" in screen_text(app)
-        assert all(len(line) <= size[0] for line in screen_lines(app))
+        assert all(len(line) <= 80 for line in screen_lines(app))
         assert measurement.configs[0].data.train == str(config_file.parent / "rows.jsonl")
         await pilot.press("enter")
         await wait_for(pilot, lambda: not isinstance(app.screen, JobScreen))
@@ -139,14 +138,16 @@ async def test_where_nothing_is_lost_there_are_no_bars(measurement: Measurement,
         assert not any(app.glyphs.bar_full in line for line in table)
 
 
-@pytest.mark.parametrize(("width", "is_shown"), [(70, False), (80, True), (120, True)])
-async def test_its_key_is_among_the_hints_and_in_the_help(config_file: Path, width: int, is_shown: bool) -> None:
+async def test_its_key_is_among_the_hints_where_there_is_room_and_in_the_help(config_file: Path) -> None:
     app = LocaltuneApp(config_path=config_file)
-    async with app.run_test(size=(width, 24)) as pilot:
+    async with app.run_test(size=(120, 24)) as pilot:
         await wait_for(pilot, lambda: app.state.document is not None and pane_of(app, "config").form.fields)
         await pilot.press("2")
-        await wait_for(pilot, lambda: "/ search" in screen_text(app))
-        assert ("B 4 bits" in screen_text(app)) is is_shown
+        await wait_for(pilot, lambda: "/ search" in screen_text(app) and "B 4 bits" in screen_text(app))
+        await pilot.resize_terminal(70, 24)
+        await wait_for(pilot, lambda: "/ search" in screen_text(app) and "B 4 bits" not in screen_text(app))
+        await pilot.resize_terminal(80, 24)
+        await wait_for(pilot, lambda: "/ search" in screen_text(app) and "B 4 bits" in screen_text(app))
         await pilot.press("question_mark")
         await wait_for(pilot, lambda: "Help · Config" in screen_text(app))
         await pilot.press("pagedown")

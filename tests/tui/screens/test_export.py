@@ -43,13 +43,10 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-@pytest.mark.parametrize("size", [(80, 24), (200, 50)])
-async def test_the_key_opens_it_and_the_result_is_there_at_the_end(
-    scripted: pytest.MonkeyPatch, size: tuple[int, int]
-) -> None:
+async def test_the_key_opens_it_and_the_result_is_there_at_the_end(scripted: pytest.MonkeyPatch) -> None:
     run = make_run()
     app = LocaltuneApp()
-    async with app.run_test(size=size) as pilot:
+    async with app.run_test(size=(80, 24)) as pilot:
         await pilot.press("5")
         await wait_for(pilot, lambda: isinstance(app.focused, RunList) and app.focused.selected is not None)
         await pilot.press("X")

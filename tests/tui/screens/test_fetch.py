@@ -39,11 +39,10 @@ async def ask(pilot: Pilot[None], entry: str = ENTRY) -> None:
     await wait_for(pilot, lambda: isinstance(pilot.app.screen, FetchDialog))
 
 
-@pytest.mark.parametrize("size", [(60, 20), (80, 24), (200, 50)])
-async def test_nothing_is_asked_of_the_hub_before_the_user_agrees(hub: FakeHub, size: tuple[int, int]) -> None:
+async def test_nothing_is_asked_of_the_hub_before_the_user_agrees(hub: FakeHub) -> None:
     pane = DataPane()
     app = PaneApp(pane)
-    async with app.run_test(size=size) as pilot:
+    async with app.run_test(size=(60, 20)) as pilot:
         await ask(pilot)
         words = " ".join(screen_text(app).replace("│", " ").split())
         assert f"{ENTRY} is not on this machine." in words

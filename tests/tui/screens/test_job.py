@@ -6,10 +6,10 @@ import re
 import threading
 from collections.abc import Callable
 
-import pytest
 from textual.content import Content
 
 from core.errors import UserError
+from tests.cases import cases
 from tests.tui.harness import ShellApp, screen_lines, screen_text, wait_for
 from themes.loader import variable_defaults
 from tui.glyphs import GlyphSet
@@ -94,7 +94,7 @@ async def test_it_begins_when_told_to_and_its_result_can_be_taken() -> None:
     assert not app.page.given_up.is_set()
 
 
-@pytest.mark.parametrize("key", ["escape", "q"])
+@cases("key", ["escape", "q"])
 async def test_a_result_can_be_left(key: str) -> None:
     app = Asking(Counting())
     app.page.may_end.set()

@@ -41,10 +41,9 @@ async def show(pilot: Pilot[Any], app: LocaltuneApp) -> None:
     await wait_for(pilot, lambda: isinstance(app.screen, TrashScreen))
 
 
-@pytest.mark.parametrize("size", [(80, 24), (200, 50)])
-async def test_any_run_in_the_trash_is_restored_and_listed(runs: list[Run], size: tuple[int, int]) -> None:
+async def test_any_run_in_the_trash_is_restored_and_listed(runs: list[Run]) -> None:
     app = LocaltuneApp()
-    async with app.run_test(size=size) as pilot:
+    async with app.run_test(size=(80, 24)) as pilot:
         await show(pilot, app)
         await wait_for(pilot, lambda: "3 runs, " in screen_text(app))
         shown = screen_text(app)

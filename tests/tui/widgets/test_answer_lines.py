@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
-
 from core.runs.answers import Question, SampleAnswer
+from tests.cases import cases
 from tui.widgets.answer_lines import question_lines
 
 QUESTION = Question(
@@ -48,7 +47,7 @@ def test_without_marks_there_is_no_column_for_them() -> None:
     assert lines(plain) == ["ask     q", "step 0  one", "step 5  no answer"]
 
 
-@pytest.mark.parametrize("width", [1, 12, 20])
+@cases("width", [1, 12, 20])
 def test_a_narrow_pane_is_no_error(width: int) -> None:
     assert lines(QUESTION, width)
 

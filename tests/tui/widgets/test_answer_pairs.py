@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 from textual.content import Content
 
 from core.runs.answers import Question, SampleAnswer
+from tests.cases import cases
 from tests.tui.harness import FORBIDDEN, HOSTILE
 from tui.widgets.answer_lines import CHANGED, MOST_CHARACTERS
 from tui.widgets.answer_pairs import walk_lines
@@ -153,8 +153,8 @@ def test_many_evaluations_are_cut_around_the_one_looked_at() -> None:
         assert "…" in course
 
 
-@pytest.mark.parametrize("width", [1, 12, 40, 130])
-@pytest.mark.parametrize("layouts", range(4))
+@cases("width", [1, 12, 40, 130])
+@cases("layouts", range(4))
 def test_hostile_text_and_any_width(width: int, layouts: int) -> None:
     hostile = Question(HOSTILE, HOSTILE, [answer(0, HOSTILE), answer(5, HOSTILE + "\n日本語" * 40), answer(9, "")])
     for back in range(3):

@@ -6,13 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from core.runs.answers import Question, SampleAnswer
 from core.runs.history import RunHistory
 from core.runs.schedule import Schedule
 from core.runs.state import RunState
 from core.runs.store import Run
+from tests.cases import cases
 from tui.state import RunView
 from tui.widgets.answer_walk import AnswerWalk, without_answers
 
@@ -87,7 +86,7 @@ def test_an_empty_walk_leads_nowhere() -> None:
     assert (walk.place, walk.step, walk.in_turn, walk.leads(-1)) == (0, 0, [], False)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("changes", "words"),
     [
         ({}, "No answers yet"),

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from textual.content import Content
 
 from core.text import sanitize
+from tests.cases import cases
 from tests.tui.harness import FORBIDDEN, HOSTILE
 from tui.widgets.markdown_text import BLOCK_LIMIT, MarkdownText, split_blocks
 
@@ -21,7 +22,7 @@ def styles(content: Content, part: str) -> set[str]:
     return {str(span.style) for span in content.spans if span.start <= place < span.end}
 
 
-@pytest.mark.parametrize(
+@cases(
     ("text", "shown"),
     [
         ("one\ntwo", "one\ntwo"),
@@ -56,7 +57,7 @@ def test_styles_say_what_the_marks_said() -> None:
     assert "strike" in styles(content, "gone")
 
 
-@pytest.mark.parametrize("code", ["&#x202E;", "&#8238;", "&#x2028;", "&#x9b;", "&#27;", "\\&#27;", "`\x1b[2J`"])
+@cases("code", ["&#x202E;", "&#8238;", "&#x2028;", "&#x9b;", "&#27;", "\\&#27;", "`\x1b[2J`"])
 def test_what_the_parser_writes_itself_is_harmless(code: str) -> None:
     found = plain(f"a {code} b\n\n```{code}\n{code}\n```\n\n[x](<{code}>)")
     assert found == sanitize(found)
@@ -96,7 +97,7 @@ def test_blocks_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert read == ["one", "two", "two three", "four"]
 
 
-@pytest.mark.parametrize("unit", ["[", "![", "*a ", "_", "`a", "[](", "> ", "- ", "<", "|a", "a\n", "&#x202E;"])
+@cases("unit", ["[", "![", "*a ", "_", "`a", "[](", "> ", "- ", "<", "|a", "a\n", "&#x202E;"])
 def test_no_text_keeps_the_keys_waiting(unit: str) -> None:
     text = unit * (BLOCK_LIMIT // len(unit))
     began = time.process_time()

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 
-import pytest
-
 from core.queue.entry import EntryState, QueueEntry
 from core.queue.status import RunnerStatus
 from core.queue.view import EntryView, QueueView
+from tests.cases import cases
 from tui.widgets.queue_line import queue_line
 
 NIGHT = 1_795_750_000.0
@@ -20,7 +19,7 @@ def row(number: int, state: EntryState = "waiting", **view: float | int | None) 
     return EntryView(entry, **view)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
+@cases(
     ("rows", "runner", "line"),
     [
         ([], RUNNER, ""),

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
-
 from core.runs.energy import Tariff
 from core.runs.result import Measure, RunResult
+from tests.cases import cases
 from tui.glyphs import ASCII, BRAILLE
 from tui.keys import KeyTable
 from tui.widgets.run_end import end_hints, end_lines, flow
@@ -60,7 +59,7 @@ def test_a_finish_says_what_was_gained_and_what_to_do_next() -> None:
     assert {line.index("→") for line in shown[2:4]} == {shown[4].index("→")}
 
 
-@pytest.mark.parametrize("width", [40, 58, 78, 198])
+@cases("width", [40, 58, 78, 198])
 def test_lines_are_no_wider_than_the_pane(width: int) -> None:
     for result in (FINISHED, STOPPED, replace(FINISHED, reason="no lower held-out loss in 4 evaluations " * 4)):
         # The first line is wrapped by its widget where it has to be.

@@ -12,6 +12,7 @@ from textual.content import Content
 from core.runs import activity
 from core.runs.eta import Eta
 from core.runs.history import read_history
+from tests.cases import cases
 from tests.tui.scripted_run import GPU, HOST, ScriptedRun
 from tui.glyphs import ASCII, BRAILLE
 from tui.state import AppState, RunView
@@ -56,19 +57,20 @@ def places(line: str, *marks: str) -> tuple[int, ...]:
     return found
 
 
-@pytest.mark.parametrize("width", [76, 98, 150])
-def test_the_progress_of_a_run_stays_in_its_columns(views: Iterator[RunView], width: int) -> None:
-    lines = [run_lines.progress(view, width, ASCII, 1e9).plain for view in views]
-    assert len({places(line, "/1200", "%", "ETA") for line in lines}) == 1, lines
+def test_the_progress_of_a_run_stays_in_its_columns(views: Iterator[RunView]) -> None:
+    widths = (76, 98, 150)
+    drawn = [[run_lines.progress(view, width, ASCII, 1e9).plain for width in widths] for view in views]
+    for lines in zip(*drawn, strict=True):
+        assert len({places(line, "/1200", "%", "ETA") for line in lines}) == 1, lines
 
 
-@pytest.mark.parametrize("width", [78, 118, 198])
-def test_the_header_stays_in_its_columns(views: Iterator[RunView], width: int) -> None:
-    lines = []
+def test_the_header_stays_in_its_columns(views: Iterator[RunView]) -> None:
+    drawn = []
     for view in views:
-        state = AppState(view=view, host="ws1")
-        lines.append(fit(header_segments(state, 1e9, loss=True), width).plain)
-    assert len({places(line, "/1200", "ETA", "loss", "°C", "GB", "ws1") for line in lines}) == 1, lines
+        segments = header_segments(AppState(view=view, host="ws1"), 1e9, loss=True)
+        drawn.append([fit(segments, width).plain for width in (78, 118, 198)])
+    for lines in zip(*drawn, strict=True):
+        assert len({places(line, "/1200", "ETA", "loss", "°C", "GB", "ws1") for line in lines}) == 1, lines
 
 
 def test_numbers_stay_in_their_columns(views: Iterator[RunView]) -> None:
@@ -79,7 +81,7 @@ def test_numbers_stay_in_their_columns(views: Iterator[RunView]) -> None:
     assert len({places(line, "eval", "grad", "lr", "tok/s") for line in lines}) == 1, lines
 
 
-@pytest.mark.parametrize("width", [60, 78, 110, 190])
+@cases("width", [60, 78, 110, 190])
 def test_a_device_stays_in_its_columns(width: int) -> None:
     values = ((9.0, 9.0, 0.5, 9.0, 300.0), (99.0, 99.0, 9.96, 99.0, 999.0), (100.0, 100.0, 23.0, 100.0, 2520.0))
     found: set[tuple[int, ...]] = set()

@@ -139,7 +139,7 @@ class ModelScreen(Overlay[str | Path | None]):
 
     def on_resize(self) -> None:
         """Fit the lines to the width."""
-        self.call_after_refresh(self._list)
+        self.call_after_refresh(self._list, keep=True)
 
     def _show_title(self) -> None:
         count = len(self._rows)

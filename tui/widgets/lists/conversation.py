@@ -64,7 +64,7 @@ class Conversation(SearchView, can_focus=True, inherit_bindings=False):
     def show(self, turns: Sequence[Turn]) -> None:
         """Show a conversation from its beginning."""
         self._turns = tuple(turns)
-        self._wrapped_for = 0
+        self._wrapped_for, self._match = 0, -1
         self._wrap()
         self.scroll_to(y=0, animate=False, immediate=True)
         self.refresh()
@@ -80,8 +80,10 @@ class Conversation(SearchView, can_focus=True, inherit_bindings=False):
         self._match = -1
 
     def on_resize(self) -> None:
-        """Wrap for the new width."""
+        """Wrap for the new width; the match that was gone to stays the current one."""
+        match = self._match
         self._wrap()
+        self._match = min(match, len(self._match_lines) - 1)
 
     def _wrap(self) -> None:
         width = self.scrollable_content_region.width

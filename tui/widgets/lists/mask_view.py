@@ -147,11 +147,13 @@ class MaskView(SearchView, can_focus=True, inherit_bindings=False):
         self.refresh()
 
     def on_resize(self) -> None:
-        """Wrap for the new width."""
+        """Wrap for the new width; the match that was gone to stays the current one."""
+        match = self._match
         self._wrap()
+        self._match = min(match, len(self._match_lines) - 1)
 
     def _renew(self) -> None:
-        self._wrapped_for = 0
+        self._wrapped_for, self._match = 0, -1
         self._wrap()
         self.scroll_to(y=0, animate=False, immediate=True)
         self.refresh()

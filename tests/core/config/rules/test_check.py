@@ -18,6 +18,7 @@ from core.config.schema import Config, find_option
 from core.errors import UserError
 from core.memory.disk import disk_need
 from core.models.architecture.families import read_architecture
+from tests.cases import cases
 from tests.core.models.architecture import published
 from tests.core.models.architecture.test_gguf_header import write_gguf
 
@@ -458,7 +459,7 @@ KEPT: list[tuple[dict[str, Any], Facts]] = [
 ]
 
 
-@pytest.mark.parametrize(("values", "facts", "level", "words"), BROKEN, ids=lambda value: str(value)[:40])
+@cases(("values", "facts", "level", "words"), BROKEN, ids=lambda value: str(value)[:40])
 def test_a_broken_rule_is_told_once(values: dict[str, Any], facts: Facts, level: str, words: str) -> None:
     (remark,) = check_rules(config(**values), facts)
     assert remark.level == level
@@ -468,7 +469,7 @@ def test_a_broken_rule_is_told_once(values: dict[str, Any], facts: Facts, level:
     assert any(name in remark.sentence for name in remark.options) or "checkpoint" in remark.sentence
 
 
-@pytest.mark.parametrize(("values", "facts"), KEPT, ids=lambda value: str(value)[:40])
+@cases(("values", "facts"), KEPT, ids=lambda value: str(value)[:40])
 def test_a_rule_that_is_kept_is_silent(values: dict[str, Any], facts: Facts) -> None:
     assert check_rules(config(**values), facts) == []
 
@@ -526,7 +527,7 @@ def test_a_remark_is_placed_at_the_option_that_the_file_writes(tmp_path: Path) -
     assert str(document.complaint(remark)).startswith("--set method.rank: method.alpha is 32 at rank 256")
 
 
-@pytest.mark.parametrize("free", [6 * 10**8, 10**9, 17 * 10**8, 2 * 10**9, 2_190_000_000])
+@cases("free", [6 * 10**8, 10**9, 17 * 10**8, 2 * 10**9, 2_190_000_000])
 def test_with_as_many_checkpoints_as_are_advised_there_is_room(free: int) -> None:
     facts = _on_disk(free)
     (remark,) = check_rules(config(), facts)

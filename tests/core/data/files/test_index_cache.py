@@ -10,6 +10,7 @@ import pytest
 
 from core.data.files import index_cache
 from core.data.files.reader import open_rows
+from tests.cases import cases
 from tests.core.data.sample_files import values
 
 
@@ -57,16 +58,18 @@ def test_a_changed_file_is_indexed_anew(kept: Path, private_home: Path) -> None:
     assert len(indexes(private_home)) == 1
 
 
-@pytest.mark.parametrize("place", [0, 9, 60, 500, -1, -200])
+@cases("place", [0, 9, 60, 500, -1, -200])
 def test_a_damaged_index_does_not_count(kept: Path, private_home: Path, place: int) -> None:
     (index,) = indexes(private_home)
-    raw = bytearray(index.read_bytes())
+    whole = index.read_bytes()
+    raw = bytearray(whole)
     raw[place] ^= 0xFF
     index.write_bytes(raw)
     with open_rows(kept) as file:
         assert not file.complete
         file.index()
         assert file.count_known == 100_000
+    index.write_bytes(whole)
 
 
 def test_a_cut_or_empty_index_does_not_count(kept: Path, private_home: Path) -> None:

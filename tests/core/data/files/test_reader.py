@@ -15,6 +15,7 @@ from core.data.files.parsers import RAW_LIMIT, parse_csv, parse_json, parse_text
 from core.data.files.reader import Row, open_rows, read_rows
 from core.data.files.source import FileChangedError
 from core.errors import UserError
+from tests.cases import cases
 from tests.core.data.sample_files import descriptors
 from tests.examples import examples
 
@@ -172,7 +173,7 @@ def test_a_huge_row_costs_no_memory(tmp_path: Path) -> None:
         assert opened.rows(1, 1)[0].error == "The row is 100 MB long; rows up to 8.4 MB are read."
 
 
-@pytest.mark.parametrize(
+@cases(
     ("name", "content", "part"),
     [
         ("a.jsonl", "\n \r\n\n", "holds no rows"),

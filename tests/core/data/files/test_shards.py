@@ -11,6 +11,7 @@ from core.data.files.shards import list_shards
 from core.data.files.source import FileChangedError
 from core.errors import UserError
 from core.hub.shard_names import MOST_SHARDS
+from tests.cases import cases
 from tests.core.data.sample_files import json_lines, pairs, values, write, write_arrow, write_parquet
 from tests.unprivileged import unprivileged
 
@@ -133,7 +134,7 @@ def test_closing_ends_the_index(tmp_path: Path) -> None:
     file.close()
 
 
-@pytest.mark.parametrize("mode", [0o000, 0o400, 0o100])
+@cases("mode", [0o000, 0o400, 0o100])
 def test_what_may_not_be_read_is_a_sentence(tmp_path: Path, mode: int) -> None:
     directory = tmp_path / "data"
     write(directory / "a.jsonl", json_lines(pairs(1)))
@@ -146,7 +147,7 @@ def test_what_may_not_be_read_is_a_sentence(tmp_path: Path, mode: int) -> None:
         directory.chmod(0o700)
 
 
-@pytest.mark.parametrize("state", ['{"_data_files":' + "[" * 100_000, '{"_data_files": 3}', "x" * (17 << 20), "\0"])
+@cases("state", ['{"_data_files":' + "[" * 100_000, '{"_data_files": 3}', "x" * (17 << 20), "\0"])
 def test_any_state_of_a_saved_dataset_is_a_sentence(tmp_path: Path, state: str) -> None:
     write(tmp_path / "set" / "dataset_info.json", "{}")
     write(tmp_path / "set" / "state.json", state)

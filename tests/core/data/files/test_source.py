@@ -8,6 +8,7 @@ import pytest
 
 from core.data.files.source import open_source
 from core.errors import UserError
+from tests.cases import cases
 from tests.core.data.sample_files import descriptors
 from tests.unprivileged import unprivileged
 
@@ -19,7 +20,7 @@ def refusal(path: Path) -> UserError:
     return caught.value
 
 
-@pytest.mark.parametrize(
+@cases(
     ("name", "content", "kind"),
     [
         ("a.jsonl", b'{"a": 1}\n', "jsonl"),
@@ -46,7 +47,7 @@ def test_kind(tmp_path: Path, name: str, content: bytes, kind: str) -> None:
     assert source.layout.start == (3 if content.startswith(b"\xef") else 0)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("content", "kind", "start"),
     [
         (b'{"data": [{"q": 1}, {"q": 2}]}', "json", 9),
@@ -73,7 +74,7 @@ def test_objects_that_hold_rows_and_objects_that_are_rows(
     assert found == (kind, start)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("name", "content", "delimiter"),
     [("a.csv", b"a,b;c\n", ","), ("a.csv", b"a;b\n1,5;2\n", ";"), ("a.csv", b"a\n", ","), ("a.tsv", b"a,b\tc\n", "\t")],
 )
@@ -86,7 +87,7 @@ def test_delimiter(tmp_path: Path, name: str, content: bytes, delimiter: str) ->
     assert source.layout.delimiter == delimiter
 
 
-@pytest.mark.parametrize(
+@cases(
     ("name", "content", "part"),
     [
         ("a.jsonl", b"", "is empty"),

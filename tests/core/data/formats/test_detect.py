@@ -10,6 +10,7 @@ from core.data.conversation import Example, RowError
 from core.data.files.reader import Row
 from core.data.formats.detect import FORMATS, Format, choose, detect, refuse_untrainable, row_example, to_example
 from core.errors import UserError
+from tests.cases import cases
 from tests.core.data.conversations import spoken
 from tests.examples import examples
 
@@ -27,7 +28,7 @@ def rows(*data: dict[str, Any] | None) -> list[Row]:
     ]
 
 
-@pytest.mark.parametrize(
+@cases(
     ("data", "format_", "messages"),
     [
         ({"messages": [USER, ASSISTANT]}, "messages", [("user", "q"), ("assistant", "a")]),
@@ -225,7 +226,7 @@ def test_parts_are_joined_and_weights_are_flags(turns: list[tuple[list[str], lis
     assert [message.train for message in said] == [None if weight is None else weight == 1 for *_, weight in turns]
 
 
-@pytest.mark.parametrize(
+@cases(
     ("data", "asked"),
     [
         ({"prompt": "q", "chosen": "good", "rejected": "bad"}, [("user", "q")]),
@@ -277,7 +278,7 @@ def test_preference_pairs(data: dict[str, Any], asked: list[tuple[str, str]]) ->
     assert "train.objective = dpo" in caught.value.hint
 
 
-@pytest.mark.parametrize(
+@cases(
     "data",
     [
         {"prompt": "q", "completion": "a", "label": False},
@@ -340,7 +341,7 @@ def test_looks_at_the_first_rows_only() -> None:
     assert detect(endless()).format == "text"
 
 
-@pytest.mark.parametrize(
+@cases(
     ("data", "meant", "column"),
     [
         ({"mesages": [USER, ASSISTANT]}, "messages", "mesages"),
@@ -382,7 +383,7 @@ def test_a_wanted_format_is_taken_or_refused() -> None:
         choose(rows(data), "nope")
 
 
-@pytest.mark.parametrize(
+@cases(
     ("data", "format_", "code"),
     [
         ({"text": "x"}, "messages", "wrong_keys"),

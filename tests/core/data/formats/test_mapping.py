@@ -13,6 +13,7 @@ from core.data.formats.detect import FORMATS, choose, detect, row_example
 from core.data.formats.mapping import ColumnMap
 from core.data.formats.shapes import find_parts
 from core.errors import UserError
+from tests.cases import cases
 from tests.core.data.conversations import spoken
 from tests.examples import examples
 
@@ -77,7 +78,7 @@ def test_text_tokens_pairs_and_labels() -> None:
     assert labeled.label is False
 
 
-@pytest.mark.parametrize(
+@cases(
     ("columns", "part"),
     [
         ({}, "no column to learn from"),
@@ -136,7 +137,7 @@ def test_any_columns_of_any_row_are_an_example_or_an_error(
     assert not refusal or refusal.endswith(".")
 
 
-@pytest.mark.parametrize(
+@cases(
     "data",
     [
         {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "tools": []},

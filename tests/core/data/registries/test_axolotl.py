@@ -20,6 +20,7 @@ from core.data.registries.resolve import single_source
 from core.data.registries.source import DataSource
 from core.errors import UserError
 from core.importers.tools.axolotl_template import TEMPLATES as IMPORTED
+from tests.cases import cases
 from tests.core.data.conversations import spoken
 from tests.core.data.registries.test_resolve import examples
 from tests.core.data.sample_files import json_lines, write
@@ -97,7 +98,7 @@ INSTRUCTIONS: list[tuple[str, dict[str, Any], list[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "row", "contents"), INSTRUCTIONS)
+@cases(("kind", "row", "contents"), INSTRUCTIONS)
 def test_instruction_types_become_conversations(
     tmp_path: Path, kind: str, row: dict[str, Any], contents: list[str]
 ) -> None:
@@ -151,7 +152,7 @@ def test_a_table_of_parts_becomes_a_conversation(tmp_path: Path) -> None:
     assert read(tmp_path, {"type": {"field": "body"}}, {"body": "words"}).text == "words"
 
 
-@pytest.mark.parametrize(
+@cases(
     ("row", "prompt"),
     [
         ({"q": "x", "extra": "e", "a": "y"}, "[SYS]be brief[/SYS][INST] x {e} [/INST]"),
@@ -183,9 +184,7 @@ def test_a_format_alone_has_the_others_of_axolotl(tmp_path: Path) -> None:
         examples(missing)
 
 
-@pytest.mark.parametrize(
-    "text", ["{", "{x", "{instruction.__class__}", "{0}", "{}", "{instruction!r}", "{instruction:>9}"]
-)
+@cases("text", ["{", "{x", "{instruction.__class__}", "{0}", "{}", "{instruction!r}", "{instruction:>9}"])
 def test_formats_that_are_more_than_places_are_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(UserError, match=r"type\.format") as caught:
         axolotl(tmp_path, {"type": {"format": text}})
@@ -224,7 +223,7 @@ def test_chat_messages_are_read_by_their_mappings(tmp_path: Path) -> None:
     assert [message.train for message in example.messages if message.role == "assistant"] == [True, True]
 
 
-@pytest.mark.parametrize(
+@cases(
     ("keys", "learned"),
     [
         ({"message_field_training": "learn"}, [True, True]),
@@ -248,7 +247,7 @@ def test_system_messages_and_columns(tmp_path: Path) -> None:
     assert spoken(without)[0] == ("user", "q")
 
 
-@pytest.mark.parametrize(
+@cases(
     "keys",
     [
         {},
@@ -257,7 +256,7 @@ def test_system_messages_and_columns(tmp_path: Path) -> None:
         {"field_system": "rule", "field_tools": "can"},
     ],
 )
-@pytest.mark.parametrize("first", [0, 1])
+@cases("first", [0, 1])
 def test_columns_that_say_the_same_as_a_chat(tmp_path: Path, keys: dict[str, Any], first: int) -> None:
     talk = [{"from": turn["from"], "value": turn["value"]} for turn in TALK[first:]]
     row = {"talk": talk, "rule": "column", "can": [{"type": "function", "function": {"name": "look"}}]}
@@ -277,7 +276,7 @@ def test_inverted_speakers_are_said_too() -> None:
     assert (columns.columns["user_role"], columns.columns["assistant_role"]) == ("gpt", "human")
 
 
-@pytest.mark.parametrize(
+@cases(
     "keys",
     [
         {"message_field_training": "learn"},
@@ -292,7 +291,7 @@ def test_what_columns_cannot_say_of_a_chat(keys: dict[str, Any]) -> None:
     assert plain_columns({"type": "chat_template", **keys}, "here") is None
 
 
-@pytest.mark.parametrize(
+@cases(
     "keys",
     [
         {"input_transform": "x", "input_format": "y", "logprobs_field": "z", "temperature": 0.7},
@@ -337,7 +336,7 @@ def test_tools_of_a_chat(tmp_path: Path) -> None:
     assert example.tools[0]["function"]["name"] == "look"
 
 
-@pytest.mark.parametrize(
+@cases(
     ("talk", "code"),
     [
         ([{"from": "human", "value": "q", "learn": True}, TALK[2]], "bad_role"),
@@ -355,7 +354,7 @@ def test_chats_that_cannot_be_carried_over_are_dropped_with_the_reason(tmp_path:
     assert dropped(tmp_path, {**CHAT, "message_field_training": "learn"}, {"talk": talk}).code == code
 
 
-@pytest.mark.parametrize("kind", sorted(REFUSED))
+@cases("kind", sorted(REFUSED))
 def test_types_that_are_refused_say_why_and_what_else(tmp_path: Path, kind: str) -> None:
     name = f"{kind}.default" if kind in ("chat_template", "user_defined") else kind
     with pytest.raises(UserError, match=r"which (writes sentences|is for reward|holds preference)") as caught:
@@ -363,7 +362,7 @@ def test_types_that_are_refused_say_why_and_what_else(tmp_path: Path, kind: str)
     assert caught.value.hint
 
 
-@pytest.mark.parametrize(
+@cases(
     ("entry", "part", "hint"),
     [
         ({"type": "sharegpt"}, "the type sharegpt", "chat_template"),

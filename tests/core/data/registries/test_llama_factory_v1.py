@@ -18,6 +18,7 @@ from core.data.registries.resolve import flat_sources, resolve_source, single_so
 from core.data.registries.source import DataSource
 from core.errors import UserError
 from core.hub.store import NotFetchedError
+from tests.cases import cases
 from tests.core.data.sample_files import json_lines, write
 
 ROW = {
@@ -61,7 +62,7 @@ def test_all_datasets_of_a_file_or_one_by_name(tmp_path: Path) -> None:
     assert caught.value.hint == "Did you mean two?"
 
 
-@pytest.mark.parametrize(
+@cases(
     ("converter", "row", "said"),
     [
         ("alpaca", {"instruction": "do", "input": "it", "output": "done", "system": "s"}, ["s", "do\nit", "done"]),
@@ -114,7 +115,7 @@ def test_a_dataset_of_the_hub_must_have_been_fetched(tmp_path: Path) -> None:
     assert str(caught.value.entry) == "hf://datasets/org/name#test"
 
 
-@pytest.mark.parametrize(
+@cases(
     ("entry", "part"),
     [
         ({"path": "rows.jsonl", "source": "local", "converters": "alpaca"}, "unknown key converters"),
@@ -138,7 +139,7 @@ def test_what_is_not_read_names_the_entry(tmp_path: Path, entry: dict[str, Any],
     assert caught.value.hint
 
 
-@pytest.mark.parametrize(
+@cases(
     "values",
     [
         None,

@@ -15,12 +15,17 @@ from core.data.registries.source import DataSource
 from core.errors import UserError
 from core.hub_uri import HubEntry
 from core.models.find import hub_cache_dir
+from tests.cases import cases
 
 ROW = '{"instruction": "q", "input": "", "output": "a"}\n'
 
 
 @pytest.fixture
 def own(tmp_path: Path) -> Path:
+    return directory_in(tmp_path)
+
+
+def directory_in(tmp_path: Path) -> Path:
     """A directory of the user's with a data file in it, and another one beside it."""
     directory = tmp_path / "own"
     (directory / "data").mkdir(parents=True)
@@ -42,19 +47,21 @@ def axolotl(directory: Path, path: str, **more: Any) -> list[DataSource]:
     return resolve_source(str(registry))
 
 
-READERS = pytest.mark.parametrize("read", [llama_factory, axolotl])
+READERS = cases("read", [llama_factory, axolotl])
 
 
 @READERS
-@pytest.mark.parametrize("name", ["rows.jsonl", "data/rows.jsonl", "data", "data/../rows.jsonl"])
-def test_a_file_beside_the_registry_needs_no_word(own: Path, read: Any, name: str) -> None:
+@cases("name", ["rows.jsonl", "data/rows.jsonl", "data", "data/../rows.jsonl"])
+def test_a_file_beside_the_registry_needs_no_word(tmp_path: Path, read: Any, name: str) -> None:
+    own = directory_in(tmp_path)
     (source,) = read(own, name)
     assert source.note == ""
 
 
 @READERS
-@pytest.mark.parametrize("form", ["absolute", "upward", "link", "linked directory"])
-def test_a_file_elsewhere_is_said_with_the_rows(own: Path, read: Any, form: str) -> None:
+@cases("form", ["absolute", "upward", "link", "linked directory"])
+def test_a_file_elsewhere_is_said_with_the_rows(tmp_path: Path, read: Any, form: str) -> None:
+    own = directory_in(tmp_path)
     elsewhere = own.parent / "elsewhere.jsonl"
     (own / "link.jsonl").symlink_to(elsewhere)
     (own / "linked").symlink_to(own.parent)
@@ -76,10 +83,12 @@ def test_each_of_several_files_is_looked_at(own: Path) -> None:
 
 
 @READERS
-@pytest.mark.parametrize("place", ["dataset", "cache"])
+@cases("place", ["dataset", "cache"])
 def test_a_registry_that_was_downloaded_reaches_only_what_came_with_it(
-    own: Path, read: Any, place: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, read: Any, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    own = directory_in(tmp_path)
+    monkeypatch.setenv("LOCALTUNE_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("HF_HUB_CACHE", str(own.parent / "hub"))
     root = paths.datasets_dir() / "me--set" if place == "dataset" else hub_cache_dir() / "datasets--me--set"
     directory = root / "snapshots" / "a"
@@ -109,8 +118,10 @@ def test_a_link_to_a_registry_that_was_downloaded_is_one(own: Path, monkeypatch:
 
 
 @READERS
-@pytest.mark.parametrize("name", ["a\x00.jsonl", "x" * 5000, "a/" * 3000, "\ud800"])
-def test_a_name_that_no_file_has_is_a_sentence(own: Path, read: Any, name: str) -> None:
+@cases("name", ["a\x00.jsonl", "x" * 5000, "a/" * 3000, "\ud800"])
+def test_a_name_that_no_file_has_is_a_sentence(tmp_path: Path, read: Any, name: str) -> None:
+    own = directory_in(tmp_path)
+
     def opened() -> None:
         for source in read(own, name):
             source.open()

@@ -18,6 +18,7 @@ from core.data.registries.source import DataSource
 from core.errors import UserError
 from core.hub.store import Record, note_ref, repository_dir
 from core.hub_uri import HubEntry
+from tests.cases import cases
 from tests.core.data.conversations import spoken
 from tests.core.data.sample_files import json_lines, pairs, write
 
@@ -125,7 +126,7 @@ def test_preference_and_kto_entries_are_read_and_not_trained_on(tmp_path: Path) 
         refuse_untrainable(source.detect(source.rows()), "x", "sft")
 
 
-@pytest.mark.parametrize(
+@cases(
     ("values", "part", "hint"),
     [
         ({"file_name": "rows.jsonl", "format": "sharegpt"}, "the unknown key format", "Did you mean formatting?"),
@@ -189,7 +190,7 @@ def test_axolotl_files_directories_and_splits(tmp_path: Path) -> None:
         single_source(str(config))
 
 
-@pytest.mark.parametrize("text", ["", "x: 1", "- 1", "datasets: []", "datasets: {}", "a: [", "datasets: [3]"])
+@cases("text", ["", "x: 1", "- 1", "datasets: []", "datasets: {}", "a: [", "datasets: [3]"])
 def test_a_yaml_that_is_none(tmp_path: Path, text: str) -> None:
     with pytest.raises(UserError) as caught:
         resolve_source(str(write(tmp_path / "config.yml", text)))

@@ -10,6 +10,7 @@ import pytest
 from core.errors import UserError
 from core.export.gguf import checks
 from core.export.gguf.checks import check_model, require_quantizer
+from tests.cases import cases
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def test_a_sound_model_is_measured(model: Path, converter: Path) -> None:
     assert checked.elements == 94_016
 
 
-@pytest.mark.parametrize(
+@cases(
     ("values", "said"),
     [
         ({"architectures": ["FooForCausalLM"]}, "does not know the architecture FooForCausalLM"),
@@ -41,14 +42,15 @@ def test_a_sound_model_is_measured(model: Path, converter: Path) -> None:
     ],
 )
 def test_what_would_be_another_model_is_refused(
-    model: Path, converter: Path, values: dict[str, Any], said: str
+    tiny_model_dir: Path, tmp_path: Path, converter: Path, values: dict[str, Any], said: str
 ) -> None:
+    model = Path(shutil.copytree(tiny_model_dir, tmp_path / "model"))
     change(model, "config.json", **values)
     with pytest.raises(UserError, match=said):
         check_model(model, converter)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("values", "is_refused"),
     [
         ({"query_pre_attn_scalar": 256}, True),
@@ -68,7 +70,7 @@ def test_gemma_is_scaled_as_llama_cpp_does_it(values: dict[str, Any], is_refused
     assert "merged" in refused.value.hint
 
 
-@pytest.mark.parametrize(
+@cases(
     ("config", "is_refused"),
     [
         ({"model_type": "gemma2", "layer_types": ["sliding_attention", "full_attention"] * 2}, False),
@@ -89,7 +91,7 @@ def test_windows_are_where_llama_cpp_has_them(config: dict[str, Any], is_refused
         checks._check_windows(config)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("config", "said"),
     [
         ({"model_type": "qwen3_moe", "norm_topk_prob": True}, None),

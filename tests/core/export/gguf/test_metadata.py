@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import jinja2
 import jinja2.ext
-import pytest
 
 from core.export.gguf.metadata import entries, without_training_tags
 from core.export.gguf.options import GgufOptions
 from core.template.render import ChatTemplate
+from tests.cases import cases
 
 TAGGED = (
     "{%- for message in messages %}\n"
@@ -27,7 +27,7 @@ TALK = [
 ]
 
 
-@pytest.mark.parametrize(
+@cases(
     "template",
     [
         TAGGED,

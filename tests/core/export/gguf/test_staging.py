@@ -4,10 +4,9 @@ import json
 import shutil
 from pathlib import Path
 
-import pytest
-
 from core.export.gguf.options import GgufOptions
 from core.export.gguf.staging import own_templates, stage
+from tests.cases import cases
 from tests.tiny_model import CHATML
 
 
@@ -45,7 +44,7 @@ def test_templates_are_found_in_files_and_in_the_configuration(tiny_model_dir: P
     assert own_templates(model) == ("a", "tools")
 
 
-@pytest.mark.parametrize(
+@cases(
     ("values", "scored"),
     [
         ({"model_type": "deepseek_v3"}, "sigmoid"),

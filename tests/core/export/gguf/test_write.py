@@ -17,6 +17,7 @@ from core.export.gguf.checks import has_library
 from core.export.gguf.options import GgufOptions
 from core.export.gguf.write import write_adapter_gguf, write_gguf
 from core.models.architecture.gguf_header import read_gguf_header
+from tests.cases import cases
 from tests.progress import quiet
 from tests.tiny_model import CHATML
 from tests.waiting import wait_for
@@ -162,7 +163,7 @@ def test_an_adapter_becomes_a_file_of_its_own(tiny_model_dir: Path, tmp_path: Pa
         write_adapter_gguf(adapter, tiny_model_dir, target, quiet)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("values", "said"),
     [
         ({"use_dora": True}, "DoRA's magnitudes"),

@@ -12,6 +12,7 @@ from core.errors import UserError
 from core.export.ollama.api import CancelledError
 from core.export.ollama.create import ask, create
 from core.runs.process import start_identity
+from tests.cases import cases
 from tests.core.export.ollama.fake_ollama import FakeOllama, install, serving
 from tests.waiting import wait_for
 
@@ -150,7 +151,7 @@ def test_a_question_is_answered_in_pieces(ollama: FakeOllama) -> None:
     assert asked["options"] == {"temperature": 0, "seed": 0, "num_predict": 5}
 
 
-@pytest.mark.parametrize(
+@cases(
     ("lines", "status", "message"),
     [
         ([b'{"error": "model \\u001b[31mgone"}\n'], 200, "Ollama did not answer: model"),

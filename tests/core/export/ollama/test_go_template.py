@@ -10,12 +10,13 @@ import pytest
 
 from core.export.ollama.go_syntax import GoSyntaxError
 from core.export.ollama.go_template import GoError, GoTemplate
+from tests.cases import cases
 
 _RECORDED: dict[str, Any] = json.loads(Path(__file__).with_name("go_cases.json").read_text(encoding="utf-8"))
 _CASES: list[dict[str, Any]] = _RECORDED["cases"]
 
 
-@pytest.mark.parametrize("case", _CASES, ids=lambda case: case["template"][:60].replace("\n", " "))
+@cases("case", _CASES, ids=lambda case: case["template"][:60].replace("\n", " "))
 def test_what_go_writes_is_written_and_what_it_refuses_is_refused(case: dict[str, Any]) -> None:
     messages = _RECORDED["conversations"][case["conversation"]]
     if "output" in case and not case.get("refused_here"):
@@ -31,9 +32,7 @@ def test_the_recorded_cases_have_texts_and_errors() -> None:
     assert len(_CASES) - len(written) > 40
 
 
-@pytest.mark.parametrize(
-    "template", ["{{ printf .System }}", "{{ with .System }}{{ . }}{{ end }}", "{{ break }}", "{{ 1.5 }}"]
-)
+@cases("template", ["{{ printf .System }}", "{{ with .System }}{{ . }}{{ end }}", "{{ break }}", "{{ 1.5 }}"])
 def test_what_is_not_carried_out_here_is_refused_not_guessed(template: str) -> None:
     with pytest.raises(GoSyntaxError):
         GoTemplate(template)

@@ -10,9 +10,12 @@ from core.errors import UserError
 from core.export.ollama.modelfile import Modelfile, modelfile
 from core.export.ollama.template import carry_template
 from core.template.builtin import NAMED_TEMPLATES
+from tests.cases import cases
 from tests.core.export.ollama.modelfile_reader import read_modelfile
 
 _CHATML = NAMED_TEMPLATES["chatml"].source
+#: With a token at the beginning, with one at the end, and with neither.
+_FIRST = ("chatml", "llama3", "mistral")
 
 
 def make(template: str = _CHATML, *, name: str = "model-q8_0.gguf", **options: Any) -> Modelfile:
@@ -45,22 +48,31 @@ def test_everything_is_read_back_as_it_was_given() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    "system", ["One.", " two ", '"', '""', 'a"\n"b', '\n"', "ends\n", "# x\nFROM y", "x\ty", "SYSTEM z"]
-)
+@cases("system", ["One.", " two ", '"', '""', 'a"\n"b', '\n"', "ends\n", "# x\nFROM y", "x\ty", "SYSTEM z"])
 def test_system_prompts_of_all_forms_are_read_back(system: str) -> None:
     assert ("system", system) in read_modelfile(make(system=system).text)
 
 
-@pytest.mark.parametrize("name", sorted(NAMED_TEMPLATES))
-def test_templates_with_odd_characters_are_read_back(name: str) -> None:
+def check_odd_characters(name: str) -> None:
+    """A template whose tokens have odd characters is read back."""
     source = NAMED_TEMPLATES[name].source
     special = {"bos": "<s>\u200d\x1b\u2003", "eos": '"""\U0010ffff｜▁'}
     text = carry_template(source, {"bos_token": special["bos"], "eos_token": special["eos"]}, adds_bos=False).text
     assert ("template", text) in read_modelfile(make(source, **special).text)
 
 
-@pytest.mark.parametrize(
+@cases("name", _FIRST)
+def test_templates_with_odd_characters_are_read_back(name: str) -> None:
+    check_odd_characters(name)
+
+
+@pytest.mark.long
+@cases("name", sorted(set(NAMED_TEMPLATES) - set(_FIRST)))
+def test_other_templates_with_odd_characters_are_read_back(name: str) -> None:
+    check_odd_characters(name)
+
+
+@cases(
     ("options", "message"),
     [
         ({"system": "a\u200db"}, "The system prompt has the character U+200D"),

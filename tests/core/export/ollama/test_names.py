@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from core.errors import UserError
 from core.export.ollama.names import check_name, model_name
+from tests.cases import cases
 
 
 def test_a_name_is_the_runs_id_with_step_and_weights_as_tag() -> None:
@@ -21,9 +22,7 @@ def test_every_run_has_a_name_that_ollama_takes(run: str, step: int | None) -> N
     check_name(model_name(run, step=step, quant="Q4_0"))
 
 
-@pytest.mark.parametrize(
-    "name", ["", "a/b", "a b", "-a", "a:", "a:b:c", "a..b", "ä", "a" * 81, "x\n", "registry.io/a/b"]
-)
+@cases("name", ["", "a/b", "a b", "-a", "a:", "a:b:c", "a..b", "ä", "a" * 81, "x\n", "registry.io/a/b"])
 def test_other_names_are_refused(name: str) -> None:
     with pytest.raises(UserError, match="no name of a model"):
         check_name(name)

@@ -8,9 +8,10 @@ import pytest
 
 from core.errors import UserError
 from core.export.ollama.server import find_ollama, program_environment, server_address
+from tests.cases import cases
 
 
-@pytest.mark.parametrize(
+@cases(
     ("value", "address"),
     [
         ("", "127.0.0.1:11434"),
@@ -31,7 +32,7 @@ def test_addresses_of_this_machine(value: str, address: str) -> None:
     assert str(server_address({"OLLAMA_HOST": value})) == address
 
 
-@pytest.mark.parametrize(
+@cases(
     "value",
     [
         *("10.0.0.5", "192.168.1.2:11434", "ollama.com", "https://ollama.com", "https://127.0.0.1", "gpu.lan:11434"),
@@ -53,7 +54,7 @@ def test_other_machines_are_refused_without_asking_the_network(value: str, monke
     assert "\x1b" not in error.value.message
 
 
-@pytest.mark.parametrize("value", ["127.0.0.1:0", "127.0.0.1:70000", "127.0.0.1:x", "127.0.0.1:99999999999999999999"])
+@cases("value", ["127.0.0.1:0", "127.0.0.1:70000", "127.0.0.1:x", "127.0.0.1:99999999999999999999"])
 def test_a_port_that_is_none_is_refused(value: str) -> None:
     with pytest.raises(UserError, match="no port"):
         server_address({"OLLAMA_HOST": value})

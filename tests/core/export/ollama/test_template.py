@@ -15,6 +15,7 @@ from core.export.ollama.go_template import GoError, GoTemplate
 from core.export.ollama.template import OllamaTemplate, carry_here, carry_template
 from core.template.builtin import NAMED_TEMPLATES
 from core.template.render import ChatTemplate
+from tests.cases import cases
 from tests.core.template.families import DEEPSEEK_R1, FAMILIES, GPT_OSS, LLAMA3, MISTRAL_NEMO, QWEN3
 from tests.core.template.reasoning_families import PARTS, REASONING_MARKED
 from tests.core.template.test_real_templates import DIRECTORY
@@ -28,6 +29,12 @@ _SOURCES = {
         for family in (*FAMILIES, *REASONING_MARKED, PARTS)
     },
 }
+#: Those that 'make test' goes through; the built-in ones are those of the documentation as well.
+_FIRST = (
+    *(f"built-in {name}" for name in NAMED_TEMPLATES),
+    *(family.name for family in (LLAMA3, QWEN3, GPT_OSS, DEEPSEEK_R1, MISTRAL_NEMO, PARTS)),
+)
+_OTHERS = sorted(set(_SOURCES) - set(_FIRST))
 _CARRIED: dict[str, OllamaTemplate] = {}
 _TOOLS_NOTE, _TAGS_NOTE = "Tools are not carried", "Tags inside the text"
 
@@ -39,9 +46,15 @@ def carried(name: str) -> OllamaTemplate:
     return _CARRIED[name]
 
 
-def test_every_family_is_carried() -> None:
-    for name in _SOURCES:
-        assert carried(name).conversations > 700, name
+@cases("name", _FIRST)
+def test_every_family_is_carried(name: str) -> None:
+    assert carried(name).conversations > 700
+
+
+@pytest.mark.long
+@cases("name", _OTHERS)
+def test_every_other_family_is_carried(name: str) -> None:
+    assert carried(name).conversations > 700
 
 
 _TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30).filter(
@@ -53,21 +66,36 @@ _SPACED = st.builds(
 )
 
 
-@pytest.mark.parametrize("name", sorted(_SOURCES))
-@settings(max_examples=15)
-@given(
-    system=st.none() | _SPACED,
-    turns=st.lists(_SPACED.filter(lambda text: text.strip() != ""), min_size=1, max_size=7).filter(
-        lambda turns: len(turns) % 2 == 1
-    ),
+_TURNS = st.lists(_SPACED.filter(lambda text: text.strip() != ""), min_size=1, max_size=7).filter(
+    lambda turns: len(turns) % 2 == 1
 )
-def test_conversations_of_any_text_are_written_the_same(name: str, system: str | None, turns: list[str]) -> None:
+
+
+def check_conversation(name: str, system: str | None, turns: list[str]) -> None:
+    """A conversation is written the same by the Go template of a family."""
     source, special = _SOURCES[name]
     messages = [] if system is None else [{"role": "system", "content": system}]
     messages += [{"role": "assistant" if at % 2 else "user", "content": text} for at, text in enumerate(turns)]
     chat = ChatTemplate(source, special, now=datetime.fromisoformat(_NOW))
     wanted = chat.render(messages, add_generation_prompt=True)
     assert GoTemplate(carried(name).text).render(messages) == wanted
+
+
+@cases("name", _FIRST)
+@settings(max_examples=15)
+@given(system=st.none() | _SPACED, turns=_TURNS)
+def test_conversations_of_any_text_are_written_the_same(name: str, system: str | None, turns: list[str]) -> None:
+    check_conversation(name, system, turns)
+
+
+@pytest.mark.long
+@cases("name", _OTHERS)
+@settings(max_examples=15)
+@given(system=st.none() | _SPACED, turns=_TURNS)
+def test_conversations_of_any_text_are_written_the_same_for_other_families(
+    name: str, system: str | None, turns: list[str]
+) -> None:
+    check_conversation(name, system, turns)
 
 
 def test_the_token_that_the_reader_adds_is_left_out_and_only_once() -> None:
@@ -99,7 +127,7 @@ def test_the_date_is_refused_or_stays_as_it_was_in_training() -> None:
     assert any("stays 2023-03-14" in note for note in found.notes)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("source", "construct"),
     [
         ("{% for m in messages %}{{ m.content | upper }}{% endfor %}", "writes turns by rules"),
@@ -216,12 +244,24 @@ def test_the_documentation_has_every_built_in_template() -> None:
         assert (f"`{name}`" in tools) == any(note.startswith(_TOOLS_NOTE) for note in notes), name
 
 
-@pytest.mark.skipif(not DIRECTORY.is_dir(), reason="the installed trl has no chat templates")
-@pytest.mark.parametrize("name", ["gemma", "gemma4", "llama3_2", "phi3", "qwen2_5", "qwen3", "qwen3_5_think"])
-def test_templates_as_models_ship_them_are_carried(name: str) -> None:
+def check_shipped(name: str) -> None:
+    """A template as a model ships it is carried."""
     path = DIRECTORY / f"{name}.jinja"
     if not path.is_file():
         pytest.skip("this version of trl does not have it")
     found = carry_here(path.read_text(encoding="utf-8"), _SPECIAL, False, _NOW)
     assert found.conversations > 300
     assert not any(note.startswith(("White space", "An empty message")) for note in found.notes)
+
+
+@pytest.mark.skipif(not DIRECTORY.is_dir(), reason="the installed trl has no chat templates")
+@cases("name", ["gemma4", "llama3_2", "qwen3_5_think"])
+def test_templates_as_models_ship_them_are_carried(name: str) -> None:
+    check_shipped(name)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not DIRECTORY.is_dir(), reason="the installed trl has no chat templates")
+@cases("name", ["gemma", "phi3", "qwen2_5", "qwen3"])
+def test_more_templates_as_models_ship_them_are_carried(name: str) -> None:
+    check_shipped(name)

@@ -10,6 +10,7 @@ import pytest
 from core.errors import UserError
 from core.importers.convert import Imported
 from core.importers.translation import Entry
+from tests.cases import cases
 from tests.core.importers.helpers import carry, comment, entry, loaded, rows, setting
 
 AXOLOTL = (
@@ -67,8 +68,8 @@ def test_axolotl_takes_the_best_step_wherever_it_stops_early(tmp_path: Path) -> 
     assert setting(read(tmp_path, "llama-factory", "early_stopping_steps: 3\n"), "checkpoint.final") is None
 
 
-@pytest.mark.parametrize("kind", ["axolotl", "llama-factory"])
-@pytest.mark.parametrize(
+@cases("kind", ["axolotl", "llama-factory"])
+@cases(
     ("text", "where", "final"),
     [
         ("load_best_model_at_end: true\n", "carried", "best"),
@@ -101,7 +102,7 @@ def test_the_metric_counts_only_where_something_asks_for_it(tmp_path: Path) -> N
 # Packing.
 
 
-@pytest.mark.parametrize(
+@cases(
     ("kind", "text", "key", "where", "words"),
     [
         ("axolotl", "sample_packing: true\n", "sample_packing", "changed", "each of its rows holds several"),
@@ -121,7 +122,7 @@ def test_packing_is_carried_over_with_the_reason(
     assert setting(imported, "train.packing") is True
 
 
-@pytest.mark.parametrize(
+@cases(
     ("kind", "text", "key"),
     [
         ("axolotl", "sample_packing: false\neval_sample_packing: true\n", "sample_packing"),
@@ -152,7 +153,7 @@ def test_the_batch_of_packed_rows_is_told_to_be_smaller(tmp_path: Path, kind: st
 # Compilation.
 
 
-@pytest.mark.parametrize(
+@cases(
     ("kind", "text", "compiled"),
     [
         ("axolotl", "torch_compile: true\n", True),
@@ -183,7 +184,7 @@ def test_only_what_the_compiler_has_is_said_to_be_the_same(tmp_path: Path) -> No
 # Answers while it trains, and in the chat.
 
 
-@pytest.mark.parametrize(
+@cases(
     ("text", "samples"),
     [
         ("generate_samples: true\n", 3),
@@ -207,7 +208,7 @@ def test_what_is_sampled_differently_is_told(tmp_path: Path) -> None:
     assert told(imported, "generation_temperature") == ("unsupported", None)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("kind", "text", "name", "value"),
     [
         ("llama-factory", "predict_with_generate: true\n", "eval.exact_match", True),

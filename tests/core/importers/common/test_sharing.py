@@ -12,6 +12,7 @@ import pytest
 from core.errors import UserError
 from core.importers.convert import Imported, import_config
 from core.importers.included import flat, read_settings
+from tests.cases import cases
 from tests.core.data.sample_files import write
 from tests.core.importers.helpers import carry, comment, entries, entry, loaded, rows, setting
 
@@ -44,8 +45,8 @@ def named(directory: Path, text: str, settings: Any, file: str = "ds.json") -> I
     return carry(directory, text)
 
 
-@pytest.mark.parametrize("text", [AXOLOTL, FACTORY], ids=["axolotl", "llama-factory"])
-@pytest.mark.parametrize("stage", [1, 2, 3])
+@cases("text", [AXOLOTL, FACTORY], ids=["axolotl", "llama-factory"])
+@cases("stage", [1, 2, 3])
 def test_a_file_of_deepspeed_beside_the_configuration(tmp_path: Path, text: str, stage: int) -> None:
     result = named(tmp_path, f"{text}deepspeed: examples/deepspeed/ds.json\n", zero(stage))
     assert setting(result, "distributed.strategy") == "deepspeed"
@@ -62,7 +63,7 @@ def test_a_file_of_deepspeed_beside_the_configuration(tmp_path: Path, text: str,
     assert not result.unknown
 
 
-@pytest.mark.parametrize(
+@cases(
     ("stage", "optimizer", "param", "ours", "lists"),
     [
         (2, "cpu", None, "optimizer", ("carried", "")),
@@ -111,7 +112,7 @@ def test_the_configurations_own_clipping_counts(tmp_path: Path) -> None:
     assert entry(result, "deepspeed.gradient_clipping")[0] == "carried"
 
 
-@pytest.mark.parametrize(
+@cases(
     ("settings", "words"),
     [
         ({"optimizer": {"type": "AdamW", "params": {"lr": "auto"}}}, "train.optimizer"),
@@ -140,7 +141,7 @@ def test_a_file_that_is_not_here_is_told(tmp_path: Path, text: str) -> None:
     assert "The file is not here" in entry(fsdp, "fsdp_config")[1].reason
 
 
-@pytest.mark.parametrize(
+@cases(
     ("text", "words"),
     [
         ("{", "line 1 is not JSON"),
@@ -177,7 +178,7 @@ def test_secrets_in_settings_are_redacted(tmp_path: Path) -> None:
     assert "0123456789abcdef" not in json.dumps(result.to_dict())
 
 
-@pytest.mark.parametrize(
+@cases(
     ("text", "strategy", "offload"),
     [
         ("fsdp:\n  - full_shard\n  - auto_wrap\n", "fsdp2", None),
@@ -192,7 +193,7 @@ def test_secrets_in_settings_are_redacted(tmp_path: Path) -> None:
         ("fsdp: ''\n", None, None),
     ],
 )
-@pytest.mark.parametrize("base", [AXOLOTL, FACTORY], ids=["axolotl", "llama-factory"])
+@cases("base", [AXOLOTL, FACTORY], ids=["axolotl", "llama-factory"])
 def test_fsdp(tmp_path: Path, base: str, text: str, strategy: str | None, offload: str | None) -> None:
     rows(tmp_path / "rows.jsonl")
     result = carry(tmp_path, base + text)
@@ -244,7 +245,7 @@ def test_how_long_processes_wait_for_each_other(tmp_path: Path, given: int, ours
     assert entry(result, "ddp_timeout")[0] == where
 
 
-@pytest.mark.parametrize(
+@cases(
     ("text", "key", "stage", "optimizer"),
     [
         (f"{AXOLOTL}optimizer: adamw_bnb_8bit\n", "optimizer", 2, "adamw"),

@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.importers.common.splits import Part, read_splits
+from tests.cases import cases
 
 
-@pytest.mark.parametrize(
+@cases(
     ("text", "parts"),
     [
         ("", [Part("")]),
@@ -25,13 +26,13 @@ def test_what_is_read(text: str, parts: list[Part]) -> None:
     assert read_splits(text) == parts
 
 
-@pytest.mark.parametrize("text", ["train[", "train[5]", "train[:5%:2]", "train[a:b]", "train]", "train[5%:10]"])
+@cases("text", ["train[", "train[5]", "train[:5%:2]", "train[a:b]", "train]", "train[5%:10]"])
 def test_what_is_none(text: str) -> None:
     with pytest.raises(ValueError, match="train"):
         read_splits(text)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("text", "rows", "share"),
     [
         ("t[:10%]", None, 0.1),

@@ -11,6 +11,7 @@ import pytest
 
 from core.analysis.split import held_out_rows, repeats
 from core.importers.common import steps
+from tests.cases import cases
 from tests.core.data.sample_files import json_lines, write
 from tests.core.importers.helpers import carry, comment, entry, loaded, setting
 from tests.core.importers.tools.test_axolotl import BASE as AXOLOTL
@@ -30,7 +31,7 @@ def hundred(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize(
+@cases(
     ("text", "name", "value"),
     [
         ("saves_per_epoch: 1", "checkpoint.every_steps", 25),
@@ -70,7 +71,7 @@ def test_the_comment_says_from_what(hundred: Path) -> None:
     assert entry(imported, "saves_per_epoch")[0] == entry(imported, "val_set_size")[0] == "changed"
 
 
-@pytest.mark.parametrize("path", ["gone.jsonl", "org/far", "broken.jsonl", "."])
+@cases("path", ["gone.jsonl", "org/far", "broken.jsonl", "."])
 def test_rows_that_cannot_be_counted_leave_the_keys_listed(tmp_path: Path, path: str) -> None:
     write(tmp_path / "broken.jsonl", "")
     text = f"{AXOLOTL}datasets: [{{path: {path}, type: alpaca}}]\nsaves_per_epoch: 2\nval_set_size: 10\n"
@@ -97,7 +98,7 @@ def test_packed_files_are_counted_too(tmp_path: Path, monkeypatch: pytest.Monkey
     assert entry(carry(tmp_path, f"{AXOLOTL}{text}saves_per_epoch: 1\n"), "saves_per_epoch")[0] == "unsupported"
 
 
-@pytest.mark.parametrize(("rows", "wanted"), [(7, 3), (97, 1), (97, 13), (1000, 333)])
+@cases(("rows", "wanted"), [(7, 3), (97, 1), (97, 13), (1000, 333)])
 def test_a_number_of_rows_is_that_number(tmp_path: Path, rows: int, wanted: int) -> None:
     write(tmp_path / "a.jsonl", questions(rows))
     share = setting(carry(tmp_path, f"{AXOLOTL}{ENTRY}val_set_size: {wanted}\n"), "data.eval_share")
@@ -116,7 +117,7 @@ def registry(directory: Path, **counts: int) -> None:
     write(directory / "data" / "dataset_info.json", json.dumps(known))
 
 
-@pytest.mark.parametrize(
+@cases(
     ("text", "name", "value"),
     [
         ("dataset: one\nsave_strategy: epoch", "checkpoint.every_steps", 12),

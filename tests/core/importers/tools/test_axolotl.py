@@ -12,6 +12,7 @@ from core.data.formats.detect import SAMPLE
 from core.data.registries.resolve import training_sources
 from core.errors import UserError
 from core.importers.tools.axolotl import AXOLOTL
+from tests.cases import cases
 from tests.core.data.sample_files import json_lines, write
 from tests.core.importers.helpers import (
     assert_all_accounted,
@@ -117,7 +118,7 @@ def test_a_usual_file(tmp_path: Path) -> None:
     assert comment(imported, "train.max_length") == ""
 
 
-@pytest.mark.parametrize("group", DOCUMENTED)
+@cases("group", DOCUMENTED)
 def test_each_documented_key_is_handled_or_listed(tmp_path: Path, group: str) -> None:
     for key in DOCUMENTED[group].split():
         assert key in AXOLOTL.table, key
@@ -126,7 +127,7 @@ def test_each_documented_key_is_handled_or_listed(tmp_path: Path, group: str) ->
         assert not imported.unknown
 
 
-@pytest.mark.parametrize(
+@cases(
     ("text", "wanted"),
     [
         ("rl: dpo\nrl_beta: 0.2\n", ("dpo", 0.2, "sigmoid", 1.0)),
@@ -194,7 +195,7 @@ def test_the_patience_of_a_watchdog_without_a_limit_says_nothing(tmp_path: Path)
     assert loaded(tmp_path, imported).train.on_loss_spike == "warn"
 
 
-@pytest.mark.parametrize(
+@cases(
     ("text", "name", "value"),
     [
         # Lengths: longer rows are dropped unless it is said otherwise, and the default is short.
@@ -318,7 +319,7 @@ def test_defaults_that_are_not_ours_are_written(tmp_path: Path) -> None:
     assert entry(imported, "sequence_len")[1].value is None
 
 
-@pytest.mark.parametrize(
+@cases(
     ("text", "name", "part"),
     [
         ("adapter: lora", "lora", ""),
@@ -338,7 +339,7 @@ def test_methods(tmp_path: Path, text: str, name: str, part: str) -> None:
     assert_all_accounted(imported, keys_of(f"base_model: x\nsequence_len: 1\n{text}", AXOLOTL.sections))
 
 
-@pytest.mark.parametrize(
+@cases(
     ("text", "line", "part"),
     [
         ("adapter: qlora", 3, "adapter is qlora, which needs load_in_4bit: true"),
@@ -360,7 +361,7 @@ def test_what_axolotl_refuses_is_refused(tmp_path: Path, text: str, line: int, p
 # What is measured.
 
 
-@pytest.mark.parametrize(
+@cases(
     ("text", "share", "steps"),
     [
         ("val_set_size: 0.1\neval_steps: 20", 0.1, 20),
@@ -533,7 +534,7 @@ def test_loftq_goes_with_4_bits_only(tmp_path: Path) -> None:
     assert setting(carry(tmp_path, text), "method.init") == "loftq"
 
 
-@pytest.mark.parametrize(
+@cases(
     ("lines", "tools", "mode"),
     [
         ("wandb_project: mine\nwandb_name: first\n", ["wandb"], "offline"),

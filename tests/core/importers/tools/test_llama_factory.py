@@ -11,6 +11,7 @@ import pytest
 from core.data.registries.resolve import training_sources
 from core.errors import UserError
 from core.importers.tools.llama_factory import LLAMA_FACTORY
+from tests.cases import cases
 from tests.core.data.sample_files import json_lines, write
 from tests.core.importers.helpers import (
     assert_all_accounted,
@@ -89,7 +90,7 @@ DOCUMENTED: dict[str, str] = {
 }
 
 
-@pytest.mark.parametrize(
+@cases(
     ("text", "wanted"),
     [
         ("stage: dpo\npref_beta: 0.2\n", ("dpo", 0.2, "sigmoid", 1.0)),
@@ -149,7 +150,7 @@ def test_a_usual_file(tmp_path: Path) -> None:
     assert entry(imported, "report_to")[0] == "carried"
 
 
-@pytest.mark.parametrize("group", DOCUMENTED)
+@cases("group", DOCUMENTED)
 def test_each_documented_key_is_handled_or_listed(tmp_path: Path, group: str) -> None:
     for key in DOCUMENTED[group].split():
         assert key in LLAMA_FACTORY.table, key
@@ -177,7 +178,7 @@ def test_its_defaults_are_not_ours(tmp_path: Path) -> None:
     loaded(tmp_path, imported)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("text", "name", "value"),
     [
         ("lora_alpha: 7", "method.alpha", 7),
@@ -244,7 +245,7 @@ def test_other_methods_are_adapters_here(tmp_path: Path) -> None:
     assert "OFT" in comment(imported, "method.name")
 
 
-@pytest.mark.parametrize(
+@cases(
     ("text", "layers"),
     [("full", None), ("freeze", None), ("freeze\nfreeze_trainable_layers: -3\nfreeze_trainable_modules: all", 3)],
 )
@@ -268,7 +269,7 @@ def test_what_it_refuses_is_refused(tmp_path: Path) -> None:
         carry(tmp_path, f"{BASE}mask_history: true\ntrain_on_prompt: true\n")
 
 
-@pytest.mark.parametrize(
+@cases(
     ("text", "share", "steps"),
     [
         ("val_size: 0.1", 0.1, None),
@@ -290,7 +291,7 @@ def test_held_out_rows(tmp_path: Path, text: str, share: float | None, steps: in
     assert_all_accounted(imported, keys_of(BASE + text, LLAMA_FACTORY.sections))
 
 
-@pytest.mark.parametrize(
+@cases(
     ("text", "value", "part"),
     [
         ("dataset: mine", "data/dataset_info.json#mine", "start where"),
@@ -325,7 +326,7 @@ def test_rows_to_measure_on(tmp_path: Path) -> None:
     assert entry(imported, "val_size")[0] == "unsupported"
 
 
-@pytest.mark.parametrize(
+@cases(
     ("value", "tools", "where"),
     [
         ("wandb", ["wandb"], "carried"),

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from core.importers.tools.unsloth import UNSLOTH
+from tests.cases import cases
 from tests.core.importers.helpers import (
     assert_all_accounted,
     carry,
@@ -89,7 +88,7 @@ def test_a_usual_file(tmp_path: Path) -> None:
     assert (tracking.tools, tracking.project, tracking.wandb_mode) == (["wandb"], "mine", "offline")
 
 
-@pytest.mark.parametrize("key", DOCUMENTED.split())
+@cases("key", DOCUMENTED.split())
 def test_each_documented_key_is_handled_or_listed(tmp_path: Path, key: str) -> None:
     section, _, name = key.rpartition(".")
     text = f"{section}:\n  {name}:\n" if section else f"{name}:\n"
@@ -120,7 +119,7 @@ def test_its_defaults_are_not_ours(tmp_path: Path) -> None:
     loaded(tmp_path, imported)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("section", "line", "name", "value"),
     [
         ("training", "train_on_completions: false", "data.supervise", "all"),

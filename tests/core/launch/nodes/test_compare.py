@@ -14,6 +14,7 @@ from core.errors import UserError
 from core.launch.nodes import compare, network
 from core.launch.nodes.compare import compare_machines, differences
 from core.launch.nodes.facts import MachineFacts, gather
+from tests.cases import cases
 from tests.core.launch.nodes.fake_ssh import FakeSsh
 
 FACTS = MachineFacts("head", {"torch": "2.13.0", "code": "aa"}, "sha256:" + "1" * 64, {"/rows.jsonl": "a" * 64})
@@ -100,7 +101,7 @@ def test_a_missing_file_names_the_machine(config: Config, ssh: FakeSsh, tmp_path
             compare_machines(config)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("lines", "message", "hint"),
     [
         ("echo 'me@tower: Permission denied (publickey,password).' >&2; exit 255", "Permission denied", "ssh-copy-id"),
@@ -136,7 +137,7 @@ def test_a_name_of_this_machine_is_refused_where_its_cards_would_be_taken_twice(
         compare_machines(config.model_copy(update={"hardware": hardware}))
 
 
-@pytest.mark.parametrize(
+@cases(
     ("changed", "message"),
     [
         ({"software": {"torch": "2.12.0", "code": "aa"}}, "torch differs: tower has 2.12.0, this machine 2.13.0."),
@@ -152,7 +153,7 @@ def test_a_difference_names_machine_thing_and_values(changed: dict[str, object],
     assert not list(differences(FACTS, "tower", FACTS))
 
 
-@pytest.mark.parametrize(("where", "message"), [("127.0.0.1", "loopback"), ("192.0.2.7", "no address of this machine")])
+@cases(("where", "message"), [("127.0.0.1", "loopback"), ("192.0.2.7", "no address of this machine")])
 def test_the_address_is_one_that_others_reach(where: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         network.MeetingPoint(where, free_port())

@@ -6,14 +6,15 @@ import pytest
 
 from core.errors import UserError
 from core.launch.nodes.ssh import check_host, ssh_command
+from tests.cases import cases
 
 
-@pytest.mark.parametrize("host", ["tower", "me@10.0.0.7", "ssh://me@tower:2222", "fe80::1%eth0", "a-b.example"])
+@cases("host", ["tower", "me@10.0.0.7", "ssh://me@tower:2222", "fe80::1%eth0", "a-b.example"])
 def test_names_that_ssh_takes(host: str) -> None:
     check_host(host)
 
 
-@pytest.mark.parametrize("host", ["-oProxyCommand=touch /tmp/x", "", "a b", "a;b", "$(b)", "a\nb", "`b`", "--"])
+@cases("host", ["-oProxyCommand=touch /tmp/x", "", "a b", "a;b", "$(b)", "a\nb", "`b`", "--"])
 def test_what_is_no_name_is_refused(host: str) -> None:
     with pytest.raises(UserError, match="no name of a machine"):
         ssh_command(host, "core.x")

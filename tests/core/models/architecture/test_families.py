@@ -12,10 +12,11 @@ from core.config.schema import MethodSection
 from core.errors import UserError
 from core.memory.sizes import target_linears
 from core.models.architecture.families import UnknownFamilyError, known_families, read_architecture
+from tests.cases import cases
 from tests.core.models.architecture import published
 
 
-@pytest.mark.parametrize("name", published.PARAMETERS)
+@cases("name", published.PARAMETERS)
 def test_published_models_have_exactly_their_parameters(name: str) -> None:
     config, parameters = published.PARAMETERS[name]
     architecture = read_architecture(config, name)
@@ -44,7 +45,7 @@ def test_layers_of_two_kinds_are_told_apart() -> None:
     assert dense.width == 5632
 
 
-@pytest.mark.parametrize(
+@cases(
     ("targets", "names"),
     [
         ("all-linear", {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}),
@@ -61,13 +62,13 @@ def test_targets_are_chosen_as_peft_chooses_them(targets: Any, names: set[str]) 
     assert {name.rpartition(".")[2] for name in target_linears(layer, "model.layers.0", method)} == names
 
 
-@pytest.mark.parametrize("family", ["somebodys_llama", "jamba", "t5"])
+@cases("family", ["somebodys_llama", "jamba", "t5"])
 def test_a_family_that_the_tables_do_not_know_is_not_guessed(family: str) -> None:
     with pytest.raises(UnknownFamilyError, match=f"of the family {family}, whose memory has to be measured"):
         read_architecture({**published.LLAMA_3_8B, "model_type": family}, "x")
 
 
-@pytest.mark.parametrize(
+@cases(
     ("config", "words"),
     [
         ({}, "no model_type"),
@@ -99,9 +100,7 @@ def test_what_sees_images_is_told_and_not_counted() -> None:
     assert (architecture.depth, architecture.prefix) == (34, "model.layers")
 
 
-@pytest.mark.parametrize(
-    ("vision", "expected"), [({"patch_size": 0}, 0), ({"hidden_size": True, "depth": 3}, 0), ("none", 0), ([], 0)]
-)
+@cases(("vision", "expected"), [({"patch_size": 0}, 0), ({"hidden_size": True, "depth": 3}, 0), ("none", 0), ([], 0)])
 def test_towers_whose_configuration_makes_no_sense_do_not_matter(vision: object, expected: int) -> None:
     architecture = read_architecture({**published.GEMMA_3_4B, "vision_config": vision}, "x")
     assert architecture.towers is not None

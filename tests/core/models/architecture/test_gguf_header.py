@@ -16,6 +16,7 @@ from core.errors import UserError
 from core.models.architecture.gguf_header import LONGEST_TEXT, MOST_NUMBERS, MOST_STRINGS, read_gguf_header
 from core.models.architecture.load import load_architecture
 from core.models.gguf import check_gguf
+from tests.cases import cases
 
 
 def write_gguf(path: Path, architecture: str = "llama", *, head: bool = False) -> Path:
@@ -111,7 +112,7 @@ BOMBS = {
 }
 
 
-@pytest.mark.parametrize("name", BOMBS)
+@cases("name", BOMBS)
 def test_headers_beyond_all_sense_are_refused(tmp_path: Path, name: str) -> None:
     body, entries, tensors = BOMBS[name]
     path = tmp_path / "m.gguf"

@@ -12,8 +12,12 @@ from safetensors.torch import load_file
 
 from core.errors import UserError
 from core.models.architecture.load import load_architecture, locate_model
+from tests.cases import cases
 from tests.core.models.architecture import published
 from tests.families.tiny import write_family
+from tests.measured_here import measured_here
+
+__all__ = ["measured_here"]
 
 SMALL = {**published.SMOLLM2_135M, "num_hidden_layers": 1}
 
@@ -67,9 +71,7 @@ def test_a_tied_head_that_is_saved_is_not_counted_twice(tmp_path: Path) -> None:
     assert load_architecture(model).parameters == plain.parameters
 
 
-@pytest.mark.parametrize(
-    "damage", [b"", b"\xff" * 16, struct.pack("<Q", 5) + b"[1,2]", struct.pack("<Q", 9) + b'{"a": {}}']
-)
+@cases("damage", [b"", b"\xff" * 16, struct.pack("<Q", 5) + b"[1,2]", struct.pack("<Q", 9) + b'{"a": {}}'])
 def test_damaged_weights_leave_what_the_configuration_says(tmp_path: Path, damage: bytes) -> None:
     model = write_model(tmp_path / "m")
     (model / "model.safetensors").write_bytes(damage)
@@ -89,7 +91,7 @@ def test_prepared_models_and_the_hubs_cache_are_found(
     assert locate_model("some/model") == snapshot
 
 
-@pytest.mark.parametrize(
+@cases(
     "name",
     [
         "meta-llama/Nowhere-8B",

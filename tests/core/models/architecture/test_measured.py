@@ -20,6 +20,7 @@ from core.models.architecture.measured import (
     passes_to_dict,
     peak_at,
 )
+from tests.cases import cases
 
 COUNTS = st.integers(0, 1 << 20)
 
@@ -84,7 +85,7 @@ def test_passes_come_back_from_json_as_they_were() -> None:
     assert made.regimes[0].layer(0, reached=False).reached
 
 
-@pytest.mark.parametrize("damage", ["kinds", "regimes", "trained", "empty", "foreign"])
+@cases("damage", ["kinds", "regimes", "trained", "empty", "foreign"])
 def test_passes_that_are_not_whole_are_refused(damage: str) -> None:
     values = passes_to_dict(passes())
     if damage == "empty":

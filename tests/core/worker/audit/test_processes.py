@@ -13,6 +13,7 @@ import pytest
 from core.worker.audit.processes import Message, work_together
 from core.worker.distributed.errors import RankLostError
 from core.worker.process.answers import Answers
+from tests.cases import cases
 from tests.waiting import wait_for
 
 #: As good as for ever.
@@ -66,7 +67,7 @@ def test_processes_begin_and_end_at_the_same_time() -> None:
     assert result == {"outcome": "differs"}
 
 
-@pytest.mark.parametrize(
+@cases(
     ("parts", "reason"),
     [
         ((end_by(signal.SIGKILL),), "The process that executed it was ended by SIGKILL."),

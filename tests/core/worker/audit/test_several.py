@@ -123,6 +123,7 @@ def test_a_run_on_several_machines_is_equal_on_one_from_the_base_on(spread: Run)
     assert (outcomes(found), found.notes, found.complete) == ([(0, STEPS, "equal")], (), True)
 
 
+@pytest.mark.long
 def test_weights_shared_out_come_out_equal_and_a_flipped_bit_is_named(tmp_path: Path, tiny_model_dir: Path) -> None:
     method = {"name": "full", "dropout": 0.0}
     distributed = {"processes": 2, "strategy": "fsdp2"}
@@ -146,6 +147,7 @@ def test_what_differs_may_be_of_a_machine_that_is_not_recorded(spread: Run, tmp_
     assert span.differences[0].file == name
 
 
+@pytest.mark.long
 def test_another_number_of_processes_is_not_what_trained(spread: Run, tmp_path: Path) -> None:
     run = copy(spread, tmp_path)
     lines = run.events_path.read_text().splitlines(keepends=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import random
@@ -24,6 +25,7 @@ from core.worker.checkpoint import checkpoint as checkpoints
 from core.worker.model.adapters import attach_adapters, load_adapter
 from core.worker.model.model import load_model, trainable_parameters
 from core.worker.optim.optim import make_optimizer
+from tests.cases import cases
 from tests.families import forked
 from tests.small_disk import small_disk
 from tests.unprivileged import unprivileged
@@ -72,13 +74,12 @@ def saved(tmp_path_factory: pytest.TempPathFactory, training: Training) -> Path:
     return where
 
 
-@pytest.fixture
-def where(saved: Path, tmp_path: Path) -> Path:
+def copied(saved: Path, tmp_path: Path) -> Path:
     """Two checkpoints, to be damaged."""
     return Path(shutil.copytree(saved, tmp_path / "checkpoints"))
 
 
-@pytest.mark.parametrize(
+@cases(
     "options",
     [
         {},
@@ -104,7 +105,7 @@ def test_restore_is_exact(tiny_model_dir: Path, tmp_path: Path, options: dict[st
         assert torch.equal(mine, theirs)
 
 
-@pytest.mark.parametrize("fewer", [True, False])
+@cases("fewer", [True, False])
 def test_adapters_on_other_layers_are_refused_by_name_and_can_be_used_as_they_are(
     tiny_model_dir: Path, tmp_path: Path, fewer: bool
 ) -> None:
@@ -156,11 +157,11 @@ def _flip(path: Path) -> None:
     path.write_bytes(raw)
 
 
-@pytest.mark.parametrize("damage", [_remove, _cut, _empty, _flip])
-@pytest.mark.parametrize("name", FILES)
+@cases("name, damage", itertools.product(FILES, [_remove, _cut, _empty, _flip]))
 def test_any_damage_to_any_file_brings_the_older_checkpoint(
-    where: Path, name: str, damage: Callable[[Path], None]
+    saved: Path, tmp_path: Path, name: str, damage: Callable[[Path], None]
 ) -> None:
+    where = copied(saved, tmp_path)
     damage(where / "step-00000020" / name)
     found, damaged = checkpoints.newest_valid(where)
     assert found is not None
@@ -245,8 +246,8 @@ def _with_a_pipe(name: str) -> Callable[[Path], None]:
     return damage
 
 
-@pytest.mark.parametrize(
-    ("damage", "says"),
+@cases(
+    "damage, says",
     [
         (_with_the_manifest_of_another, "manifest.json is that of another checkpoint"),
         (_with_the_files_of_another, "manifest.json is that of another checkpoint"),
@@ -271,8 +272,9 @@ def _with_a_pipe(name: str) -> Callable[[Path], None]:
     ],
 )
 def test_what_was_changed_by_hand_is_passed_over_and_said(
-    where: Path, damage: Callable[[Path], object], says: str
+    saved: Path, tmp_path: Path, damage: Callable[[Path], object], says: str
 ) -> None:
+    where = copied(saved, tmp_path)
     damage(where / "step-00000020")
     found, damaged = checkpoints.newest_valid(where)
     assert found is not None
@@ -282,8 +284,9 @@ def test_what_was_changed_by_hand_is_passed_over_and_said(
     assert sentence.startswith("step-00000020")
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "optimizer.pt", "adapter"])
-def test_what_may_not_be_read_is_no_checkpoint(where: Path, name: str) -> None:
+@cases("name", ["manifest.json", "optimizer.pt", "adapter"])
+def test_what_may_not_be_read_is_no_checkpoint(saved: Path, tmp_path: Path, name: str) -> None:
+    where = copied(saved, tmp_path)
     (where / "step-00000020" / name).chmod(0)
     with unprivileged():
         found, damaged = checkpoints.newest_valid(where)
@@ -294,8 +297,8 @@ def test_what_may_not_be_read_is_no_checkpoint(where: Path, name: str) -> None:
     assert "Permission denied" in sentence or "no valid manifest" in sentence
 
 
-def test_no_flipped_bit_of_a_manifest_is_believed(where: Path) -> None:
-    path = where / "step-00000010" / "manifest.json"
+def test_no_flipped_bit_of_a_manifest_is_believed(saved: Path, tmp_path: Path) -> None:
+    path = copied(saved, tmp_path) / "step-00000010" / "manifest.json"
     raw = path.read_bytes()
     sound = json.loads(raw)
     for place in range(len(raw)):
@@ -309,8 +312,9 @@ def test_no_flipped_bit_of_a_manifest_is_believed(where: Path) -> None:
         assert found.manifest == sound, f"byte {place}"
 
 
-@pytest.mark.parametrize("text", ["", "null", "[]", "{}", '{"step": 1, "files": {}, "version": 1}', "[" * 100_000])
-def test_a_manifest_of_another_shape_is_none(where: Path, text: str) -> None:
+@cases("text", ["", "null", "[]", "{}", '{"step": 1, "files": {}, "version": 1}', "[" * 100_000])
+def test_a_manifest_of_another_shape_is_none(saved: Path, tmp_path: Path, text: str) -> None:
+    where = copied(saved, tmp_path)
     (where / "step-00000020" / "manifest.json").write_text(text)
     found, damaged = checkpoints.newest_valid(where)
     assert found is not None
@@ -380,7 +384,7 @@ def test_states_are_not_copied_whole_to_be_written_or_to_be_read(tmp_path: Path)
     assert loading < 40 << 10, "but for what lies in the file"
 
 
-@pytest.mark.parametrize("options", [{}, {"optimizer": "adamw_8bit", "rank": 80}])
+@cases("options", [{}, {"optimizer": "adamw_8bit", "rank": 80}])
 def test_states_that_stay_in_the_file_are_the_same(
     tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:

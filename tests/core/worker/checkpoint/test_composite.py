@@ -18,6 +18,7 @@ from core.worker.model.adapters import attach_adapters, load_state
 from core.worker.model.full_weights import choose_weights, put_weights, trained_tensors
 from core.worker.model.model import load_model, trainable_parameters
 from core.worker.model.safetensors_io import read_tensors
+from tests.cases import cases
 from tests.core.worker.export.bench import make_config
 from tests.families.tiny import write_family
 
@@ -44,7 +45,7 @@ def step(model: Any, optimizer: Any) -> float:
     return float(loss.detach())
 
 
-@pytest.mark.parametrize("groups", [1, 2])
+@cases("groups", [1, 2])
 def test_adapters_go_on_with_their_optimizer(base: Path, groups: int) -> None:
     def make_optimizer(parameters: list[torch.nn.Parameter]) -> Any:
         halves = [parameters[0::2], parameters[1::2]] if groups == 2 else [parameters]

@@ -16,6 +16,7 @@ from core.template.rows import MaskedRow
 from core.template.settings import MaskSettings
 from core.template.tokenizer import load_tokenizer
 from core.worker.data.encode import Encoder, TokenizedRow, stop_token_ids
+from tests.cases import cases
 from tests.tiny_model import CHATML
 
 LLAMA3 = (
@@ -53,8 +54,8 @@ def encode(tokenizer: Any, example: Example, template: str | None = None) -> Tok
     return row
 
 
-@pytest.mark.parametrize("template", [None, LLAMA3])
-@pytest.mark.parametrize(
+@cases("template", [None, LLAMA3])
+@cases(
     "example",
     [talk("hi", "hello"), talk("a", "b", "c c", " d "), talk("q", "{}", system="be brief"), talk("ü ✓", "<b>")],
 )
@@ -200,7 +201,7 @@ def test_a_tokenizer_of_sentencepiece_alone_is_converted(tmp_path: Path) -> None
     assert tokenizer.decode(row.input_ids[row.supervised]).strip() == "order</s>"
 
 
-@pytest.mark.parametrize(
+@cases(
     ("template", "code"),
     [
         (OTHER_PROMPT, "template_rewrites"),

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from core.worker.data.encode import TokenizedRow
 from core.worker.data.packing import LaidOut, choose_layout, common_beginning
 from core.worker.fused.attention import Group
+from tests.cases import cases
 
 CPU = torch.device("cpu")
 Row = tuple[list[int], int]
@@ -155,7 +156,7 @@ def test_a_first_token_is_predicted_by_nothing() -> None:
     assert laid.input_ids[0, laid.predicting_positions].tolist() == [1, 2, 3, 5]
 
 
-@pytest.mark.parametrize(("prefix", "own", "shares"), [(200, 1848, False), (200, 200, True), (1024, 1024, True)])
+@cases(("prefix", "own", "shares"), [(200, 1848, False), (200, 200, True), (1024, 1024, True)])
 def test_the_price_of_masks_is_counted_before_sharing(prefix: int, own: int, shares: bool) -> None:
     """By the shape of an 8B model; without masks all three are shared."""
     rows = [([*range(prefix), *([row + 5000] * own)], prefix + 1) for row in range(4)]

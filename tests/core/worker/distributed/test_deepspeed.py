@@ -11,11 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from core import deepspeed
-from core.config.schema import Config
-from core.errors import UserError
 from core.runs.client import ControlClient
 from core.runs.events import EvalEvent, StepEvent
 from core.runs.store import Run
@@ -23,10 +20,12 @@ from core.worker.distributed.ranks import Ranks
 from core.worker.evaluate.evaluate import Evaluator
 from core.worker.model.model import decoder_layers
 from core.worker.progress.finite import FiniteCheck
-from core.worker.setup.together import check_strategy
+from tests.cases import cases
 
 from .pairs import run_pair
 from .trainings import Trained, Trainings, largest_difference, result, write_rows
+
+pytestmark = pytest.mark.long
 
 needs_deepspeed = pytest.mark.skipif(
     not deepspeed.is_installed(), reason="DeepSpeed is not installed; docs/distributed.md says how to run these"
@@ -45,7 +44,7 @@ RUNS: dict[str, tuple[int, str, dict[str, Any]]] = {
 }
 #: One whose optimizer needs no compilation, which is looked for in the home of a test.
 SHORT = "full-short"
-ALL = pytest.mark.parametrize("name", list(RUNS))
+ALL = cases("name", list(RUNS))
 #: The step that every run drops.
 DROPPED = 3
 
@@ -173,7 +172,6 @@ def alone(name: str) -> str:
     return name.partition("-")[0]
 
 
-@pytest.mark.slow
 @needs_deepspeed
 @ALL
 def test_two_learn_what_one_learns(trained: Trained, name: str) -> None:
@@ -185,22 +183,19 @@ def test_two_learn_what_one_learns(trained: Trained, name: str) -> None:
     assert largest_difference(result(trained.run(name)), result(trained.run(alone(name)))) < CLOSE
 
 
-@pytest.mark.slow
 @needs_deepspeed
 @ALL
 def test_a_run_goes_on_exactly_where_it_was(trained: Trained, name: str) -> None:
     assert largest_difference(result(trained.run(name)), result(trained.run(f"{name}-again"))) == 0.0
 
 
-@pytest.mark.slow
 @needs_deepspeed
 @ALL
-@pytest.mark.parametrize("way", ["two-one", "one-two"])
+@cases("way", ["two-one", "one-two"])
 def test_checkpoints_know_nothing_of_processes(trained: Trained, name: str, way: str) -> None:
     assert largest_difference(result(trained.run(name)), result(trained.run(f"{name}-{way}"))) < CLOSE
 
 
-@pytest.mark.slow
 @needs_deepspeed
 @ALL
 def test_the_model_is_measured_and_asked_between_two_steps(trained: Trained, name: str) -> None:
@@ -211,14 +206,12 @@ def test_the_model_is_measured_and_asked_between_two_steps(trained: Trained, nam
     assert [event.loss for event in two] == pytest.approx([event.loss for event in one], abs=1e-5)
 
 
-@pytest.mark.slow
 @needs_deepspeed
 def test_memory_that_runs_out_in_one_process_costs_it_a_finer_window(trained: Trained) -> None:
     # In the other process, which writes no record: the run has come to its end with the same result.
     assert trained.events("adapters-2-one-two", StepEvent)[-1].step == 4
 
 
-@pytest.mark.slow
 @needs_deepspeed
 def test_weights_in_16_bit_go_on_exactly_from_their_copies_in_32(tmp_path: Path, tiny_model_dir: Path) -> None:
     write_rows(tmp_path / "rows.jsonl")
@@ -238,7 +231,6 @@ def test_weights_in_16_bit_go_on_exactly_from_their_copies_in_32(tmp_path: Path,
     assert 0.0 < largest_difference(two, one) < 2e-2
 
 
-@pytest.mark.slow
 @needs_deepspeed
 def test_memory_that_runs_out_where_sums_have_begun_ends_the_run_with_a_sentence(
     tmp_path: Path, tiny_model_dir: Path
@@ -256,7 +248,6 @@ def test_memory_that_runs_out_where_sums_have_begun_ends_the_run_with_a_sentence
     )
 
 
-@pytest.mark.slow
 @needs_deepspeed
 def test_a_model_that_uses_weights_from_outside_of_their_modules_is_refused(
     tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
@@ -274,22 +265,3 @@ def test_a_model_that_uses_weights_from_outside_of_their_modules_is_refused(
 
     for refused in run_pair(tmp_path, work, patience=300.0):
         assert refused.startswith("UserError: distributed.zero_stage = 3 cannot share this model out")
-
-
-def test_a_package_that_is_missing_is_told_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deepspeed, "PACKAGE", "deepspeed_that_is_not_there")
-    config = Config.model_validate(
-        {"model": {"base": "x"}, "data": {"train": "x"}, "distributed": {"strategy": "deepspeed"}}
-    )
-    with pytest.raises(UserError, match="DeepSpeed is not installed") as refused:
-        check_strategy(config, Ranks(0, 2))
-    assert "pip install 'localtune-tui[deepspeed]'" in refused.value.hint
-
-
-def test_a_card_that_trains_in_fp16_by_itself_is_refused(tiny_model_dir: Path) -> None:
-    from core.worker.distributed.deepspeed import DeepSpeed
-
-    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float16)
-    config = Config.model_validate({"data": {"train": "x"}, "distributed": {"strategy": "deepspeed"}})
-    with pytest.raises(UserError, match="this card trains in fp16"):
-        DeepSpeed(Ranks(0, 2), config).own_update(model)

@@ -16,6 +16,7 @@ from core.runs.client import ControlClient
 from core.runs.events import EvalEvent, NoticeEvent, StepEvent
 from core.worker.distributed.fsdp2 import Fsdp2
 from core.worker.distributed.ranks import Ranks
+from tests.cases import cases
 
 from .pairs import run_pair
 from .trainings import Trained, Trainings, largest_difference, result, write_rows
@@ -93,7 +94,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> T
     return Trained(directory / "runs", first)
 
 
-BOTH = pytest.mark.parametrize("name", ["adapters", "full"])
+BOTH = cases("name", ["adapters", "full"])
 
 
 @BOTH
@@ -117,7 +118,7 @@ def test_what_was_taken_out_of_the_base_is_saved_with_the_adapters(trained: Trai
 
 
 @BOTH
-@pytest.mark.parametrize("way", ["two-one", "one-two"])
+@cases("way", ["two-one", "one-two"])
 def test_checkpoints_know_nothing_of_processes(trained: Trained, name: str, way: str) -> None:
     assert largest_difference(result(trained.run(name)), result(trained.run(f"{name}-{way}"))) < CLOSE
 

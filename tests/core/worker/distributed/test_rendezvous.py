@@ -10,6 +10,7 @@ import pytest
 
 from core.errors import UserError
 from core.worker.distributed.rendezvous import Meeting, file_meeting, forget, read_meeting
+from tests.cases import cases
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29501"}
 SRUN = {"SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_LOCALID": "1", "MASTER_ADDR": "10.0.0.1"}
@@ -30,7 +31,7 @@ def test_torchrun_and_slurm_are_understood(environment: dict[str, str], port: in
     assert not found.is_local
 
 
-@pytest.mark.parametrize(
+@cases(
     "environment",
     [
         {},
@@ -43,7 +44,7 @@ def test_the_only_process_has_no_place(environment: dict[str, str]) -> None:
     assert read_meeting(environment) is None
 
 
-@pytest.mark.parametrize("change", [{"RANK": "x"}, {"RANK": "4"}, {"WORLD_SIZE": "-2"}, {"LOCAL_RANK": "1.5"}])
+@cases("change", [{"RANK": "x"}, {"RANK": "4"}, {"WORLD_SIZE": "-2"}, {"LOCAL_RANK": "1.5"}])
 def test_places_that_make_no_sense_are_refused(change: dict[str, str]) -> None:
     with pytest.raises(UserError):
         read_meeting(TORCHRUN | change)

@@ -30,6 +30,7 @@ from core.worker.model.full_weights import trained_tensors
 from core.worker.process.control import Controls
 from core.worker.process.recorder import Recorder
 from core.worker.setup import build as setup
+from tests.cases import cases
 
 from .pairs import run_pair
 from .trainings import largest_difference, result
@@ -111,20 +112,11 @@ def steps(run: Run) -> list[StepEvent]:
     return [event for event in EventTail(run.events_path).read_all() if isinstance(event, StepEvent)]
 
 
-@pytest.mark.parametrize(
-    ("kind", "method", "options"),
-    [
-        ("rows", {"name": "qlora", "neftune_alpha": 5.0}, {}),
-        ("rows", {"name": "full"}, {"learning_rate": 1e-3}),
-        ("pairs", {"name": "lora"}, {"objective": "dpo"}),
-        ("pairs", {"name": "lora"}, {"objective": "orpo"}),
-        ("labels", {"name": "lora"}, {"objective": "kto"}),
-    ],
-    ids=["noise", "full", "dpo", "orpo", "kto"],
-)
-def test_two_train_as_one_does(
+def compare_with_one(
     tmp_path: Path, tiny_model_dir: Path, kind: str, method: dict[str, Any], options: dict[str, Any]
 ) -> None:
+    """Two processes train as one does."""
+
     def config(processes: int) -> Config:
         values = {
             "model": {"base": str(tiny_model_dir)},
@@ -156,6 +148,33 @@ def test_two_train_as_one_does(
         assert two.reward_accuracy == (
             None if one.reward_accuracy is None else pytest.approx(one.reward_accuracy, abs=1e-6)
         )
+
+
+@cases(
+    ("kind", "method", "options"),
+    [
+        ("rows", {"name": "qlora", "neftune_alpha": 5.0}, {}),
+        ("rows", {"name": "full"}, {"learning_rate": 1e-3}),
+        ("pairs", {"name": "lora"}, {"objective": "dpo"}),
+    ],
+    ids=["noise", "full", "dpo"],
+)
+def test_two_train_as_one_does(
+    tmp_path: Path, tiny_model_dir: Path, kind: str, method: dict[str, Any], options: dict[str, Any]
+) -> None:
+    compare_with_one(tmp_path, tiny_model_dir, kind, method, options)
+
+
+@pytest.mark.long
+@cases(
+    ("kind", "method", "options"),
+    [("pairs", {"name": "lora"}, {"objective": "orpo"}), ("labels", {"name": "lora"}, {"objective": "kto"})],
+    ids=["orpo", "kto"],
+)
+def test_two_train_as_one_does_by_other_objectives(
+    tmp_path: Path, tiny_model_dir: Path, kind: str, method: dict[str, Any], options: dict[str, Any]
+) -> None:
+    compare_with_one(tmp_path, tiny_model_dir, kind, method, options)
 
 
 def test_a_process_that_runs_out_of_memory_runs_its_share_again_alone(tmp_path: Path, tiny_model_dir: Path) -> None:

@@ -46,8 +46,8 @@ def received() -> int:
     ("strategy", "method"),
     [
         ("replicate", "qlora"),
-        pytest.param("fsdp2", "qlora", marks=pytest.mark.slow),
-        pytest.param("fsdp2", "full", marks=pytest.mark.slow),
+        pytest.param("fsdp2", "qlora", marks=pytest.mark.long),
+        ("fsdp2", "full"),
     ],
 )
 def test_a_step_sends_what_the_plan_says(tmp_path: Path, tiny_model_dir: Path, strategy: str, method: str) -> None:

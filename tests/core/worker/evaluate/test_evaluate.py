@@ -26,6 +26,7 @@ from core.worker.model.model import LoadedModel, load_model, trainable_parameter
 from core.worker.oom.retry import MemoryShortageError
 from core.worker.process.control import StopRequested
 from core.worker.process.rng import rng_state
+from tests.cases import cases
 
 ANSWERS = ('{"area": "login", "ref": 1}', '{"area": "printer", "ref": 2}', '{"area": "network", "ref": 300}')
 
@@ -68,7 +69,7 @@ def bench(tiny_model_dir: Path) -> Bench:
     return Bench(tiny_model_dir)
 
 
-@pytest.mark.parametrize("token_budget", [1, 100, 1000])
+@cases("token_budget", [1, 100, 1000])
 def test_the_loss_is_the_mean_over_all_supervised_tokens(bench: Bench, token_budget: int) -> None:
     total, tokens = 0.0, 0
     bench.loaded.model.eval()
@@ -156,7 +157,7 @@ def test_real_answers_are_given_within_their_limit(bench: Bench) -> None:
     assert all(0 < len(sample.text) <= 3 * longest for sample in samples)
 
 
-@pytest.mark.parametrize("calls", [1, 2])
+@cases("calls", [1, 2])
 def test_a_stop_ends_it_and_the_model_trains_again(bench: Bench, calls: int) -> None:
     left = calls
 

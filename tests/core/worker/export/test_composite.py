@@ -24,21 +24,46 @@ from core.worker.export.merge import merge_weights
 from core.worker.export.verify.plain import PlainReader
 from core.worker.model.adapters import adapter_state, add_adapter, attach_adapters, load_adapter, load_state
 from core.worker.model.model import load_model
+from tests.cases import cases
 from tests.core.worker.export.bench import IDS, logits, make_config, train_adapter
 from tests.core.worker.export.test_merge import TALK
 from tests.families.tiny import FAMILIES, write_family
 from tests.progress import quiet
 
 COMPOSITE = [name for name, family in FAMILIES.items() if family.sees]
+#: Those that 'make test' goes through, and the others.
+FIRST = ("qwen3_5", "gemma3", "mistral3")
+OTHERS = [name for name in COMPOSITE if name not in FIRST]
+METHODS: list[dict[str, Any]] = [
+    {},
+    {"target_modules": ["q_proj", "v_proj"]},
+    {"target_modules": ["layers.1.*_proj"]},
+    {"dora": True},
+    {"init": "pissa"},
+    {"target_modules": ["lm_head", "up_proj"]},
+]
 #: The names that adapters on a whole Gemma 3 had when towers were loaded and adapted as well.
 TOWER = "base_model.model.model.vision_tower.encoder.layers.0.self_attn.q_proj"
 
 
+class Bases(dict[str, Path]):
+    """Tiny models of composite families, in bf16 as published ones are, each made when it is asked for.
+
+    Args:
+        directory: Where they are made.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def __missing__(self, name: str) -> Path:
+        self[name] = write_family(name, self.directory / name)
+        return self[name]
+
+
 @pytest.fixture(scope="module")
-def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A tiny model of each composite family, in bf16 as published ones are."""
-    directory = tmp_path_factory.mktemp("composite")
-    return {name: write_family(name, directory / name) for name in COMPOSITE}
+def bases(tmp_path_factory: pytest.TempPathFactory) -> Bases:
+    return Bases(tmp_path_factory.mktemp("composite"))
 
 
 def whole(directory: Path) -> Any:
@@ -56,45 +81,45 @@ def ids_of(model: Any) -> torch.Tensor:
     return found
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        {},
-        {"target_modules": ["q_proj", "v_proj"]},
-        {"target_modules": ["layers.1.*_proj"]},
-        {"dora": True},
-        {"init": "pissa"},
-        {"target_modules": ["lm_head", "up_proj"]},
-    ],
-    ids=["all", "names", "patterns", "dora", "pissa", "head"],
-)
-@pytest.mark.parametrize("name", COMPOSITE)
-def test_a_saved_adapter_works_on_the_whole_model(
-    bases: dict[str, Path], name: str, method: dict[str, Any], tmp_path: Path
-) -> None:
+def check_on_the_whole_model(base: Path, name: str, method: dict[str, Any], tmp_path: Path) -> None:
+    """An adapter that was trained on the text part is one of the whole model."""
     if "moe" in name and method.get("init") == "pissa":
         method = {**method, "target_modules": ["q_proj", "v_proj"]}
-    _, wanted = train_adapter(bases[name], tmp_path / "adapter", **method)
-    model = whole(bases[name])
+    _, wanted = train_adapter(base, tmp_path / "adapter", **method)
+    model = whole(base)
     assert (ids_of(model) - wanted).abs().max() > 0.05
     adapted = PeftModel.from_pretrained(model, tmp_path / "adapter").eval()
     torch.testing.assert_close(ids_of(adapted), wanted, rtol=0, atol=1e-5)
     assert not [key for key, _ in adapted.named_parameters() if "lora_" in key and ("vision" in key or "visual" in key)]
     with safe_open(tmp_path / "adapter" / "adapter_model.safetensors", framework="pt") as file:
         assert all("language_model" in key or "lm_head" in key for key in file.keys())  # noqa: SIM118
-    check_adapter(tmp_path / "adapter", bases[name])
+    check_adapter(tmp_path / "adapter", base)
 
 
-@pytest.mark.parametrize("name", COMPOSITE)
-def test_a_saved_adapter_is_read_again(bases: dict[str, Path], name: str, tmp_path: Path) -> None:
-    """Alone, beside another one, and as the state of a run that goes on."""
-    _, wanted = train_adapter(bases[name], tmp_path / "adapter")
-    first = load_adapter(fresh(bases[name]), tmp_path / "adapter", trainable=False)
+@cases("name, method", [("gemma3", method) for method in METHODS] + [("qwen3_5", {}), ("mistral3", {})])
+def test_a_saved_adapter_works_on_the_whole_model(
+    bases: Bases, name: str, method: dict[str, Any], tmp_path: Path
+) -> None:
+    check_on_the_whole_model(bases[name], name, method, tmp_path)
+
+
+@pytest.mark.long
+@cases("name, method", [(name, method) for name in COMPOSITE if name != "gemma3" for method in METHODS])
+def test_a_saved_adapter_of_any_family_works_on_the_whole_model(
+    bases: Bases, name: str, method: dict[str, Any], tmp_path: Path
+) -> None:
+    check_on_the_whole_model(bases[name], name, method, tmp_path)
+
+
+def check_reading(base: Path, tmp_path: Path) -> None:
+    """A saved adapter is read alone, beside another one, and as the state of a run that goes on."""
+    _, wanted = train_adapter(base, tmp_path / "adapter")
+    first = load_adapter(fresh(base), tmp_path / "adapter", trainable=False)
     torch.testing.assert_close(logits(first), wanted, rtol=0, atol=0)
     second = add_adapter(first, tmp_path / "adapter", "other")
     second.set_adapter("other")
     torch.testing.assert_close(logits(second), wanted, rtol=0, atol=0)
-    resumed = attach_adapters(fresh(bases[name]), make_config(bases[name]).method, seed=7)
+    resumed = attach_adapters(fresh(base), make_config(base).method, seed=7)
     assert load_state(resumed, load_file(tmp_path / "adapter" / "adapter_model.safetensors")) == []
     torch.testing.assert_close(logits(resumed), wanted, rtol=0, atol=0)
     state, saved = adapter_state(second)
@@ -104,8 +129,19 @@ def test_a_saved_adapter_is_read_again(bases: dict[str, Path], name: str, tmp_pa
     )
 
 
-@pytest.mark.parametrize("names", ["whole", "text"])
-def test_adapters_of_earlier_versions_are_read(bases: dict[str, Path], names: str, tmp_path: Path) -> None:
+@cases("name", FIRST)
+def test_a_saved_adapter_is_read_again(bases: Bases, name: str, tmp_path: Path) -> None:
+    check_reading(bases[name], tmp_path)
+
+
+@pytest.mark.long
+@cases("name", OTHERS)
+def test_a_saved_adapter_of_another_family_is_read_again(bases: Bases, name: str, tmp_path: Path) -> None:
+    check_reading(bases[name], tmp_path)
+
+
+@cases("names", ["whole", "text"])
+def test_adapters_of_earlier_versions_are_read(bases: Bases, names: str, tmp_path: Path) -> None:
     """With names of the whole model and factors on its towers, as of Gemma 3; with names of the text part, as of
     Qwen3.5."""
     base, adapter = bases["gemma3"], tmp_path / "adapter"
@@ -126,7 +162,7 @@ def test_adapters_of_earlier_versions_are_read(bases: dict[str, Path], names: st
     torch.testing.assert_close(logits(resumed), wanted, rtol=0, atol=0)
 
 
-def test_an_adapter_that_is_not_whole_is_refused(bases: dict[str, Path], tmp_path: Path) -> None:
+def test_an_adapter_that_is_not_whole_is_refused(bases: Bases, tmp_path: Path) -> None:
     train_adapter(bases["mistral3"], tmp_path / "adapter")
     path = tmp_path / "adapter" / "adapter_model.safetensors"
     state = load_file(path)
@@ -141,15 +177,14 @@ def test_an_adapter_that_is_not_whole_is_refused(bases: dict[str, Path], tmp_pat
         load_adapter(fresh(bases["mistral3"]), tmp_path / "adapter", trainable=False)
 
 
-@pytest.mark.parametrize("quant", ["F32", "BF16"])
-@pytest.mark.parametrize("name", COMPOSITE)
-def test_a_merged_model_is_whole_again(bases: dict[str, Path], name: str, quant: Any, tmp_path: Path) -> None:
-    trained, wanted = train_adapter(bases[name], tmp_path / "adapter", target_modules=["q_proj", "o_proj", "out_proj"])
+def check_merged(base: Path, quant: Any, tmp_path: Path) -> None:
+    """A merged model is whole again, with its towers as they were."""
+    trained, wanted = train_adapter(base, tmp_path / "adapter", target_modules=["q_proj", "o_proj", "out_proj"])
     out = tmp_path / "merged"
     out.mkdir()
-    untied = merge_weights(bases[name], trained, out, quant, rounded=False, progress=quiet)
-    write_configs(bases[name], out, quant, TALK, untied=untied)
-    before, after = load_file(bases[name] / "model.safetensors"), load_file(out / "model.safetensors")
+    untied = merge_weights(base, trained, out, quant, rounded=False, progress=quiet)
+    write_configs(base, out, quant, TALK, untied=untied)
+    before, after = load_file(base / "model.safetensors"), load_file(out / "model.safetensors")
     assert set(before) == set(after)
     others = split_names(before).others
     assert others
@@ -163,7 +198,20 @@ def test_a_merged_model_is_whole_again(bases: dict[str, Path], name: str, quant:
         torch.testing.assert_close(logits(fresh(out)), wanted, rtol=0, atol=2e-5)
 
 
-def test_plain_readers_take_the_whole_model(bases: dict[str, Path], tmp_path: Path) -> None:
+@cases("name, quant", [("gemma3", "BF16"), *((name, "F32") for name in FIRST)])
+def test_a_merged_model_is_whole_again(bases: Bases, name: str, quant: str, tmp_path: Path) -> None:
+    check_merged(bases[name], quant, tmp_path)
+
+
+@pytest.mark.long
+@cases(
+    "name, quant", [*((name, "BF16") for name in COMPOSITE if name != "gemma3"), *((name, "F32") for name in OTHERS)]
+)
+def test_a_merged_model_of_another_family_is_whole_again(bases: Bases, name: str, quant: str, tmp_path: Path) -> None:
+    check_merged(bases[name], quant, tmp_path)
+
+
+def test_plain_readers_take_the_whole_model(bases: Bases, tmp_path: Path) -> None:
     _, wanted = train_adapter(bases["mistral3"], tmp_path / "adapter")
     for path in bases["mistral3"].glob("*token*"):
         (tmp_path / "adapter" / path.name).write_bytes(path.read_bytes())
@@ -181,14 +229,14 @@ def _with_base(adapter: Path, base: Path) -> Path:
     return adapter
 
 
-def test_an_adapter_in_a_gguf_file_has_the_names_of_the_text_part(bases: dict[str, Path], tmp_path: Path) -> None:
+def test_an_adapter_in_a_gguf_file_has_the_names_of_the_text_part(bases: Bases, tmp_path: Path) -> None:
     train_adapter(bases["gemma3"], tmp_path / "adapter", target_modules=["q_proj"])
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     _, pairs = read_pairs(tmp_path / "adapter" / "adapter_model.safetensors", config)
     assert sorted(pairs) == [f"model.layers.{number}.self_attn.q_proj" for number in range(2)]
 
 
-def test_loftq_reads_the_weights_of_the_text_part(bases: dict[str, Path], tmp_path: Path) -> None:
+def test_loftq_reads_the_weights_of_the_text_part(bases: Bases, tmp_path: Path) -> None:
     method = {"name": "qlora", "init": "loftq", "target_modules": ["q_proj"]}
     config = make_config(bases["mistral3"], **method)
     loaded = load_model(bases["mistral3"], method="qlora", precision="fp32", device="cpu")

@@ -29,6 +29,7 @@ from core.runs.trained import find_trained
 from core.units import format_bytes
 from core.worker.export import export as module
 from core.worker.export.export import Export
+from tests.cases import cases
 from tests.core.export.trained_run import make_trained_run, write_rows
 from tests.core.worker.export.bench import write_base
 from tests.progress import quiet
@@ -334,7 +335,7 @@ def test_a_card_says_where_its_base_is_from(run: Run, answers: list[Agreement], 
     assert 'from_pretrained("owner/name")' in card("hub", repository="owner/name", commit="ab")
 
 
-@pytest.mark.parametrize(
+@cases(
     ("kind", "quant", "said"),
     [
         ("gguf", None, ["An adapter (LoRA, rank 16)", "llama-server -m BASE.gguf --lora tickets-adapter.gguf"]),

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pytest
 from transformers import AutoConfig, AutoTokenizer
 
 from core.data.conversation import Example, Message, make_conversation
@@ -15,6 +14,7 @@ from core.template.settings import MaskSettings
 from core.worker.data.encode import Encoder, TokenizedRow
 from core.worker.export.beside import Conversation, copy_tokenizer, read_conversation, write_configs
 from core.worker.model.model import load_tokenizer
+from tests.cases import cases
 from tests.core.serve.test_same_tokens import TALK, TOOLS, WITH_TOOLS
 from tests.core.template.families import DEEPSEEK_R1, FAMILIES, Family
 from tests.core.template.toy_tokenizers import save
@@ -75,8 +75,8 @@ def plain_prompt(merged: Path, example: Example) -> list[int]:
     return list(found["input_ids"])
 
 
-@pytest.mark.parametrize("is_own", [True, False], ids=["the base's template", "a template of the run"])
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: str(family.name))
+@cases("is_own", [True, False], ids=["the base's template", "a template of the run"])
+@cases("family", FAMILIES, ids=lambda family: str(family.name))
 def test_a_prompt_is_the_same_tokens(family: Family, is_own: bool, tmp_path: Path) -> None:
     base = write_base(tmp_path / "base", family, family.template if is_own else "{{ messages[0].content }}")
     template = None

@@ -17,6 +17,7 @@ from core.worker.export.merged import ways_to_merge
 from core.worker.model.full_weights import choose_weights, trained_tensors
 from core.worker.model.model import load_model
 from core.worker.model.safetensors_io import write_tensors
+from tests.cases import cases
 from tests.core.worker.export.bench import (
     logits,
     make_config,
@@ -38,7 +39,7 @@ def merge(base: Path, trained: Any, out: Path, quant: Any = "F32", *, rounded: b
     return read_plainly(out)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("family", "settings", "method"),
     [
         ("llama", {"tie_word_embeddings": True}, {}),
@@ -64,12 +65,16 @@ def test_an_adapter_merged_answers_as_it_did_beside_the_base(
     assert torch.allclose(found, wanted, atol=2e-5), (found - wanted).abs().max()
 
 
-MIXTURES = [name for name, family in FAMILIES.items() if family.experts]
+MIXTURES = [(name, method) for name, family in FAMILIES.items() if family.experts for method in ("lora", "qlora")]
+#: Those that 'make test' goes through.
+FIRST = [
+    *(("gpt_oss", "lora"), ("gpt_oss", "qlora"), ("qwen3_5_moe", "lora"), ("qwen3_5_moe", "qlora")),
+    ("granitemoehybrid", "lora"),
+]
 
 
-@pytest.mark.parametrize("name", MIXTURES)
-@pytest.mark.parametrize("method", ["lora", "qlora"])
-def test_adapters_on_experts_are_merged_into_the_form_of_the_files(tmp_path: Path, name: str, method: str) -> None:
+def check_mixture(tmp_path: Path, name: str, method: str) -> None:
+    """Adapters on experts are merged into the form of the files."""
     base = write_family(name, tmp_path / "base", dtype="float32")
     trained, wanted = train_adapter(base, tmp_path / "adapter", name=method, target_experts="on")
     found = logits(merge(base, trained, tmp_path / "merged", rounded=method == "qlora"))
@@ -80,6 +85,19 @@ def test_adapters_on_experts_are_merged_into_the_form_of_the_files(tmp_path: Pat
     before, after = (load_file(path / "model.safetensors") for path in (base, tmp_path / "merged"))
     of_experts = [key for key in before if ".experts." in key and "bias" not in key and "scale" not in key]
     assert not any(torch.equal(before[key], after[key]) for key in of_experts)
+
+
+@cases("name, method", FIRST)
+def test_adapters_on_experts_are_merged_into_the_form_of_the_files(tmp_path: Path, name: str, method: str) -> None:
+    check_mixture(tmp_path, name, method)
+
+
+@pytest.mark.long
+@cases("name, method", [each for each in MIXTURES if each not in FIRST])
+def test_adapters_on_experts_of_other_families_are_merged_into_the_form_of_the_files(
+    tmp_path: Path, name: str, method: str
+) -> None:
+    check_mixture(tmp_path, name, method)
 
 
 def test_files_have_the_bases_names_and_untouched_weights_their_bytes(tmp_path: Path) -> None:
@@ -134,8 +152,8 @@ def test_a_base_that_was_saved_rounded_is_restored(tmp_path: Path) -> None:
     assert torch.allclose(logits(merged), wanted.float(), atol=0.02), (logits(merged) - wanted).abs().max()
 
 
-@pytest.mark.parametrize("method", ["full", "freeze"])
-@pytest.mark.parametrize("tied", [True, False])
+@cases("method", ["full", "freeze"])
+@cases("tied", [True, False])
 def test_trained_weights_replace_those_of_the_base(tmp_path: Path, method: str, tied: bool) -> None:
     base = write_base(tmp_path / "base", tie_word_embeddings=tied)
     config = make_config(base, name=method, trainable_layers=1)

@@ -17,6 +17,7 @@ from core.worker.export.export import Export
 from core.worker.export.merged import ways_to_merge
 from core.worker.model.model import load_model
 from core.worker.model.weight_files import WeightFiles
+from tests.cases import cases
 from tests.core.export.trained_run import make_trained_run, write_rows
 from tests.core.worker.export.bench import logits, train_adapter
 from tests.core.worker.export.test_merge import merge
@@ -26,7 +27,7 @@ from tests.progress import quiet
 from tests.tiny_model import write_tiny_model
 
 
-@pytest.mark.parametrize(
+@cases(
     ("family", "name", "method", "ways"),
     [
         ("llama", "fp8", {}, ("base",)),
@@ -74,7 +75,7 @@ def test_loftq_starts_from_the_decoded_weights(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "method", "kind"),
     [
-        ("fp8", "lora", "adapter"),
+        pytest.param("fp8", "lora", "adapter", marks=pytest.mark.long),
         ("ct_w4a16", "qlora", "merged"),
     ],
 )

@@ -10,6 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 from core.memory.batching import SHORT_ROW
 from core.worker.fused import attention
 from core.worker.fused.attention import Group, Layout, LayoutError, masks_left_out
+from tests.cases import cases
 
 HEADS, KEY_HEADS, SIZE = 4, 2, 8
 #: As transformers calls them: with whatever a layer passes.
@@ -46,7 +47,7 @@ def gradients(out: torch.Tensor, inputs: list[torch.Tensor]) -> list[torch.Tenso
     return list(torch.autograd.grad((out.float() * weight).sum(), inputs))
 
 
-@pytest.mark.parametrize("length", [2, 7, 33, SHORT_ROW + 1])
+@cases("length", [2, 7, 33, SHORT_ROW + 1])
 def test_output_and_gradients_are_those_of_the_definition(length: int) -> None:
     inputs = tensors(3, length)
     out, _ = attend(Module(), *inputs, None)
@@ -151,9 +152,7 @@ def test_masks_of_long_rows_go_with_their_batch() -> None:
     assert masks() == []
 
 
-@pytest.mark.parametrize(
-    "asked", [{"softcap": 30.0}, {"s_aux": torch.zeros(4)}, {"dropout": 0.1}, {"sliding_window": 10}]
-)
+@cases("asked", [{"softcap": 30.0}, {"s_aux": torch.zeros(4)}, {"dropout": 0.1}, {"sliding_window": 10}])
 def test_a_layout_is_refused_where_a_layer_asks_for_more(asked: dict[str, Any]) -> None:
     with pytest.raises(LayoutError):
         attend(Module(), *flat_inputs(), None, layout=LAYOUT, **asked)

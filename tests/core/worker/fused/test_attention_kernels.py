@@ -28,6 +28,7 @@ from core.worker.fused.attention_kernels import (
     kernels_for,
     varlen_arguments,
 )
+from tests.cases import cases
 from tests.core.worker.fused.varlen import varlen_attn
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -38,7 +39,7 @@ attend: Any = attention._attention
 attend_groups: Any = attention._attend_groups
 
 
-@pytest.mark.parametrize(
+@cases(
     ("capability", "dtype", "head", "value_head", "wanted"),
     [
         (None, BF16, 128, 128, (MASKED,)),  # a CPU
@@ -75,7 +76,7 @@ SECOND = ("return_aux", "scale", "window_size")
 THIRD = (*SECOND, "enable_gqa", "seqused_k", "block_table", "num_splits")
 
 
-@pytest.mark.parametrize(
+@cases(
     ("known", "grouped", "window", "scale", "wanted"),
     [
         (FIRST, False, None, None, {"is_causal": True}),
@@ -160,19 +161,21 @@ def assert_same(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> None:
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@cases("layout", LAYOUTS)
 def test_variable_lengths_give_what_masks_give(layout: Layout, varlen: list[tuple[int, int]]) -> None:
+    varlen.clear()
     inputs = inputs_of(layout)
     wanted = outcome(attend_groups(*inputs, layout, 0.3, MASKED), inputs)
     assert_same(outcome(attend(Module(), *inputs, None, layout=layout, scaling=0.3)[0], inputs), wanted)
     assert varlen == [(-1, 0)], "one call for all groups"
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("size", [1, 3, 7, 10])
+@cases("layout", LAYOUTS)
+@cases("size", [1, 3, 7, 10])
 def test_windows_of_packed_rows_give_what_masks_give(
     layout: Layout, size: int, varlen: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    varlen.clear()
     inputs = inputs_of(layout)
     monkeypatch.setattr(attention, "SHORT_ROW", 0)
     wanted = outcome(attend_groups(*inputs, layout, None, MASKED, size), inputs)
@@ -180,11 +183,12 @@ def test_windows_of_packed_rows_give_what_masks_give(
     assert varlen == [(size - 1, 0) if size < layout.longest else (-1, 0)]
 
 
-@pytest.mark.parametrize("kernel", [VARLEN, MASKED])
-@pytest.mark.parametrize("size", [1, 4, 11, 12])
+@cases("kernel", [VARLEN, MASKED])
+@cases("size", [1, 4, 11, 12])
 def test_windows_of_padded_rows_give_what_masks_give(
     size: int, kernel: Kernel, varlen: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    varlen.clear()
     monkeypatch.setattr(attention, "choose_kernel", lambda *_args, **_kwargs: kernel)
     generator = torch.Generator().manual_seed(4)
     inputs = [
@@ -197,8 +201,8 @@ def test_windows_of_padded_rows_give_what_masks_give(
     assert varlen == ([(size - 1, 0)] if size < 12 and kernel is VARLEN else [])
 
 
-@pytest.mark.parametrize("kernel", [FLASH, EFFICIENT])
-@pytest.mark.parametrize("layout", LAYOUTS)
+@cases("kernel", [FLASH, EFFICIENT])
+@cases("layout", LAYOUTS)
 def test_the_lower_right_bias_gives_what_masks_give(
     layout: Layout, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,7 +241,7 @@ def long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "SHORT_ROW", 0)
 
 
-@pytest.mark.parametrize("dtype", [FP32, BF16, FP16])
+@cases("dtype", [FP32, BF16, FP16])
 @pytest.mark.usefixtures("long", "varlen")
 def test_kernels_that_give_the_same_pass_the_trial(dtype: torch.dtype) -> None:
     assert try_kernel(FLASH, draws(dtype), window=False).passed
@@ -246,8 +250,8 @@ def test_kernels_that_give_the_same_pass_the_trial(dtype: torch.dtype) -> None:
     assert try_kernel(VARLEN, draws(dtype), window=True).passed
 
 
-@pytest.mark.parametrize("dtype", [FP32, BF16])
-@pytest.mark.parametrize("row", [0, 256])
+@cases("dtype", [FP32, BF16])
+@cases("row", [0, 256])
 def test_attention_as_one_operation_gives_the_same(
     row: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -274,8 +278,8 @@ def refusing(*_args: Any, **_kwargs: Any) -> torch.Tensor:
     raise RuntimeError("FlashAttention only supports Ampere GPUs or newer.")
 
 
-@pytest.mark.parametrize("wrong", [off_by_one, upper_left, refusing])
-@pytest.mark.parametrize("window", [False, True])
+@cases("wrong", [off_by_one, upper_left, refusing])
+@cases("window", [False, True])
 @pytest.mark.usefixtures("long")
 def test_kernels_that_do_not_are_not_taken(
     wrong: Callable[..., torch.Tensor], window: bool, monkeypatch: pytest.MonkeyPatch
@@ -361,7 +365,7 @@ def test_a_cpu_keeps_its_way() -> None:
 # Where grouped heads would lead to the math kernel.
 
 
-@pytest.mark.parametrize(
+@cases(
     ("capability", "dtype", "repeats"),
     [((7, 5), FP16, True), ((8, 9), FP32, True), ((8, 9), FP16, False), (None, FP32, False)],
 )
@@ -393,7 +397,7 @@ SMALL = {"vocab_size": 260, "hidden_size": 32, "num_hidden_layers": 2, "pad_toke
 GROUPED = {"num_attention_heads": 4, "num_key_value_heads": 2}
 
 
-@pytest.mark.parametrize(
+@cases(
     "config",
     [
         MistralConfig(**SMALL, **GROUPED, sliding_window=6),
@@ -403,10 +407,12 @@ GROUPED = {"num_attention_heads": 4, "num_key_value_heads": 2}
         ),
         LlamaConfig(**SMALL, **GROUPED),
     ],
+    ids=lambda config: config.model_type,
 )
 def test_models_with_windows_make_no_mask_and_give_the_same(
     config: Any, varlen: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    varlen.clear()
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval()
     ids = torch.randint(5, 250, (3, 20), generator=torch.Generator().manual_seed(1))

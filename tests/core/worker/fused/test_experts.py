@@ -22,6 +22,7 @@ from core.worker.fused.experts import (
     row_experts,
     takes_kernel,
 )
+from tests.cases import cases
 
 #: Rows of each expert: alike, some without any, all with one, one row, none at all.
 COUNTS = {
@@ -58,9 +59,9 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     return str(request.param)
 
 
-@pytest.mark.parametrize("at_once", [1, 2, 3, 100])
-@pytest.mark.parametrize("transpose", [True, False])
-@pytest.mark.parametrize("name", COUNTS)
+@cases("at_once", [1, 2, 3, 100])
+@cases("transpose", [True, False])
+@cases("name", COUNTS)
 def test_rows_are_multiplied_with_the_matrix_of_their_expert(
     name: str, transpose: bool, at_once: int, way: str
 ) -> None:
@@ -85,7 +86,7 @@ def test_rows_are_multiplied_with_the_matrix_of_their_expert(
     assert all(len(numbers) == at_once for numbers in asked[:-1])
 
 
-@pytest.mark.parametrize("name", COUNTS)
+@cases("name", COUNTS)
 def test_gradients_of_matrices_are_sums_over_the_rows_of_an_expert(name: str, way: str) -> None:
     counts = COUNTS[name]
     left, _ = tensors(counts, inputs=4)
@@ -95,7 +96,7 @@ def test_gradients_of_matrices_are_sums_over_the_rows_of_an_expert(name: str, wa
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("seed", range(20))
+@cases("seed", range(20))
 def test_any_numbers_of_rows(seed: int) -> None:
     order = random.Random(seed)
     counts = [order.choice([0, 1, 2, 17, 60, 200]) for _ in range(order.randrange(1, 20))]
@@ -113,7 +114,7 @@ def rows_of(counts: list[int]) -> tuple[int, int]:
     return len(first) * length + padded, sum(len(groups) for groups, _ in more)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("counts", "padded", "copies"),
     [
         # All alike: one round without padding. A bit uneven: padded to the longest, which is cheaper than a copy.
@@ -132,7 +133,7 @@ def test_groups_are_padded_where_that_is_cheaper_than_another_round(
     assert found[1] == copies
 
 
-@pytest.mark.parametrize("seed", range(20))
+@cases("seed", range(20))
 def test_each_row_is_in_one_round(seed: int) -> None:
     order = random.Random(seed)
     counts = [order.choice([0, 1, 5, 64, 700]) for _ in range(order.randrange(1, 40))]
@@ -158,7 +159,7 @@ def test_the_expert_of_each_row() -> None:
     assert row_experts(offsets_of([2, 0, 3])).tolist() == [0, 0, 2, 2, 2]
 
 
-@pytest.mark.parametrize(
+@cases(
     ("tensor", "aligned"),
     [
         (torch.empty(4, 8, dtype=torch.bfloat16), True),

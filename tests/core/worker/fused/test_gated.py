@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
@@ -22,6 +21,7 @@ from core.worker.fused.install import fuse
 from core.worker.fused.mode import comparable
 from core.worker.model.adapters import TRAINED, attach_adapters, switched_off
 from core.worker.model.model import load_model, set_gradient_checkpointing
+from tests.cases import cases
 
 SMALL: dict[str, Any] = {
     "vocab_size": 64,
@@ -77,10 +77,10 @@ def loss_and_gradients(model: Any) -> list[torch.Tensor]:
 CONFIGS = (LlamaConfig(**SMALL), Gemma2Config(**SMALL), Phi3Config(**SMALL))
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.model_type)
+@cases("checkpointing", [False, True])
+@cases("dropout", [0.0, 0.3])
+@cases("dtype", [torch.float32, torch.bfloat16], ids=str)
+@cases("config", CONFIGS, ids=lambda config: config.model_type)
 def test_it_learns_to_the_bit_as_one_by_one(
     config: Any, dtype: torch.dtype, dropout: float, checkpointing: bool
 ) -> None:
@@ -93,7 +93,7 @@ def test_it_learns_to_the_bit_as_one_by_one(
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, wanted, strict=True))
 
 
-@pytest.mark.parametrize("targets", [["q_proj"], ["gate_proj", "q_proj"], ["down_proj"], ["up_proj", "down_proj"]])
+@cases("targets", [["q_proj"], ["gate_proj", "q_proj"], ["down_proj"], ["up_proj", "down_proj"]])
 def test_some_of_its_layers_have_no_adapter(targets: list[str]) -> None:
     model = adapted(CONFIGS[0], target_modules=targets)
     assert fuse(model, TRAINED).gated == 2
@@ -103,7 +103,7 @@ def test_some_of_its_layers_have_no_adapter(targets: list[str]) -> None:
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, wanted, strict=True))
 
 
-@pytest.mark.parametrize("options", [{}, {"dropout": 0.2}])
+@cases("options", [{}, {"dropout": 0.2}])
 def test_four_bits_learn_as_one_by_one(tiny_model_dir: Path, options: dict[str, Any]) -> None:
     loaded = load_model(tiny_model_dir, method="qlora", precision="fp32", device="cpu")
     model = stirred(attach_adapters(loaded.model, MethodSection(rank=4, **options), seed=0))
@@ -132,7 +132,7 @@ def saved_bytes(model: Any) -> int:
     return sum(kept.values())
 
 
-@pytest.mark.parametrize(("config", "dropout", "wide"), [(0, 0.0, 2), (0, 0.3, 2.25), (2, 0.0, 2), (2, 0.3, 2.25)])
+@cases(("config", "dropout", "wide"), [(0, 0.0, 2), (0, 0.3, 2.25), (2, 0.0, 2), (2, 0.3, 2.25)])
 def test_two_wide_tensors_are_kept(config: int, dropout: float, wide: float) -> None:
     """And of the dropout, a byte for each feature."""
     model = adapted(CONFIGS[config], dropout=dropout)
@@ -212,7 +212,7 @@ def network_of(kind: type[LlamaMLP], activation: str = "silu") -> Any:
     return kind(LlamaConfig(**SMALL, hidden_act=activation))
 
 
-@pytest.mark.parametrize(
+@cases(
     ("activation", "found"),
     [
         ("silu", "silu"),
@@ -230,7 +230,7 @@ def test_activation_functions_are_recognized_by_what_they_do(activation: str, fo
     assert (None if form is None else form.activation.name) == found
 
 
-@pytest.mark.parametrize("kind", [Clamped, Asking, Turned, Raising])
+@cases("kind", [Clamped, Asking, Turned, Raising])
 def test_a_network_that_does_anything_else_is_left_alone(kind: type[LlamaMLP]) -> None:
     network = network_of(kind).requires_grad_(False)
     assert recognize(network) is None
@@ -254,7 +254,7 @@ def patched(network: Any) -> None:
     network.forward = lambda x: x
 
 
-@pytest.mark.parametrize("change", [hooked, hooked_within, trained, patched])
+@cases("change", [hooked, hooked_within, trained, patched])
 def test_a_network_that_others_have_a_hand_in_is_left_alone(change: Callable[[Any], None]) -> None:
     network = network_of(LlamaMLP).requires_grad_(False)
     assert fuse_gated(network, {}, torch.float32) == 1
@@ -271,8 +271,8 @@ def test_adapters_that_cannot_be_fused_leave_the_network_alone() -> None:
 # The product.
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda activation: activation.name)
-@pytest.mark.parametrize("joined", [False, True])
+@cases("activation", ACTIVATIONS, ids=lambda activation: activation.name)
+@cases("joined", [False, True])
 def test_the_gradients_of_the_product_are_right(activation: Any, joined: bool) -> None:
     torch.manual_seed(0)
     gate, up = (torch.randn(2, 3, 5, dtype=torch.float64).requires_grad_() for _ in range(2))

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from core.worker.fused.ggml_quant import AT_ONCE, BLOCK, GgmlType, can_quantize, fake_quantize
+from tests.cases import cases
 
 KINDS: tuple[GgmlType, ...] = get_args(GgmlType)
 #: Weights whose scales are numbers in fp16, large and small, in both types.
@@ -58,14 +59,14 @@ def test_what_is_quantized_once_gives_the_same_bytes_again(kind: GgmlType, weigh
     assert np.array_equal(again.reshape(-1, size)[filled], reference(weights, kind).reshape(-1, size)[filled])
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("number", [0.0, -0.0, 2.0**-149, 1e-40, -1e-38, 1e-30, -1e-9])
+@cases("kind", KINDS)
+@cases("number", [0.0, -0.0, 2.0**-149, 1e-40, -1e-38, 1e-30, -1e-9])
 def test_blocks_whose_scale_is_zero_in_fp16_are_zeros(kind: GgmlType, number: float) -> None:
     weights = torch.full((1, BLOCK), number)
     assert torch.equal(fake_quantize(weights, kind), torch.zeros(1, BLOCK))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@cases("kind", KINDS)
 def test_halves_and_first_maxima_are_rounded_as_in_the_file(kind: GgmlType) -> None:
     steps = torch.arange(-16, 16) / 2.0
     rows = torch.stack([steps, -steps, steps.flip(0), torch.cat([steps[16:], -steps[16:]])])
@@ -73,8 +74,8 @@ def test_halves_and_first_maxima_are_rounded_as_in_the_file(kind: GgmlType) -> N
     assert np.array_equal(fake_quantize(rows, kind).numpy(), values(reference(rows.numpy(), kind), kind))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@cases("kind", KINDS)
+@cases("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_matrix_is_quantized_in_parts(kind: GgmlType, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     weights = (torch.randn(BLOCK + 1, AT_ONCE) * 0.02).to(dtype)

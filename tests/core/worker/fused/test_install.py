@@ -3,7 +3,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
@@ -24,6 +23,7 @@ from core.worker.fused.install import fuse
 from core.worker.loss.loss import SupervisedLoss
 from core.worker.model.adapters import TRAINED, attach_adapters
 from core.worker.model.model import load_model
+from tests.cases import cases
 
 SMALL: dict[str, Any] = {
     "vocab_size": 64,
@@ -67,7 +67,7 @@ def loss_and_gradients(model: Any) -> list[torch.Tensor]:
     return [loss, *torch.autograd.grad(loss, parameters)]
 
 
-@pytest.mark.parametrize(
+@cases(
     ("config", "layers", "norms"),
     [
         (LlamaConfig(**SMALL), 14, 5),

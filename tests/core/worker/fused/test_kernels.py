@@ -14,12 +14,14 @@ from core.worker.fused.gated import ACTIVATIONS, Gating
 from core.worker.fused.kernels import can_use, gating_of, kernel_trials, norm_function, rotation_of
 from core.worker.fused.rms_norm import RmsNormFunction
 from core.worker.fused.rotary import rotate
+from core.worker.fused.trials import trials
+from tests.cases import cases
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[4]
 
 
-@pytest.mark.parametrize(
+@cases(
     ("capability", "dtype", "used"),
     [
         ((8, 9), torch.bfloat16, True),
@@ -102,8 +104,19 @@ def test_a_damaged_triton_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not kernels._is_installed()
 
 
+def test_without_triton_all_trials_pass_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "triton", None)
+    for name in ("gated", "rms_norm", "rotary"):
+        # So that an import of it would fail.
+        monkeypatch.delitem(sys.modules, f"core.worker.fused.triton.{name}", raising=False)
+    made = list(trials(CPU, torch.float32))
+    assert made
+    assert all(trial.passed for trial in made)
+
+
+@pytest.mark.long
 def test_the_kernels_are_not_imported_on_a_cpu() -> None:
-    """Nor does anything go wrong where there is no Triton."""
+    """In a process of its own, whose imports take a while. Nor does anything go wrong where there is no Triton."""
     code = (
         "import sys; sys.modules['triton'] = None; import torch; from core.worker.fused.trials import trials;"
         "assert all(trial.passed for trial in trials(torch.device('cpu'), torch.float32));"

@@ -12,6 +12,7 @@ from core.worker.fused.lora import FusedLora, can_fuse, has_faster_kernel
 from core.worker.fused.mode import comparable
 from core.worker.model.adapters import TRAINED, attach_adapters, switched_off
 from core.worker.model.model import load_model
+from tests.cases import cases
 
 
 def adapted(directory: Path, *, method: str = "qlora", **options: Any) -> Any:
@@ -40,9 +41,9 @@ def gradients(layer: Any, forward: Any, x: torch.Tensor, weight: torch.Tensor) -
     return [out.detach(), x.grad, down.grad, up.grad]
 
 
-@pytest.mark.parametrize("method", ["qlora", "lora"])
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-@pytest.mark.parametrize("keep", [False, True])
+@cases("method", ["qlora", "lora"])
+@cases("dropout", [0.0, 0.3])
+@cases("keep", [False, True])
 def test_output_and_gradients_are_those_of_the_layer(
     tiny_model_dir: Path, method: str, dropout: float, keep: bool
 ) -> None:
@@ -83,8 +84,8 @@ def test_nothing_is_fused_that_does_more_than_one_plain_adapter(tiny_model_dir: 
         assert not any(can_fuse(module, TRAINED) for module in model.modules())
 
 
-@pytest.mark.parametrize("keep", [False, True])
-@pytest.mark.parametrize("tokens", [1, 3])
+@cases("keep", [False, True])
+@cases("tokens", [1, 3])
 def test_without_a_gradient_it_is_the_layer_in_evaluation_mode(tiny_model_dir: Path, keep: bool, tokens: int) -> None:
     model = adapted(tiny_model_dir, dropout=0.5)
     layer = first_layer(model)
@@ -128,7 +129,7 @@ def test_dropped_copies_are_made_anew_from_four_bits(tiny_model_dir: Path) -> No
         torch.testing.assert_close(matrix, before, atol=0, rtol=0)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("rows", "device", "quantized", "kept", "faster"),
     [
         (1, "cpu", True, False, True),
@@ -150,8 +151,8 @@ def test_few_rows_are_multiplied_by_the_layers_own_kernel(
     assert has_faster_kernel(rows, device, quantized=quantized, kept=kept) is faster
 
 
-@pytest.mark.parametrize("tokens", [1, 3])
-@pytest.mark.parametrize("method", ["qlora", "lora"])
+@cases("tokens", [1, 3])
+@cases("method", ["qlora", "lora"])
 def test_what_is_compared_never_goes_through_another_kernel(
     tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, method: str, tokens: int
 ) -> None:

@@ -2,14 +2,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 import torch
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from core.worker.fused.rms_norm import RmsNormFunction
+from tests.cases import cases
 
 
-@pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-5), (torch.bfloat16, 0.02)])
+@cases(("dtype", "limit"), [(torch.float32, 1e-5), (torch.bfloat16, 0.02)])
 def test_output_and_gradient_are_those_of_the_module(dtype: torch.dtype, limit: float) -> None:
     torch.manual_seed(0)
     module = LlamaRMSNorm(48, eps=1e-5)

@@ -1,14 +1,14 @@
 from __future__ import annotations
 
-import pytest
 import torch
 from transformers.models.gpt_neox.modeling_gpt_neox import apply_rotary_pos_emb as usual
 from transformers.models.olmo2.modeling_olmo2 import apply_rotary_pos_emb as usual_wide
 
 from core.worker.fused.rotary import apply_rotary_pos_emb
+from tests.cases import cases
 
 
-@pytest.mark.parametrize("turned", [16, 6])
+@cases("turned", [16, 6])
 def test_rotation_and_gradients_are_those_of_transformers(turned: int) -> None:
     generator = torch.Generator().manual_seed(0)
     q, k = (torch.randn(2, heads, 5, 16, generator=generator).requires_grad_() for heads in (4, 2))

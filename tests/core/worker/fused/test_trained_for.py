@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import get_args
 
-import pytest
 import torch
 from transformers import LlamaConfig
 
@@ -15,6 +14,7 @@ from core.worker.fused.install import fuse
 from core.worker.fused.lora import FusedLora
 from core.worker.model.adapters import TRAINED
 from core.worker.model.model import set_gradient_checkpointing
+from tests.cases import cases
 from tests.core.worker.fused.test_gated import SMALL, loss_and_gradients, one_by_one
 from tests.core.worker.fused.test_gated import adapted as adapted_gated
 from tests.core.worker.fused.test_lora import adapted, first_layer, gradients
@@ -43,9 +43,9 @@ def as_written_out(layer: object, kind: GgmlType, x: torch.Tensor) -> torch.Tens
     return torch.nn.functional.linear(x, quantized)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("method", ["qlora", "lora"])
-@pytest.mark.parametrize("keep", [False, True])
+@cases("kind", KINDS)
+@cases("method", ["qlora", "lora"])
+@cases("keep", [False, True])
 def test_output_and_gradients_are_those_of_a_straight_through_estimator(
     tiny_model_dir: Path, kind: GgmlType, method: str, keep: bool
 ) -> None:
@@ -63,7 +63,7 @@ def test_output_and_gradients_are_those_of_a_straight_through_estimator(
     assert not torch.allclose(found[0], plain[0], atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@cases("kind", KINDS)
 def test_a_kept_matrix_follows_its_adapter_when_told(tiny_model_dir: Path, kind: GgmlType) -> None:
     layer = first_layer(adapted(tiny_model_dir))
     weight = FusedLora(layer, TRAINED).weight
@@ -98,9 +98,9 @@ def test_a_single_token_goes_through_the_quantized_weights_as_well(tiny_model_di
         torch.testing.assert_close(fused(x), layer(x))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dropout", [0.0, 0.4])
-@pytest.mark.parametrize("recomputes", [False, True])
+@cases("kind", KINDS)
+@cases("dropout", [0.0, 0.4])
+@cases("recomputes", [False, True])
 def test_gated_networks_learn_to_the_bit_as_one_by_one(kind: GgmlType, dropout: float, recomputes: bool) -> None:
     model = adapted_gated(LlamaConfig(**SMALL | {"intermediate_size": 64}), dropout=dropout)
     fused = fuse(model, TRAINED)

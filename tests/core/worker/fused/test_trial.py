@@ -3,11 +3,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import pytest
 import torch
 
 from core.worker.fused.trial import Way, compare
 from core.worker.fused.trials import trials
+from tests.cases import cases
 
 CPU = torch.device("cpu")
 
@@ -58,7 +58,7 @@ def test_the_same_passes_and_changes_nothing() -> None:
     assert given[0].grad is None
 
 
-@pytest.mark.parametrize("fast", [other_gradient, one_value_off, not_finite, raises, narrower])
+@cases("fast", [other_gradient, one_value_off, not_finite, raises, narrower])
 def test_anything_else_fails_with_a_reason(fast: Way) -> None:
     state = torch.get_rng_state()
     trial = compare("square", fast, plain, inputs())
@@ -94,7 +94,7 @@ def test_inputs_keep_their_strides() -> None:
     assert seen == [(12, 1, 4)] * 2
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@cases("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 def test_every_fast_path_passes_here(dtype: torch.dtype) -> None:
     made = list(trials(CPU, dtype))
     assert [trial.reason for trial in made] == [None] * len(made)

@@ -10,7 +10,7 @@ import pytest
 from core.chat.engine import ModelSpec
 from core.chat.request import ChatRequest, GenerationSettings
 from core.errors import UserError
-from tests.crowded import crowded_engine, end_run, run_on_cpu
+from tests.core.worker.crowded import crowded_engine, end_run, run_on_cpu
 from tests.progress import quiet
 
 ASK = ChatRequest([{"role": "user", "content": "the ticket"}], settings=GenerationSettings(3))

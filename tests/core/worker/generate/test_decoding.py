@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 
 import pytest
@@ -13,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from core.chat.request import GenerationSettings
 from core.errors import UserError
 from core.worker.generate.decoding import LIKELIEST, Sampler, TextStream, common_prefix
+from tests.cases import cases
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -25,6 +25,8 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 BYTES = byte_tokenizer()
+#: Draws by which a distribution is told.
+DRAWS = 500
 
 
 @given(st.text())
@@ -82,8 +84,18 @@ def by_sorting_all(logits: torch.Tensor, temperature: float, top_p: float) -> to
     return torch.zeros_like(shares).scatter(0, order, ordered / ordered.sum())
 
 
-@pytest.mark.parametrize("top_p", [0.3, 0.9, 1.0])
-@pytest.mark.parametrize("spread", [0.01, 1.0, 6.0])
+def distribution(sampler: Sampler, logits: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> torch.Tensor:
+    """What is drawn at places that are spread evenly over all probabilities: ``(vocabulary,)``."""
+    places = iter((torch.arange(DRAWS, dtype=torch.float64) + 0.5) / DRAWS)
+    monkeypatch.setattr(torch, "rand", lambda *_args, **_kwargs: next(places))
+    found = torch.zeros(len(logits), dtype=torch.float64)
+    for _ in range(DRAWS):
+        found[sampler.choose(logits)] += 1 / DRAWS
+    return found
+
+
+@cases("top_p", [0.3, 0.9, 1.0])
+@cases("spread", [0.01, 1.0, 6.0])
 def test_the_distribution_is_that_of_sorting_all_tokens(
     top_p: float, spread: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,14 +103,9 @@ def test_the_distribution_is_that_of_sorting_all_tokens(
     logits = spread * torch.randn(3000, generator=torch.Generator().manual_seed(1))
     wanted = by_sorting_all(logits, 0.8, top_p)
     sampler = Sampler(GenerationSettings(temperature=0.8, top_p=top_p))
-    places = iter((torch.arange(2000, dtype=torch.float64) + 0.5) / 2000)
-    monkeypatch.setattr(torch, "rand", lambda *_args, **_kwargs: next(places))
-    drawn = Counter(sampler.choose(logits) for _ in range(2000))
-    found = torch.zeros_like(wanted)
-    for token, count in drawn.items():
-        found[token] = count / 2000
-    assert set(drawn) <= set(wanted.nonzero().flatten().tolist())
-    assert float((found - wanted).abs().max()) <= 1 / 2000 + 1e-9
+    found = distribution(sampler, logits, monkeypatch)
+    assert set(found.nonzero().flatten().tolist()) <= set(wanted.nonzero().flatten().tolist())
+    assert float((found - wanted).abs().max()) <= 1 / DRAWS + 1e-9
 
 
 def test_a_seed_gives_the_same_tokens() -> None:
@@ -133,8 +140,8 @@ def test_drawing_leaves_the_random_state_of_training_alone() -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@cases("value", [float("nan"), float("inf")])
+@cases("temperature", [0.0, 1.0])
 def test_logits_that_are_no_numbers_are_said(value: float, temperature: float) -> None:
     with pytest.raises(UserError, match="no numbers"):
         Sampler(GenerationSettings(temperature=temperature)).choose(torch.tensor([1.0, value, 0.0]))
@@ -150,14 +157,6 @@ def test_the_common_prefix_is_the_longest_that_all_share(sequences: list[list[in
     assert any(len(sequence) == length for sequence in sequences) or (
         len({sequence[length] for sequence in sequences}) > 1
     )
-
-
-def distribution(settings: GenerationSettings, logits: torch.Tensor, draws: int = 4000) -> torch.Tensor:
-    sampler = Sampler(dataclasses.replace(settings, seed=5))
-    counts = torch.zeros(len(logits))
-    for _ in range(draws):
-        counts[sampler.choose(logits)] += 1
-    return counts / draws
 
 
 def by_transformers(
@@ -180,19 +179,21 @@ def by_transformers(
     return warped.softmax(-1)[0]
 
 
-@pytest.mark.parametrize("size", [12, 2000])
-@pytest.mark.parametrize(
+@cases("size", [12, 2000])
+@cases(
     ("top_k", "top_p", "min_p"),
     [(3, 1.0, 0.0), (0, 1.0, 0.2), (6, 0.8, 0.0), (0, 0.9, 0.1), (5, 0.95, 0.15), (1, 1.0, 0.0), (1500, 0.9, 0.0)],
 )
-def test_what_is_drawn_is_what_transformers_would_draw(size: int, top_k: int, top_p: float, min_p: float) -> None:
+def test_what_is_drawn_is_what_transformers_would_draw(
+    size: int, top_k: int, top_p: float, min_p: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(1)
     logits = torch.randn(size) * 3
     settings = GenerationSettings(temperature=1.3, top_k=top_k, top_p=top_p, min_p=min_p)
     wanted = by_transformers(logits, temperature=1.3, top_k=min(top_k, size), top_p=top_p, min_p=min_p)
-    found = distribution(settings, logits)
+    found = distribution(Sampler(settings), logits, monkeypatch)
     assert set(found.nonzero().flatten().tolist()) <= set(wanted.nonzero().flatten().tolist())
-    assert (found - wanted).abs().max() < 0.03
+    assert float((found - wanted).abs().max()) <= 1 / DRAWS + 1e-6
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1e-3])

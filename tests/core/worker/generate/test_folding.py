@@ -12,6 +12,7 @@ from core.worker.generate.folding import fold
 from core.worker.generate.sources import Sources
 from core.worker.model.adapters import attach_adapters
 from core.worker.model.model import load_model
+from tests.cases import cases
 from tests.families.tiny import write_family
 
 IDS = torch.arange(20)[None] + 5
@@ -34,8 +35,8 @@ def logits(model: Any) -> torch.Tensor:
     return found
 
 
-@pytest.mark.parametrize("method", ["lora", "qlora"])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@cases("method", ["lora", "qlora"])
+@cases("precision", ["fp32", "bf16"])
 def test_it_answers_as_the_adapter_and_the_base_comes_back_to_the_bit(
     tiny_model_dir: Path, precision: str, method: str
 ) -> None:
@@ -54,8 +55,8 @@ def test_it_answers_as_the_adapter_and_the_base_comes_back_to_the_bit(
         assert torch.equal(logits(model), base)
 
 
-@pytest.mark.parametrize("method", ["lora", "qlora"])
-@pytest.mark.parametrize("name", ["qwen3_moe", "glm4_moe_lite"])
+@cases("method", ["lora", "qlora"])
+@cases("name", ["qwen3_moe", "glm4_moe_lite"])
 def test_adapters_on_experts_stay_beside_those_that_are_folded(tmp_path: Path, name: str, method: Any) -> None:
     loaded = load_model(write_family(name, tmp_path), method=method, precision="fp32", device="cpu")
     section = MethodSection(name=method, rank=4, target_experts="on")
@@ -76,9 +77,7 @@ def test_adapters_on_experts_stay_beside_those_that_are_folded(tmp_path: Path, n
     assert torch.equal(logits(model), tuned)
 
 
-@pytest.mark.parametrize(
-    ("method", "more"), [("qlora", {"use_dora": True}), ("lora", {"use_dora": True}), ("lora", {"lora_bias": True})]
-)
+@cases(("method", "more"), [("qlora", {"use_dora": True}), ("lora", {"use_dora": True}), ("lora", {"lora_bias": True})])
 def test_what_would_not_be_exact_stays_apart(tiny_model_dir: Path, method: str, more: dict[str, Any]) -> None:
     model = adapted(tiny_model_dir, method=method, **more)
     tuned = logits(model)

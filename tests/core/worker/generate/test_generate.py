@@ -14,6 +14,7 @@ from core.worker.generate import generate as generate_module
 from core.worker.generate.generate import answering_as, generate, generate_batch
 from core.worker.model.model import LoadedModel, load_model, set_gradient_checkpointing
 from core.worker.oom.retry import MemoryShortageError
+from tests.cases import cases
 
 ASK = [{"role": "user", "content": "the ticket"}]
 
@@ -26,10 +27,14 @@ def ignore(_text: str) -> None:
     """Nobody reads along."""
 
 
+def load_tiny(directory: Path) -> LoadedModel:
+    """In fp32, so that the way something is computed does not change what comes out."""
+    return load_model(directory, method="lora", precision="fp32", device="cpu")
+
+
 @pytest.fixture
 def tiny(tiny_model_dir: Path) -> LoadedModel:
-    """In fp32, so that the way something is computed does not change what comes out."""
-    return load_model(tiny_model_dir, method="lora", precision="fp32", device="cpu")
+    return load_tiny(tiny_model_dir)
 
 
 def with_adapter(loaded: LoadedModel, dropout: float = 0.0) -> Any:
@@ -232,7 +237,7 @@ def _spoil_weights(loaded: LoadedModel) -> None:
     loaded.model.model.norm.weight.fill_(float("nan"))
 
 
-@pytest.mark.parametrize(
+@cases(
     ("spoil", "messages", "says"),
     [
         (_spoil_template, ASK, "no chat template"),
@@ -241,8 +246,9 @@ def _spoil_weights(loaded: LoadedModel) -> None:
     ],
 )
 def test_what_cannot_be_answered_is_said(
-    tiny: LoadedModel, spoil: Callable[[LoadedModel], None], messages: list[dict[str, str]], says: str
+    tiny_model_dir: Path, spoil: Callable[[LoadedModel], None], messages: list[dict[str, str]], says: str
 ) -> None:
+    tiny = load_tiny(tiny_model_dir)
     with torch.no_grad():
         spoil(tiny)
     with pytest.raises(UserError, match=says):

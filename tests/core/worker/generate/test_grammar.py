@@ -13,6 +13,7 @@ import torch
 from core.chat.json_schema import SCHEMA_LIMIT, grammar_of
 from core.chat.request import QuestionError
 from core.worker.generate.grammar import Grammar
+from tests.cases import cases
 
 SCHEMAS: list[dict[str, Any]] = [
     {"enum": ["billing", "lögin", None, 3]},
@@ -53,13 +54,13 @@ def answer(tokenizer: Any, schema: dict[str, Any], seed: int, extra: int = 0) ->
     return str(tokenizer.decode(tokens))
 
 
-@pytest.mark.parametrize("schema", SCHEMAS)
-@pytest.mark.parametrize("seed", range(5))
+@cases("schema", SCHEMAS)
+@cases("seed", range(5))
 def test_random_logits_follow_a_schema(tokenizer: Any, schema: dict[str, Any], seed: int) -> None:
     jsonschema.validate(json.loads(answer(tokenizer, schema, seed, extra=seed * 37)), schema)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("schema", "reason"),
     [
         ("{", "EOF"),

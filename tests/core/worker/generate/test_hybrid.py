@@ -21,8 +21,12 @@ TOLERANCE = 2e-3
 #: Families whose code takes a state up again with any number of tokens.
 IN_PIECES = ("qwen3_5", "qwen3_5_moe", "lfm2", "lfm2_moe", "granitemoehybrid", "falcon_h1", "nemotron_h")
 
+#: One of each kind of cache, by which a state is taken up again; the others are long.
+KINDS = ("qwen3_5", "jamba", "recurrent_gemma", "minimax")
+EACH = [pytest.param(name, marks=() if name in KINDS else pytest.mark.long) for name in HYBRIDS]
 
-@pytest.fixture(scope="module", params=HYBRIDS)
+
+@pytest.fixture(scope="module", params=EACH)
 def network(request: pytest.FixtureRequest) -> Any:
     model = make_hybrid(request.param)
     model.name = request.param

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from core.worker.generate.stops import StopTexts
+from tests.cases import cases
 
 
 def run(stops: list[str], pieces: list[str]) -> tuple[str, bool, list[str]]:
@@ -15,7 +15,7 @@ def run(stops: list[str], pieces: list[str]) -> tuple[str, bool, list[str]]:
     return stream.text, stream.found, given
 
 
-@pytest.mark.parametrize(
+@cases(
     ("stops", "pieces", "text", "found"),
     [
         ([], ["one ", "two"], "one two", False),

@@ -1,13 +1,13 @@
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig
 
 from core.memory.batching import chunk_positions
 from core.worker.loss.loss import Head, SupervisedLoss, chunked_cross_entropy
+from tests.cases import cases
 
 
 def tiny(kind: Any, **extra: Any) -> Any:
@@ -25,8 +25,8 @@ def tiny(kind: Any, **extra: Any) -> Any:
     return AutoModelForCausalLM.from_config(config).eval()
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 1000])
-@pytest.mark.parametrize("frozen", [True, False])
+@cases("chunk", [1, 7, 1000])
+@cases("frozen", [True, False])
 def test_chunks_give_the_loss_and_the_gradients_of_the_whole(chunk: int, frozen: bool) -> None:
     torch.manual_seed(0)
     head = torch.nn.Linear(16, 50, bias=False).requires_grad_(not frozen)
@@ -55,7 +55,7 @@ def test_full_logits_of_a_batch_never_exist() -> None:
     assert max(seen) == 16
 
 
-@pytest.mark.parametrize("model", [tiny(LlamaConfig), tiny(Gemma2Config, final_logit_softcapping=5.0)])
+@cases("model", [tiny(LlamaConfig), tiny(Gemma2Config, final_logit_softcapping=5.0)])
 def test_the_loss_is_the_models_own_on_the_supervised_tokens(model: Any) -> None:
     torch.manual_seed(1)
     input_ids = torch.randint(1, 97, (3, 12))

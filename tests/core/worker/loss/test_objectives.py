@@ -17,6 +17,7 @@ from core.worker.loss.objectives import make_objective
 from core.worker.loss.reference import AdapterOffReference, PrecomputedReference
 from core.worker.model.model import trainable_parameters
 from core.worker.oom.retry import MemoryShortageError
+from tests.cases import cases
 from tests.core.worker.loss.preference_bench import Bench
 
 WINDOW = list(range(8))
@@ -60,7 +61,7 @@ def gradients(loss: torch.Tensor, bench: Bench) -> torch.Tensor:
     return bench.gradient()
 
 
-@pytest.mark.parametrize(("kind", "beta"), [("sigmoid", 0.1), ("ipo", 0.1), ("hinge", 0.3)])
+@cases(("kind", "beta"), [("sigmoid", 0.1), ("ipo", 0.1), ("hinge", 0.3)])
 def test_dpo_is_that_of_trl(tiny_model_dir: Path, tmp_path: Path, kind: str, beta: float) -> None:
     bench = Bench(tiny_model_dir, objective="dpo", dpo_loss=kind, beta=beta)
     result = bench.windows.run(WINDOW, where="step 1")
@@ -120,7 +121,7 @@ def test_orpo_is_that_of_trl(tiny_model_dir: Path) -> None:
     torch.testing.assert_close(ours, gradients(theirs, bench), atol=1e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("train", OBJECTIVES)
+@cases("train", OBJECTIVES)
 def test_loss_rewards_and_gradients_do_not_depend_on_the_cut(tiny_model_dir: Path, train: dict[str, Any]) -> None:
     bench = Bench(tiny_model_dir, **train)
     if train["objective"] == "kto":
@@ -138,7 +139,7 @@ def test_loss_rewards_and_gradients_do_not_depend_on_the_cut(tiny_model_dir: Pat
         torch.testing.assert_close(bench.gradient(), wanted, atol=1e-6, rtol=1e-4)
 
 
-@pytest.mark.parametrize("train", [{"objective": "sft"}, OBJECTIVES[1], *OBJECTIVES[3:]])
+@cases("train", [{"objective": "sft"}, OBJECTIVES[1], *OBJECTIVES[3:]])
 def test_what_the_host_knows_of_a_batch_is_not_asked_of_the_device(
     tiny_model_dir: Path, train: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,7 +175,7 @@ class FailsOnce(SupervisedLoss):
         return super().hidden(input_ids, supervised, most_shared=most_shared, host=host)
 
 
-@pytest.mark.parametrize("train", OBJECTIVES[:1] + OBJECTIVES[3:])
+@cases("train", OBJECTIVES[:1] + OBJECTIVES[3:])
 def test_a_window_that_ran_out_of_memory_is_the_same(tiny_model_dir: Path, train: dict[str, Any]) -> None:
     calm, failing = Bench(tiny_model_dir, **train), Bench(tiny_model_dir, **train)
     failing.objective._loss = FailsOnce(failing.loaded.model)  # type: ignore[attr-defined]
@@ -233,7 +234,7 @@ class LimitedLoss(SupervisedLoss):
         return super().log_probabilities(input_ids, supervised)
 
 
-@pytest.mark.parametrize(("budget", "since", "rows"), [(1000, 0, 16), (160, 2, 6)], ids=["at once", "on the way"])
+@cases(("budget", "since", "rows"), [(1000, 0, 16), (160, 2, 6)], ids=["at once", "on the way"])
 def test_the_reference_is_measured_in_smaller_batches_when_memory_runs_out(
     tiny_model_dir: Path, budget: int, since: int, rows: int
 ) -> None:

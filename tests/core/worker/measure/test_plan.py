@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 from pathlib import Path
 from typing import Any, Literal
@@ -34,9 +35,11 @@ from core.worker.model.model import (
 )
 from core.worker.model.text_part import described_causal_lm
 from core.worker.setup.fast_paths import fuse_layers
+from tests.cases import cases
 from tests.core.models.architecture import published
 from tests.core.worker.measure.others import LLAMA_4
 from tests.core.worker.setup.test_memory_decision import ROWS, comes_and_goes
+from tests.core.worker.short_list import FEW_FAMILIES, long_but
 from tests.families.tiny import FAMILIES
 from tests.measured_here import measured_here
 
@@ -108,7 +111,7 @@ def peak(loaded: LoadedModel, supervised: float, length: int) -> int:
     return most
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, "llama4"])
+@pytest.mark.parametrize("family", long_but(FEW_FAMILIES, [*FAMILIES, "llama4"]))
 def test_the_plan_of_a_measured_model_is_what_torch_allocates(family: str, tmp_path: Path) -> None:
     """With activations kept, and recomputed."""
     architecture, length = measured(family), 512
@@ -148,8 +151,10 @@ TABLES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("kind", ["cuda", "cpu"])
-@pytest.mark.parametrize("family", TABLES)
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    long_but([("llama", "cuda"), ("gemma2", "cpu")], itertools.product(TABLES, ["cuda", "cpu"])),
+)
 def test_the_tables_are_held_against_the_measurement(family: str, kind: Literal["cuda", "cpu"], tmp_path: Path) -> None:
     description = {**TABLES[family], "num_hidden_layers": 6}
     table = read_architecture(description, family)
@@ -177,9 +182,7 @@ def test_families_are_either_told_by_the_tables_or_measured() -> None:
 MIXTURES = [published.QWEN_1_5_MOE, published.MIXTRAL_8X7B, published.GPT_OSS_20B, published.DEEPSEEK_V2_LITE]
 
 
-@pytest.mark.parametrize(
-    "description", [*MIXTURES, published.GPT_2, published.PYTHIA_160M], ids=lambda one: one["model_type"]
-)
+@cases("description", [*MIXTURES, published.GPT_2, published.PYTHIA_160M], ids=lambda one: one["model_type"])
 def test_weights_by_the_tables_are_those_of_the_structure(description: dict[str, Any], tmp_path: Path) -> None:
     table = read_architecture(description, "m")
     found = measure_architecture(Unmeasured(json.dumps(description, sort_keys=True), "m"))
@@ -188,7 +191,7 @@ def test_weights_by_the_tables_are_those_of_the_structure(description: dict[str,
     assert parts[0] == parts[1]
 
 
-@pytest.mark.parametrize("name", published.PARAMETERS)
+@pytest.mark.parametrize("name", long_but(["Qwen2.5-0.5B", "Gemma-3-4B", "gpt-oss-20b"], published.PARAMETERS))
 def test_the_parameters_of_the_tables_are_those_of_the_structure(name: str) -> None:
     description = published.PARAMETERS[name][0]
     table = read_architecture(description, name)
@@ -215,7 +218,7 @@ KEYS = {
 OF_EXPERTS = {"expert_count": 4, "expert_used_count": 2, "expert_feed_forward_length": 128}
 
 
-@pytest.mark.parametrize(
+@cases(
     ("name", "more"),
     [
         *((name, {}) for name in ("gpt2", "gptneox", "granite", "olmo2", "phi3", "starcoder2")),
@@ -234,7 +237,7 @@ def test_the_header_of_a_gguf_file_describes_a_model_that_can_be_measured(name: 
     assert (found.parameters, found.depth, found.family) == (table.parameters, 2, table.family)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("family", "name"),
     [("lfm2_moe", "feed_forward.experts"), ("granitemoehybrid", "block_sparse_moe.experts"), ("gemma4_moe", "experts")],
 )

@@ -12,6 +12,7 @@ from core.errors import UserError
 from core.models.architecture import measuring
 from core.models.architecture.measuring import Unmeasured, measure_architecture, telling
 from core.paths import home
+from tests.cases import cases
 from tests.families.tiny import FAMILIES
 
 
@@ -68,7 +69,7 @@ def test_another_configuration_or_version_is_measured_anew(monkeypatch: pytest.M
     assert len(keys) == 3
 
 
-@pytest.mark.parametrize(
+@cases(
     ("description", "words"),
     [
         (

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
@@ -15,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from core.worker.measure.remembered import RememberedOperations
 from core.worker.measure.tracker import AllocationTracker, Run, run_operation
+from tests.cases import cases
 
 Make = Callable[[torch.Tensor], Any]
 
@@ -46,7 +46,7 @@ def made_by(run: Run, mode: FakeTensorMode, make: Make, dtype: torch.dtype = tor
     return told, asked.count
 
 
-@pytest.mark.parametrize(
+@cases(
     "make",
     [
         lambda x: x + x,
@@ -86,7 +86,7 @@ def test_what_is_remembered_is_what_the_mode_makes(make: Make) -> None:
     assert wide == made_by(run_operation, mode, make, torch.float32)[0]
 
 
-@pytest.mark.parametrize(
+@cases(
     "make",
     [
         lambda x: x.clone().transpose_(1, 2),
@@ -107,7 +107,7 @@ def test_the_mode_is_asked_where_shapes_do_not_tell(make: Make) -> None:
         assert asked > 0
 
 
-@pytest.mark.parametrize(
+@cases(
     "make",
     [
         lambda x: x.conj(),
@@ -137,10 +137,8 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-@pytest.mark.parametrize(
-    "make", [lambda x: x * 2.5, lambda _x: torch.zeros(3, 5), lambda x: x / x], ids=["product", "zeros", "quotient"]
-)
+@cases("dtype", [torch.float64, torch.bfloat16])
+@cases("make", [lambda x: x * 2.5, lambda _x: torch.zeros(3, 5), lambda x: x / x], ids=["product", "zeros", "quotient"])
 def test_the_default_dtype_decides_what_is_made_of_integers_and_of_nothing(make: Make, dtype: torch.dtype) -> None:
     mode = FakeTensorMode()
     remembered = RememberedOperations(mode)

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-import pytest
 import torch
 
 from core.memory.sizes import quantized_experts_bytes
@@ -16,6 +15,7 @@ from core.models.architecture.architecture import Architecture
 from core.models.architecture.measuring import Unmeasured, measure_architecture
 from core.worker.model.quantizer import quantized_experts
 from core.worker.model.text_part import described_causal_lm
+from tests.cases import cases
 from tests.core.worker.measure.others import DBRX, JETMOE, LLAMA_4, NEMOTRON_H
 from tests.measured_here import measured_here
 
@@ -32,7 +32,7 @@ def structure_of(config: Callable[[], Any]) -> tuple[Architecture, Any]:
     return found, described_causal_lm(description, "a model").build(torch.bfloat16)
 
 
-@pytest.mark.parametrize("config", [LLAMA_4, DBRX, JETMOE], ids=["llama4", "dbrx", "jetmoe"])
+@cases("config", [LLAMA_4, DBRX, JETMOE], ids=["llama4", "dbrx", "jetmoe"])
 def test_experts_of_classes_that_are_not_marked_stay_in_16_bit(config: Callable[[], Any]) -> None:
     found, model = structure_of(config)
     assert not quantized_experts(model, ())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,8 @@ def write_gguf(
         sizes: What the metadata says in place of the truth, by the names of the configuration.
     """
     import gguf
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(model_dir).float()
-    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    model, tokenizer = _loaded(model_dir)
     config = copy.deepcopy(model.config)
     for name, size in sizes.items():
         setattr(config, name, size)
@@ -43,6 +42,14 @@ def write_gguf(
             writer.add_tensor(name, tensor)
     finish(writer)
     return path
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(model_dir: Path) -> tuple[Any, Any]:
+    """A model and its tokenizer, which are only read."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    return AutoModelForCausalLM.from_pretrained(model_dir).float(), AutoTokenizer.from_pretrained(model_dir)
 
 
 def write_lfm2_gguf(model_dir: Path, path: Path) -> Path:

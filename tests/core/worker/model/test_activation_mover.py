@@ -12,6 +12,7 @@ import torch
 
 from core.worker.model.activation_mover import ActivationMover, Moved
 from tests.core.worker.model.lanes import Device, PromptDevice
+from tests.core.worker.short_list import long_but
 
 LAYERS = 5
 SHAPE = (2, 3)
@@ -56,35 +57,37 @@ class Network:
         return tensor
 
 
-@pytest.mark.parametrize("seed", range(40))
-def test_what_comes_back_is_what_went_in_any_order_of_the_device(seed: int) -> None:
+@pytest.mark.parametrize("seeds", long_but([range(5)], [range(5), range(5, 40)]))
+def test_what_comes_back_is_what_went_in_any_order_of_the_device(seeds: range) -> None:
     """Two passes, the device now and then doing a part of its work."""
-    order, device = random.Random(seed), Device()
-    network = Network(device, ActivationMover(device))
-    for begin in (10.0, 20.0):
-        moved = network.forward(begin)
-        device.run(order, order.randrange(60))
-        network.backward(moved)
-        device.run(order, order.randrange(60))
-    device.run(order)
-    inputs = [begin + layer for begin in (10.0, 20.0) for layer in reversed(range(LAYERS))]
-    assert network.seen == inputs
+    for seed in seeds:
+        order, device = random.Random(seed), Device()
+        network = Network(device, ActivationMover(device))
+        for begin in (10.0, 20.0):
+            moved = network.forward(begin)
+            device.run(order, order.randrange(60))
+            network.backward(moved)
+            device.run(order, order.randrange(60))
+        device.run(order)
+        inputs = [begin + layer for begin in (10.0, 20.0) for layer in reversed(range(LAYERS))]
+        assert network.seen == inputs, seed
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_a_pass_that_ended_early_leaves_nothing_behind(seed: int) -> None:
+@pytest.mark.parametrize("seeds", long_but([range(5)], [range(5), range(5, 20)]))
+def test_a_pass_that_ended_early_leaves_nothing_behind(seeds: range) -> None:
     """As where memory runs out in backward: what was fetched ahead is not used, and its memory is given back."""
-    order, device = random.Random(seed), Device()
-    network = Network(device, ActivationMover(device))
-    moved = network.forward(10.0)
-    network.backward(moved, layers=2)
-    del moved
-    device.run(order, order.randrange(40))
-    network.seen.clear()
-    network.backward(network.forward(20.0))
-    device.run(order)
-    assert network.seen[-LAYERS:] == [20.0 + layer for layer in reversed(range(LAYERS))]
-    assert device.in_use == 0
+    for seed in seeds:
+        order, device = random.Random(seed), Device()
+        network = Network(device, ActivationMover(device))
+        moved = network.forward(10.0)
+        network.backward(moved, layers=2)
+        del moved
+        device.run(order, order.randrange(40))
+        network.seen.clear()
+        network.backward(network.forward(20.0))
+        device.run(order)
+        assert network.seen[-LAYERS:] == [20.0 + layer for layer in reversed(range(LAYERS))], seed
+        assert device.in_use == 0, seed
 
 
 def test_one_layer_is_fetched_ahead_and_no_more() -> None:

@@ -27,6 +27,7 @@ from core.worker.model.model import LoadedModel, evaluation_mode, load_model
 from core.worker.optim.optim import make_optimizer
 from core.worker.optim.update import WeightUpdate
 from core.worker.steps.gradient_checkpointing import GradientCheckpointing
+from tests.cases import cases
 from tests.core.worker.loss.preference_bench import Bench, make_rows
 from tests.core.worker.model.lanes import PromptDevice
 from tests.core.worker.steps.stepper import Stepper
@@ -80,7 +81,7 @@ def test_the_inputs_of_layers_are_moved_and_nothing_else(tiny_model_dir: Path) -
     assert {shape[2] for shape in bench.elsewhere.shapes} == {HIDDEN}
 
 
-@pytest.mark.parametrize("objective", ["sft", "dpo", "orpo", "kto"])
+@cases("objective", ["sft", "dpo", "orpo", "kto"])
 def test_gradients_are_the_same_to_the_last_bit(tiny_model_dir: Path, objective: str) -> None:
     bench = Moving(tiny_model_dir, dropout=0.2, objective=objective)
     loss, wanted = bench.run(offload=False)

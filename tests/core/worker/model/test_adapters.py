@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -27,6 +28,8 @@ from core.worker.model.adapters import (
 )
 from core.worker.model.model import LoadedModel, load_model, trainable_parameters
 from core.worker.optim.optim import make_optimizer, set_learning_rate
+from tests.cases import cases
+from tests.core.worker.short_list import long_but
 
 IDS = torch.arange(1, 41).reshape(2, 20)
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -79,7 +82,7 @@ def layer_of(model: Any, name: str = "model.layers.0.mlp.up_proj") -> Any:
 # Taken from the base: PiSSA.
 
 
-@pytest.mark.parametrize(("name", "precision", "tolerance"), [("lora", "fp32", 1e-5), ("qlora", "bf16", 0.03)])
+@cases(("name", "precision", "tolerance"), [("lora", "fp32", 1e-5), ("qlora", "bf16", 0.03)])
 def test_before_the_first_step_the_model_is_the_base(
     tiny_model_dir: Path, name: str, precision: str, tolerance: float
 ) -> None:
@@ -89,7 +92,7 @@ def test_before_the_first_step_the_model_is_the_base(
     assert float(layer_of(model).lora_B["default"].weight.detach().abs().max()) > 0
 
 
-@pytest.mark.parametrize("rslora", [False, True])
+@cases("rslora", [False, True])
 def test_pissa_begins_with_the_principal_directions(tiny_model_dir: Path, rslora: bool) -> None:
     layer = layer_of(adapt(tiny_model_dir, init="pissa", rslora=rslora, alpha=24.0))
     weight = layer.get_base_layer().weight.detach()
@@ -122,8 +125,7 @@ def test_what_is_learned_is_the_gradient_of_pissa_itself(tiny_model_dir: Path) -
         torch.testing.assert_close(first.grad, second.grad, atol=1e-6, rtol=1e-3)
 
 
-@pytest.mark.parametrize("rslora", [False, True])
-@pytest.mark.parametrize(("name", "precision", "tolerance"), [("lora", "fp32", 1e-4), ("qlora", "bf16", 0.05)])
+@cases(("rslora", "name", "precision", "tolerance"), [(True, "lora", "fp32", 1e-4), (False, "qlora", "bf16", 0.05)])
 def test_the_saved_adapter_is_plain_lora_for_the_original_base(
     tiny_model_dir: Path, tmp_path: Path, rslora: bool, name: str, precision: str, tolerance: float
 ) -> None:
@@ -184,8 +186,7 @@ def shard(directory: Path, target: Path) -> Path:
     return target
 
 
-@pytest.mark.parametrize("sharded", [False, True])
-@pytest.mark.parametrize("alpha", [4.0, 32.0])
+@cases(("sharded", "alpha"), [(False, 32.0), (True, 4.0)])
 def test_loftq_brings_every_layer_nearer_to_its_16_bit_weights(
     tiny_model_dir: Path, tmp_path: Path, sharded: bool, alpha: float
 ) -> None:
@@ -230,7 +231,7 @@ def test_loftq_names_the_weight_that_the_files_lack(tiny_model_dir: Path, tmp_pa
         attach_adapters(base, section, seed=0, base=other)
 
 
-@pytest.mark.parametrize("init", ["pissa", "loftq"])
+@cases("init", ["pissa", "loftq"])
 def test_a_rank_beyond_a_layer_is_refused(tiny_model_dir: Path, init: str) -> None:
     with pytest.raises(UserError, match=r"at rank 1024 needs layers of that rank"):
         adapt(tiny_model_dir, name="qlora", precision="bf16", init=init, rank=1024)
@@ -239,18 +240,21 @@ def test_a_rank_beyond_a_layer_is_refused(tiny_model_dir: Path, init: str) -> No
 # Going on.
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"init": "pissa"},
-        {"init": "loftq", "name": "qlora", "precision": "bf16"},
-        {"init": "pissa", "name": "qlora", "precision": "bf16"},
-        {"loraplus_ratio": 16.0},
-        {"loraplus_ratio": 8.0, "dora": True},
-    ],
-    ids=lambda options: "-".join(str(value) for value in options.values()),
+OPTIMIZERS = ("adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor", "lion_8bit")
+BEGINNINGS: tuple[dict[str, Any], ...] = (
+    {"init": "pissa"},
+    {"init": "loftq", "name": "qlora", "precision": "bf16"},
+    {"init": "pissa", "name": "qlora", "precision": "bf16"},
+    {"loraplus_ratio": 16.0},
+    {"loraplus_ratio": 8.0, "dora": True},
 )
-@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor", "lion_8bit"])
+
+
+@pytest.mark.parametrize(
+    ("options", "optimizer"),
+    long_but(list(zip(BEGINNINGS, OPTIMIZERS, strict=True)), itertools.product(BEGINNINGS, OPTIMIZERS)),
+    ids=str,
+)
 def test_going_on_from_a_checkpoint_is_exact(
     tiny_model_dir: Path, tmp_path: Path, options: dict[str, Any], optimizer: Any
 ) -> None:
@@ -322,7 +326,7 @@ def test_without_a_ratio_there_is_one_rate(tiny_model_dir: Path) -> None:
     assert [group["lr"] for group in optimizer.param_groups] == [3e-4]
 
 
-@pytest.mark.parametrize("kind", ["adafactor", "lion_8bit"])
+@cases("kind", ["adafactor", "lion_8bit"])
 def test_adapters_that_begin_at_zero_learn_with_the_rates_that_are_said(tiny_model_dir: Path, kind: Any) -> None:
     model = adapt(tiny_model_dir, rank=32)
     rate = 1e-3 if kind == "adafactor" else 1e-4
@@ -340,7 +344,7 @@ def test_adapters_that_begin_at_zero_learn_with_the_rates_that_are_said(tiny_mod
 # Which layers.
 
 
-@pytest.mark.parametrize(
+@cases(
     ("targets", "found"),
     [
         ("all-linear", dict.fromkeys(LINEAR, 2)),
@@ -357,7 +361,7 @@ def test_what_names_and_patterns_stand_for(tiny_model_dir: Path, targets: Any, f
     assert adapted_layers(adapt(tiny_model_dir, target_modules=targets)) == found
 
 
-@pytest.mark.parametrize("targets", [["w_qkv"], ["w_*"], ["re:q_proj"], ["re:.*norm"]])
+@cases("targets", [["w_qkv"], ["w_*"], ["re:q_proj"], ["re:.*norm"]])
 def test_targets_that_match_nothing_are_refused_with_those_there_are(tiny_model_dir: Path, targets: list[str]) -> None:
     with pytest.raises(UserError, match=r"(?s)matches no layer.*q_proj") as caught:
         adapt(tiny_model_dir, target_modules=targets)
@@ -383,7 +387,7 @@ def saved_adapter(directory: Path, base: Path, **method: Any) -> Path:
     return directory
 
 
-@pytest.mark.parametrize("method", [{}, {"dora": True}, {"rslora": True}, {"init": "pissa"}])
+@cases("method", [{}, {"dora": True}, {"rslora": True}, {"init": "pissa"}])
 def test_a_whole_adapter_is_put_on_its_base(tmp_path: Path, tiny_model_dir: Path, method: dict[str, Any]) -> None:
     adapter = saved_adapter(tmp_path / "adapter", tiny_model_dir, **method)
     model = load_adapter(load(tiny_model_dir).model, adapter, trainable=False)
@@ -395,7 +399,7 @@ def test_a_whole_adapter_is_put_on_its_base(tmp_path: Path, tiny_model_dir: Path
 UP = "base_model.model.model.layers.1.mlp.up_proj"
 
 
-@pytest.mark.parametrize(
+@cases(
     ("change", "says"),
     [
         (lambda state: [state.pop(f"{UP}.lora_A.weight")], rf"lacks factors .*{UP}\.lora_A"),

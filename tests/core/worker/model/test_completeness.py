@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,9 @@ from core.models.check import check_model_directory
 from core.worker.model.completeness import tell
 from core.worker.model.model import load_model
 from core.worker.model.support import check_base
+from tests.cases import cases
 from tests.core.models.spoiling import copy_model, edit_json, split_weights
+from tests.core.worker.short_list import long_but
 
 State = dict[str, torch.Tensor]
 #: A family whose shapes are compared with its headers, one that is taken for a kind of Llama, one with experts.
@@ -59,11 +62,13 @@ def load(model: Path, method: str = "lora") -> Any:
 
 @pytest.fixture
 def copy(tmp_path: Path, bases: dict[str, Path]) -> Callable[[str], Path]:
-    return lambda family: copy_model(bases[family], tmp_path / family)
+    """Makes a copy of a model, each in a place of its own."""
+    numbers = itertools.count()
+    return lambda family: copy_model(bases[family], tmp_path / f"{family}-{next(numbers)}")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("method", ["lora", "qlora"])
+@cases("family", FAMILIES)
+@cases("method", ["lora", "qlora"])
 def test_whole_models_are_loaded_in_one_file_and_in_shards(
     copy: Callable[[str], Path], family: str, method: str
 ) -> None:
@@ -85,9 +90,11 @@ def _put(name: str, *shape: int) -> Callable[[State], object]:
     return lambda state: state.update({name: torch.ones(shape, dtype=torch.bfloat16)})
 
 
-@pytest.mark.parametrize("shards", [False, True])
-@pytest.mark.parametrize("method", ["lora", "qlora"])
 @pytest.mark.parametrize(
+    ("method", "shards"),
+    long_but([("lora", False), ("qlora", True)], itertools.product(["lora", "qlora"], [False, True])),
+)
+@cases(
     ("family", "change", "says"),
     [
         ("llama", _drop(NORM), [NORM]),
@@ -126,7 +133,7 @@ def test_what_is_missing_different_or_left_over_is_told_by_name(
     assert caught.value.hint
 
 
-@pytest.mark.parametrize(
+@cases(
     ("config", "change"),
     [
         ({}, _put("model.layers.0.self_attn.rotary_emb.inv_freq", 8)),
@@ -158,7 +165,7 @@ def test_a_head_that_is_tied_may_be_missing_or_there(copy: Callable[[str], Path]
     assert load(model) is not None
 
 
-@pytest.mark.parametrize("size", ["intermediate_size", "vocab_size", "num_key_value_heads"])
+@cases("size", ["intermediate_size", "vocab_size", "num_key_value_heads"])
 def test_a_model_that_is_described_as_immense_is_refused_before_anything_is_made(
     copy: Callable[[str], Path], size: str
 ) -> None:
@@ -169,7 +176,7 @@ def test_a_model_that_is_described_as_immense_is_refused_before_anything_is_made
     assert str(model) in caught.value.message
 
 
-@pytest.mark.parametrize(
+@cases(
     "config",
     [
         {"num_attention_heads": 0},
@@ -181,7 +188,7 @@ def test_a_model_that_is_described_as_immense_is_refused_before_anything_is_made
         {"rms_norm_eps": "nonsense"},
     ],
 )
-@pytest.mark.parametrize("family", ["llama", "arcee"])
+@cases("family", ["llama", "arcee"])
 def test_a_configuration_of_nonsense_is_a_sentence(
     copy: Callable[[str], Path], family: str, config: dict[str, Any]
 ) -> None:

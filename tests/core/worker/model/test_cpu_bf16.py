@@ -34,10 +34,7 @@ def test_the_random_state_is_left_as_it_is() -> None:
 
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="flags of a processor are read on Linux")
 def test_emulated_bf16_is_not_taken_whatever_the_flags_say(tmp_path: Path) -> None:
-    code = (
-        "import torch; from core.worker.model.model import choose_dtype;"
-        "print(choose_dtype('auto', torch.device('cpu')))"
-    )
+    code = "from core.worker.model.cpu_bf16 import prefers_bf16; print(prefers_bf16())"
     limits = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "OMP_NUM_THREADS": "1"}
     result = subprocess.run(
         [sys.executable, "-c", code],
@@ -46,4 +43,4 @@ def test_emulated_bf16_is_not_taken_whatever_the_flags_say(tmp_path: Path) -> No
         text=True,
         check=True,
     )
-    assert result.stdout.strip() == "torch.float32"
+    assert result.stdout.strip() == "False"

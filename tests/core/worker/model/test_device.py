@@ -22,6 +22,7 @@ from core.worker.model.device import (
     read_card,
     reason_for_cpu,
 )
+from tests.cases import cases
 
 UUIDS = ("GPU-0010", "GPU-0011")
 SIGHT = Sight(tuple(Identity(index, uuid) for index, uuid in enumerate(UUIDS)), (), "550.54.14", (12, 4), nodes=True)
@@ -41,7 +42,7 @@ def without_cuda(monkeypatch: pytest.MonkeyPatch, sight: Sight, build: Build, er
     monkeypatch.setattr(module, "cuda_error", lambda: error or None)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("build", "error", "words"),
     [
         (Build("2.15.0", "13.2"), "The NVIDIA driver on your system is too old", "built for CUDA 13.2"),
@@ -49,7 +50,7 @@ def without_cuda(monkeypatch: pytest.MonkeyPatch, sight: Sight, build: Build, er
         (Build("2.13.0", "12.6"), "CUDA unknown error", "CUDA unknown error"),
     ],
 )
-@pytest.mark.parametrize("wanted", ["auto", "cuda"])
+@cases("wanted", ["auto", "cuda"])
 def test_a_card_that_torch_cannot_use_ends_the_run(
     monkeypatch: pytest.MonkeyPatch, build: Build, error: str, words: str, wanted: str
 ) -> None:
@@ -118,7 +119,7 @@ def test_the_card_is_found_in_nvml_by_its_uuid(monkeypatch: pytest.MonkeyPatch) 
     assert differs_from_plan(read_card(torch.device("cuda", 0), SIGHT), SIGHT) == ""
 
 
-@pytest.mark.parametrize(
+@cases(
     ("free", "total", "wsl", "share"),
     [(20, 24, False, None), (20, 24, True, 19 / 24), (24, 24, True, 0.95), (0, 24, True, 0.0), (0, 0, True, None)],
 )

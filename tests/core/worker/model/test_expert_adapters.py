@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,8 @@ from core.models.text_part import auto_class
 from core.worker.model.adapters import adapter_state, add_adapter, attach_adapters, load_adapter, load_state
 from core.worker.model.expert_adapters import left_out
 from core.worker.model.experts import experts_of, matrix_shapes
-from tests.core.worker.model.mixtures import IDS, MIXTURES, bases, load
-
-__all__ = ["bases"]
+from tests.core.worker.model.mixtures import IDS, MIXTURES, load
+from tests.core.worker.short_list import long_but
 
 
 def adapt(base: Path, name: Any = "lora", *, seed: int = 0, precision: str = "fp32", **method: Any) -> Any:
@@ -46,10 +47,16 @@ def save(model: Any, folder: Path) -> Path:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("which", ["on", "off"])
-@pytest.mark.parametrize("name", MIXTURES)
-def test_peft_by_itself_loads_what_is_saved(name: str, which: Any, bases: dict[str, Path], tmp_path: Path) -> None:
-    model = adapt(bases[name], target_experts=which, dropout=0.2, rslora=True)
+@pytest.mark.parametrize(
+    ("name", "which"),
+    long_but(
+        [("qwen3_moe", "off"), ("qwen3_5_moe", "on"), ("gpt_oss", "on")], itertools.product(MIXTURES, ["on", "off"])
+    ),
+)
+def test_peft_by_itself_loads_what_is_saved(
+    name: str, which: Any, base_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    model = adapt(base_of(name), target_experts=which, dropout=0.2, rslora=True)
     disturb(model)
     model.eval()
     with torch.no_grad():
@@ -58,9 +65,9 @@ def test_peft_by_itself_loads_what_is_saved(name: str, which: Any, bases: dict[s
             untouched = model(input_ids=IDS).logits
     assert (found - untouched).abs().max() > 0.1
     saved = save(model, tmp_path / "adapter")
-    again = load(bases[name], "lora", adapter=saved)
-    whole = getattr(transformers, auto_class(read_description(bases[name] / "config.json") or {}))
-    plain = whole.from_pretrained(bases[name], dtype=torch.float32)
+    again = load(base_of(name), "lora", adapter=saved)
+    whole = getattr(transformers, auto_class(read_description(base_of(name) / "config.json") or {}))
+    plain = whole.from_pretrained(base_of(name), dtype=torch.float32)
     plain.set_experts_implementation("eager")
     theirs = PeftModel.from_pretrained(plain, str(saved))
     names = {name for name, _ in adapter_state(model)[0].items()}
@@ -72,12 +79,12 @@ def test_peft_by_itself_loads_what_is_saved(name: str, which: Any, bases: dict[s
 
 
 @pytest.mark.parametrize("name", ["qwen3_moe", "gpt_oss"])
-def test_gradients_of_adapters_are_those_of_the_sum(name: str, bases: dict[str, Path]) -> None:
+def test_gradients_of_adapters_are_those_of_the_sum(name: str, base_of: Callable[[str], Path]) -> None:
     """Against autograd on the experts' weights with the adapters' product added."""
-    model = adapt(bases[name], target_modules=["q_proj"])
+    model = adapt(base_of(name), target_modules=["q_proj"])
     disturb(model)
     gradients = _gradients(model)
-    plain = load(bases[name], "lora")
+    plain = load(base_of(name), "lora")
     plain.set_experts_implementation("eager")
     with_peft = _adapted_by_peft(plain, model)
     wanted = _gradients(with_peft)
@@ -107,8 +114,8 @@ def _gradients(model: Any) -> dict[str, torch.Tensor]:
     return {name: p.grad for name, p in model.named_parameters() if p.requires_grad and p.grad is not None}
 
 
-def test_recomputation_gives_the_same_gradients(bases: dict[str, Path]) -> None:
-    kept = adapt(bases["qwen3_moe"], "qlora", precision="bf16")
+def test_recomputation_gives_the_same_gradients(base_of: Callable[[str], Path]) -> None:
+    kept = adapt(base_of("qwen3_moe"), "qlora", precision="bf16")
     disturb(kept)
     again = copy.deepcopy(kept)
     again.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
@@ -118,8 +125,8 @@ def test_recomputation_gives_the_same_gradients(bases: dict[str, Path]) -> None:
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_dropout_drops_inputs_of_adapters_in_training_alone(bases: dict[str, Path]) -> None:
-    model = adapt(bases["qwen3_moe"], target_modules=["none_of_them", "q_proj"], dropout=0.5)
+def test_dropout_drops_inputs_of_adapters_in_training_alone(base_of: Callable[[str], Path]) -> None:
+    model = adapt(base_of("qwen3_moe"), target_modules=["none_of_them", "q_proj"], dropout=0.5)
     disturb(model)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -131,8 +138,8 @@ def test_dropout_drops_inputs_of_adapters_in_training_alone(bases: dict[str, Pat
 
 
 @pytest.mark.parametrize("method", ["lora", "qlora"])
-def test_steps_lower_the_loss(method: Any, bases: dict[str, Path]) -> None:
-    model = adapt(bases["qwen3_moe"], method, target_modules=["none_of_them", "q_proj"])
+def test_steps_lower_the_loss(method: Any, base_of: Callable[[str], Path]) -> None:
+    model = adapt(base_of("qwen3_moe"), method, target_modules=["none_of_them", "q_proj"])
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.requires_grad_("experts" in name and "lora_" in name)
@@ -148,18 +155,18 @@ def test_steps_lower_the_loss(method: Any, bases: dict[str, Path]) -> None:
     assert losses[-1] < losses[0] - 0.1
 
 
-def test_a_state_is_put_back_to_the_bit(bases: dict[str, Path]) -> None:
-    model = adapt(bases["glm4_moe_lite"], "qlora", precision="bf16")
+def test_a_state_is_put_back_to_the_bit(base_of: Callable[[str], Path]) -> None:
+    model = adapt(base_of("glm4_moe_lite"), "qlora", precision="bf16")
     disturb(model)
-    other = adapt(bases["glm4_moe_lite"], "qlora", precision="bf16", seed=5)
+    other = adapt(base_of("glm4_moe_lite"), "qlora", precision="bf16", seed=5)
     state = {name: tensor.clone() for name, tensor in adapter_state(model)[0].items()}
     assert load_state(other, state) == []
     for (name, one), (_, two) in zip(model.named_parameters(), other.named_parameters(), strict=True):
         assert torch.equal(one, two), name
 
 
-def test_a_second_adapter_goes_beside_the_first(bases: dict[str, Path], tmp_path: Path) -> None:
-    base = bases["glm4_moe_lite"]
+def test_a_second_adapter_goes_beside_the_first(base_of: Callable[[str], Path], tmp_path: Path) -> None:
+    base = base_of("glm4_moe_lite")
     folders = []
     for seed in (1, 2):
         model = adapt(base)
@@ -176,8 +183,8 @@ def test_a_second_adapter_goes_beside_the_first(bases: dict[str, Path], tmp_path
     assert torch.equal(both(input_ids=IDS).logits, alone[1])
 
 
-def test_auto_leaves_narrow_experts_out_and_says_so(bases: dict[str, Path]) -> None:
-    base = load(bases["qwen3_moe"], "lora")
+def test_auto_leaves_narrow_experts_out_and_says_so(base_of: Callable[[str], Path]) -> None:
+    base = load(base_of("qwen3_moe"), "lora")
     method = MethodSection(name="lora", rank=4)
     assert matrix_shapes(next(iter(experts_of(base)))[1]) == ((128, 64), (64, 64))
     sentence = left_out(base, method)
@@ -190,10 +197,10 @@ def test_auto_leaves_narrow_experts_out_and_says_so(bases: dict[str, Path]) -> N
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ["qwen3_moe", "glm4_moe_lite"])
 def test_an_adapter_that_peft_put_on_experts_and_routers_is_loaded(
-    name: str, bases: dict[str, Path], tmp_path: Path
+    name: str, base_of: Callable[[str], Path], tmp_path: Path
 ) -> None:
     """PEFT's own all-linear: the first matrix has twice the rank there, and the router an adapter."""
-    plain = AutoModelForCausalLM.from_pretrained(bases[name], dtype=torch.float32)
+    plain = AutoModelForCausalLM.from_pretrained(base_of(name), dtype=torch.float32)
     plain.set_experts_implementation("eager")
     theirs = get_peft_model(plain, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
     disturb(theirs)
@@ -201,7 +208,7 @@ def test_an_adapter_that_peft_put_on_experts_and_routers_is_loaded(
     config = theirs.peft_config["default"]
     assert "gate.weight" in config.target_parameters
     assert list(config.rank_pattern.values()) == [8]
-    ours = load(bases[name], "lora", adapter=tmp_path / "adapter").eval()
+    ours = load(base_of(name), "lora", adapter=tmp_path / "adapter").eval()
     with torch.no_grad():
         wanted = theirs.eval()(input_ids=IDS).logits
         torch.testing.assert_close(ours(input_ids=IDS).logits, wanted, rtol=1e-4, atol=2e-5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,17 +21,12 @@ from core.worker.model.expert_weights import ExpertsParams4bit
 from core.worker.model.experts import experts_of, matrix_names
 from core.worker.model.model import LoadedModel, load_model, set_gradient_checkpointing, trainable_parameters
 from tests.core.worker.model.lanes import PromptDevice
+from tests.core.worker.model.mixtures import FEW_MIXTURES, MIXTURES
+from tests.core.worker.short_list import long_but
 from tests.families.tiny import FAMILIES, write_family
 
-MIXTURES = [name for name, family in FAMILIES.items() if family.experts]
 IDS = torch.arange(3, 51).reshape(2, 24)
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("mixtures")
-    return {name: write_family(name, folder / name) for name in MIXTURES}
 
 
 @pytest.fixture
@@ -53,11 +49,11 @@ def parameters_of(model: Any) -> list[tuple[str, ExpertsParams4bit]]:
     ]
 
 
-@pytest.mark.parametrize("name", MIXTURES)
+@pytest.mark.parametrize("name", long_but(FEW_MIXTURES, MIXTURES))
 def test_experts_go_to_the_host_while_they_are_loaded_and_come_back_as_they_were(
-    name: str, bases: dict[str, Path], device: PromptDevice
+    name: str, base_of: Callable[[str], Path], device: PromptDevice
 ) -> None:
-    here, there = load(bases[name], there=False), load(bases[name], there=True)
+    here, there = load(base_of(name), there=False), load(base_of(name), there=True)
     assert here.offload is None
     assert there.offload is not None
     moved = 0
@@ -96,15 +92,20 @@ def passes(loaded: LoadedModel, method: MethodSection, *, recompute: bool, kept_
     return [*found, answer]
 
 
-@pytest.mark.parametrize("way", ["kept", "recomputed", "some kept"])
-@pytest.mark.parametrize("name", MIXTURES)
+@pytest.mark.parametrize(
+    ("name", "way"),
+    long_but(
+        [("qwen3_moe", "kept"), ("qwen3_5_moe", "some kept"), ("gpt_oss", "recomputed")],
+        itertools.product(MIXTURES, ["kept", "recomputed", "some kept"]),
+    ),
+)
 def test_training_evaluation_and_answers_are_bit_equal(
-    name: str, way: str, bases: dict[str, Path], device: PromptDevice
+    name: str, way: str, base_of: Callable[[str], Path], device: PromptDevice
 ) -> None:
     method = MethodSection(rank=4, target_experts="on")
     kept = 1 if way == "some kept" else 0
     here, there = (
-        passes(load(bases[name], there=there), method, recompute=way != "kept", kept_layers=kept)
+        passes(load(base_of(name), there=there), method, recompute=way != "kept", kept_layers=kept)
         for there in (False, True)
     )
     assert len(here) == len(there) > 10
@@ -148,15 +149,15 @@ def test_each_layer_is_copied_once_forward_and_once_backward(
     assert len(mover._buffers) == 2
 
 
-def test_a_copy_of_the_model_has_the_same_experts(bases: dict[str, Path], device: PromptDevice) -> None:
-    model = load(bases["qwen3_moe"], there=True).model
+def test_a_copy_of_the_model_has_the_same_experts(base_of: Callable[[str], Path], device: PromptDevice) -> None:
+    model = load(base_of("qwen3_moe"), there=True).model
     copied = copy.deepcopy(model)
     with torch.no_grad():
         assert torch.equal(model(input_ids=IDS).logits, copied(input_ids=IDS).logits)
 
 
-def test_a_model_without_experts_loads_as_ever(tmp_path: Path, device: PromptDevice) -> None:
-    loaded = load(write_family("qwen3", tmp_path / "dense"), there=True)
+def test_a_model_without_experts_loads_as_ever(base_of: Callable[[str], Path], device: PromptDevice) -> None:
+    loaded = load(base_of("qwen3"), there=True)
     assert loaded.offload is not None
     assert loaded.offload.store.bytes == 0
     with torch.no_grad():
@@ -164,12 +165,12 @@ def test_a_model_without_experts_loads_as_ever(tmp_path: Path, device: PromptDev
 
 
 def test_a_model_that_answers_needs_the_host_where_the_card_is_too_small(
-    bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base_of: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     card = torch.device("cuda")
-    assert not needs_host_experts(bases["qwen3_moe"], CPU, 2)
+    assert not needs_host_experts(base_of("qwen3_moe"), CPU, 2)
     for free, needed in ((8 << 30, False), (1 << 30, True)):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_, free=free: (free, 24 << 30))
-        assert needs_host_experts(bases["qwen3_moe"], card, 2) is needed
-        assert not needs_host_experts(write_family("qwen3", tmp_path / f"dense-{free}"), card, 2)
+        assert needs_host_experts(base_of("qwen3_moe"), card, 2) is needed
+        assert not needs_host_experts(base_of("qwen3"), card, 2)
         assert not needs_host_experts(tmp_path / "nothing", card, 2)

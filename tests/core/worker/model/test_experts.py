@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,8 @@ from core.errors import UserError
 from core.worker.model.expert_weights import ExpertsParams4bit
 from core.worker.model.experts import experts_of, matrix_names
 from core.worker.model.model import load_model
-from tests.core.worker.model.mixtures import IDS, bases, load, load_other, write_other
-
-__all__ = ["bases"]
-
+from tests.cases import cases
+from tests.core.worker.model.mixtures import IDS, load, load_other, write_other
 
 _LOCAL: dict[str, Any] = {"num_local_experts": 8, "num_experts_per_tok": 2}
 UNMARKED: dict[str, dict[str, Any]] = {
@@ -29,7 +28,7 @@ UNMARKED: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", list(UNMARKED))
+@cases("name", UNMARKED)
 def test_experts_that_transformers_does_not_mark_stay_as_they_are(name: str, tmp_path: Path) -> None:
     base = write_other(name, tmp_path, **UNMARKED[name])
     quantized, plain = load_other(base, "qlora"), load_other(base, "lora")
@@ -40,14 +39,14 @@ def test_experts_that_transformers_does_not_mark_stay_as_they_are(name: str, tmp
     assert torch.isfinite(quantized(input_ids=IDS).logits).all()
 
 
-@pytest.mark.parametrize(
+@cases(
     ("entry", "kept"),
     [("model.layers.1.mlp.experts", {"gate_up_proj", "down_proj"}), ("layers.1.*.down_proj", {"down_proj"})],
 )
 def test_experts_of_a_layer_stay_in_16_bit_where_that_is_asked_for(
-    entry: str, kept: set[str], bases: dict[str, Path]
+    entry: str, kept: set[str], base_of: Callable[[str], Path]
 ) -> None:
-    base = bases["qwen3_moe"]
+    base = base_of("qwen3_moe")
     model = load(base, "qlora", keep_16bit=[entry])
     wanted = load(base, "lora")
     for number, layer in enumerate(model.model.layers):
@@ -76,8 +75,8 @@ class _Alive:
         self.now -= size
 
 
-@pytest.mark.parametrize("layers", [2, 6])
-@pytest.mark.parametrize("fused", [False, True])
+@cases("layers", [2, 6])
+@cases("fused", [False, True])
 def test_at_most_one_expert_is_in_memory_unquantized(
     layers: int, fused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,10 +120,10 @@ def test_at_most_one_expert_is_in_memory_unquantized(
     assert max(during) <= left + (16 * expert if fused else expert)
 
 
-def test_a_checkpoint_with_too_few_experts_is_refused(bases: dict[str, Path], tmp_path: Path) -> None:
+def test_a_checkpoint_with_too_few_experts_is_refused(base_of: Callable[[str], Path], tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
-    source = bases["qwen3_moe"]
+    source = base_of("qwen3_moe")
     for file in source.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     weights = load_file(source / "model.safetensors")

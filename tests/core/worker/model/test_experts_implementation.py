@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from core.memory.sizes import NF4_TABLES, quantized_bytes
 from core.worker.model.expert_weights import BLOCK, ExpertsParams4bit, quantize_experts
 from core.worker.model.experts import experts_of, matrix_names
 from core.worker.model.experts_implementation import IMPLEMENTATION, group_by_expert, use_own_experts
+from tests.cases import cases
 from tests.core.worker.model.mixtures import (
+    FEW_MIXTURES,
     MIXTURES,
-    bases,
     dense_twin,
     load,
     load_other,
@@ -24,27 +26,26 @@ from tests.core.worker.model.mixtures import (
     put_weights_of,
     write_other,
 )
+from tests.core.worker.short_list import long_but
 
-__all__ = ["bases"]
 
-
-@pytest.mark.parametrize("name", MIXTURES)
-def test_experts_in_4_bits_compute_what_transformers_does(name: str, bases: dict[str, Path]) -> None:
-    quantized = load(bases[name], "qlora")
+@pytest.mark.parametrize("name", long_but(FEW_MIXTURES, MIXTURES))
+def test_experts_in_4_bits_compute_what_transformers_does(name: str, base_of: Callable[[str], Path]) -> None:
+    quantized = load(base_of(name), "qlora")
     found = dict(experts_of(quantized))
     assert found
     for module in found.values():
         assert module.config._experts_implementation == IMPLEMENTATION
         assert all(isinstance(getattr(module, matrix), ExpertsParams4bit) for matrix in matrix_names(module))
     logits, gradient = logits_and_gradient(quantized)
-    wanted, wanted_gradient = logits_and_gradient(dense_twin(quantized, bases[name]))
+    wanted, wanted_gradient = logits_and_gradient(dense_twin(quantized, base_of(name)))
     torch.testing.assert_close(logits, wanted, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(gradient, wanted_gradient, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", MIXTURES)
-def test_each_expert_is_what_bitsandbytes_makes_of_a_linear_layer(name: str, bases: dict[str, Path]) -> None:
-    quantized, plain = load(bases[name], "qlora"), load(bases[name], "lora")
+@pytest.mark.parametrize("name", long_but(FEW_MIXTURES, MIXTURES))
+def test_each_expert_is_what_bitsandbytes_makes_of_a_linear_layer(name: str, base_of: Callable[[str], Path]) -> None:
+    quantized, plain = load(base_of(name), "qlora"), load(base_of(name), "lora")
     for path, module in experts_of(quantized):
         for matrix in matrix_names(module):
             stacked, original = getattr(module, matrix), getattr(plain.get_submodule(path), matrix)
@@ -69,7 +70,7 @@ SPECIAL: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("kind", list(SPECIAL))
+@cases("kind", SPECIAL)
 def test_experts_of_other_kinds_are_computed_alike(kind: str) -> None:
     module_name, class_name, values = SPECIAL[kind]
     __import__(f"transformers.models.{module_name}")
@@ -163,7 +164,7 @@ OTHERS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", list(OTHERS))
+@pytest.mark.parametrize("name", long_but(["MixtralConfig", "DeepseekV3Config", "NemotronHConfig"], OTHERS))
 def test_experts_of_further_families_compute_what_transformers_does(name: str, tmp_path: Path) -> None:
     base = write_other(name, tmp_path, **OTHERS[name])
     plain, own = load_other(base, "lora"), load_other(base, "lora")

@@ -13,6 +13,7 @@ from core.errors import UserError
 from core.worker.model.full_weights import choose_weights, put_weights, trained_tensors
 from core.worker.model.model import load_model
 from core.worker.model.safetensors_io import write_tensors
+from tests.cases import cases
 
 
 def load(base: Path) -> Any:
@@ -25,7 +26,7 @@ def trained(base: Path, method: Any) -> dict[str, torch.Tensor]:
     return {name: parameter.detach() + 1 for name, parameter in trained_tensors(model).items()}
 
 
-@pytest.mark.parametrize("method", ["full", "freeze"])
+@cases("method", ["full", "freeze"])
 def test_what_was_trained_is_put_over_the_base(tmp_path: Path, tiny_model_dir: Path, method: str) -> None:
     weights, model = trained(tiny_model_dir, method), load(tiny_model_dir)
     write_tensors(tmp_path / "trained.safetensors", weights)
@@ -34,7 +35,7 @@ def test_what_was_trained_is_put_over_the_base(tmp_path: Path, tiny_model_dir: P
     assert all(torch.equal(own[name], tensor) for name, tensor in weights.items())
 
 
-@pytest.mark.parametrize("method", ["full", "freeze"])
+@cases("method", ["full", "freeze"])
 def test_holes_are_told_by_name(tmp_path: Path, tiny_model_dir: Path, method: str) -> None:
     weights = trained(tiny_model_dir, method)
     del weights["model.layers.1.mlp.up_proj.weight"]

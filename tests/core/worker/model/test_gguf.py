@@ -16,6 +16,7 @@ from core.models.files import RECORD_NAME, read_record
 from core.models.find import gguf_identity
 from core.worker.model import gguf
 from core.worker.model.starter import resolve_base
+from tests.cases import cases
 from tests.progress import quiet
 
 from .gguf_files import write_gguf
@@ -31,7 +32,7 @@ def converted() -> list[Path]:
     return [path for path in found if not path.name.endswith(".lock")]
 
 
-@pytest.mark.parametrize(
+@cases(
     ("options", "says"),
     [
         ({"without": ("blk.1.ffn_down.weight",)}, ["lacks weights", "blk.1.ffn_down.weight"]),
@@ -65,7 +66,7 @@ def test_what_is_not_of_its_architecture_is_refused_by_name(
     assert converted() == []
 
 
-@pytest.mark.parametrize("name", ["rope_freqs.weight", "rope_factors_long.weight"])
+@cases("name", ["rope_freqs.weight", "rope_factors_long.weight"])
 def test_tables_of_the_rotary_embedding_may_be_there(tmp_path: Path, tiny_model_dir: Path, name: str) -> None:
     path = write_gguf(tiny_model_dir, tmp_path / "model.gguf", extra={name: zeros(8)})
     assert (resolve_base(str(path), quiet) / "model.safetensors").is_file()

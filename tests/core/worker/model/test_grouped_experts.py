@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,11 @@ from core.worker.model import experts_implementation as experts
 from core.worker.model.adapters import attach_adapters
 from core.worker.model.expert_weights import quantize_experts
 from core.worker.model.model import load_model, set_gradient_checkpointing, trainable_parameters
-from tests.families.tiny import FAMILIES, write_family
+from tests.cases import cases
+from tests.core.worker.model.mixtures import MIXTURES
+from tests.core.worker.short_list import long_but
 
-MIXTURES = [name for name, family in FAMILIES.items() if family.experts]
 IDS = torch.arange(3, 51).reshape(2, 24)
-
-
-@pytest.fixture(scope="module")
-def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("mixtures")
-    return {name: write_family(name, folder / name) for name in MIXTURES}
 
 
 def step_of(base: Path, method: str, target_experts: Any) -> list[torch.Tensor]:
@@ -43,12 +38,17 @@ def step_of(base: Path, method: str, target_experts: Any) -> list[torch.Tensor]:
     return [logits.detach(), *(parameter.grad for parameter in trainable_parameters(model))]
 
 
-@pytest.mark.parametrize(("method", "target_experts"), [("qlora", "on"), ("qlora", "off"), ("lora", "on")])
-@pytest.mark.parametrize("name", MIXTURES)
+@pytest.mark.parametrize(
+    ("name", "method", "target_experts"),
+    long_but(
+        [("qwen3_moe", "qlora", "on"), ("qwen3_5_moe", "lora", "on"), ("gpt_oss", "qlora", "off")],
+        [(name, *how) for name in MIXTURES for how in (("qlora", "on"), ("qlora", "off"), ("lora", "on"))],
+    ),
+)
 def test_a_step_is_the_same_grouped_and_one_by_one(
-    name: str, method: str, target_experts: str, bases: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    name: str, method: str, target_experts: str, base_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    single = step_of(bases[name], method, target_experts)
+    single = step_of(base_of(name), method, target_experts)
     calls: list[int] = []
     plain = grouped_product
 
@@ -58,7 +58,7 @@ def test_a_step_is_the_same_grouped_and_one_by_one(
 
     monkeypatch.setattr(experts, "is_grouped", lambda _: True)
     monkeypatch.setattr(experts, "grouped_product", counted)
-    grouped = step_of(bases[name], method, target_experts)
+    grouped = step_of(base_of(name), method, target_experts)
     if method == "qlora" or target_experts == "on":
         assert calls
     assert len(single) == len(grouped)
@@ -68,11 +68,11 @@ def test_a_step_is_the_same_grouped_and_one_by_one(
             torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("at_once", [1, 3, 8])
+@cases("at_once", [1, 3, 8])
 def test_blocks_of_dequantized_experts_are_bounded(
-    at_once: int, bases: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    at_once: int, base_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    single = step_of(bases["qwen3_moe"], "qlora", "off")
+    single = step_of(base_of("qwen3_moe"), "qlora", "off")
     sizes: list[int] = []
     plain = experts._block
 
@@ -83,14 +83,14 @@ def test_blocks_of_dequantized_experts_are_bounded(
     monkeypatch.setattr(experts, "is_grouped", lambda _: True)
     monkeypatch.setattr(experts, "experts_at_once", lambda *_: at_once)
     monkeypatch.setattr(experts, "_block", seen)
-    grouped = step_of(bases["qwen3_moe"], "qlora", "off")
+    grouped = step_of(base_of("qwen3_moe"), "qlora", "off")
     assert max(sizes) <= at_once
     for wanted, found in zip(single, grouped, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("shape", [(5, 64, 96), (3, 24, 64), (4, 10, 20), (2, 256, 192)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@cases("shape", [(5, 64, 96), (3, 24, 64), (4, 10, 20), (2, 256, 192)])
+@cases("dtype", [torch.float32, torch.bfloat16])
 def test_experts_dequantized_together_are_those_dequantized_alone(shape: Any, dtype: torch.dtype) -> None:
     """To the last bit, where their blocks follow each other and where they do not."""
     torch.manual_seed(0)

@@ -21,6 +21,7 @@ from core.worker.model.model import (
     set_gradient_checkpointing,
     trainable_parameters,
 )
+from tests.cases import cases
 
 IDS = torch.arange(1, 41).reshape(2, 20)
 LEARNED = torch.ones(2, 20, dtype=torch.bool)
@@ -107,7 +108,7 @@ def test_target_modules_that_match_nothing_are_refused_with_those_there_are(tiny
     assert "w_qkv" in caught.value.message
 
 
-@pytest.mark.parametrize(("dora", "rslora"), list(itertools.product([False, True], repeat=2)))
+@cases(("dora", "rslora"), list(itertools.product([False, True], repeat=2)))
 def test_the_variants_of_lora_have_gradients(dora: bool, rslora: bool, tiny_model_dir: Path) -> None:
     loaded = load_model(tiny_model_dir, method="qlora", precision="bf16", device="cpu")
     model = attach_adapters(loaded.model, MethodSection(rank=4, dora=dora, rslora=rslora), seed=0)

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.worker.model.nf4 import AT_ONCE, dequantize_rightly, quantize_4bit
+from tests.cases import cases
 
 #: What bitsandbytes makes of tensors in a process in which nothing has been put in its place.
 REFERENCE = """
@@ -19,7 +20,7 @@ torch.save([torch.ops.bitsandbytes.quantize_4bit(*tensor, torch.uint8) for tenso
 """
 
 
-def cases() -> list[tuple[torch.Tensor, int, str]]:
+def samples() -> list[tuple[torch.Tensor, int, str]]:
     torch.manual_seed(0)
     bounds = torch.linspace(-1, 1, 4096)
     weights = [
@@ -37,10 +38,10 @@ def cases() -> list[tuple[torch.Tensor, int, str]]:
 
 def test_it_is_what_bitsandbytes_makes(tmp_path_factory: pytest.TempPathFactory) -> None:
     place = tmp_path_factory.mktemp("nf4")
-    torch.save(cases(), place / "weights")
+    torch.save(samples(), place / "weights")
     subprocess.run([sys.executable, "-c", REFERENCE, str(place / "weights"), str(place / "wanted")], check=True)
     wanted = torch.load(place / "wanted", weights_only=True)
-    for (tensor, size, kind), (packed, largest) in zip(cases(), wanted, strict=True):
+    for (tensor, size, kind), (packed, largest) in zip(samples(), wanted, strict=True):
         found = quantize_4bit(tensor, size, kind, torch.uint8)
         assert torch.equal(found[0], packed), (tensor.shape, size, kind)
         torch.testing.assert_close(found[1], largest, rtol=0, atol=0, equal_nan=True)
@@ -65,8 +66,8 @@ def test_other_storage_holds_the_same_bytes() -> None:
     assert torch.equal(stored.view(torch.uint8).flatten(), packed.flatten())
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(
+@cases("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@cases(
     "shape", [(70, 32), (64, 16), (5, 48), (3, 80), (96, 96), (64, 160), (7, 33), (9, 100), (96, 64), (2, 3, 96), (96,)]
 )
 def test_weights_of_any_width_come_back(shape: tuple[int, ...], dtype: torch.dtype) -> None:
@@ -82,8 +83,8 @@ def test_weights_of_any_width_come_back(shape: tuple[int, ...], dtype: torch.dty
     torch.testing.assert_close(restored, wanted.view(shape).to(dtype))
 
 
-@pytest.mark.parametrize("width", [96, 100, 64])
-@pytest.mark.parametrize("rows", [1, 5])
+@cases("width", [96, 100, 64])
+@cases("rows", [1, 5])
 def test_products_of_layers_of_any_width_are_those_of_their_weights(width: int, rows: int) -> None:
     """With gradients and without, where bitsandbytes takes another operator."""
     dequantize_rightly()

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from core.errors import UserError
 from core.worker.model.safetensors_io import read_tensors, tensor_names, write_tensors
+from tests.cases import cases
 
 
 def some() -> dict[str, torch.Tensor]:
@@ -37,7 +38,7 @@ def test_read_over_what_is_there(tmp_path: Path) -> None:
     assert all(torch.equal(into[name], tensor) for name, tensor in some().items())
 
 
-@pytest.mark.parametrize(
+@cases(
     ("into", "says"),
     [
         ({"a": torch.zeros(2)}, "b"),
@@ -52,7 +53,7 @@ def test_what_does_not_fit_is_a_sentence(tmp_path: Path, into: dict[str, torch.T
         read_tensors(tmp_path / "x.safetensors", into)
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff" * 20, b"{}"])
+@cases("content", [b"", b"\xff" * 20, b"{}"])
 def test_what_is_no_such_file_is_a_sentence(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.safetensors").write_bytes(content)
     with pytest.raises(UserError, match="cannot be read"):

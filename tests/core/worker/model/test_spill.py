@@ -17,13 +17,14 @@ from core.errors import UserError
 from core.worker.model import gguf
 from core.worker.model.spill import Spill, SpilledTensors, parameters_spilled
 from core.worker.model.starter import resolve_base
+from tests.cases import cases
 from tests.progress import quiet
 
 from .gguf_files import write_gguf, write_lfm2_gguf
 from .test_gguf import converted
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.uint8])
+@cases("dtype", [torch.bfloat16, torch.float32, torch.uint8])
 def test_a_tensor_in_the_file_is_read_and_written_like_another(tmp_path: Path, dtype: torch.dtype) -> None:
     spill = Spill(tmp_path / "weights")
     tensors = [torch.arange(7).to(dtype), torch.arange(12).reshape(3, 4).t().to(dtype), torch.empty(0, 3, dtype=dtype)]
@@ -52,7 +53,7 @@ def test_parameters_of_a_model_are_in_the_file_as_soon_as_it_has_them(tmp_path: 
     assert (tmp_path / "weights").stat().st_size == len(before), "and only inside"
 
 
-@pytest.mark.parametrize("write", [write_gguf, write_lfm2_gguf], ids=["by processor", "by mapping"])
+@cases("write", [write_gguf, write_lfm2_gguf], ids=["by processor", "by mapping"])
 def test_a_file_is_converted_to_the_bits_that_transformers_gives(
     tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path, Path], Path]
 ) -> None:

@@ -17,6 +17,7 @@ from core.models.files import read_record
 from core.models.find import STARTER_NAME
 from core.worker.model import starter
 from core.worker.model.starter import cache_dir, prepare_starter, resolve_base
+from tests.cases import cases
 from tests.progress import quiet
 
 from .gguf_files import write_gguf
@@ -302,7 +303,7 @@ def test_what_lies_beside_a_gguf_file_is_not_read(tmp_path: Path, small_gguf: Pa
     assert "auto_map" not in (resolve_base(str(file), quiet) / "tokenizer_config.json").read_text()
 
 
-@pytest.mark.parametrize(
+@cases(
     ("content", "says"),
     [
         (b"", "is not a GGUF file"),

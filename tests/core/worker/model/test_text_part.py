@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +23,20 @@ from core.worker.model.configs import load_config, vocabulary_size
 from core.worker.model.model import load_model
 from core.worker.model.support import check_base
 from core.worker.model.text_part import whole_name
+from tests.cases import cases
 from tests.core.models.spoiling import copy_model, edit_json
+from tests.core.worker.short_list import long_but
 from tests.families.tiny import FAMILIES, VOCABULARY, write_family
 
 COMPOSITE = [name for name, family in FAMILIES.items() if family.sees]
+FEW = ("qwen3_5", "gemma3", "mistral3")
 
 
 @pytest.fixture(scope="module")
-def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A tiny model of each composite family, in fp32."""
-    directory = tmp_path_factory.mktemp("composite")
-    return {name: write_family(name, directory / name, dtype="float32") for name in COMPOSITE}
+def base_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Makes a tiny model of a composite family, in fp32, once."""
+    folder = tmp_path_factory.mktemp("composite")
+    return functools.cache(lambda name: write_family(name, folder / name, dtype="float32"))
 
 
 def load(base: Path, method: str = "lora") -> Any:
@@ -51,26 +56,26 @@ def whole_logits(base: Path) -> torch.Tensor:
     return logits(whole.eval())
 
 
-@pytest.mark.parametrize("name", COMPOSITE)
-def test_the_text_part_alone_answers_as_the_whole_model(bases: dict[str, Path], name: str) -> None:
-    model = load(bases[name])
+@pytest.mark.parametrize("name", long_but(FEW, COMPOSITE))
+def test_the_text_part_alone_answers_as_the_whole_model(base_of: Callable[[str], Path], name: str) -> None:
+    model = load(base_of(name))
     assert not any("vision" in module or "visual" in module for module, _ in model.named_modules())
-    torch.testing.assert_close(logits(model), whole_logits(bases[name]), rtol=0, atol=0)
-    assert vocabulary_size(bases[name]) == VOCABULARY
-    assert type(load_config(bases[name])) is type(model.config)
+    torch.testing.assert_close(logits(model), whole_logits(base_of(name)), rtol=0, atol=0)
+    assert vocabulary_size(base_of(name)) == VOCABULARY
+    assert type(load_config(base_of(name))) is type(model.config)
 
 
-@pytest.mark.parametrize("name", COMPOSITE)
-def test_names_in_the_whole_model(bases: dict[str, Path], name: str) -> None:
-    whole: Any = AutoModelForImageTextToText.from_pretrained(bases[name])
+@pytest.mark.parametrize("name", long_but(FEW, COMPOSITE))
+def test_names_in_the_whole_model(base_of: Callable[[str], Path], name: str) -> None:
+    whole: Any = AutoModelForImageTextToText.from_pretrained(base_of(name))
     theirs = dict(whole.named_parameters(remove_duplicate=False))
-    model = load(bases[name])
+    model = load(base_of(name))
     for own, parameter in model.named_parameters(remove_duplicate=False):
         assert theirs[whole_name(model, own)].shape == parameter.shape
 
 
-@pytest.mark.parametrize("name", COMPOSITE)
-def test_the_towers_are_not_read(bases: dict[str, Path], name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", long_but(FEW, COMPOSITE))
+def test_the_towers_are_not_read(base_of: Callable[[str], Path], name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import transformers.core_model_loading as loading
 
     read: list[tuple[int, ...]] = []
@@ -81,40 +86,42 @@ def test_the_towers_are_not_read(bases: dict[str, Path], name: str, monkeypatch:
         return original(pool, tensor, *args, **options)
 
     monkeypatch.setattr(loading, "spawn_materialize", spy)
-    load(bases[name])
-    state = load_file(bases[name] / "model.safetensors")
+    load(base_of(name))
+    state = load_file(base_of(name) / "model.safetensors")
     text = [tuple(state[key].shape) for key in split_names(state).text]
     assert len(text) < len(state)
     assert sorted(read) == sorted(text)
 
 
-@pytest.mark.parametrize("name", COMPOSITE)
-def test_4_bits_keep_the_head(bases: dict[str, Path], name: str) -> None:
-    model = load(bases[name], "qlora")
+@pytest.mark.parametrize("name", long_but(FEW, COMPOSITE))
+def test_4_bits_keep_the_head(base_of: Callable[[str], Path], name: str) -> None:
+    model = load(base_of(name), "qlora")
     assert type(model.lm_head) is torch.nn.Linear
     assert isinstance(
         model.get_submodule("model.layers.3" if "5" in name else "model.layers.1").self_attn.q_proj, Linear4bit
     )
 
 
-@pytest.mark.parametrize("name", COMPOSITE)
-def test_files_saved_from_the_text_class_load_as_well(bases: dict[str, Path], name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", long_but(FEW, COMPOSITE))
+def test_files_saved_from_the_text_class_load_as_well(
+    base_of: Callable[[str], Path], name: str, tmp_path: Path
+) -> None:
     """With its configuration, and with the one of the whole model."""
-    text = copy_model(bases[name], tmp_path / "text")
+    text = copy_model(base_of(name), tmp_path / "text")
     (text / "model.safetensors").unlink()
-    model = load(bases[name])
+    model = load(base_of(name))
     model.save_pretrained(text)
     assert not any("language_model" in key for key in load_file(text / "model.safetensors"))
     theirs: Any = AutoModelForCausalLM.from_pretrained(text, dtype=torch.float32)
     torch.testing.assert_close(logits(theirs.eval()), logits(model), rtol=0, atol=0)
     torch.testing.assert_close(logits(load(text)), logits(model), rtol=0, atol=0)
-    (text / "config.json").write_text((bases[name] / "config.json").read_text())
+    (text / "config.json").write_text((base_of(name) / "config.json").read_text())
     torch.testing.assert_close(logits(load(text)), logits(model), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", COMPOSITE)
-def test_a_missing_weight_is_an_error(bases: dict[str, Path], name: str, tmp_path: Path) -> None:
-    base = copy_model(bases[name], tmp_path / name)
+@pytest.mark.parametrize("name", long_but(FEW, COMPOSITE))
+def test_a_missing_weight_is_an_error(base_of: Callable[[str], Path], name: str, tmp_path: Path) -> None:
+    base = copy_model(base_of(name), tmp_path / name)
     state = load_file(base / "model.safetensors")
     lost = next(key for key in state if key.endswith("layers.1.input_layernorm.weight") and "vision" not in key)
     del state[lost]
@@ -123,8 +130,10 @@ def test_a_missing_weight_is_an_error(bases: dict[str, Path], name: str, tmp_pat
         load(base)
 
 
-def test_a_weight_of_the_text_part_that_is_left_over_is_an_error(bases: dict[str, Path], tmp_path: Path) -> None:
-    base = copy_model(bases["gemma3"], tmp_path / "gemma3")
+def test_a_weight_of_the_text_part_that_is_left_over_is_an_error(
+    base_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    base = copy_model(base_of("gemma3"), tmp_path / "gemma3")
     state = load_file(base / "model.safetensors")
     norm = next(key for key in state if key.endswith("layers.1.input_layernorm.weight") and "vision" not in key)
     state[norm.replace("input_layernorm", "strange_norm")] = state[norm].clone()
@@ -133,10 +142,10 @@ def test_a_weight_of_the_text_part_that_is_left_over_is_an_error(bases: dict[str
         load(base)
 
 
-@pytest.mark.parametrize("name", ["gemma3", "mistral3"])
-def test_both_forms_of_names_load(bases: dict[str, Path], name: str, tmp_path: Path) -> None:
+@cases("name", ["gemma3", "mistral3"])
+def test_both_forms_of_names_load(base_of: Callable[[str], Path], name: str, tmp_path: Path) -> None:
     """transformers 4 wrote ``language_model.model.layers``, 5 writes ``model.language_model.layers``."""
-    base = copy_model(bases[name], tmp_path / name)
+    base = copy_model(base_of(name), tmp_path / name)
     state = load_file(base / "model.safetensors")
     for body, head in (("model.language_model.", ""), ("language_model.model.", "language_model.")):
         named = {
@@ -145,35 +154,35 @@ def test_both_forms_of_names_load(bases: dict[str, Path], name: str, tmp_path: P
         }
         rest = {key: state[key] for key in split_names(state).others}
         save_file(named | rest, base / "model.safetensors", metadata={"format": "pt"})
-        torch.testing.assert_close(logits(load(base)), whole_logits(bases[name]), rtol=0, atol=0)
+        torch.testing.assert_close(logits(load(base)), whole_logits(base_of(name)), rtol=0, atol=0)
 
 
 def test_a_head_in_the_files_is_the_head_where_the_configuration_does_not_say(
-    bases: dict[str, Path], tmp_path: Path
+    base_of: Callable[[str], Path], tmp_path: Path
 ) -> None:
     """As in Mistral Small 3.1, whose class ties by default."""
-    base = copy_model(bases["mistral3"], tmp_path / "mistral3")
+    base = copy_model(base_of("mistral3"), tmp_path / "mistral3")
     text = json.loads((base / "config.json").read_text())["text_config"]
     text.pop("tie_word_embeddings", None)
     edit_json(base / "config.json", tie_word_embeddings=None, text_config=text)
     model = load(base)
     assert model.lm_head.weight is not model.model.embed_tokens.weight
-    torch.testing.assert_close(logits(model), whole_logits(bases["mistral3"]), rtol=0, atol=0)
+    torch.testing.assert_close(logits(model), whole_logits(base_of("mistral3")), rtol=0, atol=0)
     assert read_layout(base).tied == {}
 
 
 def test_a_model_whose_text_part_has_no_class_is_refused_with_the_reason(
-    bases: dict[str, Path], tmp_path: Path
+    base_of: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    base = copy_model(bases["gemma3"], tmp_path / "vl")
+    base = copy_model(base_of("gemma3"), tmp_path / "vl")
     config = transformers.AutoConfig.for_model("qwen3_vl").to_dict()
     (base / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=r"qwen3_vl, which .* cannot load its text part \(qwen3_vl_text\) alone"):
         check_base(base)
 
 
-def test_the_hint_says_what_is_really_the_reason(bases: dict[str, Path], tmp_path: Path) -> None:
-    base = copy_model(bases["mistral3"], tmp_path / "model")
+def test_the_hint_says_what_is_really_the_reason(base_of: Callable[[str], Path], tmp_path: Path) -> None:
+    base = copy_model(base_of("mistral3"), tmp_path / "model")
     edit_json(
         base / "config.json", transformers_version="99.1.0", text_config={"model_type": "mistral", "hidden_act": 5}
     )
@@ -211,7 +220,7 @@ OTHERS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", long_but(["Idefics3", "Voxtral"], OTHERS))
 def test_any_model_whose_text_part_has_a_class_is_loaded(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     whole_class = getattr(transformers, f"{name}ForConditionalGeneration")

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from core.worker.model.weight_mover import HostStore, HostWeights, WeightMover
+from tests.cases import cases
 from tests.core.worker.model.lanes import Device, PromptDevice
+from tests.core.worker.short_list import long_but
 
 LAYERS = 5
 CPU = torch.device("cpu")
@@ -36,7 +38,7 @@ def assert_are(tensors: tuple[torch.Tensor, ...], number: int) -> None:
         assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("slab", [64, 512, 700, 1 << 20])
+@cases("slab", [64, 512, 700, 1 << 20])
 def test_the_store_keeps_every_byte_in_slabs(slab: int) -> None:
     store = HostStore(PromptDevice(), slab)
     kept = [store.keep(weights_of(number)) for number in range(LAYERS)]
@@ -92,21 +94,22 @@ class Pass:
             self.use(number, returns=True)
 
 
-@pytest.mark.parametrize("seed", range(40))
-def test_the_device_sees_each_layers_own_weights_in_any_order_of_its_work(seed: int) -> None:
+@pytest.mark.parametrize("seeds", long_but([range(5)], [range(5), range(5, 40)]))
+def test_the_device_sees_each_layers_own_weights_in_any_order_of_its_work(seeds: range) -> None:
     """Training, an evaluation, a pass cut short by a lack of memory, a layer out of turn."""
-    order, device = random.Random(seed), Device()
-    run = Pass(device, WeightMover(device, stored(device), CPU))
-    for _ in range(2):
-        run.forward(returns=True)
-        device.run(order, order.randrange(80))
-        run.backward(down_to=order.choice([0, 0, 3]))
-        device.run(order, order.randrange(80))
-        run.forward(returns=False, layers=order.choice([LAYERS, 2]))
-        run.use(order.randrange(LAYERS), returns=order.random() < 0.5)
-    device.run(order)
-    assert len(run.seen) >= 2 * (3 * LAYERS)
-    assert all(run.seen)
+    for seed in seeds:
+        order, device = random.Random(seed), Device()
+        run = Pass(device, WeightMover(device, stored(device), CPU))
+        for _ in range(2):
+            run.forward(returns=True)
+            device.run(order, order.randrange(80))
+            run.backward(down_to=order.choice([0, 0, 3]))
+            device.run(order, order.randrange(80))
+            run.forward(returns=False, layers=order.choice([LAYERS, 2]))
+            run.use(order.randrange(LAYERS), returns=order.random() < 0.5)
+        device.run(order)
+        assert len(run.seen) >= 2 * (3 * LAYERS), seed
+        assert all(run.seen), seed
 
 
 def copies_of(device: PromptDevice, work: Any) -> int:
@@ -149,7 +152,7 @@ def test_two_layers_buffers_are_all_that_is_taken_of_the_device() -> None:
         run.forward(returns=False)  # takes no more
 
 
-@pytest.mark.parametrize("layers", [1, 2])
+@cases("layers", [1, 2])
 def test_what_fits_into_the_buffers_is_copied_once(layers: int) -> None:
     device = PromptDevice()
     mover = WeightMover(device, stored(device, layers, slab=1 << 20), CPU)

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from core.worker.oom.retry import MemoryShortageError, attempt, is_out_of_memory, shortage_explained
+from tests.cases import cases
 
 
-@pytest.mark.parametrize(
+@cases(
     ("error", "is_shortage"),
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), True),

@@ -28,6 +28,7 @@ from core.worker.optim.paged import (
 )
 from core.worker.optim.retryable_step import RetryableStep
 from core.worker.optim.update import AdapterUpdate, WeightUpdate
+from tests.cases import cases
 
 GB = 1 << 30
 TRAIN = Config.model_validate({"data": {"train": "x"}, "train": {"optimizer": "paged_adamw_8bit"}}).train
@@ -109,8 +110,8 @@ def weight_update(trained: list[torch.nn.Parameter], pages: Pages | None) -> Wei
     )
 
 
-@pytest.mark.parametrize("make", [adapter_update, weight_update])
-@pytest.mark.parametrize("before", [True, False])
+@cases("make", [adapter_update, weight_update])
+@cases("before", [True, False])
 def test_paged_states_are_paged_after_a_resume_and_go_on_bit_for_bit(make: Any, before: bool) -> None:
     """With states there already, as after going back within a process, their buffers are written over."""
 

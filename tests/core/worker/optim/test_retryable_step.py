@@ -21,6 +21,7 @@ from core.worker.optim.optim import make_optimizer
 from core.worker.optim.retryable_step import RetryableStep
 from core.worker.optim.rounding import add_slices
 from core.worker.optim.update import WeightUpdate
+from tests.cases import cases
 
 OPTIMIZERS = ("adamw", "adamw_8bit", "adafactor", "lion_8bit")
 
@@ -81,8 +82,8 @@ def fail_steps(
     return failing
 
 
-@pytest.mark.parametrize("kind", OPTIMIZERS[1:])
-@pytest.mark.parametrize("fail_at", [{1}, {2, 3}, {4}, {6, 8}])
+@cases("kind", OPTIMIZERS[1:])
+@cases("fail_at", [{1}, {2, 3}, {4}, {6, 8}])
 def test_a_parameter_whose_step_failed_after_it_was_changed_is_stepped_once(
     kind: str, fail_at: set[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,7 +103,7 @@ def test_a_parameter_whose_step_failed_after_it_was_changed_is_stepped_once(
     assert len(tried.param_groups[0]["params"]) == 3
 
 
-@pytest.mark.parametrize("fail_at", [{1}, {2}, {3, 4}, {6}])
+@cases("fail_at", [{1}, {2}, {3, 4}, {6}])
 def test_of_fused_adamw_a_group_is_stepped_once(fail_at: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """The counters have gone up by then; a second group, as LoRA+ has it, does not undo the first."""
     calm, failing = parameters(), parameters()
@@ -124,7 +125,7 @@ def test_of_fused_adamw_a_group_is_stepped_once(fail_at: set[int], monkeypatch: 
     assert_equal(states(tried), states(steady))
 
 
-@pytest.mark.parametrize("kind", OPTIMIZERS[1:])
+@cases("kind", OPTIMIZERS[1:])
 def test_a_step_that_never_fits_is_a_sentence_and_leaves_the_part_as_it_was(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,7 +141,7 @@ def test_a_step_that_never_fits_is_a_sentence_and_leaves_the_part_as_it_was(
     assert states(optimizer) == []
 
 
-@pytest.mark.parametrize("kind", OPTIMIZERS[1:])
+@cases("kind", OPTIMIZERS[1:])
 def test_other_errors_are_passed_on(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     trained = parameters()
     optimizer = make_optimizer(trained, options(kind))
@@ -150,8 +151,8 @@ def test_other_errors_are_passed_on(kind: str, monkeypatch: pytest.MonkeyPatch) 
         RetryableStep(optimizer, Retry())()
 
 
-@pytest.mark.parametrize("kind", ["adamw_8bit", "lion_8bit"])
-@pytest.mark.parametrize("fail_at", [{1}, {2, 3}, {4}, {6, 8}])
+@cases("kind", ["adamw_8bit", "lion_8bit"])
+@cases("fail_at", [{1}, {2, 3}, {4}, {6, 8}])
 def test_an_update_that_takes_no_memory_needs_no_copies(
     kind: str, fail_at: set[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,7 +195,7 @@ class Dispatched(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize(("kind", "calls", "clones"), [("adamw", 5, 1), ("adamw_8bit", 80, 0), ("lion_8bit", 80, 0)])
+@cases(("kind", "calls", "clones"), [("adamw", 5, 1), ("adamw_8bit", 80, 0), ("lion_8bit", 80, 0)])
 def test_what_a_step_of_forty_adapters_calls_and_copies_on_a_card(kind: str, calls: int, clones: int) -> None:
     trained = [torch.nn.Parameter(torch.ones(64, 64)) for _ in range(40)]
     step = RetryableStep(make_optimizer(trained, options(kind)), Retry(), in_place=True)
@@ -238,8 +239,8 @@ def weight_update(net: torch.nn.Module, kind: str, *, in_backward: bool) -> Weig
     )
 
 
-@pytest.mark.parametrize("in_backward", [False, True])
-@pytest.mark.parametrize("kind", ["adamw", "adamw_8bit"])
+@cases("in_backward", [False, True])
+@cases("kind", ["adamw", "adamw_8bit"])
 def test_a_weight_that_is_added_to_in_slices_goes_on_where_memory_ran_out(
     kind: str, in_backward: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

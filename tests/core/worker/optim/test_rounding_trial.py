@@ -1,34 +1,17 @@
-"""The rounding kernels, in Triton's interpreter, and the trial that decides whether they are used."""
+"""The trial that decides whether the rounding kernels are used; what they compute, tests of the fused kernels tell."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
-import pytest
 import torch
 
 from core.worker.optim.rounding_trial import choose_kernels, find_fault
+from tests.cases import cases
 from tests.core.worker.optim.plain_kernels import PlainKernels
 
 CPU = torch.device("cpu")
-INTERPRETED = """
-import torch
-from core.worker.optim import rounding_kernels
-from core.worker.optim.rounding_trial import find_fault
-print("fault:", find_fault(rounding_kernels, torch.device("cpu")) or "none")
-"""
-
-
-def test_the_kernels_pass_in_the_interpreter() -> None:
-    """A million roundings have the right mean to a thousandth, and exact values stay."""
-    pytest.importorskip("triton")
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", INTERPRETED], env=environment, capture_output=True, text=True)
-    assert done.stdout.strip() == "fault: none", done.stderr[-2000:] or done.stdout
 
 
 def test_the_plain_way_passes() -> None:
@@ -69,7 +52,7 @@ def carrying(weights: torch.Tensor, update: torch.Tensor, *, keep: float, seed: 
     weights[kept.isnan()] = 0.0
 
 
-@pytest.mark.parametrize(
+@cases(
     ("wrong", "fault"),
     [
         ({"add_update": nearest}, "is off by"),

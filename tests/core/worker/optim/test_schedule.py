@@ -3,12 +3,11 @@ import torch
 from transformers import get_scheduler
 
 from core.worker.optim.schedule import lr_factor, warmup_steps
+from tests.cases import cases
 
 
-@pytest.mark.parametrize(
-    ("name", "theirs"), [("cosine", "cosine"), ("linear", "linear"), ("constant", "constant_with_warmup")]
-)
-@pytest.mark.parametrize("warmup", [0, 1, 7])
+@cases(("name", "theirs"), [("cosine", "cosine"), ("linear", "linear"), ("constant", "constant_with_warmup")])
+@cases("warmup", [0, 1, 7])
 def test_the_schedules_are_those_of_transformers(name: str, theirs: str, warmup: int) -> None:
     total = 40
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)

@@ -14,6 +14,7 @@ from core.config.derived import FP32_STATES
 from core.config.schema import Config
 from core.worker.optim.optim import make_optimizer
 from core.worker.optim.update import MASTER, WeightUpdate
+from tests.cases import cases
 from tests.core.worker.optim.plain_kernels import PlainKernels
 
 OPTIMIZERS = ("adamw", "adamw_8bit", "paged_adamw_8bit")
@@ -67,7 +68,7 @@ def equal(first: list[torch.Tensor], second: list[torch.Tensor]) -> bool:
     return all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
 
 
-@pytest.mark.parametrize("in_backward", [False, True])
+@cases("in_backward", [False, True])
 def test_adamw_is_that_of_torch(in_backward: bool) -> None:
     setup = Setup("adamw", in_backward=in_backward)
     theirs = copy.deepcopy(setup.net)
@@ -87,8 +88,8 @@ def test_adamw_is_that_of_torch(in_backward: bool) -> None:
             torch.testing.assert_close(ours, their, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@cases("optimizer", OPTIMIZERS)
+@cases("dtype", [torch.float32, torch.bfloat16])
 def test_when_it_is_done_makes_no_difference(optimizer: str, dtype: torch.dtype) -> None:
     after, inside = (Setup(optimizer, in_backward=where, dtype=dtype) for where in (False, True))
     for step in range(4):
@@ -126,8 +127,8 @@ def test_bf16_weights_learn_from_updates_that_rounding_would_lose() -> None:
     assert all(distance > 1e-5 for distance in moved)
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("in_backward", [False, True])
+@cases("optimizer", OPTIMIZERS)
+@cases("in_backward", [False, True])
 def test_states_go_on_bit_for_bit(optimizer: str, in_backward: bool) -> None:
     def run(setup: Setup, first: int, last: int) -> None:
         for step in range(first, last):
@@ -156,8 +157,8 @@ def test_copies_of_weights_that_deepspeed_has_made_are_not_kept() -> None:
         assert set(kept["state"][0]) == {"step", "exp_avg", "exp_avg_sq"}
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("in_backward", [False, True])
+@cases("optimizer", OPTIMIZERS)
+@cases("in_backward", [False, True])
 def test_a_rehearsal_leaves_no_trace(optimizer: str, in_backward: bool) -> None:
     rehearsed, calm = (Setup(optimizer, in_backward=in_backward) for _ in range(2))
     before = rehearsed.weights()
@@ -199,7 +200,7 @@ def test_gradients_are_clipped_after_the_window() -> None:
     assert float(torch.cat([change.flatten() for change in moved]).norm()) == pytest.approx(0.5, rel=1e-4)
 
 
-@pytest.mark.parametrize("in_backward", [False, True])
+@cases("in_backward", [False, True])
 def test_a_gradient_that_is_not_finite_changes_nothing(in_backward: bool) -> None:
     setup = Setup("adamw", in_backward=in_backward)
     before = setup.weights()
@@ -235,8 +236,8 @@ class Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("in_backward", [False, True])
+@cases("optimizer", OPTIMIZERS)
+@cases("in_backward", [False, True])
 def test_kernels_do_the_same_and_the_host_waits_for_no_tensor(optimizer: str, in_backward: bool) -> None:
     kernels = PlainKernels()
     plain = Setup(optimizer, in_backward=in_backward)
@@ -256,8 +257,8 @@ def test_kernels_do_the_same_and_the_host_waits_for_no_tensor(optimizer: str, in
         assert counts == [4, 0], "one a tensor, and none"
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@cases("optimizer", OPTIMIZERS)
+@cases("dtype", [torch.float32, torch.bfloat16])
 def test_kernels_leave_a_gradient_that_is_not_finite_out(optimizer: str, dtype: torch.dtype) -> None:
     """Of one tensor; the others are updated."""
     setup = Setup(optimizer, in_backward=True, dtype=dtype, kernels=PlainKernels())

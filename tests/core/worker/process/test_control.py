@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -34,6 +35,7 @@ from core.worker.process.control import (
     StopRequested,
     install_signals,
 )
+from tests.cases import cases
 from tests.waiting import wait_for
 
 
@@ -119,7 +121,7 @@ def test_another_user_is_turned_away_even_where_the_file_lets_him_in(place: Plac
     assert peer.read()["ok"] is True
 
 
-@pytest.mark.parametrize(
+@cases(
     ("line", "error"),
     [
         (b"\xff\x00\n", "Not understood"),
@@ -343,14 +345,20 @@ def listens(server: ControlServer) -> bool:
     return peer.read()["ok"] is True
 
 
-@pytest.fixture
-def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+@contextlib.contextmanager
+def runtime_directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A runtime directory that is not there yet, in a directory that everybody may write to."""
     with tempfile.TemporaryDirectory() as directory:
         Path(directory).chmod(0o1777)
         monkeypatch.setenv("XDG_RUNTIME_DIR", f"{directory}/localtune-0")
         monkeypatch.setattr(sockets, "_socket_places", lambda: [Path(directory, "none"), Path(directory)])
         yield Path(directory, "localtune-0")
+
+
+@pytest.fixture
+def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    with runtime_directory(monkeypatch) as directory:
+        yield directory
 
 
 def plant_link(place: Path) -> None:
@@ -373,22 +381,25 @@ def plant_foreign_link(place: Path) -> None:
     os.chown(place, 65534, 65534, follow_symlinks=False)
 
 
-@pytest.mark.parametrize(
+@cases(
     "plant",
     [plant_link, plant_open, plant_foreign, plant_foreign_link, Path.touch, lambda place: place.symlink_to("nowhere")],
 )
-def test_what_others_have_planted_is_neither_used_nor_in_the_way(runtime: Path, plant: Callable[[Path], None]) -> None:
+def test_what_others_have_planted_is_neither_used_nor_in_the_way(
+    plant: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     if plant in (plant_foreign, plant_foreign_link) and os.getuid() != 0:
         pytest.skip("not run: only root can give a file away")
-    plant(runtime)
-    server = ControlServer(runtime / "localtune-1.sock", Controls(), dict)
-    directory = server.path.parent
-    assert directory.parent == runtime.parent
-    assert directory not in (runtime, runtime.parent / "trap")
-    assert stat.S_IMODE(directory.lstat().st_mode) == 0o700
-    assert listens(server)
-    server.close()
-    assert not directory.exists()
+    with runtime_directory(monkeypatch) as runtime:
+        plant(runtime)
+        server = ControlServer(runtime / "localtune-1.sock", Controls(), dict)
+        directory = server.path.parent
+        assert directory.parent == runtime.parent
+        assert directory not in (runtime, runtime.parent / "trap")
+        assert stat.S_IMODE(directory.lstat().st_mode) == 0o700
+        assert listens(server)
+        server.close()
+        assert not directory.exists()
 
 
 def test_a_private_runtime_directory_is_made_and_used(runtime: Path) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from core.errors import UserError
 from core.worker.process.determinism import choose_determinism, nondeterminism_explained
+from tests.cases import cases
 from tests.core.worker.process.after_torch import told_after_torch
 
 _CODE = """
@@ -30,7 +31,7 @@ print(json.dumps({
 WORKSPACES = ((None, ":4096:8"), (":16:8", ":16:8"), (":0:0", ":4096:8"), (":4096:2", ":4096:8"))
 
 
-@pytest.mark.parametrize(
+@cases(
     ("wanted", "device", "expected"),
     [
         ("auto", "cpu", "strict"),
@@ -62,7 +63,7 @@ def applied() -> dict[tuple[str, str, str | None], dict[str, Any]]:
     return dict(zip(asked, told, strict=True))
 
 
-@pytest.mark.parametrize(("given", "expected"), WORKSPACES)
+@cases(("given", "expected"), WORKSPACES)
 def test_strict_on_a_gpu_takes_kernels_that_keep_an_order_and_fills_nothing(
     given: str | None, expected: str, applied: Any
 ) -> None:

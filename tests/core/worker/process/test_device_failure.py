@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 
-import pytest
-
 from core.hardware.snapshot import Device, Xid
 from core.worker.process.device_failure import device_failure
+from tests.cases import cases
 from tests.faults.injections import LOST_GPU
 
 
-@pytest.mark.parametrize(
+@cases(
     ("text", "words", "hint"),
     [
         (LOST_GPU, "stopped at an error", "overclocking"),
@@ -41,6 +40,6 @@ def test_the_drivers_own_error_is_told_where_it_is_fresh() -> None:
     assert "Xid" not in found.message
 
 
-@pytest.mark.parametrize("error", [RuntimeError("shapes do not fit"), ValueError("CUDA error: no"), KeyError("x")])
+@cases("error", [RuntimeError("shapes do not fit"), ValueError("CUDA error: no"), KeyError("x")])
 def test_other_errors_are_none_of_the_card(error: Exception) -> None:
     assert device_failure(error, 1, None) is None

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cases import cases
 from tests.core.worker.process.after_torch import told_after_torch
 
 
@@ -60,7 +61,7 @@ def allocators() -> list[tuple[str | None, str, str]]:
     return told_after_torch(_ALLOCATOR, [(clean | variables, {"wsl": wsl}) for variables, wsl, _, _ in ALLOCATORS])
 
 
-@pytest.mark.parametrize("number", range(len(ALLOCATORS)))
+@cases("number", range(len(ALLOCATORS)))
 def test_the_allocator_is_as_the_user_said(number: int, allocators: list[tuple[str | None, str, str]]) -> None:
     _, _, settings, words = ALLOCATORS[number]
     read, order, described = allocators[number]

@@ -22,6 +22,7 @@ from core.runs.events import Event, GovernorEvent, NightEvent
 from core.worker.process.control import Controls
 from core.worker.process.governor import Governor
 from core.worker.process.throttle import Throttle
+from tests.cases import cases
 from tests.core.hardware.conftest import fake_driver as fake_driver
 from tests.waiting import wait_for
 
@@ -233,7 +234,7 @@ def test_a_run_without_wishes_knows_its_pace_as_well(tmp_path: Path) -> None:
 BLIND = Device(index=0, kind="cpu", name="Some CPU")
 
 
-@pytest.mark.parametrize(
+@cases(
     ("sections", "said"),
     [
         ({"hardware": {"temperature_limit_c": 80.0}}, "Some CPU does not tell its temperature, so hardware.temp"),
@@ -308,6 +309,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.long
 def test_a_real_sampler_and_driver_hold_the_temperature(fake_driver: Path, tmp_path: Path) -> None:
     environment = {
         **os.environ,

@@ -9,6 +9,7 @@ from core.hardware.sampler import Sampler
 from core.hardware.snapshot import Device, Host, Xid
 from core.runs.events import HardwareEvent, encode_event
 from core.worker.process.hardware_log import MOVING_SECONDS, STEADY_SECONDS, HardwareLog
+from tests.cases import cases
 from tests.core.hardware.conftest import Ask, ask_driver, fake_driver
 
 __all__ = ["ask_driver", "fake_driver"]
@@ -82,7 +83,7 @@ def test_a_steady_hour_is_recorded_every_ten_seconds_and_stays_small(night: Nigh
     assert event.host == Host(ram_used=5, ram_total=9).to_dict()
 
 
-@pytest.mark.parametrize(
+@cases(
     "moved",
     [
         replace(CARD, temperature_c=73.0),
@@ -93,7 +94,8 @@ def test_a_steady_hour_is_recorded_every_ten_seconds_and_stays_small(night: Nigh
         replace(CARD, temperature_c=None),
     ],
 )
-def test_what_moves_is_recorded_sooner(night: Night, moved: Device) -> None:
+def test_what_moves_is_recorded_sooner(moved: Device) -> None:
+    night = Night()
     assert night.look(CARD) == 1
     assert night.look(replace(CARD, temperature_c=72.0, power_w=320.0, utilization=90.0)) == 0
     # At two seconds not yet, at six it is.
@@ -103,7 +105,7 @@ def test_what_moves_is_recorded_sooner(night: Night, moved: Device) -> None:
     assert night.look(moved, times=4) == 0
 
 
-@pytest.mark.parametrize(
+@cases(
     "changed",
     [
         replace(CARD, problem="the GPU must be reset"),
@@ -113,7 +115,8 @@ def test_what_moves_is_recorded_sooner(night: Night, moved: Device) -> None:
         replace(CARD, uuid="GPU-1"),
     ],
 )
-def test_what_matters_is_recorded_at_once(night: Night, changed: Device) -> None:
+def test_what_matters_is_recorded_at_once(changed: Device) -> None:
+    night = Night()
     night.look(CARD)
     assert night.look(changed) == 1
     assert night.look(changed) == 0

@@ -20,13 +20,14 @@ from core.worker.process.openmp import (
     renew_thread_pool,
     waited_seconds,
 )
+from tests.cases import cases
 from tests.waiting import wait_for
 
 QUIET = CpuLoad(cores=2, threads=2, others=0.05, waited=0.015)
 CROWDED = CpuLoad(cores=2, threads=2, others=1.0, waited=0.5)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("load", "brief"),
     [
         (QUIET, False),

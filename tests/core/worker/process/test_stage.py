@@ -9,6 +9,7 @@ import torch
 
 from core.worker.data import batches
 from core.worker.process.stage import place_of, stage_of
+from tests.cases import cases
 
 
 class Waiting(torch.autograd.Function):
@@ -40,7 +41,7 @@ def go_backward() -> None:
     Waiting.apply(torch.ones(1, requires_grad=True)).sum().backward()  # type: ignore[no-untyped-call]
 
 
-@pytest.mark.parametrize(
+@cases(
     ("work", "stage"),
     [(read_rows, "reading its rows"), (go_backward, "the backward pass"), (hang, "")],
 )

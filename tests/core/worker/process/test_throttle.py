@@ -9,6 +9,7 @@ import pytest
 from core.runs.protocol import Request
 from core.worker.process.control import Command, Controls
 from core.worker.process.throttle import MOST_OWED, Throttle
+from tests.cases import cases
 from tests.waiting import wait_for
 
 
@@ -34,7 +35,7 @@ class Patient(Controls):
         return self.clock.now < self.asked_at
 
 
-@pytest.mark.parametrize("duty", [0.1, 0.5, 0.8, 0.95])
+@cases("duty", [0.1, 0.5, 0.8, 0.95])
 def test_the_share_that_is_worked_is_the_duty_cycle(duty: float) -> None:
     clock = Clock()
     throttle = Throttle(Patient(clock), duty, clock=clock)

@@ -8,6 +8,7 @@ import pytest
 
 from core.analysis.file_lines import NAMED_LINES, FileLine, name_places
 from core.worker.progress.finite import NONFINITE_LIMIT, FiniteCheck
+from tests.cases import cases
 
 PLACES = [FileLine("a.jsonl", 4), FileLine("b.jsonl", 2), FileLine("a.jsonl", 3)]
 
@@ -21,7 +22,7 @@ class Told:
         return self.finite.accepts(9, loss, norm, [0, 2], overflow=overflow)
 
 
-@pytest.mark.parametrize(("loss", "norm"), [(math.nan, math.nan), (1.0, math.inf), (math.inf, 1.0)])
+@cases(("loss", "norm"), [(math.nan, math.nan), (1.0, math.inf), (math.inf, 1.0)])
 def test_an_update_that_is_not_finite_is_refused_with_its_rows(loss: float, norm: float) -> None:
     told = Told()
     assert not told.accepts(loss, norm)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
 from core.config.schema import CheckpointSection, Config, DataSection, EvalSection
 from core.runs.schedule import Schedule
 from core.worker.progress.intervals import Intervals
+from tests.cases import cases
 from tests.core.worker.steps.stepper import make_state
 
 
@@ -27,7 +26,7 @@ def due(steps: int, total: int, per_epoch: int, evaluation: dict[str, Any], savi
     return found
 
 
-@pytest.mark.parametrize(
+@cases(
     ("evaluation", "saving"),
     [
         ({"every_steps": 4}, {"every_steps": 3}),

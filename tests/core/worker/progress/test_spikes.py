@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from core.analysis.file_lines import FileLine
 from core.worker.progress.spikes import FEWEST, MOST_TOLD, ROLLBACK_LIMIT, Action, LossSpikes, Spike
+from tests.cases import cases
 
 RECORDED = sorted((Path(__file__).parents[3] / "core" / "runs" / "recorded").glob("*/events.jsonl.gz"))
 PLACES = [FileLine("faq.jsonl", line) for line in range(1, 401)]
@@ -65,7 +66,7 @@ def test_a_spike_is_told_with_its_step_loss_expectation_and_rows() -> None:
     assert watched.due() is None
 
 
-@pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.parent.name)
+@cases("path", RECORDED, ids=lambda path: path.parent.name)
 def test_a_recorded_run_has_no_spike_whenever_one_looks(path: Path) -> None:
     with gzip.open(path, "rt", encoding="utf-8") as file:
         steps = [event for line in file if (event := json.loads(line))["type"] == "step"]

@@ -9,7 +9,7 @@ from core.errors import UserError
 from core.models.tensors import read_weights
 from core.worker.quantization import beside
 from core.worker.quantization.beside import needed_bytes, refuse_beside_run
-from tests.crowded import end_run, run_on_cpu
+from tests.core.worker.crowded import end_run, run_on_cpu
 from tests.families.tiny import write_family
 
 CPU = torch.device("cpu")

@@ -20,6 +20,7 @@ from core.worker.selftest import driver, fast_paths, memory, shortage, speed
 from core.worker.selftest.driver import PowerRight, TorchCard
 from core.worker.selftest.memory import Peak, constants
 from core.worker.selftest.wrapped import Footprint
+from tests.cases import cases
 
 GB = 10**9
 UUID = "01234567-89ab-cdef-0123-456789abcdef"
@@ -55,7 +56,7 @@ def test_the_same_card_passes_and_its_limits_are_told() -> None:
     assert detail.endswith("power limit 450 W, which root alone may set from 150 to 600 W.")
 
 
-@pytest.mark.parametrize(
+@cases(
     ("changed", "said"),
     [
         ({"planned": replace(PLANNED, uuid="GPU-ffffffff-0000", name="RTX 3060")}, "of another card, RTX 3060"),
@@ -182,7 +183,7 @@ def test_a_survived_shortage() -> None:
     assert "gave way 2 times" in detail
 
 
-@pytest.mark.parametrize(
+@cases(
     ("changed", "said"),
     [
         ({"taken": TAKEN[:1]}, "1 times instead of twice"),

@@ -58,11 +58,13 @@ def test_the_checks_that_any_model_will_do_for(tiny_model_dir: Path) -> None:
     assert sorted(path.name for path in paths.selftest_dir().iterdir()) == [".lock"]
 
 
+@pytest.mark.long
 def test_the_starter_model_learns_as_recorded(starter_model_dir: Path) -> None:
     check = by_name(made(starter_model_dir, "training"))["training"]
     assert check.result == "pass", check.detail
 
 
+@pytest.mark.long
 def test_memory_really_runs_out_in_forward_and_backward_and_the_run_survives(starter_model_dir: Path) -> None:
     check = by_name(made(starter_model_dir, "out_of_memory"))["out_of_memory"]
     assert check.result == "pass", check.detail

@@ -29,6 +29,7 @@ from core.worker.setup.compilation import (
     told,
     try_compilation,
 )
+from tests.cases import cases
 from tests.core.worker.fused.varlen import varlen_attn
 from tests.core.worker.setup.test_fast_paths import LLAMA, SMALL, Setup, arrange, config, rows
 
@@ -103,6 +104,7 @@ def test_recomputation_stays_outside(tiny_model_dir: Path) -> None:
     assert_learns_by_the_same_programs(compiled, plain(tiny_model_dir))
 
 
+@pytest.mark.long
 def test_offloading_stays_outside(tiny_model_dir: Path) -> None:
     compiled = Compiled(tiny_model_dir, packing=True)
     stored: list[int] = []
@@ -305,7 +307,7 @@ FEDORA = {"ID": "rocky", "ID_LIKE": "rhel centos fedora"}
 SUSE = {"ID": "opensuse-leap", "ID_LIKE": "suse opensuse"}
 
 
-@pytest.mark.parametrize(
+@cases(
     ("kind", "triton", "compiler", "headers", "system", "wanted"),
     [
         ("cuda", True, True, True, UBUNTU, None),

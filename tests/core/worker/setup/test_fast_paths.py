@@ -30,6 +30,7 @@ from core.worker.model.adapters import attach_adapters
 from core.worker.model.model import LoadedModel, load_model, trainable_parameters
 from core.worker.setup.fast_paths import choose_packing, fuse_layers, wants_packing
 from core.worker.setup.self_check import SelfCheck, check_model
+from tests.cases import cases
 from tests.core.worker.steps.stepper import Stepper
 
 SYSTEM = np.arange(30, 50)
@@ -74,7 +75,7 @@ class Setup:
         return torch.cat([part.flatten() for part in torch.autograd.grad(loss, parameters)])
 
 
-@pytest.mark.parametrize("train", [{}, {"packing": True}, {"packing": True, "share_prefix": False}])
+@cases("train", [{}, {"packing": True}, {"packing": True, "share_prefix": False}])
 def test_gradients_of_rows_together_are_those_of_each_row_alone(tiny_model_dir: Path, train: dict[str, Any]) -> None:
     plain = Setup(tiny_model_dir, config(train={"fused_layers": False, "share_prefix": False}))
     together = Setup(tiny_model_dir, config(train=train))
@@ -95,12 +96,12 @@ def test_one_row_sees_nothing_of_another_in_a_pack(tiny_model_dir: Path) -> None
     torch.testing.assert_close(left, right, atol=1e-5, rtol=1e-3)
 
 
-@pytest.mark.parametrize("method", [{"dropout": 0.1}, {"neftune_alpha": 5.0}])
+@cases("method", [{"dropout": 0.1}, {"neftune_alpha": 5.0}])
 def test_rows_with_draws_of_their_own_share_nothing(tiny_model_dir: Path, method: dict[str, Any]) -> None:
     assert not Setup(tiny_model_dir, config(method=method)).loss.packing.share
 
 
-@pytest.mark.parametrize("kind", ["resid_pdrop", "attn_pdrop"])
+@cases("kind", ["resid_pdrop", "attn_pdrop"])
 def test_rows_share_nothing_where_the_model_has_dropout_of_its_own(kind: str) -> None:
     shape = {"vocab_size": 260, "n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 64}
     still = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
@@ -150,8 +151,8 @@ class Windows(Setup):
         return result.loss, torch.cat([grad.flatten() for grad in grads if grad is not None])
 
 
-@pytest.mark.parametrize("train", [{}, {"packing": True}])
-@pytest.mark.parametrize("budget", [1, 90])
+@cases("train", [{}, {"packing": True}])
+@cases("budget", [1, 90])
 def test_a_step_with_shared_beginnings_does_not_depend_on_the_cut(
     tiny_model_dir: Path, train: dict[str, Any], budget: int
 ) -> None:
@@ -231,7 +232,7 @@ def test_packing_is_refused_where_rows_run_into_one_another_by_less_than_roundin
         arrange(convolved, packing=True)
 
 
-@pytest.mark.parametrize(("masked", "kind"), [(True, "cuda"), (False, "cuda"), (True, "cpu")])
+@cases(("masked", "kind"), [(True, "cuda"), (False, "cuda"), (True, "cpu")])
 def test_attention_has_a_price_where_a_card_needs_masks(tiny_model_dir: Path, masked: bool, kind: str) -> None:
     setup = Setup(tiny_model_dir, config())
     check = SelfCheck(0.0, None, masked=masked)

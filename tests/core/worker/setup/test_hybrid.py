@@ -21,12 +21,16 @@ from core.worker.model.quantizer import FourBitQuantizer, four_bit_config
 from core.worker.model.recurrent import describe_kind, recurrent_kinds
 from core.worker.setup.fast_paths import choose_packing, fuse_layers, wants_packing
 from core.worker.setup.self_check import check_model
+from tests.cases import cases
 from tests.core.worker.hybrids import HYBRIDS, make_hybrid
 from tests.core.worker.setup.test_fast_paths import config
+from tests.core.worker.short_list import long_but
 from tests.families.tiny import FAMILIES
 
 #: Those that people tune, and one whose layers attend and carry a state at once.
 TUNED = (*(name for name in HYBRIDS if name in FAMILIES), "falcon_h1", "nemotron_h")
+#: With gated deltas, with convolutions, and with attention and a state in one layer.
+FEW = ("qwen3_5", "lfm2", "falcon_h1")
 
 
 def rows(count: int = 4) -> list[TokenizedRow]:
@@ -68,7 +72,7 @@ def gradients(loaded: LoadedModel, loss: SupervisedLoss, chosen: list[TokenizedR
     return float(summed.detach()), torch.cat([part.flatten() for part in flat])
 
 
-@pytest.mark.parametrize("name", HYBRIDS)
+@pytest.mark.parametrize("name", long_but(FEW, HYBRIDS))
 def test_packing_is_refused_with_the_reason(name: str) -> None:
     loaded, wanted, fused = ready(name, packing=True)
     kinds = recurrent_kinds(loaded.model)
@@ -84,14 +88,14 @@ def test_packing_is_refused_with_the_reason(name: str) -> None:
     assert "train.packing = false" in refusal.value.hint
 
 
-@pytest.mark.parametrize("name", HYBRIDS)
+@pytest.mark.parametrize("name", long_but(FEW, HYBRIDS))
 def test_beginnings_are_not_shared(name: str) -> None:
     packing = choose(*ready(name, share_prefix=True))
     assert not packing.share
     assert not packing.pack
 
 
-@pytest.mark.parametrize("name", TUNED)
+@pytest.mark.parametrize("name", long_but(FEW, TUNED))
 def test_rows_in_a_batch_are_what_each_is_alone(name: str) -> None:
     """Whatever they are padded with and however far."""
     loaded, wanted, fused = ready(name)
@@ -103,7 +107,7 @@ def test_rows_in_a_batch_are_what_each_is_alone(name: str) -> None:
     torch.testing.assert_close(gradient, sum(part for _, part in alone), rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", TUNED)
+@pytest.mark.parametrize("name", long_but(FEW, TUNED))
 def test_padding_on_either_side_changes_nothing(name: str) -> None:
     loaded, _, _ = ready(name)
     network = loaded.model.get_base_model().eval()
@@ -118,7 +122,7 @@ def test_padding_on_either_side_changes_nothing(name: str) -> None:
             torch.testing.assert_close(found[left : left + ids.shape[1]], wanted, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", TUNED)
+@pytest.mark.parametrize("name", long_but(FEW, TUNED))
 def test_recomputed_activations_give_the_same(name: str) -> None:
     loaded, wanted, fused = ready(name)
     loss = SupervisedLoss(loaded.model, choose(loaded, wanted, fused))
@@ -130,9 +134,7 @@ def test_recomputed_activations_give_the_same(name: str) -> None:
     torch.testing.assert_close(recomputed[1], kept[1], rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("installed", "name"), [(True, "granitemoehybrid"), (False, "granitemoehybrid"), (True, "lfm2")]
-)
+@cases(("installed", "name"), [(True, "granitemoehybrid"), (False, "granitemoehybrid"), (True, "lfm2")])
 def test_layers_that_kernels_read_past_stay_out_of_adapters_and_4_bits(
     installed: bool, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,7 +151,7 @@ def test_layers_that_kernels_read_past_stay_out_of_adapters_and_4_bits(
     assert (f"{mixer}.out_proj" in layers) is not is_read
 
 
-@pytest.mark.parametrize("name", ["falcon_h1", "nemotron_h", "mamba2"])
+@cases("name", ["falcon_h1", "nemotron_h", "mamba2"])
 def test_all_linear_leaves_out_what_peft_refuses(name: str) -> None:
     adapted = attach_adapters(make_hybrid(name), MethodSection(name="lora", rank=2), seed=0)
     keys = [key for key, _ in adapted.named_parameters() if "lora_" in key]

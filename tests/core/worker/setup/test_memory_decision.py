@@ -7,6 +7,7 @@ All on the CPU, whose allocator reports every block; on a GPU the arithmetic is 
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import sys
 from collections.abc import Callable
@@ -60,7 +61,9 @@ from core.worker.setup.memory_decision import (
     with_experts,
 )
 from core.worker.steps.window import first_budget
+from tests.cases import cases
 from tests.core.models.architecture import published
+from tests.core.worker.short_list import long_but
 from tests.core.worker.steps.stepper import make_state
 from tests.measured_here import measured_here
 
@@ -251,10 +254,36 @@ SETTINGS: list[tuple[str, dict[str, Any], float]] = [
     *(("llama", {"init": "pissa", "rank": 64, **settings}, 0.02) for settings in ({}, {"checkpointing": True})),
     ("llama", {"init": "pissa", "rank": 64, "name": "lora"}, 0.02),
 ]
+#: Each family once, each setting once, and what is fused, recomputed and learned in all pairs.
+FEW_SETTINGS: list[tuple[str, dict[str, Any], float, bool]] = [
+    ("llama", {"checkpointing": False}, 0.02, True),
+    ("llama", {"checkpointing": True}, 0.02, False),
+    ("llama", {"checkpointing": False}, 1.0, False),
+    ("gemma2", {"checkpointing": True}, 1.0, True),
+    ("qwen2", {"checkpointing": False}, 0.02, False),
+    ("qwen3", {"checkpointing": True}, 0.02, True),
+    ("mistral", {"checkpointing": True}, 0.02, False),
+    ("gemma", {"checkpointing": False}, 0.02, True),
+    ("gemma3", {"checkpointing": True}, 0.02, False),
+    ("phi3", {"checkpointing": False}, 0.02, True),
+    ("starcoder2", {"checkpointing": False}, 0.02, False),
+    ("olmo2", {"checkpointing": True}, 0.02, True),
+    ("granite", {"checkpointing": False}, 0.02, False),
+    ("llama", {"precision": "fp32"}, 1.0, True),
+    ("gemma2", {"precision": "fp32"}, 0.02, False),
+    ("llama", {"dropout": 0.1}, 0.02, True),
+    ("llama", {"dora": True}, 0.02, False),
+    ("llama", {"target_modules": ["down_proj"], "name": "lora"}, 0.02, True),
+    ("llama", {"target_modules": ["layers.1.*", "re:.*[02].mlp.up_proj"]}, 0.02, False),
+    ("llama", {"init": "pissa", "rank": 64, "checkpointing": True}, 0.02, True),
+]
 
 
-@pytest.mark.parametrize("fused", [True, False], ids=["fused", "plain"])
-@pytest.mark.parametrize(("family", "settings", "supervised"), SETTINGS, ids=str)
+@pytest.mark.parametrize(
+    ("family", "settings", "supervised", "fused"),
+    long_but(FEW_SETTINGS, [(*setting, fused) for setting in SETTINGS for fused in (True, False)]),
+    ids=str,
+)
 def test_the_plan_is_what_torch_allocates(
     family: str, settings: dict[str, Any], supervised: float, fused: bool, model_of: Callable[[str], Path]
 ) -> None:
@@ -263,8 +292,10 @@ def test_the_plan_is_what_torch_allocates(
     assert comes_and_goes(plan_of(config, supervised)) == pytest.approx(measured, rel=0.07)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize(
+    ("family", "checkpointing"),
+    long_but([("llama", False), ("qwen3", True)], itertools.product(["llama", "qwen3"], [False, True])),
+)
 def test_rows_beyond_the_fused_attention_are_told_as_well(
     family: str, checkpointing: bool, model_of: Callable[[str], Path]
 ) -> None:
@@ -300,8 +331,10 @@ def test_weights_that_stay_dequantized_are_not_dequantized_again(model_of: Calla
     assert comes_and_goes(plan_of(config, 0.02)) == pytest.approx(measured, rel=0.07)
 
 
-@pytest.mark.parametrize("method", ["qlora", "lora"])
-@pytest.mark.parametrize("keep", ["on", "off"])
+@pytest.mark.parametrize(
+    ("method", "keep"),
+    long_but([("qlora", "on"), ("lora", "off")], itertools.product(["qlora", "lora"], ["on", "off"])),
+)
 def test_merged_copies_of_weights_are_told(
     model_of: Callable[[str], Path], method: str, keep: Literal["on", "off"]
 ) -> None:
@@ -316,8 +349,9 @@ def test_merged_copies_of_weights_are_told(
     assert comes_and_goes(plan_of(config, 0.02)) == pytest.approx(measured, rel=0.15)
 
 
-@pytest.mark.parametrize("kept", [1, 3, 5, 7])
-@pytest.mark.parametrize("supervised", [0.02, 1.0])
+@pytest.mark.parametrize(
+    ("kept", "supervised"), long_but([(1, 1.0), (5, 0.02)], itertools.product([1, 3, 5, 7], [0.02, 1.0]))
+)
 def test_layers_that_are_kept_beside_recomputed_ones_are_told(
     kept: int, supervised: float, model_of: Callable[[str], Path]
 ) -> None:
@@ -331,7 +365,7 @@ def test_layers_that_are_kept_beside_recomputed_ones_are_told(
     assert comes_and_goes(plan) == pytest.approx(measured, rel=0.07)
 
 
-@pytest.mark.parametrize("fused", [True, False], ids=["fused", "plain"])
+@pytest.mark.parametrize("fused", long_but([True], [True, False]))
 def test_what_is_moved_away_is_missing_in_the_peak(
     fused: bool, model_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -359,7 +393,7 @@ def test_what_is_moved_away_is_missing_in_the_peak(
     assert sum(moved) / 2 <= plan.host_bytes <= 2 * sum(moved)
 
 
-@pytest.mark.parametrize("family", ["gpt2", *MIXTURES])
+@pytest.mark.parametrize("family", long_but(["gpt2", "qwen3-moe, one plain", "gpt-oss"], ["gpt2", *MIXTURES]))
 def test_measured_families_are_told_as_well(family: str, model_of: Callable[[str], Path]) -> None:
     for checkpointing in (False, True):
         config = config_of(model_of(family), checkpointing=checkpointing)
@@ -369,8 +403,10 @@ def test_measured_families_are_told_as_well(family: str, model_of: Callable[[str
         assert comes_and_goes(plan) == pytest.approx(peak_of_tensors(loaded, 0.02), rel=0.07)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("family", ["mixtral", "qwen3-moe"])
+@pytest.mark.parametrize(
+    ("family", "checkpointing"),
+    long_but([("mixtral", False), ("qwen3-moe", True)], itertools.product(["mixtral", "qwen3-moe"], [False, True])),
+)
 def test_adapters_on_experts_are_told(family: str, checkpointing: bool, model_of: Callable[[str], Path]) -> None:
     config = config_of(model_of(family), checkpointing=checkpointing, rank=8, target_experts="on")
     loaded = prepare(config)
@@ -380,7 +416,7 @@ def test_adapters_on_experts_are_told(family: str, checkpointing: bool, model_of
     assert 0.9 <= comes_and_goes(plan) / peak_of_tensors(loaded, 0.02) <= 1.1
 
 
-@pytest.mark.parametrize("name", published.PARAMETERS)
+@pytest.mark.parametrize("name", long_but(["Qwen2.5-0.5B", "Gemma-3-4B", "gpt-oss-20b"], published.PARAMETERS))
 def test_parameters_are_those_of_transformers(name: str) -> None:
     """Of models as large as they are, built without memory; saved buffers count, as they are in the files."""
     config, parameters = published.PARAMETERS[name]
@@ -390,8 +426,10 @@ def test_parameters_are_those_of_transformers(name: str) -> None:
     assert read_architecture(config, name).parameters == parameters
 
 
-@pytest.mark.parametrize("name", ["Gemma-3-4B", "DeepSeek-V2-Lite", "gpt-oss-20b", "Phi-4-mini", "SmolLM3-3B"])
-@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "o_proj", "qkv_proj"]])
+@cases("targets", ["all-linear", ["q_proj", "o_proj", "qkv_proj"]])
+@pytest.mark.parametrize(
+    "name", long_but(["Phi-4-mini"], ["Gemma-3-4B", "DeepSeek-V2-Lite", "gpt-oss-20b", "Phi-4-mini", "SmolLM3-3B"])
+)
 def test_adapters_are_those_that_peft_puts_there(name: str, targets: Any) -> None:
     config = dict(published.PARAMETERS[name][0])
     method = Config.model_validate({"data": {"train": "x"}, "method": {"rank": 4, "target_modules": targets}}).method
@@ -404,8 +442,14 @@ def test_adapters_are_those_that_peft_puts_there(name: str, targets: Any) -> Non
     assert plan.trainable == sum(parameter.numel() for parameter in trainable_parameters(adapted))
 
 
-@pytest.mark.parametrize("method", ["qlora", "lora"])
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3, images", "mixtral", "qwen2-moe", "qwen3-moe", "gpt-oss"])
+@cases("method", ["qlora", "lora"])
+@pytest.mark.parametrize(
+    "family",
+    long_but(
+        ["llama", "gemma3, images", "qwen2-moe"],
+        ["llama", "gpt2", "gemma3, images", "mixtral", "qwen2-moe", "qwen3-moe", "gpt-oss"],
+    ),
+)
 def test_weights_and_adapters_are_counted_to_the_byte(
     family: str, method: str, model_of: Callable[[str], Path]
 ) -> None:
@@ -445,10 +489,8 @@ def test_the_frozen_beginning_is_counted_to_the_byte(model_of: Callable[[str], P
     assert plan.checkpoint_bytes - plain.checkpoint_bytes == parts["initial"]
 
 
-@pytest.mark.parametrize(
-    "targets", ["all-linear", ["q_proj", "mlp.*"], ["layers.1.*_proj"], ["re:.*[02].*(q|up)_proj"]]
-)
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@cases("targets", ["all-linear", ["q_proj", "mlp.*"], ["layers.1.*_proj"], ["re:.*[02].*(q|up)_proj"]])
+@pytest.mark.parametrize("family", long_but(["llama"], ["llama", "gpt2"]))
 def test_the_plan_finds_the_layers_that_the_run_does(
     family: str, targets: Any, model_of: Callable[[str], Path]
 ) -> None:
@@ -460,7 +502,7 @@ def test_the_plan_finds_the_layers_that_the_run_does(
     assert plan.trainable == sum(parameter.numel() for parameter in trainable_parameters(loaded.model))
 
 
-@pytest.mark.parametrize("kind", ["adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor", "lion_8bit"])
+@cases("kind", ["adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor", "lion_8bit"])
 def test_optimizer_states_are_what_is_kept(kind: str) -> None:
     train = Config.model_validate({"data": {"train": "x"}, "train": {"optimizer": kind}}).train
     sizes: list[tuple[int, ...]] = [(16, 100), (64, 640), (8, 768), (900,)]
@@ -546,7 +588,7 @@ def test_with_little_memory_micro_batches_are_smaller_or_some_layers_recomputed(
     assert any(budget < first for budget, _, _ in found)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("environment", "expandable"),
     [
         ({}, False),
@@ -559,7 +601,7 @@ def test_expandable_segments_are_what_the_environment_says(environment: dict[str
     assert prediction.has_expandable_segments(environment) is expandable
 
 
-@pytest.mark.parametrize(
+@cases(
     ("choice", "short", "room", "wanted", "said"),
     [
         ("auto", 0, 1 << 40, False, ""),
@@ -604,7 +646,7 @@ def test_activations_are_moved_off_a_gpu_where_the_run_would_not_fit_recomputed(
     assert decision.kept_layers == 0
 
 
-@pytest.mark.parametrize(
+@cases(
     ("choice", "short", "room", "wanted", "said"),
     [
         ("auto", 0, 1 << 40, False, ""),

@@ -17,6 +17,7 @@ from core.worker.loss.loss import SupervisedLoss
 from core.worker.model.model import LoadedModel
 from core.worker.oom.retry import MemoryShortageError
 from core.worker.setup.self_check import LEAST, SelfCheck, check_head, check_model
+from tests.cases import cases
 
 SMALL = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "pad_token_id": 0, "bos_token_id": 1}
 SHAPE = {**SMALL, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2, "eos_token_id": 2}
@@ -39,7 +40,7 @@ def attempt(config: Any, *, laid_out: bool = True, prepare: Any = lambda *_: Non
     return found
 
 
-@pytest.mark.parametrize("config", [LlamaConfig(**SHAPE), GraniteConfig(**SHAPE, logits_scaling=4.0)])
+@cases("config", [LlamaConfig(**SHAPE), GraniteConfig(**SHAPE, logits_scaling=4.0)])
 def test_a_model_that_is_understood_passes(config: Any) -> None:
     found = attempt(config)
     assert found.mixed is None
@@ -79,7 +80,7 @@ def test_layers_that_do_not_know_of_rows_are_noticed() -> None:
     assert found.mixed == "0 of its 2 layers have attention that can be told where rows end"
 
 
-@pytest.mark.parametrize(("share", "draws"), [(0.0, False), (0.2, True)])
+@cases(("share", "draws"), [(0.0, False), (0.2, True)])
 def test_dropout_of_the_model_itself_is_noticed(share: float, draws: bool) -> None:
     config = GPTNeoXConfig(**SMALL, intermediate_size=48, num_attention_heads=4, hidden_dropout=share)
     assert attempt(config).draws is draws

@@ -30,6 +30,7 @@ from core.worker.process.recorder import Recorder
 from core.worker.setup import memory_decision
 from core.worker.setup.preparation import prepare
 from core.worker.setup.together import check_strategy, settle_options, settle_strategy
+from tests.cases import cases
 from tests.core.worker.process.told_recorder import ToldRecorder
 
 
@@ -144,7 +145,7 @@ class Shared(Replicate):
     fetches_modules = True
 
 
-@pytest.mark.parametrize("strategy", ["fsdp2", "deepspeed"])
+@cases("strategy", ["fsdp2", "deepspeed"])
 def test_a_run_goes_on_whatever_is_off_where_weights_are_shared_out(strategy: str) -> None:
     told = ToldRecorder()
     section = {"strategy": strategy, "zero_stage": 3}

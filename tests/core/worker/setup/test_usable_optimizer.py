@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 
 from core.config.schema import Config
 from core.worker.setup.build import _with_usable_optimizer
+from tests.cases import cases
 from tests.core.worker.process.told_recorder import ToldRecorder
 
 
-@pytest.mark.parametrize(
+@cases(
     ("device", "wsl", "optimizer"),
     [("cuda", True, "adamw_8bit"), ("cuda", False, "paged_adamw_8bit"), ("cpu", True, "paged_adamw_8bit")],
 )

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from core.worker.model.model import LoadedModel, decoder_layers, set_gradient_checkpointing
 from core.worker.steps.gradient_checkpointing import GradientCheckpointing
+from tests.cases import cases
 from tests.core.worker.steps.stepper import make_state
 from tests.core.worker.steps.test_window import WINDOW, Setup
 
@@ -58,7 +59,7 @@ def recomputed(model: Any) -> Iterator[bool]:
         yield layer.gradient_checkpointing
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@cases("family", FAMILIES)
 def test_every_family_has_a_switch_for_each_layer(family: str) -> None:
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **FAMILIES[family]))
     assert set_gradient_checkpointing(model, True, kept_layers=3) == 3
@@ -78,7 +79,7 @@ def test_every_family_has_a_switch_for_each_layer(family: str) -> None:
     assert [ran.count(place) for place in range(4)] == [3, 2, 2, 2]
 
 
-@pytest.mark.parametrize("kept", [0, 1, 2])
+@cases("kept", [0, 1, 2])
 def test_gradients_are_the_same_to_the_last_bit(tiny_model_dir: Path, kept: int) -> None:
     """With dropout, whose masks are drawn again."""
     gradients = []

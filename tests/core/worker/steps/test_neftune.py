@@ -16,6 +16,7 @@ from core.worker.model.adapters import attach_adapters
 from core.worker.model.model import LoadedModel, load_model, make_accelerator, trainable_parameters
 from core.worker.process.rng import restore_rng, rng_state
 from core.worker.steps.neftune import EmbeddingNoise
+from tests.cases import cases
 from tests.core.worker.steps.stepper import Stepper
 from tests.core.worker.steps.test_window import WINDOW, FailingLoss, make_rows
 
@@ -113,7 +114,7 @@ def test_the_same_state_gives_the_same_noise_and_another_window_another(tiny_mod
     assert first[0] != second[0]
 
 
-@pytest.mark.parametrize("budget", [1, 40, 100])
+@cases("budget", [1, 40, 100])
 def test_noise_does_not_depend_on_the_cut(tiny_model_dir: Path, budget: int) -> None:
     whole, cut = Noisy(tiny_model_dir), Noisy(tiny_model_dir)
     cut.windows.state.token_budget = budget

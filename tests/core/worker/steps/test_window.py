@@ -15,6 +15,7 @@ from core.worker.model.adapters import attach_adapters
 from core.worker.model.model import LoadedModel, load_model, trainable_parameters
 from core.worker.oom.retry import MemoryShortageError, TornUpdateError
 from core.worker.process.rng import rng_state
+from tests.cases import cases
 from tests.core.worker.steps.stepper import Stepper
 
 WINDOW = [0, 1, 2, 3, 4, 5, 6, 7]
@@ -77,7 +78,7 @@ class Setup:
         return torch.cat([grad.flatten() for grad in grads if grad is not None])
 
 
-@pytest.mark.parametrize("budget", [1, 40, 100, 200])
+@cases("budget", [1, 40, 100, 200])
 def test_loss_and_gradients_do_not_depend_on_the_cut(tiny_model_dir: Path, budget: int) -> None:
     whole, cut = Setup(tiny_model_dir), Setup(tiny_model_dir)
     cut.windows.state.token_budget = budget
@@ -89,7 +90,7 @@ def test_loss_and_gradients_do_not_depend_on_the_cut(tiny_model_dir: Path, budge
     torch.testing.assert_close(cut.gradient(), whole.gradient(), atol=1e-6, rtol=1e-4)
 
 
-@pytest.mark.parametrize("fail_at", [{1}, {2}, {1, 2}])
+@cases("fail_at", [{1}, {2}, {1, 2}])
 def test_a_window_that_ran_out_of_memory_is_run_again_in_smaller_pieces(
     tiny_model_dir: Path, fail_at: set[int]
 ) -> None:
@@ -132,9 +133,7 @@ def test_one_row_that_does_not_fit_brings_checkpointing_and_then_a_clear_end(tin
     assert "train.max_length" in caught.value.hint
 
 
-@pytest.mark.parametrize(
-    "error", [torch.OutOfMemoryError("CUDA out of memory."), MemoryShortageError("three times", "")]
-)
+@cases("error", [torch.OutOfMemoryError("CUDA out of memory."), MemoryShortageError("three times", "")])
 def test_a_window_that_has_changed_weights_is_not_run_again(tiny_model_dir: Path, error: Exception) -> None:
     """Inside backward the optimizer, too, may be what runs out of memory, after some tries of its own."""
     updated: list[bool] = []

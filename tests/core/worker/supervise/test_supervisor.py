@@ -29,6 +29,7 @@ from core.worker.process.reports import REPORTS, SUPERVISOR
 from core.worker.supervise import supervisor
 from core.worker.supervise.process import RankProcess, Start
 from core.worker.supervise.supervisor import Supervisor
+from tests.cases import cases
 from tests.waiting import wait_for
 
 #: A process of a run: notes that it was started and by which options, then does what its file of acts says for this
@@ -326,7 +327,7 @@ def ends_as(scene: Scene, state: RunState) -> dict[str, object]:
     return {"write": dataclasses.asdict(state), "to": str(scene.run.state_path)}
 
 
-@pytest.mark.parametrize(
+@cases(
     ("state", "code"),
     [
         (RunState(state="finished", step=9), 0),
@@ -334,7 +335,7 @@ def ends_as(scene: Scene, state: RunState) -> dict[str, object]:
         (RunState(state="failed", step=9), 4),
     ],
 )
-@pytest.mark.parametrize("who", [0, 1])
+@cases("who", [0, 1])
 def test_a_process_that_crashes_after_the_end_was_recorded_starts_nothing(
     tmp_path: Path, state: RunState, code: int, who: int
 ) -> None:
@@ -410,7 +411,7 @@ def test_a_warning_that_comes_after_the_end_is_not_put_into_the_record(tmp_path:
     assert scene.events() == []
 
 
-@pytest.mark.parametrize("said", ["text", ["warning"], ["loud", "x", "y", "z"], [[], "x", "y", "z"], 7, {"a": "b"}])
+@cases("said", ["text", ["warning"], ["loud", "x", "y", "z"], [[], "x", "y", "z"], 7, {"a": "b"}])
 def test_a_report_that_makes_no_sense_is_passed_over(tmp_path: Path, said: object) -> None:
     scene = Scene(tmp_path, [{"exit": 0, "after": "starts-1"}], [{"say": {"notice": said}, "exit": 0}])
     assert scene.supervise() == 0

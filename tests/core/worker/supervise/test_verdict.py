@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
-
 from core.runs.state import EXIT_CODES
 from core.worker.supervise.verdict import EXIT_CRASHED, EXIT_LOST, FINAL, Ended, Lost, Refused, Sign, Verdict, judge
+from tests.cases import cases
 
 TIMEOUT = 60.0
 
 
-@pytest.mark.parametrize(
+@cases(
     ("signs", "settled", "verdict"),
     [
         ([Sign(0), Sign(1)], False, None),

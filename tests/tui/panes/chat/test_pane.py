@@ -51,33 +51,36 @@ async def finished(pilot: Pilot[None], pane: ChatPane) -> None:
     await pilot.pause()
 
 
-@pytest.mark.parametrize("size", SIZES)
-async def test_without_a_target_the_pane_says_how_to_get_one(size: tuple[int, int]) -> None:
+async def test_without_a_target_the_pane_says_how_to_get_one() -> None:
     pane = ChatPane(factory(fake()))
-    async with PaneApp(pane).run_test(size=size) as pilot:
-        await pilot.pause()
-        text = screen_text(pilot.app)
-        assert "Nothing to talk to yet." in text
-        assert "r   Start a run" in text
+    async with PaneApp(pane).run_test(size=SIZES[0]) as pilot:
+        for size in SIZES:
+            await pilot.resize_terminal(*size)
+            await pilot.pause()
+            text = screen_text(pilot.app)
+            assert "Nothing to talk to yet." in text
+            assert "r   Start a run" in text
         await pilot.press("i", "x")
         assert not pane.dialogue.exchanges
 
 
-@pytest.mark.parametrize("size", SIZES)
-async def test_a_question_is_answered_with_its_source_and_speed(tmp_path: Path, size: tuple[int, int]) -> None:
+async def test_a_question_is_answered_with_its_source_and_speed(tmp_path: Path) -> None:
     session = fake(step=34)
     pane = ChatPane(factory(session))
-    async with PaneApp(pane).run_test(size=size) as pilot:
+    async with PaneApp(pane).run_test(size=SIZES[0]) as pilot:
         pane.set_target(make_run(tmp_path), live=True)
         assert session.prepared == 0
         await ask(pilot, pane, "hello")
         await finished(pilot, pane)
-        lines = screen_lines(pilot.app)
-        assert "model in training, step 34 · tuned" in lines[0]
-        assert any("you       hello" in line for line in lines)
-        assert any("step 34   short and tuned" in line for line in lines)
-        assert any("3 tokens · first 0.16 s · 21 tok/s" in line for line in lines)
-        assert all(len(line) == size[0] for line in lines)
+        for size in SIZES:
+            await pilot.resize_terminal(*size)
+            await pilot.pause()
+            lines = screen_lines(pilot.app)
+            assert "model in training, step 34 · tuned" in lines[0]
+            assert any("you       hello" in line for line in lines)
+            assert any("step 34   short and tuned" in line for line in lines)
+            assert any("3 tokens · first 0.16 s · 21 tok/s" in line for line in lines)
+            assert all(len(line) == size[0] for line in lines)
 
 
 async def test_the_run_decides_system_prompt_and_settings(tmp_path: Path) -> None:
@@ -194,11 +197,10 @@ async def test_switching_between_tuned_and_base(tmp_path: Path) -> None:
         assert pane.prompt.has_focus
 
 
-@pytest.mark.parametrize(("width", "beside"), [(80, False), (140, True)])
-async def test_both_answer_one_question(tmp_path: Path, width: int, beside: bool) -> None:
+async def test_both_answer_one_question(tmp_path: Path) -> None:
     session = fake()
     pane = ChatPane(factory(session))
-    async with PaneApp(pane).run_test(size=(width, 30)) as pilot:
+    async with PaneApp(pane).run_test(size=(140, 30)) as pilot:
         pane.set_target(make_run(tmp_path))
         await pilot.pause()
         await pilot.press("escape", "vertical_line")
@@ -206,9 +208,13 @@ async def test_both_answer_one_question(tmp_path: Path, width: int, beside: bool
         await ask(pilot, pane, "hello")
         await finished(pilot, pane)
         assert [source for source, _, _ in session.asked] == ["tuned", "base"]
-        together = [line for line in screen_lines(pilot.app) if "short and tuned" in line and "long and basic" in line]
-        assert bool(together) is beside
-        assert "long and basic" in screen_text(pilot.app)
+        for width, beside in ((140, True), (80, False)):
+            await pilot.resize_terminal(width, 30)
+            await pilot.pause()
+            lines = screen_lines(pilot.app)
+            together = [line for line in lines if "short and tuned" in line and "long and basic" in line]
+            assert bool(together) is beside
+            assert any("long and basic" in line for line in lines)
         await ask(pilot, pane, "more")
         await finished(pilot, pane)
         answers = {source: messages[2]["content"] for source, messages, _ in session.asked[2:]}

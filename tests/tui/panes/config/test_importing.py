@@ -68,28 +68,31 @@ async def test_a_file_becomes_a_new_configuration_with_its_report(theirs: Path) 
         await wait_for(pilot, lambda: "not saved yet" in screen_text(pilot.app))
 
 
-@pytest.mark.parametrize("size", [(80, 24), (120, 34), (200, 50)])
-async def test_the_report_uses_the_width_names_its_keys_and_moves_by_them(theirs: Path, size: tuple[int, int]) -> None:
+async def test_the_report_uses_the_width_names_its_keys_and_moves_by_them(theirs: Path) -> None:
     with theirs.open("a") as file:
         file.write("lora_target_modules: [q_proj, v_proj]\n")
         file.writelines(f"odd_key_{number}: {{a: [1, true], b: }}\n" for number in range(40))
     pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=size) as pilot:
+    async with PaneApp(pane).run_test(size=(200, 50)) as pilot:
         await ask(pilot, pane, theirs)
         await wait_for(pilot, lambda: isinstance(pilot.app.screen, ReportScreen))
-        await pilot.pause()
-        box = pilot.app.screen.query_one(VerticalScroll)
-        assert box.outer_size.width >= min(size[0] * 98 // 100, 124) - 1
-        assert "j k scroll  pgup pgdn page  g G ends  esc close" in screen_text(pilot.app)
-        report = " ".join(pilot.app.screen.query_one(TextBlock).content.plain.split())
-        assert "odd_key_0: a 1 and true, b none" in report
-        assert "[" not in report
-        assert max(len(line) for line in screen_text(pilot.app).splitlines()) == size[0]
+        for size in ((200, 50), (120, 34), (80, 24)):
+            await pilot.resize_terminal(*size)
+            await pilot.pause()
+            box = pilot.app.screen.query_one(VerticalScroll)
+            assert box.outer_size.width >= min(size[0] * 98 // 100, 124) - 1
+            assert "j k scroll  pgup pgdn page  g G ends  esc close" in screen_text(pilot.app)
+            report = " ".join(pilot.app.screen.query_one(TextBlock).content.plain.split())
+            assert "odd_key_0: a 1 and true, b none" in report
+            assert "[" not in report
+            assert max(len(line) for line in screen_text(pilot.app).splitlines()) == size[0]
         for key, place in (("j", 1), ("k", 0), ("pagedown", box.size.height), ("pageup", 0), ("G", box.max_scroll_y)):
             await pilot.press(key)
             await wait_for(pilot, lambda: box.scroll_y == place)  # noqa: B023 - within this turn of the loop
         await pilot.press("g")
         await wait_for(pilot, lambda: box.scroll_y == 0)
+        await pilot.resize_terminal(200, 50)
+        await wait_for(pilot, lambda: box.outer_size.width > 90)
         await pilot.resize_terminal(90, 30)
         await wait_for(pilot, lambda: box.outer_size.width <= 90)
 

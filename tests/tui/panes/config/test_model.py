@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from core.config.document import ConfigDocument
+from tests.cases import cases
 from tui.panes.config.model import ConfigModel
 
 
-@pytest.mark.parametrize("option", ["train.batch_size", "train.epochs", "train.max_steps", "data.eval_share"])
-@pytest.mark.parametrize("value", ["1" + "0" * 400, "-1", "inf", "nan", "true", '"many"'])
+@cases("option", ["train.batch_size", "train.epochs", "train.max_steps", "data.eval_share"])
+@cases("value", ["1" + "0" * 400, "-1", "inf", "nan", "true", '"many"'])
 def test_no_value_is_too_large_for_the_summary(tmp_path: Path, option: str, value: str) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"text": "a"}\n')

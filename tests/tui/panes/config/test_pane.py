@@ -12,7 +12,18 @@ from textual.pilot import Pilot
 
 from core.config.document import ConfigDocument
 from core.config.schema import options
-from tests.tui.harness import FORBIDDEN, HOSTILE, PaneApp, make_editor, paste, screen_lines, screen_text, wait_for
+from tests.cases import cases
+from tests.tui.harness import (
+    FORBIDDEN,
+    HOSTILE,
+    PaneApp,
+    make_editor,
+    paste,
+    screen_lines,
+    screen_text,
+    shown,
+    wait_for,
+)
 from tui.messages import ConfigEdited, ConfigLoaded, ConfigSaved
 from tui.panes.config.pane import ConfigPane
 
@@ -76,23 +87,19 @@ async def go_to(pilot: Pilot[None], pane: ConfigPane, name: str) -> None:
     assert pane.form.current is field
 
 
-@pytest.mark.parametrize("size", SIZES)
-async def test_new_configuration_shows_the_basic_options_and_what_is_needed(size: tuple[int, int]) -> None:
+async def test_new_configuration_shows_the_basic_options_and_what_is_needed() -> None:
     pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=size) as pilot:
+    async with PaneApp(pane).run_test(size=SIZES[0]) as pilot:
         await ready(pilot, pane)
-        text = screen_text(pilot.app)
-        assert "data.train is missing." in text
-        assert "1 problem" in screen_lines(pilot.app)[0]
-        shown = {field.option.name for field in pane.form.shown}
-        assert shown == {option.name for option in options() if option.basic}
-        assert all(len(line) == size[0] for line in screen_lines(pilot.app))
-
-
-async def test_x_shows_every_option_and_takes_them_away_again() -> None:
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
-        await ready(pilot, pane)
+        for size in SIZES:
+            await pilot.resize_terminal(*size)
+            await pilot.pause()
+            assert "data.train is missing." in screen_text(pilot.app)
+            assert "1 problem" in screen_lines(pilot.app)[0]
+            assert all(len(line) == size[0] for line in screen_lines(pilot.app))
+        names = {field.option.name for field in pane.form.shown}
+        assert names == {option.name for option in options() if option.basic}
+        # With x the others are shown too.
         basic = len(pane.form.shown)
         await pilot.press("x")
         assert len(pane.form.shown) == len(list(options()))
@@ -106,15 +113,19 @@ async def test_every_option_can_be_reached_and_opened(config_file: Path) -> None
         await ready(pilot, pane, config_file)
         before = pane.document.dumps()
         await pilot.press("x", "g")
-        for number, option in enumerate(options()):
+        opened: set[str] = set()
+        for option in options():
             assert pane.form.current is not None
             assert pane.form.current.option.name == option.name
-            # The base model has a list of its own.
-            if number % 4 == 0 and not pane.form.current.choices and option.name != "model.base":
+            # One of each type; the base model has a list of its own.
+            if option.type not in opened and not pane.form.current.choices and option.name != "model.base":
+                opened.add(option.type)
                 await pilot.press("enter")
                 assert pane.form.current.is_editing
-                await pilot.press("escape")
-            await pilot.press("j")
+                await pilot.press("escape", "j")
+            else:
+                # As the key does, without waiting for the screen.
+                pane.form.move(1)
         assert pane.document.dumps() == before
 
 
@@ -271,7 +282,7 @@ async def test_a_search_that_gives_way_to_another_question_stays(config_file: Pa
         assert [field.option.name for field in pane.form.shown] == ["train.weight_decay"]
 
 
-@pytest.mark.parametrize("keys", [["slash", "a"], ["ctrl+s"], ["O"]])
+@cases("keys", [["slash", "a"], ["ctrl+s"], ["O"]])
 async def test_a_question_that_is_open_ends_with_the_pane(config_file: Path, keys: list[str]) -> None:
     pane = ConfigPane()
     async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
@@ -335,8 +346,7 @@ async def test_an_existing_file_is_replaced_only_when_told_so(tmp_path: Path) ->
         assert "not yours" not in other.read_text()
 
 
-@pytest.mark.parametrize("key", ["o", "l", "escape"])
-async def test_a_file_changed_behind_the_app_is_never_overwritten_silently(config_file: Path, key: str) -> None:
+async def test_a_file_changed_behind_the_app_is_never_overwritten_silently(config_file: Path) -> None:
     theirs = '[data]\ntrain = "rows.jsonl"\n[train]\nepochs = 7.0\n'
     pane = RecordingPane()
     async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
@@ -344,18 +354,25 @@ async def test_a_file_changed_behind_the_app_is_never_overwritten_silently(confi
         await go_to(pilot, pane, "method.rank")
         await pilot.press("enter", "ctrl+u", *"64", "enter")
         config_file.write_text(theirs)
+        for key, epochs, rank in (("escape", 2.0, 64), ("l", 7.0, None)):
+            await pilot.press("ctrl+s")
+            await pilot.pause()
+            assert "changed by something else" in screen_text(pilot.app)
+            assert config_file.read_text() == theirs
+            await pilot.press(key)
+            await pilot.pause()
+            assert config_file.read_text() == theirs
+            assert (pane.document.get("train.epochs"), pane.document.get("method.rank")) == (epochs, rank)
+        await go_to(pilot, pane, "method.rank")
+        await pilot.press("enter", "ctrl+u", *"64", "enter")
+        config_file.write_text(theirs.replace("7.0", "9.0"))
         await pilot.press("ctrl+s")
         await pilot.pause()
         assert "changed by something else" in screen_text(pilot.app)
-        assert config_file.read_text() == theirs
-        await pilot.press(key)
+        await pilot.press("o")
         await pilot.pause()
-        if key == "o":
-            assert "rank = 64" in config_file.read_text()
-        else:
-            assert config_file.read_text() == theirs
-        assert pane.document.get("train.epochs") == (7.0 if key == "l" else 2.0)
-        assert pane.document.get("method.rank") == (None if key == "l" else 64)
+        assert "rank = 64" in config_file.read_text()
+        assert (pane.document.get("train.epochs"), pane.document.get("method.rank")) == (7.0, 64)
 
 
 async def test_a_place_that_cannot_be_written_is_explained(tmp_path: Path) -> None:
@@ -404,20 +421,19 @@ async def test_what_the_editor_broke_is_explained_and_kept(
         assert "oops = = 1" in seen.read_text(), "the second try begins where the first one ended"
 
 
-@pytest.mark.parametrize(
-    ("editor", "sentence"), [("false", "nothing has changed"), ("/no/such/editor", "did not work"), ("true", "Nothing")]
-)
-async def test_an_editor_that_does_nothing(
-    config_file: Path, monkeypatch: pytest.MonkeyPatch, editor: str, sentence: str
-) -> None:
-    monkeypatch.setenv("VISUAL", editor)
+async def test_an_editor_that_does_nothing(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pane = RecordingPane()
     async with SuspendableApp(pane).run_test(size=(120, 30)) as pilot:
         await ready(pilot, pane, config_file)
-        await pilot.press("e")
-        await pilot.pause()
-        assert sentence in screen_text(pilot.app)
-        assert pane.told == []
+        for editor, sentence in (
+            ("false", "nothing has changed"),
+            ("/no/such/editor", "did not work"),
+            ("true", "Nothing"),
+        ):
+            monkeypatch.setenv("VISUAL", editor)
+            await pilot.press("e")
+            await shown(pilot, sentence)
+            assert pane.told == []
 
 
 async def test_without_a_terminal_to_lend_the_editor_is_refused(config_file: Path) -> None:

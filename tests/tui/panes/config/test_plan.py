@@ -19,6 +19,7 @@ from core.runs.events import HardwareEvent
 from core.runs.forecast import this_machine
 from core.runs.pace import PaceBook
 from core.runs.store import Run, list_runs
+from tests.cases import cases
 from tests.core.quantization.test_result import COST
 from tests.core.runs.test_pace import record, step
 from tests.tui.config_panes import opened, type_value
@@ -198,7 +199,7 @@ def test_it_says_how_long_it_takes_by_the_last_run_alike(tmp_path: Path, private
     assert plan_document(made, PaceBook(), None).time == ""  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize(("width", "lines"), [(196, 3), (76, 4)])
+@cases(("width", "lines"), [(196, 3), (76, 4)])
 def test_the_time_stands_beside_the_verdict_where_there_is_room(width: int, lines: int) -> None:
     time = "about 14m 02s · 41 Wh · at the pace of 20261124-143601-tickets"
     view = PlanView([("base", 5)], 5_000_000_000, 22_900_000_000, True, (), time)
@@ -208,9 +209,8 @@ def test_the_time_stands_beside_the_verdict_where_there_is_room(width: int, line
     assert all(len(line) <= width for line in drawn)
 
 
-@pytest.mark.parametrize("size", [(80, 24), (200, 50)])
 async def test_the_pane_shows_the_time_reads_the_runs_once_and_again_when_one_ends(
-    tmp_path: Path, private_home: Path, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, private_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "mine.toml"
     made = document(tmp_path, str(model(tmp_path)), 'hardware.device = "cpu"\n[train]\nmax_steps = 100\n')
@@ -224,7 +224,7 @@ async def test_the_pane_shows_the_time_reads_the_runs_once_and_again_when_one_en
 
     monkeypatch.setattr(pace, "list_runs", count)
     pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=size) as pilot:
+    async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
         await opened(pilot, pane, path)
         bar = pane.query_one(PlanBar)
         await wait_for(pilot, lambda: bar.plan is not None and first in bar.plan.time)
@@ -236,11 +236,14 @@ async def test_the_pane_shows_the_time_reads_the_runs_once_and_again_when_one_en
         pane.run_ended()
         await wait_for(pilot, lambda: f"about 16m 40s · 50 Wh · at the pace of {second}" in screen_text(pilot.app))
         assert len(listed) == 2
-        assert {line[-1] for line in screen_lines(pilot.app)[1:-1]} == {"│"}
+        for size in ((80, 24), (200, 50)):
+            await pilot.resize_terminal(*size)
+            await wait_for(pilot, lambda: f"about 16m 40s · 50 Wh · at the pace of {second}" in screen_text(pilot.app))
+            assert {line[-1] for line in screen_lines(pilot.app)[1:-1]} == {"│"}
 
 
-@pytest.mark.parametrize("words", ["measuring the model, 3 s", "The model cannot be read. " * 7])
-@pytest.mark.parametrize("width", [12, 76, 196])
+@cases("words", ["measuring the model, 3 s", "The model cannot be read. " * 7])
+@cases("width", [12, 76, 196])
 def test_words_without_a_plan_take_the_room_of_one(words: str, width: int) -> None:
     drawn = draw_plan(PlanView((), 0, advice=(words,)), width).split("\n")
     assert len(drawn) == 4

@@ -20,18 +20,21 @@ def _card(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("core.hardware.card.find_card", lambda **_: card)
 
 
-@pytest.mark.parametrize("size", [(60, 20), (80, 24), (200, 50)])
-async def test_the_list_says_what_each_would_change(tmp_path: Path, size: tuple[int, int]) -> None:
+async def test_the_list_says_what_each_would_change(tmp_path: Path) -> None:
     pane = RecordingPane()
-    async with PaneApp(pane).run_test(size=size) as pilot:
+    async with PaneApp(pane).run_test(size=(60, 20)) as pilot:
         await opened(pilot, pane, write_config(tmp_path))
         await pilot.press("P")
         await wait_for(pilot, lambda: isinstance(pilot.app.screen, PresetScreen))
         await wait_for(pilot, lambda: "auto: 24gb-7b" in screen_text(pilot.app))
-        text = flat(screen_text(pilot.app))
-        assert "the RTX 4090 has 24 GB" in text
-        assert "method.rank 16 → 32" in text
-        assert any("▸" in line and "auto" in line and "changes" in line for line in screen_lines(pilot.app))
+        for size in ((60, 20), (80, 24), (200, 50)):
+            await pilot.resize_terminal(*size)
+            await pilot.pause()
+            text = flat(screen_text(pilot.app))
+            assert "the RTX 4090 has 24 GB" in text
+            assert "method.rank 16 → 32" in text
+            assert any("▸" in line and "auto" in line and "changes" in line for line in screen_lines(pilot.app))
+        await pilot.resize_terminal(60, 20)
         await pilot.press("j")
         await wait_for(pilot, lambda: "2048 → 512" in screen_text(pilot.app))
         assert any("▸   cpu-small" in line for line in screen_lines(pilot.app))

@@ -253,7 +253,9 @@ async def test_a_failed_analysis_is_said_with_what_to_do(
             assert shows(pilot, "✗ The analysis has no result"), key
         await pilot.press("s")
         await wait_for(pilot, lambda: shows(pilot, "✗ The analysis has no result"))
-        await pilot.press("s", "f5")
+        await pilot.press("s")
+        write_lines(path, [row(f"q {n}?", f"a {n}") for n in range(60)])
+        await pilot.press("f5")
         await wait_for(pilot, lambda: len(requests) == 2, PATIENCE)
         await analyzed(pilot, pane)
 

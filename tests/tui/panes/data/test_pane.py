@@ -10,7 +10,7 @@ from textual.pilot import Pilot
 
 from core.config.document import ConfigDocument
 from tests.tui.data_panes import RecordingPane
-from tests.tui.harness import FORBIDDEN, HOSTILE, PaneApp, paste, screen_lines, screen_text, wait_for
+from tests.tui.harness import FORBIDDEN, HOSTILE, PaneApp, paste, screen_lines, screen_text, wait_for, words
 from tui.datasets.view import DatasetView
 from tui.panes.data.pane import DataPane
 from tui.widgets.lists.row_list import RowList
@@ -46,15 +46,16 @@ async def checked(pilot: Pilot[None], pane: DataPane) -> None:
     await pilot.pause()
 
 
-@pytest.mark.parametrize("size", SIZES)
-async def test_empty_pane_says_what_is_missing_and_the_keys(size: tuple[int, int]) -> None:
+async def test_empty_pane_says_what_is_missing_and_the_keys() -> None:
     pane = DataPane()
-    async with PaneApp(pane).run_test(size=size) as pilot:
-        await pilot.pause()
-        text = screen_text(pilot.app)
-        assert "No data yet." in text
-        for key in ("o", "b", "d"):
-            assert any(line.lstrip("│ ").startswith(f"{key}   ") for line in screen_lines(pilot.app))
+    async with PaneApp(pane).run_test(size=SIZES[0]) as pilot:
+        for size in SIZES:
+            await pilot.resize_terminal(*size)
+            await pilot.pause()
+            text = screen_text(pilot.app)
+            assert "No data yet." in text
+            for key in ("o", "b", "d"):
+                assert any(line.lstrip("│ ").startswith(f"{key}   ") for line in screen_lines(pilot.app))
 
 
 async def test_sample_data_is_one_key_away() -> None:
@@ -69,22 +70,24 @@ async def test_sample_data_is_one_key_away() -> None:
         assert "no problems" in text
 
 
-@pytest.mark.parametrize("size", SIZES)
-async def test_rows_and_the_row_under_the_cursor(tmp_path: Path, size: tuple[int, int]) -> None:
+async def test_rows_and_the_row_under_the_cursor(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", 300)
     pane = DataPane()
-    async with PaneApp(pane).run_test(size=size) as pilot:
+    async with PaneApp(pane).run_test(size=SIZES[0]) as pilot:
         await opened(pilot, pane, path)
         await checked(pilot, pane)
-        lines = screen_lines(pilot.app)
-        assert "300 rows" in lines[0]
-        assert any("▸   1  question 1 " in line and "answer 1" in line for line in lines)
+        for size in SIZES:
+            await pilot.resize_terminal(*size)
+            await pilot.pause()
+            lines = screen_lines(pilot.app)
+            assert "300 rows" in lines[0]
+            assert any("▸   1  question 1 " in line and "answer 1" in line for line in lines)
+            assert all(len(line) == size[0] for line in lines)
         await pilot.press("j", "down", "j")
         await pilot.pause()
         assert pane.body.rows.cursor == 3
         shown = {(turn.role, turn.text) for turn in pane.body.conversation.turns}
         assert shown == {("user", "question 4"), ("assistant", "answer 4")}
-        assert all(len(line) == size[0] for line in screen_lines(pilot.app))
 
 
 async def test_keys_move_the_cursor_to_the_ends_and_by_pages(tmp_path: Path) -> None:
@@ -237,32 +240,31 @@ async def test_using_the_file_for_training_and_evaluation(tmp_path: Path) -> Non
         assert [(message.path, message.use) for message in pane.chosen] == [(path, "train"), (path, "eval")]
 
 
-@pytest.mark.parametrize(
-    ("make", "sentence"),
-    [
-        (lambda _: None, "There is no file at"),
-        (lambda path: path.mkdir(), "is a directory"),
-        (lambda path: path.write_bytes(b""), "is empty"),
-        (lambda path: path.write_bytes(bytes(range(256)) * 50), "is not text"),
-    ],
-    ids=["missing", "directory", "empty", "binary"],
-)
-async def test_a_file_that_cannot_be_opened_is_explained(tmp_path: Path, make: object, sentence: str) -> None:
-    assert callable(make)
-    path = tmp_path / "rows.jsonl"
-    make(path)
+async def test_a_file_that_cannot_be_opened_is_explained(tmp_path: Path) -> None:
+    missing, directory, empty, binary = (tmp_path / name for name in ("a.jsonl", "b.jsonl", "c.jsonl", "d.jsonl"))
+    directory.mkdir()
+    empty.touch()
+    binary.write_bytes(bytes(range(256)) * 50)
+    sentences = {
+        missing: "There is no file at",
+        directory: "is a directory",
+        empty: "is empty",
+        binary: "is not text",
+    }
     good = write_rows(tmp_path / "good.jsonl", 3)
     pane = DataPane()
     async with PaneApp(pane).run_test(size=(120, 24)) as pilot:
-        pane.show(path)
-        await wait_for(pilot, lambda: sentence in screen_text(pilot.app).replace("\n", " "))
-        assert "open" in screen_text(pilot.app)
+        for path, sentence in sentences.items():
+            pane.show(path)
+            await wait_for(pilot, lambda: sentence in words(pilot))  # noqa: B023 - within this turn of the loop
+            assert "open" in screen_text(pilot.app)
         await opened(pilot, pane, good)
         assert "3 rows" in screen_text(pilot.app)
-        pane.show(path)
-        await wait_for(pilot, lambda: sentence in screen_text(pilot.app))
-        assert pane.view is not None
-        assert pane.view.path == good, "what was open stays open"
+        for path, sentence in sentences.items():
+            pane.show(path)
+            await wait_for(pilot, lambda: sentence in words(pilot))  # noqa: B023 - within this turn of the loop
+            assert pane.view is not None
+            assert pane.view.path == good, "what was open stays open"
 
 
 async def test_rows_of_no_known_format_are_shown_as_they_are(tmp_path: Path) -> None:
@@ -294,23 +296,24 @@ async def test_a_file_that_changes_is_noticed_and_can_be_opened_again(tmp_path: 
         assert "since it was opened" not in screen_text(pilot.app)
 
 
-@pytest.mark.parametrize("size", [(60, 20), (200, 50)])
-async def test_hostile_text_never_reaches_a_strip(tmp_path: Path, size: tuple[int, int]) -> None:
+async def test_hostile_text_never_reaches_a_strip(tmp_path: Path) -> None:
     path = tmp_path / "evil\x1b]0;x\x07[b].jsonl"
     good = {"messages": [{"role": "user", "content": HOSTILE}, {"role": "assistant", "content": HOSTILE}]}
     rows = [good, {HOSTILE: 1}, {"messages": [{"role": HOSTILE, "content": HOSTILE}]}]
     lines = [json.dumps(row) for row in rows] + ["{" + HOSTILE.replace("\x00", "")]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     pane = DataPane()
-    async with PaneApp(pane).run_test(size=size) as pilot:
+    async with PaneApp(pane).run_test(size=(60, 20)) as pilot:
         await opened(pilot, pane, path)
         await checked(pilot, pane)
         assert "[/]i[bold]j" in screen_text(pilot.app)
-        for _ in range(len(lines)):
-            text = screen_text(pilot.app)
-            assert not FORBIDDEN & set(text), sorted(FORBIDDEN & set(text))
-            await pilot.press("j")
-            await pilot.pause()
+        for size, key in (((60, 20), "j"), ((200, 50), "k")):
+            await pilot.resize_terminal(*size)
+            for _ in range(len(lines)):
+                await pilot.pause()
+                text = screen_text(pilot.app)
+                assert not FORBIDDEN & set(text), sorted(FORBIDDEN & set(text))
+                await pilot.press(key)
         await pilot.press("slash", *"[/]i", "enter")
         await wait_for(pilot, lambda: "next" in screen_text(pilot.app))
         assert not FORBIDDEN & set(screen_text(pilot.app))

@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from core.config.choices import FORMATS
 from core.config.document import parse_value
 from core.config.schema import find_option
+from tests.cases import cases
 from tests.core.data.sample_files import json_lines, pairs, write, write_parquet
 from tui.datasets.view import FORMAT_NAMES, DatasetView
 from tui.widgets.forms.option_field import format_value
@@ -77,7 +77,7 @@ def test_columns_are_written_as_they_are_typed(columns: dict[str, str]) -> None:
     assert parse_value(option, format_value(columns)) == columns
 
 
-@pytest.mark.parametrize("weights", [[1.0, 0.5], [2.25], [1e-3, 1000.0]])
+@cases("weights", [[1.0, 0.5], [2.25], [1e-3, 1000.0]])
 def test_weights_are_written_as_they_are_typed(weights: list[float]) -> None:
     option = find_option("data.weights")
     assert option is not None

@@ -15,8 +15,6 @@ from tests.tui.scripted_run import GPU, ScriptedRun
 from tui.app import LocaltuneApp
 from tui.widgets.charts.line_chart import LineChart
 
-SIZES = [(80, 24), (200, 50)]
-
 
 def live_run(home: Path, steps: int = 240) -> ScriptedRun:
     """A run that is on, with a sample of its device every fifth step."""
@@ -39,11 +37,10 @@ def axis(app: LocaltuneApp) -> str:
     return next(line for line in reversed(screen_lines(app)) if "  step " in line or "│step " in line)
 
 
-@pytest.mark.parametrize("size", SIZES)
-async def test_a_key_turns_through_the_curves_and_another_lays_one_over_it(home: Path, size: tuple[int, int]) -> None:
+async def test_a_key_turns_through_the_curves_and_another_lays_one_over_it(home: Path) -> None:
     live_run(home)
     app = open_app()
-    async with app.run_test(size=size) as pilot:
+    async with app.run_test(size=(80, 24)) as pilot:
         await shown(pilot, "each step ─")
         await pilot.press("3", "m", "m", "m", "m")
         await shown(pilot, "temperature ━", "°C└")
@@ -58,11 +55,10 @@ async def test_a_key_turns_through_the_curves_and_another_lays_one_over_it(home:
         assert {"100", "200", "400"} <= set(before), "all curves have the same axis of steps"
 
 
-@pytest.mark.parametrize("size", SIZES)
-async def test_zoom_pan_and_back_to_all_steps(home: Path, size: tuple[int, int]) -> None:
+async def test_zoom_pan_and_back_to_all_steps(home: Path) -> None:
     script = live_run(home)
     app = open_app()
-    async with app.run_test(size=size) as pilot:
+    async with app.run_test(size=(80, 24)) as pilot:
         await shown(pilot, "step 400")
         await pilot.press("3", "plus", "equals_sign")
         await wait_for(pilot, lambda: "step 400" not in axis(app))
@@ -85,11 +81,10 @@ async def test_zoom_pan_and_back_to_all_steps(home: Path, size: tuple[int, int])
         await wait_for(pilot, lambda: chart_of(app).zoom.span is None)
 
 
-@pytest.mark.parametrize("size", SIZES)
-async def test_the_cursor_reads_out_and_escape_takes_it_away_before_the_zoom(home: Path, size: tuple[int, int]) -> None:
+async def test_the_cursor_reads_out_and_escape_takes_it_away_before_the_zoom(home: Path) -> None:
     live_run(home)
     app = open_app()
-    async with app.run_test(size=size) as pilot:
+    async with app.run_test(size=(80, 24)) as pilot:
         await shown(pilot, "each step ─")
         await pilot.press("3", "left")
         await shown(pilot, "step 240", "loss ", "smoothed ")

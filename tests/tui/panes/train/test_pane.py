@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pytest
 from textual.pilot import Pilot
 
 from core.runs import events
 from core.runs.ranks import Rank, write_ranks
+from tests.cases import cases
 from tests.tui.harness import pane_of, screen_lines, screen_text, wait_for
 from tests.tui.scripted_run import CONFIG, ScriptedRun
 from tui.app import LocaltuneApp
@@ -257,9 +257,9 @@ async def test_the_ways_to_use_it_elsewhere_are_shown_and_copied(home: Path) -> 
         await wait_for(pilot, lambda: app.clipboard == str(script.run.adapter_path))
 
 
-@pytest.mark.parametrize("state", ["stopped", "failed"])
-async def test_an_end_that_was_not_the_last_step_is_honest(home: Path, state: str) -> None:
-    script = ScriptedRun(home, total=60)
+@cases(("name", "state"), [("20261124-143600-first", "stopped"), ("20261124-143700-second", "failed")])
+async def test_an_end_that_was_not_the_last_step_is_honest(home: Path, name: str, state: str) -> None:
+    script = ScriptedRun(home, name, total=60)
     script.begin()
     script.steps(1, 15)
     script.checkpoint(15)

@@ -20,7 +20,6 @@ from tui.screens.columns.columns import ColumnsScreen
 from tui.screens.help import HelpScreen
 from tui.screens.pick import PickScreen
 
-SIZES = [(60, 20), (80, 24), (200, 50)]
 CSV = "frage;antwort;persona\nWie geht das?;So geht das.;freundlich\nUnd das?;Auch so.;knapp\nWas?;;knapp\n"
 
 
@@ -82,9 +81,8 @@ def value(pilot: Pilot[Any], name: str) -> Any:
     return pilot.app.state.document.get(name)  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("size", SIZES)
-async def test_columns_are_chosen_seen_and_saved(directory: Path, size: tuple[int, int]) -> None:
-    async with make_app(directory).run_test(size=size, notifications=True) as pilot:
+async def test_columns_are_chosen_seen_and_saved(directory: Path) -> None:
+    async with make_app(directory).run_test(size=(80, 24), notifications=True) as pilot:
         screen = await opened(pilot)
         text = words(pilot)
         assert "✗ mine.csv has rows of no known format" in text
@@ -100,7 +98,7 @@ async def test_columns_are_chosen_seen_and_saved(directory: Path, size: tuple[in
         assert "row 3: Message 2, an assistant's, is empty." in words(pilot)
         assert spoken(screen)[:2] == [("user", "Wie geht das?"), ("assistant", "So geht das.")]
         assert "by hand" in screen_lines(pilot.app)[0]
-        assert all(len(line) == size[0] for line in screen_lines(pilot.app))
+        assert all(len(line) == 80 for line in screen_lines(pilot.app))
         await pilot.press("s")
         await wait_for(pilot, lambda: value(pilot, "data.columns") is not None)
         text = pilot.app.state.document.dumps()  # type: ignore[attr-defined]
@@ -295,11 +293,10 @@ async def test_without_data_and_for_entries_of_a_registry_it_is_refused(director
         assert not isinstance(app.screen, ColumnsScreen)
 
 
-@pytest.mark.parametrize("size", SIZES)
-async def test_hostile_names_and_values(directory: Path, size: tuple[int, int]) -> None:
+async def test_hostile_names_and_values(directory: Path) -> None:
     names = [HOSTILE, "[red]", " spaced ", "x" * 5000, "\n", "𝔘 wide 文字"]
     write(directory, [{**dict.fromkeys(names, HOSTILE), "half \ud800": "y", "": "z", "long": "w" * 200_000}])
-    async with make_app(directory).run_test(size=size) as pilot:
+    async with make_app(directory).run_test(size=(60, 20)) as pilot:
         screen = await opened(pilot)
         assert screen.sample is not None
         assert [one.value for one in screen.sample.columns] == [*names, "long"]
@@ -310,7 +307,7 @@ async def test_hostile_names_and_values(directory: Path, size: tuple[int, int]) 
             await wait_for(pilot, lambda: isinstance(pilot.app.screen, PickScreen))
             await pilot.pause()
             assert not FORBIDDEN & set(screen_text(pilot.app))
-            assert all(cell_len(line) == size[0] for line in screen_lines(pilot.app))
+            assert all(cell_len(line) == 60 for line in screen_lines(pilot.app))
             await pilot.press(*["down"] * (names.index(name) + 1), "enter")
             await wait_for(pilot, partial(is_chosen, screen, part, name))
         await seen(pilot, screen)

@@ -18,7 +18,7 @@ from core.evaluation.record import list_records, read_record
 from core.evaluation.request import EvaluationRequest
 from core.evaluation.targets import Target
 from tests.core.evaluation.scripted import ScriptedSession, targets
-from tests.tui.harness import FORBIDDEN, HOSTILE, screen_lines, screen_text, wait_for
+from tests.tui.harness import FORBIDDEN, HOSTILE, screen_lines, screen_text, shown, wait_for
 from tui.app import LocaltuneApp
 from tui.screens.evaluation.form import EvaluationForm
 from tui.screens.evaluation.screen import EvaluationScreen
@@ -61,12 +61,11 @@ async def fill(pilot: Any, app: LocaltuneApp, *lines: str) -> None:
     await pilot.press("enter")
 
 
-@pytest.mark.parametrize("size", [(80, 24), (200, 50)])
 async def test_prompts_are_asked_and_the_rows_won_and_lost_are_scrolled_through(
-    session: ScriptedSession, size: tuple[int, int], tmp_path: Path
+    session: ScriptedSession, tmp_path: Path
 ) -> None:
     app = LocaltuneApp()
-    async with app.run_test(size=size) as pilot:
+    async with app.run_test(size=(80, 24)) as pilot:
         await fill(pilot, app, "prompts.jsonl", "mine", "base")
         await wait_for(pilot, lambda: "11 won, 1 lost" in screen_text(app), 30)
         text = screen_text(app)
@@ -75,7 +74,7 @@ async def test_prompts_are_asked_and_the_rows_won_and_lost_are_scrolled_through(
         assert sum("won " in line and "question" in line for line in screen_lines(app)) >= 3, (
             "as many as there is room for"
         )
-        assert all(len(line) <= size[0] for line in screen_lines(app))
+        assert all(len(line) <= 80 for line in screen_lines(app))
         assert not FORBIDDEN & set(text)
         await pilot.press("f")
         await wait_for(pilot, lambda: "won: 11 of 12 against base" in screen_text(app))
@@ -150,39 +149,34 @@ async def test_escape_cancels_it_and_what_was_answered_is_kept(session: Scripted
     assert len(list_records(paths.home() / "evaluations")) == 1
 
 
-@pytest.mark.parametrize(
-    ("lines", "said"),
-    [
-        (("prompts.jsonl", ""), "No model is named"),
-        (("prompts.jsonl", "'mine"), "has an open quote"),
-        (("prompts.jsonl", "mine", "", "no-such-program"), "There is no program"),
-        (("prompts.jsonl", "mine", "", "", "0"), "must be a whole number above 0"),
-    ],
-)
-async def test_what_cannot_be_meant_is_said_in_the_form(
-    session: ScriptedSession, lines: tuple[str, ...], said: str
-) -> None:
+async def test_what_cannot_be_meant_is_said_in_the_form(session: ScriptedSession) -> None:
     app = LocaltuneApp()
     async with app.run_test(size=(120, 40)) as pilot:
-        await fill(pilot, app, *lines)
-        await wait_for(pilot, lambda: said in screen_text(app))
-        assert isinstance(app.screen, EvaluationForm)
-        await pilot.press("ctrl+r")
-        await wait_for(pilot, lambda: "has not been evaluated yet" in screen_text(app))
-        await pilot.press("escape")
-        await wait_for(pilot, lambda: not isinstance(app.screen, EvaluationForm))
+        for lines, said in (
+            (("prompts.jsonl", ""), "No model is named"),
+            (("prompts.jsonl", "'mine"), "has an open quote"),
+            (("prompts.jsonl", "mine", "", "no-such-program"), "There is no program"),
+            (("prompts.jsonl", "mine", "", "", "0"), "must be a whole number above 0"),
+        ):
+            await fill(pilot, app, *lines)
+            await shown(pilot, said)
+            assert isinstance(app.screen, EvaluationForm)
+            await pilot.press("ctrl+r")
+            await shown(pilot, "has not been evaluated yet")
+            await pilot.press("escape")
+            await wait_for(pilot, lambda: not isinstance(app.screen, EvaluationForm))
     assert session.asked == []
 
 
-@pytest.mark.parametrize(
-    ("lines", "said"),
-    [(("none.jsonl", "mine"), "none.jsonl"), (("prompts.jsonl", "gone"), "There is no run called gone")],
-)
-async def test_what_is_not_there_is_one_sentence(session: ScriptedSession, lines: tuple[str, ...], said: str) -> None:
+async def test_what_is_not_there_is_one_sentence(session: ScriptedSession) -> None:
     app = LocaltuneApp()
     async with app.run_test(size=(120, 40)) as pilot:
-        await fill(pilot, app, *lines)
-        await wait_for(pilot, lambda: "It was not carried through." in screen_text(app))
-        assert said in screen_text(app)
-        await pilot.press("q")
-        await wait_for(pilot, lambda: not isinstance(app.screen, EvaluationScreen))
+        for lines, said in (
+            (("none.jsonl", "mine"), "none.jsonl"),
+            (("prompts.jsonl", "gone"), "There is no run called gone"),
+        ):
+            await fill(pilot, app, *lines)
+            await shown(pilot, "It was not carried through.")
+            assert said in screen_text(app)
+            await pilot.press("q")
+            await wait_for(pilot, lambda: not isinstance(app.screen, EvaluationScreen))

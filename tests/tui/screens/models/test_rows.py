@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 from rich.cells import cell_len
 
 from core.errors import UserError
 from core.memory.fit import Fit
 from core.models.inspection import STARTER_FACTS, ModelFacts
 from core.models.places import FoundModel, Source
+from tests.cases import cases
 from tests.tui.harness import FORBIDDEN, HOSTILE
 from tui.screens.models.rows import ModelRow, hub_line, model_details, model_line, tell_fit, verdict
 
@@ -28,7 +28,7 @@ def row(
     return ModelRow(FoundModel(name, name, Path("/somewhere/snapshots/abc"), source, place), facts, fit)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("fit", "told"),
     [
         (Fit(2_600_000_000, 23_400_000_000, True), "fits, 2.6 of 23 GB"),
@@ -58,8 +58,8 @@ def test_the_verdict_names_what_keeps_a_model_from_being_trained_first() -> None
     assert not row(facts=part, source="directory").is_fetched_anew
 
 
-@pytest.mark.parametrize("width", [40, 54, 63, 64, 74, 99, 100, 120, 200])
-@pytest.mark.parametrize("name", ["smollm2-135m-instruct", "owner/" + "n" * 150, "模型" * 40, HOSTILE])
+@cases("width", [40, 54, 63, 64, 74, 99, 100, 120, 200])
+@cases("name", ["smollm2-135m-instruct", "owner/" + "n" * 150, "模型" * 40, HOSTILE])
 def test_a_line_has_the_width_and_nothing_leaks(width: int, name: str) -> None:
     facts = ModelFacts(7_600_000_000, HOSTILE, 99, True, HOSTILE, flaw=HOSTILE, hint=HOSTILE)
     for known in (None, STARTER_FACTS, facts):

@@ -20,7 +20,7 @@ from core.runs.model_catalog import ModelCatalog
 from tests.core.hub.fake_hub import FakeHub, Repository, running_hub
 from tests.core.models.spoiling import copy_model, edit_json
 from tests.core.worker.model.gguf_files import write_gguf
-from tests.tui.harness import ShellApp, screen_text, wait_for
+from tests.tui.harness import ShellApp, screen_text, shown, wait_for
 from tui.screens.fetch import FetchDialog
 from tui.screens.models.screen import ModelScreen
 from tui.widgets.forms.safe_input import SafeInput
@@ -113,9 +113,8 @@ async def type_text(pilot: Pilot[None], text: str) -> None:
     await pilot.pause()
 
 
-@pytest.mark.parametrize("size", [(60, 20), (80, 24), (120, 34), (200, 50)])
 async def test_models_of_every_kind_are_listed_with_what_they_would_take(
-    work: Path, tiny_model_dir: Path, gguf: Path, size: tuple[int, int]
+    work: Path, tiny_model_dir: Path, gguf: Path
 ) -> None:
     copy_model(tiny_model_dir, paths.models_dir() / "mine")
     cached("org/cached", tiny_model_dir)
@@ -126,19 +125,18 @@ async def test_models_of_every_kind_are_listed_with_what_they_would_take(
     other = copy_model(tiny_model_dir, work / "encoder")
     edit_json(other / "config.json", model_type="bert", architectures=["BertModel"])
     in_ollama(gguf)
-    async with Chooser().run_test(size=size) as pilot:
+    async with Chooser().run_test(size=(80, 24)) as pilot:
         await read_all(pilot)
         for name in ("mine", "cached", "here.gguf", "tiny:latest"):
             assert "fits, " in line_of(pilot, name), name
         assert "! incomplete" in line_of(pilot, "torn")
         assert "✗ cannot be used" in line_of(pilot, "encoder")
-        if size[0] >= 80:
-            assert "first run" in line_of(pilot, STARTER_NAME)
-            assert "prepared" in line_of(pilot, "mine")
-            assert "HF cache" in line_of(pilot, "cached")
-            assert "chat" in line_of(pilot, "here.gguf")
-            assert "Ollama" in line_of(pilot, "tiny:latest")
-            assert "~/models" in line_of(pilot, "stowed")
+        assert "first run" in line_of(pilot, STARTER_NAME)
+        assert "prepared" in line_of(pilot, "mine")
+        assert "HF cache" in line_of(pilot, "cached")
+        assert "chat" in line_of(pilot, "here.gguf")
+        assert "Ollama" in line_of(pilot, "tiny:latest")
+        assert "~/models" in line_of(pilot, "stowed")
         assert "▸ ●" in line_of(pilot, STARTER_NAME[:12])
 
 
@@ -358,9 +356,8 @@ async def test_without_a_network_there_is_one_sentence(work: Path, monkeypatch: 
     assert app.answers == []
 
 
-@pytest.mark.parametrize("size", [(60, 20), (80, 24), (200, 50)])
 async def test_a_long_reason_is_told_whole_and_the_model_under_the_cursor_stays_in_sight(
-    work: Path, tiny_model_dir: Path, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    work: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in range(24):
         copy_model(tiny_model_dir, work / f"model-{number:02}")
@@ -371,15 +368,20 @@ async def test_a_long_reason_is_told_whole_and_the_model_under_the_cursor_stays_
 
     monkeypatch.setattr(ModelCatalog, "read", read)
     app = Chooser(ConfigDocument('model.base = "model-22"\n', work / "a.toml"))
-    async with app.run_test(size=size) as pilot:
+    async with app.run_test(size=(60, 20)) as pilot:
         await read_all(pilot)
-        before = app.screen.query_one(ChoiceList).size.height
+        models = app.screen.query_one(ChoiceList)
+        before = models.size.height
         # The last model in the list, whose reason takes lines from the list that it is at the end of.
         await pilot.press(*["down"] * 30)
-        await wait_for(pilot, lambda: "reason35" in screen_text(app) and "Take another." in screen_text(app))
-        await wait_for(pilot, lambda: "▸" in line_of(pilot, "model-23 "))
-        assert all(f"reason{number}" in screen_text(app) for number in range(36))
-        assert size[1] > 24 or app.screen.query_one(ChoiceList).size.height < before
+        for size in ((60, 20), (200, 50), (80, 24)):
+            await pilot.resize_terminal(*size)
+            await shown(pilot, "reason35")
+            await shown(pilot, "Take another.")
+            await wait_for(pilot, lambda: "▸" in line_of(pilot, "model-23 "))
+            assert all(f"reason{number}" in screen_text(app) for number in range(36))
+        await pilot.resize_terminal(60, 20)
+        await wait_for(pilot, lambda: models.size.height < before)
         await pilot.press("up")
-        await wait_for(pilot, lambda: app.screen.query_one(ChoiceList).size.height == before)
+        await wait_for(pilot, lambda: models.size.height == before)
         assert "▸" in line_of(pilot, "model-22 ")

@@ -98,22 +98,22 @@ def test_what_was_set_while_a_run_was_on_stands_beside_its_start(record: RunReco
     assert "\x1b" not in head
 
 
-@pytest.mark.parametrize("width", [20, 74, 190])
-def test_no_part_has_what_a_terminal_acts_on(run: Run, record: RunRecord, width: int) -> None:
+def test_no_part_has_what_a_terminal_acts_on(run: Run, record: RunRecord) -> None:
     checkpoint(run, 20)
-    texts = [
-        parts.summary(record, width),
-        parts.configuration(record.values, record.history.settings, width),
-        parts.evaluations(record, width),
-        parts.checkpoints(kept_checkpoints(run, record.history), width),
-        parts.events(record, width),
-        parts.worker_log(HOSTILE + "\n" + SHOWN, width),
-        fact_tables(compare_runs([record, record]), width),
-        answer_lines(compare_runs([record, record]), width),
-    ]
-    for text in texts:
-        assert text.plain.strip()
-        assert not FORBIDDEN & set(text.plain)
+    for width in (20, 74, 190):
+        texts = [
+            parts.summary(record, width),
+            parts.configuration(record.values, record.history.settings, width),
+            parts.evaluations(record, width),
+            parts.checkpoints(kept_checkpoints(run, record.history), width),
+            parts.events(record, width),
+            parts.worker_log(HOSTILE + "\n" + SHOWN, width),
+            fact_tables(compare_runs([record, record]), width),
+            answer_lines(compare_runs([record, record]), width),
+        ]
+        for text in texts:
+            assert text.plain.strip(), width
+            assert not FORBIDDEN & set(text.plain), width
 
 
 def test_an_empty_run_says_what_is_missing(private_home: Path) -> None:

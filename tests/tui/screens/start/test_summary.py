@@ -6,13 +6,12 @@ from array import array
 from dataclasses import replace
 from typing import Any
 
-import pytest
-
 from core.analysis.problems import Problem
 from core.analysis.result import Analysis
 from core.config.schema import Config
 from core.runs.early_end import EarlyEnd, tell_early_end
 from core.runs.wishes import Unmet
+from tests.cases import cases
 from tests.tui.harness import FORBIDDEN, HOSTILE
 from tui.keys import KeyTable
 from tui.screens.start.summary import (
@@ -173,7 +172,7 @@ def test_a_run_that_goes_on_says_from_where_and_until_when() -> None:
     assert shown["time"] == "not known before the next steps"
 
 
-@pytest.mark.parametrize("width", [20, 54, 88])
+@cases("width", [20, 54, 88])
 def test_hostile_names_stay_in_their_line(width: int) -> None:
     name = HOSTILE.replace("\x00", "").replace("/", "")
     sections = {"data": {"train": f"/data/{name}" * 5}, "model": {"base": f"/m/{name}" * 9}}

@@ -31,7 +31,6 @@ from tui.screens.help import HelpScreen
 from tui.screens.pick import PickScreen
 from tui.screens.template.template import TemplateScreen
 
-SIZES = [(60, 20), (80, 24), (200, 50)]
 ROWS = [("what is it", "a reply"), ("and this", "another\nreply"), ("tell me", "")]
 
 
@@ -99,9 +98,8 @@ def value(pilot: Pilot[Any], name: str) -> Any:
     return document.get(name)
 
 
-@pytest.mark.parametrize("size", SIZES)
-async def test_the_template_in_force_its_source_and_the_row(directory: Path, size: tuple[int, int]) -> None:
-    async with make_app(directory).run_test(size=size) as pilot:
+async def test_the_template_in_force_its_source_and_the_row(directory: Path) -> None:
+    async with make_app(directory).run_test(size=(80, 24)) as pilot:
         screen = await opened(pilot)
         text = screen_text(pilot.app)
         assert "in force: model's own" in text
@@ -110,8 +108,8 @@ async def test_the_template_in_force_its_source_and_the_row(directory: Path, siz
         assert "<|im_start|>user⏎" in text
         assert "for message in messages" in text
         assert lit(screen) == "a reply<|im_end|>"
-        assert ("generation prompt" if size[0] > 60 else "special  prompt") in text
-        assert all(len(line) == size[0] for line in screen_lines(pilot.app))
+        assert "generation prompt" in text
+        assert all(len(line) == 80 for line in screen_lines(pilot.app))
 
 
 async def test_moving_through_the_list_previews_live(directory: Path) -> None:
@@ -157,9 +155,15 @@ async def test_enter_chooses_and_the_first_entry_removes_again(directory: Path) 
         assert "template" not in pilot.app.state.document.dumps()  # type: ignore[attr-defined]
 
 
-async def test_esc_changes_nothing(directory: Path) -> None:
+async def test_help_lists_the_keys_and_esc_changes_nothing(directory: Path) -> None:
     async with make_app(directory).run_test(size=(80, 24)) as pilot:
         await opened(pilot)
+        await pilot.press("question_mark")
+        await wait_for(pilot, lambda: isinstance(pilot.app.screen, HelpScreen))
+        assert "Help · Chat template" in screen_text(pilot.app)
+        assert "Edit the template" in screen_text(pilot.app)
+        await pilot.press("escape")
+        await wait_for(pilot, lambda: isinstance(pilot.app.screen, TemplateScreen))
         await pilot.press("j", "j", "escape")
         await wait_for(pilot, lambda: not isinstance(pilot.app.screen, TemplateScreen))
         assert value(pilot, "template.name") is None
@@ -276,20 +280,20 @@ async def test_a_template_that_fails_on_the_row_says_where(directory: Path) -> N
         assert any("✗ 3 " in line for line in screen_lines(pilot.app))
 
 
-@pytest.mark.parametrize(
-    ("editor", "sentence"),
-    [("false", "nothing has changed"), ("/no/such/editor", "did not work"), ("true", "Nothing has changed")],
-)
-async def test_an_editor_that_does_nothing_leaves_nothing(
-    directory: Path, monkeypatch: pytest.MonkeyPatch, editor: str, sentence: str
-) -> None:
-    monkeypatch.setenv("VISUAL", editor)
+async def test_an_editor_that_does_nothing_leaves_nothing(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with make_app(directory).run_test(size=(80, 24)) as pilot:
         await opened(pilot)
-        await pilot.press("j", "e", "enter")
-        await wait_for(pilot, lambda: sentence in screen_text(pilot.app))
-        assert not (directory / "chatml.jinja").exists()
-        assert value(pilot, "template.file") is None
+        await pilot.press("j")
+        for editor, sentence in (
+            ("false", "nothing has changed"),
+            ("/no/such/editor", "did not work"),
+            ("true", "Nothing has changed"),
+        ):
+            monkeypatch.setenv("VISUAL", editor)
+            await pilot.press("e", "enter")
+            await wait_for(pilot, partial(is_shown, pilot, sentence))
+            assert not (directory / "chatml.jinja").exists()
+            assert value(pilot, "template.file") is None
 
 
 async def test_without_a_terminal_to_lend_the_editor_is_refused(directory: Path) -> None:
@@ -400,15 +404,14 @@ async def test_a_section_that_is_none_leaves_everything_as_it_was(directory: Pat
         assert pilot.app.state.document.dumps() == before  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("size", SIZES)
-async def test_hostile_text_never_reaches_a_strip(directory: Path, size: tuple[int, int]) -> None:
+async def test_hostile_text_never_reaches_a_strip(directory: Path) -> None:
     name = "evil\x1b]0;x\x07[b].jinja"
     (directory / name).write_text("{% for m in messages %}" + HOSTILE + "{{ m.content }}<|im_end|>{% endfor %}")
     row = {"prompt": HOSTILE, "completion": HOSTILE}
     (directory / "rows.jsonl").write_text(json.dumps(row) + "\n")
     path = directory / "tickets.toml"
     path.write_text(path.read_text() + f"\n[template]\nfile = {json.dumps(name)}\n")
-    async with make_app(directory).run_test(size=size) as pilot:
+    async with make_app(directory).run_test(size=(60, 20)) as pilot:
         screen = await opened(pilot)
         for _ in range(4):
             assert not FORBIDDEN & set(screen_text(pilot.app))
@@ -433,7 +436,7 @@ async def test_it_reads_without_color(directory: Path, monkeypatch: pytest.Monke
         assert "<|im_start|>assistant⏎" in prompt
 
 
-async def test_the_config_pane_opens_it_from_its_fields(directory: Path) -> None:
+async def test_the_fields_of_the_config_pane_and_the_palette_open_it(directory: Path) -> None:
     async with make_app(directory).run_test(size=(80, 24)) as pilot:
         app = pilot.app
         assert isinstance(app, LocaltuneApp)
@@ -450,16 +453,14 @@ async def test_the_config_pane_opens_it_from_its_fields(directory: Path) -> None
         form.go_to(form.field("train.seed"))
         await pilot.press("o")
         await wait_for(pilot, lambda: "Such a screen is there for template.name" in screen_text(app))
-
-
-async def test_help_lists_the_keys(directory: Path) -> None:
-    async with make_app(directory).run_test(size=(80, 24)) as pilot:
-        await opened(pilot)
-        await pilot.press("question_mark")
-        await wait_for(pilot, lambda: isinstance(pilot.app.screen, HelpScreen))
-        text = screen_text(pilot.app)
-        assert "Help · Chat template" in text
-        assert "Edit the template" in text
+        await pilot.press("ctrl+p")
+        await wait_for(pilot, lambda: isinstance(app.screen, PickScreen))
+        await pilot.press(*"edit the chat template")
+        await wait_for(
+            pilot, lambda: any("▸" in line and "edit the chat template" in line for line in screen_lines(app)[4:])
+        )
+        await pilot.press("enter")
+        await wait_for(pilot, lambda: isinstance(app.screen, TemplateScreen))
 
 
 async def test_the_cursor_stays_on_its_template_at_every_size(directory: Path) -> None:
@@ -474,6 +475,7 @@ async def test_the_cursor_stays_on_its_template_at_every_size(directory: Path) -
             assert screen.current is not None
             assert screen.current.id == "qwen"
             assert "▸  qwen" in screen_text(pilot.app)
+            assert ("generation prompt" if size[0] > 60 else "special  prompt") in screen_text(pilot.app)
 
 
 async def test_a_click_looks_and_the_second_one_chooses(directory: Path) -> None:
@@ -497,14 +499,3 @@ async def test_a_template_that_is_no_jinja_is_not_chosen(directory: Path) -> Non
         await pilot.press("enter")
         await wait_for(pilot, lambda: "Fix it" in words(pilot))
         assert pilot.app.screen is screen
-
-
-async def test_the_palette_opens_it(directory: Path) -> None:
-    async with make_app(directory).run_test(size=(80, 24)) as pilot:
-        await opened(pilot)
-        await pilot.press("escape", "ctrl+p")
-        await wait_for(pilot, lambda: isinstance(pilot.app.screen, PickScreen))
-        await pilot.press(*"edit the chat template")
-        await wait_for(pilot, lambda: is_shown(pilot, "choose or edit the chat template"))
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: isinstance(pilot.app.screen, TemplateScreen))

@@ -7,6 +7,7 @@ import math
 import pytest
 
 from core.runs.series import Series
+from tests.cases import cases
 from tests.tui.widgets.charts.test_line_chart import draw, series
 from tui.glyphs import ASCII, BLOCK, BRAILLE, GlyphSet
 from tui.widgets.charts.chart_data import ChartData, Curve
@@ -22,8 +23,8 @@ def curves(count: int, length: int = 100) -> list[Curve]:
     ]
 
 
-@pytest.mark.parametrize("glyphs", [BRAILLE, BLOCK, ASCII], ids=lambda glyphs: glyphs.name)
-@pytest.mark.parametrize("count", [2, 6])
+@cases("glyphs", [pytest.param(glyphs, id=glyphs.name) for glyphs in (BRAILLE, BLOCK, ASCII)])
+@cases("count", [2, 6])
 async def test_every_curve_has_its_letter_on_it_and_in_the_legend(count: int, glyphs: GlyphSet) -> None:
     lines = await draw(ChartData(curves=curves(count), total_steps=100, is_over=True), (100, 24), glyphs)
     for letter in "ABCDEF"[:count]:
@@ -56,7 +57,7 @@ async def test_long_names_are_cut_and_then_left_out() -> None:
         assert all(letter in lines[0] for letter in "ABCDEF")
 
 
-@pytest.mark.parametrize("size", [(12, 4), (20, 5), (13, 6)])
+@cases("size", [(12, 4), (20, 5), (13, 6)])
 async def test_a_tiny_chart_is_drawn(size: tuple[int, int]) -> None:
     assert await draw(ChartData(curves=curves(6), total_steps=100, is_over=True), size)
 
@@ -75,8 +76,8 @@ async def test_axes_have_units() -> None:
     assert "10m " in lines[-1]
 
 
-@pytest.mark.parametrize("axis", [STEPS, TOKENS, TIME])
-@pytest.mark.parametrize("span", [1, 7, 999, 60_000, 3_600_000, 10**9, 10**12])
+@cases("axis", [STEPS, TOKENS, TIME])
+@cases("span", [1, 7, 999, 60_000, 3_600_000, 10**9, 10**12])
 def test_ticks_are_few_inside_and_rising(axis: object, span: int) -> None:
     ticks = axis.ticks(1.0, 1.0 + span, 8)  # type: ignore[attr-defined]
     places = [place for place, _ in ticks]

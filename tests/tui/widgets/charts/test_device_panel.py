@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.hardware.snapshot import Device, GpuProcess, Host
 from core.runs.planned import PlannedMemory
+from tests.cases import cases
 from tests.examples import examples
 from tests.tui.scripted_run import GPU
 from tui.glyphs import ASCII, BRAILLE
@@ -175,14 +175,12 @@ def test_the_machine_is_a_line() -> None:
     assert "▅" * 33 not in many
 
 
-@pytest.mark.parametrize(
-    ("share", "cell"), [(None, None), (0.0, None), (0.001, 0), (0.5, 4), (0.99, 7), (1.0, 7), (1.2, None)]
-)
+@cases(("share", "cell"), [(None, None), (0.0, None), (0.001, 0), (0.5, 4), (0.99, 7), (1.0, 7), (1.2, None)])
 def test_the_mark_of_the_plan_stands_in_the_bar(share: float | None, cell: int | None) -> None:
     assert tick_place(share, 8) == cell
 
 
-@pytest.mark.parametrize(("used", "bar"), [(0, "....:..."), (6, "##..:..."), (13, "####:..."), (24, "####:###")])
+@cases(("used", "bar"), [(0, "....:..."), (6, "##..:..."), (13, "####:..."), (24, "####:###")])
 def test_the_mark_takes_a_cell_of_the_bar(used: int, bar: str) -> None:
     device = replace(GPU, memory_used=used * 10**9)
     around = Around(lambda _: PlannedMemory(1, 13_000_000_000))

@@ -10,6 +10,7 @@ from textual.app import App, ComposeResult
 from textual.geometry import Region
 
 from core.runs.series import Series
+from tests.cases import cases
 from tests.tui.harness import screen_lines, wait_for
 from themes.loader import variable_defaults
 from tui.glyphs import ASCII, BLOCK, BRAILLE, GlyphSet
@@ -70,7 +71,7 @@ async def test_an_unfinished_run_leaves_room_for_what_is_to_come() -> None:
     assert all(not line[48:].strip("⠀ ") for line in lines[2:-2])
 
 
-@pytest.mark.parametrize("glyphs", [BLOCK, ASCII], ids=lambda glyphs: glyphs.name)
+@cases("glyphs", [pytest.param(glyphs, id=glyphs.name) for glyphs in (BLOCK, ASCII)])
 async def test_other_glyphs_draw_the_same_curve(glyphs: GlyphSet) -> None:
     lines = await draw(ChartData(falling(60), evals=series([1.0]), total_steps=60), glyphs=glyphs)
     text = "\n".join(lines)
@@ -148,7 +149,7 @@ async def test_the_log_axis_is_named_and_has_powers() -> None:
             assert label in text
 
 
-@pytest.mark.parametrize("size", [(1, 1), (11, 3), (12, 4), (200, 50)])
+@cases("size", [(1, 1), (11, 3), (12, 4), (200, 50)])
 async def test_any_size_is_drawn(size: tuple[int, int]) -> None:
     lines = await draw(ChartData(falling(200), total_steps=1000), size=size)
     assert all(len(line) == size[0] for line in lines)

@@ -10,12 +10,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from core.runs.series import Series
+from tests.cases import cases
 from tui.glyphs import ASCII, BLOCK, BRAILLE, GlyphSet
 from tui.widgets.charts import plot_geometry as geometry
 from tui.widgets.charts.plot_geometry import DotGrid, Scale
 
 
-@pytest.mark.parametrize(
+@cases(
     ("low", "high", "most", "expected"),
     [
         (0, 10, 6, [0, 2, 4, 6, 8, 10]),
@@ -46,7 +47,7 @@ def test_nice_ticks_hold_any_range(low: float, high: float) -> None:
     assert len(geometry.nice_ticks(low, high, 7)) <= 7
 
 
-@pytest.mark.parametrize(
+@cases(
     ("values", "expected"),
     [
         ([0.5, 1.0, 1.5], ["0.5", "1.0", "1.5"]),
@@ -83,7 +84,7 @@ def test_an_axis_has_evenly_spaced_labels_and_holds_every_value(
             assert -0.02 - 1 / (rows * dots) <= position <= 1.02 + 1 / (rows * dots)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("values", "rows", "log", "labels"),
     [
         ([0.38, 2.4], 10, False, ["0.5", "1.0", "1.5", "2.0", "2.5"]),
@@ -132,7 +133,7 @@ def test_equal_values_still_make_an_axis() -> None:
         assert scale.low <= value <= scale.high
 
 
-@pytest.mark.parametrize(
+@cases(
     ("last", "total", "high"),
     [(1, 120, 61), (34, 120, 120), (120, 120, 120), (1, 50, 50), (300, 5000, 801), (700, 5000, 5000)],
 )
@@ -158,7 +159,7 @@ def test_the_step_window_holds_every_step(first: int, more: int, total: int) -> 
     assert window.low < window.high
 
 
-@pytest.mark.parametrize("glyphs", [BRAILLE, BLOCK, ASCII], ids=lambda glyphs: glyphs.name)
+@cases("glyphs", [pytest.param(glyphs, id=glyphs.name) for glyphs in (BRAILLE, BLOCK, ASCII)])
 def test_every_pattern_of_dots_has_a_character(glyphs: GlyphSet) -> None:
     patterns = 1 << (glyphs.columns * glyphs.rows)
     assert len(glyphs.line) == len(glyphs.points) == patterns

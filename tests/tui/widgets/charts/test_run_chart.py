@@ -11,6 +11,7 @@ import pytest
 
 from core.runs import events
 from core.runs.history import read_history
+from tests.cases import cases
 from tests.tui.scripted_run import GPU, ScriptedRun
 from tests.tui.widgets.charts.test_line_chart import draw, series
 from tui.glyphs import ASCII, BLOCK, BRAILLE, GlyphSet
@@ -102,7 +103,7 @@ def test_each_curve_has_its_own_kind_of_axis_and_temperatures_a_linear_one(view:
     assert (second.name, second.log) == ("loss", True)
 
 
-@pytest.mark.parametrize("glyphs", [BRAILLE, BLOCK, ASCII], ids=lambda glyphs: glyphs.name)
+@cases("glyphs", [pytest.param(glyphs, id=glyphs.name) for glyphs in (BRAILLE, BLOCK, ASCII)])
 async def test_two_curves_have_an_axis_each_with_their_units(view: RunView, glyphs: GlyphSet) -> None:
     chart = RunChart()
     for _ in range(4):

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.cases import cases
 from tui.glyphs import ASCII, BRAILLE
 from tui.widgets.charts.sparkline import sparkline
 
 
-@pytest.mark.parametrize(
+@cases(
     ("values", "width", "shown"),
     [
         ([0, 1, 2, 3, 4, 5, 6, 7], 8, "▁▂▃▄▅▆▇█"),

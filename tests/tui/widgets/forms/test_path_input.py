@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cases import cases
 from tui.widgets.forms.path_input import NameSuggester, complete_path
 
 
@@ -18,7 +19,7 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize(
+@cases(
     ("typed", "expected"),
     [
         ("", ["data/", "train.jsonl", "train_big.JSONL"]),
@@ -45,7 +46,7 @@ def test_names_that_cannot_be_shown_are_left_out(tree: Path) -> None:
     assert not any("\x1b" in path for path in complete_path("", tree))
 
 
-@pytest.mark.parametrize(
+@cases(
     ("typed", "suggested"),
     [
         ("faq@40 ./tr", "faq@40 ./train.jsonl"),
@@ -56,5 +57,5 @@ def test_names_that_cannot_be_shown_are_left_out(tree: Path) -> None:
     ],
 )
 async def test_the_last_of_several_names_is_completed(tree: Path, typed: str, suggested: str | None) -> None:
-    (tree / "my model").mkdir()
+    (tree / "my model").mkdir(exist_ok=True)
     assert await NameSuggester(tree, (".jsonl",)).get_suggestion(typed) == suggested

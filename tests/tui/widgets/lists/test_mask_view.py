@@ -16,6 +16,7 @@ from wcwidth import wcswidth
 
 from core.analysis.lengths import Bucket
 from core.config.document import ConfigDocument
+from tests.cases import cases
 from tests.tui.harness import FORBIDDEN, HOSTILE, PaneApp, screen_lines, screen_text, wait_for
 from tui.panes.data.pane import DataPane
 from tui.widgets.charts.histogram import draw_histogram
@@ -61,22 +62,21 @@ UNSTEADY = [
 ]
 
 
-@pytest.mark.parametrize("size", [(80, 24), (200, 50)])
-async def test_borders_stay_where_they_are_whatever_a_row_holds(
-    tmp_path: Path, tiny_model_dir: Path, size: tuple[int, int]
-) -> None:
+async def test_borders_stay_where_they_are_whatever_a_row_holds(tmp_path: Path, tiny_model_dir: Path) -> None:
     path = write(tmp_path / "rows.jsonl", [(text * 9, text) for text in UNSTEADY])
     pane = configured(tiny_model_dir)
-    async with PaneApp(pane).run_test(size=size) as pilot:
+    async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
         await shown(pilot, pane, path)
 
         def lines() -> list[str]:
             return screen_lines(pilot.app)[1:-1]
 
-        for tokens in (False, True):
-            if tokens:
+        # The row is below the list, and beside it where there is room.
+        for size, tokens in (((80, 24), False), ((80, 24), True), ((200, 50), True)):
+            if tokens and not pane.body.shows_tokens:
                 await pilot.press("m")
                 await wait_for(pilot, lambda: pane.body.mask_view.parts)
+            await pilot.resize_terminal(*size)
             await pilot.press("g")
             for text in UNSTEADY:
                 await pilot.pause()
@@ -90,13 +90,10 @@ async def test_borders_stay_where_they_are_whatever_a_row_holds(
                 await pilot.press("j")
 
 
-@pytest.mark.parametrize("size", [(60, 20), (80, 22), (200, 50)])
-async def test_a_row_as_tokens_with_exactly_the_answer_learned(
-    tmp_path: Path, tiny_model_dir: Path, size: tuple[int, int]
-) -> None:
+async def test_a_row_as_tokens_with_exactly_the_answer_learned(tmp_path: Path, tiny_model_dir: Path) -> None:
     path = write(tmp_path / "rows.jsonl", [("first", "one"), ("second", "two\nlines")])
     pane = configured(tiny_model_dir)
-    async with PaneApp(pane).run_test(size=size) as pilot:
+    async with PaneApp(pane).run_test(size=(60, 20)) as pilot:
         await shown(pilot, pane, path)
         await pilot.press("m")
         await wait_for(pilot, lambda: pane.body.mask_view.parts)
@@ -107,24 +104,24 @@ async def test_a_row_as_tokens_with_exactly_the_answer_learned(
         cells = pane.body.mask_view.parts[0].cells
         assert "".join(cell.text for cell in cells if cell.learned) == "two\nlines<|im_end|>"
         assert {cell.text for cell in cells if cell.special} == {"<|im_start|>", "<|im_end|>"}
-        assert "two⏎" in screen_text(pilot.app).replace(" ", "")
         learned = sum(cell.learned for cell in cells)
-        assert f"{len(cells)} tokens · {learned} learned" in screen_text(pilot.app)
+        for size in ((60, 20), (80, 22), (200, 50)):
+            await pilot.resize_terminal(*size)
+            await pilot.pause()
+            assert "two⏎" in screen_text(pilot.app).replace(" ", "")
+            assert f"{len(cells)} tokens · {learned} learned" in screen_text(pilot.app)
         await pilot.press("m")
         await pilot.pause()
         assert pane.body.conversation.display
         assert not pane.body.mask_view.display
 
 
-@pytest.mark.parametrize("size", [(60, 20), (80, 24), (200, 50)])
-async def test_both_answers_of_a_pair_and_a_label_are_named_in_words(
-    tmp_path: Path, tiny_model_dir: Path, size: tuple[int, int]
-) -> None:
+async def test_both_answers_of_a_pair_and_a_label_are_named_in_words(tmp_path: Path, tiny_model_dir: Path) -> None:
     pairs, labels = tmp_path / "pairs.jsonl", tmp_path / "labels.jsonl"
     pairs.write_text(json.dumps({"prompt": "ask", "chosen": "yes", "rejected": "no, and not ever"}) + "\n")
     labels.write_text(json.dumps({"prompt": "ask", "completion": "hm", "label": False}) + "\n")
     pane = configured(tiny_model_dir)
-    async with PaneApp(pane).run_test(size=size) as pilot:
+    async with PaneApp(pane).run_test(size=(60, 20)) as pilot:
         await shown(pilot, pane, pairs)
         await pilot.press("m")
         await wait_for(pilot, lambda: len(pane.body.mask_view.parts) == 2)
@@ -138,17 +135,20 @@ async def test_both_answers_of_a_pair_and_a_label_are_named_in_words(
         await wait_for(pilot, lambda: "–" not in listed()[1])
         better, worse = pane.body.mask_view.parts
         counts = [(len(part.cells), sum(cell.learned for cell in part.cells)) for part in (better, worse)]
-        text = screen_text(pilot.app)
-        for name, (tokens, learned) in zip(("better", "worse"), counts, strict=True):
-            assert f"── {name} answer · {tokens} tokens · {learned} learned ─" in text
         assert "".join(cell.text for cell in worse.cells if cell.learned) == "no, and not ever<|im_end|>"
-        assert f"pair of {counts[0][0]} and {counts[1][0]} tokens" in text
-        head, first = listed()
-        assert head[:5] == ["#", "tok", "learned", "user", "better"]
-        assert (head[5] == "worse") == (size[0] > 60)
-        assert first[1:4] == ["1", str(counts[1][0]), str(counts[1][1])], "those of the longer answer"
-        assert "yes" in first
-        assert ("no," in first) == (size[0] > 60)
+        for size in ((60, 20), (80, 24), (200, 50)):
+            await pilot.resize_terminal(*size)
+            await pilot.pause()
+            text = screen_text(pilot.app)
+            for name, (tokens, learned) in zip(("better", "worse"), counts, strict=True):
+                assert f"── {name} answer · {tokens} tokens · {learned} learned ─" in text
+            assert f"pair of {counts[0][0]} and {counts[1][0]} tokens" in text
+            head, first = listed()
+            assert head[:5] == ["#", "tok", "learned", "user", "better"]
+            assert (head[5] == "worse") == (size[0] > 60)
+            assert first[1:4] == ["1", str(counts[1][0]), str(counts[1][1])], "those of the longer answer"
+            assert "yes" in first
+            assert ("no," in first) == (size[0] > 60)
 
         pane.show(labels)
         await wait_for(pilot, lambda: len(pane.body.mask_view.parts) == 1)
@@ -281,10 +281,13 @@ async def test_matches_in_the_conversation_are_gone_through(tmp_path: Path) -> N
         pane.show(write(tmp_path / "rows.jsonl", [("ask", "first"), (long, "second")]))
         await wait_for(pilot, lambda: pane.view is not None)
         await pilot.press("slash", *"NEEDLE", "enter")
-        await wait_for(pilot, lambda: pane.index == 1 and "line 40 needle" in screen_text(pilot.app))
+        await wait_for(pilot, lambda: pane.index == 1 and pane.body.conversation.match_place == (1, 2))
+        assert "line 40 needle" in screen_text(pilot.app)
         await pilot.press("enter", "n")
-        await pilot.pause()
-        assert "line 90 needle" in screen_text(pilot.app)
+        await wait_for(pilot, lambda: "line 90 needle" in screen_text(pilot.app))
+        assert pane.body.conversation.match_place == (2, 2)
+        await pilot.resize_terminal(100, 24)
+        await wait_for(pilot, lambda: {len(line) for line in screen_lines(pilot.app)} == {100})
         assert pane.body.conversation.match_place == (2, 2)
 
 
@@ -369,7 +372,7 @@ async def test_lengths_in_the_list_the_summary_and_the_statistics(tmp_path: Path
         assert pane.body.rows.count == 1, "only the rows with the problem are listed"
 
 
-@pytest.mark.parametrize("width", [1, 2, 7, 40])
+@cases("width", [1, 2, 7, 40])
 def test_no_line_is_wider_than_the_view(width: int) -> None:
     pieces = [_Piece(text, "learned") for text in ("word", " 日本語", "\n", "a" * 50, "", " \n\n x")]
     lines = list(wrap_pieces(pieces, width))

@@ -1,7 +1,8 @@
 """Quantizations in a process of their own: ``python -m …quantizations DIRECTORY CONVERTER``.
 
 A random model whose channels differ, as those of trained models do, is quantized to everything that there is, and to
-the coarse types with an importance matrix as well; a line of JSON tells what came out of each.
+the coarse types with an importance matrix as well; a line of JSON tells what came out of each. With the further word
+``sizes``, nothing but the sizes of all combinations is told.
 """
 
 from __future__ import annotations
@@ -135,13 +136,24 @@ def weigh_experts(directory: Path, converter: Path, report: Answers) -> dict[str
 SHAPES = ((288, 512, 9, True), (256, 480, 4, False), (320, 352, 4, False))
 
 
-def forecast_sizes(directory: Path, converter: Path, report: Answers) -> dict[str, Any]:
-    """Bytes of the tensors that the quantizer wrote, and those that were forecast, by model and type."""
+#: Ways to quantize: whether with an importance matrix, and the type of the embeddings, if it is another.
+WAYS = ((False, None), (True, None), (False, "Q8_0"))
+
+
+def forecast_sizes(directory: Path, converter: Path, report: Answers, *, every_way: bool) -> dict[str, Any]:
+    """Bytes of the tensors that the quantizer wrote, and those that were forecast, by model and type.
+
+    Args:
+        directory: Everything is written there.
+        converter: The directory of llama.cpp's converter.
+        report: Is told of the progress.
+        every_way: Whether each model is quantized to each type in all ways, instead of one.
+    """
     import torch
     from transformers import LlamaConfig
 
     sizes = {}
-    for hidden, intermediate, heads, tied in SHAPES:
+    for number, (hidden, intermediate, heads, tied) in enumerate(SHAPES):
         name = f"{hidden}-{intermediate}"
         model_directory, staged = directory / name, directory / f"{name}-staged"
         random_models.save_byte_level(model_directory)
@@ -164,12 +176,11 @@ def forecast_sizes(directory: Path, converter: Path, report: Answers) -> dict[st
         convert(conversion_job(staged, source, "F32", GgufOptions(), converter), report)
         job = {"source": str(source), "rows": [list(range(5, 60))]}
         compute_importance({**job, "target": str(importance)}, report)
-        for quant in QUANTS:
-            for weighed, embeddings in ((False, None), (True, None), (False, "Q8_0")):
+        for place, quant in enumerate(QUANTS):
+            ways = WAYS[:1] if quant in CONVERTED else WAYS if every_way else (WAYS[(number + place) % len(WAYS)],)
+            for weighed, embeddings in ways:
                 target = directory / f"{name}-{quant}-{weighed}-{embeddings}.gguf"
                 if quant in CONVERTED:
-                    if weighed or embeddings:
-                        continue
                     convert(conversion_job(staged, target, quant, GgufOptions(), converter), report)
                 else:
                     asked = {"quant": quant, "target": str(target), "expected": 1, "rows": 1, "embeddings": embeddings}
@@ -186,10 +197,14 @@ def main(arguments: list[str]) -> int:
     """Quantize."""
     import torch
 
-    directory, converter = map(Path, arguments)
+    directory, converter = map(Path, arguments[:2])
     report = Answers(io.BytesIO())
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    if arguments[2:] == ["sizes"]:
+        answers.write(json.dumps(forecast_sizes(directory, converter, report, every_way=True)) + "\n")
+        answers.flush()
+        return 0
     model_directory, staged, source = directory / "model", directory / "staged", directory / "F32.gguf"
     model, size = make_uneven_model(model_directory)
     staged.mkdir()
@@ -214,7 +229,7 @@ def main(arguments: list[str]) -> int:
         result["names"] = sorted(found_importance.files)
     answers.write(json.dumps(result) + "\n")
     answers.write(json.dumps(weigh_experts(directory, converter, report)) + "\n")
-    answers.write(json.dumps(forecast_sizes(directory, converter, report)) + "\n")
+    answers.write(json.dumps(forecast_sizes(directory, converter, report, every_way=False)) + "\n")
     for quant in QUANTS:
         for weighed in (False, True) if quant in WEIGHED else (False,):
             target = directory / f"{quant}{'-weighed' if weighed else ''}.gguf"

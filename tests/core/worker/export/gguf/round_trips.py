@@ -163,9 +163,10 @@ def main(arguments: list[str]) -> int:
             result = {"error": f"{type(error).__name__}: {error}"}
         answers.write(json.dumps({"name": name, **result}) + "\n")
         answers.flush()
-    result = from_gguf(Path(directory) / "llama", Path(converter), report)
-    answers.write(json.dumps({"name": "from-gguf", **result}) + "\n")
-    answers.flush()
+    if "llama" in names:
+        result = from_gguf(Path(directory) / "llama", Path(converter), report)
+        answers.write(json.dumps({"name": "from-gguf", **result}) + "\n")
+        answers.flush()
     return 0
 
 

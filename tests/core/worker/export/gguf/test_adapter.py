@@ -9,6 +9,7 @@ import pytest
 
 from core.errors import UserError
 from core.worker.export.gguf.adapter import _order, read_pairs, refuse_unknown
+from tests.cases import cases
 
 CONFIG: dict[str, Any] = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "bias": "none"}
 Q = "base_model.model.model.layers.0.self_attn.q_proj"
@@ -23,7 +24,7 @@ def save(path: Path, names: dict[str, tuple[int, int]]) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
+@cases(
     ("values", "said"),
     [
         ({"use_dora": True}, "DoRA"),

@@ -3,8 +3,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import pytest
-
 from core.worker.export.gguf.vocabulary import (
     _name_by_rules,
     adds_space_prefix,
@@ -13,6 +11,7 @@ from core.worker.export.gguf.vocabulary import (
     prefix_difference,
     sentencepiece_vocabulary,
 )
+from tests.cases import cases
 
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 LAST = {**BYTE_LEVEL, "use_regex": False}
@@ -29,7 +28,7 @@ def split(pattern: str) -> dict[str, Any]:
     return {"type": "Sequence", "pretokenizers": [step, LAST]}
 
 
-@pytest.mark.parametrize(
+@cases(
     ("rules", "ignores_merges", "normalizer", "name"),
     [
         (BYTE_LEVEL, False, None, "gpt-2"),
@@ -84,7 +83,7 @@ def test_scores_are_in_the_order_of_the_merges() -> None:
     assert all(map(math.isfinite, scores))
 
 
-@pytest.mark.parametrize(
+@cases(
     ("content", "begins", "adds"),
     [
         ({"normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend"}, {"type": "Replace"}]}}, True, True),
@@ -99,7 +98,7 @@ def test_a_space_before_text_is_where_the_tokenizer_puts_one(content: dict[str, 
     assert adds_space_prefix(content, begins) is adds
 
 
-@pytest.mark.parametrize(
+@cases(
     ("content", "begins", "told"),
     [
         ({"normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend"}, {"type": "Replace"}]}}, True, None),
@@ -128,7 +127,7 @@ PHI4 = with_added("<|user|> <|end|>", "<|endoftext|>")
 OTHER = with_added("", "<unk> <s> </s> <|endoftext|> <|user|>")
 
 
-@pytest.mark.parametrize(
+@cases(
     ("content", "name", "changed"),
     [
         (PHI3, "tickets", "tickets (Phi-3)"),
@@ -147,7 +146,7 @@ def test_a_name_makes_llama_cpp_swallow_the_blanks_that_the_tokenizer_does(
     assert name_for_blanks(name, content) == (changed, None)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("content", "changed", "such_as"),
     [
         (PHI4, "phi 3", "<|end|>"),

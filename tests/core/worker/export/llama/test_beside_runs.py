@@ -13,7 +13,7 @@ from core.chat.request import ChatRequest, GenerationSettings
 from core.errors import UserError
 from tests.core.export.tiny_gguf import write_tiny_gguf
 from tests.core.export.trained_run import merged_model
-from tests.crowded import crowded_engine, end_run, run_on_cpu
+from tests.core.worker.crowded import crowded_engine, end_run, run_on_cpu
 from tests.progress import quiet
 
 pytest.importorskip("llama_cpp_py_sync")

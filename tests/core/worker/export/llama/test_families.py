@@ -15,6 +15,7 @@ from core.export.gguf.options import GgufOptions
 from core.export.gguf.write import write_gguf
 from core.helper import Helper
 from core.template.mask import Masker
+from tests.cases import cases
 from tests.core.export.tiny_gguf import write_tiny_gguf
 from tests.core.template.families import FAMILIES, GEMMA3, PHI3, Family
 from tests.core.template.toy_tokenizers import save
@@ -108,9 +109,7 @@ def compare(family: Family, reader: Asked, path: Path) -> list[list[dict[str, st
     return different
 
 
-@pytest.mark.parametrize(
-    "family", [family for family in FAMILIES if family.kind in SPLITTING], ids=lambda family: family.name
-)
+@cases("family", [family for family in FAMILIES if family.kind in SPLITTING], ids=lambda family: family.name)
 def test_a_prompt_is_the_same_tokens(family: Family, reader: Asked, tmp_path: Path) -> None:
     assert compare(family, reader, write_family(tmp_path / "family.gguf", family)) == []
 

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoTokenizer
 
 from core.worker.export.verify.plain import PlainReader
+from tests.cases import cases
 from tests.core.export.trained_run import write_adapter
 from tests.core.worker.export.bench import IDS, train_adapter
 from tests.families.tiny import write_family
@@ -27,8 +28,8 @@ def test_weights_in_4_bits_are_computed_in_fp32_on_any_processor(
     assert not any(layer.support_avx512bf16_for_cpu for layer in layers)
 
 
-@pytest.mark.parametrize("name", ["qwen3_moe", "gemma4_moe"])
-@pytest.mark.parametrize("method", ["qlora", "lora"])
+@cases("name", ["qwen3_moe", "gemma4_moe"])
+@cases("method", ["qlora", "lora"])
 def test_adapters_on_experts_answer_as_in_training(tmp_path: Path, name: str, method: str) -> None:
     base = write_family(name, tmp_path / "base", dtype="float32")
     _, wanted = train_adapter(base, tmp_path / "adapter", name=method, target_experts="on")

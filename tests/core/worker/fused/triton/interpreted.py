@@ -14,13 +14,17 @@ from core.worker.fused.trial import compare
 from core.worker.fused.triton.gated import KernelGating
 from core.worker.fused.triton.rms_norm import RmsNormKernel
 from core.worker.fused.triton.rotary import rotate
+from core.worker.optim import rounding_kernels
+from core.worker.optim.rounding_trial import COUNT, find_fault
+from tests.core.worker.short_list import long_but
 
 CPU = torch.device("cpu")
 #: The interpreter cuts values off to bf16 where a device rounds them, so that each may be a bit further off.
-DTYPES = [(torch.float32, 1e-6), (torch.float16, 2**-10), (torch.bfloat16, 2**-6)]
+FP32, FP16, BF16 = (torch.float32, 1e-6), (torch.float16, 2**-10), (torch.bfloat16, 2**-6)
+DTYPES = long_but([FP32, BF16], [FP32, FP16, BF16])
 
 
-@pytest.mark.parametrize("width", [3, 65, 128, 1000])
+@pytest.mark.parametrize("width", long_but([3, 65], [3, 65, 128, 1000]))
 @pytest.mark.parametrize(("dtype", "allowed"), DTYPES, ids=str)
 def test_norm(dtype: torch.dtype, allowed: float, width: int) -> None:
     trial = norm_trial("norm", RmsNormKernel, CPU, dtype, width)
@@ -60,8 +64,14 @@ def test_norm_of_too_long_rows_is_refused() -> None:
         apply(RmsNormKernel, torch.randn(1, 40000), torch.ones(40000), 1e-5)
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda activation: activation.name)
-@pytest.mark.parametrize(("dtype", "allowed"), DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("activation", "dtype", "allowed"),
+    long_but(
+        [*((activation, *FP32) for activation in ACTIVATIONS), (ACTIVATIONS[0], *BF16)],
+        [(activation, *dtype) for activation in ACTIVATIONS for dtype in (FP32, FP16, BF16)],
+    ),
+    ids=lambda value: getattr(value, "name", str(value)),
+)
 def test_gated(activation: Activation, dtype: torch.dtype, allowed: float) -> None:
     trial = gated_trial("gated", KernelGating(activation), CPU, dtype)
     assert trial.reason is None
@@ -88,7 +98,7 @@ def test_gated_overwrites_the_outer_gradient_if_asked_for_the_product() -> None:
     assert to_gate.data_ptr() == outer.data_ptr()
 
 
-@pytest.mark.parametrize(("head", "turned"), [(80, 80), (10, 6), (128, 128), (2, 2)])
+@pytest.mark.parametrize(("head", "turned"), long_but([(10, 6)], [(80, 80), (10, 6), (128, 128), (2, 2)]))
 @pytest.mark.parametrize("angles", [None, torch.float32], ids=str)
 @pytest.mark.parametrize(("dtype", "allowed"), DTYPES, ids=str)
 def test_rotary(dtype: torch.dtype, allowed: float, angles: torch.dtype | None, head: int, turned: int) -> None:
@@ -111,3 +121,9 @@ def test_rotary_has_angles_for_each_row() -> None:
     out = apply(RotaryFunction, x, angle.cos(), angle.sin(), rotate)
     half = torch.cat([-x[..., 4:], x[..., :4]], dim=-1)
     torch.testing.assert_close(out, x * angle.cos() + half * angle.sin())
+
+
+@pytest.mark.parametrize("count", long_but([1 << 14], [1 << 14, COUNT]))
+def test_rounding(count: int) -> None:
+    """A million roundings have the right mean to a thousandth, and exact values stay."""
+    assert find_fault(rounding_kernels, CPU, count) == ""

@@ -9,15 +9,18 @@ from pathlib import Path
 
 import pytest
 
+from tests.core.worker.short_list import long_but
+
 ROOT = Path(__file__).resolve().parents[5]
 
 
 @pytest.mark.slow
-def test_the_kernels_compile_for_the_cards() -> None:
+@pytest.mark.parametrize("which", long_but(["some"], ["some", "all"]))
+def test_the_kernels_compile_for_the_cards(which: str) -> None:
     pytest.importorskip("triton")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.core.worker.fused.triton.compiled"],
+        [sys.executable, "-m", "tests.core.worker.fused.triton.compiled", which],
         cwd=ROOT,
         env={**environment, "OMP_NUM_THREADS": "1"},
         capture_output=True,

@@ -9,13 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.core.worker.short_list import long_but
+
 ROOT = Path(__file__).resolve().parents[5]
 
 
 @pytest.mark.slow
-def test_the_kernels_compute_what_torch_does() -> None:
+@pytest.mark.parametrize("chosen", long_but(["not long"], ["not long", "long"]))
+def test_the_kernels_compute_what_torch_does(chosen: str) -> None:
     pytest.importorskip("triton")
-    arguments = ["-q", "-p", "no:cacheprovider", str(Path(__file__).with_name("interpreted.py"))]
+    arguments = ["-q", "-p", "no:cacheprovider", "-m", chosen, str(Path(__file__).with_name("interpreted.py"))]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *arguments],
         cwd=ROOT,

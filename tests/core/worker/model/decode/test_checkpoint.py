@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,18 +16,13 @@ from core.worker.model.decode.checkpoint import Checkpoint
 from core.worker.model.decode.elements import scale_values, unpack_e2m1
 from core.worker.model.decode.fp4 import decode_mxfp4_experts
 from core.worker.model.decode.scaled import decode_scaled
-from tests.families.tiny import write_family
+from tests.cases import cases
 from tests.packers import FORMATS, Twins, fp8_blocks, mxfp4, quantize_checkpoint
 
 
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_family("llama", tmp_path_factory.mktemp("llama"))
-
-
-@pytest.mark.parametrize("name", FORMATS)
-def test_every_tensor_is_what_its_parts_stand_for(llama: Path, tmp_path: Path, name: str) -> None:
-    twins = quantize_checkpoint(llama, tmp_path, name)
+@cases("name", FORMATS)
+def test_every_tensor_is_what_its_parts_stand_for(base_of: Callable[[str], Path], tmp_path: Path, name: str) -> None:
+    twins = quantize_checkpoint(base_of("llama"), tmp_path, name)
     checkpoint = Checkpoint(twins.quantized)
     wanted = load_file(twins.plain / "model.safetensors")
     assert set(checkpoint) == set(wanted)
@@ -38,8 +34,8 @@ def test_every_tensor_is_what_its_parts_stand_for(llama: Path, tmp_path: Path, n
         assert torch.equal(found, tensor), (key, (found - tensor).abs().max())
 
 
-def test_the_experts_of_gpt_oss_are_as_transformers_wants_them(tmp_path: Path) -> None:
-    twins = quantize_checkpoint(write_family("gpt_oss", tmp_path / "source"), tmp_path, "mxfp4")
+def test_the_experts_of_gpt_oss_are_as_transformers_wants_them(base_of: Callable[[str], Path], tmp_path: Path) -> None:
+    twins = quantize_checkpoint(base_of("gpt_oss"), tmp_path, "mxfp4")
     checkpoint = Checkpoint(twins.quantized)
     wanted, stored = (load_file(place / "model.safetensors") for place in (twins.plain, twins.quantized))
     assert set(checkpoint) == set(wanted)
@@ -50,7 +46,7 @@ def test_the_experts_of_gpt_oss_are_as_transformers_wants_them(tmp_path: Path) -
         assert torch.equal(checkpoint.read(key), other)
 
 
-@pytest.mark.parametrize("shape", [(128, 128), (200, 130), (5, 300), (130, 4), (1100, 70)])
+@cases("shape", [(128, 128), (200, 130), (5, 300), (130, 4), (1100, 70)])
 def test_blocks_that_do_not_divide_a_shape_are_cut_off(shape: tuple[int, int]) -> None:
     weight = np.random.default_rng(1).normal(size=shape)
     parts, meant = fp8_blocks(weight)
@@ -107,7 +103,7 @@ def _spoil(twins: Twins, **changes: torch.Tensor | None) -> Path:
     return twins.quantized
 
 
-@pytest.mark.parametrize(
+@cases(
     ("name", "changes", "says"),
     [
         ("fp8", {"weight_scale_inv": torch.ones(3, 5)}, "which does not fit its scales"),
@@ -120,23 +116,23 @@ def _spoil(twins: Twins, **changes: torch.Tensor | None) -> Path:
     ],
 )
 def test_parts_that_are_missing_or_do_not_fit_are_told(
-    llama: Path, tmp_path: Path, name: str, changes: dict[str, torch.Tensor | None], says: str
+    base_of: Callable[[str], Path], tmp_path: Path, name: str, changes: dict[str, torch.Tensor | None], says: str
 ) -> None:
     with pytest.raises(UserError, match=says):
-        Checkpoint(_spoil(quantize_checkpoint(llama, tmp_path, name), **changes))
+        Checkpoint(_spoil(quantize_checkpoint(base_of("llama"), tmp_path, name), **changes))
 
 
-def test_values_that_make_no_sense_are_told_when_they_are_read(llama: Path, tmp_path: Path) -> None:
+def test_values_that_make_no_sense_are_told_when_they_are_read(base_of: Callable[[str], Path], tmp_path: Path) -> None:
     name = "model.layers.0.self_attn.q_proj.weight"
-    twins = quantize_checkpoint(llama, tmp_path / "shape", "ct_w4a16")
+    twins = quantize_checkpoint(base_of("llama"), tmp_path / "shape", "ct_w4a16")
     told = Checkpoint(_spoil(twins, weight_shape=torch.tensor([64, 60])))
     with pytest.raises(UserError, match=r"cannot be decoded \(compressed-tensors pack-quantized\): its shape is told"):
         told.read(name)
-    twins = quantize_checkpoint(llama, tmp_path / "groups", "ct_w4a16_actorder")
+    twins = quantize_checkpoint(base_of("llama"), tmp_path / "groups", "ct_w4a16_actorder")
     groups = Checkpoint(_spoil(twins, weight_g_idx=torch.full((64,), 99, dtype=torch.int32)))
     with pytest.raises(UserError, match="cannot be decoded"):
         groups.read(name)
-    twins = quantize_checkpoint(llama, tmp_path / "format", "bnb_int8")
+    twins = quantize_checkpoint(base_of("llama"), tmp_path / "format", "bnb_int8")
     ordered = Checkpoint(_spoil(twins, weight_format=torch.tensor(1, dtype=torch.uint8)))
     with pytest.raises(UserError, match="in the order of a kernel"):
         ordered.read(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from core.models.quantized_weights import read_decoded
 from core.worker.model.decode.checkpoint import Checkpoint
 from core.worker.model.model import load_model
 from core.worker.quantization.layers import LayeredModel
-from tests.families.tiny import write_family
+from tests.cases import cases
+from tests.core.worker.short_list import long_but
 from tests.packers import FORMATS, quantize_checkpoint
 
 TOKENS = torch.arange(5, 45).view(2, 20)
@@ -34,23 +36,34 @@ def logits(model: Any) -> torch.Tensor:
     return found
 
 
-@pytest.mark.parametrize("method", ["lora", "qlora"])
+PAIRS = [
+    *(("llama", name) for name in FORMATS if name != "bnb_nf4"),
+    ("qwen3_moe", "fp8"),
+    ("qwen3_moe", "ct_w4a16"),
+    ("gpt_oss", "mxfp4"),
+    ("phi3", "fp8"),
+    ("olmo3", "awq"),
+    ("ministral3", "fp8_whole"),
+    ("qwen3_5_moe", "fp8"),
+    ("gemma3", "ct_w4a16"),
+]
+FEW = [
+    ("llama", "fp8", "qlora"),
+    ("llama", "ct_w4a16_asymmetric", "lora"),
+    ("llama", "gptq", "lora"),
+    ("llama", "nvfp4", "qlora"),
+    ("qwen3_moe", "ct_w4a16", "lora"),
+    ("gpt_oss", "mxfp4", "qlora"),
+]
+
+
 @pytest.mark.parametrize(
-    ("family", "name"),
-    [
-        *(("llama", name) for name in FORMATS if name != "bnb_nf4"),
-        ("qwen3_moe", "fp8"),
-        ("qwen3_moe", "ct_w4a16"),
-        ("gpt_oss", "mxfp4"),
-        ("phi3", "fp8"),
-        ("olmo3", "awq"),
-        ("ministral3", "fp8_whole"),
-        ("qwen3_5_moe", "fp8"),
-        ("gemma3", "ct_w4a16"),
-    ],
+    ("family", "name", "method"), long_but(FEW, [(*pair, method) for pair in PAIRS for method in ("lora", "qlora")])
 )
-def test_it_answers_as_the_model_that_it_stands_for(tmp_path: Path, family: str, name: str, method: str) -> None:
-    twins = quantize_checkpoint(write_family(family, tmp_path / "source"), tmp_path, name)
+def test_it_answers_as_the_model_that_it_stands_for(
+    tmp_path: Path, family: str, name: str, method: str, base_of: Callable[[str], Path]
+) -> None:
+    twins = quantize_checkpoint(base_of(family), tmp_path, name)
     model, plain = load(twins.quantized, method), load(twins.plain, method)
     assert torch.equal(logits(model), logits(plain))
     assert model.name_or_path == str(twins.quantized)
@@ -61,8 +74,10 @@ def test_it_answers_as_the_model_that_it_stands_for(tmp_path: Path, family: str,
     assert hasattr(model.config, "quantization_config") == (method == "qlora")
 
 
-def test_nf4_is_used_as_it_is_saved_and_decoded_for_other_methods(tmp_path: Path) -> None:
-    twins = quantize_checkpoint(write_family("llama", tmp_path / "source"), tmp_path, "bnb_nf4")
+def test_nf4_is_used_as_it_is_saved_and_decoded_for_other_methods(
+    tmp_path: Path, base_of: Callable[[str], Path]
+) -> None:
+    twins = quantize_checkpoint(base_of("llama"), tmp_path, "bnb_nf4")
     stored = load_file(twins.quantized / "model.safetensors")
     model = load(twins.quantized, "qlora")
     for number, layer in enumerate(model.model.layers):
@@ -71,12 +86,12 @@ def test_nf4_is_used_as_it_is_saved_and_decoded_for_other_methods(tmp_path: Path
     assert torch.equal(logits(load(twins.quantized, "lora")), logits(load(twins.plain, "lora")))
 
 
-def test_all_weights_can_be_trained_on_a_quantized_base(tmp_path: Path) -> None:
-    twins = quantize_checkpoint(write_family("llama", tmp_path / "source"), tmp_path, "fp8")
+def test_all_weights_can_be_trained_on_a_quantized_base(tmp_path: Path, base_of: Callable[[str], Path]) -> None:
+    twins = quantize_checkpoint(base_of("llama"), tmp_path, "fp8")
     assert torch.equal(logits(load(twins.quantized, "full", "fp32")), logits(load(twins.plain, "full", "fp32")))
 
 
-@pytest.mark.parametrize(
+@cases(
     ("family", "name", "precision", "together"),
     [
         # In fp32 the model keeps none of the decoded tensors, which are 16 bit.
@@ -88,9 +103,15 @@ def test_all_weights_can_be_trained_on_a_quantized_base(tmp_path: Path) -> None:
     ],
 )
 def test_no_more_than_one_layer_is_decoded_at_a_time(
-    tmp_path: Path, family: str, name: str, precision: str, together: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    family: str,
+    name: str,
+    precision: str,
+    together: int,
+    base_of: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    twins = quantize_checkpoint(write_family(family, tmp_path / "source"), tmp_path, name)
+    twins = quantize_checkpoint(base_of(family), tmp_path, name)
     alive: weakref.WeakValueDictionary[int, torch.Tensor] = weakref.WeakValueDictionary()
     most = [0]
     read = Checkpoint.read
@@ -108,9 +129,11 @@ def test_no_more_than_one_layer_is_decoded_at_a_time(
     assert os.environ.get("HF_DEACTIVATE_ASYNC_LOAD") is None
 
 
-@pytest.mark.parametrize("method", ["lora", "qlora"])
-def test_layers_that_are_read_one_by_one_are_decoded(tmp_path: Path, method: str) -> None:
-    twins = quantize_checkpoint(write_family("llama", tmp_path / "source"), tmp_path, "fp8")
+@cases("method", ["lora", "qlora"])
+def test_layers_that_are_read_one_by_one_are_decoded(
+    tmp_path: Path, base_of: Callable[[str], Path], method: str
+) -> None:
+    twins = quantize_checkpoint(base_of("llama"), tmp_path, "fp8")
     layered = LayeredModel(twins.quantized, method=method, precision="bf16", device="cpu", tokenizer=object())
     whole = load(twins.plain, method)
     for number, layer in enumerate(whole.model.layers):
@@ -120,18 +143,18 @@ def test_layers_that_are_read_one_by_one_are_decoded(tmp_path: Path, method: str
         }
 
 
-def test_the_fingerprint_is_that_of_the_files(tmp_path: Path) -> None:
-    twins = quantize_checkpoint(write_family("llama", tmp_path / "source"), tmp_path, "fp8")
+def test_the_fingerprint_is_that_of_the_files(tmp_path: Path, base_of: Callable[[str], Path]) -> None:
+    twins = quantize_checkpoint(base_of("llama"), tmp_path, "fp8")
     before = BaseFingerprint(twins.quantized).value
     load(twins.quantized, "lora")
     assert BaseFingerprint(twins.quantized).value == before
     assert BaseFingerprint(twins.plain).value != before
 
 
-def test_a_model_of_several_files_with_scales_in_another(tmp_path: Path) -> None:
+def test_a_model_of_several_files_with_scales_in_another(tmp_path: Path, base_of: Callable[[str], Path]) -> None:
     from safetensors.torch import save_file
 
-    twins = quantize_checkpoint(write_family("llama", tmp_path / "source"), tmp_path, "fp8")
+    twins = quantize_checkpoint(base_of("llama"), tmp_path, "fp8")
     whole = twins.quantized / "model.safetensors"
     tensors = load_file(whole)
     whole.unlink()

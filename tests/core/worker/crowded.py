@@ -1,25 +1,21 @@
-"""A machine with little free memory on whose CPU a run trains: engines of the chat that are started there."""
+"""A machine with little free memory on whose CPU a run trains: engines of the chat that are started there.
+
+``python -m tests.core.worker.crowded MODULE FILE`` is such an engine.
+"""
 
 from __future__ import annotations
 
+import importlib
 import sys
 import time
 from pathlib import Path
 
 from core.chat.engine import ChatEngine
 from core.config.schema import Config, DataSection, HardwareSection
+from core.hardware import cpu
 from core.runs.process import hostname, own_identity
 from core.runs.state import RunState
 from core.runs.store import Run, create_run
-
-_PROGRAM = """
-import sys
-from importlib import import_module
-from pathlib import Path
-from core.hardware import cpu
-cpu.memory = lambda: (0, int(Path(sys.argv[2]).read_text()))
-import_module(sys.argv[1]).main()
-"""
 
 
 def crowded_engine(module: str, free: Path) -> ChatEngine:
@@ -29,7 +25,7 @@ def crowded_engine(module: str, free: Path) -> ChatEngine:
         module: The module with the engine's ``main``.
         free: The file, which is read each time.
     """
-    return ChatEngine([sys.executable, "-c", _PROGRAM, module, str(free)])
+    return ChatEngine([sys.executable, "-m", __name__, module, str(free)])
 
 
 def run_on_cpu() -> Run:
@@ -45,3 +41,13 @@ def run_on_cpu() -> Run:
 def end_run(run: Run) -> None:
     """End such a run."""
     RunState(state="finished", updated=time.time()).write(run.state_path)
+
+
+def _memory(cgroup: Path = Path()) -> tuple[int, int]:
+    """As :func:`core.hardware.cpu.memory`, by the file."""
+    return 0, int(Path(sys.argv[2]).read_text())
+
+
+if __name__ == "__main__":
+    cpu.memory = _memory
+    importlib.import_module(sys.argv[1]).main()

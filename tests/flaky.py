@@ -1,0 +1,82 @@
+"""Failed tests run once more, alone, after all others: ``--rerun-failed``.
+
+A test that fails again fails the run. One that passes is printed under ``flaky:`` with its first failure, and more than
+:data:`MOST` of these fail the run as well.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+#: Most flaky tests of a run that passes.
+MOST = 3
+#: Lines of a first failure that are printed.
+_LINES = 40
+#: In the second run: the file for the ids of tests that fail.
+_RECORD = "LOCALTUNE_TEST_FAILED"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--rerun-failed", action="store_true", help="run failed tests once more, alone, after all others")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    is_controller = not hasattr(config, "workerinput")
+    if is_controller and (config.getoption("--rerun-failed") or _RECORD in os.environ):
+        config.pluginmanager.register(Rerun(), "rerun-failed")
+
+
+class Rerun:
+    """Collects failures, and runs those tests again when the session is over."""
+
+    def __init__(self) -> None:
+        self.failed: dict[str, str] = {}
+        self.flaky: list[str] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self.failed.setdefault(report.nodeid, f"{report.when}: {report.longreprtext}")
+
+    # After pytest-xdist has ended its processes.
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        record = os.environ.get(_RECORD)
+        if record is not None:
+            Path(record).write_text(json.dumps(list(self.failed)))
+        elif self.failed and session.exitstatus == pytest.ExitCode.TESTS_FAILED:
+            again = self._run_again(session.config)
+            self.flaky = [test for test in self.failed if test not in again]
+            if not again and len(self.flaky) <= MOST:
+                session.exitstatus = pytest.ExitCode.OK
+
+    def _run_again(self, config: pytest.Config) -> set[str]:
+        """Run the failed tests in a process of their own; the ids of those that fail again."""
+        sys.stdout.write(f"\n\nRunning {len(self.failed)} failed tests again, alone\n")
+        sys.stdout.flush()
+        with tempfile.TemporaryDirectory() as directory:
+            record = Path(directory, "failed.json")
+            profile = config.getoption("hypothesis_profile", None)
+            options = [f"--hypothesis-profile={profile}"] if profile else []
+            # '-m ""': the test is asked for by its name, whatever its marks.
+            command = [sys.executable, "-m", "pytest", "-n0", "-q", "-m", "", *options, *self.failed]
+            subprocess.run(command, cwd=config.rootpath, env=os.environ | {_RECORD: str(record)}, check=False)
+            # Without a record that run itself broke off.
+            return set(json.loads(record.read_text())) if record.exists() else set(self.failed)
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if not self.flaky:
+            return
+        terminalreporter.section("flaky:", sep="=")
+        for test in self.flaky:
+            terminalreporter.write_line(f"{test}: failed, then passed alone")
+            for line in self.failed[test].splitlines()[-_LINES:]:
+                terminalreporter.write_line(f"    {line}")
+        if len(self.flaky) > MOST:
+            terminalreporter.write_line(f"{len(self.flaky)} flaky tests; more than {MOST} fail the run")

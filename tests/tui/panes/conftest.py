@@ -1,0 +1,13 @@
+"""Fixtures of the panes' tests."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.tui.resting import read_often
+
+
+@pytest.fixture(autouse=True)
+def _news_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test writes to the files of a run is shown at once."""
+    read_often(monkeypatch)
