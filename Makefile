@@ -23,7 +23,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(CONSTR
 APP := $(VENV)/.installed-app
 DEV := $(VENV)/.installed-tests
 
-.PHONY: help demo check test test-long test-floor newest constraints durations flaky mutants models format clean
+.PHONY: help demo check test test-long test-floor newest constraints flaky mutants models format clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -36,7 +36,9 @@ demo: $(APP) ## Train the starter model on sample tickets and talk to it; HEADLE
 
 # A module runs in one process, so its fixtures are made once; tests/longest_first.py has the order.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
-SUITE := $(PYTEST) -q --rerun-failed
+# More arguments for pytest, for example --durations=30, or --record-durations to sort the modules anew.
+ARGS ?=
+SUITE := $(PYTEST) -q --rerun-failed $(ARGS)
 
 check: $(DEV) ## Check style, types and layers, and run the unit tests without training: two minutes
 	$(BIN)/ruff check .
@@ -70,9 +72,6 @@ constraints: ## Write the files of versions anew: the newest, or with UPGRADE=NA
 	@test -x .venv-uv/bin/uv || { $(PYTHON) -m venv .venv-uv && .venv-uv/bin/python -m pip install --quiet uv; }
 	$(COMPILE) --constraint <(echo torch==$(TORCH)) $(if $(UPGRADE),--upgrade-package $(UPGRADE),--upgrade) --output-file constraints.txt
 	$(COMPILE) --upgrade --resolution lowest-direct --output-file constraints-floor.txt
-
-durations: starter ## Run all tests, and record the durations by which they are sorted
-	$(PYTEST) -q --record-durations
 
 # Tests that wait for a process, a thread or a screen are run by this before they land.
 TESTS ?=
