@@ -64,7 +64,7 @@ test-floor: ## Run the tests with the oldest versions that pyproject.toml allows
 newest: ## Run the tests with the newest versions that pyproject.toml allows, in .venv-newest
 	@$(MAKE) --no-print-directory VENV=.venv-newest CONSTRAINTS= PIP_ARGS="$(PIP_ARGS) --upgrade --upgrade-strategy eager" test
 
-COMPILE := .venv-uv/bin/uv pip compile --quiet --universal --python-version 3.10 --extra test --extra mutants --no-annotate \
+COMPILE := .venv-uv/bin/uv pip compile --quiet --universal --python-version 3.10 --extra test --no-annotate \
   --custom-compile-command "make constraints" pyproject.toml
 # One PyTorch for all Pythons.
 TORCH := 2.13.0
@@ -85,7 +85,7 @@ flaky: $(DEV) ## Run TESTS again and again (TIMES=20) beside two busy processes
 	done
 
 mutants: starter ## Change the code that matters most in small ways, and count the changes that no test notices
-	@$(PIP) -e '.[test,mutants]'
+	@$(PIP) cosmic-ray==8.7.0
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutants
 
 models: $(DEV) ## Try every family of models, and write the tables of docs/models.md and README.md
