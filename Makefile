@@ -14,6 +14,9 @@ TEST_PROCESSES ?= $(shell n=$$(nproc); echo $$((n < 4 ? n + 1 : 4)))
 # Where the tests keep the starter model.
 export LOCALTUNE_TEST_CACHE ?= $(CURDIR)/.pytest_cache/localtune
 
+# Each process of the tests would compile all modules anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 VENV := .venv
 BIN := $(VENV)/bin
 # The versions to install; empty for the newest that pyproject.toml allows.

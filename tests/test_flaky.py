@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.cases import cases
 
 CONFTEST = "from tests.flaky import pytest_addoption, pytest_configure\n"
@@ -19,6 +21,7 @@ def test_flaky_{number}():
 BROKEN = "def test_broken(): assert False\n"
 
 
+@pytest.mark.long
 @cases(
     "flaky, broken, code",
     [(3, False, 0), (4, False, 1), (1, True, 1)],

@@ -57,6 +57,7 @@ def wait_until_waiting(run: Run) -> RunState:
     return state
 
 
+@pytest.mark.long
 def test_a_run_of_the_queue_waits_for_one_by_hand_and_goes_on_by_itself(workers: Workers) -> None:
     by_hand = workers.start("hand", **SHORT, train={"max_steps": 10_000})
     wait_until_step(by_hand, 1)

@@ -178,6 +178,7 @@ def test_a_run_of_two_is_recorded_as_one(undisturbed: Run) -> None:
     assert "Traceback" not in (undisturbed.path / "worker-rank1.log").read_text()
 
 
+@pytest.mark.long
 def test_two_killed_again_and_again_end_bit_equal(team: Workers, undisturbed: Run) -> None:
     run = team.start("killed", {FAULT_VARIABLE: "fork_ranks:0;hold:10,20"}, distributed=PAIR, **DROPPING)
     wait_until_step(run, 10)

@@ -52,6 +52,7 @@ def sections(**method: Any) -> dict[str, dict[str, Any]]:
     }
 
 
+@pytest.mark.long
 def test_a_killed_run_ends_bit_equal_with_adapters_on_experts(mixture: Workers) -> None:
     undisturbed = mixture.start("undisturbed", **sections(target_experts="on"))
     finish(undisturbed)

@@ -62,6 +62,7 @@ def sections(**memory: Any) -> dict[str, dict[str, Any]]:
     }
 
 
+@pytest.mark.long
 def test_a_run_with_experts_on_the_host_is_bit_equal_killed_asked_and_continued(
     workers: Workers, tmp_path: Path, on_host: dict[str, str], measurements: Path
 ) -> None:

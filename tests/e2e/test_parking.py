@@ -76,6 +76,7 @@ def running(program: Path) -> Iterator[None]:
         process.wait()
 
 
+@pytest.mark.long
 @pytest.mark.anew
 @pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_a_run_parked_at_random_steps_ends_bit_equal(workers: Workers, reference: Run, count: int) -> None:

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from core.worker.data.batches import DataOrder
 from core.worker.data.dataset import Dataset, load_dataset
 from core.worker.data.encode import Encoder
@@ -60,6 +62,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.long
 def test_losses_agree_with_sfttrainer_at_every_step(workers: Workers, tmp_path: Path) -> None:
     write_rows(workers.train_data, ROWS, seed=3)
     run = workers.start("ours", **OPTIONS)

@@ -27,6 +27,7 @@ def sections(base: Path, method: str) -> dict[str, dict[str, Any]]:
     }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("family", "name", "method"),
     [

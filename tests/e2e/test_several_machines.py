@@ -34,6 +34,7 @@ def remote_ranks(run: Run) -> list[psutil.Process]:
     return [process for process in found if "core.worker.supervise.remote_rank" in process.cmdline()]
 
 
+@pytest.mark.long
 def test_two_machines_train_as_one_and_survive_the_loss_of_one(
     workers: Workers, machines: TwoMachines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

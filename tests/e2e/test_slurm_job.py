@@ -19,6 +19,7 @@ from tests.waiting import wait_for
 from .workers import PATIENCE, Workers, only, steps, wait_until_step
 
 
+@pytest.mark.long
 def test_two_tasks_train_as_one_run_that_goes_on_after_its_time_and_ends_when_it_is_cancelled(
     workers: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

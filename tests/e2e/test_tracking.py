@@ -40,6 +40,7 @@ def has_failed(place: TrackerFiles) -> bool:
     return place.position().state == "failed"
 
 
+@pytest.mark.long
 def test_broken_trackers_change_nothing_of_a_run(workers: Workers, tmp_path: Path) -> None:
     libraries = tmp_path / "libraries"
     libraries.mkdir()

@@ -174,6 +174,7 @@ def test_a_stop_at_once_saves_nothing_and_the_run_goes_on_from_what_there_is(wor
     assert adapter_bytes(run) == adapter_bytes(reference)
 
 
+@pytest.mark.long
 def test_a_worker_that_answers_nothing_is_killed_by_force_and_can_be_continued(
     workers: Workers, reference: Run
 ) -> None:

@@ -146,6 +146,7 @@ def test_all_parameters_are_planned_and_the_table_says_what_fits(name: str, tmp_
     assert_planned(name, tmp_path)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MEASURED)
 def test_all_parameters_are_planned_of_a_model_that_is_measured(name: str, tmp_path: Path) -> None:

@@ -175,6 +175,7 @@ def test_q_does_not_wait_for_a_thread_that_never_ends(environment: dict[str, str
         assert not is_on(terminal.output, "?1049")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGHUP, marks=pytest.mark.long)])
 def test_edits_outlive_an_app_that_is_killed(
     environment: dict[str, str], home: Path, tmp_path: Path, number: int

@@ -75,6 +75,7 @@ def press(terminal: Terminal, key: str) -> None:
     terminal.wait_for_rest()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "terminal",
     [pytest.param(name, marks=() if name == "16 colors" else pytest.mark.long) for name in TERMINALS],

@@ -51,6 +51,7 @@ def cost(terminal: Terminal, keys: str) -> int:
     return len(terminal.output) - before
 
 
+@pytest.mark.long
 @cases(("there", "back"), [("1", ""), ("2", ""), ("5", ""), ("2P", "\x1b"), ("2O", "\x1b")])
 def test_a_cursor_that_moves_costs_two_kilobytes_at_most(terminal: Terminal, there: str, back: str) -> None:
     for key in there:

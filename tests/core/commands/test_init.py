@@ -171,6 +171,7 @@ def test_rows_are_held_out_where_there_are_enough(cli: CommandLine, work: Path) 
     assert "eval_share" not in (work / "few.toml").read_text()
 
 
+@pytest.mark.long
 def test_the_advice_for_the_model_is_taken_and_told_with_its_source(
     cli: CommandLine, work: Path, measurements: Path
 ) -> None:

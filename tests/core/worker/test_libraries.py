@@ -42,6 +42,7 @@ def told() -> dict[str, Any]:
     return told
 
 
+@pytest.mark.long
 def test_the_compiler_is_not_loaded_for_functions_that_are_not_called(told: dict[str, Any]) -> None:
     assert not told["compilers"]
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.families.published_models import published_config
 from tests.tui.config_panes import type_value
 from tests.tui.controllers.whole_app import ready, value
@@ -12,6 +14,7 @@ from tests.tui.harness import pane_of, screen_text, wait_for
 from tui.app import LocaltuneApp
 
 
+@pytest.mark.long
 async def test_another_base_brings_its_own_advice_as_one_edit(tmp_path: Path, home: Path) -> None:
     for name, config in (("gemma-3-4b-it", "Gemma-3-4B"), ("LFM2-1.2B", "LFM2-1.2B"), ("mine", "Llama-3.2-1B")):
         (tmp_path / name).mkdir()

@@ -171,6 +171,7 @@ def test_a_run_of_an_earlier_version_goes_on_with_its_gates_in_4_bits_to_the_bit
         assert json.loads(newest.read_text(encoding="utf-8"))[KEY] == ["lm_head"]
 
 
+@pytest.mark.long
 def test_a_mixture_of_an_earlier_version_is_refused_where_its_adapters_would_fit(qwen3_moe: Trained) -> None:
     config = change(qwen3_moe.config, "method", target_modules=["q_proj", "v_proj"], target_experts="auto")
     whole = made(qwen3_moe, config, "attention", earlier=False)

@@ -97,6 +97,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> T
 BOTH = cases("name", ["adapters", "full"])
 
 
+@pytest.mark.long
 @BOTH
 def test_two_learn_what_one_learns(trained: Trained, name: str) -> None:
     one, two = (trained.events(run, StepEvent) for run in (f"{name}-alone", name))

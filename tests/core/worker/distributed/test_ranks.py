@@ -88,6 +88,7 @@ def test_a_killed_process_is_noticed_at_once(tmp_path: Path) -> None:
     assert second == "gone"
 
 
+@pytest.mark.long
 def test_a_suspended_process_is_noticed_after_the_timeout(tmp_path: Path) -> None:
     def work(ranks: Ranks) -> Any:
         ranks.any([False])

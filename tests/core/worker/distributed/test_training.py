@@ -210,6 +210,7 @@ def test_a_process_that_runs_out_of_memory_runs_its_share_again_alone(tmp_path: 
     assert "memory_cut" not in told, "the first process had memory, and cuts nothing"
 
 
+@pytest.mark.long
 def test_the_first_process_may_prepare_evaluate_and_save_for_longer_than_the_others_wait(
     tmp_path: Path, tiny_model_dir: Path
 ) -> None:

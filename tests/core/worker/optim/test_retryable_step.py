@@ -82,6 +82,7 @@ def fail_steps(
     return failing
 
 
+@pytest.mark.long
 @cases("kind", OPTIMIZERS[1:])
 @cases("fail_at", [{1}, {2, 3}, {4}, {6, 8}])
 def test_a_parameter_whose_step_failed_after_it_was_changed_is_stepped_once(
@@ -239,6 +240,7 @@ def weight_update(net: torch.nn.Module, kind: str, *, in_backward: bool) -> Weig
     )
 
 
+@pytest.mark.long
 @cases("in_backward", [False, True])
 @cases("kind", ["adamw", "adamw_8bit"])
 def test_a_weight_that_is_added_to_in_slices_goes_on_where_memory_ran_out(

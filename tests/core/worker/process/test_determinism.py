@@ -63,6 +63,7 @@ def applied() -> dict[tuple[str, str, str | None], dict[str, Any]]:
     return dict(zip(asked, told, strict=True))
 
 
+@pytest.mark.long
 @cases(("given", "expected"), WORKSPACES)
 def test_strict_on_a_gpu_takes_kernels_that_keep_an_order_and_fills_nothing(
     given: str | None, expected: str, applied: Any

@@ -61,6 +61,7 @@ def allocators() -> list[tuple[str | None, str, str]]:
     return told_after_torch(_ALLOCATOR, [(clean | variables, {"wsl": wsl}) for variables, wsl, _, _ in ALLOCATORS])
 
 
+@pytest.mark.long
 @cases("number", range(len(ALLOCATORS)))
 def test_the_allocator_is_as_the_user_said(number: int, allocators: list[tuple[str | None, str, str]]) -> None:
     _, _, settings, words = ALLOCATORS[number]

@@ -126,6 +126,7 @@ def test_layers_of_the_configuration_are_in_16_bit_already(tmp_path: Path) -> No
     assert cost.keep_16bit == keep
 
 
+@pytest.mark.long
 def test_never_more_than_one_layer_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = write_hurt(tmp_path / "hurt")
     read = LayeredModel.materialize

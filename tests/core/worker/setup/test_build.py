@@ -191,6 +191,7 @@ def test_what_was_measured_before_is_taken_by_a_run(start: Start, monkeypatch: p
     assert start.recorder.run.config().model.keep_16bit == ["model.layers.0.*", "model.layers.2.*"]
 
 
+@pytest.mark.long
 def test_experts_that_stay_in_16_bit_are_told(start: Start, tmp_path: Path) -> None:
     start.base = str(write_model(LLAMA_4(), tmp_path / "llama4"))
     parts = start()

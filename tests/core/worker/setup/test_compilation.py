@@ -89,6 +89,7 @@ def batches() -> list[Any]:
     return [rows()[:2], rows(), rows()[1:4], rows(9), rows(12)[3:], rows(7)[2:]]
 
 
+@pytest.mark.long
 def test_packed_rows_that_share_nothing_are_learned_by_few_programs_which_are_told_once(tiny_model_dir: Path) -> None:
     compiled = Compiled(tiny_model_dir, packing=True, share_prefix=False)
     assert_learns(compiled, plain(tiny_model_dir), batches())
@@ -98,6 +99,7 @@ def test_packed_rows_that_share_nothing_are_learned_by_few_programs_which_are_to
     assert_told_once(compiled)
 
 
+@pytest.mark.long
 def test_recomputation_stays_outside(tiny_model_dir: Path) -> None:
     compiled = Compiled(tiny_model_dir, share_prefix=False)
     set_gradient_checkpointing(compiled.loaded.model, True)
@@ -151,6 +153,7 @@ def assert_told_once(compiled: Compiled) -> None:
     ]
 
 
+@pytest.mark.long
 def test_evaluation_and_answers_take_no_programs_and_learning_few(tiny_model_dir: Path) -> None:
     compiled = Compiled(tiny_model_dir)
     with torch.no_grad():
@@ -167,6 +170,7 @@ def test_evaluation_and_answers_take_no_programs_and_learning_few(tiny_model_dir
     assert_whole(compiled, 4)
 
 
+@pytest.mark.long
 def test_windows_are_no_break(monkeypatch: pytest.MonkeyPatch) -> None:
     """A device with variable-length attention, rows longer than the window."""
     monkeypatch.setattr(attention, "_windowed", {"cpu"})

@@ -365,6 +365,7 @@ def test_layers_that_are_kept_beside_recomputed_ones_are_told(
     assert comes_and_goes(plan) == pytest.approx(measured, rel=0.07)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("fused", long_but([True], [True, False]))
 def test_what_is_moved_away_is_missing_in_the_peak(
     fused: bool, model_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
@@ -393,6 +394,7 @@ def test_what_is_moved_away_is_missing_in_the_peak(
     assert sum(moved) / 2 <= plan.host_bytes <= 2 * sum(moved)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", long_but(["gpt2", "qwen3-moe, one plain", "gpt-oss"], ["gpt2", *MIXTURES]))
 def test_measured_families_are_told_as_well(family: str, model_of: Callable[[str], Path]) -> None:
     for checkpointing in (False, True):

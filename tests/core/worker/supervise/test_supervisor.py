@@ -169,6 +169,7 @@ def test_a_paused_run_is_paused_again(tmp_path: Path) -> None:
     assert "The run begins again, by new processes" in scene.events()[0].message  # type: ignore[attr-defined]
 
 
+@pytest.mark.long
 def test_a_suspended_process_is_noticed_and_ended(tmp_path: Path) -> None:
     scene = Scene(tmp_path, [WAITS, {"exit": 0}], [{"stop": True, "say": {"device": "cpu"}}, {"exit": 0}], timeout=5.0)
     assert scene.supervise() == 0

@@ -23,6 +23,7 @@ def results(forks: Forks, converter_home: Path, tmp_path_factory: pytest.TempPat
     return {(line["quant"], line["weighed"]): line for line in lines}
 
 
+@pytest.mark.long
 def test_each_type_is_what_it_says(results: Results) -> None:
     types = {quant: results[quant, False]["types"] for quant in QUANTS}
     assert types == {

@@ -14,6 +14,7 @@ from tests.core.worker.short_list import long_but
 ROOT = Path(__file__).resolve().parents[5]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("chosen", long_but(["not long"], ["not long", "long"]))
 def test_the_kernels_compute_what_torch_does(chosen: str) -> None:
