@@ -67,7 +67,7 @@ test-floor: ## Run the tests with the oldest versions that pyproject.toml allows
 newest: ## Run the tests with the newest versions that pyproject.toml allows, in .venv-newest
 	@$(MAKE) --no-print-directory VENV=.venv-newest CONSTRAINTS= PIP_ARGS="$(PIP_ARGS) --upgrade --upgrade-strategy eager" test
 
-COMPILE := .venv-uv/bin/uv pip compile --quiet --universal --python-version 3.10 --extra test --no-annotate \
+COMPILE := .venv-uv/bin/uv pip compile --quiet --universal --python-version 3.11 --extra test --no-annotate \
   --custom-compile-command "make constraints" pyproject.toml
 # One PyTorch for all Pythons.
 TORCH := 2.13.0
@@ -106,9 +106,9 @@ clean: ## Remove .venv and everything that was built here; models and runs stay
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
-	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) was not found. Install Python 3.10 or newer, or name it: make PYTHON=/path/to/python3" >&2; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
-	  echo "$$($(PYTHON) --version) is too old: Python 3.10 or newer is needed. Name one: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) was not found. Install Python 3.11 or newer, or name it: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "$$($(PYTHON) --version) is too old: Python 3.11 or newer is needed. Name one: make PYTHON=/path/to/python3" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	  echo "$(PYTHON) lacks venv or ensurepip. On Debian and Ubuntu: sudo apt install python3-venv" >&2; exit 1; }
 	@echo "Creating $(VENV) with $$($(PYTHON) --version)"

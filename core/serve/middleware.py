@@ -128,7 +128,7 @@ async def read_body(receive: Receive) -> dict[str, Any]:
     body = bytearray()
     try:
         await asyncio.wait_for(_collect(receive, body), BODY_SECONDS)
-    except asyncio.TimeoutError:
+    except TimeoutError:
         raise ApiError(408, f"The request did not arrive within {BODY_SECONDS:g} s.") from None
     try:
         value = json.loads(body)

@@ -25,7 +25,7 @@ from core.text import one_line
 from core.units import format_bytes
 
 DISTRIBUTION = "localtune-tui"
-_OLDEST_PYTHON = (3, 10)
+_OLDEST_PYTHON = (3, 11)
 #: Seconds allowed for importing torch and its family; a cold disk is slow.
 PROBE_SECONDS = 180.0
 
@@ -34,7 +34,7 @@ def check_python() -> Finding:
     """Check the Python version."""
     version = ".".join(map(str, sys.version_info[:3]))
     if sys.version_info[:2] < _OLDEST_PYTHON:
-        return Finding("python", "fail", f"Python {version} is too old.", "Install Python 3.10 or newer.")
+        return Finding("python", "fail", f"Python {version} is too old.", "Install Python 3.11 or newer.")
     return Finding("python", "ok", f"Python {version} at {sys.executable}")
 
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -30,7 +30,7 @@ CHECKS = (
 
 
 def made(*checks: Check) -> Report:
-    return Report(dict(DEVICE), checks or CHECKS, datetime(2026, 1, 2, tzinfo=timezone.utc))
+    return Report(dict(DEVICE), checks or CHECKS, datetime(2026, 1, 2, tzinfo=UTC))
 
 
 def test_the_fields_for_a_script() -> None:
