@@ -102,7 +102,7 @@ format: $(DEV) ## Put the code into its standard form
 	$(BIN)/ruff format .
 
 clean: ## Remove .venv and everything that was built here; models and runs stay
-	rm -rf $(VENV) .venv-* build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis mutants
+	rm -rf $(VENV) .venv-* build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:

@@ -17,8 +17,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests import flaky, longest_first
-from tests.examples import QUICK, SEARCH
+from tests import examples, flaky, longest_first
 from tests.forking import Forks
 from tests.tiny_model import CHATML as CHATML
 from tests.tiny_model import write_tiny_model
@@ -29,10 +28,10 @@ gc.set_threshold(200_000, 50, 100)
 # The machine may be busy; the duration of an example says nothing about the code. The examples are the same ones each
 # time, so that a change answers for its own failures, and few enough to go through with each change;
 # 'pytest --hypothesis-profile=search' draws new ones, and three times as many (tests/examples.py).
-settings.register_profile(SEARCH, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.register_profile("steady", settings.get_profile(SEARCH), derandomize=True, max_examples=40)
+settings.register_profile(examples.SEARCH, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("steady", settings.get_profile(examples.SEARCH), derandomize=True, max_examples=40)
 # Few examples of each property, for 'make check' and 'make test'.
-settings.register_profile(QUICK, settings.get_profile("steady"), max_examples=15)
+settings.register_profile(examples.QUICK, settings.get_profile("steady"), max_examples=15)
 settings.load_profile("steady")
 
 #: Folders and modules whose tests train, start processes, drive the app or go through many cases; 'make check' leaves
