@@ -60,7 +60,8 @@ class Desktop:
 
     def show_header(self) -> None:
         """Bring the header up to date."""
-        with suppress(NoMatches):  # The first messages may come before the header does.
+        # The first messages may come before the header does, and the app's timers run while it ends.
+        with suppress(NoMatches, StopIteration):
             main = self.main
             main.follow_run(live=self._state.live_run is not None)
             main.query_one(StatusBar).show(self._state, self._clock(), loss=not main.slot("train").display)
