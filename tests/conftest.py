@@ -156,7 +156,7 @@ def forks() -> Iterator[Forks]:
 
 @pytest.fixture(autouse=True)
 def _forked_or_anew(request: pytest.FixtureRequest, forks: Forks) -> Iterator[None]:
-    """Whether the processes of this test are forked."""
+    """Fork the processes of this test, unless it is marked ``anew``."""
     forks.anew = request.node.get_closest_marker("anew") is not None
     yield
     forks.anew = False

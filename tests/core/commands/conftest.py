@@ -41,7 +41,7 @@ def wait_for(condition: Callable[[], bool], what: str) -> None:
 
 @dataclass
 class Result:
-    """What a command line did."""
+    """The outcome of a command line."""
 
     code: int
     out: str

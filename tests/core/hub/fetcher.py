@@ -65,7 +65,7 @@ class Fetcher:
 
 @contextmanager
 def running_fetcher() -> Iterator[Fetcher]:
-    """One as long as it is needed."""
+    """A fetcher, closed when it is no longer needed."""
     environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
     with subprocess.Popen(
         [sys.executable, "-c", _PROGRAM], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
