@@ -32,7 +32,7 @@ def cases(
         ids: Labels of the rows, or the function that makes the label of a value.
 
     Raises:
-        ValueError: If a row does not have one value per name.
+        ValueError: If a row does not have one value per name, or has a mark: all rows are one test.
     """
     arguments = [name.strip() for name in names.split(",")] if isinstance(names, str) else list(names)
     labels: Iterable[str | Callable[[Any], object]] = itertools.repeat(ids) if callable(ids) else ids
@@ -72,6 +72,8 @@ def cases(
 def _labeled(arguments: Sequence[str], row: Any, label: str | Callable[[Any], object]) -> tuple[str, dict[str, Any]]:
     """The label and the arguments of a row."""
     if isinstance(row, _PARAM):
+        if row.marks:
+            raise ValueError(f"a row has a mark, which belongs to the test: {row.values}")
         label = str(row.id) if row.id else label
         row = row.values if len(arguments) > 1 else row.values[0]
     given = dict(zip(arguments, row if len(arguments) > 1 else (row,), strict=True))

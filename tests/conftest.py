@@ -129,6 +129,14 @@ def pytest_collection_finish() -> None:
     atexit.register(gc.unfreeze)
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish() -> None:
+    """Leave all that is still there out of garbage collection: pytest collects five times at the end, which looks
+    through the libraries each time."""
+    gc.collect()
+    gc.freeze()
+
+
 # A job in the background of a shell ignores ctrl-c, and so would every process that the tests interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -198,13 +206,18 @@ def private_home(make_directory: Callable[[str], Path], monkeypatch: pytest.Monk
 
 
 @pytest.fixture(scope="session")
-def measurements(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Measurements of models that the tests of this run have made, in all of its processes."""
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a run of the tests that all of its processes share."""
     base = tmp_path_factory.getbasetemp()
     # A process of pytest-xdist has a directory within the one of all.
-    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "measured"
-    shared.mkdir(mode=0o700, exist_ok=True)
-    return shared
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def measurements(shared: Path) -> Path:
+    """Measurements of models that the tests of this run have made, in all of its processes."""
+    (directory := shared / "measured").mkdir(mode=0o700, exist_ok=True)
+    return directory
 
 
 @pytest.fixture(scope="session")

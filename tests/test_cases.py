@@ -35,6 +35,11 @@ def test_a_failure_of_pytest_and_an_exception_are_failures() -> None:
         check()  # type: ignore[call-arg]
 
 
+def test_a_mark_of_a_row_is_refused() -> None:
+    with pytest.raises(ValueError, match="belongs to the test"):
+        cases("number", [1, pytest.param(2, marks=pytest.mark.long)])
+
+
 def test_a_test_is_skipped_where_every_row_is() -> None:
     @cases("number", [1, 2])
     def check(number: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,14 +24,27 @@ def workers(tmp_path: Path, tiny_model_dir: Path) -> Iterator[Workers]:
 
 
 @pytest.fixture(scope="session")
-def reference(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path, forks: Forks) -> Run:
-    """A run of the recipe that nothing disturbed, finished; its worker is started as the program does it."""
-    found = Workers(tmp_path_factory.mktemp("reference"), tiny_model_dir)
-    try:
-        forks.anew = True
-        run = found.start("reference", eval={"probe": True})
-        forks.anew = False
-        finish(run)
-    finally:
-        found.close()
-    return run
+def reference(shared: Path, tiny_model_dir: Path, forks: Forks) -> Run:
+    """A run of the recipe that nothing disturbed, finished; its worker is started as the program does it.
+
+    The processes of the tests share it: whoever needs it first trains it.
+    """
+    directory = shared / "reference"
+    with (shared / "reference.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if directory.exists():
+            (path,) = directory.glob("home/runs/*-reference")
+            return Run(path)
+        directory.mkdir()
+        found = Workers(directory, tiny_model_dir)
+        try:
+            forks.anew = True
+            run = found.start("reference", eval={"probe": True})
+            forks.anew = False
+            finish(run)
+        except BaseException:
+            shutil.rmtree(directory)
+            raise
+        finally:
+            found.close()
+        return run

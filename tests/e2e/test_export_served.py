@@ -27,6 +27,7 @@ def run(tmp_path: Path, starter_model_dir: Path) -> Run:
     return run
 
 
+@pytest.mark.long
 def test_the_starter_is_served_as_it_was_trained(
     run: Run, tmp_path: Path, starter_model_dir: Path, converter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

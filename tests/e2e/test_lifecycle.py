@@ -182,6 +182,7 @@ def test_everything_is_private_to_the_user(reference: Run) -> None:
         assert mode == (0o700 if path.is_dir() else 0o600), f"{path} has mode {mode:o}"
 
 
+@pytest.mark.long
 @pytest.mark.anew
 def test_a_heart_beats_at_least_every_five_seconds_from_the_first_import_on(workers: Workers) -> None:
     run = workers.start("heart")

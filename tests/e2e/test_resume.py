@@ -79,6 +79,7 @@ def kill_while_a_checkpoint_is_written(run: Run) -> None:
         os.kill(pid, signal.SIGCONT)
 
 
+@pytest.mark.long
 def test_a_run_killed_again_and_again_ends_bit_equal(workers: Workers, reference: Run) -> None:
     # However late the kill comes, checkpoints are left to be written.
     run = workers.start("killed", held_at(25))

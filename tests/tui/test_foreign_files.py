@@ -142,6 +142,7 @@ TEMPLATES = {
 }
 
 
+@pytest.mark.long
 async def test_a_hostile_template_is_a_sentence_in_the_pane(
     directory: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

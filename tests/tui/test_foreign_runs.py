@@ -154,8 +154,18 @@ WORST = {
 
 
 async def test_the_app_shows_the_worst_runs(home: Path) -> None:
+    await show_all(home, {name: WORST[name] for name in ("infinite range", "devices", "no JSON")})
+
+
+@pytest.mark.long
+async def test_the_app_shows_every_bad_run(home: Path) -> None:
+    await show_all(home, WORST)
+
+
+async def show_all(home: Path, worst_runs: dict[str, list[str]]) -> None:
+    """Show a run after the other in the panes, as bad lines come, at two sizes."""
     scripts = []
-    for number, lines in enumerate(WORST.values()):
+    for number, lines in enumerate(worst_runs.values()):
         script = ScriptedRun(home, f"20261124-14360{number}-tickets", total=2**63 - 1)
         script.begin()
         script.steps(1, 3)
@@ -164,14 +174,14 @@ async def test_the_app_shows_the_worst_runs(home: Path) -> None:
         scripts.append(script)
     app = LocaltuneApp()  # it finds the newest run by itself
     async with app.run_test(size=(160, 46)) as pilot:
-        for number, (worst, script) in enumerate(reversed([*zip(WORST, scripts, strict=True)])):
+        for number, (worst, script) in enumerate(reversed([*zip(worst_runs, scripts, strict=True)])):
             if app.state.view is not None:
                 app.runs.open(script.run)
             await wait_for(pilot, lambda: app.state.view is not None and app.state.view.run == script.run)  # noqa: B023
             await wait_for(pilot, lambda: "training" in screen_text(app))
             assert app.state.view is not None
             view = app.state.view
-            append(script, WORST[worst])
+            append(script, worst_runs[worst])
             script.write_state(state="failed", reason=f"the end {number}")
             await wait_for(pilot, lambda: f"the end {number}" in screen_text(app))  # noqa: B023
             for key in ("3", "l", "5", "3"):

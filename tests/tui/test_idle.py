@@ -129,6 +129,7 @@ async def test_nothing_is_written_while_nothing_happens(
             assert app.written == [], key
 
 
+@pytest.mark.long
 async def test_a_paused_run_writes_what_has_changed_on_its_card(home: Path) -> None:
     script = paused(home)
     app = WrittenApp()
@@ -146,6 +147,7 @@ async def test_a_paused_run_writes_what_has_changed_on_its_card(home: Path) -> N
         assert any("52 °C" in line for line in screen_lines(app)[1:])
 
 
+@pytest.mark.long
 async def test_a_paused_run_is_quiet_in_the_list(home: Path) -> None:
     script = paused(home)
     app = WrittenApp()

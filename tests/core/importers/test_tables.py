@@ -85,7 +85,7 @@ KEYS = [*(("llama-factory", key) for key in LLAMA_FACTORY), *(("axolotl", key) f
 
 EACH_KEY = cases(("kind", "key"), KEYS, ids=[f"{kind} {key}" for kind, key in KEYS])
 #: Values that are tried of a key that takes one of them.
-ENOUGH = 3
+ENOUGH = 1
 
 
 @EACH_KEY

@@ -61,6 +61,7 @@ def test_of_every_family_a_run_that_is_a_little_too_large_is_made_to_fit(name: s
     see_made_to_fit(name)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_so_it_is_of_a_family_that_is_measured() -> None:
     see_made_to_fit("Gemma-3-1B")

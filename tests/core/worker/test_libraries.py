@@ -47,17 +47,20 @@ def test_the_compiler_is_not_loaded_for_functions_that_are_not_called(told: dict
     assert not told["compilers"]
 
 
+@pytest.mark.long
 def test_torch_and_python_are_left_as_they_were(told: dict[str, Any]) -> None:
     assert told["own"] == "torch"
     assert told["collects"]
 
 
+@pytest.mark.long
 def test_what_is_called_is_compiled_then_and_once(told: dict[str, Any]) -> None:
     assert told["before"] == 0
     assert told["values"] == [4, 6, 6]
     assert told["options"] == [{"dynamic": True}, {}]
 
 
+@pytest.mark.long
 def test_transformers_reads_its_models_once_and_still_finds_them(told: dict[str, Any]) -> None:
     from pathlib import Path
 

@@ -146,6 +146,7 @@ def test_a_table_may_be_a_bomb_too(tmp_path: Path) -> None:
     assert "which no dataset does" in refusal(tmp_path / "bomb.parquet").message
 
 
+@pytest.mark.long
 def test_a_huge_row_and_many_columns(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["a", "x" * 100_000_000, "b"]}), tmp_path / "huge.parquet")
     found = list(read_rows(tmp_path / "huge.parquet"))

@@ -117,6 +117,7 @@ def outcomes(found: Audit) -> list[tuple[int, int, str]]:
     return [(span.begin, span.end, span.outcome) for span in found.spans]
 
 
+@pytest.mark.long
 def test_a_run_on_several_machines_is_equal_on_one_from_the_base_on(spread: Run) -> None:
     found = AuditJob(spread, spans=1, seed=1, whole=True).run()
     assert found.verdict == "verified", found

@@ -109,6 +109,7 @@ def test_two_learn_what_one_learns(trained: Trained, name: str) -> None:
     assert largest_difference(result(trained.run(name)), result(trained.run(f"{name}-alone"))) < CLOSE
 
 
+@pytest.mark.long
 @BOTH
 def test_a_run_goes_on_exactly_where_it_was(trained: Trained, name: str) -> None:
     assert largest_difference(result(trained.run(name)), result(trained.run(f"{name}-again"))) == 0.0

@@ -99,6 +99,7 @@ def test_a_question_that_is_not_answered_holds_up_nobody_who_watches(monkeypatch
     assert said == ["process 0 has given no sign of life for 0 s"]
 
 
+@pytest.mark.long
 def test_who_waits_without_a_limit_leaves_when_another_is_suspended(tmp_path: Path) -> None:
     def work(ranks: Ranks) -> Any:
         def lost(why: str) -> None:

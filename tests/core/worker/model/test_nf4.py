@@ -36,6 +36,7 @@ def samples() -> list[tuple[torch.Tensor, int, str]]:
     return [(tensor, size, kind) for tensor in weights for size in (64, 128) for kind in ("nf4", "fp4")]
 
 
+@pytest.mark.long
 def test_it_is_what_bitsandbytes_makes(tmp_path_factory: pytest.TempPathFactory) -> None:
     place = tmp_path_factory.mktemp("nf4")
     torch.save(samples(), place / "weights")

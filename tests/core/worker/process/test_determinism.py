@@ -76,11 +76,13 @@ def test_strict_on_a_gpu_takes_kernels_that_keep_an_order_and_fills_nothing(
     }
 
 
-@pytest.mark.parametrize(("kind", "device"), [("fast", "cuda"), ("strict", "cpu")])
+@pytest.mark.long
+@cases(("kind", "device"), [("fast", "cuda"), ("strict", "cpu")])
 def test_elsewhere_torch_is_left_as_it_is(kind: str, device: str, applied: Any) -> None:
     assert not applied[kind, device, None]["strict"]
 
 
+@pytest.mark.long
 def test_a_fast_run_leaves_the_workspace_of_matrix_products_to_the_library(applied: Any) -> None:
     assert applied["fast", "cuda", None]["workspace"] is None
 

@@ -79,6 +79,7 @@ def test_the_users_order_of_cards_is_kept() -> None:
     assert run_python(code, CUDA_DEVICE_ORDER="FASTEST_FIRST").strip() == "FASTEST_FIRST"
 
 
+@pytest.mark.long
 def test_no_native_code_is_fetched_for_bitsandbytes(tmp_path: Path) -> None:
     """A package called kernels, as the hub's is, must not even be asked."""
     (tmp_path / "kernels.py").write_text(

@@ -139,6 +139,7 @@ def _compute_in_threads(failures: Any) -> None:
         thread.join()
 
 
+@pytest.mark.long
 def test_threads_of_a_forked_process_find_the_pool() -> None:
     # It is there from now on; what is forked has to replace it.
     torch.set_num_threads(torch.get_num_threads())

@@ -322,6 +322,7 @@ async def test_hostile_names_and_values(directory: Path) -> None:
         assert config.data.columns == {"user": HOSTILE, "assistant": "[red]", "system": " spaced "}
 
 
+@pytest.mark.long
 async def test_ten_thousand_columns(directory: Path) -> None:
     write(directory, [{f"column {number}": f"value {number}" for number in range(10_000)}] * 5)
     async with make_app(directory).run_test(size=(80, 24)) as pilot:

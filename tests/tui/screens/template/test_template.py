@@ -280,6 +280,7 @@ async def test_a_template_that_fails_on_the_row_says_where(directory: Path) -> N
         assert any("✗ 3 " in line for line in screen_lines(pilot.app))
 
 
+@pytest.mark.long
 async def test_an_editor_that_does_nothing_leaves_nothing(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with make_app(directory).run_test(size=(80, 24)) as pilot:
         await opened(pilot)
@@ -463,6 +464,7 @@ async def test_the_fields_of_the_config_pane_and_the_palette_open_it(directory: 
         await wait_for(pilot, lambda: isinstance(app.screen, TemplateScreen))
 
 
+@pytest.mark.long
 async def test_the_cursor_stays_on_its_template_at_every_size(directory: Path) -> None:
     async with make_app(directory).run_test(size=(200, 50)) as pilot:
         screen = await opened(pilot)
