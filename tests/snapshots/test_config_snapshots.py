@@ -12,6 +12,7 @@ from core.config.document import ConfigDocument
 from core.hardware.card import Card
 from core.runs.state import RunState
 from core.runs.store import Run, create_run
+from tests.short_list import long_but
 from tests.snapshots.conftest import MOMENT, Compare, until
 from tests.tui.harness import pane_of, screen_text, wait_for
 from tui.app import LocaltuneApp
@@ -72,7 +73,7 @@ def test_config(snap_compare: Compare, app: LocaltuneApp, config: Path, size: st
     assert snap_compare(app, terminal_size=SIZES[size], run_before=run)
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", long_but(["80x24"], SIZES))
 def test_presets(snap_compare: Compare, app: LocaltuneApp, config: Path, size: str) -> None:
     async def run(pilot: Pilot[Any]) -> None:
         await ready(pilot, app)
@@ -84,7 +85,7 @@ def test_presets(snap_compare: Compare, app: LocaltuneApp, config: Path, size: s
     assert snap_compare(app, terminal_size=SIZES[size], run_before=run)
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", long_but(["80x24"], SIZES))
 def test_compare(snap_compare: Compare, app: LocaltuneApp, config: Path, size: str) -> None:
     async def run(pilot: Pilot[Any]) -> None:
         await ready(pilot, app)

@@ -10,6 +10,7 @@ import pytest
 from textual.pilot import Pilot
 
 from core.runs.labels import Labels, write_labels
+from tests.short_list import long_but
 from tests.snapshots.conftest import MOMENT, Compare, settle, until
 from tests.tui.harness import pane_of, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
@@ -40,7 +41,7 @@ def test_train(snap_compare: Compare, app: LocaltuneApp, private_home: Path, siz
     assert snap_compare(app, terminal_size=SIZES[size], run_before=until("64/120", *ZOOM[size]))
 
 
-@pytest.mark.parametrize("size", ["120x30", "160x45", "200x50"])
+@pytest.mark.parametrize("size", long_but(["160x45"], ["120x30", "160x45", "200x50"]))
 def test_live_panes(snap_compare: Compare, app: LocaltuneApp, private_home: Path, size: str) -> None:
     script_run(private_home).train_to(64)
     width, height = map(int, size.split("x"))
@@ -189,7 +190,7 @@ def test_columns(snap_compare: Compare, app: LocaltuneApp, forms_config: Path, s
     assert snap_compare(app, terminal_size=SIZES[size], run_before=run)
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", long_but(["80x24"], SIZES))
 def test_trash(
     snap_compare: Compare, app: LocaltuneApp, private_home: Path, monkeypatch: pytest.MonkeyPatch, size: str
 ) -> None:

@@ -11,6 +11,7 @@ import pytest
 from textual.pilot import Pilot
 
 from core.runs import events
+from tests.short_list import long_but
 from tests.snapshots.conftest import MOMENT, Compare, make_app, until
 from tests.tui.panes.train.test_pane import script_run
 from tests.tui.scripted_run import GPU, ScriptedRun
@@ -84,7 +85,7 @@ def answered(private_home: Path) -> None:
     script.hardware()
 
 
-@pytest.mark.parametrize("size", ["80x24", "200x50"])
+@pytest.mark.parametrize("size", long_but(["80x24"], ["80x24", "200x50"]))
 def test_answers(snap_compare: Compare, app: LocaltuneApp, answered: None, size: str) -> None:
     app._run_name = "latest"
 
@@ -120,7 +121,7 @@ def test_stopped(snap_compare: Compare, app: LocaltuneApp, private_home: Path) -
     assert snap_compare(app, run_before=until("Kept is the checkpoint"))
 
 
-@pytest.mark.parametrize("size", ["80x24", "200x50"])
+@pytest.mark.parametrize("size", long_but(["80x24"], ["80x24", "200x50"]))
 def test_two_curves_and_a_cursor(snap_compare: Compare, app: LocaltuneApp, private_home: Path, size: str) -> None:
     script = ScriptedRun(private_home, total=120, start=MOMENT)
     script.begin()

@@ -7,6 +7,8 @@ import time
 from functools import cache
 from pathlib import Path
 
+import pytest
+
 from tests.tui.harness import screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tests.tui.test_app import ready
@@ -164,6 +166,7 @@ def test_lists_move_and_search_by_the_usual_keys() -> None:
         assert {"j", "k", "g", "G", "down", "up", "slash"} <= bound, scope
 
 
+@pytest.mark.long
 async def test_the_footer_and_the_borders_name_few_keys(private_home: Path) -> None:
     run = ScriptedRun(private_home)
     run.train_to(30)

@@ -8,6 +8,8 @@ import signal
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.tui.config_panes import write_config
 from tests.tui.terminal import ROOT, Terminal, app_environment
 from tests.waiting import wait_for
@@ -55,6 +57,7 @@ def test_killed_it_comes_back_to_row_edits_and_pane(home: Path, tmp_path: Path) 
         terminal.wait_for_text("row 3")
 
 
+@pytest.mark.long
 def test_two_apps_at_once_leave_one_whole_session(home: Path, tmp_path: Path) -> None:
     write_config(tmp_path)
     with app(home, tmp_path) as first, app(home, tmp_path) as second:

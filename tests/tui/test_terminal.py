@@ -76,6 +76,7 @@ def test_a_terminal_that_is_gone_ends_the_app_and_spares_the_run(
     wait_for(lambda: run.state().step > step, 10, "the run to go on")
 
 
+@pytest.mark.long
 def test_killed_and_started_again_it_shows_the_whole_curve(
     environment: dict[str, str], live_run: tuple[Run, subprocess.Popen[bytes]]
 ) -> None:

@@ -69,6 +69,7 @@ def test_another_pane_costs_what_differs(terminal: Terminal) -> None:
     assert 0 < sum(costs) <= SWITCH * len(costs), costs
 
 
+@pytest.mark.long
 def test_the_chart_costs_what_differs(terminal: Terminal) -> None:
     cost(terminal, "5")
     cost(terminal, "\r")

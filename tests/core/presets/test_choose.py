@@ -125,6 +125,7 @@ def test_a_preset_with_which_the_model_would_not_fit_is_not_taken() -> None:
     assert long.preset.name == "12gb-7b-long-context"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @cases(
     ("name", "gib", "preset", "away"),

@@ -115,6 +115,7 @@ def test_a_run_goes_on_exactly_where_it_was(trained: Trained, name: str) -> None
     assert largest_difference(result(trained.run(name)), result(trained.run(f"{name}-again"))) == 0.0
 
 
+@pytest.mark.long
 def test_what_was_taken_out_of_the_base_is_saved_with_the_adapters(trained: Trained) -> None:
     assert largest_difference(result(trained.run("pissa")), result(trained.run("pissa-alone"))) < CLOSE
 

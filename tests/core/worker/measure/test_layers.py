@@ -19,8 +19,8 @@ from core.worker.measure.skeleton import Skeleton, build_bare, build_skeleton
 from core.worker.model.adapters import TRAINED, attach_adapters
 from core.worker.model.model import load_model
 from core.worker.model.text_part import described_causal_lm
-from tests.core.worker.short_list import FEW_FAMILIES, long_but
 from tests.families.tiny import FAMILIES
+from tests.short_list import FEW_FAMILIES, long_but
 
 ROWS = 2
 

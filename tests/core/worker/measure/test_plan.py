@@ -39,9 +39,9 @@ from tests.cases import cases
 from tests.core.models.architecture import published
 from tests.core.worker.measure.others import LLAMA_4
 from tests.core.worker.setup.test_memory_decision import ROWS, comes_and_goes
-from tests.core.worker.short_list import long_but
 from tests.families.tiny import FAMILIES
 from tests.measured_here import measured_here
+from tests.short_list import long_but
 
 __all__ = ["measured_here"]
 

@@ -12,7 +12,7 @@ import torch
 
 from core.worker.model.activation_mover import ActivationMover, Moved
 from tests.core.worker.model.lanes import Device, PromptDevice
-from tests.core.worker.short_list import long_but
+from tests.short_list import long_but
 
 LAYERS = 5
 SHAPE = (2, 3)

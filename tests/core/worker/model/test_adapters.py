@@ -29,7 +29,7 @@ from core.worker.model.adapters import (
 from core.worker.model.model import LoadedModel, load_model, trainable_parameters
 from core.worker.optim.optim import make_optimizer, set_learning_rate
 from tests.cases import cases
-from tests.core.worker.short_list import long_but
+from tests.short_list import long_but
 
 IDS = torch.arange(1, 41).reshape(2, 20)
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

@@ -20,7 +20,7 @@ from core.worker.model.model import load_model
 from core.worker.model.support import check_base
 from tests.cases import cases
 from tests.core.models.spoiling import copy_model, edit_json, split_weights
-from tests.core.worker.short_list import long_but
+from tests.short_list import long_but
 
 State = dict[str, torch.Tensor]
 #: A family whose shapes are compared with its headers, one that is taken for a kind of Llama, one with experts.

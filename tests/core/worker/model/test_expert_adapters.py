@@ -22,7 +22,7 @@ from core.worker.model.adapters import adapter_state, add_adapter, attach_adapte
 from core.worker.model.expert_adapters import left_out
 from core.worker.model.experts import experts_of, matrix_shapes
 from tests.core.worker.model.mixtures import IDS, MIXTURES, load
-from tests.core.worker.short_list import long_but
+from tests.short_list import long_but
 
 
 def adapt(base: Path, name: Any = "lora", *, seed: int = 0, precision: str = "fp32", **method: Any) -> Any:

@@ -22,8 +22,8 @@ from core.worker.model.experts import experts_of, matrix_names
 from core.worker.model.model import LoadedModel, load_model, set_gradient_checkpointing, trainable_parameters
 from tests.core.worker.model.lanes import PromptDevice
 from tests.core.worker.model.mixtures import FEW_MIXTURES, MIXTURES
-from tests.core.worker.short_list import long_but
 from tests.families.tiny import FAMILIES, write_family
+from tests.short_list import long_but
 
 IDS = torch.arange(3, 51).reshape(2, 24)
 CPU = torch.device("cpu")

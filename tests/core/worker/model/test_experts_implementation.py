@@ -26,7 +26,7 @@ from tests.core.worker.model.mixtures import (
     put_weights_of,
     write_other,
 )
-from tests.core.worker.short_list import long_but
+from tests.short_list import long_but
 
 
 @pytest.mark.parametrize("name", long_but(FEW_MIXTURES, MIXTURES))

@@ -17,7 +17,7 @@ from core.worker.model.expert_weights import quantize_experts
 from core.worker.model.model import load_model, set_gradient_checkpointing, trainable_parameters
 from tests.cases import cases
 from tests.core.worker.model.mixtures import MIXTURES
-from tests.core.worker.short_list import long_but
+from tests.short_list import long_but
 
 IDS = torch.arange(3, 51).reshape(2, 24)
 

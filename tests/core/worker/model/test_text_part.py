@@ -25,8 +25,8 @@ from core.worker.model.support import check_base
 from core.worker.model.text_part import whole_name
 from tests.cases import cases
 from tests.core.models.spoiling import copy_model, edit_json
-from tests.core.worker.short_list import long_but
 from tests.families.tiny import FAMILIES, VOCABULARY, write_family
+from tests.short_list import long_but
 
 COMPOSITE = [name for name, family in FAMILIES.items() if family.sees]
 FEW = ("qwen3_5", "gemma3", "mistral3")

@@ -11,7 +11,7 @@ import torch
 from core.worker.model.weight_mover import HostStore, HostWeights, WeightMover
 from tests.cases import cases
 from tests.core.worker.model.lanes import Device, PromptDevice
-from tests.core.worker.short_list import long_but
+from tests.short_list import long_but
 
 LAYERS = 5
 CPU = torch.device("cpu")

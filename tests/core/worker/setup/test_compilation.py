@@ -200,6 +200,7 @@ def test_windows_are_no_break(monkeypatch: pytest.MonkeyPatch) -> None:
 # Failures.
 
 
+@pytest.mark.long
 def test_a_layer_is_tried_before(tiny_model_dir: Path) -> None:
     setup = Setup(tiny_model_dir, config(train={"compile": True}))
     notices: list[str] = []

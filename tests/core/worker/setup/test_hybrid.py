@@ -24,8 +24,8 @@ from core.worker.setup.self_check import check_model
 from tests.cases import cases
 from tests.core.worker.hybrids import HYBRIDS, make_hybrid
 from tests.core.worker.setup.test_fast_paths import config
-from tests.core.worker.short_list import long_but
 from tests.families.tiny import FAMILIES
+from tests.short_list import long_but
 
 #: Those that people tune, and one whose layers attend and carry a state at once.
 TUNED = (*(name for name in HYBRIDS if name in FAMILIES), "falcon_h1", "nemotron_h")

@@ -63,9 +63,9 @@ from core.worker.setup.memory_decision import (
 from core.worker.steps.window import first_budget
 from tests.cases import cases
 from tests.core.models.architecture import published
-from tests.core.worker.short_list import long_but
 from tests.core.worker.steps.stepper import make_state
 from tests.measured_here import measured_here
+from tests.short_list import long_but
 
 __all__ = ["measured_here"]
 
@@ -405,10 +405,9 @@ def test_measured_families_are_told_as_well(family: str, model_of: Callable[[str
         assert comes_and_goes(plan) == pytest.approx(peak_of_tensors(loaded, 0.02), rel=0.07)
 
 
-@pytest.mark.parametrize(
-    ("family", "checkpointing"),
-    long_but([("qwen3-moe", True)], itertools.product(["mixtral", "qwen3-moe"], [False, True])),
-)
+@pytest.mark.long
+@pytest.mark.parametrize("family", ["mixtral", "qwen3-moe"])
+@pytest.mark.parametrize("checkpointing", [False, True])
 def test_adapters_on_experts_are_told(family: str, checkpointing: bool, model_of: Callable[[str], Path]) -> None:
     config = config_of(model_of(family), checkpointing=checkpointing, rank=8, target_experts="on")
     loaded = prepare(config)

@@ -329,14 +329,13 @@ def ends_as(scene: Scene, state: RunState) -> dict[str, object]:
 
 
 @cases(
-    ("state", "code"),
+    ("state", "code", "who"),
     [
-        (RunState(state="finished", step=9), 0),
-        (RunState(state="finished", step=9, refused="its loss"), 5),
-        (RunState(state="failed", step=9), 4),
+        (RunState(state="finished", step=9), 0, 0),
+        (RunState(state="finished", step=9, refused="its loss"), 5, 1),
+        (RunState(state="failed", step=9), 4, 1),
     ],
 )
-@cases("who", [0, 1])
 def test_a_process_that_crashes_after_the_end_was_recorded_starts_nothing(
     tmp_path: Path, state: RunState, code: int, who: int
 ) -> None:

@@ -38,6 +38,7 @@ def test_each_type_is_what_it_says(results: Results) -> None:
     }
 
 
+@pytest.mark.long
 def test_fewer_bits_cost_more(results: Results) -> None:
     order = ("F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0")
     divergences = [results[quant, False]["divergence"] for quant in order]

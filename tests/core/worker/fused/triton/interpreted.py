@@ -16,7 +16,7 @@ from core.worker.fused.triton.rms_norm import RmsNormKernel
 from core.worker.fused.triton.rotary import rotate
 from core.worker.optim import rounding_kernels
 from core.worker.optim.rounding_trial import COUNT, find_fault
-from tests.core.worker.short_list import long_but
+from tests.short_list import long_but
 
 CPU = torch.device("cpu")
 #: The interpreter cuts values off to bf16 where a device rounds them, so that each may be a bit further off.

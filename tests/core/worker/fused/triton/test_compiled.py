@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.core.worker.short_list import long_but
+from tests.short_list import long_but
 
 ROOT = Path(__file__).resolve().parents[5]
 

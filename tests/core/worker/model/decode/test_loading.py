@@ -20,8 +20,8 @@ from core.worker.model.decode.checkpoint import Checkpoint
 from core.worker.model.model import load_model
 from core.worker.quantization.layers import LayeredModel
 from tests.cases import cases
-from tests.core.worker.short_list import long_but
 from tests.packers import FORMATS, quantize_checkpoint
+from tests.short_list import long_but
 
 TOKENS = torch.arange(5, 45).view(2, 20)
 
