@@ -84,6 +84,11 @@ def test_the_commands_of_the_pane_come_first_and_then_those_of_the_app() -> None
     assert found("open", "runs")[0] == "runs.open"
 
 
+def pointed_at(app: LocaltuneApp) -> list[str]:
+    """The names under the cursor of the list."""
+    return [found[1] for line in screen_lines(app) if (found := re.search(r"▸ (.*?)  ", line))]
+
+
 async def test_each_command_has_one_line_with_its_key(home: Path) -> None:
     ScriptedRun(home).train_to(30)
     app = LocaltuneApp()
@@ -92,9 +97,12 @@ async def test_each_command_has_one_line_with_its_key(home: Path) -> None:
         await wait_for(pilot, lambda: app.state.view is not None)
         await pilot.press("ctrl+p")
         await wait_for(pilot, lambda: isinstance(app.screen, PickScreen))
+        await pilot.press("down", "down")
+        (chosen,) = pointed_at(app)
         for size in ((200, 50), (120, 34), (80, 24)):
             await pilot.resize_terminal(*size)
             await pilot.pause()
+            assert pointed_at(app) == [chosen], "the cursor stays where it is"
             assert any(re.search(r"Train: Pause the run .* p +[▁-█]?│", line) for line in screen_lines(app))
         await pilot.press(*"theme")
         await pilot.pause()

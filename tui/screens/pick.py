@@ -149,7 +149,10 @@ class PickScreen(Overlay[str | None]):
     def on_resize(self) -> None:
         """Put what is at the right end there."""
         if any(pick.hint for pick in self._picks):
+            chosen = self._chosen
             self._list(self.query_one(SafeInput).value)
+            if chosen in self._shown:
+                self._options.highlighted = self._shown.index(chosen)
 
     def _with_name(self, typed: str) -> list[Pick]:
         term = typed.strip().lower()
