@@ -17,6 +17,8 @@ from tui.keys import KeyTable
 
 #: Number of reasons that are named one by one where there is room for them.
 _REASONS = 4
+#: Characters of the columns that are not read; the report has them all.
+_NAMES = 40
 #: Maximum number of lines of a summary.
 LINES = 2
 
@@ -107,7 +109,7 @@ def _analyzed(analysis: Analysis, count: int, keys: KeyTable, most: int) -> _Par
     elif not whole:
         parts.append(("no problems", ""))
     unread = [problem.detail for problem in analysis.problems if problem.code == COLUMNS_NOT_READ]
-    parts += [(f"columns not read: {names}", "") for names in unread]
+    parts += [(f"columns not read: {one_line(names, _NAMES)}", "") for names in unread[:1]]
     if (lengths := analysis.lengths) is not None:
         parts += [(f"longest {format_count(lengths.max)}", ""), (f"p95 {format_count(lengths.p95)}", "")]
         parts.append((f"learned {lengths.supervised_share:.0%}", ""))
