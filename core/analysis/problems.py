@@ -37,6 +37,9 @@ def _drop(title: str, hint: str) -> Kind:
     return Kind("drop", title, hint)
 
 
+#: Code of the note about columns that are left out.
+COLUMNS_NOT_READ = "columns_not_read"
+
 #: Every problem by its code. The codes of level ``drop`` are those of :class:`~core.data.conversation.RowError`, and
 #: ``not_trained_on`` for all rows of a format with which a run is refused.
 KINDS: dict[str, Kind] = {
@@ -50,6 +53,10 @@ KINDS: dict[str, Kind] = {
     "bad_role": _drop("unknown role", "Use system, user, assistant and tool, or name the roles in data.columns."),
     "role_order": _drop("turns out of order", "Let user and assistant take turns, a system message first."),
     "bad_content": _drop("unreadable content", "Make each content a text."),
+    "has_media": _drop(
+        "pictures, video or sound",
+        "Only text is read. Where the texts do without the rest, remove its column and its placeholders.",
+    ),
     "bad_tool_call": _drop("broken tool call", "Write each call with a name and its arguments."),
     "empty_answer": _drop("empty answer", "Fill in the answers, or remove these rows."),
     "no_answer": _drop("no answer", "Answer the last turn, or remove these rows."),
@@ -98,6 +105,16 @@ KINDS: dict[str, Kind] = {
     ),
     "test_answers": Kind(
         "note", "unread columns that look like test answers", "See that this is no benchmark that you measure on."
+    ),
+    "placeholder": Kind(
+        "note",
+        "placeholders of pictures, video or sound",
+        "Fine where markup is meant; otherwise remove these rows: the model would answer about what it is never shown.",
+    ),
+    COLUMNS_NOT_READ: Kind(
+        "note",
+        "columns not read",
+        "Nothing of them is learned. If one belongs to the rows, name all columns that do in data.columns.",
     ),
     "prompt_drops": Kind(
         "warn",

@@ -11,11 +11,12 @@ from typing import Any
 
 from core.analysis.duplicates import digest, normalized, signature
 from core.analysis.scripts import main_script
-from core.config.choices import COMPARED, LEARNED, Format, Objective, Overlong
+from core.config.choices import COMPARED, LEARNED, Objective, Overlong
 from core.data.conversation import Example, Message, RowError
 from core.data.files.rows import Row
 from core.data.formats.detect import Detection
-from core.data.formats.shapes import find_parts
+from core.data.formats.media import find_placeholders
+from core.data.formats.unread import UnreadColumns, count_names
 from core.sandbox.limits import cpu_limit
 from core.secrets import find_email, find_secret
 from core.template.mask import Masker
@@ -54,10 +55,6 @@ _ANSWER_COLUMNS = frozenset(
         ),
     )
 )
-_READ_COLUMNS: dict[Format, frozenset[str]] = {
-    "tokens": frozenset({"labels"}),
-    "kto": frozenset({"label"}),
-}
 #: Shortest answer, in characters, for which being contained in the prompt is a problem.
 _REPEATED = 24
 
@@ -87,6 +84,10 @@ class RowFacts:
     used: int = 0
     turns: Counter[int] = field(default_factory=Counter)
     scripts: Counter[str] = field(default_factory=Counter)
+    unread: Counter[str] = field(default_factory=Counter)
+    """Columns that hold something and are not read, with the rows of each."""
+    rows_unread: int = 0
+    """Rows that have such a column."""
 
 
 class Examiner:
@@ -115,7 +116,7 @@ class Examiner:
         wanted, held = LEARNED.get(objective), detection.format
         learned = held not in COMPARED if wanted is None else held == wanted
         self._shown_only = "" if learned else COMPARED.get(held, f"of the format {held}")
-        self._answer_columns: dict[tuple[str, ...], str] = {}
+        self._unread = UnreadColumns(detection)
 
     def examine(self, rows: Iterable[Row], first: int = 0) -> RowFacts:
         """Facts of some rows; ``first`` is added to their numbers."""
@@ -174,22 +175,15 @@ class Examiner:
         if example.ids is None:
             facts.scripts[main_script(text)] += 1
         found = [*_text_problems(text[:SEARCHED]), *_turn_problems(turns, example)]
-        columns = tuple(data)
-        if columns not in self._answer_columns:
-            self._answer_columns[columns] = self._unread_answers(data)
-        if column := self._answer_columns[columns]:
+        unread = self._unread.of(data)
+        if unread:
+            facts.rows_unread += 1
+            count_names(facts.unread, dict.fromkeys(unread, 1))
+        if column := next((name for name in unread if name.lower() in _ANSWER_COLUMNS), ""):
             found.append(("test_answers", f"The column {one_line(column, 40)} is not read."))
         elif data.get("split") in ("test", "validation"):
             found.append(("test_answers", f"The row says that it is of the {data['split']} split."))
         facts.found += [(number, code, detail) for code, detail in found]
-
-    def _unread_answers(self, data: Mapping[str, Any]) -> str:
-        mapped, wanted = self._detection.columns, self._detection.format
-        if mapped is not None:
-            read: Iterable[str] = mapped.read_columns
-        else:
-            read = {*_READ_COLUMNS.get(wanted, ()), *find_parts(data, wanted).values()}
-        return next((name for name in data if name.lower() in _ANSWER_COLUMNS and name not in read), "")
 
     def _measure(self, number: int, example: Example, row: MaskedRow | RowError, facts: RowFacts) -> None:
         if isinstance(row, RowError):
@@ -253,6 +247,8 @@ def _text_problems(text: str) -> Iterator[tuple[str, str]]:
             yield "encoding_damage", "It holds U+FFFD, which stands for a character that was lost."
         elif (found := _MOJIBAKE.search(text)) is not None:
             yield "encoding_damage", f"It holds {one_line(found.group())}, UTF-8 read in another encoding."
+    if kinds := find_placeholders(text):
+        yield "placeholder", f"It holds <{kinds[0]}>, and no column has what that may stand for."
     if (secret := find_secret(text)) is not None:
         yield "secret", f"It holds what looks like {secret}."
     if find_email(text):

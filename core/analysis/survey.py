@@ -7,19 +7,21 @@ import os
 import threading
 import time
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from core.analysis.division import HELD_OUT, NOT_SAMPLED, divide_rows
 from core.analysis.duplicates import Fingerprints, find_near, find_same, find_shared
 from core.analysis.forked import forked_map
 from core.analysis.lengths import measure_lengths
-from core.analysis.problems import Problem, ProblemTally, RowPlace
+from core.analysis.problems import COLUMNS_NOT_READ, Problem, ProblemTally, RowPlace
 from core.analysis.result import Analysis, AnalysisRequest, Progress, SourceFormat
 from core.analysis.row_facts import Examiner, RowFacts
 from core.data.files.rows import Row, RowFile
 from core.data.formats.ambiguity import find_ambiguity
 from core.data.formats.detect import SAMPLE, Detection
+from core.data.formats.unread import count_names, describe_columns
 from core.data.registries.resolve import refuse_two_evals, resolve_sources, weights_of
 from core.data.registries.source import DataSource
 from core.sandbox.limits import limit_growth
@@ -53,6 +55,10 @@ class OpenSource:
     held_out: bool
     entry: int
     """Index of its entry of ``data.train`` or ``data.eval``."""
+    unread: Counter[str] = field(default_factory=Counter)
+    """Columns that hold something and are not read, with the rows of each."""
+    rows_unread: int = 0
+    """Rows that have such a column."""
 
     def head(self) -> list[Row]:
         """First rows, for format detection."""
@@ -160,6 +166,8 @@ class _Findings:
         whole.lengths += facts.lengths
         whole.turns.update(facts.turns)
         whole.scripts.update(facts.scripts)
+        count_names(item.unread, facts.unread)
+        item.rows_unread += facts.rows_unread
         if self._divides:
             unused = {number for number, _, _ in facts.dropped}
             places = enumerate(facts.compared, len(self._rows))
@@ -232,6 +240,10 @@ class _Findings:
             name = one_line(item.source.name)
             if sentence := find_ambiguity(item.head(), item.detection, item.source.format):
                 yield Problem("format_ambiguous", item.rows, (), numbers, f"{name}: {sentence}")
+            if item.unread:
+                where = f"{name}: " if len(self._train) > 1 else ""
+                names = f"{where}{describe_columns(item.unread)}"
+                yield Problem(COLUMNS_NOT_READ, item.rows_unread, detail=names)
 
     def _place(self, number: int) -> RowPlace:
         item = next(item for item in reversed(self._train) if item.first <= number)

@@ -222,6 +222,7 @@ def _rows(config: Config, wanted: str) -> Rows | None:
     from core.analysis.row_tokens import tokenizer_directory
     from core.memory.rows import rows_of_lengths
     from core.template.builtin import template_source
+    from core.text import one_line
 
     if wanted == "never":
         return None
@@ -233,13 +234,17 @@ def _rows(config: Config, wanted: str) -> Rows | None:
         if not (directory / "tokenizer.json").is_file():
             raise UserError(f"{directory} has no tokenizer.json.", "Copy it from where the model is from.")
         template = template_source(config.template.file, config.template.name)
-        lengths = analyze(request_for(config, model=str(directory), template=template)).lengths
+        analysis = analyze(request_for(config, model=str(directory), template=template))
     except UserError as error:
         if wanted == "always":
             raise
         note(f"The rows are not measured: {error.message}")
         return None
-    return rows_of_lengths(lengths) if lengths is not None else None
+    for problem in analysis.problems:
+        if problem.kind.level == "drop":
+            rows = "1 row is" if problem.count == 1 else f"{problem.count} rows are"
+            note(f"warning: {rows} not used ({problem.code}). {one_line(problem.detail, 300)} {problem.hint}")
+    return rows_of_lengths(analysis.lengths) if analysis.lengths is not None else None
 
 
 def _is_large(config: Config) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from textual.content import Content
 
 from core.analysis.division import HELD_OUT
-from core.analysis.problems import KINDS
+from core.analysis.problems import COLUMNS_NOT_READ, KINDS
 from core.analysis.result import Analysis, Progress
 from core.text import one_line
 from core.units import format_count
@@ -17,6 +17,8 @@ from tui.keys import KeyTable
 
 #: Number of reasons that are named one by one where there is room for them.
 _REASONS = 4
+#: Characters of the columns that are not read; the report has them all.
+_NAMES = 40
 #: Maximum number of lines of a summary.
 LINES = 2
 
@@ -106,6 +108,8 @@ def _analyzed(analysis: Analysis, count: int, keys: KeyTable, most: int) -> _Par
         parts.append((f"{counted(count, 'problem')} ({keys['data.problem'].display} shows them)", "$near"))
     elif not whole:
         parts.append(("no problems", ""))
+    unread = [problem.detail for problem in analysis.problems if problem.code == COLUMNS_NOT_READ]
+    parts += [(f"columns not read: {one_line(names, _NAMES)}", "") for names in unread[:1]]
     if (lengths := analysis.lengths) is not None:
         parts += [(f"longest {format_count(lengths.max)}", ""), (f"p95 {format_count(lengths.p95)}", "")]
         parts.append((f"learned {lengths.supervised_share:.0%}", ""))

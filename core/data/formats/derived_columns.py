@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import string
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -63,6 +64,7 @@ class BuiltColumns(ColumnMap):
     Args:
         columns: Required columns, under arbitrary roles; they are checked, and named in messages.
         constants: As in :class:`~core.data.formats.mapping.ColumnMap`.
+        media: As in :class:`~core.data.formats.mapping.ColumnMap`.
         reads: The format of the rows that ``build`` makes.
         build: Makes a row of that format; may raise :class:`~core.data.conversation.RowError`.
         words: Description of the composed row, in words.
@@ -82,7 +84,7 @@ class BuiltColumns(ColumnMap):
         """Format of the rows that :meth:`apply` makes."""
         return self.reads
 
-    @property
+    @functools.cached_property
     def read_columns(self) -> frozenset[str]:
         """Columns that are read."""
         return frozenset((*self.columns.values(), *self.optional))

@@ -10,7 +10,15 @@ from core.config.choices import COMPARED, FORMATS, LEARNED, Format, Objective
 from core.data.conversation import Example, RowError
 from core.data.files.rows import Row
 from core.data.formats.mapping import ColumnMap, UnknownColumnsError, missing_columns
-from core.data.formats.shapes import FITS, READERS, format_of, misspelled_column
+from core.data.formats.media import media_columns, refuse_media, refuse_placeholders
+from core.data.formats.shapes import (
+    FITS,
+    READERS,
+    format_of,
+    misspelled_column,
+    question_beside_text,
+    read_columns,
+)
 from core.errors import UserError
 from core.text import one_line
 
@@ -54,6 +62,10 @@ class Detection:
         """Convert a row to an example; see :func:`row_example`."""
         return row_example(row, self.format, self.columns)
 
+    def read_columns(self, data: Mapping[str, Any]) -> frozenset[str]:
+        """Columns of a row that are read."""
+        return read_columns(data, self.format) if self.columns is None else self.columns.read_columns
+
 
 def detect(rows: Iterable[Row], source: str = "The file") -> Detection:
     """Detect the format of rows: the one that most of the first readable rows fit.
@@ -63,7 +75,8 @@ def detect(rows: Iterable[Row], source: str = "The file") -> Detection:
         source: Name of the rows' source, for messages.
 
     Raises:
-        UserError: If no row can be read or none fits; the message names the columns, the hint the nearest known one.
+        UserError: If no row can be read or none fits; the message names the columns, the hint the nearest known one. Or
+            if the rows have a text and a question, as the text may be the answer or all that there is.
     """
     readable = _readable(rows, source)
     votes: dict[Format, int] = {}
@@ -73,6 +86,8 @@ def detect(rows: Iterable[Row], source: str = "The file") -> Detection:
     if not votes:
         raise _unknown_columns(readable[0], source)
     winner = max(votes, key=lambda name: votes[name])
+    if winner == "text" and (asked := next(filter(None, map(question_beside_text, readable)), "")):
+        raise _unclear_text(asked, source)
     return Detection(winner, f"{_share(votes[winner], len(readable))} {FORMATS[winner]}.")
 
 
@@ -139,11 +154,15 @@ def row_example(row: Row, format: Format, columns: ColumnMap | None = None) -> E
     """Convert a row of a file to an example; an unreadable row raises its own error.
 
     Raises:
-        RowError: As :func:`to_example`, or with the row's own code.
+        RowError: As :func:`to_example`, with the row's own code, or ``has_media`` if it has more than text.
     """
     if row.data is None:
         raise RowError(row.code, row.error)
-    return to_example(row.data if columns is None else columns.apply(row.data), format)
+    holders = media_columns(row.data, columns)
+    refuse_media(row.data, holders, columns)
+    example = to_example(row.data if columns is None else columns.apply(row.data), format)
+    refuse_placeholders(example, holders)
+    return example
 
 
 def to_example(data: Mapping[str, Any], format: Format) -> Example:  # noqa: A002
@@ -184,6 +203,14 @@ def _readable(rows: Iterable[Row], source: str) -> list[Mapping[str, Any]]:
     raise UserError(
         f"{source} has no row that can be read: {first_error.place}: {one_line(first_error.error, 300)}",
         "Each row must be one JSON object, or one record of a CSV with a header.",
+    )
+
+
+def _unclear_text(asked: str, source: str) -> UnknownColumnsError:
+    return UnknownColumnsError(
+        f"{source} has {asked} beside text, and nothing says whether the text is the answer.",
+        f'If it is, set data.columns = {{user = "{asked}", assistant = "text"}} (--columns user={asked},assistant=text)'
+        f'; to learn the text alone, data.columns = {{text = "text"}} (--columns text=text).',
     )
 
 

@@ -24,6 +24,16 @@ _SPEAKERS: dict[ColumnRole, str] = {
     "tool_role": "tool",
     "call_role": CALL_ROLE,
 }
+_ASKED: frozenset[ColumnRole] = frozenset({"user", "messages", "context", "system", "history", "tools"})
+#: Roles of columns that a format reads.
+_READ: dict[Format, frozenset[ColumnRole]] = {
+    "tokens": frozenset({"input_ids", "labels"}),
+    "preference": _ASKED | {"chosen", "rejected"},
+    "kto": _ASKED | {"assistant", "label"},
+    "messages": frozenset({"messages", "system", "tools"}),
+    "prompt_completion": _ASKED - {"messages"} | {"assistant"},
+    "text": frozenset({"text"}),
+}
 _OPTIONAL: frozenset[ColumnRole] = frozenset({"context", "system", "history", "tools", "labels"})
 #: Column names in the format that reads the mapped row.
 _CANONICAL: dict[ColumnRole, str] = {"user": "prompt", "assistant": "completion"}
@@ -38,7 +48,7 @@ class UnknownColumnsError(UserError):
 
 @dataclass(frozen=True)
 class ColumnMap:
-    """Column mapping from roles to the columns of a dataset; other columns are ignored.
+    """Column mapping from roles to the columns of a dataset; other columns are not read.
 
     Args:
         columns: For ``messages``, ``user``, ``assistant``, ``context`` (put under the user's text), ``system``,
@@ -46,6 +56,7 @@ class ColumnMap:
             column. For ``role``, ``content`` and ``train`` (whether it is trained on): the keys of a message. For
             ``user_role`` and its like: the speaker's name, or several, separated by commas.
         constants: Columns with the same value in every row, under their canonical names: ``system``.
+        media: Columns that hold pictures, video or sound, with their kinds: ``image``, ``video``, ``audio``.
 
     Raises:
         UserError: If the roles do not make a trainable row.
@@ -53,6 +64,7 @@ class ColumnMap:
 
     columns: Mapping[ColumnRole, str]
     constants: Mapping[str, str] = field(default_factory=dict)
+    media: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         named = set(self.columns)
@@ -77,10 +89,10 @@ class ColumnMap:
         """Format of the rows that :meth:`apply` makes."""
         return cast(Format, self._format())
 
-    @property
+    @functools.cached_property
     def read_columns(self) -> frozenset[str]:
-        """Columns that are read."""
-        return frozenset(self.columns.values())
+        """Columns that are read: those of the roles that the format has."""
+        return frozenset(column for role, column in self.columns.items() if role in _READ[self.format])
 
     def _format(self) -> Format | None:
         known: tuple[tuple[ColumnRole, Format], ...] = (

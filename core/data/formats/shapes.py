@@ -22,6 +22,7 @@ from core.data.conversation import (
 )
 from core.data.formats.turns import (
     CONVERSATION_KEYS,
+    ROLE_NAMES,
     find_turns,
     is_pair_turn,
     is_spelled_out,
@@ -31,6 +32,7 @@ from core.data.formats.turns import (
     read_messages,
     read_tools,
     turn_keys,
+    turns_column,
     with_system,
 )
 from core.text import one_line
@@ -55,6 +57,14 @@ _KNOWN_COLUMNS = (
     *("chosen", "rejected", "chosen_messages", "rejected_messages", "label", "input_ids"),
 )
 _ASKED_KEYS = ("prompt", "question", "query", "instruction", "input")
+#: Names of a question beside a text; ``source`` and ``user`` are none, as they say where a text is from.
+_QUESTION_KEYS = ("prompt", "question", "query", "instruction", "input", "inputs", "problem")
+_TOOL_KEYS = ("tools", "functions")
+#: Columns that formats read besides their parts.
+_FURTHER_COLUMNS: dict[Format, tuple[str, ...]] = {
+    "segments": ("segments", "add_special_tokens"),
+    "tokens": ("attention_mask",),
+}
 
 
 def format_of(data: Mapping[str, Any]) -> Format | None:
@@ -67,23 +77,57 @@ def find_parts(data: Mapping[str, Any], wanted: Format) -> dict[str, str]:
     known: dict[str, tuple[str, ...]] = {}
     if wanted in ("text", "tokens"):
         known = {"text": ("text",)} if wanted == "text" else {"input_ids": ("input_ids",), "labels": ("labels",)}
-    elif wanted in ("messages", "sharegpt") or find_turns(data) is not None:
-        known = {"messages": CONVERSATION_KEYS}
+    elif wanted == "segments":
+        known = {}
+    elif (column := turns_column(data)) is not None or wanted in ("messages", "sharegpt"):
+        known = {"messages": CONVERSATION_KEYS if column is None else (column,)}
+    elif wanted == "preference" and "instruction" in data:
+        known = {"user": ("instruction",), "context": _CONTEXT_KEYS}
     elif wanted == "preference":
         known = {"user": _ASKED_KEYS}
     elif _fits_alpaca(data):
         known = {"user": ("instruction",), "assistant": _OUTPUT_KEYS, "context": _CONTEXT_KEYS}
     elif (pair := _pair(data)) is not None:
         known = {"user": (pair[0],), "assistant": (pair[1],)}
-    if wanted not in ("text", "tokens"):
-        known |= {"system": ("system", "system_prompt"), "tools": ("tools", "functions")}
+    if wanted not in ("text", "tokens", "segments"):
+        known["system"] = ("system", "system_prompt")
+        if wanted != "alpaca":
+            known["tools"] = _TOOL_KEYS
     if "user" in known:
         known["history"] = ("history",)
     if wanted == "preference":
         known |= {"chosen": _CHOSEN_KEYS, "rejected": _REJECTED_KEYS}
     elif wanted == "kto":
-        known["label"] = _LABEL_KEYS
+        known["label"] = tuple(key for key in _LABEL_KEYS if isinstance(data.get(key), bool))
     return {part: key for part, keys in known.items() if (key := next((key for key in keys if key in data), None))}
+
+
+def read_columns(data: Mapping[str, Any], wanted: Format) -> frozenset[str]:
+    """Columns of a row that a format reads, without a column mapping."""
+    parts = find_parts(data, wanted)
+    if wanted == "preference" and _is_whole(parsed(_first(data, _CHOSEN_KEYS))):
+        parts = {part: column for part, column in parts.items() if part in ("chosen", "rejected", "tools")}
+    read = {*parts.values(), *_FURTHER_COLUMNS.get(wanted, ())}
+    # Either of the two is read where the other one is empty.
+    return frozenset(read | ({*_TOOL_KEYS} if "tools" in parts else set()))
+
+
+def question_beside_text(data: Mapping[str, Any]) -> str:
+    """A column with a question in a row with a text, which may be its answer; empty if there is none."""
+    if not isinstance(data.get("text"), str):
+        return ""
+    for key in _QUESTION_KEYS:
+        asked = data.get(key)
+        if isinstance(asked, (str, list, dict)) and (asked.strip() if isinstance(asked, str) else asked):
+            return key
+    return ""
+
+
+def _is_whole(answer: Any) -> bool:
+    """Whether an answer of a preference pair is a whole conversation, which has its own question."""
+    first = answer[0] if isinstance(answer, list) and answer else answer
+    keys = turn_keys(first)
+    return keys is not None and ROLE_NAMES.get(str(first[keys[0]]).strip().lower()) in ("user", "system")
 
 
 def _first(data: Mapping[str, Any], keys: tuple[str, ...]) -> Any:

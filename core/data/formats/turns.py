@@ -38,9 +38,20 @@ def parsed(value: Any) -> Any:
 
 def find_turns(data: Mapping[str, Any]) -> list[Any] | None:
     """The list of messages of a row; None if it has none."""
+    found = _conversation(data)
+    return None if found is None else found[1]
+
+
+def turns_column(data: Mapping[str, Any]) -> str | None:
+    """The column that holds the messages of a row; None if it has none."""
+    found = _conversation(data)
+    return None if found is None else found[0]
+
+
+def _conversation(data: Mapping[str, Any]) -> tuple[str, list[Any]] | None:
     for key in CONVERSATION_KEYS:
         if isinstance(found := parsed(data.get(key)), list):
-            return found
+            return key, found
     return None
 
 

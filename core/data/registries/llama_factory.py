@@ -34,7 +34,7 @@ _COLUMNS: dict[str, ColumnRole] = {
     "rejected": "rejected",
     "kto_tag": "label",
 }
-_MEDIA = ("images", "videos", "audios")
+_MEDIA = {"images": "image", "videos": "video", "audios": "audio"}
 _TAGS: dict[str, ColumnRole] = {
     "role_tag": "role",
     "content_tag": "content",
@@ -128,9 +128,8 @@ def _column_map(entry: Mapping[str, Any], where: str) -> ColumnMap:
             f"{where} has the formatting {one_line(str(formatting), 40)}.", f"It may be {', '.join(_FORMATTINGS)}."
         )
     columns = _texts(entry, "columns", {*_COLUMNS, *_MEDIA}, _DEFAULT_COLUMNS, where)
-    if media := next((key for key in _MEDIA if key in columns), None):
-        raise UserError(f"{where} has {media}; only text is read.", "Use a dataset of texts.")
-    parts: dict[ColumnRole, str] = {_COLUMNS[key]: column for key, column in columns.items()}
+    media = {column: _MEDIA[key] for key, column in columns.items() if key in _MEDIA}
+    parts: dict[ColumnRole, str] = {_COLUMNS[key]: column for key, column in columns.items() if key in _COLUMNS}
     is_pair = bool(entry.get("ranking"))
     if is_pair and not {"chosen", "rejected"} <= parts.keys():
         raise UserError(f"{where} is ranked and its columns name no chosen and rejected.", "Add both to columns.")
@@ -151,12 +150,12 @@ def _column_map(entry: Mapping[str, Any], where: str) -> ColumnMap:
             raise UserError(f"{where} is {formatting} and its columns name no messages.", "Add messages to columns.")
         tags = _texts(entry, "tags", set(_TAGS), _DEFAULT_TAGS if formatting == "sharegpt" else {}, where)
         parts |= {_TAGS[key]: tag for key, tag in tags.items()}
-    return _checked(parts, where)
+    return _checked(parts, media, where)
 
 
-def _checked(parts: dict[ColumnRole, str], where: str) -> ColumnMap:
+def _checked(parts: dict[ColumnRole, str], media: dict[str, str], where: str) -> ColumnMap:
     try:
-        return ColumnMap(parts)
+        return ColumnMap(parts, media=media)
     except UserError as error:
         raise UserError(f"{where}: {error.message.replace('data.columns', 'columns')}", "Fix its columns.") from error
 

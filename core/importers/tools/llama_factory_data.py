@@ -100,6 +100,9 @@ def _source(work: Translation, registry: Path, name: str, *, is_checked: bool) -
         return Written(text, str(error), False)
     if not source.path.exists():
         return Written(text, f"The file of {shown('dataset', name, 60)} is not there: {source.path}.", False)
+    if source.columns is not None and source.columns.media:
+        names = ", ".join(shown("columns", column, 40) for column in source.columns.media)
+        note = f"{note} Only text is read: rows with anything in {names} are not used."
     return Written(text, note, True)
 
 

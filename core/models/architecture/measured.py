@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 #: Version of the format; others are measured anew.
-FORMAT = 6
+FORMAT = 7
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,13 @@ from core.analysis.division import divide_rows
 from core.analysis.duplicates import Fingerprints
 from core.analysis.file_lines import FileLine, name_places
 from core.analysis.preflight import Preflight
+from core.analysis.problems import kind_of
 from core.config.schema import Config
 from core.data.conversation import IGNORED_LABEL, Example, RowError
 from core.data.files.rows import Row
 from core.data.formats.ambiguity import find_ambiguity
 from core.data.formats.detect import SAMPLE, Detection, refuse_untrainable
+from core.data.formats.unread import UnreadColumns, count_names
 from core.data.registries.resolve import flat_sources, training_sources
 from core.data.registries.source import DataSource
 from core.errors import UserError
@@ -53,6 +55,8 @@ class Dataset:
     """Reason to a sentence about the first row dropped for it."""
     formats: dict[str, str] = field(default_factory=dict)
     """Entry of the configuration to its format and why."""
+    unread: dict[str, Counter[str]] = field(default_factory=dict)
+    """Entry of the configuration to the columns that hold something and are not read, with the rows of each."""
 
     @property
     def lengths(self) -> list[int]:
@@ -188,11 +192,14 @@ class Loader:
         if self._preflight is not None:
             self._preflight.check_format(one_line(source.name), find_ambiguity(head, detection, source.format))
         dataset.formats[source.name] = f"{detection.format}: {detection.reason}"
+        unread, counts = UnreadColumns(detection), dataset.unread.setdefault(source.name, Counter())
         for chunk in _chunks(itertools.chain(head, rows)):
             if limit is not None and len(dataset.rows) >= limit:
                 return
             dataset.read += len(chunk)
             numbered = list(_examples(chunk, detection, source, dataset))
+            for row, _ in numbered:
+                count_names(counts, dict.fromkeys(unread.of(row.data or {}), 1))
             for (row, example), encoded in zip(numbered, self._encode([item for _, item in numbered]), strict=True):
                 kept = self._fit(encoded)
                 if limit is not None and len(dataset.rows) >= limit:
@@ -288,12 +295,13 @@ def _refuse_nothing(dataset: Dataset, names: list[str]) -> None:
         return
     reasons = "; ".join(f"{count} x {code}" for code, count in dataset.dropped.most_common())
     first = next(iter(dataset.first_dropped.values()), "")
-    by_template = set(dataset.dropped) & TEMPLATE_CODES
+    hint = "Look at the rows, train.max_length and data.format."
+    if set(dataset.dropped) & TEMPLATE_CODES:
+        hint = "Fix the chat template, or name another one in template.file."
+    elif len(dataset.dropped) == 1:
+        hint = kind_of(*dataset.dropped).hint
     raise UserError(
-        f"No row of {', '.join(map(one_line, names))} can be used ({reasons or 'no rows'}). {first}".rstrip(),
-        "Fix the chat template, or name another one in template.file."
-        if by_template
-        else "Look at the rows, train.max_length and data.format.",
+        f"No row of {', '.join(map(one_line, names))} can be used ({reasons or 'no rows'}). {first}".rstrip(), hint
     )
 
 

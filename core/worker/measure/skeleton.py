@@ -17,7 +17,6 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from transformers import masking_utils
 from transformers.initialization import no_init_weights
-from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 
 from core.config.schema import WEIGHT_METHODS, Config
 from core.config.sixteen_bit import kept_patterns
@@ -29,11 +28,10 @@ from core.worker.fused.short_attention import drop_masks
 from core.worker.measure.card import CARD_ATTENTION, CardOperations, register
 from core.worker.model.adapters import TRAINED, attach_adapters
 from core.worker.model.expert_weights import ExpertsParams4bit, ExpertsQuantState
-from core.worker.model.experts_implementation import use_own_experts
 from core.worker.model.experts_implementation import without_values as experts_without_values
 from core.worker.model.full_weights import choose_weights
 from core.worker.model.model import keep_gradients
-from core.worker.model.quantizer import FourBitQuantizer, four_bit_config, quantized_experts
+from core.worker.model.quantizer import FourBitQuantizer, four_bit_config
 from core.worker.model.text_part import CausalLM, cannot_be_built
 
 
@@ -115,15 +113,8 @@ def build_skeleton(model: Any, config: Config, how: Arithmetic) -> Skeleton:
     experts: set[int] = set()
     if how.quantized:
         keep = kept_patterns(config.model.keep_16bit)
-        settings = four_bit_config(dtype, keep)
-        experts = {id(model.get_parameter(name)) for name in quantized_experts(model, settings.llm_int8_skip_modules)}
-        if experts:
-            use_own_experts(model)
-        skipped = FourBitQuantizer(settings).get_modules_to_not_convert(
-            model, settings.llm_int8_skip_modules, list(model._get_dtype_plan(dtype))
-        )
-        replace_with_bnb_linear(model, modules_to_not_convert=skipped, quantization_config=settings)
-        model.is_loaded_in_4bit = True
+        quantizer = FourBitQuantizer(four_bit_config(dtype, keep), pre_quantized=False)
+        experts = {id(model.get_parameter(name)) for name in quantizer.prepare(model)}
         model.requires_grad_(False)
     trained: Any = model
     with torch.device("meta"), _without_seed():

@@ -89,6 +89,19 @@ class FourBitQuantizer(Bnb4BitHfQuantizer):  # type: ignore[misc]
             use_own_experts(model)
         return super()._process_model_after_weight_loading(model, **kwargs)
 
+    def prepare(self, model: Any) -> dict[str, torch.Size]:
+        """Replace the layers of a model as loading does, without loading weights.
+
+        Args:
+            model: A model of transformers, as built from its configuration.
+
+        Returns:
+            The matrices of experts that loading quantizes: their names in the model, and their shapes.
+        """
+        self._process_model_before_weight_loading(model, None)
+        self._process_model_after_weight_loading(model)
+        return self.expert_shapes
+
     def quantize_experts(self, name: str, matrices: Iterable[torch.Tensor]) -> ExpertsParams4bit:
         """Quantize the experts of a layer, which go to the host where :func:`offloading_experts` says so.
 

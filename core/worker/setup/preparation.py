@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from core.analysis.preflight import Preflight
+from core.analysis.problems import COLUMNS_NOT_READ, kind_of
 from core.atomic import write_atomic
 from core.config.choices import allowed_codes
 from core.config.schema import Config, VariableValue
+from core.data.formats.unread import describe_columns
 from core.data.registries.resolve import flat_sources
 from core.errors import UserError
 from core.template.builtin import template_source
 from core.template.settings import mask_settings
 from core.template.variables import one_template, with_variables
+from core.text import one_line
 from core.worker.data.batches import fingerprint
 from core.worker.data.dataset import HELD_OUT, NOT_SAMPLED, Dataset, Loader
 from core.worker.data.encode import Encoder, TokenizedRow, stop_token_ids
@@ -98,6 +101,7 @@ def prepare(config: Config, recorder: Recorder, check_stop: Callable[[], None], 
     _check_tokens(dataset, base, vocabulary)
     recorder.event(dataset.event(held_out))
     _tell_dropped(dataset, recorder)
+    _tell_unread(dataset, recorder)
     measured = fingerprint(held_out.rows) if held_out is not None else ""
     probe: list[TokenizedRow] = []
     if config.eval.probe and held_out is not None:
@@ -149,6 +153,12 @@ def _tell_dropped(dataset: Dataset, recorder: Recorder) -> None:
     for code, count in dataset.dropped.most_common():
         if code in (HELD_OUT, NOT_SAMPLED):
             continue
-        hint = "Raise train.max_length or set data.overlong." if code == "overlong" else "Fix or remove these rows."
         unused = "1 row is not used." if count == 1 else f"{count} rows are not used."
-        recorder.notice("warning", f"dropped_{code}", f"{unused} {dataset.first_dropped[code]}", hint)
+        recorder.notice("warning", f"dropped_{code}", f"{unused} {dataset.first_dropped[code]}", kind_of(code).hint)
+
+
+def _tell_unread(dataset: Dataset, recorder: Recorder) -> None:
+    for name, counts in dataset.unread.items():
+        if counts:
+            message = f"{one_line(name)}: columns not read: {describe_columns(counts)}."
+            recorder.notice("info", COLUMNS_NOT_READ, message, kind_of(COLUMNS_NOT_READ).hint)

@@ -311,3 +311,57 @@ def test_what_the_template_leaves_out_of_a_prompt_is_a_problem(tmp_path: Path, t
     assert (problem.count, list(problem.indices), found.used) == (1, [1], 2)
     assert problem.detail == "The chat template leaves out the system message."
     assert "template.file" in problem.hint
+
+
+# Pictures, and columns that are not read.
+
+
+@cases("processes", [False, True])
+def test_rows_with_pictures_are_dropped_and_unread_columns_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: bool
+) -> None:
+    """Also where the columns are those of late rows alone, and where several processes read."""
+    if processes:
+        monkeypatch.setattr("core.analysis.survey._WORTH_PROCESSES", 1)
+        monkeypatch.setattr("core.analysis.survey._MOST_PROCESSES", 2)
+    rows = [{**row(f"Number {number}?"), "images": [], "topic": ""} for number in range(600)]
+    for number in (3, 597):
+        rows[number]["images"] = ["a.png"]
+    rows[4]["messages"][0]["content"] = "<image>What is this?"
+    rows[598] |= {"topic": "cats", "id": 598}
+    rows[599] |= {"id": 0}
+    found = look(write(tmp_path / "a.jsonl", json_lines(rows)))
+    assert found.dropped == {"has_media": 3}
+    problem = found.problem("has_media")
+    assert problem is not None
+    assert list(problem.indices) == [3, 4, 597]
+    assert problem.detail == "The column images holds pictures, and only text is read."
+    assert "Only text is read" in problem.hint
+    unread = found.problem("columns_not_read")
+    assert unread is not None
+    assert (unread.kind.level, unread.count, unread.detail) == ("note", 2, "id, topic")
+    assert not unread.indices, "rows are not marked for it one by one"
+
+
+def test_columns_that_are_not_read_are_named_for_each_file(tmp_path: Path) -> None:
+    texts = write(tmp_path / "a.csv", "text,category\nIt rains.,weather\nIt snows.,\n")
+    pairs = write(tmp_path / "b.jsonl", json_lines([{"question": "a b", "answer": "c d"}]))
+    tables = write_parquet(tmp_path / "c.parquet", [{"instruction": "a b", "output": "c d", "meta": {"id": 3}}])
+    found = look(texts, pairs, tables)
+    details = [problem.detail for problem in found.problems if problem.code == "columns_not_read"]
+    assert details == [f"{texts}: category", f"{tables}: meta"]
+
+
+@cases(
+    ("text", "noted"),
+    [
+        ("<image>\nWho is this?", True),
+        ("Play <audio>.", True),
+        ("Write <video><source></video>.", False),
+        ("Which <images> are there?", False),
+    ],
+)
+def test_placeholders_without_a_column_are_noted(tmp_path: Path, text: str, noted: bool) -> None:
+    found = look(write(tmp_path / "a.jsonl", json_lines([row(text)])))
+    assert found.used == 1
+    assert (found.problem("placeholder") is not None) == noted

@@ -172,3 +172,28 @@ def test_a_first_token_is_learned_nowhere(call: Call, tmp_path: Path, tiny_model
     learned = sum(token["supervised"] for token in told["tokens"])
     assert not told["tokens"][0]["supervised"]
     assert learned == told["lengths"]["supervised"] == len(told["tokens"]) - 1
+
+
+def test_pictures_and_columns_that_are_not_read_are_told(call: Call, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_text(
+        "question,answer,image,topic\nWhat is this?,A cat.,cat.png,pets\nWhere is Ulm?,In Germany.,,places\n"
+    )
+    out = " ".join(call("data", str(rows)).out.split())
+    assert "2 read, 1 used 1 dropped: has_media" in out
+    assert "drop 1 x has_media: pictures, video or sound" in out
+    assert "note 1 x columns_not_read: columns not read topic ->" in out
+    (noted,) = [one for one in json.loads(call("data", str(rows), "--json").out)["problems"] if one["level"] == "note"]
+    assert (noted["code"], noted["count"], noted["detail"]) == ("columns_not_read", 1, "topic")
+
+
+def test_a_question_beside_a_text_is_asked_about(call: Call, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "Where is Ulm?", "text": "In Germany."}\n')
+    ended = call("data", str(rows))
+    assert ended.code == 1
+    assert 'data.columns = {user = "prompt", assistant = "text"}' in ended.err
+    for columns, format_ in (("user=prompt,assistant=text", "prompt_completion"), ("text=text", "text")):
+        assert columns in ended.err
+        told = json.loads(call("data", str(rows), "--columns", columns, "--json").out)
+        assert (told["format"], told["used"]) == (format_, 1)

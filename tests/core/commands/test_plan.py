@@ -216,6 +216,22 @@ def test_rows_are_measured_where_there_is_a_tokenizer(
     assert unmeasured["total_bytes"] > result.json["total_bytes"]
 
 
+def test_rows_that_a_run_would_not_use_are_told(
+    cli: CommandLine, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.undo()  # the helper process needs the real interpreter
+    monkeypatch.setenv("LOCALTUNE_HOME", str(cli.home))
+    model, rows = tmp_path / "tiny", tmp_path / "rows.jsonl"
+    shutil.copytree(tiny_model_dir, model)
+    pictures = {"prompt": "<image>Who?", "completion": "Kane.", "images": ["a.png"]}
+    rows.write_text("".join(json.dumps(row) + "\n" for row in (pictures, {**pictures, "audio": "a"}, {"a": 1})))
+    path = config_file(cli, model)
+    result = cli("plan", path, "--set", f"data.train={rows}", "--gpu-memory", "24GB", "--json")
+    assert result.code == 0, result.err
+    assert "warning: 2 rows are not used (has_media). The column images holds pictures" in result.err
+    assert "1 row is not used (wrong_keys)" in result.err
+
+
 def test_without_an_earlier_run_the_plan_tells_how_long_it_takes(cli: CommandLine, base: Path) -> None:
     path = config_file(cli, base, max_steps=30)
     estimate = cli("plan", path, "--gpu-memory", "24GB", "--json").json["estimate"]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from array import array
 from pathlib import Path
 
-from core.analysis.problems import KINDS
+from core.analysis.problems import KINDS, Problem
 from core.analysis.result import Analysis
 from tests.cases import cases
 from tests.tui.data_panes import analyzed, opened, write_lines
@@ -51,6 +52,16 @@ def test_it_is_never_longer_than_its_lines_and_says_what_is_left_out(width: int,
         assert len(named) >= min(reasons, 3)
     left = reasons - len(named)
     assert (f"… {left} " in text) == bool(left)
+
+
+@cases("names", ["topic", ", ".join(f"column {number}" for number in range(12)) + " and 900 more"])
+def test_columns_that_are_not_read_leave_room_for_the_rest(names: str) -> None:
+    unread = Problem("columns_not_read", 9, detail=names)
+    line = summarize_analysis(dataclasses.replace(analysis(1), problems=(unread, unread)), 0, KeyTable(), 76)
+    assert len(line.wrap(76)) <= LINES
+    assert "no problems" in line.plain
+    assert line.plain.count(f"columns not read: {names[:20]}") == 1
+    assert "tokens not counted" in line.plain
 
 
 def test_without_a_width_nothing_is_left_out() -> None:

@@ -133,7 +133,7 @@ def test_preference_and_kto_entries_are_read_and_not_trained_on(tmp_path: Path) 
         ({"file_name": "rows.jsonl", "colums": {}}, "the unknown key colums", "Did you mean columns?"),
         ({"file_name": "rows.jsonl", "columns": {"promt": "q"}}, "the unknown key promt", "Did you mean prompt?"),
         ({"file_name": "rows.jsonl", "formatting": "chatml"}, "the formatting chatml", "alpaca, sharegpt, openai"),
-        ({"file_name": "rows.jsonl", "columns": {"images": "i"}}, "has images", ""),
+        ({"file_name": "rows.jsonl", "columns": {"images": "i"}}, "names no column to learn from", ""),
         ({"hf_hub_url": "a/b", "file_name": "rows.jsonl"}, "hf://datasets/a/b#train is not on this", "fetch"),
         ({"hf_hub_url": "a/b", "split": "train[:9]"}, "is a part of one", "whole split"),
         ({"hf_hub_url": "set"}, "names no repository of the Hub", "owner/name"),

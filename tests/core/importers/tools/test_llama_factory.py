@@ -343,3 +343,14 @@ def test_reports_become_trackers(tmp_path: Path, value: str, tools: list[str] | 
     assert entry(imported, "report_to")[0] == where
     tracking = loaded(tmp_path, imported).tracking
     assert (tracking.tools, tracking.name) == (tools, "first")
+
+
+def test_an_entry_with_pictures_is_carried_with_a_word_about_its_rows(tmp_path: Path) -> None:
+    registry(tmp_path)
+    known = tmp_path / "data" / "dataset_info.json"
+    columns = {"messages": "conversations", "images": "shown"}
+    values = {"file_name": "talks.jsonl", "formatting": "sharegpt", "columns": columns}
+    write(known, json.dumps({**json.loads(known.read_text()), "seen": values}))
+    where, said = entry(carry(tmp_path, f"{BASE}dataset: seen\n"), "dataset")
+    assert where == "changed"
+    assert "rows with anything in shown are not used" in said.reason

@@ -47,6 +47,18 @@ def decode(encoder: Encoder, dataset: Dataset, row: int, *, learned: bool) -> st
     return str(encoder.tokenizer.decode(ids))
 
 
+def test_rows_with_pictures_are_dropped_and_unread_columns_kept(encoder: Encoder, tmp_path: Path) -> None:
+    shown = {**chat("<image>what is this"), "images": ["a.png"]}
+    path = write(tmp_path / "a.jsonl", shown, {**chat("how"), "images": [], "id": 1}, {**chat("why"), "tag": "x"})
+    dataset = load_dataset(path, config(), encoder)
+    assert [example.prompt[0].content for example in dataset.examples] == ["how", "why"]
+    assert dataset.dropped == {"has_media": 1}
+    assert dataset.unread == {path: {"id": 1, "tag": 1}}
+    with pytest.raises(UserError, match=r"\(2 x has_media\).*line 1: The column images holds pictures") as caught:
+        load_dataset(write(tmp_path / "b.jsonl", shown, {**chat("this"), "audio": "a.wav"}), config(), encoder)
+    assert "Only text is read" in caught.value.hint
+
+
 def test_rows_are_rendered_with_the_answers_marked(encoder: Encoder, tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", chat("how", "so"), chat("why", "because"))
     dataset = load_dataset(path, config(), encoder)

@@ -7,6 +7,7 @@ import itertools
 from pathlib import Path
 from typing import Any
 
+import bitsandbytes as bnb
 import pytest
 import torch
 
@@ -17,8 +18,10 @@ from core.worker.fused.install import fuse
 from core.worker.measure.layers import LayerPasses, Passes, SizedPass
 from core.worker.measure.skeleton import Skeleton, build_bare, build_skeleton
 from core.worker.model.adapters import TRAINED, attach_adapters
+from core.worker.model.expert_weights import ExpertsParams4bit
 from core.worker.model.model import load_model
 from core.worker.model.text_part import described_causal_lm
+from tests.cases import cases
 from tests.families.tiny import FAMILIES
 from tests.short_list import FEW_FAMILIES, long_but
 
@@ -57,6 +60,13 @@ def with_values(family: str, config: Config, directory: Path) -> Skeleton:
     if how.fused_layers:
         fuse(model, TRAINED)
     return Skeleton(model, loaded.model, loaded.model.config, contextlib.nullcontext(), loaded.dtype, how)
+
+
+def in_four_bits(skeleton: Skeleton) -> set[str]:
+    """Names of the layers and the matrices of experts in 4 bits."""
+    layers = {name for name, module in skeleton.causal.named_modules() if isinstance(module, bnb.nn.Linear4bit)}
+    matrices = skeleton.causal.named_parameters()
+    return layers | {name for name, matrix in matrices if isinstance(matrix, ExpertsParams4bit)}
 
 
 def figures(passes: LayerPasses) -> dict[str, int]:
@@ -109,3 +119,23 @@ def test_adapters_on_experts_are_kept_as_in_a_real_one(family: str, keep: bool, 
     assert [weight.dtype for weight in experts] == [torch.bfloat16 if keep else torch.uint8, torch.uint8]
     for kind, passes in found.kinds.items():
         assert figures(passes) == figures(real.kinds[kind]), kind
+
+
+@cases(
+    ("family", "keep"),
+    [
+        ("qwen3", ()),
+        ("olmo3", ()),
+        ("lfm2", ("*.out_proj", "layers.1.*")),
+        ("olmo3", ("re:.*[.](q|k)_proj", "up_proj")),
+        ("smollm3", ("model.layers.[02].mlp.*",)),
+        ("glm4_moe_lite", ("*.experts.down_proj", "?_proj")),
+        ("granitemoehybrid", ("*mamba*", "layers.0.*")),
+    ],
+)
+def test_layers_in_4_bits_are_those_of_a_loaded_model(family: str, keep: tuple[str, ...], tmp_path: Path) -> None:
+    config = config_of(model={"keep_16bit": list(keep) or None})
+    found = in_four_bits(without_values(family, config))
+    assert found == in_four_bits(with_values(family, config, tmp_path))
+    assert found
+    assert "lm_head" not in found

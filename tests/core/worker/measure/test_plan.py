@@ -249,3 +249,12 @@ def test_experts_are_kept_in_16_bit_by_their_own_name(family: str, name: str, tm
     parts = {keep: {part.name for part in weight_parts(architecture, how, 0, [keep])} for keep in (name, "mlp.nothing")}
     assert "experts_16bit" in parts[name]
     assert "experts_16bit" not in parts["mlp.nothing"]
+
+
+@cases(("family", "keep"), [("lfm2", "*.out_proj"), ("olmo3", "model.layers.1.*"), ("glm4_moe_lite", "*.[kq]?*_proj")])
+def test_a_measured_family_is_planned_with_patterns_of_layers_in_16_bit(family: str, keep: str, tmp_path: Path) -> None:
+    architecture, config = measured(family), config_of(tmp_path)
+    kept = config.model_copy(update={"model": config.model.model_copy(update={"keep_16bit": [keep]})})
+    plain, found = plan_of(architecture, config, 256).by_name(), plan_of(architecture, kept, 256).by_name()
+    assert found["linear_16bit"] > plain.get("linear_16bit", 0)
+    assert found["linear_weights"] < plain["linear_weights"]

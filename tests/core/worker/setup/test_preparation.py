@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import pytest
 
 from core.config.schema import Config
 from core.errors import UserError
-from core.runs.events import StoppedEvent
+from core.runs.events import NoticeEvent, StoppedEvent
 from core.runs.store import Run, create_run
+from core.runs.tail import EventTail
 from core.runs.trained import find_trained
 from core.worker.process.recorder import Recorder
 from core.worker.setup.preparation import Prepared, prepare
@@ -34,10 +36,14 @@ def model(tiny_model_dir: Path, tmp_path: Path) -> Path:
     return copy
 
 
-def prepared(model: Path, tmp_path: Path, **template: Any) -> tuple[Run, Prepared]:
+TALK = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}]
+
+
+def prepared(
+    model: Path, tmp_path: Path, data: Sequence[dict[str, Any]] = ({"messages": TALK},), **template: Any
+) -> tuple[Run, Prepared]:
     rows = tmp_path / "rows.jsonl"
-    talk = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}]
-    rows.write_text(json.dumps({"messages": talk}) + "\n")
+    rows.write_text("".join(json.dumps(row) + "\n" for row in data))
     values = {"model": {"base": str(model)}, "data": {"train": str(rows)}, "template": template}
     config = Config.model_validate(values)
     run = create_run(config, "test")
@@ -86,3 +92,20 @@ def test_a_model_without_a_template_has_no_variables(model: Path, tmp_path: Path
     (model / "tokenizer_config.json").write_text(json.dumps(settings))
     with pytest.raises(UserError, match="no chat template"):
         prepared(model, tmp_path, variables={"enable_thinking": False})
+
+
+def test_a_run_tells_of_rows_with_pictures_and_of_columns_that_are_not_read(model: Path, tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"messages": TALK, "video": "a.mp4"},
+        {"messages": [{"role": "user", "content": "more"}, TALK[1]], "topic": "x\x1b[2J", "id": 3},
+    ]
+    run, found = prepared(model, tmp_path, rows)
+    assert len(found.dataset.rows) == 1
+    events = EventTail(run.events_path).read_all()
+    notices = {event.code: event for event in events if isinstance(event, NoticeEvent)}
+    dropped, unread = notices["dropped_has_media"], notices["columns_not_read"]
+    assert "1 row is not used. rows.jsonl, line 1: The column video holds video" in dropped.message
+    assert (dropped.level, unread.level) == ("warning", "info")
+    assert "Only text is read" in dropped.hint
+    assert unread.message.endswith("rows.jsonl: columns not read: id, topic.")
+    assert "data.columns" in unread.hint

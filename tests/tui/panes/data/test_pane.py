@@ -377,3 +377,34 @@ async def test_unknown_columns_name_the_key_that_helps(tmp_path: Path) -> None:
         columns = 'columns = {user = "Frage", assistant = "Antwrt"}'
         pane.configure(ConfigDocument(f'[data]\ntrain = "{path}"\n{columns}\n'))
         await wait_for(pilot, lambda: "Did you mean Antwort?" in screen_text(pilot.app))
+
+
+async def test_pictures_and_columns_that_are_not_read_are_in_the_summary_and_the_report(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "<image>who"}, {"role": "assistant", "content": "Kane"}]
+    rows = [{"messages": turns, "images": ["a.png"]}] * 2 + [{"messages": turns[::-1][1:] + turns[1:], "topic": "x"}]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pane = DataPane()
+    async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
+        await opened(pilot, pane, path)
+        await checked(pilot, pane)
+        text = " ".join(screen_text(pilot.app).replace("│", " ").split())
+        assert "1 used · 2 dropped: 2 pictures, video or sound" in text
+        assert "columns not read: topic" in text
+        assert "The column images holds pictures" in text
+        await pilot.press("s")
+        await pilot.pause()
+        report = " ".join(screen_text(pilot.app).replace("│", " ").split())
+        assert "✗ 2 rows pictures, video or sound (not used)" in report
+        assert "· 1 row columns not read (note) topic → Nothing of them is learned." in report
+
+
+async def test_a_question_beside_a_text_is_asked_about(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("prompt,text\nWhere is Ulm?,In Germany.\n")
+    pane = DataPane()
+    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
+        await opened(pilot, pane, path)
+        text = " ".join(screen_text(pilot.app).replace("│", " ").split())
+        assert "a.csv has prompt beside text, and nothing says whether the text is the answer." in text
+        assert "C says which column is the question." in text
