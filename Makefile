@@ -50,7 +50,7 @@ check: $(DEV) ## Check style, types and layers, and run the unit tests without t
 	$(BIN)/lint-imports
 	$(PYTEST) -q -m "not slow and not long" --hypothesis-profile=quick
 
-test: starter ## Run the tests: twelve minutes on two cores
+test: starter ## Run the tests: ten minutes on two cores
 	$(SUITE) -m "not long" --hypothesis-profile=quick
 
 test-long: starter ## Run what 'make test' leaves out, and all properties with more examples: twenty minutes
