@@ -12,6 +12,7 @@ from core.config.schema import MethodSection
 from core.export.agreement import Agreement
 from core.export.base import BaseModel
 from core.export.card import CardFacts, write_card
+from core.export.kinds import Quant
 from core.runs.store import Run
 from core.runs.trained import find_trained
 from tests.cases import cases
@@ -59,7 +60,7 @@ def body(card: str) -> str:
 @cases("kind", ["adapter", "ollama", "gguf", "merged"])
 def test_the_name_of_a_run_directory_stays_a_name(name: str, kind: Any) -> None:
     run = hostile_run(name)
-    quant = None if kind == "adapter" else "Q8_0"
+    quant: Quant | None = None if kind == "adapter" else "Q8_0"
     base = BaseModel(f"base{name}", gguf_file=f"{name}.gguf", package=f"pack {name}")
     text = write_card(CardFacts(find_trained(run), kind, quant, base, None, files=["README.md", "a b.gguf"]))
     tokens = parse(body(text))
