@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from core.chat.request import QuestionError
+from core.text import one_line
 
 #: Longest schema, in characters.
 SCHEMA_LIMIT = 1 << 16
@@ -35,6 +36,17 @@ def grammar_of(schema: str) -> str:
     except ValueError as error:
         grammar, problem = "", str(error)
     if problem:
-        reason = " ".join(problem.split())[:300].rstrip(".")
-        raise QuestionError(f"The JSON Schema cannot be followed: {reason}.", "Ask with another one.")
+        raise QuestionError(f"The JSON Schema cannot be followed: {reason_of(problem)}.", "Ask with another one.")
     return grammar
+
+
+def reason_of(problem: str) -> str:
+    """llguidance's reason, on one line and without a full stop.
+
+    It is the first line: what follows is the library's own state. Where that line is a heading, as of a regular
+    expression, the reason is in the line that begins with ``error:``.
+    """
+    first, *others = problem.strip().splitlines() or [""]
+    if first.endswith(":"):
+        first += next((line.removeprefix("error:") for line in others if line.startswith("error:")), "")
+    return one_line(" ".join(first.split()), 300).rstrip(".:")

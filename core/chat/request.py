@@ -200,8 +200,13 @@ def _check_prompt(prompt: Any, messages: Any) -> None:
 
 def _check_messages(messages: Any) -> None:
     """Refuse messages that no model could answer."""
-    if not isinstance(messages, list) or not 1 <= len(messages) <= MESSAGE_LIMIT:
+    if not isinstance(messages, list) or not messages:
         raise UserError("A conversation needs at least one message.", "Write one.")
+    if len(messages) > MESSAGE_LIMIT:
+        raise UserError(
+            f"The conversation has {len(messages)} messages; at most {MESSAGE_LIMIT} are read.",
+            "Leave the earliest out.",
+        )
     for message in messages:
         if (
             not isinstance(message, dict)

@@ -16,6 +16,7 @@ from core.errors import UserError
 from core.export.agreement import Agreement
 from core.export.base import BaseModel
 from core.export.kinds import Kind, Quant
+from core.export.markdown import Markdown, block, code, filled, heading, page, prose, shell_word, table
 from core.hub_uri import is_hub_entry
 from core.models.architecture.gguf_header import read_gguf_header
 from core.models.files import read_record
@@ -25,6 +26,7 @@ from core.runs.chain import chain_head
 from core.runs.history import read_history
 from core.runs.names import slug_of
 from core.runs.result import result_of
+from core.runs.store import make_slug
 from core.runs.trained import TrainedModel, manifest_of
 from core.small_files import hash_file, read_small
 from core.text import one_line
@@ -67,16 +69,17 @@ def write_card(facts: CardFacts) -> str:
     Raises:
         UserError: If the run's files cannot be read.
     """
-    parts = [
-        _front(facts),
-        f"# {slug_of(facts.trained.run.id) or facts.trained.run.id}",
-        _what(facts),
-        _section("Data", _data(facts.trained)),
-        _section("Training", _training(facts.trained)),
-        _section("Measured", _measured(facts)),
-        _section("Use", _use(facts)),
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return page(
+        [
+            _front(facts),
+            heading(1, prose(slug_of(facts.trained.run.id), 120)),
+            _what(facts),
+            *_section("Data", _data(facts.trained)),
+            *_section("Training", _training(facts.trained)),
+            *_section("Measured", _measured(facts)),
+            *_section("Use", _use(facts)),
+        ]
+    )
 
 
 def base_license(base: str, directory: Path | None) -> str | None:
@@ -105,7 +108,7 @@ def _license_of_card(path: Path) -> str | None:
     return None
 
 
-def _front(facts: CardFacts) -> str:
+def _front(facts: CardFacts) -> Markdown:
     library = {"merged": "transformers", "gguf": "gguf", "ollama": "gguf"}.get(facts.kind)
     if library is None:
         library = "peft" if facts.is_adapter else "transformers"
@@ -124,16 +127,17 @@ def _front(facts: CardFacts) -> str:
     }
     # JSON is YAML, whatever is in a name.
     lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in values.items() if value is not None]
-    return "\n".join(["---", *lines, "---"])
+    return Markdown("\n".join(["---", *lines, "---"]))
 
 
-def _what(facts: CardFacts) -> str:
+def _what(facts: CardFacts) -> Markdown:
     weights = f" ({facts.quant})" if facts.quant else ""
     what = {"gguf": f"A GGUF file{weights}", "ollama": f"A model for Ollama{weights}"}.get(facts.kind)
     if facts.is_adapter:
         what = f"An adapter ({_method(facts.trained.config.method)})"
     step = "" if facts.trained.step is None else f", as of step {facts.trained.step}"
-    return f"{what or f'A fine-tuned model{weights}'} of {_code(facts.base.name)}{step}, made with localtune-tui."
+    what = f"{what or f'A fine-tuned model{weights}'} of {{base}}{step}, made with localtune-tui."
+    return filled(what, base=code(facts.base.name))
 
 
 def _method(method: Any) -> str:
@@ -143,91 +147,90 @@ def _method(method: Any) -> str:
     return f"{name}{', DoRA' if method.dora else ''}{', rsLoRA' if method.rslora else ''}, rank {method.rank}"
 
 
-def _section(title: str, lines: Sequence[str]) -> str:
-    return "\n\n".join([f"## {title}", *lines]) if lines else ""
+def _section(title: str, parts: Sequence[Markdown]) -> list[Markdown]:
+    return [heading(2, Markdown(title)), *parts] if parts else []
 
 
-def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    lines = [head, tuple("---" for _ in head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def _figures(rows: Sequence[tuple[str, str]]) -> Markdown:
+    """A table of names and figures."""
+    return table((Markdown(""), Markdown("")), [(prose(name), prose(figure)) for name, figure in rows])
 
 
-def _code(text: str) -> str:
-    return f"`{one_line(text, 200).replace('`', ' ')}`"
-
-
-def _data(trained: TrainedModel) -> list[str]:
-    rows = []
+def _data(trained: TrainedModel) -> list[Markdown]:
+    figures: list[tuple[str, str]] = []
     if (event := read_history(trained.run).data) is not None:
-        rows += [("rows", format_count(event.rows)), ("used", format_count(event.used))]
-        rows += [("tokens", f"{format_count(event.tokens)}, {format_count(event.supervised_tokens)} of them learned")]
+        figures += [("rows", format_count(event.rows)), ("used", format_count(event.used))]
+        learned = format_count(event.supervised_tokens)
+        figures.append(("tokens", f"{format_count(event.tokens)}, {learned} of them learned"))
         if event.held_out_rows:
-            rows.append(("held out", format_count(event.held_out_rows)))
+            figures.append(("held out", format_count(event.held_out_rows)))
+    rows = [(prose(name), prose(figure)) for name, figure in figures]
     manifest = manifest_of(trained.run)
     for key, name in (("data_sha256", "SHA-256 of the rows"), ("held_out_sha256", "SHA-256 of those held out")):
         if isinstance(value := manifest.get(key), str) and value:
-            rows.append((name, _code(value)))
+            rows.append((prose(name), code(value)))
     rows += list(_files(trained))
-    return [_table(("", ""), rows)] if rows else []
+    return [table((Markdown(""), Markdown("")), rows)] if rows else []
 
 
-def _files(trained: TrainedModel) -> Iterator[tuple[str, str]]:
+def _files(trained: TrainedModel) -> Iterator[tuple[Markdown, Markdown]]:
     """The data files by their hashes, where they are as they were when the run began; entries of a hub by name."""
     named = trained.config.data.train
     started = trained.run.created
     for entry in ([named] if isinstance(named, str) else list(named))[:_MOST_FILES]:
         if is_hub_entry(str(entry)):
-            yield "dataset", _code(str(entry))
+            yield prose("dataset"), code(str(entry))
             continue
         path = user_path(str(entry))
         try:
             facts = os.stat(path)
             if not os.path.isfile(path) or started is None or facts.st_mtime > started.timestamp() + 1:
                 continue
-            yield f"SHA-256 of a file of {format_bytes(facts.st_size)}", _code(hash_file(path))
+            yield prose(f"SHA-256 of a file of {format_bytes(facts.st_size)}"), code(hash_file(path))
         except OSError:
             continue
 
 
-def _training(trained: TrainedModel) -> list[str]:
+def _training(trained: TrainedModel) -> list[Markdown]:
     history, state = read_history(trained.run), trained.run.state()
     result = result_of(trained.run, state, history)
     steps = trained.step if trained.step is not None else result.step
     facts = [_method(trained.config.method), f"{steps} optimizer steps", f"{format_duration(result.seconds)} of work"]
-    told = [", ".join(facts) + ". Options that differ from the defaults:", *_options(trained)]
+    told = [prose(", ".join(facts) + ". Options that differ from the defaults:"), *_options(trained)]
     if (head := chain_head(trained.run.path)) is not None:
-        told.append(f"The hash chain of the run ends with `{head}`.")
+        told.append(filled("The hash chain of the run ends with {head}.", head=code(head)))
     return told
 
 
-def _options(trained: TrainedModel) -> list[str]:
+def _options(trained: TrainedModel) -> list[Markdown]:
     values = trained.run.values()
     defaults = {option.name: option.default for option in options()}
     shown = [
-        (name, _code(json.dumps(value, ensure_ascii=False)))
+        (prose(name), code(json.dumps(value, ensure_ascii=False)))
         for name, value in sorted(values.items())
         if name.partition(".")[0] in _TOLD and name in defaults and value != defaults[name] and not _is_path(value)
     ]
-    return [_table(("option", "value"), shown)] if shown else []
+    return [table((Markdown("option"), Markdown("value")), shown)] if shown else []
 
 
 def _is_path(value: object) -> bool:
     return isinstance(value, str) and os.sep in value
 
 
-def _measured(facts: CardFacts) -> list[str]:
-    parts = []
+def _measured(facts: CardFacts) -> list[Markdown]:
+    parts: list[Markdown] = []
     run = facts.trained.run
     result = result_of(run, run.state(), read_history(run))
     if result.measures:
         rows = [
-            (measure.name, measure.words(measure.before), measure.words(measure.after)) for measure in result.measures
+            (prose(measure.name), prose(measure.words(measure.before)), prose(measure.words(measure.after)))
+            for measure in result.measures
         ]
-        parts.append(_table(("on held-out rows", result.before, result.after), rows))
+        parts.append(table((Markdown("on held-out rows"), prose(result.before), prose(result.after)), rows))
     if facts.agreement is not None:
-        parts.append("The file against the model that was trained, read by another program:")
-        parts.append(_table(("", ""), agreement_rows(facts.agreement)))
-    return [*parts, *facts.notes]
+        parts.append(prose("The file against the model that was trained, read by another program:"))
+        parts.append(_figures(agreement_rows(facts.agreement)))
+    return [*parts, *map(prose, facts.notes)]
 
 
 def agreement_rows(agreement: Agreement) -> list[tuple[str, str]]:
@@ -250,40 +253,55 @@ def agreement_rows(agreement: Agreement) -> list[tuple[str, str]]:
     return [*rows, ("read by", one_line(agreement.reader, 80))]
 
 
-def _use(facts: CardFacts) -> list[str]:
+def _use(facts: CardFacts) -> list[Markdown]:
     if facts.kind == "gguf":
-        name = next((name for name in facts.files if name.endswith(".gguf")), "model.gguf")
+        name = shell_word(next((name for name in facts.files if name.endswith(".gguf")), "model.gguf"))
         if not facts.is_adapter:
-            return [f"```sh\nllama-server -m {name}\n```"]
-        return [f"```sh\nllama-server -m BASE.gguf --lora {name}\n```", _where(facts.base, "BASE.gguf")]
+            return [block("sh", f"llama-server -m {name}")]
+        return [block("sh", f"llama-server -m BASE.gguf --lora {name}"), _where(facts.base, "BASE.gguf")]
     if facts.kind == "ollama":
-        return [f"```sh\nollama create {slug_of(facts.trained.run.id) or 'mine'} -f Modelfile\n```"]
+        name = shell_word(make_slug(slug_of(facts.trained.run.id)))
+        return [block("sh", f"ollama create {name} -f Modelfile")]
     loader = facts.base.auto_class
     if not facts.is_adapter:
-        code = (
-            f"from transformers import {loader}, AutoTokenizer\n\n"
-            f'model = {loader}.from_pretrained(".")\n'
-            'tokenizer = AutoTokenizer.from_pretrained(".")'
-        )
-        return [f"```python\n{code}\n```"]
+        return [
+            block(
+                "python",
+                f"from transformers import {loader}, AutoTokenizer",
+                "",
+                f'model = {loader}.from_pretrained(".")',
+                'tokenizer = AutoTokenizer.from_pretrained(".")',
+            )
+        ]
     base = facts.base
-    place = json.dumps(base.hub_id or "BASE", ensure_ascii=False)
-    file = "" if base.gguf_file is None else f", gguf_file={json.dumps(base.gguf_file, ensure_ascii=False)}"
-    code = (
-        "from peft import PeftModel\n"
-        f"from transformers import {loader}, AutoTokenizer\n\n"
-        f"base = {loader}.from_pretrained({place}{file})\n"
-        'model = PeftModel.from_pretrained(base, ".")\n'
-        'tokenizer = AutoTokenizer.from_pretrained(".")'
+    place = _literal(base.hub_id or "BASE")
+    file = "" if base.gguf_file is None else f", gguf_file={_literal(base.gguf_file)}"
+    loading = block(
+        "python",
+        "from peft import PeftModel",
+        f"from transformers import {loader}, AutoTokenizer",
+        "",
+        f"base = {loader}.from_pretrained({place}{file})",
+        'model = PeftModel.from_pretrained(base, ".")',
+        'tokenizer = AutoTokenizer.from_pretrained(".")',
     )
-    return [f"```python\n{code}\n```", *([] if base.hub_id else [_where(base, "BASE")])]
+    return [loading] if base.hub_id else [loading, _where(base, "BASE")]
 
 
-def _where(base: BaseModel, place: str) -> str:
+def _literal(text: str) -> str:
+    """A string of Python's, which one of JSON is."""
+    return json.dumps(one_line(text, 200), ensure_ascii=False)
+
+
+def _where(base: BaseModel, place: str) -> Markdown:
     """What a place in the code stands for: the base, and where it is from."""
     is_file = place.endswith(".gguf")
     if base.gguf_file is None:
-        return f"`{place}` is the base model{' as a GGUF file' if is_file else ''}: {_code(base.name)}."
-    package = "" if base.package is None else f" in the Python package {_code(base.package)}"
+        what = f"{{place}} is the base model{' as a GGUF file' if is_file else ''}: {{name}}."
+        return filled(what, place=code(place), name=code(base.name))
+    package = Markdown("")
+    if base.package is not None:
+        package = filled(" in the Python package {package}", package=code(base.package))
     what = "the file" if is_file else "the directory of the file"
-    return f"`{place}` is {what} that the base was read from: {_code(base.gguf_file)}{package}."
+    sentence = f"{{place}} is {what} that the base was read from: {{file}}{{package}}."
+    return filled(sentence, place=code(place), file=code(base.gguf_file), package=package)

@@ -57,7 +57,7 @@ def fetch_wheel(wheel: Wheel, scratch: Path, place: Path, progress: Progress) ->
     Raises:
         UserError: If there is no installer, or none can fetch it; the first one's reason is given.
     """
-    by_hand = f"put {wheel.filename} from pypi.org into {place}."
+    by_hand = f"put {wheel.filename} from the Python Package Index into {place}."
     installers = _installers(wheel, scratch)
     if not installers:
         raise UserError(

@@ -21,7 +21,10 @@ from core.text import one_line
 
 #: Seconds that a command may take.
 LONGEST = 20.0
-_PLACEHOLDER = re.compile(r"\{(run|state|reason)\}")
+#: Characters that a shell acts on, in their full width: ssh, for one, hands all its arguments to a shell.
+_FULL_WIDTH = {ord(sign): ord(sign) + 0xFEE0 for sign in "!\"#$&'()*;<>?[\\]^`{|}~"}
+#: At the beginning of an argument: of an option, and of a file to read.
+_OPENING = re.compile(r"^[-+@]")
 _children: list[subprocess.Popen[bytes]] = []
 
 
@@ -67,10 +70,16 @@ def send(notice: Notice, settings: NotifySettings, timeout: float = LONGEST) -> 
 
 
 def fill_in(command: Sequence[str], notice: Notice) -> list[str]:
-    """The command with the placeholders replaced; each stays within its argument, whatever the text is."""
-    values = notice.values
-    # In one pass, so that a reason with a placeholder in it is left as it is.
-    return [_PLACEHOLDER.sub(lambda found: values[found[1]], part) for part in command]
+    """The command with the arguments that are placeholders replaced, by text that no shell and no option acts on.
+
+    The variables of the environment hold the text as it is.
+    """
+    values = {f"{{{name}}}": _plain(value) for name, value in notice.values.items()}
+    return [values.get(part, part) for part in command]
+
+
+def _plain(value: str) -> str:
+    return _OPENING.sub(lambda sign: chr(ord(sign[0]) + 0xFEE0), value.translate(_FULL_WIDTH))
 
 
 def _desktop_program() -> str | None:

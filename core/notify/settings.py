@@ -19,8 +19,10 @@ from core.small_files import read_small
 from core.text import one_line
 
 _LIMIT = 1 << 16
-_SHELLS = frozenset({"sh", "bash", "dash", "zsh", "fish", "ksh"})
-_PLACEHOLDERS = ("{run}", "{state}", "{reason}")
+#: Placeholders in arguments of the command, with the variables of its environment that hold the same.
+PLACEHOLDERS = {f"{{{name}}}": f"LOCALTUNE_{name.upper()}" for name in ("run", "state", "reason")}
+#: Arguments that end the options of many programs. What follows may be an option's value all the same: ``sh -c --``.
+_ENDS_OF_OPTIONS = ("--", "-")
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class NotifySettings:
     """Ways in which the user wants notices; all are off by default."""
 
     command: tuple[str, ...] = ()
-    """A program and its arguments, with ``{run}``, ``{state}`` and ``{reason}`` replaced; none where empty."""
+    """A program and its arguments, of which ``{run}``, ``{state}`` and ``{reason}`` are replaced; none where empty."""
     bell: bool = False
     """Whether the app rings the terminal's bell."""
     desktop: bool = False
@@ -72,15 +74,27 @@ def _check(data: Mapping[str, object]) -> NotifySettings:
             raise ValueError(f"{name} must be true or false")
     if not isinstance(command, list) or not all(isinstance(part, str) and "\0" not in part for part in command):
         raise ValueError('command must be a list of a program and its arguments, such as ["notify-me", "{state}"]')
-    _refuse_shell_text([str(part) for part in command])
+    for number in range(len(command)):
+        _check_placeholders(command, number)
     return NotifySettings(tuple(command), bool(bell), bool(desktop))
 
 
-def _refuse_shell_text(command: list[str]) -> None:
-    """Refuse placeholders in what a shell runs: a reason may hold text of others, which would be commands there."""
-    is_shell = bool(command) and Path(command[0]).name in _SHELLS
-    if is_shell and any(mark in part for part in command[1:] for mark in _PLACEHOLDERS):
-        raise ValueError(
-            "a shell would run what stands for {run}, {state} or {reason}; "
-            'write "$LOCALTUNE_RUN", "$LOCALTUNE_STATE", "$LOCALTUNE_REASON" there'
-        )
+def _check_placeholders(command: list[str], number: int) -> None:
+    """Refuse a placeholder where what stands for it could be run: it may hold text of others.
+
+    What a program does with an argument is not known here, whatever its name. But a text that is put together from
+    pieces has a syntax, and the value of an option may be code (``sh -c``), a pattern, or a file to read
+    (``curl -d @file``). An argument of its own that follows none is taken as it is.
+    """
+    part = command[number]
+    mark = next((mark for mark in PLACEHOLDERS if mark in part), None)
+    if mark is None:
+        return
+    instead = f'take "${PLACEHOLDERS[mark]}" in a script, as in ["sh", "-c", "… \\"${PLACEHOLDERS[mark]}\\""]'
+    if part != mark:
+        raise ValueError(f"{mark} must be an argument of its own; within other text, {instead}")
+    before = next((other for other in reversed(command[:number]) if other not in _ENDS_OF_OPTIONS), None)
+    if before is None:
+        raise ValueError(f"{mark} cannot be the program; {instead}")
+    if before.startswith(("-", "+")) and "=" not in before:
+        raise ValueError(f"{mark} cannot be the value of {one_line(before, 40)}, which may run it; {instead}")

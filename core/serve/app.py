@@ -14,8 +14,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from core.config.schema import ChatSection
+from core.serve.asgi import App
+from core.serve.body import Bodies, read_object
 from core.serve.errors import ApiError, unexpected
-from core.serve.middleware import HEALTH, AccessMiddleware, App, read_body
+from core.serve.middleware import HEALTH, AccessMiddleware
 from core.serve.models import Models
 from core.serve.objects import model_list, model_object
 from core.serve.options import ServeOptions
@@ -36,6 +38,8 @@ def make_app(models: Models, queue: RequestQueue, options: ServeOptions) -> App:
         options: The key, and the names of this machine.
     """
 
+    bodies = Bodies()
+
     async def health(_: Request) -> Response:
         return JSONResponse({"status": "ok"})
 
@@ -47,9 +51,11 @@ def make_app(models: Models, queue: RequestQueue, options: ServeOptions) -> App:
 
     def answers(read: Reader) -> Callable[[Request], Any]:
         async def answer(request: Request) -> CompletionResponse:
+            # A request that is still arriving takes no place from one that is there.
+            received = await bodies.collect(request.receive)
             give_back = queue.take_place()
             try:
-                body = await read_body(request.receive)
+                body = read_object(received)
                 model = models.find(model_name(body))
                 asked = read(body, model.defaults)
                 job = Job(model, model.question(asked.question), asyncio.get_running_loop())

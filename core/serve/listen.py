@@ -13,7 +13,7 @@ from core.serve.options import ServeOptions
 from core.text import one_line
 
 #: Connections that wait to be accepted.
-_BACKLOG = 512
+BACKLOG = 512
 #: Most bytes of the path of a Unix socket.
 _PATH_LIMIT = 100
 
@@ -48,7 +48,7 @@ def _inet(host: str, port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        listener.listen(_BACKLOG)
+        listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
         raise UserError(
@@ -70,7 +70,7 @@ def _unix(path: Path) -> socket.socket:
             listener.bind(str(path))
         finally:
             os.umask(mask)
-        listener.listen(_BACKLOG)
+        listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
         raise UserError(

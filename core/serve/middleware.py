@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 import ipaddress
-import json
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, TypeAlias
+import re
 
+from core.serve.asgi import KEY_SHOWN, App, Receive, Scope, Send, closing, send_json
+from core.serve.body import BODY_LIMIT, too_large
 from core.serve.errors import ApiError
 
-Scope: TypeAlias = MutableMapping[str, Any]
-Message: TypeAlias = MutableMapping[str, Any]
-Receive: TypeAlias = Callable[[], Awaitable[Message]]
-Send: TypeAlias = Callable[[Message], Awaitable[None]]
-App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-#: Most bytes of a body. Its texts become a line of the protocol, where a character may take three times as many.
-BODY_LIMIT = 1 << 20
-#: Seconds for a body to arrive.
-BODY_SECONDS = 20.0
+#: Most bytes of the head of a request: its target, and the names and values of its headers.
+HEAD_BYTES = 16 << 10
+_HOST = re.compile(r"(?:\[(?P<address>[^\[\]/@\s]*:[^\[\]/@\s]*)\]|(?P<name>[^\[\]:/?#@\\\s]+))(?::[0-9]*)?")
 #: The path that needs no key: it says that the server is there, and nothing else.
 HEALTH = "/health"
 
@@ -30,6 +22,8 @@ class AccessMiddleware:
 
     A page in a browser cannot get through: by a name of its own (DNS rebinding) it fails at ``Host``, and without the
     headers of CORS it may send neither the key nor JSON.
+
+    An answer that is given without the key is the last one on its connection.
 
     Args:
         app: The application.
@@ -51,14 +45,23 @@ class AccessMiddleware:
             await self._app(scope, receive, send)
             return
         try:
-            self._check(scope)
+            has_key = self._check(scope)
+            if has_key and not scope["state"][KEY_SHOWN]():
+                raise ApiError(503, "There are too many connections. Close some.", code="too_many_connections")
         except ApiError as error:
-            await send_json(send, error.status, error.body, error.headers | {"Connection": "close"})
+            await send_json(closing(send), error.status, error.body, error.headers)
             return
-        await self._app(scope, receive, send)
+        await self._app(scope, receive, send if has_key else closing(send))
 
-    def _check(self, scope: Scope) -> None:
+    def _check(self, scope: Scope) -> bool:
+        """Whether a request that may be answered has the key; only the path of :data:`HEALTH` needs none.
+
+        Raises:
+            ApiError: If it may not be answered.
+        """
         headers = scope["headers"]
+        if _head_bytes(scope) > HEAD_BYTES:
+            raise ApiError(431, f"The head of the request is larger than {HEAD_BYTES >> 10} KiB.")
         if not self._knows([value for name, value in headers if name == b"host"]):
             raise ApiError(
                 421,
@@ -66,10 +69,11 @@ class AccessMiddleware:
                 "--allow-host NAME.",
                 code="unknown_host",
             )
-        if scope["path"] == HEALTH:
-            return
         given = [value for name, value in headers if name == b"authorization"]
-        if len(given) != 1 or not hmac.compare_digest(given[0], self._key):
+        has_key = len(given) == 1 and hmac.compare_digest(given[0], self._key)
+        if scope["path"] == HEALTH:
+            return has_key
+        if not has_key:
             raise ApiError(
                 401,
                 "The key is missing or wrong. Send the one that was printed when the server started, as "
@@ -78,6 +82,7 @@ class AccessMiddleware:
             )
         if scope["method"] == "POST":
             self._check_body(headers)
+        return True
 
     def _knows(self, hosts: list[bytes]) -> bool:
         if len(hosts) != 1:
@@ -99,11 +104,12 @@ class AccessMiddleware:
 
 
 def host_name(host: str) -> str:
-    """The name in a ``Host`` header, in lower case, without its port."""
-    host = host.strip().lower()
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.partition(":")[0]
+    """The name in a ``Host`` header, in lower case, without its port; empty where the header is not just these.
+
+    An address of IPv6 stands in brackets (RFC 9110, section 7.2; RFC 3986, section 3.2.2).
+    """
+    found = _HOST.fullmatch(host.strip().lower())
+    return "" if found is None else found["address"] or found["name"]
 
 
 def _is_address(name: str) -> bool:
@@ -114,50 +120,7 @@ def _is_address(name: str) -> bool:
     return True
 
 
-def too_large() -> ApiError:
-    """The error for a body that is too large."""
-    return ApiError(413, f"The request is larger than {BODY_LIMIT >> 20} MiB.", code="request_too_large")
-
-
-async def read_body(receive: Receive) -> dict[str, Any]:
-    """The body of a request, a JSON object.
-
-    Raises:
-        ApiError: If it is none, is too large, or takes too long to arrive.
-    """
-    body = bytearray()
-    try:
-        await asyncio.wait_for(_collect(receive, body), BODY_SECONDS)
-    except TimeoutError:
-        raise ApiError(408, f"The request did not arrive within {BODY_SECONDS:g} s.") from None
-    try:
-        value = json.loads(body)
-    except (ValueError, RecursionError):
-        raise ApiError(400, "The request is not JSON.") from None
-    if not isinstance(value, dict):
-        raise ApiError(400, "The request is not a JSON object.")
-    return value
-
-
-async def _collect(receive: Receive, body: bytearray) -> None:
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ApiError(499, "The client has gone.")
-        body += message.get("body", b"")
-        if len(body) > BODY_LIMIT:
-            raise too_large()
-        if not message.get("more_body", False):
-            return
-
-
-async def send_json(send: Send, status: int, value: Any, headers: dict[str, str] | None = None) -> None:
-    """Send a response with a JSON value.
-
-    Texts of a model may hold half a character; JSON spells it as an escape.
-    """
-    body = json.dumps(value, allow_nan=False).encode("ascii")
-    given = {"Content-Type": "application/json", "Content-Length": str(len(body)), **(headers or {})}
-    raw = [(name.lower().encode("ascii"), text.encode("ascii")) for name, text in given.items()]
-    await send({"type": "http.response.start", "status": status, "headers": raw})
-    await send({"type": "http.response.body", "body": body})
+def _head_bytes(scope: Scope) -> int:
+    """The bytes of a head; h11 bounds those only that come in pieces."""
+    target = len(scope.get("raw_path") or b"") + len(scope.get("query_string") or b"")
+    return target + sum(len(name) + len(value) for name, value in scope["headers"])

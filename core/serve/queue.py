@@ -82,7 +82,7 @@ class RequestQueue:
         self._futures: dict[Job, Future[None]] = {}
 
     def take_place(self) -> Callable[[], None]:
-        """Take a place in the queue, before the request is read.
+        """Take a place in the queue, for a request that is whole and before it is read.
 
         Returns:
             A function that gives it back; to call it again does nothing.

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable
 from typing import Protocol
 
-from core.serve.middleware import Receive, Scope, Send, send_json
+from core.serve.asgi import MEANS_NOTHING, Receive, Scope, Send, send_json
 from core.serve.objects import Completion, error_line
 from core.serve.queue import End, Event, Failure, Job, Piece, RequestQueue
 from core.serve.requests import CompletionRequest
@@ -17,6 +17,10 @@ _STREAM_HEADERS = [
     (b"cache-control", b"no-store"),
     (b"x-accel-buffering", b"no"),
 ]
+
+
+#: A comment in a stream of events, which programs skip.
+_COMMENT = b":\n\n"
 
 
 class Writer(Protocol):
@@ -45,7 +49,7 @@ class CompletionResponse:
         self._queue = queue
         self._completion = Completion(asked)
 
-    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response."""
         gone = asyncio.ensure_future(_until_gone(receive))
         try:
@@ -54,6 +58,7 @@ class CompletionResponse:
             if isinstance(first, Failure):
                 await send_json(send, first.error.status, first.error.body, first.error.headers)
             elif self._asked.stream:
+                scope["state"][MEANS_NOTHING] = _COMMENT
                 await self._stream(first, gone, send)
             else:
                 await self._whole(first, gone, send)

@@ -7,23 +7,22 @@ import resource
 import signal
 import socket
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import uvicorn
 
 from core.chat.engine import Progress
 from core.serve.app import make_app
-from core.serve.connections import Watch
-from core.serve.listen import address_of, open_listener, remove_socket
+from core.serve.connections import IDLE_SECONDS, Connection, Strangers, Watch
+from core.serve.listen import BACKLOG, address_of, open_listener, remove_socket
+from core.serve.middleware import HEAD_BYTES
 from core.serve.models import Models, open_models
 from core.serve.options import ServeOptions, ServerAddress
 from core.serve.queue import RequestQueue
 
-#: Most connections at a time, if the system allows as many files; more get a 503.
+#: Most connections at a time, if the system allows as many files.
 CONNECTIONS = 2048
-#: Files that are open beside connections, at most.
-_OTHER_FILES = 128
-#: Most bytes of the head of a request.
-HEAD_BYTES = 16 << 10
 #: Seconds for answers to be broken off at the end.
 _ENDING_SECONDS = 2
 _POLL_SECONDS = 0.02
@@ -56,9 +55,11 @@ def serve_models(models: Models, options: ServeOptions, ready: Callable[[ServerA
     try:
         url = address_of(listener, options)
         ids = tuple(model.id for model in models.all)
+        strangers = Strangers(_room_for_connections())
+        protocol: Any = partial(Connection, strangers=strangers)
         config = uvicorn.Config(
             make_app(models, queue, options),
-            http="h11",
+            http=protocol,
             loop="asyncio",
             ws="none",
             lifespan="off",
@@ -68,11 +69,12 @@ def serve_models(models: Models, options: ServeOptions, ready: Callable[[ServerA
             proxy_headers=False,
             server_header=False,
             h11_max_incomplete_event_size=HEAD_BYTES,
-            limit_concurrency=_room_for_connections(),
-            timeout_keep_alive=30,
+            backlog=BACKLOG,
+            timeout_keep_alive=IDLE_SECONDS,
             timeout_graceful_shutdown=_ENDING_SECONDS,
         )
-        asyncio.run(_run(uvicorn.Server(config), listener, lambda: ready(ServerAddress(url, options.key, ids)), queue))
+        address = ServerAddress(url, options.key, ids)
+        asyncio.run(_run(uvicorn.Server(config), listener, Watch(strangers), lambda: ready(address), queue))
     finally:
         listener.close()
         if options.uds is not None:
@@ -83,23 +85,33 @@ def serve_models(models: Models, options: ServeOptions, ready: Callable[[ServerA
 
 
 def _room_for_connections() -> int:
-    """How many connections there is room for, as each is an open file; the system is asked for more first."""
-    wanted = CONNECTIONS + _OTHER_FILES
+    """How many connections there is room for; the system is asked for more first.
+
+    Each is an open file. As many again are left for all other files, and for connections that have been accepted and
+    not been looked at, or closed and not been given back.
+    """
+    wanted = 2 * CONNECTIONS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     if soft != resource.RLIM_INFINITY and soft < allowed:
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
         soft = allowed
-    return min(CONNECTIONS, max(16, soft - _OTHER_FILES)) if soft != resource.RLIM_INFINITY else CONNECTIONS
+    return min(CONNECTIONS, soft // 2) if soft != resource.RLIM_INFINITY else CONNECTIONS
 
 
-async def _run(server: uvicorn.Server, listener: socket.socket, ready: Callable[[], None], queue: RequestQueue) -> None:
+async def _run(
+    server: uvicorn.Server,
+    listener: socket.socket,
+    watch: Watch,
+    ready: Callable[[], None],
+    queue: RequestQueue,
+) -> None:
     """Run the server until a signal comes."""
     # uvicorn raises the signal that ended it once more, for handlers that were there before.
     former = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
     loop = asyncio.get_running_loop()
     beside = [
-        loop.create_task(Watch().watch(server.server_state.connections)),
+        loop.create_task(watch.watch(server.server_state.connections)),
         loop.create_task(_tell(server, ready, queue)),
     ]
     try:

@@ -16,6 +16,7 @@ HOLES: tuple[tuple[str, str, str, str], ...] = (
     ("transformers", "5.3.0", "CVE-2026-4372", "a model's config.json can run code"),
     ("torch", "2.10.0", "CVE-2026-24747", "a checkpoint can corrupt memory when it is loaded"),
     ("jinja2", "3.1.6", "CVE-2025-27516", "a chat template can break out of its sandbox"),
+    ("sentencepiece", "0.2.1", "CVE-2026-1260", "a tokenizer's file can corrupt memory"),
 )
 _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 

@@ -34,6 +34,7 @@ from core.models.quantization_config import read_quantization
 from core.models.text_part import is_composite
 from core.runs.held import held_checkpoint
 from core.runs.names import slug_of
+from core.runs.store import make_slug
 from core.runs.trained import TrainedModel
 from core.small_files import hash_file
 from core.worker.data.dataset import Dataset
@@ -292,7 +293,8 @@ class Export:
 
     @property
     def _slug(self) -> str:
-        return slug_of(self._trained.run.id) or "model"
+        # The directory of a run from elsewhere may have any name.
+        return make_slug(slug_of(self._trained.run.id))
 
     @property
     def _file_name(self) -> str:

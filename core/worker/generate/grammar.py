@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from core.chat.json_schema import grammar_of
+from core.chat.json_schema import grammar_of, reason_of
 from core.chat.request import QuestionError
-from core.text import one_line
 from core.worker.data.encode import backend_of
 
 if TYPE_CHECKING:
@@ -69,7 +68,7 @@ class Grammar:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            reason = one_line(self._matcher.get_error(), 300).rstrip(".")
+            reason = reason_of(self._matcher.get_error())
             raise QuestionError(f"The JSON Schema cannot be followed: {reason}.", "Ask with a simpler one.")
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.chat.request import ChatRequest, GenerationSettings
+from core.chat.request import MESSAGE_LIMIT, ChatRequest, GenerationSettings
 from core.config.schema import ChatSection
 from core.errors import UserError
 from tests.cases import cases
@@ -35,6 +35,15 @@ def test_the_settings_of_a_configuration_are_those_of_its_chat() -> None:
 
 def test_what_is_left_out_has_its_default() -> None:
     assert ChatRequest.from_args({"messages": ASK}) == ChatRequest(ASK)
+
+
+def test_a_conversation_that_is_too_long_is_refused_by_its_length() -> None:
+    ChatRequest(ASK * MESSAGE_LIMIT)
+    with pytest.raises(UserError) as refused:
+        ChatRequest(ASK * (MESSAGE_LIMIT + 1))
+    assert str(refused.value) == (
+        "The conversation has 10001 messages; at most 10000 are read. Leave the earliest out."
+    )
 
 
 @cases(

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 
 from core.notify import Notice, NotifySettings, notify
 from core.notify.send import fill_in, send
+from tests.cases import cases
 from tests.waiting import has_ended, wait_for
 
 RUN = "20261127-004446-faq"
@@ -24,19 +27,46 @@ WRITES = (
 
 def test_a_command_gets_the_values_as_arguments_and_as_variables(tmp_path: Path) -> None:
     out = tmp_path / "called"
-    command = (sys.executable, "-c", WRITES, str(out), "run={run}", "{state}", "{reason}; rm -rf /")
+    command = (sys.executable, "-c", WRITES, str(out), "{run}", "{state}", "{reason}", "{reason}; as it is")
     notice = Notice("failed", 'the disk is "full" $(touch x) `id`', RUN)
     assert send(notice, NotifySettings(command)) == []
     arguments, variables = json.loads(out.read_text())
-    assert arguments == [f"run={RUN}", "failed", 'the disk is "full" $(touch x) `id`; rm -rf /']
+    assert arguments == [RUN, "failed", "the disk is ＂full＂ ＄（touch x） ｀id｀", "{reason}; as it is"]
     assert variables["LOCALTUNE_RUN"] == RUN
     assert variables["LOCALTUNE_REASON"] == 'the disk is "full" $(touch x) `id`'
 
 
-@given(st.text(max_size=30), st.sampled_from(["{run}", "{state}", "{reason}", "{other}", "{{run}}"]))
-def test_a_reason_is_never_taken_for_a_placeholder(reason: str, mark: str) -> None:
-    (found,) = fill_in(["{reason}"], Notice("finished", reason + mark, RUN))
-    assert found == Notice("x", reason + mark).values["reason"]
+@given(st.text(max_size=30), st.sampled_from(["{run}", "{state}", "{reason}", "{other}", "$(x)", "'", "\\"]))
+def test_a_shell_takes_an_argument_for_words_and_nothing_else(reason: str, mark: str) -> None:
+    notice = Notice("finished", reason + mark, RUN)
+    (found,) = fill_in(["{reason}"], notice)
+    assert shlex.split(found) == re.findall(r"[^ \t\r\n]+", found)
+    assert not set(found) & set("!\"#$&'()*;<>?[\\]^`{|}~")
+    assert not found.startswith(("-", "+", "@"))
+    wanted = notice.values["reason"]
+    assert len(found) == len(wanted)
+    assert all(one == other or ord(one) == ord(other) + 0xFEE0 for one, other in zip(found, wanted, strict=True))
+
+
+@cases(
+    "reason", ["x; touch pwned", "$(touch pwned)", "`touch pwned`", "a > pwned", "a\n touch pwned", "a & touch pwned"]
+)
+@cases("name", ["--version", "@/etc/passwd", "-o pwned"])
+def test_what_hands_its_arguments_to_a_shell_runs_none_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str, name: str
+) -> None:
+    """As ssh does with those after the host."""
+    monkeypatch.chdir(tmp_path)
+    ssh = tmp_path / "ssh"
+    ssh.write_text('#!/bin/sh\nshift\nexec sh -c "$*"\n')
+    ssh.chmod(0o755)
+    notify_me = tmp_path / "notify-me"
+    notify_me.write_text('#!/bin/sh\nprintf "%s|" "$@" > called\n')
+    notify_me.chmod(0o755)
+    command = (str(ssh), "host", str(notify_me), "{run}", "{reason}")
+    assert send(Notice("failed", reason, name), NotifySettings(command)) == []
+    assert (tmp_path / "called").read_text()[0] not in "-@"
+    assert not (tmp_path / "pwned").exists()
 
 
 def test_a_command_that_fails_or_is_not_there_is_told() -> None:

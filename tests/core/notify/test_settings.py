@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -27,13 +28,43 @@ def test_settings_are_read(file: Path) -> None:
 
 
 @cases(
+    "command",
+    [
+        '["sh", "-c", "notify-me \\"$0\\" \\"$1\\"", "{state}", "{reason}"]',
+        '["notify-send", "--app-name=mine", "--", "{state}", "{reason}"]',
+        '["notify-send", "-u", "critical", "{run}", "{reason}"]',
+        '["ssh", "host", "notify-me", "{reason}"]',
+        '["sh", "-c", "notify-me {other} ${LOCALTUNE_REASON}"]',
+    ],
+)
+def test_an_argument_of_its_own_may_stand_for_a_value(file: Path, command: str) -> None:
+    file.write_text(f"command = {command}")
+    assert load_notify_settings().command == tuple(json.loads(command))
+
+
+@cases(
     ("text", "said"),
     [
         ('command = "say {state}"', "a list of a program and its arguments"),
         ("bell = 1", "bell must be true or false"),
         ("bel = true", "no setting bel"),
-        ('command = ["bash", "-c", "echo {reason}"]', "LOCALTUNE_REASON"),
-        ('command = ["/bin/sh", "-ec", "x {run}"]', "LOCALTUNE_RUN"),
+        (
+            'command = ["bash", "-c", "echo {reason}"]',
+            "{reason} must be an argument of its own; within other text, take",
+        ),
+        ('command = ["/bin/sh", "-ec", "x {run}"]', "$LOCALTUNE_RUN"),
+        ('command = ["curl", "-d", "{run}: {state}", "https://example.org"]', "$LOCALTUNE_RUN"),
+        ('command = ["env", "sh", "-c", "{reason}"]', "{reason} cannot be the value of -c, which may run it; take"),
+        ('command = ["sh", "-c", "--", "{reason}"]', "value of -c"),
+        ('command = ["sh", "-c", "-", "{reason}"]', "value of -c"),
+        ('command = ["bash", "-c", "+e", "{reason}"]', "value of +e"),
+        ('command = ["pwsh", "-Command", "{state}"]', "value of -Command"),
+        ('command = ["perl", "-le", "{reason}"]', "value of -le"),
+        ('command = ["curl", "--data", "{reason}", "https://example.org"]', "value of --data"),
+        ('command = ["x", "--eval={reason}"]', "argument of its own"),
+        ('command = ["ssh", "host", "notify {reason}"]', "argument of its own"),
+        ('command = ["{run}"]', "{run} cannot be the program; take"),
+        ('command = ["--", "{run}"]', "cannot be the program"),
         ("command = [1]", "a list of a program"),
         ("[", "notify.toml"),
     ],

@@ -1,12 +1,14 @@
 """A real server whose models are played: ``python -m tests.core.serve.fake_server`` with options as JSON.
 
 A question's text says what its answer is like: ``say TEXT`` answers in pieces of a few characters, ``hang`` never
-ends, ``long N`` has N pieces, ``die`` ends the session as a killed engine would, ``refuse`` blames the question.
+ends, ``long N`` has N pieces, ``die`` ends the session as a killed engine would, ``refuse`` blames the question. The
+option ``files`` is how many files the server may have open.
 """
 
 from __future__ import annotations
 
 import json
+import resource
 import sys
 import threading
 import time
@@ -85,6 +87,8 @@ def main() -> None:
     options = json.loads(sys.argv[1])
     if uds := options.pop("uds", None):
         options["uds"] = Path(uds)
+    if files := options.pop("files", None):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
     holder = SessionHolder(PlayedSession, lambda *_: None)
     chat = ChatSection()
     models = [

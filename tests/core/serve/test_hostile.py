@@ -11,13 +11,14 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import openai
 import pytest
 import uvicorn
 
-from core.serve.connections import Watch
+from core.serve.connections import Connection, Strangers, Watch
 from tests.cases import cases
 from tests.core.serve.conftest import RunningServer
 from tests.core.serve.raw import connect, head, post, question
@@ -141,10 +142,12 @@ async def test_connections_that_say_nothing_or_do_not_read_are_closed() -> None:
             await send({"type": "http.response.body", "body": b"x" * 100_000, "more_body": True})
             await asyncio.sleep(0)
 
-    server = uvicorn.Server(uvicorn.Config(app, http="h11", ws="none", lifespan="off", log_config=None))
+    strangers = Strangers(8)
+    protocol: Any = partial(Connection, strangers=strangers)
+    server = uvicorn.Server(uvicorn.Config(app, http=protocol, ws="none", lifespan="off", log_config=None))
     listener = socket.create_server(("127.0.0.1", 0))
     running = asyncio.create_task(server._serve([listener]))
-    watch = Watch(head_seconds=5, read_seconds=10)
+    watch = Watch(strangers, head_seconds=5, read_seconds=10)
     connections: set[Any] = server.server_state.connections
     silent = await asyncio.open_connection(*listener.getsockname())
     deaf = await asyncio.open_connection(*listener.getsockname(), limit=1024)

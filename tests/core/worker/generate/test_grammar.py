@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 import torch
 
-from core.chat.json_schema import SCHEMA_LIMIT, grammar_of
+from core.chat.json_schema import SCHEMA_LIMIT, grammar_of, reason_of
 from core.chat.request import QuestionError
 from core.worker.generate.grammar import Grammar
 from tests.cases import cases
@@ -79,6 +79,29 @@ def test_a_schema_that_cannot_be_followed_is_refused_in_a_sentence(schema: str, 
     assert reason in refused.value.message
     assert refused.value.message.endswith(".")
     assert "\n" not in refused.value.message
+
+
+@cases("schema", ['{"$ref": "#"}', '{"anyOf": [{"$ref": "#/$defs/a"}], "$defs": {"a": {"$ref": "#/$defs/a"}}}'])
+def test_a_schema_without_any_answer_is_refused_without_the_state_of_the_library(tokenizer: Any, schema: str) -> None:
+    grammar = Grammar(tokenizer, [tokenizer.eos_token_id], schema)
+    with pytest.raises(QuestionError) as refused:
+        grammar.allow(torch.zeros(len(tokenizer)))
+    assert refused.value.message == "The JSON Schema cannot be followed: NoExtensionBias."
+
+
+@cases(
+    ("problem", "reason"),
+    [
+        ("Invalid type: no\npe", "Invalid type: no"),
+        ("stopped.\u2028<state>\n{}", "stopped"),
+        ("regex parse error:\n    (a\n    ^\nerror: unclosed group\n<state>", "regex parse error: unclosed group"),
+        ("no detail:\n<state>", "no detail"),
+        (" \n ", ""),
+        ("a\x1b[2J\tb " + "x" * 400, "a\ufffd[2J b " + "x" * 291 + "…"),
+    ],
+)
+def test_of_a_problem_the_first_line_is_told(problem: str, reason: str) -> None:
+    assert reason_of(problem) == reason
 
 
 def test_tokens_that_leave_the_schema_are_noticed(tokenizer: Any) -> None:
