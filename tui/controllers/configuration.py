@@ -244,20 +244,22 @@ class Configuration:
         document = self._state.document
         name, said = one_line(path.name, 60), f"{notice} " if notice else ""
         if document is None or not data_paths(document, "train"):
-            text = f"{said}{name} is used for training; {self._next_step(path)}"
+            text = f"{said}{name} is used for training; {self._next_step(path, is_mended=bool(values))}"
             self.set_options({"data.train": path, **(values or {})}, text)
             return
         self._begin(path, values or {})
         back = ""
         if former := self._state.former:
             back = f" {self._keys['data.former'].display} in Data brings {one_line(former, 40)} back."
-        text = f"{said}{name} is used for training, in a new configuration; {self._next_step(path)}{back}"
+        step = self._next_step(path, is_mended=bool(values))
+        text = f"{said}{name} is used for training, in a new configuration; {step}{back}"
         self._desktop.tell(one_line(text, 300), seconds=8)
 
-    def _next_step(self, path: Path) -> str:
+    def _next_step(self, path: Path, *, is_mended: bool = False) -> str:
+        """The next step with a file; a refusal of its rows counts no more where they are read in another way by now."""
         pane = self._desktop.panes.data
         rows = pane.seen(path) if pane is not None else None
-        if rows is not None and rows.refusal:
+        if rows is not None and rows.refusal and not is_mended:
             return "before a run can read it, mend what the Data pane says."
         return f"{self._keys['app.start'].display} starts."
 

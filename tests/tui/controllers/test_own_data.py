@@ -31,7 +31,7 @@ from tests.tui.harness import pane_of, screen_text, wait_for, words
 from tui.app import LocaltuneApp
 from tui.messages import DatasetChosen, OptionsChosen
 from tui.screens.start.card import StartCard
-from tui.screens.start.summary import card_lines
+from tui.screens.start.summary import LABEL_WIDTH, card_lines
 
 ROWS = 60
 DEFAULTS = {option.name: option.default for option in options()}
@@ -125,7 +125,8 @@ async def start(pilot: Pilot[Any], started: Started, *, user: Set[str] = frozens
     app, count = pilot.app, len(started)
     assert isinstance(app, LocaltuneApp)
     card = await card_of(pilot)
-    said = {line.plain[:9].strip(): line.plain[9:] for line in card_lines(card.start, card.found, app.keys, 72, 0.0)}
+    lines = [line.plain for line in card_lines(card.start, card.found, app.keys, 72, 0.0)]
+    said = {line[:LABEL_WIDTH].strip(): line[LABEL_WIDTH:] for line in lines}
     for label in ("data", "held out", "values", "method"):
         assert " ".join(said[label].split()) in words(pilot)
     provenance = card.start.values
@@ -250,9 +251,8 @@ async def test_without_a_former_configuration_the_key_says_so(here: Path) -> Non
 
 async def test_data_named_on_the_command_line_begins_anew_once(here: Path, started: Started) -> None:
     finished_demo()
-    async with opened(LocaltuneApp(data=Path("own.csv")), (80, 24)) as pilot:
-        app = pilot.app
-        assert isinstance(app, LocaltuneApp)
+    app = LocaltuneApp(data=Path("own.csv"))
+    async with opened(app, (80, 24)) as pilot:
         await wait_for(pilot, lambda: value(app, "data.eval_share") == 0.1)
         assert (value(app, "data.train"), value(app, "data.eval")) == (str(here / "own.csv"), None)
         assert app.state.former == "tickets"
@@ -262,12 +262,11 @@ async def test_data_named_on_the_command_line_begins_anew_once(here: Path, start
         assert value(app, "train.learning_rate") == 0.002, "it is its own file by now"
         await left(pilot)
     # A restart with the same file goes on with its configuration.
-    async with opened(LocaltuneApp(data=Path("own.csv")), (80, 24)) as pilot:
-        app = pilot.app
-        assert isinstance(app, LocaltuneApp)
-        await wait_for(pilot, lambda: app.returning._is_complete)
-        assert value(app, "train.learning_rate") == 0.002
-        await wait_for(pilot, lambda: pane_of(app, "data").view is not None)
+    again = LocaltuneApp(data=Path("own.csv"))
+    async with opened(again, (80, 24)) as pilot:
+        await wait_for(pilot, lambda: again.returning._is_complete)
+        assert value(again, "train.learning_rate") == 0.002
+        await wait_for(pilot, lambda: pane_of(again, "data").view is not None)
         told = await start(pilot, started, user={"train.learning_rate"})
         assert told == "preset cpu-small · 2 for the rows · you: learning_rate 0.002"
 
@@ -275,19 +274,17 @@ async def test_data_named_on_the_command_line_begins_anew_once(here: Path, start
 async def test_edits_of_a_file_survive_a_new_configuration_and_a_restart(here: Path) -> None:
     path = write_startable(here)
     saved = path.read_text()
-    async with opened(LocaltuneApp(path), (80, 24)) as pilot:
-        app = pilot.app
-        assert isinstance(app, LocaltuneApp)
+    app = LocaltuneApp(path)
+    async with opened(app, (80, 24)) as pilot:
         app.configuration.set_options({"train.seed": 7})
         await use(pilot, here / "own.csv")
         assert app.state.document is not None
         assert (app.state.document.path, value(app, "train.seed"), app.state.former) == (None, None, "mine.toml")
         await left(pilot)
     assert path.read_text() == saved
-    async with opened(LocaltuneApp(path), (80, 24)) as pilot:
-        app = pilot.app
-        assert isinstance(app, LocaltuneApp)
-        await wait_for(pilot, lambda: value(app, "train.seed") == 7)
+    again = LocaltuneApp(path)
+    async with opened(again, (80, 24)) as pilot:
+        await wait_for(pilot, lambda: value(again, "train.seed") == 7)
 
 
 async def test_only_the_file_s_own_key_changes_the_data_of_a_configuration(here: Path) -> None:
@@ -295,12 +292,12 @@ async def test_only_the_file_s_own_key_changes_the_data_of_a_configuration(here:
     async with opened(LocaltuneApp(path), (80, 24)) as pilot:
         app = pilot.app
         assert isinstance(app, LocaltuneApp)
-        before = path.read_text()
+        document, before = app.state.document, path.read_text()
+        assert document is not None
         for message in (DatasetChosen(here / "rows.jsonl"), DatasetChosen(here / "rows.jsonl", "add")):
             app.post_message(message)
             await pilot.pause()
-            assert app.state.document is not None
-            assert app.state.document.dumps() == before
+            assert document.dumps() == before
         app.post_message(DatasetChosen(here / "own_chat.jsonl", "eval"))
         await wait_for(pilot, lambda: value(app, "data.eval") == "own_chat.jsonl")
         app.post_message(DatasetChosen(here / "own_chat.jsonl"))
@@ -313,7 +310,8 @@ async def test_only_the_file_s_own_key_changes_the_data_of_a_configuration(here:
         assert value(app, "data.train") == "rows.jsonl"
         app.post_message(DatasetChosen(here / "own.csv", "add"))
         await wait_for(pilot, lambda: value(app, "data.train") == ["rows.jsonl", "own.csv"])
-        assert (value(app, "train.learning_rate"), app.state.document.path) == (3e-4, path)
+        assert app.state.document is document
+        assert value(app, "train.learning_rate") == 3e-4
 
 
 async def test_the_configuration_of_a_run_says_so_and_its_edits_are_the_user_s(here: Path, started: Started) -> None:

@@ -30,13 +30,13 @@ if TYPE_CHECKING:
     from core.runs.wishes import Unmet
 
 #: Columns of the labels.
-LABEL_WIDTH = 9
+LABEL_WIDTH = 10
 #: Lines kept free for warnings, so that none of the others moves when one is found.
 WARNING_LINES = 3
 #: Columns of the longest names of files, tried in order until the line has room.
 _NAME_WIDTHS = (40, 30, 20)
-#: Columns of the longest value shown beside the name of its option.
-_VALUE_WIDTH = 24
+#: Columns of the longest value shown beside the name of its option, and the most options that are listed.
+_VALUE_WIDTH, _MOST_LISTED = 24, 12
 
 
 @dataclass(frozen=True)
@@ -340,14 +340,15 @@ def _values(start: Start, values: Provenance, keys: KeyTable, room: int) -> str:
     if not values.groups:
         chooses = f" · {keys['start.presets'].display} chooses a preset" if start.has_form else ""
         return f"the defaults hold{chooses}"
-    most = max(len(group.values) for group in values.groups)
-    texts = [" · ".join(_group(group, listed) for group in values.groups) for listed in range(min(most, 12), -1, -1)]
+    most = min(max(len(group.values) for group in values.groups), _MOST_LISTED)
+    forms = [(most, True), *((listed, False) for listed in range(most, -1, -1))]
+    texts = [" · ".join(_group(group, *form) for group in values.groups) for form in forms]
     why = f" · {keys['start.presets'].display} shows why" if values.is_chosen and start.has_form else ""
     return _fitting([f"{texts[0]}{why}", *texts], room)
 
 
-def _group(group: ValueGroup, listed: int) -> str:
-    """A source with its values: the first ones by name, where the user or the file gives them, else their number."""
+def _group(group: ValueGroup, listed: int, with_values: bool) -> str:
+    """A source with its values: of the user's and the file's the first ones by name, of the others their number."""
     count = len(group.values)
     match group.source:
         case "preset":
@@ -361,7 +362,8 @@ def _group(group: ValueGroup, listed: int) -> str:
     label = "you" if group.source == "user" else one_line(group.name, 28)
     if not listed:
         return f"{label}: {counted(count, 'value')}"
-    shown = [f"{_option(name)} {_shown(value)}" for name, value in list(group.values.items())[:listed]]
+    first = list(group.values.items())[:listed]
+    shown = [f"{_option(name)} {_shown(value)}" if with_values else _option(name) for name, value in first]
     more = f" and {count - listed} more" if count > listed else ""
     return f"{label}: {', '.join(shown)}{more}"
 

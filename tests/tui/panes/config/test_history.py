@@ -29,9 +29,9 @@ _EDIT = st.one_of(
 
 def test_leaving_a_configuration_skips_its_edits_and_redo_makes_them_again() -> None:
     first, second = ConfigModel(ConfigDocument(TEXT)), ConfigModel(ConfigDocument("[data]\ntrain = 'x'\n"))
+    assert EditHistory(first).former is None
+    assert EditHistory(first).leave() is None
     history = EditHistory(first)
-    assert history.former is None
-    assert history.leave() is None
     first.document.set("train.epochs", 5.0)
     history.record(first)
     before = first.document.dumps()
@@ -44,7 +44,6 @@ def test_leaving_a_configuration_skips_its_edits_and_redo_makes_them_again() -> 
     assert step.label == "another"
     assert (history.present.model, first.document.dumps()) == (first, before)
     assert second.document.get("train.epochs") == 7.0, "it may be kept as it was left"
-    assert history.former is None
     for _ in range(2):
         history.redo()
     assert history.present.model is second

@@ -269,6 +269,9 @@ async def test_another_file_than_the_configuration_names(directory: Path) -> Non
         assert value(pilot, "data.columns") == {"user": "a", "assistant": "b"}
         assert app.state.document is not None
         assert (app.state.document.path, app.state.former) == (None, "c.toml")
+        (told,) = [note.message for note in app._notifications if "new configuration" in note.message]
+        assert told.startswith("Columns by hand: user is a, assistant is b. other.jsonl is used for training, in a new")
+        assert "r starts. u in Data brings c.toml back." in told
         await pilot.press("u")
         await wait_for(pilot, lambda: value(pilot, "data.train") == "mine.csv")
         assert app.state.document.dumps() == (directory / "c.toml").read_text()

@@ -16,6 +16,7 @@ from tests.cases import cases
 from tests.tui.harness import FORBIDDEN, HOSTILE
 from tui.keys import KeyTable
 from tui.screens.start.summary import (
+    LABEL_WIDTH,
     WARNING_LINES,
     Continuation,
     Found,
@@ -44,7 +45,7 @@ def lines(run: Start, found: Found | None = None, width: int = 76) -> dict[str, 
     """The lines by their label; warnings together under an empty one."""
     shown: dict[str, str] = {}
     for line in card_lines(run, found or Found(), KEYS, width, NOW):
-        label, text = line.plain[:9].strip(), line.plain[9:]
+        label, text = line.plain[:LABEL_WIDTH].strip(), line.plain[LABEL_WIDTH:]
         if line.plain.startswith("!"):
             shown[""] = f"{shown.get('', '')}{line.plain}\n"
         else:
@@ -180,10 +181,11 @@ FILE = ValueGroup("file", "mine.toml", {"train.learning_rate": 3e-4})
         ((PRESET, ROWS), True, 72, "preset cpu-small · 2 for the rows · P shows why"),
         ((PRESET, ROWS), True, 44, "preset cpu-small · 2 for the rows"),
         ((PRESET, ROWS, USER), True, 99, f"{BEGUN} · you: learning_rate 0.002, epochs 3, quiet_hours none"),
-        ((PRESET, ROWS, USER), True, 84, f"{BEGUN} · you: learning_rate 0.002 and 2 more"),
+        ((PRESET, ROWS, USER), True, 86, f"{BEGUN} · you: learning_rate, epochs, quiet_hours"),
+        ((PRESET, ROWS, USER), True, 76, f"{BEGUN} · you: learning_rate and 2 more"),
         ((PRESET, ROWS, USER), True, 60, f"{BEGUN} · you: 3 values"),
         ((RUN,), False, 72, "run 053518-korvo: 8 values"),
-        ((RUN, USER), False, 76, "run 053518-korvo: 8 values · you: learning_rate 0.002 and 2 more"),
+        ((RUN, USER), False, 76, "run 053518-korvo: 8 values · you: learning_rate, epochs and 1 more"),
         ((FILE,), False, 72, "mine.toml: learning_rate 3e-4"),
         ((FILE, LORA), False, 72, "mine.toml: learning_rate 3e-4 · you: method.name lora"),
     ],
@@ -251,7 +253,7 @@ def test_hostile_names_stay_in_their_line(width: int) -> None:
     for line in card_lines(run, found, KEYS, width, NOW):
         assert not FORBIDDEN & set(line.plain)
         assert "\n" not in line.plain
-        assert line.cell_length <= max(width, 29)
+        assert line.cell_length <= max(width, 30)
 
 
 def test_rows_that_no_run_can_read_start_nothing_and_the_card_says_why() -> None:
