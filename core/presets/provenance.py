@@ -9,7 +9,7 @@ from typing import Any, Literal
 from core.config.compare import holding_values, is_same
 from core.config.document import ConfigDocument
 from core.config.schema import Config, options
-from core.presets.switch import chosen_in, preset_in
+from core.presets.switch import chosen_in, imported_from, preset_in
 from core.runs.again import Origin
 
 #: Where a value comes from: a preset, the choice for the rows or the model of a new configuration, the run whose
@@ -30,7 +30,8 @@ class ValueGroup:
 
     Args:
         source: The source.
-        name: The name of the preset or of the file, or the id of the run; empty for the others.
+        name: The name of the preset or of the file, or the id of the run; of the user's, where they cannot be told from
+            those of an imported file or of a run that is gone, its name or id; empty for the others.
         values: ``section.key`` to the effective value, in the order of the options.
     """
 
@@ -83,6 +84,7 @@ def find_provenance(
         "preset": preset.name if preset is not None else "",
         "run": origin.run.id if origin is not None else "",
         "file": path.name if path is not None else "",
+        "user": "" if path is not None else _unknown_source(document, origin),
     }
     groups = {source: ValueGroup(source, names.get(source, "")) for source in known}
     values = {f"{section}.{key}": value for section, keys in config.model_dump().items() for key, value in keys.items()}
@@ -104,3 +106,10 @@ def find_provenance(
         groups[next(found, "user")].values[name] = value
     is_chosen = preset is not None and chosen is not None and chosen.preset == preset.name
     return Provenance(tuple(group for group in groups.values() if group.values), is_chosen)
+
+
+def _unknown_source(document: ConfigDocument, origin: Origin | None) -> str:
+    """A source whose values are not known any more; empty for none."""
+    if origin is not None and not origin.values:
+        return origin.run.id
+    return imported_from(document) if origin is None else ""

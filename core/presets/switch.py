@@ -20,6 +20,8 @@ from core.presets.library import TOGETHER, Preset, presets
 
 _NOTE = re.compile(r"#\s*preset:\s*(\S+)\s*")
 _CHOSEN = re.compile(r"#\s*chosen:\s*preset\s+([^\s,]+)\s*(?:,(.*))?")
+#: Written by :mod:`core.importers`.
+_IMPORTED = re.compile(r"# Imported from (.+), a configuration of [^,]+\.")
 
 
 @dataclass(frozen=True)
@@ -173,6 +175,12 @@ def apply_switch(document: ConfigDocument, switch: Switch) -> None:
     except BaseException:
         document.rewrite(before)
         raise
+
+
+def imported_from(document: ConfigDocument) -> str:
+    """The name of another tool's file that a configuration was imported from, by the comment at its top; else empty."""
+    place = _find_note(document.dumps().split("\n"), _IMPORTED)
+    return place[1][1] if place is not None else ""
 
 
 def _noted(text: str, pattern: re.Pattern[str], note: str) -> str:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from core.config.compare import is_same
 from core.config.document import ConfigDocument, dump_config
 from core.config.schema import options
+from core.importers.convert import import_config
 from core.presets.library import find_preset, presets
 from core.presets.provenance import Provenance, find_provenance
 from core.presets.switch import Chosen, apply_switch, note_chosen, plan_switch
@@ -115,6 +116,22 @@ def test_values_of_a_file_are_the_file_s_until_they_are_edited(tmp_path: Path) -
     document.set("train.learning_rate", 2e-3)
     found = groups(document, saved_text=saved)
     assert found == {"file": ["data.eval"], "user": ["train.batch_size", "train.learning_rate"]}
+
+
+def test_values_of_an_import_or_of_a_run_that_is_gone_are_not_taken_for_the_user_s(tmp_path: Path) -> None:
+    path = tmp_path / "qlora.yml"
+    path.write_text(
+        "base_model: m\nadapter: lora\nlearning_rate: 0.0007\nnum_epochs: 3\nmicro_batch_size: 2\n"
+        "gradient_accumulation_steps: 2\ndatasets:\n  - path: rows.jsonl\n    type: alpaca\n"
+    )
+    (tmp_path / "rows.jsonl").write_text('{"instruction": "i", "output": "o"}\n')
+    document = ConfigDocument(import_config(path).toml)
+    found = find_provenance(document.validate(), document)
+    assert [(group.source, group.name) for group in found.groups] == [("user", "qlora.yml")]
+    document = ConfigDocument('[data]\ntrain = "a.jsonl"\n[train]\nepochs = 3.0\n')
+    gone = Origin.of(Run(tmp_path / "20261124-143600-faq"))
+    (group,) = find_provenance(document.validate(), document, origin=gone).groups
+    assert (group.source, group.name) == ("user", "20261124-143600-faq")
 
 
 @cases(

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from textual.pilot import Pilot
 
+from core import paths
 from core.config.compare import is_same
 from core.config.document import ConfigDocument
 from core.config.schema import Config, options
@@ -29,7 +30,9 @@ from tests.tui.controllers.test_returning import ended, left, notes, opened
 from tests.tui.controllers.whole_app import value
 from tests.tui.harness import pane_of, screen_text, wait_for, words
 from tui.app import LocaltuneApp
+from tui.data_paths import entry_path
 from tui.messages import DatasetChosen, OptionsChosen
+from tui.reopening import reopen
 from tui.screens.start.card import StartCard
 from tui.screens.start.summary import LABEL_WIDTH, card_lines
 
@@ -269,6 +272,19 @@ async def test_data_named_on_the_command_line_begins_anew_once(here: Path, start
         await wait_for(pilot, lambda: pane_of(again, "data").view is not None)
         told = await start(pilot, started, user={"train.learning_rate"})
         assert told == "preset cpu-small · 2 for the rows · you: learning_rate 0.002"
+
+
+async def test_named_data_begins_where_nothing_is_remembered_and_not_before_it_is_there(here: Path) -> None:
+    finished_demo()
+    paths.config_dir().mkdir(parents=True)
+    (paths.config_dir() / "settings.toml").write_text("remember = false\n")
+    app = LocaltuneApp(data=Path("own.csv"))
+    async with opened(app, (80, 24)) as pilot:
+        await wait_for(pilot, lambda: value(app, "data.eval_share") == 0.1)
+        assert (value(app, "data.train"), app.state.former) == (str(here / "own.csv"), "")
+    for entry, is_there in (("hf://datasets/me/not-fetched", False), ("own.csv", True)):
+        data = entry_path(entry, here)
+        assert reopen(None, data).data == (data if is_there else None)
 
 
 async def test_edits_of_a_file_survive_a_new_configuration_and_a_restart(here: Path) -> None:

@@ -359,7 +359,9 @@ def _group(group: ValueGroup, listed: int, with_values: bool) -> str:
             return f"{count} for the model"
         case "run":
             return f"run {brief_id(group.name)}: {counted(count, 'value')}"
-    label = "you" if group.source == "user" else one_line(group.name, 28)
+    label = one_line(group.name, 28)
+    if group.source == "user":
+        label = f"{one_line(brief_id(group.name), 28)} or you" if group.name else "you"
     if not listed:
         return f"{label}: {counted(count, 'value')}"
     first = list(group.values.items())[:listed]

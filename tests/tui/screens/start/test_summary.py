@@ -170,6 +170,7 @@ USER = ValueGroup("user", "", {"train.learning_rate": 0.002, "train.epochs": 3.0
 ROWS = ValueGroup("rows", "", {"data.eval_share": 0.1, "eval.every_epochs": 0.25})
 RUN = ValueGroup("run", "20261124-053518-korvo", dict.fromkeys([f"a.{n}" for n in range(8)]))
 LORA = ValueGroup("user", "", {"method.name": "lora"})
+GONE = "053518-korvo"
 BEGUN = "preset cpu-small · 2 for the rows"
 FILE = ValueGroup("file", "mine.toml", {"train.learning_rate": 3e-4})
 
@@ -187,6 +188,8 @@ FILE = ValueGroup("file", "mine.toml", {"train.learning_rate": 3e-4})
         ((RUN,), False, 72, "run 053518-korvo: 8 values"),
         ((RUN, USER), False, 76, "run 053518-korvo: 8 values · you: learning_rate, epochs and 1 more"),
         ((FILE,), False, 72, "mine.toml: learning_rate 3e-4"),
+        ((ValueGroup("user", "qlora.yml", {"train.epochs": 3.0}),), False, 72, "qlora.yml or you: epochs 3"),
+        ((ValueGroup("user", "20261124-053518-korvo", {"train.epochs": 3.0}),), False, 72, f"{GONE} or you: epochs 3"),
         ((FILE, LORA), False, 72, "mine.toml: learning_rate 3e-4 · you: method.name lora"),
     ],
 )  # fmt: skip
