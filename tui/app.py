@@ -126,7 +126,7 @@ class LocaltuneApp(App[str]):
             self.desktop, self.state, self.drafts, self.configuration, lambda: self.clock(), remembers=remembers
         )
         self.leaving = Leaving(self.desktop, self.state, self.bridge, self.drafts, self.returning)
-        self.cards = StartCards(self.desktop, self.state, self.keys, self.beginnings)
+        self.cards = StartCards(self.desktop, self.state, self.beginnings, self.configuration.bring_back)
         self.queueing = Queueing(self.desktop, self.state, self.cards, lambda run: self.runs.open(run))
         self.runs = Runs(
             self.desktop,
@@ -346,7 +346,7 @@ class LocaltuneApp(App[str]):
             self.bridge.load_config(self._config_path)
         elif self._run_name is not None:
             self.returning.begin_with_run(self._run_name)
-        elif self._demo or not self._settings.remember:
+        elif self._demo or (data is None and not self._settings.remember):
             self.bridge.load_config(None)
         else:
             self.returning.begin(data)
@@ -402,6 +402,10 @@ class LocaltuneApp(App[str]):
     def _dataset_chosen(self, message: messages.DatasetChosen) -> None:
         self.configuration.use_dataset(message)
 
+    @on(messages.FormerRequested)
+    def _former_requested(self) -> None:
+        self.configuration.bring_back()
+
     @on(messages.DataRequested)
     def _data_requested(self, message: messages.DataRequested) -> None:
         self.configuration.open_data(message.path)
@@ -420,7 +424,7 @@ class LocaltuneApp(App[str]):
 
     @on(messages.OptionsChosen)
     def _options_chosen(self, message: messages.OptionsChosen) -> None:
-        self.configuration.set_options(message.values, message.notice)
+        self.configuration.choose_options(message)
 
     @on(messages.FormRequested)
     def _form_requested(self, message: messages.FormRequested) -> None:

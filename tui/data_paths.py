@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,18 @@ def follow_links(path: Path | str) -> str:
         return os.path.realpath(path)
     except ValueError:  # a NUL, which TOML can spell: there is no such file, and opening it reports that
         return str(path)
+
+
+def is_among(entries: Iterable[Path | str], path: Path) -> bool:
+    """Whether one of the entries is a path, or the directory that it is in; links are followed."""
+    wanted = follow_links(path)
+    for entry in map(follow_links, entries):
+        if wanted == entry:
+            return True
+        directory = entry if os.path.isdir(entry) else entry.rpartition("#")[0]
+        if directory and wanted.startswith(directory + os.sep):
+            return True
+    return False
 
 
 def entry_path(text: str, base: Path) -> Path:

@@ -102,13 +102,21 @@ class DraftKeeper:
         self._document: ConfigDocument | None = None
         self._dialogue: Dialogue | None = None
         self._transcript: tuple[str, list[dict[str, Any]]] = ("", [])
-        self._is_closed = False
+        self._is_closed = self._sets_aside = False
 
     def look(self) -> None:
         """Write changed drafts, and remove those that were saved or discarded."""
         if not self._is_closed:
             self._look_at_config()
             self._look_at_chat()
+
+    def set_aside(self) -> None:
+        """Keep the edits of the present configuration when the next one is turned to, those of a file too.
+
+        They come back with the next opening of the file.
+        """
+        self.look()
+        self._sets_aside = True
 
     def close(self, *, discards: bool = False) -> None:
         """Leave the drafts to the next app: the user quits by choice.
@@ -182,10 +190,11 @@ class DraftKeeper:
             self._config.keep(config_subject(document.path), data)
 
     def _turn_to(self, document: ConfigDocument) -> None:
-        """Turn to another configuration; one that was never saved stays, edits of a file were asked about."""
-        if self._document is not None and self._document.path is None:
+        """Turn to another configuration; one that was never saved stays, edits of a file were asked about or stay."""
+        if self._document is not None and (self._document.path is None or self._sets_aside):
             self._config.release()
         self._config.drop()
+        self._sets_aside = False
         self._document = document
 
     def adopt(self, document: ConfigDocument, identity: str) -> None:

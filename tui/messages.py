@@ -32,10 +32,15 @@ if TYPE_CHECKING:
 
 @dataclass
 class DatasetChosen(Message):
-    """Request: a file of rows, picked to train on or to hold out of training."""
+    """Request: a file of rows, picked to train on, to train on with those of the configuration, or to hold out."""
 
     path: Path
-    use: Literal["train", "eval"] = "train"
+    use: Literal["train", "add", "eval"] = "train"
+
+
+@dataclass
+class FormerRequested(Message):
+    """Request: bring back the configuration that was there before the present one."""
 
 
 @dataclass
@@ -70,12 +75,17 @@ class FormRequested(Message):
 
 @dataclass
 class OptionsChosen(Message):
-    """Request: other values for options of the configuration in the app; its file is written only by a save."""
+    """Request: other values for options of the configuration in the app; its file is written only by a save.
+
+    Where they were chosen for a file that the configuration does not name, a new one begins with them.
+    """
 
     values: Mapping[str, Any]
     """``section.key`` to value; None for the default, a path as a :class:`~pathlib.Path`."""
     notice: str = ""
     """The notice shown after the change."""
+    path: Path | None = None
+    """The file that they were chosen for; None where they are for no file."""
 
 
 @dataclass

@@ -28,6 +28,8 @@ class Reopened:
     """Configuration, data and places that the app begins with."""
 
     opened: Opened
+    data: Path | None = None
+    """The data that the user has named, if it is on this machine; the configuration may be another's."""
     place: DataPlace | None = None
     """The place in the Data pane; None for the first row of the configuration's data."""
     option: str = ""
@@ -48,7 +50,7 @@ def reopen(session: Session | None, data: Path | None = None) -> Reopened:
     before = session or Session(time=0.0)
     missing: list[str] = []
     opened = _last_config(before, missing) or _crashed() or _of_a_run(before) or Opened(ConfigDocument(), "")
-    found = Reopened(opened, option=before.option)
+    found = Reopened(opened, data if data is not None and is_there(data) else None, option=before.option)
     if data is not None and not (before.data is not None and _is_at(before.data, data)):
         found = replace(found, place=DataPlace(entry_text(data) if is_hub_entry(data) else str(data.absolute())))
     elif before.data is not None:
@@ -57,6 +59,11 @@ def reopen(session: Session | None, data: Path | None = None) -> Reopened:
         else:
             missing.append(f"{_name(before.data.path)}, which was open in the Data pane, is not there now.")
     return replace(found, missing=" ".join(missing), ended=_find_ended(session))
+
+
+def begin_with(data: Path) -> Reopened:
+    """An empty configuration for the data that the user has named."""
+    return Reopened(Opened(ConfigDocument(), ""), data if is_there(data) else None)
 
 
 def reopen_run(name: str) -> Reopened:
@@ -70,7 +77,7 @@ def reopen_run(name: str) -> Reopened:
 def place_of(session: Session) -> Reopened:
     """The cursors of a session, for a configuration that is open already."""
     place = session.data if session.data is not None and _is_there(session.data) else None
-    return Reopened(Opened(ConfigDocument(), ""), place, session.option)
+    return Reopened(Opened(ConfigDocument(), ""), place=place, option=session.option)
 
 
 def _last_config(session: Session, missing: list[str]) -> Opened | None:

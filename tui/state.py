@@ -156,6 +156,8 @@ class AppState:
     saved_text: str = ""
     origin: Origin | None = None
     """The run that the configuration was begun with; None for none."""
+    former: str = ""
+    """The name of the configuration that was there before, and can be brought back; empty for none."""
     is_opening: bool = False
     """Whether the configuration that the app begins with is still being looked for."""
     view: RunView | None = None

@@ -52,9 +52,14 @@ def differences(values: Mapping[str, Any], others: Mapping[str, Any]) -> dict[st
     found = {}
     for option in options():
         mine, other = (_said(option, given) for given in (values, others))
-        if _plain(mine) != _plain(other):
+        if not is_same(mine, other):
             found[option.name] = other
     return found
+
+
+def is_same(value: Any, other: Any) -> bool:
+    """Whether two values of an option mean the same: a list of one entry is that entry, and true is not 1."""
+    return bool(_plain(value) == _plain(other))
 
 
 def differing(configurations: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
@@ -66,7 +71,7 @@ def differing(configurations: Sequence[Mapping[str, Any]]) -> dict[str, list[Any
     found = {}
     for option in options():
         values = [_said(option, given) for given in configurations]
-        if any(_plain(value) != _plain(values[0]) for value in values[1:]):
+        if not all(is_same(value, values[0]) for value in values[1:]):
             found[option.name] = values
     return found
 

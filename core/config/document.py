@@ -195,7 +195,7 @@ class ConfigDocument:
             return
         if table is None:
             self._toml[section] = tomlkit.table()
-        self._toml[section][key] = _as_item(value, typed)
+        self._toml[section][key] = as_item(value, typed)
 
     def apply(self, assignments: Iterable[str]) -> None:
         """Apply ``section.key=value`` assignments as ``--set`` takes them; a text may be in quotes, as in the file.
@@ -348,7 +348,7 @@ def dump_config(config: Config) -> str:
                         "configuration is.",
                         "Rename the file or the directory, or name it by a link.",
                     )
-            table[key] = _as_item(value)
+            table[key] = as_item(value)
         document[section] = table
     return tomlkit.dumps(document)
 
@@ -365,7 +365,7 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(inner)
 
 
-def _as_item(value: Any, typed: str = "") -> Any:
+def as_item(value: Any, typed: str = "") -> Any:
     """The value as a tomlkit item: a table inline, so that it stays at its key; a number as typed; others unchanged."""
     if isinstance(value, float) and typed:
         with suppress(tomlkit.exceptions.TOMLKitError):

@@ -1,19 +1,40 @@
 """Switching between presets without losing the user's own values; the file itself records its preset.
 
-The record is a comment at the top of the file, ``# preset: 24gb-7b``: it is saved, copied and undone with the rest.
+The record is a comment at the top of the file, ``# preset: 24gb-7b``: it is saved, copied and undone with the rest. A
+second one, ``# chosen: preset 24gb-7b, data.eval_share = 0.1``, says what the app has chosen for a new configuration.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from core.config.document import ConfigDocument
+import tomli
+import tomlkit
+
+from core.config.document import ConfigDocument, as_item
 from core.config.schema import find_option, options
 from core.presets.library import TOGETHER, Preset, presets
 
 _NOTE = re.compile(r"#\s*preset:\s*(\S+)\s*")
+_CHOSEN = re.compile(r"#\s*chosen:\s*preset\s+([^\s,]+)\s*(?:,(.*))?")
+#: Written by :mod:`core.importers`.
+_IMPORTED = re.compile(r"# Imported from (.+), a configuration of [^,]+\.")
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What was chosen for a new configuration, as the comment at its top says; the user may have changed it since.
+
+    Args:
+        preset: The name of the preset.
+        values: The values beside those of the preset, ``section.key`` to value.
+    """
+
+    preset: str
+    values: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -62,20 +83,37 @@ class Switch:
 
 def preset_in(document: ConfigDocument) -> Preset | None:
     """The preset that the top of a configuration names; None where it names no known preset."""
-    place = _find_note(document.dumps().split("\n"))
-    return presets().get(place[1]) if place is not None else None
+    place = _find_note(document.dumps().split("\n"), _NOTE)
+    return presets().get(place[1][1]) if place is not None else None
 
 
 def note_preset(text: str, name: str) -> str:
     """A configuration's text with the name of its preset at the top; the rest stays to the byte."""
-    lines = text.split("\n")
-    place = _find_note(lines)
-    if place is not None:
-        lines[place[0]] = note_line(name)
-    else:
-        # Editors look for the schema of a file on its first line.
-        lines.insert(1 if lines[0].startswith("#:schema") else 0, note_line(name))
-    return "\n".join(lines)
+    return _noted(text, _NOTE, note_line(name))
+
+
+def chosen_in(document: ConfigDocument) -> Chosen | None:
+    """What was chosen for a new configuration, by the comment at its top; None where there is no such comment."""
+    place = _find_note(document.dumps().split("\n"), _CHOSEN)
+    if place is None:
+        return None
+    try:
+        sections = tomli.loads(f"x = {{{place[1][2] or ''}}}")["x"]
+    except (ValueError, RecursionError):
+        return None
+    values = {
+        f"{section}.{key}": value
+        for section, keys in sections.items()
+        if isinstance(keys, dict)
+        for key, value in keys.items()
+    }
+    return Chosen(place[1][1], values)
+
+
+def note_chosen(text: str, chosen: Chosen) -> str:
+    """A configuration's text with a comment at the top that says what was chosen; the rest stays to the byte."""
+    values = [f"{name} = {tomlkit.item(as_item(value)).as_string()}" for name, value in chosen.values.items()]
+    return _noted(text, _CHOSEN, f"# chosen: {', '.join([f'preset {chosen.preset}', *values])}")
 
 
 def note_line(name: str) -> str:
@@ -139,11 +177,31 @@ def apply_switch(document: ConfigDocument, switch: Switch) -> None:
         raise
 
 
-def _find_note(lines: list[str]) -> tuple[int, str] | None:
-    """Line and name of the note; only comments before the first section or option are looked at."""
+def imported_from(document: ConfigDocument) -> str:
+    """The name of another tool's file that a configuration was imported from, by the comment at its top; else empty."""
+    place = _find_note(document.dumps().split("\n"), _IMPORTED)
+    return place[1][1] if place is not None else ""
+
+
+def _noted(text: str, pattern: re.Pattern[str], note: str) -> str:
+    """A text with a note in the place of the one before, or at the top, below another note."""
+    lines = text.split("\n")
+    place = _find_note(lines, pattern)
+    if place is not None:
+        lines[place[0]] = note
+    else:
+        # Editors look for the schema of a file on its first line.
+        top = 1 if lines[0].startswith("#:schema") else 0
+        is_below = pattern is _CHOSEN and any(_NOTE.fullmatch(line) for line in lines[top : top + 1])
+        lines.insert(top + is_below, note)
+    return "\n".join(lines)
+
+
+def _find_note(lines: list[str], pattern: re.Pattern[str]) -> tuple[int, re.Match[str]] | None:
+    """Line and match of a note; only comments before the first section or option are looked at."""
     for number, line in enumerate(lines):
         if line.strip() and not line.startswith("#"):
             return None
-        if (match := _NOTE.fullmatch(line)) is not None:
-            return number, match[1]
+        if (match := pattern.fullmatch(line)) is not None:
+            return number, match
     return None

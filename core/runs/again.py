@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from core.config.document import ConfigDocument
 from core.config.schema import options
@@ -18,17 +20,17 @@ class Origin:
     """The run whose configuration another one was begun with."""
 
     run: Run
-    train: object
-    """``data.train`` of the run."""
+    values: Mapping[str, Any]
+    """The values of the run, ``section.key`` to value; they stay known when it is deleted."""
 
     @classmethod
     def of(cls, run: Run) -> Origin:
         """The origin for a run, whose configuration may be unreadable by now."""
-        return cls(run, run.values().get("data.train"))
+        return cls(run, run.values())
 
     def covers(self, document: ConfigDocument) -> bool:
         """Whether a configuration still trains on the data of the run, so that it goes by the run's name."""
-        return document.path is None and document.get("data.train") == self.train
+        return document.path is None and document.get("data.train") == self.values.get("data.train")
 
 
 def begin_from(run: Run) -> ConfigDocument:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from core.presets.begin import Beginning
 
 #: The options that a beginning is chosen for.
-_CHOSEN_FOR = ("data.train", "model.base", "hardware.device")
+_CHOSEN_FOR = ("data.train", "data.format", "data.columns", "model.base", "hardware.device")
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class Beginnings:
         self._document: ConfigDocument | None = None
         self._subject: _Subject | None = None
         self._given: dict[str, Any] = {}
+        self._max_length: dict[str, Any] = {}
         self.preset = ""
         """The name of the preset that has been chosen; empty where none has been."""
         self.is_pending = False
@@ -58,7 +59,7 @@ class Beginnings:
     def begin(self, document: ConfigDocument | None) -> None:
         """Follow a configuration from its beginning; none where it has a file, a draft or another tool's values."""
         self._document, self._subject, self.is_pending = document, None, False
-        self.preset, self._given = "", {}
+        self.preset, self._given, self._max_length = "", {}, {}
 
     def follow(self, document: ConfigDocument) -> bool:
         """Choose for a configuration that has been edited, where its data or its model are others than before.
@@ -98,6 +99,7 @@ class Beginnings:
             # How often is measured holds for the file as well.
             del self._given["data.eval_share"]
             document.set("data.eval_share", None)
+            self._note(document)
             self._tell(document, "no share held out", "✓ data.eval is held out, and no share of the rows any more.")
 
     async def _choose(self, document: ConfigDocument, subject: _Subject) -> None:
@@ -138,6 +140,9 @@ class Beginnings:
         values = found.held_out.values if found.held_out is not None else {}
         advised = taken_values(found.advised)
         self._write(document, {**values, **advised}, found.choice.preset.values)
+        limit = found.choice.max_length
+        self._max_length = {} if limit is None else {"train.max_length": limit}
+        self._note(document)
         if document.dumps() == before:
             return False
         count = len(switch.felt)
@@ -168,6 +173,13 @@ class Beginnings:
             else:
                 values.pop(name, None)
         self._given = values
+
+    def _note(self, document: ConfigDocument) -> None:
+        """Note in the configuration what has been chosen here, so that it is never taken for the user's own."""
+        from core.presets.switch import Chosen, note_chosen
+
+        chosen = Chosen(self.preset, {**self._max_length, **self._given})
+        document.rewrite(note_chosen(document.dumps(), chosen))
 
     def _tell(self, document: ConfigDocument, label: str, text: str) -> None:
         """Record the edit in the form, which tells the app about it."""

@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from core.config.choices import Objective
 from core.errors import UserError
-from core.hub_uri import is_hub_entry
 from core.paths import working_directory
 from core.text import one_line
 from tui.controllers.advised_base import AdvisedBase
 from tui.controllers.beginnings import Beginnings
 from tui.controllers.desktop import Desktop
-from tui.data_paths import data_paths, path_text
+from tui.data_paths import data_paths, is_among, path_text
 from tui.draft_keeper import ConfigDraft, DraftKeeper
 from tui.keys import KeyTable
-from tui.messages import ConfigEdited, DatasetChosen
+from tui.messages import ConfigEdited, DatasetChosen, OptionsChosen
 from tui.state import AppState
 
 if TYPE_CHECKING:
@@ -49,18 +48,34 @@ class Configuration:
         self._show_data(document)
         self._desktop.show_header()
 
-    def reopened(self, opened: Opened) -> None:
-        """Show the configuration that the app begins with, found without a request of the user."""
+    def reopened(self, opened: Opened, data: Path | None = None) -> None:
+        """Show the configuration that the app begins with, found without a request of the user.
+
+        Args:
+            opened: The configuration.
+            data: The data that the user has named; where that is not the configuration's, a new one begins with it.
+        """
         document = opened.document
+        if data is not None and self._is_foreign(document, data):
+            saved_text = document.saved_text if document.path is not None else ""
+            self._take_up(opened, document.dumps() if opened.is_begun else saved_text)
+            self._train_on(data)
+            return
         if document.path is not None or not document.dumps():
             self.loaded(document)
-            return
-        self._hold(document, document.dumps() if opened.is_begun else "", opened.origin, draft=opened.draft)
+        else:
+            self._take_up(opened, document.dumps() if opened.is_begun else "")
+            self._show_data(document)
+            self._desktop.show_header()
+        if data is not None and not data_paths(document, "train"):
+            self._train_on(data)
+
+    def _take_up(self, opened: Opened, saved_text: str) -> None:
+        """Take up a configuration in the state and in the form."""
+        self._hold(opened.document, saved_text, opened.origin, draft=opened.draft)
         self._state.is_opening = False
         if (form := self._desktop.panes.config) is not None:
             form.open(opened)
-        self._show_data(document)
-        self._desktop.show_header()
 
     def edit_run(self, run: Run) -> None:
         """Open the configuration of a run as a new one; nothing of the present one is lost."""
@@ -130,6 +145,8 @@ class Configuration:
 
     def _show_data(self, document: ConfigDocument) -> None:
         """Show the training data of the configuration in the data pane, and whether a run can start of it."""
+        form = self._desktop.panes.config
+        self._state.former = form.editor.former_name if form is not None else ""
         self._explain_start()
         if (pane := self._desktop.panes.data) is not None:
             pane.follow(document)
@@ -185,31 +202,116 @@ class Configuration:
 
     def use_dataset(self, message: DatasetChosen) -> None:
         """Train on a file, or hold it out, unless it is used in the other way already."""
-        document = self._state.document
+        document, path = self._state.document, message.path
         if document is None:
             return
-        other = "eval" if message.use == "train" else "train"
-        if (message.path if is_hub_entry(message.path) else message.path.resolve()) in data_paths(document, other):
-            name = one_line(message.path.name, 60)
-            if message.use == "eval":
-                text = f"{name} is trained on; rows that are trained on cannot be held out. Choose another file."
-            else:
-                text = f"{name} is held out of training; it cannot be trained on too. Choose another file."
+        name, trained = one_line(path.name, 60), data_paths(document, "train")
+        if message.use != "eval" and is_among(data_paths(document, "eval"), path):
+            text = f"{name} is held out of training; it cannot be trained on too. Choose another file."
             self._desktop.warn("Not both", text)
-            return
-        name = one_line(message.path.name, 60)
-        if message.use == "train":
-            pane = self._desktop.panes.data
-            rows = pane.seen(message.path) if pane is not None else None
-            next_step = f"{self._keys['app.start'].display} starts."
-            if rows is not None and rows.refusal:
-                next_step = "before a run can read it, mend what the Data pane says."
-            self.set_options({"data.train": message.path}, f"{name} is used for training; {next_step}")
+        elif message.use != "eval" and is_among(trained, path):
+            self._desktop.tell(one_line(f"{name} is used for training; {self._next_step(path)}", 200))
+        elif message.use == "train":
+            self._train_on(path)
+        elif message.use == "add":
+            self._add(document, path)
+        elif is_among(trained, path):
+            text = f"{name} is trained on; rows that are trained on cannot be held out. Choose another file."
+            self._desktop.warn("Not both", text)
         else:
-            values = {"data.eval": message.path}
             # Only one of both can say what is held out.
             share = {"data.eval_share": None} if document.get("data.eval_share") is not None else {}
-            self.set_options({**values, **share}, f"{name} is held out of training.")
+            self.set_options({"data.eval": path, **share}, f"{name} is held out of training.")
+
+    def _add(self, document: ConfigDocument, path: Path) -> None:
+        """Train on a file besides those of the configuration."""
+        before = document.get("data.train")
+        entries = [entry for entry in (before if isinstance(before, list) else [before]) if entry]
+        if not entries:
+            self._train_on(path)
+            return
+        text = f"{one_line(path.name, 60)} is trained on too, with the options of {self._state.config_name}."
+        self.set_options({"data.train": [*entries, path_text(document, path)]}, text)
+
+    def _train_on(self, path: Path, values: Mapping[str, Any] | None = None, notice: str = "") -> None:
+        """Train on a file: in the present configuration where that has no data yet, else in a new one.
+
+        Args:
+            path: The file.
+            values: Options that were chosen for it.
+            notice: What is said first.
+        """
+        document = self._state.document
+        name, said = one_line(path.name, 60), f"{notice} " if notice else ""
+        if document is None or not data_paths(document, "train"):
+            text = f"{said}{name} is used for training; {self._next_step(path, is_mended=bool(values))}"
+            self.set_options({"data.train": path, **(values or {})}, text)
+            return
+        self._begin(path, values or {})
+        back = ""
+        if former := self._state.former:
+            back = f" {self._keys['data.former'].display} in Data brings {one_line(former, 40)} back."
+        step = self._next_step(path, is_mended=bool(values))
+        text = f"{said}{name} is used for training, in a new configuration; {step}{back}"
+        self._desktop.tell(one_line(text, 300), seconds=8)
+
+    def _next_step(self, path: Path, *, is_mended: bool = False) -> str:
+        """The next step with a file; a refusal of its rows counts no more where they are read in another way by now."""
+        pane = self._desktop.panes.data
+        rows = pane.seen(path) if pane is not None else None
+        if rows is not None and rows.refusal and not is_mended:
+            return "before a run can read it, mend what the Data pane says."
+        return f"{self._keys['app.start'].display} starts."
+
+    def _begin(self, path: Path, values: Mapping[str, Any]) -> None:
+        """Begin a new configuration that trains on a file; the present one can be brought back as it is."""
+        from core.config.document import ConfigDocument
+        from tui.panes.config.editor import Opened
+
+        document = ConfigDocument()
+        for name, value in {"data.train": path, **values}.items():
+            document.set(name, _written(document, None, value))
+        # The edits of a file are asked about where it is left by choice; here they are kept.
+        self._drafts.set_aside()
+        name = one_line(path.name, 60)
+        if (form := self._desktop.panes.config) is not None:
+            form.open(Opened(document, f"a new configuration for {name}", f"✓ a new configuration for {name}"))
+        self._hold(document, "")
+        self._beginnings.begin(document)
+        self._show_data(document)
+        self._follow_base(document)
+        self._desktop.show_header()
+
+    def bring_back(self) -> None:
+        """Bring back the configuration that was there before the present one, which is kept."""
+        state, form = self._state, self._desktop.panes.config
+        if form is None or state.document is None or not state.former:
+            self._desktop.tell("There is no former configuration.")
+            return
+        former, left, has_file = state.former, state.config_name, state.document.path is not None
+        self._drafts.set_aside()
+        form.bring_back()
+        kept = ""
+        if left and not has_file:
+            pane, opens = self._keys["app.config"].display, self._keys["config.open"].display
+            kept = f" {one_line(left, 40)} is kept: {opens} in Config ({pane}) lists it."
+        self._desktop.tell(one_line(f"{former} is back as it was.{kept}", 200), seconds=6)
+
+    def choose_options(self, message: OptionsChosen) -> None:
+        """Set options that were chosen in a screen; those for a file of no configuration begin one for it."""
+        document, path, values = self._state.document, message.path, message.values
+        if document is None or path is None or not self._is_foreign(document, path):
+            self.set_options(values, message.notice)
+        elif any(value is not None for value in values.values()):
+            self._train_on(path, values, message.notice)
+        else:
+            self._desktop.tell(message.notice)
+
+    @staticmethod
+    def _is_foreign(document: ConfigDocument, path: Path) -> bool:
+        """Whether a configuration has data to train on, and a file is none of it and not held out either."""
+        trained = data_paths(document, "train")
+        return bool(trained) and not is_among([*trained, *data_paths(document, "eval")], path)
 
     def set_options(self, values: Mapping[str, Any], notice: str = "") -> None:
         """Set options, all of them or none, and update every pane.
@@ -272,20 +374,16 @@ class Configuration:
             text = f"{view.path.name} is an entry of a registry, which says its columns itself. Change them there."
             self._desktop.warn("The columns are not chosen here", text)
             return
+        if self._is_foreign(document, view.path):
+            self._desktop.open(ColumnsScreen(view, ColumnForm()))
+            return
         columns, wanted = document.get("data.columns"), document.get("data.format")
-        trained = data_paths(document, "train")
-        is_named = not trained or view.path.resolve() in (*trained, *data_paths(document, "eval"))
-        self._desktop.open(
-            ColumnsScreen(
-                view,
-                ColumnForm(
-                    wanted if isinstance(wanted, str) else "auto",
-                    columns if isinstance(columns, Mapping) else None,
-                    "" if is_named else trained[0].name,
-                    _objective(document),
-                ),
-            )
+        form = ColumnForm(
+            wanted if isinstance(wanted, str) else "auto",
+            columns if isinstance(columns, Mapping) else None,
+            _objective(document),
         )
+        self._desktop.open(ColumnsScreen(view, form))
 
 
 def _objective(document: ConfigDocument) -> Objective:

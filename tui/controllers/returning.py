@@ -66,10 +66,17 @@ class Returning:
     # The beginning.
 
     def begin(self, data: Path | None = None) -> None:
-        """Show again what was open, or else the newest run's configuration; with the data that the user has named."""
-        from tui.reopening import reopen
+        """Show again what was open, or else the newest run's configuration.
 
-        self._show(lambda: reopen(self.last, data))
+        Args:
+            data: The data that the user has named; where that is not the configuration's, a new one begins with it.
+        """
+        from tui.reopening import begin_with, reopen
+
+        if self._remembers or data is None:
+            self._show(lambda: reopen(self.last, data))
+        else:
+            self._show(lambda: begin_with(data))
 
     def begin_with_run(self, name: str) -> None:
         """Begin with the configuration of the run that the user has named."""
@@ -94,7 +101,7 @@ class Returning:
     def _show(self, find: Callable[[], Reopened]) -> None:
         async def work() -> None:
             found = await asyncio.to_thread(find)
-            self._configuration.reopened(found.opened)
+            self._configuration.reopened(found.opened, found.data)
             self._show_place(found)
             self._tell(found)
             self._is_complete = True

@@ -129,6 +129,8 @@ class Runs:
         if self._state.is_starting and self._refuse_second_run():
             return
         from core.config.document import ConfigDocument
+        from core.presets.provenance import find_provenance
+        from core.runs.again import Origin
         from tui.panes.config.model import ConfigModel
         from tui.screens.start.summary import Start
 
@@ -142,7 +144,8 @@ class Runs:
             self._desktop.fail(f"{name} cannot be started again", error)
             return
         notes = (self._tell_edits(run),) if self._has_edits(run) else ()
-        start = Start(config, slug_of(run.id), preset=f"as {name} had it", notes=notes, title=f"Start {name} again")
+        values = find_provenance(config, ConfigDocument(), origin=Origin.of(run))
+        start = Start(config, slug_of(run.id), values=values, notes=notes, title=f"Start {name} again")
         self._offer(start)
 
     def _has_edits(self, run: Run) -> bool:
@@ -180,15 +183,18 @@ class Runs:
         if self._refuse_second_run():
             return
         from core.config.document import ConfigDocument
+        from core.presets.provenance import find_provenance
         from sample_data import path
         from tui.screens.start.summary import Start
 
         try:
-            config = ConfigDocument.load(path("tickets.toml")).validate()
+            document = ConfigDocument.load(path("tickets.toml"))
+            config = document.validate()
         except UserError as error:
             self._desktop.fail("The sample could not be started", error)
             return
-        start = Start(config, "tickets", preset="none: made for this sample", title="Start the sample run")
+        values = find_provenance(config, document, saved_text=document.dumps())
+        start = Start(config, "tickets", values=values, title="Start the sample run")
         self._cards.open(start, lambda shown: self._start(shown, start.name))
 
     def continue_run(self, asked: Run | None) -> None:

@@ -12,7 +12,6 @@ from core.errors import UserError
 from tui.controllers.beginnings import Beginnings
 from tui.controllers.consent import starts_all_the_same
 from tui.controllers.desktop import Desktop
-from tui.keys import KeyTable
 from tui.state import AppState
 
 if TYPE_CHECKING:
@@ -30,10 +29,13 @@ class StartCards:
 
     Args:
         beginnings: Tells whether a preset is still being chosen for the configuration in the app.
+        bring_back: Brings the former configuration back.
     """
 
-    def __init__(self, desktop: Desktop, state: AppState, keys: KeyTable, beginnings: Beginnings) -> None:
-        self._desktop, self._state, self._keys, self._beginnings = desktop, state, keys, beginnings
+    def __init__(
+        self, desktop: Desktop, state: AppState, beginnings: Beginnings, bring_back: Callable[[], None]
+    ) -> None:
+        self._desktop, self._state, self._beginnings, self._bring_back = desktop, state, beginnings, bring_back
 
     def open(self, start: Start, go: Callable[[Config], None], *, run: Run | None = None) -> None:
         """Open the card of a run; at once, so that keys typed ahead are for it.
@@ -62,6 +64,8 @@ class StartCards:
                 self._show_rows()
             elif answer == "options":
                 self._show_options()
+            elif answer == "former":
+                self._bring_back()
 
         # The card has their news, and its keys are where they are shown.
         self._desktop.clear_notices()
@@ -91,17 +95,20 @@ class StartCards:
             document: The configuration.
             config: The same, checked.
         """
+        from core.presets.provenance import find_provenance
         from core.runs.again import run_name
         from tui.screens.start.summary import Start
 
-        path = document.path
+        path, state = document.path, self._state
         notes: list[str] = []
-        if self._state.is_dirty and path is not None:
+        if state.is_dirty and path is not None:
             notes.append(f"The values are as edited; {path.name} does not have them until they are saved.")
         return Start(
             config,
-            path.stem if path is not None else run_name(document, self._state.origin),
-            preset=self._preset(document),
+            path.stem if path is not None else run_name(document, state.origin),
+            values=find_provenance(config, document, origin=state.origin, saved_text=state.saved_text),
+            is_choosing=self._beginnings.is_pending,
+            former=state.former,
             notes=tuple(notes),
             has_form=True,
         )
@@ -118,19 +125,6 @@ class StartCards:
         # While a value is wrong, the card keeps the one before.
         with suppress(UserError):
             card.show(self.of_document(document, document.validate()), is_settled=not self._beginnings.is_pending)
-
-    def _preset(self, document: ConfigDocument) -> str:
-        """The preset of a configuration in words."""
-        from core.presets.switch import preset_in
-
-        shows = self._keys["start.presets"].display
-        if self._beginnings.is_pending:
-            return "choosing one for model, card and rows …"
-        if (preset := preset_in(document)) is None:
-            return f"none, the defaults hold · {shows} chooses one"
-        if preset.name == self._beginnings.preset:
-            return f"{preset.name} · chosen for model, card and rows · {shows} shows why"
-        return f"{preset.name} · {preset.about}"
 
     def _seen(self, start: Start) -> SeenRows | None:
         """The rows of a run as the Data pane shows them."""

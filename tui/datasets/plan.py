@@ -6,8 +6,7 @@ follow it, so that the screen shows what a run would learn.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from core.models.find import STARTER_NAME, find_model, is_model_here, missing_mo
 from core.paths import user_path, working_directory
 from core.template.builtin import template_source
 from core.template.settings import MaskSettings, mask_settings
-from tui.data_paths import entry_text, follow_links
+from tui.data_paths import entry_text, follow_links, is_among
 
 
 @dataclass(frozen=True)
@@ -73,13 +72,13 @@ class ReadPlan:
         none to train on; another file, opened to be looked at, is recognized by itself.
         """
         wanted = self.wanted
-        if not wanted.train or _names(wanted.train, path) or _names(wanted.eval, path):
+        if not wanted.train or is_among(wanted.train, path) or is_among(wanted.eval, path):
             return Reading(wanted.format, None if wanted.columns is None else tuple(wanted.columns.items()))
         return Reading()
 
     def held_out(self, path: Path) -> tuple[str, ...]:
         """The held-out files while a file is trained on."""
-        return self.wanted.eval if _names(self.wanted.train, path) else ()
+        return self.wanted.eval if is_among(self.wanted.train, path) else ()
 
     def request(self, path: Path) -> AnalysisRequest:
         """The request for the analysis of one file, without tokens.
@@ -211,18 +210,6 @@ def _stamp(file: Path | None) -> int:
         return file.stat().st_mtime_ns if file is not None else 0
     except (OSError, ValueError):
         return 0
-
-
-def _names(entries: Iterable[str], path: Path) -> bool:
-    """Whether one of the entries is a path, or the directory that it is in; links are followed."""
-    wanted = follow_links(path)
-    for entry in map(follow_links, entries):
-        if wanted == entry:
-            return True
-        directory = entry if os.path.isdir(entry) else entry.rpartition("#")[0]
-        if directory and wanted.startswith(directory + os.sep):
-            return True
-    return False
 
 
 def find_base(base: str, directory: Path) -> Path:

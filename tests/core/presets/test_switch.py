@@ -10,7 +10,7 @@ from core.config.document import ConfigDocument
 from core.config.schema import options
 from core.errors import UserError
 from core.presets.library import find_preset, presets
-from core.presets.switch import apply_switch, note_preset, plan_switch, preset_in
+from core.presets.switch import Chosen, apply_switch, chosen_in, note_chosen, note_preset, plan_switch, preset_in
 from tests.cases import cases
 from tests.core.config.strategies import CHANGES
 
@@ -89,6 +89,27 @@ def test_another_length_than_the_presets() -> None:
 )
 def test_the_note_is_in_the_head(text: str, noted: str) -> None:
     assert note_preset(text, "x") == noted
+
+
+@cases(
+    ("text", "noted"),
+    [
+        ("", "# chosen: preset x, data.eval_share = 0.1\n"),
+        ("# preset: x\n[data]\n", "# preset: x\n# chosen: preset x, data.eval_share = 0.1\n[data]\n"),
+        ("#:schema a.json", "#:schema a.json\n# chosen: preset x, data.eval_share = 0.1"),
+        ("# a\n# chosen: preset y\n[data]\n", "# a\n# chosen: preset x, data.eval_share = 0.1\n[data]\n"),
+    ],
+)
+def test_what_was_chosen_is_noted_below_the_preset(text: str, noted: str) -> None:
+    assert note_chosen(text, Chosen("x", {"data.eval_share": 0.1})) == noted
+
+
+@given(CHANGES)
+def test_what_was_chosen_is_read_as_it_was_noted(changes: list[tuple[str, object]]) -> None:
+    chosen = Chosen("24gb-7b", dict(changes))
+    document = ConfigDocument(note_chosen(MINE, chosen))
+    assert chosen_in(document) == chosen
+    assert document.dumps().endswith(MINE)
 
 
 def test_a_preset_that_there_is_not_is_none() -> None:

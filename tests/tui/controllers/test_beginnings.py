@@ -53,8 +53,8 @@ async def test_t_brings_a_preset_and_held_out_rows_as_one_edit(tmp_path: Path, h
         assert value(app, "eval.every_epochs") is None
         assert value(app, "data.train") is not None
         # Taken back once, it does not come again.
-        app.post_message(DatasetChosen(write_rows(tmp_path / "other.jsonl", 300)))
-        await wait_for(pilot, lambda: str(value(app, "data.train")).endswith("other.jsonl"))
+        app.post_message(DatasetChosen(write_rows(tmp_path / "other.jsonl", 300), "add"))
+        await wait_for(pilot, lambda: isinstance(value(app, "data.train"), list))
         await settled(pilot, app)
         assert value(app, "train.learning_rate") is None
 
@@ -76,10 +76,11 @@ async def test_other_data_is_chosen_for_anew(tmp_path: Path, home: Path) -> None
     app = LocaltuneApp()
     async with app.run_test(size=(120, 34)) as pilot:
         await ready(pilot, app)
-        app.post_message(DatasetChosen(write_rows(tmp_path / "large.jsonl", 4000)))
-        await wait_for(pilot, lambda: value(app, "data.eval_share") == 0.05, 30)
         app.post_message(DatasetChosen(write_rows(tmp_path / "few.jsonl", 12)))
-        await wait_for(pilot, lambda: value(app, "data.eval_share") is None, 30)
+        await wait_for(pilot, lambda: value(app, "train.batch_size") == 4, 30)
+        assert value(app, "data.eval_share") is None
+        app.post_message(DatasetChosen(write_rows(tmp_path / "large.jsonl", 3988), "add"))
+        await wait_for(pilot, lambda: value(app, "data.eval_share") == 0.05, 30)
         assert value(app, "train.batch_size") == 4
 
 
@@ -97,8 +98,7 @@ async def test_a_held_out_file_takes_the_place_of_the_share(tmp_path: Path, home
 
 async def test_a_configuration_with_a_file_stays_as_it_is(tmp_path: Path, home: Path) -> None:
     path = tmp_path / "mine.toml"
-    write_rows(tmp_path / "rows.jsonl", 200)
-    path.write_text('[data]\ntrain = "rows.jsonl"\n')
+    path.write_text("# mine\n")
     app = LocaltuneApp(path)
     async with app.run_test(size=(120, 34)) as pilot:
         await ready(pilot, app)

@@ -296,7 +296,7 @@ async def test_r_starts_the_shown_run_again_and_not_the_configuration(
         await pilot.press("r")
         await wait_for(pilot, lambda: isinstance(app.screen, StartCard))
         assert f"Start {run.id[9:]} again" in screen_text(app)
-        assert f"as {run.id[9:]} had it" in screen_text(app)
+        assert f"run {run.id[9:]}: 1 value" in screen_text(app)
         assert "other values" not in screen_text(app)
         await pilot.press("enter")
         await wait_for(pilot, lambda: started)

@@ -106,7 +106,7 @@ async def test_r_shows_what_a_run_would_do_and_enter_starts_it(config: Path, sta
         text = screen_text(app)
         assert "learning rate 3e-4" in text
         assert "5 steps" in text
-        assert "none, the defaults hold" in text
+        assert "mine.toml: learning_rate 3e-4" in text
         assert "enter start" in text
         before = [line for line in text.splitlines() if "memory" in line]
         await wait_for(pilot, lambda: "not known: the model" in screen_text(app), 60)
@@ -246,7 +246,7 @@ async def test_the_sample_goes_through_a_card_and_only_from_the_empty_pane(home:
         await wait_for(pilot, lambda: "the sample tickets" in screen_text(app))
         await pilot.press("d")
         await wait_for(pilot, lambda: has_card(app))
-        await wait_for(pilot, lambda: "400 rows + 80 held out" in screen_text(app), 60)
+        await wait_for(pilot, lambda: "80 rows of tickets_eval.jsonl" in screen_text(app), 60)
         assert "P preset" not in screen_text(app)
         await pilot.press("P", "escape")
         await pilot.pause()
@@ -337,7 +337,7 @@ async def test_a_start_waits_for_the_preset_that_is_being_chosen(
             app.post_message(DatasetChosen(rows))
             await wait_for(pilot, lambda: app.beginnings.is_pending)
             await pilot.press("r")
-            assert "choosing one for model, card and rows" in screen_text(app)
+            assert "being chosen for model, card and rows" in screen_text(app)
             await pilot.press("enter")
             await wait_for(pilot, lambda: "starts as soon as the preset is chosen" in screen_text(app))
             await pilot.press("escape")

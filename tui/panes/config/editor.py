@@ -85,6 +85,15 @@ class ConfigEditor:
         return self.unread_text or self.document.dumps() or _BLANK
 
     @property
+    def former_name(self) -> str:
+        """The name of the configuration that was there before this one: its file, else its runs'; empty for none."""
+        model = self.history.former
+        if model is None:
+            return ""
+        path = model.document.path
+        return path.name if path is not None else model.run_name or "what was here"
+
+    @property
     def suggested_name(self) -> str:
         """A suggested file name to save to, as typed."""
         if self._suggested is not None:

@@ -99,6 +99,23 @@ class EditHistory:
         self._bring_back(step.before)
         return step
 
+    @property
+    def former(self) -> ConfigModel | None:
+        """The configuration that was there before the present one; None for none."""
+        models = (step.before.model for step in reversed(self._done))
+        return next((model for model in models if model is not self.present.model), None)
+
+    def leave(self) -> Step | None:
+        """Go back to the configuration before the present one, which keeps its text; None where there is none."""
+        if (former := self.former) is None:
+            return None
+        while self.present.model is not former:
+            step = self._done.pop()
+            self._undone.append(step)
+            self.present = step.before
+        self.revert()
+        return step
+
     def redo(self) -> Step | None:
         """Redo the edit undone last; None where there is none."""
         if not self._undone:

@@ -8,7 +8,7 @@ from core.config.document import ConfigDocument
 from core.drafts import Draft, list_drafts
 from core.errors import UserError
 from core.paths import shown_path, working_directory
-from core.runs.again import Origin, begin_from, read_run, run_name
+from core.runs.again import Origin, begin_from, run_name
 from core.runs.names import brief_id
 from core.runs.store import Run
 from core.text import one_line
@@ -41,7 +41,8 @@ def open_draft(draft: Draft) -> Opened:
     document = ConfigDocument(_text(draft))
     rebase(document, Path(draft.subject), working_directory())
     run, unread = draft.data.get("run"), draft.data.get("unread")
-    found = read_run(run) if isinstance(run, str) else None
+    # A run that is gone is still where the values come from.
+    found = Run(Path(run)) if isinstance(run, str) and run else None
     return Opened(
         document,
         f"opening what was not saved at {draft.when}",

@@ -551,6 +551,13 @@ class ConfigPane(Pane):
         step = self.editor.history.redo()
         self._show_step(step, step.tell_redone() if step is not None else "There is nothing to do again.")
 
+    def bring_back(self) -> None:
+        """Go back to the configuration that was there before this one."""
+        self._settle()
+        if (step := self.editor.history.leave()) is not None:
+            self._show_document("")
+            self.say(step.tell_undone())
+
     def _settle(self) -> None:
         """Record the typed text, so that it is an edit of its own."""
         self.commit_open()

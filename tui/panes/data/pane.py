@@ -24,7 +24,7 @@ from core.hub.store import NotFetchedError
 from core.paths import working_directory
 from core.text import one_line
 from core.units import format_count
-from tui.data_paths import entry_path, entry_text, follow_links
+from tui.data_paths import entry_path, entry_text, follow_links, is_among
 from tui.datasets.here import Here
 from tui.datasets.marks import RowFilter
 from tui.datasets.plan import Reading, plan_data
@@ -32,7 +32,7 @@ from tui.datasets.summary import counted, describe_filter, describe_progress, su
 from tui.datasets.tasks import open_dataset, paced
 from tui.datasets.view import DatasetView
 from tui.keys import bindings
-from tui.messages import DatasetChosen, FormRequested, LengthsMeasured
+from tui.messages import DatasetChosen, FormerRequested, FormRequested, LengthsMeasured
 from tui.panes.base import Pane
 from tui.panes.data.filters import after_analysis, longest_row, next_kind, next_problem
 from tui.panes.data.finder import Finder
@@ -190,6 +190,7 @@ class DataPane(Pane):
             self._say("")
         elif self._empty.display and self.opener.opening is None and self._empty_error is None:
             self._show_empty()
+        self._refresh_title()
 
     def configure(self, document: ConfigDocument) -> None:
         """Follow a configuration; where its plan is the same, the display stays unchanged."""
@@ -205,6 +206,7 @@ class DataPane(Pane):
             self.body.show_tokens()
         if session.plan != before:
             self._look_at_all()
+            self._refresh_title()
 
     def _read_as_planned(self) -> None:
         """Detect the format anew where the configuration reads the rows in another way."""
@@ -486,8 +488,16 @@ class DataPane(Pane):
         else:
             self.set_title("1 Data", view.path.name, listed.title, f"{format_count(listed.total)} of {known}")
         columns = ["data.columns"] if isinstance(view.unknown, UnknownColumnsError) else []
-        self.set_hints([*columns, "data.train", "data.tokens", "data.report", "data.filter", "data.search"])
+        self.set_hints([*columns, *self._uses, "data.tokens", "data.report", "data.filter", "data.search"])
         self._refresh_status()
+
+    @property
+    def _uses(self) -> list[str]:
+        """The keys that use the file, the most important first; for one that is trained on, the way back."""
+        view, trained = self.view, self.session.plan.reading.wanted.train
+        if view is not None and is_among(trained, view.path):
+            return ["data.former"] if self.shell.state.former else ["data.train"]
+        return ["data.train", "data.add"] if trained else ["data.train"]
 
     @on(DataRows.ProblemsSeen)
     def _refresh_status(self) -> None:
@@ -673,12 +683,16 @@ class DataPane(Pane):
 
     # Use of the file.
 
-    def action_use(self, use: Literal["train", "eval"]) -> None:
+    def action_use(self, use: Literal["train", "add", "eval"]) -> None:
         """Request the use of this file in the configuration."""
         if self.view is None:
             self._say("Open a file first.")
             return
         self.post_message(DatasetChosen(Path(entry_text(self.view.path)), use))
+
+    def action_former(self) -> None:
+        """Request the configuration that was there before."""
+        self.post_message(FormerRequested())
 
     def action_form(self, form: Literal["template", "columns"]) -> None:
         """Request the screen of the templates or the columns."""

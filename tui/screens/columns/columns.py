@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 from textual import events, on, work
@@ -20,7 +19,7 @@ from core.errors import UserError
 from core.text import one_line
 from tui.datasets.summary import counted
 from tui.datasets.view import DatasetView
-from tui.keys import KeyTable, bindings, yields_to_text
+from tui.keys import KeyTable, bindings
 from tui.messages import OptionsChosen
 from tui.screens.columns.column_plan import (
     FORMAT,
@@ -36,7 +35,6 @@ from tui.screens.help import HelpScreen
 from tui.screens.overlay import Overlay
 from tui.screens.pick import Pick, PickScreen
 from tui.shell import shell_of
-from tui.widgets.forms.ask_bar import AskBar, takes_text
 from tui.widgets.lists.conversation import Conversation
 from tui.widgets.text_block import TextBlock
 
@@ -57,13 +55,11 @@ class ColumnForm:
     Args:
         wanted: ``data.format``.
         columns: ``data.columns``; None where it is not set.
-        train: The training data of the configuration, where it does not name the file that is shown.
         objective: ``train.objective``.
     """
 
     wanted: str = "auto"
     columns: Mapping[str, str] | None = None
-    train: str = ""
     objective: Objective = "sft"
 
 
@@ -132,12 +128,6 @@ class ColumnsScreen(Overlay[None]):
         """The preview of the rows; None while it is being read."""
         self._is_saving = False
 
-    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """While a text is being entered, keys that write text run no action."""
-        if yields_to_text(action, self.keys) and takes_text(self.focused):
-            return False
-        return super().check_action(action, parameters)
-
     def compose(self) -> ComposeResult:
         with Vertical(id="columns-box"):
             with Container(id="columns-body"):
@@ -146,7 +136,6 @@ class ColumnsScreen(Overlay[None]):
                     yield TextBlock(id="columns-problem")
                     yield Conversation(id="columns-rows")
             yield TextBlock(id="columns-note")
-            yield AskBar(id="columns-ask")
 
     def on_mount(self) -> None:
         """Read the first rows."""
@@ -223,7 +212,7 @@ class ColumnsScreen(Overlay[None]):
         )
 
     @on(ColumnsPreviewed)
-    async def _previewed(self, message: ColumnsPreviewed) -> None:
+    def _previewed(self, message: ColumnsPreviewed) -> None:
         if (message.wanted, message.columns) != (self.choice.wanted, self.choice.named):
             return
         self.preview = message.preview
@@ -231,7 +220,7 @@ class ColumnsScreen(Overlay[None]):
         self.query_one("#columns-problem", TextBlock).show(summary(message.preview, self.choice.named is not None))
         self._show_form(self.parts.current)
         if self._is_saving:
-            await self.action_save()
+            self.action_save()
 
     # Display.
 
@@ -328,7 +317,7 @@ class ColumnsScreen(Overlay[None]):
 
     # Saving.
 
-    async def action_save(self) -> None:
+    def action_save(self) -> None:
         """Put format and columns into the configuration, if rows can be read with them."""
         if self.sample is None:
             return
@@ -338,19 +327,10 @@ class ColumnsScreen(Overlay[None]):
             return
         if self.preview.problem is not None and not self.choice.is_plain:
             self.say(f"✗ Not saved. {self.preview.problem}")
-        elif self.form.train and not self.choice.is_plain:
-            await self.query_one(AskBar).converse(self._ask_what_to_train_on())
         else:
-            self._save({})
+            self._save()
 
-    async def _ask_what_to_train_on(self) -> None:
-        question = f"The configuration trains on {one_line(self.form.train, 60)}, not on this file."
-        answers = {"t": "train on this file", "k": "keep that"}
-        key = await self.query_one(AskBar).ask_key(question, answers)
-        if key is not None:
-            self._save({"data.train": self.view.path.absolute()} if key == "t" else {})
-
-    def _save(self, more: Mapping[str, Path]) -> None:
+    def _save(self) -> None:
         choice = self.choice
         named, format_ = choice.named, None if choice.wanted == "auto" else choice.wanted
         values: dict[str, Any] = {"data.columns": named, "data.format": format_}
@@ -358,7 +338,7 @@ class ColumnsScreen(Overlay[None]):
             notice = "No columns are named; rows are read by their format."
         else:
             notice = f"Columns by hand: {', '.join(f'{role} is {one_line(name, 40)}' for role, name in named.items())}."
-        self.app.post_message(OptionsChosen({**values, **more}, notice))
+        self.app.post_message(OptionsChosen(values, notice, self.view.path))
         self.dismiss(None)
 
     def action_help(self) -> None:

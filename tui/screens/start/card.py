@@ -27,7 +27,7 @@ from tui.widgets.forms.answer_keys import AnswerKeys
 from tui.widgets.text_block import TextBlock
 
 #: The answers of a card; None where the user goes back.
-Answer = Literal["start", "rows", "options"]
+Answer = Literal["start", "rows", "options", "former"]
 #: Columns of the card, and those that its frame takes.
 _WIDTH, _FRAME = 92, 6
 #: Seconds between two looks at an analysis that another part of the app does.
@@ -281,6 +281,6 @@ class StartCard(Overlay[Answer]):
             self._choose_preset()
 
     def action_go(self, where: Answer) -> None:
-        """Leave the card for the rows or the options."""
+        """Leave the card for the rows, the options, or the former configuration."""
         if f"start.{where}" in self._hints:
             self.dismiss(where)

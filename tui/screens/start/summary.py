@@ -13,13 +13,16 @@ from core.analysis.division import HELD_OUT
 from core.analysis.result import Analysis
 from core.analysis.split import held_out_count
 from core.config.derived import step_count
-from core.config.schema import Config
+from core.config.schema import Config, options
 from core.hub_uri import is_hub_entry
+from core.presets.provenance import Provenance, ValueGroup
+from core.runs.names import brief_id
 from core.text import one_line
 from core.units import exact_number, format_bytes, format_count, format_duration, format_moment
 from tui.datasets.marks import OF_THE_WHOLE
 from tui.datasets.summary import counted, describe_dropped
 from tui.keys import KeyTable
+from tui.widgets.forms.option_field import format_value
 from tui.widgets.strips import fit
 from tui.widgets.text_block import clip
 
@@ -27,9 +30,13 @@ if TYPE_CHECKING:
     from core.runs.wishes import Unmet
 
 #: Columns of the labels.
-LABEL_WIDTH = 9
+LABEL_WIDTH = 10
 #: Lines kept free for warnings, so that none of the others moves when one is found.
 WARNING_LINES = 3
+#: Columns of the longest names of files, tried in order until the line has room.
+_NAME_WIDTHS = (40, 30, 20)
+#: Columns of the longest value shown beside the name of its option, and the most options that are listed.
+_VALUE_WIDTH, _MOST_LISTED = 24, 12
 
 
 @dataclass(frozen=True)
@@ -172,7 +179,9 @@ class Start:
     Args:
         config: The checked configuration.
         name: Its subject, which ends the run's id.
-        preset: The preset of the configuration, and how it came to that; empty for no such line.
+        values: Where its values come from; None for no such line.
+        is_choosing: Whether a preset is being chosen for it.
+        former: The name of the configuration that one key brings back; empty for none.
         notes: Remarks that do not depend on what is found out in the background.
         continuation: The run that goes on; None for a new one.
         has_form: Whether the configuration is the one in the Config pane, so that it can be changed there.
@@ -181,7 +190,9 @@ class Start:
 
     config: Config
     name: str
-    preset: str = ""
+    values: Provenance | None = None
+    is_choosing: bool = False
+    former: str = ""
     notes: tuple[str, ...] = ()
     continuation: Continuation | None = None
     has_form: bool = False
@@ -227,13 +238,14 @@ def card_lines(start: Start, found: Found, keys: KeyTable, width: int, now: floa
     goes_on = start.continuation
     if goes_on is not None:
         lines.append(("run", Content(f"{one_line(goes_on.run, 60)} · {goes_on.state}")))
-    lines.append(("data", Content(_data(start, found.rows, goes_on is not None))))
+    lines.append(("data", Content(_data(start, found.rows, room))))
     if goes_on is None:
+        lines.append(("held out", Content(_held_out(start, found.rows, room))))
         lines.append(("dropped", _dropped(start, found.rows, keys, room)))
     lines.append(("model", Content(_model(start.config, plan))))
     lines.append(("method", Content(_method(start.config))))
-    if start.preset:
-        lines.append(("preset", Content(one_line(start.preset))))
+    if start.values is not None:
+        lines.append(("values", Content(_values(start, start.values, keys, room))))
     if goes_on is not None:
         lines += [("from", Content(_from(goes_on))), ("left", Content(_left(goes_on)))]
         lines.append(("time", _rest(goes_on, plan, now)))
@@ -281,18 +293,91 @@ def _warning(text: str, width: int, most: int) -> list[str]:
     return [("! " if not place else "  ") + line.plain.rstrip() for place, line in enumerate(lines)]
 
 
-def _data(start: Start, rows: StartRows, names_only: bool) -> str:
-    names = [one_line(str(entry) if is_hub_entry(entry) else Path(entry).name, 40) for entry in start.train]
-    shown = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
-    if names_only:
-        return shown
+def _data(start: Start, rows: StartRows, room: int) -> str:
+    """The training files, and the number of rows that are learned."""
+    if start.continuation is not None or (rows.used is None and rows.refusal):
+        count = ""
+    elif rows.used is None:
+        count = " · …"
+    else:
+        count = f" · {'' if rows.is_exact else '~'}{counted(rows.used, 'row')}"
+    return _fitting([f"{_names(start.train, width)}{count}" for width in _NAME_WIDTHS], room)
+
+
+def _held_out(start: Start, rows: StartRows, room: int) -> str:
+    """The number of rows that are measured on, and whose they are."""
+    data, about = start.config.data, "" if rows.is_exact else "~"
+    if data.eval is not None:
+        # Their number is known once they have been read.
+        count = counted(rows.held_out, "row") if rows.is_exact else "rows"
+        entries = [data.eval] if isinstance(data.eval, str) else data.eval
+        return _fitting([f"{count} of {_names(entries, width)}" for width in _NAME_WIDTHS], room)
+    if not data.eval_share or (rows.used is not None and not rows.held_out):
+        return "none, so nothing is measured"
     if rows.used is None:
-        return shown if rows.refusal else f"{shown} · …"
-    about = "" if rows.is_exact else "~"
-    held_out = (
-        f" + {format_count(rows.held_out)} held out" if rows.held_out else " · none held out, so nothing is measured"
-    )
-    return f"{shown} · {about}{counted(rows.used, 'row')}{held_out}"
+        return "…"
+    first = start.train[0]
+    is_file = not is_hub_entry(first) and "#" not in first and Path(first).suffix
+    noun = "files" if len(start.train) > 1 else "file" if is_file else "data"
+    return f"{about}{counted(rows.held_out, 'row')} of the same {noun}"
+
+
+def _names(entries: Sequence[str], width: int) -> str:
+    """The name of the first entry, and the number of the others."""
+    first = one_line(str(entries[0]) if is_hub_entry(entries[0]) else Path(entries[0]).name, width)
+    return first if len(entries) == 1 else f"{first} and {len(entries) - 1} more"
+
+
+def _fitting(texts: Sequence[str], room: int) -> str:
+    """The first text that has room, or else the last."""
+    return next((text for text in texts if Content(text).cell_length <= room), texts[-1])
+
+
+def _values(start: Start, values: Provenance, keys: KeyTable, room: int) -> str:
+    """Where the values come from, in as many words as there is room for."""
+    if start.is_choosing:
+        return "a preset is being chosen for model, card and rows …"
+    if not values.groups:
+        chooses = f" · {keys['start.presets'].display} chooses a preset" if start.has_form else ""
+        return f"the defaults hold{chooses}"
+    most = min(max(len(group.values) for group in values.groups), _MOST_LISTED)
+    forms = [(most, True), *((listed, False) for listed in range(most, -1, -1))]
+    texts = [" · ".join(_group(group, *form) for group in values.groups) for form in forms]
+    why = f" · {keys['start.presets'].display} shows why" if values.is_chosen and start.has_form else ""
+    return _fitting([f"{texts[0]}{why}", *texts], room)
+
+
+def _group(group: ValueGroup, listed: int, with_values: bool) -> str:
+    """A source with its values: of the user's and the file's the first ones by name, of the others their number."""
+    count = len(group.values)
+    match group.source:
+        case "preset":
+            return f"preset {group.name}"
+        case "rows":
+            return f"{count} for the rows"
+        case "model":
+            return f"{count} for the model"
+        case "run":
+            return f"run {brief_id(group.name)}: {counted(count, 'value')}"
+    label = one_line(group.name, 28)
+    if group.source == "user":
+        label = f"{one_line(brief_id(group.name), 28)} or you" if group.name else "you"
+    if not listed:
+        return f"{label}: {counted(count, 'value')}"
+    first = list(group.values.items())[:listed]
+    shown = [f"{_option(name)} {_shown(value)}" if with_values else _option(name) for name, value in first]
+    more = f" and {count - listed} more" if count > listed else ""
+    return f"{label}: {', '.join(shown)}{more}"
+
+
+def _option(name: str) -> str:
+    """The name of an option: its key alone where no other section has that key."""
+    key = name.partition(".")[2]
+    return key if sum(option.key == key for option in options()) == 1 else name
+
+
+def _shown(value: object) -> str:
+    return one_line(format_value(value), _VALUE_WIDTH) if value is not None else "none"
 
 
 def _dropped(start: Start, rows: StartRows, keys: KeyTable, room: int) -> Content:
@@ -405,4 +490,6 @@ def hint_keys(start: Start, rows: StartRows) -> Sequence[str]:
         found += ["start.presets", "start.options"]
         if len(start.train) == 1 and (rows.dropped or rows.look or rows.refusal):
             found.append("start.rows")
+        if start.former:
+            found.append("start.former")
     return [*found, "start.back"]

@@ -265,15 +265,16 @@ async def test_another_file_than_the_configuration_names(directory: Path) -> Non
         await pilot.press("right", "j", "left")
         await seen(pilot, screen)
         await pilot.press("s")
-        await wait_for(pilot, lambda: "The configuration trains on mine.csv" in screen_text(app))
-        await pilot.press("escape")
-        await pilot.pause()
-        assert app.screen is screen
-        await pilot.press("s")
-        await pilot.pause()
-        await pilot.press("t")
-        await wait_for(pilot, lambda: value(pilot, "data.train") == "other.jsonl")
+        await wait_for(pilot, lambda: value(pilot, "data.train") == str(directory / "other.jsonl"))
         assert value(pilot, "data.columns") == {"user": "a", "assistant": "b"}
+        assert app.state.document is not None
+        assert (app.state.document.path, app.state.former) == (None, "c.toml")
+        (told,) = [note.message for note in app._notifications if "new configuration" in note.message]
+        assert told.startswith("Columns by hand: user is a, assistant is b. other.jsonl is used for training, in a new")
+        assert "r starts. u in Data brings c.toml back." in told
+        await pilot.press("u")
+        await wait_for(pilot, lambda: value(pilot, "data.train") == "mine.csv")
+        assert app.state.document.dumps() == (directory / "c.toml").read_text()
 
 
 async def test_without_data_and_for_entries_of_a_registry_it_is_refused(directory: Path) -> None:

@@ -9,12 +9,14 @@ from typing import Any
 from core.analysis.problems import Problem
 from core.analysis.result import Analysis
 from core.config.schema import Config
+from core.presets.provenance import Provenance, ValueGroup
 from core.runs.early_end import EarlyEnd, tell_early_end
 from core.runs.wishes import Unmet
 from tests.cases import cases
 from tests.tui.harness import FORBIDDEN, HOSTILE
 from tui.keys import KeyTable
 from tui.screens.start.summary import (
+    LABEL_WIDTH,
     WARNING_LINES,
     Continuation,
     Found,
@@ -27,6 +29,7 @@ from tui.screens.start.summary import (
 
 NOW = 1_764_000_000.0
 KEYS = KeyTable()
+PRESET = ValueGroup("preset", "cpu-small", {"train.batch_size": 4})
 
 
 def config(**sections: Any) -> Config:
@@ -35,14 +38,14 @@ def config(**sections: Any) -> Config:
 
 
 def start(**changes: Any) -> Start:
-    return replace(Start(config(), "faq", preset="cpu-small", has_form=True), **changes)
+    return replace(Start(config(), "faq", values=Provenance((PRESET,)), has_form=True), **changes)
 
 
 def lines(run: Start, found: Found | None = None, width: int = 76) -> dict[str, str]:
     """The lines by their label; warnings together under an empty one."""
     shown: dict[str, str] = {}
     for line in card_lines(run, found or Found(), KEYS, width, NOW):
-        label, text = line.plain[:9].strip(), line.plain[9:]
+        label, text = line.plain[:LABEL_WIDTH].strip(), line.plain[LABEL_WIDTH:]
         if line.plain.startswith("!"):
             shown[""] = f"{shown.get('', '')}{line.plain}\n"
         else:
@@ -52,17 +55,17 @@ def lines(run: Start, found: Found | None = None, width: int = 76) -> dict[str, 
 
 def test_it_says_what_is_known_at_once() -> None:
     shown = lines(start())
-    assert shown["data"] == "faq.csv · …"
+    assert (shown["data"], shown["held out"]) == ("faq.csv · …", "…")
     assert shown["dropped"] == "looking at every row …"
     assert shown["model"] == "smol"
     assert shown["method"] == "qlora rank 16 · learning rate 2e-4 · batch 8"
-    assert shown["preset"] == "cpu-small"
+    assert shown["values"] == "preset cpu-small"
     assert (shown["steps"], shown["time"], shown["memory"]) == ("…", "…", "…")
 
 
 def test_a_count_gives_rows_and_steps_before_every_row_has_been_looked_at() -> None:
     shown = lines(start(), Found(StartRows.counted(200, config(), "reading 35%")))
-    assert shown["data"] == "faq.csv · ~180 rows + 20 held out"
+    assert (shown["data"], shown["held out"]) == ("faq.csv · ~180 rows", "~20 rows of the same file")
     assert shown["dropped"] == "reading 35%"
     assert shown["steps"] == "~23 steps · 1 pass over the rows"
 
@@ -73,7 +76,7 @@ def test_where_everything_is_known_each_line_has_its_figures() -> None:
         135_000_000, 1_200_000_000, 23_000_000_000, True, seconds=71.0, watt_hours=0.42, pace_of="20261124-143600-faq"
     )
     shown = lines(start(), Found(StartRows.analyzed(analysis), plan), 100)
-    assert shown["data"] == "faq.csv · 180 rows + 20 held out"
+    assert (shown["data"], shown["held out"]) == ("faq.csv · 180 rows", "20 rows of the same file")
     assert shown["dropped"] == "! 3 dropped: 2 no JSON, 1 longer than train.max_length · p shows them"
     assert shown["model"] == "smol · 135 million parameters"
     assert shown["steps"] == "23 steps · 1 pass over the rows"
@@ -131,8 +134,77 @@ def test_a_long_warning_takes_the_lines_that_are_free() -> None:
 def test_without_held_out_rows_it_says_so() -> None:
     run = start(config=config(data={"train": ["/data/a.csv", "/data/b.csv"]}))
     shown = lines(run, Found(StartRows.counted(30, run.config)))
-    assert shown["data"] == "a.csv and 1 more · ~30 rows · none held out, so nothing is measured"
+    assert (shown["data"], shown["held out"]) == ("a.csv and 1 more · ~30 rows", "none, so nothing is measured")
     assert "p shows" not in shown["dropped"], "the Data pane shows one file"
+
+
+@cases(
+    ("data", "held_out", "shown"),
+    [
+        ({"train": "a.csv", "eval": "b.csv"}, None, "rows of b.csv"),
+        ({"train": "a.csv", "eval": "b.csv"}, 80, "80 rows of b.csv"),
+        ({"train": "a.csv", "eval": ["b.csv", "c.csv"]}, 0, "0 rows of b.csv and 1 more"),
+        ({"train": "a.csv", "eval": "hf://datasets/me/faq"}, 1, "1 row of hf://datasets/me/faq"),
+        ({"train": ["a.csv", "b.csv"], "eval_share": 0.1}, None, "~3 rows of the same files"),
+        ({"train": "hf://datasets/me/faq", "eval_share": 0.1}, 3, "3 rows of the same data"),
+        ({"train": "/d/rows", "eval_share": 0.1}, 3, "3 rows of the same data"),
+        ({"train": "a.csv", "eval_share": 0.1}, 0, "none, so nothing is measured"),
+        ({"train": "a.csv"}, None, "none, so nothing is measured"),
+    ],
+)
+def test_whose_rows_are_held_out(data: dict[str, Any], held_out: int | None, shown: str) -> None:
+    run = start(config=config(data=data))
+    rows = StartRows.counted(30, run.config) if held_out is None else StartRows(30, held_out, is_exact=True)
+    assert lines(run, Found(rows))["held out"] == shown
+
+
+def test_long_names_leave_room_for_the_rows() -> None:
+    data = {"train": f"/d/{'training-' * 9}.jsonl", "eval": f"/d/{'measured-' * 9}.jsonl"}
+    run = start(config=config(data=data))
+    shown = lines(run, Found(StartRows(1234, 80, is_exact=True)), 54)
+    assert shown["data"] == "training-training-training-tr… · 1,234 rows"
+    assert shown["held out"] == "80 rows of measured-measured-measured-me…"
+
+
+USER = ValueGroup("user", "", {"train.learning_rate": 0.002, "train.epochs": 3.0, "night.quiet_hours": None})
+ROWS = ValueGroup("rows", "", {"data.eval_share": 0.1, "eval.every_epochs": 0.25})
+RUN = ValueGroup("run", "20261124-053518-korvo", dict.fromkeys([f"a.{n}" for n in range(8)]))
+LORA = ValueGroup("user", "", {"method.name": "lora"})
+GONE = "053518-korvo"
+BEGUN = "preset cpu-small · 2 for the rows"
+FILE = ValueGroup("file", "mine.toml", {"train.learning_rate": 3e-4})
+
+
+@cases(
+    ("groups", "is_chosen", "width", "shown"),
+    [
+        ((), False, 72, "the defaults hold · P chooses a preset"),
+        ((PRESET, ROWS), True, 72, "preset cpu-small · 2 for the rows · P shows why"),
+        ((PRESET, ROWS), True, 44, "preset cpu-small · 2 for the rows"),
+        ((PRESET, ROWS, USER), True, 99, f"{BEGUN} · you: learning_rate 0.002, epochs 3, quiet_hours none"),
+        ((PRESET, ROWS, USER), True, 86, f"{BEGUN} · you: learning_rate, epochs, quiet_hours"),
+        ((PRESET, ROWS, USER), True, 76, f"{BEGUN} · you: learning_rate and 2 more"),
+        ((PRESET, ROWS, USER), True, 60, f"{BEGUN} · you: 3 values"),
+        ((RUN,), False, 72, "run 053518-korvo: 8 values"),
+        ((RUN, USER), False, 76, "run 053518-korvo: 8 values · you: learning_rate, epochs and 1 more"),
+        ((FILE,), False, 72, "mine.toml: learning_rate 3e-4"),
+        ((ValueGroup("user", "qlora.yml", {"train.epochs": 3.0}),), False, 72, "qlora.yml or you: epochs 3"),
+        ((ValueGroup("user", "20261124-053518-korvo", {"train.epochs": 3.0}),), False, 72, f"{GONE} or you: epochs 3"),
+        ((FILE, LORA), False, 72, "mine.toml: learning_rate 3e-4 · you: method.name lora"),
+    ],
+)  # fmt: skip
+def test_where_the_values_come_from(groups: tuple[ValueGroup, ...], is_chosen: bool, width: int, shown: str) -> None:
+    assert lines(start(values=Provenance(groups, is_chosen)), width=width)["values"] == shown
+
+
+def test_no_preset_is_named_while_one_is_being_chosen() -> None:
+    run = start(values=Provenance(), is_choosing=True)
+    assert lines(run)["values"] == "a preset is being chosen for model, card and rows …"
+
+
+def test_the_former_configuration_is_a_key_away_where_there_is_one() -> None:
+    assert "start.former" in hint_keys(start(former="tickets"), StartRows())
+    assert "start.former" not in hint_keys(start(), StartRows())
 
 
 def test_the_time_is_a_guess_without_an_earlier_run() -> None:
@@ -159,7 +231,7 @@ def test_rows_worth_a_look_lead_to_them() -> None:
 
 def test_a_run_that_goes_on_says_from_where_and_until_when() -> None:
     rest = Continuation("20261124-143600-faq", "stopped", 40, NOW - 60, 120, 43)
-    run = start(continuation=rest, preset="", has_form=False)
+    run = start(continuation=rest, values=None, has_form=False)
     shown = lines(run, Found(plan=StartPlan(needed=10**9, fits=None, seconds_per_step=3.0)))
     assert shown["run"] == "20261124-143600-faq · stopped"
     assert shown["from"].startswith("step 40 of 120, saved ")
@@ -176,12 +248,15 @@ def test_a_run_that_goes_on_says_from_where_and_until_when() -> None:
 def test_hostile_names_stay_in_their_line(width: int) -> None:
     name = HOSTILE.replace("\x00", "").replace("/", "")
     sections = {"data": {"train": f"/data/{name}" * 5}, "model": {"base": f"/m/{name}" * 9}}
-    run = start(config=config(**sections), preset=HOSTILE, notes=(HOSTILE,))
+    values = Provenance(
+        (ValueGroup("file", HOSTILE, {"eval.prompts": HOSTILE * 9}), ValueGroup("run", HOSTILE, {"a": 1}))
+    )
+    run = start(config=config(**sections), values=values, notes=(HOSTILE,))
     found = Found(StartRows(progress=HOSTILE), StartPlan(problem=HOSTILE, pace_of=HOSTILE, seconds=1.0), (HOSTILE,))
     for line in card_lines(run, found, KEYS, width, NOW):
         assert not FORBIDDEN & set(line.plain)
         assert "\n" not in line.plain
-        assert line.cell_length <= max(width, 29)
+        assert line.cell_length <= max(width, 30)
 
 
 def test_rows_that_no_run_can_read_start_nothing_and_the_card_says_why() -> None:

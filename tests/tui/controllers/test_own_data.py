@@ -1,0 +1,375 @@
+"""After a demo comes one's own data: with its own options and held-out rows, and a card that says what the run gets."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Set
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from textual.pilot import Pilot
+
+from core import paths
+from core.config.compare import is_same
+from core.config.document import ConfigDocument
+from core.config.schema import Config, options
+from core.drafts import list_drafts
+from core.presets import begin
+from core.presets.library import presets
+from core.presets.provenance import Provenance
+from core.runs.store import Run, create_run
+from core.units import exact_number
+from sample_data import path as sample
+from tests.cases import cases
+from tests.tui.config_panes import write_startable
+from tests.tui.controllers.test_returning import ended, left, notes, opened
+from tests.tui.controllers.whole_app import value
+from tests.tui.harness import pane_of, screen_text, wait_for, words
+from tui.app import LocaltuneApp
+from tui.data_paths import entry_path
+from tui.messages import DatasetChosen, OptionsChosen
+from tui.reopening import reopen
+from tui.screens.start.card import StartCard
+from tui.screens.start.summary import LABEL_WIDTH, card_lines
+
+ROWS = 60
+DEFAULTS = {option.name: option.default for option in options()}
+#: The options that are said on other lines of the card.
+SUBJECT = {"data.train", "model.base"}
+
+
+class Started(list[Run]):
+    """The runs that were started, each with its ``run.toml``; they have ended at once."""
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> Started:
+    found = Started()
+
+    def start_run(config: Config, name: str) -> Run:
+        run = create_run(config, name)
+        ended(run)
+        found.append(run)
+        return run
+
+    monkeypatch.setattr("core.launch.launcher.start_run", start_run)
+    return found
+
+
+@pytest.fixture
+def here(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, with a file of each format; lengths of rows are not sampled, as there is no model."""
+    monkeypatch.setattr(begin, "sample_lengths", lambda _: [40])
+    monkeypatch.chdir(tmp_path)
+    questions, answers = [f"What is {n} plus {n}?" for n in range(ROWS)], [f"It is {2 * n}." for n in range(ROWS)]
+    pairs = list(zip(questions, answers, strict=True))
+    write_lines(tmp_path / "own.csv", ["question,answer", *(f"{question},{answer}" for question, answer in pairs)])
+    turns = (("user", 0), ("assistant", 1))
+    chats = [{"messages": [{"role": role, "content": pair[at]} for role, at in turns]} for pair in pairs]
+    write_lines(tmp_path / "own_chat.jsonl", map(json.dumps, chats))
+    rows = [{"instruction": question, "input": "", "output": answer} for question, answer in pairs]
+    (tmp_path / "own_alpaca.json").write_text(json.dumps(rows))
+    pq.write_table(pa.table({"prompt": questions, "completion": answers}), tmp_path / "own.parquet")
+    return tmp_path
+
+
+def write_lines(path: Path, lines: Any) -> None:
+    path.write_text("".join(f"{line}\n" for line in lines))
+
+
+def finished_demo() -> Run:
+    """The run that ``make demo`` leaves."""
+    run = create_run(ConfigDocument.load(sample("tickets.toml")).validate(), "tickets")
+    ended(run)
+    return run
+
+
+async def use(pilot: Pilot[Any], path: Path, key: str = "t") -> None:
+    """Open a file in the Data pane and press a key there."""
+    app = pilot.app
+    assert isinstance(app, LocaltuneApp)
+    data = pane_of(app, "data")
+    await pilot.press("1")
+    data.show(path)
+    await wait_for(pilot, lambda: data.view is not None and data.view.path == path and data.opener.opening is None)
+    await pilot.press(key)
+    await wait_for(pilot, lambda: str(path) in str(value(app, "data.train")))
+    await settled(pilot)
+
+
+async def settled(pilot: Pilot[Any]) -> None:
+    app = pilot.app
+    assert isinstance(app, LocaltuneApp)
+    await pilot.pause()
+    await wait_for(pilot, lambda: not app.beginnings.is_pending)
+    await pilot.pause()
+
+
+async def card_of(pilot: Pilot[Any]) -> StartCard:
+    """Open the start card, and wait until every row has been looked at."""
+    await pilot.press("r")
+    await wait_for(pilot, lambda: isinstance(pilot.app.screen, StartCard) and pilot.app.screen.found.rows.is_exact)
+    card = pilot.app.screen
+    assert isinstance(card, StartCard)
+    return card
+
+
+async def start(pilot: Pilot[Any], started: Started, *, user: Set[str] = frozenset(), run: Run | None = None) -> str:
+    """Start a run, and compare what its card said with its ``run.toml``; returns the line of the values.
+
+    Args:
+        user: The options that the user has set.
+        run: The run whose configuration was opened.
+    """
+    app, count = pilot.app, len(started)
+    assert isinstance(app, LocaltuneApp)
+    card = await card_of(pilot)
+    lines = [line.plain for line in card_lines(card.start, card.found, app.keys, 72, 0.0)]
+    said = {line[:LABEL_WIDTH].strip(): line[LABEL_WIDTH:] for line in lines}
+    for label in ("data", "held out", "values", "method"):
+        assert " ".join(said[label].split()) in words(pilot)
+    provenance = card.start.values
+    assert provenance is not None
+    await pilot.press("enter")
+    await wait_for(pilot, lambda: len(started) > count)
+    new = started[-1]
+    await wait_for(pilot, lambda: app.state.view is not None and app.state.view.run == new)
+    check_card(said, provenance, new.values(), user=user, origin=run.values() if run is not None else {})
+    return said["values"]
+
+
+def check_card(
+    said: Mapping[str, str],
+    provenance: Provenance,
+    got: Mapping[str, Any],
+    *,
+    user: Set[str],
+    origin: Mapping[str, Any],
+) -> None:
+    """Compare a card with the ``run.toml`` of its run."""
+    trained = [got["data.train"]] if isinstance(got["data.train"], str) else got["data.train"]
+    rows = ROWS * len(trained) if "tickets" not in trained[0] else 400
+    held_out = 0 if "data.eval" in got else round(rows * got["data.eval_share"])
+    more = " and 1 more" if len(trained) == 2 else ""
+    assert said["data"] == f"{Path(trained[0]).name}{more} · {rows - held_out} rows"
+    if "data.eval" in got:
+        assert said["held out"] == f"80 rows of {Path(got['data.eval']).name}"
+    else:
+        assert said["held out"] == f"{held_out} rows of the same file{'s' if more else ''}"
+    rate, batch = exact_number(got["train.learning_rate"]), got["train.batch_size"]
+    assert said["method"] == f"{got['method.name']} rank {got['method.rank']} · learning rate {rate} · batch {batch}"
+    steps = got.get("train.max_steps") or math.ceil(got["train.epochs"] * math.ceil((rows - held_out) / batch))
+    assert said["steps"].startswith(f"{steps} steps")
+
+    groups = {group.source: group for group in provenance.groups}
+    told = {name: known for group in provenance.groups for name, known in group.values.items()}
+    differing = {name for name, known in got.items() if not is_same(known, DEFAULTS[name])} - SUBJECT
+    assert differing <= told.keys()
+    assert all(is_same(got.get(name), known) for name, known in told.items())
+    assert ("the defaults hold" in said["values"]) == (not differing)
+    assert set(groups["user"].values if "user" in groups else ()) == user
+    for name, known in (groups["run"].values if "run" in groups else {}).items():
+        assert is_same(origin[name], known)
+    preset = groups.get("preset")
+    if preset is None:
+        assert "preset" not in said["values"]
+        return
+    assert said["values"].startswith(f"preset {preset.name}")
+    assert all(is_same(presets()[preset.name].values[name], known) for name, known in preset.values.items())
+
+
+def check_own(got: Mapping[str, Any]) -> None:
+    """A run has nothing of the demo's: the preset's values, held-out rows of its own data, and defaults."""
+    assert "data.eval" not in got
+    assert (got["data.eval_share"], got["data.format"], got["eval.every_epochs"]) == (0.1, "auto", 0.25)
+    own = {name for name, known in got.items() if not is_same(known, DEFAULTS[name])}
+    assert own <= {*presets()["cpu-small"].values, "data.train", "data.eval_share", "eval.every_epochs"}
+
+
+async def test_after_a_demo_one_s_own_files_are_trained_on_with_options_of_their_own(
+    here: Path, started: Started
+) -> None:
+    finished_demo()
+    async with opened(LocaltuneApp(), (80, 24)) as pilot:
+        app = pilot.app
+        assert isinstance(app, LocaltuneApp)
+        await wait_for(pilot, lambda: value(app, "data.eval") is not None)
+        for name in ("own.csv", "own_chat.jsonl"):
+            await use(pilot, here / name)
+            assert await start(pilot, started) == "preset cpu-small · 2 for the rows · P shows why"
+            check_own(started[-1].values())
+        await use(pilot, here / "own.csv", "a")
+        await start(pilot, started)
+        assert len(started[-1].values()["data.train"]) == 2
+        check_own(started[-1].values())
+
+
+async def test_the_former_configuration_is_one_key_away_and_the_new_one_is_kept(here: Path) -> None:
+    finished_demo()
+    async with opened(LocaltuneApp(), (80, 24)) as pilot:
+        app = pilot.app
+        assert isinstance(app, LocaltuneApp)
+        await wait_for(pilot, lambda: value(app, "data.eval") is not None)
+        assert app.state.document is not None
+        app.configuration.set_options({"train.seed": 7})
+        before = app.state.document.dumps()
+        await use(pilot, here / "own.csv")
+        assert (
+            "own.csv is used for training, in a new configuration; r starts. u in Data brings tickets back."
+            in notes(app)
+        )
+        await wait_for(pilot, lambda: "u former configuration" in screen_text(app))
+        app.configuration.set_options({"train.learning_rate": 0.002})
+        card = await card_of(pilot)
+        assert card.start.former == "tickets"
+        assert "u former" in screen_text(app)
+        await pilot.press("u")
+        await wait_for(pilot, lambda: app.state.document is not None and app.state.document.dumps() == before)
+        assert app.state.former == ""
+        assert "tickets is back as it was. own is kept: O in Config (2) lists it." in notes(app)
+        await wait_for(pilot, lambda: pane_of(app, "data").view.path.name == "tickets_train.jsonl")
+        app.drafts.look()
+        assert any("learning_rate = 0.002" in draft.data["text"] for draft in list_drafts("config"))
+        # What was taken back can be made again, with its preset and its edit.
+        await pilot.press("2", *["ctrl+r"] * 3)
+        await wait_for(pilot, lambda: value(app, "train.learning_rate") == 0.002)
+        assert value(app, "data.train") == str(here / "own.csv")
+
+
+async def test_without_a_former_configuration_the_key_says_so(here: Path) -> None:
+    async with opened(LocaltuneApp(), (80, 24)) as pilot:
+        app = pilot.app
+        assert isinstance(app, LocaltuneApp)
+        await use(pilot, here / "own.csv")
+        assert value(app, "data.eval_share") == 0.1
+        assert app.state.former == ""
+        await pilot.press("u")
+        await wait_for(pilot, lambda: "There is no former configuration." in notes(app))
+        assert value(app, "data.eval_share") == 0.1
+
+
+async def test_data_named_on_the_command_line_begins_anew_once(here: Path, started: Started) -> None:
+    finished_demo()
+    app = LocaltuneApp(data=Path("own.csv"))
+    async with opened(app, (80, 24)) as pilot:
+        await wait_for(pilot, lambda: value(app, "data.eval_share") == 0.1)
+        assert (value(app, "data.train"), value(app, "data.eval")) == (str(here / "own.csv"), None)
+        assert app.state.former == "tickets"
+        app.configuration.set_options({"train.learning_rate": 0.002})
+        await pilot.press("t")
+        await settled(pilot)
+        assert value(app, "train.learning_rate") == 0.002, "it is its own file by now"
+        await left(pilot)
+    # A restart with the same file goes on with its configuration.
+    again = LocaltuneApp(data=Path("own.csv"))
+    async with opened(again, (80, 24)) as pilot:
+        await wait_for(pilot, lambda: again.returning._is_complete)
+        assert value(again, "train.learning_rate") == 0.002
+        await wait_for(pilot, lambda: pane_of(again, "data").view is not None)
+        told = await start(pilot, started, user={"train.learning_rate"})
+        assert told == "preset cpu-small · 2 for the rows · you: learning_rate 0.002"
+
+
+async def test_named_data_begins_where_nothing_is_remembered_and_not_before_it_is_there(here: Path) -> None:
+    finished_demo()
+    paths.config_dir().mkdir(parents=True)
+    (paths.config_dir() / "settings.toml").write_text("remember = false\n")
+    app = LocaltuneApp(data=Path("own.csv"))
+    async with opened(app, (80, 24)) as pilot:
+        await wait_for(pilot, lambda: value(app, "data.eval_share") == 0.1)
+        assert (value(app, "data.train"), app.state.former) == (str(here / "own.csv"), "")
+    for entry, is_there in (("hf://datasets/me/not-fetched", False), ("own.csv", True)):
+        data = entry_path(entry, here)
+        assert reopen(None, data).data == (data if is_there else None)
+
+
+async def test_edits_of_a_file_survive_a_new_configuration_and_a_restart(here: Path) -> None:
+    path = write_startable(here)
+    saved = path.read_text()
+    app = LocaltuneApp(path)
+    async with opened(app, (80, 24)) as pilot:
+        app.configuration.set_options({"train.seed": 7})
+        await use(pilot, here / "own.csv")
+        assert app.state.document is not None
+        assert (app.state.document.path, value(app, "train.seed"), app.state.former) == (None, None, "mine.toml")
+        await left(pilot)
+    assert path.read_text() == saved
+    again = LocaltuneApp(path)
+    async with opened(again, (80, 24)) as pilot:
+        await wait_for(pilot, lambda: value(again, "train.seed") == 7)
+
+
+async def test_only_the_file_s_own_key_changes_the_data_of_a_configuration(here: Path) -> None:
+    path = write_startable(here)
+    async with opened(LocaltuneApp(path), (80, 24)) as pilot:
+        app = pilot.app
+        assert isinstance(app, LocaltuneApp)
+        document, before = app.state.document, path.read_text()
+        assert document is not None
+        for message in (DatasetChosen(here / "rows.jsonl"), DatasetChosen(here / "rows.jsonl", "add")):
+            app.post_message(message)
+            await pilot.pause()
+            assert document.dumps() == before
+        app.post_message(DatasetChosen(here / "own_chat.jsonl", "eval"))
+        await wait_for(pilot, lambda: value(app, "data.eval") == "own_chat.jsonl")
+        app.post_message(DatasetChosen(here / "own_chat.jsonl"))
+        await wait_for(pilot, lambda: "cannot be trained on too" in notes(app))
+        assert value(app, "data.train") == "rows.jsonl"
+        # Nothing was chosen for the other file, so nothing begins.
+        nothing = {"data.columns": None, "data.format": None}
+        app.post_message(OptionsChosen(nothing, "No columns are named.", here / "own.csv"))
+        await wait_for(pilot, lambda: "No columns are named." in notes(app))
+        assert value(app, "data.train") == "rows.jsonl"
+        app.post_message(DatasetChosen(here / "own.csv", "add"))
+        await wait_for(pilot, lambda: value(app, "data.train") == ["rows.jsonl", "own.csv"])
+        assert app.state.document is document
+        assert value(app, "train.learning_rate") == 3e-4
+
+
+async def test_the_configuration_of_a_run_says_so_and_its_edits_are_the_user_s(here: Path, started: Started) -> None:
+    demo = finished_demo()
+    async with opened(LocaltuneApp(write_startable(here)), (80, 24)) as pilot:
+        app = pilot.app
+        assert isinstance(app, LocaltuneApp)
+        await wait_for(pilot, lambda: app.state.view is not None)
+        app.configuration.edit_run(demo)
+        await wait_for(pilot, lambda: value(app, "data.eval") is not None)
+        app.configuration.set_options({"train.learning_rate": 0.002})
+        await pilot.press("2")
+        told = await start(pilot, started, user={"train.learning_rate"}, run=demo)
+        assert told.startswith(f"run {demo.id[9:]}: ")
+        assert told.endswith(" values · you: learning_rate 0.002")
+
+
+@pytest.mark.long
+@cases("name", ["own.csv", "own_chat.jsonl", "own_alpaca.json", "own.parquet"])
+@pytest.mark.parametrize("way", ["key", "run", "file", "line", "restart"])
+async def test_every_way_to_every_format(here: Path, started: Started, name: str, way: str) -> None:
+    demo, path = finished_demo(), here / name
+    first: dict[str, Callable[[], LocaltuneApp]] = {
+        "line": lambda: LocaltuneApp(data=path),
+        "file": lambda: LocaltuneApp(write_startable(here)),
+    }
+    async with opened(first.get(way, LocaltuneApp)(), (80, 24)) as pilot:
+        app = pilot.app
+        assert isinstance(app, LocaltuneApp)
+        await wait_for(pilot, lambda: value(app, "data.train") is not None)
+        if way == "run":
+            app.configuration.edit_run(demo)
+            await wait_for(pilot, lambda: value(app, "data.eval") is not None)
+        await use(pilot, path)
+        if way == "restart":
+            await left(pilot)
+        else:
+            await start(pilot, started)
+    if way == "restart":
+        async with opened(LocaltuneApp(), (80, 24)) as pilot:
+            await wait_for(pilot, lambda: pane_of(pilot.app, "data").view is not None)
+            await pilot.press("2")
+            await start(pilot, started)
+    assert started[-1].values()["data.train"] == str(path)
+    check_own(started[-1].values())
