@@ -109,7 +109,7 @@ async def test_a_configuration_with_a_file_stays_as_it_is(tmp_path: Path, home: 
 
 
 async def test_the_advice_for_the_model_is_written_and_goes_with_the_model(tmp_path: Path, home: Path) -> None:
-    for name, config in (("gemma-3-4b-it", "Gemma-3-4B"), ("mine", "Llama-3.2-1B")):
+    for name, config in (("Qwen3-4B", "Qwen3-4B"), ("mine", "Llama-3.2-1B")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps(published_config(config)))
     app = LocaltuneApp()
@@ -118,16 +118,18 @@ async def test_the_advice_for_the_model_is_written_and_goes_with_the_model(tmp_p
         app.main.show_pane("config")
         pane = pane_of(app, "config")
         await type_value(pilot, pane, "chat.temperature", "0.5")
-        await type_value(pilot, pane, "model.base", str(tmp_path / "gemma-3-4b-it"))
+        await type_value(pilot, pane, "model.base", str(tmp_path / "Qwen3-4B"))
         app.post_message(DatasetChosen(write_rows(tmp_path / "faq.jsonl", 200)))
-        await wait_for(pilot, lambda: value(app, "chat.top_k") == 64, 30)
+        await wait_for(pilot, lambda: value(app, "chat.top_k") == 20, 30)
         await settled(pilot, app)
         assert (value(app, "chat.top_p"), value(app, "chat.temperature")) == (0.95, 0.5), "the user's own stays"
-        assert "as advised for Gemma 3" in " ".join(screen_text(app).replace("│", " ").split())
+        assert "as advised for Qwen3" in " ".join(screen_text(app).replace("│", " ").split())
         await wait_for(pilot, lambda: pane.known.advice)
         field = next(field for field in pane.form.fields if field.option.name == "chat.top_k")
         told = dict(help_facts(field, None, "", pane.known.advice))
-        assert told["advised"].startswith("64 for Gemma 3: What Unsloth takes for it. (unslothai/unsloth@")
+        assert told["advised"].startswith(
+            "20 for Qwen3: Qwen's own, with reasoning or without. (https://huggingface.co/Qwen/"
+        )
         await type_value(pilot, pane, "model.base", str(tmp_path / "mine"))
         await wait_for(pilot, lambda: value(app, "chat.top_k") is None, 30)
         await settled(pilot, app)
