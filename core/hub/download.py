@@ -31,6 +31,7 @@ from core.models.check import check_model_config, check_model_directory
 from core.models.files import PICKLES, RECORD_NAME, TOKENIZERS, WEIGHTS, WEIGHTS_INDEX, read_record
 from core.models.find import fetched_models, revisions_of
 from core.sandbox.limits import confine
+from core.sandbox.rights import Rights, reading
 from core.text import one_line
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ RESERVE = 512 << 20
 _SECONDS_BETWEEN = 0.1
 # Memory limit of this process, in bytes: listings and model descriptions are read whole.
 _MEMORY_LIMIT = 4 << 30
+#: Variables that name the user's certificates.
+_CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 _SHARD = re.compile(r"model-\d{1,9}-of-\d{1,9}\.safetensors", re.ASCII)
 # Description files of a model and its tokenizer in the format of transformers; never code.
 _ABOUT_MODEL = {
@@ -372,7 +375,6 @@ def _size(path: Path) -> int:
 def main() -> int:
     """Serve one request; returns the exit code."""
     tie_to_parent()
-    confine(_MEMORY_LIMIT)
     reporter = Reporter()
     try:
         reporter.send(_carry_out(json.loads(sys.stdin.readline()), reporter))
@@ -383,11 +385,26 @@ def main() -> int:
     return 0
 
 
+def _rights(entry: HubEntry) -> Rights:
+    """What a download takes: the network, the directory of its kind, the user's token and certificates.
+
+    Raises:
+        UserError: If the directory cannot be made.
+    """
+    from huggingface_hub import constants
+
+    place = paths.make_private_dir(paths.datasets_dir() if entry.kind == "dataset" else paths.models_dir())
+    read = (constants.HF_TOKEN_PATH, *filter(None, map(os.environ.get, _CERTIFICATES)))
+    return Rights(reading(*read).reads, writes=(str(place),), uses_network=True)
+
+
 def _carry_out(request: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
     entry = parse_entry(str(request["entry"]))
     try:
         from core.hub.client import HubClient
 
+        # From here on it reads what the hub answers.
+        confine(_MEMORY_LIMIT, _rights(entry))
         client = HubClient()
         reporter.progress(f"asking {client.host}", None, None)
         fetch = fetch_dataset if entry.kind == "dataset" else fetch_model
