@@ -7,6 +7,7 @@ several times a second, ``{"plan"}`` when the size of the download is known, the
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -377,7 +378,9 @@ def main() -> int:
     tie_to_parent()
     reporter = Reporter()
     try:
-        reporter.send(_carry_out(json.loads(sys.stdin.readline()), reporter))
+        request = json.loads(sys.stdin.readline())
+        _confine(request)
+        reporter.send(_carry_out(request, reporter))
     except (_LeftError, BrokenPipeError):
         # Buffered output would raise again when the interpreter closes standard output.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -385,17 +388,21 @@ def main() -> int:
     return 0
 
 
-def _rights(entry: HubEntry) -> Rights:
-    """What a download takes: the network, the directory of its kind, the user's token and certificates.
-
-    Raises:
-        UserError: If the directory cannot be made.
-    """
-    from huggingface_hub import constants
-
-    place = paths.make_private_dir(paths.datasets_dir() if entry.kind == "dataset" else paths.models_dir())
-    read = (constants.HF_TOKEN_PATH, *filter(None, map(os.environ.get, _CERTIFICATES)))
-    return Rights(reading(*read).reads, writes=(str(place),), uses_network=True)
+def _confine(request: Mapping[str, Any]) -> None:
+    """Confine this process to the network, the directory of what is fetched, and the user's token and certificates."""
+    try:
+        from core.hub.client import TOKEN_PATH
+    except ImportError:
+        return  # nothing can be fetched without the library, which the download reports
+    is_dataset = parse_entry(str(request["entry"])).kind == "dataset"
+    place = paths.datasets_dir() if is_dataset else paths.models_dir()
+    moved: list[str] = []
+    with contextlib.suppress(UserError, OSError):  # the download meets it again, and reports it
+        paths.make_private_dir(place)
+        # What the user keeps on another disk.
+        moved = [entry.path for entry in os.scandir(place) if entry.is_symlink()]
+    read = (str(TOKEN_PATH), *filter(None, map(os.environ.get, _CERTIFICATES)))
+    confine(_MEMORY_LIMIT, Rights(reading(*read).reads, writes=(str(place), *moved), uses_network=True))
 
 
 def _carry_out(request: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
@@ -403,8 +410,6 @@ def _carry_out(request: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
     try:
         from core.hub.client import HubClient
 
-        # From here on it reads what the hub answers.
-        confine(_MEMORY_LIMIT, _rights(entry))
         client = HubClient()
         reporter.progress(f"asking {client.host}", None, None)
         fetch = fetch_dataset if entry.kind == "dataset" else fetch_model

@@ -15,6 +15,7 @@ import os
 import resource
 import signal
 import struct
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -96,6 +97,9 @@ def enclose(rights: Rights) -> None:
     if os.environ.get(VARIABLE) == WITHOUT:
         _walls = Walls(_OFF, _OFF)
         return
+    # Libraries ask for a directory for temporary files as they are imported. Python looks for one that can be written
+    # to, and fails where there is none.
+    tempfile.tempdir = next(iter(rights.writes), os.devnull)
     libc = ctypes.CDLL(None, use_errno=True)
     _drop_capabilities(libc)
     libc.prctl(_SET_NO_NEW_PRIVS, *map(ctypes.c_ulong, (1, 0, 0, 0)))

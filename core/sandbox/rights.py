@@ -7,12 +7,13 @@ import importlib.util
 import itertools
 import os
 import sys
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-#: Most links followed below the files of a process, and depth of the directories that they are looked for in.
-_MOST_LINKS, _DEEPEST = 10_000, 4
+#: Most entries of directories that are looked at for links, and how deep: a user may have named all of a home.
+_MOST_ENTRIES, _DEEPEST = 10_000, 4
 #: Files of the system that the libraries read, and none that are a user's. The kernel itself keeps secrets of other
 #: processes in ``/proc`` from a process under Landlock.
 _SYSTEM = (
@@ -51,21 +52,22 @@ def reading(*paths: Path | str) -> Rights:
 def with_targets(paths: Sequence[str]) -> Iterator[str]:
     """Paths, and the files that links below them lead to: a hub's cache is made of links."""
     yield from paths
-    yield from itertools.islice(itertools.chain.from_iterable(_linked(path, 0) for path in paths), _MOST_LINKS)
-
-
-def _linked(directory: str, depth: int) -> Iterator[str]:
-    try:
-        entries = list(os.scandir(directory))
-    except OSError:
-        return  # no directory, or one that cannot be read anyway
-    for entry in entries:
-        if entry.is_symlink():
-            # A whole directory behind a link was not named by the user.
-            if os.path.isfile(entry.path):
-                yield os.path.realpath(entry.path)
-        elif depth < _DEEPEST and entry.is_dir():
-            yield from _linked(entry.path, depth + 1)
+    waiting, left = deque((path, 0) for path in paths), _MOST_ENTRIES
+    while waiting and left > 0:
+        directory, depth = waiting.popleft()
+        try:
+            with os.scandir(directory) as found:
+                entries = list(itertools.islice(found, left))
+        except (OSError, ValueError):
+            continue  # a file, or nothing that can be read
+        left -= len(entries)
+        for entry in entries:
+            if entry.is_symlink():
+                # A whole directory behind a link was not named by the user.
+                if os.path.isfile(entry.path):
+                    yield os.path.realpath(entry.path)
+            elif depth < _DEEPEST and entry.is_dir():
+                waiting.append((entry.path, depth + 1))
 
 
 def identities(rights: Rights) -> frozenset[tuple[int, int]]:

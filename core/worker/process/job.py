@@ -75,12 +75,17 @@ def run_job(work: Callable[[dict[str, Any], Answers], dict[str, Any]]) -> int:
     answers = Answers(private_output())
     job: dict[str, Any] = json.loads(sys.stdin.readline())
     if "memory" in job:
-        confine(int(job["memory"]), Rights(tuple(job.get("reads", ())), tuple(job.get("writes", ()))))
+        _confine(job)
     failure = _attempt(work, job, answers)
     if failure is None:
         return 0
     answers.send({"error": failure.message, "hint": failure.hint})
     return 1
+
+
+def _confine(job: dict[str, Any]) -> None:
+    reads, writes = (tuple(map(str, job.get(name, ()))) for name in ("reads", "writes"))
+    confine(int(job["memory"]), Rights(reads, writes))
 
 
 def _attempt(

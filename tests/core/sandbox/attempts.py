@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -90,14 +91,15 @@ def late_needs() -> list[str]:
     needs: dict[str, Callable[[], object]] = {
         "modules": lambda: [importlib.import_module(name) for name in ("sqlite3", "tokenizers", "numpy", "jinja2")],
         "a time zone": lambda: zoneinfo.ZoneInfo("Europe/Berlin"),
-        "local time": lambda: (time.tzset(), time.localtime()),
+        "local time": lambda: (time.localtime(),),
         "the locale": lambda: (locale.setlocale(locale.LC_ALL, ""),),
         "memory of this process": Path("/proc/self/statm").read_bytes,
         "processors": Path("/proc/cpuinfo").read_bytes,
         "randomness": lambda: os.close(os.open("/dev/urandom", os.O_RDONLY)),
+        "a place for temporary files": lambda: (tempfile.gettempdir(),),
         "nothing": lambda: Path("/dev/null").write_bytes(b"x"),
         "a thread": lambda: _in_thread(lambda: None),
-        "a pair of streams": lambda: [end.close() for end in socket.socketpair()],
+        "a pair of streams": lambda: (socket.socketpair(),),
         "a fork": _fork,
     }
     return [name for name, need in needs.items() if _outcome(need) != "done"]

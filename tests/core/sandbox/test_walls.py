@@ -16,7 +16,7 @@ from core.commands.checks.security import check_walls, walls_finding
 from core.sandbox import seccomp
 from core.sandbox.limits import VARIABLE, WITHOUT, Walls, walls
 from core.sandbox.pool import SandboxPool
-from core.sandbox.rights import NO_RIGHTS, Rights, reading
+from core.sandbox.rights import NO_RIGHTS, Rights, reading, with_targets
 from tests.cases import cases
 from tests.core.sandbox import attempts, readers
 from tests.core.sandbox.test_pool import call
@@ -114,6 +114,22 @@ def test_links_of_a_named_directory_are_followed_to_files(pool: SandboxPool, tmp
     (snapshot / "model.safetensors").unlink()
     (snapshot / "model.safetensors").symlink_to(blobs / "b2")
     assert call(pool, attempts.read, snapshot / "model.safetensors", rights=rights) == "others"
+
+
+def test_links_are_looked_for_in_a_bounded_part_of_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    (tmp_path / "target").touch()
+    (tmp_path / "deep" / "er" / "link").symlink_to(tmp_path / "target")
+    many = tmp_path / "many"
+    many.mkdir()
+    assert list(with_targets([str(tmp_path)])) == [str(tmp_path), str(tmp_path / "target")]
+    for number in range(20):
+        (many / str(number)).mkdir()
+        (many / str(number) / "link").symlink_to(tmp_path / "target")
+    monkeypatch.setattr("core.sandbox.rights._MOST_ENTRIES", 25)
+    assert list(with_targets([str(many)])).count(str(tmp_path / "target")) == 5
+    assert list(with_targets([str(many), str(tmp_path)])).count(str(tmp_path / "target")) <= 5
+    assert list(with_targets([str(tmp_path / "no\0file")])) == [str(tmp_path / "no\0file")]
 
 
 def test_a_relative_path_is_that_of_the_caller(

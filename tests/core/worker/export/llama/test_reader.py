@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 from collections.abc import Iterator
@@ -97,6 +98,19 @@ def test_a_file_that_llama_cpp_does_not_know_is_told_with_its_reason(
     assert "llama.cpp cannot load" in refused["error"]
     assert "lhama" in refused["error"]
     assert reader.ask("ping")["ok"]
+
+
+@pytest.mark.long
+@pytest.mark.anew
+def test_a_process_that_loads_the_library_behind_walls_answers(
+    reader: Asked, tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", *merged_model(tiny_model_dir, None))
+    assert reader.ask("load", base=str(path))["ok"]
+    assert reader.ask("generate", prompt="ticket", max_new_tokens=4)["ok"]
+    tasks = Path(f"/proc/{reader.helper.process.pid}/task").iterdir()
+    walls = {re.sub(r".*\nSeccomp:\s*(\d).*", r"\1", (task / "status").read_text(), flags=re.DOTALL) for task in tasks}
+    assert walls == {"2"}, "all threads have the filter"
 
 
 def test_other_files_than_its_own_are_not_read(
