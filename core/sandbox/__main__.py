@@ -24,7 +24,7 @@ from core.errors import UserError
 from core.helper import tie_to_parent
 from core.sandbox.frames import FrameError, read_frame, relay_frame, write_frame
 from core.sandbox.limits import TimeLimitError, confine, cpu_limit
-from core.sandbox.rights import Rights, identities
+from core.sandbox.rights import Rights, identities, program_files
 from core.sandbox.signature import dump
 
 
@@ -38,6 +38,7 @@ def main() -> int:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     requests = os.fdopen(os.dup(sys.stdin.fileno()), "rb", buffering=0)
+    program_files()  # found once, for all readers
     reader: _Reader | None = None
     try:
         while True:

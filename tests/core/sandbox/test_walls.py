@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.machinery
+import importlib.util
 import os
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -16,7 +19,7 @@ from core.commands.checks.security import check_walls, walls_finding
 from core.sandbox import seccomp
 from core.sandbox.limits import VARIABLE, WITHOUT, Walls, walls
 from core.sandbox.pool import SandboxPool
-from core.sandbox.rights import NO_RIGHTS, Rights, reading, with_targets
+from core.sandbox.rights import NO_RIGHTS, Rights, program_files, reading, with_targets
 from tests.cases import cases
 from tests.core.sandbox import attempts, readers
 from tests.core.sandbox.test_pool import call
@@ -138,6 +141,31 @@ def test_a_relative_path_is_that_of_the_caller(
     (tmp_path / "here").write_text("here")
     monkeypatch.chdir(tmp_path)
     assert call(pool, attempts.read, Path("here"), rights=reading("here")) == "here"
+
+
+def test_packages_that_are_links_are_read_where_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = tmp_path / "cache" / "archive" / "h4sh" / "pydantic" / "__init__.py"
+    linked = tmp_path / "site-packages" / "pydantic" / "__init__.py"
+    for file in (real, linked):
+        file.parent.mkdir(parents=True)
+    real.touch()
+    linked.symlink_to(real)
+    spec = importlib.machinery.ModuleSpec("pydantic", None, origin=str(linked))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: spec)
+    # All packages lie there, each in a directory of its own.
+    assert str(tmp_path / "cache" / "archive") in program_files.__wrapped__()
+    linked.unlink()
+    shutil.copy(real, linked)
+    assert not [path for path in program_files.__wrapped__() if path.startswith(str(tmp_path))]
+
+
+def test_a_place_of_modules_that_holds_the_home_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, modules = tmp_path / "home" / "me", tmp_path / "home" / "me" / "modules"
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setattr(sys, "path", [*sys.path, str(home), str(tmp_path / "home"), str(modules)])
+    found = program_files.__wrapped__()
+    assert str(modules) in found
+    assert not {str(home), str(tmp_path / "home")} & {*found}
 
 
 def confined(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
