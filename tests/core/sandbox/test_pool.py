@@ -180,7 +180,8 @@ def test_closing_ends_processes_and_what_they_are_at(new_pool: SandboxPool) -> N
     thread.join(30)
     assert not thread.is_alive()
     assert [str(error) for error in errors] == ["The file is no longer read: the program ends."]
-    assert all(is_over(int(str(pid))) for pid in pids)
+    # The kernel ends readers, which are children of those processes.
+    wait_for(lambda: all(is_over(int(str(pid))) for pid in pids), 10, "the processes to end")
 
 
 def test_a_bounded_process_calls_directly(pool: SandboxPool, monkeypatch: pytest.MonkeyPatch) -> None:
