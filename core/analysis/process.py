@@ -18,7 +18,7 @@ from core.analysis.result import AnalysisRequest, Progress
 from core.analysis.row_facts import BATCH_SECONDS
 from core.errors import UserError
 from core.helper import tie_to_parent
-from core.sandbox.limits import TimeLimitError, confine
+from core.sandbox.limits import TimeLimitError, enclose, limit_process, machine_memory
 from core.text import one_line
 
 _SECONDS_BETWEEN = 0.1
@@ -29,14 +29,17 @@ _MEMORY = 4 << 30
 def main() -> int:
     """Serve one request; returns the exit code."""
     tie_to_parent()
-    confine(_MEMORY)
+    limit_process(min(_MEMORY, machine_memory() // 2))
     # Parallelism comes from processes; threads of the tokenizers library would not survive a fork.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    from core.analysis.rights import rights_for
     from core.analysis.survey import survey
 
     request = AnalysisRequest.from_dict(json.loads(sys.stdin.readline()))
     reporter = _Reporter()
     try:
+        # A registry, which names the files, is read in a sandbox of its own.
+        enclose(rights_for(request))
         answer: dict[str, Any] = {"analysis": survey(request, reporter).to_dict()}
     except UserError as error:
         answer = {"error": error.message, "hint": error.hint}

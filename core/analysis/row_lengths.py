@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from core.analysis.result import AnalysisRequest, request_for
+from core.analysis.rights import rights_for
 from core.analysis.row_tokens import tokenizer_directory
 from core.data.conversation import RowError
 from core.data.registries.resolve import flat_sources
@@ -37,10 +38,11 @@ def sample_lengths(config: Config) -> list[int]:
         model = str(tokenizer_directory(config.model.base))
         template = template_source(config.template.file, config.template.name)
         request = request_for(config, model=model, template=template).without_limit()
+        rights = rights_for(request)
     except UserError:
         return []
     about = "chat template" if template is not None else f"tokenizer or chat template of {model}"
-    return sandboxed(_lengths, f"The {one_line(about)}", seconds=_SECONDS)(request)
+    return sandboxed(_lengths, f"The {one_line(about)}", rights=rights, seconds=_SECONDS)(request)
 
 
 def _lengths(request: AnalysisRequest) -> list[int]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core.analysis.result import Analysis, AnalysisRequest
+from core.analysis.rights import rights_for
 from core.data.conversation import RowError
 from core.data.files.rows import Row
 from core.data.formats.detect import SAMPLE, Detection
@@ -75,7 +76,8 @@ def sample_row(request: AnalysisRequest, analysis: Analysis, number: int | None 
     """
     if request.masks is None:
         raise UserError("There is no tokenizer.", "Name a model.")
-    sample = sandboxed(_sample, f"The tokenizer or chat template of {one_line(request.masks.model)}")
+    about = f"The tokenizer or chat template of {one_line(request.masks.model)}"
+    sample = sandboxed(_sample, about, rights=rights_for(request))
     if number is not None:
         if not 1 <= number <= analysis.rows:
             raise UserError(f"There is no row {number}.", f"The rows are counted from 1 to {analysis.rows}.")

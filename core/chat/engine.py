@@ -9,7 +9,7 @@ import queue
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -89,10 +89,12 @@ class ChatEngine:
 
     Args:
         command: The module of another engine, or a command line to run instead, for tests.
+        files: Arguments for it: the files that an engine loads which is confined to them.
     """
 
-    def __init__(self, command: str | list[str] | None = None) -> None:
+    def __init__(self, command: str | list[str] | None = None, files: Sequence[str] = ()) -> None:
         self._command: str | list[str] = command or "core.worker.generate.chat_engine"
+        self._files = tuple(files)
         self._ids = map(str, itertools.count(1))
         self._guard = threading.Lock()
         self._pending: dict[str, queue.Queue[dict[str, Any] | None]] = {}
@@ -123,7 +125,9 @@ class ChatEngine:
             try:
                 with self.log_path.open("wb") as log:
                     # Python imports from its working directory, and nobody puts a foreign 'core' into our home.
-                    self._helper = Helper(self._command, environment=worker_environment(), cwd=home, log=log.fileno())
+                    self._helper = Helper(
+                        self._command, *self._files, environment=worker_environment(), cwd=home, log=log.fileno()
+                    )
             except OSError as error:
                 raise UserError(f"The chat engine cannot be started: {error}.", "Make room, or try again.") from error
         threading.Thread(target=self._read, args=(self._helper,), name="chat-engine", daemon=True).start()

@@ -35,6 +35,11 @@ class ExportedModel:
         """The chat template of the training, which that of the file is held against; None where it is not known."""
         return self.trained.template if self.trained is not None else None
 
+    def engine(self) -> ChatEngine:
+        """A reader for the file, not started yet."""
+        spec = self.spec
+        return ChatEngine(READER, [os.path.abspath(path) for path in (spec.base, spec.adapter, spec.template) if path])
+
     @property
     def spec(self) -> ModelSpec:
         """The file as its reader loads it."""
@@ -98,7 +103,7 @@ class ExportReaders:
         with self._guard:
             if (known := self._engines.get(source)) is not None:
                 return known
-            engine = self._engines[source] = ChatEngine(READER)
+            engine = self._engines[source] = exported.engine()
             if self._is_closed:
                 engine.close()
         try:

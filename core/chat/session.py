@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from core.chat.engine import ADAPTER_LIMIT, AdapterSpec, ChatEngine, ModelSpec, Progress
-from core.chat.exported import READER, ExportReaders, find_exported
+from core.chat.exported import ExportReaders, find_exported
 from core.chat.request import BASE, TUNED, ChatRequest, GenerationSettings, Source
 from core.config.schema import ModelSection
 from core.config.sixteen_bit import kept_patterns
@@ -325,7 +325,7 @@ def open_session(
         UserError: If there is no such run or model, or the run has no model to chat with.
     """
     if not isinstance(target, Run) and (exported := find_exported(user_path(target), asked=llama)) is not None:
-        return EngineSession(exported.spec, one_line(exported.path.name, 80), ChatEngine(READER))
+        return EngineSession(exported.spec, one_line(exported.path.name, 80), exported.engine())
     if llama:
         raise UserError("llama.cpp reads GGUF files, and this is a run.", "Export the run, and name its GGUF file.")
     if isinstance(target, str) and not names_model(target):

@@ -47,6 +47,7 @@ def examine(*, quick: bool = False) -> list[Finding]:
         software.check_libraries(),
         software.check_liger(driver),
         security.check_holes(),
+        security.check_walls(),
         security.check_hub(),
         system.check_memory(),
         system.check_home(),

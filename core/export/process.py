@@ -44,7 +44,11 @@ def run_process(module: str | Sequence[str], job: Mapping[str, Any], title: str,
     """
     answers: queue.Queue[dict[str, Any] | None] = queue.Queue()
     last: tuple[str, int | None, int | None] = (f"starting {title}", None, None)
-    with tempfile.TemporaryFile() as log, Helper(module, environment=worker_environment(), log=log.fileno()) as helper:
+    environment = worker_environment()
+    if "memory" in job:
+        # numpy's threads would be there before the process is confined, and outside of its walls.
+        environment["OPENBLAS_NUM_THREADS"] = "1"
+    with tempfile.TemporaryFile() as log, Helper(module, environment=environment, log=log.fileno()) as helper:
 
         def read() -> None:
             with contextlib.suppress(ValueError, OSError):  # a closed pipe, or half a line of a process that was killed

@@ -39,6 +39,9 @@ FRUITLESS = 2
 #: Times that a hub may ask to wait before a download fails, and the longest wait in seconds.
 PATIENCE, LONGEST_WAIT = 5, 60.0
 
+#: The file that ``hf auth login`` writes the user's token to.
+TOKEN_PATH = Path(constants.HF_TOKEN_PATH)
+
 _HASH_PIECE = 4 << 20
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _OK, _PART, _BAD_RANGE, _BUSY = 200, 206, 416, (408, 429)
@@ -254,7 +257,7 @@ class HubClient:
         token = os.environ.get("HF_TOKEN", "").strip()
         if not token:
             with contextlib.suppress(OSError, UnicodeDecodeError):
-                token = Path(constants.HF_TOKEN_PATH).read_text(encoding="ascii").strip()
+                token = TOKEN_PATH.read_text(encoding="ascii").strip()
         return token if token.isprintable() and token.isascii() and token else None
 
     @contextlib.contextmanager

@@ -7,6 +7,7 @@ several times a second, ``{"plan"}`` when the size of the download is known, the
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -31,6 +32,7 @@ from core.models.check import check_model_config, check_model_directory
 from core.models.files import PICKLES, RECORD_NAME, TOKENIZERS, WEIGHTS, WEIGHTS_INDEX, read_record
 from core.models.find import fetched_models, revisions_of
 from core.sandbox.limits import confine
+from core.sandbox.rights import Rights, reading
 from core.text import one_line
 
 if TYPE_CHECKING:
@@ -43,6 +45,8 @@ RESERVE = 512 << 20
 _SECONDS_BETWEEN = 0.1
 # Memory limit of this process, in bytes: listings and model descriptions are read whole.
 _MEMORY_LIMIT = 4 << 30
+#: Variables that name the user's certificates.
+_CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 _SHARD = re.compile(r"model-\d{1,9}-of-\d{1,9}\.safetensors", re.ASCII)
 # Description files of a model and its tokenizer in the format of transformers; never code.
 _ABOUT_MODEL = {
@@ -372,15 +376,33 @@ def _size(path: Path) -> int:
 def main() -> int:
     """Serve one request; returns the exit code."""
     tie_to_parent()
-    confine(_MEMORY_LIMIT)
     reporter = Reporter()
     try:
-        reporter.send(_carry_out(json.loads(sys.stdin.readline()), reporter))
+        request = json.loads(sys.stdin.readline())
+        _confine(request)
+        reporter.send(_carry_out(request, reporter))
     except (_LeftError, BrokenPipeError):
         # Buffered output would raise again when the interpreter closes standard output.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return 0
+
+
+def _confine(request: Mapping[str, Any]) -> None:
+    """Confine this process to the network, the directory of what is fetched, and the user's token and certificates."""
+    try:
+        from core.hub.client import TOKEN_PATH
+    except ImportError:
+        return  # nothing can be fetched without the library, which the download reports
+    is_dataset = parse_entry(str(request["entry"])).kind == "dataset"
+    place = paths.datasets_dir() if is_dataset else paths.models_dir()
+    moved: list[str] = []
+    with contextlib.suppress(UserError, OSError):  # the download meets it again, and reports it
+        paths.make_private_dir(place)
+        # What the user keeps on another disk.
+        moved = [entry.path for entry in os.scandir(place) if entry.is_symlink()]
+    read = (str(TOKEN_PATH), *filter(None, map(os.environ.get, _CERTIFICATES)))
+    confine(_MEMORY_LIMIT, Rights(reading(*read).reads, writes=(str(place), *moved), uses_network=True))
 
 
 def _carry_out(request: dict[str, Any], reporter: Reporter) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from core.errors import UserError
 from core.importers.redact import cleaned, shown
 from core.importers.translation import Translation
 from core.sandbox.pool import sandboxed
+from core.sandbox.rights import reading
 from core.small_files import read_small
 from core.text import one_line
 from core.yaml.sandboxed import read_yaml
@@ -50,7 +51,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     """
     if path.suffix.lower() in (".yml", ".yaml"):
         return read_yaml(path, cleaned).values
-    return sandboxed(_read_json, one_line(str(path)))(path)
+    return sandboxed(_read_json, one_line(str(path)), rights=reading(path))(path)
 
 
 def flat(settings: Mapping[str, Any]) -> dict[str, Any]:

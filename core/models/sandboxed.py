@@ -13,6 +13,7 @@ from core.models.find import STARTER_NAME, find_model, missing_model, model_path
 from core.models.inspection import ModelFacts
 from core.models.quantization_config import check_quantization
 from core.sandbox.pool import sandboxed
+from core.sandbox.rights import reading
 from core.text import one_line
 
 
@@ -22,7 +23,7 @@ def check_model_directory(directory: Path) -> None:
     Raises:
         UserError: As that function, or if reading takes more memory or time than any model's should.
     """
-    sandboxed(_check_directory, f"The model in {one_line(str(directory))}")(directory)
+    sandboxed(_check_directory, f"The model in {one_line(str(directory))}", rights=reading(directory))(directory)
 
 
 def check_model_config(directory: Path) -> dict[str, Any]:
@@ -31,7 +32,7 @@ def check_model_config(directory: Path) -> dict[str, Any]:
     Raises:
         UserError: As :func:`check_model_directory`.
     """
-    return sandboxed(_check_config, f"The model in {one_line(str(directory))}")(directory)
+    return sandboxed(_check_config, f"The model in {one_line(str(directory))}", rights=reading(directory))(directory)
 
 
 def check_base(name: str, relative_to: Path | None = None) -> None:
@@ -61,7 +62,7 @@ def check_gguf(path: Path) -> None:
     Raises:
         UserError: As :func:`check_model_directory`.
     """
-    sandboxed(_check_gguf, f"The model in {one_line(str(path))}")(path)
+    sandboxed(_check_gguf, f"The model in {one_line(str(path))}", rights=reading(path))(path)
 
 
 def inspect_model(path: Path) -> ModelFacts:
@@ -69,7 +70,7 @@ def inspect_model(path: Path) -> ModelFacts:
     measured. One that cannot be read or built has a flaw.
     """
     try:
-        facts = sandboxed(_inspect, f"The model in {one_line(str(path))}")(path)
+        facts = sandboxed(_inspect, f"The model in {one_line(str(path))}", rights=reading(path))(path)
     except UserError as error:
         return ModelFacts().flawed(error)
     if facts.unmeasured is None or facts.flaw:

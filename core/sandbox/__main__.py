@@ -2,41 +2,141 @@
 
 It serves calls from :mod:`core.sandbox.pool`, one after the other, until its standard input ends. A request comes from
 the process that started it and is a pickle; an answer is JSON, as it derives from untrusted input.
+
+It reads nothing foreign itself. It imports the modules of a call, and forks a reader that has the rights of that call
+and no others. The reader serves the next calls too, as long as they ask for no other rights; else another one is
+forked, as a process cannot be given rights that it has lost.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import pickle
+import signal
 import sys
+import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import IO, Any, NoReturn
 
 from core.errors import UserError
 from core.helper import tie_to_parent
-from core.sandbox.frames import FrameError, read_frame, write_frame
+from core.sandbox.frames import FrameError, read_frame, relay_frame, write_frame
 from core.sandbox.limits import TimeLimitError, confine, cpu_limit
+from core.sandbox.rights import Rights, identities, program_files
 from core.sandbox.signature import dump
 
 
 def main() -> int:
     """Serve calls; returns the exit code."""
     tie_to_parent()
-    confine()
+    # Ignored, as the parent may have it, it would take the readers' exit statuses away.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     # Output of libraries must not mix with the answers.
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     requests = os.fdopen(os.dup(sys.stdin.fileno()), "rb", buffering=0)
+    program_files()  # found once, for all readers
+    reader: _Reader | None = None
     try:
         while True:
-            answer, is_spent = _answer(read_frame(requests))
-            write_frame(answers, answer)
-            if is_spent:
-                return 1
+            # From the process that started this one, so it is trusted.
+            modules, rights, call = pickle.loads(read_frame(requests))  # noqa: S301
+            for module in modules:
+                with contextlib.suppress(Exception):  # its reader meets it again, and reports it
+                    importlib.import_module(module)
+            reader = _with_rights(reader, rights, (requests.fileno(), answers.fileno()))
+            reader.ask(call, answers)
     except (FrameError, OSError):
         return 0
+
+
+class _Reader:
+    """A forked process with some rights.
+
+    Args:
+        rights: Its rights.
+        allowed: The files that they are for, see :func:`~core.sandbox.rights.identities`.
+        others: Descriptors of this process that it must not have.
+    """
+
+    def __init__(self, rights: Rights, allowed: frozenset[tuple[int, int]], others: tuple[int, ...]) -> None:
+        self._rights, self._allowed = rights, allowed
+        theirs_in, ours_in = os.pipe()
+        ours_out, theirs_out = os.pipe()
+        self._pid = os.fork()
+        if self._pid == 0:
+            for descriptor in (ours_in, ours_out, *others):
+                os.close(descriptor)
+            _read_for_ever(rights, theirs_in, theirs_out)
+        os.close(theirs_in)
+        os.close(theirs_out)
+        self._requests = os.fdopen(ours_in, "wb")
+        self._answers = os.fdopen(ours_out, "rb", buffering=0)
+
+    def serves(self, rights: Rights, needed: frozenset[tuple[int, int]]) -> bool:
+        """Whether a call of these rights is for this reader."""
+        mine = self._rights
+        return needed <= self._allowed and (rights.writes, rights.starts_helpers, rights.uses_network) == (
+            mine.writes,
+            mine.starts_helpers,
+            mine.uses_network,
+        )
+
+    def ask(self, call: bytes, answers: IO[bytes]) -> None:
+        """Pass a call to it, and its answer on; where there is none, end as it has ended."""
+        try:
+            write_frame(self._requests, call)
+            relay_frame(self._answers, answers)
+        except FrameError:
+            _end_as(os.waitpid(self._pid, 0)[1])
+        except OSError:
+            _end_as(self.end())
+
+    def end(self) -> int:
+        """End it; returns its wait status."""
+        os.kill(self._pid, signal.SIGKILL)
+        status = os.waitpid(self._pid, 0)[1]
+        with contextlib.suppress(OSError):
+            self._requests.close()
+        self._answers.close()
+        return status
+
+
+def _with_rights(reader: _Reader | None, rights: Rights, others: tuple[int, ...]) -> _Reader:
+    needed = identities(rights)
+    if reader is not None:
+        if reader.serves(rights, needed):
+            return reader
+        reader.end()
+    return _Reader(rights, needed, others)
+
+
+def _end_as(status: int) -> NoReturn:
+    code = os.waitstatus_to_exitcode(status)
+    if code < 0:
+        with contextlib.suppress(OSError):  # SIGKILL, which has no handler
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    os._exit(code & 0xFF)
+
+
+def _read_for_ever(rights: Rights, requests: int, answers: int) -> NoReturn:
+    """Be a reader."""
+    try:
+        confine(rights=rights)
+        with os.fdopen(requests, "rb", buffering=0) as calls, os.fdopen(answers, "wb") as told:
+            is_spent = False
+            while not is_spent:
+                answer, is_spent = _answer(read_frame(calls))
+                write_frame(told, answer)
+    except (FrameError, OSError):
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+    os._exit(1)
 
 
 def _answer(request: bytes) -> tuple[bytes, bool]:

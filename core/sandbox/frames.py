@@ -59,6 +59,25 @@ def read_frame(stream: Stream, seconds: float | None = None) -> bytes:
     return _read(stream, length, deadline)
 
 
+def relay_frame(source: Stream, sink: IO[bytes]) -> None:
+    """Pass the next frame on, whatever is in it.
+
+    Raises:
+        FrameError: If the stream ends before it does.
+        OSError: If the peer has closed the pipe.
+    """
+    head = _read(source, _LENGTH, None)
+    sink.write(head)
+    missing = int.from_bytes(head, "big")
+    while missing:
+        piece = source.read(min(missing, 1 << 20))
+        if not piece:
+            raise FrameError
+        sink.write(piece)
+        missing -= len(piece)
+    sink.flush()
+
+
 def _read(stream: Stream, count: int, deadline: float | None) -> bytes:
     pieces, missing = [], count
     while missing:

@@ -20,6 +20,7 @@ from core.errors import UserError
 from core.helper import Helper, describe_end
 from core.sandbox.frames import FrameError, read_frame, write_frame
 from core.sandbox.limits import MEMORY, SECONDS, cpu_limit, is_confined
+from core.sandbox.rights import NO_RIGHTS, Rights
 from core.sandbox.signature import check
 from core.text import one_line
 
@@ -117,6 +118,7 @@ class SandboxPool:
         seconds: float,
         keep: str,
         hint: str,
+        rights: Rights,
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> R:
@@ -125,7 +127,7 @@ class SandboxPool:
             with cpu_limit(seconds):
                 return function(*args, **kwargs)
         called = (function.__module__, function.__qualname__, seconds, args, kwargs)
-        request = pickle.dumps((*called, _directory(), dict(os.environ)))
+        request = _request([function.__module__], rights, *called)
         if not keep:
             return self._call(function, _Work(about, seconds, hint), keep, request)
         with self._lock:
@@ -136,7 +138,8 @@ class SandboxPool:
     def warm(self, *modules: str) -> None:
         """Start a process ahead of time, with the modules imported."""
         if not is_confined():
-            self.call(_import_modules, "The program", SECONDS, "", _HINT, list(modules))
+            request = _request([*modules], NO_RIGHTS, __name__, _do_nothing.__name__, SECONDS, (), {})
+            self._call(_do_nothing, _Work("The program", SECONDS, _HINT), "", request)
 
     def close(self) -> None:
         """End all processes; calls in progress end with an error, later ones start new processes."""
@@ -229,7 +232,13 @@ atexit.register(POOL.close)
 
 
 def sandboxed(
-    function: Callable[P, R], about: str, *, seconds: float | None = None, keep: str = "", hint: str = _HINT
+    function: Callable[P, R],
+    about: str,
+    *,
+    rights: Rights = NO_RIGHTS,
+    seconds: float | None = None,
+    keep: str = "",
+    hint: str = _HINT,
 ) -> Callable[P, R]:
     """Wrap a function so that it runs in the sandbox; blocks, so call it from a thread if a person waits.
 
@@ -239,6 +248,7 @@ def sandboxed(
         function: A module-level function of ``core``. Its arguments are pickled; its result is JSON, checked against
             the annotation.
         about: Its input, as the beginning of a sentence: ``The chat template``.
+        rights: What it may use, beside its arguments and the program's own files.
         seconds: Limit of processor time; :data:`~core.sandbox.limits.SECONDS` by default.
         keep: Name for calls that share a process, which keeps loaded data for the next of them; these run one at a
             time. Empty for any process.
@@ -248,14 +258,16 @@ def sandboxed(
         UserError: As the function; a :class:`SandboxError` if it exceeds the limits of memory or time, or its input
             crashes the process.
     """
-    return functools.partial(POOL.call, function, about, SECONDS if seconds is None else seconds, keep, hint)
+    return functools.partial(POOL.call, function, about, SECONDS if seconds is None else seconds, keep, hint, rights)
 
 
-def _import_modules(modules: list[str]) -> None:
-    import importlib
+def _request(modules: list[str], rights: Rights, *called: object) -> bytes:
+    """A request: what the process imports, the rights of the reader, and the call itself, for the reader alone."""
+    return pickle.dumps((modules, rights, pickle.dumps((*called, _directory(), dict(os.environ)))))
 
-    for module in modules:
-        importlib.import_module(module)
+
+def _do_nothing() -> None:
+    pass
 
 
 def _directory() -> str:

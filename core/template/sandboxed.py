@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from core.data.conversation import Example, portions
 from core.errors import UserError
 from core.sandbox.pool import POOL, SandboxError, sandboxed
+from core.sandbox.rights import NO_RIGHTS, reading
 from core.template.preview import Preview, PreviewRow, Refusal, RowLength
 from core.template.settings import MaskSettings
 from core.text import one_line
@@ -68,7 +69,8 @@ def read_tokenizer(model: Path, texts: Sequence[str] = ()) -> TokenizerFacts:
     Raises:
         UserError: If it cannot be read.
     """
-    return sandboxed(_read_tokenizer, f"The tokenizer of {one_line(str(model))}", keep=_KEEP)(model, tuple(texts))
+    about = f"The tokenizer of {one_line(str(model))}"
+    return sandboxed(_read_tokenizer, about, rights=reading(model), keep=_KEEP)(model, tuple(texts))
 
 
 def check_template(source: str) -> None:
@@ -92,6 +94,7 @@ class RowMasks:
 
     def __init__(self, settings: MaskSettings) -> None:
         self.settings = settings
+        self._rights = reading(settings.model)
         which = "chat template" if settings.template is not None else f"tokenizer or chat template of {settings.model}"
         self._about = f"The {one_line(which)}"
         self._bounds = 0
@@ -103,7 +106,7 @@ class RowMasks:
         Raises:
             UserError: If one of them cannot be loaded.
         """
-        sandboxed(_check_settings, self._about, keep=_KEEP)(self.settings)
+        sandboxed(_check_settings, self._about, rights=self._rights, keep=_KEEP)(self.settings)
 
     def row(self, example: Example) -> tuple[PreviewRow, ...] | Refusal:
         """A row as training sequences for display, of a preference pair the better answer first.
@@ -113,7 +116,8 @@ class RowMasks:
         """
         self._see_failure()
         try:
-            found = sandboxed(_mask_row, _ROW, keep=_KEEP, hint=_ROW_HINT)(self.settings, example)
+            call = sandboxed(_mask_row, _ROW, rights=self._rights, keep=_KEEP, hint=_ROW_HINT)
+            found = call(self.settings, example)
         except SandboxError:
             self._count()
             raise
@@ -131,7 +135,8 @@ class RowMasks:
     def _lengths(self, examples: Sequence[Example]) -> list[RowLength | Refusal | UserError]:
         self._see_failure()
         try:
-            found = sandboxed(_measure_rows, _ROW, keep=_KEEP, hint=_ROW_HINT)(self.settings, list(examples))
+            call = sandboxed(_measure_rows, _ROW, rights=self._rights, keep=_KEEP, hint=_ROW_HINT)
+            found = call(self.settings, list(examples))
         except SandboxError as error:
             if len(examples) > 1:
                 # Together they may take long without any single one being at fault.
@@ -168,7 +173,8 @@ def preview(source: str, example: Example, settings: MaskSettings | None) -> Pre
     Raises:
         UserError: If the tokenizer cannot be read.
     """
-    return sandboxed(_preview, "The chat template", keep=_KEEP)(source, example, settings)
+    rights = NO_RIGHTS if settings is None else reading(settings.model)
+    return sandboxed(_preview, "The chat template", rights=rights, keep=_KEEP)(source, example, settings)
 
 
 # Runs inside the sandbox process

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from core.sandbox.pool import sandboxed
+from core.sandbox.rights import reading
 from core.text import one_line
 from core.yaml.file import YamlFile
 
@@ -23,7 +24,7 @@ def read_yaml(path: Path, clean: Callable[[str], str] = str) -> YamlFile:
         UserError: If it cannot be read, is not one YAML document, is not a mapping, has a duplicate key, or stands for
             more than a configuration would. The message names file and line.
     """
-    return sandboxed(_read, one_line(str(path)))(path, clean)
+    return sandboxed(_read, one_line(str(path)), rights=reading(path))(path, clean)
 
 
 def _read(path: Path, clean: Callable[[str], str]) -> YamlFile:

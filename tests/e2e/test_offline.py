@@ -27,10 +27,12 @@ from .workers import Workers
 RECORDER = """
 import os, sys, threading
 
-def record(line, path=os.environ.get("SOCKET_RECORD")):
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+# Opened at once, as a confined process opens no other files.
+if os.environ.get("SOCKET_RECORD"):
+    descriptor = os.open(os.environ["SOCKET_RECORD"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+
+def record(line):
     os.write(descriptor, (line + chr(10)).encode())
-    os.close(descriptor)
 
 def hook(event, args):
     if event == "socket.__new__":

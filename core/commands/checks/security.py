@@ -1,14 +1,20 @@
-"""Security checks: versions with known vulnerabilities, packages that fetch code, and access to a hub."""
+"""Security checks: versions with known vulnerabilities, walls around readers, packages that fetch code, and access to
+a hub.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import os
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib import metadata
 
 from core.commands.checks.finding import Finding
 from core.commands.checks.software import reinstall, satisfies
+from core.errors import UserError
+from core.sandbox.limits import VARIABLE, Walls, walls
+from core.sandbox.pool import sandboxed
 
 #: Library, first fixed version, number of the vulnerability, and its effect. Only those that a run could meet: files
 #: that are loaded, templates that are rendered.
@@ -18,6 +24,11 @@ HOLES: tuple[tuple[str, str, str, str], ...] = (
     ("jinja2", "3.1.6", "CVE-2025-27516", "a chat template can break out of its sandbox"),
     ("sentencepiece", "0.2.1", "CVE-2026-1260", "a tokenizer's file can corrupt memory"),
 )
+#: Walls by the fields of :class:`~core.sandbox.limits.Walls`: the name, and what it takes.
+_WALLS = {
+    "files": ("Landlock", "Landlock needs Linux 5.13 or later, with landlock in the kernel's list of modules (lsm=)."),
+    "calls": ("seccomp", "The filter needs Linux on x86_64 or aarch64, and a container that allows filters."),
+}
 _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 
@@ -35,6 +46,35 @@ def check_holes() -> Finding:
         hint = f"Load nothing from strangers until then. {reinstall()}"
         return Finding("security", "fail", f"{'; '.join(open_ones)}.", hint)
     return Finding("security", "ok", f"none of the {len(HOLES)} known holes that a run could meet")
+
+
+def check_walls() -> Finding:
+    """Check which walls hold around the processes that read foreign files: one is started, and asked."""
+    try:
+        found = sandboxed(walls, "The sandbox")()
+    except UserError as error:
+        return Finding("sandbox", "fail", error.message, "Please report it.")
+    return walls_finding(found)
+
+
+def walls_finding(found: Walls) -> Finding:
+    """The finding for the walls around a process."""
+    if not found.files and not found.calls:
+        return Finding(
+            "sandbox",
+            "ok",
+            "readers of foreign files reach no other files (Landlock), no network and no programs (seccomp)",
+        )
+    said = [f"{_WALLS[name][0]}: {reason}" for name, reason in asdict(found).items() if reason]
+    held = [words for name, words in _WALLS.items() if not getattr(found, name)]
+    beside = f", and by {held[0][0]}" if held else ""
+    hint = (
+        f"Unset {VARIABLE}, unless something fails with the walls."
+        if VARIABLE in "".join(said)
+        else " ".join(_WALLS[name][1] for name, reason in asdict(found).items() if reason)
+    )
+    what = f"Readers of foreign files are held by limits on memory and time{beside}. Not by {'; '.join(said)}."
+    return Finding("sandbox", "warn", what, hint)
 
 
 def check_hub(environment: Mapping[str, str] = os.environ) -> Finding:

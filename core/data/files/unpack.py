@@ -12,6 +12,7 @@ ends when standard input does.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from core.data.files.layout import HEAD_BYTES, is_column_arrays
 from core.helper import tie_to_parent
-from core.paths import home, make_private_dir
+from core.paths import home
 from core.sandbox.limits import TimeLimitError, confine, cpu_limit
 
 if TYPE_CHECKING:
@@ -207,8 +208,13 @@ def column_lines(file: BinaryIO) -> Iterator[tuple[bytes, float]]:
 _TABLES = {"parquet": parquet_lines, "arrow": arrow_lines, "columns": column_lines}
 
 
-def portions(packing: str, file: BinaryIO) -> Iterator[tuple[bytes, int]]:
+def portions(packing: str, file: BinaryIO, whole: BinaryIO | None = None) -> Iterator[tuple[bytes, int]]:
     """Unpacked text of the file piece by piece, each with the bytes of the file done so far.
+
+    Args:
+        packing: How it is packed.
+        file: The file.
+        whole: An empty file for a compressed table, whose metadata is at its end: it is decompressed whole first.
 
     Raises:
         UnpackError: If it is damaged.
@@ -237,15 +243,15 @@ def portions(packing: str, file: BinaryIO) -> Iterator[tuple[bytes, int]]:
         for piece in pieces:
             yield piece, done()
         return
-    with tempfile.TemporaryFile(dir=make_private_dir(home() / "cache")) as table:
-        # The metadata of a table is at its end, so the file must be decompressed whole first.
-        whole = Spool(table.fileno())
-        for piece in pieces:
-            whole.write(piece, done())
-            yield b"", 0
-        table.seek(0)
-        for text, share in _TABLES[inner](table):
-            yield text, int(share * size)
+    if whole is None:
+        raise ValueError("There is no file for the table.")
+    spool = Spool(whole.fileno())
+    for piece in pieces:
+        spool.write(piece, done())
+        yield b"", 0
+    whole.seek(0)
+    for text, share in _TABLES[inner](whole):
+        yield text, int(share * size)
 
 
 def plain(value: Any) -> Any:
@@ -286,10 +292,10 @@ class Spool:
         self.written = written
 
 
-def serve(packing: str, source: int, spool: Spool) -> None:
-    """Answer requests until the file or standard input ends."""
+def serve(packing: str, source: int, spool: Spool, whole: BinaryIO | None) -> None:
+    """Answer requests until the file or standard input ends; see :func:`portions`."""
     with os.fdopen(source, "rb") as file:
-        pieces = portions(packing, file)
+        pieces = portions(packing, file, whole)
         for _ in sys.stdin.buffer:
             begun, done, end = spool.written, 0, False
             try:
@@ -343,8 +349,17 @@ def main(arguments: list[str]) -> int:
     """Run the helper; returns the exit code."""
     packing, source, spool = arguments[0], int(arguments[1]), int(arguments[2])
     tie_to_parent()
-    confine(_MEMORY_LIMIT)
-    serve(packing, source, Spool(spool))
+    with contextlib.ExitStack() as kept:
+        whole = None
+        if "+" in packing:
+            try:
+                whole = kept.enter_context(tempfile.TemporaryFile(dir=home() / "cache"))
+            except OSError as error:
+                _answer({"bytes": 0, "error": f"cannot be unpacked: {error.strerror}", "hint": "Check the disk."})
+                return 1
+        # All that it reads and writes is open by now.
+        confine(_MEMORY_LIMIT)
+        serve(packing, source, Spool(spool), whole)
     return 0
 
 

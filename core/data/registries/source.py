@@ -20,6 +20,7 @@ from core.hub.store import find_fetched
 from core.hub_uri import HubEntry
 from core.path_kind import YAML_SUFFIXES
 from core.sandbox.pool import sandboxed
+from core.sandbox.rights import reading
 from core.small_files import read_small
 from core.text import one_line
 from core.yaml.sandboxed import read_yaml
@@ -97,7 +98,7 @@ def load_registry(path: Path) -> Any:
     """
     if path.suffix.lower() in YAML_SUFFIXES:
         return read_yaml(path).values
-    return sandboxed(_load_json, one_line(str(path)))(path)
+    return sandboxed(_load_json, one_line(str(path)), rights=reading(path))(path)
 
 
 def _load_json(path: Path) -> Any:

@@ -24,6 +24,7 @@ from core.export.gguf.tools import fetch_converter
 from core.export.kinds import CONVERTED, Quant
 from core.export.process import run_process
 from core.models.sandboxed import check_gguf
+from core.sandbox.rights import reading
 
 _WORKER = "core.worker.export.gguf"
 #: Bytes that a process may take: what its libraries take, and for each number of the largest tensor.
@@ -100,8 +101,8 @@ def write_adapter_gguf(adapter: Path, base: Path, target: Path, progress: Progre
             "adapter": str(adapter.absolute()),
             "base": str(staged),
             "target": str(result),
-            "memory": _memory(checked),
             "hint": _HINT,
+            **_limits(checked, work, converter, adapter, staged),
         }
         run_process(f"{_WORKER}.adapter", job, "the conversion of the adapter", progress)
         result.rename(target)
@@ -129,7 +130,8 @@ def _convert(
     staged.mkdir(mode=paths.DIRECTORY_MODE)
     stage(model, options, staged)
     job = conversion_job(staged, target, quant, options, converter)
-    job["memory"] = _memory(checked)
+    based = () if options.base_gguf is None else (options.base_gguf,)
+    job |= _limits(checked, work, converter, staged, *based)
     return tuple(run_process(f"{_WORKER}.convert", job, "llama.cpp's converter", progress)["notes"])
 
 
@@ -160,7 +162,7 @@ def conversion_job(staged: Path, target: Path, quant: Quant, options: GgufOption
 def _quantize(
     source: Path, target: Path, quant: Quant, options: GgufOptions, checked: Checked, work: Path, progress: Progress
 ) -> None:
-    common = {"source": str(source), "memory": _memory(checked), "hint": _HINT}
+    common = {"source": str(source), "hint": _HINT, **_limits(checked, work)}
     importance = None
     if rows := options.calibration:
         importance = work / "importance.npz"
@@ -196,9 +198,13 @@ def calibration_rows(rows: Iterable[Sequence[int]]) -> tuple[tuple[int, ...], ..
     return tuple(found)
 
 
-def _memory(checked: Checked) -> int:
-    """Bytes of memory that a process may take."""
-    return _LIBRARIES + _BYTES_AT_WORK * checked.largest
+def _limits(checked: Checked, work: Path, *reads: Path) -> dict[str, Any]:
+    """What a process may take and use: memory, the files that it reads, and the directory for its own."""
+    return {
+        "memory": _LIBRARIES + _BYTES_AT_WORK * checked.largest,
+        "reads": list(reading(*reads).reads),
+        "writes": [str(work.absolute())],
+    }
 
 
 def _bytes(checked: Checked, quant: Quant, options: GgufOptions) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 from core.models.architecture.architecture import Architecture
 from core.models.architecture.measuring import Unmeasured, measure_architecture
 from core.sandbox.pool import sandboxed
+from core.sandbox.rights import reading
 from core.text import one_line
 
 
@@ -20,7 +21,8 @@ def load_architecture(path: Path) -> Architecture:
     found = read_model(path)
     if not isinstance(found, Unmeasured):
         return found
-    return sandboxed(_complete, f"The model in {one_line(str(path))}")(measure_architecture(found), path)
+    call = sandboxed(_complete, f"The model in {one_line(str(path))}", rights=reading(path))
+    return call(measure_architecture(found), path)
 
 
 def read_model(path: Path) -> Architecture | Unmeasured:
@@ -29,7 +31,7 @@ def read_model(path: Path) -> Architecture | Unmeasured:
     Raises:
         UserError: As :func:`load_architecture`.
     """
-    return sandboxed(_read, f"The model in {one_line(str(path))}")(path)
+    return sandboxed(_read, f"The model in {one_line(str(path))}", rights=reading(path))(path)
 
 
 def _read(path: Path) -> Architecture | Unmeasured:

@@ -1,9 +1,10 @@
 """Jobs: what a process with one piece of work is told on standard input, and how it answers on standard output.
 
 A job is one line of JSON: what is done (``title``), what helps where it fails (``hint``), where it writes (a file as
-``target``, or a ``directory``), and what else its process asks for. Answers are lines of JSON
-(:class:`~core.worker.process.answers.Answers`): ``progress`` as it gets on; at the end ``done`` with the result, or
-``error`` with ``hint`` (two sentences). Whatever else a library prints goes to standard error, which is the log.
+``target``, or a ``directory``), and what else its process asks for. A process with a limit of ``memory`` (bytes) is
+confined: to that, to the files that it ``reads``, and to the directories that it ``writes`` to. Answers are lines of
+JSON (:class:`~core.worker.process.answers.Answers`): ``progress`` as it gets on; at the end ``done`` with the result,
+or ``error`` with ``hint`` (two sentences). Whatever else a library prints goes to standard error, which is the log.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from core.directories import disk_error
 from core.errors import UserError, is_panic
 from core.helper import private_output, tie_to_parent
 from core.sandbox.limits import confine
+from core.sandbox.rights import Rights
 from core.text import one_line
 from core.worker.process import environment
 from core.worker.process.answers import Answers
@@ -73,12 +75,17 @@ def run_job(work: Callable[[dict[str, Any], Answers], dict[str, Any]]) -> int:
     answers = Answers(private_output())
     job: dict[str, Any] = json.loads(sys.stdin.readline())
     if "memory" in job:
-        confine(int(job["memory"]))
+        _confine(job)
     failure = _attempt(work, job, answers)
     if failure is None:
         return 0
     answers.send({"error": failure.message, "hint": failure.hint})
     return 1
+
+
+def _confine(job: dict[str, Any]) -> None:
+    reads, writes = (tuple(map(str, job.get(name, ()))) for name in ("reads", "writes"))
+    confine(int(job["memory"]), Rights(reads, writes))
 
 
 def _attempt(

@@ -36,7 +36,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory, gguf_file: Path) -> Iterato
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LOCALTUNE_HOME", str(tmp_path_factory.mktemp("reader-home")))
         patch.setenv("OMP_NUM_THREADS", "1")
-        engine = ChatEngine(READER)
+        engine = ChatEngine(READER, [str(gguf_file)])
         told: list[tuple[str, Any, Any]] = []
         engine.load(_spec(gguf_file), lambda *progress: told.append(progress))
         assert told[0][0] == "loading llama.cpp"
@@ -239,7 +239,7 @@ def test_answers_with_escapes_are_harmless(
         change_token=lambda number, text: text if number < 3 or len(text) == 1 else f"ě[2J{number}",
     )
     session = open_session(path, llama=True)
-    with ChatEngine(READER) as engine:
+    with ChatEngine(READER, [str(path)]) as engine:
         engine.load(_spec(path), lambda *_: None)
 
         def has_escapes(settings: GenerationSettings) -> bool:

@@ -17,6 +17,7 @@ from core.errors import UserError
 from core.sandbox import pool as sandbox
 from core.sandbox.frames import LARGEST
 from core.sandbox.pool import SandboxError, SandboxPool
+from core.sandbox.rights import NO_RIGHTS, Rights
 from tests.cases import cases
 from tests.core.sandbox import readers
 from tests.core.sandbox.readers import Found
@@ -40,9 +41,14 @@ def new_pool() -> Iterator[SandboxPool]:
 
 
 def call(
-    pool: SandboxPool, function: Callable[..., object], *args: object, seconds: float = 10, keep: str = ""
+    pool: SandboxPool,
+    function: Callable[..., object],
+    *args: object,
+    seconds: float = 10,
+    keep: str = "",
+    rights: Rights = NO_RIGHTS,
 ) -> object:
-    return pool.call(function, "The file", seconds, keep, "Try another.", *args)
+    return pool.call(function, "The file", seconds, keep, "Try another.", rights, *args)
 
 
 def is_over(pid: int) -> bool:
@@ -174,7 +180,8 @@ def test_closing_ends_processes_and_what_they_are_at(new_pool: SandboxPool) -> N
     thread.join(30)
     assert not thread.is_alive()
     assert [str(error) for error in errors] == ["The file is no longer read: the program ends."]
-    assert all(is_over(int(str(pid))) for pid in pids)
+    # The kernel ends readers, which are children of those processes.
+    wait_for(lambda: all(is_over(int(str(pid))) for pid in pids), 10, "the processes to end")
 
 
 def test_a_bounded_process_calls_directly(pool: SandboxPool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,12 +192,13 @@ def test_a_bounded_process_calls_directly(pool: SandboxPool, monkeypatch: pytest
 def test_it_ends_with_the_one_who_asked_in_the_middle_of_a_library(tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from core.sandbox.pool import sandboxed\n"
-        "from tests.core.sandbox.readers import start_child\n"
-        "sandboxed(start_child, 'It', seconds=600)(Path(sys.argv[1]))\n"
+        "from core.sandbox.rights import Rights; from tests.core.sandbox.readers import start_child\n"
+        "rights = Rights(writes=(sys.argv[2],), starts_helpers=True)\n"
+        "sandboxed(start_child, 'It', seconds=600, rights=rights)(Path(sys.argv[1]))\n"
     )
     written = tmp_path / "pids"
     with subprocess.Popen(
-        [sys.executable, "-c", script, str(written)], env={**os.environ, "PYTHONPATH": os.getcwd()}
+        [sys.executable, "-c", script, str(written), str(tmp_path)], env={**os.environ, "PYTHONPATH": os.getcwd()}
     ) as asker:
         wait_for(lambda: written.exists() and written.read_text().endswith("\n"), 60, "the call to begin")
         pids = [int(pid) for pid in written.read_text().split()]
@@ -218,14 +226,15 @@ def test_signals_that_are_held_back_in_the_one_who_asks_end_it_all_the_same(tmp_
     )
     script = (
         "import os, signal, sys; from pathlib import Path; from core.sandbox.pool import sandboxed, SandboxError\n"
-        "from tests.core.sandbox.readers import match_for_ever, start_child\n"
+        "from core.sandbox.rights import Rights; from tests.core.sandbox.readers import match_for_ever, start_child\n"
         f"held = {{signal.SIGIO, signal.SIGXCPU, signal.SIGPROF}}; {hold}\n"
         "try: sandboxed(match_for_ever, 'It', seconds=0.2)()\n"
         "except SandboxError as error: print(error.message, flush=True)\n"
-        "sandboxed(start_child, 'It', seconds=600)(Path(sys.argv[1]))\n"
+        "rights = Rights(writes=(sys.argv[2],), starts_helpers=True)\n"
+        "sandboxed(start_child, 'It', seconds=600, rights=rights)(Path(sys.argv[1]))\n"
     )
     written = tmp_path / "pids"
-    command = [sys.executable, "-c", script, str(written)]
+    command = [sys.executable, "-c", script, str(written), str(tmp_path)]
     surroundings = {**os.environ, "PYTHONPATH": os.getcwd()}
     with subprocess.Popen(command, env=surroundings, stdout=subprocess.PIPE, text=True) as asker:
         assert asker.stdout is not None

@@ -18,14 +18,15 @@ from core.runs.state import RunState
 from core.runs.store import Run, create_run
 
 
-def crowded_engine(module: str, free: Path) -> ChatEngine:
+def crowded_engine(module: str, free: Path, *files: Path) -> ChatEngine:
     """An engine in a process that finds as many bytes free as a file says.
 
     Args:
         module: The module with the engine's ``main``.
         free: The file, which is read each time.
+        *files: Files that the engine is confined to.
     """
-    return ChatEngine([sys.executable, "-m", __name__, module, str(free)])
+    return ChatEngine([sys.executable, "-m", __name__, module, str(free)], list(map(str, files)))
 
 
 def run_on_cpu() -> Run:

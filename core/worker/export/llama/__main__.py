@@ -1,4 +1,6 @@
-"""The reader of GGUF files: ``python -m core.worker.export.llama``, a child of whoever asks.
+"""The reader of GGUF files: ``python -m core.worker.export.llama FILE…``, a child of whoever asks.
+
+It is confined, and reads no files of the user's but those that it is started with: what is loaded must be among them.
 
 It speaks :mod:`core.runs.protocol` on standard input and output as the chat engine does, with the same ``load``
 and ``generate``, so that a session of the chat talks to either. Commands:
@@ -22,13 +24,24 @@ and ``generate``, so that a session of the chat talks to either. Commands:
 
 from __future__ import annotations
 
-from core.worker.export.llama.engine import GgufEngine
+import sys
+
+from core.paths import runs_dir
+from core.sandbox.limits import enclose, limit_process, machine_memory
+from core.sandbox.rights import reading
 from core.worker.process.command_server import CommandServer, private_streams
 
 
 def main() -> None:
     """Serve until the input is closed."""
     requests, answers = private_streams()
+    # The engine limits itself further, by the size of the file that it loads.
+    limit_process(machine_memory())
+    # Runs, as a model is not loaded where it crowds out one in training.
+    enclose(reading(*sys.argv[1:], runs_dir()))
+    # Afterwards, as numpy starts threads, which the walls would not be around.
+    from core.worker.export.llama.engine import GgufEngine
+
     engine = GgufEngine()
     CommandServer("The reader of the GGUF file", engine.handlers, requests, answers).serve()
 

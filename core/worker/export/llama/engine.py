@@ -13,6 +13,7 @@ from core.data.conversation import RowError
 from core.errors import UserError
 from core.hardware.cpu import free_memory
 from core.runs.beside import refuse_crowding, runs_on_cpu
+from core.sandbox.limits import limit_growth, machine_memory
 from core.template.builtin import named_or_file
 from core.template.render import ChatTemplate
 from core.worker.export.llama.model import LEAST_CONTEXT, GgufModel, context_bytes
@@ -26,6 +27,9 @@ _PROBE = (
     {"role": "assistant", "content": "Hello."},
     {"role": "user", "content": "And now?"},
 )
+#: Bytes of memory that llama.cpp may take beside weights, keys and values. It has weights in the file's own pages, and
+#: a second time where it puts them in another order.
+_AT_WORK = 4 << 30
 #: Most places and tokens of an answer to ``logits``, which is one line.
 _MOST_PLACES, _MOST_TOKENS = 1024, 100
 
@@ -60,7 +64,9 @@ class GgufEngine:
             self._model = self._template = None
         path, adapter = Path(str(args["base"])), args.get("adapter")
         least = context_bytes(path, LEAST_CONTEXT)
-        refuse_crowding(path.stat().st_size + least, free_memory(), runs_on_cpu)
+        weights = path.stat().st_size + (Path(str(adapter)).stat().st_size if adapter else 0)
+        refuse_crowding(weights + least, free_memory(), runs_on_cpu)
+        limit_growth(weights + _AT_WORK, most=machine_memory())
         shown = [-1]
 
         def report(share: float) -> None:
@@ -71,7 +77,9 @@ class GgufEngine:
 
         def ask(tokens: int) -> None:
             what = f"a context of {tokens} tokens"
-            refuse_crowding(context_bytes(path, tokens), free_memory(), runs_on_cpu, what)
+            needed = context_bytes(path, tokens)
+            refuse_crowding(needed, free_memory(), runs_on_cpu, what)
+            limit_growth(needed + _AT_WORK, most=machine_memory())
 
         model = GgufModel(path, Path(str(adapter)) if adapter else None, ask=ask, progress=report)
         self._model = model

@@ -29,14 +29,14 @@ ROWS = tuple(tuple(range(3 + number, 60)) for number in range(4))
 RECORDER = """
 import os, sys
 
+# Opened at once, as a confined process opens no other files.
+descriptor = os.open(os.environ["SOCKET_RECORD"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+
 def hook(event, args):
     if event in ("socket.__new__", "socket.getaddrinfo", "socket.connect"):
-        descriptor = os.open(os.environ["SOCKET_RECORD"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         os.write(descriptor, f"{event} {args}\\n".encode())
-        os.close(descriptor)
 
 sys.addaudithook(hook)
-os.close(os.open(os.environ["SOCKET_RECORD"] + "-started", os.O_CREAT, 0o600))
 """
 
 
@@ -68,8 +68,7 @@ def test_a_model_becomes_one_file_with_what_was_asked_for_and_no_socket_is_made(
     assert "computing the importance matrix" in told
     assert os.listdir(tmp_path) == ["tickets.gguf"]
     assert target.stat().st_mode & 0o077 == 0
-    assert (hooks / "record-started").exists()
-    assert not (hooks / "record").exists()
+    assert (hooks / "record").read_text() == ""
     with pytest.raises(UserError, match="is there already"):
         write_gguf(tiny_model_dir, target, "F32", options, quiet)
 
@@ -83,6 +82,16 @@ def command_of(process: psutil.Process) -> list[str]:
 
 
 @pytest.mark.anew
+@pytest.mark.long
+@pytest.mark.anew
+@pytest.mark.skipif(not has_library(), reason="llama-cpp-py-sync is not installed")
+def test_processes_that_import_their_libraries_behind_walls_write_a_file(
+    tiny_model_dir: Path, tmp_path: Path, converter: Path
+) -> None:
+    write_gguf(tiny_model_dir, tmp_path / "model.gguf", "Q4_0", GgufOptions(calibration=ROWS), quiet)
+    assert read_gguf_header(tmp_path / "model.gguf").tensors["blk.0.attn_q.weight"].type_name == "Q4_0"
+
+
 def test_giving_up_ends_the_processes_and_leaves_nothing(tiny_model_dir: Path, tmp_path: Path, converter: Path) -> None:
     class GivenUpError(Exception):
         pass

@@ -29,6 +29,12 @@ def cached() -> list[Path]:
     return sorted((home() / "cache" / "measured").glob("*.json"))
 
 
+@pytest.mark.long
+@pytest.mark.anew
+def test_a_process_that_imports_its_libraries_behind_walls_measures() -> None:
+    assert measure_architecture(model()).family == "lfm2"
+
+
 def test_a_model_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[str, float]] = []
     with telling(lambda activity, seconds: told.append((activity, seconds))):

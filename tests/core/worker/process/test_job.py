@@ -14,6 +14,7 @@ from core.errors import UserError
 from core.export.gguf.checks import has_library
 from core.export.process import run_process
 from core.launch.launcher import worker_environment
+from tests.core.sandbox.walls import require_landlock
 from tests.progress import quiet
 from tests.waiting import wait_for
 
@@ -65,6 +66,19 @@ def test_any_other_failure_is_told_with_what_was_tried(tmp_path: Path) -> None:
     assert failed.value.message.startswith("It is not possible to quantize the model: ")
     assert "Q99" in failed.value.message
     assert failed.value.hint == "Do so."
+
+
+@pytest.mark.skipif(not has_library(), reason="llama-cpp-py-sync is not installed")
+def test_a_job_with_a_limit_of_memory_uses_only_the_files_that_it_names(tmp_path: Path) -> None:
+    require_landlock()
+    source = tmp_path / "none.gguf"
+    source.write_bytes(b"no GGUF file")
+    for reads, said in (([], "Permission denied"), ([str(source)], "failed to write Q4_0")):
+        confined = job(tmp_path, memory=4 << 30, reads=reads, writes=[])
+        with pytest.raises(UserError, match=r"^llama\.cpp's quantizer failed") as failed:
+            run_process("core.worker.export.gguf.quantize", confined, "the quantizer", quiet)
+        assert said in failed.value.message
+        assert ("Permission denied" in failed.value.message) is not bool(reads)
 
 
 @pytest.mark.anew

@@ -35,7 +35,7 @@ def test_a_file_and_its_context_have_to_fit_beside_a_run(
     least = path.stat().st_size + 512 * token
     run, free = run_on_cpu(), tmp_path / "free"
     spec = ModelSpec(str(path), device="cpu")
-    with crowded_engine(f"{READER}.__main__", free) as engine:
+    with crowded_engine(f"{READER}.__main__", free, path) as engine:
         free.write_text(str(least - 1))
         crowded = re.escape(f"Run {run.id} trains on the same device, where ")
         with pytest.raises(UserError, match=rf"{crowded}.* are free, and the model takes about "):

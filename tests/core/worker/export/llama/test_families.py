@@ -36,10 +36,10 @@ CONVERSATIONS = [TURNS[1:2], TURNS[1:], TURNS[:2], TURNS]
 
 
 @pytest.fixture(scope="module")
-def reader() -> Iterator[Asked]:
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Asked]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
-        with Helper("core.worker.export.llama") as helper:
+        with Helper("core.worker.export.llama", str(tmp_path_factory.getbasetemp())) as helper:
             yield Asked(helper)
 
 

@@ -2,16 +2,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from core.helper import Helper
 from tests.core.export.tiny_gguf import write_tiny_gguf
 from tests.core.export.trained_run import merged_model
+from tests.core.sandbox.walls import require_landlock
 from tests.waiting import has_ended, wait_for
 
 pytest.importorskip("llama_cpp_py_sync")
@@ -40,9 +44,10 @@ class Asked:
 
 
 @pytest.fixture
-def reader(monkeypatch: pytest.MonkeyPatch) -> Iterator[Asked]:
+def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Asked]:
+    """A reader that is confined to the files of its test."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    with Helper("core.worker.export.llama") as helper:
+    with Helper("core.worker.export.llama", str(tmp_path)) as helper:
         yield Asked(helper)
 
 
@@ -93,6 +98,42 @@ def test_a_file_that_llama_cpp_does_not_know_is_told_with_its_reason(
     assert "llama.cpp cannot load" in refused["error"]
     assert "lhama" in refused["error"]
     assert reader.ask("ping")["ok"]
+
+
+@pytest.mark.long
+@pytest.mark.anew
+def test_a_process_that_loads_the_library_behind_walls_answers(
+    reader: Asked, tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", *merged_model(tiny_model_dir, None))
+    assert reader.ask("load", base=str(path))["ok"]
+    assert reader.ask("generate", prompt="ticket", max_new_tokens=4)["ok"]
+    tasks = Path(f"/proc/{reader.helper.process.pid}/task").iterdir()
+    walls = {re.sub(r".*\nSeccomp:\s*(\d).*", r"\1", (task / "status").read_text(), flags=re.DOTALL) for task in tasks}
+    assert walls == {"2"}, "all threads have the filter"
+
+
+def test_other_files_than_its_own_are_not_read(
+    reader: Asked, tmp_path: Path, tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    require_landlock()
+    named = write_tiny_gguf(tmp_path / "tiny.gguf", *merged_model(tiny_model_dir, None))
+    other = tmp_path_factory.mktemp("other") / "tiny.gguf"
+    shutil.copy(named, other)
+    assert "cannot be read: Permission denied" in reader.ask("load", base=str(other))["error"]
+    assert reader.ask("load", base=str(named))["ok"]
+
+
+def test_memory_is_limited_by_the_file(reader: Asked, tmp_path: Path, tiny_model_dir: Path) -> None:
+    process = psutil.Process(reader.helper.process.pid)
+    reader.ask("ping")
+    before = process.rlimit(psutil.RLIMIT_DATA)[0]
+    assert 0 < before <= psutil.virtual_memory().total + (1 << 30)
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", *merged_model(tiny_model_dir, None))
+    assert reader.ask("load", base=str(path))["ok"]
+    after, most = process.rlimit(psutil.RLIMIT_DATA)
+    assert path.stat().st_size < after < 12 << 30
+    assert most == before, "no way back"
 
 
 def test_it_ends_with_the_process_that_asked(tmp_path: Path) -> None:

@@ -1,0 +1,109 @@
+"""Landlock: limits on files, connections and signals that a process sets for itself, for good.
+
+See ``Documentation/userspace-api/landlock.rst`` of the kernel, which has it since 5.13. A process needs no privileges
+for it, and neither it nor its children can lift it. It holds for the calling thread and those that it starts.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import stat
+import struct
+
+from core.sandbox.rights import Rights, program_files, with_targets
+
+#: System calls, by the same numbers on all architectures: ``landlock_create_ruleset``, ``_add_rule``,
+#: ``_restrict_self``.
+_CREATE, _ADD, _RESTRICT = 444, 445, 446
+_VERSION, _PATH_BENEATH = 1, 1
+_EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR, _REMOVE_DIR, _REMOVE_FILE = (1 << bit for bit in range(6))
+_MAKE_DIR, _MAKE_REG, _MAKE_SYM, _REFER, _TRUNCATE, _IOCTL = 1 << 7, 1 << 8, 1 << 12, 1 << 13, 1 << 14, 1 << 15
+#: Rights to files by the version of the interface that has them first; of the first version all thirteen.
+_HANDLED = ((1, (1 << 13) - 1), (2, _REFER), (3, _TRUNCATE), (5, _IOCTL))
+#: Versions that limit connections by TCP; abstract sockets and signals; and all threads of a process at once.
+_NET_SINCE, _SCOPE_SINCE, _THREADS_SINCE = 4, 6, 8
+_BIND_AND_CONNECT, _SCOPES, _ALL_THREADS = 0b11, 0b11, 1 << 3
+_READ = _READ_FILE | _READ_DIR
+_WRITE = (
+    _READ | _WRITE_FILE | _TRUNCATE | _REMOVE_FILE | _REMOVE_DIR | _MAKE_REG | _MAKE_DIR | _MAKE_SYM | _REFER
+)  # fmt: skip
+#: Rights that a file can have which is no directory.
+_OF_FILES = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | _IOCTL
+_DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
+_RULE = struct.Struct("=Qi")
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+
+
+def version() -> int:
+    """Version of the interface in this kernel.
+
+    Raises:
+        OSError: If the kernel has none (ENOSYS), has it switched off (EOPNOTSUPP), or a container refuses it (EPERM).
+    """
+    return _call(_CREATE, None, 0, _VERSION)
+
+
+def restrict(rights: Rights) -> None:
+    """Restrict this thread, and those that it starts, to the program's own files and the given rights.
+
+    ``PR_SET_NO_NEW_PRIVS`` must have been set.
+
+    Raises:
+        OSError: If the kernel refuses; nothing is restricted then.
+    """
+    known = version()
+    handled = sum(bits for since, bits in _HANDLED if known >= since)
+    net = _BIND_AND_CONNECT if known >= _NET_SINCE and not rights.uses_network else 0
+    scopes = _SCOPES if known >= _SCOPE_SINCE else 0
+    attributes = struct.pack("=QQQ", handled, net, scopes)[: 24 if scopes else 16 if known >= _NET_SINCE else 8]
+    ruleset = _call(_CREATE, attributes, len(attributes), 0)
+    try:
+        own = _READ | (_EXECUTE if rights.starts_helpers else 0)
+        for paths, bits in (
+            (program_files(), own),
+            (_name_servers() if rights.uses_network else (), _READ),
+            (with_targets(rights.reads), _READ),
+            (_DEVICES, _READ | _WRITE_FILE),
+            (rights.writes, _WRITE),
+        ):
+            for path in paths:
+                _allow(ruleset, path, bits & handled)
+        _call(_RESTRICT, ruleset, _ALL_THREADS if known >= _THREADS_SINCE else 0)
+    finally:
+        os.close(ruleset)
+
+
+def _name_servers() -> tuple[str, ...]:
+    """Where the resolver's configuration really is: another program writes it in ``/run``, or in Windows' disk."""
+    return (os.path.dirname(os.path.realpath("/etc/resolv.conf")),)
+
+
+def _allow(ruleset: int, path: str, bits: int) -> None:
+    try:
+        place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except (OSError, ValueError):
+        return  # what is not there needs no right
+    try:
+        if not stat.S_ISDIR(os.fstat(place).st_mode):
+            bits &= _OF_FILES
+        _call(_ADD, ruleset, _PATH_BENEATH, _RULE.pack(bits, place), 0)
+    finally:
+        os.close(place)
+
+
+def _call(number: int, *arguments: int | bytes | None) -> int:
+    """A system call; pointers are given as bytes."""
+    passed = [
+        ctypes.c_void_p(argument) if argument is None
+        else ctypes.c_char_p(argument) if isinstance(argument, bytes)
+        else ctypes.c_long(argument)
+        for argument in arguments
+    ]  # fmt: skip
+    result = int(_libc.syscall(ctypes.c_long(number), *passed))
+    if result < 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))
+    return result
