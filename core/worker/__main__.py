@@ -23,6 +23,7 @@ from core.runs.device_lock import Hold
 from core.runs.events import ControlEvent, FailedEvent, FinishedEvent, StoppedEvent
 from core.runs.lock import hold_worker_lock
 from core.runs.ranks import ranks_path
+from core.runs.run_files import refuse_unsafe_files
 from core.runs.sentences import sender
 from core.runs.state import EXIT_CODES, EXIT_REFUSED, PARKED_BY_HAND
 from core.runs.store import Run, complete_checkpoints
@@ -61,6 +62,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         meeting = read_meeting(os.environ)
         lock = hold_worker_lock(run) if meeting is None or meeting.rank == 0 or reports.supervisor is not None else -1
+        # Libraries write by name, wherever that leads.
+        refuse_unsafe_files(run)
     except UserError as error:
         log(f"error: {error}")
         return EXIT_CODES["failed"]
