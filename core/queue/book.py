@@ -175,15 +175,15 @@ class Queue:
 
     # As a text.
 
-    def dumps(self) -> str:
-        """The text of ``queue.json``."""
+    def dumps(self, indent: int | None = 1) -> str:
+        """The text of ``queue.json``; on one line, without an indent, for programs alone."""
         data = {
             "format": FORMAT,
             "next_id": self.next_id,
             "next_sweep": self.next_sweep,
             "entries": [entry.to_dict() for entry in self.entries],
         }
-        return json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        return json.dumps(data, indent=indent, ensure_ascii=False, allow_nan=False) + "\n"
 
     @classmethod
     def loads(cls, text: str) -> Queue:
@@ -195,7 +195,7 @@ class Queue:
         """
         queue = cls._parsed(text)
         try:
-            is_itself = cls._parsed(queue.dumps().encode("utf-8").decode("utf-8")) == queue
+            is_itself = cls._parsed(queue.dumps(None).encode("utf-8").decode("utf-8")) == queue
         except (ValueError, RecursionError) as error:
             raise ValueError("it has what cannot be written again") from error
         if not is_itself:

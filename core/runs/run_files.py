@@ -10,6 +10,8 @@ import json
 import os
 import shlex
 import stat
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from core import paths
@@ -36,25 +38,34 @@ def refuse_unsafe_files(run: Run, below: str = "") -> None:
     Raises:
         UserError: If one is a link, a pipe, a device or has a second name, or a directory cannot be read.
     """
-    if below in ("", run.checkpoints_path.name):
+    try:
+        for path in _files_of(run, run.path / below):
+            # Others of the run's processes may be at work, and remove what was there a moment ago.
+            with suppress(FileNotFoundError):
+                _refuse_unsafe(run, path, os.stat(path, follow_symlinks=False))
+    except OSError as error:
+        where = one_line(str(error.filename or run.path), 300)
+        raise UserError(f"{where} cannot be read: {error.strerror}.", "Fix its permissions.") from error
+
+
+def _files_of(run: Run, directory: Path) -> Iterator[Path]:
+    """Whatever is in a directory of a run, at any depth, but for directories; the directory itself where it is none."""
+    if directory == run.checkpoints_path and directory.is_symlink():
         refuse_moved_checkpoints(run)
-    waiting = [run.path / below]
-    while waiting:
-        directory = waiting.pop()
-        try:
-            with os.scandir(directory) as entries:
-                for entry in entries:
-                    path = Path(entry.path)
-                    if entry.is_dir(follow_symlinks=False) or path == run.checkpoints_path:
-                        waiting.append(path)
-                    else:
-                        _refuse_unsafe(run, path, entry.stat(follow_symlinks=False))
-        except (FileNotFoundError, NotADirectoryError) as error:
-            if directory == run.path:
-                raise disk_error(run.path, error) from error
-        except OSError as error:
-            where = one_line(str(error.filename or directory), 300)
-            raise UserError(f"{where} cannot be read: {error.strerror}.", "Fix its permissions.") from error
+    elif directory.is_symlink() and directory != run.path:
+        yield directory
+        return
+    try:
+        with os.scandir(directory) as entries:
+            found = list(entries)
+    except FileNotFoundError:
+        return
+    for entry in found:
+        path = Path(entry.path)
+        if entry.is_dir(follow_symlinks=False) or (path == run.checkpoints_path and entry.is_symlink()):
+            yield from _files_of(run, path)
+        else:
+            yield path
 
 
 def _refuse_unsafe(run: Run, path: Path, status: os.stat_result) -> None:

@@ -83,6 +83,24 @@ def test_it_is_refused_with_its_place_before_anything_is_written(
     assert mine.read_text() == MINE
 
 
+def test_one_directory_of_a_run_may_be_looked_at_alone(run: Run, mine: Path) -> None:
+    refuse_unsafe_files(run, "tracking")
+    (run.path / "elsewhere").symlink_to(mine)
+    refuse_unsafe_files(run, "tracking")
+    (run.path / "tracking").symlink_to(mine.parent)
+    with pytest.raises(UserError, match="tracking is not written to: it is a link"):
+        refuse_unsafe_files(run, "tracking")
+
+
+@cases("make", [os.mkfifo, lambda path: path.symlink_to("/nowhere")])
+def test_checkpoints_that_are_no_directory_are_refused(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    own = Run(tmp_path / "run")
+    own.path.mkdir()
+    make(own.checkpoints_path)
+    with pytest.raises(UserError, match=r"checkpoints is (not written to: it is a named pipe|a link to /nowhere)"):
+        refuse_unsafe_files(own)
+
+
 def test_a_run_that_was_made_here_is_taken(run: Run) -> None:
     end(run)
     with socket.socket(socket.AF_UNIX) as listener:
@@ -114,6 +132,10 @@ def test_a_worker_that_is_started_by_hand_refuses_it_too(run: Run, mine: Path) -
     assert ended.returncode == 4
     assert "chain.jsonl is not written to: it is a link" in ended.stdout + ended.stderr
     assert mine.read_text() == MINE
+    state = RunState.read(run.state_path)
+    assert state is not None
+    assert state.state == "failed"
+    assert "chain.jsonl is not written to: it is a link" in state.reason
 
 
 @cases("kind", ODD)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import IO
 
 import pytest
 
@@ -66,6 +68,30 @@ def test_an_event_file_is_cut_to_its_confirmed_size_or_begins_anew(run: Run) -> 
     assert found.path.read_bytes() == b"123"
     assert found.restore({"size": 4}, clean=False) is False
     assert found.path.read_bytes() == b""
+
+
+def test_an_event_file_is_opened_beneath_the_run_and_gets_its_header_once(
+    run: Run, outside: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Writer:
+        def __init__(self, file: IO[bytes]) -> None:
+            self.write = file.write
+
+    event = SimpleNamespace(SerializeToString=lambda: b"header.")
+    library = SimpleNamespace(RecordWriter=Writer, Event=lambda **_: event)
+    monkeypatch.setattr("core.tracking.destinations.importlib.import_module", lambda _: library)
+    found = tensorboard(run)
+    found.place.make()
+    for _ in range(2):
+        found.open()
+        found.close()
+    assert found.path.read_bytes() == b"header."
+    assert found.path.stat().st_mode & 0o777 == 0o600
+    found.path.unlink()
+    found.path.symlink_to(outside / "mine")
+    with pytest.raises(UserError, match="localtune cannot be written: it is a link"):
+        found.open()
+    assert (outside / "mine").read_text() == "keep this"
 
 
 @cases("place", ["tracking", "tracking/wandb", "tracking/wandb/wandb"])
