@@ -50,13 +50,24 @@ def read_lines(file: FileIO, limit: int, begin: int = 0) -> Iterator[Line]:
             is_cut = len(held) > limit
             held = held[:limit]
         if is_cut:
-            end = _skip_hole(file, end)
+            end = skip_hole(file, end)
     if held or is_cut:
         yield Line(held, end, False, is_cut)
 
 
-def _skip_hole(file: FileIO, place: int) -> int:
-    """Go on to the next bytes that are on the disk; the new offset."""
+def skip_hole(file: FileIO, place: int) -> int:
+    """Go on to the next bytes that are on the disk, or to the end of the file.
+
+    Args:
+        file: The file.
+        place: Offset in it, in bytes.
+
+    Returns:
+        The new offset.
+
+    Raises:
+        OSError: If the file cannot be read.
+    """
     try:
         return os.lseek(file.fileno(), place, os.SEEK_DATA)
     except OSError as error:
